@@ -1,0 +1,35 @@
+# make demo   train MMoE and AdaFTR on the embedded flight data and write runs/demo/
+# make test   everything CI checks
+PYTHON ?= python3
+BIN := .venv/bin
+ENV := .venv/.installed
+
+.PHONY: demo test lint format bench sanitize clean
+
+demo: $(ENV)
+	$(BIN)/adaftr-fast demo --out runs/demo
+
+test: lint
+	$(BIN)/python -m pytest -n 2 tests
+
+lint: $(ENV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh')
+
+format: $(ENV)
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh')
+
+bench: $(ENV)
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:
+	rm -rf .venv build *.egg-info adaftr_fast/_C*.so
+
+# The environment is made once and made again when the build files or the C++ sources change.
+$(ENV): pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q "torch>=2.11,<2.14" "setuptools>=77" wheel pybind11 ninja numpy
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	touch $@

@@ -1,0 +1,64 @@
+"""Loads the C++ extension and says what it is. The only ``except ImportError`` of the package lives here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from types import ModuleType
+from typing import Any
+
+import torch  # noqa: F401  # must be loaded before the extension, which links against it
+
+_C: ModuleType | None
+load_error: str | None
+try:
+    from adaftr_fast import _C
+except ImportError as error:
+    _C, load_error = None, str(error)
+else:
+    load_error = None
+
+
+def is_built() -> bool:
+    """Whether the C++ kernels are there; without them every op runs on its plain-PyTorch reference."""
+    return _C is not None
+
+
+def cpu_capability() -> str:
+    """The instruction set the C++ kernels use now: ``generic``, ``avx2``, ``avx512`` or ``amx``; ``none`` without them."""
+    return _C.cpu_capability() if _C is not None else "none"
+
+
+def set_cpu_capability(name: str | None) -> None:
+    """Restrict the C++ kernels to ``name`` (one of ``generic``, ``avx2``, ``avx512``, ``amx``), or lift that by None.
+
+    Raises:
+        RuntimeError: the extension is not built, or this machine lacks the instruction set.
+    """
+    if _C is None:
+        raise RuntimeError(f"set_cpu_capability: the C++ extension is not available ({load_error})")
+    _C.set_cpu_capability(name or "")
+
+
+def build_info() -> dict[str, Any]:
+    """What is built, for which instruction sets, and why something is missing."""
+    info: dict[str, Any] = {
+        "adaftr_fast": importlib.metadata.version("adaftr-fast"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch cuda": torch.version.cuda or "no (CPU build of torch)",
+        "threads": torch.get_num_threads(),
+    }
+    if _C is None:
+        info["C++ extension"] = f"missing, plain-PyTorch references are used instead: {load_error}"
+    else:
+        info["C++ extension"] = _C.build_info()["compiler"]
+        info["compiled instruction sets"] = ", ".join(_C.build_info()["compiled"])
+        info["this machine runs"] = ", ".join(_C.build_info()["supported"])
+        info["in use"] = cpu_capability()
+        info["CUDA kernels"] = "built" if _C.build_info()["cuda"] else "not built (torch has no CUDA, or no nvcc)"
+    try:
+        info["triton"] = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        info["triton"] = "missing: the GPU loss kernels need it (pip install triton)"
+    return info
