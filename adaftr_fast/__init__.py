@@ -1,5 +1,6 @@
 """Joint click/conversion models with adaptive task relatedness (AdaFTR, KDD'23) on custom kernels."""
 
 from adaftr_fast._extension import build_info, cpu_capability, set_cpu_capability
+from adaftr_fast.infonce import InfoNCEStats, adaptive_infonce
 
-__all__ = ["build_info", "cpu_capability", "set_cpu_capability"]
+__all__ = ["InfoNCEStats", "adaptive_infonce", "build_info", "cpu_capability", "set_cpu_capability"]

@@ -7,7 +7,7 @@ import platform
 from types import ModuleType
 from typing import Any
 
-import torch  # noqa: F401  # must be loaded before the extension, which links against it
+import torch  # must be loaded before the extension, which links against it
 
 _C: ModuleType | None
 load_error: str | None

@@ -66,8 +66,8 @@ void set_capability(const std::string& name) {
   for (int i = 0; i < kCount; ++i) {
     if (name != kNames[i]) continue;
     if (i > static_cast<int>(detected())) {
-      throw std::runtime_error("set_cpu_capability: this machine does not run " + name + " (best: " +
-                               name_of(detected()) + ")");
+      throw std::runtime_error("set_cpu_capability: this machine does not run " + name +
+                               " (best: " + name_of(detected()) + ")");
     }
     restricted.store(i);
     return;
@@ -83,8 +83,6 @@ std::vector<std::string> compiled_capabilities() {
 #endif
 }
 
-std::vector<std::string> supported_capabilities() {
-  return {kNames, kNames + static_cast<int>(detected()) + 1};
-}
+std::vector<std::string> supported_capabilities() { return {kNames, kNames + static_cast<int>(detected()) + 1}; }
 
 }  // namespace adaftr_fast

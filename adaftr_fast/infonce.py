@@ -1,0 +1,233 @@
+"""The drop-in loss: :func:`adaptive_infonce` (paper, Eq. 13)."""
+
+import os
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adaftr_fast._extension import is_built
+from adaftr_fast.ops.infonce import accumulation_dtype
+from adaftr_fast.reference.infonce import IGNORE
+
+Backend = Literal["auto", "reference", "cpu", "triton"]
+Reduction = Literal["mean", "sum", "none"]
+Tau = Tensor | float
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class InfoNCEStats(NamedTuple):
+    """What the sweep saw of each row, all [B] and detached; zeros (False) where the row is ignored."""
+
+    lse: Tensor  # logsumexp over the row's candidates, the positive included
+    positive_logit: Tensor  # a_r . b_{y_r} / tau_r
+    top1: Tensor  # bool: the positive's logit lies strictly above every negative's
+    entropy: Tensor  # of the row's softmax, in nats
+
+
+def adaptive_infonce(
+    h_ctr: Tensor,
+    h_cvr: Tensor,
+    tau: Tau | tuple[Tau, Tau],
+    *,
+    positive_index: Tensor | None = None,
+    row_group: Tensor | None = None,
+    column_group: Tensor | None = None,
+    row_weight: Tensor | None = None,
+    symmetric: bool = False,
+    reduction: Reduction = "mean",
+    return_stats: bool = False,
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    """InfoNCE between two tasks' representations with a temperature per row (paper, Eq. 13), never storing B x N.
+
+    ``L_r = logsumexp_j(a_r . b_j / tau_r) - a_r . b_{y_r} / tau_r`` with a = h_ctr, b = h_cvr. Differentiable in
+    ``h_ctr``, ``h_cvr``, ``tau`` and ``row_weight``, twice if asked (the second derivative then goes through the
+    plain-PyTorch reference and stores B x N). Accumulates in float32, or float64 for float64 inputs.
+
+    Args:
+        h_ctr: [B, d] anchors; float32, bfloat16, float16 or float64, any strides.
+        h_cvr: [N, d] candidates. If the two types differ, the wider one is used.
+        tau: temperature > 0: [B], 0-dim, or a float. With ``symmetric`` also a pair (per row, per column), the
+            second being [N], 0-dim or a float.
+        positive_index: [B] int64, the column of each row's positive; default ``arange(B)``, which needs N >= B.
+            -100 ignores the row.
+        row_group, column_group: [B] and [N] int64. Columns that carry the row's group id, other than its
+            positive, are no negatives for it. ``column_group`` defaults to ``row_group`` where N = B.
+        row_weight: [B] weights of the rows' losses.
+        symmetric: average with the cvr -> ctr direction, in which row r's candidate h_cvr[y_r] is contrasted with
+            all rows of h_ctr at its own temperature.
+        reduction: "mean" (weighted mean over the rows that are not ignored; 0 if there are none), "sum", or
+            "none" ([B]; an ignored row holds 0).
+        return_stats: also return :class:`InfoNCEStats` of the ctr -> cvr direction, from the same sweep.
+        backend: "auto" takes C++ on CPU and Triton on CUDA; "reference", "cpu" and "triton" insist. "triton" takes
+            CPU tensors only under TRITON_INTERPRET=1.
+
+    Returns:
+        The loss (0-dim, or [B] for "none"), with the statistics if asked, in the accumulation type.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
+        RuntimeError: on CPU also a tau that is not positive and finite, or a positive_index out of range. On CUDA
+            nothing is read back from the device; such rows give NaN.
+    """
+    op = _op_of(backend, h_ctr)
+    _check_representations(h_ctr, h_cvr)
+    dtype = torch.promote_types(h_ctr.dtype, h_cvr.dtype)
+    a, b = h_ctr.to(dtype), h_cvr.to(dtype)  # [B, d], [N, d]
+    tau_row, tau_column = tau if isinstance(tau, tuple) else (tau, tau)
+    if isinstance(tau, tuple) and not symmetric:
+        raise ValueError("adaptive_infonce: tau is a pair, which needs symmetric=True")
+    _check_indices(a, b, positive_index, row_group, column_group, row_weight)
+    if row_group is not None and column_group is None:
+        column_group = row_group
+
+    coefficient = _coefficient(a, positive_index, row_weight, reduction)  # [B]
+    loss, stats = _direction(
+        op,
+        a,
+        b,
+        _expand_tau(tau_row, a, "tau"),
+        positive_index,
+        row_group,
+        column_group,
+        coefficient,
+        reduction,
+        return_stats,
+    )
+    if symmetric:
+        anchors, positive, groups = _reverse(a, b, positive_index, column_group)
+        tau_b = _expand_tau(tau_column, b, "tau (per column)")  # [N]
+        tau_b = tau_b[: len(a)] if positive_index is None else tau_b[positive_index.clamp(min=0)]
+        backward, _ = _direction(op, anchors, a, tau_b, positive, groups, row_group, coefficient, reduction, False)
+        loss = (loss + backward) / 2
+    return (loss, stats) if return_stats else loss
+
+
+def _direction(op, a, b, tau, positive, row_group, column_group, coefficient, reduction, return_stats):
+    """One direction's loss and statistics. With "none" the gradients wait for their upstream in backward."""
+    ahead = torch.is_grad_enabled() and reduction != "none"
+    loss, rows, *stats = op(
+        a,
+        b,
+        tau,
+        positive,
+        row_group,
+        column_group,
+        coefficient,
+        ahead and a.requires_grad,
+        ahead and b.requires_grad,
+        ahead and tau.requires_grad,
+        return_stats,
+    )[:6]
+    result = rows * coefficient if reduction == "none" else loss
+    return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None
+
+
+def _reverse(a: Tensor, b: Tensor, positive: Tensor | None, column_group: Tensor | None):
+    """The other direction row by row: its anchors b_{y_r}, their positives r, and the anchors' groups."""
+    rows = len(a)
+    if positive is None:
+        return b[:rows], None, None if column_group is None else column_group[:rows]
+    target = positive.clamp(min=0)
+    own = torch.where(positive == IGNORE, IGNORE, torch.arange(rows, device=a.device))
+    return b[target], own, None if column_group is None else column_group[target]
+
+
+def _coefficient(a: Tensor, positive: Tensor | None, weight: Tensor | None, reduction: str) -> Tensor:
+    """[B]: what each row's loss is multiplied with before the sum."""
+    acc = accumulation_dtype(a.dtype)
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"adaptive_infonce: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if positive is None and weight is None:
+        return a.new_full((len(a),), 1 / max(len(a), 1) if reduction == "mean" else 1.0, dtype=acc)
+    weight = a.new_ones(len(a), dtype=acc) if weight is None else weight.to(acc)
+    if positive is not None:
+        weight = torch.where(positive == IGNORE, 0.0, weight)
+    if reduction == "mean":
+        total = weight.sum()
+        weight = weight / torch.where(total == 0, 1.0, total)
+    return weight
+
+
+def _expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
+    """[rows of ``anchors``] in the accumulation type."""
+    acc = accumulation_dtype(anchors.dtype)
+    if not isinstance(tau, Tensor):
+        if not (isinstance(tau, (float, int)) and 0 < tau < float("inf")):
+            raise ValueError(f"adaptive_infonce: {name} must be a positive finite number or a tensor, got {tau!r}")
+        return anchors.new_full((len(anchors),), float(tau), dtype=acc)
+    if not tau.is_floating_point():
+        raise TypeError(f"adaptive_infonce: {name} must be floating point, got {tau.dtype}")
+    if tau.device != anchors.device and tau.dim() > 0:
+        raise ValueError(f"adaptive_infonce: {name} is on {tau.device}, the representations on {anchors.device}")
+    if tau.dim() != 0 and tuple(tau.shape) != (len(anchors),):
+        raise ValueError(
+            f"adaptive_infonce: {name} must be 0-dim or of shape ({len(anchors)},), got {tuple(tau.shape)}"
+        )
+    return tau.to(anchors.device, acc).expand(len(anchors))
+
+
+def _check_representations(h_ctr: Tensor, h_cvr: Tensor) -> None:
+    for name, h in (("h_ctr", h_ctr), ("h_cvr", h_cvr)):
+        if not isinstance(h, Tensor) or h.dim() != 2:
+            got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
+            raise ValueError(f"adaptive_infonce: {name} must be a 2-dim tensor [rows, d], got {got}")
+        if h.dtype not in DTYPES:
+            raise TypeError(f"adaptive_infonce: {name} must be float32, bfloat16, float16 or float64, got {h.dtype}")
+    if h_ctr.shape[1] != h_cvr.shape[1] or h_ctr.shape[1] == 0:
+        raise ValueError(
+            "adaptive_infonce: h_ctr and h_cvr must have the same width d >= 1, got "
+            f"{tuple(h_ctr.shape)} and {tuple(h_cvr.shape)}"
+        )
+    if h_ctr.device != h_cvr.device:
+        raise ValueError(f"adaptive_infonce: h_ctr is on {h_ctr.device}, h_cvr on {h_cvr.device}")
+
+
+def _check_indices(a, b, positive_index, row_group, column_group, row_weight) -> None:
+    rows, columns = len(a), len(b)
+    if positive_index is None and columns < rows:
+        raise ValueError(
+            f"adaptive_infonce: without positive_index h_cvr needs at least {rows} rows (one a row of h_ctr), got {columns}"
+        )
+    if row_group is None and column_group is not None:
+        raise ValueError("adaptive_infonce: column_group needs row_group")
+    if row_group is not None and column_group is None and rows != columns:
+        raise ValueError(f"adaptive_infonce: row_group without column_group needs N = B, got N = {columns}, B = {rows}")
+    named = (
+        ("positive_index", positive_index, rows),
+        ("row_group", row_group, rows),
+        ("column_group", column_group, columns),
+        ("row_weight", row_weight, rows),
+    )
+    for name, x, length in named:
+        if x is None:
+            continue
+        if tuple(x.shape) != (length,):
+            raise ValueError(f"adaptive_infonce: {name} must have shape ({length},), got {tuple(x.shape)}")
+        if x.device != a.device:
+            raise ValueError(f"adaptive_infonce: {name} is on {x.device}, the representations on {a.device}")
+        if name == "row_weight" and not x.is_floating_point():
+            raise TypeError(f"adaptive_infonce: row_weight must be floating point, got {x.dtype}")
+        if name != "row_weight" and x.dtype != torch.int64:
+            raise TypeError(f"adaptive_infonce: {name} must be int64, got {x.dtype}")
+
+
+def _op_of(backend: str, h_ctr: Tensor):
+    ops = torch.ops.adaftr_fast
+    if backend == "auto":
+        return ops.infonce
+    if backend == "reference":
+        return ops.infonce_reference
+    on_cpu = isinstance(h_ctr, Tensor) and h_ctr.device.type == "cpu"
+    if backend == "cpu":
+        if not on_cpu:
+            raise ValueError("adaptive_infonce: backend='cpu' needs CPU tensors")
+        if not is_built():
+            raise RuntimeError("adaptive_infonce: backend='cpu' needs the C++ extension (see adaftr-fast info)")
+        return ops.infonce
+    if backend == "triton":
+        if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError("adaptive_infonce: backend='triton' takes CPU tensors only under TRITON_INTERPRET=1")
+        return ops.infonce_triton
+    raise ValueError(f"adaptive_infonce: backend must be auto, reference, cpu or triton, got {backend!r}")
