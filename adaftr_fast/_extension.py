@@ -25,7 +25,7 @@ def is_built() -> bool:
 
 
 def cpu_capability() -> str:
-    """The instruction set the C++ kernels use now: ``generic``, ``avx2``, ``avx512`` or ``amx``; ``none`` without them."""
+    """The instruction set in use: ``generic``, ``avx2``, ``avx512``, ``amx``; ``none`` without the extension."""
     return _C.cpu_capability() if _C is not None else "none"
 
 

@@ -188,7 +188,7 @@ def _check_indices(a, b, positive_index, row_group, column_group, row_weight) ->
     rows, columns = len(a), len(b)
     if positive_index is None and columns < rows:
         raise ValueError(
-            f"adaptive_infonce: without positive_index h_cvr needs at least {rows} rows (one a row of h_ctr), got {columns}"
+            f"adaptive_infonce: without positive_index h_cvr needs a row for each of h_ctr's {rows} rows, got {columns}"
         )
     if row_group is None and column_group is not None:
         raise ValueError("adaptive_infonce: column_group needs row_group")

@@ -1,0 +1,85 @@
+"""What every model is: predictions for T tasks from F categorical fields, and the loss that trains them.
+
+Shapes: B batch, F fields, E embedding width, T tasks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.relatedness import weighted_mean
+
+if TYPE_CHECKING:
+    from adaftr_fast.data.batch import Batch
+
+
+class Representations(NamedTuple):
+    """What a backbone computes on the way to its logits."""
+
+    embedded: Tensor  # [B, F*E], e_r
+    inputs: list[Tensor]  # per task [B, v]: what its tower reads, v^ctr and v^cvr of Eq. 3
+    hidden: list[list[Tensor]]  # per task, per tower layer [B, h], after ReLU
+    logits: Tensor  # [B, T]
+
+
+class MultiTaskModel(nn.Module, ABC):
+    """A model owns its losses: the trainer minimises the sum of what ``loss`` returns and asks no more."""
+
+    task_names: list[str]
+
+    @abstractmethod
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [B, F] int32 or int64 -> logits [B, T]."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of the objective (Eq. 14), each 0-dim."""
+
+    def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-instance values worth a look, each [B], such as the learned temperature."""
+        return {}
+
+
+class Backbone(MultiTaskModel):
+    """A model whose task inputs and tower layers can be seen, so that AdaFTR can stand over it."""
+
+    def __init__(
+        self, num_embeddings: Sequence[int], embedding_dim: int, task_names: Sequence[str], l2: float = 1e-6
+    ) -> None:
+        super().__init__()
+        if not task_names:
+            raise ValueError(f"{type(self).__name__}: task_names must name at least one task")
+        self.task_names = list(task_names)
+        self.l2 = l2
+        self.embedding = FusedEmbedding(num_embeddings, embedding_dim)
+        self.embedded_features = len(num_embeddings) * embedding_dim
+
+    @abstractmethod
+    def represent(self, ids: Tensor) -> Representations:
+        """Everything from the embedding to the logits."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.represent(ids).logits
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return self.task_losses(self.represent(batch.ids), batch)
+
+    def task_losses(self, seen: Representations, batch: Batch) -> dict[str, Tensor]:
+        """Eq. 4 (with the "1 -" its second logarithm lacks in print) for each task, and the L2 term of Eq. 14."""
+        each = F.binary_cross_entropy_with_logits(seen.logits, batch.labels, reduction="none")  # [B, T]
+        losses = {name: weighted_mean(each[:, t], batch.weight) for t, name in enumerate(self.task_names)}
+        if self.l2:
+            losses["l2"] = self.l2 * self._squared_norm(seen.embedded)
+        return losses
+
+    def _squared_norm(self, embedded: Tensor) -> Tensor:
+        """Squared L2 norm of the dense weights, plus that of an instance's looked-up rows, averaged over the batch."""
+        tables = set(self.embedding.parameters())
+        dense = [p for p in self.parameters() if p.dim() > 1 and p not in tables]
+        return sum((p.square().sum() for p in dense), embedded.square().sum() / len(embedded))

@@ -1,0 +1,47 @@
+"""MMoE: shared experts, one gate a task (Ma et al., KDD'18; the paper's backbone, Eqs. 2 and 3)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adaftr_fast.models.base import Backbone, Representations
+from adaftr_fast.nn.mlp import Experts, Tower
+
+
+class MMoE(Backbone):
+    """v^t = sum_i softmax(W_t e)_i g_i(e) for every task t; its tower f_t reads v^t.
+
+    Args:
+        num_embeddings: rows of each field's table.
+        embedding_dim: E.
+        task_names: the tasks, in the order of the labels' columns.
+        num_experts: k of Eq. 3.
+        expert_hidden, tower_hidden: widths of the layers of g_i and of f_t.
+        l2: weight of the L2 term.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: Sequence[int],
+        embedding_dim: int,
+        task_names: Sequence[str],
+        *,
+        num_experts: int = 3,
+        expert_hidden: Sequence[int] = (64,),
+        tower_hidden: Sequence[int] = (64, 32, 16),
+        l2: float = 1e-6,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, task_names, l2)
+        self.experts = Experts(self.embedded_features, num_experts, expert_hidden)
+        self.gates = nn.Linear(self.embedded_features, len(task_names) * num_experts)
+        self.towers = nn.ModuleList(Tower(self.experts.out_features, tower_hidden) for _ in task_names)
+
+    def represent(self, ids: Tensor) -> Representations:
+        embedded = self.embedding(ids)  # [B, F*E]
+        experts = self.experts(embedded)  # [B, k, v]
+        weights = self.gates(embedded).unflatten(1, (len(self.towers), -1)).softmax(2)  # [B, T, k]
+        mixed = weights @ experts  # [B, T, v]
+        inputs = list(mixed.unbind(1))
+        hidden, logits = zip(*(tower(v) for tower, v in zip(self.towers, inputs)))
+        return Representations(embedded, inputs, list(hidden), torch.stack(logits, 1))

@@ -1,0 +1,75 @@
+"""Dense layers shared by the models."""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear layers, each followed by ReLU. ``forward`` returns every layer's output, so that a caller may pick one.
+
+    Args:
+        in_features: width of the input [B, in_features].
+        hidden: widths of the layers, at least one.
+    """
+
+    def __init__(self, in_features: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"MLP: hidden must name at least one width >= 1, got {list(hidden)}")
+        widths = [in_features, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, hidden))
+        self.out_features = hidden[-1]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        outputs = []
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+            outputs.append(x)
+        return outputs
+
+
+class Experts(nn.Module):
+    """k experts of the same shape, g_1 … g_k of Eq. 3, computed together: [B, in] -> [B, k, out].
+
+    The first layers are one wide product; deeper layers are one batched product each.
+    """
+
+    def __init__(self, in_features: int, num_experts: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        if num_experts < 1:
+            raise ValueError(f"Experts: num_experts must be >= 1, got {num_experts}")
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"Experts: hidden must name at least one width >= 1, got {list(hidden)}")
+        self.num_experts, self.out_features = num_experts, hidden[-1]
+        self.first = nn.Linear(in_features, num_experts * hidden[0])
+        self.weights = nn.ParameterList()  # [k, in, out] each
+        self.biases = nn.ParameterList()  # [k, 1, out] each
+        for i, o in itertools.pairwise(hidden):
+            bound = i**-0.5  # nn.Linear's initialisation
+            self.weights.append(nn.Parameter(torch.empty(num_experts, i, o).uniform_(-bound, bound)))
+            self.biases.append(nn.Parameter(torch.empty(num_experts, 1, o).uniform_(-bound, bound)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x)).unflatten(1, (self.num_experts, -1))  # [B, k, h]
+        if not self.weights:
+            return hidden
+        hidden = hidden.transpose(0, 1)  # [k, B, h]
+        for weight, bias in zip(self.weights, self.biases):
+            hidden = torch.relu(torch.baddbmm(bias, hidden, weight))
+        return hidden.transpose(0, 1)
+
+
+class Tower(nn.Module):
+    """A task's own layers, f of Eq. 2: [B, in] -> (every layer's output, logit [B])."""
+
+    def __init__(self, in_features: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.mlp = MLP(in_features, hidden)
+        self.logit = nn.Linear(self.mlp.out_features, 1)
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        hidden = self.mlp(x)
+        return hidden, self.logit(hidden[-1]).squeeze(1)

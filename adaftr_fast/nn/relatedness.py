@@ -1,0 +1,38 @@
+"""The relatedness network and the temperature it sets (paper, Eqs. 8–12)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaftr_fast.nn.mlp import Tower
+
+
+class RelatednessNetwork(nn.Module):
+    """Predicts how related two tasks are for an instance, from the element-wise product of their inputs.
+
+    Eq. 8: v_rel = v_1 * v_2.  Eq. 9: y_rel = sigmoid(MLP(v_rel)); ``forward`` returns the logit [B].
+    """
+
+    def __init__(self, in_features: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.tower = Tower(in_features, hidden)
+
+    def forward(self, v_1: Tensor, v_2: Tensor) -> Tensor:
+        return self.tower(v_1 * v_2)[1]
+
+
+def relatedness_loss(logit: Tensor, y_1: Tensor, y_2: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Eqs. 10 and 11: binary cross-entropy of the logit [B] against 1[y_1 = y_2], averaged over the batch."""
+    return weighted_mean(F.binary_cross_entropy_with_logits(logit, (y_1 == y_2).to(logit), reduction="none"), weight)
+
+
+def temperature(relatedness_logit: Tensor, tau_min: float, tau_max: float) -> Tensor:
+    """Eq. 12: tau = (tau_max - tau_min) (1 - y_rel) + tau_min; the more related, the smaller. [B] -> [B]."""
+    return (tau_max - tau_min) * torch.sigmoid(-relatedness_logit) + tau_min
+
+
+def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of x [B], weighted by ``weight`` [B] where given."""
+    return x.mean() if weight is None else (x * weight).sum() / weight.sum()
