@@ -2,5 +2,13 @@
 
 from adaftr_fast._extension import build_info, cpu_capability, set_cpu_capability
 from adaftr_fast.infonce import InfoNCEStats, adaptive_infonce
+from adaftr_fast.nn.embedding import FusedEmbedding
 
-__all__ = ["InfoNCEStats", "adaptive_infonce", "build_info", "cpu_capability", "set_cpu_capability"]
+__all__ = [
+    "FusedEmbedding",
+    "InfoNCEStats",
+    "adaptive_infonce",
+    "build_info",
+    "cpu_capability",
+    "set_cpu_capability",
+]

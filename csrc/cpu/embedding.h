@@ -1,0 +1,67 @@
+// The multi-field embedding on the CPU: look-up, and the merge of duplicate ids into a coalesced gradient.
+//
+// B batch, F fields, E width, R rows of all fields together, U distinct rows of one batch.
+// Kernels see pointers and sizes only; every one works on a range of batch rows or of fields, so that the
+// caller decides who runs what and no result depends on the number of threads.
+#pragma once
+
+#include <cstdint>
+
+namespace adaftr_fast {
+
+// The index of one batch: ids of field f lie in [0, first_row[f + 1] - first_row[f]).
+template <typename Id>
+struct Ids {
+  const Id* data;            // [B, F]
+  const int64_t* first_row;  // [F + 1]
+  int64_t batch;
+  int64_t fields;
+};
+
+// Which rows of which field occur, as one bit a row. Two levels, so that finding the set bits in order costs
+// O(U + R / 4096): rows come out sorted without a sort. All zero between uses.
+struct RowSet {
+  uint64_t* bits;          // one bit a row
+  uint64_t* summary;       // one bit for each word of `bits` that is not zero
+  int32_t* rank;           // per word of `bits`: how many rows of the field stand before it
+  const int64_t* word;     // [F + 1] the field's first word in `bits` and `rank`
+  const int64_t* sumword;  // [F + 1] the field's first word in `summary`
+};
+
+template <typename Id>
+struct LookupKernels {
+  // Copies the rows of batch rows [begin, end) into out [B, F * row_bytes]. Returns the flat position of the
+  // first id out of range, or -1; the copied values are then of no use.
+  int64_t (*lookup)(const Ids<Id>&, const char* weight, int64_t row_bytes, char* out, int64_t begin,
+                    int64_t end);
+  // Sets the bits of fields [begin, end), fills their ranks and counts their distinct rows into unique [F].
+  // Returns the flat position of an id out of range, or -1; no bits are left set for such a field range.
+  int64_t (*mark)(const Ids<Id>&, const RowSet&, int64_t* unique, int64_t begin, int64_t end);
+};
+
+template <typename T, typename Id>
+struct MergeKernels {
+  // For fields [begin, end): writes the marked rows in order to rows [U] and the sum of their gradients to
+  // values [U, E], both from base[f] on, and clears the bits. grad is [B, F * E].
+  void (*merge)(const Ids<Id>&, const RowSet&, const int64_t* base, const T* grad, int64_t width,
+                int64_t* rows, T* values, int64_t begin, int64_t end);
+};
+
+struct EmbeddingKernels {
+  LookupKernels<int32_t> lookup32;
+  LookupKernels<int64_t> lookup64;
+  MergeKernels<float, int32_t> merge_float_32;
+  MergeKernels<float, int64_t> merge_float_64;
+  MergeKernels<double, int32_t> merge_double_32;
+  MergeKernels<double, int64_t> merge_double_64;
+};
+
+extern const EmbeddingKernels kEmbeddingGeneric;
+#if defined(__x86_64__)
+extern const EmbeddingKernels kEmbeddingAvx2;
+#endif
+
+// The kernels for capability().
+const EmbeddingKernels& embedding_kernels();
+
+}  // namespace adaftr_fast

@@ -1,0 +1,23 @@
+// Row sets are expensive to clear and cheap to keep: they are lent out, one for each concurrent backward, and
+// come back all zero.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu/embedding.h"
+
+namespace adaftr_fast {
+
+struct Scratch {
+  RowSet set;
+  std::vector<uint64_t> bits, summary;
+  std::vector<int32_t> rank;
+  std::vector<int64_t> word, sumword;
+};
+
+// A row set for these fields (first_row is [F + 1]); it goes back when the pointer dies.
+std::shared_ptr<Scratch> borrow_scratch(const int64_t* first_row, int64_t fields);
+
+}  // namespace adaftr_fast

@@ -1,0 +1,192 @@
+"""The embedding ops: kernels against the plain-PyTorch reference, gradients, what torch.library promises."""
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import adaftr_fast
+from adaftr_fast.ops.embedding import fused_embedding
+from adaftr_fast.reference import embedding as reference
+
+WIDTHS = [1, 3, 4, 8, 16, 17, 32]
+
+
+def offsets_of(sizes: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
+
+
+def random_ids(sizes: list[int], batch: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randint(0, n, (batch,), generator=generator) for n in sizes], 1).to(dtype)
+
+
+def backward(grad: torch.Tensor, ids: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ops.adaftr_fast.fused_embedding_backward(grad, ids, offsets, grad.shape[1] // ids.shape[1])
+
+
+@pytest.fixture(params=["generic", "best"])
+def capability(request):
+    """Runs a test on the portable kernels and on the best ones this machine has."""
+    if adaftr_fast.cpu_capability() == "none":
+        if request.param == "generic":
+            pytest.skip("the extension is not built: only the reference is there")
+        yield
+        return
+    adaftr_fast.set_cpu_capability("generic" if request.param == "generic" else None)
+    yield
+    adaftr_fast.set_cpu_capability(None)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_lookup_is_a_copy_of_the_rows(capability, width, dtype):
+    sizes = [1, 7, 5000, 64, 65]
+    weight, offsets = torch.randn(sum(sizes), width), offsets_of(sizes)
+    ids = random_ids(sizes, 130, dtype)
+    assert torch.equal(fused_embedding(weight, ids, offsets), reference.fused_embedding(weight, ids, offsets))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_backward_merges_duplicates_in_order(capability, width, dtype):
+    sizes = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12]  # more than one block of fields, words and summary words
+    offsets, ids = offsets_of(sizes), random_ids(sizes, 130, dtype)
+    grad = torch.randn(130, len(sizes) * width, dtype=torch.float64)
+    rows, values = backward(grad, ids, offsets)
+    expected_rows, expected_values = reference.fused_embedding_backward(grad, ids, offsets, width)
+    assert torch.equal(rows, expected_rows)
+    torch.testing.assert_close(values, expected_values, rtol=1e-12, atol=1e-12)
+    # The tolerance rule: no further from the truth than PyTorch in the same precision (plus one rounding).
+    error = (backward(grad.float(), ids, offsets)[1] - expected_values).abs().max()
+    eager = (reference.fused_embedding_backward(grad.float(), ids, offsets, width)[1] - expected_values).abs().max()
+    assert error <= eager + torch.finfo(torch.float32).eps * expected_values.abs().max()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=20),
+    batch=st.integers(0, 40),
+    width=st.integers(1, 9),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+    distinct=st.integers(1, 300),
+    strided=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_and_any_duplicates(sizes, batch, width, dtype, distinct, strided, seed):
+    offsets = offsets_of(sizes)
+    ids = random_ids([min(n, distinct) for n in sizes], batch, dtype, seed)
+    if strided:
+        ids = ids.t().contiguous().t()
+    weight = torch.randn(sum(sizes), width)
+    out = fused_embedding(weight, ids, offsets)
+    assert torch.equal(out, reference.fused_embedding(weight, ids, offsets))
+    rows, values = backward(out, ids, offsets)
+    expected_rows, expected_values = reference.fused_embedding_backward(out, ids, offsets, width)
+    assert torch.equal(rows, expected_rows)
+    torch.testing.assert_close(values, expected_values, rtol=1e-5, atol=1e-5)
+
+
+def test_scratch_is_clean_between_tables_of_different_sizes():
+    for sizes in ([5000, 3], [2], [3, 70_000, 1], [5000, 3]):
+        offsets, ids = offsets_of(sizes), random_ids(sizes, 50, torch.int64)
+        grad = torch.randn(50, len(sizes) * 2)
+        expected = reference.fused_embedding_backward(grad, ids, offsets, 2)
+        for got, want in zip(backward(grad, ids, offsets), expected, strict=True):
+            torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("bad", [-1, 7, 2**31 - 1])
+def test_bad_id_is_named(capability, dtype, bad):
+    sizes = [5, 7, 9]
+    offsets, ids = offsets_of(sizes), random_ids(sizes, 2000, dtype)
+    ids[1500, 1] = bad
+    message = rf"ids\[1500, 1\] = {bad} is out of range for field 1, whose ids are 0 to 6"
+    with pytest.raises(IndexError, match=message):
+        fused_embedding(torch.randn(21, 8), ids, offsets)
+    with pytest.raises(IndexError, match=message):
+        backward(torch.randn(2000, 24), ids, offsets)
+    ids[1500, 1] = 0  # the failed call leaves nothing behind
+    rows, _ = backward(torch.randn(2000, 24), ids, offsets)
+    assert torch.equal(rows, torch.arange(21))
+
+
+def test_wrong_arguments_are_named():
+    weight, offsets = torch.randn(12, 4), torch.tensor([0, 5, 12])
+    with pytest.raises(TypeError, match="fused_embedding: ids must be int32 or int64"):
+        fused_embedding(weight, torch.zeros(3, 2), offsets)
+    with pytest.raises(ValueError, match=r"fused_embedding: ids must be \[B, 2\]"):
+        fused_embedding(weight, torch.zeros(3, 3, dtype=torch.int64), offsets)
+
+
+class Densify(torch.autograd.Function):
+    """The identity with a strided gradient, which is what gradcheck asks for."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.to_dense()
+
+
+def test_gradcheck():
+    sizes = [3, 5]
+    offsets, ids = offsets_of(sizes), random_ids(sizes, 6, torch.int64)
+    weight = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w: fused_embedding(Densify.apply(w), ids, offsets), (weight,))
+
+
+def test_opcheck():
+    sizes = [3, 5]
+    offsets, ids = offsets_of(sizes), random_ids(sizes, 6, torch.int64)
+    weight = torch.randn(8, 3, requires_grad=True)
+    # test_aot_dispatch_dynamic compares gradients by a function that has no sparse form; the sparse gradient
+    # through torch.compile is tested in tests/nn/test_embedding.py.
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight, ids, offsets), test_utils=checks)
+    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight.detach(), ids, offsets))
+    arguments = (torch.randn(6, 6), ids, offsets, 3)
+    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding_backward, arguments)
+
+
+def test_the_thread_count_changes_nothing():
+    sizes = [400] * 30
+    offsets, ids = offsets_of(sizes), random_ids(sizes, 512, torch.int64)
+    grad = torch.randn(512, 30 * 8)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = backward(grad, ids, offsets)
+        torch.set_num_threads(2)
+        two = backward(grad, ids, offsets)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, one, two))
+
+
+def test_concurrent_calls_from_python_threads():
+    sizes = [500] * 12
+    offsets, weight = offsets_of(sizes), torch.randn(6000, 8)
+    wrong = []
+
+    def work(seed: int) -> None:
+        ids = random_ids(sizes, 200, torch.int64, seed)
+        grad = torch.ones(200, 96)
+        rows, values = reference.fused_embedding_backward(grad, ids, offsets, 8)
+        for _ in range(20):
+            out, merged = fused_embedding(weight, ids, offsets), backward(grad, ids, offsets)
+            same = torch.equal(out, reference.fused_embedding(weight, ids, offsets))
+            if not (same and torch.equal(merged[0], rows) and torch.equal(merged[1], values)):
+                wrong.append(seed)
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
