@@ -1,0 +1,46 @@
+"""Counting distinct values over a stream of batches, from which vocabularies and quantiles are made."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+COMPACT_ROWS = 1 << 20  # distinct values held uncombined before equal ones are merged
+
+
+class ValueCounts:
+    """Counts of the distinct values of one column, missing ones left out.
+
+    Counts of disjoint parts of a data set merge into those of the whole.
+    """
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self._kind = kind
+        self._parts: list[pa.Table] = []
+        self._loose_rows = 0
+
+    def update(self, values: pa.Array) -> None:
+        """Adds a batch of values of type ``kind``."""
+        counted = pc.value_counts(values.drop_null())
+        self._append(pa.table({"value": counted.field("values"), "count": counted.field("counts")}))
+
+    def merge(self, other: ValueCounts) -> None:
+        """Adds the counts of another part of the data."""
+        self._append(other.table())
+
+    def table(self) -> pa.Table:
+        """Columns ``value`` and ``count`` (int64), a row per distinct value, in ascending order of value."""
+        self._compact()
+        return self._parts[0].sort_by("value")
+
+    def _append(self, part: pa.Table) -> None:
+        self._parts.append(part)
+        self._loose_rows += part.num_rows
+        if self._loose_rows > COMPACT_ROWS:
+            self._compact()
+
+    def _compact(self) -> None:
+        empty = pa.table({"value": pa.array([], self._kind), "count": pa.array([], pa.int64())})
+        summed = pa.concat_tables([empty, *self._parts]).group_by("value").aggregate([("count", "sum")])
+        self._parts = [pa.table({"value": summed["value"], "count": summed["count_sum"]})]
+        self._loose_rows = 0

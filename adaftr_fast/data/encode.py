@@ -1,0 +1,152 @@
+"""From raw columns to embedding ids: 0 is "unknown or missing" in every field, training values start at 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adaftr_fast.data.counts import ValueCounts
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.schema import Field
+
+CROSS_SEPARATOR = (
+    "\x1f"  # ASCII unit separator: does not occur inside real values, so crosses are unambiguous
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids of known values, most frequent first (ties by value), so that hot embedding rows are neighbours."""
+
+    values: pa.Array
+    counts: pa.Array
+
+    @classmethod
+    def fit(cls, counts: ValueCounts, min_count: int) -> Vocabulary:
+        table = counts.table()
+        table = table.filter(pc.greater_equal(table["count"], min_count))
+        table = table.sort_by([("count", "descending"), ("value", "ascending")]).combine_chunks()
+        return cls(_one_array(table["value"]), _one_array(table["count"]))
+
+    @property
+    def num_embeddings(self) -> int:
+        return len(self.values) + 1
+
+    def encode(self, values: pa.Array) -> pa.Array:
+        """Values of the vocabulary's type [n] to int32 ids [n]."""
+        found = pc.index_in(values, value_set=self.values, skip_nulls=True)
+        return pc.add(pc.fill_null(found, -1), pa.scalar(1, pa.int32()))
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Ids of intervals ``(edges[k-1], edges[k]]`` between training quantiles.
+
+    An edge is a value of the training data and belongs to the interval below it. Equal quantiles are one edge,
+    so the smallest value has its own bucket where it fills several quantiles (93 % zeros of a rain gauge).
+    """
+
+    edges: np.ndarray  # float64, ascending
+
+    @classmethod
+    def fit(cls, counts: ValueCounts, buckets: int) -> Buckets:
+        table = counts.table()
+        values, weights = table["value"].to_numpy(), table["count"].to_numpy()
+        if len(values) == 0:
+            return cls(np.empty(0))
+        cumulative = np.cumsum(weights)
+        targets = cumulative[-1] * (np.arange(1, buckets) / buckets)
+        quantiles = np.unique(values[np.searchsorted(cumulative, targets)])
+        return cls(quantiles[quantiles < values[-1]])  # nothing lies above an edge at the maximum
+
+    @property
+    def num_embeddings(self) -> int:
+        return len(self.edges) + 2
+
+    def encode(self, values: pa.Array) -> pa.Array:
+        """Float64 values [n] to int32 ids [n]."""
+        ids = np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="left").astype(np.int32) + 1
+        return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
+
+
+Encoder = Vocabulary | Buckets
+
+
+class GroupNumbers:
+    """Numbers groups (users) from 0 in order of appearance; a missing group is -1."""
+
+    def __init__(self) -> None:
+        self._known: pa.Array | None = None
+
+    def encode(self, values: pa.Array) -> pa.Array:
+        """Values [n] of any one type to int64 numbers [n]."""
+        values = plain_values(values)
+        known = values.slice(0, 0) if self._known is None else self._known
+        distinct = pc.unique(values).drop_null()
+        fresh = distinct.filter(pc.invert(pc.is_in(distinct, value_set=known)))
+        self._known = pa.concat_arrays([known, fresh])
+        return pc.fill_null(pc.index_in(values, value_set=self._known, skip_nulls=True).cast(pa.int64()), -1)
+
+
+def fit_encoders(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> dict[str, Encoder]:
+    """Vocabularies and buckets from one pass over training rows; memory grows with the distinct values."""
+    fields = list(fields)
+    counts: dict[str, ValueCounts] = {}
+    for batch in batches:
+        for field in fields:
+            values = field_values(field, batch)
+            if field.name not in counts:
+                counts[field.name] = ValueCounts(values.type)
+            counts[field.name].update(values)
+    if not counts:
+        raise DataError("no training rows")
+    return {field.name: _fit(field, counts[field.name]) for field in fields}
+
+
+def _fit(field: Field, counts: ValueCounts) -> Encoder:
+    if field.kind == "numeric":
+        return Buckets.fit(counts, field.buckets)
+    return Vocabulary.fit(counts, field.min_count)
+
+
+def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
+    """A field's raw values [n]: float64 (numeric), else int64 or string; NaN becomes missing.
+
+    Raises:
+        DataError: a column cannot be read as the schema says.
+    """
+    try:
+        if field.kind == "numeric":
+            return _numbers(batch[field.columns[0]])
+        if field.kind == "categorical":
+            return plain_values(batch[field.columns[0]])
+        parts = [plain_values(batch[column]).cast(pa.string()) for column in field.columns]
+        return pc.binary_join_element_wise(*parts, CROSS_SEPARATOR)
+    except pa.ArrowException as error:
+        kinds = ", ".join(f"{column} ({batch.schema.field(column).type})" for column in field.columns)
+        raise DataError(f"field {field.name}: cannot read {kinds} as {field.kind}: {error}") from error
+
+
+def plain_values(values: pa.Array) -> pa.Array:
+    """Discrete values in one of two types: int64 for integers, string for everything else."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_floating(values.type):
+        values = _without_nan(values)
+    return values.cast(pa.int64() if pa.types.is_integer(values.type) else pa.string())
+
+
+def _numbers(values: pa.Array) -> pa.Array:
+    return _without_nan(values.cast(pa.float64(), safe=False))
+
+
+def _without_nan(values: pa.Array) -> pa.Array:
+    return pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)

@@ -1,0 +1,125 @@
+"""``schema.json`` and ``vocabulary.parquet``: what the ids of a prepared folder mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adaftr_fast.data.encode import Encoder, Vocabulary
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.schema import Field
+
+FORMAT = 1  # of prepared folders; raise it when their content changes for the same schema and files
+MANIFEST = "schema.json"
+VOCABULARY = "vocabulary.parquet"
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """One field of a prepared folder: ids in [0, num_embeddings), 0 = unknown or missing.
+
+    ``edges`` are those of a numeric field: id k stands for ``(edges[k-2], edges[k-1]]``.
+    """
+
+    name: str
+    kind: str
+    columns: list[str]
+    num_embeddings: int
+    edges: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """Rows of a split and how many are positive, per task."""
+
+    rows: int
+    positives: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A prepared folder in words.
+
+    Attributes:
+        fingerprint: sha256 of the meaning of ids and labels; equal fingerprints mean interchangeable models.
+        inputs: sha256 of the schema, the format and the input files; equal inputs need no second preparation.
+        schema: the schema file the folder was prepared by.
+    """
+
+    dataset: str
+    attribution: str
+    format: int
+    fingerprint: str
+    inputs: str
+    tasks: list[str]
+    group: str | None
+    splits: dict[str, SplitInfo]
+    fields: list[FieldInfo]
+    schema: dict[str, Any]
+
+    @property
+    def num_embeddings(self) -> list[int]:
+        """Embedding rows of each field."""
+        return [field.num_embeddings for field in self.fields]
+
+    def write(self, folder: Path) -> None:
+        (folder / MANIFEST).write_text(
+            json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads ``folder/schema.json``. Raises DataError when there is none, or one of another format."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(
+            f"{folder}: not a prepared folder (no {MANIFEST}); make one with `adaftr-fast prepare`"
+        )
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise DataError(
+                f"{path}: written in format {content['format']}, this version reads {FORMAT}: prepare again"
+            )
+        content["fields"] = [FieldInfo(**field) for field in content["fields"]]
+        content["splits"] = {name: SplitInfo(**split) for name, split in content["splits"].items()}
+        return Manifest(**content)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a manifest of a prepared folder: {error!r}") from error
+
+
+def field_info(field: Field, encoder: Encoder) -> FieldInfo:
+    edges = None if isinstance(encoder, Vocabulary) else [float(edge) for edge in encoder.edges]
+    return FieldInfo(field.name, field.kind, list(field.columns), encoder.num_embeddings, edges)
+
+
+def fingerprint(fields: list[FieldInfo], tasks: list[str], encoders: dict[str, Encoder]) -> str:
+    """sha256 over everything a model's weights depend on: fields, edges, vocabularies in id order, tasks."""
+    digest = hashlib.sha256(json.dumps([[dataclasses.asdict(field) for field in fields], tasks]).encode())
+    for field in fields:
+        encoder = encoders[field.name]
+        if isinstance(encoder, Vocabulary):
+            digest.update(json.dumps(encoder.values.to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
+    """One table for all fields: field, id, value (as text), count in the training split."""
+    kinds = pa.schema(
+        [("field", pa.string()), ("id", pa.int32()), ("value", pa.string()), ("count", pa.int64())]
+    )
+    with pq.ParquetWriter(path, kinds, compression="zstd") as writer:
+        for name, encoder in encoders.items():
+            if isinstance(encoder, Vocabulary):
+                rows = len(encoder.values)
+                columns = [pa.repeat(name, rows), pa.array(range(1, rows + 1), pa.int32())]
+                writer.write_table(
+                    pa.table([*columns, encoder.values.cast(pa.string()), encoder.counts], schema=kinds)
+                )

@@ -1,0 +1,186 @@
+"""Raw parquet files to a prepared folder: ids, labels and groups per split, and what they mean.
+
+Two streaming passes: vocabularies and bucket edges from the training rows, then every split encoded batch by
+batch. The folder is built beside its place and renamed into it, so that it is whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from adaftr_fast.data.encode import Encoder, GroupNumbers, field_values, fit_encoders
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.manifest import (
+    FORMAT,
+    MANIFEST,
+    VOCABULARY,
+    Manifest,
+    SplitInfo,
+    field_info,
+    fingerprint,
+    read_manifest,
+    write_vocabulary,
+)
+from adaftr_fast.data.schema import SPLITS, Label, Schema
+from adaftr_fast.data.source import LABEL, Source
+
+GROUP = "group:id"  # column of a prepared file; the colon keeps it apart from field and task names
+
+
+def prepare(
+    schema: Schema, files: list[str | Path] | None, folder: str | Path, *, progress: bool = False
+) -> Manifest:
+    """Writes ``train/validation/test.parquet``, ``schema.json`` and ``vocabulary.parquet`` to ``folder``.
+
+    A folder that already holds this preparation of these files is left as it is; any other one is replaced.
+
+    Args:
+        files: the input files in the order of ``schema.files``; None or empty for the shipped ones.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: an unreadable input, a missing column, a label that is neither 0 nor 1, an empty split, or
+            a folder that holds something else.
+    """
+    folder = Path(folder)
+    source = Source(schema, files)
+    inputs = _inputs_digest(schema, source)
+    existing = _existing(folder)
+    if existing is not None and existing.inputs == inputs:
+        return existing
+    with replacing(folder) as new:
+        rows = sum(source.count_rows(split) for split in ("train", *SPLITS))
+        with tqdm(total=rows, unit=" rows", unit_scale=True, desc="prepare", disable=not progress) as bar:
+            encoders = fit_encoders(schema.fields, _counted(source.scan("train"), bar))
+            splits = {
+                split: _write_split(
+                    schema, encoders, _counted(source.scan(split), bar), new / f"{split}.parquet"
+                )
+                for split in SPLITS
+            }
+        _check_splits(splits)
+        write_vocabulary(new / VOCABULARY, encoders)
+        manifest = _manifest(schema, inputs, encoders, splits)
+        manifest.write(new)
+    return manifest
+
+
+def _manifest(
+    schema: Schema, inputs: str, encoders: dict[str, Encoder], splits: dict[str, SplitInfo]
+) -> Manifest:
+    fields = [field_info(field, encoders[field.name]) for field in schema.fields]
+    tasks = [label.name for label in schema.labels]
+    return Manifest(
+        dataset=schema.name,
+        attribution=schema.attribution,
+        format=FORMAT,
+        fingerprint=fingerprint(fields, tasks, encoders),
+        inputs=inputs,
+        tasks=tasks,
+        group=schema.group,
+        splits=splits,
+        fields=fields,
+        schema=schema.source,
+    )
+
+
+def _write_split(
+    schema: Schema, encoders: dict[str, Encoder], batches: Iterator[pa.RecordBatch], path: Path
+) -> SplitInfo:
+    groups = GroupNumbers() if schema.group else None
+    rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
+    columns = [pa.field(field.name, pa.int32()) for field in schema.fields]
+    columns += [pa.field(label.name, pa.uint8()) for label in schema.labels]
+    columns += [pa.field(GROUP, pa.int64())] if groups else []
+    with pq.ParquetWriter(path, pa.schema(columns), compression="zstd") as writer:
+        for batch in batches:
+            encoded = {
+                field.name: encoders[field.name].encode(field_values(field, batch)) for field in schema.fields
+            }
+            for label in schema.labels:
+                encoded[label.name] = _label_values(label, batch[LABEL + label.name])
+                positives[label.name] += pc.sum(encoded[label.name]).as_py() or 0
+            if groups:
+                encoded[GROUP] = groups.encode(batch[schema.group])
+            writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
+            rows += batch.num_rows
+    return SplitInfo(rows, positives)
+
+
+def _label_values(label: Label, values: pa.Array) -> pa.Array:
+    """Raw label values [n] to uint8 0/1 [n], or DataError."""
+    if values.null_count:
+        raise DataError(
+            f"label {label.name}: missing in {values.null_count} rows of a batch of {len(values)}"
+        )
+    try:
+        numbers = values.cast(pa.float64())
+    except pa.ArrowException as error:
+        raise DataError(f"label {label.name}: expected 0 or 1, got values of type {values.type}") from error
+    wrong = numbers.filter(pc.invert(pc.is_in(numbers, value_set=pa.array([0.0, 1.0]))))
+    if len(wrong):
+        raise DataError(f"label {label.name}: expected 0 or 1, got {wrong[0].as_py():g}")
+    return numbers.cast(pa.uint8())
+
+
+def _check_splits(splits: dict[str, SplitInfo]) -> None:
+    for name, info in splits.items():
+        if info.rows == 0:
+            raise DataError(f"split {name} has no rows")
+    for task, positives in splits["train"].positives.items():
+        if positives in (0, splits["train"].rows):
+            raise DataError(f"label {task}: {positives} of {splits['train'].rows} training rows are positive")
+
+
+def _counted(batches: Iterator[pa.RecordBatch], bar: tqdm) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch
+        bar.update(batch.num_rows)
+
+
+def _inputs_digest(schema: Schema, source: Source) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT, schema.source]).encode())
+    for path in source.paths.values():
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _existing(folder: Path) -> Manifest | None:
+    """The manifest of a folder to skip or replace, None where nothing is; refuses any other content."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
+        raise DataError(f"{folder}: exists and is not a prepared folder; name another one")
+    try:
+        return read_manifest(folder)
+    except DataError:
+        return None  # empty, of another format or damaged: prepared anew
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of ``folder`` when the block ends well and vanishes when it fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (folder.parent / f".{folder.name}.{word}-{os.getpid()}" for word in ("new", "old"))
+    new.mkdir()
+    try:
+        yield new
+    except BaseException:
+        shutil.rmtree(new)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,241 @@
+"""What a data set is made of, read from a TOML file: fields, labels, group and split.
+
+``schemas/flights.toml`` is the example to copy. Every key is checked here, so that a typing error is named
+before any data is read.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from adaftr_fast.data.errors import DataError
+
+SPLITS = ("train", "validation", "test")
+
+Condition = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
+"""A conjunction of (column, op, value), or a list of these of which one must hold, as in pyarrow.parquet."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One embedding field.
+
+    Attributes:
+        columns: one column, or the columns whose combination a ``cross`` looks up.
+        min_count: least number of training rows with a value for it to get its own id (categorical, cross).
+        buckets: number of training-quantile buckets before equal quantiles collapse (numeric).
+    """
+
+    name: str
+    kind: Literal["categorical", "numeric", "cross"]
+    columns: tuple[str, ...]
+    min_count: int
+    buckets: int
+
+
+@dataclass(frozen=True)
+class Label:
+    """One task: a 0/1 ``column``, or a ``condition``; exactly one of them is set."""
+
+    name: str
+    column: str | None = None
+    condition: Condition | None = None
+
+    def columns(self) -> list[str]:
+        """The columns the label is made from, none of which may be a feature."""
+        return [self.column] if self.column is not None else condition_columns(self.condition or [])
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """Rows of an input file: those that meet ``where``, of these all, the even or the odd ones (from 0)."""
+
+    file: str
+    where: Condition | None = None
+    rows: Literal["all", "even", "odd"] = "all"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A data set as its TOML file describes it; ``source`` is that file's content."""
+
+    name: str
+    attribution: str
+    files: tuple[str, ...]
+    shipped: str | None
+    group: str | None
+    labels: tuple[Label, ...]
+    split: dict[str, SplitRule]
+    fields: tuple[Field, ...]
+    source: dict[str, Any]
+
+    def columns(self) -> list[str]:
+        """Every input column that is read, each once."""
+        names = [column for field in self.fields for column in field.columns]
+        names += [column for label in self.labels for column in label.columns()]
+        names += [column for rule in self.split.values() for column in condition_columns(rule.where or [])]
+        return list(dict.fromkeys(names + ([self.group] if self.group else [])))
+
+
+def condition_columns(condition: Condition) -> list[str]:
+    """The columns a condition reads."""
+    return [column for column, _, _ in _triples(condition)]
+
+
+def shipped_schemas() -> list[str]:
+    """Names of the schemas in this package."""
+    folder = resources.files("adaftr_fast.data.schemas")
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def load_schema(name: str) -> Schema:
+    """Reads a schema shipped with the package by its name, or any other by its ``.toml`` path.
+
+    Raises:
+        DataError: no such schema, not TOML, or a key that is missing, unknown or of the wrong kind.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise DataError(f"schema: no file {name}")
+        text = path.read_text()
+    elif name in shipped_schemas():
+        text = (resources.files("adaftr_fast.data.schemas") / f"{name}.toml").read_text()
+    else:
+        known = ", ".join(shipped_schemas())
+        raise DataError(
+            f"schema: unknown data set {name!r}; expected one of {known}, or a path ending in .toml"
+        )
+    try:
+        return parse_schema(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, DataError) as error:
+        raise DataError(f"schema {name}: {error}") from error
+
+
+def parse_schema(source: dict[str, Any]) -> Schema:
+    """Checks and types the content of a schema file. Raises DataError, naming the key."""
+    keys = ("name", "attribution", "files", "shipped", "group", "labels", "split", "defaults", "fields")
+    _check_keys("the file", source, allowed=keys, required=("name", "labels", "split", "fields"))
+    files = _strings("files", source.get("files", ["data"]))
+    defaults = {"min_count": 1, "buckets": 20} | source.get("defaults", {})
+    _check_keys("defaults", defaults, allowed=("min_count", "buckets"))
+    schema = Schema(
+        name=source["name"],
+        attribution=source.get("attribution", ""),
+        files=files,
+        shipped=source.get("shipped"),
+        group=source.get("group"),
+        labels=tuple(_label(name, value) for name, value in source["labels"].items()),
+        split=_splits(source["split"], files),
+        fields=tuple(_field(name, value, defaults) for name, value in source["fields"].items()),
+        source=source,
+    )
+    _check_leaks(schema)
+    return schema
+
+
+def _check_leaks(schema: Schema) -> None:
+    if not schema.labels or not schema.fields:
+        raise DataError("expected at least one label and one field")
+    for label in schema.labels:
+        for field in schema.fields:
+            leaked = set(field.columns) & set(label.columns())
+            if leaked:
+                raise DataError(
+                    f"field {field.name} reads {leaked.pop()!r}, of which label {label.name} is made"
+                )
+            if field.name == label.name:
+                raise DataError(f"{field.name!r} names both a field and a label")
+
+
+def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
+    where = f"fields.{name}"
+    spec = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(spec, dict):
+        raise DataError(f'{where}: expected "categorical", "numeric" or a table, got {value!r}')
+    _check_keys(where, spec, allowed=("kind", "column", "cross", "min_count", "buckets"))
+    if "cross" in spec:
+        kind, columns = "cross", _strings(f"{where}.cross", spec["cross"])
+        if len(columns) < 2 or "kind" in spec or "column" in spec:
+            raise DataError(f"{where}: a cross names two or more columns and neither kind nor column")
+    else:
+        kind, columns = spec.get("kind"), (spec.get("column", name),)
+    if kind not in ("categorical", "numeric", "cross"):
+        raise DataError(f'{where}: expected kind "categorical" or "numeric", got {kind!r}')
+    numbers = {key: spec.get(key, defaults[key]) for key in ("min_count", "buckets")}
+    for key, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise DataError(f"{where}.{key}: expected an integer >= 1, got {number!r}")
+    return Field(name, kind, columns, **numbers)
+
+
+def _label(name: str, value: Any) -> Label:
+    if isinstance(value, str):
+        return Label(name, column=value)
+    return Label(name, condition=_condition(f"labels.{name}", value))
+
+
+def _splits(value: dict[str, Any], files: tuple[str, ...]) -> dict[str, SplitRule]:
+    _check_keys("split", value, allowed=SPLITS, required=SPLITS)
+    return {name: _split(f"split.{name}", value[name], files) for name in SPLITS}
+
+
+def _split(where: str, value: dict[str, Any], files: tuple[str, ...]) -> SplitRule:
+    _check_keys(where, value, allowed=("file", "where", "rows"))
+    rule = SplitRule(
+        file=value.get("file", files[0]),
+        where=_condition(f"{where}.where", value["where"]) if "where" in value else None,
+        rows=value.get("rows", "all"),
+    )
+    if rule.file not in files:
+        raise DataError(f"{where}.file: expected one of {', '.join(files)}, got {rule.file!r}")
+    if rule.rows not in ("all", "even", "odd"):
+        raise DataError(f'{where}.rows: expected "all", "even" or "odd", got {rule.rows!r}')
+    return rule
+
+
+def _condition(where: str, value: Any) -> Condition:
+    nested = (
+        isinstance(value, list) and value and isinstance(value[0], list) and isinstance(value[0][0], list)
+    )
+    if nested:
+        return [_conjunction(where, part) for part in value]
+    return _conjunction(where, value)
+
+
+def _conjunction(where: str, value: Any) -> list[tuple[str, str, Any]]:
+    if not isinstance(value, list) or not value:
+        raise DataError(f'{where}: expected a list of ["column", "op", value], got {value!r}')
+    for triple in value:
+        if not isinstance(triple, list) or len(triple) != 3 or not isinstance(triple[0], str):
+            raise DataError(f'{where}: expected ["column", "op", value], got {triple!r}')
+    return [(column, op, operand) for column, op, operand in value]
+
+
+def _triples(condition: Condition) -> Iterator[tuple[str, str, Any]]:
+    for part in condition:
+        yield from (part,) if isinstance(part, tuple) else part
+
+
+def _strings(where: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise DataError(f"{where}: expected a list of names, got {value!r}")
+    return tuple(value)
+
+
+def _check_keys(where: str, table: Any, *, allowed: tuple[str, ...], required: tuple[str, ...] = ()) -> None:
+    if not isinstance(table, dict):
+        raise DataError(f"{where}: expected a table, got {table!r}")
+    for key in table:
+        if key not in allowed:
+            raise DataError(f"{where}: unknown key {key!r}; expected one of {', '.join(allowed)}")
+    for key in required:
+        if key not in table:
+            raise DataError(f"{where}: missing key {key!r}")

@@ -1,0 +1,113 @@
+"""Input files as streams of record batches: one scan per split, labels computed by the scanner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.schema import Label, Schema
+
+BATCH_ROWS = 1 << 17
+LABEL = (
+    "label:"  # prefix of the label columns of a scan, which may share a name with the column they come from
+)
+
+
+class Source:
+    """The input files of a schema, each under its role.
+
+    Raises:
+        DataError: wrong number of files, a file that is missing or no readable parquet, or a missing column.
+    """
+
+    def __init__(self, schema: Schema, files: list[str | Path] | None = None) -> None:
+        self.schema = schema
+        self.paths = dict(zip(schema.files, _paths(schema, files or []), strict=True))
+        self._datasets = {role: _open(path) for role, path in self.paths.items()}
+        for role, dataset in self._datasets.items():
+            missing = [column for column in schema.columns() if column not in dataset.schema.names]
+            if missing:
+                raise DataError(
+                    f"{self.paths[role]}: no column {', '.join(map(repr, missing))}, "
+                    f"which schema {schema.name} reads; the file has {', '.join(dataset.schema.names)}"
+                )
+
+    def count_rows(self, split: str) -> int:
+        """Rows of a split before even/odd selection."""
+        rule = self.schema.split[split]
+        where = pq.filters_to_expression(rule.where) if rule.where else None
+        with self._named_errors(split):
+            return self._datasets[rule.file].count_rows(filter=where)
+
+    def scan(self, split: str) -> Iterator[pa.RecordBatch]:
+        """The rows of a split in file order: every column the schema reads, and ``label:NAME`` per task.
+
+        Raises:
+            DataError: the file's pages are corrupt, or a condition does not fit a column's type.
+        """
+        rule = self.schema.split[split]
+        columns = {column: pc.field(column) for column in self.schema.columns()}
+        columns |= {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
+        where = pq.filters_to_expression(rule.where) if rule.where else None
+        with self._named_errors(split):
+            scanner = self._datasets[rule.file].scanner(columns=columns, filter=where, batch_size=BATCH_ROWS)
+            batches = iter(scanner.to_batches())
+        seen = 0
+        while True:
+            with self._named_errors(split):  # around the reading alone, not around what the caller does
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield _select(batch, rule.rows, first_row=seen)
+            seen += batch.num_rows
+
+    @contextmanager
+    def _named_errors(self, split: str) -> Iterator[None]:
+        path = self.paths[self.schema.split[split].file]
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: cannot read split {split}: {_first_line(error)}") from error
+
+
+def _label_expression(label: Label) -> pc.Expression:
+    return pc.field(label.column) if label.column is not None else pq.filters_to_expression(label.condition)
+
+
+def _select(batch: pa.RecordBatch, rows: str, first_row: int) -> pa.RecordBatch:
+    if rows == "all":
+        return batch
+    start = (first_row + (rows == "odd")) % 2
+    return batch.take(pa.array(range(start, batch.num_rows, 2), pa.int64()))
+
+
+def _paths(schema: Schema, files: list[str | Path]) -> list[Path]:
+    if not files and schema.shipped is not None:
+        return [Path(str(resources.files("adaftr_fast.data") / "files" / schema.shipped))]
+    if len(files) != len(schema.files):
+        roles = " ".join(role.upper() for role in schema.files)
+        raise DataError(
+            f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got {len(files)}"
+        )
+    return [Path(file) for file in files]
+
+
+def _open(path: Path) -> ds.Dataset:
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    try:
+        return ds.dataset(path, format="parquet")
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,103 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from adaftr_fast.data.counts import ValueCounts
+from adaftr_fast.data.encode import Buckets, GroupNumbers, Vocabulary, fit_encoders
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.schema import Field
+
+
+def counts_of(*batches):
+    arrays = [pa.array(batch) for batch in batches]
+    counts = ValueCounts(arrays[0].type)
+    for array in arrays:
+        counts.update(array)
+    return counts
+
+
+def test_counts_add_up_over_batches_and_parts(monkeypatch):
+    whole = counts_of(["a", "b", None, "a"], ["b", "b", "c"])
+    part = counts_of(["a", "b", None, "a"])
+    part.merge(counts_of(["b", "b", "c"]))
+    expected = {"value": ["a", "b", "c"], "count": [2, 3, 1]}
+    assert whole.table().to_pydict() == part.table().to_pydict() == expected
+    monkeypatch.setattr("adaftr_fast.data.counts.COMPACT_ROWS", 1)  # merge after every batch
+    assert counts_of(["a", "b", None, "a"], ["b", "b", "c"]).table().to_pydict() == expected
+
+
+def test_vocabulary_orders_by_count_then_value():
+    vocabulary = Vocabulary.fit(counts_of(["b", "a", "c", "c", None, "d"]), min_count=1)
+    assert vocabulary.values.to_pylist() == ["c", "a", "b", "d"]
+    assert vocabulary.num_embeddings == 5
+    assert vocabulary.encode(pa.array(["d", None, "c", "new"])).to_pylist() == [4, 0, 1, 0]
+
+
+def test_vocabulary_min_count_sends_rare_values_to_unknown():
+    vocabulary = Vocabulary.fit(counts_of([7, 7, 8, 9, 9]), min_count=2)
+    assert vocabulary.encode(pa.array([7, 8, 9])).to_pylist() == [1, 0, 2]
+
+
+def test_buckets_collapse_equal_quantiles():
+    rain = [0.0] * 93 + [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    buckets = Buckets.fit(counts_of(rain), buckets=20)
+    assert buckets.edges.tolist() == [0.0, 0.2]
+    assert buckets.num_embeddings == 4
+    assert buckets.encode(pa.array([-1.0, 0.0, 0.1, 0.2, 0.3, 99.0, None])).to_pylist() == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+        0,
+    ]
+
+
+def test_buckets_split_training_values_evenly():
+    values = np.random.default_rng(0).normal(size=10_000)
+    ids = Buckets.fit(counts_of(values), buckets=10).encode(pa.array(values)).to_numpy()
+    assert (np.bincount(ids) == [0] + [1000] * 10).all()
+    edges = Buckets.fit(counts_of(values), buckets=10).edges
+    quantiles = pc.quantile(pa.array(values), q=np.arange(1, 10) / 10, interpolation="lower").to_numpy()
+    assert (edges == quantiles).all()
+
+
+def test_buckets_of_an_empty_or_constant_column():
+    assert Buckets.fit(counts_of(pa.array([None, None], pa.float64())), 5).num_embeddings == 2
+    constant = Buckets.fit(counts_of([3.0, 3.0]), 5)
+    assert constant.encode(pa.array([3.0, 4.0, None])).to_pylist() == [1, 1, 0]
+
+
+def test_groups_are_numbered_across_batches():
+    numbers = GroupNumbers()
+    assert numbers.encode(pa.array(["u", "v", None, "u"])).to_pylist() == [0, 1, -1, 0]
+    assert numbers.encode(pa.array(["w", "v", "w"])).to_pylist() == [2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["1", "2", None]),
+        pa.array(["1", "2", None]).dictionary_encode(),
+        pa.array([1, 2, None], pa.uint8()),
+    ],
+)
+def test_column_types_that_mean_the_same(column):
+    field = Field("x", "categorical", ("x",), 1, 2)
+    encoder = fit_encoders([field], [pa.record_batch({"x": column})])["x"]
+    assert [str(value) for value in encoder.values.to_pylist()] == ["1", "2"]
+
+
+def test_missing_values_are_nulls_and_nans():
+    batch = pa.record_batch({"x": [1.5, float("nan"), None, 1.5], "y": ["a", None, "a", "b"]})
+    fields = [Field("x", "categorical", ("x",), 1, 2), Field("xy", "cross", ("x", "y"), 1, 2)]
+    encoders = fit_encoders(fields, [batch])
+    assert encoders["x"].values.to_pylist() == ["1.5"]
+    assert encoders["xy"].values.to_pylist() == ["1.5\x1fa", "1.5\x1fb"]
+
+
+def test_text_in_a_numeric_field_is_named():
+    with pytest.raises(DataError, match=r"field x: cannot read x \(string\) as numeric"):
+        fit_encoders([Field("x", "numeric", ("x",), 1, 2)], [pa.record_batch({"x": ["many"]})])

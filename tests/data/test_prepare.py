@@ -1,0 +1,153 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.manifest import read_manifest
+from adaftr_fast.data.prepare import GROUP, prepare
+from adaftr_fast.data.schema import load_schema, parse_schema
+
+
+def test_ids_labels_and_groups_by_hand(source, write, tmp_path):
+    manifest = prepare(parse_schema(source), [write()], tmp_path / "out")
+    train = pq.read_table(tmp_path / "out/train.parquet").to_pydict()
+    assert train["city"] == [1, 2, 1, 0, 3, 1]
+    assert train["size"] == [1, 1, 2, 2, 2, 1]
+    assert train["rain"] == [1, 1, 1, 2, 0, 2]
+    assert train["city_size"] == [1, 3, 2, 0, 4, 1]
+    assert train["click"] == [0, 1, 0, 1, 0, 1]
+    assert train["late"] == [0, 1, 0, 1, 0, 1]
+    assert train[GROUP] == [0, 1, 0, 2, 1, -1]
+    assert manifest.num_embeddings == [4, 3, 3, 5]
+    assert manifest.tasks == ["click", "late"]
+    # Days 7, 9, 11 are the even rows of the rest; z and 9 never occur in training.
+    validation = pq.read_table(tmp_path / "out/validation.parquet").to_pydict()
+    test = pq.read_table(tmp_path / "out/test.parquet").to_pydict()
+    assert (validation["city"], validation["size"]) == ([1, 2, 3], [1, 0, 2])
+    assert (test["city"], test["rain"]) == ([0, 0, 1], [2, 2, 2])
+    assert validation["rain"] == [1, 0, 1]
+    assert (test["click"], test["late"]) == ([1, 1, 1], [1, 1, 1])
+    assert manifest.splits["train"].positives == {"click": 3, "late": 3}
+
+
+def test_even_and_odd_rows_do_not_depend_on_batch_size(source, write, tmp_path, monkeypatch):
+    log = write()
+    prepare(parse_schema(source), [log], tmp_path / "whole")
+    for rows in (1, 2, 3, 5):
+        monkeypatch.setattr("adaftr_fast.data.source.BATCH_ROWS", rows)
+        prepare(parse_schema(source), [log], tmp_path / f"by{rows}")
+        for split in ("train", "validation", "test"):
+            whole, parts = (
+                pq.read_table(tmp_path / name / f"{split}.parquet") for name in ("whole", f"by{rows}")
+            )
+            assert whole.equals(parts)
+
+
+def test_vocabulary_and_manifest_read_like_documentation(source, write, tmp_path):
+    prepare(parse_schema(source), [write()], tmp_path / "out")
+    vocabulary = pq.read_table(tmp_path / "out/vocabulary.parquet").to_pylist()
+    assert vocabulary[0] == {"field": "city", "id": 1, "value": "a", "count": 3}
+    assert {"field": "size", "id": 2, "value": "2", "count": 3} in vocabulary
+    content = json.loads((tmp_path / "out/schema.json").read_text())
+    assert content["fields"][2] == {
+        "name": "rain", "kind": "numeric", "columns": ["rain"], "num_embeddings": 3, "edges": [0.0],
+    }  # fmt: skip
+    assert content["schema"] == source
+
+
+def test_fingerprint_follows_meaning_not_files(source, write, tmp_path):
+    def fingerprint(folder, source=source, **changes):
+        return prepare(parse_schema(source), [write(**changes)], tmp_path / folder).fingerprint
+
+    first = fingerprint("a")
+    later_day = [*range(1, 12), 40]  # test rows alone change
+    assert fingerprint("b", day=pa.array(later_day)) == first
+    assert fingerprint("c", city=["q", *"baacaazbcca"]) != first
+    assert fingerprint("d", source=source | {"defaults": {"buckets": 3}}) != first
+
+
+def test_a_matching_folder_is_kept_and_another_replaced(source, write, tmp_path):
+    out = tmp_path / "out"
+    first = prepare(parse_schema(source), [write()], out)
+    (out / "kept").touch()
+    assert prepare(parse_schema(source), [write()], out) == first
+    assert (out / "kept").exists()
+    source["defaults"] = {"buckets": 3}
+    assert prepare(parse_schema(source), [write()], out) != first
+    assert not (out / "kept").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.parquet", "out"]
+
+
+def test_a_folder_with_something_else_is_left_alone(source, write, tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(DataError, match="exists and is not a prepared folder"):
+        prepare(parse_schema(source), [write()], tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_failure_leaves_nothing_behind(source, write, tmp_path):
+    log = write(clicked=[0, 1] * 5 + [0, 2])
+    with pytest.raises(DataError, match="label click: expected 0 or 1, got 2"):
+        prepare(parse_schema(source), [log], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clicked": [0, None] * 6}, "label click: missing in 3 rows"),
+        ({"clicked": ["no"] * 12}, "label click: expected 0 or 1, got values of type string"),
+        ({"clicked": [0] * 12}, "label click: 0 of 6 training rows are positive"),
+        ({"city": None, "user": None}, "no column 'city', 'user', which schema tiny reads; the file has day"),
+        ({"rain": ["wet"] * 12}, "field rain: cannot read rain"),
+        ({"day": pa.array(range(13, 25))}, "split train has no rows"),
+        ({"day": pa.array([1] * 12)}, "split validation has no rows"),
+        ({"delay": ["late"] * 12}, "cannot read split train"),
+    ],
+)
+def test_bad_columns_are_named(source, write, tmp_path, changes, message):
+    log = write(**changes)
+    with pytest.raises(DataError, match=message):
+        prepare(parse_schema(source), [log], tmp_path / "out")
+
+
+def test_bad_files_are_named(source, write, tmp_path):
+    schema = parse_schema(source)
+    log = write()
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-20])
+    with pytest.raises(DataError, match=r"log\.parquet: not a readable parquet file"):
+        prepare(schema, [log], tmp_path / "out")
+    log.write_bytes(whole[:4] + b"\xff" * (len(whole) // 3) + whole[4 + len(whole) // 3 :])
+    with pytest.raises(DataError, match=r"log\.parquet: cannot read split train"):
+        prepare(schema, [log], tmp_path / "out")
+    with pytest.raises(DataError, match="no such file"):
+        prepare(schema, [tmp_path / "absent.parquet"], tmp_path / "out")
+    with pytest.raises(DataError, match=r"census: expected 2 file\(s\) \(TRAIN TEST\), got 0"):
+        prepare(load_schema("census"), [], tmp_path / "out")
+
+
+def test_a_damaged_manifest_is_named(source, write, tmp_path):
+    out = tmp_path / "out"
+    prepare(parse_schema(source), [write()], out)
+    content = json.loads((out / "schema.json").read_text())
+    (out / "schema.json").write_text("{}")
+    with pytest.raises(DataError, match="not a manifest"):
+        read_manifest(out)
+    (out / "schema.json").write_text(json.dumps(content | {"format": 99}))
+    with pytest.raises(DataError, match="format 99, this version reads 1"):
+        read_manifest(out)
+    with pytest.raises(DataError, match="not a prepared folder"):
+        read_manifest(tmp_path)
+
+
+def test_flights_splits_by_month(tmp_path):
+    manifest = prepare(load_schema("flights"), None, tmp_path / "flights")
+    assert {name: split.rows for name, split in manifest.splits.items()} == {
+        "train": 244_737,
+        "validation": 28_618,
+        "test": 53_991,
+    }
+    assert manifest.splits["test"].positives == {"click": 11_760, "conversion": 7_224}
