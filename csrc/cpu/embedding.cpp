@@ -29,27 +29,18 @@ constexpr int64_t kLookupsPerTask = 2048;
 
 const LookupKernels<int32_t>& lookup_kernels(int32_t) { return embedding_kernels().lookup32; }
 const LookupKernels<int64_t>& lookup_kernels(int64_t) { return embedding_kernels().lookup64; }
-const MergeKernels<float, int32_t>& merge_kernels(float, int32_t) {
-  return embedding_kernels().merge_float_32;
-}
-const MergeKernels<float, int64_t>& merge_kernels(float, int64_t) {
-  return embedding_kernels().merge_float_64;
-}
-const MergeKernels<double, int32_t>& merge_kernels(double, int32_t) {
-  return embedding_kernels().merge_double_32;
-}
-const MergeKernels<double, int64_t>& merge_kernels(double, int64_t) {
-  return embedding_kernels().merge_double_64;
-}
+const MergeKernels<float, int32_t>& merge_kernels(float, int32_t) { return embedding_kernels().merge_float_32; }
+const MergeKernels<float, int64_t>& merge_kernels(float, int64_t) { return embedding_kernels().merge_float_64; }
+const MergeKernels<double, int32_t>& merge_kernels(double, int32_t) { return embedding_kernels().merge_double_32; }
+const MergeKernels<double, int64_t>& merge_kernels(double, int64_t) { return embedding_kernels().merge_double_64; }
 
 void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& offsets) {
   TORCH_CHECK_TYPE(ids.scalar_type() == at::kInt || ids.scalar_type() == at::kLong, op,
                    ": ids must be int32 or int64, got ", ids.scalar_type());
   TORCH_CHECK(offsets.dim() == 1 && offsets.scalar_type() == at::kLong && offsets.is_contiguous(), op,
-              ": offsets must be contiguous int64 [F + 1], got ", offsets.scalar_type(), " ",
-              offsets.sizes());
-  TORCH_CHECK_VALUE(ids.dim() == 2 && ids.size(1) == offsets.size(0) - 1, op, ": ids must be [B, ",
-                    offsets.size(0) - 1, "] (one column a field), got ", ids.sizes());
+              ": offsets must be contiguous int64 [F + 1], got ", offsets.scalar_type(), " ", offsets.sizes());
+  TORCH_CHECK_VALUE(ids.dim() == 2 && ids.size(1) == offsets.size(0) - 1, op, ": ids must be [B, ", offsets.size(0) - 1,
+                    "] (one column a field), got ", ids.sizes());
 }
 
 // offsets are data: a wrong one would let the kernels read outside the table.
@@ -139,15 +130,14 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tenso
   auto* rows_to = rows.mutable_data_ptr<int64_t>();
   T* values_to = values.mutable_data_ptr<T>();
   at::parallel_for(0, ids.fields, grain, [&](int64_t begin, int64_t end) {
-    merge_kernels(T{}, Id{}).merge(ids, scratch->set, base.data(), from, width, rows_to, values_to, begin,
-                                   end);
+    merge_kernels(T{}, Id{}).merge(ids, scratch->set, base.data(), from, width, rows_to, values_to, begin, end);
   });
   return {rows, values};
 }
 
 template <typename T>
-std::tuple<at::Tensor, at::Tensor> merge_typed(const at::Tensor& grad, const at::Tensor& ids,
-                                               const at::Tensor& offsets, int64_t width) {
+std::tuple<at::Tensor, at::Tensor> merge_typed(const at::Tensor& grad, const at::Tensor& ids, const at::Tensor& offsets,
+                                               int64_t width) {
   if (ids.scalar_type() == at::kInt) return run_merge<T>(ids_of<int32_t>(ids, offsets), grad, width);
   return run_merge<T>(ids_of<int64_t>(ids, offsets), grad, width);
 }
@@ -157,19 +147,18 @@ std::tuple<at::Tensor, at::Tensor> fused_embedding_backward(const at::Tensor& gr
   check_ids("fused_embedding_backward", ids, offsets);
   check_offsets("fused_embedding_backward", offsets, offsets.const_data_ptr<int64_t>()[ids.size(1)]);
   TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(0) == ids.size(0) && grad.size(1) == ids.size(1) * width,
-                    "fused_embedding_backward: grad must be [", ids.size(0), ", ", ids.size(1) * width,
-                    "], got ", grad.sizes());
+                    "fused_embedding_backward: grad must be [", ids.size(0), ", ", ids.size(1) * width, "], got ",
+                    grad.sizes());
   const at::Tensor dense_grad = grad.contiguous(), dense_ids = ids.contiguous();
   if (grad.scalar_type() == at::kFloat) return merge_typed<float>(dense_grad, dense_ids, offsets, width);
-  TORCH_CHECK_TYPE(grad.scalar_type() == at::kDouble,
-                   "fused_embedding_backward: grad must be float32 or float64, got ", grad.scalar_type());
+  TORCH_CHECK_TYPE(grad.scalar_type() == at::kDouble, "fused_embedding_backward: grad must be float32 or float64, got ",
+                   grad.scalar_type());
   return merge_typed<double>(dense_grad, dense_ids, offsets, width);
 }
 
 bool strictly_rising(const at::Tensor& rows) {
   TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == at::kLong && rows.is_contiguous(),
-              "strictly_rising: rows must be contiguous int64 [U], got ", rows.scalar_type(), " ",
-              rows.sizes());
+              "strictly_rising: rows must be contiguous int64 [U], got ", rows.scalar_type(), " ", rows.sizes());
   const int64_t* row = rows.const_data_ptr<int64_t>();
   bool rising = true;
   for (int64_t u = 1; u < rows.size(0); ++u) rising &= row[u - 1] < row[u];

@@ -32,8 +32,7 @@ template <typename Id>
 struct LookupKernels {
   // Copies the rows of batch rows [begin, end) into out [B, F * row_bytes]. Returns the flat position of the
   // first id out of range, or -1; the copied values are then of no use.
-  int64_t (*lookup)(const Ids<Id>&, const char* weight, int64_t row_bytes, char* out, int64_t begin,
-                    int64_t end);
+  int64_t (*lookup)(const Ids<Id>&, const char* weight, int64_t row_bytes, char* out, int64_t begin, int64_t end);
   // Sets the bits of fields [begin, end), fills their ranks and counts their distinct rows into unique [F].
   // Returns the flat position of an id out of range, or -1; no bits are left set for such a field range.
   int64_t (*mark)(const Ids<Id>&, const RowSet&, int64_t* unique, int64_t begin, int64_t end);
@@ -43,8 +42,8 @@ template <typename T, typename Id>
 struct MergeKernels {
   // For fields [begin, end): writes the marked rows in order to rows [U] and the sum of their gradients to
   // values [U, E], both from base[f] on, and clears the bits. grad is [B, F * E].
-  void (*merge)(const Ids<Id>&, const RowSet&, const int64_t* base, const T* grad, int64_t width,
-                int64_t* rows, T* values, int64_t begin, int64_t end);
+  void (*merge)(const Ids<Id>&, const RowSet&, const int64_t* base, const T* grad, int64_t width, int64_t* rows,
+                T* values, int64_t begin, int64_t end);
 };
 
 struct EmbeddingKernels {

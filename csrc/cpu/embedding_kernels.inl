@@ -15,8 +15,7 @@ inline void copy_row(char* __restrict to, const char* __restrict from, int64_t b
 }
 
 template <typename Id, int64_t kBytes>
-int64_t lookup_rows(const Ids<Id>& ids, const char* weight, int64_t row_bytes, char* out, int64_t begin,
-                    int64_t end) {
+int64_t lookup_rows(const Ids<Id>& ids, const char* weight, int64_t row_bytes, char* out, int64_t begin, int64_t end) {
   const int64_t bytes = kBytes ? kBytes : row_bytes, fields = ids.fields, last = ids.batch * fields - 1;
   const int64_t* first_row = ids.first_row;
   for (int64_t b = begin; b < end; ++b) {
@@ -35,8 +34,7 @@ int64_t lookup_rows(const Ids<Id>& ids, const char* weight, int64_t row_bytes, c
 }
 
 template <typename Id>
-int64_t lookup(const Ids<Id>& ids, const char* weight, int64_t row_bytes, char* out, int64_t begin,
-               int64_t end) {
+int64_t lookup(const Ids<Id>& ids, const char* weight, int64_t row_bytes, char* out, int64_t begin, int64_t end) {
   switch (row_bytes) {
     case 16:
       return lookup_rows<Id, 16>(ids, weight, row_bytes, out, begin, end);
@@ -109,8 +107,8 @@ inline void emit_rows(const RowSet& set, int64_t f, int64_t first_row, int64_t* 
 }
 
 template <typename T, typename Id, int64_t kWidth>
-void add_gradients(const Ids<Id>& ids, const RowSet& set, const int64_t* base, const T* grad, int64_t width,
-                   T* values, int64_t begin, int64_t end) {
+void add_gradients(const Ids<Id>& ids, const RowSet& set, const int64_t* base, const T* grad, int64_t width, T* values,
+                   int64_t begin, int64_t end) {
   const int64_t step = kWidth ? kWidth : width;
   constexpr int64_t kRowsAhead = 8;
   for (int64_t b = 0; b < ids.batch; ++b) {
@@ -129,8 +127,8 @@ void add_gradients(const Ids<Id>& ids, const RowSet& set, const int64_t* base, c
 }
 
 template <typename T, typename Id>
-void merge(const Ids<Id>& ids, const RowSet& set, const int64_t* base, const T* grad, int64_t width,
-           int64_t* rows, T* values, int64_t begin, int64_t end) {
+void merge(const Ids<Id>& ids, const RowSet& set, const int64_t* base, const T* grad, int64_t width, int64_t* rows,
+           T* values, int64_t begin, int64_t end) {
   for (int64_t from = begin; from < end; from += kFieldBlock) {
     const int64_t to = from + kFieldBlock < end ? from + kFieldBlock : end;
     for (int64_t f = from; f < to; ++f) emit_rows<T>(set, f, ids.first_row[f], rows + base[f]);

@@ -1,0 +1,88 @@
+// The matrix-product micro-kernel: C[M, P] (+)= A[M, K] B[K, P], M <= kTileRows rows, P = one panel.
+//
+// All matrices stand in panels: columns are cut into panels of kPanel = two vectors, and a panel's rows follow one
+// another, so that a row of a panel is 2 aligned loads and every stride inside the kernel is a constant. A is read
+// one broadcast element at a time, either from panels as well or from strips: K slices of kStrip elements.
+
+#include "cpu/simd.inl"
+
+template <class T>
+constexpr int kPanel = 2 * kLanes<T>;
+constexpr int kStrip = (TILE_ROWS + 7) / 8 * 8;
+constexpr int kTileRows = TILE_ROWS;
+
+template <class T>
+struct Operands {
+  int64_t depth;     // K
+  const T* a;        // panels: [K/kPanel] at a_stride, each [.., kPanel]; strips: [K][kStrip]
+  int64_t a_stride;  // elements between two panels of A (panels only)
+  const T* b;        // [K][kPanel]
+  T* c;              // [M][kPanel]
+  bool accumulate;   // C += instead of C =
+};
+
+// Sums over one panel of A, or over all of a strip, kept in M * NV registers.
+template <class T, int M, int NV, bool kStrips>
+inline __attribute__((always_inline)) void multiply(Vec<T> (&sum)[M][NV], int64_t depth, const T* a, const T* b) {
+  for (int64_t k = 0; k < depth; ++k, b += kPanel<T>) {
+    Vec<T> row[NV];
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) row[v] = load(b + v * kLanes<T>);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+      const T x = kStrips ? a[k * kStrip + i] : a[i * kPanel<T> + k];
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) sum[i][v] += x * row[v];
+    }
+  }
+}
+
+template <class T, int M, int NV, bool kStrips>
+void tile(const Operands<T>& o) {
+  Vec<T> sum[M][NV] = {};
+  if constexpr (kStrips) {
+    multiply<T, M, NV, true>(sum, o.depth, o.a, o.b);
+  } else {
+    const T *a = o.a, *b = o.b;
+    int64_t left = o.depth;
+    for (; left >= kPanel<T>; left -= kPanel<T>, a += o.a_stride, b += kPanel<T> * kPanel<T>)
+      multiply<T, M, NV, false>(sum, kPanel<T>, a, b);
+    multiply<T, M, NV, false>(sum, left, a, b);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) {
+      T* c = o.c + i * kPanel<T> + v * kLanes<T>;
+      store(c, o.accumulate ? load(c) + sum[i][v] : sum[i][v]);
+    }
+}
+
+template <int... kValues>
+struct IntegerList {};
+template <int kCount, int... kValues>
+struct IotaOf : IotaOf<kCount - 1, kCount - 1, kValues...> {};
+template <int... kValues>
+struct IotaOf<0, kValues...> {
+  using Type = IntegerList<kValues...>;
+};
+
+template <class T>
+using TileFunction = void (*)(const Operands<T>&);
+
+template <class T, int NV, bool kStrips, int... kRows>
+TileFunction<T> pick(int64_t rows, IntegerList<kRows...>) {
+  static constexpr TileFunction<T> table[] = {tile<T, kRows + 1, NV, kStrips>...};
+  return table[rows - 1];
+}
+
+// rows in [1, kTileRows], columns in [1, kPanel]
+template <class T, bool kStrips>
+TileFunction<T> tile_for(int64_t rows, int64_t columns) {
+  return columns > kLanes<T> ? pick<T, 2, kStrips>(rows, typename IotaOf<kTileRows>::Type{})
+                             : pick<T, 1, kStrips>(rows, typename IotaOf<kTileRows>::Type{});
+}
+
+// Cuts n rows into ceil(n / kTileRows) tiles of nearly equal height: where the i-th begins.
+inline int64_t tiles_of(int64_t n) { return (n + kTileRows - 1) / kTileRows; }
+inline int64_t tile_begin(int64_t n, int64_t i) { return n * i / tiles_of(n); }
