@@ -13,9 +13,7 @@ from adaftr_fast.data.counts import ValueCounts
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.schema import Field
 
-CROSS_SEPARATOR = (
-    "\x1f"  # ASCII unit separator: does not occur inside real values, so crosses are unambiguous
-)
+CROSS_SEPARATOR = "\x1f"  # ASCII unit separator: does not occur inside real values, so crosses are unambiguous
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,7 @@ class PreparedData:
             DataError: no such split, an unreadable file, or content that does not fit the manifest.
         """
         if name not in self.manifest.splits:
-            raise DataError(
-                f"{self.folder}: no split {name!r}; expected one of {', '.join(self.manifest.splits)}"
-            )
+            raise DataError(f"{self.folder}: no split {name!r}; expected one of {', '.join(self.manifest.splits)}")
         path = self.folder / f"{name}.parquet"
         fields = [field.name for field in self.manifest.fields]
         columns = fields + self.manifest.tasks + ([GROUP] if self.manifest.group else [])
@@ -99,9 +97,7 @@ class PreparedData:
         for column, limit in limits.items():
             values = table[column].to_numpy()
             if values.min() < 0 or values.max() >= limit:
-                raise DataError(
-                    f"{path}: column {column}: [{values.min()}, {values.max()}] leaves [0, {limit})"
-                )
+                raise DataError(f"{path}: column {column}: [{values.min()}, {values.max()}] leaves [0, {limit})")
 
 
 def _matrix(table: pa.Table, columns: list[str], kind: type[np.generic]) -> np.ndarray:

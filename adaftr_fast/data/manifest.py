@@ -70,18 +70,14 @@ class Manifest:
         return [field.num_embeddings for field in self.fields]
 
     def write(self, folder: Path) -> None:
-        (folder / MANIFEST).write_text(
-            json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-        )
+        (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Reads ``folder/schema.json``. Raises DataError when there is none, or one of another format."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise DataError(
-            f"{folder}: not a prepared folder (no {MANIFEST}); make one with `adaftr-fast prepare`"
-        )
+        raise DataError(f"{folder}: not a prepared folder (no {MANIFEST}); make one with `adaftr-fast prepare`")
     try:
         content = json.loads(path.read_text())
         if content["format"] != FORMAT:
@@ -112,14 +108,10 @@ def fingerprint(fields: list[FieldInfo], tasks: list[str], encoders: dict[str, E
 
 def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
     """One table for all fields: field, id, value (as text), count in the training split."""
-    kinds = pa.schema(
-        [("field", pa.string()), ("id", pa.int32()), ("value", pa.string()), ("count", pa.int64())]
-    )
+    kinds = pa.schema([("field", pa.string()), ("id", pa.int32()), ("value", pa.string()), ("count", pa.int64())])
     with pq.ParquetWriter(path, kinds, compression="zstd") as writer:
         for name, encoder in encoders.items():
             if isinstance(encoder, Vocabulary):
                 rows = len(encoder.values)
                 columns = [pa.repeat(name, rows), pa.array(range(1, rows + 1), pa.int32())]
-                writer.write_table(
-                    pa.table([*columns, encoder.values.cast(pa.string()), encoder.counts], schema=kinds)
-                )
+                writer.write_table(pa.table([*columns, encoder.values.cast(pa.string()), encoder.counts], schema=kinds))

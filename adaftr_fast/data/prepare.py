@@ -38,9 +38,7 @@ from adaftr_fast.data.source import LABEL, Source
 GROUP = "group:id"  # column of a prepared file; the colon keeps it apart from field and task names
 
 
-def prepare(
-    schema: Schema, files: list[str | Path] | None, folder: str | Path, *, progress: bool = False
-) -> Manifest:
+def prepare(schema: Schema, files: list[str | Path] | None, folder: str | Path, *, progress: bool = False) -> Manifest:
     """Writes ``train/validation/test.parquet``, ``schema.json`` and ``vocabulary.parquet`` to ``folder``.
 
     A folder that already holds this preparation of these files is left as it is; any other one is replaced.
@@ -64,9 +62,7 @@ def prepare(
         with tqdm(total=rows, unit=" rows", unit_scale=True, desc="prepare", disable=not progress) as bar:
             encoders = fit_encoders(schema.fields, _counted(source.scan("train"), bar))
             splits = {
-                split: _write_split(
-                    schema, encoders, _counted(source.scan(split), bar), new / f"{split}.parquet"
-                )
+                split: _write_split(schema, encoders, _counted(source.scan(split), bar), new / f"{split}.parquet")
                 for split in SPLITS
             }
         _check_splits(splits)
@@ -76,9 +72,7 @@ def prepare(
     return manifest
 
 
-def _manifest(
-    schema: Schema, inputs: str, encoders: dict[str, Encoder], splits: dict[str, SplitInfo]
-) -> Manifest:
+def _manifest(schema: Schema, inputs: str, encoders: dict[str, Encoder], splits: dict[str, SplitInfo]) -> Manifest:
     fields = [field_info(field, encoders[field.name]) for field in schema.fields]
     tasks = [label.name for label in schema.labels]
     return Manifest(
@@ -105,9 +99,7 @@ def _write_split(
     columns += [pa.field(GROUP, pa.int64())] if groups else []
     with pq.ParquetWriter(path, pa.schema(columns), compression="zstd") as writer:
         for batch in batches:
-            encoded = {
-                field.name: encoders[field.name].encode(field_values(field, batch)) for field in schema.fields
-            }
+            encoded = {field.name: encoders[field.name].encode(field_values(field, batch)) for field in schema.fields}
             for label in schema.labels:
                 encoded[label.name] = _label_values(label, batch[LABEL + label.name])
                 positives[label.name] += pc.sum(encoded[label.name]).as_py() or 0
@@ -121,9 +113,7 @@ def _write_split(
 def _label_values(label: Label, values: pa.Array) -> pa.Array:
     """Raw label values [n] to uint8 0/1 [n], or DataError."""
     if values.null_count:
-        raise DataError(
-            f"label {label.name}: missing in {values.null_count} rows of a batch of {len(values)}"
-        )
+        raise DataError(f"label {label.name}: missing in {values.null_count} rows of a batch of {len(values)}")
     try:
         numbers = values.cast(pa.float64())
     except pa.ArrowException as error:

@@ -90,9 +90,7 @@ def condition_columns(condition: Condition) -> list[str]:
 def shipped_schemas() -> list[str]:
     """Names of the schemas in this package."""
     folder = resources.files("adaftr_fast.data.schemas")
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
-    )
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_schema(name: str) -> Schema:
@@ -110,9 +108,7 @@ def load_schema(name: str) -> Schema:
         text = (resources.files("adaftr_fast.data.schemas") / f"{name}.toml").read_text()
     else:
         known = ", ".join(shipped_schemas())
-        raise DataError(
-            f"schema: unknown data set {name!r}; expected one of {known}, or a path ending in .toml"
-        )
+        raise DataError(f"schema: unknown data set {name!r}; expected one of {known}, or a path ending in .toml")
     try:
         return parse_schema(tomllib.loads(text))
     except (tomllib.TOMLDecodeError, DataError) as error:
@@ -148,9 +144,7 @@ def _check_leaks(schema: Schema) -> None:
         for field in schema.fields:
             leaked = set(field.columns) & set(label.columns())
             if leaked:
-                raise DataError(
-                    f"field {field.name} reads {leaked.pop()!r}, of which label {label.name} is made"
-                )
+                raise DataError(f"field {field.name} reads {leaked.pop()!r}, of which label {label.name} is made")
             if field.name == label.name:
                 raise DataError(f"{field.name!r} names both a field and a label")
 
@@ -202,9 +196,7 @@ def _split(where: str, value: dict[str, Any], files: tuple[str, ...]) -> SplitRu
 
 
 def _condition(where: str, value: Any) -> Condition:
-    nested = (
-        isinstance(value, list) and value and isinstance(value[0], list) and isinstance(value[0][0], list)
-    )
+    nested = isinstance(value, list) and value and isinstance(value[0], list) and isinstance(value[0][0], list)
     if nested:
         return [_conjunction(where, part) for part in value]
     return _conjunction(where, value)

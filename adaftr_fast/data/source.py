@@ -16,9 +16,7 @@ from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.schema import Label, Schema
 
 BATCH_ROWS = 1 << 17
-LABEL = (
-    "label:"  # prefix of the label columns of a scan, which may share a name with the column they come from
-)
+LABEL = "label:"  # prefix of the label columns of a scan, which may share a name with the column they come from
 
 
 class Source:
@@ -94,9 +92,7 @@ def _paths(schema: Schema, files: list[str | Path]) -> list[Path]:
         return [Path(str(resources.files("adaftr_fast.data") / "files" / schema.shipped))]
     if len(files) != len(schema.files):
         roles = " ".join(role.upper() for role in schema.files)
-        raise DataError(
-            f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got {len(files)}"
-        )
+        raise DataError(f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got {len(files)}")
     return [Path(file) for file in files]
 
 

@@ -53,9 +53,7 @@ def test_shuffling_is_a_permutation(drop_last, sizes):
 
 def test_shuffling_depends_on_seed_and_epoch_alone():
     def order(seed, epoch):
-        return torch.cat(
-            [batch.group for batch in numbered(100).shuffled(10, seed=seed, epoch=epoch)]
-        ).tolist()
+        return torch.cat([batch.group for batch in numbered(100).shuffled(10, seed=seed, epoch=epoch)]).tolist()
 
     assert order(1, 0) == order(1, 0)
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9

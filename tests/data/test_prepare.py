@@ -39,9 +39,7 @@ def test_even_and_odd_rows_do_not_depend_on_batch_size(source, write, tmp_path, 
         monkeypatch.setattr("adaftr_fast.data.source.BATCH_ROWS", rows)
         prepare(parse_schema(source), [log], tmp_path / f"by{rows}")
         for split in ("train", "validation", "test"):
-            whole, parts = (
-                pq.read_table(tmp_path / name / f"{split}.parquet") for name in ("whole", f"by{rows}")
-            )
+            whole, parts = (pq.read_table(tmp_path / name / f"{split}.parquet") for name in ("whole", f"by{rows}"))
             assert whole.equals(parts)
 
 

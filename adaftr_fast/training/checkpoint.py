@@ -1,0 +1,115 @@
+"""A model on disk: weights as safetensors, everything else as JSON beside them. Loading runs no code from a file.
+
+The weights file is named by its own checksum and ``checkpoint.json`` names the weights file, so replacing that one
+small file replaces the checkpoint: at any moment the folder holds the whole old one or the whole new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from adaftr_fast.training.errors import CheckpointError
+
+VERSION = 1
+FILE = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says besides its weights.
+
+    Attributes:
+        config: the run's configuration, section by section.
+        fingerprint: that of the prepared data (``Manifest.fingerprint``).
+        num_embeddings: rows of each field's table.
+        tasks: the columns of the logits.
+        metrics: validation metrics of these weights, per task.
+    """
+
+    config: dict[str, Any]
+    fingerprint: str
+    num_embeddings: list[int]
+    tasks: list[str]
+    metrics: dict[str, dict[str, float]]
+
+
+def save_checkpoint(folder: Path, model: nn.Module, about: Description) -> None:
+    """Writes or atomically replaces the checkpoint in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    content = safetensors.torch.save(state)
+    digest = hashlib.sha256(content).hexdigest()
+    weights = f"weights-{digest[:16]}.safetensors"
+    _write(folder / weights, content)
+    head = {"version": VERSION, "weights": weights, "sha256": digest}
+    _write(folder / FILE, (json.dumps(head | asdict(about), indent=2) + "\n").encode())
+    for stale in folder.glob("weights-*.safetensors"):
+        if stale.name != weights:
+            stale.unlink()
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
+    """Reads and verifies a checkpoint.
+
+    Raises:
+        CheckpointError: there is none, it is of another version, or its files are cut off or changed.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no checkpoint here (no {FILE})")
+    try:
+        head = json.loads(path.read_text())
+        version, weights, digest = head.pop("version"), folder / head.pop("weights"), head.pop("sha256")
+        if version != VERSION:
+            raise CheckpointError(f"{path}: version {version}, this program reads version {VERSION}")
+        about = Description(**head)
+        content = weights.read_bytes()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged or not a checkpoint: {error!r}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: its weights cannot be read: {error}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise CheckpointError(f"{weights}: damaged: {len(content)} bytes whose sha256 is not the recorded one")
+    try:
+        return safetensors.torch.load(content), about
+    except SafetensorError as error:
+        raise CheckpointError(f"{weights}: not a safetensors file: {error}") from error
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Puts ``weights`` into ``model``; they must fit exactly.
+
+    Raises:
+        CheckpointError: a weight is missing, left over or of another shape; ``source`` says whose weights they are.
+    """
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in expected.keys() | found.keys():
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{source}: weight {name}: the model has {expected.get(name)}, the checkpoint {found.get(name)}"
+            )
+    model.load_state_dict(weights)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all, also when the power fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

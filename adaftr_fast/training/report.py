@@ -1,0 +1,133 @@
+"""What a comparison of runs leaves for people: a table in Markdown and a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from adaftr_fast.training.evaluation import TaskMetrics, spread
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained model.
+
+    Attributes:
+        name: how the report calls it.
+        epochs: records as in metrics.jsonl.
+        best_epoch: the epoch whose weights were kept, from 1.
+        test: metrics of those weights on the test split.
+        diagnostics: values of each row of the test split [N], by name, such as the learned temperature.
+    """
+
+    name: str
+    epochs: list[dict[str, Any]]
+    best_epoch: int
+    test: TaskMetrics
+    diagnostics: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        return float(np.mean([record["seconds"] for record in self.epochs]))
+
+    @property
+    def samples_per_s(self) -> float:
+        return float(np.mean([record["samples_per_s"] for record in self.epochs]))
+
+
+def write_report(folder: Path, title: str, runs: list[Run], notes: str = "") -> None:
+    """Writes ``report.md`` and ``report.png`` to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = [f"# {title}", metrics_table(runs), notes, _diagnostics_table(runs), "![curves](report.png)"]
+    _replace(folder / "report.md", ("\n\n".join(filter(None, sections)) + "\n").encode())
+    figure = draw(runs)
+    temporary = folder / ".report.png"
+    figure.savefig(temporary, format="png", dpi=120)
+    temporary.replace(folder / "report.png")
+
+
+def metrics_table(runs: list[Run]) -> str:
+    """Test metrics and speed as a Markdown table that also reads well in a terminal; AUC and GAUC in points of 100."""
+    header = ["model", "task", "AUC", "GAUC", "log-loss", "best epoch", "samples/s", "s/epoch"]
+    rows = []
+    for run in runs:
+        speed = [str(run.best_epoch), f"{run.samples_per_s:,.0f}", f"{run.seconds_per_epoch:.1f}"]
+        for task, metrics in run.test.items():
+            group = f"{100 * metrics['gauc']:.2f}" if "gauc" in metrics else "-"
+            rows.append([run.name, task, f"{100 * metrics['auc']:.2f}", group, f"{metrics['logloss']:.4f}", *speed])
+    return _table(header, rows, text_columns=2)
+
+
+def _diagnostics_table(runs: list[Run]) -> str:
+    points = [(run.name, name, spread(values)) for run in runs for name, values in run.diagnostics.items()]
+    rows = [[run, name, *(f"{value:.4f}" for value in each.values())] for run, name, each in points]
+    return _table(["model", "learned", "5 %", "50 %", "95 %"], rows, text_columns=2) if rows else ""
+
+
+def _table(header: list[str], rows: list[list[str]], text_columns: int) -> str:
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    rule = ["-" * (width - (column >= text_columns)) for column, width in enumerate(widths)]
+    rule = [dashes + ":" * (column >= text_columns) for column, dashes in enumerate(rule)]
+
+    def line(cells: list[str]) -> str:
+        aligned = [
+            cell.ljust(width) if column < text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(aligned)} |"
+
+    return "\n".join(line(row) for row in [header, rule, *rows])
+
+
+def draw(runs: list[Run]) -> Figure:
+    """Per task a column of training loss above validation AUC, then a column of histograms of the diagnostics."""
+    tasks = list(runs[0].test)
+    histograms = [(run.name, name, values) for run in runs for name, values in run.diagnostics.items()]
+    columns = len(tasks) + bool(histograms)
+    figure = Figure(figsize=(4.2 * columns, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for column, task in enumerate(tasks):
+        _draw_curves(figure.add_subplot(2, columns, column + 1), runs, task, "loss")
+        _draw_curves(figure.add_subplot(2, columns, columns + column + 1), runs, task, "auc")
+    for row, (run, name, values) in enumerate(histograms):
+        axes = figure.add_subplot(len(histograms), columns, (row + 1) * columns)
+        _draw_histogram(axes, f"{run}: {name}", values)
+    return figure
+
+
+def _draw_curves(axes: Axes, runs: list[Run], task: str, what: str) -> None:
+    for color, run in enumerate(runs):
+        epochs = [record["epoch"] for record in run.epochs]
+        if what == "loss":
+            values = [record["train"].get(task, np.nan) for record in run.epochs]
+        else:
+            values = [100 * record["validation"][task]["auc"] for record in run.epochs]
+        axes.plot(epochs, values, marker=".", color=f"C{color}", label=run.name)
+        if run.best_epoch:
+            axes.plot(run.best_epoch, values[run.best_epoch - 1], "o", color=f"C{color}", fillstyle="none", ms=10)
+    axes.set_title(f"{task}: {'training loss' if what == 'loss' else 'validation AUC, points of 100'}")
+    axes.set_xlabel("epoch (circle: weights kept)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _draw_histogram(axes: Axes, title: str, values: np.ndarray) -> None:
+    axes.hist(values, bins=80, color="C7")
+    for (name, value), style in zip(spread(values).items(), (":", "-", ":"), strict=True):
+        axes.axvline(value, color="C3", linestyle=style, label=f"{name[1:]} %: {value:.3f}")
+    axes.set_title(title)
+    axes.set_ylabel("test rows")
+    axes.legend()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_bytes(content)
+    temporary.replace(path)

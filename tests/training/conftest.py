@@ -1,0 +1,52 @@
+"""A model of four parameters' kind and a data set it can learn, so that a training run takes a fraction of a second."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from adaftr_fast.data.loader import Split
+from adaftr_fast.nn.embedding import FusedEmbedding
+
+FIELDS = (50, 20, 3)
+
+
+class Logistic(nn.Module):
+    """Two logistic regressions over shared embeddings; its diagnostics are ids, to be recognised."""
+
+    task_names = ("click", "conversion")
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = FusedEmbedding(FIELDS, 4)
+        self.out = nn.Linear(12, 2)
+
+    def forward(self, ids):
+        return self.out(self.embedding(ids))
+
+    def loss(self, batch):
+        each = nn.functional.binary_cross_entropy_with_logits(self(batch.ids), batch.labels, reduction="none")
+        return {"click": each[:, 0].mean(), "conversion": each[:, 1].mean()}
+
+    def diagnostics(self, batch):
+        return {"tau/click-conversion": batch.ids[:, 0].float()}
+
+
+def make_split(rows: int, seed: int) -> Split:
+    random = np.random.default_rng(seed)
+    ids = np.stack([random.integers(0, size, rows) for size in FIELDS], axis=1).astype(np.int32)
+    chance = 1 / (1 + np.exp(-(ids[:, 0] - 25) / 10))
+    click = random.random(rows) < chance
+    labels = np.stack([click, click & (ids[:, 2] > 0)], axis=1).astype(np.float32)
+    return Split(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(ids[:, 1].astype(np.int64)))
+
+
+@pytest.fixture
+def splits():
+    return make_split(4000, 1), make_split(1000, 2)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Logistic()

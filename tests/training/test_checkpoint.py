@@ -1,0 +1,99 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from adaftr_fast.training.checkpoint import Description, load_checkpoint, load_weights, save_checkpoint
+from adaftr_fast.training.errors import CheckpointError
+
+ABOUT = Description(
+    config={"model": {"name": "mmoe"}}, fingerprint="abc", num_embeddings=[3], tasks=["click"], metrics={}
+)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    layer = nn.Linear(3, 2)
+    save_checkpoint(tmp_path / "best", layer, ABOUT)
+    return tmp_path / "best", layer
+
+
+def weights_file(folder):
+    (path,) = folder.glob("weights-*.safetensors")
+    return path
+
+
+def test_round_trip(saved):
+    folder, layer = saved
+    weights, about = load_checkpoint(folder)
+    assert about == ABOUT
+    other = nn.Linear(3, 2)
+    load_weights(other, weights, "best")
+    assert torch.equal(other.weight, layer.weight)
+    assert torch.equal(other.bias, layer.bias)
+
+
+def test_a_new_checkpoint_replaces_the_old_and_leaves_no_litter(saved):
+    folder, _ = saved
+    newer = nn.Linear(3, 2)
+    save_checkpoint(folder, newer, ABOUT)
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors"]
+    assert torch.equal(load_checkpoint(folder)[0]["weight"], newer.weight)
+
+
+def test_the_old_checkpoint_survives_a_failed_write(saved, monkeypatch):
+    folder, layer = saved
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(folder, nn.Linear(3, 2), ABOUT)
+    assert torch.equal(load_checkpoint(folder)[0]["weight"], layer.weight)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_damaged_weights_are_refused(saved):
+    folder, _ = saved
+    path = weights_file(folder)
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[:-1])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(folder)
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(folder)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="its weights cannot be read"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"version": 1, "weights": "w", "sha256": "x"}', '{"version": 1}']
+)
+def test_a_damaged_description_is_refused(saved, text):
+    folder, _ = saved
+    (folder / "checkpoint.json").write_text(text)
+    with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
+        load_checkpoint(folder)
+
+
+def test_absent_and_foreign_checkpoints_are_named(saved, tmp_path):
+    folder, _ = saved
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        load_checkpoint(tmp_path)
+    head = json.loads((folder / "checkpoint.json").read_text())
+    (folder / "checkpoint.json").write_text(json.dumps(head | {"version": 7}))
+    with pytest.raises(CheckpointError, match="version 7, this program reads version 1"):
+        load_checkpoint(folder)
+
+
+def test_weights_that_do_not_fit_are_named(saved):
+    weights, _ = load_checkpoint(saved[0])
+    with pytest.raises(CheckpointError, match=r"best: weight weight: the model has \(2, 4\), the checkpoint \(2, 3\)"):
+        load_weights(nn.Linear(4, 2), weights, "best")
+    with pytest.raises(CheckpointError, match=r"weight bias: the model has None, the checkpoint \(2,\)"):
+        load_weights(nn.Linear(3, 2, bias=False), weights, "best")

@@ -1,0 +1,103 @@
+import itertools
+
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss as sklearn_log_loss
+from sklearn.metrics import roc_auc_score
+
+from adaftr_fast.training.metrics import auc, gauc, log_loss
+
+
+def pairwise_auc(labels, scores):
+    """By definition: every positive against every negative."""
+    pairs = list(itertools.product(scores[labels == 1], scores[labels == 0]))
+    return sum(1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs) / len(pairs)
+
+
+def draw(rows, levels, seed, groups=7):
+    """Labels, scores of which many tie (few ``levels``), and groups some of which have one class."""
+    random = np.random.default_rng(seed)
+    scores = random.integers(0, levels, rows).astype(np.float32) / 3
+    labels = (random.random(rows) < 0.3 + 0.1 * scores / scores.max()).astype(np.uint8)
+    return labels, scores, random.zipf(1.5, rows) % groups
+
+
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+@pytest.mark.parametrize("seed", range(4))
+def test_auc_against_its_definition_and_sklearn(levels, seed):
+    labels, scores, _ = draw(200, levels, seed)
+    assert auc(labels, scores) == pytest.approx(pairwise_auc(labels, scores), abs=1e-15)
+    assert auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("labels", [np.array([0.0, 1.0, 1.0, 0.0]), np.array([False, True, True, False])])
+def test_auc_of_extreme_scores(labels):
+    assert auc(labels, np.array([-np.inf, np.inf, 2.0, -1e300])) == 1.0
+    assert auc(labels, np.zeros(4)) == 0.5
+    assert auc(labels, np.array([1, -5, -5, 1])) == 0.0
+
+
+def test_auc_does_not_change_under_monotone_maps_or_permutation():
+    labels, scores, _ = draw(5000, 50, 0)
+    order = np.random.default_rng(1).permutation(5000)
+    assert auc(labels, scores) == auc(labels[order], scores[order]) == auc(labels, np.exp(scores))
+
+
+def test_auc_and_gauc_of_a_single_class_are_nan():
+    assert np.isnan(auc(np.ones(3), np.arange(3)))
+    assert np.isnan(auc(np.zeros(0), np.zeros(0)))
+    assert np.isnan(gauc(np.array([0, 1]), np.arange(2), np.array([0, 1])))
+    assert np.isnan(gauc(np.array([0, 1]), np.arange(2), np.array([-1, -1])))
+
+
+@pytest.mark.parametrize("levels", [2, 1000])
+@pytest.mark.parametrize("weighted_by", ["none", "impressions"])
+def test_gauc_against_a_loop_over_groups(levels, weighted_by):
+    labels, scores, groups = draw(400, levels, 3, groups=40)
+    areas, weights = [], []
+    for group in np.unique(groups):
+        mine = groups == group
+        if 0 < labels[mine].sum() < mine.sum():
+            areas.append(roc_auc_score(labels[mine], scores[mine]))
+            weights.append(mine.sum() if weighted_by == "impressions" else 1)
+    assert len(areas) < len(np.unique(groups))  # some are skipped
+    assert gauc(labels, scores, groups, weighted_by) == pytest.approx(np.average(areas, weights=weights), abs=1e-12)
+
+
+def test_gauc_leaves_out_rows_without_a_group():
+    labels, scores, groups = draw(300, 20, 5)
+    loose = np.append(labels, 1), np.append(scores, -1e9), np.append(groups, -1)
+    assert gauc(*loose) == gauc(labels, scores, groups)
+
+
+def test_gauc_of_one_group_is_auc():
+    labels, scores, _ = draw(300, 20, 6)
+    assert gauc(labels, scores, np.full(300, 9)) == auc(labels, scores)
+
+
+def test_log_loss_against_sklearn():
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 3, 1000)
+    labels = random.integers(0, 2, 1000)
+    expected = sklearn_log_loss(labels, 1 / (1 + np.exp(-logits)))
+    assert log_loss(labels, logits) == pytest.approx(expected, rel=1e-12)
+    assert log_loss(np.array([1, 0]), np.array([-2000.0, 2000.0], np.float32)) == 2000.0
+
+
+@pytest.mark.parametrize("metric", [auc, log_loss, lambda y, s: gauc(y, s, np.zeros(len(y), int))])
+def test_bad_input_is_named(metric):
+    with pytest.raises(ValueError, match=r"labels must be 0 or 1, got values in \[0, 2\]"):
+        metric(np.array([0, 2]), np.zeros(2))
+    with pytest.raises(ValueError, match="labels must be 0 or 1"):
+        metric(np.array([0, 0.5]), np.zeros(2))
+    with pytest.raises(ValueError, match=r"expected labels and scores \[n\], got \(2,\) and \(3,\)"):
+        metric(np.zeros(2), np.zeros(3))
+    with pytest.raises(ValueError, match="1 of 2 scores are nan"):
+        metric(np.zeros(2), np.array([0, np.nan]))
+
+
+def test_bad_gauc_arguments_are_named():
+    with pytest.raises(ValueError, match=r"expected groups of shape \(2,\), got \(3,\)"):
+        gauc(np.zeros(2), np.zeros(2), np.zeros(3))
+    with pytest.raises(ValueError, match=r"weighted_by must be .* got 'clicks'"):
+        gauc(np.zeros(2), np.zeros(2), np.zeros(2), "clicks")

@@ -1,0 +1,162 @@
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from adaftr_fast.data.loader import Split
+from adaftr_fast.training.checkpoint import Description, load_checkpoint
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
+from adaftr_fast.training.metrics import auc
+from adaftr_fast.training.optimizers import build_optimizers
+from adaftr_fast.training.trainer import Trainer
+
+ABOUT = Description(config={}, fingerprint="f", num_embeddings=[50, 20, 3], tasks=["click", "conversion"], metrics={})
+
+
+def trainer(model, splits, folder=None, lr=0.01, **config):
+    config = {"batch_size": 100, "max_epochs": 4, "progress": False} | config
+    return Trainer(
+        model, *splits, optimizer=OptimizerConfig(lr=lr), config=TrainingConfig(**config), folder=folder, about=ABOUT
+    )
+
+
+def weights_of(model):
+    return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+
+def test_it_learns_and_writes_what_it_did(model, splits, tmp_path):
+    result = trainer(model, splits, tmp_path / "run").fit()
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert records == result.epochs
+    assert [record["epoch"] for record in records] == list(range(1, len(records) + 1))
+    assert records[-1]["train"]["click"] < records[0]["train"]["click"]
+    assert records[0].keys() == {"epoch", "seconds", "samples_per_s", "train", "validation", "diagnostics"}
+    best = records[result.best_epoch - 1]["validation"]
+    assert best["click"]["auc"] > 0.75
+    assert best == evaluate(model, splits[1], 8192)  # the model holds the best weights
+    saved, about = load_checkpoint(tmp_path / "run/best")
+    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+    assert about.metrics == best
+
+
+def test_the_same_seed_gives_the_same_bits(splits, model):
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def trained(seed):
+        model.load_state_dict(start)
+        trainer(model, splits, seed=seed, max_epochs=2).fit()
+        return weights_of(model)
+
+    first = trained(3)
+    assert torch.equal(first, trained(3))
+    assert not torch.equal(first, trained(4))
+
+
+def test_a_step_is_adams_on_the_sum_of_the_terms(model, splits):
+    run = trainer(model, splits, lr=0.01)
+    batch = next(splits[0].batches(100))
+    loss = sum(model.loss(batch).values())
+    grads = torch.autograd.grad(loss, list(model.out.parameters()))
+    before = [parameter.detach().clone() for parameter in model.out.parameters()]
+    terms = run.train_step(batch, 1, 1)
+    assert terms.keys() == {"click", "conversion"}
+    for old, grad, new in zip(before, grads, model.out.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), old - 0.01 * grad / (grad.abs() + 1e-8))  # Adam's first step
+
+
+def test_tables_and_dense_weights_have_their_optimizers(model):
+    dense, sparse = build_optimizers(model, OptimizerConfig(lr=0.5, beta1=0.8))
+    assert {id(p) for group in dense.param_groups for p in group["params"]} == {id(p) for p in model.out.parameters()}
+    assert sparse.param_groups[0]["params"][0] is model.embedding.weight
+    assert all(each.param_groups[0]["lr"] == 0.5 for each in (dense, sparse))
+    assert all(each.param_groups[0]["betas"] == (0.8, 0.999) for each in (dense, sparse))
+
+
+def test_training_stops_after_patience_epochs_without_gain(model, splits, monkeypatch):
+    aucs = iter([0.6, 0.8, 0.7, 0.8, 0.9, 0.9])
+    kept = []
+
+    def fake(model, split, size):
+        kept.append(weights_of(model))
+        value = next(aucs)
+        return {task: {"auc": value} for task in model.task_names}
+
+    monkeypatch.setattr("adaftr_fast.training.trainer.evaluate", fake)
+    result = trainer(model, splits, patience=2, max_epochs=10).fit()
+    assert (result.best_epoch, len(result.epochs)) == (2, 4)
+    assert torch.equal(weights_of(model), kept[1])
+
+
+def test_a_loss_that_is_not_finite_ends_training_before_the_step(model, splits):
+    with torch.no_grad():
+        model.out.bias[1] = float("nan")
+    table = model.embedding.weight.detach().clone()
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1: the loss is not finite \(click .*, conversion nan\)"):
+        trainer(model, splits).fit()
+    assert torch.equal(model.embedding.weight, table)
+
+
+def test_a_dead_tower_is_reported(model, splits):
+    train, validation = splits
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (4000, 1)).astype(np.float32))
+    shuffled = Split(train.ids, torch.cat([train.labels[:, :1], noise], 1), train.group)
+    with torch.no_grad():
+        model.out.weight[1] = 0
+    model.out.weight.register_hook(lambda grad: grad * torch.tensor([[1.0], [0.0]]))
+    with pytest.warns(RuntimeWarning, match=r"task conversion: validation AUC 0\.5000 is that of guessing"):
+        result = trainer(model, (shuffled, validation), max_epochs=1).fit()
+    assert result.dead_tasks == ["conversion"]
+
+
+@pytest.mark.parametrize(("at_step", "best_epoch"), [(5, 0), (60, 1)])
+def test_ctrl_c_stops_after_the_step_and_keeps_the_best(model, splits, tmp_path, at_step, best_epoch):
+    run = trainer(model, splits, tmp_path)
+    step, calls = run.train_step, []
+
+    def interrupted_step(*arguments):
+        calls.append(arguments)
+        if len(calls) == at_step:
+            signal.raise_signal(signal.SIGINT)
+        return step(*arguments)
+
+    run.train_step = interrupted_step
+    handler = signal.getsignal(signal.SIGINT)
+    result = run.fit()
+    assert result.interrupted
+    assert len(calls) == at_step
+    assert (result.best_epoch, len(result.epochs)) == (best_epoch, best_epoch)
+    assert signal.getsignal(signal.SIGINT) is handler
+    saved, _ = load_checkpoint(tmp_path / "best")
+    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+
+
+def test_nothing_to_select_by_is_an_error(model, splits):
+    train, validation = splits
+    constant = Split(validation.ids, torch.zeros_like(validation.labels), validation.group)
+    with pytest.raises(TrainingError, match="task click: the validation split has a single class"):
+        trainer(model, (train, constant)).fit()
+    with pytest.raises(TrainingError, match="4000 training rows are fewer than a batch of 5000"):
+        trainer(model, splits, batch_size=5000)
+
+
+def test_evaluation_covers_every_row_in_order(model, splits):
+    _, validation = splits
+    logits = model(validation.ids).detach().numpy()
+    metrics = evaluate(model, validation, batch_size=300)
+    assert metrics["conversion"]["auc"] == auc(validation.labels[:, 1].numpy(), logits[:, 1])
+    assert mean_auc(metrics) == np.mean([metrics[task]["auc"] for task in model.task_names])
+    ungrouped = evaluate(model, Split(validation.ids, validation.labels, None), 300)
+    assert ungrouped["click"].keys() == {"auc", "logloss"}
+    values = diagnose(model, validation, batch_size=300)["tau/click-conversion"]
+    assert (values == validation.ids[:, 0].numpy()).all()
+    assert spread(np.arange(101.0)) == {"p5": 5.0, "p50": 50.0, "p95": 95.0}
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 0}, {"patience": 0}, {"max_epochs": -1}, {"seed": -1}])
+def test_impossible_settings_are_named(change):
+    with pytest.raises(ValueError, match=rf"training\.{next(iter(change))}: expected >="):
+        TrainingConfig(**change)
