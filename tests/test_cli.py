@@ -1,0 +1,164 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.cli import main
+from adaftr_fast.data.schema import load_schema
+
+SCHEMA = """
+name = "small"
+[labels]
+click = "click"
+conversion = [["click", "==", 1], ["price", ">", 0]]
+[split]
+train = { where = [["day", "<=", 7]] }
+validation = { where = [["day", "==", 8]] }
+test = { where = [["day", ">", 8]] }
+[fields]
+item = "categorical"
+place = "categorical"
+heat = "numeric"
+"""
+
+
+@pytest.fixture
+def schema(tmp_path):
+    """A schema file; its log, two models' worth of rows, lies beside it."""
+    random = np.random.default_rng(0)
+    rows = 3000
+    item, place = random.integers(0, 40, rows), random.integers(0, 5, rows)
+    click = (random.random(rows) < 1 / (1 + np.exp(-(item - 20) / 6))).astype(np.int8)
+    price = random.integers(0, 3, rows)
+    columns = {"day": 1 + np.arange(rows) * 10 // rows, "item": item, "place": place, "heat": random.normal(size=rows)}
+    pq.write_table(pa.table(columns | {"click": click, "price": price}), tmp_path / "log.parquet")
+    (tmp_path / "small.toml").write_text(SCHEMA)
+    return tmp_path / "small.toml"
+
+
+@pytest.fixture
+def prepared(schema, tmp_path):
+    assert main(["prepare", "--dataset", str(schema), "--files", str(tmp_path / "log.parquet"),
+                 "--out", str(tmp_path / "data")]) == 0  # fmt: skip
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def config(prepared, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        f'[data]\nfolder = "{prepared}"\n[model]\nname = "mmoe"\nexpert_hidden = [8]\n'
+        "[training]\nbatch_size = 100\nmax_epochs = 1\nprogress = false\n"
+    )
+    return path
+
+
+def fails(arguments, capsys):
+    """The one line a failing command prints."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        code = end.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_prepare_says_what_it_made(schema, tmp_path, capsys):
+    log, out = str(tmp_path / "log.parquet"), str(tmp_path / "data")
+    assert main(["prepare", "--dataset", str(schema), "--files", log, "--out", out]) == 0
+    text = capsys.readouterr().out
+    assert "small, 3 fields" in text
+    assert "train: 2,100 rows, click" in text
+
+
+def test_train_then_evaluate_gives_the_same_metrics(config, prepared, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(config), "--model.tower_hidden", "[8, 4]", "--out", str(run)]) == 0
+    saved = json.loads((run / "best/checkpoint.json").read_text())["config"]
+    assert saved["model"]["expert_hidden"] == [8]  # from the file
+    assert saved["model"]["tower_hidden"] == [8, 4]  # from the command line
+    assert saved["training"]["max_epochs"] == 1
+    test = json.loads((run / "test.json").read_text())
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run), "--data", str(prepared)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"split": "test", "metrics": test}
+
+
+def test_the_same_command_gives_the_same_bits(config, tmp_path):
+    digests = []
+    for name in ("a", "b"):
+        assert main(["train", "--config", str(config), "--model.name", "adaftr", "--out", str(tmp_path / name)]) == 0
+        digests.append(json.loads((tmp_path / name / "best/checkpoint.json").read_text())["sha256"])
+    assert digests[0] == digests[1]
+
+
+def test_demo_compares_two_models_and_reports(schema, tmp_path, capsys, monkeypatch):
+    text = schema.read_text().replace("name =", f'shipped = "{tmp_path / "log.parquet"}"\nname =', 1)
+    schema.write_text(text)
+    monkeypatch.setattr("adaftr_fast.data.schema.load_schema", lambda name: load_schema(str(schema)))
+    arguments = ["--training.batch_size=100", "--training.max_epochs=2", "--training.progress=false"]
+    assert main(["demo", "--out", str(tmp_path / "demo"), *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("| mmoe ") == shown.count("| adaftr ") == 2
+    report = (tmp_path / "demo/report.md").read_text()
+    assert "tau/click-conversion" in report
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
+        "adaftr", "data", "metrics.jsonl", "mmoe", "report.md", "report.png",
+    ]  # fmt: skip
+    records = [json.loads(line) for line in (tmp_path / "demo/metrics.jsonl").read_text().splitlines()]
+    assert {record["model"] for record in records} == {"mmoe", "adaftr"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "subcommand"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["prepare", "--dataset", "flites", "--out", "OUT"], "unknown data set 'flites'; expected one of census"),
+        (["prepare", "--dataset", "census", "--out", "OUT"], r"expected 2 file(s) (TRAIN TEST), got 0"),
+        (["train", "--out", "OUT", "--data.folder", "OUT"], "not a prepared folder"),
+        (["train", "--out", "OUT", "--model.expert_hiden", "[3]"], "model.expert_hiden"),
+        (["train", "--out", "OUT", "--model.name", "esmm"], "esmm"),
+        (["train", "--out", "OUT", "--training.patience", "0"], "training.patience: expected >= 1, got 0"),
+        (["train", "--out", "OUT", "--config", "OUT"], "config"),
+        (["evaluate", "--run", "OUT", "--data", "OUT"], "not a prepared folder"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
+    arguments = [str(tmp_path / "nothing") if each == "OUT" else each for each in arguments]
+    assert message in fails(arguments, capsys)
+
+
+def test_mistakes_in_a_config_file_are_named(config, tmp_path, capsys):
+    text = config.read_text()
+    config.write_text(text.replace("expert_hidden", "expert_hiden"))
+    assert "expert_hiden" in fails(["train", "--config", config, "--out", tmp_path / "run"], capsys)
+    config.write_text(text.replace("[8]", '"wide"'))
+    assert "model.expert_hidden" in fails(["train", "--config", config, "--out", tmp_path / "run"], capsys)
+    config.write_text(text + "[model")
+    assert "train: Problems parsing config" in fails(["train", "--config", config, "--out", tmp_path / "run"], capsys)
+
+
+def test_checkpoints_that_do_not_fit_are_refused(config, prepared, schema, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(config), "--out", str(run)]) == 0
+    schema.write_text(schema.read_text().replace('heat = "numeric"', 'heat = { kind = "numeric", buckets = 3 }'))
+    assert main(["prepare", "--dataset", str(schema), "--files", str(tmp_path / "log.parquet"),
+                 "--out", str(tmp_path / "other")]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert "trained on other data" in fails(["evaluate", "--run", run, "--data", tmp_path / "other"], capsys)
+    (weights,) = (run / "best").glob("weights-*")
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "damaged" in fails(["evaluate", "--run", run, "--data", prepared], capsys)
+
+
+def test_info_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "adaftr_fast.cli", "info"], capture_output=True, text=True, check=True)
+    assert "C++ extension" in done.stdout
+    assert "census, flights" in done.stdout
