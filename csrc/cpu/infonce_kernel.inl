@@ -17,17 +17,21 @@ constexpr int kBlockColumns = 224;  // S, B and B^T of a block stay in a 1 MB L2
 constexpr int kWidthChunk = 64;
 constexpr int kDepthChunk = 224;  // one panel of E this deep stays in L1
 
+constexpr int64_t kStripeElements = 4 << 20;  // of E, where that leaves a stripe rows enough for its threads
+
 template <class T>
 constexpr int kBlockPanels = kBlockColumns / kPanel<T>;
 
 template <class T>
 struct RowState {
-  T m, l, weighted;      // running maximum; sums over the negatives of e and of e (z - m), e = exp(z - m)
+  Vec<T> l, weighted;    // sums over the negatives, by lane, of e and of e (z - m), where e = exp(z - m)
+  T m;                   // running maximum
   T positive, negative;  // the positive's logit; the largest negative's
   T inverse_tau;
 };
 
 inline int64_t at_most(int64_t x, int64_t bound) { return x < bound ? x : bound; }
+inline int64_t at_least(int64_t x, int64_t bound) { return x > bound ? x : bound; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class T>
@@ -51,8 +55,8 @@ struct Sweep {
   Sweep(const InfoNCEProblem<T>& problem, int64_t thread_count, char* base) : q(problem), threads(thread_count) {
     need_row = q.d_row != nullptr, need_column = q.d_column != nullptr;
     need_weighted = q.entropy != nullptr || (q.d_tau != nullptr && !need_row);
-    const int64_t stripes = ceil_div(q.rows, 256 * (threads < 4 ? threads : 4));
-    stripe = ceil_div(q.rows, stripes);
+    const int64_t wanted = at_least(kStripeElements / q.columns, at_least(256, 64 * threads));
+    stripe = ceil_div(q.rows, ceil_div(q.rows, at_most(wanted, at_least(1024, 64 * threads))));
     task_rows = ceil_div(stripe, threads);
     column_panels = ceil_div(q.columns, kPanel<T>);
     column_blocks = ceil_div(column_panels, kBlockPanels<T>);
@@ -115,7 +119,7 @@ struct Sweep {
     copy_to_panels(q.a + (first + begin) * q.width, rows, a, task_rows);
     for (int64_t r = begin; r < end; ++r) {
       const T minus_infinity = -__builtin_inff();
-      state[r] = {minus_infinity, 0, 0, 0, minus_infinity, T(1) / q.tau[first + r]};
+      state[r] = RowState<T>{Vec<T>{}, Vec<T>{}, minus_infinity, T(0), minus_infinity, T(1) / q.tau[first + r]};
     }
     for (int64_t c = 0; c < column_blocks; ++c) {
       const int64_t p0 = c * kBlockPanels<T>, panels = at_most(column_panels - p0, kBlockPanels<T>);
@@ -201,7 +205,8 @@ struct Sweep {
 
   void rescale(RowState<T>& state_r, T old, T* out) {
     const T shrink = exponential(old - state_r.m);
-    if (need_weighted && state_r.l > 0) state_r.weighted = shrink * (state_r.weighted + state_r.l * (old - state_r.m));
+    if (need_weighted && old > -T(__builtin_inff()))
+      state_r.weighted = shrink * (state_r.weighted + state_r.l * (old - state_r.m));
     state_r.l *= shrink;
     if (out == nullptr) return;
     for (int64_t w = 0; w < width_panels; ++w)
@@ -214,7 +219,7 @@ struct Sweep {
   void exponentials(RowState<T>& state_r, int64_t panels, T* s, int64_t step) {
     const T m = state_r.m == -T(__builtin_inff()) ? 0 : state_r.m;  // all masked so far
     const T inverse_tau = state_r.inverse_tau;
-    Vec<T> total = {}, weighted = {};
+    Vec<T> total = state_r.l, weighted = state_r.weighted;
     for (int64_t p = 0; p < panels; ++p)
       for (int v = 0; v < 2; ++v) {
         T* at = s + p * step + v * kLanes<T>;
@@ -224,8 +229,8 @@ struct Sweep {
         total += x;
         if (need_weighted) weighted += x == 0 ? Vec<T>{} : x * z;
       }
-    state_r.l += horizontal_sum<T>(total);
-    if (need_weighted) state_r.weighted += horizontal_sum<T>(weighted);
+    state_r.l = total;
+    state_r.weighted = weighted;
   }
 
   static T exponential(T x) {
@@ -241,11 +246,11 @@ struct Sweep {
       return __builtin_log1p(x);
   }
 
-  // log(1 + l exp(m - z)) for the positive's logit z <= m.
-  static T loss_of(const RowState<T>& s) {
-    const T gap = s.m - s.positive;
-    if (gap < 20) return log1p(s.l * exponential(gap));
-    return gap + log1p(s.l - 1 + exponential(-gap));
+  // log(1 + l exp(m - z)), l the sum over the negatives and z <= m the positive's logit.
+  static T loss_of(T l, T m, T z) {
+    const T gap = m - z;
+    if (gap < 20) return log1p(l * exponential(gap));
+    return gap + log1p(l - 1 + exponential(-gap));
   }
 
   void finish_row(int64_t r, T* out) {
@@ -253,19 +258,23 @@ struct Sweep {
     const RowState<T>& s = state[r];
     const bool ignored = positive == kIgnore;
     const T e_positive = ignored ? 0 : exponential(s.positive - s.m);
-    const T l = ignored ? 1 : s.l + e_positive;
+    const T l_negative = ignored ? 0 : horizontal_sum<T>(s.l), l = ignored ? 1 : l_negative + e_positive;
+    const T weighted = need_weighted ? horizontal_sum<T>(s.weighted) : 0;
     const T slope = ignored ? 0 : q.coefficient[row] * s.inverse_tau / l;
-    q.loss[row] = ignored ? 0 : loss_of(s);
+    q.loss[row] = ignored ? 0 : loss_of(l_negative, s.m, s.positive);
     q.lse[row] = ignored ? 0 : s.positive + q.loss[row];
     q.positive_logit[row] = s.positive;
     if (q.top1 != nullptr) q.top1[row] = !ignored && s.positive > s.negative;
     if (q.entropy != nullptr) {
       const T z = e_positive > 0 ? e_positive * (s.positive - s.m) : 0;
-      q.entropy[row] = ignored ? 0 : s.m * 0 + log1p(l - 1) - (s.weighted + z) / l;
+      q.entropy[row] = ignored ? 0 : log1p(l - 1) - (weighted + z) / l;
     }
-    positive_entry[r] = -s.l;
-    if (need_row) finish_row_gradient(row, ignored, slope, s.l, ignored ? 0 : positive, out);
-    if (q.d_tau != nullptr) q.d_tau[row] = tau_gradient(row, ignored, s, slope);
+    positive_entry[r] = -l_negative;
+    if (need_row) finish_row_gradient(row, ignored, slope, l_negative, ignored ? 0 : positive, out);
+    if (q.d_tau != nullptr) {
+      const T from_sums = -slope * (weighted - l_negative * (s.positive - s.m));
+      q.d_tau[row] = ignored ? 0 : need_row ? tau_gradient(row) : from_sums;
+    }
     if (need_column) {
       for (int64_t c = 0; c < column_blocks; ++c) {
         T& f = factor[c * stripe + r];
@@ -284,12 +293,10 @@ struct Sweep {
     }
   }
 
-  T tau_gradient(int64_t row, bool ignored, const RowState<T>& s, T slope) const {
-    if (ignored) return 0;
-    if (!need_row) return -slope * (s.weighted - s.l * (s.positive - s.m));
+  T tau_gradient(int64_t row) const {  // -(a . d_row) / tau
     T dot = 0;
     for (int64_t k = 0; k < q.width; ++k) dot += q.a[row * q.width + k] * q.d_row[row * q.width + k];
-    return -dot * s.inverse_tau;
+    return -dot / q.tau[row];
   }
 
   void scale_into_strips(int64_t r, int64_t row, bool ignored, T slope) {

@@ -50,19 +50,31 @@ template <class T>
 inline Vec<T> maximum(Vec<T> m, Vec<T> x) {
   return x > m ? x : m;
 }
+// Folds a vector to one number by halves: log2(lanes) steps, in registers.
+template <class T, int kBytes, class Combine>
+inline T fold(const T* p, Combine combine) {
+  if constexpr (kBytes == sizeof(T)) {
+    return *p;
+  } else {
+    typedef T Half __attribute__((vector_size(kBytes / 2), aligned(sizeof(T)), may_alias));
+    const Half half =
+        combine(*reinterpret_cast<const Half*>(p), *reinterpret_cast<const Half*>(p + kBytes / 2 / sizeof(T)));
+    T lanes[kBytes / 2 / sizeof(T)];
+    *reinterpret_cast<Half*>(lanes) = half;
+    return fold<T, kBytes / 2>(lanes, combine);
+  }
+}
 template <class T>
 inline T horizontal_max(Vec<T> v) {
-  T m = v[0];
-  for (int i = 1; i < kLanes<T>; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  return fold<T, VECTOR_BYTES>(lanes, [](auto x, auto y) { return x > y ? x : y; });
 }
 template <class T>
 inline T horizontal_sum(Vec<T> v) {
-  T halves[kLanes<T>];
-  store(halves, v);
-  for (int n = kLanes<T> / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; ++i) halves[i] += halves[i + n];
-  return halves[0];
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  return fold<T, VECTOR_BYTES>(lanes, [](auto x, auto y) { return x + y; });
 }
 
 inline Vec<float> exp_polynomial(Vec<float> r) {  // minimax on |r| <= ln(2)/2, relative error 3e-9 before rounding
