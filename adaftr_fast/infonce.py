@@ -43,7 +43,8 @@ def adaptive_infonce(
 
     ``L_r = logsumexp_j(a_r . b_j / tau_r) - a_r . b_{y_r} / tau_r`` with a = h_ctr, b = h_cvr. Differentiable in
     ``h_ctr``, ``h_cvr``, ``tau`` and ``row_weight``, twice if asked (the second derivative then goes through the
-    plain-PyTorch reference and stores B x N). Accumulates in float32, or float64 for float64 inputs.
+    plain-PyTorch reference and stores B x N). Accumulates in float32, or float64 for float64 inputs; denormals are
+    flushed to zero within the CPU kernel.
 
     Args:
         h_ctr: [B, d] anchors; float32, bfloat16, float16 or float64, any strides.

@@ -1,0 +1,407 @@
+"""adaptive_infonce on CPU against the float64 reference, over sizes, temperatures, options and instruction sets."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import adaftr_fast as af
+from adaftr_fast.reference.infonce import infonce_gradients, infonce_rows
+from tests.tolerances import assert_as_accurate
+
+needs_extension = pytest.mark.skipif(af.cpu_capability() == "none", reason="the C++ extension is not built")
+CAPABILITIES = ("generic", "avx2", "avx512", "amx")
+SIZES = [
+    (1, 1, 1),
+    (1, 5, 8),
+    (2, 2, 31),
+    (63, 63, 64),
+    (100, 129, 8),
+    (257, 300, 100),
+    (1024, 1024, 64),
+    (300, 1024, 256),
+]
+
+
+@pytest.fixture(params=CAPABILITIES)
+def capability(request):
+    try:
+        af.set_cpu_capability(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    yield request.param
+    af.set_cpu_capability(None)
+
+
+def inputs(rows, columns, d, scale=1.0, seed=0):
+    """Representations with logits of about unit size times ``scale``, and tau in [0.05, 1.05]; float64."""
+    g = torch.Generator().manual_seed(seed)
+    a = torch.randn(rows, d, generator=g, dtype=torch.float64) * scale * d**-0.25
+    b = torch.randn(columns, d, generator=g, dtype=torch.float64) * d**-0.25
+    return a, b, torch.rand(rows, generator=g, dtype=torch.float64) + 0.05
+
+
+def eager(a, b, tau, **_):
+    return F.cross_entropy(a @ b.T / tau[:, None], torch.arange(len(a)))
+
+
+def loss_and_gradients(function, tensors, dtype, upstream=None, **options):
+    tensors = [t.to(dtype if i < 2 or dtype == torch.float64 else torch.float32) for i, t in enumerate(tensors)]
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    loss = function(*tensors, **options)
+    loss.backward(upstream)
+    return [loss.detach(), *(t.grad for t in tensors)]
+
+
+def assert_matches(tensors, dtype, pytorch=None, **options):
+    """Loss and the three gradients of the CPU kernel against the float64 reference at the rounded inputs."""
+    rounded = [t.to(dtype).double() if i < 2 else t for i, t in enumerate(tensors)]
+    truth = loss_and_gradients(af.adaptive_infonce, rounded, torch.float64, backend="reference", **options)
+    own = loss_and_gradients(af.adaptive_infonce, rounded, dtype, backend="cpu", **options)
+    theirs = loss_and_gradients(pytorch or af.adaptive_infonce, rounded, dtype, backend="reference", **options)
+    for name, x, t, p in zip(("loss", "d h_ctr", "d h_cvr", "d tau"), own, truth, theirs):
+        assert_as_accurate(x, t, p, dtype, name)
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rows", "columns", "d"), SIZES)
+def test_matches_reference(rows, columns, d, dtype, capability):
+    assert_matches(inputs(rows, columns, d), dtype, eager)
+
+
+@needs_extension
+def test_agrees_with_cross_entropy_to_1e_5():
+    tensors = inputs(1000, 1000, 64)
+    truth = loss_and_gradients(eager, tensors, torch.float64)
+    own = loss_and_gradients(af.adaptive_infonce, tensors, torch.float32)
+    for x, t in zip(own, truth):
+        assert ((x - t).abs().max() / t.abs().max()).item() < 1e-5
+
+
+@needs_extension
+@pytest.mark.parametrize("tau", [1e-3, 1e-2, 1.0, 1e3])
+def test_extreme_temperatures(tau, capability):
+    a, b, _ = inputs(130, 150, 32)
+    assert_matches((a, b, torch.full((130,), tau, dtype=torch.float64)), torch.float32)
+
+
+@needs_extension
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logits_of_ten_thousand(sign, capability):
+    a, b, _ = inputs(64, 64, 16)
+    b[:64] += sign * a * 10  # the positive far above, or far below, all others
+    assert_matches((a * 100, b, torch.full((64,), 0.1, dtype=torch.float64)), torch.float32)
+
+
+@needs_extension
+@pytest.mark.parametrize("gap", [3, 10, 20, 30])
+def test_keeps_digits_as_the_positive_wins(gap, capability):
+    """p of the positive up to 1 - 1e-7 and beyond: relative accuracy of a loss and a gradient that vanish."""
+    rows = 96
+    a = torch.eye(rows, dtype=torch.float64) * gap
+    b = torch.eye(rows, dtype=torch.float64)
+    a += inputs(rows, rows, rows, scale=0.1)[0]
+    assert_matches((a, b, torch.ones(rows, dtype=torch.float64)), torch.float32)
+
+
+@needs_extension
+def test_identical_rows_and_columns(capability):
+    a = torch.ones(70, 9, dtype=torch.float64)
+    tensors = (a, a.clone(), torch.full((70,), 0.3, dtype=torch.float64))
+    loss, d_a, d_b, d_tau = loss_and_gradients(af.adaptive_infonce, tensors, torch.float32, backend="cpu")
+    torch.testing.assert_close(loss.item(), math.log(70), rtol=1e-6, atol=0)
+    summand = 1 / (70 * 0.3)  # the gradients are sums of such terms that cancel: 0 but for rounding
+    assert max(d.abs().max() for d in (d_a, d_b, d_tau / 30)) < 1e-6 * summand
+    stats = af.adaptive_infonce(a.float(), a.float(), 0.3, return_stats=True)[1]
+    assert not stats.top1.any(), "a tie is no hit"
+    torch.testing.assert_close(stats.entropy, torch.full((70,), 70.0).log())
+
+
+def masks(rows, columns, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    positive = torch.randint(0, columns, (rows,), generator=g)
+    positive[::7] = -100
+    return {
+        "positive_index": positive,
+        "row_group": torch.randint(0, 5, (rows,), generator=g),
+        "column_group": torch.randint(0, 5, (columns,), generator=g),
+        "row_weight": torch.rand(rows, generator=g, dtype=torch.float64) * (torch.arange(rows) % 3 > 0),
+    }
+
+
+@needs_extension
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_options(reduction, symmetric, dtype, capability):
+    rows, columns = 61, 80
+    options = masks(rows, columns)
+    options["row_weight"] = options["row_weight"].to(dtype)
+    upstream = torch.linspace(-1, 2, rows) if reduction == "none" else None
+    a, b, tau = inputs(rows, columns, 24)
+    options |= {"reduction": reduction, "symmetric": symmetric}
+    function = af.adaptive_infonce
+    if symmetric:
+        tau_column = torch.linspace(0.1, 1, columns, dtype=torch.float64)
+        function = lambda a, b, tau, **o: af.adaptive_infonce(a, b, (tau, tau_column.to(tau.dtype)), **o)  # noqa: E731
+    results = {}
+    for name, backend, kind in (
+        ("truth", "reference", torch.float64),
+        ("own", "cpu", dtype),
+        ("torch", "reference", dtype),
+    ):
+        results[name] = loss_and_gradients(function, (a, b, tau), kind, upstream, backend=backend, **options)
+    for own, truth, theirs in zip(results["own"], results["truth"], results["torch"]):
+        assert_as_accurate(own, truth, theirs, dtype)
+
+
+@needs_extension
+def test_statistics(capability):
+    a, b, tau = inputs(50, 70, 12, scale=3)
+    options = masks(50, 70)
+    truth = infonce_rows(a, b, tau, options["positive_index"], options["row_group"], options["column_group"])
+    _, stats = af.adaptive_infonce(a, b, tau, return_stats=True, backend="cpu", **options)
+    assert not any(s.requires_grad for s in stats)
+    torch.testing.assert_close(stats.lse, truth.lse)
+    torch.testing.assert_close(stats.positive_logit, truth.positive_logit)
+    torch.testing.assert_close(stats.entropy, truth.entropy)
+    assert torch.equal(stats.top1, truth.top1)
+
+
+@needs_extension
+@pytest.mark.parametrize("frozen", ["h_ctr", "h_cvr", "tau", "h_ctr h_cvr", "h_cvr tau", "h_ctr tau"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_frozen_inputs_leave_the_other_gradients_unchanged(frozen, reduction, capability):
+    tensors = dict(zip(("h_ctr", "h_cvr", "tau"), inputs(90, 90, 20)))
+
+    def gradients(frozen):
+        leaves = {k: v.clone().requires_grad_(k not in frozen) for k, v in tensors.items()}
+        af.adaptive_infonce(*leaves.values(), reduction=reduction, backend="cpu").sum().backward()
+        return {k: v.grad for k, v in leaves.items()}
+
+    whole, partial = gradients(()), gradients(frozen.split())
+    for name, gradient in partial.items():
+        if name in frozen.split():
+            assert gradient is None
+        else:
+            torch.testing.assert_close(gradient, whole[name], rtol=1e-12, atol=1e-14)
+
+
+@needs_extension
+def test_all_rows_ignored():
+    a, b, tau = (t.requires_grad_() for t in inputs(10, 12, 4))
+    loss = af.adaptive_infonce(a, b, tau, positive_index=torch.full((10,), -100), backend="cpu")
+    loss.backward()
+    assert loss.item() == 0
+    assert all((t.grad == 0).all() for t in (a, b, tau))
+
+
+@needs_extension
+def test_groups_that_mask_every_negative():
+    a, b, tau = (t.requires_grad_() for t in inputs(10, 10, 4))
+    loss = af.adaptive_infonce(a, b, tau, row_group=torch.zeros(10, dtype=torch.int64), backend="cpu")
+    loss.backward()
+    assert loss.item() == 0
+    assert all((t.grad == 0).all() for t in (a, b, tau))
+
+
+@needs_extension
+def test_an_ignored_row_does_not_leak_nan(capability):
+    a, b, tau = (t.float() for t in inputs(20, 20, 4))
+    a[3] = float("nan")
+    positive = torch.arange(20)
+    positive[3] = -100
+    a.requires_grad_(), b.requires_grad_()
+    loss = af.adaptive_infonce(a, b, tau, positive_index=positive, backend="cpu")
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(a.grad).all()
+    assert torch.isfinite(b.grad).all()
+
+
+@needs_extension
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_number_shows_in_the_loss(value, capability):
+    a, b, tau = (t.float() for t in inputs(40, 40, 4))
+    b[17, 2] = value
+    assert not torch.isfinite(af.adaptive_infonce(a, b, tau, backend="cpu"))
+
+
+@needs_extension
+def test_strides_offsets_and_expanded_inputs(capability):
+    a, b, tau = inputs(40, 40, 10)
+    plain = af.adaptive_infonce(a, b, tau[:1].expand(40), backend="cpu")
+    padded = torch.zeros(41, 23, dtype=torch.float64)
+    padded[1:, 3:13] = a
+    strided = af.adaptive_infonce(padded[1:, 3:13], b.T.contiguous().T, tau[:1].expand(40), backend="cpu")
+    assert torch.equal(plain, strided)
+    assert torch.equal(plain, af.adaptive_infonce(a, b, tau[0], backend="cpu"))
+    assert torch.equal(plain, af.adaptive_infonce(a, b, tau[0].item(), backend="cpu"))
+
+
+@needs_extension
+def test_mixed_types_and_autocast():
+    a, b, tau = inputs(30, 30, 16)
+    mixed = af.adaptive_infonce(a.bfloat16(), b.float(), tau.float())
+    assert torch.equal(mixed, af.adaptive_infonce(a.bfloat16().float(), b.float(), tau.float()))
+    layer = torch.nn.Linear(16, 16).double().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = af.adaptive_infonce(layer(a.float()), b.float().requires_grad_(), 0.5)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert layer.weight.grad.dtype == torch.float32
+
+
+@needs_extension
+def test_a_loss_scale_reaches_small_half_precision_gradients():
+    a, b, tau = inputs(512, 512, 16)
+    leaf = a.half().requires_grad_()
+    (af.adaptive_infonce(leaf, b.half(), tau.float()) * 65536).backward()
+    truth = loss_and_gradients(af.adaptive_infonce, (a.half().double(), b.half().double(), tau), torch.float64)[1]
+    assert ((leaf.grad / 65536 - truth).abs().max() / truth.abs().max()).item() < 1e-3
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_do_not_depend_on_the_run_or_on_two_threads(dtype, capability):
+    tensors = inputs(700, 900, 48)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            results.append(loss_and_gradients(af.adaptive_infonce, tensors, dtype))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    extra=st.integers(0, 20),
+    d=st.integers(1, 40),
+    scale=st.floats(1e-3, 30),  # below about 1e-300 the kernel flushes denormals, as documented
+    seed=st.integers(0, 2**16),
+    masked=st.booleans(),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
+@needs_extension
+def test_any_shape_matches_reference(rows, extra, d, scale, seed, masked, dtype):
+    options = masks(rows, rows + extra, seed) if masked else {}
+    if masked:
+        options["row_weight"] = options["row_weight"].to(dtype)
+    assert_matches(inputs(rows, rows + extra, d, scale, seed), dtype, **options)
+
+
+def test_closed_form_gradients_equal_autograd():
+    tensors = [t.requires_grad_() for t in inputs(17, 23, 5)]
+    o = masks(17, 23)
+    mask = (o["positive_index"], o["row_group"], o["column_group"])
+    found = torch.autograd.grad((infonce_rows(*tensors, *mask).loss * o["row_weight"]).sum(), tensors)
+    closed = infonce_gradients(*(t.detach() for t in tensors), o["row_weight"], *mask)
+    for x, y in zip(found, closed):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gradcheck_and_double_backward(backend, reduction, symmetric):
+    tensors = [t.requires_grad_() for t in inputs(5, 5, 3)]
+
+    def function(a, b, tau):
+        return af.adaptive_infonce(a, b, tau, reduction=reduction, symmetric=symmetric, backend=backend)
+
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("needs", [(True, True, True), (True, False, False), (False, True, True)])
+def test_opcheck(needs):
+    a, b, tau = (t.requires_grad_(n) for t, n in zip(inputs(9, 11, 4), needs))
+    coefficient = torch.full((9,), 0.5, dtype=torch.float64)
+    positive = torch.randint(0, 11, (9,))
+    for op in (torch.ops.adaftr_fast.infonce.default, torch.ops.adaftr_fast.infonce_reference.default):
+        torch.library.opcheck(op, (a, b, tau, positive, None, None, coefficient, *needs, True))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiles_whole(reduction):
+    def function(a, b, tau):
+        return af.adaptive_infonce(a, b, tau, reduction=reduction, return_stats=True)
+
+    tensors = [t.float() for t in inputs(33, 33, 7)]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    results = []
+    for f in (function, compiled):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        loss, stats = f(*leaves)
+        loss.sum().backward()
+        results.append([loss, *stats, *(t.grad for t in leaves)])
+    for x, y in zip(*results):
+        torch.testing.assert_close(x, y)
+
+
+def test_empty_batch():
+    a = torch.empty(0, 4, requires_grad=True)
+    b = torch.randn(3, 4, requires_grad=True)
+    loss = af.adaptive_infonce(a, b, 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert b.grad.abs().sum() == 0
+
+
+A, B = torch.randn(4, 3), torch.randn(6, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((A[0], B, 0.1), {}, ValueError, "h_ctr must be a 2-dim tensor"),
+        ((A, B[:, :2], 0.1), {}, ValueError, "same width"),
+        ((A[:, :0], B[:, :0], 0.1), {}, ValueError, "same width d >= 1"),
+        ((A.long(), B, 0.1), {}, TypeError, "h_ctr must be float32"),
+        ((A, B[:2], 0.1), {}, ValueError, "h_cvr needs a row for each"),
+        ((A, B, 0.0), {}, ValueError, "positive finite"),
+        ((A, B, torch.ones(5)), {}, ValueError, r"shape \(4,\)"),
+        ((A, B, torch.ones(4, dtype=torch.long)), {}, TypeError, "tau must be floating point"),
+        ((A, B, (0.1, 0.1)), {}, ValueError, "symmetric=True"),
+        ((A, B, 0.1), {"reduction": "max"}, ValueError, "reduction must be"),
+        ((A, B, 0.1), {"backend": "cuda"}, ValueError, "backend must be"),
+        (
+            (A, B, 0.1),
+            {"positive_index": torch.zeros(3, dtype=torch.long)},
+            ValueError,
+            "positive_index must have shape",
+        ),
+        ((A, B, 0.1), {"positive_index": torch.zeros(4)}, TypeError, "positive_index must be int64"),
+        ((A, B, 0.1), {"row_group": torch.zeros(4, dtype=torch.long)}, ValueError, "needs N = B"),
+        ((A, B, 0.1), {"column_group": torch.zeros(6, dtype=torch.long)}, ValueError, "needs row_group"),
+        ((A, B, 0.1), {"row_weight": torch.ones(4, dtype=torch.long)}, TypeError, "row_weight must be floating"),
+        ((A, B.to("meta"), 0.1), {}, ValueError, "h_cvr on meta"),
+    ],
+)
+def test_bad_arguments(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        af.adaptive_infonce(*arguments, **options)
+
+
+@needs_extension
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_temperature_names_the_row(value):
+    tau = torch.ones(4)
+    tau[2] = value
+    with pytest.raises(RuntimeError, match=r"tau must be positive and finite, got tau\[2\]"):
+        af.adaptive_infonce(A, B, tau)
+
+
+@needs_extension
+def test_bad_positive_names_the_row():
+    with pytest.raises(RuntimeError, match=r"got positive\[1\] = 6"):
+        af.adaptive_infonce(A, B, 0.1, positive_index=torch.tensor([0, 6, 1, 2]))
