@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.ops.embedding import coalesce_gradient, fused_embedding
+from adaftr_fast.ops.embedding import coalesce_gradient, empty_table, fused_embedding
+from adaftr_fast.ops.embedding_optim import deferred_embedding
+
+
+class Deferred(Protocol):
+    """What an optimizer that lets rows fall behind leaves with the table (adaftr_fast.optim.Adam)."""
+
+    stale: bool
+    tensors: list[Tensor]
+
+    def flush(self, weight: Tensor) -> None: ...
 
 
 class FusedEmbedding(nn.Module):
@@ -30,6 +41,7 @@ class FusedEmbedding(nn.Module):
     """
 
     offsets: Tensor
+    deferred: Deferred | None
 
     def __init__(
         self,
@@ -40,6 +52,7 @@ class FusedEmbedding(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.deferred = None
         self.num_embeddings = [int(rows) for rows in num_embeddings]
         self.embedding_dim = int(embedding_dim)
         if not self.num_embeddings or min(self.num_embeddings) < 1:
@@ -50,7 +63,7 @@ class FusedEmbedding(nn.Module):
             raise ValueError(f"FusedEmbedding: embedding_dim must be >= 1, got {embedding_dim}")
         firsts = [0, *accumulate(self.num_embeddings)]
         self.register_buffer("offsets", torch.tensor(firsts, device=device), persistent=False)  # [F + 1]
-        self.weight = nn.Parameter(torch.empty(firsts[-1], self.embedding_dim, device=device, dtype=dtype))
+        self.weight = nn.Parameter(empty_table(firsts[-1], self.embedding_dim, device=device, dtype=dtype))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -71,7 +84,36 @@ class FusedEmbedding(nn.Module):
             TypeError: ids are neither int32 nor int64.
             ValueError: ids are not [B, F].
         """
+        if self.deferred is not None and self.deferred.stale:
+            return deferred_embedding(self.weight, ids, self.offsets, self.deferred.tensors)
         return fused_embedding(self.weight, ids, self.offsets)
+
+    def flush(self) -> None:
+        """Make every row of ``weight`` current, where an optimizer defers steps; see adaftr_fast.optim.Adam."""
+        if self.deferred is not None:
+            self.deferred.flush(self.weight)
+
+    def train(self, mode: bool = True) -> FusedEmbedding:
+        """As nn.Module.train; leaving training makes all rows current."""
+        if not mode:
+            self.flush()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self.flush()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        self.flush()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args) -> None:
+        self.flush()  # or the rows behind would be moved on from their new values
+        super()._load_from_state_dict(*args)
+
+    def __getstate__(self) -> dict:
+        self.flush()
+        return {**self.__dict__, "deferred": None}  # a copy has no optimizer
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         super().register_parameter(name, param)

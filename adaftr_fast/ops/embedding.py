@@ -16,9 +16,11 @@ from adaftr_fast.reference import embedding as reference
 library.define("fused_embedding(Tensor weight, Tensor ids, Tensor offsets) -> Tensor")
 library.define("fused_embedding_backward(Tensor grad, Tensor ids, Tensor offsets, int width) -> (Tensor, Tensor)")
 library.define("strictly_rising(Tensor rows) -> bool")
+library.define("advise_huge_pages_(Tensor(a!) table) -> ()")
 library.impl("fused_embedding", reference.fused_embedding, "CompositeExplicitAutograd")
 library.impl("fused_embedding_backward", reference.fused_embedding_backward, "CompositeExplicitAutograd")
 library.impl("strictly_rising", reference.strictly_rising, "CompositeExplicitAutograd")
+library.impl("advise_huge_pages_", lambda table: None, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("adaftr_fast::fused_embedding", lib=library)
@@ -38,12 +40,15 @@ def _setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -
     ctx.shape = weight.shape
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-    ids, offsets = ctx.saved_tensors
-    rows, values = torch.ops.adaftr_fast.fused_embedding_backward(grad, ids, offsets, ctx.shape[1])
+def sparse_gradient(grad: Tensor, ids: Tensor, offsets: Tensor, shape: torch.Size) -> Tensor:
+    """The coalesced sparse gradient of a table [R, E] from that of its look-ups, grad [B, F * E]."""
+    rows, values = torch.ops.adaftr_fast.fused_embedding_backward(grad, ids, offsets, shape[1])
     # Nothing to check or to merge: the rows are in range, distinct and sorted.
-    sparse = torch.sparse_coo_tensor(rows[None], values, ctx.shape, is_coalesced=True, check_invariants=False)
-    return sparse, None, None
+    return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    return sparse_gradient(grad, *ctx.saved_tensors, ctx.shape), None, None
 
 
 torch.library.register_autograd("adaftr_fast::fused_embedding", _backward, setup_context=_setup_context, lib=library)
@@ -85,3 +90,10 @@ def coalesce_gradient(weight: Tensor) -> None:
     whole = torch.tensor([0, weight.shape[0]], device=rows.device)
     rows, values = torch.ops.adaftr_fast.fused_embedding_backward(values, rows[:, None], whole, weight.shape[1])
     weight.grad = torch.sparse_coo_tensor(rows[None], values, weight.shape, is_coalesced=True, check_invariants=False)
+
+
+def empty_table(*size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor for rows that are looked up at random: on the CPU it asks for huge pages."""
+    table = torch.empty(*size, device=device, dtype=dtype)
+    torch.ops.adaftr_fast.advise_huge_pages_(table)
+    return table

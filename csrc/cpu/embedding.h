@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "cpu/embedding_types.h"
+
 namespace adaftr_fast {
 
 // The index of one batch: ids of field f lie in [0, first_row[f + 1] - first_row[f]).
@@ -38,29 +40,12 @@ struct LookupKernels {
   int64_t (*mark)(const Ids<Id>&, const RowSet&, int64_t* unique, int64_t begin, int64_t end);
 };
 
-template <typename T, typename Id>
+template <typename W, typename Id>
 struct MergeKernels {
   // For fields [begin, end): writes the marked rows in order to rows [U] and the sum of their gradients to
   // values [U, E], both from base[f] on, and clears the bits. grad is [B, F * E].
-  void (*merge)(const Ids<Id>&, const RowSet&, const int64_t* base, const T* grad, int64_t width, int64_t* rows,
-                T* values, int64_t begin, int64_t end);
+  void (*merge)(const Ids<Id>&, const RowSet&, const int64_t* base, const W* grad, int64_t width, int64_t* rows,
+                Compute<W>* values, int64_t begin, int64_t end);
 };
-
-struct EmbeddingKernels {
-  LookupKernels<int32_t> lookup32;
-  LookupKernels<int64_t> lookup64;
-  MergeKernels<float, int32_t> merge_float_32;
-  MergeKernels<float, int64_t> merge_float_64;
-  MergeKernels<double, int32_t> merge_double_32;
-  MergeKernels<double, int64_t> merge_double_64;
-};
-
-extern const EmbeddingKernels kEmbeddingGeneric;
-#if defined(__x86_64__)
-extern const EmbeddingKernels kEmbeddingAvx2;
-#endif
-
-// The kernels for capability().
-const EmbeddingKernels& embedding_kernels();
 
 }  // namespace adaftr_fast

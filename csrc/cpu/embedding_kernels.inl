@@ -98,7 +98,6 @@ int64_t mark(const Ids<Id>& ids, const RowSet& set, int64_t* unique, int64_t beg
   return -1;
 }
 
-template <typename T>
 inline void emit_rows(const RowSet& set, int64_t f, int64_t first_row, int64_t* rows) {
   for_each_word(set, f, [&](int64_t w) {
     const int64_t row = first_row + (w - set.word[f]) * 64;
@@ -106,53 +105,46 @@ inline void emit_rows(const RowSet& set, int64_t f, int64_t first_row, int64_t* 
   });
 }
 
-template <typename T, typename Id, int64_t kWidth>
-void add_gradients(const Ids<Id>& ids, const RowSet& set, const int64_t* base, const T* grad, int64_t width, T* values,
-                   int64_t begin, int64_t end) {
-  const int64_t step = kWidth ? kWidth : width;
+template <typename W, typename Id, int64_t kWidth>
+void add_gradients(const Ids<Id>& ids, const RowSet& set, const int64_t* base, const W* grad, int64_t width,
+                   Compute<W>* values, int64_t begin, int64_t end) {
+  const int64_t step = kWidth ? kWidth : width, stride = ids.fields * step;
   constexpr int64_t kRowsAhead = 8;
   for (int64_t b = 0; b < ids.batch; ++b) {
-    const int64_t ahead = b + kRowsAhead < ids.batch ? b + kRowsAhead : ids.batch - 1;
-    const T* next = grad + (ahead * ids.fields + begin) * step;
-    for (int64_t e = 0; e < (end - begin) * step; e += 64 / sizeof(T)) __builtin_prefetch(next + e);
-    for (int64_t f = begin, i = b * ids.fields + begin; f < end; ++f, ++i) {
-      const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids.data[i]));
+    const W* from = grad + b * stride + begin * step;
+    const W* next = b + kRowsAhead < ids.batch ? from + kRowsAhead * stride : from;
+    for (int64_t e = 0; e < (end - begin) * step; e += 64 / sizeof(W)) __builtin_prefetch(next + e);
+    for (int64_t f = begin; f < end; ++f, from += step) {
+      const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids.data[b * ids.fields + f]));
       const int64_t w = set.word[f] + (id >> 6);
       const uint64_t before = set.bits[w] & ((uint64_t{1} << (id & 63)) - 1);
-      T* __restrict sum = values + (base[f] + set.rank[w] + __builtin_popcountll(before)) * step;
-      const T* __restrict from = grad + i * step;
-      for (int64_t e = 0; e < step; ++e) sum[e] += from[e];
+      Compute<W>* __restrict sum = values + (base[f] + set.rank[w] + __builtin_popcountll(before)) * step;
+      for (int64_t e = 0; e < step; ++e) sum[e] += load(from + e);
     }
   }
 }
 
-template <typename T, typename Id>
-void merge(const Ids<Id>& ids, const RowSet& set, const int64_t* base, const T* grad, int64_t width, int64_t* rows,
-           T* values, int64_t begin, int64_t end) {
+template <typename W, typename Id>
+void merge(const Ids<Id>& ids, const RowSet& set, const int64_t* base, const W* grad, int64_t width, int64_t* rows,
+           Compute<W>* values, int64_t begin, int64_t end) {
   for (int64_t from = begin; from < end; from += kFieldBlock) {
     const int64_t to = from + kFieldBlock < end ? from + kFieldBlock : end;
-    for (int64_t f = from; f < to; ++f) emit_rows<T>(set, f, ids.first_row[f], rows + base[f]);
-    __builtin_memset(values + base[from] * width, 0, (base[to] - base[from]) * width * sizeof(T));
-    switch (width) {
-      case 8:
-        add_gradients<T, Id, 8>(ids, set, base, grad, width, values, from, to);
-        break;
-      case 16:
-        add_gradients<T, Id, 16>(ids, set, base, grad, width, values, from, to);
-        break;
-      case 32:
-        add_gradients<T, Id, 32>(ids, set, base, grad, width, values, from, to);
-        break;
-      default:
-        add_gradients<T, Id, 0>(ids, set, base, grad, width, values, from, to);
+    for (int64_t f = from; f < to; ++f) emit_rows(set, f, ids.first_row[f], rows + base[f]);
+    __builtin_memset(values + base[from] * width, 0, (base[to] - base[from]) * width * sizeof(*values));
+    if (width == 8) {
+      add_gradients<W, Id, 8>(ids, set, base, grad, width, values, from, to);
+    } else {
+      add_gradients<W, Id, 0>(ids, set, base, grad, width, values, from, to);
     }
     for (int64_t f = from; f < to; ++f) clear(set, f);
   }
 }
 
-constexpr EmbeddingKernels kKernels = {{lookup<int32_t>, mark<int32_t>}, {lookup<int64_t>, mark<int64_t>},
-                                       {merge<float, int32_t>},          {merge<float, int64_t>},
-                                       {merge<double, int32_t>},         {merge<double, int64_t>}};
+inline bool rising(const int64_t* rows, int64_t count) {
+  int64_t falls = 0;
+  for (int64_t u = 1; u < count; ++u) falls |= -static_cast<int64_t>(rows[u - 1] >= rows[u]);
+  return falls == 0;
+}
 
 }  // namespace
 }  // namespace adaftr_fast

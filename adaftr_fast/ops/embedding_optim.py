@@ -1,0 +1,65 @@
+"""Ops of the optimizers that step on the rows of a batch, and the look-up through Adam's deferred steps.
+
+R rows of the table, E width, U distinct rows of the batch: ``rows`` [U] int64, strictly rising, and ``grad`` [U, E].
+The state of the deferred Adam is described in ``adaftr_fast/reference/embedding_optim.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adaftr_fast.ops._library import library
+from adaftr_fast.ops.embedding import sparse_gradient
+from adaftr_fast.reference import embedding_optim as reference
+
+_BATCH = "Tensor rows, Tensor grad"
+_ADAGRAD = f"(Tensor(a!) weight, Tensor(b!) total, {_BATCH}, float lr, float weight_decay, float eps) -> ()"
+_SCHEMAS = {
+    "embedding_sgd_": (f"(Tensor(a!) weight, {_BATCH}, float lr, float weight_decay) -> ()", reference.sgd_),
+    "embedding_adagrad_": (_ADAGRAD, reference.adagrad_),
+    "embedding_rowwise_adagrad_": (_ADAGRAD, reference.rowwise_adagrad_),
+    "embedding_lazy_adam_": (
+        f"(Tensor(a!) weight, Tensor(b!) moments, {_BATCH}, float step_size, float weight_decay, float eps, "
+        "float beta1, float beta2) -> ()",
+        reference.lazy_adam_,
+    ),
+    "embedding_adam_": (f"(Tensor(a!) weight, Tensor(b!)[] state, {_BATCH}, float lr) -> ()", reference.adam_),
+    "embedding_adam_flush_": ("(Tensor(a!) weight, Tensor(b!)[] state) -> ()", reference.adam_flush_),
+    "deferred_embedding": (
+        "(Tensor weight, Tensor ids, Tensor offsets, Tensor[] state) -> Tensor",
+        reference.deferred_embedding,
+    ),
+}
+for _name, (_schema, _reference) in _SCHEMAS.items():
+    library.define(_name + _schema)
+    library.impl(_name, _reference, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("adaftr_fast::deferred_embedding", lib=library)
+def _deferred_embedding_fake(weight: Tensor, ids: Tensor, offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
+    return weight.new_empty(ids.shape[0], ids.shape[1] * weight.shape[1])
+
+
+def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    weight, ids, offsets, state = inputs
+    ctx.save_for_backward(ids, offsets)
+    ctx.shape, ctx.states = weight.shape, len(state)
+
+
+def _backward(ctx, grad: Tensor) -> tuple:
+    # Being current is a matter of reading: the gradient is that of the plain look-up.
+    return sparse_gradient(grad, *ctx.saved_tensors, ctx.shape), None, None, [None] * ctx.states
+
+
+torch.library.register_autograd("adaftr_fast::deferred_embedding", _backward, setup_context=_setup_context, lib=library)
+
+
+def deferred_embedding(weight: Tensor, ids: Tensor, offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
+    """``fused_embedding`` of a table whose rows may have missed steps of Adam, as if they had not.
+
+    The same arguments, result and errors; ``state`` is the optimizer's list of tensors. Nothing is written.
+    """
+    return torch.ops.adaftr_fast.deferred_embedding(weight, ids, offsets, state)

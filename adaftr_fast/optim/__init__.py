@@ -1,0 +1,8 @@
+"""Optimizers that step only on the rows a batch looked up. They take ``FusedEmbedding`` tables; give the other
+parameters of a model to torch.optim."""
+
+from adaftr_fast.optim.adam import Adam, AdamW
+from adaftr_fast.optim.clip import clip_grad_norm_
+from adaftr_fast.optim.rows import SGD, Adagrad, LazyAdam, RowwiseAdagrad
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "LazyAdam", "RowwiseAdagrad", "clip_grad_norm_"]

@@ -1,0 +1,93 @@
+"""Dense Adam and AdamW at sparse cost.
+
+Dense Adam moves every row in every step, by momentum and weight decay, also the rows the batch did not look up.
+Here such a row only falls behind: it keeps the step it is current to, the look-up reads through to its present
+value, and the next step that touches it, or ``flush()``, makes up for what it missed, in closed form where that is
+exact to rounding (csrc/cpu/embedding_adam.h has the formulas). The trajectory is that of torch.optim.Adam.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.optim.base import RowOptimizer, Tables, check_at_least
+from adaftr_fast.optim.deferred import DeferredAdam
+from adaftr_fast.optim.rows import check_betas, moments_entry, restore_moments
+
+
+class Adam(RowOptimizer):
+    """torch.optim.Adam on the dense tables, while touching only the rows of the batch.
+
+    ``weight_decay`` is L2 on all rows. It gives every row a gradient in every step, so the missed steps are replayed
+    one by one: exact, but no cheaper in arithmetic than the dense step. Prefer :class:`AdamW`, or a penalty on the
+    looked-up rows in the loss.
+
+    Rows that are not current are seen by nobody: the look-up reads through, and ``eval()``, ``state_dict()``, copies
+    and ``field_weight()`` flush the table first. Only code that reads ``table.weight`` itself while training must
+    call ``table.flush()`` before.
+
+    Args:
+        tables: see :class:`RowOptimizer`.
+        lr: learning rate >= 0; it may change between steps.
+        betas: decay of the first and of the second moment, each in [0, 1).
+        eps: ε >= 0.
+        weight_decay: λ >= 0.
+    """
+
+    _decoupled = False
+
+    def __init__(
+        self,
+        tables: Tables,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        check_at_least(type(self).__name__, 0, lr=lr, eps=eps, weight_decay=weight_decay)
+        check_betas(type(self).__name__, betas)
+        self._deferred: dict[nn.Parameter, DeferredAdam] = {}
+        super().__init__(tables, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def _begin(self, table: FusedEmbedding) -> None:
+        self._deferred[table.weight] = table.deferred = DeferredAdam(table.weight, self._decoupled)
+
+    def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        deferred = self._deferred[weight]
+        deferred.configure(weight, group["betas"], group["eps"], group["weight_decay"])
+        deferred.step(weight, rows, grad, float(group["lr"]))
+
+    def flush(self) -> None:
+        """Make every row of every table current."""
+        for weight, deferred in self._deferred.items():
+            deferred.flush(weight)
+
+    def _entry(self, weight: nn.Parameter) -> dict[str, Any]:
+        deferred = self._deferred[weight]
+        deferred.flush(weight)
+        return moments_entry(deferred.steps, deferred.moments)
+
+    def _restore(self, weight: nn.Parameter, entry: dict[str, Any]) -> None:
+        deferred = self._deferred[weight]
+        deferred.flush(weight)
+        restore_moments(deferred.moments, entry)
+        deferred.resume_at(int(entry["step"]))
+
+
+class AdamW(Adam):
+    """torch.optim.AdamW on the dense tables: w <- (1 - lr λ) w before each step of Adam. Arguments as Adam's."""
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        tables: Tables,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(tables, lr, betas, eps, weight_decay)

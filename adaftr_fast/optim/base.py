@@ -1,0 +1,126 @@
+"""What the row optimizers share: finding the tables, reading their merged gradients, saving and loading state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.ops.embedding import coalesce_gradient
+
+Tables = nn.Module | Iterable[nn.Module] | Iterable[dict[str, Any]]
+
+
+def tables_of(name: str, modules: nn.Module | Iterable[nn.Module]) -> list[FusedEmbedding]:
+    """The FusedEmbedding modules in ``modules``, each once."""
+    roots = [modules] if isinstance(modules, nn.Module) else list(modules)
+    found = dict.fromkeys(m for root in roots for m in root.modules() if isinstance(m, FusedEmbedding))
+    if not found:
+        raise ValueError(f"{name}: expected FusedEmbedding modules, or modules that hold some, got {roots}")
+    return list(found)
+
+
+def check_at_least(name: str, low: float, **values: float) -> None:
+    """Raise for the first value below ``low``."""
+    for key, value in values.items():
+        if not value >= low:
+            raise ValueError(f"{name}: {key} must be >= {low}, got {value}")
+
+
+def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
+    """The rows [U] with a gradient, rising, and their gradients [U, E]; all R rows where the gradient is dense."""
+    grad = weight.grad
+    if not grad.is_sparse:
+        return torch.arange(len(weight), device=weight.device), grad.contiguous()
+    if not grad.is_coalesced():
+        coalesce_gradient(weight)
+        grad = weight.grad
+    return grad._indices()[0], grad._values()
+
+
+class RowOptimizer(torch.optim.Optimizer):
+    """Steps on the rows of ``FusedEmbedding`` tables that have a gradient.
+
+    Args:
+        tables: a FusedEmbedding, a module or several that hold some, or parameter groups whose "params" are such.
+        defaults: options of the groups that do not set their own.
+    """
+
+    def __init__(self, tables: Tables, defaults: dict[str, Any]) -> None:
+        name = type(self).__name__
+        listed = [tables] if isinstance(tables, nn.Module) else list(tables)
+        groups = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
+        owners = [tables_of(name, group["params"]) for group in groups]
+        super().__init__(
+            [
+                {**group, "params": [table.weight for table in owned]}
+                for group, owned in zip(groups, owners, strict=True)
+            ],
+            defaults,
+        )
+        for table in (table for owned in owners for table in owned):
+            table.flush()  # an optimizer before this one may have left rows behind
+            table.deferred = None
+            self._begin(table)
+
+    def _begin(self, table: FusedEmbedding) -> None:
+        """Make the state of one table."""
+        raise NotImplementedError
+
+    def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        """One step on rows [U] with gradients [U, E]."""
+        raise NotImplementedError
+
+    def _entry(self, weight: nn.Parameter) -> dict[str, Any]:
+        """The state of one table, as state_dict holds it."""
+        return self.state[weight]
+
+    def _restore(self, weight: nn.Parameter, entry: dict[str, Any]) -> None:
+        """Take over what ``_entry`` gave."""
+        for key, value in entry.items():
+            if isinstance(value, Tensor):
+                self.state[weight][key].copy_(value)
+            else:
+                self.state[weight][key] = value
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Update every table that has a gradient; ``closure`` may compute it and return the loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, *row_gradient(weight), group)
+        return loss
+
+    def _weights(self) -> list[nn.Parameter]:
+        return [weight for group in self.param_groups for weight in group["params"]]
+
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        """As torch.optim: ``{"state": {table number: tensors}, "param_groups": options}``."""
+        packed = super().state_dict()
+        packed["state"] = {number: dict(self._entry(weight)) for number, weight in enumerate(self._weights())}
+        return packed
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` gave; tensors keep their own precision, whatever that of the table.
+
+        Raises:
+            ValueError: the groups or the tables' states do not fit.
+        """
+        kept = dict(self.state)
+        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
+        self.state.update(kept)
+        for number, weight in enumerate(self._weights()):
+            entry, name = state_dict["state"].get(number), type(self).__name__
+            if entry is None or entry.keys() != self._entry(weight).keys():
+                raise ValueError(f"{name}.load_state_dict: table {number} needs {sorted(self._entry(weight))}")
+            self._restore(weight, entry)

@@ -1,0 +1,30 @@
+"""Gradient clipping over dense parameters and tables together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from adaftr_fast.ops.embedding import coalesce_gradient
+
+
+@torch.no_grad()
+def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float, norm_type: float = 2.0) -> Tensor:
+    """Scale all gradients so that their joint norm is at most ``max_norm``; returns the norm before.
+
+    As torch.nn.utils.clip_grad_norm_, which refuses sparse gradients.
+    """
+    grads = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            coalesce_gradient(parameter)  # the norm is that of the sums, not of their terms
+        grads.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
+    total = torch.nn.utils.get_total_norm(grads, norm_type)
+    scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.mul_(scale.to(grad.device))
+    return total

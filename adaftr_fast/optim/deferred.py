@@ -1,0 +1,87 @@
+"""The state of one table under deferred Adam."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from adaftr_fast.ops.embedding import empty_table
+
+_POWERS = 4096  # β^j is tabulated for j below this; csrc/cpu/embedding_adam.h has the same number
+_STEP, _BASE = 0, 7  # places in the clock
+
+
+class DeferredAdam:
+    """Moments, the step each row is current to, and what is needed to make up for missed steps.
+
+    ``tensors`` is what the ops take; adaftr_fast/reference/embedding_optim.py describes it.
+    """
+
+    def __init__(self, weight: Tensor, decoupled: bool) -> None:
+        (rows, width), device = weight.shape, weight.device
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.moments = empty_table(rows, 2, width, device=device, dtype=dtype).zero_()
+        current = empty_table(rows, device=device, dtype=torch.int32).zero_()
+        series = torch.zeros(64, 8, device=device, dtype=dtype)
+        schedule = torch.zeros(64, 8, device=device, dtype=torch.float64)
+        powers = torch.zeros(2, _POWERS, device=device, dtype=dtype)
+        self._clock = torch.zeros(8, device=device, dtype=torch.float64)
+        self.tensors: list[Tensor] = [self.moments, current, series, schedule, powers, self._clock]
+        self._decoupled = decoupled
+        self._options: tuple | None = None
+        self.steps = self._base = 0
+        self.stale = False
+
+    def configure(self, weight: Tensor, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+        """Set the options of the steps to come."""
+        options = (*betas, eps, weight_decay)
+        if options == self._options:
+            return
+        self.flush(weight)  # the missed steps were taken under the old options
+        self._options = options
+        decoupled, horizon = float(self._decoupled), self._horizon(*betas)
+        self._clock[1:_BASE] = self._clock.new_tensor([*options, decoupled, horizon])
+        powers = self.tensors[4]
+        keep1 = 1 - self._rounded(1 - betas[0])  # what m <- m + (1 - β1) (g - m) keeps
+        keep = torch.stack([keep1, self._rounded(betas[1])])
+        powers.copy_(keep[:, None] ** torch.arange(_POWERS, device=keep.device))
+
+    def step(self, weight: Tensor, rows: Tensor, grad: Tensor, lr: float) -> None:
+        """One step: rows [U], grad [U, E]."""
+        series, schedule = self.tensors[2:4]
+        if self.steps + 1 - self._base >= len(series):
+            self.tensors[2] = torch.cat([series, torch.zeros_like(series)])
+            self.tensors[3] = torch.cat([schedule, torch.zeros_like(schedule)])
+        torch.ops.adaftr_fast.embedding_adam_(weight, self.tensors, rows, grad, lr)
+        self.steps += 1
+        self.stale = True
+
+    def flush(self, weight: Tensor) -> None:
+        """Make every row current."""
+        if not self.stale:
+            return
+        with torch.no_grad():
+            torch.ops.adaftr_fast.embedding_adam_flush_(weight, self.tensors)
+        self._base, self.stale = self.steps, False
+
+    def resume_at(self, step: int) -> None:
+        """Declare every row current to ``step``."""
+        self.steps = self._base = step
+        self._clock[_STEP] = self._clock[_BASE] = step
+        self.tensors[1].fill_(step)
+        self.stale = False
+
+    def _rounded(self, value: float) -> Tensor:
+        """The value the kernels compute with."""
+        return self.tensors[4].new_tensor(value).double()
+
+    def _horizon(self, beta1: float, beta2: float) -> int:
+        """Missed steps after which the rest of the momentum is below half a unit in the last place; 0: never."""
+        bits = 60 if self.moments.dtype == torch.float64 else 28
+        ratio = beta1 / math.sqrt(beta2) if beta2 > 0 else math.inf
+        if ratio >= 1:  # v dies out faster than m
+            return 0
+        horizon = math.ceil(bits * math.log(2) / -math.log(ratio)) if ratio > 0 else 1
+        return horizon if horizon < _POWERS else 0

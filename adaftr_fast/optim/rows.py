@@ -1,0 +1,154 @@
+"""Optimizers whose rows wait unchanged while they have no gradient.
+
+``weight_decay`` is L2, added to the gradient of the rows of the batch: a row that is not looked up does not decay.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.ops.embedding import empty_table
+from adaftr_fast.optim.base import RowOptimizer, Tables, check_at_least
+
+_ops = torch.ops.adaftr_fast
+
+
+def state_table(weight: Tensor, *size: int) -> Tensor:
+    """Zeros for optimizer state: float64 beside float64 weights, float32 beside all others."""
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return empty_table(*size, device=weight.device, dtype=dtype).zero_()
+
+
+class SGD(RowOptimizer):
+    """w <- w - lr (g + λ w). Equals torch.optim.SGD on sparse gradients.
+
+    Args:
+        tables: see :class:`RowOptimizer`.
+        lr: learning rate >= 0.
+        weight_decay: λ >= 0.
+    """
+
+    def __init__(self, tables: Tables, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
+        check_at_least("SGD", 0, lr=lr, weight_decay=weight_decay)
+        super().__init__(tables, {"lr": lr, "weight_decay": weight_decay})
+
+    def _begin(self, table: FusedEmbedding) -> None:
+        self.state[table.weight] = {}
+
+    def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        _ops.embedding_sgd_(weight, rows, grad, float(group["lr"]), group["weight_decay"])
+
+
+class Adagrad(RowOptimizer):
+    """G <- G + g², w <- w - lr g / (sqrt(G) + ε). Equals torch.optim.Adagrad.
+
+    Args:
+        tables: see :class:`RowOptimizer`.
+        lr: learning rate >= 0.
+        weight_decay: λ >= 0, with g + λ w in place of g.
+        eps: ε >= 0.
+        initial_accumulator_value: G before the first step, >= 0.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        lr: float = 1e-2,
+        weight_decay: float = 0.0,
+        eps: float = 1e-10,
+        initial_accumulator_value: float = 0.0,
+    ) -> None:
+        check_at_least(type(self).__name__, 0, lr=lr, weight_decay=weight_decay, eps=eps)
+        check_at_least(type(self).__name__, 0, initial_accumulator_value=initial_accumulator_value)
+        self._initial = initial_accumulator_value
+        super().__init__(tables, {"lr": lr, "weight_decay": weight_decay, "eps": eps})
+
+    def _begin(self, table: FusedEmbedding) -> None:
+        self.state[table.weight] = {"sum": state_table(table.weight, *table.weight.shape).fill_(self._initial)}
+
+    def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        total = self.state[weight]["sum"]
+        _ops.embedding_adagrad_(weight, total, rows, grad, float(group["lr"]), group["weight_decay"], group["eps"])
+
+
+class RowwiseAdagrad(Adagrad):
+    """Adagrad with one number a row: G <- G + mean over E of g². Takes the arguments of :class:`Adagrad`."""
+
+    def _begin(self, table: FusedEmbedding) -> None:
+        self.state[table.weight] = {"sum": state_table(table.weight, len(table.weight)).fill_(self._initial)}
+
+    def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        total = self.state[weight]["sum"]
+        _ops.embedding_rowwise_adagrad_(
+            weight, total, rows, grad, float(group["lr"]), group["weight_decay"], group["eps"]
+        )
+
+
+class LazyAdam(RowOptimizer):
+    """Adam whose moments rest while a row has no gradient. Equals torch.optim.SparseAdam.
+
+    It is another optimizer than Adam: see :class:`adaftr_fast.optim.Adam` for the one whose result is dense Adam's.
+
+    Args:
+        tables: see :class:`RowOptimizer`.
+        lr: learning rate >= 0.
+        betas: decay of the first and of the second moment, each in [0, 1).
+        eps: ε >= 0.
+        weight_decay: λ >= 0, with g + λ w in place of g.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        check_at_least("LazyAdam", 0, lr=lr, eps=eps, weight_decay=weight_decay)
+        check_betas("LazyAdam", betas)
+        super().__init__(tables, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def _begin(self, table: FusedEmbedding) -> None:
+        rows, width = table.weight.shape
+        self.state[table.weight] = {"step": 0, "moments": state_table(table.weight, rows, 2, width)}
+
+    def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[weight], group["betas"]
+        state["step"] += 1
+        step_size = float(group["lr"]) * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
+        _ops.embedding_lazy_adam_(
+            weight, state["moments"], rows, grad, step_size, group["weight_decay"], group["eps"], beta1, beta2
+        )
+
+    def _entry(self, weight: nn.Parameter) -> dict[str, Any]:
+        return moments_entry(self.state[weight]["step"], self.state[weight]["moments"])
+
+    def _restore(self, weight: nn.Parameter, entry: dict[str, Any]) -> None:
+        self.state[weight]["step"] = int(entry["step"])
+        restore_moments(self.state[weight]["moments"], entry)
+
+
+def check_betas(name: str, betas: tuple[float, float]) -> None:
+    """Raise unless both betas are in [0, 1)."""
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"{name}: betas must be in [0, 1), got {betas}")
+
+
+def moments_entry(step: int, moments: Tensor) -> dict[str, Any]:
+    """The state of an Adam under the names torch.optim gives it; ``moments`` [R, 2, E]."""
+    return {
+        "step": torch.tensor(float(step)),
+        "exp_avg": moments[:, 0].contiguous(),
+        "exp_avg_sq": moments[:, 1].contiguous(),
+    }
+
+
+def restore_moments(moments: Tensor, entry: dict[str, Any]) -> None:
+    """Undo ``moments_entry`` into ``moments`` [R, 2, E]."""
+    moments[:, 0].copy_(entry["exp_avg"])
+    moments[:, 1].copy_(entry["exp_avg_sq"])

@@ -1,0 +1,136 @@
+"""Optimizer steps on the rows of a batch in plain PyTorch: the truth the kernels are tested against.
+
+R rows of the table, E width, U distinct rows of the batch. All functions work in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adaftr_fast.reference.embedding import check_ids
+
+
+def _widen(rows: Tensor) -> Tensor:
+    """Half precision is for storage: arithmetic is in float32."""
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def sgd_(weight: Tensor, rows: Tensor, grad: Tensor, lr: float, weight_decay: float) -> None:
+    """w <- w - lr (g + λ w)."""
+    w = _widen(weight[rows])
+    weight[rows] = (w - lr * (_widen(grad) + weight_decay * w)).to(weight.dtype)
+
+
+def adagrad_(
+    weight: Tensor, total: Tensor, rows: Tensor, grad: Tensor, lr: float, weight_decay: float, eps: float
+) -> None:
+    """G <- G + g², w <- w - lr g / (sqrt(G) + ε), with G = ``total`` [R, E]."""
+    w = _widen(weight[rows])
+    g = _widen(grad) + weight_decay * w
+    total[rows] += g * g
+    weight[rows] = (w - lr * g / (total[rows].sqrt() + eps)).to(weight.dtype)
+
+
+def rowwise_adagrad_(
+    weight: Tensor, total: Tensor, rows: Tensor, grad: Tensor, lr: float, weight_decay: float, eps: float
+) -> None:
+    """G <- G + mean over E of g², w <- w - lr g / (sqrt(G) + ε), with one number G = ``total`` [R] a row."""
+    w = _widen(weight[rows])
+    g = _widen(grad) + weight_decay * w
+    total[rows] += (g * g).mean(1)
+    weight[rows] = (w - lr * g / (total[rows, None].sqrt() + eps)).to(weight.dtype)
+
+
+def lazy_adam_(
+    weight: Tensor,
+    moments: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    step_size: float,
+    weight_decay: float,
+    eps: float,
+    beta1: float,
+    beta2: float,
+) -> None:
+    """m <- β1 m + (1 - β1) g, v <- β2 v + (1 - β2) g², w <- w - step_size m / (sqrt(v) + ε).
+
+    ``moments`` [R, 2, E] holds m and v. Only rows of the batch change.
+    """
+    w = _widen(weight[rows])
+    g = _widen(grad) + weight_decay * w
+    m, v = moments[rows].unbind(1)
+    m = m + (1 - beta1) * (g - m)
+    v = v + (1 - beta2) * (g * g - v)
+    moments[rows] = torch.stack([m, v], 1)
+    weight[rows] = (w - step_size * m / (v.sqrt() + eps)).to(weight.dtype)
+
+
+# The deferred Adam. Its state is a list of tensors:
+#   moments [R, 2, E]  m and v;  current [R] int32, the step each row is current to
+#   series [S, 8]      of each step since `base`: five sums that only the kernels use, then c_k, r_k, d_k
+#   schedule [S, 8]    float64; column 6 is the sum of log d_i over i <= k, the rest is the kernels'
+#   powers [2, 4096]   for the kernels;  clock [8] float64: step, β1, β2, ε, λ, decoupled, horizon, base
+# with c_k = lr_k / (1 - β1^k), r_k = 1 / sqrt(1 - β2^k), d_k = 1 - lr_k λ where λ is decoupled, else 1.
+
+
+def _dense_step(w: Tensor, m: Tensor, v: Tensor, g: Tensor | float, scalars: Sequence[float], clock: Tensor):
+    _, beta1, beta2, eps, weight_decay, decoupled, _, _ = clock.tolist()
+    step_size, inverse_bias2, decay = scalars
+    w = w * decay
+    g = g + (0.0 if decoupled else weight_decay) * w
+    m = m + (1 - beta1) * (g - m)
+    v = v * beta2 + (1 - beta2) * g * g
+    return w - step_size * m / (v.sqrt() * inverse_bias2 + eps), m, v
+
+
+def _caught_up(weight: Tensor, state: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """w, m, v of rows [U], brought to the present by replaying the steps they missed."""
+    moments, current, series, _, _, clock = state
+    now, base = int(clock[0]), int(clock[7])
+    w = _widen(weight[rows])
+    m, v = moments[rows].unbind(1)
+    since = current[rows]
+    first = int(since.min()) if len(rows) else now
+    for k in range(first + 1, now + 1):
+        behind = (since < k)[:, None]
+        stepped = _dense_step(w, m, v, 0.0, series[k - base, 5:].tolist(), clock)
+        w, m, v = (torch.where(behind, new, old) for new, old in zip(stepped, (w, m, v), strict=True))
+    return w, m, v
+
+
+def deferred_embedding(weight: Tensor, ids: Tensor, offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
+    """Look up the current values of rows that may have missed steps: ids [B, F] -> [B, F * E]."""
+    check_ids("deferred_embedding", ids, offsets)
+    rows = (ids + offsets[:-1]).flatten()
+    return _caught_up(weight, state, rows)[0].to(weight.dtype).reshape(len(ids), -1)
+
+
+def adam_(weight: Tensor, state: Sequence[Tensor], rows: Tensor, grad: Tensor, lr: float) -> None:
+    """One step of dense Adam or AdamW, deferred for the rows without gradient."""
+    moments, current, series, schedule, _, clock = state
+    step, beta1, beta2, _, weight_decay, decoupled, _, base = clock.tolist()
+    step, at = int(step) + 1, int(step) + 1 - int(base)
+    decay = 1 - lr * weight_decay if decoupled else 1.0
+    scalars = (lr / (1 - beta1**step), (1 - beta2**step) ** -0.5, decay)
+    w, m, v = _dense_step(*_caught_up(weight, state, rows), _widen(grad), scalars, clock)
+    weight[rows] = w.to(weight.dtype)
+    moments[rows] = torch.stack([m, v], 1)
+    current[rows] = step
+    series[at, 5:] = series.new_tensor(scalars)
+    schedule[at, 6] = schedule[at - 1, 6] + torch.tensor(decay, dtype=torch.float64).log()
+    clock[0] = step
+
+
+def adam_flush_(weight: Tensor, state: Sequence[Tensor]) -> None:
+    """Make every row current."""
+    moments, current, series, schedule, _, clock = state
+    w, m, v = _caught_up(weight, state, torch.arange(len(weight), device=weight.device))
+    weight.copy_(w)
+    moments.copy_(torch.stack([m, v], 1))
+    current.fill_(int(clock[0]))
+    series[0] = 0
+    schedule[0] = 0
+    clock[7] = clock[0]

@@ -1,0 +1,47 @@
+"""What the optimizer tests share: a table of ours beside the same table in PyTorch."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adaftr_fast import FusedEmbedding
+
+
+class Pair:
+    """A FusedEmbedding and an nn.Embedding with the same rows, stepped on the same gradients."""
+
+    def __init__(self, sizes: list[int], width: int, dtype: torch.dtype, sparse: bool) -> None:
+        self.sizes = sizes
+        self.ours = FusedEmbedding(sizes, width, dtype=dtype)
+        start = self.ours.weight.detach().clone()
+        self.theirs = nn.Embedding.from_pretrained(start, freeze=False, sparse=sparse)
+
+    def ids(self, batch: int) -> Tensor:
+        """Ids that favour the first rows of each field, so that many rows wait long."""
+        return torch.stack([(torch.rand(batch) ** 3 * n).long() for n in self.sizes], 1)
+
+    def backward(self, ids: Tensor, scale: float = 1.0) -> None:
+        rows = ids + self.ours.offsets[:-1]
+        grad = torch.randn(len(ids), self.ours.out_features, dtype=self.ours.weight.dtype) * scale
+        self.ours(ids).backward(grad)
+        self.theirs(rows).flatten(1).backward(grad)
+
+    def distance(self) -> float:
+        """Relative distance of the two tables."""
+        self.ours.flush()
+        ours, theirs = self.ours.weight.detach().double(), self.theirs.weight.detach().double()
+        return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+@pytest.fixture
+def pair():
+    return Pair
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Thousands of tiny steps: waking a second thread for each would be all the work, and more on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,214 @@
+"""Deferred Adam and AdamW against torch's on the dense table."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adaftr_fast import FusedEmbedding, optim
+
+SIZES = [200, 3, 50]
+TWINS = {
+    "Adam": (optim.Adam, torch.optim.Adam, {}),
+    "Adam with L2": (optim.Adam, torch.optim.Adam, {"weight_decay": 1e-2}),
+    "AdamW": (optim.AdamW, torch.optim.AdamW, {"weight_decay": 1e-2}),
+}
+
+
+def train(two, name, steps, *, lr=1e-2, scale=1.0, eps=1e-8, betas=(0.9, 0.999), batch=4):
+    """``steps`` steps of both, with a learning rate that falls and rises."""
+    ours, theirs, options = TWINS[name]
+    options = {**options, "lr": lr, "eps": eps, "betas": betas}
+    left, right = ours(two.ours, **options), theirs([two.theirs.weight], **options)
+    for step in range(steps):
+        for optimizer in (left, right):
+            optimizer.param_groups[0]["lr"] = lr * (0.3 if step % 100 >= 50 else 1.0)
+            optimizer.zero_grad()
+        two.backward(two.ids(batch), scale)
+        left.step()
+        right.step()
+    return left, right
+
+
+# Gradients of 1e-6 and 1e-8 put sqrt(v) near and below ε, where the series must not lose it.
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-8])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("name", TWINS)
+def test_300_steps_equal_dense_torch(pair, name, dtype, tolerance, scale):
+    torch.manual_seed(0)
+    two = pair(SIZES, 8, dtype, sparse=False)
+    train(two, name, 300, scale=scale)
+    if name == "Adam with L2" and scale < 1:
+        tolerance *= 3  # the table itself decays towards 0, and the distance is relative to it
+    assert two.distance() <= tolerance
+
+
+def wait(two, row, left, right):
+    """A step in which only ``row`` has a gradient."""
+    grad = torch.full((1, 8), 0.1, dtype=two.ours.weight.dtype)
+    two.ours.weight.grad = torch.sparse_coo_tensor(
+        [[row]], grad, two.ours.weight.shape, is_coalesced=True, check_invariants=True
+    )
+    two.theirs.weight.grad.zero_()[row] = grad
+    left.step()
+    right.step()
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_rows_that_wait_for_thousands_of_steps(pair, name):
+    """Tolerance rule: no further from float64 than torch's float32, which rounds in every one of those steps."""
+    tables = {}
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        two = pair([300], 8, dtype, sparse=False)
+        with torch.no_grad():
+            start = torch.randn(300, 8, generator=torch.Generator().manual_seed(1)) * 0.01
+            two.ours.weight.copy_(start)
+            two.theirs.weight.copy_(start)
+        left, right = train(two, name, 20, batch=30)
+        for step in range(2000):
+            wait(two, step % 2, left, right)
+        two.ours.flush()
+        tables[dtype] = two.ours.weight.detach().double(), two.theirs.weight.detach().double()
+    truth = tables[torch.float64][1]
+    ours, theirs = (((t - truth).norm() / truth.norm()).item() for t in tables[torch.float32])
+    assert ((tables[torch.float64][0] - truth).norm() / truth.norm()).item() <= 1e-12
+    assert ours <= theirs + 1e-6
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    width=st.integers(1, 19),
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    name=st.sampled_from(sorted(TWINS)),
+    betas=st.sampled_from([(0.9, 0.999), (0.0, 0.99), (0.9, 0.5), (0.5, 0.9), (0.99, 0.9999)]),
+    eps=st.sampled_from([1e-8, 1e-3, 1.0]),
+    seed=st.integers(0, 9),
+)
+def test_any_width_and_options(pair, width, sizes, name, betas, eps, seed):
+    torch.manual_seed(seed)
+    two = pair(sizes, width, torch.float32, sparse=False)
+    train(two, name, 40, eps=eps, betas=betas)
+    assert two.distance() <= 2e-6
+
+
+def test_a_late_start_of_the_series(pair):
+    """Past step 300 rows are made current in closed form; before, step by step."""
+    torch.manual_seed(0)
+    two = pair([400], 8, torch.float32, sparse=False)
+    train(two, "Adam", 700, batch=3)
+    assert two.distance() <= 1.5e-6  # more than twice the steps of the 1e-6 above
+
+
+def test_evaluation_copies_and_state_dict_see_no_stale_rows(pair):
+    torch.manual_seed(0)
+    two = pair(SIZES, 8, torch.float32, sparse=False)
+    left, right = train(two, "Adam", 40)
+    every = torch.arange(200)[:, None].expand(200, 3).minimum(torch.tensor(SIZES) - 1)
+    expected = two.theirs(every + two.ours.offsets[:-1]).flatten(1)
+    assert two.ours.deferred.stale
+    torch.testing.assert_close(two.ours(every), expected, rtol=1e-5, atol=1e-7)  # read through, nothing written
+    assert two.ours.deferred.stale
+    twin = copy.deepcopy(two.ours)
+    torch.testing.assert_close(twin(every), expected, rtol=1e-5, atol=1e-7)
+    for look in (lambda: two.ours.state_dict()["weight"], lambda: two.ours.eval().weight):
+        two.backward(two.ids(4))
+        left.step()
+        right.step()
+        assert two.ours.deferred.stale
+        torch.testing.assert_close(look().detach(), two.theirs.weight.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_state_moves_to_and_from_torch(pair):
+    """The state dict has torch.optim.Adam's entries, so either can go on where the other stopped."""
+    torch.manual_seed(0)
+    two = pair(SIZES, 8, torch.float64, sparse=False)
+    left, right = train(two, "Adam", 30)
+    ours, theirs = left.state_dict()["state"][0], right.state_dict()["state"][0]
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        torch.testing.assert_close(ours[key].double(), theirs[key].double())
+    left.load_state_dict({"state": {0: theirs}, "param_groups": left.state_dict()["param_groups"]})
+    right.load_state_dict({"state": {0: ours}, "param_groups": right.state_dict()["param_groups"]})
+    two.backward(two.ids(4))
+    left.step()
+    right.step()
+    assert two.distance() <= 1e-12
+
+
+def test_options_may_change_on_the_way(pair):
+    torch.manual_seed(0)
+    two = pair(SIZES, 8, torch.float64, sparse=False)
+    left, right = train(two, "AdamW", 20)
+    for options in ({"betas": (0.8, 0.99)}, {"weight_decay": 0.1}, {"eps": 1e-4}):
+        for optimizer in (left, right):
+            optimizer.param_groups[0].update(options)
+        for _ in range(5):
+            left.zero_grad()
+            right.zero_grad()
+            two.backward(two.ids(4))
+            left.step()
+            right.step()
+    assert two.distance() <= 1e-12
+
+
+def test_the_thread_count_changes_nothing():
+    tables, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            torch.manual_seed(0)
+            emb = FusedEmbedding([3000, 5000], 8)
+            optimizer = optim.Adam(emb, lr=0.01)
+            for _ in range(8):
+                optimizer.zero_grad()
+                emb(torch.randint(0, 3000, (5000, 2))).sin().sum().backward()
+                optimizer.step()
+            emb.flush()
+            tables.append(emb.weight.detach())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*tables)
+
+
+def test_reads_through_inside_one_compiled_graph():
+    emb = FusedEmbedding(SIZES, 8)
+    optimizer = optim.Adam(emb, lr=0.1)
+    compiled = torch.compile(emb, fullgraph=True, backend="aot_eager")
+    ids = torch.zeros(4, 3, dtype=torch.int64)
+    for step in range(4):
+        optimizer.zero_grad()
+        compiled(ids + step % 2).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(compiled(ids), emb(ids))
+    assert emb.weight.grad.is_coalesced()
+
+
+def test_opcheck():
+    emb = FusedEmbedding(SIZES, 8)
+    optimizer = optim.Adam(emb)
+    emb(torch.zeros(4, 3, dtype=torch.int64)).sum().backward()
+    optimizer.step()
+    rows, grad = emb.weight.grad._indices()[0], emb.weight.grad._values()
+    weight, state = emb.weight.detach(), emb.deferred.tensors
+    ops = torch.ops.adaftr_fast
+    torch.library.opcheck(ops.deferred_embedding, (weight, torch.zeros(4, 3, dtype=torch.int64), emb.offsets, state))
+    torch.library.opcheck(ops.embedding_sgd_, (weight, rows, grad, 0.1, 0.0))
+    # A step of Adam counts: opcheck's repeated calls with the same state would not agree.
+    torch.library.opcheck(ops.embedding_adam_, (weight, state, rows, grad, 0.1), test_utils="test_schema")
+    torch.library.opcheck(ops.embedding_adam_flush_, (weight, state), test_utils="test_schema")
+
+
+def test_a_new_optimizer_takes_the_table_over():
+    emb = FusedEmbedding(SIZES, 8)
+    optimizer = optim.Adam(emb, lr=0.1)
+    for step in range(3):
+        emb.weight.grad = None
+        emb(torch.full((1, 3), step % 2)).sum().backward()
+        optimizer.step()
+    read_through = emb(torch.zeros(1, 3, dtype=torch.int64))
+    optim.SGD(emb)
+    assert emb.deferred is None
+    torch.testing.assert_close(emb(torch.zeros(1, 3, dtype=torch.int64)), read_through)

@@ -1,0 +1,176 @@
+"""The optimizers whose rows wait unchanged: against torch's, and the kernels against their references."""
+
+import pytest
+import torch
+
+from adaftr_fast import FusedEmbedding, optim
+from adaftr_fast.reference import embedding_optim as reference
+
+SIZES = [200, 3, 50]
+TWINS = {
+    "SGD": (optim.SGD, torch.optim.SGD, {}),
+    "Adagrad": (optim.Adagrad, torch.optim.Adagrad, {}),
+    "LazyAdam": (optim.LazyAdam, torch.optim.SparseAdam, {"eps": 1e-8}),
+}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("name", TWINS)
+def test_300_steps_equal_torch(pair, name, dtype, tolerance):
+    ours, theirs, options = TWINS[name]
+    torch.manual_seed(0)
+    two = pair(SIZES, 8, dtype, sparse=True)
+    left, right = ours(two.ours, lr=0.05, **options), theirs([two.theirs.weight], lr=0.05, **options)
+    schedules = [torch.optim.lr_scheduler.StepLR(o, 50, 0.5) for o in (left, right)]
+    for _ in range(300):
+        left.zero_grad()
+        right.zero_grad()
+        two.backward(two.ids(6))
+        left.step()
+        right.step()
+        for schedule in schedules:
+            schedule.step()
+    assert two.distance() <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [1, 3, 8, 16, 21])
+def test_kernels_equal_their_references(width, dtype):
+    torch.manual_seed(width)
+    state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    rows = torch.randperm(900)[:333].sort().values
+    grad = torch.randn(333, width).to(dtype)
+    arguments = {
+        "sgd_": ([], (0.1, 0.01)),
+        "adagrad_": ([torch.rand(900, width)], (0.1, 0.01, 1e-10)),
+        "rowwise_adagrad_": ([torch.rand(900)], (0.1, 0.01, 1e-10)),
+        "lazy_adam_": ([torch.rand(900, 2, width)], (0.1, 0.01, 1e-8, 0.9, 0.999)),
+    }
+    for name, (state, scalars) in arguments.items():
+        weight = torch.randn(900, width).to(dtype)
+        state = [s.to(state_dtype) for s in state]
+        expected = [weight.clone(), *(s.clone() for s in state)]
+        getattr(torch.ops.adaftr_fast, f"embedding_{name}")(weight, *state, rows, grad, *scalars)
+        getattr(reference, name)(*expected, rows, grad, *scalars)
+        for got, want in zip([weight, *state], expected, strict=True):
+            torch.testing.assert_close(got, want)
+
+
+def test_rowwise_adagrad_by_hand():
+    emb = FusedEmbedding([4], 2)
+    start = emb.weight.detach().clone()
+    optimizer = optim.RowwiseAdagrad(emb, lr=0.5, eps=0.0)
+    emb(torch.tensor([[1]])).backward(torch.tensor([[3.0, 4.0]]))
+    optimizer.step()
+    start[1] -= 0.5 * torch.tensor([3.0, 4.0]) / 12.5**0.5
+    torch.testing.assert_close(emb.weight.detach(), start)
+
+
+@pytest.mark.parametrize("name", [*TWINS, "RowwiseAdagrad", "Adam", "AdamW"])
+def test_resuming_from_a_checkpoint_changes_no_bit(name, tmp_path):
+    make = getattr(optim, name)
+
+    def train(emb, optimizer, steps, seed):
+        torch.manual_seed(seed)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            emb(torch.stack([torch.randint(0, n, (4,)) for n in SIZES], 1)).sin().sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(1)
+    one = FusedEmbedding(SIZES, 8)
+    first = make(one, lr=0.01)
+    train(one, first, 20, seed=2)
+    torch.save({"model": one.state_dict(), "optimizer": first.state_dict()}, tmp_path / "checkpoint.pt")
+    train(one, first, 20, seed=3)
+
+    two = FusedEmbedding(SIZES, 8)
+    second = make(two, lr=0.5)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    two.load_state_dict(saved["model"])
+    second.load_state_dict(saved["optimizer"])
+    train(two, second, 20, seed=3)
+    one.flush()
+    two.flush()
+    assert torch.equal(one.weight, two.weight)
+
+
+@pytest.mark.parametrize("name", [*TWINS, "RowwiseAdagrad", "Adam"])
+def test_half_tables_keep_float32_state(name):
+    emb = FusedEmbedding(SIZES, 8, dtype=torch.bfloat16)
+    optimizer = getattr(optim, name)(emb, lr=0.1)
+    for _ in range(3):
+        emb(torch.zeros(4, 3, dtype=torch.int64)).sum().backward()
+        optimizer.step()
+    before = optimizer.state_dict()["state"][0]
+    optimizer.load_state_dict(optimizer.state_dict())
+    for key, value in before.items():
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == torch.float32
+            assert torch.equal(value, optimizer.state_dict()["state"][0][key])
+    assert emb.weight.dtype == torch.bfloat16
+
+
+def test_accumulation_clipping_and_scaling_beside_dense_parameters(pair):
+    """Two backwards, AMP's gradient scaler and one joint norm: as torch on dense gradients."""
+    torch.manual_seed(0)
+    two = pair(SIZES, 8, torch.float32, sparse=False)
+    dense = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    left, right = optim.SGD(two.ours, lr=0.1), torch.optim.SGD([two.theirs.weight], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    two.backward(two.ids(5), scale=8.0)
+    two.backward(two.ids(5), scale=8.0)
+    for parameter in dense:
+        parameter.grad = torch.ones(3)
+    two.theirs.weight.grad /= 8
+    scaler.scale(torch.ones(()))  # the scaler wakes up with its first loss
+    scaler.unscale_(left)
+    ours = optim.clip_grad_norm_([two.ours.weight, dense[0]], 1.0)
+    theirs = torch.nn.utils.clip_grad_norm_([two.theirs.weight, dense[1]], 1.0)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(dense[0].grad, dense[1].grad)
+    scaler.step(left)
+    right.step()
+    assert two.distance() <= 1e-6
+
+
+def test_groups_closure_and_zero_grad():
+    first, second = FusedEmbedding([5], 2), FusedEmbedding([7], 2)
+    optimizer = optim.SGD([{"params": first, "lr": 0.0}, {"params": [second]}], lr=1.0)
+    before = [first.weight.detach().clone(), second.weight.detach().clone()]
+    ids = torch.tensor([[3]])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = first(ids).sum() + second(ids).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() != 0
+    assert torch.equal(first.weight, before[0])
+    torch.testing.assert_close(second.weight.detach()[3], before[1][3] - 1)
+    optimizer.zero_grad()
+    assert first.weight.grad is None
+
+
+def test_a_model_gives_its_tables_and_a_dense_gradient_works():
+    model = torch.nn.Sequential(FusedEmbedding([5, 6], 2), torch.nn.Linear(4, 1))
+    table = model[0]
+    optimizer = optim.SGD(model, lr=1.0)
+    before = table.weight.detach().clone()
+    table.weight.sum().backward()  # a penalty on the whole table
+    optimizer.step()
+    torch.testing.assert_close(table.weight.detach(), before - 1)
+
+
+def test_bad_arguments_are_named():
+    emb = FusedEmbedding([5], 2)
+    with pytest.raises(ValueError, match=r"SGD: lr must be >= 0, got -1"):
+        optim.SGD(emb, lr=-1.0)
+    with pytest.raises(ValueError, match=r"Adam: betas must be in \[0, 1\)"):
+        optim.Adam(emb, betas=(0.9, 1.0))
+    with pytest.raises(ValueError, match="Adagrad: expected FusedEmbedding modules"):
+        optim.Adagrad(torch.nn.Linear(2, 2))
+    adagrad = optim.Adagrad(emb)
+    with pytest.raises(ValueError, match=r"Adagrad.load_state_dict: table 0 needs \['sum'\]"):
+        adagrad.load_state_dict({**adagrad.state_dict(), "state": {}})
