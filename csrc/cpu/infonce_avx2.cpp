@@ -12,7 +12,7 @@
 #define TILE_ROWS 6
 
 namespace adaftr_fast::avx2 {
-#include "cpu/infonce_kernel.inl"
+#include "cpu/infonce_fma.inl"
 }  // namespace adaftr_fast::avx2
 
 #if defined(__clang__)

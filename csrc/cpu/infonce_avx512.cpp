@@ -12,7 +12,7 @@
 #define TILE_ROWS 14
 
 namespace adaftr_fast::avx512 {
-#include "cpu/infonce_kernel.inl"
+#include "cpu/infonce_fma.inl"
 }  // namespace adaftr_fast::avx512
 
 #if defined(__clang__)

@@ -5,5 +5,5 @@
 #define TILE_ROWS 6
 
 namespace adaftr_fast::generic {
-#include "cpu/infonce_kernel.inl"
+#include "cpu/infonce_fma.inl"
 }  // namespace adaftr_fast::generic

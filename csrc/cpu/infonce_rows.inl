@@ -1,0 +1,278 @@
+// Adaptive InfoNCE, forward and every gradient in one sweep over the similarities: three matrix products (3G), one
+// exponential an element, O((B + N) d + stripe * N) memory. Included once per instruction set (see simd.inl).
+//
+// The rows are taken in stripes. For each stripe
+//   row phase (a thread owns rows): for each block of columns, S = A B^T in cache; the running maximum m and the sum of
+//     E = exp(S / tau - m); O += E B, rescaled when m grows. E stays in memory with the m it was taken at.
+//   column phase (a thread owns columns): E is brought to the final m where it grew since; D += E^T A', where
+//     A' = coefficient / (tau l) a carries every per-row factor.
+// So no partial sums of the column gradient are kept per thread, and each of its sums runs over the rows in order.
+//
+// The positive is left out of l and O and enters as p - 1 = -l_negative / l, so that nothing cancels as p -> 1.
+//
+// Here stands what does not depend on how the products are made: the softmax of the rows, and the driver. The products
+// are infonce_fma.inl's (vector units) and infonce_amx.inl's (bfloat16 tiles).
+
+#include "cpu/tile.inl"
+
+constexpr int kBlockColumns = 224;            // S, B and B^T of a block stay in a 1 MB L2 up to d = 256
+constexpr int64_t kStripeElements = 4 << 20;  // of E, where that leaves a stripe rows enough for its threads
+
+template <class T>
+constexpr int kBlockPanels = kBlockColumns / kPanel<T>;
+
+template <class T>
+struct RowState {
+  Vec<T> l, weighted;    // sums over the negatives, by lane, of e and of e (z - m), where e = exp(z - m)
+  T m;                   // running maximum
+  T positive, negative;  // the positive's logit; the largest negative's
+  T inverse_tau;
+};
+
+inline int64_t at_most(int64_t x, int64_t bound) { return x < bound ? x : bound; }
+inline int64_t at_least(int64_t x, int64_t bound) { return x > bound ? x : bound; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Hands out pieces of the workspace, each on a cache line of its own. With base = null it only counts.
+struct Arena {
+  char* base;
+  size_t used = 0;
+  template <class P>
+  void take(int64_t count, P*& pointer) {
+    pointer = reinterpret_cast<P*>(base + used);
+    used += (count * sizeof(P) + 63) / 64 * 64;
+  }
+};
+
+// Rows are dealt to threads in groups of kGroup.
+template <class T, int kGroup>
+struct Sweep {
+  using Scalar = T;
+  const InfoNCEProblem<T>& q;
+  int64_t threads, stripe, task_rows;  // rows of a stripe, and of one thread's share of it (multiples of kGroup)
+  int64_t column_panels, column_blocks, width_panels;
+  bool need_row, need_column, need_weighted;
+  Arena arena;
+  RowState<T>* state;          // [stripe]
+  T *positive_entry, *factor;  // [stripe] what E holds at the positive; [column_blocks][stripe] m of E's block
+  T *task_out, *d_column;      // per thread [width_panels][task_rows][kPanel]; [column_panels][d][kPanel]
+  int64_t d_column_rows;       // d, rounded up as the products need
+  int64_t first, height;       // the present stripe
+
+  Sweep(const InfoNCEProblem<T>& problem, int64_t thread_count, char* base, int64_t width_multiple)
+      : q(problem), threads(thread_count), arena{base} {
+    need_row = q.d_row != nullptr, need_column = q.d_column != nullptr;
+    need_weighted = q.entropy != nullptr || (q.d_tau != nullptr && !need_row);
+    const int64_t few = at_least(256, 64 * threads), many = at_least(1024, 64 * threads);
+    const int64_t wanted = at_most(at_least(kStripeElements / q.columns, few), many);
+    const int64_t groups = ceil_div(ceil_div(q.rows, ceil_div(q.rows, wanted)), kGroup);
+    stripe = groups * kGroup;
+    task_rows = ceil_div(groups, threads) * kGroup;
+    column_panels = ceil_div(q.columns, kPanel<T>);
+    column_blocks = ceil_div(column_panels, kBlockPanels<T>);
+    width_panels = ceil_div(q.width, kPanel<T>);
+    d_column_rows = ceil_div(q.width, width_multiple) * width_multiple;
+    arena.take(stripe, state);
+    arena.take(stripe, positive_entry);
+    arena.take(need_column ? column_blocks * stripe : 0, factor);
+    arena.take(need_row ? threads * width_panels * task_rows * kPanel<T> : 0, task_out);
+    arena.take(need_column ? column_panels * d_column_rows * kPanel<T> : 0, d_column);
+  }
+
+  int64_t positive_of(int64_t row) const { return q.positive != nullptr ? q.positive[row] : row; }
+  T* out_of(int64_t task) const { return need_row ? task_out + task * width_panels * task_rows * kPanel<T> : nullptr; }
+
+  void start_rows(int64_t begin, int64_t end) {
+    const T minus_infinity = -__builtin_inff();
+    for (int64_t r = begin; r < end; ++r)
+      state[r] = RowState<T>{Vec<T>{}, Vec<T>{}, minus_infinity, T(0), minus_infinity, T(1) / q.tau[first + r]};
+  }
+
+  // Turns one row's similarities with a block of columns (panels `step` apart) into E, and brings the row's state
+  // and its part of O (panels task_rows high) to the new maximum.
+  void absorb(int64_t r, int64_t c, int64_t p0, int64_t panels, T* s, int64_t step, T* out) {
+    const int64_t row = first + r, positive = positive_of(row);
+    RowState<T>& state_r = state[r];
+    if (positive == kIgnore) {
+      for (int64_t p = 0; p < panels; ++p)
+        for (int64_t j = 0; j < kPanel<T>; ++j) s[p * step + j] = 0;
+      if (need_column) factor[c * stripe + r] = 0;
+      return;
+    }
+    const T old = state_r.m;
+    mask(row, positive, p0, panels, s, step, state_r);
+    Vec<T> greatest = broadcast(-T(__builtin_inff()));
+    for (int64_t p = 0; p < panels; ++p)
+      for (int v = 0; v < 2; ++v) greatest = maximum<T>(greatest, load(s + p * step + v * kLanes<T>));
+    const T block_max = horizontal_max<T>(greatest) * state_r.inverse_tau;
+    if (block_max > state_r.negative) state_r.negative = block_max;
+    if (block_max > state_r.m) state_r.m = block_max;
+    if (state_r.m > old) rescale(state_r, old, c > 0 ? out : nullptr);
+    exponentials(state_r, panels, s, step);
+    if (need_column) factor[c * stripe + r] = state_r.m;
+  }
+
+  // Reads the positive's logit, and takes it, the row's own group and the padding out of the similarities.
+  void mask(int64_t row, int64_t positive, int64_t p0, int64_t panels, T* s, int64_t step, RowState<T>& state_r) {
+    const T minus_infinity = -__builtin_inff();
+    const int64_t j0 = p0 * kPanel<T>, padded = panels * kPanel<T>, count = at_most(q.columns - j0, padded);
+    auto at = [&](int64_t j) -> T& { return s[j / kPanel<T> * step + j % kPanel<T>]; };
+    if (positive >= j0 && positive < j0 + count) {
+      state_r.positive = at(positive - j0) * state_r.inverse_tau;
+      if (state_r.positive > state_r.m) state_r.m = state_r.positive;
+      at(positive - j0) = state_r.positive == state_r.positive ? minus_infinity : state_r.positive;  // keep a NaN
+    }
+    if (q.row_group != nullptr)
+      for (int64_t j = 0; j < count; ++j)
+        if (q.column_group[j0 + j] == q.row_group[row]) at(j) = minus_infinity;
+    for (int64_t j = count; j < padded; ++j) at(j) = minus_infinity;
+  }
+
+  void rescale(RowState<T>& state_r, T old, T* out) {
+    const T shrink = exponential(old - state_r.m);
+    if (need_weighted && old > -T(__builtin_inff()))
+      state_r.weighted = shrink * (state_r.weighted + state_r.l * (old - state_r.m));
+    state_r.l *= shrink;
+    if (out == nullptr) return;
+    for (int64_t w = 0; w < width_panels; ++w)
+      for (int v = 0; v < 2; ++v) {
+        T* o = out + w * task_rows * kPanel<T> + v * kLanes<T>;
+        store<T>(o, load(o) * shrink);
+      }
+  }
+
+  void exponentials(RowState<T>& state_r, int64_t panels, T* s, int64_t step) {
+    const T m = state_r.m == -T(__builtin_inff()) ? 0 : state_r.m;  // all masked so far
+    const T inverse_tau = state_r.inverse_tau;
+    Vec<T> total = state_r.l, weighted = state_r.weighted;
+    for (int64_t p = 0; p < panels; ++p)
+      for (int v = 0; v < 2; ++v) {
+        T* at = s + p * step + v * kLanes<T>;
+        const Vec<T> z = load(at) * inverse_tau - m;
+        const Vec<T> x = exp_nonpositive<T>(z);
+        store<T>(at, x);
+        total += x;
+        if (need_weighted) weighted += x == 0 ? Vec<T>{} : x * z;
+      }
+    state_r.l = total;
+    state_r.weighted = weighted;
+  }
+
+  static T exponential(T x) {
+    if constexpr (sizeof(T) == 4)
+      return __builtin_expf(x);
+    else
+      return __builtin_exp(x);
+  }
+  static T log1p(T x) {
+    if constexpr (sizeof(T) == 4)
+      return __builtin_log1pf(x);
+    else
+      return __builtin_log1p(x);
+  }
+
+  // log(1 + l exp(m - z)), l the sum over the negatives and z <= m the positive's logit.
+  static T loss_of(T l, T m, T z) {
+    const T gap = m - z;
+    if (gap < 20) return log1p(l * exponential(gap));
+    return gap + log1p(l - 1 + exponential(-gap));
+  }
+
+  // Writes the row's results; returns slope = coefficient / (tau l), which scales a into the column gradient.
+  T finish_row(int64_t r, T* out) {
+    const int64_t row = first + r, positive = positive_of(row);
+    const RowState<T>& s = state[r];
+    const bool ignored = positive == kIgnore;
+    const T e_positive = ignored ? 0 : exponential(s.positive - s.m);
+    const T l_negative = ignored ? 0 : horizontal_sum<T>(s.l), l = ignored ? 1 : l_negative + e_positive;
+    const T weighted = need_weighted ? horizontal_sum<T>(s.weighted) : 0;
+    const T slope = ignored ? 0 : q.coefficient[row] * s.inverse_tau / l;
+    q.loss[row] = ignored ? 0 : loss_of(l_negative, s.m, s.positive);
+    q.lse[row] = ignored ? 0 : s.positive + q.loss[row];
+    q.positive_logit[row] = s.positive;
+    if (q.top1 != nullptr) q.top1[row] = !ignored && s.positive > s.negative;
+    if (q.entropy != nullptr) {
+      const T z = e_positive > 0 ? e_positive * (s.positive - s.m) : 0;
+      q.entropy[row] = ignored ? 0 : log1p(l - 1) - (weighted + z) / l;
+    }
+    positive_entry[r] = -l_negative;
+    if (need_row) finish_row_gradient(row, ignored, slope, l_negative, ignored ? 0 : positive, out);
+    if (q.d_tau != nullptr) {
+      const T from_sums = -slope * (weighted - l_negative * (s.positive - s.m));
+      q.d_tau[row] = ignored ? 0 : need_row ? tau_gradient(row) : from_sums;
+    }
+    if (need_column) {
+      for (int64_t c = 0; c < column_blocks; ++c) {
+        T& f = factor[c * stripe + r];
+        f = ignored || f == s.m ? 1 : exponential(f - s.m);
+      }
+    }
+    return slope;
+  }
+
+  void finish_row_gradient(int64_t row, bool ignored, T slope, T l, int64_t positive, const T* out) {
+    T* d = q.d_row + row * q.width;
+    const T* b = q.b + positive * q.width;
+    for (int64_t k = 0; k < q.width; ++k) {
+      const T o = out[k / kPanel<T> * task_rows * kPanel<T> + k % kPanel<T>];
+      d[k] = ignored ? 0 : slope * (o - l * b[k]);
+    }
+  }
+
+  T tau_gradient(int64_t row) const {  // -(a . d_row) / tau
+    T dot = 0;
+    for (int64_t k = 0; k < q.width; ++k) dot += q.a[row * q.width + k] * q.d_row[row * q.width + k];
+    return -dot / q.tau[row];
+  }
+
+  void unpack_column_panel(int64_t p) {
+    const int64_t j0 = p * kPanel<T>, count = at_most(q.columns - j0, kPanel<T>);
+    const T* in = d_column + p * d_column_rows * kPanel<T>;
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t k = 0; k < q.width; ++k) q.d_column[(j0 + j) * q.width + k] = in[k * kPanel<T> + j];
+  }
+};
+
+// Cuts [0, n) into at most `threads` runs and gives each to a thread: body(sweep, task, begin, end).
+template <class S, class Body>
+void in_parallel(S& sweep, int64_t n, Parallel parallel, Body body) {
+  struct Context {
+    S* sweep;
+    int64_t n, tasks;
+    Body* body;
+  } context{&sweep, n, at_most(parallel.threads, n), &body};
+  parallel.run(
+      context.tasks,
+      [](void* opaque, int64_t task) {
+        const typename S::Guard guard;
+        const Context& c = *static_cast<Context*>(opaque);
+        (*c.body)(*c.sweep, task, c.n* task / c.tasks, c.n * (task + 1) / c.tasks);
+      },
+      &context);
+}
+
+// S: a Sweep with its products, FmaSweep or AmxSweep.
+template <class S>
+size_t workspace_bytes(const InfoNCEProblem<typename S::Scalar>& problem, int64_t threads) {
+  return S(problem, threads, nullptr).arena.used;
+}
+
+template <class S>
+void run_infonce(const InfoNCEProblem<typename S::Scalar>& problem, void* workspace, Parallel parallel) {
+  S sweep(problem, parallel.threads, static_cast<char*>(workspace));
+  const auto each_panel = [&](auto work) {
+    in_parallel(sweep, sweep.column_panels, parallel, [work](S& s, int64_t, int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) work(s, p);
+    });
+  };
+  each_panel([](S& s, int64_t p) { s.pack_column_panel(p); });
+  for (int64_t first = 0; first < problem.rows; first += sweep.stripe) {
+    sweep.first = first;
+    sweep.height = at_most(problem.rows - first, sweep.stripe);
+    in_parallel(sweep, ceil_div(sweep.height, S::kGroup), parallel, [](S& s, int64_t task, int64_t begin, int64_t end) {
+      s.sweep_rows(task, begin * S::kGroup, at_most(end * S::kGroup, s.height));
+    });
+    if (sweep.need_column) each_panel([](S& s, int64_t p) { s.accumulate_column_panel(p); });
+  }
+  if (sweep.need_column) each_panel([](S& s, int64_t p) { s.unpack_column_panel(p); });
+}
