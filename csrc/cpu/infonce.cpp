@@ -18,31 +18,43 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+// How many bfloat16 terms an operand may be taken as on AMX; 0: not at all. bfloat16 inputs are one term, float16
+// inputs two, both exactly; float32 inputs as torch.get_float32_matmul_precision() allows.
+int bf16_terms(at::ScalarType inputs) {
+  if (capability() != Capability::kAmx || inputs == at::kDouble) return 0;
+  if (inputs == at::kBFloat16) return 1;
+  if (inputs == at::kHalf) return 2;
+  switch (at::globalContext().float32MatmulPrecision()) {
+    case at::Float32MatmulPrecision::HIGHEST:
+      return 0;
+    case at::Float32MatmulPrecision::HIGH:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
 template <class T>
-InfoNCEKernel<T> kernel() {
-  const auto choose = [](auto generic, auto avx2, auto avx512) {
-    switch (capability()) {
+InfoNCEKernel<T> pick(InfoNCEKernel<T> (*generic)(), InfoNCEKernel<T> (*avx2)(), InfoNCEKernel<T> (*avx512)()) {
+  if (capability() >= Capability::kAvx512) return avx512();
+  return capability() == Capability::kAvx2 ? avx2() : generic();
+}
+
+template <class T>
+InfoNCEKernel<T> kernel(at::ScalarType inputs) {
 #if defined(__x86_64__)
-      case Capability::kAmx:
-      case Capability::kAvx512:
-        return avx512();
-      case Capability::kAvx2:
-        return avx2();
-#endif
-      default:
-        return generic();
-    }
-  };
-#if defined(__x86_64__)
-  if constexpr (std::is_same_v<T, float>)
-    return choose(generic::infonce_f32, avx2::infonce_f32, avx512::infonce_f32);
-  else
-    return choose(generic::infonce_f64, avx2::infonce_f64, avx512::infonce_f64);
+  if constexpr (std::is_same_v<T, double>) {
+    return pick(generic::infonce_f64, avx2::infonce_f64, avx512::infonce_f64);
+  } else {
+    const int terms = bf16_terms(inputs);
+    if (terms > 0) return terms == 1 ? amx::infonce_bf16() : amx::infonce_bf16x2();
+    return pick(generic::infonce_f32, avx2::infonce_f32, avx512::infonce_f32);
+  }
 #else
-  if constexpr (std::is_same_v<T, float>)
-    return generic::infonce_f32();
-  else
+  if constexpr (std::is_same_v<T, double>)
     return generic::infonce_f64();
+  else
+    return generic::infonce_f32();
 #endif
 }
 
@@ -87,7 +99,7 @@ void run_parallel(int64_t tasks, void (*body)(void*, int64_t), void* context) {
 }
 
 template <class T>
-Outputs run(const Tensor& a, const Tensor& b, const Tensor& tau, const OptionalTensor& positive,
+Outputs run(at::ScalarType inputs, const Tensor& a, const Tensor& b, const Tensor& tau, const OptionalTensor& positive,
             const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& coefficient,
             bool need_row, bool need_column, bool need_tau, bool need_stats) {
   const int64_t rows = a.size(0), columns = b.size(0);
@@ -124,7 +136,7 @@ Outputs run(const Tensor& a, const Tensor& b, const Tensor& tau, const OptionalT
   if (rows == 0 || columns == 0) {  // columns == 0: every row is ignored
     for (Tensor* x : {&loss, &lse, &logit, &top1, &entropy, &d_row, &d_column, &d_tau}) x->zero_();
   } else {
-    const auto chosen = kernel<T>();
+    const auto chosen = kernel<T>(inputs);
     const Parallel parallel{at::get_num_threads(), run_parallel};
     const auto bytes = static_cast<int64_t>(chosen.workspace_bytes(problem, parallel.threads));
     Tensor workspace = at::empty({bytes}, options.dtype(at::kByte));
@@ -142,7 +154,7 @@ Outputs infonce(const Tensor& h_row, const Tensor& h_column, const Tensor& tau, 
   const auto dtype = h_row.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto widen = [&](const Tensor& x) { return x.to(dtype).contiguous(); };
   const auto go = dtype == at::kDouble ? run<double> : run<float>;
-  return go(widen(h_row), widen(h_column), widen(tau), ids("positive", positive, h_row.size(0)),
+  return go(h_row.scalar_type(), widen(h_row), widen(h_column), widen(tau), ids("positive", positive, h_row.size(0)),
             ids("row_group", row_group, h_row.size(0)), ids("column_group", column_group, h_column.size(0)),
             widen(coefficient), need_row, need_column, need_tau, need_stats);
 }

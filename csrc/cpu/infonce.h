@@ -55,5 +55,9 @@ namespace avx512 {
 InfoNCEKernel<float> infonce_f32();
 InfoNCEKernel<double> infonce_f64();
 }  // namespace avx512
+namespace amx {
+InfoNCEKernel<float> infonce_bf16();    // operands rounded to bfloat16
+InfoNCEKernel<float> infonce_bf16x2();  // operands as the sum of two bfloat16
+}  // namespace amx
 
 }  // namespace adaftr_fast

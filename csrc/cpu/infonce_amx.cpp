@@ -1,0 +1,25 @@
+// Adaptive InfoNCE for AMX.
+#include "cpu/infonce.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                                       \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,amx-tile,amx-bf16"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,amx-tile,amx-bf16")
+#endif
+
+#define VECTOR_BYTES 64
+#define TILE_ROWS 14
+
+namespace adaftr_fast::amx {
+#include "cpu/infonce_amx.inl"
+}  // namespace adaftr_fast::amx
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif  // __x86_64__
