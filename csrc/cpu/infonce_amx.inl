@@ -248,18 +248,38 @@ struct AmxSweep : Sweep<float, 32> {
     }
   }
 
+  // Multiplies a pair of rows of a B tile (16 columns, the rows side by side) by f0 and f1.
+  static void rescale_pair(Bf16* at, float f0, float f1) {
+    __m512 x0 = _mm512_setzero_ps(), x1 = x0;
+    for (int t = 0; t < kTerms; ++t) {
+      const __m512i pair = _mm512_loadu_si512(at + t * kTile);
+      x0 += _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+      x1 += _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(0xffff0000)));
+    }
+    x0 *= f0;
+    x1 *= f1;
+    for (int t = 0; t < kTerms; ++t) {
+      const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x0));
+      const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x1)), 16);
+      _mm512_storeu_si512(at + t * kTile, _mm512_or_si512(low, high));
+      x0 -= _mm512_castsi512_ps(_mm512_slli_epi32(low, 16));
+      x1 -= _mm512_castsi512_ps(high);
+    }
+  }
+
   void accumulate_column_panel(int64_t p) {
     Bf16* panel = e + p * 2 * row_tiles * kStep;
     const float* factor_p = factor + p / kBlockPanels<float> * stripe;
-    const auto tile_of = [&](int64_t r, int64_t j) { return panel + (j / 16 * row_tiles + r / 32) * kStep; };
+    for (int64_t r = 0; r < height; r += 2) {
+      const float f0 = factor_p[r], f1 = r + 1 < height ? factor_p[r + 1] : 1;
+      if (f0 != 1 || f1 != 1)
+        for (int64_t half = 0; half < 2; ++half)
+          rescale_pair(panel + (half * row_tiles + r / 32) * kStep + in_b(r % 32, 0), f0, f1);
+    }
     for (int64_t r = 0; r < height; ++r) {
-      if (factor_p[r] != 1)
-        for (int64_t j = 0; j < 32; ++j) {
-          Bf16* tile = tile_of(r, j);
-          put<kTerms>(tile, in_b(r % 32, j % 16), get<kTerms>(tile, in_b(r % 32, j % 16)) * factor_p[r]);
-        }
       const int64_t j = positive_of(first + r) - p * 32;
-      if (j >= 0 && j < 32) put<kTerms>(tile_of(r, j), in_b(r % 32, j % 16), positive_entry[r]);
+      if (j >= 0 && j < 32)
+        put<kTerms>(panel + (j / 16 * row_tiles + r / 32) * kStep, in_b(r % 32, j % 16), positive_entry[r]);
     }
     for (int64_t w = 0; w < k_tiles; ++w) {
       const Bf16* a = scaled_a + w * 2 * row_tiles * kStep;

@@ -2,7 +2,7 @@
 // exponential an element, O((B + N) d + stripe * N) memory. Included once per instruction set (see simd.inl).
 //
 // The rows are taken in stripes. For each stripe
-//   row phase (a thread owns rows): for each block of columns, S = A B^T in cache; the running maximum m and the sum of
+//   row phase (a thread owns rows): for each block of columns, S = A B^T in cache; a running maximum m and the sum of
 //     E = exp(S / tau - m); O += E B, rescaled when m grows. E stays in memory with the m it was taken at.
 //   column phase (a thread owns columns): E is brought to the final m where it grew since; D += E^T A', where
 //     A' = coefficient / (tau l) a carries every per-row factor.
@@ -17,6 +17,7 @@
 
 constexpr int kBlockColumns = 224;            // S, B and B^T of a block stay in a 1 MB L2 up to d = 256
 constexpr int64_t kStripeElements = 4 << 20;  // of E, where that leaves a stripe rows enough for its threads
+constexpr int kHeadroom = 40;
 
 template <class T>
 constexpr int kBlockPanels = kBlockColumns / kPanel<T>;
@@ -24,7 +25,7 @@ constexpr int kBlockPanels = kBlockColumns / kPanel<T>;
 template <class T>
 struct RowState {
   Vec<T> l, weighted;    // sums over the negatives, by lane, of e and of e (z - m), where e = exp(z - m)
-  T m;                   // running maximum
+  T m;                   // what e is relative to: at most kHeadroom below the maximum so far
   T positive, negative;  // the positive's logit; the largest negative's
   T inverse_tau;
 };
@@ -106,7 +107,7 @@ struct Sweep {
       for (int v = 0; v < 2; ++v) greatest = maximum<T>(greatest, load(s + p * step + v * kLanes<T>));
     const T block_max = horizontal_max<T>(greatest) * state_r.inverse_tau;
     if (block_max > state_r.negative) state_r.negative = block_max;
-    if (block_max > state_r.m) state_r.m = block_max;
+    raise(state_r, block_max);
     if (state_r.m > old) rescale(state_r, old, c > 0 ? out : nullptr);
     exponentials(state_r, panels, s, step);
     if (need_column) factor[c * stripe + r] = state_r.m;
@@ -119,13 +120,19 @@ struct Sweep {
     auto at = [&](int64_t j) -> T& { return s[j / kPanel<T> * step + j % kPanel<T>]; };
     if (positive >= j0 && positive < j0 + count) {
       state_r.positive = at(positive - j0) * state_r.inverse_tau;
-      if (state_r.positive > state_r.m) state_r.m = state_r.positive;
+      raise(state_r, state_r.positive);
       at(positive - j0) = state_r.positive == state_r.positive ? minus_infinity : state_r.positive;  // keep a NaN
     }
     if (q.row_group != nullptr)
       for (int64_t j = 0; j < count; ++j)
         if (q.column_group[j0 + j] == q.row_group[row]) at(j) = minus_infinity;
     for (int64_t j = count; j < padded; ++j) at(j) = minus_infinity;
+  }
+
+  // m follows the maximum at a distance of up to kHeadroom, so that it moves once or twice a row instead of whenever a
+  // block holds a new maximum; e = exp(z - m) <= exp(kHeadroom) is as exact as one below 1, and far from overflow.
+  static void raise(RowState<T>& state_r, T z) {
+    if (z > state_r.m + kHeadroom || (state_r.m == -T(__builtin_inff()) && z > state_r.m)) state_r.m = z;
   }
 
   void rescale(RowState<T>& state_r, T old, T* out) {
@@ -149,7 +156,7 @@ struct Sweep {
       for (int v = 0; v < 2; ++v) {
         T* at = s + p * step + v * kLanes<T>;
         const Vec<T> z = load(at) * inverse_tau - m;
-        const Vec<T> x = exp_nonpositive<T>(z);
+        const Vec<T> x = exponential_of<T>(z);
         store<T>(at, x);
         total += x;
         if (need_weighted) weighted += x == 0 ? Vec<T>{} : x * z;
@@ -171,7 +178,7 @@ struct Sweep {
       return __builtin_log1p(x);
   }
 
-  // log(1 + l exp(m - z)), l the sum over the negatives and z <= m the positive's logit.
+  // log(1 + l exp(m - z)), l the sum over the negatives of exp(z_j - m), z the positive's logit.
   static T loss_of(T l, T m, T z) {
     const T gap = m - z;
     if (gap < 20) return log1p(l * exponential(gap));

@@ -94,9 +94,9 @@ inline Vec<double> exp_polynomial(Vec<double> r) {  // Taylor: r^13/13! < 2e-16
   return p;
 }
 
-// exp(x) for x <= 0 and NaN; 0 below kSmallest. x = n ln 2 + r: adding kMagic leaves n + bias in the low bits.
+// exp(x) for x < 88 and NaN; 0 below kSmallest. x = n ln 2 + r: adding kMagic leaves n + bias in the low bits.
 template <class T>
-inline Vec<T> exp_nonpositive(Vec<T> x) {
+inline Vec<T> exponential_of(Vec<T> x) {
   using S = Simd<T>;
   const Vec<T> t = x * T(1.4426950408889634) + S::kMagic;
   const Vec<T> n = t - S::kMagic;
