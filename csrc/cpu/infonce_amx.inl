@@ -117,6 +117,8 @@ struct AmxSweep : Sweep<float, 32> {
   using Guard = AmxGuard;
   static constexpr int kGroup = 32;
   static constexpr int64_t kStep = kTerms * kTile;  // elements from one tile to the next
+  static constexpr int64_t kPanelSize =
+      32 * kPanel<float> + 16;  // of S; a multiple of 4 KiB would alias loads and stores
 
   int64_t k_tiles;     // d / 32, rounded up
   int64_t row_tiles;   // stripe / 32
@@ -137,7 +139,7 @@ struct AmxSweep : Sweep<float, 32> {
     arena.take(need_column ? k_tiles * 2 * row_tiles * kStep : 0, scaled_a);
     arena.take(threads * task_rows / 16 * k_tiles * kStep, task_a);
     arena.take(threads * 2 * kBlockPanels<float> * kStep, task_e);
-    arena.take(threads * kBlockPanels<float> * 32 * kPanel<float>, task_s);
+    arena.take(threads * kBlockPanels<float> * kPanelSize, task_s);
   }
 
   // Columns [32 p, 32 p + 32) of b as B tiles both ways; what lies beyond N or d is 0.
@@ -182,7 +184,6 @@ struct AmxSweep : Sweep<float, 32> {
   // Rows [r0, r1), at most 32, against block c: S, its softmax, E kept as B tiles, O += E B.
   void sweep_block(int64_t task, int64_t c, int64_t r0, int64_t r1, const Bf16* a, float* out) {
     const int64_t p0 = c * kBlockPanels<float>, panels = at_most(column_panels - p0, kBlockPanels<float>);
-    constexpr int64_t kPanelSize = 32 * kPanel<float>;
     float* s = task_s + task * kBlockPanels<float> * kPanelSize;
     Bf16* e_rows = task_e + task * 2 * kBlockPanels<float> * kStep;
     for (int64_t p = 0; p < panels; ++p) {
@@ -192,6 +193,7 @@ struct AmxSweep : Sweep<float, 32> {
     for (int64_t r = r0; r < r1; ++r)
       absorb(r, c, p0, panels, s + (r - r0) * kPanel<float>, kPanelSize,
              out == nullptr ? nullptr : out + (r - r0) * kPanel<float>);
+    if (!need_row && !need_column) return;
     for (int64_t p = 0; p < panels; ++p) {
       for (int64_t r = r1 - r0; r < 32; ++r)
         for (int64_t j = 0; j < 32; ++j) s[p * kPanelSize + r * 32 + j] = 0;

@@ -14,18 +14,20 @@ struct FmaSweep : Sweep<T, 1> {
   static constexpr int kGroup = 1;
 
   int64_t width_tiles;
+  int64_t e_rows;              // of a panel of E: odd, or panels a multiple of 4 KiB apart would alias loads and stores
   T *b_transposed, *b_panels;  // [column_panels][d][kPanel], [width_panels][N][kPanel]
-  T *e, *scaled_a;             // [column_panels][stripe][kPanel], [width_tiles][stripe][kStrip]
+  T *e, *scaled_a;             // [column_panels][e_rows][kPanel], [width_tiles][stripe][kStrip]
   T *task_a, *task_e;          // per thread: [width_panels][task_rows][kPanel], and a block of E where e is not kept
 
   FmaSweep(const InfoNCEProblem<T>& problem, int64_t threads, char* base) : Base(problem, threads, base, 1) {
     width_tiles = tiles_of(q.width);
+    e_rows = (need_column ? stripe : task_rows) | 1;
     arena.take(column_panels * q.width * kPanel<T>, b_transposed);
     arena.take(need_row ? width_panels * q.columns * kPanel<T> : 0, b_panels);
-    arena.take(need_column ? column_panels * stripe * kPanel<T> : 0, e);
+    arena.take(need_column ? column_panels * e_rows * kPanel<T> : 0, e);
     arena.take(need_column ? width_tiles * stripe * kStrip : 0, scaled_a);
     arena.take(threads * width_panels * task_rows * kPanel<T>, task_a);
-    arena.take(need_column ? 0 : threads * kBlockPanels<T> * task_rows * kPanel<T>, task_e);
+    arena.take(need_column ? 0 : threads * kBlockPanels<T> * e_rows * kPanel<T>, task_e);
   }
 
   void pack_column_panel(int64_t p) {
@@ -60,15 +62,13 @@ struct FmaSweep : Sweep<T, 1> {
     this->start_rows(begin, end);
     for (int64_t c = 0; c < column_blocks; ++c) {
       const int64_t p0 = c * kBlockPanels<T>, panels = at_most(column_panels - p0, kBlockPanels<T>);
-      // The block of E: panel p of it starts at block + p * height * kPanel.
-      const int64_t panel_rows = need_column ? stripe : task_rows;
       T* block =
-          need_column ? e + (p0 * stripe + begin) * kPanel<T> : task_e + task * kBlockPanels<T> * task_rows * kPanel<T>;
-      similarities(a, rows, p0, panels, block, panel_rows);
+          need_column ? e + (p0 * e_rows + begin) * kPanel<T> : task_e + task * kBlockPanels<T> * e_rows * kPanel<T>;
+      similarities(a, rows, p0, panels, block);
       for (int64_t r = 0; r < rows; ++r)
-        this->absorb(begin + r, c, p0, panels, block + r * kPanel<T>, panel_rows * kPanel<T>,
+        this->absorb(begin + r, c, p0, panels, block + r * kPanel<T>, e_rows * kPanel<T>,
                      out == nullptr ? nullptr : out + r * kPanel<T>);
-      if (need_row) accumulate_rows(block, panel_rows, rows, c, out);
+      if (need_row) accumulate_rows(block, rows, c, out);
     }
     for (int64_t r = 0; r < rows; ++r) {
       const T slope = this->finish_row(begin + r, out == nullptr ? nullptr : out + r * kPanel<T>);
@@ -77,12 +77,12 @@ struct FmaSweep : Sweep<T, 1> {
   }
 
   // Summed kWidthChunk products at a time: shorter chains of rounding errors in logits that tau may magnify.
-  void similarities(const T* a, int64_t rows, int64_t p0, int64_t panels, T* block, int64_t panel_rows) {
+  void similarities(const T* a, int64_t rows, int64_t p0, int64_t panels, T* block) {
     for (int64_t p = 0; p < panels; ++p) {
       const T* b = b_transposed + (p0 + p) * q.width * kPanel<T>;
       for (int64_t i = 0; i < tiles_of(rows); ++i) {
         const int64_t r0 = tile_begin(rows, i), r1 = tile_begin(rows, i + 1);
-        T* s = block + (p * panel_rows + r0) * kPanel<T>;
+        T* s = block + (p * e_rows + r0) * kPanel<T>;
         for (int64_t k = 0; k < q.width; k += kWidthChunk)
           tile_for<T, false>(
               r1 - r0, kPanel<T>)({at_most(q.width - k, kWidthChunk), a + (k / kPanel<T> * task_rows + r0) * kPanel<T>,
@@ -91,12 +91,12 @@ struct FmaSweep : Sweep<T, 1> {
     }
   }
 
-  void accumulate_rows(const T* block, int64_t panel_rows, int64_t rows, int64_t c, T* out) {
+  void accumulate_rows(const T* block, int64_t rows, int64_t c, T* out) {
     const int64_t j0 = c * kBlockColumns, depth = at_most(q.columns - j0, kBlockColumns);
     for (int64_t w = 0; w < width_panels; ++w) {
       for (int64_t i = 0; i < tiles_of(rows); ++i) {
         const int64_t r0 = tile_begin(rows, i), r1 = tile_begin(rows, i + 1);
-        tile_for<T, false>(r1 - r0, q.width - w * kPanel<T>)({depth, block + r0 * kPanel<T>, panel_rows * kPanel<T>,
+        tile_for<T, false>(r1 - r0, q.width - w * kPanel<T>)({depth, block + r0 * kPanel<T>, e_rows * kPanel<T>,
                                                               b_panels + (w * q.columns + j0) * kPanel<T>,
                                                               out + (w * task_rows + r0) * kPanel<T>, c > 0});
       }
@@ -112,7 +112,7 @@ struct FmaSweep : Sweep<T, 1> {
   }
 
   void accumulate_column_panel(int64_t p) {
-    T* panel = e + p * stripe * kPanel<T>;
+    T* panel = e + p * e_rows * kPanel<T>;
     const T* factor_p = factor + p / kBlockPanels<T> * stripe;
     for (int64_t r = 0; r < height; ++r) {
       T* x = panel + r * kPanel<T>;
