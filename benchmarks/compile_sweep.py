@@ -1,0 +1,186 @@
+"""Compile every tiling of the GPU loss kernels without a GPU, and check what the compiler made of it.
+
+    python -m benchmarks.compile_sweep [--quick] [--arch 80 90]
+
+Prints one JSON line a kernel (registers, stack, shared memory, matrix instructions, seconds) and exits with 1 if one
+spills, asks for more shared memory than the card has, or misses its matrix instructions. Not under TRITON_INTERPRET.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from adaftr_fast.kernels.infonce_column import infonce_column_kernel
+from adaftr_fast.kernels.infonce_config import CONFIGS, TYPES, Config, choose_row, constants, lift
+from adaftr_fast.kernels.infonce_forward import infonce_finish_kernel, infonce_sweep_kernel
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a program may ask for
+INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async"}
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
+POINTEE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+INT64 = ("positive_ptr", "row_group_ptr", "column_group_ptr")
+WIDTHS = (16, 32, 64, 128, 256, 512, 1024)
+EXPLICIT = {"HAS_POSITIVE": True, "HAS_GROUP": True}
+IMPLICIT = {"HAS_POSITIVE": False, "HAS_GROUP": False}
+# Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned.
+ROW_VARIANTS = {
+    "train": IMPLICIT | {"NEED_ROW": True, "NEED_MOMENT": False},
+    "stats": IMPLICIT | {"NEED_ROW": True, "NEED_MOMENT": True},
+    "explicit": EXPLICIT | {"NEED_ROW": True, "NEED_MOMENT": False},
+    "everything": EXPLICIT | {"NEED_ROW": True, "NEED_MOMENT": True},
+    "forward": IMPLICIT | {"NEED_ROW": False, "NEED_MOMENT": False},
+    "tau": EXPLICIT | {"NEED_ROW": False, "NEED_MOMENT": True},
+}
+COLUMN_VARIANTS = {"train": IMPLICIT, "everything": EXPLICIT}
+
+
+class Case(NamedTuple):
+    kernel: triton.JITFunction
+    variant: str
+    kind: str
+    dtype: torch.dtype
+    width: int
+    arch: int
+    config: Config
+    constants: dict
+
+
+def cases(archs: list[int], quick: bool) -> Iterator[Case]:
+    """Every row of the table at its greatest width with every variant, and at the lesser widths with two of them.
+
+    ``quick`` is the training variant at the greatest width, in one type.
+    """
+    for arch in archs:
+        for row in CONFIGS:
+            widest = int(row.widest) if row.widest < float("inf") else (1024 if row.kind == "half" else 256)
+            if quick:
+                yield from _of_row(row, DTYPES[row.kind], widest, arch, ("train",))
+                continue
+            for width in (w for w in WIDTHS if w <= widest):
+                names = tuple(ROW_VARIANTS) if width == widest else ("train", "everything")
+                yield from _of_row(row, DTYPES[row.kind], width, arch, names)
+            if row.kind == "half":
+                yield from _of_row(row, torch.float16, widest, arch, ("train", "everything"))
+        for dtype in (torch.bfloat16,) if quick else POINTEE:
+            yield _finish(dtype, arch)
+
+
+def _of_row(row, dtype: torch.dtype, width: int, arch: int, names: tuple[str, ...]) -> Iterator[Case]:
+    fitted = choose_row(row.kind, width, arch)
+    if fitted[:3] != row[:3]:
+        return  # another row serves this width on this architecture
+    for name in names:
+        config = fitted.moments if ROW_VARIANTS[name]["NEED_MOMENT"] else fitted.rows
+        values = constants(dtype, row.kind, width, config) | ROW_VARIANTS[name] | {"LIFT": lift(dtype)}
+        yield Case(infonce_sweep_kernel, name, row.kind, dtype, width, arch, config, values)
+        if name in COLUMN_VARIANTS:
+            values = constants(dtype, row.kind, width, fitted.columns) | COLUMN_VARIANTS[name] | {"D": width}
+            yield Case(infonce_column_kernel, name, row.kind, dtype, width, arch, fitted.columns, values)
+
+
+def _finish(dtype: torch.dtype, arch: int) -> Case:
+    names = ("HAS_POSITIVE", "NEED_ROW", "NEED_COLUMN", "NEED_TAU", "NEED_STATS")
+    acc = TYPES[torch.float64 if dtype == torch.float64 else torch.float32]
+    values = dict.fromkeys(names, True) | {"OWN": 16, "D": 256, "WIDTH": 256, "DEPTH": 128, "ACC": acc}
+    return Case(infonce_finish_kernel, "everything", "-", dtype, 256, arch, Config(16, 0, 128, 0, 4, 3), values)
+
+
+def build(case: Case) -> dict:
+    """Compile one case; pointers and strides are divisible by 16 as in infonce.py."""
+    acc = "fp64" if case.dtype == torch.float64 else "fp32"
+    signature, attributes = {}, {}
+    for place, name in enumerate(case.kernel.arg_names):
+        if name in case.constants:
+            signature[name] = "constexpr"
+            continue
+        if not name.endswith("_ptr"):
+            signature[name] = "i32"
+        elif name in INT64:
+            signature[name] = "*i64"
+        elif name == "top1_ptr":
+            signature[name] = "*i1"
+        else:
+            signature[name] = "*" + (POINTEE[case.dtype] if name in ("a_ptr", "b_ptr") else acc)
+        if name.endswith(("_ptr", "_stride")):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    options = {"num_warps": case.config.num_warps, "num_stages": case.config.num_stages}
+    started = time.perf_counter()
+    source = ASTSource(case.kernel, signature, case.constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", case.arch, 32), options=options)
+    seconds = time.perf_counter() - started
+    return (
+        _describe(case)
+        | _usage(compiled.asm["cubin"])
+        | {
+            "shared": compiled.metadata.shared,
+            "seconds": round(seconds, 1),
+            "matrix": INSTRUCTION[case.arch] in compiled.asm["ptx"],
+        }
+    )
+
+
+def _describe(case: Case) -> dict:
+    return {
+        "kernel": case.kernel.__name__,
+        "variant": case.variant,
+        "kind": case.kind,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "width": case.width,
+        "arch": case.arch,
+        "config": list(case.config),
+    }
+
+
+def _usage(cubin: bytes) -> dict:
+    """Registers a thread and bytes of stack (that is where spills go), as the assembler recorded them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [CUOBJDUMP, "--dump-resource-usage", file.name]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", printed).groups()
+    return {"registers": int(registers), "stack": int(stack) + int(local)}
+
+
+def faults(result: dict) -> list[str]:
+    """What is wrong with a compiled kernel; empty if nothing."""
+    found = []
+    if result["stack"]:
+        found.append(f"spills {result['stack']} bytes")
+    if result["shared"] > SHARED_LIMIT[result["arch"]]:
+        found.append(f"asks for {result['shared']} bytes of shared memory")
+    if result["kind"] == "half" and not result["matrix"]:
+        found.append(f"lacks {INSTRUCTION[result['arch']]}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one variant and type for each row of the table")
+    parser.add_argument("--arch", type=int, nargs="+", choices=sorted(SHARED_LIMIT), default=sorted(SHARED_LIMIT))
+    options = parser.parse_args()
+    if triton.knobs.runtime.interpret:
+        parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
+    failed = False
+    for case in cases(options.arch, options.quick):
+        result = build(case)
+        result["faults"] = faults(result)
+        failed |= bool(result["faults"])
+        print(json.dumps(result), flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""The compiled kernels on a GPU, against the float64 reference on the CPU."""
+
+import pytest
+import torch
+
+import adaftr_fast as af
+from tests.kernels.agreement import DTYPES, assert_matches, evaluate, inputs, masks
+
+config = pytest.importorskip("adaftr_fast.kernels.infonce_config")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.skipif(config.INTERPRETED, reason="TRITON_INTERPRET is set"),
+]
+SIZES = [(1, 1, 1), (2, 5, 8), (63, 63, 64), (257, 300, 100), (1024, 1024, 64), (300, 1024, 256), (129, 2000, 512)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "columns", "d"), SIZES)
+def test_matches_reference(rows, columns, d, dtype):
+    assert_matches(inputs(rows, columns, d), dtype, "cuda")
+    assert_matches(inputs(rows, columns, d), dtype, "cuda", **masks(rows, columns))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_widths_beyond_the_whole_blocks(dtype):
+    assert_matches(inputs(200, 300, 700), dtype, "cuda")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_reductions_directions_and_frozen_inputs(frozen, reduction):
+    upstream = torch.linspace(-1, 2, 300) if reduction == "none" else None
+    options = {"reduction": reduction, "frozen": frozen, "upstream": upstream}
+    assert_matches(inputs(300, 300, 64), torch.bfloat16, "cuda", **options)
+    assert_matches(inputs(300, 300, 64), torch.float32, "cuda", symmetric=True, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gap", [3, 10, 20, 30])
+def test_keeps_digits_as_the_positive_wins(gap, dtype):
+    a = torch.eye(96, dtype=torch.float64) * gap + inputs(96, 96, 96, scale=0.1)[0]
+    assert_matches((a, torch.eye(96, dtype=torch.float64), torch.ones(96, dtype=torch.float64)), dtype, "cuda")
+
+
+def test_tf32_errs_as_much_as_its_ten_bits():
+    before = torch.get_float32_matmul_precision()
+    tensors = inputs(300, 400, 64)
+    truth, _ = evaluate(tensors, torch.float64, backend="reference")
+    try:
+        torch.set_float32_matmul_precision("high")
+        own, _ = evaluate(tensors, torch.float32, "cuda", backend="triton")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for x, t in zip(own, truth):
+        assert (x - t).abs().max() <= 2e-2 * t.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ties_are_no_hits(dtype):
+    a = torch.randn(1, 100).to("cuda", dtype).expand(300, 100)
+    _, stats = af.adaptive_infonce(a, a, 0.3, return_stats=True)
+    assert not stats.top1.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1000, 20_000])
+def test_same_bits_every_time(rows, dtype):
+    tensors = inputs(rows, rows, 64)
+    first, second = (evaluate(tensors, dtype, "cuda")[0] for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second))
+
+
+def test_large_batch_in_little_memory():
+    """65,536 rows: the matrix of logits would take 8 GiB in bfloat16. A few rows are checked against float64."""
+    rows, d = 65_536, 64
+    a, b = (torch.randn(rows, d, device="cuda").bfloat16() for _ in range(2))
+    tau = torch.full((rows,), 8.0, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    leaves = [t.clone().requires_grad_() for t in (a, b, tau)]
+    _, stats = af.adaptive_infonce(*leaves, return_stats=True)
+    af.adaptive_infonce(*leaves).backward()
+    assert torch.cuda.max_memory_allocated() - before < 400 * 2**20
+    some = torch.arange(0, rows, 997, device="cuda")
+    lse = (a[some].double() @ b.double().T / 8).logsumexp(1)
+    torch.testing.assert_close(stats.lse[some].double(), lse, rtol=1e-5, atol=1e-5)
+    assert all(leaf.grad.isfinite().all() for leaf in leaves)
+
+
+def test_cuda_graph():
+    """Captured once, replayed on other numbers; nothing is read back to the host."""
+    a, b, tau = (t.float().cuda().requires_grad_() for t in inputs(300, 300, 64))
+
+    def step():
+        a.grad = b.grad = tau.grad = None
+        loss = af.adaptive_infonce(a, b, tau)
+        loss.backward()
+        return loss
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    others = inputs(300, 300, 64, seed=1)
+    with torch.no_grad():
+        for leaf, other in zip((a, b, tau), others):
+            leaf.copy_(other)
+    graph.replay()
+    replayed = [x.detach().clone() for x in (loss, a.grad, b.grad, tau.grad)]
+    eager = [x.detach() for x in (step(), a.grad, b.grad, tau.grad)]
+    assert all(torch.equal(x, y) for x, y in zip(replayed, eager))
+
+
+def test_compiles_whole():
+    a, b, tau = (t.float().cuda() for t in inputs(200, 200, 64))
+    compiled = torch.compile(af.adaptive_infonce, fullgraph=True)
+    torch.testing.assert_close(compiled(a, b, tau), af.adaptive_infonce(a, b, tau))
+
+
+def test_opcheck():
+    a, b, tau = (t.float().cuda().requires_grad_() for t in inputs(50, 70, 16))
+    arguments = (a, b, tau, None, None, None, torch.ones(50, device="cuda"), True, True, True, True)
+    torch.library.opcheck(torch.ops.adaftr_fast.infonce.default, arguments)

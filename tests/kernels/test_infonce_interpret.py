@@ -1,0 +1,231 @@
+"""The Triton kernels under the interpreter, against the float64 reference; no GPU needed."""
+
+import math
+
+import pytest
+import torch
+
+import adaftr_fast as af
+from tests.kernels.agreement import DTYPES, assert_matches, evaluate, inputs, masks
+
+pytest.importorskip("triton")
+config = pytest.importorskip("adaftr_fast.kernels.infonce_config")
+pytestmark = pytest.mark.skipif(not config.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+
+# Around the tiles' edges, with one split and with several (the interpreter is taken to have 2 processors). float64
+# and float32 have the smallest tiles, which makes them the slowest here.
+SIZES = [(1, 1, 1), (2, 5, 8), (63, 63, 64), (100, 130, 31), (130, 140, 16)]
+LARGE = [(257, 300, 100, torch.bfloat16), (257, 300, 64, torch.float16), (40, 400, 256, torch.bfloat16)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "columns", "d"), SIZES)
+def test_matches_reference(rows, columns, d, dtype):
+    assert_matches(inputs(rows, columns, d), dtype)
+
+
+@pytest.mark.parametrize(("rows", "columns", "d", "dtype"), LARGE)
+def test_matches_reference_beyond_one_tile(rows, columns, d, dtype):
+    assert_matches(inputs(rows, columns, d), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_positives_and_groups(dtype):
+    assert_matches(inputs(130, 150, 24), dtype, **masks(130, 150))
+
+
+@pytest.mark.parametrize("explicit", ["positive_index", "groups"])
+def test_positives_or_groups_alone(explicit):
+    options = {k: v for k, v in masks(90, 140).items() if (k == "positive_index") == (explicit == "positive_index")}
+    assert_matches(inputs(90, 140, 24), torch.float32, **options)
+
+
+def test_widths_beyond_the_whole_blocks():
+    assert_matches(inputs(20, 70, 530), torch.bfloat16)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_tf32_tilings(precision):
+    """The interpreter multiplies in full float32; what is tested is the tilings."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        assert_matches(inputs(70, 150, 64), torch.float32)
+        assert_matches(inputs(70, 150, 200), torch.float32, **masks(70, 150))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_reductions_and_directions(reduction, symmetric):
+    upstream = torch.linspace(-1, 2, 70) if reduction == "none" else None
+    weight = torch.linspace(0, 2, 70)
+    tensors = inputs(70, 70, 16)
+    for dtype in (torch.float32, torch.float16):
+        weights = {"row_weight": weight}
+        assert_matches(tensors, dtype, reduction=reduction, symmetric=symmetric, upstream=upstream, **weights)
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_frozen_inputs(frozen):
+    """Each gradient by itself: tau's comes from the moments where h_ctr is frozen, else from d h_ctr."""
+    assert_matches(inputs(70, 100, 16), torch.float32, frozen=frozen)
+    assert_matches(inputs(70, 100, 16), torch.bfloat16, frozen=frozen, **masks(70, 100))
+
+
+@pytest.mark.parametrize("need", range(16))
+def test_unneeded_outputs_are_empty(need):
+    flags = [bool(need >> bit & 1) for bit in range(4)]
+    a, b, tau = (t.float() for t in inputs(9, 12, 4))
+    tensors = (a, b, tau, None, None, None, torch.ones(9))
+    own = torch.ops.adaftr_fast.infonce_triton(*tensors, *flags)
+    theirs = torch.ops.adaftr_fast.infonce_reference(*tensors, *flags)
+    for x, t in zip(own, theirs):
+        assert x.shape == t.shape
+        assert x.dtype == t.dtype
+        torch.testing.assert_close(x, t, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tau", [1e-3, 1e-2, 1.0, 1e3])
+def test_extreme_temperatures(tau):
+    a, b, _ = inputs(70, 90, 32)
+    assert_matches((a, b, torch.full((70,), tau, dtype=torch.float64)), torch.float32)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logits_of_ten_thousand(sign):
+    a, b, _ = inputs(64, 64, 16)
+    b += sign * a * 10  # the positive far above, or far below, all others
+    assert_matches((a * 100, b, torch.full((64,), 0.1, dtype=torch.float64)), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gap", [3, 10, 20, 30])
+def test_keeps_digits_as_the_positive_wins(gap, dtype):
+    a = torch.eye(96, dtype=torch.float64) * gap + inputs(96, 96, 96, scale=0.1)[0]
+    assert_matches((a, torch.eye(96, dtype=torch.float64), torch.ones(96, dtype=torch.float64)), dtype)
+
+
+def test_float16_keeps_small_probabilities_and_large_weights():
+    """Uniform p of 1/3000 lies among float16's subnormals when it is not raised; the weights span 1e-6 to 1."""
+    a, b, tau = inputs(40, 3000, 16, scale=0.01)
+    assert_matches((a, b, tau), torch.float16, row_weight=torch.logspace(-6, 0, 40), reduction="sum")
+
+
+def test_a_tie_is_no_hit():
+    a = torch.ones(70, 9)
+    loss, stats = af.adaptive_infonce(a, a, 0.3, return_stats=True, backend="triton")
+    assert not stats.top1.any()
+    torch.testing.assert_close(loss.item(), math.log(70), rtol=1e-6, atol=0)
+
+
+def test_groups_that_mask_every_negative():
+    a, b, tau = inputs(20, 20, 8)
+    (loss, *gradients, _, _, entropy), top1 = evaluate(
+        (a, b, tau), torch.float32, backend="triton", row_group=torch.zeros(20, dtype=torch.int64)
+    )
+    assert loss == 0
+    assert top1.all()
+    assert all((x == 0).all() for x in (*gradients, entropy))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_ignored_row_leaks_nothing(dtype):
+    a, b, tau = inputs(40, 50, 8)
+    positive = torch.arange(40)
+    positive[7] = positive[33] = -100
+    clean = evaluate((a, b, tau), dtype, backend="triton", positive_index=positive)
+    a[7], a[33], tau[33] = math.nan, math.inf, math.nan
+    dirty = evaluate((a, b, tau), dtype, backend="triton", positive_index=positive)
+    for x, y in zip((*clean[0], clean[1]), (*dirty[0], dirty[1])):
+        assert torch.equal(x, y)
+
+
+def test_all_rows_ignored():
+    a, b, tau = inputs(20, 30, 8)
+    b[3] = math.nan
+    positive = torch.full((20,), -100)
+    found, top1 = evaluate((a, b, tau), torch.float32, backend="triton", positive_index=positive)
+    assert all((x == 0).all() for x in found)
+    assert not top1.any()
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.1, math.nan, math.inf])
+def test_bad_temperature_gives_nan_in_its_row(tau):
+    a, b, temperature = (t.float() for t in inputs(10, 10, 4))
+    temperature[4] = tau
+    rows = af.adaptive_infonce(a, b, temperature, reduction="none", backend="triton")
+    assert torch.equal(rows.isnan(), torch.arange(10) == 4)
+
+
+@pytest.mark.parametrize("index", [-1, 10, 2**33])
+def test_positive_out_of_range_gives_nan_in_its_row(index):
+    a, b, tau = (t.float().requires_grad_() for t in inputs(10, 10, 4))
+    positive = torch.arange(10)
+    positive[4] = index
+    rows = af.adaptive_infonce(a, b, tau, positive_index=positive, reduction="none", backend="triton")
+    assert torch.equal(rows.isnan(), torch.arange(10) == 4)
+    rows.sum().backward()
+    assert torch.equal(a.grad.isnan().any(1), torch.arange(10) == 4)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_number_shows_in_the_loss(value):
+    a, b, tau = (t.float() for t in inputs(10, 10, 4))
+    b[3, 2] = value
+    assert not af.adaptive_infonce(a, b, tau, backend="triton").isfinite()
+
+
+def test_strides_and_offsets():
+    a, b, tau = (t.float() for t in inputs(33, 40, 24))
+    straight = evaluate((a, b, tau), torch.float32, backend="triton")[0]
+    wide = torch.randn(41, 49)
+    wide[1:, 1:25] = b
+    ops = torch.ops.adaftr_fast.infonce_triton
+    coefficient = torch.full((), 1 / 33).expand(33)
+    found = ops(a.T.contiguous().T, wide[1:, 1:25], tau[:, None].expand(33, 2)[:, 0], None, None, None, coefficient,
+                True, True, True, False)  # fmt: skip
+    for x, y in zip((found[0], *found[6:]), straight):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 5), (0, 0), (3, 0)])
+def test_nothing_to_do(rows, columns):
+    a, b = torch.zeros(rows, 4), torch.zeros(columns, 4)
+    positive = torch.full((rows,), -100)
+    tensors = (a, b, torch.ones(rows), positive, None, None, torch.ones(rows))
+    for x, shape in zip(
+        torch.ops.adaftr_fast.infonce_triton(*tensors, True, True, True, True),
+        ((), (rows,), (rows,), (rows,), (rows,), (rows,), (rows, 4), (columns, 4), (rows,)),
+    ):
+        assert x.shape == shape
+        assert not x.any()
+
+
+def test_same_bits_every_time():
+    tensors = inputs(64, 400, 16)
+    first, second = (evaluate(tensors, torch.bfloat16, backend="triton")[0] for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second))
+
+
+def test_gradcheck():
+    a, b, tau = (t.requires_grad_() for t in inputs(4, 6, 3))
+    torch.autograd.gradcheck(lambda *x: af.adaptive_infonce(*x, backend="triton", **masks(4, 6)), (a, b, tau))
+
+
+def test_opcheck():
+    a, b, tau = (t.float().requires_grad_() for t in inputs(5, 7, 4))
+    arguments = (a, b, tau, None, None, None, torch.ones(5), True, True, True, True)
+    torch.library.opcheck(torch.ops.adaftr_fast.infonce_triton.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "tiles"), [(1, 1), (1, 1000), (8, 8), (131, 131), (133, 133), (500, 500), (4000, 9)]
+)
+def test_splits_fill_the_card_and_bound_the_partial_results(blocks, tiles):
+    splits = config.choose_splits(blocks, tiles, 132)
+    assert 1 <= splits <= tiles
+    assert splits == 1 or blocks * splits <= 4 * 132
+    if blocks < 66 and tiles >= 64:
+        assert blocks * splits > 100
