@@ -2,9 +2,11 @@
 
 from adaftr_fast._extension import build_info, cpu_capability, set_cpu_capability
 from adaftr_fast.infonce import InfoNCEStats, adaptive_infonce
+from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 
 __all__ = [
+    "AdaptiveInfoNCE",
     "FusedEmbedding",
     "InfoNCEStats",
     "adaptive_infonce",

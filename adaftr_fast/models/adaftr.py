@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from adaftr_fast.infonce import adaptive_infonce
 from adaftr_fast.models.base import Backbone, MultiTaskModel, Representations
-from adaftr_fast.nn.relatedness import RelatednessNetwork, relatedness_loss, temperature
+from adaftr_fast.nn.contrast import AdaptiveInfoNCE
+from adaftr_fast.nn.relatedness import RelatednessNetwork, relatedness_loss
 
 if TYPE_CHECKING:
     from adaftr_fast.data.batch import Batch
@@ -45,8 +45,6 @@ class AdaFTR(MultiTaskModel):
         super().__init__()
         if len(backbone.task_names) < 2:
             raise ValueError(f"AdaFTR: needs at least two tasks to relate, got {backbone.task_names}")
-        if not 0 < tau_min <= tau_max:
-            raise ValueError(f"AdaFTR: expected 0 < tau_min <= tau_max, got tau_min={tau_min}, tau_max={tau_max}")
         layers = len(backbone.towers[0].mlp.layers)
         if not 1 <= contrast_layer <= layers:
             raise ValueError(f"AdaFTR: contrast_layer must be in 1..{layers}, got {contrast_layer}")
@@ -56,7 +54,7 @@ class AdaFTR(MultiTaskModel):
         self.relatedness = nn.ModuleList(RelatednessNetwork(width, relatedness_hidden) for _ in self.task_names[1:])
         self.contrast_layer = contrast_layer
         self.alpha, self.beta = alpha, beta
-        self.tau_min, self.tau_max = tau_min, tau_max
+        self.contrast = AdaptiveInfoNCE(tau_min, tau_max)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.backbone(ids)
@@ -72,13 +70,7 @@ class AdaFTR(MultiTaskModel):
             relatedness_loss(logits[t - 1], y[:, 0], y[:, t], batch.weight) for t in pairs
         )
         losses["contrast"] = self.beta * sum(
-            adaptive_infonce(
-                h[0],
-                h[t],
-                temperature(logits[t - 1].detach(), self.tau_min, self.tau_max),
-                row_weight=batch.weight,
-            )
-            for t in pairs
+            self.contrast(h[0], h[t], logits[t - 1].detach().sigmoid(), row_weight=batch.weight) for t in pairs
         )
         return losses
 
@@ -86,7 +78,7 @@ class AdaFTR(MultiTaskModel):
         """``tau/<task 0>-<task t>``: the temperature of every instance, [B]."""
         logits = self._relatedness_logits(self.backbone.represent(batch.ids))
         return {
-            f"tau/{self.task_names[0]}-{task}": temperature(logit, self.tau_min, self.tau_max)
+            f"tau/{self.task_names[0]}-{task}": self.contrast.temperature(logit.sigmoid())
             for task, logit in zip(self.task_names[1:], logits)
         }
 

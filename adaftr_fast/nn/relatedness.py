@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,9 +27,9 @@ def relatedness_loss(logit: Tensor, y_1: Tensor, y_2: Tensor, weight: Tensor | N
     return weighted_mean(F.binary_cross_entropy_with_logits(logit, (y_1 == y_2).to(logit), reduction="none"), weight)
 
 
-def temperature(relatedness_logit: Tensor, tau_min: float, tau_max: float) -> Tensor:
-    """Eq. 12: tau = (tau_max - tau_min) (1 - y_rel) + tau_min; the more related, the smaller. [B] -> [B]."""
-    return (tau_max - tau_min) * torch.sigmoid(-relatedness_logit) + tau_min
+def temperature(relatedness: Tensor, tau_min: float, tau_max: float) -> Tensor:
+    """Eq. 12: tau = (tau_max - tau_min) (1 - y_rel) + tau_min for y_rel in [0, 1]; the more related, the smaller."""
+    return (tau_max - tau_min) * (1 - relatedness) + tau_min
 
 
 def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:

@@ -60,7 +60,7 @@ def transcription(adaftr, data):
         mlp(network.mlp.layers, v[0] * v[1])[-1] @ network.logit.weight.detach().numpy()[0] + network.logit.bias.item()
     )
     y_rel = sigmoid(rel)  # Eq. 9
-    tau = (adaftr.tau_max - adaftr.tau_min) * (1 - y_rel) + adaftr.tau_min  # Eq. 12
+    tau = (1.0 - 0.05) * (1 - y_rel) + 0.05  # Eq. 12
     z = hidden[0][0] @ hidden[1][0].T / tau[:, None]
     contrast = np.mean(np.log(np.exp(z).sum(1)) - np.diag(z))  # Eq. 13
     dense = [p.detach().numpy() for n, p in b.named_parameters() if p.dim() > 1 and "embedding" not in n]

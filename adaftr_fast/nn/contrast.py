@@ -1,0 +1,66 @@
+"""The contrast between two tasks as a module: relatedness -> temperature (Eq. 12) -> InfoNCE (Eq. 13)."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaftr_fast.infonce import Backend, InfoNCEStats, Reduction, adaptive_infonce
+from adaftr_fast.nn.relatedness import temperature
+
+
+class AdaptiveInfoNCE(nn.Module):
+    """:func:`adaftr_fast.adaptive_infonce` with its temperature made here.
+
+    Args:
+        tau_min, tau_max: the range of the temperature, 0 < tau_min <= tau_max (tau^L and tau^U of Eq. 12).
+        tau: "adaptive" sets each row's temperature from the relatedness given to ``forward`` (Eq. 12); "scalar" learns
+            one number for all rows, kept within the range by a sigmoid (the paper's "w/o adaptive tau"); a float
+            fixes it (the paper's "w/o learnable tau").
+        normalize: contrast cosines instead of dot products.
+        symmetric, reduction, backend: as in ``adaptive_infonce``.
+    """
+
+    def __init__(
+        self,
+        tau_min: float = 0.05,
+        tau_max: float = 1.0,
+        *,
+        tau: Literal["adaptive", "scalar"] | float = "adaptive",
+        normalize: bool = False,
+        symmetric: bool = False,
+        reduction: Reduction = "mean",
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        if not 0 < tau_min <= tau_max:
+            raise ValueError(f"AdaptiveInfoNCE: expected 0 < tau_min <= tau_max, got {tau_min} and {tau_max}")
+        if not (tau in ("adaptive", "scalar") or (isinstance(tau, float) and tau > 0)):
+            raise ValueError(f"AdaptiveInfoNCE: tau must be 'adaptive', 'scalar' or a float > 0, got {tau!r}")
+        self.tau_min, self.tau_max, self.tau, self.normalize = tau_min, tau_max, tau, normalize
+        self.options: dict[str, Any] = {"symmetric": symmetric, "reduction": reduction, "backend": backend}
+        self.logit = nn.Parameter(torch.zeros(())) if tau == "scalar" else None  # the middle of the range
+
+    def forward(
+        self, h_ctr: Tensor, h_cvr: Tensor, relatedness: Tensor | None = None, **options: Any
+    ) -> Tensor | tuple[Tensor, InfoNCEStats]:
+        """The loss between h_ctr [B, d] and h_cvr [N, d].
+
+        Args:
+            relatedness: [B] in [0, 1], y_rel of Eq. 9; needed exactly when tau is "adaptive".
+            options: further keyword arguments of ``adaptive_infonce``, such as ``row_weight`` or ``return_stats``.
+        """
+        if (relatedness is not None) != (self.tau == "adaptive"):
+            raise ValueError(
+                f"AdaptiveInfoNCE: relatedness must be given exactly when tau is 'adaptive' ({self.tau!r})"
+            )
+        if self.normalize:
+            h_ctr, h_cvr = F.normalize(h_ctr, dim=1), F.normalize(h_cvr, dim=1)
+        return adaptive_infonce(h_ctr, h_cvr, self.temperature(relatedness), **self.options, **options)
+
+    def temperature(self, relatedness: Tensor | None = None) -> Tensor | float:
+        """What ``forward`` divides by: [B], 0-dim, or a float."""
+        if self.logit is not None:
+            return temperature(torch.sigmoid(self.logit), self.tau_min, self.tau_max)
+        return self.tau if relatedness is None else temperature(relatedness, self.tau_min, self.tau_max)

@@ -1,0 +1,55 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+import adaftr_fast as af
+
+A, B, RELATEDNESS = torch.randn(20, 6), torch.randn(20, 6), torch.rand(20)
+
+
+def test_adaptive_temperature_follows_eq_12():
+    contrast = af.AdaptiveInfoNCE(0.1, 0.7)
+    tau = 0.6 * (1 - RELATEDNESS) + 0.1
+    torch.testing.assert_close(contrast(A, B, RELATEDNESS), af.adaptive_infonce(A, B, tau))
+    torch.testing.assert_close(contrast.temperature(torch.tensor([0.0, 1.0])), torch.tensor([0.7, 0.1]))
+
+
+def test_scalar_temperature_is_learned_within_the_range():
+    contrast = af.AdaptiveInfoNCE(0.1, 0.7, tau="scalar")
+    assert contrast.temperature().item() == pytest.approx(0.4)
+    contrast(A, B).backward()
+    assert contrast.logit.grad.abs() > 0
+    with torch.no_grad():
+        contrast.logit.fill_(100.0)
+    assert contrast.temperature().item() == pytest.approx(0.1)
+
+
+def test_fixed_temperature_normalisation_and_options():
+    contrast = af.AdaptiveInfoNCE(tau=0.05, normalize=True, reduction="sum")
+    assert not list(contrast.parameters())
+    loss, stats = contrast(A, B, return_stats=True)
+    cosine = F.normalize(A) @ F.normalize(B).T
+    torch.testing.assert_close(loss, F.cross_entropy(cosine / 0.05, torch.arange(20), reduction="sum"))
+    torch.testing.assert_close(stats.positive_logit, cosine.diagonal() / 0.05)
+
+
+def test_compiles_whole():
+    contrast = af.AdaptiveInfoNCE()
+    compiled = torch.compile(contrast, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(A, B, RELATEDNESS), contrast(A, B, RELATEDNESS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ({"tau_min": 0.0}, None, "0 < tau_min <= tau_max"),
+        ({"tau_min": 2.0}, None, "0 < tau_min <= tau_max"),
+        ({"tau": "learned"}, None, "tau must be"),
+        ({"tau": -0.1}, None, "tau must be"),
+        ({}, (A, B), "exactly when tau is 'adaptive'"),
+        ({"tau": 0.1}, (A, B, RELATEDNESS), "exactly when tau is 'adaptive'"),
+    ],
+)
+def test_bad_arguments(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        af.AdaptiveInfoNCE(**arguments)(*options or ())

@@ -1,0 +1,25 @@
+"""The loss never holds the similarities: peak memory, in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+import adaftr_fast as af
+
+SCRIPT = """
+import resource, torch, adaftr_fast as af
+B, d = 16384, 32
+a, b = (torch.randn(B, d).requires_grad_() for _ in range(2))
+tau = torch.rand(B).add_(0.05).requires_grad_()
+af.adaptive_infonce(a[:64], b[:64], tau[:64]).backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+af.adaptive_infonce(a, b, tau).backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(af.cpu_capability() == "none", reason="the C++ extension is not built")
+def test_peak_memory_is_far_below_the_matrix():
+    added = float(subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout)
+    assert added < 100, f"{added:.0f} MiB added; the 16,384 x 16,384 matrix alone is 1,024 MiB"
