@@ -106,6 +106,8 @@ def _problem(h_row: Tensor, h_column: Tensor, positive, row_group, column_group)
     if a.is_cuda:
         properties = torch.cuda.get_device_properties(a.device)
         capability, processors = properties.major * 10 + properties.minor, properties.multi_processor_count
+        if capability >= 120:  # has the matrix instructions and the shared memory of sm_89, not those of sm_90
+            capability = 89
     return _Problem(a, b, positive, row_group, column_group, h_row.shape[1], acc, capability, processors)
 
 
