@@ -111,7 +111,13 @@ inline void multiply_tiles(const TileProduct& p) {
 }
 #undef MULTIPLY_2X2
 
-// A thread's rows are taken 32 at a time, so that their block of S and E stays in L1 from product to product.
+// Products are so cheap here that S is made twice rather than E stored: for each stripe
+//   row phase (a thread owns rows): S block by block, for m, l and what follows from them;
+//   column phase (a thread owns columns): S again, E at its final m, and from that one block in cache O and D. O is
+//   summed
+//     in kParts fixed parts of the columns, so that up to kParts threads give the same bits.
+// Where no column gradient is wanted, the row phase makes O as it goes and that is all.
+// Rows are taken 32 at a time, whose S and E stay in L1 from product to product.
 template <int kTerms>
 struct AmxSweep : Sweep<float, 32> {
   using Guard = AmxGuard;
@@ -119,27 +125,48 @@ struct AmxSweep : Sweep<float, 32> {
   static constexpr int64_t kStep = kTerms * kTile;  // elements from one tile to the next
   static constexpr int64_t kPanelSize =
       32 * kPanel<float> + 16;  // of S; a multiple of 4 KiB would alias loads and stores
+  static constexpr int64_t kMinParts = 4;
 
-  int64_t k_tiles;     // d / 32, rounded up
-  int64_t row_tiles;   // stripe / 32
+  int64_t k_tiles;    // d / 32, rounded up
+  int64_t row_tiles;  // stripe / 32
+  int64_t parts, out_size;
   Bf16* b_transposed;  // B tiles [column_panels * 2][k_tiles]: k along d
   Bf16* b_tiles;       // B tiles [k_tiles * 2][column_panels]: k along the columns
-  Bf16* e;             // B tiles [column_panels * 2][row_tiles]: k along the stripe's rows
+  Bf16* a_tiles;       // A tiles [stripe / 16][k_tiles]
   Bf16* scaled_a;      // A tiles [k_tiles * 2][row_tiles]: A' transposed
-  Bf16* task_a;        // per thread, A tiles [task_rows / 16][k_tiles]
   Bf16* task_e;        // per thread, A tiles [2][kBlockPanels]
-  float* task_s;       // per thread, [kBlockPanels][32][kPanel]
+  Bf16* task_kept;     // per thread, B tiles [kBlockPanels * 2][row_tiles]: a block of E, k along the stripe's rows
+  float* task_s;       // per thread, [kBlockPanels][32][kPanel], panels kPanelSize apart
+  float* part_out;     // per part, [width_panels][stripe][kPanel]: O over the part's columns
+  float* slope;        // [stripe]
 
   AmxSweep(const InfoNCEProblem<float>& problem, int64_t threads, char* base) : Sweep(problem, threads, base, 32) {
     k_tiles = ceil_div(q.width, 32);
     row_tiles = stripe / 32;
+    parts = at_most(at_least(kMinParts, threads), column_panels);
+    out_size = width_panels * stripe * kPanel<float>;
     arena.take(column_panels * 2 * k_tiles * kStep, b_transposed);
     arena.take(need_row ? k_tiles * 2 * column_panels * kStep : 0, b_tiles);
-    arena.take(need_column ? column_panels * 2 * row_tiles * kStep : 0, e);
+    arena.take(stripe / 16 * k_tiles * kStep, a_tiles);
     arena.take(need_column ? k_tiles * 2 * row_tiles * kStep : 0, scaled_a);
-    arena.take(threads * task_rows / 16 * k_tiles * kStep, task_a);
     arena.take(threads * 2 * kBlockPanels<float> * kStep, task_e);
+    arena.take(need_column ? threads * kBlockPanels<float> * 2 * row_tiles * kStep : 0, task_kept);
     arena.take(threads * kBlockPanels<float> * kPanelSize, task_s);
+    arena.take(need_row && need_column ? parts * out_size : 0, part_out);
+    arena.take(stripe, slope);
+  }
+
+  void run_stripe(Parallel parallel) {
+    over_rows(*this, parallel,
+              [](AmxSweep& s, int64_t task, int64_t begin, int64_t end) { s.sweep_rows(task, begin, end); });
+    if (!need_column) return;
+    in_parallel(*this, parts, parallel, [](AmxSweep& s, int64_t task, int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) s.sweep_columns(task, part);
+    });
+    if (need_row)
+      over_rows(*this, parallel, [](AmxSweep& s, int64_t task, int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) s.finish_parts(task, r);
+      });
   }
 
   // Columns [32 p, 32 p + 32) of b as B tiles both ways; what lies beyond N or d is 0.
@@ -155,56 +182,70 @@ struct AmxSweep : Sweep<float, 32> {
     }
   }
 
-  void pack_rows(int64_t begin, int64_t end, Bf16* a) {
-    for (int64_t r = 0; r < ceil_div(end - begin, 32) * 32; ++r)
-      for (int64_t k = 0; k < k_tiles * 32; ++k) {
-        const bool inside = begin + r < end && k < q.width;
-        const float x = inside ? q.a[(first + begin + r) * q.width + k] : 0.f;
-        put<kTerms>(a + (r / 16 * k_tiles + k / 32) * kStep, in_a(r % 16, k % 32), x);
-      }
+  void pack_row(int64_t r) {  // beyond the stripe's height: zeros
+    for (int64_t k = 0; k < k_tiles * 32; ++k) {
+      const float x = r < height && k < q.width ? q.a[(first + r) * q.width + k] : 0.f;
+      put<kTerms>(a_tiles + (r / 16 * k_tiles + k / 32) * kStep, in_a(r % 16, k % 32), x);
+    }
   }
+
+  void scale_into_tiles(int64_t r) {
+    const float* a = q.a + (first + r) * q.width;
+    for (int64_t k = 0; k < k_tiles * 32; ++k) {
+      const float x = r >= height || k >= q.width || slope[r] == 0 ? 0.f : slope[r] * a[k];
+      put<kTerms>(scaled_a + (k / 16 * row_tiles + r / 32) * kStep, in_a(k % 16, r % 32), x);
+    }
+  }
+
+  // --- row phase -----------------------------------------------------------------------------------------------
 
   void sweep_rows(int64_t task, int64_t begin, int64_t end) {
-    Bf16* a = task_a + task * task_rows / 16 * k_tiles * kStep;
-    float* out = out_of(task);
-    pack_rows(begin, end, a);
+    const int64_t padded = ceil_div(end, 32) * 32;
+    float* out = need_column ? nullptr : out_of(task);
+    for (int64_t r = begin; r < padded; ++r) pack_row(r);
     start_rows(begin, end);
-    for (int64_t c = 0; c < column_blocks; ++c)
-      for (int64_t r = begin; r < end; r += 32)
-        sweep_block(task, c, r, at_most(end, r + 32), a + (r - begin) / 16 * k_tiles * kStep,
-                    out == nullptr ? nullptr : out + (r - begin) * kPanel<float>);
+    for (int64_t c = 0; c < column_blocks; ++c) {
+      const int64_t p0 = c * kBlockPanels<float>, panels = at_most(column_panels - p0, kBlockPanels<float>);
+      for (int64_t r0 = begin; r0 < end; r0 += 32) {
+        float* s = similarities(task, r0, p0, panels);
+        float* out_0 = out == nullptr ? nullptr : out + (r0 - begin) * kPanel<float>;
+        for (int64_t r = r0; r < at_most(end, r0 + 32); ++r)
+          absorb(r, p0, panels, s + (r - r0) * kPanel<float>, kPanelSize,
+                 out == nullptr ? nullptr : out_0 + (r - r0) * kPanel<float>);
+        if (out != nullptr) accumulate_rows(task, p0, panels, s, out_0, task_rows, c > 0, nullptr);
+      }
+    }
     for (int64_t r = begin; r < end; ++r) {
-      const float slope = finish_row(r, out == nullptr ? nullptr : out + (r - begin) * kPanel<float>);
-      if (need_column) scale_into_tiles(r, slope);
+      slope[r] = finish_row(r);
+      if (out != nullptr) finish_row_gradient(r, slope[r], out + (r - begin) * kPanel<float>);
     }
     if (need_column)
-      for (int64_t r = end; r < ceil_div(end, 32) * 32; ++r) scale_into_tiles(r, 0);
+      for (int64_t r = begin; r < padded; ++r) scale_into_tiles(r);
   }
 
-  // Rows [r0, r1), at most 32, against block c: S, its softmax, E kept as B tiles, O += E B.
-  void sweep_block(int64_t task, int64_t c, int64_t r0, int64_t r1, const Bf16* a, float* out) {
-    const int64_t p0 = c * kBlockPanels<float>, panels = at_most(column_panels - p0, kBlockPanels<float>);
+  // S of 32 rows and a block of columns, in the thread's scratch.
+  float* similarities(int64_t task, int64_t r0, int64_t p0, int64_t panels) {
     float* s = task_s + task * kBlockPanels<float> * kPanelSize;
-    Bf16* e_rows = task_e + task * 2 * kBlockPanels<float> * kStep;
+    const Bf16* a = a_tiles + r0 / 16 * k_tiles * kStep;
     for (int64_t p = 0; p < panels; ++p) {
       const Bf16* b = b_transposed + (p0 + p) * 2 * k_tiles * kStep;
       multiply_tiles<kTerms>({k_tiles, a, a + k_tiles * kStep, b, b + k_tiles * kStep, s + p * kPanelSize, false});
     }
-    for (int64_t r = r0; r < r1; ++r)
-      absorb(r, c, p0, panels, s + (r - r0) * kPanel<float>, kPanelSize,
-             out == nullptr ? nullptr : out + (r - r0) * kPanel<float>);
-    if (!need_row && !need_column) return;
-    for (int64_t p = 0; p < panels; ++p) {
-      for (int64_t r = r1 - r0; r < 32; ++r)
-        for (int64_t j = 0; j < 32; ++j) s[p * kPanelSize + r * 32 + j] = 0;
-      Bf16* kept = need_column ? e + ((p0 + p) * 2 * row_tiles + r0 / 32) * kStep : nullptr;
-      narrow(s + p * kPanelSize, e_rows + p * kStep, e_rows + (panels + p) * kStep, kept);
-    }
-    if (!need_row) return;
+    return s;
+  }
+
+  // O of 32 rows (panels `height_of_out` rows high) (+)= E B over a block; E, in s, is also left as B tiles in `kept`.
+  void accumulate_rows(int64_t task, int64_t p0, int64_t panels, const float* s, float* out, int64_t height_of_out,
+                       bool accumulate, Bf16* kept) {
+    Bf16* e = task_e + task * 2 * kBlockPanels<float> * kStep;
+    for (int64_t p = 0; p < panels; ++p)
+      narrow(s + p * kPanelSize, e + p * kStep, e + (panels + p) * kStep,
+             kept == nullptr ? nullptr : kept + p * 2 * row_tiles * kStep);
+    if (out == nullptr) return;
     for (int64_t w = 0; w < width_panels; ++w) {
       const Bf16* b = b_tiles + (w * 2 * column_panels + p0) * kStep;
-      multiply_tiles<kTerms>({panels, e_rows, e_rows + panels * kStep, b, b + column_panels * kStep,
-                              out + w * task_rows * kPanel<float>, c > 0});
+      multiply_tiles<kTerms>({panels, e, e + panels * kStep, b, b + column_panels * kStep,
+                              out + w * height_of_out * kPanel<float>, accumulate});
     }
   }
 
@@ -242,52 +283,63 @@ struct AmxSweep : Sweep<float, 32> {
     high -= widen(_mm512_extracti64x4_epi64(taken, 1));
   }
 
-  void scale_into_tiles(int64_t r, float slope) {
-    const float* a = q.a + (first + r) * q.width;
-    for (int64_t k = 0; k < k_tiles * 32; ++k) {
-      const float x = slope == 0 || k >= q.width ? 0.f : slope * a[k];
-      put<kTerms>(scaled_a + (k / 16 * row_tiles + r / 32) * kStep, in_a(k % 16, r % 32), x);
+  // --- column phase --------------------------------------------------------------------------------------------
+
+  void sweep_columns(int64_t task, int64_t part) {
+    const int64_t begin = column_panels * part / parts, end = column_panels * (part + 1) / parts;
+    const int64_t blocks = ceil_div(end - begin, kBlockPanels<float>);
+    Bf16* kept = task_kept + task * kBlockPanels<float> * 2 * row_tiles * kStep;
+    for (int64_t c = 0; c < blocks; ++c) {
+      const int64_t p0 = begin + (end - begin) * c / blocks, panels = begin + (end - begin) * (c + 1) / blocks - p0;
+      for (int64_t r0 = 0; r0 < height; r0 += 32) {
+        float* s = similarities(task, r0, p0, panels);
+        for (int64_t r = r0; r < r0 + 32; ++r) renew(r, p0, panels, s + (r - r0) * kPanel<float>);
+        float* out = need_row ? part_out + part * out_size + r0 * kPanel<float> : nullptr;
+        accumulate_rows(task, p0, panels, s, out, stripe, c > 0, kept + r0 / 32 * kStep);
+        for (int64_t r = r0; r < at_most(r0 + 32, height); ++r) keep_positive(r, p0, panels, kept);
+      }
+      for (int64_t p = 0; p < panels; ++p) accumulate_columns(p0 + p, kept + p * 2 * row_tiles * kStep);
     }
   }
 
-  // Multiplies a pair of rows of a B tile (16 columns, the rows side by side) by f0 and f1.
-  static void rescale_pair(Bf16* at, float f0, float f1) {
-    __m512 x0 = _mm512_setzero_ps(), x1 = x0;
-    for (int t = 0; t < kTerms; ++t) {
-      const __m512i pair = _mm512_loadu_si512(at + t * kTile);
-      x0 += _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
-      x1 += _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(0xffff0000)));
-    }
-    x0 *= f0;
-    x1 *= f1;
-    for (int t = 0; t < kTerms; ++t) {
-      const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x0));
-      const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x1)), 16);
-      _mm512_storeu_si512(at + t * kTile, _mm512_or_si512(low, high));
-      x0 -= _mm512_castsi512_ps(_mm512_slli_epi32(low, 16));
-      x1 -= _mm512_castsi512_ps(high);
-    }
+  // E of a row and a block, from S, at the row's final m.
+  void renew(int64_t r, int64_t p0, int64_t panels, float* s) {
+    const int64_t positive = r < height ? positive_of(first + r) : kIgnore;
+    if (positive == kIgnore) return clear(panels, s, kPanelSize);
+    hide(first + r, positive, p0, panels, s, kPanelSize);
+    const float inverse_tau = state[r].inverse_tau, m = state[r].m;
+    for (int64_t p = 0; p < panels; ++p)
+      for (int v = 0; v < 2; ++v) {
+        float* at = s + p * kPanelSize + v * kLanes<float>;
+        store<float>(at, exponential_of<float>(load(at) * inverse_tau - m));
+      }
   }
 
-  void accumulate_column_panel(int64_t p) {
-    Bf16* panel = e + p * 2 * row_tiles * kStep;
-    const float* factor_p = factor + p / kBlockPanels<float> * stripe;
-    for (int64_t r = 0; r < height; r += 2) {
-      const float f0 = factor_p[r], f1 = r + 1 < height ? factor_p[r + 1] : 1;
-      if (f0 != 1 || f1 != 1)
-        for (int64_t half = 0; half < 2; ++half)
-          rescale_pair(panel + (half * row_tiles + r / 32) * kStep + in_b(r % 32, 0), f0, f1);
-    }
-    for (int64_t r = 0; r < height; ++r) {
-      const int64_t j = positive_of(first + r) - p * 32;
-      if (j >= 0 && j < 32)
-        put<kTerms>(panel + (j / 16 * row_tiles + r / 32) * kStep, in_b(r % 32, j % 16), positive_entry[r]);
-    }
+  void keep_positive(int64_t r, int64_t p0, int64_t panels, Bf16* kept) {
+    const int64_t j = positive_of(first + r) - p0 * 32;
+    if (j >= 0 && j < panels * 32)
+      put<kTerms>(kept + (j / 16 * row_tiles + r / 32) * kStep, in_b(r % 32, j % 16), positive_entry[r]);
+  }
+
+  void accumulate_columns(int64_t p, const Bf16* e) {
     for (int64_t w = 0; w < k_tiles; ++w) {
       const Bf16* a = scaled_a + w * 2 * row_tiles * kStep;
-      multiply_tiles<kTerms>({ceil_div(height, 32), a, a + row_tiles * kStep, panel, panel + row_tiles * kStep,
+      multiply_tiles<kTerms>({ceil_div(height, 32), a, a + row_tiles * kStep, e, e + row_tiles * kStep,
                               d_column + (p * d_column_rows + w * 32) * kPanel<float>, first > 0});
     }
+  }
+
+  // Sums the parts of O in order, and from that the row's gradient.
+  void finish_parts(int64_t task, int64_t r) {
+    float* out = out_of(task);
+    for (int64_t w = 0; w < width_panels; ++w)
+      for (int v = 0; v < 2; ++v) {
+        const float* from = part_out + (w * stripe + r) * kPanel<float> + v * kLanes<float>;
+        Vec<float> sum = load(from);
+        for (int64_t part = 1; part < parts; ++part) sum += load(from + part * out_size);
+        store<float>(out + w * task_rows * kPanel<float> + v * kLanes<float>, sum);
+      }
+    finish_row_gradient(r, slope[r], out);
   }
 };
 

@@ -1,4 +1,9 @@
-// The products of the sweep (infonce_rows.inl) on the vector units, in the accumulation type.
+// The products of the sweep (infonce_rows.inl) on the vector units, in the accumulation type: three (3G), and one
+// exponential an element. For each stripe
+//   row phase (a thread owns rows): for each block of columns, S = A B^T in cache; a running maximum m and the sum of
+//     E = exp(S / tau - m); O += E B, rescaled when m grows. E stays in memory with the m it was taken at.
+//   column phase (a thread owns columns): E is brought to the final m where it grew since; D += E^T A'.
+// So no partial sums of the column gradient are kept per thread, and each of its sums runs over the rows in order.
 
 #include "cpu/infonce_rows.inl"
 
@@ -9,25 +14,33 @@ template <class T>
 struct FmaSweep : Sweep<T, 1> {
   using Guard = FlushDenormals;
   using Base = Sweep<T, 1>;
-  using Base::need_row, Base::need_column, Base::first, Base::height, Base::factor, Base::d_column, Base::arena;
+  using Base::need_row, Base::need_column, Base::first, Base::height, Base::d_column, Base::arena;
   using Base::q, Base::stripe, Base::task_rows, Base::column_panels, Base::column_blocks, Base::width_panels;
   static constexpr int kGroup = 1;
 
   int64_t width_tiles;
   int64_t e_rows;              // of a panel of E: odd, or panels a multiple of 4 KiB apart would alias loads and stores
   T *b_transposed, *b_panels;  // [column_panels][d][kPanel], [width_panels][N][kPanel]
-  T *e, *scaled_a;             // [column_panels][e_rows][kPanel], [width_tiles][stripe][kStrip]
-  T *task_a, *task_e;          // per thread: [width_panels][task_rows][kPanel], and a block of E where e is not kept
+  T* factor;        // [column_blocks][stripe]: first the m that E's block was taken at, then what brings it to the last
+  T *e, *scaled_a;  // [column_panels][e_rows][kPanel], [width_tiles][stripe][kStrip]
+  T *task_a, *task_e;  // per thread: [width_panels][task_rows][kPanel], and a block of E where e is not kept
 
   FmaSweep(const InfoNCEProblem<T>& problem, int64_t threads, char* base) : Base(problem, threads, base, 1) {
     width_tiles = tiles_of(q.width);
     e_rows = (need_column ? stripe : task_rows) | 1;
     arena.take(column_panels * q.width * kPanel<T>, b_transposed);
     arena.take(need_row ? width_panels * q.columns * kPanel<T> : 0, b_panels);
+    arena.take(need_column ? column_blocks * stripe : 0, factor);
     arena.take(need_column ? column_panels * e_rows * kPanel<T> : 0, e);
     arena.take(need_column ? width_tiles * stripe * kStrip : 0, scaled_a);
     arena.take(threads * width_panels * task_rows * kPanel<T>, task_a);
     arena.take(need_column ? 0 : threads * kBlockPanels<T> * e_rows * kPanel<T>, task_e);
+  }
+
+  void run_stripe(Parallel parallel) {
+    over_rows(*this, parallel,
+              [](FmaSweep& s, int64_t task, int64_t begin, int64_t end) { s.sweep_rows(task, begin, end); });
+    if (need_column) over_panels(*this, parallel, [](FmaSweep& s, int64_t p) { s.accumulate_column_panel(p); });
   }
 
   void pack_column_panel(int64_t p) {
@@ -66,14 +79,24 @@ struct FmaSweep : Sweep<T, 1> {
           need_column ? e + (p0 * e_rows + begin) * kPanel<T> : task_e + task * kBlockPanels<T> * e_rows * kPanel<T>;
       similarities(a, rows, p0, panels, block);
       for (int64_t r = 0; r < rows; ++r)
-        this->absorb(begin + r, c, p0, panels, block + r * kPanel<T>, e_rows * kPanel<T>,
+        this->absorb(begin + r, p0, panels, block + r * kPanel<T>, e_rows * kPanel<T>,
                      out == nullptr ? nullptr : out + r * kPanel<T>);
+      if (need_column)
+        for (int64_t r = begin; r < end; ++r) factor[c * stripe + r] = this->state[r].m;
       if (need_row) accumulate_rows(block, rows, c, out);
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      const T slope = this->finish_row(begin + r, out == nullptr ? nullptr : out + r * kPanel<T>);
-      if (need_column) scale_into_strips(begin + r, slope);
+    for (int64_t r = begin; r < end; ++r) finish(r, out == nullptr ? nullptr : out + (r - begin) * kPanel<T>);
+  }
+
+  void finish(int64_t r, const T* out) {
+    const T slope = this->finish_row(r), m = this->state[r].m;
+    if (need_row) this->finish_row_gradient(r, slope, out);
+    if (!need_column) return;
+    for (int64_t c = 0; c < column_blocks; ++c) {
+      T& f = factor[c * stripe + r];
+      f = f == m ? 1 : this->exponential(f - m);
     }
+    scale_into_strips(r, slope);
   }
 
   // Summed kWidthChunk products at a time: shorter chains of rounding errors in logits that tau may magnify.

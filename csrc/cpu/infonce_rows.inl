@@ -1,17 +1,14 @@
-// Adaptive InfoNCE, forward and every gradient in one sweep over the similarities: three matrix products (3G), one
-// exponential an element, O((B + N) d + stripe * N) memory. Included once per instruction set (see simd.inl).
+// Adaptive InfoNCE, forward and every gradient, in one pass over stripes of rows and O((B + N) d + stripe * N) memory.
+// Included once per instruction set (see simd.inl).
 //
-// The rows are taken in stripes. For each stripe
-//   row phase (a thread owns rows): for each block of columns, S = A B^T in cache; a running maximum m and the sum of
-//     E = exp(S / tau - m); O += E B, rescaled when m grows. E stays in memory with the m it was taken at.
-//   column phase (a thread owns columns): E is brought to the final m where it grew since; D += E^T A', where
-//     A' = coefficient / (tau l) a carries every per-row factor.
-// So no partial sums of the column gradient are kept per thread, and each of its sums runs over the rows in order.
-//
-// The positive is left out of l and O and enters as p - 1 = -l_negative / l, so that nothing cancels as p -> 1.
+// With e_rj = exp(z_rj - m_r) over the negatives, l_r their sum plus the positive's, a sweep makes
+//   O_r = sum_j e_rj b_j             d_row_r = slope_r (O_r - l_negative b_y),  slope = coefficient / (tau l)
+//   D_j = sum_r e_rj A'_r            A'_r = slope_r a_r carries every per-row factor; the positive's e is -l_negative
+// The positive is left out of l_negative and O and enters as p - 1 = -l_negative / l, so that nothing cancels as p
+// -> 1.
 //
 // Here stands what does not depend on how the products are made: the softmax of the rows, and the driver. The products
-// are infonce_fma.inl's (vector units) and infonce_amx.inl's (bfloat16 tiles).
+// and their order are infonce_fma.inl's (vector units) and infonce_amx.inl's (bfloat16 tiles).
 
 #include "cpu/tile.inl"
 
@@ -54,11 +51,11 @@ struct Sweep {
   int64_t column_panels, column_blocks, width_panels;
   bool need_row, need_column, need_weighted;
   Arena arena;
-  RowState<T>* state;          // [stripe]
-  T *positive_entry, *factor;  // [stripe] what E holds at the positive; [column_blocks][stripe] m of E's block
-  T *task_out, *d_column;      // per thread [width_panels][task_rows][kPanel]; [column_panels][d][kPanel]
-  int64_t d_column_rows;       // d, rounded up as the products need
-  int64_t first, height;       // the present stripe
+  RowState<T>* state;      // [stripe]
+  T* positive_entry;       // [stripe] what E holds at the positive, -l_negative
+  T *task_out, *d_column;  // per thread [width_panels][task_rows][kPanel]; [column_panels][d][kPanel]
+  int64_t d_column_rows;   // d, rounded up as the products need
+  int64_t first, height;   // the present stripe
 
   Sweep(const InfoNCEProblem<T>& problem, int64_t thread_count, char* base, int64_t width_multiple)
       : q(problem), threads(thread_count), arena{base} {
@@ -75,7 +72,6 @@ struct Sweep {
     d_column_rows = ceil_div(q.width, width_multiple) * width_multiple;
     arena.take(stripe, state);
     arena.take(stripe, positive_entry);
-    arena.take(need_column ? column_blocks * stripe : 0, factor);
     arena.take(need_row ? threads * width_panels * task_rows * kPanel<T> : 0, task_out);
     arena.take(need_column ? column_panels * d_column_rows * kPanel<T> : 0, d_column);
   }
@@ -91,42 +87,47 @@ struct Sweep {
 
   // Turns one row's similarities with a block of columns (panels `step` apart) into E, and brings the row's state
   // and its part of O (panels task_rows high) to the new maximum.
-  void absorb(int64_t r, int64_t c, int64_t p0, int64_t panels, T* s, int64_t step, T* out) {
+  void absorb(int64_t r, int64_t p0, int64_t panels, T* s, int64_t step, T* out) {
     const int64_t row = first + r, positive = positive_of(row);
     RowState<T>& state_r = state[r];
-    if (positive == kIgnore) {
-      for (int64_t p = 0; p < panels; ++p)
-        for (int64_t j = 0; j < kPanel<T>; ++j) s[p * step + j] = 0;
-      if (need_column) factor[c * stripe + r] = 0;
-      return;
-    }
+    if (positive == kIgnore) return clear(panels, s, step);
     const T old = state_r.m;
-    mask(row, positive, p0, panels, s, step, state_r);
+    if (const T* at = find(positive, p0, panels, s, step)) {
+      state_r.positive = *at * state_r.inverse_tau;
+      raise(state_r, state_r.positive);
+    }
+    hide(row, positive, p0, panels, s, step);
     Vec<T> greatest = broadcast(-T(__builtin_inff()));
     for (int64_t p = 0; p < panels; ++p)
       for (int v = 0; v < 2; ++v) greatest = maximum<T>(greatest, load(s + p * step + v * kLanes<T>));
     const T block_max = horizontal_max<T>(greatest) * state_r.inverse_tau;
     if (block_max > state_r.negative) state_r.negative = block_max;
     raise(state_r, block_max);
-    if (state_r.m > old) rescale(state_r, old, c > 0 ? out : nullptr);
+    if (state_r.m > old) rescale(state_r, old, p0 > 0 ? out : nullptr);
     exponentials(state_r, panels, s, step);
-    if (need_column) factor[c * stripe + r] = state_r.m;
   }
 
-  // Reads the positive's logit, and takes it, the row's own group and the padding out of the similarities.
-  void mask(int64_t row, int64_t positive, int64_t p0, int64_t panels, T* s, int64_t step, RowState<T>& state_r) {
+  static void clear(int64_t panels, T* s, int64_t step) {
+    for (int64_t p = 0; p < panels; ++p)
+      for (int64_t j = 0; j < kPanel<T>; ++j) s[p * step + j] = 0;
+  }
+
+  // The row's similarity with column j, if it is one of the `panels` panels from p0 on.
+  static T* find(int64_t j, int64_t p0, int64_t panels, T* s, int64_t step) {
+    j -= p0 * kPanel<T>;
+    return j < 0 || j >= panels * kPanel<T> ? nullptr : s + j / kPanel<T> * step + j % kPanel<T>;
+  }
+
+  // Takes the positive, the row's own group and the padding out of the similarities.
+  void hide(int64_t row, int64_t positive, int64_t p0, int64_t panels, T* s, int64_t step) const {
     const T minus_infinity = -__builtin_inff();
-    const int64_t j0 = p0 * kPanel<T>, padded = panels * kPanel<T>, count = at_most(q.columns - j0, padded);
-    auto at = [&](int64_t j) -> T& { return s[j / kPanel<T> * step + j % kPanel<T>]; };
-    if (positive >= j0 && positive < j0 + count) {
-      state_r.positive = at(positive - j0) * state_r.inverse_tau;
-      raise(state_r, state_r.positive);
-      at(positive - j0) = state_r.positive == state_r.positive ? minus_infinity : state_r.positive;  // keep a NaN
-    }
+    T* at = find(positive, p0, panels, s, step);
+    if (at != nullptr && *at == *at) *at = minus_infinity;  // a NaN stays
+    const int64_t j0 = p0 * kPanel<T>, count = at_most(q.columns - j0, panels * kPanel<T>);
     if (q.row_group != nullptr)
       for (int64_t j = 0; j < count; ++j)
-        if (q.column_group[j0 + j] == q.row_group[row]) at(j) = minus_infinity;
-    for (int64_t j = count; j < padded; ++j) at(j) = minus_infinity;
+        if (q.column_group[j0 + j] == q.row_group[row]) *find(j0 + j, p0, panels, s, step) = minus_infinity;
+    for (int64_t j = count; j < panels * kPanel<T>; ++j) *find(j0 + j, p0, panels, s, step) = minus_infinity;
   }
 
   // m follows the maximum at a distance of up to kHeadroom, so that it moves once or twice a row instead of whenever a
@@ -185,8 +186,9 @@ struct Sweep {
     return gap + log1p(l - 1 + exponential(-gap));
   }
 
-  // Writes the row's results; returns slope = coefficient / (tau l), which scales a into the column gradient.
-  T finish_row(int64_t r, T* out) {
+  // Writes the row's loss and statistics; returns slope = coefficient / (tau l), which scales a into the column
+  // gradient.
+  T finish_row(int64_t r) {
     const int64_t row = first + r, positive = positive_of(row);
     const RowState<T>& s = state[r];
     const bool ignored = positive == kIgnore;
@@ -203,27 +205,21 @@ struct Sweep {
       q.entropy[row] = ignored ? 0 : log1p(l - 1) - (weighted + z) / l;
     }
     positive_entry[r] = -l_negative;
-    if (need_row) finish_row_gradient(row, ignored, slope, l_negative, ignored ? 0 : positive, out);
-    if (q.d_tau != nullptr) {
-      const T from_sums = -slope * (weighted - l_negative * (s.positive - s.m));
-      q.d_tau[row] = ignored ? 0 : need_row ? tau_gradient(row) : from_sums;
-    }
-    if (need_column) {
-      for (int64_t c = 0; c < column_blocks; ++c) {
-        T& f = factor[c * stripe + r];
-        f = ignored || f == s.m ? 1 : exponential(f - s.m);
-      }
-    }
+    if (q.d_tau != nullptr && !need_row)
+      q.d_tau[row] = ignored ? 0 : -slope * (weighted - l_negative * (s.positive - s.m));
     return slope;
   }
 
-  void finish_row_gradient(int64_t row, bool ignored, T slope, T l, int64_t positive, const T* out) {
+  // d_row = slope (O - l_negative b_y), and with it d_tau; slope is 0 where the row is ignored or weighs nothing.
+  void finish_row_gradient(int64_t r, T slope, const T* out) {
+    const int64_t row = first + r;
     T* d = q.d_row + row * q.width;
-    const T* b = q.b + positive * q.width;
+    const T* b = q.b + at_least(positive_of(row), 0) * q.width;
     for (int64_t k = 0; k < q.width; ++k) {
       const T o = out[k / kPanel<T> * task_rows * kPanel<T> + k % kPanel<T>];
-      d[k] = ignored ? 0 : slope * (o - l * b[k]);
+      d[k] = slope == 0 ? 0 : slope * (o + positive_entry[r] * b[k]);
     }
+    if (q.d_tau != nullptr) q.d_tau[row] = slope == 0 ? 0 : tau_gradient(row);
   }
 
   T tau_gradient(int64_t row) const {  // -(a . d_row) / tau
@@ -264,22 +260,31 @@ size_t workspace_bytes(const InfoNCEProblem<typename S::Scalar>& problem, int64_
   return S(problem, threads, nullptr).arena.used;
 }
 
+// body(sweep, task, begin, end) over the stripe's rows, dealt in groups.
+template <class S, class Body>
+void over_rows(S& sweep, Parallel parallel, Body body) {
+  in_parallel(sweep, ceil_div(sweep.height, S::kGroup), parallel,
+              [body](S& s, int64_t task, int64_t begin, int64_t end) {
+                body(s, task, begin * S::kGroup, at_most(end * S::kGroup, s.height));
+              });
+}
+
+// body(sweep, panel) over the panels of columns.
+template <class S, class Body>
+void over_panels(S& sweep, Parallel parallel, Body body) {
+  in_parallel(sweep, sweep.column_panels, parallel, [body](S& s, int64_t, int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) body(s, p);
+  });
+}
+
 template <class S>
 void run_infonce(const InfoNCEProblem<typename S::Scalar>& problem, void* workspace, Parallel parallel) {
   S sweep(problem, parallel.threads, static_cast<char*>(workspace));
-  const auto each_panel = [&](auto work) {
-    in_parallel(sweep, sweep.column_panels, parallel, [work](S& s, int64_t, int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) work(s, p);
-    });
-  };
-  each_panel([](S& s, int64_t p) { s.pack_column_panel(p); });
+  over_panels(sweep, parallel, [](S& s, int64_t p) { s.pack_column_panel(p); });
   for (int64_t first = 0; first < problem.rows; first += sweep.stripe) {
     sweep.first = first;
     sweep.height = at_most(problem.rows - first, sweep.stripe);
-    in_parallel(sweep, ceil_div(sweep.height, S::kGroup), parallel, [](S& s, int64_t task, int64_t begin, int64_t end) {
-      s.sweep_rows(task, begin * S::kGroup, at_most(end * S::kGroup, s.height));
-    });
-    if (sweep.need_column) each_panel([](S& s, int64_t p) { s.accumulate_column_panel(p); });
+    sweep.run_stripe(parallel);
   }
-  if (sweep.need_column) each_panel([](S& s, int64_t p) { s.unpack_column_panel(p); });
+  if (sweep.need_column) over_panels(sweep, parallel, [](S& s, int64_t p) { s.unpack_column_panel(p); });
 }
