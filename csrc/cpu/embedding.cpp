@@ -2,7 +2,6 @@
 #include "cpu/embedding.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #if defined(__linux__)
@@ -15,6 +14,7 @@
 #include "cpu/capability.h"
 #include "cpu/embedding_checks.h"
 #include "cpu/embedding_dispatch.h"
+#include "cpu/embedding_pool.h"
 #include "cpu/embedding_scratch.h"
 
 namespace adaftr_fast {
@@ -66,7 +66,7 @@ at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, cons
   check_ids("fused_embedding", ids, offsets);
   check_weight("fused_embedding", weight);
   check_offsets("fused_embedding", offsets, weight.size(0));
-  at::Tensor out = at::empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
+  at::Tensor out = pooled_empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
   if (out.numel() == 0) return out;
   const at::Tensor dense_ids = ids.contiguous();
   by_id_type(ids, [&](auto id) { run_lookup(ids_of<decltype(id)>(dense_ids, offsets), weight, out); });
@@ -96,8 +96,8 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tenso
   const auto scratch = borrow_scratch(ids.first_row, ids.fields);
   const int64_t grain = batch_grain(ids.batch);
   const std::vector<int64_t> base = mark_rows(ids, scratch->set, grain);
-  at::Tensor rows = at::empty({base.back()}, grad.options().dtype(at::kLong));
-  at::Tensor values = at::empty({base.back(), width}, grad.options().dtype(compute_type(grad.scalar_type())));
+  at::Tensor rows = pooled_empty({base.back()}, grad.options().dtype(at::kLong));
+  at::Tensor values = pooled_empty({base.back(), width}, grad.options().dtype(compute_type(grad.scalar_type())));
   const W* from = data_of<W>(grad);
   auto* rows_to = mutable_data_of<int64_t>(rows);
   auto* values_to = mutable_data_of<Compute<W>>(values);

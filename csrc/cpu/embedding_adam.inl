@@ -3,13 +3,10 @@
 namespace adaftr_fast {
 namespace {
 
-constexpr int64_t kLanes = 8;  // elements of a row are worked on in groups of this many
-
+// w, m and v of one group of lanes.
 template <typename T>
 struct Lanes {
-  alignas(64) T w[kLanes];
-  alignas(64) T m[kLanes];
-  alignas(64) T v[kLanes];
+  Vec<T> w, m, v;
 };
 
 template <typename T>
@@ -65,96 +62,68 @@ struct Adam {
 };
 
 template <typename T>
-inline void closed_form(const SeriesRow<T>& s, T epsilon, T decay, Lanes<T>& x, int64_t n) {
-  for (int64_t e = 0; e < n; ++e) {
-    const T root = std::sqrt(x.v[e]), y = T(1) / (root * s.mean + epsilon), z = root * y;
-    const T series = T(1) + z * z * (s.moment[0] - z * (s.moment[1] - z * s.moment[2]));
-    x.w[e] = decay * (x.w[e] - s.sum * x.m[e] * y * series);
-  }
+inline Vec<T> closed_form(const SeriesRow<T>& s, T epsilon, T decay, const Lanes<T>& x) {
+  const Vec<T> deviation = root(x.v), y = T(1) / (deviation * s.mean + epsilon), z = deviation * y;
+  const Vec<T> series = T(1) + z * z * (s.moment[0] - z * (s.moment[1] - z * s.moment[2]));
+  return decay * (x.w - s.sum * x.m * y * series);
 }
 
-// Step by step, without touching m and v.
+// Step by step; only w is needed on the way.
 template <typename W, typename T = Compute<W>>
-inline void replay(const Adam<W>& adam, int64_t from, Lanes<T>& x, int64_t n) {
+Vec<T> replay(const Adam<W>& adam, int64_t from, const Lanes<T>& x) {
   const int64_t to = adam.now - from < adam.horizon ? adam.now : from + adam.horizon;
-  alignas(64) T root[kLanes];
-  for (int64_t e = 0; e < n; ++e) root[e] = std::sqrt(x.v[e]);
+  const Vec<T> deviation = root(x.v);
+  Vec<T> w = x.w;
   T power1 = 1, power2 = 1;
   for (int64_t k = from + 1; k <= to; ++k) {
     const SeriesRow<T>& at = adam.table.series[k - adam.base];
     power1 *= adam.keep1;
     power2 *= adam.root2;
     const T rate = at.step_size * power1, scale = power2 * at.inverse_bias2;
-    for (int64_t e = 0; e < n; ++e) x.w[e] = at.decay * x.w[e] - rate * x.m[e] / (root[e] * scale + adam.epsilon);
+    w = at.decay * w - rate * x.m / (deviation * scale + adam.epsilon);
   }
-  const T rest = adam.decay_between(to, adam.now);
-  for (int64_t e = 0; e < n; ++e) x.w[e] *= rest;
+  return w * adam.decay_between(to, adam.now);
 }
 
 // One step of Adam on lanes that are current to the step before; g is the gradient without weight decay.
 template <typename W, typename T = Compute<W>>
-inline void dense_step(const Adam<W>& adam, const StepScalars<T>& by, Lanes<T>& x, const T* g, int64_t n) {
-  for (int64_t e = 0; e < n; ++e) {
-    const T w = by.decay * x.w[e], slope = g[e] + adam.l2 * w;
-    x.m[e] += adam.take1 * (slope - x.m[e]);
-    x.v[e] = adam.keep2 * x.v[e] + adam.take2 * slope * slope;
-    x.w[e] = w - by.step_size * x.m[e] / (std::sqrt(x.v[e]) * by.inverse_bias2 + adam.epsilon);
+inline void dense_step(const Adam<W>& adam, const StepScalars<T>& by, Lanes<T>& x, const Vec<T>& g) {
+  const Vec<T> w = by.decay * x.w, slope = g + adam.l2 * w;
+  x.m += adam.take1 * (slope - x.m);
+  x.v = adam.keep2 * x.v + adam.take2 * slope * slope;
+  x.w = w - by.step_size * x.m / (root(x.v) * by.inverse_bias2 + adam.epsilon);
+}
+
+// Coupled weight decay gives every missed step a gradient: all three are brought along, step by step.
+template <typename W, typename T = Compute<W>>
+void replay_coupled(const Adam<W>& adam, int64_t from, Lanes<T>& x) {
+  for (int64_t k = from + 1; k <= adam.now; ++k) {
+    const SeriesRow<T>& at = adam.table.series[k - adam.base];
+    dense_step(adam, {at.step_size, at.inverse_bias2, at.decay}, x, Vec<T>{});
   }
 }
 
-// Brings w from step `from` to now. m and v are brought along only where they must be, for coupled weight decay.
+// w of lanes current to step `from`, brought to now.
 template <typename W, typename T = Compute<W>>
-inline void catch_up_weight(const Adam<W>& adam, int64_t from, Lanes<T>& x, int64_t n) {
+inline Vec<T> present_weight(const Adam<W>& adam, int64_t from, const Lanes<T>& x) {
   const SeriesRow<T>& s = adam.table.series[from - adam.base];
   if (__builtin_expect(adam.couples, 0)) {
-    const T none[kLanes] = {};
-    for (int64_t k = from + 1; k <= adam.now; ++k) {
-      const SeriesRow<T>& at = adam.table.series[k - adam.base];
-      dense_step(adam, {at.step_size, at.inverse_bias2, at.decay}, x, none, n);
-    }
-  } else if (sizeof(T) == sizeof(float) && s.mean > 0) {
-    closed_form(s, adam.epsilon, adam.decay_between(from, adam.now), x, n);
-  } else {
-    replay(adam, from, x, n);
+    Lanes<T> moved = x;
+    replay_coupled(adam, from, moved);
+    return moved.w;
   }
+  if (sizeof(T) == sizeof(float) && s.mean > 0) {
+    return closed_form(s, adam.epsilon, adam.decay_between(from, adam.now), x);
+  }
+  return replay(adam, from, x);
 }
 
 template <typename W, typename T = Compute<W>>
-inline void catch_up(const Adam<W>& adam, int64_t from, Lanes<T>& x, int64_t n) {
-  catch_up_weight(adam, from, x, n);
-  if (adam.couples) return;
-  const int64_t gap = adam.now - from;
-  const T power1 = adam.power(0, gap), power2 = adam.power(1, gap);
-  for (int64_t e = 0; e < n; ++e) {
-    x.m[e] *= power1;
-    x.v[e] *= power2;
-  }
-}
-
-template <typename W, typename T = Compute<W>>
-inline void read_lanes(const W* w, const T* m, const T* v, Lanes<T>& x, int64_t n) {
-  for (int64_t e = 0; e < n; ++e) {
-    x.w[e] = load(w + e);
-    x.m[e] = m[e];
-    x.v[e] = v[e];
-  }
-}
-
-template <typename W, typename T = Compute<W>>
-inline void write_lanes(W* w, T* m, T* v, const Lanes<T>& x, int64_t n) {
-  for (int64_t e = 0; e < n; ++e) {
-    store(w + e, x.w[e]);
-    m[e] = x.m[e];
-    v[e] = x.v[e];
-  }
-}
-
-// Calls visit(first element, number of elements) for the groups of a row; the number is a constant for full groups.
-template <int64_t kWidth, typename Visit>
-inline void for_each_group(int64_t width, Visit visit) {
-  const int64_t full = kWidth ? kWidth : width - width % kLanes;
-  for (int64_t e = 0; e < full; e += kLanes) visit(e, std::integral_constant<int64_t, kLanes>{});
-  if (!kWidth && full < width) visit(full, width - full);
+inline void catch_up(const Adam<W>& adam, int64_t from, Lanes<T>& x) {
+  if (__builtin_expect(adam.couples, 0)) return replay_coupled(adam, from, x);
+  x.w = present_weight(adam, from, x);
+  x.m *= adam.power(0, adam.now - from);
+  x.v *= adam.power(1, adam.now - from);
 }
 
 template <typename W>
@@ -175,31 +144,24 @@ inline void adam_read(const Adam<W>& adam, int64_t row, int64_t width, W* out) {
   }
   const T* m = adam.table.moments + row * 2 * width;
   for_each_group<kWidth>(width, [&](int64_t e, auto n) {
-    Lanes<T> x;
-    read_lanes(w + e, m + e, m + width + e, x, n);
-    catch_up_weight(adam, from, x, n);
-    for (int64_t i = 0; i < n; ++i) store(out + e + i, x.w[i]);
+    const Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+    store_group(out + e, present_weight(adam, from, x), n);
   });
 }
 
 template <typename Id, typename W, int64_t kWidth>
 int64_t adam_lookup_rows(const Ids<Id>& ids, const AdamTable<W>& table, W* out, int64_t begin, int64_t end) {
   const Adam<W> adam(table);
-  const int64_t width = kWidth ? kWidth : table.width, fields = ids.fields, last = ids.batch * fields - 1;
-  for (int64_t b = begin; b < end; ++b) {
-    int64_t ahead_field = kAhead % fields;
-    for (int64_t f = 0, i = b * fields; f < fields; ++f, ++i) {
-      const int64_t ahead =
-          ids.first_row[ahead_field] + static_cast<int64_t>(ids.data[i + kAhead < last ? i + kAhead : last]);
-      prefetch_row(table, ahead, width);
-      __builtin_prefetch(table.current + ahead);
-      if (++ahead_field == fields) ahead_field = 0;
-      const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids.data[i]));
-      if (__builtin_expect(id >= static_cast<uint64_t>(ids.first_row[f + 1] - ids.first_row[f]), 0)) return i;
-      adam_read<W, kWidth>(adam, ids.first_row[f] + static_cast<int64_t>(id), width, out + i * width);
-    }
-  }
-  return -1;
+  const int64_t width = kWidth ? kWidth : table.width;
+  return for_each_lookup(
+      ids, begin, end, [&](int64_t row) { __builtin_prefetch(table.current + row); },
+      [&](int64_t row) {
+        prefetch(table.weight + row * width, width * sizeof(W));
+        if (adam.is_stale(table.current[row])) {
+          prefetch(table.moments + row * 2 * width, 2 * width * sizeof(Compute<W>));
+        }
+      },
+      [&](int64_t i, int64_t row) { adam_read<W, kWidth>(adam, row, width, out + i * width); });
 }
 
 template <typename W, int64_t kWidth>
@@ -217,13 +179,12 @@ void adam_step_rows(const AdamTable<W>& table, const int64_t* rows, const W* gra
     const int64_t from = table.current[row];
     const bool stale = adam.is_stale(from);
     for_each_group<kWidth>(width, [&](int64_t e, auto n) {
-      Lanes<T> x;
-      alignas(64) T g[kLanes];
-      for (int64_t i = 0; i < n; ++i) g[i] = load(grad + u * width + e + i);
-      read_lanes(w + e, m + e, m + width + e, x, n);
-      if (stale) catch_up(adam, from, x, n);
-      dense_step(adam, by, x, g, n);
-      write_lanes(w + e, m + e, m + width + e, x, n);
+      Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+      if (stale) catch_up(adam, from, x);
+      dense_step(adam, by, x, load_group(grad + u * width + e, n));
+      store_group(w + e, x.w, n);
+      store_group(m + e, x.m, n);
+      store_group(m + width + e, x.v, n);
     });
     table.current[row] = static_cast<int32_t>(adam.now + 1);
   }
@@ -253,10 +214,11 @@ void adam_flush(const AdamTable<W>& table, int64_t begin, int64_t end) {
     W* w = table.weight + row * width;
     T* m = table.moments + row * 2 * width;
     for_each_group<0>(width, [&](int64_t e, auto n) {
-      Lanes<T> x;
-      read_lanes(w + e, m + e, m + width + e, x, n);
-      catch_up(adam, from, x, n);
-      write_lanes(w + e, m + e, m + width + e, x, n);
+      Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+      catch_up(adam, from, x);
+      store_group(w + e, x.w, n);
+      store_group(m + e, x.m, n);
+      store_group(m + width + e, x.v, n);
     });
   }
 }

@@ -11,9 +11,7 @@
 #else
 #pragma GCC target("avx2,fma,bmi,bmi2,popcnt")
 #endif
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("no-math-errno")  // else every sqrt has a branch and its loop stays scalar
-#endif
+#define ADAFTR_FAST_AVX2  // gcc 12 expands macros before it sees the pragma, so __AVX2__ is not defined here
 
 #include "cpu/embedding_bodies.inl"
 

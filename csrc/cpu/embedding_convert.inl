@@ -1,4 +1,4 @@
-// Reads and writes of table elements, rounding to nearest even. Internal linkage: compiled per instruction set.
+// Table elements, one by one and in groups of lanes. Internal linkage: compiled per instruction set.
 
 namespace adaftr_fast {
 namespace {
@@ -40,6 +40,67 @@ inline void store(Float16* to, float value) {
     half = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
   }
   to->bits = static_cast<uint16_t>(sign | half);
+}
+
+// Rows are worked on in groups of lanes, in the vector types of GCC and Clang: they have the operators of their
+// elements and become whatever registers the target has. (Plain loops would not do: gcc does not vectorise a square
+// root that may set errno, and the option against that is one for the whole build.)
+constexpr int64_t kLanes = 8;
+
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kLanes * sizeof(T))));
+};
+template <typename T>
+using Vec = typename VectorOf<T>::type;
+
+inline Vec<float> root(Vec<float> x) {
+#if defined(__clang__) && __has_builtin(__builtin_elementwise_sqrt)
+  return __builtin_elementwise_sqrt(x);
+#elif defined(ADAFTR_FAST_AVX2)
+  return __builtin_ia32_sqrtps256(x);
+#else
+  for (int64_t i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+inline Vec<double> root(Vec<double> x) {
+  for (int64_t i = 0; i < kLanes; ++i) x[i] = __builtin_sqrt(x[i]);
+  return x;
+}
+
+inline float root(float x) { return __builtin_sqrtf(x); }
+inline double root(double x) { return __builtin_sqrt(x); }
+
+// The first n elements at `from`, then zeros.
+template <typename W, typename N>
+inline Vec<Compute<W>> load_group(const W* from, N n) {
+  Vec<Compute<W>> x = {};
+  if constexpr (std::is_same_v<W, Compute<W>> && !std::is_same_v<N, int64_t>) {
+    __builtin_memcpy(&x, from, sizeof(x));
+  } else {
+    for (int64_t i = 0; i < n; ++i) x[i] = load(from + i);
+  }
+  return x;
+}
+
+template <typename W, typename N>
+inline void store_group(W* to, Vec<Compute<W>> x, N n) {
+  if constexpr (std::is_same_v<W, Compute<W>> && !std::is_same_v<N, int64_t>) {
+    __builtin_memcpy(to, &x, sizeof(x));
+  } else {
+    for (int64_t i = 0; i < n; ++i) store(to + i, x[i]);
+  }
+}
+
+// Calls visit(first element, number of elements) for the groups of a row; for full groups, of kLanes elements, the
+// number is a constant.
+template <int64_t kWidth, typename Visit>
+inline void for_each_group(int64_t width, Visit visit) {
+  const int64_t full = kWidth ? kWidth : width - width % kLanes;
+  for (int64_t e = 0; e < full; e += kLanes) visit(e, std::integral_constant<int64_t, kLanes>{});
+  if (!kWidth && full < width) visit(full, width - full);
 }
 
 }  // namespace

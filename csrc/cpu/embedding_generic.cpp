@@ -4,11 +4,7 @@
 #include <type_traits>
 
 #include "cpu/embedding_dispatch.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("no-math-errno")  // else every sqrt has a branch and its loop stays scalar
-#endif
-
+// After the above.
 #include "cpu/embedding_bodies.inl"
 
 namespace adaftr_fast {

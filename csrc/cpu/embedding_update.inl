@@ -6,10 +6,6 @@ namespace {
 // Rows of table and state are fetched this many steps before they are needed.
 constexpr int64_t kUpdateAhead = 12;
 
-inline void prefetch(const void* from, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 1);
-}
-
 // Calls step(u, row) for rows [begin, end) while the rows ahead are fetched.
 template <typename W, typename T, typename Step>
 inline void for_each_row(const W* weight, const T* state, int64_t state_width, const RowGradient<W>& grad,
@@ -31,12 +27,11 @@ struct Updates {
     const int64_t width = kWidth ? kWidth : grad.width;
     const T lr = static_cast<T>(by.step_size), decay = static_cast<T>(by.weight_decay);
     for_each_row(weight, state, 0, grad, width, begin, end, [&](int64_t u, int64_t row) {
-      W* __restrict w = weight + row * width;
-      const W* __restrict g = grad.values + u * width;
-      for (int64_t e = 0; e < width; ++e) {
-        const T old = load(w + e);
-        store(w + e, old - lr * (load(g + e) + decay * old));
-      }
+      for_each_group<kWidth>(width, [&](int64_t e, auto n) {
+        W* to = weight + row * width + e;
+        const Vec<T> w = load_group(to, n), g = load_group(grad.values + u * width + e, n);
+        store_group(to, w - lr * (g + decay * w), n);
+      });
     });
   }
 
@@ -46,14 +41,14 @@ struct Updates {
     const T lr = static_cast<T>(by.step_size), decay = static_cast<T>(by.weight_decay);
     const T epsilon = static_cast<T>(by.epsilon);
     for_each_row(weight, state, width, grad, width, begin, end, [&](int64_t u, int64_t row) {
-      W* __restrict w = weight + row * width;
-      T* __restrict sum = state + row * width;
-      const W* __restrict values = grad.values + u * width;
-      for (int64_t e = 0; e < width; ++e) {
-        const T old = load(w + e), g = load(values + e) + decay * old;
-        sum[e] += g * g;
-        store(w + e, old - lr * g / (std::sqrt(sum[e]) + epsilon));
-      }
+      for_each_group<kWidth>(width, [&](int64_t e, auto n) {
+        W* to = weight + row * width + e;
+        T* sum = state + row * width + e;
+        const Vec<T> w = load_group(to, n), g = load_group(grad.values + u * width + e, n) + decay * w;
+        const Vec<T> total = load_group(sum, n) + g * g;
+        store_group(sum, total, n);
+        store_group(to, w - lr * g / (root(total) + epsilon), n);
+      });
     });
   }
 
@@ -63,21 +58,20 @@ struct Updates {
     const T lr = static_cast<T>(by.step_size), decay = static_cast<T>(by.weight_decay);
     const T epsilon = static_cast<T>(by.epsilon);
     for_each_row(weight, state, 1, grad, width, begin, end, [&](int64_t u, int64_t row) {
-      W* __restrict w = weight + row * width;
-      const W* __restrict values = grad.values + u * width;
-      T lanes[8] = {};  // independent partial sums, always the same, so the order of addition is fixed
-      for (int64_t e = 0; e < width; ++e) {
-        const T g = load(values + e) + decay * load(w + e);
-        lanes[e % 8] += g * g;
-      }
-      const T squares =
-          ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
-      state[row] += squares / static_cast<T>(width);
-      const T rate = lr / (std::sqrt(state[row]) + epsilon);
-      for (int64_t e = 0; e < width; ++e) {
-        const T old = load(w + e);
-        store(w + e, old - rate * (load(values + e) + decay * old));
-      }
+      Vec<T> squares = {};
+      for_each_group<kWidth>(width, [&](int64_t e, auto n) {
+        const Vec<T> g = load_group(grad.values + u * width + e, n) + decay * load_group(weight + row * width + e, n);
+        squares += g * g;
+      });
+      T total = 0;
+      for (int64_t i = 0; i < kLanes; ++i) total += squares[i];
+      state[row] += total / static_cast<T>(width);
+      const T rate = lr / (root(state[row]) + epsilon);
+      for_each_group<kWidth>(width, [&](int64_t e, auto n) {
+        W* to = weight + row * width + e;
+        const Vec<T> w = load_group(to, n);
+        store_group(to, w - rate * (load_group(grad.values + u * width + e, n) + decay * w), n);
+      });
     });
   }
 
@@ -88,16 +82,18 @@ struct Updates {
     const T epsilon = static_cast<T>(by.epsilon);
     const T take1 = static_cast<T>(1 - by.beta1), take2 = static_cast<T>(1 - by.beta2);
     for_each_row(weight, state, 2 * width, grad, width, begin, end, [&](int64_t u, int64_t row) {
-      W* __restrict w = weight + row * width;
-      T* __restrict first = state + row * 2 * width;
-      T* __restrict second = first + width;
-      const W* __restrict values = grad.values + u * width;
-      for (int64_t e = 0; e < width; ++e) {
-        const T old = load(w + e), g = load(values + e) + decay * old;
-        first[e] += take1 * (g - first[e]);
-        second[e] += take2 * (g * g - second[e]);
-        store(w + e, old - lr * first[e] / (std::sqrt(second[e]) + epsilon));
-      }
+      for_each_group<kWidth>(width, [&](int64_t e, auto n) {
+        W* to = weight + row * width + e;
+        T* first = state + row * 2 * width + e;
+        T* second = first + width;
+        const Vec<T> w = load_group(to, n), g = load_group(grad.values + u * width + e, n) + decay * w;
+        Vec<T> m = load_group(first, n), v = load_group(second, n);
+        m += take1 * (g - m);
+        v += take2 * (g * g - v);
+        store_group(first, m, n);
+        store_group(second, v, n);
+        store_group(to, w - lr * m / (root(v) + epsilon), n);
+      });
     });
   }
 };
