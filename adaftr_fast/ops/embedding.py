@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adaftr_fast._extension import is_built
 from adaftr_fast.ops._library import library
 from adaftr_fast.reference import embedding as reference
 
@@ -51,7 +52,10 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
     return sparse_gradient(grad, *ctx.saved_tensors, ctx.shape), None, None
 
 
-torch.library.register_autograd("adaftr_fast::fused_embedding", _backward, setup_context=_setup_context, lib=library)
+if not is_built():  # csrc/cpu/embedding_autograd.cpp does the same, faster
+    torch.library.register_autograd(
+        "adaftr_fast::fused_embedding", _backward, setup_context=_setup_context, lib=library
+    )
 
 
 def fused_embedding(weight: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from adaftr_fast._extension import is_built
 from adaftr_fast.ops._library import library
 from adaftr_fast.ops.embedding import sparse_gradient
 from adaftr_fast.reference import embedding_optim as reference
@@ -54,7 +55,10 @@ def _backward(ctx, grad: Tensor) -> tuple:
     return sparse_gradient(grad, *ctx.saved_tensors, ctx.shape), None, None, [None] * ctx.states
 
 
-torch.library.register_autograd("adaftr_fast::deferred_embedding", _backward, setup_context=_setup_context, lib=library)
+if not is_built():  # csrc/cpu/embedding_autograd.cpp does the same, faster
+    torch.library.register_autograd(
+        "adaftr_fast::deferred_embedding", _backward, setup_context=_setup_context, lib=library
+    )
 
 
 def deferred_embedding(weight: Tensor, ids: Tensor, offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
