@@ -307,11 +307,11 @@ struct AmxSweep : Sweep<float, 32> {
     const int64_t positive = r < height ? positive_of(first + r) : kIgnore;
     if (positive == kIgnore) return clear(panels, s, kPanelSize);
     hide(first + r, positive, p0, panels, s, kPanelSize);
-    const float inverse_tau = state[r].inverse_tau, m = state[r].m;
+    const float scale = state[r].scale, m = state[r].m;
     for (int64_t p = 0; p < panels; ++p)
       for (int v = 0; v < 2; ++v) {
         float* at = s + p * kPanelSize + v * kLanes<float>;
-        store<float>(at, exponential_of<float>(load(at) * inverse_tau - m));
+        store<float>(at, exp2_of<float, kTerms == 1>(load(at) * scale - m));
       }
   }
 

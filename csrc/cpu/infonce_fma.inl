@@ -94,7 +94,7 @@ struct FmaSweep : Sweep<T, 1> {
     if (!need_column) return;
     for (int64_t c = 0; c < column_blocks; ++c) {
       T& f = factor[c * stripe + r];
-      f = f == m ? 1 : this->exponential(f - m);
+      f = f == m ? 1 : this->exp2(f - m);
     }
     scale_into_strips(r, slope);
   }

@@ -1,7 +1,7 @@
 // Adaptive InfoNCE, forward and every gradient, in one pass over stripes of rows and O((B + N) d + stripe * N) memory.
 // Included once per instruction set (see simd.inl).
 //
-// With e_rj = exp(z_rj - m_r) over the negatives, l_r their sum plus the positive's, a sweep makes
+// With e_rj = exp(z_rj) / exp(m_r) over the negatives, l_r their sum plus the positive's, a sweep makes
 //   O_r = sum_j e_rj b_j             d_row_r = slope_r (O_r - l_negative b_y),  slope = coefficient / (tau l)
 //   D_j = sum_r e_rj A'_r            A'_r = slope_r a_r carries every per-row factor; the positive's e is -l_negative
 // The positive is left out of l_negative and O and enters as p - 1 = -l_negative / l, so that nothing cancels as p
@@ -14,17 +14,19 @@
 
 constexpr int kBlockColumns = 224;            // S, B and B^T of a block stay in a 1 MB L2 up to d = 256
 constexpr int64_t kStripeElements = 4 << 20;  // of E, where that leaves a stripe rows enough for its threads
-constexpr int kHeadroom = 40;
+constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
+constexpr int kHeadroom = 58;  // e = 2^(z - m) stays below 2^58
 
 template <class T>
 constexpr int kBlockPanels = kBlockColumns / kPanel<T>;
 
+// Logits are held in powers of two: z = s * scale with scale = log2(e) / tau, and e = 2^(z - m).
 template <class T>
 struct RowState {
-  Vec<T> l, weighted;    // sums over the negatives, by lane, of e and of e (z - m), where e = exp(z - m)
+  Vec<T> l, weighted;    // sums over the negatives, by lane, of e and of e (z - m)
   T m;                   // what e is relative to: at most kHeadroom below the maximum so far
-  T positive, negative;  // the positive's logit; the largest negative's
-  T inverse_tau;
+  T positive, greatest;  // the positive's z; the greatest negative z
+  T scale;
 };
 
 inline int64_t at_most(int64_t x, int64_t bound) { return x < bound ? x : bound; }
@@ -82,7 +84,7 @@ struct Sweep {
   void start_rows(int64_t begin, int64_t end) {
     const T minus_infinity = -__builtin_inff();
     for (int64_t r = begin; r < end; ++r)
-      state[r] = RowState<T>{Vec<T>{}, Vec<T>{}, minus_infinity, T(0), minus_infinity, T(1) / q.tau[first + r]};
+      state[r] = RowState<T>{Vec<T>{}, Vec<T>{}, minus_infinity, T(0), minus_infinity, T(kLog2E) / q.tau[first + r]};
   }
 
   // Turns one row's similarities with a block of columns (panels `step` apart) into E, and brings the row's state
@@ -93,15 +95,15 @@ struct Sweep {
     if (positive == kIgnore) return clear(panels, s, step);
     const T old = state_r.m;
     if (const T* at = find(positive, p0, panels, s, step)) {
-      state_r.positive = *at * state_r.inverse_tau;
+      state_r.positive = *at * state_r.scale;
       raise(state_r, state_r.positive);
     }
     hide(row, positive, p0, panels, s, step);
     Vec<T> greatest = broadcast(-T(__builtin_inff()));
     for (int64_t p = 0; p < panels; ++p)
       for (int v = 0; v < 2; ++v) greatest = maximum<T>(greatest, load(s + p * step + v * kLanes<T>));
-    const T block_max = horizontal_max<T>(greatest) * state_r.inverse_tau;
-    if (block_max > state_r.negative) state_r.negative = block_max;
+    const T block_max = horizontal_max<T>(greatest) * state_r.scale;
+    if (block_max > state_r.greatest) state_r.greatest = block_max;
     raise(state_r, block_max);
     if (state_r.m > old) rescale(state_r, old, p0 > 0 ? out : nullptr);
     exponentials(state_r, panels, s, step);
@@ -131,13 +133,13 @@ struct Sweep {
   }
 
   // m follows the maximum at a distance of up to kHeadroom, so that it moves once or twice a row instead of whenever a
-  // block holds a new maximum; e = exp(z - m) <= exp(kHeadroom) is as exact as one below 1, and far from overflow.
+  // block holds a new maximum; e above 1 is as exact as one below, and far from overflow.
   static void raise(RowState<T>& state_r, T z) {
     if (z > state_r.m + kHeadroom || (state_r.m == -T(__builtin_inff()) && z > state_r.m)) state_r.m = z;
   }
 
   void rescale(RowState<T>& state_r, T old, T* out) {
-    const T shrink = exponential(old - state_r.m);
+    const T shrink = exp2(old - state_r.m);
     if (need_weighted && old > -T(__builtin_inff()))
       state_r.weighted = shrink * (state_r.weighted + state_r.l * (old - state_r.m));
     state_r.l *= shrink;
@@ -151,13 +153,13 @@ struct Sweep {
 
   void exponentials(RowState<T>& state_r, int64_t panels, T* s, int64_t step) {
     const T m = state_r.m == -T(__builtin_inff()) ? 0 : state_r.m;  // all masked so far
-    const T inverse_tau = state_r.inverse_tau;
+    const T scale = state_r.scale;
     Vec<T> total = state_r.l, weighted = state_r.weighted;
     for (int64_t p = 0; p < panels; ++p)
       for (int v = 0; v < 2; ++v) {
         T* at = s + p * step + v * kLanes<T>;
-        const Vec<T> z = load(at) * inverse_tau - m;
-        const Vec<T> x = exponential_of<T>(z);
+        const Vec<T> z = load(at) * scale - m;
+        const Vec<T> x = exp2_of<T>(z);
         store<T>(at, x);
         total += x;
         if (need_weighted) weighted += x == 0 ? Vec<T>{} : x * z;
@@ -166,24 +168,14 @@ struct Sweep {
     state_r.weighted = weighted;
   }
 
-  static T exponential(T x) {
-    if constexpr (sizeof(T) == 4)
-      return __builtin_expf(x);
-    else
-      return __builtin_exp(x);
-  }
-  static T log1p(T x) {
-    if constexpr (sizeof(T) == 4)
-      return __builtin_log1pf(x);
-    else
-      return __builtin_log1p(x);
-  }
+  static T exp2(T x) { return sizeof(T) == 4 ? __builtin_exp2f(x) : __builtin_exp2(x); }
+  static T log1p(T x) { return sizeof(T) == 4 ? __builtin_log1pf(x) : __builtin_log1p(x); }
 
-  // log(1 + l exp(m - z)), l the sum over the negatives of exp(z_j - m), z the positive's logit.
+  // log(1 + l 2^(m - z)), l the sum over the negatives of 2^(z_j - m), z the positive's logit.
   static T loss_of(T l, T m, T z) {
     const T gap = m - z;
-    if (gap < 20) return log1p(l * exponential(gap));
-    return gap + log1p(l - 1 + exponential(-gap));
+    if (gap < 30) return log1p(l * exp2(gap));
+    return T(kLn2) * gap + log1p(l - 1 + exp2(-gap));
   }
 
   // Writes the row's loss and statistics; returns slope = coefficient / (tau l), which scales a into the column
@@ -192,21 +184,21 @@ struct Sweep {
     const int64_t row = first + r, positive = positive_of(row);
     const RowState<T>& s = state[r];
     const bool ignored = positive == kIgnore;
-    const T e_positive = ignored ? 0 : exponential(s.positive - s.m);
+    const T e_positive = ignored ? 0 : exp2(s.positive - s.m);
     const T l_negative = ignored ? 0 : horizontal_sum<T>(s.l), l = ignored ? 1 : l_negative + e_positive;
-    const T weighted = need_weighted ? horizontal_sum<T>(s.weighted) : 0;
-    const T slope = ignored ? 0 : q.coefficient[row] * s.inverse_tau / l;
+    const T weighted = need_weighted ? horizontal_sum<T>(s.weighted) : 0, ln2 = kLn2;
+    const T slope = ignored ? 0 : q.coefficient[row] / (q.tau[row] * l);
     q.loss[row] = ignored ? 0 : loss_of(l_negative, s.m, s.positive);
-    q.lse[row] = ignored ? 0 : s.positive + q.loss[row];
-    q.positive_logit[row] = s.positive;
-    if (q.top1 != nullptr) q.top1[row] = !ignored && s.positive > s.negative;
+    q.positive_logit[row] = s.positive * ln2;
+    q.lse[row] = ignored ? 0 : q.positive_logit[row] + q.loss[row];
+    if (q.top1 != nullptr) q.top1[row] = !ignored && s.positive > s.greatest;
     if (q.entropy != nullptr) {
-      const T z = e_positive > 0 ? e_positive * (s.positive - s.m) : 0;
-      q.entropy[row] = ignored ? 0 : log1p(l - 1) - (weighted + z) / l;
+      const T of_positive = e_positive > 0 ? e_positive * (s.positive - s.m) : 0;
+      q.entropy[row] = ignored ? 0 : log1p(l - 1) - ln2 * (weighted + of_positive) / l;
     }
     positive_entry[r] = -l_negative;
     if (q.d_tau != nullptr && !need_row)
-      q.d_tau[row] = ignored ? 0 : -slope * (weighted - l_negative * (s.positive - s.m));
+      q.d_tau[row] = ignored ? 0 : -slope * ln2 * (weighted - l_negative * (s.positive - s.m));
     return slope;
   }
 

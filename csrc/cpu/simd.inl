@@ -12,8 +12,7 @@ struct Simd<float> {
   typedef int32_t I __attribute__((vector_size(VECTOR_BYTES)));
   static constexpr int kMantissa = 23;
   static constexpr float kMagic = 12582912.f + 127.f;  // 1.5 * 2^23 + exponent bias
-  static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440e-4f;
-  static constexpr float kSmallest = -87.3f;  // below it exp is flushed to 0
+  static constexpr float kSmallest = -126.f;           // below it 2^x is flushed to 0
 };
 
 template <>
@@ -23,8 +22,7 @@ struct Simd<double> {
   typedef int64_t I __attribute__((vector_size(VECTOR_BYTES)));
   static constexpr int kMantissa = 52;
   static constexpr double kMagic = 6755399441055744.0 + 1023.0;
-  static constexpr double kLn2Hi = 6.93145751953125e-1, kLn2Lo = 1.42860682030941723212e-6;
-  static constexpr double kSmallest = -708.0;
+  static constexpr double kSmallest = -1022.0;
 };
 
 template <class T>
@@ -77,16 +75,20 @@ inline T horizontal_sum(Vec<T> v) {
   return fold<T, VECTOR_BYTES>(lanes, [](auto x, auto y) { return x + y; });
 }
 
-inline Vec<float> exp_polynomial(Vec<float> r) {  // minimax on |r| <= ln(2)/2, relative error 3e-9 before rounding
-  Vec<float> p = broadcast(1.38146079e-3f);
-  p = p * r + 8.36871068e-3f;
-  p = p * r + 4.16683875e-2f;
-  p = p * r + 1.66665207e-1f;
-  p = p * r + 4.99999935e-1f;
-  p = p * r + 1.0f;
-  return p * r + 1.0f;
+// 2^f for |f| <= 1/2, minimax: relative error 2e-9 before rounding, or 1e-4 for results kept in bfloat16.
+template <bool kRough>
+inline Vec<float> exp2_fraction(Vec<float> f) {
+  if constexpr (kRough) return ((5.50088736e-2f * f + 2.42210992e-1f) * f + 6.93282940e-1f) * f + 1.f;
+  Vec<float> p = 1.53533590e-4f * f + 1.33988757e-3f;
+  p = p * f + 9.61843738e-3f;
+  p = p * f + 5.55033247e-2f;
+  p = p * f + 2.40226479e-1f;
+  p = p * f + 6.93147203e-1f;
+  return p * f + 1.f;
 }
-inline Vec<double> exp_polynomial(Vec<double> r) {  // Taylor: r^13/13! < 2e-16
+template <bool kRough>
+inline Vec<double> exp2_fraction(Vec<double> f) {  // Taylor of exp(f ln 2): r^13 / 13! < 2e-16
+  const Vec<double> r = f * 0.69314718055994530942;
   Vec<double> p = broadcast(1.0 / 479001600);
   constexpr double c[] = {1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
                           1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5,         1.0,        1.0};
@@ -94,15 +96,13 @@ inline Vec<double> exp_polynomial(Vec<double> r) {  // Taylor: r^13/13! < 2e-16
   return p;
 }
 
-// exp(x) for x < 88 and NaN; 0 below kSmallest. x = n ln 2 + r: adding kMagic leaves n + bias in the low bits.
-template <class T>
-inline Vec<T> exponential_of(Vec<T> x) {
+// 2^x for x < 128 and NaN; 0 below kSmallest. x = n + f: adding kMagic leaves n + exponent bias in the low bits.
+template <class T, bool kRough = false>
+inline Vec<T> exp2_of(Vec<T> x) {
   using S = Simd<T>;
-  const Vec<T> t = x * T(1.4426950408889634) + S::kMagic;
-  const Vec<T> n = t - S::kMagic;
-  const Vec<T> r = (x - n * S::kLn2Hi) - n * S::kLn2Lo;
+  const Vec<T> t = x + S::kMagic;
   const Vec<T> power = (Vec<T>)((typename S::I)t << S::kMantissa);
-  const Vec<T> e = exp_polynomial(r) * power;
+  const Vec<T> e = exp2_fraction<kRough>(x - (t - S::kMagic)) * power;
   return x < S::kSmallest ? Vec<T>{} : e;
 }
 
