@@ -1,0 +1,153 @@
+"""The loss, forward and backward of all three gradients, beside what PyTorch offers.
+
+    python -m pytest benchmarks/bench_infonce.py --benchmark-only      groups to compare at a glance
+    python -m benchmarks.bench_infonce                                 all of it in turns -> results/infonce.json, .png
+
+Nothing is timed before its result has been checked against the literal formula.
+"""
+
+import argparse
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.cases import SIZES, bare_products, contestants, forward_backward, inputs, literal
+from benchmarks.measure import RESULTS, side_by_side, write
+
+GROWTH = [1024, 2048, 4096, 8192, 16384, 32768, 65536]  # rows, at d = 128, for the plot
+LARGEST_EAGER = 16384  # the literal form's matrices would need 17 GiB each beyond
+
+
+def agrees(loss, tensors) -> bool:
+    with torch.no_grad():
+        return torch.allclose(loss(*tensors).float(), literal(*(t.float() for t in tensors)), rtol=3e-2)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mild"])
+@pytest.mark.parametrize(("rows", "d"), SIZES)
+@pytest.mark.parametrize(("name", "loss"), list(contestants()))
+def test_float32(benchmark, name, loss, rows, d, kind):
+    benchmark.group = f"{rows} x {d}, {kind}"
+    tensors = inputs(kind, rows, d)
+    assert agrees(loss, tensors)
+    benchmark(forward_backward(loss, tensors))
+
+
+def compare(kind: str, rows: int, d: int, seconds: float) -> dict[str, Any]:
+    """Milliseconds of ours at every precision, of PyTorch's forms, and of the bare products, taken in turns."""
+    import adaftr_fast as af
+
+    tensors, half = inputs(kind, rows, d), inputs(kind, rows, d, torch.bfloat16)
+    runs = {"bare products": bare_products(rows, d)}
+    for name, loss in contestants():
+        if agrees(loss, tensors):
+            runs[name] = forward_backward(loss, tensors)
+    runs["adaptive_infonce, bfloat16"] = forward_backward(af.adaptive_infonce, half)
+    for precision in ("high", "medium"):
+        runs[f"adaptive_infonce, {precision}"] = at_precision(precision, forward_backward(af.adaptive_infonce, tensors))
+    times = side_by_side(runs, seconds)
+    return {"kind": kind, "rows": rows, "d": d, "ms": times, "error": errors(tensors)}
+
+
+def at_precision(precision: str, step):
+    def run() -> None:
+        torch.set_float32_matmul_precision(precision)
+        step()
+        torch.set_float32_matmul_precision("highest")
+
+    return run
+
+
+def errors(tensors) -> dict[str, float]:
+    """Largest error of a gradient against float64, in units of the gradient's largest value, per precision."""
+    import adaftr_fast as af
+
+    def gradients(loss, dtype):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in tensors]
+        return torch.autograd.grad(loss(*leaves), leaves)
+
+    def worst(found):
+        return max(((x.double() - t).abs().max() / t.abs().max()).item() for x, t in zip(found, truth))
+
+    truth = gradients(literal, torch.float64)
+    found = {"eager": worst(gradients(literal, torch.float32))}
+    for precision in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        found[precision] = worst(gradients(af.adaptive_infonce, torch.float32))
+    torch.set_float32_matmul_precision("highest")
+    return found
+
+
+def grow(name: str, rows: int, d: int = 128) -> dict[str, Any]:
+    """One step in a process of its own: milliseconds, and MiB added to the peak of resident memory."""
+    script = (
+        "import resource, time, torch\n"
+        "from benchmarks.cases import contestants, forward_backward, inputs\n"
+        f"loss = dict(contestants())[{name!r}]\n"
+        "forward_backward(loss, inputs('mild', 64, 8))()\n"
+        f"step = forward_backward(loss, inputs('mild', {rows}, {d}))\n"
+        "before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()\n"
+        "step()\n"
+        "ms = 1e3 * (time.perf_counter() - start)\n"
+        "print(ms, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    ms, mib = map(float, printed.split())
+    return {"name": name, "rows": rows, "d": d, "ms": ms, "added MiB": mib}
+
+
+def draw(growth: list[dict[str, Any]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, key, label in zip(axes, ("ms", "added MiB"), ("forward + backward, ms", "added peak memory, MiB")):
+        for name in dict.fromkeys(case["name"] for case in growth):
+            cases = [case for case in growth if case["name"] == name]
+            axis.plot([c["rows"] for c in cases], [c[key] for c in cases], marker="o", label=name)
+        axis.set(xscale="log", yscale="log", xlabel="B (d = 128, float32)", ylabel=label)
+        axis.set_xticks(GROWTH, [f"{rows:,}" for rows in GROWTH], rotation=45)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(RESULTS / "infonce.png", dpi=110)
+
+
+def table(cases: list[dict[str, Any]]) -> str:
+    lines = [
+        "| inputs | B x d | ours, ms | literal eager | best of PyTorch | bare products | bfloat16 | high | medium |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for case in cases:
+        ms = case["ms"]
+        ours = ms["adaptive_infonce"]
+        best = min(v for k, v in ms.items() if ("," in k and "adaptive" not in k) or k == "linear_cross_entropy")
+        ratios = [ms["eager, literal"] / ours, best / ours, ms["bare products"] / ours]
+        faster = [ours / ms[f"adaptive_infonce, {kind}"] for kind in ("bfloat16", "high", "medium")]
+        cells = [f"{r:.1f}x" for r in ratios] + [f"{r:.1f}x" for r in faster]
+        lines.append(f"| {case['kind']} | {case['rows']:,} x {case['d']} | {ours:.2f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=2.0, help="per contestant and case")
+    parser.add_argument("--growth", action="store_true", help="also time and memory against B (minutes)")
+    arguments = parser.parse_args()
+    cases = [compare(kind, rows, d, arguments.seconds) for kind in ("gaussian", "mild") for rows, d in SIZES]
+    print(table(cases))
+    write("infonce", cases)
+    if arguments.growth:
+        names = ("adaptive_infonce", "eager, literal", "linear_cross_entropy, chunked")
+        growth = [grow(n, rows) for n in names for rows in GROWTH if n == names[0] or rows <= LARGEST_EAGER]
+        draw(growth)
+        write("infonce_growth", growth)
+
+
+if __name__ == "__main__":
+    main()
