@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from adaftr_fast.ops.embedding import coalesce_gradient, empty_table, fused_embedding
+from adaftr_fast.ops.embedding_bags import embedding_bags
 from adaftr_fast.ops.embedding_optim import deferred_embedding
 
 
@@ -22,49 +24,87 @@ class Deferred(Protocol):
     def flush(self, weight: Tensor) -> None: ...
 
 
-class FusedEmbedding(nn.Module):
-    """Looks up one id of each of F fields and lays the rows side by side.
+class GrowsWithTable(Protocol):
+    """An optimizer whose state can follow a table that grows (adaftr_fast.optim)."""
 
-    B batch, F fields, E width, R rows of all fields together.
+    def grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None: ...
+
+
+def insert_rows(table: Tensor, at: int, rows: Tensor) -> Tensor:
+    """A new table with ``rows`` put in before row ``at``."""
+    grown = empty_table(len(table) + len(rows), *table.shape[1:], device=table.device, dtype=table.dtype)
+    return torch.cat([table[:at], rows, table[at:]], out=grown)
+
+
+class FusedEmbedding(nn.Module):
+    """Looks up the ids of F fields and lays their vectors side by side.
+
+    B batch, F fields, E width, R rows of all fields together, N ids of all bags together.
 
     All fields live in one parameter ``weight`` [R, E], one after another, drawn from N(0, .01²).
     ``weight.grad`` is a coalesced sparse tensor that holds the rows of the batch, so torch.optim.SGD, Adagrad
-    and SparseAdam work unchanged.
+    and SparseAdam work unchanged; adaftr_fast.optim is faster and has Adam as on the dense table.
+    ``state_dict()`` has one entry a field, ``weight.<field name>``.
 
     Args:
         num_embeddings: rows of each field, F numbers >= 1.
         embedding_dim: E >= 1, the width of every field.
-        dtype: of the weights, float32 (default) or float64.
+        field_names: F distinct names; "0", "1", ... by default.
+        pooling: how the ids of a multi-valued field become one vector, "mean" or "sum".
+        on_bad_id: "raise", or "oov" to look up row 0 of the field instead of an id that is out of range and to
+            count it in ``oov_counts`` [F].
+        dtype: of the weights, float32 (default), float64, bfloat16 or float16. Arithmetic on half-precision
+            tables, and the state of our optimizers, is in float32.
 
     Raises:
-        ValueError: no field, a field without rows, or a width below 1.
+        ValueError: no field, a field without rows, a width below 1, wrong names or an unknown option.
     """
 
     offsets: Tensor
+    oov_counts: Tensor
     deferred: Deferred | None
+    optimizer: weakref.ref[GrowsWithTable] | None
 
     def __init__(
         self,
         num_embeddings: Sequence[int],
         embedding_dim: int,
         *,
+        field_names: Sequence[str] | None = None,
+        pooling: Literal["mean", "sum"] = "mean",
+        on_bad_id: Literal["raise", "oov"] = "raise",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.deferred = None
         self.num_embeddings = [int(rows) for rows in num_embeddings]
         self.embedding_dim = int(embedding_dim)
+        self.field_names = list(field_names or map(str, range(len(self.num_embeddings))))
+        self.pooling, self.on_bad_id = pooling, on_bad_id
+        self._check()
+        self.deferred = self.optimizer = None
+        firsts = [0, *accumulate(self.num_embeddings)]
+        self.register_buffer("offsets", torch.tensor(firsts, device=device), persistent=False)  # [F + 1]
+        counts = torch.zeros(len(self.num_embeddings), dtype=torch.int64, device=device)
+        self.register_buffer("oov_counts", counts, persistent=False)  # [F]
+        self.weight = nn.Parameter(empty_table(firsts[-1], self.embedding_dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def _check(self) -> None:
         if not self.num_embeddings or min(self.num_embeddings) < 1:
             raise ValueError(
                 f"FusedEmbedding: num_embeddings must be one number >= 1 a field, got {self.num_embeddings}"
             )
         if self.embedding_dim < 1:
-            raise ValueError(f"FusedEmbedding: embedding_dim must be >= 1, got {embedding_dim}")
-        firsts = [0, *accumulate(self.num_embeddings)]
-        self.register_buffer("offsets", torch.tensor(firsts, device=device), persistent=False)  # [F + 1]
-        self.weight = nn.Parameter(empty_table(firsts[-1], self.embedding_dim, device=device, dtype=dtype))
-        self.reset_parameters()
+            raise ValueError(f"FusedEmbedding: embedding_dim must be >= 1, got {self.embedding_dim}")
+        if len(set(self.field_names)) != len(self.num_embeddings) or len(self.field_names) != len(self.num_embeddings):
+            raise ValueError(
+                f"FusedEmbedding: field_names must be {len(self.num_embeddings)} distinct names, got {self.field_names}"
+            )
+        if self.pooling not in ("mean", "sum"):
+            raise ValueError(f"FusedEmbedding: pooling must be 'mean' or 'sum', got {self.pooling!r}")
+        if self.on_bad_id not in ("raise", "oov"):
+            raise ValueError(f"FusedEmbedding: on_bad_id must be 'raise' or 'oov', got {self.on_bad_id!r}")
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -76,17 +116,92 @@ class FusedEmbedding(nn.Module):
         """F * E, the width of the output."""
         return len(self.num_embeddings) * self.embedding_dim
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Look up ids [B, F] (int32 or int64, column f counting from 0 within field f) -> [B, F * E].
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Look up ``ids`` [B, F], one id a field, or bags of them -> [B, F * E].
+
+        Args:
+            ids: [B, F], int32 or int64, column f counting from 0 within field f; with ``offsets`` [N], the ids of
+                all bags, row after row and within a row field after field.
+            offsets: [B * F + 1], int64, rising from 0 to N: where each bag begins. An empty bag gives zeros.
+            weights: [N] factors of the ids, for pooling="sum". They get no gradient.
 
         Raises:
             IndexError: an id is out of its field's range; the message names position, id and range.
             TypeError: ids are neither int32 nor int64.
-            ValueError: ids are not [B, F].
+            ValueError: shapes do not fit, or weights with pooling="mean".
         """
-        if self.deferred is not None and self.deferred.stale:
-            return deferred_embedding(self.weight, ids, self.offsets, self.deferred.tensors)
+        state = self.deferred.tensors if self.deferred is not None and self.deferred.stale else None
+        if offsets is not None:
+            return self._pool(ids, offsets, weights, state or [])
+        if self.on_bad_id == "oov":
+            ids = self._with_oov(ids, self.offsets.diff())
+        if state is not None:
+            return deferred_embedding(self.weight, ids, self.offsets, state)
         return fused_embedding(self.weight, ids, self.offsets)
+
+    def _pool(self, values: Tensor, bags: Tensor, weights: Tensor | None, state: list[Tensor]) -> Tensor:
+        if weights is not None and self.pooling == "mean":
+            raise ValueError("FusedEmbedding: weights need pooling='sum', got pooling='mean'")
+        if self.on_bad_id == "oov":
+            field = torch.arange(len(bags) - 1, device=bags.device) % len(self.num_embeddings)
+            field = field.repeat_interleave(bags.diff())  # [N]
+            values = self._with_oov(values, self.offsets.diff()[field], field)
+        if weights is not None:
+            weights = weights.to(torch.float64 if self.weight.dtype == torch.float64 else torch.float32)
+        mean = self.pooling == "mean"
+        return embedding_bags(self.weight, values, bags, weights, self.offsets, mean, state)
+
+    def _with_oov(self, ids: Tensor, sizes: Tensor, field: Tensor | None = None) -> Tensor:
+        """Ids with those outside 0 to ``sizes`` - 1 replaced by 0 and counted."""
+        bad = (ids < 0) | (ids >= sizes)
+        if field is None:
+            self.oov_counts += bad.sum(0)
+        else:
+            self.oov_counts.index_add_(0, field, bad.long())
+        return ids.masked_fill(bad, 0)
+
+    def field(self, name: str | int) -> int:
+        """The number of a field, by name or number.
+
+        Raises:
+            KeyError: there is no such field.
+        """
+        if isinstance(name, int) and 0 <= name < len(self.num_embeddings):
+            return name
+        if name not in self.field_names:
+            raise KeyError(f"FusedEmbedding: no field {name!r}, there are {self.field_names}")
+        return self.field_names.index(name)
+
+    def field_weight(self, name: str | int) -> Tensor:
+        """The rows of one field, [rows, E]: current values, as a view without gradient."""
+        self.flush()
+        f = self.field(name)
+        first = sum(self.num_embeddings[:f])
+        return self.weight.detach()[first : first + self.num_embeddings[f]]
+
+    @torch.no_grad()
+    def grow(self, name: str | int, rows: int) -> None:
+        """Give a field ``rows`` rows in all; the new ones are drawn from N(0, .01²).
+
+        Weights keep their values, and an adaftr_fast.optim optimizer keeps its state; other optimizers must be
+        made anew. ``weight`` is a new parameter afterwards.
+
+        Raises:
+            ValueError: the field has more rows already.
+        """
+        f = self.field(name)
+        more = rows - self.num_embeddings[f]
+        if more < 0:
+            raise ValueError(f"FusedEmbedding.grow: field {name!r} has {self.num_embeddings[f]} rows, got {rows}")
+        self.flush()
+        old, at = self.weight, sum(self.num_embeddings[: f + 1])
+        fresh = old.new_empty(more, self.embedding_dim).normal_(0.0, 0.01)
+        self.weight = nn.Parameter(insert_rows(old, at, fresh))
+        self.num_embeddings[f] = rows
+        self.offsets[f + 1 :] += more
+        optimizer = self.optimizer() if self.optimizer is not None else None
+        if optimizer is not None:
+            optimizer.grow(old, self.weight, at, more)
 
     def flush(self) -> None:
         """Make every row of ``weight`` current, where an optimizer defers steps; see adaftr_fast.optim.Adam."""
@@ -103,26 +218,40 @@ class FusedEmbedding(nn.Module):
         self.flush()
         return super()._apply(fn, recurse)
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
-        self.flush()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name in self.field_names:
+            destination[f"{prefix}weight.{name}"] = self.field_weight(name)
 
-    def _load_from_state_dict(self, *args) -> None:
+    @torch.no_grad()
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix, local_metadata, strict, missing, unexpected, errors
+    ) -> None:
         self.flush()  # or the rows behind would be moved on from their new values
-        super()._load_from_state_dict(*args)
+        keys = {f"{prefix}weight.{name}": name for name in self.field_names}
+        unexpected.extend(key for key in state_dict if strict and key.startswith(prefix) and key not in keys)
+        for key, name in keys.items():
+            if key not in state_dict:
+                missing.append(key)
+                continue
+            rows, found = self.field_weight(name), state_dict[key]
+            if found.shape == rows.shape:
+                rows.copy_(found)
+            else:
+                sizes = f"{list(found.shape)} in the checkpoint, {list(rows.shape)} here"
+                errors.append(f"size mismatch for {key}: {sizes}")
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         self.flush()
-        return {**self.__dict__, "deferred": None}  # a copy has no optimizer
+        return {**self.__dict__, "deferred": None, "optimizer": None}  # a copy has no optimizer
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.weight.register_post_accumulate_grad_hook(coalesce_gradient)  # a copied parameter has no hooks
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         super().register_parameter(name, param)
         if name == "weight" and param is not None:
             param.register_post_accumulate_grad_hook(coalesce_gradient)
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self.weight.register_post_accumulate_grad_hook(coalesce_gradient)  # a copied parameter has no hooks
 
     def extra_repr(self) -> str:
         rows = self.num_embeddings

@@ -60,6 +60,10 @@ class Adam(RowOptimizer):
         deferred.configure(weight, group["betas"], group["eps"], group["weight_decay"])
         deferred.step(weight, rows, grad, float(group["lr"]))
 
+    def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
+        self._deferred[new] = self._deferred.pop(old)
+        self._deferred[new].grow(at, rows)
+
     def flush(self) -> None:
         """Make every row of every table current."""
         for weight, deferred in self._deferred.items():

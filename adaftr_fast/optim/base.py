@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.embedding import FusedEmbedding, insert_rows
 from adaftr_fast.ops.embedding import coalesce_gradient
 
 Tables = nn.Module | Iterable[nn.Module] | Iterable[dict[str, Any]]
@@ -63,7 +64,7 @@ class RowOptimizer(torch.optim.Optimizer):
         )
         for table in (table for owned in owners for table in owned):
             table.flush()  # an optimizer before this one may have left rows behind
-            table.deferred = None
+            table.deferred, table.optimizer = None, weakref.ref(self)
             self._begin(table)
 
     def _begin(self, table: FusedEmbedding) -> None:
@@ -85,6 +86,19 @@ class RowOptimizer(torch.optim.Optimizer):
                 self.state[weight][key].copy_(value)
             else:
                 self.state[weight][key] = value
+
+    def grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
+        """Follow a table whose parameter was replaced by one with ``rows`` new rows before row ``at``."""
+        for group in self.param_groups:
+            group["params"] = [new if weight is old else weight for weight in group["params"]]
+        self.state[new] = self.state.pop(old, {})
+        self._grow(old, new, at, rows)
+
+    def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
+        """Give the new rows a beginner's state."""
+        for key, value in self.state[new].items():
+            if isinstance(value, Tensor):
+                self.state[new][key] = insert_rows(value, at, value.new_zeros(rows, *value.shape[1:]))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from adaftr_fast.nn.embedding import insert_rows
 from adaftr_fast.ops.embedding import empty_table
 
 _POWERS = 4096  # β^j is tabulated for j below this; csrc/cpu/embedding_adam.h has the same number
@@ -65,6 +66,12 @@ class DeferredAdam:
         with torch.no_grad():
             torch.ops.adaftr_fast.embedding_adam_flush_(weight, self.tensors)
         self._base, self.stale = self.steps, False
+
+    def grow(self, at: int, rows: int) -> None:
+        """Take in new rows before row ``at``; every row must be current."""
+        moments, current = self.tensors[:2]
+        self.moments = insert_rows(moments, at, moments.new_zeros(rows, *moments.shape[1:]))
+        self.tensors[:2] = [self.moments, insert_rows(current, at, current.new_full((rows,), self.steps))]
 
     def resume_at(self, step: int) -> None:
         """Declare every row current to ``step``."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.embedding import FusedEmbedding, insert_rows
 from adaftr_fast.ops.embedding import empty_table
 from adaftr_fast.optim.base import RowOptimizer, Tables, check_at_least
 
@@ -66,6 +66,11 @@ class Adagrad(RowOptimizer):
         check_at_least(type(self).__name__, 0, initial_accumulator_value=initial_accumulator_value)
         self._initial = initial_accumulator_value
         super().__init__(tables, {"lr": lr, "weight_decay": weight_decay, "eps": eps})
+
+    def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
+        total = self.state[new]["sum"]
+        fresh = total.new_full((rows, *total.shape[1:]), self._initial)
+        self.state[new]["sum"] = insert_rows(total, at, fresh)
 
     def _begin(self, table: FusedEmbedding) -> None:
         self.state[table.weight] = {"sum": state_table(table.weight, *table.weight.shape).fill_(self._initial)}

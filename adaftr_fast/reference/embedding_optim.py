@@ -86,7 +86,7 @@ def _dense_step(w: Tensor, m: Tensor, v: Tensor, g: Tensor | float, scalars: Seq
     return w - step_size * m / (v.sqrt() * inverse_bias2 + eps), m, v
 
 
-def _caught_up(weight: Tensor, state: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def caught_up(weight: Tensor, state: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """w, m, v of rows [U], brought to the present by replaying the steps they missed."""
     moments, current, series, _, _, clock = state
     now, base = int(clock[0]), int(clock[7])
@@ -105,7 +105,7 @@ def deferred_embedding(weight: Tensor, ids: Tensor, offsets: Tensor, state: Sequ
     """Look up the current values of rows that may have missed steps: ids [B, F] -> [B, F * E]."""
     check_ids("deferred_embedding", ids, offsets)
     rows = (ids + offsets[:-1]).flatten()
-    return _caught_up(weight, state, rows)[0].to(weight.dtype).reshape(len(ids), -1)
+    return caught_up(weight, state, rows)[0].to(weight.dtype).reshape(len(ids), -1)
 
 
 def adam_(weight: Tensor, state: Sequence[Tensor], rows: Tensor, grad: Tensor, lr: float) -> None:
@@ -115,7 +115,7 @@ def adam_(weight: Tensor, state: Sequence[Tensor], rows: Tensor, grad: Tensor, l
     step, at = int(step) + 1, int(step) + 1 - int(base)
     decay = 1 - lr * weight_decay if decoupled else 1.0
     scalars = (lr / (1 - beta1**step), (1 - beta2**step) ** -0.5, decay)
-    w, m, v = _dense_step(*_caught_up(weight, state, rows), _widen(grad), scalars, clock)
+    w, m, v = _dense_step(*caught_up(weight, state, rows), _widen(grad), scalars, clock)
     weight[rows] = w.to(weight.dtype)
     moments[rows] = torch.stack([m, v], 1)
     current[rows] = step
@@ -127,7 +127,7 @@ def adam_(weight: Tensor, state: Sequence[Tensor], rows: Tensor, grad: Tensor, l
 def adam_flush_(weight: Tensor, state: Sequence[Tensor]) -> None:
     """Make every row current."""
     moments, current, series, schedule, _, clock = state
-    w, m, v = _caught_up(weight, state, torch.arange(len(weight), device=weight.device))
+    w, m, v = caught_up(weight, state, torch.arange(len(weight), device=weight.device))
     weight.copy_(w)
     moments.copy_(torch.stack([m, v], 1))
     current.fill_(int(clock[0]))

@@ -4,12 +4,19 @@
 #include "cpu/embedding_update.inl"
 // The rest builds on these.
 #include "cpu/embedding_adam.inl"
+// And the last on these.
+#include "cpu/embedding_bags.inl"
 
 namespace adaftr_fast {
 namespace {
 
 template <typename W>
-constexpr TypedKernels<W> kTyped = {{merge<W, int32_t>}, {merge<W, int64_t>}, kUpdates<W>, kAdam<W>};
+constexpr TypedKernels<W> kTyped = {{merge<W, int32_t>},
+                                    {merge<W, int64_t>},
+                                    kUpdates<W>,
+                                    kAdam<W>,
+                                    {pool<W, int32_t>, mark_bags<int32_t, Compute<W>>, merge_bags<W, int32_t>},
+                                    {pool<W, int64_t>, mark_bags<int64_t, Compute<W>>, merge_bags<W, int64_t>}};
 
 constexpr EmbeddingKernels kKernels = {
     rising,

@@ -5,6 +5,7 @@
 
 #include "cpu/embedding.h"
 #include "cpu/embedding_adam.h"
+#include "cpu/embedding_bags.h"
 #include "cpu/embedding_types.h"
 #include "cpu/embedding_update.h"
 
@@ -17,6 +18,8 @@ struct TypedKernels {
   MergeKernels<W, int64_t> merge64;
   UpdateKernels<W> update;
   AdamKernels<W> adam;
+  BagKernels<W, int32_t> bags32;
+  BagKernels<W, int64_t> bags64;
 };
 
 struct EmbeddingKernels {
@@ -50,6 +53,15 @@ const MergeKernels<W, Id>& merge_kernels() {
     return typed_kernels<W>().merge32;
   } else {
     return typed_kernels<W>().merge64;
+  }
+}
+
+template <typename W, typename Id>
+const BagKernels<W, Id>& bag_kernels() {
+  if constexpr (sizeof(Id) == sizeof(int32_t)) {
+    return typed_kernels<W>().bags32;
+  } else {
+    return typed_kernels<W>().bags64;
   }
 }
 

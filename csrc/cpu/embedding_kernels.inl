@@ -107,6 +107,27 @@ inline void clear(const RowSet& set, int64_t f) {
   for (int64_t s = set.sumword[f]; s < set.sumword[f + 1]; ++s) set.summary[s] = 0;
 }
 
+inline void set_bit(const RowSet& set, int64_t f, uint64_t id) {
+  set.bits[set.word[f] + (id >> 6)] |= uint64_t{1} << (id & 63);
+  set.summary[set.sumword[f] + (id >> 12)] |= uint64_t{1} << ((id >> 6) & 63);
+}
+
+// Fills the ranks of a field and returns the number of its distinct rows.
+inline int64_t rank_rows(const RowSet& set, int64_t f) {
+  int32_t count = 0;
+  for_each_word(set, f, [&](int64_t w) {
+    set.rank[w] = count;
+    count += __builtin_popcountll(set.bits[w]);
+  });
+  return count;
+}
+
+// How many distinct rows of the field stand before the marked id.
+inline int64_t rank_of(const RowSet& set, int64_t f, uint64_t id) {
+  const int64_t w = set.word[f] + (id >> 6);
+  return set.rank[w] + __builtin_popcountll(set.bits[w] & ((uint64_t{1} << (id & 63)) - 1));
+}
+
 // Walking a block of fields down the batch takes one or two cache lines of each row, a stride that the hardware does
 // not foresee.
 constexpr int64_t kRowsAhead = 8;
@@ -126,8 +147,7 @@ int64_t mark_bits(const Ids<Id>& ids, const RowSet& set, int64_t begin, int64_t 
     for (int64_t f = begin, i = b * ids.fields + begin; f < end; ++f, ++i) {
       const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids.data[i]));
       if (__builtin_expect(id >= static_cast<uint64_t>(ids.first_row[f + 1] - ids.first_row[f]), 0)) return i;
-      set.bits[set.word[f] + (id >> 6)] |= uint64_t{1} << (id & 63);
-      set.summary[set.sumword[f] + (id >> 12)] |= uint64_t{1} << ((id >> 6) & 63);
+      set_bit(set, f, id);
     }
   }
   return -1;
@@ -142,14 +162,7 @@ int64_t mark(const Ids<Id>& ids, const RowSet& set, int64_t* unique, int64_t beg
       for (int64_t f = begin; f < to; ++f) clear(set, f);
       return bad;
     }
-    for (int64_t f = from; f < to; ++f) {
-      int32_t count = 0;
-      for_each_word(set, f, [&](int64_t w) {
-        set.rank[w] = count;
-        count += __builtin_popcountll(set.bits[w]);
-      });
-      unique[f] = count;
-    }
+    for (int64_t f = from; f < to; ++f) unique[f] = rank_rows(set, f);
   }
   return -1;
 }
@@ -172,9 +185,7 @@ void add_gradients(const Ids<Id>& ids, const RowSet& set, const int64_t* base, c
     prefetch(next, (end - begin) * step * sizeof(W));
     for (int64_t f = begin; f < end; ++f, from += step) {
       const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids.data[b * ids.fields + f]));
-      const int64_t w = set.word[f] + (id >> 6);
-      const uint64_t before = set.bits[w] & ((uint64_t{1} << (id & 63)) - 1);
-      Compute<W>* sum = values + (base[f] + set.rank[w] + __builtin_popcountll(before)) * step;
+      Compute<W>* sum = values + (base[f] + rank_of(set, f, id)) * step;
       for_each_group<kWidth>(
           step, [&](int64_t e, auto n) { store_group(sum + e, load_group(sum + e, n) + load_group(from + e, n), n); });
     }

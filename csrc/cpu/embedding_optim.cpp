@@ -68,33 +68,6 @@ void lazy_adam_(at::Tensor& weight, at::Tensor& moments, const at::Tensor& rows,
              {step_size, weight_decay, epsilon, beta1, beta2}, [](const auto& update) { return update.lazy_adam; });
 }
 
-// The tensors of a deferred Adam, checked against its table.
-template <typename W>
-AdamTable<W> adam_table(const char* op, const at::Tensor& weight, at::TensorList state) {
-  const at::ScalarType type = compute_type(weight.scalar_type());
-  const int64_t rows = weight.size(0);
-  TORCH_CHECK(state.size() == 6, op, ": state must be moments, current, series, schedule, powers, clock");
-  const at::ScalarType types[] = {type, at::kInt, type, at::kDouble, type, at::kDouble};
-  const int64_t steps = state[2].numel() / 8;
-  const int64_t sizes[] = {2 * weight.numel(), rows, 8 * steps, 8 * steps, 2 * kPowers, 8};
-  for (size_t i = 0; i < 6; ++i) {
-    TORCH_CHECK(state[i].is_contiguous() && state[i].scalar_type() == types[i] && state[i].numel() == sizes[i], op,
-                ": state tensor ", i, " must be contiguous ", types[i], " of ", sizes[i], " numbers, got ",
-                state[i].scalar_type(), " ", state[i].sizes());
-  }
-  const auto* clock = reinterpret_cast<const AdamClock*>(data_of<double>(state[5]));
-  TORCH_CHECK(clock->step - clock->base < static_cast<double>(steps), op, ": the schedule holds ", steps,
-              " steps, but step ", clock->step, " is reached");
-  return {mutable_data_of<W>(weight),
-          mutable_data_of<Compute<W>>(state[0]),
-          mutable_data_of<int32_t>(state[1]),
-          reinterpret_cast<SeriesRow<Compute<W>>*>(state[2].mutable_data_ptr()),
-          reinterpret_cast<ScheduleRow*>(state[3].mutable_data_ptr()),
-          data_of<Compute<W>>(state[4]),
-          clock,
-          weight.size(1)};
-}
-
 void adam_(at::Tensor& weight, at::TensorList state, const at::Tensor& rows, const at::Tensor& grad, double lr) {
   check_update("embedding_adam_", weight, weight, 0, rows, grad);
   by_table_type("embedding_adam_", weight.scalar_type(), [&](auto w) {

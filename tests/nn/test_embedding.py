@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from adaftr_fast import FusedEmbedding
+from adaftr_fast import FusedEmbedding, optim
 
 SIZES = [5, 1, 40]
 
@@ -30,7 +32,6 @@ def test_initialisation_and_shape():
     assert emb.weight.shape == (10_000, 8)
     assert abs(emb.weight.std().item() - 0.01) < 1e-4
     assert emb(torch.zeros(3, 2, dtype=torch.int32)).shape == (3, 16) == (3, emb.out_features)
-    assert list(emb.state_dict()) == ["weight"]
 
 
 @pytest.mark.parametrize(("sizes", "width"), [([], 8), ([3, 0], 8), ([3], 0)])
@@ -60,10 +61,143 @@ def test_a_copy_keeps_its_gradients_coalesced():
     check_gradient(copy.deepcopy(FusedEmbedding(SIZES, 8)), 2)
 
 
-def test_assigned_weights_keep_their_gradients_coalesced():
+def test_checkpoints_are_per_field():
+    one, two = (FusedEmbedding(SIZES, 8, field_names=["user", "day", "item"]) for _ in range(2))
+    saved = one.state_dict()
+    assert {name: list(rows.shape) for name, rows in saved.items()} == {
+        "weight.user": [5, 8],
+        "weight.day": [1, 8],
+        "weight.item": [40, 8],
+    }
+    two.load_state_dict(saved)
+    assert torch.equal(one.weight, two.weight)
+    check_gradient(two, 2)
+    with pytest.raises(RuntimeError, match=r"size mismatch for weight.day: \[2, 8\] in the checkpoint, \[1, 8\] here"):
+        two.load_state_dict({**saved, "weight.day": torch.zeros(2, 8)})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        two.load_state_dict({"weight.user": saved["weight.user"]})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        two.load_state_dict({**saved, "weight.hour": torch.zeros(2, 8)})
+
+
+def test_field_weight_is_a_view():
+    emb = FusedEmbedding(SIZES, 8, field_names=["user", "day", "item"])
+    emb.field_weight("item").fill_(2.0)
+    assert torch.equal(emb.weight[6:], torch.full((40, 8), 2.0))
+    assert torch.equal(emb.field_weight(0), emb.weight[:5])
+    with pytest.raises(KeyError, match="no field 'hour'"):
+        emb.field_weight("hour")
+
+
+def test_out_of_range_ids_count_into_the_oov_row():
+    emb = FusedEmbedding(SIZES, 8, on_bad_id="oov")
+    ids = torch.tensor([[7, 0, 3], [-1, 1, 39], [4, 0, 40]])
+    expected = emb(torch.tensor([[0, 0, 3], [0, 0, 39], [4, 0, 0]]))
+    assert torch.equal(emb(ids), expected)
+    assert emb.oov_counts.tolist() == [2, 1, 1]
+    pooled = emb(ids.flatten(), torch.arange(10))
+    assert torch.equal(pooled, expected)
+    assert emb.oov_counts.tolist() == [4, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam"])
+def test_growing_keeps_weights_and_optimizer_state(name):
+    torch.manual_seed(0)
     emb = FusedEmbedding(SIZES, 8)
-    emb.load_state_dict({"weight": torch.randn(46, 8)}, assign=True)
-    check_gradient(emb, 2)
+    other = FusedEmbedding([5, 4, 40], 8)
+    for f in range(3):
+        other.field_weight(f)[: SIZES[f]] = emb.field_weight(f)
+    optimizers = [getattr(optim, name)(e, lr=0.1) for e in (emb, other)]
+    grown = False
+    for step in range(6):
+        if step == 3:
+            emb.grow(1, 4)
+            emb.field_weight(1)[1:] = other.field_weight(1)[1:]
+            grown = True
+        ids = batch(8)
+        if grown:
+            ids[:, 1] = torch.randint(0, 4, (8,))
+        for e, optimizer in zip((emb, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            e(ids).sin().sum().backward()
+            optimizer.step()
+    emb.flush()
+    other.flush()
+    assert torch.equal(emb.weight, other.weight)
+
+
+def twin_bags(emb, values, bags, weights):
+    """The same by nn.functional.embedding_bag."""
+    field = (torch.arange(len(bags) - 1) % 3).repeat_interleave(bags.diff())
+    table = emb.weight.detach().clone().requires_grad_()
+    out = nn.functional.embedding_bag(
+        values + emb.offsets[field], table, bags, mode=emb.pooling, per_sample_weights=weights, include_last_offset=True
+    )
+    return out.reshape(-1, emb.out_features), table
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    pooling=st.sampled_from(["mean", "sum"]),
+    weighted=st.booleans(),
+    width=st.sampled_from([1, 3, 8, 16, 19]),
+    counts=st.lists(st.integers(0, 12), min_size=3, max_size=30),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+    deferred=st.booleans(),
+)
+def test_bags_equal_embedding_bag(pooling, weighted, width, counts, dtype, deferred):
+    emb = FusedEmbedding(SIZES, width, pooling=pooling)
+    if deferred:
+        optimizer = optim.Adam(emb, lr=0.01)
+        for _ in range(3):
+            emb(batch(4)).sum().backward()
+            optimizer.step()
+        emb.weight.grad = None
+    counts = torch.tensor(counts[: len(counts) // 3 * 3])
+    bags = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    field = (torch.arange(len(counts)) % 3).repeat_interleave(counts)
+    values = (torch.rand(len(field)) * torch.tensor(SIZES)[field]).to(dtype)
+    weights = torch.rand(len(values)) if weighted and pooling == "sum" else None
+    out = emb(values, bags, weights)
+    emb.flush()
+    expected, table = twin_bags(emb, values, bags, weights)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    expected.backward(grad)
+    assert emb.weight.grad.is_coalesced()
+    torch.testing.assert_close(emb.weight.grad.to_dense(), table.grad)
+
+
+def test_bad_bags_are_named():
+    emb = FusedEmbedding(SIZES, 8)
+    with pytest.raises(IndexError, match=r"values\[4\] = 9 \(row 0\) is out of range for field 0"):
+        emb(torch.tensor([0, 1, 2, 3, 9, 0]), torch.tensor([0, 5, 5, 6]))
+    with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 2"):
+        emb(torch.tensor([0, 0]), torch.tensor([0, 1, 1, 1]))
+    with pytest.raises(ValueError, match="weights need pooling='sum'"):
+        emb(torch.tensor([0]), torch.tensor([0, 1, 1, 1]), torch.ones(1))
+
+
+def test_bags_opcheck_and_compile():
+    emb = FusedEmbedding(SIZES, 8)
+    values, bags = torch.tensor([0, 1, 0, 30, 30]), torch.tensor([0, 2, 3, 5, 5, 5, 5])
+    arguments = (emb.weight.detach(), values, bags, None, emb.offsets, True, [])
+    torch.library.opcheck(torch.ops.adaftr_fast.embedding_bags, arguments)
+    compiled = torch.compile(emb, fullgraph=True, backend="aot_eager")
+    compiled(values, bags).sum().backward()
+    assert emb.weight.grad.is_coalesced()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_tables(dtype):
+    emb = FusedEmbedding(SIZES, 8, dtype=dtype)
+    ids = batch(64)
+    emb(ids).backward(torch.randn(64, 24).to(dtype))
+    assert emb.weight.grad.dtype == dtype
+    truth = twin(emb.double())
+    assert emb(ids).dtype == torch.float64
+    assert look_up(truth, emb, ids).dtype == torch.float64
 
 
 @pytest.mark.parametrize(

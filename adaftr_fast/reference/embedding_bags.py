@@ -1,0 +1,79 @@
+"""Pooling of multi-valued fields in plain PyTorch.
+
+B batch, F fields, E width, N ids of all bags together. Bag (b, f) holds ``values[bags[b F + f] : bags[b F + f + 1]]``.
+``out[b, f] = scale * sum over i in the bag of weights[i] * weight[offsets[f] + values[i]]``, where scale is 1, or
+1 / (number of ids) for the mean; an empty bag gives zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adaftr_fast.reference.embedding_optim import caught_up
+
+
+def _check(op: str, values: Tensor, bags: Tensor, offsets: Tensor) -> None:
+    fields = len(offsets) - 1
+    if values.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{op}: values must be int32 or int64, got {values.dtype}")
+    if bags.dim() != 1 or (len(bags) - 1) % fields or bags.dtype != torch.int64:
+        raise ValueError(f"{op}: offsets must be int64 [B * {fields} + 1], got {bags.dtype} {list(bags.shape)}")
+    if bags[0] != 0 or bags[-1] != len(values) or (bags.diff() < 0).any():
+        raise ValueError(f"{op}: offsets must rise from 0 to the number of values, {len(values)}")
+
+
+def _places(op: str, values: Tensor, bags: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """The bag and the table row of each id, both [N]."""
+    _check(op, values, bags, offsets)
+    fields = len(offsets) - 1
+    bag = torch.arange(len(bags) - 1, device=values.device).repeat_interleave(bags.diff())  # [N]
+    field = bag % fields
+    bad = ((values < 0) | (values >= offsets.diff()[field])).nonzero()
+    if len(bad):
+        i = int(bad[0])
+        f, last = int(field[i]), int(offsets.diff()[field[i]]) - 1
+        raise IndexError(
+            f"{op}: values[{i}] = {int(values[i])} (row {int(bag[i]) // fields}) is out of range for field {f}, "
+            f"whose ids are 0 to {last}"
+        )
+    return bag, values + offsets[field]
+
+
+def _factors(bag: Tensor, bags: Tensor, weights: Tensor | None, mean: bool, dtype: torch.dtype) -> Tensor:
+    """What each id is multiplied with, [N, 1]."""
+    factor = torch.ones(len(bag), dtype=dtype, device=bag.device) if weights is None else weights.to(dtype)
+    if mean:
+        factor = factor / bags.diff()[bag].to(dtype)
+    return factor[:, None]
+
+
+def embedding_bags(
+    weight: Tensor,
+    values: Tensor,
+    bags: Tensor,
+    weights: Tensor | None,
+    offsets: Tensor,
+    mean: bool,
+    state: Sequence[Tensor],
+) -> Tensor:
+    """Pool values [N] by bags [B F + 1] -> [B, F E]; ``state`` is empty or that of a deferred Adam."""
+    bag, rows = _places("embedding_bags", values, bags, offsets)
+    found = caught_up(weight, state, rows)[0] if state else weight[rows]
+    wide = found.double() if weight.dtype == torch.float64 else found.float()
+    out = wide.new_zeros(len(bags) - 1, weight.shape[1])
+    out.index_add_(0, bag, wide * _factors(bag, bags, weights, mean, wide.dtype))
+    return out.to(weight.dtype).reshape(-1, (len(offsets) - 1) * weight.shape[1])
+
+
+def embedding_bags_backward(
+    grad: Tensor, values: Tensor, bags: Tensor, weights: Tensor | None, offsets: Tensor, width: int, mean: bool
+) -> tuple[Tensor, Tensor]:
+    """Merge grad [B, F E] -> the distinct rows in rising order [U], and their summed gradients [U, E]."""
+    bag, rows = _places("embedding_bags_backward", values, bags, offsets)
+    wide = grad.double() if grad.dtype == torch.float64 else grad.float()
+    terms = wide.reshape(-1, width)[bag] * _factors(bag, bags, weights, mean, wide.dtype)  # [N, E]
+    unique, place = torch.unique(rows, return_inverse=True)
+    return unique, terms.new_zeros(len(unique), width).index_add_(0, place, terms).to(grad.dtype)

@@ -1,0 +1,117 @@
+// Bodies of the pooling kernels, compiled once for each instruction set.
+
+namespace adaftr_fast {
+namespace {
+
+// Ids of a bag are fetched this many before they are needed.
+constexpr int64_t kBagAhead = 16;
+
+template <typename Id, typename T>
+inline T bag_scale(const Bags<Id, T>& bags, int64_t bag) {
+  const int64_t count = bags.bag[bag + 1] - bags.bag[bag];
+  return bags.mean && count > 0 ? T(1) / static_cast<T>(count) : T(1);
+}
+
+template <typename Id, typename T>
+inline T id_weight(const Bags<Id, T>& bags, int64_t i) {
+  return bags.weights != nullptr ? bags.weights[i] : T(1);
+}
+
+// The first position in bag (b, f) whose id is out of range, or -1.
+template <typename Id, typename T>
+inline int64_t bad_in_bag(const Bags<Id, T>& bags, int64_t bag, int64_t f) {
+  const auto size = static_cast<uint64_t>(bags.first_row[f + 1] - bags.first_row[f]);
+  for (int64_t i = bags.bag[bag]; i < bags.bag[bag + 1]; ++i) {
+    if (static_cast<uint64_t>(static_cast<int64_t>(bags.values[i])) >= size) return i;
+  }
+  return -1;
+}
+
+// read(row, first element, number of elements) gives lanes of a row.
+template <typename W, typename Id, typename Read>
+inline void pool_bag(const Bags<Id, Compute<W>>& bags, const W* weight, int64_t bag, int64_t f, int64_t width, W* out,
+                     Read read) {
+  using T = Compute<W>;
+  const int64_t begin = bags.bag[bag], end = bags.bag[bag + 1];
+  const Id* values = bags.values;
+  const int64_t first = bags.first_row[f];
+  for_each_group<0>(width, [&](int64_t e, auto n) {
+    Vec<T> sum = {};
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t ahead = i + kBagAhead < end ? i + kBagAhead : end - 1;
+      __builtin_prefetch(weight + (first + static_cast<int64_t>(values[ahead])) * width + e);
+      sum += id_weight(bags, i) * read(first + static_cast<int64_t>(values[i]), e, n);
+    }
+    store_group(out + e, sum * bag_scale(bags, bag), n);
+  });
+}
+
+template <typename W, typename Id, typename Read>
+inline int64_t pool_rows(const Bags<Id, Compute<W>>& bags, const W* weight, int64_t width, W* out, int64_t begin,
+                         int64_t end, Read read) {
+  for (int64_t b = begin; b < end; ++b) {
+    for (int64_t f = 0; f < bags.fields; ++f) {
+      const int64_t bag = b * bags.fields + f, bad = bad_in_bag(bags, bag, f);
+      if (bad >= 0) return bad;
+      pool_bag<W>(bags, weight, bag, f, width, out + bag * width, read);
+    }
+  }
+  return -1;
+}
+
+template <typename W, typename Id>
+int64_t pool(const Bags<Id, Compute<W>>& bags, const W* weight, const AdamTable<W>* table, int64_t width, W* out,
+             int64_t begin, int64_t end) {
+  using T = Compute<W>;
+  if (table == nullptr) {
+    return pool_rows<W>(bags, weight, width, out, begin, end,
+                        [&](int64_t row, int64_t e, auto n) { return load_group(weight + row * width + e, n); });
+  }
+  const Adam<W> adam(*table);
+  return pool_rows<W>(bags, weight, width, out, begin, end, [&](int64_t row, int64_t e, auto n) {
+    const W* w = weight + row * width + e;
+    const int64_t from = table->current[row];
+    if (!adam.is_stale(from)) return load_group(w, n);
+    const T* m = table->moments + row * 2 * width + e;
+    return present_weight(adam, from, Lanes<T>{load_group(w, n), load_group(m, n), load_group(m + width, n)});
+  });
+}
+
+template <typename Id, typename T>
+int64_t mark_bags(const Bags<Id, T>& bags, const RowSet& set, int64_t* unique, int64_t begin, int64_t end) {
+  int64_t bad = -1;
+  for (int64_t f = begin; f < end; ++f) {
+    for (int64_t b = 0; b < bags.batch && bad < 0; ++b) {
+      const int64_t bag = b * bags.fields + f;
+      bad = bad_in_bag(bags, bag, f);
+      for (int64_t i = bags.bag[bag]; bad < 0 && i < bags.bag[bag + 1]; ++i) set_bit(set, f, bags.values[i]);
+    }
+    if (bad < 0) unique[f] = rank_rows(set, f);
+  }
+  for (int64_t f = begin; bad >= 0 && f < end; ++f) clear(set, f);
+  return bad;
+}
+
+template <typename W, typename Id>
+void merge_bags(const Bags<Id, Compute<W>>& bags, const RowSet& set, const int64_t* base, const W* grad, int64_t width,
+                int64_t* rows, Compute<W>* values, int64_t begin, int64_t end) {
+  using T = Compute<W>;
+  for (int64_t f = begin; f < end; ++f) {
+    emit_rows(set, f, bags.first_row[f], rows + base[f]);
+    __builtin_memset(values + base[f] * width, 0, (base[f + 1] - base[f]) * width * sizeof(T));
+    for (int64_t b = 0; b < bags.batch; ++b) {
+      const int64_t bag = b * bags.fields + f;
+      for_each_group<0>(width, [&](int64_t e, auto n) {
+        const Vec<T> slope = load_group(grad + bag * width + e, n) * bag_scale(bags, bag);
+        for (int64_t i = bags.bag[bag]; i < bags.bag[bag + 1]; ++i) {
+          T* sum = values + (base[f] + rank_of(set, f, bags.values[i])) * width + e;
+          store_group(sum, load_group(sum, n) + id_weight(bags, i) * slope, n);
+        }
+      });
+    }
+    clear(set, f);
+  }
+}
+
+}  // namespace
+}  // namespace adaftr_fast
