@@ -48,7 +48,7 @@ class FusedEmbedding(nn.Module):
 
     Args:
         num_embeddings: rows of each field, F numbers >= 1.
-        embedding_dim: E >= 1, the width of every field.
+        embedding_dim: E >= 1, the width of every field; for fields of different widths see MixedEmbedding.
         field_names: F distinct names; "0", "1", ... by default.
         pooling: how the ids of a multi-valued field become one vector, "mean" or "sum".
         on_bad_id: "raise", or "oov" to look up row 0 of the field instead of an id that is out of range and to
