@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
 def build_parser() -> Parser:
     """The parser of all commands; every config field is an option ``--section.field`` and a TOML key."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help texts of config fields
-    parser = Parser(prog="adaftr-fast", description=__doc__.splitlines()[0], parser_mode="toml")
+    about = "Joint click/conversion models with adaptive task relatedness: prepare data, train, evaluate."
+    parser = Parser(prog="adaftr-fast", description=about, parser_mode="toml")
     commands = parser.add_subcommands(required=True)
 
     prepare = Parser(description="Turn parquet files into a prepared folder.")
