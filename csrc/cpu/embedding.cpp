@@ -98,6 +98,7 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tenso
   const std::vector<int64_t> base = mark_rows(ids, scratch->set, grain);
   at::Tensor rows = pooled_empty({base.back()}, grad.options().dtype(at::kLong));
   at::Tensor values = pooled_empty({base.back(), width}, grad.options().dtype(compute_type(grad.scalar_type())));
+  if (base.back() == 0) return {rows, values.to(grad.scalar_type())};  // an empty batch has marked nothing
   const W* from = data_of<W>(grad);
   auto* rows_to = mutable_data_of<int64_t>(rows);
   auto* values_to = mutable_data_of<Compute<W>>(values);

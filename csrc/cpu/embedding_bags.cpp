@@ -110,6 +110,7 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Bags<Id, Compute<W>>& input, 
   for (int64_t f = 0; f < input.fields; ++f) base[f + 1] = base[f] + unique[f];
   at::Tensor rows = pooled_empty({base.back()}, grad.options().dtype(at::kLong));
   at::Tensor sums = pooled_empty({base.back(), width}, grad.options().dtype(compute_type(grad.scalar_type())));
+  if (base.back() == 0) return {rows, sums.to(grad.scalar_type())};  // nothing was marked
   at::parallel_for(0, input.fields, 1, [&](int64_t begin, int64_t end) {
     bag_kernels<W, Id>().merge(input, set, base.data(), data_of<W>(grad), width, mutable_data_of<int64_t>(rows),
                                mutable_data_of<Compute<W>>(sums), begin, end);
