@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.encode import Encoder, Vocabulary
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.schema import Field
+from adaftr_fast.data.schema import Field, Label
 
-FORMAT = 1  # of prepared folders; raise it when their content changes for the same schema and files
+FORMAT = 2  # of prepared folders; raise it when their content changes for the same schema and files
 MANIFEST = "schema.json"
 VOCABULARY = "vocabulary.parquet"
 
@@ -70,25 +72,36 @@ class Manifest:
         return [field.num_embeddings for field in self.fields]
 
     def write(self, folder: Path) -> None:
-        (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n")
+        (folder / MANIFEST).write_text(dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads ``folder/schema.json``. Raises DataError when there is none, or one of another format."""
+    """Reads ``folder/schema.json``. Raises DataError when there is none, one of another format or a damaged one."""
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(f"{folder}: not a prepared folder (no {MANIFEST}); make one with `adaftr-fast prepare`")
+    content = read_head(path)
+    if content["format"] != FORMAT:
+        raise DataError(f"{path}: written in format {content['format']}, this version reads {FORMAT}: prepare again")
     try:
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise DataError(
-                f"{path}: written in format {content['format']}, this version reads {FORMAT}: prepare again"
-            )
-        content["fields"] = [FieldInfo(**field) for field in content["fields"]]
-        content["splits"] = {name: SplitInfo(**split) for name, split in content["splits"].items()}
-        return Manifest(**content)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a manifest of a prepared folder: {error!r}") from error
+        return from_json(Manifest, content)
+    except ValueError as error:
+        raise DataError(f"{path}: damaged: {error}") from error
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """The content of a manifest of any format, unchecked but for the two keys by which it is known to be one.
+
+    Raises:
+        DataError: not JSON, or without ``format`` and ``fingerprint``.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+        raise DataError(f"{path}: not a manifest of a prepared folder: {error}") from error
+    if not isinstance(content, dict) or not {"format", "fingerprint"} <= content.keys():
+        raise DataError(f"{path}: not a manifest of a prepared folder: no keys 'format' and 'fingerprint'")
+    return content
 
 
 def field_info(field: Field, encoder: Encoder) -> FieldInfo:
@@ -96,9 +109,10 @@ def field_info(field: Field, encoder: Encoder) -> FieldInfo:
     return FieldInfo(field.name, field.kind, list(field.columns), encoder.num_embeddings, edges)
 
 
-def fingerprint(fields: list[FieldInfo], tasks: list[str], encoders: dict[str, Encoder]) -> str:
-    """sha256 over everything a model's weights depend on: fields, edges, vocabularies in id order, tasks."""
-    digest = hashlib.sha256(json.dumps([[dataclasses.asdict(field) for field in fields], tasks]).encode())
+def fingerprint(fields: list[FieldInfo], labels: Sequence[Label], encoders: dict[str, Encoder]) -> str:
+    """sha256 over everything a model's weights depend on: fields, edges, vocabularies in id order, labels' meaning."""
+    meaning = [[dataclasses.asdict(each) for each in part] for part in (fields, labels)]
+    digest = hashlib.sha256(dumps(meaning).encode())
     for field in fields:
         encoder = encoders[field.name]
         if isinstance(encoder, Vocabulary):

@@ -7,11 +7,10 @@ batch. The folder is built beside its place and renamed into it, so that it is w
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from adaftr_fast._json import dumps
 from adaftr_fast.data.encode import Encoder, GroupNumbers, field_values, fit_encoders
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.manifest import (
@@ -29,6 +29,7 @@ from adaftr_fast.data.manifest import (
     SplitInfo,
     field_info,
     fingerprint,
+    read_head,
     read_manifest,
     write_vocabulary,
 )
@@ -36,12 +37,14 @@ from adaftr_fast.data.schema import SPLITS, Label, Schema
 from adaftr_fast.data.source import LABEL, Source
 
 GROUP = "group:id"  # column of a prepared file; the colon keeps it apart from field and task names
+FILES = {MANIFEST, VOCABULARY, *(f"{split}.parquet" for split in SPLITS)}  # all that a prepared folder holds
 
 
 def prepare(schema: Schema, files: list[str | Path] | None, folder: str | Path, *, progress: bool = False) -> Manifest:
     """Writes ``train/validation/test.parquet``, ``schema.json`` and ``vocabulary.parquet`` to ``folder``.
 
-    A folder that already holds this preparation of these files is left as it is; any other one is replaced.
+    A folder that already holds this preparation of these files is left as it is; another preparation is replaced,
+    provided that its folder holds nothing else.
 
     Args:
         files: the input files in the order of ``schema.files``; None or empty for the shipped ones.
@@ -54,8 +57,8 @@ def prepare(schema: Schema, files: list[str | Path] | None, folder: str | Path, 
     folder = Path(folder)
     source = Source(schema, files)
     inputs = _inputs_digest(schema, source)
-    existing = _existing(folder)
-    if existing is not None and existing.inputs == inputs:
+    existing = _existing(folder, inputs)
+    if existing is not None:
         return existing
     with replacing(folder) as new:
         rows = sum(source.count_rows(split) for split in ("train", *SPLITS))
@@ -74,14 +77,13 @@ def prepare(schema: Schema, files: list[str | Path] | None, folder: str | Path, 
 
 def _manifest(schema: Schema, inputs: str, encoders: dict[str, Encoder], splits: dict[str, SplitInfo]) -> Manifest:
     fields = [field_info(field, encoders[field.name]) for field in schema.fields]
-    tasks = [label.name for label in schema.labels]
     return Manifest(
         dataset=schema.name,
         attribution=schema.attribution,
         format=FORMAT,
-        fingerprint=fingerprint(fields, tasks, encoders),
+        fingerprint=fingerprint(fields, schema.labels, encoders),
         inputs=inputs,
-        tasks=tasks,
+        tasks=[label.name for label in schema.labels],
         group=schema.group,
         splits=splits,
         fields=fields,
@@ -104,10 +106,18 @@ def _write_split(
                 encoded[label.name] = _label_values(label, batch[LABEL + label.name])
                 positives[label.name] += pc.sum(encoded[label.name]).as_py() or 0
             if groups:
-                encoded[GROUP] = groups.encode(batch[schema.group])
+                encoded[GROUP] = _group_numbers(schema.group, groups, batch[schema.group])
             writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
             rows += batch.num_rows
     return SplitInfo(rows, positives)
+
+
+def _group_numbers(name: str, groups: GroupNumbers, values: pa.Array) -> pa.Array:
+    """Raw group values [n] to int64 numbers [n], or DataError."""
+    try:
+        return groups.encode(values)
+    except pa.ArrowException as error:
+        raise DataError(f"group {name}: expected text or numbers, got values of type {values.type}") from error
 
 
 def _label_values(label: Label, values: pa.Array) -> pa.Array:
@@ -140,23 +150,33 @@ def _counted(batches: Iterator[pa.RecordBatch], bar: tqdm) -> Iterator[pa.Record
 
 
 def _inputs_digest(schema: Schema, source: Source) -> str:
-    digest = hashlib.sha256(json.dumps([FORMAT, schema.source]).encode())
+    digest = hashlib.sha256(dumps([FORMAT, schema.source]).encode())
     for path in source.paths.values():
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def _existing(folder: Path) -> Manifest | None:
-    """The manifest of a folder to skip or replace, None where nothing is; refuses any other content."""
+def _existing(folder: Path, inputs: str) -> Manifest | None:
+    """The manifest of a folder that is up to date, None for a place to write to.
+
+    Raises:
+        DataError: what is there may not be replaced, since it is not wholly the work of ``prepare``.
+    """
     if not folder.exists():
         return None
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file()):
-        raise DataError(f"{folder}: exists and is not a prepared folder; name another one")
-    try:
-        return read_manifest(folder)
-    except DataError:
-        return None  # empty, of another format or damaged: prepared anew
+    if not folder.is_dir():
+        raise DataError(f"{folder}: exists and is not a folder; name another one")
+    entries = sorted(folder.iterdir())
+    if entries and not (folder / MANIFEST).is_file():
+        raise DataError(f"{folder}: exists and is not a prepared folder (it holds {entries[0].name}); name another one")
+    if entries and read_head(folder / MANIFEST).get("inputs") == inputs:
+        with suppress(DataError):  # damaged: prepared anew
+            return read_manifest(folder)
+    for entry in entries:
+        if entry.name not in FILES or not entry.is_file():
+            raise DataError(f"{folder}: not replaced, since it also holds {entry.name}; name another folder")
+    return None
 
 
 @contextmanager

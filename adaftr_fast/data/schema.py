@@ -6,6 +6,7 @@ before any data is read.
 
 from __future__ import annotations
 
+import datetime
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any, Literal
 from adaftr_fast.data.errors import DataError
 
 SPLITS = ("train", "validation", "test")
+SCALARS = (bool, int, float, str, datetime.date, datetime.time)  # a datetime is a date
+OPERATORS = ("==", "!=", "<", ">", "<=", ">=", "in", "not in")
 
 Condition = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
 """A conjunction of (column, op, value), or a list of these of which one must hold, as in pyarrow.parquet."""
@@ -103,15 +106,14 @@ def load_schema(name: str) -> Schema:
         path = Path(name)
         if not path.is_file():
             raise DataError(f"schema: no file {name}")
-        text = path.read_text()
     elif name in shipped_schemas():
-        text = (resources.files("adaftr_fast.data.schemas") / f"{name}.toml").read_text()
+        path = resources.files("adaftr_fast.data.schemas") / f"{name}.toml"
     else:
         known = ", ".join(shipped_schemas())
         raise DataError(f"schema: unknown data set {name!r}; expected one of {known}, or a path ending in .toml")
     try:
-        return parse_schema(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, DataError) as error:
+        return parse_schema(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:  # not UTF-8, not TOML or not a schema
         raise DataError(f"schema {name}: {error}") from error
 
 
@@ -120,17 +122,17 @@ def parse_schema(source: dict[str, Any]) -> Schema:
     keys = ("name", "attribution", "files", "shipped", "group", "labels", "split", "defaults", "fields")
     _check_keys("the file", source, allowed=keys, required=("name", "labels", "split", "fields"))
     files = _strings("files", source.get("files", ["data"]))
+    _check_keys("defaults", source.get("defaults", {}), allowed=("min_count", "buckets"))
     defaults = {"min_count": 1, "buckets": 20} | source.get("defaults", {})
-    _check_keys("defaults", defaults, allowed=("min_count", "buckets"))
     schema = Schema(
-        name=source["name"],
-        attribution=source.get("attribution", ""),
+        name=_text("name", source["name"]),
+        attribution=_text("attribution", source.get("attribution", "")),
         files=files,
-        shipped=source.get("shipped"),
-        group=source.get("group"),
-        labels=tuple(_label(name, value) for name, value in source["labels"].items()),
+        shipped=_text("shipped", source["shipped"]) if "shipped" in source else None,
+        group=_text("group", source["group"]) if "group" in source else None,
+        labels=tuple(_label(name, value) for name, value in _table("labels", source["labels"]).items()),
         split=_splits(source["split"], files),
-        fields=tuple(_field(name, value, defaults) for name, value in source["fields"].items()),
+        fields=tuple(_field(name, value, defaults) for name, value in _table("fields", source["fields"]).items()),
         source=source,
     )
     _check_leaks(schema)
@@ -160,12 +162,12 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
         if len(columns) < 2 or "kind" in spec or "column" in spec:
             raise DataError(f"{where}: a cross names two or more columns and neither kind nor column")
     else:
-        kind, columns = spec.get("kind"), (spec.get("column", name),)
+        kind, columns = spec.get("kind"), (_text(f"{where}.column", spec.get("column", name)),)
     if kind not in ("categorical", "numeric", "cross"):
         raise DataError(f'{where}: expected kind "categorical" or "numeric", got {kind!r}')
     numbers = {key: spec.get(key, defaults[key]) for key in ("min_count", "buckets")}
     for key, number in numbers.items():
-        if not isinstance(number, int) or number < 1:
+        if type(number) is not int or number < 1:  # not a bool
             raise DataError(f"{where}.{key}: expected an integer >= 1, got {number!r}")
     return Field(name, kind, columns, **numbers)
 
@@ -196,8 +198,8 @@ def _split(where: str, value: dict[str, Any], files: tuple[str, ...]) -> SplitRu
 
 
 def _condition(where: str, value: Any) -> Condition:
-    nested = isinstance(value, list) and value and isinstance(value[0], list) and isinstance(value[0][0], list)
-    if nested:
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, list) and first and isinstance(first[0], list):
         return [_conjunction(where, part) for part in value]
     return _conjunction(where, value)
 
@@ -208,12 +210,35 @@ def _conjunction(where: str, value: Any) -> list[tuple[str, str, Any]]:
     for triple in value:
         if not isinstance(triple, list) or len(triple) != 3 or not isinstance(triple[0], str):
             raise DataError(f'{where}: expected ["column", "op", value], got {triple!r}')
+        _check_comparison(where, *triple)
     return [(column, op, operand) for column, op, operand in value]
+
+
+def _check_comparison(where: str, column: str, operator: Any, operand: Any) -> None:
+    if operator not in OPERATORS:
+        raise DataError(f"{where}: {column}: expected an operator of {', '.join(OPERATORS)}, got {operator!r}")
+    several = operator in ("in", "not in")
+    values = operand if several and isinstance(operand, list) else [operand]
+    if several != isinstance(operand, list) or not all(isinstance(value, SCALARS) for value in values):
+        expected = "a list of values" if several else "one value"
+        raise DataError(f"{where}: {column} {operator}: expected {expected}, got {operand!r}")
 
 
 def _triples(condition: Condition) -> Iterator[tuple[str, str, Any]]:
     for part in condition:
         yield from (part,) if isinstance(part, tuple) else part
+
+
+def _text(where: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where}: expected text, got {value!r}")
+    return value
+
+
+def _table(where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected a table, got {value!r}")
+    return value
 
 
 def _strings(where: str, value: Any) -> tuple[str, ...]:
@@ -223,9 +248,7 @@ def _strings(where: str, value: Any) -> tuple[str, ...]:
 
 
 def _check_keys(where: str, table: Any, *, allowed: tuple[str, ...], required: tuple[str, ...] = ()) -> None:
-    if not isinstance(table, dict):
-        raise DataError(f"{where}: expected a table, got {table!r}")
-    for key in table:
+    for key in _table(where, table):
         if key not in allowed:
             raise DataError(f"{where}: unknown key {key!r}; expected one of {', '.join(allowed)}")
     for key in required:

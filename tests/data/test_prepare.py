@@ -1,3 +1,4 @@
+import datetime
 import json
 
 import pyarrow as pa
@@ -5,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.manifest import read_manifest
+from adaftr_fast.data.manifest import FORMAT, read_manifest
 from adaftr_fast.data.prepare import GROUP, prepare
 from adaftr_fast.data.schema import load_schema, parse_schema
 
@@ -64,25 +65,56 @@ def test_fingerprint_follows_meaning_not_files(source, write, tmp_path):
     assert fingerprint("b", day=pa.array(later_day)) == first
     assert fingerprint("c", city=["q", *"baacaazbcca"]) != first
     assert fingerprint("d", source=source | {"defaults": {"buckets": 3}}) != first
+    later = source | {"labels": source["labels"] | {"late": [["delay", ">=", 16]]}}
+    assert fingerprint("e", source=later) != first
+
+
+def test_a_split_by_date(source, write, tmp_path):
+    (tmp_path / "dated.toml").write_text(
+        """
+        name = "dated"
+        labels = { click = "clicked" }
+        fields = { city = "categorical" }
+        [split]
+        train = { where = [["date", "<=", 2013-01-06]] }
+        validation = { where = [["date", "in", [2013-01-07, 2013-01-08]]] }
+        test = { where = [["date", ">", 2013-01-08]] }
+        """
+    )
+    dates = pa.array([datetime.date(2013, 1, day) for day in range(1, 13)])
+    manifest = prepare(load_schema(str(tmp_path / "dated.toml")), [write(date=dates)], tmp_path / "out")
+    assert {name: split.rows for name, split in manifest.splits.items()} == {"train": 6, "validation": 2, "test": 4}
+    where = read_manifest(tmp_path / "out").schema["split"]["train"]["where"]
+    assert where == [["date", "<=", "2013-01-06"]]
 
 
 def test_a_matching_folder_is_kept_and_another_replaced(source, write, tmp_path):
     out = tmp_path / "out"
     first = prepare(parse_schema(source), [write()], out)
-    (out / "kept").touch()
+    written = (out / "train.parquet").stat().st_mtime_ns
     assert prepare(parse_schema(source), [write()], out) == first
-    assert (out / "kept").exists()
+    assert (out / "train.parquet").stat().st_mtime_ns == written
     source["defaults"] = {"buckets": 3}
     assert prepare(parse_schema(source), [write()], out) != first
-    assert not (out / "kept").exists()
+    assert (out / "train.parquet").stat().st_mtime_ns != written
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.parquet", "out"]
 
 
 def test_a_folder_with_something_else_is_left_alone(source, write, tmp_path):
-    (tmp_path / "thesis.txt").touch()
-    with pytest.raises(DataError, match="exists and is not a prepared folder"):
-        prepare(parse_schema(source), [write()], tmp_path)
-    assert (tmp_path / "thesis.txt").exists()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").touch()
+    with pytest.raises(DataError, match=r"is not a prepared folder \(it holds thesis\.txt\)"):
+        prepare(parse_schema(source), [write()], out)
+    (out / "schema.json").write_text("{}")
+    with pytest.raises(DataError, match="no keys 'format' and 'fingerprint'"):
+        prepare(parse_schema(source), [write()], out)
+    (out / "schema.json").write_text('{"format": 0, "fingerprint": ""}')
+    with pytest.raises(DataError, match=r"not replaced, since it also holds thesis\.txt"):
+        prepare(parse_schema(source), [write()], out)
+    assert sorted(path.name for path in out.iterdir()) == ["schema.json", "thesis.txt"]
+    (out / "thesis.txt").unlink()
+    prepare(parse_schema(source), [write()], out)  # an older format's folder is replaced
 
 
 def test_a_failure_leaves_nothing_behind(source, write, tmp_path):
@@ -100,6 +132,7 @@ def test_a_failure_leaves_nothing_behind(source, write, tmp_path):
         ({"clicked": [0] * 12}, "label click: 0 of 6 training rows are positive"),
         ({"city": None, "user": None}, "no column 'city', 'user', which schema tiny reads; the file has day"),
         ({"rain": ["wet"] * 12}, "field rain: cannot read rain"),
+        ({"user": [[1, 2]] * 12}, "group user: expected text or numbers, got values of type list"),
         ({"day": pa.array(range(13, 25))}, "split train has no rows"),
         ({"day": pa.array([1] * 12)}, "split validation has no rows"),
         ({"delay": ["late"] * 12}, "cannot read split train"),
@@ -135,7 +168,21 @@ def test_a_damaged_manifest_is_named(source, write, tmp_path):
     with pytest.raises(DataError, match="not a manifest"):
         read_manifest(out)
     (out / "schema.json").write_text(json.dumps(content | {"format": 99}))
-    with pytest.raises(DataError, match="format 99, this version reads 1"):
+    with pytest.raises(DataError, match=f"format 99, this version reads {FORMAT}"):
+        read_manifest(out)
+    for change, message in (
+        ({"tasks": 3}, "tasks: expected .*list.*, got 3"),
+        ({"tasks": ["click", 3]}, r"tasks\[1\]: expected str, got 3"),
+        ({"splits": {"train": {"rows": 1}}}, r"missing key 'splits\.train\.positives'"),
+        ({"colour": "red"}, "unknown key 'colour'"),
+    ):
+        (out / "schema.json").write_text(json.dumps(content | change))
+        with pytest.raises(DataError, match=rf"schema\.json: damaged: {message}"):
+            read_manifest(out)
+    prepare(parse_schema(source), [write()], out)  # mends it
+    assert read_manifest(out).tasks == ["click", "late"]
+    (out / "schema.json").write_bytes(b'{"dataset": "caf\xe9"}')
+    with pytest.raises(DataError, match=r"schema\.json: not a manifest .*utf-8"):
         read_manifest(out)
     with pytest.raises(DataError, match="not a prepared folder"):
         read_manifest(tmp_path)

@@ -24,6 +24,9 @@ def test_a_path_is_read_and_named_in_errors(tmp_path):
     path.write_text("name = \n")
     with pytest.raises(DataError, match=r"mine\.toml: Invalid value"):
         load_schema(str(path))
+    path.write_bytes(b'name = "caf\xe9"\n')
+    with pytest.raises(DataError, match=r"mine\.toml: 'utf-8' codec"):
+        load_schema(str(path))
     with pytest.raises(DataError, match="no file"):
         load_schema(str(tmp_path / "absent.toml"))
     with pytest.raises(DataError, match="expected one of census, flights"):
@@ -80,6 +83,17 @@ def test_conditions_may_be_alternatives(source):
         ("split", {"train": {"rows": "some"}, "test": {}, "validation": {}}, "split.train.rows: expected"),
         ("defaults", {"min_cout": 3}, "defaults: unknown key 'min_cout'"),
         ("colour", "red", "the file: unknown key 'colour'"),
+        ("labels", "click", "labels: expected a table, got 'click'"),
+        ("fields", ["item"], r"fields: expected a table, got \['item'\]"),
+        ("fields", {"city": {"kind": "numeric", "column": 3}}, "fields.city.column: expected text, got 3"),
+        ("fields", {"city": {"kind": "categorical", "min_count": True}}, "fields.city.min_count: .* got True"),
+        ("defaults", 3, "defaults: expected a table, got 3"),
+        ("group", ["x"], r"group: expected text, got \['x'\]"),
+        ("name", 3, "name: expected text, got 3"),
+        ("labels", {"late": [[]]}, r"labels.late: expected .*column.*got \[\]"),
+        ("labels", {"late": [["delay", "=", 15]]}, "labels.late: delay: expected an operator of ==, .* got '='"),
+        ("labels", {"late": [["delay", "in", 15]]}, "labels.late: delay in: expected a list of values, got 15"),
+        ("labels", {"late": [["delay", "==", [15]]]}, r"labels.late: delay ==: expected one value, got \[15\]"),
         ("files", "a.parquet", "files: expected a list of names"),
     ],
 )

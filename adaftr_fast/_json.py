@@ -1,0 +1,71 @@
+"""Dataclasses to JSON and back. What is read was written by someone, so every type is checked and the key named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """JSON text of plain values; nan and the infinities, which JSON lacks, become null, dates their ISO text."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def from_json(kind: type[T], value: Any, where: str = "") -> T:
+    """``value``, as ``json.loads`` gives it, as a ``kind``: a dataclass, or list, dict, Literal, union or plain type.
+
+    A float may be written as an integer; null stands for nan.
+
+    Raises:
+        ValueError: a key that is missing or unknown, or a value of another type; ``where`` is the path to it.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, where)
+    if origin is UnionType:  # only X | None occurs
+        return None if value is None else from_json(arguments[0], value, where)
+    if origin is list and isinstance(value, list):
+        return [from_json(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {key: from_json(arguments[1], item, _join(where, key)) for key, item in value.items()}
+    if origin is Literal and value in arguments:
+        return value
+    if kind is float and (value is None or type(value) in (int, float)):
+        return math.nan if value is None else float(value)
+    if type(value) is kind:
+        return value
+    raise ValueError(f"{where or 'the file'}: expected {kind if origin else kind.__name__}, got {value!r}")
+
+
+def _dataclass(kind: type[T], value: Any, where: str) -> T:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where or 'the file'}: expected an object, got {value!r}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key in value:
+        if key not in fields:
+            raise ValueError(f"unknown key {_join(where, key)!r}; expected one of {', '.join(fields)}")
+    for name, field in fields.items():
+        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if name not in value and not optional:
+            raise ValueError(f"missing key {_join(where, name)!r}")
+    hints = get_type_hints(kind)
+    return kind(**{key: from_json(hints[key], item, _join(where, key)) for key, item in value.items()})
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
