@@ -33,7 +33,7 @@ class TrainingConfig:
     """Rows of a step; a short last batch is left out, since the contrast needs negatives."""
     eval_batch_size: int = 8192
     """Rows of a forward pass outside training."""
-    max_epochs: int = 20
+    max_epochs: int = 50
     """Passes over the training split at most."""
     patience: int = 3
     """Epochs without a better mean validation AUC after which training stops."""

@@ -86,18 +86,20 @@ def _table(header: list[str], rows: list[list[str]], text_columns: int) -> str:
 
 
 def draw(runs: list[Run]) -> Figure:
-    """Per task a column of training loss above validation AUC, then a column of histograms of the diagnostics."""
+    """Per task a column of training loss above validation AUC; to the right, histograms of the diagnostics."""
     tasks = list(runs[0].test)
     histograms = [(run.name, name, values) for run in runs for name, values in run.diagnostics.items()]
-    columns = len(tasks) + bool(histograms)
-    figure = Figure(figsize=(4.2 * columns, 6.4), layout="constrained")
+    widths = [len(tasks), 1] if histograms else [len(tasks)]
+    figure = Figure(figsize=(4.2 * sum(widths), 6.4), layout="constrained")
     FigureCanvasAgg(figure)
-    for column, task in enumerate(tasks):
-        _draw_curves(figure.add_subplot(2, columns, column + 1), runs, task, "loss")
-        _draw_curves(figure.add_subplot(2, columns, columns + column + 1), runs, task, "auc")
-    for row, (run, name, values) in enumerate(histograms):
-        axes = figure.add_subplot(len(histograms), columns, (row + 1) * columns)
-        _draw_histogram(axes, f"{run}: {name}", values)
+    left, *right = figure.subfigures(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    for row, what in zip(left.subplots(2, len(tasks), squeeze=False), ("loss", "auc"), strict=True):
+        for axes, task in zip(row, tasks, strict=True):
+            _draw_curves(axes, runs, task, what)
+    for part in right:
+        all_axes = part.subplots(len(histograms), 1, squeeze=False)[:, 0]
+        for axes, (run, name, values) in zip(all_axes, histograms, strict=True):
+            _draw_histogram(axes, f"{run}: {name}", values)
     return figure
 
 

@@ -48,8 +48,8 @@ def test_the_picture_shows_each_task_and_the_temperature(runs):
     titles = [axes.get_title() for axes in draw(runs).axes]
     assert titles == [
         "click: training loss",
-        "click: validation AUC, points of 100",
         "conversion: training loss",
+        "click: validation AUC, points of 100",
         "conversion: validation AUC, points of 100",
         "adaftr: tau/click-conversion",
     ]
