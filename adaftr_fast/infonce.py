@@ -43,13 +43,18 @@ def adaptive_infonce(
 
     ``L_r = logsumexp_j(a_r . b_j / tau_r) - a_r . b_{y_r} / tau_r`` with a = h_ctr, b = h_cvr. Differentiable in
     ``h_ctr``, ``h_cvr``, ``tau`` and ``row_weight``, twice if asked (the second derivative then goes through the
-    plain-PyTorch reference and stores B x N). Accumulates in float32, or float64 for float64 inputs; denormals are
-    flushed to zero within the CPU kernel.
+    plain-PyTorch reference and stores B x N); forward-mode differentiation is not offered. Accumulates in float32, or
+    float64 for float64 inputs; denormals are flushed to zero within the CPU kernel.
+
+    float32 products follow ``torch.set_float32_matmul_precision``: "highest" is IEEE float32; "high" is TF32 on CUDA,
+    and on CPUs with AMX three bfloat16 products of operands split in two (gradients err by about 1e-5); "medium" is
+    TF32 on CUDA and one bfloat16 product on AMX (about 5e-3). Speeds: benchmarks/README.md.
 
     Args:
         h_ctr: [B, d] anchors; float32, bfloat16, float16 or float64, any strides.
         h_cvr: [N, d] candidates. If the two types differ, the wider one is used.
-        tau: temperature > 0: [B], 0-dim, or a float. With ``symmetric`` also a pair (per row, per column), the
+        tau: temperature > 0: [B], 0-dim, or a float (a constant to torch.compile: one that changes should be a 0-dim
+            tensor). With ``symmetric`` also a pair (per row, per column), the
             second being [N], 0-dim or a float.
         positive_index: [B] int64, the column of each row's positive; default ``arange(B)``, which needs N >= B.
             -100 ignores the row.
@@ -57,7 +62,8 @@ def adaptive_infonce(
             positive, are no negatives for it. ``column_group`` defaults to ``row_group`` where N = B.
         row_weight: [B] weights of the rows' losses.
         symmetric: average with the cvr -> ctr direction, in which row r's candidate h_cvr[y_r] is contrasted with
-            all rows of h_ctr at its own temperature.
+            all rows of h_ctr at its own temperature. An ignored row has no loss in either direction, but remains a
+            candidate in this one; groups can take it out.
         reduction: "mean" (weighted mean over the rows that are not ignored; 0 if there are none), "sum", or
             "none" ([B]; an ignored row holds 0).
         return_stats: also return :class:`InfoNCEStats` of the ctr -> cvr direction, from the same sweep.
@@ -76,9 +82,11 @@ def adaptive_infonce(
     _check_representations(h_ctr, h_cvr)
     dtype = torch.promote_types(h_ctr.dtype, h_cvr.dtype)
     a, b = h_ctr.to(dtype), h_cvr.to(dtype)  # [B, d], [N, d]
+    if isinstance(tau, tuple) and not (symmetric and len(tau) == 2):
+        raise ValueError(
+            f"adaptive_infonce: a tuple tau must be a pair and needs symmetric=True, got {len(tau)} of them"
+        )
     tau_row, tau_column = tau if isinstance(tau, tuple) else (tau, tau)
-    if isinstance(tau, tuple) and not symmetric:
-        raise ValueError("adaptive_infonce: tau is a pair, which needs symmetric=True")
     _check_indices(a, b, positive_index, row_group, column_group, row_weight)
     if row_group is not None and column_group is None:
         column_group = row_group
@@ -96,10 +104,10 @@ def adaptive_infonce(
         reduction,
         return_stats,
     )
-    if symmetric:
+    if symmetric and len(b) > 0:  # without columns every row is ignored
         anchors, positive, groups = _reverse(a, b, positive_index, column_group)
         tau_b = _expand_tau(tau_column, b, "tau (per column)")  # [N]
-        tau_b = tau_b[: len(a)] if positive_index is None else tau_b[positive_index.clamp(min=0)]
+        tau_b = tau_b[: len(a)] if positive_index is None else tau_b[positive_index.clamp(0, len(b) - 1)]
         backward, _ = _direction(op, anchors, a, tau_b, positive, groups, row_group, coefficient, reduction, False)
         loss = (loss + backward) / 2
     return (loss, stats) if return_stats else loss
@@ -130,7 +138,7 @@ def _reverse(a: Tensor, b: Tensor, positive: Tensor | None, column_group: Tensor
     rows = len(a)
     if positive is None:
         return b[:rows], None, None if column_group is None else column_group[:rows]
-    target = positive.clamp(min=0)
+    target = positive.clamp(0, len(b) - 1)
     own = torch.where(positive == IGNORE, IGNORE, torch.arange(rows, device=a.device))
     return b[target], own, None if column_group is None else column_group[target]
 
@@ -155,7 +163,7 @@ def _expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
     """[rows of ``anchors``] in the accumulation type."""
     acc = accumulation_dtype(anchors.dtype)
     if not isinstance(tau, Tensor):
-        if not (isinstance(tau, (float, int)) and 0 < tau < float("inf")):
+        if isinstance(tau, bool) or not isinstance(tau, (float, int)) or not 0 < tau < float("inf"):
             raise ValueError(f"adaptive_infonce: {name} must be a positive finite number or a tensor, got {tau!r}")
         return anchors.new_full((len(anchors),), float(tau), dtype=acc)
     if not tau.is_floating_point():
@@ -204,6 +212,8 @@ def _check_indices(a, b, positive_index, row_group, column_group, row_weight) ->
     for name, x, length in named:
         if x is None:
             continue
+        if not isinstance(x, Tensor):
+            raise TypeError(f"adaptive_infonce: {name} must be a tensor, got {type(x).__name__}")
         if tuple(x.shape) != (length,):
             raise ValueError(f"adaptive_infonce: {name} must have shape ({length},), got {tuple(x.shape)}")
         if x.device != a.device:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast.ops._library import library
-from adaftr_fast.reference.infonce import infonce_gradients, infonce_rows
+from adaftr_fast.reference.infonce import IGNORE, infonce_gradients, infonce_rows
 
 SCHEMA = (
     "(Tensor h_row, Tensor h_column, Tensor tau, Tensor? positive, Tensor? row_group, Tensor? column_group,"
@@ -51,6 +51,8 @@ def _reference(
     need_tau,
     need_stats,
 ) -> Outputs:
+    if h_row.device.type == "cpu":  # elsewhere a look at the values would wait for the device
+        _check_values(tau, positive, h_column.shape[0])
     acc = accumulation_dtype(h_row.dtype)
     inputs = [x.to(acc) for x in (h_row, h_column, tau)]
     masks = (positive, row_group, column_group)
@@ -60,6 +62,21 @@ def _reference(
     stats = (result.top1, result.entropy) if need_stats else (result.top1.new_empty(0), result.loss.new_empty(0))
     loss = (coefficient * result.loss).sum()
     return (loss, result.loss.clone(), result.lse, result.positive_logit, *stats, *gradients)
+
+
+def _check_values(tau: Tensor, positive: Tensor | None, columns: int) -> None:
+    """The C++ kernel's checks of values, for the reference."""
+    used = torch.ones_like(tau, dtype=torch.bool) if positive is None else positive != IGNORE
+    bad = used & ~((tau > 0) & tau.isfinite())
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise RuntimeError(f"adaptive_infonce: tau must be positive and finite, got tau[{row}] = {tau[row].item()}")
+    if positive is not None and (outside := used & ((positive < 0) | (positive >= columns))).any():
+        row = int(outside.nonzero()[0])
+        raise RuntimeError(
+            f"adaptive_infonce: positive_index must be in [0, {columns}) or {IGNORE}, "
+            f"got positive_index[{row}] = {positive[row].item()}"
+        )
 
 
 def _triton(*args) -> Outputs:
@@ -102,6 +119,7 @@ def _fake(
 
 def _setup_context(ctx, inputs, output) -> None:
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[2:])
     *tensors, need_row, need_column, need_tau, _ = inputs
     _, rows, _, _, _, _, d_row, d_column, d_tau = output
     ctx.save_for_backward(*tensors, rows, d_row, d_column, d_tau)

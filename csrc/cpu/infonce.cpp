@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -19,18 +20,19 @@ using OptionalTensor = std::optional<Tensor>;
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // How many bfloat16 terms an operand may be taken as on AMX; 0: not at all. bfloat16 inputs are one term, float16
-// inputs two, both exactly; float32 inputs as torch.get_float32_matmul_precision() allows.
+// inputs two, both exactly; float32 inputs as the matmul precision of the CPU (mkldnn) allows, which
+// torch.set_float32_matmul_precision sets to ieee, tf32 and bf16 for "highest", "high" and "medium".
 int bf16_terms(at::ScalarType inputs) {
   if (capability() != Capability::kAmx || inputs == at::kDouble) return 0;
   if (inputs == at::kBFloat16) return 1;
   if (inputs == at::kHalf) return 2;
-  switch (at::globalContext().float32MatmulPrecision()) {
-    case at::Float32MatmulPrecision::HIGHEST:
-      return 0;
-    case at::Float32MatmulPrecision::HIGH:
+  switch (at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL)) {
+    case at::Float32Precision::TF32:
       return 2;
-    default:
+    case at::Float32Precision::BF16:
       return 1;
+    default:
+      return 0;
   }
 }
 
@@ -60,36 +62,37 @@ InfoNCEKernel<T> kernel(at::ScalarType inputs) {
 
 void check_arguments(const Tensor& h_row, const Tensor& h_column, const Tensor& tau, const Tensor& coefficient) {
   TORCH_CHECK(h_row.dim() == 2 && h_column.dim() == 2 && h_row.size(1) == h_column.size(1) && h_row.size(1) > 0,
-              "infonce: h_row and h_column must be [B, d] and [N, d] with d >= 1, got ", h_row.sizes(), " and ",
-              h_column.sizes());
-  TORCH_CHECK(h_row.scalar_type() == h_column.scalar_type(), "infonce: h_row and h_column must share a dtype, got ",
-              h_row.scalar_type(), " and ", h_column.scalar_type());
+              "adaptive_infonce: h_row and h_column must be [B, d] and [N, d] with d >= 1, got ", h_row.sizes(),
+              " and ", h_column.sizes());
+  TORCH_CHECK(h_row.scalar_type() == h_column.scalar_type(),
+              "adaptive_infonce: h_row and h_column must share a dtype, got ", h_row.scalar_type(), " and ",
+              h_column.scalar_type());
   for (const auto& [name, x] : {std::pair{"tau", &tau}, std::pair{"coefficient", &coefficient}})
-    TORCH_CHECK(x->dim() == 1 && x->size(0) == h_row.size(0), "infonce: ", name, " must be [", h_row.size(0), "], got ",
-                x->sizes());
+    TORCH_CHECK(x->dim() == 1 && x->size(0) == h_row.size(0), "adaptive_infonce: ", name, " must be [", h_row.size(0),
+                "], got ", x->sizes());
 }
 
 // Contiguous int64 ids of the given length, or none.
 OptionalTensor ids(const char* name, const OptionalTensor& x, int64_t length) {
   if (!x.has_value()) return std::nullopt;
-  TORCH_CHECK(x->scalar_type() == at::kLong && x->dim() == 1 && x->size(0) == length, "infonce: ", name,
+  TORCH_CHECK(x->scalar_type() == at::kLong && x->dim() == 1 && x->size(0) == length, "adaptive_infonce: ", name,
               " must be int64 [", length, "], got ", x->scalar_type(), " ", x->sizes());
   return x->contiguous();
 }
 
 template <class T>
 void check_values(const Tensor& tau, const OptionalTensor& positive, int64_t rows, int64_t columns) {
+  TORCH_CHECK(positive.has_value() || columns >= rows,
+              "adaptive_infonce: without positive_index, h_cvr needs at least ", rows, " rows, got ", columns);
+  const int64_t* y = positive.has_value() ? positive->const_data_ptr<int64_t>() : nullptr;
   const T* t = tau.const_data_ptr<T>();
-  for (int64_t r = 0; r < rows; ++r)
-    TORCH_CHECK(t[r] > 0 && std::isfinite(t[r]), "infonce: tau must be positive and finite, got tau[", r, "] = ", t[r]);
-  if (!positive.has_value()) {
-    TORCH_CHECK(columns >= rows, "infonce: without positive, h_column needs at least ", rows, " rows, got ", columns);
-    return;
+  for (int64_t r = 0; r < rows; ++r) {
+    if (y != nullptr && y[r] == kIgnore) continue;
+    TORCH_CHECK(t[r] >= std::numeric_limits<T>::min() && std::isfinite(t[r]),
+                "adaptive_infonce: tau must be positive and finite, got tau[", r, "] = ", t[r]);
+    TORCH_CHECK(y == nullptr || (y[r] >= 0 && y[r] < columns), "adaptive_infonce: positive_index must be in [0, ",
+                columns, ") or ", kIgnore, ", got positive_index[", r, "] = ", y[r]);
   }
-  const int64_t* y = positive->const_data_ptr<int64_t>();
-  for (int64_t r = 0; r < rows; ++r)
-    TORCH_CHECK((y[r] >= 0 && y[r] < columns) || y[r] == kIgnore, "infonce: positive must be in [0, ", columns, ") or ",
-                kIgnore, ", got positive[", r, "] = ", y[r]);
 }
 
 void run_parallel(int64_t tasks, void (*body)(void*, int64_t), void* context) {
@@ -150,7 +153,7 @@ Outputs infonce(const Tensor& h_row, const Tensor& h_column, const Tensor& tau, 
                 bool need_row, bool need_column, bool need_tau, bool need_stats) {
   check_arguments(h_row, h_column, tau, coefficient);
   TORCH_CHECK(row_group.has_value() == column_group.has_value(),
-              "infonce: row_group and column_group must be given together");
+              "adaptive_infonce: row_group and column_group must be given together");
   const auto dtype = h_row.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto widen = [&](const Tensor& x) { return x.to(dtype).contiguous(); };
   const auto go = dtype == at::kDouble ? run<double> : run<float>;

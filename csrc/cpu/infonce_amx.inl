@@ -138,7 +138,7 @@ struct AmxSweep : Sweep<float, 32> {
   Bf16* task_kept;     // per thread, B tiles [kBlockPanels * 2][row_tiles]: a block of E, k along the stripe's rows
   float* task_s;       // per thread, [kBlockPanels][32][kPanel], panels kPanelSize apart
   float* part_out;     // per part, [width_panels][stripe][kPanel]: O over the part's columns
-  float* slope;        // [stripe]
+  float* weight;       // [stripe]: what E is multiplied by
 
   AmxSweep(const InfoNCEProblem<float>& problem, int64_t threads, char* base) : Sweep(problem, threads, base, 32) {
     k_tiles = ceil_div(q.width, 32);
@@ -153,7 +153,7 @@ struct AmxSweep : Sweep<float, 32> {
     arena.take(need_column ? threads * kBlockPanels<float> * 2 * row_tiles * kStep : 0, task_kept);
     arena.take(threads * kBlockPanels<float> * kPanelSize, task_s);
     arena.take(need_row && need_column ? parts * out_size : 0, part_out);
-    arena.take(stripe, slope);
+    arena.take(stripe, weight);
   }
 
   void run_stripe(Parallel parallel) {
@@ -191,8 +191,10 @@ struct AmxSweep : Sweep<float, 32> {
 
   void scale_into_tiles(int64_t r) {
     const float* a = q.a + (first + r) * q.width;
+    const bool empty = r >= height || state[r].slope == 0;
+    const float slope = empty ? 0 : state[r].slope * (state[r].inverse_l / weight[r]);
     for (int64_t k = 0; k < k_tiles * 32; ++k) {
-      const float x = r >= height || k >= q.width || slope[r] == 0 ? 0.f : slope[r] * a[k];
+      const float x = empty || k >= q.width ? 0.f : slope * a[k];
       put<kTerms>(scaled_a + (k / 16 * row_tiles + r / 32) * kStep, in_a(k % 16, r % 32), x);
     }
   }
@@ -216,8 +218,9 @@ struct AmxSweep : Sweep<float, 32> {
       }
     }
     for (int64_t r = begin; r < end; ++r) {
-      slope[r] = finish_row(r);
-      if (out != nullptr) finish_row_gradient(r, slope[r], out + (r - begin) * kPanel<float>);
+      finish_row(r);
+      weight[r] = e_weight(r);
+      if (out != nullptr) finish_row_gradient(r, out + (r - begin) * kPanel<float>);
     }
     if (need_column)
       for (int64_t r = begin; r < padded; ++r) scale_into_tiles(r);
@@ -304,21 +307,21 @@ struct AmxSweep : Sweep<float, 32> {
 
   // E of a row and a block, from S, at the row's final m.
   void renew(int64_t r, int64_t p0, int64_t panels, float* s) {
-    const int64_t positive = r < height ? positive_of(first + r) : kIgnore;
-    if (positive == kIgnore) return clear(panels, s, kPanelSize);
-    hide(first + r, positive, p0, panels, s, kPanelSize);
+    if (r >= height || state[r].slope == 0) return clear(panels, s, kPanelSize);
+    hide(first + r, positive_of(first + r), p0, panels, s, kPanelSize);
     const float scale = state[r].scale, m = state[r].m;
     for (int64_t p = 0; p < panels; ++p)
       for (int v = 0; v < 2; ++v) {
         float* at = s + p * kPanelSize + v * kLanes<float>;
-        store<float>(at, exp2_of<float, kTerms == 1>(load(at) * scale - m));
+        store<float>(at, exp2_of<float, kTerms == 1>((load(at) - m) * scale) * weight[r]);
       }
   }
 
   void keep_positive(int64_t r, int64_t p0, int64_t panels, Bf16* kept) {
     const int64_t j = positive_of(first + r) - p0 * 32;
     if (j >= 0 && j < panels * 32)
-      put<kTerms>(kept + (j / 16 * row_tiles + r / 32) * kStep, in_b(r % 32, j % 16), positive_entry[r]);
+      put<kTerms>(kept + (j / 16 * row_tiles + r / 32) * kStep, in_b(r % 32, j % 16),
+                  state[r].slope == 0 ? 0 : positive_entry[r] * weight[r]);
   }
 
   void accumulate_columns(int64_t p, const Bf16* e) {
@@ -337,9 +340,9 @@ struct AmxSweep : Sweep<float, 32> {
         const float* from = part_out + (w * stripe + r) * kPanel<float> + v * kLanes<float>;
         Vec<float> sum = load(from);
         for (int64_t part = 1; part < parts; ++part) sum += load(from + part * out_size);
-        store<float>(out + w * task_rows * kPanel<float> + v * kLanes<float>, sum);
+        store<float>(out + w * task_rows * kPanel<float> + v * kLanes<float>, sum / weight[r]);
       }
-    finish_row_gradient(r, slope[r], out);
+    finish_row_gradient(r, out);
   }
 };
 

@@ -89,14 +89,17 @@ struct FmaSweep : Sweep<T, 1> {
   }
 
   void finish(int64_t r, const T* out) {
-    const T slope = this->finish_row(r), m = this->state[r].m;
-    if (need_row) this->finish_row_gradient(r, slope, out);
+    this->finish_row(r);
+    if (need_row) this->finish_row_gradient(r, out);
     if (!need_column) return;
+    const RowState<T>& row = this->state[r];
+    const T weight = this->e_weight(r);
     for (int64_t c = 0; c < column_blocks; ++c) {
       T& f = factor[c * stripe + r];
-      f = f == m ? 1 : this->exp2(f - m);
+      f = row.slope == 0 ? 0 : weight * (f == row.m ? 1 : this->exp2((f - row.m) * row.scale));
     }
-    scale_into_strips(r, slope);
+    this->positive_entry[r] *= weight;
+    scale_into_strips(r, row.slope == 0 ? 0 : row.slope * (row.inverse_l / weight));
   }
 
   // Summed kWidthChunk products at a time: shorter chains of rounding errors in logits that tau may magnify.
@@ -140,9 +143,10 @@ struct FmaSweep : Sweep<T, 1> {
     for (int64_t r = 0; r < height; ++r) {
       T* x = panel + r * kPanel<T>;
       if (factor_p[r] != 1)
-        for (int v = 0; v < 2; ++v) store<T>(x + v * kLanes<T>, load(x + v * kLanes<T>) * factor_p[r]);
+        for (int v = 0; v < 2; ++v)  // 0: the row has no gradient, whatever E holds
+          store<T>(x + v * kLanes<T>, factor_p[r] == 0 ? Vec<T>{} : load(x + v * kLanes<T>) * factor_p[r]);
       const int64_t j = this->positive_of(first + r) - p * kPanel<T>;
-      if (j >= 0 && j < kPanel<T>) x[j] = this->positive_entry[r];
+      if (j >= 0 && j < kPanel<T>) x[j] = factor_p[r] == 0 ? 0 : this->positive_entry[r];
     }
     for (int64_t r0 = 0; r0 < height; r0 += kDepthChunk) {
       const int64_t depth = at_most(height - r0, kDepthChunk);

@@ -2,8 +2,9 @@
 // Included once per instruction set (see simd.inl).
 //
 // With e_rj = exp(z_rj) / exp(m_r) over the negatives, l_r their sum plus the positive's, a sweep makes
-//   O_r = sum_j e_rj b_j             d_row_r = slope_r (O_r - l_negative b_y),  slope = coefficient / (tau l)
-//   D_j = sum_r e_rj A'_r            A'_r = slope_r a_r carries every per-row factor; the positive's e is -l_negative
+//   O_r = sum_j e_rj b_j             d_row_r = slope_r / l_r (O_r - l_negative b_y),  slope = coefficient / tau
+//   D_j = sum_r e_rj A'_r            A'_r = slope_r / l_r a_r carries every per-row factor; the positive's e is
+//   -l_negative
 // The positive is left out of l_negative and O and enters as p - 1 = -l_negative / l, so that nothing cancels as p
 // -> 1.
 //
@@ -13,20 +14,23 @@
 #include "cpu/tile.inl"
 
 constexpr int kBlockColumns = 224;            // S, B and B^T of a block stay in a 1 MB L2 up to d = 256
-constexpr int64_t kStripeElements = 4 << 20;  // of E, where that leaves a stripe rows enough for its threads
+constexpr int64_t kStripeElements = 4 << 20;  // rows x columns of a stripe, if that leaves each thread some 64 rows
+constexpr int64_t kMostElements = 16 << 20;   // in any case: 64 MiB of E in float32
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
-constexpr int kHeadroom = 58;  // e = 2^(z - m) stays below 2^58
+constexpr int kHeadroom = 58;  // e stays below 2^58
 
 template <class T>
 constexpr int kBlockPanels = kBlockColumns / kPanel<T>;
 
-// Logits are held in powers of two: z = s * scale with scale = log2(e) / tau, and e = 2^(z - m).
+// e = exp(z - m / tau) is computed as 2^((s - m) scale) from similarities s = a . b, with scale = log2(e) / tau: the
+// difference comes first, so that equal similarities give exactly 1 however large they are.
 template <class T>
 struct RowState {
-  Vec<T> l, weighted;    // sums over the negatives, by lane, of e and of e (z - m)
-  T m;                   // what e is relative to: at most kHeadroom below the maximum so far
-  T positive, greatest;  // the positive's z; the greatest negative z
+  Vec<T> l, weighted;    // sums over the negatives, by lane, of e and of e log2(e)
+  T m;                   // the similarity that e is relative to: at most kHeadroom below the greatest so far
+  T positive, greatest;  // similarities: the positive's; the greatest negative's
   T scale;
+  T slope, inverse_l;  // once finished: coefficient / tau; 1 / (l of negatives and positive)
 };
 
 inline int64_t at_most(int64_t x, int64_t bound) { return x < bound ? x : bound; }
@@ -64,7 +68,8 @@ struct Sweep {
     need_row = q.d_row != nullptr, need_column = q.d_column != nullptr;
     need_weighted = q.entropy != nullptr || (q.d_tau != nullptr && !need_row);
     const int64_t few = at_least(256, 64 * threads), many = at_least(1024, 64 * threads);
-    const int64_t wanted = at_most(at_least(kStripeElements / q.columns, few), many);
+    const int64_t bound = at_least(kMostElements / at_least(q.columns, threads * q.width), kGroup);
+    const int64_t wanted = at_most(at_most(at_least(kStripeElements / q.columns, few), many), bound);
     const int64_t groups = ceil_div(ceil_div(q.rows, ceil_div(q.rows, wanted)), kGroup);
     stripe = groups * kGroup;
     task_rows = ceil_div(groups, threads) * kGroup;
@@ -84,7 +89,8 @@ struct Sweep {
   void start_rows(int64_t begin, int64_t end) {
     const T minus_infinity = -__builtin_inff();
     for (int64_t r = begin; r < end; ++r)
-      state[r] = RowState<T>{Vec<T>{}, Vec<T>{}, minus_infinity, T(0), minus_infinity, T(kLog2E) / q.tau[first + r]};
+      state[r] = RowState<T>{Vec<T>{}, Vec<T>{}, minus_infinity, T(0), minus_infinity, T(kLog2E) / q.tau[first + r],
+                             T(0),     T(1)};
   }
 
   // Turns one row's similarities with a block of columns (panels `step` apart) into E, and brings the row's state
@@ -95,14 +101,14 @@ struct Sweep {
     if (positive == kIgnore) return clear(panels, s, step);
     const T old = state_r.m;
     if (const T* at = find(positive, p0, panels, s, step)) {
-      state_r.positive = *at * state_r.scale;
+      state_r.positive = *at;
       raise(state_r, state_r.positive);
     }
     hide(row, positive, p0, panels, s, step);
     Vec<T> greatest = broadcast(-T(__builtin_inff()));
     for (int64_t p = 0; p < panels; ++p)
       for (int v = 0; v < 2; ++v) greatest = maximum<T>(greatest, load(s + p * step + v * kLanes<T>));
-    const T block_max = horizontal_max<T>(greatest) * state_r.scale;
+    const T block_max = horizontal_max<T>(greatest);
     if (block_max > state_r.greatest) state_r.greatest = block_max;
     raise(state_r, block_max);
     if (state_r.m > old) rescale(state_r, old, p0 > 0 ? out : nullptr);
@@ -134,14 +140,13 @@ struct Sweep {
 
   // m follows the maximum at a distance of up to kHeadroom, so that it moves once or twice a row instead of whenever a
   // block holds a new maximum; e above 1 is as exact as one below, and far from overflow.
-  static void raise(RowState<T>& state_r, T z) {
-    if (z > state_r.m + kHeadroom || (state_r.m == -T(__builtin_inff()) && z > state_r.m)) state_r.m = z;
+  static void raise(RowState<T>& state_r, T similarity) {
+    if ((similarity - state_r.m) * state_r.scale > kHeadroom) state_r.m = similarity;
   }
 
   void rescale(RowState<T>& state_r, T old, T* out) {
-    const T shrink = exp2(old - state_r.m);
-    if (need_weighted && old > -T(__builtin_inff()))
-      state_r.weighted = shrink * (state_r.weighted + state_r.l * (old - state_r.m));
+    const T distance = (old - state_r.m) * state_r.scale, shrink = exp2(distance);
+    if (need_weighted && shrink > 0) state_r.weighted = shrink * (state_r.weighted + state_r.l * distance);
     state_r.l *= shrink;
     if (out == nullptr) return;
     for (int64_t w = 0; w < width_panels; ++w)
@@ -158,7 +163,7 @@ struct Sweep {
     for (int64_t p = 0; p < panels; ++p)
       for (int v = 0; v < 2; ++v) {
         T* at = s + p * step + v * kLanes<T>;
-        const Vec<T> z = load(at) * scale - m;
+        const Vec<T> z = (load(at) - m) * scale;
         const Vec<T> x = exp2_of<T>(z);
         store<T>(at, x);
         total += x;
@@ -171,45 +176,58 @@ struct Sweep {
   static T exp2(T x) { return sizeof(T) == 4 ? __builtin_exp2f(x) : __builtin_exp2(x); }
   static T log1p(T x) { return sizeof(T) == 4 ? __builtin_log1pf(x) : __builtin_log1p(x); }
 
-  // log(1 + l 2^(m - z)), l the sum over the negatives of 2^(z_j - m), z the positive's logit.
-  static T loss_of(T l, T m, T z) {
-    const T gap = m - z;
+  // log(1 + l 2^gap), l the sum over the negatives and -gap the positive's log2(e).
+  static T loss_of(T l, T gap) {
     if (gap < 30) return log1p(l * exp2(gap));
     return T(kLn2) * gap + log1p(l - 1 + exp2(-gap));
   }
 
-  // Writes the row's loss and statistics; returns slope = coefficient / (tau l), which scales a into the column
-  // gradient.
-  T finish_row(int64_t r) {
-    const int64_t row = first + r, positive = positive_of(row);
-    const RowState<T>& s = state[r];
-    const bool ignored = positive == kIgnore;
-    const T e_positive = ignored ? 0 : exp2(s.positive - s.m);
-    const T l_negative = ignored ? 0 : horizontal_sum<T>(s.l), l = ignored ? 1 : l_negative + e_positive;
-    const T weighted = need_weighted ? horizontal_sum<T>(s.weighted) : 0, ln2 = kLn2;
-    const T slope = ignored ? 0 : q.coefficient[row] / (q.tau[row] * l);
-    q.loss[row] = ignored ? 0 : loss_of(l_negative, s.m, s.positive);
-    q.positive_logit[row] = s.positive * ln2;
-    q.lse[row] = ignored ? 0 : q.positive_logit[row] + q.loss[row];
-    if (q.top1 != nullptr) q.top1[row] = !ignored && s.positive > s.greatest;
-    if (q.entropy != nullptr) {
-      const T of_positive = e_positive > 0 ? e_positive * (s.positive - s.m) : 0;
-      q.entropy[row] = ignored ? 0 : log1p(l - 1) - ln2 * (weighted + of_positive) / l;
-    }
+  // Writes the row's loss and statistics, and what its gradients are scaled by. A row of coefficient 0 has no gradient,
+  // whatever it holds.
+  void finish_row(int64_t r) {
+    const int64_t row = first + r;
+    if (positive_of(row) == kIgnore) return ignore_row(r);
+    RowState<T>& s = state[r];
+    const T gap = (s.m - s.positive) * s.scale, e_positive = exp2(-gap), tau = q.tau[row];
+    const T l_negative = horizontal_sum<T>(s.l), l = l_negative + e_positive, log_l = log1p(l - 1);
+    s.slope = q.coefficient[row] / tau;
+    s.inverse_l = 1 / l;
+    q.loss[row] = loss_of(l_negative, gap);
+    q.lse[row] = s.m / tau + log_l;
+    q.positive_logit[row] = s.positive / tau;
+    if (q.top1 != nullptr) q.top1[row] = s.positive > s.greatest;
     positive_entry[r] = -l_negative;
+    if (!need_weighted) return;
+    const T weighted = T(kLn2) * horizontal_sum<T>(s.weighted), z = -T(kLn2) * gap;
+    if (q.entropy != nullptr) q.entropy[row] = log_l - (weighted + (e_positive > 0 ? e_positive * z : 0)) / l;
     if (q.d_tau != nullptr && !need_row)
-      q.d_tau[row] = ignored ? 0 : -slope * ln2 * (weighted - l_negative * (s.positive - s.m));
-    return slope;
+      q.d_tau[row] = s.slope == 0 ? 0 : -s.slope * ((weighted - l_negative * z) * s.inverse_l);
   }
 
-  // d_row = slope (O - l_negative b_y), and with it d_tau; slope is 0 where the row is ignored or weighs nothing.
-  void finish_row_gradient(int64_t r, T slope, const T* out) {
+  void ignore_row(int64_t r) {
     const int64_t row = first + r;
+    q.loss[row] = q.lse[row] = q.positive_logit[row] = positive_entry[r] = 0;
+    if (q.top1 != nullptr) q.top1[row] = false;
+    if (q.entropy != nullptr) q.entropy[row] = 0;
+    if (q.d_tau != nullptr) q.d_tau[row] = 0;
+  }
+
+  // What E is multiplied by, and A' = slope / l a is divided by: 1, or 1 / l where slope / l would come near the
+  // smallest normal number though its product with E does not.
+  T e_weight(int64_t r) const {
+    const T size = state[r].slope * state[r].inverse_l;
+    return size > T(1e-20) || size < T(-1e-20) ? 1 : state[r].inverse_l;
+  }
+
+  // d_row = slope / l (O - l_negative b_y), and with it d_tau; slope is 0 where the row is ignored or weighs nothing.
+  void finish_row_gradient(int64_t r, const T* out) {
+    const int64_t row = first + r;
+    const T slope = state[r].slope, inverse_l = state[r].inverse_l;
     T* d = q.d_row + row * q.width;
     const T* b = q.b + at_least(positive_of(row), 0) * q.width;
     for (int64_t k = 0; k < q.width; ++k) {
       const T o = out[k / kPanel<T> * task_rows * kPanel<T> + k % kPanel<T>];
-      d[k] = slope == 0 ? 0 : slope * (o + positive_entry[r] * b[k]);
+      d[k] = slope == 0 ? 0 : slope * ((o + positive_entry[r] * b[k]) * inverse_l);
     }
     if (q.d_tau != nullptr) q.d_tau[row] = slope == 0 ? 0 : tau_gradient(row);
   }
