@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ENV := .venv/.installed
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.inl csrc/*/*.cu csrc/*/*.cuh)
 
 .PHONY: demo test lint format bench sanitize clean
 
@@ -15,11 +16,11 @@ test: lint
 lint: $(ENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: $(ENV)
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(ENV)
 	$(BIN)/python -m pytest benchmarks --benchmark-only

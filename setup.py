@@ -45,13 +45,23 @@ def extension() -> dict:
         raise SystemExit(
             f"setup.py: ADAFTR_FAST_BUILD=cuda, but torch.version.cuda={torch.version.cuda} and CUDA_HOME={CUDA_HOME}"
         )
-    with_cuda = has_cuda and BUILD in ("auto", "cuda")
+    cuda_sources = sorted(glob.glob("csrc/cuda/*.cu"))
+    with_cuda = has_cuda and BUILD in ("auto", "cuda") and bool(cuda_sources)
     sources = sorted(glob.glob("csrc/*.cpp") + glob.glob("csrc/cpu/*.cpp"))
     if with_cuda:
-        sources += sorted(glob.glob("csrc/cuda/*.cu"))
+        sources += cuda_sources
     # No -march flag: code for one instruction set stands in its own file, under its own target pragma,
     # and is chosen at run time (csrc/cpu/capability.h).
-    cxx = ["-O3", "-std=c++20", "-fopenmp", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi"]
+    cxx = [
+        "-O3",
+        "-std=c++20",
+        "-fopenmp",
+        "-fno-math-errno",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",
+        "-Wno-psabi",
+    ]
     cxx += ["-Wno-unknown-pragmas"]
     link = ["-fopenmp"]
     if SANITIZE:
@@ -65,6 +75,7 @@ def extension() -> dict:
         define_macros=[("ADAFTR_FAST_CUDA", "1")] if with_cuda else [],
         extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20"]} if with_cuda else {"cxx": cxx},
         extra_link_args=link,
+        optional=BUILD == "auto",  # a compiler that cannot build it leaves the references; info says so
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=True)}}
 

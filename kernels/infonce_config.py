@@ -67,7 +67,8 @@ def product_kind(dtype: torch.dtype) -> str:
     if dtype == torch.float64:
         return "float64"
     if dtype == torch.float32:
-        return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        # set_float32_matmul_precision and allow_tf32 set this too; the older getter raises once both were used.
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
     return "half"
 
 
