@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform
+import warnings
 from types import ModuleType
 from typing import Any
 
 import torch  # must be loaded before the extension, which links against it
 
-_C: ModuleType | None
-load_error: str | None
-try:
-    from adaftr_fast import _C
-except ImportError as error:
-    _C, load_error = None, str(error)
-else:
-    load_error = None
+EXTENSION = "adaftr_fast._C"
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The extension, or None and why. One that was built but does not load is warned of: the references are slow."""
+    try:
+        return importlib.import_module(EXTENSION), None
+    except ImportError as error:
+        if importlib.util.find_spec(EXTENSION) is not None:
+            warnings.warn(
+                f"adaftr_fast: the C++ extension is there but does not load ({error}), so plain-PyTorch references, "
+                "slower and hungrier for memory, are used; build it again for the installed torch",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return None, str(error)
+
+
+_C, load_error = _load()
 
 
 def is_built() -> bool:

@@ -5,15 +5,15 @@ Whatever a command needs beyond its arguments is imported when it runs, so that 
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import jsonargparse
 
+from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingConfig
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from adaftr_fast.data.loader import PreparedData
     from adaftr_fast.training.report import Run
 
+Section = TypeVar("Section")
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "training": TrainingConfig}
 USER_ERRORS = (DataError, CheckpointError, TrainingError, ValueError, OSError)
+INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -38,7 +40,7 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 after one line on what the user can put right."""
+    """Runs one command; returns 0, 2 after one line on what the user can put right, or 130 after Ctrl-C."""
     parsed = build_parser().parse_args(arguments)
     command = parsed.subcommand
     with warnings.catch_warnings():
@@ -48,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         except USER_ERRORS as error:
             print(f"adaftr-fast {command}: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print(f"adaftr-fast {command}: interrupted", file=sys.stderr)
+            return INTERRUPTED
     return 0
 
 
@@ -69,7 +74,8 @@ def build_parser() -> Parser:
     train.add_argument("--config", action="config", help="a TOML file; options given after it win")
     for name, section in SECTIONS.items():
         train.add_argument(f"--{name}", type=section, default=section())
-    train.add_argument("--out", type=Path, required=True, help="folder for metrics.jsonl, best/ and test.json")
+    out = "folder for metrics.jsonl, best/ and test.json; a run already there is replaced once an epoch is done"
+    train.add_argument("--out", type=Path, required=True, help=out)
     commands.add_subcommand("train", train)
 
     evaluate = Parser(description="Measure a trained model on one split.")
@@ -111,7 +117,7 @@ def run_train(arguments: jsonargparse.Namespace) -> None:
 
 def run_evaluate(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.data.loader import PreparedData
-    from adaftr_fast.training.checkpoint import load_checkpoint, load_weights
+    from adaftr_fast.training.checkpoint import FILE, load_checkpoint, load_weights
     from adaftr_fast.training.evaluation import evaluate
     from adaftr_fast.training.trainer import BEST
 
@@ -122,10 +128,20 @@ def run_evaluate(arguments: jsonargparse.Namespace) -> None:
         raise CheckpointError(
             f"{folder}: trained on other data than {arguments.data}: ids or tasks do not mean the same"
         )
-    model = _build(ModelConfig(**about.config["model"]), data)
+    config = {name: _saved_section(folder / FILE, about.config, name, SECTIONS[name]) for name in ("model", "training")}
+    model = _build(config["model"], data)
     load_weights(model, weights, str(folder))
-    metrics = evaluate(model, data.load(arguments.split), TrainingConfig(**about.config["training"]).eval_batch_size)
-    print(json.dumps({"split": arguments.split, "metrics": metrics}, indent=2))
+    metrics = evaluate(model, data.load(arguments.split), config["training"].eval_batch_size)
+    print(dumps({"split": arguments.split, "metrics": metrics}, indent=2))
+
+
+def _saved_section(path: Path, config: dict[str, Any], name: str, section: type[Section]) -> Section:
+    if name not in config:
+        raise CheckpointError(f"{path}: missing key 'config.{name}'")
+    try:
+        return from_json(section, config[name], f"config.{name}")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def run_demo(arguments: jsonargparse.Namespace) -> None:
@@ -136,9 +152,9 @@ def run_demo(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.training.trainer import METRICS
 
     schema, folder = load_schema("flights"), arguments.out / "data"
-    prepare(schema, None, folder, progress=True)
-    data = PreparedData(folder)
     training = TrainingConfig(**arguments.training.as_dict())
+    prepare(schema, None, folder, progress=training.progress)
+    data = PreparedData(folder)
     runs = []
     for name in ("mmoe", "adaftr"):
         print(f"\n{name}: {len(data.manifest.fields)} fields, {sum(data.manifest.num_embeddings):,} ids")
@@ -149,8 +165,10 @@ def run_demo(arguments: jsonargparse.Namespace) -> None:
             "training": training,
         }
         runs.append(train_one(data, config, arguments.out / name))
+        if runs[-1].interrupted:  # half a comparison is none
+            raise KeyboardInterrupt
     records = [{"model": run.name} | record for run in runs for record in run.epochs]
-    (arguments.out / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    (arguments.out / METRICS).write_text("".join(dumps(record) + "\n" for record in records))
     write_report(arguments.out, "Flights: MMoE and AdaFTR", runs, notes=DEMO_NOTES)
     print(f"\nTest split (AUC and GAUC in points of 100)\n{metrics_table(runs)}\n\n{DEMO_NOTES}")
     print(f"Report: {arguments.out / 'report.md'} and report.png")
@@ -182,13 +200,19 @@ COMMANDS = {
 
 
 def train_one(data: PreparedData, config: dict[str, Any], folder: Path) -> Run:
-    """Trains the model of ``config`` (a dataclass per section), measures it on the test split, writes to ``folder``."""
+    """Trains the model of ``config`` (a dataclass per section), measures it on the test split, writes to ``folder``.
+
+    Ctrl-C leaves the best weights so far; within the first epoch it leaves ``folder`` as it was.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C within the first epoch.
+    """
     import torch
 
     from adaftr_fast.training.checkpoint import Description
     from adaftr_fast.training.evaluation import diagnose, evaluate
     from adaftr_fast.training.report import Run
-    from adaftr_fast.training.trainer import Trainer
+    from adaftr_fast.training.trainer import TEST, Trainer
 
     torch.manual_seed(config["training"].seed)  # the initial weights; the trainer seeds what follows
     model = _build(config["model"], data)
@@ -209,13 +233,15 @@ def train_one(data: PreparedData, config: dict[str, Any], folder: Path) -> Run:
         about=about,
     )
     result = trainer.fit()
+    if not result.epochs:
+        raise KeyboardInterrupt
     if result.interrupted:
-        kept = f"the weights of epoch {result.best_epoch}" if result.best_epoch else "the weights as they are"
-        print(f"interrupted: keeping {kept}", file=sys.stderr)
+        print(f"interrupted: keeping the weights of epoch {result.best_epoch}", file=sys.stderr)
     test, size = data.load("test"), config["training"].eval_batch_size
     metrics = evaluate(model, test, size)
-    (folder / "test.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    return Run(config["model"].name, result.epochs, result.best_epoch, metrics, diagnose(model, test, size))
+    (folder / TEST).write_text(dumps(metrics, indent=2) + "\n")
+    learned = diagnose(model, test, size)
+    return Run(config["model"].name, result.epochs, result.best_epoch, metrics, learned, result.interrupted)
 
 
 def _build(config: ModelConfig, data: PreparedData) -> nn.Module:

@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from adaftr_fast.cli import main
 from adaftr_fast.data.schema import load_schema
+from adaftr_fast.training.trainer import Trainer
 
 SCHEMA = """
 name = "small"
@@ -126,6 +128,7 @@ def test_demo_compares_two_models_and_reports(schema, tmp_path, capsys, monkeypa
         (["train", "--out", "OUT", "--model.expert_hiden", "[3]"], "model.expert_hiden"),
         (["train", "--out", "OUT", "--model.name", "esmm"], "esmm"),
         (["train", "--out", "OUT", "--training.patience", "0"], "training.patience: expected >= 1, got 0"),
+        (["train", "--out", "OUT", "--model.beta", "-1"], "model.beta: expected a finite weight >= 0, got -1"),
         (["train", "--out", "OUT", "--config", "OUT"], "config"),
         (["evaluate", "--run", "OUT", "--data", "OUT"], "not a prepared folder"),
     ],
@@ -156,6 +159,85 @@ def test_checkpoints_that_do_not_fit_are_refused(config, prepared, schema, tmp_p
     (weights,) = (run / "best").glob("weights-*")
     weights.write_bytes(weights.read_bytes()[:100])
     assert "damaged" in fails(["evaluate", "--run", run, "--data", prepared], capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": {}}, "missing key 'config.model'"),
+        ({"config": {"model": None}}, "config.model: expected an object, got None"),
+        ({"config": {"model": {"depth": 3}}}, "unknown key 'config.model.depth'"),
+        ({"config": {"model": {"expert_hidden": 8}}}, "config.model.expert_hidden: expected list[int], got 8"),
+        ({"config": {"model": {"l2": -1}}}, "model.l2: expected a finite weight >= 0"),
+        ({"config": {"model": {}}}, "missing key 'config.training'"),
+    ],
+)
+def test_settings_of_a_checkpoint_are_checked(config, prepared, tmp_path, capsys, change, message):
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(config), "--out", str(run)]) == 0
+    capsys.readouterr()
+    path = run / "best/checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    line = fails(["evaluate", "--run", run, "--data", prepared], capsys)
+    assert "checkpoint.json: " in line
+    assert message in line
+
+
+def test_divergence_ends_in_one_line(config, tmp_path, capsys):
+    diverging = ["--model.name", "adaftr", "--optimizer.lr", "1e30"]
+    capsys.readouterr()
+    line = fails(["train", "--config", config, *diverging, "--out", tmp_path / "run"], capsys)
+    assert "finite" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_undefined_is_null(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("adaftr_fast.training.evaluation.log_loss", lambda labels, logits: float("nan"))
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "run")]) == 0
+    for name in ("metrics.jsonl", "test.json", "best/checkpoint.json"):
+        text = (tmp_path / "run" / name).read_text()
+        assert '"logloss": null' in text
+        assert "NaN" not in text
+
+
+def interrupting(monkeypatch, at_epoch):
+    """Presses Ctrl-C in an epoch and lists the epochs begun."""
+    begun, train_epoch = [], Trainer.train_epoch
+
+    def pressed(self, epoch, interrupt):
+        begun.append(epoch)
+        if epoch == at_epoch:
+            signal.raise_signal(signal.SIGINT)
+        return train_epoch(self, epoch, interrupt)
+
+    monkeypatch.setattr(Trainer, "train_epoch", pressed)
+    return begun
+
+
+def test_ctrl_c_in_the_first_epoch_leaves_the_older_run(config, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(config), "--out", str(run)]) == 0
+    old = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    interrupting(monkeypatch, at_epoch=1)
+    capsys.readouterr()
+    assert main(["train", "--config", str(config), "--training.seed", "1", "--out", str(run)]) == 130
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "adaftr-fast train: interrupted\n")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == old
+
+
+@pytest.mark.parametrize("at_epoch", [1, 2])
+def test_ctrl_c_stops_the_whole_demo(schema, tmp_path, capsys, monkeypatch, at_epoch):
+    schema.write_text(schema.read_text().replace("name =", f'shipped = "{tmp_path / "log.parquet"}"\nname =', 1))
+    monkeypatch.setattr("adaftr_fast.data.schema.load_schema", lambda name: load_schema(str(schema)))
+    begun = interrupting(monkeypatch, at_epoch)
+    arguments = ["--training.batch_size=100", "--training.max_epochs=2", "--training.progress=false"]
+    assert main(["demo", "--out", str(tmp_path / "demo"), *arguments]) == 130
+    assert begun == list(range(1, at_epoch + 1))  # of the first model alone
+    error = capsys.readouterr().err
+    assert error.endswith("adaftr-fast demo: interrupted\n")
+    assert "prepare" not in error  # no bar
+    assert not (tmp_path / "demo/report.md").exists()
 
 
 def test_info_runs_as_a_module():

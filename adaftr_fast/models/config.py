@@ -1,5 +1,6 @@
 """What a model is built from. Defaults: the paper's Table 3 at Ali-CCP scale; where it is silent, docs/decisions.md."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,3 +33,17 @@ class ModelConfig:
     """tau^U of Eq. 12."""
     l2: float = 1e-6
     """Weight of the squared L2 norm of the dense weights and of the looked-up rows, for every model alike."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dim", "num_experts", "contrast_layer"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}: expected >= 1, got {getattr(self, name)}")
+        for name in ("expert_hidden", "tower_hidden", "relatedness_hidden"):
+            widths = getattr(self, name)
+            if not widths or min(widths) < 1:
+                raise ValueError(f"model.{name}: expected one or more widths >= 1, got {widths}")
+        for name in ("alpha", "beta", "l2"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"model.{name}: expected a finite weight >= 0, got {getattr(self, name)}")
+        if not 0 < self.tau_min <= self.tau_max < math.inf:
+            raise ValueError(f"model.tau_min: expected 0 < tau_min <= tau_max, got {self.tau_min} and {self.tau_max}")

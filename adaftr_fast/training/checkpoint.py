@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from adaftr_fast._json import dumps, from_json
 from adaftr_fast.training.errors import CheckpointError
 
 VERSION = 1
@@ -42,6 +43,13 @@ class Description:
     metrics: dict[str, dict[str, float]]
 
 
+@dataclass(frozen=True)
+class _Head:
+    version: int
+    weights: str  # name of the file beside
+    sha256: str
+
+
 def save_checkpoint(folder: Path, model: nn.Module, about: Description) -> None:
     """Writes or atomically replaces the checkpoint in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,39 +58,53 @@ def save_checkpoint(folder: Path, model: nn.Module, about: Description) -> None:
     digest = hashlib.sha256(content).hexdigest()
     weights = f"weights-{digest[:16]}.safetensors"
     _write(folder / weights, content)
-    head = {"version": VERSION, "weights": weights, "sha256": digest}
-    _write(folder / FILE, (json.dumps(head | asdict(about), indent=2) + "\n").encode())
+    head = asdict(_Head(VERSION, weights, digest))
+    _write(folder / FILE, (dumps(head | asdict(about), indent=2) + "\n").encode())
     for stale in folder.glob("weights-*.safetensors"):
         if stale.name != weights:
             stale.unlink()
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes the checkpoint in ``folder``, if there is one, and nothing else."""
+    (folder / FILE).unlink(missing_ok=True)
+    for weights in folder.glob("weights-*.safetensors"):
+        weights.unlink()
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
     """Reads and verifies a checkpoint.
 
     Raises:
-        CheckpointError: there is none, it is of another version, or its files are cut off or changed.
+        CheckpointError: there is none, it is of another version, a key of it is missing, unknown or of the wrong type,
+            or its files are cut off or changed.
     """
     path = folder / FILE
     if not path.is_file():
         raise CheckpointError(f"{folder}: no checkpoint here (no {FILE})")
+    head, about = _read(path)
+    weights = folder / head.weights
     try:
-        head = json.loads(path.read_text())
-        version, weights, digest = head.pop("version"), folder / head.pop("weights"), head.pop("sha256")
-        if version != VERSION:
-            raise CheckpointError(f"{path}: version {version}, this program reads version {VERSION}")
-        about = Description(**head)
         content = weights.read_bytes()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged or not a checkpoint: {error!r}") from error
     except OSError as error:
         raise CheckpointError(f"{path}: its weights cannot be read: {error}") from error
-    if hashlib.sha256(content).hexdigest() != digest:
+    if hashlib.sha256(content).hexdigest() != head.sha256:
         raise CheckpointError(f"{weights}: damaged: {len(content)} bytes whose sha256 is not the recorded one")
     try:
         return safetensors.torch.load(content), about
     except SafetensorError as error:
         raise CheckpointError(f"{weights}: not a safetensors file: {error}") from error
+
+
+def _read(path: Path) -> tuple[_Head, Description]:
+    try:
+        content = from_json(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+        head = from_json(_Head, {field.name: content.pop(field.name, None) for field in fields(_Head)})
+        if head.version != VERSION:
+            raise CheckpointError(f"{path}: version {head.version}, this program reads version {VERSION}")
+        return head, from_json(Description, content)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged or not a checkpoint: {error}") from error
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
@@ -93,7 +115,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> N
     """
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in expected.keys() | found.keys():
+    for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
                 f"{source}: weight {name}: the model has {expected.get(name)}, the checkpoint {found.get(name)}"

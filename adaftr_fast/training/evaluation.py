@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from adaftr_fast.data.loader import Split
+from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.metrics import auc, gauc, log_loss
 
 TaskMetrics = dict[str, dict[str, float]]
@@ -21,8 +22,14 @@ def predict(model: nn.Module, split: Split, batch_size: int) -> np.ndarray:
 
 
 def evaluate(model: nn.Module, split: Split, batch_size: int) -> TaskMetrics:
-    """AUC, GAUC (every group weighs the same) and log-loss of each task."""
+    """AUC, GAUC (every group weighs the same; nan when none has both classes) and log-loss of each task.
+
+    Raises:
+        TrainingError: a prediction that is not finite.
+    """
     logits, labels = predict(model, split, batch_size), split.labels.numpy()
+    if wrong := np.count_nonzero(~np.isfinite(logits)):
+        raise TrainingError(f"{wrong} of {logits.size} predictions are not finite: the model has diverged")
     metrics: TaskMetrics = {}
     for column, task in enumerate(model.task_names):
         y, z = labels[:, column], logits[:, column]

@@ -24,6 +24,7 @@ class Run:
         best_epoch: the epoch whose weights were kept, from 1.
         test: metrics of those weights on the test split.
         diagnostics: values of each row of the test split [N], by name, such as the learned temperature.
+        interrupted: whether Ctrl-C ended its training.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Run:
     best_epoch: int
     test: TaskMetrics
     diagnostics: dict[str, np.ndarray] = field(default_factory=dict)
+    interrupted: bool = False
 
     @property
     def seconds_per_epoch(self) -> float:

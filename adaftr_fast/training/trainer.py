@@ -6,7 +6,6 @@ gives logits [B, T], ``task_names`` names the columns. It never asks which model
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from dataclasses import dataclass, field, replace
@@ -18,16 +17,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from adaftr_fast._json import dumps
 from adaftr_fast.data.batch import Batch
 from adaftr_fast.data.loader import Split
-from adaftr_fast.training.checkpoint import Description, save_checkpoint
+from adaftr_fast.training.checkpoint import Description, remove_checkpoint, save_checkpoint
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.evaluation import TaskMetrics, diagnose, evaluate, mean_auc, spread
 from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
 from adaftr_fast.training.optimizers import build_optimizers
 
-METRICS, BEST = "metrics.jsonl", "best"  # inside a run's folder
+METRICS, BEST, TEST = "metrics.jsonl", "best", "test.json"  # inside a run's folder
 DEAD_MARGIN = 0.005  # an AUC this close to 0.5 on validation: the tower predicts a constant, or noise
 
 
@@ -37,7 +37,8 @@ class Result:
 
     Attributes:
         epochs: one record an epoch, as in metrics.jsonl.
-        best_epoch: the epoch the weights are of, from 1; 0 when training was interrupted within the first.
+        best_epoch: the epoch the weights are of, from 1; 0 when training was interrupted within the first, which
+            leaves nothing: no epoch, no checkpoint.
         interrupted: whether Ctrl-C ended it.
         dead_tasks: tasks whose validation AUC is that of guessing.
     """
@@ -52,7 +53,8 @@ class Trainer:
     """Minimises a model's loss on ``train`` and keeps the weights with the best mean AUC on ``validation``.
 
     Args:
-        folder: where metrics.jsonl and the checkpoint ``best/`` go; None writes nothing.
+        folder: where metrics.jsonl and the checkpoint ``best/`` go; None writes nothing. A run that is already there
+            stays whole until the first epoch of this one is measured, and is then removed, its test.json too.
         about: what the checkpoint says of the run.
     """
 
@@ -79,10 +81,9 @@ class Trainer:
         """Trains until validation stops improving, ``max_epochs`` or Ctrl-C.
 
         Raises:
-            TrainingError: a loss that is not finite, or a validation split with a single class of some task.
+            TrainingError: a loss or prediction that is not finite, or a validation split with a single class of a task.
         """
         torch.manual_seed(self.config.seed)
-        self._start_log()
         result = Result()
         with deferred_interrupt() as interrupt:
             for epoch in range(1, self.config.max_epochs + 1):
@@ -120,7 +121,14 @@ class Trainer:
 
     def train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
         """Moves every parameter once; returns the loss terms."""
-        terms = self.model.loss(batch)
+        try:
+            terms = self.model.loss(batch)
+        except RuntimeError as error:
+            diverged = self._not_finite(batch)
+            if diverged is None:
+                raise
+            reason = f"epoch {epoch}, step {step}: {diverged} is not finite; lower optimizer.lr"
+            raise TrainingError(reason) from error
         loss = torch.stack(tuple(terms.values())).sum()
         if not loss.isfinite():
             values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
@@ -132,6 +140,14 @@ class Trainer:
             optimizer.step()
         return terms
 
+    @torch.no_grad()
+    def _not_finite(self, batch: Batch) -> str | None:
+        """Something of the model that is not finite, by which a loss that an op refused to compute is explained."""
+        values = dict(self.model.named_parameters()) | {"a logit": self.model(batch.ids)}
+        if hasattr(self.model, "diagnostics"):
+            values |= self.model.diagnostics(batch)
+        return next((name for name, value in values.items() if not value.isfinite().all()), None)
+
     def _validate(self, record: dict[str, Any]) -> None:
         """Adds validation metrics and the spread of diagnostics to an epoch's record, logs and shows it."""
         size = self.config.eval_batch_size
@@ -141,24 +157,18 @@ class Trainer:
                 raise TrainingError(f"task {task}: the validation split has a single class, so nothing to select by")
         values = diagnose(self.model, self.validation, size)
         record["diagnostics"] = {name: spread(each) for name, each in values.items()}
-        if self.folder is not None:
-            with (self.folder / METRICS).open("a") as file:
-                file.write(json.dumps(record) + "\n")
+        self._log(record)
         if self.config.progress:
             tqdm.write(_summary(record))
 
     def _keep(self, metrics: TaskMetrics) -> None:
         self.best_auc = mean_auc(metrics)
         self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self._save(metrics)
-
-    def _save(self, metrics: TaskMetrics) -> None:
         if self.folder is not None and self.about is not None:
             save_checkpoint(self.folder / BEST, self.model, replace(self.about, metrics=metrics))
 
     def _restore_best(self, result: Result) -> None:
-        if self.best_weights is None:  # interrupted before the first validation: what there is
-            self._save({})
+        if self.best_weights is None:  # interrupted before the first validation
             return
         self.model.load_state_dict(self.best_weights)
         best = result.epochs[result.best_epoch - 1]["validation"]
@@ -171,10 +181,16 @@ class Trainer:
                 stacklevel=3,
             )
 
-    def _start_log(self) -> None:
-        if self.folder is not None:
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.folder is None:
+            return
+        if record["epoch"] == 1:  # an older run's results would pass for this one's
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / METRICS).write_text("")
+            (self.folder / TEST).unlink(missing_ok=True)
+            remove_checkpoint(self.folder / BEST)
+            (self.folder / METRICS).unlink(missing_ok=True)
+        with (self.folder / METRICS).open("a") as file:
+            file.write(dumps(record) + "\n")
 
     def _progress_bar(self, epoch: int, steps: int) -> tqdm:
         return tqdm(
@@ -188,7 +204,7 @@ class Trainer:
 
 
 class RunningMean:
-    """Means of named 0-dim tensors over steps, read only when asked, so that a GPU need not wait."""
+    """Means of named 0-dim tensors over steps, summed where they are and read only when asked."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

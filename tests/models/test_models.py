@@ -151,6 +151,23 @@ def test_experts_equal_separate_networks():
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beta": -1}, r"model\.beta: expected a finite weight >= 0, got -1"),
+        ({"l2": float("nan")}, r"model\.l2: expected a finite weight"),
+        ({"alpha": float("inf")}, r"model\.alpha: expected a finite weight"),
+        ({"num_experts": 0}, r"model\.num_experts: expected >= 1, got 0"),
+        ({"expert_hidden": []}, r"model\.expert_hidden: expected one or more widths >= 1, got \[\]"),
+        ({"tower_hidden": [8, 0]}, r"model\.tower_hidden: expected .*got \[8, 0\]"),
+        ({"tau_min": 2.0}, r"model\.tau_min: expected 0 < tau_min <= tau_max, got 2\.0 and 1\.0"),
+    ],
+)
+def test_impossible_settings_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**change)
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: build_model(ModelConfig(name="dnn"), SIZES, TASKS), "name must be mmoe or adaftr, got 'dnn'"),

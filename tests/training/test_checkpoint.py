@@ -81,6 +81,26 @@ def test_a_damaged_description_is_refused(saved, text):
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": []}, r"config: expected dict.*, got \[\]"),
+        ({"weights": 3}, "weights: expected str, got 3"),
+        ({"tasks": None}, "tasks: expected .*, got None"),
+        ({"metrics": {"click": {"auc": "high"}}}, r"metrics\.click\.auc: expected float, got 'high'"),
+        ({"colour": "red"}, "unknown key 'colour'"),
+    ],
+)
+def test_a_wrong_description_is_refused_by_key(saved, change, message):
+    path = saved[0] / "checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=rf"checkpoint\.json: damaged or not a checkpoint: {message}"):
+        load_checkpoint(saved[0])
+    path.write_bytes(b'{"version": "caf\xe9"}')
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json: .*utf-8"):
+        load_checkpoint(saved[0])
+
+
 def test_absent_and_foreign_checkpoints_are_named(saved, tmp_path):
     folder, _ = saved
     with pytest.raises(CheckpointError, match="no checkpoint here"):

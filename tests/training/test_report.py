@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -54,3 +56,11 @@ def test_the_picture_shows_each_task_and_the_temperature(runs):
         "adaftr: tau/click-conversion",
     ]
     assert len(draw(runs[:1]).axes) == 4  # nothing learned to show
+
+
+def test_no_part_of_the_picture_covers_another(runs):
+    figure = draw([*runs, *runs])  # two histograms in the last column
+    figure.canvas.draw()
+    boxes = [axes.get_tightbbox(figure.canvas.get_renderer()) for axes in figure.axes]
+    assert len(boxes) == 6
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

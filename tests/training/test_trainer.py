@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adaftr_fast.data.loader import Split
+from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.checkpoint import Description, load_checkpoint
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
@@ -130,8 +131,51 @@ def test_ctrl_c_stops_after_the_step_and_keeps_the_best(model, splits, tmp_path,
     assert len(calls) == at_step
     assert (result.best_epoch, len(result.epochs)) == (best_epoch, best_epoch)
     assert signal.getsignal(signal.SIGINT) is handler
-    saved, _ = load_checkpoint(tmp_path / "best")
-    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+    if best_epoch:
+        saved, _ = load_checkpoint(tmp_path / "best")
+        assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+    else:
+        assert not list(tmp_path.iterdir())
+
+
+def test_an_older_run_is_replaced_whole_or_not_at_all(model, splits, tmp_path):
+    trainer(model, splits, tmp_path, max_epochs=2).fit()
+    (tmp_path / "test.json").write_text("{}")
+    old = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    failing = trainer(model, splits, tmp_path)
+    failing.train_epoch = lambda epoch, interrupt: interrupt.press()
+    assert failing.fit().epochs == []
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == old
+
+    failing = trainer(model, splits, tmp_path)
+    failing._keep = lambda metrics: 1 / 0  # stopped when the first epoch is logged and not yet saved
+    with pytest.raises(ZeroDivisionError):
+        failing.fit()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["metrics.jsonl"]
+
+
+def test_an_op_that_refuses_diverged_values_ends_training(model, splits):
+    def refuse(batch):
+        raise RuntimeError("adaptive_infonce: tau is not positive")
+
+    model.loss = refuse
+    with pytest.raises(RuntimeError, match="tau is not positive") as caught:
+        trainer(model, splits).fit()
+    assert not isinstance(caught.value, TrainingError)  # the model is sound, so the fault is another
+    with torch.no_grad():
+        model.out.bias[1] = float("inf")
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1: out\.bias is not finite; lower optimizer\.lr"):
+        trainer(model, splits).fit()
+
+
+@pytest.mark.parametrize("name", ["mmoe", "adaftr"])
+@pytest.mark.parametrize("batch_size", [100, 4000])  # found out at the second step, or after the only one
+def test_divergence_is_a_training_error(splits, name, batch_size):
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name=name), [50, 20, 3], ["click", "conversion"])
+    with pytest.raises(TrainingError, match="finite"):
+        trainer(model, splits, lr=1e30, batch_size=batch_size).fit()
 
 
 def test_nothing_to_select_by_is_an_error(model, splits):
@@ -154,6 +198,13 @@ def test_evaluation_covers_every_row_in_order(model, splits):
     values = diagnose(model, validation, batch_size=300)["tau/click-conversion"]
     assert (values == validation.ids[:, 0].numpy()).all()
     assert spread(np.arange(101.0)) == {"p5": 5.0, "p50": 50.0, "p95": 95.0}
+
+
+def test_predictions_that_are_not_finite_are_not_measured(model, splits):
+    with torch.no_grad():
+        model.out.bias[0] = float("nan")
+    with pytest.raises(TrainingError, match="1000 of 2000 predictions are not finite"):
+        evaluate(model, splits[1], 300)
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 0}, {"patience": 0}, {"max_epochs": -1}, {"seed": -1}])

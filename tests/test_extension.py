@@ -1,0 +1,34 @@
+import importlib
+import importlib.util
+import warnings
+
+import pytest
+
+from adaftr_fast import _extension
+
+
+@pytest.fixture
+def unloadable(monkeypatch):
+    """Makes the extension fail to import; the argument says whether its file is there."""
+
+    def missing(name):
+        raise ImportError("undefined symbol: torch")
+
+    def make(there):
+        monkeypatch.setattr(importlib, "import_module", missing)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
+
+    return make
+
+
+def test_an_extension_that_does_not_load_is_warned_of(unloadable):
+    unloadable(there=True)
+    with pytest.warns(RuntimeWarning, match=r"is there but does not load \(undefined symbol: torch\)"):
+        assert _extension._load() == (None, "undefined symbol: torch")
+
+
+def test_one_that_was_not_built_is_not(unloadable):
+    unloadable(there=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _extension._load() == (None, "undefined symbol: torch")
