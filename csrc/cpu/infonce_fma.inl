@@ -143,10 +143,10 @@ struct FmaSweep : Sweep<T, 1> {
     for (int64_t r = 0; r < height; ++r) {
       T* x = panel + r * kPanel<T>;
       if (factor_p[r] != 1)
-        for (int v = 0; v < 2; ++v)  // 0: the row has no gradient, whatever E holds
+        for (int v = 0; v < 2; ++v)  // 0: all negligible, or the row has no gradient, whatever E holds
           store<T>(x + v * kLanes<T>, factor_p[r] == 0 ? Vec<T>{} : load(x + v * kLanes<T>) * factor_p[r]);
       const int64_t j = this->positive_of(first + r) - p * kPanel<T>;
-      if (j >= 0 && j < kPanel<T>) x[j] = factor_p[r] == 0 ? 0 : this->positive_entry[r];
+      if (j >= 0 && j < kPanel<T>) x[j] = this->state[r].slope == 0 ? 0 : this->positive_entry[r];
     }
     for (int64_t r0 = 0; r0 < height; r0 += kDepthChunk) {
       const int64_t depth = at_most(height - r0, kDepthChunk);

@@ -90,6 +90,23 @@ def test_extreme_temperatures(tau, capability):
 
 
 @needs_extension
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_sharp_rows_over_many_blocks_of_columns(dtype, capability):
+    """Maxima hundreds apart from block to block, and positives far below them: as unit Gaussians give."""
+    assert_matches(inputs(1100, 1300, 64, scale=4), dtype)
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_late_column_that_takes_all(dtype, capability):
+    """What earlier blocks held underflows to 0; the positives' entries there must not go with it."""
+    a, b, _ = inputs(300, 1000, 16)
+    a += 1
+    b[900] = 400
+    assert_matches((a, b, torch.full((300,), 0.5, dtype=torch.float64)), dtype)
+
+
+@needs_extension
 @pytest.mark.parametrize("sign", [1, -1])
 def test_logits_of_ten_thousand(sign, capability):
     a, b, _ = inputs(64, 64, 16)
