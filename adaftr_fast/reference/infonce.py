@@ -28,6 +28,27 @@ class InfoNCERows(NamedTuple):
     entropy: Tensor  # of the softmax over the candidates, in nats
 
 
+def _similarities(
+    h_row: Tensor,
+    h_column: Tensor,
+    tau: Tensor,
+    positive: Tensor | None,
+    row_group: Tensor | None,
+    column_group: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z [B, N], which rows are not ignored [B], their positives [B, 1], and who is whose negative [B, N]."""
+    if positive is None:
+        positive = torch.arange(h_row.shape[0], device=h_row.device)
+    valid = positive != IGNORE
+    target = torch.where(valid, positive, 0)[:, None]
+    z = (h_row @ h_column.T) / tau[:, None]
+    z = torch.where(valid[:, None], z, 0)  # an ignored row must not leak a NaN
+    negative = torch.arange(h_column.shape[0], device=z.device) != target
+    if row_group is not None and column_group is not None:
+        negative = negative & (row_group[:, None] != column_group[None, :])
+    return z, valid, target, negative
+
+
 def infonce_rows(
     h_row: Tensor,  # [B, d]
     h_column: Tensor,  # [N, d]
@@ -43,21 +64,10 @@ def infonce_rows(
         dL/db_j   = sum_r g_r / tau_r p_rj a_r - sum_{r: y_r = j} g_r / tau_r a_r
         dL/dtau_r = -(a_r . dL/da_r) / tau_r
     """
-    rows, columns = h_row.shape[0], h_column.shape[0]
-    if positive is None:
-        positive = torch.arange(rows, device=h_row.device)
-    valid = positive != IGNORE  # [B]
-    target = torch.where(valid, positive, 0)[:, None]  # [B, 1]
-    if columns == 0:  # then every row is ignored
+    z, valid, target, negative = _similarities(h_row, h_column, tau, positive, row_group, column_group)
+    if h_column.shape[0] == 0:  # then every row is ignored
         nothing = h_row.sum(1) * 0 + tau * 0
         return InfoNCERows(nothing, nothing, nothing, valid, nothing)
-
-    z = (h_row @ h_column.T) / tau[:, None]  # [B, N]
-    z = torch.where(valid[:, None], z, 0)  # an ignored row must not leak a NaN
-    is_positive = torch.arange(columns, device=z.device) == target  # [B, N]
-    negative = ~is_positive
-    if row_group is not None and column_group is not None:
-        negative = negative & (row_group[:, None] != column_group[None, :])
     has_negative = negative.any(1)  # [B]
 
     z_positive = z.gather(1, target).squeeze(1)  # [B]
@@ -69,7 +79,7 @@ def infonce_rows(
     with torch.no_grad():
         lse = torch.where(has_negative, torch.logaddexp(lse_negative, z_positive), z_positive)
         top1 = (torch.where(negative, z, -torch.inf).amax(1) < z_positive) & valid
-        log_p = torch.where(negative | is_positive, z - lse[:, None], -torch.inf)  # [B, N]
+        log_p = torch.where(negative.scatter(1, target, True), z - lse[:, None], -torch.inf)  # [B, N]
         entropy = -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(1)
         lse, z_positive = (torch.where(valid, x, 0.0) for x in (lse, z_positive))
         entropy = torch.where(valid, entropy, 0.0)
@@ -89,22 +99,12 @@ def infonce_gradients(
 
     The positive's entry of p - 1 is written as minus the sum of the others' p, which keeps its digits near p = 1.
     """
-    rows, columns = h_row.shape[0], h_column.shape[0]
-    if positive is None:
-        positive = torch.arange(rows, device=h_row.device)
-    valid = positive != IGNORE
-    if columns == 0:
+    z, valid, target, negative = _similarities(h_row, h_column, tau, positive, row_group, column_group)
+    if h_column.shape[0] == 0:
         return torch.zeros_like(h_row), torch.zeros_like(h_column), torch.zeros_like(tau)
-    target = torch.where(valid, positive, 0)[:, None]
-    z = (h_row @ h_column.T) / tau[:, None]
-    z = torch.where(valid[:, None], z, 0)
-    is_positive = torch.arange(columns, device=z.device) == target
-    excluded = torch.zeros_like(is_positive)
-    if row_group is not None and column_group is not None:
-        excluded = (row_group[:, None] == column_group[None, :]) & ~is_positive
-    p = torch.where(excluded, -torch.inf, z).softmax(1)
-    p_negative = torch.where(is_positive, 0, p)
-    residual = torch.where(is_positive, -p_negative.sum(1, keepdim=True), p_negative)  # p - 1 at the positive
+    p = torch.where(negative.scatter(1, target, True), z, -torch.inf).softmax(1)
+    p_negative = torch.where(negative, p, 0)
+    residual = p_negative.scatter(1, target, -p_negative.sum(1, keepdim=True))  # p - 1 at the positive
     slope = torch.where(valid, coefficient / tau, 0)  # [B]
     weighted = residual * slope[:, None]  # [B, N]
     h_row = torch.where(valid[:, None], h_row, 0)

@@ -48,12 +48,6 @@ inline void put(Bf16* tile, int64_t at, float x) {
     x -= to_float(tile[t * kTile + at]);
   }
 }
-template <int kTerms>
-inline float get(const Bf16* tile, int64_t at) {
-  float x = 0;
-  for (int t = 0; t < kTerms; ++t) x += to_float(tile[t * kTile + at]);
-  return x;
-}
 inline int64_t in_a(int64_t row, int64_t k) { return row * 32 + k; }
 inline int64_t in_b(int64_t k, int64_t column) { return k / 2 * 32 + column * 2 + k % 2; }
 
@@ -121,7 +115,6 @@ inline void multiply_tiles(const TileProduct& p) {
 template <int kTerms>
 struct AmxSweep : Sweep<float, 32> {
   using Guard = AmxGuard;
-  static constexpr int kGroup = 32;
   static constexpr int64_t kStep = kTerms * kTile;  // elements from one tile to the next
   static constexpr int64_t kPanelSize =
       32 * kPanel<float> + 16;  // of S; a multiple of 4 KiB would alias loads and stores

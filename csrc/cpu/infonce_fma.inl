@@ -16,7 +16,6 @@ struct FmaSweep : Sweep<T, 1> {
   using Base = Sweep<T, 1>;
   using Base::need_row, Base::need_column, Base::first, Base::height, Base::d_column, Base::arena;
   using Base::q, Base::stripe, Base::task_rows, Base::column_panels, Base::column_blocks, Base::width_panels;
-  static constexpr int kGroup = 1;
 
   int64_t width_tiles;
   int64_t e_rows;              // of a panel of E: odd, or panels a multiple of 4 KiB apart would alias loads and stores

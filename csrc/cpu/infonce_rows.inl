@@ -48,10 +48,10 @@ struct Arena {
   }
 };
 
-// Rows are dealt to threads in groups of kGroup.
-template <class T, int kGroup>
+template <class T, int kRowsOfGroup>
 struct Sweep {
   using Scalar = T;
+  static constexpr int kGroup = kRowsOfGroup;  // rows are dealt to threads in groups of so many
   const InfoNCEProblem<T>& q;
   int64_t threads, stripe, task_rows;  // rows of a stripe, and of one thread's share of it (multiples of kGroup)
   int64_t column_panels, column_blocks, width_panels;
