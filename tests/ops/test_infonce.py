@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adaftr_fast as af
-from adaftr_fast.reference.infonce import infonce_gradients, infonce_rows
+from adaftr_fast.reference.infonce import infonce_rows
+from tests.ops.infonce_inputs import inputs, loss_and_gradients, masks, needs_extension
 from tests.tolerances import assert_as_accurate
 
-needs_extension = pytest.mark.skipif(af.cpu_capability() == "none", reason="the C++ extension is not built")
 CAPABILITIES = ("generic", "avx2", "avx512", "amx")
 SIZES = [
     (1, 1, 1),
@@ -36,24 +36,8 @@ def capability(request):
     af.set_cpu_capability(None)
 
 
-def inputs(rows, columns, d, scale=1.0, seed=0):
-    """Representations with logits of about unit size times ``scale``, and tau in [0.05, 1.05]; float64."""
-    g = torch.Generator().manual_seed(seed)
-    a = torch.randn(rows, d, generator=g, dtype=torch.float64) * scale * d**-0.25
-    b = torch.randn(columns, d, generator=g, dtype=torch.float64) * d**-0.25
-    return a, b, torch.rand(rows, generator=g, dtype=torch.float64) + 0.05
-
-
 def eager(a, b, tau, **_):
     return F.cross_entropy(a @ b.T / tau[:, None], torch.arange(len(a)))
-
-
-def loss_and_gradients(function, tensors, dtype, upstream=None, **options):
-    tensors = [t.to(dtype if i < 2 or dtype == torch.float64 else torch.float32) for i, t in enumerate(tensors)]
-    tensors = [t.detach().requires_grad_() for t in tensors]
-    loss = function(*tensors, **options)
-    loss.backward(upstream)
-    return [loss.detach(), *(t.grad for t in tensors)]
 
 
 def assert_matches(tensors, dtype, pytorch=None, **options):
@@ -211,18 +195,6 @@ def test_a_gpu_matmul_setting_leaves_the_cpu_alone():
         assert torch.equal(af.adaptive_infonce(*tensors), before)
     finally:
         torch.backends.cuda.matmul.fp32_precision = setting
-
-
-def masks(rows, columns, seed=1):
-    g = torch.Generator().manual_seed(seed)
-    positive = torch.randint(0, columns, (rows,), generator=g)
-    positive[::7] = -100
-    return {
-        "positive_index": positive,
-        "row_group": torch.randint(0, 5, (rows,), generator=g),
-        "column_group": torch.randint(0, 5, (columns,), generator=g),
-        "row_weight": torch.rand(rows, generator=g, dtype=torch.float64) * (torch.arange(rows) % 3 > 0),
-    }
 
 
 @needs_extension
@@ -389,127 +361,3 @@ def test_any_shape_matches_reference(rows, extra, d, scale, seed, masked, dtype)
     if masked:
         options["row_weight"] = options["row_weight"].to(dtype)
     assert_matches(inputs(rows, rows + extra, d, scale, seed), dtype, **options)
-
-
-def test_closed_form_gradients_equal_autograd():
-    tensors = [t.requires_grad_() for t in inputs(17, 23, 5)]
-    o = masks(17, 23)
-    mask = (o["positive_index"], o["row_group"], o["column_group"])
-    found = torch.autograd.grad((infonce_rows(*tensors, *mask).loss * o["row_weight"]).sum(), tensors)
-    closed = infonce_gradients(*(t.detach() for t in tensors), o["row_weight"], *mask)
-    for x, y in zip(found, closed):
-        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_gradcheck_and_double_backward(backend, reduction, symmetric):
-    tensors = [t.requires_grad_() for t in inputs(5, 5, 3)]
-
-    def function(a, b, tau):
-        return af.adaptive_infonce(a, b, tau, reduction=reduction, symmetric=symmetric, backend=backend)
-
-    assert torch.autograd.gradcheck(function, tensors)
-    assert torch.autograd.gradgradcheck(function, tensors)
-
-
-@pytest.mark.parametrize("needs", [(True, True, True), (True, False, False), (False, True, True)])
-def test_opcheck(needs):
-    a, b, tau = (t.requires_grad_(n) for t, n in zip(inputs(9, 11, 4), needs))
-    coefficient = torch.full((9,), 0.5, dtype=torch.float64)
-    positive = torch.randint(0, 11, (9,))
-    for op in (torch.ops.adaftr_fast.infonce.default, torch.ops.adaftr_fast.infonce_reference.default):
-        torch.library.opcheck(op, (a, b, tau, positive, None, None, coefficient, *needs, True))
-
-
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compiles_whole(reduction):
-    def function(a, b, tau):
-        return af.adaptive_infonce(a, b, tau, reduction=reduction, return_stats=True)
-
-    tensors = [t.float() for t in inputs(33, 33, 7)]
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    results = []
-    for f in (function, compiled):
-        leaves = [t.clone().requires_grad_() for t in tensors]
-        loss, stats = f(*leaves)
-        loss.sum().backward()
-        results.append([loss, *stats, *(t.grad for t in leaves)])
-    for x, y in zip(*results):
-        torch.testing.assert_close(x, y)
-
-
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_no_columns(backend, symmetric):
-    a = torch.randn(3, 4, requires_grad=True)
-    ignored = torch.full((3,), -100)
-    loss = af.adaptive_infonce(a, a[:0], 0.1, positive_index=ignored, symmetric=symmetric, backend=backend)
-    loss.backward()
-    assert loss.item() == 0
-    assert a.grad.abs().sum() == 0
-
-
-def test_empty_batch():
-    a = torch.empty(0, 4, requires_grad=True)
-    b = torch.randn(3, 4, requires_grad=True)
-    loss = af.adaptive_infonce(a, b, 0.1)
-    loss.backward()
-    assert loss.item() == 0
-    assert b.grad.abs().sum() == 0
-
-
-A, B = torch.randn(4, 3), torch.randn(6, 3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
-    [
-        ((A[0], B, 0.1), {}, ValueError, "h_ctr must be a 2-dim tensor"),
-        ((A, B[:, :2], 0.1), {}, ValueError, "same width"),
-        ((A[:, :0], B[:, :0], 0.1), {}, ValueError, "same width d >= 1"),
-        ((A.long(), B, 0.1), {}, TypeError, "h_ctr must be float32"),
-        ((A, B[:2], 0.1), {}, ValueError, "h_cvr needs a row for each"),
-        ((A, B, 0.0), {}, ValueError, "positive finite"),
-        ((A, B, torch.ones(5)), {}, ValueError, r"shape \(4,\)"),
-        ((A, B, torch.ones(4, dtype=torch.long)), {}, TypeError, "tau must be floating point"),
-        ((A, B, (0.1, 0.1)), {}, ValueError, "symmetric=True"),
-        ((A, B, (0.1, 0.1, 0.1)), {"symmetric": True}, ValueError, "must be a pair"),
-        ((A, B, True), {}, ValueError, "positive finite number"),
-        ((A, B, 0.1), {"row_weight": [1.0] * 4}, TypeError, "row_weight must be a tensor, got list"),
-        ((A, B, 0.1), {"reduction": "max"}, ValueError, "reduction must be"),
-        ((A, B, 0.1), {"backend": "cuda"}, ValueError, "backend must be"),
-        (
-            (A, B, 0.1),
-            {"positive_index": torch.zeros(3, dtype=torch.long)},
-            ValueError,
-            "positive_index must have shape",
-        ),
-        ((A, B, 0.1), {"positive_index": torch.zeros(4)}, TypeError, "positive_index must be int64"),
-        ((A, B, 0.1), {"row_group": torch.zeros(4, dtype=torch.long)}, ValueError, "needs N = B"),
-        ((A, B, 0.1), {"column_group": torch.zeros(6, dtype=torch.long)}, ValueError, "needs row_group"),
-        ((A, B, 0.1), {"row_weight": torch.ones(4, dtype=torch.long)}, TypeError, "row_weight must be floating"),
-        ((A, B.to("meta"), 0.1), {}, ValueError, "h_cvr on meta"),
-    ],
-)
-def test_bad_arguments(arguments, options, error, message):
-    with pytest.raises(error, match=message):
-        af.adaptive_infonce(*arguments, **options)
-
-
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_bad_temperature_names_the_row(value, backend):
-    tau = torch.ones(4)
-    tau[2] = value
-    with pytest.raises(RuntimeError, match=r"tau must be positive and finite, got tau\[2\]"):
-        af.adaptive_infonce(A, B, tau, backend=backend)
-    ignored = torch.tensor([0, 1, -100, 3])
-    assert torch.isfinite(af.adaptive_infonce(A, B, tau, positive_index=ignored, backend=backend))
-
-
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_bad_positive_names_the_row(backend):
-    with pytest.raises(RuntimeError, match=r"got positive_index\[1\] = 6"):
-        af.adaptive_infonce(A, B, 0.1, positive_index=torch.tensor([0, 6, 1, 2]), backend=backend)
