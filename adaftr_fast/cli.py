@@ -64,7 +64,7 @@ def build_parser() -> Parser:
     commands = parser.add_subcommands(required=True)
 
     prepare = Parser(description="Turn parquet files into a prepared folder.")
-    prepare.add_argument("--dataset", type=str, required=True, help="flights, census, or a schema file (.toml)")
+    prepare.add_argument("--dataset", type=str, required=True, help="a data set that `info` lists, or a schema file (.toml)")
     prepare.add_argument("--files", type=str, nargs="+", default=[], help="input files; not needed for flights")
     prepare.add_argument("--out", type=Path, required=True, help="the prepared folder")
     commands.add_subcommand("prepare", prepare)

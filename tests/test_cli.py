@@ -243,4 +243,4 @@ def test_ctrl_c_stops_the_whole_demo(schema, tmp_path, capsys, monkeypatch, at_e
 def test_info_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "adaftr_fast.cli", "info"], capture_output=True, text=True, check=True)
     assert "C++ extension" in done.stdout
-    assert "census, flights" in done.stdout
+    assert "census, census3, flights, flights3" in done.stdout

@@ -65,7 +65,7 @@ class SplitRule:
 
 @dataclass(frozen=True)
 class Schema:
-    """A data set as its TOML file describes it; ``source`` is that file's content."""
+    """A data set as its TOML file describes it; ``source`` is that file's content, laid over its base."""
 
     name: str
     attribution: str
@@ -117,8 +117,29 @@ def load_schema(name: str) -> Schema:
         raise DataError(f"schema {name}: {error}") from error
 
 
+def _over_base(source: dict[str, Any]) -> dict[str, Any]:
+    """A schema with a ``base``, the name of a shipped one, laid over it: tables key by key, other keys whole.
+
+    New labels and fields come after the base's; a field that is ``false`` is left out.
+    """
+    if "base" not in source:
+        return source
+    name = _text("base", source["base"])
+    if name not in shipped_schemas():
+        raise DataError(f"base: unknown data set {name!r}; expected one of {', '.join(shipped_schemas())}")
+    merged = dict(load_schema(name).source)
+    for key, value in source.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merged[key] | value if both else value
+    del merged["base"]
+    if isinstance(merged["fields"], dict):
+        merged["fields"] = {field: value for field, value in merged["fields"].items() if value is not False}
+    return merged
+
+
 def parse_schema(source: dict[str, Any]) -> Schema:
     """Checks and types the content of a schema file. Raises DataError, naming the key."""
+    source = _over_base(source)
     keys = ("name", "attribution", "files", "shipped", "group", "labels", "split", "defaults", "fields")
     _check_keys("the file", source, allowed=keys, required=("name", "labels", "split", "fields"))
     files = _strings("files", source.get("files", ["data"]))

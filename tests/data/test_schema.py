@@ -5,7 +5,7 @@ from adaftr_fast.data.schema import load_schema, parse_schema, shipped_schemas
 
 
 def test_shipped_schemas_load():
-    assert shipped_schemas() == ["census", "flights"]
+    assert shipped_schemas() == ["census", "census3", "flights", "flights3"]
     flights, census = load_schema("flights"), load_schema("census")
     assert [label.name for label in flights.labels] == ["click", "conversion"]
     assert flights.group == "tailnum"
@@ -29,8 +29,22 @@ def test_a_path_is_read_and_named_in_errors(tmp_path):
         load_schema(str(path))
     with pytest.raises(DataError, match="no file"):
         load_schema(str(tmp_path / "absent.toml"))
-    with pytest.raises(DataError, match="expected one of census, flights"):
+    with pytest.raises(DataError, match="expected one of census, census3, flights"):
         load_schema("fligths")
+
+
+def test_a_third_task_over_a_base():
+    flights, flights3 = load_schema("flights"), load_schema("flights3")
+    assert [label.name for label in flights3.labels] == ["click", "conversion", "late"]
+    assert (flights3.fields, flights3.split, flights3.group) == (flights.fields, flights.split, flights.group)
+    census, census3 = load_schema("census"), load_schema("census3")
+    assert [label.name for label in census3.labels] == ["income_50k", "marital_stat", "college"]
+    assert {field.name for field in census.fields} - {field.name for field in census3.fields} == {"education"}
+    assert "base" not in census3.source
+    with pytest.raises(DataError, match=r"base: unknown data set 'fligths'; expected one of census, .*flights3"):
+        parse_schema({"base": "fligths"})
+    with pytest.raises(DataError, match="field dep reads 'dep_delay', of which label click is made"):
+        parse_schema({"base": "flights", "fields": {"dep": {"kind": "numeric", "column": "dep_delay"}}})
 
 
 def test_field_forms(source):
