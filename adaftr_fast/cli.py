@@ -1,4 +1,4 @@
-"""The command line: prepare, train, evaluate, info, demo. Only here are models chosen.
+"""The command line: prepare, train, evaluate, info, demo.
 
 Whatever a command needs beyond its arguments is imported when it runs, so that ``--help`` is quick.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
 
@@ -18,12 +17,6 @@ from adaftr_fast.data.errors import DataError
 from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import CheckpointError, TrainingError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from adaftr_fast.data.loader import PreparedData
-    from adaftr_fast.training.report import Run
 
 Section = TypeVar("Section")
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "training": TrainingConfig}
@@ -108,6 +101,7 @@ def run_prepare(arguments: jsonargparse.Namespace) -> None:
 
 def run_train(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.data.loader import PreparedData
+    from adaftr_fast.experiments.run import train_one
     from adaftr_fast.training.report import metrics_table
 
     config = {name: section(**arguments[name].as_dict()) for name, section in SECTIONS.items()}
@@ -117,6 +111,7 @@ def run_train(arguments: jsonargparse.Namespace) -> None:
 
 def run_evaluate(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.data.loader import PreparedData
+    from adaftr_fast.experiments.run import build
     from adaftr_fast.training.checkpoint import FILE, load_checkpoint, load_weights
     from adaftr_fast.training.evaluation import evaluate
     from adaftr_fast.training.trainer import BEST
@@ -129,7 +124,7 @@ def run_evaluate(arguments: jsonargparse.Namespace) -> None:
             f"{folder}: trained on other data than {arguments.data}: ids or tasks do not mean the same"
         )
     config = {name: _saved_section(folder / FILE, about.config, name, SECTIONS[name]) for name in ("model", "training")}
-    model = _build(config["model"], data)
+    model = build(config["model"], data)
     load_weights(model, weights, str(folder))
     metrics = evaluate(model, data.load(arguments.split), config["training"].eval_batch_size)
     print(dumps({"split": arguments.split, "metrics": metrics}, indent=2))
@@ -148,6 +143,7 @@ def run_demo(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.data.loader import PreparedData
     from adaftr_fast.data.prepare import prepare
     from adaftr_fast.data.schema import load_schema
+    from adaftr_fast.experiments.run import train_one
     from adaftr_fast.training.report import metrics_table, write_report
     from adaftr_fast.training.trainer import METRICS
 
@@ -197,57 +193,6 @@ COMMANDS = {
     "demo": run_demo,
     "info": run_info,
 }
-
-
-def train_one(data: PreparedData, config: dict[str, Any], folder: Path) -> Run:
-    """Trains the model of ``config`` (a dataclass per section), measures it on the test split, writes to ``folder``.
-
-    Ctrl-C leaves the best weights so far; within the first epoch it leaves ``folder`` as it was.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C within the first epoch.
-    """
-    import torch
-
-    from adaftr_fast.training.checkpoint import Description
-    from adaftr_fast.training.evaluation import diagnose, evaluate
-    from adaftr_fast.training.report import Run
-    from adaftr_fast.training.trainer import TEST, Trainer
-
-    torch.manual_seed(config["training"].seed)  # the initial weights; the trainer seeds what follows
-    model = _build(config["model"], data)
-    about = Description(
-        config={name: asdict(section) for name, section in config.items()},
-        fingerprint=data.manifest.fingerprint,
-        num_embeddings=data.manifest.num_embeddings,
-        tasks=data.manifest.tasks,
-        metrics={},
-    )
-    trainer = Trainer(
-        model,
-        data.load("train"),
-        data.load("validation"),
-        optimizer=config["optimizer"],
-        config=config["training"],
-        folder=folder,
-        about=about,
-    )
-    result = trainer.fit()
-    if not result.epochs:
-        raise KeyboardInterrupt
-    if result.interrupted:
-        print(f"interrupted: keeping the weights of epoch {result.best_epoch}", file=sys.stderr)
-    test, size = data.load("test"), config["training"].eval_batch_size
-    metrics = evaluate(model, test, size)
-    (folder / TEST).write_text(dumps(metrics, indent=2) + "\n")
-    learned = diagnose(model, test, size)
-    return Run(config["model"].name, result.epochs, result.best_epoch, metrics, learned, result.interrupted)
-
-
-def _build(config: ModelConfig, data: PreparedData) -> nn.Module:
-    from adaftr_fast.models import build_model
-
-    return build_model(config, data.manifest.num_embeddings, data.manifest.tasks)
 
 
 if __name__ == "__main__":

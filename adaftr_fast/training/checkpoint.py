@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.training.errors import CheckpointError
 
@@ -57,9 +57,9 @@ def save_checkpoint(folder: Path, model: nn.Module, about: Description) -> None:
     content = safetensors.torch.save(state)
     digest = hashlib.sha256(content).hexdigest()
     weights = f"weights-{digest[:16]}.safetensors"
-    _write(folder / weights, content)
+    replace_file(folder / weights, content)
     head = asdict(_Head(VERSION, weights, digest))
-    _write(folder / FILE, (dumps(head | asdict(about), indent=2) + "\n").encode())
+    replace_file(folder / FILE, (dumps(head | asdict(about), indent=2) + "\n").encode())
     for stale in folder.glob("weights-*.safetensors"):
         if stale.name != weights:
             stale.unlink()
@@ -121,17 +121,3 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> N
                 f"{source}: weight {name}: the model has {expected.get(name)}, the checkpoint {found.get(name)}"
             )
     model.load_state_dict(weights)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, also when the power fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from adaftr_fast._files import replace_file
 from adaftr_fast.training.evaluation import TaskMetrics, spread
 
 
@@ -47,11 +49,15 @@ def write_report(folder: Path, title: str, runs: list[Run], notes: str = "") -> 
     """Writes ``report.md`` and ``report.png`` to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     sections = [f"# {title}", metrics_table(runs), notes, _diagnostics_table(runs), "![curves](report.png)"]
-    _replace(folder / "report.md", ("\n\n".join(filter(None, sections)) + "\n").encode())
-    figure = draw(runs)
-    temporary = folder / ".report.png"
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(folder / "report.png")
+    replace_file(folder / "report.md", ("\n\n".join(filter(None, sections)) + "\n").encode())
+    save_figure(folder / "report.png", draw(runs))
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Writes ``figure`` as PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    replace_file(path, content.getvalue())
 
 
 def metrics_table(runs: list[Run]) -> str:
@@ -63,16 +69,17 @@ def metrics_table(runs: list[Run]) -> str:
         for task, metrics in run.test.items():
             group = f"{100 * metrics['gauc']:.2f}" if "gauc" in metrics else "-"
             rows.append([run.name, task, f"{100 * metrics['auc']:.2f}", group, f"{metrics['logloss']:.4f}", *speed])
-    return _table(header, rows, text_columns=2)
+    return markdown_table(header, rows, text_columns=2)
 
 
 def _diagnostics_table(runs: list[Run]) -> str:
     points = [(run.name, name, spread(values)) for run in runs for name, values in run.diagnostics.items()]
     rows = [[run, name, *(f"{value:.4f}" for value in each.values())] for run, name, each in points]
-    return _table(["model", "learned", "5 %", "50 %", "95 %"], rows, text_columns=2) if rows else ""
+    return markdown_table(["model", "learned", "5 %", "50 %", "95 %"], rows, text_columns=2) if rows else ""
 
 
-def _table(header: list[str], rows: list[list[str]], text_columns: int) -> str:
+def markdown_table(header: list[str], rows: list[list[str]], text_columns: int) -> str:
+    """Columns of equal width; the first ``text_columns`` are aligned to the left, the others to the right."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     rule = ["-" * (width - (column >= text_columns)) for column, width in enumerate(widths)]
     rule = [dashes + ":" * (column >= text_columns) for column, dashes in enumerate(rule)]
@@ -129,9 +136,3 @@ def _draw_histogram(axes: Axes, title: str, values: np.ndarray) -> None:
     axes.set_title(title)
     axes.set_ylabel("test rows")
     axes.legend()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
