@@ -48,8 +48,73 @@ inline void put(Bf16* tile, int64_t at, float x) {
     x -= to_float(tile[t * kTile + at]);
   }
 }
-inline int64_t in_a(int64_t row, int64_t k) { return row * 32 + k; }
 inline int64_t in_b(int64_t k, int64_t column) { return k / 2 * 32 + column * 2 + k % 2; }
+
+// Where a 32 x 32 panel of float32 goes as bfloat16: `a`, two A tiles a_step apart (its upper and lower 16 rows), and
+// `b`, two B tiles b_step apart (its left and right 16 columns; rows are k). Tiles that are not wanted are null.
+template <int kTerms>
+struct PanelTiles {
+  Bf16* a;
+  int64_t a_step;
+  Bf16* b;
+  int64_t b_step;
+
+  // of(row, x) is applied to half a row as it is read.
+  template <class Of>
+  void fill(const float* from, Of of) const {
+    static constexpr uint16_t kLeft[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                           8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const __m512i to_left = _mm512_loadu_si512(kLeft), to_right = _mm512_add_epi16(to_left, _mm512_set1_epi16(16));
+    for (int r = 0; r < 32; r += 2) {
+      __m512 x[4];  // the two rows' halves; after a term is taken, what is left of them
+      for (int i = 0; i < 4; ++i) x[i] = of(r + i / 2, _mm512_loadu_ps(from + r * 32 + i * 16));
+      for (int t = 0; t < kTerms; ++t) {
+        const __m512i row0 = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]), row1 = (__m512i)_mm512_cvtne2ps_pbh(x[3], x[2]);
+        if (a != nullptr) {
+          Bf16* rows = a + (r < 16 ? 0 : a_step) + t * kTile + r % 16 * 32;
+          _mm512_storeu_si512(rows, row0);
+          _mm512_storeu_si512(rows + 32, row1);
+        }
+        if (b != nullptr) {
+          Bf16* pairs = b + t * kTile + r * 16;
+          _mm512_storeu_si512(pairs, _mm512_permutex2var_epi16(row0, to_left, row1));
+          _mm512_storeu_si512(pairs + b_step, _mm512_permutex2var_epi16(row0, to_right, row1));
+        }
+        if (t + 1 < kTerms) {
+          subtract(x[0], x[1], row0);
+          subtract(x[2], x[3], row1);
+        }
+      }
+    }
+  }
+  static void subtract(__m512& low, __m512& high, __m512i taken) {
+    const auto widen = [](__m256i half) {
+      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    };
+    low -= widen(_mm512_castsi512_si256(taken));
+    high -= widen(_mm512_extracti64x4_epi64(taken, 1));
+  }
+};
+
+// The pairs of a tile transposed: what was an A tile becomes the B tile of the transposed matrix, and the other way.
+template <int kTerms>
+inline void transpose_pairs(const Bf16* from, Bf16* to) {
+  for (int t = 0; t < kTerms; ++t)
+    for (int i = 0; i < 16; ++i)
+      for (int j = 0; j < 16; ++j)
+        __builtin_memcpy(to + t * kTile + j * 32 + i * 2, from + t * kTile + i * 32 + j * 2, 4);
+}
+
+// 32 x 32 of a matrix of `width` columns from (r0, k0), scaled by rows; zeros beyond its end and where the scale is 0.
+template <class Scale>
+inline void load_panel(const float* from, int64_t rows, int64_t width, int64_t r0, int64_t k0, float* to, Scale scale) {
+  const int64_t count = at_most(width - k0, 32);
+  for (int64_t r = 0; r < 32; ++r) {
+    const float factor = r0 + r < rows ? scale(r) : 0;
+    for (int64_t k = 0; k < 32; ++k)
+      to[r * 32 + k] = factor == 0 || k >= count ? 0 : factor * from[(r0 + r) * width + k0 + k];
+  }
+}
 
 struct TileProduct {
   int64_t depth;        // tiles along k
@@ -131,7 +196,10 @@ struct AmxSweep : Sweep<float, 32> {
   Bf16* task_kept;     // per thread, B tiles [kBlockPanels * 2][row_tiles]: a block of E, k along the stripe's rows
   float* task_s;       // per thread, [kBlockPanels][32][kPanel], panels kPanelSize apart
   float* part_out;     // per part, [width_panels][stripe][kPanel]: O over the part's columns
-  float* weight;       // [stripe]: what E is multiplied by
+  struct Entry {       // E = 2^((s - m) scale + shift), which is 0 where shift is -infinity
+    float m, scale, shift;
+  };
+  Entry* entries;  // [stripe]
 
   AmxSweep(const InfoNCEProblem<float>& problem, int64_t threads, char* base) : Sweep(problem, threads, base, 32) {
     k_tiles = ceil_div(q.width, 32);
@@ -146,7 +214,7 @@ struct AmxSweep : Sweep<float, 32> {
     arena.take(need_column ? threads * kBlockPanels<float> * 2 * row_tiles * kStep : 0, task_kept);
     arena.take(threads * kBlockPanels<float> * kPanelSize, task_s);
     arena.take(need_row && need_column ? parts * out_size : 0, part_out);
-    arena.take(stripe, weight);
+    arena.take(stripe, entries);
   }
 
   void run_stripe(Parallel parallel) {
@@ -164,59 +232,77 @@ struct AmxSweep : Sweep<float, 32> {
 
   // Columns [32 p, 32 p + 32) of b as B tiles both ways; what lies beyond N or d is 0.
   void pack_column_panel(int64_t p) {
-    for (int64_t j = 0; j < 32; ++j) {
-      const int64_t column = p * 32 + j;
-      const float* b = column < q.columns ? q.b + column * q.width : nullptr;
-      for (int64_t k = 0; k < k_tiles * 32; ++k) {
-        const float x = b != nullptr && k < q.width ? b[k] : 0.f;
-        put<kTerms>(b_transposed + ((p * 2 + j / 16) * k_tiles + k / 32) * kStep, in_b(k % 32, j % 16), x);
-        if (need_row) put<kTerms>(b_tiles + (k / 16 * column_panels + p) * kStep, in_b(j, k % 16), x);
-      }
+    alignas(64) float panel[32 * 32];
+    alignas(64) Bf16 rows[2 * kStep];
+    for (int64_t w = 0; w < k_tiles; ++w) {
+      load_panel(q.b, q.columns, q.width, p * 32, w * 32, panel, [](int64_t) { return 1.f; });
+      Bf16* pairs = need_row ? b_tiles + (w * 2 * column_panels + p) * kStep : nullptr;
+      PanelTiles<kTerms>{rows, kStep, pairs, column_panels * kStep}.fill(panel, unchanged);
+      for (int64_t half = 0; half < 2; ++half)
+        transpose_pairs<kTerms>(rows + half * kStep, b_transposed + ((p * 2 + half) * k_tiles + w) * kStep);
     }
   }
 
-  void pack_row(int64_t r) {  // beyond the stripe's height: zeros
-    for (int64_t k = 0; k < k_tiles * 32; ++k) {
-      const float x = r < height && k < q.width ? q.a[(first + r) * q.width + k] : 0.f;
-      put<kTerms>(a_tiles + (r / 16 * k_tiles + k / 32) * kStep, in_a(r % 16, k % 32), x);
+  void pack_rows(int64_t r0) {  // [r0, r0 + 32) of the stripe; beyond its height: zeros
+    alignas(64) float panel[32 * 32];
+    for (int64_t w = 0; w < k_tiles; ++w) {
+      load_panel(q.a + first * q.width, height, q.width, r0, w * 32, panel, [](int64_t) { return 1.f; });
+      Bf16* tiles = a_tiles + (r0 / 16 * k_tiles + w) * kStep;
+      PanelTiles<kTerms>{tiles, k_tiles * kStep, nullptr, 0}.fill(panel, unchanged);
     }
   }
 
-  void scale_into_tiles(int64_t r) {
-    const float* a = q.a + (first + r) * q.width;
-    const bool empty = r >= height || state[r].slope == 0;
-    const float slope = empty ? 0 : state[r].slope * (state[r].inverse_l / weight[r]);
-    for (int64_t k = 0; k < k_tiles * 32; ++k) {
-      const float x = empty || k >= q.width ? 0.f : slope * a[k];
-      put<kTerms>(scaled_a + (k / 16 * row_tiles + r / 32) * kStep, in_a(k % 16, r % 32), x);
+  void scale_into_tiles(int64_t r0) {  // A' of [r0, r0 + 32)
+    alignas(64) float panel[32 * 32];
+    alignas(64) Bf16 columns[2 * kStep];
+    for (int64_t w = 0; w < k_tiles; ++w) {
+      load_panel(q.a + first * q.width, height, q.width, r0, w * 32, panel, [&](int64_t r) {
+        const RowState<float>& row = state[r0 + r];
+        return row.slope == 0 ? 0 : row.slope * (row.inverse_l * exp2(-entries[r0 + r].shift));
+      });
+      PanelTiles<kTerms>{nullptr, 0, columns, kStep}.fill(panel, unchanged);
+      for (int64_t half = 0; half < 2; ++half)
+        transpose_pairs<kTerms>(columns + half * kStep, scaled_a + ((w * 2 + half) * row_tiles + r0 / 32) * kStep);
     }
   }
+
+  static __m512 unchanged(int, __m512 x) { return x; }
 
   // --- row phase -----------------------------------------------------------------------------------------------
 
   void sweep_rows(int64_t task, int64_t begin, int64_t end) {
-    const int64_t padded = ceil_div(end, 32) * 32;
     float* out = need_column ? nullptr : out_of(task);
-    for (int64_t r = begin; r < padded; ++r) pack_row(r);
+    for (int64_t r0 = begin; r0 < end; r0 += 32) pack_rows(r0);
     start_rows(begin, end);
     for (int64_t c = 0; c < column_blocks; ++c) {
       const int64_t p0 = c * kBlockPanels<float>, panels = at_most(column_panels - p0, kBlockPanels<float>);
       for (int64_t r0 = begin; r0 < end; r0 += 32) {
         float* s = similarities(task, r0, p0, panels);
         float* out_0 = out == nullptr ? nullptr : out + (r0 - begin) * kPanel<float>;
-        for (int64_t r = r0; r < at_most(end, r0 + 32); ++r)
-          absorb(r, p0, panels, s + (r - r0) * kPanel<float>, kPanelSize,
-                 out == nullptr ? nullptr : out_0 + (r - r0) * kPanel<float>);
-        if (out != nullptr) accumulate_rows(task, p0, panels, s, out_0, task_rows, c > 0, nullptr);
+        for (int64_t r = r0; r < at_most(end, r0 + 32); ++r) {
+          float* row = s + (r - r0) * kPanel<float>;
+          if (out == nullptr)
+            absorb<false>(r, p0, panels, row, kPanelSize, nullptr);
+          else
+            absorb<true>(r, p0, panels, row, kPanelSize, out_0 + (r - r0) * kPanel<float>);
+        }
+        if (out != nullptr) accumulate_rows(task, p0, panels, s, out_0, task_rows, c > 0, nullptr, unchanged);
       }
     }
     for (int64_t r = begin; r < end; ++r) {
       finish_row(r);
-      weight[r] = e_weight(r);
       if (out != nullptr) finish_row_gradient(r, out + (r - begin) * kPanel<float>);
     }
-    if (need_column)
-      for (int64_t r = begin; r < padded; ++r) scale_into_tiles(r);
+    if (!need_column) return;
+    for (int64_t r0 = begin; r0 < end; r0 += 32) {
+      for (int64_t r = r0; r < r0 + 32; ++r) entries[r] = entry_of(r);
+      scale_into_tiles(r0);
+    }
+  }
+
+  Entry entry_of(int64_t r) const {
+    if (r >= height || state[r].slope == 0) return {0, 0, -__builtin_inff()};
+    return {state[r].m, state[r].scale, float(e_shift(r))};
   }
 
   // S of 32 rows and a block of columns, in the thread's scratch.
@@ -230,53 +316,22 @@ struct AmxSweep : Sweep<float, 32> {
     return s;
   }
 
-  // O of 32 rows (panels `height_of_out` rows high) (+)= E B over a block; E, in s, is also left as B tiles in `kept`.
+  // O of 32 rows (panels `height_of_out` rows high) (+)= E B over a block. E, which `of` makes of s, is also left as B
+  // tiles in `kept`.
+  template <class Of>
   void accumulate_rows(int64_t task, int64_t p0, int64_t panels, const float* s, float* out, int64_t height_of_out,
-                       bool accumulate, Bf16* kept) {
+                       bool accumulate, Bf16* kept, Of of) {
     Bf16* e = task_e + task * 2 * kBlockPanels<float> * kStep;
     for (int64_t p = 0; p < panels; ++p)
-      narrow(s + p * kPanelSize, e + p * kStep, e + (panels + p) * kStep,
-             kept == nullptr ? nullptr : kept + p * 2 * row_tiles * kStep);
+      PanelTiles<kTerms>{out == nullptr ? nullptr : e + p * kStep, panels * kStep,
+                         kept == nullptr ? nullptr : kept + p * 2 * row_tiles * kStep, row_tiles * kStep}
+          .fill(s + p * kPanelSize, of);
     if (out == nullptr) return;
     for (int64_t w = 0; w < width_panels; ++w) {
       const Bf16* b = b_tiles + (w * 2 * column_panels + p0) * kStep;
       multiply_tiles<kTerms>({panels, e, e + panels * kStep, b, b + column_panels * kStep,
                               out + w * height_of_out * kPanel<float>, accumulate});
     }
-  }
-
-  // A 32 x 32 panel of E in float32 to bfloat16: as two A tiles (its upper and lower 16 rows), and where wanted as two
-  // B tiles (its left and right 16 columns; rows are k).
-  void narrow(const float* s, Bf16* upper, Bf16* lower, Bf16* kept) {
-    static constexpr uint16_t kLeft[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                           8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const __m512i left = _mm512_loadu_si512(kLeft), right = _mm512_add_epi16(left, _mm512_set1_epi16(16));
-    for (int r = 0; r < 32; r += 2) {
-      __m512 x[4];  // the two rows' halves; after a term is taken, what is left of them
-      for (int i = 0; i < 4; ++i) x[i] = _mm512_loadu_ps(s + r * 32 + i * 16);
-      for (int t = 0; t < kTerms; ++t) {
-        const __m512i row0 = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]), row1 = (__m512i)_mm512_cvtne2ps_pbh(x[3], x[2]);
-        Bf16* rows = (r < 16 ? upper : lower) + t * kTile + r % 16 * 32;
-        _mm512_storeu_si512(rows, row0);
-        _mm512_storeu_si512(rows + 32, row1);
-        if (kept != nullptr) {
-          _mm512_storeu_si512(kept + t * kTile + r * 16, _mm512_permutex2var_epi16(row0, left, row1));
-          _mm512_storeu_si512(kept + row_tiles * kStep + t * kTile + r * 16,
-                              _mm512_permutex2var_epi16(row0, right, row1));
-        }
-        if (t + 1 < kTerms) {
-          subtract(x[0], x[1], row0);
-          subtract(x[2], x[3], row1);
-        }
-      }
-    }
-  }
-  static void subtract(__m512& low, __m512& high, __m512i taken) {
-    const auto widen = [](__m256i half) {
-      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-    };
-    low -= widen(_mm512_castsi512_si256(taken));
-    high -= widen(_mm512_extracti64x4_epi64(taken, 1));
   }
 
   // --- column phase --------------------------------------------------------------------------------------------
@@ -289,32 +344,34 @@ struct AmxSweep : Sweep<float, 32> {
       const int64_t p0 = begin + (end - begin) * c / blocks, panels = begin + (end - begin) * (c + 1) / blocks - p0;
       for (int64_t r0 = 0; r0 < height; r0 += 32) {
         float* s = similarities(task, r0, p0, panels);
-        for (int64_t r = r0; r < r0 + 32; ++r) renew(r, p0, panels, s + (r - r0) * kPanel<float>);
         float* out = need_row ? part_out + part * out_size + r0 * kPanel<float> : nullptr;
-        accumulate_rows(task, p0, panels, s, out, stripe, c > 0, kept + r0 / 32 * kStep);
+        hide_rows(r0, p0, panels, s);
+        const Entry* entry = entries + r0;
+        accumulate_rows(task, p0, panels, s, out, stripe, c > 0, kept + r0 / 32 * kStep, [entry](int r, __m512 x) {
+          return exp2_of<float, kTerms == 1>((x - entry[r].m) * entry[r].scale + entry[r].shift);
+        });
         for (int64_t r = r0; r < at_most(r0 + 32, height); ++r) keep_positive(r, p0, panels, kept);
       }
       for (int64_t p = 0; p < panels; ++p) accumulate_columns(p0 + p, kept + p * 2 * row_tiles * kStep);
     }
   }
 
-  // E of a row and a block, from S, at the row's final m.
-  void renew(int64_t r, int64_t p0, int64_t panels, float* s) {
-    if (r >= height || state[r].slope == 0) return clear(panels, s, kPanelSize);
-    hide(first + r, positive_of(first + r), p0, panels, s, kPanelSize);
-    const float scale = state[r].scale, m = state[r].m;
-    for (int64_t p = 0; p < panels; ++p)
-      for (int v = 0; v < 2; ++v) {
-        float* at = s + p * kPanelSize + v * kLanes<float>;
-        store<float>(at, exp2_of<float, kTerms == 1>((load(at) - m) * scale) * weight[r]);
-      }
+  // Readies S for E; rows without a gradient must give 0 whatever they hold.
+  void hide_rows(int64_t r0, int64_t p0, int64_t panels, float* s) {
+    for (int64_t r = r0; r < r0 + 32; ++r) {
+      float* row = s + (r - r0) * kPanel<float>;
+      if (entries[r].scale == 0)
+        clear(panels, row, kPanelSize);
+      else
+        hide(first + r, positive_of(first + r), p0, panels, row, kPanelSize);
+    }
   }
 
   void keep_positive(int64_t r, int64_t p0, int64_t panels, Bf16* kept) {
     const int64_t j = positive_of(first + r) - p0 * 32;
     if (j >= 0 && j < panels * 32)
       put<kTerms>(kept + (j / 16 * row_tiles + r / 32) * kStep, in_b(r % 32, j % 16),
-                  state[r].slope == 0 ? 0 : positive_entry[r] * weight[r]);
+                  state[r].slope == 0 ? 0 : positive_entry[r] * exp2(entries[r].shift));
   }
 
   void accumulate_columns(int64_t p, const Bf16* e) {
@@ -328,12 +385,13 @@ struct AmxSweep : Sweep<float, 32> {
   // Sums the parts of O in order, and from that the row's gradient.
   void finish_parts(int64_t task, int64_t r) {
     float* out = out_of(task);
+    const float unshift = exp2(-entries[r].shift);
     for (int64_t w = 0; w < width_panels; ++w)
       for (int v = 0; v < 2; ++v) {
         const float* from = part_out + (w * stripe + r) * kPanel<float> + v * kLanes<float>;
         Vec<float> sum = load(from);
         for (int64_t part = 1; part < parts; ++part) sum += load(from + part * out_size);
-        store<float>(out + w * task_rows * kPanel<float> + v * kLanes<float>, sum / weight[r]);
+        store<float>(out + w * task_rows * kPanel<float> + v * kLanes<float>, sum * unshift);
       }
     finish_row_gradient(r, out);
   }

@@ -78,8 +78,8 @@ struct FmaSweep : Sweep<T, 1> {
           need_column ? e + (p0 * e_rows + begin) * kPanel<T> : task_e + task * kBlockPanels<T> * e_rows * kPanel<T>;
       similarities(a, rows, p0, panels, block);
       for (int64_t r = 0; r < rows; ++r)
-        this->absorb(begin + r, p0, panels, block + r * kPanel<T>, e_rows * kPanel<T>,
-                     out == nullptr ? nullptr : out + r * kPanel<T>);
+        this->template absorb<true>(begin + r, p0, panels, block + r * kPanel<T>, e_rows * kPanel<T>,
+                                    out == nullptr ? nullptr : out + r * kPanel<T>);
       if (need_column)
         for (int64_t r = begin; r < end; ++r) factor[c * stripe + r] = this->state[r].m;
       if (need_row) accumulate_rows(block, rows, c, out);
@@ -92,7 +92,7 @@ struct FmaSweep : Sweep<T, 1> {
     if (need_row) this->finish_row_gradient(r, out);
     if (!need_column) return;
     const RowState<T>& row = this->state[r];
-    const T weight = this->e_weight(r);
+    const T weight = this->exp2(this->e_shift(r));
     for (int64_t c = 0; c < column_blocks; ++c) {
       T& f = factor[c * stripe + r];
       f = row.slope == 0 ? 0 : weight * (f == row.m ? 1 : this->exp2((f - row.m) * row.scale));

@@ -26,10 +26,11 @@ constexpr int kBlockPanels = kBlockColumns / kPanel<T>;
 // difference comes first, so that equal similarities give exactly 1 however large they are.
 template <class T>
 struct RowState {
-  Vec<T> l, weighted;    // sums over the negatives, by lane, of e and of e log2(e)
-  T m;                   // the similarity that e is relative to: at most kHeadroom below the greatest so far
-  T positive, greatest;  // similarities: the positive's; the greatest negative's
-  T scale;
+  Vec<T> l, weighted;  // sums over the negatives, by lane, of e and of e log2(e)
+  Vec<T> greatest;     // the greatest negative's similarity, by lane
+  T m;                 // the similarity that e is relative to: at most `reach` below the greatest so far
+  T positive;          // the positive's similarity
+  T scale, reach;      // log2(e) / tau; kHeadroom / scale
   T slope, inverse_l;  // once finished: coefficient / tau; 1 / (l of negatives and positive)
 };
 
@@ -87,14 +88,18 @@ struct Sweep {
   T* out_of(int64_t task) const { return need_row ? task_out + task * width_panels * task_rows * kPanel<T> : nullptr; }
 
   void start_rows(int64_t begin, int64_t end) {
-    const T minus_infinity = -__builtin_inff();
-    for (int64_t r = begin; r < end; ++r)
-      state[r] = RowState<T>{Vec<T>{}, Vec<T>{}, minus_infinity, T(0), minus_infinity, T(kLog2E) / q.tau[first + r],
-                             T(0),     T(1)};
+    const T minus_infinity = -__builtin_inff(), most = __FLT_MAX__;  // infinity must be beyond reach
+    for (int64_t r = begin; r < end; ++r) {
+      const T scale = T(kLog2E) / q.tau[first + r];
+      const T reach = kHeadroom / scale < most ? kHeadroom / scale : most;
+      state[r] =
+          RowState<T>{Vec<T>{}, Vec<T>{}, broadcast(minus_infinity), minus_infinity, T(0), scale, reach, T(0), T(1)};
+    }
   }
 
   // Turns one row's similarities with a block of columns (panels `step` apart) into E, and brings the row's state
-  // and its part of O (panels task_rows high) to the new maximum.
+  // and its part of O (panels task_rows high) to the new maximum. Without kKeepE the similarities stay as they are.
+  template <bool kKeepE>
   void absorb(int64_t r, int64_t p0, int64_t panels, T* s, int64_t step, T* out) {
     const int64_t row = first + r, positive = positive_of(row);
     RowState<T>& state_r = state[r];
@@ -102,17 +107,16 @@ struct Sweep {
     const T old = state_r.m;
     if (const T* at = find(positive, p0, panels, s, step)) {
       state_r.positive = *at;
-      raise(state_r, state_r.positive);
+      if (state_r.positive - state_r.m > state_r.reach) state_r.m = state_r.positive;
     }
     hide(row, positive, p0, panels, s, step);
-    Vec<T> greatest = broadcast(-T(__builtin_inff()));
     for (int64_t p = 0; p < panels; ++p)
-      for (int v = 0; v < 2; ++v) greatest = maximum<T>(greatest, load(s + p * step + v * kLanes<T>));
-    const T block_max = horizontal_max<T>(greatest);
-    if (block_max > state_r.greatest) state_r.greatest = block_max;
-    raise(state_r, block_max);
+      for (int v = 0; v < 2; ++v) state_r.greatest = maximum<T>(state_r.greatest, load(s + p * step + v * kLanes<T>));
+    // m follows the maximum at a distance, so that it moves once or twice a row instead of whenever a block holds a new
+    // maximum; e above 1 is as exact as one below, and far from overflow.
+    if (any_above<T>(state_r.greatest - state_r.m, state_r.reach)) state_r.m = horizontal_max<T>(state_r.greatest);
     if (state_r.m > old) rescale(state_r, old, p0 > 0 ? out : nullptr);
-    exponentials(state_r, panels, s, step);
+    exponentials<kKeepE>(state_r, panels, s, step);
   }
 
   static void clear(int64_t panels, T* s, int64_t step) {
@@ -138,12 +142,6 @@ struct Sweep {
     for (int64_t j = count; j < panels * kPanel<T>; ++j) *find(j0 + j, p0, panels, s, step) = minus_infinity;
   }
 
-  // m follows the maximum at a distance of up to kHeadroom, so that it moves once or twice a row instead of whenever a
-  // block holds a new maximum; e above 1 is as exact as one below, and far from overflow.
-  static void raise(RowState<T>& state_r, T similarity) {
-    if ((similarity - state_r.m) * state_r.scale > kHeadroom) state_r.m = similarity;
-  }
-
   void rescale(RowState<T>& state_r, T old, T* out) {
     const T distance = (old - state_r.m) * state_r.scale, shrink = exp2(distance);
     if (need_weighted && shrink > 0) state_r.weighted = shrink * (state_r.weighted + state_r.l * distance);
@@ -156,6 +154,7 @@ struct Sweep {
       }
   }
 
+  template <bool kKeepE>
   void exponentials(RowState<T>& state_r, int64_t panels, T* s, int64_t step) {
     const T m = state_r.m == -T(__builtin_inff()) ? 0 : state_r.m;  // all masked so far
     const T scale = state_r.scale;
@@ -165,7 +164,7 @@ struct Sweep {
         T* at = s + p * step + v * kLanes<T>;
         const Vec<T> z = (load(at) - m) * scale;
         const Vec<T> x = exp2_of<T>(z);
-        store<T>(at, x);
+        if (kKeepE) store<T>(at, x);
         total += x;
         if (need_weighted) weighted += x == 0 ? Vec<T>{} : x * z;
       }
@@ -195,7 +194,7 @@ struct Sweep {
     q.loss[row] = loss_of(l_negative, gap);
     q.lse[row] = s.m / tau + log_l;
     q.positive_logit[row] = s.positive / tau;
-    if (q.top1 != nullptr) q.top1[row] = s.positive > s.greatest;
+    if (q.top1 != nullptr) q.top1[row] = s.positive > horizontal_max<T>(s.greatest);
     positive_entry[r] = -l_negative;
     if (!need_weighted) return;
     const T weighted = T(kLn2) * horizontal_sum<T>(s.weighted), z = -T(kLn2) * gap;
@@ -212,11 +211,11 @@ struct Sweep {
     if (q.d_tau != nullptr) q.d_tau[row] = 0;
   }
 
-  // What E is multiplied by, and A' = slope / l a is divided by: 1, or 1 / l where slope / l would come near the
-  // smallest normal number though its product with E does not.
-  T e_weight(int64_t r) const {
+  // log2 of what E is multiplied by, and A' = slope / l a is divided by: 0, or about log2(1 / l) where slope / l would
+  // come near the smallest normal number though its product with E does not.
+  int e_shift(int64_t r) const {
     const T size = state[r].slope * state[r].inverse_l;
-    return size > T(1e-20) || size < T(-1e-20) ? 1 : state[r].inverse_l;
+    return size > T(1e-20) || size < T(-1e-20) ? 0 : int(__builtin_logb(state[r].inverse_l));
   }
 
   // d_row = slope / l (O - l_negative b_y), and with it d_tau; slope is 0 where the row is ignored or weighs nothing.
