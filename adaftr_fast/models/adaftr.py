@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from itertools import permutations
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
 from adaftr_fast.models.base import Backbone, MultiTaskModel, Representations
-from adaftr_fast.nn.contrast import AdaptiveInfoNCE
-from adaftr_fast.nn.relatedness import RelatednessNetwork, relatedness_loss
+from adaftr_fast.nn.contrast import ALIGNMENTS, AdaptiveInfoNCE
+from adaftr_fast.nn.relatedness import RelatednessNetwork, relatedness_loss, weighted_mean
 
 if TYPE_CHECKING:
     from adaftr_fast.data.batch import Batch
@@ -18,17 +19,28 @@ if TYPE_CHECKING:
 class AdaFTR(MultiTaskModel):
     """The objective of Eq. 14 over any backbone: task losses + alpha L_rel + beta L_cl + L2.
 
-    The first task is contrasted with each other task (Section 3.3.4), every pair with a relatedness network of its
-    own; for click and conversion that is the paper's one pair. Gradients go as in Algorithm 1: the relatedness
-    network Omega moves by L_rel alone and L_rel moves nothing else, so v^rel enters it detached, and the temperature
-    enters the contrast detached. Serving needs the backbone alone: ``forward`` never touches Omega.
+    Every pair of tasks has a relatedness network of its own (Section 3.3.4); for click and conversion that is the
+    paper's one pair. By default gradients go as in Algorithm 1: the relatedness network Omega moves by L_rel alone and
+    L_rel moves nothing else, so v^rel enters it detached, and the temperature enters the contrast detached. Serving
+    needs the backbone alone: ``forward`` never touches Omega. There is an Omega only where a temperature is made of its
+    output (contrast "infonce" at tau "adaptive"); with contrast "none" the model trains as its backbone.
 
     Args:
         backbone: gives task inputs v (Eq. 3) and tower layers h.
         relatedness_hidden: widths of the relatedness network's layers (Eq. 9).
+        contrast: "infonce" (Eq. 13), "positive" (Eq. 7), "alignment" (Eq. 7 without its negative), "mse" or "mae"
+            (Eq. 5), or "none".
         contrast_layer: which tower layer is h, counted from 1.
+        pairs: the tasks to align as "anchor-other"; none: the first task with each other.
         alpha, beta: weights of L_rel and of L_cl (Eq. 14).
+        tau: "adaptive" (Eq. 12), "scalar" (one learned number a pair) or "fixed" (``tau_fixed``).
         tau_min, tau_max: range of the temperature (Eq. 12), 0 < tau_min <= tau_max.
+        relatedness_updates: L_rel moves "omega" alone, or "all" below it too (Eq. 14).
+        contrast_updates: L_cl moves "all" of Theta, or the "towers" alone (Section 2.4.1).
+        temperature_updates: L_cl moves "none" through tau, or "omega" (Section 2.4.1).
+
+    Raises:
+        ValueError: fewer than two tasks, no such layer, pair or option, or one that routes a loss there is not.
     """
 
     def __init__(
@@ -36,25 +48,45 @@ class AdaFTR(MultiTaskModel):
         backbone: Backbone,
         *,
         relatedness_hidden: Sequence[int] = (64, 32),
+        contrast: Literal["infonce", "positive", "alignment", "mse", "mae", "none"] = "infonce",
         contrast_layer: int = 1,
+        pairs: Sequence[str] = (),
         alpha: float = 1.0,
         beta: float = 0.01,
+        tau: Literal["adaptive", "scalar", "fixed"] = "adaptive",
         tau_min: float = 0.05,
         tau_max: float = 1.0,
+        tau_fixed: float = 0.05,
+        relatedness_updates: Literal["omega", "all"] = "omega",
+        contrast_updates: Literal["all", "towers"] = "all",
+        temperature_updates: Literal["none", "omega"] = "none",
     ) -> None:
         super().__init__()
-        if len(backbone.task_names) < 2:
-            raise ValueError(f"AdaFTR: needs at least two tasks to relate, got {backbone.task_names}")
         layers = len(backbone.towers[0].mlp.layers)
         if not 1 <= contrast_layer <= layers:
             raise ValueError(f"AdaFTR: contrast_layer must be in 1..{layers}, got {contrast_layer}")
-        self.backbone = backbone
-        self.task_names = backbone.task_names
+        adaptive = contrast == "infonce" and tau == "adaptive"
+        if not adaptive and (relatedness_updates, temperature_updates) != ("omega", "none"):
+            raise ValueError(
+                "AdaFTR: relatedness_updates and temperature_updates need contrast 'infonce' and tau 'adaptive', got "
+                f"{contrast!r} and {tau!r}"
+            )
+        self.backbone, self.task_names = backbone, backbone.task_names
+        self.pairs = resolve_pairs(pairs, backbone.task_names)
         width = backbone.towers[0].mlp.layers[0].in_features
-        self.relatedness = nn.ModuleList(RelatednessNetwork(width, relatedness_hidden) for _ in self.task_names[1:])
-        self.contrast_layer = contrast_layer
-        self.alpha, self.beta = alpha, beta
-        self.contrast = AdaptiveInfoNCE(tau_min, tau_max)
+        self.relatedness = nn.ModuleList(
+            RelatednessNetwork(width, relatedness_hidden) for _ in (self.pairs if adaptive else ())
+        )
+        self.contrasts = nn.ModuleList()
+        if contrast == "infonce":
+            setting = tau_fixed if tau == "fixed" else tau
+            self.contrasts.extend(AdaptiveInfoNCE(tau_min, tau_max, tau=setting) for _ in self.pairs)
+        elif contrast not in (*ALIGNMENTS, "none"):
+            raise ValueError(f"AdaFTR: contrast must be infonce, {', '.join(ALIGNMENTS)} or none, got {contrast!r}")
+        self.contrast, self.contrast_layer, self.alpha, self.beta = contrast, contrast_layer, alpha, beta
+        self.relatedness_moves_all = relatedness_updates == "all"
+        self.contrast_moves_towers_alone = contrast_updates == "towers"
+        self.contrast_moves_omega = temperature_updates == "omega"
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.backbone(ids)
@@ -62,27 +94,63 @@ class AdaFTR(MultiTaskModel):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         seen = self.backbone.represent(batch.ids)
         losses = self.backbone.task_losses(seen, batch)
-        h = [layers[self.contrast_layer - 1] for layers in seen.hidden]  # per task [B, h]
-        logits = self._relatedness_logits(seen)
-        pairs = range(1, len(self.task_names))
-        y = batch.labels
-        losses["relatedness"] = self.alpha * sum(
-            relatedness_loss(logits[t - 1], y[:, 0], y[:, t], batch.weight) for t in pairs
-        )
-        losses["contrast"] = self.beta * sum(
-            self.contrast(h[0], h[t], logits[t - 1].detach().sigmoid(), row_weight=batch.weight) for t in pairs
-        )
+        logits = self._relatedness_logits(seen, detach=not self.relatedness_moves_all)
+        if logits:
+            each = [relatedness_loss(x, *batch.labels[:, pair].T, batch.weight) for x, pair in zip(logits, self.pairs)]
+            losses["relatedness"] = self.alpha * sum(each)
+        if self.contrast != "none":
+            losses["contrast"] = self.beta * sum(self._contrast_losses(seen, logits, batch))
         return losses
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """``tau/<task 0>-<task t>``: the temperature of every instance, [B]."""
-        logits = self._relatedness_logits(self.backbone.represent(batch.ids))
-        return {
-            f"tau/{self.task_names[0]}-{task}": self.contrast.temperature(logit.sigmoid())
-            for task, logit in zip(self.task_names[1:], logits)
-        }
+        """``tau/<anchor>-<other>``: the temperature of every instance [B], where there is one that is learned."""
+        logits = self._relatedness_logits(self.backbone.represent(batch.ids), detach=True)
+        names = [f"tau/{self.task_names[a]}-{self.task_names[b]}" for a, b in self.pairs]
+        if logits:
+            return {n: c.temperature(x.sigmoid()) for n, c, x in zip(names, self.contrasts, logits)}
+        learned = {n: c.temperature() for n, c in zip(names, self.contrasts) if c.tau == "scalar"}
+        return {name: tau.expand(len(batch)) for name, tau in learned.items()}
 
-    def _relatedness_logits(self, seen: Representations) -> list[Tensor]:
-        """Eq. 9 before the sigmoid, per pair [B]; v^rel is detached (Algorithm 1)."""
-        v = [x.detach() for x in seen.inputs]
-        return [network(v[0], v[t]) for t, network in enumerate(self.relatedness, start=1)]
+    def _relatedness_logits(self, seen: Representations, *, detach: bool) -> list[Tensor]:
+        """Eq. 9 before the sigmoid, per pair [B]; [] without relatedness networks."""
+        v = [x.detach() for x in seen.inputs] if detach else seen.inputs
+        return [network(v[a], v[b]) for network, (a, b) in zip(self.relatedness, self.pairs)]
+
+    def _contrast_losses(self, seen: Representations, logits: list[Tensor], batch: Batch) -> list[Tensor]:
+        """L_cl (Eq. 13) or what stands in its place, per pair."""
+        hidden = seen.hidden
+        if self.contrast_moves_towers_alone:
+            hidden = self.backbone.read_towers([v.detach() for v in seen.inputs])[0]
+        h = [layers[self.contrast_layer - 1] for layers in hidden]  # per task [B, h]
+        if self.contrast != "infonce":
+            align = ALIGNMENTS[self.contrast]
+            return [weighted_mean(align(h[a], h[b]), batch.weight) for a, b in self.pairs]
+        if self.contrast_moves_omega:  # and nothing below it
+            logits = self._relatedness_logits(seen, detach=True)
+        else:
+            logits = [logit.detach() for logit in logits]
+        related = [logit.sigmoid() for logit in logits] or [None] * len(self.pairs)
+        return [
+            contrast(h[a], h[b], y_rel, row_weight=batch.weight)
+            for contrast, (a, b), y_rel in zip(self.contrasts, self.pairs, related)
+        ]
+
+
+def resolve_pairs(pairs: Sequence[str], tasks: Sequence[str]) -> list[list[int]]:
+    """Both tasks' positions in ``tasks`` for each "anchor-other"; none named, the first with each other.
+
+    Raises:
+        ValueError: fewer than two tasks, or a name that is no pair, is ambiguous or comes twice.
+    """
+    if len(tasks) < 2:
+        raise ValueError(f"AdaFTR: needs at least two tasks to relate, got {list(tasks)}")
+    if not pairs:
+        return [[0, t] for t in range(1, len(tasks))]
+    resolved = []
+    for name in pairs:
+        found = [[a, b] for a, b in permutations(range(len(tasks)), 2) if f"{tasks[a]}-{tasks[b]}" == name]
+        if len(found) != 1 or found[0] in resolved:
+            known = ", ".join(f"{a}-{b}" for a, b in permutations(tasks, 2))
+            raise ValueError(f"AdaFTR: pairs must be distinct and among {known}, got {list(pairs)}")
+        resolved += found
+    return resolved

@@ -1,6 +1,6 @@
 """What every model is: predictions for T tasks from F categorical fields, and the loss that trains them.
 
-Shapes: B batch, F fields, E embedding width, T tasks.
+Shapes: B batch, F fields, E embedding width, T tasks, v width of a tower's input, h width of a tower's layer.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.mlp import Tower
 from adaftr_fast.nn.relatedness import weighted_mean
 
 if TYPE_CHECKING:
     from adaftr_fast.data.batch import Batch
+
+LOSS_TERMS = ("l2", "relatedness", "contrast")  # beside one a task
 
 
 class Representations(NamedTuple):
@@ -47,22 +51,47 @@ class MultiTaskModel(nn.Module, ABC):
 
 
 class Backbone(MultiTaskModel):
-    """A model whose task inputs and tower layers can be seen, so that AdaFTR can stand over it."""
+    """A model whose task inputs and tower layers can be seen, so that AdaFTR can stand over it.
+
+    A subclass makes ``towers``, a :class:`Tower` a task with the same widths for all, and says in ``task_inputs`` what
+    they read; one whose towers exchange anything also says how, in ``read_towers``.
+
+    Raises:
+        ValueError: no task, a task named twice, or one named as another term of the loss.
+    """
+
+    towers: nn.ModuleList
 
     def __init__(
         self, num_embeddings: Sequence[int], embedding_dim: int, task_names: Sequence[str], l2: float = 1e-6
     ) -> None:
         super().__init__()
-        if not task_names:
+        names = list(task_names)
+        if not names:
             raise ValueError(f"{type(self).__name__}: task_names must name at least one task")
-        self.task_names = list(task_names)
+        if len(set(names)) < len(names) or set(names) & set(LOSS_TERMS):
+            raise ValueError(
+                f"{type(self).__name__}: task_names must be distinct and none of {', '.join(LOSS_TERMS)}, got {names}"
+            )
+        self.task_names = names
         self.l2 = l2
         self.embedding = FusedEmbedding(num_embeddings, embedding_dim)
         self.embedded_features = len(num_embeddings) * embedding_dim
 
     @abstractmethod
+    def task_inputs(self, embedded: Tensor) -> list[Tensor]:
+        """g of Eq. 2: embedded [B, F*E] -> what each task's tower reads, T of [B, v]."""
+
+    def read_towers(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:
+        """f of Eq. 2: T of [B, v] -> (per task, per layer [B, h] after ReLU; logits [B, T])."""
+        hidden, logits = zip(*(tower(v) for tower, v in zip(self.towers, inputs)))
+        return list(hidden), torch.stack(logits, 1)
+
     def represent(self, ids: Tensor) -> Representations:
         """Everything from the embedding to the logits."""
+        embedded = self.embedding(ids)
+        inputs = self.task_inputs(embedded)
+        return Representations(embedded, inputs, *self.read_towers(inputs))
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.represent(ids).logits
@@ -83,3 +112,6 @@ class Backbone(MultiTaskModel):
         tables = set(self.embedding.parameters())
         dense = [p for p in self.parameters() if p.dim() > 1 and p not in tables]
         return sum((p.square().sum() for p in dense), embedded.square().sum() / len(embedded))
+
+    def _make_towers(self, in_features: int, hidden: Sequence[int]) -> nn.ModuleList:
+        return nn.ModuleList(Tower(in_features, hidden) for _ in self.task_names)

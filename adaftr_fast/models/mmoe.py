@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from adaftr_fast.models.base import Backbone, Representations
-from adaftr_fast.nn.mlp import Experts, Tower
+from adaftr_fast.models.base import Backbone
+from adaftr_fast.nn.mlp import Experts
 
 
 class MMoE(Backbone):
@@ -35,13 +34,9 @@ class MMoE(Backbone):
         super().__init__(num_embeddings, embedding_dim, task_names, l2)
         self.experts = Experts(self.embedded_features, num_experts, expert_hidden)
         self.gates = nn.Linear(self.embedded_features, len(task_names) * num_experts)
-        self.towers = nn.ModuleList(Tower(self.experts.out_features, tower_hidden) for _ in task_names)
+        self.towers = self._make_towers(self.experts.out_features, tower_hidden)
 
-    def represent(self, ids: Tensor) -> Representations:
-        embedded = self.embedding(ids)  # [B, F*E]
+    def task_inputs(self, embedded: Tensor) -> list[Tensor]:
         experts = self.experts(embedded)  # [B, k, v]
         weights = self.gates(embedded).unflatten(1, (len(self.towers), -1)).softmax(2)  # [B, T, k]
-        mixed = weights @ experts  # [B, T, v]
-        inputs = list(mixed.unbind(1))
-        hidden, logits = zip(*(tower(v) for tower, v in zip(self.towers, inputs)))
-        return Representations(embedded, inputs, list(hidden), torch.stack(logits, 1))
+        return list((weights @ experts).unbind(1))

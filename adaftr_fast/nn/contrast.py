@@ -1,5 +1,8 @@
-"""The contrast between two tasks as a module: relatedness -> temperature (Eq. 12) -> InfoNCE (Eq. 13)."""
+"""The contrast between two tasks: relatedness -> temperature (Eq. 12) -> InfoNCE (Eq. 13), and what the paper puts in
+its place (Table 5). B rows, d width of a representation.
+"""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -64,3 +67,36 @@ class AdaptiveInfoNCE(nn.Module):
         if self.logit is not None:
             return temperature(torch.sigmoid(self.logit), self.tau_min, self.tau_max)
         return self.tau if relatedness is None else temperature(relatedness, self.tau_min, self.tau_max)
+
+
+def simplified_contrast(h_1: Tensor, h_2: Tensor) -> Tensor:
+    """Eq. 7 per row, [B]: -log sigmoid(h_1 . h_2 - h_1 . h_2'), h_2' the next row's (after the last, the first's).
+
+    Eq. 7 as printed takes the logarithm of a difference that may be negative; BPR, which it follows, has the sigmoid.
+    The next row of a shuffled batch is a random one.
+    """
+    return F.softplus((h_1 * (h_2.roll(-1, 0) - h_2)).sum(1))
+
+
+def positive_alignment(h_1: Tensor, h_2: Tensor) -> Tensor:
+    """Eq. 7 without its negative, per row, [B]: -log sigmoid(h_1 . h_2)."""
+    return F.softplus(-(h_1 * h_2).sum(1))
+
+
+def mean_squared_error(h_1: Tensor, h_2: Tensor) -> Tensor:
+    """Eq. 5 with l = MSE per row, [B]: the mean over d of (h_1 - h_2)^2."""
+    return (h_1 - h_2).square().mean(1)
+
+
+def mean_absolute_error(h_1: Tensor, h_2: Tensor) -> Tensor:
+    """Eq. 5 with l = MAE per row, [B]: the mean over d of |h_1 - h_2|."""
+    return (h_1 - h_2).abs().mean(1)
+
+
+ALIGNMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "positive": simplified_contrast,
+    "alignment": positive_alignment,
+    "mse": mean_squared_error,
+    "mae": mean_absolute_error,
+}
+"""Losses between two tasks' representations [B, d] that know no temperature, per row."""

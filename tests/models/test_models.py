@@ -170,7 +170,7 @@ def test_impossible_settings_are_named(change, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: build_model(ModelConfig(name="dnn"), SIZES, TASKS), "name must be mmoe or adaftr, got 'dnn'"),
+        (lambda: ModelConfig(name="dnn"), r"model\.name: expected one of single_dnn, .*adaftr, got 'dnn'"),
         (lambda: AdaFTR(MMoE(SIZES, 4, ["click"])), "at least two tasks"),
         (lambda: AdaFTR(MMoE(SIZES, 4, TASKS), tau_min=0.0), "0 < tau_min"),
         (lambda: AdaFTR(MMoE(SIZES, 4, TASKS), contrast_layer=4), r"contrast_layer must be in 1\.\.3"),

@@ -1,0 +1,87 @@
+"""PLE: experts of each task's own beside shared ones, in progressive extraction layers (Tang et al., RecSys'20).
+
+Shapes: B batch, T tasks, k experts, v width of an expert's output.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adaftr_fast.models.base import Backbone
+from adaftr_fast.nn.mlp import Experts
+
+
+class ExtractionLayer(nn.Module):
+    """One extraction layer, from a stream of each task and a shared one to the next layer's.
+
+    x^t -> sum_i softmax(W_t x^t)_i S^t_i, where S^t are the outputs of task t's experts, which read x^t, and of the
+    shared ones, which read the shared stream (their Eqs. 1-5). The shared stream goes on as a mixture of all experts'
+    outputs by a gate that reads it (Eqs. 6-8); in the ``last`` layer nothing reads it, so it ends.
+    """
+
+    def __init__(
+        self, in_features: int, tasks: int, task_experts: int, shared_experts: int, hidden: Sequence[int], *, last: bool
+    ) -> None:
+        super().__init__()
+        own, every = task_experts + shared_experts, tasks * task_experts + shared_experts
+        counts = [task_experts] * tasks + [shared_experts]
+        self.experts = nn.ModuleList(Experts(in_features, count, hidden) for count in counts)
+        gated = [own] * tasks + ([] if last else [every])
+        self.gates = nn.ModuleList(nn.Linear(in_features, experts) for experts in gated)
+
+    def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        """The tasks' streams [B, in] and, last, the shared one -> the next ones [B, v]."""
+        outputs = [experts(x) for experts, x in zip(self.experts, streams)]  # each [B, k, v]
+        readable = [torch.cat((own, outputs[-1]), 1) for own in outputs[:-1]] + [torch.cat(outputs, 1)]
+        mixed = []
+        for gate, x, experts in zip(self.gates, streams, readable):  # ends before the shared stream in the last layer
+            weights = gate(x).softmax(1).unsqueeze(1)  # [B, 1, k]
+            mixed.append((weights @ experts).squeeze(1))
+        return mixed
+
+
+class PLE(Backbone):
+    """Extraction layers, the first reading e_r on every stream; task t's tower reads what its stream ends in, v^t.
+
+    Args:
+        num_embeddings: rows of each field's table.
+        embedding_dim: E.
+        task_names: the tasks, in the order of the labels' columns.
+        shared_experts, task_experts: experts in each layer, shared and for each task.
+        extraction_layers: how many; one makes it CGC.
+        expert_hidden, tower_hidden: widths of the layers of each expert and of each tower.
+        l2: weight of the L2 term.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: Sequence[int],
+        embedding_dim: int,
+        task_names: Sequence[str],
+        *,
+        shared_experts: int = 3,
+        task_experts: int = 1,
+        extraction_layers: int = 2,
+        expert_hidden: Sequence[int] = (64,),
+        tower_hidden: Sequence[int] = (64, 32, 16),
+        l2: float = 1e-6,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, task_names, l2)
+        if extraction_layers < 1:
+            raise ValueError(f"PLE: extraction_layers must be >= 1, got {extraction_layers}")
+        widths = [self.embedded_features] + [expert_hidden[-1]] * (extraction_layers - 1)
+        tasks = len(self.task_names)
+        self.layers = nn.ModuleList(
+            ExtractionLayer(
+                width, tasks, task_experts, shared_experts, expert_hidden, last=layer == extraction_layers - 1
+            )
+            for layer, width in enumerate(widths)
+        )
+        self.towers = self._make_towers(expert_hidden[-1], tower_hidden)
+
+    def task_inputs(self, embedded: Tensor) -> list[Tensor]:
+        streams = [embedded] * (len(self.towers) + 1)
+        for layer in self.layers:
+            streams = layer(streams)
+        return streams
