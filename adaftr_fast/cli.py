@@ -14,6 +14,7 @@ import jsonargparse
 
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import CheckpointError, TrainingError
@@ -57,10 +58,15 @@ def build_parser() -> Parser:
     commands = parser.add_subcommands(required=True)
 
     prepare = Parser(description="Turn parquet files into a prepared folder.")
-    prepare.add_argument("--dataset", type=str, required=True, help="a data set that `info` lists, or a schema file (.toml)")
-    prepare.add_argument("--files", type=str, nargs="+", default=[], help="input files; not needed for flights")
+    prepare.add_argument("--dataset", type=str, required=True, help="one that info lists, or a schema file (.toml)")
+    prepare.add_argument("--files", type=str, nargs="+", default=[], help="input files; none for flights and synthetic")
     prepare.add_argument("--out", type=Path, required=True, help="the prepared folder")
     commands.add_subcommand("prepare", prepare)
+
+    synthesize = Parser(description="Make an impression log with known truth, to prepare and train on.")
+    synthesize.add_class_arguments(LogConfig)
+    synthesize.add_argument("--out", type=Path, required=True, help="folder for the log and its schema")
+    commands.add_subcommand("synthesize", synthesize)
 
     # print_config would need a writer of TOML; best/checkpoint.json records every setting instead.
     train = Parser(description="Train one model on a prepared folder.", print_config=None)
@@ -97,6 +103,14 @@ def run_prepare(arguments: jsonargparse.Namespace) -> None:
         print(f"  {name}: {split.rows:,} rows, {rates}")
     if manifest.attribution:
         print(f"Source: {manifest.attribution}")
+
+
+def run_synthesize(arguments: jsonargparse.Namespace) -> None:
+    from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
+
+    settings = {name: value for name, value in arguments.as_dict().items() if name != "out"}
+    write_log(LogConfig(**settings), arguments.out, progress=True)
+    print(f"adaftr-fast prepare --dataset {arguments.out / SCHEMA} --files {arguments.out / LOG} --out PREPARED")
 
 
 def run_train(arguments: jsonargparse.Namespace) -> None:
@@ -188,6 +202,7 @@ def run_info(arguments: jsonargparse.Namespace) -> None:
 
 COMMANDS = {
     "prepare": run_prepare,
+    "synthesize": run_synthesize,
     "train": run_train,
     "evaluate": run_evaluate,
     "demo": run_demo,

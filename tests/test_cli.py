@@ -243,4 +243,14 @@ def test_ctrl_c_stops_the_whole_demo(schema, tmp_path, capsys, monkeypatch, at_e
 def test_info_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "adaftr_fast.cli", "info"], capture_output=True, text=True, check=True)
     assert "C++ extension" in done.stdout
-    assert "census, census3, flights, flights3" in done.stdout
+    assert "flights, flights3, synthetic, synthetic3" in done.stdout
+
+
+def test_a_synthesized_log_is_prepared_by_the_command_it_names(tmp_path, capsys):
+    out, rates = tmp_path / "log", '{"click": 0.3, "conversion": 0.1}'
+    assert main(["synthesize", "--rows", "2000", "--rates", rates, "--out", str(out)]) == 0
+    _, *command = capsys.readouterr().out.replace("PREPARED", str(tmp_path / "data")).split()
+    assert main(command) == 0
+    assert "synthetic-aliccp, 23 fields" in capsys.readouterr().out
+    assert main(["synthesize", "--rows", "-1", "--out", str(out)]) == 2
+    assert "rows: expected >= 1, got -1" in capsys.readouterr().err

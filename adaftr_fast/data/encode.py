@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from adaftr_fast.data.counts import ValueCounts
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.schema import Field
+from adaftr_fast.data.schema_types import Field
 
 CROSS_SEPARATOR = "\x1f"  # ASCII unit separator: does not occur inside real values, so crosses are unambiguous
 
@@ -121,12 +121,22 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
         if field.kind == "numeric":
             return _numbers(batch[field.columns[0]])
         if field.kind == "categorical":
-            return plain_values(batch[field.columns[0]])
+            values = batch[field.columns[0]]
+            return plain_values(_last_tokens(values) if field.tokens == "last" else values)
         parts = [plain_values(batch[column]).cast(pa.string()) for column in field.columns]
         return pc.binary_join_element_wise(*parts, CROSS_SEPARATOR)
     except pa.ArrowException as error:
         kinds = ", ".join(f"{column} ({batch.schema.field(column).type})" for column in field.columns)
         raise DataError(f"field {field.name}: cannot read {kinds} as {field.kind}: {error}") from error
+
+
+def _last_tokens(lists: pa.Array) -> pa.Array:
+    """The last token of each list [n]; missing where the list is missing or empty."""
+    if not pa.types.is_list(lists.type) and not pa.types.is_large_list(lists.type):
+        raise pa.ArrowTypeError("tokens are read of a column of lists")
+    lengths = pc.list_value_length(lists)
+    last = pc.if_else(pc.greater(lengths, 0), pc.subtract(lists.offsets.slice(1), 1), None)
+    return lists.values.take(last)
 
 
 def plain_values(values: pa.Array) -> pa.Array:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.encode import Encoder, Vocabulary
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.schema import Field, Label
+from adaftr_fast.data.schema_types import Field, Label
 
 FORMAT = 2  # of prepared folders; raise it when their content changes for the same schema and files
 MANIFEST = "schema.json"

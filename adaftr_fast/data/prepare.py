@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,10 +34,12 @@ from adaftr_fast.data.manifest import (
     read_manifest,
     write_vocabulary,
 )
-from adaftr_fast.data.schema import SPLITS, Label, Schema
-from adaftr_fast.data.source import LABEL, Source
+from adaftr_fast.data.schema_types import SPLITS, Label, Schema
+from adaftr_fast.data.source import LABEL, Source, input_paths
+from adaftr_fast.data.synthetic.write import LOG, write_log
 
 GROUP = "group:id"  # column of a prepared file; the colon keeps it apart from field and task names
+TRUTH = "truth:"  # prefix of the columns of known quantities, which no model reads
 FILES = {MANIFEST, VOCABULARY, *(f"{split}.parquet" for split in SPLITS)}  # all that a prepared folder holds
 
 
@@ -47,7 +50,7 @@ def prepare(schema: Schema, files: list[str | Path] | None, folder: str | Path, 
     provided that its folder holds nothing else.
 
     Args:
-        files: the input files in the order of ``schema.files``; None or empty for the shipped ones.
+        files: the input files in the order of ``schema.files``; None or empty for what is shipped or generated.
         progress: show a progress bar.
 
     Raises:
@@ -55,12 +58,17 @@ def prepare(schema: Schema, files: list[str | Path] | None, folder: str | Path, 
             a folder that holds something else.
     """
     folder = Path(folder)
-    source = Source(schema, files)
-    inputs = _inputs_digest(schema, source)
+    generate = schema.generate is not None and not files
+    paths = {} if generate else input_paths(schema, files or [])
+    inputs = _inputs_digest(schema, paths)
     existing = _existing(folder, inputs)
     if existing is not None:
         return existing
-    with replacing(folder) as new:
+    with replacing(folder) as new, tempfile.TemporaryDirectory(dir=new) as scratch:
+        if generate:
+            write_log(schema.generate, scratch, progress=progress)
+            paths = {schema.files[0]: Path(scratch) / LOG}
+        source = Source(schema, paths)
         rows = sum(source.count_rows(split) for split in ("train", *SPLITS))
         with tqdm(total=rows, unit=" rows", unit_scale=True, desc="prepare", disable=not progress) as bar:
             encoders = fit_encoders(schema.fields, _counted(source.scan("train"), bar))
@@ -99,6 +107,7 @@ def _write_split(
     columns = [pa.field(field.name, pa.int32()) for field in schema.fields]
     columns += [pa.field(label.name, pa.uint8()) for label in schema.labels]
     columns += [pa.field(GROUP, pa.int64())] if groups else []
+    columns += [pa.field(TRUTH + name, pa.float64()) for name in schema.truth]
     with pq.ParquetWriter(path, pa.schema(columns), compression="zstd") as writer:
         for batch in batches:
             encoded = {field.name: encoders[field.name].encode(field_values(field, batch)) for field in schema.fields}
@@ -107,6 +116,7 @@ def _write_split(
                 positives[label.name] += pc.sum(encoded[label.name]).as_py() or 0
             if groups:
                 encoded[GROUP] = _group_numbers(schema.group, groups, batch[schema.group])
+            encoded |= {TRUTH + name: _truth_values(name, batch[column]) for name, column in schema.truth.items()}
             writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
             rows += batch.num_rows
     return SplitInfo(rows, positives)
@@ -118,6 +128,14 @@ def _group_numbers(name: str, groups: GroupNumbers, values: pa.Array) -> pa.Arra
         return groups.encode(values)
     except pa.ArrowException as error:
         raise DataError(f"group {name}: expected text or numbers, got values of type {values.type}") from error
+
+
+def _truth_values(name: str, values: pa.Array) -> pa.Array:
+    """Raw values of a truth column [n] to float64 [n], or DataError."""
+    try:
+        return values.cast(pa.float64())
+    except pa.ArrowException as error:
+        raise DataError(f"truth {name}: expected numbers, got values of type {values.type}") from error
 
 
 def _label_values(label: Label, values: pa.Array) -> pa.Array:
@@ -149,11 +167,15 @@ def _counted(batches: Iterator[pa.RecordBatch], bar: tqdm) -> Iterator[pa.Record
         bar.update(batch.num_rows)
 
 
-def _inputs_digest(schema: Schema, source: Source) -> str:
+def _inputs_digest(schema: Schema, paths: dict[str, Path]) -> str:
+    """sha256 of the schema and all input files, those of a folder in order of their names."""
     digest = hashlib.sha256(dumps([FORMAT, schema.source]).encode())
-    for path in source.paths.values():
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in paths.values():
+        if not path.exists():
+            raise DataError(f"{path}: no such file")
+        for part in sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]:
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -8,86 +8,19 @@ from __future__ import annotations
 
 import datetime
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from adaftr_fast._json import from_json
 from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.schema_types import SPLITS, Condition, Field, Label, Schema, SplitRule
+from adaftr_fast.data.synthetic.log import LogConfig
 
-SPLITS = ("train", "validation", "test")
 SCALARS = (bool, int, float, str, datetime.date, datetime.time)  # a datetime is a date
 OPERATORS = ("==", "!=", "<", ">", "<=", ">=", "in", "not in")
-
-Condition = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
-"""A conjunction of (column, op, value), or a list of these of which one must hold, as in pyarrow.parquet."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """One embedding field.
-
-    Attributes:
-        columns: one column, or the columns whose combination a ``cross`` looks up.
-        min_count: least number of training rows with a value for it to get its own id (categorical, cross).
-        buckets: number of training-quantile buckets before equal quantiles collapse (numeric).
-    """
-
-    name: str
-    kind: Literal["categorical", "numeric", "cross"]
-    columns: tuple[str, ...]
-    min_count: int
-    buckets: int
-
-
-@dataclass(frozen=True)
-class Label:
-    """One task: a 0/1 ``column``, or a ``condition``; exactly one of them is set."""
-
-    name: str
-    column: str | None = None
-    condition: Condition | None = None
-
-    def columns(self) -> list[str]:
-        """The columns the label is made from, none of which may be a feature."""
-        return [self.column] if self.column is not None else condition_columns(self.condition or [])
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """Rows of an input file: those that meet ``where``, of these all, the even or the odd ones (from 0)."""
-
-    file: str
-    where: Condition | None = None
-    rows: Literal["all", "even", "odd"] = "all"
-
-
-@dataclass(frozen=True)
-class Schema:
-    """A data set as its TOML file describes it; ``source`` is that file's content, laid over its base."""
-
-    name: str
-    attribution: str
-    files: tuple[str, ...]
-    shipped: str | None
-    group: str | None
-    labels: tuple[Label, ...]
-    split: dict[str, SplitRule]
-    fields: tuple[Field, ...]
-    source: dict[str, Any]
-
-    def columns(self) -> list[str]:
-        """Every input column that is read, each once."""
-        names = [column for field in self.fields for column in field.columns]
-        names += [column for label in self.labels for column in label.columns()]
-        names += [column for rule in self.split.values() for column in condition_columns(rule.where or [])]
-        return list(dict.fromkeys(names + ([self.group] if self.group else [])))
-
-
-def condition_columns(condition: Condition) -> list[str]:
-    """The columns a condition reads."""
-    return [column for column, _, _ in _triples(condition)]
+REQUIRED = ("name", "labels", "split", "fields")
+KEYS = (*REQUIRED, "attribution", "files", "shipped", "generate", "group", "truth", "defaults")
 
 
 def shipped_schemas() -> list[str]:
@@ -140,8 +73,7 @@ def _over_base(source: dict[str, Any]) -> dict[str, Any]:
 def parse_schema(source: dict[str, Any]) -> Schema:
     """Checks and types the content of a schema file. Raises DataError, naming the key."""
     source = _over_base(source)
-    keys = ("name", "attribution", "files", "shipped", "group", "labels", "split", "defaults", "fields")
-    _check_keys("the file", source, allowed=keys, required=("name", "labels", "split", "fields"))
+    _check_keys("the file", source, allowed=KEYS, required=REQUIRED)
     files = _strings("files", source.get("files", ["data"]))
     _check_keys("defaults", source.get("defaults", {}), allowed=("min_count", "buckets"))
     defaults = {"min_count": 1, "buckets": 20} | source.get("defaults", {})
@@ -150,8 +82,10 @@ def parse_schema(source: dict[str, Any]) -> Schema:
         attribution=_text("attribution", source.get("attribution", "")),
         files=files,
         shipped=_text("shipped", source["shipped"]) if "shipped" in source else None,
+        generate=from_json(LogConfig, source["generate"], "generate") if "generate" in source else None,
         group=_text("group", source["group"]) if "group" in source else None,
         labels=tuple(_label(name, value) for name, value in _table("labels", source["labels"]).items()),
+        truth={name: _text(f"truth.{name}", value) for name, value in _table("truth", source.get("truth", {})).items()},
         split=_splits(source["split"], files),
         fields=tuple(_field(name, value, defaults) for name, value in _table("fields", source["fields"]).items()),
         source=source,
@@ -163,6 +97,9 @@ def parse_schema(source: dict[str, Any]) -> Schema:
 def _check_leaks(schema: Schema) -> None:
     if not schema.labels or not schema.fields:
         raise DataError("expected at least one label and one field")
+    for field in schema.fields:
+        for column in set(field.columns) & set(schema.truth.values()):
+            raise DataError(f"field {field.name} reads {column!r}, a column of truth")
     for label in schema.labels:
         for field in schema.fields:
             leaked = set(field.columns) & set(label.columns())
@@ -177,7 +114,7 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
     spec = {"kind": value} if isinstance(value, str) else value
     if not isinstance(spec, dict):
         raise DataError(f'{where}: expected "categorical", "numeric" or a table, got {value!r}')
-    _check_keys(where, spec, allowed=("kind", "column", "cross", "min_count", "buckets"))
+    _check_keys(where, spec, allowed=("kind", "column", "cross", "min_count", "buckets", "tokens"))
     if "cross" in spec:
         kind, columns = "cross", _strings(f"{where}.cross", spec["cross"])
         if len(columns) < 2 or "kind" in spec or "column" in spec:
@@ -190,7 +127,10 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
     for key, number in numbers.items():
         if type(number) is not int or number < 1:  # not a bool
             raise DataError(f"{where}.{key}: expected an integer >= 1, got {number!r}")
-    return Field(name, kind, columns, **numbers)
+    tokens = spec.get("tokens")
+    if tokens is not None and (tokens != "last" or kind != "categorical"):
+        raise DataError(f'{where}.tokens: expected "last", of a categorical field, got {tokens!r}')
+    return Field(name, kind, columns, **numbers, tokens=tokens)
 
 
 def _label(name: str, value: Any) -> Label:
@@ -243,11 +183,6 @@ def _check_comparison(where: str, column: str, operator: Any, operand: Any) -> N
     if several != isinstance(operand, list) or not all(isinstance(value, SCALARS) for value in values):
         expected = "a list of values" if several else "one value"
         raise DataError(f"{where}: {column} {operator}: expected {expected}, got {operand!r}")
-
-
-def _triples(condition: Condition) -> Iterator[tuple[str, str, Any]]:
-    for part in condition:
-        yield from (part,) if isinstance(part, tuple) else part
 
 
 def _text(where: str, value: Any) -> str:

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.schema import Label, Schema
+from adaftr_fast.data.schema_types import Label, Schema
 
 BATCH_ROWS = 1 << 17
 LABEL = "label:"  # prefix of the label columns of a scan, which may share a name with the column they come from
@@ -22,13 +22,15 @@ LABEL = "label:"  # prefix of the label columns of a scan, which may share a nam
 class Source:
     """The input files of a schema, each under its role.
 
+    Args:
+        paths: a parquet file, or a folder of such, by role (``input_paths``).
+
     Raises:
-        DataError: wrong number of files, a file that is missing or no readable parquet, or a missing column.
+        DataError: a file that is missing or no readable parquet, or a missing column.
     """
 
-    def __init__(self, schema: Schema, files: list[str | Path] | None = None) -> None:
-        self.schema = schema
-        self.paths = dict(zip(schema.files, _paths(schema, files or []), strict=True))
+    def __init__(self, schema: Schema, paths: dict[str, Path]) -> None:
+        self.schema, self.paths = schema, paths
         self._datasets = {role: _open(path) for role, path in self.paths.items()}
         for role, dataset in self._datasets.items():
             missing = [column for column in schema.columns() if column not in dataset.schema.names]
@@ -87,13 +89,14 @@ def _select(batch: pa.RecordBatch, rows: str, first_row: int) -> pa.RecordBatch:
     return batch.take(pa.array(range(start, batch.num_rows, 2), pa.int64()))
 
 
-def _paths(schema: Schema, files: list[str | Path]) -> list[Path]:
+def input_paths(schema: Schema, files: list[str | Path]) -> dict[str, Path]:
+    """The input files by role; the shipped ones where none is named. Raises DataError: wrong number of files."""
     if not files and schema.shipped is not None:
-        return [Path(str(resources.files("adaftr_fast.data") / "files" / schema.shipped))]
+        files = [str(resources.files("adaftr_fast.data") / "files" / schema.shipped)]
     if len(files) != len(schema.files):
         roles = " ".join(role.upper() for role in schema.files)
         raise DataError(f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got {len(files)}")
-    return [Path(file) for file in files]
+    return {role: Path(file) for role, file in zip(schema.files, files)}
 
 
 def _open(path: Path) -> ds.Dataset:

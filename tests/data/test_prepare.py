@@ -188,6 +188,51 @@ def test_a_damaged_manifest_is_named(source, write, tmp_path):
         read_manifest(tmp_path)
 
 
+def test_the_last_token_of_lists_and_the_truth_are_kept(source, write, tmp_path):
+    source["fields"] = {"seen": {"kind": "categorical", "tokens": "last"}}
+    source["truth"] = {"click": "chance"}
+    lists = [[1, 2], [2], [], None, [3, 1], [2, 2]]
+    chance = [0.25] * 11 + [0.5]
+    log = write(seen=pa.array(lists + lists, pa.list_(pa.int64())), chance=chance)
+    prepare(parse_schema(source), [log], tmp_path / "out")
+    train = pq.read_table(tmp_path / "out/train.parquet").to_pydict()
+    assert train["seen"] == [1, 1, 0, 0, 2, 1]
+    assert train["truth:click"] == [0.25] * 6
+    assert pq.read_table(tmp_path / "out/test.parquet")["truth:click"].to_pylist() == [0.25, 0.25, 0.5]
+    with pytest.raises(DataError, match=r"field seen: cannot read seen .* tokens are read of a column of lists"):
+        prepare(parse_schema(source), [write(seen=[1] * 12, chance=chance)], tmp_path / "out")
+    with pytest.raises(DataError, match="truth click: expected numbers, got values of type string"):
+        prepare(parse_schema(source), [write(seen=lists * 2, chance=["x"] * 12)], tmp_path / "out")
+
+
+def test_a_generated_log_needs_no_file(tmp_path):
+    source = load_schema("synthetic").source
+    small = source["generate"] | {"rows": 3_000, "users": 50, "items": 20}
+    manifest = prepare(parse_schema(source | {"generate": small}), None, tmp_path / "out")
+    assert {name: split.rows for name, split in manifest.splits.items()} == {
+        "train": 2_400,
+        "validation": 300,
+        "test": 300,
+    }
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "schema.json",
+        "test.parquet",
+        "train.parquet",
+        "validation.parquet",
+        "vocabulary.parquet",
+    ]
+
+
+def test_a_folder_of_files_is_one_input(source, write, tmp_path):
+    rows = pq.read_table(write())
+    (tmp_path / "parts").mkdir()
+    pq.write_table(rows.slice(0, 5), tmp_path / "parts/a.parquet")
+    pq.write_table(rows.slice(5), tmp_path / "parts/b.parquet")
+    whole = prepare(parse_schema(source), [write()], tmp_path / "whole")
+    parts = prepare(parse_schema(source), [tmp_path / "parts"], tmp_path / "out")
+    assert (parts.fingerprint, parts.splits) == (whole.fingerprint, whole.splits)
+
+
 def test_flights_splits_by_month(tmp_path):
     manifest = prepare(load_schema("flights"), None, tmp_path / "flights")
     assert {name: split.rows for name, split in manifest.splits.items()} == {

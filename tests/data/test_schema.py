@@ -5,7 +5,7 @@ from adaftr_fast.data.schema import load_schema, parse_schema, shipped_schemas
 
 
 def test_shipped_schemas_load():
-    assert shipped_schemas() == ["census", "census3", "flights", "flights3"]
+    assert shipped_schemas() == ["census", "census3", "flights", "flights3", "synthetic", "synthetic3"]
     flights, census = load_schema("flights"), load_schema("census")
     assert [label.name for label in flights.labels] == ["click", "conversion"]
     assert flights.group == "tailnum"
@@ -29,7 +29,7 @@ def test_a_path_is_read_and_named_in_errors(tmp_path):
         load_schema(str(path))
     with pytest.raises(DataError, match="no file"):
         load_schema(str(tmp_path / "absent.toml"))
-    with pytest.raises(DataError, match="expected one of census, census3, flights"):
+    with pytest.raises(DataError, match="expected one of census, census3, flights, flights3, synthetic"):
         load_schema("fligths")
 
 
@@ -45,6 +45,20 @@ def test_a_third_task_over_a_base():
         parse_schema({"base": "fligths"})
     with pytest.raises(DataError, match="field dep reads 'dep_delay', of which label click is made"):
         parse_schema({"base": "flights", "fields": {"dep": {"kind": "numeric", "column": "dep_delay"}}})
+
+
+def test_what_is_generated_and_known_is_checked(source):
+    synthetic = load_schema("synthetic3")
+    assert list(synthetic.generate.rates) == ["click", "view", "conversion"]
+    assert synthetic.truth["view"] == "p_view"
+    with pytest.raises(DataError, match="field rain reads 'rain', a column of truth"):
+        parse_schema(source | {"truth": {"click": "rain"}})
+    with pytest.raises(ValueError, match=r"generate\.rows: expected int, got '3'"):
+        parse_schema(source | {"generate": {"rows": "3"}})
+    with pytest.raises(DataError, match="synthetic log: layout: expected one of aliccp, ecomm, got 'x'"):
+        parse_schema(source | {"generate": {"rows": 3, "layout": "x"}})
+    with pytest.raises(DataError, match=r'fields\.rain\.tokens: expected "last", of a categorical field'):
+        parse_schema(source | {"fields": {"rain": {"kind": "numeric", "tokens": "last"}}})
 
 
 def test_field_forms(source):

@@ -1,0 +1,1 @@
+"""Impression logs with known truth, of any size, from a seed."""

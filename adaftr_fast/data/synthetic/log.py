@@ -1,0 +1,152 @@
+"""An impression log by row number: users, items, fields, labels and the probabilities the labels were drawn from."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.synthetic import noise
+from adaftr_fast.data.synthetic.layout import LAYOUTS, Layout, LogField
+from adaftr_fast.data.synthetic.truth import Truth, Values
+
+CALIBRATION_ROWS = 1 << 16  # the first ones of the log; rates are met on them in the mean
+USER_ZIPF = 0.5  # users are active unequally, yet nearly all have several impressions
+ITEM_ZIPF = 1.05
+VALUE_ZIPF = 1.05
+PROBABILITY = "p_"  # prefix of the columns of true probabilities
+DAY, RELATEDNESS = "day", "relatedness"
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a log is made of; equal configurations give equal logs, bit by bit.
+
+    Attributes:
+        rows: impressions.
+        layout: ``aliccp`` (23 fields, click and conversion) or ``ecomm`` (108 fields; click, view, conversion).
+        seed: of everything that is drawn.
+        users: how many; 0 = one for 50 rows.
+        items: how many; 0 = one for 200 rows.
+        days: the rows are spread evenly over them, in order; split by them.
+        rates: share of impressions that reach each stage of the funnel; {} = those of the paper's data.
+        spread: standard deviation of each stage's logit (1 is an AUC of about .76); 0 = the layout's.
+        relatedness_low: lower bound of a row's task relatedness, >= -1, see ``truth``.
+        relatedness_high: upper bound, <= 1.
+        list_scale: factor on the lengths of multi-valued fields (1 is Ali-CCP's: 250 tokens in one field alone).
+    """
+
+    rows: int
+    layout: str = "aliccp"
+    seed: int = 0
+    users: int = 0
+    items: int = 0
+    days: int = 8
+    rates: dict[str, float] = field(default_factory=dict)
+    spread: float = 0.0
+    relatedness_low: float = 0.0
+    relatedness_high: float = 0.95
+    list_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        least = {"rows": 1, "seed": 0, "users": 0, "items": 0, "days": 1, "spread": 0.0}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise DataError(f"synthetic log: {name}: expected >= {bound}, got {getattr(self, name)}")
+        if self.layout not in LAYOUTS:
+            raise DataError(f"synthetic log: layout: expected one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        if not 0.0 < self.list_scale <= 10.0:
+            raise DataError(f"synthetic log: list_scale: expected a number in (0, 10], got {self.list_scale}")
+        steps = [1.0, *self.rates.values(), 0.0]
+        if any(low >= high for high, low in itertools.pairwise(steps)):
+            raise DataError(f"synthetic log: rates: expected falling shares below 1, got {self.rates}")
+        low, high = self.relatedness_low, self.relatedness_high
+        if not -1.0 <= low <= high <= 1.0:
+            raise DataError(f"synthetic log: relatedness: expected low <= high within [-1, 1], got {low} and {high}")
+
+
+class ImpressionLog:
+    """The rows of a log, each a function of its number and the configuration alone."""
+
+    def __init__(self, config: LogConfig) -> None:
+        self.config = config
+        self.layout: Layout = LAYOUTS[config.layout]()
+        self.users = config.users or max(1, config.rows // 50)
+        self.items = config.items or max(1, config.rows // 200)
+        self.stages = list(config.rates or self.layout.rates)
+        sample = self.values(np.arange(min(config.rows, CALIBRATION_ROWS)))
+        self.truth = Truth(
+            config.seed,
+            config.rates or self.layout.rates,
+            config.spread or self.layout.spread,
+            (config.relatedness_low, config.relatedness_high),
+            self.layout.segments,
+            sample,
+        )
+
+    def owners(self, row: np.ndarray) -> dict[str, np.ndarray]:
+        """The user and the item of each row (numbers from 1) and the row itself, int64 [n]."""
+        user = noise.zipf(noise.uniform(self._key("user"), row), self.users, USER_ZIPF)
+        item = noise.zipf(noise.uniform(self._key("item"), row), self.items, ITEM_ZIPF)
+        return {"user": user, "item": item, "row": row}
+
+    def values(self, row: np.ndarray) -> dict[str, Values]:
+        """All fields of the rows."""
+        owners = self.owners(row)
+        return {field.name: self.field_values(field, owners[field.owner]) for field in self.layout.fields}
+
+    def field_values(self, field: LogField, owner: np.ndarray) -> Values:
+        """A field of its owners (users, items or rows by number)."""
+        if field.values == 0:
+            return owner
+        tokens = max(1, round(field.tokens * self.config.list_scale))
+        if field.tokens > 1:
+            return self._tokens(field, owner, tokens)
+        drawn = noise.zipf(noise.uniform(self._key("value", field.name), owner), field.values, VALUE_ZIPF)
+        if field.missing:
+            drawn[noise.uniform(self._key("missing", field.name), owner) < field.missing] = 0
+        return drawn
+
+    def _tokens(self, field: LogField, owner: np.ndarray, mean: int) -> Values:
+        """Between 1 and 2 mean - 1 tokens an owner."""
+        drawn = noise.uniform(self._key("length", field.name), owner)
+        offsets = np.concatenate([[0], np.cumsum(1 + (drawn * (2 * mean - 1)).astype(np.int64))])
+        lengths = np.diff(offsets)
+        place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        which = np.repeat(noise.bits(self._key("token", field.name), owner), lengths) + place.astype(np.uint64)
+        draws = noise.uniform(self._key("value", field.name), which)
+        return noise.zipf(draws, field.values, VALUE_ZIPF), offsets
+
+    def batch(self, start: int, stop: int) -> pa.RecordBatch:
+        """Rows ``start`` to ``stop - 1``.
+
+        Columns: ``day`` int32; the fields, int64 or list of int64, null = missing; a uint8 label per stage;
+        ``p_STAGE``, its true probability over all impressions, and ``relatedness``, float64.
+        """
+        row = np.arange(start, stop)
+        values = self.values(row)
+        outcome = self.truth.outcome(values)
+        columns = {DAY: pa.array(row * self.config.days // self.config.rows, pa.int32())}
+        columns |= {name: as_arrow(of_field) for name, of_field in values.items()}
+        happened = np.ones(len(row), bool)
+        for k, stage in enumerate(self.stages):
+            happened = happened & (noise.uniform(self._key("label", stage), row) < outcome.conditional[:, k])
+            columns[stage] = pa.array(happened.astype(np.uint8))
+        for k, stage in enumerate(self.stages):
+            columns[PROBABILITY + stage] = pa.array(outcome.probability[:, k])
+        columns[RELATEDNESS] = pa.array(outcome.relatedness)
+        return pa.RecordBatch.from_pydict(columns)
+
+    def _key(self, *names: str) -> np.uint64:
+        return noise.key(self.config.seed, *names)
+
+
+def as_arrow(values: Values) -> pa.Array:
+    """A field as int64 or list<int64>, 0 as null."""
+    if isinstance(values, tuple):
+        tokens, offsets = values
+        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(tokens))
+    return pa.array(values, mask=values == 0)

@@ -1,0 +1,53 @@
+"""Random numbers by counter: each is a function of a key and an index alone, whatever is drawn before it.
+
+So a log of any length can be made in chunks of any size, in any order, and what belongs to a user or a value is the
+same in every row without a table of users or values. n numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the constants of splitmix64 (Steele, Lea & Flood 2014)
+_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+
+
+def key(seed: int, *names: str) -> np.uint64:
+    """The key of a stream of random numbers: a hash of a seed and of what the numbers are for."""
+    digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest, "little"))
+
+
+def bits(stream: np.uint64, index: np.ndarray) -> np.ndarray:
+    """64 random bits, uint64 [n], for each index (any integers) of a stream: splitmix64 at an arbitrary position."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        mixed = stream + index.astype(np.uint64) * _GOLDEN
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX[0]
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX[1]
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def uniform(stream: np.uint64, index: np.ndarray) -> np.ndarray:
+    """Float64 in [0, 1), [n]."""
+    return (bits(stream, index) >> np.uint64(11)) * 2.0**-53
+
+
+def bell(stream: np.uint64, index: np.ndarray) -> np.ndarray:
+    """Float64 of mean 0 and variance 1 [n]: the sum of four uniform 16-bit numbers, nearly normal, within ±3.47."""
+    four = bits(stream, index).view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64)
+    return (four - 2.0 * 65535) * np.sqrt(3.0) / 65535
+
+
+def zipf(draws: np.ndarray, values: int, exponent: float) -> np.ndarray:
+    """Ranks 1 ... ``values``, int64 [n], of which rank k has a probability near to ``k^-exponent``, from uniform draws.
+
+    The rank is a bounded Pareto variable rounded down, which has a closed inverse where the zeta distribution has none.
+    """
+    power = 1.0 - exponent
+    if power == 0.0:
+        ranks = np.exp(draws * np.log(values + 1.0))
+    else:
+        ranks = (1.0 + draws * ((values + 1.0) ** power - 1.0)) ** (1.0 / power)
+    return np.minimum(ranks.astype(np.int64), values)

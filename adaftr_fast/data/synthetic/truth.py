@@ -1,0 +1,137 @@
+"""The planted mechanism: from a row's values to the true probabilities of its events.
+
+Every value of every field has an effect on each stage of the funnel, a fixed bell-shaped number. A stage's own score
+is the sum of its effects and of one of the pair (user segment, item segment), standardised over the rows. The click
+score moves later stages too, and how much differs from row to row:
+
+    logit p(click)                  = b_0 + spread * a
+    relatedness rho                 = low + (high - low) * sigmoid(3 g),  g from the two segments of the row
+    logit p(stage k | stage k - 1)  = b_k + spread * (rho a + sqrt(1 - rho^2) c_k)
+
+with a the click's own score and c_k that of stage k: where rho is high, what makes people click makes them convert;
+where it is low, conversion follows rules of its own. The intercepts b are set so that the mean probabilities are the
+given rates. n rows, K stages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from adaftr_fast.data.synthetic import noise
+
+Values = np.ndarray | tuple[np.ndarray, np.ndarray]
+"""int64 [n], 0 = missing; or a multi-valued field as (tokens [m], offsets [n + 1]), at least one token a row."""
+
+STEEPNESS = 3.0  # of relatedness in g: most rows are near low or high
+PAIR_WEIGHT = 1.5  # of the segments' pair, a single field's being 1: a part that no sum over fields can express
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Mean and deviation of a score over the calibration rows."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> Standard:
+        return cls(float(scores.mean()), float(scores.std()) or 1.0)
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        return (scores - self.mean) / self.deviation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Probabilities and relatedness of n rows.
+
+    Attributes:
+        conditional: float64 [n, K], p(stage k | stage k - 1).
+        relatedness: float64 [n].
+    """
+
+    conditional: np.ndarray
+    relatedness: np.ndarray
+
+    @property
+    def probability(self) -> np.ndarray:
+        """p(stage k) over all impressions, float64 [n, K]."""
+        return np.cumprod(self.conditional, axis=1)
+
+
+class Truth:
+    """The mechanism of one log, calibrated on some of its rows.
+
+    Args:
+        rates: share of impressions that reach each stage.
+        spread: deviation of each stage's logit.
+        relatedness: its bounds (low, high).
+        segments: the fields that set relatedness.
+        sample: values of the calibration rows by field.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        rates: dict[str, float],
+        spread: float,
+        relatedness: tuple[float, float],
+        segments: tuple[str, str],
+        sample: dict[str, Values],
+    ) -> None:
+        self.seed, self.spread, self.bounds, self.segments = seed, spread, relatedness, segments
+        self.stages = list(rates)
+        self._standards = {name: Standard.of(self._score(name, sample)) for name in ("relatedness", *self.stages)}
+        self.intercepts = np.zeros(len(rates))
+        logits, _ = self._logits(sample)
+        reach = np.ones(len(logits))
+        for k, rate in enumerate(rates.values()):
+            self.intercepts[k] = _intercept(logits[:, k], reach, rate)
+            reach *= _sigmoid(self.intercepts[k] + logits[:, k])
+
+    def outcome(self, values: dict[str, Values]) -> Outcome:
+        """True probabilities of rows with these values by field."""
+        logits, relatedness = self._logits(values)
+        return Outcome(_sigmoid(self.intercepts + logits), relatedness)
+
+    def _logits(self, values: dict[str, Values]) -> tuple[np.ndarray, np.ndarray]:
+        """Logits without intercepts [n, K], relatedness [n]."""
+        own = {name: standard(self._score(name, values)) for name, standard in self._standards.items()}
+        low, high = self.bounds
+        rho = low + (high - low) * _sigmoid(STEEPNESS * own["relatedness"])
+        first, *later = (own[stage] for stage in self.stages)
+        mixed = [first, *(rho * first + np.sqrt(1.0 - rho**2) * score for score in later)]
+        return self.spread * np.stack(mixed, axis=1), rho
+
+    def _score(self, name: str, values: dict[str, Values]) -> np.ndarray:
+        user, item = (values[segment] for segment in self.segments)
+        if name == "relatedness":
+            return sum(noise.bell(noise.key(self.seed, "relatedness", s), values[s]) for s in self.segments)
+        pair = noise.bits(noise.key(self.seed, "pair", name), user) + item.astype(np.uint64)
+        score = PAIR_WEIGHT * noise.bell(noise.key(self.seed, "pair effect", name), pair)
+        for field, of_field in values.items():
+            score += _effect(noise.key(self.seed, "effect", name, field), of_field)
+        return score
+
+
+def _effect(stream: np.uint64, values: Values) -> np.ndarray:
+    """A value's effect [n]; of a multi-valued field, the sum of its tokens' over the root of their number."""
+    if isinstance(values, tuple):
+        tokens, offsets = values
+        return np.add.reduceat(noise.bell(stream, tokens), offsets[:-1]) / np.sqrt(np.diff(offsets))
+    return noise.bell(stream, values)
+
+
+def _intercept(logits: np.ndarray, reach: np.ndarray, rate: float) -> float:
+    """The b for which mean(reach * sigmoid(b + logits)) = rate, by bisection to the last bit that matters."""
+    low, high = -60.0, 60.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.mean(reach * _sigmoid(middle + logits)) < rate else (low, middle)
+    return (low + high) / 2
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-logits))

@@ -1,0 +1,87 @@
+"""A log as a folder: ``log/part-*.parquet``, ``log.json`` (its configuration) and ``schema.toml`` to prepare it by."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from adaftr_fast._files import replace_file
+from adaftr_fast._json import dumps
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.synthetic.log import DAY, PROBABILITY, ImpressionLog, LogConfig
+
+BATCH_ROWS = 1 << 16  # rows drawn at once, a row group; the drawn numbers do not depend on it
+PART_ROWS = 1 << 22  # rows of a file
+CONFIG, SCHEMA, LOG = "log.json", "schema.toml", "log"
+
+
+def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) -> ImpressionLog:
+    """Writes a log of any length in bounded memory; where an interrupted run left off, it goes on.
+
+    Raises:
+        DataError: ``folder`` holds something else than this log, whole or in part.
+    """
+    folder = Path(folder)
+    _claim(config, folder)
+    log = ImpressionLog(config)
+    with tqdm(total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress) as bar:
+        for number, start in enumerate(range(0, config.rows, PART_ROWS)):
+            stop = min(start + PART_ROWS, config.rows)
+            path = folder / LOG / f"part-{number:05d}.parquet"
+            if path.exists():
+                bar.update(stop - start)
+            else:
+                _write_part(log, path, start, stop, bar)
+    replace_file(folder / SCHEMA, schema_text(log).encode())
+    return log
+
+
+def _claim(config: LogConfig, folder: Path) -> None:
+    """Makes the folder, or finds the same log in it."""
+    written = dumps(dataclasses.asdict(config), indent=2) + "\n"
+    path = folder / CONFIG
+    if path.is_file():
+        if path.read_text(encoding="utf-8") != written:
+            raise DataError(f"{path}: another synthetic log; name another folder")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: exists and is not a synthetic log; name another folder")
+    (folder / LOG).mkdir(parents=True, exist_ok=True)
+    replace_file(path, written.encode())
+
+
+def _write_part(log: ImpressionLog, path: Path, start: int, stop: int, bar: tqdm) -> None:
+    new = path.with_name(f".{path.name}.new")
+    writer = None
+    for first in range(start, stop, BATCH_ROWS):
+        batch = log.batch(first, min(first + BATCH_ROWS, stop))
+        writer = writer or pq.ParquetWriter(new, batch.schema, compression="zstd")
+        writer.write_batch(batch, row_group_size=BATCH_ROWS)
+        bar.update(batch.num_rows)
+    writer.close()
+    os.replace(new, path)
+
+
+def schema_text(log: ImpressionLog) -> str:
+    """The schema of a log in TOML: trained on all days but two, validated on the last but one, tested on the last."""
+    last = log.config.days - 1
+    lines = [f'name = "synthetic-{log.config.layout}"', f"group = {_quoted(log.layout.group)}", "", "[labels]"]
+    lines += [f"{stage} = {_quoted(stage)}" for stage in log.stages]
+    lines += ["", "[truth]  # the probabilities the labels were drawn from"]
+    lines += [f"{stage} = {_quoted(PROBABILITY + stage)}" for stage in log.stages]
+    rules = {"train": ("<", last - 1), "validation": ("==", last - 1), "test": ("==", last)}
+    lines += ["", "[split]"]
+    lines += [f'{split} = {{ where = [["{DAY}", "{op}", {day}]] }}' for split, (op, day) in rules.items()]
+    lines += ["", "[fields]"]
+    for field in log.layout.fields:
+        kind = '{ kind = "categorical", tokens = "last" }' if field.tokens > 1 else '"categorical"'
+        lines.append(f"{_quoted(field.name)} = {kind}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)

@@ -1,0 +1,43 @@
+"""What no model can beat in the mean: the metrics of the true probabilities, where a data set knows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.manifest import read_manifest
+from adaftr_fast.data.prepare import GROUP, TRUTH
+from adaftr_fast.training.evaluation import TaskMetrics
+from adaftr_fast.training.metrics import auc, gauc, log_loss
+
+
+def bayes_metrics(folder: str | Path, split: str = "test") -> TaskMetrics:
+    """``auc``, ``gauc`` and ``logloss`` of the true probabilities on a split of a prepared folder, as fractions.
+
+    The same keys as ``evaluate`` gives for a model, for the tasks whose probabilities the folder holds; {} for a data
+    set that is not synthetic. A model may beat them by chance on finite rows, not in the mean.
+
+    Raises:
+        DataError: not a prepared folder, no such split, or a probability outside (0, 1).
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if split not in manifest.splits:
+        raise DataError(f"{folder}: no split {split!r}; expected one of {', '.join(manifest.splits)}")
+    path = folder / f"{split}.parquet"
+    tasks = [task for task in manifest.tasks if TRUTH + task in pq.read_schema(path).names]
+    groups = [GROUP] if manifest.group else []
+    table = pq.read_table(path, columns=[*tasks, *(TRUTH + task for task in tasks), *groups])
+    metrics: TaskMetrics = {}
+    for task in tasks:
+        labels, truth = table[task].to_numpy(), table[TRUTH + task].to_numpy()
+        if not ((truth > 0) & (truth < 1)).all():
+            raise DataError(f"{path}: column {TRUTH + task}: expected probabilities in (0, 1)")
+        logits = np.log(truth) - np.log1p(-truth)
+        metrics[task] = {"auc": auc(labels, logits), "logloss": log_loss(labels, logits)}
+        if groups:
+            metrics[task]["gauc"] = gauc(labels, logits, table[GROUP].to_numpy())
+    return metrics

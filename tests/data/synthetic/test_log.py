@@ -1,0 +1,86 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.schema import load_schema
+from adaftr_fast.data.synthetic import write
+from adaftr_fast.data.synthetic.layout import LAYOUTS
+from adaftr_fast.data.synthetic.log import ImpressionLog, LogConfig
+
+
+def config(**changes):
+    return LogConfig(**({"rows": 3_000, "rates": {"click": 0.2, "conversion": 0.08}} | changes))
+
+
+@pytest.mark.parametrize("layout", ["aliccp", "ecomm"])
+def test_rows_do_not_depend_on_chunks(layout):
+    log = ImpressionLog(config(layout=layout))
+    whole = log.batch(0, 3_000)
+    parts = [ImpressionLog(config(layout=layout)).batch(start, start + 750) for start in range(0, 3_000, 750)]
+    assert pa.Table.from_batches(parts).combine_chunks().equals(pa.Table.from_batches([whole]))
+    other = ImpressionLog(config(layout=layout, seed=1)).batch(0, 3_000)
+    assert not other.equals(whole)
+
+
+def test_fields_are_as_the_layouts_say():
+    assert [len(LAYOUTS[name]().fields) for name in ("aliccp", "ecomm")] == [23, 108]
+    log = ImpressionLog(config(rows=20_000))
+    table = log.batch(0, 20_000)
+    assert abs(table["509"].null_count / 20_000 - 0.78) < 0.02
+    lengths = np.diff(table["110_14"].offsets.to_numpy())
+    assert lengths.min() == 1
+    assert abs(lengths.mean() - 25) < 3
+    user = table["101"].to_numpy()
+    profile = table["121"].to_numpy()
+    first = {number: profile[row] for row, number in reversed(list(enumerate(user)))}
+    assert all(first[number] == profile[row] for row, number in enumerate(user))  # of the user, so constant
+    assert np.median(np.bincount(user)[1:]) > 10  # users have many impressions
+    click, conversion = (table[stage].to_numpy() for stage in ("click", "conversion"))
+    assert np.all(click >= conversion)
+    assert abs(click.mean() - table["p_click"].to_numpy().mean()) < 0.01
+
+
+def test_a_log_is_written_in_parts_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "PART_ROWS", 1_000)
+    monkeypatch.setattr(write, "BATCH_ROWS", 400)
+    write.write_log(config(), tmp_path / "log")
+    parts = sorted((tmp_path / "log/log").iterdir())
+    assert [part.name for part in parts] == [f"part-0000{n}.parquet" for n in range(3)]
+    expected = pa.Table.from_batches([ImpressionLog(config()).batch(0, 3_000)])
+    assert pq.read_table(tmp_path / "log/log").combine_chunks().equals(expected)
+    kept = parts[0].stat().st_mtime_ns
+    parts[1].unlink()
+    write.write_log(config(), tmp_path / "log")
+    assert parts[0].stat().st_mtime_ns == kept
+    assert pq.read_table(tmp_path / "log/log").combine_chunks().equals(expected)
+    with pytest.raises(DataError, match="another synthetic log"):
+        write.write_log(config(seed=5), tmp_path / "log")
+    with pytest.raises(DataError, match="exists and is not a synthetic log"):
+        write.write_log(config(), tmp_path / "log/log")
+
+
+def test_its_schema_loads(tmp_path):
+    write.write_log(config(days=3), tmp_path / "log")
+    schema = load_schema(str(tmp_path / "log/schema.toml"))
+    assert (len(schema.fields), schema.group, schema.truth["click"]) == (23, "101", "p_click")
+    assert schema.split["validation"].where == [("day", "==", 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": 0}, "rows: expected >= 1, got 0"),
+        ({"days": 0}, "days: expected >= 1, got 0"),
+        ({"layout": "x"}, "layout: expected one of aliccp, ecomm, got 'x'"),
+        ({"rates": {"click": 0.1, "conversion": 0.2}}, "rates: expected falling shares"),
+        ({"rates": {"click": 1.0}}, "rates: expected falling shares"),
+        ({"relatedness_low": 0.9, "relatedness_high": 0.1}, "relatedness: expected low <= high"),
+        ({"list_scale": float("nan")}, "list_scale: expected"),
+        ({"spread": float("nan")}, "spread: expected >= 0"),
+    ],
+)
+def test_mistakes_are_named(changes, message):
+    with pytest.raises(DataError, match=message):
+        config(**changes)
