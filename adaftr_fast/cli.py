@@ -5,6 +5,7 @@ Whatever a command needs beyond its arguments is imported when it runs, so that 
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -22,7 +23,7 @@ from adaftr_fast.training.errors import CheckpointError, TrainingError
 Section = TypeVar("Section")
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "training": TrainingConfig}
 USER_ERRORS = (DataError, CheckpointError, TrainingError, ValueError, OSError)
-INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+INTERRUPTED = 128  # + the signal's number: what shells report for a program that a signal ended
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -34,7 +35,10 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns 0, 2 after one line on what the user can put right, or 130 after Ctrl-C."""
+    """Runs one command.
+
+    Returns 0, 2 after one line on what the user can put right, 130 after Ctrl-C, or 143 after SIGTERM.
+    """
     parsed = build_parser().parse_args(arguments)
     command = parsed.subcommand
     with warnings.catch_warnings():
@@ -44,9 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         except USER_ERRORS as error:
             print(f"adaftr-fast {command}: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            print(f"adaftr-fast {command}: interrupted", file=sys.stderr)
-            return INTERRUPTED
+        except KeyboardInterrupt as stop:
+            print(f"adaftr-fast {command}: {stop.args[1] if stop.args else 'interrupted'}", file=sys.stderr)
+            return INTERRUPTED + (stop.args[0] if stop.args else signal.SIGINT)
     return 0
 
 
@@ -73,8 +77,13 @@ def build_parser() -> Parser:
     train.add_argument("--config", action="config", help="a TOML file; options given after it win")
     for name, section in SECTIONS.items():
         train.add_argument(f"--{name}", type=section, default=section())
-    out = "folder for metrics.jsonl, best/ and test.json; a run already there is replaced once an epoch is done"
+    out = (
+        "folder for metrics.jsonl, best/ and test.json; an unfinished run there is resumed, a finished one replaced "
+        "once an epoch is done"
+    )
     train.add_argument("--out", type=Path, required=True, help=out)
+    restart = "begin anew even if --out holds an unfinished run"
+    train.add_argument("--restart", action="store_true", help=restart)
     commands.add_subcommand("train", train)
 
     evaluate = Parser(description="Measure a trained model on one split.")
@@ -85,6 +94,7 @@ def build_parser() -> Parser:
 
     demo = Parser(description="Train MMoE and AdaFTR on the flights that ship with the package, and compare.")
     demo.add_argument("--out", type=Path, required=True, help="folder for the prepared data, both runs and the report")
+    demo.add_argument("--restart", action="store_true", help=restart)
     demo.add_argument("--training", type=TrainingConfig, default=TrainingConfig())
     commands.add_subcommand("demo", demo)
 
@@ -120,7 +130,7 @@ def run_train(arguments: jsonargparse.Namespace) -> None:
 
     config = {name: section(**arguments[name].as_dict()) for name, section in SECTIONS.items()}
     data = PreparedData(config["data"].folder)
-    print(metrics_table([train_one(data, config, arguments.out)]))
+    print(metrics_table([train_one(data, config, arguments.out, restart=arguments.restart)]))
 
 
 def run_evaluate(arguments: jsonargparse.Namespace) -> None:
@@ -174,9 +184,7 @@ def run_demo(arguments: jsonargparse.Namespace) -> None:
             "optimizer": OptimizerConfig(),
             "training": training,
         }
-        runs.append(train_one(data, config, arguments.out / name))
-        if runs[-1].interrupted:  # half a comparison is none
-            raise KeyboardInterrupt
+        runs.append(train_one(data, config, arguments.out / name, restart=arguments.restart))
     records = [{"model": run.name} | record for run in runs for record in run.epochs]
     (arguments.out / METRICS).write_text("".join(dumps(record) + "\n" for record in records))
     write_report(arguments.out, "Flights: MMoE and AdaFTR", runs, notes=DEMO_NOTES)

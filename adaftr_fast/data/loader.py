@@ -41,14 +41,13 @@ class Split:
             rows = slice(start, start + batch_size)
             yield Batch(self.ids[rows], self.labels[rows], None if self.group is None else self.group[rows])
 
-    def shuffled(self, batch_size: int, *, seed: int, epoch: int, drop_last: bool = True) -> Iterator[Batch]:
-        """All rows in an order set by (seed, epoch) alone; ``drop_last`` leaves out a short last batch."""
+    def shuffled(self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """All rows but a short last batch in an order set by (seed, epoch) alone, from batch ``first_batch`` on."""
         state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
         order = torch.randperm(len(self), generator=generator)
-        end = len(self) - len(self) % batch_size if drop_last else len(self)
-        for start in range(0, end, batch_size):
-            rows = order[start : min(start + batch_size, end)]
+        for start in range(first_batch * batch_size, len(self) - batch_size + 1, batch_size):
+            rows = order[start : start + batch_size]
             group = None if self.group is None else self.group.index_select(0, rows)
             yield Batch(self.ids.index_select(0, rows), self.labels.index_select(0, rows), group)
 

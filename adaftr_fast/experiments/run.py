@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
 from adaftr_fast.data.loader import PreparedData
 from adaftr_fast.models import ModelConfig, MultiTaskModel, build_model
@@ -18,13 +19,15 @@ from adaftr_fast.training.report import Run
 from adaftr_fast.training.trainer import TEST, Trainer
 
 
-def train_one(data: PreparedData, config: dict[str, Any], folder: Path) -> Run:
+def train_one(data: PreparedData, config: dict[str, Any], folder: Path, *, restart: bool = False) -> Run:
     """Trains the model of ``config`` (a dataclass per section), measures it on the test split, writes to ``folder``.
 
-    Ctrl-C leaves the best weights so far; within the first epoch it leaves ``folder`` as it was.
+    An unfinished run of the same settings in ``folder`` is resumed, or thrown away with ``restart``.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C within the first epoch.
+        KeyboardInterrupt: Ctrl-C or SIGTERM during training, which was saved where it stood; its arguments are the
+            signal's number and what to tell the user.
+        CheckpointError: ``folder`` holds an unfinished run of other settings or data, or cannot be written.
         TrainingError: training that cannot go on.
     """
     torch.manual_seed(config["training"].seed)  # the initial weights; the trainer seeds what follows
@@ -45,16 +48,20 @@ def train_one(data: PreparedData, config: dict[str, Any], folder: Path) -> Run:
         folder=folder,
         about=about,
     )
+    if restart:
+        trainer.finish()
+    elif trainer.resume():
+        progress = trainer.progress
+        print(f"{folder}: resuming in epoch {progress.epoch} after step {progress.step:,}", file=sys.stderr)
     result = trainer.fit()
-    if not result.epochs:
-        raise KeyboardInterrupt
     if result.interrupted:
-        print(f"interrupted: keeping the weights of epoch {result.best_epoch}", file=sys.stderr)
+        raise KeyboardInterrupt(result.interrupted, f"interrupted; the same command goes on from {folder}")
     test, size = data.load("test"), config["training"].eval_batch_size
     metrics = evaluate(model, test, size)
-    (folder / TEST).write_text(dumps(metrics, indent=2) + "\n")
+    replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
+    trainer.finish()
     learned = diagnose(model, test, size)
-    return Run(config["model"].name, result.epochs, result.best_epoch, metrics, learned, result.interrupted)
+    return Run(config["model"].name, result.epochs, result.best_epoch, metrics, learned)
 
 
 def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:

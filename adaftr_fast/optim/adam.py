@@ -69,6 +69,22 @@ class Adam(RowOptimizer):
         for weight, deferred in self._deferred.items():
             deferred.flush(weight)
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """The state as it is, without making rows current; not a copy.
+
+        Unlike ``state_dict()`` it changes nothing, so it can be taken between any two steps. It belongs to the tables'
+        raw values at that moment (``parameter.detach()``, not the module's ``state_dict()``).
+        """
+        saved = [self._deferred[weight].snapshot() for weight in self._weights()]
+        return {f"{number}.{name}": value for number, each in enumerate(saved) for name, value in each.items()}
+
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """Put back what ``snapshot`` gave, beside the tables' raw values of that moment."""
+        for number, weight in enumerate(self._weights()):
+            prefix = f"{number}."
+            mine = {name.removeprefix(prefix): saved[name] for name in saved if name.startswith(prefix)}
+            self._deferred[weight].restore(mine)
+
     def _entry(self, weight: nn.Parameter) -> dict[str, Any]:
         deferred = self._deferred[weight]
         deferred.flush(weight)

@@ -12,6 +12,7 @@ from adaftr_fast.ops.embedding import empty_table
 
 _POWERS = 4096  # β^j is tabulated for j below this; csrc/cpu/embedding_adam.h has the same number
 _STEP, _BASE = 0, 7  # places in the clock
+_NAMES = ("moments", "current", "series", "schedule", "powers", "clock")  # of the tensors
 
 
 class DeferredAdam:
@@ -72,6 +73,22 @@ class DeferredAdam:
         moments, current = self.tensors[:2]
         self.moments = insert_rows(moments, at, moments.new_zeros(rows, *moments.shape[1:]))
         self.tensors[:2] = [self.moments, insert_rows(current, at, current.new_full((rows,), self.steps))]
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The state as it is, rows left behind included, by name; not a copy."""
+        counts = torch.tensor([self.steps, self._base, self.stale, self._options is not None])
+        return dict(zip(_NAMES, self.tensors)) | {"counts": counts}
+
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """Put back what ``snapshot`` gave; with the table's own values, training goes on bit by bit."""
+        for place, name in enumerate(_NAMES):
+            if self.tensors[place].shape == saved[name].shape:
+                self.tensors[place].copy_(saved[name])
+            else:  # series and schedule grow
+                self.tensors[place] = saved[name].to(self.tensors[place])
+        self.steps, self._base, stale, configured = saved["counts"].tolist()
+        self.stale = bool(stale)
+        self._options = tuple(self._clock[1:5].tolist()) if configured else None
 
     def resume_at(self, step: int) -> None:
         """Declare every row current to ``step``."""

@@ -60,7 +60,7 @@ def save_checkpoint(folder: Path, model: nn.Module, about: Description) -> None:
     replace_file(folder / weights, content)
     head = asdict(_Head(VERSION, weights, digest))
     replace_file(folder / FILE, (dumps(head | asdict(about), indent=2) + "\n").encode())
-    for stale in folder.glob("weights-*.safetensors"):
+    for stale in [*folder.glob("weights-*.safetensors"), *folder.glob(".weights-*")]:  # the latter of killed processes
         if stale.name != weights:
             stale.unlink()
 

@@ -39,6 +39,8 @@ class TrainingConfig:
     """Epochs without a better mean validation AUC after which training stops."""
     seed: int = 0
     """Seed of initial weights and row order; the same seed gives the same bits on the same machine."""
+    checkpoint_seconds: float = 300.0
+    """Seconds between two checkpoints of the unfinished run, which cost no bit of the result; epochs end in one too."""
     progress: bool = True
     """Show progress bars."""
 
@@ -46,5 +48,6 @@ class TrainingConfig:
         for name in ("batch_size", "eval_batch_size", "max_epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}: expected >= 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"training.seed: expected >= 0, got {self.seed}")
+        for name in ("seed", "checkpoint_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"training.{name}: expected >= 0, got {getattr(self, name)}")

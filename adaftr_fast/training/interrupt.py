@@ -1,4 +1,4 @@
-"""Ctrl-C as a request to stop between two steps, not in the middle of one."""
+"""Ctrl-C and SIGTERM as requests to stop between two steps, not in the middle of one."""
 
 from __future__ import annotations
 
@@ -8,35 +8,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupt:
-    """True once Ctrl-C was pressed."""
+    """True once a signal came; ``signum`` is its number."""
 
     def __init__(self) -> None:
-        self._pressed = False
+        self.signum: int | None = None
 
     def __bool__(self) -> bool:
-        return self._pressed
+        return self.signum is not None
 
-    def press(self) -> None:
-        self._pressed = True
+    def press(self, signum: int = signal.SIGINT) -> None:
+        self.signum = signum
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Interrupt]:
-    """Within the block the first Ctrl-C sets the flag; a second one raises KeyboardInterrupt as usual."""
+    """Within the block the first Ctrl-C or SIGTERM sets the flag; a second one acts as usual."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():  # only it may set handlers
         yield interrupt
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
+
+    def restore() -> None:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        interrupt.press()
-        signal.signal(signal.SIGINT, previous)
+        interrupt.press(signum)
+        restore()
 
-    signal.signal(signal.SIGINT, handle)
+    for signum in SIGNALS:
+        signal.signal(signum, handle)
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()

@@ -17,15 +17,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
 from adaftr_fast.data.batch import Batch
 from adaftr_fast.data.loader import Split
-from adaftr_fast.training.checkpoint import Description, remove_checkpoint, save_checkpoint
+from adaftr_fast.training.checkpoint import Description, load_checkpoint, remove_checkpoint, save_checkpoint
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.evaluation import TaskMetrics, diagnose, evaluate, mean_auc, spread
 from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
 from adaftr_fast.training.optimizers import build_optimizers
+from adaftr_fast.training.progress import Progress, RunningMean
+from adaftr_fast.training.recovery import Recovery
+from adaftr_fast.training.state import capture, restore
 
 METRICS, BEST, TEST = "metrics.jsonl", "best", "test.json"  # inside a run's folder
 DEAD_MARGIN = 0.005  # an AUC this close to 0.5 on validation: the tower predicts a constant, or noise
@@ -37,15 +41,14 @@ class Result:
 
     Attributes:
         epochs: one record an epoch, as in metrics.jsonl.
-        best_epoch: the epoch the weights are of, from 1; 0 when training was interrupted within the first, which
-            leaves nothing: no epoch, no checkpoint.
-        interrupted: whether Ctrl-C ended it.
+        best_epoch: the epoch the weights are of, from 1; 0 when training was interrupted within the first.
+        interrupted: the number of the signal that ended it (Ctrl-C, SIGTERM); 0 if it ended by itself.
         dead_tasks: tasks whose validation AUC is that of guessing.
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
-    interrupted: bool = False
+    interrupted: int = 0
     dead_tasks: list[str] = field(default_factory=list)
 
 
@@ -53,9 +56,10 @@ class Trainer:
     """Minimises a model's loss on ``train`` and keeps the weights with the best mean AUC on ``validation``.
 
     Args:
-        folder: where metrics.jsonl and the checkpoint ``best/`` go; None writes nothing. A run that is already there
-            stays whole until the first epoch of this one is measured, and is then removed, its test.json too.
-        about: what the checkpoint says of the run.
+        folder: where metrics.jsonl, the checkpoint ``best/`` and, until ``finish``, snapshots ``last/`` go; None
+            writes nothing. An older run's results stay whole until the first epoch of this one is measured, and are
+            then removed, its test.json too.
+        about: what the checkpoints say of the run; None writes none.
     """
 
     def __init__(
@@ -74,50 +78,79 @@ class Trainer:
         self.model, self.train, self.validation = model, train, validation
         self.optimizers = build_optimizers(model, optimizer)
         self.config, self.folder, self.about = config, folder, about
-        self.best_auc = -np.inf
-        self.best_weights: dict[str, Tensor] | None = None
+        self.progress, self.means, self._resumed = Progress(), RunningMean(), False
+        self.recovery: Recovery | None = None
+        if folder is not None and about is not None:
+            self.recovery = Recovery(folder, about, len(train), config.checkpoint_seconds)
+        self.best_weights: dict[str, Tensor] | None = None  # where no checkpoint holds them
+
+    def resume(self) -> bool:
+        """Takes up the unfinished run in ``folder``, if there is one; ``fit`` then ends in the bits it would have.
+
+        Raises:
+            CheckpointError: the unfinished run has other settings or data, or nothing of it can be read.
+        """
+        found = None if self.recovery is None else self.recovery.load()
+        if found is None:
+            return False
+        self.progress, tensors, sums = found
+        restore(self.model, self.optimizers, tensors)
+        self.means = RunningMean(sums, self.progress.step)
+        self._resumed = True
+        if self.progress.step == 0 and 0 < self.progress.best_epoch == self.progress.epoch - 1:
+            self._save_best()  # it may have been stopped after saying that these weights are the best
+        return True
+
+    def finish(self) -> None:
+        """Removes the snapshots ``last/``: all results of the run are written, or it shall begin anew."""
+        if self.recovery is not None:
+            self.recovery.discard()
 
     def fit(self) -> Result:
-        """Trains until validation stops improving, ``max_epochs`` or Ctrl-C.
+        """Trains until validation stops improving, ``max_epochs``, Ctrl-C or SIGTERM; then the run can be resumed.
 
         Raises:
             TrainingError: a loss or prediction that is not finite, or a validation split with a single class of a task.
+            CheckpointError: a checkpoint cannot be written.
         """
-        torch.manual_seed(self.config.seed)
-        result = Result()
+        if not self._resumed:
+            torch.manual_seed(self.config.seed)
         with deferred_interrupt() as interrupt:
-            for epoch in range(1, self.config.max_epochs + 1):
-                record = self.train_epoch(epoch, interrupt)
-                if interrupt:
-                    break
-                self._validate(record)
-                result.epochs.append(record)
-                if mean_auc(record["validation"]) > self.best_auc:
-                    self._keep(record["validation"])
-                    result.best_epoch = epoch
-                if epoch - result.best_epoch >= self.config.patience:
-                    break
-            result.interrupted = bool(interrupt)
+            while not self._is_done() and not interrupt:
+                record = self.train_epoch(self.progress.epoch, interrupt)
+                if not interrupt:
+                    self._end_epoch(record)
+            if interrupt:
+                self._save_progress()
+        result = Result(self.progress.epochs, self.progress.best_epoch, interrupt.signum or 0)
         self._restore_best(result)
         return result
 
+    def _is_done(self) -> bool:
+        done = len(self.progress.epochs)
+        return done >= self.config.max_epochs or done - self.progress.best_epoch >= self.config.patience
+
     def train_epoch(self, epoch: int, interrupt: Interrupt) -> dict[str, Any]:
-        """One pass over the training rows; returns the epoch's record with mean losses and speed."""
+        """One pass over the training rows, or the rest of one; returns its record with mean losses and speed."""
         self.model.train()
-        steps = len(self.train) // self.config.batch_size
-        batches = self.train.shuffled(self.config.batch_size, seed=self.config.seed, epoch=epoch)
-        total, start, step = RunningMean(), time.perf_counter(), 0
-        with self._progress_bar(epoch, steps) as bar:
-            for step, batch in enumerate(batches, start=1):
-                total.add(self.train_step(batch, epoch, step))
+        progress, size = self.progress, self.config.batch_size
+        batches = self.train.shuffled(size, seed=self.config.seed, epoch=epoch, first_batch=progress.step)
+        before, start = progress.seconds, time.perf_counter()
+        with self._progress_bar(epoch) as bar:
+            for batch in batches:
+                self.means.add(self.train_step(batch, epoch, progress.step + 1))
+                progress.step += 1
+                progress.total_steps += 1
+                progress.seconds = before + time.perf_counter() - start
                 bar.update(len(batch))
-                if step % 20 == 0:
-                    bar.set_postfix_str(total.text(), refresh=False)
+                if progress.step % 20 == 0:
+                    bar.set_postfix_str(self.means.text(), refresh=False)
                 if interrupt:
                     break
-        seconds = time.perf_counter() - start
-        speed = step * self.config.batch_size / seconds
-        return {"epoch": epoch, "seconds": seconds, "samples_per_s": speed, "train": total.means()}
+                if self.recovery is not None and self.recovery.due():
+                    self._save_progress()
+        speed = progress.step * size / progress.seconds
+        return {"epoch": epoch, "seconds": progress.seconds, "samples_per_s": speed, "train": self.means.means()}
 
     def train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
         """Moves every parameter once; returns the loss terms."""
@@ -148,8 +181,21 @@ class Trainer:
             values |= self.model.diagnostics(batch)
         return next((name for name, value in values.items() if not value.isfinite().all()), None)
 
+    def _end_epoch(self, record: dict[str, Any]) -> None:
+        """Measures, then saves; killed between any two lines, a resumed run makes up for the rest."""
+        self._validate(record)
+        self.progress.next_epoch(record)
+        self.means = RunningMean()
+        is_best = mean_auc(record["validation"]) > self.progress.best_auc
+        if is_best:
+            self.progress.best_epoch, self.progress.best_auc = record["epoch"], mean_auc(record["validation"])
+        self._log(record)
+        self._save_progress()
+        if is_best:
+            self._save_best()
+
     def _validate(self, record: dict[str, Any]) -> None:
-        """Adds validation metrics and the spread of diagnostics to an epoch's record, logs and shows it."""
+        """Adds validation metrics and the spread of diagnostics to an epoch's record."""
         size = self.config.eval_batch_size
         record["validation"] = evaluate(self.model, self.validation, size)
         for task, metrics in record["validation"].items():
@@ -157,20 +203,23 @@ class Trainer:
                 raise TrainingError(f"task {task}: the validation split has a single class, so nothing to select by")
         values = diagnose(self.model, self.validation, size)
         record["diagnostics"] = {name: spread(each) for name, each in values.items()}
-        self._log(record)
-        if self.config.progress:
-            tqdm.write(_summary(record))
 
-    def _keep(self, metrics: TaskMetrics) -> None:
-        self.best_auc = mean_auc(metrics)
-        self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        if self.folder is not None and self.about is not None:
+    def _save_progress(self) -> None:
+        if self.recovery is not None:
+            self.recovery.save(self.progress, capture(self.model, self.optimizers), self.means.sums)
+
+    def _save_best(self) -> None:
+        if self.folder is None or self.about is None:
+            self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        else:
+            metrics = self.progress.epochs[self.progress.best_epoch - 1]["validation"]
             save_checkpoint(self.folder / BEST, self.model, replace(self.about, metrics=metrics))
 
     def _restore_best(self, result: Result) -> None:
-        if self.best_weights is None:  # interrupted before the first validation
+        if not result.best_epoch:  # interrupted before the first validation
             return
-        self.model.load_state_dict(self.best_weights)
+        weights = load_checkpoint(self.folder / BEST)[0] if self.recovery is not None else self.best_weights
+        self.model.load_state_dict(weights)
         best = result.epochs[result.best_epoch - 1]["validation"]
         result.dead_tasks = [task for task, each in best.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN]
         for task in result.dead_tasks:
@@ -182,45 +231,28 @@ class Trainer:
             )
 
     def _log(self, record: dict[str, Any]) -> None:
+        if self.config.progress:
+            tqdm.write(_summary(record))
         if self.folder is None:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         if record["epoch"] == 1:  # an older run's results would pass for this one's
-            self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / TEST).unlink(missing_ok=True)
             remove_checkpoint(self.folder / BEST)
-            (self.folder / METRICS).unlink(missing_ok=True)
-        with (self.folder / METRICS).open("a") as file:
-            file.write(dumps(record) + "\n")
+        lines = "".join(dumps(each) + "\n" for each in self.progress.epochs)
+        replace_file(self.folder / METRICS, lines.encode())  # whole each time: a resumed run repeats no line
 
-    def _progress_bar(self, epoch: int, steps: int) -> tqdm:
+    def _progress_bar(self, epoch: int) -> tqdm:
+        size = self.config.batch_size
         return tqdm(
-            total=steps * self.config.batch_size,
+            total=len(self.train) // size * size,
+            initial=self.progress.step * size,
             desc=f"epoch {epoch}",
             unit=" samples",
             unit_scale=True,
             leave=False,
             disable=not self.config.progress,
         )
-
-
-class RunningMean:
-    """Means of named 0-dim tensors over steps, summed where they are and read only when asked."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        for name, term in terms.items():
-            value = term.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._steps += 1
-
-    def means(self) -> dict[str, float]:
-        return {name: total.item() / self._steps for name, total in self._sums.items()}
-
-    def text(self) -> str:
-        return ", ".join(f"{name} {mean:.4f}" for name, mean in self.means().items())
 
 
 def _summary(record: dict[str, Any]) -> str:

@@ -40,15 +40,20 @@ def test_batches_keep_rows_together_and_in_order():
         assert (batch.ids == batch.group[:, None]).all()
 
 
-@pytest.mark.parametrize(("drop_last", "sizes"), [(True, [4, 4]), (False, [4, 4, 2])])
-def test_shuffling_is_a_permutation(drop_last, sizes):
-    batches = list(numbered(10).shuffled(4, seed=1, epoch=0, drop_last=drop_last))
-    assert [len(batch) for batch in batches] == sizes
-    rows = torch.cat([batch.group for batch in batches]).tolist()
-    assert len(set(rows)) == sum(sizes)
+def test_shuffling_is_a_permutation_without_the_short_last_batch():
+    batches = list(numbered(10).shuffled(4, seed=1, epoch=0))
+    assert [len(batch) for batch in batches] == [4, 4]
+    assert len(set(torch.cat([batch.group for batch in batches]).tolist())) == 8
     for batch in batches:
         assert (batch.ids == batch.group[:, None]).all()
         assert (batch.labels[:, 0] == batch.group).all()
+
+
+def test_shuffling_can_start_at_any_batch():
+    whole = [batch.group for batch in numbered(50).shuffled(4, seed=1, epoch=2)]
+    for first in range(len(whole) + 1):
+        rest = [batch.group for batch in numbered(50).shuffled(4, seed=1, epoch=2, first_batch=first)]
+        assert torch.equal(torch.cat([torch.empty(0), *rest]), torch.cat([torch.empty(0), *whole[first:]]))
 
 
 def test_shuffling_depends_on_seed_and_epoch_alone():

@@ -113,42 +113,46 @@ def test_a_dead_tower_is_reported(model, splits):
     assert result.dead_tasks == ["conversion"]
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("at_step", "best_epoch"), [(5, 0), (60, 1)])
-def test_ctrl_c_stops_after_the_step_and_keeps_the_best(model, splits, tmp_path, at_step, best_epoch):
+def test_a_signal_stops_after_the_step_and_keeps_the_best(model, splits, tmp_path, signum, at_step, best_epoch):
     run = trainer(model, splits, tmp_path)
     step, calls = run.train_step, []
 
     def interrupted_step(*arguments):
         calls.append(arguments)
         if len(calls) == at_step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signum)
         return step(*arguments)
 
     run.train_step = interrupted_step
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(signum)
     result = run.fit()
-    assert result.interrupted
+    assert result.interrupted == signum
     assert len(calls) == at_step
     assert (result.best_epoch, len(result.epochs)) == (best_epoch, best_epoch)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signum) is handler
+    assert (tmp_path / "last").is_dir()
     if best_epoch:
         saved, _ = load_checkpoint(tmp_path / "best")
         assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
     else:
-        assert not list(tmp_path.iterdir())
+        assert not (tmp_path / "best").exists()
 
 
 def test_an_older_run_is_replaced_whole_or_not_at_all(model, splits, tmp_path):
     trainer(model, splits, tmp_path, max_epochs=2).fit()
     (tmp_path / "test.json").write_text("{}")
+    trainer(model, splits, tmp_path).finish()
     old = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     failing = trainer(model, splits, tmp_path)
     failing.train_epoch = lambda epoch, interrupt: interrupt.press()
     assert failing.fit().epochs == []
+    failing.finish()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == old
 
     failing = trainer(model, splits, tmp_path)
-    failing._keep = lambda metrics: 1 / 0  # stopped when the first epoch is logged and not yet saved
+    failing._save_progress = lambda: 1 / 0  # stopped when the first epoch is logged and not yet saved
     with pytest.raises(ZeroDivisionError):
         failing.fit()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1

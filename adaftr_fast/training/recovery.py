@@ -1,0 +1,85 @@
+"""Saving a run where it stands, and taking it up again: the bridge between a trainer's state and ``last/``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from adaftr_fast.training.checkpoint import Description
+from adaftr_fast.training.errors import CheckpointError
+from adaftr_fast.training.progress import Progress
+from adaftr_fast.training.snapshots import load_snapshot, remove_snapshots, save_snapshot
+
+LAST = "last"  # inside a run's folder; there while the run is unfinished
+FREE = {"training.progress", "training.checkpoint_seconds", "training.max_epochs", "training.patience"}
+"""Settings that an unfinished run may change: they say when to stop and what to show, not what a step does."""
+MEAN = "mean/"
+
+
+class Recovery:
+    """The snapshots of one run.
+
+    Args:
+        folder: the run's folder.
+        about: the run's settings and data; a snapshot of other ones is refused.
+        rows: of the training split.
+        seconds: time between two snapshots within an epoch.
+    """
+
+    def __init__(self, folder: Path, about: Description, rows: int, seconds: float) -> None:
+        self.folder, self.seconds = folder / LAST, seconds
+        self.identity = {"settings": _flat(about.config), "data": about.fingerprint, "rows": rows}
+        self._saved_at = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._saved_at >= self.seconds
+
+    def save(self, progress: Progress, tensors: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+        """Raises CheckpointError when it cannot be written."""
+        means = {MEAN + name: value for name, value in sums.items()}
+        run = {"identity": self.identity, "progress": asdict(progress)}
+        save_snapshot(self.folder, progress.total_steps, tensors | means, run)
+        self._saved_at = time.monotonic()
+
+    def load(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
+        """Progress, state and sums of the running means; None where there is no unfinished run.
+
+        Raises:
+            CheckpointError: the unfinished run has other settings or data, or nothing of it can be read.
+        """
+        found = load_snapshot(self.folder)
+        if found is None:
+            return None
+        tensors, run = found
+        self._check(run["identity"])
+        sums = {name.removeprefix(MEAN): tensors.pop(name) for name in list(tensors) if name.startswith(MEAN)}
+        return Progress(**run["progress"]), tensors, sums
+
+    def discard(self) -> None:
+        """Removes all snapshots: the run is finished, or shall begin anew."""
+        remove_snapshots(self.folder)
+
+    def _check(self, saved: dict[str, Any]) -> None:
+        then, now = saved["settings"], self.identity["settings"]
+        for name in sorted((then.keys() | now.keys()) - FREE):
+            if then.get(name) != now.get(name):
+                raise CheckpointError(
+                    f"{self.folder.parent}: holds an unfinished run with {name} = {then.get(name)}, "
+                    f"this one has {now.get(name)}: continue with its settings, or begin anew (--restart)"
+                )
+        for name in ("data", "rows"):
+            if saved[name] != self.identity[name]:
+                raise CheckpointError(f"{self.folder.parent}: holds an unfinished run on other data (--restart)")
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """``section.name`` -> value."""
+    return {
+        f"{section}.{name}": value
+        for section, values in config.items()
+        for name, value in (values.items() if isinstance(values, dict) else {"": values}.items())
+    }

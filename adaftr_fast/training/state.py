@@ -1,0 +1,76 @@
+"""Everything that training changes, as named tensors: taken as it is, put back bit by bit.
+
+Unlike ``model.state_dict()`` this does not make embedding rows current that an optimizer has left behind, so taking
+it changes nothing: a run gives the same bits however often its state was saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from adaftr_fast.optim import Adam
+from adaftr_fast.training.errors import CheckpointError
+
+RNG, CUDA_RNG = "rng/cpu", "rng/cuda"
+
+
+def capture(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Parameters, buffers, optimizer states and the random generators' states; the tensors are not copied."""
+    tensors = {f"model/{name}": value.detach() for name, value in _held(model)}
+    for number, optimizer in enumerate(optimizers):
+        tensors |= {f"optimizer/{number}/{name}": value for name, value in _optimizer_state(optimizer)}
+    tensors[RNG] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors[CUDA_RNG] = torch.cuda.get_rng_state()
+    return tensors
+
+
+@torch.no_grad()
+def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Puts back what ``capture`` took.
+
+    Raises:
+        CheckpointError: a parameter or buffer is missing or of another shape.
+    """
+    for name, value in _held(model):
+        saved = tensors.get(f"model/{name}")
+        if saved is None or saved.shape != value.shape:
+            found = None if saved is None else tuple(saved.shape)
+            raise CheckpointError(f"saved state: {name}: the model has {tuple(value.shape)}, the checkpoint {found}")
+        value.copy_(saved)
+    for number, optimizer in enumerate(optimizers):
+        prefix = f"optimizer/{number}/"
+        _restore_optimizer(
+            optimizer, {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        )
+    torch.set_rng_state(tensors[RNG])
+    if torch.cuda.is_available() and CUDA_RNG in tensors:
+        torch.cuda.set_rng_state(tensors[CUDA_RNG])
+
+
+def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(optimizer, Adam):
+        yield from optimizer.snapshot().items()
+        return
+    for number, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            yield f"{number}.{key}", value
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    if isinstance(optimizer, Adam):
+        optimizer.restore(tensors)
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, key = name.split(".", 1)
+        state.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,95 @@
+import os
+
+import pytest
+import torch
+
+from adaftr_fast.training.errors import CheckpointError
+from adaftr_fast.training.snapshots import load_snapshot, remove_snapshots, save_snapshot
+
+
+def save(folder, number):
+    save_snapshot(folder, number, {"a": torch.full((300,), float(number)), "b": torch.tensor(number)}, {"n": number})
+
+
+def files(folder):
+    return sorted(path for path in folder.iterdir())
+
+
+def test_round_trip_with_what_json_lacks(tmp_path):
+    assert load_snapshot(tmp_path / "last") is None
+    tensors = {"x": torch.randn(3, 2), "rng": torch.get_rng_state(), "step": torch.tensor(3.0)}
+    save_snapshot(tmp_path / "last", 1, tensors, {"best": -float("inf"), "text": "τ", "list": [1, None]})
+    found, run = load_snapshot(tmp_path / "last")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert (run["best"], run["text"], run["list"]) == (-float("inf"), "τ", [1, None])
+
+
+def test_the_two_newest_are_kept_and_litter_goes(tmp_path):
+    for number in (9, 10, 100):
+        save(tmp_path, number)
+    assert [path.name[:12] for path in files(tmp_path)] == ["000000000010", "000000000100"]
+    assert load_snapshot(tmp_path)[1]["n"] == 100
+    (tmp_path / ".writing").write_bytes(b"of a killed process")
+    save(tmp_path, 101)
+    assert len(files(tmp_path)) == 2
+    remove_snapshots(tmp_path)
+    remove_snapshots(tmp_path)
+    assert not tmp_path.exists()
+
+
+def damage(path, kind):
+    content = bytearray(path.read_bytes())
+    if kind == "cut":
+        del content[-1:]
+    elif kind == "empty":
+        content.clear()
+    else:
+        content[{"metadata": 20, "tensors": -5}[kind]] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "metadata", "tensors"])
+def test_a_damaged_one_gives_way_to_the_one_before(tmp_path, kind):
+    for number in (1, 2):
+        save(tmp_path, number)
+    damage(files(tmp_path)[-1], kind)
+    with pytest.warns(RuntimeWarning, match="000000000002-.* damaged"):
+        tensors, run = load_snapshot(tmp_path)
+    assert (run["n"], tensors["b"].item()) == (1, 1)
+    assert len(files(tmp_path)) == 1
+
+
+def test_a_run_of_which_nothing_is_left_does_not_begin_anew_unasked(tmp_path):
+    save(tmp_path, 1)
+    damage(files(tmp_path)[0], "cut")
+    with pytest.raises(CheckpointError, match="every checkpoint .* damaged"), pytest.warns(RuntimeWarning):
+        load_snapshot(tmp_path)
+
+
+def test_a_full_disk_is_named_and_costs_no_older_snapshot(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="cannot write a checkpoint, earlier ones are kept: .*No space left"):
+        save(tmp_path, 2)
+    assert len(files(tmp_path)) == 1
+    assert load_snapshot(tmp_path)[1]["n"] == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device that is always full")
+def test_a_disk_that_is_really_full(tmp_path):
+    (tmp_path / ".writing").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match="cannot write a checkpoint"):
+        save(tmp_path, 1)
+
+
+def test_other_versions_and_foreign_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("adaftr_fast.training.snapshots.VERSION", 7)
+    save(tmp_path, 1)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="version 7, this program reads version 1"):
+        load_snapshot(tmp_path)

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from adaftr_fast.training.config import OptimizerConfig
+from adaftr_fast.training.errors import CheckpointError
+from adaftr_fast.training.optimizers import build_optimizers
+from adaftr_fast.training.state import capture, restore
+
+
+def steps(model, optimizers, split, batches):
+    for batch in batches:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        sum(model.loss(batch).values()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def copied(tensors):
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def test_training_goes_on_bit_by_bit_from_rows_left_behind(model, splits):
+    """After 30 steps of small batches some rows wait for steps of Adam; the state keeps them waiting."""
+    batches = list(splits[0].batches(10))
+    optimizers = build_optimizers(model, OptimizerConfig(lr=0.01))
+    model.train()
+    steps(model, optimizers, splits, batches[:30])
+    saved = copied(capture(model, optimizers))
+    steps(model, optimizers, splits, batches[30:90])
+    drawn = torch.rand(3)
+    expected = copied(capture(model, optimizers))
+    assert saved["optimizer/1/0.counts"].tolist()[2] == 1  # stale
+
+    other = type(model)()
+    again = build_optimizers(other, OptimizerConfig(lr=0.01))
+    other.train()
+    restore(other, again, saved)
+    steps(other, again, splits, batches[30:90])
+    assert torch.equal(torch.rand(3), drawn)
+    found = capture(other, again)
+    assert found.keys() == expected.keys()
+    different = [name for name in found if not name.startswith("rng") and not torch.equal(found[name], expected[name])]
+    assert different == []
+
+
+def test_capturing_changes_nothing(model, splits):
+    batches = list(splits[0].batches(10))
+    optimizers = build_optimizers(model, OptimizerConfig(lr=0.01))
+    model.train()
+    steps(model, optimizers, splits, batches[:5])
+    before = copied(capture(model, optimizers))
+    after = capture(model, optimizers)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_state_of_another_model_is_refused(model, splits):
+    optimizers = build_optimizers(model, OptimizerConfig())
+    saved = capture(model, optimizers)
+    wrong = saved | {"model/out.weight": torch.zeros(2, 5)}
+    with pytest.raises(CheckpointError, match=r"out\.weight: the model has \(2, 12\), the checkpoint \(2, 5\)"):
+        restore(model, optimizers, wrong)
+    with pytest.raises(CheckpointError, match=r"out\.bias: the model has \(2,\), the checkpoint None"):
+        restore(model, optimizers, {name: value for name, value in saved.items() if name != "model/out.bias"})
