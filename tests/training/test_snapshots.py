@@ -1,4 +1,5 @@
 import os
+import resource
 
 import pytest
 import torch
@@ -80,11 +81,16 @@ def test_a_full_disk_is_named_and_costs_no_older_snapshot(tmp_path, monkeypatch)
     assert load_snapshot(tmp_path)[1]["n"] == 1
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device that is always full")
-def test_a_disk_that_is_really_full(tmp_path):
-    (tmp_path / ".writing").symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match="cannot write a checkpoint"):
-        save(tmp_path, 1)
+def test_a_write_that_fails_half_way_costs_no_older_snapshot(tmp_path):
+    save(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="cannot write a checkpoint, earlier ones are kept"):
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name[:12] for path in files(tmp_path)] == ["000000000001"]
 
 
 def test_other_versions_and_foreign_files_are_refused(tmp_path, monkeypatch):

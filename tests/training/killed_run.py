@@ -1,0 +1,71 @@
+"""Trains the same small AdaFTR twice, once undisturbed and once killed over and over; run by test_recovery.py.
+
+Each attempt is a fork, so that it starts in milliseconds; this process itself computes nothing, so forking is safe.
+Prints how many attempts were killed.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adaftr_fast.data.loader import Split
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.training.checkpoint import Description
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.training.trainer import Trainer
+
+FIELDS, TASKS = [60, 20, 7], ["click", "conversion"]
+
+
+def split(rows: int, seed: int) -> Split:
+    numbers = np.random.default_rng(seed)
+    ids = np.stack([numbers.integers(0, size, rows) for size in FIELDS], axis=1).astype(np.int32)
+    click = numbers.random(rows) < ids[:, 0] / 60
+    labels = np.stack([click, click & (ids[:, 1] > 9)], axis=1).astype(np.float32)
+    return Split(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(ids[:, 2].astype(np.int64)))
+
+
+def train(folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]), FIELDS, TASKS)
+    config = TrainingConfig(batch_size=64, max_epochs=4, patience=2, checkpoint_seconds=0, progress=False)
+    about = Description(config={}, fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={})
+    trainer = Trainer(
+        model, split(1500, 1), split(500, 2),
+        optimizer=OptimizerConfig(lr=0.01), config=config, folder=folder, about=about,
+    )  # fmt: skip
+    trainer.resume()
+    trainer.fit()
+
+
+def attempt(folder: Path, seconds: float | None) -> bool:
+    """Whether the run came to its end within ``seconds``."""
+    child = os.fork()
+    if child == 0:
+        train(folder)
+        os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def main(folder: Path) -> None:
+    start = time.perf_counter()
+    if not attempt(folder / "whole", None):
+        raise SystemExit("the undisturbed run failed")
+    duration = time.perf_counter() - start
+    chance, killed = random.Random(1), 0
+    while not attempt(folder / "killed", duration * chance.uniform(0.1, 0.3) if killed < 12 else None):
+        killed += 1
+    print(killed)
+
+
+main(Path(sys.argv[1]))

@@ -1,0 +1,120 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaftr_fast.training.checkpoint import Description, load_checkpoint
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.training.errors import CheckpointError
+from adaftr_fast.training.snapshots import load_snapshot
+from adaftr_fast.training.trainer import Trainer
+
+ABOUT = Description(
+    config={"training": {"seed": 0, "max_epochs": 4}, "optimizer": {"lr": 0.01}},
+    fingerprint="f", num_embeddings=[50, 20, 3], tasks=["click", "conversion"], metrics={},
+)  # fmt: skip
+
+
+def trainer(model, splits, folder, about=ABOUT, **config):
+    config = {"batch_size": 100, "max_epochs": 4, "progress": False} | config
+    optimizer = OptimizerConfig(lr=0.01)
+    return Trainer(model, *splits, optimizer=optimizer, config=TrainingConfig(**config), folder=folder, about=about)
+
+
+def stop_after(run, steps, monkeypatch):
+    """Presses Ctrl-C after so many steps and lets ``fit`` end."""
+    done = run.train_step
+
+    def step(*arguments):
+        if run.progress.total_steps + 1 == steps:
+            run.interrupt.press()
+        return done(*arguments)
+
+    monkeypatch.setattr(run, "train_step", step)
+    original = run.train_epoch
+
+    def train_epoch(epoch, interrupt):
+        run.interrupt = interrupt
+        return original(epoch, interrupt)
+
+    monkeypatch.setattr(run, "train_epoch", train_epoch)
+    result = run.fit()
+    assert result.interrupted
+
+
+def records(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "samples_per_s")} for line in lines]
+
+
+def assert_same_run(a: Path, b: Path):
+    assert records(a) == records(b)
+    weights, other = load_checkpoint(a / "best")[0], load_checkpoint(b / "best")[0]
+    assert all(torch.equal(weights[name], other[name]) for name in weights)
+    last, same = load_snapshot(a / "last")[0], load_snapshot(b / "last")[0]
+    different = [name for name in last if not torch.equal(last[name], same[name])]
+    assert different == []
+
+
+def test_killed_at_random_points_it_ends_in_the_same_bits(tmp_path):
+    """Kills fall into steps, snapshots (one a step), the measuring between epochs, and the start."""
+    script = Path(__file__).with_name("killed_run.py")
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 3
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("at", [1, 17, 40, 41, 95])
+def test_interrupted_between_any_two_steps_it_ends_in_the_same_bits(model, splits, tmp_path, monkeypatch, at):
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer(model, splits, tmp_path / "whole").fit()
+    model.load_state_dict(start)
+    stop_after(trainer(model, splits, tmp_path / "stopped"), at, monkeypatch)
+    other = type(model)()
+    run = trainer(other, splits, tmp_path / "stopped")
+    assert run.resume()
+    assert run.progress.total_steps == at
+    run.fit()
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_finished_run_resumed_before_its_results_are_written_only_restores(model, splits, tmp_path):
+    first = trainer(model, splits, tmp_path).fit()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    other = type(model)()
+    run = trainer(other, splits, tmp_path)
+    assert run.resume()
+    assert run.fit() == first
+    assert all(torch.equal(weights[name], value) for name, value in other.state_dict().items())
+    run.finish()
+    assert not trainer(model, splits, tmp_path).resume()
+
+
+def test_killed_before_the_best_weights_were_saved_they_are_saved_on_resuming(model, splits, tmp_path, monkeypatch):
+    run = trainer(model, splits, tmp_path, max_epochs=1)
+    monkeypatch.setattr(run, "_save_best", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.fit()
+    again = trainer(type(model)(), splits, tmp_path, max_epochs=1)
+    assert again.resume()
+    assert again.fit().best_epoch == 1
+
+
+def test_other_settings_or_data_are_refused_and_when_to_stop_is_free(model, splits, tmp_path, monkeypatch):
+    stop_after(trainer(model, splits, tmp_path), 5, monkeypatch)
+    other_seed = replace(ABOUT, config={"training": {"seed": 1, "max_epochs": 4}, "optimizer": {"lr": 0.01}})
+    with pytest.raises(CheckpointError, match=r"unfinished run with training\.seed = 0, this one has 1.*--restart"):
+        trainer(model, splits, tmp_path, other_seed).resume()
+    with pytest.raises(CheckpointError, match="unfinished run on other data"):
+        trainer(model, splits, tmp_path, replace(ABOUT, fingerprint="g")).resume()
+    longer = replace(ABOUT, config={"training": {"seed": 0, "max_epochs": 9}, "optimizer": {"lr": 0.01}})
+    assert trainer(model, splits, tmp_path, longer).resume()
+
+
+def test_without_a_folder_nothing_is_resumed(model, splits):
+    assert not trainer(model, splits, None).resume()
