@@ -201,14 +201,14 @@ def test_what_is_undefined_is_null(config, tmp_path, monkeypatch):
         assert "NaN" not in text
 
 
-def interrupting(monkeypatch, at_epoch):
-    """Presses Ctrl-C in an epoch and lists the epochs begun."""
+def interrupting(monkeypatch, at_epoch, signum=signal.SIGINT):
+    """Sends a signal, Ctrl-C by default, in an epoch and lists the epochs begun."""
     begun, train_epoch = [], Trainer.train_epoch
 
     def pressed(self, epoch, interrupt):
         begun.append(epoch)
         if epoch == at_epoch:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signum)
         return train_epoch(self, epoch, interrupt)
 
     monkeypatch.setattr(Trainer, "train_epoch", pressed)
@@ -226,6 +226,32 @@ def test_ctrl_c_in_the_first_epoch_leaves_the_older_run(config, tmp_path, capsys
     assert (shown.out, shown.err) == ("", f"adaftr-fast train: interrupted; the same command goes on from {run}\n")
     shutil.rmtree(run / "last")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == old
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_same_command_resumes_a_stopped_run(config, tmp_path, capsys, monkeypatch, signum, code):
+    arguments = ["train", "--config", str(config), "--training.max_epochs", "3", "--out"]
+    assert main([*arguments, str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        interrupting(patch, at_epoch=2, signum=signum)
+        assert main([*arguments, str(tmp_path / "stopped")]) == code
+    assert not (tmp_path / "stopped/test.json").exists()
+    capsys.readouterr()
+    assert "lr = 0.0005, this one has 0.1" in fails([*arguments, tmp_path / "stopped", "--optimizer.lr", "0.1"], capsys)
+    assert main([*arguments, str(tmp_path / "stopped")]) == 0
+    assert "resuming in epoch 2 after step 1" in capsys.readouterr().err
+    for name in ("test.json", "best/checkpoint.json"):
+        assert (tmp_path / "stopped" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    assert not (tmp_path / "stopped/last").exists()
+
+
+def test_restart_throws_the_stopped_run_away(config, tmp_path, capsys, monkeypatch):
+    run = ["train", "--config", str(config), "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        interrupting(patch, at_epoch=1)
+        assert main(run) == 130
+    assert main([*run, "--restart", "--optimizer.lr", "0.1"]) == 0
+    assert "resuming" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("at_epoch", [1, 2])

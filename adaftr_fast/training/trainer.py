@@ -24,7 +24,7 @@ from adaftr_fast.data.loader import Split
 from adaftr_fast.training.checkpoint import Description, load_checkpoint, remove_checkpoint, save_checkpoint
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
-from adaftr_fast.training.evaluation import TaskMetrics, diagnose, evaluate, mean_auc, spread
+from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
 from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
 from adaftr_fast.training.optimizers import build_optimizers
 from adaftr_fast.training.progress import Progress, RunningMean
