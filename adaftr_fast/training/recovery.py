@@ -42,7 +42,8 @@ class Recovery:
         """Raises CheckpointError when it cannot be written."""
         means = {MEAN + name: value for name, value in sums.items()}
         run = {"identity": self.identity, "progress": asdict(progress)}
-        save_snapshot(self.folder, progress.total_steps, tensors | means, run)
+        position = progress.total_steps + progress.epoch  # the end of an epoch comes after its last step
+        save_snapshot(self.folder, position, tensors | means, run)
         self._saved_at = time.monotonic()
 
     def load(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:

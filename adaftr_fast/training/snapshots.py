@@ -27,7 +27,7 @@ DIGITS = 32  # of the sha256, in a file's name
 
 
 def save_snapshot(folder: Path, position: int, tensors: dict[str, Tensor], run: dict[str, Any]) -> None:
-    """Adds a snapshot taken ``position`` steps into the run, then removes all but the ``KEEP`` newest.
+    """Adds a snapshot, then removes all but the ``KEEP`` newest; ``position`` rises from one to the next.
 
     Raises:
         CheckpointError: it cannot be written (a full disk, say); earlier ones are kept.
