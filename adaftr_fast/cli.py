@@ -1,4 +1,4 @@
-"""The command line: prepare, train, evaluate, info, demo.
+"""The command line: prepare, train, evaluate, experiment, info, demo.
 
 Whatever a command needs beyond its arguments is imported when it runs, so that ``--help`` is quick.
 """
@@ -16,6 +16,7 @@ import jsonargparse
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.synthetic.log import LogConfig
+from adaftr_fast.experiments import command
 from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import CheckpointError, TrainingError
@@ -40,16 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
     Returns 0, 2 after one line on what the user can put right, 130 after Ctrl-C, or 143 after SIGTERM.
     """
     parsed = build_parser().parse_args(arguments)
-    command = parsed.subcommand
+    name = parsed.subcommand
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
-            COMMANDS[command](parsed[command])
+            COMMANDS[name](parsed[name])
         except USER_ERRORS as error:
-            print(f"adaftr-fast {command}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"adaftr-fast {name}: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         except KeyboardInterrupt as stop:
-            print(f"adaftr-fast {command}: {stop.args[1] if stop.args else 'interrupted'}", file=sys.stderr)
+            print(f"adaftr-fast {name}: {stop.args[1] if stop.args else 'interrupted'}", file=sys.stderr)
             return INTERRUPTED + (stop.args[0] if stop.args else signal.SIGINT)
     return 0
 
@@ -97,6 +98,10 @@ def build_parser() -> Parser:
     demo.add_argument("--restart", action="store_true", help=restart)
     demo.add_argument("--training", type=TrainingConfig, default=TrainingConfig())
     commands.add_subcommand("demo", demo)
+
+    experiment = Parser(description="Run, resume and report a table or figure of the paper.", print_config=None)
+    command.add_arguments(experiment)
+    commands.add_subcommand("experiment", experiment)
 
     commands.add_subcommand("info", Parser(description="What is built, for which machine, and what is missing."))
     return parser
@@ -214,6 +219,7 @@ COMMANDS = {
     "train": run_train,
     "evaluate": run_evaluate,
     "demo": run_demo,
+    "experiment": command.run_experiment,
     "info": run_info,
 }
 

@@ -1,0 +1,145 @@
+"""The paper's tables and figures as data: which models stand in which rows, and what each is compared with.
+
+A row is a base ``ModelConfig`` with a few fields changed, so that every row of an experiment has the same budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+from adaftr_fast.models.config import ModelConfig
+
+TITLES = {
+    "single_dnn": "Single-DNN",
+    "shared_bottom": "Shared-Bottom",
+    "cross_stitch": "Cross-Stitch",
+    "mmoe": "MMoE",
+    "ple": "PLE",
+    "autoheri": "AutoHERI",
+    "adaftr": "AdaFTR",
+}
+"""Names of models in the order of Table 4."""
+
+NO_OMEGA = {"relatedness_updates": "omega", "temperature_updates": "none"}
+"""Routes to and from a relatedness network that an ablation does not have, as ``AdaFTR`` asks for."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row.
+
+    Attributes:
+        title: the row's name, as in the paper.
+        changes: fields of ``ModelConfig`` that differ from the base.
+        against: titles of the rows it is compared with, seed by seed; the table shows the difference to the first.
+    """
+
+    title: str
+    changes: dict[str, Any]
+    against: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure: its rows from top to bottom, and how its picture is drawn.
+
+    Attributes:
+        form: bars, one a row; or a line through the rows that are compared with the first, which is drawn level.
+    """
+
+    name: str
+    title: str
+    variants: tuple[Variant, ...]
+    form: Literal["bars", "line"] = "bars"
+
+
+def experiment(name: str, base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+    """The experiment ``name`` for models like ``base`` on ``tasks``.
+
+    Raises:
+        ValueError: an unknown name, or tasks it cannot be made of.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"experiment: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    if len(tasks) < 2:
+        raise ValueError(f"experiment {name}: expected data with two tasks or more, got {', '.join(tasks)}")
+    return EXPERIMENTS[name](base, tasks)
+
+
+def _table4(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+    baselines = [name for name in TITLES if name != "adaftr"]
+    first = TITLES[baselines[0]]
+    rows = [Variant(first, {"name": baselines[0]})]
+    rows += [Variant(TITLES[name], {"name": name}, (first,)) for name in baselines[1:]]
+    rows.append(Variant("AdaFTR", {"name": "adaftr"}, (first, *(TITLES[name] for name in baselines[1:]))))
+    return Experiment("table4", "Every model (Table 4)", tuple(rows))
+
+
+def _table5(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+    def without(title: str, **changes: Any) -> Variant:
+        return Variant(title, {"name": "adaftr"} | NO_OMEGA | changes, ("AdaFTR", backbone))
+
+    backbone = TITLES[base.backbone]
+    rows = (
+        Variant(backbone, {"name": base.backbone}, ("AdaFTR",)),
+        Variant("AdaFTR", {"name": "adaftr"}, (backbone,)),
+        without("w/o adaptive τ", tau="scalar"),
+        without("w/o learnable τ", tau="fixed", tau_fixed=0.05),
+        without("w/o negative (Eq. 7)", contrast="positive"),
+        without("w/o negative (alignment)", contrast="alignment"),
+        without("w/o contrastive (MSE)", contrast="mse"),
+        without("w/o contrastive (MAE)", contrast="mae"),
+        without("w/o alignment", contrast="none"),
+    )
+    return Experiment("table5", "AdaFTR without its parts (Table 5)", rows)
+
+
+def _table6(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+    rows = []
+    for name in ("shared_bottom", "mmoe", "ple"):
+        rows.append(Variant(TITLES[name], {"name": name}))
+        rows.append(Variant(f"{TITLES[name]} + AdaFTR", {"name": "adaftr", "backbone": name}, (TITLES[name],)))
+    return Experiment("table6", "AdaFTR over several backbones (Table 6)", tuple(rows))
+
+
+def _fig3(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+    backbone = TITLES[base.backbone]
+    rows = [Variant(backbone, {"name": base.backbone})]
+    for layer in range(1, len(base.tower_hidden) + 1):
+        against = (backbone,) if layer == 1 else (backbone, "layer 1")
+        rows.append(Variant(f"layer {layer}", {"name": "adaftr", "contrast_layer": layer}, against))
+    return Experiment("fig3", "Which tower layer is contrasted (Figure 3)", tuple(rows), form="line")
+
+
+def _fig4(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+    if len(tasks) < 3:
+        raise ValueError(f"experiment fig4: expected data with three tasks or more, got {', '.join(tasks)}")
+    backbone = TITLES[base.backbone]
+    first = TITLES["shared_bottom"]
+    every = [f"{a}-{b}" for a, b in combinations(tasks, 2)]
+    rows = [Variant(first, {"name": "shared_bottom"})]
+    if base.backbone != "shared_bottom":
+        rows.append(Variant(backbone, {"name": base.backbone}, (first,)))
+    others = (backbone,) if backbone == first else (backbone, first)
+    rows.append(Variant("AdaFTR", {"name": "adaftr", "pairs": []}, others))  # the first task with each
+    for title, pairs in [*((pair, [pair]) for pair in every[: len(tasks) - 1]), ("all pairs", every)]:
+        rows.append(Variant(f"AdaFTR, {title}", {"name": "adaftr", "pairs": pairs}, (backbone, "AdaFTR")))
+    return Experiment("fig4", "Three tasks and their pairs (Figure 4)", tuple(rows))
+
+
+def _temperature(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+    rows = (Variant("AdaFTR", {"name": "adaftr", "contrast": "infonce", "tau": "adaptive"}),)
+    return Experiment("temperature", "The learned temperature (Equation 12)", rows)
+
+
+EXPERIMENTS: dict[str, Callable[[ModelConfig, Sequence[str]], Experiment]] = {
+    "table4": _table4,
+    "table5": _table5,
+    "table6": _table6,
+    "fig3": _fig3,
+    "fig4": _fig4,
+    "temperature": _temperature,
+}

@@ -1,0 +1,145 @@
+"""Runs as jobs: each has a key of all that its result depends on, a folder named by it, and a result once it is done.
+
+Experiments on the same data share runs: MMoE of Table 4 is MMoE of Table 6.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from adaftr_fast._files import replace_file
+from adaftr_fast._json import dumps, from_json
+from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.manifest import Manifest
+from adaftr_fast.experiments.catalog import Variant
+from adaftr_fast.experiments.run import train_one
+from adaftr_fast.models.config import ModelConfig
+from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingConfig
+from adaftr_fast.training.errors import CheckpointError, TrainingError
+from adaftr_fast.training.evaluation import TaskMetrics, spread
+from adaftr_fast.training.report import Run
+from adaftr_fast.training.trainer import DEAD_MARGIN
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every row of an experiment has in common."""
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be done.
+
+    Attributes:
+        key: sha256 of configuration, data and version; equal keys give equal bits on the same machine.
+        folder: where the run is kept.
+        config: a dataclass per section, as ``train_one`` takes it.
+    """
+
+    key: str
+    folder: Path
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is kept of a run for reports. A run that diverged has an error and no metrics.
+
+    Attributes:
+        key: that of the job.
+        validation, test: metrics of the weights that were kept, as fractions; the test split is read once, at the end.
+        learned: 5, 50 and 95 % points of each diagnostic on the test split, such as the temperature.
+        dead_tasks: tasks whose validation AUC is that of guessing.
+    """
+
+    key: str
+    seconds: float
+    validation: TaskMetrics
+    test: TaskMetrics
+    epochs: int
+    best_epoch: int
+    learned: dict[str, dict[str, float]]
+    dead_tasks: list[str]
+    error: str | None = None
+
+
+def plan(data: PreparedData, variant: Variant, budget: Budget, seed: int, root: Path) -> Job:
+    """The run of ``variant`` with ``seed``; its folder lies in ``root``.
+
+    Raises:
+        ValueError: the variant's fields make no model configuration.
+    """
+    config = {
+        "data": DataConfig(str(data.folder)),
+        "model": replace(budget.model, **variant.changes),
+        "optimizer": budget.optimizer,
+        "training": replace(budget.training, seed=seed, progress=False),
+    }
+    key = _key(config, data.manifest)
+    return Job(key, root / f"{config['model'].name}-{key[:12]}-seed{seed}", config)
+
+
+def _key(config: dict[str, Any], manifest: Manifest) -> str:
+    sections = {name: asdict(section) for name, section in config.items() if name != "data"}
+    for name in ("progress", "checkpoint_seconds"):  # of no consequence for the result
+        del sections["training"][name]
+    meaning = [sections, manifest.fingerprint, manifest.inputs, version("adaftr-fast")]
+    return hashlib.sha256(dumps(meaning).encode()).hexdigest()
+
+
+def finished(job: Job) -> Outcome | None:
+    """The outcome of a job that was done before; None for one that was not, was interrupted, or left a damaged file."""
+    try:
+        outcome = from_json(Outcome, json.loads((job.folder / RESULT).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+    return outcome if outcome.key == job.key else None
+
+
+def execute(job: Job) -> Outcome:
+    """Trains and tests, or goes on where a run was stopped; the outcome is written last, and marks the run as done.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; what is unfinished does not count as done.
+        DataError, CheckpointError, ValueError, OSError: as ``train_one``.
+    """
+    start = time.perf_counter()
+    try:
+        run = _train(job)
+    except TrainingError as error:  # equal seeds diverge again, so this is a result and not a reason to try again
+        outcome = Outcome(job.key, time.perf_counter() - start, {}, {}, 0, 0, {}, [], str(error))
+    else:
+        validation = run.epochs[run.best_epoch - 1]["validation"]
+        outcome = Outcome(
+            key=job.key,
+            seconds=time.perf_counter() - start,
+            validation=validation,
+            test=run.test,
+            epochs=len(run.epochs),
+            best_epoch=run.best_epoch,
+            learned={name: spread(values) for name, values in run.diagnostics.items()},
+            dead_tasks=[task for task, each in validation.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN],
+        )
+    job.folder.mkdir(parents=True, exist_ok=True)
+    replace_file(job.folder / RESULT, (dumps(asdict(outcome), indent=2) + "\n").encode())
+    return outcome
+
+
+def _train(job: Job) -> Run:
+    data = PreparedData(job.config["data"].folder)
+    try:
+        return train_one(data, job.config, job.folder)
+    except CheckpointError:  # what was left unfinished is damaged or of data that have moved; the key says what to do
+        return train_one(data, job.config, job.folder, restart=True)

@@ -1,0 +1,197 @@
+"""What an experiment leaves: Markdown in the form of the paper's tables, JSON with every number, and a picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from adaftr_fast._files import replace_file
+from adaftr_fast._json import dumps
+from adaftr_fast.experiments.plots import draw
+from adaftr_fast.experiments.results import Results, Row
+from adaftr_fast.experiments.statistics import Difference, Spread
+from adaftr_fast.training.report import markdown_table, save_figure
+
+COLLAPSED = 0.01  # a temperature whose 5 and 95 % points are closer than this is a constant in effect
+
+
+def write_report(folder: Path, results: Results, command: str) -> list[Path]:
+    """Writes ``<name>.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{results.experiment.name}.{kind}" for kind in ("md", "json", "png")]
+    save_figure(paths[2], draw(results))
+    replace_file(paths[1], (dumps(as_json(results, command), indent=2) + "\n").encode())
+    replace_file(paths[0], as_markdown(results, command).encode())
+    return paths
+
+
+def as_markdown(results: Results, command: str) -> str:
+    """The whole report."""
+    name = results.experiment.name
+    sections = [
+        f"# {results.experiment.title}: {results.dataset}",
+        f"`{command}`",
+        main_table(results),
+        caption(results),
+        warnings(results.rows),
+        f"![{results.experiment.title}]({name}.png)",
+        "## Comparisons\n\n" + _comparison_table(results) if any(results.comparisons()) else "",
+        _learned_section(results),
+        "## Runs\n\n" + _run_table(results.rows),
+        f"## Budget, the same for every row\n\n```toml\n{_budget_text(results)}\n```",
+        f"Data: {results.attribution}" if results.attribution else "",
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def main_table(results: Results) -> str:
+    """A row a variant, a column a metric of a task: mean ± std (difference to the reference)*."""
+    columns = results.columns()
+    header = ["model", *(f"{task} {metric.upper()}" for task, metric in columns)]
+    cells = [[_cell(results, row, *column) for column in columns] for row in results.rows]
+    for position, column in enumerate(columns):
+        for rank, mark in enumerate(("**", "_")):  # the best, the runner-up
+            best = sorted(results.rows, key=lambda row: _descending(row.spread(*column)))
+            if rank < len(best) and len(best) > 2:
+                line = results.rows.index(best[rank])
+                cells[line][position] = _marked(cells[line][position], mark)
+    rows = [[row.title, *line] for row, line in zip(results.rows, cells, strict=True)]
+    return markdown_table(header, rows, text_columns=1)
+
+
+def caption(results: Results) -> str:
+    """How the table is to be read."""
+    seeds = sorted({seed for row in results.rows for seed in row.outcomes})
+    count = sum(1 for _ in results.comparisons())
+    text = (
+        f"Test split, points of 100, mean ± standard deviation over {_counted(len(seeds), 'seed')} "
+        f"({', '.join(map(str, seeds))}). Weights are those with the best mean validation AUC; the test split is read "
+        "once, after training. Best in bold, runner-up in italics."
+    )
+    if count:
+        text += (
+            " In brackets the difference to the row named first under Comparisons, * where a two-sided paired t-test "
+            f"over the seeds gives p < 0.05. {count} tests are made and none is corrected for that, so about "
+            f"{count * 0.05:.1f} would come out significant by chance."
+        )
+    return text
+
+
+def _cell(results: Results, row: Row, task: str, metric: str) -> str:
+    text = _spread_text(row.spread(task, metric))
+    if row.variant.against:
+        difference = results.compare(row.title, row.variant.against[0], task, metric)
+        text += f" ({difference.mean:+.3f}){'*' * difference.significant}" if difference.pairs else ""
+    return text
+
+
+def _spread_text(spread: Spread) -> str:
+    if not spread.count:
+        return "-"
+    return f"{spread.mean:.3f}" + (f" ± {spread.std:.3f}" if spread.count > 1 else "")
+
+
+def _marked(cell: str, mark: str) -> str:
+    number, *rest = cell.split(" ", 1)
+    return " ".join([f"{mark}{number}{mark}", *rest]) if number != "-" else cell
+
+
+def _descending(spread: Spread) -> float:
+    return -spread.mean if spread.count else math.inf
+
+
+def _comparison_table(results: Results) -> str:
+    header = ["row", "against", "task", "metric", "difference", "p", "seeds higher"]
+    rows = [
+        [each.title, each.against, each.task, each.metric.upper(), *_difference_cells(each.difference)]
+        for each in results.comparisons()
+    ]
+    return markdown_table(header, rows, text_columns=4)
+
+
+def _difference_cells(difference: Difference) -> list[str]:
+    if not difference.pairs:
+        return ["-", "-", "-"]
+    spread = f" ± {difference.std:.3f}" if difference.pairs > 1 else ""
+    p = "-" if math.isnan(difference.p) else f"{difference.p:.4f}"
+    return [f"{difference.mean:+.3f}{spread}", p, f"{difference.higher} of {difference.pairs}"]
+
+
+def _learned_section(results: Results) -> str:
+    """Mean over seeds of the 5, 50 and 95 % points of what each row learned per instance."""
+    rows = []
+    for row in results.rows:
+        learned = [outcome.learned for outcome in row.outcomes.values() if outcome.learned]
+        for name in learned[0] if learned else ():
+            low, middle, high = (
+                sum(each[name][point] for each in learned) / len(learned) for point in ("p5", "p50", "p95")
+            )
+            remark = "in effect a constant" if high - low < COLLAPSED else ""
+            rows.append([row.title, name, f"{low:.4f}", f"{middle:.4f}", f"{high:.4f}", remark])
+    if not rows:
+        return ""
+    table = markdown_table(["row", "learned", "5 %", "50 %", "95 %", "remark"], rows, text_columns=2)
+    return "## Learned per instance (test split, mean over seeds)\n\n" + table
+
+
+def _run_table(rows: list[Row]) -> str:
+    cells = [
+        [
+            row.title,
+            ", ".join(str(outcome.best_epoch) for outcome in row.outcomes.values()),
+            ", ".join(str(outcome.epochs) for outcome in row.outcomes.values()),
+            f"{sum(outcome.seconds for outcome in row.outcomes.values()):.0f}",
+        ]
+        for row in rows
+    ]
+    return markdown_table(["row", "best epoch by seed", "epochs", "seconds in all"], cells, text_columns=1)
+
+
+def warnings(rows: list[Row]) -> str:
+    """A line for each run that diverged or has a dead tower; empty when all are well."""
+    lines = []
+    for row in rows:
+        for seed, outcome in row.outcomes.items():
+            if outcome.error:
+                lines.append(f"- {row.title}, seed {seed}: diverged and is left out: {outcome.error}")
+            lines += [
+                f"- {row.title}, seed {seed}: task {task} is dead (AUC of guessing)" for task in outcome.dead_tasks
+            ]
+    return "\n".join(lines)
+
+
+def _budget_text(results: Results) -> str:
+    """The common settings as TOML that ``--config`` reads."""
+    lines = []
+    for name, section in asdict(results.budget).items():
+        lines.append(f"[{name}]")
+        lines += [f"{key} = {dumps(value)}" for key, value in section.items() if key != "progress"]
+    return "\n".join(lines)
+
+
+def as_json(results: Results, command: str) -> dict[str, Any]:
+    """Every number of the report."""
+    columns = results.columns()
+    return {
+        "experiment": results.experiment.name,
+        "command": command,
+        "dataset": results.dataset,
+        "fingerprint": results.fingerprint,
+        "budget": asdict(results.budget),
+        "rows": [
+            {
+                "title": row.title,
+                "changes": row.variant.changes,
+                "test": [{"task": t, "metric": m} | asdict(row.spread(t, m)) for t, m in columns],
+                "runs": {str(seed): asdict(outcome) for seed, outcome in row.outcomes.items()},
+            }
+            for row in results.rows
+        ],
+        "comparisons": [asdict(each) for each in results.comparisons()],
+    }
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count != 1)

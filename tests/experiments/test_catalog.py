@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from adaftr_fast.experiments.catalog import EXPERIMENTS, experiment
+from adaftr_fast.experiments.command import NAMES
+from adaftr_fast.experiments.jobs import plan
+from adaftr_fast.experiments.run import build
+from adaftr_fast.models.config import ModelConfig
+
+TASKS = ["click", "view", "conversion"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("backbone", ["mmoe", "shared_bottom", "ple"])
+def test_rows_are_distinct_and_compared_with_rows_that_are_there(name, backbone):
+    wanted = experiment(name, ModelConfig(backbone=backbone, tower_hidden=[8, 4]), TASKS)
+    titles = [variant.title for variant in wanted.variants]
+    assert len(set(titles)) == len(titles)
+    assert wanted.name == name
+    for variant in wanted.variants:
+        assert variant.title not in variant.against
+        assert set(variant.against) <= set(titles)
+        assert len(set(variant.against)) == len(variant.against)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_row_is_a_model_that_learns(name, data, budget, tmp_path):
+    batch = next(data.load("train").batches(64))
+    keys = set()
+    for variant in experiment(name, budget.model, data.manifest.tasks).variants:
+        job = plan(data, variant, budget, 0, tmp_path)
+        keys.add(job.key)
+        torch.manual_seed(0)
+        model = build(job.config["model"], data)
+        loss = sum(model.loss(batch).values())
+        assert loss.isfinite()
+        loss.backward()
+        assert sum(p.grad.norm() for p in model.parameters() if p.grad is not None and not p.grad.is_sparse) > 0
+    assert len(keys) == len(experiment(name, budget.model, data.manifest.tasks).variants)  # no row stands twice
+
+
+def test_table4_holds_every_model_and_compares_adaftr_with_each():
+    rows = experiment("table4", ModelConfig(), TASKS).variants
+    titles = ["Single-DNN", "Shared-Bottom", "Cross-Stitch", "MMoE", "PLE", "AutoHERI", "AdaFTR"]
+    assert [row.title for row in rows] == titles
+    assert list(rows[-1].against) == titles[:-1]
+
+
+def test_fig3_has_a_row_for_each_tower_layer():
+    rows = experiment("fig3", ModelConfig(tower_hidden=[8, 8, 8, 8]), TASKS).variants
+    assert [row.changes.get("contrast_layer") for row in rows] == [None, 1, 2, 3, 4]
+
+
+def test_fig4_pairs_the_first_task_with_each_other():
+    rows = {row.title: row.changes for row in experiment("fig4", ModelConfig(), TASKS).variants}
+    assert rows["AdaFTR"]["pairs"] == []  # the default: the first task with each other
+    assert [title for title in rows if title.startswith("AdaFTR, click")] == [
+        "AdaFTR, click-view", "AdaFTR, click-conversion",
+    ]  # fmt: skip
+    assert rows["AdaFTR, all pairs"]["pairs"] == ["click-view", "click-conversion", "view-conversion"]
+
+
+def test_the_command_line_offers_every_experiment():
+    assert set(EXPERIMENTS) <= set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "message"),
+    [
+        ("table9", TASKS, "expected one of table4"),
+        ("fig4", TASKS[:2], "fig4: expected data with three tasks or more, got click, view"),
+        ("table4", TASKS[:1], "two tasks or more, got click"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(name, tasks, message):
+    with pytest.raises(ValueError, match=message):
+        experiment(name, ModelConfig(), tasks)

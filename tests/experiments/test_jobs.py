@@ -1,0 +1,120 @@
+import json
+import signal
+from dataclasses import replace
+
+import pytest
+
+from adaftr_fast.experiments import jobs
+from adaftr_fast.experiments.catalog import Variant
+from adaftr_fast.experiments.jobs import RESULT, execute, finished, plan
+from adaftr_fast.training.config import DataConfig
+from adaftr_fast.training.trainer import Trainer
+
+MMOE = Variant("MMoE", {"name": "mmoe"})
+
+
+@pytest.fixture
+def job(data, budget, tmp_path):
+    return plan(data, MMOE, budget, 0, tmp_path)
+
+
+def test_a_run_is_kept_and_found_again(job):
+    assert finished(job) is None
+    outcome = execute(job)
+    assert finished(job) == outcome
+    assert outcome.error is None
+    assert outcome.epochs >= outcome.best_epoch >= 1
+    for metrics in (outcome.validation, outcome.test):
+        assert set(metrics) == {"click", "view", "conversion"}
+        assert 0.5 < metrics["click"]["auc"] < 1
+    assert outcome.test == json.loads((job.folder / "test.json").read_text())
+
+
+def test_what_was_learned_is_kept(data, budget, tmp_path):
+    outcome = execute(plan(data, Variant("AdaFTR", {"name": "adaftr", "pairs": ["click-view"]}), budget, 0, tmp_path))
+    assert set(outcome.learned) == {"tau/click-view"}
+    assert 0.05 <= outcome.learned["tau/click-view"]["p5"] <= 1
+
+
+def test_the_key_is_of_all_that_the_result_depends_on(data, budget, tmp_path, job):
+    manifest = data.manifest
+    others = [
+        plan(data, MMOE, budget, 1, tmp_path),
+        plan(data, Variant("MMoE", {"name": "mmoe", "num_experts": 2}), budget, 0, tmp_path),
+        plan(data, MMOE, replace(budget, optimizer=replace(budget.optimizer, lr=0.02)), 0, tmp_path),
+        plan(data, MMOE, replace(budget, training=replace(budget.training, patience=7)), 0, tmp_path),
+    ]
+    for change in ({"inputs": "other rows"}, {"fingerprint": "other ids"}):
+        data.manifest = replace(manifest, **change)
+        others.append(plan(data, MMOE, budget, 0, tmp_path))
+    assert len({each.key for each in [job, *others]}) == len(others) + 1
+    assert len({each.folder for each in [job, *others]}) == len(others) + 1
+
+
+def test_the_key_is_of_nothing_else(data, budget, tmp_path, job):
+    shown = replace(budget, training=replace(budget.training, progress=True, seed=9, checkpoint_seconds=1))
+    assert plan(data, Variant("another title", {"name": "mmoe"}), shown, 0, tmp_path).key == job.key
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"key": 3}', "\xff"])
+def test_a_damaged_result_is_none(job, content):
+    job.folder.mkdir()
+    (job.folder / RESULT).write_text(content, encoding="latin-1")
+    assert finished(job) is None
+
+
+def test_a_result_of_another_configuration_is_none(job):
+    execute(job)
+    assert finished(replace(job, key="0" * 64)) is None
+
+
+def test_an_interrupted_run_is_not_done_and_goes_on(job, monkeypatch):
+    whole = execute(replace(job, folder=job.folder.with_name("whole")))
+    train_step = Trainer.train_step
+
+    def interrupted(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        return train_step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            execute(job)
+    assert finished(job) is None
+    assert execute(job).test == whole.test
+
+
+def test_what_is_left_of_a_run_on_data_that_moved_is_begun_anew(job, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "train_step", lambda self, *_: signal.raise_signal(signal.SIGINT) or {})
+    with pytest.raises(KeyboardInterrupt):
+        execute(job)
+    monkeypatch.undo()
+    (tmp_path / "moved").symlink_to(data.folder)
+    moved = replace(job, config=job.config | {"data": DataConfig(str(tmp_path / "moved"))})
+    assert execute(moved).error is None
+
+
+def test_divergence_is_a_result(data, budget, tmp_path):
+    budget = replace(budget, optimizer=replace(budget.optimizer, lr=1e30))
+    job = plan(data, Variant("AdaFTR", {"name": "adaftr"}), budget, 0, tmp_path)
+    outcome = execute(job)
+    assert "finite" in outcome.error
+    assert outcome.test == {}
+    assert finished(job) == outcome
+
+
+def test_a_dead_tower_is_noted(job, monkeypatch):
+    train = jobs.train_one
+
+    def dead(*arguments):
+        run = train(*arguments)
+        run.epochs[run.best_epoch - 1]["validation"]["view"]["auc"] = 0.501
+        return run
+
+    monkeypatch.setattr(jobs, "train_one", dead)
+    assert execute(job).dead_tasks == ["view"]
+
+
+def test_fields_that_make_no_model_are_refused(data, budget, tmp_path):
+    with pytest.raises(ValueError, match=r"model.contrast_layer: expected >= 1, got 0"):
+        plan(data, Variant("AdaFTR", {"contrast_layer": 0}), budget, 0, tmp_path)

@@ -1,0 +1,107 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from adaftr_fast.experiments.catalog import Variant
+from adaftr_fast.experiments.jobs import RESULT, execute, plan
+from adaftr_fast.experiments.pool import run_all
+
+
+@pytest.fixture
+def jobs(data, budget, tmp_path):
+    names = ("shared_bottom", "mmoe", "adaftr")
+    return [plan(data, Variant(name, {"name": name}), budget, 0, tmp_path / "runs") for name in names]
+
+
+def test_processes_give_the_bits_of_one_thread(jobs, data, budget, tmp_path):
+    outcomes = run_all([*jobs, jobs[0]], workers=2, progress=False)
+    assert sorted(outcomes) == sorted(job.key for job in jobs)
+    here = execute(plan(data, Variant("adaftr", {"name": "adaftr"}), budget, 0, tmp_path / "here"))
+    assert outcomes[jobs[2].key].test == here.test
+
+
+def test_what_is_done_is_not_done_again(jobs, capfd):
+    done = [execute(job) for job in jobs[:2]]
+    times = [(job.folder / RESULT).stat().st_mtime_ns for job in jobs[:2]]
+    assert [run_all(jobs[:2], workers=1, progress=True)[job.key] for job in jobs[:2]] == done  # starts no process
+    assert [(job.folder / RESULT).stat().st_mtime_ns for job in jobs[:2]] == times
+    assert "2/2" in capfd.readouterr().err
+
+
+def test_an_error_of_a_run_is_an_error_of_the_whole(jobs, data):
+    jobs[0].config["data"].folder = str(data.folder / "nothing")
+    with pytest.raises(Exception, match="not a prepared folder"):
+        run_all(jobs[:1], workers=1, progress=False)
+
+
+def test_workers_must_be_some(jobs):
+    with pytest.raises(ValueError, match="jobs: expected >= 1, got 0"):
+        run_all(jobs, workers=0, progress=False)
+
+
+SCRIPT = """
+from pathlib import Path
+from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.experiments.command import collect
+from adaftr_fast.experiments.jobs import Budget
+from adaftr_fast.models.config import ModelConfig
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+
+if __name__ == "__main__":
+    training = TrainingConfig(batch_size=50, max_epochs=8, patience=8, progress=False)
+    budget = Budget(ModelConfig(), OptimizerConfig(), training)
+    collect("table6", PreparedData({data!r}), budget, 1, 2, Path({root!r}))
+    print("all done")
+"""
+
+
+def test_an_experiment_that_was_stopped_goes_on(folder, tmp_path):
+    script, root = tmp_path / "script.py", tmp_path / "runs"
+    script.write_text(SCRIPT.format(data=str(folder), root=str(root)))
+    marked = os.environ | {"STARTED_BY": str(script)}  # by which its children are known
+    kept = {}
+    for how in (signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL, env=marked)
+        before = kept
+        wait_for(lambda before=before: len(results(root)) > len(before))
+        process.send_signal(how)
+        assert process.wait(30) != 0
+        wait_for(lambda: not workers_of(script))  # none goes on by itself
+        kept = results(root)
+        assert before.items() <= kept.items()  # nothing was done again
+        assert len(kept) < 6
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout == "all done\n"
+    assert len(results(root)) == 6
+    assert kept.items() <= results(root).items()
+
+
+def results(root):
+    """When each run was done."""
+    return {path: path.stat().st_mtime_ns for path in root.glob(f"*/{RESULT}")}
+
+
+def workers_of(script):
+    """Command lines of processes that were started for the script's."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment, line = (path / "environ").read_bytes(), (path / "cmdline").read_text()
+        except OSError:
+            continue
+        if f"STARTED_BY={script}".encode() in environment:
+            lines.append(line)
+    return lines
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return value

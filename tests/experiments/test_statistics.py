@@ -1,0 +1,52 @@
+import math
+
+import pytest
+
+from adaftr_fast.experiments.statistics import paired, summarize
+
+
+def test_mean_and_standard_deviation_by_hand():
+    spread = summarize([1.0, 2.0, 6.0])
+    assert (spread.mean, spread.count) == (3.0, 3)
+    assert spread.std == pytest.approx(math.sqrt(7))  # (4 + 1 + 9) / (3 - 1)
+
+
+def test_one_value_has_no_spread_and_none_has_no_mean():
+    assert math.isnan(summarize([5.0]).std)
+    assert summarize([5.0]).mean == 5.0
+    assert math.isnan(summarize([]).mean)
+
+
+def test_paired_test_by_hand():
+    # differences 1, 2, 3: t = 2 / (1 / sqrt 3) = 2 sqrt 3 with 2 degrees of freedom, p = 1 - t / sqrt(2 + t^2)
+    difference = paired([2.0, 4.0, 3.0], [1.0, 2.0, 0.0])
+    assert (difference.mean, difference.std, difference.higher, difference.pairs) == (2.0, 1.0, 3, 3)
+    t = 2 * math.sqrt(3)
+    assert difference.p == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    assert not difference.significant  # p = .0742
+
+
+def test_five_seeds_can_be_significant():
+    assert paired([1.1, 2.2, 3.1, 4.2, 5.1], [1.0, 2.0, 3.0, 4.0, 5.0]).significant
+
+
+def test_order_of_seeds_matters():
+    assert paired([1.0, 2.0, 3.1], [1.0, 2.0, 3.0]).std < paired([1.0, 2.0, 3.1], [3.0, 1.0, 2.0]).std
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [([1.0], [2.0]), ([], []), ([1.0, 2.0], [1.0, 2.0]), ([1.0, 2.0], [1.5, 2.5])]
+)
+def test_where_the_test_is_undefined_nothing_is_significant(ours, theirs):
+    difference = paired(ours, theirs)
+    assert math.isnan(difference.p)
+    assert not difference.significant
+
+
+def test_equal_differences_that_rounding_parts_are_equal():
+    assert math.isnan(paired([0.1 + 0.2, 0.6], [0.2, 0.5]).p)
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ValueError, match="got 2 and 1"):
+        paired([1.0, 2.0], [1.0])
