@@ -48,6 +48,7 @@ inline void put(Bf16* tile, int64_t at, float x) {
     x -= to_float(tile[t * kTile + at]);
   }
 }
+inline int64_t in_a(int64_t row, int64_t k) { return row * 32 + k; }
 inline int64_t in_b(int64_t k, int64_t column) { return k / 2 * 32 + column * 2 + k % 2; }
 
 // Where a 32 x 32 panel of float32 goes as bfloat16: `a`, two A tiles a_step apart (its upper and lower 16 rows), and
@@ -184,6 +185,7 @@ struct AmxSweep : Sweep<float, 32> {
   static constexpr int64_t kPanelSize =
       32 * kPanel<float> + 16;  // of S; a multiple of 4 KiB would alias loads and stores
   static constexpr int64_t kMinParts = 4;
+  static constexpr int64_t kL1Panels = 7;  // of S, 28 KiB
 
   int64_t k_tiles;    // d / 32, rounded up
   int64_t row_tiles;  // stripe / 32
@@ -274,8 +276,8 @@ struct AmxSweep : Sweep<float, 32> {
     float* out = need_column ? nullptr : out_of(task);
     for (int64_t r0 = begin; r0 < end; r0 += 32) pack_rows(r0);
     start_rows(begin, end);
-    for (int64_t c = 0; c < column_blocks; ++c) {
-      const int64_t p0 = c * kBlockPanels<float>, panels = at_most(column_panels - p0, kBlockPanels<float>);
+    for (int64_t p0 = 0; p0 < column_panels; p0 += kL1Panels) {
+      const int64_t panels = at_most(column_panels - p0, kL1Panels);
       for (int64_t r0 = begin; r0 < end; r0 += 32) {
         float* s = similarities(task, r0, p0, panels);
         float* out_0 = out == nullptr ? nullptr : out + (r0 - begin) * kPanel<float>;
@@ -286,7 +288,10 @@ struct AmxSweep : Sweep<float, 32> {
           else
             absorb<true>(r, p0, panels, row, kPanelSize, out_0 + (r - r0) * kPanel<float>);
         }
-        if (out != nullptr) accumulate_rows(task, p0, panels, s, out_0, task_rows, c > 0, nullptr, unchanged);
+        if (out == nullptr) continue;
+        for (int64_t p = 0; p < panels; ++p)
+          PanelTiles<kTerms>{e_of(task) + p * kStep, panels * kStep, nullptr, 0}.fill(s + p * kPanelSize, unchanged);
+        accumulate_rows(task, p0, panels, out_0, task_rows, p0 > 0);
       }
     }
     for (int64_t r = begin; r < end; ++r) {
@@ -308,25 +313,20 @@ struct AmxSweep : Sweep<float, 32> {
   // S of 32 rows and a block of columns, in the thread's scratch.
   float* similarities(int64_t task, int64_t r0, int64_t p0, int64_t panels) {
     float* s = task_s + task * kBlockPanels<float> * kPanelSize;
-    const Bf16* a = a_tiles + r0 / 16 * k_tiles * kStep;
-    for (int64_t p = 0; p < panels; ++p) {
-      const Bf16* b = b_transposed + (p0 + p) * 2 * k_tiles * kStep;
-      multiply_tiles<kTerms>({k_tiles, a, a + k_tiles * kStep, b, b + k_tiles * kStep, s + p * kPanelSize, false});
-    }
+    for (int64_t p = 0; p < panels; ++p) similarities_of_panel(r0, p0 + p, s + p * kPanelSize);
     return s;
   }
 
-  // O of 32 rows (panels `height_of_out` rows high) (+)= E B over a block. E, which `of` makes of s, is also left as B
-  // tiles in `kept`.
-  template <class Of>
-  void accumulate_rows(int64_t task, int64_t p0, int64_t panels, const float* s, float* out, int64_t height_of_out,
-                       bool accumulate, Bf16* kept, Of of) {
-    Bf16* e = task_e + task * 2 * kBlockPanels<float> * kStep;
-    for (int64_t p = 0; p < panels; ++p)
-      PanelTiles<kTerms>{out == nullptr ? nullptr : e + p * kStep, panels * kStep,
-                         kept == nullptr ? nullptr : kept + p * 2 * row_tiles * kStep, row_tiles * kStep}
-          .fill(s + p * kPanelSize, of);
-    if (out == nullptr) return;
+  void similarities_of_panel(int64_t r0, int64_t p, float* s) {
+    const Bf16 *a = a_tiles + r0 / 16 * k_tiles * kStep, *b = b_transposed + p * 2 * k_tiles * kStep;
+    multiply_tiles<kTerms>({k_tiles, a, a + k_tiles * kStep, b, b + k_tiles * kStep, s, false});
+  }
+
+  Bf16* e_of(int64_t task) const { return task_e + task * 2 * kBlockPanels<float> * kStep; }
+
+  // O of 32 rows (panels `height_of_out` rows high) (+)= E B over a block.
+  void accumulate_rows(int64_t task, int64_t p0, int64_t panels, float* out, int64_t height_of_out, bool accumulate) {
+    const Bf16* e = e_of(task);
     for (int64_t w = 0; w < width_panels; ++w) {
       const Bf16* b = b_tiles + (w * 2 * column_panels + p0) * kStep;
       multiply_tiles<kTerms>({panels, e, e + panels * kStep, b, b + column_panels * kStep,
@@ -343,35 +343,50 @@ struct AmxSweep : Sweep<float, 32> {
     for (int64_t c = 0; c < blocks; ++c) {
       const int64_t p0 = begin + (end - begin) * c / blocks, panels = begin + (end - begin) * (c + 1) / blocks - p0;
       for (int64_t r0 = 0; r0 < height; r0 += 32) {
-        float* s = similarities(task, r0, p0, panels);
-        float* out = need_row ? part_out + part * out_size + r0 * kPanel<float> : nullptr;
-        hide_rows(r0, p0, panels, s);
-        const Entry* entry = entries + r0;
-        accumulate_rows(task, p0, panels, s, out, stripe, c > 0, kept + r0 / 32 * kStep, [entry](int r, __m512 x) {
-          return exp2_of<float, kTerms == 1>((x - entry[r].m) * entry[r].scale + entry[r].shift);
-        });
-        for (int64_t r = r0; r < at_most(r0 + 32, height); ++r) keep_positive(r, p0, panels, kept);
+        make_entries(task, r0, p0, panels, kept + r0 / 32 * kStep);
+        for (int64_t r = r0; r < at_most(r0 + 32, height); ++r) place_positive(task, r, p0, panels, kept);
+        if (need_row) accumulate_rows(task, p0, panels, part_out + part * out_size + r0 * kPanel<float>, stripe, c > 0);
       }
       for (int64_t p = 0; p < panels; ++p) accumulate_columns(p0 + p, kept + p * 2 * row_tiles * kStep);
     }
   }
 
-  // Readies S for E; rows without a gradient must give 0 whatever they hold.
-  void hide_rows(int64_t r0, int64_t p0, int64_t panels, float* s) {
-    for (int64_t r = r0; r < r0 + 32; ++r) {
-      float* row = s + (r - r0) * kPanel<float>;
-      if (entries[r].scale == 0)
-        clear(panels, row, kPanelSize);
-      else
-        hide(first + r, positive_of(first + r), p0, panels, row, kPanelSize);
+  // E of 32 rows and a block, at the rows' final m, panel by panel while it is in L1: as A tiles for O, and in `kept`.
+  void make_entries(int64_t task, int64_t r0, int64_t p0, int64_t panels, Bf16* kept) {
+    float* s = task_s + task * kBlockPanels<float> * kPanelSize;
+    Bf16* e = need_row ? e_of(task) : nullptr;
+    const Entry* entry = entries + r0;
+    bool hidden = q.row_group != nullptr;
+    for (int64_t r = 0; r < 32; ++r) hidden |= entry[r].scale == 0;
+    for (int64_t p = 0; p < panels; ++p) {
+      similarities_of_panel(r0, p0 + p, s);
+      if (hidden || (p0 + p + 1) * 32 > q.columns) hide_rows(r0, p0 + p, s);
+      PanelTiles<kTerms>{e == nullptr ? nullptr : e + p * kStep, panels * kStep, kept + p * 2 * row_tiles * kStep,
+                         row_tiles * kStep}
+          .fill(s, [entry](int r, __m512 x) {
+            return exp2_of<float, kTerms == 1>((x - entry[r].m) * entry[r].scale + entry[r].shift);
+          });
     }
   }
 
-  void keep_positive(int64_t r, int64_t p0, int64_t panels, Bf16* kept) {
+  // Readies a panel of S for E; rows without a gradient must give 0 whatever they hold.
+  void hide_rows(int64_t r0, int64_t p, float* s) {
+    for (int64_t r = r0; r < r0 + 32; ++r) {
+      float* row = s + (r - r0) * kPanel<float>;
+      if (entries[r].scale == 0)
+        clear(1, row, kPanelSize);
+      else
+        hide(first + r, positive_of(first + r), p, 1, row, kPanelSize);
+    }
+  }
+
+  // The positive is no part of O, and stands in `kept` as p - 1.
+  void place_positive(int64_t task, int64_t r, int64_t p0, int64_t panels, Bf16* kept) {
     const int64_t j = positive_of(first + r) - p0 * 32;
-    if (j >= 0 && j < panels * 32)
-      put<kTerms>(kept + (j / 16 * row_tiles + r / 32) * kStep, in_b(r % 32, j % 16),
-                  state[r].slope == 0 ? 0 : positive_entry[r] * exp2(entries[r].shift));
+    if (j < 0 || j >= panels * 32) return;
+    if (need_row) put<kTerms>(e_of(task) + (j / 32 + (r % 32 < 16 ? 0 : panels)) * kStep, in_a(r % 16, j % 32), 0);
+    put<kTerms>(kept + (j / 16 * row_tiles + r / 32) * kStep, in_b(r % 32, j % 16),
+                state[r].slope == 0 ? 0 : positive_entry[r] * exp2(entries[r].shift));
   }
 
   void accumulate_columns(int64_t p, const Bf16* e) {

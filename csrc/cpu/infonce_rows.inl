@@ -13,7 +13,7 @@
 
 #include "cpu/tile.inl"
 
-constexpr int kBlockColumns = 224;            // S, B and B^T of a block stay in a 1 MB L2 up to d = 256
+constexpr int kBlockColumns = 448;            // S, B and B^T of a block stay in a 1 MB L2 up to d = 256
 constexpr int64_t kStripeElements = 4 << 20;  // rows x columns of a stripe, if that leaves each thread some 64 rows
 constexpr int64_t kMostElements = 16 << 20;   // in any case: 64 MiB of E in float32
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
@@ -110,8 +110,9 @@ struct Sweep {
       if (state_r.positive - state_r.m > state_r.reach) state_r.m = state_r.positive;
     }
     hide(row, positive, p0, panels, s, step);
-    for (int64_t p = 0; p < panels; ++p)
-      for (int v = 0; v < 2; ++v) state_r.greatest = maximum<T>(state_r.greatest, load(s + p * step + v * kLanes<T>));
+    Vec<T> greatest[4] = {state_r.greatest, state_r.greatest, state_r.greatest, state_r.greatest};
+    over_vectors(panels, s, step, [&](int i, T* at) { greatest[i] = maximum<T>(greatest[i], load(at)); });
+    state_r.greatest = maximum<T>(maximum<T>(greatest[0], greatest[1]), maximum<T>(greatest[2], greatest[3]));
     // m follows the maximum at a distance, so that it moves once or twice a row instead of whenever a block holds a new
     // maximum; e above 1 is as exact as one below, and far from overflow.
     if (any_above<T>(state_r.greatest - state_r.m, state_r.reach)) state_r.m = horizontal_max<T>(state_r.greatest);
@@ -158,18 +159,31 @@ struct Sweep {
   void exponentials(RowState<T>& state_r, int64_t panels, T* s, int64_t step) {
     const T m = state_r.m == -T(__builtin_inff()) ? 0 : state_r.m;  // all masked so far
     const T scale = state_r.scale;
-    Vec<T> total = state_r.l, weighted = state_r.weighted;
-    for (int64_t p = 0; p < panels; ++p)
-      for (int v = 0; v < 2; ++v) {
-        T* at = s + p * step + v * kLanes<T>;
-        const Vec<T> z = (load(at) - m) * scale;
-        const Vec<T> x = exp2_of<T>(z);
-        if (kKeepE) store<T>(at, x);
-        total += x;
-        if (need_weighted) weighted += x == 0 ? Vec<T>{} : x * z;
-      }
-    state_r.l = total;
-    state_r.weighted = weighted;
+    Vec<T> total[4] = {state_r.l}, weighted[4] = {state_r.weighted};
+    over_vectors(panels, s, step, [&](int i, T* at) {
+      const Vec<T> z = (load(at) - m) * scale;
+      const Vec<T> x = exp2_of<T>(z);
+      if (kKeepE) store<T>(at, x);
+      total[i] += x;
+      if (need_weighted) weighted[i] += x == 0 ? Vec<T>{} : x * z;
+    });
+    state_r.l = (total[0] + total[1]) + (total[2] + total[3]);
+    state_r.weighted = (weighted[0] + weighted[1]) + (weighted[2] + weighted[3]);
+  }
+
+  // body(i, pointer) over a row's vectors; i counts round 0..3, so that sums can run in four independent chains.
+  template <class Body>
+  static void over_vectors(int64_t panels, T* s, int64_t step, Body body) {
+    int64_t p = 0;
+    for (; p + 2 <= panels; p += 2) {
+      body(0, s + p * step);
+      body(1, s + p * step + kLanes<T>);
+      body(2, s + (p + 1) * step);
+      body(3, s + (p + 1) * step + kLanes<T>);
+    }
+    if (p == panels) return;
+    body(0, s + p * step);
+    body(1, s + p * step + kLanes<T>);
   }
 
   static T exp2(T x) { return sizeof(T) == 4 ? __builtin_exp2f(x) : __builtin_exp2(x); }
