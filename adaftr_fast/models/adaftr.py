@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING, Literal
 
@@ -61,32 +61,29 @@ class AdaFTR(MultiTaskModel):
         contrast_updates: Literal["all", "towers"] = "all",
         temperature_updates: Literal["none", "omega"] = "none",
     ) -> None:
-        super().__init__()
-        layers = len(backbone.towers[0].mlp.layers)
-        if not 1 <= contrast_layer <= layers:
-            raise ValueError(f"AdaFTR: contrast_layer must be in 1..{layers}, got {contrast_layer}")
+        super().__init__(backbone.task_names)
+        first, layers = backbone.towers[0].mlp.layers[0], len(backbone.towers[0].mlp.layers)
+        _check("contrast", contrast, ("infonce", *ALIGNMENTS, "none"))
+        _check("contrast_layer", contrast_layer, range(1, layers + 1))
+        _check("tau", tau, ("adaptive", "scalar", "fixed"))
+        _check("relatedness_updates", relatedness_updates, ("omega", "all"))
+        _check("contrast_updates", contrast_updates, ("all", "towers"))
+        _check("temperature_updates", temperature_updates, ("none", "omega"))
         adaptive = contrast == "infonce" and tau == "adaptive"
         if not adaptive and (relatedness_updates, temperature_updates) != ("omega", "none"):
             raise ValueError(
                 "AdaFTR: relatedness_updates and temperature_updates need contrast 'infonce' and tau 'adaptive', got "
                 f"{contrast!r} and {tau!r}"
             )
-        self.backbone, self.task_names = backbone, backbone.task_names
-        self.pairs = resolve_pairs(pairs, backbone.task_names)
-        width = backbone.towers[0].mlp.layers[0].in_features
-        self.relatedness = nn.ModuleList(
-            RelatednessNetwork(width, relatedness_hidden) for _ in (self.pairs if adaptive else ())
-        )
-        self.contrasts = nn.ModuleList()
-        if contrast == "infonce":
-            setting = tau_fixed if tau == "fixed" else tau
-            self.contrasts.extend(AdaptiveInfoNCE(tau_min, tau_max, tau=setting) for _ in self.pairs)
-        elif contrast not in (*ALIGNMENTS, "none"):
-            raise ValueError(f"AdaFTR: contrast must be infonce, {', '.join(ALIGNMENTS)} or none, got {contrast!r}")
+        self.backbone = backbone
+        self.pairs = resolve_pairs(pairs, self.task_names)
         self.contrast, self.contrast_layer, self.alpha, self.beta = contrast, contrast_layer, alpha, beta
-        self.relatedness_moves_all = relatedness_updates == "all"
-        self.contrast_moves_towers_alone = contrast_updates == "towers"
-        self.contrast_moves_omega = temperature_updates == "omega"
+        self.relatedness_updates, self.contrast_updates = relatedness_updates, contrast_updates
+        self.temperature_updates = temperature_updates
+        related, contrasted = (self.pairs if adaptive else [], self.pairs if contrast == "infonce" else [])
+        self.relatedness = nn.ModuleList(RelatednessNetwork(first.in_features, relatedness_hidden) for _ in related)
+        temperature = tau_fixed if tau == "fixed" else tau
+        self.contrasts = nn.ModuleList(AdaptiveInfoNCE(tau_min, tau_max, tau=temperature) for _ in contrasted)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.backbone(ids)
@@ -94,7 +91,7 @@ class AdaFTR(MultiTaskModel):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         seen = self.backbone.represent(batch.ids)
         losses = self.backbone.task_losses(seen, batch)
-        logits = self._relatedness_logits(seen, detach=not self.relatedness_moves_all)
+        logits = self._relatedness_logits(seen, detach=self.relatedness_updates == "omega")
         if logits:
             each = [relatedness_loss(x, *batch.labels[:, pair].T, batch.weight) for x, pair in zip(logits, self.pairs)]
             losses["relatedness"] = self.alpha * sum(each)
@@ -119,13 +116,13 @@ class AdaFTR(MultiTaskModel):
     def _contrast_losses(self, seen: Representations, logits: list[Tensor], batch: Batch) -> list[Tensor]:
         """L_cl (Eq. 13) or what stands in its place, per pair."""
         hidden = seen.hidden
-        if self.contrast_moves_towers_alone:
+        if self.contrast_updates == "towers":
             hidden = self.backbone.read_towers([v.detach() for v in seen.inputs])[0]
         h = [layers[self.contrast_layer - 1] for layers in hidden]  # per task [B, h]
         if self.contrast != "infonce":
             align = ALIGNMENTS[self.contrast]
             return [weighted_mean(align(h[a], h[b]), batch.weight) for a, b in self.pairs]
-        if self.contrast_moves_omega:  # and nothing below it
+        if self.temperature_updates == "omega":  # and nothing below it
             logits = self._relatedness_logits(seen, detach=True)
         else:
             logits = [logit.detach() for logit in logits]
@@ -134,6 +131,11 @@ class AdaFTR(MultiTaskModel):
             contrast(h[a], h[b], y_rel, row_weight=batch.weight)
             for contrast, (a, b), y_rel in zip(self.contrasts, self.pairs, related)
         ]
+
+
+def _check(option: str, value: object, choices: Collection[object]) -> None:
+    if value not in choices:
+        raise ValueError(f"AdaFTR: {option} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def resolve_pairs(pairs: Sequence[str], tasks: Sequence[str]) -> list[list[int]]:

@@ -4,7 +4,6 @@ Shapes: B batch, T tasks, L layers of a tower, D sum of the widths of all upstre
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +52,20 @@ class AutoHERI(SharedBottom):
     Args: those of :class:`SharedBottom`, the tasks upstream first.
     """
 
-    def __init__(self, *sizes: Any, **options: Any) -> None:
-        super().__init__(*sizes, **options)
-        layers = [linear.out_features for linear in self.towers[0].mlp.layers]
+    def __init__(
+        self,
+        num_embeddings: Sequence[int],
+        embedding_dim: int,
+        task_names: Sequence[str],
+        *,
+        bottom_hidden: Sequence[int] = (64,),
+        tower_hidden: Sequence[int] = (64, 32, 16),
+        l2: float = 1e-6,
+    ) -> None:
+        super().__init__(
+            num_embeddings, embedding_dim, task_names, bottom_hidden=bottom_hidden, tower_hidden=tower_hidden, l2=l2
+        )
+        layers = list(tower_hidden)
         self.connections = nn.ModuleList(Connections(layers * t, layers) for t in range(1, len(self.towers)))
 
     def read_towers(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:

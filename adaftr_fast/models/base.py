@@ -33,9 +33,22 @@ class Representations(NamedTuple):
 
 
 class MultiTaskModel(nn.Module, ABC):
-    """A model owns its losses: the trainer minimises the sum of what ``loss`` returns and asks no more."""
+    """A model owns its losses: the trainer minimises the sum of what ``loss`` returns and asks no more.
 
-    task_names: list[str]
+    Raises:
+        ValueError: no task, a task named twice, or one named as another term of the loss.
+    """
+
+    def __init__(self, task_names: Sequence[str]) -> None:
+        super().__init__()
+        self.task_names = list(task_names)
+        if not self.task_names:
+            raise ValueError(f"{type(self).__name__}: task_names must name at least one task")
+        if len(set(self.task_names)) < len(self.task_names) or set(self.task_names) & set(LOSS_TERMS):
+            raise ValueError(
+                f"{type(self).__name__}: task_names must be distinct and none of {', '.join(LOSS_TERMS)}, "
+                f"got {self.task_names}"
+            )
 
     @abstractmethod
     def forward(self, ids: Tensor) -> Tensor:
@@ -44,6 +57,14 @@ class MultiTaskModel(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms of the objective (Eq. 14), each 0-dim."""
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raise ValueError unless labels are [B, T]."""
+        if labels.dim() != 2 or labels.shape[1] != len(self.task_names):
+            raise ValueError(
+                f"{type(self).__name__}: labels must be [B, {len(self.task_names)}], a column for each of "
+                f"{', '.join(self.task_names)}, got {list(labels.shape)}"
+            )
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
         """Per-instance values worth a look, each [B], such as the learned temperature."""
@@ -55,9 +76,6 @@ class Backbone(MultiTaskModel):
 
     A subclass makes ``towers``, a :class:`Tower` a task with the same widths for all, and says in ``task_inputs`` what
     they read; one whose towers exchange anything also says how, in ``read_towers``.
-
-    Raises:
-        ValueError: no task, a task named twice, or one named as another term of the loss.
     """
 
     towers: nn.ModuleList
@@ -65,15 +83,7 @@ class Backbone(MultiTaskModel):
     def __init__(
         self, num_embeddings: Sequence[int], embedding_dim: int, task_names: Sequence[str], l2: float = 1e-6
     ) -> None:
-        super().__init__()
-        names = list(task_names)
-        if not names:
-            raise ValueError(f"{type(self).__name__}: task_names must name at least one task")
-        if len(set(names)) < len(names) or set(names) & set(LOSS_TERMS):
-            raise ValueError(
-                f"{type(self).__name__}: task_names must be distinct and none of {', '.join(LOSS_TERMS)}, got {names}"
-            )
-        self.task_names = names
+        super().__init__(task_names)
         self.l2 = l2
         self.embedding = FusedEmbedding(num_embeddings, embedding_dim)
         self.embedded_features = len(num_embeddings) * embedding_dim
@@ -101,6 +111,7 @@ class Backbone(MultiTaskModel):
 
     def task_losses(self, seen: Representations, batch: Batch) -> dict[str, Tensor]:
         """Eq. 4 (with the "1 -" its second logarithm lacks in print) for each task, and the L2 term of Eq. 14."""
+        self.check_labels(batch.labels)
         each = F.binary_cross_entropy_with_logits(seen.logits, batch.labels, reduction="none")  # [B, T]
         losses = {name: weighted_mean(each[:, t], batch.weight) for t, name in enumerate(self.task_names)}
         if self.l2:

@@ -1,7 +1,6 @@
 """Cross-Stitch: towers whose activations are mixed after every layer (Misra et al., CVPR'16)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +33,20 @@ class CrossStitch(SharedBottom):
     Args: those of :class:`SharedBottom`.
     """
 
-    def __init__(self, *sizes: Any, **options: Any) -> None:
-        super().__init__(*sizes, **options)
-        layers = len(self.towers[0].mlp.layers)
-        self.stitches = nn.ModuleList(CrossStitchUnit(len(self.towers)) for _ in range(layers))
+    def __init__(
+        self,
+        num_embeddings: Sequence[int],
+        embedding_dim: int,
+        task_names: Sequence[str],
+        *,
+        bottom_hidden: Sequence[int] = (64,),
+        tower_hidden: Sequence[int] = (64, 32, 16),
+        l2: float = 1e-6,
+    ) -> None:
+        super().__init__(
+            num_embeddings, embedding_dim, task_names, bottom_hidden=bottom_hidden, tower_hidden=tower_hidden, l2=l2
+        )
+        self.stitches = nn.ModuleList(CrossStitchUnit(len(self.towers)) for _ in tower_hidden)
 
     def read_towers(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:
         x, layers = inputs, []

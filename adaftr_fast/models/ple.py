@@ -68,8 +68,11 @@ class PLE(Backbone):
         l2: float = 1e-6,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, task_names, l2)
-        if extraction_layers < 1:
-            raise ValueError(f"PLE: extraction_layers must be >= 1, got {extraction_layers}")
+        if extraction_layers < 1 or not expert_hidden:
+            raise ValueError(
+                "PLE: expected extraction_layers >= 1 and one or more widths in expert_hidden, got "
+                f"{extraction_layers} and {list(expert_hidden)}"
+            )
         widths = [self.embedded_features] + [expert_hidden[-1]] * (extraction_layers - 1)
         tasks = len(self.task_names)
         self.layers = nn.ModuleList(

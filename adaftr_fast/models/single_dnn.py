@@ -37,10 +37,7 @@ class SingleDNN(MultiTaskModel):
         tower_hidden: Sequence[int] = (64, 32, 16),
         l2: float = 1e-6,
     ) -> None:
-        super().__init__()
-        if not task_names:
-            raise ValueError("SingleDNN: task_names must name at least one task")
-        self.task_names = list(task_names)
+        super().__init__(task_names)
         self.networks = nn.ModuleList(
             SharedBottom(
                 num_embeddings, embedding_dim, [task], bottom_hidden=bottom_hidden, tower_hidden=tower_hidden, l2=l2
@@ -52,6 +49,7 @@ class SingleDNN(MultiTaskModel):
         return torch.cat([network(ids) for network in self.networks], 1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
+        self.check_labels(batch.labels)
         losses: dict[str, Tensor] = {}
         for t, network in enumerate(self.networks):
             for name, term in network.loss(replace(batch, labels=batch.labels[:, t : t + 1])).items():

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 import adaftr_fast as af
+from adaftr_fast.nn.contrast import ALIGNMENTS
 
 A, B, RELATEDNESS = torch.randn(20, 6), torch.randn(20, 6), torch.rand(20)
 
@@ -31,6 +32,25 @@ def test_fixed_temperature_normalisation_and_options():
     cosine = F.normalize(A) @ F.normalize(B).T
     torch.testing.assert_close(loss, F.cross_entropy(cosine / 0.05, torch.arange(20), reduction="sum"))
     torch.testing.assert_close(stats.positive_logit, cosine.diagonal() / 0.05)
+
+
+def test_alignments_of_single_rows():
+    """Numbers worked out by hand: h_1 . h_2 is 1 and 2, with the other row's h_2 it is 4 and 0."""
+    h_1, h_2 = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [4.0, 1.0]])
+    expected = {
+        "positive": -F.logsigmoid(torch.tensor([1.0 - 4.0, 2.0 - 0.0])),
+        "alignment": -F.logsigmoid(torch.tensor([1.0, 2.0])),
+        "mse": torch.tensor([0.0, (16 + 1) / 2]),
+        "mae": torch.tensor([0.0, (4 + 1) / 2]),
+    }
+    assert set(ALIGNMENTS) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(ALIGNMENTS[name](h_1, h_2), value, msg=name)
+
+
+def test_alignments_stand_large_representations():
+    for align in ALIGNMENTS.values():
+        assert align(1e4 * A, 1e4 * B).isfinite().all()
 
 
 def test_compiles_whole():

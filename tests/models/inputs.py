@@ -1,0 +1,35 @@
+"""Small models in float64 and batches for them. Weights are drawn large enough that nothing is nearly linear."""
+
+import torch
+
+from adaftr_fast.data.batch import Batch
+from adaftr_fast.models import AdaFTR, ModelConfig, MultiTaskModel, build_model
+
+SIZES = [7, 5, 11]
+TWO, THREE = ["click", "conversion"], ["click", "view", "conversion"]
+BACKBONES = ["shared_bottom", "mmoe", "ple"]
+COLUMN_MODELS = ["single_dnn", "cross_stitch", "autoheri"]
+
+
+def batch(rows: int = 40, tasks: int = 2, seed: int = 0, weighted: bool = False, dtype=torch.float64) -> Batch:
+    """A funnel: each task's event happens only where the one before did."""
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randint(0, n, (rows,), generator=g) for n in SIZES], 1).int()
+    labels = torch.rand(rows, tasks, generator=g).lt(0.6).to(dtype).cumprod(1)
+    weight = torch.rand(rows, generator=g, dtype=dtype) if weighted else None
+    return Batch(ids=ids, labels=labels, group=None, weight=weight)
+
+
+def model(name: str = "adaftr", tasks: list[str] = TWO, **options) -> MultiTaskModel:
+    torch.manual_seed(0)
+    built = build_model(ModelConfig(name=name, **options), SIZES, tasks).double()
+    for parameter, p in built.named_parameters():
+        if "embedding" in parameter:
+            torch.nn.init.normal_(p)
+        elif "edges" in parameter or "alpha" in parameter:  # what begins alike in every entry
+            p.data += torch.randn_like(p)
+    return built
+
+
+def adaftr(**options) -> AdaFTR:
+    return model("adaftr", **options)

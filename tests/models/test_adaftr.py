@@ -1,0 +1,146 @@
+"""AdaFTR against the paper's equations in NumPy float64, over every backbone and with every option."""
+
+import numpy as np
+import pytest
+import torch
+
+from adaftr_fast.models import AdaFTR, CrossStitch
+from tests.models import transcription as paper
+from tests.models.inputs import BACKBONES, SIZES, THREE, TWO, adaftr, batch, model
+
+
+def expected_losses(built, backbone, data, pairs, tau, layer=1, contrast="infonce"):
+    """Eqs. 5-13 for each pair, weighted and added up; ``tau`` maps y_rel [B] to a temperature, None: no network."""
+    _, v, hidden, _ = paper.represent(backbone, built.backbone, data.ids)
+    y, weight = data.labels.numpy(), None if data.weight is None else data.weight.numpy()
+    losses, temperatures = {"contrast": 0.0}, []
+    for p, (a, b) in enumerate(pairs):
+        h_a, h_b = hidden[a][layer - 1], hidden[b][layer - 1]
+        if contrast != "infonce":
+            losses["contrast"] += built.beta * paper.CONTRASTS[contrast](h_a, h_b, weight)
+            continue
+        y_rel = None
+        if len(built.relatedness):
+            y_rel = paper.relatedness(built.relatedness[p], v[a], v[b])
+            same = (y[:, a] == y[:, b]).astype(float)  # Eq. 10
+            related = built.alpha * paper.cross_entropy(y_rel, same, weight)
+            losses["relatedness"] = losses.get("relatedness", 0.0) + related
+        temperatures.append(tau(y_rel))
+        losses["contrast"] += built.beta * paper.infonce(h_a, h_b, temperatures[-1], weight)
+    return losses, temperatures
+
+
+def assert_losses(built, data, expected):
+    found = built.loss(data)
+    assert set(found) - {*built.task_names, "l2"} == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name].item(), value, rtol=1e-9, err_msg=name)
+    for name, value in built.backbone.loss(data).items():
+        assert torch.equal(found[name], value), name
+
+
+def eq_12(y_rel):
+    return (1.0 - 0.05) * (1 - y_rel) + 0.05
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("tasks", [TWO, THREE])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_eqs_8_to_14_over_every_backbone(backbone, tasks, weighted):
+    built = adaftr(backbone=backbone, tasks=tasks, alpha=0.7, beta=0.3, l2=1e-3)
+    data = batch(tasks=len(tasks), weighted=weighted)
+    pairs = [(0, t) for t in range(1, len(tasks))]
+    expected, temperatures = expected_losses(built, backbone, data, pairs, eq_12)
+    assert_losses(built, data, expected)
+    np.testing.assert_allclose(
+        built(data.ids).detach().numpy(), paper.represent(backbone, built.backbone, data.ids)[3], rtol=1e-9
+    )
+    found = built.diagnostics(data)
+    assert list(found) == [f"tau/click-{other}" for other in tasks[1:]]
+    for tau, value in zip(found.values(), temperatures):
+        np.testing.assert_allclose(tau.detach().numpy(), value, rtol=1e-10)
+
+
+def test_v_rel_of_a_shared_bottom_is_the_square_of_v():
+    built, data = adaftr(backbone="shared_bottom"), batch()
+    v = built.backbone.represent(data.ids).inputs
+    assert v[0] is v[1]
+    tau = built.contrasts[0].temperature(built.relatedness[0].tower(v[0].square())[1].sigmoid())
+    torch.testing.assert_close(built.diagnostics(data)["tau/click-conversion"], tau)
+
+
+def test_one_learned_tau():
+    built, data = adaftr(tau="scalar", tau_min=0.1, tau_max=0.9, beta=0.2), batch()
+    built.contrasts[0].logit.data.fill_(0.3)
+    tau = 0.8 * (1 - paper.sigmoid(0.3)) + 0.1
+    assert_losses(built, data, expected_losses(built, "mmoe", data, [(0, 1)], lambda _: tau)[0])
+    torch.testing.assert_close(built.diagnostics(data)["tau/click-conversion"], torch.full((40,), tau).double())
+    built.loss(data)["contrast"].backward()
+    assert built.contrasts[0].logit.grad.abs() > 0
+
+
+@pytest.mark.parametrize("tau", [0.05, 0.3])
+def test_fixed_tau(tau):
+    built, data = adaftr(tau="fixed", tau_fixed=tau), batch(weighted=True)
+    assert_losses(built, data, expected_losses(built, "mmoe", data, [(0, 1)], lambda _: tau)[0])
+    assert built.diagnostics(data) == {}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("contrast", list(paper.CONTRASTS))
+def test_contrasts_without_a_temperature(contrast, weighted):
+    built, data = adaftr(contrast=contrast, tasks=THREE), batch(tasks=3, weighted=weighted)
+    expected, _ = expected_losses(built, "mmoe", data, [(0, 1), (0, 2)], None, contrast=contrast)
+    assert_losses(built, data, expected)
+    assert not len(built.relatedness)
+    assert built.diagnostics(data) == {}
+
+
+def test_without_contrast_it_is_its_backbone():
+    built, data = adaftr(contrast="none"), batch()
+    assert_losses(built, data, {})
+    assert [n.removeprefix("backbone.") for n, _ in built.named_parameters()] == [
+        n for n, _ in model("mmoe").named_parameters()
+    ]
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_contrast_layer_picks_the_tower_layer(layer):
+    built, data = adaftr(contrast_layer=layer), batch()
+    assert_losses(built, data, expected_losses(built, "mmoe", data, [(0, 1)], eq_12, layer)[0])
+
+
+def test_pairs_name_anchor_and_other():
+    built, data = adaftr(tasks=THREE, pairs=["view-click", "view-conversion"]), batch(tasks=3)
+    assert_losses(built, data, expected_losses(built, "mmoe", data, [(1, 0), (1, 2)], eq_12)[0])
+    assert list(built.diagnostics(data)) == ["tau/view-click", "tau/view-conversion"]
+
+
+@pytest.mark.parametrize("options", [{"relatedness_updates": "all"}, {"contrast_updates": "towers"},
+                                     {"temperature_updates": "omega"}])  # fmt: skip
+def test_routing_changes_no_loss(options):
+    data = batch()
+    for name, value in adaftr(**options).loss(data).items():
+        torch.testing.assert_close(value, adaftr().loss(data)[name], rtol=1e-12, atol=0)
+
+
+def test_towers_that_exchange_can_be_contrasted():
+    torch.manual_seed(0)
+    built, data = AdaFTR(CrossStitch(SIZES, 4, TWO)).double(), batch()
+    assert_losses(built, data, expected_losses(built, "cross_stitch", data, [(0, 1)], eq_12)[0])
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_serving_needs_the_backbone_alone(backbone):
+    built, data = adaftr(backbone=backbone), batch()
+    optimizer = torch.optim.Adam([p for n, p in built.named_parameters() if "embedding" not in n], lr=0.01)
+    for _ in range(3):
+        sum(built.loss(data).values()).backward()
+        optimizer.step()
+    trained, alone = built(data.ids), model(backbone)
+    alone.load_state_dict(
+        {n.removeprefix("backbone."): p for n, p in built.state_dict().items() if n.startswith("backbone.")}
+    )
+    del built.relatedness, built.contrasts
+    assert torch.equal(built(data.ids), trained)
+    assert torch.equal(alone(data.ids), trained)

@@ -1,0 +1,114 @@
+"""Every model's predictions and losses against its equations in NumPy float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from adaftr_fast.models import CrossStitch, SharedBottom
+from adaftr_fast.nn.mlp import Experts
+from tests.models import transcription as paper
+from tests.models.inputs import BACKBONES, COLUMN_MODELS, SIZES, THREE, TWO, batch, model
+
+EVERY = [name for name in BACKBONES + COLUMN_MODELS if name != "single_dnn"]
+SHAPES = [{}, {"expert_hidden": [6, 5], "tower_hidden": [4, 3]}]
+
+
+def close(found, expected, what=""):
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-9, atol=1e-12, err_msg=what)
+
+
+@pytest.mark.parametrize("options", SHAPES)
+@pytest.mark.parametrize("tasks", [TWO, THREE, ["click"]])
+@pytest.mark.parametrize("name", EVERY)
+def test_representations_follow_the_equations(name, tasks, options):
+    built, data = model(name, tasks, **options), batch(tasks=len(tasks))
+    seen = built.represent(data.ids)
+    e, v, hidden, logits = paper.represent(name, built, data.ids)
+    close(seen.embedded, e)
+    for t in range(len(tasks)):
+        close(seen.inputs[t], v[t], f"v of task {t}")
+        for layer, expected in enumerate(hidden[t]):
+            close(seen.hidden[t][layer], expected, f"layer {layer} of task {t}")
+    close(seen.logits, logits)
+    close(built(data.ids), logits)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("counts", [(1, 1), (2, 3)])
+def test_ple_of_any_size(layers, counts):
+    built, data = model("ple", THREE, extraction_layers=layers, num_experts=counts[0], task_experts=counts[1]), batch()
+    assert len(built.layers) == layers
+    close(built(data.ids), paper.represent("ple", built, data.ids)[3])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", EVERY)
+def test_losses_are_eq_4_and_a_mean_squared_norm(name, weighted):
+    built, data = model(name, THREE, l2=1e-3), batch(tasks=3, weighted=weighted)
+    e, _, _, logits = paper.represent(name, built, data.ids)
+    y, weight = data.labels.numpy(), None if data.weight is None else data.weight.numpy()
+    expected = {task: paper.cross_entropy(paper.sigmoid(logits[:, t]), y[:, t], weight) for t, task in enumerate(THREE)}
+    dense = [paper.array(p) for n, p in built.named_parameters() if p.dim() > 1 and "embedding" not in n]
+    expected["l2"] = 1e-3 * (sum((p**2).sum() for p in dense) + (e**2).sum() / len(e))
+    found = built.loss(data)
+    assert set(found) == set(expected)
+    for term, value in expected.items():
+        close(found[term], value, term)
+
+
+def test_single_dnn_is_a_model_a_task():
+    built, data = model("single_dnn", THREE), batch(tasks=3)
+    for t, (task, network) in enumerate(zip(THREE, built.networks)):
+        logits = paper.represent("shared_bottom", network, data.ids)[3][:, 0]
+        close(built(data.ids)[:, t], logits)
+        close(built.loss(data)[task], paper.cross_entropy(paper.sigmoid(logits), data.labels[:, t].numpy()))
+        built.zero_grad()
+        built.loss(data)[task].backward()
+        assert all((p.grad is not None) == n.startswith(f"networks.{t}.") for n, p in built.named_parameters())
+    close(built.loss(data)["l2"], sum(network.loss(data_of(data, t))["l2"].item() for t, network in networks(built)))
+
+
+def networks(built):
+    return enumerate(built.networks)
+
+
+def data_of(data, t):
+    return type(data)(ids=data.ids, labels=data.labels[:, t : t + 1])
+
+
+def test_cross_stitch_begins_near_separate_towers():
+    torch.manual_seed(0)
+    stitched = CrossStitch(SIZES, 4, THREE)
+    for unit in stitched.stitches:
+        torch.testing.assert_close(unit.alpha.sum(1), torch.ones(3))
+        torch.testing.assert_close(unit.alpha.diagonal(), torch.full((3,), 0.9))
+        unit.alpha.data.copy_(torch.eye(3))
+    plain = SharedBottom(SIZES, 4, THREE)
+    plain.load_state_dict({n: p for n, p in stitched.state_dict().items() if "stitches" not in n})
+    torch.testing.assert_close(stitched(batch().ids), plain(batch().ids))
+
+
+def test_autoheri_feeds_downstream_tasks_alone():
+    built, data = model("autoheri", THREE), batch(tasks=3)
+    before = built(data.ids)
+    built.connections[1].edges.data.fill_(-1e9)  # the last task reads nothing
+    after = built(data.ids)
+    assert torch.equal(before[:, :2], after[:, :2])
+    assert not torch.equal(before[:, 2], after[:, 2])
+    own = built.towers[2](built.task_inputs(built.embedding(data.ids))[2])[1]
+    torch.testing.assert_close(after[:, 2], own)
+
+
+def test_experts_equal_separate_networks():
+    torch.manual_seed(0)
+    experts, x = Experts(6, 3, [5, 4, 3]).double(), torch.randn(9, 6).double()
+    for i, expected in enumerate(paper.experts(experts, x.numpy())):
+        close(experts(x)[:, i], expected)
+
+
+@pytest.mark.parametrize("name", BACKBONES + COLUMN_MODELS)
+def test_every_weight_learns(name):
+    built, data = model(name, THREE), batch(tasks=3)
+    sum(built.loss(data)[task] for task in THREE).backward()
+    still = [n for n, p in built.named_parameters() if p.grad is None or not p.grad.to_dense().any()]
+    assert not still

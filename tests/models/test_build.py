@@ -1,0 +1,112 @@
+"""Settings: which make a model, which are refused by name, and how large the models come out."""
+
+from dataclasses import asdict
+
+import pytest
+
+from adaftr_fast._json import from_json
+from adaftr_fast.models import PLE, AdaFTR, MMoE, ModelConfig, SharedBottom, SingleDNN, build_model
+from adaftr_fast.nn.mlp import MLP
+from tests.models.inputs import BACKBONES, COLUMN_MODELS, SIZES, THREE, TWO, batch, model
+
+FIELDS = [100] * 20
+
+
+def dense_weights(built):
+    return sum(p.numel() for name, p in built.named_parameters() if "embedding" not in name)
+
+
+@pytest.mark.parametrize("tasks", [TWO, THREE])
+@pytest.mark.parametrize("name", ["mmoe", "ple", "shared_bottom", "cross_stitch", "autoheri", "single_dnn"])
+def test_budgets_are_equal_but_for_what_a_method_adds(name, tasks):
+    built, mmoe = (build_model(ModelConfig(name=n), FIELDS, tasks) for n in (name, "mmoe"))
+    added = {"ple": "layers.1.", "autoheri": "connections."}.get(name, "nothing")  # a second level, the connections
+    own = sum(p.numel() for n, p in built.named_parameters() if n.startswith(added))
+    assert dense_weights(built) - own == pytest.approx(dense_weights(mmoe), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["ple", "shared_bottom", "single_dnn"])
+def test_deep_experts_have_equal_budgets_too(name):
+    options = {"expert_hidden": [64, 32], "extraction_layers": 1}
+    built, mmoe = (build_model(ModelConfig(name=n, **options), FIELDS, TWO) for n in (name, "mmoe"))
+    assert dense_weights(built) == pytest.approx(dense_weights(mmoe), rel=0.05)
+
+
+def test_without_equal_budget_widths_are_taken_as_they_stand():
+    options = {"equal_budget": False, "expert_hidden": [12]}
+    assert model("shared_bottom", **options).bottom.out_features == 12
+    assert model("ple", **options).towers[0].mlp.layers[0].in_features == 12
+    assert model("mmoe", expert_hidden=[12]).experts.out_features == 12
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_adaftr_stands_over_the_backbone_named(backbone):
+    over, alone = model("adaftr", backbone=backbone).backbone, model(backbone)
+    assert type(over) is type(alone)
+    assert [p.shape for p in over.parameters()] == [p.shape for p in alone.parameters()]
+
+
+@pytest.mark.parametrize("name", BACKBONES + COLUMN_MODELS + ["adaftr"])
+def test_settings_survive_json(name):
+    config = ModelConfig(name=name, pairs=["click-conversion"], tau="fixed", equal_budget=False)
+    assert from_json(ModelConfig, asdict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "dnn"}, r"model\.name: expected one of single_dnn, .*adaftr, got 'dnn'"),
+        ({"backbone": "adaftr"}, r"model\.backbone: expected one of shared_bottom, mmoe, ple, got 'adaftr'"),
+        ({"contrast": "cosine"}, r"model\.contrast: expected one of infonce, .*none, got 'cosine'"),
+        ({"beta": -1}, r"model\.beta: expected a finite weight >= 0, got -1"),
+        ({"l2": float("nan")}, r"model\.l2: expected a finite weight"),
+        ({"alpha": float("inf")}, r"model\.alpha: expected a finite weight"),
+        ({"num_experts": 0}, r"model\.num_experts: expected >= 1, got 0"),
+        ({"extraction_layers": 0}, r"model\.extraction_layers: expected >= 1, got 0"),
+        ({"expert_hidden": []}, r"model\.expert_hidden: expected one or more widths >= 1, got \[\]"),
+        ({"tower_hidden": [8, 0]}, r"model\.tower_hidden: expected .*got \[8, 0\]"),
+        ({"tau_min": 2.0}, r"model\.tau_min: expected 0 < tau_min <= tau_max, got 2\.0 and 1\.0"),
+        ({"tau_fixed": 0.0}, r"model\.tau_fixed: expected a finite temperature > 0, got 0\.0"),
+    ],
+)
+def test_impossible_settings_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AdaFTR(MMoE(SIZES, 4, ["click"])), "at least two tasks"),
+        (lambda: AdaFTR(MMoE(SIZES, 4, TWO), tau_min=0.0), "0 < tau_min"),
+        (lambda: AdaFTR(MMoE(SIZES, 4, TWO), contrast_layer=4), "contrast_layer must be one of 1, 2, 3, got 4"),
+        (lambda: AdaFTR(MMoE(SIZES, 4, TWO), contrast="cosine"), "contrast must be one of infonce, .* got 'cosine'"),
+        (lambda: AdaFTR(MMoE(SIZES, 4, TWO), tau="none"), "tau must be one of adaptive, scalar, fixed, got 'none'"),
+        (lambda: AdaFTR(MMoE(SIZES, 4, TWO), contrast_updates="heads"), "contrast_updates must be one of all, towers"),
+        (lambda: model(tau="scalar", temperature_updates="omega"), "need contrast 'infonce' and tau 'adaptive', got"),
+        (lambda: model(contrast="mse", relatedness_updates="all"), "got 'mse' and 'adaptive'"),
+        (lambda: model(pairs=["click-view"]), r"among click-conversion, conversion-click, got \['click-view'\]"),
+        (lambda: model(pairs=["click-conversion"] * 2), "pairs must be distinct"),
+        (lambda: model(tasks=["a", "a-b", "b-c", "c"], pairs=["a-b-c"]), r"got \['a-b-c'\]"),
+        (lambda: MMoE(SIZES, 4, []), "MMoE: task_names must name at least one task"),
+        (lambda: SingleDNN(SIZES, 4, []), "SingleDNN: task_names must name at least one task"),
+        (lambda: SingleDNN(SIZES, 4, ["a", "a"]), "SingleDNN: task_names must be distinct"),
+        (lambda: SharedBottom(SIZES, 4, ["a", "a"]), "SharedBottom: task_names must be distinct"),
+        (lambda: SharedBottom(SIZES, 4, ["contrast"]), "none of l2, relatedness, contrast"),
+        (lambda: MMoE(SIZES, 4, TWO, num_experts=0), "num_experts must be >= 1"),
+        (lambda: PLE(SIZES, 4, TWO, extraction_layers=0), "PLE: expected extraction_layers >= 1"),
+        (lambda: PLE(SIZES, 4, TWO, expert_hidden=[]), "one or more widths in expert_hidden"),
+        (lambda: MLP(3, []), "at least one width"),
+    ],
+)
+def test_sizes_that_make_no_model(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", ["mmoe", "single_dnn", "adaftr"])
+def test_labels_of_another_width_are_refused(name):
+    with pytest.raises(
+        ValueError, match=r"labels must be \[B, 2\], a column for each of click, conversion, got \[40, 3\]"
+    ):
+        model(name, TWO).loss(batch(tasks=3))

@@ -1,0 +1,123 @@
+"""Training with the fused ops and our optimizers against plain PyTorch: one step by hand, and fifty side by side."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.reference.embedding import fused_embedding
+from adaftr_fast.training.config import OptimizerConfig
+from adaftr_fast.training.optimizers import build_optimizers
+from tests.models.inputs import BACKBONES, COLUMN_MODELS, SIZES, THREE, TWO, adaftr, batch
+
+LR = 0.01
+
+
+def step(model, optimizers, data):
+    terms = model.loss(data)
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    sum(terms.values()).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return terms
+
+
+def step_by_hand(weights, omega, data, theta_optimizer, omega_optimizer, config):
+    """Algorithm 1 over MMoE, line by line, in plain PyTorch."""
+    w, y = weights, data.labels
+    starts = torch.tensor([0, *SIZES[:-1]]).cumsum(0)
+    e = F.embedding(data.ids + starts, w["embedding.weight"]).flatten(1)
+    expert = torch.relu(F.linear(e, w["experts.first.weight"], w["experts.first.bias"])).view(len(e), 3, -1)
+    gate = F.linear(e, w["gates.weight"], w["gates.bias"]).view(len(e), 2, 3).softmax(2)
+    v = [(gate[:, t, :, None] * expert).sum(1) for t in (0, 1)]  # Eq. 3
+
+    def tower(x, weights, prefix):
+        layers = []
+        for i in range(len([n for n in weights if n.startswith(f"{prefix}.mlp") and n.endswith("weight")])):
+            name = f"{prefix}.mlp.layers.{i}"
+            x = torch.relu(F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"]))
+            layers.append(x)
+        return layers, F.linear(x, weights[f"{prefix}.logit.weight"], weights[f"{prefix}.logit.bias"])[:, 0]
+
+    h, logits = zip(*(tower(v[t], w, f"towers.{t}") for t in (0, 1)))  # lines 3-6
+    y_rel = tower((v[0] * v[1]).detach(), omega, "tower")[1].sigmoid()
+
+    omega_optimizer.zero_grad()  # lines 7-10
+    (config.alpha * F.binary_cross_entropy(y_rel, (y[:, 0] == y[:, 1]).double())).backward()
+    omega_optimizer.step()
+
+    tau = ((config.tau_max - config.tau_min) * (1 - y_rel) + config.tau_min).detach()  # lines 11-17
+    contrast = F.cross_entropy(h[0][0] @ h[1][0].T / tau[:, None], torch.arange(len(e)))
+    tasks = sum(F.binary_cross_entropy(logits[t].sigmoid(), y[:, t]) for t in (0, 1))
+    dense = sum(p.square().sum() for n, p in w.items() if p.dim() > 1 and n != "embedding.weight")
+    l2 = config.l2 * (dense + e.square().sum() / len(e))
+    theta_optimizer.zero_grad()
+    (tasks + config.beta * contrast + l2).backward()
+    theta_optimizer.step()
+
+
+def test_steps_of_adaftr_are_algorithm_1_by_hand():
+    config = ModelConfig(beta=0.1, l2=1e-3)
+    ours = adaftr(beta=0.1, l2=1e-3)
+    hand = copy.deepcopy(ours)
+    theta = dict(hand.backbone.named_parameters())
+    omega = dict(hand.relatedness[0].named_parameters())
+    by_hand = [torch.optim.Adam(each.values(), lr=LR) for each in (theta, omega)]
+    optimizers = build_optimizers(ours, OptimizerConfig(lr=LR))
+    for number in range(3):
+        data = batch(seed=number)
+        step(ours, optimizers, data)
+        step_by_hand(theta, omega, data, *by_hand, config)
+        ours.eval()  # makes deferred rows current
+        for (name, p), q in zip(ours.named_parameters(), hand.parameters()):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=f"{name} after step {number + 1}")
+        ours.train()
+
+
+class PlainEmbedding(nn.Module):
+    """The reference look-up, whose gradient autograd makes, dense."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.weight, self.offsets = nn.Parameter(fused.weight.detach().clone()), fused.offsets
+
+    def forward(self, ids):
+        return fused_embedding(self.weight, ids, self.offsets)
+
+
+def on_reference_ops(model):
+    """A copy that uses no op of ours."""
+    plain = copy.deepcopy(model)
+    for module in list(plain.modules()):
+        if hasattr(module, "embedding"):
+            module.embedding = PlainEmbedding(module.embedding)
+    for contrast in getattr(plain, "contrasts", []):
+        contrast.options["backend"] = "reference"
+    return plain
+
+
+TRAJECTORIES = [{"name": name} for name in BACKBONES + COLUMN_MODELS]
+TRAJECTORIES += [{"backbone": name} for name in BACKBONES]
+TRAJECTORIES += [{"tau": "scalar"}, {"contrast": "positive"}, {"temperature_updates": "omega", "beta": 0.1}]
+
+
+@pytest.mark.parametrize("options", TRAJECTORIES, ids=lambda options: "-".join(map(str, options.values())))
+def test_fused_and_reference_ops_train_alike(options):
+    """float32, 50 steps; about 2e-7 apart at the end, and 1e-5 leaves room for other instruction sets."""
+    torch.manual_seed(0)
+    fused = build_model(ModelConfig(**options), SIZES, THREE if options.get("name") else TWO)
+    plain = on_reference_ops(fused)
+    optimizers = build_optimizers(fused, OptimizerConfig(lr=LR))
+    reference = [torch.optim.Adam(plain.parameters(), lr=LR)]
+    totals = []
+    for number in range(50):
+        data = batch(150, len(fused.task_names), seed=number % 5, dtype=torch.float32)
+        found, expected = step(fused, optimizers, data), step(plain, reference, data)
+        for name, term in expected.items():
+            torch.testing.assert_close(found[name], term, rtol=1e-5, atol=1e-6, msg=f"{name} at step {number}")
+        totals.append(sum(expected.values()).item())
+    assert totals[-1] < 0.95 * totals[0], "nothing was learned, so nothing was compared"

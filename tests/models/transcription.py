@@ -1,0 +1,170 @@
+"""The papers' equations in NumPy float64, as they stand there, on the weights of a model of ours.
+
+A *_inputs function gives each task's v of Eq. 2 from the embedded features e [B, F*E]; towers give (every layer's
+output per task, logits [B, T]).
+"""
+
+import numpy as np
+from torch import nn
+
+from tests.models.inputs import SIZES
+
+
+def array(x) -> np.ndarray:
+    return x.detach().numpy()
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x):
+    return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def affine(linear: nn.Linear, x):
+    y = x @ array(linear.weight).T
+    return y if linear.bias is None else y + array(linear.bias)
+
+
+def mlp(linears, x) -> list[np.ndarray]:
+    """Every layer's output after ReLU."""
+    outputs = []
+    for linear in linears:
+        x = relu(affine(linear, x))
+        outputs.append(x)
+    return outputs
+
+
+def embedded(embedding, ids) -> np.ndarray:
+    starts = np.cumsum([0, *SIZES[:-1]])
+    return array(embedding.weight)[ids.numpy() + starts].reshape(len(ids), -1)
+
+
+def experts(module, x) -> list[np.ndarray]:
+    """Each expert's output [B, v], one network after the other."""
+    outputs, width = [], module.first.out_features // module.num_experts
+    for i in range(module.num_experts):
+        rows = slice(i * width, (i + 1) * width)
+        h = relu(x @ array(module.first.weight)[rows].T + array(module.first.bias)[rows])
+        for weight, bias in zip(module.weights, module.biases):
+            h = relu(h @ array(weight)[i] + array(bias)[i])
+        outputs.append(h)
+    return outputs
+
+
+def gated(gate_logits, outputs) -> np.ndarray:
+    weights = softmax(gate_logits)  # [B, k]
+    return sum(weights[:, i : i + 1] * output for i, output in enumerate(outputs))
+
+
+def shared_bottom_inputs(model, e):
+    return [mlp(model.bottom.layers, e)[-1]] * len(model.task_names)
+
+
+def mmoe_inputs(model, e):
+    outputs, k = experts(model.experts, e), model.experts.num_experts
+    logits = affine(model.gates, e)
+    return [gated(logits[:, t * k : (t + 1) * k], outputs) for t in range(len(model.task_names))]
+
+
+def ple_inputs(model, e):
+    tasks = len(model.task_names)
+    own, shared = [e] * tasks, e
+    for layer in model.layers:
+        of_task = [experts(layer.experts[t], own[t]) for t in range(tasks)]
+        of_all = experts(layer.experts[tasks], shared)
+        everything = [output for outputs in (*of_task, of_all) for output in outputs]
+        if layer is not model.layers[-1]:
+            shared_next = gated(affine(layer.gates[tasks], shared), everything)
+        own = [gated(affine(layer.gates[t], own[t]), of_task[t] + of_all) for t in range(tasks)]
+        shared = shared_next if layer is not model.layers[-1] else None
+    return own
+
+
+def plain_towers(model, v):
+    hidden = [mlp(tower.mlp.layers, x) for tower, x in zip(model.towers, v)]
+    return hidden, logits(model, hidden)
+
+
+def stitched_towers(model, v):
+    x, hidden = v, [[] for _ in v]
+    for layer, unit in enumerate(model.stitches):
+        x = [relu(affine(tower.mlp.layers[layer], each)) for tower, each in zip(model.towers, x)]
+        alpha = array(unit.alpha)
+        x = [sum(alpha[t, s] * x[s] for s in range(len(x))) for t in range(len(x))]
+        for t, each in enumerate(x):
+            hidden[t].append(each)
+    return hidden, logits(model, hidden)
+
+
+def connected_towers(model, v):
+    hidden = []
+    for t, tower in enumerate(model.towers):
+        x, outputs = v[t], []
+        upstream = [layer for layers in hidden for layer in layers]
+        for j, linear in enumerate(tower.mlp.layers):
+            z = affine(linear, x)
+            if t > 0:
+                connections = model.connections[t - 1]
+                p, projection = sigmoid(array(connections.edges)[j]), array(connections.projections[j].weight)
+                at = 0
+                for i, u in enumerate(upstream):
+                    z = z + p[i] * u @ projection[:, at : at + u.shape[1]].T
+                    at += u.shape[1]
+            x = relu(z)
+            outputs.append(x)
+        hidden.append(outputs)
+    return hidden, logits(model, hidden)
+
+
+def logits(model, hidden):
+    return np.concatenate([affine(tower.logit, layers[-1]) for tower, layers in zip(model.towers, hidden)], 1)
+
+
+INPUTS = {"mmoe": mmoe_inputs, "ple": ple_inputs}
+TOWERS = {"cross_stitch": stitched_towers, "autoheri": connected_towers}
+
+
+def represent(name, model, ids):
+    """(e, v per task, hidden per task and layer, logits [B, T]) of a backbone."""
+    e = embedded(model.embedding, ids)
+    v = INPUTS.get(name, shared_bottom_inputs)(model, e)
+    return e, v, *TOWERS.get(name, plain_towers)(model, v)
+
+
+def cross_entropy(p, y, weight=None):
+    """Eqs. 4 and 11, averaged."""
+    return np.average(-y * np.log(p) - (1 - y) * np.log(1 - p), weights=weight)
+
+
+def relatedness(network, v_1, v_2):
+    """Eqs. 8 and 9."""
+    tower = network.tower
+    return sigmoid(affine(tower.logit, mlp(tower.mlp.layers, v_1 * v_2)[-1])[:, 0])
+
+
+def infonce(h_1, h_2, tau, weight=None):
+    """Eqs. 6 and 13, averaged; tau [B] or a number."""
+    z = h_1 @ h_2.T / np.broadcast_to(tau, len(h_1))[:, None]
+    return np.average(-np.log(np.exp(np.diag(z)) / np.exp(z).sum(1)), weights=weight)
+
+
+def simplified(h_1, h_2, weight=None):
+    """Eq. 7 with BPR's sigmoid, r' being the row after r, averaged."""
+    rows = np.arange(len(h_1))
+    negatives = h_2[(rows + 1) % len(rows)]
+    difference = (h_1 * h_2).sum(1) - (h_1 * negatives).sum(1)
+    return np.average(-np.log(sigmoid(difference)), weights=weight)
+
+
+CONTRASTS = {
+    "positive": simplified,
+    "alignment": lambda a, b, weight=None: np.average(-np.log(sigmoid((a * b).sum(1))), weights=weight),
+    "mse": lambda a, b, weight=None: np.average(((a - b) ** 2).mean(1), weights=weight),  # Eq. 5
+    "mae": lambda a, b, weight=None: np.average(np.abs(a - b).mean(1), weights=weight),
+}
