@@ -16,6 +16,15 @@ from tests.models.inputs import BACKBONES, COLUMN_MODELS, SIZES, THREE, TWO, ada
 LR = 0.01
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Steps this small cost more in threads waiting for each other, above all where tests run side by side."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def step(model, optimizers, data):
     terms = model.loss(data)
     for optimizer in optimizers:
