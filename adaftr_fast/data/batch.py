@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 
@@ -25,3 +27,38 @@ class Batch:
 
     def __len__(self) -> int:
         return self.ids.shape[0]
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """A range of rows, as views."""
+        return self.map(lambda part: part[rows])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed."""
+        parts = [getattr(self, each.name) for each in fields(self)]
+        return Batch(*(None if part is None else change(part) for part in parts))
+
+
+def concat(batches: Sequence[Batch]) -> Batch:
+    """The rows of one or more batches with the same columns, one after another."""
+    if len(batches) == 1:
+        return batches[0]
+    parts = [[getattr(batch, each.name) for batch in batches] for each in fields(Batch)]
+    return Batch(*(None if part[0] is None else torch.cat(part) for part in parts))
+
+
+def rebatch(blocks: Iterable[Batch], batch_size: int, *, drop_last: bool) -> Iterator[Batch]:
+    """Blocks of any sizes as batches of ``batch_size`` rows; the last may be short, or is left out."""
+    pending: list[Batch] = []
+    missing = batch_size
+    for block in blocks:
+        start = 0
+        while start < len(block):
+            piece = block[start : start + missing]
+            pending.append(piece)
+            start += len(piece)
+            missing -= len(piece)
+            if not missing:
+                yield concat(pending)
+                pending, missing = [], batch_size
+    if pending and not drop_last:
+        yield concat(pending)

@@ -1,55 +1,95 @@
-"""A prepared folder as batches of tensors. N rows, F fields, T tasks."""
+"""A prepared folder as batches of tensors, streamed in bounded memory.
+
+A split is read in windows of some row groups each, the next one by a thread while the batches of this one are used.
+For training the row groups are drawn at random into windows and the rows of a window are permuted. All of it follows
+from (seed, epoch), so a number of batches says where a run stands, and earlier windows need not be read to go on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from torch import Tensor
 
-from adaftr_fast.data.batch import Batch
+from adaftr_fast.data.batch import Batch, rebatch
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.manifest import Manifest, read_manifest
-from adaftr_fast.data.prepare import GROUP
+from adaftr_fast.data.rows import ParquetRows, Rows, TensorRows
+
+T = TypeVar("T")
+SHUFFLE_ROWS = 1 << 20  # at 23 fields a window takes 100 MB, and two are held
+READ_ROWS = 1 << 17  # of a window that is read in file order
 
 
-@dataclass(frozen=True)
 class Split:
-    """One split in memory.
+    """Rows to be passed over, in file order or shuffled.
 
-    Attributes:
-        ids: int32 [N, F], row-major, so that a batch is one row gather.
-        labels: float32 [N, T].
-        group: int64 [N] or None.
+    Args:
+        rows: where they come from.
+        chunks: those of its chunks that belong to the split, in file order; None for all.
     """
 
-    ids: Tensor
-    labels: Tensor
-    group: Tensor | None
+    def __init__(self, rows: Rows, chunks: Sequence[int] | None = None) -> None:
+        self.rows = rows
+        self.chunks = list(range(len(rows.sizes)) if chunks is None else chunks)
+
+    @classmethod
+    def of(cls, content: Batch) -> Split:
+        """A split of rows that are tensors already."""
+        return cls(TensorRows(content))
 
     def __len__(self) -> int:
-        return self.ids.shape[0]
+        return sum(self.rows.sizes[chunk] for chunk in self.chunks)
+
+    def part(self, rank: int, world_size: int) -> Split:
+        """The rows of one of ``world_size`` workers: parts are disjoint, cover all, and differ by a chunk at most.
+
+        Raises:
+            DataError: fewer chunks than workers.
+            ValueError: ``rank`` is not in [0, world_size).
+        """
+        if not 0 <= rank < world_size:
+            raise ValueError(f"Split.part: rank must be in [0, {world_size}), got {rank}")
+        if len(self.chunks) < world_size:
+            raise DataError(f"Split.part: {len(self.chunks)} row groups cannot be shared by {world_size} workers")
+        return Split(self.rows, self.chunks[rank::world_size])
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All rows in file order; the last batch may be short."""
-        for start in range(0, len(self), batch_size):
-            rows = slice(start, start + batch_size)
-            yield Batch(self.ids[rows], self.labels[rows], None if self.group is None else self.group[rows])
+        windows = self._windows(self.chunks, READ_ROWS)
+        blocks = (self.rows.read(window, None) for window in windows)
+        return rebatch(_ahead(blocks), batch_size, drop_last=False)
 
-    def shuffled(self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """All rows but a short last batch in an order set by (seed, epoch) alone, from batch ``first_batch`` on."""
-        state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state[0]))
-        order = torch.randperm(len(self), generator=generator)
-        for start in range(first_batch * batch_size, len(self) - batch_size + 1, batch_size):
-            rows = order[start : start + batch_size]
-            group = None if self.group is None else self.group.index_select(0, rows)
-            yield Batch(self.ids.index_select(0, rows), self.labels.index_select(0, rows), group)
+    def shuffled(
+        self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, window: int = SHUFFLE_ROWS
+    ) -> Iterator[Batch]:
+        """All rows but a short last batch in an order set by (seed, epoch, window) alone, from ``first_batch`` on.
+
+        Args:
+            window: rows that are permuted together, about; with no more rows in all, every order is possible.
+        """
+        order = np.random.default_rng([seed, epoch]).permutation(self.chunks)
+        blocks = self._permuted(self._windows(order.tolist(), window), (seed, epoch), first_batch * batch_size)
+        return rebatch(_ahead(blocks), batch_size, drop_last=True)
+
+    def _permuted(self, windows: list[list[int]], seed: tuple[int, int], skip: int) -> Iterator[Batch]:
+        """The windows' rows, each window in a random order, without the first ``skip`` rows."""
+        for number, window in enumerate(windows, start=1):
+            size = sum(self.rows.sizes[chunk] for chunk in window)
+            if skip < size:
+                order = np.random.default_rng([*seed, number]).permutation(size)[skip:]
+                yield self.rows.read(window, order)
+            skip = max(0, skip - size)
+
+    def _windows(self, chunks: list[int], rows: int) -> list[list[int]]:
+        """Neighbouring chunks together, in windows of like size and about ``rows`` rows at most."""
+        ends = np.cumsum([self.rows.sizes[chunk] for chunk in chunks])
+        count = max(1, -(-int(ends[-1]) // rows))
+        number = (ends - 1) * count // ends[-1]  # by the chunk's last row
+        return [[chunks[each] for each in np.flatnonzero(number == window)] for window in np.unique(number)]
 
 
 class PreparedData:
@@ -64,43 +104,20 @@ class PreparedData:
         self.manifest: Manifest = read_manifest(self.folder)
 
     def load(self, name: str) -> Split:
-        """Reads split ``name`` (train, validation or test) into memory.
+        """Opens split ``name`` (train, validation or test).
 
         Raises:
-            DataError: no such split, an unreadable file, or content that does not fit the manifest.
+            DataError: no such split, an unreadable file, or one that does not fit the manifest.
         """
         if name not in self.manifest.splits:
             raise DataError(f"{self.folder}: no split {name!r}; expected one of {', '.join(self.manifest.splits)}")
-        path = self.folder / f"{name}.parquet"
-        fields = [field.name for field in self.manifest.fields]
-        columns = fields + self.manifest.tasks + ([GROUP] if self.manifest.group else [])
-        try:
-            table = pq.read_table(path, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
-        self._check(path, name, table, columns)
-        return Split(
-            ids=torch.from_numpy(_matrix(table, fields, np.int32)),
-            labels=torch.from_numpy(_matrix(table, self.manifest.tasks, np.float32)),
-            group=torch.from_numpy(table[GROUP].to_numpy().copy()) if self.manifest.group else None,
-        )
-
-    def _check(self, path: Path, name: str, table: pa.Table, columns: list[str]) -> None:
-        absent = [column for column in columns if column not in table.column_names]
-        if absent:
-            raise DataError(f"{path}: no column {', '.join(absent)}")
-        if table.num_rows != self.manifest.splits[name].rows:
-            raise DataError(f"{path}: {table.num_rows} rows, expected {self.manifest.splits[name].rows}")
-        limits = {field.name: field.num_embeddings for field in self.manifest.fields}
-        limits |= dict.fromkeys(self.manifest.tasks, 2)
-        for column, limit in limits.items():
-            values = table[column].to_numpy()
-            if values.min() < 0 or values.max() >= limit:
-                raise DataError(f"{path}: column {column}: [{values.min()}, {values.max()}] leaves [0, {limit})")
+        return Split(ParquetRows(self.folder, name, self.manifest))
 
 
-def _matrix(table: pa.Table, columns: list[str], kind: type[np.generic]) -> np.ndarray:
-    matrix = np.empty((table.num_rows, len(columns)), kind)
-    for position, column in enumerate(columns):
-        matrix[:, position] = table[column].to_numpy()
-    return matrix
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, the next one made by a thread while this one is used."""
+    with ThreadPoolExecutor(1, "adaftr-fast-loader") as pool:
+        pending = pool.submit(next, items, None)
+        while (item := pending.result()) is not None:
+            pending = pool.submit(next, items, None)
+            yield item

@@ -108,7 +108,7 @@ def _write_split(
     columns += [pa.field(label.name, pa.uint8()) for label in schema.labels]
     columns += [pa.field(GROUP, pa.int64())] if groups else []
     columns += [pa.field(TRUTH + name, pa.float64()) for name in schema.truth]
-    with pq.ParquetWriter(path, pa.schema(columns), compression="zstd") as writer:
+    with pq.ParquetWriter(path, pa.schema(columns), compression="zstd", write_page_checksum=True) as writer:
         for batch in batches:
             encoded = {field.name: encoders[field.name].encode(field_values(field, batch)) for field in schema.fields}
             for label in schema.labels:

@@ -33,6 +33,8 @@ class TrainingConfig:
     """Rows of a step; a short last batch is left out, since the contrast needs negatives."""
     eval_batch_size: int = 8192
     """Rows of a forward pass outside training."""
+    shuffle_rows: int = 1 << 20
+    """Rows that are permuted together (about 230 bytes each at 23 fields); more rows are drawn by row groups first."""
     max_epochs: int = 50
     """Passes over the training split at most."""
     patience: int = 3
@@ -45,7 +47,7 @@ class TrainingConfig:
     """Show progress bars."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_batch_size", "max_epochs", "patience"):
+        for name in ("batch_size", "eval_batch_size", "shuffle_rows", "max_epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}: expected >= 1, got {getattr(self, name)}")
         for name in ("seed", "checkpoint_seconds"):

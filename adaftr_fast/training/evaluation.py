@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import nn
@@ -14,11 +16,25 @@ TaskMetrics = dict[str, dict[str, float]]
 """Per task: ``auc``, ``gauc`` (where rows have groups) and ``logloss``, as fractions."""
 
 
+class Predictions(NamedTuple):
+    """Of all rows of a split, in file order."""
+
+    logits: np.ndarray  # float32 [N, T]
+    labels: np.ndarray  # uint8 [N, T]
+    group: np.ndarray | None  # int64 [N]
+
+
 @torch.no_grad()
-def predict(model: nn.Module, split: Split, batch_size: int) -> np.ndarray:
-    """Logits float32 [N, T] of all rows, in file order."""
+def predict(model: nn.Module, split: Split, batch_size: int) -> Predictions:
+    """One pass over ``split`` in batches of ``batch_size`` rows."""
     model.eval()
-    return torch.cat([model(batch.ids) for batch in split.batches(batch_size)]).float().numpy()
+    parts = [
+        (model(batch.ids).float().numpy(), batch.labels.numpy().astype(np.uint8), batch.group)
+        for batch in split.batches(batch_size)
+    ]
+    logits, labels, groups = zip(*parts)
+    group = None if groups[0] is None else torch.cat(groups).numpy()
+    return Predictions(np.concatenate(logits), np.concatenate(labels), group)
 
 
 def evaluate(model: nn.Module, split: Split, batch_size: int) -> TaskMetrics:
@@ -27,15 +43,15 @@ def evaluate(model: nn.Module, split: Split, batch_size: int) -> TaskMetrics:
     Raises:
         TrainingError: a prediction that is not finite.
     """
-    logits, labels = predict(model, split, batch_size), split.labels.numpy()
+    logits, labels, group = predict(model, split, batch_size)
     if wrong := np.count_nonzero(~np.isfinite(logits)):
         raise TrainingError(f"{wrong} of {logits.size} predictions are not finite: the model has diverged")
     metrics: TaskMetrics = {}
     for column, task in enumerate(model.task_names):
         y, z = labels[:, column], logits[:, column]
         metrics[task] = {"auc": auc(y, z), "logloss": log_loss(y, z)}
-        if split.group is not None:
-            metrics[task]["gauc"] = gauc(y, z, split.group.numpy())
+        if group is not None:
+            metrics[task]["gauc"] = gauc(y, z, group)
     return metrics
 
 

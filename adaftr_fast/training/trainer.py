@@ -134,7 +134,8 @@ class Trainer:
         """One pass over the training rows, or the rest of one; returns its record with mean losses and speed."""
         self.model.train()
         progress, size = self.progress, self.config.batch_size
-        batches = self.train.shuffled(size, seed=self.config.seed, epoch=epoch, first_batch=progress.step)
+        order = {"seed": self.config.seed, "window": self.config.shuffle_rows}
+        batches = self.train.shuffled(size, epoch=epoch, first_batch=progress.step, **order)
         before, start = progress.seconds, time.perf_counter()
         with self._progress_bar(epoch) as bar:
             for batch in batches:

@@ -1,10 +1,17 @@
+import threading
+import weakref
+
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from adaftr_fast.data.batch import Batch
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.loader import PreparedData, Split
 from adaftr_fast.data.prepare import prepare
+from adaftr_fast.data.rows import TensorRows
 from adaftr_fast.data.schema import parse_schema
 
 
@@ -14,74 +21,188 @@ def folder(source, write, tmp_path):
     return tmp_path / "out"
 
 
-def numbered(rows: int) -> Split:
+def numbered(rows: int, chunk_rows: int = 7) -> Split:
+    """Rows that tell their number in every column."""
     ids = torch.arange(rows, dtype=torch.int32)
-    return Split(ids[:, None].repeat(1, 3), ids[:, None].float(), ids.long())
+    content = Batch(ids[:, None].repeat(1, 3), ids[:, None].float(), ids.long(), ids.float())
+    return Split(TensorRows(content, chunk_rows))
+
+
+def numbers(batches) -> list[int]:
+    """The rows' numbers, after a check that the columns belong together."""
+    batches = list(batches)
+    for batch in batches:
+        assert (batch.ids == batch.group[:, None]).all()
+        assert (batch.labels[:, 0] == batch.group).all()
+        assert (batch.weight == batch.group).all()
+    return [number for batch in batches for number in batch.group.tolist()]
 
 
 def test_tensors_of_a_prepared_split(folder):
     split = PreparedData(folder).load("train")
-    assert (split.ids.dtype, split.labels.dtype, split.group.dtype) == (
-        torch.int32,
-        torch.float32,
-        torch.int64,
-    )
-    assert split.ids.tolist()[0] == [1, 1, 1, 1]
-    assert split.labels.tolist()[1] == [1.0, 1.0]
-    assert split.group.tolist() == [0, 1, 0, 2, 1, -1]
+    (batch,) = split.batches(100)
+    assert (batch.ids.dtype, batch.labels.dtype, batch.group.dtype) == (torch.int32, torch.float32, torch.int64)
+    assert batch.ids.tolist()[0] == [1, 1, 1, 1]
+    assert batch.labels.tolist()[1] == [1.0, 1.0]
+    assert batch.group.tolist() == [0, 1, 0, 2, 1, -1]
     assert len(split) == 6
 
 
-def test_batches_keep_rows_together_and_in_order():
-    batches = list(numbered(10).batches(4))
-    assert [len(batch) for batch in batches] == [4, 4, 2]
-    assert torch.cat([batch.group for batch in batches]).tolist() == list(range(10))
-    for batch in batches:
-        assert (batch.ids == batch.group[:, None]).all()
+def test_parquet_and_tensors_give_the_same(folder):
+    """The columns of a file, laid side by side, against its table."""
+    path = folder / "train.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=2)
+    data = PreparedData(folder)
+    expected = torch.tensor([table[field.name].to_pylist() for field in data.manifest.fields]).T
+    split = data.load("train")
+    assert split.rows.sizes == [2, 2, 2]
+    assert torch.equal(torch.cat([batch.ids for batch in split.batches(4)]), expected)
+    order = [batch.group for batch in split.shuffled(3, seed=0, epoch=1, window=2)]
+    assert sorted(torch.cat(order).tolist()) == sorted(table["group:id"].to_pylist())
+    chunks = split.rows.read([2, 0], np.array([3, 0, 1]))
+    assert torch.equal(chunks.ids, expected[[1, 4, 5]])
 
 
-def test_shuffling_is_a_permutation_without_the_short_last_batch():
-    batches = list(numbered(10).shuffled(4, seed=1, epoch=0))
-    assert [len(batch) for batch in batches] == [4, 4]
-    assert len(set(torch.cat([batch.group for batch in batches]).tolist())) == 8
-    for batch in batches:
-        assert (batch.ids == batch.group[:, None]).all()
-        assert (batch.labels[:, 0] == batch.group).all()
+def test_batches_keep_rows_together_and_in_order(monkeypatch):
+    monkeypatch.setattr("adaftr_fast.data.loader.READ_ROWS", 10)
+    batches = list(numbered(50).batches(4))
+    assert [len(batch) for batch in batches] == [4] * 12 + [2]
+    assert numbers(batches) == list(range(50))
+    assert numbers(numbered(50).batches(1000)) == list(range(50))
 
 
-def test_shuffling_can_start_at_any_batch():
-    whole = [batch.group for batch in numbered(50).shuffled(4, seed=1, epoch=2)]
-    for first in range(len(whole) + 1):
-        rest = [batch.group for batch in numbered(50).shuffled(4, seed=1, epoch=2, first_batch=first)]
-        assert torch.equal(torch.cat([torch.empty(0), *rest]), torch.cat([torch.empty(0), *whole[first:]]))
+@pytest.mark.parametrize("window", [1, 10, 49, 50, 1000])
+@pytest.mark.parametrize("batch_size", [1, 4, 50])
+def test_shuffling_is_a_permutation_without_the_short_last_batch(window, batch_size):
+    batches = list(numbered(50).shuffled(batch_size, seed=1, epoch=0, window=window))
+    assert [len(batch) for batch in batches] == [batch_size] * (50 // batch_size)
+    assert len(set(numbers(batches))) == 50 // batch_size * batch_size
+
+
+@pytest.mark.parametrize("window", [1, 16, 1000])
+def test_shuffling_can_start_at_any_batch(window):
+    def run(**start):
+        return numbers(numbered(50).shuffled(4, seed=1, epoch=2, window=window, **start))
+
+    for first in range(14):
+        assert run(first_batch=first) == run()[4 * first :]
+
+
+def test_going_on_reads_no_earlier_window():
+    split = numbered(70)
+    read, rows = [], split.rows.read
+    split.rows.read = lambda chunks, order: read.append(len(order)) or rows(chunks, order)
+    assert len(list(split.shuffled(7, seed=0, epoch=0, window=14, first_batch=7))) == 3
+    assert read == [7, 14]
 
 
 def test_shuffling_depends_on_seed_and_epoch_alone():
     def order(seed, epoch):
-        return torch.cat([batch.group for batch in numbered(100).shuffled(10, seed=seed, epoch=epoch)]).tolist()
+        return tuple(numbers(numbered(100).shuffled(10, seed=seed, epoch=epoch, window=30)))
 
     assert order(1, 0) == order(1, 0)
-    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+    assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_a_window_is_an_even_permutation_of_its_rows():
+    """Each row comes to each place as often as chance says: chi square with 11 x 11 degrees of freedom."""
+    runs = 600
+    counts = np.zeros((12, 12))
+    for seed in range(runs):
+        counts[np.arange(12), numbers(numbered(12, 4).shuffled(1, seed=seed, epoch=0))] += 1
+    assert ((counts - runs / 12) ** 2 / (runs / 12)).sum() < 190  # p = 6e-5
+
+
+def test_windows_are_drawn_from_the_whole_split_and_are_alike_in_size():
+    split = numbered(700)
+    windows = split._windows(list(range(100)), 256)
+    assert [len(window) for window in windows] == [33, 33, 34]
+    first = set(numbers(split.shuffled(100, seed=0, epoch=0, window=100))[:100])
+    assert max(first) - min(first) > 400
+    assert split._windows(list(range(100)), 10_000) == [list(range(100))]
+
+
+def test_parts_are_disjoint_and_cover_all():
+    split = numbered(50)
+    parts = [split.part(rank, 3) for rank in range(3)]
+    rows = [numbers(part.shuffled(1, seed=0, epoch=0)) for part in parts]
+    assert sorted(row for part in rows for row in part) == list(range(50))
+    assert [len(part) for part in parts] == [21, 15, 14]
+    with pytest.raises(ValueError, match=r"rank must be in \[0, 3\), got 3"):
+        split.part(3, 3)
+    with pytest.raises(DataError, match="8 row groups cannot be shared by 9 workers"):
+        split.part(0, 9)
+
+
+def test_no_more_than_two_windows_are_held():
+    split = numbered(7 * 40)
+    alive, most, rows = [], 0, split.rows.read
+
+    def read(chunks, order):
+        nonlocal most
+        block = rows(chunks, order)
+        alive.append(weakref.ref(block.ids))
+        most = max(most, sum(each() is not None for each in alive))
+        return block
+
+    split.rows.read = read
+    for batch in split.shuffled(10, seed=0, epoch=0, window=14):
+        del batch
+    assert len(alive) == 20
+    assert most <= 3  # the one in use, the next, and the end of the last in a batch that straddles
+
+
+def test_an_error_while_reading_ahead_comes_with_its_batch(folder):
+    split = PreparedData(folder).load("train")
+    (folder / "train.parquet").unlink()
+    with pytest.raises(DataError, match=r"train\.parquet: not readable"):
+        list(split.batches(2))
+
+
+def test_leaving_an_epoch_early_ends_its_thread():
+    before = threading.active_count()
+    batches = numbered(100).shuffled(3, seed=0, epoch=0, window=10)
+    next(batches)
+    assert threading.active_count() == before + 1
+    del batches
+    assert threading.active_count() == before
 
 
 def test_damage_is_named(folder):
-    data = PreparedData(folder)
+    data, path = PreparedData(folder), folder / "train.parquet"
     with pytest.raises(DataError, match="no split 'dev'; expected one of train, validation, test"):
         data.load("dev")
-    table = pq.read_table(folder / "train.parquet")
-    pq.write_table(table.slice(1), folder / "train.parquet")
+    table = pq.read_table(path)
+
+    def loading(changed):
+        pq.write_table(changed, path)
+        return list(data.load("train").batches(4))
+
+    assert sum(len(batch) for batch in loading(table)) == 6
     with pytest.raises(DataError, match="5 rows, expected 6"):
-        data.load("train")
-    pq.write_table(table.drop_columns("rain"), folder / "train.parquet")
-    with pytest.raises(DataError, match="rain"):
-        data.load("train")
-    pq.write_table(table.set_column(0, "city", [table["size"].combine_chunks().take([0] * 6).cast("int32")]),
-                   folder / "train.parquet")  # fmt: skip
-    data.load("train")
-    wide = table.set_column(0, "city", [[4] * 6])
-    pq.write_table(wide, folder / "train.parquet")
+        loading(table.slice(1))
+    with pytest.raises(DataError, match="no column rain"):
+        loading(table.drop_columns("rain"))
+    with pytest.raises(DataError, match="column city: expected int32, got int64"):
+        loading(table.set_column(0, "city", [[1] * 6]))
     with pytest.raises(DataError, match=r"column city: \[4, 4\] leaves \[0, 4\)"):
-        data.load("train")
-    (folder / "train.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="not readable"):
-        data.load("train")
+        loading(table.set_column(0, "city", pa.array([4] * 6, pa.int32())))
+    with pytest.raises(DataError, match="column city: 1 missing values"):
+        loading(table.set_column(0, "city", pa.array([1, 1, None, 1, 1, 1], pa.int32())))
+
+
+def test_half_written_and_damaged_files_are_named(folder):
+    data, path = PreparedData(folder), folder / "train.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    content = path.read_bytes()
+    for length in (0, 4, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=r"train\.parquet: not readable"):
+            data.load("train")
+    damaged = bytearray(content)
+    damaged[content.index(table["group:id"].to_numpy()[:2].tobytes())] ^= 1  # a value, not the structure
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"train\.parquet: not readable"):
+        list(data.load("train").batches(2))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from adaftr_fast.data.batch import Batch
 from adaftr_fast.data.loader import Split
 from adaftr_fast.nn.embedding import FusedEmbedding
 
@@ -38,7 +39,9 @@ def make_split(rows: int, seed: int) -> Split:
     chance = 1 / (1 + np.exp(-(ids[:, 0] - 25) / 10))
     click = random.random(rows) < chance
     labels = np.stack([click, click & (ids[:, 2] > 0)], axis=1).astype(np.float32)
-    return Split(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(ids[:, 1].astype(np.int64)))
+    return Split.of(
+        Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(ids[:, 1].astype(np.int64)))
+    )
 
 
 @pytest.fixture

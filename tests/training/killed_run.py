@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from adaftr_fast.data.batch import Batch
 from adaftr_fast.data.loader import Split
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.checkpoint import Description
@@ -28,7 +29,9 @@ def split(rows: int, seed: int) -> Split:
     ids = np.stack([numbers.integers(0, size, rows) for size in FIELDS], axis=1).astype(np.int32)
     click = numbers.random(rows) < ids[:, 0] / 60
     labels = np.stack([click, click & (ids[:, 1] > 9)], axis=1).astype(np.float32)
-    return Split(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(ids[:, 2].astype(np.int64)))
+    return Split.of(
+        Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(ids[:, 2].astype(np.int64)))
+    )
 
 
 def train(folder: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,10 @@ def trainer(model, splits, folder=None, lr=0.01, **config):
     return Trainer(
         model, *splits, optimizer=OptimizerConfig(lr=lr), config=TrainingConfig(**config), folder=folder, about=ABOUT
     )
+
+
+def whole(split):
+    return next(split.batches(len(split)))
 
 
 def weights_of(model):
@@ -102,9 +107,9 @@ def test_a_loss_that_is_not_finite_ends_training_before_the_step(model, splits):
 
 
 def test_a_dead_tower_is_reported(model, splits):
-    train, validation = splits
+    train, validation = whole(splits[0]), splits[1]
     noise = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (4000, 1)).astype(np.float32))
-    shuffled = Split(train.ids, torch.cat([train.labels[:, :1], noise], 1), train.group)
+    shuffled = Split.of(replace(train, labels=torch.cat([train.labels[:, :1], noise], 1)))
     with torch.no_grad():
         model.out.weight[1] = 0
     model.out.weight.register_hook(lambda grad: grad * torch.tensor([[1.0], [0.0]]))
@@ -183,8 +188,8 @@ def test_divergence_is_a_training_error(splits, name, batch_size):
 
 
 def test_nothing_to_select_by_is_an_error(model, splits):
-    train, validation = splits
-    constant = Split(validation.ids, torch.zeros_like(validation.labels), validation.group)
+    train, validation = splits[0], whole(splits[1])
+    constant = Split.of(replace(validation, labels=torch.zeros_like(validation.labels)))
     with pytest.raises(TrainingError, match="task click: the validation split has a single class"):
         trainer(model, (train, constant)).fit()
     with pytest.raises(TrainingError, match="4000 training rows are fewer than a batch of 5000"):
@@ -192,14 +197,14 @@ def test_nothing_to_select_by_is_an_error(model, splits):
 
 
 def test_evaluation_covers_every_row_in_order(model, splits):
-    _, validation = splits
+    validation = whole(splits[1])
     logits = model(validation.ids).detach().numpy()
-    metrics = evaluate(model, validation, batch_size=300)
+    metrics = evaluate(model, splits[1], batch_size=300)
     assert metrics["conversion"]["auc"] == auc(validation.labels[:, 1].numpy(), logits[:, 1])
     assert mean_auc(metrics) == np.mean([metrics[task]["auc"] for task in model.task_names])
-    ungrouped = evaluate(model, Split(validation.ids, validation.labels, None), 300)
+    ungrouped = evaluate(model, Split.of(replace(validation, group=None)), 300)
     assert ungrouped["click"].keys() == {"auc", "logloss"}
-    values = diagnose(model, validation, batch_size=300)["tau/click-conversion"]
+    values = diagnose(model, splits[1], batch_size=300)["tau/click-conversion"]
     assert (values == validation.ids[:, 0].numpy()).all()
     assert spread(np.arange(101.0)) == {"p5": 5.0, "p50": 50.0, "p95": 95.0}
 

@@ -1,0 +1,120 @@
+"""Where the rows of a split come from: parquet files read in chunks, or tensors. N rows, F fields, T tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from adaftr_fast.data.batch import Batch, concat
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.manifest import Manifest
+from adaftr_fast.data.prepare import GROUP
+
+BLOCK = 4096  # rows laid out at a time: with F columns they fit into the L2 cache
+
+
+class Rows(Protocol):
+    """Rows in chunks that can be read in any order.
+
+    Attributes:
+        sizes: rows of each chunk.
+    """
+
+    sizes: list[int]
+
+    def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
+        """The rows of ``chunks``, one after another, or those that ``order`` [n] numbers, in its order."""
+
+
+class TensorRows:
+    """Rows that are tensors already, in chunks of equal size but for the last.
+
+    Args:
+        content: all rows.
+        chunk_rows: rows of a chunk.
+    """
+
+    def __init__(self, content: Batch, chunk_rows: int = 1 << 16) -> None:
+        self.chunks = [content[start : start + chunk_rows] for start in range(0, len(content), chunk_rows)]
+        self.sizes = [len(chunk) for chunk in self.chunks]
+
+    def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
+        rows = concat([self.chunks[chunk] for chunk in chunks])
+        return rows if order is None else _ordered(rows, order)
+
+
+class ParquetRows:
+    """One split of a prepared folder, read by row groups.
+
+    Raises:
+        DataError: the file is unreadable or does not fit the manifest; ``read`` raises it for damaged pages, missing
+            values and ids or labels out of range.
+    """
+
+    def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
+        self.path = folder / f"{split}.parquet"
+        self.fields, self.tasks = [field.name for field in manifest.fields], manifest.tasks
+        self.limits = {field.name: field.num_embeddings for field in manifest.fields} | dict.fromkeys(self.tasks, 2)
+        self.group = [GROUP] if manifest.group else []
+        with self._open() as file:
+            metadata, schema = file.metadata, file.schema_arrow
+        self.sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        types = dict.fromkeys(self.fields, pa.int32()) | dict.fromkeys(self.tasks, pa.uint8())
+        types |= dict.fromkeys(self.group, pa.int64())
+        for column, kind in types.items():
+            if column not in schema.names:
+                raise DataError(f"{self.path}: no column {column}")
+            if schema.field(column).type != kind:
+                raise DataError(f"{self.path}: column {column}: expected {kind}, got {schema.field(column).type}")
+        if sum(self.sizes) != manifest.splits[split].rows:
+            raise DataError(f"{self.path}: {sum(self.sizes)} rows, expected {manifest.splits[split].rows}")
+
+    def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
+        columns = [*self.fields, *self.tasks, *self.group]
+        try:
+            with self._open() as file:
+                table = file.read_row_groups(list(chunks), columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path}: not readable: {str(error).splitlines()[0]}") from error
+        values = {column: self._values(table, column) for column in columns}
+        ids = _matrix([values[field] for field in self.fields], np.int32)
+        labels = _matrix([values[task] for task in self.tasks], np.float32)
+        group = torch.from_numpy(values[GROUP].copy()) if self.group else None
+        rows = Batch(torch.from_numpy(ids), torch.from_numpy(labels), group)
+        return rows if order is None else _ordered(rows, order)
+
+    def _open(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self.path, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.path}: not readable: {str(error).splitlines()[0]}") from error
+
+    def _values(self, table: pa.Table, column: str) -> np.ndarray:
+        """One column [N], checked."""
+        if table[column].null_count:
+            raise DataError(f"{self.path}: column {column}: {table[column].null_count} missing values")
+        values, limit = table[column].to_numpy(), self.limits.get(column)
+        if limit is not None and len(values) and not 0 <= values.min() <= values.max() < limit:
+            raise DataError(f"{self.path}: column {column}: [{values.min()}, {values.max()}] leaves [0, {limit})")
+        return values
+
+
+def _matrix(columns: list[np.ndarray], kind: type[np.generic]) -> np.ndarray:
+    """Columns [N] side by side, [N, len(columns)]."""
+    matrix = np.empty((len(columns[0]), len(columns)), kind)
+    for start in range(0, len(matrix), BLOCK):
+        block = matrix[start : start + BLOCK]
+        for position, column in enumerate(columns):
+            block[:, position] = column[start : start + BLOCK]
+    return matrix
+
+
+def _ordered(rows: Batch, order: np.ndarray) -> Batch:
+    """NumPy's gather, since torch's would start a second pool of threads beside that of training."""
+    return rows.map(lambda part: torch.from_numpy(np.take(part.numpy(), order, axis=0)))

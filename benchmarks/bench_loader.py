@@ -1,0 +1,72 @@
+"""Rows a second from a prepared parquet file to shuffled batches of tensors: 23 fields, B = 1024.
+
+    python -m benchmarks.bench_loader        -> results/loader.json
+
+Ours beside what a Dataset of rows costs: torch's DataLoader over the same rows in memory, which reads no file at all.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from adaftr_fast.data.loader import PreparedData, Split
+from benchmarks.measure import write
+from benchmarks.prepared import write_prepared
+
+BATCH = 1024
+
+
+def epochs(split: Split, seconds: float) -> list[float]:
+    """Rows a second of whole passes, as many as fit into ``seconds``, three at least."""
+    rates: list[float] = []
+    while len(rates) < 3 or sum(len(split) / rate for rate in rates) < seconds:
+        start = time.perf_counter()
+        rows = sum(len(batch) for batch in split.shuffled(BATCH, seed=0, epoch=len(rates)))
+        rates.append(rows / (time.perf_counter() - start))
+    return rates
+
+
+def peer(split: Split, rows: int) -> float:
+    """Rows a second of DataLoader's default collation over tensors in memory."""
+    content = next(split.batches(rows))
+    batches: Iterator[Any] = iter(DataLoader(TensorDataset(content.ids, content.labels), BATCH, shuffle=True))
+    start = time.perf_counter()
+    for _ in batches:
+        pass
+    return rows / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=4_000_000)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of passes at each number of ids")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    cases = []
+    for ids in (10_000, 1_000_000):
+        with tempfile.TemporaryDirectory() as folder:
+            write_prepared(Path(folder), arguments.rows, ids)
+            size = (Path(folder) / "train.parquet").stat().st_size
+            split = PreparedData(folder).load("train")
+            rates = sorted(epochs(split, arguments.seconds))
+            case = {
+                "ids a field": ids,
+                "bytes a row": round(size / len(split), 1),
+                "million rows/s": round(rates[len(rates) // 2] / 1e6, 2),
+                "million rows/s, best": round(rates[-1] / 1e6, 2),
+                "DataLoader in memory, million rows/s": round(peer(split, 100_000) / 1e6, 3),
+            }
+        print(case)
+        cases.append(case)
+    print(write("loader", cases))
+
+
+if __name__ == "__main__":
+    main()

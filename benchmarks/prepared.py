@@ -1,0 +1,43 @@
+"""A prepared folder of random rows with skewed ids, of the shape of Ali-CCP: 23 fields, click and conversion."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adaftr_fast.data.manifest import FORMAT, FieldInfo, Manifest, SplitInfo
+from adaftr_fast.data.prepare import GROUP
+
+FIELDS, TASKS = 23, ("click", "conversion")
+ROW_GROUP = 1 << 17
+
+
+def write_prepared(folder: Path, rows: int, ids: int, held_out: int = 1 << 16) -> Manifest:
+    """Writes ``rows`` training rows and ``held_out`` others, ids log-uniform in [0, ids), with a signal to learn."""
+    random = np.random.default_rng(0)
+    names = [f"field_{number}" for number in range(FIELDS)]
+    counts = {"train": rows, "validation": held_out, "test": held_out}
+    splits = {name: _write(folder / f"{name}.parquet", count, ids, names, random) for name, count in counts.items()}
+    fields = [FieldInfo(name, "categorical", [name], ids) for name in names]
+    manifest = Manifest("random", "", FORMAT, "random", "random", list(TASKS), "user", splits, fields, {})
+    manifest.write(folder)
+    return manifest
+
+
+def _write(path: Path, rows: int, ids: int, names: list[str], random: np.random.Generator) -> SplitInfo:
+    schema = pa.schema(
+        [(name, pa.int32()) for name in names] + [(task, pa.uint8()) for task in TASKS] + [(GROUP, pa.int64())]
+    )
+    positives = dict.fromkeys(TASKS, 0)
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for start in range(0, rows, ROW_GROUP):
+            n = min(ROW_GROUP, rows - start)
+            columns = [(float(ids) ** random.random(n, np.float32)).astype(np.int32) % ids for _ in names]
+            click = random.random(n) < 0.04 * (1 + (columns[0] % 7 == 0))
+            bought = click & (random.random(n) < 0.02 * (1 + 5 * (columns[1] % 5 == 0)))
+            labels = [click.astype(np.uint8), bought.astype(np.uint8)]
+            for task, label in zip(TASKS, labels):
+                positives[task] += int(label.sum())
+            writer.write_batch(pa.record_batch([*columns, *labels, columns[2].astype(np.int64)], schema=schema))
+    return SplitInfo(rows, positives)
