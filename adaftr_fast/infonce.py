@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce import accumulation_dtype
@@ -75,11 +76,13 @@ def adaptive_infonce(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
+        NotImplementedError: forward-mode differentiation.
         RuntimeError: on CPU also a tau that is not positive and finite, or a positive_index out of range. On CUDA
             nothing is read back from the device; such rows give NaN.
     """
     op = _op_of(backend, h_ctr)
     _check_representations(h_ctr, h_cvr)
+    _refuse_tangents(h_ctr, h_cvr, *(tau if isinstance(tau, tuple) else (tau,)))
     dtype = torch.promote_types(h_ctr.dtype, h_cvr.dtype)
     a, b = h_ctr.to(dtype), h_cvr.to(dtype)  # [B, d], [N, d]
     if isinstance(tau, tuple) and not (symmetric and len(tau) == 2):
@@ -111,6 +114,14 @@ def adaptive_infonce(
         backward, _ = _direction(op, anchors, a, tau_b, positive, groups, row_group, coefficient, reduction, False)
         loss = (loss + backward) / 2
     return (loss, stats) if return_stats else loss
+
+
+def _refuse_tangents(*inputs: Tensor | float) -> None:
+    """The op has no forward-mode derivative, and PyTorch would pass over that where nothing requires a gradient."""
+    if torch.compiler.is_compiling():
+        return
+    if any(isinstance(x, Tensor) and unpack_dual(x).tangent is not None for x in inputs):
+        raise NotImplementedError("adaptive_infonce: has no forward-mode derivative (jvp); use reverse mode")
 
 
 def _direction(op, a, b, tau, positive, row_group, column_group, coefficient, reduction, return_stats):

@@ -130,3 +130,11 @@ def test_bad_temperature_names_the_row(value, backend):
 def test_bad_positive_names_the_row(backend):
     with pytest.raises(RuntimeError, match=r"got positive_index\[1\] = 6"):
         af.adaptive_infonce(A, B, 0.1, positive_index=torch.tensor([0, 6, 1, 2]), backend=backend)
+
+
+def test_forward_mode_is_refused():
+    a, b = torch.randn(5, 3), torch.randn(5, 3)
+    with pytest.raises(NotImplementedError, match="adaptive_infonce: has no forward-mode derivative"):
+        torch.func.jvp(lambda a: af.adaptive_infonce(a, b, 0.5), (a,), (torch.ones_like(a),))
+    with pytest.raises(NotImplementedError, match="adaptive_infonce"):
+        torch.func.jvp(lambda t: af.adaptive_infonce(a, b, t), (torch.rand(5) + 0.1,), (torch.ones(5),))
