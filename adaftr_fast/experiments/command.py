@@ -17,9 +17,8 @@ from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 if TYPE_CHECKING:
     from adaftr_fast.data.loader import PreparedData
     from adaftr_fast.experiments.jobs import Budget
-    from adaftr_fast.experiments.results import Results
 
-NAMES = ("table4", "table5", "table6", "fig3", "fig4", "temperature")
+NAMES = ("table4", "table5", "table6", "fig3", "fig4", "temperature", "complexity")
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -29,7 +28,8 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", type=str, required=True, help=dataset)
     parser.add_argument("--files", type=str, nargs="+", default=[], help="input files of a data set that ships none")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="folder for data, runs and reports")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each row, from training.seed upwards")
+    seeds = "runs of each row, from training.seed upwards; complexity trains none"
+    parser.add_argument("--seeds", type=int, default=3, help=seeds)
     jobs = "runs trained at the same time, each on one thread; their number changes no result (default: one a core)"
     parser.add_argument("--jobs", type=int, default=available_cores(), help=jobs)
     parser.add_argument("--config", action="config", help="a TOML file; options given after it win")
@@ -44,17 +44,20 @@ def available_cores() -> int:
 
 
 def run_experiment(arguments: jsonargparse.Namespace) -> None:
-    """Runs or resumes an experiment and writes its report.
+    """Runs or resumes an experiment, prints its tables and writes its report.
 
     Raises:
         ValueError: an option out of range, or data the experiment cannot be made of.
         DataError: data that cannot be read or prepared.
         TrainingError: a training process was killed.
+        CheckpointError: a run's weights are absent or damaged.
     """
     from adaftr_fast.experiments.jobs import Budget
+    from adaftr_fast.experiments.study import open_dataset
 
-    if arguments.seeds < 1:
-        raise ValueError(f"--seeds: expected >= 1, got {arguments.seeds}")
+    for option in ("seeds", "jobs"):
+        if arguments[option] < 1:
+            raise ValueError(f"--{option}: expected >= 1, got {arguments[option]}")
     budget = Budget(
         ModelConfig(**arguments.model.as_dict()),
         OptimizerConfig(**arguments.optimizer.as_dict()),
@@ -62,61 +65,39 @@ def run_experiment(arguments: jsonargparse.Namespace) -> None:
     )
     data, folder = open_dataset(arguments.dataset, arguments.files, arguments.out, budget.training.progress)
     command = f"adaftr-fast experiment {arguments.name} --dataset {arguments.dataset} --seeds {arguments.seeds}"
-    _report(arguments, data, budget, folder, command)
+    run = {"complexity": _complexity, "temperature": _temperature}.get(arguments.name, _comparison)
+    text, paths = run(arguments, data, budget, folder, command)
+    print(f"\n{text}\n\nReport: {', '.join(map(str, paths))}")
 
 
-def _report(arguments: jsonargparse.Namespace, data: PreparedData, budget: Budget, folder: Path, command: str) -> None:
-    from adaftr_fast.experiments.report import caption, main_table, warnings, write_report
+def _comparison(
+    arguments: jsonargparse.Namespace, data: PreparedData, budget: Budget, folder: Path, command: str
+) -> tuple[str, list[Path]]:
+    """What to print, and the report's files."""
+    from adaftr_fast.experiments.report import summary, write_report
+    from adaftr_fast.experiments.study import compare
 
-    results = collect(arguments.name, data, budget, arguments.seeds, arguments.jobs, folder / "runs")
-    paths = write_report(folder, results, command)
-    print(f"\n{results.experiment.title}: {results.dataset}\n{main_table(results)}\n\n{caption(results)}")
-    if remarks := warnings(results.rows):
-        print(remarks)
-    print(f"Report: {', '.join(map(str, paths))}")
-
-
-def open_dataset(dataset: str, files: list[str], out: Path, progress: bool) -> tuple[PreparedData, Path]:
-    """The prepared data and the folder of their experiments; a data set given by name is prepared in that folder.
-
-    Raises:
-        DataError: no prepared folder, data set or schema of that name, or input that cannot be prepared.
-    """
-    from adaftr_fast.data.loader import PreparedData
-    from adaftr_fast.data.manifest import MANIFEST
-    from adaftr_fast.data.prepare import prepare
-    from adaftr_fast.data.schema import load_schema
-
-    if (Path(dataset) / MANIFEST).is_file():
-        data = PreparedData(dataset)
-        return data, out / data.manifest.dataset
-    schema = load_schema(dataset)
-    folder = out / schema.name
-    prepare(schema, files, folder / "data", progress=progress)
-    return PreparedData(folder / "data"), folder
+    seeds, workers = arguments.seeds, arguments.jobs
+    results = compare(arguments.name, data, budget, seeds=seeds, workers=workers, folder=folder)
+    return summary(results), write_report(folder, results, command)
 
 
-def collect(name: str, data: PreparedData, budget: Budget, seeds: int, workers: int, root: Path) -> Results:
-    """Does what is missing of the runs of an experiment, and gathers all of them.
+def _temperature(
+    arguments: jsonargparse.Namespace, data: PreparedData, budget: Budget, folder: Path, command: str
+) -> tuple[str, list[Path]]:
+    from adaftr_fast.experiments.study import temperatures
+    from adaftr_fast.experiments.temperature_report import temperature_tables, write_temperature_report
 
-    Args:
-        seeds: how many runs of each row, from ``budget.training.seed`` upwards.
-        workers: how many at the same time.
-        root: the folder of runs.
-    """
-    from adaftr_fast.experiments.catalog import experiment
-    from adaftr_fast.experiments.jobs import plan
-    from adaftr_fast.experiments.pool import run_all
-    from adaftr_fast.experiments.results import Results, Row
+    found = temperatures(data, budget, seeds=arguments.seeds, workers=arguments.jobs, folder=folder)
+    paths = write_temperature_report(folder, data.manifest.dataset, found, command)
+    return "\n\n".join(map(temperature_tables, found)), paths
 
-    manifest = data.manifest
-    wanted = experiment(name, budget.model, manifest.tasks)
-    numbers = range(budget.training.seed, budget.training.seed + seeds)
-    jobs = {
-        (seed, variant.title): plan(data, variant, budget, seed, root)
-        for seed in numbers  # seeds before rows, so that an experiment that is cut short holds whole comparisons
-        for variant in wanted.variants
-    }
-    outcomes = run_all(list(jobs.values()), workers=workers, progress=budget.training.progress)
-    rows = [Row(v, {seed: outcomes[jobs[seed, v.title].key] for seed in numbers}) for v in wanted.variants]
-    return Results(wanted, manifest.dataset, manifest.attribution, manifest.fingerprint, manifest.tasks, budget, rows)
+
+def _complexity(
+    arguments: jsonargparse.Namespace, data: PreparedData, budget: Budget, folder: Path, command: str
+) -> tuple[str, list[Path]]:
+    from adaftr_fast.experiments.complexity import measure
+    from adaftr_fast.experiments.complexity_report import cost_summary, write_complexity_report
+
+    found = measure(data, budget)
+    return cost_summary(found), write_complexity_report(folder, found, command)

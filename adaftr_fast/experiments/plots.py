@@ -54,6 +54,8 @@ def _points(rows: list[Row], task: str, metric: str) -> tuple[list[float], list[
 
 def _zoom(axes: Axes, means: list[float], errors: list[float]) -> None:
     """The axis does not start at zero, where differences of tenths could not be seen."""
+    if np.isnan(means).all():  # no run has the metric
+        return
     low = np.nanmin(np.subtract(means, errors))
     high = np.nanmax(np.add(means, errors))
     margin = max(0.25 * (high - low), 0.02)

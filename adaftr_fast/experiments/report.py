@@ -33,17 +33,21 @@ def as_markdown(results: Results, command: str) -> str:
     sections = [
         f"# {results.experiment.title}: {results.dataset}",
         f"`{command}`",
-        main_table(results),
-        caption(results),
-        warnings(results.rows),
+        summary(results),
         f"![{results.experiment.title}]({name}.png)",
         "## Comparisons\n\n" + _comparison_table(results) if any(results.comparisons()) else "",
+        _distance_section(results),
         _learned_section(results),
         "## Runs\n\n" + _run_table(results.rows),
         f"## Budget, the same for every row\n\n```toml\n{_budget_text(results)}\n```",
         f"Data: {results.attribution}" if results.attribution else "",
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def summary(results: Results) -> str:
+    """The table, how it is read, and what went wrong."""
+    return "\n\n".join(filter(None, (main_table(results), caption(results), _warnings(results.rows))))
 
 
 def main_table(results: Results) -> str:
@@ -58,6 +62,8 @@ def main_table(results: Results) -> str:
                 line = results.rows.index(best[rank])
                 cells[line][position] = _marked(cells[line][position], mark)
     rows = [[row.title, *line] for row, line in zip(results.rows, cells, strict=True)]
+    if results.bayes:
+        rows.append(["true probabilities", *(_number(results.optimum(*column)) for column in columns)])
     return markdown_table(header, rows, text_columns=1)
 
 
@@ -98,6 +104,10 @@ def _marked(cell: str, mark: str) -> str:
     return " ".join([f"{mark}{number}{mark}", *rest]) if number != "-" else cell
 
 
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
 def _descending(spread: Spread) -> float:
     return -spread.mean if spread.count else math.inf
 
@@ -117,6 +127,19 @@ def _difference_cells(difference: Difference) -> list[str]:
     spread = f" ± {difference.std:.3f}" if difference.pairs > 1 else ""
     p = "-" if math.isnan(difference.p) else f"{difference.p:.4f}"
     return [f"{difference.mean:+.3f}{spread}", p, f"{difference.higher} of {difference.pairs}"]
+
+
+def _distance_section(results: Results) -> str:
+    """How far each row's mean is below what the true probabilities reach, where they are known."""
+    columns = [column for column in results.columns() if results.optimum(*column) is not None]
+    if not columns:
+        return ""
+    rows = [
+        [row.title, *(_number(results.optimum(*column) - row.spread(*column).mean) for column in columns)]
+        for row in results.rows
+    ]
+    header = ["row", *(f"{task} {metric.upper()}" for task, metric in columns)]
+    return "## Distance to the true probabilities\n\n" + markdown_table(header, rows, text_columns=1)
 
 
 def _learned_section(results: Results) -> str:
@@ -149,7 +172,7 @@ def _run_table(rows: list[Row]) -> str:
     return markdown_table(["row", "best epoch by seed", "epochs", "seconds in all"], cells, text_columns=1)
 
 
-def warnings(rows: list[Row]) -> str:
+def _warnings(rows: list[Row]) -> str:
     """A line for each run that diverged or has a dead tower; empty when all are well."""
     lines = []
     for row in rows:
@@ -180,6 +203,7 @@ def as_json(results: Results, command: str) -> dict[str, Any]:
         "dataset": results.dataset,
         "fingerprint": results.fingerprint,
         "budget": asdict(results.budget),
+        "bayes": results.bayes,
         "rows": [
             {
                 "title": row.title,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adaftr_fast.experiments.catalog import Experiment, Variant
 from adaftr_fast.experiments.jobs import Budget, Outcome
 from adaftr_fast.experiments.statistics import Difference, Spread, paired, summarize
+from adaftr_fast.training.evaluation import TaskMetrics
 
 METRICS = ("auc", "gauc")
 
@@ -51,6 +52,7 @@ class Results:
     Attributes:
         dataset: the data's name and attribution.
         tasks: the columns of its tables.
+        bayes: test metrics of the true probabilities, as fractions, where the data set knows them; else {}.
     """
 
     experiment: Experiment
@@ -60,11 +62,17 @@ class Results:
     tasks: list[str]
     budget: Budget
     rows: list[Row]
+    bayes: TaskMetrics = field(default_factory=dict)
 
     def columns(self) -> list[tuple[str, str]]:
         """Pairs of task and metric that at least one run has: no GAUC without groups."""
         every = [(task, metric) for task in self.tasks for metric in METRICS]
         return [column for column in every if any(row.scores(*column) for row in self.rows)]
+
+    def optimum(self, task: str, metric: str) -> float | None:
+        """What the true probabilities reach, in points of 100; None where they are not known."""
+        value = self.bayes.get(task, {}).get(metric, math.nan)
+        return None if math.isnan(value) else 100 * value
 
     def row(self, title: str) -> Row:
         return next(row for row in self.rows if row.title == title)

@@ -47,15 +47,15 @@ def test_workers_must_be_some(jobs):
 SCRIPT = """
 from pathlib import Path
 from adaftr_fast.data.loader import PreparedData
-from adaftr_fast.experiments.command import collect
 from adaftr_fast.experiments.jobs import Budget
+from adaftr_fast.experiments.study import compare
 from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 
 if __name__ == "__main__":
     training = TrainingConfig(batch_size=50, max_epochs=8, patience=8, progress=False)
     budget = Budget(ModelConfig(), OptimizerConfig(), training)
-    collect("table6", PreparedData({data!r}), budget, 1, 2, Path({root!r}))
+    compare("table6", PreparedData({data!r}), budget, seeds=1, workers=2, folder=Path({root!r}).parent)
     print("all done")
 """
 

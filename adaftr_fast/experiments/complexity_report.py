@@ -1,0 +1,101 @@
+"""Table 1 in words and a picture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from adaftr_fast._files import replace_file
+from adaftr_fast._json import dumps
+from adaftr_fast.experiments.complexity import FIXED, WITH, WITHOUT, Complexity, Cost
+from adaftr_fast.training.report import markdown_table, save_figure
+
+REFERENCE = "MMoE"
+
+
+def write_complexity_report(folder: Path, found: Complexity, command: str) -> list[Path]:
+    """Writes ``complexity.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"complexity.{kind}" for kind in ("md", "json", "png")]
+    save_figure(paths[2], draw_complexity(found))
+    replace_file(paths[1], (dumps({"command": command} | asdict(found), indent=2) + "\n").encode())
+    sections = [
+        f"# Cost of each model (Table 1): {found.dataset}",
+        f"`{command}`",
+        cost_summary(found),
+        "![time per sample](complexity.png)",
+    ]
+    replace_file(paths[0], ("\n\n".join(sections) + "\n").encode())
+    return paths
+
+
+def cost_summary(found: Complexity) -> str:
+    """All of the report's words."""
+    return "\n\n".join((cost_table(found), contrast_text(found), machine_text(found)))
+
+
+def cost_table(found: Complexity) -> str:
+    """A row a model; times are also given as ratios to MMoE's, measured side by side."""
+    reference = _cost(found, REFERENCE)
+    rows = [
+        [
+            each.title,
+            f"{each.table_parameters:,}",
+            f"{each.dense_parameters:,}",
+            f"{each.deployed_parameters:,}",
+            f"{each.train_us:.2f}",
+            f"{each.train_us / reference.train_us:.2f}x",
+            f"{each.infer_us:.2f}",
+            f"{each.infer_us / reference.infer_us:.2f}x",
+        ]
+        for each in found.costs
+    ]
+    times = ["training, µs/sample", "to MMoE", "inference, µs/sample", "to MMoE"]
+    header = ["model", "in tables", "dense", "dense, deployed", *times]
+    return markdown_table(header, rows, text_columns=1)
+
+
+def contrast_text(found: Complexity) -> str:
+    """What alignment adds to a step."""
+    plain, fixed, whole = (_cost(found, title).train_us for title in (WITHOUT, FIXED, WITH))
+    return (
+        f"The contrastive loss adds {fixed - plain:.2f} µs a sample to a training step, relatedness network and "
+        f"adaptive temperature another {whole - fixed:.2f}: together {100 * (whole - plain) / whole:.0f} % of AdaFTR's "
+        "step. Nothing of it is left in inference."
+    )
+
+
+def machine_text(found: Complexity) -> str:
+    """What was measured, on what."""
+    facts = ", ".join(f"{name} {value}" for name, value in found.machine.items())
+    return (
+        f"Medians of steps in turns at batches of {found.batch_size:,}: loss, gradients and update for training, a "
+        f"forward pass for inference, without loading. {facts}."
+    )
+
+
+def _cost(found: Complexity, title: str) -> Cost:
+    return next(each for each in found.costs if each.title == title)
+
+
+def draw_complexity(found: Complexity) -> Figure:
+    """Bars, training beside inference."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"Time per sample at batches of {found.batch_size:,}: {found.dataset}")
+    left, right = figure.subplots(1, 2)
+    _paint(left, "training", [(each.title, each.train_us) for each in found.costs])
+    _paint(right, "inference", [(each.title, each.infer_us) for each in found.costs])
+    return figure
+
+
+def _paint(axes: Axes, title: str, times: list[tuple[str, float]]) -> None:
+    axes.barh([name for name, _ in times], [value for _, value in times], color="C0")
+    axes.invert_yaxis()
+    axes.set_title(title)
+    axes.set_xlabel("µs a sample")
+    axes.grid(axis="x", alpha=0.3)

@@ -1,0 +1,95 @@
+"""From a data set and an experiment's name to its results: what is missing is run, what is done is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.manifest import MANIFEST
+from adaftr_fast.data.prepare import prepare
+from adaftr_fast.data.schema import load_schema
+from adaftr_fast.experiments.catalog import Experiment, Variant, experiment
+from adaftr_fast.experiments.jobs import Budget, Job, plan
+from adaftr_fast.experiments.pool import run_all
+from adaftr_fast.experiments.results import Results, Row
+from adaftr_fast.experiments.temperature import Temperature, analyse
+from adaftr_fast.training.bayes import bayes_metrics
+from adaftr_fast.training.errors import TrainingError
+
+
+def open_dataset(dataset: str, files: list[str], out: Path, progress: bool) -> tuple[PreparedData, Path]:
+    """The prepared data and the folder of their experiments; a data set given by name is prepared in that folder.
+
+    Raises:
+        DataError: no prepared folder, data set or schema of that name, or input that cannot be prepared.
+    """
+    if (Path(dataset) / MANIFEST).is_file():
+        data = PreparedData(dataset)
+        return data, out / data.manifest.dataset
+    schema = load_schema(dataset)
+    folder = out / schema.name
+    prepare(schema, files, folder / "data", progress=progress)
+    return PreparedData(folder / "data"), folder
+
+
+def plan_all(
+    wanted: Experiment, data: PreparedData, budget: Budget, seeds: int, folder: Path
+) -> Iterator[tuple[int, Variant, Job]]:
+    """Seed, row and run of everything an experiment consists of; runs are kept in the ``runs/`` of ``folder``.
+
+    Seeds come before rows, so that an experiment that is cut short holds whole comparisons.
+    """
+    first = budget.training.seed
+    for seed, variant in product(range(first, first + seeds), wanted.variants):
+        yield seed, variant, plan(data, variant, budget, seed, folder / "runs")
+
+
+def compare(name: str, data: PreparedData, budget: Budget, *, seeds: int, workers: int, folder: Path) -> Results:
+    """The results of a table or figure that compares rows.
+
+    Args:
+        seeds: how many runs of each row, from ``budget.training.seed`` upwards.
+        workers: how many at the same time.
+        folder: holds ``runs/``, which experiments on the same data share.
+
+    Raises:
+        ValueError: data the experiment cannot be made of.
+        TrainingError: a training process was killed.
+    """
+    manifest = data.manifest
+    wanted = experiment(name, budget.model, manifest.tasks)
+    jobs = list(plan_all(wanted, data, budget, seeds, folder))
+    outcomes = run_all([job for *_, job in jobs], workers=workers, progress=budget.training.progress)
+    rows = [
+        Row(variant, {seed: outcomes[job.key] for seed, each, job in jobs if each is variant})
+        for variant in wanted.variants
+    ]
+    return Results(
+        experiment=wanted,
+        dataset=manifest.dataset,
+        attribution=manifest.attribution,
+        fingerprint=manifest.fingerprint,
+        tasks=manifest.tasks,
+        budget=budget,
+        rows=rows,
+        bayes=bayes_metrics(data.folder),
+    )
+
+
+def temperatures(data: PreparedData, budget: Budget, *, seeds: int, workers: int, folder: Path) -> list[Temperature]:
+    """The temperatures that AdaFTR learned, pair by pair; arguments as for ``compare``.
+
+    Raises:
+        ValueError: data of a single task.
+        TrainingError: a run diverged, or its process was killed.
+        CheckpointError: a run's weights are absent or damaged.
+    """
+    wanted = experiment("temperature", budget.model, data.manifest.tasks)
+    jobs = list(plan_all(wanted, data, budget, seeds, folder))
+    outcomes = run_all([job for *_, job in jobs], workers=workers, progress=budget.training.progress)
+    for seed, _, job in jobs:
+        if error := outcomes[job.key].error:
+            raise TrainingError(f"temperature: seed {seed} diverged: {error}")
+    return analyse(data, [job for *_, job in jobs])

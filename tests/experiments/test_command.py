@@ -1,0 +1,56 @@
+import json
+
+import pytest
+
+from adaftr_fast.cli import main
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "base.toml"
+    path.write_text(
+        "[model]\nembedding_dim = 2\nexpert_hidden = [4]\ntower_hidden = [4]\nrelatedness_hidden = [4]\n"
+        "[training]\nbatch_size = 200\nmax_epochs = 1\nprogress = false\n"
+    )
+    return path
+
+
+def test_an_experiment_is_run_once_and_reported(folder, config, tmp_path, capfd):
+    command = ["experiment", "fig3", "--dataset", str(folder), "--config", str(config), "--seeds", "2", "--jobs", "1",
+               "--out", str(tmp_path / "out"), "--optimizer.lr", "0.01"]  # fmt: skip
+    assert main(command) == 0
+    shown = capfd.readouterr().out
+    assert "Which tower layer is contrasted (Figure 3): tiny" in (tmp_path / "out/tiny/fig3.md").read_text()
+    assert "| layer 1 |" in shown
+    report = json.loads((tmp_path / "out/tiny/fig3.json").read_text())
+    assert report["budget"]["optimizer"]["lr"] == 0.01
+    assert report["budget"]["model"]["tower_hidden"] == [4]
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/tiny/runs").glob("*/result.json")}
+    assert len(runs) == 4
+    assert main(command) == 0
+    assert capfd.readouterr().out == shown
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table9", "--dataset", "FOLDER"], "table9"),
+        (["table4", "--dataset", "flites"], "unknown data set 'flites'"),
+        (["table4", "--dataset", "FOLDER", "--seeds", "0"], "--seeds: expected >= 1, got 0"),
+        (["table4", "--dataset", "FOLDER", "--jobs", "0"], "--jobs: expected >= 1, got 0"),
+        (["table4", "--dataset", "FOLDER", "--model.beta", "-1"], "model.beta: expected a finite weight >= 0"),
+        (["complexity", "--dataset", "FOLDER", "--training.batch_size", "100000"], "fewer than a batch of 100000"),
+        (["table4"], "dataset"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, folder, tmp_path, capfd):
+    arguments = [str(folder) if each == "FOLDER" else each for each in arguments]
+    try:
+        code = main(["experiment", *arguments, "--out", str(tmp_path)])
+    except SystemExit as end:
+        code = end.code
+    lines = capfd.readouterr().err.splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    assert message in lines[0]

@@ -1,0 +1,33 @@
+import json
+
+import torch
+
+from adaftr_fast.experiments.complexity import VARIANTS, count_parameters, measure
+from adaftr_fast.experiments.complexity_report import write_complexity_report
+from adaftr_fast.experiments.run import build
+
+
+def test_the_relatedness_network_is_no_part_of_serving(data, budget):
+    batch = next(data.load("train").batches(16))
+    torch.manual_seed(0)
+    model = build(budget.model, data)
+    tables, dense, deployed = count_parameters(model, batch)
+    assert tables == sum(data.manifest.num_embeddings) * 4
+    omega = sum(p.numel() for p in model.relatedness.parameters())
+    assert omega > 0
+    assert dense - deployed == omega
+
+
+def test_every_model_is_measured_and_reported(data, budget, tmp_path):
+    found = measure(data, budget, seconds=0)
+    assert [cost.title for cost in found.costs] == [variant.title for variant in VARIANTS]
+    assert all(cost.train_us > 0 and cost.infer_us > 0 for cost in found.costs)
+    by_title = {cost.title: cost for cost in found.costs}
+    assert by_title["AdaFTR"].deployed_parameters == by_title["MMoE"].dense_parameters
+    assert by_title["AdaFTR, no contrast"].dense_parameters == by_title["MMoE"].dense_parameters
+    paths = write_complexity_report(tmp_path, found, "the command")
+    text = paths[0].read_text()
+    assert "cores" in text
+    assert "| AdaFTR, fixed τ " in text
+    assert len(json.loads(paths[1].read_text())["costs"]) == len(VARIANTS)
+    assert paths[2].read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,119 @@
+import json
+import math
+
+import pytest
+
+from adaftr_fast.experiments.catalog import Experiment, Variant
+from adaftr_fast.experiments.jobs import Outcome
+from adaftr_fast.experiments.plots import draw
+from adaftr_fast.experiments.report import as_markdown, main_table, summary, write_report
+from adaftr_fast.experiments.results import Results, Row
+
+SCORES = {"MMoE": [0.60, 0.62, 0.64], "PLE": [0.605, 0.61, 0.64], "AdaFTR": [0.61, 0.632, 0.651]}
+
+
+def outcome(click, **changes):
+    test = {"click": {"auc": click, "gauc": click - 0.1}, "conversion": {"auc": click + 0.1, "gauc": math.nan}}
+    learned = {"tau/click-conversion": {"p5": 0.1, "p50": 0.2, "p95": 0.3}}
+    values = {"key": "k", "seconds": 2.0, "validation": test, "test": test, "epochs": 5, "best_epoch": 2,
+              "learned": learned, "dead_tasks": []}  # fmt: skip
+    return Outcome(**(values | changes))
+
+
+@pytest.fixture
+def results(budget):
+    rows = []
+    for title, scores in SCORES.items():
+        against = ("MMoE",) if title != "MMoE" else ()
+        variant = Variant(title, {"name": "adaftr" if title == "AdaFTR" else "mmoe"}, against)
+        rows.append(Row(variant, {seed: outcome(score) for seed, score in enumerate(scores)}))
+    wanted = Experiment("table4", "Every model (Table 4)", tuple(row.variant for row in rows))
+    return Results(wanted, "tiny", "nobody", "f" * 64, ["click", "conversion"], budget, rows)
+
+
+def cells(table, line):
+    return [cell.strip() for cell in table.splitlines()[2 + line].split("|")][1:-1]
+
+
+def test_the_table_has_the_papers_form(results):
+    table = main_table(results)
+    assert [cell.strip() for cell in table.splitlines()[0].split("|")][1:-1] == [
+        "model", "click AUC", "click GAUC", "conversion AUC",
+    ]  # fmt: skip
+    assert cells(table, 0) == ["MMoE", "_62.000_ ± 2.000", "_52.000_ ± 2.000", "_72.000_ ± 2.000"]
+    # AdaFTR's differences 1, 1.2, 1.1: t = 1.1 / (0.1 / sqrt 3), p = .0027
+    assert cells(table, 1)[1] == "61.833 ± 1.893 (-0.167)"
+    assert cells(table, 2)[1] == "**63.100** ± 2.052 (+1.100)*"
+    assert len({len(line) for line in table.splitlines()}) == 1
+
+
+def test_the_report_says_what_was_compared_with_what(results):
+    text = as_markdown(results, "adaftr-fast experiment table4")
+    assert "| AdaFTR | MMoE    | click      | AUC    | +1.100 ± 0.100 | 0.0027 |       3 of 3 |" in text
+    assert "6 tests are made" in text
+    assert "| AdaFTR | tau/click-conversion | 0.1000 | 0.2000 | 0.3000 |" in text
+    assert "lr = 0.01" in text
+    assert "nobody" in text
+
+
+def test_one_seed_has_no_spread_and_no_test(results):
+    for row in results.rows:
+        for seed in (1, 2):
+            del row.outcomes[seed]
+    table = main_table(results)
+    assert cells(table, 2)[1] == "**61.000** (+1.000)"
+    assert "*" not in cells(table, 2)[1].replace("**", "")
+
+
+def test_a_run_that_diverged_is_left_out_and_named(results):
+    results.rows[2].outcomes[1] = outcome(0, test={}, validation={}, learned={}, error="the loss is not finite")
+    assert "- AdaFTR, seed 1: diverged and is left out: the loss is not finite" in summary(results)
+    assert cells(main_table(results), 2)[1] == "**63.050** ± 2.899 (+1.050)*"  # seeds 0 and 2, paired with MMoE's
+    assert results.compare("AdaFTR", "MMoE", "click", "auc").pairs == 2
+
+
+def test_a_row_without_runs_is_shown_empty(results):
+    failed = {seed: outcome(0, test={}, validation={}, learned={}, error="x") for seed in range(3)}
+    results.rows[1].outcomes.update(failed)
+    assert cells(main_table(results), 1)[1:] == ["-", "-", "-"]
+    assert len(draw(results).axes) == 4
+
+
+def test_a_dead_tower_is_named(results):
+    results.rows[0].outcomes[2] = outcome(0.64, dead_tasks=["conversion"])
+    assert "- MMoE, seed 2: task conversion is dead" in summary(results)
+
+
+def test_a_temperature_that_is_a_constant_is_called_one(results):
+    flat = {"tau/click-conversion": {"p5": 0.201, "p50": 0.202, "p95": 0.203}}
+    results.rows[2].outcomes.update({seed: outcome(0.6, learned=flat) for seed in range(3)})
+    text = as_markdown(results, "")
+    assert text.count("in effect a constant") == 1
+
+
+def test_the_truth_is_a_row_of_its_own_where_it_is_known(results):
+    assert "true probabilities" not in as_markdown(results, "")
+    results.bayes.update({"click": {"auc": 0.7, "gauc": 0.6}})
+    table = main_table(results)
+    assert cells(table, 3) == ["true probabilities", "70.000", "60.000", "-"]
+    text = as_markdown(results, "")
+    distance = text[text.index("## Distance") :]
+    assert "| AdaFTR |     6.900 |      6.900 |" in distance
+
+
+@pytest.mark.parametrize("form", ["bars", "line"])
+def test_files_hold_every_number(results, tmp_path, form):
+    object.__setattr__(results.experiment, "form", form)
+    paths = write_report(tmp_path / "out", results, "the command")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["table4.json", "table4.md", "table4.png"]
+    content = json.loads(paths[1].read_text())
+    assert content["command"] == "the command"
+    assert content["rows"][2]["runs"]["1"]["test"]["click"]["auc"] == 0.632
+    (best,) = [c for c in content["comparisons"] if (c["title"], c["task"], c["metric"]) == ("AdaFTR", "click", "auc")]
+    assert best["difference"]["p"] == pytest.approx(0.0027, abs=1e-4)
+    assert paths[2].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_picture_has_a_column_a_task_and_a_line_a_metric(results):
+    titles = [axes.get_title() for axes in draw(results).axes]
+    assert titles == ["click: AUC", "conversion: AUC", "click: GAUC", "conversion: GAUC"]

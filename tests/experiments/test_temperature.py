@@ -1,0 +1,69 @@
+import json
+
+import numpy as np
+import pytest
+
+from adaftr_fast.data.manifest import FieldInfo
+from adaftr_fast.experiments.catalog import experiment
+from adaftr_fast.experiments.jobs import execute
+from adaftr_fast.experiments.study import plan_all
+from adaftr_fast.experiments.temperature import _bucket, analyse, field_effect, label_groups
+from adaftr_fast.experiments.temperature_report import draw_temperature, temperature_tables, write_temperature_report
+
+
+def test_label_groups_by_hand():
+    tau = np.array([[0.1, 0.2, 0.3, 0.4], [0.3, 0.4, 0.5, 0.6]])
+    labels = {"click": np.array([0, 1, 1, 0]), "conversion": np.array([0, 0, 0, 0])}
+    groups = list(label_groups(tau, labels))
+    assert [group.labels for group in groups] == [{"click": 0, "conversion": 0}, {"click": 1, "conversion": 0}]
+    assert [group.rows for group in groups] == [2, 2]
+    assert [group.mean for group in groups] == pytest.approx([0.35, 0.35])
+    assert groups[1].points["p50"] == pytest.approx(0.35)  # mean of .25 and .45
+
+
+def test_field_effect_by_hand():
+    tau = np.array([[0.1, 0.1, 0.3, 0.5]])  # values' means .1 and .4, all .25; between .0225, all .0275
+    effect = field_effect("city", tau, np.array([2, 2, 1, 1]), ["unknown", "a", "b", "never"])
+    assert effect.explained == pytest.approx(0.0225 / 0.0275)
+    assert effect.values == pytest.approx({"a": 0.4, "b": 0.1})
+
+
+def test_a_constant_temperature_is_explained_by_nothing():
+    assert field_effect("city", np.full((2, 3), 0.2), np.array([0, 1, 1]), ["unknown", "a"]).explained == 0
+
+
+@pytest.fixture
+def jobs(data, budget, tmp_path):
+    wanted = experiment("temperature", budget.model, data.manifest.tasks)
+    jobs = [job for *_, job in plan_all(wanted, data, budget, 2, tmp_path)]
+    for job in jobs:
+        execute(job)
+    return jobs
+
+
+def test_buckets_are_named_by_their_edges():
+    field = FieldInfo("heat", "numeric", ["heat"], 4, [1.5, 20.0])
+    assert [_bucket(field, number) for number in (1, 2, 3)] == ["-∞ to 1.5", "1.5 to 20", "20 to ∞"]
+
+
+def test_trained_models_are_read_pair_by_pair(data, jobs, tmp_path):
+    found = analyse(data, jobs)
+    assert [each.pair for each in found] == ["click-view", "click-conversion"]
+    for each in found:
+        assert sum(group.rows for group in each.labels) == data.manifest.splits["test"].rows
+        assert [0.05 <= p <= 1 for p in each.points.values()] == [True] * 3
+        assert sorted(effect.field for effect in each.fields) == ["heat", "item", "user"]
+        assert each.fields[0].explained == max(effect.explained for effect in each.fields)
+        heat = next(effect for effect in each.fields if effect.field == "heat")
+        assert all(" to " in value for value in heat.values)
+    assert len(draw_temperature("tiny", found).axes) == 8
+    paths = write_temperature_report(tmp_path, "tiny", found, "the command")
+    assert "## click-view" in paths[0].read_text()
+    assert [pair["pair"] for pair in json.loads(paths[1].read_text())["pairs"]] == ["click-view", "click-conversion"]
+    assert paths[2].read_bytes()[:4] == b"\x89PNG"
+
+
+def test_tables_name_labels_and_extremes(data, jobs):
+    text = temperature_tables(analyse(data, jobs)[0])
+    assert "| click 0, view 0, conversion 0 |" in text
+    assert "variance explained, %" in text
