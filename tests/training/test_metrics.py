@@ -64,6 +64,33 @@ def test_gauc_against_a_loop_over_groups(levels, weighted_by):
     assert gauc(labels, scores, groups, weighted_by) == pytest.approx(np.average(areas, weights=weights), abs=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int16, np.int64])
+def test_gauc_is_the_same_for_every_type_and_numbering(dtype):
+    random = np.random.default_rng(4)
+    scores, groups = random.integers(-30, 30, 500), random.integers(0, 20, 500)
+    labels = random.integers(0, 2, 500)
+    expected = gauc(labels, scores.astype(np.float32), groups)
+    assert gauc(labels, scores.astype(dtype), groups) == expected
+    assert gauc(labels, scores.astype(dtype), groups.astype(np.uint8)) == expected
+    assert gauc(labels, scores.astype(dtype), groups << 40) == expected  # ids that are hashes
+    assert gauc(labels, scores.astype(dtype), groups + (1 << 32) - 10) == expected  # either side of 2^32
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gauc_of_extreme_scores(dtype):
+    labels, groups = np.array([0, 1, 1, 0]), np.array([5, 5, 5, 5])
+    assert gauc(labels, np.array([-np.inf, np.inf, 2.0, -1e30], dtype), groups) == 1.0
+    assert gauc(labels, np.array([-0.0, 0.0, -0.0, 0.0], dtype), groups) == 0.5
+    assert gauc(labels, np.array([np.inf, -np.inf, -1e-45, 1e-45], dtype), groups) == 0.0
+
+
+def test_scores_that_differ_by_one_unit_in_the_last_place_are_no_tie():
+    one = np.float32(1.0)
+    above = np.nextafter(one, np.float32(2.0))
+    for scores in (np.array([one, above]), np.array([-above, -one]), np.array([0.0, 1e-45], np.float32)):
+        assert auc(np.array([0, 1]), scores) == gauc(np.array([0, 1]), scores, np.zeros(2, int)) == 1.0
+
+
 def test_gauc_leaves_out_rows_without_a_group():
     labels, scores, groups = draw(300, 20, 5)
     loose = np.append(labels, 1), np.append(scores, -1e9), np.append(groups, -1)
@@ -97,7 +124,9 @@ def test_bad_input_is_named(metric):
 
 
 def test_bad_gauc_arguments_are_named():
-    with pytest.raises(ValueError, match=r"expected groups of shape \(2,\), got \(3,\)"):
-        gauc(np.zeros(2), np.zeros(2), np.zeros(3))
+    with pytest.raises(ValueError, match=r"expected integer groups of shape \(2,\), got int64 \(3,\)"):
+        gauc(np.zeros(2), np.zeros(2), np.zeros(3, int))
+    with pytest.raises(ValueError, match=r"expected integer groups of shape \(2,\), got float64 \(2,\)"):
+        gauc(np.zeros(2), np.zeros(2), np.zeros(2))
     with pytest.raises(ValueError, match=r"weighted_by must be .* got 'clicks'"):
         gauc(np.zeros(2), np.zeros(2), np.zeros(2), "clicks")
