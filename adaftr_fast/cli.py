@@ -62,14 +62,16 @@ def build_parser() -> Parser:
     parser = Parser(prog="adaftr-fast", description=about, parser_mode="toml")
     commands = parser.add_subcommands(required=True)
 
-    prepare = Parser(description="Turn parquet files into a prepared folder.")
+    prepare = Parser(description="Turn raw logs, parquet or text, into a prepared folder.")
     prepare.add_argument("--dataset", type=str, required=True, help="one that info lists, or a schema file (.toml)")
     prepare.add_argument("--files", type=str, nargs="+", default=[], help="input files; none for flights and synthetic")
+    prepare.add_argument("--bad_rows", type=float, default=0.0, help="share of rows of text that may be unreadable")
     prepare.add_argument("--out", type=Path, required=True, help="the prepared folder")
     commands.add_subcommand("prepare", prepare)
 
     synthesize = Parser(description="Make an impression log with known truth, to prepare and train on.")
     synthesize.add_class_arguments(LogConfig)
+    synthesize.add_argument("--raw", type=bool, default=False, help="write text in Ali-CCP's raw layout, no parquet")
     synthesize.add_argument("--out", type=Path, required=True, help="folder for the log and its schema")
     commands.add_subcommand("synthesize", synthesize)
 
@@ -111,21 +113,30 @@ def run_prepare(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.data.prepare import prepare
     from adaftr_fast.data.schema import load_schema
 
-    manifest = prepare(load_schema(arguments.dataset), arguments.files, arguments.out, progress=True)
+    schema = load_schema(arguments.dataset)
+    manifest = prepare(schema, arguments.files, arguments.out, bad_rows=arguments.bad_rows, progress=True)
     print(f"{arguments.out}: {manifest.dataset}, {len(manifest.fields)} fields, {sum(manifest.num_embeddings):,} ids")
     for name, split in manifest.splits.items():
         rates = ", ".join(f"{task} {100 * count / split.rows:.2f} %" for task, count in split.positives.items())
         print(f"  {name}: {split.rows:,} rows, {rates}")
+    if manifest.bad_rows and manifest.bad_rows.bad:
+        print(f"Left out: {manifest.bad_rows.summary()}")
     if manifest.attribution:
         print(f"Source: {manifest.attribution}")
 
 
 def run_synthesize(arguments: jsonargparse.Namespace) -> None:
+    from adaftr_fast.data.synthetic.raw import write_raw
     from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
 
-    settings = {name: value for name, value in arguments.as_dict().items() if name != "out"}
-    write_log(LogConfig(**settings), arguments.out, progress=True)
-    print(f"adaftr-fast prepare --dataset {arguments.out / SCHEMA} --files {arguments.out / LOG} --out PREPARED")
+    settings = arguments.as_dict()
+    folder, raw = settings.pop("out"), settings.pop("raw")
+    if raw:
+        dataset, files = "aliccp", write_raw(LogConfig(**settings), folder, progress=True)
+    else:
+        write_log(LogConfig(**settings), folder, progress=True)
+        dataset, files = folder / SCHEMA, [folder / LOG]
+    print(f"adaftr-fast prepare --dataset {dataset} --files {' '.join(map(str, files))} --out PREPARED")
 
 
 def run_train(arguments: jsonargparse.Namespace) -> None:

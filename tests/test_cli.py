@@ -123,7 +123,7 @@ def test_demo_compares_two_models_and_reports(schema, tmp_path, capsys, monkeypa
     [
         ([], "subcommand"),
         (["trian"], "invalid choice: 'trian'"),
-        (["prepare", "--dataset", "flites", "--out", "OUT"], "unknown data set 'flites'; expected one of census"),
+        (["prepare", "--dataset", "flites", "--out", "OUT"], "unknown data set 'flites'; expected one of aliccp"),
         (["prepare", "--dataset", "census", "--out", "OUT"], r"expected 2 file(s) (TRAIN TEST), got 0"),
         (["train", "--out", "OUT", "--data.folder", "OUT"], "not a prepared folder"),
         (["train", "--out", "OUT", "--model.expert_hiden", "[3]"], "model.expert_hiden"),
@@ -274,11 +274,12 @@ def test_info_runs_as_a_module():
     assert "flights, flights3, synthetic, synthetic3" in done.stdout
 
 
-def test_a_synthesized_log_is_prepared_by_the_command_it_names(tmp_path, capsys):
+@pytest.mark.parametrize(("raw", "dataset"), [("false", "synthetic-aliccp"), ("true", "aliccp")])
+def test_a_synthesized_log_is_prepared_by_the_command_it_names(raw, dataset, tmp_path, capsys):
     out, rates = tmp_path / "log", '{"click": 0.3, "conversion": 0.1}'
-    assert main(["synthesize", "--rows", "2000", "--rates", rates, "--out", str(out)]) == 0
+    assert main(["synthesize", "--rows", "2000", "--rates", rates, "--raw", raw, "--out", str(out)]) == 0
     _, *command = capsys.readouterr().out.replace("PREPARED", str(tmp_path / "data")).split()
     assert main(command) == 0
-    assert "synthetic-aliccp, 23 fields" in capsys.readouterr().out
+    assert f"{dataset}, 23 fields" in capsys.readouterr().out
     assert main(["synthesize", "--rows", "-1", "--out", str(out)]) == 2
     assert "rows: expected >= 1, got -1" in capsys.readouterr().err

@@ -26,7 +26,8 @@ class ValueCounts:
 
     def merge(self, other: ValueCounts) -> None:
         """Adds the counts of another part of the data."""
-        self._append(other.table())
+        for part in other._parts:
+            self._append(part)
 
     def table(self) -> pa.Table:
         """Columns ``value`` and ``count`` (int64), a row per distinct value, in ascending order of value."""

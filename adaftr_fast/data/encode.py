@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 
 from adaftr_fast.data.counts import ValueCounts
 from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.noise import text_hash
+from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.schema_types import Field
 
 CROSS_SEPARATOR = "\x1f"  # ASCII unit separator: does not occur inside real values, so crosses are unambiguous
@@ -71,7 +73,23 @@ class Buckets:
         return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
 
 
-Encoder = Vocabulary | Buckets
+@dataclass(frozen=True)
+class Hashed:
+    """Ids 1 ... ``ids`` by a hash of the value's text, the same for every data set; different values may share one."""
+
+    ids: int
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.ids + 1
+
+    def encode(self, values: pa.Array) -> pa.Array:
+        """Values [n] of any type to int32 ids [n]."""
+        ids = (text_hash(values) % np.uint64(self.ids)).astype(np.int32) + 1
+        return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
+
+
+Encoder = Vocabulary | Buckets | Hashed
 
 
 class GroupNumbers:
@@ -91,18 +109,35 @@ class GroupNumbers:
 
 
 def fit_encoders(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> dict[str, Encoder]:
-    """Vocabularies and buckets from one pass over training rows; memory grows with the distinct values."""
+    """Vocabularies and buckets from one pass over training rows; memory grows with the distinct values.
+
+    Raises:
+        DataError: no rows, or a column that cannot be read as the schema says.
+    """
     fields = list(fields)
     counts: dict[str, ValueCounts] = {}
-    for batch in batches:
-        for field in fields:
-            values = field_values(field, batch)
-            if field.name not in counts:
-                counts[field.name] = ValueCounts(values.type)
-            counts[field.name].update(values)
-    if not counts:
-        raise DataError("no training rows")
-    return {field.name: _fit(field, counts[field.name]) for field in fields}
+
+    def count(batch: pa.RecordBatch) -> dict[str, ValueCounts]:
+        return {field.name: _count(field, batch) for field in fields if not field.hashed}
+
+    rows = 0
+    for batch, of_batch in ordered_map(lambda batch: (batch, count(batch)), batches):
+        rows += batch.num_rows
+        for name, part in of_batch.items():
+            if name in counts:
+                counts[name].merge(part)
+            else:
+                counts[name] = part
+    if not rows:
+        raise DataError("split train has no rows")
+    return {field.name: Hashed(field.hashed) if field.hashed else _fit(field, counts[field.name]) for field in fields}
+
+
+def _count(field: Field, batch: pa.RecordBatch) -> ValueCounts:
+    values = field_values(field, batch)
+    counts = ValueCounts(values.type)
+    counts.update(values)
+    return counts
 
 
 def _fit(field: Field, counts: ValueCounts) -> Encoder:
@@ -122,7 +157,7 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
             return _numbers(batch[field.columns[0]])
         if field.kind == "categorical":
             values = batch[field.columns[0]]
-            return plain_values(_last_tokens(values) if field.tokens == "last" else values)
+            return plain_values(_last_tokens(values, field.separator) if field.tokens == "last" else values)
         parts = [plain_values(batch[column]).cast(pa.string()) for column in field.columns]
         return pc.binary_join_element_wise(*parts, CROSS_SEPARATOR)
     except pa.ArrowException as error:
@@ -130,13 +165,15 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
         raise DataError(f"field {field.name}: cannot read {kinds} as {field.kind}: {error}") from error
 
 
-def _last_tokens(lists: pa.Array) -> pa.Array:
-    """The last token of each list [n]; missing where the list is missing or empty."""
-    if not pa.types.is_list(lists.type) and not pa.types.is_large_list(lists.type):
-        raise pa.ArrowTypeError("tokens are read of a column of lists")
-    lengths = pc.list_value_length(lists)
-    last = pc.if_else(pc.greater(lengths, 0), pc.subtract(lists.offsets.slice(1), 1), None)
-    return lists.values.take(last)
+def _last_tokens(values: pa.Array, separator: str | None) -> pa.Array:
+    """The last token of each list or text [n]; missing where the list is missing or empty."""
+    if separator is not None:
+        values = pc.split_pattern(values.cast(pa.string()), separator, max_splits=1, reverse=True)
+    if not pa.types.is_list(values.type) and not pa.types.is_large_list(values.type):
+        raise pa.ArrowTypeError("tokens are read of a column of lists, or of text with a separator")
+    lengths = pc.list_value_length(values)
+    last = pc.if_else(pc.greater(lengths, 0), pc.subtract(values.offsets.slice(1), 1), None)
+    return values.values.take(last)
 
 
 def plain_values(values: pa.Array) -> pa.Array:

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adaftr_fast._json import dumps, from_json
-from adaftr_fast.data.encode import Encoder, Vocabulary
+from adaftr_fast.data.bad_rows import BadRows
+from adaftr_fast.data.encode import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.schema_types import Field, Label
 
-FORMAT = 2  # of prepared folders; raise it when their content changes for the same schema and files
+FORMAT = 3  # of prepared folders; raise it when their content changes for the same schema and files
 MANIFEST = "schema.json"
 VOCABULARY = "vocabulary.parquet"
 
@@ -53,6 +54,8 @@ class Manifest:
         fingerprint: sha256 of the meaning of ids and labels; equal fingerprints mean interchangeable models.
         inputs: sha256 of the schema, the format and the input files; equal inputs need no second preparation.
         schema: the schema file the folder was prepared by.
+        weight: the column the sample weights come from, None = all one.
+        bad_rows: the account of text inputs; None = there were none.
     """
 
     dataset: str
@@ -65,6 +68,8 @@ class Manifest:
     splits: dict[str, SplitInfo]
     fields: list[FieldInfo]
     schema: dict[str, Any]
+    weight: str | None = None
+    bad_rows: BadRows | None = None
 
     @property
     def num_embeddings(self) -> list[int]:
@@ -105,7 +110,7 @@ def read_head(path: Path) -> dict[str, Any]:
 
 
 def field_info(field: Field, encoder: Encoder) -> FieldInfo:
-    edges = None if isinstance(encoder, Vocabulary) else [float(edge) for edge in encoder.edges]
+    edges = [float(edge) for edge in encoder.edges] if isinstance(encoder, Buckets) else None
     return FieldInfo(field.name, field.kind, list(field.columns), encoder.num_embeddings, edges)
 
 

@@ -1,27 +1,23 @@
-"""Raw parquet files to a prepared folder: ids, labels and groups per split, and what they mean.
+"""Raw logs to a prepared folder: ids, labels and groups per split, and what they mean.
 
-Two streaming passes: vocabularies and bucket edges from the training rows, then every split encoded batch by
-batch. The folder is built beside its place and renamed into it, so that it is whole or absent.
+Text is turned to parquet first; then two streaming passes: vocabularies and bucket edges from the training rows, and
+every split encoded batch by batch. The folder is built beside its place and renamed into it, so that it is whole or
+absent; a run that was interrupted goes on with the parts and splits that were done.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from adaftr_fast._json import dumps
-from adaftr_fast.data.encode import Encoder, GroupNumbers, field_values, fit_encoders
+from adaftr_fast.data.bad_rows import BadRows
+from adaftr_fast.data.encode import Encoder, fit_encoders
 from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.inputs import as_parquet
 from adaftr_fast.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -34,29 +30,41 @@ from adaftr_fast.data.manifest import (
     read_manifest,
     write_vocabulary,
 )
-from adaftr_fast.data.schema_types import SPLITS, Label, Schema
-from adaftr_fast.data.source import LABEL, Source, input_paths
+from adaftr_fast.data.schema_types import SPLITS, Schema
+from adaftr_fast.data.source import Source, input_paths
+from adaftr_fast.data.split_file import GROUP, TRUTH, WEIGHT, split_info, write_split
 from adaftr_fast.data.synthetic.write import LOG, write_log
+from adaftr_fast.data.workplace import publish, workplace
 
-GROUP = "group:id"  # column of a prepared file; the colon keeps it apart from field and task names
-TRUTH = "truth:"  # prefix of the columns of known quantities, which no model reads
+__all__ = ["FILES", "GROUP", "TRUTH", "WEIGHT", "prepare"]
 FILES = {MANIFEST, VOCABULARY, *(f"{split}.parquet" for split in SPLITS)}  # all that a prepared folder holds
 
 
-def prepare(schema: Schema, files: list[str | Path] | None, folder: str | Path, *, progress: bool = False) -> Manifest:
+def prepare(
+    schema: Schema,
+    files: list[str | Path] | None,
+    folder: str | Path,
+    *,
+    bad_rows: float = 0.0,
+    progress: bool = False,
+) -> Manifest:
     """Writes ``train/validation/test.parquet``, ``schema.json`` and ``vocabulary.parquet`` to ``folder``.
 
     A folder that already holds this preparation of these files is left as it is; another preparation is replaced,
     provided that its folder holds nothing else.
 
     Args:
-        files: the input files in the order of ``schema.files``; None or empty for what is shipped or generated.
-        progress: show a progress bar.
+        files: the input files in the order of ``schema.files``: parquet files, folders of them, or delimited text;
+            None or empty for what is shipped or generated.
+        bad_rows: share of the rows of a text file that may be unreadable; they are left out and reported.
+        progress: show progress bars.
 
     Raises:
-        DataError: an unreadable input, a missing column, a label that is neither 0 nor 1, an empty split, or
-            a folder that holds something else.
+        DataError: an unreadable input, a missing column, too many bad rows, a label that is neither 0 nor 1, an empty
+            split, or a folder that holds something else.
     """
+    if not 0.0 <= bad_rows < 1.0:
+        raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
     folder = Path(folder)
     generate = schema.generate is not None and not files
     paths = {} if generate else input_paths(schema, files or [])
@@ -64,26 +72,45 @@ def prepare(schema: Schema, files: list[str | Path] | None, folder: str | Path, 
     existing = _existing(folder, inputs)
     if existing is not None:
         return existing
-    with replacing(folder) as new, tempfile.TemporaryDirectory(dir=new) as scratch:
+    with workplace(folder, inputs) as work:
         if generate:
-            write_log(schema.generate, scratch, progress=progress)
-            paths = {schema.files[0]: Path(scratch) / LOG}
-        source = Source(schema, paths)
-        rows = sum(source.count_rows(split) for split in ("train", *SPLITS))
-        with tqdm(total=rows, unit=" rows", unit_scale=True, desc="prepare", disable=not progress) as bar:
-            encoders = fit_encoders(schema.fields, _counted(source.scan("train"), bar))
-            splits = {
-                split: _write_split(schema, encoders, _counted(source.scan(split), bar), new / f"{split}.parquet")
-                for split in SPLITS
-            }
-        _check_splits(splits)
-        write_vocabulary(new / VOCABULARY, encoders)
-        manifest = _manifest(schema, inputs, encoders, splits)
-        manifest.write(new)
+            write_log(schema.generate, work / "generated", progress=progress)
+            paths = {schema.files[0]: work / "generated" / LOG}
+        paths, account = as_parquet(schema, paths, work / "staged", tolerance=bad_rows, progress=progress)
+        manifest = _encode(schema, Source(schema, paths), inputs, work / "prepared", account, progress)
+        publish(work / "prepared", folder)
     return manifest
 
 
-def _manifest(schema: Schema, inputs: str, encoders: dict[str, Encoder], splits: dict[str, SplitInfo]) -> Manifest:
+def _encode(
+    schema: Schema, source: Source, inputs: str, new: Path, account: BadRows | None, progress: bool
+) -> Manifest:
+    """The two passes over parquet, and all files of the prepared folder ``new``."""
+    new.mkdir(exist_ok=True)
+    rows = sum(source.count_rows(split) for split in ("train", *SPLITS))
+    with tqdm(total=rows, unit=" rows", unit_scale=True, desc="prepare", disable=not progress) as bar:
+        encoders = fit_encoders(schema.fields, source.scan("train", bar.update))
+        for split in SPLITS:
+            path = new / f"{split}.parquet"
+            if path.exists():  # of a run that was interrupted later
+                bar.update(source.count_rows(split))
+            else:
+                write_split(schema, encoders, source.scan(split, bar.update), path)
+    splits = {split: split_info(new / f"{split}.parquet") for split in SPLITS}
+    _check_splits(splits)
+    write_vocabulary(new / VOCABULARY, encoders)
+    manifest = _manifest(schema, inputs, encoders, splits, account)
+    manifest.write(new)
+    return manifest
+
+
+def _manifest(
+    schema: Schema,
+    inputs: str,
+    encoders: dict[str, Encoder],
+    splits: dict[str, SplitInfo],
+    account: BadRows | None,
+) -> Manifest:
     fields = [field_info(field, encoders[field.name]) for field in schema.fields]
     return Manifest(
         dataset=schema.name,
@@ -96,60 +123,9 @@ def _manifest(schema: Schema, inputs: str, encoders: dict[str, Encoder], splits:
         splits=splits,
         fields=fields,
         schema=schema.source,
+        weight=schema.weight,
+        bad_rows=account,
     )
-
-
-def _write_split(
-    schema: Schema, encoders: dict[str, Encoder], batches: Iterator[pa.RecordBatch], path: Path
-) -> SplitInfo:
-    groups = GroupNumbers() if schema.group else None
-    rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
-    columns = [pa.field(field.name, pa.int32()) for field in schema.fields]
-    columns += [pa.field(label.name, pa.uint8()) for label in schema.labels]
-    columns += [pa.field(GROUP, pa.int64())] if groups else []
-    columns += [pa.field(TRUTH + name, pa.float64()) for name in schema.truth]
-    with pq.ParquetWriter(path, pa.schema(columns), compression="zstd", write_page_checksum=True) as writer:
-        for batch in batches:
-            encoded = {field.name: encoders[field.name].encode(field_values(field, batch)) for field in schema.fields}
-            for label in schema.labels:
-                encoded[label.name] = _label_values(label, batch[LABEL + label.name])
-                positives[label.name] += pc.sum(encoded[label.name]).as_py() or 0
-            if groups:
-                encoded[GROUP] = _group_numbers(schema.group, groups, batch[schema.group])
-            encoded |= {TRUTH + name: _truth_values(name, batch[column]) for name, column in schema.truth.items()}
-            writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
-            rows += batch.num_rows
-    return SplitInfo(rows, positives)
-
-
-def _group_numbers(name: str, groups: GroupNumbers, values: pa.Array) -> pa.Array:
-    """Raw group values [n] to int64 numbers [n], or DataError."""
-    try:
-        return groups.encode(values)
-    except pa.ArrowException as error:
-        raise DataError(f"group {name}: expected text or numbers, got values of type {values.type}") from error
-
-
-def _truth_values(name: str, values: pa.Array) -> pa.Array:
-    """Raw values of a truth column [n] to float64 [n], or DataError."""
-    try:
-        return values.cast(pa.float64())
-    except pa.ArrowException as error:
-        raise DataError(f"truth {name}: expected numbers, got values of type {values.type}") from error
-
-
-def _label_values(label: Label, values: pa.Array) -> pa.Array:
-    """Raw label values [n] to uint8 0/1 [n], or DataError."""
-    if values.null_count:
-        raise DataError(f"label {label.name}: missing in {values.null_count} rows of a batch of {len(values)}")
-    try:
-        numbers = values.cast(pa.float64())
-    except pa.ArrowException as error:
-        raise DataError(f"label {label.name}: expected 0 or 1, got values of type {values.type}") from error
-    wrong = numbers.filter(pc.invert(pc.is_in(numbers, value_set=pa.array([0.0, 1.0]))))
-    if len(wrong):
-        raise DataError(f"label {label.name}: expected 0 or 1, got {wrong[0].as_py():g}")
-    return numbers.cast(pa.uint8())
 
 
 def _check_splits(splits: dict[str, SplitInfo]) -> None:
@@ -159,12 +135,6 @@ def _check_splits(splits: dict[str, SplitInfo]) -> None:
     for task, positives in splits["train"].positives.items():
         if positives in (0, splits["train"].rows):
             raise DataError(f"label {task}: {positives} of {splits['train'].rows} training rows are positive")
-
-
-def _counted(batches: Iterator[pa.RecordBatch], bar: tqdm) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        yield batch
-        bar.update(batch.num_rows)
 
 
 def _inputs_digest(schema: Schema, paths: dict[str, Path]) -> str:
@@ -199,20 +169,3 @@ def _existing(folder: Path, inputs: str) -> Manifest | None:
         if entry.name not in FILES or not entry.is_file():
             raise DataError(f"{folder}: not replaced, since it also holds {entry.name}; name another folder")
     return None
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``folder`` when the block ends well and vanishes when it fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (folder.parent / f".{folder.name}.{word}-{os.getpid()}" for word in ("new", "old"))
-    new.mkdir()
-    try:
-        yield new
-    except BaseException:
-        shutil.rmtree(new)
-        raise
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -21,8 +21,10 @@ class Field:
     Attributes:
         columns: one column, or the columns whose combination a ``cross`` looks up.
         min_count: least number of training rows with a value for it to get its own id (categorical, cross).
+        hashed: number of ids among which values are spread by a hash instead of a vocabulary (categorical, cross).
         buckets: number of training-quantile buckets before equal quantiles collapse (numeric).
-        tokens: for a column of lists, which of a list's tokens is read: ``last``; None = a column of single values.
+        tokens: of several tokens, which one is read: ``last``; None = a column of single values.
+        separator: between the tokens of a text; None = tokens stand in a column of lists.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Field:
     min_count: int
     buckets: int
     tokens: Literal["last"] | None = None
+    separator: str | None = None
+    hashed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,22 @@ class Label:
 
 
 @dataclass(frozen=True)
+class HashRange:
+    """Rows whose hash, spread over [0, 1), lies in [start, stop): of a column's text, or of the row's number (None)."""
+
+    start: float
+    stop: float
+    column: str | None = None
+
+
+@dataclass(frozen=True)
 class SplitRule:
-    """Rows of an input file: those that meet ``where``, of these all, the even or the odd ones (from 0)."""
+    """Rows of an input file: those that meet ``where``, of these all, the even or the odd ones (from 0), or a range."""
 
     file: str
     where: Condition | None = None
     rows: Literal["all", "even", "odd"] = "all"
+    hash: HashRange | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,9 @@ class Schema:
 
     Attributes:
         files: roles of the input files.
+        format: ``aliccp`` for Ali-CCP's raw layout; None = parquet or delimited text.
+        drop: rows to leave out of every split.
+        weight: the column of sample weights.
         shipped: the package's file to read where none is named.
         generate: the synthetic log to read where no file is named.
         truth: columns kept beside the ids, of true probabilities (where named as a task) or other known quantities.
@@ -70,6 +87,9 @@ class Schema:
     name: str
     attribution: str
     files: tuple[str, ...]
+    format: Literal["aliccp"] | None
+    drop: Condition | None
+    weight: str | None
     shipped: str | None
     generate: LogConfig | None
     group: str | None
@@ -84,8 +104,9 @@ class Schema:
         names = [column for field in self.fields for column in field.columns]
         names += [column for label in self.labels for column in label.columns()]
         names += [column for rule in self.split.values() for column in condition_columns(rule.where or [])]
-        names += self.truth.values()
-        return list(dict.fromkeys(names + ([self.group] if self.group else [])))
+        names += [rule.hash.column for rule in self.split.values() if rule.hash and rule.hash.column]
+        names += [*condition_columns(self.drop or []), *self.truth.values()]
+        return list(dict.fromkeys(names + [each for each in (self.group, self.weight) if each]))
 
 
 def condition_columns(condition: Condition) -> list[str]:

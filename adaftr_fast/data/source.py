@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from adaftr_fast.data import noise
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.schema_types import Label, Schema
+from adaftr_fast.data.schema_types import Label, Schema, SplitRule
 
 BATCH_ROWS = 1 << 17
+ROW_STREAM = noise.key(0, "rows")  # of the hash of row numbers
 LABEL = "label:"  # prefix of the label columns of a scan, which may share a name with the column they come from
 
 
@@ -33,22 +38,19 @@ class Source:
         self.schema, self.paths = schema, paths
         self._datasets = {role: _open(path) for role, path in self.paths.items()}
         for role, dataset in self._datasets.items():
-            missing = [column for column in schema.columns() if column not in dataset.schema.names]
-            if missing:
-                raise DataError(
-                    f"{self.paths[role]}: no column {', '.join(map(repr, missing))}, "
-                    f"which schema {schema.name} reads; the file has {', '.join(dataset.schema.names)}"
-                )
+            check_columns(schema, self.paths[role], dataset.schema.names)
 
     def count_rows(self, split: str) -> int:
-        """Rows of a split before even/odd selection."""
+        """Rows of a split before even, odd or hash selection."""
         rule = self.schema.split[split]
-        where = pq.filters_to_expression(rule.where) if rule.where else None
         with self._named_errors(split):
-            return self._datasets[rule.file].count_rows(filter=where)
+            return self._datasets[rule.file].count_rows(filter=self._filter(rule))
 
-    def scan(self, split: str) -> Iterator[pa.RecordBatch]:
+    def scan(self, split: str, advance: Callable[[int], object] = int) -> Iterator[pa.RecordBatch]:
         """The rows of a split in file order: every column the schema reads, and ``label:NAME`` per task.
+
+        Args:
+            advance: is told of rows that were read, as ``count_rows`` counts them.
 
         Raises:
             DataError: the file's pages are corrupt, or a condition does not fit a column's type.
@@ -56,8 +58,8 @@ class Source:
         rule = self.schema.split[split]
         columns = {column: pc.field(column) for column in self.schema.columns()}
         columns |= {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
-        where = pq.filters_to_expression(rule.where) if rule.where else None
         with self._named_errors(split):
+            where = self._filter(rule)
             scanner = self._datasets[rule.file].scanner(columns=columns, filter=where, batch_size=BATCH_ROWS)
             batches = iter(scanner.to_batches())
         seen = 0
@@ -66,8 +68,15 @@ class Source:
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield _select(batch, rule.rows, first_row=seen)
+            yield _select(batch, rule, first_row=seen)
             seen += batch.num_rows
+            advance(batch.num_rows)
+
+    def _filter(self, rule: SplitRule) -> pc.Expression | None:
+        parts = [pq.filters_to_expression(rule.where)] if rule.where else []
+        if self.schema.drop:  # unknown is not dropped
+            parts.append(~pc.coalesce(pq.filters_to_expression(self.schema.drop), pc.scalar(False)))
+        return functools.reduce(operator.and_, parts) if parts else None
 
     @contextmanager
     def _named_errors(self, split: str) -> Iterator[None]:
@@ -78,14 +87,32 @@ class Source:
             raise DataError(f"{path}: cannot read split {split}: {_first_line(error)}") from error
 
 
+def check_columns(schema: Schema, path: Path, names: Iterable[str]) -> None:
+    """Raises DataError if a file with columns ``names`` lacks one that the schema reads."""
+    names = list(names)
+    missing = [column for column in schema.columns() if column not in names]
+    if missing:
+        raise DataError(
+            f"{path}: no column {', '.join(map(repr, missing))}, "
+            f"which schema {schema.name} reads; the file has {', '.join(names)}"
+        )
+
+
 def _label_expression(label: Label) -> pc.Expression:
     return pc.field(label.column) if label.column is not None else pq.filters_to_expression(label.condition)
 
 
-def _select(batch: pa.RecordBatch, rows: str, first_row: int) -> pa.RecordBatch:
-    if rows == "all":
+def _select(batch: pa.RecordBatch, rule: SplitRule, first_row: int) -> pa.RecordBatch:
+    """The rows of a batch that a rule takes; ``first_row`` is the number of the first one after ``where``."""
+    if rule.hash:
+        column = rule.hash.column
+        numbers = np.arange(first_row, first_row + batch.num_rows)
+        hashes = noise.text_hash(batch[column]) if column else noise.bits(ROW_STREAM, numbers)
+        place = noise.fraction(hashes)
+        return batch.filter(pa.array((place >= rule.hash.start) & (place < rule.hash.stop)))
+    if rule.rows == "all":
         return batch
-    start = (first_row + (rows == "odd")) % 2
+    start = (first_row + (rule.rows == "odd")) % 2
     return batch.take(pa.array(range(start, batch.num_rows, 2), pa.int64()))
 
 

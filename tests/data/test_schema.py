@@ -5,7 +5,7 @@ from adaftr_fast.data.schema import load_schema, parse_schema, shipped_schemas
 
 
 def test_shipped_schemas_load():
-    assert shipped_schemas() == ["census", "census3", "flights", "flights3", "synthetic", "synthetic3"]
+    assert shipped_schemas() == ["aliccp", "census", "census3", "flights", "flights3", "synthetic", "synthetic3"]
     flights, census = load_schema("flights"), load_schema("census")
     assert [label.name for label in flights.labels] == ["click", "conversion"]
     assert flights.group == "tailnum"
@@ -29,7 +29,7 @@ def test_a_path_is_read_and_named_in_errors(tmp_path):
         load_schema(str(path))
     with pytest.raises(DataError, match="no file"):
         load_schema(str(tmp_path / "absent.toml"))
-    with pytest.raises(DataError, match="expected one of census, census3, flights, flights3, synthetic"):
+    with pytest.raises(DataError, match="expected one of aliccp, census, census3, flights, flights3, synthetic"):
         load_schema("fligths")
 
 
@@ -41,7 +41,7 @@ def test_a_third_task_over_a_base():
     assert [label.name for label in census3.labels] == ["income_50k", "marital_stat", "college"]
     assert {field.name for field in census.fields} - {field.name for field in census3.fields} == {"education"}
     assert "base" not in census3.source
-    with pytest.raises(DataError, match=r"base: unknown data set 'fligths'; expected one of census, .*flights3"):
+    with pytest.raises(DataError, match=r"base: unknown data set 'fligths'; expected one of aliccp, .*flights3"):
         parse_schema({"base": "fligths"})
     with pytest.raises(DataError, match="field dep reads 'dep_delay', of which label click is made"):
         parse_schema({"base": "flights", "fields": {"dep": {"kind": "numeric", "column": "dep_delay"}}})

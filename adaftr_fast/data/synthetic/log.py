@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from adaftr_fast.data import noise
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.synthetic import noise
 from adaftr_fast.data.synthetic.layout import LAYOUTS, Layout, LogField
 from adaftr_fast.data.synthetic.truth import Truth, Values
 

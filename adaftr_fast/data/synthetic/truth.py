@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaftr_fast.data.synthetic import noise
+from adaftr_fast.data import noise
 
 Values = np.ndarray | tuple[np.ndarray, np.ndarray]
 """int64 [n], 0 = missing; or a multi-valued field as (tokens [m], offsets [n + 1]), at least one token a row."""

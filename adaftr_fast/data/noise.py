@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pyarrow as pa
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the constants of splitmix64 (Steele, Lea & Flood 2014)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -31,13 +32,26 @@ def bits(stream: np.uint64, index: np.ndarray) -> np.ndarray:
 
 def uniform(stream: np.uint64, index: np.ndarray) -> np.ndarray:
     """Float64 in [0, 1), [n]."""
-    return (bits(stream, index) >> np.uint64(11)) * 2.0**-53
+    return fraction(bits(stream, index))
 
 
 def bell(stream: np.uint64, index: np.ndarray) -> np.ndarray:
     """Float64 of mean 0 and variance 1 [n]: the sum of four uniform 16-bit numbers, nearly normal, within ±3.47."""
     four = bits(stream, index).view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64)
     return (four - 2.0 * 65535) * np.sqrt(3.0) / 65535
+
+
+def text_hash(values: pa.Array) -> np.ndarray:
+    """A hash of each value's text, uint64 [n], the same on every machine; a missing value hashes as an empty text."""
+    coded = values.cast(pa.string()).fill_null("").dictionary_encode()
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in coded.dictionary.to_pylist())
+    of_value = np.frombuffer(b"".join(digests), "<u8")
+    return of_value[coded.indices.to_numpy()].astype(np.uint64)
+
+
+def fraction(hashes: np.ndarray) -> np.ndarray:
+    """Hashes uint64 [n] as float64 in [0, 1)."""
+    return (hashes >> np.uint64(11)) * 2.0**-53
 
 
 def zipf(draws: np.ndarray, values: int, exponent: float) -> np.ndarray:

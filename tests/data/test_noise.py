@@ -1,6 +1,6 @@
 import numpy as np
 
-from adaftr_fast.data.synthetic import noise
+from adaftr_fast.data import noise
 
 ROWS = np.arange(200_000)
 

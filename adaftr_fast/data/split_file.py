@@ -1,0 +1,108 @@
+"""One split of a prepared folder as a file. n rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from adaftr_fast._json import dumps, from_json
+from adaftr_fast.data.encode import Encoder, GroupNumbers, field_values
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.manifest import SplitInfo
+from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.data.schema_types import Label, Schema
+from adaftr_fast.data.source import LABEL
+
+GROUP = "group:id"  # columns of a prepared file; the colon keeps them apart from field and task names
+WEIGHT = "weight:value"
+TRUTH = "truth:"  # prefix of the columns of known quantities, which no model reads
+INFO = "split"  # key of the file's metadata
+
+
+def write_split(schema: Schema, encoders: dict[str, Encoder], batches: Iterator[pa.RecordBatch], path: Path) -> None:
+    """Encodes raw rows into ``path``, whose metadata then hold its ``SplitInfo``; the file is whole or absent.
+
+    Raises:
+        DataError: a label that is not 0 or 1, a weight that is not finite or negative, or a column that cannot be read.
+    """
+    groups = GroupNumbers() if schema.group else None
+    rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
+    new = path.with_name(f".{path.name}.new")
+    with pq.ParquetWriter(new, _columns(schema), compression="zstd", write_page_checksum=True) as writer:
+        for raw, encoded in ordered_map(lambda batch: (batch, _encode(schema, encoders, batch)), batches):
+            if groups:  # numbered in order of appearance, so one batch after the other
+                encoded[GROUP] = _group_numbers(schema.group, groups, raw[schema.group])
+            writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
+            rows += raw.num_rows
+            for task in positives:
+                positives[task] += pc.sum(encoded[task]).as_py() or 0
+        writer.add_key_value_metadata({INFO: dumps({"rows": rows, "positives": positives})})
+    os.replace(new, path)
+
+
+def split_info(path: Path) -> SplitInfo:
+    """The rows and positives of a file that ``write_split`` wrote."""
+    return from_json(SplitInfo, json.loads(pq.read_metadata(path).metadata[INFO.encode()]))
+
+
+def _columns(schema: Schema) -> pa.Schema:
+    columns = [pa.field(field.name, pa.int32()) for field in schema.fields]
+    columns += [pa.field(label.name, pa.uint8()) for label in schema.labels]
+    columns += [pa.field(GROUP, pa.int64())] if schema.group else []
+    columns += [pa.field(WEIGHT, pa.float32())] if schema.weight else []
+    return pa.schema(columns + [pa.field(TRUTH + name, pa.float64()) for name in schema.truth])
+
+
+def _encode(schema: Schema, encoders: dict[str, Encoder], batch: pa.RecordBatch) -> dict[str, pa.Array]:
+    """All columns of a batch but the group's."""
+    encoded = {field.name: encoders[field.name].encode(field_values(field, batch)) for field in schema.fields}
+    for label in schema.labels:
+        encoded[label.name] = _label_values(label, batch[LABEL + label.name])
+    if schema.weight:
+        encoded[WEIGHT] = _weights(schema.weight, batch[schema.weight])
+    return encoded | {TRUTH + name: _numbers(f"truth {name}", batch[column]) for name, column in schema.truth.items()}
+
+
+def _group_numbers(name: str, groups: GroupNumbers, values: pa.Array) -> pa.Array:
+    try:
+        return groups.encode(values)
+    except pa.ArrowException as error:
+        raise DataError(f"group {name}: expected text or numbers, got values of type {values.type}") from error
+
+
+def _weights(name: str, values: pa.Array) -> pa.Array:
+    """Raw weights [n] to float32 [n]."""
+    numbers = _numbers(f"weight {name}", values).cast(pa.float32())
+    plain = numbers.fill_null(np.nan).to_numpy()
+    wrong = ~(np.isfinite(plain) & (plain >= 0))
+    if wrong.any():
+        raise DataError(f"weight {name}: expected finite numbers >= 0, got {plain[wrong][0]:g}")
+    return numbers
+
+
+def _numbers(what: str, values: pa.Array) -> pa.Array:
+    try:
+        return values.cast(pa.float64())
+    except pa.ArrowException as error:
+        raise DataError(f"{what}: expected numbers, got values of type {values.type}") from error
+
+
+def _label_values(label: Label, values: pa.Array) -> pa.Array:
+    """Raw label values [n] to uint8 0/1 [n]."""
+    if values.null_count:
+        raise DataError(f"label {label.name}: missing in {values.null_count} rows of a batch of {len(values)}")
+    try:
+        numbers = values.cast(pa.float64())
+    except pa.ArrowException as error:
+        raise DataError(f"label {label.name}: expected 0 or 1, got values of type {values.type}") from error
+    wrong = numbers.filter(pc.invert(pc.is_in(numbers, value_set=pa.array([0.0, 1.0]))))
+    if len(wrong):
+        raise DataError(f"label {label.name}: expected 0 or 1, got {wrong[0].as_py():g}")
+    return numbers.cast(pa.uint8())
