@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 
-from adaftr_fast.models.base import Backbone, MultiTaskModel, Representations
+from adaftr_fast.models.base import Backbone, MultiTaskModel, Representations, check_weight
 from adaftr_fast.nn.contrast import ALIGNMENTS, AdaptiveInfoNCE
 from adaftr_fast.nn.relatedness import RelatednessNetwork, relatedness_loss, weighted_mean
 
@@ -40,7 +40,8 @@ class AdaFTR(MultiTaskModel):
         temperature_updates: L_cl moves "none" through tau, or "omega" (Section 2.4.1).
 
     Raises:
-        ValueError: fewer than two tasks, no such layer, pair or option, or one that routes a loss there is not.
+        ValueError: fewer than two tasks, no such layer, pair or option, one that routes a loss there is not,
+            or a weight that is negative or not finite.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class AdaFTR(MultiTaskModel):
         _check("relatedness_updates", relatedness_updates, ("omega", "all"))
         _check("contrast_updates", contrast_updates, ("all", "towers"))
         _check("temperature_updates", temperature_updates, ("none", "omega"))
+        check_weight("AdaFTR", "alpha", alpha)
+        check_weight("AdaFTR", "beta", beta)
         adaptive = contrast == "infonce" and tau == "adaptive"
         if not adaptive and (relatedness_updates, temperature_updates) != ("omega", "none"):
             raise ValueError(
@@ -96,7 +99,9 @@ class AdaFTR(MultiTaskModel):
             each = [relatedness_loss(x, *batch.labels[:, pair].T, batch.weight) for x, pair in zip(logits, self.pairs)]
             losses["relatedness"] = self.alpha * sum(each)
         if self.contrast != "none":
-            losses["contrast"] = self.beta * sum(self._contrast_losses(seen, logits, batch))
+            h = self._contrasted(seen)
+            related = self._relatedness_for_tau(seen, logits)
+            losses["contrast"] = self.beta * sum(self._contrast_losses(h, related, batch.weight))
         return losses
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
@@ -113,22 +118,28 @@ class AdaFTR(MultiTaskModel):
         v = [x.detach() for x in seen.inputs] if detach else seen.inputs
         return [network(v[a], v[b]) for network, (a, b) in zip(self.relatedness, self.pairs)]
 
-    def _contrast_losses(self, seen: Representations, logits: list[Tensor], batch: Batch) -> list[Tensor]:
-        """L_cl (Eq. 13) or what stands in its place, per pair."""
+    def _contrasted(self, seen: Representations) -> list[Tensor]:
+        """h of every task [B, h], cut off from what L_cl may not move."""
         hidden = seen.hidden
         if self.contrast_updates == "towers":
             hidden = self.backbone.read_towers([v.detach() for v in seen.inputs])[0]
-        h = [layers[self.contrast_layer - 1] for layers in hidden]  # per task [B, h]
+        return [layers[self.contrast_layer - 1] for layers in hidden]
+
+    def _relatedness_for_tau(self, seen: Representations, logits: list[Tensor]) -> list[Tensor | None]:
+        """y_rel (Eq. 9) of every pair [B], cut off from what L_cl may not move; None where tau is not made of it."""
+        if not logits:
+            return [None] * len(self.pairs)
+        if self.temperature_updates == "omega":  # and nothing below it, whatever L_rel may move
+            return [logit.sigmoid() for logit in self._relatedness_logits(seen, detach=True)]
+        return [logit.detach().sigmoid() for logit in logits]
+
+    def _contrast_losses(self, h: list[Tensor], related: list[Tensor | None], weight: Tensor | None) -> list[Tensor]:
+        """L_cl (Eq. 13) or what stands in its place, per pair."""
         if self.contrast != "infonce":
             align = ALIGNMENTS[self.contrast]
-            return [weighted_mean(align(h[a], h[b]), batch.weight) for a, b in self.pairs]
-        if self.temperature_updates == "omega":  # and nothing below it
-            logits = self._relatedness_logits(seen, detach=True)
-        else:
-            logits = [logit.detach() for logit in logits]
-        related = [logit.sigmoid() for logit in logits] or [None] * len(self.pairs)
+            return [weighted_mean(align(h[a], h[b]), weight) for a, b in self.pairs]
         return [
-            contrast(h[a], h[b], y_rel, row_weight=batch.weight)
+            contrast(h[a], h[b], y_rel, row_weight=weight)
             for contrast, (a, b), y_rel in zip(self.contrasts, self.pairs, related)
         ]
 

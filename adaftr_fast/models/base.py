@@ -5,6 +5,7 @@ Shapes: B batch, F fields, E embedding width, T tasks, v width of a tower's inpu
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from adaftr_fast.data.batch import Batch
 
 LOSS_TERMS = ("l2", "relatedness", "contrast")  # beside one a task
+
+
+def check_weight(model: str, name: str, value: float) -> None:
+    """Raise ValueError unless a loss term's weight is finite and >= 0."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{model}: {name} must be a finite weight >= 0, got {value}")
 
 
 class Representations(NamedTuple):
@@ -84,6 +91,7 @@ class Backbone(MultiTaskModel):
         self, num_embeddings: Sequence[int], embedding_dim: int, task_names: Sequence[str], l2: float = 1e-6
     ) -> None:
         super().__init__(task_names)
+        check_weight(type(self).__name__, "l2", l2)
         self.l2 = l2
         self.embedding = FusedEmbedding(num_embeddings, embedding_dim)
         self.embedded_features = len(num_embeddings) * embedding_dim

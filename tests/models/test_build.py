@@ -83,6 +83,8 @@ def test_impossible_settings_are_named(change, message):
         (lambda: AdaFTR(MMoE(SIZES, 4, TWO), contrast="cosine"), "contrast must be one of infonce, .* got 'cosine'"),
         (lambda: AdaFTR(MMoE(SIZES, 4, TWO), tau="none"), "tau must be one of adaptive, scalar, fixed, got 'none'"),
         (lambda: AdaFTR(MMoE(SIZES, 4, TWO), contrast_updates="heads"), "contrast_updates must be one of all, towers"),
+        (lambda: AdaFTR(MMoE(SIZES, 4, TWO), beta=-1), "AdaFTR: beta must be a finite weight >= 0, got -1"),
+        (lambda: MMoE(SIZES, 4, TWO, l2=float("nan")), "MMoE: l2 must be a finite weight >= 0, got nan"),
         (lambda: model(tau="scalar", temperature_updates="omega"), "need contrast 'infonce' and tau 'adaptive', got"),
         (lambda: model(contrast="mse", relatedness_updates="all"), "got 'mse' and 'adaptive'"),
         (lambda: model(pairs=["click-view"]), r"among click-conversion, conversion-click, got \['click-view'\]"),
