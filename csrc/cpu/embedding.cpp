@@ -14,6 +14,7 @@
 #include "cpu/capability.h"
 #include "cpu/embedding_checks.h"
 #include "cpu/embedding_dispatch.h"
+#include "cpu/embedding_merge.h"
 #include "cpu/embedding_pool.h"
 #include "cpu/embedding_scratch.h"
 
@@ -41,6 +42,15 @@ void check_offsets(const char* op, const at::Tensor& offsets, int64_t rows) {
   bool rising = first[0] == 0 && first[fields] == rows;
   for (int64_t f = 0; f < fields; ++f) rising &= first[f] <= first[f + 1];
   TORCH_CHECK(rising, op, ": offsets must rise from 0 to the number of rows, ", rows);
+}
+
+bool rows_rise(const int64_t* rows, int64_t count) {
+  std::atomic<bool> rise{true};
+  at::parallel_for(0, count, 4 * kRowsPerTask, [&](int64_t begin, int64_t end) {
+    const int64_t first = std::max<int64_t>(begin, 1) - 1;  // each range looks one row back
+    if (!embedding_kernels().rising(rows + first, end - first)) rise = false;
+  });
+  return rise;
 }
 
 void check_weight(const char* op, const at::Tensor& weight) {
@@ -91,8 +101,24 @@ std::vector<int64_t> mark_rows(const Ids<Id>& ids, const RowSet& set, int64_t gr
   return base;
 }
 
+// Threads own whole fields where there are enough of them.
+bool merges_in_shares(int64_t fields, int64_t lookups) {
+  return at::get_num_threads() > 1 && fields < 4 * at::get_num_threads() && lookups >= 2 * kRowsPerTask;
+}
+
 template <typename W, typename Id>
 std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tensor& grad, int64_t width) {
+  if (merges_in_shares(ids.fields, ids.batch * ids.fields)) {
+    return merge_in_shares<Compute<W>>(
+        {ids.first_row, ids.fields, ids.batch, ids.batch * ids.fields, width}, grad.options(),
+        [&](const RowSet& set, int64_t begin, int64_t end) {
+          return lookup_kernels<Id>().mark_shared(ids, set, begin, end);
+        },
+        [&](int64_t position) { raise_bad_id("fused_embedding_backward", ids, position); },
+        [&](const RowSet& set, const int64_t* base, Compute<W>* sums, int64_t part, int64_t parts) {
+          merge_kernels<W, Id>().merge_share(ids, set, base, data_of<W>(grad), width, sums, part, parts);
+        });
+  }
   const auto scratch = borrow_scratch(ids.first_row, ids.fields);
   const int64_t grain = batch_grain(ids.batch);
   const std::vector<int64_t> base = mark_rows(ids, scratch->set, grain);
@@ -126,7 +152,7 @@ std::tuple<at::Tensor, at::Tensor> fused_embedding_backward(const at::Tensor& gr
 bool strictly_rising(const at::Tensor& rows) {
   TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == at::kLong && rows.is_contiguous(),
               "strictly_rising: rows must be contiguous int64 [U], got ", rows.scalar_type(), " ", rows.sizes());
-  return embedding_kernels().rising(rows.const_data_ptr<int64_t>(), rows.size(0));
+  return rows_rise(rows.const_data_ptr<int64_t>(), rows.size(0));
 }
 
 // Asks for huge pages before a table is first written: its rows are looked up at random, and with 4 KiB pages

@@ -30,6 +30,16 @@ struct RowSet {
   const int64_t* sumword;  // [F + 1] the field's first word in `summary`
 };
 
+struct RowSetKernels {
+  // Fills the ranks of field f and returns the number of its distinct rows.
+  int64_t (*rank)(const RowSet&, int64_t f);
+  // For summary words [begin, end) of field f: writes the marked rows to rows, and zeros of row_bytes each to sums;
+  // both point to where the field's begin.
+  void (*emit)(const RowSet&, int64_t f, int64_t first_row, int64_t* rows, char* sums, int64_t row_bytes, int64_t begin,
+               int64_t end);
+  void (*clear)(const RowSet&, int64_t fields);
+};
+
 template <typename Id>
 struct LookupKernels {
   // Copies the rows of batch rows [begin, end) into out [B, F * row_bytes]. Returns the flat position of the
@@ -38,6 +48,8 @@ struct LookupKernels {
   // Sets the bits of fields [begin, end), fills their ranks and counts their distinct rows into unique [F].
   // Returns the flat position of an id out of range, or -1; no bits are left set for such a field range.
   int64_t (*mark)(const Ids<Id>&, const RowSet&, int64_t* unique, int64_t begin, int64_t end);
+  // Sets the bits of batch rows [begin, end), beside other threads. Returns the first position out of range, or -1.
+  int64_t (*mark_shared)(const Ids<Id>&, const RowSet&, int64_t begin, int64_t end);
 };
 
 template <typename W, typename Id>
@@ -46,6 +58,9 @@ struct MergeKernels {
   // values [U, E], both from base[f] on, and clears the bits. grad is [B, F * E].
   void (*merge)(const Ids<Id>&, const RowSet&, const int64_t* base, const W* grad, int64_t width, int64_t* rows,
                 Compute<W>* values, int64_t begin, int64_t end);
+  // Adds the gradients of the rows of one of `parts` shares to sums [U, E].
+  void (*merge_share)(const Ids<Id>&, const RowSet&, const int64_t* base, const W* grad, int64_t width,
+                      Compute<W>* sums, int64_t part, int64_t parts);
 };
 
 }  // namespace adaftr_fast

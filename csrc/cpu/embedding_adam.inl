@@ -42,7 +42,7 @@ struct Adam {
   }
 
   // Whether a row current to step `from` has changed since: a row that never had a gradient only decays.
-  bool is_stale(int64_t from) const { return from < now && (from > 0 || couples || decays); }
+  bool is_stale(int64_t from) const { return (from < now) & ((from > 0) | couples | decays); }
 
   T power(int64_t which, int64_t gap) const {
     if (gap < kPowers) return table.powers[which * kPowers + gap];
@@ -132,36 +132,85 @@ inline void prefetch_row(const AdamTable<W>& table, int64_t row, int64_t width) 
   prefetch(table.moments + row * 2 * width, 2 * width * sizeof(Compute<W>));
 }
 
+// Whether a row is stale is a coin toss to the branch predictor. So the rows are copied as they are, the stale ones
+// listed without a branch, and the list is corrected when it is full.
 template <typename W, int64_t kWidth>
-inline void adam_read(const Adam<W>& adam, int64_t row, int64_t width, W* out) {
-  using T = Compute<W>;
-  const W* w = adam.table.weight + row * width;
-  const int64_t from = adam.table.current[row];
-  if (!adam.is_stale(from)) {
-    copy_row<kWidth* static_cast<int64_t>(sizeof(W))>(reinterpret_cast<char*>(out), reinterpret_cast<const char*>(w),
-                                                      width * sizeof(W));
-    return;
+struct StaleReads {
+  const Adam<W>& adam;
+  int64_t width;
+  W* out;
+  int64_t position[kChunk], row[kChunk], count = 0;
+
+  void read(int64_t i, int64_t from_row) {
+    const W* w = adam.table.weight + from_row * width;
+    copy_row<kWidth* static_cast<int64_t>(sizeof(W))>(out + i * width, w, width * sizeof(W));
+    position[count] = i;
+    row[count] = from_row;
+    count += adam.is_stale(adam.table.current[from_row]);
+    if (count == kChunk) correct();
   }
-  const T* m = adam.table.moments + row * 2 * width;
-  for_each_group<kWidth>(width, [&](int64_t e, auto n) {
-    const Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
-    store_group(out + e, present_weight(adam, from, x), n);
-  });
-}
+
+  void correct() {
+    using T = Compute<W>;
+    for (int64_t k = 0; k < count; ++k) {
+      const W* w = adam.table.weight + row[k] * width;
+      const T* m = adam.table.moments + row[k] * 2 * width;
+      const int64_t from = adam.table.current[row[k]];
+      for_each_group<kWidth>(width, [&](int64_t e, auto n) {
+        const Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+        store_group(out + position[k] * width + e, present_weight(adam, from, x), n);
+      });
+    }
+    count = 0;
+  }
+};
 
 template <typename Id, typename W, int64_t kWidth>
 int64_t adam_lookup_rows(const Ids<Id>& ids, const AdamTable<W>& table, W* out, int64_t begin, int64_t end) {
   const Adam<W> adam(table);
   const int64_t width = kWidth ? kWidth : table.width;
-  return for_each_lookup(
+  StaleReads<W, kWidth> reads{adam, width, out};
+  const int64_t bad = for_each_lookup(
       ids, begin, end, [&](int64_t row) { __builtin_prefetch(table.current + row); },
       [&](int64_t row) {
-        prefetch(table.weight + row * width, width * sizeof(W));
-        if (adam.is_stale(table.current[row])) {
-          prefetch(table.moments + row * 2 * width, 2 * width * sizeof(Compute<W>));
-        }
+        const W* w = table.weight + row * width;
+        const Compute<W>* m = table.moments + row * 2 * width;
+        prefetch(w, width * sizeof(W));
+        // Again without a branch: the moments of stale rows only, of others what is being fetched anyway.
+        const bool stale = adam.is_stale(table.current[row]);
+        prefetch(stale ? static_cast<const void*>(m) : w, stale ? 2 * width * sizeof(Compute<W>) : 1);
       },
-      [&](int64_t i, int64_t row) { adam_read<W, kWidth>(adam, row, width, out + i * width); });
+      [&](int64_t i, int64_t row) { reads.read(i, row); });
+  reads.correct();
+  return bad;
+}
+
+// Makes one row current to now.
+template <typename W, int64_t kWidth>
+inline void bring_up(const Adam<W>& adam, int64_t row, int64_t width) {
+  using T = Compute<W>;
+  W* w = adam.table.weight + row * width;
+  T* m = adam.table.moments + row * 2 * width;
+  const int64_t from = adam.table.current[row];
+  for_each_group<kWidth>(width, [&](int64_t e, auto n) {
+    Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+    catch_up(adam, from, x);
+    store_group(w + e, x.w, n);
+    store_group(m + e, x.m, n);
+    store_group(m + width + e, x.v, n);
+  });
+}
+
+// Brings those of some rows up that are stale, listing them first, for the branch predictor's sake as above.
+template <typename W, int64_t kWidth>
+inline void bring_up_stale(const Adam<W>& adam, const int64_t* rows, int64_t count, int64_t width) {
+  int64_t stale[kChunk], stales = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    prefetch_row(adam.table, rows[k], width);
+    stale[stales] = rows[k];
+    stales += adam.is_stale(adam.table.current[rows[k]]);
+  }
+  for (int64_t k = 0; k < stales; ++k) bring_up<W, kWidth>(adam, stale[k], width);
 }
 
 template <typename W, int64_t kWidth>
@@ -172,15 +221,15 @@ void adam_step_rows(const AdamTable<W>& table, const int64_t* rows, const W* gra
   const StepScalars<T> by = adam.scalars(lr);
   const int64_t width = kWidth ? kWidth : table.width;
   for (int64_t u = begin; u < end; ++u) {
-    const int64_t row = rows[u], ahead = rows[u + kUpdateAhead < end ? u + kUpdateAhead : end - 1];
-    prefetch_row(table, ahead, width);
+    if ((u - begin) % kChunk == 0) {
+      bring_up_stale<W, kWidth>(adam, rows + u, end - u < kChunk ? end - u : kChunk, width);
+    }
+    __builtin_prefetch(table.current + rows[u + kChunk < end ? u + kChunk : end - 1]);
+    const int64_t row = rows[u];
     W* w = table.weight + row * width;
     T* m = table.moments + row * 2 * width;
-    const int64_t from = table.current[row];
-    const bool stale = adam.is_stale(from);
     for_each_group<kWidth>(width, [&](int64_t e, auto n) {
       Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
-      if (stale) catch_up(adam, from, x);
       dense_step(adam, by, x, load_group(grad + u * width + e, n));
       store_group(w + e, x.w, n);
       store_group(m + e, x.m, n);
@@ -204,22 +253,10 @@ void adam_step(const AdamTable<W>& table, const int64_t* rows, const W* grad, do
 
 template <typename W>
 void adam_flush(const AdamTable<W>& table, int64_t begin, int64_t end) {
-  using T = Compute<W>;
   const Adam<W> adam(table);
-  const int64_t width = table.width;
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t from = table.current[row];
+    if (adam.is_stale(table.current[row])) bring_up<W, 0>(adam, row, table.width);
     table.current[row] = static_cast<int32_t>(adam.now);
-    if (!adam.is_stale(from)) continue;
-    W* w = table.weight + row * width;
-    T* m = table.moments + row * 2 * width;
-    for_each_group<0>(width, [&](int64_t e, auto n) {
-      Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
-      catch_up(adam, from, x);
-      store_group(w + e, x.w, n);
-      store_group(m + e, x.m, n);
-      store_group(m + width + e, x.v, n);
-    });
   }
 }
 

@@ -6,12 +6,8 @@
 
 #include <optional>
 #include <tuple>
-#include <vector>
 
-#include "cpu/embedding_checks.h"
-#include "cpu/embedding_dispatch.h"
-#include "cpu/embedding_pool.h"
-#include "cpu/embedding_scratch.h"
+#include "cpu/embedding_merge.h"
 
 namespace adaftr_fast {
 namespace {
@@ -94,28 +90,15 @@ at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, co
 }
 
 template <typename W, typename Id>
-std::tuple<at::Tensor, at::Tensor> run_merge(const Bags<Id, Compute<W>>& input, const at::Tensor& grad, int64_t width) {
-  const auto scratch = borrow_scratch(input.first_row, input.fields);
-  const RowSet& set = scratch->set;
-  std::vector<int64_t> unique(input.fields), base(input.fields + 1, 0);
-  std::atomic<int64_t> bad{-1};
-  at::parallel_for(0, input.fields, 1, [&](int64_t begin, int64_t end) {
-    keep_smallest(bad, bag_kernels<W, Id>().mark(input, set, unique.data(), begin, end));
-  });
-  if (bad >= 0) {
-    std::fill(set.bits, set.bits + set.word[input.fields], 0);
-    std::fill(set.summary, set.summary + set.sumword[input.fields], 0);
-    raise_bad_value("embedding_bags_backward", input, bad);
-  }
-  for (int64_t f = 0; f < input.fields; ++f) base[f + 1] = base[f] + unique[f];
-  at::Tensor rows = pooled_empty({base.back()}, grad.options().dtype(at::kLong));
-  at::Tensor sums = pooled_empty({base.back(), width}, grad.options().dtype(compute_type(grad.scalar_type())));
-  if (base.back() == 0) return {rows, sums.to(grad.scalar_type())};  // nothing was marked
-  at::parallel_for(0, input.fields, 1, [&](int64_t begin, int64_t end) {
-    bag_kernels<W, Id>().merge(input, set, base.data(), data_of<W>(grad), width, mutable_data_of<int64_t>(rows),
-                               mutable_data_of<Compute<W>>(sums), begin, end);
-  });
-  return {rows, sums.to(grad.scalar_type())};
+std::tuple<at::Tensor, at::Tensor> run_merge(const Bags<Id, Compute<W>>& input, const at::Tensor& grad, int64_t count,
+                                             int64_t width) {
+  return merge_in_shares<Compute<W>>(
+      {input.first_row, input.fields, input.batch, count, width}, grad.options(),
+      [&](const RowSet& set, int64_t begin, int64_t end) { return bag_kernels<W, Id>().mark(input, set, begin, end); },
+      [&](int64_t position) { raise_bad_value("embedding_bags_backward", input, position); },
+      [&](const RowSet& set, const int64_t* base, Compute<W>* sums, int64_t part, int64_t parts) {
+        bag_kernels<W, Id>().merge(input, set, base, data_of<W>(grad), width, sums, part, parts);
+      });
 }
 
 std::tuple<at::Tensor, at::Tensor> embedding_bags_backward(const at::Tensor& grad, const at::Tensor& values,
@@ -133,7 +116,8 @@ std::tuple<at::Tensor, at::Tensor> embedding_bags_backward(const at::Tensor& gra
     using W = decltype(w);
     return by_id_type(values, [&](auto id) {
       using Id = decltype(id);
-      return run_merge<W, Id>(bags_of<Id, Compute<W>>(values, bags, weights, offsets, mean), dense, width);
+      return run_merge<W, Id>(bags_of<Id, Compute<W>>(values, bags, weights, offsets, mean), dense, values.size(0),
+                              width);
     });
   });
 }

@@ -78,38 +78,47 @@ int64_t pool(const Bags<Id, Compute<W>>& bags, const W* weight, const AdamTable<
 }
 
 template <typename Id, typename T>
-int64_t mark_bags(const Bags<Id, T>& bags, const RowSet& set, int64_t* unique, int64_t begin, int64_t end) {
-  int64_t bad = -1;
-  for (int64_t f = begin; f < end; ++f) {
-    for (int64_t b = 0; b < bags.batch && bad < 0; ++b) {
-      const int64_t bag = b * bags.fields + f;
-      bad = bad_in_bag(bags, bag, f);
-      for (int64_t i = bags.bag[bag]; bad < 0 && i < bags.bag[bag + 1]; ++i) set_bit(set, f, bags.values[i]);
+int64_t mark_bags(const Bags<Id, T>& bags, const RowSet& set, int64_t begin, int64_t end) {
+  for (int64_t b = begin; b < end; ++b) {
+    for (int64_t f = 0; f < bags.fields; ++f) {
+      const int64_t bag = b * bags.fields + f, bad = bad_in_bag(bags, bag, f);
+      if (bad >= 0) return bad;
+      for (int64_t i = bags.bag[bag]; i < bags.bag[bag + 1]; ++i) {
+        set_bit_shared(set, f, static_cast<uint64_t>(bags.values[i]));
+      }
     }
-    if (bad < 0) unique[f] = rank_rows(set, f);
   }
-  for (int64_t f = begin; bad >= 0 && f < end; ++f) clear(set, f);
-  return bad;
+  return -1;
+}
+
+template <typename W, typename Id, int64_t kWidth>
+void merge_bag(const Bags<Id, Compute<W>>& bags, int64_t bag, const W* grad, int64_t width, const Mine& mine,
+               Compute<W>* sums) {
+  for_each_group<kWidth>(width, [&](int64_t e, auto n) {
+    const Vec<Compute<W>> slope = load_group(grad + bag * width + e, n) * bag_scale(bags, bag);
+    for (int64_t k = 0; k < mine.count; ++k) {
+      Compute<W>* sum = sums + mine.place[k] * width + e;
+      store_group(sum, load_group(sum, n) + id_weight(bags, mine.position[k]) * slope, n);
+    }
+  });
 }
 
 template <typename W, typename Id>
 void merge_bags(const Bags<Id, Compute<W>>& bags, const RowSet& set, const int64_t* base, const W* grad, int64_t width,
-                int64_t* rows, Compute<W>* values, int64_t begin, int64_t end) {
-  using T = Compute<W>;
-  for (int64_t f = begin; f < end; ++f) {
-    emit_rows(set, f, bags.first_row[f], rows + base[f]);
-    __builtin_memset(values + base[f] * width, 0, (base[f + 1] - base[f]) * width * sizeof(T));
-    for (int64_t b = 0; b < bags.batch; ++b) {
-      const int64_t bag = b * bags.fields + f;
-      for_each_group<0>(width, [&](int64_t e, auto n) {
-        const Vec<T> slope = load_group(grad + bag * width + e, n) * bag_scale(bags, bag);
-        for (int64_t i = bags.bag[bag]; i < bags.bag[bag + 1]; ++i) {
-          T* sum = values + (base[f] + rank_of(set, f, bags.values[i])) * width + e;
-          store_group(sum, load_group(sum, n) + id_weight(bags, i) * slope, n);
-        }
-      });
+                Compute<W>* sums, int64_t part, int64_t parts) {
+  const Share share{static_cast<uint32_t>(part), static_cast<uint32_t>(parts)};
+  Mine mine;
+  for (int64_t bag = 0; bag < bags.batch * bags.fields; ++bag) {
+    const int64_t f = bag % bags.fields, end = bags.bag[bag + 1];
+    for (int64_t i = bags.bag[bag]; i < end; i += kChunk) {
+      mine.list(bags.values + i, 1, i, end - i < kChunk ? end - i : kChunk, share, set, f, base[f],
+                [&](int64_t, int64_t place) { prefetch(sums + place * width, width * sizeof(Compute<W>)); });
+      if (width == 8) {
+        merge_bag<W, Id, 8>(bags, bag, grad, width, mine, sums);
+      } else {
+        merge_bag<W, Id, 0>(bags, bag, grad, width, mine, sums);
+      }
     }
-    clear(set, f);
   }
 }
 

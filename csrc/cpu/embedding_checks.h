@@ -56,6 +56,9 @@ void check_offsets(const char* op, const at::Tensor& offsets, int64_t rows);
 
 void check_weight(const char* op, const at::Tensor& weight);
 
+// Whether rows [count] rise strictly.
+bool rows_rise(const int64_t* rows, int64_t count);
+
 template <typename Id>
 Ids<Id> ids_of(const at::Tensor& ids, const at::Tensor& offsets) {
   return {data_of<Id>(ids), data_of<int64_t>(offsets), ids.size(0), ids.size(1)};

@@ -25,6 +25,7 @@ struct TypedKernels {
 struct EmbeddingKernels {
   // Whether rows [count] rise strictly.
   bool (*rising)(const int64_t* rows, int64_t count);
+  RowSetKernels row_sets;
   std::tuple<LookupKernels<int32_t>, LookupKernels<int64_t>> lookup;
   std::tuple<TypedKernels<float>, TypedKernels<double>, TypedKernels<BFloat16>, TypedKernels<Float16>> typed;
 };

@@ -25,9 +25,8 @@ void check_update(const char* op, const at::Tensor& weight, const at::Tensor& st
               weight.size(0) * state_width, " numbers, got ", state.scalar_type(), " ", state.sizes());
   const int64_t* row = rows.const_data_ptr<int64_t>();
   // Rising rows are distinct, so that threads never meet, and their ends bound them all.
-  TORCH_CHECK(
-      embedding_kernels().rising(row, count) && (count == 0 || (row[0] >= 0 && row[count - 1] < weight.size(0))), op,
-      ": rows must rise strictly within 0 to ", weight.size(0) - 1);
+  TORCH_CHECK(rows_rise(row, count) && (count == 0 || (row[0] >= 0 && row[count - 1] < weight.size(0))), op,
+              ": rows must rise strictly within 0 to ", weight.size(0) - 1);
 }
 
 template <typename Choose>

@@ -154,19 +154,41 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding_backward, arguments)
 
 
-def test_the_thread_count_changes_nothing():
-    sizes = [400] * 30
-    offsets, ids = offsets_of(sizes), random_ids(sizes, 512, torch.int64)
-    grad = torch.randn(512, 30 * 8)
-    threads = torch.get_num_threads()
+# Many fields, each owned by a thread; few, whose rows the threads share; one, and one of a single row.
+@pytest.mark.parametrize("sizes", [[400] * 30, [70_000, 3, 400], [9000], [1]], ids=lambda sizes: str(len(sizes)))
+@pytest.mark.parametrize("width", [3, 8])
+def test_the_thread_count_changes_nothing(capability, sizes, width):
+    offsets, ids = offsets_of(sizes), random_ids(sizes, 6000, torch.int64)
+    ids[::3] = 0  # a row that is more popular than all others together
+    grad = torch.randn(6000, len(sizes) * width)
+    threads, merged = torch.get_num_threads(), []
     try:
-        torch.set_num_threads(1)
-        one = backward(grad, ids, offsets)
-        torch.set_num_threads(2)
-        two = backward(grad, ids, offsets)
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            merged.append(backward(grad, ids, offsets))
     finally:
         torch.set_num_threads(threads)
-    assert all(map(torch.equal, one, two))
+    for other in merged[1:]:
+        assert all(map(torch.equal, merged[0], other))
+    expected = reference.fused_embedding_backward(grad.double(), ids, offsets, width)
+    assert torch.equal(merged[0][0], expected[0])
+    torch.testing.assert_close(merged[0][1].double(), expected[1], rtol=1e-4, atol=1e-3)
+
+
+def test_a_bad_id_leaves_nothing_behind_where_threads_share_rows():
+    offsets, ids = offsets_of([9000]), random_ids([9000], 9000, torch.int32)
+    grad = torch.randn(9000, 8)
+    wrong = ids.clone()
+    wrong[8000], wrong[5000] = 9000, -1
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(IndexError, match=r"ids\[5000, 0\] = -1 is out of range"):
+            backward(grad, wrong, offsets)
+        rows, _ = backward(grad, ids, offsets)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(rows, ids.unique().long())
 
 
 def test_concurrent_calls_from_python_threads():

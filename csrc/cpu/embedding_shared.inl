@@ -1,0 +1,112 @@
+// The merge for few fields, where a thread cannot own whole ones: all threads mark, then each adds up the gradients of
+// a share of the rows. A row's gradients are added in the order of the batch by one thread, so the sums do not depend
+// on the number of shares.
+
+namespace adaftr_fast {
+namespace {
+
+// Which rows are one share's: a hash spreads them, as popular rows often stand side by side. Rows stay in fours, since
+// two sums of E = 8 share a cache line.
+struct Share {
+  uint32_t part, parts;
+
+  bool owns(uint64_t id) const {
+    const uint32_t hash = static_cast<uint32_t>(id >> 2) * 0x9e3779b1u;
+    return static_cast<uint32_t>((uint64_t{hash} * parts) >> 32) == part;
+  }
+};
+
+inline void set_shared(uint64_t& word, uint64_t bit) {
+  if (!(__atomic_load_n(&word, __ATOMIC_RELAXED) & bit)) __atomic_fetch_or(&word, bit, __ATOMIC_RELAXED);
+}
+
+inline void set_bit_shared(const RowSet& set, int64_t f, uint64_t id) {
+  set_shared(set.bits[set.word[f] + (id >> 6)], uint64_t{1} << (id & 63));
+  set_shared(set.summary[set.sumword[f] + (id >> 12)], uint64_t{1} << ((id >> 6) & 63));
+}
+
+template <typename Id>
+int64_t mark_shared(const Ids<Id>& ids, const RowSet& set, int64_t begin, int64_t end) {
+  for (int64_t i = begin * ids.fields, f = 0; i < end * ids.fields; ++i, f = f + 1 < ids.fields ? f + 1 : 0) {
+    const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids.data[i]));
+    if (__builtin_expect(id >= static_cast<uint64_t>(ids.first_row[f + 1] - ids.first_row[f]), 0)) return i;
+    set_bit_shared(set, f, id);
+  }
+  return -1;
+}
+
+inline void clear_fields(const RowSet& set, int64_t fields) {
+  for (int64_t f = 0; f < fields; ++f) clear(set, f);
+}
+
+// Writes the marked rows of one field that stand in its summary words [begin, end), and zeros for their sums.
+inline void emit_range(const RowSet& set, int64_t f, int64_t first_row, int64_t* rows, char* sums, int64_t row_bytes,
+                       int64_t begin, int64_t end) {
+  for (int64_t s = begin; s < end; ++s) {
+    for (uint64_t words = set.summary[set.sumword[f] + s]; words; words &= words - 1) {
+      const int64_t within = s * 64 + __builtin_ctzll(words), w = set.word[f] + within;
+      int64_t at = set.rank[w];
+      __builtin_memset(sums + at * row_bytes, 0, __builtin_popcountll(set.bits[w]) * row_bytes);
+      for (uint64_t left = set.bits[w]; left; left &= left - 1) {
+        rows[at++] = first_row + within * 64 + __builtin_ctzll(left);
+      }
+    }
+  }
+}
+
+// Look-ups of one share, listed without a branch (whose they are is a coin toss to its predictor), with the places of
+// their sums.
+struct Mine {
+  int64_t position[kChunk], place[kChunk], count = 0;
+
+  template <typename Id, typename Fetch>
+  void list(const Id* id, int64_t stride, int64_t first, int64_t size, const Share& share, const RowSet& set, int64_t f,
+            int64_t base, Fetch fetch) {
+    count = 0;
+    for (int64_t k = 0; k < size; ++k) {
+      position[count] = first + k;
+      count += share.owns(static_cast<uint64_t>(id[k * stride]));
+    }
+    for (int64_t k = 0; k < count; ++k) {
+      place[k] = base + rank_of(set, f, static_cast<uint64_t>(id[(position[k] - first) * stride]));
+      fetch(position[k], place[k]);
+    }
+  }
+};
+
+template <typename W, typename Id, int64_t kWidth>
+void merge_share_rows(const Ids<Id>& ids, const RowSet& set, const int64_t* base, const W* grad, int64_t width,
+                      Compute<W>* sums, const Share& share) {
+  const int64_t step = kWidth ? kWidth : width;
+  Mine mine;
+  for (int64_t b = 0; b < ids.batch; b += kChunk) {
+    const int64_t size = ids.batch - b < kChunk ? ids.batch - b : kChunk;
+    for (int64_t f = 0; f < ids.fields; ++f) {
+      mine.list(ids.data + b * ids.fields + f, ids.fields, b, size, share, set, f, base[f],
+                [&](int64_t row, int64_t place) {
+                  prefetch(grad + (row * ids.fields + f) * step, step * sizeof(W));
+                  prefetch(sums + place * step, step * sizeof(Compute<W>));
+                });
+      for (int64_t k = 0; k < mine.count; ++k) {
+        const W* from = grad + (mine.position[k] * ids.fields + f) * step;
+        Compute<W>* sum = sums + mine.place[k] * step;
+        for_each_group<kWidth>(step, [&](int64_t e, auto n) {
+          store_group(sum + e, load_group(sum + e, n) + load_group(from + e, n), n);
+        });
+      }
+    }
+  }
+}
+
+template <typename W, typename Id>
+void merge_share(const Ids<Id>& ids, const RowSet& set, const int64_t* base, const W* grad, int64_t width,
+                 Compute<W>* sums, int64_t part, int64_t parts) {
+  const Share share{static_cast<uint32_t>(part), static_cast<uint32_t>(parts)};
+  if (width == 8) return merge_share_rows<W, Id, 8>(ids, set, base, grad, width, sums, share);
+  merge_share_rows<W, Id, 0>(ids, set, base, grad, width, sums, share);
+}
+
+constexpr RowSetKernels kRowSets = {rank_rows, emit_range, clear_fields};
+
+}  // namespace
+}  // namespace adaftr_fast
