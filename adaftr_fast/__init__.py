@@ -5,13 +5,11 @@ from adaftr_fast._extension import build_info, cpu_capability, set_cpu_capabilit
 from adaftr_fast.infonce import InfoNCEStats, adaptive_infonce
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.nn.embedding_mixed import MixedEmbedding
 
 __all__ = [
     "AdaptiveInfoNCE",
     "FusedEmbedding",
     "InfoNCEStats",
-    "MixedEmbedding",
     "adaptive_infonce",
     "build_info",
     "cpu_capability",

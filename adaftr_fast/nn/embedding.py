@@ -1,42 +1,19 @@
-"""All embedding tables of a model as one module (the e_r of the paper's §2.1)."""
+"""All embedding fields of a model as one module (the e_r of the paper's §2.1)."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Literal, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.ops.embedding import coalesce_gradient, empty_table, fused_embedding
-from adaftr_fast.ops.embedding_bags import embedding_bags
-from adaftr_fast.ops.embedding_optim import deferred_embedding
+from adaftr_fast.nn.embedding_table import EmbeddingTable, check_fields
+from adaftr_fast.reference import embedding, embedding_bags
 
 
-class Deferred(Protocol):
-    """What an optimizer that lets rows fall behind leaves with the table (adaftr_fast.optim.Adam)."""
-
-    stale: bool
-    tensors: list[Tensor]
-
-    def flush(self, weight: Tensor) -> None: ...
-
-
-class GrowsWithTable(Protocol):
-    """An optimizer whose state can follow a table that grows (adaftr_fast.optim)."""
-
-    def grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None: ...
-
-
-def insert_rows(table: Tensor, at: int, rows: Tensor) -> Tensor:
-    """A new table with ``rows`` put in before row ``at``."""
-    grown = empty_table(len(table) + len(rows), *table.shape[1:], device=table.device, dtype=table.dtype)
-    return torch.cat([table[:at], rows, table[at:]], out=grown)
-
-
-class FusedEmbedding(nn.Module):
+class FusedEmbedding(EmbeddingTable):
     """Looks up the ids of F fields and lays their vectors side by side.
 
     B batch, F fields, E width, R rows of all fields together, N ids of all bags together.
@@ -44,216 +21,195 @@ class FusedEmbedding(nn.Module):
     All fields live in one parameter ``weight`` [R, E], one after another, drawn from N(0, .01²).
     ``weight.grad`` is a coalesced sparse tensor that holds the rows of the batch, so torch.optim.SGD, Adagrad
     and SparseAdam work unchanged; adaftr_fast.optim is faster and has Adam as on the dense table.
-    ``state_dict()`` has one entry a field, ``weight.<field name>``.
+    ``state_dict()`` has one entry a field, ``weight.<field name>``. Fields of different widths have one such
+    parameter a width, ``tables[i].weight``; all else is the same.
 
     Args:
         num_embeddings: rows of each field, F numbers >= 1.
-        embedding_dim: E >= 1, the width of every field; for fields of different widths see MixedEmbedding.
+        embedding_dim: E >= 1, the width of every field, or F of them.
         field_names: F distinct names; "0", "1", ... by default.
         pooling: how the ids of a multi-valued field become one vector, "mean" or "sum".
         on_bad_id: "raise", or "oov" to look up row 0 of the field instead of an id that is out of range and to
             count it in ``oov_counts`` [F].
+        device: where the weights are.
         dtype: of the weights, float32 (default), float64, bfloat16 or float16. Arithmetic on half-precision
             tables, and the state of our optimizers, is in float32.
 
     Raises:
-        ValueError: no field, a field without rows, a width below 1, wrong names or an unknown option.
+        ValueError: no field, one without rows, a width below 1 or not one a field, wrong names, an unknown option.
     """
 
-    offsets: Tensor
-    oov_counts: Tensor
-    deferred: Deferred | None
-    optimizer: weakref.ref[GrowsWithTable] | None
+    def __new__(cls, num_embeddings: Sequence[int] = (), embedding_dim: int | Sequence[int] = 1, **options: Any):
+        """An object that takes fields of different widths, where they are (copies come here without arguments)."""
+        if cls is FusedEmbedding and not isinstance(embedding_dim, int) and len(set(embedding_dim)) > 1:
+            return super().__new__(MixedWidths)
+        return super().__new__(cls)
+
+    def __init__(self, num_embeddings: Sequence[int], embedding_dim: int | Sequence[int], **options: Any) -> None:
+        widths = widths_of(num_embeddings, embedding_dim)
+        super().__init__(num_embeddings, widths[0] if widths else 1, **options)
+
+
+def widths_of(num_embeddings: Sequence[int], embedding_dim: int | Sequence[int]) -> list[int]:
+    """One width a field."""
+    fields = len(num_embeddings)
+    widths = [embedding_dim] * fields if isinstance(embedding_dim, int) else list(embedding_dim)
+    if len(widths) != fields:
+        raise ValueError(f"FusedEmbedding: embedding_dim must be one number, or {fields} (one a field), got {widths}")
+    return widths
+
+
+class MixedWidths(FusedEmbedding):
+    """What ``FusedEmbedding`` makes of fields of different widths: a table a width, put back into field order.
+
+    E_f is the width of field f.
+    """
+
+    order: Tensor
 
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int,
+        embedding_dim: Sequence[int],
         *,
         field_names: Sequence[str] | None = None,
-        pooling: Literal["mean", "sum"] = "mean",
-        on_bad_id: Literal["raise", "oov"] = "raise",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        self.num_embeddings = [int(rows) for rows in num_embeddings]
-        self.embedding_dim = int(embedding_dim)
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = list(num_embeddings), widths_of(num_embeddings, embedding_dim)
         self.field_names = list(field_names or map(str, range(len(self.num_embeddings))))
-        self.pooling, self.on_bad_id = pooling, on_bad_id
-        self._check()
-        self.deferred = self.optimizer = None
-        firsts = [0, *accumulate(self.num_embeddings)]
-        self.register_buffer("offsets", torch.tensor(firsts, device=device), persistent=False)  # [F + 1]
-        counts = torch.zeros(len(self.num_embeddings), dtype=torch.int64, device=device)
-        self.register_buffer("oov_counts", counts, persistent=False)  # [F]
-        self.weight = nn.Parameter(empty_table(firsts[-1], self.embedding_dim, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def _check(self) -> None:
-        if not self.num_embeddings or min(self.num_embeddings) < 1:
-            raise ValueError(
-                f"FusedEmbedding: num_embeddings must be one number >= 1 a field, got {self.num_embeddings}"
+        check_fields(self.num_embeddings, self.embedding_dim, self.field_names)
+        self.members = [[f for f, e in enumerate(embedding_dim) if e == width] for width in sorted(set(embedding_dim))]
+        self.tables = nn.ModuleList(
+            EmbeddingTable(
+                [num_embeddings[f] for f in fields],
+                embedding_dim[fields[0]],
+                field_names=[self.field_names[f] for f in fields],
+                **options,
             )
-        if self.embedding_dim < 1:
-            raise ValueError(f"FusedEmbedding: embedding_dim must be >= 1, got {self.embedding_dim}")
-        if len(set(self.field_names)) != len(self.num_embeddings) or len(self.field_names) != len(self.num_embeddings):
-            raise ValueError(
-                f"FusedEmbedding: field_names must be {len(self.num_embeddings)} distinct names, got {self.field_names}"
-            )
-        if self.pooling not in ("mean", "sum"):
-            raise ValueError(f"FusedEmbedding: pooling must be 'mean' or 'sum', got {self.pooling!r}")
-        if self.on_bad_id not in ("raise", "oov"):
-            raise ValueError(f"FusedEmbedding: on_bad_id must be 'raise' or 'oov', got {self.on_bad_id!r}")
+            for fields in self.members
+        )
+        self.register_buffer("order", self._order().to(options.get("device")), persistent=False)  # [out_features]
+        self.register_state_dict_post_hook(_without_tables)
+        self.register_load_state_dict_pre_hook(_with_tables)
 
-    @torch.no_grad()
+    def _order(self) -> Tensor:
+        """Where each output column stands when the tables' outputs are laid side by side."""
+        columns: dict[int, Tensor] = {}
+        at = 0
+        for f in (f for fields in self.members for f in fields):
+            columns[f] = torch.arange(at, at + self.embedding_dim[f])
+            at += self.embedding_dim[f]
+        return torch.cat([columns[f] for f in range(len(columns))])
+
     def reset_parameters(self) -> None:
         """Draw the weights from N(0, .01²)."""
-        self.weight.normal_(0.0, 0.01)
+        for table in self.tables:
+            table.reset_parameters()
 
     @property
     def out_features(self) -> int:
-        """F * E, the width of the output."""
-        return len(self.num_embeddings) * self.embedding_dim
+        """Sum of the widths."""
+        return sum(self.embedding_dim)
+
+    @property
+    def offsets(self) -> Tensor:
+        """Where each field would begin if all rows stood one after another, [F + 1]."""
+        return torch.tensor([0, *accumulate(self.num_embeddings)], device=self.order.device)
+
+    @property
+    def oov_counts(self) -> Tensor:
+        """As ``FusedEmbedding.oov_counts``, a copy, [F]."""
+        counts = torch.zeros(len(self.num_embeddings), dtype=torch.int64, device=self.order.device)
+        for table, fields in zip(self.tables, self.members, strict=True):
+            counts[fields] = table.oov_counts
+        return counts
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """Look up ``ids`` [B, F], one id a field, or bags of them -> [B, F * E].
+        """As ``FusedEmbedding.forward`` -> [B, sum of E_f]."""
+        bags = None if offsets is None else self._counts(ids, offsets)
+        parts = []
+        for table, fields in zip(self.tables, self.members, strict=True):
+            chosen = (ids[:, fields],) if bags is None else self._bags_of(fields, ids, bags, weights)
+            try:
+                parts.append(table(*chosen))
+            except IndexError:
+                self._raise_bad_id(ids, offsets)
+        return torch.cat(parts, 1)[:, self.order]
 
-        Args:
-            ids: [B, F], int32 or int64, column f counting from 0 within field f; with ``offsets`` [N], the ids of
-                all bags, row after row and within a row field after field.
-            offsets: [B * F + 1], int64, rising from 0 to N: where each bag begins. An empty bag gives zeros.
-            weights: [N] factors of the ids, for pooling="sum". They get no gradient.
+    def _counts(self, values: Tensor, offsets: Tensor) -> Tensor:
+        """The number of ids in each bag, [B, F]."""
+        fields = len(self.num_embeddings)
+        if offsets.dim() != 1 or (len(offsets) - 1) % fields:
+            raise ValueError(f"FusedEmbedding: offsets must be [B * {fields} + 1], got {list(offsets.shape)}")
+        counts = offsets.diff()
+        if offsets[0] != 0 or offsets[-1] != len(values) or (counts < 0).any():
+            raise ValueError(f"FusedEmbedding: offsets must rise from 0 to the number of values, {len(values)}")
+        return counts.reshape(-1, fields)
 
-        Raises:
-            IndexError: an id is out of its field's range; the message names position, id and range.
-            TypeError: ids are neither int32 nor int64.
-            ValueError: shapes do not fit, or weights with pooling="mean".
-        """
-        state = self.deferred.tensors if self.deferred is not None and self.deferred.stale else None
-        if offsets is not None:
-            return self._pool(ids, offsets, weights, state or [])
-        if self.on_bad_id == "oov":
-            ids = self._with_oov(ids, self.offsets.diff())
-        if state is not None:
-            return deferred_embedding(self.weight, ids, self.offsets, state)
-        return fused_embedding(self.weight, ids, self.offsets)
+    def _bags_of(
+        self, fields: list[int], values: Tensor, counts: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The bags of some fields alone."""
+        chosen = torch.zeros_like(counts, dtype=torch.bool)
+        chosen[:, fields] = True
+        keep = chosen.flatten().repeat_interleave(counts.flatten())  # [N]
+        ends = counts[:, fields].flatten().cumsum(0)
+        return values[keep], torch.cat([ends.new_zeros(1), ends]), None if weights is None else weights[keep]
 
-    def _pool(self, values: Tensor, bags: Tensor, weights: Tensor | None, state: list[Tensor]) -> Tensor:
-        if weights is not None and self.pooling == "mean":
-            raise ValueError("FusedEmbedding: weights need pooling='sum', got pooling='mean'")
-        if self.on_bad_id == "oov":
-            field = torch.arange(len(bags) - 1, device=bags.device) % len(self.num_embeddings)
-            field = field.repeat_interleave(bags.diff())  # [N]
-            values = self._with_oov(values, self.offsets.diff()[field], field)
-        if weights is not None:
-            weights = weights.to(torch.float64 if self.weight.dtype == torch.float64 else torch.float32)
-        mean = self.pooling == "mean"
-        return embedding_bags(self.weight, values, bags, weights, self.offsets, mean, state)
-
-    def _with_oov(self, ids: Tensor, sizes: Tensor, field: Tensor | None = None) -> Tensor:
-        """Ids with those outside 0 to ``sizes`` - 1 replaced by 0 and counted."""
-        bad = (ids < 0) | (ids >= sizes)
-        if field is None:
-            self.oov_counts += bad.sum(0)
+    def _raise_bad_id(self, ids: Tensor, offsets: Tensor | None) -> NoReturn:
+        """Name the id by its place among all fields; a table knows only those of its width."""
+        if offsets is None:
+            embedding.check_ids("fused_embedding", ids, self.offsets)
         else:
-            self.oov_counts.index_add_(0, field, bad.long())
-        return ids.masked_fill(bad, 0)
+            embedding_bags.places("embedding_bags", ids, offsets, self.offsets)
+        raise AssertionError("FusedEmbedding: a table refused ids that are all in range")
 
-    def field(self, name: str | int) -> int:
-        """The number of a field, by name or number.
-
-        Raises:
-            KeyError: there is no such field.
-        """
-        if isinstance(name, int) and 0 <= name < len(self.num_embeddings):
-            return name
-        if name not in self.field_names:
-            raise KeyError(f"FusedEmbedding: no field {name!r}, there are {self.field_names}")
-        return self.field_names.index(name)
+    def _table_of(self, name: str | int) -> tuple[EmbeddingTable, int]:
+        f = self.field(name)
+        return next(t for t, fields in zip(self.tables, self.members, strict=True) if f in fields), f
 
     def field_weight(self, name: str | int) -> Tensor:
-        """The rows of one field, [rows, E]: current values, as a view without gradient."""
-        self.flush()
-        f = self.field(name)
-        first = sum(self.num_embeddings[:f])
-        return self.weight.detach()[first : first + self.num_embeddings[f]]
+        """As ``FusedEmbedding.field_weight``: [rows, E_f]."""
+        table, f = self._table_of(name)
+        return table.field_weight(self.field_names[f])
 
-    @torch.no_grad()
     def grow(self, name: str | int, rows: int) -> None:
-        """Give a field ``rows`` rows in all; the new ones are drawn from N(0, .01²).
-
-        Weights keep their values, and an adaftr_fast.optim optimizer keeps its state; other optimizers must be
-        made anew. ``weight`` is a new parameter afterwards.
-
-        Raises:
-            ValueError: the field has more rows already.
-        """
-        f = self.field(name)
-        more = rows - self.num_embeddings[f]
-        if more < 0:
-            raise ValueError(f"FusedEmbedding.grow: field {name!r} has {self.num_embeddings[f]} rows, got {rows}")
-        self.flush()
-        old, at = self.weight, sum(self.num_embeddings[: f + 1])
-        fresh = old.new_empty(more, self.embedding_dim).normal_(0.0, 0.01)
-        self.weight = nn.Parameter(insert_rows(old, at, fresh))
+        """As ``FusedEmbedding.grow``."""
+        table, f = self._table_of(name)
+        table.grow(self.field_names[f], rows)
         self.num_embeddings[f] = rows
-        self.offsets[f + 1 :] += more
-        optimizer = self.optimizer() if self.optimizer is not None else None
-        if optimizer is not None:
-            optimizer.grow(old, self.weight, at, more)
 
     def flush(self) -> None:
-        """Make every row of ``weight`` current, where an optimizer defers steps; see adaftr_fast.optim.Adam."""
-        if self.deferred is not None:
-            self.deferred.flush(self.weight)
+        """Make every row current, where an optimizer defers steps."""
+        for table in self.tables:
+            table.flush()
 
-    def train(self, mode: bool = True) -> FusedEmbedding:
-        """As nn.Module.train; leaving training makes all rows current."""
-        if not mode:
-            self.flush()
-        return super().train(mode)
-
-    def _apply(self, fn, recurse=True):
-        self.flush()
-        return super()._apply(fn, recurse)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for name in self.field_names:
-            destination[f"{prefix}weight.{name}"] = self.field_weight(name)
-
-    @torch.no_grad()
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Tensor], prefix, local_metadata, strict, missing, unexpected, errors
-    ) -> None:
-        self.flush()  # or the rows behind would be moved on from their new values
-        keys = {f"{prefix}weight.{name}": name for name in self.field_names}
-        unexpected.extend(key for key in state_dict if strict and key.startswith(prefix) and key not in keys)
-        for key, name in keys.items():
-            if key not in state_dict:
-                missing.append(key)
-                continue
-            rows, found = self.field_weight(name), state_dict[key]
-            if found.shape == rows.shape:
-                rows.copy_(found)
-            else:
-                sizes = f"{list(found.shape)} in the checkpoint, {list(rows.shape)} here"
-                errors.append(f"size mismatch for {key}: {sizes}")
+    # State is the tables', under names without them.
+    _save_to_state_dict = nn.Module._save_to_state_dict
+    _load_from_state_dict = nn.Module._load_from_state_dict
+    __setstate__ = nn.Module.__setstate__
 
     def __getstate__(self) -> dict[str, Any]:
-        self.flush()
-        return {**self.__dict__, "deferred": None, "optimizer": None}  # a copy has no optimizer
+        return self.__dict__
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.weight.register_post_accumulate_grad_hook(coalesce_gradient)  # a copied parameter has no hooks
 
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        super().register_parameter(name, param)
-        if name == "weight" and param is not None:
-            param.register_post_accumulate_grad_hook(coalesce_gradient)
+def _names(module: MixedWidths, prefix: str) -> list[tuple[str, str]]:
+    """Each field's name in ``state_dict()``, and the one its table has for it."""
+    pairs = []
+    for name in module.field_names:
+        table, _ = module._table_of(name)
+        number = list(module.tables).index(table)
+        pairs.append((f"{prefix}weight.{name}", f"{prefix}tables.{number}.weight.{name}"))
+    return pairs
 
-    def extra_repr(self) -> str:
-        rows = self.num_embeddings
-        shown = rows if len(rows) <= 8 else f"[{', '.join(map(str, rows[:3]))}, ..., {rows[-1]}]"
-        return f"{len(rows)} fields, num_embeddings={shown}, embedding_dim={self.embedding_dim}"
+
+def _without_tables(module: MixedWidths, state_dict: dict[str, Tensor], prefix: str, local_metadata: Any) -> None:
+    for ours, theirs in _names(module, prefix):
+        state_dict[ours] = state_dict.pop(theirs)
+
+
+def _with_tables(module: MixedWidths, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    for ours, theirs in _names(module, prefix):
+        if ours in state_dict:
+            state_dict[theirs] = state_dict.pop(ours)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.embedding_table import EmbeddingTable
 from adaftr_fast.optim.base import RowOptimizer, Tables, check_at_least
 from adaftr_fast.optim.deferred import DeferredAdam
 from adaftr_fast.optim.rows import check_betas, moments_entry, restore_moments
@@ -52,7 +52,7 @@ class Adam(RowOptimizer):
         self._deferred: dict[nn.Parameter, DeferredAdam] = {}
         super().__init__(tables, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def _begin(self, table: FusedEmbedding) -> None:
+    def _begin(self, table: EmbeddingTable) -> None:
         self._deferred[table.weight] = table.deferred = DeferredAdam(table.weight, self._decoupled)
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:

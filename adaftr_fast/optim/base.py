@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.nn.embedding import FusedEmbedding, insert_rows
+from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
 from adaftr_fast.ops.embedding import coalesce_gradient
 
 Tables = nn.Module | Iterable[nn.Module] | Iterable[dict[str, Any]]
 
 
-def tables_of(name: str, modules: nn.Module | Iterable[nn.Module]) -> list[FusedEmbedding]:
+def tables_of(name: str, modules: nn.Module | Iterable[nn.Module]) -> list[EmbeddingTable]:
     """The FusedEmbedding modules in ``modules``, each once."""
     roots = [modules] if isinstance(modules, nn.Module) else list(modules)
-    found = dict.fromkeys(m for root in roots for m in root.modules() if isinstance(m, FusedEmbedding))
+    inside = (module for root in roots for module in root.modules() if isinstance(module, EmbeddingTable))
+    found = dict.fromkeys(module for module in inside if hasattr(module, "weight"))  # not a holder of others
     if not found:
         raise ValueError(f"{name}: expected FusedEmbedding modules, or modules that hold some, got {roots}")
     return list(found)
@@ -55,6 +56,7 @@ class RowOptimizer(torch.optim.Optimizer):
         listed = [tables] if isinstance(tables, nn.Module) else list(tables)
         groups = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
         owners = [tables_of(name, group["params"]) for group in groups]
+        self._table_of = {table.weight: table for owned in owners for table in owned}
         super().__init__(
             [
                 {**group, "params": [table.weight for table in owned]}
@@ -67,7 +69,7 @@ class RowOptimizer(torch.optim.Optimizer):
             table.deferred, table.optimizer = None, weakref.ref(self)
             self._begin(table)
 
-    def _begin(self, table: FusedEmbedding) -> None:
+    def _begin(self, table: EmbeddingTable) -> None:
         """Make the state of one table."""
         raise NotImplementedError
 
@@ -75,23 +77,21 @@ class RowOptimizer(torch.optim.Optimizer):
         """One step on rows [U] with gradients [U, E]."""
         raise NotImplementedError
 
-    def _entry(self, weight: nn.Parameter) -> dict[str, Any]:
-        """The state of one table, as state_dict holds it."""
+    def _entry(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        """The state of one table: tensors with a row for each row of the table, and scalars."""
         return self.state[weight]
 
-    def _restore(self, weight: nn.Parameter, entry: dict[str, Any]) -> None:
+    def _restore(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> None:
         """Take over what ``_entry`` gave."""
         for key, value in entry.items():
-            if isinstance(value, Tensor):
-                self.state[weight][key].copy_(value)
-            else:
-                self.state[weight][key] = value
+            self.state[weight][key].copy_(value)
 
     def grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
         """Follow a table whose parameter was replaced by one with ``rows`` new rows before row ``at``."""
         for group in self.param_groups:
             group["params"] = [new if weight is old else weight for weight in group["params"]]
         self.state[new] = self.state.pop(old, {})
+        self._table_of[new] = self._table_of.pop(old)
         self._grow(old, new, at, rows)
 
     def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
@@ -116,11 +116,33 @@ class RowOptimizer(torch.optim.Optimizer):
     def _weights(self) -> list[nn.Parameter]:
         return [weight for group in self.param_groups for weight in group["params"]]
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch.optim, without what that records for profilers."""
+        if not set_to_none:
+            return super().zero_grad(False)
+        for weight in self._table_of:
+            weight.grad = None
+
+    def _by_field(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        """The state of one table under ``<name>.<field>``, scalars under ``<name>``."""
+        table, entry = self._table_of[weight], {}
+        for key, value in self._entry(weight).items():
+            if value.dim() == 0:
+                entry[key] = value
+            else:
+                parts = value.split(table.num_embeddings)
+                entry |= {f"{key}.{name}": part for name, part in zip(table.field_names, parts, strict=True)}
+        return entry
+
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim: ``{"state": {table number: tensors}, "param_groups": options}``."""
+        """``{"state": {table number: tensors}, "param_groups": options}``, as torch.optim, but field by field.
+
+        A table's tensors are ``<name>.<field name>`` [rows of the field, ...], with torch.optim's names ("exp_avg",
+        "exp_avg_sq", "sum"), and the scalar "step".
+        """
         packed = super().state_dict()
-        packed["state"] = {number: dict(self._entry(weight)) for number, weight in enumerate(self._weights())}
+        packed["state"] = {number: self._by_field(weight) for number, weight in enumerate(self._weights())}
         return packed
 
     @torch.no_grad()
@@ -128,13 +150,27 @@ class RowOptimizer(torch.optim.Optimizer):
         """Take over what ``state_dict`` gave; tensors keep their own precision, whatever that of the table.
 
         Raises:
-            ValueError: the groups or the tables' states do not fit.
+            ValueError: the groups or the tables' states do not fit; nothing is taken over then.
         """
+        for number, weight in enumerate(self._weights()):
+            self._check_entry(number, state_dict["state"].get(number, {}), self._by_field(weight))
         kept = dict(self.state)
         super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
         self.state.update(kept)
         for number, weight in enumerate(self._weights()):
-            entry, name = state_dict["state"].get(number), type(self).__name__
-            if entry is None or entry.keys() != self._entry(weight).keys():
-                raise ValueError(f"{name}.load_state_dict: table {number} needs {sorted(self._entry(weight))}")
-            self._restore(weight, entry)
+            self._restore(weight, self._joined(weight, state_dict["state"].get(number, {})))
+
+    def _check_entry(self, number: int, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+        for key in sorted(expected.keys() | found.keys()):
+            want, got = (list(entry[key].shape) if key in entry else None for entry in (expected, found))
+            if want != got:
+                name = type(self).__name__
+                raise ValueError(f"{name}.load_state_dict: table {number}: {key} must be {want}, got {got}")
+
+    def _joined(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Undo ``_by_field``."""
+        fields = self._table_of[weight].field_names
+        return {
+            key: entry[key] if whole.dim() == 0 else torch.cat([entry[f"{key}.{name}"] for name in fields])
+            for key, whole in self._entry(weight).items()
+        }

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from adaftr_fast.nn.embedding import insert_rows
+from adaftr_fast.nn.embedding_table import insert_rows
 from adaftr_fast.ops.embedding import empty_table
 
 _POWERS = 4096  # β^j is tabulated for j below this; csrc/cpu/embedding_adam.h has the same number

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.nn.embedding import FusedEmbedding, insert_rows
+from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
 from adaftr_fast.ops.embedding import empty_table
 from adaftr_fast.optim.base import RowOptimizer, Tables, check_at_least
 
@@ -36,7 +36,7 @@ class SGD(RowOptimizer):
         check_at_least("SGD", 0, lr=lr, weight_decay=weight_decay)
         super().__init__(tables, {"lr": lr, "weight_decay": weight_decay})
 
-    def _begin(self, table: FusedEmbedding) -> None:
+    def _begin(self, table: EmbeddingTable) -> None:
         self.state[table.weight] = {}
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ class Adagrad(RowOptimizer):
         fresh = total.new_full((rows, *total.shape[1:]), self._initial)
         self.state[new]["sum"] = insert_rows(total, at, fresh)
 
-    def _begin(self, table: FusedEmbedding) -> None:
+    def _begin(self, table: EmbeddingTable) -> None:
         self.state[table.weight] = {"sum": state_table(table.weight, *table.weight.shape).fill_(self._initial)}
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ class Adagrad(RowOptimizer):
 class RowwiseAdagrad(Adagrad):
     """Adagrad with one number a row: G <- G + mean over E of g². Takes the arguments of :class:`Adagrad`."""
 
-    def _begin(self, table: FusedEmbedding) -> None:
+    def _begin(self, table: EmbeddingTable) -> None:
         self.state[table.weight] = {"sum": state_table(table.weight, len(table.weight)).fill_(self._initial)}
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ class LazyAdam(RowOptimizer):
         check_betas("LazyAdam", betas)
         super().__init__(tables, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def _begin(self, table: FusedEmbedding) -> None:
+    def _begin(self, table: EmbeddingTable) -> None:
         rows, width = table.weight.shape
         self.state[table.weight] = {"step": 0, "moments": state_table(table.weight, rows, 2, width)}
 

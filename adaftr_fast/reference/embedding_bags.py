@@ -25,7 +25,7 @@ def _check(op: str, values: Tensor, bags: Tensor, offsets: Tensor) -> None:
         raise ValueError(f"{op}: offsets must rise from 0 to the number of values, {len(values)}")
 
 
-def _places(op: str, values: Tensor, bags: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+def places(op: str, values: Tensor, bags: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """The bag and the table row of each id, both [N]."""
     _check(op, values, bags, offsets)
     fields = len(offsets) - 1
@@ -60,7 +60,7 @@ def embedding_bags(
     state: Sequence[Tensor],
 ) -> Tensor:
     """Pool values [N] by bags [B F + 1] -> [B, F E]; ``state`` is empty or that of a deferred Adam."""
-    bag, rows = _places("embedding_bags", values, bags, offsets)
+    bag, rows = places("embedding_bags", values, bags, offsets)
     found = caught_up(weight, state, rows)[0] if state else weight[rows]
     wide = found.double() if weight.dtype == torch.float64 else found.float()
     out = wide.new_zeros(len(bags) - 1, weight.shape[1])
@@ -72,7 +72,7 @@ def embedding_bags_backward(
     grad: Tensor, values: Tensor, bags: Tensor, weights: Tensor | None, offsets: Tensor, width: int, mean: bool
 ) -> tuple[Tensor, Tensor]:
     """Merge grad [B, F E] -> the distinct rows in rising order [U], and their summed gradients [U, E]."""
-    bag, rows = _places("embedding_bags_backward", values, bags, offsets)
+    bag, rows = places("embedding_bags_backward", values, bags, offsets)
     wide = grad.double() if grad.dtype == torch.float64 else grad.float()
     terms = wide.reshape(-1, width)[bag] * _factors(bag, bags, weights, mean, wide.dtype)  # [N, E]
     unique, place = torch.unique(rows, return_inverse=True)

@@ -172,5 +172,30 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="Adagrad: expected FusedEmbedding modules"):
         optim.Adagrad(torch.nn.Linear(2, 2))
     adagrad = optim.Adagrad(emb)
-    with pytest.raises(ValueError, match=r"Adagrad.load_state_dict: table 0 needs \['sum'\]"):
+    with pytest.raises(ValueError, match=r"Adagrad.load_state_dict: table 0: sum.0 must be \[5, 2\], got None"):
         adagrad.load_state_dict({**adagrad.state_dict(), "state": {}})
+    other = optim.Adagrad(FusedEmbedding([6], 2)).state_dict()
+    with pytest.raises(ValueError, match=r"Adagrad.load_state_dict: table 0: sum.0 must be \[5, 2\], got \[6, 2\]"):
+        adagrad.load_state_dict(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("SGD", []),
+        ("Adagrad", ["sum"]),
+        ("RowwiseAdagrad", ["sum"]),
+        ("LazyAdam", ["exp_avg", "exp_avg_sq"]),
+        ("AdamW", ["exp_avg", "exp_avg_sq"]),
+    ],
+)
+def test_state_is_saved_field_by_field(name, keys):
+    emb = FusedEmbedding([5, 3], 2, field_names=["user", "day"])
+    optimizer = getattr(optim, name)(emb)
+    emb(torch.tensor([[4, 1]])).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()["state"][0]
+    assert state.keys() - {"step"} == {f"{key}.{field}" for key in keys for field in ("user", "day")}
+    for key in keys:
+        assert len(state[f"{key}.user"]) == 5
+        assert (state[f"{key}.day"] != 0).reshape(3, -1).any(1).tolist() == [False, True, False]

@@ -1,0 +1,239 @@
+"""Embedding fields of one width as one table."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any, Literal, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from adaftr_fast.ops.embedding import coalesce_gradient, empty_table, fused_embedding
+from adaftr_fast.ops.embedding_bags import embedding_bags
+from adaftr_fast.ops.embedding_optim import deferred_embedding
+
+
+class Deferred(Protocol):
+    """What an optimizer that lets rows fall behind leaves with the table (adaftr_fast.optim.Adam)."""
+
+    stale: bool
+    tensors: list[Tensor]
+
+    def flush(self, weight: Tensor) -> None: ...
+
+
+class GrowsWithTable(Protocol):
+    """An optimizer whose state can follow a table that grows (adaftr_fast.optim)."""
+
+    def grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None: ...
+
+
+def insert_rows(table: Tensor, at: int, rows: Tensor) -> Tensor:
+    """A new table with ``rows`` put in before row ``at``."""
+    grown = empty_table(len(table) + len(rows), *table.shape[1:], device=table.device, dtype=table.dtype)
+    return torch.cat([table[:at], rows, table[at:]], out=grown)
+
+
+def check_fields(num_embeddings: list[int], widths: list[int], field_names: list[str]) -> None:
+    """Raise unless there are fields, all with rows and columns, and as many distinct names."""
+    if not num_embeddings or min(num_embeddings) < 1:
+        raise ValueError(f"FusedEmbedding: num_embeddings must be one number >= 1 a field, got {num_embeddings}")
+    if min(widths) < 1:
+        raise ValueError(f"FusedEmbedding: embedding_dim must be >= 1, got {widths if len(widths) > 1 else widths[0]}")
+    if not len(set(field_names)) == len(num_embeddings) == len(field_names):
+        raise ValueError(f"FusedEmbedding: field_names must be {len(num_embeddings)} distinct names, got {field_names}")
+
+
+class EmbeddingTable(nn.Module):
+    """F fields of one width in one parameter; see :class:`FusedEmbedding`, which this is for equal widths.
+
+    B batch, F fields, E width, R rows of all fields together, N ids of all bags together.
+    """
+
+    offsets: Tensor
+    oov_counts: Tensor
+    deferred: Deferred | None
+    optimizer: weakref.ref[GrowsWithTable] | None
+
+    def __init__(
+        self,
+        num_embeddings: Sequence[int],
+        embedding_dim: int,
+        *,
+        field_names: Sequence[str] | None = None,
+        pooling: Literal["mean", "sum"] = "mean",
+        on_bad_id: Literal["raise", "oov"] = "raise",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings = [int(rows) for rows in num_embeddings]
+        self.embedding_dim = int(embedding_dim)
+        self.field_names = list(field_names or map(str, range(len(self.num_embeddings))))
+        check_fields(self.num_embeddings, [self.embedding_dim], self.field_names)
+        if pooling not in ("mean", "sum"):
+            raise ValueError(f"FusedEmbedding: pooling must be 'mean' or 'sum', got {pooling!r}")
+        if on_bad_id not in ("raise", "oov"):
+            raise ValueError(f"FusedEmbedding: on_bad_id must be 'raise' or 'oov', got {on_bad_id!r}")
+        self.pooling, self.on_bad_id = pooling, on_bad_id
+        self.deferred = self.optimizer = None
+        firsts = [0, *accumulate(self.num_embeddings)]
+        self.register_buffer("offsets", torch.tensor(firsts, device=device), persistent=False)  # [F + 1]
+        counts = torch.zeros(len(self.num_embeddings), dtype=torch.int64, device=device)
+        self.register_buffer("oov_counts", counts, persistent=False)  # [F]
+        self.weight = nn.Parameter(empty_table(firsts[-1], self.embedding_dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the weights from N(0, .01²)."""
+        self.weight.normal_(0.0, 0.01)
+
+    @property
+    def out_features(self) -> int:
+        """F * E, the width of the output."""
+        return len(self.num_embeddings) * self.embedding_dim
+
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Look up ``ids`` [B, F], one id a field, or bags of them -> [B, F * E].
+
+        Args:
+            ids: [B, F], int32 or int64, column f counting from 0 within field f; with ``offsets`` [N], the ids of
+                all bags, row after row and within a row field after field.
+            offsets: [B * F + 1], int64, rising from 0 to N: where each bag begins. An empty bag gives zeros.
+            weights: [N] factors of the ids, for pooling="sum". They get no gradient.
+
+        Raises:
+            IndexError: an id is out of its field's range; the message names position, id and range.
+            TypeError: ids are neither int32 nor int64.
+            ValueError: shapes do not fit, or weights with pooling="mean".
+        """
+        state = self.deferred.tensors if self.deferred is not None and self.deferred.stale else None
+        if offsets is not None:
+            return self._pool(ids, offsets, weights, state or [])
+        if self.on_bad_id == "oov":
+            ids = self._with_oov(ids, self.offsets.diff())
+        if state is not None:
+            return deferred_embedding(self.weight, ids, self.offsets, state)
+        return fused_embedding(self.weight, ids, self.offsets)
+
+    def _pool(self, values: Tensor, bags: Tensor, weights: Tensor | None, state: list[Tensor]) -> Tensor:
+        if weights is not None and self.pooling == "mean":
+            raise ValueError("FusedEmbedding: weights need pooling='sum', got pooling='mean'")
+        if self.on_bad_id == "oov":
+            field = torch.arange(len(bags) - 1, device=bags.device) % len(self.num_embeddings)
+            field = field.repeat_interleave(bags.diff())  # [N]
+            values = self._with_oov(values, self.offsets.diff()[field], field)
+        if weights is not None:
+            weights = weights.to(torch.float64 if self.weight.dtype == torch.float64 else torch.float32)
+        mean = self.pooling == "mean"
+        return embedding_bags(self.weight, values, bags, weights, self.offsets, mean, state)
+
+    def _with_oov(self, ids: Tensor, sizes: Tensor, field: Tensor | None = None) -> Tensor:
+        """Ids with those outside 0 to ``sizes`` - 1 replaced by 0 and counted."""
+        bad = (ids < 0) | (ids >= sizes)
+        if field is None:
+            self.oov_counts += bad.sum(0)
+        else:
+            self.oov_counts.index_add_(0, field, bad.long())
+        return ids.masked_fill(bad, 0)
+
+    def field(self, name: str | int) -> int:
+        """The number of a field, by name or number.
+
+        Raises:
+            KeyError: there is no such field.
+        """
+        if isinstance(name, int) and 0 <= name < len(self.num_embeddings):
+            return name
+        if name not in self.field_names:
+            raise KeyError(f"FusedEmbedding: no field {name!r}, there are {self.field_names}")
+        return self.field_names.index(name)
+
+    def field_weight(self, name: str | int) -> Tensor:
+        """The rows of one field, [rows, E]: current values, as a view without gradient."""
+        self.flush()
+        f = self.field(name)
+        first = sum(self.num_embeddings[:f])
+        return self.weight.detach()[first : first + self.num_embeddings[f]]
+
+    @torch.no_grad()
+    def grow(self, name: str | int, rows: int) -> None:
+        """Give a field ``rows`` rows in all; the new ones are drawn from N(0, .01²).
+
+        Weights keep their values, and an adaftr_fast.optim optimizer keeps its state; other optimizers must be
+        made anew. ``weight`` is a new parameter afterwards.
+
+        Raises:
+            ValueError: the field has more rows already.
+        """
+        f = self.field(name)
+        more = rows - self.num_embeddings[f]
+        if more < 0:
+            raise ValueError(f"FusedEmbedding.grow: field {name!r} has {self.num_embeddings[f]} rows, got {rows}")
+        self.flush()
+        old, at = self.weight, sum(self.num_embeddings[: f + 1])
+        fresh = old.new_empty(more, self.embedding_dim).normal_(0.0, 0.01)
+        self.weight = nn.Parameter(insert_rows(old, at, fresh))
+        self.num_embeddings[f] = rows
+        self.offsets[f + 1 :] += more
+        optimizer = self.optimizer() if self.optimizer is not None else None
+        if optimizer is not None:
+            optimizer.grow(old, self.weight, at, more)
+
+    def flush(self) -> None:
+        """Make every row of ``weight`` current, where an optimizer defers steps; see adaftr_fast.optim.Adam."""
+        if self.deferred is not None:
+            self.deferred.flush(self.weight)
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module.train; leaving training makes all rows current."""
+        if not mode:
+            self.flush()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self.flush()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name in self.field_names:
+            destination[f"{prefix}weight.{name}"] = self.field_weight(name)
+
+    @torch.no_grad()
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix, local_metadata, strict, missing, unexpected, errors
+    ) -> None:
+        self.flush()  # or the rows behind would be moved on from their new values
+        keys = {f"{prefix}weight.{name}": name for name in self.field_names}
+        unexpected.extend(key for key in state_dict if strict and key.startswith(prefix) and key not in keys)
+        for key, name in keys.items():
+            if key not in state_dict:
+                missing.append(key)
+                continue
+            rows, found = self.field_weight(name), state_dict[key]
+            if found.shape == rows.shape:
+                rows.copy_(found)
+            else:
+                sizes = f"{list(found.shape)} in the checkpoint, {list(rows.shape)} here"
+                errors.append(f"size mismatch for {key}: {sizes}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.flush()
+        return {**self.__dict__, "deferred": None, "optimizer": None}  # a copy has no optimizer
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.weight.register_post_accumulate_grad_hook(coalesce_gradient)  # a copied parameter has no hooks
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        if name == "weight" and param is not None:
+            param.register_post_accumulate_grad_hook(coalesce_gradient)
+
+    def extra_repr(self) -> str:
+        rows = self.num_embeddings
+        shown = rows if len(rows) <= 8 else f"[{', '.join(map(str, rows[:3]))}, ..., {rows[-1]}]"
+        return f"{len(rows)} fields, num_embeddings={shown}, embedding_dim={self.embedding_dim}"

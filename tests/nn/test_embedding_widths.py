@@ -1,0 +1,162 @@
+"""FusedEmbedding with fields of different widths, against one nn.Embedding a field."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from adaftr_fast import FusedEmbedding, optim
+
+SIZES, WIDTHS, NAMES = [5, 9, 40, 3], [8, 3, 8, 1], ["a", "b", "c", "d"]
+
+
+def make(**options):
+    return FusedEmbedding(SIZES, WIDTHS, field_names=NAMES, **options)
+
+
+def batch(size=17):
+    return torch.stack([torch.randint(0, n, (size,)) for n in SIZES], 1)
+
+
+def expected(emb, ids):
+    return torch.cat([emb.field_weight(f)[ids[:, f]] for f in range(4)], 1)
+
+
+def test_lays_the_fields_in_order():
+    emb, ids = make(), batch()
+    assert isinstance(emb, FusedEmbedding)
+    assert emb(ids).shape == (17, 20) == (17, emb.out_features)
+    assert torch.equal(emb(ids), expected(emb, ids))
+    assert torch.equal(emb(ids.int().t().contiguous().t()), expected(emb, ids))
+    assert emb.field_weight("b").shape == (9, 3)
+    assert emb.offsets.tolist() == [0, 5, 14, 54, 57]
+
+
+def test_equal_widths_are_one_table():
+    emb = FusedEmbedding([3, 4], [8, 8])
+    assert emb.weight.shape == (7, 8)
+    assert emb.embedding_dim == 8
+
+
+def test_bags_equal_embedding_bag():
+    torch.manual_seed(0)
+    emb, counts = make(pooling="sum"), torch.randint(0, 4, (6, 4))
+    bags = torch.cat([torch.zeros(1, dtype=torch.int64), counts.flatten().cumsum(0)])
+    field = (torch.arange(24) % 4).repeat_interleave(counts.flatten())
+    values = (torch.rand(len(field)) * torch.tensor(SIZES)[field]).long()
+    weights = torch.rand(len(values))
+    out = emb(values, bags, weights)
+    for f, part in enumerate(out.split(WIDTHS, 1)):
+        mine = field == f
+        ends = torch.cat([torch.zeros(1, dtype=torch.int64), counts[:, f].cumsum(0)])
+        want = nn.functional.embedding_bag(
+            values[mine],
+            emb.field_weight(f),
+            ends,
+            mode="sum",
+            per_sample_weights=weights[mine],
+            include_last_offset=True,
+        )
+        torch.testing.assert_close(part, want)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam", "AdamW"])
+def test_trains_as_one_module_a_field(name):
+    """Growing in the middle included."""
+    torch.manual_seed(0)
+    emb = make()
+    each = nn.ModuleList(FusedEmbedding([n], e) for n, e in zip(SIZES, WIDTHS, strict=True))
+    for f, single in enumerate(each):
+        single.field_weight(0).copy_(emb.field_weight(f))
+    optimizers = [getattr(optim, name)(m, lr=0.1) for m in (emb, each)]
+    for step in range(8):
+        if step == 4:
+            emb.grow("b", 12)
+            each[1].grow(0, 12)
+            emb.field_weight("b")[9:] = each[1].field_weight(0)[9:]
+            assert emb.num_embeddings == [5, 12, 40, 3]
+        ids = batch()
+        outputs = emb(ids), torch.cat([single(ids[:, f : f + 1]) for f, single in enumerate(each)], 1)
+        for optimizer, out in zip(optimizers, outputs, strict=True):
+            optimizer.zero_grad()
+            out.sin().sum().backward()
+            optimizer.step()
+    for f, single in enumerate(each):
+        assert torch.equal(emb.field_weight(f), single.field_weight(0))
+
+
+def test_checkpoints_are_per_field_and_resume_bit_by_bit():
+    def train(emb, optimizer, seed):
+        torch.manual_seed(seed)
+        for _ in range(5):
+            optimizer.zero_grad()
+            emb(batch()).sin().sum().backward()
+            optimizer.step()
+
+    one, two = make(), make()
+    first, second = optim.Adam(one, lr=0.1), optim.Adam(two, lr=0.5)
+    train(one, first, 1)
+    saved, state = copy.deepcopy(one.state_dict()), copy.deepcopy(first.state_dict())
+    assert list(saved) == [f"weight.{name}" for name in NAMES]
+    assert {"step", "exp_avg.a", "exp_avg.c"} <= state["state"][2].keys()
+    train(one, first, 2)
+    two.load_state_dict(saved)
+    second.load_state_dict(state)
+    train(two, second, 2)
+    assert all(map(torch.equal, one.state_dict().values(), two.state_dict().values()))
+
+    nested = nn.Sequential(make())
+    nested.load_state_dict({f"0.{key}": value for key, value in saved.items()})
+    assert torch.equal(nested[0].field_weight("c"), saved["weight.c"])
+    with pytest.raises(RuntimeError, match=r"size mismatch for .*weight\.b"):
+        two.load_state_dict({**saved, "weight.b": torch.zeros(2, 3)})
+    with pytest.raises(RuntimeError, match=r"Missing key.*weight\.d"):
+        two.load_state_dict({key: saved[key] for key in list(saved)[:3]})
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*weight\.x"):
+        two.load_state_dict({**saved, "weight.x": torch.zeros(1)})
+
+
+def test_copies_move_and_keep_their_gradients_coalesced():
+    emb, ids = make(), batch()
+    twin = copy.deepcopy(emb)
+    assert torch.equal(twin(ids), emb(ids))
+    twin(ids).sum().backward()
+    twin(ids).sum().backward()
+    assert all(p.grad.is_coalesced() for p in twin.parameters())
+    assert all(p.grad is None for p in emb.parameters())
+    assert twin.double()(ids).dtype == torch.float64
+    assert list(twin.state_dict()) == list(emb.state_dict())
+
+
+def test_bad_ids_are_named_by_their_place_among_all_fields():
+    emb, ids = make(), batch()
+    ids[2, 1], ids[5, 3] = 9, -1
+    with pytest.raises(IndexError, match=r"ids\[2, 1\] = 9 is out of range for field 1, whose ids are 0 to 8"):
+        emb(ids)
+    with pytest.raises(IndexError, match=r"values\[9\] = 9 \(row 2\) is out of range for field 1"):
+        emb(ids.flatten(), torch.arange(17 * 4 + 1))
+    forgiving = make(on_bad_id="oov")
+    assert torch.equal(
+        forgiving(ids), expected(forgiving, ids.clamp(min=0).masked_fill(ids == 9, 0).where(ids != 9, 0))
+    )
+    assert forgiving.oov_counts.tolist() == [0, 1, 0, 1]
+
+
+def test_compiles_as_one_graph():
+    emb, ids = make(), batch()
+    compiled = torch.compile(emb, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(ids), emb(ids))
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match=r"embedding_dim must be one number, or 2 \(one a field\), got \[8\]"):
+        FusedEmbedding([3, 4], [8])
+    with pytest.raises(ValueError, match="embedding_dim must be one number, or 2"):
+        FusedEmbedding([3, 4], [8, 2, 1])
+    with pytest.raises(ValueError, match=r"embedding_dim must be >= 1, got \[8, 0\]"):
+        FusedEmbedding([3, 4], [8, 0])
+    with pytest.raises(KeyError, match="no field 'x'"):
+        FusedEmbedding([3, 4], [8, 2]).field_weight("x")
+    with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 3"):
+        make()(torch.zeros(3, dtype=torch.int64), torch.tensor([0, 1, 2, 2, 2]))
