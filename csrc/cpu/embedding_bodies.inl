@@ -5,6 +5,7 @@
 // Each of the rest builds on those before it.
 #include "cpu/embedding_adam.inl"
 // (Comments keep them in this order.)
+#include "cpu/embedding_schedule.inl"
 #include "cpu/embedding_shared.inl"
 // Bags need all of it.
 #include "cpu/embedding_bags.inl"
