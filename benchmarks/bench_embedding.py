@@ -3,21 +3,24 @@
     python -m pytest benchmarks/bench_embedding.py --benchmark-only    groups to compare at a glance
     python -m benchmarks.bench_embedding                               all of it in turns -> results/embedding.json
 
-FBGEMM on the CPU: pip install --no-deps fbgemm-gpu-cpu==1.8.0 beside torch 2.13.
+FBGEMM on the CPU: pip install --no-deps fbgemm-gpu-cpu==1.8.0 beside torch 2.13. Nothing is timed before its results
+were compared.
 """
 
 import argparse
-import importlib.util
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from benchmarks.embedding_cases import Workload, bags, fbgemm_steps, forwards, steps
-from benchmarks.measure import side_by_side, write
+from benchmarks.embedding_cases import PEERS, Run, Workload, bags, forwards, steps
+from benchmarks.measure import RESULTS, side_by_side, write
 
 MAIN = Workload(fields=100, batch=1024, rows=10_000)
-LARGE_TABLES = Workload(fields=20, batch=1024, rows=1_000_000)
-LARGE_BATCH = Workload(fields=100, batch=8192, rows=10_000)
-HAS_FBGEMM = importlib.util.find_spec("fbgemm_gpu") is not None
+LARGE = [Workload(fields=20, batch=1024, rows=1_000_000), Workload(fields=100, batch=8192, rows=10_000)]
+GB_PER_S = 27  # the machine's copy bandwidth, for the floor
+# Megabytes that must move at MAIN: ids, rows, output; for steps also the gradient, and rows and state once more.
+FLOOR_MB = {"forward": 7.4, "SGD": 14.6, "RowwiseAdagrad": 15.0, "Adagrad": 17.8, "LazyAdam": 21.0, "Adam": 21.0}
 
 
 @pytest.mark.parametrize("name", ["ours", "concatenated nn.Embedding", "list of nn.Embedding"])
@@ -26,10 +29,10 @@ def test_forward(benchmark, name):
     benchmark(forwards(MAIN)[name])
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam"])
-def test_step(benchmark, name):
+@pytest.mark.parametrize("optimizer", list(PEERS))
+def test_step(benchmark, optimizer):
     benchmark.group = f"step {MAIN}"
-    benchmark(steps(MAIN, dense=False)[name])
+    benchmark(steps(MAIN, optimizer)["ours"])
 
 
 @pytest.mark.parametrize("name", list(bags(batch=2)))
@@ -38,22 +41,62 @@ def test_bags(benchmark, name):
     benchmark(bags()[name])
 
 
+def cases(large: bool) -> Iterator[tuple[str, str, dict[str, Run]]]:
+    """What is measured, the workload and the contestants; made one after another, since large tables fill memory."""
+    for work in [MAIN, *(LARGE if large else [])]:
+        yield "forward", str(work), forwards(work)
+        for optimizer in PEERS:
+            yield optimizer, str(work), steps(work, optimizer)
+    yield "bags", "250 ids each, B=1024 V=100000", bags()
+
+
+def table(measured: list[dict[str, Any]]) -> str:
+    lines = ["| | workload | ours, ms | each peer's time over ours | share of the floor |", "|---|---|---:|---|---:|"]
+    for case in measured:
+        ms = dict(case["ms"])
+        ours = ms.pop("ours")
+        peers = ", ".join(f"{name} {other / ours:.1f}x" for name, other in ms.items())
+        floor = FLOOR_MB.get(case["case"], 0) / GB_PER_S if case["workload"] == str(MAIN) else 0
+        lines.append(f"| {case['case']} | {case['workload']} | {ours:.2f} | {peers} | {floor / ours:.0%} |")
+    return "\n".join(lines)
+
+
+def draw(measured: list[dict[str, Any]]) -> None:
+    """Milliseconds of everyone at the main workload -> results/embedding.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [case for case in measured if case["workload"] == str(MAIN)]
+    figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    at, ticks = 0, []
+    for case in shown:
+        for name, ms in case["ms"].items():
+            axis.barh(at, ms, color="tab:blue" if name == "ours" else "tab:gray")
+            axis.text(ms, at, f" {ms:.2f}", va="center", fontsize=7)
+            ticks.append((at, f"{case['case']}: {name}"))
+            at += 1
+        at += 1  # a gap between cases
+    axis.set_yticks([place for place, _ in ticks], [label for _, label in ticks], fontsize=7)
+    axis.invert_yaxis()
+    axis.set(xscale="log", xlabel=f"ms ({MAIN}, E=8, float32); forward, and steps by optimizer")
+    axis.grid(axis="x", alpha=0.3)
+    figure.savefig(RESULTS / "embedding.png", dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each contestant")
     parser.add_argument("--large", action="store_true", help="also 20 tables of 1M rows, and batches of 8192")
     arguments = parser.parse_args()
-    cases = []
-    for work in [MAIN, LARGE_TABLES, LARGE_BATCH] if arguments.large else [MAIN]:
-        contestants = steps(work, dense=work is MAIN) | (fbgemm_steps(work) if HAS_FBGEMM else {})
-        for kind, runs in (("forward", forwards(work)), ("step", contestants)):
-            cases.append({"case": f"{kind} {work}", "ms": side_by_side(runs, arguments.seconds)})
-    cases.append({"case": "bags of 250", "ms": side_by_side(bags(), arguments.seconds)})
-    for case in cases:
-        print(case["case"])
-        for name, ms in case["ms"].items():
-            print(f"  {name:40s} {ms:9.3f} ms")
-    print(write("embedding", cases))
+    measured = []
+    for case, workload, runs in cases(arguments.large):
+        measured.append({"case": case, "workload": workload, "ms": side_by_side(runs, arguments.seconds)})
+        print(case, workload, {name: round(ms, 3) for name, ms in measured[-1]["ms"].items()}, flush=True)
+    print(table(measured))
+    draw(measured)
+    print(write("embedding", measured))
 
 
 if __name__ == "__main__":
