@@ -25,13 +25,13 @@ format: $(ENV)
 bench: $(ENV)
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
-# The op tests on a build with AddressSanitizer and UBSan. Leaks are Python's own and not looked for; GCC's fake stack
+# The tests of ops, tables and their optimizers on a build with AddressSanitizer and UBSan. Leaks are Python's own and not looked for; GCC's fake stack
 # is misaligned for 64-byte vectors (GCC bug 110027).
 sanitize: $(ENV)
 	mkdir -p build
 	ADAFTR_FAST_SANITIZE=1 ADAFTR_FAST_BUILD=cpu $(BIN)/python setup.py -q build --build-lib build/sanitize --build-temp build/sanitize-objects >build/sanitize.log
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 \
-	UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitize:. $(BIN)/pytest -q -n 0 tests/ops -k "not memory and not compiles"
+	UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitize:. $(BIN)/pytest -q -n 0 tests/ops tests/nn/test_embedding*.py tests/optim -k "not memory and not compile and not thousands"
 
 clean:
 	rm -rf .venv build *.egg-info adaftr_fast/_C*.so

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.nn.embedding_table import EmbeddingTable, check_fields
+from adaftr_fast.nn.embedding_table import EmbeddingTable, Options, check_fields
 from adaftr_fast.reference import embedding, embedding_bags
 
 
@@ -39,13 +39,16 @@ class FusedEmbedding(EmbeddingTable):
         ValueError: no field, one without rows, a width below 1 or not one a field, wrong names, an unknown option.
     """
 
-    def __new__(cls, num_embeddings: Sequence[int] = (), embedding_dim: int | Sequence[int] = 1, **options: Any):
+    def __new__(
+        cls, num_embeddings: Sequence[int] = (), embedding_dim: int | Sequence[int] = 1, **options: Unpack[Options]
+    ) -> Self:
         """An object that takes fields of different widths, where they are (copies come here without arguments)."""
-        if cls is FusedEmbedding and not isinstance(embedding_dim, int) and len(set(embedding_dim)) > 1:
-            return super().__new__(MixedWidths)
-        return super().__new__(cls)
+        differ = isinstance(embedding_dim, Sequence) and len(set(embedding_dim)) > 1
+        return super().__new__(MixedWidths if differ and cls is FusedEmbedding else cls)
 
-    def __init__(self, num_embeddings: Sequence[int], embedding_dim: int | Sequence[int], **options: Any) -> None:
+    def __init__(
+        self, num_embeddings: Sequence[int], embedding_dim: int | Sequence[int], **options: Unpack[Options]
+    ) -> None:
         widths = widths_of(num_embeddings, embedding_dim)
         super().__init__(num_embeddings, widths[0] if widths else 1, **options)
 
@@ -53,7 +56,7 @@ class FusedEmbedding(EmbeddingTable):
 def widths_of(num_embeddings: Sequence[int], embedding_dim: int | Sequence[int]) -> list[int]:
     """One width a field."""
     fields = len(num_embeddings)
-    widths = [embedding_dim] * fields if isinstance(embedding_dim, int) else list(embedding_dim)
+    widths = list(embedding_dim) if isinstance(embedding_dim, Sequence) else [int(embedding_dim)] * fields
     if len(widths) != fields:
         raise ValueError(f"FusedEmbedding: embedding_dim must be one number, or {fields} (one a field), got {widths}")
     return widths
@@ -67,17 +70,10 @@ class MixedWidths(FusedEmbedding):
 
     order: Tensor
 
-    def __init__(
-        self,
-        num_embeddings: Sequence[int],
-        embedding_dim: Sequence[int],
-        *,
-        field_names: Sequence[str] | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, num_embeddings: Sequence[int], embedding_dim: Sequence[int], **options: Unpack[Options]) -> None:
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = list(num_embeddings), widths_of(num_embeddings, embedding_dim)
-        self.field_names = list(field_names or map(str, range(len(self.num_embeddings))))
+        self.field_names = list(options.pop("field_names", None) or map(str, range(len(self.num_embeddings))))
         check_fields(self.num_embeddings, self.embedding_dim, self.field_names)
         self.members = [[f for f, e in enumerate(embedding_dim) if e == width] for width in sorted(set(embedding_dim))]
         self.tables = nn.ModuleList(

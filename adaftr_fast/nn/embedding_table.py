@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,16 @@ class GrowsWithTable(Protocol):
     """An optimizer whose state can follow a table that grows (adaftr_fast.optim)."""
 
     def grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None: ...
+
+
+class Options(TypedDict, total=False):
+    """What ``FusedEmbedding`` takes by name."""
+
+    field_names: Sequence[str] | None
+    pooling: Literal["mean", "sum"]
+    on_bad_id: Literal["raise", "oov"]
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 def insert_rows(table: Tensor, at: int, rows: Tensor) -> Tensor:

@@ -86,13 +86,14 @@ def coalesce_gradient(weight: Tensor) -> None:
     grad = weight.grad
     if grad is None or not grad.is_sparse or grad.is_coalesced():
         return
-    rows, values = grad._indices()[0], grad._values()
+    rows = grad._indices()[0]
     if torch.ops.adaftr_fast.strictly_rising(rows):
         grad._coalesced_(True)
         return
     # Merging duplicate rows is the backward of a single field of R rows.
     whole = torch.tensor([0, weight.shape[0]], device=rows.device)
-    rows, values = torch.ops.adaftr_fast.fused_embedding_backward(values, rows[:, None], whole, weight.shape[1])
+    merge = torch.ops.adaftr_fast.fused_embedding_backward
+    rows, values = merge(grad._values(), rows[:, None], whole, weight.shape[1])
     weight.grad = torch.sparse_coo_tensor(rows[None], values, weight.shape, is_coalesced=True, check_invariants=False)
 
 

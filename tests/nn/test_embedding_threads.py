@@ -1,0 +1,69 @@
+"""Look-ups of one table from several Python threads at a time."""
+
+import threading
+
+import pytest
+import torch
+
+from adaftr_fast import FusedEmbedding, optim
+
+SIZES = [500, 3, 4000]
+
+
+def random_ids(seed: int, size: int = 300) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randint(0, n, (size,), generator=generator) for n in SIZES], 1)
+
+
+@pytest.mark.parametrize("widths", [8, [8, 3, 8]], ids=["one width", "mixed"])
+@pytest.mark.parametrize("bags", [False, True], ids=["ids", "bags"])
+def test_look_ups_through_deferred_steps(widths, bags):
+    emb = FusedEmbedding(SIZES, widths)
+    optimizer = optim.Adam(emb, lr=0.1)
+    for seed in range(4):
+        optimizer.zero_grad()
+        emb(random_ids(seed, 20)).sin().sum().backward()
+        optimizer.step()
+
+    def look_up(seed: int) -> torch.Tensor:
+        ids = random_ids(seed)
+        if bags:
+            return emb(ids.flatten().repeat_interleave(2), torch.arange(0, 2 * ids.numel() + 1, 2))
+        return emb(ids)
+
+    expected = [look_up(seed) for seed in range(4)]
+    wrong = []
+
+    def work(seed: int) -> None:
+        wrong.extend(seed for _ in range(15) if not torch.equal(look_up(seed), expected[seed]))
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_tables_train_side_by_side():
+    """Each thread has a table and an optimizer; scratch memory is what they share."""
+
+    def train(seed: int) -> torch.Tensor:
+        emb = FusedEmbedding(SIZES, 8)
+        with torch.no_grad():
+            emb.weight.copy_(torch.linspace(-0.1, 0.1, emb.weight.numel()).view_as(emb.weight))
+        optimizer = optim.Adam(emb, lr=0.1)
+        for step in range(10):
+            optimizer.zero_grad()
+            emb(random_ids(10 * seed + step)).sin().sum().backward()
+            optimizer.step()
+        emb.flush()
+        return emb.weight.detach()
+
+    expected, found = [train(seed) for seed in range(4)], {}
+    workers = [threading.Thread(target=lambda s=seed: found.update({s: train(s)})) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(torch.equal(found[seed], expected[seed]) for seed in range(4))
