@@ -14,7 +14,7 @@ import torch
 from adaftr_fast.data.batch import Batch, concat
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.manifest import Manifest
-from adaftr_fast.data.prepare import GROUP
+from adaftr_fast.data.split_file import GROUP, WEIGHT
 
 BLOCK = 4096  # rows laid out at a time: with F columns they fit into the L2 cache
 
@@ -62,11 +62,12 @@ class ParquetRows:
         self.fields, self.tasks = [field.name for field in manifest.fields], manifest.tasks
         self.limits = {field.name: field.num_embeddings for field in manifest.fields} | dict.fromkeys(self.tasks, 2)
         self.group = [GROUP] if manifest.group else []
+        self.weight = [WEIGHT] if manifest.weight else []
         with self._open() as file:
             metadata, schema = file.metadata, file.schema_arrow
         self.sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         types = dict.fromkeys(self.fields, pa.int32()) | dict.fromkeys(self.tasks, pa.uint8())
-        types |= dict.fromkeys(self.group, pa.int64())
+        types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
         for column, kind in types.items():
             if column not in schema.names:
                 raise DataError(f"{self.path}: no column {column}")
@@ -76,7 +77,7 @@ class ParquetRows:
             raise DataError(f"{self.path}: {sum(self.sizes)} rows, expected {manifest.splits[split].rows}")
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
-        columns = [*self.fields, *self.tasks, *self.group]
+        columns = [*self.fields, *self.tasks, *self.group, *self.weight]
         try:
             with self._open() as file:
                 table = file.read_row_groups(list(chunks), columns=columns)
@@ -85,8 +86,8 @@ class ParquetRows:
         values = {column: self._values(table, column) for column in columns}
         ids = _matrix([values[field] for field in self.fields], np.int32)
         labels = _matrix([values[task] for task in self.tasks], np.float32)
-        group = torch.from_numpy(values[GROUP].copy()) if self.group else None
-        rows = Batch(torch.from_numpy(ids), torch.from_numpy(labels), group)
+        group, weight = (torch.from_numpy(values[name].copy()) if name in values else None for name in (GROUP, WEIGHT))
+        rows = Batch(torch.from_numpy(ids), torch.from_numpy(labels), group, weight)
         return rows if order is None else _ordered(rows, order)
 
     def _open(self) -> pq.ParquetFile:

@@ -10,10 +10,10 @@ from torch import nn
 
 from adaftr_fast.data.loader import Split
 from adaftr_fast.training.errors import TrainingError
-from adaftr_fast.training.metrics import auc, gauc, log_loss
+from adaftr_fast.training.metrics import auc, calibration, gauc, log_loss
 
 TaskMetrics = dict[str, dict[str, float]]
-"""Per task: ``auc``, ``gauc`` (where rows have groups) and ``logloss``, as fractions."""
+"""Per task: ``auc``, ``gauc`` (where rows have groups), ``logloss`` and ``calibration``, as fractions."""
 
 
 class Predictions(NamedTuple):
@@ -28,8 +28,9 @@ class Predictions(NamedTuple):
 def predict(model: nn.Module, split: Split, batch_size: int) -> Predictions:
     """One pass over ``split`` in batches of ``batch_size`` rows."""
     model.eval()
+    device = device_of(model)
     parts = [
-        (model(batch.ids).float().numpy(), batch.labels.numpy().astype(np.uint8), batch.group)
+        (model(batch.ids.to(device)).float().cpu().numpy(), batch.labels.numpy().astype(np.uint8), batch.group)
         for batch in split.batches(batch_size)
     ]
     logits, labels, groups = zip(*parts)
@@ -38,7 +39,7 @@ def predict(model: nn.Module, split: Split, batch_size: int) -> Predictions:
 
 
 def evaluate(model: nn.Module, split: Split, batch_size: int) -> TaskMetrics:
-    """AUC, GAUC (every group weighs the same; nan when none has both classes) and log-loss of each task.
+    """AUC, GAUC (every group weighs the same; nan without a mixed one), log-loss and calibration of each task.
 
     Raises:
         TrainingError: a prediction that is not finite.
@@ -49,7 +50,7 @@ def evaluate(model: nn.Module, split: Split, batch_size: int) -> TaskMetrics:
     metrics: TaskMetrics = {}
     for column, task in enumerate(model.task_names):
         y, z = labels[:, column], logits[:, column]
-        metrics[task] = {"auc": auc(y, z), "logloss": log_loss(y, z)}
+        metrics[task] = {"auc": auc(y, z), "logloss": log_loss(y, z), "calibration": calibration(y, z)}
         if group is not None:
             metrics[task]["gauc"] = gauc(y, z, group)
     return metrics
@@ -61,8 +62,14 @@ def diagnose(model: nn.Module, split: Split, batch_size: int) -> dict[str, np.nd
     if not hasattr(model, "diagnostics"):
         return {}
     model.eval()
-    parts = [model.diagnostics(batch) for batch in split.batches(batch_size)]
-    return {name: torch.cat([part[name] for part in parts]).float().numpy() for name in parts[0]}
+    device = device_of(model)
+    parts = [model.diagnostics(batch.map(lambda part: part.to(device))) for batch in split.batches(batch_size)]
+    return {name: torch.cat([part[name] for part in parts]).float().cpu().numpy() for name in parts[0]}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where its parameters are."""
+    return next(model.parameters()).device
 
 
 def spread(values: np.ndarray) -> dict[str, float]:

@@ -97,6 +97,21 @@ def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(np.mean(np.logaddexp(0.0, np.where(positive, -logits, logits))))
 
 
+def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Predicted over observed positives, sum of sigmoid(logit) / sum of y: 1 is calibrated, above is overestimated.
+
+    Returns:
+        The ratio, computed in float64; nan without positives.
+
+    Raises:
+        ValueError: as for ``auc``.
+    """
+    positive, logits = _checked("calibration", labels, logits)
+    positives = np.count_nonzero(positive)
+    predicted = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64))).sum()
+    return float(predicted / positives) if positives else float("nan")
+
+
 def _sorted_classes(positive: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The keys of the positives [P] and of the negatives [N], each in ascending order."""
     ours, theirs = keys[positive], keys[~positive]

@@ -15,7 +15,7 @@ from adaftr_fast.training.progress import Progress
 from adaftr_fast.training.snapshots import load_snapshot, remove_snapshots, save_snapshot
 
 LAST = "last"  # inside a run's folder; there while the run is unfinished
-FREE = {"training.progress", "training.checkpoint_seconds", "training.max_epochs", "training.patience"}
+FREE = {f"training.{name}" for name in ("progress", "tensorboard", "checkpoint_seconds", "max_epochs", "patience")}
 """Settings that an unfinished run may change: they say when to stop and what to show, not what a step does."""
 MEAN = "mean/"
 

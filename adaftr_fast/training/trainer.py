@@ -15,10 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from adaftr_fast._files import replace_file
-from adaftr_fast._json import dumps
 from adaftr_fast.data.batch import Batch
 from adaftr_fast.data.loader import Split
 from adaftr_fast.training.checkpoint import Description, load_checkpoint, remove_checkpoint, save_checkpoint
@@ -26,12 +23,13 @@ from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
 from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
-from adaftr_fast.training.optimizers import build_optimizers
+from adaftr_fast.training.journal import Journal
 from adaftr_fast.training.progress import Progress, RunningMean
 from adaftr_fast.training.recovery import Recovery
 from adaftr_fast.training.state import capture, restore
+from adaftr_fast.training.stepper import Stepper
 
-METRICS, BEST, TEST = "metrics.jsonl", "best", "test.json"  # inside a run's folder
+BEST, TEST = "best", "test.json"  # inside a run's folder
 DEAD_MARGIN = 0.005  # an AUC this close to 0.5 on validation: the tower predicts a constant, or noise
 
 
@@ -76,7 +74,7 @@ class Trainer:
         if len(train) < config.batch_size:
             raise TrainingError(f"trainer: {len(train)} training rows are fewer than a batch of {config.batch_size}")
         self.model, self.train, self.validation = model, train, validation
-        self.optimizers = build_optimizers(model, optimizer)
+        self.stepper, self.journal = Stepper(model, optimizer, config), Journal(folder, config)
         self.config, self.folder, self.about = config, folder, about
         self.progress, self.means, self._resumed = Progress(), RunningMean(), False
         self.recovery: Recovery | None = None
@@ -94,7 +92,7 @@ class Trainer:
         if found is None:
             return False
         self.progress, tensors, sums = found
-        restore(self.model, self.optimizers, tensors)
+        restore(self.model, self.stepper.optimizers, tensors)
         self.means = RunningMean(sums, self.progress.step)
         self._resumed = True
         if self.progress.step == 0 and 0 < self.progress.best_epoch == self.progress.epoch - 1:
@@ -137,7 +135,7 @@ class Trainer:
         order = {"seed": self.config.seed, "window": self.config.shuffle_rows}
         batches = self.train.shuffled(size, epoch=epoch, first_batch=progress.step, **order)
         before, start = progress.seconds, time.perf_counter()
-        with self._progress_bar(epoch) as bar:
+        with self.journal.bar(epoch, len(self.train) // size * size, progress.step * size) as bar:
             for batch in batches:
                 self.means.add(self.train_step(batch, epoch, progress.step + 1))
                 progress.step += 1
@@ -156,31 +154,9 @@ class Trainer:
     def train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
         """Moves every parameter once; returns the loss terms."""
         try:
-            terms = self.model.loss(batch)
-        except RuntimeError as error:
-            diverged = self._not_finite(batch)
-            if diverged is None:
-                raise
-            reason = f"epoch {epoch}, step {step}: {diverged} is not finite; lower optimizer.lr"
-            raise TrainingError(reason) from error
-        loss = torch.stack(tuple(terms.values())).sum()
-        if not loss.isfinite():
-            values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
-            raise TrainingError(f"epoch {epoch}, step {step}: the loss is not finite ({values}); lower optimizer.lr")
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-        return terms
-
-    @torch.no_grad()
-    def _not_finite(self, batch: Batch) -> str | None:
-        """Something of the model that is not finite, by which a loss that an op refused to compute is explained."""
-        values = dict(self.model.named_parameters()) | {"a logit": self.model(batch.ids)}
-        if hasattr(self.model, "diagnostics"):
-            values |= self.model.diagnostics(batch)
-        return next((name for name, value in values.items() if not value.isfinite().all()), None)
+            return self.stepper.step(batch, self.progress.total_steps + 1)
+        except TrainingError as error:
+            raise TrainingError(f"epoch {epoch}, step {step}: {error}") from error
 
     def _end_epoch(self, record: dict[str, Any]) -> None:
         """Measures, then saves; killed between any two lines, a resumed run makes up for the rest."""
@@ -207,7 +183,7 @@ class Trainer:
 
     def _save_progress(self) -> None:
         if self.recovery is not None:
-            self.recovery.save(self.progress, capture(self.model, self.optimizers), self.means.sums)
+            self.recovery.save(self.progress, capture(self.model, self.stepper.optimizers), self.means.sums)
 
     def _save_best(self) -> None:
         if self.folder is None or self.about is None:
@@ -232,34 +208,9 @@ class Trainer:
             )
 
     def _log(self, record: dict[str, Any]) -> None:
-        if self.config.progress:
-            tqdm.write(_summary(record))
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if record["epoch"] == 1:  # an older run's results would pass for this one's
-            (self.folder / TEST).unlink(missing_ok=True)
-            remove_checkpoint(self.folder / BEST)
-        lines = "".join(dumps(each) + "\n" for each in self.progress.epochs)
-        replace_file(self.folder / METRICS, lines.encode())  # whole each time: a resumed run repeats no line
-
-    def _progress_bar(self, epoch: int) -> tqdm:
-        size = self.config.batch_size
-        return tqdm(
-            total=len(self.train) // size * size,
-            initial=self.progress.step * size,
-            desc=f"epoch {epoch}",
-            unit=" samples",
-            unit_scale=True,
-            leave=False,
-            disable=not self.config.progress,
-        )
-
-
-def _summary(record: dict[str, Any]) -> str:
-    """One line an epoch, AUC and GAUC in points of 100."""
-    parts = [f"epoch {record['epoch']}: {record['seconds']:.1f} s, {record['samples_per_s']:,.0f} samples/s"]
-    for task, metrics in record["validation"].items():
-        group = f", GAUC {100 * metrics['gauc']:.2f}" if "gauc" in metrics else ""
-        parts.append(f"{task} AUC {100 * metrics['auc']:.2f}{group}, log-loss {metrics['logloss']:.4f}")
-    return " | ".join(parts)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if record["epoch"] == 1:  # an older run's results would pass for this one's
+                (self.folder / TEST).unlink(missing_ok=True)
+                remove_checkpoint(self.folder / BEST)
+        self.journal.epoch(self.progress.epochs)

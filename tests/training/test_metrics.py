@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
-from adaftr_fast.training.metrics import auc, gauc, log_loss
+from adaftr_fast.training.metrics import auc, calibration, gauc, log_loss
 
 
 def pairwise_auc(labels, scores):
@@ -111,7 +111,16 @@ def test_log_loss_against_sklearn():
     assert log_loss(np.array([1, 0]), np.array([-2000.0, 2000.0], np.float32)) == 2000.0
 
 
-@pytest.mark.parametrize("metric", [auc, log_loss, lambda y, s: gauc(y, s, np.zeros(len(y), int))])
+def test_calibration_is_predicted_over_observed_positives():
+    probabilities = np.array([0.5, 0.25, 0.75, 0.5])
+    logits = np.log(probabilities / (1 - probabilities))
+    assert calibration(np.array([1, 0, 0, 0]), logits) == pytest.approx(2.0, rel=1e-12)
+    assert calibration(np.array([1, 0, 1, 0]), logits) == pytest.approx(1.0, rel=1e-12)
+    assert calibration(np.array([1, 0]), np.array([2000.0, -2000.0], np.float32)) == 1.0
+    assert np.isnan(calibration(np.zeros(4), logits))
+
+
+@pytest.mark.parametrize("metric", [auc, log_loss, calibration, lambda y, s: gauc(y, s, np.zeros(len(y), int))])
 def test_bad_input_is_named(metric):
     with pytest.raises(ValueError, match=r"labels must be 0 or 1, got values in \[0, 2\]"):
         metric(np.array([0, 2]), np.zeros(2))

@@ -203,7 +203,7 @@ def test_evaluation_covers_every_row_in_order(model, splits):
     assert metrics["conversion"]["auc"] == auc(validation.labels[:, 1].numpy(), logits[:, 1])
     assert mean_auc(metrics) == np.mean([metrics[task]["auc"] for task in model.task_names])
     ungrouped = evaluate(model, Split.of(replace(validation, group=None)), 300)
-    assert ungrouped["click"].keys() == {"auc", "logloss"}
+    assert ungrouped["click"].keys() == {"auc", "logloss", "calibration"}
     values = diagnose(model, splits[1], batch_size=300)["tau/click-conversion"]
     assert (values == validation.ids[:, 0].numpy()).all()
     assert spread(np.arange(101.0)) == {"p5": 5.0, "p50": 50.0, "p95": 95.0}
@@ -216,7 +216,9 @@ def test_predictions_that_are_not_finite_are_not_measured(model, splits):
         evaluate(model, splits[1], 300)
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 0}, {"patience": 0}, {"max_epochs": -1}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 0}, {"patience": 0}, {"max_epochs": -1}, {"seed": -1}, {"checkpoint_seconds": -1}]
+)
 def test_impossible_settings_are_named(change):
     with pytest.raises(ValueError, match=rf"training\.{next(iter(change))}: expected >="):
         TrainingConfig(**change)

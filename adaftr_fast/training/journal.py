@@ -1,0 +1,81 @@
+"""What a run tells while it goes on: progress bars, a line an epoch, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from adaftr_fast._files import replace_file
+from adaftr_fast._json import dumps
+from adaftr_fast.training.config import TrainingConfig
+from adaftr_fast.training.errors import TrainingError
+
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"  # inside a run's folder
+
+
+class Journal:
+    """Tells of epochs.
+
+    Args:
+        folder: of the run; None writes nothing.
+
+    Raises:
+        TrainingError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path | None, config: TrainingConfig) -> None:
+        self.folder, self.config = folder, config
+        if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise TrainingError("training.tensorboard: not installed: pip install adaftr-fast[tensorboard]")
+
+    def epoch(self, records: list[dict[str, Any]]) -> None:
+        """Tells of the last of ``records``, which are all so far."""
+        if self.config.progress:
+            tqdm.write(_summary(records[-1]))
+        if self.folder is None:
+            return
+        lines = "".join(dumps(each) + "\n" for each in records)
+        replace_file(self.folder / METRICS, lines.encode())  # whole each time: a resumed run repeats no line
+        if self.config.tensorboard:
+            self._tensorboard(records[-1])
+
+    def _tensorboard(self, record: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # an extra
+
+        # purge_step: what an epoch that is done again after a kill had written does not count.
+        with SummaryWriter(str(self.folder / TENSORBOARD), purge_step=record["epoch"]) as writer:
+            for name, value in _scalars(record):
+                writer.add_scalar(name, value, record["epoch"])
+
+    def bar(self, epoch: int, total: int, done: int) -> tqdm:
+        """A progress bar over the rows of an epoch, with rows a second and the time left."""
+        return tqdm(
+            total=total,
+            initial=done,
+            desc=f"epoch {epoch}",
+            unit=" samples",
+            unit_scale=True,
+            leave=False,
+            disable=not self.config.progress,
+        )
+
+
+def _scalars(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif f"{prefix}{name}" != "epoch":
+            yield prefix + name, value
+
+
+def _summary(record: dict[str, Any]) -> str:
+    """One line an epoch, AUC and GAUC in points of 100."""
+    parts = [f"epoch {record['epoch']}: {record['seconds']:.1f} s, {record['samples_per_s']:,.0f} samples/s"]
+    for task, metrics in record["validation"].items():
+        group = f", GAUC {100 * metrics['gauc']:.2f}" if "gauc" in metrics else ""
+        parts.append(f"{task} AUC {100 * metrics['auc']:.2f}{group}, log-loss {metrics['logloss']:.4f}")
+    return " | ".join(parts)

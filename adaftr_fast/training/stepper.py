@@ -1,0 +1,108 @@
+"""One step of training: forward, backward, clipping, and both optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from adaftr_fast.data.batch import Batch
+from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.optim import clip_grad_norm_
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.training.optimizers import build_optimizers
+from adaftr_fast.training.schedule import learning_rate
+
+
+class Stepper:
+    """Moves a model's parameters, batch by batch.
+
+    Args:
+        model: moved to ``config.device``.
+
+    Raises:
+        TrainingError: the device is not there.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: OptimizerConfig, config: TrainingConfig) -> None:
+        self.model, self.settings, self.config = model, optimizer, config
+        self.device = _device(config.device)
+        model.to(self.device)
+        self.optimizers = build_optimizers(model, optimizer)
+        self.parameters = [each for each in model.parameters() if each.requires_grad]
+        self.loss: Callable[[Batch], dict[str, Tensor]] = _compiled(model) if config.compile else model.loss
+
+    def step(self, batch: Batch, number: int) -> dict[str, Tensor]:
+        """Moves every parameter once; returns the loss terms, detached, each a mean over the batch.
+
+        Args:
+            number: steps so far, this one included, which sets the learning rate.
+
+        Raises:
+            TrainingError: the loss, or what it is computed from, is not finite; no parameter has moved then.
+        """
+        if self.device.type != "cpu":
+            batch = batch.map(lambda part: part.to(self.device, non_blocking=True))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        rows = len(batch) // self.config.accumulate
+        parts = [self._backward(batch[start : start + rows]) for start in range(0, len(batch), rows)]
+        if self.settings.clip_norm:
+            clip_grad_norm_(self.parameters, self.settings.clip_norm)
+        rate = learning_rate(self.settings, number)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        return parts[0] if len(parts) == 1 else {name: sum(part[name] for part in parts) for name in parts[0]}
+
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Adds a part's share to the gradients; returns its share of the terms."""
+        terms = self._terms(batch)
+        if self.config.accumulate > 1:
+            terms = {name: term / self.config.accumulate for name, term in terms.items()}
+        values = torch.stack(tuple(terms.values()))
+        loss = values.sum()
+        if not loss.isfinite():
+            shown = ", ".join(f"{name} {value:g}" for name, value in zip(terms, values.tolist()))
+            raise TrainingError(f"the loss is not finite ({shown}); lower optimizer.lr")
+        loss.backward()
+        return dict(zip(terms, values.detach()))
+
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+        reduced = self.config.precision == "bfloat16"
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
+                return self.loss(batch)
+        except RuntimeError as error:
+            diverged = self._not_finite(batch)
+            if diverged is None:
+                raise
+            raise TrainingError(f"{diverged} is not finite; lower optimizer.lr") from error
+
+    @torch.no_grad()
+    def _not_finite(self, batch: Batch) -> str | None:
+        """Something of the model that is not finite, by which a loss that an op refused to compute is explained."""
+        values = dict(self.model.named_parameters()) | {"a logit": self.model(batch.ids)}
+        if hasattr(self.model, "diagnostics"):
+            values |= self.model.diagnostics(batch)
+        return next((name for name, value in values.items() if not value.isfinite().all()), None)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's words for an unknown and for an absent device
+        raise TrainingError(f"training.device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _compiled(model: nn.Module) -> Callable[[Batch], dict[str, Tensor]]:
+    """The loss with its dense part compiled; look-ups stay as they are, since rows that lag change their ops."""
+    for module in model.modules():
+        if isinstance(module, FusedEmbedding):
+            module.forward = torch.compiler.disable(module.forward)
+    return torch.compile(model.loss, dynamic=False)

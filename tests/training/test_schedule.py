@@ -1,0 +1,41 @@
+import pytest
+
+from adaftr_fast.training.config import OptimizerConfig
+from adaftr_fast.training.schedule import learning_rate
+
+
+def rates(steps, **settings):
+    config = OptimizerConfig(lr=2.0, **settings)
+    return [learning_rate(config, step) for step in steps]
+
+
+def test_constant_is_the_default():
+    assert rates([1, 2, 1_000_000]) == [2.0, 2.0, 2.0]
+
+
+def test_warming_up_rises_from_zero_in_proportion():
+    assert rates([1, 2, 3, 4, 5, 99], warmup_steps=4) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+
+
+def test_falling_to_the_end_and_no_further():
+    settings = {"warmup_steps": 2, "decay_steps": 10, "lr_end": 0.1}
+    assert rates([1, 2, 6, 10, 50], schedule="linear", **settings) == pytest.approx([1.0, 2.0, 1.1, 0.2, 0.2])
+    assert rates([1, 2, 6, 10, 50], schedule="cosine", **settings) == pytest.approx([1.0, 2.0, 1.1, 0.2, 0.2])
+    assert rates([4], schedule="cosine", **settings) == pytest.approx([0.2 + 1.8 * (1 + 0.5**0.5) / 2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "linear"}, "optimizer.decay_steps: schedule 'linear' needs more than warmup_steps = 0, got 0"),
+        ({"schedule": "cosine", "warmup_steps": 9, "decay_steps": 9}, "needs more than warmup_steps = 9, got 9"),
+        ({"lr": -1.0}, "optimizer.lr: expected a finite number >= 0, got -1.0"),
+        ({"lr": float("nan")}, "optimizer.lr: expected a finite number"),
+        ({"clip_norm": -1.0}, "optimizer.clip_norm: expected"),
+        ({"lr_end": 2.0}, r"optimizer.lr_end: expected a fraction in \[0, 1\], got 2.0"),
+        ({"beta1": 1.0}, r"optimizer.beta1: expected a decay in \[0, 1\), got 1.0"),
+    ],
+)
+def test_impossible_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**settings)

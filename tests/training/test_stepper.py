@@ -1,0 +1,93 @@
+import functools
+
+import pytest
+import torch
+
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.optim import clip_grad_norm_
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.training.stepper import Stepper
+
+SIZES = [50, 20, 3]
+
+
+def adaftr():
+    torch.manual_seed(0)
+    return build_model(ModelConfig(), SIZES, ["click", "conversion"]).train()
+
+
+def moved(model, batches, optimizer=None, **config):
+    """All terms and the weights afterwards."""
+    stepper = Stepper(model, optimizer or OptimizerConfig(lr=0.01), TrainingConfig(batch_size=100, **config))
+    terms = [stepper.step(batch, number) for number, batch in enumerate(batches, start=1)]
+    return terms, {name: value.clone() for name, value in model.eval().state_dict().items()}
+
+
+@pytest.fixture
+def batches(splits):
+    return list(splits[0].batches(100))[:5]
+
+
+def test_parts_of_a_batch_add_up_to_it(model, batches):
+    """Means over the rows, so that only the order of additions differs."""
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    whole, expected = moved(model, batches)
+    model.load_state_dict(start)
+    parts, weights = moved(model, batches, accumulate=4)
+    for one, other in zip(whole, parts):
+        assert one.keys() == other.keys()
+        torch.testing.assert_close(torch.stack(list(one.values())), torch.stack(list(other.values())))
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_gradients_are_clipped_before_the_step(model, batches):
+    stepper = Stepper(model, OptimizerConfig(clip_norm=1e-3), TrainingConfig(batch_size=100))
+    stepper.step(batches[0], 1)
+    assert clip_grad_norm_(model.parameters(), 1.0).item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_schedule_reaches_both_optimizers(model, batches):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    stepper = Stepper(model, OptimizerConfig(lr=0.5, warmup_steps=10), TrainingConfig(batch_size=100))
+    stepper.step(batches[0], 3)
+    assert [optimizer.param_groups[0]["lr"] for optimizer in stepper.optimizers] == [0.15, 0.15]
+    steps = {name: (value - before[name]).abs().max().item() for name, value in model.state_dict().items()}
+    assert max(steps.values()) == pytest.approx(0.15, rel=1e-3)  # Adam's first step is lr wherever there is a gradient
+    assert min(value for name, value in steps.items() if "embedding" in name) == pytest.approx(0.15, rel=1e-3)
+
+
+def test_bfloat16_is_near_float32_and_keeps_weights_in_float32(batches):
+    exact, _ = moved(adaftr(), batches[:1])
+    model = adaftr()
+    reduced, weights = moved(model, batches[:1], precision="bfloat16")
+    assert all(value.dtype == torch.float32 for value in weights.values())
+    for name, value in exact[0].items():
+        assert reduced[0][name].dtype == torch.float32
+        torch.testing.assert_close(reduced[0][name], value, rtol=2e-2, atol=1e-4, msg=name)
+    assert any(not torch.equal(reduced[0][name], value) for name, value in exact[0].items())
+
+
+def test_compiled_steps_are_those_of_the_model(batches, monkeypatch):
+    """Traced and run by PyTorch's own kernels, since generating code would take a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    plain, expected = moved(adaftr(), batches)
+    compiled, weights = moved(adaftr(), batches, compile=True)
+    for one, other in zip(plain, compiled):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_a_device_that_is_not_there_is_named(model):
+    with pytest.raises(TrainingError, match=r"training\.device: 'cudda' cannot be used"):
+        Stepper(model, OptimizerConfig(), TrainingConfig(device="cudda"))
+    if not torch.cuda.is_available():
+        with pytest.raises(TrainingError, match=r"training\.device: 'cuda:7' cannot be used"):
+            Stepper(model, OptimizerConfig(), TrainingConfig(device="cuda:7"))
+
+
+def test_a_batch_must_divide_into_its_parts():
+    with pytest.raises(ValueError, match=r"training\.accumulate: expected a divisor of batch_size = 100, got 3"):
+        TrainingConfig(batch_size=100, accumulate=3)
