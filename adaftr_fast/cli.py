@@ -184,8 +184,8 @@ def run_demo(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.data.prepare import prepare
     from adaftr_fast.data.schema import load_schema
     from adaftr_fast.experiments.run import train_one
+    from adaftr_fast.training.journal import METRICS
     from adaftr_fast.training.report import metrics_table, write_report
-    from adaftr_fast.training.trainer import METRICS
 
     schema, folder = load_schema("flights"), arguments.out / "data"
     training = TrainingConfig(**arguments.training.as_dict())

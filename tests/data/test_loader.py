@@ -206,3 +206,10 @@ def test_half_written_and_damaged_files_are_named(folder):
     path.write_bytes(damaged)
     with pytest.raises(DataError, match=r"train\.parquet: not readable"):
         list(data.load("train").batches(2))
+
+
+def test_sample_weights_come_with_their_rows(source, write, tmp_path):
+    prepare(parse_schema(source | {"weight": "w"}), [write(w=[float(day) for day in range(1, 13)])], tmp_path / "out")
+    (batch,) = PreparedData(tmp_path / "out").load("train").batches(100)
+    assert batch.weight.dtype == torch.float32
+    assert batch.weight.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
