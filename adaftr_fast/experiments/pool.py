@@ -8,8 +8,10 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent import futures
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing.connection import wait
 
 import torch
@@ -49,16 +51,20 @@ def _in_processes(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Outcome]
         return
     context = multiprocessing.get_context("spawn")  # a fork would inherit OpenMP's threads in an undefined state
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
-    try:
-        futures: dict[Future[Outcome], Job] = {pool.submit(execute, job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+    waiting = iter(jobs)
+    try:  # no more is submitted than can run, since what waits inside the pool could not be called back
+        running = {pool.submit(_execute, job): job for job in islice(waiting, workers)}
+        while running:
+            for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+                job, outcome = running.pop(future), future.result()
+                running |= {pool.submit(_execute, each): each for each in islice(waiting, 1)}
+                yield job, outcome
     except BrokenProcessPool as error:
         raise TrainingError(
             "a training process ended without a word (killed, or out of memory); the runs that are done are kept: "
             "give the same command again, with fewer --jobs if memory is short"
         ) from error
-    finally:  # on an error or Ctrl-C, runs that go on are stopped, at the end of their step
+    finally:  # on an error or Ctrl-C, what still runs saves where it stands
         for child in multiprocessing.active_children():
             os.kill(child.pid, signal.SIGINT)
         pool.shutdown(wait=True, cancel_futures=True)
@@ -67,8 +73,18 @@ def _in_processes(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Outcome]
 def _prepare_worker() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", RuntimeWarning)  # of dead towers: the report says it, the bar stays whole
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs Ctrl-C is the parent's; within one, the trainer's
+    os.setpgid(0, 0)  # Ctrl-C is for the parent, which passes it on, once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _execute(job: Job) -> Outcome:
+    """Within a run, and only there, the parent's signal stops the process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return execute(job)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _end_with_parent() -> None:
