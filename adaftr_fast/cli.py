@@ -63,8 +63,13 @@ def build_parser() -> Parser:
     commands = parser.add_subcommands(required=True)
 
     prepare = Parser(description="Turn raw logs, parquet or text, into a prepared folder.")
-    prepare.add_argument("--dataset", type=str, required=True, help="one that info lists, or a schema file (.toml)")
+    prepare.add_argument("--dataset", type=str | None, help="one that info lists, or a schema file (.toml)")
     prepare.add_argument("--files", type=str, nargs="+", default=[], help="input files; none for flights and synthetic")
+    prepare.add_argument("--labels", type=str, nargs="+", help="instead of --dataset: the 0/1 columns, one a task")
+    prepare.add_argument("--group", type=str | None, help="with --labels: the column of users")
+    prepare.add_argument("--time", type=str | None, help="with --labels: the column to split by, else by users or rows")
+    prepare.add_argument("--weight", type=str | None, help="with --labels: the column of sample weights")
+    prepare.add_argument("--ignore", type=str, nargs="+", default=[], help="with --labels: columns to leave out")
     prepare.add_argument("--bad_rows", type=float, default=0.0, help="share of rows of text that may be unreadable")
     prepare.add_argument("--out", type=Path, required=True, help="the prepared folder")
     commands.add_subcommand("prepare", prepare)
@@ -110,10 +115,19 @@ def build_parser() -> Parser:
 
 
 def run_prepare(arguments: jsonargparse.Namespace) -> None:
+    from adaftr_fast.data.infer import infer_schema
     from adaftr_fast.data.prepare import prepare
-    from adaftr_fast.data.schema import load_schema
+    from adaftr_fast.data.schema import load_schema, parse_schema
 
-    schema = load_schema(arguments.dataset)
+    if (arguments.dataset is None) == (arguments.labels is None):
+        raise DataError("expected --dataset, or --labels for a schema inferred from the one file of --files")
+    if arguments.dataset is not None:
+        schema = load_schema(arguments.dataset)
+    elif len(arguments.files) != 1:
+        raise DataError(f"--files: expected one file beside --labels, got {len(arguments.files)}")
+    else:
+        names = {name: arguments[name] for name in ("labels", "group", "time", "weight", "ignore")}
+        schema = parse_schema(infer_schema(arguments.files[0], **names))
     manifest = prepare(schema, arguments.files, arguments.out, bad_rows=arguments.bad_rows, progress=True)
     print(f"{arguments.out}: {manifest.dataset}, {len(manifest.fields)} fields, {sum(manifest.num_embeddings):,} ids")
     for name, split in manifest.splits.items():

@@ -283,3 +283,14 @@ def test_a_synthesized_log_is_prepared_by_the_command_it_names(raw, dataset, tmp
     assert f"{dataset}, 23 fields" in capsys.readouterr().out
     assert main(["synthesize", "--rows", "-1", "--out", str(out)]) == 2
     assert "rows: expected >= 1, got -1" in capsys.readouterr().err
+
+
+def test_a_log_is_prepared_without_a_schema(schema, tmp_path, capsys):
+    log, out = str(schema.parent / "log.parquet"), str(tmp_path / "out")
+    command = ["prepare", "--files", log, "--labels", "click", "--time", "day", "--ignore", "price", "--out", out]
+    assert main(command) == 0
+    assert "log, 3 fields" in capsys.readouterr().out
+    assert main(["prepare", "--files", log, "--out", out]) == 2
+    assert "expected --dataset, or --labels" in capsys.readouterr().err
+    assert main(["prepare", "--labels", "click", "--out", out]) == 2
+    assert "--files: expected one file beside --labels, got 0" in capsys.readouterr().err

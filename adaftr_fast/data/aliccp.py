@@ -23,6 +23,7 @@ from adaftr_fast.data.text import TextBlock, castable, parse_block
 COMMON = ["common_feature_index", "feature_num", "blob"]
 SKELETON = ["sample_id", "click", "conversion", *COMMON]
 LABELS = ["click", "conversion"]
+ONE_SEPARATOR = bytes.maketrans(b"\x03", b"\x02")  # so that one split takes a token apart, not two
 MISSING = -1  # of a feature, which are counted from 1
 
 
@@ -41,7 +42,7 @@ class CommonFeatures:
 
 def parse_common(data: bytes, fields: Sequence[str]) -> tuple[pa.Table, BadRows]:
     """Lines of a file of common features to ``common_feature_index`` and an int64 column per field."""
-    block = parse_block(data, COMMON, ",", quoted=False)
+    block = parse_block(data.translate(ONE_SEPARATOR), COMMON, ",", quoted=False)
     features = _features(block, fields)
     columns = {COMMON[0]: block.table[COMMON[0]].cast(pa.string())} | _columns(fields, features)
     return pa.table(columns), block.report()
@@ -59,7 +60,7 @@ def read_common(folder: Path, fields: Sequence[str]) -> CommonFeatures:
 
 def parse_skeleton(data: bytes, fields: Sequence[str], common: CommonFeatures) -> tuple[pa.Table, BadRows]:
     """Lines of a skeleton file, joined, to uint8 ``click`` and ``conversion`` and an int64 column per field."""
-    block = parse_block(data, SKELETON, ",", quoted=False)
+    block = parse_block(data.translate(ONE_SEPARATOR), SKELETON, ",", quoted=False)
     for label in LABELS:
         block.require(label)
         block.convert(label, pa.uint8())
@@ -83,10 +84,9 @@ def _features(block: TextBlock, fields: Sequence[str]) -> np.ndarray:
     blob = block.column("blob")
     tokens = pc.split_pattern(blob.fill_null(""), "\x01")
     row = np.repeat(np.arange(len(blob)), pc.list_value_length(tokens).to_numpy())
-    parts = pc.split_pattern(tokens.values, "\x02", max_splits=1)
-    names = _element(parts, 0)
-    feature = _element(pc.split_pattern(_element(parts, 1), "\x03", max_splits=1), 0)
-    fits = feature.is_valid().to_numpy(zero_copy_only=False) & castable(feature, pa.int64())
+    parts = pc.split_pattern(tokens.values, "\x02")
+    names, feature = _element(parts, 0), _element(parts, 1)
+    fits = (pc.list_value_length(parts).to_numpy() == 3) & castable(feature, pa.int64())
 
     place = pc.index_in(names, value_set=pa.array(fields, pa.string())).fill_null(-1).to_numpy()
     known = fits & (place >= 0)

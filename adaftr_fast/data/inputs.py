@@ -75,7 +75,7 @@ def _delimited(schema: Schema, paths: dict[str, Path], work: Path, roles: list[s
     required = [label.column for label in schema.labels if label.column is not None]
     accounts = []
     for role in roles:
-        names, delimiter = _header(paths[role])
+        names, delimiter = read_header(paths[role])
         check_columns(schema, paths[role], names)
         parse = partial(parse_rows, names=names, delimiter=delimiter, kinds=kinds, required=required)
         accounts.append(run(paths[role], work / role, parse, header_lines=1))
@@ -129,7 +129,8 @@ def _kind(operand: object, discrete: bool) -> pa.DataType:
     return kinds.get(type(operand), pa.string())
 
 
-def _header(path: Path) -> tuple[list[str], str]:
+def read_header(path: Path) -> tuple[list[str], str]:
+    """Column names and delimiter of a text file."""
     first = next(blocks(path), b"").split(b"\n", 1)[0]
     try:
         line = first.decode("utf-8-sig").rstrip("\r")

@@ -62,7 +62,12 @@ class Source:
             where = self._filter(rule)
             scanner = self._datasets[rule.file].scanner(columns=columns, filter=where, batch_size=BATCH_ROWS)
             batches = iter(scanner.to_batches())
-        seen = 0
+        return coalesced(self._selected(split, batches, advance))
+
+    def _selected(
+        self, split: str, batches: Iterator[pa.RecordBatch], advance: Callable[[int], object]
+    ) -> Iterator[pa.RecordBatch]:
+        rule, seen = self.schema.split[split], 0
         while True:
             with self._named_errors(split):  # around the reading alone, not around what the caller does
                 batch = next(batches, None)
@@ -85,6 +90,18 @@ class Source:
             yield
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: cannot read split {split}: {_first_line(error)}") from error
+
+
+def coalesced(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of about ``BATCH_ROWS`` rows, however few of each a condition left."""
+    pending: list[pa.RecordBatch] = []
+    for batch in batches:
+        pending.append(batch)
+        if sum(each.num_rows for each in pending) > BATCH_ROWS // 2:
+            yield pa.concat_batches(pending)
+            pending = []
+    if any(batch.num_rows for batch in pending):
+        yield pa.concat_batches(pending)
 
 
 def check_columns(schema: Schema, path: Path, names: Iterable[str]) -> None:

@@ -40,6 +40,9 @@ class TextBlock:
     def convert(self, column: str, kind: pa.DataType) -> None:
         """Gives a column its type; rows whose value does not fit are set apart."""
         values = self.column(column)
+        if pa.types.is_binary(values.type) and kind != pa.string():
+            self.convert(column, pa.string())  # not every type can be read of bytes
+            values = self.column(column)
         try:
             converted = values.cast(kind)
         except pa.ArrowException:

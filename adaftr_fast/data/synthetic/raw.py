@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,12 +37,14 @@ def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) 
         raise DataError(f"raw layout: expected layout aliccp and days >= 2, got {config.layout} and {config.days}")
     if folder.exists():
         raise DataError(f"{folder}: exists; name a new folder")
-    folder.mkdir(parents=True)
+    new = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)  # of a run that was interrupted
+    new.mkdir(parents=True)
     log = ImpressionLog(config)
     test_start = -(-(config.days - 1) * config.rows // config.days)  # the first row of the last day
     with tqdm(total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress) as bar:
         for split, start, stop in (("train", 0, test_start), ("test", test_start, config.rows)):
-            skeleton, common = (folder / name.format(split) for name in NAMES)
+            skeleton, common = (new / name.format(split) for name in NAMES)
             with skeleton.open("wb") as file:
                 users = [np.empty(0, np.int64)]
                 for first in range(start, stop, BATCH_ROWS):
@@ -51,6 +54,7 @@ def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) 
                     bar.update(len(row))
             with common.open("wb") as file:
                 file.writelines(_common(log, np.unique(np.concatenate(users))))
+    new.rename(folder)
     return [folder / name.format(split) for split in ("train", "test") for name in NAMES]
 
 
