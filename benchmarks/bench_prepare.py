@@ -1,6 +1,6 @@
 """Rows a second of `adaftr-fast prepare` on a synthetic log in Ali-CCP's raw layout, and its peak memory.
 
-    python -m benchmarks.prepare --rows 2000000 --out runs/prepare
+    python -m benchmarks.bench_prepare --rows 2000000 --out runs/prepare
 
 The raw files are made first, in Ali-CCP's proportions (58 impressions a user, 550 tokens of history), and kept for
 the next time. Peak memory is that of the whole process, the schema's 23 vocabularies and Python included.
