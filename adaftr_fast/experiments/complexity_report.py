@@ -74,7 +74,7 @@ def machine_text(found: Complexity) -> str:
     facts = ", ".join(f"{name} {value}" for name, value in found.machine.items())
     return (
         f"Medians of steps in turns at batches of {found.batch_size:,}: loss, gradients and update for training, a "
-        f"forward pass for inference, without loading. {facts}."
+        f"forward pass for inference; float32 on the CPU, without loading. {facts}."
     )
 
 

@@ -93,7 +93,7 @@ def plan(data: PreparedData, variant: Variant, budget: Budget, seed: int, root: 
 
 def _key(config: dict[str, Any], manifest: Manifest) -> str:
     sections = {name: asdict(section) for name, section in config.items() if name != "data"}
-    for name in ("progress", "checkpoint_seconds"):  # of no consequence for the result
+    for name in ("progress", "checkpoint_seconds", "tensorboard"):  # of no consequence for the result
         del sections["training"][name]
     meaning = [sections, manifest.fingerprint, manifest.inputs, version("adaftr-fast")]
     return hashlib.sha256(dumps(meaning).encode()).hexdigest()
