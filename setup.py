@@ -65,7 +65,7 @@ def extension() -> dict:
     cxx += ["-Wno-unknown-pragmas"]
     link = ["-fopenmp"]
     if SANITIZE:
-        sanitizers = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+        sanitizers = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-omit-frame-pointer", "-g", "-O1"]
         cxx, link = cxx + sanitizers, link + sanitizers[:1]
     make = CUDAExtension if with_cuda else CppExtension
     module = make(

@@ -89,7 +89,8 @@ void check_values(const Tensor& tau, const OptionalTensor& positive, int64_t row
   for (int64_t r = 0; r < rows; ++r) {
     if (y != nullptr && y[r] == kIgnore) continue;
     TORCH_CHECK(t[r] >= std::numeric_limits<T>::min() && std::isfinite(t[r]),
-                "adaptive_infonce: tau must be positive and finite, got tau[", r, "] = ", t[r]);
+                "adaptive_infonce: tau must be positive and finite, got tau[", r, "] = ", t[r],
+                t[r] > 0 && std::isfinite(t[r]) ? ", which is subnormal" : "");
     TORCH_CHECK(y == nullptr || (y[r] >= 0 && y[r] < columns), "adaptive_infonce: positive_index must be in [0, ",
                 columns, ") or ", kIgnore, ", got positive_index[", r, "] = ", y[r]);
   }

@@ -1,191 +1,24 @@
-// The products of the sweep (infonce_rows.inl) on AMX bfloat16 tiles, accumulated in float32.
+// The products of the sweep (infonce_rows.inl) on AMX bfloat16 tiles (amx_tiles.inl).
 //
-// kTerms = 1 takes every operand as one bfloat16: exact for bfloat16 inputs. kTerms = 2 takes it as the sum of two,
-// hi + lo, and a product as hi hi + hi lo + lo hi: 16 bits of each operand count, as "high" of
-// torch.set_float32_matmul_precision asks.
-//
-// A tile holds 16 rows of 64 bytes. Of a product C = A B, an A tile is 16 rows x 32 k; a B tile is 16 pairs of k x 16
-// columns, the two of a pair side by side; a C tile is 16 x 16 floats. Everything is packed so that a tile's KiB is
-// contiguous, and four C tiles at a time (2 x 2) let each tile loaded serve twice: 4 loads per 4 products, which L1
-// sustains at the full rate of the tile unit (from L2 three quarters of it, from L3 an eighth: measured).
-
-#include "cpu/infonce_rows.inl"
-
-typedef uint16_t Bf16;
-constexpr int kTile = 512;  // elements of an A or B tile
-
-struct AmxGuard {
-  FlushDenormals flush;
-  AmxGuard() {
-    struct alignas(64) {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
-    _tile_loadconfig(&config);
-  }
-  ~AmxGuard() { _tile_release(); }
-};
-
-inline Bf16 to_bf16(float x) {  // round to nearest even; a NaN stays one
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16) | 0x40;
-  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-inline float to_float(Bf16 x) {
-  const uint32_t bits = uint32_t(x) << 16;
-  float value;
-  __builtin_memcpy(&value, &bits, 4);
-  return value;
-}
-
-// An operand of kTerms bfloat16 terms: term t of tile i starts at data + (i * kTerms + t) * kTile.
-template <int kTerms>
-inline void put(Bf16* tile, int64_t at, float x) {
-  for (int t = 0; t < kTerms; ++t) {
-    tile[t * kTile + at] = to_bf16(x);
-    x -= to_float(tile[t * kTile + at]);
-  }
-}
-inline int64_t in_a(int64_t row, int64_t k) { return row * 32 + k; }
-inline int64_t in_b(int64_t k, int64_t column) { return k / 2 * 32 + column * 2 + k % 2; }
-
-// Where a 32 x 32 panel of float32 goes as bfloat16: `a`, two A tiles a_step apart (its upper and lower 16 rows), and
-// `b`, two B tiles b_step apart (its left and right 16 columns; rows are k). Tiles that are not wanted are null.
-template <int kTerms>
-struct PanelTiles {
-  Bf16* a;
-  int64_t a_step;
-  Bf16* b;
-  int64_t b_step;
-
-  // of(row, x) is applied to half a row as it is read.
-  template <class Of>
-  void fill(const float* from, Of of) const {
-    static constexpr uint16_t kLeft[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-                                           8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const __m512i to_left = _mm512_loadu_si512(kLeft), to_right = _mm512_add_epi16(to_left, _mm512_set1_epi16(16));
-    for (int r = 0; r < 32; r += 2) {
-      __m512 x[4];  // the two rows' halves; after a term is taken, what is left of them
-      for (int i = 0; i < 4; ++i) x[i] = of(r + i / 2, _mm512_loadu_ps(from + r * 32 + i * 16));
-      for (int t = 0; t < kTerms; ++t) {
-        const __m512i row0 = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]), row1 = (__m512i)_mm512_cvtne2ps_pbh(x[3], x[2]);
-        if (a != nullptr) {
-          Bf16* rows = a + (r < 16 ? 0 : a_step) + t * kTile + r % 16 * 32;
-          _mm512_storeu_si512(rows, row0);
-          _mm512_storeu_si512(rows + 32, row1);
-        }
-        if (b != nullptr) {
-          Bf16* pairs = b + t * kTile + r * 16;
-          _mm512_storeu_si512(pairs, _mm512_permutex2var_epi16(row0, to_left, row1));
-          _mm512_storeu_si512(pairs + b_step, _mm512_permutex2var_epi16(row0, to_right, row1));
-        }
-        if (t + 1 < kTerms) {
-          subtract(x[0], x[1], row0);
-          subtract(x[2], x[3], row1);
-        }
-      }
-    }
-  }
-  static void subtract(__m512& low, __m512& high, __m512i taken) {
-    const auto widen = [](__m256i half) {
-      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-    };
-    low -= widen(_mm512_castsi512_si256(taken));
-    high -= widen(_mm512_extracti64x4_epi64(taken, 1));
-  }
-};
-
-// The pairs of a tile transposed: what was an A tile becomes the B tile of the transposed matrix, and the other way.
-template <int kTerms>
-inline void transpose_pairs(const Bf16* from, Bf16* to) {
-  for (int t = 0; t < kTerms; ++t)
-    for (int i = 0; i < 16; ++i)
-      for (int j = 0; j < 16; ++j)
-        __builtin_memcpy(to + t * kTile + j * 32 + i * 2, from + t * kTile + i * 32 + j * 2, 4);
-}
-
-// 32 x 32 of a matrix of `width` columns from (r0, k0), scaled by rows; zeros beyond its end and where the scale is 0.
-template <class Scale>
-inline void load_panel(const float* from, int64_t rows, int64_t width, int64_t r0, int64_t k0, float* to, Scale scale) {
-  const int64_t count = at_most(width - k0, 32);
-  for (int64_t r = 0; r < 32; ++r) {
-    const float factor = r0 + r < rows ? scale(r) : 0;
-    for (int64_t k = 0; k < 32; ++k)
-      to[r * 32 + k] = factor == 0 || k >= count ? 0 : factor * from[(r0 + r) * width + k0 + k];
-  }
-}
-
-struct TileProduct {
-  int64_t depth;        // tiles along k
-  const Bf16 *a0, *a1;  // the two rows of A tiles: depth tiles each, one after another
-  const Bf16 *b0, *b1;  // the two columns of B tiles
-  float* c;             // 32 x 32, rows kPanel<float> apart
-  bool accumulate;
-};
-
-#define MULTIPLY_2X2       \
-  _tile_dpbf16ps(0, 4, 6); \
-  _tile_dpbf16ps(1, 4, 7); \
-  _tile_dpbf16ps(2, 5, 6); \
-  _tile_dpbf16ps(3, 5, 7);
-
-template <int kTerms>
-inline void multiply_tiles(const TileProduct& p) {
-  constexpr int kRowBytes = 32 * sizeof(float);
-  float *const c01 = p.c + 16, *const c10 = p.c + 16 * 32, *const c11 = c10 + 16;
-  if (p.accumulate) {
-    _tile_loadd(0, p.c, kRowBytes);
-    _tile_loadd(1, c01, kRowBytes);
-    _tile_loadd(2, c10, kRowBytes);
-    _tile_loadd(3, c11, kRowBytes);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t k = 0; k < p.depth; ++k) {
-    const int64_t at = k * kTerms * kTile;
-    _tile_loadd(4, p.a0 + at, 64);
-    _tile_loadd(5, p.a1 + at, 64);
-    if constexpr (kTerms == 2) {  // hi lo first: the small terms, then hi hi, then lo hi
-      _tile_loadd(6, p.b0 + at + kTile, 64);
-      _tile_loadd(7, p.b1 + at + kTile, 64);
-      MULTIPLY_2X2
-    }
-    _tile_loadd(6, p.b0 + at, 64);
-    _tile_loadd(7, p.b1 + at, 64);
-    MULTIPLY_2X2
-    if constexpr (kTerms == 2) {
-      _tile_loadd(4, p.a0 + at + kTile, 64);
-      _tile_loadd(5, p.a1 + at + kTile, 64);
-      MULTIPLY_2X2
-    }
-  }
-  _tile_stored(0, p.c, kRowBytes);
-  _tile_stored(1, c01, kRowBytes);
-  _tile_stored(2, c10, kRowBytes);
-  _tile_stored(3, c11, kRowBytes);
-}
-#undef MULTIPLY_2X2
-
 // Products are so cheap here that S is made twice rather than E stored: for each stripe
 //   row phase (a thread owns rows): S block by block, for m, l and what follows from them;
 //   column phase (a thread owns columns): S again, E at its final m, and from that one block in cache O and D. O is
-//   summed
-//     in kParts fixed parts of the columns, so that up to kParts threads give the same bits.
-// Where no column gradient is wanted, the row phase makes O as it goes and that is all.
+//     summed in kMinParts fixed parts of the columns, so that as many threads give the same bits.
+// Where no column gradient is wanted, the row phase makes O as it goes and that is all; its E is exact before it is
+// rounded to bfloat16, that of the column phase good to bfloat16, so last bits of d_row depend on what is wanted.
 // Rows are taken 32 at a time, whose S and E stay in L1 from product to product.
+
+#include "cpu/amx_tiles.inl"
+
 template <int kTerms>
 struct AmxSweep : Sweep<float, 32> {
   using Guard = AmxGuard;
   static constexpr int64_t kStep = kTerms * kTile;  // elements from one tile to the next
-  static constexpr int64_t kPanelSize =
-      32 * kPanel<float> + 16;  // of S; a multiple of 4 KiB would alias loads and stores
+  // Floats from one panel of S to the next; a multiple of 4 KiB would alias loads and stores.
+  static constexpr int64_t kPanelSize = 32 * kPanel<float> + 16;
   static constexpr int64_t kMinParts = 4;
-  static constexpr int64_t kL1Panels = 7;  // of S, 28 KiB
+  static constexpr int64_t kRowPanels = 7;      // of a block in the row phase: its S, 28 KiB, stays in L1
+  static constexpr int64_t kColumnPanels = 14;  // in the column phase: its E stays in L2 over the stripe
 
   int64_t k_tiles;    // d / 32, rounded up
   int64_t row_tiles;  // stripe / 32
@@ -194,12 +27,13 @@ struct AmxSweep : Sweep<float, 32> {
   Bf16* b_tiles;       // B tiles [k_tiles * 2][column_panels]: k along the columns
   Bf16* a_tiles;       // A tiles [stripe / 16][k_tiles]
   Bf16* scaled_a;      // A tiles [k_tiles * 2][row_tiles]: A' transposed
-  Bf16* task_e;        // per thread, A tiles [2][kBlockPanels]
-  Bf16* task_kept;     // per thread, B tiles [kBlockPanels * 2][row_tiles]: a block of E, k along the stripe's rows
-  float* task_s;       // per thread, [kBlockPanels][32][kPanel], panels kPanelSize apart
+  Bf16* task_e;        // per thread, A tiles [2][kColumnPanels]
+  Bf16* task_kept;     // per thread, B tiles [kColumnPanels * 2][row_tiles]: a block of E, k along the stripe's rows
+  float* task_s;       // per thread, [kRowPanels][32][kPanel], panels kPanelSize apart
   float* part_out;     // per part, [width_panels][stripe][kPanel]: O over the part's columns
-  struct Entry {       // E = 2^((s - m) scale + shift), which is 0 where shift is -infinity
+  struct Entry {       // E = 2^((s - m) scale + shift)
     float m, scale, shift;
+    bool empty() const { return shift == -__builtin_inff(); }  // the row has no gradient: E = 0
   };
   Entry* entries;  // [stripe]
 
@@ -212,9 +46,9 @@ struct AmxSweep : Sweep<float, 32> {
     arena.take(need_row ? k_tiles * 2 * column_panels * kStep : 0, b_tiles);
     arena.take(stripe / 16 * k_tiles * kStep, a_tiles);
     arena.take(need_column ? k_tiles * 2 * row_tiles * kStep : 0, scaled_a);
-    arena.take(threads * 2 * kBlockPanels<float> * kStep, task_e);
-    arena.take(need_column ? threads * kBlockPanels<float> * 2 * row_tiles * kStep : 0, task_kept);
-    arena.take(threads * kBlockPanels<float> * kPanelSize, task_s);
+    arena.take(threads * 2 * kColumnPanels * kStep, task_e);
+    arena.take(need_column ? threads * kColumnPanels * 2 * row_tiles * kStep : 0, task_kept);
+    arena.take(threads * kRowPanels * kPanelSize, task_s);
     arena.take(need_row && need_column ? parts * out_size : 0, part_out);
     arena.take(stripe, entries);
   }
@@ -276,8 +110,8 @@ struct AmxSweep : Sweep<float, 32> {
     float* out = need_column ? nullptr : out_of(task);
     for (int64_t r0 = begin; r0 < end; r0 += 32) pack_rows(r0);
     start_rows(begin, end);
-    for (int64_t p0 = 0; p0 < column_panels; p0 += kL1Panels) {
-      const int64_t panels = at_most(column_panels - p0, kL1Panels);
+    for (int64_t p0 = 0; p0 < column_panels; p0 += kRowPanels) {
+      const int64_t panels = at_most(column_panels - p0, kRowPanels);
       for (int64_t r0 = begin; r0 < end; r0 += 32) {
         float* s = similarities(task, r0, p0, panels);
         float* out_0 = out == nullptr ? nullptr : out + (r0 - begin) * kPanel<float>;
@@ -307,12 +141,12 @@ struct AmxSweep : Sweep<float, 32> {
 
   Entry entry_of(int64_t r) const {
     if (r >= height || state[r].slope == 0) return {0, 0, -__builtin_inff()};
-    return {state[r].m, state[r].scale, float(e_shift(r))};
+    return {state[r].m, state[r].scale, e_shift(r)};
   }
 
   // S of 32 rows and a block of columns, in the thread's scratch.
   float* similarities(int64_t task, int64_t r0, int64_t p0, int64_t panels) {
-    float* s = task_s + task * kBlockPanels<float> * kPanelSize;
+    float* s = task_s + task * kRowPanels * kPanelSize;
     for (int64_t p = 0; p < panels; ++p) similarities_of_panel(r0, p0 + p, s + p * kPanelSize);
     return s;
   }
@@ -322,7 +156,7 @@ struct AmxSweep : Sweep<float, 32> {
     multiply_tiles<kTerms>({k_tiles, a, a + k_tiles * kStep, b, b + k_tiles * kStep, s, false});
   }
 
-  Bf16* e_of(int64_t task) const { return task_e + task * 2 * kBlockPanels<float> * kStep; }
+  Bf16* e_of(int64_t task) const { return task_e + task * 2 * kColumnPanels * kStep; }
 
   // O of 32 rows (panels `height_of_out` rows high) (+)= E B over a block.
   void accumulate_rows(int64_t task, int64_t p0, int64_t panels, float* out, int64_t height_of_out, bool accumulate) {
@@ -338,8 +172,8 @@ struct AmxSweep : Sweep<float, 32> {
 
   void sweep_columns(int64_t task, int64_t part) {
     const int64_t begin = column_panels * part / parts, end = column_panels * (part + 1) / parts;
-    const int64_t blocks = ceil_div(end - begin, kBlockPanels<float>);
-    Bf16* kept = task_kept + task * kBlockPanels<float> * 2 * row_tiles * kStep;
+    const int64_t blocks = ceil_div(end - begin, kColumnPanels);
+    Bf16* kept = task_kept + task * kColumnPanels * 2 * row_tiles * kStep;
     for (int64_t c = 0; c < blocks; ++c) {
       const int64_t p0 = begin + (end - begin) * c / blocks, panels = begin + (end - begin) * (c + 1) / blocks - p0;
       for (int64_t r0 = 0; r0 < height; r0 += 32) {
@@ -353,14 +187,14 @@ struct AmxSweep : Sweep<float, 32> {
 
   // E of 32 rows and a block, at the rows' final m, panel by panel while it is in L1: as A tiles for O, and in `kept`.
   void make_entries(int64_t task, int64_t r0, int64_t p0, int64_t panels, Bf16* kept) {
-    float* s = task_s + task * kBlockPanels<float> * kPanelSize;
+    float* s = task_s + task * kRowPanels * kPanelSize;
     Bf16* e = need_row ? e_of(task) : nullptr;
     const Entry* entry = entries + r0;
-    bool hidden = q.row_group != nullptr;
-    for (int64_t r = 0; r < 32; ++r) hidden |= entry[r].scale == 0;
+    bool to_hide = q.row_group != nullptr;
+    for (int64_t r = 0; r < 32; ++r) to_hide |= entry[r].empty();
     for (int64_t p = 0; p < panels; ++p) {
       similarities_of_panel(r0, p0 + p, s);
-      if (hidden || (p0 + p + 1) * 32 > q.columns) hide_rows(r0, p0 + p, s);
+      if (to_hide || (p0 + p + 1) * 32 > q.columns) hide_rows(r0, p0 + p, s);
       PanelTiles<kTerms>{e == nullptr ? nullptr : e + p * kStep, panels * kStep, kept + p * 2 * row_tiles * kStep,
                          row_tiles * kStep}
           .fill(s, [entry](int r, __m512 x) {
@@ -373,7 +207,7 @@ struct AmxSweep : Sweep<float, 32> {
   void hide_rows(int64_t r0, int64_t p, float* s) {
     for (int64_t r = r0; r < r0 + 32; ++r) {
       float* row = s + (r - r0) * kPanel<float>;
-      if (entries[r].scale == 0)
+      if (entries[r].empty())
         clear(1, row, kPanelSize);
       else
         hide(first + r, positive_of(first + r), p, 1, row, kPanelSize);

@@ -7,17 +7,19 @@
 
 #include "cpu/infonce_rows.inl"
 
-constexpr int kWidthChunk = 64;   // S is summed this many products at a time
-constexpr int kDepthChunk = 224;  // one panel of E this deep stays in L1
+constexpr int kWidthChunk = 64;     // S is summed this many products at a time
+constexpr int kDepthChunk = 224;    // one panel of E this deep stays in L1
+constexpr int kBlockColumns = 448;  // S, B and B^T of a block stay in a 2 MB L2 up to d = 128 in float32
 
 template <class T>
 struct FmaSweep : Sweep<T, 1> {
   using Guard = FlushDenormals;
   using Base = Sweep<T, 1>;
   using Base::need_row, Base::need_column, Base::first, Base::height, Base::d_column, Base::arena;
-  using Base::q, Base::stripe, Base::task_rows, Base::column_panels, Base::column_blocks, Base::width_panels;
+  using Base::q, Base::stripe, Base::task_rows, Base::column_panels, Base::width_panels;
 
-  int64_t width_tiles;
+  static constexpr int kBlockPanels = kBlockColumns / kPanel<T>;
+  int64_t width_tiles, column_blocks;
   int64_t e_rows;              // of a panel of E: odd, or panels a multiple of 4 KiB apart would alias loads and stores
   T *b_transposed, *b_panels;  // [column_panels][d][kPanel], [width_panels][N][kPanel]
   T* factor;        // [column_blocks][stripe]: first the m that E's block was taken at, then what brings it to the last
@@ -26,6 +28,7 @@ struct FmaSweep : Sweep<T, 1> {
 
   FmaSweep(const InfoNCEProblem<T>& problem, int64_t threads, char* base) : Base(problem, threads, base, 1) {
     width_tiles = tiles_of(q.width);
+    column_blocks = ceil_div(column_panels, kBlockPanels);
     e_rows = (need_column ? stripe : task_rows) | 1;
     arena.take(column_panels * q.width * kPanel<T>, b_transposed);
     arena.take(need_row ? width_panels * q.columns * kPanel<T> : 0, b_panels);
@@ -33,7 +36,7 @@ struct FmaSweep : Sweep<T, 1> {
     arena.take(need_column ? column_panels * e_rows * kPanel<T> : 0, e);
     arena.take(need_column ? width_tiles * stripe * kStrip : 0, scaled_a);
     arena.take(threads * width_panels * task_rows * kPanel<T>, task_a);
-    arena.take(need_column ? 0 : threads * kBlockPanels<T> * e_rows * kPanel<T>, task_e);
+    arena.take(need_column ? 0 : threads * kBlockPanels * e_rows * kPanel<T>, task_e);
   }
 
   void run_stripe(Parallel parallel) {
@@ -73,9 +76,9 @@ struct FmaSweep : Sweep<T, 1> {
     copy_to_panels(q.a + (first + begin) * q.width, rows, a, task_rows);
     this->start_rows(begin, end);
     for (int64_t c = 0; c < column_blocks; ++c) {
-      const int64_t p0 = c * kBlockPanels<T>, panels = at_most(column_panels - p0, kBlockPanels<T>);
+      const int64_t p0 = c * kBlockPanels, panels = at_most(column_panels - p0, kBlockPanels);
       T* block =
-          need_column ? e + (p0 * e_rows + begin) * kPanel<T> : task_e + task * kBlockPanels<T> * e_rows * kPanel<T>;
+          need_column ? e + (p0 * e_rows + begin) * kPanel<T> : task_e + task * kBlockPanels * e_rows * kPanel<T>;
       similarities(a, rows, p0, panels, block);
       for (int64_t r = 0; r < rows; ++r)
         this->template absorb<true>(begin + r, p0, panels, block + r * kPanel<T>, e_rows * kPanel<T>,
@@ -138,7 +141,7 @@ struct FmaSweep : Sweep<T, 1> {
 
   void accumulate_column_panel(int64_t p) {
     T* panel = e + p * e_rows * kPanel<T>;
-    const T* factor_p = factor + p / kBlockPanels<T> * stripe;
+    const T* factor_p = factor + p / kBlockPanels * stripe;
     for (int64_t r = 0; r < height; ++r) {
       T* x = panel + r * kPanel<T>;
       if (factor_p[r] != 1)

@@ -3,24 +3,19 @@
 //
 // With e_rj = exp(z_rj) / exp(m_r) over the negatives, l_r their sum plus the positive's, a sweep makes
 //   O_r = sum_j e_rj b_j             d_row_r = slope_r / l_r (O_r - l_negative b_y),  slope = coefficient / tau
-//   D_j = sum_r e_rj A'_r            A'_r = slope_r / l_r a_r carries every per-row factor; the positive's e is
-//   -l_negative
-// The positive is left out of l_negative and O and enters as p - 1 = -l_negative / l, so that nothing cancels as p
-// -> 1.
+//   D_j = sum_r e_rj A'_r            A'_r = slope_r / l_r a_r carries every per-row factor
+// The positive is left out of l_negative and O, and enters as p - 1 = -l_negative / l, in D as an e of -l_negative, so
+// that nothing cancels as p -> 1.
 //
 // Here stands what does not depend on how the products are made: the softmax of the rows, and the driver. The products
 // and their order are infonce_fma.inl's (vector units) and infonce_amx.inl's (bfloat16 tiles).
 
 #include "cpu/tile.inl"
 
-constexpr int kBlockColumns = 448;            // S, B and B^T of a block stay in a 1 MB L2 up to d = 256
 constexpr int64_t kStripeElements = 4 << 20;  // rows x columns of a stripe, if that leaves each thread some 64 rows
 constexpr int64_t kMostElements = 16 << 20;   // in any case: 64 MiB of E in float32
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 constexpr int kHeadroom = 58;  // e stays below 2^58
-
-template <class T>
-constexpr int kBlockPanels = kBlockColumns / kPanel<T>;
 
 // e = exp(z - m / tau) is computed as 2^((s - m) scale) from similarities s = a . b, with scale = log2(e) / tau: the
 // difference comes first, so that equal similarities give exactly 1 however large they are.
@@ -55,7 +50,7 @@ struct Sweep {
   static constexpr int kGroup = kRowsOfGroup;  // rows are dealt to threads in groups of so many
   const InfoNCEProblem<T>& q;
   int64_t threads, stripe, task_rows;  // rows of a stripe, and of one thread's share of it (multiples of kGroup)
-  int64_t column_panels, column_blocks, width_panels;
+  int64_t column_panels, width_panels;
   bool need_row, need_column, need_weighted;
   Arena arena;
   RowState<T>* state;      // [stripe]
@@ -75,7 +70,6 @@ struct Sweep {
     stripe = groups * kGroup;
     task_rows = ceil_div(groups, threads) * kGroup;
     column_panels = ceil_div(q.columns, kPanel<T>);
-    column_blocks = ceil_div(column_panels, kBlockPanels<T>);
     width_panels = ceil_div(q.width, kPanel<T>);
     d_column_rows = ceil_div(q.width, width_multiple) * width_multiple;
     arena.take(stripe, state);
@@ -88,9 +82,10 @@ struct Sweep {
   T* out_of(int64_t task) const { return need_row ? task_out + task * width_panels * task_rows * kPanel<T> : nullptr; }
 
   void start_rows(int64_t begin, int64_t end) {
-    const T minus_infinity = -__builtin_inff(), most = __FLT_MAX__;  // infinity must be beyond reach
+    const T minus_infinity = -__builtin_inff(), most = __FLT_MAX__;    // infinity must be beyond reach
+    const T least = sizeof(T) == 4 ? T(__FLT_MIN__) : T(__DBL_MIN__);  // less is flushed to 0: 0 times -infinity
     for (int64_t r = begin; r < end; ++r) {
-      const T scale = T(kLog2E) / q.tau[first + r];
+      const T quotient = T(kLog2E) / q.tau[first + r], scale = quotient > least ? quotient : least;
       const T reach = kHeadroom / scale < most ? kHeadroom / scale : most;
       state[r] =
           RowState<T>{Vec<T>{}, Vec<T>{}, broadcast(minus_infinity), minus_infinity, T(0), scale, reach, T(0), T(1)};
@@ -208,7 +203,7 @@ struct Sweep {
     q.loss[row] = loss_of(l_negative, gap);
     q.lse[row] = s.m / tau + log_l;
     q.positive_logit[row] = s.positive / tau;
-    if (q.top1 != nullptr) q.top1[row] = s.positive > horizontal_max<T>(s.greatest);
+    if (q.top1 != nullptr) q.top1[row] = s.positive > horizontal_max<T>(s.greatest) && l == l;  // no NaN
     positive_entry[r] = -l_negative;
     if (!need_weighted) return;
     const T weighted = T(kLn2) * horizontal_sum<T>(s.weighted), z = -T(kLn2) * gap;
@@ -227,9 +222,9 @@ struct Sweep {
 
   // log2 of what E is multiplied by, and A' = slope / l a is divided by: 0, or about log2(1 / l) where slope / l would
   // come near the smallest normal number though its product with E does not.
-  int e_shift(int64_t r) const {
-    const T size = state[r].slope * state[r].inverse_l;
-    return size > T(1e-20) || size < T(-1e-20) ? 0 : int(__builtin_logb(state[r].inverse_l));
+  T e_shift(int64_t r) const {
+    const T inverse_l = state[r].inverse_l, size = state[r].slope * inverse_l;
+    return size > T(1e-20) || size < T(-1e-20) || !(inverse_l > 0) ? 0 : T(__builtin_logb(inverse_l));
   }
 
   // d_row = slope / l (O - l_negative b_y), and with it d_tau; slope is 0 where the row is ignored or weighs nothing.

@@ -78,8 +78,9 @@ inline T horizontal_sum(Vec<T> v) {
 // Whether a lane of x exceeds the bound; a NaN does not.
 template <class T>
 inline bool any_above(Vec<T> x, T bound) {
-#if VECTOR_BYTES == 64  // AVX-512
+#if VECTOR_BYTES == 64
   if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+  if constexpr (sizeof(T) == 8) return _mm512_cmp_pd_mask(x, _mm512_set1_pd(bound), _CMP_GT_OQ) != 0;
 #endif
   return horizontal_max<T>(x) > bound;
 }
@@ -109,7 +110,7 @@ inline Vec<double> exp2_fraction(Vec<double> f) {  // Taylor of exp(f ln 2): r^1
 template <class T, bool kRough = false>
 inline Vec<T> exp2_of(Vec<T> x) {
   using S = Simd<T>;
-#if VECTOR_BYTES == 64             // AVX-512
+#if VECTOR_BYTES == 64
   if constexpr (sizeof(T) == 4) {  // VSCALEF multiplies by 2^n and knows of underflow: 4 operations fewer
     const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT);
     return _mm512_scalef_ps(exp2_fraction<kRough>(f), x - f);

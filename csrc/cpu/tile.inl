@@ -76,11 +76,12 @@ TileFunction<T> pick(int64_t rows, IntegerList<kRows...>) {
   return table[rows - 1];
 }
 
-// rows in [1, kTileRows], columns in [1, kPanel]
+// rows in [1, kTileRows], columns in [1, kPanel]. A single sum would be a chain that GCC takes apart into products and
+// additions, which round otherwise; the bits of a row must not depend on how many share its tile.
 template <class T, bool kStrips>
 TileFunction<T> tile_for(int64_t rows, int64_t columns) {
-  return columns > kLanes<T> ? pick<T, 2, kStrips>(rows, typename IotaOf<kTileRows>::Type{})
-                             : pick<T, 1, kStrips>(rows, typename IotaOf<kTileRows>::Type{});
+  return columns > kLanes<T> || rows == 1 ? pick<T, 2, kStrips>(rows, typename IotaOf<kTileRows>::Type{})
+                                          : pick<T, 1, kStrips>(rows, typename IotaOf<kTileRows>::Type{});
 }
 
 // Cuts n rows into ceil(n / kTileRows) tiles of nearly equal height: where the i-th begins.

@@ -292,7 +292,19 @@ def test_an_ignored_row_does_not_leak_nan(capability):
 def test_a_bad_number_shows_in_the_loss(value, capability):
     a, b, tau = (t.float() for t in inputs(40, 40, 4))
     b[17, 2] = value
-    assert not torch.isfinite(af.adaptive_infonce(a, b, tau, backend="cpu"))
+    loss, stats = af.adaptive_infonce(a, b, tau, backend="cpu", return_stats=True)
+    assert not torch.isfinite(loss)
+    if value != value:
+        assert not stats.top1.any()
+
+
+@needs_extension
+@pytest.mark.parametrize("tau", [1.3e38, 3e38])
+def test_temperatures_whose_inverse_is_subnormal(tau, capability):
+    a, b, _ = (t.float() for t in inputs(40, 70, 4))
+    groups = {"row_group": torch.arange(40) % 4, "column_group": torch.arange(70) % 4}
+    loss = af.adaptive_infonce(a, b, tau, backend="cpu", **groups)
+    torch.testing.assert_close(loss, af.adaptive_infonce(a, b, tau, backend="reference", **groups))
 
 
 @needs_extension
@@ -331,8 +343,9 @@ def test_a_loss_scale_reaches_small_half_precision_gradients():
 
 @needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bits_do_not_depend_on_the_run_or_on_two_threads(dtype, capability):
-    tensors = inputs(700, 900, 48)
+@pytest.mark.parametrize("shape", [(700, 900, 48), (2, 129, 8), (3, 129, 33)])
+def test_bits_do_not_depend_on_the_run_or_on_two_threads(shape, dtype, capability):
+    tensors = inputs(*shape)
     threads = torch.get_num_threads()
     results = []
     try:
