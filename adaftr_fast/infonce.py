@@ -48,7 +48,7 @@ def adaptive_infonce(
     float64 for float64 inputs; denormals are flushed to zero within the CPU kernel.
 
     float32 products follow ``torch.set_float32_matmul_precision``: "highest" is IEEE float32; "high" is TF32 on CUDA,
-    and on CPUs with AMX three bfloat16 products of operands split in two (gradients err by about 5e-5 of their largest
+    and on CPUs with AMX three bfloat16 products of operands split in two (gradients err by about 1e-4 of their largest
     value); "medium" is TF32 on CUDA and one bfloat16 product on AMX (about 2e-2). Speeds: benchmarks/README.md.
 
     Args:
