@@ -2,13 +2,13 @@
 
 A skeleton file has a row per impression, ``sample_id,click,conversion,common_feature_index,feature_num,blob``; the
 user's features stand once in a file of common features, ``common_feature_index,feature_num,blob``. A blob holds tokens
-``field \\x02 feature \\x03 value`` joined by ``\\x01``; of a field with several tokens, which need not be contiguous,
-the last is taken. Values (logarithms of counts, mostly 1) are not read.
+``field \\x02 feature \\x03 value`` joined by ``\\x01``; those of a field need not be contiguous. Of a field's tokens
+the last is taken, or of those in L listed fields, all. Values (logarithms of counts, mostly 1) are not read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,53 +28,89 @@ MISSING = -1  # of a feature, which are counted from 1
 
 
 @dataclass(frozen=True)
-class CommonFeatures:
-    """The users' features.
+class Features:
+    """The features of n blobs.
 
     Attributes:
-        index: string [U].
-        features: int64 [U, F], ``MISSING`` where a field has none.
+        last: int64 [n, F], each field's last one, ``MISSING`` where it has none.
+        all: those of each listed field, lists of int64 [n].
     """
 
+    last: np.ndarray
+    all: dict[str, pa.Array]
+
+    def columns(self, fields: Sequence[str]) -> dict[str, pa.Array]:
+        """A column per field [n]: int64, or lists of it."""
+        missing = self.last == MISSING
+        last = {
+            field: pa.array(np.ascontiguousarray(self.last[:, place]), mask=missing[:, place])
+            for place, field in enumerate(fields)
+        }
+        return last | self.all
+
+
+@dataclass(frozen=True)
+class CommonFeatures:
+    """The features of the U users with an ``index``, strings [U]."""
+
     index: pa.Array
-    features: np.ndarray
+    features: Features
 
 
-def parse_common(data: bytes, fields: Sequence[str]) -> tuple[pa.Table, BadRows]:
-    """Lines of a file of common features to ``common_feature_index`` and an int64 column per field."""
+def parse_common(data: bytes, fields: Sequence[str], lists: Collection[str] = ()) -> tuple[pa.Table, BadRows]:
+    """Lines of a file of common features to ``common_feature_index`` and a column per field.
+
+    Args:
+        fields: those to read.
+        lists: the ones among them of which all tokens are read.
+    """
     block = parse_block(data.translate(ONE_SEPARATOR), COMMON, ",", quoted=False)
-    features = _features(block, fields)
-    columns = {COMMON[0]: block.table[COMMON[0]].cast(pa.string())} | _columns(fields, features)
+    features = _features(block, fields, lists)
+    columns = {COMMON[0]: block.table[COMMON[0]].cast(pa.string())} | features.columns(fields)
     return pa.table(columns), block.report()
 
 
-def read_common(folder: Path, fields: Sequence[str]) -> CommonFeatures:
-    """All common features of a staged file, 8 F bytes and an index each."""
+def read_common(folder: Path, fields: Sequence[str], lists: Collection[str] = ()) -> CommonFeatures:
+    """All common features of a staged file; a feature takes 8 bytes."""
     table = ds.dataset(folder, format="parquet").to_table().combine_chunks()
-    features = np.full((table.num_rows, len(fields)), MISSING, np.int64)
+    last = np.full((table.num_rows, len(fields)), MISSING, np.int64)
     for place, field in enumerate(fields):
-        features[:, place] = table[field].fill_null(MISSING).to_numpy()
-    index = table[COMMON[0]]
-    return CommonFeatures(index.chunk(0) if index.num_chunks else pa.array([], pa.string()), features)
+        if field not in lists:
+            last[:, place] = table[field].fill_null(MISSING).to_numpy()
+    every = {field: _whole(table[field]) for field in lists}
+    return CommonFeatures(_whole(table[COMMON[0]]), Features(last, every))
 
 
-def parse_skeleton(data: bytes, fields: Sequence[str], common: CommonFeatures) -> tuple[pa.Table, BadRows]:
-    """Lines of a skeleton file, joined, to uint8 ``click`` and ``conversion`` and an int64 column per field."""
+def parse_skeleton(
+    data: bytes, fields: Sequence[str], common: CommonFeatures, lists: Collection[str] = ()
+) -> tuple[pa.Table, BadRows]:
+    """Lines of a skeleton file, joined, to uint8 ``click`` and ``conversion`` and a column per field."""
     block = parse_block(data.translate(ONE_SEPARATOR), SKELETON, ",", quoted=False)
     for label in LABELS:
         block.require(label)
         block.convert(label, pa.uint8())
     block.convert(COMMON[0], pa.string())
-    features = _features(block, fields)
+    features = _features(block, fields, lists)
     user = pc.index_in(block.column(COMMON[0]), value_set=common.index).fill_null(-1).to_numpy()
-    features = np.where(features == MISSING, common.features[user], features)[user >= 0]
+    joined = _joined(features, common.features, user)
     block.drop(user < 0, "no common features of this index", block.column(COMMON[0]))
-    columns = {label: block.table[label] for label in LABELS} | _columns(fields, features)
+    columns = {label: block.table[label] for label in LABELS} | joined.columns(fields)
     return pa.table(columns), block.report()
 
 
-def _features(block: TextBlock, fields: Sequence[str]) -> np.ndarray:
-    """The last feature of each field, int64 [n, F]; rows whose blob is damaged are set apart."""
+def _joined(own: Features, common: Features, user: np.ndarray) -> Features:
+    """Own features, or those of the ``user`` [n] where a field has none; rows of no user (-1) are left out."""
+    known = user >= 0
+    last = np.where(own.last == MISSING, common.last[user], own.last)[known]
+    every = {}
+    for field, lists in own.all.items():
+        lists, of_user = lists.filter(pa.array(known)), common.all[field].take(pa.array(user[known]))
+        every[field] = pc.if_else(pc.greater(pc.list_value_length(lists), 0), lists, of_user)
+    return Features(last, every)
+
+
+def _features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -> Features:
+    """The features of each blob; rows whose blob is damaged are set apart."""
     block.convert("blob", pa.string())
     block.convert("feature_num", pa.int64())
     count = pc.add(pc.count_substring(block.column("blob"), "\x01"), 1).fill_null(0).to_numpy()
@@ -90,14 +126,23 @@ def _features(block: TextBlock, fields: Sequence[str]) -> np.ndarray:
 
     place = pc.index_in(names, value_set=pa.array(fields, pa.string())).fill_null(-1).to_numpy()
     known = fits & (place >= 0)
-    features = np.full((len(blob), len(fields)), MISSING, np.int64)
-    # Of equal places, an assignment keeps the last value, as NumPy documents.
-    features[row[known], place[known]] = feature.filter(pa.array(known)).cast(pa.int64()).to_numpy()
+    row_of, place, value = row[known], place[known], feature.filter(pa.array(known)).cast(pa.int64()).to_numpy()
+    last = np.full((len(blob), len(fields)), MISSING, np.int64)
+    last[row_of, place] = value  # of equal places, an assignment keeps the last value, as NumPy documents
+    every = {field: place == fields.index(field) for field in lists}
+    every = {field: _grouped(row_of[mask], value[mask], len(blob)) for field, mask in every.items()}
     damaged = np.zeros(len(blob), bool)
     damaged[row[~fits]] = True
     damaged &= blob.is_valid().to_numpy(zero_copy_only=False)  # no blob is no damage
     block.drop(damaged, "a token is not field, feature and value", blob)
-    return features[~damaged]
+    kept = pa.array(~damaged)
+    return Features(last[~damaged], {field: lists.filter(kept) for field, lists in every.items()})
+
+
+def _grouped(row: np.ndarray, value: np.ndarray, rows: int) -> pa.Array:
+    """Values [m] with ascending row numbers [m] as a list per row [rows]."""
+    offsets = np.searchsorted(row, np.arange(rows + 1)).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(value))
 
 
 def _element(lists: pa.ListArray, place: int) -> pa.Array:
@@ -107,9 +152,5 @@ def _element(lists: pa.ListArray, place: int) -> pa.Array:
     return lists.values.take(pa.array(offsets[:-1].astype(np.int64) + place, mask=short))
 
 
-def _columns(fields: Sequence[str], features: np.ndarray) -> dict[str, pa.Array]:
-    missing = features == MISSING
-    return {
-        field: pa.array(np.ascontiguousarray(features[:, place]), mask=missing[:, place])
-        for place, field in enumerate(fields)
-    }
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -135,6 +136,8 @@ def fit_encoders(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> 
 
 def _count(field: Field, batch: pa.RecordBatch) -> ValueCounts:
     values = field_values(field, batch)
+    if pa.types.is_list(values.type):
+        values = values.flatten()
     counts = ValueCounts(values.type)
     counts.update(values)
     return counts
@@ -146,8 +149,20 @@ def _fit(field: Field, counts: ValueCounts) -> Encoder:
     return Vocabulary.fit(counts, field.min_count)
 
 
+def encode_field(field: Field, encoder: Encoder, batch: pa.RecordBatch) -> pa.Array:
+    """A field's ids [n]: int32, or lists of int32 where all of several tokens are read.
+
+    Raises:
+        DataError: a column cannot be read as the schema says.
+    """
+    values = field_values(field, batch)
+    if pa.types.is_list(values.type):
+        return pa.ListArray.from_arrays(values.offsets, encoder.encode(values.values))
+    return encoder.encode(values)
+
+
 def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
-    """A field's raw values [n]: float64 (numeric), else int64 or string; NaN becomes missing.
+    """A field's raw values [n]: float64 (numeric), else int64 or string, or lists of these; NaN becomes missing.
 
     Raises:
         DataError: a column cannot be read as the schema says.
@@ -157,7 +172,7 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
             return _numbers(batch[field.columns[0]])
         if field.kind == "categorical":
             values = batch[field.columns[0]]
-            return plain_values(_last_tokens(values, field.separator) if field.tokens == "last" else values)
+            return plain_values(values) if field.tokens is None else _tokens(_lists(values, field), field.tokens)
         parts = [plain_values(batch[column]).cast(pa.string()) for column in field.columns]
         return pc.binary_join_element_wise(*parts, CROSS_SEPARATOR)
     except pa.ArrowException as error:
@@ -165,15 +180,25 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
         raise DataError(f"field {field.name}: cannot read {kinds} as {field.kind}: {error}") from error
 
 
-def _last_tokens(values: pa.Array, separator: str | None) -> pa.Array:
-    """The last token of each list or text [n]; missing where the list is missing or empty."""
-    if separator is not None:
-        values = pc.split_pattern(values.cast(pa.string()), separator, max_splits=1, reverse=True)
+def _lists(values: pa.Array, field: Field) -> pa.Array:
+    """Tokens as lists [n] without gaps between them; a missing list is empty."""
+    if field.separator is not None:
+        splits = 1 if field.tokens == "last" else None
+        text = values.cast(pa.string())
+        text = pc.if_else(pc.equal(text, ""), None, text)  # no token, rather than an empty one
+        values = pc.split_pattern(text, field.separator, max_splits=splits, reverse=True)
     if not pa.types.is_list(values.type) and not pa.types.is_large_list(values.type):
         raise pa.ArrowTypeError("tokens are read of a column of lists, or of text with a separator")
-    lengths = pc.list_value_length(values)
-    last = pc.if_else(pc.greater(lengths, 0), pc.subtract(values.offsets.slice(1), 1), None)
-    return values.values.take(last)
+    ends = np.cumsum(pc.list_value_length(values).fill_null(0).to_numpy())
+    return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), values.flatten())
+
+
+def _tokens(lists: pa.Array, which: Literal["last", "all"]) -> pa.Array:
+    """All tokens of each list [n], or the last one, missing where the list is empty."""
+    if which == "all":
+        return pa.ListArray.from_arrays(lists.offsets, plain_values(lists.values))
+    last = pc.if_else(pc.greater(pc.list_value_length(lists), 0), pc.subtract(lists.offsets.slice(1), 1), None)
+    return plain_values(lists.values.take(last))
 
 
 def plain_values(values: pa.Array) -> pa.Array:

@@ -29,7 +29,7 @@ def infer_schema(
 ) -> dict[str, Any]:
     """The content of a schema file: every column that has no other part is a field.
 
-    Floats are numeric fields, whole numbers, text and booleans categorical ones, and of lists the last token is read;
+    Floats are numeric fields, whole numbers, text and booleans categorical ones, of lists all tokens are read;
     columns of dates and times are left out. The first 80 % train, the next 10 % validate, the rest tests: in order of
     ``time``, else by a hash of the group, so that no user is in two splits, else of the row.
 
@@ -71,7 +71,7 @@ def _field(kind: pa.DataType) -> Any:
     if pa.types.is_temporal(kind):
         return None
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return {"kind": "categorical", "tokens": "last"}
+        return {"kind": "categorical", "tokens": "all"}
     return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
 
 

@@ -59,13 +59,15 @@ def is_text(path: Path) -> bool:
 def _aliccp(schema: Schema, paths: dict[str, Path], work: Path, run: Stage) -> list[BadRows]:
     fields = list(dict.fromkeys(column for field in schema.fields for column in field.columns))
     fields += [schema.group] if schema.group and schema.group not in fields else []
+    lists = {column for field in schema.fields if field.tokens for column in field.columns}
+    which = {"fields": fields, "lists": sorted(lists)}
     accounts = []
     for role in paths:
         if role.startswith(COMMON):
             continue
         common = COMMON + role
-        accounts.append(run(paths[common], work / common, partial(aliccp.parse_common, fields=fields), header_lines=0))
-        parse = partial(aliccp.parse_skeleton, fields=fields, common=aliccp.read_common(work / common, fields))
+        accounts.append(run(paths[common], work / common, partial(aliccp.parse_common, **which), header_lines=0))
+        parse = partial(aliccp.parse_skeleton, common=aliccp.read_common(work / common, **which), **which)
         accounts.append(run(paths[role], work / role, parse, header_lines=0))
     return accounts
 
@@ -118,7 +120,7 @@ def _operands(condition: Condition) -> list[tuple[str, object]]:
 
 
 def _kind(operand: object, discrete: bool) -> pa.DataType:
-    kinds = {
+    kinds = {  # subclasses first; a pandas Timestamp, which Arrow makes of nanoseconds, is a datetime
         bool: pa.bool_(),
         int: pa.int64() if discrete else pa.float64(),
         float: pa.float64(),
@@ -126,7 +128,7 @@ def _kind(operand: object, discrete: bool) -> pa.DataType:
         datetime.date: pa.date32(),
         datetime.time: pa.time64("us"),
     }
-    return kinds.get(type(operand), pa.string())
+    return next((kind for known, kind in kinds.items() if isinstance(operand, known)), pa.string())
 
 
 def read_header(path: Path) -> tuple[list[str], str]:

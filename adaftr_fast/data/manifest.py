@@ -19,7 +19,7 @@ from adaftr_fast.data.encode import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.schema_types import Field, Label
 
-FORMAT = 3  # of prepared folders; raise it when their content changes for the same schema and files
+FORMAT = 4  # of prepared folders; raise it when their content changes for the same schema and files
 MANIFEST = "schema.json"
 VOCABULARY = "vocabulary.parquet"
 
@@ -28,7 +28,8 @@ VOCABULARY = "vocabulary.parquet"
 class FieldInfo:
     """One field of a prepared folder: ids in [0, num_embeddings), 0 = unknown or missing.
 
-    ``edges`` are those of a numeric field: id k stands for ``(edges[k-2], edges[k-1]]``.
+    ``edges`` are those of a numeric field: id k stands for ``(edges[k-2], edges[k-1]]``. A row of a ``multiple`` field
+    has a list of ids.
     """
 
     name: str
@@ -36,6 +37,7 @@ class FieldInfo:
     columns: list[str]
     num_embeddings: int
     edges: list[float] | None = None
+    multiple: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def read_head(path: Path) -> dict[str, Any]:
 
 def field_info(field: Field, encoder: Encoder) -> FieldInfo:
     edges = [float(edge) for edge in encoder.edges] if isinstance(encoder, Buckets) else None
-    return FieldInfo(field.name, field.kind, list(field.columns), encoder.num_embeddings, edges)
+    return FieldInfo(field.name, field.kind, list(field.columns), encoder.num_embeddings, edges, field.tokens == "all")
 
 
 def fingerprint(fields: list[FieldInfo], labels: Sequence[Label], encoders: dict[str, Encoder]) -> str:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from adaftr_fast.data.bags import interleave
 from adaftr_fast.data.batch import Batch, concat
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.manifest import Manifest
@@ -46,7 +47,7 @@ class TensorRows:
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         rows = concat([self.chunks[chunk] for chunk in chunks])
-        return rows if order is None else _ordered(rows, order)
+        return rows if order is None else rows.take(order)
 
 
 class ParquetRows:
@@ -60,13 +61,15 @@ class ParquetRows:
     def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
         self.path = folder / f"{split}.parquet"
         self.fields, self.tasks = [field.name for field in manifest.fields], manifest.tasks
+        self.multiple = {field.name for field in manifest.fields if field.multiple}
         self.limits = {field.name: field.num_embeddings for field in manifest.fields} | dict.fromkeys(self.tasks, 2)
         self.group = [GROUP] if manifest.group else []
         self.weight = [WEIGHT] if manifest.weight else []
         with self._open() as file:
             metadata, schema = file.metadata, file.schema_arrow
         self.sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-        types = dict.fromkeys(self.fields, pa.int32()) | dict.fromkeys(self.tasks, pa.uint8())
+        types = {field: pa.list_(pa.int32()) if field in self.multiple else pa.int32() for field in self.fields}
+        types |= dict.fromkeys(self.tasks, pa.uint8())
         types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
         for column, kind in types.items():
             if column not in schema.names:
@@ -83,12 +86,16 @@ class ParquetRows:
                 table = file.read_row_groups(list(chunks), columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path}: not readable: {str(error).splitlines()[0]}") from error
-        values = {column: self._values(table, column) for column in columns}
-        ids = _matrix([values[field] for field in self.fields], np.int32)
+        values = {column: self._values(column, table[column]) for column in columns if column not in self.multiple}
         labels = _matrix([values[task] for task in self.tasks], np.float32)
         group, weight = (torch.from_numpy(values[name].copy()) if name in values else None for name in (GROUP, WEIGHT))
-        rows = Batch(torch.from_numpy(ids), torch.from_numpy(labels), group, weight)
-        return rows if order is None else _ordered(rows, order)
+        if self.multiple:
+            bags = [self._lists(each, table) if each in self.multiple else (values[each], None) for each in self.fields]
+            ids, offsets = map(torch.from_numpy, interleave(bags))
+        else:
+            ids, offsets = torch.from_numpy(_matrix([values[field] for field in self.fields], np.int32)), None
+        rows = Batch(ids, torch.from_numpy(labels), group, weight, offsets)
+        return rows if order is None else rows.take(order)
 
     def _open(self) -> pq.ParquetFile:
         try:
@@ -96,11 +103,20 @@ class ParquetRows:
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path}: not readable: {str(error).splitlines()[0]}") from error
 
-    def _values(self, table: pa.Table, column: str) -> np.ndarray:
-        """One column [N], checked."""
+    def _lists(self, column: str, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a column of lists, checked, and their offsets [N + 1] from 0."""
         if table[column].null_count:
             raise DataError(f"{self.path}: column {column}: {table[column].null_count} missing values")
-        values, limit = table[column].to_numpy(), self.limits.get(column)
+        lists = table[column].combine_chunks()
+        lists = lists if isinstance(lists, pa.Array) else pa.concat_arrays(lists.chunks)
+        offsets = lists.offsets.to_numpy()
+        return self._values(column, lists.flatten()), offsets - offsets[0]
+
+    def _values(self, column: str, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """Plain values of a column, checked."""
+        if values.null_count:
+            raise DataError(f"{self.path}: column {column}: {values.null_count} missing values")
+        values, limit = values.to_numpy(), self.limits.get(column)
         if limit is not None and len(values) and not 0 <= values.min() <= values.max() < limit:
             raise DataError(f"{self.path}: column {column}: [{values.min()}, {values.max()}] leaves [0, {limit})")
         return values
@@ -114,8 +130,3 @@ def _matrix(columns: list[np.ndarray], kind: type[np.generic]) -> np.ndarray:
         for position, column in enumerate(columns):
             block[:, position] = column[start : start + BLOCK]
     return matrix
-
-
-def _ordered(rows: Batch, order: np.ndarray) -> Batch:
-    """NumPy's gather, since torch's would start a second pool of threads beside that of training."""
-    return rows.map(lambda part: torch.from_numpy(np.take(part.numpy(), order, axis=0)))

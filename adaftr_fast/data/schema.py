@@ -150,10 +150,10 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
 
 def _tokens(where: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     tokens, separator = spec.get("tokens"), spec.get("separator")
-    if tokens is not None and (tokens != "last" or kind != "categorical"):
-        raise DataError(f'{where}.tokens: expected "last", of a categorical field, got {tokens!r}')
+    if tokens is not None and (tokens not in ("last", "all") or kind != "categorical"):
+        raise DataError(f'{where}.tokens: expected "last" or "all", of a categorical field, got {tokens!r}')
     if separator is not None and (tokens is None or not text(f"{where}.separator", separator)):
-        raise DataError(f'{where}.separator: expected a text of a field with tokens = "last", got {separator!r}')
+        raise DataError(f"{where}.separator: expected a text, of a field with tokens, got {separator!r}")
     return {"tokens": tokens, "separator": separator}
 
 

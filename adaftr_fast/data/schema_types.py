@@ -23,7 +23,7 @@ class Field:
         min_count: least number of training rows with a value for it to get its own id (categorical, cross).
         hashed: number of ids among which values are spread by a hash instead of a vocabulary (categorical, cross).
         buckets: number of training-quantile buckets before equal quantiles collapse (numeric).
-        tokens: of several tokens, which one is read: ``last``; None = a column of single values.
+        tokens: of several tokens, which are read: the ``last``, or ``all``; None = a column of single values.
         separator: between the tokens of a text; None = tokens stand in a column of lists.
     """
 
@@ -32,7 +32,7 @@ class Field:
     columns: tuple[str, ...]
     min_count: int
     buckets: int
-    tokens: Literal["last"] | None = None
+    tokens: Literal["last", "all"] | None = None
     separator: str | None = None
     hashed: int | None = None
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adaftr_fast._json import dumps, from_json
-from adaftr_fast.data.encode import Encoder, GroupNumbers, field_values
+from adaftr_fast.data.encode import Encoder, GroupNumbers, encode_field
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.manifest import SplitInfo
 from adaftr_fast.data.parallel import ordered_map
@@ -53,7 +53,8 @@ def split_info(path: Path) -> SplitInfo:
 
 
 def _columns(schema: Schema) -> pa.Schema:
-    columns = [pa.field(field.name, pa.int32()) for field in schema.fields]
+    many = pa.list_(pa.int32())
+    columns = [pa.field(field.name, many if field.tokens == "all" else pa.int32()) for field in schema.fields]
     columns += [pa.field(label.name, pa.uint8()) for label in schema.labels]
     columns += [pa.field(GROUP, pa.int64())] if schema.group else []
     columns += [pa.field(WEIGHT, pa.float32())] if schema.weight else []
@@ -62,7 +63,7 @@ def _columns(schema: Schema) -> pa.Schema:
 
 def _encode(schema: Schema, encoders: dict[str, Encoder], batch: pa.RecordBatch) -> dict[str, pa.Array]:
     """All columns of a batch but the group's."""
-    encoded = {field.name: encoders[field.name].encode(field_values(field, batch)) for field in schema.fields}
+    encoded = {field.name: encode_field(field, encoders[field.name], batch) for field in schema.fields}
     for label in schema.labels:
         encoded[label.name] = _label_values(label, batch[LABEL + label.name])
     if schema.weight:

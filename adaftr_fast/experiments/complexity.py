@@ -108,7 +108,7 @@ def _inference(model: nn.Module, batches: list[Batch]) -> Callable[[], None]:
 
     @torch.no_grad()
     def infer() -> None:
-        model(next(supply).ids)
+        model(*next(supply).features)
 
     return infer
 
@@ -117,6 +117,6 @@ def count_parameters(model: nn.Module, batch: Batch) -> tuple[int, int, int]:
     """Those of tables, all others, and those others that the logits depend on: what serving must keep."""
     tables = {p for module in model.modules() if isinstance(module, FusedEmbedding) for p in module.parameters()}
     dense = [parameter for parameter in model.parameters() if parameter not in tables]
-    gradients = torch.autograd.grad(model(batch.ids).sum(), dense, allow_unused=True)
+    gradients = torch.autograd.grad(model(*batch.features).sum(), dense, allow_unused=True)
     deployed = sum(p.numel() for p, gradient in zip(dense, gradients) if gradient is not None)
     return sum(p.numel() for p in tables), sum(p.numel() for p in dense), deployed

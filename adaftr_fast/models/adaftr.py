@@ -88,11 +88,11 @@ class AdaFTR(MultiTaskModel):
         temperature = tau_fixed if tau == "fixed" else tau
         self.contrasts = nn.ModuleList(AdaptiveInfoNCE(tau_min, tau_max, tau=temperature) for _ in contrasted)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.backbone(ids)
+    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+        return self.backbone(ids, offsets)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        seen = self.backbone.represent(batch.ids)
+        seen = self.backbone.represent(*batch.features)
         losses = self.backbone.task_losses(seen, batch)
         logits = self._relatedness_logits(seen, detach=self.relatedness_updates == "omega")
         if logits:
@@ -106,7 +106,7 @@ class AdaFTR(MultiTaskModel):
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
         """``tau/<anchor>-<other>``: the temperature of every instance [B], where there is one that is learned."""
-        logits = self._relatedness_logits(self.backbone.represent(batch.ids), detach=True)
+        logits = self._relatedness_logits(self.backbone.represent(*batch.features), detach=True)
         names = [f"tau/{self.task_names[a]}-{self.task_names[b]}" for a, b in self.pairs]
         if logits:
             return {n: c.temperature(x.sigmoid()) for n, c, x in zip(names, self.contrasts, logits)}

@@ -58,8 +58,8 @@ class MultiTaskModel(nn.Module, ABC):
             )
 
     @abstractmethod
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids [B, F] int32 or int64 -> logits [B, T]."""
+    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """ids [B, F] int32 or int64, or those of multi-valued fields [N] with offsets [B * F + 1] -> logits [B, T]."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -105,17 +105,17 @@ class Backbone(MultiTaskModel):
         hidden, logits = zip(*(tower(v) for tower, v in zip(self.towers, inputs)))
         return list(hidden), torch.stack(logits, 1)
 
-    def represent(self, ids: Tensor) -> Representations:
-        """Everything from the embedding to the logits."""
-        embedded = self.embedding(ids)
+    def represent(self, ids: Tensor, offsets: Tensor | None = None) -> Representations:
+        """Everything from the embedding to the logits; a multi-valued field is the mean of its ids' vectors."""
+        embedded = self.embedding(ids, offsets)
         inputs = self.task_inputs(embedded)
         return Representations(embedded, inputs, *self.read_towers(inputs))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.represent(ids).logits
+    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+        return self.represent(ids, offsets).logits
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        return self.task_losses(self.represent(batch.ids), batch)
+        return self.task_losses(self.represent(*batch.features), batch)
 
     def task_losses(self, seen: Representations, batch: Batch) -> dict[str, Tensor]:
         """Eq. 4 (with the "1 -" its second logarithm lacks in print) for each task, and the L2 term of Eq. 14."""

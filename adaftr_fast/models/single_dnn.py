@@ -45,8 +45,8 @@ class SingleDNN(MultiTaskModel):
             for task in task_names
         )
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return torch.cat([network(ids) for network in self.networks], 1)
+    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+        return torch.cat([network(ids, offsets) for network in self.networks], 1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         self.check_labels(batch.labels)

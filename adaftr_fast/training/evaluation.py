@@ -29,11 +29,12 @@ def predict(model: nn.Module, split: Split, batch_size: int) -> Predictions:
     """One pass over ``split`` in batches of ``batch_size`` rows."""
     model.eval()
     device = device_of(model)
-    parts = [
-        (model(batch.ids.to(device)).float().cpu().numpy(), batch.labels.numpy().astype(np.uint8), batch.group)
-        for batch in split.batches(batch_size)
-    ]
-    logits, labels, groups = zip(*parts)
+    logits, labels, groups = [], [], []
+    for batch in split.batches(batch_size):
+        z = model(*(part.to(device) for part in batch.features))
+        logits.append(z.float().cpu().numpy())
+        labels.append(batch.labels.numpy().astype(np.uint8))
+        groups.append(batch.group)
     group = None if groups[0] is None else torch.cat(groups).numpy()
     return Predictions(np.concatenate(logits), np.concatenate(labels), group)
 

@@ -85,7 +85,7 @@ class Stepper:
     @torch.no_grad()
     def _not_finite(self, batch: Batch) -> str | None:
         """Something of the model that is not finite, by which a loss that an op refused to compute is explained."""
-        values = dict(self.model.named_parameters()) | {"a logit": self.model(batch.ids)}
+        values = dict(self.model.named_parameters()) | {"a logit": self.model(*batch.features)}
         if hasattr(self.model, "diagnostics"):
             values |= self.model.diagnostics(batch)
         return next((name for name, value in values.items() if not value.isfinite().all()), None)

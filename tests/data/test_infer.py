@@ -49,10 +49,10 @@ def test_without_a_time_users_are_kept_together(log):
     assert infer_schema(log / "log.csv", ["click"])["split"]["train"] == {"hash": {"start": 0.0, "stop": 0.8}}
 
 
-def test_lists_are_read_by_their_last_token(tmp_path):
+def test_lists_are_read_by_all_tokens(tmp_path):
     pq.write_table(pa.table({"seen": [[1], [2]], "y": [0, 1]}), tmp_path / "log.parquet")
     fields = infer_schema(tmp_path / "log.parquet", ["y"])["fields"]
-    assert fields == {"seen": {"kind": "categorical", "tokens": "last"}}
+    assert fields == {"seen": {"kind": "categorical", "tokens": "all"}}
 
 
 def test_mistakes_are_named(log):

@@ -52,6 +52,7 @@ def test_vocabulary_and_manifest_read_like_documentation(source, write, tmp_path
     content = json.loads((tmp_path / "out/schema.json").read_text())
     assert content["fields"][2] == {
         "name": "rain", "kind": "numeric", "columns": ["rain"], "num_embeddings": 3, "edges": [0.0],
+        "multiple": False,
     }  # fmt: skip
     assert content["schema"] == source
 

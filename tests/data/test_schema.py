@@ -57,7 +57,7 @@ def test_what_is_generated_and_known_is_checked(source):
         parse_schema(source | {"generate": {"rows": "3"}})
     with pytest.raises(DataError, match="synthetic log: layout: expected one of aliccp, ecomm, got 'x'"):
         parse_schema(source | {"generate": {"rows": 3, "layout": "x"}})
-    with pytest.raises(DataError, match=r'fields\.rain\.tokens: expected "last", of a categorical field'):
+    with pytest.raises(DataError, match=r'fields\.rain\.tokens: expected "last" or "all", of a categorical field'):
         parse_schema(source | {"fields": {"rain": {"kind": "numeric", "tokens": "last"}}})
 
 

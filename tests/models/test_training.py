@@ -94,7 +94,7 @@ class PlainEmbedding(nn.Module):
         super().__init__()
         self.weight, self.offsets = nn.Parameter(fused.weight.detach().clone()), fused.offsets
 
-    def forward(self, ids):
+    def forward(self, ids, offsets=None):
         return fused_embedding(self.weight, ids, self.offsets)
 
 
