@@ -72,7 +72,12 @@ def parse_common(data: bytes, fields: Sequence[str], lists: Collection[str] = ()
 
 def read_common(folder: Path, fields: Sequence[str], lists: Collection[str] = ()) -> CommonFeatures:
     """All common features of a staged file; a feature takes 8 bytes."""
-    table = ds.dataset(folder, format="parquet").to_table().combine_chunks()
+    return common_features(ds.dataset(folder, format="parquet").to_table(), fields, lists)
+
+
+def common_features(table: pa.Table, fields: Sequence[str], lists: Collection[str] = ()) -> CommonFeatures:
+    """The rows of ``parse_common`` as what ``parse_skeleton`` joins."""
+    table = table.combine_chunks()
     last = np.full((table.num_rows, len(fields)), MISSING, np.int64)
     for place, field in enumerate(fields):
         if field not in lists:
@@ -82,11 +87,19 @@ def read_common(folder: Path, fields: Sequence[str], lists: Collection[str] = ()
 
 
 def parse_skeleton(
-    data: bytes, fields: Sequence[str], common: CommonFeatures, lists: Collection[str] = ()
+    data: bytes,
+    fields: Sequence[str],
+    common: CommonFeatures,
+    lists: Collection[str] = (),
+    *,
+    labels: Sequence[str] = LABELS,
+    keep: Sequence[str] = (),
 ) -> tuple[pa.Table, BadRows]:
-    """Lines of a skeleton file, joined, to uint8 ``click`` and ``conversion`` and a column per field."""
+    """Lines of a skeleton file, joined, to uint8 ``labels``, other columns to ``keep`` as text, and one per field."""
     block = parse_block(data.translate(ONE_SEPARATOR), SKELETON, ",", quoted=False)
-    for label in LABELS:
+    for column in keep:
+        block.convert(column, pa.string())
+    for label in labels:
         block.require(label)
         block.convert(label, pa.uint8())
     block.convert(COMMON[0], pa.string())
@@ -94,7 +107,7 @@ def parse_skeleton(
     user = pc.index_in(block.column(COMMON[0]), value_set=common.index).fill_null(-1).to_numpy()
     joined = _joined(features, common.features, user)
     block.drop(user < 0, "no common features of this index", block.column(COMMON[0]))
-    columns = {label: block.table[label] for label in LABELS} | joined.columns(fields)
+    columns = {column: block.table[column] for column in (*labels, *keep)} | joined.columns(fields)
     return pa.table(columns), block.report()
 
 

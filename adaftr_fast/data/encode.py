@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -31,16 +32,37 @@ class Vocabulary:
         table = counts.table()
         table = table.filter(pc.greater_equal(table["count"], min_count))
         table = table.sort_by([("count", "descending"), ("value", "ascending")]).combine_chunks()
-        return cls(_one_array(table["value"]), _one_array(table["count"]))
+        return cls(one_array(table["value"]), one_array(table["count"]))
 
     @property
     def num_embeddings(self) -> int:
         return len(self.values) + 1
 
     def encode(self, values: pa.Array) -> pa.Array:
-        """Values of the vocabulary's type [n] to int32 ids [n]."""
-        found = pc.index_in(values, value_set=self.values, skip_nulls=True)
+        """Integers or text [n] to int32 ids [n]; a number and its text are the same value."""
+        known = self._integers if pa.types.is_integer(values.type) else self._text
+        found = pc.index_in(values.cast(known.type), value_set=known, skip_nulls=True)
         return pc.add(pc.fill_null(found, -1), pa.scalar(1, pa.int32()))
+
+    def grown(self, newer: Vocabulary) -> Vocabulary:
+        """The known values under the ids they have, then those that only ``newer`` has; counts add up."""
+        more = pc.fill_null(newer.counts.take(pc.index_in(self._text, value_set=newer._text)), 0)
+        fresh = pc.invert(pc.is_in(newer._text, value_set=self._text))
+        values = pa.concat_arrays([self._text, newer._text.filter(fresh)])
+        return Vocabulary(values, pa.concat_arrays([pc.add(self.counts, more), newer.counts.filter(fresh)]))
+
+    @cached_property
+    def _text(self) -> pa.Array:
+        return self.values.cast(pa.string())
+
+    @cached_property
+    def _integers(self) -> pa.Array:
+        """The values as int64, or as text where one of them is not written as an integer is."""
+        try:
+            integers = self.values.cast(pa.int64())
+        except pa.ArrowException:
+            return self._text
+        return integers if integers.cast(pa.string()).equals(self._text) else self._text
 
 
 @dataclass(frozen=True)
@@ -218,5 +240,6 @@ def _without_nan(values: pa.Array) -> pa.Array:
     return pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
 
 
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """The column in one piece."""
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([*column.chunks, pa.array([], column.type)])

@@ -57,10 +57,9 @@ def is_text(path: Path) -> bool:
 
 
 def _aliccp(schema: Schema, paths: dict[str, Path], work: Path, run: Stage) -> list[BadRows]:
-    fields = list(dict.fromkeys(column for field in schema.fields for column in field.columns))
+    fields = field_columns(schema)
     fields += [schema.group] if schema.group and schema.group not in fields else []
-    lists = {column for field in schema.fields if field.tokens for column in field.columns}
-    which = {"fields": fields, "lists": sorted(lists)}
+    which = {"fields": fields, "lists": list_columns(schema)}
     accounts = []
     for role in paths:
         if role.startswith(COMMON):
@@ -70,6 +69,16 @@ def _aliccp(schema: Schema, paths: dict[str, Path], work: Path, run: Stage) -> l
         parse = partial(aliccp.parse_skeleton, common=aliccp.read_common(work / common, **which), **which)
         accounts.append(run(paths[role], work / role, parse, header_lines=0))
     return accounts
+
+
+def field_columns(schema: Schema) -> list[str]:
+    """Every column that fields read, each once."""
+    return list(dict.fromkeys(column for field in schema.fields for column in field.columns))
+
+
+def list_columns(schema: Schema) -> list[str]:
+    """Those of them that hold several tokens."""
+    return sorted({column for field in schema.fields if field.tokens for column in field.columns})
 
 
 def _delimited(schema: Schema, paths: dict[str, Path], work: Path, roles: list[str], run: Stage) -> list[BadRows]:

@@ -1,4 +1,4 @@
-"""``schema.json`` and ``vocabulary.parquet``: what the ids of a prepared folder mean."""
+"""``schema.json``: what a prepared folder holds and what its ids mean, but for the values of its vocabularies."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.bad_rows import BadRows
 from adaftr_fast.data.encode import Buckets, Encoder, Vocabulary
@@ -21,7 +18,6 @@ from adaftr_fast.data.schema_types import Field, Label
 
 FORMAT = 4  # of prepared folders; raise it when their content changes for the same schema and files
 MANIFEST = "schema.json"
-VOCABULARY = "vocabulary.parquet"
 
 
 @dataclass(frozen=True)
@@ -125,14 +121,3 @@ def fingerprint(fields: list[FieldInfo], labels: Sequence[Label], encoders: dict
         if isinstance(encoder, Vocabulary):
             digest.update(json.dumps(encoder.values.to_pylist()).encode())
     return digest.hexdigest()
-
-
-def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
-    """One table for all fields: field, id, value (as text), count in the training split."""
-    kinds = pa.schema([("field", pa.string()), ("id", pa.int32()), ("value", pa.string()), ("count", pa.int64())])
-    with pq.ParquetWriter(path, kinds, compression="zstd") as writer:
-        for name, encoder in encoders.items():
-            if isinstance(encoder, Vocabulary):
-                rows = len(encoder.values)
-                columns = [pa.repeat(name, rows), pa.array(range(1, rows + 1), pa.int32())]
-                writer.write_table(pa.table([*columns, encoder.values.cast(pa.string()), encoder.counts], schema=kinds))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,19 +22,19 @@ from adaftr_fast.data.inputs import as_parquet
 from adaftr_fast.data.manifest import (
     FORMAT,
     MANIFEST,
-    VOCABULARY,
     Manifest,
     SplitInfo,
     field_info,
     fingerprint,
     read_head,
     read_manifest,
-    write_vocabulary,
 )
+from adaftr_fast.data.schema import parse_schema
 from adaftr_fast.data.schema_types import SPLITS, Schema
 from adaftr_fast.data.source import Source, input_paths
 from adaftr_fast.data.split_file import GROUP, TRUTH, WEIGHT, split_info, write_split
 from adaftr_fast.data.synthetic.write import LOG, write_log
+from adaftr_fast.data.vocabulary import VOCABULARY, grown, read_encoders, write_vocabulary
 from adaftr_fast.data.workplace import publish, workplace
 
 __all__ = ["FILES", "GROUP", "TRUTH", "WEIGHT", "prepare"]
@@ -46,6 +47,7 @@ def prepare(
     folder: str | Path,
     *,
     bad_rows: float = 0.0,
+    grow: str | Path | None = None,
     progress: bool = False,
 ) -> Manifest:
     """Writes ``train/validation/test.parquet``, ``schema.json`` and ``vocabulary.parquet`` to ``folder``.
@@ -57,39 +59,54 @@ def prepare(
         files: the input files in the order of ``schema.files``: parquet files, folders of them, or delimited text;
             None or empty for what is shipped or generated.
         bad_rows: share of the rows of a text file that may be unreadable; they are left out and reported.
+        grow: a prepared folder of the same fields whose ids keep their meaning, buckets included; values that are new
+            in ``files`` get ids after its own.
         progress: show progress bars.
 
     Raises:
         DataError: an unreadable input, a missing column, too many bad rows, a label that is neither 0 nor 1, an empty
             split, or a folder that holds something else.
+        OSError: the folder cannot be written; what was done is kept.
     """
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
     folder = Path(folder)
     generate = schema.generate is not None and not files
     paths = {} if generate else input_paths(schema, files or [])
-    inputs = _inputs_digest(schema, paths)
+    known = None if grow is None else _known(schema, Path(grow))
+    inputs = _inputs_digest(schema, paths, known)
     existing = _existing(folder, inputs)
     if existing is not None:
         return existing
-    with workplace(folder, inputs) as work:
-        if generate:
-            write_log(schema.generate, work / "generated", progress=progress)
-            paths = {schema.files[0]: work / "generated" / LOG}
-        paths, account = as_parquet(schema, paths, work / "staged", tolerance=bad_rows, progress=progress)
-        manifest = _encode(schema, Source(schema, paths), inputs, work / "prepared", account, progress)
-        publish(work / "prepared", folder)
+    try:
+        with workplace(folder, inputs) as work:
+            if generate:
+                write_log(schema.generate, work / "generated", progress=progress)
+                paths = {schema.files[0]: work / "generated" / LOG}
+            paths, account = as_parquet(schema, paths, work / "staged", tolerance=bad_rows, progress=progress)
+            source = Source(schema, paths)
+            manifest = _encode(schema, source, inputs, work / "prepared", account, known, progress)
+            publish(work / "prepared", folder)
+    except OSError as error:  # not of an input, whose errors are DataErrors
+        raise OSError(f"{folder}: cannot be written; the same command goes on: {error}") from error
     return manifest
 
 
 def _encode(
-    schema: Schema, source: Source, inputs: str, new: Path, account: BadRows | None, progress: bool
+    schema: Schema,
+    source: Source,
+    inputs: str,
+    new: Path,
+    account: BadRows | None,
+    known: PreparedIds | None,
+    progress: bool,
 ) -> Manifest:
     """The two passes over parquet, and all files of the prepared folder ``new``."""
     new.mkdir(exist_ok=True)
     rows = sum(source.count_rows(split) for split in ("train", *SPLITS))
     with tqdm(total=rows, unit=" rows", unit_scale=True, desc="prepare", disable=not progress) as bar:
         encoders = fit_encoders(schema.fields, source.scan("train", bar.update))
+        encoders = encoders if known is None else grown(known.encoders, encoders)
         for split in SPLITS:
             path = new / f"{split}.parquet"
             if path.exists():  # of a run that was interrupted later
@@ -137,9 +154,25 @@ def _check_splits(splits: dict[str, SplitInfo]) -> None:
             raise DataError(f"label {task}: {positives} of {splits['train'].rows} training rows are positive")
 
 
-def _inputs_digest(schema: Schema, paths: dict[str, Path]) -> str:
-    """sha256 of the schema and all input files, those of a folder in order of their names."""
-    digest = hashlib.sha256(dumps([FORMAT, schema.source]).encode())
+@dataclass(frozen=True)
+class PreparedIds:
+    """What the ids of another prepared folder mean."""
+
+    fingerprint: str
+    encoders: dict[str, Encoder]
+
+
+def _known(schema: Schema, folder: Path) -> PreparedIds:
+    manifest = read_manifest(folder)
+    theirs = parse_schema(manifest.schema).fields
+    if theirs != schema.fields:
+        raise DataError(f"{folder}: its fields are not those of data set {schema.name}, so its ids cannot be kept")
+    return PreparedIds(manifest.fingerprint, read_encoders(folder, manifest))
+
+
+def _inputs_digest(schema: Schema, paths: dict[str, Path], known: PreparedIds | None) -> str:
+    """sha256 of the schema, what is grown and all input files, those of a folder in order of their names."""
+    digest = hashlib.sha256(dumps([FORMAT, schema.source, *([known.fingerprint] if known else [])]).encode())
     for path in paths.values():
         if not path.exists():
             raise DataError(f"{path}: no such file")

@@ -87,13 +87,13 @@ class ParquetRows:
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.path}: not readable: {str(error).splitlines()[0]}") from error
         values = {column: self._values(column, table[column]) for column in columns if column not in self.multiple}
-        labels = _matrix([values[task] for task in self.tasks], np.float32)
+        labels = matrix([values[task] for task in self.tasks], np.float32)
         group, weight = (torch.from_numpy(values[name].copy()) if name in values else None for name in (GROUP, WEIGHT))
         if self.multiple:
             bags = [self._lists(each, table) if each in self.multiple else (values[each], None) for each in self.fields]
             ids, offsets = map(torch.from_numpy, interleave(bags))
         else:
-            ids, offsets = torch.from_numpy(_matrix([values[field] for field in self.fields], np.int32)), None
+            ids, offsets = torch.from_numpy(matrix([values[field] for field in self.fields], np.int32)), None
         rows = Batch(ids, torch.from_numpy(labels), group, weight, offsets)
         return rows if order is None else rows.take(order)
 
@@ -122,11 +122,11 @@ class ParquetRows:
         return values
 
 
-def _matrix(columns: list[np.ndarray], kind: type[np.generic]) -> np.ndarray:
+def matrix(columns: list[np.ndarray], kind: type[np.generic]) -> np.ndarray:
     """Columns [N] side by side, [N, len(columns)]."""
-    matrix = np.empty((len(columns[0]), len(columns)), kind)
-    for start in range(0, len(matrix), BLOCK):
-        block = matrix[start : start + BLOCK]
+    rows = np.empty((len(columns[0]), len(columns)), kind)
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
         for position, column in enumerate(columns):
             block[:, position] = column[start : start + BLOCK]
-    return matrix
+    return rows

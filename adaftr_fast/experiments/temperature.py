@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
 from adaftr_fast.data.loader import PreparedData
-from adaftr_fast.data.manifest import VOCABULARY, FieldInfo
+from adaftr_fast.data.manifest import FieldInfo
 from adaftr_fast.data.prepare import TRUTH
+from adaftr_fast.data.vocabulary import VOCABULARY
 from adaftr_fast.experiments.jobs import Job
 from adaftr_fast.experiments.run import build
 from adaftr_fast.training.checkpoint import load_checkpoint, load_weights
