@@ -1,5 +1,6 @@
 """Files that are whole or not there, also when the power fails."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -24,3 +25,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

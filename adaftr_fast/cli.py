@@ -1,4 +1,4 @@
-"""The command line: prepare, train, evaluate, experiment, info, demo.
+"""The command line: prepare, synthesize, train, daily, evaluate, export, predict, demo, experiment, info.
 
 Whatever a command needs beyond its arguments is imported when it runs, so that ``--help`` is quick.
 """
@@ -9,21 +9,24 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import jsonargparse
 
-from adaftr_fast._json import dumps, from_json
+from adaftr_fast._json import dumps
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.experiments import command
 from adaftr_fast.models.config import ModelConfig
+from adaftr_fast.runs import command as runs
+from adaftr_fast.runs import demo
+from adaftr_fast.serving import command as serving
+from adaftr_fast.serving.errors import ServingError
 from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import CheckpointError, TrainingError
 
-Section = TypeVar("Section")
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "training": TrainingConfig}
-USER_ERRORS = (DataError, CheckpointError, TrainingError, ValueError, OSError)
+USER_ERRORS = (DataError, CheckpointError, ServingError, TrainingError, ValueError, OSError)
 INTERRUPTED = 128  # + the signal's number: what shells report for a program that a signal ended
 
 
@@ -58,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 def build_parser() -> Parser:
     """The parser of all commands; every config field is an option ``--section.field`` and a TOML key."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help texts of config fields
-    about = "Joint click/conversion models with adaptive task relatedness: prepare data, train, evaluate."
+    about = "Joint click/conversion models with adaptive task relatedness: prepare data, train, evaluate, serve."
     parser = Parser(prog="adaftr-fast", description=about, parser_mode="toml")
     commands = parser.add_subcommands(required=True)
 
@@ -71,6 +74,8 @@ def build_parser() -> Parser:
     prepare.add_argument("--weight", type=str | None, help="with --labels: the column of sample weights")
     prepare.add_argument("--ignore", type=str, nargs="+", default=[], help="with --labels: columns to leave out")
     prepare.add_argument("--bad_rows", type=float, default=0.0, help="share of rows of text that may be unreadable")
+    grow = "a prepared folder of the same fields whose ids keep their meaning; new values get ids after its own"
+    prepare.add_argument("--grow", type=Path | None, help=grow)
     prepare.add_argument("--out", type=Path, required=True, help="the prepared folder")
     commands.add_subcommand("prepare", prepare)
 
@@ -92,7 +97,13 @@ def build_parser() -> Parser:
     train.add_argument("--out", type=Path, required=True, help=out)
     restart = "begin anew even if --out holds an unfinished run"
     train.add_argument("--restart", action="store_true", help=restart)
+    warm = "a run to start from: embedding rows by field and value, dense weights by name and shape"
+    train.add_argument("--warm_start", type=Path | None, help=warm)
     commands.add_subcommand("train", train)
+
+    daily = Parser(description="Train day by day, each day measured before it is trained on.", print_config=None)
+    runs.add_daily_arguments(daily)
+    commands.add_subcommand("daily", daily)
 
     evaluate = Parser(description="Measure a trained model on one split.")
     evaluate.add_argument("--run", type=Path, required=True, help="the --out folder of train")
@@ -100,11 +111,17 @@ def build_parser() -> Parser:
     evaluate.add_argument("--split", type=str, default="test", help="train, validation or test")
     commands.add_subcommand("evaluate", evaluate)
 
-    demo = Parser(description="Train MMoE and AdaFTR on the flights that ship with the package, and compare.")
-    demo.add_argument("--out", type=Path, required=True, help="folder for the prepared data, both runs and the report")
-    demo.add_argument("--restart", action="store_true", help=restart)
-    demo.add_argument("--training", type=TrainingConfig, default=TrainingConfig())
-    commands.add_subcommand("demo", demo)
+    export = Parser(description="Write a trained model as a program that scores raw rows.")
+    serving.add_export_arguments(export)
+    commands.add_subcommand("export", export)
+
+    predict = Parser(description="Score raw rows, parquet or text, with an exported model.")
+    serving.add_predict_arguments(predict)
+    commands.add_subcommand("predict", predict)
+
+    demonstration = Parser(description="Train MMoE and AdaFTR on the flights that ship with the package, and compare.")
+    demo.add_arguments(demonstration)
+    commands.add_subcommand("demo", demonstration)
 
     experiment = Parser(description="Run, resume and report a table or figure of the paper.", print_config=None)
     command.add_arguments(experiment)
@@ -128,7 +145,8 @@ def run_prepare(arguments: jsonargparse.Namespace) -> None:
     else:
         names = {name: arguments[name] for name in ("labels", "group", "time", "weight", "ignore")}
         schema = parse_schema(infer_schema(arguments.files[0], **names))
-    manifest = prepare(schema, arguments.files, arguments.out, bad_rows=arguments.bad_rows, progress=True)
+    options = {"bad_rows": arguments.bad_rows, "grow": arguments.grow}
+    manifest = prepare(schema, arguments.files, arguments.out, progress=True, **options)
     print(f"{arguments.out}: {manifest.dataset}, {len(manifest.fields)} fields, {sum(manifest.num_embeddings):,} ids")
     for name, split in manifest.splits.items():
         rates = ", ".join(f"{task} {100 * count / split.rows:.2f} %" for task, count in split.positives.items())
@@ -155,77 +173,24 @@ def run_synthesize(arguments: jsonargparse.Namespace) -> None:
 
 def run_train(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.data.loader import PreparedData
-    from adaftr_fast.experiments.run import train_one
+    from adaftr_fast.runs.run import train_one
     from adaftr_fast.training.report import metrics_table
 
     config = {name: section(**arguments[name].as_dict()) for name, section in SECTIONS.items()}
     data = PreparedData(config["data"].folder)
-    print(metrics_table([train_one(data, config, arguments.out, restart=arguments.restart)]))
+    options = {"restart": arguments.restart, "warm_start": arguments.warm_start}
+    print(metrics_table([train_one(data, config, arguments.out, **options)]))
 
 
 def run_evaluate(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.data.loader import PreparedData
-    from adaftr_fast.experiments.run import build
-    from adaftr_fast.training.checkpoint import FILE, load_checkpoint, load_weights
+    from adaftr_fast.runs.trained import load_trained
     from adaftr_fast.training.evaluation import evaluate
-    from adaftr_fast.training.trainer import BEST
 
-    data = PreparedData(arguments.data)
-    folder = arguments.run / BEST
-    weights, about = load_checkpoint(folder)
-    if about.fingerprint != data.manifest.fingerprint:
-        raise CheckpointError(
-            f"{folder}: trained on other data than {arguments.data}: ids or tasks do not mean the same"
-        )
-    config = {name: _saved_section(folder / FILE, about.config, name, SECTIONS[name]) for name in ("model", "training")}
-    model = build(config["model"], data)
-    load_weights(model, weights, str(folder))
-    metrics = evaluate(model, data.load(arguments.split), config["training"].eval_batch_size)
+    data, trained = PreparedData(arguments.data), load_trained(arguments.run)
+    trained.check_data(data)
+    metrics = evaluate(trained.model, data.load(arguments.split), trained.training.eval_batch_size)
     print(dumps({"split": arguments.split, "metrics": metrics}, indent=2))
-
-
-def _saved_section(path: Path, config: dict[str, Any], name: str, section: type[Section]) -> Section:
-    if name not in config:
-        raise CheckpointError(f"{path}: missing key 'config.{name}'")
-    try:
-        return from_json(section, config[name], f"config.{name}")
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
-def run_demo(arguments: jsonargparse.Namespace) -> None:
-    from adaftr_fast.data.loader import PreparedData
-    from adaftr_fast.data.prepare import prepare
-    from adaftr_fast.data.schema import load_schema
-    from adaftr_fast.experiments.run import train_one
-    from adaftr_fast.training.journal import METRICS
-    from adaftr_fast.training.report import metrics_table, write_report
-
-    schema, folder = load_schema("flights"), arguments.out / "data"
-    training = TrainingConfig(**arguments.training.as_dict())
-    prepare(schema, None, folder, progress=training.progress)
-    data = PreparedData(folder)
-    runs = []
-    for name in ("mmoe", "adaftr"):
-        print(f"\n{name}: {len(data.manifest.fields)} fields, {sum(data.manifest.num_embeddings):,} ids")
-        config = {
-            "data": DataConfig(str(folder)),
-            "model": ModelConfig(name=name),
-            "optimizer": OptimizerConfig(),
-            "training": training,
-        }
-        runs.append(train_one(data, config, arguments.out / name, restart=arguments.restart))
-    records = [{"model": run.name} | record for run in runs for record in run.epochs]
-    (arguments.out / METRICS).write_text("".join(dumps(record) + "\n" for record in records))
-    write_report(arguments.out, "Flights: MMoE and AdaFTR", runs, notes=DEMO_NOTES)
-    print(f"\nTest split (AUC and GAUC in points of 100)\n{metrics_table(runs)}\n\n{DEMO_NOTES}")
-    print(f"Report: {arguments.out / 'report.md'} and report.png")
-
-
-DEMO_NOTES = (
-    "One seed each: differences of a few tenths of a point are noise. The tasks stand in for ad events: click is a "
-    "departure 15 or more minutes late, conversion one that also arrives 30 or more minutes late."
-)
 
 
 def run_info(arguments: jsonargparse.Namespace) -> None:
@@ -242,8 +207,11 @@ COMMANDS = {
     "prepare": run_prepare,
     "synthesize": run_synthesize,
     "train": run_train,
+    "daily": runs.run_daily,
     "evaluate": run_evaluate,
-    "demo": run_demo,
+    "export": serving.run_export,
+    "predict": serving.run_predict,
+    "demo": demo.run_demo,
     "experiment": command.run_experiment,
     "info": run_info,
 }

@@ -15,8 +15,8 @@ from adaftr_fast.data.loader import PreparedData
 from adaftr_fast.experiments.catalog import NO_OMEGA, TITLES, Variant
 from adaftr_fast.experiments.jobs import Budget
 from adaftr_fast.experiments.measure import machine, side_by_side
-from adaftr_fast.experiments.run import build
 from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.runs.run import build
 from adaftr_fast.training.optimizers import build_optimizers
 
 BATCHES = 8  # different ones in turn, so that a step's rows are not those of the last

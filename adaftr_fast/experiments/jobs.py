@@ -18,8 +18,8 @@ from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.loader import PreparedData
 from adaftr_fast.data.manifest import Manifest
 from adaftr_fast.experiments.catalog import Variant
-from adaftr_fast.experiments.run import train_one
 from adaftr_fast.models.config import ModelConfig
+from adaftr_fast.runs.run import train_one
 from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import CheckpointError, TrainingError
 from adaftr_fast.training.evaluation import TaskMetrics, spread

@@ -20,7 +20,7 @@ from adaftr_fast.data.manifest import FieldInfo
 from adaftr_fast.data.prepare import TRUTH
 from adaftr_fast.data.vocabulary import VOCABULARY
 from adaftr_fast.experiments.jobs import Job
-from adaftr_fast.experiments.run import build
+from adaftr_fast.runs.run import build
 from adaftr_fast.training.checkpoint import load_checkpoint, load_weights
 from adaftr_fast.training.evaluation import diagnose, spread
 from adaftr_fast.training.trainer import BEST

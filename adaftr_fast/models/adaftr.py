@@ -91,6 +91,9 @@ class AdaFTR(MultiTaskModel):
     def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
         return self.backbone(ids, offsets)
 
+    def served(self) -> MultiTaskModel:
+        return self.backbone
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         seen = self.backbone.represent(*batch.features)
         losses = self.backbone.task_losses(seen, batch)

@@ -73,6 +73,10 @@ class MultiTaskModel(nn.Module, ABC):
                 f"{', '.join(self.task_names)}, got {list(labels.shape)}"
             )
 
+    def served(self) -> MultiTaskModel:
+        """What gives the logits, without what only the loss needs."""
+        return self
+
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
         """Per-instance values worth a look, each [B], such as the learned temperature."""
         return {}

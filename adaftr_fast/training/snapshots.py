@@ -6,7 +6,6 @@ in it can be cut off or changed unnoticed. It appears under that name when it is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import warnings
@@ -17,7 +16,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adaftr_fast._files import sync
+from adaftr_fast._files import sha256, sync
 from adaftr_fast.training.errors import CheckpointError
 
 KEEP = 2  # the newest, and one to fall back to
@@ -87,8 +86,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
+    return sha256(path)[:DIGITS]
 
 
 def _newest_first(folder: Path) -> list[Path]:

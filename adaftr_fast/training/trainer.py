@@ -95,8 +95,10 @@ class Trainer:
         restore(self.model, self.stepper.optimizers, tensors)
         self.means = RunningMean(sums, self.progress.step)
         self._resumed = True
-        if self.progress.step == 0 and 0 < self.progress.best_epoch == self.progress.epoch - 1:
-            self._save_best()  # it may have been stopped after saying that these weights are the best
+        if self.progress.step == 0 and self.progress.epochs:  # it may have been stopped before saying so
+            self._log(self.progress.epochs[-1])
+            if self.progress.best_epoch == self.progress.epoch - 1:
+                self._save_best()
         return True
 
     def finish(self) -> None:
@@ -166,8 +168,8 @@ class Trainer:
         is_best = mean_auc(record["validation"]) > self.progress.best_auc
         if is_best:
             self.progress.best_epoch, self.progress.best_auc = record["epoch"], mean_auc(record["validation"])
+        self._save_progress()  # first: an older run's results are not removed until this one's are safe
         self._log(record)
-        self._save_progress()
         if is_best:
             self._save_best()
 

@@ -4,7 +4,7 @@ import torch
 
 from adaftr_fast.experiments.complexity import VARIANTS, count_parameters, measure
 from adaftr_fast.experiments.complexity_report import write_complexity_report
-from adaftr_fast.experiments.run import build
+from adaftr_fast.runs.run import build
 
 
 def test_the_relatedness_network_is_no_part_of_serving(data, budget):

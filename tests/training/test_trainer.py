@@ -157,11 +157,33 @@ def test_an_older_run_is_replaced_whole_or_not_at_all(model, splits, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == old
 
     failing = trainer(model, splits, tmp_path)
-    failing._save_progress = lambda: 1 / 0  # stopped when the first epoch is logged and not yet saved
+    failing._save_progress = lambda: 1 / 0  # where the disk is full
+    with pytest.raises(ZeroDivisionError):
+        failing.fit()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == old
+
+    failing = trainer(model, splits, tmp_path)
+    failing._save_best = lambda: 1 / 0  # stopped when the first epoch is logged and its weights are not yet saved
     with pytest.raises(ZeroDivisionError):
         failing.fit()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["metrics.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "best", "last"}
+    assert not any((tmp_path / "best").iterdir())
+
+
+def test_killed_before_an_epoch_was_logged_it_is_logged_on_resuming(model, splits, tmp_path):
+    trainer(model, splits, tmp_path, max_epochs=2).fit()
+    trainer(model, splits, tmp_path).finish()
+    stopped = trainer(model, splits, tmp_path, max_epochs=1)
+    stopped._log = lambda record: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        stopped.fit()
+    resumed = trainer(model, splits, tmp_path, max_epochs=1)
+    assert resumed.resume()
+    resumed.fit()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    saved, _ = load_checkpoint(tmp_path / "best")
+    assert all(torch.equal(saved[name], value) for name, value in resumed.model.state_dict().items())
 
 
 def test_an_op_that_refuses_diverged_values_ends_training(model, splits):

@@ -1,0 +1,1 @@
+"""Runs: training a model, the model that is left, starting from one, and going on day by day."""

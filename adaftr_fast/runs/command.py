@@ -1,0 +1,50 @@
+"""``adaftr-fast daily``: its options, and what it does with them.
+
+Like the command line itself, this imports what is slow to import only when it runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from adaftr_fast.models.config import ModelConfig
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+
+SECTIONS = {"model": ModelConfig, "optimizer": OptimizerConfig, "training": TrainingConfig}
+
+
+def add_daily_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    """Adds the options of ``daily`` to a parser that reads TOML."""
+    files = "a file a day in their order, those that are done included"
+    parser.add_argument("--dataset", type=str, required=True, help="a schema of one file; its split does not matter")
+    parser.add_argument("--files", type=Path, nargs="+", required=True, help=files)
+    parser.add_argument("--out", type=Path, required=True, help="folder for daily.jsonl and a folder a day")
+    parser.add_argument("--config", action="config", help="a TOML file; options given after it win")
+    for name, section in SECTIONS.items():
+        parser.add_argument(f"--{name}", type=section, default=section())
+
+
+def run_daily(arguments: jsonargparse.Namespace) -> None:
+    """Trains day by day and says how each day's rows were predicted before they were trained on."""
+    from adaftr_fast.data.schema import load_schema
+    from adaftr_fast.runs.daily import train_daily
+
+    config = {name: section(**arguments[name].as_dict()) for name, section in SECTIONS.items()}
+    for record in train_daily(load_schema(arguments.dataset), arguments.files, config, arguments.out):
+        print(_line(record))
+
+
+def _line(record: dict[str, Any]) -> str:
+    measured = record["before_training"]
+    text = "the first day" if measured is None else _aucs(measured)
+    return (
+        f"day {record['day']} ({record['file']}): {record['rows']:,} rows, {record['ids']:,} ids; "
+        f"before training: {text}; held-out tenth after: {_aucs(record['validation'])}"
+    )
+
+
+def _aucs(metrics: dict[str, dict[str, float]]) -> str:
+    return ", ".join(f"{task} AUC {100 * each['auc']:.2f}" for task, each in metrics.items())

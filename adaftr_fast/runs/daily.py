@@ -1,0 +1,127 @@
+"""Day after day (Section 3.4): measure yesterday's model on the new day, then train on that day from where it stands.
+
+Each day has a folder with ``data`` and ``run`` in it. The ids of a day are those of the day before, with more for what
+is new; buckets stay those of the first day. Of a day's rows nine tenths train and one tenth stops training; all of them
+measure the model of the day before, which has seen none. What it cannot know, new ids, it meets as "unknown", as in
+serving.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adaftr_fast._files import replace_file
+from adaftr_fast._json import dumps
+from adaftr_fast.data.batch import Batch
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.loader import PreparedData, Split
+from adaftr_fast.data.prepare import prepare
+from adaftr_fast.data.rows import Rows
+from adaftr_fast.data.schema import parse_schema
+from adaftr_fast.data.schema_types import Schema
+from adaftr_fast.runs.run import Fitted, fit_one
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.training.config import DataConfig
+from adaftr_fast.training.evaluation import TaskMetrics, evaluate
+
+RECORDS = "daily.jsonl"
+TRAIN = 0.9  # of a day's rows
+
+
+def train_daily(schema: Schema, files: Sequence[Path], config: dict[str, Any], out: Path) -> Iterator[dict[str, Any]]:
+    """Trains on one file after the other; yields a record a day and keeps all in ``daily.jsonl``.
+
+    Days that ``daily.jsonl`` holds are not done again, and their files need no longer be there; a day that was
+    interrupted goes on where it stopped.
+
+    Args:
+        schema: of one file; its split and weights of days before do not matter.
+        files: a file a day, in the order of the days, those that are done included.
+        config: a dataclass per section, as ``train_one`` takes it, but for ``data``.
+
+    Raises:
+        DataError: the schema reads several files, or ``out`` holds other days than ``files`` begin with.
+        KeyboardInterrupt, TrainingError, CheckpointError: as ``train_one``.
+    """
+    schema = _of_a_day(schema)
+    records = _read(out / RECORDS)
+    _check(out, records, files)
+    for day, file in enumerate(files[len(records) :], start=len(records) + 1):
+        record, fitted = _one_day(schema, file, day, config, out)
+        records.append(record)
+        replace_file(out / RECORDS, "".join(dumps(each) + "\n" for each in records).encode())
+        fitted.trainer.finish()
+        yield record
+
+
+def _one_day(schema: Schema, file: Path, day: int, config: dict[str, Any], out: Path) -> tuple[dict[str, Any], Fitted]:
+    folder, before = _folder(out, day), _folder(out, day - 1) if day > 1 else None
+    progress = config["training"].progress
+    manifest = prepare(schema, [file], folder / "data", grow=before and before / "data", progress=progress)
+    data = PreparedData(folder / "data")
+    measured = None if before is None else _measure(before / "run", data)
+    of_day = {"data": DataConfig(str(data.folder))} | config
+    fitted = fit_one(data, of_day, folder / "run", warm_start=before and before / "run")
+    rows, ids = manifest.splits["test"].rows, sum(manifest.num_embeddings)
+    record = {"day": day, "file": str(file), "rows": rows, "ids": ids, "before_training": measured}
+    return record | {"validation": fitted.result.epochs[fitted.result.best_epoch - 1]["validation"]}, fitted
+
+
+def _measure(run: Path, data: PreparedData) -> TaskMetrics:
+    """How the model of ``run`` does on all rows of a later day."""
+    trained = load_trained(run)
+    known = KnownIds(data.load("test").rows, trained.about.num_embeddings)
+    return evaluate(trained.model, Split(known), trained.training.eval_batch_size)
+
+
+class KnownIds:
+    """Rows of a later day to a model whose tables are ``num_embeddings`` long: what it has no row for is 0, unknown."""
+
+    def __init__(self, rows: Rows, num_embeddings: Sequence[int]) -> None:
+        self.rows, self.sizes, self.limits = rows, rows.sizes, torch.tensor(num_embeddings)
+
+    def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
+        batch = self.rows.read(chunks, order)
+        limits = self.limits
+        if batch.offsets is not None:
+            limits = limits.repeat(len(batch)).repeat_interleave(batch.offsets.diff())  # [N]
+        return replace(batch, ids=batch.ids.masked_fill(batch.ids >= limits, 0))
+
+
+def _of_a_day(schema: Schema) -> Schema:
+    """The schema of one day's file: rows by a hash of their number, so that every user trains."""
+    if len(schema.files) != 1:
+        raise DataError(f"data set {schema.name}: expected a schema of one file, got {', '.join(schema.files)}")
+    bounds = {"train": (0.0, TRAIN), "validation": (TRAIN, 1.0)}
+    split: dict[str, Any] = {name: {"hash": {"start": start, "stop": stop}} for name, (start, stop) in bounds.items()}
+    source = {key: value for key, value in schema.source.items() if key not in ("shipped", "generate")}
+    return parse_schema(source | {"files": ["day"], "split": split | {"test": {}}})
+
+
+def _folder(out: Path, day: int) -> Path:
+    return out / f"day-{day:04d}"
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise DataError(f"{path}: damaged: {error}") from error
+
+
+def _check(out: Path, records: list[dict[str, Any]], files: Sequence[Path]) -> None:
+    done = [record.get("file") for record in records]
+    for day, (then, now) in enumerate(zip(done, map(str, files)), start=1):
+        if then != now:
+            raise DataError(f"{out}: day {day} was {then}, got {now}: name all days in their order, or another --out")
+    if len(files) < len(done):
+        raise DataError(f"{out}: holds {len(done)} days, got {len(files)} files: name all days in their order")

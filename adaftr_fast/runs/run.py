@@ -1,0 +1,98 @@
+"""One run: the model of a configuration trained, and measured once on the test split."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaftr_fast._files import replace_file
+from adaftr_fast._json import dumps
+from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.models import ModelConfig, MultiTaskModel, build_model
+from adaftr_fast.runs.warm_start import warm_start as take_from
+from adaftr_fast.training.checkpoint import Description
+from adaftr_fast.training.evaluation import diagnose, evaluate
+from adaftr_fast.training.report import Run
+from adaftr_fast.training.trainer import TEST, Result, Trainer
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model with its best weights, and what its training left; ``trainer.finish()`` closes the run."""
+
+    model: MultiTaskModel
+    trainer: Trainer
+    result: Result
+
+
+def train_one(
+    data: PreparedData, config: dict[str, Any], folder: Path, *, restart: bool = False, warm_start: Path | None = None
+) -> Run:
+    """``fit_one``, then measures the model on the test split; both write to ``folder``. Arguments, errors: as there."""
+    fitted = fit_one(data, config, folder, restart=restart, warm_start=warm_start)
+    test, size = data.load("test"), config["training"].eval_batch_size
+    metrics = evaluate(fitted.model, test, size)
+    replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
+    fitted.trainer.finish()
+    learned = diagnose(fitted.model, test, size)
+    return Run(config["model"].name, fitted.result.epochs, fitted.result.best_epoch, metrics, learned)
+
+
+def fit_one(
+    data: PreparedData, config: dict[str, Any], folder: Path, *, restart: bool = False, warm_start: Path | None = None
+) -> Fitted:
+    """Trains the model of ``config`` (a dataclass per section).
+
+    An unfinished run of the same settings in ``folder`` is resumed, or thrown away with ``restart``.
+
+    Args:
+        warm_start: a run whose weights to start from, where they mean the same (``warm_start.warm_start``).
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM during training, which was saved where it stood; its arguments are the
+            signal's number and what to tell the user.
+        CheckpointError: ``folder`` holds an unfinished run of other settings or data, or cannot be written.
+        TrainingError: training that cannot go on.
+    """
+    torch.manual_seed(config["training"].seed)  # the initial weights; the trainer seeds what follows
+    model = build(config["model"], data)
+    trainer = Trainer(
+        model,
+        data.load("train"),
+        data.load("validation"),
+        optimizer=config["optimizer"],
+        config=config["training"],
+        folder=folder,
+        about=_description(data, config, warm_start),
+    )
+    if restart:
+        trainer.finish()
+    if trainer.resume():
+        progress = trainer.progress
+        print(f"{folder}: resuming in epoch {progress.epoch} after step {progress.step:,}", file=sys.stderr)
+    elif warm_start is not None:
+        print(f"warm start from {warm_start}: {take_from(model, data, warm_start).summary()}", file=sys.stderr)
+    result = trainer.fit()
+    if result.interrupted:
+        raise KeyboardInterrupt(result.interrupted, f"interrupted; the same command goes on from {folder}")
+    return Fitted(model, trainer, result)
+
+
+def _description(data: PreparedData, config: dict[str, Any], warm_start: Path | None) -> Description:
+    sections = {name: asdict(section) for name, section in config.items()}
+    return Description(
+        config=sections if warm_start is None else sections | {"warm_start": {"run": str(warm_start)}},
+        fingerprint=data.manifest.fingerprint,
+        num_embeddings=data.manifest.num_embeddings,
+        tasks=data.manifest.tasks,
+        metrics={},
+    )
+
+
+def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
+    """A new model of ``config`` over the fields and tasks of ``data``. Raises ValueError as ``build_model`` does."""
+    return build_model(config, data.manifest.num_embeddings, data.manifest.tasks)

@@ -1,0 +1,165 @@
+"""Starting from another run's model (Section 3.4): what means the same is taken, everything else stays as it is drawn.
+
+Embedding rows mean the same by field name and value, not by id. A numeric field's bucket begins as the old bucket that
+its upper edge falls into. Dense weights mean the same by name and shape, provided that tasks, and for those that read
+the embeddings the fields too, come in the same order. Optimizer states are not carried over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from adaftr_fast.data.encode import Buckets, Encoder, Vocabulary
+from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.vocabulary import read_encoders
+from adaftr_fast.models import MultiTaskModel
+from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.runs.trained import load_trained
+
+FRESH = -1  # of a row that has no source
+BACKBONE, RELATEDNESS = "backbone.", ("relatedness.", "contrasts.")
+
+
+@dataclass
+class WarmStart:
+    """What was taken.
+
+    Attributes:
+        rows: per field, embedding rows taken and all rows.
+        taken: dense weights.
+        fresh: dense weights that were not taken, and why.
+    """
+
+    rows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    taken: list[str] = field(default_factory=list)
+    fresh: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """A few lines for the user."""
+        found, total = (sum(each) for each in zip(*self.rows.values()))
+        new = ", ".join(f"{name} {rows - taken:,}" for name, (taken, rows) in self.rows.items() if taken < rows)
+        lines = [f"{found:,} of {total:,} embedding rows taken" + (f"; fresh: {new}" if new else "")]
+        lines.append(f"{len(self.taken)} of {len(self.taken) + len(self.fresh)} dense weights taken")
+        names = {reason: [name for name, why in self.fresh.items() if why == reason] for reason in self.fresh.values()}
+        lines += [f"fresh, since {reason}: {', '.join(of_reason)}" for reason, of_reason in names.items()]
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def warm_start(model: MultiTaskModel, data: PreparedData, run: Path) -> WarmStart:
+    """Puts into ``model``, a new one over ``data``, what it shares with the best weights of ``run``.
+
+    Raises:
+        CheckpointError: the run has no whole checkpoint, or its prepared data are gone or changed.
+        DataError: a vocabulary cannot be read.
+    """
+    old = load_trained(run)
+    report = WarmStart()
+    old_data = old.data()
+    sources = _source_rows(data, old_data)
+    theirs = dict(_tables(old.model))
+    for name, table in _tables(model):
+        _take_rows(table, theirs.get(name), data, old_data, sources, report)
+    same_tasks = data.manifest.tasks == old_data.manifest.tasks
+    same_fields = [each.name for each in data.manifest.fields] == [each.name for each in old_data.manifest.fields]
+    _take_dense(model, old.model, same_tasks, same_fields, report)
+    return report
+
+
+def _tables(model: MultiTaskModel) -> list[tuple[str, FusedEmbedding]]:
+    modules = model.served().named_modules()
+    return [(name, module) for name, module in modules if isinstance(module, FusedEmbedding)]
+
+
+def _source_rows(data: PreparedData, old: PreparedData) -> dict[str, np.ndarray]:
+    """For each field that both have, the old row of every new one, int64 [rows]."""
+    new_encoders, old_encoders = (read_encoders(each.folder, each.manifest) for each in (data, old))
+    pairs = {name: (encoder, old_encoders[name]) for name, encoder in new_encoders.items() if name in old_encoders}
+    return {name: _same_meaning(*pair) for name, pair in pairs.items()}
+
+
+def _same_meaning(new: Encoder, old: Encoder) -> np.ndarray:
+    rows = np.full(new.num_embeddings, FRESH)
+    if type(new) is not type(old):
+        return rows
+    rows[0] = 0  # unknown
+    if isinstance(new, Vocabulary):
+        ids = old.encode(new.values).to_numpy()
+        rows[1:] = np.where(ids > 0, ids, FRESH)
+    elif isinstance(new, Buckets):
+        ids = old.encode(pa.array(new.edges, pa.float64())).to_numpy()
+        rows[1:] = [*ids, old.num_embeddings - 1]  # above every edge in both
+    elif new == old:  # hashed among as many ids
+        rows = np.arange(new.num_embeddings)
+    return rows
+
+
+def _take_rows(
+    table: FusedEmbedding,
+    theirs: FusedEmbedding | None,
+    data: PreparedData,
+    old: PreparedData,
+    sources: dict[str, np.ndarray],
+    report: WarmStart,
+) -> None:
+    places = {each.name: place for place, each in enumerate(old.manifest.fields)}
+    for place, each in enumerate(data.manifest.fields):
+        rows = table.field_weight(place)  # a view
+        taken = 0
+        if theirs is not None and each.name in sources and theirs.embedding_dim == table.embedding_dim:
+            source = torch.from_numpy(sources[each.name])
+            known = (source != FRESH).nonzero().flatten()
+            rows[known.to(rows.device)] = theirs.field_weight(places[each.name])[source[known]].to(rows.device)
+            taken = len(known)
+        before = report.rows.get(each.name, (0, 0))  # of another table, where every task has its own
+        report.rows[each.name] = (before[0] + taken, before[1] + len(rows))
+
+
+def _take_dense(
+    model: MultiTaskModel, old: MultiTaskModel, same_tasks: bool, same_fields: bool, report: WarmStart
+) -> None:
+    ours, theirs, width = _dense(model), _dense(old), _embedded_width(model)
+    related = {name for name in ours if name.startswith(RELATEDNESS)}
+    why_unrelated = _why_unrelated(model, old, {name: (ours[name], theirs.get(name)) for name in related})
+    for name, value in ours.items():
+        if name in related and why_unrelated:
+            report.fresh[name] = why_unrelated
+        elif name not in theirs:
+            report.fresh[name] = "the run has no such weight"
+        elif theirs[name].shape != value.shape:
+            report.fresh[name] = "the run's has another shape"
+        elif not same_tasks:
+            report.fresh[name] = "the tasks differ"
+        elif not same_fields and value.dim() > 1 and value.shape[-1] == width:
+            report.fresh[name] = "the fields differ whose embeddings it reads"
+        else:
+            value.copy_(theirs[name])
+            report.taken.append(name)
+
+
+def _why_unrelated(
+    model: MultiTaskModel, old: MultiTaskModel, pairs: dict[str, tuple[Tensor, Tensor | None]]
+) -> str | None:
+    """Why a relatedness network begins from scratch: it is taken as a whole or not at all."""
+    if any(theirs is None for _, theirs in pairs.values()):
+        return "the run has no relatedness network, or another"
+    if any(value.shape != theirs.shape for value, theirs in pairs.values()):
+        return "the run's relatedness network has another shape"
+    return "the pairs of tasks differ" if pairs and model.pairs != old.pairs else None
+
+
+def _dense(model: MultiTaskModel) -> dict[str, Tensor]:
+    """Every parameter but tables, by the name it has in a backbone where it is part of one."""
+    tables = {parameter for _, table in _tables(model) for parameter in table.parameters()}
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter not in tables]
+    return {name.removeprefix(BACKBONE): parameter for name, parameter in named}
+
+
+def _embedded_width(model: MultiTaskModel) -> int:
+    return next(table.out_features for _, table in _tables(model))

@@ -1,0 +1,106 @@
+"""A run's best model as a folder that scores raw rows: programs, schema and vocabulary, and an account of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adaftr_fast._files import sha256
+from adaftr_fast._json import dumps
+from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.manifest import MANIFEST, FieldInfo
+from adaftr_fast.data.rows import matrix
+from adaftr_fast.data.vocabulary import VOCABULARY, read_encoders
+from adaftr_fast.data.workplace import publish
+from adaftr_fast.runs.trained import Trained, load_trained
+from adaftr_fast.serving.errors import ServingError
+from adaftr_fast.serving.programs import Probabilities, export_program, save_aot, save_onnx, save_torch
+from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About, Features, bags
+
+TOLERANCE = 1e-6  # between a program's probabilities and the model's
+CHECKED_ROWS = (1, 500)
+
+
+def export_run(run: Path, out: Path, *, aot: bool = False, onnx: bool = False) -> About:
+    """Writes ``model.pt2`` (torch.export), ``schema.json``, ``vocabulary.parquet`` and ``serving.json`` to ``out``.
+
+    The folder appears whole or not at all; one that an export wrote before is replaced. The program has been compared
+    with the model when it appears.
+
+    Args:
+        run: the folder of a finished run, whose prepared data are still where they were.
+        aot: also ``model.aot.pt2``, native code for this machine's kind (AOTInductor).
+        onnx: also ``model.onnx``.
+
+    Raises:
+        CheckpointError: the run has no whole checkpoint, or its prepared data are gone or changed.
+        DataError: the vocabulary cannot be read.
+        ServingError: ``out`` holds something else, a compiler or ONNX is missing, or a program differs from the model.
+    """
+    if out.exists() and not (out / ABOUT).is_file():
+        raise ServingError(f"{out}: exists and is not an exported model (no {ABOUT}); name another folder")
+    trained = load_trained(run)
+    data = trained.data()
+    read_encoders(data.folder, data.manifest)  # or what is exported could not be read
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.new-", dir=out.parent) as work:
+        new = Path(work) / "model"
+        new.mkdir()
+        for name in (MANIFEST, VOCABULARY):
+            shutil.copyfile(data.folder / name, new / name)
+        _write_programs(trained, data.manifest.fields, new, aot=aot, onnx=onnx)
+        about = _about(trained, data, new)
+        (new / ABOUT).write_text(dumps(dataclasses.asdict(about), indent=2) + "\n", encoding="utf-8")
+        publish(new, out)
+    return about
+
+
+def _write_programs(trained: Trained, fields: Sequence[FieldInfo], folder: Path, *, aot: bool, onnx: bool) -> None:
+    served, multiple = Probabilities(trained.model), any(field.multiple for field in fields)
+    save_torch(export_program(served, len(fields), multiple=multiple), folder / PROGRAM)
+    check_program(torch.export.load(folder / PROGRAM).module(), served, fields)
+    if not (aot or onnx):
+        return
+    plain = export_program(served, len(fields), multiple=multiple, plain=True)
+    check_program(plain.module(), served, fields)
+    if aot:
+        save_aot(plain, folder / AOT)
+        check_program(torch._inductor.aoti_load_package(str(folder / AOT)), served, fields)
+    if onnx:
+        save_onnx(plain, folder / ONNX)
+
+
+def check_program(program: torch.nn.Module, served: Probabilities, fields: Sequence[FieldInfo]) -> None:
+    """Raises ServingError unless both give the same probabilities for random ids."""
+    for rows in CHECKED_ROWS:
+        features = random_features(fields, rows)
+        with torch.no_grad():
+            expected, found = served(*features), program(*features)
+        if not expected.isfinite().all():
+            raise ServingError("the model gives probabilities that are not finite: it has diverged")
+        if (worst := float((expected - found).abs().max())) > TOLERANCE:
+            raise ServingError(f"the exported program differs from the model by {worst:g} at {rows} rows")
+
+
+def random_features(fields: Sequence[FieldInfo], rows: int) -> Features:
+    """Ids, none to three of a multi-valued field, as a program takes them."""
+    random = np.random.default_rng(rows)
+    columns = []
+    for field in fields:
+        counts = random.integers(0, 4, rows) if field.multiple else np.ones(rows, np.int64)
+        ids = random.integers(0, field.num_embeddings, counts.sum(), np.int32)
+        columns.append((ids, np.append(0, counts.cumsum()) if field.multiple else None))
+    if any(offsets is not None for _, offsets in columns):
+        return bags(columns)
+    return (torch.from_numpy(matrix([ids for ids, _ in columns], np.int32)),)
+
+
+def _about(trained: Trained, data: PreparedData, folder: Path) -> About:
+    digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    return About(VERSION, data.manifest.fingerprint, trained.about.tasks, trained.about.metrics, digests)

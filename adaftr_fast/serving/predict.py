@@ -1,0 +1,125 @@
+"""Raw rows to a parquet file of scores, streamed in bounded memory. n rows, T tasks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from adaftr_fast._files import sync
+from adaftr_fast.data.bad_rows import BadRows
+from adaftr_fast.data.encode import one_array
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.data.raw_rows import Chunk, RawFile, raw_files
+from adaftr_fast.serving.columns import Columns
+from adaftr_fast.serving.errors import ServingError
+from adaftr_fast.serving.scorer import Features, Scorer
+
+
+@dataclass
+class Report:
+    """What ``predict`` has done.
+
+    Attributes:
+        rows: that were scored.
+        bad_rows: the account of what was left out.
+    """
+
+    rows: int = 0
+    bad_rows: BadRows = field(default_factory=BadRows)
+    seconds: float = 0.0
+
+
+def predict(
+    scorer: Scorer,
+    files: Sequence[str | Path],
+    out: Path,
+    columns: Columns,
+    *,
+    keep: Sequence[str] = (),
+    bad_rows: float = 0.0,
+    progress: bool = False,
+) -> Report:
+    """Scores the rows of ``files``, in their order, into ``out``, which is replaced when all is done, or not at all.
+
+    Args:
+        files: inputs as ``prepare`` takes them, any number; of format aliccp pairs SKELETON COMMON.
+        columns: what to make of the probabilities.
+        keep: columns of the inputs to hand on, before the scores.
+        bad_rows: share of a text file's rows that may be unreadable; they are left out and reported.
+
+    Raises:
+        DataError: an unreadable input, a missing column, or too many bad rows.
+        ServingError: ``out`` cannot be written, is an input, or would have two columns of one name.
+    """
+    if not 0.0 <= bad_rows < 1.0:
+        raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
+    if out.resolve() in [Path(file).resolve() for file in files]:
+        raise ServingError(f"{out}: is one of the inputs")
+    handed_on = list(dict.fromkeys([*keep, *columns.inputs()]))
+    inputs = raw_files(scorer.schema, files, handed_on)
+    schema = _schema(inputs, keep, columns)
+    report, start = Report(), time.perf_counter()
+    new = out.with_name(f".{out.name}.new")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tqdm(total=sum(file.size for file in inputs), unit="B", unit_scale=True, disable=not progress) as bar,
+            pq.ParquetWriter(new, schema, compression="zstd", write_page_checksum=True) as writer,
+        ):
+            for input_file in inputs:
+                account = BadRows()
+                for rows, features, of_chunk in _scored(scorer, input_file, bar):
+                    account += of_chunk
+                    if bad_rows == 0:
+                        account.check(bad_rows)  # nothing that follows can mend it
+                    made = columns.make(scorer.score(features), rows)
+                    writer.write_batch(_batch(schema, [*(rows[name] for name in keep), *made]))
+                    report.rows += len(rows)
+                    bar.set_postfix_str(f"{report.rows / (time.perf_counter() - start):,.0f} rows/s", refresh=False)
+                account.check(bad_rows)
+                report.bad_rows += account
+        sync(new)
+        new.replace(out)
+    except OSError as error:
+        raise ServingError(f"{out}: cannot be written: {error}") from error
+    finally:
+        new.unlink(missing_ok=True)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _scored(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.RecordBatch, Features, BadRows]]:
+    """Parsed rows and their ids, made in threads, chunk by chunk."""
+
+    def encode(chunk: Chunk) -> tuple[pa.RecordBatch, Features, BadRows, int]:
+        table, account = chunk.parse()
+        rows = pa.record_batch([one_array(column) for column in table.columns], schema=table.schema)
+        return rows, scorer.encode(rows), account.shifted(chunk.path, chunk.first_line), chunk.size
+
+    for rows, features, account, size in ordered_map(encode, file.chunks()):
+        yield rows, features, account
+        bar.update(size)
+
+
+def _schema(inputs: Sequence[RawFile], keep: Sequence[str], columns: Columns) -> pa.Schema:
+    """The columns of the output, those to keep typed as in the first input."""
+    kept = [pa.field(name, inputs[0].kinds[name]) for name in keep] if inputs else []
+    names = [*keep, *columns.names()]
+    if len(set(names)) < len(names):
+        raise ServingError(f"the output would have two columns of one name: {', '.join(names)}")
+    return pa.schema(kept + columns.fields())
+
+
+def _batch(schema: pa.Schema, arrays: list[pa.Array]) -> pa.RecordBatch:
+    """Arrays as the output's columns; other inputs may have other types than the first."""
+    try:
+        return pa.record_batch([array.cast(each.type) for array, each in zip(arrays, schema)], schema=schema)
+    except pa.ArrowException as error:
+        raise DataError(f"a kept column has another type than in the first input: {error}") from error

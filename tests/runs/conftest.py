@@ -1,0 +1,68 @@
+"""Days of a small shop: each brings items the days before did not have."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.prepare import prepare
+from adaftr_fast.data.schema import parse_schema
+from adaftr_fast.models import ModelConfig
+from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingConfig
+
+SOURCE = {
+    "name": "shop",
+    "group": "user",
+    "labels": {"click": "click", "conversion": "buy"},
+    "split": {
+        "train": {"hash": {"stop": 0.8}},
+        "validation": {"hash": {"start": 0.8, "stop": 0.9}},
+        "test": {"hash": {"start": 0.9}},
+    },
+    "fields": {
+        "item": "categorical",
+        "user": "categorical",
+        "heat": {"kind": "numeric", "buckets": 4},
+        "place": {"kind": "categorical", "column": "user", "hashed": 20},
+    },
+}
+
+
+def write_day(folder, day, rows=800):
+    random = np.random.default_rng(day)
+    item = random.integers(10 * day, 10 * day + 40, rows)
+    chance = 1 / (1 + np.exp(-((item * 7919) % 23 - 11) / 3))
+    click = random.random(rows) < chance
+    columns = {
+        "item": item,
+        "user": [f"u{i}" for i in random.integers(0, 60, rows)],
+        "heat": random.normal(day, 1, rows),
+        "click": click.astype(np.int8),
+        "buy": (click & (random.random(rows) < 0.5)).astype(np.int8),
+    }
+    path = folder / f"day{day}.parquet"
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Prepares a day, with changes to the schema's fields, and opens it."""
+
+    def prepared(day, name="data", grow=None, fields=None, labels=None):
+        source = SOURCE | {"fields": fields or SOURCE["fields"], "labels": labels or SOURCE["labels"]}
+        prepare(parse_schema(source), [write_day(tmp_path, day)], tmp_path / name, grow=grow)
+        return PreparedData(tmp_path / name)
+
+    return prepared
+
+
+def settings(folder="", **model):
+    sizes = {"expert_hidden": [8], "tower_hidden": [16, 16], "relatedness_hidden": [4]}
+    return {
+        "data": DataConfig(str(folder)),
+        "model": ModelConfig(**(sizes | model)),
+        "optimizer": OptimizerConfig(lr=0.01),
+        "training": TrainingConfig(batch_size=64, max_epochs=2, progress=False),
+    }

@@ -1,0 +1,138 @@
+import itertools
+import json
+
+import pytest
+import torch
+
+from adaftr_fast.data.batch import Batch
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.prepare import prepare
+from adaftr_fast.data.rows import TensorRows
+from adaftr_fast.data.schema import load_schema, parse_schema
+from adaftr_fast.data.vocabulary import read_encoders
+from adaftr_fast.runs import daily
+from adaftr_fast.runs.daily import RECORDS, train_daily
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.training.trainer import Trainer
+
+from .conftest import SOURCE, settings, write_day
+
+
+@pytest.fixture
+def days(tmp_path):
+    return [write_day(tmp_path, day) for day in range(3)]
+
+
+def run(days, out):
+    config = settings()
+    del config["data"]
+    return list(train_daily(parse_schema(SOURCE), days, config, out))
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / RECORDS).read_text().splitlines()]
+
+
+def weights(out, day):
+    return load_trained(out / f"day-{day:04d}/run").model.state_dict()
+
+
+def test_each_day_is_measured_before_it_is_trained_on(days, tmp_path):
+    records = run(days, tmp_path / "out")
+    assert lines(tmp_path / "out") == records
+    assert [record["day"] for record in records] == [1, 2, 3]
+    assert records[0]["before_training"] is None
+    assert records[0]["ids"] < records[1]["ids"] < records[2]["ids"]
+    assert all(record["rows"] == 800 for record in records)
+    # Yesterday's model has learned something that today's rows share, but has not seen them.
+    for record in records[1:]:
+        assert 0.5 < record["before_training"]["click"]["auc"] < record["validation"]["click"]["auc"]
+
+
+def test_ids_keep_their_meaning_and_buckets_stay(days, tmp_path):
+    run(days, tmp_path / "out")
+    data = [PreparedData(tmp_path / f"out/day-000{day}/data") for day in (1, 2, 3)]
+    encoders = [read_encoders(each.folder, each.manifest) for each in data]
+    for before, after in itertools.pairwise(encoders):
+        known = len(before["item"].values)
+        assert len(after["item"].values) > known
+        assert after["item"].values[:known].equals(before["item"].values)
+        assert (after["heat"].edges == before["heat"].edges).all()
+
+
+def test_a_measured_model_meets_new_ids_as_unknown(days, tmp_path):
+    run(days[:2], tmp_path / "out")
+    folder = tmp_path / "out/day-0001/run"
+    data = PreparedData(tmp_path / "out/day-0002/data")
+    limits = load_trained(folder).about.num_embeddings
+    rows = daily.KnownIds(data.load("test").rows, limits).read([0], None)
+    ids = data.load("test").rows.read([0], None).ids
+    fresh = ids >= torch.tensor(limits)
+    assert fresh[:, 0].any()
+    assert (rows.ids[fresh] == 0).all()
+    assert torch.equal(rows.ids[~fresh], ids[~fresh])
+
+
+def test_new_tokens_of_multi_valued_fields_are_unknown_too():
+    ids = torch.tensor([3, 9, 2, 8, 4], dtype=torch.int32)
+    batch = Batch(ids, torch.zeros(2, 2), offsets=torch.tensor([0, 1, 3, 4, 5]))  # fields of 5 and of 9 ids
+    rows = daily.KnownIds(TensorRows(batch), [5, 9]).read([0], None)
+    assert rows.ids.tolist() == [3, 0, 2, 0, 4]
+    assert torch.equal(rows.offsets, batch.offsets)
+
+
+def test_stopped_at_any_point_it_ends_in_the_same_bits(days, tmp_path, monkeypatch):
+    run(days, tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+
+    class Stop(Exception):
+        pass
+
+    def stop_at(name, call, owner):
+        """Ends the ``call``-th call of a function before it does anything."""
+        original, calls = getattr(owner, name), []
+
+        def stopping(*arguments, **options):
+            calls.append(1)
+            if len(calls) == call:
+                raise Stop
+            return original(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stopping)
+            with pytest.raises(Stop):
+                run(days, stopped)
+
+    stop_at("prepare", 2, daily)
+    stop_at("evaluate", 1, daily)
+    stop_at("replace_file", 1, daily)  # all is done but for the record
+    stop_at("train_epoch", 2, Trainer)
+    run(days, stopped)
+    assert lines(stopped) == lines(tmp_path / "whole")
+    ours, theirs = weights(stopped, 3), weights(tmp_path / "whole", 3)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_days_that_are_done_are_not_done_again(days, tmp_path):
+    out = tmp_path / "out"
+    run(days[:2], out)
+    days[0].unlink()
+    assert [record["day"] for record in run(days, out)] == [3]
+    assert run(days, out) == []
+    with pytest.raises(DataError, match=r"day 2 was .*day1.parquet, got .*day2.parquet: name all days"):
+        run([days[0], days[2], days[1]], out)
+    with pytest.raises(DataError, match="holds 3 days, got 2 files"):
+        run(days[:2], out)
+    (out / RECORDS).write_text("{")
+    with pytest.raises(DataError, match=r"daily\.jsonl: damaged"):
+        run(days, out)
+
+
+def test_what_cannot_go_by_days_is_named(days, prepared, tmp_path):
+    with pytest.raises(DataError, match="expected a schema of one file, got train, test"):
+        list(train_daily(load_schema("census"), days, settings(), tmp_path / "out"))
+    data = prepared(0)
+    other = SOURCE | {"fields": {"item": "categorical"}}
+    with pytest.raises(DataError, match="its fields are not those of data set shop"):
+        prepare(parse_schema(other), [days[1]], tmp_path / "other", grow=data.folder)

@@ -1,0 +1,157 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from adaftr_fast.data.vocabulary import read_encoders
+from adaftr_fast.models import build_model
+from adaftr_fast.runs.run import build, train_one
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.runs.warm_start import warm_start
+from adaftr_fast.training.errors import CheckpointError
+from adaftr_fast.training.trainer import Trainer
+
+from .conftest import SOURCE, settings
+
+
+@pytest.fixture
+def run(prepared, tmp_path):
+    """A run of AdaFTR on day 0 and the data of it."""
+    data = prepared(0, "old")
+    train_one(data, settings(data.folder), tmp_path / "run")
+    return tmp_path / "run", data
+
+
+def rows_of(model, place):
+    return dict(model.named_modules())["backbone.embedding"].field_weight(place)
+
+
+def test_rows_go_by_value_and_new_ones_are_fresh(run, prepared):
+    folder, old_data = run
+    data = prepared(2, "new")
+    model, untouched = (torch.manual_seed(5) and build(settings()["model"], data) for _ in range(2))
+    report = warm_start(model, data, folder)
+    old = load_trained(folder).model
+    ours, theirs = (read_encoders(each.folder, each.manifest)["item"].values.to_pylist() for each in (data, old_data))
+    assert set(ours) - set(theirs)
+    assert set(ours) & set(theirs)
+    assert ours != theirs
+    for row, value in enumerate([None, *ours]):
+        known = value is None or value in theirs
+        expected = rows_of(old, 0)[theirs.index(value) + 1 if value else 0] if known else rows_of(untouched, 0)[row]
+        assert torch.equal(rows_of(model, 0)[row], expected)
+    assert report.rows["item"] == (1 + len(set(ours) & set(theirs)), 1 + len(ours))
+    assert report.rows["place"] == (21, 21)
+    assert torch.equal(rows_of(model, 3), rows_of(old, 3))  # hashed
+
+
+def test_a_bucket_begins_as_the_one_its_upper_edge_falls_into(run, prepared):
+    folder, old_data = run
+    data = prepared(1, "new")
+    model = build(settings()["model"], data)
+    warm_start(model, data, folder)
+    edges, old_edges = (np.array(each.manifest.fields[2].edges) for each in (data, old_data))
+    old = rows_of(load_trained(folder).model, 2)
+    for row, upper in enumerate([*edges, np.inf], start=1):
+        assert torch.equal(rows_of(model, 2)[row], old[1 + np.searchsorted(old_edges, upper)])
+    assert torch.equal(rows_of(model, 2)[0], old[0])
+
+
+def test_dense_weights_go_by_name_and_shape(run, prepared):
+    folder, _ = run
+    data = prepared(1, "new")
+    model = build(settings(tower_hidden=[16, 6])["model"], data)
+    report = warm_start(model, data, folder)
+    old = load_trained(folder).model
+    assert torch.equal(model.backbone.experts.first.weight, old.backbone.experts.first.weight)
+    assert torch.equal(model.relatedness[0].tower.logit.weight, old.relatedness[0].tower.logit.weight)
+    reason = "the run's has another shape"
+    assert {name for name, why in report.fresh.items() if why == reason} == {
+        f"towers.{t}.{layer}" for t in (0, 1) for layer in ("mlp.layers.1.weight", "mlp.layers.1.bias", "logit.weight")
+    }
+    assert "fresh, since the run's has another shape: towers.0.mlp.layers.1.weight" in report.summary()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"relatedness_hidden": [5]}, "the run's relatedness network has another shape"),
+        ({"pairs": ["conversion-click"]}, "the pairs of tasks differ"),
+    ],
+)
+def test_a_relatedness_network_is_taken_whole_or_not_at_all(run, changes, reason):
+    folder, data = run
+    report = warm_start(build(settings(**changes)["model"], data), data, folder)
+    related = {name for name in report.fresh if name.startswith("relatedness.")}
+    assert len(related) == 4
+    assert {report.fresh[name] for name in report.fresh} == {reason}
+
+
+def test_a_relatedness_network_begins_from_scratch_over_a_model_without_one(run, tmp_path):
+    """The paper's deployment: task-specific parameters of a trained model, Omega from scratch."""
+    _, data = run
+    train_one(data, settings(data.folder, name="mmoe"), tmp_path / "mmoe")
+    model = build(settings()["model"], data)
+    before = model.relatedness[0].tower.logit.weight.clone()
+    report = warm_start(model, data, tmp_path / "mmoe")
+    assert set(report.fresh.values()) == {"the run has no relatedness network, or another"}
+    assert torch.equal(model.relatedness[0].tower.logit.weight, before)
+    ids = torch.randint(0, 5, (9, 4), dtype=torch.int32)
+    assert torch.equal(model(ids), load_trained(tmp_path / "mmoe").model(ids))
+
+
+def test_layers_that_read_other_fields_or_serve_other_tasks_are_fresh(run, prepared):
+    folder, _ = run
+    turned = dict(reversed(SOURCE["fields"].items()))
+    data = prepared(0, "turned", fields=turned)
+    model = build(settings()["model"], data)
+    report = warm_start(model, data, folder)
+    assert set(report.fresh) == {"experts.first.weight", "gates.weight"}
+    assert torch.equal(rows_of(model, 3), rows_of(load_trained(folder).model, 0))  # the items
+    data = prepared(0, "other", labels={"conversion": "buy", "click": "click"})
+    report = warm_start(build(settings()["model"], data), data, folder)
+    assert not report.taken
+    assert "the tasks differ" in report.fresh.values()
+
+
+def test_every_task_s_own_tables_are_taken(run, tmp_path):
+    _, data = run
+    train_one(data, settings(data.folder, name="single_dnn"), tmp_path / "single")
+    model = build_model(settings(name="single_dnn")["model"], data.manifest.num_embeddings, data.manifest.tasks)
+    report = warm_start(model, data, tmp_path / "single")
+    assert all(
+        torch.equal(*pair) for pair in zip(model.parameters(), load_trained(tmp_path / "single").model.parameters())
+    )
+    assert report.rows["place"] == (42, 42)
+
+
+def test_training_starts_from_it(run, tmp_path, capsys):
+    folder, data = run
+    standing = settings(data.folder)
+    standing["optimizer"].lr = 0.0
+    train_one(data, standing, tmp_path / "next", warm_start=folder)
+    assert load_trained(tmp_path / "next").about.metrics == load_trained(folder).about.metrics
+    assert "embedding rows taken" in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on_without_what_it_started_from(run, tmp_path, monkeypatch, capsys):
+    folder, data = run
+    train_epoch = Trainer.train_epoch
+
+    def pressed(self, epoch, interrupt):
+        if epoch == 2:
+            interrupt.press()
+        return train_epoch(self, epoch, interrupt)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            train_one(data, settings(data.folder), tmp_path / "next", warm_start=folder)
+    with pytest.raises(CheckpointError, match=r"warm_start.run = .*, this one has None"):
+        train_one(data, settings(data.folder), tmp_path / "next")
+    shutil.rmtree(folder)
+    train_one(data, settings(data.folder), tmp_path / "next", warm_start=folder)
+    assert "resuming in epoch 2" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        train_one(data, settings(data.folder), tmp_path / "other", warm_start=folder)

@@ -1,0 +1,98 @@
+"""A small log, prepared, and checkpoints of models over it: what an export needs, without the training."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.prepare import prepare
+from adaftr_fast.data.schema import parse_schema
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.serving.export import export_run
+from adaftr_fast.training.checkpoint import Description, save_checkpoint
+from adaftr_fast.training.config import DataConfig, TrainingConfig
+
+SOURCE = {
+    "name": "shop",
+    "labels": {"click": "clicked", "conversion": [["paid", ">", 0.0]]},
+    "split": {
+        "train": {"where": [["day", "<=", 8]]},
+        "validation": {"where": [["day", "==", 9]]},
+        "test": {"where": [["day", "==", 10]]},
+    },
+    "fields": {
+        "item": "categorical",
+        "place": "categorical",
+        "heat": {"kind": "numeric", "buckets": 4},
+        "item_place": {"cross": ["item", "place"]},
+        "user": {"kind": "categorical", "hashed": 50},
+        "tags": {"kind": "categorical", "tokens": "last", "separator": "|"},
+        "day": {"kind": "categorical", "column": "weekday"},
+    },
+}
+SIZES = {"expert_hidden": [16], "tower_hidden": [16, 8], "relatedness_hidden": [4]}
+
+
+def make_log(rows: int = 600, seed: int = 0) -> pa.Table:
+    """Impressions of ten days with every kind of column that fields read; ``row`` numbers them."""
+    random = np.random.default_rng(seed)
+    click = random.random(rows) < 0.4
+    return pa.table(
+        {
+            "row": np.arange(rows),
+            "day": 1 + np.arange(rows) * 10 // rows,
+            "weekday": [("mon", "tue", None)[i] for i in random.integers(0, 3, rows)],
+            "item": random.integers(0, 30, rows),
+            "place": [f"p{i}" for i in random.integers(0, 5, rows)],
+            "heat": random.normal(size=rows).round(3),
+            "user": random.integers(0, 200, rows),
+            "tags": ["|".join(map(str, random.integers(0, 9, n))) for n in random.integers(1, 4, rows)],
+            "price": random.random(rows).round(2),
+            "clicked": click.astype(np.int8),
+            "paid": np.where(click & (random.random(rows) < 0.5), 1.5, 0.0),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory):
+    """A folder with ``log.parquet`` and, prepared from it, ``data``."""
+    folder = tmp_path_factory.mktemp("shop")
+    pq.write_table(make_log(), folder / "log.parquet")
+    prepare(parse_schema(SOURCE), [folder / "log.parquet"], folder / "data")
+    return folder
+
+
+@torch.no_grad()
+def randomize(model):
+    """Weights large enough for scores to differ from row to row."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        parameter.normal_(0, 0.7)
+
+
+def save_run(folder, data: PreparedData, config: ModelConfig):
+    """Writes a run of random weights; returns the model."""
+    model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks)
+    randomize(model)
+    sections = {
+        "data": asdict(DataConfig(str(data.folder))),
+        "model": asdict(config),
+        "training": asdict(TrainingConfig()),
+    }
+    manifest = data.manifest
+    about = Description(sections, manifest.fingerprint, manifest.num_embeddings, manifest.tasks, {})
+    save_checkpoint(folder / "best", model, about)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def exported(shop):
+    """The folder of an exported AdaFTR, the model itself beside it."""
+    model = save_run(shop / "run", PreparedData(shop / "data"), ModelConfig(**SIZES))
+    export_run(shop / "run", shop / "model")
+    return shop / "model", model

@@ -1,0 +1,55 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.serving.columns import output_columns
+from adaftr_fast.serving.errors import ServingError
+
+SCORES = np.array([[0.5, 0.1], [0.2, 0.3], [0.0, 0.0]], np.float32)
+ROWS = pa.record_batch({"price": [10.0, 4.0, None], "word": ["a", "b", "c"]})
+
+
+def made(columns):
+    return dict(zip(columns.names(), (array.to_pylist() for array in columns.make(SCORES, ROWS))))
+
+
+def test_conversion_is_over_all_impressions_and_p_cvr_is_the_quotient():
+    found = made(output_columns(["click", "conversion"]))
+    assert list(found) == ["p_ctr", "p_ctcvr", "p_cvr"]
+    np.testing.assert_allclose(found["p_cvr"], [0.2, 1.0, 0.0], rtol=1e-6)  # at most 1; nothing where none click
+
+
+def test_other_tasks_keep_their_names_unless_told():
+    assert list(made(output_columns(["income", "married"]))) == ["p_income", "p_married"]
+    assert output_columns(["view", "click", "conversion"]).names() == ["p_view", "p_ctr", "p_ctcvr", "p_cvr"]
+    assert output_columns(["buy", "click"], conversion="buy").names() == ["p_ctcvr", "p_ctr", "p_cvr"]
+
+
+def test_the_bid_is_equation_16():
+    columns = output_columns(["click", "conversion"], bid="price", bid_weight=2.0)
+    assert columns.inputs() == ["price"]
+    bids = made(columns)["bid"]
+    np.testing.assert_allclose(bids[:2], [2 * 0.5 * 0.2 * 10, 2 * 0.2 * 1.0 * 4], rtol=1e-6)
+    assert bids[2] is None  # no price
+    np.testing.assert_allclose(made(output_columns(["click", "conversion"], bid="3"))["bid"], [0.3, 0.6, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"click": "clic"}, "--click: expected one of click, buy, got 'clic'"),
+        ({"bid": "1"}, "--click and --conversion must name two of the tasks"),
+        ({"conversion": "click"}, "--click and --conversion must name two"),
+        ({"conversion": "buy", "bid": "-1"}, "--bid: expected a price >= 0"),
+        ({"conversion": "buy", "bid": "1", "bid_weight": float("nan")}, "--bid_weight: expected"),
+    ],
+)
+def test_mistakes_are_named(options, message):
+    with pytest.raises(ServingError, match=message):
+        output_columns(["click", "buy"], **options)
+
+
+def test_prices_are_numbers():
+    with pytest.raises(DataError, match="column word: expected prices"):
+        output_columns(["click", "conversion"], bid="word").make(SCORES, ROWS)

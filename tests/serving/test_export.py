@@ -1,0 +1,152 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from adaftr_fast.data.batch import Batch
+from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.manifest import FieldInfo
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.serving.errors import ServingError
+from adaftr_fast.serving.export import check_program, export_run, random_features
+from adaftr_fast.serving.programs import Probabilities, export_program
+from adaftr_fast.serving.scorer import load_scorer
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.training.errors import CheckpointError
+from adaftr_fast.training.stepper import Stepper
+
+from .conftest import SIZES, randomize, save_run
+
+FIELDS = [50, 20, 7]
+NAMES = ("single_dnn", "shared_bottom", "cross_stitch", "mmoe", "ple", "autoheri", "adaftr")
+
+
+def random_ids(sizes, rows):
+    return torch.from_numpy(np.random.default_rng(rows).integers(0, sizes, (rows, len(sizes)), np.int32))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_programs_give_what_the_model_gives(name):
+    model = build_model(ModelConfig(name=name, **SIZES), FIELDS, ["click", "conversion"])
+    randomize(model)
+    served = Probabilities(model)
+    for plain in (False, True):
+        program = export_program(served, len(FIELDS), plain=plain)
+        ops = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+        assert any("adaftr_fast" in op for op in ops) != plain
+        for rows in (1, 2, 500):
+            ids = random_ids(FIELDS, rows)
+            expected = model(ids).sigmoid().detach()
+            assert rows < 500 or (expected.std(0) > 0.001).all()  # no tower is dead
+            torch.testing.assert_close(program.module()(ids), expected, rtol=0, atol=1e-6)
+    assert not any("relatedness" in name for name in program.state_dict)
+
+
+@pytest.mark.parametrize("name", ["single_dnn", "adaftr"])
+def test_programs_over_multi_valued_fields(name):
+    fields = [FieldInfo(str(f), "categorical", [], n, multiple=f > 0) for f, n in enumerate(FIELDS)]
+    model = build_model(ModelConfig(name=name, **SIZES), FIELDS, ["click", "conversion"])
+    randomize(model)
+    served = Probabilities(model)
+    program = export_program(served, len(FIELDS), multiple=True).module()
+    for rows in (1, 2, 500):
+        ids, starts = random_features(fields, rows)
+        expected = model(ids, torch.cat([starts.flatten(), torch.tensor([len(ids)])])).sigmoid().detach()
+        torch.testing.assert_close(program(ids, starts), expected, rtol=0, atol=1e-6)
+    empty = (torch.zeros(0, dtype=torch.int32), torch.zeros(1, len(FIELDS), dtype=torch.int64))
+    torch.testing.assert_close(program(*empty), served(*empty).detach(), rtol=0, atol=1e-6)
+    with pytest.raises(ServingError, match="neither AOTInductor nor ONNX"):
+        export_program(served, len(FIELDS), multiple=True, plain=True)
+
+
+def test_rows_that_an_optimizer_left_behind_are_made_current():
+    model = build_model(ModelConfig(name="mmoe", **SIZES), FIELDS, ["click", "conversion"])
+    stepper = Stepper(model, OptimizerConfig(lr=0.1), TrainingConfig(batch_size=8))
+    for step in range(1, 6):
+        ids = random_ids(FIELDS, 8) if step == 1 else torch.full((8, 3), step, dtype=torch.int32)
+        stepper.step(Batch(ids, torch.eye(2).repeat(4, 1)), step)
+    ids = random_ids(FIELDS, 8)  # of the first step: four steps behind
+    assert model.embedding.deferred.stale
+    program = export_program(Probabilities(model), len(FIELDS), plain=False)
+    torch.testing.assert_close(program.module()(ids), model(ids).sigmoid().detach(), rtol=0, atol=1e-6)
+
+
+def test_ids_out_of_range_raise_or_are_unknown():
+    served = Probabilities(build_model(ModelConfig(name="mmoe", **SIZES), FIELDS, ["click", "conversion"]))
+    bad = torch.tensor([[3, 20, 2]], dtype=torch.int32)
+    with pytest.raises(IndexError, match=r"ids\[0, 1\] = 20"):
+        export_program(served, 3, plain=False).module()(bad)
+    unknown = torch.tensor([[3, 0, 2]], dtype=torch.int32)
+    plain = export_program(served, 3, plain=True).module()
+    assert torch.equal(plain(bad), plain(unknown))
+
+
+def test_a_program_needs_nothing_but_torch_and_the_package(exported):
+    folder, model = exported
+    script = (
+        "import sys, torch, adaftr_fast; program = torch.export.load(sys.argv[1]).module(); "
+        "print(program(torch.ones(3, 7, dtype=torch.int32)).tolist())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, folder / "model.pt2"], capture_output=True, text=True, check=True
+    )
+    expected = model(torch.ones(3, 7, dtype=torch.int32)).sigmoid().detach()
+    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), expected, rtol=0, atol=1e-6)
+
+
+def test_native_and_onnx_programs_give_what_the_model_gives(shop, tmp_path):
+    onnx = pytest.importorskip("onnx.reference")
+    data = PreparedData(shop / "data")
+    model = save_run(tmp_path / "run", data, ModelConfig(name="shared_bottom", expert_hidden=[4], tower_hidden=[4]))
+    about = export_run(tmp_path / "run", tmp_path / "model", aot=True, onnx=True)
+    assert set(about.sha256) == {"model.aot.pt2", "model.onnx", "model.pt2", "schema.json", "vocabulary.parquet"}
+    native = torch._inductor.aoti_load_package(str(tmp_path / "model/model.aot.pt2"))
+    evaluator = onnx.ReferenceEvaluator(str(tmp_path / "model/model.onnx"))
+    for rows in (1, 500):
+        ids = random_ids(data.manifest.num_embeddings, rows)
+        expected = model(ids).sigmoid().detach()
+        torch.testing.assert_close(native(ids), expected, rtol=0, atol=1e-6)
+        (found,) = evaluator.run(["probabilities"], {"ids": ids.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-6)
+
+
+def test_what_cannot_be_exported_is_named(shop, exported, tmp_path):
+    data = PreparedData(shop / "data")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ServingError, match="not an exported model"):
+        export_run(shop / "run", tmp_path / "mine")
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        export_run(tmp_path, tmp_path / "out")
+    shutil.copytree(shop / "data", tmp_path / "data")
+    save_run(tmp_path / "run", PreparedData(tmp_path / "data"), ModelConfig(**SIZES))
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(CheckpointError, match=r"data it was trained on are needed: .*not a prepared folder"):
+        export_run(tmp_path / "run", tmp_path / "out")
+    model = save_run(tmp_path / "run", data, ModelConfig(name="mmoe", **SIZES))
+    path = tmp_path / "run/best/checkpoint.json"
+    path.write_text(path.read_text().replace(data.manifest.fingerprint, "another"))
+    with pytest.raises(CheckpointError, match="trained on other data"):
+        export_run(tmp_path / "run", tmp_path / "out")
+    with torch.no_grad():
+        model.towers[0].logit.bias.fill_(float("nan"))
+    served = Probabilities(model)
+    with pytest.raises(ServingError, match="not finite: it has diverged"):
+        check_program(served, served, data.manifest.fields)
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "schema.json", "vocabulary.parquet", "serving.json"])
+def test_damage_is_named(exported, tmp_path, name):
+    shutil.copytree(exported[0], tmp_path / "model")
+    path = tmp_path / "model" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ServingError, match=f"{name}: damaged"):
+        load_scorer(tmp_path / "model")
+    path.unlink()
+    with pytest.raises(ServingError, match=r"cannot be read|not an exported model"):
+        load_scorer(tmp_path / "model")

@@ -1,0 +1,161 @@
+import errno
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.prepare import prepare
+from adaftr_fast.data.schema import parse_schema
+from adaftr_fast.models import ModelConfig
+from adaftr_fast.serving.columns import output_columns
+from adaftr_fast.serving.errors import ServingError
+from adaftr_fast.serving.export import export_run
+from adaftr_fast.serving.predict import predict
+from adaftr_fast.serving.scorer import load_scorer
+from adaftr_fast.training.evaluation import predict as predict_split
+
+from .conftest import SIZES, SOURCE, make_log, save_run
+
+COLUMNS = output_columns(["click", "conversion"])
+
+
+@pytest.fixture(scope="module")
+def scorer(exported):
+    return load_scorer(exported[0])
+
+
+@pytest.fixture(scope="module")
+def trainer_scores(shop, exported):
+    """What training's own evaluation gives for the rows of all splits, [600, 2]."""
+    data = PreparedData(shop / "data")
+    parts = [predict_split(exported[1], data.load(split), 100).logits for split in ("train", "validation", "test")]
+    return torch.from_numpy(np.concatenate(parts)).sigmoid().numpy()
+
+
+def scores(path):
+    table = pq.read_table(path)
+    return np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
+
+
+def text(table, path, delimiter=","):
+    options = csv.WriteOptions(delimiter=delimiter, quoting_style="none")
+    csv.write_csv(table, path, options)
+    return path
+
+
+FEATURES = ["item", "place", "heat", "user", "tags", "weekday", "row"]
+
+
+def test_raw_parquet_gives_the_trainer_s_scores(shop, scorer, trainer_scores, tmp_path):
+    out = tmp_path / "deep/scores.parquet"
+    report = predict(scorer, [shop / "log.parquet"], out, COLUMNS, keep=["row", "price"])
+    assert (report.rows, report.bad_rows.bad) == (600, 0)
+    table = pq.read_table(out)
+    assert table.column_names == ["row", "price", "p_ctr", "p_ctcvr", "p_cvr"]
+    assert table["row"].to_pylist() == list(range(600))
+    np.testing.assert_allclose(scores(out), trainer_scores, rtol=0, atol=1e-6)
+    assert os.listdir(out.parent) == ["scores.parquet"]
+
+
+def test_text_without_labels_in_blocks_gives_the_same(scorer, trainer_scores, tmp_path, monkeypatch):
+    """A vocabulary counted from integers knows them when they come as text."""
+    monkeypatch.setattr("adaftr_fast.data.staging.BLOCK_BYTES", 3000)
+    log = make_log().select(FEATURES)
+    files = [text(log.slice(0, 250), tmp_path / "a.csv"), text(log.slice(250), tmp_path / "b.tsv", "\t")]
+    predict(scorer, files, tmp_path / "scores.parquet", COLUMNS, keep=["row"])
+    assert pq.read_table(tmp_path / "scores.parquet")["row"].to_pylist() == [str(row) for row in range(600)]
+    np.testing.assert_allclose(scores(tmp_path / "scores.parquet"), trainer_scores, rtol=0, atol=1e-6)
+
+
+def test_all_tokens_of_multi_valued_fields_are_read(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr("adaftr_fast.serving.scorer.ROWS", 70)
+    tags = {"kind": "categorical", "tokens": "all", "separator": "|"}
+    source = SOURCE | {"fields": SOURCE["fields"] | {"tags": tags}}
+    prepare(parse_schema(source), [shop / "log.parquet"], tmp_path / "data")
+    data = PreparedData(tmp_path / "data")
+    model = save_run(tmp_path / "run", data, ModelConfig(**SIZES))
+    export_run(tmp_path / "run", tmp_path / "model")
+    predict(load_scorer(tmp_path / "model"), [shop / "log.parquet"], tmp_path / "scores.parquet", COLUMNS)
+    parts = [predict_split(model, data.load(split), 100).logits for split in ("train", "validation", "test")]
+    expected = torch.from_numpy(np.concatenate(parts)).sigmoid().numpy()
+    np.testing.assert_allclose(scores(tmp_path / "scores.parquet"), expected, rtol=0, atol=1e-6)
+
+
+def test_values_that_training_has_not_seen_are_unknown(scorer, tmp_path):
+    log = make_log(2)
+    fresh = log.set_column(log.column_names.index("item"), "item", pa.array([10**6, None], pa.int64()))
+    pq.write_table(fresh, tmp_path / "log.parquet")
+    (ids,) = scorer.encode(fresh.to_batches()[0])
+    assert ids[:, 0].tolist() == [0, 0]
+    assert predict(scorer, [tmp_path / "log.parquet"], tmp_path / "out.parquet", COLUMNS).rows == 2
+
+
+def test_bad_rows_are_left_out_and_named(scorer, tmp_path):
+    path = text(make_log(50).select(FEATURES), tmp_path / "log.csv")
+    lines = path.read_text().splitlines(keepends=True)
+    lines[7] = "3,p1,warm,5,1|2,mon,6\n"
+    path.write_text("".join(lines))
+    out = tmp_path / "scores.parquet"
+    with pytest.raises(
+        DataError, match=r"1 of 50 rows cannot be read \(heat is no double 1\); first: .*log.csv:8: heat"
+    ):
+        predict(scorer, [path], out, COLUMNS)
+    assert not out.exists()
+    report = predict(scorer, [path], out, COLUMNS, keep=["row"], bad_rows=0.05)
+    assert (report.rows, report.bad_rows.bad) == (49, 1)
+    assert "6" not in pq.read_table(out)["row"].to_pylist()
+
+
+def test_mistakes_are_named_and_leave_the_old_scores(shop, scorer, tmp_path):
+    out = tmp_path / "scores.parquet"
+    out.write_bytes(b"old")
+    log = shop / "log.parquet"
+    half = tmp_path / "half.parquet"
+    half.write_bytes(log.read_bytes()[: log.stat().st_size // 2])
+    damaged = tmp_path / "damaged.parquet"
+    content = bytearray(log.read_bytes())
+    content[len(content) // 3 : len(content) // 2] = b"\xff" * (len(content) // 2 - len(content) // 3)
+    damaged.write_bytes(content)
+    few = tmp_path / "few.parquet"
+    pq.write_table(make_log(5).select(["item", "place"]), few)
+    for files, options, error, message in [
+        ([tmp_path / "nothing.csv"], {}, DataError, "nothing.csv: no such file"),
+        ([half], {}, DataError, "half.parquet: cannot be read"),
+        ([log, damaged], {}, DataError, "damaged.parquet: cannot be read"),
+        ([few], {}, DataError, "few.parquet: no column 'heat', 'user', 'tags', 'weekday'; the file has item, place"),
+        ([log], {"keep": ["colour"]}, DataError, "no column 'colour'"),
+        ([log], {"keep": ["row", "row"]}, ServingError, "two columns of one name"),
+        ([log], {"bad_rows": 1.0}, DataError, r"bad_rows: expected a share in \[0, 1\)"),
+        ([out], {}, ServingError, "is one of the inputs"),
+    ]:
+        with pytest.raises(error, match=message):
+            predict(scorer, files, out, COLUMNS, **options)
+        assert out.read_bytes() == b"old"
+        assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_scores(shop, scorer, tmp_path, monkeypatch):
+    out = tmp_path / "scores.parquet"
+    out.write_bytes(b"old")
+
+    def full(self, batch):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_batch", full)
+    with pytest.raises(ServingError, match=r"scores.parquet: cannot be written: .*No space left"):
+        predict(scorer, [shop / "log.parquet"], out, COLUMNS)
+    assert os.listdir(tmp_path) == ["scores.parquet"]
+    assert out.read_bytes() == b"old"
+
+
+def test_a_model_without_finite_scores_writes_none(shop, scorer, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(scorer.program), "__call__", lambda self, ids: torch.full((len(ids), 2), torch.nan))
+    with pytest.raises(ServingError, match="1200 of 1200 probabilities are not finite"):
+        predict(scorer, [shop / "log.parquet"], tmp_path / "scores.parquet", COLUMNS)
+    assert not os.listdir(tmp_path)

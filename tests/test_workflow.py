@@ -1,0 +1,109 @@
+"""The commands of the README, from raw files to scores, on small ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from adaftr_fast.cli import main
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.training.evaluation import predict
+
+TRAINING = ["--training.batch_size", "128", "--training.max_epochs", "1", "--training.progress", "false"]
+
+
+def run(*arguments):
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def test_raw_aliccp_to_bids(tmp_path):
+    log, data = tmp_path / "log", tmp_path / "data"
+    run("synthesize", "--rows", 3000, "--rates", '{"click": 0.3, "conversion": 0.1}', "--raw", "true", "--out", log)
+    train, test = ([log / f"{name}_{split}.csv" for name in ("sample_skeleton", "common_features")]
+                   for split in ("train", "test"))  # fmt: skip
+    run("prepare", "--dataset", "aliccp", "--files", *train, *test, "--out", data)
+    run("train", "--data.folder", data, "--out", tmp_path / "run", *TRAINING)
+    run("export", "--run", tmp_path / "run", "--out", tmp_path / "model")
+    run("predict", "--model", tmp_path / "model", "--files", *test, "--out", tmp_path / "scores.parquet",
+        "--keep", "sample_id", "--bid", "20", "--bid_weight", "0.9")  # fmt: skip
+    table = pq.read_table(tmp_path / "scores.parquet")
+    assert table.column_names == ["sample_id", "p_ctr", "p_ctcvr", "p_cvr", "bid"]
+    trained = load_trained(tmp_path / "run")
+    expected = torch.from_numpy(predict(trained.model, trained.data().load("test"), 100).logits).sigmoid().numpy()
+    found = np.stack([table["p_ctr"], table["p_ctcvr"]], 1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    bids = 0.9 * 20 * np.minimum(found[:, 0], found[:, 1])
+    np.testing.assert_allclose(table["bid"], bids, rtol=1e-5)
+
+
+@pytest.fixture
+def shop(tmp_path) -> Path:
+    random = np.random.default_rng(0)
+    rows = 2000
+    item = random.integers(0, 40, rows)
+    click = random.random(rows) < 1 / (1 + np.exp(-(item - 20) / 6))
+    columns = {
+        "time": np.arange(rows),
+        "user": [f"u{i}" for i in random.integers(0, 90, rows)],
+        "item": item,
+        "price": random.random(rows).round(2),
+        "click": click.astype(np.int8),
+        "buy": (click & (random.random(rows) < 0.4)).astype(np.int8),
+    }
+    csv.write_csv(pa.table(columns), tmp_path / "log.csv")
+    return tmp_path / "log.csv"
+
+
+def test_a_plain_csv_to_scores(shop, tmp_path, capsys):
+    run("prepare", "--files", shop, "--labels", "click", "buy", "--group", "user", "--time", "time",
+        "--out", tmp_path / "data")  # fmt: skip
+    run("train", "--data.folder", tmp_path / "data", "--out", tmp_path / "run", *TRAINING)
+    run("export", "--run", tmp_path / "run", "--out", tmp_path / "model")
+    today = tmp_path / "today.csv"
+    csv.write_csv(csv.read_csv(shop).drop_columns(["click", "buy", "time"]), today)
+    capsys.readouterr()
+    run("predict", "--model", tmp_path / "model", "--files", today, shop, "--out", tmp_path / "scores.parquet",
+        "--keep", "user", "item", "--conversion", "buy")  # fmt: skip
+    assert "4,000 rows, p_ctr, p_ctcvr, p_cvr" in capsys.readouterr().out
+    table = pq.read_table(tmp_path / "scores.parquet")
+    assert table.column_names == ["user", "item", "p_ctr", "p_ctcvr", "p_cvr"]
+    assert table.slice(0, 2000).equals(table.slice(2000))  # with labels or without
+
+
+def test_days_to_a_served_model(shop, tmp_path, capsys):
+    log = csv.read_csv(shop)
+    days = [tmp_path / f"day{day}.csv" for day in range(2)]
+    for day, path in enumerate(days):
+        csv.write_csv(log.slice(1000 * day, 1000), path)
+    schema = tmp_path / "shop.toml"
+    schema.write_text(
+        'name = "shop"\ngroup = "user"\n[labels]\nclick = "click"\nconversion = "buy"\n'
+        '[split]\ntrain = {}\nvalidation = {}\ntest = {}\n[fields]\nuser = "categorical"\nitem = "categorical"\n'
+    )
+    run("daily", "--dataset", schema, "--files", *days, "--out", tmp_path / "daily", *TRAINING)
+    shown = capsys.readouterr().out.splitlines()[-2:]
+    assert "before training: the first day" in shown[0]
+    assert "before training: click AUC" in shown[1]
+    run("export", "--run", tmp_path / "daily/day-0002/run", "--out", tmp_path / "model")
+    run("train", "--data.folder", tmp_path / "daily/day-0002/data", "--out", tmp_path / "next", *TRAINING,
+        "--warm_start", tmp_path / "daily/day-0001/run")  # fmt: skip
+    assert "132 of 132 embedding rows taken\n26 of 26 dense weights taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "--run", "OUT", "--out", "OUT2"], "no checkpoint here"),
+        (["predict", "--model", "OUT", "--files", "OUT", "--out", "OUT2"], "not an exported model (no serving.json)"),
+        (["daily", "--dataset", "census", "--files", "OUT", "--out", "OUT2"], "expected a schema of one file"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
+    places = {"OUT": str(tmp_path / "nothing"), "OUT2": str(tmp_path / "out")}
+    assert main([places.get(each, each) for each in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
