@@ -1,0 +1,157 @@
+"""Rows a second of `adaftr-fast predict`, and how long one request takes by program and size.
+
+    python -m benchmarks.bench_serving --out runs/serving        -> results/serving.json
+
+AdaFTR on MMoE over Ali-CCP's 23 fields, on a synthetic log as parquet and in Ali-CCP's raw layout, and its export with
+an AOTInductor package; they are made first and kept for the next time. The model is untrained, which costs the same. A
+request is ids in, probabilities out, on ``--threads`` threads (a server has more requests at a time); the last kind
+also encodes its raw rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import torch
+
+from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.prepare import prepare
+from adaftr_fast.data.schema import load_schema
+from adaftr_fast.data.synthetic.log import LogConfig
+from adaftr_fast.data.synthetic.raw import NAMES, write_raw
+from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.serving.columns import output_columns
+from adaftr_fast.serving.export import export_run
+from adaftr_fast.serving.predict import predict
+from adaftr_fast.serving.programs import Probabilities
+from adaftr_fast.serving.scorer import AOT, Scorer, load_scorer
+from adaftr_fast.training.checkpoint import Description, save_checkpoint
+from adaftr_fast.training.config import DataConfig, TrainingConfig
+from benchmarks.measure import write
+
+REQUEST_ROWS = (1, 500)
+RATES = {"click": 0.039, "conversion": 0.004}
+
+
+def make(out: Path, rows: int) -> dict[str, list[Path]]:
+    """Prepared data, a run and its export for each input format, made where they are not there yet; the raw files."""
+    log, raw = LogConfig(rows, rates=RATES), LogConfig(rows, users=rows // 58, days=2, rates=RATES)
+    inputs = {
+        "parquet": [out / "parquet/raw" / LOG],
+        "aliccp": [out / "aliccp/raw" / name.format("test") for name in NAMES],
+    }
+    if not (out / "parquet/raw").exists():
+        write_log(log, out / "parquet/raw", progress=True)
+        write_raw(raw, out / "aliccp/raw", progress=True)
+    schemas = {"parquet": str(out / "parquet/raw" / SCHEMA), "aliccp": "aliccp"}
+    files = {
+        "parquet": inputs["parquet"],
+        "aliccp": [out / "aliccp/raw" / name.format(split) for split in ("train", "test") for name in NAMES],
+    }
+    for kind, schema in schemas.items():
+        folder = out / kind
+        prepare(load_schema(schema), files[kind], folder / "data", progress=True)
+        if not (folder / "model").exists():
+            save_run(folder / "run", PreparedData(folder / "data"))
+            export_run(folder / "run", folder / "model", aot=kind == "parquet")
+    return inputs
+
+
+def save_run(folder: Path, data: PreparedData) -> None:
+    """A run of an untrained model."""
+    torch.manual_seed(0)
+    config = ModelConfig()
+    model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks)
+    sections = {"data": DataConfig(str(data.folder)), "model": config, "training": TrainingConfig()}
+    settings = {name: asdict(section) for name, section in sections.items()}
+    manifest = data.manifest
+    about = Description(settings, manifest.fingerprint, manifest.num_embeddings, manifest.tasks, {})
+    save_checkpoint(folder / "best", model, about)
+
+
+def throughput(model: Path, files: list[Path], turns: int) -> dict[str, Any]:
+    """Rows a second of ``predict`` from raw files, the median."""
+    scorer, scores = load_scorer(model), model.parent / "scores.parquet"
+    columns = output_columns(scorer.about.tasks)
+    reports = [predict(scorer, files, scores, columns) for _ in range(turns + 1)][1:]
+    rate = statistics.median(report.rows / report.seconds for report in reports)
+    return {"rows": reports[0].rows, "rows/s": round(rate)}
+
+
+def program_alone(scorer: Scorer, rows: pa.RecordBatch) -> dict[str, Any]:
+    """Rows a second from ids to probabilities, on the threads of ``predict``."""
+    features, times = scorer.encode(rows), []
+    for _ in range(5):
+        start = time.perf_counter()
+        scorer.score(features)
+        times.append(time.perf_counter() - start)
+    return {"predict": "ids alone", "rows": len(rows), "rows/s": round(len(rows) / statistics.median(times))}
+
+
+@torch.no_grad()
+def latency(folder: Path, table: pa.RecordBatch, requests: int) -> list[dict[str, Any]]:
+    """p50 and p99 of requests in milliseconds; the programs take turns."""
+    scorer = load_scorer(folder / "model")
+    programs = {
+        "eager model": Probabilities(load_trained(folder / "run").model),
+        "torch.export program": scorer.program,
+        "AOTInductor package": torch._inductor.aoti_load_package(str(folder / "model" / AOT)),
+    }
+    cases = []
+    for rows in REQUEST_ROWS:
+        batches = [table.slice(rows * (number % (len(table) // rows)), rows) for number in range(requests)]
+        requested = [scorer.encode(batch) for batch in batches]
+        runs = {name: [lambda p=program, x=x: p(*x) for x in requested] for name, program in programs.items()}
+        runs["raw rows to scores"] = [lambda b=batch: scorer.score(scorer.encode(b)) for batch in batches]
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for turn in range(-requests // 10, requests):  # the first ones warm
+            for name, each in runs.items():
+                start = time.perf_counter()
+                each[turn]()
+                if turn >= 0:
+                    times[name].append(1e3 * (time.perf_counter() - start))
+        for name, of_program in times.items():
+            p50, p99 = np.quantile(of_program, (0.5, 0.99)).round(4).tolist()
+            cases.append({"request": name, "rows": rows, "p50 ms": p50, "p99 ms": p99})
+    return cases
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of torch, for requests; predict uses all cores")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--make", action="store_true", help="only make what is measured")
+    arguments = parser.parse_args()
+    inputs = make(arguments.out, arguments.rows)
+    if arguments.make:
+        return
+    cases = []
+    for kind, files in inputs.items():
+        cases.append({"predict": kind} | throughput(arguments.out / kind / "model", files, arguments.turns))
+        print(cases[-1])
+    folder = arguments.out / "parquet"
+    table = next(ds.dataset(inputs["parquet"][0]).to_batches(batch_size=1 << 17))
+    cases.append(program_alone(load_scorer(folder / "model"), table))
+    print(cases[-1])
+    torch.set_num_threads(arguments.threads)
+    for case in latency(folder, table, arguments.requests):
+        cases.append(case)
+        print(case)
+    print(write("serving", cases))
+
+
+if __name__ == "__main__":
+    main()
