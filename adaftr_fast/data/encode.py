@@ -17,6 +17,7 @@ from adaftr_fast.data.noise import text_hash
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.schema_types import Field
 
+FEW = 16  # a batch this much smaller than a vocabulary is found by bisection
 CROSS_SEPARATOR = "\x1f"  # ASCII unit separator: does not occur inside real values, so crosses are unambiguous
 
 
@@ -41,8 +42,26 @@ class Vocabulary:
     def encode(self, values: pa.Array) -> pa.Array:
         """Integers or text [n] to int32 ids [n]; a number and its text are the same value."""
         known = self._integers if pa.types.is_integer(values.type) else self._text
-        found = pc.index_in(values.cast(known.type), value_set=known, skip_nulls=True)
+        values = values.cast(known.type)
+        if pa.types.is_integer(known.type) and len(values) * FEW < len(known):
+            return self._bisected(values)
+        found = pc.index_in(values, value_set=known, skip_nulls=True)  # which hashes all known values every time
         return pc.add(pc.fill_null(found, -1), pa.scalar(1, pa.int32()))
+
+    def _bisected(self, values: pa.Array) -> pa.Array:
+        """The same for a few integers, as a request has them."""
+        known, ids = self._sorted
+        plain = values.fill_null(0).to_numpy()
+        place = np.minimum(np.searchsorted(known, plain), len(known) - 1)
+        found = (known[place] == plain) & values.is_valid().to_numpy(zero_copy_only=False)
+        return pa.array(np.where(found, ids[place], np.int32(0)))
+
+    @cached_property
+    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
+        """The integers in ascending order, and their ids."""
+        known = self._integers.to_numpy()
+        order = np.argsort(known)
+        return known[order], order.astype(np.int32) + 1
 
     def grown(self, newer: Vocabulary) -> Vocabulary:
         """The known values under the ids they have, then those that only ``newer`` has; counts add up."""
@@ -113,22 +132,6 @@ class Hashed:
 
 
 Encoder = Vocabulary | Buckets | Hashed
-
-
-class GroupNumbers:
-    """Numbers groups (users) from 0 in order of appearance; a missing group is -1."""
-
-    def __init__(self) -> None:
-        self._known: pa.Array | None = None
-
-    def encode(self, values: pa.Array) -> pa.Array:
-        """Values [n] of any one type to int64 numbers [n]."""
-        values = plain_values(values)
-        known = values.slice(0, 0) if self._known is None else self._known
-        distinct = pc.unique(values).drop_null()
-        fresh = distinct.filter(pc.invert(pc.is_in(distinct, value_set=known)))
-        self._known = pa.concat_arrays([known, fresh])
-        return pc.fill_null(pc.index_in(values, value_set=self._known, skip_nulls=True).cast(pa.int64()), -1)
 
 
 def fit_encoders(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> dict[str, Encoder]:

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adaftr_fast._json import dumps, from_json
-from adaftr_fast.data.encode import Encoder, GroupNumbers, encode_field
+from adaftr_fast.data.encode import Encoder, encode_field
 from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.groups import GroupNumbers
 from adaftr_fast.data.manifest import SplitInfo
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.schema_types import Label, Schema

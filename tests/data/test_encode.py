@@ -4,8 +4,9 @@ import pyarrow.compute as pc
 import pytest
 
 from adaftr_fast.data.counts import ValueCounts
-from adaftr_fast.data.encode import Buckets, GroupNumbers, Vocabulary, fit_encoders
+from adaftr_fast.data.encode import Buckets, Vocabulary, fit_encoders
 from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.groups import GroupNumbers
 from adaftr_fast.data.schema import Field
 
 
@@ -37,6 +38,36 @@ def test_vocabulary_orders_by_count_then_value():
 def test_vocabulary_min_count_sends_rare_values_to_unknown():
     vocabulary = Vocabulary.fit(counts_of([7, 7, 8, 9, 9]), min_count=2)
     assert vocabulary.encode(pa.array([7, 8, 9])).to_pylist() == [1, 0, 2]
+
+
+def test_numbers_and_their_texts_are_the_same_values():
+    values = [7, -3, 20, None, 5]
+    numbers = pa.array(values, pa.int64())
+    text = pa.array([None if value is None else str(value) for value in values])
+    for known in (Vocabulary.fit(counts_of([7, 7, -3]), 1), Vocabulary.fit(counts_of(["7", "7", "-3"]), 1)):
+        assert known.encode(numbers).to_pylist() == known.encode(text).to_pylist() == [1, 2, 0, 0, 0]
+    mixed = Vocabulary.fit(counts_of(["7", "07", "x"]), 1)  # of which 7 alone is written as a number is
+    assert mixed.encode(numbers).to_pylist() == mixed.encode(text).to_pylist()
+    assert mixed.encode(pa.array(["07", "x", "7"])).to_pylist() == [1, 3, 2]
+
+
+def test_few_numbers_are_found_as_many_are():
+    known = np.random.default_rng(0).permutation(500)[:400] - 200
+    vocabulary = Vocabulary(pa.array(known), pa.array(np.ones(400, np.int64)))
+    asked = pa.array([*range(-210, 310), None], pa.int64())
+    every = vocabulary.encode(asked)
+    few = [vocabulary.encode(asked.slice(start, 13)) for start in range(0, len(asked), 13)]
+    assert pa.concat_arrays(few).equals(every)
+    assert every.to_pylist()[:3] == [0, 0, 0]
+    assert pc.sum(pc.greater(every, 0)).as_py() == 400
+
+
+def test_a_grown_vocabulary_keeps_its_ids():
+    known = Vocabulary.fit(counts_of([5, 5, 3]), 1)
+    grown = known.grown(Vocabulary.fit(counts_of([9, 9, 9, 3, 1]), 1))
+    assert grown.values.to_pylist() == ["5", "3", "9", "1"]
+    assert grown.counts.to_pylist() == [2, 2, 3, 1]
+    assert known.grown(Vocabulary.fit(counts_of(["a"]), 1)).encode(pa.array(["a", "5"])).to_pylist() == [3, 1]
 
 
 def test_buckets_collapse_equal_quantiles():

@@ -5,10 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast.data.encode import encode_field
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.manifest import FORMAT, read_manifest
 from adaftr_fast.data.prepare import GROUP, prepare
 from adaftr_fast.data.schema import load_schema, parse_schema
+from adaftr_fast.data.vocabulary import read_encoders
 
 
 def test_ids_labels_and_groups_by_hand(source, write, tmp_path):
@@ -242,3 +244,36 @@ def test_flights_splits_by_month(tmp_path):
         "test": 53_991,
     }
     assert manifest.splits["test"].positives == {"click": 11_760, "conversion": 7_224}
+
+
+def test_encoders_are_read_back_as_they_were(source, write, tmp_path):
+    source["fields"] = source["fields"] | {"spread": {"column": "city", "kind": "categorical", "hashed": 7}}
+    path = write()
+    manifest = prepare(parse_schema(source), [path], tmp_path / "out")
+    encoders = read_encoders(tmp_path / "out", manifest)
+    (rows,) = pq.read_table(path).combine_chunks().to_batches()
+    train = pq.read_table(tmp_path / "out/train.parquet")
+    for field in parse_schema(source).fields:
+        ids = encode_field(field, encoders[field.name], rows)
+        assert ids[:6].to_pylist() == train[field.name].to_pylist()
+        assert encoders[field.name].num_embeddings == manifest.num_embeddings[list(encoders).index(field.name)]
+    vocabulary = tmp_path / "out/vocabulary.parquet"
+    pq.write_table(pq.read_table(vocabulary).slice(1), vocabulary)
+    with pytest.raises(DataError, match=r"vocabulary\.parquet: field city: expected ids 1 to 3, got 2 "):
+        read_encoders(tmp_path / "out", manifest)
+    vocabulary.write_bytes(vocabulary.read_bytes()[:50])
+    with pytest.raises(DataError, match=r"vocabulary\.parquet: not readable"):
+        read_encoders(tmp_path / "out", manifest)
+
+
+def test_a_preparation_grows_another(source, write, tmp_path):
+    first = prepare(parse_schema(source), [write()], tmp_path / "first")
+    later = write("later.parquet", city=["new", "b", "a", None, "c", "new", "a", "z", "b", None, "c", "a"])
+    grown = prepare(parse_schema(source), [later], tmp_path / "grown", grow=tmp_path / "first")
+    assert grown.num_embeddings[0] == first.num_embeddings[0] + 1
+    vocabulary = pq.read_table(tmp_path / "grown/vocabulary.parquet").to_pylist()
+    cities = [row["value"] for row in vocabulary if row["field"] == "city"]
+    assert cities == ["a", "b", "c", "new"]
+    assert grown.fields[2].edges == first.fields[2].edges
+    alone = prepare(parse_schema(source), [later], tmp_path / "alone")
+    assert alone.inputs != grown.inputs
