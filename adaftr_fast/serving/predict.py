@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from adaftr_fast.serving.errors import ServingError
 from adaftr_fast.serving.scorer import Features, Scorer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
     """What ``predict`` has done.
 
@@ -31,9 +31,9 @@ class Report:
         bad_rows: the account of what was left out.
     """
 
-    rows: int = 0
-    bad_rows: BadRows = field(default_factory=BadRows)
-    seconds: float = 0.0
+    rows: int
+    bad_rows: BadRows
+    seconds: float
 
 
 def predict(
@@ -65,34 +65,45 @@ def predict(
     handed_on = list(dict.fromkeys([*keep, *columns.inputs()]))
     inputs = raw_files(scorer.schema, files, handed_on)
     schema = _schema(inputs, keep, columns)
-    report, start = Report(), time.perf_counter()
-    new = out.with_name(f".{out.name}.new")
+    start, new = time.perf_counter(), out.with_name(f".{out.name}.new")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with (
             tqdm(total=sum(file.size for file in inputs), unit="B", unit_scale=True, disable=not progress) as bar,
             pq.ParquetWriter(new, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
+            account = BadRows()
             for input_file in inputs:
-                account = BadRows()
-                for rows, features, of_chunk in _scored(scorer, input_file, bar):
-                    account += of_chunk
-                    if bad_rows == 0:
-                        account.check(bad_rows)  # nothing that follows can mend it
-                    made = columns.make(scorer.score(features), rows)
-                    writer.write_batch(_batch(schema, [*(rows[name] for name in keep), *made]))
-                    report.rows += len(rows)
-                    bar.set_postfix_str(f"{report.rows / (time.perf_counter() - start):,.0f} rows/s", refresh=False)
-                account.check(bad_rows)
-                report.bad_rows += account
+                account += _score_file(scorer, input_file, columns, keep, bad_rows, writer, bar)
         sync(new)
         new.replace(out)
     except OSError as error:
         raise ServingError(f"{out}: cannot be written: {error}") from error
     finally:
         new.unlink(missing_ok=True)
-    report.seconds = time.perf_counter() - start
-    return report
+    return Report(account.rows - account.bad, account, time.perf_counter() - start)
+
+
+def _score_file(
+    scorer: Scorer,
+    file: RawFile,
+    columns: Columns,
+    keep: Sequence[str],
+    bad_rows: float,
+    writer: pq.ParquetWriter,
+    bar: tqdm,
+) -> BadRows:
+    """Writes the scores of one input; returns the account of its rows."""
+    account, start = BadRows(), time.perf_counter()
+    for rows, features, of_chunk in _scored(scorer, file, bar):
+        account += of_chunk
+        if bad_rows == 0:
+            account.check(bad_rows)  # nothing that follows can mend it
+        made = columns.make(scorer.score(features), rows)
+        writer.write_batch(_batch(writer.schema, [*(rows[name] for name in keep), *made]))
+        bar.set_postfix_str(f"{account.rows / (time.perf_counter() - start):,.0f} rows/s", refresh=False)
+    account.check(bad_rows)
+    return account
 
 
 def _scored(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.RecordBatch, Features, BadRows]]:
