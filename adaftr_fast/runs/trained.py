@@ -40,15 +40,17 @@ class Trained:
                 f"{self.folder}: trained on other data than {data.folder}: ids or tasks do not mean the same"
             )
 
-    def data(self) -> PreparedData:
+    def data(self, folder: Path | None = None) -> PreparedData:
         """The prepared folder it was trained on.
+
+        Args:
+            folder: where it is now; None = where it was.
 
         Raises:
             CheckpointError: it is no longer there, or holds another preparation.
         """
-        folder = self.about.config.get("data", {}).get("folder", "")
         try:
-            data = PreparedData(folder)
+            data = PreparedData(folder or self.about.config.get("data", {}).get("folder", ""))
         except DataError as error:
             raise CheckpointError(f"{self.folder}: the data it was trained on are needed: {error}") from error
         self.check_data(data)

@@ -14,6 +14,7 @@ def add_export_arguments(parser: jsonargparse.ArgumentParser) -> None:
     """Adds the options of ``export``."""
     parser.add_argument("--run", type=Path, required=True, help="the --out folder of train")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--data", type=Path | None, help="the prepared folder of the run, if it has moved since")
     parser.add_argument("--aot", action="store_true", help="also compile a native package (AOTInductor; a minute)")
     parser.add_argument("--onnx", action="store_true", help="also write ONNX (pip install adaftr-fast[onnx])")
 
@@ -38,7 +39,7 @@ def run_export(arguments: jsonargparse.Namespace) -> None:
     """Exports a run's model and says what was written."""
     from adaftr_fast.serving.export import export_run
 
-    about = export_run(arguments.run, arguments.out, aot=arguments.aot, onnx=arguments.onnx)
+    about = export_run(arguments.run, arguments.out, data=arguments.data, aot=arguments.aot, onnx=arguments.onnx)
     print(f"{arguments.out}: {', '.join(about.sha256)}")
     print(f"adaftr-fast predict --model {arguments.out} --files RAW --out SCORES.parquet")
 

@@ -27,14 +27,15 @@ TOLERANCE = 1e-6  # between a program's probabilities and the model's
 CHECKED_ROWS = (1, 500)
 
 
-def export_run(run: Path, out: Path, *, aot: bool = False, onnx: bool = False) -> About:
+def export_run(run: Path, out: Path, *, data: Path | None = None, aot: bool = False, onnx: bool = False) -> About:
     """Writes ``model.pt2`` (torch.export), ``schema.json``, ``vocabulary.parquet`` and ``serving.json`` to ``out``.
 
     The folder appears whole or not at all; one that an export wrote before is replaced. The program has been compared
     with the model when it appears.
 
     Args:
-        run: the folder of a finished run, whose prepared data are still where they were.
+        run: the folder of a finished run.
+        data: the prepared folder it was trained on; None = where it was then.
         aot: also ``model.aot.pt2``, native code for this machine's kind (AOTInductor).
         onnx: also ``model.onnx``.
 
@@ -46,16 +47,16 @@ def export_run(run: Path, out: Path, *, aot: bool = False, onnx: bool = False) -
     if out.exists() and not (out / ABOUT).is_file():
         raise ServingError(f"{out}: exists and is not an exported model (no {ABOUT}); name another folder")
     trained = load_trained(run)
-    data = trained.data()
-    read_encoders(data.folder, data.manifest)  # or what is exported could not be read
+    prepared = trained.data(data)
+    read_encoders(prepared.folder, prepared.manifest)  # or what is exported could not be read
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.new-", dir=out.parent) as work:
         new = Path(work) / "model"
         new.mkdir()
         for name in (MANIFEST, VOCABULARY):
-            shutil.copyfile(data.folder / name, new / name)
-        _write_programs(trained, data.manifest.fields, new, aot=aot, onnx=onnx)
-        about = _about(trained, data, new)
+            shutil.copyfile(prepared.folder / name, new / name)
+        _write_programs(trained, prepared.manifest.fields, new, aot=aot, onnx=onnx)
+        about = _about(trained, prepared, new)
         (new / ABOUT).write_text(dumps(dataclasses.asdict(about), indent=2) + "\n", encoding="utf-8")
         publish(new, out)
     return about

@@ -126,6 +126,7 @@ def test_what_cannot_be_exported_is_named(shop, exported, tmp_path):
     shutil.rmtree(tmp_path / "data")
     with pytest.raises(CheckpointError, match=r"data it was trained on are needed: .*not a prepared folder"):
         export_run(tmp_path / "run", tmp_path / "out")
+    export_run(tmp_path / "run", tmp_path / "moved", data=shop / "data")
     model = save_run(tmp_path / "run", data, ModelConfig(name="mmoe", **SIZES))
     path = tmp_path / "run/best/checkpoint.json"
     path.write_text(path.read_text().replace(data.manifest.fingerprint, "another"))
