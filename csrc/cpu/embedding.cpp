@@ -92,9 +92,7 @@ std::vector<int64_t> mark_rows(const Ids<Id>& ids, const RowSet& set, int64_t gr
     keep_smallest(bad, lookup_kernels<Id>().mark(ids, set, unique.data(), begin, end));
   });
   if (bad >= 0) {
-    // Ranges without a bad id have left their bits set.
-    std::fill(set.bits, set.bits + set.word[ids.fields], 0);
-    std::fill(set.summary, set.summary + set.sumword[ids.fields], 0);
+    embedding_kernels().row_sets.clear(set, ids.fields);
     raise_bad_id("fused_embedding_backward", ids, bad);
   }
   for (int64_t f = 0; f < ids.fields; ++f) base[f + 1] = base[f] + unique[f];

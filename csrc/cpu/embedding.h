@@ -23,10 +23,14 @@ struct Ids {
 // Which rows of which field occur, as one bit a row. Two levels, so that finding the set bits in order costs
 // O(U + R / 4096): rows come out sorted without a sort. All zero between uses.
 struct RowSet {
-  uint64_t* bits;          // one bit a row
-  uint64_t* summary;       // one bit for each word of `bits` that is not zero
-  int32_t* rank;           // per word of `bits`: how many rows of the field stand before it
-  const int64_t* word;     // [F + 1] the field's first word in `bits` and `rank`
+  // Bits and rank side by side: in large tables either alone would cost a cache miss.
+  struct Word {
+    uint64_t bits;  // one bit a row
+    int64_t rank;   // how many rows of the field stand before this word
+  };
+  Word* words;
+  uint64_t* summary;       // one bit for each of `words` whose bits are not zero
+  const int64_t* word;     // [F + 1] the field's first word
   const int64_t* sumword;  // [F + 1] the field's first word in `summary`
 };
 
@@ -46,7 +50,7 @@ struct LookupKernels {
   // first id out of range, or -1; the copied values are then of no use.
   int64_t (*lookup)(const Ids<Id>&, const char* weight, int64_t row_bytes, char* out, int64_t begin, int64_t end);
   // Sets the bits of fields [begin, end), fills their ranks and counts their distinct rows into unique [F].
-  // Returns the flat position of an id out of range, or -1; no bits are left set for such a field range.
+  // Returns the flat position of an id out of range, or -1.
   int64_t (*mark)(const Ids<Id>&, const RowSet&, int64_t* unique, int64_t begin, int64_t end);
   // Sets the bits of batch rows [begin, end), beside other threads. Returns the first position out of range, or -1.
   int64_t (*mark_shared)(const Ids<Id>&, const RowSet&, int64_t begin, int64_t end);

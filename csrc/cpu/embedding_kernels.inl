@@ -103,29 +103,29 @@ inline void for_each_word(const RowSet& set, int64_t f, Visit visit) {
 }
 
 inline void clear(const RowSet& set, int64_t f) {
-  for_each_word(set, f, [&](int64_t w) { set.bits[w] = 0; });
+  for_each_word(set, f, [&](int64_t w) { set.words[w].bits = 0; });
   for (int64_t s = set.sumword[f]; s < set.sumword[f + 1]; ++s) set.summary[s] = 0;
 }
 
 inline void set_bit(const RowSet& set, int64_t f, uint64_t id) {
-  set.bits[set.word[f] + (id >> 6)] |= uint64_t{1} << (id & 63);
+  set.words[set.word[f] + (id >> 6)].bits |= uint64_t{1} << (id & 63);
   set.summary[set.sumword[f] + (id >> 12)] |= uint64_t{1} << ((id >> 6) & 63);
 }
 
 // Fills the ranks of a field and returns the number of its distinct rows.
 inline int64_t rank_rows(const RowSet& set, int64_t f) {
-  int32_t count = 0;
+  int64_t count = 0;
   for_each_word(set, f, [&](int64_t w) {
-    set.rank[w] = count;
-    count += __builtin_popcountll(set.bits[w]);
+    set.words[w].rank = count;
+    count += __builtin_popcountll(set.words[w].bits);
   });
   return count;
 }
 
 // How many distinct rows of the field stand before the marked id.
 inline int64_t rank_of(const RowSet& set, int64_t f, uint64_t id) {
-  const int64_t w = set.word[f] + (id >> 6);
-  return set.rank[w] + __builtin_popcountll(set.bits[w] & ((uint64_t{1} << (id & 63)) - 1));
+  const RowSet::Word& word = set.words[set.word[f] + (id >> 6)];
+  return word.rank + __builtin_popcountll(word.bits & ((uint64_t{1} << (id & 63)) - 1));
 }
 
 // Walking a block of fields down the batch takes one or two cache lines of each row, a stride that the hardware does
@@ -158,10 +158,7 @@ int64_t mark(const Ids<Id>& ids, const RowSet& set, int64_t* unique, int64_t beg
   for (int64_t from = begin; from < end; from += kFieldBlock) {
     const int64_t to = from + kFieldBlock < end ? from + kFieldBlock : end;
     const int64_t bad = mark_bits(ids, set, from, to);
-    if (bad >= 0) {
-      for (int64_t f = begin; f < to; ++f) clear(set, f);
-      return bad;
-    }
+    if (bad >= 0) return bad;
     for (int64_t f = from; f < to; ++f) unique[f] = rank_rows(set, f);
   }
   return -1;
@@ -170,7 +167,7 @@ int64_t mark(const Ids<Id>& ids, const RowSet& set, int64_t* unique, int64_t beg
 inline void emit_rows(const RowSet& set, int64_t f, int64_t first_row, int64_t* rows) {
   for_each_word(set, f, [&](int64_t w) {
     const int64_t row = first_row + (w - set.word[f]) * 64;
-    for (uint64_t left = set.bits[w]; left; left &= left - 1) *rows++ = row + __builtin_ctzll(left);
+    for (uint64_t left = set.words[w].bits; left; left &= left - 1) *rows++ = row + __builtin_ctzll(left);
   });
 }
 

@@ -1,6 +1,10 @@
 #include "cpu/embedding_scratch.h"
 
+#include <ATen/ops/zero.h>
+
 #include <mutex>
+
+#include "cpu/embedding_pool.h"
 
 namespace adaftr_fast {
 namespace {
@@ -36,15 +40,14 @@ std::shared_ptr<Scratch> borrow_scratch(const int64_t* first_row, int64_t fields
     scratch->sumword[f + 1] = scratch->sumword[f] + (words + 63) / 64;
   }
   // Grown, never shrunk: what is beyond is zero, as is what is within.
-  if (scratch->bits.size() < static_cast<size_t>(scratch->word[fields])) {
-    scratch->bits.resize(scratch->word[fields]);
-    scratch->rank.resize(scratch->word[fields]);
+  const int64_t bytes = scratch->word[fields] * static_cast<int64_t>(sizeof(RowSet::Word));
+  if (!scratch->words.defined() || scratch->words.numel() < bytes) {
+    scratch->words = pooled_empty({bytes}, at::TensorOptions().dtype(at::kByte)).zero_();
   }
   if (scratch->summary.size() < static_cast<size_t>(scratch->sumword[fields])) {
     scratch->summary.resize(scratch->sumword[fields]);
   }
-  scratch->set = {scratch->bits.data(), scratch->summary.data(), scratch->rank.data(), scratch->word.data(),
-                  scratch->sumword.data()};
+  scratch->set = {static_cast<RowSet::Word*>(scratch->words.mutable_data_ptr()), scratch->summary.data(), scratch->word.data(), scratch->sumword.data()};
   return scratch;
 }
 

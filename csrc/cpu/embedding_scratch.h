@@ -2,6 +2,8 @@
 // come back all zero.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -12,8 +14,8 @@ namespace adaftr_fast {
 
 struct Scratch {
   RowSet set;
-  std::vector<uint64_t> bits, summary;
-  std::vector<int32_t> rank;
+  at::Tensor words;  // of RowSet::Word
+  std::vector<uint64_t> summary;
   std::vector<int64_t> word, sumword;
 };
 

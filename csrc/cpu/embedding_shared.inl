@@ -21,7 +21,7 @@ inline void set_shared(uint64_t& word, uint64_t bit) {
 }
 
 inline void set_bit_shared(const RowSet& set, int64_t f, uint64_t id) {
-  set_shared(set.bits[set.word[f] + (id >> 6)], uint64_t{1} << (id & 63));
+  set_shared(set.words[set.word[f] + (id >> 6)].bits, uint64_t{1} << (id & 63));
   set_shared(set.summary[set.sumword[f] + (id >> 12)], uint64_t{1} << ((id >> 6) & 63));
 }
 
@@ -45,9 +45,9 @@ inline void emit_range(const RowSet& set, int64_t f, int64_t first_row, int64_t*
   for (int64_t s = begin; s < end; ++s) {
     for (uint64_t words = set.summary[set.sumword[f] + s]; words; words &= words - 1) {
       const int64_t within = s * 64 + __builtin_ctzll(words), w = set.word[f] + within;
-      int64_t at = set.rank[w];
-      __builtin_memset(sums + at * row_bytes, 0, __builtin_popcountll(set.bits[w]) * row_bytes);
-      for (uint64_t left = set.bits[w]; left; left &= left - 1) {
+      int64_t at = set.words[w].rank;
+      __builtin_memset(sums + at * row_bytes, 0, __builtin_popcountll(set.words[w].bits) * row_bytes);
+      for (uint64_t left = set.words[w].bits; left; left &= left - 1) {
         rows[at++] = first_row + within * 64 + __builtin_ctzll(left);
       }
     }
