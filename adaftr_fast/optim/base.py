@@ -118,7 +118,6 @@ class RowOptimizer(torch.optim.Optimizer):
 
         return step
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Update every table that has a gradient; ``closure`` may compute it and return the loss."""
         loss = None
