@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.embedding_cases import PEERS, Run, Workload, bags, forwards, steps
+from benchmarks.embedding_cases import PEERS, Run, Workload, bags, forwards, growth, steps
+from benchmarks.embedding_floor import copy_rate, floor_bytes, table_bytes
 from benchmarks.measure import RESULTS, side_by_side, write
 
 MAIN = Workload(fields=100, batch=1024, rows=10_000)
 LARGE = [Workload(fields=20, batch=1024, rows=1_000_000), Workload(fields=100, batch=8192, rows=10_000)]
-GB_PER_S = 27  # the machine's copy bandwidth, for the floor
-# Megabytes that must move at MAIN: ids, rows, output; for steps also the gradient, and rows and state once more.
-FLOOR_MB = {"forward": 7.4, "SGD": 14.6, "RowwiseAdagrad": 15.0, "Adagrad": 17.8, "LazyAdam": 21.0, "Adam": 21.0}
+# The same batches on tables of 10,000 and of 1M rows a field.
+GROWTH = Workload(fields=20, batch=1024, rows=10_000), Workload(fields=20, batch=1024, rows=1_000_000, spread=100)
 
 
 @pytest.mark.parametrize("name", ["ours", "concatenated nn.Embedding", "list of nn.Embedding"])
@@ -41,24 +41,51 @@ def test_bags(benchmark, name):
     benchmark(bags()[name])
 
 
-def cases(large: bool) -> Iterator[tuple[str, str, dict[str, Run]]]:
+def cases(large: bool) -> Iterator[tuple[str, Workload | str, dict[str, Run]]]:
     """What is measured, the workload and the contestants; made one after another, since large tables fill memory."""
     for work in [MAIN, *(LARGE if large else [])]:
-        yield "forward", str(work), forwards(work)
+        yield "forward", work, forwards(work)
         for optimizer in PEERS:
-            yield optimizer, str(work), steps(work, optimizer)
+            yield optimizer, work, steps(work, optimizer)
     yield "bags", "250 ids each, B=1024 V=100000", bags()
+    if large:
+        yield "growth", "Adam, F=20 B=1024, 10000 rows a field occur", growth(*GROWTH)
+
+
+def measure(case: str, work: Workload | str, runs: dict[str, Run], seconds: float) -> dict[str, Any]:
+    """Medians, and for look-ups and steps what the least traffic would take."""
+    found = {"case": case, "workload": str(work), "ms": side_by_side(runs, seconds)}
+    if isinstance(work, Workload):
+        size, rate = floor_bytes(work, case), copy_rate(table_bytes(work, case))
+        found |= {"floor_mb": size / 1e6, "copy_gb_per_s": rate / 1e9, "floor_ms": 1e3 * size / rate}
+    return found
 
 
 def table(measured: list[dict[str, Any]]) -> str:
-    lines = ["| | workload | ours, ms | each peer's time over ours | share of the floor |", "|---|---|---:|---|---:|"]
-    for case in measured:
+    """Look-ups, steps and bags, one a line."""
+    lines = [
+        "| | workload | ours, ms | each peer's time over ours | floor, MB | copied at, GB/s | share of the floor |",
+        "|---|---|---:|---|---:|---:|---:|",
+    ]
+    for case in (case for case in measured if "ours" in case["ms"]):
         ms = dict(case["ms"])
         ours = ms.pop("ours")
         peers = ", ".join(f"{name} {other / ours:.1f}x" for name, other in ms.items())
-        floor = FLOOR_MB.get(case["case"], 0) / GB_PER_S if case["workload"] == str(MAIN) else 0
-        lines.append(f"| {case['case']} | {case['workload']} | {ours:.2f} | {peers} | {floor / ours:.0%} |")
+        floor = "| | "
+        if "floor_ms" in case:
+            floor = f"{case['floor_mb']:.1f} | {case['copy_gb_per_s']:.0f} | {case['floor_ms'] / ours:.0%}"
+        lines.append(f"| {case['case']} | {case['workload']} | {ours:.2f} | {peers} | {floor} |")
     return "\n".join(lines)
+
+
+def growth_table(measured: list[dict[str, Any]]) -> str:
+    """Milliseconds of a step of Adam for equal batches of small and of large tables."""
+    lines = ["| | V=10,000 | V=1,000,000 | growth |", "|---|---:|---:|---:|"]
+    for case in (case for case in measured if case["case"] == "growth"):
+        for name in ("ours", "dense fused Adam"):
+            small, large = (case["ms"][f"{name}, V={work.rows}"] for work in GROWTH)
+            lines.append(f"| {name} | {small:.2f} | {large:.2f} | {large / small:.1f}x |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def draw(measured: list[dict[str, Any]]) -> None:
@@ -88,13 +115,14 @@ def draw(measured: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each contestant")
-    parser.add_argument("--large", action="store_true", help="also 20 tables of 1M rows, and batches of 8192")
+    parser.add_argument("--large", action="store_true", help="also tables of 1M rows, and batches of 8192")
     arguments = parser.parse_args()
     measured = []
     for case, workload, runs in cases(arguments.large):
-        measured.append({"case": case, "workload": workload, "ms": side_by_side(runs, arguments.seconds)})
+        measured.append(measure(case, workload, runs, arguments.seconds))
+        del runs
         print(case, workload, {name: round(ms, 3) for name, ms in measured[-1]["ms"].items()}, flush=True)
-    print(table(measured))
+    print(table(measured), growth_table(measured), sep="\n\n")
     draw(measured)
     print(write("embedding", measured))
 

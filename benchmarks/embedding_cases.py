@@ -23,11 +23,15 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Workload:
-    """B rows of one id for each of F fields with V rows, Zipf(1.05) distributed."""
+    """B rows of one id for each of F fields with V rows, Zipf(1.05) distributed.
+
+    With ``spread`` > 1 only each ``spread``-th row occurs: batches as those of a table that much smaller.
+    """
 
     fields: int
     batch: int
     rows: int
+    spread: int = 1
 
     def __str__(self) -> str:
         return f"F={self.fields} B={self.batch} V={self.rows}"
@@ -35,11 +39,12 @@ class Workload:
     def ids(self, batches: int = 16) -> list[Tensor]:
         """Different batches, so that no cache holds the rows of the next."""
         generator = torch.Generator().manual_seed(0)
-        share = torch.arange(1, self.rows + 1, dtype=torch.float64).pow(-1.05).cumsum(0)
+        rows = self.rows // self.spread
+        share = torch.arange(1, rows + 1, dtype=torch.float64).pow(-1.05).cumsum(0)
         drawn = torch.rand(batches, self.fields, self.batch, generator=generator, dtype=torch.float64) * share[-1]
-        rank = torch.searchsorted(share, drawn).clamp_(max=self.rows - 1)
+        rank = torch.searchsorted(share, drawn).clamp_(max=rows - 1)
         shift = torch.arange(self.fields)[:, None] * 7919
-        scattered = (rank * 48271 + shift) % self.rows  # popular ids do not stand side by side
+        scattered = (rank * 48271 + shift) % rows * self.spread  # popular ids do not stand side by side
         return list(scattered.transpose(1, 2).contiguous())
 
     def grad(self) -> Tensor:
@@ -181,6 +186,19 @@ def steps(work: Workload, optimizer: str) -> dict[str, Run]:
     runs = {name: contestant.step for name, contestant in contestants(work, optimizer).items()}
     for _ in range(STEADY if optimizer == "Adam" else 3):
         runs["ours"]()
+    return runs
+
+
+def growth(small: Workload, large: Workload) -> dict[str, Run]:
+    """Adam's steps on two tables that differ in their size alone, once the contestants have been seen to agree."""
+    check_steps("Adam")
+    runs = {}
+    for work in (small, large):
+        ours = fused(work, "Adam").step
+        for _ in range(STEADY):
+            ours()
+        runs[f"ours, V={work.rows}"] = ours
+        runs[f"dense fused Adam, V={work.rows}"] = PEERS["Adam"]["concatenated + dense fused Adam"](work).step
     return runs
 
 

@@ -36,7 +36,9 @@ _SCHEMAS = {
 }
 for _name, (_schema, _reference) in _SCHEMAS.items():
     library.define(_name + _schema)
-    library.impl(_name, _reference, "CompositeExplicitAutograd")
+    library.impl(_name, torch.no_grad()(_reference), "CompositeExplicitAutograd")
+    if _name != "deferred_embedding":  # a step is nothing to differentiate
+        library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 
 @torch.library.register_fake("adaftr_fast::deferred_embedding", lib=library)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import optimizer as torch_optimizer
 
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
 from adaftr_fast.ops.embedding import coalesce_gradient
@@ -100,7 +102,22 @@ class RowOptimizer(torch.optim.Optimizer):
             if isinstance(value, Tensor):
                 self.state[new][key] = insert_rows(value, at, value.new_zeros(rows, *value.shape[1:]))
 
-    @torch.no_grad()
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """As torch.optim, which wraps ``step`` with this, but recorded for profilers only where one runs.
+
+        The record costs a tenth of a step of 20,000 look-ups.
+        """
+        recorded = torch.optim.Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def step(self: RowOptimizer, *args: Any, **kwargs: Any) -> Any:
+            hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+            hooks = hooks or torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks
+            return (recorded if hooks or torch.autograd._profiler_enabled() else func)(self, *args, **kwargs)
+
+        return step
+
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Update every table that has a gradient; ``closure`` may compute it and return the loss."""
         loss = None

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #endif
 
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -46,7 +47,7 @@ void check_offsets(const char* op, const at::Tensor& offsets, int64_t rows) {
 
 bool rows_rise(const int64_t* rows, int64_t count) {
   std::atomic<bool> rise{true};
-  at::parallel_for(0, count, 4 * kRowsPerTask, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, count, 16 * kRowsPerTask, [&](int64_t begin, int64_t end) {
     const int64_t first = std::max<int64_t>(begin, 1) - 1;  // each range looks one row back
     if (!embedding_kernels().rising(rows + first, end - first)) rise = false;
   });
@@ -83,21 +84,19 @@ at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, cons
   return out;
 }
 
-// Marks and ranks the rows of a batch; returns base [F + 1], the first place of each field in the result.
+// The place of each look-up among the distinct rows of its field, to place [F, B]; returns base [F + 1], the first
+// place of each field in the result.
 template <typename Id>
-std::vector<int64_t> mark_rows(const Ids<Id>& ids, const RowSet& set, int64_t grain) {
-  std::vector<int64_t> unique(ids.fields), base(ids.fields + 1, 0);
+std::vector<int64_t> rank_lookups(const Ids<Id>& ids, uint32_t* place, int64_t grain) {
+  std::vector<int64_t> base(ids.fields + 1, 0);
   std::atomic<int64_t> bad{-1};
   at::parallel_for(0, ids.fields, grain, [&](int64_t begin, int64_t end) {
-    keep_smallest(bad, lookup_kernels<Id>().mark(ids, set, unique.data(), begin, end));
+    int64_t rows = 0;
+    for (int64_t f = begin; f < end; ++f) rows = std::max(rows, ids.first_row[f + 1] - ids.first_row[f]);
+    keep_smallest(bad, lookup_kernels<Id>().rank(ids, scratch_field(rows), place, base.data() + 1, begin, end));
   });
-  if (bad >= 0) {
-    // Ranges without a bad id have left their bits set.
-    std::fill(set.bits, set.bits + set.word[ids.fields], 0);
-    std::fill(set.summary, set.summary + set.sumword[ids.fields], 0);
-    raise_bad_id("fused_embedding_backward", ids, bad);
-  }
-  for (int64_t f = 0; f < ids.fields; ++f) base[f + 1] = base[f] + unique[f];
+  if (bad >= 0) raise_bad_id("fused_embedding_backward", ids, bad);
+  std::partial_sum(base.begin(), base.end(), base.begin());
   return base;
 }
 
@@ -119,17 +118,18 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tenso
           merge_kernels<W, Id>().merge_share(ids, set, base, data_of<W>(grad), width, sums, part, parts);
         });
   }
-  const auto scratch = borrow_scratch(ids.first_row, ids.fields);
   const int64_t grain = batch_grain(ids.batch);
-  const std::vector<int64_t> base = mark_rows(ids, scratch->set, grain);
+  const at::Tensor places = pooled_empty({ids.fields, ids.batch}, at::kInt);
+  auto* place = static_cast<uint32_t*>(places.mutable_data_ptr());
+  const std::vector<int64_t> base = rank_lookups(ids, place, grain);
   at::Tensor rows = pooled_empty({base.back()}, grad.options().dtype(at::kLong));
   at::Tensor values = pooled_empty({base.back(), width}, grad.options().dtype(compute_type(grad.scalar_type())));
-  if (base.back() == 0) return {rows, values.to(grad.scalar_type())};  // an empty batch has marked nothing
+  if (base.back() == 0) return {rows, values.to(grad.scalar_type())};  // an empty batch has no memory to write to
   const W* from = data_of<W>(grad);
   auto* rows_to = mutable_data_of<int64_t>(rows);
   auto* values_to = mutable_data_of<Compute<W>>(values);
   at::parallel_for(0, ids.fields, grain, [&](int64_t begin, int64_t end) {
-    merge_kernels<W, Id>().merge(ids, scratch->set, base.data(), from, width, rows_to, values_to, begin, end);
+    merge_kernels<W, Id>().merge(ids, place, base.data(), from, width, rows_to, values_to, begin, end);
   });
   return {rows, values.to(grad.scalar_type())};
 }
@@ -141,6 +141,11 @@ std::tuple<at::Tensor, at::Tensor> fused_embedding_backward(const at::Tensor& gr
   check_offsets(kOp, offsets, offsets.const_data_ptr<int64_t>()[ids.size(1)]);
   TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(0) == ids.size(0) && grad.size(1) == ids.size(1) * width, kOp,
                     ": grad must be [", ids.size(0), ", ", ids.size(1) * width, "], got ", grad.sizes());
+  const int64_t* first = offsets.const_data_ptr<int64_t>();
+  for (int64_t f = 0; f < ids.size(1); ++f) {
+    TORCH_CHECK_VALUE(first[f + 1] - first[f] <= int64_t{1} << 32, kOp, ": a field may have 2^32 rows, field ", f,
+                      " has ", first[f + 1] - first[f]);
+  }
   const at::Tensor dense_grad = grad.contiguous(), dense_ids = ids.contiguous();
   return by_table_type(kOp, grad.scalar_type(), [&](auto w) {
     return by_id_type(ids, [&](auto id) {

@@ -169,7 +169,7 @@ template <typename Id, typename W, int64_t kWidth>
 int64_t adam_lookup_rows(const Ids<Id>& ids, const AdamTable<W>& table, W* out, int64_t begin, int64_t end) {
   const Adam<W> adam(table);
   const int64_t width = kWidth ? kWidth : table.width;
-  StaleReads<W, kWidth> reads{adam, width, out};
+  StaleReads<W, kWidth> reads{adam, width, out, {}, {}};
   const int64_t bad = for_each_lookup(
       ids, begin, end, [&](int64_t row) { __builtin_prefetch(table.current + row); },
       [&](int64_t row) {

@@ -84,7 +84,7 @@ int64_t mark_bags(const Bags<Id, T>& bags, const RowSet& set, int64_t begin, int
       const int64_t bag = b * bags.fields + f, bad = bad_in_bag(bags, bag, f);
       if (bad >= 0) return bad;
       for (int64_t i = bags.bag[bag]; i < bags.bag[bag + 1]; ++i) {
-        set_bit_shared(set, f, static_cast<uint64_t>(bags.values[i]));
+        set_bit_shared(field_set(set, f), static_cast<uint64_t>(bags.values[i]));
       }
     }
   }
@@ -111,7 +111,7 @@ void merge_bags(const Bags<Id, Compute<W>>& bags, const RowSet& set, const int64
   for (int64_t bag = 0; bag < bags.batch * bags.fields; ++bag) {
     const int64_t f = bag % bags.fields, end = bags.bag[bag + 1];
     for (int64_t i = bags.bag[bag]; i < end; i += kChunk) {
-      mine.list(bags.values + i, 1, i, end - i < kChunk ? end - i : kChunk, share, set, f, base[f],
+      mine.list(bags.values + i, 1, i, end - i < kChunk ? end - i : kChunk, share, field_set(set, f), base[f],
                 [&](int64_t, int64_t place) { prefetch(sums + place * width, width * sizeof(Compute<W>)); });
       if (width == 8) {
         merge_bag<W, Id, 8>(bags, bag, grad, width, mine, sums);

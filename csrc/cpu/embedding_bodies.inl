@@ -1,6 +1,7 @@
 // Every embedding kernel, for the files that compile them for one instruction set.
 #include "cpu/embedding_convert.inl"
-#include "cpu/embedding_kernels.inl"
+#include "cpu/embedding_lookup.inl"
+#include "cpu/embedding_merge.inl"
 #include "cpu/embedding_update.inl"
 // Each of the rest builds on those before it.
 #include "cpu/embedding_adam.inl"
@@ -22,7 +23,7 @@ constexpr TypedKernels<W> kTyped = {{merge<W, int32_t>, merge_share<W, int32_t>}
                                     {pool<W, int64_t>, mark_bags<int64_t, Compute<W>>, merge_bags<W, int64_t>}};
 
 template <typename Id>
-constexpr LookupKernels<Id> kLookups = {lookup<Id>, mark<Id>, mark_shared<Id>};
+constexpr LookupKernels<Id> kLookups = {lookup<Id>, rank<Id>, mark_shared<Id>};
 
 constexpr EmbeddingKernels kKernels = {rising,
                                        kRowSets,

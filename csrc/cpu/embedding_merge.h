@@ -52,8 +52,7 @@ inline void emit_fields(const MergeShape& shape, const RowSet& set, const std::v
 template <typename T, typename Mark, typename Raise, typename Merge>
 std::tuple<at::Tensor, at::Tensor> merge_in_shares(const MergeShape& shape, const at::TensorOptions& options, Mark mark,
                                                    Raise raise, Merge merge) {
-  const auto scratch = borrow_scratch(shape.first_row, shape.fields);
-  const RowSet& set = scratch->set;
+  const RowSet set = scratch_rows(shape.first_row, shape.fields);
   const ClearAtEnd clear{set, shape.fields};
   std::atomic<int64_t> bad{-1};
   const int64_t grain = std::max<int64_t>(1, kRowsPerTask * shape.batch / std::max<int64_t>(1, shape.lookups));

@@ -1,51 +1,45 @@
 #include "cpu/embedding_scratch.h"
 
-#include <mutex>
+#include <ATen/ops/zero.h>
+
+#include <vector>
+
+#include "cpu/embedding_pool.h"
 
 namespace adaftr_fast {
 namespace {
 
-std::mutex mutex;
-std::vector<std::unique_ptr<Scratch>>& idle() {
-  static auto* list = new std::vector<std::unique_ptr<Scratch>>;  // never destroyed: threads may outlive main
-  return *list;
-}
+struct Scratch {
+  at::Tensor words;  // of FieldSet::Word, in huge pages where there are many
+  std::vector<uint64_t> summary;
+  std::vector<int64_t> word, sumword;
+};
 
-void give_back(Scratch* scratch) {
-  const std::lock_guard<std::mutex> lock(mutex);
-  idle().emplace_back(scratch);
-}
-
-std::unique_ptr<Scratch> take() {
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (idle().empty()) return std::make_unique<Scratch>();
-  auto scratch = std::move(idle().back());
-  idle().pop_back();
-  return scratch;
-}
+thread_local Scratch scratch;
 
 }  // namespace
 
-std::shared_ptr<Scratch> borrow_scratch(const int64_t* first_row, int64_t fields) {
-  std::shared_ptr<Scratch> scratch(take().release(), give_back);
-  scratch->word.assign(fields + 1, 0);
-  scratch->sumword.assign(fields + 1, 0);
+RowSet scratch_rows(const int64_t* first_row, int64_t fields) {
+  Scratch& s = scratch;
+  s.word.assign(fields + 1, 0);
+  s.sumword.assign(fields + 1, 0);
   for (int64_t f = 0; f < fields; ++f) {
     const int64_t words = (first_row[f + 1] - first_row[f] + 63) / 64;
-    scratch->word[f + 1] = scratch->word[f] + words;
-    scratch->sumword[f + 1] = scratch->sumword[f] + (words + 63) / 64;
+    s.word[f + 1] = s.word[f] + words;
+    s.sumword[f + 1] = s.sumword[f] + (words + 63) / 64;
   }
   // Grown, never shrunk: what is beyond is zero, as is what is within.
-  if (scratch->bits.size() < static_cast<size_t>(scratch->word[fields])) {
-    scratch->bits.resize(scratch->word[fields]);
-    scratch->rank.resize(scratch->word[fields]);
-  }
-  if (scratch->summary.size() < static_cast<size_t>(scratch->sumword[fields])) {
-    scratch->summary.resize(scratch->sumword[fields]);
-  }
-  scratch->set = {scratch->bits.data(), scratch->summary.data(), scratch->rank.data(), scratch->word.data(),
-                  scratch->sumword.data()};
-  return scratch;
+  const int64_t bytes = s.word[fields] * static_cast<int64_t>(sizeof(FieldSet::Word));
+  if (!s.words.defined() || s.words.numel() < bytes) s.words = pooled_empty({bytes}, at::kByte).zero_();
+  if (s.summary.size() < static_cast<size_t>(s.sumword[fields])) s.summary.resize(s.sumword[fields]);
+  auto* words = static_cast<FieldSet::Word*>(s.words.mutable_data_ptr());
+  return {words, s.summary.data(), s.word.data(), s.sumword.data()};
+}
+
+FieldSet scratch_field(int64_t rows) {
+  const int64_t first_row[] = {0, rows};
+  const RowSet set = scratch_rows(first_row, 1);
+  return {set.words, set.summary, set.sumword[1]};
 }
 
 }  // namespace adaftr_fast

@@ -1,23 +1,16 @@
-// Row sets are expensive to clear and cheap to keep: they are lent out, one for each concurrent backward, and
-// come back all zero.
+// Row sets are expensive to clear and cheap to keep: each thread has one, all zero between uses.
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <vector>
 
 #include "cpu/embedding.h"
 
 namespace adaftr_fast {
 
-struct Scratch {
-  RowSet set;
-  std::vector<uint64_t> bits, summary;
-  std::vector<int32_t> rank;
-  std::vector<int64_t> word, sumword;
-};
+// This thread's row set, with room for these fields (first_row is [F + 1]); valid until the thread asks again.
+RowSet scratch_rows(const int64_t* first_row, int64_t fields);
 
-// A row set for these fields (first_row is [F + 1]); it goes back when the pointer dies.
-std::shared_ptr<Scratch> borrow_scratch(const int64_t* first_row, int64_t fields);
+// The same memory, with room for one field of so many rows.
+FieldSet scratch_field(int64_t rows);
 
 }  // namespace adaftr_fast

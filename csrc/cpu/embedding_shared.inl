@@ -20,9 +20,9 @@ inline void set_shared(uint64_t& word, uint64_t bit) {
   if (!(__atomic_load_n(&word, __ATOMIC_RELAXED) & bit)) __atomic_fetch_or(&word, bit, __ATOMIC_RELAXED);
 }
 
-inline void set_bit_shared(const RowSet& set, int64_t f, uint64_t id) {
-  set_shared(set.bits[set.word[f] + (id >> 6)], uint64_t{1} << (id & 63));
-  set_shared(set.summary[set.sumword[f] + (id >> 12)], uint64_t{1} << ((id >> 6) & 63));
+inline void set_bit_shared(const FieldSet& set, uint64_t id) {
+  set_shared(set.words[id >> 6].bits, uint64_t{1} << (id & 63));
+  set_shared(set.summary[id >> 12], uint64_t{1} << ((id >> 6) & 63));
 }
 
 template <typename Id>
@@ -30,28 +30,30 @@ int64_t mark_shared(const Ids<Id>& ids, const RowSet& set, int64_t begin, int64_
   for (int64_t i = begin * ids.fields, f = 0; i < end * ids.fields; ++i, f = f + 1 < ids.fields ? f + 1 : 0) {
     const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids.data[i]));
     if (__builtin_expect(id >= static_cast<uint64_t>(ids.first_row[f + 1] - ids.first_row[f]), 0)) return i;
-    set_bit_shared(set, f, id);
+    set_bit_shared(field_set(set, f), id);
   }
   return -1;
 }
 
+inline int64_t rank_field(const RowSet& set, int64_t f) { return rank_words(field_set(set, f)); }
+
 inline void clear_fields(const RowSet& set, int64_t fields) {
-  for (int64_t f = 0; f < fields; ++f) clear(set, f);
+  for (int64_t f = 0; f < fields; ++f) clear(field_set(set, f));
 }
 
 // Writes the marked rows of one field that stand in its summary words [begin, end), and zeros for their sums.
 inline void emit_range(const RowSet& set, int64_t f, int64_t first_row, int64_t* rows, char* sums, int64_t row_bytes,
                        int64_t begin, int64_t end) {
-  for (int64_t s = begin; s < end; ++s) {
-    for (uint64_t words = set.summary[set.sumword[f] + s]; words; words &= words - 1) {
-      const int64_t within = s * 64 + __builtin_ctzll(words), w = set.word[f] + within;
-      int64_t at = set.rank[w];
-      __builtin_memset(sums + at * row_bytes, 0, __builtin_popcountll(set.bits[w]) * row_bytes);
-      for (uint64_t left = set.bits[w]; left; left &= left - 1) {
-        rows[at++] = first_row + within * 64 + __builtin_ctzll(left);
-      }
+  const FieldSet field = field_set(set, f);
+  const FieldSet part{field.words + begin * 64, field.summary + begin, end - begin};
+  for_each_word(part, [&](int64_t w) {
+    const FieldSet::Word& word = part.words[w];
+    int64_t at = word.rank;
+    __builtin_memset(sums + at * row_bytes, 0, std::popcount(word.bits) * row_bytes);
+    for (uint64_t left = word.bits; left; left &= left - 1) {
+      rows[at++] = first_row + (begin * 64 + w) * 64 + std::countr_zero(left);
     }
-  }
+  });
 }
 
 // Look-ups of one share, listed without a branch (whose they are is a coin toss to its predictor), with the places of
@@ -60,7 +62,7 @@ struct Mine {
   int64_t position[kChunk], place[kChunk], count = 0;
 
   template <typename Id, typename Fetch>
-  void list(const Id* id, int64_t stride, int64_t first, int64_t size, const Share& share, const RowSet& set, int64_t f,
+  void list(const Id* id, int64_t stride, int64_t first, int64_t size, const Share& share, const FieldSet& set,
             int64_t base, Fetch fetch) {
     count = 0;
     for (int64_t k = 0; k < size; ++k) {
@@ -68,7 +70,7 @@ struct Mine {
       count += share.owns(static_cast<uint64_t>(id[k * stride]));
     }
     for (int64_t k = 0; k < count; ++k) {
-      place[k] = base + rank_of(set, f, static_cast<uint64_t>(id[(position[k] - first) * stride]));
+      place[k] = base + rank_of(set, static_cast<uint64_t>(id[(position[k] - first) * stride]));
       fetch(position[k], place[k]);
     }
   }
@@ -82,7 +84,7 @@ void merge_share_rows(const Ids<Id>& ids, const RowSet& set, const int64_t* base
   for (int64_t b = 0; b < ids.batch; b += kChunk) {
     const int64_t size = ids.batch - b < kChunk ? ids.batch - b : kChunk;
     for (int64_t f = 0; f < ids.fields; ++f) {
-      mine.list(ids.data + b * ids.fields + f, ids.fields, b, size, share, set, f, base[f],
+      mine.list(ids.data + b * ids.fields + f, ids.fields, b, size, share, field_set(set, f), base[f],
                 [&](int64_t row, int64_t place) {
                   prefetch(grad + (row * ids.fields + f) * step, step * sizeof(W));
                   prefetch(sums + place * step, step * sizeof(Compute<W>));
@@ -106,7 +108,7 @@ void merge_share(const Ids<Id>& ids, const RowSet& set, const int64_t* base, con
   merge_share_rows<W, Id, 0>(ids, set, base, grad, width, sums, share);
 }
 
-constexpr RowSetKernels kRowSets = {rank_rows, emit_range, clear_fields};
+constexpr RowSetKernels kRowSets = {rank_field, emit_range, clear_fields};
 
 }  // namespace
 }  // namespace adaftr_fast

@@ -4,7 +4,7 @@ namespace adaftr_fast {
 namespace {
 
 // Rows of table and state are fetched this many steps before they are needed.
-constexpr int64_t kUpdateAhead = 12;
+constexpr int64_t kUpdateAhead = 32;
 
 // Calls step(u, row) for rows [begin, end) while the rows ahead are fetched.
 template <typename W, typename T, typename Step>

@@ -153,6 +153,18 @@ def test_groups_closure_and_zero_grad():
     assert first.weight.grad is None
 
 
+def test_steps_run_hooks_and_are_recorded_for_profilers():
+    emb, calls = FusedEmbedding([5], 2), []
+    optimizer = optim.SGD(emb)
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+    assert "Optimizer.step#SGD.step" in {event.key for event in profile.key_averages()}
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    optimizer.step()
+    assert calls == ["before", "after"]
+
+
 def test_a_model_gives_its_tables_and_a_dense_gradient_works():
     model = torch.nn.Sequential(FusedEmbedding([5, 6], 2), torch.nn.Linear(4, 1))
     table = model[0]

@@ -1,0 +1,150 @@
+// The merge of duplicate ids: bodies compiled once for each instruction set.
+
+namespace adaftr_fast {
+namespace {
+
+// Fields taken together when the batch is walked field by field: 8 int64 ids share a cache line.
+constexpr int64_t kFieldBlock = 8;
+
+// Words of large fields are fetched this many ids before they are marked.
+constexpr int64_t kMarkAhead = 24;
+
+inline FieldSet field_set(const RowSet& set, int64_t f) {
+  return {set.words + set.word[f], set.summary + set.sumword[f], set.sumword[f + 1] - set.sumword[f]};
+}
+
+// Calls visit(word index) for every word whose bits are not all zero, in order.
+template <typename Visit>
+inline void for_each_word(const FieldSet& set, Visit visit) {
+  int64_t found[kChunk + 64], count = 0;
+  for (int64_t s = 0; s < set.sumwords; ++s) {
+    uint64_t left = set.summary[s];
+    const int64_t here = std::popcount(left);
+    // Four at a time, whether there are as many or not: how many is a coin toss to the branch predictor.
+    for (int64_t k = 0; k < here; k += 4) {
+      for (int64_t i = k; i < k + 4; ++i, left &= left - 1) found[count + i] = s * 64 + std::countr_zero(left);
+    }
+    count += here;
+    if (count < kChunk && s + 1 < set.sumwords) continue;
+    for (int64_t k = 0; k < count; ++k) visit(found[k]);
+    count = 0;
+  }
+}
+
+inline void clear(const FieldSet& set) {
+  for_each_word(set, [&](int64_t w) { set.words[w].bits = 0; });
+  for (int64_t s = 0; s < set.sumwords; ++s) set.summary[s] = 0;
+}
+
+inline void set_bit(const FieldSet& set, uint64_t id) {
+  set.words[id >> 6].bits |= uint64_t{1} << (id & 63);
+  set.summary[id >> 12] |= uint64_t{1} << ((id >> 6) & 63);
+}
+
+// Fills the ranks of a field and returns the number of its distinct rows.
+inline int64_t rank_words(const FieldSet& set) {
+  int64_t count = 0;
+  for_each_word(set, [&](int64_t w) {
+    set.words[w].rank = count;
+    count += std::popcount(set.words[w].bits);
+  });
+  return count;
+}
+
+// How many distinct rows of the field stand before the marked id.
+inline int64_t rank_of(const FieldSet& set, uint64_t id) {
+  const FieldSet::Word& word = set.words[id >> 6];
+  return word.rank + std::popcount(word.bits & ((uint64_t{1} << (id & 63)) - 1));
+}
+
+// Walking a block of fields down the batch takes one or two cache lines of each row, a stride that the hardware does
+// not foresee.
+constexpr int64_t kRowsAhead = 8;
+
+template <typename Id>
+inline void prefetch_ids(const Ids<Id>& ids, int64_t b, int64_t begin, int64_t end) {
+  if (b + kRowsAhead >= ids.batch) return;
+  const Id* next = ids.data + (b + kRowsAhead) * ids.fields;
+  __builtin_prefetch(next + begin);
+  __builtin_prefetch(next + end - 1);
+}
+
+// Writes the ids of fields [begin, end) field after field to copy [F, B]. Returns the position of an id out of range,
+// or -1.
+template <typename Id>
+int64_t transpose_ids(const Ids<Id>& ids, uint32_t* copy, int64_t begin, int64_t end) {
+  for (int64_t b = 0; b < ids.batch; ++b) {
+    prefetch_ids(ids, b, begin, end);
+    for (int64_t f = begin, i = b * ids.fields + begin; f < end; ++f, ++i) {
+      const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids.data[i]));
+      if (__builtin_expect(id >= static_cast<uint64_t>(ids.first_row[f + 1] - ids.first_row[f]), 0)) return i;
+      copy[f * ids.batch + b] = static_cast<uint32_t>(id);
+    }
+  }
+  return -1;
+}
+
+template <typename Id>
+int64_t rank(const Ids<Id>& ids, const FieldSet& scratch, uint32_t* place, int64_t* unique, int64_t begin,
+             int64_t end) {
+  for (int64_t from = begin; from < end; from += kFieldBlock) {
+    const int64_t to = from + kFieldBlock < end ? from + kFieldBlock : end;
+    const int64_t bad = transpose_ids(ids, place, from, to);
+    if (bad >= 0) return bad;
+    for (int64_t f = from; f < to; ++f) {
+      const int64_t rows = ids.first_row[f + 1] - ids.first_row[f];
+      const FieldSet set{scratch.words, scratch.summary, (rows + 4095) / 4096};
+      uint32_t* at = place + f * ids.batch;
+      for (int64_t b = 0; b < ids.batch; ++b) {
+        __builtin_prefetch(set.words + (at[b + kMarkAhead < ids.batch ? b + kMarkAhead : b] >> 6), 1);
+        set_bit(set, at[b]);
+      }
+      unique[f] = rank_words(set);
+      for (int64_t b = 0; b < ids.batch; ++b) at[b] = static_cast<uint32_t>(rank_of(set, at[b]));
+      clear(set);
+    }
+  }
+  return -1;
+}
+
+template <typename W, typename Id, int64_t kWidth>
+void merge_block(const Ids<Id>& ids, const uint32_t* place, const int64_t* base, const W* grad, int64_t width,
+                 int64_t* rows, Compute<W>* values, int64_t begin, int64_t end) {
+  const int64_t step = kWidth ? kWidth : width, stride = ids.fields * step;
+  for (int64_t b = 0; b < ids.batch; ++b) {
+    prefetch_ids(ids, b, begin, end);
+    const W* from = grad + b * stride + begin * step;
+    const W* next = b + kRowsAhead < ids.batch ? from + kRowsAhead * stride : from;
+    prefetch(next, (end - begin) * step * sizeof(W));
+    for (int64_t f = begin; f < end; ++f, from += step) {
+      const int64_t at = base[f] + place[f * ids.batch + b];
+      rows[at] = ids.first_row[f] + static_cast<int64_t>(ids.data[b * ids.fields + f]);
+      Compute<W>* sum = values + at * step;
+      for_each_group<kWidth>(
+          step, [&](int64_t e, auto n) { store_group(sum + e, load_group(sum + e, n) + load_group(from + e, n), n); });
+    }
+  }
+}
+
+template <typename W, typename Id>
+void merge(const Ids<Id>& ids, const uint32_t* place, const int64_t* base, const W* grad, int64_t width, int64_t* rows,
+           Compute<W>* values, int64_t begin, int64_t end) {
+  for (int64_t from = begin; from < end; from += kFieldBlock) {
+    const int64_t to = from + kFieldBlock < end ? from + kFieldBlock : end;
+    __builtin_memset(values + base[from] * width, 0, (base[to] - base[from]) * width * sizeof(*values));
+    if (width == 8) {
+      merge_block<W, Id, 8>(ids, place, base, grad, width, rows, values, from, to);
+    } else {
+      merge_block<W, Id, 0>(ids, place, base, grad, width, rows, values, from, to);
+    }
+  }
+}
+
+inline bool rising(const int64_t* rows, int64_t count) {
+  int64_t falls = 0;
+  for (int64_t u = 1; u < count; ++u) falls |= -static_cast<int64_t>(rows[u - 1] >= rows[u]);
+  return falls == 0;
+}
+
+}  // namespace
+}  // namespace adaftr_fast
