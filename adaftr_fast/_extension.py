@@ -38,12 +38,12 @@ def is_built() -> bool:
 
 
 def cpu_capability() -> str:
-    """The instruction set in use: ``generic``, ``avx2``, ``avx512``, ``amx``; ``none`` without the extension."""
+    """The instruction set in use: generic, avx2, avx512, avx512_bf16 or amx; none without the extension."""
     return _C.cpu_capability() if _C is not None else "none"
 
 
 def set_cpu_capability(name: str | None) -> None:
-    """Restrict the C++ kernels to ``name`` (one of ``generic``, ``avx2``, ``avx512``, ``amx``), or lift that by None.
+    """Restrict the C++ kernels to ``name`` (generic, avx2, avx512, avx512_bf16 or amx), or lift that by None.
 
     Raises:
         RuntimeError: the extension is not built, or this machine lacks the instruction set.

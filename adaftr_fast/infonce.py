@@ -49,7 +49,8 @@ def adaptive_infonce(
 
     float32 products follow ``torch.set_float32_matmul_precision``: "highest" is IEEE float32; "high" is TF32 on CUDA,
     and on CPUs with AMX three bfloat16 products of operands split in two (gradients err by about 1e-4 of their largest
-    value); "medium" is TF32 on CUDA and one bfloat16 product on AMX (about 2e-2). Speeds: benchmarks/README.md.
+    value); "medium" is TF32 on CUDA and one bfloat16 product on CPUs with AMX or AVX512-BF16 (about 2e-2). Speeds:
+    benchmarks/README.md.
 
     Args:
         h_ctr: [B, d] anchors; float32, bfloat16, float16 or float64, any strides.

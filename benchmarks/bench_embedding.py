@@ -1,7 +1,7 @@
 """FusedEmbedding and its optimizers beside nn.Embedding, nn.EmbeddingBag and, where installed, FBGEMM.
 
     python -m pytest benchmarks/bench_embedding.py --benchmark-only    groups to compare at a glance
-    python -m benchmarks.bench_embedding                               all of it in turns -> results/embedding.json
+    python -m benchmarks.bench_embedding                               all of it in turns -> results/embedding-*.json
 
 FBGEMM on the CPU: pip install --no-deps fbgemm-gpu-cpu==1.8.0 beside torch 2.13. Nothing is timed before its results
 were compared.

@@ -1,7 +1,7 @@
 """The loss, forward and backward of all three gradients, beside what PyTorch offers.
 
     python -m pytest benchmarks/bench_infonce.py --benchmark-only      groups to compare at a glance
-    python -m benchmarks.bench_infonce                                 all of it in turns -> results/infonce.json, .png
+    python -m benchmarks.bench_infonce                              all of it in turns -> results/infonce-*.json, .png
 
 Nothing is timed before its result has been checked against the literal formula.
 """

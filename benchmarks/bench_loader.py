@@ -1,6 +1,6 @@
 """Rows a second from a prepared parquet file to shuffled batches of tensors: 23 fields, B = 1024.
 
-    python -m benchmarks.bench_loader        -> results/loader.json
+    python -m benchmarks.bench_loader        -> results/loader-*.json
 
 Ours beside what a Dataset of rows costs: torch's DataLoader over the same rows in memory, which reads no file at all.
 """

@@ -1,7 +1,7 @@
 """AUC, GAUC and log-loss of millions of rows, beside scikit-learn's AUC.
 
     python -m pytest benchmarks/bench_metrics.py --benchmark-only    a million rows
-    python -m benchmarks.bench_metrics                               10 M and 40 M rows -> results/metrics.json
+    python -m benchmarks.bench_metrics                               10 M and 40 M rows -> results/metrics-*.json
 
 The rows are those of an impression log: 4 % positives, ten rows a user on average and some users with many, float32
 logits.

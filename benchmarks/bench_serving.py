@@ -1,6 +1,6 @@
 """Rows a second of `adaftr-fast predict`, and how long one request takes by program and size.
 
-    python -m benchmarks.bench_serving --out runs/serving        -> results/serving.json
+    python -m benchmarks.bench_serving --out runs/serving        -> results/serving-*.json
 
 AdaFTR on MMoE over Ali-CCP's 23 fields, on a synthetic log as parquet and in Ali-CCP's raw layout, and its export with
 an AOTInductor package; they are made first and kept for the next time. The model is untrained, which costs the same. A

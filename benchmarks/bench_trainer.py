@@ -1,6 +1,6 @@
 """Samples a second of training from parquet: AdaFTR on MMoE, B = 1024, 23 fields, E = 8, exact Adam.
 
-    python -m benchmarks.bench_trainer        -> results/trainer.json
+    python -m benchmarks.bench_trainer        -> results/trainer-*.json
 
 Whole calls of ``Trainer.train_epoch``, loader and progress included, in turns, so that a drift of the machine meets
 all alike. Beside them, where installed, torch-rechub's MMoE (``pip install torch-rechub``): its own model and dense

@@ -12,10 +12,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write(name: str, cases: list[dict[str, Any]]) -> Path:
-    """Writes results/<name>.json with the machine beside the cases."""
+    """Writes results/<name>-<instruction set>.json, one for each kind of machine, which it names beside the cases."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    about = machine()
+    path = RESULTS / f"{name}-{about['in use']}.json"
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps({"machine": machine(), "cases": cases}, indent=1) + "\n")
+    draft.write_text(json.dumps({"machine": about, "cases": cases}, indent=1) + "\n")
     draft.replace(path)
     return path

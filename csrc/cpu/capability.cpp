@@ -12,8 +12,8 @@
 namespace adaftr_fast {
 namespace {
 
-constexpr const char* kNames[] = {"generic", "avx2", "avx512", "amx"};
-constexpr int kCount = 4;
+constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
+constexpr int kCount = 5;
 
 #if defined(__x86_64__) && defined(__linux__)
 // AMX tile state must be asked for once per process (Linux: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)).
@@ -33,10 +33,11 @@ Capability detect() {
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (!avx512) return Capability::kAvx2;
+  if (!__builtin_cpu_supports("avx512bf16")) return Capability::kAvx512;
 #if defined(__linux__)
-  if (__builtin_cpu_supports("avx512bf16") && amx_granted()) return Capability::kAmx;
+  if (amx_granted()) return Capability::kAmx;
 #endif
-  return Capability::kAvx512;
+  return Capability::kAvx512Bf16;
 #else
   return Capability::kGeneric;
 #endif
@@ -72,12 +73,12 @@ void set_capability(const std::string& name) {
     restricted.store(i);
     return;
   }
-  throw std::invalid_argument("set_cpu_capability: expected generic, avx2, avx512 or amx, got " + name);
+  throw std::invalid_argument("set_cpu_capability: expected generic, avx2, avx512, avx512_bf16 or amx, got " + name);
 }
 
 std::vector<std::string> compiled_capabilities() {
 #if defined(__x86_64__)
-  return {"generic", "avx2", "avx512", "amx"};
+  return {kNames, kNames + kCount};
 #else
   return {"generic"};
 #endif

@@ -19,11 +19,10 @@ using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// How many bfloat16 terms an operand may be taken as on AMX; 0: not at all. bfloat16 inputs are one term, float16
-// inputs two, both exactly; float32 inputs as the matmul precision of the CPU (mkldnn) allows, which
-// torch.set_float32_matmul_precision sets to ieee, tf32 and bf16 for "highest", "high" and "medium".
+// How many bfloat16 terms an operand may be taken as. bfloat16 inputs are one term, float16 inputs two, both exactly;
+// float32 inputs as the matmul precision of the CPU (mkldnn) allows, which torch.set_float32_matmul_precision sets to
+// ieee, tf32 and bf16 for "highest", "high" and "medium"; 0: float32 itself.
 int bf16_terms(at::ScalarType inputs) {
-  if (capability() != Capability::kAmx || inputs == at::kDouble) return 0;
   if (inputs == at::kBFloat16) return 1;
   if (inputs == at::kHalf) return 2;
   switch (at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL)) {
@@ -49,7 +48,8 @@ InfoNCEKernel<T> kernel(at::ScalarType inputs) {
     return pick(generic::infonce_f64, avx2::infonce_f64, avx512::infonce_f64);
   } else {
     const int terms = bf16_terms(inputs);
-    if (terms > 0) return terms == 1 ? amx::infonce_bf16() : amx::infonce_bf16x2();
+    if (terms > 0 && capability() == Capability::kAmx) return terms == 1 ? amx::infonce_bf16() : amx::infonce_bf16x2();
+    if (terms == 1 && capability() == Capability::kAvx512Bf16) return avx512_bf16::infonce_bf16();
     return pick(generic::infonce_f32, avx2::infonce_f32, avx512::infonce_f32);
   }
 #else

@@ -55,6 +55,9 @@ namespace avx512 {
 InfoNCEKernel<float> infonce_f32();
 InfoNCEKernel<double> infonce_f64();
 }  // namespace avx512
+namespace avx512_bf16 {
+InfoNCEKernel<float> infonce_bf16();  // operands rounded to bfloat16
+}  // namespace avx512_bf16
 namespace amx {
 InfoNCEKernel<float> infonce_bf16();    // operands rounded to bfloat16
 InfoNCEKernel<float> infonce_bf16x2();  // operands as the sum of two bfloat16

@@ -16,7 +16,11 @@
 #define TILE_ROWS 14
 
 namespace adaftr_fast::amx {
-#include "cpu/infonce_amx.inl"
+#include "cpu/amx_product.inl"
+#include "cpu/infonce_bf16.inl"
+
+InfoNCEKernel<float> infonce_bf16() { return {workspace_bytes<Bf16Sweep<1>>, run_infonce<Bf16Sweep<1>>}; }
+InfoNCEKernel<float> infonce_bf16x2() { return {workspace_bytes<Bf16Sweep<2>>, run_infonce<Bf16Sweep<2>>}; }
 }  // namespace adaftr_fast::amx
 
 #if defined(__clang__)

@@ -8,7 +8,7 @@
 // that nothing cancels as p -> 1.
 //
 // Here stands what does not depend on how the products are made: the softmax of the rows, and the driver. The products
-// and their order are infonce_fma.inl's (vector units) and infonce_amx.inl's (bfloat16 tiles).
+// and their order are infonce_fma.inl's (vector units) and infonce_bf16.inl's (bfloat16 tiles).
 
 #include "cpu/tile.inl"
 
@@ -272,7 +272,7 @@ void in_parallel(S& sweep, int64_t n, Parallel parallel, Body body) {
       &context);
 }
 
-// S: a Sweep with its products, FmaSweep or AmxSweep.
+// S: a Sweep with its products, FmaSweep or Bf16Sweep.
 template <class S>
 size_t workspace_bytes(const InfoNCEProblem<typename S::Scalar>& problem, int64_t threads) {
   return S(problem, threads, nullptr).arena.used;

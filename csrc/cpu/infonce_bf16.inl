@@ -1,6 +1,7 @@
-// The products of the sweep (infonce_rows.inl) on AMX bfloat16 tiles (amx_tiles.inl).
+// The products of the sweep (infonce_rows.inl) on bfloat16 tiles (bf16_tiles.inl), after amx_product.inl or
+// dpbf16_product.inl is included.
 //
-// Products are so cheap here that S is made twice rather than E stored: for each stripe
+// Products are so cheap on AMX that S is made twice rather than E stored: for each stripe
 //   row phase (a thread owns rows): S block by block, for m, l and what follows from them;
 //   column phase (a thread owns columns): S again, E at its final m, and from that one block in cache O and D. O is
 //     summed in kMinParts fixed parts of the columns, so that as many threads give the same bits.
@@ -8,11 +9,9 @@
 // rounded to bfloat16, that of the column phase good to bfloat16, so last bits of d_row depend on what is wanted.
 // Rows are taken 32 at a time, whose S and E stay in L1 from product to product.
 
-#include "cpu/amx_tiles.inl"
-
 template <int kTerms>
-struct AmxSweep : Sweep<float, 32> {
-  using Guard = AmxGuard;
+struct Bf16Sweep : Sweep<float, 32> {
+  using Guard = Bf16Guard;
   static constexpr int64_t kStep = kTerms * kTile;  // elements from one tile to the next
   // Floats from one panel of S to the next; a multiple of 4 KiB would alias loads and stores.
   static constexpr int64_t kPanelSize = 32 * kPanel<float> + 16;
@@ -37,7 +36,7 @@ struct AmxSweep : Sweep<float, 32> {
   };
   Entry* entries;  // [stripe]
 
-  AmxSweep(const InfoNCEProblem<float>& problem, int64_t threads, char* base) : Sweep(problem, threads, base, 32) {
+  Bf16Sweep(const InfoNCEProblem<float>& problem, int64_t threads, char* base) : Sweep(problem, threads, base, 32) {
     k_tiles = ceil_div(q.width, 32);
     row_tiles = stripe / 32;
     parts = at_most(at_least(kMinParts, threads), column_panels);
@@ -55,13 +54,13 @@ struct AmxSweep : Sweep<float, 32> {
 
   void run_stripe(Parallel parallel) {
     over_rows(*this, parallel,
-              [](AmxSweep& s, int64_t task, int64_t begin, int64_t end) { s.sweep_rows(task, begin, end); });
+              [](Bf16Sweep& s, int64_t task, int64_t begin, int64_t end) { s.sweep_rows(task, begin, end); });
     if (!need_column) return;
-    in_parallel(*this, parts, parallel, [](AmxSweep& s, int64_t task, int64_t begin, int64_t end) {
+    in_parallel(*this, parts, parallel, [](Bf16Sweep& s, int64_t task, int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) s.sweep_columns(task, part);
     });
     if (need_row)
-      over_rows(*this, parallel, [](AmxSweep& s, int64_t task, int64_t begin, int64_t end) {
+      over_rows(*this, parallel, [](Bf16Sweep& s, int64_t task, int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) s.finish_parts(task, r);
       });
   }
@@ -245,6 +244,3 @@ struct AmxSweep : Sweep<float, 32> {
     finish_row_gradient(r, out);
   }
 };
-
-InfoNCEKernel<float> infonce_bf16() { return {workspace_bytes<AmxSweep<1>>, run_infonce<AmxSweep<1>>}; }
-InfoNCEKernel<float> infonce_bf16x2() { return {workspace_bytes<AmxSweep<2>>, run_infonce<AmxSweep<2>>}; }
