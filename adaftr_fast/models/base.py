@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.nn.mlp import Tower
+from adaftr_fast.nn.mlp import Tower, run_towers
 from adaftr_fast.nn.relatedness import weighted_mean
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ class Backbone(MultiTaskModel):
 
     def read_towers(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:
         """f of Eq. 2: T of [B, v] -> (per task, per layer [B, h] after ReLU; logits [B, T])."""
-        hidden, logits = zip(*(tower(v) for tower, v in zip(self.towers, inputs)))
-        return list(hidden), torch.stack(logits, 1)
+        hidden, logits = run_towers(self.towers, inputs)
+        return hidden, torch.cat(logits, 1)
 
     def represent(self, ids: Tensor, offsets: Tensor | None = None) -> Representations:
         """Everything from the embedding to the logits; a multi-valued field is the mean of its ids' vectors."""

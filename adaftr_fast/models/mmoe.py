@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from adaftr_fast.models.base import Backbone
 from adaftr_fast.nn.mlp import Experts
+from adaftr_fast.nn.stacks import mix
 
 
 class MMoE(Backbone):
@@ -37,6 +38,5 @@ class MMoE(Backbone):
         self.towers = self._make_towers(self.experts.out_features, tower_hidden)
 
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
-        experts = self.experts(embedded)  # [B, k, v]
-        weights = self.gates(embedded).unflatten(1, (len(self.towers), -1)).softmax(2)  # [B, T, k]
-        return list((weights @ experts).unbind(1))
+        experts, logits = self.experts.beside(self.gates, embedded)  # [B, k, v], [B, T * k]
+        return mix(experts, logits.unflatten(1, (len(self.towers), -1)))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adaftr_fast.models.base import Backbone
 from adaftr_fast.nn.mlp import Experts
+from adaftr_fast.nn.stacks import mix
 
 
 class ExtractionLayer(nn.Module):
@@ -36,8 +37,7 @@ class ExtractionLayer(nn.Module):
         readable = [torch.cat((own, outputs[-1]), 1) for own in outputs[:-1]] + [torch.cat(outputs, 1)]
         mixed = []
         for gate, x, experts in zip(self.gates, streams, readable):  # ends before the shared stream in the last layer
-            weights = gate(x).softmax(1).unsqueeze(1)  # [B, 1, k]
-            mixed.append((weights @ experts).squeeze(1))
+            mixed += mix(experts, gate(x).unsqueeze(1))
         return mixed
 
 

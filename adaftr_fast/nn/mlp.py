@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.nn.stacks import Stack, run_stacks
+
 
 class MLP(nn.Module):
     """Linear layers, each followed by ReLU. ``forward`` returns every layer's output, so that a caller may pick one.
@@ -24,11 +26,7 @@ class MLP(nn.Module):
         self.out_features = hidden[-1]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        outputs = []
-        for layer in self.layers:
-            x = torch.relu(layer(x))
-            outputs.append(x)
-        return outputs
+        return run_stacks([Stack(self.layers)], [x])[0]
 
 
 class Experts(nn.Module):
@@ -53,7 +51,16 @@ class Experts(nn.Module):
             self.biases.append(nn.Parameter(torch.empty(num_experts, 1, o).uniform_(-bound, bound)))
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.relu(self.first(x)).unflatten(1, (self.num_experts, -1))  # [B, k, h]
+        return self._deepen(run_stacks([Stack([self.first])], [x])[0][0])
+
+    def beside(self, gates: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(experts [B, k, out], what ``gates`` makes of the same input)."""
+        (hidden,), (logits,) = run_stacks([Stack([self.first]), Stack([gates], linear_end=True)], [x, x])
+        return self._deepen(hidden), logits
+
+    def _deepen(self, first: Tensor) -> Tensor:
+        """The first layers' outputs [B, k * h] -> those of the last [B, k, out]."""
+        hidden = first.unflatten(1, (self.num_experts, -1))  # [B, k, h]
         if not self.weights:
             return hidden
         hidden = hidden.transpose(0, 1)  # [k, B, h]
@@ -71,5 +78,12 @@ class Tower(nn.Module):
         self.logit = nn.Linear(self.mlp.out_features, 1)
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        hidden = self.mlp(x)
-        return hidden, self.logit(hidden[-1]).squeeze(1)
+        (hidden,), (logit,) = run_towers([self], [x])
+        return hidden, logit.squeeze(1)
+
+
+def run_towers(towers: Sequence[Tower], inputs: Sequence[Tensor]) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """Towers side by side, each on its own input [B, in] -> (every layer's output, logit [B, 1]), a tower each."""
+    stacks = [Stack([*tower.mlp.layers, tower.logit], linear_end=True) for tower in towers]
+    outputs = run_stacks(stacks, inputs)
+    return [layers[:-1] for layers in outputs], [layers[-1] for layers in outputs]

@@ -2,7 +2,6 @@
 #include "cpu/infonce.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -96,12 +95,6 @@ void check_values(const Tensor& tau, const OptionalTensor& positive, int64_t row
   }
 }
 
-void run_parallel(int64_t tasks, void (*body)(void*, int64_t), void* context) {
-  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(context, i);
-  });
-}
-
 template <class T>
 Outputs run(at::ScalarType inputs, const Tensor& a, const Tensor& b, const Tensor& tau, const OptionalTensor& positive,
             const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& coefficient,
@@ -141,7 +134,7 @@ Outputs run(at::ScalarType inputs, const Tensor& a, const Tensor& b, const Tenso
     for (Tensor* x : {&loss, &lse, &logit, &top1, &entropy, &d_row, &d_column, &d_tau}) x->zero_();
   } else {
     const auto chosen = kernel<T>(inputs);
-    const Parallel parallel{at::get_num_threads(), run_parallel};
+    const Parallel parallel = torch_threads();
     const auto bytes = static_cast<int64_t>(chosen.workspace_bytes(problem, parallel.threads));
     Tensor workspace = at::empty({bytes}, options.dtype(at::kByte));
     chosen.run(problem, workspace.mutable_data_ptr(), parallel);

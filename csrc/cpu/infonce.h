@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/parallel.h"
+
 namespace adaftr_fast {
 
 constexpr int64_t kIgnore = -100;
@@ -28,12 +30,6 @@ struct InfoNCEProblem {
   T* d_row;                     // [B, d] or null
   T* d_column;                  // [N, d] or null
   T* d_tau;                     // [B] or null
-};
-
-// Runs body(context, i) for i in [0, tasks), tasks <= threads, each on a thread of its own.
-struct Parallel {
-  int64_t threads;
-  void (*run)(int64_t tasks, void (*body)(void* context, int64_t task), void* context);
 };
 
 template <class T>

@@ -112,7 +112,7 @@ struct FmaSweep : Sweep<T, 1> {
         const int64_t r0 = tile_begin(rows, i), r1 = tile_begin(rows, i + 1);
         T* s = block + (p * e_rows + r0) * kPanel<T>;
         for (int64_t k = 0; k < q.width; k += kWidthChunk)
-          tile_for<T, false>(
+          tile_for<T, 0>(
               r1 - r0, kPanel<T>)({at_most(q.width - k, kWidthChunk), a + (k / kPanel<T> * task_rows + r0) * kPanel<T>,
                                    task_rows * kPanel<T>, b + k * kPanel<T>, s, k > 0});
       }
@@ -124,9 +124,9 @@ struct FmaSweep : Sweep<T, 1> {
     for (int64_t w = 0; w < width_panels; ++w) {
       for (int64_t i = 0; i < tiles_of(rows); ++i) {
         const int64_t r0 = tile_begin(rows, i), r1 = tile_begin(rows, i + 1);
-        tile_for<T, false>(r1 - r0, q.width - w * kPanel<T>)({depth, block + r0 * kPanel<T>, e_rows * kPanel<T>,
-                                                              b_panels + (w * q.columns + j0) * kPanel<T>,
-                                                              out + (w * task_rows + r0) * kPanel<T>, c > 0});
+        tile_for<T, 0>(r1 - r0, q.width - w * kPanel<T>)({depth, block + r0 * kPanel<T>, e_rows * kPanel<T>,
+                                                          b_panels + (w * q.columns + j0) * kPanel<T>,
+                                                          out + (w * task_rows + r0) * kPanel<T>, c > 0});
       }
     }
   }
@@ -154,8 +154,9 @@ struct FmaSweep : Sweep<T, 1> {
       const int64_t depth = at_most(height - r0, kDepthChunk);
       for (int64_t i = 0; i < width_tiles; ++i) {
         const int64_t k0 = tile_begin(q.width, i), k1 = tile_begin(q.width, i + 1);
-        tile_for<T, true>(k1 - k0, kPanel<T>)({depth, scaled_a + (i * stripe + r0) * kStrip, 0, panel + r0 * kPanel<T>,
-                                               d_column + (p * q.width + k0) * kPanel<T>, first + r0 > 0});
+        tile_for<T, kStrip>(k1 - k0,
+                            kPanel<T>)({depth, scaled_a + (i * stripe + r0) * kStrip, 0, panel + r0 * kPanel<T>,
+                                        d_column + (p * q.width + k0) * kPanel<T>, first + r0 > 0});
       }
     }
   }

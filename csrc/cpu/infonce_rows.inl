@@ -10,6 +10,7 @@
 // Here stands what does not depend on how the products are made: the softmax of the rows, and the driver. The products
 // and their order are infonce_fma.inl's (vector units) and infonce_bf16.inl's (bfloat16 tiles).
 
+#include "cpu/arena.inl"
 #include "cpu/tile.inl"
 
 constexpr int64_t kStripeElements = 4 << 20;  // rows x columns of a stripe, if that leaves each thread some 64 rows
@@ -27,21 +28,6 @@ struct RowState {
   T positive;          // the positive's similarity
   T scale, reach;      // log2(e) / tau; kHeadroom / scale
   T slope, inverse_l;  // once finished: coefficient / tau; 1 / (l of negatives and positive)
-};
-
-inline int64_t at_most(int64_t x, int64_t bound) { return x < bound ? x : bound; }
-inline int64_t at_least(int64_t x, int64_t bound) { return x > bound ? x : bound; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Hands out pieces of the workspace, each on a cache line of its own. With base = null it only counts.
-struct Arena {
-  char* base;
-  size_t used = 0;
-  template <class P>
-  void take(int64_t count, P*& pointer) {
-    pointer = reinterpret_cast<P*>(base + used);
-    used += (count * sizeof(P) + 63) / 64 * 64;
-  }
 };
 
 template <class T, int kRowsOfGroup>

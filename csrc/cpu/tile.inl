@@ -2,7 +2,8 @@
 //
 // All matrices stand in panels: columns are cut into panels of kPanel = two vectors, and a panel's rows follow one
 // another, so that a row of a panel is 2 aligned loads and every stride inside the kernel is a constant. A is read
-// one broadcast element at a time, either from panels as well or from strips: K slices of kStrip elements.
+// one broadcast element at a time, either along the rows of panels as well, or from strips: K slices of M neighbouring
+// elements, kStep apart. A panel of a matrix is a strip of its transpose, with kStep = kPanel.
 
 #include "cpu/simd.inl"
 
@@ -14,15 +15,15 @@ constexpr int kTileRows = TILE_ROWS;
 template <class T>
 struct Operands {
   int64_t depth;     // K
-  const T* a;        // panels: [K/kPanel] at a_stride, each [.., kPanel]; strips: [K][kStrip]
+  const T* a;        // panels: [K/kPanel] at a_stride, each [.., kPanel]; strips: [K][kStep]
   int64_t a_stride;  // elements between two panels of A (panels only)
   const T* b;        // [K][kPanel]
   T* c;              // [M][kPanel]
   bool accumulate;   // C += instead of C =
 };
 
-// Sums over one panel of A, or over all of a strip, kept in M * NV registers.
-template <class T, int M, int NV, bool kStrips>
+// Sums over one panel of A (kStep = 0), or over all of a strip, kept in M * NV registers.
+template <class T, int M, int NV, int kStep>
 inline __attribute__((always_inline)) void multiply(Vec<T> (&sum)[M][NV], int64_t depth, const T* a, const T* b) {
   for (int64_t k = 0; k < depth; ++k, b += kPanel<T>) {
     Vec<T> row[NV];
@@ -30,24 +31,24 @@ inline __attribute__((always_inline)) void multiply(Vec<T> (&sum)[M][NV], int64_
     for (int v = 0; v < NV; ++v) row[v] = load(b + v * kLanes<T>);
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
-      const T x = kStrips ? a[k * kStrip + i] : a[i * kPanel<T> + k];
+      const T x = kStep > 0 ? a[k * kStep + i] : a[i * kPanel<T> + k];
 #pragma GCC unroll 2
       for (int v = 0; v < NV; ++v) sum[i][v] += x * row[v];
     }
   }
 }
 
-template <class T, int M, int NV, bool kStrips>
+template <class T, int M, int NV, int kStep>
 void tile(const Operands<T>& o) {
   Vec<T> sum[M][NV] = {};
-  if constexpr (kStrips) {
-    multiply<T, M, NV, true>(sum, o.depth, o.a, o.b);
+  if constexpr (kStep > 0) {
+    multiply<T, M, NV, kStep>(sum, o.depth, o.a, o.b);
   } else {
     const T *a = o.a, *b = o.b;
     int64_t left = o.depth;
     for (; left >= kPanel<T>; left -= kPanel<T>, a += o.a_stride, b += kPanel<T> * kPanel<T>)
-      multiply<T, M, NV, false>(sum, kPanel<T>, a, b);
-    multiply<T, M, NV, false>(sum, left, a, b);
+      multiply<T, M, NV, 0>(sum, kPanel<T>, a, b);
+    multiply<T, M, NV, 0>(sum, left, a, b);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i)
@@ -70,18 +71,18 @@ struct IotaOf<0, kValues...> {
 template <class T>
 using TileFunction = void (*)(const Operands<T>&);
 
-template <class T, int NV, bool kStrips, int... kRows>
+template <class T, int NV, int kStep, int... kRows>
 TileFunction<T> pick(int64_t rows, IntegerList<kRows...>) {
-  static constexpr TileFunction<T> table[] = {tile<T, kRows + 1, NV, kStrips>...};
+  static constexpr TileFunction<T> table[] = {tile<T, kRows + 1, NV, kStep>...};
   return table[rows - 1];
 }
 
 // rows in [1, kTileRows], columns in [1, kPanel]. A single sum would be a chain that GCC takes apart into products and
 // additions, which round otherwise; the bits of a row must not depend on how many share its tile.
-template <class T, bool kStrips>
+template <class T, int kStep>
 TileFunction<T> tile_for(int64_t rows, int64_t columns) {
-  return columns > kLanes<T> || rows == 1 ? pick<T, 2, kStrips>(rows, typename IotaOf<kTileRows>::Type{})
-                                          : pick<T, 1, kStrips>(rows, typename IotaOf<kTileRows>::Type{});
+  return columns > kLanes<T> || rows == 1 ? pick<T, 2, kStep>(rows, typename IotaOf<kTileRows>::Type{})
+                                          : pick<T, 1, kStep>(rows, typename IotaOf<kTileRows>::Type{});
 }
 
 // Cuts n rows into ceil(n / kTileRows) tiles of nearly equal height: where the i-th begins.

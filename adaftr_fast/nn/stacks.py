@@ -1,0 +1,76 @@
+"""Several stacks of dense layers in one pass where the CPU kernels can, layer by layer where not.
+
+B rows, T tasks, k experts, v width of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import adaftr_fast.ops.mlp  # noqa: F401  # defines the ops
+from adaftr_fast._extension import is_built
+
+
+class Stack(NamedTuple):
+    """Layers on top of one another, of which all, or all but the last, are followed by a ReLU."""
+
+    layers: Sequence[nn.Linear]
+    linear_end: bool = False
+
+
+def run_stacks(stacks: Sequence[Stack], inputs: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Every layer's output [B, out] of every stack; stack s reads ``inputs[s]`` [B, in].
+
+    The plain form serves other devices and types, programs that are compiled or exported, which fuse it themselves,
+    and whatever needs no gradient, so that a model predicts what its exported programs do, to the last rounding.
+    """
+    if not _has_kernel(inputs, stacks[0].layers[0].weight):
+        return [_run_plain(stack, x) for stack, x in zip(stacks, inputs)]
+    distinct = list({id(x): x for x in inputs}.values())
+    reads = [next(i for i, x in enumerate(distinct) if x is each) for each in inputs]
+    layers = [layer for stack in stacks for layer in stack.layers]
+    depths = [len(stack.layers) for stack in stacks]
+    outputs = iter(
+        torch.ops.adaftr_fast.mlp(
+            distinct,
+            reads,
+            [layer.weight for layer in layers],
+            [layer.bias for layer in layers],
+            depths,
+            [depth - stack.linear_end for stack, depth in zip(stacks, depths)],
+        )
+    )
+    return [[next(outputs) for _ in stack.layers] for stack in stacks]
+
+
+def mix(experts: Tensor, logits: Tensor) -> list[Tensor]:
+    """Mixtures of experts [B, k, v] by the softmax of each task's logits [B, T, k] -> T of [B, v]."""
+    if _has_kernel((experts, logits)):
+        return torch.ops.adaftr_fast.mixture(experts, logits)
+    return list((logits.softmax(2) @ experts).unbind(1))
+
+
+def _run_plain(stack: Stack, x: Tensor) -> list[Tensor]:
+    outputs = []
+    for place, layer in enumerate(stack.layers):
+        x = layer(x)
+        if not (stack.linear_end and place == len(stack.layers) - 1):
+            x = torch.relu(x)
+        outputs.append(x)
+    return outputs
+
+
+def _has_kernel(inputs: Sequence[Tensor], weight: Tensor | None = None) -> bool:
+    """Whether the kernels take these: float32, or bfloat16 made by autocast, in training, in eager mode, on the CPU."""
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and is_built()):
+        return False
+    autocast = torch.is_autocast_enabled("cpu")
+    if autocast and torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return False
+    dtypes = (torch.float32, torch.bfloat16) if autocast else (torch.float32,)
+    fits = all(x.dtype in dtypes and x.device.type == "cpu" for x in inputs)
+    return fits and (weight is None or weight.dtype == torch.float32)

@@ -1,0 +1,23 @@
+// Dense layers and mixtures for avx2.
+#include "cpu/mlp.h"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6
+
+namespace adaftr_fast::avx2 {
+#include "cpu/mlp.inl"
+// After the above.
+#include "cpu/mixture.inl"
+}  // namespace adaftr_fast::avx2
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif  // __x86_64__

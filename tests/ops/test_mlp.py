@@ -1,0 +1,273 @@
+"""Stacks of dense layers and mixtures of experts, as ops, against their reference in float64."""
+
+import pytest
+import torch
+
+import adaftr_fast as af
+import adaftr_fast.ops.mlp  # defines the ops
+from adaftr_fast.reference import mlp as reference
+from tests.ops.infonce_inputs import needs_extension
+from tests.tolerances import assert_as_accurate
+
+OP, MIXTURE = torch.ops.adaftr_fast.mlp, torch.ops.adaftr_fast.mixture
+SETS = ["generic", "avx2", "avx512"]  # those above run the kernels of avx512
+# widths of the inputs; then of each stack: the input it reads, the widths of its layers, how many end in a relu
+EXPERTS = ([184], [(0, [192], 1), (0, [6], 0)])
+TOWERS = ([64, 37], [(0, [64, 32, 16, 1], 3), (1, [5, 1, 70], 3), (0, [33], 0)])
+ONES = ([1], [(0, [1, 1], 1)])
+
+
+@pytest.fixture(params=SETS)
+def instruction_set(request):
+    if af.cpu_capability() == "none":
+        pytest.skip("the C++ extension is not built")
+    try:
+        af.set_cpu_capability(request.param)
+    except RuntimeError:
+        pytest.skip(f"this machine does not run {request.param}")
+    yield request.param
+    af.set_cpu_capability(None)
+
+
+def arguments(rows, shape, seed=0):
+    """Float64 inputs, weights and biases, and the op's lists of integers."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(*size, generator=g, dtype=torch.float64)
+
+    widths, stacks = shape
+    inputs, weights, biases = [normal(rows, width) for width in widths], [], []
+    for read, layers, _ in stacks:
+        width = widths[read]
+        for out in layers:
+            weights.append(normal(out, width) / width**0.5)
+            biases.append(normal(out))
+            width = out
+    reads, depths, rectified = zip(*((read, len(layers), relus) for read, layers, relus in stacks))
+    return (inputs, weights, biases), (list(reads), list(depths), list(rectified))
+
+
+def run(function, tensors, lists, dtype, *, reduced=False, keep=lambda layer: True):
+    """Outputs and gradients, with an upstream gradient on the layers that ``keep`` names."""
+    inputs, weights, biases = ([t.to(dtype).detach().requires_grad_() for t in each] for each in tensors)
+    reads, depths, rectified = lists
+    outputs = function(inputs, reads, weights, biases, depths, rectified, reduced)
+    g = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(y.shape, generator=g, dtype=torch.float64).to(y.dtype) for y in outputs]
+    kept = [layer for layer in range(len(outputs)) if keep(layer)]
+    grads = torch.autograd.grad(
+        [outputs[layer] for layer in kept],
+        [*inputs, *weights, *biases],
+        [upstream[layer] for layer in kept],
+        materialize_grads=True,
+    )
+    return [*(y.detach() for y in outputs), *grads]
+
+
+@pytest.mark.parametrize("shape", [EXPERTS, TOWERS, ONES])
+@pytest.mark.parametrize("rows", [1, 13, 64, 65, 200])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_every_instruction_set_is_as_accurate_as_pytorch(instruction_set, dtype, rows, shape):
+    tensors, lists = arguments(rows, shape)
+    truth = run(reference.mlp, tensors, lists, torch.float64)
+    own = run(reference.mlp, tensors, lists, dtype)
+    for found, true, pytorch in zip(run(OP, tensors, lists, dtype), truth, own):
+        assert_as_accurate(found, true, pytorch, dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 200])
+def test_bfloat16_outputs_are_as_accurate_as_pytorch(instruction_set, rows):
+    tensors, lists = arguments(rows, TOWERS)
+    truth = run(reference.mlp, tensors, lists, torch.float64)
+    found = run(OP, tensors, lists, torch.float32, reduced=True)
+    own = run(reference.mlp, tensors, lists, torch.float32, reduced=True)
+    assert [y.dtype for y in found[:8]] == [torch.bfloat16] * 8
+    assert [g.dtype for g in found[8:]] == [torch.float32] * 18
+    for x, true, pytorch in zip(found, truth, own):
+        assert_as_accurate(x, true, pytorch, torch.bfloat16)
+
+
+@pytest.mark.parametrize("kept", [[0], [3], [1, 5], [7]])
+def test_layers_without_an_upstream_gradient(kept):
+    tensors, lists = arguments(70, TOWERS)
+    truth = run(reference.mlp, tensors, lists, torch.float64, keep=lambda layer: layer in kept)
+    for x, true in zip(run(OP, tensors, lists, torch.float64, keep=lambda layer: layer in kept), truth):
+        torch.testing.assert_close(x, true, rtol=1e-12, atol=1e-12)
+
+
+def test_closed_form_gradients_equal_autograd():
+    (inputs, weights, biases), lists = arguments(9, TOWERS)
+    found = run(reference.mlp, (inputs, weights, biases), lists, torch.float64)
+    outputs, grads = found[:8], found[8:]
+    g = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(y.shape, generator=g, dtype=torch.float64) for y in outputs]
+    reads, depths, rectified = lists
+    closed = reference.mlp_backward(
+        upstream, inputs, outputs, reads, weights, biases, depths, rectified, [1] * len(inputs)
+    )
+    for x, y in zip(closed, grads):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
+def test_strided_inputs_and_frozen_parameters():
+    (inputs, weights, biases), (reads, depths, rectified) = arguments(40, EXPERTS)
+    x, weight = inputs[0].T.contiguous().T, weights[0].T.contiguous().T.requires_grad_()
+    expected = reference.mlp(inputs, reads, weights, biases, depths, rectified, False)
+    found = OP([x], reads, [weight, weights[1]], biases, depths, rectified)
+    for y, true in zip(found, expected):
+        torch.testing.assert_close(y, true, rtol=1e-12, atol=1e-12)
+    found[0].sum().backward()
+    torch.testing.assert_close(weight.grad, (expected[0] > 0).double().T @ inputs[0], rtol=1e-12, atol=1e-12)
+    assert x.grad is None
+    assert weights[1].grad is None
+
+
+def test_empty_batch():
+    tensors, lists = arguments(0, TOWERS)
+    found = run(OP, tensors, lists, torch.float32)
+    assert [tuple(y.shape) for y in found[:2]] == [(0, 64), (0, 32)]
+    assert all(not grad.any() for grad in found[8:])
+
+
+def test_nan_passes_the_relu():
+    (inputs, weights, biases), (reads, depths, rectified) = arguments(20, EXPERTS)
+    inputs[0][3, 5] = torch.nan
+    hidden = OP(
+        [inputs[0].float()], reads, [w.float() for w in weights], [b.float() for b in biases], depths, rectified
+    )
+    assert hidden[0][3].isnan().all()
+    assert hidden[0][:3].isfinite().all()
+
+
+@needs_extension
+@pytest.mark.parametrize("reduced", [False, True])
+def test_equal_bits_from_run_to_run(reduced):
+    tensors, lists = arguments(1024, TOWERS)
+    first, *others = (run(OP, tensors, lists, torch.float32, reduced=reduced) for _ in range(4))
+    for other in others:
+        assert all(torch.equal(x, y) for x, y in zip(first, other))
+
+
+def test_gradcheck_and_double_backward():
+    tensors, (reads, depths, rectified) = arguments(4, ([3, 2], [(0, [4, 2], 1), (1, [3], 1), (0, [2], 0)]))
+    sizes = [len(each) for each in tensors]
+    flat = [t.requires_grad_() for each in tensors for t in each]
+
+    def function(*leaves):
+        inputs, weights, biases = _split(list(leaves), sizes)
+        return tuple(OP(inputs, reads, weights, biases, depths, rectified))
+
+    assert torch.autograd.gradcheck(function, flat)
+    if af.cpu_capability() != "none":
+        assert torch.autograd.gradgradcheck(function, flat)
+
+
+def _split(leaves, sizes):
+    ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
+    return [leaves[end - size : end] for size, end in zip(sizes, ends)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_opcheck(dtype):
+    tensors, (reads, depths, rectified) = arguments(9, ([3, 2], [(0, [4, 2], 1), (1, [3], 1)]))
+    inputs, weights, biases = ([t.to(dtype).requires_grad_() for t in each] for each in tensors)
+    torch.library.opcheck(OP.default, (inputs, reads, weights, biases, depths, rectified))
+    experts, logits = torch.randn(7, 3, 5, dtype=dtype), torch.randn(7, 2, 3, dtype=dtype)
+    torch.library.opcheck(MIXTURE.default, (experts.requires_grad_(), logits.requires_grad_()))
+
+
+def test_compiles_whole():
+    (inputs, weights, biases), (reads, depths, rectified) = arguments(33, EXPERTS)
+
+    def function(x, *parameters):
+        hidden, logits = OP([x], reads, list(parameters[:2]), list(parameters[2:]), depths, rectified)
+        return sum(each.square().sum() for each in MIXTURE(hidden.unflatten(1, (3, -1)), logits.unflatten(1, (2, -1))))
+
+    results = []
+    for f in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        leaves = [t.float().detach().requires_grad_() for t in (*inputs, *weights, *biases)]
+        loss = f(*leaves)
+        loss.backward()
+        results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for x, y in zip(*results):
+        torch.testing.assert_close(x, y)
+
+
+@needs_extension
+def test_autocast_gives_bfloat16():
+    (inputs, weights, biases), (reads, depths, rectified) = arguments(20, EXPERTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = OP(
+            [inputs[0].float()], reads, [w.float() for w in weights], [b.float() for b in biases], depths, rectified
+        )
+    assert [y.dtype for y in outputs] == [torch.bfloat16] * 2
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"inputs": []}, ValueError, "mlp: expected one input"),
+        ({"inputs": [torch.randn(4, 3), torch.randn(5, 2)]}, ValueError, "mlp: inputs must be .* of one B"),
+        ({"inputs": [torch.randn(4, 3).long()]}, TypeError, "mlp: inputs must be Float or BFloat16, got Long"),
+        ({"weights": [torch.randn(4, 2)]}, ValueError, r"mlp: weights\[0\] must be \[out, 3\]"),
+        ({"weights": [torch.randn(4, 3).double()]}, TypeError, r"mlp: weights\[0\] and biases\[0\] must be Float"),
+        ({"biases": [torch.randn(3)]}, ValueError, r"mlp: biases\[0\] must be \[4\]"),
+        ({"reads": [1]}, ValueError, r"mlp: reads\[0\] must number one of 1 inputs, got 1"),
+        ({"depths": [2]}, ValueError, "mlp: expected 2 weights"),
+        ({"rectified": [2]}, ValueError, r"rectified\[0\] between 0 and it"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    good = {"inputs": [torch.randn(4, 3)], "reads": [0], "weights": [torch.randn(4, 3)], "biases": [torch.randn(4)]}
+    with pytest.raises(error, match=message):
+        OP(**(good | {"depths": [1], "rectified": [1]} | change))
+
+
+def mixture_run(function, experts, logits, dtype, kept=None):
+    leaves = [t.to(dtype).detach().requires_grad_() for t in (experts, logits)]
+    outputs = function(*leaves)
+    g = torch.Generator().manual_seed(2)
+    upstream = [torch.randn(y.shape, generator=g, dtype=torch.float64).to(y.dtype) for y in outputs]
+    kept = range(len(outputs)) if kept is None else kept
+    grads = torch.autograd.grad([outputs[t] for t in kept], leaves, [upstream[t] for t in kept])
+    return [*(y.detach() for y in outputs), *grads]
+
+
+@pytest.mark.parametrize(("rows", "tasks", "experts", "width"), [(1, 1, 1, 1), (65, 2, 3, 64), (200, 5, 7, 37)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_mixture_is_as_accurate_as_pytorch(instruction_set, dtype, rows, tasks, experts, width):
+    x, logits = torch.randn(rows, experts, width).double(), 5 * torch.randn(rows, tasks, experts).double()
+    truth = mixture_run(reference.mixture, x, logits, torch.float64)
+    own = mixture_run(reference.mixture, x, logits, dtype)
+    for found, true, pytorch in zip(mixture_run(MIXTURE, x, logits, dtype), truth, own):
+        assert_as_accurate(found, true, pytorch, dtype)
+
+
+def test_mixture_with_one_gradient_of_two_extreme_logits_and_no_rows():
+    x, logits = torch.randn(9, 3, 4).double(), torch.randn(9, 2, 3).double()
+    logits[0] = torch.tensor([1e4, -1e4, 0.0])
+    for found, true in zip(
+        mixture_run(MIXTURE, x, logits, torch.float64, [1]),
+        mixture_run(reference.mixture, x, logits, torch.float64, [1]),
+    ):
+        torch.testing.assert_close(found, true, rtol=1e-12, atol=1e-12)
+    assert [tuple(y.shape) for y in MIXTURE(x[:0], logits[:0])] == [(0, 4)] * 2
+
+
+def test_mixture_gradients():
+    experts, logits = (torch.randn(*size, dtype=torch.float64).requires_grad_() for size in ((4, 3, 5), (4, 2, 3)))
+    assert torch.autograd.gradcheck(lambda *leaves: tuple(MIXTURE(*leaves)), (experts, logits))
+    if af.cpu_capability() != "none":
+        assert torch.autograd.gradgradcheck(lambda *leaves: tuple(MIXTURE(*leaves)), (experts, logits))
+
+
+@needs_extension
+def test_mixture_bad_arguments():
+    with pytest.raises(ValueError, match=r"mixture: experts must be \[B, k, v\]"):
+        MIXTURE(torch.randn(4, 3), torch.randn(4, 2, 3))
+    with pytest.raises(ValueError, match=r"mixture: logits must be \[4, T, 3\]"):
+        MIXTURE(torch.randn(4, 3, 5), torch.randn(4, 2, 2))
+    with pytest.raises(TypeError, match="mixture: experts must be Float or BFloat16"):
+        MIXTURE(torch.randn(4, 3, 5).half(), torch.randn(4, 2, 3))
