@@ -6,15 +6,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
+from torch.distributed import ProcessGroup
 
 from adaftr_fast._extension import is_built
+from adaftr_fast.distributed.candidates import DTYPES, Candidates, Shared
 from adaftr_fast.ops.infonce import accumulation_dtype
 from adaftr_fast.reference.infonce import IGNORE
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
 Reduction = Literal["mean", "sum", "none"]
 Tau = Tensor | float
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class InfoNCEStats(NamedTuple):
@@ -39,6 +40,7 @@ def adaptive_infonce(
     reduction: Reduction = "mean",
     return_stats: bool = False,
     backend: Backend = "auto",
+    process_group: ProcessGroup | None = None,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
     """InfoNCE between two tasks' representations with a temperature per row (paper, Eq. 13), never storing B x N.
 
@@ -71,12 +73,20 @@ def adaptive_infonce(
         return_stats: also return :class:`InfoNCEStats` of the ctr -> cvr direction, from the same sweep.
         backend: "auto" takes C++ on CPU and Triton on CUDA; "reference", "cpu" and "triton" insist. "triton" takes
             CPU tensors only under TRITON_INTERPRET=1.
+        process_group: every rank's h_cvr are candidates for every rank's rows, as if all ranks' rows were one batch;
+            ranks may have different B and N, also none. All else stays this rank's own: ``positive_index`` counts its
+            own columns, statistics are of its own rows. Every rank must call, and run backward if any does, and a
+            gradient is that of the sum over ranks of their losses. With "mean" a rank's loss is W times its share of
+            the mean over all W ranks' rows: the mean of the ranks' losses, and of their gradients as
+            DistributedDataParallel takes it, is what one process would have. "sum" and "none" know no W: there ranks'
+            gradients are to be summed. Not within torch.compile.
 
     Returns:
         The loss (0-dim, or [B] for "none"), with the statistics if asked, in the accumulation type.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, shape, dtype or device.
+        TypeError, ValueError: an argument of the wrong type, shape, dtype or device, or that must be the same on all
+            ranks and is not.
         NotImplementedError: forward-mode differentiation.
         RuntimeError: on CPU also a tau that is not positive and finite, or a positive_index out of range. On CUDA
             nothing is read back from the device; such rows give NaN.
@@ -95,26 +105,41 @@ def adaptive_infonce(
     if row_group is not None and column_group is None:
         column_group = row_group
 
-    coefficient = _coefficient(a, positive_index, row_weight, reduction)  # [B]
-    loss, stats = _direction(
-        op,
-        a,
-        b,
-        _expand_tau(tau_row, a, "tau"),
-        positive_index,
-        row_group,
-        column_group,
-        coefficient,
-        reduction,
-        return_stats,
-    )
-    if symmetric and len(b) > 0:  # without columns every row is ignored
-        anchors, positive, groups = _reverse(a, b, positive_index, column_group)
+    shared = None
+    if process_group is not None:
+        weighted = row_weight is not None or positive_index is not None
+        shared = _meet(process_group, a, b, row_group, row_weight, weighted, symmetric, reduction)
+    coefficient = _coefficient(a, positive_index, row_weight, reduction, shared)  # [B]
+    candidates = Candidates(b, positive_index, column_group)
+    if shared is not None:
+        candidates = shared.gather(candidates, shared.columns)
+    tau_a = _expand_tau(tau_row, a, "tau")
+    loss, stats = _direction(op, a, tau_a, row_group, candidates, coefficient, reduction, return_stats)
+    if symmetric:
         tau_b = _expand_tau(tau_column, b, "tau (per column)")  # [N]
-        tau_b = tau_b[: len(a)] if positive_index is None else tau_b[positive_index.clamp(0, len(b) - 1)]
-        backward, _ = _direction(op, anchors, a, tau_b, positive, groups, row_group, coefficient, reduction, False)
+        anchors, tau_b, groups, own = _reverse(a, b, tau_b, positive_index, column_group)
+        candidates = Candidates(a, own, row_group)
+        if shared is not None:
+            candidates = shared.gather(candidates, shared.rows)
+        backward, _ = _direction(op, anchors, tau_b, groups, candidates, coefficient, reduction, False)
         loss = (loss + backward) / 2
     return (loss, stats) if return_stats else loss
+
+
+@torch.compiler.disable
+def _meet(group: ProcessGroup, a, b, row_group, row_weight, weighted, symmetric, reduction) -> Shared:
+    """Learns what the other ranks hold; what decides about an exchange, in backward too, must be the same for all."""
+    grad = torch.is_grad_enabled()
+    alike = {
+        "symmetric": symmetric,
+        "reduction 'mean'": reduction == "mean",
+        "whether there is a row_group": row_group is not None,
+        "whether there is a row_weight or positive_index": weighted,
+        "whether h_cvr needs a gradient": grad and b.requires_grad,
+        "whether h_ctr needs a gradient": grad and a.requires_grad and symmetric,
+        "whether row_weight needs a gradient": grad and row_weight is not None and row_weight.requires_grad,
+    }
+    return Shared("adaptive_infonce", group, a, b, alike)
 
 
 def _refuse_tangents(*inputs: Tensor | float) -> None:
@@ -125,19 +150,19 @@ def _refuse_tangents(*inputs: Tensor | float) -> None:
         raise NotImplementedError("adaptive_infonce: has no forward-mode derivative (jvp); use reverse mode")
 
 
-def _direction(op, a, b, tau, positive, row_group, column_group, coefficient, reduction, return_stats):
+def _direction(op, anchors, tau, groups, candidates: Candidates, coefficient, reduction, return_stats):
     """One direction's loss and statistics. With "none" the gradients wait for their upstream in backward."""
     ahead = torch.is_grad_enabled() and reduction != "none"
     loss, rows, *stats = op(
-        a,
-        b,
+        anchors,
+        candidates.h,
         tau,
-        positive,
-        row_group,
-        column_group,
+        candidates.positive,
+        groups,
+        candidates.group,
         coefficient,
-        ahead and a.requires_grad,
-        ahead and b.requires_grad,
+        ahead and anchors.requires_grad,
+        ahead and candidates.h.requires_grad,
         ahead and tau.requires_grad,
         return_stats,
     )[:6]
@@ -145,28 +170,33 @@ def _direction(op, a, b, tau, positive, row_group, column_group, coefficient, re
     return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None
 
 
-def _reverse(a: Tensor, b: Tensor, positive: Tensor | None, column_group: Tensor | None):
-    """The other direction row by row: its anchors b_{y_r}, their positives r, and the anchors' groups."""
+def _reverse(a: Tensor, b: Tensor, tau: Tensor, positive: Tensor | None, column_group: Tensor | None):
+    """The other direction row by row: its anchors b_{y_r}, their temperatures and groups, and their positives r."""
     rows = len(a)
     if positive is None:
-        return b[:rows], None, None if column_group is None else column_group[:rows]
-    target = positive.clamp(0, len(b) - 1)
+        return b[:rows], tau[:rows], None if column_group is None else column_group[:rows], None
     own = torch.where(positive == IGNORE, IGNORE, torch.arange(rows, device=a.device))
-    return b[target], own, None if column_group is None else column_group[target]
+    if len(b) == 0:  # then every row is ignored
+        return torch.zeros_like(a), tau.new_ones(rows), None if column_group is None else own, own
+    target = positive.clamp(0, len(b) - 1)
+    return b[target], tau[target], None if column_group is None else column_group[target], own
 
 
-def _coefficient(a: Tensor, positive: Tensor | None, weight: Tensor | None, reduction: str) -> Tensor:
+def _coefficient(
+    a: Tensor, positive: Tensor | None, weight: Tensor | None, reduction: str, shared: Shared | None
+) -> Tensor:
     """[B]: what each row's loss is multiplied with before the sum."""
     acc = accumulation_dtype(a.dtype)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"adaptive_infonce: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     if positive is None and weight is None:
-        return a.new_full((len(a),), 1 / max(len(a), 1) if reduction == "mean" else 1.0, dtype=acc)
+        rows = len(a) if shared is None else sum(shared.rows) / shared.world_size
+        return a.new_full((len(a),), 1 / (rows or 1) if reduction == "mean" else 1.0, dtype=acc)
     weight = a.new_ones(len(a), dtype=acc) if weight is None else weight.to(acc)
     if positive is not None:
         weight = torch.where(positive == IGNORE, 0.0, weight)
     if reduction == "mean":
-        total = weight.sum()
+        total = weight.sum() if shared is None else shared.total(weight.sum()) / shared.world_size
         weight = weight / torch.where(total == 0, 1.0, total)
     return weight
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from adaftr_fast.infonce import Backend, InfoNCEStats, Reduction, adaptive_infonce
 from adaftr_fast.nn.relatedness import temperature
@@ -22,7 +23,7 @@ class AdaptiveInfoNCE(nn.Module):
             one number for all rows, kept within the range by a sigmoid (the paper's "w/o adaptive tau"); a float
             fixes it (the paper's "w/o learnable tau").
         normalize: contrast cosines instead of dot products.
-        symmetric, reduction, backend: as in ``adaptive_infonce``.
+        symmetric, reduction, backend, process_group: as in ``adaptive_infonce``.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class AdaptiveInfoNCE(nn.Module):
         symmetric: bool = False,
         reduction: Reduction = "mean",
         backend: Backend = "auto",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if not 0 < tau_min <= tau_max:
@@ -43,6 +45,7 @@ class AdaptiveInfoNCE(nn.Module):
             raise ValueError(f"AdaptiveInfoNCE: tau must be 'adaptive', 'scalar' or a float > 0, got {tau!r}")
         self.tau_min, self.tau_max, self.tau, self.normalize = tau_min, tau_max, tau, normalize
         self.options: dict[str, Any] = {"symmetric": symmetric, "reduction": reduction, "backend": backend}
+        self.process_group = process_group
         self.logit = nn.Parameter(torch.zeros(())) if tau == "scalar" else None  # the middle of the range
 
     def forward(
@@ -60,7 +63,8 @@ class AdaptiveInfoNCE(nn.Module):
             )
         if self.normalize:
             h_ctr, h_cvr = F.normalize(h_ctr, dim=1), F.normalize(h_cvr, dim=1)
-        return adaptive_infonce(h_ctr, h_cvr, self.temperature(relatedness), **self.options, **options)
+        tau = self.temperature(relatedness)
+        return adaptive_infonce(h_ctr, h_cvr, tau, process_group=self.process_group, **self.options, **options)
 
     def temperature(self, relatedness: Tensor | None = None) -> Tensor | float:
         """What ``forward`` divides by: [B], 0-dim, or a float."""

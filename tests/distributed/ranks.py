@@ -1,0 +1,27 @@
+"""Ranks as processes of this machine, for tests."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adaftr_fast"])  # imported once
+
+
+def _rank(number: int, function: Callable[..., Any], size: int, folder: str, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=size)
+    torch.save(function(number, *arguments), f"{folder}/{number}")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
+    """What ``function(rank, *arguments)`` returns on each of ``size`` ranks (tensors, numbers, text)."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = (function, size, folder, arguments)
+        torch.multiprocessing.start_processes(_rank, whole, size, start_method="forkserver")
+        return [torch.load(Path(folder, str(number)), weights_only=True) for number in range(size)]
