@@ -16,6 +16,7 @@ import jsonargparse
 from adaftr_fast._json import dumps
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.synthetic.log import LogConfig
+from adaftr_fast.distributed.errors import RankError
 from adaftr_fast.experiments import command
 from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.runs import command as runs
@@ -26,7 +27,7 @@ from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingCon
 from adaftr_fast.training.errors import CheckpointError, TrainingError
 
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "training": TrainingConfig}
-USER_ERRORS = (DataError, CheckpointError, ServingError, TrainingError, ValueError, OSError)
+USER_ERRORS = (DataError, CheckpointError, RankError, ServingError, TrainingError, ValueError, OSError)
 INTERRUPTED = 128  # + the signal's number: what shells report for a program that a signal ended
 
 
@@ -173,13 +174,17 @@ def run_synthesize(arguments: jsonargparse.Namespace) -> None:
 
 def run_train(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.data.loader import PreparedData
+    from adaftr_fast.distributed.ranks import joined
     from adaftr_fast.runs.run import train_one
     from adaftr_fast.training.report import metrics_table
 
     config = {name: section(**arguments[name].as_dict()) for name, section in SECTIONS.items()}
     data = PreparedData(config["data"].folder)
     options = {"restart": arguments.restart, "warm_start": arguments.warm_start}
-    print(metrics_table([train_one(data, config, arguments.out, **options)]))
+    with joined(config["training"].device, config["training"].rank_timeout) as ranks:
+        run = train_one(data, config, arguments.out, ranks=ranks, **options)
+        if ranks is None or ranks.is_chief:
+            print(metrics_table([run]))
 
 
 def run_evaluate(arguments: jsonargparse.Namespace) -> None:

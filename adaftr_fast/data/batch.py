@@ -24,6 +24,8 @@ class Batch:
         weight: float32 [B], sample weights; None = all one.
         offsets: int64 [B * F + 1], where the ids of field f of row b begin, and N; None where all fields are
             single-valued.
+        weight_mean: float32 0-dim, the mean weight of the whole batch where these rows are one rank's part of it; None
+            where they are the batch.
     """
 
     ids: Tensor
@@ -31,6 +33,7 @@ class Batch:
     group: Tensor | None = None
     weight: Tensor | None = None
     offsets: Tensor | None = None
+    weight_mean: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,19 @@ from adaftr_fast.data.rows import ParquetRows, Rows, TensorRows
 T = TypeVar("T")
 SHUFFLE_ROWS = 1 << 20  # at 23 fields a window takes 100 MB, and two are held
 READ_ROWS = 1 << 17  # of a window that is read in file order
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's rows of every batch: of ``run * size`` neighbouring rows the rank's ``run``, again and again."""
+
+    rank: int
+    size: int
+    run: int
+
+    def of(self, places: np.ndarray) -> np.ndarray:
+        """Which of the rows at ``places`` [n] are the rank's, bool [n]."""
+        return places // self.run % self.size == self.rank
 
 
 class Split:
@@ -47,14 +61,13 @@ class Split:
     def part(self, rank: int, world_size: int) -> Split:
         """The rows of one of ``world_size`` workers: parts are disjoint, cover all, and differ by a chunk at most.
 
+        With fewer chunks than workers some parts are empty.
+
         Raises:
-            DataError: fewer chunks than workers.
             ValueError: ``rank`` is not in [0, world_size).
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"Split.part: rank must be in [0, {world_size}), got {rank}")
-        if len(self.chunks) < world_size:
-            raise DataError(f"Split.part: {len(self.chunks)} row groups cannot be shared by {world_size} workers")
         return Split(self.rows, self.chunks[rank::world_size])
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -64,28 +77,47 @@ class Split:
         return rebatch(_ahead(blocks), batch_size, drop_last=False)
 
     def shuffled(
-        self, batch_size: int, *, seed: int, epoch: int, first_batch: int = 0, window: int = SHUFFLE_ROWS
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        first_batch: int = 0,
+        window: int = SHUFFLE_ROWS,
+        share: Share | None = None,
     ) -> Iterator[Batch]:
         """All rows but a short last batch in an order set by (seed, epoch, window) alone, from ``first_batch`` on.
 
         Args:
             window: rows that are permuted together, about; with no more rows in all, every order is possible.
+            share: of every batch only one rank's rows, so that the ranks' rows together are the same batches whatever
+                their number. Every rank decodes all rows and lays out its own.
         """
         order = np.random.default_rng([seed, epoch]).permutation(self.chunks)
-        blocks = self._permuted(self._windows(order.tolist(), window), (seed, epoch), first_batch * batch_size)
-        return rebatch(_ahead(blocks), batch_size, drop_last=True)
+        rows = range(first_batch * batch_size, len(self) // batch_size * batch_size)
+        blocks = self._permuted(self._windows(order.tolist(), window), (seed, epoch), rows, share)
+        return rebatch(_ahead(blocks), batch_size // (share.size if share else 1), drop_last=True)
 
-    def _permuted(self, windows: list[list[int]], seed: tuple[int, int], skip: int) -> Iterator[Batch]:
-        """The windows' rows, each window in a random order, without the first ``skip`` rows."""
+    def _permuted(
+        self, windows: list[list[int]], seed: tuple[int, int], rows: range, share: Share | None
+    ) -> Iterator[Batch]:
+        """The windows' rows, each window in a random order; of them those at the places ``rows``, or a rank's share."""
+        first = 0
         for number, window in enumerate(windows, start=1):
             size = sum(self.rows.sizes[chunk] for chunk in window)
-            if skip < size:
-                order = np.random.default_rng([*seed, number]).permutation(size)[skip:]
+            inside = slice(max(0, rows.start - first), max(0, rows.stop - first))
+            if inside.start < min(size, inside.stop):
+                order = np.random.default_rng([*seed, number]).permutation(size)[inside]
+                if share is not None:
+                    places = first + inside.start + np.arange(len(order))
+                    order = order[share.of(places)]
                 yield self.rows.read(window, order)
-            skip = max(0, skip - size)
+            first += size
 
     def _windows(self, chunks: list[int], rows: int) -> list[list[int]]:
         """Neighbouring chunks together, in windows of like size and about ``rows`` rows at most."""
+        if not chunks:
+            return []
         ends = np.cumsum([self.rows.sizes[chunk] for chunk in chunks])
         count = max(1, -(-int(ends[-1]) // rows))
         number = (ends - 1) * count // ends[-1]  # by the chunk's last row

@@ -91,9 +91,13 @@ def plan(data: PreparedData, variant: Variant, budget: Budget, seed: int, root: 
     return Job(key, root / f"{config['model'].name}-{key[:12]}-seed{seed}", config)
 
 
+IRRELEVANT = ("progress", "checkpoint_seconds", "tensorboard", "contrast_over", "rank_timeout")
+"""Settings of training without consequence for the result of one process."""
+
+
 def _key(config: dict[str, Any], manifest: Manifest) -> str:
     sections = {name: asdict(section) for name, section in config.items() if name != "data"}
-    for name in ("progress", "checkpoint_seconds", "tensorboard"):  # of no consequence for the result
+    for name in IRRELEVANT:
         del sections["training"][name]
     meaning = [sections, manifest.fingerprint, manifest.inputs, version("adaftr-fast")]
     return hashlib.sha256(dumps(meaning).encode()).hexdigest()

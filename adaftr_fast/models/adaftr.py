@@ -99,12 +99,13 @@ class AdaFTR(MultiTaskModel):
         losses = self.backbone.task_losses(seen, batch)
         logits = self._relatedness_logits(seen, detach=self.relatedness_updates == "omega")
         if logits:
-            each = [relatedness_loss(x, *batch.labels[:, pair].T, batch.weight) for x, pair in zip(logits, self.pairs)]
+            weights = (batch.weight, batch.weight_mean)
+            each = [relatedness_loss(x, *batch.labels[:, pair].T, *weights) for x, pair in zip(logits, self.pairs)]
             losses["relatedness"] = self.alpha * sum(each)
         if self.contrast != "none":
             h = self._contrasted(seen)
             related = self._relatedness_for_tau(seen, logits)
-            losses["contrast"] = self.beta * sum(self._contrast_losses(h, related, batch.weight))
+            losses["contrast"] = self.beta * sum(self._contrast_losses(h, related, batch))
         return losses
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
@@ -136,13 +137,13 @@ class AdaFTR(MultiTaskModel):
             return [logit.sigmoid() for logit in self._relatedness_logits(seen, detach=True)]
         return [logit.detach().sigmoid() for logit in logits]
 
-    def _contrast_losses(self, h: list[Tensor], related: list[Tensor | None], weight: Tensor | None) -> list[Tensor]:
+    def _contrast_losses(self, h: list[Tensor], related: list[Tensor | None], batch: Batch) -> list[Tensor]:
         """L_cl (Eq. 13) or what stands in its place, per pair."""
         if self.contrast != "infonce":
             align = ALIGNMENTS[self.contrast]
-            return [weighted_mean(align(h[a], h[b]), weight) for a, b in self.pairs]
+            return [weighted_mean(align(h[a], h[b]), batch.weight, batch.weight_mean) for a, b in self.pairs]
         return [
-            contrast(h[a], h[b], y_rel, row_weight=weight)
+            contrast(h[a], h[b], y_rel, row_weight=batch.weight)
             for contrast, (a, b), y_rel in zip(self.contrasts, self.pairs, related)
         ]
 

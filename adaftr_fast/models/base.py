@@ -125,7 +125,8 @@ class Backbone(MultiTaskModel):
         """Eq. 4 (with the "1 -" its second logarithm lacks in print) for each task, and the L2 term of Eq. 14."""
         self.check_labels(batch.labels)
         each = F.binary_cross_entropy_with_logits(seen.logits, batch.labels, reduction="none")  # [B, T]
-        losses = {name: weighted_mean(each[:, t], batch.weight) for t, name in enumerate(self.task_names)}
+        weights = (batch.weight, batch.weight_mean)
+        losses = {name: weighted_mean(each[:, t], *weights) for t, name in enumerate(self.task_names)}
         if self.l2:
             losses["l2"] = self.l2 * self._squared_norm(seen.embedded)
         return losses

@@ -22,9 +22,12 @@ class RelatednessNetwork(nn.Module):
         return self.tower(v_1 * v_2)[1]
 
 
-def relatedness_loss(logit: Tensor, y_1: Tensor, y_2: Tensor, weight: Tensor | None = None) -> Tensor:
+def relatedness_loss(
+    logit: Tensor, y_1: Tensor, y_2: Tensor, weight: Tensor | None = None, weight_mean: Tensor | None = None
+) -> Tensor:
     """Eqs. 10 and 11: binary cross-entropy of the logit [B] against 1[y_1 = y_2], averaged over the batch."""
-    return weighted_mean(F.binary_cross_entropy_with_logits(logit, (y_1 == y_2).to(logit), reduction="none"), weight)
+    each = F.binary_cross_entropy_with_logits(logit, (y_1 == y_2).to(logit), reduction="none")
+    return weighted_mean(each, weight, weight_mean)
 
 
 def temperature(relatedness: Tensor, tau_min: float, tau_max: float) -> Tensor:
@@ -32,6 +35,12 @@ def temperature(relatedness: Tensor, tau_min: float, tau_max: float) -> Tensor:
     return (tau_max - tau_min) * (1 - relatedness) + tau_min
 
 
-def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of x [B], weighted by ``weight`` [B] where given."""
-    return x.mean() if weight is None else (x * weight).sum() / weight.sum()
+def weighted_mean(x: Tensor, weight: Tensor | None, weight_mean: Tensor | None = None) -> Tensor:
+    """Mean of x [B], weighted by ``weight`` [B] where given.
+
+    ``weight_mean`` is that of the whole batch (``Batch.weight_mean``), where these rows are one rank's: the mean over
+    ranks is then that of the batch.
+    """
+    if weight is None:
+        return x.mean()
+    return (x * weight).sum() / weight.sum() if weight_mean is None else (x * weight).mean() / weight_mean

@@ -12,6 +12,7 @@ import torch
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
 from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.distributed.ranks import Ranks, restarted
 from adaftr_fast.models import ModelConfig, MultiTaskModel, build_model
 from adaftr_fast.runs.warm_start import warm_start as take_from
 from adaftr_fast.training.checkpoint import Description
@@ -30,20 +31,33 @@ class Fitted:
 
 
 def train_one(
-    data: PreparedData, config: dict[str, Any], folder: Path, *, restart: bool = False, warm_start: Path | None = None
+    data: PreparedData,
+    config: dict[str, Any],
+    folder: Path,
+    *,
+    restart: bool = False,
+    warm_start: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Run:
     """``fit_one``, then measures the model on the test split; both write to ``folder``. Arguments, errors: as there."""
-    fitted = fit_one(data, config, folder, restart=restart, warm_start=warm_start)
+    fitted = fit_one(data, config, folder, restart=restart, warm_start=warm_start, ranks=ranks)
     test, size = data.load("test"), config["training"].eval_batch_size
-    metrics = evaluate(fitted.model, test, size)
-    replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
+    metrics = evaluate(fitted.model, test, size, ranks)
+    if fitted.trainer.is_chief:
+        replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
     fitted.trainer.finish()
-    learned = diagnose(fitted.model, test, size)
+    learned = diagnose(fitted.model, test, size, ranks)
     return Run(config["model"].name, fitted.result.epochs, fitted.result.best_epoch, metrics, learned)
 
 
 def fit_one(
-    data: PreparedData, config: dict[str, Any], folder: Path, *, restart: bool = False, warm_start: Path | None = None
+    data: PreparedData,
+    config: dict[str, Any],
+    folder: Path,
+    *,
+    restart: bool = False,
+    warm_start: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Fitted:
     """Trains the model of ``config`` (a dataclass per section).
 
@@ -51,13 +65,18 @@ def fit_one(
 
     Args:
         warm_start: a run whose weights to start from, where they mean the same (``warm_start.warm_start``).
+        ranks: those that train together. The chief alone needs ``folder`` and ``warm_start``, all need the data.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM during training, which was saved where it stood; its arguments are the
             signal's number and what to tell the user.
         CheckpointError: ``folder`` holds an unfinished run of other settings or data, or cannot be written.
         TrainingError: training that cannot go on.
+        RankError: ranks with other settings or data.
     """
+    about = _description(data, config, warm_start)
+    if ranks is not None:
+        ranks.agree("settings or data", about)
     torch.manual_seed(config["training"].seed)  # the initial weights; the trainer seeds what follows
     model = build(config["model"], data)
     trainer = Trainer(
@@ -67,14 +86,16 @@ def fit_one(
         optimizer=config["optimizer"],
         config=config["training"],
         folder=folder,
-        about=_description(data, config, warm_start),
+        about=about,
+        ranks=ranks,
     )
-    if restart:
+    if restart and not restarted():
         trainer.finish()
     if trainer.resume():
         progress = trainer.progress
-        print(f"{folder}: resuming in epoch {progress.epoch} after step {progress.step:,}", file=sys.stderr)
-    elif warm_start is not None:
+        if trainer.is_chief:
+            print(f"{folder}: resuming in epoch {progress.epoch} after step {progress.step:,}", file=sys.stderr)
+    elif warm_start is not None and trainer.is_chief:
         print(f"warm start from {warm_start}: {take_from(model, data, warm_start).summary()}", file=sys.stderr)
     result = trainer.fit()
     if result.interrupted:

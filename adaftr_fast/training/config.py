@@ -71,7 +71,11 @@ class TrainingConfig:
     seed: int = 0
     """Seed of initial weights and row order; the same seed gives the same bits on the same machine."""
     device: str = "cpu"
-    """Where to train: cpu, cuda or cuda:N."""
+    """Where to train: cpu, cuda or cuda:N; under torchrun cuda is one GPU a rank."""
+    contrast_over: Literal["all", "rank"] = "all"
+    """Whose rows of a step are an anchor's negatives under torchrun: those of all ranks, or of its own rank."""
+    rank_timeout: float = 600.0
+    """Seconds that a rank waits for the others under torchrun before the run ends, naming the one that is missing."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: the dense layers of training compute in it (autocast); weights, tables and Adam stay float32."""
     compile: bool = False
@@ -87,6 +91,8 @@ class TrainingConfig:
         for name in ("batch_size", "accumulate", "eval_batch_size", "shuffle_rows", "max_epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name}: expected >= 1, got {getattr(self, name)}")
+        if not 0 < self.rank_timeout < math.inf:
+            raise ValueError(f"training.rank_timeout: expected a number of seconds > 0, got {self.rank_timeout}")
         for name in ("seed", "checkpoint_seconds"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"training.{name}: expected >= 0, got {getattr(self, name)}")

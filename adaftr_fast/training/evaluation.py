@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from adaftr_fast.data.loader import Split
+from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.metrics import auc, calibration, gauc, log_loss
 
@@ -17,7 +19,7 @@ TaskMetrics = dict[str, dict[str, float]]
 
 
 class Predictions(NamedTuple):
-    """Of all rows of a split, in file order."""
+    """Of all rows of a split, in file order; those of several ranks one after another."""
 
     logits: np.ndarray  # float32 [N, T]
     labels: np.ndarray  # uint8 [N, T]
@@ -29,27 +31,45 @@ def predict(model: nn.Module, split: Split, batch_size: int) -> Predictions:
     """One pass over ``split`` in batches of ``batch_size`` rows."""
     model.eval()
     device = device_of(model)
-    logits, labels, groups = [], [], []
+    parts = []
     for batch in split.batches(batch_size):
         z = model(*(part.to(device) for part in batch.features))
-        logits.append(z.float().cpu().numpy())
-        labels.append(batch.labels.numpy().astype(np.uint8))
-        groups.append(batch.group)
-    group = None if groups[0] is None else torch.cat(groups).numpy()
-    return Predictions(np.concatenate(logits), np.concatenate(labels), group)
+        group = None if batch.group is None else batch.group.numpy()
+        parts.append(Predictions(z.float().cpu().numpy(), batch.labels.numpy().astype(np.uint8), group))
+    return _joined(parts)
 
 
-def evaluate(model: nn.Module, split: Split, batch_size: int) -> TaskMetrics:
+def _joined(parts: list[Predictions]) -> Predictions:
+    logits, labels, groups = zip(*parts)
+    return Predictions(
+        np.concatenate(logits), np.concatenate(labels), None if groups[0] is None else np.concatenate(groups)
+    )
+
+
+def evaluate(model: nn.Module, split: Split, batch_size: int, ranks: Ranks | None = None) -> TaskMetrics:
     """AUC, GAUC (every group weighs the same; nan without a mixed one), log-loss and calibration of each task.
+
+    Args:
+        ranks: each predicts a part of the split, and the chief measures all predictions together.
 
     Raises:
         TrainingError: a prediction that is not finite.
     """
-    logits, labels, group = predict(model, split, batch_size)
+    if ranks is None:
+        return measure(model.task_names, predict(model, split, batch_size))
+    model.eval()  # on all ranks, also those without rows: it makes every row of a table current
+    part = split.part(ranks.rank, ranks.size)
+    parts = ranks.gathered(predict(model, part, batch_size) if len(part) else None)
+    return ranks.from_chief(lambda: measure(model.task_names, _joined([each for each in parts if each is not None])))
+
+
+def measure(task_names: Sequence[str], predictions: Predictions) -> TaskMetrics:
+    """The metrics of ``evaluate``. Raises TrainingError as there."""
+    logits, labels, group = predictions
     if wrong := np.count_nonzero(~np.isfinite(logits)):
         raise TrainingError(f"{wrong} of {logits.size} predictions are not finite: the model has diverged")
     metrics: TaskMetrics = {}
-    for column, task in enumerate(model.task_names):
+    for column, task in enumerate(task_names):
         y, z = labels[:, column], logits[:, column]
         metrics[task] = {"auc": auc(y, z), "logloss": log_loss(y, z), "calibration": calibration(y, z)}
         if group is not None:
@@ -58,11 +78,18 @@ def evaluate(model: nn.Module, split: Split, batch_size: int) -> TaskMetrics:
 
 
 @torch.no_grad()
-def diagnose(model: nn.Module, split: Split, batch_size: int) -> dict[str, np.ndarray]:
-    """What ``model.diagnostics`` says of every row, [N] each, such as the learned temperature; {} if it has none."""
+def diagnose(model: nn.Module, split: Split, batch_size: int, ranks: Ranks | None = None) -> dict[str, np.ndarray]:
+    """What ``model.diagnostics`` says of every row, [N] each, such as the learned temperature; {} if it has none.
+
+    With ``ranks`` each looks at a part of the split, and the chief gets all, the others {}.
+    """
     if not hasattr(model, "diagnostics"):
         return {}
     model.eval()
+    if ranks is not None:
+        part = split.part(ranks.rank, ranks.size)
+        parts = [each for each in ranks.gathered(diagnose(model, part, batch_size) if len(part) else None) if each]
+        return {name: np.concatenate([each[name] for each in parts]) for name in parts[0]} if parts else {}
     device = device_of(model)
     parts = [model.diagnostics(batch.map(lambda part: part.to(device))) for batch in split.batches(batch_size)]
     return {name: torch.cat([part[name] for part in parts]).float().cpu().numpy() for name in parts[0]}

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from adaftr_fast.distributed.ranks import Ranks
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -20,8 +22,25 @@ class Interrupt:
     def __bool__(self) -> bool:
         return self.signum is not None
 
+    def meet(self) -> None:
+        """Learns of other ranks' signals, where there are any."""
+
     def press(self, signum: int = signal.SIGINT) -> None:
         self.signum = signum
+
+
+class SharedInterrupt(Interrupt):
+    """An interrupt of any rank, known to all from the same moment on: the last time they met.
+
+    Signals reach the ranks between different steps, and one that stopped alone would leave the others waiting.
+    """
+
+    def __init__(self, own: Interrupt, ranks: Ranks) -> None:
+        super().__init__()
+        self.own, self.ranks = own, ranks
+
+    def meet(self) -> None:
+        self.signum = self.ranks.largest(self.own.signum or 0) or None
 
 
 @contextmanager

@@ -15,9 +15,14 @@ from adaftr_fast.training.progress import Progress
 from adaftr_fast.training.snapshots import load_snapshot, remove_snapshots, save_snapshot
 
 LAST = "last"  # inside a run's folder; there while the run is unfinished
-FREE = {f"training.{name}" for name in ("progress", "tensorboard", "checkpoint_seconds", "max_epochs", "patience")}
+FREE = {
+    f"training.{name}"
+    for name in ("progress", "tensorboard", "checkpoint_seconds", "rank_timeout", "max_epochs", "patience")
+}
 """Settings that an unfinished run may change: they say when to stop and what to show, not what a step does."""
 MEAN = "mean/"
+Found = tuple[Progress, dict[str, Tensor], dict[str, Tensor]]
+"""Progress, state, and sums of the running means."""
 
 
 class Recovery:
@@ -46,8 +51,8 @@ class Recovery:
         save_snapshot(self.folder, position, tensors | means, run)
         self._saved_at = time.monotonic()
 
-    def load(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
-        """Progress, state and sums of the running means; None where there is no unfinished run.
+    def load(self) -> Found | None:
+        """What the newest snapshot holds; None where there is no unfinished run.
 
         Raises:
             CheckpointError: the unfinished run has other settings or data, or nothing of it can be read.

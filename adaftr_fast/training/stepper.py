@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from adaftr_fast.data.batch import Batch
+from adaftr_fast.distributed.gradients import average_gradients
+from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import clip_grad_norm_
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
@@ -21,23 +25,31 @@ class Stepper:
 
     Args:
         model: moved to ``config.device``.
+        ranks: those that train together; each steps on its part of a batch, and all parameters stay equal.
 
     Raises:
         TrainingError: the device is not there.
     """
 
-    def __init__(self, model: nn.Module, optimizer: OptimizerConfig, config: TrainingConfig) -> None:
-        self.model, self.settings, self.config = model, optimizer, config
+    def __init__(
+        self, model: nn.Module, optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks | None = None
+    ) -> None:
+        self.model, self.settings, self.config, self.ranks = model, optimizer, config, ranks
         self.device = _device(config.device)
         model.to(self.device)
         self.optimizers = build_optimizers(model, optimizer)
         self.parameters = [each for each in model.parameters() if each.requires_grad]
+        if ranks is not None and config.contrast_over == "all":
+            for module in model.modules():
+                if isinstance(module, AdaptiveInfoNCE):
+                    module.process_group = ranks.group
         self.loss: Callable[[Batch], dict[str, Tensor]] = _compiled(model) if config.compile else model.loss
 
     def step(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """Moves every parameter once; returns the loss terms, detached, each a mean over the batch.
 
         Args:
+            batch: with ``ranks`` this rank's rows, as many as any other's.
             number: steps so far, this one included, which sets the learning rate.
 
         Raises:
@@ -49,6 +61,10 @@ class Stepper:
             optimizer.zero_grad()
         rows = len(batch) // self.config.accumulate
         parts = [self._backward(batch[start : start + rows]) for start in range(0, len(batch), rows)]
+        terms = parts[0] if len(parts) == 1 else {name: sum(part[name] for part in parts) for name in parts[0]}
+        if self.ranks is not None:
+            values = average_gradients(self.parameters, torch.stack(tuple(terms.values())), self.ranks.group)
+            terms = dict(zip(terms, values))
         if self.settings.clip_norm:
             clip_grad_norm_(self.parameters, self.settings.clip_norm)
         rate = learning_rate(self.settings, number)
@@ -56,10 +72,12 @@ class Stepper:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
-        return parts[0] if len(parts) == 1 else {name: sum(part[name] for part in parts) for name in parts[0]}
+        return terms
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Adds a part's share to the gradients; returns its share of the terms."""
+        if self.ranks is not None and batch.weight is not None:
+            batch = replace(batch, weight_mean=self.ranks.mean(batch.weight.mean()))
         terms = self._terms(batch)
         if self.config.accumulate > 1:
             terms = {name: term / self.config.accumulate for name, term in terms.items()}
@@ -101,8 +119,10 @@ def _device(name: str) -> torch.device:
 
 
 def _compiled(model: nn.Module) -> Callable[[Batch], dict[str, Tensor]]:
-    """The loss with its dense part compiled; look-ups stay as they are, since rows that lag change their ops."""
+    """The loss with its dense part compiled; look-ups stay as they are, since rows that lag change their ops, and so
+    does what meets other ranks.
+    """
     for module in model.modules():
-        if isinstance(module, FusedEmbedding):
+        if isinstance(module, FusedEmbedding) or getattr(module, "process_group", None) is not None:
             module.forward = torch.compiler.disable(module.forward)
     return torch.compile(model.loss, dynamic=False)

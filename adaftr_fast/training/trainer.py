@@ -17,18 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from adaftr_fast.data.batch import Batch
-from adaftr_fast.data.loader import Split
+from adaftr_fast.data.loader import Share, Split
+from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.training.checkpoint import Description, load_checkpoint, remove_checkpoint, save_checkpoint
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
-from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
+from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
 from adaftr_fast.training.journal import Journal
 from adaftr_fast.training.progress import Progress, RunningMean
-from adaftr_fast.training.recovery import Recovery
+from adaftr_fast.training.recovery import Found, Recovery
 from adaftr_fast.training.state import capture, restore
 from adaftr_fast.training.stepper import Stepper
 
+MEETING = 20  # steps after which ranks tell each other of a signal
 BEST, TEST = "best", "test.json"  # inside a run's folder
 DEAD_MARGIN = 0.005  # an AUC this close to 0.5 on validation: the tower predicts a constant, or noise
 
@@ -58,6 +60,11 @@ class Trainer:
             writes nothing. An older run's results stay whole until the first epoch of this one is measured, and are
             then removed, its test.json too.
         about: what the checkpoints say of the run; None writes none.
+        ranks: those that train together, each on its rows of every batch; the chief alone writes and tells. A run may
+            be taken up by another number of ranks.
+
+    Raises:
+        TrainingError: fewer training rows than a batch, or a batch that ranks and parts cannot share equally.
     """
 
     def __init__(
@@ -70,11 +77,15 @@ class Trainer:
         config: TrainingConfig,
         folder: Path | None = None,
         about: Description | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if len(train) < config.batch_size:
             raise TrainingError(f"trainer: {len(train)} training rows are fewer than a batch of {config.batch_size}")
+        self.ranks, self.is_chief, self.share = ranks, ranks is None or ranks.is_chief, _share(config, ranks)
+        if not self.is_chief:
+            folder, config = None, replace(config, progress=False, tensorboard=False)
         self.model, self.train, self.validation = model, train, validation
-        self.stepper, self.journal = Stepper(model, optimizer, config), Journal(folder, config)
+        self.stepper, self.journal = Stepper(model, optimizer, config, ranks), Journal(folder, config)
         self.config, self.folder, self.about = config, folder, about
         self.progress, self.means, self._resumed = Progress(), RunningMean(), False
         self.recovery: Recovery | None = None
@@ -88,7 +99,10 @@ class Trainer:
         Raises:
             CheckpointError: the unfinished run has other settings or data, or nothing of it can be read.
         """
-        found = None if self.recovery is None else self.recovery.load()
+        if self.ranks is not None:
+            found = _load_together(self.ranks, self.recovery)
+        else:
+            found = None if self.recovery is None else self.recovery.load()
         if found is None:
             return False
         self.progress, tensors, sums = found
@@ -115,11 +129,16 @@ class Trainer:
         """
         if not self._resumed:
             torch.manual_seed(self.config.seed)
+            if self.ranks is not None:
+                restore(self.model, [], self.ranks.tensors_from_chief(capture(self.model, [])))
         with deferred_interrupt() as interrupt:
+            if self.ranks is not None:
+                interrupt = SharedInterrupt(interrupt, self.ranks)
             while not self._is_done() and not interrupt:
                 record = self.train_epoch(self.progress.epoch, interrupt)
                 if not interrupt:
                     self._end_epoch(record)
+                    interrupt.meet()
             if interrupt:
                 self._save_progress()
         result = Result(self.progress.epochs, self.progress.best_epoch, interrupt.signum or 0)
@@ -135,7 +154,7 @@ class Trainer:
         self.model.train()
         progress, size = self.progress, self.config.batch_size
         order = {"seed": self.config.seed, "window": self.config.shuffle_rows}
-        batches = self.train.shuffled(size, epoch=epoch, first_batch=progress.step, **order)
+        batches = self.train.shuffled(size, epoch=epoch, first_batch=progress.step, share=self.share, **order)
         before, start = progress.seconds, time.perf_counter()
         with self.journal.bar(epoch, len(self.train) // size * size, progress.step * size) as bar:
             for batch in batches:
@@ -143,13 +162,15 @@ class Trainer:
                 progress.step += 1
                 progress.total_steps += 1
                 progress.seconds = before + time.perf_counter() - start
-                bar.update(len(batch))
-                if progress.step % 20 == 0:
+                bar.update(size)
+                if progress.step % MEETING == 0:
+                    interrupt.meet()
                     bar.set_postfix_str(self.means.text(), refresh=False)
                 if interrupt:
                     break
                 if self.recovery is not None and self.recovery.due():
                     self._save_progress()
+        interrupt.meet()
         speed = progress.step * size / progress.seconds
         return {"epoch": epoch, "seconds": progress.seconds, "samples_per_s": speed, "train": self.means.means()}
 
@@ -176,11 +197,11 @@ class Trainer:
     def _validate(self, record: dict[str, Any]) -> None:
         """Adds validation metrics and the spread of diagnostics to an epoch's record."""
         size = self.config.eval_batch_size
-        record["validation"] = evaluate(self.model, self.validation, size)
+        record["validation"] = evaluate(self.model, self.validation, size, self.ranks)
         for task, metrics in record["validation"].items():
             if np.isnan(metrics["auc"]):
                 raise TrainingError(f"task {task}: the validation split has a single class, so nothing to select by")
-        values = diagnose(self.model, self.validation, size)
+        values = diagnose(self.model, self.validation, size, self.ranks)
         record["diagnostics"] = {name: spread(each) for name, each in values.items()}
 
     def _save_progress(self) -> None:
@@ -188,6 +209,8 @@ class Trainer:
             self.recovery.save(self.progress, capture(self.model, self.stepper.optimizers), self.means.sums)
 
     def _save_best(self) -> None:
+        if not self.is_chief:
+            return
         if self.folder is None or self.about is None:
             self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         else:
@@ -198,10 +221,12 @@ class Trainer:
         if not result.best_epoch:  # interrupted before the first validation
             return
         weights = load_checkpoint(self.folder / BEST)[0] if self.recovery is not None else self.best_weights
+        if self.ranks is not None:
+            weights = self.ranks.tensors_from_chief(weights)
         self.model.load_state_dict(weights)
         best = result.epochs[result.best_epoch - 1]["validation"]
         result.dead_tasks = [task for task, each in best.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN]
-        for task in result.dead_tasks:
+        for task in result.dead_tasks if self.is_chief else ():
             warnings.warn(
                 f"task {task}: validation AUC {best[task]['auc']:.4f} is that of guessing; its tower may be dead, "
                 "try another training.seed",
@@ -216,3 +241,31 @@ class Trainer:
                 (self.folder / TEST).unlink(missing_ok=True)
                 remove_checkpoint(self.folder / BEST)
         self.journal.epoch(self.progress.epochs)
+
+
+def _share(config: TrainingConfig, ranks: Ranks | None) -> Share | None:
+    """A rank's rows of a batch: an equal share of each part, so that parts contrast the rows they would on one rank."""
+    if ranks is None:
+        return None
+    run, rest = divmod(config.batch_size, ranks.size * config.accumulate)
+    if rest:
+        raise TrainingError(
+            f"training.batch_size: {config.batch_size} rows cannot be shared equally by {ranks.size} ranks in "
+            f"training.accumulate = {config.accumulate} parts"
+        )
+    return Share(ranks.rank, ranks.size, run)
+
+
+def _load_together(ranks: Ranks, recovery: Recovery | None) -> Found | None:
+    """What the chief's newest snapshot holds, on every rank."""
+    found: list[Found | None] = [None]  # the chief's
+
+    def load() -> Progress | None:
+        found[0] = None if recovery is None else recovery.load()
+        return found[0] and found[0][0]
+
+    progress = ranks.from_chief(load)
+    if progress is None:
+        return None
+    tensors, sums = (ranks.tensors_from_chief(found[0] and found[0][place]) for place in (1, 2))
+    return progress, tensors, sums

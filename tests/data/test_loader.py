@@ -9,7 +9,7 @@ import torch
 
 from adaftr_fast.data.batch import Batch
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.loader import PreparedData, Split
+from adaftr_fast.data.loader import PreparedData, Share, Split
 from adaftr_fast.data.prepare import prepare
 from adaftr_fast.data.rows import TensorRows
 from adaftr_fast.data.schema import parse_schema
@@ -131,8 +131,21 @@ def test_parts_are_disjoint_and_cover_all():
     assert [len(part) for part in parts] == [21, 15, 14]
     with pytest.raises(ValueError, match=r"rank must be in \[0, 3\), got 3"):
         split.part(3, 3)
-    with pytest.raises(DataError, match="8 row groups cannot be shared by 9 workers"):
-        split.part(0, 9)
+    assert len(split.part(8, 9)) == 0  # there are 8 chunks
+    assert list(split.part(8, 9).batches(4)) == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+@pytest.mark.parametrize("first", [0, 2])
+def test_shares_of_all_ranks_are_the_batches_of_one_process(size, first):
+    order = {"seed": 3, "epoch": 1, "window": 20, "first_batch": first}
+    whole = [numbers([batch]) for batch in numbered(50).shuffled(12, **order)]
+    for parts in (1, 2):
+        run = 12 // size // parts
+        shares = [list(numbered(50).shuffled(12, **order, share=Share(rank, size, run))) for rank in range(size)]
+        for batch, pieces in zip(whole, zip(*shares, strict=True), strict=True):
+            runs = [numbers([piece[i * run : (i + 1) * run]]) for i in range(parts) for piece in pieces]
+            assert [row for each in runs for row in each] == batch
 
 
 def test_no_more_than_two_windows_are_held():

@@ -86,7 +86,7 @@ def test_training_stops_after_patience_epochs_without_gain(model, splits, monkey
     aucs = iter([0.6, 0.8, 0.7, 0.8, 0.9, 0.9])
     kept = []
 
-    def fake(model, split, size):
+    def fake(model, split, size, ranks):
         kept.append(weights_of(model))
         value = next(aucs)
         return {task: {"auc": value} for task in model.task_names}

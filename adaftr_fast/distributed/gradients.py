@@ -1,0 +1,50 @@
+"""Gradients averaged over ranks, dense ones and those of embedding rows.
+
+W ranks, R rows of a table, U of them with a gradient, E wide.
+
+Why not DistributedDataParallel: it has no sparse gradients on NCCL, it exchanges in every backward where a step may
+take several, and what it hides, the exchange behind the computation, is little here: dense weights are some hundred
+thousand and go in one collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from adaftr_fast.distributed.gather import gather_numbers, gather_rows
+from adaftr_fast.ops.embedding import coalesce_gradient
+
+
+@torch.no_grad()
+def average_gradients(parameters: Sequence[Tensor], values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Puts the mean over ranks in the place of every gradient, in the same bits on all; returns that of values [k].
+
+    The same parameters must have gradients on all ranks. All dense gradients go in one collective, the values among
+    them, so telling of these costs nothing.
+    """
+    having = [parameter for parameter in parameters if parameter.grad is not None]
+    _merge_rows([parameter for parameter in having if parameter.grad.is_sparse], group)
+    dense = [parameter.grad for parameter in having if not parameter.grad.is_sparse]
+    flat = torch.cat([values, *(grad.flatten() for grad in dense)])
+    dist.all_reduce(flat, group=group)
+    values, *means = (flat / dist.get_world_size(group)).split([len(values), *(grad.numel() for grad in dense)])
+    torch._foreach_copy_(dense, [mean.view_as(grad) for mean, grad in zip(means, dense)])
+    return values
+
+
+def _merge_rows(tables: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+    """The mean of sparse gradients: all ranks' rows, merged in the order of ranks, so that replicas stay equal."""
+    if not tables:
+        return
+    for table in tables:
+        coalesce_gradient(table)
+    counts = torch.tensor([table.grad._nnz() for table in tables], device=tables[0].device)
+    for table, sizes in zip(tables, gather_numbers(counts, group).T.tolist()):
+        rows, values = table.grad._indices()[0], table.grad._values()  # [U], [U, E]
+        rows, values = gather_rows(rows, sizes, group), gather_rows(values / len(sizes), sizes, group)
+        table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=False)
+        coalesce_gradient(table)

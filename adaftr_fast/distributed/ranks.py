@@ -1,0 +1,149 @@
+"""This process among those that train together, one a rank, as torchrun starts them.
+
+Rank 0, the chief, alone reads and writes a run's files and tells the user; what the others need of it is sent to them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from adaftr_fast.distributed.errors import RankError
+
+T = TypeVar("T")
+ROLL_CALL_SECONDS = 20.0  # that a rank may take to answer once another has waited in vain
+
+
+def launched() -> bool:
+    """Whether torchrun (or a scheduler that sets its variables) started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def restarted() -> bool:
+    """Whether torchrun started the ranks again after one had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
+    """The ranks, within the block; None where this process was started alone.
+
+    Args:
+        device: where training shall be: "cpu", or "cuda" for one GPU a rank.
+        timeout: seconds that a rank waits for the others before it gives up.
+
+    Raises:
+        RankError: a rank is gone or did not answer in time; which, where that can be found out.
+    """
+    if not launched():
+        yield None
+        return
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
+        ranks = Ranks(timeout)
+        try:
+            yield ranks
+        except RuntimeError as error:
+            if not _of_a_collective(error):
+                raise
+            raise RankError(ranks.explanation(error)) from error
+    except dist.DistError as error:
+        raise RankError(f"the ranks cannot meet: {str(error).splitlines()[0]}") from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _of_a_collective(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
+
+
+class Ranks:
+    """The default process group and what a run does with it. Every rank must call a method, in the same order.
+
+    Attributes:
+        rank, size: of this process, and of the group.
+        group: for collectives on tensors of the device.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.rank, self.size, self.timeout = dist.get_rank(), dist.get_world_size(), timeout
+        self.group: dist.ProcessGroup = dist.group.WORLD
+        self._roll_call = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))  # unharmed by a failure
+
+    @property
+    def is_chief(self) -> bool:
+        return self.rank == 0
+
+    def agree(self, what: str, value: Any) -> None:
+        """Raises RankError on every rank if ``value`` is not the same on all."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise RankError(f"{what} differ between rank 0 and rank {rank}: start all alike, on the same data")
+
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        result = torch.tensor(number)
+        dist.all_reduce(result, dist.ReduceOp.MAX)
+        return int(result)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean of the ranks' tensors of one shape."""
+        value = value.clone()
+        dist.all_reduce(value)
+        return value / self.size
+
+    def gathered(self, value: T) -> list[T]:
+        """Every rank's value, on the chief; [] elsewhere."""
+        values: list[Any] = [None] * self.size if self.is_chief else []
+        dist.gather_object(value, values if self.is_chief else None)
+        return values
+
+    def from_chief(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns on the chief, on every rank; an error it raises there is raised on every rank."""
+        box: list[Any] = [None, None]
+        if self.is_chief:
+            try:
+                box[0] = make()
+            except Exception as error:
+                box[1] = error
+        dist.broadcast_object_list(box)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def tensors_from_chief(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """The chief's named tensors on every rank, each on the device type where the chief has it.
+
+        Args:
+            tensors: the chief's; ignored elsewhere.
+        """
+        about = self.from_chief(lambda: [(n, x.shape, x.dtype, x.device.type) for n, x in (tensors or {}).items()])
+        result = {}
+        for name, shape, dtype, device in about:
+            value = tensors[name].contiguous() if self.is_chief else torch.empty(shape, dtype=dtype, device=device)
+            dist.broadcast(value, 0)
+            result[name] = value
+        return result
+
+    def explanation(self, error: RuntimeError) -> str:
+        """Why a collective failed: which ranks do not answer, as far as those that do can find out."""
+        try:
+            seconds = min(self.timeout, ROLL_CALL_SECONDS)
+            dist.monitored_barrier(self._roll_call, timedelta(seconds=seconds), wait_all_ranks=True)
+            missing = "all ranks answer now"
+        except RuntimeError as found:
+            missing = str(found).splitlines()[0]
+        return f"rank {self.rank} gave up on the others after {self.timeout:g} s or less: {missing} ({error})"

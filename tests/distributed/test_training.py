@@ -1,0 +1,172 @@
+"""Training by several ranks: the same global batches, hence the run of one process, also across an interruption."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adaftr_fast.data.batch import Batch
+from adaftr_fast.data.loader import Split
+from adaftr_fast.data.rows import TensorRows
+from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.training.checkpoint import Description, load_checkpoint
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.training.trainer import Trainer
+from tests.distributed.ranks import on_ranks
+
+FIELDS, TASKS = [200, 20, 7], ["click", "conversion"]
+ABOUT = Description(config={}, fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={})
+
+
+def split(rows: int, seed: int, weighted: bool, chunk_rows: int) -> Split:
+    numbers = np.random.default_rng(seed)
+    ids = np.stack([numbers.integers(0, size, rows) for size in FIELDS], axis=1).astype(np.int32)
+    click = numbers.random(rows) < ids[:, 0] / 200
+    labels = torch.from_numpy(np.stack([click, click & (ids[:, 1] > 9)], axis=1).astype(np.float32))
+    weight = torch.from_numpy(numbers.random(rows).astype(np.float32)) if weighted else None
+    content = Batch(torch.from_numpy(ids), labels, torch.from_numpy(ids[:, 2].astype(np.int64)), weight)
+    return Split(TensorRows(content, chunk_rows))
+
+
+def trainer(folder: Path | None, ranks: Ranks | None, *, weighted=False, **settings) -> Trainer:
+    torch.manual_seed(0 if ranks is None or ranks.is_chief else 1)  # the chief's weights are everyone's
+    model = build_model(ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]), FIELDS, TASKS)
+    settings = {"batch_size": 64, "max_epochs": 3, "checkpoint_seconds": 1e9, "progress": False} | settings
+    splits = split(1500, 1, weighted, 400), split(500, 2, weighted, 300)
+    options = {"optimizer": OptimizerConfig(lr=0.01, clip_norm=1.0), "config": TrainingConfig(**settings)}
+    return Trainer(model, *splits, folder=folder, about=folder and ABOUT, ranks=ranks, **options)
+
+
+def train(rank: int, size: int, folder: str | None, stop_after: int | None, settings: dict) -> dict:
+    """Trains, or goes on in ``folder``; perhaps the last rank gets a signal within some step."""
+    run = trainer(None if folder is None else Path(folder), Ranks(60) if size > 1 else None, **settings)
+    resumed, step = run.resume(), run.stepper.step
+
+    def disturbed(batch, number):
+        if number == stop_after and rank == size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(batch, number)
+
+    run.stepper.step = disturbed
+    result = run.fit()
+    state = {name: value.clone() for name, value in run.model.state_dict().items()}
+    epochs = json.dumps(result.epochs)
+    return {"resumed": resumed, "interrupted": result.interrupted, "epochs": epochs, "state": state}
+
+
+def on_a_rank(rank: int, size: int, jobs: dict[str, tuple]) -> dict[str, dict]:
+    return {name: train(rank, size, *job) for name, job in jobs.items()}
+
+
+PLAIN, WEIGHTED = {}, {"weighted": True, "accumulate": 2}
+BY_RANK, TWO_PARTS = {"contrast_over": "rank"}, {"accumulate": 2}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, list[dict]]:
+    """Every run's results on its ranks, all of them in four starts."""
+    folder = tmp_path_factory.mktemp("runs")
+    one, two, four = (str(folder / name) for name in ("one", "two", "four"))
+    starts = {
+        "1": (1, {
+            "plain": (None, None, PLAIN),
+            "weighted": (None, None, WEIGHTED),
+            "two parts": (None, None, TWO_PARTS),
+            "stopped": (one, 30, PLAIN),
+        }),
+        "4": (4, {"plain": (None, None, PLAIN), "stopped": (four, 20, PLAIN)}),
+        "2": (2, {
+            "plain": (None, None, PLAIN),
+            "weighted": (None, None, WEIGHTED),
+            "by rank": (None, None, BY_RANK),
+            "stopped": (two, 45, PLAIN),
+            "after 1": (one, None, PLAIN),
+            "after 4": (four, None, PLAIN),
+        }),
+        "1 again": (1, {"after 2": (two, None, PLAIN)}),
+    }  # fmt: skip
+    results = {}
+    for name, (size, jobs) in starts.items():
+        ranks = on_ranks(on_a_rank, size, size, jobs)
+        results |= {f"{name}: {job}": [rank[job] for rank in ranks] for job in jobs}
+    return results | {"folders": {"one": one, "two": two, "four": four}}
+
+
+def measured(result: dict) -> dict[str, float]:
+    """Losses, metrics and diagnostics of all epochs."""
+    flat = {}
+
+    def walk(value, name):
+        if isinstance(value, dict):
+            for key, each in value.items():
+                walk(each, f"{name}/{key}")
+        elif name.rpartition("/")[2] not in ("seconds", "samples_per_s"):
+            flat[name] = value
+
+    for number, record in enumerate(json.loads(result["epochs"])):
+        walk(record, str(number))
+    return flat
+
+
+def assert_same_course(got: dict, expected: dict) -> None:
+    found, truth = measured(got), measured(expected)
+    assert found.keys() == truth.keys()
+    for name, value in truth.items():
+        assert found[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name
+    for name, value in expected["state"].items():
+        torch.testing.assert_close(got["state"][name], value, rtol=1e-3, atol=1e-4)
+
+
+SAME = {
+    "4: plain": "1: plain",
+    "2: plain": "1: plain",
+    "2: weighted": "1: weighted",
+    "2: by rank": "1: two parts",  # a part, as a rank, contrasts its own rows alone
+    "2: after 1": "1: plain",
+    "2: after 4": "1: plain",
+    "1 again: after 2": "1: plain",
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), SAME.items())
+def test_the_run_is_that_of_one_process(name, expected, runs):
+    assert_same_course(runs[name][0], runs[expected][0])
+    assert runs[name][0]["resumed"] == ("after" in name)
+
+
+@pytest.mark.parametrize("name", [name for name in SAME if name[0] != "1"])
+def test_replicas_stay_equal_to_the_bit(name, runs):
+    first, *others = runs[name]
+    for other in others:
+        assert all(torch.equal(other["state"][key], value) for key, value in first["state"].items())
+
+
+def test_by_rank_is_another_contrast(runs):
+    assert measured(runs["2: by rank"][0])["0/train/contrast"] < 0.9 * measured(runs["2: plain"][0])["0/train/contrast"]
+
+
+@pytest.mark.parametrize("start", ["1", "2", "4"])
+def test_a_signal_to_one_rank_stops_all(start, runs):
+    assert [each["interrupted"] for each in runs[f"{start}: stopped"]] == [signal.SIGTERM] * int(start)
+
+
+def test_one_rank_writes_each_epoch_once(runs):
+    for folder in runs["folders"].values():
+        lines = Path(folder, "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+        weights, _ = load_checkpoint(Path(folder, "best"))
+        assert weights.keys() == runs["1: plain"][0]["state"].keys()
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused():
+    class Three:
+        rank, size, is_chief, group = 0, 3, True, None
+
+    with pytest.raises(TrainingError, match="batch_size: 64 rows cannot be shared equally by 3 ranks"):
+        trainer(None, Three())
