@@ -17,6 +17,7 @@ from adaftr_fast._json import dumps
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.distributed.errors import RankError
+from adaftr_fast.distributed.ranks import launched
 from adaftr_fast.experiments import command
 from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.runs import command as runs
@@ -49,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
+            if launched() and name != "train":
+                raise RankError("only train runs as several processes (WORLD_SIZE > 1, as torchrun sets it)")
             COMMANDS[name](parsed[name])
         except USER_ERRORS as error:
             print(f"adaftr-fast {name}: {' '.join(str(error).split())}", file=sys.stderr)

@@ -6,6 +6,7 @@ Rank 0, the chief, alone reads and writes a run's files and tells the user; what
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -48,17 +49,18 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    ranks = None
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout))
-        ranks = Ranks(timeout)
-        try:
-            yield ranks
-        except RuntimeError as error:
-            if not _of_a_collective(error):
-                raise
-            raise RankError(ranks.explanation(error)) from error
-    except dist.DistError as error:
-        raise RankError(f"the ranks cannot meet: {str(error).splitlines()[0]}") from error
+        store, rank, size = _meeting_place()
+        backend, limit = "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timedelta(seconds=timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+        ranks = Ranks(store, timeout)
+        yield ranks
+    except RuntimeError as error:
+        if not _of_a_collective(error):
+            raise
+        explained = f"the ranks cannot meet: {error}" if ranks is None else ranks.explanation(error)
+        raise RankError(explained) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -76,10 +78,10 @@ class Ranks:
         group: for collectives on tensors of the device.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, store: dist.Store, timeout: float) -> None:
         self.rank, self.size, self.timeout = dist.get_rank(), dist.get_world_size(), timeout
         self.group: dist.ProcessGroup = dist.group.WORLD
-        self._roll_call = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))  # unharmed by a failure
+        self._store = store
 
     @property
     def is_chief(self) -> bool:
@@ -139,11 +141,39 @@ class Ranks:
         return result
 
     def explanation(self, error: RuntimeError) -> str:
-        """Why a collective failed: which ranks do not answer, as far as those that do can find out."""
+        """Why a collective failed: which ranks do not answer the roll call that all others now make."""
+        cause = str(error).splitlines()[0]
         try:
-            seconds = min(self.timeout, ROLL_CALL_SECONDS)
-            dist.monitored_barrier(self._roll_call, timedelta(seconds=seconds), wait_all_ranks=True)
-            missing = "all ranks answer now"
-        except RuntimeError as found:
-            missing = str(found).splitlines()[0]
-        return f"rank {self.rank} gave up on the others after {self.timeout:g} s or less: {missing} ({error})"
+            missing = self._missing(min(self.timeout, ROLL_CALL_SECONDS))
+        except RuntimeError:
+            missing = ["0, at which the ranks meet"]
+        if not missing:
+            return f"rank {self.rank}: all ranks answer, yet: {cause}"
+        return (
+            f"rank {self.rank} waited in vain for rank {', '.join(map(str, missing))}; the same command goes on from "
+            f"the last checkpoint ({cause})"
+        )
+
+    def _missing(self, seconds: float) -> list[int]:
+        self._store.set_timeout(timedelta(seconds=seconds))
+        self._store.set(f"present/{self.rank}", "")
+        end = time.monotonic() + seconds
+        while missing := [rank for rank in range(self.size) if not self._store.check([f"present/{rank}"])]:
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
+        return missing
+
+
+def _meeting_place() -> tuple[dist.Store, int, int]:
+    """The store that all ranks can reach, this process's rank, and how many there are.
+
+    torchrun's processes share its own store by default, also with those that a restart replaces, whose addresses they
+    would find there. On one machine all know the number of the restart and keep apart by it; on several they need not.
+    """
+    variables, several = os.environ, os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]
+    shared = variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if several and shared and int(variables.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise RankError("restarts on several machines: start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
+    store, rank, size = next(dist.rendezvous("env://"))
+    return dist.PrefixStore(variables.get("TORCHELASTIC_RESTART_COUNT", "0"), store), rank, size

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from adaftr_fast.data.batch import Batch
 from adaftr_fast.data.loader import Split
@@ -45,7 +46,9 @@ def trainer(folder: Path | None, ranks: Ranks | None, *, weighted=False, **setti
 
 def train(rank: int, size: int, folder: str | None, stop_after: int | None, settings: dict) -> dict:
     """Trains, or goes on in ``folder``; perhaps the last rank gets a signal within some step."""
-    run = trainer(None if folder is None else Path(folder), Ranks(60) if size > 1 else None, **settings)
+    run = trainer(
+        None if folder is None else Path(folder), Ranks(dist.HashStore(), 60) if size > 1 else None, **settings
+    )
     resumed, step = run.resume(), run.stepper.step
 
     def disturbed(batch, number):

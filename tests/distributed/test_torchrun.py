@@ -1,0 +1,137 @@
+"""``train`` under torchrun: one global batch gives one run, a killed rank costs nothing, a stalled one is named."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.cli import main
+
+SETTINGS = {
+    "training.batch_size": 64, "training.max_epochs": 2, "training.progress": "false", "optimizer.lr": 0.005,
+    "model.expert_hidden": "[16]", "model.tower_hidden": "[16,8]", "model.relatedness_hidden": "[4]",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    item = random.integers(0, 200, 4000)
+    click = random.random(4000) < 1 / (1 + np.exp(-(item - 100) / 30))
+    columns = {"item": item, "user": random.integers(0, 90, 4000), "click": click, "buy": click & (item % 3 == 0)}
+    pq.write_table(pa.table(columns | {"time": np.arange(4000)}), folder / "log.parquet")
+    names = ["--labels", "click", "buy", "--group", "user", "--time", "time"]
+    assert main(["prepare", "--files", str(folder / "log.parquet"), *names, "--out", str(folder / "data")]) == 0
+    return folder / "data"
+
+
+def arguments(data: Path, out: Path, **settings) -> list[str]:
+    options = SETTINGS | {name.replace("__", "."): value for name, value in settings.items()}
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return ["-m", "adaftr_fast.cli", "train", "--data.folder", str(data), "--out", str(out), *given]
+
+
+def start(command: list[str], **variables) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in variables.items()}
+    return subprocess.Popen(
+        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def torchrun(ranks: int, command: list[str], *options: str) -> subprocess.Popen:
+    return start(["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options, *command])
+
+
+def finish(process: subprocess.Popen, seconds: float = 60) -> tuple[str, str]:
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def metrics(out: Path) -> dict[str, float]:
+    test = json.loads((out / "test.json").read_text())
+    return {f"{task} {name}": value for task, each in test.items() for name, value in each.items()}
+
+
+@pytest.fixture(scope="module")
+def by_two(data, tmp_path_factory) -> Path:
+    """A run by two ranks that nothing disturbed."""
+    out = tmp_path_factory.mktemp("two")
+    table, _ = finish(torchrun(2, arguments(data, out)))
+    assert table.count("best epoch") == 1  # one rank tells
+    return out
+
+
+def test_two_processes_end_as_one(data, by_two, tmp_path):
+    finish(start(arguments(data, tmp_path)))
+    assert metrics(by_two) == pytest.approx(metrics(tmp_path), rel=1e-3)
+    assert sorted(path.name for path in by_two.iterdir()) == ["best", "metrics.jsonl", "test.json"]
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    found = [int(number) for number in path.read_text().split()]
+    return [number for number in found if b"adaftr_fast" in Path(f"/proc/{number}/cmdline").read_bytes()]
+
+
+def wait_for(condition, seconds: float = 40) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_a_killed_rank_costs_nothing(data, by_two, tmp_path):
+    command = [*arguments(data, tmp_path, training__checkpoint_seconds=0), "--restart"]  # which counts but once
+    run = torchrun(2, command, "--max-restarts=2", "--monitor-interval=0.1")
+    wait_for(lambda: len(list((tmp_path / "last").glob("*-*"))) == 2)
+    os.kill(children(run)[1], signal.SIGKILL)
+    _, err = finish(run)
+    assert "resuming in epoch" in err
+    assert metrics(tmp_path) == metrics(by_two)
+    epochs, undisturbed = ((out / "metrics.jsonl").read_text().splitlines() for out in (tmp_path, by_two))
+    for line, other in zip(epochs, undisturbed, strict=True):
+        assert json.loads(line)["train"] == json.loads(other)["train"]
+
+
+def test_other_commands_run_alone(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["info"]) == 2
+    assert "info: only train runs as several processes" in capsys.readouterr().err
+
+
+def test_restarts_on_several_machines_need_a_store_of_their_own(data, tmp_path, monkeypatch, capsys):
+    variables = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    for name, value in (variables | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    assert main(arguments(data, tmp_path)[2:]) == 2
+    assert "start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().err
+
+
+def test_a_stalled_rank_is_named(data, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    settings = {"training__checkpoint_seconds": 0, "training__max_epochs": 500, "training__patience": 500}
+    command = arguments(data, tmp_path, training__rank_timeout=3, **settings)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2}
+    ranks = [start(command, RANK=rank, LOCAL_RANK=rank, **place) for rank in range(2)]
+    try:
+        wait_for(lambda: (tmp_path / "last").exists())
+        ranks[1].send_signal(signal.SIGSTOP)
+        _, err = ranks[0].communicate(timeout=30)
+        assert ranks[0].returncode == 2
+        assert "adaftr-fast train: rank 0 waited in vain for rank 1; the same command goes on" in err
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    assert list((tmp_path / "last").glob("*-*"))  # to go on from
