@@ -51,7 +51,7 @@ def torchrun(ranks: int, command: list[str], *options: str) -> subprocess.Popen:
     return start(["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *options, *command])
 
 
-def finish(process: subprocess.Popen, seconds: float = 60) -> tuple[str, str]:
+def finish(process: subprocess.Popen, seconds: float = 240) -> tuple[str, str]:
     out, err = process.communicate(timeout=seconds)
     assert process.returncode == 0, err
     return out, err
@@ -83,7 +83,7 @@ def children(process: subprocess.Popen) -> list[int]:
     return [number for number in found if b"adaftr_fast" in Path(f"/proc/{number}/cmdline").read_bytes()]
 
 
-def wait_for(condition, seconds: float = 40) -> None:
+def wait_for(condition, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -127,7 +127,7 @@ def test_a_stalled_rank_is_named(data, tmp_path):
     try:
         wait_for(lambda: (tmp_path / "last").exists())
         ranks[1].send_signal(signal.SIGSTOP)
-        _, err = ranks[0].communicate(timeout=30)
+        _, err = ranks[0].communicate(timeout=120)
         assert ranks[0].returncode == 2
         assert "adaftr-fast train: rank 0 waited in vain for rank 1; the same command goes on" in err
     finally:
