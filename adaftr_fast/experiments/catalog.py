@@ -23,6 +23,7 @@ TITLES = {
 }
 """Names of models in the order of Table 4."""
 
+WHOLE = {"name": "adaftr", "contrast": "infonce", "tau": "adaptive"}  # whatever the base leaves out
 NO_OMEGA = {"relatedness_updates": "omega", "temperature_updates": "none"}
 """Routes to and from a relatedness network that an ablation does not have, as ``AdaFTR`` asks for."""
 
@@ -80,12 +81,12 @@ def _table4(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
 
 def _table5(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
     def without(title: str, **changes: Any) -> Variant:
-        return Variant(title, {"name": "adaftr"} | NO_OMEGA | changes, ("AdaFTR", backbone))
+        return Variant(title, WHOLE | NO_OMEGA | changes, ("AdaFTR", backbone))
 
     backbone = TITLES[base.backbone]
     rows = (
         Variant(backbone, {"name": base.backbone}, ("AdaFTR",)),
-        Variant("AdaFTR", {"name": "adaftr"}, (backbone,)),
+        Variant("AdaFTR", WHOLE, (backbone,)),
         without("w/o adaptive τ", tau="scalar"),
         without("w/o learnable τ", tau="fixed", tau_fixed=0.05),
         without("w/o negative (Eq. 7)", contrast="positive"),
@@ -131,7 +132,7 @@ def _fig4(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
 
 
 def _temperature(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
-    rows = (Variant("AdaFTR", {"name": "adaftr", "contrast": "infonce", "tau": "adaptive"}),)
+    rows = (Variant("AdaFTR", WHOLE),)
     return Experiment("temperature", "The learned temperature (Equation 12)", rows)
 
 

@@ -59,7 +59,8 @@ class ModelConfig:
     temperature_updates: Literal["none", "omega"] = "none"
     """What L_cl moves through tau (Eq. 12): nothing (Algorithm 1), or the relatedness network Omega (Section 2.4.1)."""
     alpha: float = 1.0
-    """Weight of the relatedness loss (Eq. 14)."""
+    """Weight of the relatedness loss (Eq. 14). Where it alone moves Omega (the default) Adam makes it all but
+    irrelevant: it counts with relatedness_updates "all", temperature_updates "omega" or clipping."""
     beta: float = 0.01
     """Weight of the contrastive loss (Eq. 14), which is a mean over the batch as the task losses are."""
     l2: float = 1e-6

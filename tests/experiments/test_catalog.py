@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -44,6 +46,22 @@ def test_table4_holds_every_model_and_compares_adaftr_with_each():
     titles = ["Single-DNN", "Shared-Bottom", "Cross-Stitch", "MMoE", "PLE", "AutoHERI", "AdaFTR"]
     assert [row.title for row in rows] == titles
     assert list(rows[-1].against) == titles[:-1]
+
+
+def test_table5_ablates_the_whole_model_whatever_the_base_is():
+    base = ModelConfig(contrast="mae", tau="fixed", tau_fixed=0.7)
+    rows = {row.title: replace(base, **row.changes) for row in experiment("table5", base, TASKS).variants[1:]}
+    assert {title: (row.contrast, row.tau) for title, row in rows.items()} == {
+        "AdaFTR": ("infonce", "adaptive"),
+        "w/o adaptive τ": ("infonce", "scalar"),
+        "w/o learnable τ": ("infonce", "fixed"),
+        "w/o negative (Eq. 7)": ("positive", "adaptive"),
+        "w/o negative (alignment)": ("alignment", "adaptive"),
+        "w/o contrastive (MSE)": ("mse", "adaptive"),
+        "w/o contrastive (MAE)": ("mae", "adaptive"),
+        "w/o alignment": ("none", "adaptive"),
+    }
+    assert rows["w/o learnable τ"].tau_fixed == 0.05
 
 
 def test_fig3_has_a_row_for_each_tower_layer():
