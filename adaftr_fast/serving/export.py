@@ -85,7 +85,7 @@ def check_program(program: torch.nn.Module, served: Probabilities, fields: Seque
             expected, found = served(*features), program(*features)
         if not expected.isfinite().all():
             raise ServingError("the model gives probabilities that are not finite: it has diverged")
-        if (worst := float((expected - found).abs().max())) > TOLERANCE:
+        if not (worst := float((expected - found).abs().max())) <= TOLERANCE:  # NaN is not, either
             raise ServingError(f"the exported program differs from the model by {worst:g} at {rows} rows")
 
 

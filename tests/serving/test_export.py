@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import CheckpointError
 from adaftr_fast.training.stepper import Stepper
+from tests.tolerances import assert_as_accurate
 
 from .conftest import SIZES, randomize, save_run
 
@@ -32,6 +34,14 @@ def random_ids(sizes, rows):
 @torch.no_grad()  # with gradients, layers run by the kernels of training, which round otherwise
 def served_by(model, *features):
     return model(*features).sigmoid()
+
+
+@torch.no_grad()
+def truth(model, ids):
+    """What a backbone's weights give in float64."""
+    exact = copy.deepcopy(model).double()
+    _, logits = exact.read_towers(exact.task_inputs(model.embedding(ids).double()))
+    return logits.sigmoid()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,7 +126,7 @@ def test_native_and_onnx_programs_give_what_the_model_gives(shop, tmp_path):
         expected = served_by(model, ids)
         torch.testing.assert_close(native(ids), expected, rtol=0, atol=1e-6)
         (found,) = evaluator.run(["probabilities"], {"ids": ids.numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-6)
+        assert_as_accurate(torch.from_numpy(found), truth(model, ids), expected, torch.float32, "onnx")
 
 
 def test_what_cannot_be_exported_is_named(shop, exported, tmp_path):
@@ -156,3 +166,11 @@ def test_damage_is_named(exported, tmp_path, name):
     path.unlink()
     with pytest.raises(ServingError, match=r"cannot be read|not an exported model"):
         load_scorer(tmp_path / "model")
+
+
+def test_a_program_that_gives_no_numbers_is_not_the_model():
+    served = Probabilities(build_model(ModelConfig(name="mmoe", **SIZES), FIELDS, ["click", "conversion"]))
+    fields = [FieldInfo(str(f), "categorical", [], n) for f, n in enumerate(FIELDS)]
+    check_program(served, served, fields)
+    with pytest.raises(ServingError, match="differs from the model by nan at 1 rows"):
+        check_program(lambda ids: torch.full((len(ids), 2), torch.nan), served, fields)
