@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.mlp import Tower, run_towers
+from adaftr_fast.nn.norms import squared_norm
 from adaftr_fast.nn.relatedness import weighted_mean
 
 if TYPE_CHECKING:
@@ -134,8 +135,8 @@ class Backbone(MultiTaskModel):
     def _squared_norm(self, embedded: Tensor) -> Tensor:
         """Squared L2 norm of the dense weights, plus that of an instance's looked-up rows, averaged over the batch."""
         tables = set(self.embedding.parameters())
-        dense = [p.flatten() for p in self.parameters() if p.dim() > 1 and p not in tables]
-        return torch.cat(dense).square().sum() + embedded.square().sum() / len(embedded)  # cat: one op for all of them
+        dense = [p for p in self.parameters() if p.dim() > 1 and p not in tables]
+        return squared_norm(dense) + squared_norm([embedded]) / len(embedded)
 
     def _make_towers(self, in_features: int, hidden: Sequence[int]) -> nn.ModuleList:
         return nn.ModuleList(Tower(in_features, hidden) for _ in self.task_names)
