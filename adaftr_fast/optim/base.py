@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +150,13 @@ class RowOptimizer(torch.optim.Optimizer):
                 parts = value.split(table.num_embeddings)
                 entry |= {f"{key}.{name}": part for name, part in zip(table.field_names, parts, strict=True)}
         return entry
+
+    def __getstate__(self) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(
+            f"{name}: cannot be copied or pickled, being tied to its tables: copy these, make a {name} of the copies "
+            "and load this one's state_dict()"
+        )
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """The optimizers whose rows wait unchanged: against torch's, and the kernels against their references."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -211,3 +214,11 @@ def test_state_is_saved_field_by_field(name, keys):
     for key in keys:
         assert len(state[f"{key}.user"]) == 5
         assert (state[f"{key}.day"] != 0).reshape(3, -1).any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam", "AdamW"])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_are_refused(name, copied):
+    optimizer = getattr(optim, name)(FusedEmbedding([3], 2), lr=0.1)
+    with pytest.raises(TypeError, match=rf"{name}: cannot be copied or pickled.*state_dict\(\)"):
+        copied(optimizer)
