@@ -123,7 +123,12 @@ class MixedWidths(FusedEmbedding):
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """As ``FusedEmbedding.forward`` -> [B, sum of E_f]."""
-        bags = None if offsets is None else self._counts(ids, offsets)
+        count, bags = len(self.num_embeddings), None
+        if offsets is None:
+            embedding.check_columns("fused_embedding", ids, count)
+        else:
+            embedding_bags.check_bags("embedding_bags", ids, offsets, weights, count)
+            bags = offsets.diff().reshape(-1, count)  # [B, F], ids in each bag
         parts = []
         for table, fields in zip(self.tables, self.members, strict=True):
             chosen = (ids[:, fields],) if bags is None else self._bags_of(fields, ids, bags, weights)
@@ -132,16 +137,6 @@ class MixedWidths(FusedEmbedding):
             except IndexError:
                 self._raise_bad_id(ids, offsets)
         return torch.cat(parts, 1)[:, self.order]
-
-    def _counts(self, values: Tensor, offsets: Tensor) -> Tensor:
-        """The number of ids in each bag, [B, F]."""
-        fields = len(self.num_embeddings)
-        if offsets.dim() != 1 or (len(offsets) - 1) % fields:
-            raise ValueError(f"FusedEmbedding: offsets must be [B * {fields} + 1], got {list(offsets.shape)}")
-        counts = offsets.diff()
-        if offsets[0] != 0 or offsets[-1] != len(values) or (counts < 0).any():
-            raise ValueError(f"FusedEmbedding: offsets must rise from 0 to the number of values, {len(values)}")
-        return counts.reshape(-1, fields)
 
     def _bags_of(
         self, fields: list[int], values: Tensor, counts: Tensor, weights: Tensor | None
@@ -158,7 +153,7 @@ class MixedWidths(FusedEmbedding):
         if offsets is None:
             embedding.check_ids("fused_embedding", ids, self.offsets)
         else:
-            embedding_bags.places("embedding_bags", ids, offsets, self.offsets)
+            embedding_bags.places("embedding_bags", ids, offsets, None, self.offsets)
         raise AssertionError("FusedEmbedding: a table refused ids that are all in range")
 
     def _table_of(self, name: str | int) -> tuple[EmbeddingTable, int]:

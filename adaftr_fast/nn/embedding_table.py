@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from adaftr_fast.ops.embedding import coalesce_gradient, empty_table, fused_embedding
 from adaftr_fast.ops.embedding_bags import embedding_bags
 from adaftr_fast.ops.embedding_optim import deferred_embedding
+from adaftr_fast.reference.embedding import check_columns
+from adaftr_fast.reference.embedding_bags import check_bags
 
 
 class Deferred(Protocol):
@@ -120,11 +122,29 @@ class EmbeddingTable(nn.Module):
             TypeError: ids are neither int32 nor int64.
             ValueError: shapes do not fit, or weights with pooling="mean".
         """
+        if self.on_bad_id == "raise":
+            return self._look_up(ids, offsets, weights)
+        ids, bad = self._without_bad(ids, offsets)
+        out = self._look_up(ids, offsets, weights)
+        self.oov_counts += bad  # now that nothing can be refused any more
+        return out
+
+    def _without_bad(self, ids: Tensor, bags: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Ids with those out of range replaced by 0, and the number of these in each field, [F]."""
+        fields, sizes = len(self.num_embeddings), self.offsets.diff()
+        if bags is None:
+            check_columns("fused_embedding", ids, fields)
+            bad = (ids < 0) | (ids >= sizes)  # [B, F]
+            return ids.masked_fill(bad, 0), bad.sum(0)
+        check_bags("embedding_bags", ids, bags, None, fields)
+        field = (torch.arange(len(bags) - 1, device=bags.device) % fields).repeat_interleave(bags.diff())  # [N]
+        bad = (ids < 0) | (ids >= sizes[field])  # [N]
+        return ids.masked_fill(bad, 0), torch.zeros_like(self.oov_counts).index_add_(0, field, bad.long())
+
+    def _look_up(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         state = self.deferred.tensors if self.deferred is not None and self.deferred.stale else None
         if offsets is not None:
             return self._pool(ids, offsets, weights, state or [])
-        if self.on_bad_id == "oov":
-            ids = self._with_oov(ids, self.offsets.diff())
         if state is not None:
             return deferred_embedding(self.weight, ids, self.offsets, state)
         return fused_embedding(self.weight, ids, self.offsets)
@@ -132,23 +152,10 @@ class EmbeddingTable(nn.Module):
     def _pool(self, values: Tensor, bags: Tensor, weights: Tensor | None, state: list[Tensor]) -> Tensor:
         if weights is not None and self.pooling == "mean":
             raise ValueError("FusedEmbedding: weights need pooling='sum', got pooling='mean'")
-        if self.on_bad_id == "oov":
-            field = torch.arange(len(bags) - 1, device=bags.device) % len(self.num_embeddings)
-            field = field.repeat_interleave(bags.diff())  # [N]
-            values = self._with_oov(values, self.offsets.diff()[field], field)
         if weights is not None:
             weights = weights.to(torch.float64 if self.weight.dtype == torch.float64 else torch.float32)
         mean = self.pooling == "mean"
         return embedding_bags(self.weight, values, bags, weights, self.offsets, mean, state)
-
-    def _with_oov(self, ids: Tensor, sizes: Tensor, field: Tensor | None = None) -> Tensor:
-        """Ids with those outside 0 to ``sizes`` - 1 replaced by 0 and counted."""
-        bad = (ids < 0) | (ids >= sizes)
-        if field is None:
-            self.oov_counts += bad.sum(0)
-        else:
-            self.oov_counts.index_add_(0, field, bad.long())
-        return ids.masked_fill(bad, 0)
 
     def field(self, name: str | int) -> int:
         """The number of a field, by name or number.

@@ -12,12 +12,25 @@ import torch
 from torch import Tensor
 
 
-def check_ids(op: str, ids: Tensor, offsets: Tensor) -> None:
-    """Raise for ids that are no int32/int64 [B, F] or out of their field's range, naming the first."""
+def check_fields(op: str, offsets: Tensor) -> None:
+    """Raise for offsets that are no int64 [F + 1]."""
+    if offsets.dim() != 1 or offsets.dtype != torch.int64 or len(offsets) < 2:
+        got = f"{offsets.dtype} {list(offsets.shape)}"
+        raise ValueError(f"{op}: the tables' offsets must be int64 [F + 1] of F >= 1 fields, got {got}")
+
+
+def check_columns(op: str, ids: Tensor, fields: int) -> None:
+    """Raise for ids that are no int32 or int64 [B, F]."""
     if ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: ids must be int32 or int64, got {ids.dtype}")
-    if ids.dim() != 2 or ids.shape[1] != len(offsets) - 1:
-        raise ValueError(f"{op}: ids must be [B, {len(offsets) - 1}] (one column a field), got {list(ids.shape)}")
+    if ids.dim() != 2 or ids.shape[1] != fields:
+        raise ValueError(f"{op}: ids must be [B, {fields}] (one column a field), got {list(ids.shape)}")
+
+
+def check_ids(op: str, ids: Tensor, offsets: Tensor) -> None:
+    """Raise for ids that are no int32/int64 [B, F] or out of their field's range, naming the first."""
+    check_fields(op, offsets)
+    check_columns(op, ids, len(offsets) - 1)
     bad = ((ids < 0) | (ids >= offsets.diff())).nonzero()
     if len(bad):
         b, f = bad[0].tolist()

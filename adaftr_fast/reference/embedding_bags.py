@@ -12,23 +12,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from adaftr_fast.reference.embedding import check_fields
 from adaftr_fast.reference.embedding_optim import caught_up
 
 
-def _check(op: str, values: Tensor, bags: Tensor, offsets: Tensor) -> None:
-    fields = len(offsets) - 1
+def check_bags(op: str, values: Tensor, bags: Tensor, weights: Tensor | None, fields: int) -> None:
+    """Raise unless values are integers [N] that bags [B F + 1] cut up, and weights, if any, are [N]."""
     if values.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: values must be int32 or int64, got {values.dtype}")
-    if bags.dim() != 1 or (len(bags) - 1) % fields or bags.dtype != torch.int64:
+    if values.dim() != 1:
+        raise ValueError(f"{op}: values must be [N], got {list(values.shape)}")
+    if bags.dim() != 1 or len(bags) < 1 or (len(bags) - 1) % fields or bags.dtype != torch.int64:
         raise ValueError(f"{op}: offsets must be int64 [B * {fields} + 1], got {bags.dtype} {list(bags.shape)}")
     if bags[0] != 0 or bags[-1] != len(values) or (bags.diff() < 0).any():
         raise ValueError(f"{op}: offsets must rise from 0 to the number of values, {len(values)}")
+    if weights is not None and weights.shape != values.shape:
+        raise ValueError(f"{op}: weights must be [{len(values)}], got {list(weights.shape)}")
 
 
-def places(op: str, values: Tensor, bags: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+def places(op: str, values: Tensor, bags: Tensor, weights: Tensor | None, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """The bag and the table row of each id, both [N]."""
-    _check(op, values, bags, offsets)
+    check_fields(op, offsets)
     fields = len(offsets) - 1
+    check_bags(op, values, bags, weights, fields)
     bag = torch.arange(len(bags) - 1, device=values.device).repeat_interleave(bags.diff())  # [N]
     field = bag % fields
     bad = ((values < 0) | (values >= offsets.diff()[field])).nonzero()
@@ -60,7 +66,7 @@ def embedding_bags(
     state: Sequence[Tensor],
 ) -> Tensor:
     """Pool values [N] by bags [B F + 1] -> [B, F E]; ``state`` is empty or that of a deferred Adam."""
-    bag, rows = places("embedding_bags", values, bags, offsets)
+    bag, rows = places("embedding_bags", values, bags, weights, offsets)
     found = caught_up(weight, state, rows)[0] if state else weight[rows]
     wide = found.double() if weight.dtype == torch.float64 else found.float()
     out = wide.new_zeros(len(bags) - 1, weight.shape[1])
@@ -68,12 +74,19 @@ def embedding_bags(
     return out.to(weight.dtype).reshape(-1, (len(offsets) - 1) * weight.shape[1])
 
 
+def gradient_terms(
+    grad: Tensor, values: Tensor, bags: Tensor, weights: Tensor | None, offsets: Tensor, width: int, mean: bool
+) -> tuple[Tensor, Tensor]:
+    """The row of each id [N] and what grad [B, F E] adds to its gradient [N, E]."""
+    bag, rows = places("embedding_bags_backward", values, bags, weights, offsets)
+    wide = grad.double() if grad.dtype == torch.float64 else grad.float()
+    return rows, wide.reshape(-1, width)[bag] * _factors(bag, bags, weights, mean, wide.dtype)
+
+
 def embedding_bags_backward(
     grad: Tensor, values: Tensor, bags: Tensor, weights: Tensor | None, offsets: Tensor, width: int, mean: bool
 ) -> tuple[Tensor, Tensor]:
     """Merge grad [B, F E] -> the distinct rows in rising order [U], and their summed gradients [U, E]."""
-    bag, rows = places("embedding_bags_backward", values, bags, offsets)
-    wide = grad.double() if grad.dtype == torch.float64 else grad.float()
-    terms = wide.reshape(-1, width)[bag] * _factors(bag, bags, weights, mean, wide.dtype)  # [N, E]
+    rows, terms = gradient_terms(grad, values, bags, weights, offsets, width, mean)
     unique, place = torch.unique(rows, return_inverse=True)
     return unique, terms.new_zeros(len(unique), width).index_add_(0, place, terms).to(grad.dtype)

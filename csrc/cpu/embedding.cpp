@@ -28,11 +28,17 @@ const EmbeddingKernels& embedding_kernels() {
   return kEmbeddingGeneric;
 }
 
+void check_fields(const char* op, const at::Tensor& offsets) {
+  TORCH_CHECK_VALUE(
+      offsets.dim() == 1 && offsets.scalar_type() == at::kLong && offsets.is_contiguous() && offsets.size(0) >= 2, op,
+      ": the tables' offsets must be contiguous int64 [F + 1] of F >= 1 fields, got ", offsets.scalar_type(), " ",
+      offsets.sizes(), " with strides ", offsets.strides());
+}
+
 void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& offsets) {
   TORCH_CHECK_TYPE(ids.scalar_type() == at::kInt || ids.scalar_type() == at::kLong, op,
                    ": ids must be int32 or int64, got ", ids.scalar_type());
-  TORCH_CHECK(offsets.dim() == 1 && offsets.scalar_type() == at::kLong && offsets.is_contiguous(), op,
-              ": offsets must be contiguous int64 [F + 1], got ", offsets.scalar_type(), " ", offsets.sizes());
+  check_fields(op, offsets);
   TORCH_CHECK_VALUE(ids.dim() == 2 && ids.size(1) == offsets.size(0) - 1, op, ": ids must be [B, ", offsets.size(0) - 1,
                     "] (one column a field), got ", ids.sizes());
 }

@@ -15,14 +15,14 @@ namespace {
 void check_bags(const char* op, const at::Tensor& values, const at::Tensor& bags, const at::Tensor& offsets) {
   TORCH_CHECK_TYPE(values.scalar_type() == at::kInt || values.scalar_type() == at::kLong, op,
                    ": values must be int32 or int64, got ", values.scalar_type());
-  TORCH_CHECK_VALUE(values.dim() == 1 && values.is_contiguous(), op, ": values must be contiguous [N], got ",
-                    values.sizes());
+  TORCH_CHECK_VALUE(values.dim() == 1, op, ": values must be [N], got ", values.sizes());
+  check_fields(op, offsets);
   const int64_t fields = offsets.size(0) - 1;
-  TORCH_CHECK_VALUE(bags.dim() == 1 && bags.scalar_type() == at::kLong && bags.is_contiguous() &&
-                        bags.size(0) % fields == 1 % fields && bags.size(0) > 0,
-                    op, ": offsets must be contiguous int64 [B * ", fields, " + 1], got ", bags.scalar_type(), " ",
-                    bags.sizes());
-  const int64_t* bag = bags.const_data_ptr<int64_t>();
+  TORCH_CHECK_VALUE(
+      bags.dim() == 1 && bags.scalar_type() == at::kLong && bags.size(0) % fields == 1 % fields && bags.size(0) > 0, op,
+      ": offsets must be int64 [B * ", fields, " + 1], got ", bags.scalar_type(), " ", bags.sizes());
+  const at::Tensor dense = bags.contiguous();
+  const int64_t* bag = dense.const_data_ptr<int64_t>();
   bool rising = bag[0] == 0 && bag[bags.size(0) - 1] == values.size(0);
   for (int64_t i = 1; i < bags.size(0); ++i) rising &= bag[i - 1] <= bag[i];
   TORCH_CHECK_VALUE(rising, op, ": offsets must rise from 0 to the number of values, ", values.size(0));
@@ -51,11 +51,15 @@ void raise_bad_value(const char* op, const Bags<Id, T>& bags, int64_t position) 
                     bags.first_row[f + 1] - bags.first_row[f] - 1);
 }
 
-void check_factors(const char* op, const std::optional<at::Tensor>& weights, int64_t count, at::ScalarType type) {
+void check_factors(const char* op, const std::optional<at::Tensor>& weights, const at::Tensor& values,
+                   at::ScalarType type) {
   if (!weights.has_value()) return;
-  TORCH_CHECK_VALUE(weights->is_contiguous() && weights->numel() == count && weights->scalar_type() == type, op,
-                    ": weights must be contiguous ", type, " [", count, "], got ", weights->scalar_type(), " ",
-                    weights->sizes());
+  TORCH_CHECK_VALUE(weights->sizes() == values.sizes() && weights->scalar_type() == type, op, ": weights must be ",
+                    type, " [", values.size(0), "], got ", weights->scalar_type(), " ", weights->sizes());
+}
+
+std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& weights) {
+  return weights.has_value() ? std::optional<at::Tensor>(weights->contiguous()) : std::nullopt;
 }
 
 at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, const at::Tensor& bags,
@@ -63,9 +67,11 @@ at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, co
                           at::TensorList state) {
   constexpr const char* kOp = "embedding_bags";
   check_weight(kOp, weight);
-  check_offsets(kOp, offsets, weight.size(0));
   check_bags(kOp, values, bags, offsets);
-  check_factors(kOp, weights, values.size(0), compute_type(weight.scalar_type()));
+  check_offsets(kOp, offsets, weight.size(0));
+  check_factors(kOp, weights, values, compute_type(weight.scalar_type()));
+  const at::Tensor ids = values.contiguous(), ends = bags.contiguous();
+  const std::optional<at::Tensor> factors = contiguous(weights);
   const int64_t fields = offsets.size(0) - 1, batch = (bags.size(0) - 1) / fields, width = weight.size(1);
   at::Tensor out = pooled_empty({batch, fields * width}, weight.options());
   by_table_type(kOp, weight.scalar_type(), [&](auto w) {
@@ -74,7 +80,7 @@ at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, co
     if (!state.empty()) table = adam_table<W>(kOp, weight, state);
     by_id_type(values, [&](auto id) {
       using Id = decltype(id);
-      const auto input = bags_of<Id, Compute<W>>(values, bags, weights, offsets, mean);
+      const auto input = bags_of<Id, Compute<W>>(ids, ends, factors, offsets, mean);
       std::atomic<int64_t> bad{-1};
       // Bags differ in size: small tasks, so that no thread is left with the large ones.
       at::parallel_for(0, batch, std::max<int64_t>(1, kRowsPerTask * batch / std::max<int64_t>(1, values.size(0))),
@@ -106,18 +112,18 @@ std::tuple<at::Tensor, at::Tensor> embedding_bags_backward(const at::Tensor& gra
                                                            const std::optional<at::Tensor>& weights,
                                                            const at::Tensor& offsets, int64_t width, bool mean) {
   constexpr const char* kOp = "embedding_bags_backward";
-  check_offsets(kOp, offsets, offsets.const_data_ptr<int64_t>()[offsets.size(0) - 1]);
   check_bags(kOp, values, bags, offsets);
-  check_factors(kOp, weights, values.size(0), compute_type(grad.scalar_type()));
+  check_offsets(kOp, offsets, offsets.const_data_ptr<int64_t>()[offsets.size(0) - 1]);
+  check_factors(kOp, weights, values, compute_type(grad.scalar_type()));
   TORCH_CHECK_VALUE(grad.dim() == 2 && grad.numel() == (bags.size(0) - 1) * width, kOp, ": grad must be [B, F * ",
                     width, "], got ", grad.sizes());
-  const at::Tensor dense = grad.contiguous();
+  const at::Tensor dense = grad.contiguous(), ids = values.contiguous(), ends = bags.contiguous();
+  const std::optional<at::Tensor> factors = contiguous(weights);
   return by_table_type(kOp, grad.scalar_type(), [&](auto w) {
     using W = decltype(w);
     return by_id_type(values, [&](auto id) {
       using Id = decltype(id);
-      return run_merge<W, Id>(bags_of<Id, Compute<W>>(values, bags, weights, offsets, mean), dense, values.size(0),
-                              width);
+      return run_merge<W, Id>(bags_of<Id, Compute<W>>(ids, ends, factors, offsets, mean), dense, ids.size(0), width);
     });
   });
 }

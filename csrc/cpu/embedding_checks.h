@@ -49,6 +49,9 @@ T* mutable_data_of(const at::Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
+// The shape of offsets, before anything reads them.
+void check_fields(const char* op, const at::Tensor& offsets);
+
 void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& offsets);
 
 // offsets are data: a wrong one would let the kernels read outside the table.

@@ -100,6 +100,31 @@ def test_out_of_range_ids_count_into_the_oov_row():
     assert emb.oov_counts.tolist() == [4, 2, 2]
 
 
+@pytest.mark.parametrize("widths", [2, [2, 3, 2]], ids=["one width", "mixed"])
+@pytest.mark.parametrize("on_bad_id", ["raise", "oov"])
+def test_wrong_shapes_are_named_and_counted_nowhere(widths, on_bad_id):
+    emb = FusedEmbedding([5, 6, 7], widths, on_bad_id=on_bad_id, pooling="sum")
+    nines, three = torch.tensor([9, 9, 9]), torch.tensor([0, 1, 2, 3])
+    for ids in (nines, nines[:1, None], torch.full((4, 2), 9), torch.full((4, 5), 9)):
+        with pytest.raises(ValueError, match=r"ids must be \[B, 3\] \(one column a field\), got"):
+            emb(ids)
+    with pytest.raises(TypeError, match="ids must be int32 or int64"):
+        emb(torch.zeros(4, 3))
+    with pytest.raises(TypeError, match="values must be int32 or int64"):
+        emb(nines.float(), three)
+    with pytest.raises(ValueError, match=r"values must be \[N\]"):
+        emb(nines[:, None], three)
+    for bags in ([0, 3], [0], [[0, 1, 2, 3]]):
+        with pytest.raises(ValueError, match="offsets must "):
+            emb(nines, torch.tensor(bags))
+    for bags in ([0, 3, 2, 3], [0, 1, 2, 2], [1, 1, 2, 3]):
+        with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 3"):
+            emb(nines, torch.tensor(bags))
+    with pytest.raises(ValueError, match="weights must be "):
+        emb(nines, three, torch.ones(2))
+    assert emb.oov_counts.tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam"])
 def test_growing_keeps_weights_and_optimizer_state(name):
     torch.manual_seed(0)
