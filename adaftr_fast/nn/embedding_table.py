@@ -48,6 +48,16 @@ def insert_rows(table: Tensor, at: int, rows: Tensor) -> Tensor:
     return torch.cat([table[:at], rows, table[at:]], out=grown)
 
 
+def insert_no_gradient(grad: Tensor, at: int, rows: int) -> Tensor:
+    """The gradient of a table, sparse or dense, after ``rows`` rows without one are put in before row ``at``."""
+    if not grad.is_sparse:
+        return insert_rows(grad, at, grad.new_zeros(rows, grad.shape[1]))
+    index, size = grad._indices(), (grad.shape[0] + rows, grad.shape[1])
+    moved = index + rows * (index >= at)
+    coalesced = grad.is_coalesced()  # rows keep their order
+    return torch.sparse_coo_tensor(moved, grad._values(), size, is_coalesced=coalesced, check_invariants=False)
+
+
 def check_fields(num_embeddings: list[int], widths: list[int], field_names: list[str]) -> None:
     """Raise unless there are fields, all with rows and columns, and as many distinct names."""
     if not num_embeddings or min(num_embeddings) < 1:
@@ -180,8 +190,8 @@ class EmbeddingTable(nn.Module):
     def grow(self, name: str | int, rows: int) -> None:
         """Give a field ``rows`` rows in all; the new ones are drawn from N(0, .01²).
 
-        Weights keep their values, and an adaftr_fast.optim optimizer keeps its state; other optimizers must be
-        made anew. ``weight`` is a new parameter afterwards.
+        Weights keep their values and a gradient not yet stepped on, and an adaftr_fast.optim optimizer keeps its
+        state; other optimizers must be made anew. ``weight`` is a new parameter afterwards.
 
         Raises:
             ValueError: the field has more rows already.
@@ -194,6 +204,8 @@ class EmbeddingTable(nn.Module):
         old, at = self.weight, sum(self.num_embeddings[: f + 1])
         fresh = old.new_empty(more, self.embedding_dim).normal_(0.0, 0.01)
         self.weight = nn.Parameter(insert_rows(old, at, fresh))
+        if old.grad is not None:
+            self.weight.grad = insert_no_gradient(old.grad, at, more)
         self.num_embeddings[f] = rows
         self.offsets[f + 1 :] += more
         optimizer = self.optimizer() if self.optimizer is not None else None

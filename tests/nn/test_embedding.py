@@ -125,6 +125,22 @@ def test_wrong_shapes_are_named_and_counted_nowhere(widths, on_bad_id):
     assert emb.oov_counts.tolist() == [0, 0, 0]
 
 
+def test_growing_keeps_a_pending_gradient():
+    emb, ids = FusedEmbedding(SIZES, 8), batch()
+    emb(ids).sin().sum().backward()
+    for dense in (False, True):
+        if dense:
+            emb.weight.grad = emb.weight.grad.to_dense()
+        before = emb.weight.grad.to_dense().split(emb.num_embeddings)
+        emb.grow(1, emb.num_embeddings[1] + 3)
+        assert dense or emb.weight.grad.is_coalesced()
+        after = emb.weight.grad.to_dense().split(emb.num_embeddings)
+        for old, new in zip(before, after, strict=True):
+            assert torch.equal(new[: len(old)], old)
+            assert not new[len(old) :].any()
+        assert before[2].any()
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam"])
 def test_growing_keeps_weights_and_optimizer_state(name):
     torch.manual_seed(0)
