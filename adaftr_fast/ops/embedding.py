@@ -43,6 +43,9 @@ def _setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -
 
 def sparse_gradient(grad: Tensor, ids: Tensor, offsets: Tensor, shape: torch.Size) -> Tensor:
     """The coalesced sparse gradient of a table [R, E] from that of its look-ups, grad [B, F * E]."""
+    if torch.is_grad_enabled():  # create_graph=True: by PyTorch's own ops, which can be differentiated again
+        rows = (ids + offsets[:-1]).flatten()
+        return torch.sparse_coo_tensor(rows[None], grad.reshape(-1, shape[1]), shape, check_invariants=False).coalesce()
     rows, values = torch.ops.adaftr_fast.fused_embedding_backward(grad, ids, offsets, shape[1])
     # Nothing to check or to merge: the rows are in range, distinct and sorted.
     return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)
@@ -67,7 +70,8 @@ def fused_embedding(weight: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
         offsets: [F + 1], int64; field f owns the rows ``offsets[f]`` to ``offsets[f + 1] - 1``.
 
     Returns:
-        [B, F * E], the rows side by side in field order. The gradient of weight is a coalesced sparse tensor.
+        [B, F * E], the rows side by side in field order. The gradient of weight is a coalesced sparse tensor, and can
+        itself be differentiated (create_graph=True).
 
     Raises:
         IndexError: an id is out of its field's range; the message names the position, the id and the range.
@@ -85,6 +89,9 @@ def coalesce_gradient(weight: Tensor) -> None:
     """
     grad = weight.grad
     if grad is None or not grad.is_sparse or grad.is_coalesced():
+        return
+    if grad.requires_grad:  # create_graph=True
+        weight.grad = grad.coalesce()
         return
     rows = grad._indices()[0]
     if torch.ops.adaftr_fast.strictly_rising(rows):

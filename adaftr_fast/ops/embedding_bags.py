@@ -38,11 +38,18 @@ def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
     ctx.shape, ctx.mean, ctx.states = weight.shape, mean, len(state)
 
 
-def _backward(ctx, grad: Tensor) -> tuple:
+def _sparse_gradient(ctx, grad: Tensor) -> Tensor:
+    values, bags, weights, offsets = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True: by PyTorch's own ops, which can be differentiated again
+        rows, terms = reference.gradient_terms(grad, values, bags, weights, offsets, ctx.shape[1], ctx.mean)
+        return torch.sparse_coo_tensor(rows[None], terms.to(grad.dtype), ctx.shape, check_invariants=False).coalesce()
     merge = torch.ops.adaftr_fast.embedding_bags_backward
-    rows, sums = merge(grad, *ctx.saved_tensors, ctx.shape[1], ctx.mean)
-    sparse = torch.sparse_coo_tensor(rows[None], sums, ctx.shape, is_coalesced=True, check_invariants=False)
-    return sparse, None, None, None, None, None, [None] * ctx.states
+    rows, sums = merge(grad, values, bags, weights, offsets, ctx.shape[1], ctx.mean)
+    return torch.sparse_coo_tensor(rows[None], sums, ctx.shape, is_coalesced=True, check_invariants=False)
+
+
+def _backward(ctx, grad: Tensor) -> tuple:
+    return _sparse_gradient(ctx, grad), None, None, None, None, None, [None] * ctx.states
 
 
 torch.library.register_autograd("adaftr_fast::embedding_bags", _backward, setup_context=_setup_context, lib=library)
@@ -69,7 +76,8 @@ def embedding_bags(
         state: of a deferred Adam (adaftr_fast.optim.Adam), to read rows through to their present values.
 
     Returns:
-        [B, F * E]; an empty bag gives zeros. The gradient of weight is a coalesced sparse tensor.
+        [B, F * E]; an empty bag gives zeros. The gradient of weight is a coalesced sparse tensor, and can
+        itself be differentiated (create_graph=True).
 
     Raises:
         IndexError: an id is out of its field's range; the message names the position, the id and the range.

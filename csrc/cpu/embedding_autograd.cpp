@@ -39,6 +39,16 @@ void save(AutogradContext* ctx, const at::Tensor& weight, const at::Tensor& ids,
   ctx->saved_data["width"] = weight.sym_size(1);
 }
 
+// create_graph=True: the same by PyTorch's own ops, which can be differentiated again.
+at::Tensor differentiable_gradient(const at::Tensor& grad, const at::Tensor& ids, const at::Tensor& offsets,
+                                   const c10::SymInt& rows, const c10::SymInt& width) {
+  const at::Tensor index = ids.add(offsets.slice(0, 0, -1)).reshape({1, -1});  // [1, B * F]
+  const c10::SymInt shape[] = {rows, width};
+  return at::_sparse_coo_tensor_unsafe_symint(index, grad.reshape_symint({-1, width}), shape,
+                                              grad.options().layout(at::kSparse))
+      .coalesce();
+}
+
 // The coalesced sparse gradient of weight from that of its look-ups.
 at::Tensor sparse_gradient(AutogradContext* ctx, const at::Tensor& grad) {
   using Op = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt);
@@ -47,6 +57,7 @@ at::Tensor sparse_gradient(AutogradContext* ctx, const at::Tensor& grad) {
   if (!grad.defined()) return {};
   const variable_list saved = ctx->get_saved_variables();
   const c10::SymInt rows = ctx->saved_data["rows"].toSymInt(), width = ctx->saved_data["width"].toSymInt();
+  if (at::GradMode::is_enabled()) return differentiable_gradient(grad, saved[0], saved[1], rows, width);
   const auto [index, values] = op.call(grad, saved[0], saved[1], width);
   // Nothing to check or to merge: the rows are in range, distinct and sorted.
   return at::_sparse_coo_tensor_unsafe_symint(index.unsqueeze(0), values, {rows, width},

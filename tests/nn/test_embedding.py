@@ -141,6 +141,37 @@ def test_growing_keeps_a_pending_gradient():
         assert before[2].any()
 
 
+@pytest.mark.parametrize("kind", ["ids", "bags", "deferred"])
+def test_gradients_can_be_differentiated_again(kind):
+    """A penalty on the gradient of the table reaches what its look-ups went through."""
+    torch.manual_seed(0)
+    emb, ids = FusedEmbedding(SIZES, 3, dtype=torch.float64), torch.stack([batch(), batch()], 2)  # [B, F, 2]
+    if kind == "deferred":
+        optimizer = optim.Adam(emb, lr=0.1)
+        for _ in range(2):
+            emb(batch(2)).sum().backward()
+            optimizer.step()
+        emb.weight.grad = None
+    if kind != "bags":
+        ids = ids[..., :1]
+    out = emb(ids.flatten(), torch.arange(0, ids.numel() + 1, 2)) if kind == "bags" else emb(ids[..., 0])
+    emb.flush()
+    table = emb.weight.detach().clone().requires_grad_()
+    expected = table[ids + emb.offsets[:-1, None]].mean(2).flatten(1)
+    scale = torch.randn(9, dtype=torch.float64, requires_grad=True)
+    penalties = []
+    for found, weight in ((out, emb.weight), (expected, table)):
+        (grad,) = torch.autograd.grad((found * scale).sin().sum(), weight, create_graph=True)
+        penalties.append(torch.autograd.grad(grad.to_dense().square().sum(), (scale, weight)))
+    torch.testing.assert_close(penalties[0][0], penalties[1][0])
+    torch.testing.assert_close(penalties[0][1].to_dense(), penalties[1][1])
+    for _ in range(2):
+        emb(batch()).sin().sum().backward(create_graph=True)
+    assert emb.weight.grad.is_coalesced()
+    assert emb.weight.grad.requires_grad
+    emb.weight.grad = None  # or the graph that holds the gradient would be held by it
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam"])
 def test_growing_keeps_weights_and_optimizer_state(name):
     torch.manual_seed(0)
