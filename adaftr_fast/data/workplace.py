@@ -44,11 +44,16 @@ def workplace(folder: Path, key: str) -> Iterator[Path]:
 
 
 def publish(new: Path, folder: Path) -> None:
-    """Renames ``new`` to ``folder``, whose former content is removed."""
+    """Renames ``new`` to ``folder``, whose former content is removed, or is back there if that fails."""
     old = folder.parent / f".{folder.name}.old-{os.getpid()}"
     if folder.exists():
         folder.rename(old)
-    new.rename(folder)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,32 +58,52 @@ def predict(
 
     Raises:
         DataError: an unreadable input, a missing column, or too many bad rows.
-        ServingError: ``out`` cannot be written, is an input, or would have two columns of one name.
+        ServingError: ``out`` cannot be written, is a folder, an input or in one, or would have two columns of one name.
     """
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
-    if out.resolve() in [Path(file).resolve() for file in files]:
-        raise ServingError(f"{out}: is one of the inputs")
+    _check_place(out, files)
     handed_on = list(dict.fromkeys([*keep, *columns.inputs()]))
     inputs = raw_files(scorer.schema, files, handed_on)
     schema = _schema(inputs, keep, columns)
-    start, new = time.perf_counter(), out.with_name(f".{out.name}.new")
+    start = time.perf_counter()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with (
+            _beside(out) as new,
             tqdm(total=sum(file.size for file in inputs), unit="B", unit_scale=True, disable=not progress) as bar,
             pq.ParquetWriter(new, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
             account = BadRows()
             for input_file in inputs:
                 account += _score_file(scorer, input_file, columns, keep, bad_rows, writer, bar)
-        sync(new)
-        new.replace(out)
     except OSError as error:
         raise ServingError(f"{out}: cannot be written: {error}") from error
-    finally:
-        new.unlink(missing_ok=True)
     return Report(account.rows - account.bad, account, time.perf_counter() - start)
+
+
+def _check_place(out: Path, files: Sequence[str | Path]) -> None:
+    """Raises ServingError if ``out`` is a folder, an input, or in a folder whose files are all read."""
+    if out.is_dir():
+        raise ServingError(f"{out}: is a folder; expected the name of a file to write")
+    for file in map(Path, files):
+        if out.resolve() == file.resolve():
+            raise ServingError(f"{out}: is one of the inputs")
+        if file.is_dir() and file.resolve() in out.resolve().parents:
+            raise ServingError(f"{out}: is in the input folder {file}, where the next run would read it")
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A name of this call alone for a new file, which becomes ``out`` if the block ends well and is removed if not."""
+    new = out.with_name(f".{out.name}.{secrets.token_hex(8)}")
+    try:
+        yield new
+        sync(new)
+        new.replace(out)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def _score_file(

@@ -122,6 +122,7 @@ def test_mistakes_are_named_and_leave_the_old_scores(shop, scorer, tmp_path):
     content = bytearray(log.read_bytes())
     content[len(content) // 3 : len(content) // 2] = b"\xff" * (len(content) // 2 - len(content) // 3)
     damaged.write_bytes(content)
+    (tmp_path / "folder").mkdir()
     few = tmp_path / "few.parquet"
     pq.write_table(make_log(5).select(["item", "place"]), few)
     for files, options, error, message in [
@@ -138,6 +139,30 @@ def test_mistakes_are_named_and_leave_the_old_scores(shop, scorer, tmp_path):
             predict(scorer, files, out, COLUMNS, **options)
         assert out.read_bytes() == b"old"
         assert not list(tmp_path.glob(".*"))
+    for files, place, message in [
+        ([log], tmp_path / "folder", "folder: is a folder"),
+        ([tmp_path], tmp_path / "folder/scores.parquet", "scores.parquet: is in the input folder"),
+        ([log], out / "scores.parquet", "scores.parquet: cannot be written"),
+    ]:
+        with pytest.raises(ServingError, match=message):
+            predict(scorer, files, place, COLUMNS)
+    assert not list((tmp_path / "folder").iterdir())
+
+
+def test_two_at_once_do_not_mix(shop, scorer, tmp_path, monkeypatch):
+    out, write = tmp_path / "scores.parquet", pq.ParquetWriter.write_batch
+
+    def meanwhile(self, batch):
+        monkeypatch.setattr(pq.ParquetWriter, "write_batch", write)
+        with pytest.raises(DataError):
+            predict(scorer, [tmp_path / "nothing.parquet"], out, COLUMNS)
+        predict(scorer, [shop / "log.parquet"], out, COLUMNS)
+        write(self, batch)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_batch", meanwhile)
+    predict(scorer, [shop / "log.parquet"], out, COLUMNS, keep=["row"])
+    assert pq.read_table(out)["row"].to_pylist() == list(range(600))
+    assert os.listdir(tmp_path) == ["scores.parquet"]
 
 
 def test_a_full_disk_is_named_and_leaves_the_old_scores(shop, scorer, tmp_path, monkeypatch):
