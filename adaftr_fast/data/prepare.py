@@ -31,7 +31,7 @@ from adaftr_fast.data.manifest import (
 )
 from adaftr_fast.data.schema import parse_schema
 from adaftr_fast.data.schema_types import SPLITS, Schema
-from adaftr_fast.data.source import Source, input_paths
+from adaftr_fast.data.source import Source, data_files, input_paths
 from adaftr_fast.data.split_file import GROUP, TRUTH, WEIGHT, split_info, write_split
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.data.vocabulary import VOCABULARY, grown, read_encoders, write_vocabulary
@@ -171,12 +171,10 @@ def _known(schema: Schema, folder: Path) -> PreparedIds:
 
 
 def _inputs_digest(schema: Schema, paths: dict[str, Path], known: PreparedIds | None) -> str:
-    """sha256 of the schema, what is grown and all input files, those of a folder in order of their names."""
+    """sha256 of the schema, what is grown and all input files, those of a folder in the order they are read."""
     digest = hashlib.sha256(dumps([FORMAT, schema.source, *([known.fingerprint] if known else [])]).encode())
     for path in paths.values():
-        if not path.exists():
-            raise DataError(f"{path}: no such file")
-        for part in sorted(path.glob("**/*.parquet")) if path.is_dir() else [path]:
+        for part in data_files(path):
             with part.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -143,6 +143,13 @@ def input_paths(schema: Schema, files: list[str | Path]) -> dict[str, Path]:
     return {role: Path(file) for role, file in zip(schema.files, files)}
 
 
+def data_files(path: Path) -> list[Path]:
+    """The file itself, or those of a folder in the order they are read: whatever their ending, but no hidden ones."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    return [Path(file) for file in _open(path).files] if path.is_dir() else [path]
+
+
 def _open(path: Path) -> ds.Dataset:
     if not path.exists():
         raise DataError(f"{path}: no such file")

@@ -69,7 +69,7 @@ def stage(path: Path, folder: Path, parse: Parse, *, header_lines: int, toleranc
     def write(numbered: tuple[int, bytes]) -> tuple[int, int, BadRows]:
         number, block = numbered
         if number == 0 and header_lines:
-            block = block.split(b"\n", 1)[1]
+            block = block.partition(b"\n")[2]
         part = folder / f"part-{number:05d}.parquet"
         if not part.exists():
             _write_part(part, *parse(block))

@@ -75,7 +75,7 @@ def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool =
         return "skip"
 
     table = csv.read_csv(
-        io.BytesIO(data),
+        io.BytesIO(data or b"\n"),  # Arrow refuses an empty file; a blank line is no row
         # In one thread, since rows have numbers only then; a whole block at once.
         read_options=csv.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
         parse_options=csv.ParseOptions(

@@ -79,6 +79,13 @@ def test_bad_rows_of_text(source, tmp_path):
         prepare(parse_schema(source), [log], tmp_path / "out")
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_header_alone_has_no_rows(source, table, tmp_path, end):
+    (tmp_path / "log.csv").write_text(",".join(table.column_names) + end)
+    with pytest.raises(DataError, match="split train has no rows"):
+        prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "out")
+
+
 def test_tokens_of_a_text(source, write, tmp_path):
     source["fields"] = {"seen": {"kind": "categorical", "tokens": "last", "separator": "|"}}
     log = write(seen=["a|b", "b", None, "b|c", "c", "a"] * 2)

@@ -234,6 +234,9 @@ def test_a_folder_of_files_is_one_input(source, write, tmp_path):
     whole = prepare(parse_schema(source), [write()], tmp_path / "whole")
     parts = prepare(parse_schema(source), [tmp_path / "parts"], tmp_path / "out")
     assert (parts.fingerprint, parts.splits) == (whole.fingerprint, whole.splits)
+    pq.write_table(rows.slice(0, 5), tmp_path / "parts/part-0")  # is read, so it makes other inputs
+    more = prepare(parse_schema(source), [tmp_path / "parts"], tmp_path / "out")
+    assert more.splits["train"].rows == whole.splits["train"].rows + 5
 
 
 def test_flights_splits_by_month(tmp_path):
