@@ -115,6 +115,14 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
         torch.onnx.export(program, dynamo=True, verbose=False, **names).save(path)
 
 
+def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    """What ``save_onnx`` wrote, evaluated by numpy: to compare, not to serve."""
+    import onnx.reference
+
+    evaluator = onnx.reference.ReferenceEvaluator(onnx.load(path))
+    return lambda ids: torch.from_numpy(evaluator.run(None, {"ids": ids.numpy()})[0])
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings of torch about its own insides."""

@@ -14,7 +14,7 @@ from adaftr_fast.data.manifest import FieldInfo
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.serving.errors import ServingError
 from adaftr_fast.serving.export import check_program, export_run, random_features
-from adaftr_fast.serving.programs import Probabilities, export_program
+from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_onnx
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import CheckpointError
@@ -114,19 +114,32 @@ def test_a_program_needs_nothing_but_torch_and_the_package(exported):
 
 
 def test_native_and_onnx_programs_give_what_the_model_gives(shop, tmp_path):
-    onnx = pytest.importorskip("onnx.reference")
+    pytest.importorskip("onnx")
     data = PreparedData(shop / "data")
     model = save_run(tmp_path / "run", data, ModelConfig(name="shared_bottom", expert_hidden=[4], tower_hidden=[4]))
     about = export_run(tmp_path / "run", tmp_path / "model", aot=True, onnx=True)
     assert set(about.sha256) == {"model.aot.pt2", "model.onnx", "model.pt2", "schema.json", "vocabulary.parquet"}
     native = torch._inductor.aoti_load_package(str(tmp_path / "model/model.aot.pt2"))
-    evaluator = onnx.ReferenceEvaluator(str(tmp_path / "model/model.onnx"))
+    onnx = load_onnx(tmp_path / "model/model.onnx")
     for rows in (1, 500):
         ids = random_ids(data.manifest.num_embeddings, rows)
         expected = served_by(model, ids)
         torch.testing.assert_close(native(ids), expected, rtol=0, atol=1e-6)
-        (found,) = evaluator.run(["probabilities"], {"ids": ids.numpy()})
-        assert_as_accurate(torch.from_numpy(found), truth(model, ids), expected, torch.float32, "onnx")
+        assert_as_accurate(onnx(ids), truth(model, ids), expected, torch.float32, "onnx")
+
+
+def test_an_onnx_program_of_another_model_is_refused(shop, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    model = save_run(tmp_path / "run", PreparedData(shop / "data"), ModelConfig(name="single_dnn", **SIZES))
+
+    def save_another(program, path):
+        randomize(model, seed=2)
+        save_onnx(export_program(Probabilities(model), 7, plain=True), path)
+
+    monkeypatch.setattr("adaftr_fast.serving.export.save_onnx", save_another)
+    with pytest.raises(ServingError, match="the exported program differs from the model by 0"):
+        export_run(tmp_path / "run", tmp_path / "model", onnx=True)
+    assert not (tmp_path / "model").exists()
 
 
 def test_what_cannot_be_exported_is_named(shop, exported, tmp_path):
