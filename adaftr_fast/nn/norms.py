@@ -26,6 +26,6 @@ class _SquaredNorm(torch.autograd.Function):
         return torch.stack(torch._foreach_norm(tensors)).square().sum()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch._foreach_mul(ctx.saved_tensors, 2 * grad))
+        twice = 2 * grad
+        return tuple(twice * each for each in ctx.saved_tensors)

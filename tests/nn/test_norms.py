@@ -17,6 +17,12 @@ def test_value_and_gradients() -> None:
         torch.testing.assert_close(each.grad, 6 * each.detach())
 
 
+def test_second_gradients() -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(3, 4), (5,)]]
+    assert torch.autograd.gradgradcheck(lambda *each: squared_norm(each), tensors)
+
+
 def test_gradient_at_zero() -> None:
     zeros = torch.zeros(4, requires_grad=True)
     squared_norm([zeros]).backward()
