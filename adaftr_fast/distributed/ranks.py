@@ -28,8 +28,18 @@ def launched() -> bool:
 
 
 def restarted() -> bool:
-    """Whether torchrun started the ranks again after one had failed."""
+    """Whether torchrun started the ranks again after one had failed.
+
+    Raises:
+        RankError: it could do so on several machines, each of which counts for itself.
+    """
+    if _on_several_machines() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise RankError("--restart does not go with torchrun's --max-restarts on several machines: empty --out instead")
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _on_several_machines() -> bool:
+    return launched() and os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]
 
 
 @contextmanager
@@ -46,13 +56,15 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
     if not launched():
         yield None
         return
-    on_gpu = device.startswith("cuda")
+    if device not in ("cpu", "cuda"):
+        raise RankError(f"training.device: expected cpu or cuda, which is one GPU a rank, got {device}")
+    on_gpu = device == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     ranks = None
     try:
-        store, rank, size = _meeting_place()
         backend, limit = "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timedelta(seconds=timeout)
+        store, rank, size = _meeting_place(limit)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         ranks = Ranks(store, timeout)
         yield ranks
@@ -67,7 +79,7 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
 
 
 def _of_a_collective(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "/gloo/" in str(error))
 
 
 class Ranks:
@@ -165,15 +177,18 @@ class Ranks:
         return missing
 
 
-def _meeting_place() -> tuple[dist.Store, int, int]:
+def _meeting_place(limit: timedelta) -> tuple[dist.Store, int, int]:
     """The store that all ranks can reach, this process's rank, and how many there are.
 
     torchrun's processes share its own store by default, also with those that a restart replaces, whose addresses they
-    would find there. On one machine all know the number of the restart and keep apart by it; on several they need not.
+    would find there. On one machine all know the number of the restart and keep apart by it. On several they do not,
+    and need a store that starts with them.
     """
-    variables, several = os.environ, os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]
+    variables = os.environ
     shared = variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if several and shared and int(variables.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+    if _on_several_machines() and shared and int(variables.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
         raise RankError("restarts on several machines: start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
-    store, rank, size = next(dist.rendezvous("env://"))
-    return dist.PrefixStore(variables.get("TORCHELASTIC_RESTART_COUNT", "0"), store), rank, size
+    store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+    if shared:
+        store = dist.PrefixStore(variables.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    return store, rank, size

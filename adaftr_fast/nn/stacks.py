@@ -28,7 +28,7 @@ def run_stacks(stacks: Sequence[Stack], inputs: Sequence[Tensor]) -> list[list[T
     The plain form serves other devices and types, programs that are compiled or exported, which fuse it themselves,
     and whatever needs no gradient, so that a model predicts what its exported programs do, to the last rounding.
     """
-    if not _has_kernel(inputs, stacks[0].layers[0].weight):
+    if not (all(map(_is_plain, stacks)) and _has_kernel(inputs, stacks[0].layers[0].weight)):
         return [_run_plain(stack, x) for stack, x in zip(stacks, inputs)]
     distinct = list({id(x): x for x in inputs}.values())
     reads = [next(i for i, x in enumerate(distinct) if x is each) for each in inputs]
@@ -64,10 +64,22 @@ def _run_plain(stack: Stack, x: Tensor) -> list[Tensor]:
     return outputs
 
 
+def _is_plain(stack: Stack) -> bool:
+    """Whether the layers do what their weights and biases say, and nobody listens."""
+    return all(
+        type(layer) is nn.Linear
+        and layer.bias is not None
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+        for layer in stack.layers
+    )
+
+
 def _has_kernel(inputs: Sequence[Tensor], weight: Tensor | None = None) -> bool:
     """Whether the kernels take these: float32, or bfloat16 made by autocast, in training, in eager mode, on the CPU."""
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and is_built()):
         return False
+    if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
+        return False  # torch.func and forward mode do not pass through autograd functions in C++
     autocast = torch.is_autocast_enabled("cpu")
     if autocast and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return False

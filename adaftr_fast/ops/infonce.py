@@ -152,6 +152,8 @@ def _backward_of(name: str):
 
 
 def _differentiable_gradients(inputs, g_loss, g_rows, needs) -> tuple:
+    # Aliases: one input may be another, or be made from it, and what flows there is the outer graph's to add.
+    inputs = [x.view_as(x) if i in (0, 1, 2, 6) else x for i, x in enumerate(inputs)]
     acc = accumulation_dtype(inputs[0].dtype)
     rows = infonce_rows(*(x.to(acc) for x in inputs[:3]), *inputs[3:6]).loss  # [B]
     total = rows.new_zeros(())

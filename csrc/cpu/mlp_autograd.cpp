@@ -71,6 +71,13 @@ bool any_defined(const variable_list& gradients) {
   return false;
 }
 
+// One input may be another, or be made from it; what flows from one to the other is for the outer graph to add.
+variable_list aliases_of(const variable_list& inputs) {
+  variable_list aliases;
+  for (const Tensor& each : inputs) aliases.push_back(each.view_as(each));
+  return aliases;
+}
+
 // create_graph=True: the gradients of `outputs`, made by PyTorch's own ops, which can be differentiated again.
 variable_list differentiable(const variable_list& outputs, const variable_list& inputs,
                              const variable_list& gradients) {
@@ -136,8 +143,11 @@ struct MlpFunction : torch::autograd::Function<MlpFunction> {
     variable_list found(n + 2 * layers);
     if (any_defined(gradients)) {
       if (at::GradMode::is_enabled()) {
-        const Tensors plain = plain_mlp(inputs, reads, weights, biases, depths, rectified, outputs.vec());
-        found = differentiable(plain, all.slice(0, n + 2 * layers).vec(), gradients);
+        const variable_list given = aliases_of(all.slice(0, n + 2 * layers).vec());
+        const TensorList parts(given);
+        const Tensors plain = plain_mlp(parts.slice(0, n), reads, parts.slice(n, layers), parts.slice(n + layers),
+                                        depths, rectified, outputs.vec());
+        found = differentiable(plain, given, gradients);
       } else {
         Ints wanted(n);
         for (size_t i = 0; i < n; ++i) wanted[i] = ctx->needs_input_grad(i);
@@ -167,8 +177,9 @@ struct MixtureFunction : torch::autograd::Function<MixtureFunction> {
     const variable_list kept = ctx->get_saved_variables();
     if (!any_defined(gradients)) return {Tensor(), Tensor()};
     if (at::GradMode::is_enabled()) {
-      const Tensor weights = kept[1].to(at::promote_types(kept[0].scalar_type(), at::kFloat)).softmax(2);
-      return differentiable(at::matmul(weights.to(kept[0].scalar_type()), kept[0]).unbind(1), kept, gradients);
+      const variable_list given = aliases_of(kept);
+      const Tensor weights = given[1].to(at::promote_types(given[0].scalar_type(), at::kFloat)).softmax(2);
+      return differentiable(at::matmul(weights.to(given[0].scalar_type()), given[0]).unbind(1), given, gradients);
     }
     auto [d_experts, d_logits] = call_mixture_backward(optional_of(gradients), kept[0], kept[1]);
     return {d_experts, d_logits};

@@ -31,6 +31,17 @@ def test_gradcheck_and_double_backward(backend, reduction, symmetric):
     assert torch.autograd.gradgradcheck(function, tensors)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_inputs_made_from_one_another(create_graph):
+    a, _, _ = (t.requires_grad_() for t in inputs(6, 6, 4))
+    tau = a[:, 0].sigmoid() + 0.1
+    expected = torch.nn.functional.cross_entropy(a @ a.flip(0).T / tau[:, None], torch.arange(6))
+    for backend in ("auto", "reference"):
+        loss = af.adaptive_infonce(a, a.flip(0), tau, backend=backend)
+        (found,) = torch.autograd.grad(loss, a, create_graph=create_graph, retain_graph=True)
+        torch.testing.assert_close(found, torch.autograd.grad(expected, a, retain_graph=True)[0])
+
+
 @pytest.mark.parametrize("needs", [(True, True, True), (True, False, False), (False, True, True)])
 def test_opcheck(needs):
     a, b, tau = (t.requires_grad_(n) for t, n in zip(inputs(9, 11, 4), needs))
