@@ -1,7 +1,13 @@
-"""torch.empty gives NaN in every test, so that an op that leaves part of its output unwritten is seen."""
+"""For every test: torch.empty gives NaN, so that an op that leaves part of its output unwritten is seen; and without a
+GPU Triton's kernels run under its interpreter, which must be chosen before anything imports triton."""
+
+import os
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,8 +1,32 @@
-"""Without a GPU the kernels run under Triton's interpreter, which must be chosen before triton is first imported."""
+"""The interpreter's products, summed in one order whatever their shape, as a GPU's are.
 
-import os
+It multiplies by NumPy, whose BLAS on some CPUs gives A B^T other last bits than (B A^T)^T. The column sweep makes the
+row sweep's similarities again in the other orientation, and both must agree where logits are large.
+"""
 
+import numpy as np
+import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+def _in_order(a: np.ndarray, b: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    a, b = a.astype(dtype), b.astype(dtype)
+    total = np.zeros((a.shape[0], b.shape[1]), dtype)
+    for k in range(a.shape[1]):
+        total += a[:, k, None] * b[k]
+    return total
+
+
+@pytest.fixture(autouse=True, scope="package")
+def products_in_order():
+    if torch.cuda.is_available():
+        yield
+        return
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+        return TensorHandle(_in_order(a.data, b.data, d.data.dtype) + d.data, d.dtype.scalar)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_dot", create_dot)
+        yield
