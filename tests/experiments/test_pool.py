@@ -72,7 +72,9 @@ def test_an_experiment_that_was_stopped_goes_on(folder, tmp_path):
     marked = os.environ | {"STARTED_BY": str(script)}  # by which its children are known
     kept = {}
     for how in (signal.SIGKILL, signal.SIGINT):
-        process = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL, env=marked)
+        process = subprocess.Popen(
+            [sys.executable, script], stderr=subprocess.DEVNULL, env=marked, preexec_fn=hear_interrupts
+        )
         before = kept
         wait_for(lambda before=before: len(results(root)) > len(before))
         process.send_signal(how)
@@ -85,6 +87,11 @@ def test_an_experiment_that_was_stopped_goes_on(folder, tmp_path):
     assert done.stdout == "all done\n"
     assert len(results(root)) == 6
     assert kept.items() <= results(root).items()
+
+
+def hear_interrupts():
+    """A shell's background jobs start with Ctrl-C ignored, and so do their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def results(root):
