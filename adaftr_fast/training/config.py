@@ -15,7 +15,7 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Adam, for embedding tables and dense weights alike (Table 3)."""
+    """Adam, for embedding tables and dense weights alike (Table 3), or another optimizer for the tables."""
 
     lr: float = 5e-4
     """Learning rate."""
@@ -25,6 +25,10 @@ class OptimizerConfig:
     """Decay of the second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
+    tables: Literal["adam", "lazy_adam", "sgd", "adagrad", "rowwise_adagrad"] = "adam"
+    """What moves the embedding tables: adam as on dense weights, or one that moves the rows of the batch alone."""
+    tables_lr: float | None = None
+    """Learning rate of the tables, under the same warm-up and schedule; null: lr."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises in proportion from 0 to lr."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -40,6 +44,8 @@ class OptimizerConfig:
         for name in ("lr", "eps", "warmup_steps", "clip_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"optimizer.{name}: expected a finite number >= 0, got {getattr(self, name)}")
+        if self.tables_lr is not None and not 0 <= self.tables_lr < math.inf:
+            raise ValueError(f"optimizer.tables_lr: expected a finite number >= 0, got {self.tables_lr}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name}: expected a decay in [0, 1), got {getattr(self, name)}")

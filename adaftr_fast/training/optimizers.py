@@ -6,19 +6,42 @@ import torch
 from torch import nn
 
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.optim import Adam
+from adaftr_fast.optim import SGD, Adagrad, Adam, LazyAdam, RowwiseAdagrad
+from adaftr_fast.optim.base import RowOptimizer
 from adaftr_fast.training.config import OptimizerConfig
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """Adam for everything: torch's for the dense weights, for embedding tables the one that costs by the batch."""
+    """torch's Adam for the dense weights, and for embedding tables the one of ``config``, which costs by the batch.
+
+    Their groups say by "initial_lr" what rate they have after warm-up.
+    """
     tables = [module for module in model.modules() if isinstance(module, FusedEmbedding)]
     rows = {parameter for table in tables for parameter in table.parameters()}
     dense = [parameter for parameter in model.parameters() if parameter not in rows]
-    settings = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     optimizers: list[torch.optim.Optimizer] = []
     if dense:
-        optimizers.append(torch.optim.Adam(dense, fused=True, **settings))
+        betas = (config.beta1, config.beta2)
+        optimizers.append(torch.optim.Adam(dense, fused=True, lr=config.lr, betas=betas, eps=config.eps))
     if tables:
-        optimizers.append(Adam(tables, **settings))
+        optimizers.append(_of_tables(tables, config))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def _of_tables(tables: list[nn.Module], config: OptimizerConfig) -> RowOptimizer:
+    lr, eps = tables_lr(config), config.eps
+    match config.tables:
+        case "adam" | "lazy_adam":
+            kind = Adam if config.tables == "adam" else LazyAdam
+            return kind(tables, lr=lr, betas=(config.beta1, config.beta2), eps=eps)
+        case "adagrad" | "rowwise_adagrad":
+            return (Adagrad if config.tables == "adagrad" else RowwiseAdagrad)(tables, lr=lr, eps=eps)
+    return SGD(tables, lr=lr)
+
+
+def tables_lr(config: OptimizerConfig) -> float:
+    """The tables' learning rate after warm-up."""
+    return config.lr if config.tables_lr is None else config.tables_lr

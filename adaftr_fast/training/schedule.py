@@ -7,12 +7,16 @@ import math
 from adaftr_fast.training.config import OptimizerConfig
 
 
-def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Of step ``step``, counted from 1 over all epochs: it depends on nothing else, so a resumed run finds it again."""
+def learning_rate(config: OptimizerConfig, step: int, peak: float) -> float:
+    """Of step ``step``, counted from 1 over all epochs: it depends on nothing else, so a resumed run finds it again.
+
+    Args:
+        peak: the rate after warm-up, ``config.lr`` or ``config.tables_lr``.
+    """
     if step < config.warmup_steps:
-        return config.lr * step / config.warmup_steps
+        return peak * step / config.warmup_steps
     if config.schedule == "constant":
-        return config.lr
+        return peak
     done = min(1.0, (step - config.warmup_steps) / (config.decay_steps - config.warmup_steps))
     left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return config.lr * (config.lr_end + (1 - config.lr_end) * left)
+    return peak * (config.lr_end + (1 - config.lr_end) * left)

@@ -58,6 +58,8 @@ class Stepper:
         if self.device.type != "cpu":
             batch = batch.map(lambda part: part.to(self.device, non_blocking=True))
         for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.settings, number, group["initial_lr"])
             optimizer.zero_grad()
         rows = len(batch) // self.config.accumulate
         parts = [self._backward(batch[start : start + rows]) for start in range(0, len(batch), rows)]
@@ -67,10 +69,7 @@ class Stepper:
             terms = dict(zip(terms, values))
         if self.settings.clip_norm:
             clip_grad_norm_(self.parameters, self.settings.clip_norm)
-        rate = learning_rate(self.settings, number)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             optimizer.step()
         return terms
 

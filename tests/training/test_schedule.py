@@ -6,7 +6,7 @@ from adaftr_fast.training.schedule import learning_rate
 
 def rates(steps, **settings):
     config = OptimizerConfig(lr=2.0, **settings)
-    return [learning_rate(config, step) for step in steps]
+    return [learning_rate(config, step, config.lr) for step in steps]
 
 
 def test_constant_is_the_default():
@@ -31,6 +31,7 @@ def test_falling_to_the_end_and_no_further():
         ({"schedule": "cosine", "warmup_steps": 9, "decay_steps": 9}, "needs more than warmup_steps = 9, got 9"),
         ({"lr": -1.0}, "optimizer.lr: expected a finite number >= 0, got -1.0"),
         ({"lr": float("nan")}, "optimizer.lr: expected a finite number"),
+        ({"tables_lr": -1.0}, "optimizer.tables_lr: expected a finite number >= 0, got -1.0"),
         ({"clip_norm": -1.0}, "optimizer.clip_norm: expected"),
         ({"lr_end": 2.0}, r"optimizer.lr_end: expected a fraction in \[0, 1\], got 2.0"),
         ({"beta1": 1.0}, r"optimizer.beta1: expected a decay in \[0, 1\), got 1.0"),

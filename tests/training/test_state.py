@@ -44,6 +44,22 @@ def test_training_goes_on_bit_by_bit_from_rows_left_behind(model, splits):
     assert different == []
 
 
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad", "lazy_adam"])
+def test_so_it_does_with_every_optimizer_of_tables(name, model, splits):
+    batches, config = list(splits[0].batches(10)), OptimizerConfig(lr=0.01, tables=name, tables_lr=0.1)
+    optimizers = build_optimizers(model, config)
+    steps(model, optimizers, splits, batches[:20])
+    saved = copied(capture(model, optimizers))
+    steps(model, optimizers, splits, batches[20:40])
+    other = type(model)()
+    again = build_optimizers(other, config)
+    restore(other, again, saved)
+    steps(other, again, splits, batches[20:40])
+    found, expected = capture(other, again), capture(model, optimizers)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
 def test_capturing_changes_nothing(model, splits):
     batches = list(splits[0].batches(10))
     optimizers = build_optimizers(model, OptimizerConfig(lr=0.01))

@@ -58,6 +58,15 @@ def test_the_schedule_reaches_both_optimizers(model, batches):
     assert min(value for name, value in steps.items() if "embedding" in name) == pytest.approx(0.15, rel=1e-3)
 
 
+def test_tables_follow_the_schedule_from_their_own_rate(model, batches):
+    optimizer = OptimizerConfig(lr=0.5, tables="sgd", tables_lr=2.0, warmup_steps=10)
+    stepper = Stepper(model, optimizer, TrainingConfig(batch_size=100))
+    before = model.embedding.weight.detach().clone()
+    stepper.step(batches[0], 3)
+    assert [each.param_groups[0]["lr"] for each in stepper.optimizers] == [0.15, pytest.approx(0.6)]
+    torch.testing.assert_close(model.embedding.weight.detach(), before - 0.6 * model.embedding.weight.grad.to_dense())
+
+
 def test_bfloat16_is_near_float32_and_keeps_weights_in_float32(batches):
     exact, _ = moved(adaftr(), batches[:1])
     model = adaftr()

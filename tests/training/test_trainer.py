@@ -8,6 +8,7 @@ import torch
 
 from adaftr_fast.data.loader import Split
 from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.optim import SGD, Adagrad, LazyAdam, RowwiseAdagrad
 from adaftr_fast.training.checkpoint import Description, load_checkpoint
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
@@ -80,6 +81,16 @@ def test_tables_and_dense_weights_have_their_optimizers(model):
     assert sparse.param_groups[0]["params"][0] is model.embedding.weight
     assert all(each.param_groups[0]["lr"] == 0.5 for each in (dense, sparse))
     assert all(each.param_groups[0]["betas"] == (0.8, 0.999) for each in (dense, sparse))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad", "lazy_adam"])
+def test_the_optimizer_of_tables_can_be_chosen(name, model):
+    kinds = {"sgd": SGD, "adagrad": Adagrad, "rowwise_adagrad": RowwiseAdagrad, "lazy_adam": LazyAdam}
+    dense, sparse = build_optimizers(model, OptimizerConfig(lr=0.5, eps=1e-3, tables=name, tables_lr=0.25))
+    assert type(dense) is torch.optim.Adam
+    assert type(sparse) is kinds[name]
+    assert sparse.param_groups[0]["lr"] == 0.25
+    assert sparse.param_groups[0].get("eps", 1e-3) == 1e-3
 
 
 def test_training_stops_after_patience_epochs_without_gain(model, splits, monkeypatch):
