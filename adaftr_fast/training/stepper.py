@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +41,15 @@ class Stepper:
         model.to(self.device)
         self.optimizers = build_optimizers(model, optimizer)
         self.parameters = [each for each in model.parameters() if each.requires_grad]
-        if ranks is not None and config.contrast_over == "all":
-            for module in model.modules():
-                if isinstance(module, AdaptiveInfoNCE):
-                    module.process_group = ranks.group
-        self.loss: Callable[[Batch], dict[str, Tensor]] = _compiled(model) if config.compile else model.loss
+        meets = ranks is not None and config.contrast_over == "all"
+        self.meeting = [each for each in model.modules() if isinstance(each, AdaptiveInfoNCE)] if meets else []
+        self.loss: Callable[[Batch], dict[str, Tensor]] = model.loss
+        self.eager: dict[nn.Module, Callable[..., Any]] = {}
+        if config.compile:
+            # Look-ups stay as they are, since rows that lag change their ops, and so does what meets other ranks.
+            eager = [*(each for each in model.modules() if isinstance(each, FusedEmbedding)), *self.meeting]
+            self.eager = {each: torch.compiler.disable(each.forward) for each in eager}
+            self.loss = torch.compile(model.loss, dynamic=False)
 
     def step(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """Moves every parameter once; returns the loss terms, detached, each a mean over the batch.
@@ -62,7 +68,8 @@ class Stepper:
                 group["lr"] = learning_rate(self.settings, number, group["initial_lr"])
             optimizer.zero_grad()
         rows = len(batch) // self.config.accumulate
-        parts = [self._backward(batch[start : start + rows]) for start in range(0, len(batch), rows)]
+        with self._in_training():
+            parts = [self._backward(batch[start : start + rows]) for start in range(0, len(batch), rows)]
         terms = parts[0] if len(parts) == 1 else {name: sum(part[name] for part in parts) for name in parts[0]}
         if self.ranks is not None:
             values = average_gradients(self.parameters, torch.stack(tuple(terms.values())), self.ranks.group)
@@ -72,6 +79,21 @@ class Stepper:
         for optimizer in self.optimizers:
             optimizer.step()
         return terms
+
+    @contextmanager
+    def _in_training(self) -> Iterator[None]:
+        """What modules hold while they train and no longer: with it, a model could be neither copied nor pickled."""
+        for module in self.meeting:
+            module.process_group = self.ranks.group
+        for module, forward in self.eager.items():
+            module.forward = forward
+        try:
+            yield
+        finally:
+            for module in self.meeting:
+                module.process_group = None
+            for module in self.eager:
+                del module.forward
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Adds a part's share to the gradients; returns its share of the terms."""
@@ -115,13 +137,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch's words for an unknown and for an absent device
         raise TrainingError(f"training.device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
-
-
-def _compiled(model: nn.Module) -> Callable[[Batch], dict[str, Tensor]]:
-    """The loss with its dense part compiled; look-ups stay as they are, since rows that lag change their ops, and so
-    does what meets other ranks.
-    """
-    for module in model.modules():
-        if isinstance(module, FusedEmbedding) or getattr(module, "process_group", None) is not None:
-            module.forward = torch.compiler.disable(module.forward)
-    return torch.compile(model.loss, dynamic=False)

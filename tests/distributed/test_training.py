@@ -1,5 +1,6 @@
 """Training by several ranks: the same global batches, hence the run of one process, also across an interruption."""
 
+import copy
 import json
 import os
 import signal
@@ -45,7 +46,7 @@ def trainer(folder: Path | None, ranks: Ranks | None, *, weighted=False, **setti
 
 
 def train(rank: int, size: int, folder: str | None, stop_after: int | None, settings: dict) -> dict:
-    """Trains, or goes on in ``folder``; perhaps the last rank gets a signal within some step."""
+    """Trains, or goes on in ``folder``; perhaps the last rank gets a signal within some step. The state is a copy's."""
     run = trainer(
         None if folder is None else Path(folder), Ranks(dist.HashStore(), 60) if size > 1 else None, **settings
     )
@@ -58,7 +59,7 @@ def train(rank: int, size: int, folder: str | None, stop_after: int | None, sett
 
     run.stepper.step = disturbed
     result = run.fit()
-    state = {name: value.clone() for name, value in run.model.state_dict().items()}
+    state = {name: value.clone() for name, value in copy.deepcopy(run.model).state_dict().items()}
     epochs = json.dumps(result.epochs)
     return {"resumed": resumed, "interrupted": result.interrupted, "epochs": epochs, "state": state}
 
