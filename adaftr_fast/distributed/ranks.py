@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -51,7 +51,7 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
         timeout: seconds that a rank waits for the others before it gives up.
 
     Raises:
-        RankError: a rank is gone or did not answer in time; which, where that can be found out.
+        RankError: a rank failed, is gone or did not answer in time; which and why, where that can be found out.
     """
     if not launched():
         yield None
@@ -68,8 +68,10 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         ranks = Ranks(store, timeout)
         yield ranks
-    except RuntimeError as error:
+    except BaseException as error:
         if not _of_a_collective(error):
+            if ranks is not None:
+                ranks.leave_reason(error)
             raise
         explained = f"the ranks cannot meet: {error}" if ranks is None else ranks.explanation(error)
         raise RankError(explained) from error
@@ -78,7 +80,7 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
             dist.destroy_process_group()
 
 
-def _of_a_collective(error: RuntimeError) -> bool:
+def _of_a_collective(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "/gloo/" in str(error))
 
 
@@ -152,11 +154,24 @@ class Ranks:
             result[name] = value
         return result
 
-    def explanation(self, error: RuntimeError) -> str:
-        """Why a collective failed: which ranks do not answer the roll call that all others now make."""
+    def leave_reason(self, error: BaseException) -> None:
+        """Lets the others know why this rank leaves them, as their ``explanation`` then does."""
+        self._store.set_timeout(timedelta(seconds=ROLL_CALL_SECONDS))
+        with suppress(RuntimeError):  # the store may be gone; the error itself is what this rank ends with
+            self._store.set(f"failed/{self.rank}", " ".join(f"{type(error).__name__}: {error}".split()))
+
+    def explanation(self, error: BaseException) -> str:
+        """Why a collective failed: what a rank left as its reason, or which do not answer the roll call that follows.
+
+        A rank that holds the store itself, as rank 0 does without torchrun's, takes its reason with it.
+        """
         cause = str(error).splitlines()[0]
+        seconds = min(self.timeout, ROLL_CALL_SECONDS)
+        self._store.set_timeout(timedelta(seconds=seconds))
         try:
-            missing = self._missing(min(self.timeout, ROLL_CALL_SECONDS))
+            if reasons := self._reasons():
+                return f"rank {self.rank} cannot go on alone: {'; '.join(reasons)}"
+            missing = self._missing(seconds)
         except RuntimeError:
             missing = ["0, at which the ranks meet"]
         if not missing:
@@ -166,8 +181,15 @@ class Ranks:
             f"the last checkpoint ({cause})"
         )
 
+    def _reasons(self) -> list[str]:
+        keys = {rank: f"failed/{rank}" for rank in range(self.size)}
+        return [
+            f"rank {rank} failed: {self._store.get(key).decode()}"
+            for rank, key in keys.items()
+            if self._store.check([key])
+        ]
+
     def _missing(self, seconds: float) -> list[int]:
-        self._store.set_timeout(timedelta(seconds=seconds))
         self._store.set(f"present/{self.rank}", "")
         end = time.monotonic() + seconds
         while missing := [rank for rank in range(self.size) if not self._store.check([f"present/{rank}"])]:

@@ -1,4 +1,6 @@
-"""``train`` under torchrun: one global batch gives one run, a killed rank costs nothing, a stalled one is named."""
+"""``train`` under torchrun: one global batch gives one run, a killed rank costs nothing, a failed or stalled one is
+named.
+"""
 
 import json
 import os
@@ -103,6 +105,23 @@ def test_a_killed_rank_costs_nothing(data, by_two, tmp_path):
         assert json.loads(line)["train"] == json.loads(other)["train"]
 
 
+def test_a_rank_killed_on_one_of_two_machines_costs_nothing(data, by_two, tmp_path, meeting_place):
+    """Two agents, as each of two machines has one."""
+    command = arguments(data, tmp_path, training__checkpoint_seconds=0)
+    place = f"--rdzv-endpoint={meeting_place['MASTER_ADDR']}:{meeting_place['MASTER_PORT']}"
+    options = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=2", "--monitor-interval=0.1", "--rdzv-id=run"]
+    options += ["--rdzv-backend=c10d", place]
+    agents = [
+        start(["-m", "torch.distributed.run", *options, *command], TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1)
+        for _ in range(2)
+    ]
+    wait_for(lambda: len(list((tmp_path / "last").glob("*-*"))) == 2)
+    os.kill(children(agents[1])[0], signal.SIGKILL)
+    told = "".join(finish(agent)[1] for agent in agents)
+    assert "resuming in epoch" in told
+    assert metrics(tmp_path) == metrics(by_two)
+
+
 def test_other_commands_run_alone(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["info"]) == 2
@@ -117,13 +136,34 @@ def test_restarts_on_several_machines_need_a_store_of_their_own(data, tmp_path, 
     assert "start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().err
 
 
-def test_a_stalled_rank_is_named(data, tmp_path):
+@pytest.fixture
+def meeting_place() -> dict[str, str | int]:
+    """The variables by which two ranks find each other without torchrun."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": server.getsockname()[1], "WORLD_SIZE": 2}
+
+
+FAILING = """
+import torch
+from adaftr_fast.distributed.ranks import joined
+with joined("cpu", 3600) as ranks:
+    if not ranks.is_chief:
+        raise OSError("the disk is full")
+    ranks.mean(torch.ones(1))
+"""
+
+
+def test_a_rank_that_fails_tells_the_others_why(meeting_place):
+    chief, other = (start(["-c", FAILING], RANK=rank, LOCAL_RANK=rank, **meeting_place) for rank in range(2))
+    assert "OSError: the disk is full" in other.communicate(timeout=120)[1]
+    _, err = chief.communicate(timeout=120)  # of the 3,600 that it would wait for a silent one
+    assert "RankError: rank 0 cannot go on alone: rank 1 failed: OSError: the disk is full" in err
+
+
+def test_a_stalled_rank_is_named(data, tmp_path, meeting_place):
     settings = {"training__checkpoint_seconds": 0, "training__max_epochs": 500, "training__patience": 500}
     command = arguments(data, tmp_path, training__rank_timeout=3, **settings)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2}
-    ranks = [start(command, RANK=rank, LOCAL_RANK=rank, **place) for rank in range(2)]
+    ranks = [start(command, RANK=rank, LOCAL_RANK=rank, **meeting_place) for rank in range(2)]
     try:
         wait_for(lambda: (tmp_path / "last").exists())
         ranks[1].send_signal(signal.SIGSTOP)
