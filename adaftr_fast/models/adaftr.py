@@ -100,7 +100,8 @@ class AdaFTR(MultiTaskModel):
         logits = self._relatedness_logits(seen, detach=self.relatedness_updates == "omega")
         if logits:
             weights = (batch.weight, batch.weight_mean)
-            each = [relatedness_loss(x, *batch.labels[:, pair].T, *weights) for x, pair in zip(logits, self.pairs)]
+            y = batch.labels.unbind(1)
+            each = [relatedness_loss(x, y[a], y[b], *weights) for x, (a, b) in zip(logits, self.pairs)]
             losses["relatedness"] = self.alpha * sum(each)
         if self.contrast != "none":
             h = self._contrasted(seen)

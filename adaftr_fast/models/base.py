@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -126,17 +127,17 @@ class Backbone(MultiTaskModel):
         """Eq. 4 (with the "1 -" its second logarithm lacks in print) for each task, and the L2 term of Eq. 14."""
         self.check_labels(batch.labels)
         each = F.binary_cross_entropy_with_logits(seen.logits, batch.labels, reduction="none")  # [B, T]
-        weights = (batch.weight, batch.weight_mean)
-        losses = {name: weighted_mean(each[:, t], *weights) for t, name in enumerate(self.task_names)}
+        means = weighted_mean(each, batch.weight, batch.weight_mean).unbind()
+        losses = dict(zip(self.task_names, means, strict=True))
         if self.l2:
-            losses["l2"] = self.l2 * self._squared_norm(seen.embedded)
+            losses["l2"] = self._penalty(seen.embedded)
         return losses
 
-    def _squared_norm(self, embedded: Tensor) -> Tensor:
-        """Squared L2 norm of the dense weights, plus that of an instance's looked-up rows, averaged over the batch."""
-        tables = set(self.embedding.parameters())
-        dense = [p for p in self.parameters() if p.dim() > 1 and p not in tables]
-        return squared_norm(dense) + squared_norm([embedded]) / len(embedded)
+    def _penalty(self, embedded: Tensor) -> Tensor:
+        """l2 times the squared norm of the dense weights and that of an instance's looked-up rows, a mean over B."""
+        parts = (module.parameters() for module in self.children() if module is not self.embedding)
+        dense = [p for p in chain(self.parameters(recurse=False), *parts) if p.dim() > 1]
+        return squared_norm([*dense, embedded], [self.l2] * len(dense) + [self.l2 / len(embedded)])
 
     def _make_towers(self, in_features: int, hidden: Sequence[int]) -> nn.ModuleList:
         return nn.ModuleList(Tower(in_features, hidden) for _ in self.task_names)

@@ -6,26 +6,31 @@ import torch
 from torch import Tensor
 
 
-def squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+def squared_norm(tensors: Sequence[Tensor], scales: Sequence[float] | None = None) -> Tensor:
     """Sum of the squares of all elements of ``tensors``, floating, of any shapes and of one dtype; 0-dim.
 
+    Args:
+        scales: one number a tensor, by which its sum is multiplied; all 1 by default.
+
     Raises:
-        ValueError: no tensors.
+        ValueError: no tensors, or not one scale for each.
     """
     if not tensors:
         raise ValueError("squared_norm: tensors must hold at least one tensor, got none")
-    return _SquaredNorm.apply(*tensors)
+    if scales is not None and len(scales) != len(tensors):
+        raise ValueError(f"squared_norm: scales must be {len(tensors)} numbers, one a tensor, got {len(scales)}")
+    return _SquaredNorm.apply(scales or [1.0] * len(tensors), *tensors)
 
 
 class _SquaredNorm(torch.autograd.Function):
     """One node for all tensors: recorded op by op, a step of training pays more for autograd than for the sums."""
 
     @staticmethod
-    def forward(ctx, *tensors: Tensor) -> Tensor:
+    def forward(ctx, scales: Sequence[float], *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors)
-        return torch.stack(torch._foreach_norm(tensors)).square().sum()
+        ctx.scales = tensors[0].new_tensor(scales)  # [number of tensors]
+        return (torch.stack(torch._foreach_norm(tensors)).square() * ctx.scales).sum()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
-        twice = 2 * grad
-        return tuple(twice * each for each in ctx.saved_tensors)
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *torch._foreach_mul(ctx.saved_tensors, (2 * grad * ctx.scales).unbind())

@@ -36,11 +36,12 @@ def temperature(relatedness: Tensor, tau_min: float, tau_max: float) -> Tensor:
 
 
 def weighted_mean(x: Tensor, weight: Tensor | None, weight_mean: Tensor | None = None) -> Tensor:
-    """Mean of x [B], weighted by ``weight`` [B] where given.
+    """Mean of x [B, ...] over the batch, weighted by ``weight`` [B] where given.
 
     ``weight_mean`` is that of the whole batch (``Batch.weight_mean``), where these rows are one rank's: the mean over
     ranks is then that of the batch.
     """
     if weight is None:
-        return x.mean()
-    return (x * weight).sum() / weight.sum() if weight_mean is None else (x * weight).mean() / weight_mean
+        return x.mean(0)
+    summed = (x * weight.view(-1, *(1 for _ in x.shape[1:]))).sum(0)
+    return summed / (weight.sum() if weight_mean is None else len(x) * weight_mean)

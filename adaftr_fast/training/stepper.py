@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -67,10 +68,8 @@ class Stepper:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.settings, number, group["initial_lr"])
             optimizer.zero_grad()
-        rows = len(batch) // self.config.accumulate
         with self._in_training():
-            parts = [self._backward(batch[start : start + rows]) for start in range(0, len(batch), rows)]
-        terms = parts[0] if len(parts) == 1 else {name: sum(part[name] for part in parts) for name in parts[0]}
+            terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
         if self.ranks is not None:
             values = average_gradients(self.parameters, torch.stack(tuple(terms.values())), self.ranks.group)
             terms = dict(zip(terms, values))
@@ -95,6 +94,11 @@ class Stepper:
             for module in self.eager:
                 del module.forward
 
+    def _accumulated(self, batch: Batch) -> dict[str, Tensor]:
+        rows = len(batch) // self.config.accumulate
+        parts = [self._backward(batch[start : start + rows]) for start in range(0, len(batch), rows)]
+        return {name: sum(part[name] for part in parts) for name in parts[0]}
+
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Adds a part's share to the gradients; returns its share of the terms."""
         if self.ranks is not None and batch.weight is not None:
@@ -104,7 +108,7 @@ class Stepper:
             terms = {name: term / self.config.accumulate for name, term in terms.items()}
         values = torch.stack(tuple(terms.values()))
         loss = values.sum()
-        if not loss.isfinite():
+        if not math.isfinite(loss.item()):
             shown = ", ".join(f"{name} {value:g}" for name, value in zip(terms, values.tolist()))
             raise TrainingError(f"the loss is not finite ({shown}); lower optimizer.lr")
         loss.backward()

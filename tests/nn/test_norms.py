@@ -17,6 +17,17 @@ def test_value_and_gradients() -> None:
         torch.testing.assert_close(each.grad, 6 * each.detach())
 
 
+def test_scaled() -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(3, 4), (5,)]]
+    norm = squared_norm(tensors, [2.0, 0.5])
+    torch.testing.assert_close(norm, 2 * tensors[0].square().sum() + tensors[1].square().sum() / 2)
+    norm.backward()
+    torch.testing.assert_close([each.grad for each in tensors], [4 * tensors[0].detach(), tensors[1].detach()])
+    with pytest.raises(ValueError, match="scales must be 2 numbers, one a tensor, got 1"):
+        squared_norm(tensors, [1.0])
+
+
 def test_second_gradients() -> None:
     torch.manual_seed(0)
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(3, 4), (5,)]]
