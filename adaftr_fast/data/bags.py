@@ -61,7 +61,7 @@ def slice_bags(ids: Tensor, offsets: Tensor, rows: int, part: slice) -> tuple[Te
 
 def concat_offsets(parts: Sequence[Tensor]) -> Tensor:
     """Offsets of bags that are laid one after another."""
-    return torch.cat([parts[0].new_zeros(1), torch.cat([part.diff() for part in parts]).cumsum(0)])
+    return torch.from_numpy(_cumulative(np.concatenate([np.diff(part.numpy()) for part in parts])))
 
 
 def _cumulative(counts: np.ndarray) -> np.ndarray:

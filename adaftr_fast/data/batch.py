@@ -73,13 +73,17 @@ class Batch:
 
 
 def concat(batches: Sequence[Batch]) -> Batch:
-    """The rows of one or more batches with the same columns, one after another."""
+    """The rows of one or more batches with the same columns, one after another; by NumPy, as ``take``."""
     if len(batches) == 1:
         return batches[0]
     parts = {each.name: [getattr(batch, each.name) for batch in batches] for each in fields(Batch)}
     offsets = parts.pop("offsets")
-    whole = {name: None if part[0] is None else torch.cat(part) for name, part in parts.items()}
+    whole = {name: None if part[0] is None else _joined(part) for name, part in parts.items()}
     return Batch(**whole, offsets=None if offsets[0] is None else concat_offsets(offsets))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.from_numpy(np.concatenate([part.numpy() for part in parts]))
 
 
 def rebatch(blocks: Iterable[Batch], batch_size: int, *, drop_last: bool) -> Iterator[Batch]:

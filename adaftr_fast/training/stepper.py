@@ -67,7 +67,8 @@ class Stepper:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.settings, number, group["initial_lr"])
-            optimizer.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
         with self._in_training():
             terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
         if self.ranks is not None:

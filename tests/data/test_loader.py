@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -226,3 +228,23 @@ def test_sample_weights_come_with_their_rows(source, write, tmp_path):
     (batch,) = PreparedData(tmp_path / "out").load("train").batches(100)
     assert batch.weight.dtype == torch.float32
     assert batch.weight.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+@pytest.mark.parametrize("bags", [False, True])
+def test_the_reading_thread_starts_no_second_pool(bags):
+    """torch keeps a pool of threads for each thread that asks for one, and two of them fight over the cores."""
+    code = f"""
+import os, torch
+from adaftr_fast.data.batch import Batch
+from adaftr_fast.data.loader import Split
+count = lambda: len(os.listdir("/proc/self/task"))
+torch.set_num_threads(4)
+ids = torch.zeros(400_000, dtype=torch.int32)
+offsets = torch.arange(400_001) if {bags} else None
+split = Split.of(Batch(ids if {bags} else ids.view(-1, 4), torch.zeros(100_000, 1), offsets=offsets))
+before = count()
+print(max(count() for _ in split.shuffled(1024, seed=0, epoch=0)) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 1  # the one that reads
