@@ -38,10 +38,16 @@ class FieldInfo:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """Rows of a split and how many are positive, per task."""
+    """Rows of a split and how many are positive, per task.
+
+    Attributes:
+        files: where several parts wrote it, their files' names in the order of their rows, and the rows of each;
+            empty = one file with the split's name.
+    """
 
     rows: int
     positives: dict[str, int]
+    files: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,11 @@ class Manifest:
     def num_embeddings(self) -> list[int]:
         """Embedding rows of each field."""
         return [field.num_embeddings for field in self.fields]
+
+    def files(self, split: str) -> dict[str, int]:
+        """The names of a split's files in the order of their rows, and the rows of each."""
+        info = self.splits[split]
+        return info.files or {f"{split}.parquet": info.rows}
 
     def write(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")

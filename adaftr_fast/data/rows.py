@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -51,41 +53,48 @@ class TensorRows:
 
 
 class ParquetRows:
-    """One split of a prepared folder, read by row groups.
+    """One split of a prepared folder, read by row groups, those of one file after those of another.
 
     Raises:
-        DataError: the file is unreadable or does not fit the manifest; ``read`` raises it for damaged pages, missing
+        DataError: a file is unreadable or does not fit the manifest; ``read`` raises it for damaged pages, missing
             values and ids or labels out of range.
     """
 
     def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
-        self.path = folder / f"{split}.parquet"
+        self.folder, self.name = folder, f"{folder / split}"
         self.fields, self.tasks = [field.name for field in manifest.fields], manifest.tasks
         self.multiple = {field.name for field in manifest.fields if field.multiple}
         self.limits = {field.name: field.num_embeddings for field in manifest.fields} | dict.fromkeys(self.tasks, 2)
         self.group = [GROUP] if manifest.group else []
         self.weight = [WEIGHT] if manifest.weight else []
-        with self._open() as file:
-            metadata, schema = file.metadata, file.schema_arrow
-        self.sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        self.sizes: list[int] = []
+        self._places: list[tuple[str, int]] = []  # of each row group: file, number in it
         types = {field: pa.list_(pa.int32()) if field in self.multiple else pa.int32() for field in self.fields}
         types |= dict.fromkeys(self.tasks, pa.uint8())
         types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
+        for name, rows in manifest.files(split).items():
+            self._add(name, rows, types)
+
+    def _add(self, name: str, rows: int, types: dict[str, pa.DataType]) -> None:
+        """The row groups of a file, if it has these columns and as many rows."""
+        path = self.folder / name
+        with _open(path) as file:
+            metadata, schema = file.metadata, file.schema_arrow
         for column, kind in types.items():
             if column not in schema.names:
-                raise DataError(f"{self.path}: no column {column}")
+                raise DataError(f"{path}: no column {column}")
             if schema.field(column).type != kind:
-                raise DataError(f"{self.path}: column {column}: expected {kind}, got {schema.field(column).type}")
-        if sum(self.sizes) != manifest.splits[split].rows:
-            raise DataError(f"{self.path}: {sum(self.sizes)} rows, expected {manifest.splits[split].rows}")
+                raise DataError(f"{path}: column {column}: expected {kind}, got {schema.field(column).type}")
+        if metadata.num_rows != rows:
+            raise DataError(f"{path}: {metadata.num_rows} rows, expected {rows}")
+        self.sizes += [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        self._places += [(name, number) for number in range(metadata.num_row_groups)]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         columns = [*self.fields, *self.tasks, *self.group, *self.weight]
-        try:
-            with self._open() as file:
-                table = file.read_row_groups(list(chunks), columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path}: not readable: {str(error).splitlines()[0]}") from error
+        places = groupby((self._places[chunk] for chunk in chunks), key=itemgetter(0))
+        tables = [_read(self.folder / name, [number for _, number in own], columns) for name, own in places]
+        table = pa.concat_tables(tables)
         values = {column: self._values(column, table[column]) for column in columns if column not in self.multiple}
         labels = matrix([values[task] for task in self.tasks], np.float32)
         group, weight = (torch.from_numpy(values[name].copy()) if name in values else None for name in (GROUP, WEIGHT))
@@ -97,16 +106,10 @@ class ParquetRows:
         rows = Batch(ids, torch.from_numpy(labels), group, weight, offsets)
         return rows if order is None else rows.take(order)
 
-    def _open(self) -> pq.ParquetFile:
-        try:
-            return pq.ParquetFile(self.path, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.path}: not readable: {str(error).splitlines()[0]}") from error
-
     def _lists(self, column: str, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """The ids of a column of lists, checked, and their offsets [N + 1] from 0."""
         if table[column].null_count:
-            raise DataError(f"{self.path}: column {column}: {table[column].null_count} missing values")
+            raise DataError(f"{self.name}: column {column}: {table[column].null_count} missing values")
         lists = table[column].combine_chunks()
         lists = lists if isinstance(lists, pa.Array) else pa.concat_arrays(lists.chunks)
         offsets = lists.offsets.to_numpy()
@@ -115,11 +118,26 @@ class ParquetRows:
     def _values(self, column: str, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Plain values of a column, checked."""
         if values.null_count:
-            raise DataError(f"{self.path}: column {column}: {values.null_count} missing values")
+            raise DataError(f"{self.name}: column {column}: {values.null_count} missing values")
         values, limit = values.to_numpy(), self.limits.get(column)
         if limit is not None and len(values) and not 0 <= values.min() <= values.max() < limit:
-            raise DataError(f"{self.path}: column {column}: [{values.min()}, {values.max()}] leaves [0, {limit})")
+            raise DataError(f"{self.name}: column {column}: [{values.min()}, {values.max()}] leaves [0, {limit})")
         return values
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
+
+
+def _read(path: Path, row_groups: list[int], columns: list[str]) -> pa.Table:
+    try:
+        with _open(path) as file:
+            return file.read_row_groups(row_groups, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 
 
 def matrix(columns: list[np.ndarray], kind: type[np.generic]) -> np.ndarray:

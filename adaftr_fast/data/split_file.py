@@ -16,7 +16,7 @@ from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.encode import Encoder, encode_field
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.groups import GroupNumbers
-from adaftr_fast.data.manifest import SplitInfo
+from adaftr_fast.data.manifest import Manifest, SplitInfo
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.schema_types import Label, Schema
 from adaftr_fast.data.source import LABEL
@@ -51,6 +51,12 @@ def write_split(schema: Schema, encoders: dict[str, Encoder], batches: Iterator[
 def split_info(path: Path) -> SplitInfo:
     """The rows and positives of a file that ``write_split`` wrote."""
     return from_json(SplitInfo, json.loads(pq.read_metadata(path).metadata[INFO.encode()]))
+
+
+def read_split(folder: Path, manifest: Manifest, split: str, columns: list[str] | None = None) -> pa.Table:
+    """Those ``columns`` of a split that it has, or all, in memory."""
+    files = (pq.ParquetFile(folder / name) for name in manifest.files(split))
+    return pa.concat_tables(file.read(columns) for file in files)
 
 
 def _columns(schema: Schema) -> pa.Schema:

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from adaftr_fast.data.loader import PreparedData
 from adaftr_fast.data.manifest import FieldInfo
-from adaftr_fast.data.prepare import TRUTH
+from adaftr_fast.data.split_file import TRUTH, read_split
 from adaftr_fast.data.vocabulary import VOCABULARY
 from adaftr_fast.experiments.jobs import Job
 from adaftr_fast.runs.run import build
@@ -78,7 +78,7 @@ def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
         CheckpointError: a run's checkpoint is absent or damaged.
     """
     learned = [_temperatures(data, job) for job in jobs]
-    table = pq.read_table(data.folder / "test.parquet")
+    table = read_split(data.folder, data.manifest, "test")
     names = dict(_value_names(data))
     return [_analyse_pair(name, np.stack([each[name] for each in learned]), table, data, names) for name in learned[0]]
 

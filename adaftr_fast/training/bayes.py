@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.manifest import read_manifest
-from adaftr_fast.data.prepare import GROUP, TRUTH
+from adaftr_fast.data.split_file import GROUP, TRUTH, read_split
 from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.metrics import auc, gauc, log_loss
 
@@ -27,15 +26,15 @@ def bayes_metrics(folder: str | Path, split: str = "test") -> TaskMetrics:
     manifest = read_manifest(folder)
     if split not in manifest.splits:
         raise DataError(f"{folder}: no split {split!r}; expected one of {', '.join(manifest.splits)}")
-    path = folder / f"{split}.parquet"
-    tasks = [task for task in manifest.tasks if TRUTH + task in pq.read_schema(path).names]
     groups = [GROUP] if manifest.group else []
-    table = pq.read_table(path, columns=[*tasks, *(TRUTH + task for task in tasks), *groups])
+    wanted = [*manifest.tasks, *(TRUTH + task for task in manifest.tasks), *groups]
+    table = read_split(folder, manifest, split, wanted)
+    tasks = [task for task in manifest.tasks if TRUTH + task in table.column_names]
     metrics: TaskMetrics = {}
     for task in tasks:
         labels, truth = table[task].to_numpy(), table[TRUTH + task].to_numpy()
         if not ((truth > 0) & (truth < 1)).all():
-            raise DataError(f"{path}: column {TRUTH + task}: expected probabilities in (0, 1)")
+            raise DataError(f"{folder / split}: column {TRUTH + task}: expected probabilities in (0, 1)")
         logits = np.log(truth) - np.log1p(-truth)
         metrics[task] = {"auc": auc(labels, logits), "logloss": log_loss(labels, logits)}
         if groups:

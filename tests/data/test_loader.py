@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import threading
@@ -48,6 +49,33 @@ def test_tensors_of_a_prepared_split(folder):
     assert batch.labels.tolist()[1] == [1.0, 1.0]
     assert batch.group.tolist() == [0, 1, 0, 2, 1, -1]
     assert len(split) == 6
+
+
+def test_a_split_of_several_files_is_read_as_of_one(folder):
+    """The same row groups, in one file and in three, whose windows lie across the files."""
+    path, about = folder / "train.parquet", folder / "schema.json"
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=1)
+    rows = {"train-00001-of-00003.parquet": 3, "train-00002-of-00003.parquet": 1, "train-00003-of-00003.parquet": 2}
+    for number, (name, count) in enumerate(rows.items()):
+        pq.write_table(table.slice([0, 3, 4][number], count), folder / name, row_group_size=1)
+
+    def epochs(split):
+        order = {"batch_size": 2, "seed": 3, "epoch": 1, "window": 4}
+        return [*split.batches(4), *split.shuffled(**order), *split.part(1, 2).batches(4)]
+
+    one = epochs(PreparedData(folder).load("train"))
+    path.unlink()
+    content = json.loads(about.read_text())
+    content["splits"]["train"]["files"] = rows
+    about.write_text(json.dumps(content))
+    several = epochs(PreparedData(folder).load("train"))
+    for ours, theirs in zip(several, one, strict=True):
+        assert torch.equal(ours.ids, theirs.ids)
+        assert torch.equal(ours.group, theirs.group)
+    pq.write_table(table.slice(0, 2), folder / "train-00001-of-00003.parquet")
+    with pytest.raises(DataError, match=r"train-00001-of-00003\.parquet: 2 rows, expected 3"):
+        PreparedData(folder).load("train")
 
 
 def test_parquet_and_tensors_give_the_same(folder):
