@@ -1,8 +1,11 @@
 """``torch.ops.adaftr_fast.mlp`` and ``mixture``: stacks of dense layers, and mixtures of experts, each in one pass.
 
 B rows, T tasks, k experts, v width of an expert. Shapes and formulas: adaftr_fast/reference/mlp.py. On CPU a block of
-rows goes through all layers while it is in cache, forward and backward. Under autocast the outputs are bfloat16; the
-weights, and what is added up, stay float32.
+rows goes through all layers while it is in cache, forward and backward.
+
+Under autocast to bfloat16 (``reduced``) the outputs are bfloat16. Where the CPU multiplies it (AVX512-BF16), so are the
+factors of every product, rounded as they are read: inputs, weights, and the gradient of a layer before its relu, whose
+sum over the rows is that of the bias. Weights, their gradients, and what is added up stay float32.
 """
 
 from __future__ import annotations

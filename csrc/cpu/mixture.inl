@@ -101,9 +101,7 @@ void run_mixture(const MixtureProblem& problem, void* workspace, Parallel parall
       &mixture);
 }
 
-template <class T>
+template <class T, class F = T>
 MlpKernels<T> mlp_kernels() {
-  return {mlp_workspace_bytes<T>, mlp_forward<T>, mlp_backward<T>, mixture_workspace_bytes<T>, run_mixture<T>};
+  return {mlp_workspace_bytes<T, F>, mlp_forward<T, F>, mlp_backward<T, F>, mixture_workspace_bytes<T>, run_mixture<T>};
 }
-MlpKernels<float> mlp_f32() { return mlp_kernels<float>(); }
-MlpKernels<double> mlp_f64() { return mlp_kernels<double>(); }

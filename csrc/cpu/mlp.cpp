@@ -24,11 +24,15 @@ MlpKernels<T> pick(MlpKernels<T> (*generic)(), MlpKernels<T> (*avx2)(), MlpKerne
   return capability() == Capability::kAvx2 ? avx2() : generic();
 }
 
+// half: of results in bfloat16.
 template <class T>
-MlpKernels<T> kernels() {
+MlpKernels<T> kernels(bool half) {
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<T, double>) return pick(generic::mlp_f64, avx2::mlp_f64, avx512::mlp_f64);
-  if constexpr (std::is_same_v<T, float>) return pick(generic::mlp_f32, avx2::mlp_f32, avx512::mlp_f32);
+  if constexpr (std::is_same_v<T, float>) {
+    if (half && capability() >= Capability::kAvx512Bf16) return avx512_bf16::mlp_bf16();
+    return pick(generic::mlp_f32, avx2::mlp_f32, avx512::mlp_f32);
+  }
 #else
   if constexpr (std::is_same_v<T, double>) return generic::mlp_f64();
   if constexpr (std::is_same_v<T, float>) return generic::mlp_f32();
@@ -119,7 +123,7 @@ struct Stacks {
   void run(bool backward) {
     if (rows == 0) return;
     const MlpProblem<T> q = problem();
-    const auto chosen = kernels<T>();
+    const auto chosen = kernels<T>(layers[0].output.half);
     const Parallel parallel = torch_threads();
     const Tensor workspace = workspace_of(chosen.workspace_bytes(q, backward, parallel.threads));
     (backward ? chosen.backward : chosen.forward)(q, workspace.mutable_data_ptr(), parallel);
@@ -204,9 +208,9 @@ void run_mixture(MixtureProblem& q, bool wide) {
     chosen.mixture(q, workspace.mutable_data_ptr(), parallel);
   };
   if (wide)
-    go(kernels<double>());
+    go(kernels<double>(false));
   else
-    go(kernels<float>());
+    go(kernels<float>(q.expert.half));
 }
 
 MixtureProblem mixture_problem(const Tensor& experts, const Tensor& logits) {

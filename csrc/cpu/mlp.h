@@ -34,8 +34,8 @@ struct MlpLayer {
   T* d_weight;      // [out, in]
   T* d_bias;        // [out]
   // The kernel's own:
-  T* packed;    // weight, in panels
-  T* d_packed;  // per thread, d_weight in panels [in panels][out][panel] and d_bias [out panels][panel]
+  void* packed;  // weight, as factors in panels
+  T* d_packed;   // per thread, d_weight in panels [in panels][out][panel] and d_bias [out panels][panel]
 };
 
 // Layers on top of one another, the first of which reads an input.
@@ -83,5 +83,8 @@ namespace avx512 {
 MlpKernels<float> mlp_f32();
 MlpKernels<double> mlp_f64();
 }  // namespace avx512
+namespace avx512_bf16 {
+MlpKernels<float> mlp_bf16();  // products of bfloat16 factors
+}  // namespace avx512_bf16
 
 }  // namespace adaftr_fast

@@ -14,15 +14,38 @@ int64_t panels_of(int64_t width) {
   return ceil_div(width, kPanel<T>);
 }
 
+// The factors F of a product are numbers T, or pairs of numbers (pairs.inl), which stand
+//   along: side by side in a row, [panels of kPanel factors][kBlockRows][kPanel], as tile.inl takes A; or
+//   down: one below the other, [panels of kPanel columns][rows / kDepth][kPanel], as it takes B, and A as a strip.
+template <class F>
+constexpr int kDepth = 1;  // numbers in a factor
+template <class F>
+constexpr F kOne = 1;  // times a factor: the sum of its numbers
+
 template <class T>
+inline void store_along(T* to, Vec<T> x) {
+  store(to, x);
+}
+// Vectors of kDepth rows of one matrix.
+template <class T>
+inline void store_down(T* to, const Vec<T>* rows) {
+  store(to, rows[0]);
+}
+
+template <class T, class F>
 struct Mlp {
+  static constexpr int kColumns = kPanel<F> * kDepth<F>;      // of a panel of factors along
+  static constexpr int kBlockDepth = kBlockRows / kDepth<F>;  // of a panel of factors down
   const MlpProblem<T>& q;
   int64_t tasks, blocks;
   int64_t buffer_elements, share;  // of one of a thread's buffers; of a thread's share of all d_packed
   Arena arena;
-  T *buffers, *shares;
+  T *sums, *shares;
+  F* factors;
 
-  static constexpr int kBuffers = 5;  // input, its gradient, a layer's input, dy, dx
+  // A thread's buffers.
+  enum SumBuffer { kProduct, kInputGradient, kSumBuffers };
+  enum FactorBuffer { kInput, kHidden, kGradient, kGradientDown, kFactorBuffers };
 
   Mlp(const MlpProblem<T>& problem, bool backward, int64_t threads, char* base) : q(problem), arena{base} {
     blocks = ceil_div(q.rows, kBlockRows);
@@ -33,13 +56,16 @@ struct Mlp {
     for (int64_t l = 0; l < q.layers; ++l) {
       MlpLayer<T>& layer = q.layer[l];
       widest = at_least(widest, layer.out);
-      arena.take(
-          backward ? panels_of<T>(layer.in) * layer.out * kPanel<T> : panels_of<T>(layer.out) * layer.in * kPanel<T>,
-          layer.packed);
+      F* packed;
+      arena.take(backward ? panels_of<T>(layer.in) * packed_depth(layer.out) * kPanel<F>
+                          : panels_of<T>(layer.out) * packed_depth(layer.in) * kPanel<F>,
+                 packed);
+      layer.packed = packed;
       share += d_weight_elements(layer) + panels_of<T>(layer.out) * kPanel<T>;
     }
-    buffer_elements = panels_of<T>(widest) * kBlockRows * kPanel<T>;
-    arena.take(tasks * kBuffers * buffer_elements, buffers);
+    buffer_elements = ceil_div(widest, kColumns) * kColumns * kBlockRows;
+    arena.take(tasks * kSumBuffers * buffer_elements, sums);
+    arena.take(tasks * kFactorBuffers * buffer_elements / kDepth<F>, factors);
     arena.take(backward ? tasks * share : 0, shares);
     int64_t used = 0;
     for (int64_t l = 0; l < q.layers; ++l) {
@@ -48,10 +74,23 @@ struct Mlp {
     }
   }
 
+  static int64_t depth_of(int64_t count) { return ceil_div(count, kDepth<F>); }
+  // Of packed weights: what is beyond the depth is written a vector at a time, and not read.
+  static int64_t packed_depth(int64_t count) { return ceil_div(count, kLanes<T>) * (kLanes<T> / kDepth<F>); }
   static int64_t d_weight_elements(const MlpLayer<T>& layer) { return panels_of<T>(layer.in) * layer.out * kPanel<T>; }
   T* d_weight_of(const MlpLayer<T>& layer, int64_t task) { return layer.d_packed + task * share; }
   T* d_bias_of(const MlpLayer<T>& layer, int64_t task) { return d_weight_of(layer, task) + d_weight_elements(layer); }
-  T* buffer(int64_t task, int number) { return buffers + (task * kBuffers + number) * buffer_elements; }
+  T* buffer(int64_t task, SumBuffer which) { return sums + (task * kSumBuffers + which) * buffer_elements; }
+  F* buffer(int64_t task, FactorBuffer which) {
+    return factors + (task * kFactorBuffers + which) * buffer_elements / kDepth<F>;
+  }
+
+  // Where a block's column k begins; the rows of a panel of numbers, or of factors along, stand kPanel apart.
+  static T* column(T* block, int64_t k) { return block + k / kPanel<T> * kBlockRows * kPanel<T> + k % kPanel<T>; }
+  static F* column_along(F* block, int64_t k) {
+    return block + k / kColumns * kBlockRows * kPanel<F> + k % kColumns / kDepth<F>;
+  }
+  static F* column_down(F* block, int64_t k) { return block + k / kPanel<F> * kBlockDepth * kPanel<F> + k % kPanel<F>; }
 
   // body(mlp, task, number of tasks) on each task's thread.
   template <class Body>
@@ -102,162 +141,195 @@ struct Mlp {
     }
   }
 
-  // packed: [out panels][in][kPanel], W^T
+  // packed: [out panels][packed_depth(in)][kPanel], W^T
   void pack_transposed(const MlpLayer<T>& layer, int64_t p) {
-    const int64_t j0 = p * kPanel<T>, count = at_most(layer.out - j0, kPanel<T>);
-    T* to = layer.packed + p * layer.in * kPanel<T>;
-    for (int64_t k = 0; k < layer.in; ++k, to += kPanel<T>) {
-      const T* from = layer.weight + j0 * layer.in + k;
-      for (int64_t j = 0; j < count; ++j) to[j] = from[j * layer.in];
-      for (int64_t j = count; j < kPanel<T>; ++j) to[j] = 0;
-    }
+    F* to = static_cast<F*>(layer.packed) + p * packed_depth(layer.in) * kPanel<F>;
+    for (int64_t j = 0; j < kPanel<F>; ++j)
+      for (int64_t k = 0; k < layer.in; k += kLanes<T>) {
+        constexpr int kFactors = kLanes<T> / kDepth<F>;
+        F some[kFactors];
+        store_along(some, weights(layer, p * kPanel<F> + j, k));
+        for (int i = 0; i < kFactors; ++i) to[(k / kDepth<F> + i) * kPanel<F> + j] = some[i];
+      }
   }
 
-  // packed: [in panels][out][kPanel], W
+  // packed: [in panels][packed_depth(out)][kPanel], W
   void pack_rows(const MlpLayer<T>& layer, int64_t p) {
-    const int64_t k0 = p * kPanel<T>, count = at_most(layer.in - k0, kPanel<T>);
-    T* to = layer.packed + p * layer.out * kPanel<T>;
-    for (int64_t j = 0; j < layer.out; ++j, to += kPanel<T>) {
-      const T* from = layer.weight + j * layer.in + k0;
-      for (int64_t k = 0; k < count; ++k) to[k] = from[k];
-      for (int64_t k = count; k < kPanel<T>; ++k) to[k] = 0;
+    F* to = static_cast<F*>(layer.packed) + p * packed_depth(layer.out) * kPanel<F>;
+    for (int64_t o = 0; o < layer.out; o += kDepth<F>, to += kPanel<F>)
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        Vec<T> rows[kDepth<F>];
+        for (int i = 0; i < kDepth<F>; ++i) rows[i] = weights(layer, o + i, p * kPanel<F> + v * kLanes<T>);
+        store_down(to + v * kLanes<T>, rows);
+      }
+  }
+
+  // Of row o from column k on; zeros beyond the matrix.
+  static Vec<T> weights(const MlpLayer<T>& layer, int64_t o, int64_t k) {
+    const Rows weight{const_cast<T*>(layer.weight), false};
+    return o < layer.out && k < layer.in ? read<T>(weight, o * layer.in + k, layer.in - k) : Vec<T>{};
+  }
+
+  // A block of rows of a matrix as factors along,
+  static void read_along(Rows from, int64_t row, int64_t rows, int64_t width, F* block) {
+    for (int64_t k = 0; k < width; k += kLanes<T>) {
+      F* to = column_along(block, k);
+      for (int64_t r = 0; r < rows; ++r)
+        store_along(to + r * kPanel<F>, read<T>(from, (row + r) * width + k, width - k));
     }
   }
 
-  // visit(place in the block's panels, place in the matrix, elements left in the row), a vector at a time.
-  template <class Visit>
-  static void over_vectors(int64_t row, int64_t rows, int64_t width, Visit visit) {
-    for (int64_t p = 0; p < panels_of<T>(width); ++p)
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t k = p * kPanel<T>; k < at_most(width, (p + 1) * kPanel<T>); k += kLanes<T>)
-          visit((p * kBlockRows + r) * kPanel<T> + k - p * kPanel<T>, (row + r) * width + k, width - k);
+  // or down.
+  static void read_down(Rows from, int64_t row, int64_t rows, int64_t width, F* block) {
+    for (int64_t k = 0; k < width; k += kLanes<T>) {
+      F* to = column_down(block, k);
+      for (int64_t r = 0; r < rows; r += kDepth<F>, to += kPanel<F>) {
+        Vec<T> x[kDepth<F>] = {};
+#pragma GCC unroll 2
+        for (int i = 0; i < kDepth<F>; ++i)
+          if (r + i < rows) x[i] = read<T>(from, (row + r + i) * width + k, width - k);
+        store_down(to, x);
+      }
+    }
   }
 
-  // A block of rows of a matrix into panels [panels][kBlockRows][kPanel].
-  static void read_block(const Rows& from, int64_t row, int64_t rows, int64_t width, T* to) {
-    over_vectors(row, rows, width,
-                 [&](int64_t i, int64_t at, int64_t left) { store(to + i, read<T>(from, at, left)); });
+  static void write_block(T* block, int64_t row, int64_t rows, int64_t width, Rows to) {
+    for (int64_t k = 0; k < width; k += kLanes<T>) {
+      const T* from = column(block, k);
+      for (int64_t r = 0; r < rows; ++r) write<T>(to, (row + r) * width + k, width - k, load(from + r * kPanel<T>));
+    }
   }
 
-  static void write_block(const T* from, int64_t row, int64_t rows, int64_t width, const Rows& to) {
-    over_vectors(row, rows, width,
-                 [&](int64_t i, int64_t at, int64_t left) { write<T>(to, at, left, load(from + i)); });
-  }
-
-  // c (+)= a B for a block: a and c in panels; b: [panels of c][depth][kPanel].
-  static void multiply_block(int64_t rows, int64_t depth, int64_t width, const T* a, const T* b, T* c,
+  // c (+)= a B for a block: a along, [rows][depth numbers]; b: [panels of c][packed_depth(depth)][kPanel].
+  static void multiply_block(int64_t rows, int64_t depth, int64_t width, const F* a, const void* b, T* c,
                              bool accumulate) {
     for (int64_t p = 0; p < panels_of<T>(width); ++p)
       for (int64_t i = 0; i < tiles_of(rows); ++i) {
         const int64_t r0 = tile_begin(rows, i), r1 = tile_begin(rows, i + 1);
-        tile_for<T, 0>(r1 - r0, width - p * kPanel<T>)({depth, a + r0 * kPanel<T>, kBlockRows * kPanel<T>,
-                                                        b + p * depth * kPanel<T>,
+        tile_for<F, 0>(r1 - r0, width - p * kPanel<T>)({depth_of(depth), a + r0 * kPanel<F>, kBlockRows * kPanel<F>,
+                                                        static_cast<const F*>(b) + p * packed_depth(depth) * kPanel<F>,
                                                         c + (p * kBlockRows + r0) * kPanel<T>, accumulate});
       }
   }
 
   void forward_block(int64_t task, int64_t row, int64_t rows) {
+    T* y = buffer(task, kProduct);
     for (int64_t i = 0; i < q.inputs; ++i) {
-      read_block(q.input[i].value, row, rows, q.input[i].width, buffer(task, 0));
+      read_along(q.input[i].value, row, rows, q.input[i].width, buffer(task, kInput));
       for (int64_t s = 0; s < q.stacks; ++s) {
         if (q.stack[s].input != i) continue;
-        const T* x = buffer(task, 0);
         for (int64_t d = 0; d < q.stack[s].depth; ++d) {
           const MlpLayer<T>& layer = q.layer[q.stack[s].first_layer + d];
-          T* y = buffer(task, 1 + d % 2);
-          multiply_block(rows, layer.in, layer.out, x, layer.packed, y, false);
-          activate(layer, row, rows, y);
-          x = y;
+          multiply_block(rows, layer.in, layer.out, buffer(task, d == 0 ? kInput : kHidden), layer.packed, y, false);
+          activate(layer, row, rows, y, buffer(task, kHidden));
         }
       }
     }
   }
 
-  // Bias and relu, in the block and out to the layer's output. A NaN stays.
-  static void activate(const MlpLayer<T>& layer, int64_t row, int64_t rows, T* y) {
-    const Rows bias{const_cast<T*>(layer.bias), false};
-    over_vectors(row, rows, layer.out, [&](int64_t i, int64_t at, int64_t left) {
-      const Vec<T> sum = load(y + i) + read<T>(bias, layer.out - left, left);
-      const Vec<T> result = layer.rectified ? (sum < 0 ? Vec<T>{} : sum) : sum;
-      store(y + i, result);
-      write<T>(layer.output, at, left, result);
-    });
+  // Bias and relu; to the layer's output, and as factors for the layer above. A NaN stays.
+  static void activate(const MlpLayer<T>& layer, int64_t row, int64_t rows, T* y, F* along) {
+    const Rows bias{const_cast<T*>(layer.bias), false}, output = layer.output;
+    const int64_t out = layer.out;
+    const bool rectified = layer.rectified;
+    for (int64_t k = 0; k < out; k += kLanes<T>) {
+      const Vec<T> b = read<T>(bias, k, out - k);
+      const T* from = column(y, k);
+      F* to = column_along(along, k);
+      for (int64_t r = 0; r < rows; ++r) {
+        const Vec<T> sum = load(from + r * kPanel<T>) + b, result = rectified ? (sum < 0 ? Vec<T>{} : sum) : sum;
+        store_along(to + r * kPanel<F>, result);
+        write<T>(output, (row + r) * out + k, out - k, result);
+      }
+    }
   }
 
   void backward_block(int64_t task, int64_t row, int64_t rows) {
     for (int64_t i = 0; i < q.inputs; ++i) {
       const MlpInput& input = q.input[i];
-      read_block(input.value, row, rows, input.width, buffer(task, 0));
+      read_down(input.value, row, rows, input.width, buffer(task, kInput));
       bool any = false;
       for (int64_t s = 0; s < q.stacks; ++s)
         if (q.stack[s].input == i) any |= backward_stack(task, q.stack[s], row, rows, any);
       if (input.d_value.data == nullptr) continue;
-      if (!any) zero(buffer(task, 1), rows, input.width);
-      write_block(buffer(task, 1), row, rows, input.width, input.d_value);
+      T* d_input = buffer(task, kInputGradient);
+      if (!any) zero(d_input, rows, input.width);
+      write_block(d_input, row, rows, input.width, input.d_value);
     }
   }
 
   static void zero(T* block, int64_t rows, int64_t width) {
-    over_vectors(0, rows, width, [&](int64_t i, int64_t, int64_t) { store(block + i, Vec<T>{}); });
+    for (int64_t k = 0; k < width; k += kLanes<T>)
+      for (int64_t r = 0; r < rows; ++r) store(column(block, k) + r * kPanel<T>, Vec<T>{});
   }
 
   // Returns whether it left a gradient of the input (adding to what is there where `accumulate`).
   bool backward_stack(int64_t task, const MlpStack& stack, int64_t row, int64_t rows, bool accumulate) {
-    T *dy = buffer(task, 3), *dx = buffer(task, 4);
+    F *dy = buffer(task, kGradient), *dy_down = kDepth<F> == 1 ? dy : buffer(task, kGradientDown);
+    T* dx = buffer(task, kProduct);
     bool reached = false;  // by a gradient from above
     for (int64_t d = stack.depth - 1; d >= 0; --d) {
       const MlpLayer<T>& layer = q.layer[stack.first_layer + d];
       if (!reached && layer.d_output.data == nullptr) continue;
-      take_gradient(layer, row, rows, dy, reached);
+      take_gradient(layer, row, rows, reached ? dx : nullptr, dy, dy_down);
       reached = true;
-      const T* x = buffer(task, 0);
-      if (d > 0) {
-        read_block(q.layer[stack.first_layer + d - 1].output, row, rows, layer.in, buffer(task, 2));
-        x = buffer(task, 2);
-      }
-      add_weight_gradient(task, layer, rows, x, dy);
-      if (d > 0) {
+      if (d > 0) read_down(q.layer[stack.first_layer + d - 1].output, row, rows, layer.in, buffer(task, kHidden));
+      add_weight_gradient(task, layer, rows, buffer(task, d > 0 ? kHidden : kInput), dy_down);
+      if (d > 0)
         multiply_block(rows, layer.out, layer.in, dy, layer.packed, dx, false);
-        T* other = dy;
-        dy = dx, dx = other;
-      } else if (q.input[stack.input].d_value.data != nullptr) {
-        multiply_block(rows, layer.out, layer.in, dy, layer.packed, buffer(task, 1), accumulate);
-      }
+      else if (q.input[stack.input].d_value.data != nullptr)
+        multiply_block(rows, layer.out, layer.in, dy, layer.packed, buffer(task, kInputGradient), accumulate);
     }
     return reached;
   }
 
-  // dy: what came from above, if `reached`, and what the layer's output is given, where the relu let through.
-  static void take_gradient(const MlpLayer<T>& layer, int64_t row, int64_t rows, T* dy, bool reached) {
-    over_vectors(row, rows, layer.out, [&](int64_t i, int64_t at, int64_t left) {
-      Vec<T> g = reached ? load(dy + i) : Vec<T>{};
-      if (layer.d_output.data != nullptr) g += read<T>(layer.d_output, at, left);
-      if (layer.rectified) g = read<T>(layer.output, at, left) <= 0 ? Vec<T>{} : g;
-      store(dy + i, g);
-    });
+  // The gradient of the layer's sums, as factors along and down: what came from above, if anything, and what the
+  // layer's output is given, where the relu let through.
+  static void take_gradient(const MlpLayer<T>& layer, int64_t row, int64_t rows, T* above, F* along, F* down) {
+    const Rows output = layer.output, d_output = layer.d_output;
+    const int64_t out = layer.out;
+    const bool rectified = layer.rectified;
+    for (int64_t k = 0; k < out; k += kLanes<T>) {
+      const T* from = above == nullptr ? nullptr : column(above, k);
+      F *to = column_along(along, k), *to_down = column_down(down, k);
+      for (int64_t r = 0; r < rows; r += kDepth<F>, to_down += kPanel<F>) {
+        Vec<T> g[kDepth<F>] = {};
+#pragma GCC unroll 2
+        for (int i = 0; i < kDepth<F>; ++i) {
+          if (r + i >= rows) break;
+          const int64_t at = (row + r + i) * out + k;
+          if (from != nullptr) g[i] = load(from + (r + i) * kPanel<T>);
+          if (d_output.data != nullptr) g[i] += read<T>(d_output, at, out - k);
+          if (rectified) g[i] = read<T>(output, at, out - k) <= 0 ? Vec<T>{} : g[i];
+          if constexpr (kDepth<F> > 1) store_along(to + (r + i) * kPanel<F>, g[i]);
+        }
+        store_down(to_down, g);
+      }
+    }
   }
 
-  void add_weight_gradient(int64_t task, const MlpLayer<T>& layer, int64_t rows, const T* x, const T* dy) {
+  void add_weight_gradient(int64_t task, const MlpLayer<T>& layer, int64_t rows, const F* x, const F* dy) {
     T *d_weight = d_weight_of(layer, task), *d_bias = d_bias_of(layer, task);
     for (int64_t p = 0; p < panels_of<T>(layer.in); ++p)
       for (int64_t o = 0; o < panels_of<T>(layer.out); ++o) {
         const int64_t outs = at_most(layer.out - o * kPanel<T>, kPanel<T>);
         for (int64_t i = 0; i < tiles_of(outs); ++i) {
           const int64_t o0 = tile_begin(outs, i), o1 = tile_begin(outs, i + 1);
-          tile_for<T, kPanel<T>>(o1 - o0, layer.in - p * kPanel<T>)(
-              {rows, dy + o * kBlockRows * kPanel<T> + o0, 0, x + p * kBlockRows * kPanel<T>,
+          tile_for<F, kPanel<F>>(o1 - o0, layer.in - p * kPanel<T>)(
+              {depth_of(rows), dy + o * kBlockDepth * kPanel<F> + o0, 0, x + p * kBlockDepth * kPanel<F>,
                d_weight + (p * layer.out + o * kPanel<T> + o0) * kPanel<T>, true});
         }
       }
     for (int64_t o = 0; o < layer.out; o += kLanes<T>)
-      store(d_bias + o,
-            load(d_bias + o) + sum_of_rows(dy + o / kPanel<T> * kBlockRows * kPanel<T> + o % kPanel<T>, rows));
+      store(d_bias + o, load(d_bias + o) +
+                            sum_of_rows(dy + o / kPanel<F> * kBlockDepth * kPanel<F> + o % kPanel<F>, depth_of(rows)));
   }
 
   // Of a vector's columns in a panel; four sums, for shorter chains of additions and of rounding errors.
-  static Vec<T> sum_of_rows(const T* column, int64_t rows) {
+  static Vec<T> sum_of_rows(const F* column, int64_t depth) {
     Vec<T> sum[4] = {};
-    for (int64_t r = 0; r < rows; ++r) sum[r % 4] += load(column + r * kPanel<T>);
+    for (int64_t r = 0; r < depth; ++r) multiply_add(sum[r % 4], kOne<F>, load(column + r * kPanel<F>));
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
 
@@ -280,15 +352,15 @@ struct Mlp {
   }
 };
 
-template <class T>
+template <class T, class F>
 size_t mlp_workspace_bytes(const MlpProblem<T>& problem, bool backward, int64_t threads) {
-  return Mlp<T>(problem, backward, threads, nullptr).arena.used;
+  return Mlp<T, F>(problem, backward, threads, nullptr).arena.used;
 }
-template <class T>
+template <class T, class F>
 void mlp_forward(const MlpProblem<T>& problem, void* workspace, Parallel parallel) {
-  Mlp<T>(problem, false, parallel.threads, static_cast<char*>(workspace)).forward(parallel);
+  Mlp<T, F>(problem, false, parallel.threads, static_cast<char*>(workspace)).forward(parallel);
 }
-template <class T>
+template <class T, class F>
 void mlp_backward(const MlpProblem<T>& problem, void* workspace, Parallel parallel) {
-  Mlp<T>(problem, true, parallel.threads, static_cast<char*>(workspace)).backward(parallel);
+  Mlp<T, F>(problem, true, parallel.threads, static_cast<char*>(workspace)).backward(parallel);
 }

@@ -195,7 +195,7 @@ Tensors differentiable_mixture(const Tensor& experts, const Tensor& logits) {
   return MixtureFunction::apply(experts, logits);
 }
 
-// Under autocast to bfloat16 the outputs are bfloat16; the weights stay as they are.
+// Under autocast to bfloat16 the outputs are bfloat16; the weights stay as they are, and are rounded in products alone.
 Tensors autocast_mlp(TensorList inputs, IntArrayRef reads, TensorList weights, TensorList biases, IntArrayRef depths,
                      IntArrayRef rectified, bool reduced) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);

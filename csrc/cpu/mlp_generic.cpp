@@ -8,4 +8,7 @@ namespace adaftr_fast::generic {
 #include "cpu/mlp.inl"
 // After the above.
 #include "cpu/mixture.inl"
+
+MlpKernels<float> mlp_f32() { return mlp_kernels<float>(); }
+MlpKernels<double> mlp_f64() { return mlp_kernels<double>(); }
 }  // namespace adaftr_fast::generic

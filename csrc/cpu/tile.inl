@@ -12,19 +12,32 @@ constexpr int kPanel = 2 * kLanes<T>;
 constexpr int kStrip = (TILE_ROWS + 7) / 8 * 8;
 constexpr int kTileRows = TILE_ROWS;
 
+// What products of T add up to. An element may also be a Pair of numbers (pairs.inl).
+template <class T>
+struct SumOf {
+  using Type = T;
+};
+template <class T>
+using Sum = typename SumOf<T>::Type;
+
+template <class T>
+inline void multiply_add(Vec<Sum<T>>& sum, T x, Vec<T> row) {
+  sum += x * row;
+}
+
 template <class T>
 struct Operands {
   int64_t depth;     // K
   const T* a;        // panels: [K/kPanel] at a_stride, each [.., kPanel]; strips: [K][kStep]
   int64_t a_stride;  // elements between two panels of A (panels only)
   const T* b;        // [K][kPanel]
-  T* c;              // [M][kPanel]
+  Sum<T>* c;         // [M][kPanel]
   bool accumulate;   // C += instead of C =
 };
 
 // Sums over one panel of A (kStep = 0), or over all of a strip, kept in M * NV registers.
 template <class T, int M, int NV, int kStep>
-inline __attribute__((always_inline)) void multiply(Vec<T> (&sum)[M][NV], int64_t depth, const T* a, const T* b) {
+inline __attribute__((always_inline)) void multiply(Vec<Sum<T>> (&sum)[M][NV], int64_t depth, const T* a, const T* b) {
   for (int64_t k = 0; k < depth; ++k, b += kPanel<T>) {
     Vec<T> row[NV];
 #pragma GCC unroll 2
@@ -33,14 +46,14 @@ inline __attribute__((always_inline)) void multiply(Vec<T> (&sum)[M][NV], int64_
     for (int i = 0; i < M; ++i) {
       const T x = kStep > 0 ? a[k * kStep + i] : a[i * kPanel<T> + k];
 #pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) sum[i][v] += x * row[v];
+      for (int v = 0; v < NV; ++v) multiply_add(sum[i][v], x, row[v]);
     }
   }
 }
 
 template <class T, int M, int NV, int kStep>
 void tile(const Operands<T>& o) {
-  Vec<T> sum[M][NV] = {};
+  Vec<Sum<T>> sum[M][NV] = {};
   if constexpr (kStep > 0) {
     multiply<T, M, NV, kStep>(sum, o.depth, o.a, o.b);
   } else {
@@ -54,7 +67,7 @@ void tile(const Operands<T>& o) {
   for (int i = 0; i < M; ++i)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) {
-      T* c = o.c + i * kPanel<T> + v * kLanes<T>;
+      Sum<T>* c = o.c + i * kPanel<T> + v * kLanes<T>;
       store(c, o.accumulate ? load(c) + sum[i][v] : sum[i][v]);
     }
 }

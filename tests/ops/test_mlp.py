@@ -10,7 +10,8 @@ from tests.ops.infonce_inputs import needs_extension
 from tests.tolerances import assert_as_accurate
 
 OP, MIXTURE = torch.ops.adaftr_fast.mlp, torch.ops.adaftr_fast.mixture
-SETS = ["generic", "avx2", "avx512"]  # those above run the kernels of avx512
+BACKWARD = torch.ops.adaftr_fast.mlp_backward
+SETS = ["generic", "avx2", "avx512", "avx512_bf16"]  # amx runs the kernels of avx512_bf16
 # widths of the inputs; then of each stack: the input it reads, the widths of its layers, how many end in a relu
 EXPERTS = ([184], [(0, [192], 1), (0, [6], 0)])
 TOWERS = ([64, 37], [(0, [64, 32, 16, 1], 3), (1, [5, 1, 70], 3), (0, [33], 0)])
@@ -76,16 +77,50 @@ def test_every_instruction_set_is_as_accurate_as_pytorch(instruction_set, dtype,
         assert_as_accurate(found, true, pytorch, dtype)
 
 
-@pytest.mark.parametrize("rows", [1, 200])
-def test_bfloat16_outputs_are_as_accurate_as_pytorch(instruction_set, rows):
-    tensors, lists = arguments(rows, TOWERS)
-    truth = run(reference.mlp, tensors, lists, torch.float64)
-    found = run(OP, tensors, lists, torch.float32, reduced=True)
-    own = run(reference.mlp, tensors, lists, torch.float32, reduced=True)
-    assert [y.dtype for y in found[:8]] == [torch.bfloat16] * 8
-    assert [g.dtype for g in found[8:]] == [torch.float32] * 18
-    for x, true, pytorch in zip(found, truth, own):
-        assert_as_accurate(x, true, pytorch, torch.bfloat16)
+@pytest.mark.parametrize("shape", [EXPERTS, TOWERS, ONES])
+@pytest.mark.parametrize("rows", [1, 13, 64, 65, 200])
+def test_bfloat16_is_as_accurate_as_pytorch(instruction_set, rows, shape):
+    (inputs, weights, biases), lists = arguments(rows, shape)
+    inputs = [x.to([torch.float32, torch.bfloat16][i % 2]) for i, x in enumerate(inputs)]  # autocast makes either
+
+    def at(dtype):
+        return [[t.to(dtype) for t in each] for each in (inputs, weights, biases)]
+
+    _, w, b = at(torch.float32)
+    outputs = OP(inputs, lists[0], w, b, *lists[1:], True)
+    assert {y.dtype for y in outputs} == {torch.bfloat16}
+    truth, pytorch = (
+        reference.mlp(x, lists[0], w, b, *lists[1:], False) for x, w, b in (at(torch.float64), at(torch.bfloat16))
+    )
+    for found, true, own in zip(outputs, truth, pytorch):
+        assert_as_accurate(found, true, own, torch.bfloat16)
+
+    upstream = [torch.randn(y.shape).bfloat16() for y in outputs]
+    wanted = [1] * len(inputs)
+    gradients = BACKWARD(upstream, inputs, outputs, lists[0], w, b, *lists[1:], wanted)
+    assert [g.dtype for g in gradients] == [t.dtype for t in (*inputs, *w, *b)]
+    # Gradients at these outputs: elsewhere a sum may lie on the other side of 0, and its relu let through or not.
+    truth, pytorch = (
+        reference.mlp_backward(
+            [g.to(dtype) for g in upstream], x, [y.to(dtype) for y in outputs], lists[0], w, b, *lists[1:], wanted
+        )
+        for dtype in (torch.float64, torch.bfloat16)
+        for x, w, b in [at(dtype)]
+    )
+    for found, true, own in zip(gradients, truth, pytorch):
+        assert_as_accurate(found, true, own, torch.bfloat16)
+
+
+def test_bfloat16_products_round_their_factors(instruction_set):
+    if instruction_set != "avx512_bf16":
+        pytest.skip("products of float32")
+    (inputs, weights, biases), (reads, depths, rectified) = arguments(70, EXPERTS)
+    x, w, b = ([t.float() for t in each] for each in (inputs, weights, biases))
+    rounded_x, rounded_w = ([t.bfloat16().float() for t in each] for each in (x, w))
+    for y, same in zip(
+        OP(x, reads, w, b, depths, rectified, True), OP(rounded_x, reads, rounded_w, b, depths, rectified, True)
+    ):
+        assert torch.equal(y, same)
 
 
 @pytest.mark.parametrize("kept", [[0], [3], [1, 5], [7]])
@@ -123,21 +158,23 @@ def test_strided_inputs_and_frozen_parameters():
     assert weights[1].grad is None
 
 
-def test_empty_batch():
+@pytest.mark.parametrize("reduced", [False, True])
+def test_empty_batch(reduced):
     tensors, lists = arguments(0, TOWERS)
-    found = run(OP, tensors, lists, torch.float32)
+    found = run(OP, tensors, lists, torch.float32, reduced=reduced)
     assert [tuple(y.shape) for y in found[:2]] == [(0, 64), (0, 32)]
     assert all(not grad.any() for grad in found[8:])
 
 
-def test_nan_passes_the_relu():
+@pytest.mark.parametrize("reduced", [False, True])
+def test_nan_passes_the_relu(instruction_set, reduced):
     (inputs, weights, biases), (reads, depths, rectified) = arguments(20, EXPERTS)
     inputs[0][3, 5] = torch.nan
-    hidden = OP(
-        [inputs[0].float()], reads, [w.float() for w in weights], [b.float() for b in biases], depths, rectified
-    )
+    x, w, b = ([t.float() for t in each] for each in (inputs, weights, biases))
+    hidden = OP(x, reads, w, b, depths, rectified, reduced)
     assert hidden[0][3].isnan().all()
     assert hidden[0][:3].isfinite().all()
+    assert hidden[0][4:].isfinite().all()
 
 
 @needs_extension
