@@ -17,10 +17,10 @@
 
 namespace adaftr_fast::amx {
 #include "cpu/amx_product.inl"
-#include "cpu/infonce_bf16.inl"
+#include "cpu/infonce_bf16_remade.inl"
 
-InfoNCEKernel<float> infonce_bf16() { return {workspace_bytes<Bf16Sweep<1>>, run_infonce<Bf16Sweep<1>>}; }
-InfoNCEKernel<float> infonce_bf16x2() { return {workspace_bytes<Bf16Sweep<2>>, run_infonce<Bf16Sweep<2>>}; }
+InfoNCEKernel<float> infonce_bf16() { return {workspace_bytes<RemadeSweep<1>>, run_infonce<RemadeSweep<1>>}; }
+InfoNCEKernel<float> infonce_bf16x2() { return {workspace_bytes<RemadeSweep<2>>, run_infonce<RemadeSweep<2>>}; }
 }  // namespace adaftr_fast::amx
 
 #if defined(__clang__)

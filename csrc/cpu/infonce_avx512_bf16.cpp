@@ -16,9 +16,9 @@
 
 namespace adaftr_fast::avx512_bf16 {
 #include "cpu/dpbf16_product.inl"
-#include "cpu/infonce_bf16.inl"
+#include "cpu/infonce_bf16_kept.inl"
 
-InfoNCEKernel<float> infonce_bf16() { return {workspace_bytes<Bf16Sweep<1>>, run_infonce<Bf16Sweep<1>>}; }
+InfoNCEKernel<float> infonce_bf16() { return {workspace_bytes<KeptSweep>, run_infonce<KeptSweep>}; }
 }  // namespace adaftr_fast::avx512_bf16
 
 #if defined(__clang__)

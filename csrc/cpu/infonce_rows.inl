@@ -258,7 +258,7 @@ void in_parallel(S& sweep, int64_t n, Parallel parallel, Body body) {
       &context);
 }
 
-// S: a Sweep with its products, FmaSweep or Bf16Sweep.
+// S: a Sweep with its products, FmaSweep, KeptSweep or RemadeSweep.
 template <class S>
 size_t workspace_bytes(const InfoNCEProblem<typename S::Scalar>& problem, int64_t threads) {
   return S(problem, threads, nullptr).arena.used;
