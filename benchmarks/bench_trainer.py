@@ -3,20 +3,14 @@
     python -m benchmarks.bench_trainer        -> results/trainer-*.json
 
 Whole calls of ``Trainer.train_epoch``, loader and progress included, in turns, so that a drift of the machine meets
-all alike. Beside them, where installed, torch-rechub's MMoE (``pip install torch-rechub``), which knows no contrastive
-loss: its model, its trainer's loop and its DataLoader over some of the same rows in memory, with dense Adam; and, as
-its bare step, the same on batches made beforehand, without progress bar and running means.
+all alike. Beside them, where installed, what their users run (benchmarks/peers.py): torch-rechub's and DeepCTR-Torch's
+MMoE, which know no contrastive loss.
 """
 
 import argparse
-import importlib.util
-import io
 import itertools
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -27,11 +21,8 @@ from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.interrupt import Interrupt
 from adaftr_fast.training.trainer import Trainer
 from benchmarks.measure import write
+from benchmarks.peers import BATCH, Contestant, peers
 from benchmarks.prepared import write_prepared
-
-BATCH = 1024
-Contestant = Callable[[], float]
-"""Trains a while and returns samples a second."""
 
 
 def ours(data: PreparedData, train: Split, model: ModelConfig, **config: object) -> Contestant:
@@ -48,44 +39,6 @@ def ours(data: PreparedData, train: Split, model: ModelConfig, **config: object)
     return run
 
 
-def rechub(data: PreparedData, train: Split, steps: int = 20) -> dict[str, Contestant]:
-    """torch-rechub's MMoE in its own loop over its own DataLoader, and the steps of that loop alone."""
-    from torch_rechub.basic.features import SparseFeature
-    from torch_rechub.models.multi_task import MMOE
-    from torch_rechub.trainers import MTLTrainer
-    from torch_rechub.utils.data import DataGenerator
-
-    fields, kinds = data.manifest.fields, ["classification"] * len(data.manifest.tasks)
-    features = [SparseFeature(field.name, vocab_size=field.num_embeddings, embed_dim=8) for field in fields]
-    model = MMOE(features, kinds, 3, {"dims": [64]}, [{"dims": [64, 32, 16]} for _ in kinds])
-    trainer = MTLTrainer(model, kinds, optimizer_params={"lr": OptimizerConfig().lr})
-    batches = [
-        ({field.name: batch.ids[:, place].long() for place, field in enumerate(fields)}, batch.labels)
-        for batch in itertools.islice(train.batches(BATCH), steps)
-    ]
-    columns = {field.name: torch.cat([ids[field.name] for ids, _ in batches]).numpy() for field in fields}
-    rows = columns, torch.cat([labels for _, labels in batches]).numpy()
-    loader = DataGenerator(*rows).generate_dataloader(*rows, *rows, batch_size=BATCH)[0]
-
-    def bare_step() -> None:
-        for ids, labels in batches:
-            loss = torch.nn.functional.binary_cross_entropy(model(ids), labels)
-            model.zero_grad()
-            loss.backward()
-            trainer.optimizer.step()
-
-    def rate(run: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
-            run()
-        return steps * BATCH / (time.perf_counter() - start)
-
-    return {
-        "torch-rechub MMoE": lambda: rate(lambda: trainer.train_one_epoch(loader)),
-        "torch-rechub MMoE, bare step": lambda: rate(bare_step),
-    }
-
-
 def contestants(data: PreparedData, train: Split, compiled: bool) -> dict[str, Contestant]:
     named = {
         "AdaFTR": ours(data, train, ModelConfig()),
@@ -96,9 +49,7 @@ def contestants(data: PreparedData, train: Split, compiled: bool) -> dict[str, C
     if compiled:
         named["AdaFTR, compiled"] = ours(data, train, ModelConfig(), compile=True)
         named["AdaFTR, bfloat16, compiled"] = ours(data, train, ModelConfig(), precision="bfloat16", compile=True)
-    if importlib.util.find_spec("torch_rechub"):
-        named |= rechub(data, train)
-    return named
+    return named | peers(data, train)
 
 
 def measure(ids: int, rows: int, turns: int, compiled: bool) -> dict[str, object]:
