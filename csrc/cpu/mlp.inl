@@ -4,8 +4,8 @@
 // its own share of the weights' gradients, block by block; the shares are then summed in the order of the threads, so
 // that the same number of threads gives the same bits.
 //
-// Between products a block is walked by columns, a vector's at a time, so that what does not change along them stays out
-// of the loop; row by row took up to a fifth longer.
+// Between products a block is walked by columns, a vector's at a time, so that what does not change along them stays
+// out of the loop; row by row took up to a fifth longer.
 
 #include "cpu/arena.inl"
 #include "cpu/rows.inl"
