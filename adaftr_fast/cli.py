@@ -80,6 +80,13 @@ def build_parser() -> Parser:
     prepare.add_argument("--bad_rows", type=float, default=0.0, help="share of rows of text that may be unreadable")
     grow = "a prepared folder of the same fields whose ids keep their meaning; new values get ids after its own"
     prepare.add_argument("--grow", type=Path | None, help=grow)
+    part = (
+        "K/N: do part K of N, on any machine that sees the files and --out, as far as the others have come; run every "
+        "part three times, with Ali-CCP's raw files four, and the last to come writes --out"
+    )
+    prepare.add_argument("--part", type=str | None, help=part)
+    wait = "with --part: seconds to wait for the others at each step, so that one run of each is enough"
+    prepare.add_argument("--wait", type=float, default=0.0, help=wait)
     prepare.add_argument("--out", type=Path, required=True, help="the prepared folder")
     commands.add_subcommand("prepare", prepare)
 
@@ -137,7 +144,7 @@ def build_parser() -> Parser:
 
 def run_prepare(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.data.infer import infer_schema
-    from adaftr_fast.data.prepare import prepare
+    from adaftr_fast.data.prepare import Part, Unfinished, prepare, prepare_part
     from adaftr_fast.data.schema import load_schema, parse_schema
 
     if (arguments.dataset is None) == (arguments.labels is None):
@@ -149,8 +156,16 @@ def run_prepare(arguments: jsonargparse.Namespace) -> None:
     else:
         names = {name: arguments[name] for name in ("labels", "group", "time", "weight", "ignore")}
         schema = parse_schema(infer_schema(arguments.files[0], **names))
-    options = {"bad_rows": arguments.bad_rows, "grow": arguments.grow}
-    manifest = prepare(schema, arguments.files, arguments.out, progress=True, **options)
+    options = {"bad_rows": arguments.bad_rows, "grow": arguments.grow, "progress": True}
+    if arguments.part is None:
+        manifest = prepare(schema, arguments.files, arguments.out, **options)
+    else:
+        part = Part.parse(arguments.part)
+        manifest = prepare_part(schema, arguments.files, arguments.out, part, wait=arguments.wait, **options)
+    if isinstance(manifest, Unfinished):
+        missing = ", ".join(map(str, manifest.missing))
+        print(f"part {part}: {manifest.step} is done, but not by part {missing}; run this again once it is")
+        return
     print(f"{arguments.out}: {manifest.dataset}, {len(manifest.fields)} fields, {sum(manifest.num_embeddings):,} ids")
     for name, split in manifest.splits.items():
         rates = ", ".join(f"{task} {100 * count / split.rows:.2f} %" for task, count in split.positives.items())

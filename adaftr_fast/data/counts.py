@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 COMPACT_ROWS = 1 << 20  # distinct values held uncombined before equal ones are merged
 
@@ -33,6 +37,18 @@ class ValueCounts:
         """Columns ``value`` and ``count`` (int64), a row per distinct value, in ascending order of value."""
         self._compact()
         return self._parts[0].sort_by("value")
+
+    def write(self, path: Path) -> None:
+        pq.write_table(self.table(), path, compression="lz4")
+
+    @classmethod
+    def read(cls, paths: Sequence[Path]) -> ValueCounts:
+        """The merged counts of parts that were written; one at least."""
+        tables = [pq.ParquetFile(path).read() for path in paths]
+        counts = cls(tables[0].schema.field("value").type)
+        for table in tables:
+            counts._append(table)
+        return counts
 
     def _append(self, part: pa.Table) -> None:
         self._parts.append(part)

@@ -103,7 +103,8 @@ class Buckets:
         cumulative = np.cumsum(weights)
         targets = cumulative[-1] * (np.arange(1, buckets) / buckets)
         quantiles = np.unique(values[np.searchsorted(cumulative, targets)])
-        return cls(quantiles[quantiles < values[-1]])  # nothing lies above an edge at the maximum
+        quantiles = quantiles[quantiles < values[-1]]  # nothing lies above an edge at the maximum
+        return cls(np.maximum(quantiles, np.finfo(np.float64).min))  # of -inf, which JSON lacks
 
     @property
     def num_embeddings(self) -> int:
@@ -134,29 +135,23 @@ class Hashed:
 Encoder = Vocabulary | Buckets | Hashed
 
 
-def fit_encoders(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> dict[str, Encoder]:
-    """Vocabularies and buckets from one pass over training rows; memory grows with the distinct values.
+def count_values(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> dict[str, ValueCounts]:
+    """The values of every field that needs counting, over rows of any number; {} of none.
+
+    Memory grows with the distinct values.
 
     Raises:
-        DataError: no rows, or a column that cannot be read as the schema says.
+        DataError: a column that cannot be read as the schema says.
     """
-    fields = list(fields)
+    counted = [field for field in fields if not field.hashed]
     counts: dict[str, ValueCounts] = {}
-
-    def count(batch: pa.RecordBatch) -> dict[str, ValueCounts]:
-        return {field.name: _count(field, batch) for field in fields if not field.hashed}
-
-    rows = 0
-    for batch, of_batch in ordered_map(lambda batch: (batch, count(batch)), batches):
-        rows += batch.num_rows
+    for of_batch in ordered_map(lambda batch: {field.name: _count(field, batch) for field in counted}, batches):
         for name, part in of_batch.items():
             if name in counts:
                 counts[name].merge(part)
             else:
                 counts[name] = part
-    if not rows:
-        raise DataError("split train has no rows")
-    return {field.name: Hashed(field.hashed) if field.hashed else _fit(field, counts[field.name]) for field in fields}
+    return counts
 
 
 def _count(field: Field, batch: pa.RecordBatch) -> ValueCounts:
@@ -168,7 +163,10 @@ def _count(field: Field, batch: pa.RecordBatch) -> ValueCounts:
     return counts
 
 
-def _fit(field: Field, counts: ValueCounts) -> Encoder:
+def fit_encoder(field: Field, counts: ValueCounts | None) -> Encoder:
+    """The vocabulary or the buckets of a field's values in training, which a hashed field (None) does not need."""
+    if field.hashed:
+        return Hashed(field.hashed)
     if field.kind == "numeric":
         return Buckets.fit(counts, field.buckets)
     return Vocabulary.fit(counts, field.min_count)

@@ -1,15 +1,15 @@
-"""Whatever the inputs are, to parquet: text is staged, Ali-CCP's raw files are joined, parquet is read in place."""
+"""Whatever the inputs are, as parquet: text is staged, Ali-CCP's raw files are joined, parquet is read in place."""
 
 from __future__ import annotations
 
 import csv
 import datetime
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from adaftr_fast.data import aliccp
 from adaftr_fast.data.bad_rows import BadRows
@@ -17,37 +17,44 @@ from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.schema import COMMON
 from adaftr_fast.data.schema_types import Condition, Schema
 from adaftr_fast.data.source import check_columns
-from adaftr_fast.data.staging import COMPRESSIONS, blocks, stage
+from adaftr_fast.data.staging import COMPRESSIONS, Parse, blocks
 from adaftr_fast.data.text import parse_block
 
 TEXT = (".csv", ".tsv", ".txt")
 DELIMITERS = ",\t;|"  # the one that a header holds most often
 
-Stage = Callable[..., BadRows]
+
+@dataclass(frozen=True)
+class Text:
+    """A text input on its way to parquet.
+
+    Attributes:
+        folder: where its blocks are staged.
+        parse: gives what parses a block.
+    """
+
+    path: Path
+    folder: Path
+    parse: Callable[[], Parse]
+    header_lines: int
 
 
-def as_parquet(
-    schema: Schema, paths: dict[str, Path], work: Path, *, tolerance: float, progress: bool
-) -> tuple[dict[str, Path], BadRows | None]:
-    """Parquet files or folders by role for the schema's splits, and an account of bad rows if there was text.
-
-    Args:
-        work: a folder for staged parts; those of an interrupted run are used.
-        tolerance: share of bad rows of a file above which an error is raised.
+def text_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[Text]]:
+    """What is to be staged in ``work``, in rounds: what the texts of one need is there once those before are staged.
 
     Raises:
-        DataError: unreadable text, a missing column, or too many bad rows.
+        DataError: an unreadable header, or a missing column.
     """
-    text = [role for role, path in paths.items() if schema.format or is_text(path)]
-    if not text:
-        return paths, None
-    size = sum(paths[role].stat().st_size for role in text)
-    with tqdm(total=size, unit="B", unit_scale=True, desc="read", disable=not progress) as bar:
-        run = partial(stage, tolerance=tolerance, bar=bar)
-        accounts = _aliccp(schema, paths, work, run) if schema.format else _delimited(schema, paths, work, text, run)
-    staged = {role: work / role for role in text if not (schema.format and role.startswith(COMMON))}
-    read = {role: path for role, path in paths.items() if role not in text}
-    return read | staged, sum(accounts, BadRows())
+    if schema.format:
+        return _aliccp(schema, paths, work)
+    texts = [_delimited(schema, path, work / role) for role, path in paths.items() if is_text(path)]
+    return [texts] if texts else []
+
+
+def parquet_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> dict[str, Path]:
+    """Parquet files or folders by role for the schema's splits, once all texts are staged in ``work``."""
+    roles = {role: path for role, path in paths.items() if not (schema.format and role.startswith(COMMON))}
+    return {role: work / role if schema.format or is_text(path) else path for role, path in roles.items()}
 
 
 def is_text(path: Path) -> bool:
@@ -56,19 +63,20 @@ def is_text(path: Path) -> bool:
     return name.suffix in TEXT
 
 
-def _aliccp(schema: Schema, paths: dict[str, Path], work: Path, run: Stage) -> list[BadRows]:
+def _aliccp(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[Text]]:
     fields = field_columns(schema)
     fields += [schema.group] if schema.group and schema.group not in fields else []
     which = {"fields": fields, "lists": list_columns(schema)}
-    accounts = []
-    for role in paths:
+
+    def parse(role: str) -> Parse:
         if role.startswith(COMMON):
-            continue
-        common = COMMON + role
-        accounts.append(run(paths[common], work / common, partial(aliccp.parse_common, **which), header_lines=0))
-        parse = partial(aliccp.parse_skeleton, common=aliccp.read_common(work / common, **which), **which)
-        accounts.append(run(paths[role], work / role, parse, header_lines=0))
-    return accounts
+            return partial(aliccp.parse_common, **which)
+        common = aliccp.read_common(work / (COMMON + role), **which)
+        return partial(aliccp.parse_skeleton, common=common, **which)
+
+    texts = {role: Text(path, work / role, partial(parse, role), header_lines=0) for role, path in paths.items()}
+    common = [text for role, text in texts.items() if role.startswith(COMMON)]
+    return [common, [text for text in texts.values() if text not in common]]
 
 
 def field_columns(schema: Schema) -> list[str]:
@@ -81,16 +89,13 @@ def list_columns(schema: Schema) -> list[str]:
     return sorted({column for field in schema.fields if field.tokens for column in field.columns})
 
 
-def _delimited(schema: Schema, paths: dict[str, Path], work: Path, roles: list[str], run: Stage) -> list[BadRows]:
-    kinds = text_kinds(schema)
+def _delimited(schema: Schema, path: Path, folder: Path) -> Text:
+    names, delimiter = read_header(path)
+    check_columns(schema, path, names)
     required = [label.column for label in schema.labels if label.column is not None]
-    accounts = []
-    for role in roles:
-        names, delimiter = read_header(paths[role])
-        check_columns(schema, paths[role], names)
-        parse = partial(parse_rows, names=names, delimiter=delimiter, kinds=kinds, required=required)
-        accounts.append(run(paths[role], work / role, parse, header_lines=1))
-    return accounts
+    kinds = text_kinds(schema)
+    parse = partial(parse_rows, names=names, delimiter=delimiter, kinds=kinds, required=required)
+    return Text(path, folder, lambda: parse, header_lines=1)
 
 
 def parse_rows(

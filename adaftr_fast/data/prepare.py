@@ -2,43 +2,32 @@
 
 Text is turned to parquet first; then two streaming passes: vocabularies and bucket edges from the training rows, and
 every split encoded batch by batch. The folder is built beside its place and renamed into it, so that it is whole or
-absent; a run that was interrupted goes on with the parts and splits that were done.
+absent; a run that was interrupted goes on with what was done. One process does it, or several, each a part.
 """
 
 from __future__ import annotations
 
-import hashlib
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
-from adaftr_fast._json import dumps
-from adaftr_fast.data.bad_rows import BadRows
-from adaftr_fast.data.encode import Encoder, fit_encoders
+from adaftr_fast._files import sha256
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.inputs import as_parquet
-from adaftr_fast.data.manifest import (
-    FORMAT,
-    MANIFEST,
-    Manifest,
-    SplitInfo,
-    field_info,
-    fingerprint,
-    read_head,
-    read_manifest,
-)
+from adaftr_fast.data.manifest import FORMAT, MANIFEST, Manifest, read_head, read_manifest
+from adaftr_fast.data.part import WHOLE, Part
+from adaftr_fast.data.preparation import READ, Preparation, PreparedIds, inputs_digest
 from adaftr_fast.data.schema import parse_schema
-from adaftr_fast.data.schema_types import SPLITS, Schema
-from adaftr_fast.data.source import Source, data_files, input_paths
-from adaftr_fast.data.split_file import GROUP, TRUTH, WEIGHT, split_info, write_split
+from adaftr_fast.data.schema_types import Schema
+from adaftr_fast.data.source import data_files, input_paths
+from adaftr_fast.data.split_file import GROUP, TRUTH, WEIGHT
+from adaftr_fast.data.steps import MERGING, Unfinished, outcome, read_outcome, run_steps
 from adaftr_fast.data.synthetic.write import LOG, write_log
-from adaftr_fast.data.vocabulary import VOCABULARY, grown, read_encoders, write_vocabulary
-from adaftr_fast.data.workplace import publish, workplace
+from adaftr_fast.data.vocabulary import read_encoders
+from adaftr_fast.data.workplace import alone, publish, remove, shared_workplace, workplace
 
-__all__ = ["FILES", "GROUP", "TRUTH", "WEIGHT", "prepare"]
-FILES = {MANIFEST, VOCABULARY, *(f"{split}.parquet" for split in SPLITS)}  # all that a prepared folder holds
+__all__ = ["GROUP", "TRUTH", "WEIGHT", "Part", "Unfinished", "prepare", "prepare_part"]
+FILES = re.compile(r"schema\.json|vocabulary\.parquet|(train|validation|test)(-\d+-of-\d+)?\.parquet")  # all it holds
 
 
 def prepare(
@@ -68,98 +57,118 @@ def prepare(
             split, or a folder that holds something else.
         OSError: the folder cannot be written; what was done is kept.
     """
-    if not 0.0 <= bad_rows < 1.0:
-        raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
     folder = Path(folder)
-    generate = schema.generate is not None and not files
-    paths = {} if generate else input_paths(schema, files or [])
-    known = None if grow is None else _known(schema, Path(grow))
-    inputs = _inputs_digest(schema, paths, known)
-    existing = _existing(folder, inputs)
-    if existing is not None:
+    inputs = _inputs(schema, files, bad_rows, grow)
+    digests = inputs.digests(WHOLE)
+    digest = inputs_digest(schema, inputs.known, digests)
+    if (existing := _existing(folder, digest)) is not None:
         return existing
+    paths = inputs.paths
     try:
-        with workplace(folder, inputs) as work:
-            if generate:
+        with workplace(folder, digest) as work:
+            if inputs.generated:
                 write_log(schema.generate, work / "generated", progress=progress)
                 paths = {schema.files[0]: work / "generated" / LOG}
-            paths, account = as_parquet(schema, paths, work / "staged", tolerance=bad_rows, progress=progress)
-            source = Source(schema, paths)
-            manifest = _encode(schema, source, inputs, work / "prepared", account, known, progress)
-            publish(work / "prepared", folder)
+            job = Preparation(schema, paths, work, WHOLE, digests, inputs.known, bad_rows, progress)
+            run_steps(job.steps(), work, WHOLE)
+            publish(job.prepared, folder)
     except OSError as error:  # not of an input, whose errors are DataErrors
         raise OSError(f"{folder}: cannot be written; the same command goes on: {error}") from error
-    return manifest
+    return read_manifest(folder)
 
 
-def _encode(
+def prepare_part(
     schema: Schema,
-    source: Source,
-    inputs: str,
-    new: Path,
-    account: BadRows | None,
-    known: PreparedIds | None,
-    progress: bool,
-) -> Manifest:
-    """The two passes over parquet, and all files of the prepared folder ``new``."""
-    new.mkdir(exist_ok=True)
-    rows = sum(source.count_rows(split) for split in ("train", *SPLITS))
-    with tqdm(total=rows, unit=" rows", unit_scale=True, desc="prepare", disable=not progress) as bar:
-        encoders = fit_encoders(schema.fields, source.scan("train", bar.update))
-        encoders = encoders if known is None else grown(known.encoders, encoders)
-        for split in SPLITS:
-            path = new / f"{split}.parquet"
-            if path.exists():  # of a run that was interrupted later
-                bar.update(source.count_rows(split))
-            else:
-                write_split(schema, encoders, source.scan(split, bar.update), path)
-    splits = {split: split_info(new / f"{split}.parquet") for split in SPLITS}
-    _check_splits(splits)
-    write_vocabulary(new / VOCABULARY, encoders)
-    manifest = _manifest(schema, inputs, encoders, splits, account)
-    manifest.write(new)
-    return manifest
+    files: list[str | Path] | None,
+    folder: str | Path,
+    part: Part,
+    *,
+    wait: float = 0.0,
+    bad_rows: float = 0.0,
+    grow: str | Path | None = None,
+    progress: bool = False,
+) -> Manifest | Unfinished:
+    """One part of what ``prepare`` does, the same rows, ids and meanings; other processes do the others.
 
+    All see the same ``folder`` and the same files. A part takes its steps as far as the others have come, and whichever
+    takes a step last merges it, at last into ``folder``; so that once every part has been called three times, with
+    Ali-CCP's raw files four, it is there. What was done is kept beside it in ``.NAME.parts`` until then.
 
-def _manifest(
-    schema: Schema,
-    inputs: str,
-    encoders: dict[str, Encoder],
-    splits: dict[str, SplitInfo],
-    account: BadRows | None,
-) -> Manifest:
-    fields = [field_info(field, encoders[field.name]) for field in schema.fields]
-    return Manifest(
-        dataset=schema.name,
-        attribution=schema.attribution,
-        format=FORMAT,
-        fingerprint=fingerprint(fields, schema.labels, encoders),
-        inputs=inputs,
-        tasks=[label.name for label in schema.labels],
-        group=schema.group,
-        splits=splits,
-        fields=fields,
-        schema=schema.source,
-        weight=schema.weight,
-        bad_rows=account,
-    )
+    Args:
+        wait: seconds to wait for the other parts after each step.
 
+    Returns:
+        The manifest once all parts are done, else the step that other parts have still to take.
 
-def _check_splits(splits: dict[str, SplitInfo]) -> None:
-    for name, info in splits.items():
-        if info.rows == 0:
-            raise DataError(f"split {name} has no rows")
-    for task, positives in splits["train"].positives.items():
-        if positives in (0, splits["train"].rows):
-            raise DataError(f"label {task}: {positives} of {splits['train'].rows} training rows are positive")
+    Raises:
+        DataError, OSError: as ``prepare``; or a log to be generated, other parts of another schema, other files or
+            other options, or another process that does this part. What was done is kept.
+    """
+    folder = Path(folder)
+    inputs = _inputs(schema, files, bad_rows, grow)
+    if inputs.generated:
+        raise DataError(f"data set {schema.name}: a log that is generated has no parts; name the files of one")
+    work = folder.parent / f".{folder.name}.parts"
+    try:
+        if not work.exists():
+            if folder.exists():
+                digest = inputs_digest(schema, inputs.known, inputs.digests(WHOLE))
+                if (existing := _existing(folder, digest)) is not None:
+                    return existing
+            work.mkdir(parents=True, exist_ok=True)
+        with shared_workplace(work, part, inputs.key(schema, part, bad_rows)):
+            digests = inputs.digests(part)
+            _check_unchanged(outcome(work, READ, part), digests)
+            job = Preparation(schema, inputs.paths, work, part, digests, inputs.known, bad_rows, progress)
+            if (unfinished := run_steps(job.steps(), work, part, wait)) is not None:
+                return unfinished
+            with alone(work / MERGING):
+                if job.prepared.exists():
+                    publish(job.prepared, folder)
+                remove(work)
+    except FileNotFoundError:
+        if work.exists():
+            raise
+        # Another part that came last has published the folder and removed its work.
+    except OSError as error:
+        raise OSError(f"{folder}: cannot be written; the same command goes on: {error}") from error
+    return read_manifest(folder)
 
 
 @dataclass(frozen=True)
-class PreparedIds:
-    """What the ids of another prepared folder mean."""
+class _Inputs:
+    """What a preparation starts from: input files by role, or a log to be generated, and ids to be grown."""
 
-    fingerprint: str
-    encoders: dict[str, Encoder]
+    paths: dict[str, Path]
+    generated: bool
+    known: PreparedIds | None
+
+    def files(self) -> list[Path]:
+        """All of them, those of a folder in the order they are read."""
+        return [file for path in self.paths.values() for file in data_files(path)]
+
+    def digests(self, part: Part) -> dict[str, str]:
+        """sha256 of a part's share of the files, by number."""
+        return {str(number): sha256(file) for number, file in list(enumerate(self.files()))[part.every]}
+
+    def key(self, schema: Schema, part: Part, bad_rows: float) -> dict[str, object]:
+        """What all parts must have in common, as far as it is quickly told."""
+        return {
+            "format": FORMAT,
+            "schema": schema.source,
+            "list of files": [[file.name, file.stat().st_size] for file in self.files()],
+            "number of parts": part.count,
+            "ids to grow": self.known and self.known.fingerprint,
+            "bad_rows": bad_rows,
+        }
+
+
+def _inputs(schema: Schema, files: list[str | Path] | None, bad_rows: float, grow: str | Path | None) -> _Inputs:
+    if not 0.0 <= bad_rows < 1.0:
+        raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
+    generated = schema.generate is not None and not files
+    paths = {} if generated else input_paths(schema, files or [])
+    return _Inputs(paths, generated, None if grow is None else _known(schema, Path(grow)))
 
 
 def _known(schema: Schema, folder: Path) -> PreparedIds:
@@ -170,14 +179,10 @@ def _known(schema: Schema, folder: Path) -> PreparedIds:
     return PreparedIds(manifest.fingerprint, read_encoders(folder, manifest))
 
 
-def _inputs_digest(schema: Schema, paths: dict[str, Path], known: PreparedIds | None) -> str:
-    """sha256 of the schema, what is grown and all input files, those of a folder in the order they are read."""
-    digest = hashlib.sha256(dumps([FORMAT, schema.source, *([known.fingerprint] if known else [])]).encode())
-    for path in paths.values():
-        for part in data_files(path):
-            with part.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _check_unchanged(read: Path, digests: dict[str, str]) -> None:
+    """Raises DataError if a part's files are not those that it read before."""
+    if read.exists() and read_outcome(read) != digests:
+        raise DataError(f"input files have changed since they were read; remove {read.parent} to begin anew")
 
 
 def _existing(folder: Path, inputs: str) -> Manifest | None:
@@ -197,6 +202,6 @@ def _existing(folder: Path, inputs: str) -> Manifest | None:
         with suppress(DataError):  # damaged: prepared anew
             return read_manifest(folder)
     for entry in entries:
-        if entry.name not in FILES or not entry.is_file():
+        if not FILES.fullmatch(entry.name) or not entry.is_file():
             raise DataError(f"{folder}: not replaced, since it also holds {entry.name}; name another folder")
     return None

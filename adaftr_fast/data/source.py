@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import resources
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast.data import noise
 from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.part import WHOLE, Part
 from adaftr_fast.data.schema_types import Label, Schema, SplitRule
 
 BATCH_ROWS = 1 << 17
@@ -25,7 +27,7 @@ LABEL = "label:"  # prefix of the label columns of a scan, which may share a nam
 
 
 class Source:
-    """The input files of a schema, each under its role.
+    """The input files of a schema, each under its role, or a part's share of their rows: some row groups in a row.
 
     Args:
         paths: a parquet file, or a folder of such, by role (``input_paths``).
@@ -34,30 +36,38 @@ class Source:
         DataError: a file that is missing or no readable parquet, or a missing column.
     """
 
-    def __init__(self, schema: Schema, paths: dict[str, Path]) -> None:
+    def __init__(self, schema: Schema, paths: dict[str, Path], part: Part = WHOLE) -> None:
         self.schema, self.paths = schema, paths
-        self._datasets = {role: _open(path) for role, path in self.paths.items()}
-        for role, dataset in self._datasets.items():
-            check_columns(schema, self.paths[role], dataset.schema.names)
+        self._datasets: dict[str, ds.Dataset] = {}
+        self._before: dict[str, ds.Dataset] = {}  # the rows of the parts before, which have to be counted
+        for role, path in paths.items():
+            whole = _open(path)
+            check_columns(schema, path, whole.schema.names)
+            self._datasets[role], self._before[role] = _share(path, whole, part)
 
     def count_rows(self, split: str) -> int:
         """Rows of a split before even, odd or hash selection."""
-        rule = self.schema.split[split]
-        with self._named_errors(split):
-            return self._datasets[rule.file].count_rows(filter=self._filter(rule))
+        return self._count(self._datasets, split)
 
-    def scan(self, split: str, advance: Callable[[int], object] = int) -> Iterator[pa.RecordBatch]:
+    def scan(
+        self, split: str, advance: Callable[[int], object] = int, *, only: str | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """The rows of a split in file order: every column the schema reads, and ``label:NAME`` per task.
 
         Args:
             advance: is told of rows that were read, as ``count_rows`` counts them.
+            only: the one column that is asked for, the labels not.
 
         Raises:
             DataError: the file's pages are corrupt, or a condition does not fit a column's type.
         """
         rule = self.schema.split[split]
-        columns = {column: pc.field(column) for column in self.schema.columns()}
-        columns |= {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
+        if only is None:
+            columns = {column: pc.field(column) for column in self.schema.columns()}
+            columns |= {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
+        else:
+            selecting = [rule.hash.column] if rule.hash and rule.hash.column else []
+            columns = {column: pc.field(column) for column in [only, *selecting]}
         with self._named_errors(split):
             where = self._filter(rule)
             scanner = self._datasets[rule.file].scanner(columns=columns, filter=where, batch_size=BATCH_ROWS)
@@ -67,7 +77,9 @@ class Source:
     def _selected(
         self, split: str, batches: Iterator[pa.RecordBatch], advance: Callable[[int], object]
     ) -> Iterator[pa.RecordBatch]:
-        rule, seen = self.schema.split[split], 0
+        rule = self.schema.split[split]
+        numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
+        seen = self._count(self._before, split) if numbered else 0
         while True:
             with self._named_errors(split):  # around the reading alone, not around what the caller does
                 batch = next(batches, None)
@@ -76,6 +88,11 @@ class Source:
             yield _select(batch, rule, first_row=seen)
             seen += batch.num_rows
             advance(batch.num_rows)
+
+    def _count(self, datasets: dict[str, ds.Dataset], split: str) -> int:
+        rule = self.schema.split[split]
+        with self._named_errors(split):
+            return datasets[rule.file].count_rows(filter=self._filter(rule))
 
     def _filter(self, rule: SplitRule) -> pc.Expression | None:
         parts = [pq.filters_to_expression(rule.where)] if rule.where else []
@@ -157,6 +174,23 @@ def _open(path: Path) -> ds.Dataset:
         return ds.dataset(path, format="parquet")
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
+
+
+def _share(path: Path, whole: ds.Dataset, part: Part) -> tuple[ds.Dataset, ds.Dataset]:
+    """A part's share of the rows, by whole row groups, and all rows before it."""
+
+    def dataset(pieces: Iterable[ds.Fragment]) -> ds.Dataset:
+        return ds.FileSystemDataset(list(pieces), whole.schema, whole.format, whole.filesystem)
+
+    if part.count == 1:
+        return whole, dataset([])
+    try:
+        pieces = [piece for fragment in whole.get_fragments() for piece in fragment.split_by_row_group()]
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
+    ends = np.cumsum([sum(group.num_rows for group in piece.row_groups) for piece in pieces])
+    number = (ends - 1) * part.count // max(1, *ends) + 1  # of the part that a row group's last row falls to
+    return dataset(compress(pieces, number == part.number)), dataset(compress(pieces, number < part.number))
 
 
 def _first_line(error: Exception) -> str:

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.encode import Encoder, encode_field
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.groups import GroupNumbers
+from adaftr_fast.data.groups import Groups
 from adaftr_fast.data.manifest import Manifest, SplitInfo
 from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.data.part import Part
 from adaftr_fast.data.schema_types import Label, Schema
 from adaftr_fast.data.source import LABEL
 
@@ -27,21 +28,32 @@ TRUTH = "truth:"  # prefix of the columns of known quantities, which no model re
 INFO = "split"  # key of the file's metadata
 
 
-def write_split(schema: Schema, encoders: dict[str, Encoder], batches: Iterator[pa.RecordBatch], path: Path) -> None:
+def split_name(split: str, part: Part) -> str:
+    """The name of a part's file of a split."""
+    return f"{split}.parquet" if part.count == 1 else f"{split}-{part.number:05d}-of-{part.count:05d}.parquet"
+
+
+def write_split(
+    schema: Schema,
+    encoders: dict[str, Encoder],
+    groups: Groups | None,
+    batches: Iterator[pa.RecordBatch],
+    path: Path,
+) -> None:
     """Encodes raw rows into ``path``, whose metadata then hold its ``SplitInfo``; the file is whole or absent.
+
+    Args:
+        groups: of all rows of the split, other parts' too, where the schema has a group.
 
     Raises:
         DataError: a label that is not 0 or 1, a weight that is not finite or negative, or a column that cannot be read.
     """
-    groups = GroupNumbers() if schema.group else None
     rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
     new = path.with_name(f".{path.name}.new")
     with pq.ParquetWriter(new, _columns(schema), compression="zstd", write_page_checksum=True) as writer:
-        for raw, encoded in ordered_map(lambda batch: (batch, _encode(schema, encoders, batch)), batches):
-            if groups:  # numbered in order of appearance, so one batch after the other
-                encoded[GROUP] = _group_numbers(schema.group, groups, raw[schema.group])
+        for encoded in ordered_map(lambda batch: _encode(schema, encoders, groups, batch), batches):
             writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
-            rows += raw.num_rows
+            rows += len(encoded[schema.labels[0].name])
             for task in positives:
                 positives[task] += pc.sum(encoded[task]).as_py() or 0
         writer.add_key_value_metadata({INFO: dumps({"rows": rows, "positives": positives})})
@@ -68,21 +80,18 @@ def _columns(schema: Schema) -> pa.Schema:
     return pa.schema(columns + [pa.field(TRUTH + name, pa.float64()) for name in schema.truth])
 
 
-def _encode(schema: Schema, encoders: dict[str, Encoder], batch: pa.RecordBatch) -> dict[str, pa.Array]:
-    """All columns of a batch but the group's."""
+def _encode(
+    schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, batch: pa.RecordBatch
+) -> dict[str, pa.Array]:
+    """All columns of a batch."""
     encoded = {field.name: encode_field(field, encoders[field.name], batch) for field in schema.fields}
     for label in schema.labels:
         encoded[label.name] = _label_values(label, batch[LABEL + label.name])
+    if groups:
+        encoded[GROUP] = groups.encode(batch[schema.group])
     if schema.weight:
         encoded[WEIGHT] = _weights(schema.weight, batch[schema.weight])
     return encoded | {TRUTH + name: _numbers(f"truth {name}", batch[column]) for name, column in schema.truth.items()}
-
-
-def _group_numbers(name: str, groups: GroupNumbers, values: pa.Array) -> pa.Array:
-    try:
-        return groups.encode(values)
-    except pa.ArrowException as error:
-        raise DataError(f"group {name}: expected text or numbers, got values of type {values.type}") from error
 
 
 def _weights(name: str, values: pa.Array) -> pa.Array:

@@ -30,7 +30,7 @@ def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
 
 
 def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
-    """The encoders by which a prepared folder was made, per field, in the order of its fields.
+    """The encoders by which a prepared folder was made, per field, in the order of its fields, which is the file's.
 
     Raises:
         DataError: the vocabulary is missing, unreadable, or does not fit the manifest.
@@ -42,13 +42,15 @@ def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
     hashed = {field.name for field in parse_schema(manifest.schema).fields if field.hashed}
     encoders: dict[str, Encoder] = {}
+    start = 0
     for field in manifest.fields:
         if field.edges is not None:
             encoders[field.name] = Buckets(np.array(field.edges))
         elif field.name in hashed:
             encoders[field.name] = Hashed(field.num_embeddings - 1)
         else:
-            encoders[field.name] = _vocabulary(path, table, field)
+            encoders[field.name] = _vocabulary(path, table.slice(start, field.num_embeddings - 1), field)
+            start += field.num_embeddings - 1
     return encoders
 
 
@@ -60,8 +62,8 @@ def grown(known: dict[str, Encoder], newer: dict[str, Encoder]) -> dict[str, Enc
     }
 
 
-def _vocabulary(path: Path, table: pa.Table, field: FieldInfo) -> Vocabulary:
-    rows = table.filter(pc.equal(table["field"], field.name))
+def _vocabulary(path: Path, rows: pa.Table, field: FieldInfo) -> Vocabulary:
+    rows = rows.filter(pc.equal(rows["field"], field.name))  # all of them, unless the file is damaged
     ids = rows["id"].to_numpy()
     if not np.array_equal(ids, np.arange(1, field.num_embeddings)):
         raise DataError(

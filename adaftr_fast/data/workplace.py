@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from adaftr_fast._files import replace_file
+from adaftr_fast._json import dumps
 from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.part import Part
 
 LOCK, KEY = "lock", "key"
 
@@ -27,11 +31,7 @@ def workplace(folder: Path, key: str) -> Iterator[Path]:
     """
     work = folder.parent / f".{folder.name}.work"
     work.mkdir(parents=True, exist_ok=True)
-    with (work / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"{folder}: another process is preparing it") from error
+    with alone(work / LOCK, taken=f"{folder}: another process is preparing it"):
         if not (work / KEY).is_file() or (work / KEY).read_text() != key:
             _empty(work)
             replace_file(work / KEY, key.encode())
@@ -41,6 +41,48 @@ def workplace(folder: Path, key: str) -> Iterator[Path]:
             shutil.rmtree(work)
             raise
         shutil.rmtree(work)
+
+
+@contextmanager
+def shared_workplace(work: Path, part: Part, key: dict[str, Any]) -> Iterator[None]:
+    """The folder ``work``, which is there, for one part while others do theirs; nothing but ``key`` is put there.
+
+    Args:
+        key: what must be the same for all parts, by name.
+
+    Raises:
+        DataError: another process works on this part, or the parts there have another key.
+    """
+    with alone(work / LOCK):
+        if not (work / KEY).exists():
+            replace_file(work / KEY, dumps(key).encode())
+    theirs = json.loads((work / KEY).read_text(encoding="utf-8"))
+    if others := [name for name, value in json.loads(dumps(key)).items() if theirs.get(name) != value]:
+        raise DataError(
+            f"part {part}: the parts in {work} were begun with another {', '.join(others)}; go on with that, or remove "
+            "the folder to begin anew"
+        )
+    with alone(work / f"{LOCK}-{part.number}", taken=f"part {part}: another process is preparing it"):
+        yield
+
+
+@contextmanager
+def alone(path: Path, taken: str | None = None) -> Iterator[None]:
+    """Holds the lock ``path``, once others have left it.
+
+    Args:
+        taken: the error, if one shall not wait for them.
+
+    Raises:
+        DataError: it is held by another process.
+        FileNotFoundError: its folder is gone.
+    """
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
+        except BlockingIOError as error:
+            raise DataError(taken) from error
+        yield
 
 
 def publish(new: Path, folder: Path) -> None:
@@ -54,6 +96,13 @@ def publish(new: Path, folder: Path) -> None:
         if old.exists():
             old.rename(folder)
         raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(work: Path) -> None:
+    """Removes a folder at once, so that no process finds half of it."""
+    old = work.with_name(f"{work.name}.old-{os.getpid()}")
+    work.rename(old)
     shutil.rmtree(old, ignore_errors=True)
 
 

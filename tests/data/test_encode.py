@@ -4,9 +4,9 @@ import pyarrow.compute as pc
 import pytest
 
 from adaftr_fast.data.counts import ValueCounts
-from adaftr_fast.data.encode import Buckets, Vocabulary, fit_encoders
+from adaftr_fast.data.encode import Buckets, Vocabulary, count_values, fit_encoder
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.groups import GroupNumbers
+from adaftr_fast.data.groups import Groups
 from adaftr_fast.data.schema import Field
 
 
@@ -16,6 +16,11 @@ def counts_of(*batches):
     for array in arrays:
         counts.update(array)
     return counts
+
+
+def fit_encoders(fields, batches):
+    counts = count_values(fields, batches)
+    return {field.name: fit_encoder(field, counts.get(field.name)) for field in fields}
 
 
 def test_counts_add_up_over_batches_and_parts(monkeypatch):
@@ -95,6 +100,13 @@ def test_buckets_split_training_values_evenly():
     assert (edges == quantiles).all()
 
 
+def test_edges_are_numbers_that_json_has():
+    values = [-np.inf] * 10 + [0.0, 1.0, 2.0, 3.0] + [np.inf] * 3
+    buckets = Buckets.fit(counts_of(values), 4)
+    assert np.isfinite(buckets.edges).all()
+    assert buckets.encode(pa.array([-np.inf, 0.0, 2.0, 3.0, np.inf])).to_pylist() == [1, 2, 2, 3, 3]
+
+
 def test_buckets_of_an_empty_or_constant_column():
     assert Buckets.fit(counts_of(pa.array([None, None], pa.float64())), 5).num_embeddings == 2
     constant = Buckets.fit(counts_of([3.0, 3.0]), 5)
@@ -102,9 +114,21 @@ def test_buckets_of_an_empty_or_constant_column():
 
 
 def test_groups_are_numbered_across_batches():
-    numbers = GroupNumbers()
-    assert numbers.encode(pa.array(["u", "v", None, "u"])).to_pylist() == [0, 1, -1, 0]
-    assert numbers.encode(pa.array(["w", "v", "w"])).to_pylist() == [2, 1, 2]
+    columns = [pa.array(["u", "v", None, "u"]), pa.array(["w", "v", "w"])]
+    groups = Groups.of("user", columns)
+    assert [groups.encode(values).to_pylist() for values in columns] == [[0, 1, -1, 0], [2, 1, 2]]
+
+
+def test_groups_of_parts_are_numbered_as_of_the_whole(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    columns = [pa.array(random.integers(0, 300, 100)) for _ in range(9)]
+    parts = [columns[:4], [], columns[4:]]
+    for number, part in enumerate(parts):
+        Groups.of("user", part).write(tmp_path / f"{number}")
+    monkeypatch.setattr("adaftr_fast.data.groups.COMPACT_ROWS", 50)
+    whole = Groups.of("user", columns).values.to_pylist()
+    assert Groups.read("user", [tmp_path / f"{number}" for number in range(3)]).values.to_pylist() == whole
+    assert whole == list(dict.fromkeys(value for column in columns for value in column.to_pylist()))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast.data import prepare as preparing
+from adaftr_fast.data import preparation
 from adaftr_fast.data.encode import Hashed
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.inputs import text_kinds
@@ -148,15 +148,15 @@ def test_weights_are_kept_and_checked(source, write, tmp_path):
 def test_an_interrupted_preparation_goes_on(source, table, write, tmp_path, monkeypatch):
     csv.write_csv(table, tmp_path / "log.csv")
     prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "whole")
-    real, done = preparing.write_split, []
+    real, done = preparation.write_split, []
 
-    def interrupted(schema, encoders, batches, path):
+    def interrupted(schema, encoders, groups, batches, path):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(path.name)
-        real(schema, encoders, batches, path)
+        real(schema, encoders, groups, batches, path)
 
-    monkeypatch.setattr(preparing, "write_split", interrupted)
+    monkeypatch.setattr(preparation, "write_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -164,12 +164,12 @@ def test_an_interrupted_preparation_goes_on(source, table, write, tmp_path, monk
     assert len(staged) == 1
     written = staged[0].stat().st_mtime_ns
 
-    def resumed(schema, encoders, batches, path):
+    def resumed(schema, encoders, groups, batches, path):
         assert staged[0].stat().st_mtime_ns == written
         done.append(path.name)
-        real(schema, encoders, batches, path)
+        real(schema, encoders, groups, batches, path)
 
-    monkeypatch.setattr(preparing, "write_split", resumed)
+    monkeypatch.setattr(preparation, "write_split", resumed)
     prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "out")
     assert done == ["train.parquet", "validation.parquet", "test.parquet"]
     assert same_splits(tmp_path / "whole", tmp_path / "out")

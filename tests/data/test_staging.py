@@ -9,6 +9,7 @@ from adaftr_fast.data import staging
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.inputs import parse_rows
 from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.data.part import Part
 
 LINES = ["n"] + [str(number) if number % 100 != 50 else "x" for number in range(1, 1001)]
 
@@ -24,12 +25,14 @@ def numbers(tmp_path):
 def run(tmp_path, monkeypatch):
     monkeypatch.setattr(staging, "BLOCK_BYTES", 200)
 
-    def run(path, tolerance=0.01, folder="staged", parse=None):
+    def run(path, tolerance=0.01, folder="staged", parse=None, parts=1, only=None):
         def default(data):
             return parse_rows(data, ["n"], ",", {"n": pa.int64()}, ["n"])
 
-        bar = tqdm(disable=True)
-        return staging.stage(path, tmp_path / folder, parse or default, header_lines=1, tolerance=tolerance, bar=bar)
+        options = {"header_lines": 1, "tolerance": tolerance}
+        for part in [only] if only else [Part(number + 1, parts) for number in range(parts)]:
+            staging.stage(path, tmp_path / folder, parse or default, part=part, bar=tqdm(disable=True), **options)
+        return staging.staged_account(path, tmp_path / folder, **options)
 
     return run
 
@@ -60,6 +63,32 @@ def test_rows_in_order_and_bad_ones_by_line(numbers, run, tmp_path):
         run(numbers, tolerance=0.009, folder="other")
     with pytest.raises(DataError, match=r"1 of \d+ rows cannot be read .*tolerated: a share of 0 "):
         run(numbers, tolerance=0, folder="third")
+
+
+@pytest.mark.parametrize("name", ["numbers.csv", "numbers.csv.gz"])
+@pytest.mark.parametrize("parts", [2, 3, 50])
+def test_parts_stage_the_blocks_of_the_whole(numbers, run, tmp_path, name, parts):
+    if name.endswith(".gz"):
+        (tmp_path / name).write_bytes(gzip.compress(numbers.read_bytes()))
+    path = tmp_path / name
+    assert run(path, parts=parts) == run(path, folder="whole")
+    staged, whole = (sorted((tmp_path / folder).iterdir()) for folder in ("staged", "whole"))
+    assert [file.read_bytes() for file in staged] == [file.read_bytes() for file in whole]
+    with pytest.raises(DataError, match=r"rows cannot be read .*first: .*numbers\.csv.*:\d+51: n is no int64: 'x'"):
+        run(path, tolerance=0, folder="last", only=Part(3, 5))
+
+
+def test_blocks_of_a_plain_file_are_those_of_a_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(staging, "TAIL_BYTES", 7)
+    for number, lengths in enumerate(([5, 60, 3, 130, 1, 1, 90], [200], [63], [64], [0, 0, 63, 0])):
+        for end in (b"", b"\n"):
+            path = tmp_path / f"{number}.csv"
+            path.write_bytes(b"\n".join(b"a" * length for length in lengths) + end)
+            assert [block for _, block in staging.numbered_blocks(path)] == list(staging.blocks(path))
+    (tmp_path / "long.csv").write_bytes(b"a" * 1000)
+    with pytest.raises(DataError, match="no end of line in"):
+        list(staging.numbered_blocks(tmp_path / "long.csv"))
 
 
 def test_compressed_text_is_read(numbers, run, tmp_path):
