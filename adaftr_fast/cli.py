@@ -157,6 +157,8 @@ def run_prepare(arguments: jsonargparse.Namespace) -> None:
         names = {name: arguments[name] for name in ("labels", "group", "time", "weight", "ignore")}
         schema = parse_schema(infer_schema(arguments.files[0], **names))
     options = {"bad_rows": arguments.bad_rows, "grow": arguments.grow, "progress": True}
+    if arguments.part is None and arguments.wait:
+        raise DataError("--wait goes with --part")
     if arguments.part is None:
         manifest = prepare(schema, arguments.files, arguments.out, **options)
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ class Preparation:
 
     Attributes:
         paths: the input files by role.
-        digests: sha256 of those input files that this part looks after, by number.
+        digests: gives sha256 of those input files that this part looks after, by number.
         known: the ids to be grown, if any.
         tolerance: share of a text's rows that may be unreadable.
     """
@@ -57,7 +58,7 @@ class Preparation:
     paths: dict[str, Path]
     work: Path
     part: Part
-    digests: dict[str, str]
+    digests: Callable[[], dict[str, str]]
     known: PreparedIds | None
     tolerance: float
     progress: bool
@@ -68,34 +69,37 @@ class Preparation:
         return self.work / "prepared"
 
     def steps(self) -> list[Step]:
-        rounds = text_inputs(self.schema, self.paths, self.work / "staged") or [[]]
-        reading = [
-            Step(name, partial(self._read, texts), partial(self._merge_read, texts))
-            for name, texts in zip((READ, JOIN), rounds)
-        ]
+        first, *more = text_inputs(self.schema, self.paths, self.work / "staged") or [[]]
         return [
-            *reading,
+            Step(READ, partial(self._read, first), partial(self._merge_read, first)),
+            *(Step(JOIN, partial(self._stage, texts), partial(self._merge_joined, texts)) for texts in more),
             Step(COUNT, self._count, self._merge_counted),
             Step(ENCODE, self._encode, self._merge_encoded),
         ]
 
     def _read(self, texts: list[Text]) -> dict[str, str]:
         """Stages this part's share of the texts, and tells the digests of its files."""
+        self._stage(texts)
+        return self.digests()
+
+    def _stage(self, texts: list[Text]) -> None:
         size = sum(text.path.stat().st_size for text in texts) // self.part.count
         with self._bar(READ, size, "B") as bar:
             for text in texts:
                 options = {"header_lines": text.header_lines, "tolerance": self.tolerance, "part": self.part}
                 stage(text.path, text.folder, text.parse(), **options, bar=bar)
-        return self.digests
 
     def _merge_read(self, texts: list[Text], digests: list[dict[str, str]]) -> dict[str, Any]:
         every = {number: digest for each in digests for number, digest in each.items()}
+        return {"digests": every, "bad_rows": self._merge_joined(texts, []) if texts else None}
+
+    def _merge_joined(self, texts: list[Text], _: list[None]) -> dict[str, Any]:
+        """The account of texts that are staged."""
         accounts = [
             staged_account(text.path, text.folder, header_lines=text.header_lines, tolerance=self.tolerance)
             for text in texts
         ]
-        account = dataclasses.asdict(sum(accounts, BadRows())) if texts else None
-        return {"digests": every, "bad_rows": account}
+        return dataclasses.asdict(sum(accounts, BadRows()))
 
     def _count(self) -> None:
         """Writes the counts of every field's values in training, and the groups of every split as they appear."""
@@ -125,21 +129,22 @@ class Preparation:
 
     def _without_splits(self, encoders: dict[str, Encoder]) -> Manifest:
         about = [field_info(field, encoders[field.name]) for field in self.schema.fields]
-        read = [read_outcome(path) for step in (READ, JOIN) if (path := outcome(self.work, step)).exists()]
-        accounts = [from_json(BadRows, each["bad_rows"]) for each in read if each["bad_rows"] is not None]
+        read, joined = read_outcome(outcome(self.work, READ)), outcome(self.work, JOIN)
+        accounts = [read["bad_rows"]] if read["bad_rows"] else []
+        accounts += [read_outcome(joined)] if joined.exists() else []
         return Manifest(
             dataset=self.schema.name,
             attribution=self.schema.attribution,
             format=FORMAT,
             fingerprint=fingerprint(about, self.schema.labels, encoders),
-            inputs=inputs_digest(self.schema, self.known, read[0]["digests"]),
+            inputs=inputs_digest(self.schema, self.known, read["digests"]),
             tasks=[label.name for label in self.schema.labels],
             group=self.schema.group,
             splits={},
             fields=about,
             schema=self.schema.source,
             weight=self.schema.weight,
-            bad_rows=sum(accounts, BadRows()) if accounts else None,
+            bad_rows=sum((from_json(BadRows, each) for each in accounts), BadRows()) if accounts else None,
         )
 
     def _encode(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from adaftr_fast._files import sha256
@@ -69,7 +70,7 @@ def prepare(
             if inputs.generated:
                 write_log(schema.generate, work / "generated", progress=progress)
                 paths = {schema.files[0]: work / "generated" / LOG}
-            job = Preparation(schema, paths, work, WHOLE, digests, inputs.known, bad_rows, progress)
+            job = Preparation(schema, paths, work, WHOLE, lambda: digests, inputs.known, bad_rows, progress)
             run_steps(job.steps(), work, WHOLE)
             publish(job.prepared, folder)
     except OSError as error:  # not of an input, whose errors are DataErrors
@@ -117,8 +118,8 @@ def prepare_part(
                     return existing
             work.mkdir(parents=True, exist_ok=True)
         with shared_workplace(work, part, inputs.key(schema, part, bad_rows)):
-            digests = inputs.digests(part)
-            _check_unchanged(outcome(work, READ, part), digests)
+            inputs.check_unchanged(part, outcome(work, READ, part))
+            digests = partial(inputs.digests, part)
             job = Preparation(schema, inputs.paths, work, part, digests, inputs.known, bad_rows, progress)
             if (unfinished := run_steps(job.steps(), work, part, wait)) is not None:
                 return unfinished
@@ -151,6 +152,16 @@ class _Inputs:
         """sha256 of a part's share of the files, by number."""
         return {str(number): sha256(file) for number, file in list(enumerate(self.files()))[part.every]}
 
+    def check_unchanged(self, part: Part, read: Path) -> None:
+        """Raises DataError if one of a part's files is no longer what its outcome ``read`` says, if that is there."""
+        if not read.exists():
+            return
+        before, files = read_outcome(read), self.files()
+        for number, digest in before.items():
+            file = files[int(number)]
+            if file.stat().st_ctime >= read.stat().st_mtime and sha256(file) != digest:
+                raise DataError(f"{file}: changed since it was read; remove {read.parent} to begin anew")
+
     def key(self, schema: Schema, part: Part, bad_rows: float) -> dict[str, object]:
         """What all parts must have in common, as far as it is quickly told."""
         return {
@@ -177,12 +188,6 @@ def _known(schema: Schema, folder: Path) -> PreparedIds:
     if theirs != schema.fields:
         raise DataError(f"{folder}: its fields are not those of data set {schema.name}, so its ids cannot be kept")
     return PreparedIds(manifest.fingerprint, read_encoders(folder, manifest))
-
-
-def _check_unchanged(read: Path, digests: dict[str, str]) -> None:
-    """Raises DataError if a part's files are not those that it read before."""
-    if read.exists() and read_outcome(read) != digests:
-        raise DataError(f"input files have changed since they were read; remove {read.parent} to begin anew")
 
 
 def _existing(folder: Path, inputs: str) -> Manifest | None:

@@ -188,7 +188,7 @@ def test_parts_of_something_else_are_refused(log, tmp_path):
         prepare_part(schema, files, out, Part(2, 2), bad_rows=0.1)
     content = files[0].read_text()
     files[0].write_text(content.replace('"u1"', '"u2"'))  # of the same length
-    with pytest.raises(DataError, match="input files have changed since they were read; remove"):
+    with pytest.raises(DataError, match=r"log\.csv: changed since it was read; remove .*\.out\.parts to begin anew"):
         prepare_part(schema, files, out, Part(1, 2))
     files[0].write_text(content)
     assert isinstance(in_parts(schema, files, out, 2)[0], Manifest)
@@ -213,12 +213,29 @@ def test_a_folder_is_kept_or_replaced_as_by_one_process(log, tmp_path):
         prepare_part(other, files, out, Part(1, 2))
 
 
-def test_what_has_no_parts(tmp_path):
+def test_stopped_between_publishing_and_cleaning_up(log, tmp_path, monkeypatch):
+    schema, files, out = parse_schema(SCHEMA), [log / "log.parquet"], tmp_path / "out"
+
+    def stopped(work):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("adaftr_fast.data.prepare.remove", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            in_parts(schema, files, out, 2)
+    prepare(schema, files, tmp_path / "whole")
+    assert isinstance(prepare_part(schema, files, out, Part(1, 2)), Manifest)
+    assert_same(out, tmp_path / "whole")
+
+
+def test_what_has_no_parts(tmp_path, capsys):
     with pytest.raises(DataError, match="a log that is generated has no parts"):
         prepare_part(load_schema("synthetic"), None, tmp_path / "out", Part(1, 2))
     for text, message in (("3", "expected NUMBER/COUNT"), ("0/2", "from 1 to 2, got 0"), ("3/2", "from 1 to 2, got 3")):
         with pytest.raises(DataError, match=message):
             Part.parse(text)
+    assert main(["prepare", "--dataset", "flights", "--wait", "5", "--out", str(tmp_path / "out")]) == 2
+    assert "--wait goes with --part" in capsys.readouterr().err
 
 
 def test_parts_without_rows_of_a_split_and_one_error_for_all(log, tmp_path):
