@@ -1,17 +1,22 @@
 # make demo   train MMoE and AdaFTR on the embedded flight data and write runs/demo/
-# make test   everything CI checks
+# make test   everything CI checks but what needs TorchRec
 PYTHON ?= python3
 BIN := .venv/bin
 ENV := .venv/.installed
+TORCHREC := .venv/.torchrec
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.inl csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test lint format bench sanitize clean
+.PHONY: demo test test-torchrec lint format bench sanitize clean
 
 demo: $(ENV)
 	$(BIN)/adaftr-fast demo --out runs/demo
 
 test: lint
 	$(BIN)/python -m pytest -n 2 tests
+
+# Tables across ranks by TorchRec, an optional back end.
+test-torchrec: $(TORCHREC)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/torchrec
 
 lint: $(ENV)
 	$(BIN)/ruff check .
@@ -41,4 +46,10 @@ $(ENV): pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q "torch>=2.11,<2.14" "setuptools>=77" wheel pybind11 ninja numpy
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+# Without dependencies, or pip would fetch CUDA kernels beside those for CPUs and a torchmetrics of 2023.
+$(TORCHREC): $(ENV)
+	$(BIN)/python -m pip install -q tensordict torchmetrics pyre-extensions
+	$(BIN)/python -m pip install -q --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0
 	touch $@

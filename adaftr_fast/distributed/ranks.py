@@ -5,6 +5,7 @@ Rank 0, the chief, alone reads and writes a run's files and tells the user; what
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,7 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+            gc.collect()  # its threads end with the last reference, which garbage may hold, and must before Python does
 
 
 def _of_a_collective(error: BaseException) -> bool:
@@ -94,8 +96,12 @@ class Ranks:
 
     def __init__(self, store: dist.Store, timeout: float) -> None:
         self.rank, self.size, self.timeout = dist.get_rank(), dist.get_world_size(), timeout
-        self.group: dist.ProcessGroup = dist.group.WORLD
         self._store = store
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        # Not held: the group's threads end with its last reference, which must be before the interpreter's end.
+        return dist.group.WORLD
 
     @property
     def is_chief(self) -> bool:

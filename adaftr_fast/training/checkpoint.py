@@ -6,18 +6,19 @@ small file replaces the checkpoint: at any moment the folder holds the whole old
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from adaftr_fast._files import replace_file
+from adaftr_fast._files import replace_file, sha256, sync
 from adaftr_fast._json import dumps, from_json
+from adaftr_fast._tensor_file import InPieces, SavedTensors, write_tensors
 from adaftr_fast.training.errors import CheckpointError
 
 VERSION = 1
@@ -50,14 +51,22 @@ class _Head:
     sha256: str
 
 
-def save_checkpoint(folder: Path, model: nn.Module, about: Description) -> None:
-    """Writes or atomically replaces the checkpoint in ``folder``."""
+def save_checkpoint(
+    folder: Path, model: nn.Module, about: Description, sharded: Mapping[str, InPieces] | None = None
+) -> None:
+    """Writes or atomically replaces the checkpoint in ``folder``; ``sharded``: weights that the model has elsewhere."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    content = safetensors.torch.save(state)
-    digest = hashlib.sha256(content).hexdigest()
-    weights = f"weights-{digest[:16]}.safetensors"
-    replace_file(folder / weights, content)
+    temporary = folder / f".weights-{os.getpid()}"
+    try:
+        write_tensors(temporary, model.state_dict() | (sharded or {}))
+        sync(temporary)
+        digest = sha256(temporary)
+        weights = f"weights-{digest[:16]}.safetensors"
+        temporary.replace(folder / weights)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(folder)
     head = asdict(_Head(VERSION, weights, digest))
     replace_file(folder / FILE, (dumps(head | asdict(about), indent=2) + "\n").encode())
     for stale in [*folder.glob("weights-*.safetensors"), *folder.glob(".weights-*")]:  # the latter of killed processes
@@ -73,7 +82,13 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
-    """Reads and verifies a checkpoint.
+    """``open_checkpoint``, and all its tensors read."""
+    saved, about = open_checkpoint(folder)
+    return dict(saved), about
+
+
+def open_checkpoint(folder: Path) -> tuple[SavedTensors, Description]:
+    """Verifies a checkpoint, whose tensors are then read when they are asked for.
 
     Raises:
         CheckpointError: there is none, it is of another version, a key of it is missing, unknown or of the wrong type,
@@ -85,13 +100,13 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
     head, about = _read(path)
     weights = folder / head.weights
     try:
-        content = weights.read_bytes()
+        digest, size = sha256(weights), weights.stat().st_size
     except OSError as error:
         raise CheckpointError(f"{path}: its weights cannot be read: {error}") from error
-    if hashlib.sha256(content).hexdigest() != head.sha256:
-        raise CheckpointError(f"{weights}: damaged: {len(content)} bytes whose sha256 is not the recorded one")
+    if digest != head.sha256:
+        raise CheckpointError(f"{weights}: damaged: {size} bytes whose sha256 is not the recorded one")
     try:
-        return safetensors.torch.load(content), about
+        return SavedTensors(weights), about
     except SafetensorError as error:
         raise CheckpointError(f"{weights}: not a safetensors file: {error}") from error
 

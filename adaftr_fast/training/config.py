@@ -80,6 +80,10 @@ class TrainingConfig:
     """Where to train: cpu, cuda or cuda:N; under torchrun cuda is one GPU a rank."""
     contrast_over: Literal["all", "rank"] = "all"
     """Whose rows of a step are an anchor's negatives under torchrun: those of all ranks, or of its own rank."""
+    tables: Literal["replicated", "torchrec"] = "replicated"
+    """Under torchrun: every rank holds all embedding tables, or TorchRec shards them across ranks (docs/scaling.md)."""
+    sharding: Literal["table_wise", "row_wise"] = "table_wise"
+    """How TorchRec shards: each field's table to one rank, or a part of every table to each rank."""
     rank_timeout: float = 600.0
     """Seconds that a rank waits for the others under torchrun before the run ends, naming the one that is missing."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from adaftr_fast.data.batch import Batch
 from adaftr_fast.data.loader import Split
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.metrics import auc, calibration, gauc, log_loss
+from adaftr_fast.training.state import sharded_tables
 
 TaskMetrics = dict[str, dict[str, float]]
 """Per task: ``auc``, ``gauc`` (where rows have groups), ``logloss`` and ``calibration``, as fractions."""
@@ -27,7 +29,7 @@ class Predictions(NamedTuple):
 
 
 @torch.no_grad()
-def predict(model: nn.Module, split: Split, batch_size: int) -> Predictions:
+def predict(model: nn.Module, split: Split | InStep, batch_size: int) -> Predictions:
     """One pass over ``split`` in batches of ``batch_size`` rows."""
     model.eval()
     device = device_of(model)
@@ -58,9 +60,36 @@ def evaluate(model: nn.Module, split: Split, batch_size: int, ranks: Ranks | Non
     if ranks is None:
         return measure(model.task_names, predict(model, split, batch_size))
     model.eval()  # on all ranks, also those without rows: it makes every row of a table current
-    part = split.part(ranks.rank, ranks.size)
+    part = _part(model, split, ranks)
     parts = ranks.gathered(predict(model, part, batch_size) if len(part) else None)
     return ranks.from_chief(lambda: measure(model.task_names, _joined([each for each in parts if each is not None])))
+
+
+def _part(model: nn.Module, split: Split, ranks: Ranks) -> Split | InStep:
+    """A rank's rows; where tables lie across ranks, in batches that come on all ranks together."""
+    return InStep(split, ranks) if sharded_tables(model) else split.part(ranks.rank, ranks.size)
+
+
+class InStep:
+    """A rank's part of a split, with empty batches after it until every rank has had as many.
+
+    Look-ups in tables that lie across ranks are made by all ranks together.
+    """
+
+    def __init__(self, split: Split, ranks: Ranks) -> None:
+        parts = [split.part(rank, ranks.size) for rank in range(ranks.size)]
+        self.split, self.mine, self.longest = split, parts[ranks.rank], max(map(len, parts))
+
+    def __len__(self) -> int:
+        return self.longest
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """As ``Split.batches``."""
+        yield from self.mine.batches(batch_size)
+        missing = -(-self.longest // batch_size) - -(-len(self.mine) // batch_size)
+        if missing:
+            empty = next(self.split.batches(1))[:0]
+            yield from (empty for _ in range(missing))
 
 
 def measure(task_names: Sequence[str], predictions: Predictions) -> TaskMetrics:
@@ -78,7 +107,9 @@ def measure(task_names: Sequence[str], predictions: Predictions) -> TaskMetrics:
 
 
 @torch.no_grad()
-def diagnose(model: nn.Module, split: Split, batch_size: int, ranks: Ranks | None = None) -> dict[str, np.ndarray]:
+def diagnose(
+    model: nn.Module, split: Split | InStep, batch_size: int, ranks: Ranks | None = None
+) -> dict[str, np.ndarray]:
     """What ``model.diagnostics`` says of every row, [N] each, such as the learned temperature; {} if it has none.
 
     With ``ranks`` each looks at a part of the split, and the chief gets all, the others {}.
@@ -87,7 +118,7 @@ def diagnose(model: nn.Module, split: Split, batch_size: int, ranks: Ranks | Non
         return {}
     model.eval()
     if ranks is not None:
-        part = split.part(ranks.rank, ranks.size)
+        part = _part(model, split, ranks)
         parts = [each for each in ranks.gathered(diagnose(model, part, batch_size) if len(part) else None) if each]
         return {name: np.concatenate([each[name] for each in parts]) for name in parts[0]} if parts else {}
     device = device_of(model)

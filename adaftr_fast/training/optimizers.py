@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from adaftr_fast.distributed.sharded_tables import ShardedTables
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import SGD, Adagrad, Adam, LazyAdam, RowwiseAdagrad
 from adaftr_fast.optim.base import RowOptimizer
@@ -14,7 +15,7 @@ from adaftr_fast.training.config import OptimizerConfig
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """torch's Adam for the dense weights, and for embedding tables the one of ``config``, which costs by the batch.
 
-    Their groups say by "initial_lr" what rate they have after warm-up.
+    Tables that lie across ranks bring their own. The groups say by "initial_lr" what rate they have after warm-up.
     """
     tables = [module for module in model.modules() if isinstance(module, FusedEmbedding)]
     rows = {parameter for table in tables for parameter in table.parameters()}
@@ -25,6 +26,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
         optimizers.append(torch.optim.Adam(dense, fused=True, lr=config.lr, betas=betas, eps=config.eps))
     if tables:
         optimizers.append(_of_tables(tables, config))
+    optimizers += [module.optimizer for module in model.modules() if isinstance(module, ShardedTables)]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]

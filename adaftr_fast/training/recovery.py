@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from adaftr_fast._tensor_file import InPieces, SavedTensors
 from adaftr_fast.training.checkpoint import Description
 from adaftr_fast.training.errors import CheckpointError
 from adaftr_fast.training.progress import Progress
@@ -17,12 +19,21 @@ from adaftr_fast.training.snapshots import load_snapshot, remove_snapshots, save
 LAST = "last"  # inside a run's folder; there while the run is unfinished
 FREE = {
     f"training.{name}"
-    for name in ("progress", "tensorboard", "checkpoint_seconds", "rank_timeout", "max_epochs", "patience")
+    for name in (
+        "progress",
+        "tensorboard",
+        "checkpoint_seconds",
+        "rank_timeout",
+        "max_epochs",
+        "patience",
+        "tables",
+        "sharding",
+    )
 }
-"""Settings that an unfinished run may change: they say when to stop and what to show, not what a step does."""
+"""Settings that an unfinished run may change: when to stop, what to show and where rows lie, not what a step does."""
 MEAN = "mean/"
-Found = tuple[Progress, dict[str, Tensor], dict[str, Tensor]]
-"""Progress, state, and sums of the running means."""
+Found = tuple[Progress, SavedTensors, dict[str, Tensor]]
+"""Progress, what ``save`` was given (read when it is asked for), and sums of the running means."""
 
 
 class Recovery:
@@ -43,12 +54,12 @@ class Recovery:
     def due(self) -> bool:
         return time.monotonic() - self._saved_at >= self.seconds
 
-    def save(self, progress: Progress, tensors: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+    def save(self, progress: Progress, tensors: Mapping[str, Tensor | InPieces], sums: dict[str, Tensor]) -> None:
         """Raises CheckpointError when it cannot be written."""
         means = {MEAN + name: value for name, value in sums.items()}
         run = {"identity": self.identity, "progress": asdict(progress)}
         position = progress.total_steps + progress.epoch  # the end of an epoch comes after its last step
-        save_snapshot(self.folder, position, tensors | means, run)
+        save_snapshot(self.folder, position, {**tensors, **means}, run)
         self._saved_at = time.monotonic()
 
     def load(self) -> Found | None:
@@ -62,7 +73,7 @@ class Recovery:
             return None
         tensors, run = found
         self._check(run["identity"])
-        sums = {name.removeprefix(MEAN): tensors.pop(name) for name in list(tensors) if name.startswith(MEAN)}
+        sums = {name.removeprefix(MEAN): tensors[name] for name in tensors if name.startswith(MEAN)}
         return Progress(**run["progress"]), tensors, sums
 
     def discard(self) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from adaftr_fast._files import sha256, sync
+from adaftr_fast._tensor_file import InPieces, SavedTensors, write_tensors
 from adaftr_fast.training.errors import CheckpointError
 
 KEEP = 2  # the newest, and one to fall back to
@@ -25,7 +26,7 @@ SUFFIX = ".safetensors"
 DIGITS = 32  # of the sha256, in a file's name
 
 
-def save_snapshot(folder: Path, position: int, tensors: dict[str, Tensor], run: dict[str, Any]) -> None:
+def save_snapshot(folder: Path, position: int, tensors: Mapping[str, Tensor | InPieces], run: dict[str, Any]) -> None:
     """Adds a snapshot, then removes all but the ``KEEP`` newest; ``position`` rises from one to the next.
 
     Raises:
@@ -36,19 +37,18 @@ def save_snapshot(folder: Path, position: int, tensors: dict[str, Tensor], run: 
     temporary = folder / ".writing"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        whole = {name: value.contiguous() for name, value in tensors.items()}
-        safetensors.torch.save_file(whole, temporary, metadata)
+        write_tensors(temporary, tensors, metadata)
         sync(temporary)
         temporary.replace(folder / f"{position:012d}-{_digest(temporary)}{SUFFIX}")
         sync(folder)
         for stale in _newest_first(folder)[KEEP:]:
             stale.unlink()
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{folder}: cannot write a checkpoint, earlier ones are kept: {error}") from error
 
 
-def load_snapshot(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_snapshot(folder: Path) -> tuple[SavedTensors, dict[str, Any]] | None:
     """The newest snapshot that is whole; None where there is none. A damaged one is removed with a warning.
 
     Raises:
@@ -74,15 +74,15 @@ def remove_snapshots(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path) -> tuple[SavedTensors, dict[str, Any]]:
     try:
-        with safe_open(path, "pt") as file:
-            run = json.loads((file.metadata() or {})[KEY])
-            if run.get("version") != VERSION:
-                raise CheckpointError(f"{path}: version {run.get('version')}, this program reads version {VERSION}")
-        return safetensors.torch.load_file(path), run
+        tensors = SavedTensors(path)
+        run = json.loads(tensors.metadata[KEY])
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of a run: {error}") from error
+    if run.get("version") != VERSION:
+        raise CheckpointError(f"{path}: version {run.get('version')}, this program reads version {VERSION}")
+    return tensors, run
 
 
 def _digest(path: Path) -> str:

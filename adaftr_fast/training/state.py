@@ -1,16 +1,19 @@
 """Everything that training changes, as named tensors: taken as it is, put back bit by bit.
 
 Unlike ``model.state_dict()`` this does not make embedding rows current that an optimizer has left behind, so taking
-it changes nothing: a run gives the same bits however often its state was saved.
+it changes nothing: a run gives the same bits however often its state was saved. What lies across ranks has the names it
+would have on one rank, so that either can go on from the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.distributed.sharded_rows import ShardedRows
+from adaftr_fast.distributed.sharded_tables import ShardedTables
 from adaftr_fast.optim import Adam
 from adaftr_fast.training.errors import CheckpointError
 
@@ -18,9 +21,12 @@ RNG, CUDA_RNG = "rng/cpu", "rng/cuda"
 
 
 def capture(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Parameters, buffers, optimizer states and the random generators' states; the tensors are not copied."""
+    """Parameters, buffers, optimizer states and the random generators' states; the tensors are not copied.
+
+    Sharded tables and their optimizer's state are left out, for ``sharded_state``.
+    """
     tensors = {f"model/{name}": value.detach() for name, value in _held(model)}
-    for number, optimizer in enumerate(optimizers):
+    for number, optimizer in _own(model, optimizers):
         tensors |= {f"optimizer/{number}/{name}": value for name, value in _optimizer_state(optimizer)}
     tensors[RNG] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -29,8 +35,8 @@ def capture(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> di
 
 
 @torch.no_grad()
-def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Puts back what ``capture`` took.
+def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Puts back what ``capture`` took; more is ignored.
 
     Raises:
         CheckpointError: a parameter or buffer is missing or of another shape.
@@ -41,14 +47,44 @@ def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tenso
             found = None if saved is None else tuple(saved.shape)
             raise CheckpointError(f"saved state: {name}: the model has {tuple(value.shape)}, the checkpoint {found}")
         value.copy_(saved)
-    for number, optimizer in enumerate(optimizers):
+    for number, optimizer in _own(model, optimizers):
         prefix = f"optimizer/{number}/"
         _restore_optimizer(
-            optimizer, {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            optimizer, {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
         )
     torch.set_rng_state(tensors[RNG])
     if torch.cuda.is_available() and CUDA_RNG in tensors:
         torch.cuda.set_rng_state(tensors[CUDA_RNG])
+
+
+def sharded_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, ShardedRows]:
+    """Tables that lie across ranks, and the state of their optimizer; {} where each rank holds all."""
+    rows = {}
+    for name, tables in sharded_tables(model).items():
+        number = next(n for n, optimizer in enumerate(optimizers) if optimizer is tables.optimizer)
+        rows[f"model/{name}.weight"] = tables.weight
+        rows |= {f"optimizer/{number}/0.{key}": value for key, value in tables.state().items()}
+    return rows
+
+
+def sharded_weights(model: nn.Module) -> dict[str, ShardedRows]:
+    """What ``model.state_dict()`` lacks of tables that lie across ranks; {} where each rank holds all."""
+    return {
+        f"{name}.weight.{field}": rows
+        for name, tables in sharded_tables(model).items()
+        for field, rows in tables.field_weights().items()
+    }
+
+
+def sharded_tables(model: nn.Module) -> dict[str, ShardedTables]:
+    """Those of a model, by name: one or none."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, ShardedTables)}
+
+
+def _own(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[int, torch.optim.Optimizer]]:
+    """The optimizers whose state this rank holds, numbered among all."""
+    others = [tables.optimizer for tables in sharded_tables(model).values()]
+    yield from ((number, each) for number, each in enumerate(optimizers) if not any(each is o for o in others))
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -21,17 +21,20 @@ from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.optimizers import build_optimizers
 from adaftr_fast.training.schedule import learning_rate
+from adaftr_fast.training.sharding import shard_tables
+from adaftr_fast.training.state import sharded_tables
 
 
 class Stepper:
     """Moves a model's parameters, batch by batch.
 
     Args:
-        model: moved to ``config.device``.
+        model: moved to ``config.device``; its tables are sharded where ``config.tables`` says so.
         ranks: those that train together; each steps on its part of a batch, and all parameters stay equal.
 
     Raises:
         TrainingError: the device is not there.
+        RankError, ValueError: tables cannot be sharded.
     """
 
     def __init__(
@@ -39,8 +42,10 @@ class Stepper:
     ) -> None:
         self.model, self.settings, self.config, self.ranks = model, optimizer, config, ranks
         self.device = _device(config.device)
+        if config.tables == "torchrec":
+            shard_tables(model, optimizer, config, ranks)
         model.to(self.device)
-        self.optimizers = build_optimizers(model, optimizer)
+        self.optimizers, self.sharded = build_optimizers(model, optimizer), list(sharded_tables(model).values())
         self.parameters = [each for each in model.parameters() if each.requires_grad]
         meets = ranks is not None and config.contrast_over == "all"
         self.meeting = [each for each in model.modules() if isinstance(each, AdaptiveInfoNCE)] if meets else []
@@ -67,6 +72,8 @@ class Stepper:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.settings, number, group["initial_lr"])
+        for tables in self.sharded:
+            tables.optimizer.zero_grad()  # takes over the rate of the step that backward will take
         for parameter in self.parameters:
             parameter.grad = None
         with self._in_training():
@@ -129,10 +136,17 @@ class Stepper:
     @torch.no_grad()
     def _not_finite(self, batch: Batch) -> str | None:
         """Something of the model that is not finite, by which a loss that an op refused to compute is explained."""
-        values = dict(self.model.named_parameters()) | {"a logit": self.model(*batch.features)}
+        values = dict(self.model.named_parameters())
+        if self.sharded:  # other ranks do not come here, and would not answer a look-up
+            return _first_not_finite(values)
+        values |= {"a logit": self.model(*batch.features)}
         if hasattr(self.model, "diagnostics"):
             values |= self.model.diagnostics(batch)
-        return next((name for name, value in values.items() if not value.isfinite().all()), None)
+        return _first_not_finite(values)
+
+
+def _first_not_finite(values: dict[str, Tensor]) -> str | None:
+    return next((name for name, value in values.items() if not value.isfinite().all()), None)
 
 
 def _device(name: str) -> torch.device:

@@ -19,15 +19,17 @@ from torch import Tensor, nn
 from adaftr_fast.data.batch import Batch
 from adaftr_fast.data.loader import Share, Split
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.training.checkpoint import Description, load_checkpoint, remove_checkpoint, save_checkpoint
+from adaftr_fast.training.checkpoint import Description, open_checkpoint, remove_checkpoint, save_checkpoint
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
+from adaftr_fast.training.exchange import distribute, load_together, send
 from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
 from adaftr_fast.training.journal import Journal
 from adaftr_fast.training.progress import Progress, RunningMean
-from adaftr_fast.training.recovery import Found, Recovery
-from adaftr_fast.training.state import capture, restore
+from adaftr_fast.training.recovery import Recovery
+from adaftr_fast.training.sharding import check_sharding
+from adaftr_fast.training.state import capture, restore, sharded_state, sharded_tables, sharded_weights
 from adaftr_fast.training.stepper import Stepper
 
 MEETING = 20  # steps after which ranks tell each other of a signal
@@ -64,7 +66,8 @@ class Trainer:
             be taken up by another number of ranks.
 
     Raises:
-        TrainingError: fewer training rows than a batch, or a batch that ranks and parts cannot share equally.
+        TrainingError: fewer training rows than a batch, a batch that ranks and parts cannot share equally, or settings
+            that sharded tables do not go with.
     """
 
     def __init__(
@@ -81,6 +84,9 @@ class Trainer:
     ) -> None:
         if len(train) < config.batch_size:
             raise TrainingError(f"trainer: {len(train)} training rows are fewer than a batch of {config.batch_size}")
+        check_sharding(optimizer, config, ranks)
+        if config.tables == "torchrec" and (folder is None or about is None):
+            raise TrainingError("trainer: sharded tables need a folder, where the best weights are kept, and about")
         self.ranks, self.is_chief, self.share = ranks, ranks is None or ranks.is_chief, _share(config, ranks)
         if not self.is_chief:
             folder, config = None, replace(config, progress=False, tensorboard=False)
@@ -88,6 +94,7 @@ class Trainer:
         self.stepper, self.journal = Stepper(model, optimizer, config, ranks), Journal(folder, config)
         self.config, self.folder, self.about = config, folder, about
         self.progress, self.means, self._resumed = Progress(), RunningMean(), False
+        self.is_sharded = bool(sharded_tables(model))
         self.recovery: Recovery | None = None
         if folder is not None and about is not None:
             self.recovery = Recovery(folder, about, len(train), config.checkpoint_seconds)
@@ -100,7 +107,7 @@ class Trainer:
             CheckpointError: the unfinished run has other settings or data, or nothing of it can be read.
         """
         if self.ranks is not None:
-            found = _load_together(self.ranks, self.recovery)
+            found = load_together(self.ranks, self.recovery, sharded_state(self.model, self.stepper.optimizers))
         else:
             found = None if self.recovery is None else self.recovery.load()
         if found is None:
@@ -168,7 +175,7 @@ class Trainer:
                     bar.set_postfix_str(self.means.text(), refresh=False)
                 if interrupt:
                     break
-                if self.recovery is not None and self.recovery.due():
+                if self._is_due():
                     self._save_progress()
         interrupt.meet()
         speed = progress.step * size / progress.seconds
@@ -204,25 +211,37 @@ class Trainer:
         values = diagnose(self.model, self.validation, size, self.ranks)
         record["diagnostics"] = {name: spread(each) for name, each in values.items()}
 
+    def _is_due(self) -> bool:
+        """Whether to save within an epoch, by the chief's clock; where all must take part, when they meet."""
+        due = self.recovery is not None and self.recovery.due()
+        if not self.is_sharded:
+            return due
+        return self.progress.step % MEETING == 0 and bool(self.ranks.largest(due))
+
     def _save_progress(self) -> None:
+        sharded = sharded_state(self.model, self.stepper.optimizers)
         if self.recovery is not None:
-            self.recovery.save(self.progress, capture(self.model, self.stepper.optimizers), self.means.sums)
+            tensors = capture(self.model, self.stepper.optimizers)
+            self.recovery.save(self.progress, {**tensors, **sharded}, self.means.sums)
+        elif not self.is_chief:
+            send(sharded)
 
     def _save_best(self) -> None:
+        sharded = sharded_weights(self.model)
         if not self.is_chief:
-            return
-        if self.folder is None or self.about is None:
+            send(sharded)
+        elif self.folder is None or self.about is None:
             self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         else:
             metrics = self.progress.epochs[self.progress.best_epoch - 1]["validation"]
-            save_checkpoint(self.folder / BEST, self.model, replace(self.about, metrics=metrics))
+            save_checkpoint(self.folder / BEST, self.model, replace(self.about, metrics=metrics), sharded)
 
     def _restore_best(self, result: Result) -> None:
         if not result.best_epoch:  # interrupted before the first validation
             return
-        weights = load_checkpoint(self.folder / BEST)[0] if self.recovery is not None else self.best_weights
+        weights = open_checkpoint(self.folder / BEST)[0] if self.recovery is not None else self.best_weights
         if self.ranks is not None:
-            weights = self.ranks.tensors_from_chief(weights)
+            weights = distribute(self.ranks, weights, sharded_weights(self.model))
         self.model.load_state_dict(weights)
         best = result.epochs[result.best_epoch - 1]["validation"]
         result.dead_tasks = [task for task, each in best.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN]
@@ -254,18 +273,3 @@ def _share(config: TrainingConfig, ranks: Ranks | None) -> Share | None:
             f"training.accumulate = {config.accumulate} parts"
         )
     return Share(ranks.rank, ranks.size, run)
-
-
-def _load_together(ranks: Ranks, recovery: Recovery | None) -> Found | None:
-    """What the chief's newest snapshot holds, on every rank."""
-    found: list[Found | None] = [None]  # the chief's
-
-    def load() -> Progress | None:
-        found[0] = None if recovery is None else recovery.load()
-        return found[0] and found[0][0]
-
-    progress = ranks.from_chief(load)
-    if progress is None:
-        return None
-    tensors, sums = (ranks.tensors_from_chief(found[0] and found[0][place]) for place in (1, 2))
-    return progress, tensors, sums

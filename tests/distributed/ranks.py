@@ -1,5 +1,6 @@
 """Ranks as processes of this machine, for tests."""
 
+import gc
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ def _rank(number: int, function: Callable[..., Any], size: int, folder: str, arg
     torch.save(function(number, *arguments), f"{folder}/{number}")
     dist.barrier()
     dist.destroy_process_group()
+    gc.collect()  # as distributed.ranks.joined
 
 
 def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:

@@ -1,0 +1,85 @@
+"""safetensors files, written and read a piece at a time, so that no process need hold what is in one."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+class Readable(Protocol):
+    """Something whose rows can be read."""
+
+    def __getitem__(self, rows: slice) -> Tensor: ...
+
+
+class InPieces(Protocol):
+    """A tensor that is not here as a whole."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Its elements in their order, some at a time, on the CPU."""
+
+
+def in_file_order(tensors: Mapping[str, Tensor | InPieces]) -> list[str]:
+    """The names as they come in a file: wide types first, which keeps every tensor aligned."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | InPieces], metadata: dict[str, str] | None = None) -> None:
+    """Writes or replaces ``path``. Raises OSError when it cannot."""
+    header: dict[str, dict] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name in in_file_order(tensors):
+        value = tensors[name]
+        start, end = end, end + value.shape.numel() * value.dtype.itemsize
+        header[name] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in in_file_order(tensors):
+            value = tensors[name]
+            for piece in [value] if isinstance(value, Tensor) else value.pieces():
+                file.write(piece.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+class SavedTensors(Mapping[str, Tensor]):
+    """The tensors of a file, read when they are asked for. Raises SafetensorError if it is not one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, "pt")
+        self._names = list(self._file.keys())
+        self.metadata: dict[str, str] = self._file.metadata() or {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor that need not be read for it."""
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def rows(self, name: str) -> Readable:
+        """A tensor whose rows are read when they are asked for."""
+        return self._file.get_slice(name)

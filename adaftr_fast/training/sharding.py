@@ -1,0 +1,58 @@
+"""Tables across ranks by TorchRec: what it does not go with, and putting them into a model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.sharded_tables import STATE, ShardedTables, check_installed
+from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.training.optimizers import tables_lr
+
+
+def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks | None) -> None:
+    """Raises, where ``config.tables`` is "torchrec" and something does not go with it.
+
+    Raises:
+        TrainingError: a setting; it is named, with what to set instead.
+        RankError: TorchRec is not installed.
+    """
+    if config.tables != "torchrec":
+        return
+    if ranks is None:
+        raise _refused("several processes, got one: start them by torchrun --nproc-per-node 2 or more")
+    if optimizer.tables not in STATE:
+        reason = "its optimizers step inside backward, on the rows of the batch alone"
+        raise _refused(f"optimizer.tables = {', '.join(STATE)}, got {optimizer.tables} ({reason})")
+    if optimizer.clip_norm:
+        raise _refused(f"optimizer.clip_norm = 0, got {optimizer.clip_norm} (rows move before the norm is known)")
+    if config.accumulate > 1:
+        raise _refused(f"training.accumulate = 1, got {config.accumulate} (rows move in every backward)")
+    check_installed()
+
+
+def _refused(needed: str) -> TrainingError:
+    return TrainingError(f"training.tables = torchrec needs {needed}")
+
+
+def shard_tables(model: nn.Module, optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks) -> None:
+    """Puts ``ShardedTables`` in the place of the model's one ``FusedEmbedding``, with the chief's weights.
+
+    Raises:
+        RankError, ValueError: as ``ShardedTables``.
+    """
+    (found,) = ((name, module) for name, module in model.named_modules() if isinstance(module, FusedEmbedding))
+    name, table = found
+    parent, _, leaf = name.rpartition(".")
+    sharded = ShardedTables(
+        table,
+        sharding=config.sharding,
+        optimizer=optimizer.tables,
+        ranks=ranks,
+        lr=tables_lr(optimizer),
+        eps=optimizer.eps,
+        device=config.device,
+    )
+    setattr(model.get_submodule(parent), leaf, sharded)

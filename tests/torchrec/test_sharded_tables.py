@@ -1,0 +1,203 @@
+"""Sharded look-ups and steps against those of one FusedEmbedding with adaftr_fast.optim."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from adaftr_fast.distributed import sharded_rows, sharded_tables
+from adaftr_fast.distributed.errors import RankError
+from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.sharded_tables import ShardedTables
+from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.optim import SGD, Adagrad, RowwiseAdagrad
+from tests.distributed.ranks import on_ranks
+
+pytest.importorskip("torchrec", reason="make test-torchrec installs it")
+
+FIELDS, NAMES, WIDTH, ROWS = [201, 20, 7], ["user", "item.id", "slot"], 8, 12
+OPTIMIZERS = {"sgd": SGD, "adagrad": Adagrad, "rowwise_adagrad": RowwiseAdagrad}
+CASES = {
+    f"{sharding} {optimizer} {form}": (sharding, optimizer, form)
+    for sharding in ("table_wise", "row_wise")
+    for optimizer in OPTIMIZERS
+    for form in ("ids", "bags")
+}
+STEPS, LR, EPS = 3, 0.5, 1e-3
+
+
+def table(pooling="mean") -> FusedEmbedding:
+    torch.manual_seed(0)
+    return FusedEmbedding(FIELDS, WIDTH, field_names=NAMES, pooling=pooling)
+
+
+def sharded_by(sharding: str, optimizer: str) -> ShardedTables:
+    ranks = Ranks(dist.HashStore(), 60)
+    return ShardedTables(table(), sharding=sharding, optimizer=optimizer, ranks=ranks, lr=LR, eps=EPS)
+
+
+def batch(form: str, rank: int, step: int, rows: int = ROWS) -> tuple[torch.Tensor, ...]:
+    """One rank's rows; bags of 0 to 3 ids, in which ids may come twice."""
+    random = torch.Generator().manual_seed(100 * step + rank)
+    limits = torch.tensor(FIELDS)
+    if form == "ids":
+        return ((torch.rand(rows, len(FIELDS), generator=random) * limits).int(),)
+    counts = torch.randint(0, 4, (rows * len(FIELDS),), generator=random)
+    limits = limits.repeat(rows).repeat_interleave(counts)
+    ids = (torch.rand(len(limits), generator=random) * limits.clamp(max=9)).int()
+    return ids, torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def loss(out: torch.Tensor) -> torch.Tensor:
+    """Gradients differ by element, and row."""
+    return (out + torch.linspace(-1, 1, out.shape[1])).square().mul(torch.linspace(1, 2, len(out))[:, None]).mean()
+
+
+def course(rank: int, sharding: str, optimizer: str, form: str) -> dict:
+    """Outputs of this rank, and on the chief the rows and state after some steps."""
+    sharded = sharded_by(sharding, optimizer)
+    outputs = []
+    for step in range(STEPS):
+        for group in sharded.optimizer.param_groups:
+            group["lr"] = LR / (step + 1)
+        sharded.optimizer.zero_grad()
+        outputs.append(sharded(*batch(form, rank, step)))
+        loss(outputs[-1]).backward()
+    rows = {"weight": sharded.weight, "user": sharded.field_weights()["user"]} | sharded.state()
+    whole = {name: list(each.pieces()) for name, each in rows.items()}
+    return {"out": torch.stack(outputs).detach(), "whole": {name: torch.cat(x) for name, x in whole.items() if x}}
+
+
+def uneven(rank: int, sharding: str) -> list[torch.Tensor]:
+    """Look-ups without gradient of different numbers of rows."""
+    sharded = sharded_by(sharding, "sgd")
+    with torch.no_grad():
+        return [sharded(*batch(form, rank, 0, 5 * rank)) for form in ("ids", "bags")]
+
+
+def filled(rank: int, sharding: str) -> dict[str, torch.Tensor]:
+    """Rows and states put in by the chief, and read again."""
+    sharded = sharded_by(sharding, "rowwise_adagrad")
+    sharded_rows.PIECE = 24  # numbers, so that every shard travels in several
+    found = {}
+    for name, rows in ({"weight": sharded.weight} | sharded.state()).items():
+        rows.fill(numbered(rows.shape) if rank == 0 else None)
+        found[name] = torch.cat([torch.empty(0, *rows.shape[1:]), *rows.pieces()])
+    return found
+
+
+def numbered(shape) -> torch.Tensor:
+    return torch.arange(shape.numel(), dtype=torch.float32).view(shape)
+
+
+def same_bits(rank: int) -> bool:
+    first, second = (course(rank, "row_wise", "adagrad", "bags") for _ in range(2))
+    names = first["whole"]
+    return torch.equal(first["out"], second["out"]) and all(torch.equal(names[n], second["whole"][n]) for n in names)
+
+
+def refused_for_memory(rank: int) -> str:
+    memory, sharded_tables._host_memory = sharded_tables._host_memory, lambda: 10_000
+    try:
+        sharded_by("table_wise", "sgd")
+    except RankError as error:
+        return str(error)
+    finally:
+        sharded_tables._host_memory = memory
+
+
+def on_a_rank(rank: int, size: int) -> dict:
+    os.environ["LOCAL_WORLD_SIZE"] = str(size)
+    assert dist.get_world_size() == size
+    results = {name: course(rank, *case) for name, case in CASES.items()}
+    for sharding in ("table_wise", "row_wise"):
+        results |= {f"uneven {sharding}": uneven(rank, sharding), f"filled {sharding}": filled(rank, sharding)}
+    return results | {"same bits": same_bits(rank), "memory": refused_for_memory(rank)}
+
+
+@pytest.fixture(scope="module")
+def by_two() -> list[dict]:
+    return on_ranks(on_a_rank, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def by_four() -> list[dict]:
+    """More ranks than fields."""
+    return on_ranks(on_a_rank, 4, 4)
+
+
+def replicated(size: int, optimizer: str, form: str) -> dict:
+    """The same by one process: a rank's loss counts by its share of the mean."""
+    embedding = table()
+    moved = OPTIMIZERS[optimizer](embedding, lr=LR, **({} if optimizer == "sgd" else {"eps": EPS}))
+    outputs = []
+    for step in range(STEPS):
+        moved.param_groups[0]["lr"] = LR / (step + 1)
+        moved.zero_grad()
+        outputs.append([embedding(*batch(form, rank, step)) for rank in range(size)])
+        (sum(map(loss, outputs[-1])) / size).backward()
+        moved.step()
+    weight, state = embedding.weight.detach(), moved.state_dict()["state"][0]
+    out = [torch.stack([outputs[step][rank] for step in range(STEPS)]).detach() for rank in range(size)]
+    return {"out": out, "whole": {"weight": weight, "user": weight[: FIELDS[0]]} | state}
+
+
+@pytest.mark.parametrize("ranks", ["by_two", "by_four"])
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_rows_and_states_are_those_of_one_process(name, ranks, request):
+    got = request.getfixturevalue(ranks)
+    expected = replicated(len(got), *CASES[name][1:])
+    for rank, each in enumerate(got):
+        torch.testing.assert_close(each[name]["out"], expected["out"][rank], rtol=1e-5, atol=1e-6)
+        assert bool(each[name]["whole"]) == (rank == 0)
+    assert got[0][name]["whole"].keys() == expected["whole"].keys()
+    for part, value in expected["whole"].items():
+        torch.testing.assert_close(got[0][name]["whole"][part], value, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(expected["whole"]["weight"], table().weight)
+
+
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
+def test_ranks_may_look_up_different_numbers_of_rows(sharding, by_four):
+    embedding = table()
+    for rank, each in enumerate(by_four):
+        for form, out in zip(("ids", "bags"), each[f"uneven {sharding}"]):
+            torch.testing.assert_close(out, embedding(*batch(form, rank, 0, 5 * rank)).detach(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
+def test_rows_go_where_they_belong_and_come_back(sharding, by_two, by_four):
+    for ranks in (by_two, by_four):
+        chief, *others = (each[f"filled {sharding}"] for each in ranks)
+        assert list(chief) == ["weight", *(f"sum.{name}" for name in NAMES)]
+        for value in chief.values():
+            assert len(value)
+            assert torch.equal(value, numbered(value.shape))
+        assert all(len(value) == 0 for other in others for value in other.values())
+
+
+def test_a_run_gives_the_same_bits_again(by_two, by_four):
+    assert all(each["same bits"] for each in by_two + by_four)
+
+
+def test_tables_that_fit_nowhere_are_refused_on_all_ranks(by_two):
+    for each in by_two:
+        assert each["memory"].startswith("TorchRec finds no place for the tables on 2 ranks, table_wise: Unable")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"embedding_dim": 6}, "embedding_dim must be one multiple of 4 for all fields, got 6"),
+        ({"embedding_dim": [4, 8, 4]}, r"embedding_dim must be one multiple of 4 for all fields, got \[4, 8, 4\]"),
+        ({"dtype": torch.bfloat16}, "tables must be float32, got torch.bfloat16"),
+        ({"on_bad_id": "oov"}, "on_bad_id must be 'raise', got 'oov'"),
+        ({"optimizer": "adam"}, "optimizer must be one of sgd, adagrad, rowwise_adagrad, got 'adam'"),
+        ({"sharding": "column_wise"}, "sharding must be one of table_wise, row_wise, got 'column_wise'"),
+    ],
+)
+def test_what_torchrec_does_not_take_is_named(changed, message):
+    options = {"sharding": "table_wise", "optimizer": "sgd", "embedding_dim": 8} | changed
+    own = {name: options.pop(name) for name in ("sharding", "optimizer")}
+    with pytest.raises(ValueError, match=message):
+        ShardedTables(FusedEmbedding(FIELDS, options.pop("embedding_dim"), **options), ranks=None, lr=LR, **own)

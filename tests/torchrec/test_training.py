@@ -1,0 +1,161 @@
+"""Training with tables across ranks: the run of one process, also taken up by other ranks or the other back end."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from adaftr_fast.data.batch import Batch
+from adaftr_fast.data.loader import Split
+from adaftr_fast.data.rows import TensorRows
+from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.training.checkpoint import load_checkpoint
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.training.trainer import Trainer
+from tests.distributed.ranks import on_ranks
+from tests.distributed.test_training import ABOUT, FIELDS, TASKS, assert_same_course, split
+
+pytest.importorskip("torchrec", reason="make test-torchrec installs it")
+
+
+def bags(rows: int, seed: int, chunk_rows: int) -> Split:
+    """Rows whose fields hold 0 to 3 ids."""
+    numbers = np.random.default_rng(seed)
+    counts = numbers.integers(0, 4, (rows, len(FIELDS)))
+    field = np.tile(np.arange(len(FIELDS)), rows).repeat(counts.ravel())
+    ids = (numbers.random(len(field)) * np.array(FIELDS)[field]).astype(np.int32)
+    offsets = np.concatenate([[0], counts.ravel().cumsum()])
+    some = numbers.random(rows) < counts[:, 0] / 4
+    labels = np.stack([some, some & (counts[:, 1] > 1)], axis=1).astype(np.float32)
+    content = Batch(
+        torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(counts[:, 2]), None, torch.from_numpy(offsets)
+    )
+    return Split(TensorRows(content, chunk_rows))
+
+
+def trainer(folder: Path, ranks: Ranks | None, form: str, optimizer: str, settings: dict) -> Trainer:
+    torch.manual_seed(0 if ranks is None or ranks.is_chief else 1)  # the chief's weights are everyone's
+    model = build_model(ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]), FIELDS, TASKS)
+    make = bags if form == "bags" else lambda *of: split(*of[:2], form == "weighted", of[2])
+    config = TrainingConfig(
+        batch_size=64, max_epochs=2, eval_batch_size=128, checkpoint_seconds=1e9, progress=False, **settings
+    )
+    return Trainer(
+        model,
+        make(1500, 1, 400),
+        make(500, 2, 300),  # two chunks: some ranks have more batches than others, or none
+        optimizer=OptimizerConfig(lr=0.01, tables=optimizer, tables_lr=0.1, warmup_steps=5),
+        config=config,
+        folder=folder,
+        about=ABOUT,
+        ranks=ranks,
+    )
+
+
+def train(rank: int, size: int, folder: str, stop_after: int | None, form: str, optimizer: str, settings: dict) -> dict:
+    """Trains, or goes on in ``folder``; perhaps the last rank gets a signal within some step."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(size)
+    run = trainer(Path(folder), Ranks(dist.HashStore(), 60) if size > 1 else None, form, optimizer, settings)
+    resumed, step = run.resume(), run.stepper.step
+
+    def disturbed(batch, number):
+        if number == stop_after and rank == size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(batch, number)
+
+    run.stepper.step = disturbed
+    result = run.fit()
+    tables = sum(parameter.numel() for parameter in run.model.parameters() if parameter.shape[0] >= sum(FIELDS))
+    return {
+        "resumed": resumed,
+        "interrupted": result.interrupted,
+        "epochs": json.dumps(result.epochs),
+        "state": load_checkpoint(Path(folder, "best"))[0] if result.best_epoch else {},
+        "tables": tables,
+    }
+
+
+def on_a_rank(rank: int, size: int, jobs: dict[str, tuple]) -> dict[str, dict]:
+    return {name: train(rank, size, *job) for name, job in jobs.items()}
+
+
+BY_TABLE, BY_ROW = ({"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, list[dict]]:
+    """Every run's results on its ranks."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def job(name: str, form: str, optimizer: str, settings: dict, stop_after: int | None = None) -> tuple:
+        return str(folder / name), stop_after, form, optimizer, settings
+
+    starts = {
+        "1": (1, {
+            "ids adagrad": job("a", "ids", "adagrad", {}),
+            "bags rowwise_adagrad": job("b", "bags", "rowwise_adagrad", {}),
+            "weighted sgd": job("c", "weighted", "sgd", {}),
+            "stopped": job("one", "ids", "adagrad", {}, 10),
+        }),
+        "2": (2, {
+            "table-wise ids adagrad": job("d", "ids", "adagrad", BY_TABLE),
+            "table-wise bags rowwise_adagrad": job("e", "bags", "rowwise_adagrad", BY_TABLE),
+            "row-wise bags rowwise_adagrad": job("f", "bags", "rowwise_adagrad", BY_ROW),
+            "row-wise weighted sgd": job("g", "weighted", "sgd", BY_ROW),
+            "stopped": job("two", "ids", "adagrad", BY_TABLE, 10),
+            "after 1": job("one", "ids", "adagrad", BY_ROW, 30),
+        }),
+        "4": (4, {
+            "row-wise ids adagrad": job("h", "ids", "adagrad", BY_ROW),
+            "after 2": job("two", "ids", "adagrad", BY_ROW),
+            "after 2 after 1": job("one", "ids", "adagrad", BY_TABLE, 44),
+        }),
+        "1 again": (1, {"after 4": job("one", "ids", "adagrad", {})}),
+    }  # fmt: skip
+    results = {}
+    for name, (size, jobs) in starts.items():
+        ranks = on_ranks(on_a_rank, size, size, jobs)
+        results |= {f"{name}: {job}": [rank[job] for rank in ranks] for job in jobs}
+    return results
+
+
+SAME = {
+    "2: table-wise ids adagrad": "1: ids adagrad",
+    "2: table-wise bags rowwise_adagrad": "1: bags rowwise_adagrad",
+    "2: row-wise bags rowwise_adagrad": "1: bags rowwise_adagrad",
+    "2: row-wise weighted sgd": "1: weighted sgd",
+    "4: row-wise ids adagrad": "1: ids adagrad",
+    "4: after 2": "1: ids adagrad",
+    "1 again: after 4": "1: ids adagrad",
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), SAME.items())
+def test_the_run_is_that_of_one_process(name, expected, runs):
+    assert_same_course(runs[name][0], runs[expected][0])
+    assert runs[name][0]["resumed"] == ("after" in name)
+
+
+def test_no_rank_holds_a_table(runs):
+    assert runs["1: ids adagrad"][0]["tables"] > 0
+    assert [each["tables"] for each in runs["2: table-wise ids adagrad"]] == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["2: stopped", "2: after 1", "4: after 2 after 1"])
+def test_a_signal_to_one_rank_stops_all(name, runs):
+    assert {each["interrupted"] for each in runs[name]} == {signal.SIGTERM}
+
+
+def test_without_a_folder_there_is_no_place_for_the_best_weights(tmp_path):
+    class Two:
+        rank, size, is_chief = 0, 2, True
+
+    with pytest.raises(TrainingError, match="trainer: sharded tables need a folder"):
+        trainer(None, Two(), "ids", "sgd", BY_TABLE)

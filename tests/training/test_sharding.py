@@ -1,0 +1,44 @@
+"""What sharded tables do not go with is said before anything is trained; none of this needs TorchRec."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from adaftr_fast.cli import main
+from adaftr_fast.distributed import sharded_tables
+from adaftr_fast.distributed.errors import RankError
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.training.sharding import check_sharding
+
+RANKS = object()  # there are some
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "training", "ranks", "message"),
+    [
+        ({"tables": "sgd"}, {}, None, "needs several processes, got one: start them by torchrun"),
+        ({}, {}, RANKS, "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got adam"),
+        ({"tables": "lazy_adam"}, {}, RANKS, "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got lazy_adam"),
+        ({"tables": "sgd", "clip_norm": 1.0}, {}, RANKS, "needs optimizer.clip_norm = 0, got 1.0"),
+        ({"tables": "sgd"}, {"accumulate": 2}, RANKS, "needs training.accumulate = 1, got 2"),
+    ],
+)
+def test_settings_that_do_not_go_with_it_are_named(optimizer, training, ranks, message):
+    with pytest.raises(TrainingError, match=f"training.tables = torchrec {message}"):
+        check_sharding(OptimizerConfig(**optimizer), TrainingConfig(tables="torchrec", **training), ranks)
+    check_sharding(OptimizerConfig(**optimizer), TrainingConfig(**training), ranks)
+
+
+def test_what_to_install_is_said(monkeypatch):
+    monkeypatch.setattr(sharded_tables, "find_spec", lambda name: None if name == "torchrec" else find_spec(name))
+    with pytest.raises(RankError, match=r"TorchRec, which is not installed: pip install .*--no-deps torchrec==1\.8\.0"):
+        check_sharding(OptimizerConfig(tables="sgd"), TrainingConfig(tables="torchrec"), RANKS)
+
+
+def test_commands_that_cannot_shard_say_so(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out"), "--training.tables", "torchrec"]
+    assert main(["daily", "--dataset", "flights", "--files", "day.csv", *out]) == 2
+    assert "daily needs training.tables = replicated, got torchrec" in capsys.readouterr().err
+    assert not Path(tmp_path / "out").exists()
