@@ -23,6 +23,7 @@ from adaftr_fast.distributed.errors import RankError
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.distributed.sharded_rows import Shard, ShardedRows
 from adaftr_fast.nn.embedding import FusedEmbedding, MixedWidths
+from adaftr_fast.nn.embedding_table import drawn_rows
 from adaftr_fast.reference.embedding import check_ids
 from adaftr_fast.reference.embedding_bags import places
 
@@ -47,7 +48,8 @@ class ShardedTables(nn.Module):
     parameters; ``weight``, ``state`` and ``optimizer`` give access to what it holds.
 
     Args:
-        table: whose fields, names and pooling it takes over; the chief's weights are the initial ones of all ranks.
+        table: whose fields, names and pooling it takes over; the chief's weights are the initial ones of all ranks. It
+            may be made within ``tables_elsewhere``.
         sharding: "table_wise", a field to a rank, or "row_wise", an equal part of every field to each rank.
         optimizer: "sgd", "adagrad" or "rowwise_adagrad", which compute what adaftr_fast.optim's do.
         ranks: all of the default process group.
@@ -84,7 +86,7 @@ class ShardedTables(nn.Module):
         # In a tuple, which hides its parameters: each is of some rows, and moved by no optimizer but its own.
         self._collection = (_collection(self, sharding, torch.device(device), ranks),)
         self.optimizer: torch.optim.Optimizer = self._collection[0].fused_optimizer
-        self.weight.fill(table.weight.detach())
+        self.weight.fill(table.weight.detach() if table.initial_rng is None else _Drawn(table))
 
     @property
     def out_features(self) -> int:
@@ -153,6 +155,22 @@ class ShardedTables(nn.Module):
             places = sorted(weights[key].metadata().shards_metadata, key=lambda each: each.shard_offsets[0])
             fields.append([Shard(p.placement.rank(), p.shard_sizes[0], local.get(p.shard_offsets[0])) for p in places])
         return fields
+
+
+class _Drawn:
+    """The initial rows of a table made within ``tables_elsewhere``, to be read once and in their order."""
+
+    def __init__(self, table: FusedEmbedding) -> None:
+        generator = torch.Generator()
+        generator.set_state(table.initial_rng)
+        self._blocks, self._left = drawn_rows(*table.weight.shape, generator), torch.empty(0, table.embedding_dim)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        count = rows.stop - rows.start
+        while len(self._left) < count:
+            self._left = torch.cat([self._left, next(self._blocks)])
+        taken, self._left = self._left[:count], self._left[count:]
+        return taken
 
 
 def check_installed() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import Any, Literal, Protocol, Self, TypedDict
 
 import torch
@@ -68,6 +70,37 @@ def check_fields(num_embeddings: list[int], widths: list[int], field_names: list
         raise ValueError(f"FusedEmbedding: field_names must be {len(num_embeddings)} distinct names, got {field_names}")
 
 
+@contextmanager
+def tables_elsewhere() -> Iterator[None]:
+    """Within it new tables have no memory, since their rows shall lie elsewhere: a ``weight`` on the meta device.
+
+    The random generator moves on as if they were drawn, and from ``initial_rng``, the state it had before,
+    ``drawn_rows`` draws them. For float32 on the CPU.
+    """
+    global _elsewhere
+    before, _elsewhere = _elsewhere, True
+    try:
+        yield
+    finally:
+        _elsewhere = before
+
+
+_elsewhere = False
+DRAWN = 1 << 20  # rows that are drawn at once
+
+
+def drawn_rows(rows: int, width: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    """The bits of ``reset_parameters``, some rows at a time.
+
+    torch draws normal numbers in sixteens, and where a tensor has a rest, its last sixteen anew.
+    """
+    bounds = [*range(0, rows, DRAWN), rows]
+    if len(bounds) > 2 and (rows - bounds[-2]) * width < 16:
+        del bounds[-2]
+    for start, stop in pairwise(bounds):
+        yield torch.empty(stop - start, width).normal_(0.0, 0.01, generator=generator)
+
+
 class EmbeddingTable(nn.Module):
     """F fields of one width in one parameter; see :class:`FusedEmbedding`, which this is for equal widths.
 
@@ -78,6 +111,7 @@ class EmbeddingTable(nn.Module):
     oov_counts: Tensor
     deferred: Deferred | None
     optimizer: weakref.ref[GrowsWithTable] | None
+    initial_rng: Tensor | None
 
     def __init__(
         self,
@@ -105,13 +139,18 @@ class EmbeddingTable(nn.Module):
         self.register_buffer("offsets", torch.tensor(firsts, device=device), persistent=False)  # [F + 1]
         counts = torch.zeros(len(self.num_embeddings), dtype=torch.int64, device=device)
         self.register_buffer("oov_counts", counts, persistent=False)  # [F]
+        self.initial_rng = torch.get_rng_state() if _elsewhere else None
+        device = "meta" if _elsewhere else device
         self.weight = nn.Parameter(empty_table(firsts[-1], self.embedding_dim, device=device, dtype=dtype))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the weights from N(0, .01²)."""
-        self.weight.normal_(0.0, 0.01)
+        if self.weight.is_meta:
+            deque(drawn_rows(*self.weight.shape), maxlen=0)
+        else:
+            self.weight.normal_(0.0, 0.01)
 
     @property
     def out_features(self) -> int:

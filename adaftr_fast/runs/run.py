@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from adaftr_fast._json import dumps
 from adaftr_fast.data.loader import PreparedData
 from adaftr_fast.distributed.ranks import Ranks, restarted
 from adaftr_fast.models import ModelConfig, MultiTaskModel, build_model
+from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.warm_start import warm_start as take_from
 from adaftr_fast.training.checkpoint import Description
 from adaftr_fast.training.errors import TrainingError
@@ -83,7 +85,8 @@ def fit_one(
     if ranks is not None:
         ranks.agree("settings or data", about)
     torch.manual_seed(config["training"].seed)  # the initial weights; the trainer seeds what follows
-    model = build(config["model"], data)
+    with nullcontext() if config["training"].tables == "replicated" else tables_elsewhere():
+        model = build(config["model"], data)
     trainer = Trainer(
         model,
         data.load("train"),

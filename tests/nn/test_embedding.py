@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adaftr_fast import FusedEmbedding, optim
+from adaftr_fast.nn import embedding_table
 
 SIZES = [5, 1, 40]
 
@@ -337,3 +338,22 @@ def test_float64():
     emb = FusedEmbedding(SIZES, 3, dtype=torch.float64)
     emb(batch()).sum().backward()
     assert emb.weight.grad.dtype == torch.float64
+
+
+@pytest.mark.parametrize(("fields", "width"), [([3], 4), ([100, 7], 4), ([96], 4), ([33], 3), ([65], 1), ([64], 8)])
+def test_tables_elsewhere_have_no_memory_and_are_drawn_later_in_the_same_bits(fields, width, monkeypatch):
+    monkeypatch.setattr(embedding_table, "DRAWN", 16)
+    torch.manual_seed(3)
+    here, after = FusedEmbedding(fields, width), torch.rand(3)
+    torch.manual_seed(3)
+    with embedding_table.tables_elsewhere():
+        there = FusedEmbedding(fields, width)
+    assert torch.equal(torch.rand(3), after)
+    assert there.weight.is_meta
+    assert torch.equal(there.offsets, here.offsets)
+    generator = torch.Generator()
+    generator.set_state(there.initial_rng)
+    blocks = list(embedding_table.drawn_rows(sum(fields), width, generator))
+    assert torch.equal(torch.cat(blocks), here.weight)
+    assert len(blocks) > 1 or sum(fields) < 17
+    assert not FusedEmbedding([3], 4).weight.is_meta

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from adaftr_fast.data.loader import Split
 from adaftr_fast.data.rows import TensorRows
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.training.checkpoint import load_checkpoint
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
@@ -42,7 +44,9 @@ def bags(rows: int, seed: int, chunk_rows: int) -> Split:
 
 def trainer(folder: Path, ranks: Ranks | None, form: str, optimizer: str, settings: dict) -> Trainer:
     torch.manual_seed(0 if ranks is None or ranks.is_chief else 1)  # the chief's weights are everyone's
-    model = build_model(ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]), FIELDS, TASKS)
+    sizes = ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4])
+    with tables_elsewhere() if "tables" in settings else nullcontext():
+        model = build_model(sizes, FIELDS, TASKS)
     make = bags if form == "bags" else lambda *of: split(*of[:2], form == "weighted", of[2])
     config = TrainingConfig(
         batch_size=64, max_epochs=2, eval_batch_size=128, checkpoint_seconds=1e9, progress=False, **settings
