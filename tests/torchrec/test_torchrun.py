@@ -1,0 +1,68 @@
+"""``train`` with tables across ranks under torchrun: a killed rank costs nothing, and the result is served as ever."""
+
+import json
+import os
+import signal
+
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.cli import main
+from adaftr_fast.training.metrics import auc
+from tests.distributed.test_torchrun import arguments, children, data, finish, metrics, torchrun, wait_for
+
+pytest.importorskip("torchrec", reason="make test-torchrec installs it")
+
+__all__ = ["data"]  # the fixture
+SETTINGS = {"training__tables": "torchrec", "optimizer__tables": "adagrad", "optimizer__tables_lr": 0.05}
+ROW_WISE = SETTINGS | {"training__sharding": "row_wise"}
+
+
+@pytest.fixture(scope="module")
+def by_two(data, tmp_path_factory):
+    """A run by two ranks that nothing disturbed."""
+    out = tmp_path_factory.mktemp("two")
+    table, err = finish(torchrun(2, arguments(data, out, **ROW_WISE)))
+    assert table.count("best epoch") == 1
+    assert "warning" not in err.lower()
+    return out
+
+
+def test_it_ends_as_replicas_do(data, by_two, tmp_path):
+    finish(torchrun(2, arguments(data, tmp_path, **ROW_WISE | {"training__tables": "replicated"})))
+    assert metrics(by_two) == pytest.approx(metrics(tmp_path), rel=1e-3)
+    assert sorted(path.name for path in by_two.iterdir()) == ["best", "metrics.jsonl", "test.json"]
+
+
+def test_a_killed_rank_costs_nothing(data, by_two, tmp_path):
+    command = arguments(data, tmp_path, training__checkpoint_seconds=0, **ROW_WISE)
+    run = torchrun(2, command, "--max-restarts=2", "--monitor-interval=0.1")
+    wait_for(lambda: len(list((tmp_path / "last").glob("*-*"))) == 2)
+    os.kill(children(run)[1], signal.SIGKILL)
+    _, err = finish(run)
+    assert "resuming in epoch" in err
+    assert metrics(tmp_path) == metrics(by_two)
+
+
+def test_the_result_is_evaluated_exported_and_scored_by_one_process(data, by_two, tmp_path, capsys):
+    assert main(["evaluate", "--run", str(by_two), "--data", str(data)]) == 0
+    measured = json.loads(capsys.readouterr().out)["metrics"]
+    expected = json.loads((by_two / "test.json").read_text())
+    for task, values in expected.items():
+        assert measured[task] == pytest.approx(values, rel=1e-6)
+    log, model, scores = data.parent / "log.parquet", tmp_path / "model", tmp_path / "scores.parquet"
+    assert main(["export", "--run", str(by_two), "--out", str(model)]) == 0
+    assert main(["predict", "--model", str(model), "--files", str(log), "--out", str(scores)]) == 0
+    click, p_click = (
+        pq.read_table(path).column(name).to_numpy() for path, name in ((log, "click"), (scores, "p_click"))
+    )
+    test = slice(-len(click) // 10, None)  # the last tenth by time
+    assert auc(click[test], p_click[test]) == pytest.approx(expected["click"]["auc"], abs=1e-3)
+
+
+def test_settings_that_do_not_go_with_it_end_all_ranks_with_one_line(data, tmp_path):
+    run = torchrun(2, arguments(data, tmp_path, **SETTINGS | {"optimizer__tables": "adam"}))
+    _, err = run.communicate(timeout=240)
+    assert run.returncode == 1
+    assert "torchrec needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got adam" in err
+    assert not (tmp_path / "best").exists()
