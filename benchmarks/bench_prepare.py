@@ -1,6 +1,9 @@
 """Rows a second of `adaftr-fast prepare` on a synthetic log in Ali-CCP's raw layout, and its peak memory.
 
-    python -m benchmarks.bench_prepare --rows 2000000 --out runs/prepare
+    python -m benchmarks.bench_prepare --rows 2000000 --out runs/prepare [--parts 4]
+
+With `--parts` the parts are done in turn, so that each has the machine alone as it would have one of its own, and each
+one's seconds over all its steps are told.
 
 The raw files are made first, in Ali-CCP's proportions (58 impressions a user, 550 tokens of history), and kept for
 the next time. Peak memory is that of the whole process, the schema's 23 vocabularies and Python included.
@@ -16,8 +19,9 @@ import sys
 import time
 from pathlib import Path
 
+from adaftr_fast.data.manifest import read_manifest
 from adaftr_fast.data.parallel import workers
-from adaftr_fast.data.prepare import prepare
+from adaftr_fast.data.prepare import Part, prepare, prepare_part
 from adaftr_fast.data.schema import load_schema
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import NAMES, write_raw
@@ -28,6 +32,7 @@ ALICCP_ROWS = 42_300_135 + 43_016_840  # of both splits
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     raw, prepared = arguments.out / f"raw-{arguments.rows}", arguments.out / "prepared"
@@ -38,9 +43,16 @@ def main() -> None:
         write_raw(config, raw, progress=True)
     files = [raw / name.format(split) for split in ("train", "test") for name in NAMES]
     shutil.rmtree(prepared, ignore_errors=True)
-    start = time.perf_counter()
-    manifest = prepare(load_schema("aliccp"), files, prepared)
-    seconds = time.perf_counter() - start
+    seconds_of = [0.0] * arguments.parts
+    while not prepared.exists():
+        for part in Part(1, arguments.parts).all:
+            start = time.perf_counter()
+            if arguments.parts == 1:
+                prepare(load_schema("aliccp"), files, prepared)
+            else:
+                prepare_part(load_schema("aliccp"), files, prepared, part)
+            seconds_of[part.number - 1] += time.perf_counter() - start
+    manifest, seconds = read_manifest(prepared), max(seconds_of)
     rows = sum(split.rows for split in manifest.splits.values())
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
     text = sum(file.stat().st_size for file in files) / 1e6
@@ -51,6 +63,7 @@ def main() -> None:
         "cores": workers(),
         "rows_per_s": round(rows / seconds),
         "peak_mb": round(megabytes),
+        "seconds_of_parts": [round(each, 1) for each in seconds_of],
         "aliccp_minutes": round(ALICCP_ROWS * seconds / rows / 60, 1),  # at this rate
     }
     print(json.dumps(report))
