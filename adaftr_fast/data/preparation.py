@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from adaftr_fast.data.part import Part
 from adaftr_fast.data.schema_types import SPLITS, Field, Schema
 from adaftr_fast.data.source import Source
 from adaftr_fast.data.split_file import split_info, split_name, write_split
-from adaftr_fast.data.staging import stage, staged_account
+from adaftr_fast.data.staging import check_staged, stage, staged_account
 from adaftr_fast.data.steps import Step, outcome, read_outcome
 from adaftr_fast.data.vocabulary import VOCABULARY, grown, read_encoders, write_vocabulary
 
@@ -72,56 +73,74 @@ class Preparation:
         first, *more = text_inputs(self.schema, self.paths, self.work / "staged") or [[]]
         return [
             Step(READ, partial(self._read, first), partial(self._merge_read, first)),
-            *(Step(JOIN, partial(self._stage, texts), partial(self._merge_joined, texts)) for texts in more),
+            *(Step(JOIN, partial(self._stage, texts), partial(self._merge_staged, texts)) for texts in more),
             Step(COUNT, self._count, self._merge_counted),
             Step(ENCODE, self._encode, self._merge_encoded),
         ]
 
-    def _read(self, texts: list[Text]) -> dict[str, str]:
-        """Stages this part's share of the texts, and tells the digests of its files."""
-        self._stage(texts)
-        return self.digests()
+    def _read(self, texts: list[Text]) -> dict[str, Any]:
+        return self._stage(texts) | {"digests": self.digests()}
 
-    def _stage(self, texts: list[Text]) -> None:
-        size = sum(text.path.stat().st_size for text in texts) // self.part.count
+    def _stage(self, texts: list[Text]) -> dict[str, Any]:
+        """Stages this part's share of the texts, and tells the number of its blocks."""
+        self._check_staged()
+        size, blocks = sum(text.path.stat().st_size for text in texts) // self.part.count, {}
         with self._bar(READ, size, "B") as bar:
             for text in texts:
                 options = {"header_lines": text.header_lines, "tolerance": self.tolerance, "part": self.part}
-                stage(text.path, text.folder, text.parse(), **options, bar=bar)
+                blocks[text.folder.name] = stage(text.path, text.folder, text.parse(), **options, bar=bar)
+        return {"blocks": blocks}
 
-    def _merge_read(self, texts: list[Text], digests: list[dict[str, str]]) -> dict[str, Any]:
-        every = {number: digest for each in digests for number, digest in each.items()}
-        return {"digests": every, "bad_rows": self._merge_joined(texts, []) if texts else None}
+    def _merge_read(self, texts: list[Text], parts: list[dict[str, Any]]) -> dict[str, Any]:
+        digests = {number: digest for part in parts for number, digest in part["digests"].items()}
+        return self._merge_staged(texts, parts) | {"digests": digests}
 
-    def _merge_joined(self, texts: list[Text], _: list[None]) -> dict[str, Any]:
-        """The account of texts that are staged."""
-        accounts = [
-            staged_account(text.path, text.folder, header_lines=text.header_lines, tolerance=self.tolerance)
-            for text in texts
-        ]
-        return dataclasses.asdict(sum(accounts, BadRows()))
+    def _merge_staged(self, texts: list[Text], parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """The blocks of all parts, and the account of their bad rows."""
+        account, blocks = BadRows(), {}
+        for text in texts:
+            name = text.folder.name
+            blocks[name] = sum(part["blocks"][name] for part in parts)
+            check_staged(text.folder, blocks[name])
+            account += staged_account(text.path, text.folder, header_lines=text.header_lines, tolerance=self.tolerance)
+        return {"blocks": blocks, "bad_rows": dataclasses.asdict(account) if texts else None}
 
-    def _count(self) -> None:
-        """Writes the counts of every field's values in training, and the groups of every split as they appear."""
+    def _check_staged(self) -> None:
+        for each in self._staged():
+            for name, blocks in each["blocks"].items():
+                check_staged(self.work / "staged" / name, blocks)
+
+    def _staged(self) -> list[dict[str, Any]]:
+        """What was merged of the steps that stage texts, as far as they were taken."""
+        return [read_outcome(path) for step in (READ, JOIN) if (path := outcome(self.work, step)).exists()]
+
+    def _count(self) -> bool:
+        """Writes the counts of every field's values in training, and the groups of every split as they appear.
+
+        Returns:
+            Whether there are training rows, and so counts.
+        """
         source, folder = self._source(), self._counted(self.part)
         folder.mkdir(exist_ok=True)
         with self._bar(COUNT, source.count_rows("train"), " rows") as bar:
             counts = count_values(self.schema.fields, source.scan("train", bar.update))
         for number, field in enumerate(self.schema.fields):
             if field.name in counts:
-                counts.pop(field.name).write(folder / f"{number}.parquet")
+                counts[field.name].write(folder / f"{number}.parquet")
         for split in SPLITS if self.schema.group else ():
             batches = source.scan(split, only=self.schema.group)
             groups = Groups.of(self.schema.group, (batch[self.schema.group] for batch in batches))
             groups.write(folder / f"{split}.parquet")
+        return bool(counts)
 
-    def _merge_counted(self, _: list[None]) -> dict[str, Any]:
+    def _merge_counted(self, having: list[bool]) -> dict[str, Any]:
         """Writes the vocabulary and all groups; returns the manifest, which lacks the splits."""
         counted = [self._counted(part) for part in self.part.all]
         self.prepared.mkdir(exist_ok=True)
         for split in SPLITS if self.schema.group else ():
             groups = Groups.read(self.schema.group, [folder / f"{split}.parquet" for folder in counted])
             groups.write(self.work / f"{split}.parquet")
+        counted = list(compress(counted, having))
         encoders = {field.name: _fit(field, number, counted) for number, field in enumerate(self.schema.fields)}
         encoders = encoders if self.known is None else grown(self.known.encoders, encoders)
         write_vocabulary(self.prepared / VOCABULARY, encoders)
@@ -129,22 +148,21 @@ class Preparation:
 
     def _without_splits(self, encoders: dict[str, Encoder]) -> Manifest:
         about = [field_info(field, encoders[field.name]) for field in self.schema.fields]
-        read, joined = read_outcome(outcome(self.work, READ)), outcome(self.work, JOIN)
-        accounts = [read["bad_rows"]] if read["bad_rows"] else []
-        accounts += [read_outcome(joined)] if joined.exists() else []
+        staged = self._staged()
+        accounts = [from_json(BadRows, each["bad_rows"]) for each in staged if each["bad_rows"]]
         return Manifest(
             dataset=self.schema.name,
             attribution=self.schema.attribution,
             format=FORMAT,
             fingerprint=fingerprint(about, self.schema.labels, encoders),
-            inputs=inputs_digest(self.schema, self.known, read["digests"]),
+            inputs=inputs_digest(self.schema, self.known, staged[0]["digests"]),
             tasks=[label.name for label in self.schema.labels],
             group=self.schema.group,
             splits={},
             fields=about,
             schema=self.schema.source,
             weight=self.schema.weight,
-            bad_rows=sum((from_json(BadRows, each) for each in accounts), BadRows()) if accounts else None,
+            bad_rows=sum(accounts, BadRows()) if accounts else None,
         )
 
     def _encode(self) -> dict[str, Any]:
@@ -177,6 +195,7 @@ class Preparation:
         return from_json(Manifest, read_outcome(outcome(self.work, COUNT)))
 
     def _source(self) -> Source:
+        self._check_staged()
         return Source(self.schema, parquet_inputs(self.schema, self.paths, self.work / "staged"), self.part)
 
     def _counted(self, part: Part) -> Path:
@@ -195,13 +214,12 @@ def inputs_digest(schema: Schema, known: PreparedIds | None, digests: dict[str, 
 
 
 def _fit(field: Field, number: int, counted: list[Path]) -> Encoder:
-    """The encoder of the field with this number, of what the parts counted."""
+    """The encoder of the field with this number, of what was counted in some folders."""
     if field.hashed:
         return fit_encoder(field, None)
-    paths = [path for folder in counted if (path := folder / f"{number}.parquet").exists()]
-    if not paths:
+    if not counted:
         raise DataError("split train has no rows")
-    return fit_encoder(field, ValueCounts.read(paths))
+    return fit_encoder(field, ValueCounts.read([folder / f"{number}.parquet" for folder in counted]))
 
 
 def _sum(infos: dict[str, SplitInfo]) -> SplitInfo:

@@ -156,7 +156,7 @@ class _Inputs:
         """Raises DataError if one of a part's files is no longer what its outcome ``read`` says, if that is there."""
         if not read.exists():
             return
-        before, files = read_outcome(read), self.files()
+        before, files = read_outcome(read)["digests"], self.files()
         for number, digest in before.items():
             file = files[int(number)]
             if file.stat().st_ctime >= read.stat().st_mtime and sha256(file) != digest:

@@ -96,15 +96,16 @@ def _line_start(file: BinaryIO, place: int) -> int:
     return 0
 
 
-def stage(
-    path: Path, folder: Path, parse: Parse, *, header_lines: int, tolerance: float, part: Part, bar: tqdm
-) -> None:
+def stage(path: Path, folder: Path, parse: Parse, *, header_lines: int, tolerance: float, part: Part, bar: tqdm) -> int:
     """Writes a part's share of ``path`` as ``folder/part-*.parquet``; files already there are kept.
 
     Args:
         header_lines: lines at the start that are no rows, 0 or 1.
         tolerance: where it is 0, the first bad row is an error at once.
         bar: advances by bytes of text.
+
+    Returns:
+        The number of its files.
 
     Raises:
         DataError: unreadable, or a bad row that is not tolerated.
@@ -120,11 +121,21 @@ def stage(
             _write_part(staged, *parse(block), lines=block.count(b"\n"))
         return number, len(numbered[1]), read_account(staged)[0]
 
+    count = 0
     for number, size, of_block in ordered_map(write, numbered_blocks(path, part)):
+        count += 1
         if of_block.bad and tolerance == 0:  # nothing that follows can mend it
             lines = sum(block.count(b"\n") for before, block in numbered_blocks(path) if before < number)
             of_block.shifted(path, lines or header_lines).check(tolerance)
         bar.update(size)
+    return count
+
+
+def check_staged(folder: Path, blocks: int) -> None:
+    """Raises OSError if not all blocks of a text are to be seen: a shared file system may show them late."""
+    seen = len(list(folder.glob("part-*.parquet")))
+    if seen != blocks:
+        raise OSError(f"{folder}: {seen} of {blocks} files are to be seen")
 
 
 def staged_account(path: Path, folder: Path, *, header_lines: int, tolerance: float) -> BadRows:

@@ -228,6 +228,19 @@ def test_stopped_between_publishing_and_cleaning_up(log, tmp_path, monkeypatch):
     assert_same(out, tmp_path / "whole")
 
 
+def test_blocks_that_are_not_yet_to_be_seen_are_no_missing_rows(log, tmp_path):
+    schema, files, out = parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out"
+    prepare_part(schema, files, out, Part(1, 2))
+    late = tmp_path / ".out.parts/staged/data/part-0000002.parquet"
+    late.rename(tmp_path / "late")
+    with pytest.raises(OSError, match=r"staged/data: \d+ of \d+ files are to be seen"):
+        prepare_part(schema, files, out, Part(2, 2))
+    (tmp_path / "late").rename(late)
+    prepare(schema, files, tmp_path / "whole")
+    in_parts(schema, files, out, 2)
+    assert_same(out, tmp_path / "whole")
+
+
 def test_what_has_no_parts(tmp_path, capsys):
     with pytest.raises(DataError, match="a log that is generated has no parts"):
         prepare_part(load_schema("synthetic"), None, tmp_path / "out", Part(1, 2))
