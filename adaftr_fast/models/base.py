@@ -136,7 +136,7 @@ class Backbone(MultiTaskModel):
     def _penalty(self, embedded: Tensor) -> Tensor:
         """l2 times the squared norm of the dense weights and that of an instance's looked-up rows, a mean over B."""
         parts = (module.parameters() for module in self.children() if module is not self.embedding)
-        dense = [p for p in chain(self.parameters(recurse=False), *parts) if p.dim() > 1]
+        dense = [p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1]
         return squared_norm([*dense, embedded], [self.l2] * len(dense) + [self.l2 / len(embedded)])
 
     def _make_towers(self, in_features: int, hidden: Sequence[int]) -> nn.ModuleList:

@@ -19,18 +19,20 @@ def squared_norm(tensors: Sequence[Tensor], scales: Sequence[float] | None = Non
         raise ValueError("squared_norm: tensors must hold at least one tensor, got none")
     if scales is not None and len(scales) != len(tensors):
         raise ValueError(f"squared_norm: scales must be {len(tensors)} numbers, one a tensor, got {len(scales)}")
-    return _SquaredNorm.apply(scales or [1.0] * len(tensors), *tensors)
+    return _SquaredNorm.apply([1.0] * len(tensors) if scales is None else list(scales), *tensors)
 
 
 class _SquaredNorm(torch.autograd.Function):
     """One node for all tensors: recorded op by op, a step of training pays more for autograd than for the sums."""
 
     @staticmethod
-    def forward(ctx, scales: Sequence[float], *tensors: Tensor) -> Tensor:
+    def forward(ctx, scales: list[float], *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors)
-        ctx.scales = tensors[0].new_tensor(scales)  # [number of tensors]
-        return (torch.stack(torch._foreach_norm(tensors)).square() * ctx.scales).sum()
+        ctx.scales = scales
+        squares = torch._foreach_pow(torch._foreach_norm(tensors), 2)
+        return torch.stack(torch._foreach_mul(squares, scales)).sum()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *torch._foreach_mul(ctx.saved_tensors, (2 * grad * ctx.scales).unbind())
+        factors = torch._foreach_mul([2 * grad] * len(ctx.scales), ctx.scales)
+        return None, *torch._foreach_mul(ctx.saved_tensors, factors)

@@ -46,7 +46,7 @@ class Stepper:
             shard_tables(model, optimizer, config, ranks)
         model.to(self.device)
         self.optimizers, self.sharded = build_optimizers(model, optimizer), list(sharded_tables(model).values())
-        self.parameters = [each for each in model.parameters() if each.requires_grad]
+        self.parameters = list(model.parameters())
         meets = ranks is not None and config.contrast_over == "all"
         self.meeting = [each for each in model.modules() if isinstance(each, AdaptiveInfoNCE)] if meets else []
         self.loss: Callable[[Batch], dict[str, Tensor]] = model.loss

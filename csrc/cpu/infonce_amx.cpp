@@ -17,6 +17,7 @@
 
 namespace adaftr_fast::amx {
 #include "cpu/amx_product.inl"
+#include "cpu/infonce_bf16.inl"
 #include "cpu/infonce_bf16_remade.inl"
 
 InfoNCEKernel<float> infonce_bf16() { return {workspace_bytes<RemadeSweep<1>>, run_infonce<RemadeSweep<1>>}; }

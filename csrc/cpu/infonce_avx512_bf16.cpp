@@ -16,9 +16,24 @@
 
 namespace adaftr_fast::avx512_bf16 {
 #include "cpu/dpbf16_product.inl"
+#include "cpu/infonce_bf16.inl"
 #include "cpu/infonce_bf16_kept.inl"
+#include "cpu/infonce_bf16_remade.inl"
 
-InfoNCEKernel<float> infonce_bf16() { return {workspace_bytes<KeptSweep>, run_infonce<KeptSweep>}; }
+// With more columns than this E comes from far away, and making it again takes no longer.
+constexpr int64_t kMostKeptColumns = 2048;
+
+size_t bf16_workspace_bytes(const InfoNCEProblem<float>& problem, int64_t threads) {
+  const bool keeps = problem.columns <= kMostKeptColumns;
+  return (keeps ? workspace_bytes<KeptSweep> : workspace_bytes<RemadeSweep<1>>)(problem, threads);
+}
+
+void run_infonce_bf16(const InfoNCEProblem<float>& problem, void* workspace, Parallel parallel) {
+  const bool keeps = problem.columns <= kMostKeptColumns;
+  (keeps ? run_infonce<KeptSweep> : run_infonce<RemadeSweep<1>>)(problem, workspace, parallel);
+}
+
+InfoNCEKernel<float> infonce_bf16() { return {bf16_workspace_bytes, run_infonce_bf16}; }
 }  // namespace adaftr_fast::avx512_bf16
 
 #if defined(__clang__)

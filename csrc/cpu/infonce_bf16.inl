@@ -1,5 +1,5 @@
 // The products of the sweep (infonce_rows.inl) on bfloat16 tiles (bf16_tiles.inl), after amx_product.inl or
-// dpbf16_product.inl is included: packing and products, for infonce_bf16_remade.inl and infonce_bf16_kept.inl, which
+// dpbf16_product.inl is included: packing and products. infonce_bf16_remade.inl and infonce_bf16_kept.inl, after it,
 // say when S and E are made. Rows are taken 32 at a time, whose S and E stay in L1 from product to product.
 
 template <int kTerms>
@@ -19,10 +19,10 @@ struct Bf16Sweep : Sweep<float, 32> {
   Bf16* scaled_a;        // A tiles [k_tiles * 2][row_tiles]: A' transposed
   float* shift;          // [stripe] E, as the column gradient sees it, is multiplied by 2^shift, and A' divided
   Bf16* kept = nullptr;  // B tiles [column_panels * 2][kept_tiles]: all of E, k along the stripe's rows; if it is kept
-  int64_t kept_tiles;
-  float* block_m;  // [column_blocks][stripe], if E is kept: the m it was taken at
-  Bf16* task_e;    // per thread, A tiles [2][e_panels]
-  float* task_s;   // per thread, [kRowPanels][32][kPanel], panels kPanelSize apart
+  int64_t kept_tiles = 0;
+  float* block_m = nullptr;  // [column_panels / kRowPanels][stripe], if E is kept: the m it was taken at
+  Bf16* task_e;              // per thread, A tiles [2][e_panels]
+  float* task_s;             // per thread, [kRowPanels][32][kPanel], panels kPanelSize apart
 
   Bf16Sweep(const InfoNCEProblem<float>& problem, int64_t threads, char* base, int64_t panels)
       : Sweep(problem, threads, base, 32), e_panels(panels) {
@@ -93,6 +93,8 @@ struct Bf16Sweep : Sweep<float, 32> {
             absorb<true>(r, p0, panels, row, kPanelSize, out == nullptr ? nullptr : out_0 + (r - r0) * kPanel<float>);
           if (kept != nullptr) block_m[p0 / kRowPanels * stripe + r] = state[r].m;
         }
+        for (int64_t r = at_most(end, r0 + 32); r < r0 + 32; ++r)  // 0 times what b holds may be NaN
+          clear(panels, s + (r - r0) * kPanel<float>, kPanelSize);
         pack_entries(task, r0, p0, panels, s, out != nullptr);
         if (out != nullptr) accumulate_rows(task, p0, panels, out_0, task_rows, p0 > 0);
       }

@@ -1,8 +1,6 @@
-// The sweep where a product costs more than the memory of its result, as with AVX512-BF16: S and E are made once, in
-// the row phase, which also makes O; E is kept in bfloat16, 2 bytes an element, for the column phase, D += E^T A'. E
-// was taken at the m of its block; where m moved since, its few rows are brought to the last one before.
-
-#include "cpu/infonce_bf16.inl"
+// The sweep where a product costs more than the memory of its result: S and E are made once, in the row phase, which
+// also makes O; E is kept in bfloat16, 2 bytes an element, for the column phase, D += E^T A'. E was taken at the m of
+// its block; the few rows whose m has moved since are brought to the last one before that.
 
 struct KeptSweep : Bf16Sweep<1> {
   KeptSweep(const InfoNCEProblem<float>& problem, int64_t threads, char* base)
@@ -53,10 +51,10 @@ struct KeptSweep : Bf16Sweep<1> {
     const __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
                  top = _mm512_castsi512_ps(_mm512_and_si512(both, high));
     const __m512 zero = _mm512_setzero_ps();
-    const __m512i x = widened(even == 0 ? zero : low * even), y = widened(odd == 0 ? zero : top * odd);
+    const __m512i x = rounded_words(even == 0 ? zero : low * even), y = rounded_words(odd == 0 ? zero : top * odd);
     _mm512_storeu_si512(pairs, _mm512_or_si512(x, _mm512_slli_epi32(y, 16)));
   }
-  static __m512i widened(__m512 x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)); }
+  static __m512i rounded_words(__m512 x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)); }
 
   void place_positive(int64_t r) {
     const int64_t j = positive_of(first + r);

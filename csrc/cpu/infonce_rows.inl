@@ -8,7 +8,7 @@
 // that nothing cancels as p -> 1.
 //
 // Here stands what does not depend on how the products are made: the softmax of the rows, and the driver. The products
-// and their order are infonce_fma.inl's (vector units) and infonce_bf16.inl's (bfloat16 tiles).
+// and their order are infonce_fma.inl's (vector units), and infonce_bf16_kept.inl's and _remade.inl's (bfloat16 tiles).
 
 #include "cpu/arena.inl"
 #include "cpu/tile.inl"
@@ -126,7 +126,8 @@ struct Sweep {
 
   void rescale(RowState<T>& state_r, T old, T* out) {
     const T distance = (old - state_r.m) * state_r.scale, shrink = exp2(distance);
-    if (need_weighted && shrink > 0) state_r.weighted = shrink * (state_r.weighted + state_r.l * distance);
+    // All of it underflows with l; -infinity times 0 would be NaN.
+    if (need_weighted) state_r.weighted = shrink > 0 ? shrink * (state_r.weighted + state_r.l * distance) : Vec<T>{};
     state_r.l *= shrink;
     if (out == nullptr) return;
     for (int64_t w = 0; w < width_panels; ++w)
@@ -258,7 +259,7 @@ void in_parallel(S& sweep, int64_t n, Parallel parallel, Body body) {
       &context);
 }
 
-// S: a Sweep with its products, FmaSweep, KeptSweep or RemadeSweep.
+// S: a Sweep with its products.
 template <class S>
 size_t workspace_bytes(const InfoNCEProblem<typename S::Scalar>& problem, int64_t threads) {
   return S(problem, threads, nullptr).arena.used;

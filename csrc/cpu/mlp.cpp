@@ -196,8 +196,9 @@ Tensors mlp_backward(const Gradients& gradients, TensorList inputs, TensorList o
 void check_mixture(const Tensor& experts, const Tensor& logits) {
   TORCH_CHECK_VALUE(experts.dim() == 3 && experts.size(1) > 0, "mixture: experts must be [B, k, v] with k >= 1, got ",
                     experts.sizes());
-  TORCH_CHECK_VALUE(logits.dim() == 3 && logits.size(0) == experts.size(0) && logits.size(2) == experts.size(1),
-                    "mixture: logits must be [", experts.size(0), ", T, ", experts.size(1), "], got ", logits.sizes());
+  TORCH_CHECK_VALUE(
+      logits.dim() == 3 && logits.size(0) == experts.size(0) && logits.size(2) == experts.size(1) && logits.size(1) > 0,
+      "mixture: logits must be [", experts.size(0), ", T, ", experts.size(1), "] with T >= 1, got ", logits.sizes());
 }
 
 void run_mixture(MixtureProblem& q, bool wide) {

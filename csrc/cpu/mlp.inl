@@ -25,8 +25,9 @@ constexpr int kDepth = 1;  // numbers in a factor
 template <class F>
 constexpr F kOne = 1;  // times a factor: the sum of its numbers
 
+// Of x the first `count` lanes; the next could share a factor with the last of them, and then must not be NaN.
 template <class T>
-inline void store_along(T* to, Vec<T> x) {
+inline void store_along(T* to, Vec<T> x, int64_t count) {
   store(to, x);
 }
 // Vectors of kDepth rows of one matrix.
@@ -151,7 +152,7 @@ struct Mlp {
       for (int64_t k = 0; k < layer.in; k += kLanes<T>) {
         constexpr int kFactors = kLanes<T> / kDepth<F>;
         F some[kFactors];
-        store_along(some, weights(layer, p * kPanel<F> + j, k));
+        store_along(some, weights(layer, p * kPanel<F> + j, k), layer.in - k);
         for (int i = 0; i < kFactors; ++i) to[(k / kDepth<F> + i) * kPanel<F> + j] = some[i];
       }
   }
@@ -179,7 +180,7 @@ struct Mlp {
     for (int64_t k = 0; k < width; k += kLanes<T>) {
       F* to = column_along(block, k);
       for (int64_t r = 0; r < rows; ++r)
-        store_along(to + r * kPanel<F>, read<T>(from, (row + r) * width + k, width - k));
+        store_along(to + r * kPanel<F>, read<T>(from, (row + r) * width + k, width - k), width - k);
     }
   }
 
@@ -242,7 +243,7 @@ struct Mlp {
       F* to = column_along(along, k);
       for (int64_t r = 0; r < rows; ++r) {
         const Vec<T> sum = load(from + r * kPanel<T>) + b, result = rectified ? (sum < 0 ? Vec<T>{} : sum) : sum;
-        store_along(to + r * kPanel<F>, result);
+        store_along(to + r * kPanel<F>, result, out - k);
         write<T>(output, (row + r) * out + k, out - k, result);
       }
     }
@@ -305,7 +306,7 @@ struct Mlp {
           if (from != nullptr) g[i] = load(from + (r + i) * kPanel<T>);
           if (d_output.data != nullptr) g[i] += read<T>(d_output, at, out - k);
           if (rectified) g[i] = read<T>(output, at, out - k) <= 0 ? Vec<T>{} : g[i];
-          if constexpr (kDepth<F> > 1) store_along(to + (r + i) * kPanel<F>, g[i]);
+          if constexpr (kDepth<F> > 1) store_along(to + (r + i) * kPanel<F>, g[i], out - k);
         }
         store_down(to_down, g);
       }

@@ -31,7 +31,10 @@ inline void multiply_add(Vec<float>& sum, Pair x, Vec<Pair> row) {
   sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(x.bits), (__m512bh)row);
 }
 
-inline void store_along(Pair* to, Vec<float> x) { *reinterpret_cast<HalfLanes*>(to) = narrow(x); }
+inline void store_along(Pair* to, Vec<float> x, int64_t count) {
+  const __mmask16 mask = count < 16 ? (1u << count) - 1 : 0xffff;
+  *reinterpret_cast<HalfLanes*>(to) = (HalfLanes)_mm512_maskz_cvtneps_pbh(mask, x);
+}
 
 inline void store_down(Pair* to, const Vec<float>* rows) {
   store(to, to_words(narrow(rows[0])) | to_words(narrow(rows[1])) << 16);

@@ -15,7 +15,7 @@ inline WordLanes to_words(HalfLanes x) {
 
 inline Vec<float> widen(HalfLanes x) { return (Vec<float>)(to_words(x) << 16); }
 
-// Rounds to the nearest, ties to even; rounding could carry a NaN over to infinity.
+// Rounds to the nearest, ties to even; rounding could carry a NaN over to infinity. The instruction flushes denormals.
 inline HalfLanes narrow(Vec<float> x) {
 #ifdef BF16_PRODUCTS
   return (HalfLanes)_mm512_cvtneps_pbh(x);

@@ -23,6 +23,7 @@ SIZES = [
     (257, 300, 100),
     (1024, 1024, 64),
     (300, 1024, 256),
+    (65, 2100, 33),
 ]
 
 
@@ -78,6 +79,47 @@ def test_extreme_temperatures(tau, capability):
 def test_sharp_rows_over_many_blocks_of_columns(dtype, capability):
     """Maxima hundreds apart from block to block, and positives far below them: as unit Gaussians give."""
     assert_matches(inputs(1100, 1300, 64, scale=4), dtype)
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_statistics_and_tau_alone_where_maxima_move_far(dtype, capability):
+    """What is summed beside l underflows with it."""
+    a, b, tau = inputs(300, 1300, 64, scale=40)
+    b[1250] = 60 * a.mean(0)
+    rounded = [a.to(dtype), b.to(dtype), tau.to(dtype if dtype == torch.float64 else torch.float32)]
+    tau_alone = rounded[2].requires_grad_()
+    loss, stats = af.adaptive_infonce(*rounded[:2], tau_alone, return_stats=True, backend="cpu")
+    loss.backward()
+    exact = [x.detach().double() for x in rounded]
+    exact[2].requires_grad_()
+    truth, known = af.adaptive_infonce(*exact, return_stats=True, backend="reference")
+    truth.backward()
+    torch.testing.assert_close(stats.entropy.double(), known.entropy, rtol=1e-4, atol=1e-3)
+    assert torch.equal(stats.top1, known.top1)
+    torch.testing.assert_close(tau_alone.grad.double(), exact[2].grad, rtol=1e-3, atol=1e-5 * exact[2].grad.abs().max())
+
+
+@needs_extension
+@pytest.mark.parametrize("rows", [1, 5, 33])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3.4e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_no_row_looks_at_may_hold_anything(rows, bad, dtype, capability):
+    a, b, tau = (x.float() for x in inputs(rows, 64, 8))
+    b[40] = bad
+    elsewhere = torch.zeros(rows, dtype=torch.int64)
+    groups = {"row_group": torch.ones(rows, dtype=torch.int64), "column_group": (torch.arange(64) == 40).long()}
+    for options in (
+        {"positive_index": torch.full((rows,), -100)},
+        {"positive_index": elsewhere, "row_weight": torch.zeros(rows)},
+        {"positive_index": elsewhere, **groups},
+    ):
+        leaves = [x.to(dtype).requires_grad_() for x in (a, b)]
+        af.adaptive_infonce(*leaves, tau, reduction="sum", backend="cpu", **options).backward()
+        others = torch.arange(64) != 40
+        assert leaves[1].grad[others].isfinite().all()
+        if "row_group" not in options:
+            assert not any(leaf.grad.any() for leaf in leaves)
 
 
 @needs_extension

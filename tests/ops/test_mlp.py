@@ -1,5 +1,7 @@
 """Stacks of dense layers and mixtures of experts, as ops, against their reference in float64."""
 
+import math
+
 import pytest
 import torch
 
@@ -232,6 +234,23 @@ def test_compiles_whole():
 
 
 @needs_extension
+@pytest.mark.parametrize("width", [1, 2, 3, 16, 17, 33])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_an_infinity_spoils_no_more_than_it_must(width, reduced, instruction_set):
+    """What stands beyond an odd width is in a pair with the last number."""
+    x = torch.tensor([[math.inf, 1.0]])
+    weights, biases = [-torch.ones(width, 2), torch.ones(4, width)], [torch.zeros(width), torch.ones(4)]
+    hidden, out = OP([x], [0], weights, biases, [2], [1], reduced)
+    assert torch.equal(hidden.float(), torch.zeros(1, width))
+    assert torch.equal(out.float(), torch.ones(1, 4))
+    above = torch.full((1, width), math.inf, dtype=hidden.dtype)
+    found = torch.ops.adaftr_fast.mlp_backward(
+        [above], [torch.ones(1, 2)], [above], [0], [torch.ones(width, 2)], [torch.zeros(width)], [1], [0], [1]
+    )
+    assert torch.equal(found[0], torch.full((1, 2), math.inf))
+
+
+@needs_extension
 def test_autocast_gives_bfloat16():
     (inputs, weights, biases), (reads, depths, rectified) = arguments(20, EXPERTS)
     with torch.autocast("cpu", torch.bfloat16):
@@ -306,5 +325,7 @@ def test_mixture_bad_arguments():
         MIXTURE(torch.randn(4, 3), torch.randn(4, 2, 3))
     with pytest.raises(ValueError, match=r"mixture: logits must be \[4, T, 3\]"):
         MIXTURE(torch.randn(4, 3, 5), torch.randn(4, 2, 2))
+    with pytest.raises(ValueError, match=r"mixture: logits must be \[4, T, 3\] with T >= 1"):
+        MIXTURE(torch.randn(4, 3, 5), torch.randn(4, 0, 3))
     with pytest.raises(TypeError, match="mixture: experts must be Float or BFloat16"):
         MIXTURE(torch.randn(4, 3, 5).half(), torch.randn(4, 2, 3))
