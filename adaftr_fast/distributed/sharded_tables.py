@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -83,6 +85,8 @@ class ShardedTables(nn.Module):
         for name in ("offsets", "oov_counts"):  # as in FusedEmbedding, so that a saved state is the same
             self.register_buffer(name, getattr(table, name).to(device), persistent=False)
         self._options = {"optimizer": optimizer, "lr": lr, "eps": eps}
+        self._last: Tensor | None = None  # look-up with gradients, [B, F * E]
+        self._recalls = False
         # In a tuple, which hides its parameters: each is of some rows, and moved by no optimizer but its own.
         self._collection = (_collection(self, sharding, torch.device(device), ranks),)
         self.optimizer: torch.optim.Optimizer = self._collection[0].fused_optimizer
@@ -102,6 +106,23 @@ class ShardedTables(nn.Module):
         """
         if weights is not None:
             raise ValueError("ShardedTables: weights of ids are not supported, got some: use a FusedEmbedding")
+        if self._recalls:
+            return self._last
+        out = self._looked_up(ids, offsets)
+        if torch.is_grad_enabled():
+            self._last = out.detach()
+        return out
+
+    @contextmanager
+    def recalled(self) -> Iterator[None]:
+        """Within it a look-up gives again what the last one with gradients gave, and no other rank is asked."""
+        self._recalls = True
+        try:
+            yield
+        finally:
+            self._recalls = False
+
+    def _looked_up(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
         counts, values, lengths = self._bags(ids, offsets)
         looked_up = self._collection[0](_jagged(len(self.num_embeddings), values, lengths)).wait()
         from torchrec.sparse.jagged_tensor import KeyedTensor

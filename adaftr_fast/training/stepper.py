@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -136,17 +136,13 @@ class Stepper:
     @torch.no_grad()
     def _not_finite(self, batch: Batch) -> str | None:
         """Something of the model that is not finite, by which a loss that an op refused to compute is explained."""
-        values = dict(self.model.named_parameters())
-        if self.sharded:  # other ranks do not come here, and would not answer a look-up
-            return _first_not_finite(values)
-        values |= {"a logit": self.model(*batch.features)}
-        if hasattr(self.model, "diagnostics"):
-            values |= self.model.diagnostics(batch)
-        return _first_not_finite(values)
-
-
-def _first_not_finite(values: dict[str, Tensor]) -> str | None:
-    return next((name for name, value in values.items() if not value.isfinite().all()), None)
+        with ExitStack() as stack:
+            for tables in self.sharded:  # other ranks may not come here, and would not answer a look-up
+                stack.enter_context(tables.recalled())
+            values = dict(self.model.named_parameters()) | {"a logit": self.model(*batch.features)}
+            if hasattr(self.model, "diagnostics"):
+                values |= self.model.diagnostics(batch)
+        return next((name for name, value in values.items() if not value.isfinite().all()), None)
 
 
 def _device(name: str) -> torch.device:

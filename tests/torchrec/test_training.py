@@ -42,7 +42,7 @@ def bags(rows: int, seed: int, chunk_rows: int) -> Split:
     return Split(TensorRows(content, chunk_rows))
 
 
-def trainer(folder: Path, ranks: Ranks | None, form: str, optimizer: str, settings: dict) -> Trainer:
+def trainer(folder: Path, ranks: Ranks | None, form: str, optimizer: str, settings: dict, lr: float = 0.01) -> Trainer:
     torch.manual_seed(0 if ranks is None or ranks.is_chief else 1)  # the chief's weights are everyone's
     sizes = ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4])
     with tables_elsewhere() if "tables" in settings else nullcontext():
@@ -88,6 +88,28 @@ def train(rank: int, size: int, folder: str, stop_after: int | None, form: str, 
 
 def on_a_rank(rank: int, size: int, jobs: dict[str, tuple]) -> dict[str, dict]:
     return {name: train(rank, size, *job) for name, job in jobs.items()}
+
+
+def diverged(rank: int, folder: str) -> str:
+    """What the chief alone says where an op refuses logits, whose weights have grown; the others only look up once."""
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    run = trainer(Path(folder), Ranks(dist.HashStore(), 60), "ids", "sgd", BY_TABLE)
+    batch = next(run.train.shuffled(64, seed=0, epoch=1, share=run.share))
+    run.model.loss(batch)
+    if rank > 0:
+        return ""
+
+    def refuse(batch):
+        raise RuntimeError("an op refuses its input")
+
+    run.stepper.loss = refuse
+    try:
+        with torch.no_grad():
+            torch._foreach_mul_(list(run.model.backbone.towers[0].parameters()), 1e30)
+        run.stepper.step(batch, 1)
+    except TrainingError as error:
+        return str(error)
+    return "nothing"
 
 
 BY_TABLE, BY_ROW = ({"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise"))
@@ -155,6 +177,10 @@ def test_no_rank_holds_a_table(runs):
 @pytest.mark.parametrize("name", ["2: stopped", "2: after 1", "4: after 2 after 1"])
 def test_a_signal_to_one_rank_stops_all(name, runs):
     assert {each["interrupted"] for each in runs[name]} == {signal.SIGTERM}
+
+
+def test_what_has_diverged_is_named_without_asking_other_ranks(tmp_path):
+    assert on_ranks(diverged, 2, str(tmp_path))[0] == "a logit is not finite; lower optimizer.lr"
 
 
 def test_without_a_folder_there_is_no_place_for_the_best_weights(tmp_path):
