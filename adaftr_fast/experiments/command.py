@@ -49,11 +49,12 @@ def run_experiment(arguments: jsonargparse.Namespace) -> None:
     Raises:
         ValueError: an option out of range, or data the experiment cannot be made of.
         DataError: data that cannot be read or prepared.
-        TrainingError: a training process was killed.
+        TrainingError: a training process was killed, or tables that lie across ranks.
         CheckpointError: a run's weights are absent or damaged.
     """
     from adaftr_fast.experiments.jobs import Budget
     from adaftr_fast.experiments.study import open_dataset
+    from adaftr_fast.training.sharding import check_replicated
 
     for option in ("seeds", "jobs"):
         if arguments[option] < 1:
@@ -63,6 +64,7 @@ def run_experiment(arguments: jsonargparse.Namespace) -> None:
         OptimizerConfig(**arguments.optimizer.as_dict()),
         TrainingConfig(**arguments.training.as_dict()),
     )
+    check_replicated("experiment", budget.training)
     data, folder = open_dataset(arguments.dataset, arguments.files, arguments.out, budget.training.progress)
     command = f"adaftr-fast experiment {arguments.name} --dataset {arguments.dataset} --seeds {arguments.seeds}"
     run = {"complexity": _complexity, "temperature": _temperature}.get(arguments.name, _comparison)

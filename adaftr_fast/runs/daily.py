@@ -29,8 +29,8 @@ from adaftr_fast.data.schema_types import Schema
 from adaftr_fast.runs.run import Fitted, fit_one
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.config import DataConfig
-from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
+from adaftr_fast.training.sharding import check_replicated
 
 RECORDS = "daily.jsonl"
 TRAIN = 0.9  # of a day's rows
@@ -51,8 +51,7 @@ def train_daily(schema: Schema, files: Sequence[Path], config: dict[str, Any], o
         DataError: the schema reads several files, or ``out`` holds other days than ``files`` begin with.
         KeyboardInterrupt, TrainingError, CheckpointError: as ``train_one``.
     """
-    if config["training"].tables != "replicated":
-        raise TrainingError(f"daily needs training.tables = replicated, got {config['training'].tables}")
+    check_replicated("daily", config["training"])
     schema = _of_a_day(schema)
     records = _read(out / RECORDS)
     _check(out, records, files)

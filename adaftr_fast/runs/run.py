@@ -18,10 +18,9 @@ from adaftr_fast.models import ModelConfig, MultiTaskModel, build_model
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.warm_start import warm_start as take_from
 from adaftr_fast.training.checkpoint import Description
-from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.evaluation import diagnose, evaluate
 from adaftr_fast.training.report import Run
-from adaftr_fast.training.sharding import check_sharding
+from adaftr_fast.training.sharding import check_replicated, check_sharding
 from adaftr_fast.training.trainer import TEST, Result, Trainer
 
 
@@ -78,9 +77,9 @@ def fit_one(
         TrainingError: training that cannot go on.
         RankError: ranks with other settings or data.
     """
+    if warm_start is not None:
+        check_replicated("--warm_start", config["training"])
     check_sharding(config["optimizer"], config["training"], ranks)
-    if warm_start is not None and config["training"].tables != "replicated":
-        raise TrainingError(f"--warm_start needs training.tables = replicated, got {config['training'].tables}")
     about = _description(data, config, warm_start)
     if ranks is not None:
         ranks.agree("settings or data", about)

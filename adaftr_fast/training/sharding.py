@@ -33,6 +33,12 @@ def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ra
     check_installed()
 
 
+def check_replicated(what: str, config: TrainingConfig) -> None:
+    """Raises TrainingError where tables lie across ranks, which ``what`` does not go with."""
+    if config.tables != "replicated":
+        raise TrainingError(f"{what} needs training.tables = replicated, got {config.tables}")
+
+
 def _refused(needed: str) -> TrainingError:
     return TrainingError(f"training.tables = torchrec needs {needed}")
 

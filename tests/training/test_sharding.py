@@ -8,6 +8,7 @@ import pytest
 from adaftr_fast.cli import main
 from adaftr_fast.distributed import sharded_tables
 from adaftr_fast.distributed.errors import RankError
+from adaftr_fast.runs.run import fit_one
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.sharding import check_sharding
@@ -41,4 +42,12 @@ def test_commands_that_cannot_shard_say_so(tmp_path, capsys):
     out = ["--out", str(tmp_path / "out"), "--training.tables", "torchrec"]
     assert main(["daily", "--dataset", "flights", "--files", "day.csv", *out]) == 2
     assert "daily needs training.tables = replicated, got torchrec" in capsys.readouterr().err
+    assert main(["experiment", "complexity", "--dataset", "flights", *out]) == 2
+    assert "experiment needs training.tables = replicated, got torchrec" in capsys.readouterr().err
     assert not Path(tmp_path / "out").exists()
+
+
+def test_nor_does_a_warm_start(tmp_path):
+    config = {"optimizer": OptimizerConfig(tables="sgd"), "training": TrainingConfig(tables="torchrec")}
+    with pytest.raises(TrainingError, match=r"--warm_start needs training\.tables = replicated, got torchrec"):
+        fit_one(None, config, tmp_path, warm_start=tmp_path, ranks=RANKS)
