@@ -78,8 +78,9 @@ class ShardedTables(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        _quiet()
         _check(table, sharding, optimizer)
+        _quiet()
+        device = torch.empty(0, device=device).device  # "cuda" with the number of this rank's
         self.num_embeddings, self.embedding_dim = list(table.num_embeddings), table.embedding_dim
         self.field_names, self.pooling = list(table.field_names), table.pooling
         for name in ("offsets", "oov_counts"):  # as in FusedEmbedding, so that a saved state is the same
@@ -88,7 +89,7 @@ class ShardedTables(nn.Module):
         self._last: Tensor | None = None  # look-up with gradients, [B, F * E]
         self._recalls = False
         # In a tuple, which hides its parameters: each is of some rows, and moved by no optimizer but its own.
-        self._collection = (_collection(self, sharding, torch.device(device), ranks),)
+        self._collection = (_collection(self, sharding, device, ranks),)
         self.optimizer: torch.optim.Optimizer = self._collection[0].fused_optimizer
         self.weight.fill(table.weight.detach() if table.initial_rng is None else _Drawn(table))
 
