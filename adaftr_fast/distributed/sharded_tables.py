@@ -171,11 +171,10 @@ class ShardedTables(nn.Module):
         for field in range(len(self.num_embeddings)):
             key = f"embedding_bags.{field}.weight"
             rows = states.get(key, {}).get(f"{field}.momentum{state}") if state else weights[key]
-            local = (
-                {} if rows is None else {each.metadata.shard_offsets[0]: each.tensor for each in rows.local_shards()}
-            )
-            places = sorted(weights[key].metadata().shards_metadata, key=lambda each: each.shard_offsets[0])
-            fields.append([Shard(p.placement.rank(), p.shard_sizes[0], local.get(p.shard_offsets[0])) for p in places])
+            mine = [] if rows is None else rows.local_shards()
+            local = {each.metadata.shard_offsets[0]: each.tensor for each in mine}
+            whole = sorted(weights[key].metadata().shards_metadata, key=lambda each: each.shard_offsets[0])
+            fields.append([Shard(p.placement.rank(), p.shard_sizes[0], local.get(p.shard_offsets[0])) for p in whole])
         return fields
 
 

@@ -16,7 +16,8 @@ from tests.distributed.ranks import on_ranks
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
-FIELDS, NAMES, WIDTH, ROWS = [201, 20, 7], ["user", "item.id", "slot"], 8, 12
+FIELDS, NAMES = [201, 20, 7, 2], ["user", "item.id", "slot", "two"]  # the last has fewer rows than there are ranks
+WIDTH, ROWS = 8, 12
 OPTIMIZERS = {"sgd": SGD, "adagrad": Adagrad, "rowwise_adagrad": RowwiseAdagrad}
 CASES = {
     f"{sharding} {optimizer} {form}": (sharding, optimizer, form)
@@ -97,6 +98,20 @@ def same_bits(rank: int) -> bool:
     return torch.equal(first["out"], second["out"]) and all(torch.equal(names[n], second["whole"][n]) for n in names)
 
 
+def refused_inputs(rank: int) -> list[str]:
+    """What is said of look-ups that no rank sends to another."""
+    sharded = sharded_by("row_wise", "sgd")
+    ids, bags = batch("bags", rank, 0)
+    bad = torch.tensor([[0, 0, 0, 2]])
+    messages = []
+    for arguments in ((bad,), (torch.zeros(1, 3).int(),), (bad[0], torch.arange(5)), (ids, bags, torch.ones(len(ids)))):
+        try:
+            sharded(*arguments)
+        except (IndexError, ValueError) as error:
+            messages.append(str(error))
+    return messages
+
+
 def refused_for_memory(rank: int) -> str:
     memory, sharded_tables._host_memory = sharded_tables._host_memory, lambda: 10_000
     try:
@@ -113,7 +128,7 @@ def on_a_rank(rank: int, size: int) -> dict:
     results = {name: course(rank, *case) for name, case in CASES.items()}
     for sharding in ("table_wise", "row_wise"):
         results |= {f"uneven {sharding}": uneven(rank, sharding), f"filled {sharding}": filled(rank, sharding)}
-    return results | {"same bits": same_bits(rank), "memory": refused_for_memory(rank)}
+    return results | {"same bits": same_bits(rank), "memory": refused_for_memory(rank), "inputs": refused_inputs(rank)}
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +195,16 @@ def test_a_run_gives_the_same_bits_again(by_two, by_four):
     assert all(each["same bits"] for each in by_two + by_four)
 
 
+def test_wrong_ids_are_named_before_they_are_sent(by_two):
+    for each in by_two:
+        assert each["inputs"] == [
+            "sharded_tables: ids[0, 3] = 2 is out of range for field 3, whose ids are 0 to 1",
+            "sharded_tables: ids must be [B, 4] (one column a field), got [1, 3]",
+            "sharded_tables: values[3] = 2 (row 0) is out of range for field 3, whose ids are 0 to 1",
+            "ShardedTables: weights of ids are not supported, got some: use a FusedEmbedding",
+        ]
+
+
 def test_tables_that_fit_nowhere_are_refused_on_all_ranks(by_two):
     for each in by_two:
         assert each["memory"].startswith("TorchRec finds no place for the tables on 2 ranks, table_wise: Unable")
@@ -189,7 +214,10 @@ def test_tables_that_fit_nowhere_are_refused_on_all_ranks(by_two):
     ("changed", "message"),
     [
         ({"embedding_dim": 6}, "embedding_dim must be one multiple of 4 for all fields, got 6"),
-        ({"embedding_dim": [4, 8, 4]}, r"embedding_dim must be one multiple of 4 for all fields, got \[4, 8, 4\]"),
+        (
+            {"embedding_dim": [4, 8, 4, 4]},
+            r"one multiple of 4 for all fields, got \[4, 8, 4, 4\]",
+        ),
         ({"dtype": torch.bfloat16}, "tables must be float32, got torch.bfloat16"),
         ({"on_bad_id": "oov"}, "on_bad_id must be 'raise', got 'oov'"),
         ({"optimizer": "adam"}, "optimizer must be one of sgd, adagrad, rowwise_adagrad, got 'adam'"),
