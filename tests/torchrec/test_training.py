@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from adaftr_fast.data.rows import TensorRows
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.embedding_table import tables_elsewhere
-from adaftr_fast.training.checkpoint import load_checkpoint
+from adaftr_fast.training.checkpoint import load_checkpoint, remove_checkpoint
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.trainer import Trainer
@@ -112,6 +113,22 @@ def diverged(rank: int, folder: str) -> str:
     return "nothing"
 
 
+def killed_before_the_best_was_saved(rank: int, folder: str) -> dict:
+    """The best weights as they were saved, and as they are when the run is taken up from its last snapshot."""
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    run = trainer(Path(folder), Ranks(dist.HashStore(), 60), "ids", "adagrad", BY_ROW)
+    run.config = replace(run.config, max_epochs=1)
+    run.fit()
+    saved = load_checkpoint(Path(folder, "best"))[0]
+    dist.barrier()
+    if rank == 0:
+        remove_checkpoint(Path(folder, "best"))
+    again = trainer(Path(folder), Ranks(dist.HashStore(), 60), "ids", "adagrad", BY_ROW)
+    assert again.resume()
+    dist.barrier()
+    return {"saved": saved, "again": load_checkpoint(Path(folder, "best"))[0]}
+
+
 BY_TABLE, BY_ROW = ({"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise"))
 
 
@@ -181,6 +198,12 @@ def test_a_signal_to_one_rank_stops_all(name, runs):
 
 def test_what_has_diverged_is_named_without_asking_other_ranks(tmp_path):
     assert on_ranks(diverged, 2, str(tmp_path))[0] == "a logit is not finite; lower optimizer.lr"
+
+
+def test_best_weights_that_were_not_yet_saved_are_saved_on_resuming(tmp_path):
+    for found in on_ranks(killed_before_the_best_was_saved, 2, str(tmp_path)):
+        assert found["saved"].keys() == found["again"].keys()
+        assert all(torch.equal(found["again"][name], value) for name, value in found["saved"].items())
 
 
 def test_without_a_folder_there_is_no_place_for_the_best_weights(tmp_path):
