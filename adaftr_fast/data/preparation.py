@@ -51,6 +51,7 @@ class Preparation:
     Attributes:
         paths: the input files by role.
         digests: gives sha256 of those input files that this part looks after, by number.
+        check: raises DataError if an input file is not what it was when the preparation began.
         known: the ids to be grown, if any.
         tolerance: share of a text's rows that may be unreadable.
     """
@@ -60,6 +61,7 @@ class Preparation:
     work: Path
     part: Part
     digests: Callable[[], dict[str, str]]
+    check: Callable[[], None]
     known: PreparedIds | None
     tolerance: float
     progress: bool
@@ -79,7 +81,7 @@ class Preparation:
         ]
 
     def _read(self, texts: list[Text]) -> dict[str, Any]:
-        return self._stage(texts) | {"digests": self.digests()}
+        return {"digests": self.digests()} | self._stage(texts)
 
     def _stage(self, texts: list[Text]) -> dict[str, Any]:
         """Stages this part's share of the texts, and tells the number of its blocks."""
@@ -88,7 +90,8 @@ class Preparation:
         with self._bar(READ, size, "B") as bar:
             for text in texts:
                 options = {"header_lines": text.header_lines, "tolerance": self.tolerance, "part": self.part}
-                blocks[text.folder.name] = stage(text.path, text.folder, text.parse(), **options, bar=bar)
+                options |= {"check": self.check, "bar": bar}
+                blocks[text.folder.name] = stage(text.path, text.folder, text.parse(), **options)
         return {"blocks": blocks}
 
     def _merge_read(self, texts: list[Text], parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -175,7 +178,7 @@ class Preparation:
                     bar.update(source.count_rows(split))
                     continue
                 groups = Groups.read(self.schema.group, [self.work / f"{split}.parquet"]) if self.schema.group else None
-                write_split(self.schema, encoders, groups, source.scan(split, bar.update), path)
+                write_split(self.schema, encoders, groups, source.scan(split, bar.update), path, self.check)
         return {split: dataclasses.asdict(split_info(path)) for split, path in paths.items()}
 
     def _merge_encoded(self, encoded: list[dict[str, Any]]) -> None:

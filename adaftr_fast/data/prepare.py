@@ -17,12 +17,12 @@ from adaftr_fast._files import sha256
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.manifest import FORMAT, MANIFEST, Manifest, read_head, read_manifest
 from adaftr_fast.data.part import WHOLE, Part
-from adaftr_fast.data.preparation import READ, Preparation, PreparedIds, inputs_digest
+from adaftr_fast.data.preparation import Preparation, PreparedIds, inputs_digest
 from adaftr_fast.data.schema import parse_schema
 from adaftr_fast.data.schema_types import Schema
 from adaftr_fast.data.source import data_files, input_paths
 from adaftr_fast.data.split_file import GROUP, TRUTH, WEIGHT
-from adaftr_fast.data.steps import MERGING, Unfinished, outcome, read_outcome, run_steps
+from adaftr_fast.data.steps import MERGING, Unfinished, run_steps
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.data.vocabulary import read_encoders
 from adaftr_fast.data.workplace import alone, publish, remove, shared_workplace, workplace
@@ -70,8 +70,10 @@ def prepare(
             if inputs.generated:
                 write_log(schema.generate, work / "generated", progress=progress)
                 paths = {schema.files[0]: work / "generated" / LOG}
-            job = Preparation(schema, paths, work, WHOLE, lambda: digests, inputs.known, bad_rows, progress)
-            run_steps(job.steps(), work, WHOLE)
+            job = Preparation(
+                schema, paths, work, WHOLE, lambda: digests, inputs.check, inputs.known, bad_rows, progress
+            )
+            run_steps(job.steps(), work, WHOLE, inputs.check)
             publish(job.prepared, folder)
     except OSError as error:  # not of an input, whose errors are DataErrors
         raise OSError(f"{folder}: cannot be written; the same command goes on: {error}") from error
@@ -118,10 +120,9 @@ def prepare_part(
                     return existing
             work.mkdir(parents=True, exist_ok=True)
         with shared_workplace(work, part, inputs.key(schema, part, bad_rows)):
-            inputs.check_unchanged(part, outcome(work, READ, part))
             digests = partial(inputs.digests, part)
-            job = Preparation(schema, inputs.paths, work, part, digests, inputs.known, bad_rows, progress)
-            if (unfinished := run_steps(job.steps(), work, part, wait)) is not None:
+            job = Preparation(schema, inputs.paths, work, part, digests, inputs.check, inputs.known, bad_rows, progress)
+            if (unfinished := run_steps(job.steps(), work, part, inputs.check, wait)) is not None:
                 return unfinished
             with alone(work / MERGING):
                 if job.prepared.exists():
@@ -138,36 +139,37 @@ def prepare_part(
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a preparation starts from: input files by role, or a log to be generated, and ids to be grown."""
+    """What a preparation starts from: input files by role, or a log to be generated, and ids to be grown.
+
+    Attributes:
+        state: what differs once a file has changed.
+    """
 
     paths: dict[str, Path]
     generated: bool
     known: PreparedIds | None
+    state: list[tuple[str, int, int]]
 
     def files(self) -> list[Path]:
         """All of them, those of a folder in the order they are read."""
-        return [file for path in self.paths.values() for file in data_files(path)]
+        return _files(self.paths)
 
     def digests(self, part: Part) -> dict[str, str]:
         """sha256 of a part's share of the files, by number."""
         return {str(number): sha256(file) for number, file in list(enumerate(self.files()))[part.every]}
 
-    def check_unchanged(self, part: Part, read: Path) -> None:
-        """Raises DataError if one of a part's files is no longer what its outcome ``read`` says, if that is there."""
-        if not read.exists():
-            return
-        before, files = read_outcome(read)["digests"], self.files()
-        for number, digest in before.items():
-            file = files[int(number)]
-            if file.stat().st_ctime >= read.stat().st_mtime and sha256(file) != digest:
-                raise DataError(f"{file}: changed since it was read; remove {read.parent} to begin anew")
+    def check(self) -> None:
+        """Raises DataError if a file is not what it was when this was made."""
+        if (now := _state(self.files())) != self.state:
+            names = {file[0] for file in now + self.state if now.count(file) != self.state.count(file)}
+            raise DataError(f"{', '.join(sorted(names))}: changed while it was prepared; prepare again")
 
     def key(self, schema: Schema, part: Part, bad_rows: float) -> dict[str, object]:
         """What all parts must have in common, as far as it is quickly told."""
         return {
             "format": FORMAT,
             "schema": schema.source,
-            "list of files": [[file.name, file.stat().st_size] for file in self.files()],
+            "list of files (name, size, time of change)": self.state,
             "number of parts": part.count,
             "ids to grow": self.known and self.known.fingerprint,
             "bad_rows": bad_rows,
@@ -179,7 +181,18 @@ def _inputs(schema: Schema, files: list[str | Path] | None, bad_rows: float, gro
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
     generated = schema.generate is not None and not files
     paths = {} if generated else input_paths(schema, files or [])
-    return _Inputs(paths, generated, None if grow is None else _known(schema, Path(grow)))
+    known = None if grow is None else _known(schema, Path(grow))
+    return _Inputs(paths, generated, known, _state(_files(paths)))
+
+
+def _files(paths: dict[str, Path]) -> list[Path]:
+    return [file for path in paths.values() for file in data_files(path)]
+
+
+def _state(files: list[Path]) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of every file; not its folder, since machines may see it under different names."""
+    stats = [(file.name, file.stat()) for file in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def _known(schema: Schema, folder: Path) -> PreparedIds:

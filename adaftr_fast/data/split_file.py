@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +39,13 @@ def write_split(
     groups: Groups | None,
     batches: Iterator[pa.RecordBatch],
     path: Path,
+    check: Callable[[], None],
 ) -> None:
     """Encodes raw rows into ``path``, whose metadata then hold its ``SplitInfo``; the file is whole or absent.
 
     Args:
         groups: of all rows of the split, other parts' too, where the schema has a group.
+        check: raises an error if the inputs have changed, before the file gets its name.
 
     Raises:
         DataError: a label that is not 0 or 1, a weight that is not finite or negative, or a column that cannot be read.
@@ -57,6 +59,7 @@ def write_split(
             for task in positives:
                 positives[task] += pc.sum(encoded[task]).as_py() or 0
         writer.add_key_value_metadata({INFO: dumps({"rows": rows, "positives": positives})})
+    check()
     os.replace(new, path)
 
 

@@ -96,12 +96,23 @@ def _line_start(file: BinaryIO, place: int) -> int:
     return 0
 
 
-def stage(path: Path, folder: Path, parse: Parse, *, header_lines: int, tolerance: float, part: Part, bar: tqdm) -> int:
+def stage(
+    path: Path,
+    folder: Path,
+    parse: Parse,
+    *,
+    header_lines: int,
+    tolerance: float,
+    part: Part,
+    check: Callable[[], None],
+    bar: tqdm,
+) -> int:
     """Writes a part's share of ``path`` as ``folder/part-*.parquet``; files already there are kept.
 
     Args:
         header_lines: lines at the start that are no rows, 0 or 1.
         tolerance: where it is 0, the first bad row is an error at once.
+        check: raises an error if ``path`` has changed, before a block that was read of it is kept.
         bar: advances by bytes of text.
 
     Returns:
@@ -118,7 +129,7 @@ def stage(path: Path, folder: Path, parse: Parse, *, header_lines: int, toleranc
             block = block.partition(b"\n")[2]
         staged = folder / f"part-{number:07d}.parquet"
         if not staged.exists():
-            _write_part(staged, *parse(block), lines=block.count(b"\n"))
+            _write_part(staged, *parse(block), lines=block.count(b"\n"), check=check)
         return number, len(numbered[1]), read_account(staged)[0]
 
     count = 0
@@ -153,10 +164,11 @@ def staged_account(path: Path, folder: Path, *, header_lines: int, tolerance: fl
     return account
 
 
-def _write_part(path: Path, table: pa.Table, account: BadRows, lines: int) -> None:
+def _write_part(path: Path, table: pa.Table, account: BadRows, lines: int, check: Callable[[], None]) -> None:
     about = {ACCOUNT: dumps(dataclasses.asdict(account)), LINES: str(lines)}
     new = path.with_name(f".{path.name}.new")
     pq.write_table(table.replace_schema_metadata(about), new, compression="lz4")  # removed soon: speed before size
+    check()
     os.replace(new, path)
 
 

@@ -38,10 +38,13 @@ class Unfinished(NamedTuple):
     missing: list[int]
 
 
-def run_steps(steps: Sequence[Step], work: Path, part: Part, wait: float = 0.0) -> Unfinished | None:
+def run_steps(
+    steps: Sequence[Step], work: Path, part: Part, check: Callable[[], None], wait: float = 0.0
+) -> Unfinished | None:
     """Takes all steps that can be taken; None when all are done, by all parts.
 
     Args:
+        check: raises an error if what the steps start from has changed, before an outcome is kept.
         wait: seconds to wait for other parts after each step.
 
     Raises:
@@ -51,12 +54,12 @@ def run_steps(steps: Sequence[Step], work: Path, part: Part, wait: float = 0.0) 
         outcomes = [outcome(work, step.name, each) for each in part.all]
         own, merged = outcome(work, step.name, part), outcome(work, step.name)
         if not own.exists():
-            replace_file(own, dumps(step.do()).encode())
+            _keep(own, step.do(), check)
         if missing := _missing(work, outcomes, wait):
             return Unfinished(step.name, missing)
         with alone(work / MERGING):
             if not merged.exists():
-                replace_file(merged, dumps(step.merge([read_outcome(each) for each in outcomes])).encode())
+                _keep(merged, step.merge([read_outcome(each) for each in outcomes]), check)
     return None
 
 
@@ -67,6 +70,11 @@ def outcome(work: Path, step: str, part: Part | None = None) -> Path:
 
 def read_outcome(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _keep(path: Path, value: Any, check: Callable[[], None]) -> None:
+    check()
+    replace_file(path, dumps(value).encode())
 
 
 def _missing(work: Path, outcomes: list[Path], wait: float) -> list[int]:

@@ -17,6 +17,7 @@ from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.part import Part
 
 LOCK, KEY = "lock", "key"
+LAYOUT = 2  # of what lies in a work folder; raise it when that changes, so that none of another version is gone on with
 
 
 @contextmanager
@@ -32,6 +33,7 @@ def workplace(folder: Path, key: str) -> Iterator[Path]:
     work = folder.parent / f".{folder.name}.work"
     work.mkdir(parents=True, exist_ok=True)
     with alone(work / LOCK, taken=f"{folder}: another process is preparing it"):
+        key = f"{LAYOUT} {key}"
         if not (work / KEY).is_file() or (work / KEY).read_text() != key:
             _empty(work)
             replace_file(work / KEY, key.encode())
@@ -53,11 +55,12 @@ def shared_workplace(work: Path, part: Part, key: dict[str, Any]) -> Iterator[No
     Raises:
         DataError: another process works on this part, or the parts there have another key.
     """
+    key = json.loads(dumps({"layout of the folder": LAYOUT} | key))
     with alone(work / LOCK):
         if not (work / KEY).exists():
             replace_file(work / KEY, dumps(key).encode())
     theirs = json.loads((work / KEY).read_text(encoding="utf-8"))
-    if others := [name for name, value in json.loads(dumps(key)).items() if theirs.get(name) != value]:
+    if others := [name for name, value in key.items() if theirs.get(name) != value]:
         raise DataError(
             f"part {part}: the parts in {work} were begun with another {', '.join(others)}; go on with that, or remove "
             "the folder to begin anew"

@@ -150,11 +150,11 @@ def test_an_interrupted_preparation_goes_on(source, table, write, tmp_path, monk
     prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "whole")
     real, done = preparation.write_split, []
 
-    def interrupted(schema, encoders, groups, batches, path):
+    def interrupted(schema, encoders, groups, batches, path, check):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(path.name)
-        real(schema, encoders, groups, batches, path)
+        real(schema, encoders, groups, batches, path, check)
 
     monkeypatch.setattr(preparation, "write_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -164,10 +164,10 @@ def test_an_interrupted_preparation_goes_on(source, table, write, tmp_path, monk
     assert len(staged) == 1
     written = staged[0].stat().st_mtime_ns
 
-    def resumed(schema, encoders, groups, batches, path):
+    def resumed(schema, encoders, groups, batches, path, check):
         assert staged[0].stat().st_mtime_ns == written
         done.append(path.name)
-        real(schema, encoders, groups, batches, path)
+        real(schema, encoders, groups, batches, path, check)
 
     monkeypatch.setattr(preparation, "write_split", resumed)
     prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "out")

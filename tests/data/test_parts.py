@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.cli import main
-from adaftr_fast.data import staging
+from adaftr_fast.data import inputs, preparation, split_file, staging
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.loader import PreparedData
 from adaftr_fast.data.manifest import Manifest, read_manifest
@@ -179,19 +179,67 @@ def test_parts_of_something_else_are_refused(log, tmp_path):
     other = parse_schema(SCHEMA | {"defaults": {"buckets": 3}})
     for changed, message in (
         ((other, files, out, Part(2, 2)), r"part 2/2: the parts in .*\.out\.parts were begun with another schema;"),
-        ((schema, [log / "log.parquet"], out, Part(2, 2)), "with another list of files; go on with that, or remove"),
+        ((schema, [log / "log.parquet"], out, Part(2, 2)), r"another list of files \(.*\); go on with that, or remove"),
         ((schema, files, out, Part(2, 3)), "with another number of parts"),
     ):
         with pytest.raises(DataError, match=message):
             prepare_part(*changed)
     with pytest.raises(DataError, match="with another bad_rows"):
         prepare_part(schema, files, out, Part(2, 2), bad_rows=0.1)
-    content = files[0].read_text()
-    files[0].write_text(content.replace('"u1"', '"u2"'))  # of the same length
-    with pytest.raises(DataError, match=r"log\.csv: changed since it was read; remove .*\.out\.parts to begin anew"):
-        prepare_part(schema, files, out, Part(1, 2))
-    files[0].write_text(content)
     assert isinstance(in_parts(schema, files, out, 2)[0], Manifest)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
+@pytest.mark.parametrize("done", [[2], [2, 1], [2, 1, 2]], ids=["read", "counted", "before encoding"])
+def test_parts_of_a_file_that_changes_are_refused(log, tmp_path, name, done):
+    schema, file, out = parse_schema(SCHEMA), tmp_path / name, tmp_path / "out"
+    shutil.copy2(log / name, file)
+    for number in done:
+        prepare_part(schema, [file], out, Part(number, 2))
+    shutil.copy(file, tmp_path / "other")
+    (tmp_path / "other").rename(file)  # the same name and size, at another time
+    for number in (1, 2):  # the part that hashes it, and one that does not
+        with pytest.raises(DataError, match=r"another list of files \(name, size, time of change\); .* or remove"):
+            prepare_part(schema, [file], out, Part(number, 2))
+    assert not out.exists()
+    (tmp_path / "folder").mkdir()  # another name for the same file
+    shutil.copy2(log / name, tmp_path / "folder" / name)
+    prepare(schema, [log / name], tmp_path / "whole")
+    in_parts(schema, [tmp_path / "folder" / name], out, 2)
+    assert_same(out, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "kept"),
+    [
+        (inputs, "parse_block", "part-*.parquet"),
+        (preparation, "count_values", "count-1.json"),
+        (split_file, "_encode", "train-*.parquet"),
+        (preparation, "split_info", "encode-1.json"),
+    ],
+)
+def test_what_changes_while_it_is_read_is_not_kept(log, tmp_path, monkeypatch, module, function, kept):
+    schema, file, out = parse_schema(SCHEMA), tmp_path / "log.csv", tmp_path / "out"
+    shutil.copy2(log / "log.csv", file)
+    before, real = file.stat(), getattr(module, function)
+
+    def changing(*arguments):
+        os.utime(file)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, changing)
+        with pytest.raises(DataError, match=r"log\.csv: changed while it was prepared"):
+            prepare(schema, [file], tmp_path / "single")
+        assert not [path.name for path in tmp_path.iterdir() if "single" in path.name]
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(DataError, match=r"log\.csv: changed while it was prepared"):
+            in_parts(schema, [file], out, 2)
+    assert not list((tmp_path / ".out.parts").rglob(kept))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    prepare(schema, [file], tmp_path / "whole")
+    in_parts(schema, [file], out, 2)
+    assert_same(out, tmp_path / "whole")
 
 
 def test_a_folder_is_kept_or_replaced_as_by_one_process(log, tmp_path):
