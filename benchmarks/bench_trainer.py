@@ -71,7 +71,7 @@ def measure(ids: int, rows: int, turns: int, compiled: bool) -> dict[str, object
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ids", type=int, nargs="+", default=[10_000, 200_000, 1_000_000], help="of every field")
-    parser.add_argument("--rows", type=int, default=300_000, help="of an epoch")
+    parser.add_argument("--rows", type=int, default=600_000, help="of an epoch")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="compiled contestants, too: minutes more")

@@ -13,8 +13,10 @@
 #include "cpu/arena.inl"
 #include "cpu/tile.inl"
 
-constexpr int64_t kStripeElements = 4 << 20;  // rows x columns of a stripe, if that leaves each thread some 64 rows
-constexpr int64_t kMostElements = 16 << 20;   // in any case: 64 MiB of E in float32
+// Rows x columns of a stripe, if that leaves each thread some 64 rows. Against eight times as much, 1,024 rows alone
+// take as long, but training steps 0.93 of the time, as tables stay in cache, and 4,096 rows 0.92 (float32, Zen 5).
+constexpr int64_t kStripeElements = 512 << 10;
+constexpr int64_t kMostElements = 16 << 20;  // in any case: 64 MiB of E in float32
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
 constexpr int kHeadroom = 58;  // e stays below 2^58
 
