@@ -22,10 +22,10 @@ from adaftr_fast.data.schema import parse_schema
 from adaftr_fast.data.schema_types import Schema
 from adaftr_fast.data.source import data_files, input_paths
 from adaftr_fast.data.split_file import GROUP, TRUTH, WEIGHT
-from adaftr_fast.data.steps import MERGING, Unfinished, run_steps
+from adaftr_fast.data.steps import Unfinished, run_steps
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.data.vocabulary import read_encoders
-from adaftr_fast.data.workplace import alone, publish, remove, shared_workplace, workplace
+from adaftr_fast.data.workplace import LOCK, alone, clear, publish, remove, shared_workplace, sweep, workplace
 
 __all__ = ["GROUP", "TRUTH", "WEIGHT", "Part", "Unfinished", "prepare", "prepare_part"]
 FILES = re.compile(r"schema\.json|vocabulary\.parquet|(train|validation|test)(-\d+-of-\d+)?\.parquet")  # all it holds
@@ -63,6 +63,7 @@ def prepare(
     digests = inputs.digests(WHOLE)
     digest = inputs_digest(schema, inputs.known, digests)
     if (existing := _existing(folder, digest)) is not None:
+        clear(folder, digest)
         return existing
     paths = inputs.paths
     try:
@@ -74,7 +75,7 @@ def prepare(
                 schema, paths, work, WHOLE, lambda: digests, inputs.check, inputs.known, bad_rows, progress
             )
             run_steps(job.steps(), work, WHOLE, inputs.check)
-            publish(job.prepared, folder)
+            publish(job.prepared, folder, partial(_check_replaceable, folder))
     except OSError as error:  # not of an input, whose errors are DataErrors
         raise OSError(f"{folder}: cannot be written; the same command goes on: {error}") from error
     return read_manifest(folder)
@@ -112,6 +113,7 @@ def prepare_part(
     if inputs.generated:
         raise DataError(f"data set {schema.name}: a log that is generated has no parts; name the files of one")
     work = folder.parent / f".{folder.name}.parts"
+    sweep(work)
     try:
         if not work.exists():
             if folder.exists():
@@ -119,14 +121,14 @@ def prepare_part(
                 if (existing := _existing(folder, digest)) is not None:
                     return existing
             work.mkdir(parents=True, exist_ok=True)
-        with shared_workplace(work, part, inputs.key(schema, part, bad_rows)):
+        with shared_workplace(work, folder, part, inputs.key(schema, part, bad_rows)):
             digests = partial(inputs.digests, part)
             job = Preparation(schema, inputs.paths, work, part, digests, inputs.check, inputs.known, bad_rows, progress)
             if (unfinished := run_steps(job.steps(), work, part, inputs.check, wait)) is not None:
                 return unfinished
-            with alone(work / MERGING):
+            with alone(work / LOCK):
                 if job.prepared.exists():
-                    publish(job.prepared, folder)
+                    publish(job.prepared, folder, partial(_check_replaceable, folder))
                 remove(work)
     except FileNotFoundError:
         if work.exists():
@@ -211,15 +213,20 @@ def _existing(folder: Path, inputs: str) -> Manifest | None:
     """
     if not folder.exists():
         return None
+    if (folder / MANIFEST).is_file() and read_head(folder / MANIFEST).get("inputs") == inputs:
+        with suppress(DataError):  # damaged: prepared anew
+            return read_manifest(folder)
+    _check_replaceable(folder)
+    return None
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises DataError if what is there, other than nothing, is not wholly the work of ``prepare``."""
     if not folder.is_dir():
         raise DataError(f"{folder}: exists and is not a folder; name another one")
     entries = sorted(folder.iterdir())
     if entries and not (folder / MANIFEST).is_file():
         raise DataError(f"{folder}: exists and is not a prepared folder (it holds {entries[0].name}); name another one")
-    if entries and read_head(folder / MANIFEST).get("inputs") == inputs:
-        with suppress(DataError):  # damaged: prepared anew
-            return read_manifest(folder)
     for entry in entries:
         if not FILES.fullmatch(entry.name) or not entry.is_file():
             raise DataError(f"{folder}: not replaced, since it also holds {entry.name}; name another folder")
-    return None

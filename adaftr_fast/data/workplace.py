@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.part import Part
 
 LOCK, KEY = "lock", "key"
+REPLACED = "replaced"  # what was published before
 LAYOUT = 2  # of what lies in a work folder; raise it when that changes, so that none of another version is gone on with
 
 
@@ -30,13 +30,13 @@ def workplace(folder: Path, key: str) -> Iterator[Path]:
     Raises:
         DataError: another process works there.
     """
-    work = folder.parent / f".{folder.name}.work"
+    work = _beside(folder)
     work.mkdir(parents=True, exist_ok=True)
     with alone(work / LOCK, taken=f"{folder}: another process is preparing it"):
-        key = f"{LAYOUT} {key}"
-        if not (work / KEY).is_file() or (work / KEY).read_text() != key:
+        _take_back(work, folder)
+        if not _begun(work, key):
             _empty(work)
-            replace_file(work / KEY, key.encode())
+            replace_file(work / KEY, f"{LAYOUT} {key}".encode())
         try:
             yield work
         except DataError:
@@ -45,11 +45,27 @@ def workplace(folder: Path, key: str) -> Iterator[Path]:
         shutil.rmtree(work)
 
 
+def clear(folder: Path, key: str) -> None:
+    """Removes the ``workplace`` of a run that was killed once its folder was published, unless it is still running."""
+    if _begun(_beside(folder), key):
+        with suppress(DataError), workplace(folder, key):
+            pass
+
+
+def _beside(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.work"
+
+
+def _begun(work: Path, key: str) -> bool:
+    return (work / KEY).is_file() and (work / KEY).read_text() == f"{LAYOUT} {key}"
+
+
 @contextmanager
-def shared_workplace(work: Path, part: Part, key: dict[str, Any]) -> Iterator[None]:
+def shared_workplace(work: Path, folder: Path, part: Part, key: dict[str, Any]) -> Iterator[None]:
     """The folder ``work``, which is there, for one part while others do theirs; nothing but ``key`` is put there.
 
     Args:
+        folder: what is made there.
         key: what must be the same for all parts, by name.
 
     Raises:
@@ -57,6 +73,7 @@ def shared_workplace(work: Path, part: Part, key: dict[str, Any]) -> Iterator[No
     """
     key = json.loads(dumps({"layout of the folder": LAYOUT} | key))
     with alone(work / LOCK):
+        _take_back(work, folder)
         if not (work / KEY).exists():
             replace_file(work / KEY, dumps(key).encode())
     theirs = json.loads((work / KEY).read_text(encoding="utf-8"))
@@ -88,25 +105,44 @@ def alone(path: Path, taken: str | None = None) -> Iterator[None]:
         yield
 
 
-def publish(new: Path, folder: Path) -> None:
-    """Renames ``new`` to ``folder``, whose former content is removed, or is back there if that fails."""
-    old = folder.parent / f".{folder.name}.old-{os.getpid()}"
+def publish(new: Path, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+    """Renames ``new`` to ``folder``, whose former content is then beside where ``new`` was, or back if that fails.
+
+    Args:
+        check: raises an error if ``folder``, which is there, may not be replaced.
+    """
+    replaced = new.with_name(REPLACED)
     if folder.exists():
-        folder.rename(old)
+        check()
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.rename(replaced)
     try:
         new.rename(folder)
     except BaseException:
-        if old.exists():
-            old.rename(folder)
+        _take_back(new.parent, folder)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove(work: Path) -> None:
     """Removes a folder at once, so that no process finds half of it."""
-    old = work.with_name(f"{work.name}.old-{os.getpid()}")
-    work.rename(old)
-    shutil.rmtree(old, ignore_errors=True)
+    sweep(work)
+    work.rename(_removed(work))
+    sweep(work)
+
+
+def sweep(work: Path) -> None:
+    """Removes what ``remove`` left if its process was killed."""
+    shutil.rmtree(_removed(work), ignore_errors=True)
+
+
+def _removed(work: Path) -> Path:
+    return work.with_name(f"{work.name}.old")
+
+
+def _take_back(work: Path, folder: Path) -> None:
+    """Puts back what ``publish`` moved away without getting further."""
+    if (work / REPLACED).exists() and not folder.exists():
+        (work / REPLACED).rename(folder)
 
 
 def _empty(work: Path) -> None:

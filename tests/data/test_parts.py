@@ -309,20 +309,22 @@ def test_parts_without_rows_of_a_split_and_one_error_for_all(log, tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import os, shutil, signal, sys
 from adaftr_fast.data import staging
 from adaftr_fast.cli import main
 
 name, *arguments = sys.argv[1:]
 staging.BLOCK_BYTES = 5_000
-real = os.replace
 
-def replace(*paths):
-    if os.path.basename(paths[1]) == name:
-        os.kill(os.getpid(), signal.SIGKILL)  # the file is written and not yet in its place
-    real(*paths)
+def killed(real, place):
+    def call(*paths, **options):
+        if os.path.basename(paths[place]) == name and os.path.exists(paths[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*paths, **options)
+    return call
 
-os.replace = replace
+os.replace = killed(os.replace, 1)  # the file is written and not yet in its place
+os.rename, shutil.rmtree = killed(os.rename, 0), killed(shutil.rmtree, 0)
 sys.exit(main(arguments))
 """
 
@@ -343,6 +345,50 @@ def test_a_part_killed_at_any_file_goes_on(command, tmp_path):
         assert not out.exists()
     assert main(second) == 0
     assert_same(out, whole)
+
+
+@pytest.mark.parametrize("part", [[], ["--part", "1/1"]], ids=["single", "part"])
+def test_killed_while_publishing_nothing_is_lost_or_left(log, command, tmp_path, part):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert main([*command, str(whole)]) == 0
+    for name in ("prepared", ".out.parts.old" if part else ".out.work"):
+        shutil.rmtree(out, ignore_errors=True)
+        prepare(parse_schema(SCHEMA), [log / "log.csv"], out)
+        arguments = [sys.executable, "-c", KILLED, name, *command, str(out), *part]
+        assert subprocess.run(arguments, capture_output=True).returncode == -signal.SIGKILL
+        assert out.exists() == (name != "prepared")
+        assert main([*command, str(out), *part]) == 0
+        assert_same(out, whole)
+        assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
+    prepare(parse_schema(SCHEMA), [log / "log.csv"], out)
+    before = read_manifest(out)
+    subprocess.run([sys.executable, "-c", KILLED, "prepared", *command, str(out), *part], capture_output=True)
+    other = (parse_schema(SCHEMA | {"fields": {"absent": "categorical"}}), [log / "log.csv"], out)
+    with pytest.raises(DataError, match="begun with another schema" if part else "no column 'absent'"):
+        prepare_part(*other, Part()) if part else prepare(*other)
+    assert read_manifest(out) == before  # back in its place
+
+
+def test_what_came_to_the_place_meanwhile_is_not_replaced(log, tmp_path, monkeypatch):
+    schema, files, out = parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out"
+    real = preparation.split_info
+
+    def meanwhile(path):
+        out.mkdir(exist_ok=True)
+        (out / "thesis.txt").touch()
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "split_info", meanwhile)
+        with pytest.raises(DataError, match=r"not a prepared folder \(it holds thesis\.txt\)"):
+            prepare(schema, files, out)
+        assert (out / "thesis.txt").exists()
+        shutil.rmtree(out)
+        with pytest.raises(DataError, match=r"not a prepared folder \(it holds thesis\.txt\)"):
+            in_parts(schema, files, out, 2)
+    assert (out / "thesis.txt").exists()
+    shutil.rmtree(out)
+    assert isinstance(prepare_part(schema, files, out, Part(1, 2)), Manifest)
 
 
 def test_parts_at_once_wait_for_each_other(command, tmp_path, capsys):
