@@ -70,7 +70,7 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
         ranks = Ranks(store, timeout)
         yield ranks
     except BaseException as error:
-        if not _of_a_collective(error):
+        if not is_of_a_collective(error):
             if ranks is not None:
                 ranks.leave_reason(error)
             raise
@@ -82,7 +82,8 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
             gc.collect()  # its threads end with the last reference, which garbage may hold, and must before Python does
 
 
-def _of_a_collective(error: BaseException) -> bool:
+def is_of_a_collective(error: BaseException) -> bool:
+    """Whether a collective failed, so that another rank is the cause, and not what this one computes."""
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "/gloo/" in str(error))
 
 

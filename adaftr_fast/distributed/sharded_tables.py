@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -36,8 +35,8 @@ Sharding = Literal["table_wise", "row_wise"]
 RowOptimizer = Literal["sgd", "adagrad", "rowwise_adagrad"]
 STATE = {"sgd": (), "adagrad": ("sum",), "rowwise_adagrad": ("sum",)}  # as adaftr_fast.optim calls it
 INSTALL = (
-    "pip install adaftr-fast[torchrec], then pip install --no-deps torchrec==1.8.0 and fbgemm-gpu-cpu==1.8.0 "
-    "(fbgemm-gpu==1.8.0 for CUDA)"
+    "beside torch 2.13, pip install adaftr-fast[torchrec], then pip install --no-deps torchrec==1.8.0 and "
+    "fbgemm-gpu-cpu==1.8.0 (fbgemm-gpu==1.8.0 for CUDA)"
 )
 RESERVED = 0.15  # of a GPU's memory for all but tables, TorchRec's own choice
 
@@ -49,6 +48,9 @@ class ShardedTables(nn.Module):
     optimizer's step. Ranks may have different numbers of rows, also none, where there is no backward. It has no
     parameters; ``weight``, ``state`` and ``optimizer`` give access to what it holds.
 
+    Attributes:
+        last: the last look-up [B, F * E], detached; None before the first, and where it failed.
+
     Args:
         table: whose fields, names and pooling it takes over; the chief's weights are the initial ones of all ranks. It
             may be made within ``tables_elsewhere``.
@@ -59,12 +61,13 @@ class ShardedTables(nn.Module):
         device: where the rows are.
 
     Raises:
-        RankError: TorchRec is not installed, or tables do not fit into the ranks' memory.
+        RankError: TorchRec cannot be imported, or tables do not fit into the ranks' memory.
         ValueError: a table of other types or widths than TorchRec takes, or an unknown option.
     """
 
     offsets: Tensor
     oov_counts: Tensor
+    last: Tensor | None
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class ShardedTables(nn.Module):
         for name in ("offsets", "oov_counts"):  # as in FusedEmbedding, so that a saved state is the same
             self.register_buffer(name, getattr(table, name).to(device), persistent=False)
         self._options = {"optimizer": optimizer, "lr": lr, "eps": eps}
-        self._last: Tensor | None = None  # look-up with gradients, [B, F * E]
+        self.last = None
         self._recalls = False
         # In a tuple, which hides its parameters: each is of some rows, and moved by no optimizer but its own.
         self._collection = (_collection(self, sharding, device, ranks),)
@@ -108,15 +111,15 @@ class ShardedTables(nn.Module):
         if weights is not None:
             raise ValueError("ShardedTables: weights of ids are not supported, got some: use a FusedEmbedding")
         if self._recalls:
-            return self._last
+            return self.last
+        self.last = None
         out = self._looked_up(ids, offsets)
-        if torch.is_grad_enabled():
-            self._last = out.detach()
+        self.last = out.detach()
         return out
 
     @contextmanager
     def recalled(self) -> Iterator[None]:
-        """Within it a look-up gives again what the last one with gradients gave, and no other rank is asked."""
+        """Within it a look-up gives ``last`` again, and no other rank is asked."""
         self._recalls = True
         try:
             yield
@@ -195,9 +198,13 @@ class _Drawn:
 
 
 def check_installed() -> None:
-    """Raises RankError, with what to do, where TorchRec is not installed."""
-    if find_spec("torchrec") is None or find_spec("fbgemm_gpu") is None:
-        raise RankError(f"sharded tables need TorchRec, which is not installed: {INSTALL}")
+    """Raises RankError, with the cause and what to do, where TorchRec or what it imports is absent or does not fit."""
+    try:
+        import fbgemm_gpu  # noqa: F401
+        import torchrec  # noqa: F401
+    except (ImportError, OSError) as error:  # OSError: kernels for another torch
+        cause = str(error).partition("\n")[0]
+        raise RankError(f"sharded tables need TorchRec, which cannot be imported ({cause}): {INSTALL}") from error
 
 
 def _check(table: FusedEmbedding, sharding: str, optimizer: str) -> None:

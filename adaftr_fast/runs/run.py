@@ -20,7 +20,7 @@ from adaftr_fast.runs.warm_start import warm_start as take_from
 from adaftr_fast.training.checkpoint import Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
 from adaftr_fast.training.report import Run
-from adaftr_fast.training.sharding import check_replicated, check_sharding
+from adaftr_fast.training.sharding import check_replicated, check_sharding, check_width
 from adaftr_fast.training.trainer import TEST, Result, Trainer
 
 
@@ -80,6 +80,7 @@ def fit_one(
     if warm_start is not None:
         check_replicated("--warm_start", config["training"])
     check_sharding(config["optimizer"], config["training"], ranks)
+    check_width(config["model"].embedding_dim, config["training"])
     about = _description(data, config, warm_start)
     if ranks is not None:
         ranks.agree("settings or data", about)

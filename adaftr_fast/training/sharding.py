@@ -17,7 +17,7 @@ def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ra
 
     Raises:
         TrainingError: a setting; it is named, with what to set instead.
-        RankError: TorchRec is not installed.
+        RankError: TorchRec cannot be imported.
     """
     if config.tables != "torchrec":
         return
@@ -31,6 +31,12 @@ def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ra
     if config.accumulate > 1:
         raise _refused(f"training.accumulate = 1, got {config.accumulate} (rows move in every backward)")
     check_installed()
+
+
+def check_width(embedding_dim: int, config: TrainingConfig) -> None:
+    """Raises TrainingError where ``config.tables`` is "torchrec" and FBGEMM has no kernel for rows of that width."""
+    if config.tables == "torchrec" and embedding_dim % 4:
+        raise _refused(f"model.embedding_dim = a multiple of 4, got {embedding_dim}")
 
 
 def check_replicated(what: str, config: TrainingConfig) -> None:

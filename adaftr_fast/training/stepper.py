@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adaftr_fast.data.batch import Batch
 from adaftr_fast.distributed.gradients import average_gradients
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import Ranks, is_of_a_collective
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import clip_grad_norm_
@@ -128,6 +128,8 @@ class Stepper:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
                 return self.loss(batch)
         except RuntimeError as error:
+            if is_of_a_collective(error) or any(tables.last is None for tables in self.sharded):
+                raise  # another rank is gone, or a look-up failed: no op has refused its input
             diverged = self._not_finite(batch)
             if diverged is None:
                 raise

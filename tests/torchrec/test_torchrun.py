@@ -9,11 +9,21 @@ import pytest
 
 from adaftr_fast.cli import main
 from adaftr_fast.training.metrics import auc
-from tests.distributed.test_torchrun import arguments, children, data, finish, metrics, torchrun, wait_for
+from tests.distributed.test_torchrun import (
+    arguments,
+    children,
+    data,
+    finish,
+    meeting_place,
+    metrics,
+    start,
+    torchrun,
+    wait_for,
+)
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
-__all__ = ["data"]  # the fixture
+__all__ = ["data", "meeting_place"]  # the fixtures
 SETTINGS = {"training__tables": "torchrec", "optimizer__tables": "adagrad", "optimizer__tables_lr": 0.05}
 ROW_WISE = SETTINGS | {"training__sharding": "row_wise"}
 
@@ -66,3 +76,27 @@ def test_settings_that_do_not_go_with_it_end_all_ranks_with_one_line(data, tmp_p
     assert run.returncode == 1
     assert "torchrec needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got adam" in err
     assert not (tmp_path / "best").exists()
+
+
+FAILING = """
+import os, sys
+from adaftr_fast.cli import main
+from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.training.stepper import Stepper
+def fail(stepper, batch, number):
+    raise TrainingError("this rank fails")
+if os.environ["RANK"] == "1":
+    Stepper.step = fail
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_rank_that_fails_before_its_first_step_is_named(data, tmp_path, meeting_place):
+    command = ["-c", FAILING, *arguments(data, tmp_path, training__rank_timeout=3600, **ROW_WISE)[2:]]
+    chief, other = (start(command, RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=2, **meeting_place) for rank in (0, 1))
+    assert "epoch 1, step 1: this rank fails" in other.communicate(timeout=120)[1]
+    _, err = chief.communicate(timeout=120)  # of the 3,600 that it would wait for a silent one
+    assert err == (
+        "adaftr-fast train: rank 0 cannot go on alone: rank 1 failed: TrainingError: epoch 1, step 1: this rank fails\n"
+    )
+    assert chief.returncode == 2

@@ -1,17 +1,16 @@
 """What sharded tables do not go with is said before anything is trained; none of this needs TorchRec."""
 
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 
 import pytest
 
 from adaftr_fast.cli import main
-from adaftr_fast.distributed import sharded_tables
 from adaftr_fast.distributed.errors import RankError
 from adaftr_fast.runs.run import fit_one
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
-from adaftr_fast.training.sharding import check_sharding
+from adaftr_fast.training.sharding import check_sharding, check_width
 
 RANKS = object()  # there are some
 
@@ -32,9 +31,27 @@ def test_settings_that_do_not_go_with_it_are_named(optimizer, training, ranks, m
     check_sharding(OptimizerConfig(**optimizer), TrainingConfig(**training), ranks)
 
 
-def test_what_to_install_is_said(monkeypatch):
-    monkeypatch.setattr(sharded_tables, "find_spec", lambda name: None if name == "torchrec" else find_spec(name))
-    with pytest.raises(RankError, match=r"TorchRec, which is not installed: pip install .*--no-deps torchrec==1\.8\.0"):
+def test_the_width_of_rows_is_named():
+    sharded = TrainingConfig(tables="torchrec")
+    with pytest.raises(TrainingError, match=r"torchrec needs model\.embedding_dim = a multiple of 4, got 6"):
+        check_width(6, sharded)
+    check_width(8, sharded)
+    check_width(6, TrainingConfig())
+
+
+@pytest.mark.parametrize(
+    ("module", "cause"),
+    [
+        ("import of_no_such_name", "No module named 'of_no_such_name'"),
+        ("raise OSError('kernels.so: undefined symbol\\nand more')", "kernels.so: undefined symbol"),
+    ],
+)
+def test_what_to_install_is_said(module, cause, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "fbgemm_gpu", raising=False)
+    (tmp_path / "fbgemm_gpu.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    todo = r"beside torch 2\.13, pip install .*--no-deps torchrec==1\.8\.0"
+    with pytest.raises(RankError, match=rf"TorchRec, which cannot be imported \({cause}\): {todo}"):
         check_sharding(OptimizerConfig(tables="sgd"), TrainingConfig(tables="torchrec"), RANKS)
 
 
