@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from adaftr_fast._tensor_file import InPieces, SavedTensors
+from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.training.checkpoint import Description
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import CheckpointError
 from adaftr_fast.training.progress import Progress
 from adaftr_fast.training.snapshots import load_snapshot, remove_snapshots, save_snapshot
@@ -81,7 +83,7 @@ class Recovery:
         remove_snapshots(self.folder)
 
     def _check(self, saved: dict[str, Any]) -> None:
-        then, now = saved["settings"], self.identity["settings"]
+        then, now = DEFAULTS | saved["settings"], DEFAULTS | self.identity["settings"]
         for name in sorted((then.keys() | now.keys()) - FREE):
             if then.get(name) != now.get(name):
                 raise CheckpointError(
@@ -100,3 +102,9 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
         for section, values in config.items()
         for name, value in (values.items() if isinstance(values, dict) else {"": values}.items())
     }
+
+
+DEFAULTS = _flat(
+    {"model": asdict(ModelConfig()), "optimizer": asdict(OptimizerConfig()), "training": asdict(TrainingConfig())}
+)
+"""What a run from before a setting existed was trained by."""

@@ -116,5 +116,15 @@ def test_other_settings_or_data_are_refused_and_when_to_stop_is_free(model, spli
     assert trainer(model, splits, tmp_path, longer).resume()
 
 
+def test_a_run_from_before_a_setting_existed_had_its_default(model, splits, tmp_path, monkeypatch):
+    stop_after(trainer(model, splits, tmp_path), 5, monkeypatch)
+    since = {section: dict(values) for section, values in ABOUT.config.items()}
+    since |= {"optimizer": since["optimizer"] | {"tables": "adam", "tables_lr": None}, "model": {"embedding_dim": 8}}
+    assert trainer(model, splits, tmp_path, replace(ABOUT, config=since)).resume()
+    since["optimizer"]["tables"] = "adagrad"
+    with pytest.raises(CheckpointError, match=r"run with optimizer\.tables = adam, this one has adagrad"):
+        trainer(model, splits, tmp_path, replace(ABOUT, config=since)).resume()
+
+
 def test_without_a_folder_nothing_is_resumed(model, splits):
     assert not trainer(model, splits, None).resume()
