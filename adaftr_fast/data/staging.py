@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -136,10 +136,14 @@ def stage(
     for number, size, of_block in ordered_map(write, numbered_blocks(path, part)):
         count += 1
         if of_block.bad and tolerance == 0:  # nothing that follows can mend it
-            lines = sum(block.count(b"\n") for before, block in numbered_blocks(path) if before < number)
-            of_block.shifted(path, lines or header_lines).check(tolerance)
+            of_block.shifted(path, _lines_before(path, number) or header_lines).check(tolerance)
         bar.update(size)
     return count
+
+
+def _lines_before(path: Path, number: int) -> int:
+    before = takewhile(lambda numbered: numbered[0] < number, numbered_blocks(path))
+    return sum(block.count(b"\n") for _, block in before)
 
 
 def check_staged(folder: Path, blocks: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from torch import Tensor
 from adaftr_fast.distributed.errors import RankError
 
 T = TypeVar("T")
+GLOO_SOURCE = re.compile(r"\bgloo/[\w/]+\.(cc|h):\d+\]")  # where gloo was, as all of its errors say
 ROLL_CALL_SECONDS = 20.0  # that a rank may take to answer once another has waited in vain
 
 
@@ -84,7 +86,7 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
 
 def is_of_a_collective(error: BaseException) -> bool:
     """Whether a collective failed, so that another rank is the cause, and not what this one computes."""
-    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "/gloo/" in str(error))
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(GLOO_SOURCE.search(str(error))))
 
 
 class Ranks:

@@ -92,6 +92,15 @@ def test_blocks_of_a_plain_file_are_those_of_a_stream(tmp_path, monkeypatch):
         list(staging.numbered_blocks(tmp_path / "long.csv"))
 
 
+def test_the_line_of_a_bad_row_is_found_without_what_follows(numbers, run, monkeypatch):
+    read, real = [], staging._read
+    monkeypatch.setattr(staging, "_read", lambda file, start, end: read.append(start) or real(file, start, end))
+    monkeypatch.setattr(staging, "ordered_map", map)
+    with pytest.raises(DataError, match=r"first: .*csv:51: n is no int64"):
+        run(numbers, tolerance=0)
+    assert max(read) <= 200
+
+
 def test_compressed_text_is_read(numbers, run, tmp_path):
     with gzip.open(tmp_path / "numbers.csv.gz", "wb") as file:
         file.write(numbers.read_bytes())
