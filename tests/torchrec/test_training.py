@@ -1,5 +1,6 @@
 """Training with tables across ranks: the run of one process, also taken up by other ranks or the other back end."""
 
+import functools
 import json
 import os
 import signal
@@ -43,6 +44,9 @@ def bags(rows: int, seed: int, chunk_rows: int) -> Split:
     return Split(TensorRows(content, chunk_rows))
 
 
+RATES = {"lr": 0.01, "tables_lr": 0.1, "warmup_steps": 5, "schedule": "cosine", "decay_steps": 60}
+
+
 def trainer(folder: Path, ranks: Ranks | None, form: str, optimizer: str, settings: dict, lr: float = 0.01) -> Trainer:
     torch.manual_seed(0 if ranks is None or ranks.is_chief else 1)  # the chief's weights are everyone's
     sizes = ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4])
@@ -56,7 +60,7 @@ def trainer(folder: Path, ranks: Ranks | None, form: str, optimizer: str, settin
         model,
         make(1500, 1, 400),
         make(500, 2, 300),  # two chunks: some ranks have more batches than others, or none
-        optimizer=OptimizerConfig(lr=0.01, tables=optimizer, tables_lr=0.1, warmup_steps=5),
+        optimizer=OptimizerConfig(tables=optimizer, **RATES),
         config=config,
         folder=folder,
         about=ABOUT,
@@ -67,6 +71,7 @@ def trainer(folder: Path, ranks: Ranks | None, form: str, optimizer: str, settin
 def train(rank: int, size: int, folder: str, stop_after: int | None, form: str, optimizer: str, settings: dict) -> dict:
     """Trains, or goes on in ``folder``; perhaps the last rank gets a signal within some step."""
     os.environ["LOCAL_WORLD_SIZE"] = str(size)
+    torch.compile = functools.partial(COMPILE, backend="aot_eager")  # inductor takes minutes
     run = trainer(Path(folder), Ranks(dist.HashStore(), 60) if size > 1 else None, form, optimizer, settings)
     resumed, step = run.resume(), run.stepper.step
 
@@ -129,6 +134,8 @@ def killed_before_the_best_was_saved(rank: int, folder: str) -> dict:
     return {"saved": saved, "again": load_checkpoint(Path(folder, "best"))[0]}
 
 
+COMPILE = torch.compile
+APART = {"precision": "bfloat16", "contrast_over": "rank"}
 BY_TABLE, BY_ROW = ({"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise"))
 
 
@@ -152,6 +159,10 @@ def runs(tmp_path_factory) -> dict[str, list[dict]]:
             "table-wise bags rowwise_adagrad": job("e", "bags", "rowwise_adagrad", BY_TABLE),
             "row-wise bags rowwise_adagrad": job("f", "bags", "rowwise_adagrad", BY_ROW),
             "row-wise weighted sgd": job("g", "weighted", "sgd", BY_ROW),
+            "replicated apart": job("i", "ids", "adagrad", APART),
+            "table-wise apart": job("j", "ids", "adagrad", BY_TABLE | APART),
+            "row-wise apart": job("k", "ids", "adagrad", BY_ROW | APART),
+            "compiled": job("l", "ids", "adagrad", BY_ROW | {"compile": True}),
             "stopped": job("two", "ids", "adagrad", BY_TABLE, 10),
             "after 1": job("one", "ids", "adagrad", BY_ROW, 30),
         }),
@@ -174,6 +185,9 @@ SAME = {
     "2: table-wise bags rowwise_adagrad": "1: bags rowwise_adagrad",
     "2: row-wise bags rowwise_adagrad": "1: bags rowwise_adagrad",
     "2: row-wise weighted sgd": "1: weighted sgd",
+    "2: table-wise apart": "2: replicated apart",
+    "2: row-wise apart": "2: replicated apart",
+    "2: compiled": "1: ids adagrad",
     "4: row-wise ids adagrad": "1: ids adagrad",
     "4: after 2": "1: ids adagrad",
     "1 again: after 4": "1: ids adagrad",
