@@ -36,9 +36,11 @@ def run_demo(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.runs.run import train_one
     from adaftr_fast.training.journal import METRICS
     from adaftr_fast.training.report import metrics_table, write_report
+    from adaftr_fast.training.sharding import check_replicated
 
     schema, folder = load_schema("flights"), arguments.out / "data"
     training = TrainingConfig(**arguments.training.as_dict())
+    check_replicated("demo", training)
     prepare(schema, None, folder, progress=training.progress)
     data = PreparedData(folder)
     runs = []

@@ -61,6 +61,8 @@ def test_commands_that_cannot_shard_say_so(tmp_path, capsys):
     assert "daily needs training.tables = replicated, got torchrec" in capsys.readouterr().err
     assert main(["experiment", "complexity", "--dataset", "flights", *out]) == 2
     assert "experiment needs training.tables = replicated, got torchrec" in capsys.readouterr().err
+    assert main(["demo", *out]) == 2
+    assert "demo needs training.tables = replicated, got torchrec" in capsys.readouterr().err
     assert not Path(tmp_path / "out").exists()
 
 
