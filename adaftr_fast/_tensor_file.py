@@ -47,7 +47,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | InPieces], metadata
         value = tensors[name]
         start, end = end, end + value.shape.numel() * value.dtype.itemsize
         header[name] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)

@@ -12,8 +12,9 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -38,7 +39,8 @@ INSTALL = (
     "beside torch 2.13, pip install adaftr-fast[torchrec], then pip install --no-deps torchrec==1.8.0 and "
     "fbgemm-gpu-cpu==1.8.0 (fbgemm-gpu==1.8.0 for CUDA)"
 )
-RESERVED = 0.15  # of a GPU's memory for all but tables, TorchRec's own choice
+RESERVED = 0.15  # of a GPU's memory for all but tables, TorchRec's default; on CPUs it keeps nothing back
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 class ShardedTables(nn.Module):
@@ -82,13 +84,13 @@ class ShardedTables(nn.Module):
     ) -> None:
         super().__init__()
         _check(table, sharding, optimizer)
-        _quiet()
         device = torch.empty(0, device=device).device  # "cuda" with the number of this rank's
         self.num_embeddings, self.embedding_dim = list(table.num_embeddings), table.embedding_dim
         self.field_names, self.pooling = list(table.field_names), table.pooling
         for name in ("offsets", "oov_counts"):  # as in FusedEmbedding, so that a saved state is the same
             self.register_buffer(name, getattr(table, name).to(device), persistent=False)
         self._options = {"optimizer": optimizer, "lr": lr, "eps": eps}
+        self._keys = [str(field) for field in range(len(self.num_embeddings))]  # TorchRec takes no dots
         self.last = None
         self._recalls = False
         # In a tuple, which hides its parameters: each is of some rows, and moved by no optimizer but its own.
@@ -127,11 +129,11 @@ class ShardedTables(nn.Module):
             self._recalls = False
 
     def _looked_up(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
-        counts, values, lengths = self._bags(ids, offsets)
-        looked_up = self._collection[0](_jagged(len(self.num_embeddings), values, lengths)).wait()
-        from torchrec.sparse.jagged_tensor import KeyedTensor
+        from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-        out = KeyedTensor.regroup([looked_up], [_names(len(self.num_embeddings))])[0]  # [B, F * E]
+        counts, values, lengths = self._bags(ids, offsets)
+        looked_up = self._collection[0](KeyedJaggedTensor(self._keys, values, lengths=lengths)).wait()
+        out = KeyedTensor.regroup([looked_up], [self._keys])[0]  # [B, F * E]
         if counts is None or self.pooling == "sum":
             return out
         return (out.unflatten(1, (*counts.shape[1:], -1)) / counts.clamp(min=1)[..., None]).flatten(1)
@@ -222,22 +224,11 @@ def _check(table: FusedEmbedding, sharding: str, optimizer: str) -> None:
         raise ValueError(f"ShardedTables: on_bad_id must be 'raise', got {table.on_bad_id!r}")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No advice to users on how TorchRec calls torch; in force for good, since backward runs in another thread."""
     for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
         warnings.filterwarnings("ignore", rf"`torch\.distributed\.{name}` is deprecated", FutureWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-
-
-def _names(fields: int) -> list[str]:
-    """TorchRec's names of fields, by number: those of the data may hold dots, which it does not take."""
-    return [str(field) for field in range(fields)]
-
-
-def _jagged(fields: int, values: Tensor, lengths: Tensor) -> Any:
-    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
-    return KeyedJaggedTensor(keys=_names(fields), values=values, lengths=lengths)
 
 
 def _collection(
@@ -258,7 +249,6 @@ def _collection(
             # TorchRec lists row-wise for GPUs alone, though its kernels and gloo's collectives are there on a CPU too.
             return [sharding]
 
-    names = _names(len(tables.num_embeddings))
     collection = EmbeddingBagCollection(
         device=torch.device("meta"),
         tables=[
@@ -270,13 +260,13 @@ def _collection(
                 feature_names=[name],
                 pooling=PoolingType.SUM,
             )
-            for name, rows in zip(names, tables.num_embeddings)
+            for name, rows in zip(tables._keys, tables.num_embeddings)
         ],
     )
     sharders = [Sharder(fused_params=_fused_params(**tables._options))]
     planner = EmbeddingShardingPlanner(
         topology=_topology(device.type),
-        constraints={name: ParameterConstraints(sharding_types=[sharding]) for name in names},
+        constraints={name: ParameterConstraints(sharding_types=[sharding]) for name in tables._keys},
         storage_reservation=FixedPercentageStorageReservation(RESERVED),
     )
 
@@ -324,5 +314,9 @@ def _topology(device: str) -> Any:
 
 
 def _host_memory() -> int:
-    """Bytes."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes that this machine has, or that a container on it may use."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups, version 2 and 1
+        with suppress(OSError, ValueError):  # there is none, or it says "max"
+            limits.append(int((CGROUPS / name).read_text()))
+    return min(limits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.distributed.sharded_tables import STATE, ShardedTables, check_installed
+from adaftr_fast.distributed.sharded_tables import STATE, ShardedTables, check_installed, quiet
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
@@ -58,6 +58,7 @@ def shard_tables(model: nn.Module, optimizer: OptimizerConfig, config: TrainingC
     (found,) = ((name, module) for name, module in model.named_modules() if isinstance(module, FusedEmbedding))
     name, table = found
     parent, _, leaf = name.rpartition(".")
+    quiet()
     sharded = ShardedTables(
         table,
         sharding=config.sharding,
