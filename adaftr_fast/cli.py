@@ -166,7 +166,10 @@ def run_prepare(arguments: jsonargparse.Namespace) -> None:
         manifest = prepare_part(schema, arguments.files, arguments.out, part, wait=arguments.wait, **options)
     if isinstance(manifest, Unfinished):
         missing = ", ".join(map(str, manifest.missing))
-        print(f"part {part}: {manifest.step} is done, but not by part {missing}; run this again once it is")
+        told = f"part {part}: {manifest.step} is done, but not by part {missing}; run this again once it is"
+        if arguments.wait:
+            raise DataError(f"{told} (waited {arguments.wait:g} seconds)")
+        print(told)
         return
     print(f"{arguments.out}: {manifest.dataset}, {len(manifest.fields)} fields, {sum(manifest.num_embeddings):,} ids")
     for name, split in manifest.splits.items():

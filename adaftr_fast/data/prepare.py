@@ -7,13 +7,16 @@ absent; a run that was interrupted goes on with what was done. One process does 
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from adaftr_fast._files import sha256
+from adaftr_fast._json import dumps
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.manifest import FORMAT, MANIFEST, Manifest, read_head, read_manifest
 from adaftr_fast.data.part import WHOLE, Part
@@ -106,7 +109,8 @@ def prepare_part(
 
     Raises:
         DataError, OSError: as ``prepare``; or a log to be generated, other parts of another schema, other files or
-            other options, or another process that does this part. What was done is kept.
+            other options, another process that does this part, a part that failed while this one waited for it, or
+            the work of all parts removed. What was done is kept.
     """
     folder = Path(folder)
     inputs = _inputs(schema, files, bad_rows, grow)
@@ -114,10 +118,11 @@ def prepare_part(
         raise DataError(f"data set {schema.name}: a log that is generated has no parts; name the files of one")
     work = folder.parent / f".{folder.name}.parts"
     sweep(work)
+    before = _head(folder)
     try:
         if not work.exists():
             if folder.exists():
-                digest = inputs_digest(schema, inputs.known, inputs.digests(WHOLE))
+                digest = inputs.digest(schema) if _of_schema(before, schema) else ""
                 if (existing := _existing(folder, digest)) is not None:
                     return existing
             work.mkdir(parents=True, exist_ok=True)
@@ -133,7 +138,7 @@ def prepare_part(
     except FileNotFoundError:
         if work.exists():
             raise
-        # Another part that came last has published the folder and removed its work.
+        return _published(inputs, schema, folder, before)
     except OSError as error:
         raise OSError(f"{folder}: cannot be written; the same command goes on: {error}") from error
     return read_manifest(folder)
@@ -159,6 +164,10 @@ class _Inputs:
     def digests(self, part: Part) -> dict[str, str]:
         """sha256 of a part's share of the files, by number."""
         return {str(number): sha256(file) for number, file in list(enumerate(self.files()))[part.every]}
+
+    def digest(self, schema: Schema) -> str:
+        """By which it is told whether a folder was prepared of them."""
+        return inputs_digest(schema, self.known, self.digests(WHOLE))
 
     def check(self) -> None:
         """Raises DataError if a file is not what it was when this was made."""
@@ -218,6 +227,31 @@ def _existing(folder: Path, inputs: str) -> Manifest | None:
             return read_manifest(folder)
     _check_replaceable(folder)
     return None
+
+
+def _published(inputs: _Inputs, schema: Schema, folder: Path, before: dict[str, Any]) -> Manifest:
+    """The manifest, once the work is gone: as a rule since the part that came last has published the folder.
+
+    Args:
+        before: the head of the manifest that was there when this part began.
+
+    Raises:
+        DataError: the folder is not what the parts were to make, so their work was removed.
+    """
+    head = _head(folder)
+    if _of_schema(head, schema):
+        digest = inputs.digest(schema) if head == before else head["inputs"]
+        if (manifest := _existing(folder, digest)) is not None:
+            return manifest
+    raise DataError(f"{folder}: the work of its parts was removed; begin all parts anew")
+
+
+def _head(folder: Path) -> dict[str, Any]:
+    return read_head(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+
+
+def _of_schema(head: dict[str, Any], schema: Schema) -> bool:
+    return head.get("schema") == json.loads(dumps(schema.source))
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -6,6 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.cli import main
-from adaftr_fast.data import inputs, preparation, split_file, staging
+from adaftr_fast.data import inputs, preparation, split_file, staging, steps
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.loader import PreparedData
 from adaftr_fast.data.manifest import Manifest, read_manifest
@@ -408,6 +411,45 @@ def test_parts_at_once_wait_for_each_other(command, tmp_path, capsys):
     assert_same(out, whole)
     assert main([*command, str(tmp_path / "late"), "--part", "2/3"]) == 0
     assert "part 2/3: read is done, but not by part 1, 3; run this again once it is" in capsys.readouterr().out
+
+
+def test_a_part_that_fails_ends_those_that_wait_for_it(log, tmp_path, monkeypatch):
+    schema, file, out = parse_schema(SCHEMA), tmp_path / "log.csv", tmp_path / "out"
+    lines = (log / "log.csv").read_text().splitlines()
+    lines[3] = lines[3].replace(",", ";", 1)
+    file.write_text("\n".join(lines))
+
+    def failing():
+        time.sleep(1)
+        with suppress(DataError):
+            prepare_part(schema, [file], out, Part(1, 2))
+
+    with ThreadPoolExecutor(1) as other:
+        done = other.submit(failing)
+        with pytest.raises(DataError, match=r"part 1/2 failed: 1 of .* rows cannot be read .*log\.csv:4"):
+            prepare_part(schema, [file], out, Part(2, 2), wait=600)
+        done.result()
+    # What failed before another began to wait may be about to begin again.
+    assert prepare_part(schema, [file], out, Part(2, 2), wait=1) == Unfinished("read", [1])
+    monkeypatch.setattr(steps, "RESTART_SECONDS", 0.1)
+    with pytest.raises(DataError, match="part 1/2 failed"):
+        prepare_part(schema, [file], out, Part(2, 2), wait=600)
+
+
+def test_waiting_in_vain_is_no_success(command, tmp_path, capsys):
+    assert main([*command, str(tmp_path / "out"), "--part", "1/2", "--wait", "0.1"]) == 2
+    assert "read is done, but not by part 2; run this again once it is (waited 0.1" in capsys.readouterr().err
+
+
+def test_removed_work_is_not_taken_for_done(log, tmp_path, monkeypatch):
+    schema, files, out = parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out"
+    monkeypatch.setattr(steps.time, "sleep", lambda _: shutil.rmtree(tmp_path / ".out.parts"))
+    prepare(parse_schema(SCHEMA | {"split": BY_USER}), files, out)
+    for _ in range(2):
+        with pytest.raises(DataError, match="the work of its parts was removed; begin all parts anew"):
+            prepare_part(schema, files, out, Part(1, 2), wait=5)
+        shutil.rmtree(out)
+        prepare(schema, [log / "log.parquet"], out)  # the same schema, of another file
 
 
 def test_the_loader_reads_parts_as_the_whole(log, tmp_path):
