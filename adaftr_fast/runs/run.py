@@ -79,8 +79,8 @@ def fit_one(
     """
     if warm_start is not None:
         check_replicated("--warm_start", config["training"])
-    check_sharding(config["optimizer"], config["training"], ranks)
     check_width(config["model"].embedding_dim, config["training"])
+    check_sharding(config["optimizer"], config["training"], ranks)
     about = _description(data, config, warm_start)
     if ranks is not None:
         ranks.agree("settings or data", about)

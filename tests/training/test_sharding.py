@@ -7,6 +7,7 @@ import pytest
 
 from adaftr_fast.cli import main
 from adaftr_fast.distributed.errors import RankError
+from adaftr_fast.models import ModelConfig
 from adaftr_fast.runs.run import fit_one
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.errors import TrainingError
@@ -31,11 +32,12 @@ def test_settings_that_do_not_go_with_it_are_named(optimizer, training, ranks, m
     check_sharding(OptimizerConfig(**optimizer), TrainingConfig(**training), ranks)
 
 
-def test_the_width_of_rows_is_named():
-    sharded = TrainingConfig(tables="torchrec")
+def test_the_width_of_rows_is_named_before_data_are_read(tmp_path):
+    training = TrainingConfig(tables="torchrec")
+    config = {"model": ModelConfig(embedding_dim=6), "optimizer": OptimizerConfig(tables="sgd"), "training": training}
     with pytest.raises(TrainingError, match=r"torchrec needs model\.embedding_dim = a multiple of 4, got 6"):
-        check_width(6, sharded)
-    check_width(8, sharded)
+        fit_one(None, config, tmp_path, ranks=RANKS)
+    check_width(8, training)
     check_width(6, TrainingConfig())
 
 
