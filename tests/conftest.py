@@ -1,5 +1,6 @@
-"""For every test: torch.empty gives NaN, so that an op that leaves part of its output unwritten is seen; and without a
-GPU Triton's kernels run under its interpreter, which must be chosen before anything imports triton."""
+"""For every test: the same random numbers in every run; torch.empty gives NaN, so that an op that leaves part of its
+output unwritten is seen; and without a GPU Triton's kernels run under its interpreter, which must be chosen before
+anything imports triton."""
 
 import os
 
@@ -14,3 +15,8 @@ if not torch.cuda.is_available():
 def fill_uninitialized_memory():
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

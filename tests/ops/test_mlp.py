@@ -97,20 +97,20 @@ def test_bfloat16_is_as_accurate_as_pytorch(instruction_set, rows, shape):
     for found, true, own in zip(outputs, truth, pytorch):
         assert_as_accurate(found, true, own, torch.bfloat16)
 
-    upstream = [torch.randn(y.shape).bfloat16() for y in outputs]
-    wanted = [1] * len(inputs)
-    gradients = BACKWARD(upstream, inputs, outputs, lists[0], w, b, *lists[1:], wanted)
-    assert [g.dtype for g in gradients] == [t.dtype for t in (*inputs, *w, *b)]
-    # Gradients at these outputs: elsewhere a sum may lie on the other side of 0, and its relu let through or not.
-    truth, pytorch = (
-        reference.mlp_backward(
-            [g.to(dtype) for g in upstream], x, [y.to(dtype) for y in outputs], lists[0], w, b, *lists[1:], wanted
-        )
-        for dtype in (torch.float64, torch.bfloat16)
-        for x, w, b in [at(dtype)]
-    )
-    for found, true, own in zip(gradients, truth, pytorch):
-        assert_as_accurate(found, true, own, torch.bfloat16)
+    # Gradients at these outputs: elsewhere a sum may lie on the other side of 0, and its relu let through or not. Five
+    # draws together, since the sum of one may be next to nothing by chance, and no measure for the error of its terms.
+    found, truth, pytorch = [], [], []
+    for _ in range(5):
+        upstream = [torch.randn(y.shape).bfloat16() for y in outputs]
+        wanted = [1] * len(inputs)
+        found.append(BACKWARD(upstream, inputs, outputs, lists[0], w, b, *lists[1:], wanted))
+        assert [g.dtype for g in found[-1]] == [t.dtype for t in (*inputs, *w, *b)]
+        for draws, dtype in ((truth, torch.float64), (pytorch, torch.bfloat16)):
+            above, below = ([t.to(dtype) for t in each] for each in (upstream, outputs))
+            x, *parameters = at(dtype)
+            draws.append(reference.mlp_backward(above, x, below, lists[0], *parameters, *lists[1:], wanted))
+    for each in zip(*(map(torch.stack, zip(*draws)) for draws in (found, truth, pytorch))):
+        assert_as_accurate(*each, torch.bfloat16)
 
 
 def test_bfloat16_products_round_their_factors(instruction_set):
