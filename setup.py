@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 BUILD = os.environ.get("ADAFTR_FAST_BUILD", "auto")
 SANITIZE = os.environ.get("ADAFTR_FAST_SANITIZE") == "1"
@@ -80,4 +80,14 @@ def extension() -> dict:
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=True)}}
 
 
-setup(**extension())
+# kernels/ lives at the root and is installed as adaftr_fast.kernels.
+KERNELS = "adaftr_fast.kernels"
+setup(
+    packages=[
+        *find_packages(include=["adaftr_fast", "adaftr_fast.*"]),
+        KERNELS,
+        *(f"{KERNELS}.{name}" for name in find_packages("kernels")),
+    ],
+    package_dir={KERNELS: "kernels"},
+    **extension(),
+)

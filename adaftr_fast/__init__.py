@@ -2,9 +2,9 @@
 
 from adaftr_fast import optim
 from adaftr_fast._extension import build_info, cpu_capability, set_cpu_capability
-from adaftr_fast.infonce import InfoNCEStats, adaptive_infonce
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.ops.infonce.api import InfoNCEStats, adaptive_infonce
 
 __all__ = [
     "AdaptiveInfoNCE",

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaftr_fast.distributed.gather import gather_numbers, gather_rows
-from adaftr_fast.ops.embedding import coalesce_gradient
+from adaftr_fast.ops.embedding.lookup import coalesce_gradient
 
 
 @torch.no_grad()

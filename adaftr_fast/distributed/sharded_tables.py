@@ -26,8 +26,8 @@ from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.distributed.sharded_rows import Shard, ShardedRows
 from adaftr_fast.nn.embedding import FusedEmbedding, MixedWidths
 from adaftr_fast.nn.embedding_table import drawn_rows
-from adaftr_fast.reference.embedding import check_ids
-from adaftr_fast.reference.embedding_bags import places
+from adaftr_fast.ops.embedding.reference.bags import places
+from adaftr_fast.ops.embedding.reference.lookup import check_ids
 
 if TYPE_CHECKING:
     from torchrec.distributed.model_parallel import DistributedModelParallel

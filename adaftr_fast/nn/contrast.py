@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from adaftr_fast.infonce import Backend, InfoNCEStats, Reduction, adaptive_infonce
 from adaftr_fast.nn.relatedness import temperature
+from adaftr_fast.ops.infonce.api import Backend, InfoNCEStats, Reduction, adaptive_infonce
 
 
 class AdaptiveInfoNCE(nn.Module):

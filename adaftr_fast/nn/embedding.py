@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from adaftr_fast.nn.embedding_table import EmbeddingTable, Options, check_fields
-from adaftr_fast.reference import embedding, embedding_bags
+from adaftr_fast.ops.embedding.reference.bags import check_bags, places
+from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids
 
 
 class FusedEmbedding(EmbeddingTable):
@@ -125,9 +126,9 @@ class MixedWidths(FusedEmbedding):
         """As ``FusedEmbedding.forward`` -> [B, sum of E_f]."""
         count, bags = len(self.num_embeddings), None
         if offsets is None:
-            embedding.check_columns("fused_embedding", ids, count)
+            check_columns("fused_embedding", ids, count)
         else:
-            embedding_bags.check_bags("embedding_bags", ids, offsets, weights, count)
+            check_bags("embedding_bags", ids, offsets, weights, count)
             bags = offsets.diff().reshape(-1, count)  # [B, F], ids in each bag
         parts = []
         for table, fields in zip(self.tables, self.members, strict=True):
@@ -151,9 +152,9 @@ class MixedWidths(FusedEmbedding):
     def _raise_bad_id(self, ids: Tensor, offsets: Tensor | None) -> NoReturn:
         """Name the id by its place among all fields; a table knows only those of its width."""
         if offsets is None:
-            embedding.check_ids("fused_embedding", ids, self.offsets)
+            check_ids("fused_embedding", ids, self.offsets)
         else:
-            embedding_bags.places("embedding_bags", ids, offsets, None, self.offsets)
+            places("embedding_bags", ids, offsets, None, self.offsets)
         raise AssertionError("FusedEmbedding: a table refused ids that are all in range")
 
     def _table_of(self, name: str | int) -> tuple[EmbeddingTable, int]:

@@ -12,11 +12,11 @@ from typing import Any, Literal, Protocol, Self, TypedDict
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.ops.embedding import coalesce_gradient, empty_table, fused_embedding
-from adaftr_fast.ops.embedding_bags import embedding_bags
-from adaftr_fast.ops.embedding_optim import deferred_embedding
-from adaftr_fast.reference.embedding import check_columns
-from adaftr_fast.reference.embedding_bags import check_bags
+from adaftr_fast.ops.embedding.bags import embedding_bags
+from adaftr_fast.ops.embedding.lookup import coalesce_gradient, empty_table, fused_embedding
+from adaftr_fast.ops.embedding.optim import deferred_embedding
+from adaftr_fast.ops.embedding.reference.bags import check_bags
+from adaftr_fast.ops.embedding.reference.lookup import check_columns
 
 
 class Deferred(Protocol):

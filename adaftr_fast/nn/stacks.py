@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-import adaftr_fast.ops.mlp  # noqa: F401  # defines the ops
+import adaftr_fast.ops.mlp.op  # noqa: F401  # defines the ops
 from adaftr_fast._extension import is_built
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
-from adaftr_fast.ops.embedding import coalesce_gradient
+from adaftr_fast.ops.embedding.lookup import coalesce_gradient
 
 Tables = nn.Module | Iterable[nn.Module] | Iterable[dict[str, Any]]
 

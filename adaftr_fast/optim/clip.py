@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.embedding import coalesce_gradient
+from adaftr_fast.ops.embedding.lookup import coalesce_gradient
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast.nn.embedding_table import insert_rows
-from adaftr_fast.ops.embedding import empty_table
+from adaftr_fast.ops.embedding.lookup import empty_table
 
 _POWERS = 4096  # β^j is tabulated for j below this; csrc/cpu/embedding_adam.h has the same number
 _STEP, _BASE = 0, 7  # places in the clock
@@ -18,7 +18,7 @@ _NAMES = ("moments", "current", "series", "schedule", "powers", "clock")  # of t
 class DeferredAdam:
     """Moments, the step each row is current to, and what is needed to make up for missed steps.
 
-    ``tensors`` is what the ops take; adaftr_fast/reference/embedding_optim.py describes it.
+    ``tensors`` is what the ops take; adaftr_fast/ops/embedding/reference/optim.py describes it.
     """
 
     def __init__(self, weight: Tensor, decoupled: bool) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
-from adaftr_fast.ops.embedding import empty_table
+from adaftr_fast.ops.embedding.lookup import empty_table
 from adaftr_fast.optim.base import RowOptimizer, Tables, check_at_least
 
 _ops = torch.ops.adaftr_fast

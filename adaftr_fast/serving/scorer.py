@@ -12,8 +12,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-import adaftr_fast.ops.embedding
-import adaftr_fast.ops.embedding_bags  # noqa: F401  # the ops that programs look up by
 from adaftr_fast._files import sha256
 from adaftr_fast._json import from_json
 from adaftr_fast.data.bags import interleave

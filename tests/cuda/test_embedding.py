@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from adaftr_fast import FusedEmbedding, optim
-from adaftr_fast.reference import embedding as reference
-from adaftr_fast.reference import embedding_optim
+from adaftr_fast.ops.embedding.reference import lookup as reference
+from adaftr_fast.ops.embedding.reference import optim as embedding_optim
 
 HERE = Path(__file__).parent
 INCLUDE = f"-I{HERE.parents[1] / 'csrc'}"

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adaftr_fast
-from adaftr_fast.ops.embedding import fused_embedding
-from adaftr_fast.reference import embedding as reference
+from adaftr_fast.ops.embedding.lookup import fused_embedding
+from adaftr_fast.ops.embedding.reference import lookup as reference
 from tests.tolerances import assert_as_accurate
 
 WIDTHS = [1, 3, 4, 8, 16, 17, 32]

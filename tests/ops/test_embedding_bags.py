@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import adaftr_fast
-from adaftr_fast.ops.embedding_bags import embedding_bags
+from adaftr_fast.ops.embedding.bags import embedding_bags
 
 VALUES, BAGS = torch.tensor([0, 9, 3, 1]), torch.tensor([0, 1, 2, 4, 4])
 OFFSETS = torch.tensor([0, 4, 14])

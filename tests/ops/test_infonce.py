@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adaftr_fast as af
-from adaftr_fast.reference.infonce import infonce_rows
+from adaftr_fast.ops.infonce.reference import infonce_rows
 from tests.ops.infonce_inputs import inputs, loss_and_gradients, masks, needs_extension
 from tests.tolerances import assert_as_accurate
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from adaftr_fast.reference.infonce import infonce_gradients, infonce_rows
+from adaftr_fast.ops.infonce.reference import infonce_gradients, infonce_rows
 from tests.ops.infonce_inputs import inputs, masks
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import adaftr_fast as af
-import adaftr_fast.ops.mlp  # defines the ops
-from adaftr_fast.reference import mlp as reference
+import adaftr_fast.ops.mlp.op  # defines the ops
+from adaftr_fast.ops.mlp import reference
 from tests.ops.infonce_inputs import needs_extension
 from tests.tolerances import assert_as_accurate
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adaftr_fast import FusedEmbedding, optim
-from adaftr_fast.reference import embedding_optim as reference
+from adaftr_fast.ops.embedding.reference import optim as reference
 
 SIZES = [200, 3, 50]
 TWINS = {

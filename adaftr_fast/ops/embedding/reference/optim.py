@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adaftr_fast.reference.embedding import check_ids
+from adaftr_fast.ops.embedding.reference.lookup import check_ids
 
 
 def _widen(rows: Tensor) -> Tensor:

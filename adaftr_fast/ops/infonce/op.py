@@ -20,8 +20,8 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops._library import library
-from adaftr_fast.reference.infonce import IGNORE, infonce_gradients, infonce_rows
+from adaftr_fast.ops.infonce.reference import IGNORE, infonce_gradients, infonce_rows
+from adaftr_fast.ops.library import library
 
 SCHEMA = (
     "(Tensor h_row, Tensor h_column, Tensor tau, Tensor? positive, Tensor? row_group, Tensor? column_group,"

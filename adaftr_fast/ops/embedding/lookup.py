@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from adaftr_fast._extension import is_built
-from adaftr_fast.ops._library import library
-from adaftr_fast.reference import embedding as reference
+from adaftr_fast.ops.embedding.reference import lookup as reference
+from adaftr_fast.ops.library import library
 
 library.define("fused_embedding(Tensor weight, Tensor ids, Tensor offsets) -> Tensor")
 library.define("fused_embedding_backward(Tensor grad, Tensor ids, Tensor offsets, int width) -> (Tensor, Tensor)")

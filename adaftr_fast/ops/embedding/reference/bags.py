@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adaftr_fast.reference.embedding import check_fields
-from adaftr_fast.reference.embedding_optim import caught_up
+from adaftr_fast.ops.embedding.reference.lookup import check_fields
+from adaftr_fast.ops.embedding.reference.optim import caught_up
 
 
 def check_bags(op: str, values: Tensor, bags: Tensor, weights: Tensor | None, fields: int) -> None:

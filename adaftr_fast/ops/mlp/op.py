@@ -1,7 +1,7 @@
 """``torch.ops.adaftr_fast.mlp`` and ``mixture``: stacks of dense layers, and mixtures of experts, each in one pass.
 
-B rows, T tasks, k experts, v width of an expert. Shapes and formulas: adaftr_fast/reference/mlp.py. On CPU a block of
-rows goes through all layers while it is in cache, forward and backward.
+B rows, T tasks, k experts, v width of an expert. Shapes and formulas: adaftr_fast/ops/mlp/reference.py. On CPU a block
+of rows goes through all layers while it is in cache, forward and backward.
 
 Under autocast to bfloat16 (``reduced``) the outputs are bfloat16. Where the CPU multiplies it (AVX512-BF16), so are the
 factors of every product, rounded as they are read: inputs, weights, and the gradient of a layer before its relu, whose
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from adaftr_fast._extension import is_built
-from adaftr_fast.ops._library import library
-from adaftr_fast.reference import mlp as reference
+from adaftr_fast.ops.library import library
+from adaftr_fast.ops.mlp import reference
 
 library.define(
     "mlp(Tensor[] inputs, int[] reads, Tensor[] weights, Tensor[] biases, int[] depths, int[] rectified,"

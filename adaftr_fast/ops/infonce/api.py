@@ -9,9 +9,9 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.distributed import ProcessGroup
 
 from adaftr_fast._extension import is_built
-from adaftr_fast.distributed.candidates import DTYPES, Candidates, Shared
-from adaftr_fast.ops.infonce import accumulation_dtype
-from adaftr_fast.reference.infonce import IGNORE
+from adaftr_fast.ops.infonce.candidates import DTYPES, Candidates, Shared
+from adaftr_fast.ops.infonce.op import accumulation_dtype
+from adaftr_fast.ops.infonce.reference import IGNORE
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
 Reduction = Literal["mean", "sum", "none"]

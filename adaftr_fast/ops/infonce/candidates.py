@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaftr_fast.distributed.gather import gather_numbers, gather_rows
-from adaftr_fast.reference.infonce import IGNORE
+from adaftr_fast.ops.infonce.reference import IGNORE
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -1,7 +1,7 @@
 """Ops of the optimizers that step on the rows of a batch, and the look-up through Adam's deferred steps.
 
 R rows of the table, E width, U distinct rows of the batch: ``rows`` [U] int64, strictly rising, and ``grad`` [U, E].
-The state of the deferred Adam is described in ``adaftr_fast/reference/embedding_optim.py``.
+The state of the deferred Adam is described in ``adaftr_fast/ops/embedding/reference/optim.py``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from adaftr_fast._extension import is_built
-from adaftr_fast.ops._library import library
-from adaftr_fast.ops.embedding import sparse_gradient
-from adaftr_fast.reference import embedding_optim as reference
+from adaftr_fast.ops.embedding.lookup import sparse_gradient
+from adaftr_fast.ops.embedding.reference import optim as reference
+from adaftr_fast.ops.library import library
 
 _BATCH = "Tensor rows, Tensor grad"
 _ADAGRAD = f"(Tensor(a!) weight, Tensor(b!) total, {_BATCH}, float lr, float weight_decay, float eps) -> ()"

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops._library import library
-from adaftr_fast.reference import embedding_bags as reference
+from adaftr_fast.ops.embedding.reference import bags as reference
+from adaftr_fast.ops.library import library
 
 _BAGS = "Tensor values, Tensor bags, Tensor? weights, Tensor offsets"
 library.define(f"embedding_bags(Tensor weight, {_BAGS}, bool mean, Tensor[] state) -> Tensor")

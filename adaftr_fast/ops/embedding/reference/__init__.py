@@ -1,0 +1,1 @@
+"""The embedding ops in plain PyTorch: the truth the kernels are tested against."""

@@ -1,0 +1,1 @@
+"""Stacks of dense layers and mixtures of experts, each in one pass."""
