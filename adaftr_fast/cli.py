@@ -143,9 +143,9 @@ def build_parser() -> Parser:
 
 
 def run_prepare(arguments: jsonargparse.Namespace) -> None:
-    from adaftr_fast.data.infer import infer_schema
-    from adaftr_fast.data.prepare import Part, Unfinished, prepare, prepare_part
-    from adaftr_fast.data.schema import load_schema, parse_schema
+    from adaftr_fast.data.prepare.run import Part, Unfinished, prepare, prepare_part
+    from adaftr_fast.data.raw.infer import infer_schema
+    from adaftr_fast.data.schema.parse import load_schema, parse_schema
 
     if (arguments.dataset is None) == (arguments.labels is None):
         raise DataError("expected --dataset, or --labels for a schema inferred from the one file of --files")
@@ -196,7 +196,7 @@ def run_synthesize(arguments: jsonargparse.Namespace) -> None:
 
 
 def run_train(arguments: jsonargparse.Namespace) -> None:
-    from adaftr_fast.data.loader import PreparedData
+    from adaftr_fast.data.dataset.loader import PreparedData
     from adaftr_fast.distributed.ranks import joined
     from adaftr_fast.runs.run import train_one
     from adaftr_fast.training.report import metrics_table
@@ -211,7 +211,7 @@ def run_train(arguments: jsonargparse.Namespace) -> None:
 
 
 def run_evaluate(arguments: jsonargparse.Namespace) -> None:
-    from adaftr_fast.data.loader import PreparedData
+    from adaftr_fast.data.dataset.loader import PreparedData
     from adaftr_fast.runs.trained import load_trained
     from adaftr_fast.training.evaluation import evaluate
 
@@ -223,7 +223,7 @@ def run_evaluate(arguments: jsonargparse.Namespace) -> None:
 
 def run_info(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast import build_info
-    from adaftr_fast.data.schema import shipped_schemas
+    from adaftr_fast.data.schema.parse import shipped_schemas
 
     info: dict[str, Any] = build_info() | {"data sets": ", ".join(shipped_schemas())}
     width = max(map(len, info))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from adaftr_fast.data.loader import PreparedData, Split
+from adaftr_fast.data.dataset.loader import PreparedData, Split
 from benchmarks.measure import write
 from benchmarks.prepared import write_prepared
 

@@ -19,10 +19,10 @@ import sys
 import time
 from pathlib import Path
 
-from adaftr_fast.data.manifest import read_manifest
+from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.parallel import workers
-from adaftr_fast.data.prepare import Part, prepare, prepare_part
-from adaftr_fast.data.schema import load_schema
+from adaftr_fast.data.prepare.run import Part, prepare, prepare_part
+from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import NAMES, write_raw
 

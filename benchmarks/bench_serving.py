@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import torch
 
-from adaftr_fast.data.loader import PreparedData
-from adaftr_fast.data.prepare import prepare
-from adaftr_fast.data.schema import load_schema
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import NAMES, write_raw
 from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log

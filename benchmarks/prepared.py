@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adaftr_fast.data.manifest import FORMAT, FieldInfo, Manifest, SplitInfo
-from adaftr_fast.data.prepare import GROUP
+from adaftr_fast.data.dataset.manifest import FORMAT, FieldInfo, Manifest, SplitInfo
+from adaftr_fast.data.prepare.run import GROUP
 
 FIELDS, TASKS = 23, ("click", "conversion")
 ROW_GROUP = 1 << 17

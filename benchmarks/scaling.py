@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from adaftr_fast.data.batch import Batch
+from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed.gather import gather_rows
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.models import ModelConfig, build_model

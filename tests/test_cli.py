@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.cli import main
-from adaftr_fast.data.schema import load_schema
+from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.training.trainer import Trainer
 
 SCHEMA = """
@@ -104,7 +104,7 @@ def test_the_same_command_gives_the_same_bits(config, tmp_path):
 def test_demo_compares_two_models_and_reports(schema, tmp_path, capsys, monkeypatch):
     text = schema.read_text().replace("name =", f'shipped = "{tmp_path / "log.parquet"}"\nname =', 1)
     schema.write_text(text)
-    monkeypatch.setattr("adaftr_fast.data.schema.load_schema", lambda name: load_schema(str(schema)))
+    monkeypatch.setattr("adaftr_fast.data.schema.parse.load_schema", lambda name: load_schema(str(schema)))
     arguments = ["--training.batch_size=100", "--training.max_epochs=2", "--training.progress=false"]
     assert main(["demo", "--out", str(tmp_path / "demo"), *arguments]) == 0
     shown = capsys.readouterr().out
@@ -257,7 +257,7 @@ def test_restart_throws_the_stopped_run_away(config, tmp_path, capsys, monkeypat
 @pytest.mark.parametrize("at_epoch", [1, 2])
 def test_ctrl_c_stops_the_whole_demo(schema, tmp_path, capsys, monkeypatch, at_epoch):
     schema.write_text(schema.read_text().replace("name =", f'shipped = "{tmp_path / "log.parquet"}"\nname =', 1))
-    monkeypatch.setattr("adaftr_fast.data.schema.load_schema", lambda name: load_schema(str(schema)))
+    monkeypatch.setattr("adaftr_fast.data.schema.parse.load_schema", lambda name: load_schema(str(schema)))
     begun = interrupting(monkeypatch, at_epoch)
     arguments = ["--training.batch_size=100", "--training.max_epochs=2", "--training.progress=false"]
     assert main(["demo", "--out", str(tmp_path / "demo"), *arguments]) == 130

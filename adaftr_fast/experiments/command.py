@@ -15,7 +15,7 @@ from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 
 if TYPE_CHECKING:
-    from adaftr_fast.data.loader import PreparedData
+    from adaftr_fast.data.dataset.loader import PreparedData
     from adaftr_fast.experiments.jobs import Budget
 
 NAMES = ("table4", "table5", "table6", "fig3", "fig4", "temperature", "complexity")

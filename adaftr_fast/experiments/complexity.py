@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaftr_fast.data.batch import Batch
-from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.experiments.catalog import NO_OMEGA, TITLES, Variant
 from adaftr_fast.experiments.jobs import Budget
 from adaftr_fast.experiments.measure import machine, side_by_side

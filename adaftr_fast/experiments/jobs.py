@@ -15,8 +15,8 @@ from typing import Any
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps, from_json
-from adaftr_fast.data.loader import PreparedData
-from adaftr_fast.data.manifest import Manifest
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.runs.run import train_one

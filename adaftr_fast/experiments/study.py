@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from adaftr_fast.data.loader import PreparedData
-from adaftr_fast.data.manifest import MANIFEST
-from adaftr_fast.data.prepare import prepare
-from adaftr_fast.data.schema import load_schema
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.manifest import MANIFEST
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.experiments.catalog import Experiment, Variant, experiment
 from adaftr_fast.experiments.jobs import Budget, Job, plan
 from adaftr_fast.experiments.pool import run_all

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
-from adaftr_fast.data.loader import PreparedData
-from adaftr_fast.data.manifest import FieldInfo
-from adaftr_fast.data.split_file import TRUTH, read_split
-from adaftr_fast.data.vocabulary import VOCABULARY
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.manifest import FieldInfo
+from adaftr_fast.data.dataset.split_file import TRUTH, read_split
+from adaftr_fast.data.dataset.vocabulary import VOCABULARY
 from adaftr_fast.experiments.jobs import Job
 from adaftr_fast.runs.run import build
 from adaftr_fast.training.checkpoint import load_checkpoint, load_weights

@@ -13,7 +13,7 @@ from adaftr_fast.nn.contrast import ALIGNMENTS, AdaptiveInfoNCE
 from adaftr_fast.nn.relatedness import RelatednessNetwork, relatedness_loss, weighted_mean
 
 if TYPE_CHECKING:
-    from adaftr_fast.data.batch import Batch
+    from adaftr_fast.data.dataset.batch import Batch
 
 
 class AdaFTR(MultiTaskModel):

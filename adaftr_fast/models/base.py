@@ -21,7 +21,7 @@ from adaftr_fast.nn.norms import squared_norm
 from adaftr_fast.nn.relatedness import weighted_mean
 
 if TYPE_CHECKING:
-    from adaftr_fast.data.batch import Batch
+    from adaftr_fast.data.dataset.batch import Batch
 
 LOSS_TERMS = ("l2", "relatedness", "contrast")  # beside one a task
 

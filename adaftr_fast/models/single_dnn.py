@@ -13,7 +13,7 @@ from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.models.shared_bottom import SharedBottom
 
 if TYPE_CHECKING:
-    from adaftr_fast.data.batch import Batch
+    from adaftr_fast.data.dataset.batch import Batch
 
 
 class SingleDNN(MultiTaskModel):

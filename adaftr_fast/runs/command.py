@@ -29,7 +29,7 @@ def add_daily_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 def run_daily(arguments: jsonargparse.Namespace) -> None:
     """Trains day by day and says how each day's rows were predicted before they were trained on."""
-    from adaftr_fast.data.schema import load_schema
+    from adaftr_fast.data.schema.parse import load_schema
     from adaftr_fast.runs.daily import train_daily
 
     config = {name: section(**arguments[name].as_dict()) for name, section in SECTIONS.items()}

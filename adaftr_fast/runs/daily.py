@@ -19,13 +19,13 @@ import torch
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast.data.batch import Batch
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import PreparedData, Split
+from adaftr_fast.data.dataset.rows import Rows
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.loader import PreparedData, Split
-from adaftr_fast.data.prepare import prepare
-from adaftr_fast.data.rows import Rows
-from adaftr_fast.data.schema import parse_schema
-from adaftr_fast.data.schema_types import Schema
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.runs.run import Fitted, fit_one
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.config import DataConfig

@@ -30,9 +30,9 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 def run_demo(arguments: jsonargparse.Namespace) -> None:
     """Prepares, trains both models, or goes on with them, and reports."""
-    from adaftr_fast.data.loader import PreparedData
-    from adaftr_fast.data.prepare import prepare
-    from adaftr_fast.data.schema import load_schema
+    from adaftr_fast.data.dataset.loader import PreparedData
+    from adaftr_fast.data.prepare.run import prepare
+    from adaftr_fast.data.schema.parse import load_schema
     from adaftr_fast.runs.run import train_one
     from adaftr_fast.training.journal import METRICS
     from adaftr_fast.training.report import metrics_table, write_report

@@ -12,7 +12,7 @@ import torch
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import Ranks, restarted
 from adaftr_fast.models import ModelConfig, MultiTaskModel, build_model
 from adaftr_fast.nn.embedding_table import tables_elsewhere

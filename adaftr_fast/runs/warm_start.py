@@ -15,9 +15,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from adaftr_fast.data.encode import Buckets, Encoder, Vocabulary
-from adaftr_fast.data.loader import PreparedData
-from adaftr_fast.data.vocabulary import read_encoders
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.trained import load_trained

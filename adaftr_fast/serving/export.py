@@ -14,11 +14,11 @@ from torch import Tensor
 
 from adaftr_fast._files import sha256
 from adaftr_fast._json import dumps
-from adaftr_fast.data.loader import PreparedData
-from adaftr_fast.data.manifest import MANIFEST, FieldInfo
-from adaftr_fast.data.rows import matrix
-from adaftr_fast.data.vocabulary import VOCABULARY, read_encoders
-from adaftr_fast.data.workplace import publish
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo
+from adaftr_fast.data.dataset.rows import matrix
+from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
+from adaftr_fast.data.prepare.work_folder import publish
 from adaftr_fast.runs.trained import Trained, load_trained
 from adaftr_fast.serving.errors import ServingError
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_aot, save_onnx, save_torch

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from adaftr_fast._files import sha256
 from adaftr_fast._json import from_json
-from adaftr_fast.data.bags import interleave
-from adaftr_fast.data.encode import Encoder, encode_field
-from adaftr_fast.data.manifest import MANIFEST, Manifest, read_manifest
-from adaftr_fast.data.rows import matrix
-from adaftr_fast.data.schema import parse_schema
-from adaftr_fast.data.schema_types import Schema
-from adaftr_fast.data.vocabulary import VOCABULARY, read_encoders
+from adaftr_fast.data.dataset.bags import interleave
+from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest
+from adaftr_fast.data.dataset.rows import matrix
+from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
+from adaftr_fast.data.encode.encoders import Encoder, encode_field
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.serving.errors import ServingError
 
 VERSION = 1

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from adaftr_fast.data.batch import Batch
-from adaftr_fast.data.loader import Split
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.metrics import auc, calibration, gauc, log_loss

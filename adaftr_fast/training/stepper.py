@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.data.batch import Batch
+from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed.gradients import average_gradients
 from adaftr_fast.distributed.ranks import Ranks, is_of_a_collective
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE

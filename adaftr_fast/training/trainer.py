@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.data.batch import Batch
-from adaftr_fast.data.loader import Share, Split
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import Share, Split
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.training.checkpoint import Description, open_checkpoint, remove_checkpoint, save_checkpoint
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig

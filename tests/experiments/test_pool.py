@@ -52,7 +52,7 @@ def test_workers_must_be_some(jobs):
 
 SCRIPT = """
 from pathlib import Path
-from adaftr_fast.data.loader import PreparedData
+from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.experiments.jobs import Budget
 from adaftr_fast.experiments.study import compare
 from adaftr_fast.models.config import ModelConfig

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from adaftr_fast.data.manifest import FieldInfo
+from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.experiments.catalog import experiment
 from adaftr_fast.experiments.jobs import execute
 from adaftr_fast.experiments.study import plan_all

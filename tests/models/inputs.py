@@ -2,7 +2,7 @@
 
 import torch
 
-from adaftr_fast.data.batch import Batch
+from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import AdaFTR, ModelConfig, MultiTaskModel, build_model
 
 SIZES = [7, 5, 11]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaftr_fast.data.vocabulary import read_encoders
+from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.models import build_model
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.trained import load_trained

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from adaftr_fast.data.batch import Batch
-from adaftr_fast.data.loader import PreparedData
-from adaftr_fast.data.manifest import FieldInfo
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.serving.errors import ServingError
 from adaftr_fast.serving.export import check_program, export_run, random_features

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.loader import PreparedData
-from adaftr_fast.data.prepare import prepare
-from adaftr_fast.data.schema import parse_schema
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.models import ModelConfig
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.errors import ServingError
@@ -65,7 +65,7 @@ def test_raw_parquet_gives_the_trainer_s_scores(shop, scorer, trainer_scores, tm
 
 def test_text_without_labels_in_blocks_gives_the_same(scorer, trainer_scores, tmp_path, monkeypatch):
     """A vocabulary counted from integers knows them when they come as text."""
-    monkeypatch.setattr("adaftr_fast.data.staging.BLOCK_BYTES", 3000)
+    monkeypatch.setattr("adaftr_fast.data.raw.staging.BLOCK_BYTES", 3000)
     log = make_log().select(FEATURES)
     files = [text(log.slice(0, 250), tmp_path / "a.csv"), text(log.slice(250), tmp_path / "b.tsv", "\t")]
     predict(scorer, files, tmp_path / "scores.parquet", COLUMNS, keep=["row"])

@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from adaftr_fast.data.batch import Batch
-from adaftr_fast.data.loader import Split
-from adaftr_fast.data.rows import TensorRows
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import Split
+from adaftr_fast.data.dataset.rows import TensorRows
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.embedding_table import tables_elsewhere

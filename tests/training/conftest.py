@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from adaftr_fast.data.batch import Batch
-from adaftr_fast.data.loader import Split
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.nn.embedding import FusedEmbedding
 
 FIELDS = (50, 20, 3)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adaftr_fast.data.batch import Batch
-from adaftr_fast.data.loader import Split
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.checkpoint import Description
 from adaftr_fast.training.config import OptimizerConfig, TrainingConfig

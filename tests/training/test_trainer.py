@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaftr_fast.data.loader import Split
+from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.optim import SGD, Adagrad, LazyAdam, RowwiseAdagrad
 from adaftr_fast.training.checkpoint import Description, load_checkpoint

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from adaftr_fast.data import noise
+from adaftr_fast.data import hashing
 from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.synthetic.layout import LAYOUTS, Layout, LogField
 from adaftr_fast.data.synthetic.truth import Truth, Values
@@ -89,8 +89,8 @@ class ImpressionLog:
 
     def owners(self, row: np.ndarray) -> dict[str, np.ndarray]:
         """The user and the item of each row (numbers from 1) and the row itself, int64 [n]."""
-        user = noise.zipf(noise.uniform(self._key("user"), row), self.users, USER_ZIPF)
-        item = noise.zipf(noise.uniform(self._key("item"), row), self.items, ITEM_ZIPF)
+        user = hashing.zipf(hashing.uniform(self._key("user"), row), self.users, USER_ZIPF)
+        item = hashing.zipf(hashing.uniform(self._key("item"), row), self.items, ITEM_ZIPF)
         return {"user": user, "item": item, "row": row}
 
     def values(self, row: np.ndarray) -> dict[str, Values]:
@@ -105,20 +105,20 @@ class ImpressionLog:
         tokens = max(1, round(field.tokens * self.config.list_scale))
         if field.tokens > 1:
             return self._tokens(field, owner, tokens)
-        drawn = noise.zipf(noise.uniform(self._key("value", field.name), owner), field.values, VALUE_ZIPF)
+        drawn = hashing.zipf(hashing.uniform(self._key("value", field.name), owner), field.values, VALUE_ZIPF)
         if field.missing:
-            drawn[noise.uniform(self._key("missing", field.name), owner) < field.missing] = 0
+            drawn[hashing.uniform(self._key("missing", field.name), owner) < field.missing] = 0
         return drawn
 
     def _tokens(self, field: LogField, owner: np.ndarray, mean: int) -> Values:
         """Between 1 and 2 mean - 1 tokens an owner."""
-        drawn = noise.uniform(self._key("length", field.name), owner)
+        drawn = hashing.uniform(self._key("length", field.name), owner)
         offsets = np.concatenate([[0], np.cumsum(1 + (drawn * (2 * mean - 1)).astype(np.int64))])
         lengths = np.diff(offsets)
         place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        which = np.repeat(noise.bits(self._key("token", field.name), owner), lengths) + place.astype(np.uint64)
-        draws = noise.uniform(self._key("value", field.name), which)
-        return noise.zipf(draws, field.values, VALUE_ZIPF), offsets
+        which = np.repeat(hashing.bits(self._key("token", field.name), owner), lengths) + place.astype(np.uint64)
+        draws = hashing.uniform(self._key("value", field.name), which)
+        return hashing.zipf(draws, field.values, VALUE_ZIPF), offsets
 
     def batch(self, start: int, stop: int) -> pa.RecordBatch:
         """Rows ``start`` to ``stop - 1``.
@@ -133,7 +133,7 @@ class ImpressionLog:
         columns |= {name: as_arrow(of_field) for name, of_field in values.items()}
         happened = np.ones(len(row), bool)
         for k, stage in enumerate(self.stages):
-            happened = happened & (noise.uniform(self._key("label", stage), row) < outcome.conditional[:, k])
+            happened = happened & (hashing.uniform(self._key("label", stage), row) < outcome.conditional[:, k])
             columns[stage] = pa.array(happened.astype(np.uint8))
         for k, stage in enumerate(self.stages):
             columns[PROBABILITY + stage] = pa.array(outcome.probability[:, k])
@@ -141,7 +141,7 @@ class ImpressionLog:
         return pa.RecordBatch.from_pydict(columns)
 
     def _key(self, *names: str) -> np.uint64:
-        return noise.key(self.config.seed, *names)
+        return hashing.key(self.config.seed, *names)
 
 
 def as_arrow(values: Values) -> pa.Array:

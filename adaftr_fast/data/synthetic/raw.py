@@ -1,6 +1,6 @@
 """A synthetic log as text in Ali-CCP's raw layout, on which its preparation can be tried and measured.
 
-``adaftr_fast.data.aliccp`` describes it. The last day's rows are the test split.
+``adaftr_fast.data.raw.aliccp`` describes it. The last day's rows are the test split.
 """
 
 from __future__ import annotations

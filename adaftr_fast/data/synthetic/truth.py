@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaftr_fast.data import noise
+from adaftr_fast.data import hashing
 
 Values = np.ndarray | tuple[np.ndarray, np.ndarray]
 """int64 [n], 0 = missing; or a multi-valued field as (tokens [m], offsets [n + 1]), at least one token a row."""
@@ -108,11 +108,11 @@ class Truth:
     def _score(self, name: str, values: dict[str, Values]) -> np.ndarray:
         user, item = (values[segment] for segment in self.segments)
         if name == "relatedness":
-            return sum(noise.bell(noise.key(self.seed, "relatedness", s), values[s]) for s in self.segments)
-        pair = noise.bits(noise.key(self.seed, "pair", name), user) + item.astype(np.uint64)
-        score = PAIR_WEIGHT * noise.bell(noise.key(self.seed, "pair effect", name), pair)
+            return sum(hashing.bell(hashing.key(self.seed, "relatedness", s), values[s]) for s in self.segments)
+        pair = hashing.bits(hashing.key(self.seed, "pair", name), user) + item.astype(np.uint64)
+        score = PAIR_WEIGHT * hashing.bell(hashing.key(self.seed, "pair effect", name), pair)
         for field, of_field in values.items():
-            score += _effect(noise.key(self.seed, "effect", name, field), of_field)
+            score += _effect(hashing.key(self.seed, "effect", name, field), of_field)
         return score
 
 
@@ -120,8 +120,8 @@ def _effect(stream: np.uint64, values: Values) -> np.ndarray:
     """A value's effect [n]; of a multi-valued field, the sum of its tokens' over the root of their number."""
     if isinstance(values, tuple):
         tokens, offsets = values
-        return np.add.reduceat(noise.bell(stream, tokens), offsets[:-1]) / np.sqrt(np.diff(offsets))
-    return noise.bell(stream, values)
+        return np.add.reduceat(hashing.bell(stream, tokens), offsets[:-1]) / np.sqrt(np.diff(offsets))
+    return hashing.bell(stream, values)
 
 
 def _intercept(logits: np.ndarray, reach: np.ndarray, rate: float) -> float:

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.data.errors import DataError
-from adaftr_fast.data.schema import load_schema
+from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.data.synthetic import write
 from adaftr_fast.data.synthetic.layout import LAYOUTS
 from adaftr_fast.data.synthetic.log import ImpressionLog, LogConfig

@@ -1,6 +1,6 @@
 import numpy as np
 
-from adaftr_fast.data import noise
+from adaftr_fast.data import hashing as noise
 from adaftr_fast.data.synthetic.log import ImpressionLog, LogConfig
 from adaftr_fast.data.synthetic.truth import Truth
 

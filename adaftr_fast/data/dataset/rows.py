@@ -1,0 +1,150 @@
+"""Where the rows of a split come from: parquet files read in chunks, or tensors. N rows, F fields, T tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from adaftr_fast.data.dataset.bags import interleave
+from adaftr_fast.data.dataset.batch import Batch, concat
+from adaftr_fast.data.dataset.manifest import Manifest
+from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
+from adaftr_fast.data.errors import DataError
+
+BLOCK = 4096  # rows laid out at a time: with F columns they fit into the L2 cache
+
+
+class Rows(Protocol):
+    """Rows in chunks that can be read in any order.
+
+    Attributes:
+        sizes: rows of each chunk.
+    """
+
+    sizes: list[int]
+
+    def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
+        """The rows of ``chunks``, one after another, or those that ``order`` [n] numbers, in its order."""
+
+
+class TensorRows:
+    """Rows that are tensors already, in chunks of equal size but for the last.
+
+    Args:
+        content: all rows.
+        chunk_rows: rows of a chunk.
+    """
+
+    def __init__(self, content: Batch, chunk_rows: int = 1 << 16) -> None:
+        self.chunks = [content[start : start + chunk_rows] for start in range(0, len(content), chunk_rows)]
+        self.sizes = [len(chunk) for chunk in self.chunks]
+
+    def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
+        rows = concat([self.chunks[chunk] for chunk in chunks])
+        return rows if order is None else rows.take(order)
+
+
+class ParquetRows:
+    """One split of a prepared folder, read by row groups, those of one file after those of another.
+
+    Raises:
+        DataError: a file is unreadable or does not fit the manifest; ``read`` raises it for damaged pages, missing
+            values and ids or labels out of range.
+    """
+
+    def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
+        self.folder, self.name = folder, f"{folder / split}"
+        self.fields, self.tasks = [field.name for field in manifest.fields], manifest.tasks
+        self.multiple = {field.name for field in manifest.fields if field.multiple}
+        self.limits = {field.name: field.num_embeddings for field in manifest.fields} | dict.fromkeys(self.tasks, 2)
+        self.group = [GROUP] if manifest.group else []
+        self.weight = [WEIGHT] if manifest.weight else []
+        self.sizes: list[int] = []
+        self._places: list[tuple[str, int]] = []  # of each row group: file, number in it
+        types = {field: pa.list_(pa.int32()) if field in self.multiple else pa.int32() for field in self.fields}
+        types |= dict.fromkeys(self.tasks, pa.uint8())
+        types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
+        for name, rows in manifest.files(split).items():
+            self._add(name, rows, types)
+
+    def _add(self, name: str, rows: int, types: dict[str, pa.DataType]) -> None:
+        """The row groups of a file, if it has these columns and as many rows."""
+        path = self.folder / name
+        with _open(path) as file:
+            metadata, schema = file.metadata, file.schema_arrow
+        for column, kind in types.items():
+            if column not in schema.names:
+                raise DataError(f"{path}: no column {column}")
+            if schema.field(column).type != kind:
+                raise DataError(f"{path}: column {column}: expected {kind}, got {schema.field(column).type}")
+        if metadata.num_rows != rows:
+            raise DataError(f"{path}: {metadata.num_rows} rows, expected {rows}")
+        self.sizes += [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        self._places += [(name, number) for number in range(metadata.num_row_groups)]
+
+    def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
+        columns = [*self.fields, *self.tasks, *self.group, *self.weight]
+        places = groupby((self._places[chunk] for chunk in chunks), key=itemgetter(0))
+        tables = [_read(self.folder / name, [number for _, number in own], columns) for name, own in places]
+        table = pa.concat_tables(tables)
+        values = {column: self._values(column, table[column]) for column in columns if column not in self.multiple}
+        labels = matrix([values[task] for task in self.tasks], np.float32)
+        group, weight = (torch.from_numpy(values[name].copy()) if name in values else None for name in (GROUP, WEIGHT))
+        if self.multiple:
+            bags = [self._lists(each, table) if each in self.multiple else (values[each], None) for each in self.fields]
+            ids, offsets = map(torch.from_numpy, interleave(bags))
+        else:
+            ids, offsets = torch.from_numpy(matrix([values[field] for field in self.fields], np.int32)), None
+        rows = Batch(ids, torch.from_numpy(labels), group, weight, offsets)
+        return rows if order is None else rows.take(order)
+
+    def _lists(self, column: str, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a column of lists, checked, and their offsets [N + 1] from 0."""
+        if table[column].null_count:
+            raise DataError(f"{self.name}: column {column}: {table[column].null_count} missing values")
+        lists = table[column].combine_chunks()
+        lists = lists if isinstance(lists, pa.Array) else pa.concat_arrays(lists.chunks)
+        offsets = lists.offsets.to_numpy()
+        return self._values(column, lists.flatten()), offsets - offsets[0]
+
+    def _values(self, column: str, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """Plain values of a column, checked."""
+        if values.null_count:
+            raise DataError(f"{self.name}: column {column}: {values.null_count} missing values")
+        values, limit = values.to_numpy(), self.limits.get(column)
+        if limit is not None and len(values) and not 0 <= values.min() <= values.max() < limit:
+            raise DataError(f"{self.name}: column {column}: [{values.min()}, {values.max()}] leaves [0, {limit})")
+        return values
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
+
+
+def _read(path: Path, row_groups: list[int], columns: list[str]) -> pa.Table:
+    try:
+        with _open(path) as file:
+            return file.read_row_groups(row_groups, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
+
+
+def matrix(columns: list[np.ndarray], kind: type[np.generic]) -> np.ndarray:
+    """Columns [N] side by side, [N, len(columns)]."""
+    rows = np.empty((len(columns[0]), len(columns)), kind)
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
+        for position, column in enumerate(columns):
+            block[:, position] = column[start : start + BLOCK]
+    return rows

@@ -1,0 +1,128 @@
+"""One split of a prepared folder as a file. n rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from adaftr_fast._json import dumps, from_json
+from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
+from adaftr_fast.data.encode.encoders import Encoder, encode_field
+from adaftr_fast.data.encode.groups import Groups
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.data.raw.source import LABEL
+from adaftr_fast.data.schema.types import Label, Schema
+from adaftr_fast.data.shard import Part
+
+GROUP = "group:id"  # columns of a prepared file; the colon keeps them apart from field and task names
+WEIGHT = "weight:value"
+TRUTH = "truth:"  # prefix of the columns of known quantities, which no model reads
+INFO = "split"  # key of the file's metadata
+
+
+def split_name(split: str, part: Part) -> str:
+    """The name of a part's file of a split."""
+    return f"{split}.parquet" if part.count == 1 else f"{split}-{part.number:05d}-of-{part.count:05d}.parquet"
+
+
+def write_split(
+    schema: Schema,
+    encoders: dict[str, Encoder],
+    groups: Groups | None,
+    batches: Iterator[pa.RecordBatch],
+    path: Path,
+    check: Callable[[], None],
+) -> None:
+    """Encodes raw rows into ``path``, whose metadata then hold its ``SplitInfo``; the file is whole or absent.
+
+    Args:
+        groups: of all rows of the split, other parts' too, where the schema has a group.
+        check: raises an error if the inputs have changed, before the file gets its name.
+
+    Raises:
+        DataError: a label that is not 0 or 1, a weight that is not finite or negative, or a column that cannot be read.
+    """
+    rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
+    new = path.with_name(f".{path.name}.new")
+    with pq.ParquetWriter(new, _columns(schema), compression="zstd", write_page_checksum=True) as writer:
+        for encoded in ordered_map(lambda batch: _encode(schema, encoders, groups, batch), batches):
+            writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
+            rows += len(encoded[schema.labels[0].name])
+            for task in positives:
+                positives[task] += pc.sum(encoded[task]).as_py() or 0
+        writer.add_key_value_metadata({INFO: dumps({"rows": rows, "positives": positives})})
+    check()
+    os.replace(new, path)
+
+
+def split_info(path: Path) -> SplitInfo:
+    """The rows and positives of a file that ``write_split`` wrote."""
+    return from_json(SplitInfo, json.loads(pq.read_metadata(path).metadata[INFO.encode()]))
+
+
+def read_split(folder: Path, manifest: Manifest, split: str, columns: list[str] | None = None) -> pa.Table:
+    """Those ``columns`` of a split that it has, or all, in memory."""
+    files = (pq.ParquetFile(folder / name) for name in manifest.files(split))
+    return pa.concat_tables(file.read(columns) for file in files)
+
+
+def _columns(schema: Schema) -> pa.Schema:
+    many = pa.list_(pa.int32())
+    columns = [pa.field(field.name, many if field.tokens == "all" else pa.int32()) for field in schema.fields]
+    columns += [pa.field(label.name, pa.uint8()) for label in schema.labels]
+    columns += [pa.field(GROUP, pa.int64())] if schema.group else []
+    columns += [pa.field(WEIGHT, pa.float32())] if schema.weight else []
+    return pa.schema(columns + [pa.field(TRUTH + name, pa.float64()) for name in schema.truth])
+
+
+def _encode(
+    schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, batch: pa.RecordBatch
+) -> dict[str, pa.Array]:
+    """All columns of a batch."""
+    encoded = {field.name: encode_field(field, encoders[field.name], batch) for field in schema.fields}
+    for label in schema.labels:
+        encoded[label.name] = _label_values(label, batch[LABEL + label.name])
+    if groups:
+        encoded[GROUP] = groups.encode(batch[schema.group])
+    if schema.weight:
+        encoded[WEIGHT] = _weights(schema.weight, batch[schema.weight])
+    return encoded | {TRUTH + name: _numbers(f"truth {name}", batch[column]) for name, column in schema.truth.items()}
+
+
+def _weights(name: str, values: pa.Array) -> pa.Array:
+    """Raw weights [n] to float32 [n]."""
+    numbers = _numbers(f"weight {name}", values).cast(pa.float32())
+    plain = numbers.fill_null(np.nan).to_numpy()
+    wrong = ~(np.isfinite(plain) & (plain >= 0))
+    if wrong.any():
+        raise DataError(f"weight {name}: expected finite numbers >= 0, got {plain[wrong][0]:g}")
+    return numbers
+
+
+def _numbers(what: str, values: pa.Array) -> pa.Array:
+    try:
+        return values.cast(pa.float64())
+    except pa.ArrowException as error:
+        raise DataError(f"{what}: expected numbers, got values of type {values.type}") from error
+
+
+def _label_values(label: Label, values: pa.Array) -> pa.Array:
+    """Raw label values [n] to uint8 0/1 [n]."""
+    if values.null_count:
+        raise DataError(f"label {label.name}: missing in {values.null_count} rows of a batch of {len(values)}")
+    try:
+        numbers = values.cast(pa.float64())
+    except pa.ArrowException as error:
+        raise DataError(f"label {label.name}: expected 0 or 1, got values of type {values.type}") from error
+    wrong = numbers.filter(pc.invert(pc.is_in(numbers, value_set=pa.array([0.0, 1.0]))))
+    if len(wrong):
+        raise DataError(f"label {label.name}: expected 0 or 1, got {wrong[0].as_py():g}")
+    return numbers.cast(pa.uint8())

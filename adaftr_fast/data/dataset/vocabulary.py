@@ -1,0 +1,72 @@
+"""``vocabulary.parquet``: the values that the ids of a prepared folder stand for, and encoders made of it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from adaftr_fast.data.dataset.manifest import FieldInfo, Manifest
+from adaftr_fast.data.encode.encoders import Buckets, Encoder, Hashed, Vocabulary, one_array
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.schema.parse import parse_schema
+
+VOCABULARY = "vocabulary.parquet"
+COLUMNS = pa.schema([("field", pa.string()), ("id", pa.int32()), ("value", pa.string()), ("count", pa.int64())])
+
+
+def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
+    """One table for all fields: field, id, value (as text), count in the training split."""
+    with pq.ParquetWriter(path, COLUMNS, compression="zstd") as writer:
+        for name, encoder in encoders.items():
+            if isinstance(encoder, Vocabulary):
+                rows = len(encoder.values)
+                columns = [pa.repeat(name, rows), pa.array(range(1, rows + 1), pa.int32())]
+                values = [encoder.values.cast(pa.string()), encoder.counts]
+                writer.write_table(pa.table([*columns, *values], schema=COLUMNS))
+
+
+def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
+    """The encoders by which a prepared folder was made, per field, in the order of its fields, which is the file's.
+
+    Raises:
+        DataError: the vocabulary is missing, unreadable, or does not fit the manifest.
+    """
+    path = folder / VOCABULARY
+    try:
+        table = pq.read_table(path, schema=COLUMNS)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
+    hashed = {field.name for field in parse_schema(manifest.schema).fields if field.hashed}
+    encoders: dict[str, Encoder] = {}
+    start = 0
+    for field in manifest.fields:
+        if field.edges is not None:
+            encoders[field.name] = Buckets(np.array(field.edges))
+        elif field.name in hashed:
+            encoders[field.name] = Hashed(field.num_embeddings - 1)
+        else:
+            encoders[field.name] = _vocabulary(path, table.slice(start, field.num_embeddings - 1), field)
+            start += field.num_embeddings - 1
+    return encoders
+
+
+def grown(known: dict[str, Encoder], newer: dict[str, Encoder]) -> dict[str, Encoder]:
+    """Encoders whose ids mean what they mean in ``known``, with more ids for values that only ``newer`` knows."""
+    return {
+        name: each.grown(newer[name]) if isinstance(each, Vocabulary) else each  # buckets stay as they are
+        for name, each in known.items()
+    }
+
+
+def _vocabulary(path: Path, rows: pa.Table, field: FieldInfo) -> Vocabulary:
+    rows = rows.filter(pc.equal(rows["field"], field.name))  # all of them, unless the file is damaged
+    ids = rows["id"].to_numpy()
+    if not np.array_equal(ids, np.arange(1, field.num_embeddings)):
+        raise DataError(
+            f"{path}: field {field.name}: expected ids 1 to {field.num_embeddings - 1}, got {len(ids)} rows"
+        )
+    return Vocabulary(one_array(rows["value"]), one_array(rows["count"]))

@@ -1,0 +1,71 @@
+"""Groups (users) by number, for GAUC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from adaftr_fast.data.encode.counts import COMPACT_ROWS
+from adaftr_fast.data.encode.encoders import plain_values
+from adaftr_fast.data.errors import DataError
+
+
+class Groups:
+    """The distinct groups of some rows, numbered from 0 in order of appearance; a missing group is -1.
+
+    Args:
+        name: of their column, for errors.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._parts: list[pa.Array] = []
+
+    @classmethod
+    def of(cls, name: str, columns: Iterable[pa.Array]) -> Groups:
+        """Those of a column in pieces.
+
+        Raises:
+            DataError: values that are neither text nor numbers.
+        """
+        groups = cls(name)
+        for values in columns:
+            groups._parts.append(pc.unique(groups._plain(values)))
+            if sum(map(len, groups._parts)) > COMPACT_ROWS + len(groups._parts[0]):
+                groups._parts = [groups.values]
+        groups._parts = [groups.values]
+        return groups
+
+    @property
+    def values(self) -> pa.Array:
+        """The groups in the order of their numbers, int64 or text."""
+        if not self._parts:
+            return pa.array([], pa.null())
+        return pc.unique(pa.concat_arrays(self._parts)).drop_null()
+
+    def encode(self, values: pa.Array) -> pa.Array:
+        """Values [n] to int64 numbers [n]."""
+        (known,) = self._parts
+        numbers = pc.index_in(self._plain(values), value_set=known, skip_nulls=True)
+        return pc.fill_null(numbers.cast(pa.int64()), -1)
+
+    def write(self, path: Path) -> None:
+        pq.write_table(pa.table({"group": self.values}), path, compression="lz4")
+
+    @classmethod
+    def read(cls, name: str, paths: Iterable[Path]) -> Groups:
+        """What was written of one part of the rows after another."""
+        columns = (pq.ParquetFile(path).read()["group"].combine_chunks() for path in paths)
+        return cls.of(name, (column for column in columns if len(column)))
+
+    def _plain(self, values: pa.Array) -> pa.Array:
+        try:
+            return plain_values(values)
+        except pa.ArrowException as error:
+            raise DataError(
+                f"group {self._name}: expected text or numbers, got values of type {values.type}"
+            ) from error

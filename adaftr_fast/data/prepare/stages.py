@@ -1,0 +1,244 @@
+"""The steps from raw logs to a prepared folder: reading text, counting values, encoding rows.
+
+Each is taken part by part and merged (steps.py); a preparation in one process is its only part. In the folder ``work``
+lie staged texts, what the parts counted, and at last the prepared folder itself, ``work/prepared``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from adaftr_fast._json import dumps, from_json
+from adaftr_fast.data.dataset.manifest import FORMAT, Manifest, SplitInfo, field_info, fingerprint
+from adaftr_fast.data.dataset.split_file import split_info, split_name, write_split
+from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, read_encoders, write_vocabulary
+from adaftr_fast.data.encode.counts import ValueCounts
+from adaftr_fast.data.encode.encoders import Encoder, count_values, fit_encoder
+from adaftr_fast.data.encode.groups import Groups
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.prepare.barrier import Step, outcome, read_outcome
+from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.inputs import Text, parquet_inputs, text_inputs
+from adaftr_fast.data.raw.source import Source
+from adaftr_fast.data.raw.staging import check_staged, stage, staged_account
+from adaftr_fast.data.schema.types import SPLITS, Field, Schema
+from adaftr_fast.data.shard import Part
+
+READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # steps; texts are joined with what was read before
+
+
+@dataclass(frozen=True)
+class PreparedIds:
+    """What the ids of another prepared folder mean."""
+
+    fingerprint: str
+    encoders: dict[str, Encoder]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a part needs to take the steps.
+
+    Attributes:
+        paths: the input files by role.
+        digests: gives sha256 of those input files that this part looks after, by number.
+        check: raises DataError if an input file is not what it was when the preparation began.
+        known: the ids to be grown, if any.
+        tolerance: share of a text's rows that may be unreadable.
+    """
+
+    schema: Schema
+    paths: dict[str, Path]
+    work: Path
+    part: Part
+    digests: Callable[[], dict[str, str]]
+    check: Callable[[], None]
+    known: PreparedIds | None
+    tolerance: float
+    progress: bool
+
+    @property
+    def prepared(self) -> Path:
+        """The prepared folder as it grows."""
+        return self.work / "prepared"
+
+    def steps(self) -> list[Step]:
+        first, *more = text_inputs(self.schema, self.paths, self.work / "staged") or [[]]
+        return [
+            Step(READ, partial(self._read, first), partial(self._merge_read, first)),
+            *(Step(JOIN, partial(self._stage, texts), partial(self._merge_staged, texts)) for texts in more),
+            Step(COUNT, self._count, self._merge_counted),
+            Step(ENCODE, self._encode, self._merge_encoded),
+        ]
+
+    def _read(self, texts: list[Text]) -> dict[str, Any]:
+        return {"digests": self.digests()} | self._stage(texts)
+
+    def _stage(self, texts: list[Text]) -> dict[str, Any]:
+        """Stages this part's share of the texts, and tells the number of its blocks."""
+        self._check_staged()
+        size, blocks = sum(text.path.stat().st_size for text in texts) // self.part.count, {}
+        with self._bar(READ, size, "B") as bar:
+            for text in texts:
+                options = {"header_lines": text.header_lines, "tolerance": self.tolerance, "part": self.part}
+                options |= {"check": self.check, "bar": bar}
+                blocks[text.folder.name] = stage(text.path, text.folder, text.parse(), **options)
+        return {"blocks": blocks}
+
+    def _merge_read(self, texts: list[Text], parts: list[dict[str, Any]]) -> dict[str, Any]:
+        digests = {number: digest for part in parts for number, digest in part["digests"].items()}
+        return self._merge_staged(texts, parts) | {"digests": digests}
+
+    def _merge_staged(self, texts: list[Text], parts: list[dict[str, Any]]) -> dict[str, Any]:
+        """The blocks of all parts, and the account of their bad rows."""
+        account, blocks = BadRows(), {}
+        for text in texts:
+            name = text.folder.name
+            blocks[name] = sum(part["blocks"][name] for part in parts)
+            check_staged(text.folder, blocks[name])
+            account += staged_account(text.path, text.folder, header_lines=text.header_lines, tolerance=self.tolerance)
+        return {"blocks": blocks, "bad_rows": dataclasses.asdict(account) if texts else None}
+
+    def _check_staged(self) -> None:
+        for each in self._staged():
+            for name, blocks in each["blocks"].items():
+                check_staged(self.work / "staged" / name, blocks)
+
+    def _staged(self) -> list[dict[str, Any]]:
+        """What was merged of the steps that stage texts, as far as they were taken."""
+        return [read_outcome(path) for step in (READ, JOIN) if (path := outcome(self.work, step)).exists()]
+
+    def _count(self) -> bool:
+        """Writes the counts of every field's values in training, and the groups of every split as they appear.
+
+        Returns:
+            Whether there are training rows, and so counts.
+        """
+        source, folder = self._source(), self._counted(self.part)
+        folder.mkdir(exist_ok=True)
+        with self._bar(COUNT, source.count_rows("train"), " rows") as bar:
+            counts = count_values(self.schema.fields, source.scan("train", bar.update))
+        for number, field in enumerate(self.schema.fields):
+            if field.name in counts:
+                counts[field.name].write(folder / f"{number}.parquet")
+        for split in SPLITS if self.schema.group else ():
+            batches = source.scan(split, only=self.schema.group)
+            groups = Groups.of(self.schema.group, (batch[self.schema.group] for batch in batches))
+            groups.write(folder / f"{split}.parquet")
+        return bool(counts)
+
+    def _merge_counted(self, having: list[bool]) -> dict[str, Any]:
+        """Writes the vocabulary and all groups; returns the manifest, which lacks the splits."""
+        counted = [self._counted(part) for part in self.part.all]
+        self.prepared.mkdir(exist_ok=True)
+        for split in SPLITS if self.schema.group else ():
+            groups = Groups.read(self.schema.group, [folder / f"{split}.parquet" for folder in counted])
+            groups.write(self.work / f"{split}.parquet")
+        counted = list(compress(counted, having))
+        encoders = {field.name: _fit(field, number, counted) for number, field in enumerate(self.schema.fields)}
+        encoders = encoders if self.known is None else grown(self.known.encoders, encoders)
+        write_vocabulary(self.prepared / VOCABULARY, encoders)
+        return dataclasses.asdict(self._without_splits(encoders))
+
+    def _without_splits(self, encoders: dict[str, Encoder]) -> Manifest:
+        about = [field_info(field, encoders[field.name]) for field in self.schema.fields]
+        staged = self._staged()
+        accounts = [from_json(BadRows, each["bad_rows"]) for each in staged if each["bad_rows"]]
+        return Manifest(
+            dataset=self.schema.name,
+            attribution=self.schema.attribution,
+            format=FORMAT,
+            fingerprint=fingerprint(about, self.schema.labels, encoders),
+            inputs=inputs_digest(self.schema, self.known, staged[0]["digests"]),
+            tasks=[label.name for label in self.schema.labels],
+            group=self.schema.group,
+            splits={},
+            fields=about,
+            schema=self.schema.source,
+            weight=self.schema.weight,
+            bad_rows=sum(accounts, BadRows()) if accounts else None,
+        )
+
+    def _encode(self) -> dict[str, Any]:
+        """Writes this part's file of every split; those of an interrupted run are kept."""
+        source, encoders = self._source(), read_encoders(self.prepared, self._manifest())
+        paths = {split: self.prepared / split_name(split, self.part) for split in SPLITS}
+        with self._bar(ENCODE, sum(map(source.count_rows, SPLITS)), " rows") as bar:
+            for split, path in paths.items():
+                if path.exists():
+                    bar.update(source.count_rows(split))
+                    continue
+                groups = Groups.read(self.schema.group, [self.work / f"{split}.parquet"]) if self.schema.group else None
+                write_split(self.schema, encoders, groups, source.scan(split, bar.update), path, self.check)
+        return {split: dataclasses.asdict(split_info(path)) for split, path in paths.items()}
+
+    def _merge_encoded(self, encoded: list[dict[str, Any]]) -> None:
+        """Writes the manifest, the last of the prepared folder's files."""
+        splits = {}
+        for split in SPLITS:
+            names = [split_name(split, part) for part in self.part.all]
+            infos = {name: from_json(SplitInfo, each[split]) for name, each in zip(names, encoded)}
+            splits[split] = _sum(infos)
+            for name in names:
+                if not infos[name].rows:
+                    (self.prepared / name).unlink(missing_ok=True)
+        _check_splits(splits)
+        replace(self._manifest(), splits=splits).write(self.prepared)
+
+    def _manifest(self) -> Manifest:
+        return from_json(Manifest, read_outcome(outcome(self.work, COUNT)))
+
+    def _source(self) -> Source:
+        self._check_staged()
+        return Source(self.schema, parquet_inputs(self.schema, self.paths, self.work / "staged"), self.part)
+
+    def _counted(self, part: Part) -> Path:
+        return self.work / f"counted-{part.number}"
+
+    def _bar(self, step: str, total: int, unit: str) -> tqdm:
+        return tqdm(total=total, unit=unit, unit_scale=True, desc=step, disable=not self.progress)
+
+
+def inputs_digest(schema: Schema, known: PreparedIds | None, digests: dict[str, str]) -> str:
+    """sha256 of the schema, what is grown and the digests of all input files, in the order of their numbers."""
+    digest = hashlib.sha256(dumps([FORMAT, schema.source, *([known.fingerprint] if known else [])]).encode())
+    for number in sorted(digests, key=int):
+        digest.update(bytes.fromhex(digests[number]))
+    return digest.hexdigest()
+
+
+def _fit(field: Field, number: int, counted: list[Path]) -> Encoder:
+    """The encoder of the field with this number, of what was counted in some folders."""
+    if field.hashed:
+        return fit_encoder(field, None)
+    if not counted:
+        raise DataError("split train has no rows")
+    return fit_encoder(field, ValueCounts.read([folder / f"{number}.parquet" for folder in counted]))
+
+
+def _sum(infos: dict[str, SplitInfo]) -> SplitInfo:
+    """A split of all parts' files, in their order."""
+    tasks = next(iter(infos.values())).positives
+    return SplitInfo(
+        rows=sum(info.rows for info in infos.values()),
+        positives={task: sum(info.positives[task] for info in infos.values()) for task in tasks},
+        files={name: info.rows for name, info in infos.items() if info.rows} if len(infos) > 1 else {},
+    )
+
+
+def _check_splits(splits: dict[str, SplitInfo]) -> None:
+    for name, info in splits.items():
+        if info.rows == 0:
+            raise DataError(f"split {name} has no rows")
+    for task, positives in splits["train"].positives.items():
+        if positives in (0, splits["train"].rows):
+            raise DataError(f"label {task}: {positives} of {splits['train'].rows} training rows are positive")

@@ -1,0 +1,1 @@
+"""Reading raw logs: text, parquet, Ali-CCP, staging to parquet, bad rows, schema inference."""

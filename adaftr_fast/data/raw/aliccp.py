@@ -1,0 +1,169 @@
+"""Ali-CCP's raw layout (Tianchi data set 408) to rows of its 23 fields. n rows, F fields, U common features.
+
+A skeleton file has a row per impression, ``sample_id,click,conversion,common_feature_index,feature_num,blob``; the
+user's features stand once in a file of common features, ``common_feature_index,feature_num,blob``. A blob holds tokens
+``field \\x02 feature \\x03 value`` joined by ``\\x01``; those of a field need not be contiguous. Of a field's tokens
+the last is taken, or of those in L listed fields, all. Values (logarithms of counts, mostly 1) are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.text import TextBlock, castable, parse_block
+
+COMMON = ["common_feature_index", "feature_num", "blob"]
+SKELETON = ["sample_id", "click", "conversion", *COMMON]
+LABELS = ["click", "conversion"]
+ONE_SEPARATOR = bytes.maketrans(b"\x03", b"\x02")  # so that one split takes a token apart, not two
+MISSING = -1  # of a feature, which are counted from 1
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of n blobs.
+
+    Attributes:
+        last: int64 [n, F], each field's last one, ``MISSING`` where it has none.
+        all: those of each listed field, lists of int64 [n].
+    """
+
+    last: np.ndarray
+    all: dict[str, pa.Array]
+
+    def columns(self, fields: Sequence[str]) -> dict[str, pa.Array]:
+        """A column per field [n]: int64, or lists of it."""
+        missing = self.last == MISSING
+        last = {
+            field: pa.array(np.ascontiguousarray(self.last[:, place]), mask=missing[:, place])
+            for place, field in enumerate(fields)
+        }
+        return last | self.all
+
+
+@dataclass(frozen=True)
+class CommonFeatures:
+    """The features of the U users with an ``index``, strings [U]."""
+
+    index: pa.Array
+    features: Features
+
+
+def parse_common(data: bytes, fields: Sequence[str], lists: Collection[str] = ()) -> tuple[pa.Table, BadRows]:
+    """Lines of a file of common features to ``common_feature_index`` and a column per field.
+
+    Args:
+        fields: those to read.
+        lists: the ones among them of which all tokens are read.
+    """
+    block = parse_block(data.translate(ONE_SEPARATOR), COMMON, ",", quoted=False)
+    features = _features(block, fields, lists)
+    columns = {COMMON[0]: block.table[COMMON[0]].cast(pa.string())} | features.columns(fields)
+    return pa.table(columns), block.report()
+
+
+def read_common(folder: Path, fields: Sequence[str], lists: Collection[str] = ()) -> CommonFeatures:
+    """All common features of a staged file; a feature takes 8 bytes."""
+    return common_features(ds.dataset(folder, format="parquet").to_table(), fields, lists)
+
+
+def common_features(table: pa.Table, fields: Sequence[str], lists: Collection[str] = ()) -> CommonFeatures:
+    """The rows of ``parse_common`` as what ``parse_skeleton`` joins."""
+    table = table.combine_chunks()
+    last = np.full((table.num_rows, len(fields)), MISSING, np.int64)
+    for place, field in enumerate(fields):
+        if field not in lists:
+            last[:, place] = table[field].fill_null(MISSING).to_numpy()
+    every = {field: _whole(table[field]) for field in lists}
+    return CommonFeatures(_whole(table[COMMON[0]]), Features(last, every))
+
+
+def parse_skeleton(
+    data: bytes,
+    fields: Sequence[str],
+    common: CommonFeatures,
+    lists: Collection[str] = (),
+    *,
+    labels: Sequence[str] = LABELS,
+    keep: Sequence[str] = (),
+) -> tuple[pa.Table, BadRows]:
+    """Lines of a skeleton file, joined, to uint8 ``labels``, other columns to ``keep`` as text, and one per field."""
+    block = parse_block(data.translate(ONE_SEPARATOR), SKELETON, ",", quoted=False)
+    for column in keep:
+        block.convert(column, pa.string())
+    for label in labels:
+        block.require(label)
+        block.convert(label, pa.uint8())
+    block.convert(COMMON[0], pa.string())
+    features = _features(block, fields, lists)
+    user = pc.index_in(block.column(COMMON[0]), value_set=common.index).fill_null(-1).to_numpy()
+    joined = _joined(features, common.features, user)
+    block.drop(user < 0, "no common features of this index", block.column(COMMON[0]))
+    columns = {column: block.table[column] for column in (*labels, *keep)} | joined.columns(fields)
+    return pa.table(columns), block.report()
+
+
+def _joined(own: Features, common: Features, user: np.ndarray) -> Features:
+    """Own features, or those of the ``user`` [n] where a field has none; rows of no user (-1) are left out."""
+    known = user >= 0
+    last = np.where(own.last == MISSING, common.last[user], own.last)[known]
+    every = {}
+    for field, lists in own.all.items():
+        lists, of_user = lists.filter(pa.array(known)), common.all[field].take(pa.array(user[known]))
+        every[field] = pc.if_else(pc.greater(pc.list_value_length(lists), 0), lists, of_user)
+    return Features(last, every)
+
+
+def _features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -> Features:
+    """The features of each blob; rows whose blob is damaged are set apart."""
+    block.convert("blob", pa.string())
+    block.convert("feature_num", pa.int64())
+    count = pc.add(pc.count_substring(block.column("blob"), "\x01"), 1).fill_null(0).to_numpy()
+    declared = block.column("feature_num").fill_null(0).to_numpy()
+    block.drop(declared != count, "feature_num is not the number of tokens", block.column("blob"))
+
+    blob = block.column("blob")
+    tokens = pc.split_pattern(blob.fill_null(""), "\x01")
+    row = np.repeat(np.arange(len(blob)), pc.list_value_length(tokens).to_numpy())
+    parts = pc.split_pattern(tokens.values, "\x02")
+    names, feature = _element(parts, 0), _element(parts, 1)
+    fits = (pc.list_value_length(parts).to_numpy() == 3) & castable(feature, pa.int64())
+
+    place = pc.index_in(names, value_set=pa.array(fields, pa.string())).fill_null(-1).to_numpy()
+    known = fits & (place >= 0)
+    row_of, place, value = row[known], place[known], feature.filter(pa.array(known)).cast(pa.int64()).to_numpy()
+    last = np.full((len(blob), len(fields)), MISSING, np.int64)
+    last[row_of, place] = value  # of equal places, an assignment keeps the last value, as NumPy documents
+    every = {field: place == fields.index(field) for field in lists}
+    every = {field: _grouped(row_of[mask], value[mask], len(blob)) for field, mask in every.items()}
+    damaged = np.zeros(len(blob), bool)
+    damaged[row[~fits]] = True
+    damaged &= blob.is_valid().to_numpy(zero_copy_only=False)  # no blob is no damage
+    block.drop(damaged, "a token is not field, feature and value", blob)
+    kept = pa.array(~damaged)
+    return Features(last[~damaged], {field: lists.filter(kept) for field, lists in every.items()})
+
+
+def _grouped(row: np.ndarray, value: np.ndarray, rows: int) -> pa.Array:
+    """Values [m] with ascending row numbers [m] as a list per row [rows]."""
+    offsets = np.searchsorted(row, np.arange(rows + 1)).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(value))
+
+
+def _element(lists: pa.ListArray, place: int) -> pa.Array:
+    """Element ``place`` of each list [n], missing where it is shorter."""
+    offsets = lists.offsets.to_numpy()
+    short = np.diff(offsets) <= place
+    return lists.values.take(pa.array(offsets[:-1].astype(np.int64) + place, mask=short))
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)

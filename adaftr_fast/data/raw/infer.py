@@ -1,0 +1,104 @@
+"""A schema from a file and a few names, for logs that need no more than the usual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as csv
+import pyarrow.dataset as ds
+
+from adaftr_fast.data.encode.counts import ValueCounts
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.raw.inputs import is_text, read_header
+
+TRAIN, VALIDATION = 0.8, 0.9  # where the later splits begin
+
+
+def infer_schema(
+    path: str | Path,
+    labels: Sequence[str],
+    *,
+    group: str | None = None,
+    time: str | None = None,
+    weight: str | None = None,
+    ignore: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The content of a schema file: every column that has no other part is a field.
+
+    Floats are numeric fields, whole numbers, text and booleans categorical ones, of lists all tokens are read;
+    columns of dates and times are left out. The first 80 % train, the next 10 % validate, the rest tests: in order of
+    ``time``, else by a hash of the group, so that no user is in two splits, else of the row.
+
+    Args:
+        path: the input: parquet, a folder of parquet files, or delimited text.
+        labels: the 0/1 columns, one a task; AdaFTR contrasts the first with each other.
+        ignore: columns that are no features.
+
+    Raises:
+        DataError: an unreadable file, or a name that is not a column.
+    """
+    path = Path(path)
+    dataset = _open(path)
+    for column in (*labels, *ignore, *(each for each in (group, time, weight) if each)):
+        if column not in dataset.schema.names:
+            raise DataError(f"{path}: no column {column!r}; the file has {', '.join(dataset.schema.names)}")
+    apart = {*labels, *ignore, time, weight}
+    fields = {each.name: _field(each.type) for each in dataset.schema if each.name not in apart}
+    source: dict[str, Any] = {"name": path.name.split(".")[0], "labels": {label: label for label in labels}}
+    source |= {key: value for key, value in (("group", group), ("weight", weight)) if value}
+    source["split"] = _by_time(path, dataset, time) if time else _by_hash(group)
+    return source | {"fields": {name: field for name, field in fields.items() if field}}
+
+
+def _open(path: Path) -> ds.Dataset:
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    try:
+        if not is_text(path):
+            return ds.dataset(path, format="parquet")
+        _, delimiter = read_header(path)
+        return ds.dataset(path, format=ds.CsvFileFormat(parse_options=csv.ParseOptions(delimiter=delimiter)))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable: {error}") from error
+
+
+def _field(kind: pa.DataType) -> Any:
+    """How a column is read; None = not at all."""
+    if pa.types.is_temporal(kind):
+        return None
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return {"kind": "categorical", "tokens": "all"}
+    return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
+
+
+def _by_hash(group: str | None) -> dict[str, Any]:
+    column = {"column": group} if group else {}
+    bounds = {"train": (0.0, TRAIN), "validation": (TRAIN, VALIDATION), "test": (VALIDATION, 1.0)}
+    return {split: {"hash": column | {"start": start, "stop": stop}} for split, (start, stop) in bounds.items()}
+
+
+def _by_time(path: Path, dataset: ds.Dataset, time: str) -> dict[str, Any]:
+    """Conditions between exact quantiles of the column; rows of the same time are in one split."""
+    counts = ValueCounts(dataset.schema.field(time).type)
+    try:
+        for batch in dataset.to_batches(columns=[time]):
+            counts.update(batch[time])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot read {time}: {error}") from error
+    table = counts.table()
+    if table.num_rows < 3:
+        raise DataError(f"{path}: {time}: expected at least three different times, got {table.num_rows}")
+    reached = pc.cumulative_sum(table["count"]).to_numpy() / pc.sum(table["count"]).as_py()
+    first, second = (int((reached <= share).sum()) for share in (TRAIN, VALIDATION))
+    first = min(max(first, 1), table.num_rows - 2)
+    second = min(max(second, first + 1), table.num_rows - 1)
+    start, stop = (table["value"][place].as_py() for place in (first, second))
+    return {
+        "train": {"where": [[time, "<", start]]},
+        "validation": {"where": [[time, ">=", start], [time, "<", stop]]},
+        "test": {"where": [[time, ">=", stop]]},
+    }

@@ -1,0 +1,159 @@
+"""Whatever the inputs are, as parquet: text is staged, Ali-CCP's raw files are joined, parquet is read in place."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.raw import aliccp
+from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.source import check_columns
+from adaftr_fast.data.raw.staging import COMPRESSIONS, Parse, blocks
+from adaftr_fast.data.raw.text import parse_block
+from adaftr_fast.data.schema.parse import COMMON
+from adaftr_fast.data.schema.types import Condition, Schema
+
+TEXT = (".csv", ".tsv", ".txt")
+DELIMITERS = ",\t;|"  # the one that a header holds most often
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text input on its way to parquet.
+
+    Attributes:
+        folder: where its blocks are staged.
+        parse: gives what parses a block.
+    """
+
+    path: Path
+    folder: Path
+    parse: Callable[[], Parse]
+    header_lines: int
+
+
+def text_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[Text]]:
+    """What is to be staged in ``work``, in rounds: what the texts of one need is there once those before are staged.
+
+    Raises:
+        DataError: an unreadable header, or a missing column.
+    """
+    if schema.format:
+        return _aliccp(schema, paths, work)
+    texts = [_delimited(schema, path, work / role) for role, path in paths.items() if is_text(path)]
+    return [texts] if texts else []
+
+
+def parquet_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> dict[str, Path]:
+    """Parquet files or folders by role for the schema's splits, once all texts are staged in ``work``."""
+    roles = {role: path for role, path in paths.items() if not (schema.format and role.startswith(COMMON))}
+    return {role: work / role if schema.format or is_text(path) else path for role, path in roles.items()}
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file's name says that it is delimited text, compressed or not."""
+    name = path.with_suffix("") if path.suffix in COMPRESSIONS else path
+    return name.suffix in TEXT
+
+
+def _aliccp(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[Text]]:
+    fields = field_columns(schema)
+    fields += [schema.group] if schema.group and schema.group not in fields else []
+    which = {"fields": fields, "lists": list_columns(schema)}
+
+    def parse(role: str) -> Parse:
+        if role.startswith(COMMON):
+            return partial(aliccp.parse_common, **which)
+        common = aliccp.read_common(work / (COMMON + role), **which)
+        return partial(aliccp.parse_skeleton, common=common, **which)
+
+    texts = {role: Text(path, work / role, partial(parse, role), header_lines=0) for role, path in paths.items()}
+    common = [text for role, text in texts.items() if role.startswith(COMMON)]
+    return [common, [text for text in texts.values() if text not in common]]
+
+
+def field_columns(schema: Schema) -> list[str]:
+    """Every column that fields read, each once."""
+    return list(dict.fromkeys(column for field in schema.fields for column in field.columns))
+
+
+def list_columns(schema: Schema) -> list[str]:
+    """Those of them that hold several tokens."""
+    return sorted({column for field in schema.fields if field.tokens for column in field.columns})
+
+
+def _delimited(schema: Schema, path: Path, folder: Path) -> Text:
+    names, delimiter = read_header(path)
+    check_columns(schema, path, names)
+    required = [label.column for label in schema.labels if label.column is not None]
+    kinds = text_kinds(schema)
+    parse = partial(parse_rows, names=names, delimiter=delimiter, kinds=kinds, required=required)
+    return Text(path, folder, lambda: parse, header_lines=1)
+
+
+def parse_rows(
+    data: bytes, names: list[str], delimiter: str, kinds: dict[str, pa.DataType], required: list[str]
+) -> tuple[pa.Table, BadRows]:
+    """Lines without a header to the columns of ``kinds``; rows in which a ``required`` one is missing are bad."""
+    block = parse_block(data, names, delimiter)
+    for column in required:
+        block.require(column)
+    for column, kind in kinds.items():
+        block.convert(column, kind)
+    return block.table.select(list(kinds)), block.report()
+
+
+def text_kinds(schema: Schema) -> dict[str, pa.DataType]:
+    """The type of every column that the schema reads of a text file.
+
+    Numbers are what numeric fields, 0/1 labels, weights and truths read, and what a condition compares with a number
+    (whole ones where the column is a categorical field too); everything else is text, or what a condition says.
+    """
+    kinds: dict[str, pa.DataType] = dict.fromkeys(schema.columns(), pa.string())
+    discrete = {column for field in schema.fields if field.kind != "numeric" for column in field.columns}
+    conditions = [label.condition for label in schema.labels] + [rule.where for rule in schema.split.values()]
+    for condition in (*conditions, schema.drop):
+        for column, operand in _operands(condition or []):
+            kinds[column] = _kind(operand, column in discrete)
+    numbers = [field.columns[0] for field in schema.fields if field.kind == "numeric"]
+    numbers += [label.column for label in schema.labels if label.column is not None]
+    numbers += [*schema.truth.values(), *([schema.weight] if schema.weight else [])]
+    return kinds | dict.fromkeys(numbers, pa.float64())
+
+
+def _operands(condition: Condition) -> list[tuple[str, object]]:
+    triples = [triple for part in condition for triple in ([part] if isinstance(part, tuple) else part)]
+    return [(column, operand[0] if isinstance(operand, list) else operand) for column, _, operand in triples]
+
+
+def _kind(operand: object, discrete: bool) -> pa.DataType:
+    kinds = {  # subclasses first; a pandas Timestamp, which Arrow makes of nanoseconds, is a datetime
+        bool: pa.bool_(),
+        int: pa.int64() if discrete else pa.float64(),
+        float: pa.float64(),
+        datetime.datetime: pa.timestamp("us"),
+        datetime.date: pa.date32(),
+        datetime.time: pa.time64("us"),
+    }
+    return next((kind for known, kind in kinds.items() if isinstance(operand, known)), pa.string())
+
+
+def read_header(path: Path) -> tuple[list[str], str]:
+    """Column names and delimiter of a text file."""
+    first = next(blocks(path), b"").split(b"\n", 1)[0]
+    try:
+        line = first.decode("utf-8-sig").rstrip("\r")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:1: the header is not UTF-8: {error}") from error
+    delimiter = max(DELIMITERS, key=line.count)
+    names = next(csv.reader([line], delimiter=delimiter), [])
+    if not names or len(set(names)) != len(names):
+        raise DataError(f"{path}:1: expected a header of distinct column names, got {line!r}")
+    return names, delimiter

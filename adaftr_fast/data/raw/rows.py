@@ -1,0 +1,139 @@
+"""Raw rows to be scored: what ``prepare`` reads, labels not needed, in the order of the files, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.raw import aliccp
+from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.inputs import field_columns, is_text, list_columns, parse_rows, read_header, text_kinds
+from adaftr_fast.data.raw.source import BATCH_ROWS, coalesced
+from adaftr_fast.data.raw.staging import blocks
+from adaftr_fast.data.schema.types import Schema
+
+Parse = Callable[[], tuple[pa.Table, BadRows]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a file that are still to be parsed, which may be done in any thread.
+
+    Attributes:
+        parse: gives the columns of the fields and those to keep, and an account of bad rows, lines counted from 1.
+        first_line: lines of the file before it.
+        size: its share of the file's bytes, about.
+    """
+
+    path: Path
+    parse: Parse
+    first_line: int
+    size: int
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """One input. ``kinds`` are the types of the columns to keep."""
+
+    size: int
+    kinds: dict[str, pa.DataType]
+    chunks: Callable[[], Iterator[Chunk]]
+
+
+def raw_files(schema: Schema, files: Sequence[str | Path], keep: Sequence[str] = ()) -> list[RawFile]:
+    """Opens inputs of a schema: parquet, folders of it or text; of format aliccp pairs SKELETON COMMON of files.
+
+    Args:
+        keep: columns to hand on beside those that fields read.
+
+    Raises:
+        DataError: a file that is missing or unreadable, or a missing column; so does iterating over chunks.
+    """
+    paths = [Path(file) for file in files]
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: no such file")
+    if schema.format is None:
+        return [(_text if is_text(path) else _parquet)(schema, path, keep) for path in paths]
+    if len(paths) % 2:
+        raise DataError(f"data set {schema.name}: expected pairs SKELETON COMMON of files, got {len(paths)} file(s)")
+    return [_aliccp(schema, *pair, keep) for pair in zip(paths[::2], paths[1::2])]
+
+
+def _parquet(schema: Schema, path: Path, keep: Sequence[str]) -> RawFile:
+    with _named_errors(path):
+        dataset = ds.dataset(path, format="parquet")
+        rows, size = max(1, dataset.count_rows()), sum(Path(file).stat().st_size for file in dataset.files)
+    _check_columns(schema, path, dataset.schema.names, keep)
+    columns = list(dict.fromkeys([*field_columns(schema), *keep]))
+
+    def chunks() -> Iterator[Chunk]:
+        with _named_errors(path):
+            scanner = dataset.scanner(columns=columns, batch_size=BATCH_ROWS)
+            for batch in coalesced(scanner.to_batches()):
+                table = pa.Table.from_batches([batch])
+                yield Chunk(path, partial(_as_it_is, table), 0, size * batch.num_rows // rows)
+
+    return RawFile(size, {column: dataset.schema.field(column).type for column in keep}, chunks)
+
+
+def _as_it_is(table: pa.Table) -> tuple[pa.Table, BadRows]:
+    return table, BadRows(rows=table.num_rows)
+
+
+def _text(schema: Schema, path: Path, keep: Sequence[str]) -> RawFile:
+    names, delimiter = read_header(path)
+    _check_columns(schema, path, names, keep)
+    known = text_kinds(schema)
+    kinds = {column: known.get(column, pa.string()) for column in [*field_columns(schema), *keep]}
+    parse = partial(parse_rows, names=names, delimiter=delimiter, kinds=kinds, required=[])
+    chunks = partial(_lines, path, parse, header_lines=1)
+    return RawFile(path.stat().st_size, {column: kinds[column] for column in keep}, chunks)
+
+
+def _aliccp(schema: Schema, skeleton: Path, common: Path, keep: Sequence[str]) -> RawFile:
+    for column in keep:
+        if column not in aliccp.SKELETON[:-1]:
+            raise DataError(f"{skeleton}: no column {column!r}; expected one of {', '.join(aliccp.SKELETON[:-1])}")
+    fields, lists = field_columns(schema), list_columns(schema)
+
+    def chunks() -> Iterator[Chunk]:
+        # Whose line here is bad has no features, and so the rows of this user are bad: counted once, there.
+        parts = [aliccp.parse_common(block, fields, lists)[0] for block in blocks(common)]
+        if not parts:
+            raise DataError(f"{common}: has no rows")
+        joined = aliccp.common_features(pa.concat_tables(parts), fields, lists)
+        parse = partial(aliccp.parse_skeleton, fields=fields, common=joined, lists=lists, labels=(), keep=keep)
+        yield from _lines(skeleton, parse, header_lines=0)
+
+    return RawFile(skeleton.stat().st_size, dict.fromkeys(keep, pa.string()), chunks)
+
+
+def _lines(path: Path, parse: Callable[[bytes], tuple[pa.Table, BadRows]], *, header_lines: int) -> Iterator[Chunk]:
+    line = 0
+    for block in blocks(path):
+        header = header_lines if line == 0 else 0
+        if rows := block.partition(b"\n")[2] if header else block:
+            yield Chunk(path, partial(parse, rows), line + header, len(block))
+        line += block.count(b"\n")
+
+
+def _check_columns(schema: Schema, path: Path, names: Sequence[str], keep: Sequence[str]) -> None:
+    missing = [column for column in [*field_columns(schema), *keep] if column not in names]
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(map(repr, missing))}; the file has {', '.join(names)}")
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from error

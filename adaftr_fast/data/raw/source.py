@@ -1,0 +1,197 @@
+"""Input files as streams of record batches: one scan per split, labels computed by the scanner."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from itertools import compress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from adaftr_fast.data import hashing
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.schema.types import Label, Schema, SplitRule
+from adaftr_fast.data.shard import WHOLE, Part
+
+BATCH_ROWS = 1 << 17
+ROW_STREAM = hashing.key(0, "rows")  # of the hash of row numbers
+LABEL = "label:"  # prefix of the label columns of a scan, which may share a name with the column they come from
+
+
+class Source:
+    """The input files of a schema, each under its role, or a part's share of their rows: some row groups in a row.
+
+    Args:
+        paths: a parquet file, or a folder of such, by role (``input_paths``).
+
+    Raises:
+        DataError: a file that is missing or no readable parquet, or a missing column.
+    """
+
+    def __init__(self, schema: Schema, paths: dict[str, Path], part: Part = WHOLE) -> None:
+        self.schema, self.paths = schema, paths
+        self._datasets: dict[str, ds.Dataset] = {}
+        self._before: dict[str, ds.Dataset] = {}  # the rows of the parts before, which have to be counted
+        for role, path in paths.items():
+            whole = _open(path)
+            check_columns(schema, path, whole.schema.names)
+            self._datasets[role], self._before[role] = _share(path, whole, part)
+
+    def count_rows(self, split: str) -> int:
+        """Rows of a split before even, odd or hash selection."""
+        return self._count(self._datasets, split)
+
+    def scan(
+        self, split: str, advance: Callable[[int], object] = int, *, only: str | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of a split in file order: every column the schema reads, and ``label:NAME`` per task.
+
+        Args:
+            advance: is told of rows that were read, as ``count_rows`` counts them.
+            only: the one column that is asked for, the labels not.
+
+        Raises:
+            DataError: the file's pages are corrupt, or a condition does not fit a column's type.
+        """
+        rule = self.schema.split[split]
+        if only is None:
+            columns = {column: pc.field(column) for column in self.schema.columns()}
+            columns |= {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
+        else:
+            selecting = [rule.hash.column] if rule.hash and rule.hash.column else []
+            columns = {column: pc.field(column) for column in [only, *selecting]}
+        with self._named_errors(split):
+            where = self._filter(rule)
+            scanner = self._datasets[rule.file].scanner(columns=columns, filter=where, batch_size=BATCH_ROWS)
+            batches = iter(scanner.to_batches())
+        return coalesced(self._selected(split, batches, advance))
+
+    def _selected(
+        self, split: str, batches: Iterator[pa.RecordBatch], advance: Callable[[int], object]
+    ) -> Iterator[pa.RecordBatch]:
+        rule = self.schema.split[split]
+        numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
+        seen = self._count(self._before, split) if numbered else 0
+        while True:
+            with self._named_errors(split):  # around the reading alone, not around what the caller does
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield _select(batch, rule, first_row=seen)
+            seen += batch.num_rows
+            advance(batch.num_rows)
+
+    def _count(self, datasets: dict[str, ds.Dataset], split: str) -> int:
+        rule = self.schema.split[split]
+        with self._named_errors(split):
+            return datasets[rule.file].count_rows(filter=self._filter(rule))
+
+    def _filter(self, rule: SplitRule) -> pc.Expression | None:
+        parts = [pq.filters_to_expression(rule.where)] if rule.where else []
+        if self.schema.drop:  # unknown is not dropped
+            parts.append(~pc.coalesce(pq.filters_to_expression(self.schema.drop), pc.scalar(False)))
+        return functools.reduce(operator.and_, parts) if parts else None
+
+    @contextmanager
+    def _named_errors(self, split: str) -> Iterator[None]:
+        path = self.paths[self.schema.split[split].file]
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: cannot read split {split}: {_first_line(error)}") from error
+
+
+def coalesced(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of about ``BATCH_ROWS`` rows, however few of each a condition left."""
+    pending: list[pa.RecordBatch] = []
+    for batch in batches:
+        pending.append(batch)
+        if sum(each.num_rows for each in pending) > BATCH_ROWS // 2:
+            yield pa.concat_batches(pending)
+            pending = []
+    if any(batch.num_rows for batch in pending):
+        yield pa.concat_batches(pending)
+
+
+def check_columns(schema: Schema, path: Path, names: Iterable[str]) -> None:
+    """Raises DataError if a file with columns ``names`` lacks one that the schema reads."""
+    names = list(names)
+    missing = [column for column in schema.columns() if column not in names]
+    if missing:
+        raise DataError(
+            f"{path}: no column {', '.join(map(repr, missing))}, "
+            f"which schema {schema.name} reads; the file has {', '.join(names)}"
+        )
+
+
+def _label_expression(label: Label) -> pc.Expression:
+    return pc.field(label.column) if label.column is not None else pq.filters_to_expression(label.condition)
+
+
+def _select(batch: pa.RecordBatch, rule: SplitRule, first_row: int) -> pa.RecordBatch:
+    """The rows of a batch that a rule takes; ``first_row`` is the number of the first one after ``where``."""
+    if rule.hash:
+        column = rule.hash.column
+        numbers = np.arange(first_row, first_row + batch.num_rows)
+        hashes = hashing.text_hash(batch[column]) if column else hashing.bits(ROW_STREAM, numbers)
+        place = hashing.fraction(hashes)
+        return batch.filter(pa.array((place >= rule.hash.start) & (place < rule.hash.stop)))
+    if rule.rows == "all":
+        return batch
+    start = (first_row + (rule.rows == "odd")) % 2
+    return batch.take(pa.array(range(start, batch.num_rows, 2), pa.int64()))
+
+
+def input_paths(schema: Schema, files: list[str | Path]) -> dict[str, Path]:
+    """The input files by role; the shipped ones where none is named. Raises DataError: wrong number of files."""
+    if not files and schema.shipped is not None:
+        files = [str(resources.files("adaftr_fast.data") / "files" / schema.shipped)]
+    if len(files) != len(schema.files):
+        roles = " ".join(role.upper() for role in schema.files)
+        raise DataError(f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got {len(files)}")
+    return {role: Path(file) for role, file in zip(schema.files, files)}
+
+
+def data_files(path: Path) -> list[Path]:
+    """The file itself, or those of a folder in the order they are read: whatever their ending, but no hidden ones."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    return [Path(file) for file in _open(path).files] if path.is_dir() else [path]
+
+
+def _open(path: Path) -> ds.Dataset:
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    try:
+        return ds.dataset(path, format="parquet")
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
+
+
+def _share(path: Path, whole: ds.Dataset, part: Part) -> tuple[ds.Dataset, ds.Dataset]:
+    """A part's share of the rows, by whole row groups, and all rows before it."""
+
+    def dataset(pieces: Iterable[ds.Fragment]) -> ds.Dataset:
+        return ds.FileSystemDataset(list(pieces), whole.schema, whole.format, whole.filesystem)
+
+    if part.count == 1:
+        return whole, dataset([])
+    try:
+        pieces = [piece for fragment in whole.get_fragments() for piece in fragment.split_by_row_group()]
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
+    ends = np.cumsum([sum(group.num_rows for group in piece.row_groups) for piece in pieces])
+    number = (ends - 1) * part.count // max(1, *ends) + 1  # of the part that a row group's last row falls to
+    return dataset(compress(pieces, number == part.number)), dataset(compress(pieces, number < part.number))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,193 @@
+"""What a data set is made of, read from a TOML file: fields, labels, group and split.
+
+``shipped/flights.toml`` is the example to copy. Every key is checked here, so that a typing error is named
+before any data is read.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from adaftr_fast._json import from_json
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.schema.checks import check_keys, condition, number, strings, table, text
+from adaftr_fast.data.schema.types import SPLITS, Field, HashRange, Label, Schema, SplitRule
+from adaftr_fast.data.synthetic.log import LogConfig
+
+REQUIRED = ("name", "labels", "split", "fields")
+OPTIONAL = ("attribution", "files", "format", "shipped", "generate", "drop", "group", "weight", "truth", "defaults")
+FIELD_KEYS = ("kind", "column", "cross", "min_count", "buckets", "tokens", "separator", "hashed")
+
+
+COMMON = "common_"  # before a role of format aliccp: the file of its common features
+
+
+def shipped_schemas() -> list[str]:
+    """Names of the schemas in this package."""
+    folder = resources.files("adaftr_fast.data.schema.shipped")
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_schema(name: str) -> Schema:
+    """Reads a schema shipped with the package by its name, or any other by its ``.toml`` path.
+
+    Raises:
+        DataError: no such schema, not TOML, or a key that is missing, unknown or of the wrong kind.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise DataError(f"schema: no file {name}")
+    elif name in shipped_schemas():
+        path = resources.files("adaftr_fast.data.schema.shipped") / f"{name}.toml"
+    else:
+        known = ", ".join(shipped_schemas())
+        raise DataError(f"schema: unknown data set {name!r}; expected one of {known}, or a path ending in .toml")
+    try:
+        return parse_schema(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:  # not UTF-8, not TOML or not a schema
+        raise DataError(f"schema {name}: {error}") from error
+
+
+def _over_base(source: dict[str, Any]) -> dict[str, Any]:
+    """A schema with a ``base``, the name of a shipped one, laid over it: tables key by key, other keys whole.
+
+    New labels and fields come after the base's; a field that is ``false`` is left out.
+    """
+    if "base" not in source:
+        return source
+    name = text("base", source["base"])
+    if name not in shipped_schemas():
+        raise DataError(f"base: unknown data set {name!r}; expected one of {', '.join(shipped_schemas())}")
+    merged = dict(load_schema(name).source)
+    for key, value in source.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merged[key] | value if both else value
+    del merged["base"]
+    if isinstance(merged["fields"], dict):
+        merged["fields"] = {field: value for field, value in merged["fields"].items() if value is not False}
+    return merged
+
+
+def parse_schema(source: dict[str, Any]) -> Schema:
+    """Checks and types the content of a schema file. Raises DataError, naming the key."""
+    source = _over_base(source)
+    check_keys("the file", source, allowed=REQUIRED + OPTIONAL, required=REQUIRED)
+    files = strings("files", source.get("files", ["data"]))
+    check_keys("defaults", source.get("defaults", {}), allowed=("min_count", "buckets"))
+    defaults = {"min_count": 1, "buckets": 20} | source.get("defaults", {})
+    schema = Schema(
+        name=text("name", source["name"]),
+        attribution=text("attribution", source.get("attribution", "")),
+        files=files,
+        format=_format(source.get("format"), files),
+        drop=condition("drop", source["drop"]) if "drop" in source else None,
+        weight=text("weight", source["weight"]) if "weight" in source else None,
+        shipped=text("shipped", source["shipped"]) if "shipped" in source else None,
+        generate=from_json(LogConfig, source["generate"], "generate") if "generate" in source else None,
+        group=text("group", source["group"]) if "group" in source else None,
+        labels=tuple(_label(name, value) for name, value in table("labels", source["labels"]).items()),
+        truth={name: text(f"truth.{name}", value) for name, value in table("truth", source.get("truth", {})).items()},
+        split=_splits(source["split"], files),
+        fields=tuple(_field(name, value, defaults) for name, value in table("fields", source["fields"]).items()),
+        source=source,
+    )
+    _check_leaks(schema)
+    return schema
+
+
+def _format(value: Any, files: tuple[str, ...]) -> Any:
+    if value not in (None, "aliccp"):
+        raise DataError(f'format: expected "aliccp", or nothing for parquet and text, got {value!r}')
+    for role in files if value else ():
+        if not role.startswith(COMMON) and COMMON + role not in files:
+            raise DataError(f"files: format aliccp reads {role!r} together with {COMMON + role!r}, which is missing")
+    return value
+
+
+def _check_leaks(schema: Schema) -> None:
+    if not schema.labels or not schema.fields:
+        raise DataError("expected at least one label and one field")
+    for field in schema.fields:
+        for column in set(field.columns) & {*schema.truth.values(), schema.weight}:
+            raise DataError(f"field {field.name} reads {column!r}, a column of truth or weights")
+    for label in schema.labels:
+        for field in schema.fields:
+            leaked = set(field.columns) & set(label.columns())
+            if leaked:
+                raise DataError(f"field {field.name} reads {leaked.pop()!r}, of which label {label.name} is made")
+            if field.name == label.name:
+                raise DataError(f"{field.name!r} names both a field and a label")
+
+
+def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
+    where = f"fields.{name}"
+    spec = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(spec, dict):
+        raise DataError(f'{where}: expected "categorical", "numeric" or a table, got {value!r}')
+    check_keys(where, spec, allowed=FIELD_KEYS)
+    if "cross" in spec:
+        kind, columns = "cross", strings(f"{where}.cross", spec["cross"])
+        if len(columns) < 2 or "kind" in spec or "column" in spec:
+            raise DataError(f"{where}: a cross names two or more columns and neither kind nor column")
+    else:
+        kind, columns = spec.get("kind"), (text(f"{where}.column", spec.get("column", name)),)
+    if kind not in ("categorical", "numeric", "cross"):
+        raise DataError(f'{where}: expected kind "categorical" or "numeric", got {kind!r}')
+    numbers = {key: spec.get(key, defaults[key]) for key in ("min_count", "buckets")}
+    if "hashed" in spec:
+        if kind == "numeric":
+            raise DataError(f"{where}.hashed: a numeric field has buckets")
+        numbers["hashed"] = spec["hashed"]
+    for key, value in numbers.items():
+        if type(value) is not int or value < 1:  # not a bool
+            raise DataError(f"{where}.{key}: expected an integer >= 1, got {value!r}")
+    return Field(name, kind, columns, **numbers, **_tokens(where, kind, spec))
+
+
+def _tokens(where: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+    tokens, separator = spec.get("tokens"), spec.get("separator")
+    if tokens is not None and (tokens not in ("last", "all") or kind != "categorical"):
+        raise DataError(f'{where}.tokens: expected "last" or "all", of a categorical field, got {tokens!r}')
+    if separator is not None and (tokens is None or not text(f"{where}.separator", separator)):
+        raise DataError(f"{where}.separator: expected a text, of a field with tokens, got {separator!r}")
+    return {"tokens": tokens, "separator": separator}
+
+
+def _label(name: str, value: Any) -> Label:
+    if isinstance(value, str):
+        return Label(name, column=value)
+    return Label(name, condition=condition(f"labels.{name}", value))
+
+
+def _splits(value: dict[str, Any], files: tuple[str, ...]) -> dict[str, SplitRule]:
+    check_keys("split", value, allowed=SPLITS, required=SPLITS)
+    return {name: _split(f"split.{name}", value[name], files) for name in SPLITS}
+
+
+def _split(where: str, value: dict[str, Any], files: tuple[str, ...]) -> SplitRule:
+    check_keys(where, value, allowed=("file", "where", "rows", "hash"))
+    rule = SplitRule(
+        file=value.get("file", files[0]),
+        where=condition(f"{where}.where", value["where"]) if "where" in value else None,
+        rows=value.get("rows", "all"),
+        hash=_hash_range(f"{where}.hash", value["hash"]) if "hash" in value else None,
+    )
+    if rule.file not in files:
+        raise DataError(f"{where}.file: expected one of {', '.join(files)}, got {rule.file!r}")
+    if rule.hash and rule.rows != "all":
+        raise DataError(f"{where}: expected rows or hash, got both")
+    if rule.rows not in ("all", "even", "odd"):
+        raise DataError(f'{where}.rows: expected "all", "even" or "odd", got {rule.rows!r}')
+    return rule
+
+
+def _hash_range(where: str, value: Any) -> HashRange:
+    check_keys(where, value, allowed=("column", "start", "stop"))
+    start, stop = (number(f"{where}.{key}", value.get(key, rest)) for key, rest in (("start", 0.0), ("stop", 1.0)))
+    if not 0.0 <= start < stop <= 1.0:
+        raise DataError(f"{where}: expected 0 <= start < stop <= 1, got {start:g} and {stop:g}")
+    return HashRange(start, stop, text(f"{where}.column", value["column"]) if "column" in value else None)

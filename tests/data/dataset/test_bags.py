@@ -1,0 +1,132 @@
+"""Multi-valued fields, against lists of lists."""
+
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from adaftr_fast.data.dataset import bags
+from adaftr_fast.data.dataset.batch import Batch, concat
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.raw import aliccp
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.training.trainer import Trainer
+from tests.data.raw.test_aliccp import COMMON, FIELDS, SKELETON
+
+SEEN = [["a", "b"], ["b"], [], None, ["c", "b", None], ["b", "b"]]
+
+
+def nested(batch: Batch) -> list[list[list[int]]]:
+    """Rows of fields of ids."""
+    ids, offsets = batch.ids.tolist(), batch.offsets.tolist()
+    bags_of = [ids[start:stop] for start, stop in itertools.pairwise(offsets)]
+    width = len(bags_of) // max(len(batch), 1)
+    return [bags_of[row * width : (row + 1) * width] for row in range(len(batch))]
+
+
+def batch_of(rows: int, seed: int = 0) -> tuple[Batch, list[list[list[int]]]]:
+    random = np.random.default_rng(seed)
+    many = [random.integers(0, 9, random.integers(0, 5)).astype(np.int32) for _ in range(rows)]
+    one = np.arange(rows, dtype=np.int32)
+    own = np.cumsum([0, *map(len, many)])
+    flat = np.concatenate([np.empty(0, np.int32), *many])
+    ids, offsets = map(torch.from_numpy, bags.interleave([(one, None), (flat, own), (one, None)]))
+    content = Batch(ids, torch.zeros(rows, 1), torch.from_numpy(one.astype(np.int64)), offsets=offsets)
+    return content, [[[row], each.tolist(), [row]] for row, each in enumerate(many)]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 50])
+def test_rows_are_sliced_taken_and_joined(rows, monkeypatch):
+    monkeypatch.setattr(bags, "BLOCK", 7)
+    batch, expected = batch_of(rows)
+    assert nested(batch) == expected
+    for part in (slice(0, 3), slice(3, 20), slice(20, 20), slice(-5, None), slice(30, 10)):
+        assert nested(batch[part]) == expected[part]
+        assert batch[part].group.tolist() == list(range(rows))[part]
+    order = np.random.default_rng(1).permutation(rows)[: rows // 2]
+    assert nested(batch.take(order)) == [expected[row] for row in order]
+    assert nested(concat([batch[:2], batch[2:2], batch[2:]])) == expected
+
+
+@pytest.fixture
+def seen(source):
+    source["fields"] = {"size": "categorical", "seen": {"kind": "categorical", "tokens": "all"}}
+    return source
+
+
+def test_all_tokens_of_lists(seen, write, tmp_path):
+    manifest = prepare(parse_schema(seen), [write(seen=SEEN + SEEN)], tmp_path / "out")
+    assert [field.multiple for field in manifest.fields] == [False, True]
+    assert pq.read_table(tmp_path / "out/vocabulary.parquet")["value"].to_pylist() == ["1", "2", "b", "a", "c"]
+    table = pq.read_table(tmp_path / "out/train.parquet")
+    assert table["seen"].to_pylist() == [[2, 1], [1], [], [], [3, 1, 0], [1, 1]]
+    split = PreparedData(tmp_path / "out").load("train")
+    (batch,) = split.batches(10)
+    assert [row[1] for row in nested(batch)] == table["seen"].to_pylist()
+    assert [row[0] for row in nested(batch)] == [[each] for each in table["size"].to_pylist()]
+    shuffled = [row for batch in split.shuffled(2, seed=0, epoch=1) for row in nested(batch)]
+    assert sorted(shuffled) == sorted(nested(batch))
+
+
+def test_all_tokens_of_text(seen, write, tmp_path):
+    seen["fields"]["seen"]["separator"] = "|"
+    text = [each if each is None else "|".join(filter(None, each)) for each in SEEN]
+    prepare(parse_schema(seen), [write(seen=text + text)], tmp_path / "out")
+    column = pq.read_table(tmp_path / "out/train.parquet")["seen"].to_pylist()
+    assert [column[0], column[3], column[5]] == [[2, 1], [], [1, 1]]
+
+
+def test_damaged_lists_are_refused(seen, write, tmp_path):
+    prepare(parse_schema(seen), [write(seen=SEEN + SEEN)], tmp_path / "out")
+    path = tmp_path / "out/train.parquet"
+    table = pq.read_table(path)
+    place = table.column_names.index("seen")
+    for lists, message in (([[9]] * 6, r"column seen: \[9, 9\] leaves"), ([[None]] * 6, "column seen: 6 missing")):
+        pq.write_table(table.set_column(place, "seen", pa.array(lists, pa.list_(pa.int32()))), path)
+        with pytest.raises(DataError, match=message):
+            next(PreparedData(tmp_path / "out").load("train").batches(2))
+
+
+def test_all_tokens_of_aliccp(tmp_path):
+    """210 stands in the skeleton, 109_14 with the user but once; u1's own are 3 and 5."""
+    lists = ["109_14", "210"]
+    table, _ = aliccp.parse_common(COMMON.encode(), FIELDS, lists)
+    assert table["109_14"].to_pylist() == [[3, 5], []]
+    pq.write_table(table, tmp_path / "part.parquet")
+    common = aliccp.read_common(tmp_path, FIELDS, lists)
+    table, account = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, common, lists)
+    assert table["210"].to_pylist() == [[1, 9], [], []]
+    assert table["109_14"].to_pylist() == [[3, 5], [], [1]]
+    assert table["101"].to_pylist() == [8, None, 8]
+    assert account.bad == 6
+
+
+def test_models_train_on_them(seen, write, tmp_path):
+    """A field's vector is the mean of its ids'; training goes as with any other field."""
+    prepare(parse_schema(seen), [write(seen=SEEN + SEEN)], tmp_path / "out")
+    data = PreparedData(tmp_path / "out")
+    train = data.load("train")
+    (batch,) = train.batches(10)
+    for name in ("mmoe", "single_dnn", "adaftr"):
+        torch.manual_seed(0)
+        model = build_model(ModelConfig(name=name), data.manifest.num_embeddings, data.manifest.tasks)
+        trainer = Trainer(
+            model,
+            train,
+            train,
+            optimizer=OptimizerConfig(lr=0.05),
+            config=TrainingConfig(batch_size=3, eval_batch_size=4, max_epochs=3, progress=False),
+        )
+        epochs = trainer.fit().epochs
+        assert epochs[-1]["train"]["click"] < epochs[0]["train"]["click"]
+    embedding = model.backbone.embedding
+    expected = [embedding.field_weight(1)[ids].mean(0) if ids else torch.zeros(8) for _, ids in nested(batch)]
+    width = embedding.embedding_dim
+    assert torch.allclose(model.backbone.represent(*batch.features).embedded[:, width:], torch.stack(expected))

@@ -1,0 +1,278 @@
+import json
+import subprocess
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import PreparedData, Share, Split
+from adaftr_fast.data.dataset.rows import TensorRows
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
+
+
+@pytest.fixture
+def folder(source, write, tmp_path):
+    prepare(parse_schema(source), [write()], tmp_path / "out")
+    return tmp_path / "out"
+
+
+def numbered(rows: int, chunk_rows: int = 7) -> Split:
+    """Rows that tell their number in every column."""
+    ids = torch.arange(rows, dtype=torch.int32)
+    content = Batch(ids[:, None].repeat(1, 3), ids[:, None].float(), ids.long(), ids.float())
+    return Split(TensorRows(content, chunk_rows))
+
+
+def numbers(batches) -> list[int]:
+    """The rows' numbers, after a check that the columns belong together."""
+    batches = list(batches)
+    for batch in batches:
+        assert (batch.ids == batch.group[:, None]).all()
+        assert (batch.labels[:, 0] == batch.group).all()
+        assert (batch.weight == batch.group).all()
+    return [number for batch in batches for number in batch.group.tolist()]
+
+
+def test_tensors_of_a_prepared_split(folder):
+    split = PreparedData(folder).load("train")
+    (batch,) = split.batches(100)
+    assert (batch.ids.dtype, batch.labels.dtype, batch.group.dtype) == (torch.int32, torch.float32, torch.int64)
+    assert batch.ids.tolist()[0] == [1, 1, 1, 1]
+    assert batch.labels.tolist()[1] == [1.0, 1.0]
+    assert batch.group.tolist() == [0, 1, 0, 2, 1, -1]
+    assert len(split) == 6
+
+
+def test_a_split_of_several_files_is_read_as_of_one(folder):
+    """The same row groups, in one file and in three, whose windows lie across the files."""
+    path, about = folder / "train.parquet", folder / "schema.json"
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=1)
+    rows = {"train-00001-of-00003.parquet": 3, "train-00002-of-00003.parquet": 1, "train-00003-of-00003.parquet": 2}
+    for number, (name, count) in enumerate(rows.items()):
+        pq.write_table(table.slice([0, 3, 4][number], count), folder / name, row_group_size=1)
+
+    def epochs(split):
+        order = {"batch_size": 2, "seed": 3, "epoch": 1, "window": 4}
+        return [*split.batches(4), *split.shuffled(**order), *split.part(1, 2).batches(4)]
+
+    one = epochs(PreparedData(folder).load("train"))
+    path.unlink()
+    content = json.loads(about.read_text())
+    content["splits"]["train"]["files"] = rows
+    about.write_text(json.dumps(content))
+    several = epochs(PreparedData(folder).load("train"))
+    for ours, theirs in zip(several, one, strict=True):
+        assert torch.equal(ours.ids, theirs.ids)
+        assert torch.equal(ours.group, theirs.group)
+    pq.write_table(table.slice(0, 2), folder / "train-00001-of-00003.parquet")
+    with pytest.raises(DataError, match=r"train-00001-of-00003\.parquet: 2 rows, expected 3"):
+        PreparedData(folder).load("train")
+
+
+def test_parquet_and_tensors_give_the_same(folder):
+    """The columns of a file, laid side by side, against its table."""
+    path = folder / "train.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=2)
+    data = PreparedData(folder)
+    expected = torch.tensor([table[field.name].to_pylist() for field in data.manifest.fields]).T
+    split = data.load("train")
+    assert split.rows.sizes == [2, 2, 2]
+    assert torch.equal(torch.cat([batch.ids for batch in split.batches(4)]), expected)
+    order = [batch.group for batch in split.shuffled(3, seed=0, epoch=1, window=2)]
+    assert sorted(torch.cat(order).tolist()) == sorted(table["group:id"].to_pylist())
+    chunks = split.rows.read([2, 0], np.array([3, 0, 1]))
+    assert torch.equal(chunks.ids, expected[[1, 4, 5]])
+
+
+def test_batches_keep_rows_together_and_in_order(monkeypatch):
+    monkeypatch.setattr("adaftr_fast.data.dataset.loader.READ_ROWS", 10)
+    batches = list(numbered(50).batches(4))
+    assert [len(batch) for batch in batches] == [4] * 12 + [2]
+    assert numbers(batches) == list(range(50))
+    assert numbers(numbered(50).batches(1000)) == list(range(50))
+
+
+@pytest.mark.parametrize("window", [1, 10, 49, 50, 1000])
+@pytest.mark.parametrize("batch_size", [1, 4, 50])
+def test_shuffling_is_a_permutation_without_the_short_last_batch(window, batch_size):
+    batches = list(numbered(50).shuffled(batch_size, seed=1, epoch=0, window=window))
+    assert [len(batch) for batch in batches] == [batch_size] * (50 // batch_size)
+    assert len(set(numbers(batches))) == 50 // batch_size * batch_size
+
+
+@pytest.mark.parametrize("window", [1, 16, 1000])
+def test_shuffling_can_start_at_any_batch(window):
+    def run(**start):
+        return numbers(numbered(50).shuffled(4, seed=1, epoch=2, window=window, **start))
+
+    for first in range(14):
+        assert run(first_batch=first) == run()[4 * first :]
+
+
+def test_going_on_reads_no_earlier_window():
+    split = numbered(70)
+    read, rows = [], split.rows.read
+    split.rows.read = lambda chunks, order: read.append(len(order)) or rows(chunks, order)
+    assert len(list(split.shuffled(7, seed=0, epoch=0, window=14, first_batch=7))) == 3
+    assert read == [7, 14]
+
+
+def test_shuffling_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        return tuple(numbers(numbered(100).shuffled(10, seed=seed, epoch=epoch, window=30)))
+
+    assert order(1, 0) == order(1, 0)
+    assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_a_window_is_an_even_permutation_of_its_rows():
+    """Each row comes to each place as often as chance says: chi square with 11 x 11 degrees of freedom."""
+    runs = 600
+    counts = np.zeros((12, 12))
+    for seed in range(runs):
+        counts[np.arange(12), numbers(numbered(12, 4).shuffled(1, seed=seed, epoch=0))] += 1
+    assert ((counts - runs / 12) ** 2 / (runs / 12)).sum() < 190  # p = 6e-5
+
+
+def test_windows_are_drawn_from_the_whole_split_and_are_alike_in_size():
+    split = numbered(700)
+    windows = split._windows(list(range(100)), 256)
+    assert [len(window) for window in windows] == [33, 33, 34]
+    first = set(numbers(split.shuffled(100, seed=0, epoch=0, window=100))[:100])
+    assert max(first) - min(first) > 400
+    assert split._windows(list(range(100)), 10_000) == [list(range(100))]
+
+
+def test_parts_are_disjoint_and_cover_all():
+    split = numbered(50)
+    parts = [split.part(rank, 3) for rank in range(3)]
+    rows = [numbers(part.shuffled(1, seed=0, epoch=0)) for part in parts]
+    assert sorted(row for part in rows for row in part) == list(range(50))
+    assert [len(part) for part in parts] == [21, 15, 14]
+    with pytest.raises(ValueError, match=r"rank must be in \[0, 3\), got 3"):
+        split.part(3, 3)
+    assert len(split.part(8, 9)) == 0  # there are 8 chunks
+    assert list(split.part(8, 9).batches(4)) == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+@pytest.mark.parametrize("first", [0, 2])
+def test_shares_of_all_ranks_are_the_batches_of_one_process(size, first):
+    order = {"seed": 3, "epoch": 1, "window": 20, "first_batch": first}
+    whole = [numbers([batch]) for batch in numbered(50).shuffled(12, **order)]
+    for parts in (1, 2):
+        run = 12 // size // parts
+        shares = [list(numbered(50).shuffled(12, **order, share=Share(rank, size, run))) for rank in range(size)]
+        for batch, pieces in zip(whole, zip(*shares, strict=True), strict=True):
+            runs = [numbers([piece[i * run : (i + 1) * run]]) for i in range(parts) for piece in pieces]
+            assert [row for each in runs for row in each] == batch
+
+
+def test_no_more_than_two_windows_are_held():
+    split = numbered(7 * 40)
+    alive, most, rows = [], 0, split.rows.read
+
+    def read(chunks, order):
+        nonlocal most
+        block = rows(chunks, order)
+        alive.append(weakref.ref(block.ids))
+        most = max(most, sum(each() is not None for each in alive))
+        return block
+
+    split.rows.read = read
+    for batch in split.shuffled(10, seed=0, epoch=0, window=14):
+        del batch
+    assert len(alive) == 20
+    assert most <= 3  # the one in use, the next, and the end of the last in a batch that straddles
+
+
+def test_an_error_while_reading_ahead_comes_with_its_batch(folder):
+    split = PreparedData(folder).load("train")
+    (folder / "train.parquet").unlink()
+    with pytest.raises(DataError, match=r"train\.parquet: not readable"):
+        list(split.batches(2))
+
+
+def test_leaving_an_epoch_early_ends_its_thread():
+    before = threading.active_count()
+    batches = numbered(100).shuffled(3, seed=0, epoch=0, window=10)
+    next(batches)
+    assert threading.active_count() == before + 1
+    del batches
+    assert threading.active_count() == before
+
+
+def test_damage_is_named(folder):
+    data, path = PreparedData(folder), folder / "train.parquet"
+    with pytest.raises(DataError, match="no split 'dev'; expected one of train, validation, test"):
+        data.load("dev")
+    table = pq.read_table(path)
+
+    def loading(changed):
+        pq.write_table(changed, path)
+        return list(data.load("train").batches(4))
+
+    assert sum(len(batch) for batch in loading(table)) == 6
+    with pytest.raises(DataError, match="5 rows, expected 6"):
+        loading(table.slice(1))
+    with pytest.raises(DataError, match="no column rain"):
+        loading(table.drop_columns("rain"))
+    with pytest.raises(DataError, match="column city: expected int32, got int64"):
+        loading(table.set_column(0, "city", [[1] * 6]))
+    with pytest.raises(DataError, match=r"column city: \[4, 4\] leaves \[0, 4\)"):
+        loading(table.set_column(0, "city", pa.array([4] * 6, pa.int32())))
+    with pytest.raises(DataError, match="column city: 1 missing values"):
+        loading(table.set_column(0, "city", pa.array([1, 1, None, 1, 1, 1], pa.int32())))
+
+
+def test_half_written_and_damaged_files_are_named(folder):
+    data, path = PreparedData(folder), folder / "train.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    content = path.read_bytes()
+    for length in (0, 4, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=r"train\.parquet: not readable"):
+            data.load("train")
+    damaged = bytearray(content)
+    damaged[content.index(table["group:id"].to_numpy()[:2].tobytes())] ^= 1  # a value, not the structure
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"train\.parquet: not readable"):
+        list(data.load("train").batches(2))
+
+
+def test_sample_weights_come_with_their_rows(source, write, tmp_path):
+    prepare(parse_schema(source | {"weight": "w"}), [write(w=[float(day) for day in range(1, 13)])], tmp_path / "out")
+    (batch,) = PreparedData(tmp_path / "out").load("train").batches(100)
+    assert batch.weight.dtype == torch.float32
+    assert batch.weight.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+@pytest.mark.parametrize("bags", [False, True])
+def test_the_reading_thread_starts_no_second_pool(bags):
+    """torch keeps a pool of threads for each thread that asks for one, and two of them fight over the cores."""
+    code = f"""
+import os, torch
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import Split
+count = lambda: len(os.listdir("/proc/self/task"))
+torch.set_num_threads(4)
+ids = torch.zeros(400_000, dtype=torch.int32)
+offsets = torch.arange(400_001) if {bags} else None
+split = Split.of(Batch(ids if {bags} else ids.view(-1, 4), torch.zeros(100_000, 1), offsets=offsets))
+before = count()
+print(max(count() for _ in split.shuffled(1024, seed=0, epoch=0)) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 1  # the one that reads

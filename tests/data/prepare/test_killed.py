@@ -1,0 +1,60 @@
+"""A preparation that is killed outright, several times, ends as one that was left alone."""
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as csv
+import pytest
+
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.raw.infer import infer_schema
+from adaftr_fast.data.schema.parse import parse_schema
+
+KILLED = """
+import os, signal, sys
+from adaftr_fast.data.raw import staging
+from adaftr_fast.data.raw.infer import infer_schema
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
+
+log, out, name = sys.argv[1:]
+staging.BLOCK_BYTES = 1 << 16
+real = os.replace
+
+def replace(*paths):
+    if os.path.basename(paths[1]) == name:
+        os.kill(os.getpid(), signal.SIGKILL)  # the file is written and not yet in its place
+    real(*paths)
+
+os.replace = replace
+prepare(parse_schema(infer_schema(log, ["click"], group="user")), [log], out)
+"""
+
+
+@pytest.fixture
+def log(tmp_path):
+    rows, random = 20_000, np.random.default_rng(0)
+    columns = {"user": random.integers(0, 500, rows), "item": random.integers(0, 900, rows), "x": random.random(rows)}
+    csv.write_csv(pa.table(columns | {"click": random.integers(0, 2, rows)}), tmp_path / "log.csv")
+    return tmp_path / "log.csv"
+
+
+def test_killed_and_resumed_it_ends_in_the_same_bytes(log, tmp_path):
+    for name in ("part-0000001.parquet", "count-1.json", "count.json", "validation.parquet", "encode.json"):
+        done = subprocess.run([sys.executable, "-c", KILLED, log, tmp_path / "out", name], capture_output=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        assert not (tmp_path / "out").exists()
+    work = tmp_path / ".out.work"
+    kept = {path: path.stat().st_mtime_ns for path in work.rglob("*.parquet") if not path.name.startswith(".")}
+    assert len(kept) >= 7
+    finish = subprocess.run([sys.executable, "-c", KILLED, log, tmp_path / "out", ""], capture_output=True)
+    assert finish.returncode == 0, finish.stderr.decode()
+    assert not work.exists()
+    prepare(parse_schema(infer_schema(log, ["click"], group="user")), [log], tmp_path / "whole")
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

@@ -1,0 +1,144 @@
+import gzip
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pytest
+from tqdm import tqdm
+
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.data.raw import staging
+from adaftr_fast.data.raw.inputs import parse_rows
+from adaftr_fast.data.shard import Part
+
+LINES = ["n"] + [str(number) if number % 100 != 50 else "x" for number in range(1, 1001)]
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    path = tmp_path / "numbers.csv"
+    path.write_text("\n".join(LINES) + "\n")
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "BLOCK_BYTES", 200)
+
+    def run(path, tolerance=0.01, folder="staged", parse=None, parts=1, only=None):
+        def default(data):
+            return parse_rows(data, ["n"], ",", {"n": pa.int64()}, ["n"])
+
+        options = {"header_lines": 1, "tolerance": tolerance}
+        more = {"check": lambda: None, "bar": tqdm(disable=True)}
+        for part in [only] if only else [Part(number + 1, parts) for number in range(parts)]:
+            staging.stage(path, tmp_path / folder, parse or default, part=part, **more, **options)
+        return staging.staged_account(path, tmp_path / folder, **options)
+
+    return run
+
+
+def rows(folder):
+    return ds.dataset(folder, format="parquet").to_table()["n"].to_pylist()
+
+
+def test_blocks_are_whole_lines(numbers, monkeypatch):
+    monkeypatch.setattr(staging, "BLOCK_BYTES", 64)
+    blocks = list(staging.blocks(numbers))
+    assert len(blocks) > 10
+    assert all(block.endswith(b"\n") for block in blocks)
+    assert b"".join(blocks) == numbers.read_bytes()
+    numbers.write_bytes(b"a\nb")
+    assert list(staging.blocks(numbers)) == [b"a\n", b"b"]
+    numbers.write_bytes(b"a" * 1000)
+    with pytest.raises(DataError, match="no end of line in"):
+        list(staging.blocks(numbers))
+
+
+def test_rows_in_order_and_bad_ones_by_line(numbers, run, tmp_path):
+    account = run(numbers)
+    assert rows(tmp_path / "staged") == [number for number in range(1, 1001) if number % 100 != 50]
+    assert (account.rows, account.bad, account.reasons) == (1000, 10, {"n is no int64": 10})
+    assert account.examples[:2] == [f"{numbers}:{line}: n is no int64: 'x'" for line in (51, 151)]
+    with pytest.raises(DataError, match=r"10 of 1,000 rows cannot be read \(n is no int64 10\); first: .*csv:51: "):
+        run(numbers, tolerance=0.009, folder="other")
+    with pytest.raises(DataError, match=r"1 of \d+ rows cannot be read .*tolerated: a share of 0 "):
+        run(numbers, tolerance=0, folder="third")
+
+
+@pytest.mark.parametrize("name", ["numbers.csv", "numbers.csv.gz"])
+@pytest.mark.parametrize("parts", [2, 3, 50])
+def test_parts_stage_the_blocks_of_the_whole(numbers, run, tmp_path, name, parts):
+    if name.endswith(".gz"):
+        (tmp_path / name).write_bytes(gzip.compress(numbers.read_bytes()))
+    path = tmp_path / name
+    assert run(path, parts=parts) == run(path, folder="whole")
+    staged, whole = (sorted((tmp_path / folder).iterdir()) for folder in ("staged", "whole"))
+    assert [file.read_bytes() for file in staged] == [file.read_bytes() for file in whole]
+    with pytest.raises(DataError, match=r"rows cannot be read .*first: .*numbers\.csv.*:\d+51: n is no int64: 'x'"):
+        run(path, tolerance=0, folder="last", only=Part(3, 5))
+
+
+def test_blocks_of_a_plain_file_are_those_of_a_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(staging, "TAIL_BYTES", 7)
+    for number, lengths in enumerate(([5, 60, 3, 130, 1, 1, 90], [200], [63], [64], [0, 0, 63, 0])):
+        for end in (b"", b"\n"):
+            path = tmp_path / f"{number}.csv"
+            path.write_bytes(b"\n".join(b"a" * length for length in lengths) + end)
+            assert [block for _, block in staging.numbered_blocks(path)] == list(staging.blocks(path))
+    (tmp_path / "long.csv").write_bytes(b"a" * 1000)
+    with pytest.raises(DataError, match="no end of line in"):
+        list(staging.numbered_blocks(tmp_path / "long.csv"))
+
+
+def test_the_line_of_a_bad_row_is_found_without_what_follows(numbers, run, monkeypatch):
+    read, real = [], staging._read
+    monkeypatch.setattr(staging, "_read", lambda file, start, end: read.append(start) or real(file, start, end))
+    monkeypatch.setattr(staging, "ordered_map", map)
+    with pytest.raises(DataError, match=r"first: .*csv:51: n is no int64"):
+        run(numbers, tolerance=0)
+    assert max(read) <= 200
+
+
+def test_compressed_text_is_read(numbers, run, tmp_path):
+    with gzip.open(tmp_path / "numbers.csv.gz", "wb") as file:
+        file.write(numbers.read_bytes())
+    assert run(tmp_path / "numbers.csv.gz").rows == 1000
+    (tmp_path / "cut.csv.gz").write_bytes((tmp_path / "numbers.csv.gz").read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"cut\.csv\.gz: cannot be read"):
+        run(tmp_path / "cut.csv.gz", folder="other")
+
+
+def test_parts_that_are_there_are_kept(numbers, run, tmp_path):
+    done = []
+
+    def interrupted(data):
+        done.append(data)
+        if len(done) == 6:
+            raise KeyboardInterrupt
+        return parse_rows(data, ["n"], ",", {"n": pa.int64()}, ["n"])
+
+    with pytest.raises(KeyboardInterrupt):
+        run(numbers, parse=interrupted)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "staged").glob("part-*.parquet")}
+    assert len(kept) >= 4
+    account = run(numbers)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert account == run(numbers, folder="afresh")
+    assert rows(tmp_path / "staged") == rows(tmp_path / "afresh")
+
+
+def test_ordered_map_is_ordered_lazy_and_passes_errors_on():
+    drawn = []
+
+    def items():
+        for item in range(1000):
+            drawn.append(item)
+            yield item
+
+    results = ordered_map(lambda item: item * item, items())
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    assert len(drawn) < 100
+    with pytest.raises(ZeroDivisionError):
+        list(ordered_map(lambda item: 1 // item, [1, 0, 1]))

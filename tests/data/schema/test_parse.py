@@ -1,0 +1,131 @@
+import pytest
+
+from adaftr_fast.data.errors import DataError
+from adaftr_fast.data.schema.parse import load_schema, parse_schema, shipped_schemas
+
+
+def test_shipped_schemas_load():
+    assert shipped_schemas() == ["aliccp", "census", "census3", "flights", "flights3", "synthetic", "synthetic3"]
+    flights, census = load_schema("flights"), load_schema("census")
+    assert [label.name for label in flights.labels] == ["click", "conversion"]
+    assert flights.group == "tailnum"
+    assert not {"dep_delay", "arr_delay", "month"} & {c for field in flights.fields for c in field.columns}
+    assert census.files == ("train", "test")
+    assert not {"income_50k", "marital_stat", "instance_weight"} & {field.name for field in census.fields}
+    assert "CC BY" in census.attribution
+    assert "CC0" in flights.attribution
+
+
+def test_a_path_is_read_and_named_in_errors(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\n[labels]\nclick = "clicked"\n')
+    with pytest.raises(DataError, match=r"mine\.toml: the file: missing key 'split'"):
+        load_schema(str(path))
+    path.write_text("name = \n")
+    with pytest.raises(DataError, match=r"mine\.toml: Invalid value"):
+        load_schema(str(path))
+    path.write_bytes(b'name = "caf\xe9"\n')
+    with pytest.raises(DataError, match=r"mine\.toml: 'utf-8' codec"):
+        load_schema(str(path))
+    with pytest.raises(DataError, match="no file"):
+        load_schema(str(tmp_path / "absent.toml"))
+    with pytest.raises(DataError, match="expected one of aliccp, census, census3, flights, flights3, synthetic"):
+        load_schema("fligths")
+
+
+def test_a_third_task_over_a_base():
+    flights, flights3 = load_schema("flights"), load_schema("flights3")
+    assert [label.name for label in flights3.labels] == ["click", "conversion", "late"]
+    assert (flights3.fields, flights3.split, flights3.group) == (flights.fields, flights.split, flights.group)
+    census, census3 = load_schema("census"), load_schema("census3")
+    assert [label.name for label in census3.labels] == ["income_50k", "marital_stat", "college"]
+    assert {field.name for field in census.fields} - {field.name for field in census3.fields} == {"education"}
+    assert "base" not in census3.source
+    with pytest.raises(DataError, match=r"base: unknown data set 'fligths'; expected one of aliccp, .*flights3"):
+        parse_schema({"base": "fligths"})
+    with pytest.raises(DataError, match="field dep reads 'dep_delay', of which label click is made"):
+        parse_schema({"base": "flights", "fields": {"dep": {"kind": "numeric", "column": "dep_delay"}}})
+
+
+def test_what_is_generated_and_known_is_checked(source):
+    synthetic = load_schema("synthetic3")
+    assert list(synthetic.generate.rates) == ["click", "view", "conversion"]
+    assert synthetic.truth["view"] == "p_view"
+    with pytest.raises(DataError, match="field rain reads 'rain', a column of truth"):
+        parse_schema(source | {"truth": {"click": "rain"}})
+    with pytest.raises(ValueError, match=r"generate\.rows: expected int, got '3'"):
+        parse_schema(source | {"generate": {"rows": "3"}})
+    with pytest.raises(DataError, match="synthetic log: layout: expected one of aliccp, ecomm, got 'x'"):
+        parse_schema(source | {"generate": {"rows": 3, "layout": "x"}})
+    with pytest.raises(DataError, match=r'fields\.rain\.tokens: expected "last" or "all", of a categorical field'):
+        parse_schema(source | {"fields": {"rain": {"kind": "numeric", "tokens": "last"}}})
+
+
+def test_field_forms(source):
+    source["fields"]["year"] = {"kind": "numeric", "column": "day", "buckets": 7}
+    fields = {field.name: field for field in parse_schema(source).fields}
+    assert (fields["year"].columns, fields["year"].buckets) == (("day",), 7)
+    assert (fields["rain"].kind, fields["rain"].buckets, fields["rain"].min_count) == ("numeric", 2, 1)
+    assert (fields["city_size"].kind, fields["city_size"].columns) == ("cross", ("city", "size"))
+
+
+def test_conditions_may_be_alternatives(source):
+    source["labels"]["late"] = [[["delay", ">=", 15]], [["wind", ">", 1.0], ["day", "in", [1, 2]]]]
+    label = parse_schema(source).labels[1]
+    assert label.condition == [[("delay", ">=", 15)], [("wind", ">", 1.0), ("day", "in", [1, 2])]]
+    assert label.columns() == ["delay", "wind", "day"]
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        (
+            "fields",
+            {"city": {"kind": "categorical", "bukets": 3}},
+            "fields.city: unknown key 'bukets'; expected",
+        ),
+        ("fields", {"city": "text"}, "fields.city: expected kind .* got 'text'"),
+        ("fields", {"city": 3}, "fields.city: expected .* got 3"),
+        (
+            "fields",
+            {"city": {"kind": "numeric", "buckets": 0}},
+            "fields.city.buckets: expected an integer >= 1, got 0",
+        ),
+        ("fields", {"both": {"cross": ["city"]}}, "fields.both: a cross names two or more"),
+        ("fields", {"delay": "numeric"}, "field delay reads 'delay', of which label late is made"),
+        (
+            "fields",
+            {"x": {"cross": ["city", "clicked"]}},
+            "field x reads 'clicked', of which label click is made",
+        ),
+        ("fields", {"click": {"kind": "numeric", "column": "rain"}}, "names both a field and a label"),
+        ("fields", {}, "at least one label and one field"),
+        ("labels", {"late": []}, "labels.late: expected a list"),
+        ("labels", {"late": [["delay", 15]]}, "labels.late: expected .*column"),
+        ("split", {"train": {}, "test": {}}, "split: missing key 'validation'"),
+        (
+            "split",
+            {"train": {"file": "b"}, "test": {}, "validation": {}},
+            "split.train.file: expected one of data",
+        ),
+        ("split", {"train": {"rows": "some"}, "test": {}, "validation": {}}, "split.train.rows: expected"),
+        ("defaults", {"min_cout": 3}, "defaults: unknown key 'min_cout'"),
+        ("colour", "red", "the file: unknown key 'colour'"),
+        ("labels", "click", "labels: expected a table, got 'click'"),
+        ("fields", ["item"], r"fields: expected a table, got \['item'\]"),
+        ("fields", {"city": {"kind": "numeric", "column": 3}}, "fields.city.column: expected text, got 3"),
+        ("fields", {"city": {"kind": "categorical", "min_count": True}}, "fields.city.min_count: .* got True"),
+        ("defaults", 3, "defaults: expected a table, got 3"),
+        ("group", ["x"], r"group: expected text, got \['x'\]"),
+        ("name", 3, "name: expected text, got 3"),
+        ("labels", {"late": [[]]}, r"labels.late: expected .*column.*got \[\]"),
+        ("labels", {"late": [["delay", "=", 15]]}, "labels.late: delay: expected an operator of ==, .* got '='"),
+        ("labels", {"late": [["delay", "in", 15]]}, "labels.late: delay in: expected a list of values, got 15"),
+        ("labels", {"late": [["delay", "==", [15]]]}, r"labels.late: delay ==: expected one value, got \[15\]"),
+        ("files", "a.parquet", "files: expected a list of names"),
+    ],
+)
+def test_mistakes_are_named(source, section, value, message):
+    source[section] = value
+    with pytest.raises(DataError, match=message):
+        parse_schema(source)
