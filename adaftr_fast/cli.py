@@ -14,18 +14,15 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from adaftr_fast._json import dumps
-from adaftr_fast.data.errors import DataError
+from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.config.training import DataConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.data.synthetic.log import LogConfig
-from adaftr_fast.distributed.errors import RankError
 from adaftr_fast.distributed.ranks import launched
+from adaftr_fast.errors import CheckpointError, DataError, RankError, ServingError, TrainingError
 from adaftr_fast.experiments import command
-from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.runs import command as runs
 from adaftr_fast.runs import demo
 from adaftr_fast.serving import command as serving
-from adaftr_fast.serving.errors import ServingError
-from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingConfig
-from adaftr_fast.training.errors import CheckpointError, TrainingError
 
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "optimizer": OptimizerConfig, "training": TrainingConfig}
 USER_ERRORS = (DataError, CheckpointError, RankError, ServingError, TrainingError, ValueError, OSError)

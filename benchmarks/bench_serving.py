@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import torch
 
+from adaftr_fast.config.training import DataConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema
@@ -35,8 +36,7 @@ from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.programs import Probabilities
 from adaftr_fast.serving.scorer import AOT, Scorer, load_scorer
-from adaftr_fast.training.checkpoint import Description, save_checkpoint
-from adaftr_fast.training.config import DataConfig, TrainingConfig
+from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
 from benchmarks.measure import write
 
 REQUEST_ROWS = (1, 500)

@@ -16,9 +16,9 @@ from contextlib import redirect_stderr, redirect_stdout
 import numpy as np
 import torch
 
+from adaftr_fast.config.training import OptimizerConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Split
-from adaftr_fast.training.config import OptimizerConfig
 
 BATCH, WIDTH = 1024, 8
 EXPERTS, TOWERS = (64,), (64, 32, 16)

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed.gather import gather_rows
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.ops.embedding.lookup import coalesce_gradient
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.stepper import Stepper
 from benchmarks.measure import write
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from adaftr_fast.data.errors import DataError
+from adaftr_fast.errors import DataError
 
 
 @dataclass(frozen=True)

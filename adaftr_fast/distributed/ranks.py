@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adaftr_fast.distributed.errors import RankError
+from adaftr_fast.errors import RankError
 
 T = TypeVar("T")
 GLOO_SOURCE = re.compile(r"\bgloo/[\w/]+\.(cc|h):\d+\]")  # where gloo was, as all of its errors say

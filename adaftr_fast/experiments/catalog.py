@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from adaftr_fast.models.config import ModelConfig
+from adaftr_fast.config.model import ModelConfig
 
 TITLES = {
     "single_dnn": "Single-DNN",

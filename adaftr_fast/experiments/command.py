@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from adaftr_fast.models.config import ModelConfig
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 
 if TYPE_CHECKING:
     from adaftr_fast.data.dataset.loader import PreparedData

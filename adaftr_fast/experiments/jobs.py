@@ -15,13 +15,13 @@ from typing import Any
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps, from_json
+from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.config.training import DataConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest
+from adaftr_fast.errors import CheckpointError, TrainingError
 from adaftr_fast.experiments.catalog import Variant
-from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.runs.run import train_one
-from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingConfig
-from adaftr_fast.training.errors import CheckpointError, TrainingError
 from adaftr_fast.training.evaluation import TaskMetrics, spread
 from adaftr_fast.training.report import Run
 from adaftr_fast.training.trainer import DEAD_MARGIN

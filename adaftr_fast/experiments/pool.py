@@ -17,8 +17,8 @@ from multiprocessing.connection import wait
 import torch
 from tqdm import tqdm
 
+from adaftr_fast.errors import TrainingError
 from adaftr_fast.experiments.jobs import Job, Outcome, execute, finished
-from adaftr_fast.training.errors import TrainingError
 
 
 def run_all(jobs: Sequence[Job], *, workers: int, progress: bool) -> dict[str, Outcome]:

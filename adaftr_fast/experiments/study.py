@@ -10,13 +10,13 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import MANIFEST
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema
+from adaftr_fast.errors import TrainingError
 from adaftr_fast.experiments.catalog import Experiment, Variant, experiment
 from adaftr_fast.experiments.jobs import Budget, Job, plan
 from adaftr_fast.experiments.pool import run_all
 from adaftr_fast.experiments.results import Results, Row
 from adaftr_fast.experiments.temperature import Temperature, analyse
 from adaftr_fast.training.bayes import bayes_metrics
-from adaftr_fast.training.errors import TrainingError
 
 
 def open_dataset(dataset: str, files: list[str], out: Path, progress: bool) -> tuple[PreparedData, Path]:

@@ -21,7 +21,7 @@ from adaftr_fast.data.dataset.split_file import TRUTH, read_split
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY
 from adaftr_fast.experiments.jobs import Job
 from adaftr_fast.runs.run import build
-from adaftr_fast.training.checkpoint import load_checkpoint, load_weights
+from adaftr_fast.training.checkpoint.weights import load_checkpoint, load_weights
 from adaftr_fast.training.evaluation import diagnose, spread
 from adaftr_fast.training.trainer import BEST
 

@@ -1,10 +1,10 @@
 """The models of the comparison, one paper a file, and :func:`build_model`, which makes one by name."""
 
+from adaftr_fast.config.model import ModelConfig
 from adaftr_fast.models.adaftr import AdaFTR
 from adaftr_fast.models.autoheri import AutoHERI
 from adaftr_fast.models.base import Backbone, MultiTaskModel, Representations
 from adaftr_fast.models.build import build_model
-from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.models.cross_stitch import CrossStitch
 from adaftr_fast.models.mmoe import MMoE
 from adaftr_fast.models.ple import PLE

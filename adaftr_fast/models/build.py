@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from adaftr_fast.config.model import ModelConfig
 from adaftr_fast.models.adaftr import AdaFTR
 from adaftr_fast.models.autoheri import AutoHERI
 from adaftr_fast.models.base import Backbone, MultiTaskModel
-from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.models.cross_stitch import CrossStitch
 from adaftr_fast.models.mmoe import MMoE
 from adaftr_fast.models.ple import PLE

@@ -10,8 +10,8 @@ from typing import Any
 
 import jsonargparse
 
-from adaftr_fast.models.config import ModelConfig
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 
 SECTIONS = {"model": ModelConfig, "optimizer": OptimizerConfig, "training": TrainingConfig}
 

@@ -19,16 +19,16 @@ import torch
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
+from adaftr_fast.config.training import DataConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.data.dataset.rows import Rows
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.errors import DataError
 from adaftr_fast.runs.run import Fitted, fit_one
 from adaftr_fast.runs.trained import load_trained
-from adaftr_fast.training.config import DataConfig
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
 from adaftr_fast.training.sharding import check_replicated
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import jsonargparse
 
 from adaftr_fast._json import dumps
-from adaftr_fast.models.config import ModelConfig
-from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingConfig
+from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.config.training import DataConfig, OptimizerConfig, TrainingConfig
 
 DEMO_NOTES = (
     "One seed each: differences of a few tenths of a point are noise. The tasks stand in for ad events: click is a "

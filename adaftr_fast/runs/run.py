@@ -17,7 +17,7 @@ from adaftr_fast.distributed.ranks import Ranks, restarted
 from adaftr_fast.models import ModelConfig, MultiTaskModel, build_model
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.warm_start import warm_start as take_from
-from adaftr_fast.training.checkpoint import Description
+from adaftr_fast.training.checkpoint.weights import Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
 from adaftr_fast.training.report import Run
 from adaftr_fast.training.sharding import check_replicated, check_sharding, check_width

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adaftr_fast._json import from_json
+from adaftr_fast.config.training import TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.errors import DataError
+from adaftr_fast.errors import CheckpointError, DataError
 from adaftr_fast.models import ModelConfig, MultiTaskModel, build_model
-from adaftr_fast.training.checkpoint import FILE, Description, load_checkpoint, load_weights
-from adaftr_fast.training.config import TrainingConfig
-from adaftr_fast.training.errors import CheckpointError
+from adaftr_fast.training.checkpoint.weights import FILE, Description, load_checkpoint, load_weights
 from adaftr_fast.training.trainer import BEST
 
 Section = TypeVar("Section")

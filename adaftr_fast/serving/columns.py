@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from adaftr_fast.data.errors import DataError
-from adaftr_fast.serving.errors import ServingError
+from adaftr_fast.errors import DataError, ServingError
 
 SMALLEST = np.finfo(np.float32).tiny  # a p_ctr that underflowed divides nothing by nothing
 

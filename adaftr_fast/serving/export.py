@@ -19,8 +19,8 @@ from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo
 from adaftr_fast.data.dataset.rows import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.prepare.work_folder import publish
+from adaftr_fast.errors import ServingError
 from adaftr_fast.runs.trained import Trained, load_trained
-from adaftr_fast.serving.errors import ServingError
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_aot, save_onnx, save_torch
 from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About, Features, bags
 

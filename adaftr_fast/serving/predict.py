@@ -15,12 +15,11 @@ from tqdm import tqdm
 
 from adaftr_fast._files import sync
 from adaftr_fast.data.encode.encoders import one_array
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.rows import Chunk, RawFile, raw_files
+from adaftr_fast.errors import DataError, ServingError
 from adaftr_fast.serving.columns import Columns
-from adaftr_fast.serving.errors import ServingError
 from adaftr_fast.serving.scorer import Features, Scorer
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import adaftr_fast.ops.embedding.lookup  # noqa: F401  # defines the op of PLAIN
+from adaftr_fast.errors import ServingError
 from adaftr_fast.models.base import MultiTaskModel
-from adaftr_fast.serving.errors import ServingError
 
 
 class Probabilities(nn.Module):

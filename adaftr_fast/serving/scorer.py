@@ -21,7 +21,7 @@ from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.encode.encoders import Encoder, encode_field
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
-from adaftr_fast.serving.errors import ServingError
+from adaftr_fast.errors import ServingError
 
 VERSION = 1
 ABOUT, PROGRAM, AOT, ONNX = "serving.json", "model.pt2", "model.aot.pt2", "model.onnx"

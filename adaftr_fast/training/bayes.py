@@ -8,7 +8,7 @@ import numpy as np
 
 from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.dataset.split_file import GROUP, TRUTH, read_split
-from adaftr_fast.data.errors import DataError
+from adaftr_fast.errors import DataError
 from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.metrics import auc, gauc, log_loss
 

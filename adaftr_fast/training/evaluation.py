@@ -12,9 +12,9 @@ from torch import nn
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.errors import TrainingError
+from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.metrics import auc, calibration, gauc, log_loss
-from adaftr_fast.training.state import sharded_tables
 
 TaskMetrics = dict[str, dict[str, float]]
 """Per task: ``auc``, ``gauc`` (where rows have groups), ``logloss`` and ``calibration``, as fractions."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from adaftr_fast.distributed.sharded_tables import ShardedTables
+from adaftr_fast.config.training import OptimizerConfig
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import SGD, Adagrad, Adam, LazyAdam, RowwiseAdagrad
 from adaftr_fast.optim.base import RowOptimizer
-from adaftr_fast.training.config import OptimizerConfig
+from adaftr_fast.torchrec.tables import ShardedTables
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:

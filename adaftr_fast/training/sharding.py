@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.distributed.sharded_tables import STATE, ShardedTables, check_installed, quiet
+from adaftr_fast.errors import TrainingError
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.torchrec.tables import STATE, ShardedTables, check_installed, quiet
 from adaftr_fast.training.optimizers import tables_lr
 
 

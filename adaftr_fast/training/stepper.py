@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
-from adaftr_fast.distributed.gradients import average_gradients
 from adaftr_fast.distributed.ranks import Ranks, is_of_a_collective
+from adaftr_fast.errors import TrainingError
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import clip_grad_norm_
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.training.checkpoint.state import sharded_tables
+from adaftr_fast.training.gradients import average_gradients
 from adaftr_fast.training.optimizers import build_optimizers
 from adaftr_fast.training.schedule import learning_rate
 from adaftr_fast.training.sharding import shard_tables
-from adaftr_fast.training.state import sharded_tables
 
 
 class Stepper:

@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Share, Split
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.training.checkpoint import Description, open_checkpoint, remove_checkpoint, save_checkpoint
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.errors import TrainingError
+from adaftr_fast.training.checkpoint.exchange import distribute, load_together, send
+from adaftr_fast.training.checkpoint.progress import Progress, RunningMean
+from adaftr_fast.training.checkpoint.recovery import Recovery
+from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state, sharded_tables, sharded_weights
+from adaftr_fast.training.checkpoint.weights import Description, open_checkpoint, remove_checkpoint, save_checkpoint
 from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
-from adaftr_fast.training.exchange import distribute, load_together, send
 from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
 from adaftr_fast.training.journal import Journal
-from adaftr_fast.training.progress import Progress, RunningMean
-from adaftr_fast.training.recovery import Recovery
 from adaftr_fast.training.sharding import check_sharding
-from adaftr_fast.training.state import capture, restore, sharded_state, sharded_tables, sharded_weights
 from adaftr_fast.training.stepper import Stepper
 
 MEETING = 20  # steps after which ranks tell each other of a signal

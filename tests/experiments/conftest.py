@@ -5,12 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.experiments.jobs import Budget
-from adaftr_fast.models.config import ModelConfig
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 
 SCHEMA = {
     "name": "tiny",

@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from adaftr_fast.config.model import ModelConfig
 from adaftr_fast.experiments.catalog import EXPERIMENTS, experiment
 from adaftr_fast.experiments.command import NAMES
 from adaftr_fast.experiments.jobs import plan
-from adaftr_fast.models.config import ModelConfig
 from adaftr_fast.runs.run import build
 
 TASKS = ["click", "view", "conversion"]

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from adaftr_fast.config.training import DataConfig
 from adaftr_fast.experiments import jobs
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, finished, plan
-from adaftr_fast.training.config import DataConfig
 from adaftr_fast.training.trainer import Trainer
 
 MMOE = Variant("MMoE", {"name": "mmoe"})

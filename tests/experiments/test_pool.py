@@ -55,8 +55,8 @@ from pathlib import Path
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.experiments.jobs import Budget
 from adaftr_fast.experiments.study import compare
-from adaftr_fast.models.config import ModelConfig
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 
 if __name__ == "__main__":
     training = TrainingConfig(batch_size=50, max_epochs=30, patience=30, progress=False)

@@ -5,11 +5,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast.config.training import DataConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.models import ModelConfig
-from adaftr_fast.training.config import DataConfig, OptimizerConfig, TrainingConfig
 
 SOURCE = {
     "name": "shop",

@@ -8,9 +8,9 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.rows import TensorRows
 from adaftr_fast.data.dataset.vocabulary import read_encoders
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.errors import DataError
 from adaftr_fast.runs import daily
 from adaftr_fast.runs.daily import RECORDS, train_daily
 from adaftr_fast.runs.trained import load_trained

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.errors import CheckpointError
 from adaftr_fast.models import build_model
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.runs.warm_start import warm_start
-from adaftr_fast.training.errors import CheckpointError
 from adaftr_fast.training.trainer import Trainer
 
 from .conftest import SOURCE, settings

@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from adaftr_fast.config.training import DataConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.serving.export import export_run
-from adaftr_fast.training.checkpoint import Description, save_checkpoint
-from adaftr_fast.training.config import DataConfig, TrainingConfig
+from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
 
 SOURCE = {
     "name": "shop",

@@ -2,9 +2,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from adaftr_fast.data.errors import DataError
+from adaftr_fast.errors import DataError, ServingError
 from adaftr_fast.serving.columns import output_columns
-from adaftr_fast.serving.errors import ServingError
 
 SCORES = np.array([[0.5, 0.1], [0.2, 0.3], [0.0, 0.0]], np.float32)
 ROWS = pa.record_batch({"price": [10.0, 4.0, None], "word": ["a", "b", "c"]})

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import FieldInfo
+from adaftr_fast.errors import CheckpointError, ServingError
 from adaftr_fast.models import ModelConfig, build_model
-from adaftr_fast.serving.errors import ServingError
 from adaftr_fast.serving.export import check_program, export_run, random_features
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_onnx
 from adaftr_fast.serving.scorer import load_scorer
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.training.errors import CheckpointError
 from adaftr_fast.training.stepper import Stepper
 from tests.tolerances import assert_as_accurate
 

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import DataError, ServingError
 from adaftr_fast.models import ModelConfig
 from adaftr_fast.serving.columns import output_columns
-from adaftr_fast.serving.errors import ServingError
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer

@@ -81,7 +81,7 @@ def test_settings_that_do_not_go_with_it_end_all_ranks_with_one_line(data, tmp_p
 FAILING = """
 import os, sys
 from adaftr_fast.cli import main
-from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.errors import TrainingError
 from adaftr_fast.training.stepper import Stepper
 def fail(stepper, batch, number):
     raise TrainingError("this rank fails")

@@ -13,15 +13,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.data.dataset.rows import TensorRows
 from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.embedding_table import tables_elsewhere
-from adaftr_fast.training.checkpoint import load_checkpoint, remove_checkpoint
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.training.checkpoint.weights import load_checkpoint, remove_checkpoint
 from adaftr_fast.training.trainer import Trainer
 from tests.distributed.ranks import on_ranks
 from tests.distributed.test_training import ABOUT, FIELDS, TASKS, assert_same_course, split

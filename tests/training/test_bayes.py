@@ -3,9 +3,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.errors import DataError
 from adaftr_fast.training.bayes import bayes_metrics
 from adaftr_fast.training.metrics import auc
 

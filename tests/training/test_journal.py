@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from adaftr_fast.training.config import TrainingConfig
-from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.config.training import TrainingConfig
+from adaftr_fast.errors import TrainingError
 from adaftr_fast.training.journal import Journal
 
 

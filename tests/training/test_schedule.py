@@ -1,6 +1,6 @@
 import pytest
 
-from adaftr_fast.training.config import OptimizerConfig
+from adaftr_fast.config.training import OptimizerConfig
 from adaftr_fast.training.schedule import learning_rate
 
 

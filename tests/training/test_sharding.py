@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from adaftr_fast.cli import main
-from adaftr_fast.distributed.errors import RankError
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.errors import RankError, TrainingError
 from adaftr_fast.models import ModelConfig
 from adaftr_fast.runs.run import fit_one
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.sharding import check_sharding, check_width
 
 RANKS = object()  # there are some

@@ -3,10 +3,10 @@ import functools
 import pytest
 import torch
 
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.optim import clip_grad_norm_
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.training.errors import TrainingError
 from adaftr_fast.training.stepper import Stepper
 
 SIZES = [50, 20, 3]

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import Split
+from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.optim import SGD, Adagrad, LazyAdam, RowwiseAdagrad
-from adaftr_fast.training.checkpoint import Description, load_checkpoint
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.training.errors import TrainingError
+from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
 from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
 from adaftr_fast.training.metrics import auc
 from adaftr_fast.training.optimizers import build_optimizers

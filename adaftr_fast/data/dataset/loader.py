@@ -18,7 +18,7 @@ import numpy as np
 from adaftr_fast.data.dataset.batch import Batch, rebatch
 from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
 from adaftr_fast.data.dataset.rows import ParquetRows, Rows, TensorRows
-from adaftr_fast.data.errors import DataError
+from adaftr_fast.errors import DataError
 
 T = TypeVar("T")
 SHUFFLE_ROWS = 1 << 20  # at 23 fields a window takes 100 MB, and two are held

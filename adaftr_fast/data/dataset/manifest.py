@@ -12,9 +12,9 @@ from typing import Any
 
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.schema.types import Field, Label
+from adaftr_fast.errors import DataError
 
 FORMAT = 4  # of prepared folders; raise it when their content changes for the same schema and files
 MANIFEST = "schema.json"

@@ -17,7 +17,7 @@ from adaftr_fast.data.dataset.bags import interleave
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
-from adaftr_fast.data.errors import DataError
+from adaftr_fast.errors import DataError
 
 BLOCK = 4096  # rows laid out at a time: with F columns they fit into the L2 cache
 

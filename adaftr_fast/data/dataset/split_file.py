@@ -16,11 +16,11 @@ from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
 from adaftr_fast.data.encode.encoders import Encoder, encode_field
 from adaftr_fast.data.encode.groups import Groups
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.source import LABEL
 from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.data.shard import Part
+from adaftr_fast.errors import DataError
 
 GROUP = "group:id"  # columns of a prepared file; the colon keeps them apart from field and task names
 WEIGHT = "weight:value"

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from adaftr_fast.data.dataset.manifest import FieldInfo, Manifest
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Hashed, Vocabulary, one_array
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import DataError
 
 VOCABULARY = "vocabulary.parquet"
 COLUMNS = pa.schema([("field", pa.string()), ("id", pa.int32()), ("value", pa.string()), ("count", pa.int64())])

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast.data.encode.counts import ValueCounts
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.hashing import text_hash
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.schema.types import Field
+from adaftr_fast.errors import DataError
 
 FEW = 16  # a batch this much smaller than a vocabulary is found by bisection
 CROSS_SEPARATOR = "\x1f"  # ASCII unit separator: does not occur inside real values, so crosses are unambiguous

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast.data.encode.counts import COMPACT_ROWS
 from adaftr_fast.data.encode.encoders import plain_values
-from adaftr_fast.data.errors import DataError
+from adaftr_fast.errors import DataError
 
 
 class Groups:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare.work_folder import alone
 from adaftr_fast.data.shard import Part
+from adaftr_fast.errors import DataError
 
 POLL_SECONDS = 0.5
 RESTART_SECONDS = 60.0  # in which parts that had failed before this one began to wait may begin again

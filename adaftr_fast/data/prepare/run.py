@@ -20,7 +20,6 @@ from adaftr_fast._json import dumps
 from adaftr_fast.data.dataset.manifest import FORMAT, MANIFEST, Manifest, read_head, read_manifest
 from adaftr_fast.data.dataset.split_file import GROUP, TRUTH, WEIGHT
 from adaftr_fast.data.dataset.vocabulary import read_encoders
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare.barrier import Unfinished, run_steps
 from adaftr_fast.data.prepare.stages import Preparation, PreparedIds, inputs_digest
 from adaftr_fast.data.prepare.work_folder import LOCK, alone, clear, publish, remove, shared_workplace, sweep, workplace
@@ -29,6 +28,7 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.data.shard import WHOLE, Part
 from adaftr_fast.data.synthetic.write import LOG, write_log
+from adaftr_fast.errors import DataError
 
 __all__ = ["GROUP", "TRUTH", "WEIGHT", "Part", "Unfinished", "prepare", "prepare_part"]
 FILES = re.compile(r"schema\.json|vocabulary\.parquet|(train|validation|test)(-\d+-of-\d+)?\.parquet")  # all it holds

@@ -24,7 +24,6 @@ from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, read_encoders
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import Encoder, count_values, fit_encoder
 from adaftr_fast.data.encode.groups import Groups
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare.barrier import Step, outcome, read_outcome
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import Text, parquet_inputs, text_inputs
@@ -32,6 +31,7 @@ from adaftr_fast.data.raw.source import Source
 from adaftr_fast.data.raw.staging import check_staged, stage, staged_account
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.data.shard import Part
+from adaftr_fast.errors import DataError
 
 READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # steps; texts are joined with what was read before
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.shard import Part
+from adaftr_fast.errors import DataError
 
 LOCK, KEY = "lock", "key"
 REPLACED = "replaced"  # what was published before

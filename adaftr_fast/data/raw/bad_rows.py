@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from adaftr_fast.data.errors import DataError
+from adaftr_fast.errors import DataError
 
 EXAMPLES = 5  # kept of all
 TEXT = 120  # characters shown of a row

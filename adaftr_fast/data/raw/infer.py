@@ -12,8 +12,8 @@ import pyarrow.csv as csv
 import pyarrow.dataset as ds
 
 from adaftr_fast.data.encode.counts import ValueCounts
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.raw.inputs import is_text, read_header
+from adaftr_fast.errors import DataError
 
 TRAIN, VALIDATION = 0.8, 0.9  # where the later splits begin
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import check_columns
@@ -19,6 +18,7 @@ from adaftr_fast.data.raw.staging import COMPRESSIONS, Parse, blocks
 from adaftr_fast.data.raw.text import parse_block
 from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Condition, Schema
+from adaftr_fast.errors import DataError
 
 TEXT = (".csv", ".tsv", ".txt")
 DELIMITERS = ",\t;|"  # the one that a header holds most often

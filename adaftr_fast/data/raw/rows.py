@@ -11,13 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import field_columns, is_text, list_columns, parse_rows, read_header, text_kinds
 from adaftr_fast.data.raw.source import BATCH_ROWS, coalesced
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.errors import DataError
 
 Parse = Callable[[], tuple[pa.Table, BadRows]]
 

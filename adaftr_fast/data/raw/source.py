@@ -17,9 +17,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from adaftr_fast.data import hashing
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.schema.types import Label, Schema, SplitRule
 from adaftr_fast.data.shard import WHOLE, Part
+from adaftr_fast.errors import DataError
 
 BATCH_ROWS = 1 << 17
 ROW_STREAM = hashing.key(0, "rows")  # of the hash of row numbers

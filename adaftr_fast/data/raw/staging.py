@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from adaftr_fast._json import dumps, from_json
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.shard import WHOLE, Part
+from adaftr_fast.errors import DataError
 
 BLOCK_BYTES = 16 << 20
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")  # that Arrow tells by a file's ending

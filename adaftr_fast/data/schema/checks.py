@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.schema.types import Condition
+from adaftr_fast.errors import DataError
 
 SCALARS = (bool, int, float, str, datetime.date, datetime.time)  # a datetime is a date
 OPERATORS = ("==", "!=", "<", ">", "<=", ">=", "in", "not in")

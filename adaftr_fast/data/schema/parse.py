@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from adaftr_fast._json import from_json
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.schema.checks import check_keys, condition, number, strings, table, text
 from adaftr_fast.data.schema.types import SPLITS, Field, HashRange, Label, Schema, SplitRule
 from adaftr_fast.data.synthetic.log import LogConfig
+from adaftr_fast.errors import DataError
 
 REQUIRED = ("name", "labels", "split", "fields")
 OPTIONAL = ("attribution", "files", "format", "shipped", "generate", "drop", "group", "weight", "truth", "defaults")

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from adaftr_fast.data import hashing
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.synthetic.layout import LAYOUTS, Layout, LogField
 from adaftr_fast.data.synthetic.truth import Truth, Values
+from adaftr_fast.errors import DataError
 
 CALIBRATION_ROWS = 1 << 16  # the first ones of the log; rates are met on them in the mean
 USER_ZIPF = 0.5  # users are active unequally, yet nearly all have several impressions

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.synthetic.layout import LogField
 from adaftr_fast.data.synthetic.log import DAY, ImpressionLog, LogConfig, as_arrow
+from adaftr_fast.errors import DataError
 
 NAMES = ("sample_skeleton_{}.csv", "common_features_{}.csv")  # as the data set's archives name them
 BATCH_ROWS = 1 << 16

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.synthetic.log import DAY, PROBABILITY, ImpressionLog, LogConfig
+from adaftr_fast.errors import DataError
 
 BATCH_ROWS = 1 << 16  # rows drawn at once, a row group; the drawn numbers do not depend on it
 PART_ROWS = 1 << 22  # rows of a file

@@ -8,15 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset import bags
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import DataError
 from adaftr_fast.models import ModelConfig, build_model
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.training.trainer import Trainer
 from tests.data.raw.test_aliccp import COMMON, FIELDS, SKELETON
 

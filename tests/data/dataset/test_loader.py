@@ -13,9 +13,9 @@ import torch
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Share, Split
 from adaftr_fast.data.dataset.rows import TensorRows
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import DataError
 
 
 @pytest.fixture

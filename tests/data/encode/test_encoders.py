@@ -6,8 +6,8 @@ import pytest
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import Buckets, Vocabulary, count_values, fit_encoder
 from adaftr_fast.data.encode.groups import Groups
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.schema.parse import Field
+from adaftr_fast.errors import DataError
 
 
 def counts_of(*batches):

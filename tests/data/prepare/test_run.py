@@ -8,9 +8,9 @@ import pytest
 from adaftr_fast.data.dataset.manifest import FORMAT, read_manifest
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import encode_field
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare.run import GROUP, prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.errors import DataError
 
 
 def test_ids_labels_and_groups_by_hand(source, write, tmp_path):

@@ -21,7 +21,6 @@ from adaftr_fast.data.dataset import split_file
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
 from adaftr_fast.data.dataset.split_file import read_split
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare import barrier, stages
 from adaftr_fast.data.prepare.run import Unfinished, prepare, prepare_part
 from adaftr_fast.data.raw import inputs, staging
@@ -30,6 +29,7 @@ from adaftr_fast.data.schema.types import SPLITS
 from adaftr_fast.data.shard import Part
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import write_raw
+from adaftr_fast.errors import DataError
 
 ROWS = 3_000
 BY_TIME = {

@@ -5,10 +5,10 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import DataError
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.data.encode.encoders import Hashed
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.prepare import stages as preparation
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.inputs import text_kinds
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import DataError
 
 SPLITS = ("train", "validation", "test")
 

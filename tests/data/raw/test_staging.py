@@ -5,11 +5,11 @@ import pyarrow.dataset as ds
 import pytest
 from tqdm import tqdm
 
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw import staging
 from adaftr_fast.data.raw.inputs import parse_rows
 from adaftr_fast.data.shard import Part
+from adaftr_fast.errors import DataError
 
 LINES = ["n"] + [str(number) if number % 100 != 50 else "x" for number in range(1, 1001)]
 

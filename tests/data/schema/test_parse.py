@@ -1,7 +1,7 @@
 import pytest
 
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.schema.parse import load_schema, parse_schema, shipped_schemas
+from adaftr_fast.errors import DataError
 
 
 def test_shipped_schemas_load():

@@ -3,11 +3,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast.data.errors import DataError
 from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.data.synthetic import write
 from adaftr_fast.data.synthetic.layout import LAYOUTS
 from adaftr_fast.data.synthetic.log import ImpressionLog, LogConfig
+from adaftr_fast.errors import DataError
 
 
 def config(**changes):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adaftr_fast.distributed import sharded_tables
+from adaftr_fast.torchrec import tables as sharded_tables
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from adaftr_fast.distributed import sharded_rows, sharded_tables
-from adaftr_fast.distributed.errors import RankError
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.distributed.sharded_tables import ShardedTables
+from adaftr_fast.errors import RankError
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import SGD, Adagrad, RowwiseAdagrad
+from adaftr_fast.torchrec import rows as sharded_rows
+from adaftr_fast.torchrec import tables as sharded_tables
+from adaftr_fast.torchrec.tables import ShardedTables
 from tests.distributed.ranks import on_ranks
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from adaftr_fast.training.checkpoint import Description, load_checkpoint, load_weights, save_checkpoint
-from adaftr_fast.training.errors import CheckpointError
+from adaftr_fast.errors import CheckpointError
+from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint, load_weights, save_checkpoint
 
 ABOUT = Description(
     config={"model": {"name": "mmoe"}}, fingerprint="abc", num_embeddings=[3], tasks=["click"], metrics={}

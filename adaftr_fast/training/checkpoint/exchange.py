@@ -8,10 +8,10 @@ from torch import Tensor
 
 from adaftr_fast._tensor_file import SavedTensors, in_file_order
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.distributed.sharded_rows import ShardedRows
-from adaftr_fast.training.errors import CheckpointError
-from adaftr_fast.training.progress import Progress
-from adaftr_fast.training.recovery import Recovery
+from adaftr_fast.errors import CheckpointError
+from adaftr_fast.torchrec.rows import ShardedRows
+from adaftr_fast.training.checkpoint.progress import Progress
+from adaftr_fast.training.checkpoint.recovery import Recovery
 
 
 def load_together(

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from adaftr_fast.training.config import OptimizerConfig
-from adaftr_fast.training.errors import CheckpointError
+from adaftr_fast.config.training import OptimizerConfig
+from adaftr_fast.errors import CheckpointError
+from adaftr_fast.training.checkpoint.state import capture, restore
 from adaftr_fast.training.optimizers import build_optimizers
-from adaftr_fast.training.state import capture, restore
 
 
 def steps(model, optimizers, split, batches):

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.models import ModelConfig, build_model
-from adaftr_fast.training.checkpoint import Description
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.training.checkpoint.weights import Description
 from adaftr_fast.training.trainer import Trainer
 
 FIELDS, TASKS = [60, 20, 7], ["click", "conversion"]

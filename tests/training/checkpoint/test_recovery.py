@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaftr_fast.training.checkpoint import Description, load_checkpoint
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.training.errors import CheckpointError
-from adaftr_fast.training.snapshots import load_snapshot
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.errors import CheckpointError
+from adaftr_fast.training.checkpoint.snapshots import load_snapshot
+from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
 from adaftr_fast.training.trainer import Trainer
 
 ABOUT = Description(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adaftr_fast._files import sha256, sync
 from adaftr_fast._tensor_file import InPieces, SavedTensors, write_tensors
-from adaftr_fast.training.errors import CheckpointError
+from adaftr_fast.errors import CheckpointError
 
 KEEP = 2  # the newest, and one to fall back to
 KEY, VERSION = "run", 1

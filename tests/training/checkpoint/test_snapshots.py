@@ -4,8 +4,8 @@ import resource
 import pytest
 import torch
 
-from adaftr_fast.training.errors import CheckpointError
-from adaftr_fast.training.snapshots import load_snapshot, remove_snapshots, save_snapshot
+from adaftr_fast.errors import CheckpointError
+from adaftr_fast.training.checkpoint.snapshots import load_snapshot, remove_snapshots, save_snapshot
 
 
 def save(folder, number):
@@ -94,7 +94,7 @@ def test_a_write_that_fails_half_way_costs_no_older_snapshot(tmp_path):
 
 
 def test_other_versions_and_foreign_files_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("adaftr_fast.training.snapshots.VERSION", 7)
+    monkeypatch.setattr("adaftr_fast.training.checkpoint.snapshots.VERSION", 7)
     save(tmp_path, 1)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="version 7, this program reads version 1"):

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.distributed.sharded_rows import ShardedRows
-from adaftr_fast.distributed.sharded_tables import ShardedTables
+from adaftr_fast.errors import CheckpointError
 from adaftr_fast.optim import Adam
-from adaftr_fast.training.errors import CheckpointError
+from adaftr_fast.torchrec.rows import ShardedRows
+from adaftr_fast.torchrec.tables import ShardedTables
 
 RNG, CUDA_RNG = "rng/cpu", "rng/cuda"
 

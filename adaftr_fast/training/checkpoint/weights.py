@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from adaftr_fast._files import replace_file, sha256, sync
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast._tensor_file import InPieces, SavedTensors, write_tensors
-from adaftr_fast.training.errors import CheckpointError
+from adaftr_fast.errors import CheckpointError
 
 VERSION = 1
 FILE = "checkpoint.json"

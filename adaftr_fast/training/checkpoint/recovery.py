@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from adaftr_fast._tensor_file import InPieces, SavedTensors
-from adaftr_fast.models.config import ModelConfig
-from adaftr_fast.training.checkpoint import Description
-from adaftr_fast.training.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.training.errors import CheckpointError
-from adaftr_fast.training.progress import Progress
-from adaftr_fast.training.snapshots import load_snapshot, remove_snapshots, save_snapshot
+from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.errors import CheckpointError
+from adaftr_fast.training.checkpoint.progress import Progress
+from adaftr_fast.training.checkpoint.snapshots import load_snapshot, remove_snapshots, save_snapshot
+from adaftr_fast.training.checkpoint.weights import Description
 
 LAST = "last"  # inside a run's folder; there while the run is unfinished
 FREE = {

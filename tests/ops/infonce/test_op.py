@@ -5,7 +5,7 @@ import torch
 
 import adaftr_fast as af
 from adaftr_fast.ops.infonce.reference import infonce_gradients, infonce_rows
-from tests.ops.infonce_inputs import inputs, masks
+from tests.ops.infonce.inputs import inputs, masks
 
 
 def test_closed_form_gradients_equal_autograd():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import adaftr_fast as af
 from adaftr_fast.ops.infonce.reference import infonce_rows
-from tests.ops.infonce_inputs import inputs, loss_and_gradients, masks, needs_extension
+from tests.ops.infonce.inputs import inputs, loss_and_gradients, masks, needs_extension
 from tests.tolerances import assert_as_accurate
 
 CAPABILITIES = ("generic", "avx2", "avx512", "avx512_bf16", "amx")

@@ -21,13 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from adaftr_fast.distributed.errors import RankError
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.distributed.sharded_rows import Shard, ShardedRows
+from adaftr_fast.errors import RankError
 from adaftr_fast.nn.embedding import FusedEmbedding, MixedWidths
 from adaftr_fast.nn.embedding_table import drawn_rows
 from adaftr_fast.ops.embedding.reference.bags import places
 from adaftr_fast.ops.embedding.reference.lookup import check_ids
+from adaftr_fast.torchrec.rows import Shard, ShardedRows
 
 if TYPE_CHECKING:
     from torchrec.distributed.model_parallel import DistributedModelParallel

@@ -1,0 +1,29 @@
+"""The errors that a user can put right. The command line shows them as one line, and any other as a traceback."""
+
+
+class UserError(Exception):
+    """An input, a setting or a file that its owner can put right; the message names it."""
+
+
+class ConfigError(UserError, ValueError):
+    """A setting is out of range, or does not go with another."""
+
+
+class DataError(UserError, ValueError):
+    """A schema, an input file or a prepared folder cannot be used."""
+
+
+class TrainingError(UserError, RuntimeError):
+    """Training cannot go on: a loss is not finite, or the data leave nothing to learn or to select by."""
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint is absent, damaged, or of another model or data set."""
+
+
+class RankError(UserError, RuntimeError):
+    """The ranks cannot go on together: one is gone or does not answer, or they were started unlike."""
+
+
+class ServingError(UserError, RuntimeError):
+    """A model cannot be exported, or an exported one is absent, damaged or gives no finite score."""
