@@ -19,9 +19,10 @@ from typing import NamedTuple
 
 import torch
 import triton
-from adaftr_fast.kernels.infonce_column import infonce_column_kernel
-from adaftr_fast.kernels.infonce_config import CONFIGS, TYPES, Config, choose_row, constants, lift
-from adaftr_fast.kernels.infonce_forward import infonce_finish_kernel, infonce_sweep_kernel
+from adaftr_fast.kernels.infonce.column_sweep import infonce_column_kernel
+from adaftr_fast.kernels.infonce.combine import infonce_finish_kernel
+from adaftr_fast.kernels.infonce.config import CONFIGS, TYPES, Config, choose_row, constants, lift
+from adaftr_fast.kernels.infonce.row_sweep import infonce_sweep_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -98,7 +99,7 @@ def _finish(dtype: torch.dtype, arch: int) -> Case:
 
 
 def build(case: Case) -> dict:
-    """Compile one case; pointers and strides are divisible by 16 as in infonce.py."""
+    """Compile one case; pointers and strides are divisible by 16 as in launch.py."""
     acc = "fp64" if case.dtype == torch.float64 else "fp32"
     signature, attributes = {}, {}
     for place, name in enumerate(case.kernel.arg_names):

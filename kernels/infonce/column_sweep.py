@@ -10,7 +10,7 @@ before they are rounded to half precision, which takes 1 / (B tau) out of them.
 
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce_tiles import IGNORE, load_block, plan, scores
+from adaftr_fast.kernels.infonce.tiles import IGNORE, load_block, plan, scores
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Tilings of the InfoNCE kernels: one small table, and what follows from it. See the header of infonce.py."""
+"""Tilings of the InfoNCE kernels: one small table, and what follows from it. See the header of launch.py."""
 
 from functools import lru_cache
 from typing import NamedTuple

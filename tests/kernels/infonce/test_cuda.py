@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from tests.kernels.agreement import DTYPES, assert_matches, evaluate, inputs, masks
+from tests.kernels.infonce.agreement import DTYPES, assert_matches, evaluate, inputs, masks
 
-config = pytest.importorskip("adaftr_fast.kernels.infonce_config")
+config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.skipif(config.INTERPRETED, reason="TRITON_INTERPRET is set"),

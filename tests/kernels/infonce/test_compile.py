@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECONDS = 60  # bounds the compiler's work, not the machine's speed: the slowest takes about 3
 
 

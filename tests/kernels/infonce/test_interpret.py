@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from tests.kernels.agreement import DTYPES, assert_matches, evaluate, inputs, masks
+from tests.kernels.infonce.agreement import DTYPES, assert_matches, evaluate, inputs, masks
 
 pytest.importorskip("triton")
-config = pytest.importorskip("adaftr_fast.kernels.infonce_config")
+config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 pytestmark = pytest.mark.skipif(not config.INTERPRETED, reason="needs TRITON_INTERPRET=1")
 
 # Around the tiles' edges, with one split and with several (the interpreter is taken to have 2 processors). float64

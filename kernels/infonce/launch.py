@@ -1,8 +1,8 @@
 """Adaptive InfoNCE and its gradients on the GPU, in four products of size B N d and two sweeps of exponentials.
 
-    row sweep     S = A B^T, online softmax, P B           infonce_forward.py    2 products (1 without d_row)
-    completion    loss, statistics, d_row, d_tau           infonce_forward.py    O(B d)
-    column sweep  S again, P^T A with the finished sums    infonce_column.py     2 products, only for d_column
+    row sweep     S = A B^T, online softmax, P B           row_sweep.py       2 products (1 without d_row)
+    completion    loss, statistics, d_row, d_tau           combine.py         O(B d)
+    column sweep  S again, P^T A with the finished sums    column_sweep.py    2 products, only for d_column
 
 No B x N array, no atomics, every sum in a fixed order: the same inputs give the same bits on the same card. Nothing
 is read back to the host, so the call can be captured in a CUDA graph.
@@ -35,8 +35,9 @@ from typing import NamedTuple
 
 import torch
 import triton
-from adaftr_fast.kernels.infonce_column import infonce_column_kernel
-from adaftr_fast.kernels.infonce_config import (
+from adaftr_fast.kernels.infonce.column_sweep import infonce_column_kernel
+from adaftr_fast.kernels.infonce.combine import infonce_finish_kernel
+from adaftr_fast.kernels.infonce.config import (
     INTERPRETED,
     choose_row,
     choose_splits,
@@ -44,7 +45,7 @@ from adaftr_fast.kernels.infonce_config import (
     lift,
     product_kind,
 )
-from adaftr_fast.kernels.infonce_forward import infonce_finish_kernel, infonce_sweep_kernel
+from adaftr_fast.kernels.infonce.row_sweep import infonce_sweep_kernel
 from torch import Tensor
 
 IGNORE = -100
