@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ENV := .venv/.installed
 TORCHREC := .venv/.torchrec
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.inl csrc/*/*.cu csrc/*/*.cuh)
+CXX_FILES := $(shell find csrc -type f)
 
 .PHONY: demo test test-torchrec lint format bench sanitize clean
 
@@ -42,7 +42,7 @@ clean:
 	rm -rf .venv build *.egg-info adaftr_fast/_C*.so
 
 # The environment is made once and made again when the build files or the C++ sources change.
-$(ENV): pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+$(ENV): pyproject.toml setup.py $(CXX_FILES)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q "torch>=2.11,<2.14" "setuptools>=77" wheel pybind11 ninja numpy
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"

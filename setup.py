@@ -45,13 +45,13 @@ def extension() -> dict:
         raise SystemExit(
             f"setup.py: ADAFTR_FAST_BUILD=cuda, but torch.version.cuda={torch.version.cuda} and CUDA_HOME={CUDA_HOME}"
         )
-    cuda_sources = sorted(glob.glob("csrc/cuda/*.cu"))
+    cuda_sources = sorted(glob.glob("csrc/cuda/**/*.cu", recursive=True))
     with_cuda = has_cuda and BUILD in ("auto", "cuda") and bool(cuda_sources)
-    sources = sorted(glob.glob("csrc/*.cpp") + glob.glob("csrc/cpu/*.cpp"))
+    sources = sorted(glob.glob("csrc/**/*.cpp", recursive=True))
     if with_cuda:
         sources += cuda_sources
     # No -march flag: code for one instruction set stands in its own file, under its own target pragma,
-    # and is chosen at run time (csrc/cpu/capability.h).
+    # and is chosen at run time (csrc/cpu/runtime/capability.h).
     cxx = [
         "-O3",
         "-std=c++20",

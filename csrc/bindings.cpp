@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/capability.h"
+#include "cpu/runtime/capability.h"
 
 namespace py = pybind11;
 

@@ -3,7 +3,7 @@
 Dense Adam moves every row in every step, by momentum and weight decay, also the rows the batch did not look up.
 Here such a row only falls behind: it keeps the step it is current to, the look-up reads through to its present
 value, and the next step that touches it, or ``flush()``, makes up for what it missed, in closed form where that is
-exact to rounding (csrc/cpu/embedding_adam.h has the formulas). The trajectory is that of torch.optim.Adam.
+exact to rounding (csrc/cpu/embedding/optim/adam.h has the formulas). The trajectory is that of torch.optim.Adam.
 """
 
 from __future__ import annotations

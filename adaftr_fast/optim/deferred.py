@@ -10,7 +10,7 @@ from torch import Tensor
 from adaftr_fast.nn.embedding_table import insert_rows
 from adaftr_fast.ops.embedding.lookup import empty_table
 
-_POWERS = 4096  # β^j is tabulated for j below this; csrc/cpu/embedding_adam.h has the same number
+_POWERS = 4096  # β^j is tabulated for j below this; csrc/cpu/embedding/optim/adam.h has the same number
 _STEP, _BASE = 0, 7  # places in the clock
 _NAMES = ("moments", "current", "series", "schedule", "powers", "clock")  # of the tensors
 

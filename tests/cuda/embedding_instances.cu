@@ -1,5 +1,5 @@
 // Compiled by tests/cuda/test_embedding.py to see that the kernels build for a GPU; never run.
-#include "cuda/embedding.cuh"
+#include "cuda/embedding/kernels.cuh"
 
 namespace adaftr_fast::cuda {
 template __global__ void each(Lookup<float, int32_t, 4, false>, int64_t);

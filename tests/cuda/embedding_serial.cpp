@@ -1,5 +1,5 @@
 // The bodies of the CUDA kernels, run by a loop on the CPU, behind C functions for ctypes.
-#include "cuda/embedding.cuh"
+#include "cuda/embedding/kernels.cuh"
 
 using namespace adaftr_fast::cuda;
 

@@ -55,7 +55,7 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
     return sparse_gradient(grad, *ctx.saved_tensors, ctx.shape), None, None
 
 
-if not is_built():  # csrc/cpu/embedding_autograd.cpp does the same, faster
+if not is_built():  # csrc/cpu/embedding/autograd.cpp does the same, faster
     torch.library.register_autograd(
         "adaftr_fast::fused_embedding", _backward, setup_context=_setup_context, lib=library
     )

@@ -57,7 +57,7 @@ def _backward(ctx, grad: Tensor) -> tuple:
     return sparse_gradient(grad, *ctx.saved_tensors, ctx.shape), None, None, [None] * ctx.states
 
 
-if not is_built():  # csrc/cpu/embedding_autograd.cpp does the same, faster
+if not is_built():  # csrc/cpu/embedding/autograd.cpp does the same, faster
     torch.library.register_autograd(
         "adaftr_fast::deferred_embedding", _backward, setup_context=_setup_context, lib=library
     )

@@ -82,7 +82,7 @@ def _mixture_backward(ctx, gradients: Sequence[Tensor | None]) -> tuple[Tensor, 
     return torch.ops.adaftr_fast.mixture_backward(list(gradients), *ctx.saved_tensors)
 
 
-if not is_built():  # csrc/cpu/mlp_autograd.cpp does the same, faster, and differentiates again
+if not is_built():  # csrc/cpu/mlp/autograd.cpp does the same, faster, and differentiates again
     torch.library.register_autograd("adaftr_fast::mlp", _mlp_backward, setup_context=_mlp_setup, lib=library)
     torch.library.register_autograd(
         "adaftr_fast::mixture", _mixture_backward, setup_context=_mixture_setup, lib=library

@@ -1,0 +1,16 @@
+// Row sets are expensive to clear and cheap to keep: each thread has one, all zero between uses.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/embedding/lookup/lookup.h"
+
+namespace adaftr_fast {
+
+// This thread's row set, with room for these fields (first_row is [F + 1]); valid until the thread asks again.
+RowSet scratch_rows(const int64_t* first_row, int64_t fields);
+
+// The same memory, with room for one field of so many rows.
+FieldSet scratch_field(int64_t rows);
+
+}  // namespace adaftr_fast

@@ -1,0 +1,39 @@
+// Multi-valued fields: any number of ids for each field of a row, pooled into one vector.
+//
+// B batch, F fields, E width, N ids of all bags together, U distinct rows of one batch.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/embedding/lookup/lookup.h"
+#include "cpu/embedding/optim/adam.h"
+
+namespace adaftr_fast {
+
+// Bag (b, f) holds the ids values[bag[b * F + f]] to values[bag[b * F + f + 1] - 1].
+template <typename Id, typename T>
+struct Bags {
+  const Id* values;          // [N]
+  const int64_t* bag;        // [B * F + 1]
+  const T* weights;          // [N] factors of the ids, or null
+  const int64_t* first_row;  // [F + 1]
+  int64_t batch;
+  int64_t fields;
+  bool mean;  // divide by the number of ids in the bag
+};
+
+template <typename W, typename Id>
+struct BagKernels {
+  using Input = Bags<Id, Compute<W>>;
+  // Pools the bags of batch rows [begin, end) into out [B, F * E]; empty bags give zeros. With `adam`, rows are read
+  // through to their current values. Returns the position in values of an id out of range, or -1.
+  int64_t (*pool)(const Input&, const W* weight, const AdamTable<W>* adam, int64_t width, W* out, int64_t begin,
+                  int64_t end);
+  // As LookupKernels::mark_shared and MergeKernels::merge_share: bags differ in size too much for threads to own
+  // fields.
+  int64_t (*mark)(const Input&, const RowSet&, int64_t begin, int64_t end);
+  void (*merge)(const Input&, const RowSet&, const int64_t* base, const W* grad, int64_t width, Compute<W>* sums,
+                int64_t part, int64_t parts);
+};
+
+}  // namespace adaftr_fast

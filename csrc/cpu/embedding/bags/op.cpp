@@ -1,0 +1,137 @@
+// The ops adaftr_fast::embedding_bags and embedding_bags_backward on the CPU: checks, memory and launches.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <tuple>
+
+#include "cpu/embedding/backward/merge_in_shares.h"
+#include "cpu/embedding/bags/bags.h"
+
+namespace adaftr_fast {
+namespace {
+
+void check_bags(const char* op, const at::Tensor& values, const at::Tensor& bags, const at::Tensor& offsets) {
+  TORCH_CHECK_TYPE(values.scalar_type() == at::kInt || values.scalar_type() == at::kLong, op,
+                   ": values must be int32 or int64, got ", values.scalar_type());
+  TORCH_CHECK_VALUE(values.dim() == 1, op, ": values must be [N], got ", values.sizes());
+  check_fields(op, offsets);
+  const int64_t fields = offsets.size(0) - 1;
+  TORCH_CHECK_VALUE(
+      bags.dim() == 1 && bags.scalar_type() == at::kLong && bags.size(0) % fields == 1 % fields && bags.size(0) > 0, op,
+      ": offsets must be int64 [B * ", fields, " + 1], got ", bags.scalar_type(), " ", bags.sizes());
+  const at::Tensor dense = bags.contiguous();
+  const int64_t* bag = dense.const_data_ptr<int64_t>();
+  bool rising = bag[0] == 0 && bag[bags.size(0) - 1] == values.size(0);
+  for (int64_t i = 1; i < bags.size(0); ++i) rising &= bag[i - 1] <= bag[i];
+  TORCH_CHECK_VALUE(rising, op, ": offsets must rise from 0 to the number of values, ", values.size(0));
+}
+
+template <typename Id, typename T>
+Bags<Id, T> bags_of(const at::Tensor& values, const at::Tensor& bags, const std::optional<at::Tensor>& weights,
+                    const at::Tensor& offsets, bool mean) {
+  const int64_t fields = offsets.size(0) - 1;
+  const T* factors = weights.has_value() ? data_of<T>(*weights) : nullptr;
+  return {data_of<Id>(values),
+          data_of<int64_t>(bags),
+          factors,
+          data_of<int64_t>(offsets),
+          (bags.size(0) - 1) / fields,
+          fields,
+          mean};
+}
+
+template <typename Id, typename T>
+void raise_bad_value(const char* op, const Bags<Id, T>& bags, int64_t position) {
+  const int64_t* end = bags.bag + bags.batch * bags.fields + 1;
+  const int64_t bag = std::upper_bound(bags.bag, end, position) - bags.bag - 1, f = bag % bags.fields;
+  TORCH_CHECK_INDEX(false, op, ": values[", position, "] = ", bags.values[position], " (row ", bag / bags.fields,
+                    ") is out of range for field ", f, ", whose ids are 0 to ",
+                    bags.first_row[f + 1] - bags.first_row[f] - 1);
+}
+
+void check_factors(const char* op, const std::optional<at::Tensor>& weights, const at::Tensor& values,
+                   at::ScalarType type) {
+  if (!weights.has_value()) return;
+  TORCH_CHECK_VALUE(weights->sizes() == values.sizes() && weights->scalar_type() == type, op, ": weights must be ",
+                    type, " [", values.size(0), "], got ", weights->scalar_type(), " ", weights->sizes());
+}
+
+std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& weights) {
+  return weights.has_value() ? std::optional<at::Tensor>(weights->contiguous()) : std::nullopt;
+}
+
+at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, const at::Tensor& bags,
+                          const std::optional<at::Tensor>& weights, const at::Tensor& offsets, bool mean,
+                          at::TensorList state) {
+  constexpr const char* kOp = "embedding_bags";
+  check_weight(kOp, weight);
+  check_bags(kOp, values, bags, offsets);
+  check_offsets(kOp, offsets, weight.size(0));
+  check_factors(kOp, weights, values, compute_type(weight.scalar_type()));
+  const at::Tensor ids = values.contiguous(), ends = bags.contiguous();
+  const std::optional<at::Tensor> factors = contiguous(weights);
+  const int64_t fields = offsets.size(0) - 1, batch = (bags.size(0) - 1) / fields, width = weight.size(1);
+  at::Tensor out = pooled_empty({batch, fields * width}, weight.options());
+  by_table_type(kOp, weight.scalar_type(), [&](auto w) {
+    using W = decltype(w);
+    std::optional<AdamTable<W>> table;
+    if (!state.empty()) table = adam_table<W>(kOp, weight, state);
+    by_id_type(values, [&](auto id) {
+      using Id = decltype(id);
+      const auto input = bags_of<Id, Compute<W>>(ids, ends, factors, offsets, mean);
+      std::atomic<int64_t> bad{-1};
+      // Bags differ in size: small tasks, so that no thread is left with the large ones.
+      at::parallel_for(0, batch, std::max<int64_t>(1, kRowsPerTask * batch / std::max<int64_t>(1, values.size(0))),
+                       [&](int64_t begin, int64_t end) {
+                         keep_smallest(
+                             bad, bag_kernels<W, Id>().pool(input, data_of<W>(weight), table ? &*table : nullptr, width,
+                                                            mutable_data_of<W>(out), begin, end));
+                       });
+      if (bad >= 0) raise_bad_value(kOp, input, bad);
+    });
+  });
+  return out;
+}
+
+template <typename W, typename Id>
+std::tuple<at::Tensor, at::Tensor> run_merge(const Bags<Id, Compute<W>>& input, const at::Tensor& grad, int64_t count,
+                                             int64_t width) {
+  return merge_in_shares<Compute<W>>(
+      {input.first_row, input.fields, input.batch, count, width}, grad.options(),
+      [&](const RowSet& set, int64_t begin, int64_t end) { return bag_kernels<W, Id>().mark(input, set, begin, end); },
+      [&](int64_t position) { raise_bad_value("embedding_bags_backward", input, position); },
+      [&](const RowSet& set, const int64_t* base, Compute<W>* sums, int64_t part, int64_t parts) {
+        bag_kernels<W, Id>().merge(input, set, base, data_of<W>(grad), width, sums, part, parts);
+      });
+}
+
+std::tuple<at::Tensor, at::Tensor> embedding_bags_backward(const at::Tensor& grad, const at::Tensor& values,
+                                                           const at::Tensor& bags,
+                                                           const std::optional<at::Tensor>& weights,
+                                                           const at::Tensor& offsets, int64_t width, bool mean) {
+  constexpr const char* kOp = "embedding_bags_backward";
+  check_bags(kOp, values, bags, offsets);
+  check_offsets(kOp, offsets, offsets.const_data_ptr<int64_t>()[offsets.size(0) - 1]);
+  check_factors(kOp, weights, values, compute_type(grad.scalar_type()));
+  TORCH_CHECK_VALUE(grad.dim() == 2 && grad.numel() == (bags.size(0) - 1) * width, kOp, ": grad must be [B, F * ",
+                    width, "], got ", grad.sizes());
+  const at::Tensor dense = grad.contiguous(), ids = values.contiguous(), ends = bags.contiguous();
+  const std::optional<at::Tensor> factors = contiguous(weights);
+  return by_table_type(kOp, grad.scalar_type(), [&](auto w) {
+    using W = decltype(w);
+    return by_id_type(values, [&](auto id) {
+      using Id = decltype(id);
+      return run_merge<W, Id>(bags_of<Id, Compute<W>>(ids, ends, factors, offsets, mean), dense, ids.size(0), width);
+    });
+  });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
+  m.impl("embedding_bags", embedding_bags);
+  m.impl("embedding_bags_backward", embedding_bags_backward);
+}
+
+}  // namespace adaftr_fast

@@ -1,0 +1,69 @@
+// All embedding kernels of one instruction set, and the set to use.
+#pragma once
+
+#include <tuple>
+
+#include "cpu/embedding/bags/bags.h"
+#include "cpu/embedding/lookup/lookup.h"
+#include "cpu/embedding/optim/adam.h"
+#include "cpu/embedding/optim/update.h"
+#include "cpu/embedding/types.h"
+
+namespace adaftr_fast {
+
+// Kernels for tables stored as W.
+template <typename W>
+struct TypedKernels {
+  MergeKernels<W, int32_t> merge32;
+  MergeKernels<W, int64_t> merge64;
+  UpdateKernels<W> update;
+  AdamKernels<W> adam;
+  BagKernels<W, int32_t> bags32;
+  BagKernels<W, int64_t> bags64;
+};
+
+struct EmbeddingKernels {
+  // Whether rows [count] rise strictly.
+  bool (*rising)(const int64_t* rows, int64_t count);
+  RowSetKernels row_sets;
+  std::tuple<LookupKernels<int32_t>, LookupKernels<int64_t>> lookup;
+  std::tuple<TypedKernels<float>, TypedKernels<double>, TypedKernels<BFloat16>, TypedKernels<Float16>> typed;
+};
+
+extern const EmbeddingKernels kEmbeddingGeneric;
+#if defined(__x86_64__)
+extern const EmbeddingKernels kEmbeddingAvx2;
+#endif
+
+// The kernels for capability().
+const EmbeddingKernels& embedding_kernels();
+
+template <typename Id>
+const LookupKernels<Id>& lookup_kernels() {
+  return std::get<LookupKernels<Id>>(embedding_kernels().lookup);
+}
+
+template <typename W>
+const TypedKernels<W>& typed_kernels() {
+  return std::get<TypedKernels<W>>(embedding_kernels().typed);
+}
+
+template <typename W, typename Id>
+const MergeKernels<W, Id>& merge_kernels() {
+  if constexpr (sizeof(Id) == sizeof(int32_t)) {
+    return typed_kernels<W>().merge32;
+  } else {
+    return typed_kernels<W>().merge64;
+  }
+}
+
+template <typename W, typename Id>
+const BagKernels<W, Id>& bag_kernels() {
+  if constexpr (sizeof(Id) == sizeof(int32_t)) {
+    return typed_kernels<W>().bags32;
+  } else {
+    return typed_kernels<W>().bags64;
+  }
+}
+
+}  // namespace adaftr_fast

@@ -1,0 +1,39 @@
+// Every embedding kernel, for the files that compile them for one instruction set. Each builds on those before it; the
+// empty comments keep them in this order.
+#include "cpu/embedding/convert.inl"
+//
+#include "cpu/embedding/lookup/lookup.inl"
+//
+#include "cpu/embedding/backward/merge.inl"
+//
+#include "cpu/embedding/optim/update.inl"
+//
+#include "cpu/embedding/optim/adam.inl"
+//
+#include "cpu/embedding/optim/adam_schedule.inl"
+//
+#include "cpu/embedding/backward/merge_in_shares.inl"
+//
+#include "cpu/embedding/bags/bags.inl"
+
+namespace adaftr_fast {
+namespace {
+
+template <typename W>
+constexpr TypedKernels<W> kTyped = {{merge<W, int32_t>, merge_share<W, int32_t>},
+                                    {merge<W, int64_t>, merge_share<W, int64_t>},
+                                    kUpdates<W>,
+                                    kAdam<W>,
+                                    {pool<W, int32_t>, mark_bags<int32_t, Compute<W>>, merge_bags<W, int32_t>},
+                                    {pool<W, int64_t>, mark_bags<int64_t, Compute<W>>, merge_bags<W, int64_t>}};
+
+template <typename Id>
+constexpr LookupKernels<Id> kLookups = {lookup<Id>, rank<Id>, mark_shared<Id>};
+
+constexpr EmbeddingKernels kKernels = {rising,
+                                       kRowSets,
+                                       {kLookups<int32_t>, kLookups<int64_t>},
+                                       {kTyped<float>, kTyped<double>, kTyped<BFloat16>, kTyped<Float16>}};
+
+}  // namespace
+}  // namespace adaftr_fast

@@ -1,0 +1,264 @@
+// Bodies of the deferred Adam, compiled once for each instruction set. See adam.h for the formulas.
+
+namespace adaftr_fast {
+namespace {
+
+// w, m and v of one group of lanes.
+template <typename T>
+struct Lanes {
+  Vec<T> w, m, v;
+};
+
+template <typename T>
+struct StepScalars {
+  T step_size, inverse_bias2, decay;
+};
+
+// What a table's kernels share in one call.
+template <typename W>
+struct Adam {
+  using T = Compute<W>;
+
+  explicit Adam(const AdamTable<W>& table) : table(table), clock(*table.clock) {
+    now = static_cast<int64_t>(clock.step);
+    base = static_cast<int64_t>(clock.base);
+    horizon = clock.horizon > 0 ? static_cast<int64_t>(clock.horizon) : INT64_MAX / 2;
+    take1 = static_cast<T>(1 - clock.beta1);
+    take2 = static_cast<T>(1 - clock.beta2);
+    keep1 = static_cast<T>(1 - static_cast<double>(take1));  // what m <- m + (1 - β1) (g - m) keeps
+    keep2 = static_cast<T>(clock.beta2);
+    root2 = static_cast<T>(std::sqrt(static_cast<double>(keep2)));
+    epsilon = static_cast<T>(clock.epsilon);
+    couples = clock.weight_decay != 0 && clock.decoupled == 0;
+    decays = clock.weight_decay != 0 && clock.decoupled != 0;
+    l2 = couples ? static_cast<T>(clock.weight_decay) : T(0);
+  }
+
+  StepScalars<T> scalars(double lr) const {
+    const double step = static_cast<double>(now + 1);
+    return {static_cast<T>(lr / (1 - std::pow(clock.beta1, step))),
+            static_cast<T>(1 / std::sqrt(1 - std::pow(clock.beta2, step))),
+            decays ? static_cast<T>(1 - lr * clock.weight_decay) : T(1)};
+  }
+
+  // Whether a row current to step `from` has changed since: a row that never had a gradient only decays.
+  bool is_stale(int64_t from) const { return (from < now) & ((from > 0) | couples | decays); }
+
+  T power(int64_t which, int64_t gap) const {
+    if (gap < kPowers) return table.powers[which * kPowers + gap];
+    return static_cast<T>(std::pow(static_cast<double>(which == 0 ? keep1 : keep2), static_cast<double>(gap)));
+  }
+
+  T decay_between(int64_t from, int64_t to) const {
+    if (!decays) return T(1);
+    return static_cast<T>(std::exp(table.schedule[to - base].log_decay - table.schedule[from - base].log_decay));
+  }
+
+  const AdamTable<W>& table;
+  const AdamClock clock;
+  int64_t now, base, horizon;
+  T take1, take2, keep1, keep2, root2, epsilon, l2;
+  bool couples, decays;
+};
+
+template <typename T>
+inline Vec<T> closed_form(const SeriesRow<T>& s, T epsilon, T decay, const Lanes<T>& x) {
+  const Vec<T> deviation = root(x.v), y = T(1) / (deviation * s.mean + epsilon), z = deviation * y;
+  const Vec<T> series = T(1) + z * z * (s.moment[0] - z * (s.moment[1] - z * s.moment[2]));
+  return decay * (x.w - s.sum * x.m * y * series);
+}
+
+// Step by step; only w is needed on the way.
+template <typename W, typename T = Compute<W>>
+Vec<T> replay(const Adam<W>& adam, int64_t from, const Lanes<T>& x) {
+  const int64_t to = adam.now - from < adam.horizon ? adam.now : from + adam.horizon;
+  const Vec<T> deviation = root(x.v);
+  Vec<T> w = x.w;
+  T power1 = 1, power2 = 1;
+  for (int64_t k = from + 1; k <= to; ++k) {
+    const SeriesRow<T>& at = adam.table.series[k - adam.base];
+    power1 *= adam.keep1;
+    power2 *= adam.root2;
+    const T rate = at.step_size * power1, scale = power2 * at.inverse_bias2;
+    w = at.decay * w - rate * x.m / (deviation * scale + adam.epsilon);
+  }
+  return w * adam.decay_between(to, adam.now);
+}
+
+// One step of Adam on lanes that are current to the step before; g is the gradient without weight decay.
+template <typename W, typename T = Compute<W>>
+inline void dense_step(const Adam<W>& adam, const StepScalars<T>& by, Lanes<T>& x, const Vec<T>& g) {
+  const Vec<T> w = by.decay * x.w, slope = g + adam.l2 * w;
+  x.m += adam.take1 * (slope - x.m);
+  x.v = adam.keep2 * x.v + adam.take2 * slope * slope;
+  x.w = w - by.step_size * x.m / (root(x.v) * by.inverse_bias2 + adam.epsilon);
+}
+
+// Coupled weight decay gives every missed step a gradient: all three are brought along, step by step.
+template <typename W, typename T = Compute<W>>
+void replay_coupled(const Adam<W>& adam, int64_t from, Lanes<T>& x) {
+  for (int64_t k = from + 1; k <= adam.now; ++k) {
+    const SeriesRow<T>& at = adam.table.series[k - adam.base];
+    dense_step(adam, {at.step_size, at.inverse_bias2, at.decay}, x, Vec<T>{});
+  }
+}
+
+// w of lanes current to step `from`, brought to now.
+template <typename W, typename T = Compute<W>>
+inline Vec<T> present_weight(const Adam<W>& adam, int64_t from, const Lanes<T>& x) {
+  const SeriesRow<T>& s = adam.table.series[from - adam.base];
+  if (__builtin_expect(adam.couples, 0)) {
+    Lanes<T> moved = x;
+    replay_coupled(adam, from, moved);
+    return moved.w;
+  }
+  if (sizeof(T) == sizeof(float) && s.mean > 0) {
+    return closed_form(s, adam.epsilon, adam.decay_between(from, adam.now), x);
+  }
+  return replay(adam, from, x);
+}
+
+template <typename W, typename T = Compute<W>>
+inline void catch_up(const Adam<W>& adam, int64_t from, Lanes<T>& x) {
+  if (__builtin_expect(adam.couples, 0)) return replay_coupled(adam, from, x);
+  x.w = present_weight(adam, from, x);
+  x.m *= adam.power(0, adam.now - from);
+  x.v *= adam.power(1, adam.now - from);
+}
+
+template <typename W>
+inline void prefetch_row(const AdamTable<W>& table, int64_t row, int64_t width) {
+  prefetch(table.weight + row * width, width * sizeof(W));
+  prefetch(table.moments + row * 2 * width, 2 * width * sizeof(Compute<W>));
+}
+
+// Whether a row is stale is a coin toss to the branch predictor. So the rows are copied as they are, the stale ones
+// listed without a branch, and the list is corrected when it is full.
+template <typename W, int64_t kWidth>
+struct StaleReads {
+  const Adam<W>& adam;
+  int64_t width;
+  W* out;
+  int64_t position[kChunk], row[kChunk], count = 0;
+
+  void read(int64_t i, int64_t from_row) {
+    const W* w = adam.table.weight + from_row * width;
+    copy_row<kWidth* static_cast<int64_t>(sizeof(W))>(out + i * width, w, width * sizeof(W));
+    position[count] = i;
+    row[count] = from_row;
+    count += adam.is_stale(adam.table.current[from_row]);
+    if (count == kChunk) correct();
+  }
+
+  void correct() {
+    using T = Compute<W>;
+    for (int64_t k = 0; k < count; ++k) {
+      const W* w = adam.table.weight + row[k] * width;
+      const T* m = adam.table.moments + row[k] * 2 * width;
+      const int64_t from = adam.table.current[row[k]];
+      for_each_group<kWidth>(width, [&](int64_t e, auto n) {
+        const Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+        store_group(out + position[k] * width + e, present_weight(adam, from, x), n);
+      });
+    }
+    count = 0;
+  }
+};
+
+template <typename Id, typename W, int64_t kWidth>
+int64_t adam_lookup_rows(const Ids<Id>& ids, const AdamTable<W>& table, W* out, int64_t begin, int64_t end) {
+  const Adam<W> adam(table);
+  const int64_t width = kWidth ? kWidth : table.width;
+  StaleReads<W, kWidth> reads{adam, width, out, {}, {}};
+  const int64_t bad = for_each_lookup(
+      ids, begin, end, [&](int64_t row) { __builtin_prefetch(table.current + row); },
+      [&](int64_t row) {
+        const W* w = table.weight + row * width;
+        const Compute<W>* m = table.moments + row * 2 * width;
+        prefetch(w, width * sizeof(W));
+        // Again without a branch: the moments of stale rows only, of others what is being fetched anyway.
+        const bool stale = adam.is_stale(table.current[row]);
+        prefetch(stale ? static_cast<const void*>(m) : w, stale ? 2 * width * sizeof(Compute<W>) : 1);
+      },
+      [&](int64_t i, int64_t row) { reads.read(i, row); });
+  reads.correct();
+  return bad;
+}
+
+// Makes one row current to now.
+template <typename W, int64_t kWidth>
+inline void bring_up(const Adam<W>& adam, int64_t row, int64_t width) {
+  using T = Compute<W>;
+  W* w = adam.table.weight + row * width;
+  T* m = adam.table.moments + row * 2 * width;
+  const int64_t from = adam.table.current[row];
+  for_each_group<kWidth>(width, [&](int64_t e, auto n) {
+    Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+    catch_up(adam, from, x);
+    store_group(w + e, x.w, n);
+    store_group(m + e, x.m, n);
+    store_group(m + width + e, x.v, n);
+  });
+}
+
+// Brings those of some rows up that are stale, listing them first, for the branch predictor's sake as above.
+template <typename W, int64_t kWidth>
+inline void bring_up_stale(const Adam<W>& adam, const int64_t* rows, int64_t count, int64_t width) {
+  int64_t stale[kChunk], stales = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    prefetch_row(adam.table, rows[k], width);
+    stale[stales] = rows[k];
+    stales += adam.is_stale(adam.table.current[rows[k]]);
+  }
+  for (int64_t k = 0; k < stales; ++k) bring_up<W, kWidth>(adam, stale[k], width);
+}
+
+template <typename W, int64_t kWidth>
+void adam_step_rows(const AdamTable<W>& table, const int64_t* rows, const W* grad, double lr, int64_t begin,
+                    int64_t end) {
+  using T = Compute<W>;
+  const Adam<W> adam(table);
+  const StepScalars<T> by = adam.scalars(lr);
+  const int64_t width = kWidth ? kWidth : table.width;
+  for (int64_t u = begin; u < end; ++u) {
+    if ((u - begin) % kChunk == 0) {
+      bring_up_stale<W, kWidth>(adam, rows + u, end - u < kChunk ? end - u : kChunk, width);
+    }
+    __builtin_prefetch(table.current + rows[u + kChunk < end ? u + kChunk : end - 1]);
+    const int64_t row = rows[u];
+    W* w = table.weight + row * width;
+    T* m = table.moments + row * 2 * width;
+    for_each_group<kWidth>(width, [&](int64_t e, auto n) {
+      Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+      dense_step(adam, by, x, load_group(grad + u * width + e, n));
+      store_group(w + e, x.w, n);
+      store_group(m + e, x.m, n);
+      store_group(m + width + e, x.v, n);
+    });
+    table.current[row] = static_cast<int32_t>(adam.now + 1);
+  }
+}
+
+template <typename Id, typename W>
+int64_t adam_lookup(const Ids<Id>& ids, const AdamTable<W>& table, W* out, int64_t begin, int64_t end) {
+  if (table.width == 8) return adam_lookup_rows<Id, W, 8>(ids, table, out, begin, end);
+  return adam_lookup_rows<Id, W, 0>(ids, table, out, begin, end);
+}
+
+template <typename W>
+void adam_step(const AdamTable<W>& table, const int64_t* rows, const W* grad, double lr, int64_t begin, int64_t end) {
+  if (table.width == 8) return adam_step_rows<W, 8>(table, rows, grad, lr, begin, end);
+  adam_step_rows<W, 0>(table, rows, grad, lr, begin, end);
+}
+
+template <typename W>
+void adam_flush(const AdamTable<W>& table, int64_t begin, int64_t end) {
+  const Adam<W> adam(table);
+  for (int64_t row = begin; row < end; ++row) {
+    if (adam.is_stale(table.current[row])) bring_up<W, 0>(adam, row, table.width);
+    table.current[row] = static_cast<int32_t>(adam.now);
+  }
+}
+
+}  // namespace
+}  // namespace adaftr_fast

@@ -1,0 +1,144 @@
+// The optimizer steps on the rows of a batch, on the CPU: checks and launches.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include "cpu/embedding/checks.h"
+#include "cpu/embedding/kernels.h"
+#include "cpu/runtime/caching_allocator.h"
+
+namespace adaftr_fast {
+namespace {
+
+void check_update(const char* op, const at::Tensor& weight, const at::Tensor& state, int64_t state_width,
+                  const at::Tensor& rows, const at::Tensor& grad) {
+  check_weight(op, weight);
+  TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == at::kLong && rows.is_contiguous(), op,
+              ": rows must be contiguous int64 [U], got ", rows.scalar_type(), " ", rows.sizes());
+  const int64_t count = rows.size(0);
+  TORCH_CHECK(grad.dim() == 2 && grad.size(0) == count && grad.size(1) == weight.size(1) && grad.is_contiguous() &&
+                  grad.scalar_type() == weight.scalar_type(),
+              op, ": grad must be contiguous ", weight.scalar_type(), " [", count, ", ", weight.size(1), "], got ",
+              grad.scalar_type(), " ", grad.sizes());
+  TORCH_CHECK(state_width == 0 || (state.is_contiguous() && state.numel() == weight.size(0) * state_width &&
+                                   state.scalar_type() == compute_type(weight.scalar_type())),
+              op, ": the optimizer state must be contiguous ", compute_type(weight.scalar_type()), " of ",
+              weight.size(0) * state_width, " numbers, got ", state.scalar_type(), " ", state.sizes());
+  const int64_t* row = rows.const_data_ptr<int64_t>();
+  // Rising rows are distinct, so that threads never meet, and their ends bound them all.
+  TORCH_CHECK(rows_rise(row, count) && (count == 0 || (row[0] >= 0 && row[count - 1] < weight.size(0))), op,
+              ": rows must rise strictly within 0 to ", weight.size(0) - 1);
+}
+
+template <typename Choose>
+void run_update(const char* op, at::Tensor& weight, const at::Tensor& state, int64_t state_width,
+                const at::Tensor& rows, const at::Tensor& grad, const UpdateScalars& by, Choose choose) {
+  check_update(op, weight, state, state_width, rows, grad);
+  by_table_type(op, weight.scalar_type(), [&](auto w) {
+    using W = decltype(w);
+    const RowGradient<W> gradient{data_of<int64_t>(rows), data_of<W>(grad), weight.size(1)};
+    W* to = mutable_data_of<W>(weight);
+    auto* state_to = state_width == 0 ? nullptr : mutable_data_of<Compute<W>>(state);
+    const auto step = choose(typed_kernels<W>().update);
+    at::parallel_for(0, rows.size(0), kRowsPerTask,
+                     [&](int64_t begin, int64_t end) { step(to, state_to, gradient, by, begin, end); });
+  });
+}
+
+void sgd_(at::Tensor& weight, const at::Tensor& rows, const at::Tensor& grad, double lr, double weight_decay) {
+  run_update("embedding_sgd_", weight, weight, 0, rows, grad, {lr, weight_decay, 0, 0, 0},
+             [](const auto& update) { return update.sgd; });
+}
+
+void adagrad_(at::Tensor& weight, at::Tensor& sum, const at::Tensor& rows, const at::Tensor& grad, double lr,
+              double weight_decay, double epsilon) {
+  run_update("embedding_adagrad_", weight, sum, weight.size(1), rows, grad, {lr, weight_decay, epsilon, 0, 0},
+             [](const auto& update) { return update.adagrad; });
+}
+
+void rowwise_adagrad_(at::Tensor& weight, at::Tensor& sum, const at::Tensor& rows, const at::Tensor& grad, double lr,
+                      double weight_decay, double epsilon) {
+  run_update("embedding_rowwise_adagrad_", weight, sum, 1, rows, grad, {lr, weight_decay, epsilon, 0, 0},
+             [](const auto& update) { return update.rowwise_adagrad; });
+}
+
+void lazy_adam_(at::Tensor& weight, at::Tensor& moments, const at::Tensor& rows, const at::Tensor& grad,
+                double step_size, double weight_decay, double epsilon, double beta1, double beta2) {
+  run_update("embedding_lazy_adam_", weight, moments, 2 * weight.size(1), rows, grad,
+             {step_size, weight_decay, epsilon, beta1, beta2}, [](const auto& update) { return update.lazy_adam; });
+}
+
+void adam_(at::Tensor& weight, at::TensorList state, const at::Tensor& rows, const at::Tensor& grad, double lr) {
+  check_update("embedding_adam_", weight, weight, 0, rows, grad);
+  by_table_type("embedding_adam_", weight.scalar_type(), [&](auto w) {
+    using W = decltype(w);
+    const AdamTable<W> table = adam_table<W>("embedding_adam_", weight, state);
+    const int64_t capacity = state[2].numel() / 8;
+    TORCH_CHECK(table.clock->step + 1 - table.clock->base < static_cast<double>(capacity),
+                "embedding_adam_: the schedule is full at ", capacity, " steps");
+    const auto& kernels = typed_kernels<W>().adam;
+    const auto* row = data_of<int64_t>(rows);
+    const W* from = data_of<W>(grad);
+    at::parallel_for(0, rows.size(0), kRowsPerTask,
+                     [&](int64_t begin, int64_t end) { kernels.step(table, row, from, lr, begin, end); });
+    kernels.advance(table, reinterpret_cast<AdamClock*>(mutable_data_of<double>(state[5])), lr);
+  });
+}
+
+void adam_flush_(at::Tensor& weight, at::TensorList state) {
+  check_weight("embedding_adam_flush_", weight);
+  by_table_type("embedding_adam_flush_", weight.scalar_type(), [&](auto w) {
+    using W = decltype(w);
+    const AdamTable<W> table = adam_table<W>("embedding_adam_flush_", weight, state);
+    at::parallel_for(0, weight.size(0), kRowsPerTask,
+                     [&](int64_t begin, int64_t end) { typed_kernels<W>().adam.flush(table, begin, end); });
+    auto* clock = reinterpret_cast<AdamClock*>(mutable_data_of<double>(state[5]));
+    clock->base = clock->step;
+    table.schedule[0] = {};
+    table.series[0] = {};
+  });
+}
+
+template <typename W, typename Id>
+void run_deferred(const Ids<Id>& ids, const AdamTable<W>& table, W* out) {
+  std::atomic<int64_t> bad{-1};
+  at::parallel_for(0, ids.batch, batch_grain(ids.fields), [&](int64_t begin, int64_t end) {
+    const auto& kernels = typed_kernels<W>().adam;
+    if constexpr (sizeof(Id) == sizeof(int32_t)) {
+      keep_smallest(bad, kernels.lookup32(ids, table, out, begin, end));
+    } else {
+      keep_smallest(bad, kernels.lookup64(ids, table, out, begin, end));
+    }
+  });
+  if (bad >= 0) raise_bad_id("deferred_embedding", ids, bad);
+}
+
+at::Tensor deferred_embedding(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& offsets,
+                              at::TensorList state) {
+  check_ids("deferred_embedding", ids, offsets);
+  check_weight("deferred_embedding", weight);
+  check_offsets("deferred_embedding", offsets, weight.size(0));
+  at::Tensor out = pooled_empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
+  if (out.numel() == 0) return out;
+  const at::Tensor dense_ids = ids.contiguous();
+  by_table_type("deferred_embedding", weight.scalar_type(), [&](auto w) {
+    using W = decltype(w);
+    const AdamTable<W> table = adam_table<W>("deferred_embedding", weight, state);
+    by_id_type(
+        ids, [&](auto id) { run_deferred(ids_of<decltype(id)>(dense_ids, offsets), table, mutable_data_of<W>(out)); });
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
+  m.impl("embedding_sgd_", sgd_);
+  m.impl("embedding_adagrad_", adagrad_);
+  m.impl("embedding_rowwise_adagrad_", rowwise_adagrad_);
+  m.impl("embedding_lazy_adam_", lazy_adam_);
+  m.impl("embedding_adam_", adam_);
+  m.impl("embedding_adam_flush_", adam_flush_);
+  m.impl("deferred_embedding", deferred_embedding);
+}
+
+}  // namespace adaftr_fast

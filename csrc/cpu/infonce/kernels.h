@@ -1,0 +1,62 @@
+// Adaptive InfoNCE on CPU: what the kernels for each instruction set take. Torch-free.
+//
+// Shapes: B rows, N columns, d hidden width. T is float or double, also the accumulation type.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/runtime/parallel.h"
+
+namespace adaftr_fast {
+
+constexpr int64_t kIgnore = -100;
+
+template <class T>
+struct InfoNCEProblem {
+  int64_t rows, columns, width;
+  const T* a;                   // [B, d]
+  const T* b;                   // [N, d]
+  const T* tau;                 // [B], > 0
+  const int64_t* positive;      // [B] or null for 0, 1, 2, ...; kIgnore leaves the row out
+  const int64_t* row_group;     // [B] or null
+  const int64_t* column_group;  // [N], null exactly when row_group is
+  const T* coefficient;         // [B]
+  T* loss;                      // [B]
+  T* lse;                       // [B]
+  T* positive_logit;            // [B]
+  bool* top1;                   // [B] or null, as entropy
+  T* entropy;                   // [B] or null
+  T* d_row;                     // [B, d] or null
+  T* d_column;                  // [N, d] or null
+  T* d_tau;                     // [B] or null
+};
+
+template <class T>
+struct InfoNCEKernel {
+  size_t (*workspace_bytes)(const InfoNCEProblem<T>&, int64_t threads);
+  // workspace: 64-byte aligned, uninitialised.
+  void (*run)(const InfoNCEProblem<T>&, void* workspace, Parallel);
+};
+
+namespace generic {
+InfoNCEKernel<float> infonce_f32();
+InfoNCEKernel<double> infonce_f64();
+}  // namespace generic
+namespace avx2 {
+InfoNCEKernel<float> infonce_f32();
+InfoNCEKernel<double> infonce_f64();
+}  // namespace avx2
+namespace avx512 {
+InfoNCEKernel<float> infonce_f32();
+InfoNCEKernel<double> infonce_f64();
+}  // namespace avx512
+namespace avx512_bf16 {
+InfoNCEKernel<float> infonce_bf16();  // operands rounded to bfloat16
+}  // namespace avx512_bf16
+namespace amx {
+InfoNCEKernel<float> infonce_bf16();    // operands rounded to bfloat16
+InfoNCEKernel<float> infonce_bf16x2();  // operands as the sum of two bfloat16
+}  // namespace amx
+
+}  // namespace adaftr_fast

@@ -1,0 +1,162 @@
+// torch.ops.adaftr_fast.infonce on CPU: checks, dispatch by instruction set, and the launch.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <tuple>
+
+#include "cpu/infonce/kernels.h"
+#include "cpu/runtime/capability.h"
+
+namespace adaftr_fast {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// How many bfloat16 terms an operand may be taken as. bfloat16 inputs are one term, float16 inputs two, both exactly;
+// float32 inputs as the matmul precision of the CPU (mkldnn) allows, which torch.set_float32_matmul_precision sets to
+// ieee, tf32 and bf16 for "highest", "high" and "medium"; 0: float32 itself.
+int bf16_terms(at::ScalarType inputs) {
+  if (inputs == at::kBFloat16) return 1;
+  if (inputs == at::kHalf) return 2;
+  switch (at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL)) {
+    case at::Float32Precision::TF32:
+      return 2;
+    case at::Float32Precision::BF16:
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+template <class T>
+InfoNCEKernel<T> pick(InfoNCEKernel<T> (*generic)(), InfoNCEKernel<T> (*avx2)(), InfoNCEKernel<T> (*avx512)()) {
+  if (capability() >= Capability::kAvx512) return avx512();
+  return capability() == Capability::kAvx2 ? avx2() : generic();
+}
+
+template <class T>
+InfoNCEKernel<T> kernel(at::ScalarType inputs) {
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, double>) {
+    return pick(generic::infonce_f64, avx2::infonce_f64, avx512::infonce_f64);
+  } else {
+    const int terms = bf16_terms(inputs);
+    if (terms > 0 && capability() == Capability::kAmx) return terms == 1 ? amx::infonce_bf16() : amx::infonce_bf16x2();
+    if (terms == 1 && capability() == Capability::kAvx512Bf16) return avx512_bf16::infonce_bf16();
+    return pick(generic::infonce_f32, avx2::infonce_f32, avx512::infonce_f32);
+  }
+#else
+  if constexpr (std::is_same_v<T, double>)
+    return generic::infonce_f64();
+  else
+    return generic::infonce_f32();
+#endif
+}
+
+void check_arguments(const Tensor& h_row, const Tensor& h_column, const Tensor& tau, const Tensor& coefficient) {
+  TORCH_CHECK(h_row.dim() == 2 && h_column.dim() == 2 && h_row.size(1) == h_column.size(1) && h_row.size(1) > 0,
+              "adaptive_infonce: h_row and h_column must be [B, d] and [N, d] with d >= 1, got ", h_row.sizes(),
+              " and ", h_column.sizes());
+  TORCH_CHECK(h_row.scalar_type() == h_column.scalar_type(),
+              "adaptive_infonce: h_row and h_column must share a dtype, got ", h_row.scalar_type(), " and ",
+              h_column.scalar_type());
+  for (const auto& [name, x] : {std::pair{"tau", &tau}, std::pair{"coefficient", &coefficient}})
+    TORCH_CHECK(x->dim() == 1 && x->size(0) == h_row.size(0), "adaptive_infonce: ", name, " must be [", h_row.size(0),
+                "], got ", x->sizes());
+}
+
+// Contiguous int64 ids of the given length, or none.
+OptionalTensor ids(const char* name, const OptionalTensor& x, int64_t length) {
+  if (!x.has_value()) return std::nullopt;
+  TORCH_CHECK(x->scalar_type() == at::kLong && x->dim() == 1 && x->size(0) == length, "adaptive_infonce: ", name,
+              " must be int64 [", length, "], got ", x->scalar_type(), " ", x->sizes());
+  return x->contiguous();
+}
+
+template <class T>
+void check_values(const Tensor& tau, const OptionalTensor& positive, int64_t rows, int64_t columns) {
+  TORCH_CHECK(positive.has_value() || columns >= rows,
+              "adaptive_infonce: without positive_index, h_cvr needs at least ", rows, " rows, got ", columns);
+  const int64_t* y = positive.has_value() ? positive->const_data_ptr<int64_t>() : nullptr;
+  const T* t = tau.const_data_ptr<T>();
+  for (int64_t r = 0; r < rows; ++r) {
+    if (y != nullptr && y[r] == kIgnore) continue;
+    TORCH_CHECK(t[r] >= std::numeric_limits<T>::min() && std::isfinite(t[r]),
+                "adaptive_infonce: tau must be positive and finite, got tau[", r, "] = ", t[r],
+                t[r] > 0 && std::isfinite(t[r]) ? ", which is subnormal" : "");
+    TORCH_CHECK(y == nullptr || (y[r] >= 0 && y[r] < columns), "adaptive_infonce: positive_index must be in [0, ",
+                columns, ") or ", kIgnore, ", got positive_index[", r, "] = ", y[r]);
+  }
+}
+
+template <class T>
+Outputs run(at::ScalarType inputs, const Tensor& a, const Tensor& b, const Tensor& tau, const OptionalTensor& positive,
+            const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& coefficient,
+            bool need_row, bool need_column, bool need_tau, bool need_stats) {
+  const int64_t rows = a.size(0), columns = b.size(0);
+  check_values<T>(tau, positive, rows, columns);
+  const auto options = a.options();
+  const auto maybe = [&](bool needed, at::IntArrayRef shape) {
+    constexpr int64_t none = 0;
+    return at::empty(needed ? shape : at::IntArrayRef(none), options);
+  };
+  Tensor loss = at::empty({rows}, options), lse = at::empty({rows}, options), logit = at::empty({rows}, options);
+  Tensor top1 = at::empty({need_stats ? rows : 0}, options.dtype(at::kBool)), entropy = maybe(need_stats, {rows});
+  Tensor d_row = maybe(need_row, a.sizes()), d_column = maybe(need_column, b.sizes()), d_tau = maybe(need_tau, {rows});
+
+  const auto data = [](Tensor& x, bool needed) { return needed ? x.mutable_data_ptr<T>() : nullptr; };
+  const auto id_data = [](const OptionalTensor& x) { return x.has_value() ? x->const_data_ptr<int64_t>() : nullptr; };
+  const InfoNCEProblem<T> problem{rows,
+                                  columns,
+                                  a.size(1),
+                                  a.const_data_ptr<T>(),
+                                  b.const_data_ptr<T>(),
+                                  tau.const_data_ptr<T>(),
+                                  id_data(positive),
+                                  id_data(row_group),
+                                  id_data(column_group),
+                                  coefficient.const_data_ptr<T>(),
+                                  loss.mutable_data_ptr<T>(),
+                                  lse.mutable_data_ptr<T>(),
+                                  logit.mutable_data_ptr<T>(),
+                                  need_stats ? top1.mutable_data_ptr<bool>() : nullptr,
+                                  data(entropy, need_stats),
+                                  data(d_row, need_row),
+                                  data(d_column, need_column),
+                                  data(d_tau, need_tau)};
+  if (rows == 0 || columns == 0) {  // columns == 0: every row is ignored
+    for (Tensor* x : {&loss, &lse, &logit, &top1, &entropy, &d_row, &d_column, &d_tau}) x->zero_();
+  } else {
+    const auto chosen = kernel<T>(inputs);
+    const Parallel parallel = torch_threads();
+    const auto bytes = static_cast<int64_t>(chosen.workspace_bytes(problem, parallel.threads));
+    Tensor workspace = at::empty({bytes}, options.dtype(at::kByte));
+    chosen.run(problem, workspace.mutable_data_ptr(), parallel);
+  }
+  return {(loss * coefficient).sum(), loss, lse, logit, top1, entropy, d_row, d_column, d_tau};
+}
+
+Outputs infonce(const Tensor& h_row, const Tensor& h_column, const Tensor& tau, const OptionalTensor& positive,
+                const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& coefficient,
+                bool need_row, bool need_column, bool need_tau, bool need_stats) {
+  check_arguments(h_row, h_column, tau, coefficient);
+  TORCH_CHECK(row_group.has_value() == column_group.has_value(),
+              "adaptive_infonce: row_group and column_group must be given together");
+  const auto dtype = h_row.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto widen = [&](const Tensor& x) { return x.to(dtype).contiguous(); };
+  const auto go = dtype == at::kDouble ? run<double> : run<float>;
+  return go(h_row.scalar_type(), widen(h_row), widen(h_column), widen(tau), ids("positive", positive, h_row.size(0)),
+            ids("row_group", row_group, h_row.size(0)), ids("column_group", column_group, h_column.size(0)),
+            widen(coefficient), need_row, need_column, need_tau, need_stats);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) { m.impl("infonce", infonce); }
+
+}  // namespace adaftr_fast

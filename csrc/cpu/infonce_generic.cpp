@@ -1,9 +1,0 @@
-// Adaptive InfoNCE for generic.
-#include "cpu/infonce.h"
-
-#define VECTOR_BYTES 16
-#define TILE_ROWS 6
-
-namespace adaftr_fast::generic {
-#include "cpu/infonce_fma.inl"
-}  // namespace adaftr_fast::generic

@@ -1,0 +1,28 @@
+// Dense layers and mixtures for avx512.
+#include "cpu/mlp/kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
+#endif
+
+#define VECTOR_BYTES 64
+#define TILE_ROWS 14
+
+namespace adaftr_fast::avx512 {
+#include "cpu/mlp/layers.inl"
+// After the above.
+#include "cpu/mlp/mixture.inl"
+
+MlpKernels<float> mlp_f32() { return mlp_kernels<float>(); }
+MlpKernels<double> mlp_f64() { return mlp_kernels<double>(); }
+}  // namespace adaftr_fast::avx512
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif  // __x86_64__

