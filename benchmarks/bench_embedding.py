@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks import RESULTS, render
 from benchmarks.embedding_cases import PEERS, Run, Workload, bags, forwards, growth, steps
 from benchmarks.embedding_floor import copy_rate, floor_bytes, table_bytes
-from benchmarks.measure import RESULTS, side_by_side, write
+from benchmarks.measure import side_by_side, write
 
 MAIN = Workload(fields=100, batch=1024, rows=10_000)
 LARGE = [Workload(fields=20, batch=1024, rows=1_000_000), Workload(fields=100, batch=8192, rows=10_000)]
@@ -61,33 +62,6 @@ def measure(case: str, work: Workload | str, runs: dict[str, Run], seconds: floa
     return found
 
 
-def table(measured: list[dict[str, Any]]) -> str:
-    """Look-ups, steps and bags, one a line."""
-    lines = [
-        "| | workload | ours, ms | each peer's time over ours | floor, MB | copied at, GB/s | share of the floor |",
-        "|---|---|---:|---|---:|---:|---:|",
-    ]
-    for case in (case for case in measured if "ours" in case["ms"]):
-        ms = dict(case["ms"])
-        ours = ms.pop("ours")
-        peers = ", ".join(f"{name} {other / ours:.1f}x" for name, other in ms.items())
-        floor = "| | "
-        if "floor_ms" in case:
-            floor = f"{case['floor_mb']:.1f} | {case['copy_gb_per_s']:.0f} | {case['floor_ms'] / ours:.0%}"
-        lines.append(f"| {case['case']} | {case['workload']} | {ours:.2f} | {peers} | {floor} |")
-    return "\n".join(lines)
-
-
-def growth_table(measured: list[dict[str, Any]]) -> str:
-    """Milliseconds of a step of Adam for equal batches of small and of large tables."""
-    lines = ["| | V=10,000 | V=1,000,000 | growth |", "|---|---:|---:|---:|"]
-    for case in (case for case in measured if case["case"] == "growth"):
-        for name in ("ours", "dense fused Adam"):
-            small, large = (case["ms"][f"{name}, V={work.rows}"] for work in GROWTH)
-            lines.append(f"| {name} | {small:.2f} | {large:.2f} | {large / small:.1f}x |")
-    return "\n".join(lines) if len(lines) > 2 else ""
-
-
 def draw(measured: list[dict[str, Any]]) -> None:
     """Milliseconds of everyone at the main workload -> results/embedding.png."""
     import matplotlib
@@ -122,7 +96,7 @@ def main() -> None:
         measured.append(measure(case, workload, runs, arguments.seconds))
         del runs
         print(case, workload, {name: round(ms, 3) for name, ms in measured[-1]["ms"].items()}, flush=True)
-    print(table(measured), growth_table(measured), sep="\n\n")
+    print(render.embedding(measured), render.embedding_growth(measured), sep="\n\n")
     draw(measured)
     print(write("embedding", measured))
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import RESULTS, render
 from benchmarks.cases import SIZES, bare_products, contestants, forward_backward, inputs, literal
-from benchmarks.measure import RESULTS, side_by_side, write
+from benchmarks.measure import side_by_side, write
 
 GROWTH = [1024, 2048, 4096, 8192, 16384, 32768, 65536]  # rows, at d = 128, for the plot
 LARGEST_EAGER = 16384  # the literal form's matrices would need 17 GiB each beyond
@@ -127,22 +128,6 @@ def draw(growth: list[dict[str, Any]]) -> None:
     figure.savefig(RESULTS / "infonce.png", dpi=110)
 
 
-def table(cases: list[dict[str, Any]]) -> str:
-    lines = [
-        "| inputs | B x d | ours, ms | literal eager | best of PyTorch | bare products | bfloat16 | high | medium |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for case in cases:
-        ms = case["ms"]
-        ours = ms["adaptive_infonce"]
-        best = min(ms[name] for name, _ in contestants() if name != "adaptive_infonce")
-        ratios = [ms["eager, literal"] / ours, best / ours, ms["bare products"] / ours]
-        ratios += [ours / ms[f"adaptive_infonce, {kind}"] for kind in ("bfloat16", "high", "medium")]
-        cells = [f"{r:.1f}x" for r in ratios]
-        lines.append(f"| {case['kind']} | {case['rows']:,} x {case['d']} | {ours:.2f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="per contestant and case")
@@ -152,11 +137,12 @@ def main() -> None:
         names = ("adaptive_infonce", "eager, literal", "linear_cross_entropy, chunked")
         growth = [grow(n, rows) for n in names for rows in GROWTH if n == names[0] or rows <= LARGEST_EAGER]
         draw(growth)
-        write("infonce_growth", growth)
+        print(render.loss_growth(growth))
+        print(write("infonce_growth", growth))
         return
     cases = [compare(kind, rows, d, arguments.seconds) for kind in ("gaussian", "mild") for rows, d in SIZES]
-    print(table(cases))
-    write("infonce", cases)
+    print(render.loss(cases), render.loss_error(cases), sep="\n\n")
+    print(write("infonce", cases))
 
 
 if __name__ == "__main__":

@@ -4,29 +4,26 @@
 
 Every contestant computes the mean InfoNCE of B rows against B columns of unit length, forward and backward: ours with
 a temperature per row and its gradient, those that take none with the same number for all. Prints a line a
-measurement and writes benchmarks/results/<card>.json: median seconds by CUDA events, added peak memory, and the rate
-as TFLOP/s of four products of 2 B B d, which is what our schedule executes, whatever the contestant does.
+measurement and writes benchmarks/results/infonce-<card>.json: median seconds by CUDA events, added peak memory, and the
+rate as TFLOP/s of four products of 2 B B d, which is what our schedule executes, whatever the contestant does.
 """
 
 import argparse
-import json
-import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import adaftr_fast as af
+from benchmarks.measure import write
 from tests.tolerances import assert_as_accurate
 
 TAU = 0.07
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32, "tf32": torch.float32}
-RESULTS = Path(__file__).parent / "results"
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -166,15 +163,6 @@ def compare(precision: str, batch: int, width: int, rate: float) -> Iterator[dic
             yield row
 
 
-def save(results: dict) -> Path:
-    name = re.sub(r"[^a-z0-9]+", "-", results["card"].lower()).strip("-")
-    RESULTS.mkdir(exist_ok=True)
-    path, temporary = RESULTS / f"{name}.json", RESULTS / f".{name}.json.tmp"
-    temporary.write_text(json.dumps(results, indent=1) + "\n")
-    temporary.replace(path)
-    return path
-
-
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--batch", type=int, nargs="+", default=[2**k for k in range(10, 18)])
@@ -203,9 +191,9 @@ def main() -> int:
                     rows.append(row)
                     print(report(row), flush=True)
     card = torch.cuda.get_device_properties(0)
-    versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "adaftr_fast": af.build_info()["adaftr_fast"]}
-    results = {"card": card.name, "processors": card.multi_processor_count, "versions": versions, "matmul": rates}
-    print(f"wrote {save(results | {'rows': rows})}")
+    processors = card.multi_processor_count
+    gpu = {"gpu": card.name, "processors": processors, "cuda": torch.version.cuda, "matmul FLOP/s": rates}
+    print(write("infonce", rows, gpu))
     return 0
 
 

@@ -1,22 +1,47 @@
-"""Where the figures of a benchmark go. How they are measured: ``adaftr_fast.experiments.measure``."""
+"""Writes the figures of a benchmark. How they are measured: ``adaftr_fast.experiments.measure``."""
 
+import datetime
 import json
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from adaftr_fast.experiments.measure import machine, side_by_side
+from benchmarks import RESULTS
 
-__all__ = ["RESULTS", "machine", "side_by_side", "write"]
+__all__ = ["machine", "side_by_side", "write"]
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+NOT_CODE = (":(exclude)benchmarks/results", ":(exclude)*.md")  # a benchmark run rewrites both
 
 
-def write(name: str, cases: list[dict[str, Any]]) -> Path:
-    """Writes results/<name>-<instruction set>.json, one for each kind of machine, which it names beside the cases."""
+def write(name: str, cases: list[dict[str, Any]], gpu: dict[str, Any] | None = None) -> Path:
+    """Writes results/<name>-<instruction set>.json: machine, date, commit and the measured cases.
+
+    With ``gpu``, facts about the card whose name stands under "gpu", the file is results/<name>-<card>.json. Figures of
+    a new run carry no "stale" text; a person adds one, a reason, when the code that they describe changes.
+    """
+    about = machine() | (gpu or {})
+    kind = re.sub(r"[^a-z0-9_]+", "-", about.get("gpu", about["in use"]).lower()).strip("-")
+    record = {"machine": about, "date": datetime.date.today().isoformat(), "commit": measured_code(), "cases": cases}
     RESULTS.mkdir(exist_ok=True)
-    about = machine()
-    path = RESULTS / f"{name}-{about['in use']}.json"
+    path = RESULTS / f"{name}-{kind}.json"
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps({"machine": about, "cases": cases}, indent=1) + "\n")
+    draft.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draft.replace(path)
     return path
+
+
+def measured_code() -> str:
+    """Returns "commit 1a2b3c4", followed by "with uncommitted changes" where the working tree differs from it."""
+    try:
+        commit = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--", ".", *NOT_CODE)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown commit"  # no git, or not a clone
+    return f"commit {commit}" + (" with uncommitted changes" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,0 +1,244 @@
+"""Renders the cases of a results file as a Markdown table; ``TABLES`` names the functions that do.
+
+A benchmark prints its table with the same function after a run. Times are medians; "x" marks a ratio of times.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Cases = list[dict[str, Any]]
+
+OURS = "adaptive_infonce"
+PRODUCTS = "bare products"
+
+
+def table(header: str, align: str, rows: Iterable[Iterable[object]]) -> str:
+    """Joins ``header``, its columns divided by "|", and ``rows``; ``align`` has an "l" or "r" for each column."""
+    columns = [column.strip() for column in header.split("|")]
+    if len(columns) != len(align):
+        raise ValueError(f"table: expected {len(columns)} letters in align for {columns}, got {align!r}")
+    rule = "|".join("---" if side == "l" else "---:" for side in align)
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in [columns, *rows]]
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Formats ``value`` > 0 with ``digits`` significant digits and no exponent: 0.242, 50.1, 589,607 as 590,000."""
+    places = digits - 1 - math.floor(math.log10(value))
+    return f"{round(value, places):,.{max(places, 0)}f}"
+
+
+# The loss -------------------------------------------------------------------------------------------------------------
+
+
+def loss(cases: Cases) -> str:
+    """Milliseconds of ours in float32, others' time over ours, and how much faster ours gets at lower precision."""
+
+    def row(case: dict[str, Any]) -> list[str]:
+        ms = case["ms"]
+        ours, best = ms[OURS], min(t for name, t in ms.items() if not name.startswith((OURS, PRODUCTS)))
+        ratios = [ms["eager, literal"] / ours, best / ours, ms[PRODUCTS] / ours]
+        ratios += [ours / ms[f"{OURS}, {precision}"] for precision in ("bfloat16", "high", "medium")]
+        return [case["kind"], f"{case['rows']:,} x {case['d']}", f"{ours:.2f}", *(f"{each:.1f}x" for each in ratios)]
+
+    header = "inputs | B x d | ours, ms | literal eager | best of PyTorch | bare products | bfloat16 | high | medium"
+    return table(header, "llrrrrrrr", map(row, cases))
+
+
+def loss_error(cases: Cases) -> str:
+    """Largest error of a gradient against float64, in units of the gradient's largest value."""
+    kinds = ("eager", "highest", "high", "medium")
+    rows = (
+        [case["kind"], f"{case['rows']:,} x {case['d']}", *(f"{case['error'][kind]:.0e}" for kind in kinds)]
+        for case in cases
+    )
+    return table('inputs | B x d | PyTorch eager | ours, "highest" | "high" | "medium"', "llrrrr", rows)
+
+
+def loss_growth(cases: Cases) -> str:
+    """Milliseconds and added peak memory of one step against B, for each form of the loss."""
+    found = {
+        (case["name"], case["rows"]): f"{significant(case['ms'])} | {significant(case['added MiB'])}" for case in cases
+    }
+    names = list(dict.fromkeys(name for name, _ in found))
+    sizes = sorted({rows for _, rows in found})
+    header = "B | " + " | ".join(f"{name}, ms | MiB" for name in names)
+    return table(
+        header, "r" * (1 + 2 * len(names)), ([f"{b:,}", *(found.get((n, b), " | ") for n in names)] for b in sizes)
+    )
+
+
+# The embedding --------------------------------------------------------------------------------------------------------
+
+
+def embedding(cases: Cases) -> str:
+    """Look-ups, steps and bags, and for look-ups and steps the share that the least memory traffic would take."""
+
+    def row(case: dict[str, Any]) -> list[str]:
+        if "floor_ms" not in case:
+            return [*_embedding_row(case), "", "", ""]
+        share = case["floor_ms"] / case["ms"]["ours"]
+        return [*_embedding_row(case), f"{case['floor_mb']:.1f}", f"{case['copy_gb_per_s']:.0f}", f"{share:.0%}"]
+
+    header = " | workload | ours, ms | each peer's time over ours | floor, MB | copied at, GB/s | share of the floor"
+    return table(header, "llrlrrr", (row(case) for case in cases if "ours" in case["ms"]))
+
+
+def embedding_summary(cases: Cases) -> str:
+    """Look-ups and steps of the first workload, and bags."""
+    shown = [case for case in cases if case["workload"] == cases[0]["workload"] or case["case"] == "bags"]
+    return table(" | workload | ours, ms | each peer's time over ours", "llrl", map(_embedding_row, shown))
+
+
+def embedding_growth(cases: Cases) -> str:
+    """Milliseconds of a step of exact Adam for equal batches of small and of large tables; "" if not measured."""
+    ms = next((case["ms"] for case in cases if case["case"] == "growth"), None)
+    if ms is None:
+        return ""
+    names, sizes = (list(dict.fromkeys(part)) for part in zip(*(key.rsplit(", V=", 1) for key in ms)))
+    rows = []
+    for name in names:
+        small, large = (ms[f"{name}, V={size}"] for size in sizes)
+        rows.append([name, f"{small:.2f}", f"{large:.2f}", f"{large / small:.1f}x"])
+    return table(" | " + " | ".join(f"V={int(size):,}" for size in sizes) + " | growth", "lrrr", rows)
+
+
+def _embedding_row(case: dict[str, Any]) -> list[str]:
+    ours = case["ms"]["ours"]
+    peers = ", ".join(f"{name} {ms / ours:.1f}x" for name, ms in case["ms"].items() if name != "ours")
+    return [case["case"], case["workload"], f"{ours:.2f}", peers]
+
+
+# Data, metrics, serving -----------------------------------------------------------------------------------------------
+
+
+def metrics(cases: Cases) -> str:
+    """Seconds of each metric at its first call, and memory."""
+
+    def row(case: dict[str, Any]) -> list[str]:
+        rows, users = (part.split()[0] for part in case["case"].split(", "))
+        seconds = [f"{case['seconds'][name]:.2f}" if name in case["seconds"] else "" for name in columns]
+        return [rows, users, *seconds, f"{case['MiB'] / 1024:.1f} GiB"]
+
+    columns = ("AUC", "GAUC", "log-loss", "AUC of scikit-learn")
+    return table(f"rows | users | {' | '.join(columns)} | memory beyond the rows", "rrrrrrr", map(row, cases))
+
+
+def loader(cases: Cases) -> str:
+    """Rows a second from a prepared file to batches."""
+    rows = (
+        [
+            f"{case['ids a field']:,}",
+            case["bytes a row"],
+            significant(case["million rows/s"]),
+            significant(case["DataLoader in memory, million rows/s"]),
+        ]
+        for case in cases
+    )
+    return table("ids a field | bytes a row on disk | million rows/s | DataLoader in memory", "rrrr", rows)
+
+
+INPUTS = {
+    "parquet": "parquet, with the lists of five multi-valued fields, of which the last token is read",
+    "aliccp": "Ali-CCP's raw layout: skeleton and common features",
+    "ids alone": "ids in memory, the program alone",
+}
+
+
+def predict(cases: Cases) -> str:
+    """Rows a second of ``adaftr-fast predict`` by kind of input."""
+    rows = ([INPUTS[case["predict"]], significant(case["rows/s"])] for case in cases if "predict" in case)
+    return table("input | rows/s, all cores", "lr", rows)
+
+
+def requests(cases: Cases) -> str:
+    """Milliseconds of one request on one thread, by program and number of rows."""
+    found = {(case["request"], case["rows"]): case for case in cases if "request" in case}
+    names, sizes = (list(dict.fromkeys(part)) for part in zip(*found))
+    rows = (
+        [name, *(f"{found[name, size][f'{q} ms']:.2f}" for size in sizes for q in ("p50", "p99"))] for name in names
+    )
+    heads = (f"{size} row{'s' if size > 1 else ''}, p50 ms | p99 ms" for size in sizes)
+    return table("one thread | " + " | ".join(heads), "l" + "rr" * len(sizes), rows)
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+TRAINERS = {
+    "AdaFTR": "AdaFTR",
+    "AdaFTR, bfloat16": "bfloat16",
+    "AdaFTR without L_cl": "without L_cl",
+    "MMoE": "MMoE",
+    "torch-rechub MMoE": "torch-rechub's MMoE",
+    "torch-rechub MMoE, bare step": "its bare step",
+    "DeepCTR-Torch MMoE": "DeepCTR-Torch's MMoE",
+}
+
+
+def training(cases: Cases) -> str:
+    """Thousands of samples a second, and the share of the contrastive loss in AdaFTR's step."""
+    rows = ([*_samples_per_second(case, TRAINERS), f"{case['share of L_cl in the step']:.0%}"] for case in cases)
+    header = " | ".join(["ids a field", *TRAINERS.values(), "share of L_cl"])
+    return table(header, "r" * (len(TRAINERS) + 2), rows)
+
+
+def training_summary(cases: Cases) -> str:
+    """Thousands of samples a second of ours, and of MMoE in other libraries."""
+    shown = ("AdaFTR", "AdaFTR, bfloat16", "MMoE", "torch-rechub MMoE", "DeepCTR-Torch MMoE")
+    header = "ids a field | AdaFTR | AdaFTR, bfloat16 | MMoE | torch-rechub's MMoE | DeepCTR-Torch's MMoE"
+    return table(header, "rrrrrr", (_samples_per_second(case, shown) for case in cases))
+
+
+def training_ratios(cases: Cases) -> str:
+    """Rate of our MMoE over the rate of the other libraries' MMoE."""
+    others = ("torch-rechub MMoE", "torch-rechub MMoE, bare step", "DeepCTR-Torch MMoE")
+    rows = (
+        [
+            f"{case['ids a field']:,}",
+            *(f"{significant(case['samples/s']['MMoE'] / case['samples/s'][o], 2)}x" for o in others),
+        ]
+        for case in cases
+    )
+    return table("ids a field | torch-rechub | its bare step | DeepCTR-Torch", "rrrr", rows)
+
+
+def _samples_per_second(case: dict[str, Any], names: Iterable[str]) -> list[str]:
+    rates = case["samples/s"]
+    return [f"{case['ids a field']:,}", *(significant(rates[name] / 1e3) if name in rates else "" for name in names)]
+
+
+def scaling(cases: Cases) -> str:
+    """Milliseconds of a step on several ranks, measured, and calculated from the rates of one rank."""
+
+    def row(case: dict[str, Any]) -> list[str]:
+        parts = dict(case["of it"])
+        own = [parts.pop("rows"), parts.pop("contrast")]
+        calculated = f"{case['calculated ms']:.1f}" if case["ranks"] > 1 else "(the rates are taken from it)"
+        split = " / ".join(f"{part:.1f}" for part in [*own, sum(parts.values())])
+        return [case["ranks"], f"{case['measured ms']:.1f}", calculated, split]
+
+    header = "ranks of one thread | measured, ms a step | calculated, ms | of it rows / contrast / exchange and merging"
+    return table(header, "rrrl", map(row, cases))
+
+
+TABLES: dict[str, Callable[[Cases], str]] = {
+    made.__name__: made
+    for made in (
+        loss,
+        loss_error,
+        loss_growth,
+        embedding,
+        embedding_summary,
+        embedding_growth,
+        metrics,
+        loader,
+        predict,
+        requests,
+        training,
+        training_summary,
+        training_ratios,
+        scaling,
+    )
+}
