@@ -1,0 +1,191 @@
+"""The generated tables of the documents equal their results files, and what is missing or changed is named."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from benchmarks import RESULTS, measure, tables
+from benchmarks.render import TABLES, significant, table
+
+CASE = {
+    "ids a field": 10_000,
+    "bytes a row": 40.6,
+    "million rows/s": 4.35,
+    "DataLoader in memory, million rows/s": 0.235,
+}
+MACHINE = {"cpu": "A CPU", "cores": 2, "threads": 2, "torch": "2.13.0", "in use": "avx512_bf16"}
+RECORD = {"machine": MACHINE, "date": "2026-11-25", "commit": "commit 1a2b3c4", "cases": [CASE]}
+DOCUMENT = "Before.\n\n<!-- table: loader one -->\n<!-- /table -->\n\nAfter.\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of results with one file, "one"."""
+    save(tmp_path, RECORD)
+    return tmp_path
+
+
+def save(folder, record):
+    (folder / "one.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(("document", "text"), tables.documents().items(), ids=tables.documents())
+def test_documents_show_their_results(document, text):
+    assert tables.update(text, document) == (text, []), "run python -m benchmarks.tables"
+
+
+def test_every_table_and_every_results_file_is_shown():
+    assert tables.unshown(tables.documents()) == []
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_results_name_machine_date_and_commit(path):
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert set(record) - {"stale"} == {"machine", "date", "commit", "cases"}
+    assert record["machine"]["cpu"] in tables.caption(record)
+
+
+def test_table_replaces_what_stands_between_its_markers(folder):
+    text, different = tables.update(DOCUMENT, "a.md", folder)
+    assert different == ["loader one"]
+    assert text == (
+        "Before.\n\n<!-- table: loader one -->\n\n"
+        "| ids a field | bytes a row on disk | million rows/s | DataLoader in memory |\n|---:|---:|---:|---:|\n"
+        "| 10,000 | 40.6 | 4.35 | 0.235 |\n\n"
+        "A CPU, AVX512-BF16, 2 cores, torch 2.13.0 on 2 threads; measured 2026-11-25, commit 1a2b3c4.\n\n"
+        "<!-- /table -->\n\nAfter.\n"
+    )
+    assert tables.update(text, "a.md", folder) == (text, [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cases": [CASE | {"million rows/s": 4.36}]},
+        {"date": "2026-11-26"},
+        {"commit": "commit 5d6e7f8"},
+        {"machine": MACHINE | {"cpu": "Another CPU"}},
+        {"stale": "older than the present loader"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_changed_results_are_noticed(folder, change):
+    text, _ = tables.update(DOCUMENT, "a.md", folder)
+    save(folder, RECORD | change)
+    assert tables.update(text, "a.md", folder)[1] == ["loader one"]
+
+
+def test_edited_table_is_noticed_alone(folder):
+    text, _ = tables.update(DOCUMENT + DOCUMENT, "a.md", folder)
+    edited = text.replace("4.35", "5.35", 1)
+    assert tables.update(edited, "a.md", folder) == (text, ["loader one"])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (DOCUMENT.replace("<!-- /table -->\n", ""), 3),
+        (DOCUMENT.replace("<!-- table: loader one -->\n", ""), 3),
+        (DOCUMENT.replace("table: loader one", "table: loader"), 3),
+        (DOCUMENT.replace("<!-- /table -->\n", "") + DOCUMENT, 3),
+    ],
+    ids=["no end", "no beginning", "no results file named", "no end before the next table"],
+)
+def test_marker_without_its_other_half_is_an_error(folder, text, line):
+    with pytest.raises(tables.TableError, match=rf"a\.md:{line}: expected pairs of lines"):
+        tables.update(text, "a.md", folder)
+
+
+def test_lost_tables_are_named(folder):
+    lost = tables.unshown({"README.md": "no table", "benchmarks/README.md": DOCUMENT}, folder)
+    assert lost == [
+        "README.md has no generated table",
+        *(f"table {name} stands in no document" for name in TABLES if name != "loader"),
+    ]
+    texts = {"README.md": DOCUMENT.replace("loader one", "loader two"), "benchmarks/README.md": DOCUMENT[:0]}
+    assert "results/one.json is shown by no table" in tables.unshown(texts, folder)
+    save(folder, RECORD | {"stale": "older than the present loader"})
+    assert "results/one.json is shown by no table" not in tables.unshown(texts, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "results", "message"),
+    [
+        ("lodaer", "one", r"a\.md: no table 'lodaer'"),
+        ("loader", "two", r"a\.md: table loader: no results file .*two\.json"),
+        ("loss", "one", r"a\.md: table loss: .*one\.json has no 'ms'"),
+    ],
+)
+def test_what_a_table_lacks_is_named(folder, name, results, message):
+    with pytest.raises(tables.TableError, match=message):
+        tables.update(DOCUMENT.replace("loader one", f"{name} {results}"), "a.md", folder)
+
+
+def test_check_names_file_and_table_and_changes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "TABLES", {"loader": TABLES["loader"]})
+    results = tmp_path / "benchmarks/results"
+    results.mkdir(parents=True)
+    save(results, RECORD)
+    for name in ("README.md", "benchmarks/README.md"):
+        (tmp_path / name).write_text(DOCUMENT)
+    assert tables.main(["--check"], tmp_path) == 1
+    assert "benchmarks/README.md: table loader one differs from its results file" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == DOCUMENT
+    assert tables.main([], tmp_path) == 0
+    assert tables.main(["--check"], tmp_path) == 0
+    (tmp_path / "benchmarks/README.md").write_text(DOCUMENT.replace("<!-- /table -->", ""))
+    assert tables.main(["--check"], tmp_path) == 1
+    assert "benchmarks/README.md:3" in capsys.readouterr().err
+
+
+def test_written_results_name_machine_date_and_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    path = measure.write("loader", [CASE])
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert path.name == f"loader-{record['machine']['in use']}.json"
+    assert list(record) == ["machine", "date", "commit", "cases"]
+    assert record["cases"] == [CASE]
+    assert measure.write("infonce", [], {"gpu": "NVIDIA H100 80GB HBM3"}).name == "infonce-nvidia-h100-80gb-hbm3.json"
+    assert not list(path.parent.glob("*.tmp"))
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git, which names the commit")
+def test_measured_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert measure.measured_code() == "unknown commit"
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        ).stdout
+
+    for name in ("code.py", "README.md", "benchmarks/results/one.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    commit = git("rev-parse", "--short", "HEAD").decode().strip()
+    for name in ("README.md", "benchmarks/results/one.json"):
+        (tmp_path / name).write_text("b")  # what a run and the tables rewrite
+    assert measure.measured_code() == f"commit {commit}"
+    (tmp_path / "code.py").write_text("b")
+    assert measure.measured_code() == f"commit {commit} with uncommitted changes"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.2418, "0.242"), (50.127, "50.1"), (1_273_224, "1,270,000"), (999.6, "1,000"), (2.0, "2.00")]
+)
+def test_significant_digits(value, shown):
+    assert significant(value) == shown
+
+
+def test_table_refuses_another_number_of_columns():
+    with pytest.raises(ValueError, match="expected 2 letters in align"):
+        table("a | b", "l", [])
