@@ -1,4 +1,11 @@
-"""Joint click/conversion models with adaptive task relatedness (AdaFTR, KDD'23) on custom kernels."""
+"""Joint click/conversion models with adaptive task relatedness (AdaFTR, KDD'23) on custom kernels.
+
+The loss, the embedding and its optimizers are imported at once. The functions of the road from raw logs to scores are
+imported when they are used, since they need pyarrow and matplotlib.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from adaftr_fast import optim
 from adaftr_fast._extension import build_info, cpu_capability, set_cpu_capability
@@ -6,13 +13,48 @@ from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.ops.infonce.api import InfoNCEStats, adaptive_infonce
 
+if TYPE_CHECKING:
+    from adaftr_fast.api.prepare import prepare
+    from adaftr_fast.api.run import evaluate, load_run, train
+    from adaftr_fast.api.serve import export, predict
+    from adaftr_fast.config import RunConfig
+
 __all__ = [
     "AdaptiveInfoNCE",
     "FusedEmbedding",
     "InfoNCEStats",
+    "RunConfig",
     "adaptive_infonce",
     "build_info",
     "cpu_capability",
+    "evaluate",
+    "export",
+    "load_run",
     "optim",
+    "predict",
+    "prepare",
     "set_cpu_capability",
+    "train",
 ]
+
+_LAZY = {
+    "RunConfig": "adaftr_fast.config",
+    "evaluate": "adaftr_fast.api.run",
+    "export": "adaftr_fast.api.serve",
+    "load_run": "adaftr_fast.api.run",
+    "predict": "adaftr_fast.api.serve",
+    "prepare": "adaftr_fast.api.prepare",
+    "train": "adaftr_fast.api.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

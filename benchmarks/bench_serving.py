@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,14 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import torch
 
-from adaftr_fast.config.training import DataConfig, TrainingConfig
+from adaftr_fast.config import DataConfig, RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import NAMES, write_raw
 from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
-from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.models import build_model
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
@@ -70,10 +69,8 @@ def make(out: Path, rows: int) -> dict[str, list[Path]]:
 def save_run(folder: Path, data: PreparedData) -> None:
     """A run of an untrained model."""
     torch.manual_seed(0)
-    config = ModelConfig()
-    model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks)
-    sections = {"data": DataConfig(str(data.folder)), "model": config, "training": TrainingConfig()}
-    settings = {name: asdict(section) for name, section in sections.items()}
+    settings = RunConfig(data=DataConfig(str(data.folder)))
+    model = build_model(settings.model, data.manifest.num_embeddings, data.manifest.tasks)
     manifest = data.manifest
     about = Description(settings, manifest.fingerprint, manifest.num_embeddings, manifest.tasks, {})
     save_checkpoint(folder / "best", model, about)

@@ -16,7 +16,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import numpy as np
 import torch
 
-from adaftr_fast.config.training import OptimizerConfig
+from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 

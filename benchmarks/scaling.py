@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed.gather import gather_rows
 from adaftr_fast.distributed.ranks import Ranks

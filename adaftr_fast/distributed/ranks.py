@@ -30,6 +30,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_first() -> bool:
+    """Whether this process is rank 0, or was started alone."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
 def restarted() -> bool:
     """Whether torchrun started the ranks again after one had failed.
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
-from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.config import ModelConfig
+from adaftr_fast.errors import ConfigError
 
 TITLES = {
     "single_dnn": "Single-DNN",
@@ -61,12 +62,12 @@ def experiment(name: str, base: ModelConfig, tasks: Sequence[str]) -> Experiment
     """The experiment ``name`` for models like ``base`` on ``tasks``.
 
     Raises:
-        ValueError: an unknown name, or tasks it cannot be made of.
+        ConfigError: an unknown name, or tasks it cannot be made of.
     """
     if name not in EXPERIMENTS:
-        raise ValueError(f"experiment: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")
+        raise ConfigError(f"experiment: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")
     if len(tasks) < 2:
-        raise ValueError(f"experiment {name}: expected data with two tasks or more, got {', '.join(tasks)}")
+        raise ConfigError(f"experiment {name}: expected data with two tasks or more, got {', '.join(tasks)}")
     return EXPERIMENTS[name](base, tasks)
 
 
@@ -117,7 +118,7 @@ def _fig3(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
 
 def _fig4(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
     if len(tasks) < 3:
-        raise ValueError(f"experiment fig4: expected data with three tasks or more, got {', '.join(tasks)}")
+        raise ConfigError(f"experiment fig4: expected data with three tasks or more, got {', '.join(tasks)}")
     backbone = TITLES[base.backbone]
     first = TITLES["shared_bottom"]
     every = [f"{a}-{b}" for a, b in combinations(tasks, 2)]

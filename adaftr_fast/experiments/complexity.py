@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.errors import ConfigError
 from adaftr_fast.experiments.catalog import NO_OMEGA, TITLES, Variant
-from adaftr_fast.experiments.jobs import Budget
 from adaftr_fast.experiments.measure import machine, side_by_side
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.run import build
@@ -60,23 +61,23 @@ class Complexity:
     costs: list[Cost]
 
 
-def measure(data: PreparedData, budget: Budget, seconds: float = 2.0) -> Complexity:
+def measure(data: PreparedData, config: RunConfig, seconds: float = 2.0) -> Complexity:
     """Measures every model on real batches, in turns; ``seconds`` is each one's share for each of its two times.
 
     Raises:
-        ValueError: fewer training rows than a batch.
+        ConfigError: fewer training rows than a batch.
     """
-    size = budget.training.batch_size
+    size = config.training.batch_size
     rows = data.manifest.splits["train"].rows
     if rows < size:
-        raise ValueError(f"complexity: {rows} training rows are fewer than a batch of {size}")
-    batches = _some(data, size, budget.training.seed)
+        raise ConfigError(f"complexity: {rows} training rows are fewer than a batch of {size}")
+    batches = _some(data, size, config.training.seed)
     models = {}
     for variant in VARIANTS:
-        torch.manual_seed(budget.training.seed)
-        models[variant.title] = build(replace(budget.model, **variant.changes), data)
+        torch.manual_seed(config.training.seed)
+        models[variant.title] = build(replace(config.model, **variant.changes), data)
     infer = side_by_side({title: _inference(model, batches) for title, model in models.items()}, seconds)
-    train = side_by_side({title: _step(model, batches, budget) for title, model in models.items()}, seconds)
+    train = side_by_side({title: _step(model, batches, config) for title, model in models.items()}, seconds)
     costs = [
         Cost(title, *count_parameters(model, batches[0]), 1e3 * train[title] / size, 1e3 * infer[title] / size)
         for title, model in models.items()
@@ -89,8 +90,8 @@ def _some(data: PreparedData, size: int, seed: int) -> list[Batch]:
     return [batch for _, batch in zip(range(BATCHES), batches)]
 
 
-def _step(model: nn.Module, batches: list[Batch], budget: Budget) -> Callable[[], None]:
-    optimizers, supply = build_optimizers(model, budget.optimizer), cycle(batches)
+def _step(model: nn.Module, batches: list[Batch], config: RunConfig) -> Callable[[], None]:
+    optimizers, supply = build_optimizers(model, config.optimizer), cycle(batches)
 
     def step() -> None:
         loss = torch.stack(tuple(model.loss(next(supply)).values())).sum()

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
+from adaftr_fast._tables import markdown_table
 from adaftr_fast.experiments.complexity import FIXED, WITH, WITHOUT, Complexity, Cost
-from adaftr_fast.training.report import markdown_table, save_figure
+from adaftr_fast.training.report import save_figure
 
 REFERENCE = "MMoE"
 

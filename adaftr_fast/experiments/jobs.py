@@ -8,34 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps, from_json
-from adaftr_fast.config.model import ModelConfig
-from adaftr_fast.config.training import DataConfig, OptimizerConfig, TrainingConfig
+from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.errors import CheckpointError, TrainingError
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.training.evaluation import TaskMetrics, spread
-from adaftr_fast.training.report import Run
+from adaftr_fast.training.result import TrainedRun
 from adaftr_fast.training.trainer import DEAD_MARGIN
 
 RESULT = "result.json"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What every row of an experiment has in common."""
-
-    model: ModelConfig
-    optimizer: OptimizerConfig
-    training: TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -45,12 +34,12 @@ class Job:
     Attributes:
         key: sha256 of configuration, data and version; equal keys give equal bits on the same machine.
         folder: where the run is kept.
-        config: a dataclass per section, as ``train_one`` takes it.
+        config: of the run.
     """
 
     key: str
     folder: Path
-    config: dict[str, Any]
+    config: RunConfig
 
 
 @dataclass(frozen=True)
@@ -75,31 +64,21 @@ class Outcome:
     error: str | None = None
 
 
-def plan(data: PreparedData, variant: Variant, budget: Budget, seed: int, root: Path) -> Job:
+def plan(data: PreparedData, variant: Variant, base: RunConfig, seed: int, root: Path) -> Job:
     """The run of ``variant`` with ``seed``; its folder lies in ``root``.
 
     Raises:
         ValueError: the variant's fields make no model configuration.
     """
-    config = {
-        "data": DataConfig(str(data.folder)),
-        "model": replace(budget.model, **variant.changes),
-        "optimizer": budget.optimizer,
-        "training": replace(budget.training, seed=seed, progress=False),
-    }
+    config = base.with_options(
+        data={"folder": str(data.folder)}, model=variant.changes, training={"seed": seed, "progress": False}
+    )
     key = _key(config, data.manifest)
-    return Job(key, root / f"{config['model'].name}-{key[:12]}-seed{seed}", config)
+    return Job(key, root / f"{config.model.name}-{key[:12]}-seed{seed}", config)
 
 
-IRRELEVANT = ("progress", "checkpoint_seconds", "tensorboard", "contrast_over", "rank_timeout")
-"""Settings of training without consequence for the result of one process."""
-
-
-def _key(config: dict[str, Any], manifest: Manifest) -> str:
-    sections = {name: asdict(section) for name, section in config.items() if name != "data"}
-    for name in IRRELEVANT:
-        del sections["training"][name]
-    meaning = [sections, manifest.fingerprint, manifest.inputs, version("adaftr-fast")]
+def _key(config: RunConfig, manifest: Manifest) -> str:
+    meaning = [config.identity(), manifest.fingerprint, manifest.inputs, version("adaftr-fast")]
     return hashlib.sha256(dumps(meaning).encode()).hexdigest()
 
 
@@ -141,8 +120,8 @@ def execute(job: Job) -> Outcome:
     return outcome
 
 
-def _train(job: Job) -> Run:
-    data = PreparedData(job.config["data"].folder)
+def _train(job: Job) -> TrainedRun:
+    data = PreparedData(job.config.data.folder)
     try:
         return train_one(data, job.config, job.folder)
     except CheckpointError:  # what was left unfinished is damaged or of data that have moved; the key says what to do

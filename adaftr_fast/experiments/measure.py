@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-import adaftr_fast
+from adaftr_fast._extension import build_info
 
 
 def machine() -> dict[str, Any]:
@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
         named = {key.strip(): value.strip() for key, value in facts.items()}
         model = f"{named.get('model name')} (family {named.get('cpu family')}, model {named.get('model')})"
     return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()} | {
-        key: adaftr_fast.build_info()[key] for key in ("torch", "in use")
+        key: build_info()[key] for key in ("torch", "in use")
     }
 
 

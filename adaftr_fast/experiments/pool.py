@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 import torch
 from tqdm import tqdm
 
-from adaftr_fast.errors import TrainingError
+from adaftr_fast.errors import ConfigError, TrainingError
 from adaftr_fast.experiments.jobs import Job, Outcome, execute, finished
 
 
@@ -33,7 +33,7 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: bool) -> dict[str, O
         TrainingError: a process was killed.
     """
     if workers < 1:
-        raise ValueError(f"jobs: expected >= 1, got {workers}")
+        raise ConfigError(f"jobs: expected >= 1, got {workers}")
     todo = {job.key: job for job in jobs}
     outcomes = {key: outcome for key, job in todo.items() if (outcome := finished(job)) is not None}
     open_jobs = [job for key, job in todo.items() if key not in outcomes]

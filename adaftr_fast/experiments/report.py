@@ -9,10 +9,11 @@ from typing import Any
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
+from adaftr_fast._tables import markdown_table
 from adaftr_fast.experiments.plots import draw
 from adaftr_fast.experiments.results import Results, Row
 from adaftr_fast.experiments.statistics import Difference, Spread
-from adaftr_fast.training.report import markdown_table, save_figure
+from adaftr_fast.training.report import save_figure
 
 COLLAPSED = 0.01  # a temperature whose 5 and 95 % points are closer than this is a constant in effect
 
@@ -185,10 +186,16 @@ def _warnings(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def _shared(results: Results) -> dict[str, dict[str, Any]]:
+    """The options that every row has in common, by section."""
+    sections = results.config.to_dict()
+    return {name: sections[name] for name in ("model", "optimizer", "training")}
+
+
 def _budget_text(results: Results) -> str:
     """The common settings as TOML that ``--config`` reads."""
     lines = []
-    for name, section in asdict(results.budget).items():
+    for name, section in _shared(results).items():
         lines.append(f"[{name}]")
         lines += [f"{key} = {dumps(value)}" for key, value in section.items() if key != "progress"]
     return "\n".join(lines)
@@ -202,7 +209,7 @@ def as_json(results: Results, command: str) -> dict[str, Any]:
         "command": command,
         "dataset": results.dataset,
         "fingerprint": results.fingerprint,
-        "budget": asdict(results.budget),
+        "budget": _shared(results),
         "bayes": results.bayes,
         "rows": [
             {

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from adaftr_fast.config import RunConfig
 from adaftr_fast.experiments.catalog import Experiment, Variant
-from adaftr_fast.experiments.jobs import Budget, Outcome
+from adaftr_fast.experiments.jobs import Outcome
 from adaftr_fast.experiments.statistics import Difference, Spread, paired, summarize
 from adaftr_fast.training.evaluation import TaskMetrics
 
@@ -60,7 +61,7 @@ class Results:
     attribution: str
     fingerprint: str
     tasks: list[str]
-    budget: Budget
+    config: RunConfig
     rows: list[Row]
     bayes: TaskMetrics = field(default_factory=dict)
 

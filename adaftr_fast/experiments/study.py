@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import MANIFEST
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.experiments.catalog import Experiment, Variant, experiment
-from adaftr_fast.experiments.jobs import Budget, Job, plan
+from adaftr_fast.experiments.jobs import Job, plan
 from adaftr_fast.experiments.pool import run_all
 from adaftr_fast.experiments.results import Results, Row
 from adaftr_fast.experiments.temperature import Temperature, analyse
@@ -35,33 +36,33 @@ def open_dataset(dataset: str, files: list[str], out: Path, progress: bool) -> t
 
 
 def plan_all(
-    wanted: Experiment, data: PreparedData, budget: Budget, seeds: int, folder: Path
+    wanted: Experiment, data: PreparedData, config: RunConfig, seeds: int, folder: Path
 ) -> Iterator[tuple[int, Variant, Job]]:
     """Seed, row and run of everything an experiment consists of; runs are kept in the ``runs/`` of ``folder``.
 
     Seeds come before rows, so that an experiment that is cut short holds whole comparisons.
     """
-    first = budget.training.seed
+    first = config.training.seed
     for seed, variant in product(range(first, first + seeds), wanted.variants):
-        yield seed, variant, plan(data, variant, budget, seed, folder / "runs")
+        yield seed, variant, plan(data, variant, config, seed, folder / "runs")
 
 
-def compare(name: str, data: PreparedData, budget: Budget, *, seeds: int, workers: int, folder: Path) -> Results:
+def compare(name: str, data: PreparedData, config: RunConfig, *, seeds: int, workers: int, folder: Path) -> Results:
     """The results of a table or figure that compares rows.
 
     Args:
-        seeds: how many runs of each row, from ``budget.training.seed`` upwards.
+        seeds: how many runs of each row, from ``config.training.seed`` upwards.
         workers: how many at the same time.
         folder: holds ``runs/``, which experiments on the same data share.
 
     Raises:
-        ValueError: data the experiment cannot be made of.
+        ConfigError: data the experiment cannot be made of.
         TrainingError: a training process was killed.
     """
     manifest = data.manifest
-    wanted = experiment(name, budget.model, manifest.tasks)
-    jobs = list(plan_all(wanted, data, budget, seeds, folder))
-    outcomes = run_all([job for *_, job in jobs], workers=workers, progress=budget.training.progress)
+    wanted = experiment(name, config.model, manifest.tasks)
+    jobs = list(plan_all(wanted, data, config, seeds, folder))
+    outcomes = run_all([job for *_, job in jobs], workers=workers, progress=config.training.progress)
     rows = [
         Row(variant, {seed: outcomes[job.key] for seed, each, job in jobs if each is variant})
         for variant in wanted.variants
@@ -72,23 +73,23 @@ def compare(name: str, data: PreparedData, budget: Budget, *, seeds: int, worker
         attribution=manifest.attribution,
         fingerprint=manifest.fingerprint,
         tasks=manifest.tasks,
-        budget=budget,
+        config=config,
         rows=rows,
         bayes=bayes_metrics(data.folder),
     )
 
 
-def temperatures(data: PreparedData, budget: Budget, *, seeds: int, workers: int, folder: Path) -> list[Temperature]:
+def temperatures(data: PreparedData, config: RunConfig, *, seeds: int, workers: int, folder: Path) -> list[Temperature]:
     """The temperatures that AdaFTR learned, pair by pair; arguments as for ``compare``.
 
     Raises:
-        ValueError: data of a single task.
+        ConfigError: data of a single task.
         TrainingError: a run diverged, or its process was killed.
         CheckpointError: a run's weights are absent or damaged.
     """
-    wanted = experiment("temperature", budget.model, data.manifest.tasks)
-    jobs = list(plan_all(wanted, data, budget, seeds, folder))
-    outcomes = run_all([job for *_, job in jobs], workers=workers, progress=budget.training.progress)
+    wanted = experiment("temperature", config.model, data.manifest.tasks)
+    jobs = list(plan_all(wanted, data, config, seeds, folder))
+    outcomes = run_all([job for *_, job in jobs], workers=workers, progress=config.training.progress)
     for seed, _, job in jobs:
         if error := outcomes[job.key].error:
             raise TrainingError(f"temperature: seed {seed} diverged: {error}")

@@ -86,9 +86,9 @@ def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
 def _temperatures(data: PreparedData, job: Job) -> dict[str, np.ndarray]:
     """Per pair float32 [N], from the weights that were kept."""
     weights, _ = load_checkpoint(job.folder / BEST)
-    model = build(job.config["model"], data)
+    model = build(job.config.model, data)
     load_weights(model, weights, str(job.folder / BEST))
-    return diagnose(model, data.load("test"), job.config["training"].eval_batch_size)
+    return diagnose(model, data.load("test"), job.config.training.eval_batch_size)
 
 
 def _analyse_pair(

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
+from adaftr_fast._tables import markdown_table
 from adaftr_fast.experiments.report import COLLAPSED
 from adaftr_fast.experiments.temperature import FieldEffect, LabelGroup, Temperature
-from adaftr_fast.training.report import markdown_table, save_figure
+from adaftr_fast.training.report import save_figure
 
 DRAWN_FIELDS = 3
 

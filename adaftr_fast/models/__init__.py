@@ -1,6 +1,6 @@
 """The models of the comparison, one paper a file, and :func:`build_model`, which makes one by name."""
 
-from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.adaftr import AdaFTR
 from adaftr_fast.models.autoheri import AutoHERI
 from adaftr_fast.models.base import Backbone, MultiTaskModel, Representations

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.adaftr import AdaFTR
 from adaftr_fast.models.autoheri import AutoHERI
 from adaftr_fast.models.base import Backbone, MultiTaskModel

@@ -19,7 +19,7 @@ import torch
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast.config.training import DataConfig
+from adaftr_fast.config import DataConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.data.dataset.rows import Rows
@@ -36,7 +36,7 @@ RECORDS = "daily.jsonl"
 TRAIN = 0.9  # of a day's rows
 
 
-def train_daily(schema: Schema, files: Sequence[Path], config: dict[str, Any], out: Path) -> Iterator[dict[str, Any]]:
+def train_daily(schema: Schema, files: Sequence[Path], config: RunConfig, out: Path) -> Iterator[dict[str, Any]]:
     """Trains on one file after the other; yields a record a day and keeps all in ``daily.jsonl``.
 
     Days that ``daily.jsonl`` holds are not done again, and their files need no longer be there; a day that was
@@ -45,13 +45,13 @@ def train_daily(schema: Schema, files: Sequence[Path], config: dict[str, Any], o
     Args:
         schema: of one file; its split and weights of days before do not matter.
         files: a file a day, in the order of the days, those that are done included.
-        config: a dataclass per section, as ``train_one`` takes it, but for ``data``.
+        config: of every day; its ``data`` and ``warm_start`` are set day by day.
 
     Raises:
         DataError: the schema reads several files, or ``out`` holds other days than ``files`` begin with.
         KeyboardInterrupt, TrainingError, CheckpointError: as ``train_one``.
     """
-    check_replicated("daily", config["training"])
+    check_replicated("daily", config.training)
     schema = _of_a_day(schema)
     records = _read(out / RECORDS)
     _check(out, records, files)
@@ -63,14 +63,15 @@ def train_daily(schema: Schema, files: Sequence[Path], config: dict[str, Any], o
         yield record
 
 
-def _one_day(schema: Schema, file: Path, day: int, config: dict[str, Any], out: Path) -> tuple[dict[str, Any], Fitted]:
+def _one_day(schema: Schema, file: Path, day: int, config: RunConfig, out: Path) -> tuple[dict[str, Any], Fitted]:
     folder, before = _folder(out, day), _folder(out, day - 1) if day > 1 else None
-    progress = config["training"].progress
+    progress = config.training.progress
     manifest = prepare(schema, [file], folder / "data", grow=before and before / "data", progress=progress)
     data = PreparedData(folder / "data")
     measured = None if before is None else _measure(before / "run", data)
-    of_day = {"data": DataConfig(str(data.folder))} | config
-    fitted = fit_one(data, of_day, folder / "run", warm_start=before and before / "run")
+    start = None if before is None else WarmStartConfig(str(before / "run"))
+    of_day = replace(config, data=DataConfig(str(data.folder)), warm_start=start)
+    fitted = fit_one(data, of_day, folder / "run")
     rows, ids = manifest.splits["test"].rows, sum(manifest.num_embeddings)
     record = {"day": day, "file": str(file), "rows": rows, "ids": ids, "before_training": measured}
     return record | {"validation": fitted.result.epochs[fitted.result.best_epoch - 1]["validation"]}, fitted
@@ -80,7 +81,7 @@ def _measure(run: Path, data: PreparedData) -> TaskMetrics:
     """How the model of ``run`` does on all rows of a later day."""
     trained = load_trained(run)
     known = KnownIds(data.load("test").rows, trained.about.num_embeddings)
-    return evaluate(trained.model, Split(known), trained.training.eval_batch_size)
+    return evaluate(trained.model, Split(known), trained.about.config.training.eval_batch_size)
 
 
 class KnownIds:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
+from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import Ranks, restarted
-from adaftr_fast.models import ModelConfig, MultiTaskModel, build_model
+from adaftr_fast.errors import ConfigError
+from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.nn.embedding_table import tables_elsewhere
-from adaftr_fast.runs.warm_start import warm_start as take_from
+from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.training.checkpoint.weights import Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
-from adaftr_fast.training.report import Run
+from adaftr_fast.training.result import TrainedRun
 from adaftr_fast.training.sharding import check_replicated, check_sharding, check_width
 from adaftr_fast.training.trainer import TEST, Result, Trainer
 
@@ -34,41 +35,29 @@ class Fitted:
 
 
 def train_one(
-    data: PreparedData,
-    config: dict[str, Any],
-    folder: Path,
-    *,
-    restart: bool = False,
-    warm_start: Path | None = None,
-    ranks: Ranks | None = None,
-) -> Run:
+    data: PreparedData, config: RunConfig, folder: Path, *, restart: bool = False, ranks: Ranks | None = None
+) -> TrainedRun:
     """``fit_one``, then measures the model on the test split; both write to ``folder``. Arguments, errors: as there."""
-    fitted = fit_one(data, config, folder, restart=restart, warm_start=warm_start, ranks=ranks)
-    test, size = data.load("test"), config["training"].eval_batch_size
+    fitted = fit_one(data, config, folder, restart=restart, ranks=ranks)
+    test, size = data.load("test"), config.training.eval_batch_size
     metrics = evaluate(fitted.model, test, size, ranks)
     if fitted.trainer.is_chief:
         replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
     fitted.trainer.finish()
     learned = diagnose(fitted.model, test, size, ranks)
-    return Run(config["model"].name, fitted.result.epochs, fitted.result.best_epoch, metrics, learned)
+    return TrainedRun(config.model.name, fitted.result.epochs, fitted.result.best_epoch, metrics, learned)
 
 
 def fit_one(
-    data: PreparedData,
-    config: dict[str, Any],
-    folder: Path,
-    *,
-    restart: bool = False,
-    warm_start: Path | None = None,
-    ranks: Ranks | None = None,
+    data: PreparedData, config: RunConfig, folder: Path, *, restart: bool = False, ranks: Ranks | None = None
 ) -> Fitted:
-    """Trains the model of ``config`` (a dataclass per section).
+    """Trains the model of ``config`` on ``data``; ``config.data`` is kept in the checkpoint, and not read.
 
-    An unfinished run of the same settings in ``folder`` is resumed, or thrown away with ``restart``.
+    An unfinished run of the same settings in ``folder`` is resumed, or discarded with ``restart``.
 
     Args:
-        warm_start: a run whose weights to start from, where they mean the same (``warm_start.warm_start``).
-        ranks: those that train together. The chief alone needs ``folder`` and ``warm_start``, all need the data.
+        ranks: the processes that train together. Rank 0 alone needs ``folder`` and the run to start from; all need the
+            data.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM during training, which was saved where it stood; its arguments are the
@@ -77,22 +66,22 @@ def fit_one(
         TrainingError: training that cannot go on.
         RankError: ranks with other settings or data.
     """
-    if warm_start is not None:
-        check_replicated("--warm_start", config["training"])
-    check_width(config["model"].embedding_dim, config["training"])
-    check_sharding(config["optimizer"], config["training"], ranks)
-    about = _description(data, config, warm_start)
+    if config.warm_start is not None:
+        check_replicated("--warm_start", config.training)
+    check_width(config.model.embedding_dim, config.training)
+    check_sharding(config.optimizer, config.training, ranks)
+    about = _description(data, config)
     if ranks is not None:
         ranks.agree("settings or data", about)
-    torch.manual_seed(config["training"].seed)  # the initial weights; the trainer seeds what follows
-    with nullcontext() if config["training"].tables == "replicated" else tables_elsewhere():
-        model = build(config["model"], data)
+    torch.manual_seed(config.training.seed)  # the initial weights; the trainer seeds what follows
+    with nullcontext() if config.training.tables == "replicated" else tables_elsewhere():
+        model = build(config.model, data)
     trainer = Trainer(
         model,
         data.load("train"),
         data.load("validation"),
-        optimizer=config["optimizer"],
-        config=config["training"],
+        optimizer=config.optimizer,
+        config=config.training,
         folder=folder,
         about=about,
         ranks=ranks,
@@ -103,18 +92,18 @@ def fit_one(
         progress = trainer.progress
         if trainer.is_chief:
             print(f"{folder}: resuming in epoch {progress.epoch} after step {progress.step:,}", file=sys.stderr)
-    elif warm_start is not None and trainer.is_chief:
-        print(f"warm start from {warm_start}: {take_from(model, data, warm_start).summary()}", file=sys.stderr)
+    elif config.warm_start is not None and trainer.is_chief:
+        source = Path(config.warm_start.run)
+        print(f"warm start from {source}: {warm_start(model, data, source).summary()}", file=sys.stderr)
     result = trainer.fit()
     if result.interrupted:
         raise KeyboardInterrupt(result.interrupted, f"interrupted; the same command goes on from {folder}")
     return Fitted(model, trainer, result)
 
 
-def _description(data: PreparedData, config: dict[str, Any], warm_start: Path | None) -> Description:
-    sections = {name: asdict(section) for name, section in config.items()}
+def _description(data: PreparedData, config: RunConfig) -> Description:
     return Description(
-        config=sections if warm_start is None else sections | {"warm_start": {"run": str(warm_start)}},
+        config=config,
         fingerprint=data.manifest.fingerprint,
         num_embeddings=data.manifest.num_embeddings,
         tasks=data.manifest.tasks,
@@ -123,5 +112,8 @@ def _description(data: PreparedData, config: dict[str, Any], warm_start: Path | 
 
 
 def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
-    """A new model of ``config`` over the fields and tasks of ``data``. Raises ValueError as ``build_model`` does."""
-    return build_model(config, data.manifest.num_embeddings, data.manifest.tasks)
+    """A new model of ``config`` over the fields and tasks of ``data``. Raises ConfigError."""
+    try:
+        return build_model(config, data.manifest.num_embeddings, data.manifest.tasks)
+    except ValueError as error:  # a constructor's, about an option
+        raise ConfigError(f"model: {error}") from error

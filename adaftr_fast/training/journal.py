@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast.config.training import TrainingConfig
+from adaftr_fast.config import TrainingConfig
 from adaftr_fast.errors import TrainingError
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"  # inside a run's folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from adaftr_fast.config.training import OptimizerConfig
+from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import SGD, Adagrad, Adam, LazyAdam, RowwiseAdagrad
 from adaftr_fast.optim.base import RowOptimizer

@@ -1,11 +1,9 @@
-"""What a comparison of runs leaves for people: a table in Markdown and a picture."""
+"""Reports of runs: a table in Markdown and a figure of training loss, validation AUC and learned values."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,39 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from adaftr_fast._files import replace_file
-from adaftr_fast.training.evaluation import TaskMetrics, spread
+from adaftr_fast._tables import markdown_table
+from adaftr_fast.training.evaluation import spread
+from adaftr_fast.training.result import TrainedRun, metrics_table
 
 
-@dataclass(frozen=True)
-class Run:
-    """One trained model.
-
-    Attributes:
-        name: how the report calls it.
-        epochs: records as in metrics.jsonl.
-        best_epoch: the epoch whose weights were kept, from 1.
-        test: metrics of those weights on the test split.
-        diagnostics: values of each row of the test split [N], by name, such as the learned temperature.
-        interrupted: whether Ctrl-C ended its training.
-    """
-
-    name: str
-    epochs: list[dict[str, Any]]
-    best_epoch: int
-    test: TaskMetrics
-    diagnostics: dict[str, np.ndarray] = field(default_factory=dict)
-    interrupted: bool = False
-
-    @property
-    def seconds_per_epoch(self) -> float:
-        return float(np.mean([record["seconds"] for record in self.epochs]))
-
-    @property
-    def samples_per_s(self) -> float:
-        return float(np.mean([record["samples_per_s"] for record in self.epochs]))
-
-
-def write_report(folder: Path, title: str, runs: list[Run], notes: str = "") -> None:
+def write_report(folder: Path, title: str, runs: list[TrainedRun], notes: str = "") -> None:
     """Writes ``report.md`` and ``report.png`` to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     sections = [f"# {title}", metrics_table(runs), notes, _diagnostics_table(runs), "![curves](report.png)"]
@@ -60,41 +31,13 @@ def save_figure(path: Path, figure: Figure) -> None:
     replace_file(path, content.getvalue())
 
 
-def metrics_table(runs: list[Run]) -> str:
-    """Test metrics and speed as a Markdown table that also reads well in a terminal; AUC and GAUC in points of 100."""
-    header = ["model", "task", "AUC", "GAUC", "log-loss", "best epoch", "samples/s", "s/epoch"]
-    rows = []
-    for run in runs:
-        speed = [str(run.best_epoch), f"{run.samples_per_s:,.0f}", f"{run.seconds_per_epoch:.1f}"]
-        for task, metrics in run.test.items():
-            group = f"{100 * metrics['gauc']:.2f}" if "gauc" in metrics else "-"
-            rows.append([run.name, task, f"{100 * metrics['auc']:.2f}", group, f"{metrics['logloss']:.4f}", *speed])
-    return markdown_table(header, rows, text_columns=2)
-
-
-def _diagnostics_table(runs: list[Run]) -> str:
+def _diagnostics_table(runs: list[TrainedRun]) -> str:
     points = [(run.name, name, spread(values)) for run in runs for name, values in run.diagnostics.items()]
     rows = [[run, name, *(f"{value:.4f}" for value in each.values())] for run, name, each in points]
     return markdown_table(["model", "learned", "5 %", "50 %", "95 %"], rows, text_columns=2) if rows else ""
 
 
-def markdown_table(header: list[str], rows: list[list[str]], text_columns: int) -> str:
-    """Columns of equal width; the first ``text_columns`` are aligned to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    rule = ["-" * (width - (column >= text_columns)) for column, width in enumerate(widths)]
-    rule = [dashes + ":" * (column >= text_columns) for column, dashes in enumerate(rule)]
-
-    def line(cells: list[str]) -> str:
-        aligned = [
-            cell.ljust(width) if column < text_columns else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(aligned)} |"
-
-    return "\n".join(line(row) for row in [header, rule, *rows])
-
-
-def draw(runs: list[Run]) -> Figure:
+def draw(runs: list[TrainedRun]) -> Figure:
     """Per task a column of training loss above validation AUC; to the right, histograms of the diagnostics."""
     tasks = list(runs[0].test)
     histograms = [(run.name, name, values) for run in runs for name, values in run.diagnostics.items()]
@@ -112,7 +55,7 @@ def draw(runs: list[Run]) -> Figure:
     return figure
 
 
-def _draw_curves(axes: Axes, runs: list[Run], task: str, what: str) -> None:
+def _draw_curves(axes: Axes, runs: list[TrainedRun], task: str, what: str) -> None:
     for color, run in enumerate(runs):
         epochs = [record["epoch"] for record in run.epochs]
         if what == "loss":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from adaftr_fast.config.training import OptimizerConfig
+from adaftr_fast.config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, peak: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.nn.embedding import FusedEmbedding

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed.ranks import Ranks, is_of_a_collective
 from adaftr_fast.errors import TrainingError

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.data.dataset.rows import TensorRows
@@ -23,7 +23,7 @@ from adaftr_fast.training.trainer import Trainer
 from tests.distributed.ranks import on_ranks
 
 FIELDS, TASKS = [200, 20, 7], ["click", "conversion"]
-ABOUT = Description(config={}, fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={})
+ABOUT = Description(config=RunConfig(), fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={})
 
 
 def split(rows: int, seed: int, weighted: bool, chunk_rows: int) -> Split:

@@ -5,12 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast.config.model import ModelConfig
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.experiments.jobs import Budget
 
 SCHEMA = {
     "name": "tiny",
@@ -54,8 +52,8 @@ def data(folder):
 
 @pytest.fixture
 def budget():
-    return Budget(
-        ModelConfig(embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]),
-        OptimizerConfig(lr=0.01),
-        TrainingConfig(batch_size=200, max_epochs=2, progress=False),
+    return RunConfig(
+        model=ModelConfig(embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]),
+        optimizer=OptimizerConfig(lr=0.01),
+        training=TrainingConfig(batch_size=200, max_epochs=2, progress=False),
     )

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.cli.experiment import NAMES
+from adaftr_fast.config import ModelConfig
 from adaftr_fast.experiments.catalog import EXPERIMENTS, experiment
-from adaftr_fast.experiments.command import NAMES
 from adaftr_fast.experiments.jobs import plan
 from adaftr_fast.runs.run import build
 
@@ -33,7 +33,7 @@ def test_every_row_is_a_model_that_learns(name, data, budget, tmp_path):
         job = plan(data, variant, budget, 0, tmp_path)
         keys.add(job.key)
         torch.manual_seed(0)
-        model = build(job.config["model"], data)
+        model = build(job.config.model, data)
         loss = sum(model.loss(batch).values())
         assert loss.isfinite()
         loss.backward()

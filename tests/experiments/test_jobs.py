@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from adaftr_fast.config.training import DataConfig
 from adaftr_fast.experiments import jobs
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, finished, plan
@@ -90,7 +89,7 @@ def test_what_is_left_of_a_run_on_data_that_moved_is_begun_anew(job, data, tmp_p
         execute(job)
     monkeypatch.undo()
     (tmp_path / "moved").symlink_to(data.folder)
-    moved = replace(job, config=job.config | {"data": DataConfig(str(tmp_path / "moved"))})
+    moved = replace(job, config=job.config.with_options(data={"folder": str(tmp_path / "moved")}))
     assert execute(moved).error is None
 
 

@@ -40,7 +40,7 @@ def test_what_is_done_is_not_done_again(jobs, capfd):
 
 
 def test_an_error_of_a_run_is_an_error_of_the_whole(jobs, data):
-    jobs[0].config["data"].folder = str(data.folder / "nothing")
+    jobs[0].config.data.folder = str(data.folder / "nothing")
     with pytest.raises(Exception, match="not a prepared folder"):
         run_all(jobs[:1], workers=1, progress=False)
 
@@ -53,14 +53,12 @@ def test_workers_must_be_some(jobs):
 SCRIPT = """
 from pathlib import Path
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.experiments.jobs import Budget
 from adaftr_fast.experiments.study import compare
-from adaftr_fast.config.model import ModelConfig
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import RunConfig, TrainingConfig
 
 if __name__ == "__main__":
     training = TrainingConfig(batch_size=50, max_epochs=30, patience=30, progress=False)
-    budget = Budget(ModelConfig(), OptimizerConfig(), training)
+    budget = RunConfig(training=training)
     compare("table6", PreparedData({data!r}), budget, seeds=1, workers=2, folder=Path({root!r}).parent)
     print("all done")
 """

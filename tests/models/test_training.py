@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adaftr_fast.config.training import OptimizerConfig
+from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.ops.embedding.reference.lookup import fused_embedding
 from adaftr_fast.training.optimizers import build_optimizers

@@ -5,11 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast.config.training import DataConfig, OptimizerConfig, TrainingConfig
+from adaftr_fast.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.models import ModelConfig
 
 SOURCE = {
     "name": "shop",
@@ -60,9 +59,9 @@ def prepared(tmp_path):
 
 def settings(folder="", **model):
     sizes = {"expert_hidden": [8], "tower_hidden": [16, 16], "relatedness_hidden": [4]}
-    return {
-        "data": DataConfig(str(folder)),
-        "model": ModelConfig(**(sizes | model)),
-        "optimizer": OptimizerConfig(lr=0.01),
-        "training": TrainingConfig(batch_size=64, max_epochs=2, progress=False),
-    }
+    return RunConfig(
+        DataConfig(str(folder)),
+        ModelConfig(**(sizes | model)),
+        OptimizerConfig(lr=0.01),
+        TrainingConfig(batch_size=64, max_epochs=2, progress=False),
+    )

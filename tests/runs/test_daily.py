@@ -25,9 +25,7 @@ def days(tmp_path):
 
 
 def run(days, out):
-    config = settings()
-    del config["data"]
-    return list(train_daily(parse_schema(SOURCE), days, config, out))
+    return list(train_daily(parse_schema(SOURCE), days, settings(), out))
 
 
 def lines(out):

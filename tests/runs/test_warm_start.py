@@ -1,9 +1,11 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.models import build_model
@@ -13,6 +15,10 @@ from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.training.trainer import Trainer
 
 from .conftest import SOURCE, settings
+
+
+def from_run(folder, config):
+    return replace(config, warm_start=WarmStartConfig(str(folder)))
 
 
 @pytest.fixture
@@ -30,7 +36,7 @@ def rows_of(model, place):
 def test_rows_go_by_value_and_new_ones_are_fresh(run, prepared):
     folder, old_data = run
     data = prepared(2, "new")
-    model, untouched = (torch.manual_seed(5) and build(settings()["model"], data) for _ in range(2))
+    model, untouched = (torch.manual_seed(5) and build(settings().model, data) for _ in range(2))
     report = warm_start(model, data, folder)
     old = load_trained(folder).model
     ours, theirs = (read_encoders(each.folder, each.manifest)["item"].values.to_pylist() for each in (data, old_data))
@@ -49,7 +55,7 @@ def test_rows_go_by_value_and_new_ones_are_fresh(run, prepared):
 def test_a_bucket_begins_as_the_one_its_upper_edge_falls_into(run, prepared):
     folder, old_data = run
     data = prepared(1, "new")
-    model = build(settings()["model"], data)
+    model = build(settings().model, data)
     warm_start(model, data, folder)
     edges, old_edges = (np.array(each.manifest.fields[2].edges) for each in (data, old_data))
     old = rows_of(load_trained(folder).model, 2)
@@ -61,7 +67,7 @@ def test_a_bucket_begins_as_the_one_its_upper_edge_falls_into(run, prepared):
 def test_dense_weights_go_by_name_and_shape(run, prepared):
     folder, _ = run
     data = prepared(1, "new")
-    model = build(settings(tower_hidden=[16, 6])["model"], data)
+    model = build(settings(tower_hidden=[16, 6]).model, data)
     report = warm_start(model, data, folder)
     old = load_trained(folder).model
     assert torch.equal(model.backbone.experts.first.weight, old.backbone.experts.first.weight)
@@ -82,7 +88,7 @@ def test_dense_weights_go_by_name_and_shape(run, prepared):
 )
 def test_a_relatedness_network_is_taken_whole_or_not_at_all(run, changes, reason):
     folder, data = run
-    report = warm_start(build(settings(**changes)["model"], data), data, folder)
+    report = warm_start(build(settings(**changes).model, data), data, folder)
     related = {name for name in report.fresh if name.startswith("relatedness.")}
     assert len(related) == 4
     assert {report.fresh[name] for name in report.fresh} == {reason}
@@ -92,7 +98,7 @@ def test_a_relatedness_network_begins_from_scratch_over_a_model_without_one(run,
     """The paper's deployment: task-specific parameters of a trained model, Omega from scratch."""
     _, data = run
     train_one(data, settings(data.folder, name="mmoe"), tmp_path / "mmoe")
-    model = build(settings()["model"], data)
+    model = build(settings().model, data)
     before = model.relatedness[0].tower.logit.weight.clone()
     report = warm_start(model, data, tmp_path / "mmoe")
     assert set(report.fresh.values()) == {"the run has no relatedness network, or another"}
@@ -105,12 +111,12 @@ def test_layers_that_read_other_fields_or_serve_other_tasks_are_fresh(run, prepa
     folder, _ = run
     turned = dict(reversed(SOURCE["fields"].items()))
     data = prepared(0, "turned", fields=turned)
-    model = build(settings()["model"], data)
+    model = build(settings().model, data)
     report = warm_start(model, data, folder)
     assert set(report.fresh) == {"experts.first.weight", "gates.weight"}
     assert torch.equal(rows_of(model, 3), rows_of(load_trained(folder).model, 0))  # the items
     data = prepared(0, "other", labels={"conversion": "buy", "click": "click"})
-    report = warm_start(build(settings()["model"], data), data, folder)
+    report = warm_start(build(settings().model, data), data, folder)
     assert not report.taken
     assert "the tasks differ" in report.fresh.values()
 
@@ -118,7 +124,7 @@ def test_layers_that_read_other_fields_or_serve_other_tasks_are_fresh(run, prepa
 def test_every_task_s_own_tables_are_taken(run, tmp_path):
     _, data = run
     train_one(data, settings(data.folder, name="single_dnn"), tmp_path / "single")
-    model = build_model(settings(name="single_dnn")["model"], data.manifest.num_embeddings, data.manifest.tasks)
+    model = build_model(settings(name="single_dnn").model, data.manifest.num_embeddings, data.manifest.tasks)
     report = warm_start(model, data, tmp_path / "single")
     assert all(
         torch.equal(*pair) for pair in zip(model.parameters(), load_trained(tmp_path / "single").model.parameters())
@@ -129,8 +135,8 @@ def test_every_task_s_own_tables_are_taken(run, tmp_path):
 def test_training_starts_from_it(run, tmp_path, capsys):
     folder, data = run
     standing = settings(data.folder)
-    standing["optimizer"].lr = 0.0
-    train_one(data, standing, tmp_path / "next", warm_start=folder)
+    standing.optimizer.lr = 0.0
+    train_one(data, from_run(folder, standing), tmp_path / "next")
     assert load_trained(tmp_path / "next").about.metrics == load_trained(folder).about.metrics
     assert "embedding rows taken" in capsys.readouterr().err
 
@@ -147,11 +153,11 @@ def test_a_stopped_run_goes_on_without_what_it_started_from(run, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_epoch", pressed)
         with pytest.raises(KeyboardInterrupt):
-            train_one(data, settings(data.folder), tmp_path / "next", warm_start=folder)
+            train_one(data, from_run(folder, settings(data.folder)), tmp_path / "next")
     with pytest.raises(CheckpointError, match=r"warm_start.run = .*, this one has None"):
         train_one(data, settings(data.folder), tmp_path / "next")
     shutil.rmtree(folder)
-    train_one(data, settings(data.folder), tmp_path / "next", warm_start=folder)
+    train_one(data, from_run(folder, settings(data.folder)), tmp_path / "next")
     assert "resuming in epoch 2" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="no checkpoint here"):
-        train_one(data, settings(data.folder), tmp_path / "other", warm_start=folder)
+        train_one(data, from_run(folder, settings(data.folder)), tmp_path / "other")

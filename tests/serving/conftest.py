@@ -1,18 +1,16 @@
 """A small log, prepared, and checkpoints of models over it: what an export needs, without the training."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adaftr_fast.config.training import DataConfig, TrainingConfig
+from adaftr_fast.config import DataConfig, ModelConfig, RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.models import build_model
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
 
@@ -79,13 +77,9 @@ def save_run(folder, data: PreparedData, config: ModelConfig):
     """Writes a run of random weights; returns the model."""
     model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks)
     randomize(model)
-    sections = {
-        "data": asdict(DataConfig(str(data.folder))),
-        "model": asdict(config),
-        "training": asdict(TrainingConfig()),
-    }
+    settings = RunConfig(data=DataConfig(str(data.folder)), model=config)
     manifest = data.manifest
-    about = Description(sections, manifest.fingerprint, manifest.num_embeddings, manifest.tasks, {})
+    about = Description(settings, manifest.fingerprint, manifest.num_embeddings, manifest.tasks, {})
     save_checkpoint(folder / "best", model, about)
     return model.eval()
 

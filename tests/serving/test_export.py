@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import FieldInfo

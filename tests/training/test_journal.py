@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from adaftr_fast.config.training import TrainingConfig
+from adaftr_fast.config import TrainingConfig
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.training.journal import Journal
 

@@ -3,7 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from adaftr_fast.training.report import Run, draw, metrics_table, write_report
+from adaftr_fast.training.report import draw, write_report
+from adaftr_fast.training.result import TrainedRun, metrics_table
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def runs():
             for epoch in (1, 2, 3)
         ]
         test = {"click": {"auc": 0.69514, "gauc": 0.68, "logloss": 0.48}, "conversion": {"auc": 0.72, "logloss": 0.35}}
-        return Run(name, epochs, 2, test, diagnostics)
+        return TrainedRun(name, epochs, 2, test, diagnostics)
 
     return [run("mmoe", {}), run("adaftr", {"tau/click-conversion": np.linspace(0.05, 0.25, 101)})]
 

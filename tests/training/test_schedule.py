@@ -1,6 +1,6 @@
 import pytest
 
-from adaftr_fast.config.training import OptimizerConfig
+from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.training.schedule import learning_rate
 
 
@@ -27,8 +27,14 @@ def test_falling_to_the_end_and_no_further():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"schedule": "linear"}, "optimizer.decay_steps: schedule 'linear' needs more than warmup_steps = 0, got 0"),
-        ({"schedule": "cosine", "warmup_steps": 9, "decay_steps": 9}, "needs more than warmup_steps = 9, got 9"),
+        (
+            {"schedule": "linear"},
+            "optimizer.decay_steps: expected more than warmup_steps = 0 for schedule 'linear', got 0",
+        ),
+        (
+            {"schedule": "cosine", "warmup_steps": 9, "decay_steps": 9},
+            "more than warmup_steps = 9 for schedule 'cosine', got 9",
+        ),
         ({"lr": -1.0}, "optimizer.lr: expected a finite number >= 0, got -1.0"),
         ({"lr": float("nan")}, "optimizer.lr: expected a finite number"),
         ({"tables_lr": -1.0}, "optimizer.tables_lr: expected a finite number >= 0, got -1.0"),

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from adaftr_fast.cli import main
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, WarmStartConfig
 from adaftr_fast.errors import RankError, TrainingError
-from adaftr_fast.models import ModelConfig
 from adaftr_fast.runs.run import fit_one
 from adaftr_fast.training.sharding import check_sharding, check_width
 
@@ -33,7 +32,7 @@ def test_settings_that_do_not_go_with_it_are_named(optimizer, training, ranks, m
 
 def test_the_width_of_rows_is_named_before_data_are_read(tmp_path):
     training = TrainingConfig(tables="torchrec")
-    config = {"model": ModelConfig(embedding_dim=6), "optimizer": OptimizerConfig(tables="sgd"), "training": training}
+    config = RunConfig(model=ModelConfig(embedding_dim=6), optimizer=OptimizerConfig(tables="sgd"), training=training)
     with pytest.raises(TrainingError, match=r"torchrec needs model\.embedding_dim = a multiple of 4, got 6"):
         fit_one(None, config, tmp_path, ranks=RANKS)
     check_width(8, training)
@@ -68,6 +67,10 @@ def test_commands_that_cannot_shard_say_so(tmp_path, capsys):
 
 
 def test_nor_does_a_warm_start(tmp_path):
-    config = {"optimizer": OptimizerConfig(tables="sgd"), "training": TrainingConfig(tables="torchrec")}
+    config = RunConfig(
+        optimizer=OptimizerConfig(tables="sgd"),
+        training=TrainingConfig(tables="torchrec"),
+        warm_start=WarmStartConfig(str(tmp_path)),
+    )
     with pytest.raises(TrainingError, match=r"--warm_start needs training\.tables = replicated, got torchrec"):
-        fit_one(None, config, tmp_path, warm_start=tmp_path, ranks=RANKS)
+        fit_one(None, config, tmp_path, ranks=RANKS)

@@ -3,7 +3,7 @@ import functools
 import pytest
 import torch
 
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.optim import clip_grad_norm_

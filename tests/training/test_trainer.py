@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
@@ -17,7 +17,9 @@ from adaftr_fast.training.metrics import auc
 from adaftr_fast.training.optimizers import build_optimizers
 from adaftr_fast.training.trainer import Trainer
 
-ABOUT = Description(config={}, fingerprint="f", num_embeddings=[50, 20, 3], tasks=["click", "conversion"], metrics={})
+ABOUT = Description(
+    config=RunConfig(), fingerprint="f", num_embeddings=[50, 20, 3], tasks=["click", "conversion"], metrics={}
+)
 
 
 def trainer(model, splits, folder=None, lr=0.01, **config):
@@ -253,5 +255,5 @@ def test_predictions_that_are_not_finite_are_not_measured(model, splits):
     "change", [{"batch_size": 0}, {"patience": 0}, {"max_epochs": -1}, {"seed": -1}, {"checkpoint_seconds": -1}]
 )
 def test_impossible_settings_are_named(change):
-    with pytest.raises(ValueError, match=rf"training\.{next(iter(change))}: expected >="):
+    with pytest.raises(ValueError, match=rf"training\.{next(iter(change))}: expected"):
         TrainingConfig(**change)

@@ -11,28 +11,14 @@ from typing import Any
 from torch import Tensor
 
 from adaftr_fast._tensor_file import InPieces, SavedTensors
-from adaftr_fast.config.model import ModelConfig
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import RunConfig
+from adaftr_fast.config.run import FREE_ON_RESUME
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot, remove_snapshots, save_snapshot
 from adaftr_fast.training.checkpoint.weights import Description
 
 LAST = "last"  # inside a run's folder; there while the run is unfinished
-FREE = {
-    f"training.{name}"
-    for name in (
-        "progress",
-        "tensorboard",
-        "checkpoint_seconds",
-        "rank_timeout",
-        "max_epochs",
-        "patience",
-        "tables",
-        "sharding",
-    )
-}
-"""Settings that an unfinished run may change: when to stop, what to show and where rows lie, not what a step does."""
 MEAN = "mean/"
 Found = tuple[Progress, SavedTensors, dict[str, Tensor]]
 """Progress, what ``save`` was given (read when it is asked for), and sums of the running means."""
@@ -50,7 +36,7 @@ class Recovery:
 
     def __init__(self, folder: Path, about: Description, rows: int, seconds: float) -> None:
         self.folder, self.seconds = folder / LAST, seconds
-        self.identity = {"settings": _flat(about.config), "data": about.fingerprint, "rows": rows}
+        self.identity = {"settings": about.config.flat(), "data": about.fingerprint, "rows": rows}
         self._saved_at = time.monotonic()
 
     def due(self) -> bool:
@@ -84,7 +70,7 @@ class Recovery:
 
     def _check(self, saved: dict[str, Any]) -> None:
         then, now = DEFAULTS | saved["settings"], DEFAULTS | self.identity["settings"]
-        for name in sorted((then.keys() | now.keys()) - FREE):
+        for name in sorted((then.keys() | now.keys()) - FREE_ON_RESUME):
             if then.get(name) != now.get(name):
                 raise CheckpointError(
                     f"{self.folder.parent}: holds an unfinished run with {name} = {then.get(name)}, "
@@ -95,16 +81,5 @@ class Recovery:
                 raise CheckpointError(f"{self.folder.parent}: holds an unfinished run on other data (--restart)")
 
 
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """``section.name`` -> value."""
-    return {
-        f"{section}.{name}": value
-        for section, values in config.items()
-        for name, value in (values.items() if isinstance(values, dict) else {"": values}.items())
-    }
-
-
-DEFAULTS = _flat(
-    {"model": asdict(ModelConfig()), "optimizer": asdict(OptimizerConfig()), "training": asdict(TrainingConfig())}
-)
-"""What a run from before a setting existed was trained by."""
+DEFAULTS = RunConfig().flat()
+"""The settings of a run from before an option existed."""

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from adaftr_fast._files import replace_file, sha256, sync
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast._tensor_file import InPieces, SavedTensors, write_tensors
+from adaftr_fast.config import RunConfig
+from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.errors import CheckpointError
 
 VERSION = 1
@@ -30,18 +32,22 @@ class Description:
     """What a checkpoint says besides its weights.
 
     Attributes:
-        config: the run's configuration, section by section.
+        config: the run's configuration.
         fingerprint: that of the prepared data (``Manifest.fingerprint``).
         num_embeddings: rows of each field's table.
         tasks: the columns of the logits.
         metrics: validation metrics of these weights, per task.
     """
 
-    config: dict[str, Any]
+    config: RunConfig
     fingerprint: str
     num_embeddings: list[int]
     tasks: list[str]
     metrics: dict[str, dict[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self) | {"config": self.config.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def save_checkpoint(
         raise
     sync(folder)
     head = asdict(_Head(VERSION, weights, digest))
-    replace_file(folder / FILE, (dumps(head | asdict(about), indent=2) + "\n").encode())
+    replace_file(folder / FILE, (dumps(head | about.to_dict(), indent=2) + "\n").encode())
     for stale in [*folder.glob("weights-*.safetensors"), *folder.glob(".weights-*")]:  # the latter of killed processes
         if stale.name != weights:
             stale.unlink()
@@ -117,7 +123,11 @@ def _read(path: Path) -> tuple[_Head, Description]:
         head = from_json(_Head, {field.name: content.pop(field.name, None) for field in fields(_Head)})
         if head.version != VERSION:
             raise CheckpointError(f"{path}: version {head.version}, this program reads version {VERSION}")
-        return head, from_json(Description, content)
+        about = from_json(Description, content)
+        for section in SECTIONS:  # its defaults would be those of another run
+            if section not in content["config"]:
+                raise CheckpointError(f"{path}: missing key 'config.{section}'")
+        return head, about
     except ValueError as error:
         raise CheckpointError(f"{path}: damaged or not a checkpoint: {error}") from error
 

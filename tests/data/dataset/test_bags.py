@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset import bags
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.loader import PreparedData

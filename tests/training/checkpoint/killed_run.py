@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.models import ModelConfig, build_model
@@ -39,7 +39,7 @@ def train(folder: Path) -> None:
     torch.manual_seed(0)
     model = build_model(ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]), FIELDS, TASKS)
     config = TrainingConfig(batch_size=64, max_epochs=4, patience=2, checkpoint_seconds=0, progress=False)
-    about = Description(config={}, fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={})
+    about = Description(config=RunConfig(), fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={})
     trainer = Trainer(
         model, split(1500, 1), split(500, 2),
         optimizer=OptimizerConfig(lr=0.01), config=config, folder=folder, about=about,

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
 from adaftr_fast.training.trainer import Trainer
 
 ABOUT = Description(
-    config={"training": {"seed": 0, "max_epochs": 4}, "optimizer": {"lr": 0.01}},
+    config=RunConfig(training=TrainingConfig(max_epochs=4), optimizer=OptimizerConfig(lr=0.01)),
     fingerprint="f", num_embeddings=[50, 20, 3], tasks=["click", "conversion"], metrics={},
 )  # fmt: skip
 
@@ -107,23 +107,24 @@ def test_killed_before_the_best_weights_were_saved_they_are_saved_on_resuming(mo
 
 def test_other_settings_or_data_are_refused_and_when_to_stop_is_free(model, splits, tmp_path, monkeypatch):
     stop_after(trainer(model, splits, tmp_path), 5, monkeypatch)
-    other_seed = replace(ABOUT, config={"training": {"seed": 1, "max_epochs": 4}, "optimizer": {"lr": 0.01}})
+    other_seed = replace(ABOUT, config=ABOUT.config.with_options(training={"seed": 1}))
     with pytest.raises(CheckpointError, match=r"unfinished run with training\.seed = 0, this one has 1.*--restart"):
         trainer(model, splits, tmp_path, other_seed).resume()
     with pytest.raises(CheckpointError, match="unfinished run on other data"):
         trainer(model, splits, tmp_path, replace(ABOUT, fingerprint="g")).resume()
-    longer = replace(ABOUT, config={"training": {"seed": 0, "max_epochs": 9}, "optimizer": {"lr": 0.01}})
+    longer = replace(ABOUT, config=ABOUT.config.with_options(training={"max_epochs": 9}))
     assert trainer(model, splits, tmp_path, longer).resume()
 
 
 def test_a_run_from_before_a_setting_existed_had_its_default(model, splits, tmp_path, monkeypatch):
-    stop_after(trainer(model, splits, tmp_path), 5, monkeypatch)
-    since = {section: dict(values) for section, values in ABOUT.config.items()}
-    since |= {"optimizer": since["optimizer"] | {"tables": "adam", "tables_lr": None}, "model": {"embedding_dim": 8}}
-    assert trainer(model, splits, tmp_path, replace(ABOUT, config=since)).resume()
-    since["optimizer"]["tables"] = "adagrad"
+    with monkeypatch.context() as before:
+        known = {name: value for name, value in ABOUT.config.flat().items() if name != "optimizer.tables"}
+        before.setattr(RunConfig, "flat", lambda self: known)
+        stop_after(trainer(model, splits, tmp_path), 5, before)
+    assert trainer(model, splits, tmp_path).resume()
+    since = replace(ABOUT, config=ABOUT.config.with_options(optimizer={"tables": "adagrad"}))
     with pytest.raises(CheckpointError, match=r"run with optimizer\.tables = adam, this one has adagrad"):
-        trainer(model, splits, tmp_path, replace(ABOUT, config=since)).resume()
+        trainer(model, splits, tmp_path, since).resume()
 
 
 def test_without_a_folder_nothing_is_resumed(model, splits):

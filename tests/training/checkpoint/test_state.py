@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adaftr_fast.config.training import OptimizerConfig
+from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.training.checkpoint.state import capture, restore
 from adaftr_fast.training.optimizers import build_optimizers

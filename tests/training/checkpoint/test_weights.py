@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint, load_weights, save_checkpoint
 
 ABOUT = Description(
-    config={"model": {"name": "mmoe"}}, fingerprint="abc", num_embeddings=[3], tasks=["click"], metrics={}
+    config=RunConfig(model=ModelConfig(name="mmoe")), fingerprint="abc", num_embeddings=[3], tasks=["click"], metrics={}
 )
 
 
@@ -84,7 +85,7 @@ def test_a_damaged_description_is_refused(saved, text):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": []}, r"config: expected dict.*, got \[\]"),
+        ({"config": []}, r"config: expected an object, got \[\]"),
         ({"weights": 3}, "weights: expected str, got 3"),
         ({"tasks": None}, "tasks: expected .*, got None"),
         ({"metrics": {"click": {"auc": "high"}}}, r"metrics\.click\.auc: expected float, got 'high'"),

@@ -1,7 +1,4 @@
-"""``adaftr-fast daily``: its options, and what it does with them.
-
-Like the command line itself, this imports what is slow to import only when it runs.
-"""
+"""``adaftr-fast daily``."""
 
 from __future__ import annotations
 
@@ -10,29 +7,27 @@ from typing import Any
 
 import jsonargparse
 
-from adaftr_fast.config.model import ModelConfig
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.cli.options import Parser, add_config, read_config
 
-SECTIONS = {"model": ModelConfig, "optimizer": OptimizerConfig, "training": TrainingConfig}
+DESCRIPTION = "Train day by day, each day measured before it is trained on."
+SECTIONS = ("model", "optimizer", "training")
 
 
-def add_daily_arguments(parser: jsonargparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Adds the options of ``daily`` to a parser that reads TOML."""
     files = "a file a day in their order, those that are done included"
     parser.add_argument("--dataset", type=str, required=True, help="a schema of one file; its split does not matter")
     parser.add_argument("--files", type=Path, nargs="+", required=True, help=files)
     parser.add_argument("--out", type=Path, required=True, help="folder for daily.jsonl and a folder a day")
-    parser.add_argument("--config", action="config", help="a TOML file; options given after it win")
-    for name, section in SECTIONS.items():
-        parser.add_argument(f"--{name}", type=section, default=section())
+    add_config(parser, SECTIONS)
 
 
-def run_daily(arguments: jsonargparse.Namespace) -> None:
-    """Trains day by day and says how each day's rows were predicted before they were trained on."""
+def run(arguments: jsonargparse.Namespace) -> None:
+    """Trains day by day and prints how each day's rows were predicted before they were trained on."""
     from adaftr_fast.data.schema.parse import load_schema
     from adaftr_fast.runs.daily import train_daily
 
-    config = {name: section(**arguments[name].as_dict()) for name, section in SECTIONS.items()}
+    config = read_config(arguments, SECTIONS)
     for record in train_daily(load_schema(arguments.dataset), arguments.files, config, arguments.out):
         print(_line(record))
 

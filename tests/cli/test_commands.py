@@ -77,7 +77,8 @@ def test_prepare_says_what_it_made(schema, tmp_path, capsys):
     assert main(["prepare", "--dataset", str(schema), "--files", log, "--out", out]) == 0
     text = capsys.readouterr().out
     assert "small, 3 fields" in text
-    assert "train: 2,100 rows, click" in text
+    assert [cell.strip() for cell in text.splitlines()[1].split("|")][1:-1] == ["split", "rows", "click", "conversion"]
+    assert "| train      | 2,100 |" in text
 
 
 def test_train_then_evaluate_gives_the_same_metrics(config, prepared, tmp_path, capsys):
@@ -165,12 +166,12 @@ def test_checkpoints_that_do_not_fit_are_refused(config, prepared, schema, tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": {}}, "missing key 'config.model'"),
+        ({"config": {}}, "missing key 'config.data'"),
         ({"config": {"model": None}}, "config.model: expected an object, got None"),
         ({"config": {"model": {"depth": 3}}}, "unknown key 'config.model.depth'"),
         ({"config": {"model": {"expert_hidden": 8}}}, "config.model.expert_hidden: expected list[int], got 8"),
         ({"config": {"model": {"l2": -1}}}, "model.l2: expected a finite weight >= 0"),
-        ({"config": {"model": {}}}, "missing key 'config.training'"),
+        ({"config": {"model": {}, "data": {}, "optimizer": {}}}, "missing key 'config.training'"),
     ],
 )
 def test_settings_of_a_checkpoint_are_checked(config, prepared, tmp_path, capsys, change, message):
@@ -291,6 +292,6 @@ def test_a_log_is_prepared_without_a_schema(schema, tmp_path, capsys):
     assert main(command) == 0
     assert "log, 3 fields" in capsys.readouterr().out
     assert main(["prepare", "--files", log, "--out", out]) == 2
-    assert "expected --dataset, or --labels" in capsys.readouterr().err
+    assert "expected dataset, or labels" in capsys.readouterr().err
     assert main(["prepare", "--labels", "click", "--out", out]) == 2
-    assert "--files: expected one file beside --labels, got 0" in capsys.readouterr().err
+    assert "expected one file beside labels, got 0" in capsys.readouterr().err

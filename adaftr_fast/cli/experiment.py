@@ -1,27 +1,27 @@
-"""``adaftr-fast experiment``: its options, and what it does with them.
-
-Like the command line itself, this imports what is slow to import only when it runs.
-"""
+"""``adaftr-fast experiment``."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from adaftr_fast.config.model import ModelConfig
-from adaftr_fast.config.training import OptimizerConfig, TrainingConfig
+from adaftr_fast.cli.options import Parser, add_config, read_config
+from adaftr_fast.errors import ConfigError
 
 if TYPE_CHECKING:
+    from adaftr_fast.config import RunConfig
     from adaftr_fast.data.dataset.loader import PreparedData
-    from adaftr_fast.experiments.jobs import Budget
 
+DESCRIPTION = "Run, resume and report a table or figure of the paper."
 NAMES = ("table4", "table5", "table6", "fig3", "fig4", "temperature", "complexity")
+SECTIONS = ("model", "optimizer", "training")
 
 
-def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Adds the options of ``experiment`` to a parser that reads TOML."""
     parser.add_argument("name", type=str, choices=NAMES, help="which table or figure of the paper")
     dataset = "a data set's name, a schema file (.toml), or a prepared folder"
@@ -32,10 +32,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help=seeds)
     jobs = "runs trained at the same time, each on one thread; their number changes no result (default: one a core)"
     parser.add_argument("--jobs", type=int, default=available_cores(), help=jobs)
-    parser.add_argument("--config", action="config", help="a TOML file; options given after it win")
-    for name, section in {"model": ModelConfig, "optimizer": OptimizerConfig, "training": TrainingConfig}.items():
-        about = "common to all rows, save for what the experiment varies"
-        parser.add_argument(f"--{name}", type=section, default=section(), help=about)
+    add_config(parser, SECTIONS, help="common to all rows, save for what the experiment varies")
 
 
 def available_cores() -> int:
@@ -43,63 +40,52 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_experiment(arguments: jsonargparse.Namespace) -> None:
-    """Runs or resumes an experiment, prints its tables and writes its report.
-
-    Raises:
-        ValueError: an option out of range, or data the experiment cannot be made of.
-        DataError: data that cannot be read or prepared.
-        TrainingError: a training process was killed, or tables that lie across ranks.
-        CheckpointError: a run's weights are absent or damaged.
-    """
-    from adaftr_fast.experiments.jobs import Budget
+def run(arguments: jsonargparse.Namespace) -> None:
+    """Runs or resumes an experiment, prints its tables and writes its report."""
     from adaftr_fast.experiments.study import open_dataset
     from adaftr_fast.training.sharding import check_replicated
 
     for option in ("seeds", "jobs"):
         if arguments[option] < 1:
-            raise ValueError(f"--{option}: expected >= 1, got {arguments[option]}")
-    budget = Budget(
-        ModelConfig(**arguments.model.as_dict()),
-        OptimizerConfig(**arguments.optimizer.as_dict()),
-        TrainingConfig(**arguments.training.as_dict()),
-    )
-    check_replicated("experiment", budget.training)
-    data, folder = open_dataset(arguments.dataset, arguments.files, arguments.out, budget.training.progress)
+            raise ConfigError(f"--{option}: expected >= 1, got {arguments[option]}")
+    config = read_config(arguments, SECTIONS)
+    check_replicated("experiment", config.training)
+    data, folder = open_dataset(arguments.dataset, arguments.files, arguments.out, config.training.progress)
     command = f"adaftr-fast experiment {arguments.name} --dataset {arguments.dataset} --seeds {arguments.seeds}"
-    run = {"complexity": _complexity, "temperature": _temperature}.get(arguments.name, _comparison)
-    text, paths = run(arguments, data, budget, folder, command)
+    make: Callable[..., tuple[str, list[Path]]]
+    make = {"complexity": _complexity, "temperature": _temperature}.get(arguments.name, _comparison)
+    text, paths = make(arguments, data, config, folder, command)
     print(f"\n{text}\n\nReport: {', '.join(map(str, paths))}")
 
 
 def _comparison(
-    arguments: jsonargparse.Namespace, data: PreparedData, budget: Budget, folder: Path, command: str
+    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str
 ) -> tuple[str, list[Path]]:
-    """What to print, and the report's files."""
+    """The text to print, and the report's files."""
     from adaftr_fast.experiments.report import summary, write_report
     from adaftr_fast.experiments.study import compare
 
     seeds, workers = arguments.seeds, arguments.jobs
-    results = compare(arguments.name, data, budget, seeds=seeds, workers=workers, folder=folder)
+    results = compare(arguments.name, data, config, seeds=seeds, workers=workers, folder=folder)
     return summary(results), write_report(folder, results, command)
 
 
 def _temperature(
-    arguments: jsonargparse.Namespace, data: PreparedData, budget: Budget, folder: Path, command: str
+    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str
 ) -> tuple[str, list[Path]]:
     from adaftr_fast.experiments.study import temperatures
     from adaftr_fast.experiments.temperature_report import temperature_tables, write_temperature_report
 
-    found = temperatures(data, budget, seeds=arguments.seeds, workers=arguments.jobs, folder=folder)
+    found = temperatures(data, config, seeds=arguments.seeds, workers=arguments.jobs, folder=folder)
     paths = write_temperature_report(folder, data.manifest.dataset, found, command)
     return "\n\n".join(map(temperature_tables, found)), paths
 
 
 def _complexity(
-    arguments: jsonargparse.Namespace, data: PreparedData, budget: Budget, folder: Path, command: str
+    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str
 ) -> tuple[str, list[Path]]:
     from adaftr_fast.experiments.complexity import measure
     from adaftr_fast.experiments.complexity_report import cost_summary, write_complexity_report
 
-    found = measure(data, budget)
+    found = measure(data, config)
     return cost_summary(found), write_complexity_report(folder, found, command)

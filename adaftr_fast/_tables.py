@@ -1,0 +1,57 @@
+"""Tables of text as Markdown, which also reads well in a terminal, and as HTML for notebooks."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text.
+
+    Attributes:
+        header: a name a column.
+        rows: the cells, row by row.
+        text_columns: the first columns, which are aligned to the left; the others are numbers, to the right.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int = 1
+
+    def markdown(self) -> str:
+        """Columns of equal width."""
+        every = [self.header, *self.rows]
+        widths = [max(len(row[column]) for row in every) for column in range(len(self.header))]
+        numbers = [column >= self.text_columns for column in range(len(widths))]
+        rule = ["-" * (width - number) + ":" * number for width, number in zip(widths, numbers)]
+
+        def line(cells: Sequence[str]) -> str:
+            aligned = [
+                cell.rjust(width) if number else cell.ljust(width)
+                for cell, width, number in zip(cells, widths, numbers, strict=True)
+            ]
+            return f"| {' | '.join(aligned)} |"
+
+        return "\n".join(line(row) for row in [self.header, rule, *self.rows])
+
+    def html(self) -> str:
+        """A ``<table>``."""
+
+        def line(tag: str, cells: Sequence[str]) -> str:
+            aligned = (
+                f'<{tag} style="text-align: {"left" if column < self.text_columns else "right"}">{html.escape(cell)}'
+                f"</{tag}>"
+                for column, cell in enumerate(cells)
+            )
+            return f"<tr>{''.join(aligned)}</tr>"
+
+        body = "".join(line("td", row) for row in self.rows)
+        return f"<table><thead>{line('th', self.header)}</thead><tbody>{body}</tbody></table>"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
+    """``Table(...).markdown()``."""
+    return Table(header, rows, text_columns).markdown()

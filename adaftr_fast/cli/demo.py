@@ -1,0 +1,27 @@
+"""``adaftr-fast demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonargparse
+
+from adaftr_fast.cli.options import Parser
+from adaftr_fast.config import TrainingConfig
+
+DESCRIPTION = "Train MMoE and AdaFTR on the flights that ship with the package, and compare."
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of ``demo``."""
+    out = "folder for the prepared data, both runs and the report"
+    parser.add_argument("--out", type=Path, required=True, help=out)
+    parser.add_argument("--restart", action="store_true", help="begin anew even if --out holds an unfinished run")
+    parser.add_argument("--training", type=TrainingConfig, default=TrainingConfig())
+
+
+def run(arguments: jsonargparse.Namespace) -> None:
+    """Runs the demo."""
+    from adaftr_fast.runs.demo import run_demo
+
+    run_demo(arguments.out, TrainingConfig(**arguments.training.as_dict()), restart=arguments.restart)

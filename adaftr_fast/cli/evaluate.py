@@ -1,0 +1,27 @@
+"""``adaftr-fast evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonargparse
+
+from adaftr_fast._json import dumps
+from adaftr_fast.cli.options import Parser
+
+DESCRIPTION = "Measure a trained model on one split."
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of ``evaluate``."""
+    parser.add_argument("--run", type=Path, required=True, help="the --out folder of train")
+    parser.add_argument("--data", type=Path, required=True, help="a prepared folder")
+    parser.add_argument("--split", type=str, default="test", help="train, validation or test")
+
+
+def run(arguments: jsonargparse.Namespace) -> None:
+    """Prints the metrics as JSON."""
+    from adaftr_fast.api.run import evaluate
+
+    found = evaluate(arguments.run, arguments.data, arguments.split)
+    print(dumps({"split": found.split, "metrics": found.metrics}, indent=2))

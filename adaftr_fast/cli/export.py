@@ -1,0 +1,29 @@
+"""``adaftr-fast export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonargparse
+
+from adaftr_fast.cli.options import Parser
+
+DESCRIPTION = "Write a trained model as a program that scores raw rows."
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of ``export``."""
+    parser.add_argument("--run", type=Path, required=True, help="the --out folder of train")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--data", type=Path | None, help="the prepared folder of the run, if it has moved since")
+    parser.add_argument("--aot", action="store_true", help="also compile a native package (AOTInductor; a minute)")
+    parser.add_argument("--onnx", action="store_true", help="also write ONNX (pip install adaftr-fast[onnx])")
+
+
+def run(arguments: jsonargparse.Namespace) -> None:
+    """Exports the model and prints the files and the command that uses them."""
+    from adaftr_fast.api.serve import export
+
+    exported = export(arguments.run, arguments.out, data=arguments.data, aot=arguments.aot, onnx=arguments.onnx)
+    print(exported.summary())
+    print(f"adaftr-fast predict --model {arguments.out} --files RAW --out SCORES.parquet")

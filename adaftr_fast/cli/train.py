@@ -1,0 +1,37 @@
+"""``adaftr-fast train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonargparse
+
+from adaftr_fast.cli.options import Parser, add_config, read_config
+
+DESCRIPTION = "Train one model on a prepared folder."
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of ``train`` to a parser that reads TOML."""
+    add_config(parser)
+    out = (
+        "folder for metrics.jsonl, best/ and test.json; an unfinished run there is resumed, a finished one replaced "
+        "once an epoch is done"
+    )
+    parser.add_argument("--out", type=Path, required=True, help=out)
+    restart = "begin anew even if --out holds an unfinished run"
+    parser.add_argument("--restart", action="store_true", help=restart)
+    warm = "a run to start from: embedding rows by field and value, dense weights by name and shape"
+    parser.add_argument("--warm_start", type=Path | None, help=warm)
+
+
+def run(arguments: jsonargparse.Namespace) -> None:
+    """Trains, and prints the test metrics; under torchrun rank 0 alone prints."""
+    from adaftr_fast.api.run import train
+    from adaftr_fast.distributed.ranks import is_first
+    from adaftr_fast.training.result import metrics_table
+
+    options = {"restart": arguments.restart, "warm_start": arguments.warm_start}
+    trained = train(None, arguments.out, config=read_config(arguments), **options)
+    if is_first():
+        print(metrics_table([trained.result]))

@@ -1,0 +1,43 @@
+"""The optimizer section of a run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from adaftr_fast.config.options import AT_LEAST_0, DECAY, Range, Section, option
+
+
+@dataclass
+class OptimizerConfig(Section):
+    """Adam, for embedding tables and dense weights alike (Table 3), or another optimizer for the tables."""
+
+    section = "optimizer"
+
+    lr: float = option(5e-4, within=AT_LEAST_0)
+    """Learning rate."""
+    beta1: float = option(0.9, within=DECAY)
+    """Decay of the first moment."""
+    beta2: float = option(0.999, within=DECAY)
+    """Decay of the second moment."""
+    eps: float = option(1e-8, within=AT_LEAST_0)
+    """Added to the root of the second moment."""
+    tables: Literal["adam", "lazy_adam", "sgd", "adagrad", "rowwise_adagrad"] = option("adam")
+    """Optimizer of the embedding tables: adam equals Adam on dense weights; the others move the rows of the batch
+    alone."""
+    tables_lr: float | None = option(None, within=AT_LEAST_0)
+    """Learning rate of the tables, under the same warm-up and schedule; null: lr."""
+    warmup_steps: int = option(0, within=AT_LEAST_0)
+    """Steps over which the learning rate rises linearly from 0 to lr."""
+    schedule: Literal["constant", "linear", "cosine"] = option("constant")
+    """The learning rate after the warm-up: constant, or falling to lr * lr_end at step decay_steps."""
+    decay_steps: int = option(0)
+    """The step, counted from the first one of training, at which the learning rate stops falling."""
+    lr_end: float = option(0.0, within=Range(0, 1, noun="fraction"))
+    """Where the learning rate stops falling, as a fraction of lr."""
+    clip_norm: float = option(0.0, within=AT_LEAST_0)
+    """Gradients of dense weights and tables together are scaled down to this norm; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule != "constant" and self.decay_steps <= self.warmup_steps:
+            needed = f"more than warmup_steps = {self.warmup_steps} for schedule {self.schedule!r}"
+            raise self.error("decay_steps", needed, self.decay_steps)

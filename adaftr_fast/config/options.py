@@ -1,0 +1,123 @@
+"""Declares options: each field of a section states its default, its range and what it identifies, once.
+
+The attribute docstring of a field is its help text on the command line and names the paper's equation, where there is
+one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from adaftr_fast.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values that a number may take.
+
+    Attributes:
+        low, high: the bounds.
+        above, below: whether ``low`` and ``high`` themselves are out of range.
+        noun: what the number is, for error messages.
+        infinite: whether infinity is in range.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    noun: str = "number"
+    infinite: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        low = value > self.low if self.above else value >= self.low
+        high = value < self.high if self.below else value <= self.high
+        return low and high and (self.infinite or value < math.inf)
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"a {self.noun} in {'(' if self.above else '['}{self.low}, {self.high:g}{')' if self.below else ']'}"
+        relation = f"{'>' if self.above else '>='} {self.low}"
+        return f"a {self.noun} {relation}" if self.infinite else f"a finite {self.noun} {relation}"
+
+
+AT_LEAST_0, AT_LEAST_1 = Range(0), Range(1)
+WEIGHT = Range(0, noun="weight")
+DECAY = Range(0, 1, below=True, noun="decay")
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    factory: Callable[[], Any] | Any = dataclasses.MISSING,
+    within: Range | None = None,
+    identifies: bool = True,
+    free_on_resume: bool = False,
+) -> Any:
+    """A field of a section.
+
+    Args:
+        default, factory: the default value, or the function that makes it.
+        within: the range of the number, or of every number of a list, which then must not be empty.
+        identifies: whether two runs of one process that differ in this option alone have different results.
+        free_on_resume: whether a run may be resumed with another value.
+    """
+    metadata = {"within": within, "identifies": identifies, "free_on_resume": free_on_resume}
+    if factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass
+class Section:
+    """A group of options, checked when it is made. Subclasses are dataclasses whose ``section`` is the name.
+
+    Raises:
+        ConfigError: an option is out of its range or not among its choices.
+    """
+
+    section: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise self.error(field.name, f"one of {', '.join(get_args(hint))}", value)
+            if (within := field.metadata.get("within")) is not None:
+                self._check_range(field.name, hint, value, within)
+
+    def _check_range(self, name: str, hint: Any, value: Any, within: Range) -> None:
+        if get_origin(hint) is list:
+            if not value or not all(each in within for each in value):
+                raise self.error(name, f"one or more widths >= {within.low:g}", value)
+        elif value is None and type(None) in get_args(hint):
+            return
+        elif value not in within:
+            raise self.error(name, f">= {within.low:g}" if hint is int and within.high == math.inf else within, value)
+
+    def error(self, name: str, expected: object, got: object) -> ConfigError:
+        """The error that an option has a wrong value."""
+        shown = repr(got) if isinstance(got, str) else got
+        return ConfigError(f"{self.section}.{name}: expected {expected}, got {shown}")
+
+
+@cache
+def _hints(section: type) -> dict[str, Any]:
+    return get_type_hints(section)
+
+
+def names(section: type[Section], *, identifies: bool | None = None, free_on_resume: bool | None = None) -> list[str]:
+    """The options of ``section`` whose declaration says so."""
+    wanted = {"identifies": identifies, "free_on_resume": free_on_resume}
+    return [
+        field.name
+        for field in dataclasses.fields(section)
+        if all(value is None or field.metadata.get(key) == value for key, value in wanted.items())
+    ]

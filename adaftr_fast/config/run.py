@@ -1,0 +1,115 @@
+"""The whole configuration of a run."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from adaftr_fast._json import from_json
+from adaftr_fast.config.data import DataConfig
+from adaftr_fast.config.model import ModelConfig
+from adaftr_fast.config.optimizer import OptimizerConfig
+from adaftr_fast.config.options import Section, names, option
+from adaftr_fast.config.training import TrainingConfig
+from adaftr_fast.errors import ConfigError
+
+SECTIONS: dict[str, type[Section]] = {
+    each.section: each for each in (DataConfig, ModelConfig, OptimizerConfig, TrainingConfig)
+}
+
+
+@dataclass
+class WarmStartConfig(Section):
+    """The run whose weights to start from."""
+
+    section = "warm_start"
+
+    run: str = option()
+    """Folder of the run."""
+
+
+@dataclass
+class RunConfig:
+    """Everything that a run is made of.
+
+    Attributes:
+        data: where the rows come from.
+        model: the model and the weights of its loss terms.
+        optimizer: how a step moves the parameters.
+        training: how long, in what steps, where.
+        warm_start: the run whose weights to start from; None starts from random weights.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    warm_start: WarmStartConfig | None = None
+
+    @classmethod
+    def from_dict(cls, sections: Any) -> RunConfig:
+        """Reads what ``to_dict`` returned, or a part of it; options that are missing take their defaults.
+
+        Raises:
+            ConfigError: a key that is unknown, a value of another type or out of range.
+        """
+        try:
+            return from_json(cls, sections, "config")
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> RunConfig:
+        """Reads a TOML file with a table a section.
+
+        Raises:
+            ConfigError: the file is no TOML, or as ``from_dict``.
+            OSError: the file cannot be read.
+        """
+        try:
+            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    def with_options(self, **sections: dict[str, Any]) -> RunConfig:
+        """A copy with other values for some options, given section by section.
+
+        Raises:
+            ConfigError: an unknown section or option, or a value out of range.
+        """
+        changed = {}
+        for name, options in sections.items():
+            if name not in SECTIONS:
+                raise ConfigError(f"config: expected one of {', '.join(SECTIONS)}, got {name!r}")
+            known = [each.name for each in fields(SECTIONS[name])]
+            for option_name in options:
+                if option_name not in known:
+                    raise ConfigError(f"{name}: unknown option {option_name!r}; expected one of {', '.join(known)}")
+            changed[name] = replace(getattr(self, name), **options)
+        return replace(self, **changed)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """The options by section, as JSON and TOML hold them."""
+        return {name: section for name, section in asdict(self).items() if section is not None}
+
+    def flat(self) -> dict[str, Any]:
+        """``section.option`` -> value."""
+        return {f"{name}.{key}": value for name, section in self.to_dict().items() for key, value in section.items()}
+
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """The options that the result of one process depends on, besides the data."""
+        return {
+            name: {key: value for key, value in section.items() if key in names(SECTIONS[name], identifies=True)}
+            for name, section in self.to_dict().items()
+            if name in ("model", "optimizer", "training")
+        }
+
+
+FREE_ON_RESUME = {
+    f"{name}.{each}" for name, section in SECTIONS.items() for each in names(section, free_on_resume=True)
+}
+"""Options with which an unfinished run may be resumed at other values."""

@@ -1,0 +1,67 @@
+"""The result of training a model and measuring it once on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from adaftr_fast._tables import Table
+from adaftr_fast.training.evaluation import TaskMetrics
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """One trained model.
+
+    Attributes:
+        name: how the report calls it.
+        epochs: records as in metrics.jsonl.
+        best_epoch: the epoch whose weights were kept, from 1.
+        test: metrics of those weights on the test split.
+        diagnostics: values of each row of the test split [N], by name, such as the learned temperature.
+    """
+
+    name: str
+    epochs: list[dict[str, Any]]
+    best_epoch: int
+    test: TaskMetrics
+    diagnostics: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        return float(np.mean([record["seconds"] for record in self.epochs]))
+
+    @property
+    def samples_per_s(self) -> float:
+        return float(np.mean([record["samples_per_s"] for record in self.epochs]))
+
+
+def result_table(runs: Sequence[TrainedRun]) -> Table:
+    """Test metrics and speed, a row a run and task; AUC and GAUC in points of 100."""
+    header = ["model", "task", "AUC", "GAUC", "log-loss", "best epoch", "samples/s", "s/epoch"]
+    rows = []
+    for run in runs:
+        speed = [str(run.best_epoch), f"{run.samples_per_s:,.0f}", f"{run.seconds_per_epoch:.1f}"]
+        rows += [[run.name, *cells, *speed] for cells in metric_cells(run.test)]
+    return Table(header, rows, text_columns=2)
+
+
+def metric_cells(metrics: TaskMetrics) -> list[list[str]]:
+    """A row a task: its name, AUC and GAUC in points of 100, and log-loss."""
+    return [
+        [
+            task,
+            f"{100 * each['auc']:.2f}",
+            f"{100 * each['gauc']:.2f}" if "gauc" in each else "-",
+            f"{each['logloss']:.4f}",
+        ]
+        for task, each in metrics.items()
+    ]
+
+
+def metrics_table(runs: Sequence[TrainedRun]) -> str:
+    """``result_table`` as Markdown, which also reads well in a terminal."""
+    return result_table(runs).markdown()

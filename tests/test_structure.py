@@ -1,0 +1,152 @@
+"""The structure of the package: imports point downward without circles, rooms and functions stay small."""
+
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "adaftr_fast"
+FLOORS = (
+    "errors _extension _files _json _tables _tensor_file",
+    "config distributed kernels",
+    "ops ops.embedding.reference",
+    "ops.embedding ops.infonce ops.mlp",
+    "reference nn",
+    "optim",
+    "data",
+    "data.synthetic",
+    "data.schema",
+    "data.encode",
+    "data.raw",
+    "data.dataset",
+    "data.prepare",
+    "models torchrec",
+    "training.checkpoint",
+    "training",
+    "runs",
+    "serving experiments",
+    "api",
+    "cli",
+)
+"""Rooms from the ground up. A room imports from its own and from lower floors."""
+ROOM_FILES = 14  # "about a dozen"
+FUNCTION_LINES = 60
+
+
+@cache
+def modules():
+    return {name_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def name_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path):
+    """Modules of this package that a module imports, types for annotations left out; inside functions too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    known = modules()
+    for node in without_type_checking(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "adaftr_fast":
+            base = node.module.removeprefix("adaftr_fast").lstrip(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".lstrip(".")
+                yield inner if inner in known or inner.startswith("kernels") else base
+        elif isinstance(node, ast.Import):
+            yield from (a.name.removeprefix("adaftr_fast.") for a in node.names if a.name.startswith("adaftr_fast."))
+
+
+def without_type_checking(node):
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        yield child
+        yield from without_type_checking(child)
+
+
+def room(name):
+    """The package of a module; a module at the root is a room of its own."""
+    return name if name in ROOMS else name.rpartition(".")[0] or name
+
+
+ROOMS = {name_of(path) for path in PACKAGE.rglob("__init__.py")} - {""}
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
+
+
+def test_every_import_points_downward_or_stays_in_its_room():
+    wrong = []
+    for name, path in modules().items():
+        if not name:
+            continue  # the package's public names come from every floor
+        for target in imports(path):
+            source, goal = room(name), room("kernels" if target.startswith("kernels") else target)
+            if source != goal and not FLOOR[goal] < FLOOR[source]:
+                wrong.append(f"{name} -> {target}")
+    assert wrong == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = defaultdict(set)
+    for name, path in modules().items():
+        graph[name] = {target for target in imports(path) if target in modules() and target != name and name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"circle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("top", ["adaftr_fast", "kernels", "csrc", "tests"])
+def test_no_room_holds_more_than_about_a_dozen_files(top):
+    kinds = {".py", ".cpp", ".h", ".inl", ".cu", ".cuh"}
+    counts = defaultdict(int)
+    for path in (ROOT / top).rglob("*"):
+        if path.suffix in kinds and path.name != "__init__.py":
+            counts[str(path.parent.relative_to(ROOT))] += 1
+    assert {folder: count for folder, count in counts.items() if count > ROOM_FILES} == {}
+
+
+def test_functions_stay_short():
+    long = [
+        f"{path.relative_to(ROOT)}: {node.name} has {code_lines(node)} lines"
+        for path in [*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and code_lines(node) > FUNCTION_LINES
+    ]
+    assert long == []
+
+
+def code_lines(function):
+    """Lines of the body, without its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_the_package_imports_nothing_that_the_loss_does_not_need():
+    heavy = "matplotlib pyarrow torchrec scipy jsonargparse tqdm pandas torch._dynamo triton"
+    code = f"""
+import sys, torch
+before = set(sys.modules)
+import adaftr_fast
+adaftr_fast.adaptive_infonce, adaftr_fast.FusedEmbedding, adaftr_fast.optim.Adam
+new = set(sys.modules) - before
+print(sorted(new.intersection({heavy.split()})), len(new))
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    found, count = shown.rsplit(" ", 1)
+    assert found == "[]"
+    assert int(count) < 150  # modules beyond torch's; each costs time
+
+
+def test_the_functions_of_the_road_are_there_by_name():
+    import adaftr_fast
+
+    assert all(callable(getattr(adaftr_fast, name)) for name in adaftr_fast.__all__ if name != "optim")
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        getattr(adaftr_fast, "trian")  # noqa: B009
