@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 import torch
 import triton
-from adaftr_fast.kernels.infonce.column_sweep import infonce_column_kernel
-from adaftr_fast.kernels.infonce.combine import infonce_finish_kernel
-from adaftr_fast.kernels.infonce.config import CONFIGS, TYPES, Config, choose_row, constants, lift
-from adaftr_fast.kernels.infonce.row_sweep import infonce_sweep_kernel
+from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
+from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
+from adaftr_fast.kernels.infonce.config import TILINGS, TYPES, Config, choose_tiling, constants, max_offset
+from adaftr_fast.kernels.infonce.launch import COMBINE_BLOCK_D, COMBINE_BLOCK_M
+from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -37,12 +38,12 @@ EXPLICIT = {"HAS_POSITIVE": True, "HAS_GROUP": True}
 IMPLICIT = {"HAS_POSITIVE": False, "HAS_GROUP": False}
 # Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned.
 ROW_VARIANTS = {
-    "train": IMPLICIT | {"NEED_ROW": True, "NEED_MOMENT": False},
-    "stats": IMPLICIT | {"NEED_ROW": True, "NEED_MOMENT": True},
-    "explicit": EXPLICIT | {"NEED_ROW": True, "NEED_MOMENT": False},
-    "everything": EXPLICIT | {"NEED_ROW": True, "NEED_MOMENT": True},
-    "forward": IMPLICIT | {"NEED_ROW": False, "NEED_MOMENT": False},
-    "tau": EXPLICIT | {"NEED_ROW": False, "NEED_MOMENT": True},
+    "train": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False},
+    "stats": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True},
+    "explicit": EXPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False},
+    "everything": EXPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True},
+    "forward": IMPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": False},
+    "tau": EXPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": True},
 }
 COLUMN_VARIANTS = {"train": IMPLICIT, "everything": EXPLICIT}
 
@@ -64,38 +65,41 @@ def cases(archs: list[int], quick: bool) -> Iterator[Case]:
     ``quick`` is the training variant at the greatest width, in one type.
     """
     for arch in archs:
-        for row in CONFIGS:
-            widest = int(row.widest) if row.widest < float("inf") else (1024 if row.kind == "half" else 256)
+        for tiling in TILINGS:
+            unbounded = 1024 if tiling.kind == "half" else 256
+            widest = int(tiling.max_width) if tiling.max_width < float("inf") else unbounded
             if quick:
-                yield from _of_row(row, DTYPES[row.kind], widest, arch, ("train",))
+                yield from _of_tiling(tiling, DTYPES[tiling.kind], widest, arch, ("train",))
                 continue
             for width in (w for w in WIDTHS if w <= widest):
                 names = tuple(ROW_VARIANTS) if width == widest else ("train", "everything")
-                yield from _of_row(row, DTYPES[row.kind], width, arch, names)
-            if row.kind == "half":
-                yield from _of_row(row, torch.float16, widest, arch, ("train", "everything"))
+                yield from _of_tiling(tiling, DTYPES[tiling.kind], width, arch, names)
+            if tiling.kind == "half":
+                yield from _of_tiling(tiling, torch.float16, widest, arch, ("train", "everything"))
         for dtype in (torch.bfloat16,) if quick else POINTEE:
-            yield _finish(dtype, arch)
+            yield _combine(dtype, arch)
 
 
-def _of_row(row, dtype: torch.dtype, width: int, arch: int, names: tuple[str, ...]) -> Iterator[Case]:
-    fitted = choose_row(row.kind, width, arch)
-    if fitted[:3] != row[:3]:
+def _of_tiling(tiling, dtype: torch.dtype, width: int, arch: int, names: tuple[str, ...]) -> Iterator[Case]:
+    fitted = choose_tiling(tiling.kind, width, arch)
+    if fitted[:3] != tiling[:3]:
         return  # another row serves this width on this architecture
     for name in names:
-        config = fitted.moments if ROW_VARIANTS[name]["NEED_MOMENT"] else fitted.rows
-        values = constants(dtype, row.kind, width, config) | ROW_VARIANTS[name] | {"LIFT": lift(dtype)}
-        yield Case(infonce_sweep_kernel, name, row.kind, dtype, width, arch, config, values)
+        config = fitted.row_sweep_pz if ROW_VARIANTS[name]["NEED_SUM_PZ"] else fitted.row_sweep
+        values = constants(dtype, tiling.kind, width, config) | ROW_VARIANTS[name] | {"MAX_OFFSET": max_offset(dtype)}
+        yield Case(infonce_row_sweep_kernel, name, tiling.kind, dtype, width, arch, config, values)
         if name in COLUMN_VARIANTS:
-            values = constants(dtype, row.kind, width, fitted.columns) | COLUMN_VARIANTS[name] | {"D": width}
-            yield Case(infonce_column_kernel, name, row.kind, dtype, width, arch, fitted.columns, values)
+            values = constants(dtype, tiling.kind, width, fitted.column_sweep) | COLUMN_VARIANTS[name] | {"D": width}
+            yield Case(infonce_column_sweep_kernel, name, tiling.kind, dtype, width, arch, fitted.column_sweep, values)
 
 
-def _finish(dtype: torch.dtype, arch: int) -> Case:
-    names = ("HAS_POSITIVE", "NEED_ROW", "NEED_COLUMN", "NEED_TAU", "NEED_STATS")
-    acc = TYPES[torch.float64 if dtype == torch.float64 else torch.float32]
-    values = dict.fromkeys(names, True) | {"OWN": 16, "D": 256, "WIDTH": 256, "DEPTH": 128, "ACC": acc}
-    return Case(infonce_finish_kernel, "everything", "-", dtype, 256, arch, Config(16, 0, 128, 0, 4, 3), values)
+def _combine(dtype: torch.dtype, arch: int) -> Case:
+    names = ("HAS_POSITIVE", "NEED_D_ANCHORS", "NEED_D_CANDIDATES", "NEED_D_TAU", "NEED_STATS")
+    acc_dtype = TYPES[torch.float64 if dtype == torch.float64 else torch.float32]
+    blocks = {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": COMBINE_BLOCK_D}
+    values = dict.fromkeys(names, True) | blocks | {"D": 256, "D_PADDED": 256, "ACC_DTYPE": acc_dtype}
+    config = Config(COMBINE_BLOCK_M, 0, COMBINE_BLOCK_D, 0, 4, 3)  # warps and stages: Triton's defaults
+    return Case(infonce_combine_kernel, "everything", "-", dtype, 256, arch, config, values)
 
 
 def build(case: Case) -> dict:
@@ -113,7 +117,7 @@ def build(case: Case) -> dict:
         elif name == "top1_ptr":
             signature[name] = "*i1"
         else:
-            signature[name] = "*" + (POINTEE[case.dtype] if name in ("a_ptr", "b_ptr") else acc)
+            signature[name] = "*" + (POINTEE[case.dtype] if name in ("anchors_ptr", "candidates_ptr") else acc)
         if name.endswith(("_ptr", "_stride")):
             attributes[(place,)] = [["tt.divisibility", 16]]
     options = {"num_warps": case.config.num_warps, "num_stages": case.config.num_stages}

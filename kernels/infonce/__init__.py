@@ -1,4 +1,41 @@
-"""Adaptive InfoNCE in Triton. Needs triton, unlike the package above it."""
+"""Adaptive InfoNCE and its gradients in Triton. Importing this package imports triton.
+
+Three kernels compute the op with four products of size B N d and two passes of exponentials:
+
+    row sweep     scores, online softmax, softmax times candidates    row_sweep.py     2 products (1 without d_anchors)
+    combine       loss, statistics, d_anchors, d_tau                  combine.py       O(B d)
+    column sweep  scores again, softmax^T times anchors               column_sweep.py  2 products, for d_candidates only
+
+No kernel stores a B x N array or uses atomics, and every sum has a fixed order: equal inputs give equal bits on the
+same GPU. Nothing is read back to the host, so a CUDA graph can capture the call.
+
+Shapes: B rows (anchors), N columns (candidates), d hidden width, S splits of the side that a sweep streams.
+
+Values; the names are FlashAttention's where it has one:
+    a_r, b_j     anchor of row r, candidate of column j
+    y_r          column of row r's positive; the row's other candidates are its negatives
+    s_rj         score: a_r . b_j
+    softmax_scale, softmax_scale_log2
+                 1 / tau_r and log2(e) / tau_r
+    z_rj         base-2 logit: softmax_scale_log2_r s_rj
+    m_r          running maximum of z_rj, from the positive's logit on, less MAX_OFFSET
+    l_r          running sum of 2^(z_rj - m_r) over the negatives
+    sum_pz_r     running sum of 2^(z_rj - m_r) (z_rj - m_r) over the negatives, for the entropy and d_tau
+    alpha        2^(m_old - m_new): rescales l and acc when m grows
+    acc          accumulator of a sweep's second product
+    scale_r      weight of row r's loss L_r in the op's loss, sum_r scale_r L_r: row_weight_r divided as the reduction
+                 asks
+    grad_scale   scale_r / tau_r: turns p_rj - [j = y_r] into the gradient of s_rj
+
+Compile-time sizes, chosen in config.py:
+    BLOCK_M      rows in a block
+    BLOCK_N      columns in a block
+    BLOCK_D      width of a block, and of the accumulator
+    BLOCK_K      width that one step of the loop over d multiplies when it forms scores; 0: no loop, blocks hold the
+                 whole width
+    D, D_PADDED  d, and d rounded up to a multiple of 16
+    MAX_OFFSET   by how much m stays below the maximum: p is at most 2^MAX_OFFSET (as in FlashAttention-3)
+"""
 
 from adaftr_fast.kernels.infonce.launch import infonce
 

@@ -1,113 +1,125 @@
-"""The column sweep of InfoNCE: the gradient of the candidates, once every row's sums are finished.
+"""The column sweep: streams the anchors past blocks of candidates, for the gradient of the candidates.
 
-    d_column_j = sum_{r: y_r != j} weight_r 2^(z_rj - mu_r) a_r + sum_{r: y_r = j} positive_r a_r
-with weight_r = slope_r / sum_j 2^(z_rj - mu_r) and positive_r = (p_r - 1) slope_r from the row sweep.
+The package's docstring defines shapes and names. With m_r, l_r, t_r and p_r as combine.py leaves them:
 
-Shapes: B rows, N columns, d hidden width, S row splits. The product is formed transposed, [columns, rows], so that
-the probabilities are the left operand of the second product as they lie in registers. They are divided by ``peak``
-before they are rounded to half precision, which takes 1 / (B tau) out of them.
+    d_candidates_j = sum_{r: y_r != j} negative_scale_r 2^(z_rj - m_r) a_r + sum_{r: y_r = j} positive_scale_r a_r
+    negative_scale_r = grad_scale_r / (l_r + t_r)
+    positive_scale_r = (p_r - 1) grad_scale_r
+
+The scores are formed transposed, [columns, rows], so that the probabilities are the left operand of the second
+product without leaving their registers. They are divided by ``descale`` before they are rounded to half precision,
+and acc is multiplied by it at the end: 1 / (B tau) alone would put them among float16's subnormals.
 """
 
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce.tiles import IGNORE, load_block, plan, scores
+from adaftr_fast.kernels.infonce.tiles import IGNORE, load_block, partition_blocks, scores
 
 
 @triton.jit
-def _sweep(acc, b, b_source, columns, a_source, slope_ptr, inverse_peak, positive_ptr, row_group_ptr, group, chunk,
-           first, count, before_gap, gap, MASKED: tl.constexpr, HAS_POSITIVE: tl.constexpr, HAS_GROUP: tl.constexpr,
-           TILE: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr, PIECE: tl.constexpr, OPERAND: tl.constexpr,
-           ACC: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Run ``count`` row tiles past the columns, from ``first`` on, jumping over ``gap`` after ``before_gap``."""
-    a_ptr, a_stride, B = a_source
+def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr, row_group_ptr, group,
+                 d_start, first, count, gap_at, gap, MASKED: tl.constexpr, HAS_POSITIVE: tl.constexpr,
+                 HAS_GROUP: tl.constexpr, BLOCK_M: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_D: tl.constexpr,
+                 BLOCK_K: tl.constexpr, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr,
+                 INPUT_PRECISION: tl.constexpr):  # fmt: skip
+    """Streams ``count`` blocks of rows past the columns, from block ``first`` on; skips ``gap`` after ``gap_at``."""
+    B = a_desc[2]
     for i in range(count):
-        tile = first + i + tl.where(i >= before_gap, gap, 0)
-        rows = tile * TILE + tl.arange(0, TILE)
+        block = first + i + tl.where(i >= gap_at, gap, 0)
+        rows = block * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
         inside = rows < B
-        a = load_block(a_ptr, a_stride, rows, B, chunk, WIDTH, DEPTH)  # [TILE, DEPTH]
-        s = scores(b, b_source, columns, a, a_source, rows, WIDTH, PIECE, OPERAND, ACC, PRECISION)  # [OWN, TILE]
-        scale = tl.load(slope_ptr + rows, mask=inside, other=0.0)
-        mu = tl.load(slope_ptr + B + rows, mask=inside, other=0.0)
-        weight = tl.load(slope_ptr + 2 * B + rows, mask=inside, other=0.0) * inverse_peak
-        z = tl.fma(s, tl.broadcast_to(scale[None, :], s.shape), tl.broadcast_to(-mu[None, :], s.shape))
-        p = tl.exp2(z) * weight[None, :]
+        a = load_block(a_desc, rows, d_start, D_PADDED, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+        s = scores(b, b_desc, columns, a, a_desc, rows, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
+                   INPUT_PRECISION)  # [BLOCK_N, BLOCK_M]  # fmt: skip
+        softmax_scale_log2 = tl.load(row_terms_ptr + rows, mask=inside, other=0.0)
+        m = tl.load(row_terms_ptr + B + rows, mask=inside, other=0.0)
+        negative_scale = tl.load(row_terms_ptr + 2 * B + rows, mask=inside, other=0.0) * inverse_descale
+        z = tl.fma(s, tl.broadcast_to(softmax_scale_log2[None, :], s.shape),
+                   tl.broadcast_to(-m[None, :], s.shape))  # fmt: skip
+        p = tl.exp2(z) * negative_scale[None, :]  # [BLOCK_N, BLOCK_M]
         if MASKED:
             if HAS_GROUP:
                 row_group = tl.load(row_group_ptr + rows, mask=inside, other=0)
                 p = tl.where(row_group[None, :] == group[:, None], 0.0, p)
             if HAS_POSITIVE:
-                column = tl.load(positive_ptr + rows, mask=inside, other=IGNORE)
-                positive = tl.load(slope_ptr + 3 * B + rows, mask=inside, other=0.0) * inverse_peak
-                p = tl.where((column != IGNORE)[None, :], p, 0.0)  # not 0 * NaN, whatever the column holds
-                p = tl.where(column[None, :] == columns[:, None], positive[None, :], p)
+                positive = tl.load(positive_ptr + rows, mask=inside, other=IGNORE)
+                positive_scale = tl.load(row_terms_ptr + 3 * B + rows, mask=inside, other=0.0) * inverse_descale
+                p = tl.where((positive != IGNORE)[None, :], p, 0.0)  # not 0 * NaN, whatever the candidate holds
+                p = tl.where(positive[None, :] == columns[:, None], positive_scale[None, :], p)
             else:
-                p = tl.where(rows[None, :] == columns[:, None], 0.0, p)  # it started the sum
-        acc = tl.dot(p.to(a.dtype).to(OPERAND), a.to(OPERAND), acc, input_precision=PRECISION, out_dtype=ACC)
+                p = tl.where(rows[None, :] == columns[:, None], 0.0, p)  # acc starts with the positive's term
+        acc = tl.dot(p.to(a.dtype).to(OPERAND_DTYPE), a.to(OPERAND_DTYPE), acc, input_precision=INPUT_PRECISION,
+                     out_dtype=ACC_DTYPE)  # [BLOCK_N, BLOCK_D]  # fmt: skip
     return acc
 
 
 @triton.jit(do_not_specialize=["B", "N"])
-def infonce_column_kernel(
-    a_ptr,  # [B, WIDTH]
-    b_ptr,  # [N, WIDTH]
+def infonce_column_sweep_kernel(
+    anchors_ptr,  # [B, D_PADDED]
+    candidates_ptr,  # [N, D_PADDED]
     positive_ptr,  # [B] int64
     row_group_ptr,  # [B] int64
     column_group_ptr,  # [N] int64
-    slope_ptr,  # [5, B]: scale, mu, weight of 2^(z - mu), weight of the positive, slope
-    peak_ptr,  # [1]: the unit of the probabilities in half precision
-    out_ptr,  # [S, N, d] out
+    row_terms_ptr,  # [5, B]: softmax_scale_log2, m, negative_scale, positive_scale, grad_scale
+    descale_ptr,  # []: the probabilities' unit in half precision
+    d_candidates_ptr,  # [S, N, d] out
     B,
     N,
-    a_stride,
-    b_stride,
+    anchors_stride,
+    candidates_stride,
     HAS_POSITIVE: tl.constexpr,
     HAS_GROUP: tl.constexpr,
-    OWN: tl.constexpr,
-    TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PIECE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    OPERAND_DTYPE: tl.constexpr,
+    ACC_DTYPE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
 ):
-    """Program (block of columns, row split, chunk of the output's width)."""
+    """Grid: (blocks of columns, splits of the rows, slices of acc's width)."""
     split = tl.program_id(1)
-    splits = tl.num_programs(1)
-    chunk = tl.program_id(2) * DEPTH
-    start = tl.program_id(0) * OWN
-    columns = start + tl.arange(0, OWN)
+    num_splits = tl.num_programs(1)
+    d_start = tl.program_id(2) * BLOCK_D
+    column_start = tl.program_id(0) * BLOCK_N
+    columns = column_start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     inside = columns < N
-    peak = tl.load(peak_ptr)
-    inverse_peak = tl.where(peak > 0, 1.0 / peak, 0.0).to(ACC)
+    descale = tl.load(descale_ptr)
+    inverse_descale = tl.where(descale > 0, 1.0 / descale, 0.0).to(ACC_DTYPE)
     group = columns
     if HAS_GROUP:
         group = tl.load(column_group_ptr + columns, mask=inside, other=0)
-    a_source = (a_ptr, a_stride, B)
-    b_source = (b_ptr, b_stride, N)
+    a_desc = (anchors_ptr, anchors_stride, B)
+    b_desc = (candidates_ptr, candidates_stride, N)
     b = columns
-    if PIECE == 0:
-        b = load_block(b_ptr, b_stride, columns, N, 0, WIDTH, DEPTH)  # [OWN, DEPTH]
+    if BLOCK_K == 0:
+        b = load_block(b_desc, columns, 0, D_PADDED, BLOCK_D)  # [BLOCK_N, BLOCK_D]
 
-    tiles = tl.cdiv(B, TILE)
-    first = (split * tiles) // splits
-    last = ((split + 1) * tiles) // splits
-    special: tl.constexpr = HAS_POSITIVE or HAS_GROUP
-    low, high, end = plan(first, last, tiles, start // TILE, tl.cdiv(start + OWN, TILE), special)
-    acc = tl.zeros([OWN, DEPTH], ACC)
-    if not HAS_POSITIVE:  # row j's positive is column j: its term starts the sum, unrounded
-        mine = tl.where(split == 0, B, 0)  # the first split alone adds it
-        positive = tl.load(slope_ptr + 3 * B + columns, mask=columns < mine, other=0.0) * inverse_peak
-        acc += positive[:, None] * load_block(a_ptr, a_stride, columns, mine, chunk, WIDTH, DEPTH)
-    if not special:
-        acc = _sweep(acc, b, b_source, columns, a_source, slope_ptr, inverse_peak, positive_ptr, row_group_ptr, group,
-                     chunk, first, end - first - (high - low), low - first, high - low, False, HAS_POSITIVE, HAS_GROUP,
-                     TILE, WIDTH, DEPTH, PIECE, OPERAND, ACC, PRECISION)  # fmt: skip
-    acc = _sweep(acc, b, b_source, columns, a_source, slope_ptr, inverse_peak, positive_ptr, row_group_ptr, group,
-                 chunk, low, high - low + last - end, high - low, end - high, True, HAS_POSITIVE, HAS_GROUP,
-                 TILE, WIDTH, DEPTH, PIECE, OPERAND, ACC, PRECISION)  # fmt: skip
-    acc *= peak
-    depth = chunk + tl.arange(0, DEPTH)
-    offset = (split.to(tl.int64) * N + columns)[:, None] * D + depth[None, :]
-    tl.store(out_ptr + offset, acc, mask=inside[:, None] & (depth < D)[None, :])
+    blocks = tl.cdiv(B, BLOCK_M)
+    first = (split * blocks) // num_splits
+    last = ((split + 1) * blocks) // num_splits
+    all_masked: tl.constexpr = HAS_POSITIVE or HAS_GROUP
+    # Every block counts as full: the terms of rows beyond B are 0 without a mask.
+    low, high, end = partition_blocks(first, last, blocks, column_start // BLOCK_M,
+                                      tl.cdiv(column_start + BLOCK_N, BLOCK_M), all_masked)  # fmt: skip
+    acc = tl.zeros([BLOCK_N, BLOCK_D], ACC_DTYPE)
+    if not HAS_POSITIVE:  # column j is row j's positive: its term starts the sum, without rounding to half precision
+        limit = tl.where(split == 0, B, 0)  # the first split alone adds it
+        positive_scale = tl.load(row_terms_ptr + 3 * B + columns, mask=columns < limit, other=0.0) * inverse_descale
+        a = load_block((anchors_ptr, anchors_stride, limit), columns, d_start, D_PADDED, BLOCK_D)
+        acc += positive_scale[:, None] * a  # [BLOCK_N, BLOCK_D]
+    if not all_masked:
+        acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
+                           row_group_ptr, group, d_start, first, end - first - (high - low), low - first, high - low,
+                           False, HAS_POSITIVE, HAS_GROUP, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
+                           OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+    acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
+                       row_group_ptr, group, d_start, low, high - low + last - end, high - low, end - high,
+                       True, HAS_POSITIVE, HAS_GROUP, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
+                       OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+    acc *= descale
+    width = d_start + tl.arange(0, BLOCK_D)  # [BLOCK_D]
+    offset = (split.to(tl.int64) * N + columns)[:, None] * D + width[None, :]
+    tl.store(d_candidates_ptr + offset, acc, mask=inside[:, None] & (width < D)[None, :])

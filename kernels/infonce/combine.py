@@ -1,11 +1,21 @@
-"""The completion of InfoNCE's row sweep: joins the splits in order, then yields loss, statistics and row gradients.
+"""The combination of the row sweep's splits, in order, and what follows per row: loss, statistics and gradients.
 
-Shapes: B rows, N columns, d hidden width, S column splits. See row_sweep.py for the sums and their formulas.
+The package's docstring defines shapes and names. With the term of its positive, t_r = 2^(z_ry - m_r), row r has
+
+    p_r         = t_r / (l_r + t_r)                                    probability of the positive
+    L_r         = -log p_r = log(1 + l_r / t_r)
+    d_anchors_r = grad_scale_r (acc_r / (l_r + t_r) - (1 - p_r) b_{y_r})
+    d_tau_r     = -(a_r . d_anchors_r) / tau_r
+
+1 - p_r is formed as l_r / (l_r + t_r), which keeps its digits when p_r is near 1.
 """
+
+# ruff: noqa: E741
+# l is the running sum, as in FlashAttention.
 
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce.tiles import LOG2_E, load_block, row_terms
+from adaftr_fast.kernels.infonce.tiles import LOG2_E, load_block, load_row_parameters
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -17,107 +27,112 @@ def _log1p(x):
     return tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))
 
 
-@triton.jit(do_not_specialize=["B", "N", "splits"])
-def infonce_finish_kernel(
-    a_ptr,
-    b_ptr,
-    tau_ptr,
-    positive_ptr,
-    coefficient_ptr,  # [B]
-    score_ptr,
-    sums_ptr,
-    o_ptr,
+@triton.jit(do_not_specialize=["B", "N", "num_splits"])
+def infonce_combine_kernel(
+    anchors_ptr,  # [B, D_PADDED]
+    candidates_ptr,  # [N, D_PADDED]
+    tau_ptr,  # [B]
+    positive_ptr,  # [B] int64
+    scale_ptr,  # [B]
+    positive_score_ptr,  # [B]
+    partials_ptr,  # [S, 4, B]: m, l, sum_pz, largest score of a negative
+    acc_ptr,  # [S, B, D_PADDED]
     loss_ptr,  # [B] out
     lse_ptr,  # [B] out, natural units like the next
-    logit_ptr,  # [B] out
+    positive_logit_ptr,  # [B] out
     top1_ptr,  # [B] out
     entropy_ptr,  # [B] out
-    slope_ptr,  # [5, B] out, for the column sweep: scale, mu, weight of 2^(z - mu), weight of the positive, slope
-    d_row_ptr,  # [B, d] out
+    row_terms_ptr,  # [5, B] out: what the column sweep reads of each row, see there
+    d_anchors_ptr,  # [B, d] out
     d_tau_ptr,  # [B] out
     B,
     N,
-    splits,
-    a_stride,
-    b_stride,
+    num_splits,
+    anchors_stride,
+    candidates_stride,
     HAS_POSITIVE: tl.constexpr,
-    NEED_ROW: tl.constexpr,
-    NEED_COLUMN: tl.constexpr,
-    NEED_TAU: tl.constexpr,
+    NEED_D_ANCHORS: tl.constexpr,
+    NEED_D_CANDIDATES: tl.constexpr,
+    NEED_D_TAU: tl.constexpr,
     NEED_STATS: tl.constexpr,
-    OWN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
     D: tl.constexpr,
-    WIDTH: tl.constexpr,
-    DEPTH: tl.constexpr,
-    ACC: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    ACC_DTYPE: tl.constexpr,
 ):
-    """Joins the splits in their order, then turns each row's sums into its loss, statistics and gradients."""
-    rows = tl.program_id(0) * OWN + tl.arange(0, OWN)
+    """Grid: (blocks of rows,)."""
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     inside = rows < B
-    column, inverse, valid = row_terms(tau_ptr, positive_ptr, rows, B, N, HAS_POSITIVE, ACC)
-    scale = (inverse * LOG2_E).to(ACC)
-    z_positive = tl.load(score_ptr + rows, mask=inside, other=0.0).to(tl.float64) * scale.to(tl.float64)
+    positive, softmax_scale, valid = load_row_parameters(tau_ptr, positive_ptr, rows, B, N, HAS_POSITIVE)
+    softmax_scale_log2 = (softmax_scale * LOG2_E).to(ACC_DTYPE)
+    z_positive = tl.load(positive_score_ptr + rows, mask=inside, other=0.0).to(tl.float64)
+    z_positive *= softmax_scale_log2.to(tl.float64)
 
-    mu = tl.load(sums_ptr + rows, mask=inside, other=0.0)
-    for split in range(1, splits):
-        mu = tl.maximum(mu, tl.load(sums_ptr + split * 4 * B + rows, mask=inside, other=0.0))
-    total = tl.zeros([OWN], ACC)
-    moment = tl.zeros([OWN], ACC)
-    top = tl.zeros([OWN], ACC) - float("inf")
-    for split in range(splits):
-        sums = sums_ptr + split * 4 * B + rows
-        rise = tl.load(sums, mask=inside, other=0.0) - mu
-        fade = tl.exp2(rise)
-        part = tl.load(sums + B, mask=inside, other=0.0)
-        moment += fade * (tl.load(sums + 2 * B, mask=inside, other=0.0) + part * rise)
-        total += fade * part
-        top = tl.maximum(top, tl.load(sums + 3 * B, mask=inside, other=0.0))
+    m = tl.load(partials_ptr + rows, mask=inside, other=0.0)
+    for split in range(1, num_splits):
+        m = tl.maximum(m, tl.load(partials_ptr + split * 4 * B + rows, mask=inside, other=0.0))
+    l = tl.zeros([BLOCK_M], ACC_DTYPE)
+    sum_pz = tl.zeros([BLOCK_M], ACC_DTYPE)
+    max_negative = tl.zeros([BLOCK_M], ACC_DTYPE) - float("inf")
+    for split in range(num_splits):
+        partials = partials_ptr + split * 4 * B + rows
+        log2_alpha = tl.load(partials, mask=inside, other=0.0) - m
+        alpha = tl.exp2(log2_alpha)
+        l_split = tl.load(partials + B, mask=inside, other=0.0)
+        sum_pz += alpha * (tl.load(partials + 2 * B, mask=inside, other=0.0) + l_split * log2_alpha)
+        l += alpha * l_split
+        max_negative = tl.maximum(max_negative, tl.load(partials + 3 * B, mask=inside, other=0.0))
 
-    # Few operations a row, in float64.
-    negative = total.to(tl.float64)
-    gap = z_positive - mu
-    own = tl.exp2(gap)  # the positive's term
-    whole = negative + own
-    residual = negative / whole  # 1 - p at the positive
-    near = negative <= own
-    loss = tl.where(near, _log1p(negative / tl.where(near, own, 1.0)), tl.log(whole) - gap * LN_2)
-    tl.store(loss_ptr + rows, tl.where(valid, loss, 0.0).to(ACC), mask=inside)
-    tl.store(lse_ptr + rows, tl.where(valid, mu * LN_2 + tl.log(whole), 0.0).to(ACC), mask=inside)
-    tl.store(logit_ptr + rows, tl.where(valid, z_positive * LN_2, 0.0).to(ACC), mask=inside)
-    spread = LN_2 * (moment - gap * negative)  # sum over negatives of 2^(z - mu) (z - z_positive), natural units
+    # A row takes few of these operations, so they are in float64.
+    negatives = l.to(tl.float64)
+    exponent = z_positive - m
+    at_positive = tl.exp2(exponent)  # t_r
+    l_total = negatives + at_positive  # over all candidates
+    one_minus_p = negatives / l_total
+    positive_wins = negatives <= at_positive
+    loss = tl.where(positive_wins, _log1p(negatives / tl.where(positive_wins, at_positive, 1.0)),
+                    tl.log(l_total) - exponent * LN_2)  # fmt: skip
+    tl.store(loss_ptr + rows, tl.where(valid, loss, 0.0).to(ACC_DTYPE), mask=inside)
+    tl.store(lse_ptr + rows, tl.where(valid, m * LN_2 + tl.log(l_total), 0.0).to(ACC_DTYPE), mask=inside)
+    tl.store(positive_logit_ptr + rows, tl.where(valid, z_positive * LN_2, 0.0).to(ACC_DTYPE), mask=inside)
+    # In natural units: the sum over negatives of 2^(z - m) (z - z_positive).
+    sum_margin = LN_2 * (sum_pz - exponent * negatives)
     if NEED_STATS:
-        score = tl.load(score_ptr + rows, mask=inside, other=0.0)
-        entropy = loss - spread / whole  # 0 to the bit where there is no negative
-        tl.store(top1_ptr + rows, (top < score) & valid & (whole == whole), mask=inside)
-        tl.store(entropy_ptr + rows, tl.where(valid, entropy, 0.0).to(ACC), mask=inside)
+        positive_score = tl.load(positive_score_ptr + rows, mask=inside, other=0.0)
+        entropy = loss - sum_margin / l_total  # exactly 0 where there is no negative
+        tl.store(top1_ptr + rows, (max_negative < positive_score) & valid & (l_total == l_total), mask=inside)
+        tl.store(entropy_ptr + rows, tl.where(valid, entropy, 0.0).to(ACC_DTYPE), mask=inside)
 
-    coefficient = tl.load(coefficient_ptr + rows, mask=inside, other=0.0)
-    slope = tl.where(valid, coefficient * inverse, 0.0)
-    if NEED_COLUMN:
-        tl.store(slope_ptr + rows, scale, mask=inside)
-        tl.store(slope_ptr + B + rows, tl.where(valid, mu, 0.0), mask=inside)
-        tl.store(slope_ptr + 2 * B + rows, tl.where(valid, slope / whole, 0.0).to(ACC), mask=inside)
-        tl.store(slope_ptr + 3 * B + rows, tl.where(valid, -residual * slope, 0.0).to(ACC), mask=inside)
-        tl.store(slope_ptr + 4 * B + rows, slope.to(ACC), mask=inside)
-    if NEED_ROW:
-        weight = (slope / whole).to(ACC)[:, None]
-        at_positive = (residual * slope).to(ACC)[:, None]
-        along = tl.zeros([OWN], ACC)  # a_r . d_row_r
-        for start in range(0, WIDTH, DEPTH):
-            depth = start + tl.arange(0, DEPTH)
-            wide = inside[:, None] & (depth < WIDTH)[None, :]
-            o = tl.zeros([OWN, DEPTH], ACC)
-            for split in range(splits):
-                fade = tl.exp2(tl.load(sums_ptr + split * 4 * B + rows, mask=inside, other=0.0) - mu)
-                offset = (split * B + rows.to(tl.int64))[:, None] * WIDTH + depth[None, :]
-                o += fade[:, None] * tl.load(o_ptr + offset, mask=wide, other=0.0)
-            b = load_block(b_ptr, b_stride, column, N, start, WIDTH, DEPTH)
-            d_row = tl.where(valid[:, None], weight * o - at_positive * b, 0.0)
-            if NEED_TAU:
-                along += tl.sum(d_row * load_block(a_ptr, a_stride, rows, B, start, WIDTH, DEPTH), 1)
-            offset = rows.to(tl.int64)[:, None] * D + depth[None, :]
-            tl.store(d_row_ptr + offset, d_row, mask=inside[:, None] & (depth < D)[None, :])
-        if NEED_TAU:
-            tl.store(d_tau_ptr + rows, tl.where(valid, -along * inverse, 0.0).to(ACC), mask=inside)
-    elif NEED_TAU:
-        tl.store(d_tau_ptr + rows, tl.where(valid, -slope * spread / whole, 0.0).to(ACC), mask=inside)
+    scale = tl.load(scale_ptr + rows, mask=inside, other=0.0)
+    grad_scale = tl.where(valid, scale * softmax_scale, 0.0)
+    if NEED_D_CANDIDATES:  # softmax_scale_log2, m, negative_scale, positive_scale, grad_scale
+        tl.store(row_terms_ptr + rows, softmax_scale_log2, mask=inside)
+        tl.store(row_terms_ptr + B + rows, tl.where(valid, m, 0.0), mask=inside)
+        tl.store(row_terms_ptr + 2 * B + rows, tl.where(valid, grad_scale / l_total, 0.0).to(ACC_DTYPE), mask=inside)
+        at = row_terms_ptr + 3 * B + rows
+        tl.store(at, tl.where(valid, -one_minus_p * grad_scale, 0.0).to(ACC_DTYPE), mask=inside)
+        tl.store(row_terms_ptr + 4 * B + rows, grad_scale.to(ACC_DTYPE), mask=inside)
+    if NEED_D_ANCHORS:
+        acc_scale = (grad_scale / l_total).to(ACC_DTYPE)[:, None]
+        b_scale = (one_minus_p * grad_scale).to(ACC_DTYPE)[:, None]
+        a_dot_d_a = tl.zeros([BLOCK_M], ACC_DTYPE)
+        for start in range(0, D_PADDED, BLOCK_D):
+            width = start + tl.arange(0, BLOCK_D)  # [BLOCK_D]
+            mask = inside[:, None] & (width < D_PADDED)[None, :]
+            acc = tl.zeros([BLOCK_M, BLOCK_D], ACC_DTYPE)
+            for split in range(num_splits):
+                alpha = tl.exp2(tl.load(partials_ptr + split * 4 * B + rows, mask=inside, other=0.0) - m)
+                offset = (split * B + rows.to(tl.int64))[:, None] * D_PADDED + width[None, :]
+                acc += alpha[:, None] * tl.load(acc_ptr + offset, mask=mask, other=0.0)
+            b = load_block((candidates_ptr, candidates_stride, N), positive, start, D_PADDED, BLOCK_D)
+            d_a = tl.where(valid[:, None], acc_scale * acc - b_scale * b, 0.0)  # [BLOCK_M, BLOCK_D]
+            if NEED_D_TAU:
+                a = load_block((anchors_ptr, anchors_stride, B), rows, start, D_PADDED, BLOCK_D)
+                a_dot_d_a += tl.sum(d_a * a, 1)
+            offset = rows.to(tl.int64)[:, None] * D + width[None, :]
+            tl.store(d_anchors_ptr + offset, d_a, mask=inside[:, None] & (width < D)[None, :])
+        if NEED_D_TAU:
+            tl.store(d_tau_ptr + rows, tl.where(valid, -a_dot_d_a * softmax_scale, 0.0).to(ACC_DTYPE), mask=inside)
+    elif NEED_D_TAU:
+        tl.store(d_tau_ptr + rows, tl.where(valid, -grad_scale * sum_margin / l_total, 0.0).to(ACC_DTYPE), mask=inside)

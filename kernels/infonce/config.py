@@ -1,4 +1,20 @@
-"""Tilings of the InfoNCE kernels: one small table, and what follows from it. See the header of launch.py."""
+"""Block sizes of the InfoNCE sweeps: one small table, and what follows from it. The package's docstring names them.
+
+What the table rests on:
+
+* A program of the row sweep owns BLOCK_M rows and streams blocks of BLOCK_N columns past them; the column sweep owns
+  BLOCK_N columns and streams blocks of BLOCK_M rows. Blocks hold the whole width, up to BLOCK_D, so that a streamed
+  block is loaded once for two products. Registers bound owned * BLOCK_D (the float32 accumulator takes 128 of 255
+  registers a thread at 128 x 256 with 8 warps) plus BLOCK_M * BLOCK_N; shared memory bounds
+  (owned + num_stages * streamed) * BLOCK_D. A wgmma reads its left operand from shared memory once for all streamed
+  rows or columns, so shared memory limits its speed at 32 of them: 64 or more where registers allow.
+* Where that does not fit (BLOCK_K > 0), the first product loads both operands in slices of the width from L2, and the
+  width of the output is divided over programs, each of which repeats the first product. That is so with half types
+  beyond 256 (512 on sm_80, whose matrix instruction runs at full speed with 32 streamed rows), with TF32 beyond 128,
+  and with IEEE float32 and float64 always. IEEE float32 has no matrix unit, and Triton unrolls an FMA product over its
+  whole depth, so BLOCK_K also bounds compile time and registers.
+* A small B or N leaves multiprocessors idle. The streamed side is then split, and the splits are joined in order.
+"""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,54 +28,64 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 
 class Config(NamedTuple):
-    """How one sweep is cut: rows (columns) a program owns, those it streams, width of a block, piece of the width."""
+    """How one sweep is cut into blocks."""
 
-    own: int
-    tile: int
-    depth: int
-    piece: int  # 0: whole blocks
+    block_m: int
+    block_n: int
+    block_d: int
+    block_k: int  # 0: no loop over d
     num_warps: int
     num_stages: int
 
 
-class Row(NamedTuple):
-    """Tilings for products of ``kind`` up to a width, from an architecture on."""
+class Tiling(NamedTuple):
+    """The configs for products of ``kind`` up to a width, from a compute capability on."""
 
-    kind: str
-    widest: float
-    capability: int
-    rows: Config  # row sweep
-    moments: Config  # row sweep that also sums moments, which takes more registers
-    columns: Config  # column sweep
+    kind: str  # half, tf32, ieee or float64
+    max_width: float
+    min_capability: int
+    row_sweep: Config
+    row_sweep_pz: Config  # with sum_pz, which takes more registers
+    column_sweep: Config
 
 
-def _same(kind: str, widest: float, capability: int, *config: int) -> Row:
-    return Row(kind, widest, capability, Config(*config), Config(*config), Config(*config))
+def _same(kind: str, max_width: float, min_capability: int, owned: int, streamed: int, *rest: int) -> Tiling:
+    """The same config for all sweeps, by the blocks they own and stream."""
+    rows, columns = Config(owned, streamed, *rest), Config(streamed, owned, *rest)
+    return Tiling(kind, max_width, min_capability, rows, rows, columns)
 
 
 ANY = float("inf")
 # The first row that admits the operands is taken. Every row compiles without spills for its architectures
 # (python -m benchmarks.compile_sweep).
-CONFIGS = (
-    Row("half", 64, 80, Config(128, 128, 64, 0, 8, 3), Config(128, 64, 64, 0, 8, 3), Config(128, 128, 64, 0, 8, 3)),
+TILINGS = (
+    Tiling(
+        "half", 64, 80,
+        row_sweep=Config(128, 128, 64, 0, 8, 3),
+        row_sweep_pz=Config(128, 64, 64, 0, 8, 3),
+        column_sweep=Config(128, 128, 64, 0, 8, 3),
+    ),
     _same("half", 128, 80, 128, 64, 128, 0, 8, 3),
-    Row("half", 256, 90, Config(128, 64, 256, 0, 8, 2), Config(128, 32, 256, 0, 8, 3), Config(128, 32, 256, 0, 8, 3)),
+    Tiling(
+        "half", 256, 90,
+        row_sweep=Config(128, 64, 256, 0, 8, 2),
+        row_sweep_pz=Config(128, 32, 256, 0, 8, 3),
+        column_sweep=Config(32, 128, 256, 0, 8, 3),
+    ),
     _same("half", 256, 80, 64, 64, 256, 0, 8, 2),
     _same("half", ANY, 90, 64, 64, 256, 64, 8, 3),
     _same("half", 512, 80, 32, 32, 512, 0, 8, 2),
     _same("half", ANY, 80, 64, 32, 256, 64, 8, 3),
     _same("tf32", 128, 80, 64, 64, 128, 0, 8, 2),
     _same("tf32", ANY, 80, 64, 64, 128, 32, 8, 3),
-    Row(
-        "ieee",
-        ANY,
-        80,
-        Config(64, 32, 64, 16, 8, 2),
-        Config(32, 32, 64, 16, 4, 2),
-        Config(64, 32, 64, 16, 8, 2),
+    Tiling(
+        "ieee", ANY, 80,
+        row_sweep=Config(64, 32, 64, 16, 8, 2),
+        row_sweep_pz=Config(32, 32, 64, 16, 4, 2),
+        column_sweep=Config(32, 64, 64, 16, 8, 2),
     ),
     _same("float64", ANY, 80, 32, 32, 32, 16, 4, 2),
-)
+)  # fmt: skip
 
 
 def product_kind(dtype: torch.dtype) -> str:
@@ -73,42 +99,42 @@ def product_kind(dtype: torch.dtype) -> str:
 
 
 @lru_cache
-def choose_row(kind: str, width: int, capability: int) -> Row:
-    """The table's row for a width that is a multiple of 16, its blocks no wider than need be."""
-    for row in CONFIGS:
-        if row.kind == kind and width <= row.widest and capability >= row.capability:
-            depth = triton.next_power_of_2(width)
-            fitted = (c._replace(depth=min(c.depth, depth)) for c in row[3:])
-            return Row(*row[:3], *fitted)
+def choose_tiling(kind: str, width: int, capability: int) -> Tiling:
+    """Returns the table's row for a width that is a multiple of 16, with blocks no wider than needed."""
+    for tiling in TILINGS:
+        if tiling.kind == kind and width <= tiling.max_width and capability >= tiling.min_capability:
+            widest = triton.next_power_of_2(width)
+            fitted = (config._replace(block_d=min(config.block_d, widest)) for config in tiling[3:])
+            return Tiling(*tiling[:3], *fitted)
     raise ValueError(f"kernels.infonce: the GPU must be of compute capability 8.0 or later, got {capability / 10}")
 
 
 @lru_cache
-def choose_splits(blocks: int, tiles: int, processors: int) -> int:
-    """Into how many parts to divide ``tiles`` so that ``blocks`` programs fill the card in whole waves.
+def choose_splits(programs: int, blocks: int, processors: int) -> int:
+    """Returns into how many splits to divide the streamed ``blocks`` so that ``programs`` fill the GPU in whole waves.
 
-    A part costs its tiles plus about two for its start and end. At most four waves, which bounds the partial results.
+    A split costs its blocks plus about two for its start and end. The limit of four waves bounds the partial results.
     """
-    most = max(1, min(tiles, 4 * processors // blocks))
-    return min(range(1, most + 1), key=lambda s: -(-blocks * s // processors) * (-(-tiles // s) + 2))
+    most = max(1, min(blocks, 4 * processors // programs))
+    return min(range(1, most + 1), key=lambda s: -(-programs * s // processors) * (-(-blocks // s) + 2))
 
 
 def constants(dtype: torch.dtype, kind: str, width: int, config: Config) -> dict:
-    """What both sweeps take as compile-time constants, from their tiling and type."""
+    """Returns the compile-time arguments that both sweeps take, from their config and type."""
     # The interpreter multiplies bfloat16 as if the bits were integers, so there products take float32 operands.
     operand = torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype
     return {
-        "OWN": config.own,
-        "TILE": config.tile,
-        "WIDTH": width,
-        "DEPTH": config.depth,
-        "PIECE": config.piece,
-        "OPERAND": TYPES[operand],
-        "ACC": tl.float64 if kind == "float64" else tl.float32,
-        "PRECISION": "tf32" if kind == "tf32" else "ieee",
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_D": config.block_d,
+        "BLOCK_K": config.block_k,
+        "D_PADDED": width,
+        "OPERAND_DTYPE": TYPES[operand],
+        "ACC_DTYPE": tl.float64 if kind == "float64" else tl.float32,
+        "INPUT_PRECISION": "tf32" if kind == "tf32" else "ieee",
     }
 
 
-def lift(dtype: torch.dtype) -> int:
-    """Binades by which probabilities are raised: float16 is normal from 2^-14 and ends at 2^16."""
+def max_offset(dtype: torch.dtype) -> int:
+    """Returns MAX_OFFSET: 14 keeps small probabilities normal in float16, whose range is 2^-14 to 2^16."""
     return 14 if dtype == torch.float16 else 0

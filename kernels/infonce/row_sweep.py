@@ -1,143 +1,154 @@
-"""The row sweep of InfoNCE: what each row needs, in one pass over the columns; combine.py completes it.
+"""The row sweep: streams the candidates past blocks of anchors and keeps each row's online softmax.
 
-Shapes: B rows, N columns, d hidden width, S column splits. Logits are kept in base 2: z_rj = scale_r a_r . b_j with
-scale_r = log2(e) / tau_r, applied to the accumulator and never to half-precision inputs.
+The package's docstring defines shapes and names. For each row r, over its negatives j:
 
-Every row's sums run over its negatives only, relative to a running maximum mu_r that starts at the positive's logit:
-    total_r  = sum_j 2^(z_rj - mu_r)
-    moment_r = sum_j 2^(z_rj - mu_r) (z_rj - mu_r)
-    o_r      = sum_j 2^(z_rj - mu_r) b_j
-The positive joins at the end, where p - 1 is written as -total / (total + 2^(z_ry - mu)) and keeps its digits.
-LIFT lowers mu by that many binades, which keeps small probabilities out of float16's subnormals.
+    l_r      = sum_j 2^(z_rj - m_r)
+    sum_pz_r = sum_j 2^(z_rj - m_r) (z_rj - m_r)
+    acc_r    = sum_j 2^(z_rj - m_r) b_j
+
+m_r starts at the positive's logit. combine.py adds the positive itself, where 1 - p is l / (l + 2^(z_ry - m)) and so
+keeps its digits when p is near 1. softmax_scale_log2 multiplies the scores in the accumulation type, never the
+half-precision inputs.
 """
+
+# ruff: noqa: E741
+# l is the running sum, as in FlashAttention.
 
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce.tiles import LOG2_E, load_block, plan, row_terms, scores
+from adaftr_fast.kernels.infonce.tiles import LOG2_E, load_block, load_row_parameters, partition_blocks, scores
 
 
 @triton.jit
-def _sweep(state, a, a_source, rows, b_source, scale, column, group, column_group_ptr, chunk,
-           first, count, before_gap, gap, MASKED: tl.constexpr, HAS_GROUP: tl.constexpr, NEED_ROW: tl.constexpr,
-           NEED_MOMENT: tl.constexpr, LIFT: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr,
-           PIECE: tl.constexpr, OPERAND: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Run ``count`` column tiles past the rows, from ``first`` on, jumping over ``gap`` after ``before_gap``."""
-    mu, total, moment, top, o = state
-    b_ptr, b_stride, N = b_source
+def _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr, d_start,
+                    first, count, gap_at, gap, MASKED: tl.constexpr, HAS_GROUP: tl.constexpr,
+                    NEED_D_ANCHORS: tl.constexpr, NEED_SUM_PZ: tl.constexpr, MAX_OFFSET: tl.constexpr,
+                    BLOCK_N: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+                    OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr,
+                    INPUT_PRECISION: tl.constexpr):  # fmt: skip
+    """Streams ``count`` blocks of columns past the rows, from block ``first`` on; skips ``gap`` after ``gap_at``."""
+    m, l, sum_pz, max_negative, acc = state
+    N = b_desc[2]
     for i in range(count):
-        tile = first + i + tl.where(i >= before_gap, gap, 0)
-        columns = tile * TILE + tl.arange(0, TILE)
+        block = first + i + tl.where(i >= gap_at, gap, 0)
+        columns = block * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
         b = columns
-        if NEED_ROW or PIECE == 0:
-            b = load_block(b_ptr, b_stride, columns, N, chunk, WIDTH, DEPTH)  # [TILE, DEPTH]
-        s = scores(a, a_source, rows, b, b_source, columns, WIDTH, PIECE, OPERAND, ACC, PRECISION)  # [OWN, TILE]
+        if NEED_D_ANCHORS or BLOCK_K == 0:
+            b = load_block(b_desc, columns, d_start, D_PADDED, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+        s = scores(a, a_desc, rows, b, b_desc, columns, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
+                   INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]  # fmt: skip
         if MASKED:
             s = tl.where((columns < N)[None, :], s, float("-inf"))
-            s = tl.where(columns[None, :] == column[:, None], float("-inf"), s)
+            s = tl.where(columns[None, :] == positive[:, None], float("-inf"), s)
             if HAS_GROUP:
                 column_group = tl.load(column_group_ptr + columns, mask=columns < N, other=0)
                 s = tl.where(column_group[None, :] == group[:, None], float("-inf"), s)
-        peak = tl.max(s, 1)
-        top = tl.maximum(top, peak)
-        new = tl.maximum(mu, peak * scale - LIFT)
-        rise = mu - new
-        fade = tl.exp2(rise)
-        z = tl.fma(s, tl.broadcast_to(scale[:, None], s.shape), tl.broadcast_to(-new[:, None], s.shape))
-        p = tl.exp2(z)  # [OWN, TILE]
-        if NEED_MOMENT:
-            z = tl.maximum(z, -2048.0)  # where p is 0 in any type: excluded columns would give 0 * -inf
-            moment = fade * (moment + total * rise) + tl.sum(p * z, 1)
-        total = total * fade + tl.sum(p, 1)
-        if NEED_ROW:
-            o = tl.dot(p.to(b.dtype).to(OPERAND), b.to(OPERAND), o * fade[:, None], input_precision=PRECISION,
-                       out_dtype=ACC)  # fmt: skip
-        mu = new
-    return mu, total, moment, top, o
+        block_max = tl.max(s, 1)  # [BLOCK_M]
+        max_negative = tl.maximum(max_negative, block_max)
+        m_new = tl.maximum(m, block_max * softmax_scale_log2 - MAX_OFFSET)
+        log2_alpha = m - m_new
+        alpha = tl.exp2(log2_alpha)
+        z = tl.fma(s, tl.broadcast_to(softmax_scale_log2[:, None], s.shape),
+                   tl.broadcast_to(-m_new[:, None], s.shape))  # fmt: skip
+        p = tl.exp2(z)  # [BLOCK_M, BLOCK_N]
+        if NEED_SUM_PZ:
+            z = tl.maximum(z, -2048.0)  # where p is 0 in any type: masked columns would give 0 * -inf
+            sum_pz = alpha * (sum_pz + l * log2_alpha) + tl.sum(p * z, 1)
+        l = l * alpha + tl.sum(p, 1)
+        if NEED_D_ANCHORS:
+            acc = tl.dot(p.to(b.dtype).to(OPERAND_DTYPE), b.to(OPERAND_DTYPE), acc * alpha[:, None],
+                         input_precision=INPUT_PRECISION, out_dtype=ACC_DTYPE)  # [BLOCK_M, BLOCK_D]  # fmt: skip
+        m = m_new
+    return m, l, sum_pz, max_negative, acc
 
 
 @triton.jit(do_not_specialize=["B", "N"])
-def infonce_sweep_kernel(
-    a_ptr,  # [B, WIDTH]
-    b_ptr,  # [N, WIDTH]
+def infonce_row_sweep_kernel(
+    anchors_ptr,  # [B, D_PADDED]
+    candidates_ptr,  # [N, D_PADDED]
     tau_ptr,  # [B]
     positive_ptr,  # [B] int64
     row_group_ptr,  # [B] int64
     column_group_ptr,  # [N] int64
-    score_ptr,  # [B] out: a_r . b_{y_r}
-    sums_ptr,  # [S, 4, B] out: mu, total, moment, largest negative product
-    o_ptr,  # [S, B, WIDTH] out
+    positive_score_ptr,  # [B] out: a_r . b_{y_r}
+    partials_ptr,  # [S, 4, B] out: m, l, sum_pz, largest score of a negative
+    acc_ptr,  # [S, B, D_PADDED] out
     B,
     N,
-    a_stride,
-    b_stride,
+    anchors_stride,
+    candidates_stride,
     HAS_POSITIVE: tl.constexpr,
     HAS_GROUP: tl.constexpr,
-    NEED_ROW: tl.constexpr,
-    NEED_MOMENT: tl.constexpr,
-    LIFT: tl.constexpr,
-    OWN: tl.constexpr,
-    TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PIECE: tl.constexpr,
-    OPERAND: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
+    NEED_D_ANCHORS: tl.constexpr,
+    NEED_SUM_PZ: tl.constexpr,
+    MAX_OFFSET: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    OPERAND_DTYPE: tl.constexpr,
+    ACC_DTYPE: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
 ):
-    """Program (block of rows, column split, chunk of o's width)."""
+    """Grid: (blocks of rows, splits of the columns, slices of acc's width)."""
     split = tl.program_id(1)
-    splits = tl.num_programs(1)
-    chunk = tl.program_id(2) * DEPTH
-    start = tl.program_id(0) * OWN
-    local = tl.arange(0, OWN)
-    rows = start + local
-    column, inverse, _ = row_terms(tau_ptr, positive_ptr, rows, B, N, HAS_POSITIVE, ACC)
-    scale = (inverse * LOG2_E).to(ACC)
+    num_splits = tl.num_programs(1)
+    d_start = tl.program_id(2) * BLOCK_D
+    row_start = tl.program_id(0) * BLOCK_M
+    local = tl.arange(0, BLOCK_M)
+    rows = row_start + local  # [BLOCK_M]
+    positive, softmax_scale, _ = load_row_parameters(tau_ptr, positive_ptr, rows, B, N, HAS_POSITIVE)
+    softmax_scale_log2 = (softmax_scale * LOG2_E).to(ACC_DTYPE)
     group = rows
     if HAS_GROUP:
         group = tl.load(row_group_ptr + rows, mask=rows < B, other=0)
 
-    a_source = (a_ptr, a_stride, B)
-    b_source = (b_ptr, b_stride, N)
-    # The positives' products are the diagonal of a product of blocks: summed in the sweep's order, so that a tie with
-    # a negative is a tie to the bit. In pieces, because a whole block of gathered rows would crowd shared memory.
-    piece: tl.constexpr = PIECE if PIECE > 0 else min(DEPTH, 64)
-    s = scores(rows, a_source, rows, column, b_source, column, WIDTH, piece, OPERAND, ACC, PRECISION)  # [OWN, OWN]
-    score = tl.sum(tl.where(local[:, None] == local[None, :], s, 0.0), 1)
+    a_desc = (anchors_ptr, anchors_stride, B)
+    b_desc = (candidates_ptr, candidates_stride, N)
+    # The positives' scores are the diagonal of a product of two blocks, which sums in the sweep's order: a tie with a
+    # negative is then a tie to the bit. It loops over d, because a whole block of gathered rows would not fit in
+    # shared memory beside the others.
+    positive_block_k: tl.constexpr = BLOCK_K if BLOCK_K > 0 else min(BLOCK_D, 64)
+    s = scores(rows, a_desc, rows, positive, b_desc, positive, D_PADDED, positive_block_k, OPERAND_DTYPE, ACC_DTYPE,
+               INPUT_PRECISION)  # [BLOCK_M, BLOCK_M]  # fmt: skip
+    positive_score = tl.sum(tl.where(local[:, None] == local[None, :], s, 0.0), 1)  # [BLOCK_M]
     a = rows
-    if PIECE == 0:
-        a = load_block(a_ptr, a_stride, rows, B, 0, WIDTH, DEPTH)  # [OWN, DEPTH]
+    if BLOCK_K == 0:
+        a = load_block(a_desc, rows, 0, D_PADDED, BLOCK_D)  # [BLOCK_M, BLOCK_D]
 
-    tiles = tl.cdiv(N, TILE)
-    first = (split * tiles) // splits
-    last = ((split + 1) * tiles) // splits
-    diagonal_last = tl.cdiv(tl.minimum(start + OWN, B), TILE)
-    special: tl.constexpr = HAS_POSITIVE or HAS_GROUP
-    low, high, end = plan(first, last, N // TILE, start // TILE, diagonal_last, special)
-    zero = tl.zeros([OWN], ACC)
-    o = zero
-    if NEED_ROW:
-        o = tl.zeros([OWN, DEPTH], ACC)
-    state = (score * scale - LIFT, zero, zero, zero - float("inf"), o)
-    if not special:
-        state = _sweep(state, a, a_source, rows, b_source, scale, column, group, column_group_ptr, chunk,
-                       first, end - first - (high - low), low - first, high - low, False, HAS_GROUP, NEED_ROW,
-                       NEED_MOMENT, LIFT, TILE, WIDTH, DEPTH, PIECE, OPERAND, ACC, PRECISION)  # fmt: skip
-    state = _sweep(state, a, a_source, rows, b_source, scale, column, group, column_group_ptr, chunk,
-                   low, high - low + last - end, high - low, end - high, True, HAS_GROUP, NEED_ROW,
-                   NEED_MOMENT, LIFT, TILE, WIDTH, DEPTH, PIECE, OPERAND, ACC, PRECISION)  # fmt: skip
-    mu, total, moment, top, o = state
+    blocks = tl.cdiv(N, BLOCK_N)
+    first = (split * blocks) // num_splits
+    last = ((split + 1) * blocks) // num_splits
+    diagonal_last = tl.cdiv(tl.minimum(row_start + BLOCK_M, B), BLOCK_N)
+    all_masked: tl.constexpr = HAS_POSITIVE or HAS_GROUP
+    low, high, end = partition_blocks(first, last, N // BLOCK_N, row_start // BLOCK_N, diagonal_last, all_masked)
+    zero = tl.zeros([BLOCK_M], ACC_DTYPE)
+    acc = zero
+    if NEED_D_ANCHORS:
+        acc = tl.zeros([BLOCK_M, BLOCK_D], ACC_DTYPE)
+    state = (positive_score * softmax_scale_log2 - MAX_OFFSET, zero, zero, zero - float("inf"), acc)
+    if not all_masked:
+        state = _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr,
+                                d_start, first, end - first - (high - low), low - first, high - low, False, HAS_GROUP,
+                                NEED_D_ANCHORS, NEED_SUM_PZ, MAX_OFFSET, BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K,
+                                OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+    state = _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr,
+                            d_start, low, high - low + last - end, high - low, end - high, True, HAS_GROUP,
+                            NEED_D_ANCHORS, NEED_SUM_PZ, MAX_OFFSET, BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K,
+                            OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+    m, l, sum_pz, max_negative, acc = state
 
     inside = rows < B
-    if chunk == 0:
+    if d_start == 0:
         if split == 0:
-            tl.store(score_ptr + rows, score, mask=inside)
-        sums = sums_ptr + split.to(tl.int64) * 4 * B + rows
-        tl.store(sums, mu, mask=inside)
-        tl.store(sums + B, total, mask=inside)
-        tl.store(sums + 2 * B, moment, mask=inside)
-        tl.store(sums + 3 * B, top, mask=inside)
-    if NEED_ROW:
-        depth = chunk + tl.arange(0, DEPTH)
-        offset = (split.to(tl.int64) * B + rows)[:, None] * WIDTH + depth[None, :]
-        tl.store(o_ptr + offset, o, mask=inside[:, None] & (depth < WIDTH)[None, :])
+            tl.store(positive_score_ptr + rows, positive_score, mask=inside)
+        partials = partials_ptr + split.to(tl.int64) * 4 * B + rows
+        tl.store(partials, m, mask=inside)
+        tl.store(partials + B, l, mask=inside)
+        tl.store(partials + 2 * B, sum_pz, mask=inside)
+        tl.store(partials + 3 * B, max_negative, mask=inside)
+    if NEED_D_ANCHORS:
+        width = d_start + tl.arange(0, BLOCK_D)  # [BLOCK_D]
+        offset = (split.to(tl.int64) * B + rows)[:, None] * D_PADDED + width[None, :]
+        tl.store(acc_ptr + offset, acc, mask=inside[:, None] & (width < D_PADDED)[None, :])

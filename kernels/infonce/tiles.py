@@ -1,66 +1,69 @@
-"""What the two InfoNCE kernels share: loading a block, the product of two blocks, the order of tiles, a row's terms.
+"""What the kernels share: loading a block, the scores of two blocks, the order of blocks, and a row's parameters.
 
-Shapes: B rows, N columns, d hidden width (WIDTH: d rounded up to a multiple of 16), OWN the rows or columns a program
-owns, TILE those that it streams past, DEPTH the width of a block in shared memory.
+The package's docstring defines shapes and names. A matrix is passed as a tuple ``desc`` of its pointer, the stride of
+its rows in elements, and its number of rows.
 """
 
 import triton
 import triton.language as tl
 
-IGNORE = tl.constexpr(-100)
+IGNORE = tl.constexpr(-100)  # the positive of a row that has no loss
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def load_block(ptr, stride, index, limit, start, WIDTH: tl.constexpr, DEPTH: tl.constexpr):
-    """Entries ``start .. start + DEPTH`` of the rows ``index``; 0 outside of ``limit`` rows and WIDTH entries."""
-    depth = start + tl.arange(0, DEPTH)
+def load_block(desc, index, start, D_PADDED: tl.constexpr, BLOCK: tl.constexpr):
+    """Loads entries ``start .. start + BLOCK`` of the rows ``index``; 0 beyond the last row and beyond D_PADDED."""
+    ptr, stride, limit = desc
+    width = start + tl.arange(0, BLOCK)  # [BLOCK]
     mask = (index < limit)[:, None]
-    if WIDTH % DEPTH != 0:
-        mask = mask & (depth < WIDTH)[None, :]
-    offset = index.to(tl.int64)[:, None] * stride + depth[None, :]
-    return tl.load(ptr + offset, mask=mask, other=0.0)  # [index, DEPTH]
+    if D_PADDED % BLOCK != 0:
+        mask = mask & (width < D_PADDED)[None, :]
+    offset = index.to(tl.int64)[:, None] * stride + width[None, :]
+    return tl.load(ptr + offset, mask=mask, other=0.0)  # [len(index), BLOCK]
 
 
 @triton.jit
-def scores(x, x_source, x_index, y, y_source, y_index, WIDTH: tl.constexpr, PIECE: tl.constexpr, OPERAND: tl.constexpr,
-           ACC: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """All products ``x_i . y_j``. Whole blocks where they fit (PIECE = 0), else both are read in pieces of PIECE."""
-    s = tl.zeros([x_index.shape[0], y_index.shape[0]], ACC)
-    if PIECE == 0:
-        s = tl.dot(x.to(OPERAND), tl.trans(y.to(OPERAND)), s, input_precision=PRECISION, out_dtype=ACC)
+def scores(x, x_desc, x_index, y, y_desc, y_index, D_PADDED: tl.constexpr, BLOCK_K: tl.constexpr,
+           OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr):  # fmt: skip
+    """Returns all products ``x_i . y_j``: of whole blocks where BLOCK_K is 0, else in a loop over slices of the width.
+
+    The loop loads its own slices, of the rows ``x_index`` and ``y_index``, and ignores ``x`` and ``y``.
+    """
+    s = tl.zeros([x_index.shape[0], y_index.shape[0]], ACC_DTYPE)
+    if BLOCK_K == 0:
+        s = tl.dot(x.to(OPERAND_DTYPE), tl.trans(y.to(OPERAND_DTYPE)), s, input_precision=INPUT_PRECISION,
+                   out_dtype=ACC_DTYPE)  # fmt: skip
     else:
-        x_ptr, x_stride, x_limit = x_source
-        y_ptr, y_stride, y_limit = y_source
-        for start in range(0, WIDTH, PIECE):
-            x_piece = load_block(x_ptr, x_stride, x_index, x_limit, start, WIDTH, PIECE).to(OPERAND)
-            y_piece = load_block(y_ptr, y_stride, y_index, y_limit, start, WIDTH, PIECE).to(OPERAND)
-            s = tl.dot(x_piece, tl.trans(y_piece), s, input_precision=PRECISION, out_dtype=ACC)
-    return s
+        for start in range(0, D_PADDED, BLOCK_K):
+            x_slice = load_block(x_desc, x_index, start, D_PADDED, BLOCK_K).to(OPERAND_DTYPE)
+            y_slice = load_block(y_desc, y_index, start, D_PADDED, BLOCK_K).to(OPERAND_DTYPE)
+            s = tl.dot(x_slice, tl.trans(y_slice), s, input_precision=INPUT_PRECISION, out_dtype=ACC_DTYPE)
+    return s  # [len(x_index), len(y_index)]
 
 
 @triton.jit
-def plan(first, last, full, diagonal_first, diagonal_last, ALL_SPECIAL: tl.constexpr):
-    """Divide the tiles ``first .. last`` into plain ones, without a positive in them and whole, and special ones.
+def partition_blocks(first, last, full, diagonal_first, diagonal_last, ALL_MASKED: tl.constexpr):
+    """Divides the streamed blocks ``first .. last`` into unmasked ones, full and without a positive, and masked ones.
 
-    Tiles from ``full`` on are ragged. Plain tiles are those of ``first .. end`` without ``low .. high``; special ones
-    are ``low .. high`` and ``end .. last``. Each run is a plain loop over a counter, with one jump over a gap, so that
-    loads are pipelined across it.
+    Blocks from ``full`` on are ragged; blocks ``diagonal_first .. diagonal_last`` hold positives. The unmasked blocks
+    are ``first .. end`` without ``low .. high``; the masked ones are ``low .. high`` and ``end .. last``. Each set is
+    one loop over a counter that jumps over one gap, so that loads are pipelined across the gap.
     """
     end = tl.minimum(last, tl.maximum(full, first))
     low, high = first, end
-    if not ALL_SPECIAL:
+    if not ALL_MASKED:
         low = tl.minimum(tl.maximum(diagonal_first, first), end)
         high = tl.minimum(tl.maximum(diagonal_last, first), end)
     return low, high, end
 
 
 @triton.jit
-def row_terms(tau_ptr, positive_ptr, rows, B, N, HAS_POSITIVE: tl.constexpr, ACC: tl.constexpr):
-    """Per row: its positive's column (within bounds), 1/tau in float64, whether it counts.
+def load_row_parameters(tau_ptr, positive_ptr, rows, B, N, HAS_POSITIVE: tl.constexpr):
+    """Returns each row's positive (clamped to the columns), softmax_scale in float64, and whether the row has a loss.
 
-    1/tau is NaN, and with it all that the row yields, where tau is not positive and finite or the positive is out of
-    range. Row terms are few, so that they afford float64: tau is rounded once.
+    softmax_scale is NaN, and with it everything the row yields, where tau is not positive and finite or the positive
+    is out of range. It is float64 so that 1 / tau is rounded once; a row has few such values.
     """
     inside = rows < B
     tau = tl.load(tau_ptr + rows, mask=inside, other=1.0).to(tl.float64)
@@ -68,8 +71,8 @@ def row_terms(tau_ptr, positive_ptr, rows, B, N, HAS_POSITIVE: tl.constexpr, ACC
     if HAS_POSITIVE:
         positive = tl.load(positive_ptr + rows, mask=inside, other=0)
     valid = positive != IGNORE
-    right = (tau > 0) & (tau < float("inf")) & (positive >= 0) & (positive < N)
-    inverse = tl.where(right, 1.0 / tau, float("nan"))
-    inverse = tl.where(valid & inside, inverse, 1.0)  # rows that do not count are rows of zeros
-    column = tl.minimum(tl.maximum(positive, 0), N - 1).to(tl.int32)
-    return column, inverse, valid & inside
+    in_range = (tau > 0) & (tau < float("inf")) & (positive >= 0) & (positive < N)
+    softmax_scale = tl.where(in_range, 1.0 / tau, float("nan"))
+    softmax_scale = tl.where(valid & inside, softmax_scale, 1.0)  # launch.py zeroes the anchors of ignored rows
+    positive = tl.minimum(tl.maximum(positive, 0), N - 1).to(tl.int32)
+    return positive, softmax_scale, valid & inside

@@ -1,4 +1,4 @@
-"""What of benchmarks/gpu.py can be seen without a GPU: its arguments, and that the contestants compute the same."""
+"""Tests of benchmarks/gpu.py that need no GPU: its arguments, its report, and that the contestants compute the same."""
 
 import pytest
 import torch

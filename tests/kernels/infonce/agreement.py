@@ -1,4 +1,7 @@
-"""What the interpreted and the compiled kernels are both held to: the tolerance rule against the float64 reference."""
+"""Inputs and checks shared by the tests of the interpreted and the compiled kernels.
+
+The tolerance rule judges both against the float64 reference.
+"""
 
 import torch
 from torch import Tensor
@@ -11,7 +14,7 @@ NAMES = ("loss", "d h_ctr", "d h_cvr", "d tau", "lse", "positive logit", "entrop
 
 
 def inputs(rows: int, columns: int, d: int, scale: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Representations with logits of about unit size times ``scale``, and tau in [0.05, 1.05]; float64."""
+    """Anchors [rows, d] and candidates [columns, d] with products of about ``scale``; tau in [0.05, 1.05]; float64."""
     g = torch.Generator().manual_seed(seed)
     a = torch.randn(rows, d, generator=g, dtype=torch.float64) * scale * d**-0.25
     b = torch.randn(columns, d, generator=g, dtype=torch.float64) * d**-0.25
@@ -19,7 +22,7 @@ def inputs(rows: int, columns: int, d: int, scale: float = 1.0, seed: int = 0) -
 
 
 def masks(rows: int, columns: int, seed: int = 0) -> dict[str, Tensor]:
-    """Positives anywhere, every fifth row ignored, and groups that share ids across the two sides."""
+    """Random positives, every fifth row ignored, and groups whose ids occur on both sides."""
     g = torch.Generator().manual_seed(seed)
     positive = torch.randint(0, columns, (rows,), generator=g)
     positive[::5] = -100
@@ -28,7 +31,7 @@ def masks(rows: int, columns: int, seed: int = 0) -> dict[str, Tensor]:
 
 
 def evaluate(tensors, dtype, device="cpu", upstream=None, frozen=(), **options):
-    """Loss, its gradients (None where frozen), statistics and top1, all on the CPU."""
+    """Returns the loss, its gradients (None where frozen) and the statistics, and top1 apart; all on the CPU."""
     options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
     types = [dtype, dtype, dtype if dtype == torch.float64 else torch.float32]
     leaves = [t.detach().to(device, kind, copy=True) for t, kind in zip(tensors, types)]
@@ -42,7 +45,7 @@ def evaluate(tensors, dtype, device="cpu", upstream=None, frozen=(), **options):
 
 
 def assert_matches(tensors, dtype, device="cpu", **options) -> None:
-    """The Triton kernels err no more than the reference does at ``dtype``, plus the slack, at the rounded inputs."""
+    """Checks that the Triton kernels err no more than the reference at ``dtype`` plus the slack, on rounded inputs."""
     kinds = (dtype, dtype, dtype if dtype == torch.float64 else torch.float32)
     rounded = [t.to(kind).double() for t, kind in zip(tensors, kinds)]
     truth, top1 = evaluate(rounded, torch.float64, backend="reference", **options)
@@ -50,7 +53,7 @@ def assert_matches(tensors, dtype, device="cpu", **options) -> None:
     own, own_top1 = evaluate(rounded, dtype, device, backend="triton", **options)
     for name, x, t, p in zip(NAMES, own, truth, pytorch):
         assert (x is None) == (t is None), name
-        if name == "entropy" and t.max() < 1e-6:  # what rounding leaves of a softmax that is all but one-hot
+        if name == "entropy" and t.max() < 1e-6:  # rounding error only: the softmax is one-hot to within it
             assert x.abs().max() < 1e-6
         elif x is not None:
             assert_as_accurate(x, t, p, dtype, name)

@@ -1,7 +1,7 @@
-"""The interpreter's products, summed in one order whatever their shape, as a GPU's are.
+"""Makes the interpreter sum every product in one order, as a GPU does.
 
-It multiplies by NumPy, whose BLAS on some CPUs gives A B^T other last bits than (B A^T)^T. The column sweep makes the
-row sweep's similarities again in the other orientation, and both must agree where logits are large.
+The interpreter multiplies with NumPy, whose BLAS on some CPUs gives A B^T other last bits than (B A^T)^T. The column
+sweep forms the row sweep's scores again, transposed, and both must agree where logits are large.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ import torch
 
 def _in_order(a: np.ndarray, b: np.ndarray, dtype: np.dtype) -> np.ndarray:
     a, b = a.astype(dtype), b.astype(dtype)
-    total = np.zeros((a.shape[0], b.shape[1]), dtype)
+    acc = np.zeros((a.shape[0], b.shape[1]), dtype)
     for k in range(a.shape[1]):
-        total += a[:, k, None] * b[k]
-    return total
+        acc += a[:, k, None] * b[k]
+    return acc
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -71,7 +71,7 @@ def test_same_bits_every_time(rows, dtype):
 
 
 def test_large_batch_in_little_memory():
-    """65,536 rows: the matrix of logits would take 8 GiB in bfloat16. A few rows are checked against float64."""
+    """65,536 rows, whose matrix of logits would take 8 GiB in bfloat16. Some rows are checked against float64."""
     rows, d = 65_536, 64
     a, b = (torch.randn(rows, d, device="cuda").bfloat16() for _ in range(2))
     tau = torch.full((rows,), 8.0, device="cuda")
@@ -88,7 +88,7 @@ def test_large_batch_in_little_memory():
 
 
 def test_cuda_graph():
-    """Captured once, replayed on other numbers; nothing is read back to the host."""
+    """A graph captured once gives the results of other inputs on replay: nothing is read back to the host."""
     a, b, tau = (t.float().cuda().requires_grad_() for t in inputs(300, 300, 64))
 
     def step():

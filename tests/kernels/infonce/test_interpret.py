@@ -12,8 +12,8 @@ pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 pytestmark = pytest.mark.skipif(not config.INTERPRETED, reason="needs TRITON_INTERPRET=1")
 
-# Around the tiles' edges, with one split and with several (the interpreter is taken to have 2 processors). float64
-# and float32 have the smallest tiles, which makes them the slowest here.
+# Around the blocks' edges, with one split and with several (launch.py assumes 2 processors under the interpreter).
+# float64 and float32 have the smallest blocks and are the slowest here.
 SIZES = [(1, 1, 1), (2, 5, 8), (63, 63, 64), (100, 130, 31), (130, 140, 16)]
 LARGE = [(257, 300, 100, torch.bfloat16), (257, 300, 64, torch.float16), (40, 400, 256, torch.bfloat16)]
 
@@ -25,7 +25,7 @@ def test_matches_reference(rows, columns, d, dtype):
 
 
 @pytest.mark.parametrize(("rows", "columns", "d", "dtype"), LARGE)
-def test_matches_reference_beyond_one_tile(rows, columns, d, dtype):
+def test_matches_reference_beyond_one_block(rows, columns, d, dtype):
     assert_matches(inputs(rows, columns, d), dtype)
 
 
@@ -45,8 +45,8 @@ def test_widths_beyond_the_whole_blocks():
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
-def test_tf32_tilings(precision):
-    """The interpreter multiplies in full float32; what is tested is the tilings."""
+def test_tf32_block_sizes(precision):
+    """The interpreter multiplies in full float32, so this tests the block sizes only."""
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(precision)
@@ -69,7 +69,7 @@ def test_reductions_and_directions(reduction, symmetric):
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
 def test_frozen_inputs(frozen):
-    """Each gradient by itself: tau's comes from the moments where h_ctr is frozen, else from d h_ctr."""
+    """Each gradient by itself: d_tau comes from sum_pz where h_ctr is frozen, else from d_anchors."""
     assert_matches(inputs(70, 100, 16), torch.float32, frozen=frozen)
     assert_matches(inputs(70, 100, 16), torch.bfloat16, frozen=frozen, **masks(70, 100))
 
@@ -108,7 +108,7 @@ def test_keeps_digits_as_the_positive_wins(gap, dtype):
 
 
 def test_float16_keeps_small_probabilities_and_large_weights():
-    """Uniform p of 1/3000 lies among float16's subnormals when it is not raised; the weights span 1e-6 to 1."""
+    """A uniform p of 1/3000, times weights from 1e-6 to 1, loses digits in float16 unless MAX_OFFSET raises it."""
     a, b, tau = inputs(40, 3000, 16, scale=0.01)
     assert_matches((a, b, tau), torch.float16, row_weight=torch.logspace(-6, 0, 40), reduction="sum")
 
@@ -183,8 +183,8 @@ def test_strides_and_offsets():
     wide = torch.randn(41, 49)
     wide[1:, 1:25] = b
     ops = torch.ops.adaftr_fast.infonce_triton
-    coefficient = torch.full((), 1 / 33).expand(33)
-    found = ops(a.T.contiguous().T, wide[1:, 1:25], tau[:, None].expand(33, 2)[:, 0], None, None, None, coefficient,
+    scale = torch.full((), 1 / 33).expand(33)
+    found = ops(a.T.contiguous().T, wide[1:, 1:25], tau[:, None].expand(33, 2)[:, 0], None, None, None, scale,
                 True, True, True, False)  # fmt: skip
     for x, y in zip((found[0], *found[6:]), straight):
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)
@@ -221,11 +221,11 @@ def test_opcheck():
 
 
 @pytest.mark.parametrize(
-    ("blocks", "tiles"), [(1, 1), (1, 1000), (8, 8), (131, 131), (133, 133), (500, 500), (4000, 9)]
+    ("programs", "blocks"), [(1, 1), (1, 1000), (8, 8), (131, 131), (133, 133), (500, 500), (4000, 9)]
 )
-def test_splits_fill_the_card_and_bound_the_partial_results(blocks, tiles):
-    splits = config.choose_splits(blocks, tiles, 132)
-    assert 1 <= splits <= tiles
-    assert splits == 1 or blocks * splits <= 4 * 132
-    if blocks < 66 and tiles >= 64:
-        assert blocks * splits > 100
+def test_splits_fill_the_gpu_and_bound_the_partial_results(programs, blocks):
+    splits = config.choose_splits(programs, blocks, 132)
+    assert 1 <= splits <= blocks
+    assert splits == 1 or programs * splits <= 4 * 132
+    if programs < 66 and blocks >= 64:
+        assert programs * splits > 100
