@@ -29,11 +29,11 @@ def test_falling_to_the_end_and_no_further():
     [
         (
             {"schedule": "linear"},
-            "optimizer.decay_steps: expected more than warmup_steps = 0 for schedule 'linear', got 0",
+            "optimizer.decay_steps: expected more than warmup_steps = 0 for schedule",
         ),
         (
             {"schedule": "cosine", "warmup_steps": 9, "decay_steps": 9},
-            "more than warmup_steps = 9 for schedule 'cosine', got 9",
+            "more than warmup_steps = 9 for schedule .*, got 9",
         ),
         ({"lr": -1.0}, "optimizer.lr: expected a finite number >= 0, got -1.0"),
         ({"lr": float("nan")}, "optimizer.lr: expected a finite number"),
