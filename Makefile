@@ -1,22 +1,38 @@
 # make demo   train MMoE and AdaFTR on the embedded flight data and write runs/demo/
 # make test   everything CI checks but what needs TorchRec
+# make matrix the tests in clones with other versions of Python, torch and the compiler
 PYTHON ?= python3
-BIN := .venv/bin
-ENV := .venv/.installed
-TORCHREC := .venv/.torchrec
+TORCH ?= >=2.11,<2.14
+VENV ?= .venv
+TESTS ?= tests
+BIN := $(VENV)/bin
+ENV := $(VENV)/.installed
+TORCHREC := $(VENV)/.torchrec
+# Cells of .github/workflows/ci.yml: Python, torch, ADAFTR_FAST_BUILD, C++ compiler.
+CELLS ?= 3.11-2.13-none-g++ 3.11-2.13-cpu-clang++ 3.13-2.11-cpu-g++
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: demo test test-torchrec lint format bench sanitize clean
+.PHONY: demo test pytest test-torchrec matrix lint format bench sanitize clean
 
 demo: $(ENV)
 	$(BIN)/adaftr-fast demo --out runs/demo
 
-test: lint
-	$(BIN)/python -m pytest -n 2 tests
+test: lint pytest
+
+pytest: $(ENV)
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 # Tables across ranks by TorchRec, an optional back end.
 test-torchrec: $(TORCHREC)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/torchrec
+
+# Each cell has a clone of HEAD, as in CI: an extension that is built in place would be found by every other cell.
+matrix: $(CELLS:%=matrix-%)
+matrix-%: cell = $(word $(1),$(subst -, ,$*))
+matrix-%:
+	rm -rf build/$@ && git clone -q . build/$@
+	$(MAKE) -C build/$@ pytest PYTHON=python$(call cell,1) "TORCH===$(call cell,2).*" \
+	  ADAFTR_FAST_BUILD=$(call cell,3) CXX=$(call cell,4)
 
 lint: $(ENV)
 	$(BIN)/ruff check .
@@ -39,12 +55,12 @@ sanitize: $(ENV)
 	UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitize:. $(BIN)/pytest -q -n 0 tests/ops tests/nn/test_embedding*.py tests/optim -k "not memory and not compile and not thousands"
 
 clean:
-	rm -rf .venv build *.egg-info adaftr_fast/_C*.so
+	rm -rf $(VENV) build *.egg-info adaftr_fast/_C*.so
 
 # The environment is made once and made again when the build files or the C++ sources change.
 $(ENV): pyproject.toml setup.py $(CXX_FILES)
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q "torch>=2.11,<2.14" "setuptools>=77" wheel pybind11 ninja numpy
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "torch$(TORCH)" "setuptools>=77" wheel pybind11 ninja numpy
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
 	touch $@
 
