@@ -1,5 +1,6 @@
 # make demo   train MMoE and AdaFTR on the embedded flight data and write runs/demo/
 # make test   everything CI checks but what needs TorchRec
+# make docs   the documentation site in build/site
 # make matrix the tests in clones with other versions of Python, torch and the compiler
 PYTHON ?= python3
 TORCH ?= >=2.11,<2.14
@@ -8,11 +9,12 @@ TESTS ?= tests
 BIN := $(VENV)/bin
 ENV := $(VENV)/.installed
 TORCHREC := $(VENV)/.torchrec
+DOCS := $(VENV)/.docs
 # Cells of .github/workflows/ci.yml: Python, torch, ADAFTR_FAST_BUILD, C++ compiler.
 CELLS ?= 3.11-2.13-none-g++ 3.11-2.13-cpu-clang++ 3.13-2.11-cpu-g++
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: demo test pytest test-torchrec matrix lint format bench sanitize clean
+.PHONY: demo test pytest test-torchrec docs matrix lint format bench sanitize clean
 
 demo: $(ENV)
 	$(BIN)/adaftr-fast demo --out runs/demo
@@ -25,6 +27,11 @@ pytest: $(ENV)
 # Tables across ranks by TorchRec, an optional back end.
 test-torchrec: $(TORCHREC)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/torchrec
+
+# Fails where a generated table differs from its results file, and on every broken link.
+docs: $(DOCS)
+	$(BIN)/python -m benchmarks.tables --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Each cell has a clone of HEAD, as in CI: an extension that is built in place would be found by every other cell.
 matrix: $(CELLS:%=matrix-%)
@@ -68,4 +75,9 @@ $(ENV): pyproject.toml setup.py $(CXX_FILES)
 $(TORCHREC): $(ENV)
 	$(BIN)/python -m pip install -q tensordict torchmetrics pyre-extensions
 	$(BIN)/python -m pip install -q --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0
+	touch $@
+
+# Without the extension, which $(ENV) has built.
+$(DOCS): $(ENV)
+	ADAFTR_FAST_BUILD=none $(BIN)/python -m pip install -q --no-build-isolation -e ".[docs]"
 	touch $@
