@@ -3,6 +3,8 @@
 
 #include <tuple>
 
+#include "cpu/embedding/backward/merge.h"
+#include "cpu/embedding/backward/row_set.h"
 #include "cpu/embedding/bags/bags.h"
 #include "cpu/embedding/lookup/lookup.h"
 #include "cpu/embedding/optim/adam.h"
@@ -27,6 +29,7 @@ struct EmbeddingKernels {
   bool (*rising)(const int64_t* rows, int64_t count);
   RowSetKernels row_sets;
   std::tuple<LookupKernels<int32_t>, LookupKernels<int64_t>> lookup;
+  std::tuple<RankKernels<int32_t>, RankKernels<int64_t>> rank;
   std::tuple<TypedKernels<float>, TypedKernels<double>, TypedKernels<BFloat16>, TypedKernels<Float16>> typed;
 };
 
@@ -41,6 +44,11 @@ const EmbeddingKernels& embedding_kernels();
 template <typename Id>
 const LookupKernels<Id>& lookup_kernels() {
   return std::get<LookupKernels<Id>>(embedding_kernels().lookup);
+}
+
+template <typename Id>
+const RankKernels<Id>& rank_kernels() {
+  return std::get<RankKernels<Id>>(embedding_kernels().rank);
 }
 
 template <typename W>

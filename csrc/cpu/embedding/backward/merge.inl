@@ -9,54 +9,6 @@ constexpr int64_t kFieldBlock = 8;
 // Words of large fields are fetched this many ids before they are marked.
 constexpr int64_t kMarkAhead = 24;
 
-inline FieldSet field_set(const RowSet& set, int64_t f) {
-  return {set.words + set.word[f], set.summary + set.sumword[f], set.sumword[f + 1] - set.sumword[f]};
-}
-
-// Calls visit(word index) for every word whose bits are not all zero, in order.
-template <typename Visit>
-inline void for_each_word(const FieldSet& set, Visit visit) {
-  int64_t found[kChunk + 64], count = 0;
-  for (int64_t s = 0; s < set.sumwords; ++s) {
-    uint64_t left = set.summary[s];
-    const int64_t here = std::popcount(left);
-    // Four at a time, whether there are as many or not: how many is a coin toss to the branch predictor.
-    for (int64_t k = 0; k < here; k += 4) {
-      for (int64_t i = k; i < k + 4; ++i, left &= left - 1) found[count + i] = s * 64 + std::countr_zero(left);
-    }
-    count += here;
-    if (count < kChunk && s + 1 < set.sumwords) continue;
-    for (int64_t k = 0; k < count; ++k) visit(found[k]);
-    count = 0;
-  }
-}
-
-inline void clear(const FieldSet& set) {
-  for_each_word(set, [&](int64_t w) { set.words[w].bits = 0; });
-  for (int64_t s = 0; s < set.sumwords; ++s) set.summary[s] = 0;
-}
-
-inline void set_bit(const FieldSet& set, uint64_t id) {
-  set.words[id >> 6].bits |= uint64_t{1} << (id & 63);
-  set.summary[id >> 12] |= uint64_t{1} << ((id >> 6) & 63);
-}
-
-// Fills the ranks of a field and returns the number of its distinct rows.
-inline int64_t rank_words(const FieldSet& set) {
-  int64_t count = 0;
-  for_each_word(set, [&](int64_t w) {
-    set.words[w].rank = count;
-    count += std::popcount(set.words[w].bits);
-  });
-  return count;
-}
-
-// How many distinct rows of the field stand before the marked id.
-inline int64_t rank_of(const FieldSet& set, uint64_t id) {
-  const FieldSet::Word& word = set.words[id >> 6];
-  return word.rank + std::popcount(word.bits & ((uint64_t{1} << (id & 63)) - 1));
-}
-
 // Walking a block of fields down the batch takes one or two cache lines of each row, a stride that the hardware does
 // not foresee.
 constexpr int64_t kRowsAhead = 8;

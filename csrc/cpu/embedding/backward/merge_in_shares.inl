@@ -16,15 +16,6 @@ struct Share {
   }
 };
 
-inline void set_shared(uint64_t& word, uint64_t bit) {
-  if (!(__atomic_load_n(&word, __ATOMIC_RELAXED) & bit)) __atomic_fetch_or(&word, bit, __ATOMIC_RELAXED);
-}
-
-inline void set_bit_shared(const FieldSet& set, uint64_t id) {
-  set_shared(set.words[id >> 6].bits, uint64_t{1} << (id & 63));
-  set_shared(set.summary[id >> 12], uint64_t{1} << ((id >> 6) & 63));
-}
-
 template <typename Id>
 int64_t mark_shared(const Ids<Id>& ids, const RowSet& set, int64_t begin, int64_t end) {
   for (int64_t i = begin * ids.fields, f = 0; i < end * ids.fields; ++i, f = f + 1 < ids.fields ? f + 1 : 0) {
@@ -33,27 +24,6 @@ int64_t mark_shared(const Ids<Id>& ids, const RowSet& set, int64_t begin, int64_
     set_bit_shared(field_set(set, f), id);
   }
   return -1;
-}
-
-inline int64_t rank_field(const RowSet& set, int64_t f) { return rank_words(field_set(set, f)); }
-
-inline void clear_fields(const RowSet& set, int64_t fields) {
-  for (int64_t f = 0; f < fields; ++f) clear(field_set(set, f));
-}
-
-// Writes the marked rows of one field that stand in its summary words [begin, end), and zeros for their sums.
-inline void emit_range(const RowSet& set, int64_t f, int64_t first_row, int64_t* rows, char* sums, int64_t row_bytes,
-                       int64_t begin, int64_t end) {
-  const FieldSet field = field_set(set, f);
-  const FieldSet part{field.words + begin * 64, field.summary + begin, end - begin};
-  for_each_word(part, [&](int64_t w) {
-    const FieldSet::Word& word = part.words[w];
-    int64_t at = word.rank;
-    __builtin_memset(sums + at * row_bytes, 0, std::popcount(word.bits) * row_bytes);
-    for (uint64_t left = word.bits; left; left &= left - 1) {
-      rows[at++] = first_row + (begin * 64 + w) * 64 + std::countr_zero(left);
-    }
-  });
 }
 
 // Look-ups of one share, listed without a branch (whose they are is a coin toss to its predictor), with the places of
@@ -107,8 +77,6 @@ void merge_share(const Ids<Id>& ids, const RowSet& set, const int64_t* base, con
   if (width == 8) return merge_share_rows<W, Id, 8>(ids, set, base, grad, width, sums, share);
   merge_share_rows<W, Id, 0>(ids, set, base, grad, width, sums, share);
 }
-
-constexpr RowSetKernels kRowSets = {rank_field, emit_range, clear_fields};
 
 }  // namespace
 }  // namespace adaftr_fast

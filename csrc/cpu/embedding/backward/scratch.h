@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/embedding/lookup/lookup.h"
+#include "cpu/embedding/backward/row_set.h"
 
 namespace adaftr_fast {
 

@@ -1,0 +1,36 @@
+// The backward of the look-up: the gradients of duplicate ids are summed into a coalesced gradient.
+//
+// B batch, F fields, E width, U distinct rows of one batch.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/embedding/backward/row_set.h"
+#include "cpu/embedding/lookup/lookup.h"
+#include "cpu/embedding/types.h"
+
+namespace adaftr_fast {
+
+template <typename Id>
+struct RankKernels {
+  // For fields [begin, end): the number of distinct rows to unique [F], and of each look-up how many of them stand
+  // before its own to place [F, B]. The scratch has room for any one of the fields, so that it stays in cache.
+  // Returns the flat position of an id out of range, or -1.
+  int64_t (*rank)(const Ids<Id>&, const FieldSet& scratch, uint32_t* place, int64_t* unique, int64_t begin,
+                  int64_t end);
+  // Sets the bits of batch rows [begin, end), beside other threads. Returns the first position out of range, or -1.
+  int64_t (*mark_shared)(const Ids<Id>&, const RowSet&, int64_t begin, int64_t end);
+};
+
+template <typename W, typename Id>
+struct MergeKernels {
+  // For fields [begin, end): writes the distinct rows in order to rows [U] and the sum of their gradients to
+  // values [U, E], both from base[f] on. grad is [B, F * E].
+  void (*merge)(const Ids<Id>&, const uint32_t* place, const int64_t* base, const W* grad, int64_t width, int64_t* rows,
+                Compute<W>* values, int64_t begin, int64_t end);
+  // Adds the gradients of the rows of one of `parts` shares to sums [U, E].
+  void (*merge_share)(const Ids<Id>&, const RowSet&, const int64_t* base, const W* grad, int64_t width,
+                      Compute<W>* sums, int64_t part, int64_t parts);
+};
+
+}  // namespace adaftr_fast

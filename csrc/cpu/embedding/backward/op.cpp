@@ -1,0 +1,103 @@
+// The ops adaftr_fast::fused_embedding_backward and strictly_rising on the CPU: checks, memory and launches.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include "cpu/embedding/backward/merge_in_shares.h"
+#include "cpu/embedding/backward/scratch.h"
+#include "cpu/embedding/checks.h"
+#include "cpu/embedding/kernels.h"
+#include "cpu/runtime/caching_allocator.h"
+
+namespace adaftr_fast {
+namespace {
+
+// The place of each look-up among the distinct rows of its field, to place [F, B]; returns base [F + 1], the first
+// place of each field in the result.
+template <typename Id>
+std::vector<int64_t> rank_lookups(const Ids<Id>& ids, uint32_t* place, int64_t grain) {
+  std::vector<int64_t> base(ids.fields + 1, 0);
+  std::atomic<int64_t> bad{-1};
+  at::parallel_for(0, ids.fields, grain, [&](int64_t begin, int64_t end) {
+    int64_t rows = 0;
+    for (int64_t f = begin; f < end; ++f) rows = std::max(rows, ids.first_row[f + 1] - ids.first_row[f]);
+    keep_smallest(bad, rank_kernels<Id>().rank(ids, scratch_field(rows), place, base.data() + 1, begin, end));
+  });
+  if (bad >= 0) raise_bad_id("fused_embedding_backward", ids, bad);
+  std::partial_sum(base.begin(), base.end(), base.begin());
+  return base;
+}
+
+// Threads own whole fields where there are enough of them.
+bool merges_in_shares(int64_t fields, int64_t lookups) {
+  return at::get_num_threads() > 1 && fields < 4 * at::get_num_threads() && lookups >= 2 * kRowsPerTask;
+}
+
+template <typename W, typename Id>
+std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tensor& grad, int64_t width) {
+  if (merges_in_shares(ids.fields, ids.batch * ids.fields)) {
+    return merge_in_shares<Compute<W>>(
+        {ids.first_row, ids.fields, ids.batch, ids.batch * ids.fields, width}, grad.options(),
+        [&](const RowSet& set, int64_t begin, int64_t end) {
+          return rank_kernels<Id>().mark_shared(ids, set, begin, end);
+        },
+        [&](int64_t position) { raise_bad_id("fused_embedding_backward", ids, position); },
+        [&](const RowSet& set, const int64_t* base, Compute<W>* sums, int64_t part, int64_t parts) {
+          merge_kernels<W, Id>().merge_share(ids, set, base, data_of<W>(grad), width, sums, part, parts);
+        });
+  }
+  const int64_t grain = batch_grain(ids.batch);
+  const at::Tensor places = pooled_empty({ids.fields, ids.batch}, at::kInt);
+  auto* place = static_cast<uint32_t*>(places.mutable_data_ptr());
+  const std::vector<int64_t> base = rank_lookups(ids, place, grain);
+  at::Tensor rows = pooled_empty({base.back()}, grad.options().dtype(at::kLong));
+  at::Tensor values = pooled_empty({base.back(), width}, grad.options().dtype(compute_type(grad.scalar_type())));
+  if (base.back() == 0) return {rows, values.to(grad.scalar_type())};  // an empty batch has no memory to write to
+  const W* from = data_of<W>(grad);
+  auto* rows_to = mutable_data_of<int64_t>(rows);
+  auto* values_to = mutable_data_of<Compute<W>>(values);
+  at::parallel_for(0, ids.fields, grain, [&](int64_t begin, int64_t end) {
+    merge_kernels<W, Id>().merge(ids, place, base.data(), from, width, rows_to, values_to, begin, end);
+  });
+  return {rows, values.to(grad.scalar_type())};
+}
+
+std::tuple<at::Tensor, at::Tensor> fused_embedding_backward(const at::Tensor& grad, const at::Tensor& ids,
+                                                            const at::Tensor& offsets, int64_t width) {
+  constexpr const char* kOp = "fused_embedding_backward";
+  check_ids(kOp, ids, offsets);
+  check_offsets(kOp, offsets, offsets.const_data_ptr<int64_t>()[ids.size(1)]);
+  TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(0) == ids.size(0) && grad.size(1) == ids.size(1) * width, kOp,
+                    ": grad must be [", ids.size(0), ", ", ids.size(1) * width, "], got ", grad.sizes());
+  const int64_t* first = offsets.const_data_ptr<int64_t>();
+  for (int64_t f = 0; f < ids.size(1); ++f) {
+    TORCH_CHECK_VALUE(first[f + 1] - first[f] <= int64_t{1} << 32, kOp, ": a field may have 2^32 rows, field ", f,
+                      " has ", first[f + 1] - first[f]);
+  }
+  const at::Tensor dense_grad = grad.contiguous(), dense_ids = ids.contiguous();
+  return by_table_type(kOp, grad.scalar_type(), [&](auto w) {
+    return by_id_type(ids, [&](auto id) {
+      return run_merge<decltype(w)>(ids_of<decltype(id)>(dense_ids, offsets), dense_grad, width);
+    });
+  });
+}
+
+bool strictly_rising(const at::Tensor& rows) {
+  TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == at::kLong && rows.is_contiguous(),
+              "strictly_rising: rows must be contiguous int64 [U], got ", rows.scalar_type(), " ", rows.sizes());
+  return rows_rise(rows.const_data_ptr<int64_t>(), rows.size(0));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
+  m.impl("fused_embedding_backward", fused_embedding_backward);
+  m.impl("strictly_rising", strictly_rising);
+}
+
+}  // namespace adaftr_fast

@@ -1,0 +1,49 @@
+#include "cpu/embedding/checks.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "cpu/embedding/kernels.h"
+
+namespace adaftr_fast {
+
+void check_fields(const char* op, const at::Tensor& offsets) {
+  TORCH_CHECK_VALUE(
+      offsets.dim() == 1 && offsets.scalar_type() == at::kLong && offsets.is_contiguous() && offsets.size(0) >= 2, op,
+      ": the tables' offsets must be contiguous int64 [F + 1] of F >= 1 fields, got ", offsets.scalar_type(), " ",
+      offsets.sizes(), " with strides ", offsets.strides());
+}
+
+void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& offsets) {
+  TORCH_CHECK_TYPE(ids.scalar_type() == at::kInt || ids.scalar_type() == at::kLong, op,
+                   ": ids must be int32 or int64, got ", ids.scalar_type());
+  check_fields(op, offsets);
+  TORCH_CHECK_VALUE(ids.dim() == 2 && ids.size(1) == offsets.size(0) - 1, op, ": ids must be [B, ", offsets.size(0) - 1,
+                    "] (one column a field), got ", ids.sizes());
+}
+
+void check_offsets(const char* op, const at::Tensor& offsets, int64_t rows) {
+  const int64_t* first = offsets.const_data_ptr<int64_t>();
+  const int64_t fields = offsets.size(0) - 1;
+  bool rising = first[0] == 0 && first[fields] == rows;
+  for (int64_t f = 0; f < fields; ++f) rising &= first[f] <= first[f + 1];
+  TORCH_CHECK(rising, op, ": offsets must rise from 0 to the number of rows, ", rows);
+}
+
+bool rows_rise(const int64_t* rows, int64_t count) {
+  std::atomic<bool> rise{true};
+  at::parallel_for(0, count, 16 * kRowsPerTask, [&](int64_t begin, int64_t end) {
+    const int64_t first = std::max<int64_t>(begin, 1) - 1;  // each range looks one row back
+    if (!embedding_kernels().rising(rows + first, end - first)) rise = false;
+  });
+  return rise;
+}
+
+void check_weight(const char* op, const at::Tensor& weight) {
+  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.is_contiguous(), op, ": weight must be contiguous [R, E], got ",
+                    weight.sizes());
+}
+
+}  // namespace adaftr_fast
