@@ -1,25 +1,18 @@
-#include <bit>
-#include <cmath>
-#include <cstdint>
-#include <type_traits>
-
+// The embedding's kernels for AVX2, which AVX-512 machines run as well: a row of 8 float32 is one vector of AVX2.
 #include "cpu/embedding/kernels.h"
 
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,bmi,bmi2,popcnt"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma,bmi,bmi2,popcnt")
-#endif
-#define ADAFTR_FAST_AVX2  // gcc 12 expands macros before it sees the pragma, so __AVX2__ is not defined here
-
-#include "cpu/embedding/kernels.inl"
+#include "cpu/simd/targets/avx2.inl"
 
 namespace adaftr_fast {
-const EmbeddingKernels kEmbeddingAvx2 = kKernels;
-}
+namespace avx2 {
+namespace {
+#include "cpu/embedding/kernels.inl"
+}  // namespace
+}  // namespace avx2
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+const EmbeddingKernels kEmbeddingAvx2 = avx2::kKernels;
+}  // namespace adaftr_fast
+
+#include "cpu/simd/targets/end.inl"
 #endif

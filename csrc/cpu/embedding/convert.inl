@@ -1,7 +1,5 @@
-// Table elements, one by one and in groups of lanes. Internal linkage: compiled per instruction set.
-
-namespace adaftr_fast {
-namespace {
+// Table elements, one by one and in groups of lanes. Included once per instruction set (see vectors.inl).
+#pragma once
 
 inline float load(const float* from) { return *from; }
 inline double load(const double* from) { return *from; }
@@ -57,7 +55,7 @@ using Vec = typename VectorOf<T>::type;
 inline Vec<float> root(Vec<float> x) {
 #if defined(__clang__) && __has_builtin(__builtin_elementwise_sqrt)
   return __builtin_elementwise_sqrt(x);
-#elif defined(ADAFTR_FAST_AVX2)
+#elif VECTOR_BYTES == 32
   return __builtin_ia32_sqrtps256(x);
 #else
   for (int64_t i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
@@ -102,6 +100,3 @@ inline void for_each_group(int64_t width, Visit visit) {
   for (int64_t e = 0; e < full; e += kLanes) visit(e, std::integral_constant<int64_t, kLanes>{});
   if (!kWidth && full < width) visit(full, width - full);
 }
-
-}  // namespace
-}  // namespace adaftr_fast

@@ -1,12 +1,14 @@
-#include <bit>
-#include <cmath>
-#include <cstdint>
-#include <type_traits>
+// The embedding's kernels for any CPU.
+#include "cpu/simd/targets/generic.inl"
 
 #include "cpu/embedding/kernels.h"
-// After the above.
-#include "cpu/embedding/kernels.inl"
 
 namespace adaftr_fast {
-const EmbeddingKernels kEmbeddingGeneric = kKernels;
-}
+namespace generic {
+namespace {
+#include "cpu/embedding/kernels.inl"
+}  // namespace
+}  // namespace generic
+
+const EmbeddingKernels kEmbeddingGeneric = generic::kKernels;
+}  // namespace adaftr_fast

@@ -1,7 +1,11 @@
 // All embedding kernels of one instruction set, and the set to use.
 #pragma once
 
+#include <bit>
+#include <cmath>
+#include <cstdint>
 #include <tuple>
+#include <type_traits>
 
 #include "cpu/embedding/backward/merge.h"
 #include "cpu/embedding/backward/row_set.h"

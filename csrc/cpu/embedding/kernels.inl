@@ -1,25 +1,14 @@
-// Every embedding kernel, for the files that compile them for one instruction set. Each builds on those before it; the
-// empty comments keep them in this order.
-#include "cpu/embedding/convert.inl"
-//
-#include "cpu/embedding/lookup/lookup.inl"
-//
-#include "cpu/embedding/backward/row_set.inl"
-//
-#include "cpu/embedding/backward/merge.inl"
-//
-#include "cpu/embedding/optim/update.inl"
-//
-#include "cpu/embedding/optim/adam.inl"
-//
-#include "cpu/embedding/optim/adam_schedule.inl"
-//
-#include "cpu/embedding/backward/merge_in_shares.inl"
-//
-#include "cpu/embedding/bags/bags.inl"
+// Every embedding kernel, for the files that compile them for one instruction set.
+#pragma once
 
-namespace adaftr_fast {
-namespace {
+#include "cpu/embedding/backward/merge.inl"
+#include "cpu/embedding/backward/merge_in_shares.inl"
+#include "cpu/embedding/backward/row_set.inl"
+#include "cpu/embedding/bags/bags.inl"
+#include "cpu/embedding/lookup/lookup.inl"
+#include "cpu/embedding/optim/adam.inl"
+#include "cpu/embedding/optim/adam_schedule.inl"
+#include "cpu/embedding/optim/update.inl"
 
 template <typename W>
 constexpr TypedKernels<W> kTyped = {{merge<W, int32_t>, merge_share<W, int32_t>},
@@ -40,6 +29,3 @@ constexpr EmbeddingKernels kKernels = {rising,
                                        {kLookups<int32_t>, kLookups<int64_t>},
                                        {kRanks<int32_t>, kRanks<int64_t>},
                                        {kTyped<float>, kTyped<double>, kTyped<BFloat16>, kTyped<Float16>}};
-
-}  // namespace
-}  // namespace adaftr_fast

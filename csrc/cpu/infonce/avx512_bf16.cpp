@@ -1,24 +1,10 @@
-// Adaptive InfoNCE for AVX512-BF16.
+// Adaptive InfoNCE by products of bfloat16, for AVX512-BF16.
 #include "cpu/infonce/kernels.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"))), \
-                             apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
-#endif
-
-#define VECTOR_BYTES 64
-#define TILE_ROWS 14
+#include "cpu/simd/targets/avx512_bf16.inl"
 
 namespace adaftr_fast::avx512_bf16 {
-#include "cpu/simd/bf16_tiles_avx512.inl"
-// After the above.
-#include "cpu/infonce/bf16.inl"
-// After the above.
 #include "cpu/infonce/bf16_recomputed.inl"
 #include "cpu/infonce/bf16_stored.inl"
 
@@ -38,7 +24,5 @@ void run_infonce_bf16(const InfoNCEProblem<float>& problem, void* workspace, Par
 InfoNCEKernel<float> infonce_bf16() { return {bf16_workspace_bytes, run_infonce_bf16}; }
 }  // namespace adaftr_fast::avx512_bf16
 
-#if defined(__clang__)
-#pragma clang attribute pop
+#include "cpu/simd/targets/end.inl"
 #endif
-#endif  // __x86_64__

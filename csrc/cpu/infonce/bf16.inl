@@ -1,6 +1,10 @@
-// The products of the sweep (softmax.inl) on bfloat16 tiles (bf16_tiles.inl), after bf16_tiles_amx.inl or
-// bf16_tiles_avx512.inl is included: packing and products. bf16_recomputed.inl and bf16_stored.inl, after it,
-// say when S and E are made. Rows are taken 32 at a time, whose S and E stay in L1 from product to product.
+// The products of the sweep (softmax.inl) on bfloat16 tiles (bf16_tiles.inl): packing and products. bf16_recomputed.inl
+// and bf16_stored.inl say when S and E are made. Rows are taken 32 at a time, whose S and E stay in L1 from product to
+// product.
+#pragma once
+
+#include "cpu/infonce/softmax.inl"
+#include "cpu/simd/bf16_tiles.inl"
 
 template <int kTerms>
 struct Bf16Sweep : Sweep<float, 32> {

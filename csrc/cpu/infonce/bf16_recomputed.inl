@@ -4,6 +4,9 @@
 //     summed in kMinParts fixed parts of the columns, so that as many threads give the same bits.
 // Where no column gradient is wanted, the row phase makes O as it goes and that is all; its E is exact before it is
 // rounded to bfloat16, that of the column phase good to bfloat16, so last bits of d_row depend on what is wanted.
+#pragma once
+
+#include "cpu/infonce/bf16.inl"
 
 template <int kTerms>
 struct RemadeSweep : Bf16Sweep<kTerms> {

@@ -1,6 +1,9 @@
 // The sweep where a product costs more than the memory of its result: S and E are made once, in the row phase, which
 // also makes O; E is kept in bfloat16, 2 bytes an element, for the column phase, D += E^T A'. E was taken at the m of
 // its block; the few rows whose m has moved since are brought to the last one before that.
+#pragma once
+
+#include "cpu/infonce/bf16.inl"
 
 struct KeptSweep : Bf16Sweep<1> {
   KeptSweep(const InfoNCEProblem<float>& problem, int64_t threads, char* base)

@@ -4,6 +4,7 @@
 //     E = exp(S / tau - m); O += E B, rescaled when m grows. E stays in memory with the m it was taken at.
 //   column phase (a thread owns columns): E is brought to the final m where it grew since; D += E^T A'.
 // So no partial sums of the column gradient are kept per thread, and each of its sums runs over the rows in order.
+#pragma once
 
 #include "cpu/infonce/softmax.inl"
 

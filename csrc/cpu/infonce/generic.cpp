@@ -1,8 +1,7 @@
-// Adaptive InfoNCE for generic.
-#include "cpu/infonce/kernels.h"
+// Adaptive InfoNCE for any CPU.
+#include "cpu/simd/targets/generic.inl"
 
-#define VECTOR_BYTES 16
-#define TILE_ROWS 6
+#include "cpu/infonce/kernels.h"
 
 namespace adaftr_fast::generic {
 #include "cpu/infonce/fma.inl"

@@ -9,6 +9,7 @@
 //
 // Here stands what does not depend on how the products are made: the softmax of the rows, and the driver. The products
 // and their order are fma.inl's (vector units), and bf16_stored.inl's and bf16_recomputed.inl's (bfloat16 tiles).
+#pragma once
 
 #include "cpu/simd/arena.inl"
 #include "cpu/simd/gemm.inl"

@@ -1,28 +1,16 @@
-// Dense layers and mixtures for avx512.
+// Dense layers and mixtures of experts for AVX-512.
 #include "cpu/mlp/kernels.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
-#endif
-
-#define VECTOR_BYTES 64
-#define TILE_ROWS 14
+#include "cpu/simd/targets/avx512.inl"
 
 namespace adaftr_fast::avx512 {
 #include "cpu/mlp/layers.inl"
-// After the above.
 #include "cpu/mlp/mixture.inl"
 
 MlpKernels<float> mlp_f32() { return mlp_kernels<float>(); }
 MlpKernels<double> mlp_f64() { return mlp_kernels<double>(); }
 }  // namespace adaftr_fast::avx512
 
-#if defined(__clang__)
-#pragma clang attribute pop
+#include "cpu/simd/targets/end.inl"
 #endif
-#endif  // __x86_64__

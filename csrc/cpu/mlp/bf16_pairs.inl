@@ -1,10 +1,12 @@
 // Pairs of bfloat16 as elements of products (gemm.inl), accumulated in float32 by AVX512-BF16: VDPBF16PS multiplies
 // both numbers of a pair at once, at twice the rate of float32 FMA, and takes a pair of A as a broadcast of 32 bits.
-// Included after layers.inl.
 //
 // Measured on a Zen 5 at the widths of AdaFTR over MMoE (184 to 192; 64 to 64, 32, 16, 1), 1,024 rows: tiles run at 91
 // to 97 % of that rate, as float32's do; packing the weights, once a call, takes 2 to 7 % of it, and what stands
 // between products a fifth to a third, so that all layers, forward and backward, take 0.59 of the time in float32.
+#pragma once
+
+#include "cpu/mlp/layers.inl"
 
 struct Pair {
   uint32_t bits;  // the number of the lower index in the lower half

@@ -1,12 +1,10 @@
-// Dense layers and mixtures for generic.
-#include "cpu/mlp/kernels.h"
+// Dense layers and mixtures of experts for any CPU.
+#include "cpu/simd/targets/generic.inl"
 
-#define VECTOR_BYTES 16
-#define TILE_ROWS 6
+#include "cpu/mlp/kernels.h"
 
 namespace adaftr_fast::generic {
 #include "cpu/mlp/layers.inl"
-// After the above.
 #include "cpu/mlp/mixture.inl"
 
 MlpKernels<float> mlp_f32() { return mlp_kernels<float>(); }

@@ -6,9 +6,11 @@
 //
 // Between products a block is walked by columns, a vector's at a time, so that what does not change along them stays
 // out of the loop; row by row took up to a fifth longer.
+#pragma once
 
 #include "cpu/mlp/rows.inl"
 #include "cpu/simd/arena.inl"
+#include "cpu/simd/gemm.inl"
 
 constexpr int64_t kBlockRows = 64;  // with their activations within L2, while panels of the weights pass through L1
 

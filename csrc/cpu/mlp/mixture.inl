@@ -1,7 +1,10 @@
-// Mixtures of experts, forward and backward. Included once per instruction set, after layers.inl.
+// Mixtures of experts, forward and backward. Included once per instruction set (see vectors.inl).
 //
 // The softmax is taken of a block of rows at a time, whose logits lie one after another and fill whole vectors; in the
 // backward a row's experts and gradients are widened once, for all products among them.
+#pragma once
+
+#include "cpu/mlp/layers.inl"
 
 template <class T>
 struct Mixture {

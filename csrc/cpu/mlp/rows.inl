@@ -1,7 +1,8 @@
 // Vectors of a row-major matrix that is stored as T or as bfloat16. Included once per instruction set (see
 // vectors.inl).
+#pragma once
 
-#include "cpu/simd/gemm.inl"
+#include "cpu/simd/vectors.inl"
 
 typedef uint16_t HalfLanes __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
 typedef uint32_t WordLanes __attribute__((vector_size(VECTOR_BYTES)));
@@ -18,7 +19,7 @@ inline Vec<float> widen(HalfLanes x) { return (Vec<float>)(to_words(x) << 16); }
 
 // Rounds to the nearest, ties to even; rounding could carry a NaN over to infinity. The instruction flushes denormals.
 inline HalfLanes narrow(Vec<float> x) {
-#ifdef BF16_PRODUCTS
+#ifdef BF16_INSTRUCTIONS
   return (HalfLanes)_mm512_cvtneps_pbh(x);
 #else
   const WordLanes bits = (WordLanes)x, rounded = bits + 0x7fff + ((bits >> 16) & 1);

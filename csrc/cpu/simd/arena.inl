@@ -1,4 +1,5 @@
 // Counting, and the workspace of a kernel. Included once per instruction set (see vectors.inl).
+#pragma once
 
 inline int64_t at_most(int64_t x, int64_t bound) { return x < bound ? x : bound; }
 inline int64_t at_least(int64_t x, int64_t bound) { return x > bound ? x : bound; }

@@ -8,8 +8,10 @@
 // A tile holds 16 rows of 64 bytes. Of a product C = A B, an A tile is 16 rows x 32 k; a B tile is 16 pairs of k x 16
 // columns, the two of a pair side by side; a C tile is 16 x 16 floats. Everything is packed so that a tile's KiB is
 // contiguous.
+#pragma once
 
-#include "cpu/infonce/softmax.inl"
+#include "cpu/simd/arena.inl"
+#include "cpu/simd/gemm.inl"
 
 typedef uint16_t Bf16;
 constexpr int kTile = 512;  // elements of an A or B tile
@@ -112,3 +114,10 @@ struct TileProduct {
   float* c;             // 32 x 32, rows kPanel<float> apart
   bool accumulate;
 };
+
+// What follows defines Bf16Guard, which a thread holds while it multiplies, and multiply_tiles.
+#ifdef AMX_TILES
+#include "cpu/simd/bf16_tiles_amx.inl"
+#else
+#include "cpu/simd/bf16_tiles_avx512.inl"
+#endif

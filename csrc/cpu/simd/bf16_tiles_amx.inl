@@ -1,8 +1,7 @@
 // Products of bfloat16 tiles (bf16_tiles.inl) by AMX. Four C tiles at a time (2 x 2) let each tile loaded serve twice:
 // 4 loads per 4 products, which L1 sustains at the full rate of the tile unit (from L2 three quarters of it, from L3 an
 // eighth: measured).
-
-#include "cpu/simd/bf16_tiles.inl"
+#pragma once
 
 struct Bf16Guard {
   FlushDenormals flush;

@@ -1,7 +1,6 @@
 // Products of bfloat16 tiles (bf16_tiles.inl) by AVX512-BF16: VDPBF16PS multiplies a pair of k at once, at twice the
 // rate of float32 FMA. 8 rows x 2 vectors of sums hide its latency, with 10 loads per 16 products.
-
-#include "cpu/simd/bf16_tiles.inl"
+#pragma once
 
 using Bf16Guard = FlushDenormals;
 

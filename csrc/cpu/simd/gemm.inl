@@ -4,6 +4,7 @@
 // another, so that a row of a panel is 2 aligned loads and every stride inside the kernel is a constant. A is read
 // one broadcast element at a time, either along the rows of panels as well, or from strips: K slices of M neighbouring
 // elements, kStep apart. A panel of a matrix is a strip of its transpose, with kStep = kPanel.
+#pragma once
 
 #include "cpu/simd/vectors.inl"
 

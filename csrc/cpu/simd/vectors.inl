@@ -1,6 +1,7 @@
 // Vectors of VECTOR_BYTES through the compilers' vector extension; included once per instruction set, inside its
 // namespace, after its target pragma. Nothing here may instantiate a standard template: the linker could then pick
 // that copy, compiled for this set, for the whole program.
+#pragma once
 
 template <class T>
 struct Simd;

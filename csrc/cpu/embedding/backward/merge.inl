@@ -1,7 +1,8 @@
 // The merge of duplicate ids: bodies compiled once for each instruction set.
+#pragma once
 
-namespace adaftr_fast {
-namespace {
+#include "cpu/embedding/backward/row_set.inl"
+#include "cpu/embedding/convert.inl"
 
 // Fields taken together when the batch is walked field by field: 8 int64 ids share a cache line.
 constexpr int64_t kFieldBlock = 8;
@@ -97,6 +98,3 @@ inline bool rising(const int64_t* rows, int64_t count) {
   for (int64_t u = 1; u < count; ++u) falls |= -static_cast<int64_t>(rows[u - 1] >= rows[u]);
   return falls == 0;
 }
-
-}  // namespace
-}  // namespace adaftr_fast

@@ -1,9 +1,11 @@
 // The merge for few fields, where a thread cannot own whole ones: all threads mark, then each adds up the gradients of
 // a share of the rows. A row's gradients are added in the order of the batch by one thread, so the sums do not depend
 // on the number of shares.
+#pragma once
 
-namespace adaftr_fast {
-namespace {
+#include "cpu/embedding/backward/row_set.inl"
+#include "cpu/embedding/convert.inl"
+#include "cpu/embedding/lookup/lookup.inl"
 
 // Which rows are one share's: a hash spreads them, as popular rows often stand side by side. Rows stay in fours, since
 // two sums of E = 8 share a cache line.
@@ -77,6 +79,3 @@ void merge_share(const Ids<Id>& ids, const RowSet& set, const int64_t* base, con
   if (width == 8) return merge_share_rows<W, Id, 8>(ids, set, base, grad, width, sums, share);
   merge_share_rows<W, Id, 0>(ids, set, base, grad, width, sums, share);
 }
-
-}  // namespace
-}  // namespace adaftr_fast

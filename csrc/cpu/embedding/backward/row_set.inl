@@ -1,7 +1,7 @@
 // Sets of rows (row_set.h): bodies compiled once for each instruction set.
+#pragma once
 
-namespace adaftr_fast {
-namespace {
+#include "cpu/embedding/lookup/lookup.inl"
 
 inline FieldSet field_set(const RowSet& set, int64_t f) {
   return {set.words + set.word[f], set.summary + set.sumword[f], set.sumword[f + 1] - set.sumword[f]};
@@ -83,6 +83,3 @@ inline void emit_range(const RowSet& set, int64_t f, int64_t first_row, int64_t*
 }
 
 constexpr RowSetKernels kRowSets = {rank_field, emit_range, clear_fields};
-
-}  // namespace
-}  // namespace adaftr_fast

@@ -1,7 +1,10 @@
 // Bodies of the pooling kernels, compiled once for each instruction set.
+#pragma once
 
-namespace adaftr_fast {
-namespace {
+#include "cpu/embedding/backward/merge_in_shares.inl"
+#include "cpu/embedding/backward/row_set.inl"
+#include "cpu/embedding/convert.inl"
+#include "cpu/embedding/optim/adam.inl"
 
 // Ids of a bag are fetched this many before they are needed.
 constexpr int64_t kBagAhead = 16;
@@ -121,6 +124,3 @@ void merge_bags(const Bags<Id, Compute<W>>& bags, const RowSet& set, const int64
     }
   }
 }
-
-}  // namespace
-}  // namespace adaftr_fast

@@ -1,8 +1,7 @@
-// Bodies of the embedding kernels, compiled once for each instruction set: plain C++ that the compiler
-// vectorises for the target of the including file. Everything here has internal linkage.
+// The look-up: bodies compiled once for each instruction set.
+#pragma once
 
-namespace adaftr_fast {
-namespace {
+#include "cpu/embedding/convert.inl"
 
 // Look-ups are taken in chunks: while the rows of one are read, those of the next are being fetched, which covers
 // the latency of DRAM.
@@ -88,6 +87,3 @@ int64_t lookup(const Ids<Id>& ids, const char* weight, int64_t row_bytes, char* 
       return lookup_rows<Id, 0>(ids, weight, row_bytes, out, begin, end);
   }
 }
-
-}  // namespace
-}  // namespace adaftr_fast

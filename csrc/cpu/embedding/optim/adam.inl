@@ -1,7 +1,8 @@
 // Bodies of the deferred Adam, compiled once for each instruction set. See adam.h for the formulas.
+#pragma once
 
-namespace adaftr_fast {
-namespace {
+#include "cpu/embedding/convert.inl"
+#include "cpu/embedding/lookup/lookup.inl"
 
 // w, m and v of one group of lanes.
 template <typename T>
@@ -259,6 +260,3 @@ void adam_flush(const AdamTable<W>& table, int64_t begin, int64_t end) {
     table.current[row] = static_cast<int32_t>(adam.now);
   }
 }
-
-}  // namespace
-}  // namespace adaftr_fast

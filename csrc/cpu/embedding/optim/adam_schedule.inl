@@ -1,7 +1,7 @@
 // What the deferred Adam notes down about each step, for the rows that miss it. See adam.h for the formulas.
+#pragma once
 
-namespace adaftr_fast {
-namespace {
+#include "cpu/embedding/optim/adam.inl"
 
 template <typename T>
 void publish_sums(const ScheduleRow& from, SeriesRow<T>& to) {
@@ -64,6 +64,3 @@ void adam_advance(const AdamTable<W>& table, AdamClock* clock, double lr) {
 template <typename W>
 constexpr AdamKernels<W> kAdam = {adam_lookup<int32_t, W>, adam_lookup<int64_t, W>, adam_step<W>, adam_flush<W>,
                                   adam_advance<W>};
-
-}  // namespace
-}  // namespace adaftr_fast

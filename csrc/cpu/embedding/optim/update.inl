@@ -1,7 +1,8 @@
 // Bodies of the optimizer steps, compiled once for each instruction set.
+#pragma once
 
-namespace adaftr_fast {
-namespace {
+#include "cpu/embedding/convert.inl"
+#include "cpu/embedding/lookup/lookup.inl"
 
 // Rows of table and state are fetched this many steps before they are needed.
 constexpr int64_t kUpdateAhead = 32;
@@ -120,6 +121,3 @@ ADAFTR_BY_WIDTH(lazy_adam)
 
 template <typename W>
 constexpr UpdateKernels<W> kUpdates = {sgd<W>, adagrad<W>, rowwise_adagrad<W>, lazy_adam<W>};
-
-}  // namespace
-}  // namespace adaftr_fast

@@ -1,0 +1,10 @@
+// What follows, up to end.inl, is compiled for AVX2. Standard headers come before this: what they define inline would
+// otherwise need AVX2 too, and the linker could pick that copy for the whole program.
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi,bmi2,popcnt"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,bmi,bmi2,popcnt")
+#endif

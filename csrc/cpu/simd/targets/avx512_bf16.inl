@@ -1,0 +1,13 @@
+// What follows, up to end.inl, is compiled for AVX-512 with its products of bfloat16 pairs; see avx2.inl.
+#include <immintrin.h>
+
+#define VECTOR_BYTES 64
+#define TILE_ROWS 14
+#define BF16_INSTRUCTIONS
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
+#endif
