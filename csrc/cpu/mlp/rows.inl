@@ -28,33 +28,6 @@ inline HalfLanes narrow(Vec<float> x) {
 #endif
 }
 
-// The first `count` elements of a vector at `from`, the others zero; and back. 1 <= count < kLanes.
-template <class V, class T>
-inline V load_some(const T* from, int64_t count) {
-#if VECTOR_BYTES == 64
-  const auto mask = (1u << count) - 1;
-  if constexpr (sizeof(T) == 2) return (V)_mm256_maskz_loadu_epi16(mask, from);
-  if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_loadu_ps(mask, from);
-  if constexpr (sizeof(T) == 8) return (V)_mm512_maskz_loadu_pd(mask, from);
-#else
-  V some = {};
-  for (int64_t i = 0; i < count; ++i) some[i] = from[i];
-  return some;
-#endif
-}
-
-template <class V, class T>
-inline void store_some(T* to, int64_t count, V x) {
-#if VECTOR_BYTES == 64
-  const auto mask = (1u << count) - 1;
-  if constexpr (sizeof(T) == 2) _mm256_mask_storeu_epi16(to, mask, (__m256i)x);
-  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(to, mask, (__m512)x);
-  if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(to, mask, (__m512d)x);
-#else
-  for (int64_t i = 0; i < count; ++i) to[i] = x[i];
-#endif
-}
-
 // `count` elements from the `at`-th on, 1 <= count; lanes beyond are zero.
 template <class T>
 inline Vec<T> read(const Rows& m, int64_t at, int64_t count) {

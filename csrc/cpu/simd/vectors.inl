@@ -32,6 +32,14 @@ using Vec = typename Simd<T>::V;
 template <class T>
 constexpr int kLanes = VECTOR_BYTES / sizeof(T);
 
+// N elements, in part of a register or in several.
+template <class T, int N>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T, int N>
+using VecOf = typename VectorOf<T, N>::Type;
+
 template <class T>
 inline Vec<T> load(const T* p) {
   return *reinterpret_cast<const typename Simd<T>::U*>(p);
@@ -40,6 +48,34 @@ template <class T>
 inline void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename Simd<T>::U*>(p) = v;
 }
+
+// The first `count` elements of a vector at `from`, the others zero; and back. 1 <= count < kLanes.
+template <class V, class T>
+inline V load_some(const T* from, int64_t count) {
+#if VECTOR_BYTES == 64
+  const auto mask = (1u << count) - 1;
+  if constexpr (sizeof(T) == 2) return (V)_mm256_maskz_loadu_epi16(mask, from);
+  if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_loadu_ps(mask, from);
+  if constexpr (sizeof(T) == 8) return (V)_mm512_maskz_loadu_pd(mask, from);
+#else
+  V some = {};
+  for (int64_t i = 0; i < count; ++i) some[i] = from[i];
+  return some;
+#endif
+}
+
+template <class V, class T>
+inline void store_some(T* to, int64_t count, V x) {
+#if VECTOR_BYTES == 64
+  const auto mask = (1u << count) - 1;
+  if constexpr (sizeof(T) == 2) _mm256_mask_storeu_epi16(to, mask, (__m256i)x);
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(to, mask, (__m512)x);
+  if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(to, mask, (__m512d)x);
+#else
+  for (int64_t i = 0; i < count; ++i) to[i] = x[i];
+#endif
+}
+
 template <class T>
 inline Vec<T> broadcast(T x) {
   return x - Vec<T>{};
@@ -74,6 +110,23 @@ inline T horizontal_sum(Vec<T> v) {
   T lanes[kLanes<T>];
   store(lanes, v);
   return fold<T, VECTOR_BYTES>(lanes, [](auto x, auto y) { return x + y; });
+}
+
+// Of T or of a vector. GCC does not vectorise std::sqrt, which may set errno, and the option against that is one for
+// the whole build.
+inline float square_root(float x) { return __builtin_sqrtf(x); }
+inline double square_root(double x) { return __builtin_sqrt(x); }
+template <class V>
+inline V square_root(V x) {
+#if defined(__clang__) && __has_builtin(__builtin_elementwise_sqrt)
+  return __builtin_elementwise_sqrt(x);
+#else
+#if VECTOR_BYTES == 32
+  if constexpr (sizeof(x) == 32 && sizeof(x[0]) == 4) return __builtin_ia32_sqrtps256(x);
+#endif
+  for (unsigned i = 0; i < sizeof(x) / sizeof(x[0]); ++i) x[i] = square_root(x[i]);
+  return x;
+#endif
 }
 
 // Whether a lane of x exceeds the bound; a NaN does not.

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/embedding/backward/row_set.inl"
-#include "cpu/embedding/convert.inl"
+#include "cpu/embedding/groups.inl"
 
 // Fields taken together when the batch is walked field by field: 8 int64 ids share a cache line.
 constexpr int64_t kFieldBlock = 8;

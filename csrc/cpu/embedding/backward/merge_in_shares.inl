@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cpu/embedding/backward/row_set.inl"
-#include "cpu/embedding/convert.inl"
+#include "cpu/embedding/groups.inl"
 #include "cpu/embedding/lookup/lookup.inl"
 
 // Which rows are one share's: a hash spreads them, as popular rows often stand side by side. Rows stay in fours, since

@@ -3,7 +3,7 @@
 
 #include "cpu/embedding/backward/merge_in_shares.inl"
 #include "cpu/embedding/backward/row_set.inl"
-#include "cpu/embedding/convert.inl"
+#include "cpu/embedding/groups.inl"
 #include "cpu/embedding/optim/adam.inl"
 
 // Ids of a bag are fetched this many before they are needed.
@@ -30,7 +30,7 @@ inline int64_t bad_in_bag(const Bags<Id, T>& bags, int64_t bag, int64_t f) {
   return -1;
 }
 
-// read(row, first element, number of elements) gives lanes of a row.
+// read(row, first element, number of elements) gives a group of a row.
 template <typename W, typename Id, typename Read>
 inline void pool_bag(const Bags<Id, Compute<W>>& bags, const W* weight, int64_t bag, int64_t f, int64_t width, W* out,
                      Read read) {
@@ -39,7 +39,7 @@ inline void pool_bag(const Bags<Id, Compute<W>>& bags, const W* weight, int64_t 
   const Id* values = bags.values;
   const int64_t first = bags.first_row[f];
   for_each_group<0>(width, [&](int64_t e, auto n) {
-    Vec<T> sum = {};
+    Group<T> sum = {};
     for (int64_t i = begin; i < end; ++i) {
       const int64_t ahead = i + kBagAhead < end ? i + kBagAhead : end - 1;
       __builtin_prefetch(weight + (first + static_cast<int64_t>(values[ahead])) * width + e);
@@ -76,7 +76,7 @@ int64_t pool(const Bags<Id, Compute<W>>& bags, const W* weight, const AdamTable<
     const int64_t from = table->current[row];
     if (!adam.is_stale(from)) return load_group(w, n);
     const T* m = table->moments + row * 2 * width + e;
-    return present_weight(adam, from, Lanes<T>{load_group(w, n), load_group(m, n), load_group(m + width, n)});
+    return present_weight(adam, from, AdamGroup<T>{load_group(w, n), load_group(m, n), load_group(m + width, n)});
   });
 }
 
@@ -98,7 +98,7 @@ template <typename W, typename Id, int64_t kWidth>
 void merge_bag(const Bags<Id, Compute<W>>& bags, int64_t bag, const W* grad, int64_t width, const Mine& mine,
                Compute<W>* sums) {
   for_each_group<kWidth>(width, [&](int64_t e, auto n) {
-    const Vec<Compute<W>> slope = load_group(grad + bag * width + e, n) * bag_scale(bags, bag);
+    const Group<Compute<W>> slope = load_group(grad + bag * width + e, n) * bag_scale(bags, bag);
     for (int64_t k = 0; k < mine.count; ++k) {
       Compute<W>* sum = sums + mine.place[k] * width + e;
       store_group(sum, load_group(sum, n) + id_weight(bags, mine.position[k]) * slope, n);

@@ -1,7 +1,7 @@
 // The look-up: bodies compiled once for each instruction set.
 #pragma once
 
-#include "cpu/embedding/convert.inl"
+#include "cpu/embedding/groups.inl"
 
 // Look-ups are taken in chunks: while the rows of one are read, those of the next are being fetched, which covers
 // the latency of DRAM.

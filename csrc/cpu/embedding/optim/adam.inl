@@ -1,13 +1,13 @@
 // Bodies of the deferred Adam, compiled once for each instruction set. See adam.h for the formulas.
 #pragma once
 
-#include "cpu/embedding/convert.inl"
+#include "cpu/embedding/groups.inl"
 #include "cpu/embedding/lookup/lookup.inl"
 
-// w, m and v of one group of lanes.
+// w, m and v of one group of elements.
 template <typename T>
-struct Lanes {
-  Vec<T> w, m, v;
+struct AdamGroup {
+  Group<T> w, m, v;
 };
 
 template <typename T>
@@ -63,18 +63,18 @@ struct Adam {
 };
 
 template <typename T>
-inline Vec<T> closed_form(const SeriesRow<T>& s, T epsilon, T decay, const Lanes<T>& x) {
-  const Vec<T> deviation = root(x.v), y = T(1) / (deviation * s.mean + epsilon), z = deviation * y;
-  const Vec<T> series = T(1) + z * z * (s.moment[0] - z * (s.moment[1] - z * s.moment[2]));
+inline Group<T> closed_form(const SeriesRow<T>& s, T epsilon, T decay, const AdamGroup<T>& x) {
+  const Group<T> deviation = square_root(x.v), y = T(1) / (deviation * s.mean + epsilon), z = deviation * y;
+  const Group<T> series = T(1) + z * z * (s.moment[0] - z * (s.moment[1] - z * s.moment[2]));
   return decay * (x.w - s.sum * x.m * y * series);
 }
 
 // Step by step; only w is needed on the way.
 template <typename W, typename T = Compute<W>>
-Vec<T> replay(const Adam<W>& adam, int64_t from, const Lanes<T>& x) {
+Group<T> replay(const Adam<W>& adam, int64_t from, const AdamGroup<T>& x) {
   const int64_t to = adam.now - from < adam.horizon ? adam.now : from + adam.horizon;
-  const Vec<T> deviation = root(x.v);
-  Vec<T> w = x.w;
+  const Group<T> deviation = square_root(x.v);
+  Group<T> w = x.w;
   T power1 = 1, power2 = 1;
   for (int64_t k = from + 1; k <= to; ++k) {
     const SeriesRow<T>& at = adam.table.series[k - adam.base];
@@ -86,30 +86,30 @@ Vec<T> replay(const Adam<W>& adam, int64_t from, const Lanes<T>& x) {
   return w * adam.decay_between(to, adam.now);
 }
 
-// One step of Adam on lanes that are current to the step before; g is the gradient without weight decay.
+// One step of Adam on elements that are current to the step before; g is the gradient without weight decay.
 template <typename W, typename T = Compute<W>>
-inline void dense_step(const Adam<W>& adam, const StepScalars<T>& by, Lanes<T>& x, const Vec<T>& g) {
-  const Vec<T> w = by.decay * x.w, slope = g + adam.l2 * w;
+inline void dense_step(const Adam<W>& adam, const StepScalars<T>& by, AdamGroup<T>& x, const Group<T>& g) {
+  const Group<T> w = by.decay * x.w, slope = g + adam.l2 * w;
   x.m += adam.take1 * (slope - x.m);
   x.v = adam.keep2 * x.v + adam.take2 * slope * slope;
-  x.w = w - by.step_size * x.m / (root(x.v) * by.inverse_bias2 + adam.epsilon);
+  x.w = w - by.step_size * x.m / (square_root(x.v) * by.inverse_bias2 + adam.epsilon);
 }
 
 // Coupled weight decay gives every missed step a gradient: all three are brought along, step by step.
 template <typename W, typename T = Compute<W>>
-void replay_coupled(const Adam<W>& adam, int64_t from, Lanes<T>& x) {
+void replay_coupled(const Adam<W>& adam, int64_t from, AdamGroup<T>& x) {
   for (int64_t k = from + 1; k <= adam.now; ++k) {
     const SeriesRow<T>& at = adam.table.series[k - adam.base];
-    dense_step(adam, {at.step_size, at.inverse_bias2, at.decay}, x, Vec<T>{});
+    dense_step(adam, {at.step_size, at.inverse_bias2, at.decay}, x, Group<T>{});
   }
 }
 
-// w of lanes current to step `from`, brought to now.
+// w of elements current to step `from`, brought to now.
 template <typename W, typename T = Compute<W>>
-inline Vec<T> present_weight(const Adam<W>& adam, int64_t from, const Lanes<T>& x) {
+inline Group<T> present_weight(const Adam<W>& adam, int64_t from, const AdamGroup<T>& x) {
   const SeriesRow<T>& s = adam.table.series[from - adam.base];
   if (__builtin_expect(adam.couples, 0)) {
-    Lanes<T> moved = x;
+    AdamGroup<T> moved = x;
     replay_coupled(adam, from, moved);
     return moved.w;
   }
@@ -120,7 +120,7 @@ inline Vec<T> present_weight(const Adam<W>& adam, int64_t from, const Lanes<T>& 
 }
 
 template <typename W, typename T = Compute<W>>
-inline void catch_up(const Adam<W>& adam, int64_t from, Lanes<T>& x) {
+inline void catch_up(const Adam<W>& adam, int64_t from, AdamGroup<T>& x) {
   if (__builtin_expect(adam.couples, 0)) return replay_coupled(adam, from, x);
   x.w = present_weight(adam, from, x);
   x.m *= adam.power(0, adam.now - from);
@@ -158,7 +158,7 @@ struct StaleReads {
       const T* m = adam.table.moments + row[k] * 2 * width;
       const int64_t from = adam.table.current[row[k]];
       for_each_group<kWidth>(width, [&](int64_t e, auto n) {
-        const Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+        const AdamGroup<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
         store_group(out + position[k] * width + e, present_weight(adam, from, x), n);
       });
     }
@@ -194,7 +194,7 @@ inline void bring_up(const Adam<W>& adam, int64_t row, int64_t width) {
   T* m = adam.table.moments + row * 2 * width;
   const int64_t from = adam.table.current[row];
   for_each_group<kWidth>(width, [&](int64_t e, auto n) {
-    Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+    AdamGroup<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
     catch_up(adam, from, x);
     store_group(w + e, x.w, n);
     store_group(m + e, x.m, n);
@@ -230,7 +230,7 @@ void adam_step_rows(const AdamTable<W>& table, const int64_t* rows, const W* gra
     W* w = table.weight + row * width;
     T* m = table.moments + row * 2 * width;
     for_each_group<kWidth>(width, [&](int64_t e, auto n) {
-      Lanes<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+      AdamGroup<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
       dense_step(adam, by, x, load_group(grad + u * width + e, n));
       store_group(w + e, x.w, n);
       store_group(m + e, x.m, n);

@@ -1,7 +1,7 @@
 // Bodies of the optimizer steps, compiled once for each instruction set.
 #pragma once
 
-#include "cpu/embedding/convert.inl"
+#include "cpu/embedding/groups.inl"
 #include "cpu/embedding/lookup/lookup.inl"
 
 // Rows of table and state are fetched this many steps before they are needed.
@@ -30,7 +30,7 @@ struct Updates {
     for_each_row(weight, state, 0, grad, width, begin, end, [&](int64_t u, int64_t row) {
       for_each_group<kWidth>(width, [&](int64_t e, auto n) {
         W* to = weight + row * width + e;
-        const Vec<T> w = load_group(to, n), g = load_group(grad.values + u * width + e, n);
+        const Group<T> w = load_group(to, n), g = load_group(grad.values + u * width + e, n);
         store_group(to, w - lr * (g + decay * w), n);
       });
     });
@@ -45,10 +45,10 @@ struct Updates {
       for_each_group<kWidth>(width, [&](int64_t e, auto n) {
         W* to = weight + row * width + e;
         T* sum = state + row * width + e;
-        const Vec<T> w = load_group(to, n), g = load_group(grad.values + u * width + e, n) + decay * w;
-        const Vec<T> total = load_group(sum, n) + g * g;
+        const Group<T> w = load_group(to, n), g = load_group(grad.values + u * width + e, n) + decay * w;
+        const Group<T> total = load_group(sum, n) + g * g;
         store_group(sum, total, n);
-        store_group(to, w - lr * g / (root(total) + epsilon), n);
+        store_group(to, w - lr * g / (square_root(total) + epsilon), n);
       });
     });
   }
@@ -59,18 +59,18 @@ struct Updates {
     const T lr = static_cast<T>(by.step_size), decay = static_cast<T>(by.weight_decay);
     const T epsilon = static_cast<T>(by.epsilon);
     for_each_row(weight, state, 1, grad, width, begin, end, [&](int64_t u, int64_t row) {
-      Vec<T> squares = {};
+      Group<T> squares = {};
       for_each_group<kWidth>(width, [&](int64_t e, auto n) {
-        const Vec<T> g = load_group(grad.values + u * width + e, n) + decay * load_group(weight + row * width + e, n);
+        const Group<T> g = load_group(grad.values + u * width + e, n) + decay * load_group(weight + row * width + e, n);
         squares += g * g;
       });
       T total = 0;
-      for (int64_t i = 0; i < kLanes; ++i) total += squares[i];
+      for (int64_t i = 0; i < kGroup; ++i) total += squares[i];
       state[row] += total / static_cast<T>(width);
-      const T rate = lr / (root(state[row]) + epsilon);
+      const T rate = lr / (square_root(state[row]) + epsilon);
       for_each_group<kWidth>(width, [&](int64_t e, auto n) {
         W* to = weight + row * width + e;
-        const Vec<T> w = load_group(to, n);
+        const Group<T> w = load_group(to, n);
         store_group(to, w - rate * (load_group(grad.values + u * width + e, n) + decay * w), n);
       });
     });
@@ -87,13 +87,13 @@ struct Updates {
         W* to = weight + row * width + e;
         T* first = state + row * 2 * width + e;
         T* second = first + width;
-        const Vec<T> w = load_group(to, n), g = load_group(grad.values + u * width + e, n) + decay * w;
-        Vec<T> m = load_group(first, n), v = load_group(second, n);
+        const Group<T> w = load_group(to, n), g = load_group(grad.values + u * width + e, n) + decay * w;
+        Group<T> m = load_group(first, n), v = load_group(second, n);
         m += take1 * (g - m);
         v += take2 * (g * g - v);
         store_group(first, m, n);
         store_group(second, v, n);
-        store_group(to, w - lr * m / (root(v) + epsilon), n);
+        store_group(to, w - lr * m / (square_root(v) + epsilon), n);
       });
     });
   }
