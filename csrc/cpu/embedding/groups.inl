@@ -2,6 +2,7 @@
 // (see vectors.inl).
 #pragma once
 
+#include "cpu/simd/bfloat16.inl"
 #include "cpu/simd/vectors.inl"
 
 inline float widen(const float* from) { return *from; }
@@ -9,14 +10,8 @@ inline double widen(const double* from) { return *from; }
 inline void narrow(float* to, float value) { *to = value; }
 inline void narrow(double* to, double value) { *to = value; }
 
-inline float widen(const BFloat16* from) { return std::bit_cast<float>(static_cast<uint32_t>(from->bits) << 16); }
-
-inline void narrow(BFloat16* to, float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;  // rounding could carry a NaN over to infinity
-  to->bits = static_cast<uint16_t>(is_nan ? (bits >> 16) | 0x40 : rounded >> 16);
-}
+inline float widen(const BFloat16* from) { return from_bfloat16(from->bits); }
+inline void narrow(BFloat16* to, float value) { to->bits = to_bfloat16(value); }
 
 // Both directions by float arithmetic (exponent shifts are exact multiplications), so no F16C is needed.
 inline float widen(const Float16* from) {

@@ -54,10 +54,10 @@ struct KeptSweep : Bf16Sweep<1> {
     const __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
                  top = _mm512_castsi512_ps(_mm512_and_si512(both, high));
     const __m512 zero = _mm512_setzero_ps();
-    const __m512i x = rounded_words(even == 0 ? zero : low * even), y = rounded_words(odd == 0 ? zero : top * odd);
-    _mm512_storeu_si512(pairs, _mm512_or_si512(x, _mm512_slli_epi32(y, 16)));
+    const WordLanes x = to_words(narrow(even == 0 ? zero : low * even)),
+                    y = to_words(narrow(odd == 0 ? zero : top * odd));
+    _mm512_storeu_si512(pairs, (__m512i)(x | y << 16));
   }
-  static __m512i rounded_words(__m512 x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)); }
 
   void place_positive(int64_t r) {
     const int64_t j = positive_of(first + r);

@@ -34,8 +34,7 @@ inline void multiply_add(Vec<float>& sum, Pair x, Vec<Pair> row) {
 }
 
 inline void store_along(Pair* to, Vec<float> x, int64_t count) {
-  const __mmask16 mask = count < 16 ? (1u << count) - 1 : 0xffff;
-  *reinterpret_cast<HalfLanes*>(to) = (HalfLanes)_mm512_maskz_cvtneps_pbh(mask, x);
+  *reinterpret_cast<HalfLanes*>(to) = narrow_some(x, count);
 }
 
 inline void store_down(Pair* to, const Vec<float>* rows) {

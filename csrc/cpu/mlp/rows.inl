@@ -2,31 +2,8 @@
 // vectors.inl).
 #pragma once
 
+#include "cpu/simd/bfloat16.inl"
 #include "cpu/simd/vectors.inl"
-
-typedef uint16_t HalfLanes __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
-typedef uint32_t WordLanes __attribute__((vector_size(VECTOR_BYTES)));
-
-inline WordLanes to_words(HalfLanes x) {
-#if VECTOR_BYTES == 64  // GCC would do it by halves
-  return (WordLanes)_mm512_cvtepu16_epi32((__m256i)x);
-#else
-  return __builtin_convertvector(x, WordLanes);
-#endif
-}
-
-inline Vec<float> widen(HalfLanes x) { return (Vec<float>)(to_words(x) << 16); }
-
-// Rounds to the nearest, ties to even; rounding could carry a NaN over to infinity. The instruction flushes denormals.
-inline HalfLanes narrow(Vec<float> x) {
-#ifdef BF16_INSTRUCTIONS
-  return (HalfLanes)_mm512_cvtneps_pbh(x);
-#else
-  const WordLanes bits = (WordLanes)x, rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const WordLanes chosen = (bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : rounded;
-  return __builtin_convertvector(chosen >> 16, HalfLanes);
-#endif
-}
 
 // `count` elements from the `at`-th on, 1 <= count; lanes beyond are zero.
 template <class T>

@@ -11,30 +11,18 @@
 #pragma once
 
 #include "cpu/simd/arena.inl"
+#include "cpu/simd/bfloat16.inl"
 #include "cpu/simd/gemm.inl"
 
 typedef uint16_t Bf16;
 constexpr int kTile = 512;  // elements of an A or B tile
 
-inline Bf16 to_bf16(float x) {  // round to nearest even; a NaN stays one
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16) | 0x40;
-  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-}
-inline float to_float(Bf16 x) {
-  const uint32_t bits = uint32_t(x) << 16;
-  float value;
-  __builtin_memcpy(&value, &bits, 4);
-  return value;
-}
-
 // An operand of kTerms bfloat16 terms: term t of tile i starts at data + (i * kTerms + t) * kTile.
 template <int kTerms>
 inline void put(Bf16* tile, int64_t at, float x) {
   for (int t = 0; t < kTerms; ++t) {
-    tile[t * kTile + at] = to_bf16(x);
-    x -= to_float(tile[t * kTile + at]);
+    tile[t * kTile + at] = to_bfloat16(x);
+    x -= from_bfloat16(tile[t * kTile + at]);
   }
 }
 inline int64_t in_a(int64_t row, int64_t k) { return row * 32 + k; }
@@ -59,7 +47,7 @@ struct PanelTiles {
       __m512 x[4];  // the two rows' halves; after a term is taken, what is left of them
       for (int i = 0; i < 4; ++i) x[i] = make(r + i / 2, _mm512_loadu_ps(from + r * 32 + i * 16));
       for (int t = 0; t < kTerms; ++t) {
-        const __m512i row0 = (__m512i)_mm512_cvtne2ps_pbh(x[1], x[0]), row1 = (__m512i)_mm512_cvtne2ps_pbh(x[3], x[2]);
+        const __m512i row0 = narrow_two(x[0], x[1]), row1 = narrow_two(x[2], x[3]);
         if (a != nullptr) {
           Bf16* rows = a + (r < 16 ? 0 : a_step) + t * kTile + r % 16 * 32;
           _mm512_storeu_si512(rows, row0);
@@ -79,11 +67,8 @@ struct PanelTiles {
   }
   // What a term leaves of its operand; of an infinite one NaN, which shows in all that it is multiplied into.
   static void subtract(__m512& low, __m512& high, __m512i taken) {
-    low -= widen(_mm512_castsi512_si256(taken));
-    high -= widen(_mm512_extracti64x4_epi64(taken, 1));
-  }
-  static inline __m512 widen(__m256i half) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    low -= widen((HalfLanes)_mm512_castsi512_si256(taken));
+    high -= widen((HalfLanes)_mm512_extracti64x4_epi64(taken, 1));
   }
 };
 

@@ -1,0 +1,54 @@
+// bfloat16, the upper half of a float: all its rounding. Included once per instruction set (see vectors.inl).
+#pragma once
+
+#include "cpu/simd/vectors.inl"
+
+// The bits of floats as those of bfloat16, in the lower halves: rounded to the nearest, ties to even. Rounding could
+// carry a NaN over to infinity, so that a NaN is cut, and made quiet. `Bits` is uint32_t or a vector of it.
+template <class Bits>
+inline Bits rounded_to_bfloat16(Bits bits) {
+  const Bits rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return ((bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : rounded) >> 16;
+}
+
+inline uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof(x));
+  return static_cast<uint16_t>(rounded_to_bfloat16(bits));
+}
+
+inline float from_bfloat16(uint16_t x) {
+  const uint32_t bits = uint32_t{x} << 16;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// The same of vectors.
+typedef uint16_t HalfLanes __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef uint32_t WordLanes __attribute__((vector_size(VECTOR_BYTES)));
+
+inline WordLanes to_words(HalfLanes x) {
+#if VECTOR_BYTES == 64  // GCC would do it by halves
+  return (WordLanes)_mm512_cvtepu16_epi32((__m256i)x);
+#else
+  return __builtin_convertvector(x, WordLanes);
+#endif
+}
+
+inline Vec<float> widen(HalfLanes x) { return (Vec<float>)(to_words(x) << 16); }
+
+#ifdef BF16_INSTRUCTIONS
+// The instructions round like rounded_to_bfloat16, and flush denormals to zero.
+inline HalfLanes narrow(Vec<float> x) { return (HalfLanes)_mm512_cvtneps_pbh(x); }
+
+// The first `count` lanes, the others zero. 1 <= count.
+inline HalfLanes narrow_some(Vec<float> x, int64_t count) {
+  const __mmask16 mask = count < kLanes<float> ? (1u << count) - 1 : 0xffff;
+  return (HalfLanes)_mm512_maskz_cvtneps_pbh(mask, x);
+}
+
+inline __m512i narrow_two(Vec<float> low, Vec<float> high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+#else
+inline HalfLanes narrow(Vec<float> x) { return __builtin_convertvector(rounded_to_bfloat16((WordLanes)x), HalfLanes); }
+#endif
