@@ -4,15 +4,13 @@
 #if defined(__x86_64__)
 #include "cpu/simd/targets/avx2.inl"
 
-namespace adaftr_fast {
-namespace avx2 {
+namespace adaftr_fast::avx2 {
 namespace {
 #include "cpu/embedding/kernels.inl"
 }  // namespace
-}  // namespace avx2
 
-const EmbeddingKernels kEmbeddingAvx2 = avx2::kKernels;
-}  // namespace adaftr_fast
+constinit const EmbeddingKernels kEmbedding = kKernels;
+}  // namespace adaftr_fast::avx2
 
 #include "cpu/simd/targets/end.inl"
 #endif

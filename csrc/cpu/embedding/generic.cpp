@@ -3,12 +3,10 @@
 
 #include "cpu/embedding/kernels.h"
 
-namespace adaftr_fast {
-namespace generic {
+namespace adaftr_fast::generic {
 namespace {
 #include "cpu/embedding/kernels.inl"
 }  // namespace
-}  // namespace generic
 
-const EmbeddingKernels kEmbeddingGeneric = generic::kKernels;
-}  // namespace adaftr_fast
+constinit const EmbeddingKernels kEmbedding = kKernels;
+}  // namespace adaftr_fast::generic

@@ -1,14 +1,19 @@
 #include "cpu/embedding/kernels.h"
 
-#include "cpu/runtime/capability.h"
+#include "cpu/runtime/dispatch.h"
 
 namespace adaftr_fast {
 
-const EmbeddingKernels& embedding_kernels() {
+namespace {
+
+constexpr KernelTables<EmbeddingKernels> kTables = {&generic::kEmbedding,
 #if defined(__x86_64__)
-  if (capability() >= Capability::kAvx2) return kEmbeddingAvx2;
+                                                    &avx2::kEmbedding
 #endif
-  return kEmbeddingGeneric;
-}
+};
+
+}  // namespace
+
+const EmbeddingKernels& embedding_kernels() { return best_table(kTables); }
 
 }  // namespace adaftr_fast

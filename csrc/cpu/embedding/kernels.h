@@ -37,10 +37,12 @@ struct EmbeddingKernels {
   std::tuple<TypedKernels<float>, TypedKernels<double>, TypedKernels<BFloat16>, TypedKernels<Float16>> typed;
 };
 
-extern const EmbeddingKernels kEmbeddingGeneric;
-#if defined(__x86_64__)
-extern const EmbeddingKernels kEmbeddingAvx2;
-#endif
+namespace generic {
+extern const EmbeddingKernels kEmbedding;
+}
+namespace avx2 {
+extern const EmbeddingKernels kEmbedding;
+}
 
 // The kernels for capability().
 const EmbeddingKernels& embedding_kernels();

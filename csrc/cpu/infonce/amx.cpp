@@ -7,8 +7,8 @@
 namespace adaftr_fast::amx {
 #include "cpu/infonce/bf16_recomputed.inl"
 
-InfoNCEKernel<float> infonce_bf16() { return {workspace_bytes<RemadeSweep<1>>, run_infonce<RemadeSweep<1>>}; }
-InfoNCEKernel<float> infonce_bf16x2() { return {workspace_bytes<RemadeSweep<2>>, run_infonce<RemadeSweep<2>>}; }
+constinit const InfoNCEKernels kInfoNCE = {
+    .f32 = {}, .f64 = {}, .bf16 = kernel_of<RemadeSweep<1>>(), .bf16x2 = kernel_of<RemadeSweep<2>>()};
 }  // namespace adaftr_fast::amx
 
 #include "cpu/simd/targets/end.inl"

@@ -21,7 +21,8 @@ void run_infonce_bf16(const InfoNCEProblem<float>& problem, void* workspace, Par
   (keeps ? run_infonce<KeptSweep> : run_infonce<RemadeSweep<1>>)(problem, workspace, parallel);
 }
 
-InfoNCEKernel<float> infonce_bf16() { return {bf16_workspace_bytes, run_infonce_bf16}; }
+constinit const InfoNCEKernels kInfoNCE = {
+    .f32 = {}, .f64 = {}, .bf16 = {bf16_workspace_bytes, run_infonce_bf16}, .bf16x2 = {}};
 }  // namespace adaftr_fast::avx512_bf16
 
 #include "cpu/simd/targets/end.inl"

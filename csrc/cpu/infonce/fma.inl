@@ -163,5 +163,5 @@ struct FmaSweep : Sweep<T, 1> {
   }
 };
 
-InfoNCEKernel<float> infonce_f32() { return {workspace_bytes<FmaSweep<float>>, run_infonce<FmaSweep<float>>}; }
-InfoNCEKernel<double> infonce_f64() { return {workspace_bytes<FmaSweep<double>>, run_infonce<FmaSweep<double>>}; }
+constinit const InfoNCEKernels kInfoNCE = {
+    .f32 = kernel_of<FmaSweep<float>>(), .f64 = kernel_of<FmaSweep<double>>(), .bf16 = {}, .bf16x2 = {}};

@@ -37,26 +37,32 @@ struct InfoNCEKernel {
   size_t (*workspace_bytes)(const InfoNCEProblem<T>&, int64_t threads);
   // workspace: 64-byte aligned, uninitialised.
   void (*run)(const InfoNCEProblem<T>&, void* workspace, Parallel);
+
+  explicit operator bool() const { return run != nullptr; }
+};
+
+// The kernels of one instruction set; null where it adds none.
+struct InfoNCEKernels {
+  InfoNCEKernel<float> f32;
+  InfoNCEKernel<double> f64;
+  InfoNCEKernel<float> bf16;    // operands rounded to bfloat16
+  InfoNCEKernel<float> bf16x2;  // operands as the sum of two bfloat16
 };
 
 namespace generic {
-InfoNCEKernel<float> infonce_f32();
-InfoNCEKernel<double> infonce_f64();
-}  // namespace generic
+extern const InfoNCEKernels kInfoNCE;
+}
 namespace avx2 {
-InfoNCEKernel<float> infonce_f32();
-InfoNCEKernel<double> infonce_f64();
-}  // namespace avx2
+extern const InfoNCEKernels kInfoNCE;
+}
 namespace avx512 {
-InfoNCEKernel<float> infonce_f32();
-InfoNCEKernel<double> infonce_f64();
-}  // namespace avx512
+extern const InfoNCEKernels kInfoNCE;
+}
 namespace avx512_bf16 {
-InfoNCEKernel<float> infonce_bf16();  // operands rounded to bfloat16
-}  // namespace avx512_bf16
+extern const InfoNCEKernels kInfoNCE;
+}
 namespace amx {
-InfoNCEKernel<float> infonce_bf16();    // operands rounded to bfloat16
-InfoNCEKernel<float> infonce_bf16x2();  // operands as the sum of two bfloat16
-}  // namespace amx
+extern const InfoNCEKernels kInfoNCE;
+}
 
 }  // namespace adaftr_fast

@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "cpu/infonce/kernels.h"
-#include "cpu/runtime/capability.h"
+#include "cpu/runtime/dispatch.h"
 
 namespace adaftr_fast {
 namespace {
@@ -33,29 +33,24 @@ int bf16_terms(at::ScalarType inputs) {
   }
 }
 
-template <class T>
-InfoNCEKernel<T> pick(InfoNCEKernel<T> (*generic)(), InfoNCEKernel<T> (*avx2)(), InfoNCEKernel<T> (*avx512)()) {
-  if (capability() >= Capability::kAvx512) return avx512();
-  return capability() == Capability::kAvx2 ? avx2() : generic();
-}
+constexpr KernelTables<InfoNCEKernels> kTables = {&generic::kInfoNCE,
+#if defined(__x86_64__)
+                                                  &avx2::kInfoNCE, &avx512::kInfoNCE, &avx512_bf16::kInfoNCE,
+                                                  &amx::kInfoNCE
+#endif
+};
 
 template <class T>
-InfoNCEKernel<T> kernel(at::ScalarType inputs) {
-#if defined(__x86_64__)
+InfoNCEKernel<T> kernel_for(at::ScalarType inputs) {
   if constexpr (std::is_same_v<T, double>) {
-    return pick(generic::infonce_f64, avx2::infonce_f64, avx512::infonce_f64);
+    return best_kernel(kTables, &InfoNCEKernels::f64);
   } else {
     const int terms = bf16_terms(inputs);
-    if (terms > 0 && capability() == Capability::kAmx) return terms == 1 ? amx::infonce_bf16() : amx::infonce_bf16x2();
-    if (terms == 1 && capability() == Capability::kAvx512Bf16) return avx512_bf16::infonce_bf16();
-    return pick(generic::infonce_f32, avx2::infonce_f32, avx512::infonce_f32);
+    InfoNCEKernel<float> kernel{};
+    if (terms == 1) kernel = best_kernel(kTables, &InfoNCEKernels::bf16);
+    if (terms == 2) kernel = best_kernel(kTables, &InfoNCEKernels::bf16x2);
+    return kernel ? kernel : best_kernel(kTables, &InfoNCEKernels::f32);
   }
-#else
-  if constexpr (std::is_same_v<T, double>)
-    return generic::infonce_f64();
-  else
-    return generic::infonce_f32();
-#endif
 }
 
 void check_arguments(const Tensor& h_row, const Tensor& h_column, const Tensor& tau, const Tensor& coefficient) {
@@ -132,11 +127,11 @@ Outputs run(at::ScalarType inputs, const Tensor& a, const Tensor& b, const Tenso
   if (rows == 0 || columns == 0) {  // columns == 0: every row is ignored
     for (Tensor* x : {&loss, &lse, &logit, &top1, &entropy, &d_row, &d_column, &d_tau}) x->zero_();
   } else {
-    const auto chosen = kernel<T>(inputs);
+    const auto kernel = kernel_for<T>(inputs);
     const Parallel parallel = torch_threads();
-    const auto bytes = static_cast<int64_t>(chosen.workspace_bytes(problem, parallel.threads));
+    const auto bytes = static_cast<int64_t>(kernel.workspace_bytes(problem, parallel.threads));
     Tensor workspace = at::empty({bytes}, options.dtype(at::kByte));
-    chosen.run(problem, workspace.mutable_data_ptr(), parallel);
+    kernel.run(problem, workspace.mutable_data_ptr(), parallel);
   }
   return {(loss * coefficient).sum(), loss, lse, logit, top1, entropy, d_row, d_column, d_tau};
 }

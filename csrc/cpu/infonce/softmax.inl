@@ -296,3 +296,8 @@ void run_infonce(const InfoNCEProblem<typename S::Scalar>& problem, void* worksp
   }
   if (sweep.need_column) over_panels(sweep, parallel, [](S& s, int64_t p) { s.unpack_column_panel(p); });
 }
+
+template <class S>
+constexpr InfoNCEKernel<typename S::Scalar> kernel_of() {
+  return {workspace_bytes<S>, run_infonce<S>};
+}

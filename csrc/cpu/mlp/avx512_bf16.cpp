@@ -9,7 +9,7 @@ namespace adaftr_fast::avx512_bf16 {
 #include "cpu/mlp/layers.inl"
 #include "cpu/mlp/mixture.inl"
 
-MlpKernels<float> mlp_bf16() { return mlp_kernels<float, Pair>(); }
+constinit const MlpKernels kMlp = {.f32 = {}, .f64 = {}, .bf16 = mlp_kernel<float, Pair>()};
 }  // namespace adaftr_fast::avx512_bf16
 
 #include "cpu/simd/targets/end.inl"

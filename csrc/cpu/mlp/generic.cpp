@@ -7,6 +7,5 @@ namespace adaftr_fast::generic {
 #include "cpu/mlp/layers.inl"
 #include "cpu/mlp/mixture.inl"
 
-MlpKernels<float> mlp_f32() { return mlp_kernels<float>(); }
-MlpKernels<double> mlp_f64() { return mlp_kernels<double>(); }
+constinit const MlpKernels kMlp = {.f32 = mlp_kernel<float>(), .f64 = mlp_kernel<double>(), .bf16 = {}};
 }  // namespace adaftr_fast::generic

@@ -62,29 +62,35 @@ struct MixtureProblem {
 };
 
 template <class T>
-struct MlpKernels {
+struct MlpKernel {
   size_t (*workspace_bytes)(const MlpProblem<T>&, bool backward, int64_t threads);
   // workspace: 64-byte aligned, uninitialised.
   void (*forward)(const MlpProblem<T>&, void* workspace, Parallel);
   void (*backward)(const MlpProblem<T>&, void* workspace, Parallel);
   size_t (*mixture_workspace_bytes)(const MixtureProblem&, int64_t threads);
   void (*mixture)(const MixtureProblem&, void* workspace, Parallel);
+
+  explicit operator bool() const { return forward != nullptr; }
+};
+
+// The kernels of one instruction set; null where it adds none.
+struct MlpKernels {
+  MlpKernel<float> f32;
+  MlpKernel<double> f64;
+  MlpKernel<float> bf16;  // products of bfloat16 factors
 };
 
 namespace generic {
-MlpKernels<float> mlp_f32();
-MlpKernels<double> mlp_f64();
-}  // namespace generic
+extern const MlpKernels kMlp;
+}
 namespace avx2 {
-MlpKernels<float> mlp_f32();
-MlpKernels<double> mlp_f64();
-}  // namespace avx2
+extern const MlpKernels kMlp;
+}
 namespace avx512 {
-MlpKernels<float> mlp_f32();
-MlpKernels<double> mlp_f64();
-}  // namespace avx512
+extern const MlpKernels kMlp;
+}
 namespace avx512_bf16 {
-MlpKernels<float> mlp_bf16();  // products of bfloat16 factors
-}  // namespace avx512_bf16
+extern const MlpKernels kMlp;
+}
 
 }  // namespace adaftr_fast

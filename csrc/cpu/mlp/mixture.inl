@@ -124,6 +124,6 @@ void run_mixture(const MixtureProblem& problem, void* workspace, Parallel parall
 }
 
 template <class T, class F = T>
-MlpKernels<T> mlp_kernels() {
+constexpr MlpKernel<T> mlp_kernel() {
   return {mlp_workspace_bytes<T, F>, mlp_forward<T, F>, mlp_backward<T, F>, mixture_workspace_bytes<T>, run_mixture<T>};
 }

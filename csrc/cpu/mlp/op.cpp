@@ -6,7 +6,7 @@
 
 #include "cpu/mlp/kernels.h"
 #include "cpu/runtime/caching_allocator.h"
-#include "cpu/runtime/capability.h"
+#include "cpu/runtime/dispatch.h"
 
 namespace adaftr_fast {
 namespace {
@@ -17,25 +17,22 @@ using at::TensorList;
 using Tensors = std::vector<Tensor>;
 using Gradients = c10::List<std::optional<Tensor>>;
 
-template <class T>
-MlpKernels<T> pick(MlpKernels<T> (*generic)(), MlpKernels<T> (*avx2)(), MlpKernels<T> (*avx512)()) {
-  if (capability() >= Capability::kAvx512) return avx512();
-  return capability() == Capability::kAvx2 ? avx2() : generic();
-}
+constexpr KernelTables<MlpKernels> kTables = {&generic::kMlp,
+#if defined(__x86_64__)
+                                              &avx2::kMlp, &avx512::kMlp, &avx512_bf16::kMlp
+#endif
+};
 
 // half: of results in bfloat16.
 template <class T>
-MlpKernels<T> kernels(bool half) {
-#if defined(__x86_64__)
-  if constexpr (std::is_same_v<T, double>) return pick(generic::mlp_f64, avx2::mlp_f64, avx512::mlp_f64);
-  if constexpr (std::is_same_v<T, float>) {
-    if (half && capability() >= Capability::kAvx512Bf16) return avx512_bf16::mlp_bf16();
-    return pick(generic::mlp_f32, avx2::mlp_f32, avx512::mlp_f32);
+MlpKernel<T> kernel_for(bool half) {
+  if constexpr (std::is_same_v<T, double>) {
+    return best_kernel(kTables, &MlpKernels::f64);
+  } else {
+    MlpKernel<float> kernel{};
+    if (half) kernel = best_kernel(kTables, &MlpKernels::bf16);
+    return kernel ? kernel : best_kernel(kTables, &MlpKernels::f32);
   }
-#else
-  if constexpr (std::is_same_v<T, double>) return generic::mlp_f64();
-  if constexpr (std::is_same_v<T, float>) return generic::mlp_f32();
-#endif
 }
 
 Tensor workspace_of(size_t bytes) { return pooled_empty({static_cast<int64_t>(bytes)}, at::kByte); }
@@ -122,10 +119,10 @@ struct Stacks {
   void run(bool backward) {
     if (rows == 0) return;
     const MlpProblem<T> q = problem();
-    const auto chosen = kernels<T>(layers[0].output.half);
+    const auto kernel = kernel_for<T>(layers[0].output.half);
     const Parallel parallel = torch_threads();
-    const Tensor workspace = workspace_of(chosen.workspace_bytes(q, backward, parallel.threads));
-    (backward ? chosen.backward : chosen.forward)(q, workspace.mutable_data_ptr(), parallel);
+    const Tensor workspace = workspace_of(kernel.workspace_bytes(q, backward, parallel.threads));
+    (backward ? kernel.backward : kernel.forward)(q, workspace.mutable_data_ptr(), parallel);
   }
 };
 
@@ -203,14 +200,14 @@ void check_mixture(const Tensor& experts, const Tensor& logits) {
 void run_mixture(MixtureProblem& q, bool wide) {
   if (q.rows == 0) return;
   const Parallel parallel = torch_threads();
-  const auto go = [&](const auto& chosen) {
-    const Tensor workspace = workspace_of(chosen.mixture_workspace_bytes(q, parallel.threads));
-    chosen.mixture(q, workspace.mutable_data_ptr(), parallel);
+  const auto go = [&](const auto& kernel) {
+    const Tensor workspace = workspace_of(kernel.mixture_workspace_bytes(q, parallel.threads));
+    kernel.mixture(q, workspace.mutable_data_ptr(), parallel);
   };
   if (wide)
-    go(kernels<double>(false));
+    go(kernel_for<double>(false));
   else
-    go(kernels<float>(q.expert.half));
+    go(kernel_for<float>(q.expert.half));
 }
 
 MixtureProblem mixture_problem(const Tensor& experts, const Tensor& logits) {

@@ -12,8 +12,7 @@
 namespace adaftr_fast {
 namespace {
 
-constexpr const char* kNames[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
-constexpr int kCount = 5;
+constexpr const char* kNames[kCapabilities] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
 
 #if defined(__x86_64__) && defined(__linux__)
 // AMX tile state must be asked for once per process (Linux: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)).
@@ -65,7 +64,7 @@ void set_capability(const std::string& name) {
     restricted.store(-1);
     return;
   }
-  for (int i = 0; i < kCount; ++i) {
+  for (int i = 0; i < kCapabilities; ++i) {
     if (name != kNames[i]) continue;
     if (i > static_cast<int>(detected())) {
       throw std::runtime_error("set_cpu_capability: this machine does not run " + name +
@@ -79,7 +78,7 @@ void set_capability(const std::string& name) {
 
 std::vector<std::string> compiled_capabilities() {
 #if defined(__x86_64__)
-  return {kNames, kNames + kCount};
+  return {kNames, kNames + kCapabilities};
 #else
   return {"generic"};
 #endif

@@ -7,6 +7,7 @@
 namespace adaftr_fast {
 
 enum class Capability { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
+constexpr int kCapabilities = 5;
 
 // The best set that this build holds and this machine runs, or what set_capability restricted it to.
 Capability capability();
