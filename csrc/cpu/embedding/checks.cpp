@@ -1,11 +1,10 @@
 #include "cpu/embedding/checks.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 
 #include "cpu/embedding/kernels.h"
+#include "cpu/runtime/parallel.h"
 
 namespace adaftr_fast {
 
@@ -34,7 +33,7 @@ void check_offsets(const char* op, const at::Tensor& offsets, int64_t rows) {
 
 bool rows_rise(const int64_t* rows, int64_t count) {
   std::atomic<bool> rise{true};
-  at::parallel_for(0, count, 16 * kRowsPerTask, [&](int64_t begin, int64_t end) {
+  parallel_for(count, 16 * kRowsPerTask, [&](int64_t begin, int64_t end) {
     const int64_t first = std::max<int64_t>(begin, 1) - 1;  // each range looks one row back
     if (!embedding_kernels().rising(rows + first, end - first)) rise = false;
   });

@@ -16,9 +16,9 @@ size_t bf16_workspace_bytes(const InfoNCEProblem<float>& problem, int64_t thread
   return (keeps ? workspace_bytes<KeptSweep> : workspace_bytes<RemadeSweep<1>>)(problem, threads);
 }
 
-void run_infonce_bf16(const InfoNCEProblem<float>& problem, void* workspace, Parallel parallel) {
+void run_infonce_bf16(const InfoNCEProblem<float>& problem, void* workspace, int64_t threads) {
   const bool keeps = problem.columns <= kMostKeptColumns;
-  (keeps ? run_infonce<KeptSweep> : run_infonce<RemadeSweep<1>>)(problem, workspace, parallel);
+  (keeps ? run_infonce<KeptSweep> : run_infonce<RemadeSweep<1>>)(problem, workspace, threads);
 }
 
 constinit const InfoNCEKernels kInfoNCE = {

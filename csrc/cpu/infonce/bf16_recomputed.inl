@@ -35,15 +35,14 @@ struct RemadeSweep : Bf16Sweep<kTerms> {
     arena.take(stripe, entries);
   }
 
-  void run_stripe(Parallel parallel) {
-    over_rows(*this, parallel,
-              [](RemadeSweep& s, int64_t task, int64_t begin, int64_t end) { s.sweep_rows(task, begin, end); });
+  void run_stripe() {
+    over_rows(*this, [](RemadeSweep& s, int64_t task, int64_t begin, int64_t end) { s.sweep_rows(task, begin, end); });
     if (!need_column) return;
-    in_parallel(*this, parts, parallel, [](RemadeSweep& s, int64_t task, int64_t begin, int64_t end) {
+    in_parallel(*this, parts, [](RemadeSweep& s, int64_t task, int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) s.sweep_columns(task, part);
     });
     if (need_row)
-      over_rows(*this, parallel, [](RemadeSweep& s, int64_t task, int64_t begin, int64_t end) {
+      over_rows(*this, [](RemadeSweep& s, int64_t task, int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) s.finish_parts(task, r);
       });
   }

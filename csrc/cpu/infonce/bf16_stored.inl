@@ -14,16 +14,15 @@ struct KeptSweep : Bf16Sweep<1> {
     arena.take(ceil_div(column_panels, kRowPanels) * stripe, block_m);
   }
 
-  void run_stripe(Parallel parallel) {
-    over_rows(*this, parallel, [](KeptSweep& s, int64_t task, int64_t begin, int64_t end) {
+  void run_stripe() {
+    over_rows(*this, [](KeptSweep& s, int64_t task, int64_t begin, int64_t end) {
       s.sweep_rows(task, begin, end, s.out_of(task));
       if (!s.need_column) return;
       for (int64_t r = begin; r < end; r += 2) s.settle(r);
       for (int64_t r0 = begin; r0 < end; r0 += 32) s.scale_into_tiles(r0);
     });
     if (need_column)
-      over_panels(*this, parallel,
-                  [](KeptSweep& s, int64_t p) { s.accumulate_columns(p, s.kept_tile(p, 0), s.kept_tiles); });
+      over_panels(*this, [](KeptSweep& s, int64_t p) { s.accumulate_columns(p, s.kept_tile(p, 0), s.kept_tiles); });
   }
 
   // Brings E of rows r and r + 1 to their final m and shift, and puts the positive in, as p - 1.

@@ -40,10 +40,9 @@ struct FmaSweep : Sweep<T, 1> {
     arena.take(need_column ? 0 : threads * kBlockPanels * e_rows * kPanel<T>, task_e);
   }
 
-  void run_stripe(Parallel parallel) {
-    over_rows(*this, parallel,
-              [](FmaSweep& s, int64_t task, int64_t begin, int64_t end) { s.sweep_rows(task, begin, end); });
-    if (need_column) over_panels(*this, parallel, [](FmaSweep& s, int64_t p) { s.accumulate_column_panel(p); });
+  void run_stripe() {
+    over_rows(*this, [](FmaSweep& s, int64_t task, int64_t begin, int64_t end) { s.sweep_rows(task, begin, end); });
+    if (need_column) over_panels(*this, [](FmaSweep& s, int64_t p) { s.accumulate_column_panel(p); });
   }
 
   void pack_column_panel(int64_t p) {

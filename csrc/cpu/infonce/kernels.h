@@ -36,7 +36,7 @@ template <class T>
 struct InfoNCEKernel {
   size_t (*workspace_bytes)(const InfoNCEProblem<T>&, int64_t threads);
   // workspace: 64-byte aligned, uninitialised.
-  void (*run)(const InfoNCEProblem<T>&, void* workspace, Parallel);
+  void (*run)(const InfoNCEProblem<T>&, void* workspace, int64_t threads);
 
   explicit operator bool() const { return run != nullptr; }
 };

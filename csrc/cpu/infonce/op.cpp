@@ -128,10 +128,10 @@ Outputs run(at::ScalarType inputs, const Tensor& a, const Tensor& b, const Tenso
     for (Tensor* x : {&loss, &lse, &logit, &top1, &entropy, &d_row, &d_column, &d_tau}) x->zero_();
   } else {
     const auto kernel = kernel_for<T>(inputs);
-    const Parallel parallel = torch_threads();
-    const auto bytes = static_cast<int64_t>(kernel.workspace_bytes(problem, parallel.threads));
+    const int64_t threads = thread_count();
+    const auto bytes = static_cast<int64_t>(kernel.workspace_bytes(problem, threads));
     Tensor workspace = at::empty({bytes}, options.dtype(at::kByte));
-    kernel.run(problem, workspace.mutable_data_ptr(), parallel);
+    kernel.run(problem, workspace.mutable_data_ptr(), threads);
   }
   return {(loss * coefficient).sum(), loss, lse, logit, top1, entropy, d_row, d_column, d_tau};
 }

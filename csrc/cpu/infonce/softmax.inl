@@ -246,20 +246,12 @@ struct Sweep {
 
 // Cuts [0, n) into at most `threads` runs and gives each to a thread: body(sweep, task, begin, end).
 template <class S, class Body>
-void in_parallel(S& sweep, int64_t n, Parallel parallel, Body body) {
-  struct Context {
-    S* sweep;
-    int64_t n, tasks;
-    Body* body;
-  } context{&sweep, n, at_most(parallel.threads, n), &body};
-  parallel.run(
-      context.tasks,
-      [](void* opaque, int64_t task) {
-        const typename S::Guard guard;
-        const Context& c = *static_cast<Context*>(opaque);
-        (*c.body)(*c.sweep, task, c.n* task / c.tasks, c.n * (task + 1) / c.tasks);
-      },
-      &context);
+void in_parallel(S& sweep, int64_t n, Body body) {
+  const int64_t tasks = at_most(sweep.threads, n);
+  parallel_for(tasks, 1, [&](int64_t first, int64_t last) {
+    const typename S::Guard guard;
+    for (int64_t task = first; task < last; ++task) body(sweep, task, n * task / tasks, n * (task + 1) / tasks);
+  });
 }
 
 // S: a Sweep with its products.
@@ -270,31 +262,30 @@ size_t workspace_bytes(const InfoNCEProblem<typename S::Scalar>& problem, int64_
 
 // body(sweep, task, begin, end) over the stripe's rows, dealt in groups.
 template <class S, class Body>
-void over_rows(S& sweep, Parallel parallel, Body body) {
-  in_parallel(sweep, ceil_div(sweep.height, S::kGroup), parallel,
-              [body](S& s, int64_t task, int64_t begin, int64_t end) {
-                body(s, task, begin * S::kGroup, at_most(end * S::kGroup, s.height));
-              });
+void over_rows(S& sweep, Body body) {
+  in_parallel(sweep, ceil_div(sweep.height, S::kGroup), [body](S& s, int64_t task, int64_t begin, int64_t end) {
+    body(s, task, begin * S::kGroup, at_most(end * S::kGroup, s.height));
+  });
 }
 
 // body(sweep, panel) over the panels of columns.
 template <class S, class Body>
-void over_panels(S& sweep, Parallel parallel, Body body) {
-  in_parallel(sweep, sweep.column_panels, parallel, [body](S& s, int64_t, int64_t begin, int64_t end) {
+void over_panels(S& sweep, Body body) {
+  in_parallel(sweep, sweep.column_panels, [body](S& s, int64_t, int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) body(s, p);
   });
 }
 
 template <class S>
-void run_infonce(const InfoNCEProblem<typename S::Scalar>& problem, void* workspace, Parallel parallel) {
-  S sweep(problem, parallel.threads, static_cast<char*>(workspace));
-  over_panels(sweep, parallel, [](S& s, int64_t p) { s.pack_column_panel(p); });
+void run_infonce(const InfoNCEProblem<typename S::Scalar>& problem, void* workspace, int64_t threads) {
+  S sweep(problem, threads, static_cast<char*>(workspace));
+  over_panels(sweep, [](S& s, int64_t p) { s.pack_column_panel(p); });
   for (int64_t first = 0; first < problem.rows; first += sweep.stripe) {
     sweep.first = first;
     sweep.height = at_most(problem.rows - first, sweep.stripe);
-    sweep.run_stripe(parallel);
+    sweep.run_stripe();
   }
-  if (sweep.need_column) over_panels(sweep, parallel, [](S& s, int64_t p) { s.unpack_column_panel(p); });
+  if (sweep.need_column) over_panels(sweep, [](S& s, int64_t p) { s.unpack_column_panel(p); });
 }
 
 template <class S>

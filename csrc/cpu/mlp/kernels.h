@@ -65,10 +65,10 @@ template <class T>
 struct MlpKernel {
   size_t (*workspace_bytes)(const MlpProblem<T>&, bool backward, int64_t threads);
   // workspace: 64-byte aligned, uninitialised.
-  void (*forward)(const MlpProblem<T>&, void* workspace, Parallel);
-  void (*backward)(const MlpProblem<T>&, void* workspace, Parallel);
+  void (*forward)(const MlpProblem<T>&, void* workspace, int64_t threads);
+  void (*backward)(const MlpProblem<T>&, void* workspace, int64_t threads);
   size_t (*mixture_workspace_bytes)(const MixtureProblem&, int64_t threads);
-  void (*mixture)(const MixtureProblem&, void* workspace, Parallel);
+  void (*mixture)(const MixtureProblem&, void* workspace, int64_t threads);
 
   explicit operator bool() const { return forward != nullptr; }
 };

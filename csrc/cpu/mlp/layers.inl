@@ -98,36 +98,28 @@ struct Mlp {
   }
   static F* column_down(F* block, int64_t k) { return block + k / kPanel<F> * kBlockDepth * kPanel<F> + k % kPanel<F>; }
 
-  // body(mlp, task, number of tasks) on each task's thread.
+  // body(task) on each task's thread.
   template <class Body>
-  void in_parallel(Parallel parallel, Body body) {
-    struct Context {
-      Mlp* mlp;
-      Body* body;
-    } context{this, &body};
-    parallel.run(
-        tasks,
-        [](void* opaque, int64_t task) {
-          const Context& c = *static_cast<Context*>(opaque);
-          (*c.body)(*c.mlp, task);
-        },
-        &context);
-  }
-
-  void forward(Parallel parallel) {
-    in_parallel(parallel, [](Mlp& m, int64_t task) { m.pack(task, &Mlp::pack_transposed); });
-    in_parallel(parallel, [](Mlp& m, int64_t task) {
-      m.over_blocks(task, [&](int64_t row, int64_t rows) { m.forward_block(task, row, rows); });
+  void in_parallel(Body body) {
+    parallel_for(tasks, 1, [&](int64_t first, int64_t last) {
+      for (int64_t task = first; task < last; ++task) body(task);
     });
   }
 
-  void backward(Parallel parallel) {
-    in_parallel(parallel, [](Mlp& m, int64_t task) { m.pack(task, &Mlp::pack_rows); });
-    in_parallel(parallel, [](Mlp& m, int64_t task) {
-      for (int64_t i = 0; i < m.share; ++i) m.shares[task * m.share + i] = 0;
-      m.over_blocks(task, [&](int64_t row, int64_t rows) { m.backward_block(task, row, rows); });
+  void forward() {
+    in_parallel([this](int64_t task) { pack(task, &Mlp::pack_transposed); });
+    in_parallel([this](int64_t task) {
+      over_blocks(task, [&](int64_t row, int64_t rows) { forward_block(task, row, rows); });
     });
-    in_parallel(parallel, [](Mlp& m, int64_t task) { m.sum_shares(task); });
+  }
+
+  void backward() {
+    in_parallel([this](int64_t task) { pack(task, &Mlp::pack_rows); });
+    in_parallel([this](int64_t task) {
+      for (int64_t i = 0; i < share; ++i) shares[task * share + i] = 0;
+      over_blocks(task, [&](int64_t row, int64_t rows) { backward_block(task, row, rows); });
+    });
+    in_parallel([this](int64_t task) { sum_shares(task); });
   }
 
   template <class Body>
@@ -363,10 +355,10 @@ size_t mlp_workspace_bytes(const MlpProblem<T>& problem, bool backward, int64_t 
   return Mlp<T, F>(problem, backward, threads, nullptr).arena.used;
 }
 template <class T, class F>
-void mlp_forward(const MlpProblem<T>& problem, void* workspace, Parallel parallel) {
-  Mlp<T, F>(problem, false, parallel.threads, static_cast<char*>(workspace)).forward(parallel);
+void mlp_forward(const MlpProblem<T>& problem, void* workspace, int64_t threads) {
+  Mlp<T, F>(problem, false, threads, static_cast<char*>(workspace)).forward();
 }
 template <class T, class F>
-void mlp_backward(const MlpProblem<T>& problem, void* workspace, Parallel parallel) {
-  Mlp<T, F>(problem, true, parallel.threads, static_cast<char*>(workspace)).backward(parallel);
+void mlp_backward(const MlpProblem<T>& problem, void* workspace, int64_t threads) {
+  Mlp<T, F>(problem, true, threads, static_cast<char*>(workspace)).backward();
 }

@@ -116,11 +116,11 @@ size_t mixture_workspace_bytes(const MixtureProblem& problem, int64_t threads) {
 }
 
 template <class T>
-void run_mixture(const MixtureProblem& problem, void* workspace, Parallel parallel) {
-  Mixture<T> mixture(problem, parallel.threads, workspace);
-  parallel.run(
-      mixture.tasks, [](void* mixture, int64_t task) { static_cast<const Mixture<T>*>(mixture)->rows_of(task); },
-      &mixture);
+void run_mixture(const MixtureProblem& problem, void* workspace, int64_t threads) {
+  const Mixture<T> mixture(problem, threads, workspace);
+  parallel_for(mixture.tasks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) mixture.rows_of(task);
+  });
 }
 
 template <class T, class F = T>

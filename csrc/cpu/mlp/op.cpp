@@ -120,9 +120,9 @@ struct Stacks {
     if (rows == 0) return;
     const MlpProblem<T> q = problem();
     const auto kernel = kernel_for<T>(layers[0].output.half);
-    const Parallel parallel = torch_threads();
-    const Tensor workspace = workspace_of(kernel.workspace_bytes(q, backward, parallel.threads));
-    (backward ? kernel.backward : kernel.forward)(q, workspace.mutable_data_ptr(), parallel);
+    const int64_t threads = thread_count();
+    const Tensor workspace = workspace_of(kernel.workspace_bytes(q, backward, threads));
+    (backward ? kernel.backward : kernel.forward)(q, workspace.mutable_data_ptr(), threads);
   }
 };
 
@@ -199,10 +199,10 @@ void check_mixture(const Tensor& experts, const Tensor& logits) {
 
 void run_mixture(MixtureProblem& q, bool wide) {
   if (q.rows == 0) return;
-  const Parallel parallel = torch_threads();
+  const int64_t threads = thread_count();
   const auto go = [&](const auto& kernel) {
-    const Tensor workspace = workspace_of(kernel.mixture_workspace_bytes(q, parallel.threads));
-    kernel.mixture(q, workspace.mutable_data_ptr(), parallel);
+    const Tensor workspace = workspace_of(kernel.mixture_workspace_bytes(q, threads));
+    kernel.mixture(q, workspace.mutable_data_ptr(), threads);
   };
   if (wide)
     go(kernel_for<double>(false));

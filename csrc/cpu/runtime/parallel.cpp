@@ -4,12 +4,10 @@
 
 namespace adaftr_fast {
 
-Parallel torch_threads() {
-  return {at::get_num_threads(), [](int64_t tasks, void (*body)(void*, int64_t), void* context) {
-            at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) body(context, i);
-            });
-          }};
+int64_t thread_count() { return at::get_num_threads(); }
+
+void parallel_ranges(int64_t count, int64_t grain, void (*body)(const void*, int64_t, int64_t), const void* context) {
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
 }  // namespace adaftr_fast

@@ -1,17 +1,24 @@
-// How a torch-free kernel runs on several threads.
+// Several threads for code that does not know PyTorch: PyTorch's own.
 #pragma once
 
 #include <cstdint>
 
 namespace adaftr_fast {
 
-// Runs body(context, i) for i in [0, tasks), tasks <= threads, each on a thread of its own.
-struct Parallel {
-  int64_t threads;
-  void (*run)(int64_t tasks, void (*body)(void* context, int64_t task), void* context);
-};
+// How many threads PyTorch may use for one op (torch.set_num_threads).
+int64_t thread_count();
 
-// The threads of PyTorch.
-Parallel torch_threads();
+// Calls body(context, begin, end) on ranges that make up [0, count), each on a thread of its own and, where count
+// allows, no shorter than grain. What a body throws reaches the caller.
+void parallel_ranges(int64_t count, int64_t grain, void (*body)(const void* context, int64_t begin, int64_t end),
+                     const void* context);
+
+// The same for a function object: body(begin, end).
+template <class Body>
+void parallel_for(int64_t count, int64_t grain, const Body& body) {
+  parallel_ranges(
+      count, grain,
+      [](const void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); }, &body);
+}
 
 }  // namespace adaftr_fast

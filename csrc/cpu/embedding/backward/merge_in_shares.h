@@ -1,8 +1,6 @@
 // The merge in which all threads work on every field: for bags, which differ in size, and for few fields.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 #include <tuple>
@@ -12,6 +10,7 @@
 #include "cpu/embedding/checks.h"
 #include "cpu/embedding/kernels.h"
 #include "cpu/runtime/caching_allocator.h"
+#include "cpu/runtime/parallel.h"
 
 namespace adaftr_fast {
 
@@ -38,7 +37,7 @@ inline std::vector<int64_t> rank_fields(const RowSet& set, int64_t fields) {
 inline void emit_fields(const MergeShape& shape, const RowSet& set, const std::vector<int64_t>& base, int64_t* rows,
                         char* sums, int64_t row_bytes) {
   for (int64_t f = 0; f < shape.fields; ++f) {
-    at::parallel_for(0, set.sumword[f + 1] - set.sumword[f], 4, [&](int64_t begin, int64_t end) {
+    parallel_for(set.sumword[f + 1] - set.sumword[f], 4, [&](int64_t begin, int64_t end) {
       embedding_kernels().row_sets.emit(set, f, shape.first_row[f], rows + base[f], sums + base[f] * row_bytes,
                                         row_bytes, begin, end);
     });
@@ -56,8 +55,7 @@ std::tuple<at::Tensor, at::Tensor> merge_in_shares(const MergeShape& shape, cons
   const ClearAtEnd clear{set, shape.fields};
   std::atomic<int64_t> bad{-1};
   const int64_t grain = std::max<int64_t>(1, kRowsPerTask * shape.batch / std::max<int64_t>(1, shape.lookups));
-  at::parallel_for(0, shape.batch, grain,
-                   [&](int64_t begin, int64_t end) { keep_smallest(bad, mark(set, begin, end)); });
+  parallel_for(shape.batch, grain, [&](int64_t begin, int64_t end) { keep_smallest(bad, mark(set, begin, end)); });
   if (bad >= 0) raise(bad.load());
   const std::vector<int64_t> base = rank_fields(set, shape.fields);
   const at::ScalarType type = c10::typeMetaToScalarType(options.dtype());
@@ -66,8 +64,8 @@ std::tuple<at::Tensor, at::Tensor> merge_in_shares(const MergeShape& shape, cons
   if (base.back() > 0) {
     T* to = mutable_data_of<T>(sums);
     emit_fields(shape, set, base, mutable_data_of<int64_t>(rows), reinterpret_cast<char*>(to), shape.width * sizeof(T));
-    const int64_t parts = shape.lookups < 2 * kRowsPerTask ? 1 : at::get_num_threads();
-    at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    const int64_t parts = shape.lookups < 2 * kRowsPerTask ? 1 : thread_count();
+    parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) merge(set, base.data(), to, part, parts);
     });
   }

@@ -1,5 +1,4 @@
 // The ops adaftr_fast::fused_embedding_backward and strictly_rising on the CPU: checks, memory and launches.
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 #include "cpu/embedding/checks.h"
 #include "cpu/embedding/kernels.h"
 #include "cpu/runtime/caching_allocator.h"
+#include "cpu/runtime/parallel.h"
 
 namespace adaftr_fast {
 namespace {
@@ -23,7 +23,7 @@ template <typename Id>
 std::vector<int64_t> rank_lookups(const Ids<Id>& ids, uint32_t* place, int64_t grain) {
   std::vector<int64_t> base(ids.fields + 1, 0);
   std::atomic<int64_t> bad{-1};
-  at::parallel_for(0, ids.fields, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(ids.fields, grain, [&](int64_t begin, int64_t end) {
     int64_t rows = 0;
     for (int64_t f = begin; f < end; ++f) rows = std::max(rows, ids.first_row[f + 1] - ids.first_row[f]);
     keep_smallest(bad, rank_kernels<Id>().rank(ids, scratch_field(rows), place, base.data() + 1, begin, end));
@@ -35,7 +35,7 @@ std::vector<int64_t> rank_lookups(const Ids<Id>& ids, uint32_t* place, int64_t g
 
 // Threads own whole fields where there are enough of them.
 bool merges_in_shares(int64_t fields, int64_t lookups) {
-  return at::get_num_threads() > 1 && fields < 4 * at::get_num_threads() && lookups >= 2 * kRowsPerTask;
+  return thread_count() > 1 && fields < 4 * thread_count() && lookups >= 2 * kRowsPerTask;
 }
 
 template <typename W, typename Id>
@@ -61,7 +61,7 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tenso
   const W* from = data_of<W>(grad);
   auto* rows_to = mutable_data_of<int64_t>(rows);
   auto* values_to = mutable_data_of<Compute<W>>(values);
-  at::parallel_for(0, ids.fields, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(ids.fields, grain, [&](int64_t begin, int64_t end) {
     merge_kernels<W, Id>().merge(ids, place, base.data(), from, width, rows_to, values_to, begin, end);
   });
   return {rows, values.to(grad.scalar_type())};

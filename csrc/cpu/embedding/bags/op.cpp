@@ -1,5 +1,4 @@
 // The ops adaftr_fast::embedding_bags and embedding_bags_backward on the CPU: checks, memory and launches.
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -7,6 +6,7 @@
 
 #include "cpu/embedding/backward/merge_in_shares.h"
 #include "cpu/embedding/bags/bags.h"
+#include "cpu/runtime/parallel.h"
 
 namespace adaftr_fast {
 namespace {
@@ -82,12 +82,11 @@ at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, co
       const auto input = bags_of<Id, Compute<W>>(ids, ends, factors, offsets, mean);
       std::atomic<int64_t> bad{-1};
       // Bags differ in size: small tasks, so that no thread is left with the large ones.
-      at::parallel_for(0, batch, std::max<int64_t>(1, kRowsPerTask * batch / std::max<int64_t>(1, values.size(0))),
-                       [&](int64_t begin, int64_t end) {
-                         keep_smallest(
-                             bad, bag_kernels<W, Id>().pool(input, data_of<W>(weight), table ? &*table : nullptr, width,
-                                                            mutable_data_of<W>(out), begin, end));
-                       });
+      parallel_for(batch, std::max<int64_t>(1, kRowsPerTask * batch / std::max<int64_t>(1, values.size(0))),
+                   [&](int64_t begin, int64_t end) {
+                     keep_smallest(bad, bag_kernels<W, Id>().pool(input, data_of<W>(weight), table ? &*table : nullptr,
+                                                                  width, mutable_data_of<W>(out), begin, end));
+                   });
       if (bad >= 0) raise_bad_value(kOp, input, bad);
     });
   });

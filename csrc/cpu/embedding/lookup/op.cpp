@@ -1,5 +1,4 @@
 // The op adaftr_fast::fused_embedding on the CPU, and the huge pages of its tables: checks, memory and launches.
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #if defined(__linux__)
@@ -11,6 +10,7 @@
 #include "cpu/embedding/checks.h"
 #include "cpu/embedding/kernels.h"
 #include "cpu/runtime/caching_allocator.h"
+#include "cpu/runtime/parallel.h"
 
 namespace adaftr_fast {
 namespace {
@@ -21,7 +21,7 @@ void run_lookup(const Ids<Id>& ids, const at::Tensor& weight, at::Tensor& out) {
   const char* from = data_of<char>(weight);
   char* to = mutable_data_of<char>(out);
   std::atomic<int64_t> bad{-1};
-  at::parallel_for(0, ids.batch, batch_grain(ids.fields), [&](int64_t begin, int64_t end) {
+  parallel_for(ids.batch, batch_grain(ids.fields), [&](int64_t begin, int64_t end) {
     keep_smallest(bad, lookup_kernels<Id>().lookup(ids, from, row_bytes, to, begin, end));
   });
   if (bad >= 0) raise_bad_id("fused_embedding", ids, bad);

@@ -1,10 +1,10 @@
 // The optimizer steps on the rows of a batch, on the CPU: checks and launches.
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include "cpu/embedding/checks.h"
 #include "cpu/embedding/kernels.h"
 #include "cpu/runtime/caching_allocator.h"
+#include "cpu/runtime/parallel.h"
 
 namespace adaftr_fast {
 namespace {
@@ -39,8 +39,8 @@ void run_update(const char* op, at::Tensor& weight, const at::Tensor& state, int
     W* to = mutable_data_of<W>(weight);
     auto* state_to = state_width == 0 ? nullptr : mutable_data_of<Compute<W>>(state);
     const auto step = choose(typed_kernels<W>().update);
-    at::parallel_for(0, rows.size(0), kRowsPerTask,
-                     [&](int64_t begin, int64_t end) { step(to, state_to, gradient, by, begin, end); });
+    parallel_for(rows.size(0), kRowsPerTask,
+                 [&](int64_t begin, int64_t end) { step(to, state_to, gradient, by, begin, end); });
   });
 }
 
@@ -78,8 +78,8 @@ void adam_(at::Tensor& weight, at::TensorList state, const at::Tensor& rows, con
     const auto& kernels = typed_kernels<W>().adam;
     const auto* row = data_of<int64_t>(rows);
     const W* from = data_of<W>(grad);
-    at::parallel_for(0, rows.size(0), kRowsPerTask,
-                     [&](int64_t begin, int64_t end) { kernels.step(table, row, from, lr, begin, end); });
+    parallel_for(rows.size(0), kRowsPerTask,
+                 [&](int64_t begin, int64_t end) { kernels.step(table, row, from, lr, begin, end); });
     kernels.advance(table, reinterpret_cast<AdamClock*>(mutable_data_of<double>(state[5])), lr);
   });
 }
@@ -89,8 +89,8 @@ void adam_flush_(at::Tensor& weight, at::TensorList state) {
   by_table_type("embedding_adam_flush_", weight.scalar_type(), [&](auto w) {
     using W = decltype(w);
     const AdamTable<W> table = adam_table<W>("embedding_adam_flush_", weight, state);
-    at::parallel_for(0, weight.size(0), kRowsPerTask,
-                     [&](int64_t begin, int64_t end) { typed_kernels<W>().adam.flush(table, begin, end); });
+    parallel_for(weight.size(0), kRowsPerTask,
+                 [&](int64_t begin, int64_t end) { typed_kernels<W>().adam.flush(table, begin, end); });
     auto* clock = reinterpret_cast<AdamClock*>(mutable_data_of<double>(state[5]));
     clock->base = clock->step;
     table.schedule[0] = {};
@@ -101,7 +101,7 @@ void adam_flush_(at::Tensor& weight, at::TensorList state) {
 template <typename W, typename Id>
 void run_deferred(const Ids<Id>& ids, const AdamTable<W>& table, W* out) {
   std::atomic<int64_t> bad{-1};
-  at::parallel_for(0, ids.batch, batch_grain(ids.fields), [&](int64_t begin, int64_t end) {
+  parallel_for(ids.batch, batch_grain(ids.fields), [&](int64_t begin, int64_t end) {
     const auto& kernels = typed_kernels<W>().adam;
     if constexpr (sizeof(Id) == sizeof(int32_t)) {
       keep_smallest(bad, kernels.lookup32(ids, table, out, begin, end));
