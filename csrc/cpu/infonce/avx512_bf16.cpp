@@ -8,17 +8,17 @@ namespace adaftr_fast::avx512_bf16 {
 #include "cpu/infonce/bf16_recomputed.inl"
 #include "cpu/infonce/bf16_stored.inl"
 
-// With more columns than this E comes from far away, and making it again takes no longer.
-constexpr int64_t kMostKeptColumns = 2048;
+// With more columns than this P comes from far away, and computing it again takes no longer.
+constexpr int64_t kMaxStoredColumns = 2048;
 
 size_t bf16_workspace_bytes(const InfoNCEProblem<float>& problem, int64_t threads) {
-  const bool keeps = problem.columns <= kMostKeptColumns;
-  return (keeps ? workspace_bytes<KeptSweep> : workspace_bytes<RemadeSweep<1>>)(problem, threads);
+  const bool stores = problem.columns <= kMaxStoredColumns;
+  return (stores ? workspace_bytes<StoredSweep> : workspace_bytes<RecomputedSweep<1>>)(problem, threads);
 }
 
 void run_infonce_bf16(const InfoNCEProblem<float>& problem, void* workspace, int64_t threads) {
-  const bool keeps = problem.columns <= kMostKeptColumns;
-  (keeps ? run_infonce<KeptSweep> : run_infonce<RemadeSweep<1>>)(problem, workspace, threads);
+  const bool stores = problem.columns <= kMaxStoredColumns;
+  (stores ? run_infonce<StoredSweep> : run_infonce<RecomputedSweep<1>>)(problem, workspace, threads);
 }
 
 constinit const InfoNCEKernels kInfoNCE = {

@@ -1,50 +1,52 @@
-// The sweep where a product costs more than the memory of its result: S and E are made once, in the row phase, which
-// also makes O; E is kept in bfloat16, 2 bytes an element, for the column phase, D += E^T A'. E was taken at the m of
-// its block; the few rows whose m has moved since are brought to the last one before that.
+// The sweep where a product costs more than the memory of its result: S and P are computed once, in the row phase,
+// which also sums acc; P is stored in bfloat16, 2 bytes an element, for the column phase, d_candidates += P^T A'. P was
+// taken at the m of its block; before the column phase the few rows whose m has grown since are rescaled to the final
+// m.
 #pragma once
 
 #include "cpu/infonce/bf16.inl"
 
-struct KeptSweep : Bf16Sweep<1> {
-  KeptSweep(const InfoNCEProblem<float>& problem, int64_t threads, char* base)
-      : Bf16Sweep<1>(problem, threads, base, kRowPanels) {
-    if (!need_column) return;
-    kept_tiles = row_tiles | 1;  // odd, or tiles of neighbouring panels would alias
-    arena.take(column_panels * 2 * kept_tiles * kStep, kept);
-    arena.take(ceil_div(column_panels, kRowPanels) * stripe, block_m);
+struct StoredSweep : Bf16Sweep<1> {
+  StoredSweep(const InfoNCEProblem<float>& problem, int64_t threads, char* base)
+      : Bf16Sweep<1>(problem, threads, base, kBlockPanels) {
+    if (!need_d_candidates) return;
+    stored_tiles = row_tiles | 1;  // odd, or tiles of neighbouring panels would alias
+    arena.take(column_panels * 2 * stored_tiles * kStep, stored);
+    arena.take(ceil_div(column_panels, kBlockPanels) * block_m, m_of_block);
   }
 
-  void run_stripe() {
-    over_rows(*this, [](KeptSweep& s, int64_t task, int64_t begin, int64_t end) {
-      s.sweep_rows(task, begin, end, s.out_of(task));
-      if (!s.need_column) return;
-      for (int64_t r = begin; r < end; r += 2) s.settle(r);
+  void run_block() {
+    over_rows(*this, [](StoredSweep& s, int64_t task, int64_t begin, int64_t end) {
+      s.sweep_rows(task, begin, end, s.acc_of(task));
+      if (!s.need_d_candidates) return;
+      for (int64_t r = begin; r < end; r += 2) s.rescale_to_final_m(r);
       for (int64_t r0 = begin; r0 < end; r0 += 32) s.scale_into_tiles(r0);
     });
-    if (need_column)
-      over_panels(*this, [](KeptSweep& s, int64_t p) { s.accumulate_columns(p, s.kept_tile(p, 0), s.kept_tiles); });
+    if (need_d_candidates)
+      over_panels(*this,
+                  [](StoredSweep& s, int64_t p) { s.accumulate_columns(p, s.stored_tile(p, 0), s.stored_tiles); });
   }
 
-  // Brings E of rows r and r + 1 to their final m and shift, and puts the positive in, as p - 1.
-  void settle(int64_t r) {
+  // Rescales P of rows r and r + 1 to their final m and shift, and enters the positive, as its probability less 1.
+  void rescale_to_final_m(int64_t r) {
     const int64_t rows = at_most(height - r, 2);
-    for (int64_t i = r; i < r + rows; ++i) shift[i] = state[i].slope == 0 ? 0 : e_shift(i);
-    for (int64_t c = 0; c * kRowPanels < column_panels; ++c) {
-      const float even = factor_of(c, r), odd = rows == 2 ? factor_of(c, r + 1) : 1;
+    for (int64_t i = r; i < r + rows; ++i) shift[i] = state[i].grad_scale == 0 ? 0 : exponent_shift(i);
+    for (int64_t c = 0; c * kBlockPanels < column_panels; ++c) {
+      const float even = alpha_of(c, r), odd = rows == 2 ? alpha_of(c, r + 1) : 1;
       if (even == 1 && odd == 1) continue;
-      for (int64_t p = c * kRowPanels; p < at_most((c + 1) * kRowPanels, column_panels); ++p)
+      for (int64_t p = c * kBlockPanels; p < at_most((c + 1) * kBlockPanels, column_panels); ++p)
         for (int64_t half = 0; half < 2; ++half)
-          scale_pair(kept_tile(p, r) + half * kept_tiles * kStep + in_b(r % 32, 0), even, odd);
+          scale_pair(stored_tile(p, r) + half * stored_tiles * kStep + in_b(r % 32, 0), even, odd);
     }
     for (int64_t i = r; i < r + rows; ++i) place_positive(i);
   }
 
-  // What a block of E is off by; 0 where the row has no gradient, whatever E holds.
-  float factor_of(int64_t block, int64_t r) const {
+  // What a block of P is multiplied by; 0 where the row has no gradient, whatever P holds.
+  float alpha_of(int64_t block, int64_t r) const {
     const RowState<float>& row = state[r];
-    if (row.slope == 0) return 0;
-    const float m = block_m[block * stripe + r];
-    return exp2(m == row.m ? shift[r] : (m - row.m) * row.scale + shift[r]);
+    if (row.grad_scale == 0) return 0;
+    const float m = m_of_block[block * block_m + r];
+    return exp2(m == row.m ? shift[r] : (m - row.m) * row.softmax_scale_log2 + shift[r]);
   }
 
   // Two rows of a B tile, side by side pair by pair.
@@ -61,7 +63,7 @@ struct KeptSweep : Bf16Sweep<1> {
   void place_positive(int64_t r) {
     const int64_t j = positive_of(first + r);
     if (j == kIgnore) return;
-    put<1>(kept_tile(j / 32, r) + j % 32 / 16 * kept_tiles * kStep, in_b(r % 32, j % 16),
-           state[r].slope == 0 ? 0 : positive_entry[r] * exp2(shift[r]));
+    put<1>(stored_tile(j / 32, r) + j % 32 / 16 * stored_tiles * kStep, in_b(r % 32, j % 16),
+           state[r].grad_scale == 0 ? 0 : positive_p[r] * exp2(shift[r]));
   }
 };

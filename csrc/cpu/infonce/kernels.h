@@ -15,20 +15,20 @@ constexpr int64_t kIgnore = -100;
 template <class T>
 struct InfoNCEProblem {
   int64_t rows, columns, width;
-  const T* a;                   // [B, d]
-  const T* b;                   // [N, d]
+  const T* anchors;             // [B, d]
+  const T* candidates;          // [N, d]
   const T* tau;                 // [B], > 0
   const int64_t* positive;      // [B] or null for 0, 1, 2, ...; kIgnore leaves the row out
   const int64_t* row_group;     // [B] or null
   const int64_t* column_group;  // [N], null exactly when row_group is
-  const T* coefficient;         // [B]
+  const T* scale;               // [B] of the row's loss in the op's loss
   T* loss;                      // [B]
   T* lse;                       // [B]
   T* positive_logit;            // [B]
   bool* top1;                   // [B] or null, as entropy
   T* entropy;                   // [B] or null
-  T* d_row;                     // [B, d] or null
-  T* d_column;                  // [N, d] or null
+  T* d_anchors;                 // [B, d] or null
+  T* d_candidates;              // [N, d] or null
   T* d_tau;                     // [B] or null
 };
 

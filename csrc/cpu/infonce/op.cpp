@@ -53,16 +53,17 @@ InfoNCEKernel<T> kernel_for(at::ScalarType inputs) {
   }
 }
 
-void check_arguments(const Tensor& h_row, const Tensor& h_column, const Tensor& tau, const Tensor& coefficient) {
-  TORCH_CHECK(h_row.dim() == 2 && h_column.dim() == 2 && h_row.size(1) == h_column.size(1) && h_row.size(1) > 0,
-              "adaptive_infonce: h_row and h_column must be [B, d] and [N, d] with d >= 1, got ", h_row.sizes(),
-              " and ", h_column.sizes());
-  TORCH_CHECK(h_row.scalar_type() == h_column.scalar_type(),
-              "adaptive_infonce: h_row and h_column must share a dtype, got ", h_row.scalar_type(), " and ",
-              h_column.scalar_type());
-  for (const auto& [name, x] : {std::pair{"tau", &tau}, std::pair{"coefficient", &coefficient}})
-    TORCH_CHECK(x->dim() == 1 && x->size(0) == h_row.size(0), "adaptive_infonce: ", name, " must be [", h_row.size(0),
-                "], got ", x->sizes());
+void check_arguments(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale) {
+  TORCH_CHECK(
+      anchors.dim() == 2 && candidates.dim() == 2 && anchors.size(1) == candidates.size(1) && anchors.size(1) > 0,
+      "adaptive_infonce: h_row and h_column must be [B, d] and [N, d] with d >= 1, got ", anchors.sizes(), " and ",
+      candidates.sizes());
+  TORCH_CHECK(anchors.scalar_type() == candidates.scalar_type(),
+              "adaptive_infonce: h_row and h_column must share a dtype, got ", anchors.scalar_type(), " and ",
+              candidates.scalar_type());
+  for (const auto& [name, x] : {std::pair{"tau", &tau}, std::pair{"coefficient", &scale}})
+    TORCH_CHECK(x->dim() == 1 && x->size(0) == anchors.size(0), "adaptive_infonce: ", name, " must be [",
+                anchors.size(0), "], got ", x->sizes());
 }
 
 // Contiguous int64 ids of the given length, or none.
@@ -90,42 +91,43 @@ void check_values(const Tensor& tau, const OptionalTensor& positive, int64_t row
 }
 
 template <class T>
-Outputs run(at::ScalarType inputs, const Tensor& a, const Tensor& b, const Tensor& tau, const OptionalTensor& positive,
-            const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& coefficient,
-            bool need_row, bool need_column, bool need_tau, bool need_stats) {
-  const int64_t rows = a.size(0), columns = b.size(0);
+Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
+            const OptionalTensor& positive, const OptionalTensor& row_group, const OptionalTensor& column_group,
+            const Tensor& scale, bool need_d_anchors, bool need_d_candidates, bool need_tau, bool need_stats) {
+  const int64_t rows = anchors.size(0), columns = candidates.size(0);
   check_values<T>(tau, positive, rows, columns);
-  const auto options = a.options();
+  const auto options = anchors.options();
   const auto maybe = [&](bool needed, at::IntArrayRef shape) {
     constexpr int64_t none = 0;
     return at::empty(needed ? shape : at::IntArrayRef(none), options);
   };
   Tensor loss = at::empty({rows}, options), lse = at::empty({rows}, options), logit = at::empty({rows}, options);
   Tensor top1 = at::empty({need_stats ? rows : 0}, options.dtype(at::kBool)), entropy = maybe(need_stats, {rows});
-  Tensor d_row = maybe(need_row, a.sizes()), d_column = maybe(need_column, b.sizes()), d_tau = maybe(need_tau, {rows});
+  Tensor d_anchors = maybe(need_d_anchors, anchors.sizes()),
+         d_candidates = maybe(need_d_candidates, candidates.sizes()), d_tau = maybe(need_tau, {rows});
 
   const auto data = [](Tensor& x, bool needed) { return needed ? x.mutable_data_ptr<T>() : nullptr; };
   const auto id_data = [](const OptionalTensor& x) { return x.has_value() ? x->const_data_ptr<int64_t>() : nullptr; };
   const InfoNCEProblem<T> problem{rows,
                                   columns,
-                                  a.size(1),
-                                  a.const_data_ptr<T>(),
-                                  b.const_data_ptr<T>(),
+                                  anchors.size(1),
+                                  anchors.const_data_ptr<T>(),
+                                  candidates.const_data_ptr<T>(),
                                   tau.const_data_ptr<T>(),
                                   id_data(positive),
                                   id_data(row_group),
                                   id_data(column_group),
-                                  coefficient.const_data_ptr<T>(),
+                                  scale.const_data_ptr<T>(),
                                   loss.mutable_data_ptr<T>(),
                                   lse.mutable_data_ptr<T>(),
                                   logit.mutable_data_ptr<T>(),
                                   need_stats ? top1.mutable_data_ptr<bool>() : nullptr,
                                   data(entropy, need_stats),
-                                  data(d_row, need_row),
-                                  data(d_column, need_column),
+                                  data(d_anchors, need_d_anchors),
+                                  data(d_candidates, need_d_candidates),
                                   data(d_tau, need_tau)};
   if (rows == 0 || columns == 0) {  // columns == 0: every row is ignored
-    for (Tensor* x : {&loss, &lse, &logit, &top1, &entropy, &d_row, &d_column, &d_tau}) x->zero_();
+    for (Tensor* x : {&loss, &lse, &logit, &top1, &entropy, &d_anchors, &d_candidates, &d_tau}) x->zero_();
   } else {
     const auto kernel = kernel_for<T>(inputs);
     const int64_t threads = thread_count();
@@ -133,21 +135,22 @@ Outputs run(at::ScalarType inputs, const Tensor& a, const Tensor& b, const Tenso
     Tensor workspace = at::empty({bytes}, options.dtype(at::kByte));
     kernel.run(problem, workspace.mutable_data_ptr(), threads);
   }
-  return {(loss * coefficient).sum(), loss, lse, logit, top1, entropy, d_row, d_column, d_tau};
+  return {(loss * scale).sum(), loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
 }
 
-Outputs infonce(const Tensor& h_row, const Tensor& h_column, const Tensor& tau, const OptionalTensor& positive,
-                const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& coefficient,
-                bool need_row, bool need_column, bool need_tau, bool need_stats) {
-  check_arguments(h_row, h_column, tau, coefficient);
+Outputs infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
+                const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& scale,
+                bool need_d_anchors, bool need_d_candidates, bool need_tau, bool need_stats) {
+  check_arguments(anchors, candidates, tau, scale);
   TORCH_CHECK(row_group.has_value() == column_group.has_value(),
               "adaptive_infonce: row_group and column_group must be given together");
-  const auto dtype = h_row.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto dtype = anchors.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto widen = [&](const Tensor& x) { return x.to(dtype).contiguous(); };
   const auto go = dtype == at::kDouble ? run<double> : run<float>;
-  return go(h_row.scalar_type(), widen(h_row), widen(h_column), widen(tau), ids("positive", positive, h_row.size(0)),
-            ids("row_group", row_group, h_row.size(0)), ids("column_group", column_group, h_column.size(0)),
-            widen(coefficient), need_row, need_column, need_tau, need_stats);
+  return go(anchors.scalar_type(), widen(anchors), widen(candidates), widen(tau),
+            ids("positive", positive, anchors.size(0)), ids("row_group", row_group, anchors.size(0)),
+            ids("column_group", column_group, candidates.size(0)), widen(scale), need_d_anchors, need_d_candidates,
+            need_tau, need_stats);
 }
 
 }  // namespace

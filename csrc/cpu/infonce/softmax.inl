@@ -1,11 +1,20 @@
-// Adaptive InfoNCE, forward and every gradient, in one pass over stripes of rows and O((B + N) d + stripe * N) memory.
-// Included once per instruction set (see vectors.inl).
+// Adaptive InfoNCE, forward and every gradient, in one pass over blocks of rows and O((B + N) d + block_m * N) memory.
+// Included once per instruction set (see vectors.inl). The names are FlashAttention's where it has one:
 //
-// With e_rj = exp(z_rj) / exp(m_r) over the negatives, l_r their sum plus the positive's, a sweep makes
-//   O_r = sum_j e_rj b_j             d_row_r = slope_r / l_r (O_r - l_negative b_y),  slope = coefficient / tau
-//   D_j = sum_r e_rj A'_r            A'_r = slope_r / l_r a_r carries every per-row factor
-// The positive is left out of l_negative and O, and enters as p - 1 = -l_negative / l, in D as an e of -l_negative, so
-// that nothing cancels as p -> 1.
+//   a_r, b_j            anchor of row r, candidate of column j
+//   s_rj                score: a_r . b_j; S is the matrix of scores
+//   m_r                 running maximum of the scores, less max_offset at most
+//   p_rj                2^((s_rj - m_r) softmax_scale_log2_r) of a negative, not yet divided by l; P is their matrix
+//   l_r                 sum of p_rj over the negatives; once a row is finished, with the positive's term
+//   alpha               2^((m_old - m_new) softmax_scale_log2): rescales l and acc when m grows
+//   acc_r               sum_j p_rj b_j
+//   grad_scale_r        scale_r / tau_r: turns p_rj / l_r into the gradient of s_rj
+//
+//   d_anchors_r    = grad_scale_r / l_r (acc_r - l_negative b_y)
+//   d_candidates_j = sum_r p_rj A'_r, where A'_r = grad_scale_r / l_r a_r carries every factor of the row
+//
+// The positive is left out of l_negative and acc. It enters as its probability less 1, -l_negative / l, in d_candidates
+// as a p of -l_negative, so that nothing cancels where the probability nears 1.
 //
 // Here stands what does not depend on how the products are made: the softmax of the rows, and the driver. The products
 // and their order are fma.inl's (vector units), and bf16_stored.inl's and bf16_recomputed.inl's (bfloat16 tiles).
@@ -14,23 +23,23 @@
 #include "cpu/simd/arena.inl"
 #include "cpu/simd/gemm.inl"
 
-// Rows x columns of a stripe, if that leaves each thread some 64 rows. Against eight times as much, 1,024 rows alone
+// Rows x columns of a block, if that leaves each thread some 64 rows. Against eight times as much, 1,024 rows alone
 // take as long, but training steps 0.93 of the time, as tables stay in cache, and 4,096 rows 0.92 (float32, Zen 5).
-constexpr int64_t kStripeElements = 512 << 10;
-constexpr int64_t kMostElements = 16 << 20;  // in any case: 64 MiB of E in float32
+constexpr int64_t kBlockElements = 512 << 10;
+constexpr int64_t kMaxBlockElements = 16 << 20;  // in any case: 64 MiB of P in float32
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
-constexpr int kHeadroom = 58;  // e stays below 2^58
+constexpr int kMaxOffset = 58;  // p is at most 2^58
 
-// e = exp(z - m / tau) is computed as 2^((s - m) scale) from similarities s = a . b, with scale = log2(e) / tau: the
-// difference comes first, so that equal similarities give exactly 1 however large they are.
+// Of one row. In (s - m) softmax_scale_log2 the difference comes first, so that equal scores give exactly 1 however
+// large they are.
 template <class T>
 struct RowState {
-  Vec<T> l, weighted;  // sums over the negatives, by lane, of e and of e log2(e)
-  Vec<T> greatest;     // the greatest negative's similarity, by lane
-  T m;                 // the similarity that e is relative to: at most `reach` below the greatest so far
-  T positive;          // the positive's similarity
-  T scale, reach;      // log2(e) / tau; kHeadroom / scale
-  T slope, inverse_l;  // once finished: coefficient / tau; 1 / (l of negatives and positive)
+  Vec<T> l, sum_pz;     // sums over the negatives, by lane, of p and of p z, with z = log2(p)
+  Vec<T> max_negative;  // the largest score of a negative, by lane
+  T m;                  // the score that p is relative to: at most max_offset below the largest so far
+  T positive_score;
+  T softmax_scale_log2, max_offset;  // log2(e) / tau; kMaxOffset in units of the score
+  T grad_scale, inverse_l;           // once finished: scale / tau; 1 / (l of negatives and positive)
 };
 
 template <class T, int kRowsOfGroup>
@@ -38,70 +47,75 @@ struct Sweep {
   using Scalar = T;
   static constexpr int kGroup = kRowsOfGroup;  // rows are dealt to threads in groups of so many
   const InfoNCEProblem<T>& q;
-  int64_t threads, stripe, task_rows;  // rows of a stripe, and of one thread's share of it (multiples of kGroup)
+  int64_t threads, block_m, task_rows;  // rows of a block, and of one thread's share of it (multiples of kGroup)
   int64_t column_panels, width_panels;
-  bool need_row, need_column, need_weighted;
+  bool need_d_anchors, need_d_candidates, need_sum_pz;
   Arena arena;
-  RowState<T>* state;      // [stripe]
-  T* positive_entry;       // [stripe] what E holds at the positive, -l_negative
-  T *task_out, *d_column;  // per thread [width_panels][task_rows][kPanel]; [column_panels][d][kPanel]
-  int64_t d_column_rows;   // d, rounded up as the products need
-  int64_t first, height;   // the present stripe
+  RowState<T>* state;          // [block_m]
+  T* positive_p;               // [block_m] what P holds at the positive, -l_negative
+  T *task_acc, *d_candidates;  // per thread [width_panels][task_rows][kPanel]; [column_panels][d][kPanel]
+  int64_t d_padded;            // d, rounded up as the products need
+  int64_t first, height;       // the present block: its first row, its number of rows
 
   Sweep(const InfoNCEProblem<T>& problem, int64_t thread_count, char* base, int64_t width_multiple)
       : q(problem), threads(thread_count), arena{base} {
-    need_row = q.d_row != nullptr, need_column = q.d_column != nullptr;
-    need_weighted = q.entropy != nullptr || (q.d_tau != nullptr && !need_row);
+    need_d_anchors = q.d_anchors != nullptr, need_d_candidates = q.d_candidates != nullptr;
+    need_sum_pz = q.entropy != nullptr || (q.d_tau != nullptr && !need_d_anchors);
     const int64_t few = at_least(256, 64 * threads), many = at_least(1024, 64 * threads);
-    const int64_t bound = at_least(kMostElements / at_least(q.columns, threads * q.width), kGroup);
-    const int64_t wanted = at_most(at_most(at_least(kStripeElements / q.columns, few), many), bound);
+    const int64_t bound = at_least(kMaxBlockElements / at_least(q.columns, threads * q.width), kGroup);
+    const int64_t wanted = at_most(at_most(at_least(kBlockElements / q.columns, few), many), bound);
     const int64_t groups = ceil_div(ceil_div(q.rows, ceil_div(q.rows, wanted)), kGroup);
-    stripe = groups * kGroup;
+    block_m = groups * kGroup;
     task_rows = ceil_div(groups, threads) * kGroup;
     column_panels = ceil_div(q.columns, kPanel<T>);
     width_panels = ceil_div(q.width, kPanel<T>);
-    d_column_rows = ceil_div(q.width, width_multiple) * width_multiple;
-    arena.take(stripe, state);
-    arena.take(stripe, positive_entry);
-    arena.take(need_row ? threads * width_panels * task_rows * kPanel<T> : 0, task_out);
-    arena.take(need_column ? column_panels * d_column_rows * kPanel<T> : 0, d_column);
+    d_padded = ceil_div(q.width, width_multiple) * width_multiple;
+    arena.take(block_m, state);
+    arena.take(block_m, positive_p);
+    arena.take(need_d_anchors ? threads * width_panels * task_rows * kPanel<T> : 0, task_acc);
+    arena.take(need_d_candidates ? column_panels * d_padded * kPanel<T> : 0, d_candidates);
   }
 
   int64_t positive_of(int64_t row) const { return q.positive != nullptr ? q.positive[row] : row; }
-  T* out_of(int64_t task) const { return need_row ? task_out + task * width_panels * task_rows * kPanel<T> : nullptr; }
+  T* acc_of(int64_t task) const {
+    return need_d_anchors ? task_acc + task * width_panels * task_rows * kPanel<T> : nullptr;
+  }
 
   void start_rows(int64_t begin, int64_t end) {
-    const T minus_infinity = -__builtin_inff(), most = __FLT_MAX__;    // infinity must be beyond reach
+    const T minus_infinity = -__builtin_inff(), most = __FLT_MAX__;    // infinity must be beyond max_offset
     const T least = sizeof(T) == 4 ? T(__FLT_MIN__) : T(__DBL_MIN__);  // less is flushed to 0: 0 times -infinity
     for (int64_t r = begin; r < end; ++r) {
-      const T quotient = T(kLog2E) / q.tau[first + r], scale = quotient > least ? quotient : least;
-      const T reach = kHeadroom / scale < most ? kHeadroom / scale : most;
-      state[r] =
-          RowState<T>{Vec<T>{}, Vec<T>{}, broadcast(minus_infinity), minus_infinity, T(0), scale, reach, T(0), T(1)};
+      const T quotient = T(kLog2E) / q.tau[first + r], softmax_scale_log2 = quotient > least ? quotient : least;
+      const T max_offset = kMaxOffset / softmax_scale_log2 < most ? kMaxOffset / softmax_scale_log2 : most;
+      state[r] = RowState<T>{Vec<T>{},       Vec<T>{}, broadcast(minus_infinity),
+                             minus_infinity, T(0),     softmax_scale_log2,
+                             max_offset,     T(0),     T(1)};
     }
   }
 
-  // Turns one row's similarities with a block of columns (panels `step` apart) into E, and brings the row's state
-  // and its part of O (panels task_rows high) to the new maximum. Without kKeepE the similarities stay as they are.
-  template <bool kKeepE>
-  void absorb(int64_t r, int64_t p0, int64_t panels, T* s, int64_t step, T* out) {
+  // Turns one row's scores with a block of columns (panels `step` apart) into P, and brings the row's state
+  // and its part of acc (panels task_rows high) to the new maximum. Without kStoreProbs the scores stay as they are.
+  template <bool kStoreProbs>
+  void online_softmax(int64_t r, int64_t p0, int64_t panels, T* s, int64_t step, T* acc) {
     const int64_t row = first + r, positive = positive_of(row);
     RowState<T>& state_r = state[r];
     if (positive == kIgnore) return clear(panels, s, step);
     const T old = state_r.m;
     if (const T* at = find(positive, p0, panels, s, step)) {
-      state_r.positive = *at;
-      if (state_r.positive - state_r.m > state_r.reach) state_r.m = state_r.positive;
+      state_r.positive_score = *at;
+      if (state_r.positive_score - state_r.m > state_r.max_offset) state_r.m = state_r.positive_score;
     }
-    hide(row, positive, p0, panels, s, step);
-    Vec<T> greatest[4] = {state_r.greatest, state_r.greatest, state_r.greatest, state_r.greatest};
-    over_vectors(panels, s, step, [&](int i, T* at) { greatest[i] = maximum<T>(greatest[i], load(at)); });
-    state_r.greatest = maximum<T>(maximum<T>(greatest[0], greatest[1]), maximum<T>(greatest[2], greatest[3]));
+    mask(row, positive, p0, panels, s, step);
+    Vec<T> max_negative[4] = {state_r.max_negative, state_r.max_negative, state_r.max_negative, state_r.max_negative};
+    over_vectors(panels, s, step, [&](int i, T* at) { max_negative[i] = maximum<T>(max_negative[i], load(at)); });
+    state_r.max_negative =
+        maximum<T>(maximum<T>(max_negative[0], max_negative[1]), maximum<T>(max_negative[2], max_negative[3]));
     // m follows the maximum at a distance, so that it moves once or twice a row instead of whenever a block holds a new
-    // maximum; e above 1 is as exact as one below, and far from overflow.
-    if (any_above<T>(state_r.greatest - state_r.m, state_r.reach)) state_r.m = horizontal_max<T>(state_r.greatest);
-    if (state_r.m > old) rescale(state_r, old, p0 > 0 ? out : nullptr);
-    exponentials<kKeepE>(state_r, panels, s, step);
+    // maximum; a p above 1 is as exact as one below, and far from overflow.
+    if (any_above<T>(state_r.max_negative - state_r.m, state_r.max_offset))
+      state_r.m = horizontal_max<T>(state_r.max_negative);
+    if (state_r.m > old) rescale_acc(state_r, old, p0 > 0 ? acc : nullptr);
+    exponentials<kStoreProbs>(state_r, panels, s, step);
   }
 
   static void clear(int64_t panels, T* s, int64_t step) {
@@ -109,14 +123,14 @@ struct Sweep {
       for (int64_t j = 0; j < kPanel<T>; ++j) s[p * step + j] = 0;
   }
 
-  // The row's similarity with column j, if it is one of the `panels` panels from p0 on.
+  // The row's score with column j, if it is one of the `panels` panels from p0 on.
   static T* find(int64_t j, int64_t p0, int64_t panels, T* s, int64_t step) {
     j -= p0 * kPanel<T>;
     return j < 0 || j >= panels * kPanel<T> ? nullptr : s + j / kPanel<T> * step + j % kPanel<T>;
   }
 
-  // Takes the positive, the row's own group and the padding out of the similarities.
-  void hide(int64_t row, int64_t positive, int64_t p0, int64_t panels, T* s, int64_t step) const {
+  // Masks the positive, the row's own group and the padding.
+  void mask(int64_t row, int64_t positive, int64_t p0, int64_t panels, T* s, int64_t step) const {
     const T minus_infinity = -__builtin_inff();
     T* at = find(positive, p0, panels, s, step);
     if (at != nullptr && *at == *at) *at = minus_infinity;  // a NaN stays
@@ -127,33 +141,33 @@ struct Sweep {
     for (int64_t j = count; j < panels * kPanel<T>; ++j) *find(j0 + j, p0, panels, s, step) = minus_infinity;
   }
 
-  void rescale(RowState<T>& state_r, T old, T* out) {
-    const T distance = (old - state_r.m) * state_r.scale, shrink = exp2(distance);
+  void rescale_acc(RowState<T>& state_r, T old, T* acc) {
+    const T log2_alpha = (old - state_r.m) * state_r.softmax_scale_log2, alpha = exp2(log2_alpha);
     // All of it underflows with l; -infinity times 0 would be NaN.
-    if (need_weighted) state_r.weighted = shrink > 0 ? shrink * (state_r.weighted + state_r.l * distance) : Vec<T>{};
-    state_r.l *= shrink;
-    if (out == nullptr) return;
+    if (need_sum_pz) state_r.sum_pz = alpha > 0 ? alpha * (state_r.sum_pz + state_r.l * log2_alpha) : Vec<T>{};
+    state_r.l *= alpha;
+    if (acc == nullptr) return;
     for (int64_t w = 0; w < width_panels; ++w)
       for (int v = 0; v < 2; ++v) {
-        T* o = out + w * task_rows * kPanel<T> + v * kLanes<T>;
-        store<T>(o, load(o) * shrink);
+        T* o = acc + w * task_rows * kPanel<T> + v * kLanes<T>;
+        store<T>(o, load(o) * alpha);
       }
   }
 
-  template <bool kKeepE>
+  template <bool kStoreProbs>
   void exponentials(RowState<T>& state_r, int64_t panels, T* s, int64_t step) {
     const T m = state_r.m == -T(__builtin_inff()) ? 0 : state_r.m;  // all masked so far
-    const T scale = state_r.scale;
-    Vec<T> total[4] = {state_r.l}, weighted[4] = {state_r.weighted};
+    const T softmax_scale_log2 = state_r.softmax_scale_log2;
+    Vec<T> l[4] = {state_r.l}, sum_pz[4] = {state_r.sum_pz};
     over_vectors(panels, s, step, [&](int i, T* at) {
-      const Vec<T> z = (load(at) - m) * scale;
+      const Vec<T> z = (load(at) - m) * softmax_scale_log2;
       const Vec<T> x = exp2_of<T>(z);
-      if (kKeepE) store<T>(at, x);
-      total[i] += x;
-      if (need_weighted) weighted[i] += x == 0 ? Vec<T>{} : x * z;
+      if (kStoreProbs) store<T>(at, x);
+      l[i] += x;
+      if (need_sum_pz) sum_pz[i] += x == 0 ? Vec<T>{} : x * z;
     });
-    state_r.l = (total[0] + total[1]) + (total[2] + total[3]);
-    state_r.weighted = (weighted[0] + weighted[1]) + (weighted[2] + weighted[3]);
+    state_r.l = (l[0] + l[1]) + (l[2] + l[3]);
+    state_r.sum_pz = (sum_pz[0] + sum_pz[1]) + (sum_pz[2] + sum_pz[3]);
   }
 
   // body(i, pointer) over a row's vectors; i counts round 0..3, so that sums can run in four independent chains.
@@ -174,73 +188,74 @@ struct Sweep {
   static T exp2(T x) { return sizeof(T) == 4 ? __builtin_exp2f(x) : __builtin_exp2(x); }
   static T log1p(T x) { return sizeof(T) == 4 ? __builtin_log1pf(x) : __builtin_log1p(x); }
 
-  // log(1 + l 2^gap), l the sum over the negatives and -gap the positive's log2(e).
+  // log(1 + l 2^gap), l the sum over the negatives and -gap the positive's log2(p).
   static T loss_of(T l, T gap) {
     if (gap < 30) return log1p(l * exp2(gap));
     return T(kLn2) * gap + log1p(l - 1 + exp2(-gap));
   }
 
-  // Writes the row's loss and statistics, and what its gradients are scaled by. A row of coefficient 0 has no gradient,
+  // Writes the row's loss and statistics, and what its gradients are scaled by. A row of scale 0 has no gradient,
   // whatever it holds.
   void finish_row(int64_t r) {
     const int64_t row = first + r;
     if (positive_of(row) == kIgnore) return ignore_row(r);
     RowState<T>& s = state[r];
-    const T gap = (s.m - s.positive) * s.scale, e_positive = exp2(-gap), tau = q.tau[row];
-    const T l_negative = horizontal_sum<T>(s.l), l = l_negative + e_positive, log_l = log1p(l - 1);
-    s.slope = q.coefficient[row] / tau;
+    const T gap = (s.m - s.positive_score) * s.softmax_scale_log2, p_positive = exp2(-gap), tau = q.tau[row];
+    const T l_negative = horizontal_sum<T>(s.l), l = l_negative + p_positive, log_l = log1p(l - 1);
+    s.grad_scale = q.scale[row] / tau;
     s.inverse_l = 1 / l;
     q.loss[row] = loss_of(l_negative, gap);
     q.lse[row] = s.m / tau + log_l;
-    q.positive_logit[row] = s.positive / tau;
-    if (q.top1 != nullptr) q.top1[row] = s.positive > horizontal_max<T>(s.greatest) && l == l;  // no NaN
-    positive_entry[r] = -l_negative;
-    if (!need_weighted) return;
-    const T weighted = T(kLn2) * horizontal_sum<T>(s.weighted), z = -T(kLn2) * gap;
-    if (q.entropy != nullptr) q.entropy[row] = log_l - (weighted + (e_positive > 0 ? e_positive * z : 0)) / l;
-    if (q.d_tau != nullptr && !need_row)
-      q.d_tau[row] = s.slope == 0 ? 0 : -s.slope * ((weighted - l_negative * z) * s.inverse_l);
+    q.positive_logit[row] = s.positive_score / tau;
+    if (q.top1 != nullptr) q.top1[row] = s.positive_score > horizontal_max<T>(s.max_negative) && l == l;  // no NaN
+    positive_p[r] = -l_negative;
+    if (!need_sum_pz) return;
+    const T sum_pz = T(kLn2) * horizontal_sum<T>(s.sum_pz), z = -T(kLn2) * gap;
+    if (q.entropy != nullptr) q.entropy[row] = log_l - (sum_pz + (p_positive > 0 ? p_positive * z : 0)) / l;
+    if (q.d_tau != nullptr && !need_d_anchors)
+      q.d_tau[row] = s.grad_scale == 0 ? 0 : -s.grad_scale * ((sum_pz - l_negative * z) * s.inverse_l);
   }
 
   void ignore_row(int64_t r) {
     const int64_t row = first + r;
-    q.loss[row] = q.lse[row] = q.positive_logit[row] = positive_entry[r] = 0;
+    q.loss[row] = q.lse[row] = q.positive_logit[row] = positive_p[r] = 0;
     if (q.top1 != nullptr) q.top1[row] = false;
     if (q.entropy != nullptr) q.entropy[row] = 0;
     if (q.d_tau != nullptr) q.d_tau[row] = 0;
   }
 
-  // log2 of what E is multiplied by, and A' = slope / l a is divided by: 0, or about log2(1 / l) where slope / l would
-  // come near the smallest normal number though its product with E does not.
-  T e_shift(int64_t r) const {
-    const T inverse_l = state[r].inverse_l, size = state[r].slope * inverse_l;
+  // log2 of what P is multiplied by, and A' = grad_scale / l a is divided by: 0, or about log2(1 / l) where grad_scale
+  // / l would come near the smallest normal number though its product with P does not.
+  T exponent_shift(int64_t r) const {
+    const T inverse_l = state[r].inverse_l, size = state[r].grad_scale * inverse_l;
     return size > T(1e-20) || size < T(-1e-20) || !(inverse_l > 0) ? 0 : T(__builtin_logb(inverse_l));
   }
 
-  // d_row = slope / l (O - l_negative b_y), and with it d_tau; slope is 0 where the row is ignored or weighs nothing.
-  void finish_row_gradient(int64_t r, const T* out) {
+  // d_anchors = grad_scale / l (acc - l_negative b_y), and with it d_tau; grad_scale is 0 where the row is ignored or
+  // weighs nothing.
+  void finish_row_gradient(int64_t r, const T* acc) {
     const int64_t row = first + r;
-    const T slope = state[r].slope, inverse_l = state[r].inverse_l;
-    T* d = q.d_row + row * q.width;
-    const T* b = q.b + at_least(positive_of(row), 0) * q.width;
+    const T grad_scale = state[r].grad_scale, inverse_l = state[r].inverse_l;
+    T* d = q.d_anchors + row * q.width;
+    const T* b = q.candidates + at_least(positive_of(row), 0) * q.width;
     for (int64_t k = 0; k < q.width; ++k) {
-      const T o = out[k / kPanel<T> * task_rows * kPanel<T> + k % kPanel<T>];
-      d[k] = slope == 0 ? 0 : slope * ((o + positive_entry[r] * b[k]) * inverse_l);
+      const T o = acc[k / kPanel<T> * task_rows * kPanel<T> + k % kPanel<T>];
+      d[k] = grad_scale == 0 ? 0 : grad_scale * ((o + positive_p[r] * b[k]) * inverse_l);
     }
-    if (q.d_tau != nullptr) q.d_tau[row] = slope == 0 ? 0 : tau_gradient(row);
+    if (q.d_tau != nullptr) q.d_tau[row] = grad_scale == 0 ? 0 : tau_gradient(row);
   }
 
-  T tau_gradient(int64_t row) const {  // -(a . d_row) / tau
+  T tau_gradient(int64_t row) const {  // -(a . d_anchors) / tau
     T dot = 0;
-    for (int64_t k = 0; k < q.width; ++k) dot += q.a[row * q.width + k] * q.d_row[row * q.width + k];
+    for (int64_t k = 0; k < q.width; ++k) dot += q.anchors[row * q.width + k] * q.d_anchors[row * q.width + k];
     return -dot / q.tau[row];
   }
 
   void unpack_column_panel(int64_t p) {
     const int64_t j0 = p * kPanel<T>, count = at_most(q.columns - j0, kPanel<T>);
-    const T* in = d_column + p * d_column_rows * kPanel<T>;
+    const T* in = d_candidates + p * d_padded * kPanel<T>;
     for (int64_t j = 0; j < count; ++j)
-      for (int64_t k = 0; k < q.width; ++k) q.d_column[(j0 + j) * q.width + k] = in[k * kPanel<T> + j];
+      for (int64_t k = 0; k < q.width; ++k) q.d_candidates[(j0 + j) * q.width + k] = in[k * kPanel<T> + j];
   }
 };
 
@@ -260,7 +275,7 @@ size_t workspace_bytes(const InfoNCEProblem<typename S::Scalar>& problem, int64_
   return S(problem, threads, nullptr).arena.used;
 }
 
-// body(sweep, task, begin, end) over the stripe's rows, dealt in groups.
+// body(sweep, task, begin, end) over the block's rows, dealt in groups.
 template <class S, class Body>
 void over_rows(S& sweep, Body body) {
   in_parallel(sweep, ceil_div(sweep.height, S::kGroup), [body](S& s, int64_t task, int64_t begin, int64_t end) {
@@ -280,12 +295,12 @@ template <class S>
 void run_infonce(const InfoNCEProblem<typename S::Scalar>& problem, void* workspace, int64_t threads) {
   S sweep(problem, threads, static_cast<char*>(workspace));
   over_panels(sweep, [](S& s, int64_t p) { s.pack_column_panel(p); });
-  for (int64_t first = 0; first < problem.rows; first += sweep.stripe) {
+  for (int64_t first = 0; first < problem.rows; first += sweep.block_m) {
     sweep.first = first;
-    sweep.height = at_most(problem.rows - first, sweep.stripe);
-    sweep.run_stripe();
+    sweep.height = at_most(problem.rows - first, sweep.block_m);
+    sweep.run_block();
   }
-  if (sweep.need_column) over_panels(sweep, [](S& s, int64_t p) { s.unpack_column_panel(p); });
+  if (sweep.need_d_candidates) over_panels(sweep, [](S& s, int64_t p) { s.unpack_column_panel(p); });
 }
 
 template <class S>
