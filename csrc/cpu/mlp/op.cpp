@@ -35,7 +35,7 @@ MlpKernel<T> kernel_for(bool half) {
   }
 }
 
-Tensor workspace_of(size_t bytes) { return pooled_empty({static_cast<int64_t>(bytes)}, at::kByte); }
+Tensor workspace_of(size_t bytes) { return cached_empty({static_cast<int64_t>(bytes)}, at::kByte); }
 
 Rows rows_of(const Tensor& x) {
   return {x.defined() ? x.data_ptr() : nullptr, x.defined() && x.scalar_type() == at::kBFloat16};

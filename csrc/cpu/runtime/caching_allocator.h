@@ -1,12 +1,13 @@
-// Results of a few megabytes come back to a pool when they die. malloc hands such blocks back to the system, and
-// then every step pays for fresh pages: at 1024 x 100 look-ups that took as long as the look-ups themselves.
+// A caching allocator: tensors of a few megabytes give their memory back to a cache when they die. malloc hands such
+// blocks back to the system, and then every step pays for fresh pages: at 1024 x 100 look-ups that took as long as the
+// look-ups themselves.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 namespace adaftr_fast {
 
-// As at::empty on the CPU; large tensors take pooled memory, in huge pages where the system grants them.
-at::Tensor pooled_empty(at::IntArrayRef sizes, const at::TensorOptions& options);
+// As at::empty on the CPU; large tensors take cached memory, in huge pages where the system grants them.
+at::Tensor cached_empty(at::IntArrayRef sizes, const at::TensorOptions& options);
 
 }  // namespace adaftr_fast

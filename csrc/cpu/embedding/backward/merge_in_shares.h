@@ -59,8 +59,8 @@ std::tuple<at::Tensor, at::Tensor> merge_in_shares(const MergeShape& shape, cons
   if (bad >= 0) raise(bad.load());
   const std::vector<int64_t> base = rank_fields(set, shape.fields);
   const at::ScalarType type = c10::typeMetaToScalarType(options.dtype());
-  at::Tensor rows = pooled_empty({base.back()}, options.dtype(at::kLong));
-  at::Tensor sums = pooled_empty({base.back(), shape.width}, options.dtype(compute_type(type)));
+  at::Tensor rows = cached_empty({base.back()}, options.dtype(at::kLong));
+  at::Tensor sums = cached_empty({base.back(), shape.width}, options.dtype(compute_type(type)));
   if (base.back() > 0) {
     T* to = mutable_data_of<T>(sums);
     emit_fields(shape, set, base, mutable_data_of<int64_t>(rows), reinterpret_cast<char*>(to), shape.width * sizeof(T));

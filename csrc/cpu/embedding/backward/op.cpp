@@ -52,11 +52,11 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tenso
         });
   }
   const int64_t grain = batch_grain(ids.batch);
-  const at::Tensor places = pooled_empty({ids.fields, ids.batch}, at::kInt);
+  const at::Tensor places = cached_empty({ids.fields, ids.batch}, at::kInt);
   auto* place = static_cast<uint32_t*>(places.mutable_data_ptr());
   const std::vector<int64_t> base = rank_lookups(ids, place, grain);
-  at::Tensor rows = pooled_empty({base.back()}, grad.options().dtype(at::kLong));
-  at::Tensor values = pooled_empty({base.back(), width}, grad.options().dtype(compute_type(grad.scalar_type())));
+  at::Tensor rows = cached_empty({base.back()}, grad.options().dtype(at::kLong));
+  at::Tensor values = cached_empty({base.back(), width}, grad.options().dtype(compute_type(grad.scalar_type())));
   if (base.back() == 0) return {rows, values.to(grad.scalar_type())};  // an empty batch has no memory to write to
   const W* from = data_of<W>(grad);
   auto* rows_to = mutable_data_of<int64_t>(rows);

@@ -30,7 +30,7 @@ RowSet scratch_rows(const int64_t* first_row, int64_t fields) {
   }
   // Grown, never shrunk: what is beyond is zero, as is what is within.
   const int64_t bytes = s.word[fields] * static_cast<int64_t>(sizeof(FieldSet::Word));
-  if (!s.words.defined() || s.words.numel() < bytes) s.words = pooled_empty({bytes}, at::kByte).zero_();
+  if (!s.words.defined() || s.words.numel() < bytes) s.words = cached_empty({bytes}, at::kByte).zero_();
   if (s.summary.size() < static_cast<size_t>(s.sumword[fields])) s.summary.resize(s.sumword[fields]);
   auto* words = static_cast<FieldSet::Word*>(s.words.mutable_data_ptr());
   return {words, s.summary.data(), s.word.data(), s.sumword.data()};

@@ -72,7 +72,7 @@ at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, co
   const at::Tensor ids = values.contiguous(), ends = bags.contiguous();
   const std::optional<at::Tensor> factors = contiguous(weights);
   const int64_t fields = offsets.size(0) - 1, batch = (bags.size(0) - 1) / fields, width = weight.size(1);
-  at::Tensor out = pooled_empty({batch, fields * width}, weight.options());
+  at::Tensor out = cached_empty({batch, fields * width}, weight.options());
   by_table_type(kOp, weight.scalar_type(), [&](auto w) {
     using W = decltype(w);
     std::optional<AdamTable<W>> table;

@@ -1,15 +1,12 @@
 // The op adaftr_fast::fused_embedding on the CPU, and the huge pages of its tables: checks, memory and launches.
 #include <torch/library.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <atomic>
 
 #include "cpu/embedding/checks.h"
 #include "cpu/embedding/kernels.h"
 #include "cpu/runtime/caching_allocator.h"
+#include "cpu/runtime/huge_pages.h"
 #include "cpu/runtime/parallel.h"
 
 namespace adaftr_fast {
@@ -31,24 +28,15 @@ at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, cons
   check_ids("fused_embedding", ids, offsets);
   check_weight("fused_embedding", weight);
   check_offsets("fused_embedding", offsets, weight.size(0));
-  at::Tensor out = pooled_empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
+  at::Tensor out = cached_empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
   if (out.numel() == 0) return out;
   const at::Tensor dense_ids = ids.contiguous();
   by_id_type(ids, [&](auto id) { run_lookup(ids_of<decltype(id)>(dense_ids, offsets), weight, out); });
   return out;
 }
 
-// Asks for huge pages before a table is first written: its rows are looked up at random, and with 4 KiB pages
-// most look-ups would miss the TLB as well as the cache.
-void advise_huge_pages_(at::Tensor& table) {
-#if defined(__linux__)
-  constexpr uintptr_t kHuge = uintptr_t{1} << 21;
-  const auto first = reinterpret_cast<uintptr_t>(table.data_ptr());
-  const uintptr_t begin = (first + kHuge - 1) & ~(kHuge - 1), end = (first + table.nbytes()) & ~(kHuge - 1);
-  // Advice only: a kernel without huge pages refuses it, and nothing is lost.
-  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
+// For a table, before it is first written: its rows are looked up at random.
+void advise_huge_pages_(at::Tensor& table) { advise_huge_pages(table.data_ptr(), table.nbytes()); }
 
 }  // namespace
 

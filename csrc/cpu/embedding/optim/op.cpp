@@ -117,7 +117,7 @@ at::Tensor deferred_embedding(const at::Tensor& weight, const at::Tensor& ids, c
   check_ids("deferred_embedding", ids, offsets);
   check_weight("deferred_embedding", weight);
   check_offsets("deferred_embedding", offsets, weight.size(0));
-  at::Tensor out = pooled_empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
+  at::Tensor out = cached_empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
   if (out.numel() == 0) return out;
   const at::Tensor dense_ids = ids.contiguous();
   by_table_type("deferred_embedding", weight.scalar_type(), [&](auto w) {
