@@ -1,15 +1,18 @@
-"""The drop-in loss: :func:`adaptive_infonce` (paper, Eq. 13)."""
+"""The public loss :func:`adaptive_infonce` (paper, Eq. 13).
+
+Shapes: B rows (anchors), N candidates, d hidden width, W ranks.
+"""
 
 import os
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 from torch.distributed import ProcessGroup
 
 from adaftr_fast._extension import is_built
-from adaftr_fast.ops.infonce.candidates import DTYPES, Candidates, Shared
+from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
+from adaftr_fast.ops.infonce.checks import check_no_tangents, check_representations, check_row_options
 from adaftr_fast.ops.infonce.op import accumulation_dtype
 from adaftr_fast.ops.infonce.reference import IGNORE
 
@@ -19,12 +22,12 @@ Tau = Tensor | float
 
 
 class InfoNCEStats(NamedTuple):
-    """What the sweep saw of each row, all [B] and detached; zeros (False) where the row is ignored."""
+    """Statistics of each row's softmax over its candidates, all [B] and detached; 0 (False) for ignored rows."""
 
     lse: Tensor  # logsumexp over the row's candidates, the positive included
     positive_logit: Tensor  # a_r . b_{y_r} / tau_r
-    top1: Tensor  # bool: the positive's logit lies strictly above every negative's
-    entropy: Tensor  # of the row's softmax, in nats
+    top1: Tensor  # bool: the positive's logit is strictly greater than every negative's
+    entropy: Tensor  # of the softmax, in nats
 
 
 def adaptive_infonce(
@@ -42,167 +45,190 @@ def adaptive_infonce(
     backend: Backend = "auto",
     process_group: ProcessGroup | None = None,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
-    """InfoNCE between two tasks' representations with a temperature per row (paper, Eq. 13), never storing B x N.
+    """Computes InfoNCE between two tasks' representations with a temperature per row (paper, Eq. 13).
 
-    ``L_r = logsumexp_j(a_r . b_j / tau_r) - a_r . b_{y_r} / tau_r`` with a = h_ctr, b = h_cvr. Differentiable in
-    ``h_ctr``, ``h_cvr``, ``tau`` and ``row_weight``, twice if asked (the second derivative then goes through the
-    plain-PyTorch reference and stores B x N); forward-mode differentiation is not offered. Accumulates in float32, or
-    float64 for float64 inputs; denormals are flushed to zero within the CPU kernel.
+    With anchors a = ``h_ctr`` and candidates b = ``h_cvr``, the loss of row r is
 
-    float32 products follow ``torch.set_float32_matmul_precision``: "highest" is IEEE float32; "high" is TF32 on CUDA,
-    and on CPUs with AMX three bfloat16 products of operands split in two (gradients err by about 1e-4 of their largest
-    value); "medium" is TF32 on CUDA and one bfloat16 product on CPUs with AMX or AVX512-BF16 (about 2e-2). Speeds:
-    benchmarks/README.md.
+        L_r = logsumexp_j(a_r . b_j / tau_r) - a_r . b_{y_r} / tau_r
+
+    where y_r is the index of the row's positive. The B x N similarities are never stored.
+
+    The loss is differentiable in ``h_ctr``, ``h_cvr``, ``tau`` and ``row_weight``. It can be differentiated twice; the
+    second derivative is computed by the plain-PyTorch reference, which stores the B x N similarities. Sums are
+    accumulated in float32, or in float64 for float64 inputs. The CPU kernel flushes denormals to zero.
+
+    float32 products follow ``torch.set_float32_matmul_precision``:
+
+    - "highest": IEEE float32.
+    - "high": TF32 on CUDA. On CPUs with AMX, three bfloat16 products of operands split in two; the error of a gradient
+      is about 1e-4 of its largest value.
+    - "medium": TF32 on CUDA. On CPUs with AMX or AVX512-BF16, one bfloat16 product; the error is about 2e-2.
+
+    Timings: benchmarks/README.md.
 
     Args:
-        h_ctr: [B, d] anchors; float32, bfloat16, float16 or float64, any strides.
-        h_cvr: [N, d] candidates. If the two types differ, the wider one is used.
-        tau: temperature > 0: [B], 0-dim, or a float (a constant to torch.compile: one that changes should be a 0-dim
-            tensor). With ``symmetric`` also a pair (per row, per column), the
-            second being [N], 0-dim or a float.
-        positive_index: [B] int64, the column of each row's positive; default ``arange(B)``, which needs N >= B.
-            -100 ignores the row.
-        row_group, column_group: [B] and [N] int64. Columns that carry the row's group id, other than its
-            positive, are no negatives for it. ``column_group`` defaults to ``row_group`` where N = B.
-        row_weight: [B] weights of the rows' losses.
-        symmetric: average with the cvr -> ctr direction, in which row r's candidate h_cvr[y_r] is contrasted with
-            all rows of h_ctr at its own temperature. An ignored row has no loss in either direction, but remains a
-            candidate in this one; groups can take it out.
-        reduction: "mean" (weighted mean over the rows that are not ignored; 0 if there are none), "sum", or
-            "none" ([B]; an ignored row holds 0).
-        return_stats: also return :class:`InfoNCEStats` of the ctr -> cvr direction, from the same sweep.
-        backend: "auto" takes C++ on CPU and Triton on CUDA; "reference", "cpu" and "triton" insist. "triton" takes
-            CPU tensors only under TRITON_INTERPRET=1.
-        process_group: every rank's h_cvr are candidates for every rank's rows, as if all ranks' rows were one batch;
-            ranks may have different B and N, also none. All else stays this rank's own: ``positive_index`` counts its
-            own columns, statistics are of its own rows. Every rank must call, and run backward if any does, and a
-            gradient is that of the sum over ranks of their losses. With "mean" a rank's loss is W times its share of
-            the mean over all W ranks' rows: the mean of the ranks' losses, and of their gradients as
-            DistributedDataParallel takes it, is what one process would have. "sum" and "none" know no W: there ranks'
-            gradients are to be summed. Not within torch.compile.
+        h_ctr: anchors [B, d]; float32, bfloat16, float16 or float64, any strides.
+        h_cvr: candidates [N, d], of the same types. If the two types differ, both are converted to the wider one.
+        tau: temperature > 0: [B], 0-dim, or a float. ``torch.compile`` treats a float as a constant, so pass a
+            temperature that changes as a 0-dim tensor. With ``symmetric``, also a pair (per row, per column), whose
+            second element is [N], 0-dim or a float.
+        positive_index: [B] int64, the index of each row's positive among the candidates. -100 ignores the row.
+            Default: ``arange(B)``, which requires N >= B.
+        row_group: [B] int64. A candidate with the same group id as the row is not a negative of the row, unless it is
+            its positive.
+        column_group: [N] int64, the group ids of the candidates. Default: ``row_group``, which requires N = B.
+        row_weight: [B] weights of the rows' losses, floating point.
+        symmetric: if True, averages the loss with that of the cvr -> ctr direction. There the anchor of row r is
+            h_cvr[y_r], with its own temperature, and its candidates are all rows of h_ctr. An ignored row has no loss
+            in either direction, but remains a candidate in this one unless the groups exclude it.
+        reduction: "mean" (the weighted mean over the rows that are not ignored; 0 if there are none), "sum", or
+            "none" ([B]; 0 for an ignored row).
+        return_stats: if True, also returns the :class:`InfoNCEStats` of the ctr -> cvr direction.
+        backend: "auto" selects C++ on CPU and Triton on CUDA. "reference", "cpu" and "triton" select one backend.
+            "triton" accepts CPU tensors only under TRITON_INTERPRET=1.
+        process_group: if given, the candidates of every row are the ``h_cvr`` of all ranks, as if the ranks' rows were
+            one batch. The ranks may have different B and N, including 0. ``positive_index`` counts this rank's
+            candidates, and the statistics are of this rank's rows. All ranks must call the function, and either all
+            or none must run backward. The gradient is that of the sum of the ranks' losses. With "mean", a rank's
+            loss is W times its share of the mean over all ranks' rows, so that the mean of the ranks' losses, and of
+            their gradients under DistributedDataParallel, equals that of one process. With "sum" and "none", sum the
+            ranks' gradients instead. Not supported within ``torch.compile``.
+
+    Shape:
+        - h_ctr: [B, d]
+        - h_cvr: [N, d]
+        - tau: [B] or 0-dim
+        - Output: 0-dim, or [B] with reduction "none"; float32, or float64 for float64 inputs
 
     Returns:
-        The loss (0-dim, or [B] for "none"), with the statistics if asked, in the accumulation type.
+        The loss, or (loss, :class:`InfoNCEStats`) if ``return_stats`` is True.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, shape, dtype or device, or that must be the same on all
-            ranks and is not.
-        NotImplementedError: forward-mode differentiation.
-        RuntimeError: on CPU also a tau that is not positive and finite, or a positive_index out of range. On CUDA
-            nothing is read back from the device; such rows give NaN.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value, or differs between ranks where it must not.
+        NotImplementedError: an input carries a forward-mode tangent.
+        RuntimeError: on CPU, a tau that is not positive and finite, or a positive_index out of range. On CUDA the
+            values are not checked, because that would wait for the device; such rows give NaN.
+
+    Example:
+        >>> h_ctr = torch.randn(1024, 64, requires_grad=True)
+        >>> h_cvr = torch.randn(1024, 64, requires_grad=True)
+        >>> tau = torch.rand(1024) + 0.05
+        >>> loss = adaftr_fast.adaptive_infonce(h_ctr, h_cvr, tau)
+        >>> loss.backward()
+        >>> loss, stats = adaftr_fast.adaptive_infonce(h_ctr, h_cvr, tau, return_stats=True)
+        >>> accuracy = stats.top1.float().mean()
     """
     op = _op_of(backend, h_ctr)
-    _check_representations(h_ctr, h_cvr)
-    _refuse_tangents(h_ctr, h_cvr, *(tau if isinstance(tau, tuple) else (tau,)))
+    check_representations(h_ctr, h_cvr)
+    check_no_tangents(h_ctr, h_cvr, *(tau if isinstance(tau, tuple) else (tau,)))
     dtype = torch.promote_types(h_ctr.dtype, h_cvr.dtype)
-    a, b = h_ctr.to(dtype), h_cvr.to(dtype)  # [B, d], [N, d]
+    h_ctr, h_cvr = h_ctr.to(dtype), h_cvr.to(dtype)
     if isinstance(tau, tuple) and not (symmetric and len(tau) == 2):
         raise ValueError(
-            f"adaptive_infonce: a tuple tau must be a pair and needs symmetric=True, got {len(tau)} of them"
+            "adaptive_infonce: a tuple tau must be a pair (per row, per column) and requires symmetric=True, "
+            f"got {len(tau)} elements and symmetric={symmetric}"
         )
     tau_row, tau_column = tau if isinstance(tau, tuple) else (tau, tau)
-    _check_indices(a, b, positive_index, row_group, column_group, row_weight)
+    check_row_options(h_ctr, h_cvr, positive_index, row_group, column_group, row_weight)
     if row_group is not None and column_group is None:
         column_group = row_group
 
-    shared = None
+    batch = None
     if process_group is not None:
         weighted = row_weight is not None or positive_index is not None
-        shared = _meet(process_group, a, b, row_group, row_weight, weighted, symmetric, reduction)
-    coefficient = _coefficient(a, positive_index, row_weight, reduction, shared)  # [B]
-    candidates = Candidates(b, positive_index, column_group)
-    if shared is not None:
-        candidates = shared.gather(candidates, shared.columns)
-    tau_a = _expand_tau(tau_row, a, "tau")
-    loss, stats = _direction(op, a, tau_a, row_group, candidates, coefficient, reduction, return_stats)
+        batch = _across_ranks(process_group, h_ctr, h_cvr, row_group, row_weight, weighted, symmetric, reduction)
+    scale = _row_scale(h_ctr, positive_index, row_weight, reduction, batch)  # [B]
+    candidates = Candidates(h_cvr, positive_index, column_group)
+    if batch is not None:
+        candidates = batch.gather(candidates, batch.columns)
+    tau_row = _expand_tau(tau_row, h_ctr, "tau")  # [B]
+    loss, stats = _direction(op, h_ctr, tau_row, row_group, candidates, scale, reduction, return_stats)
     if symmetric:
-        tau_b = _expand_tau(tau_column, b, "tau (per column)")  # [N]
-        anchors, tau_b, groups, own = _reverse(a, b, tau_b, positive_index, column_group)
-        candidates = Candidates(a, own, row_group)
-        if shared is not None:
-            candidates = shared.gather(candidates, shared.rows)
-        backward, _ = _direction(op, anchors, tau_b, groups, candidates, coefficient, reduction, False)
-        loss = (loss + backward) / 2
+        tau_column = _expand_tau(tau_column, h_cvr, "tau (per column)")  # [N]
+        anchors, tau_row, group, positive = _reverse(h_ctr, h_cvr, tau_column, positive_index, column_group)
+        candidates = Candidates(h_ctr, positive, row_group)
+        if batch is not None:
+            candidates = batch.gather(candidates, batch.rows)
+        reverse_loss, _ = _direction(op, anchors, tau_row, group, candidates, scale, reduction, False)
+        loss = (loss + reverse_loss) / 2
     return (loss, stats) if return_stats else loss
 
 
 @torch.compiler.disable
-def _meet(group: ProcessGroup, a, b, row_group, row_weight, weighted, symmetric, reduction) -> Shared:
-    """Learns what the other ranks hold; what decides about an exchange, in backward too, must be the same for all."""
+def _across_ranks(
+    process_group: ProcessGroup, h_ctr, h_cvr, row_group, row_weight, weighted, symmetric, reduction
+) -> CrossRankBatch:
+    """Exchanges the batch sizes; checks that whatever decides on a collective, in backward too, agrees on all ranks."""
     grad = torch.is_grad_enabled()
-    alike = {
+    must_agree = {
         "symmetric": symmetric,
-        "reduction 'mean'": reduction == "mean",
-        "whether there is a row_group": row_group is not None,
-        "whether there is a row_weight or positive_index": weighted,
-        "whether h_cvr needs a gradient": grad and b.requires_grad,
-        "whether h_ctr needs a gradient": grad and a.requires_grad and symmetric,
+        "whether reduction is 'mean'": reduction == "mean",
+        "whether row_group is given": row_group is not None,
+        "whether row_weight or positive_index is given": weighted,
+        "whether h_cvr needs a gradient": grad and h_cvr.requires_grad,
+        "whether h_ctr needs a gradient": grad and h_ctr.requires_grad and symmetric,
         "whether row_weight needs a gradient": grad and row_weight is not None and row_weight.requires_grad,
     }
-    return Shared("adaptive_infonce", group, a, b, alike)
+    return CrossRankBatch("adaptive_infonce", process_group, h_ctr, h_cvr, must_agree)
 
 
-def _refuse_tangents(*inputs: Tensor | float) -> None:
-    """The op has no forward-mode derivative, and PyTorch would pass over that where nothing requires a gradient."""
-    if torch.compiler.is_compiling():
-        return
-    if any(isinstance(x, Tensor) and unpack_dual(x).tangent is not None for x in inputs):
-        raise NotImplementedError("adaptive_infonce: has no forward-mode derivative (jvp); use reverse mode")
+def _direction(op, anchors, tau, anchor_group, candidates: Candidates, scale, reduction, return_stats):
+    """Computes the loss and statistics of one direction.
 
-
-def _direction(op, anchors, tau, groups, candidates: Candidates, coefficient, reduction, return_stats):
-    """One direction's loss and statistics. With "none" the gradients wait for their upstream in backward."""
-    ahead = torch.is_grad_enabled() and reduction != "none"
-    loss, rows, *stats = op(
+    With reduction "none" the gradients depend on the upstream gradient, so backward computes them.
+    """
+    with_gradients = torch.is_grad_enabled() and reduction != "none"
+    loss, row_loss, *stats = op(
         anchors,
         candidates.h,
         tau,
         candidates.positive,
-        groups,
+        anchor_group,
         candidates.group,
-        coefficient,
-        ahead and anchors.requires_grad,
-        ahead and candidates.h.requires_grad,
-        ahead and tau.requires_grad,
+        scale,
+        with_gradients and anchors.requires_grad,
+        with_gradients and candidates.h.requires_grad,
+        with_gradients and tau.requires_grad,
         return_stats,
     )[:6]
-    result = rows * coefficient if reduction == "none" else loss
+    result = row_loss * scale if reduction == "none" else loss
     return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None
 
 
-def _reverse(a: Tensor, b: Tensor, tau: Tensor, positive: Tensor | None, column_group: Tensor | None):
-    """The other direction row by row: its anchors b_{y_r}, their temperatures and groups, and their positives r."""
-    rows = len(a)
+def _reverse(h_ctr: Tensor, h_cvr: Tensor, tau: Tensor, positive: Tensor | None, column_group: Tensor | None):
+    """Returns the other direction's anchors b_{y_r}, their temperatures and groups, and their positives r."""
+    rows = len(h_ctr)
     if positive is None:
-        return b[:rows], tau[:rows], None if column_group is None else column_group[:rows], None
-    own = torch.where(positive == IGNORE, IGNORE, torch.arange(rows, device=a.device))
-    if len(b) == 0:  # then every row is ignored
-        return torch.zeros_like(a), tau.new_ones(rows), None if column_group is None else own, own
-    target = positive.clamp(0, len(b) - 1)
-    return b[target], tau[target], None if column_group is None else column_group[target], own
+        return h_cvr[:rows], tau[:rows], None if column_group is None else column_group[:rows], None
+    own = torch.where(positive == IGNORE, IGNORE, torch.arange(rows, device=h_ctr.device))
+    if len(h_cvr) == 0:  # then every row is ignored
+        return torch.zeros_like(h_ctr), tau.new_ones(rows), None if column_group is None else own, own
+    target = positive.clamp(0, len(h_cvr) - 1)
+    return h_cvr[target], tau[target], None if column_group is None else column_group[target], own
 
 
-def _coefficient(
-    a: Tensor, positive: Tensor | None, weight: Tensor | None, reduction: str, shared: Shared | None
+def _row_scale(
+    h_ctr: Tensor, positive: Tensor | None, row_weight: Tensor | None, reduction: str, batch: CrossRankBatch | None
 ) -> Tensor:
-    """[B]: what each row's loss is multiplied with before the sum."""
-    acc = accumulation_dtype(a.dtype)
+    """Returns the factor of each row's loss in the sum [B]."""
+    acc = accumulation_dtype(h_ctr.dtype)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"adaptive_infonce: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    if positive is None and weight is None:
-        rows = len(a) if shared is None else sum(shared.rows) / shared.world_size
-        return a.new_full((len(a),), 1 / (rows or 1) if reduction == "mean" else 1.0, dtype=acc)
-    weight = a.new_ones(len(a), dtype=acc) if weight is None else weight.to(acc)
+    if positive is None and row_weight is None:
+        rows = len(h_ctr) if batch is None else sum(batch.rows) / batch.world_size
+        return h_ctr.new_full((len(h_ctr),), 1 / (rows or 1) if reduction == "mean" else 1.0, dtype=acc)
+    row_weight = h_ctr.new_ones(len(h_ctr), dtype=acc) if row_weight is None else row_weight.to(acc)
     if positive is not None:
-        weight = torch.where(positive == IGNORE, 0.0, weight)
-    if reduction == "mean":
-        total = weight.sum() if shared is None else shared.total(weight.sum()) / shared.world_size
-        weight = weight / torch.where(total == 0, 1.0, total)
-    return weight
+        row_weight = torch.where(positive == IGNORE, 0.0, row_weight)
+    if reduction != "mean":
+        return row_weight
+    total = row_weight.sum() if batch is None else batch.total(row_weight.sum()) / batch.world_size
+    return row_weight / torch.where(total == 0, 1.0, total)
 
 
 def _expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
-    """[rows of ``anchors``] in the accumulation type."""
+    """Returns tau per row of ``anchors``, in the accumulation type."""
     acc = accumulation_dtype(anchors.dtype)
     if not isinstance(tau, Tensor):
         if isinstance(tau, bool) or not isinstance(tau, (float, int)) or not 0 < tau < float("inf"):
@@ -211,59 +237,12 @@ def _expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
     if not tau.is_floating_point():
         raise TypeError(f"adaptive_infonce: {name} must be floating point, got {tau.dtype}")
     if tau.device != anchors.device and tau.dim() > 0:
-        raise ValueError(f"adaptive_infonce: {name} is on {tau.device}, the representations on {anchors.device}")
+        raise ValueError(f"adaptive_infonce: {name} must be 0-dim or on {anchors.device}, got {tau.device}")
     if tau.dim() != 0 and tuple(tau.shape) != (len(anchors),):
         raise ValueError(
             f"adaptive_infonce: {name} must be 0-dim or of shape ({len(anchors)},), got {tuple(tau.shape)}"
         )
     return tau.to(anchors.device, acc).expand(len(anchors))
-
-
-def _check_representations(h_ctr: Tensor, h_cvr: Tensor) -> None:
-    for name, h in (("h_ctr", h_ctr), ("h_cvr", h_cvr)):
-        if not isinstance(h, Tensor) or h.dim() != 2:
-            got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
-            raise ValueError(f"adaptive_infonce: {name} must be a 2-dim tensor [rows, d], got {got}")
-        if h.dtype not in DTYPES:
-            raise TypeError(f"adaptive_infonce: {name} must be float32, bfloat16, float16 or float64, got {h.dtype}")
-    if h_ctr.shape[1] != h_cvr.shape[1] or h_ctr.shape[1] == 0:
-        raise ValueError(
-            "adaptive_infonce: h_ctr and h_cvr must have the same width d >= 1, got "
-            f"{tuple(h_ctr.shape)} and {tuple(h_cvr.shape)}"
-        )
-    if h_ctr.device != h_cvr.device:
-        raise ValueError(f"adaptive_infonce: h_ctr is on {h_ctr.device}, h_cvr on {h_cvr.device}")
-
-
-def _check_indices(a, b, positive_index, row_group, column_group, row_weight) -> None:
-    rows, columns = len(a), len(b)
-    if positive_index is None and columns < rows:
-        raise ValueError(
-            f"adaptive_infonce: without positive_index h_cvr needs a row for each of h_ctr's {rows} rows, got {columns}"
-        )
-    if row_group is None and column_group is not None:
-        raise ValueError("adaptive_infonce: column_group needs row_group")
-    if row_group is not None and column_group is None and rows != columns:
-        raise ValueError(f"adaptive_infonce: row_group without column_group needs N = B, got N = {columns}, B = {rows}")
-    named = (
-        ("positive_index", positive_index, rows),
-        ("row_group", row_group, rows),
-        ("column_group", column_group, columns),
-        ("row_weight", row_weight, rows),
-    )
-    for name, x, length in named:
-        if x is None:
-            continue
-        if not isinstance(x, Tensor):
-            raise TypeError(f"adaptive_infonce: {name} must be a tensor, got {type(x).__name__}")
-        if tuple(x.shape) != (length,):
-            raise ValueError(f"adaptive_infonce: {name} must have shape ({length},), got {tuple(x.shape)}")
-        if x.device != a.device:
-            raise ValueError(f"adaptive_infonce: {name} is on {x.device}, the representations on {a.device}")
-        if name == "row_weight" and not x.is_floating_point():
-            raise TypeError(f"adaptive_infonce: row_weight must be floating point, got {x.dtype}")
-        if name != "row_weight" and x.dtype != torch.int64:
-            raise TypeError(f"adaptive_infonce: {name} must be int64, got {x.dtype}")
 
 
 def _op_of(backend: str, h_ctr: Tensor):
@@ -275,12 +254,13 @@ def _op_of(backend: str, h_ctr: Tensor):
     on_cpu = isinstance(h_ctr, Tensor) and h_ctr.device.type == "cpu"
     if backend == "cpu":
         if not on_cpu:
-            raise ValueError("adaptive_infonce: backend='cpu' needs CPU tensors")
+            got = h_ctr.device if isinstance(h_ctr, Tensor) else type(h_ctr).__name__
+            raise ValueError(f"adaptive_infonce: backend 'cpu' requires CPU tensors, got h_ctr on {got}")
         if not is_built():
-            raise RuntimeError("adaptive_infonce: backend='cpu' needs the C++ extension (see adaftr-fast info)")
+            raise RuntimeError("adaptive_infonce: backend 'cpu' requires the C++ extension (see adaftr-fast info)")
         return ops.infonce
     if backend == "triton":
         if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError("adaptive_infonce: backend='triton' takes CPU tensors only under TRITON_INTERPRET=1")
+            raise ValueError("adaptive_infonce: backend 'triton' accepts CPU tensors only under TRITON_INTERPRET=1")
         return ops.infonce_triton
     raise ValueError(f"adaptive_infonce: backend must be auto, reference, cpu or triton, got {backend!r}")
