@@ -1,11 +1,11 @@
-"""The loss never holds the similarities: peak memory, in a process of its own."""
+"""Peak memory of the loss, measured in a subprocess: the similarities are never stored."""
 
 import subprocess
 import sys
 
 import pytest
 
-import adaftr_fast as af
+from tests.ops.marks import needs_extension
 
 SCRIPT = """
 import resource, sys, torch, adaftr_fast as af
@@ -20,9 +20,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
-@pytest.mark.skipif(af.cpu_capability() == "none", reason="the C++ extension is not built")
+@needs_extension
 @pytest.mark.parametrize(("threads", "bound"), [(2, 100), (64, 250)])
-def test_peak_memory_is_far_below_the_matrix(threads, bound):
+def test_peak_memory_is_far_below_that_of_the_similarities(threads, bound):
     command = [sys.executable, "-c", SCRIPT, str(threads)]
     added = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert added < bound, f"{added:.0f} MiB added; the 16,384 x 16,384 matrix alone is 1,024 MiB"

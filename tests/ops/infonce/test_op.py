@@ -1,4 +1,4 @@
-"""The loss as an op: derivatives of derivatives, opcheck, torch.compile, empty and bad input."""
+"""The loss as an op: gradcheck, double backward, opcheck, torch.compile, empty and bad input."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_gradcheck_and_double_backward(backend, reduction, symmetric):
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_inputs_made_from_one_another(create_graph):
+def test_inputs_computed_from_one_another(create_graph):
     a, _, _ = (t.requires_grad_() for t in inputs(6, 6, 4))
     tau = a[:, 0].sigmoid() + 0.1
     expected = torch.nn.functional.cross_entropy(a @ a.flip(0).T / tau[:, None], torch.arange(6))
@@ -45,14 +45,14 @@ def test_inputs_made_from_one_another(create_graph):
 @pytest.mark.parametrize("needs", [(True, True, True), (True, False, False), (False, True, True)])
 def test_opcheck(needs):
     a, b, tau = (t.requires_grad_(n) for t, n in zip(inputs(9, 11, 4), needs))
-    coefficient = torch.full((9,), 0.5, dtype=torch.float64)
+    scale = torch.full((9,), 0.5, dtype=torch.float64)
     positive = torch.randint(0, 11, (9,))
     for op in (torch.ops.adaftr_fast.infonce.default, torch.ops.adaftr_fast.infonce_reference.default):
-        torch.library.opcheck(op, (a, b, tau, positive, None, None, coefficient, *needs, True))
+        torch.library.opcheck(op, (a, b, tau, positive, None, None, scale, *needs, True))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_compiles_whole(reduction):
+def test_compiles_to_one_graph(reduction):
     def function(a, b, tau):
         return af.adaptive_infonce(a, b, tau, reduction=reduction, return_stats=True)
 
@@ -70,7 +70,7 @@ def test_compiles_whole(reduction):
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_no_columns(backend, symmetric):
+def test_no_candidates(backend, symmetric):
     a = torch.randn(3, 4, requires_grad=True)
     ignored = torch.full((3,), -100)
     loss = af.adaptive_infonce(a, a[:0], 0.1, positive_index=ignored, symmetric=symmetric, backend=backend)
@@ -98,11 +98,11 @@ A, B = torch.randn(4, 3), torch.randn(6, 3)
         ((A, B[:, :2], 0.1), {}, ValueError, "same width"),
         ((A[:, :0], B[:, :0], 0.1), {}, ValueError, "same width d >= 1"),
         ((A.long(), B, 0.1), {}, TypeError, "h_ctr must be float32"),
-        ((A, B[:2], 0.1), {}, ValueError, "h_cvr needs a row for each"),
+        ((A, B[:2], 0.1), {}, ValueError, r"at least one row per row of h_ctr \(4\)"),
         ((A, B, 0.0), {}, ValueError, "positive finite"),
         ((A, B, torch.ones(5)), {}, ValueError, r"shape \(4,\)"),
         ((A, B, torch.ones(4, dtype=torch.long)), {}, TypeError, "tau must be floating point"),
-        ((A, B, (0.1, 0.1)), {}, ValueError, "symmetric=True"),
+        ((A, B, (0.1, 0.1)), {}, ValueError, "requires symmetric=True, got 2 elements"),
         ((A, B, (0.1, 0.1, 0.1)), {"symmetric": True}, ValueError, "must be a pair"),
         ((A, B, True), {}, ValueError, "positive finite number"),
         ((A, B, 0.1), {"row_weight": [1.0] * 4}, TypeError, "row_weight must be a tensor, got list"),
@@ -115,10 +115,10 @@ A, B = torch.randn(4, 3), torch.randn(6, 3)
             "positive_index must have shape",
         ),
         ((A, B, 0.1), {"positive_index": torch.zeros(4)}, TypeError, "positive_index must be int64"),
-        ((A, B, 0.1), {"row_group": torch.zeros(4, dtype=torch.long)}, ValueError, "needs N = B"),
-        ((A, B, 0.1), {"column_group": torch.zeros(6, dtype=torch.long)}, ValueError, "needs row_group"),
+        ((A, B, 0.1), {"row_group": torch.zeros(4, dtype=torch.long)}, ValueError, "requires N = B"),
+        ((A, B, 0.1), {"column_group": torch.zeros(6, dtype=torch.long)}, ValueError, "requires row_group"),
         ((A, B, 0.1), {"row_weight": torch.ones(4, dtype=torch.long)}, TypeError, "row_weight must be floating"),
-        ((A, B.to("meta"), 0.1), {}, ValueError, "h_cvr on meta"),
+        ((A, B.to("meta"), 0.1), {}, ValueError, "on one device, got cpu and meta"),
     ],
 )
 def test_bad_arguments(arguments, options, error, message):
@@ -138,7 +138,7 @@ def test_bad_temperature_names_the_row(value, backend):
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_bad_positive_names_the_row(backend):
+def test_bad_positive_index_names_the_row(backend):
     with pytest.raises(RuntimeError, match=r"got positive_index\[1\] = 6"):
         af.adaptive_infonce(A, B, 0.1, positive_index=torch.tensor([0, 6, 1, 2]), backend=backend)
 

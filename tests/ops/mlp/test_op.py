@@ -8,7 +8,7 @@ import torch
 import adaftr_fast as af
 import adaftr_fast.ops.mlp.op  # defines the ops
 from adaftr_fast.ops.mlp import reference
-from tests.ops.infonce.inputs import needs_extension
+from tests.ops.marks import needs_extension
 from tests.tolerances import assert_as_accurate
 
 OP, MIXTURE = torch.ops.adaftr_fast.mlp, torch.ops.adaftr_fast.mixture
