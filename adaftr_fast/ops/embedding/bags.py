@@ -1,6 +1,10 @@
-"""Ops that pool multi-valued fields: the ids of a bag give one vector.
+"""Ops that pool multi-valued fields: each bag of ids gives one vector.
 
-B batch, F fields, E width, N ids of all bags together, U distinct rows of one batch.
+Shapes: B batch, F fields, E width, N ids of all bags, R rows of all fields, U distinct rows of one batch.
+
+``offsets`` and ``per_sample_weights`` are those of ``torch.nn.EmbeddingBag``; ``field_offsets`` holds the first row of
+each field. Exported programs name the ops' arguments, so the schemas keep their older names: ``bags`` for the offsets,
+``weights`` for the per-sample weights and ``offsets`` for the field offsets.
 """
 
 from __future__ import annotations
@@ -21,30 +25,29 @@ library.impl("embedding_bags_backward", reference.embedding_bags_backward, "Comp
 
 
 @torch.library.register_fake("adaftr_fast::embedding_bags", lib=library)
-def _fake(weight, values, bags, weights, offsets, mean, state) -> Tensor:
-    fields = offsets.shape[0] - 1
-    return weight.new_empty((bags.shape[0] - 1) // fields, fields * weight.shape[1])
+def _fake(weight, values, offsets, per_sample_weights, field_offsets, mean, state) -> Tensor:
+    fields = field_offsets.shape[0] - 1
+    return weight.new_empty((offsets.shape[0] - 1) // fields, fields * weight.shape[1])
 
 
 @torch.library.register_fake("adaftr_fast::embedding_bags_backward", lib=library)
-def _backward_fake(grad, values, bags, weights, offsets, width, mean) -> tuple[Tensor, Tensor]:
+def _backward_fake(grad, values, offsets, per_sample_weights, field_offsets, width, mean) -> tuple[Tensor, Tensor]:
     unique = torch.library.get_ctx().new_dynamic_size()
     return values.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
 
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-    weight, values, bags, weights, offsets, mean, state = inputs
-    ctx.save_for_backward(values, bags, weights, offsets)
+    weight, values, offsets, per_sample_weights, field_offsets, mean, state = inputs
+    ctx.save_for_backward(values, offsets, per_sample_weights, field_offsets)
     ctx.shape, ctx.mean, ctx.states = weight.shape, mean, len(state)
 
 
 def _sparse_gradient(ctx, grad: Tensor) -> Tensor:
-    values, bags, weights, offsets = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True: by PyTorch's own ops, which can be differentiated again
-        rows, terms = reference.gradient_terms(grad, values, bags, weights, offsets, ctx.shape[1], ctx.mean)
+    bags = ctx.saved_tensors  # values, offsets, per_sample_weights, field_offsets
+    if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
+        rows, terms = reference.gradient_terms(grad, *bags, ctx.shape[1], ctx.mean)
         return torch.sparse_coo_tensor(rows[None], terms.to(grad.dtype), ctx.shape, check_invariants=False).coalesce()
-    merge = torch.ops.adaftr_fast.embedding_bags_backward
-    rows, sums = merge(grad, values, bags, weights, offsets, ctx.shape[1], ctx.mean)
+    rows, sums = torch.ops.adaftr_fast.embedding_bags_backward(grad, *bags, ctx.shape[1], ctx.mean)
     return torch.sparse_coo_tensor(rows[None], sums, ctx.shape, is_coalesced=True, check_invariants=False)
 
 
@@ -58,29 +61,33 @@ torch.library.register_autograd("adaftr_fast::embedding_bags", _backward, setup_
 def embedding_bags(
     weight: Tensor,
     values: Tensor,
-    bags: Tensor,
-    weights: Tensor | None,
     offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    field_offsets: Tensor,
     mean: bool,
     state: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Pool the ids of each bag into one vector.
+    """Pools the ids of each bag into one vector.
+
+    The gradient of ``weight`` is a coalesced sparse tensor and can itself be differentiated (create_graph=True).
 
     Args:
         weight: [R, E], floating point, contiguous.
-        values: [N], int32 or int64; an id counts from 0 within its field.
-        bags: [B * F + 1], int64, rising from 0 to N; bag b * F + f holds field f of row b.
-        weights: [N] factors of the ids, in float64 beside a float64 table, else float32; no gradient. Or None.
-        offsets: [F + 1], int64; field f owns the rows ``offsets[f]`` to ``offsets[f + 1] - 1``.
-        mean: divide by the number of ids in the bag.
-        state: of a deferred Adam (adaftr_fast.optim.Adam), to read rows through to their present values.
+        values: [N] ids, int32 or int64, each counted from 0 within its field.
+        offsets: [B * F + 1] int64, rising from 0 to N; bag b * F + f holds field f of row b.
+        per_sample_weights: [N] factors of the ids, float64 for a float64 table and float32 otherwise, or None. They
+            have no gradient.
+        field_offsets: [F + 1] int64; field f owns the rows ``field_offsets[f]`` to ``field_offsets[f + 1] - 1``.
+        mean: if True, divides the sum by the number of ids in the bag.
+        state: the state of a deferred Adam (adaftr_fast.optim.Adam). If given, rows are read at their current values.
 
     Returns:
-        [B, F * E]; an empty bag gives zeros. The gradient of weight is a coalesced sparse tensor, and can
-        itself be differentiated (create_graph=True).
+        [B, F * E]; zeros for an empty bag.
 
     Raises:
         IndexError: an id is out of its field's range; the message names the position, the id and the range.
-        TypeError, ValueError: a dtype or a shape does not fit.
+        TypeError, ValueError: an argument has the wrong dtype or shape.
     """
-    return torch.ops.adaftr_fast.embedding_bags(weight, values, bags, weights, offsets, mean, list(state))
+    return torch.ops.adaftr_fast.embedding_bags(
+        weight, values, offsets, per_sample_weights, field_offsets, mean, list(state)
+    )

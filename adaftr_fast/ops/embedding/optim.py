@@ -1,7 +1,7 @@
-"""Ops of the optimizers that step on the rows of a batch, and the look-up through Adam's deferred steps.
+"""Ops of the sparse optimizers, which update the rows of a batch, and the look-up through Adam's deferred steps.
 
-R rows of the table, E width, U distinct rows of the batch: ``rows`` [U] int64, strictly rising, and ``grad`` [U, E].
-The state of the deferred Adam is described in ``adaftr_fast/ops/embedding/reference/optim.py``.
+Shapes: R rows of the table, E width, U distinct rows of the batch. ``rows`` [U] are int64 and strictly increasing;
+``grad`` is [U, E]. ``adaftr_fast/ops/embedding/reference/optim.py`` describes the state of the deferred Adam.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ _SCHEMAS = {
 for _name, (_schema, _reference) in _SCHEMAS.items():
     library.define(_name + _schema)
     library.impl(_name, torch.no_grad()(_reference), "CompositeExplicitAutograd")
-    if _name != "deferred_embedding":  # a step is nothing to differentiate
+    if _name != "deferred_embedding":  # an optimizer step is not differentiable
         library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 
 
 @torch.library.register_fake("adaftr_fast::deferred_embedding", lib=library)
-def _deferred_embedding_fake(weight: Tensor, ids: Tensor, offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
+def _deferred_embedding_fake(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
     return weight.new_empty(ids.shape[0], ids.shape[1] * weight.shape[1])
 
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-    weight, ids, offsets, state = inputs
-    ctx.save_for_backward(ids, offsets)
+    weight, ids, field_offsets, state = inputs
+    ctx.save_for_backward(ids, field_offsets)
     ctx.shape, ctx.states = weight.shape, len(state)
 
 
 def _backward(ctx, grad: Tensor) -> tuple:
-    # Being current is a matter of reading: the gradient is that of the plain look-up.
+    # The deferred steps do not depend on this batch, so the gradient is that of the plain look-up.
     return sparse_gradient(grad, *ctx.saved_tensors, ctx.shape), None, None, [None] * ctx.states
 
 
-if not is_built():  # csrc/cpu/embedding/autograd.cpp does the same, faster
+if not is_built():  # csrc/cpu/embedding/autograd.cpp registers a faster formula
     torch.library.register_autograd(
         "adaftr_fast::deferred_embedding", _backward, setup_context=_setup_context, lib=library
     )
 
 
-def deferred_embedding(weight: Tensor, ids: Tensor, offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
-    """``fused_embedding`` of a table whose rows may have missed steps of Adam, as if they had not.
+def deferred_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
+    """Looks up the current values of rows whose steps of Adam are deferred; writes nothing.
 
-    The same arguments, result and errors; ``state`` is the optimizer's list of tensors. Nothing is written.
+    Arguments, result and errors are those of ``fused_embedding``; ``state`` is the optimizer's list of tensors.
     """
-    return torch.ops.adaftr_fast.deferred_embedding(weight, ids, offsets, state)
+    return torch.ops.adaftr_fast.deferred_embedding(weight, ids, field_offsets, state)

@@ -1,1 +1,1 @@
-"""Stacks of dense layers and mixtures of experts, each in one pass."""
+"""Stacks of dense layers and mixtures of experts, each computed in one pass."""

@@ -1,11 +1,11 @@
 """``torch.ops.adaftr_fast.mlp`` and ``mixture``: stacks of dense layers, and mixtures of experts, each in one pass.
 
-B rows, T tasks, k experts, v width of an expert. Shapes and formulas: adaftr_fast/ops/mlp/reference.py. On CPU a block
-of rows goes through all layers while it is in cache, forward and backward.
+Shapes: B rows, T tasks, k experts, v width of an expert. ``adaftr_fast/ops/mlp/reference.py`` gives the formulas. On
+CPU, a block of rows passes through all layers while it is in cache, forward and backward.
 
-Under autocast to bfloat16 (``reduced``) the outputs are bfloat16. Where the CPU multiplies it (AVX512-BF16), so are the
-factors of every product, rounded as they are read: inputs, weights, and the gradient of a layer before its relu, whose
-sum over the rows is that of the bias. Weights, their gradients, and what is added up stay float32.
+With ``reduced`` (autocast to bfloat16) the outputs are bfloat16. On CPUs with AVX512-BF16, both operands of every
+product are rounded to bfloat16 as they are read: inputs, weights, and the gradient of a layer's pre-activation. The
+gradient of the bias sums the rounded values. Weights, their gradients and all sums are float32.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ def _mlp_setup(ctx, inputs, output) -> None:
 
 def _mlp_backward(ctx, gradients) -> tuple:
     n, layers = ctx.sizes
-    kept = ctx.saved_tensors
-    x, weights = kept[:n], kept[n : n + layers]
-    biases, outputs = kept[n + layers : n + 2 * layers], kept[n + 2 * layers :]
-    found = torch.ops.adaftr_fast.mlp_backward(
+    saved = ctx.saved_tensors
+    x, weights = saved[:n], saved[n : n + layers]
+    biases, outputs = saved[n + layers : n + 2 * layers], saved[n + 2 * layers :]
+    gradients = torch.ops.adaftr_fast.mlp_backward(
         list(gradients), x, outputs, ctx.reads, weights, biases, ctx.depths, ctx.rectified, [1] * n
     )
-    return found[:n], None, found[n : n + layers], found[n + layers :], None, None, None
+    return gradients[:n], None, gradients[n : n + layers], gradients[n + layers :], None, None, None
 
 
 def _mixture_setup(ctx, inputs: tuple[Tensor, Tensor], output: list[Tensor]) -> None:
@@ -82,7 +82,7 @@ def _mixture_backward(ctx, gradients: Sequence[Tensor | None]) -> tuple[Tensor, 
     return torch.ops.adaftr_fast.mixture_backward(list(gradients), *ctx.saved_tensors)
 
 
-if not is_built():  # csrc/cpu/mlp/autograd.cpp does the same, faster, and differentiates again
+if not is_built():  # csrc/cpu/mlp/autograd.cpp registers a faster formula, which also supports double backward
     torch.library.register_autograd("adaftr_fast::mlp", _mlp_backward, setup_context=_mlp_setup, lib=library)
     torch.library.register_autograd(
         "adaftr_fast::mixture", _mixture_backward, setup_context=_mixture_setup, lib=library

@@ -1,9 +1,15 @@
-"""Stacks of dense layers, and mixtures of experts, in plain PyTorch: the truth the kernels are tested against.
+"""Stacks of dense layers, and mixtures of experts, in plain PyTorch: the ground truth for the kernels' tests.
 
-B rows, T tasks, k experts, v width of an expert. A layer is y = relu(x W^T + b) with W [out, in] and b [out], or the
-same without relu. Backward, with g the gradient of y where y > 0 or there is no relu: dx = g W, dW = g^T x, db the sum
-of g's rows. A mixture is out_t = sum_i w_ti g_i with w_t = softmax(logits_t); with s_ti = dout_t . g_i,
-dg_i = sum_t w_ti dout_t and dlogits_ti = w_ti (s_ti - sum_j w_tj s_tj).
+Shapes: B rows, T tasks, k experts, v width of an expert.
+
+A layer is y = relu(x W^T + b) with W [out, in] and b [out], or the same without the relu. Backward, with g the gradient
+of y, set to 0 where the relu is inactive:
+
+    dx = g W,  dW = g^T x,  db = sum of g over the rows
+
+A mixture is out_t = sum_i w_ti g_i with w_t = softmax(logits_t). Backward, with s_ti = dout_t . g_i:
+
+    dg_i = sum_t w_ti dout_t,  dlogits_ti = w_ti (s_ti - sum_j w_tj s_tj)
 """
 
 from __future__ import annotations
@@ -23,22 +29,24 @@ def mlp(
     rectified: Sequence[int],
     reduced: bool,
 ) -> list[Tensor]:
-    """Every layer's output [B, out], stack after stack.
+    """Computes every layer's output [B, out], stack after stack.
 
     Args:
         inputs: [B, width] each.
-        reads: which input each stack's first layer reads.
-        weights, biases: of all layers, stack after stack.
-        depths, rectified: of each stack, how many layers it has and how many of them, from the first, end in a relu.
-        reduced: outputs in bfloat16.
+        reads: per stack, the index of the input that its first layer reads.
+        weights: of all layers, stack after stack.
+        biases: of all layers, stack after stack.
+        depths: per stack, the number of its layers.
+        rectified: per stack, the number of its layers, counted from the first, that end in a relu.
+        reduced: if True, the outputs are bfloat16.
     """
     outputs: list[Tensor] = []
     for read, depth, relus in zip(reads, depths, rectified):
         x = inputs[read]
-        for place in range(depth):
+        for index in range(depth):
             weight, bias = weights[len(outputs)], biases[len(outputs)]
             x = torch.nn.functional.linear(x.to(weight.dtype), weight, bias)
-            x = torch.relu(x) if place < relus else x
+            x = torch.relu(x) if index < relus else x
             outputs.append(x.bfloat16() if reduced else x)
     return outputs
 
@@ -54,23 +62,23 @@ def mlp_backward(
     rectified: Sequence[int],
     wanted: Sequence[int],
 ) -> list[Tensor]:
-    """The gradients of inputs (empty where not ``wanted``), weights and biases from those of the outputs."""
+    """Computes the gradients of inputs (empty where not ``wanted``), weights and biases from those of the outputs."""
     d_inputs = [torch.zeros(x.shape, dtype=weights[0].dtype, device=x.device) for x in inputs]
     d_weights, d_biases = ([torch.zeros_like(p) for p in each] for each in (weights, biases))
     first = 0
     for read, depth, relus in zip(reads, depths, rectified):
-        g: Tensor | None = None  # the gradient from above
-        for place in reversed(range(depth)):
-            layer = first + place
-            given = gradients[layer]
-            if given is not None:
-                given = given.to(weights[layer].dtype)
-                g = given if g is None else g + given
+        g: Tensor | None = None  # the gradient from the next layer
+        for index in reversed(range(depth)):
+            layer = first + index
+            upstream = gradients[layer]
+            if upstream is not None:
+                upstream = upstream.to(weights[layer].dtype)
+                g = upstream if g is None else g + upstream
             if g is None:
                 continue
-            if place < relus:
+            if index < relus:
                 g = torch.where(outputs[layer] <= 0, 0, g)
-            x = outputs[layer - 1] if place else inputs[read]
+            x = outputs[layer - 1] if index else inputs[read]
             d_weights[layer], d_biases[layer] = g.T @ x.to(g.dtype), g.sum(0)
             g = g @ weights[layer]
         if g is not None:
@@ -81,14 +89,14 @@ def mlp_backward(
 
 
 def mixture(experts: Tensor, logits: Tensor) -> list[Tensor]:
-    """experts [B, k, v], logits [B, T, k] -> T of [B, v]."""
+    """Mixes experts [B, k, v] by the softmax of logits [B, T, k] -> T tensors [B, v]."""
     wide = torch.promote_types(experts.dtype, torch.float32)
     mixed = logits.to(wide).softmax(2) @ experts.to(wide)
     return [each.to(experts.dtype).clone() for each in mixed.unbind(1)]
 
 
 def mixture_backward(gradients: Sequence[Tensor | None], experts: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of experts and logits from those of the T mixtures."""
+    """Computes the gradients of experts and logits from those of the T mixtures."""
     wide = torch.promote_types(experts.dtype, torch.float32)
     zero = experts.new_zeros(experts.shape[0], experts.shape[2], dtype=wide)
     g = torch.stack([zero if each is None else each.to(wide) for each in gradients], 1)  # [B, T, v]

@@ -1,4 +1,4 @@
-"""The op that pools bags: what it takes and what it refuses."""
+"""The op that pools bags: strided arguments and bad input."""
 
 import pytest
 import torch
@@ -6,49 +6,50 @@ import torch
 import adaftr_fast
 from adaftr_fast.ops.embedding.bags import embedding_bags
 
-VALUES, BAGS = torch.tensor([0, 9, 3, 1]), torch.tensor([0, 1, 2, 4, 4])
-OFFSETS = torch.tensor([0, 4, 14])
+VALUES, OFFSETS = torch.tensor([0, 9, 3, 1]), torch.tensor([0, 1, 2, 4, 4])
+FIELD_OFFSETS = torch.tensor([0, 4, 14])
 
 
-def backward(values, bags, weights, offsets):
-    grad = torch.ones((len(bags) - 1) // 2, 6)
-    return torch.ops.adaftr_fast.embedding_bags_backward(grad, values, bags, weights, offsets, 3, False)
+def backward(values, offsets, per_sample_weights, field_offsets):
+    grad = torch.ones((len(offsets) - 1) // 2, 6)
+    return torch.ops.adaftr_fast.embedding_bags_backward(
+        grad, values, offsets, per_sample_weights, field_offsets, 3, False
+    )
 
 
-def spread(tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers, every other one in memory."""
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the same numbers at a stride of 2."""
     return torch.stack([tensor, tensor + 1], 1)[:, 0]
 
 
 def test_strided_arguments():
-    weight, weights = torch.randn(14, 3), torch.rand(4)
-    arguments = VALUES, BAGS, weights
-    out = embedding_bags(weight, *arguments, OFFSETS, False)
-    assert torch.equal(out, embedding_bags(weight, *map(spread, arguments), OFFSETS, False))
-    for one, other in zip(backward(*arguments, OFFSETS), backward(*map(spread, arguments), OFFSETS), strict=True):
-        assert torch.equal(one, other)
+    weight, arguments = torch.randn(14, 3), (VALUES, OFFSETS, torch.rand(4))
+    out = embedding_bags(weight, *arguments, FIELD_OFFSETS, False)
+    assert torch.equal(out, embedding_bags(weight, *map(strided, arguments), FIELD_OFFSETS, False))
+    contiguous, other = backward(*arguments, FIELD_OFFSETS), backward(*map(strided, arguments), FIELD_OFFSETS)
+    assert all(map(torch.equal, contiguous, other))
 
 
 @pytest.mark.parametrize(
-    "offsets",
-    [torch.tensor(0), torch.tensor([0]), OFFSETS[:0], OFFSETS[None], OFFSETS.int()],
+    "field_offsets",
+    [torch.tensor(0), torch.tensor([0]), FIELD_OFFSETS[:0], FIELD_OFFSETS[None], FIELD_OFFSETS.int()],
     ids=["0-dim", "no field", "empty", "2-dim", "int32"],
 )
-def test_wrong_offsets_of_the_fields_are_named(offsets):
+def test_bad_field_offsets(field_offsets):
     message = r"the tables' offsets must be .*int64 \[F \+ 1\] of F >= 1 fields, got"
     with pytest.raises(ValueError, match="embedding_bags: " + message):
-        embedding_bags(torch.randn(14, 3), VALUES, BAGS, None, offsets, False)
+        embedding_bags(torch.randn(14, 3), VALUES, OFFSETS, None, field_offsets, False)
     with pytest.raises(ValueError, match="embedding_bags_backward: " + message):
-        backward(VALUES, BAGS, None, offsets)
+        backward(VALUES, OFFSETS, None, field_offsets)
 
 
-@pytest.mark.skipif(adaftr_fast.cpu_capability() == "none", reason="the reference reads strided offsets as they are")
-def test_strided_offsets_of_the_fields_are_not_misread():
+@pytest.mark.skipif(adaftr_fast.cpu_capability() == "none", reason="the reference accepts strided field offsets")
+def test_strided_field_offsets_are_refused():
     with pytest.raises(ValueError, match=r"the tables' offsets must be contiguous .* with strides \[2\]"):
-        embedding_bags(torch.randn(14, 3), VALUES, BAGS, None, spread(OFFSETS), False)
+        embedding_bags(torch.randn(14, 3), VALUES, OFFSETS, None, strided(FIELD_OFFSETS), False)
 
 
-def test_wrong_weights_are_named():
+def test_bad_per_sample_weights():
     for weights in (torch.ones(3), torch.ones(4, 1), torch.ones(1)):
         with pytest.raises(ValueError, match=r"embedding_bags: weights must be .*\[4\], got"):
-            embedding_bags(torch.randn(14, 3), VALUES, BAGS, weights, OFFSETS, False)
+            embedding_bags(torch.randn(14, 3), VALUES, OFFSETS, weights, FIELD_OFFSETS, False)

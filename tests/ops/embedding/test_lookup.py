@@ -1,4 +1,4 @@
-"""The embedding ops: kernels against the plain-PyTorch reference, gradients, what torch.library promises."""
+"""The embedding ops: kernels against the plain-PyTorch reference, gradcheck, opcheck, threads, bad input."""
 
 import threading
 
@@ -15,7 +15,7 @@ from tests.tolerances import assert_as_accurate
 WIDTHS = [1, 3, 4, 8, 16, 17, 32]
 
 
-def offsets_of(sizes: list[int]) -> torch.Tensor:
+def field_offsets_of(sizes: list[int]) -> torch.Tensor:
     return torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
 
 
@@ -24,16 +24,16 @@ def random_ids(sizes: list[int], batch: int, dtype: torch.dtype, seed: int = 0) 
     return torch.stack([torch.randint(0, n, (batch,), generator=generator) for n in sizes], 1).to(dtype)
 
 
-def backward(grad: torch.Tensor, ids: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.ops.adaftr_fast.fused_embedding_backward(grad, ids, offsets, grad.shape[1] // ids.shape[1])
+def backward(grad: torch.Tensor, ids: torch.Tensor, field_offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ops.adaftr_fast.fused_embedding_backward(grad, ids, field_offsets, grad.shape[1] // ids.shape[1])
 
 
 @pytest.fixture(params=["generic", "best"])
 def capability(request):
-    """Runs a test on the portable kernels and on the best ones this machine has."""
+    """Runs the test on the portable kernels and on the fastest ones that this machine supports."""
     if adaftr_fast.cpu_capability() == "none":
         if request.param == "generic":
-            pytest.skip("the extension is not built: only the reference is there")
+            pytest.skip("the C++ extension is not built")
         yield
         return
     adaftr_fast.set_cpu_capability("generic" if request.param == "generic" else None)
@@ -43,26 +43,30 @@ def capability(request):
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_lookup_is_a_copy_of_the_rows(capability, width, dtype):
+def test_lookup_copies_rows(capability, width, dtype):
     sizes = [1, 7, 5000, 64, 65]
-    weight, offsets = torch.randn(sum(sizes), width), offsets_of(sizes)
+    weight, field_offsets = torch.randn(sum(sizes), width), field_offsets_of(sizes)
     ids = random_ids(sizes, 130, dtype)
-    assert torch.equal(fused_embedding(weight, ids, offsets), reference.fused_embedding(weight, ids, offsets))
+    assert torch.equal(
+        fused_embedding(weight, ids, field_offsets), reference.fused_embedding(weight, ids, field_offsets)
+    )
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_backward_merges_duplicates_in_order(capability, width, dtype):
-    sizes = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12]  # more than one block of fields, words and summary words
-    offsets, ids = offsets_of(sizes), random_ids(sizes, 130, dtype)
+def test_backward_merges_duplicates_in_ascending_order(capability, width, dtype):
+    sizes = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12]  # several blocks of fields, bitmap words and summary words
+    field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 130, dtype)
     grad = torch.randn(130, len(sizes) * width, dtype=torch.float64)
-    rows, values = backward(grad, ids, offsets)
-    expected_rows, expected_values = reference.fused_embedding_backward(grad, ids, offsets, width)
+    rows, values = backward(grad, ids, field_offsets)
+    expected_rows, expected_values = reference.fused_embedding_backward(grad, ids, field_offsets, width)
     assert torch.equal(rows, expected_rows)
     torch.testing.assert_close(values, expected_values, rtol=1e-12, atol=1e-12)
-    # The tolerance rule: no further from the truth than PyTorch in the same precision (plus one rounding).
-    error = (backward(grad.float(), ids, offsets)[1] - expected_values).abs().max()
-    eager = (reference.fused_embedding_backward(grad.float(), ids, offsets, width)[1] - expected_values).abs().max()
+    # The tolerance rule: the error is at most that of PyTorch at the same precision plus one rounding.
+    error = (backward(grad.float(), ids, field_offsets)[1] - expected_values).abs().max()
+    eager = (
+        (reference.fused_embedding_backward(grad.float(), ids, field_offsets, width)[1] - expected_values).abs().max()
+    )
     assert error <= eager + torch.finfo(torch.float32).eps * expected_values.abs().max()
 
 
@@ -76,55 +80,55 @@ def test_backward_merges_duplicates_in_order(capability, width, dtype):
     strided=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_any_shape_and_any_duplicates(sizes, batch, width, dtype, distinct, strided, seed):
-    offsets = offsets_of(sizes)
+def test_any_shape_matches_reference(sizes, batch, width, dtype, distinct, strided, seed):
+    field_offsets = field_offsets_of(sizes)
     ids = random_ids([min(n, distinct) for n in sizes], batch, dtype, seed)
     if strided:
         ids = ids.t().contiguous().t()
     weight = torch.randn(sum(sizes), width)
-    out = fused_embedding(weight, ids, offsets)
-    assert torch.equal(out, reference.fused_embedding(weight, ids, offsets))
-    rows, values = backward(out, ids, offsets)
-    expected_rows, expected_values = reference.fused_embedding_backward(out, ids, offsets, width)
+    out = fused_embedding(weight, ids, field_offsets)
+    assert torch.equal(out, reference.fused_embedding(weight, ids, field_offsets))
+    rows, values = backward(out, ids, field_offsets)
+    expected_rows, expected_values = reference.fused_embedding_backward(out, ids, field_offsets, width)
     assert torch.equal(rows, expected_rows)
     torch.testing.assert_close(values, expected_values, rtol=1e-5, atol=1e-5)
 
 
-def test_scratch_is_clean_between_tables_of_different_sizes():
+def test_scratch_is_reset_between_tables_of_different_sizes():
     for sizes in ([5000, 3], [2], [3, 70_000, 1], [5000, 3]):
-        offsets, ids = offsets_of(sizes), random_ids(sizes, 50, torch.int64)
+        field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 50, torch.int64)
         grad = torch.randn(50, len(sizes) * 2)
-        expected = reference.fused_embedding_backward(grad, ids, offsets, 2)
-        for got, want in zip(backward(grad, ids, offsets), expected, strict=True):
+        expected = reference.fused_embedding_backward(grad, ids, field_offsets, 2)
+        for got, want in zip(backward(grad, ids, field_offsets), expected, strict=True):
             torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("bad", [-1, 7, 2**31 - 1])
-def test_bad_id_is_named(capability, dtype, bad):
+def test_bad_id(capability, dtype, bad):
     sizes = [5, 7, 9]
-    offsets, ids = offsets_of(sizes), random_ids(sizes, 2000, dtype)
+    field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 2000, dtype)
     ids[1500, 1] = bad
     message = rf"ids\[1500, 1\] = {bad} is out of range for field 1, whose ids are 0 to 6"
     with pytest.raises(IndexError, match=message):
-        fused_embedding(torch.randn(21, 8), ids, offsets)
+        fused_embedding(torch.randn(21, 8), ids, field_offsets)
     with pytest.raises(IndexError, match=message):
-        backward(torch.randn(2000, 24), ids, offsets)
-    ids[1500, 1] = 0  # the failed call leaves nothing behind
-    rows, _ = backward(torch.randn(2000, 24), ids, offsets)
+        backward(torch.randn(2000, 24), ids, field_offsets)
+    ids[1500, 1] = 0  # the failed call leaves no state behind
+    rows, _ = backward(torch.randn(2000, 24), ids, field_offsets)
     assert torch.equal(rows, torch.arange(21))
 
 
-def test_wrong_arguments_are_named():
-    weight, offsets = torch.randn(12, 4), torch.tensor([0, 5, 12])
+def test_bad_arguments():
+    weight, field_offsets = torch.randn(12, 4), torch.tensor([0, 5, 12])
     with pytest.raises(TypeError, match="fused_embedding: ids must be int32 or int64"):
-        fused_embedding(weight, torch.zeros(3, 2), offsets)
+        fused_embedding(weight, torch.zeros(3, 2), field_offsets)
     with pytest.raises(ValueError, match=r"fused_embedding: ids must be \[B, 2\]"):
-        fused_embedding(weight, torch.zeros(3, 3, dtype=torch.int64), offsets)
+        fused_embedding(weight, torch.zeros(3, 3, dtype=torch.int64), field_offsets)
 
 
 class Densify(torch.autograd.Function):
-    """The identity with a strided gradient, which is what gradcheck asks for."""
+    """The identity with a dense gradient, as gradcheck requires."""
 
     @staticmethod
     def forward(ctx, weight):
@@ -137,57 +141,57 @@ class Densify(torch.autograd.Function):
 
 def test_gradcheck():
     sizes = [3, 5]
-    offsets, ids = offsets_of(sizes), random_ids(sizes, 6, torch.int64)
+    field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 6, torch.int64)
     weight = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda w: fused_embedding(Densify.apply(w), ids, offsets), (weight,))
+    assert torch.autograd.gradcheck(lambda w: fused_embedding(Densify.apply(w), ids, field_offsets), (weight,))
 
 
 def test_opcheck():
     sizes = [3, 5]
-    offsets, ids = offsets_of(sizes), random_ids(sizes, 6, torch.int64)
+    field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 6, torch.int64)
     weight = torch.randn(8, 3, requires_grad=True)
-    # test_aot_dispatch_dynamic compares gradients by a function that has no sparse form; the sparse gradient
-    # through torch.compile is tested in tests/nn/test_embedding.py.
+    # test_aot_dispatch_dynamic compares gradients with a function that does not support sparse tensors;
+    # tests/nn/test_embedding.py tests the sparse gradient under torch.compile.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight, ids, offsets), test_utils=checks)
-    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight.detach(), ids, offsets))
-    arguments = (torch.randn(6, 6), ids, offsets, 3)
+    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight, ids, field_offsets), test_utils=checks)
+    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight.detach(), ids, field_offsets))
+    arguments = (torch.randn(6, 6), ids, field_offsets, 3)
     torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding_backward, arguments)
 
 
-# Many fields, each owned by a thread; few, whose rows the threads share; one, and one of a single row.
+# Many fields, one thread each; few fields, whose rows the threads share; one field; one field with a single row.
 @pytest.mark.parametrize("sizes", [[400] * 30, [70_000, 3, 400], [9000], [1]], ids=lambda sizes: str(len(sizes)))
 @pytest.mark.parametrize("width", [3, 8])
-def test_the_thread_count_changes_nothing(capability, sizes, width):
-    offsets, ids = offsets_of(sizes), random_ids(sizes, 6000, torch.int64)
-    ids[::3] = 0  # a row that is more popular than all others together
+def test_bitwise_equal_for_any_thread_count(capability, sizes, width):
+    field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 6000, torch.int64)
+    ids[::3] = 0  # one row with a third of all look-ups
     grad = torch.randn(6000, len(sizes) * width)
     threads, merged = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            merged.append(backward(grad, ids, offsets))
+            merged.append(backward(grad, ids, field_offsets))
     finally:
         torch.set_num_threads(threads)
     for other in merged[1:]:
         assert all(map(torch.equal, merged[0], other))
-    expected = reference.fused_embedding_backward(grad.double(), ids, offsets, width)
+    expected = reference.fused_embedding_backward(grad.double(), ids, field_offsets, width)
     assert torch.equal(merged[0][0], expected[0])
-    eager = reference.fused_embedding_backward(grad, ids, offsets, width)[1]
+    eager = reference.fused_embedding_backward(grad, ids, field_offsets, width)[1]
     assert_as_accurate(merged[0][1], expected[1], eager, torch.float32)
 
 
-def test_a_row_set_serves_fields_of_thousands_of_words(capability):
-    """Words are found in lists of bounded length: all of a large field, and of one after it, come out in order."""
+def test_row_set_of_thousands_of_words(capability):
+    """Lists of used words have bounded length: all rows of a large field and of the next are returned in order."""
     sizes = [70_000, 100]
-    offsets, ids = offsets_of(sizes), torch.stack([torch.arange(70_000), torch.arange(70_000) % 100], 1)
-    rows, values = backward(torch.ones(70_000, 2), ids.flip(0), offsets)
+    field_offsets, ids = field_offsets_of(sizes), torch.stack([torch.arange(70_000), torch.arange(70_000) % 100], 1)
+    rows, values = backward(torch.ones(70_000, 2), ids.flip(0), field_offsets)
     assert torch.equal(rows, torch.arange(70_100))
     assert torch.equal(values[:, 0], torch.cat([torch.ones(70_000), torch.full((100,), 700.0)]))
 
 
-def test_a_bad_id_leaves_nothing_behind_where_threads_share_rows():
-    offsets, ids = offsets_of([9000]), random_ids([9000], 9000, torch.int32)
+def test_bad_id_leaves_no_state_where_threads_share_rows():
+    field_offsets, ids = field_offsets_of([9000]), random_ids([9000], 9000, torch.int32)
     grad = torch.randn(9000, 8)
     wrong = ids.clone()
     wrong[8000], wrong[5000] = 9000, -1
@@ -195,8 +199,8 @@ def test_a_bad_id_leaves_nothing_behind_where_threads_share_rows():
     try:
         torch.set_num_threads(2)
         with pytest.raises(IndexError, match=r"ids\[5000, 0\] = -1 is out of range"):
-            backward(grad, wrong, offsets)
-        rows, _ = backward(grad, ids, offsets)
+            backward(grad, wrong, field_offsets)
+        rows, _ = backward(grad, ids, field_offsets)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(rows, ids.unique().long())
@@ -204,22 +208,22 @@ def test_a_bad_id_leaves_nothing_behind_where_threads_share_rows():
 
 def test_concurrent_calls_from_python_threads():
     sizes = [500] * 12
-    offsets, weight = offsets_of(sizes), torch.randn(6000, 8)
-    wrong = []
+    field_offsets, weight = field_offsets_of(sizes), torch.randn(6000, 8)
+    mismatches = []
 
     def work(seed: int) -> None:
         ids = random_ids(sizes, 200, torch.int64, seed)
         grad = torch.ones(200, 96)
-        rows, values = reference.fused_embedding_backward(grad, ids, offsets, 8)
+        rows, values = reference.fused_embedding_backward(grad, ids, field_offsets, 8)
         for _ in range(20):
-            out, merged = fused_embedding(weight, ids, offsets), backward(grad, ids, offsets)
-            same = torch.equal(out, reference.fused_embedding(weight, ids, offsets))
+            out, merged = fused_embedding(weight, ids, field_offsets), backward(grad, ids, field_offsets)
+            same = torch.equal(out, reference.fused_embedding(weight, ids, field_offsets))
             if not (same and torch.equal(merged[0], rows) and torch.equal(merged[1], values)):
-                wrong.append(seed)
+                mismatches.append(seed)
 
     workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert not wrong
+    assert not mismatches

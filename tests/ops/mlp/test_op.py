@@ -1,4 +1,4 @@
-"""Stacks of dense layers and mixtures of experts, as ops, against their reference in float64."""
+"""The op for stacks of dense layers, against its reference in float64; opcheck and torch.compile with mixtures."""
 
 import math
 
@@ -13,27 +13,14 @@ from tests.tolerances import assert_as_accurate
 
 OP, MIXTURE = torch.ops.adaftr_fast.mlp, torch.ops.adaftr_fast.mixture
 BACKWARD = torch.ops.adaftr_fast.mlp_backward
-SETS = ["generic", "avx2", "avx512", "avx512_bf16"]  # amx runs the kernels of avx512_bf16
-# widths of the inputs; then of each stack: the input it reads, the widths of its layers, how many end in a relu
+# Widths of the inputs; then per stack the input it reads, the widths of its layers, and how many end in a relu.
 EXPERTS = ([184], [(0, [192], 1), (0, [6], 0)])
 TOWERS = ([64, 37], [(0, [64, 32, 16, 1], 3), (1, [5, 1, 70], 3), (0, [33], 0)])
 ONES = ([1], [(0, [1, 1], 1)])
 
 
-@pytest.fixture(params=SETS)
-def instruction_set(request):
-    if af.cpu_capability() == "none":
-        pytest.skip("the C++ extension is not built")
-    try:
-        af.set_cpu_capability(request.param)
-    except RuntimeError:
-        pytest.skip(f"this machine does not run {request.param}")
-    yield request.param
-    af.set_cpu_capability(None)
-
-
 def arguments(rows, shape, seed=0):
-    """Float64 inputs, weights and biases, and the op's lists of integers."""
+    """Returns float64 inputs, weights and biases, and the op's lists of integers."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*size):
@@ -52,7 +39,7 @@ def arguments(rows, shape, seed=0):
 
 
 def run(function, tensors, lists, dtype, *, reduced=False, keep=lambda layer: True):
-    """Outputs and gradients, with an upstream gradient on the layers that ``keep`` names."""
+    """Returns outputs and gradients, with an upstream gradient for the layers where ``keep`` is true."""
     inputs, weights, biases = ([t.to(dtype).detach().requires_grad_() for t in each] for each in tensors)
     reads, depths, rectified = lists
     outputs = function(inputs, reads, weights, biases, depths, rectified, reduced)
@@ -71,7 +58,7 @@ def run(function, tensors, lists, dtype, *, reduced=False, keep=lambda layer: Tr
 @pytest.mark.parametrize("shape", [EXPERTS, TOWERS, ONES])
 @pytest.mark.parametrize("rows", [1, 13, 64, 65, 200])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_every_instruction_set_is_as_accurate_as_pytorch(instruction_set, dtype, rows, shape):
+def test_as_accurate_as_pytorch(instruction_set, dtype, rows, shape):
     tensors, lists = arguments(rows, shape)
     truth = run(reference.mlp, tensors, lists, torch.float64)
     own = run(reference.mlp, tensors, lists, dtype)
@@ -81,9 +68,9 @@ def test_every_instruction_set_is_as_accurate_as_pytorch(instruction_set, dtype,
 
 @pytest.mark.parametrize("shape", [EXPERTS, TOWERS, ONES])
 @pytest.mark.parametrize("rows", [1, 13, 64, 65, 200])
-def test_bfloat16_is_as_accurate_as_pytorch(instruction_set, rows, shape):
+def test_bfloat16_as_accurate_as_pytorch(instruction_set, rows, shape):
     (inputs, weights, biases), lists = arguments(rows, shape)
-    inputs = [x.to([torch.float32, torch.bfloat16][i % 2]) for i, x in enumerate(inputs)]  # autocast makes either
+    inputs = [x.to([torch.float32, torch.bfloat16][i % 2]) for i, x in enumerate(inputs)]  # autocast gives both types
 
     def at(dtype):
         return [[t.to(dtype) for t in each] for each in (inputs, weights, biases)]
@@ -97,8 +84,8 @@ def test_bfloat16_is_as_accurate_as_pytorch(instruction_set, rows, shape):
     for found, true, own in zip(outputs, truth, pytorch):
         assert_as_accurate(found, true, own, torch.bfloat16)
 
-    # Gradients at these outputs: elsewhere a sum may lie on the other side of 0, and its relu let through or not. Five
-    # draws together, since the sum of one may be next to nothing by chance, and no measure for the error of its terms.
+    # All gradients are taken at these outputs: at others a sum may have another sign, and the relu another mask. Five
+    # draws are compared together, because the sum of one may be near 0 by chance and no measure of its terms' error.
     found, truth, pytorch = [], [], []
     for _ in range(5):
         upstream = [torch.randn(y.shape).bfloat16() for y in outputs]
@@ -113,9 +100,9 @@ def test_bfloat16_is_as_accurate_as_pytorch(instruction_set, rows, shape):
         assert_as_accurate(*each, torch.bfloat16)
 
 
-def test_bfloat16_products_round_their_factors(instruction_set):
+def test_bfloat16_products_round_both_operands(instruction_set):
     if instruction_set != "avx512_bf16":
-        pytest.skip("products of float32")
+        pytest.skip("this instruction set multiplies in float32")
     (inputs, weights, biases), (reads, depths, rectified) = arguments(70, EXPERTS)
     x, w, b = ([t.float() for t in each] for each in (inputs, weights, biases))
     rounded_x, rounded_w = ([t.bfloat16().float() for t in each] for each in (x, w))
@@ -169,7 +156,7 @@ def test_empty_batch(reduced):
 
 
 @pytest.mark.parametrize("reduced", [False, True])
-def test_nan_passes_the_relu(instruction_set, reduced):
+def test_nan_propagates_through_relu(instruction_set, reduced):
     (inputs, weights, biases), (reads, depths, rectified) = arguments(20, EXPERTS)
     inputs[0][3, 5] = torch.nan
     x, w, b = ([t.float() for t in each] for each in (inputs, weights, biases))
@@ -181,7 +168,7 @@ def test_nan_passes_the_relu(instruction_set, reduced):
 
 @needs_extension
 @pytest.mark.parametrize("reduced", [False, True])
-def test_equal_bits_from_run_to_run(reduced):
+def test_bitwise_equal_across_runs(reduced):
     tensors, lists = arguments(1024, TOWERS)
     first, *others = (run(OP, tensors, lists, torch.float32, reduced=reduced) for _ in range(4))
     for other in others:
@@ -216,7 +203,7 @@ def test_opcheck(dtype):
     torch.library.opcheck(MIXTURE.default, (experts.requires_grad_(), logits.requires_grad_()))
 
 
-def test_compiles_whole():
+def test_compiles_to_one_graph():
     (inputs, weights, biases), (reads, depths, rectified) = arguments(33, EXPERTS)
 
     def function(x, *parameters):
@@ -236,8 +223,8 @@ def test_compiles_whole():
 @needs_extension
 @pytest.mark.parametrize("width", [1, 2, 3, 16, 17, 33])
 @pytest.mark.parametrize("reduced", [False, True])
-def test_an_infinity_spoils_no_more_than_it_must(width, reduced, instruction_set):
-    """What stands beyond an odd width is in a pair with the last number."""
+def test_infinity_does_not_reach_padding(width, reduced, instruction_set):
+    """Kernels read pairs of numbers; at odd widths the last number is paired with padding."""
     x = torch.tensor([[math.inf, 1.0]])
     weights, biases = [-torch.ones(width, 2), torch.ones(4, width)], [torch.zeros(width), torch.ones(4)]
     hidden, out = OP([x], [0], weights, biases, [2], [1], reduced)
@@ -251,7 +238,7 @@ def test_an_infinity_spoils_no_more_than_it_must(width, reduced, instruction_set
 
 
 @needs_extension
-def test_autocast_gives_bfloat16():
+def test_autocast_returns_bfloat16():
     (inputs, weights, biases), (reads, depths, rectified) = arguments(20, EXPERTS)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = OP(
@@ -279,53 +266,3 @@ def test_bad_arguments(change, error, message):
     good = {"inputs": [torch.randn(4, 3)], "reads": [0], "weights": [torch.randn(4, 3)], "biases": [torch.randn(4)]}
     with pytest.raises(error, match=message):
         OP(**(good | {"depths": [1], "rectified": [1]} | change))
-
-
-def mixture_run(function, experts, logits, dtype, kept=None):
-    leaves = [t.to(dtype).detach().requires_grad_() for t in (experts, logits)]
-    outputs = function(*leaves)
-    g = torch.Generator().manual_seed(2)
-    upstream = [torch.randn(y.shape, generator=g, dtype=torch.float64).to(y.dtype) for y in outputs]
-    kept = range(len(outputs)) if kept is None else kept
-    grads = torch.autograd.grad([outputs[t] for t in kept], leaves, [upstream[t] for t in kept])
-    return [*(y.detach() for y in outputs), *grads]
-
-
-@pytest.mark.parametrize(("rows", "tasks", "experts", "width"), [(1, 1, 1, 1), (65, 2, 3, 64), (200, 5, 7, 37)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_mixture_is_as_accurate_as_pytorch(instruction_set, dtype, rows, tasks, experts, width):
-    x, logits = torch.randn(rows, experts, width).double(), 5 * torch.randn(rows, tasks, experts).double()
-    truth = mixture_run(reference.mixture, x, logits, torch.float64)
-    own = mixture_run(reference.mixture, x, logits, dtype)
-    for found, true, pytorch in zip(mixture_run(MIXTURE, x, logits, dtype), truth, own):
-        assert_as_accurate(found, true, pytorch, dtype)
-
-
-def test_mixture_with_one_gradient_of_two_extreme_logits_and_no_rows():
-    x, logits = torch.randn(9, 3, 4).double(), torch.randn(9, 2, 3).double()
-    logits[0] = torch.tensor([1e4, -1e4, 0.0])
-    for found, true in zip(
-        mixture_run(MIXTURE, x, logits, torch.float64, [1]),
-        mixture_run(reference.mixture, x, logits, torch.float64, [1]),
-    ):
-        torch.testing.assert_close(found, true, rtol=1e-12, atol=1e-12)
-    assert [tuple(y.shape) for y in MIXTURE(x[:0], logits[:0])] == [(0, 4)] * 2
-
-
-def test_mixture_gradients():
-    experts, logits = (torch.randn(*size, dtype=torch.float64).requires_grad_() for size in ((4, 3, 5), (4, 2, 3)))
-    assert torch.autograd.gradcheck(lambda *leaves: tuple(MIXTURE(*leaves)), (experts, logits))
-    if af.cpu_capability() != "none":
-        assert torch.autograd.gradgradcheck(lambda *leaves: tuple(MIXTURE(*leaves)), (experts, logits))
-
-
-@needs_extension
-def test_mixture_bad_arguments():
-    with pytest.raises(ValueError, match=r"mixture: experts must be \[B, k, v\]"):
-        MIXTURE(torch.randn(4, 3), torch.randn(4, 2, 3))
-    with pytest.raises(ValueError, match=r"mixture: logits must be \[4, T, 3\]"):
-        MIXTURE(torch.randn(4, 3, 5), torch.randn(4, 2, 2))
-    with pytest.raises(ValueError, match=r"mixture: logits must be \[4, T, 3\] with T >= 1"):
-        MIXTURE(torch.randn(4, 3, 5), torch.randn(4, 0, 3))
-    with pytest.raises(TypeError, match="mixture: experts must be Float or BFloat16"):
-        MIXTURE(torch.randn(4, 3, 5).half(), torch.randn(4, 2, 3))

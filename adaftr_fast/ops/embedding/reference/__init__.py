@@ -1,1 +1,1 @@
-"""The embedding ops in plain PyTorch: the truth the kernels are tested against."""
+"""The embedding ops in plain PyTorch: the ground truth that the kernels are tested against."""

@@ -1,6 +1,6 @@
-"""Optimizer steps on the rows of a batch in plain PyTorch: the truth the kernels are tested against.
+"""Optimizer steps on the rows of a batch in plain PyTorch: the ground truth that the kernels are tested against.
 
-R rows of the table, E width, U distinct rows of the batch. All functions work in place.
+Shapes: R rows of the table, E width, U distinct rows of the batch. The steps update their arguments in place.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from adaftr_fast.ops.embedding.reference.lookup import check_ids
 
 
 def _widen(rows: Tensor) -> Tensor:
-    """Half precision is for storage: arithmetic is in float32."""
+    """Converts half precision, which is for storage only, to float32."""
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
 def sgd_(weight: Tensor, rows: Tensor, grad: Tensor, lr: float, weight_decay: float) -> None:
-    """w <- w - lr (g + λ w)."""
+    """Takes a step of SGD: w <- w - lr (g + λ w)."""
     w = _widen(weight[rows])
     weight[rows] = (w - lr * (_widen(grad) + weight_decay * w)).to(weight.dtype)
 
@@ -27,7 +27,7 @@ def sgd_(weight: Tensor, rows: Tensor, grad: Tensor, lr: float, weight_decay: fl
 def adagrad_(
     weight: Tensor, total: Tensor, rows: Tensor, grad: Tensor, lr: float, weight_decay: float, eps: float
 ) -> None:
-    """G <- G + g², w <- w - lr g / (sqrt(G) + ε), with G = ``total`` [R, E]."""
+    """Takes a step of Adagrad: G <- G + g², w <- w - lr g / (sqrt(G) + ε), with G = ``total`` [R, E]."""
     w = _widen(weight[rows])
     g = _widen(grad) + weight_decay * w
     total[rows] += g * g
@@ -37,7 +37,10 @@ def adagrad_(
 def rowwise_adagrad_(
     weight: Tensor, total: Tensor, rows: Tensor, grad: Tensor, lr: float, weight_decay: float, eps: float
 ) -> None:
-    """G <- G + mean over E of g², w <- w - lr g / (sqrt(G) + ε), with one number G = ``total`` [R] a row."""
+    """Takes a step of row-wise Adagrad, whose sum G = ``total`` [R] is one number per row.
+
+    G <- G + mean over E of g², w <- w - lr g / (sqrt(G) + ε).
+    """
     w = _widen(weight[rows])
     g = _widen(grad) + weight_decay * w
     total[rows] += (g * g).mean(1)
@@ -55,9 +58,10 @@ def lazy_adam_(
     beta1: float,
     beta2: float,
 ) -> None:
-    """m <- β1 m + (1 - β1) g, v <- β2 v + (1 - β2) g², w <- w - step_size m / (sqrt(v) + ε).
+    """Takes a step of lazy Adam, which updates the rows of the batch only.
 
-    ``moments`` [R, 2, E] holds m and v. Only rows of the batch change.
+    m <- β1 m + (1 - β1) g, v <- β2 v + (1 - β2) g², w <- w - step_size m / (sqrt(v) + ε). ``moments`` [R, 2, E] holds
+    m and v.
     """
     w = _widen(weight[rows])
     g = _widen(grad) + weight_decay * w
@@ -68,15 +72,19 @@ def lazy_adam_(
     weight[rows] = (w - step_size * m / (v.sqrt() + eps)).to(weight.dtype)
 
 
-# The deferred Adam. Its state is a list of tensors:
-#   moments [R, 2, E]  m and v;  current [R] int32, the step each row is current to
-#   series [S, 8]      of each step since `base`: five sums that only the kernels use, then c_k, r_k, d_k
-#   schedule [S, 8]    float64; column 6 is the sum of log d_i over i <= k, the rest is the kernels'
-#   powers [2, 4096]   for the kernels;  clock [8] float64: step, β1, β2, ε, λ, decoupled, horizon, base
-# with c_k = lr_k / (1 - β1^k), r_k = 1 / sqrt(1 - β2^k), d_k = 1 - lr_k λ where λ is decoupled, else 1.
+# Deferred Adam: a row without gradient skips its steps until it is next read or updated. The state is a list of
+# tensors:
+#   moments [R, 2, E]  m and v
+#   current [R] int32  the last step applied to each row
+#   series [S, 8]      for each step since `base`: five sums that only the kernels use, then c_k, r_k, d_k
+#   schedule [S, 8]    float64; column 6 is the sum of log d_i over i <= k, the kernels use the others
+#   powers [2, 4096]   used by the kernels
+#   clock [8] float64  step, β1, β2, ε, λ, decoupled, horizon, base
+# with c_k = lr_k / (1 - β1^k), r_k = 1 / sqrt(1 - β2^k), and d_k = 1 - lr_k λ for decoupled weight decay, else 1.
 
 
 def _dense_step(w: Tensor, m: Tensor, v: Tensor, g: Tensor | float, scalars: Sequence[float], clock: Tensor):
+    """Returns w, m and v after one step of dense Adam with gradient g; scalars are c_k, r_k, d_k."""
     _, beta1, beta2, eps, weight_decay, decoupled, _, _ = clock.tolist()
     step_size, inverse_bias2, decay = scalars
     w = w * decay
@@ -87,7 +95,7 @@ def _dense_step(w: Tensor, m: Tensor, v: Tensor, g: Tensor | float, scalars: Seq
 
 
 def caught_up(weight: Tensor, state: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """w, m, v of rows [U], brought to the present by replaying the steps they missed."""
+    """Returns w, m and v of rows [U] at the current step, by replaying the steps that each row skipped."""
     moments, current, series, _, _, clock = state
     now, base = int(clock[0]), int(clock[7])
     w = _widen(weight[rows])
@@ -101,15 +109,15 @@ def caught_up(weight: Tensor, state: Sequence[Tensor], rows: Tensor) -> tuple[Te
     return w, m, v
 
 
-def deferred_embedding(weight: Tensor, ids: Tensor, offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
-    """Look up the current values of rows that may have missed steps: ids [B, F] -> [B, F * E]."""
-    check_ids("deferred_embedding", ids, offsets)
-    rows = (ids + offsets[:-1]).flatten()
+def deferred_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
+    """Looks up the current values of rows that may have skipped steps: ids [B, F] -> [B, F * E]."""
+    check_ids("deferred_embedding", ids, field_offsets)
+    rows = (ids + field_offsets[:-1]).flatten()
     return caught_up(weight, state, rows)[0].to(weight.dtype).reshape(len(ids), -1)
 
 
 def adam_(weight: Tensor, state: Sequence[Tensor], rows: Tensor, grad: Tensor, lr: float) -> None:
-    """One step of dense Adam or AdamW, deferred for the rows without gradient."""
+    """Takes a step of dense Adam or AdamW; the step of the rows without gradient is deferred."""
     moments, current, series, schedule, _, clock = state
     step, beta1, beta2, _, weight_decay, decoupled, _, base = clock.tolist()
     step, at = int(step) + 1, int(step) + 1 - int(base)
@@ -125,7 +133,7 @@ def adam_(weight: Tensor, state: Sequence[Tensor], rows: Tensor, grad: Tensor, l
 
 
 def adam_flush_(weight: Tensor, state: Sequence[Tensor]) -> None:
-    """Make every row current."""
+    """Applies the deferred steps of all rows."""
     moments, current, series, schedule, _, clock = state
     w, m, v = caught_up(weight, state, torch.arange(len(weight), device=weight.device))
     weight.copy_(w)
