@@ -1,4 +1,4 @@
-"""The models of the comparison, one paper a file, and :func:`build_model`, which makes one by name."""
+"""The models, one file per paper, and :func:`build_model`, which builds a model from a :class:`ModelConfig`."""
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.adaftr import AdaFTR

@@ -1,4 +1,4 @@
-"""AdaFTR: a backbone whose towers are aligned by contrast at a temperature learned per instance (the paper)."""
+"""AdaFTR: a multi-task backbone with an adaptive contrastive loss between the tasks' towers (the paper)."""
 
 from __future__ import annotations
 
@@ -17,31 +17,49 @@ if TYPE_CHECKING:
 
 
 class AdaFTR(MultiTaskModel):
-    """The objective of Eq. 14 over any backbone: task losses + alpha L_rel + beta L_cl + L2.
+    """Trains a backbone with the objective of Eq. 14: the task losses, the relatedness loss and the contrastive loss.
 
-    Every pair of tasks has a relatedness network of its own (Section 3.3.4); for click and conversion that is the
-    paper's one pair. By default gradients go as in Algorithm 1: the relatedness network Omega moves by L_rel alone and
-    L_rel moves nothing else, so v^rel enters it detached, and the temperature enters the contrast detached. Serving
-    needs the backbone alone: ``forward`` never touches Omega. There is an Omega only where a temperature is made of its
-    output (contrast "infonce" at tau "adaptive"); with contrast "none" the model trains as its backbone.
+        L = sum_t L_t + alpha L_rel + beta L_cl + L2      (Eq. 14)
+
+    L_cl contrasts the tower layers h of two tasks by InfoNCE (Eq. 13). Its temperature is a function of the tasks'
+    predicted relatedness for the instance (Eqs. 8, 9, 12), which L_rel trains (Eqs. 10, 11). Every pair of tasks has
+    its own relatedness network Omega (Section 3.3.4); click and conversion are the paper's one pair.
+
+    By default, gradients flow as in Algorithm 1. L_rel updates Omega only, because v^rel is detached. L_cl does not
+    update Omega, because the temperature is detached.
+
+    ``forward`` computes the backbone only, so serving needs no Omega. The model has an Omega only if its output sets a
+    temperature (contrast "infonce" with tau "adaptive"). With contrast "none", the model trains like its backbone.
 
     Args:
-        backbone: gives task inputs v (Eq. 3) and tower layers h.
-        relatedness_hidden: widths of the relatedness network's layers (Eq. 9).
+        backbone: the model that computes the task inputs v (Eq. 3), the tower layers h and the logits.
+        relatedness_hidden: widths of the layers of Omega (Eq. 9).
         contrast: "infonce" (Eq. 13), "positive" (Eq. 7), "alignment" (Eq. 7 without its negative), "mse" or "mae"
             (Eq. 5), or "none".
-        contrast_layer: which tower layer is h, counted from 1.
-        pairs: the tasks to align as "anchor-other"; none: the first task with each other.
-        alpha, beta: weights of L_rel and of L_cl (Eq. 14).
-        tau: "adaptive" (Eq. 12), "scalar" (one learned number a pair) or "fixed" (``tau_fixed``).
-        tau_min, tau_max: range of the temperature (Eq. 12), 0 < tau_min <= tau_max.
-        relatedness_updates: L_rel moves "omega" alone, or "all" below it too (Eq. 14).
-        contrast_updates: L_cl moves "all" of Theta, or the "towers" alone (Section 2.4.1).
-        temperature_updates: L_cl moves "none" through tau, or "omega" (Section 2.4.1).
+        contrast_layer: index of the tower layer h, counted from 1.
+        pairs: the pairs of tasks to align, as "anchor-other". Default: the first task with each other task.
+        alpha: weight of L_rel (Eq. 14).
+        beta: weight of L_cl (Eq. 14).
+        tau: "adaptive" (Eq. 12), "scalar" (one learned temperature per pair) or "fixed" (``tau_fixed``).
+        tau_min: lower end of the temperature's range (Eq. 12), 0 < tau_min <= tau_max.
+        tau_max: upper end of the temperature's range.
+        tau_fixed: the temperature with tau "fixed".
+        relatedness_updates: the parameters that L_rel updates: "omega", or "all" (Omega and what it reads, Eq. 14).
+        contrast_updates: the parameters that L_cl updates: "all" of Theta, or the "towers" only (Section 2.4.1).
+        temperature_updates: the parameters that L_cl updates through tau: "none", or "omega" (Section 2.4.1).
+
+    Shape:
+        - ids: [B, F], int32 or int64
+        - Output: logits [B, T]
 
     Raises:
-        ValueError: fewer than two tasks, no such layer, pair or option, one that routes a loss there is not,
-            or a weight that is negative or not finite.
+        ValueError: there are fewer than two tasks, an option or pair is unknown, ``contrast_layer`` is not a tower
+            layer, an option applies to a loss that the model does not have, or a weight is negative or not finite.
+
+    Example:
+        >>> backbone = MMoE(num_embeddings=[1000, 50], embedding_dim=8, task_names=["click", "conversion"])
+        >>> model = AdaFTR(backbone, beta=0.01)
+        >>> logits = model(torch.randint(0, 50, (32, 2)))  # [32, 2]
     """
 
     def __init__(
@@ -110,7 +128,7 @@ class AdaFTR(MultiTaskModel):
         return losses
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """``tau/<anchor>-<other>``: the temperature of every instance [B], where there is one that is learned."""
+        """Returns ``tau/<anchor>-<other>``, the temperature of every instance [B], for each learned temperature."""
         logits = self._relatedness_logits(self.backbone.represent(*batch.features), detach=True)
         names = [f"tau/{self.task_names[a]}-{self.task_names[b]}" for a, b in self.pairs]
         if logits:
@@ -119,27 +137,27 @@ class AdaFTR(MultiTaskModel):
         return {name: tau.expand(len(batch)) for name, tau in learned.items()}
 
     def _relatedness_logits(self, seen: Representations, *, detach: bool) -> list[Tensor]:
-        """Eq. 9 before the sigmoid, per pair [B]; [] without relatedness networks."""
+        """Computes Eq. 9 before the sigmoid, [B] per pair; an empty list without relatedness networks."""
         v = [x.detach() for x in seen.inputs] if detach else seen.inputs
         return [network(v[a], v[b]) for network, (a, b) in zip(self.relatedness, self.pairs)]
 
     def _contrasted(self, seen: Representations) -> list[Tensor]:
-        """h of every task [B, h], cut off from what L_cl may not move."""
+        """Returns h of every task [B, h], detached from the parameters that L_cl does not update."""
         hidden = seen.hidden
         if self.contrast_updates == "towers":
             hidden = self.backbone.read_towers([v.detach() for v in seen.inputs])[0]
         return [layers[self.contrast_layer - 1] for layers in hidden]
 
     def _relatedness_for_tau(self, seen: Representations, logits: list[Tensor]) -> list[Tensor | None]:
-        """y_rel (Eq. 9) of every pair [B], cut off from what L_cl may not move; None where tau is not made of it."""
+        """Returns y_rel (Eq. 9) of every pair [B], detached from what L_cl does not update; None without networks."""
         if not logits:
             return [None] * len(self.pairs)
-        if self.temperature_updates == "omega":  # and nothing below it, whatever L_rel may move
+        if self.temperature_updates == "omega":  # detached below Omega, whatever L_rel updates
             return [logit.sigmoid() for logit in self._relatedness_logits(seen, detach=True)]
         return [logit.detach().sigmoid() for logit in logits]
 
     def _contrast_losses(self, h: list[Tensor], related: list[Tensor | None], batch: Batch) -> list[Tensor]:
-        """L_cl (Eq. 13) or what stands in its place, per pair."""
+        """Computes L_cl (Eq. 13), or the loss that replaces it, per pair."""
         if self.contrast != "infonce":
             align = ALIGNMENTS[self.contrast]
             return [weighted_mean(align(h[a], h[b]), batch.weight, batch.weight_mean) for a, b in self.pairs]
@@ -155,13 +173,13 @@ def _check(option: str, value: object, choices: Collection[object]) -> None:
 
 
 def resolve_pairs(pairs: Sequence[str], tasks: Sequence[str]) -> list[list[int]]:
-    """Both tasks' positions in ``tasks`` for each "anchor-other"; none named, the first with each other.
+    """Returns both tasks' positions in ``tasks`` for each "anchor-other". Default: the first task with each other task.
 
     Raises:
-        ValueError: fewer than two tasks, or a name that is no pair, is ambiguous or comes twice.
+        ValueError: there are fewer than two tasks, or a pair is unknown, ambiguous or repeated.
     """
     if len(tasks) < 2:
-        raise ValueError(f"AdaFTR: needs at least two tasks to relate, got {list(tasks)}")
+        raise ValueError(f"AdaFTR: task_names must name at least two tasks, got {list(tasks)}")
     if not pairs:
         return [[0, t] for t in range(1, len(tasks))]
     resolved = []

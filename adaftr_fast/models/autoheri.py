@@ -1,6 +1,6 @@
-"""AutoHERI: an upstream task's layers feed a downstream task's, by learned connections (Wei et al., CIKM'21).
+"""AutoHERI: learned connections from an upstream task's layers to a downstream task's (Wei et al., CIKM'21).
 
-Shapes: B batch, T tasks, L layers of a tower, D sum of the widths of all upstream layers.
+Shapes: B batch, T tasks, L layers of a tower, D the sum of the widths of all upstream layers.
 """
 
 from collections.abc import Sequence
@@ -12,44 +12,71 @@ from adaftr_fast.models.shared_bottom import SharedBottom
 
 
 class Connections(nn.Module):
-    """The edges from every layer of the upstream towers into every layer of one tower.
+    """Connects every layer of the upstream towers to every layer of one tower.
 
-    Edge i -> j exists with probability p_ij = sigmoid(a_ij), and its expectation takes its place: layer j adds
-    P_j [p_1j u_1; p_2j u_2; …] to its pre-activation, where u_i are the upstream layers' outputs.
+    Edge i -> j exists with probability p_ij = sigmoid(a_ij) and is replaced by its expectation. Layer j adds
+
+        P_j [p_1j u_1; p_2j u_2; …]
+
+    to its pre-activation, where u_i are the upstream layers' outputs.
 
     Args:
         upstream: widths of the upstream layers.
         layers: widths of the L layers that read them.
+
+    Shape:
+        - Input: [B, D]
+        - Output: L tensors [B, width]
     """
 
     widths: Tensor
 
     def __init__(self, upstream: Sequence[int], layers: Sequence[int]) -> None:
         super().__init__()
-        self.edges = nn.Parameter(torch.zeros(len(layers), len(upstream)))  # a_ij: every edge begins at one half
+        self.edges = nn.Parameter(
+            torch.zeros(len(layers), len(upstream))
+        )  # a_ij: every edge starts with probability 1/2
         self.projections = nn.ModuleList(nn.Linear(sum(upstream), width, bias=False) for width in layers)
         self.register_buffer("widths", torch.tensor(upstream), persistent=False)
 
     def forward(self, upstream: Tensor) -> list[Tensor]:
-        """The upstream layers' outputs side by side [B, D] -> what each of the L layers adds, [B, width]."""
-        shares = self.edges.sigmoid().repeat_interleave(self.widths, 1, output_size=upstream.shape[1])  # [L, D]
-        return [project(upstream * share) for project, share in zip(self.projections, shares)]
+        """Maps the concatenated upstream outputs [B, D] to what each of the L layers adds, [B, width]."""
+        probabilities = self.edges.sigmoid().repeat_interleave(self.widths, 1, output_size=upstream.shape[1])  # [L, D]
+        return [project(upstream * p) for project, p in zip(self.projections, probabilities)]
 
 
 class AutoHERI(SharedBottom):
-    """Shared-Bottom where every layer of a tower reads every layer of the towers before it in ``task_names``.
+    """Extends a :class:`SharedBottom`: every tower layer also reads all layers of the upstream tasks' towers.
 
-    x_j^t = ReLU(W_j^t x_{j-1}^t + b_j^t + sum_{s<t} sum_i p_ij^{st} P_ij^{st} x_i^s) with x_0^t = v and
-    p = sigmoid(a), a learned; the first task, the funnel's first event, has a plain tower.
+        x_j^t = ReLU(W_j^t x_{j-1}^t + b_j^t + sum_{s<t} sum_i p_ij^{st} P_ij^{st} x_i^s)
 
-    From the publication: representations of an upstream task's layers are fed into a downstream task's layers; which,
-    is searched in one shot over binary edges, L^2 a pair of tasks, relaxed to their Bernoulli expectation and learned
-    with the weights. Reconstructed, no code being public: the projection P by which layers of unlike widths meet; that
-    it adds to the pre-activation; that edges take the same steps on the training loss as the weights (the single-level
-    form of DARTS, Liu et al., ICLR'19; the AdaFTR paper says "iteratively"); and that the relaxed network predicts, no
-    edge being rounded off. The bottom is shared as that paper has it (its Section 3.1.4).
+    with x_0^t = v, p = sigmoid(a) and learned a. The tasks s < t are upstream of t. The first task, the first event of
+    the funnel, has a plain tower.
 
-    Args: those of :class:`SharedBottom`, the tasks upstream first.
+    The publication specifies: representations of an upstream task's layers are fed into a downstream task's layers.
+    A one-shot search selects the connections among L^2 binary edges per pair of tasks. The edges are relaxed to their
+    Bernoulli expectation and learned with the weights.
+
+    No code is public, so the following is reconstructed:
+
+    - A projection P connects layers of different widths, and its output is added to the pre-activation.
+    - The edges are updated on the training loss in the same steps as the weights (the single-level form of DARTS, Liu
+      et al., ICLR'19; the AdaFTR paper says "iteratively").
+    - The relaxed network makes the predictions; edges are not rounded to 0 or 1.
+
+    The bottom is shared, as in the AdaFTR paper (Section 3.1.4).
+
+    Args:
+        num_embeddings: number of ids of each of the F fields.
+        embedding_dim: E, width of an embedding.
+        task_names: the T tasks, upstream tasks first, in the order of the label columns.
+        bottom_hidden: widths of the layers of the bottom.
+        tower_hidden: widths of the L layers of each tower.
+        l2: weight of the L2 term.
+
+    Shape:
+        - ids: [B, F], int32 or int64
+        - Output: logits [B, T]
     """
 
     def __init__(

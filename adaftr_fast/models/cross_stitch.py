@@ -7,11 +7,21 @@ from torch import Tensor, nn
 
 from adaftr_fast.models.shared_bottom import SharedBottom
 
-OWN_SHARE = 0.9  # Misra et al. begin near the identity: a task keeps .9 of its activations, others give the rest
+OWN_SHARE = 0.9  # initial weight of the task's own activations, as in Misra et al.; the others share the rest
 
 
 class CrossStitchUnit(nn.Module):
-    """x~^t = sum_s alpha_ts x^s for the tasks' activations x^1 … x^T, [B, h] each; alpha [T, T] is learned (Eq. 1)."""
+    """Mixes the tasks' activations linearly (Cross-Stitch paper, Eq. 1).
+
+        x~^t = sum_s alpha_ts x^s      with learned alpha [T, T]
+
+    Args:
+        tasks: T, the number of tasks.
+
+    Shape:
+        - Input: T tensors [B, h]
+        - Output: T tensors [B, h]
+    """
 
     def __init__(self, tasks: int) -> None:
         super().__init__()
@@ -23,14 +33,25 @@ class CrossStitchUnit(nn.Module):
 
 
 class CrossStitch(SharedBottom):
-    """Shared-Bottom with a cross-stitch unit after every layer of the towers.
+    """Adds a cross-stitch unit after every tower layer of a :class:`SharedBottom`.
 
-    x^t_l = ReLU(W^t_l x~^t_{l-1} + b^t_l), x~_l = alpha_l x_l, x~^t_0 = v; the logit reads the last x~^t. What is one
-    number a channel's layer in the original, made for convolutions, is one a tower's layer here: T^2 L in all (Table 1
-    of the AdaFTR paper: 4L). That paper shares the first layer in every model without experts (its Section 3.1.4), here
-    the bottom; AdaFTR over it contrasts x~.
+        x^t_l = ReLU(W^t_l x~^t_{l-1} + b^t_l),  x~_l = alpha_l x_l,  x~^t_0 = v
 
-    Args: those of :class:`SharedBottom`.
+    The logit reads the last x~^t. The original, made for convolutions, has one alpha per channel. Here there is one
+    per tower layer, T^2 L numbers in all (Table 1 of the AdaFTR paper: 4L). The AdaFTR paper shares the first layer in
+    every model without experts (Section 3.1.4); here that is the bottom. AdaFTR over this model contrasts x~.
+
+    Args:
+        num_embeddings: number of ids of each of the F fields.
+        embedding_dim: E, width of an embedding.
+        task_names: the T tasks, in the order of the label columns.
+        bottom_hidden: widths of the layers of the bottom.
+        tower_hidden: widths of the layers of each tower.
+        l2: weight of the L2 term.
+
+    Shape:
+        - ids: [B, F], int32 or int64
+        - Output: logits [B, T]
     """
 
     def __init__(

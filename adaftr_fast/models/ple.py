@@ -1,4 +1,4 @@
-"""PLE: experts of each task's own beside shared ones, in progressive extraction layers (Tang et al., RecSys'20).
+"""PLE: task experts and shared experts in progressive extraction layers (Tang et al., RecSys'20).
 
 Shapes: B batch, T tasks, k experts, v width of an expert's output.
 """
@@ -14,11 +14,21 @@ from adaftr_fast.nn.stacks import mix
 
 
 class ExtractionLayer(nn.Module):
-    """One extraction layer, from a stream of each task and a shared one to the next layer's.
+    """Maps the inputs of T task streams and one shared stream to those of the next extraction layer.
 
-    x^t -> sum_i softmax(W_t x^t)_i S^t_i, where S^t are the outputs of task t's experts, which read x^t, and of the
-    shared ones, which read the shared stream (their Eqs. 1-5). The shared stream goes on as a mixture of all experts'
-    outputs by a gate that reads it (Eqs. 6-8); in the ``last`` layer nothing reads it, so it ends.
+        x^t -> sum_i softmax(W_t x^t)_i S^t_i
+
+    where S^t stacks the outputs of task t's experts, which read x^t, and of the shared experts, which read the shared
+    stream (PLE paper, Eqs. 1-5). The shared stream becomes a mixture of all experts' outputs, by a gate that reads the
+    shared stream (Eqs. 6-8). The ``last`` layer computes no shared stream, because nothing reads it.
+
+    Args:
+        in_features: width of every stream's input.
+        tasks: T, the number of tasks.
+        task_experts: number of experts per task.
+        shared_experts: number of shared experts.
+        hidden: widths of each expert's layers.
+        last: if True, omits the shared stream's output.
     """
 
     def __init__(
@@ -32,26 +42,37 @@ class ExtractionLayer(nn.Module):
         self.gates = nn.ModuleList(nn.Linear(in_features, experts) for experts in gated)
 
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        """The tasks' streams [B, in] and, last, the shared one -> the next ones [B, v]."""
+        """Maps the T task streams and then the shared stream, [B, in] each, to the next layer's, [B, v] each."""
         outputs = [experts(x) for experts, x in zip(self.experts, streams)]  # each [B, k, v]
         readable = [torch.cat((own, outputs[-1]), 1) for own in outputs[:-1]] + [torch.cat(outputs, 1)]
         mixed = []
-        for gate, x, experts in zip(self.gates, streams, readable):  # ends before the shared stream in the last layer
+        for gate, x, experts in zip(self.gates, streams, readable):  # without the shared stream in the last layer
             mixed += mix(experts, gate(x).unsqueeze(1))
         return mixed
 
 
 class PLE(Backbone):
-    """Extraction layers, the first reading e_r on every stream; task t's tower reads what its stream ends in, v^t.
+    """Applies extraction layers with task and shared experts; task t's tower reads the output v^t of its stream.
+
+    All streams of the first extraction layer read the concatenated embeddings e.
 
     Args:
-        num_embeddings: rows of each field's table.
-        embedding_dim: E.
-        task_names: the tasks, in the order of the labels' columns.
-        shared_experts, task_experts: experts in each layer, shared and for each task.
-        extraction_layers: how many; one makes it CGC.
-        expert_hidden, tower_hidden: widths of the layers of each expert and of each tower.
+        num_embeddings: number of ids of each of the F fields.
+        embedding_dim: E, width of an embedding.
+        task_names: the T tasks, in the order of the label columns.
+        shared_experts: number of shared experts in each extraction layer.
+        task_experts: number of experts per task in each extraction layer.
+        extraction_layers: number of extraction layers; with one, the model is CGC.
+        expert_hidden: widths of the layers of each expert.
+        tower_hidden: widths of the layers of each tower.
         l2: weight of the L2 term.
+
+    Shape:
+        - ids: [B, F], int32 or int64
+        - Output: logits [B, T]
+
+    Raises:
+        ValueError: ``extraction_layers`` < 1 or ``expert_hidden`` is empty.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Shared-Bottom: one bottom for all tasks, a tower each (Caruana, Machine Learning 1997)."""
+"""Shared-Bottom: one bottom for all tasks and one tower per task (Caruana, Machine Learning 1997)."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,24 @@ from adaftr_fast.nn.mlp import MLP
 
 
 class SharedBottom(Backbone):
-    """v = g(e), one MLP; every task's tower reads the same v (Eq. 2 with a single g).
+    """Applies one MLP to the embeddings; every task's tower reads its output.
 
-    There is no mixture per task, so for AdaFTR v^ctr = v^cvr = v and v^rel (Eq. 8) is the element-wise square of v,
-    which says as much as v itself, v >= 0 being the output of a ReLU.
+        v = g(e),  logit^t = f_t(v)      (Eq. 2 with one g for all tasks)
+
+    There is no mixture per task. For AdaFTR, v^ctr = v^cvr = v, and v^rel (Eq. 8) is the element-wise square of v. The
+    square loses no information, because v >= 0 is the output of a ReLU.
 
     Args:
-        num_embeddings: rows of each field's table.
-        embedding_dim: E.
-        task_names: the tasks, in the order of the labels' columns.
-        bottom_hidden, tower_hidden: widths of the layers of g and of each tower.
+        num_embeddings: number of ids of each of the F fields.
+        embedding_dim: E, width of an embedding.
+        task_names: the T tasks, in the order of the label columns.
+        bottom_hidden: widths of the layers of the bottom g.
+        tower_hidden: widths of the layers of each tower f_t.
         l2: weight of the L2 term.
+
+    Shape:
+        - ids: [B, F], int32 or int64
+        - Output: logits [B, T]
     """
 
     def __init__(

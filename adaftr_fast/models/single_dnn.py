@@ -1,4 +1,4 @@
-"""Single-DNN: a network for each task, nothing shared (Covington et al., RecSys'16; the reference row of Table 4)."""
+"""Single-DNN: one network per task, with nothing shared (Covington et al., RecSys'16; the baseline of Table 4)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ if TYPE_CHECKING:
 
 
 class SingleDNN(MultiTaskModel):
-    """y^t = f_t(g_t(e^t)): embedding tables, bottom and tower are the task's own, so training one task moves no other.
+    """Applies a separate network per task.
+
+        logit^t = f_t(g_t(e^t))
+
+    Each task has its own embedding tables, bottom g_t and tower f_t, so training one task changes no other.
 
     Args:
-        num_embeddings: rows of each field's table, of which every task has one.
-        embedding_dim: E.
-        task_names: the tasks, in the order of the labels' columns.
-        bottom_hidden, tower_hidden: widths of the layers of g_t and f_t, which together are one MLP.
+        num_embeddings: number of ids of each of the F fields; every task has a table per field.
+        embedding_dim: E, width of an embedding.
+        task_names: the T tasks, in the order of the label columns.
+        bottom_hidden: widths of the layers of g_t, which form one MLP with those of f_t.
+        tower_hidden: widths of the layers of f_t.
         l2: weight of the L2 term.
+
+    Shape:
+        - ids: [B, F], int32 or int64
+        - Output: logits [B, T]
     """
 
     def __init__(
@@ -53,5 +62,5 @@ class SingleDNN(MultiTaskModel):
         losses: dict[str, Tensor] = {}
         for t, network in enumerate(self.networks):
             for name, term in network.loss(replace(batch, labels=batch.labels[:, t : t + 1])).items():
-                losses[name] = losses[name] + term if name in losses else term  # the L2 terms add up
+                losses[name] = losses[name] + term if name in losses else term  # the L2 terms are summed
         return losses

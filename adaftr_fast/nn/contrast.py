@@ -1,5 +1,6 @@
-"""The contrast between two tasks: relatedness -> temperature (Eq. 12) -> InfoNCE (Eq. 13), and what the paper puts in
-its place (Table 5). B rows, d width of a representation.
+"""Losses that align two tasks' representations: adaptive InfoNCE (Eqs. 12, 13) and its replacements in Table 5.
+
+Shapes: B rows, N candidates, d width of a representation.
 """
 
 from collections.abc import Callable
@@ -15,15 +16,39 @@ from adaftr_fast.ops.infonce.api import Backend, InfoNCEStats, Reduction, adapti
 
 
 class AdaptiveInfoNCE(nn.Module):
-    """:func:`adaftr_fast.adaptive_infonce` with its temperature made here.
+    """Computes :func:`adaftr_fast.adaptive_infonce` with a temperature from the tasks' relatedness.
+
+    The temperature of row r is (paper, Eq. 12)
+
+        tau_r = (tau_max - tau_min) (1 - y_rel_r) + tau_min
+
+    where y_rel_r in [0, 1] is the relatedness of the two tasks for the row. The loss is Eq. 13.
 
     Args:
-        tau_min, tau_max: the range of the temperature, 0 < tau_min <= tau_max (tau^L and tau^U of Eq. 12).
-        tau: "adaptive" sets each row's temperature from the relatedness given to ``forward`` (Eq. 12); "scalar" learns
-            one number for all rows, kept within the range by a sigmoid (the paper's "w/o adaptive tau"); a float
-            fixes it (the paper's "w/o learnable tau").
-        normalize: contrast cosines instead of dot products.
-        symmetric, reduction, backend, process_group: as in ``adaptive_infonce``.
+        tau_min: lower end of the temperature's range, tau^L; 0 < tau_min <= tau_max.
+        tau_max: upper end of the temperature's range, tau^U.
+        tau: "adaptive" computes each row's temperature from the relatedness passed to ``forward`` (Eq. 12). "scalar"
+            learns one temperature for all rows, kept within the range by a sigmoid (the paper's "w/o adaptive tau"). A
+            float is a fixed temperature (the paper's "w/o learnable tau").
+        normalize: if True, normalizes the representations, so that cosines replace dot products.
+        symmetric: see :func:`adaftr_fast.adaptive_infonce`.
+        reduction: see :func:`adaftr_fast.adaptive_infonce`.
+        backend: see :func:`adaftr_fast.adaptive_infonce`.
+        process_group: see :func:`adaftr_fast.adaptive_infonce`.
+
+    Shape:
+        - h_ctr: [B, d]
+        - h_cvr: [N, d]
+        - relatedness: [B]
+        - Output: 0-dim, or [B] with reduction "none"
+
+    Raises:
+        ValueError: the range or ``tau`` is invalid, or ``relatedness`` is missing or superfluous.
+
+    Example:
+        >>> contrast = adaftr_fast.AdaptiveInfoNCE(tau_min=0.05, tau_max=1.0)
+        >>> h_ctr, h_cvr, relatedness = torch.randn(1024, 64), torch.randn(1024, 64), torch.rand(1024)
+        >>> loss = contrast(h_ctr, h_cvr, relatedness)
     """
 
     def __init__(
@@ -51,15 +76,18 @@ class AdaptiveInfoNCE(nn.Module):
     def forward(
         self, h_ctr: Tensor, h_cvr: Tensor, relatedness: Tensor | None = None, **options: Any
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
-        """The loss between h_ctr [B, d] and h_cvr [N, d].
+        """Computes the loss between h_ctr [B, d] and h_cvr [N, d].
 
         Args:
-            relatedness: [B] in [0, 1], y_rel of Eq. 9; needed exactly when tau is "adaptive".
+            h_ctr: the anchors [B, d].
+            h_cvr: the candidates [N, d].
+            relatedness: [B] in [0, 1], y_rel of Eq. 9; required if and only if ``tau`` is "adaptive".
             options: further keyword arguments of ``adaptive_infonce``, such as ``row_weight`` or ``return_stats``.
         """
         if (relatedness is not None) != (self.tau == "adaptive"):
             raise ValueError(
-                f"AdaptiveInfoNCE: relatedness must be given exactly when tau is 'adaptive' ({self.tau!r})"
+                "AdaptiveInfoNCE: relatedness must be given if and only if tau is 'adaptive', got "
+                f"{'no' if relatedness is None else 'a'} relatedness with tau {self.tau!r}"
             )
         if self.normalize:
             h_ctr, h_cvr = F.normalize(h_ctr, dim=1), F.normalize(h_cvr, dim=1)
@@ -67,33 +95,33 @@ class AdaptiveInfoNCE(nn.Module):
         return adaptive_infonce(h_ctr, h_cvr, tau, process_group=self.process_group, **self.options, **options)
 
     def temperature(self, relatedness: Tensor | None = None) -> Tensor | float:
-        """What ``forward`` divides by: [B], 0-dim, or a float."""
+        """Returns the temperature of ``forward`` for a relatedness [B]: [B], 0-dim for "scalar", or the fixed float."""
         if self.logit is not None:
             return temperature(torch.sigmoid(self.logit), self.tau_min, self.tau_max)
         return self.tau if relatedness is None else temperature(relatedness, self.tau_min, self.tau_max)
 
 
 def simplified_contrast(h_1: Tensor, h_2: Tensor) -> Tensor:
-    """Eq. 7 per row, [B]: -log sigmoid(h_1 . h_2 - h_1 . h_2'), h_2' the next row's (after the last, the first's).
+    """Computes Eq. 7 per row: -log sigmoid(h_1 . h_2 - h_1 . h_2'), [B, d] and [B, d] -> [B].
 
-    Eq. 7 as printed takes the logarithm of a difference that may be negative; BPR, which it follows, has the sigmoid.
-    The next row of a shuffled batch is a random one.
+    h_2' is the next row of h_2, and the first row for the last. In a shuffled batch it is a random row. Eq. 7 as
+    printed takes the logarithm of a difference that may be negative; BPR, which it follows, applies a sigmoid.
     """
     return F.softplus((h_1 * (h_2.roll(-1, 0) - h_2)).sum(1))
 
 
 def positive_alignment(h_1: Tensor, h_2: Tensor) -> Tensor:
-    """Eq. 7 without its negative, per row, [B]: -log sigmoid(h_1 . h_2)."""
+    """Computes Eq. 7 without its negative, per row: -log sigmoid(h_1 . h_2), [B]."""
     return F.softplus(-(h_1 * h_2).sum(1))
 
 
 def mean_squared_error(h_1: Tensor, h_2: Tensor) -> Tensor:
-    """Eq. 5 with l = MSE per row, [B]: the mean over d of (h_1 - h_2)^2."""
+    """Computes Eq. 5 with l = MSE per row: the mean over d of (h_1 - h_2)^2, [B]."""
     return (h_1 - h_2).square().mean(1)
 
 
 def mean_absolute_error(h_1: Tensor, h_2: Tensor) -> Tensor:
-    """Eq. 5 with l = MAE per row, [B]: the mean over d of |h_1 - h_2|."""
+    """Computes Eq. 5 with l = MAE per row: the mean over d of |h_1 - h_2|, [B]."""
     return (h_1 - h_2).abs().mean(1)
 
 
@@ -103,4 +131,4 @@ ALIGNMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": mean_squared_error,
     "mae": mean_absolute_error,
 }
-"""Losses between two tasks' representations [B, d] that know no temperature, per row."""
+"""Losses without a temperature between two tasks' representations [B, d], per row."""

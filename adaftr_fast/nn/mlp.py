@@ -10,11 +10,18 @@ from adaftr_fast.nn.stacks import Stack, run_stacks
 
 
 class MLP(nn.Module):
-    """Linear layers, each followed by ReLU. ``forward`` returns every layer's output, so that a caller may pick one.
+    """Applies linear layers, each followed by a ReLU, and returns every layer's output.
 
     Args:
-        in_features: width of the input [B, in_features].
+        in_features: width of the input.
         hidden: widths of the layers, at least one.
+
+    Shape:
+        - Input: [B, in_features]
+        - Output: a list with [B, width] per layer
+
+    Raises:
+        ValueError: ``hidden`` is empty or holds a width < 1.
     """
 
     def __init__(self, in_features: int, hidden: Sequence[int]) -> None:
@@ -30,9 +37,21 @@ class MLP(nn.Module):
 
 
 class Experts(nn.Module):
-    """k experts of the same shape, g_1 … g_k of Eq. 3, computed together: [B, in] -> [B, k, out].
+    """Applies k experts of the same shape, g_1 … g_k of Eq. 3, together.
 
-    The first layers are one wide product; deeper layers are one batched product each.
+    The first layers of all experts are computed as one product, and each deeper layer as one batched product.
+
+    Args:
+        in_features: width of the input.
+        num_experts: k, the number of experts.
+        hidden: widths of each expert's layers, at least one.
+
+    Shape:
+        - Input: [B, in_features]
+        - Output: [B, k, hidden[-1]]
+
+    Raises:
+        ValueError: ``num_experts`` < 1, or ``hidden`` is empty or holds a width < 1.
     """
 
     def __init__(self, in_features: int, num_experts: int, hidden: Sequence[int]) -> None:
@@ -53,13 +72,13 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self._deepen(run_stacks([Stack([self.first])], [x])[0][0])
 
-    def beside(self, gates: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(experts [B, k, out], what ``gates`` makes of the same input)."""
+    def with_gates(self, gates: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Applies the experts and the gates to one input -> (experts [B, k, out], gate logits [B, out_features])."""
         (hidden,), (logits,) = run_stacks([Stack([self.first]), Stack([gates], linear_end=True)], [x, x])
         return self._deepen(hidden), logits
 
     def _deepen(self, first: Tensor) -> Tensor:
-        """The first layers' outputs [B, k * h] -> those of the last [B, k, out]."""
+        """Applies the deeper layers to the first layers' outputs [B, k * h] -> [B, k, out]."""
         hidden = first.unflatten(1, (self.num_experts, -1))  # [B, k, h]
         if not self.weights:
             return hidden
@@ -70,7 +89,16 @@ class Experts(nn.Module):
 
 
 class Tower(nn.Module):
-    """A task's own layers, f of Eq. 2: [B, in] -> (every layer's output, logit [B])."""
+    """Applies a task's own layers, f of Eq. 2: an :class:`MLP` and a linear layer that gives the logit.
+
+    Args:
+        in_features: width of the input.
+        hidden: widths of the MLP's layers.
+
+    Shape:
+        - Input: [B, in_features]
+        - Output: (a list with [B, width] per layer, logit [B])
+    """
 
     def __init__(self, in_features: int, hidden: Sequence[int]) -> None:
         super().__init__()
@@ -83,7 +111,7 @@ class Tower(nn.Module):
 
 
 def run_towers(towers: Sequence[Tower], inputs: Sequence[Tensor]) -> tuple[list[list[Tensor]], list[Tensor]]:
-    """Towers side by side, each on its own input [B, in] -> (every layer's output, logit [B, 1]), a tower each."""
+    """Applies each tower to its input [B, in] -> (per tower every layer's output, per tower the logit [B, 1])."""
     stacks = [Stack([*tower.mlp.layers, tower.logit], linear_end=True) for tower in towers]
     outputs = run_stacks(stacks, inputs)
     return [layers[:-1] for layers in outputs], [layers[-1] for layers in outputs]

@@ -1,4 +1,4 @@
-"""Squared L2 norms of many tensors at once."""
+"""The squared L2 norm of many tensors."""
 
 from collections.abc import Sequence
 
@@ -7,23 +7,24 @@ from torch import Tensor
 
 
 def squared_norm(tensors: Sequence[Tensor], scales: Sequence[float] | None = None) -> Tensor:
-    """Sum of the squares of all elements of ``tensors``, floating, of any shapes and of one dtype; 0-dim.
+    """Computes the sum of the squares of all elements of ``tensors``, 0-dim.
 
     Args:
-        scales: one number a tensor, by which its sum is multiplied; all 1 by default.
+        tensors: floating point, of any shapes and of one dtype.
+        scales: a factor of each tensor's sum. Default: 1 for all.
 
     Raises:
-        ValueError: no tensors, or not one scale for each.
+        ValueError: there are no tensors, or the number of scales differs from that of the tensors.
     """
     if not tensors:
         raise ValueError("squared_norm: tensors must hold at least one tensor, got none")
     if scales is not None and len(scales) != len(tensors):
-        raise ValueError(f"squared_norm: scales must be {len(tensors)} numbers, one a tensor, got {len(scales)}")
+        raise ValueError(f"squared_norm: scales must be {len(tensors)} numbers, one per tensor, got {len(scales)}")
     return _SquaredNorm.apply([1.0] * len(tensors) if scales is None else list(scales), *tensors)
 
 
 class _SquaredNorm(torch.autograd.Function):
-    """One node for all tensors: recorded op by op, a step of training pays more for autograd than for the sums."""
+    """Records one autograd node for all tensors, because a node per op costs more in a training step than the sums."""
 
     @staticmethod
     def forward(ctx, scales: list[float], *tensors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The relatedness network and the temperature it sets (paper, Eqs. 8–12)."""
+"""The relatedness network, its loss and the temperature (paper, Eqs. 8–12)."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,20 @@ from adaftr_fast.nn.mlp import Tower
 
 
 class RelatednessNetwork(nn.Module):
-    """Predicts how related two tasks are for an instance, from the element-wise product of their inputs.
+    """Predicts the relatedness of two tasks for each instance, from the element-wise product of their inputs.
 
-    Eq. 8: v_rel = v_1 * v_2.  Eq. 9: y_rel = sigmoid(MLP(v_rel)); ``forward`` returns the logit [B].
+        v_rel = v_1 * v_2                (Eq. 8)
+        y_rel = sigmoid(MLP(v_rel))      (Eq. 9)
+
+    ``forward`` returns the logit of y_rel.
+
+    Args:
+        in_features: v, width of the tasks' inputs.
+        hidden: widths of the MLP's layers.
+
+    Shape:
+        - v_1, v_2: [B, v]
+        - Output: [B]
     """
 
     def __init__(self, in_features: int, hidden: Sequence[int]) -> None:
@@ -25,21 +36,24 @@ class RelatednessNetwork(nn.Module):
 def relatedness_loss(
     logit: Tensor, y_1: Tensor, y_2: Tensor, weight: Tensor | None = None, weight_mean: Tensor | None = None
 ) -> Tensor:
-    """Eqs. 10 and 11: binary cross-entropy of the logit [B] against 1[y_1 = y_2], averaged over the batch."""
+    """Computes the binary cross-entropy of the logit [B] against 1[y_1 = y_2], averaged over B (Eqs. 10, 11).
+
+    ``weight`` [B] and ``weight_mean`` are those of :func:`weighted_mean`.
+    """
     each = F.binary_cross_entropy_with_logits(logit, (y_1 == y_2).to(logit), reduction="none")
     return weighted_mean(each, weight, weight_mean)
 
 
 def temperature(relatedness: Tensor, tau_min: float, tau_max: float) -> Tensor:
-    """Eq. 12: tau = (tau_max - tau_min) (1 - y_rel) + tau_min for y_rel in [0, 1]; the more related, the smaller."""
+    """Computes tau = (tau_max - tau_min) (1 - y_rel) + tau_min for y_rel in [0, 1] (Eq. 12)."""
     return (tau_max - tau_min) * (1 - relatedness) + tau_min
 
 
 def weighted_mean(x: Tensor, weight: Tensor | None, weight_mean: Tensor | None = None) -> Tensor:
-    """Mean of x [B, ...] over the batch, weighted by ``weight`` [B] where given.
+    """Computes the mean of x [B, ...] over the batch, weighted by ``weight`` [B] if given.
 
-    ``weight_mean`` is that of the whole batch (``Batch.weight_mean``), where these rows are one rank's: the mean over
-    ranks is then that of the batch.
+    If the rows are one rank's part of a batch, pass the mean weight of the whole batch (``Batch.weight_mean``) as
+    ``weight_mean``. The mean over the ranks is then that of the batch.
     """
     if weight is None:
         return x.mean(0)

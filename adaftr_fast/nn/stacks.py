@@ -1,6 +1,6 @@
-"""Several stacks of dense layers in one pass where the CPU kernels can, layer by layer where not.
+"""Stacks of dense layers and mixtures of experts: in one pass where the CPU kernels apply, else layer by layer.
 
-B rows, T tasks, k experts, v width of an expert.
+Shapes: B rows, T tasks, k experts, v width of an expert.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from adaftr_fast._extension import is_built
 
 
 class Stack(NamedTuple):
-    """Layers on top of one another, of which all, or all but the last, are followed by a ReLU."""
+    """A sequence of linear layers, each followed by a ReLU."""
 
     layers: Sequence[nn.Linear]
-    linear_end: bool = False
+    linear_end: bool = False  # if True, no ReLU follows the last layer
 
 
 def run_stacks(stacks: Sequence[Stack], inputs: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Every layer's output [B, out] of every stack; stack s reads ``inputs[s]`` [B, in].
+    """Computes every layer's output [B, out] of every stack; stack s reads ``inputs[s]`` [B, in].
 
-    The plain form serves other devices and types, programs that are compiled or exported, which fuse it themselves,
-    and whatever needs no gradient, so that a model predicts what its exported programs do, to the last rounding.
+    PyTorch's own layers are used on other devices and dtypes, and in compiled and exported programs, whose compiler
+    fuses them. They are also used without gradients, so that a model and its exported programs predict the same bits.
     """
     if not (all(map(_is_plain, stacks)) and _has_kernel(inputs, stacks[0].layers[0].weight)):
         return [_run_plain(stack, x) for stack, x in zip(stacks, inputs)]
@@ -48,7 +48,7 @@ def run_stacks(stacks: Sequence[Stack], inputs: Sequence[Tensor]) -> list[list[T
 
 
 def mix(experts: Tensor, logits: Tensor) -> list[Tensor]:
-    """Mixtures of experts [B, k, v] by the softmax of each task's logits [B, T, k] -> T of [B, v]."""
+    """Mixes experts [B, k, v] by the softmax of each task's logits [B, T, k] -> T tensors [B, v]."""
     if _has_kernel((experts, logits)):
         return torch.ops.adaftr_fast.mixture(experts, logits)
     return list((logits.softmax(2) @ experts).unbind(1))
@@ -56,16 +56,16 @@ def mix(experts: Tensor, logits: Tensor) -> list[Tensor]:
 
 def _run_plain(stack: Stack, x: Tensor) -> list[Tensor]:
     outputs = []
-    for place, layer in enumerate(stack.layers):
+    for index, layer in enumerate(stack.layers):
         x = layer(x)
-        if not (stack.linear_end and place == len(stack.layers) - 1):
+        if not (stack.linear_end and index == len(stack.layers) - 1):
             x = torch.relu(x)
         outputs.append(x)
     return outputs
 
 
 def _is_plain(stack: Stack) -> bool:
-    """Whether the layers do what their weights and biases say, and nobody listens."""
+    """Returns whether all layers are plain ``nn.Linear`` with a bias and without hooks."""
     return all(
         type(layer) is nn.Linear
         and layer.bias is not None
@@ -75,11 +75,11 @@ def _is_plain(stack: Stack) -> bool:
 
 
 def _has_kernel(inputs: Sequence[Tensor], weight: Tensor | None = None) -> bool:
-    """Whether the kernels take these: float32, or bfloat16 made by autocast, in training, in eager mode, on the CPU."""
+    """Returns whether the CPU kernels apply: eager mode with gradients, float32, or bfloat16 under autocast."""
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and is_built()):
         return False
     if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
-        return False  # torch.func and forward mode do not pass through autograd functions in C++
+        return False  # torch.func and forward mode do not support C++ autograd functions
     autocast = torch.is_autocast_enabled("cpu")
     if autocast and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return False

@@ -1,3 +1,5 @@
+"""The losses between two tasks' representations, against their equations."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,8 +36,8 @@ def test_fixed_temperature_normalisation_and_options():
     torch.testing.assert_close(stats.positive_logit, cosine.diagonal() / 0.05)
 
 
-def test_alignments_of_single_rows():
-    """Numbers worked out by hand: h_1 . h_2 is 1 and 2, with the other row's h_2 it is 4 and 0."""
+def test_alignment_losses_by_hand():
+    """h_1 . h_2 is 1 and 2; with the other row's h_2 it is 4 and 0."""
     h_1, h_2 = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [4.0, 1.0]])
     expected = {
         "positive": -F.logsigmoid(torch.tensor([1.0 - 4.0, 2.0 - 0.0])),
@@ -48,12 +50,12 @@ def test_alignments_of_single_rows():
         torch.testing.assert_close(ALIGNMENTS[name](h_1, h_2), value, msg=name)
 
 
-def test_alignments_stand_large_representations():
+def test_alignment_losses_are_finite_for_large_representations():
     for align in ALIGNMENTS.values():
         assert align(1e4 * A, 1e4 * B).isfinite().all()
 
 
-def test_compiles_whole():
+def test_compiles_to_one_graph():
     contrast = af.AdaptiveInfoNCE()
     compiled = torch.compile(contrast, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(A, B, RELATEDNESS), contrast(A, B, RELATEDNESS))
@@ -66,8 +68,8 @@ def test_compiles_whole():
         ({"tau_min": 2.0}, None, "0 < tau_min <= tau_max"),
         ({"tau": "learned"}, None, "tau must be"),
         ({"tau": -0.1}, None, "tau must be"),
-        ({}, (A, B), "exactly when tau is 'adaptive'"),
-        ({"tau": 0.1}, (A, B, RELATEDNESS), "exactly when tau is 'adaptive'"),
+        ({}, (A, B), "if and only if tau is 'adaptive'"),
+        ({"tau": 0.1}, (A, B, RELATEDNESS), "if and only if tau is 'adaptive'"),
     ],
 )
 def test_bad_arguments(arguments, options, message):

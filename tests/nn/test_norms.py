@@ -24,11 +24,11 @@ def test_scaled() -> None:
     torch.testing.assert_close(norm, 2 * tensors[0].square().sum() + tensors[1].square().sum() / 2)
     norm.backward()
     torch.testing.assert_close([each.grad for each in tensors], [4 * tensors[0].detach(), tensors[1].detach()])
-    with pytest.raises(ValueError, match="scales must be 2 numbers, one a tensor, got 1"):
+    with pytest.raises(ValueError, match="scales must be 2 numbers, one per tensor, got 1"):
         squared_norm(tensors, [1.0])
 
 
-def test_second_gradients() -> None:
+def test_double_backward() -> None:
     torch.manual_seed(0)
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(3, 4), (5,)]]
     assert torch.autograd.gradgradcheck(lambda *each: squared_norm(each), tensors)
@@ -40,6 +40,6 @@ def test_gradient_at_zero() -> None:
     assert torch.equal(zeros.grad, torch.zeros(4))
 
 
-def test_nothing_is_refused() -> None:
+def test_no_tensors() -> None:
     with pytest.raises(ValueError, match="squared_norm: tensors"):
         squared_norm([])

@@ -1,4 +1,4 @@
-"""When dense layers go through the kernels, and when they may not."""
+"""Which dense layers the kernels compute, and which PyTorch computes."""
 
 import copy
 
@@ -11,7 +11,7 @@ from adaftr_fast.nn.stacks import Stack, mix, run_stacks
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_shared_layers_and_inputs_made_from_one_another(create_graph):
+def test_shared_layers_and_inputs_computed_from_one_another(create_graph):
     torch.manual_seed(0)
     layer, x = nn.Linear(4, 3), torch.randn(5, 4, requires_grad=True)
     y = 2 * x
@@ -27,7 +27,7 @@ def test_shared_layers_and_inputs_made_from_one_another(create_graph):
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_gates_made_from_the_experts(create_graph):
+def test_gate_logits_computed_from_the_experts(create_graph):
     torch.manual_seed(0)
     experts = torch.randn(5, 3, 4, requires_grad=True)
     logits = experts.sum(2, keepdim=True).transpose(1, 2).expand(-1, 2, -1)
@@ -43,20 +43,20 @@ class Shifted(nn.Linear):
         return super().forward(x) + 100
 
 
-def test_layers_that_do_something_else_are_called():
+def test_subclassed_unbiased_and_hooked_layers_are_called():
     mlp, x = MLP(3, [4, 2]), torch.randn(5, 3)
-    shifted, unbiased, heard = (copy.deepcopy(mlp) for _ in range(3))
+    shifted, unbiased, hooked = (copy.deepcopy(mlp) for _ in range(3))
     shifted.layers[0] = Shifted(3, 4)
     assert (shifted(x)[0] > 50).all()
     unbiased.layers[0] = nn.Linear(3, 4, bias=False)
     torch.testing.assert_close(unbiased(x)[0], torch.relu(x @ unbiased.layers[0].weight.T))
     calls = []
-    heard.layers[1].register_forward_hook(lambda *_: calls.append(1))
-    heard(x)
+    hooked.layers[1].register_forward_hook(lambda *_: calls.append(1))
+    hooked(x)
     assert calls == [1]
 
 
-def test_function_transforms_pass_through():
+def test_function_transforms():
     mlp, x = MLP(3, [4, 2]), torch.randn(5, 3)
 
     def loss(parameters, row):
