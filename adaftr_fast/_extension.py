@@ -1,4 +1,4 @@
-"""Loads the C++ extension and says what it is. The only ``except ImportError`` of the package lives here."""
+"""Loads the C++ extension and describes the build."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-import torch  # must be loaded before the extension, which links against it
+import torch  # must be imported before the extension, which links against it
 
 EXTENSION = "adaftr_fast._C"
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
-    """The extension, or None and why. One that was built but does not load is warned of: the references are slow."""
+    """Returns (extension, None), or (None, the reason it is missing).
+
+    Warns if the extension is installed but does not load, because the references are slow.
+    """
     try:
         return importlib.import_module(EXTENSION), None
     except ImportError as error:
         if importlib.util.find_spec(EXTENSION) is not None:
             warnings.warn(
-                f"adaftr_fast: the C++ extension is there but does not load ({error}), so plain-PyTorch references, "
-                "slower and hungrier for memory, are used; build it again for the installed torch",
+                f"adaftr_fast: the C++ extension is installed but does not load ({error}). The plain-PyTorch "
+                "references are used, which are slower and need more memory. Rebuild it for the installed torch",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -33,20 +36,26 @@ _C, load_error = _load()
 
 
 def is_built() -> bool:
-    """Whether the C++ kernels are there; without them every op runs on its plain-PyTorch reference."""
+    """Returns whether the C++ kernels are available; without them every op runs its plain-PyTorch reference."""
     return _C is not None
 
 
 def cpu_capability() -> str:
-    """The instruction set in use: generic, avx2, avx512, avx512_bf16 or amx; none without the extension."""
+    """Returns the instruction set that the C++ kernels use.
+
+    One of "generic", "avx2", "avx512", "avx512_bf16" and "amx", or "none" without the extension.
+    """
     return _C.cpu_capability() if _C is not None else "none"
 
 
 def set_cpu_capability(name: str | None) -> None:
-    """Restrict the C++ kernels to ``name`` (generic, avx2, avx512, avx512_bf16 or amx), or lift that by None.
+    """Restricts the C++ kernels to an instruction set.
+
+    Args:
+        name: "generic", "avx2", "avx512", "avx512_bf16" or "amx". None lifts the restriction.
 
     Raises:
-        RuntimeError: the extension is not built, or this machine lacks the instruction set.
+        RuntimeError: the extension is not built, or this machine does not support the instruction set.
     """
     if _C is None:
         raise RuntimeError(f"set_cpu_capability: the C++ extension is not available ({load_error})")
@@ -54,7 +63,7 @@ def set_cpu_capability(name: str | None) -> None:
 
 
 def build_info() -> dict[str, Any]:
-    """What is built, for which instruction sets, and why something is missing."""
+    """Returns versions, what is built for which instruction sets, and why a part is missing."""
     info: dict[str, Any] = {
         "adaftr_fast": importlib.metadata.version("adaftr-fast"),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Dataclasses to JSON and back. What is read was written by someone, so every type is checked and the key named."""
+"""Dataclasses to JSON and back. Files may be edited by hand, so reading checks every type and errors name the key."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ T = TypeVar("T")
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """JSON text of plain values; nan and the infinities, which JSON lacks, become null, dates their ISO text."""
+    """Returns plain values as JSON. NaN and infinities become null, because JSON lacks them; dates become ISO text."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
 
 
 def from_json(kind: type[T], value: Any, where: str = "") -> T:
-    """``value``, as ``json.loads`` gives it, as a ``kind``: a dataclass, or list, dict, Literal, union or plain type.
+    """Converts a result of ``json.loads`` to ``kind``: a dataclass, list, dict, Literal, union or plain type.
 
-    A float may be written as an integer; null stands for nan.
+    An integer is accepted for a float; null becomes NaN.
+
+    Args:
+        kind: the type to convert to.
+        value: the value to convert.
+        where: path of the value, for error messages.
 
     Raises:
-        ValueError: a key that is missing or unknown, or a value of another type; ``where`` is the path to it.
+        ValueError: a key is missing or unknown, or a value has another type; the message names the path.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, where)
-    if origin is UnionType:  # only X | None occurs
+    if origin is UnionType:  # only X | None is used
         return None if value is None else from_json(arguments[0], value, where)
     if origin is list and isinstance(value, list):
         return [from_json(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]

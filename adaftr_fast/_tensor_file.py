@@ -1,4 +1,4 @@
-"""safetensors files, written and read a piece at a time, so that no process need hold what is in one."""
+"""Reads and writes safetensors files in chunks, so that no process holds a whole file in memory."""
 
 from __future__ import annotations
 
@@ -19,28 +19,34 @@ NAMES = {
 
 
 class Readable(Protocol):
-    """Something whose rows can be read."""
+    """An object whose rows can be read by a slice."""
 
     def __getitem__(self, rows: slice) -> Tensor: ...
 
 
-class InPieces(Protocol):
-    """A tensor that is not here as a whole."""
+class ChunkedTensor(Protocol):
+    """A tensor that this process does not hold as a whole."""
 
     shape: torch.Size
     dtype: torch.dtype
 
-    def pieces(self) -> Iterator[Tensor]:
-        """Its elements in their order, some at a time, on the CPU."""
+    def chunks(self) -> Iterator[Tensor]:
+        """Yields the elements in order, as tensors on the CPU."""
 
 
-def in_file_order(tensors: Mapping[str, Tensor | InPieces]) -> list[str]:
-    """The names as they come in a file: wide types first, which keeps every tensor aligned."""
+def in_file_order(tensors: Mapping[str, Tensor | ChunkedTensor]) -> list[str]:
+    """Returns the names in the order of the file: wide types first, which keeps every tensor aligned."""
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor | InPieces], metadata: dict[str, str] | None = None) -> None:
-    """Writes or replaces ``path``. Raises OSError when it cannot."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor | ChunkedTensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes ``tensors`` and string ``metadata`` to ``path``, which it replaces.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     header: dict[str, dict] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for name in in_file_order(tensors):
@@ -53,12 +59,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | InPieces], metadata
         file.write(struct.pack("<Q", len(text)) + text)
         for name in in_file_order(tensors):
             value = tensors[name]
-            for piece in [value] if isinstance(value, Tensor) else value.pieces():
-                file.write(piece.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            for chunk in [value] if isinstance(value, Tensor) else value.chunks():
+                file.write(chunk.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 class SavedTensors(Mapping[str, Tensor]):
-    """The tensors of a file, read when they are asked for. Raises SafetensorError if it is not one."""
+    """A mapping of names to the tensors of a safetensors file, which are read on access.
+
+    Raises:
+        SafetensorError: the file is not a safetensors file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, "pt")
@@ -77,9 +87,9 @@ class SavedTensors(Mapping[str, Tensor]):
         return len(self._names)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor that need not be read for it."""
+        """Returns a tensor's shape without reading the tensor."""
         return tuple(self._file.get_slice(name).get_shape())
 
     def rows(self, name: str) -> Readable:
-        """A tensor whose rows are read when they are asked for."""
+        """Returns an object that reads a tensor's rows on access."""
         return self._file.get_slice(name)

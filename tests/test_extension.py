@@ -23,7 +23,7 @@ def unloadable(monkeypatch):
 
 def test_an_extension_that_does_not_load_is_warned_of(unloadable):
     unloadable(there=True)
-    with pytest.warns(RuntimeWarning, match=r"is there but does not load \(undefined symbol: torch\)"):
+    with pytest.warns(RuntimeWarning, match=r"is installed but does not load \(undefined symbol: torch\)"):
         assert _extension._load() == (None, "undefined symbol: torch")
 
 

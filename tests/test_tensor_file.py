@@ -21,7 +21,7 @@ class Pieces:
     def __init__(self, whole):
         self.whole, self.shape, self.dtype = whole, whole.shape, whole.dtype
 
-    def pieces(self):
+    def chunks(self):
         yield from self.whole.split(1)
 
 

@@ -1,1 +1,1 @@
-"""Training by several processes, on torch.distributed: the ranks of a process group, one process each."""
+"""Training by several processes with torch.distributed, one process per rank."""

@@ -1,7 +1,7 @@
-"""Rows of all ranks on every rank, differentiable, for ranks with different numbers of rows.
+"""Differentiable gathering of rows over ranks that may hold different numbers of rows.
 
-W ranks; rank r holds n_r rows, N of them in all. The transpose of gathering is to sum over the ranks and keep one's own
-rows, so each is the other's backward, and both can be differentiated twice.
+Shapes: W ranks; rank r holds n_r rows, N in all. The transpose of gathering sums over the ranks and keeps the rank's
+own rows. Each of the two is therefore the other's backward, and both can be differentiated twice.
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# torch 2.13 renamed both and warns of the old names.
+# torch 2.13 renamed both and deprecates the old names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def gather_rows(x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
-    """[n_r, ...] of every rank -> [N, ...], in the order of ranks, on every rank.
+    """Concatenates the ranks' rows [n_r, ...] in the order of ranks -> [N, ...] on every rank.
 
-    The gradient of ``x`` is the sum of what all ranks' results got, so all ranks must run backward, or none.
+    The gradient of ``x`` sums the gradients of all ranks' results, so either all ranks or none must run backward.
 
     Args:
+        x: this rank's rows [n_r, ...].
         sizes: n_r of every rank.
+        group: the process group.
     """
     return _GatherRows.apply(x, sizes, group)
 
 
 def gather_numbers(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[k] of every rank -> [W, k] on every rank, without gradient."""
+    """Stacks the ranks' vectors [k] -> [W, k] on every rank, without gradient."""
     gathered = x.new_empty(dist.get_world_size(group) * len(x))
     _all_gather(gathered, x.detach().contiguous(), group=group)
     return gathered.view(-1, len(x))
@@ -41,7 +43,7 @@ class _GatherRows(torch.autograd.Function):
         ctx.sizes, ctx.group = sizes, group
         longest, rest = max(sizes), x.shape[1:]
         gathered = x.new_empty(len(sizes) * longest, *rest)
-        _all_gather(gathered, _lengthened(x, longest), group=group)
+        _all_gather(gathered, _zero_padded(x, longest), group=group)
         if min(sizes) == longest:
             return gathered
         return torch.cat([part[:size] for part, size in zip(gathered.view(-1, longest, *rest), sizes)])
@@ -56,10 +58,10 @@ class _SumRows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
         ctx.sizes, ctx.group = sizes, group
         longest, own = max(sizes), sizes[dist.get_rank(group)]
-        # Half precision would round after every rank; a sum of many is rounded once.
+        # Half precision would be rounded once per rank; the float32 sum is rounded once.
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if min(sizes) < longest:
-            wide = torch.cat([_lengthened(part, longest) for part in wide.split(sizes)])
+            wide = torch.cat([_zero_padded(part, longest) for part in wide.split(sizes)])
         summed = wide.new_empty(longest, *x.shape[1:])
         _reduce_scatter(summed, wide.contiguous(), group=group)
         return summed[:own].to(x.dtype)
@@ -69,6 +71,6 @@ class _SumRows(torch.autograd.Function):
         return _GatherRows.apply(grad, ctx.sizes, ctx.group), None, None
 
 
-def _lengthened(x: Tensor, rows: int) -> Tensor:
-    """x [n, ...] with zeros after it, [rows, ...]: collectives want equal sizes."""
+def _zero_padded(x: Tensor, rows: int) -> Tensor:
+    """Pads x [n, ...] with zeros to [rows, ...], because collectives require equal sizes."""
     return x.contiguous() if len(x) == rows else torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])

@@ -1,6 +1,7 @@
-"""This process among those that train together, one a rank, as torchrun starts them.
+"""The ranks of a training run: joining the process group, exchanging values, and naming a failed rank.
 
-Rank 0, the chief, alone reads and writes a run's files and tells the user; what the others need of it is sent to them.
+torchrun starts one process per rank. Rank 0, the chief, alone reads and writes the run's files and prints to the user.
+It sends the other ranks what they need.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from torch import Tensor
 from adaftr_fast.errors import RankError
 
 T = TypeVar("T")
-GLOO_SOURCE = re.compile(r"\bgloo/[\w/]+\.(cc|h):\d+\]")  # where gloo was, as all of its errors say
-ROLL_CALL_SECONDS = 20.0  # that a rank may take to answer once another has waited in vain
+GLOO_SOURCE = re.compile(r"\bgloo/[\w/]+\.(cc|h):\d+\]")  # the source location in every gloo error
+RESPONSE_SECONDS = 20.0  # time that a rank has to respond after another one timed out
 
 
 def launched() -> bool:
-    """Whether torchrun (or a scheduler that sets its variables) started this process as one of several."""
+    """Returns whether torchrun, or a scheduler that sets its variables, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -36,13 +37,15 @@ def is_first() -> bool:
 
 
 def restarted() -> bool:
-    """Whether torchrun started the ranks again after one had failed.
+    """Returns whether torchrun restarted the ranks after a failure.
 
     Raises:
-        RankError: it could do so on several machines, each of which counts for itself.
+        RankError: torchrun may restart ranks on several machines, each of which counts its own restarts.
     """
     if _on_several_machines() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
-        raise RankError("--restart does not go with torchrun's --max-restarts on several machines: empty --out instead")
+        raise RankError(
+            "--restart cannot be combined with torchrun's --max-restarts on several machines: empty --out instead"
+        )
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
@@ -52,27 +55,27 @@ def _on_several_machines() -> bool:
 
 @contextmanager
 def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
-    """The ranks, within the block; None where this process was started alone.
+    """Joins the process group for the block and yields the ranks, or None if this process was started alone.
 
     Args:
-        device: where training shall be: "cpu", or "cuda" for one GPU a rank.
-        timeout: seconds that a rank waits for the others before it gives up.
+        device: the device to train on: "cpu", or "cuda" for one GPU per rank.
+        timeout: time in seconds that a rank waits for the others.
 
     Raises:
-        RankError: a rank failed, is gone or did not answer in time; which and why, where that can be found out.
+        RankError: a rank failed, exited or timed out. The message names the rank and the cause where they are known.
     """
     if not launched():
         yield None
         return
     if device not in ("cpu", "cuda"):
-        raise RankError(f"training.device: expected cpu or cuda, which is one GPU a rank, got {device}")
+        raise RankError(f"training.device: expected cpu or cuda (one GPU per rank), got {device}")
     on_gpu = device == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     ranks = None
     try:
         backend, limit = "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timedelta(seconds=timeout)
-        store, rank, size = _meeting_place(limit)
+        store, rank, size = _rendezvous(limit)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         ranks = Ranks(store, timeout)
         yield ranks
@@ -81,25 +84,26 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
             if ranks is not None:
                 ranks.leave_reason(error)
             raise
-        explained = f"the ranks cannot meet: {error}" if ranks is None else ranks.explanation(error)
-        raise RankError(explained) from error
+        message = f"the ranks cannot connect: {error}" if ranks is None else ranks.explanation(error)
+        raise RankError(message) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-            gc.collect()  # its threads end with the last reference, which garbage may hold, and must before Python does
+            gc.collect()  # the group's threads end with its last reference, and must end before the interpreter does
 
 
 def is_of_a_collective(error: BaseException) -> bool:
-    """Whether a collective failed, so that another rank is the cause, and not what this one computes."""
+    """Returns whether a collective raised the error, so that the cause is another rank and not this one."""
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(GLOO_SOURCE.search(str(error))))
 
 
 class Ranks:
-    """The default process group and what a run does with it. Every rank must call a method, in the same order.
+    """The default process group and the collectives of a run. All ranks must call its methods in the same order.
 
     Attributes:
-        rank, size: of this process, and of the group.
-        group: for collectives on tensors of the device.
+        rank: the rank of this process.
+        size: the number of ranks.
+        group: the process group, for collectives on tensors of the device.
     """
 
     def __init__(self, store: dist.Store, timeout: float) -> None:
@@ -108,7 +112,7 @@ class Ranks:
 
     @property
     def group(self) -> dist.ProcessGroup:
-        # Not held: the group's threads end with its last reference, which must be before the interpreter's end.
+        # Not stored: the group's threads end with its last reference, and must end before the interpreter does.
         return dist.group.WORLD
 
     @property
@@ -116,33 +120,35 @@ class Ranks:
         return self.rank == 0
 
     def agree(self, what: str, value: Any) -> None:
-        """Raises RankError on every rank if ``value`` is not the same on all."""
+        """Raises RankError on every rank if ``value`` differs between ranks."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         for rank, other in enumerate(values):
             if other != values[0]:
-                raise RankError(f"{what} differ between rank 0 and rank {rank}: start all alike, on the same data")
+                raise RankError(
+                    f"{what} differ between rank 0 and rank {rank}: start all ranks with the same settings and data"
+                )
 
     def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers."""
+        """Returns the maximum of the ranks' numbers."""
         result = torch.tensor(number)
         dist.all_reduce(result, dist.ReduceOp.MAX)
         return int(result)
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean of the ranks' tensors of one shape."""
+        """Returns the mean of the ranks' tensors, which have one shape."""
         value = value.clone()
         dist.all_reduce(value)
         return value / self.size
 
     def gathered(self, value: T) -> list[T]:
-        """Every rank's value, on the chief; [] elsewhere."""
+        """Returns every rank's value on rank 0, and an empty list elsewhere."""
         values: list[Any] = [None] * self.size if self.is_chief else []
         dist.gather_object(value, values if self.is_chief else None)
         return values
 
     def from_chief(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns on the chief, on every rank; an error it raises there is raised on every rank."""
+        """Calls ``make`` on rank 0 and returns its result on every rank; an error it raises is raised on every rank."""
         box: list[Any] = [None, None]
         if self.is_chief:
             try:
@@ -155,44 +161,44 @@ class Ranks:
         return box[0]
 
     def tensors_from_chief(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """The chief's named tensors on every rank, each on the device type where the chief has it.
+        """Returns rank 0's named tensors on every rank, each on the device type that it has on rank 0.
 
         Args:
-            tensors: the chief's; ignored elsewhere.
+            tensors: the tensors on rank 0; ignored elsewhere.
         """
-        about = self.from_chief(lambda: [(n, x.shape, x.dtype, x.device.type) for n, x in (tensors or {}).items()])
+        specs = self.from_chief(lambda: [(n, x.shape, x.dtype, x.device.type) for n, x in (tensors or {}).items()])
         result = {}
-        for name, shape, dtype, device in about:
+        for name, shape, dtype, device in specs:
             value = tensors[name].contiguous() if self.is_chief else torch.empty(shape, dtype=dtype, device=device)
             dist.broadcast(value, 0)
             result[name] = value
         return result
 
     def leave_reason(self, error: BaseException) -> None:
-        """Lets the others know why this rank leaves them, as their ``explanation`` then does."""
-        self._store.set_timeout(timedelta(seconds=ROLL_CALL_SECONDS))
-        with suppress(RuntimeError):  # the store may be gone; the error itself is what this rank ends with
+        """Stores this rank's error, so that the other ranks' ``explanation`` reports it."""
+        self._store.set_timeout(timedelta(seconds=RESPONSE_SECONDS))
+        with suppress(RuntimeError):  # the store may be gone; this rank raises the error itself
             self._store.set(f"failed/{self.rank}", " ".join(f"{type(error).__name__}: {error}".split()))
 
     def explanation(self, error: BaseException) -> str:
-        """Why a collective failed: what a rank left as its reason, or which do not answer the roll call that follows.
+        """Returns why a collective failed: the errors that other ranks stored, or the ranks that do not respond.
 
-        A rank that holds the store itself, as rank 0 does without torchrun's, takes its reason with it.
+        Without torchrun's store, rank 0 holds the store, and its own error is lost with it.
         """
         cause = str(error).splitlines()[0]
-        seconds = min(self.timeout, ROLL_CALL_SECONDS)
+        seconds = min(self.timeout, RESPONSE_SECONDS)
         self._store.set_timeout(timedelta(seconds=seconds))
         try:
             if reasons := self._reasons():
-                return f"rank {self.rank} cannot go on alone: {'; '.join(reasons)}"
+                return f"rank {self.rank} stopped: {'; '.join(reasons)}"
             missing = self._missing(seconds)
         except RuntimeError:
-            missing = ["0, at which the ranks meet"]
+            missing = ["0, which holds the store"]
         if not missing:
-            return f"rank {self.rank}: all ranks answer, yet: {cause}"
+            return f"rank {self.rank}: a collective failed although all ranks respond: {cause}"
         return (
-            f"rank {self.rank} waited in vain for rank {', '.join(map(str, missing))}; the same command goes on from "
-            f"the last checkpoint ({cause})"
+            f"rank {self.rank} timed out waiting for rank {', '.join(map(str, missing))}; the same command resumes "
+            f"from the last checkpoint ({cause})"
         )
 
     def _reasons(self) -> list[str]:
@@ -213,17 +219,19 @@ class Ranks:
         return missing
 
 
-def _meeting_place(limit: timedelta) -> tuple[dist.Store, int, int]:
-    """The store that all ranks can reach, this process's rank, and how many there are.
+def _rendezvous(limit: timedelta) -> tuple[dist.Store, int, int]:
+    """Returns the ranks' store, this process's rank and the number of ranks.
 
-    torchrun's processes share its own store by default, also with those that a restart replaces, whose addresses they
-    would find there. On one machine all know the number of the restart and keep apart by it. On several they do not,
-    and need a store that starts with them.
+    By default, restarted processes reuse torchrun's store and would find the addresses of the processes they replace.
+    On one machine, all ranks know the number of the restart, which serves as a prefix. On several machines they do not
+    know it, so they need a store that starts with them.
     """
     variables = os.environ
     shared = variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if _on_several_machines() and shared and int(variables.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
-        raise RankError("restarts on several machines: start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
+        raise RankError(
+            "restarts on several machines need a new store: start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+        )
     store, rank, size = next(dist.rendezvous("env://", timeout=limit))
     if shared:
         store = dist.PrefixStore(variables.get("TORCHELASTIC_RESTART_COUNT", "0"), store)

@@ -1,1 +1,1 @@
-"""Tables across ranks by TorchRec, an optional back end (docs/scaling.md)."""
+"""Embedding tables sharded over ranks by TorchRec, an optional back end (docs/scaling.md)."""

@@ -1,6 +1,6 @@
-"""A tensor whose rows lie on several ranks, read and written by rank 0, the chief, a piece at a time.
+"""A tensor whose rows are sharded over ranks; rank 0 reads and writes it in chunks.
 
-R rows in all, which shards hold one after another.
+Shapes: R rows in all, which the shards hold one after another.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from adaftr_fast._tensor_file import Readable
 
-PIECE = 1 << 22  # numbers that travel at once
+CHUNK = 1 << 22  # numbers per message
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Some neighbouring rows.
+    """A range of consecutive rows on one rank.
 
     Attributes:
-        owner: the rank that has them.
-        rows: how many.
-        local: [rows, ...] on the owner, None elsewhere.
+        owner: the rank that holds the rows.
+        rows: the number of rows.
+        local: the rows [rows, ...] on the owner, None elsewhere.
     """
 
     owner: int
@@ -33,10 +33,12 @@ class Shard:
 
 
 class ShardedRows:
-    """float32 [R, ...] on several ranks; all must make it alike, and call its methods in the same order.
+    """A float32 tensor [R, ...] sharded over ranks.
+
+    All ranks must construct it with the same arguments and call its methods in the same order.
 
     Args:
-        shards: in the order of rows.
+        shards: the shards in the order of rows.
         rest: the shape of a row.
     """
 
@@ -46,47 +48,47 @@ class ShardedRows:
         self.shards = list(shards)
         self.shape = torch.Size([sum(shard.rows for shard in self.shards), *rest])
 
-    def pieces(self) -> Iterator[Tensor]:
-        """All rows in their order, some at a time, on the chief's CPU; the others yield nothing and send theirs."""
+    def chunks(self) -> Iterator[Tensor]:
+        """Yields all rows in order, in chunks on the CPU of rank 0. The other ranks send theirs and yield nothing."""
         me = dist.get_rank()
-        for shard, start, stop in self._runs():
+        for shard, start, stop in self._ranges():
             if me == shard.owner:
-                piece = shard.local[start:stop].detach().cpu().contiguous()
+                chunk = shard.local[start:stop].detach().cpu().contiguous()
                 if me == 0:
-                    yield piece
+                    yield chunk
                 else:
-                    dist.send(piece, 0)
+                    dist.send(chunk, 0)
             elif me == 0:
-                piece = torch.empty(stop - start, *self.shape[1:])
-                dist.recv(piece, shard.owner)
-                yield piece
+                chunk = torch.empty(stop - start, *self.shape[1:])
+                dist.recv(chunk, shard.owner)
+                yield chunk
 
     @torch.no_grad()
     def fill(self, source: Readable | None) -> None:
-        """Puts the chief's rows ``source`` [R, ...] where they belong; the others give None."""
+        """Writes rank 0's rows ``source`` [R, ...] to the ranks that own them; the other ranks pass None."""
         me, first = dist.get_rank(), 0
-        for shard, start, stop in self._runs():
+        for shard, start, stop in self._ranges():
             rows = stop - start
             if me == 0:
-                piece = source[first : first + rows]
+                chunk = source[first : first + rows]
                 if shard.owner == 0:
-                    shard.local[start:stop] = piece.to(shard.local.device)
+                    shard.local[start:stop] = chunk.to(shard.local.device)
                 else:
-                    dist.send(piece.float().contiguous(), shard.owner)
+                    dist.send(chunk.float().contiguous(), shard.owner)
             elif me == shard.owner:
-                piece = torch.empty(rows, *self.shape[1:])
-                dist.recv(piece, 0)
-                shard.local[start:stop] = piece.to(shard.local.device)
+                chunk = torch.empty(rows, *self.shape[1:])
+                dist.recv(chunk, 0)
+                shard.local[start:stop] = chunk.to(shard.local.device)
             first += rows
 
     def send(self) -> None:
-        """What every rank but the chief does while the chief reads ``pieces``."""
-        for _ in self.pieces():
-            raise AssertionError("ShardedRows.send: called by the chief, which reads pieces()")
+        """Sends this rank's rows while rank 0 iterates over ``chunks``."""
+        for _ in self.chunks():
+            raise AssertionError("ShardedRows.send: must not be called on rank 0, which reads chunks()")
 
-    def _runs(self) -> Iterator[tuple[Shard, int, int]]:
-        """Shards cut into runs of rows that travel at once."""
-        step = max(1, PIECE // max(1, self.shape[1:].numel()))
+    def _ranges(self) -> Iterator[tuple[Shard, int, int]]:
+        """Yields (shard, start, stop) for each message."""
+        step = max(1, CHUNK // max(1, self.shape[1:].numel()))
         for shard in self.shards:
             for start in range(0, shard.rows, step):
                 yield shard, start, min(start + step, shard.rows)

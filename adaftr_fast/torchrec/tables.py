@@ -1,9 +1,9 @@
-"""Embedding tables that no rank holds whole, by TorchRec: every row lies on one rank, with its optimizer's state.
+"""Embedding tables sharded over ranks by TorchRec: one rank holds each row, with its optimizer state.
 
-B rows of this rank's batch, F fields, E width, N ids of all bags together, R table rows of all fields together.
+Shapes: B rows of this rank's batch, F fields, E width, N ids of all bags, R table rows of all fields.
 
-TorchRec sends ids to the ranks that have their rows, and vectors back; in backward it sends gradients, divided by the
-number of ranks as averaged gradients are, and moves the rows there and then. torchrec is imported where it is used.
+TorchRec sends ids to the ranks that hold their rows, and receives the vectors. In backward it sends the gradients,
+divided by the number of ranks, and updates the rows. torchrec is an optional dependency, imported where it is used.
 """
 
 from __future__ import annotations
@@ -34,37 +34,42 @@ if TYPE_CHECKING:
 
 Sharding = Literal["table_wise", "row_wise"]
 RowOptimizer = Literal["sgd", "adagrad", "rowwise_adagrad"]
-STATE = {"sgd": (), "adagrad": ("sum",), "rowwise_adagrad": ("sum",)}  # as adaftr_fast.optim calls it
+STATE = {"sgd": (), "adagrad": ("sum",), "rowwise_adagrad": ("sum",)}  # by their names in adaftr_fast.optim
 INSTALL = (
-    "beside torch 2.13, pip install adaftr-fast[torchrec], then pip install --no-deps torchrec==1.8.0 and "
+    "with torch 2.13, pip install adaftr-fast[torchrec], then pip install --no-deps torchrec==1.8.0 and "
     "fbgemm-gpu-cpu==1.8.0 (fbgemm-gpu==1.8.0 for CUDA)"
 )
-RESERVED = 0.15  # of a GPU's memory for all but tables, TorchRec's default; on CPUs it keeps nothing back
+RESERVED = 0.15  # share of a GPU's memory kept free of tables, TorchRec's default; no effect on CPUs
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 class ShardedTables(nn.Module):
-    """What a ``FusedEmbedding`` computes, from rows that lie across ranks.
+    """Computes a ``FusedEmbedding`` whose rows are sharded over ranks.
 
-    All ranks must make it, and then look up, alike: a look-up is a collective, as is its backward, which also takes the
-    optimizer's step. Ranks may have different numbers of rows, also none, where there is no backward. It has no
-    parameters; ``weight``, ``state`` and ``optimizer`` give access to what it holds.
+    All ranks must construct it and call it in the same order. A look-up is a collective, and so is its backward, which
+    also takes the optimizer's step. Without backward, the ranks' batches may differ in size and may be empty. The
+    module has no parameters; ``weight``, ``state`` and ``optimizer`` give access to the rows and their state.
 
     Attributes:
-        last: the last look-up [B, F * E], detached; None before the first, and where it failed.
+        last: the last look-up [B, F * E], detached; None before the first look-up and after a failed one.
 
     Args:
-        table: whose fields, names and pooling it takes over; the chief's weights are the initial ones of all ranks. It
-            may be made within ``tables_elsewhere``.
-        sharding: "table_wise", a field to a rank, or "row_wise", an equal part of every field to each rank.
-        optimizer: "sgd", "adagrad" or "rowwise_adagrad", which compute what adaftr_fast.optim's do.
-        ranks: all of the default process group.
-        lr, eps: of the optimizer. The rate can be changed in ``optimizer.param_groups``, as of any optimizer.
-        device: where the rows are.
+        table: the table that defines fields, names and pooling. Rank 0's weights initialise all ranks. It may be
+            constructed within ``tables_elsewhere``.
+        sharding: "table_wise" (each field on one rank) or "row_wise" (an equal part of every field on each rank).
+        optimizer: "sgd", "adagrad" or "rowwise_adagrad", which compute the same as those of adaftr_fast.optim.
+        ranks: the ranks of the default process group.
+        lr: learning rate; it can be changed in ``optimizer.param_groups``.
+        eps: ε of the optimizer.
+        device: the device of the rows.
+
+    Shape:
+        - ids: [B, F], or [N] with offsets [B * F + 1]
+        - Output: [B, F * E]
 
     Raises:
-        RankError: TorchRec cannot be imported, or tables do not fit into the ranks' memory.
-        ValueError: a table of other types or widths than TorchRec takes, or an unknown option.
+        RankError: TorchRec cannot be imported, or the tables do not fit into the ranks' memory.
+        ValueError: TorchRec does not support the table's dtype or width, or an option is unknown.
     """
 
     offsets: Tensor
@@ -84,51 +89,52 @@ class ShardedTables(nn.Module):
     ) -> None:
         super().__init__()
         _check(table, sharding, optimizer)
-        device = torch.empty(0, device=device).device  # "cuda" with the number of this rank's
+        device = torch.empty(0, device=device).device  # "cuda" with this rank's index
         self.num_embeddings, self.embedding_dim = list(table.num_embeddings), table.embedding_dim
         self.field_names, self.pooling = list(table.field_names), table.pooling
-        for name in ("offsets", "oov_counts"):  # as in FusedEmbedding, so that a saved state is the same
+        for name in ("offsets", "oov_counts"):  # as in FusedEmbedding, for an equal state dict
             self.register_buffer(name, getattr(table, name).to(device), persistent=False)
         self._options = {"optimizer": optimizer, "lr": lr, "eps": eps}
         self._keys = [str(field) for field in range(len(self.num_embeddings))]  # TorchRec takes no dots
         self.last = None
-        self._recalls = False
-        # In a tuple, which hides its parameters: each is of some rows, and moved by no optimizer but its own.
+        self._reuses_last = False
+        # The tuple hides the parameters from nn.Module: each holds some rows, and only its own optimizer updates it.
         self._collection = (_collection(self, sharding, device, ranks),)
         self.optimizer: torch.optim.Optimizer = self._collection[0].fused_optimizer
         self.weight.fill(table.weight.detach() if table.initial_rng is None else _Drawn(table))
 
     @property
     def out_features(self) -> int:
-        """F * E, the width of the output."""
+        """Width of the output, F * E."""
         return len(self.num_embeddings) * self.embedding_dim
 
     @torch.compiler.disable
     def forward(self, ids: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """As ``FusedEmbedding.forward`` -> [B, F * E], on all ranks together; ``weights`` are not taken.
+        """Looks up like ``FusedEmbedding.forward``, as a collective -> [B, F * E].
 
         Raises:
-            IndexError, TypeError, ValueError: as there; ValueError with ``weights``.
+            IndexError, TypeError, ValueError: as ``FusedEmbedding.forward``.
+            ValueError: ``weights`` are given, which are not supported.
         """
         if weights is not None:
-            raise ValueError("ShardedTables: weights of ids are not supported, got some: use a FusedEmbedding")
-        if self._recalls:
+            raise ValueError("ShardedTables: weights must be None, got a tensor: use a FusedEmbedding for weighted ids")
+        if self._reuses_last:
             return self.last
         self.last = None
-        out = self._looked_up(ids, offsets)
+        out = self._look_up(ids, offsets)
         self.last = out.detach()
         return out
 
     @contextmanager
     def recalled(self) -> Iterator[None]:
-        """Within it a look-up gives ``last`` again, and no other rank is asked."""
-        self._recalls = True
+        """Within the block, a look-up returns ``last`` without communication."""
+        self._reuses_last = True
         try:
             yield
         finally:
-            self._recalls = False
+            self._reuses_last = False
 
-    def _looked_up(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
+    def _look_up(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
         counts, values, lengths = self._bags(ids, offsets)
@@ -139,7 +145,7 @@ class ShardedTables(nn.Module):
         return (out.unflatten(1, (*counts.shape[1:], -1)) / counts.clamp(min=1)[..., None]).flatten(1)
 
     def _bags(self, ids: Tensor, offsets: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Ids in each bag [B, F] (None: all one), and the ids field after field [N] with how many a bag has [F * B]."""
+        """Returns the bags' sizes [B, F] (None: all 1), the ids field by field [N], and their bags' sizes [F * B]."""
         if offsets is None:
             check_ids("sharded_tables", ids, self.offsets)
             return None, ids.T.flatten(), torch.ones(ids.numel(), dtype=torch.int32, device=ids.device)
@@ -152,15 +158,15 @@ class ShardedTables(nn.Module):
 
     @property
     def weight(self) -> ShardedRows:
-        """The tables' rows, field after field, [R, E]."""
+        """The rows of all tables, one field after another, [R, E]."""
         return ShardedRows(chain.from_iterable(self._shards()), [self.embedding_dim])
 
     def field_weights(self) -> dict[str, ShardedRows]:
-        """The rows of each field by its name, [rows, E]."""
+        """Returns the rows [rows, E] of each field by its name."""
         return {n: ShardedRows(shards, [self.embedding_dim]) for n, shards in zip(self.field_names, self._shards())}
 
     def state(self) -> dict[str, ShardedRows]:
-        """The optimizer's state, ``<name>.<field name>`` as in adaftr_fast.optim: [rows, E], or [rows] if row-wise."""
+        """Returns the state by ``<name>.<field name>``, as adaftr_fast.optim: [rows, E], or [rows] for row-wise."""
         kind = self._options["optimizer"]
         rest = [self.embedding_dim] if kind == "adagrad" else []
         return {
@@ -170,7 +176,7 @@ class ShardedTables(nn.Module):
         }
 
     def _shards(self, state: int = 0) -> list[list[Shard]]:
-        """Each field's shards; their rows are those of the optimizer's ``state``-th tensor, or at 0 of the table."""
+        """Returns each field's shards of the table (``state`` 0) or of the optimizer's ``state``-th tensor."""
         weights, states = self._collection[0].state_dict(), self.optimizer.state_dict()["state"] if state else {}
         fields = []
         for field in range(len(self.num_embeddings)):
@@ -184,7 +190,7 @@ class ShardedTables(nn.Module):
 
 
 class _Drawn:
-    """The initial rows of a table made within ``tables_elsewhere``, to be read once and in their order."""
+    """The initial rows of a table constructed within ``tables_elsewhere``; they are read once, in order."""
 
     def __init__(self, table: FusedEmbedding) -> None:
         generator = torch.Generator()
@@ -200,13 +206,13 @@ class _Drawn:
 
 
 def check_installed() -> None:
-    """Raises RankError, with the cause and what to do, where TorchRec or what it imports is absent or does not fit."""
+    """Raises RankError, with the cause and the remedy, if TorchRec or a module that it imports cannot be imported."""
     try:
         import fbgemm_gpu  # noqa: F401
         import torchrec  # noqa: F401
-    except (ImportError, OSError) as error:  # OSError: kernels for another torch
+    except (ImportError, OSError) as error:  # OSError: FBGEMM is built for another torch
         cause = str(error).partition("\n")[0]
-        raise RankError(f"sharded tables need TorchRec, which cannot be imported ({cause}): {INSTALL}") from error
+        raise RankError(f"sharded tables require TorchRec, which cannot be imported ({cause}): {INSTALL}") from error
 
 
 def _check(table: FusedEmbedding, sharding: str, optimizer: str) -> None:
@@ -225,7 +231,7 @@ def _check(table: FusedEmbedding, sharding: str, optimizer: str) -> None:
 
 
 def quiet() -> None:
-    """No advice to users on how TorchRec calls torch; in force for good, since backward runs in another thread."""
+    """Silences warnings about TorchRec's calls of torch, for good because backward runs in another thread."""
     for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
         warnings.filterwarnings("ignore", rf"`torch\.distributed\.{name}` is deprecated", FutureWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
@@ -234,7 +240,7 @@ def quiet() -> None:
 def _collection(
     tables: ShardedTables, sharding: Sharding, device: torch.device, ranks: Ranks
 ) -> DistributedModelParallel:
-    """TorchRec's module, every table sharded by the plan of its planner."""
+    """Constructs TorchRec's module, with the tables sharded by its planner."""
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
     from torchrec.distributed.model_parallel import DistributedModelParallel
     from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
@@ -246,13 +252,13 @@ def _collection(
 
     class Sharder(EmbeddingBagCollectionSharder):
         def sharding_types(self, compute_device_type: str) -> list[str]:
-            # TorchRec lists row-wise for GPUs alone, though its kernels and gloo's collectives are there on a CPU too.
+            # TorchRec offers row-wise on GPUs only, although its kernels and gloo's collectives support CPUs too.
             return [sharding]
 
     collection = EmbeddingBagCollection(
         device=torch.device("meta"),
         tables=[
-            # The sum, and means are made of it here: TorchRec's own, row-wise, divides by the number of ids + 1e-6.
+            # Means are computed from the sum here: TorchRec's row-wise mean divides by the number of ids + 1e-6.
             EmbeddingBagConfig(
                 name=name,
                 embedding_dim=tables.embedding_dim,
@@ -274,21 +280,19 @@ def _collection(
         try:
             return planner.plan(collection, sharders)
         except PlannerError as error:
-            why = str(error).splitlines()[0].strip()
-            raise RankError(
-                f"TorchRec finds no place for the tables on {ranks.size} ranks, {sharding}: {why}"
-            ) from None
+            cause = str(error).splitlines()[0].strip()
+            raise RankError(f"TorchRec cannot place the tables on {ranks.size} ranks, {sharding}: {cause}") from None
 
-    # TorchRec's own collective_plan leaves the others waiting where the chief finds no plan.
-    made = ranks.from_chief(plan)
+    # TorchRec's collective_plan leaves the other ranks waiting if rank 0 finds no plan.
+    sharding_plan = ranks.from_chief(plan)
     env = ShardingEnv.from_process_group(dist.group.WORLD)
     return DistributedModelParallel(
-        collection, env=env, device=device, plan=made, sharders=sharders, init_data_parallel=False
+        collection, env=env, device=device, plan=sharding_plan, sharders=sharders, init_data_parallel=False
     )
 
 
 def _fused_params(optimizer: RowOptimizer, lr: float, eps: float) -> dict[str, Any]:
-    """FBGEMM's optimizer: "exact" ones merge a row's gradients before they step, always in the same order."""
+    """Returns FBGEMM's options. Its "exact" optimizers first merge a row's gradients, always in the same order."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
 
     kinds = {
@@ -300,7 +304,7 @@ def _fused_params(optimizer: RowOptimizer, lr: float, eps: float) -> dict[str, A
 
 
 def _topology(device: str) -> Any:
-    """The ranks and their memory, as the planner wants to know them."""
+    """Describes the ranks and their memory for the planner."""
     from torchrec.distributed.planner.types import HardwareConfig, KernelConfig, TopologyFactory, TrainerConfig
 
     size = dist.get_world_size()
@@ -314,9 +318,9 @@ def _topology(device: str) -> Any:
 
 
 def _host_memory() -> int:
-    """Bytes that this machine has, or that a container on it may use."""
+    """Returns the memory in bytes of this machine, or of the container if it is limited."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups, version 2 and 1
-        with suppress(OSError, ValueError):  # there is none, or it says "max"
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups version 2 and 1
+        with suppress(OSError, ValueError):  # no such file, or "max"
             limits.append(int((CGROUPS / name).read_text()))
     return min(limits)

@@ -1,4 +1,4 @@
-"""Ranks as processes of this machine, for tests."""
+"""Runs a function on several ranks, as processes of this machine."""
 
 import gc
 import tempfile
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-torch.multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "adaftr_fast"])  # imported once
+torch.multiprocessing.get_context("forkserver").set_forkserver_preload(
+    ["torch", "adaftr_fast"]
+)  # import once for all processes
 
 
 def _rank(number: int, function: Callable[..., Any], size: int, folder: str, arguments: tuple[Any, ...]) -> None:
@@ -18,11 +20,11 @@ def _rank(number: int, function: Callable[..., Any], size: int, folder: str, arg
     torch.save(function(number, *arguments), f"{folder}/{number}")
     dist.barrier()
     dist.destroy_process_group()
-    gc.collect()  # as distributed.ranks.joined
+    gc.collect()  # as in distributed.ranks.joined
 
 
 def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
-    """What ``function(rank, *arguments)`` returns on each of ``size`` ranks (tensors, numbers, text)."""
+    """Returns the result of ``function(rank, *arguments)`` on each of ``size`` ranks (tensors, numbers, strings)."""
     with tempfile.TemporaryDirectory() as folder:
         whole = (function, size, folder, arguments)
         torch.multiprocessing.start_processes(_rank, whole, size, start_method="forkserver")

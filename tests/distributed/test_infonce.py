@@ -1,4 +1,4 @@
-"""Negatives from all ranks: W ranks give the loss and gradients of one process with all their rows."""
+"""Negatives from all ranks: W ranks give the loss and gradients of one process with all rows."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ D = 6
 @dataclass(frozen=True)
 class Case:
     rows: tuple[int, ...]  # B of each rank
-    extra: tuple[int, ...] = ()  # columns of each rank that no row's positive is
+    extra: tuple[int, ...] = ()  # candidates of each rank that are no row's positive
     options: dict = field(default_factory=dict)
     grouped: bool = False
     weighted: bool = False
@@ -46,7 +46,7 @@ CASES = {
 
 
 def inputs(case: Case) -> list[dict]:
-    """Arguments of every rank."""
+    """Returns the arguments of every rank."""
     random = torch.Generator().manual_seed(1)
     extra = case.extra or (0,) * len(case.rows)
 
@@ -74,8 +74,8 @@ def inputs(case: Case) -> list[dict]:
     return ranks
 
 
-def joined(ranks: list[dict]) -> dict:
-    """The arguments of one process with all rows."""
+def concatenated(ranks: list[dict]) -> dict:
+    """Returns the arguments of one process with all rows."""
     whole = {name: torch.cat([each[name] for each in ranks]) for name in ranks[0] if ranks[0][name].dim() > 0}
     firsts = torch.tensor([0] + [len(each["b"]) for each in ranks]).cumsum(0)
     own = [each.get("positive", torch.arange(len(each["a"]))) for each in ranks]
@@ -84,7 +84,7 @@ def joined(ranks: list[dict]) -> dict:
 
 
 def run(given: dict, case: Case, group=None) -> dict[str, torch.Tensor]:
-    """The loss and all gradients of the sum of its entries."""
+    """Returns the loss, two statistics, and the gradients of the sum of the loss's entries."""
     given = {name: x.clone().requires_grad_(x.is_floating_point()) for name, x in given.items()}
     tau = (given["tau"], given["tau_b"]) if "tau_b" in given else given["tau"]
     names = {"positive": "positive_index", "weight": "row_weight"}
@@ -124,20 +124,20 @@ def tower_rows() -> list[torch.Tensor]:
 
 def parallel_gradients(rank: int, group) -> dict[str, torch.Tensor]:
     model = towers(group)
-    parallel = DistributedDataParallel(model)  # kept: a collected wrapper reduces nothing in backward
+    parallel = DistributedDataParallel(model)  # keep a reference: DDP reduces nothing once it is garbage-collected
     loss = parallel(tower_rows()[rank])
     loss.backward()
     return {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters()}
 
 
-def exchanges(rank: int, frozen: bool) -> int:
-    """Sums over ranks that a backward takes."""
-    done, original = [], gather._reduce_scatter
-    gather._reduce_scatter = lambda *arguments, **options: done.append(original(*arguments, **options))
+def count_collectives(rank: int, frozen: bool) -> int:
+    """Returns the number of reduce-scatters in a backward."""
+    calls, original = [], gather._reduce_scatter
+    gather._reduce_scatter = lambda *arguments, **options: calls.append(original(*arguments, **options))
     a, b = torch.randn(4, D).requires_grad_(), torch.randn(4, D).requires_grad_(not frozen)
     adaptive_infonce(a, b, 0.5, process_group=dist.group.WORLD).backward()
     gather._reduce_scatter = original
-    return len(done)
+    return len(calls)
 
 
 def second_gradient(rank: int) -> dict[str, torch.Tensor]:
@@ -149,7 +149,8 @@ def second_gradient(rank: int) -> dict[str, torch.Tensor]:
     return {name: x.grad for name, x in given.items()}
 
 
-def refusal(rank: int, options: dict) -> str:
+def error_message(rank: int, options: dict) -> str:
+    """Returns the error on this rank where the ranks' settings differ."""
     a = torch.randn(4, D, requires_grad=True)
     b = torch.randn(4, D, requires_grad=options.get("frozen_on") != rank)
     own = {"positive_index": torch.tensor([0, 1, 2, 4])} if options.get("positive_on") == rank else {}
@@ -164,16 +165,16 @@ def refusal(rank: int, options: dict) -> str:
 
 
 def on_a_rank(rank: int) -> dict:
-    """All that is computed by several ranks, in one start of them."""
+    """Computes everything that the tests need of several ranks, to start the processes once."""
     world = dist.group.WORLD
     results = {name: run(inputs(case)[rank], case, world) for name, case in CASES.items()}
     results["parallel"] = {"all": parallel_gradients(rank, world), "rank": parallel_gradients(rank, None)}
-    results["exchanges"] = [exchanges(rank, frozen=False), exchanges(rank, frozen=True)]
+    results["collectives"] = [count_collectives(rank, frozen=False), count_collectives(rank, frozen=True)]
     results["second"] = second_gradient(rank)
     with torch.no_grad():
         results["no_grad"] = towers(world)(tower_rows()[rank])
-    refused = ({"frozen_on": 1}, {"symmetric_on": 1}, {"positive_on": 1})
-    results["refused"] = [refusal(rank, options) for options in refused]
+    differing = ({"frozen_on": 1}, {"symmetric_on": 1}, {"positive_on": 1})
+    results["errors"] = [error_message(rank, options) for options in differing]
     return results
 
 
@@ -182,20 +183,20 @@ def ranks() -> list[dict]:
     return on_ranks(on_a_rank, 2)
 
 
-def of_all(parts: list[torch.Tensor], truth: torch.Tensor, shares: bool) -> torch.Tensor:
-    """What the ranks' parts are together; ``shares``: each is W times its share."""
+def combined(parts: list[torch.Tensor], truth: torch.Tensor, scaled: bool) -> torch.Tensor:
+    """Combines the ranks' parts; ``scaled``: each is W times its share."""
     found = torch.cat(parts) if truth.dim() else torch.stack(parts).sum()
-    return found / len(parts) if shares else found
+    return found / len(parts) if scaled else found
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ranks_give_what_one_process_gives(name, ranks):
+def test_loss_and_gradients_equal_one_process(name, ranks):
     case = CASES[name]
     given, got = inputs(case), [results[name] for results in ranks]
-    expected = run(joined(given), case)
+    expected = run(concatenated(given), case)
     for key, truth in expected.items():
         mean = "reduction" not in case.options and key not in ("lse", "entropy")
-        found = of_all([each[key] for each in got], truth, mean)
+        found = combined([each[key] for each in got], truth, mean)
         tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 8e-3}[case.dtype]
         scale = max(truth.abs().max().item(), 1.0) if truth.numel() else 1.0
         assert found.shape == truth.shape
@@ -204,7 +205,7 @@ def test_ranks_give_what_one_process_gives(name, ranks):
 
 
 @pytest.mark.parametrize("negatives", ["all", "rank"])
-def test_under_ddp_the_ranks_mean_is_that_of_one_process(negatives, ranks):
+def test_ddp_mean_equals_one_process(negatives, ranks):
     got, model = [each["parallel"][negatives] for each in ranks], towers()
     batches = [torch.cat(tower_rows())] if negatives == "all" else tower_rows()
     loss = torch.stack([model(x) for x in batches]).mean()
@@ -216,18 +217,18 @@ def test_under_ddp_the_ranks_mean_is_that_of_one_process(negatives, ranks):
             torch.testing.assert_close(each[name], parameter.grad)
 
 
-def test_nothing_is_exchanged_in_backward_for_frozen_candidates(ranks):
-    assert [each["exchanges"] for each in ranks] == [[1, 0]] * 2
+def test_no_collective_in_backward_for_frozen_candidates(ranks):
+    assert [each["collectives"] for each in ranks] == [[1, 0]] * 2
 
 
-def test_without_gradients_the_loss_is_the_same(ranks):
+def test_loss_without_gradients(ranks):
     for each in ranks:
         assert torch.equal(each["no_grad"], each["parallel"]["all"]["loss"])
 
 
-def test_the_second_gradient_is_that_of_one_process(ranks):
+def test_double_backward_equals_one_process(ranks):
     case = CASES["uneven"]
-    whole = {name: x.double().requires_grad_() for name, x in joined(inputs(case)).items() if name != "positive"}
+    whole = {name: x.double().requires_grad_() for name, x in concatenated(inputs(case)).items() if name != "positive"}
     loss = 2 * adaptive_infonce(whole["a"], whole["b"], whole["tau"])  # the sum of the ranks' losses
     first = torch.autograd.grad(loss, list(whole.values()), create_graph=True)
     sum(g.square().sum() for g in first).backward()
@@ -235,8 +236,8 @@ def test_the_second_gradient_is_that_of_one_process(ranks):
         torch.testing.assert_close(torch.cat([each["second"][name] for each in ranks]), x.grad)
 
 
-def test_what_would_leave_a_rank_waiting_is_refused_on_all(ranks):
-    frozen, symmetric, outside = zip(*(each["refused"] for each in ranks))
+def test_differing_settings_are_refused_on_all_ranks(ranks):
+    frozen, symmetric, outside = zip(*(each["errors"] for each in ranks))
     needs = "adaptive_infonce: whether h_cvr needs a gradient must be the same on all ranks, got 1 on rank 0 and 0 on "
     assert set(frozen) == {needs + "rank 1"}
     assert all("symmetric must be the same on all ranks" in each for each in symmetric)

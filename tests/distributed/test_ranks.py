@@ -1,3 +1,5 @@
+"""Recognising errors of collectives."""
+
 import pytest
 
 from adaftr_fast.distributed.ranks import is_of_a_collective
@@ -14,5 +16,5 @@ from adaftr_fast.distributed.ranks import is_of_a_collective
         ("cannot parse /home/gloo/loader.cc", False),
     ],
 )
-def test_only_what_gloo_itself_says_is_of_a_collective(message, of_gloo):
+def test_only_errors_raised_by_gloo_are_collective_errors(message, of_gloo):
     assert is_of_a_collective(RuntimeError(message)) == of_gloo

@@ -1,4 +1,4 @@
-"""Training by several ranks: the same global batches, hence the run of one process, also across an interruption."""
+"""Training by several ranks equals training by one process, also across interruptions."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ def split(rows: int, seed: int, weighted: bool, chunk_rows: int) -> Split:
 
 
 def trainer(folder: Path | None, ranks: Ranks | None, *, weighted=False, **settings) -> Trainer:
-    torch.manual_seed(0 if ranks is None or ranks.is_chief else 1)  # the chief's weights are everyone's
+    torch.manual_seed(0 if ranks is None or ranks.is_chief else 1)  # all ranks start from rank 0's weights
     model = build_model(ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]), FIELDS, TASKS)
     settings = {"batch_size": 64, "max_epochs": 3, "checkpoint_seconds": 1e9, "progress": False} | settings
     splits = split(1500, 1, weighted, 400), split(500, 2, weighted, 300)
@@ -46,18 +46,18 @@ def trainer(folder: Path | None, ranks: Ranks | None, *, weighted=False, **setti
 
 
 def train(rank: int, size: int, folder: str | None, stop_after: int | None, settings: dict) -> dict:
-    """Trains, or goes on in ``folder``; perhaps the last rank gets a signal within some step. The state is a copy's."""
+    """Trains, or resumes in ``folder``; in step ``stop_after`` the last rank receives a signal."""
     run = trainer(
         None if folder is None else Path(folder), Ranks(dist.HashStore(), 60) if size > 1 else None, **settings
     )
     resumed, step = run.resume(), run.stepper.step
 
-    def disturbed(batch, number):
+    def interrupted_step(batch, number):
         if number == stop_after and rank == size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(batch, number)
 
-    run.stepper.step = disturbed
+    run.stepper.step = interrupted_step
     result = run.fit()
     state = {name: value.clone() for name, value in copy.deepcopy(run.model).state_dict().items()}
     epochs = json.dumps(result.epochs)
@@ -74,7 +74,7 @@ BY_RANK, TWO_PARTS = {"contrast_over": "rank"}, {"accumulate": 2}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, list[dict]]:
-    """Every run's results on its ranks, all of them in four starts."""
+    """Every run's results on its ranks; the processes are started four times."""
     folder = tmp_path_factory.mktemp("runs")
     one, two, four = (str(folder / name) for name in ("one", "two", "four"))
     starts = {
@@ -103,7 +103,7 @@ def runs(tmp_path_factory) -> dict[str, list[dict]]:
 
 
 def measured(result: dict) -> dict[str, float]:
-    """Losses, metrics and diagnostics of all epochs."""
+    """Returns the losses, metrics and diagnostics of all epochs by path."""
     flat = {}
 
     def walk(value, name):
@@ -118,7 +118,7 @@ def measured(result: dict) -> dict[str, float]:
     return flat
 
 
-def assert_same_course(got: dict, expected: dict) -> None:
+def assert_same_run(got: dict, expected: dict) -> None:
     found, truth = measured(got), measured(expected)
     assert found.keys() == truth.keys()
     for name, value in truth.items():
@@ -131,7 +131,7 @@ SAME = {
     "4: plain": "1: plain",
     "2: plain": "1: plain",
     "2: weighted": "1: weighted",
-    "2: by rank": "1: two parts",  # a part, as a rank, contrasts its own rows alone
+    "2: by rank": "1: two parts",  # an accumulated part contrasts its own rows only, as a rank does
     "2: after 1": "1: plain",
     "2: after 4": "1: plain",
     "1 again: after 2": "1: plain",
@@ -139,28 +139,28 @@ SAME = {
 
 
 @pytest.mark.parametrize(("name", "expected"), SAME.items())
-def test_the_run_is_that_of_one_process(name, expected, runs):
-    assert_same_course(runs[name][0], runs[expected][0])
+def test_run_equals_one_process(name, expected, runs):
+    assert_same_run(runs[name][0], runs[expected][0])
     assert runs[name][0]["resumed"] == ("after" in name)
 
 
 @pytest.mark.parametrize("name", [name for name in SAME if name[0] != "1"])
-def test_replicas_stay_equal_to_the_bit(name, runs):
+def test_replicas_are_bitwise_equal(name, runs):
     first, *others = runs[name]
     for other in others:
         assert all(torch.equal(other["state"][key], value) for key, value in first["state"].items())
 
 
-def test_by_rank_is_another_contrast(runs):
+def test_contrast_over_rank_differs_from_all(runs):
     assert measured(runs["2: by rank"][0])["0/train/contrast"] < 0.9 * measured(runs["2: plain"][0])["0/train/contrast"]
 
 
 @pytest.mark.parametrize("start", ["1", "2", "4"])
-def test_a_signal_to_one_rank_stops_all(start, runs):
+def test_signal_to_one_rank_stops_all(start, runs):
     assert [each["interrupted"] for each in runs[f"{start}: stopped"]] == [signal.SIGTERM] * int(start)
 
 
-def test_one_rank_writes_each_epoch_once(runs):
+def test_each_epoch_is_written_once(runs):
     for folder in runs["folders"].values():
         lines = Path(folder, "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
@@ -168,7 +168,7 @@ def test_one_rank_writes_each_epoch_once(runs):
         assert weights.keys() == runs["1: plain"][0]["state"].keys()
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused():
+def test_batch_size_must_be_divisible_by_ranks():
     class Three:
         rank, size, is_chief, group = 0, 3, True, None
 

@@ -1,4 +1,4 @@
-"""What of sharded tables needs no TorchRec."""
+"""The memory limit for which tables are planned; needs no TorchRec."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from adaftr_fast.torchrec import tables as sharded_tables
         ("memory/memory.limit_in_bytes", f"{2**62}\n", None),
     ],
 )
-def test_tables_are_planned_for_the_memory_of_the_container(file, text, expected, tmp_path, monkeypatch):
+def test_memory_limit_of_the_container(file, text, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(sharded_tables, "CGROUPS", tmp_path)
     machine = sharded_tables._host_memory()
     (tmp_path / file).parent.mkdir(exist_ok=True)

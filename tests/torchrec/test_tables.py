@@ -1,4 +1,4 @@
-"""Sharded look-ups and steps against those of one FusedEmbedding with adaftr_fast.optim."""
+"""Sharded look-ups and steps against one FusedEmbedding with adaftr_fast.optim."""
 
 import os
 
@@ -40,7 +40,7 @@ def sharded_by(sharding: str, optimizer: str) -> ShardedTables:
 
 
 def batch(form: str, rank: int, step: int, rows: int = ROWS) -> tuple[torch.Tensor, ...]:
-    """One rank's rows; bags of 0 to 3 ids, in which ids may come twice."""
+    """Returns one rank's rows: ids, or bags of 0 to 3 ids with duplicates."""
     random = torch.Generator().manual_seed(100 * step + rank)
     limits = torch.tensor(FIELDS)
     if form == "ids":
@@ -52,12 +52,12 @@ def batch(form: str, rank: int, step: int, rows: int = ROWS) -> tuple[torch.Tens
 
 
 def loss(out: torch.Tensor) -> torch.Tensor:
-    """Gradients differ by element, and row."""
+    """A loss whose gradient differs by row and element."""
     return (out + torch.linspace(-1, 1, out.shape[1])).square().mul(torch.linspace(1, 2, len(out))[:, None]).mean()
 
 
-def course(rank: int, sharding: str, optimizer: str, form: str) -> dict:
-    """Outputs of this rank, and on the chief the rows and state after some steps."""
+def trained(rank: int, sharding: str, optimizer: str, form: str) -> dict:
+    """Returns this rank's outputs, and on rank 0 the rows and state after some steps."""
     sharded = sharded_by(sharding, optimizer)
     outputs = []
     for step in range(STEPS):
@@ -67,25 +67,25 @@ def course(rank: int, sharding: str, optimizer: str, form: str) -> dict:
         outputs.append(sharded(*batch(form, rank, step)))
         loss(outputs[-1]).backward()
     rows = {"weight": sharded.weight, "user": sharded.field_weights()["user"]} | sharded.state()
-    whole = {name: list(each.pieces()) for name, each in rows.items()}
+    whole = {name: list(each.chunks()) for name, each in rows.items()}
     return {"out": torch.stack(outputs).detach(), "whole": {name: torch.cat(x) for name, x in whole.items() if x}}
 
 
 def uneven(rank: int, sharding: str) -> list[torch.Tensor]:
-    """Look-ups without gradient of different numbers of rows."""
+    """Returns look-ups without gradient, of a different number of rows per rank."""
     sharded = sharded_by(sharding, "sgd")
     with torch.no_grad():
         return [sharded(*batch(form, rank, 0, 5 * rank)) for form in ("ids", "bags")]
 
 
 def filled(rank: int, sharding: str) -> dict[str, torch.Tensor]:
-    """Rows and states put in by the chief, and read again."""
+    """Writes rows and states from rank 0 and reads them again."""
     sharded = sharded_by(sharding, "rowwise_adagrad")
-    sharded_rows.PIECE = 24  # numbers, so that every shard travels in several
+    sharded_rows.CHUNK = 24  # numbers, so that every shard takes several messages
     found = {}
     for name, rows in ({"weight": sharded.weight} | sharded.state()).items():
         rows.fill(numbered(rows.shape) if rank == 0 else None)
-        found[name] = torch.cat([torch.empty(0, *rows.shape[1:]), *rows.pieces()])
+        found[name] = torch.cat([torch.empty(0, *rows.shape[1:]), *rows.chunks()])
     return found
 
 
@@ -94,13 +94,13 @@ def numbered(shape) -> torch.Tensor:
 
 
 def same_bits(rank: int) -> bool:
-    first, second = (course(rank, "row_wise", "adagrad", "bags") for _ in range(2))
+    first, second = (trained(rank, "row_wise", "adagrad", "bags") for _ in range(2))
     names = first["whole"]
     return torch.equal(first["out"], second["out"]) and all(torch.equal(names[n], second["whole"][n]) for n in names)
 
 
-def refused_inputs(rank: int) -> list[str]:
-    """What is said of look-ups that no rank sends to another."""
+def input_errors(rank: int) -> list[str]:
+    """Returns the errors of look-ups that are refused before any communication."""
     sharded = sharded_by("row_wise", "sgd")
     ids, bags = batch("bags", rank, 0)
     bad = torch.tensor([[0, 0, 0, 2]])
@@ -113,7 +113,7 @@ def refused_inputs(rank: int) -> list[str]:
     return messages
 
 
-def refused_for_memory(rank: int) -> str:
+def memory_error(rank: int) -> str:
     memory, sharded_tables._host_memory = sharded_tables._host_memory, lambda: 10_000
     try:
         sharded_by("table_wise", "sgd")
@@ -126,10 +126,10 @@ def refused_for_memory(rank: int) -> str:
 def on_a_rank(rank: int, size: int) -> dict:
     os.environ["LOCAL_WORLD_SIZE"] = str(size)
     assert dist.get_world_size() == size
-    results = {name: course(rank, *case) for name, case in CASES.items()}
+    results = {name: trained(rank, *case) for name, case in CASES.items()}
     for sharding in ("table_wise", "row_wise"):
         results |= {f"uneven {sharding}": uneven(rank, sharding), f"filled {sharding}": filled(rank, sharding)}
-    return results | {"same bits": same_bits(rank), "memory": refused_for_memory(rank), "inputs": refused_inputs(rank)}
+    return results | {"same bits": same_bits(rank), "memory": memory_error(rank), "inputs": input_errors(rank)}
 
 
 @pytest.fixture(scope="module")
@@ -144,24 +144,24 @@ def by_four() -> list[dict]:
 
 
 def replicated(size: int, optimizer: str, form: str) -> dict:
-    """The same by one process: a rank's loss counts by its share of the mean."""
+    """The same computation by one process: the mean of the ranks' losses."""
     embedding = table()
-    moved = OPTIMIZERS[optimizer](embedding, lr=LR, **({} if optimizer == "sgd" else {"eps": EPS}))
+    table_optimizer = OPTIMIZERS[optimizer](embedding, lr=LR, **({} if optimizer == "sgd" else {"eps": EPS}))
     outputs = []
     for step in range(STEPS):
-        moved.param_groups[0]["lr"] = LR / (step + 1)
-        moved.zero_grad()
+        table_optimizer.param_groups[0]["lr"] = LR / (step + 1)
+        table_optimizer.zero_grad()
         outputs.append([embedding(*batch(form, rank, step)) for rank in range(size)])
         (sum(map(loss, outputs[-1])) / size).backward()
-        moved.step()
-    weight, state = embedding.weight.detach(), moved.state_dict()["state"][0]
+        table_optimizer.step()
+    weight, state = embedding.weight.detach(), table_optimizer.state_dict()["state"][0]
     out = [torch.stack([outputs[step][rank] for step in range(STEPS)]).detach() for rank in range(size)]
     return {"out": out, "whole": {"weight": weight, "user": weight[: FIELDS[0]]} | state}
 
 
 @pytest.mark.parametrize("ranks", ["by_two", "by_four"])
 @pytest.mark.parametrize("name", CASES)
-def test_outputs_rows_and_states_are_those_of_one_process(name, ranks, request):
+def test_outputs_rows_and_states_equal_one_process(name, ranks, request):
     got = request.getfixturevalue(ranks)
     expected = replicated(len(got), *CASES[name][1:])
     for rank, each in enumerate(got):
@@ -174,7 +174,7 @@ def test_outputs_rows_and_states_are_those_of_one_process(name, ranks, request):
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
-def test_ranks_may_look_up_different_numbers_of_rows(sharding, by_four):
+def test_uneven_batches(sharding, by_four):
     embedding = table()
     for rank, each in enumerate(by_four):
         for form, out in zip(("ids", "bags"), each[f"uneven {sharding}"]):
@@ -182,7 +182,7 @@ def test_ranks_may_look_up_different_numbers_of_rows(sharding, by_four):
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
-def test_rows_go_where_they_belong_and_come_back(sharding, by_two, by_four):
+def test_fill_and_read_rows(sharding, by_two, by_four):
     for ranks in (by_two, by_four):
         chief, *others = (each[f"filled {sharding}"] for each in ranks)
         assert list(chief) == ["weight", *(f"sum.{name}" for name in NAMES)]
@@ -192,23 +192,23 @@ def test_rows_go_where_they_belong_and_come_back(sharding, by_two, by_four):
         assert all(len(value) == 0 for other in others for value in other.values())
 
 
-def test_a_run_gives_the_same_bits_again(by_two, by_four):
+def test_bitwise_equal_across_runs(by_two, by_four):
     assert all(each["same bits"] for each in by_two + by_four)
 
 
-def test_wrong_ids_are_named_before_they_are_sent(by_two):
+def test_bad_ids_are_refused_before_they_are_sent(by_two):
     for each in by_two:
         assert each["inputs"] == [
             "sharded_tables: ids[0, 3] = 2 is out of range for field 3, whose ids are 0 to 1",
             "sharded_tables: ids must be [B, 4] (one column a field), got [1, 3]",
             "sharded_tables: values[3] = 2 (row 0) is out of range for field 3, whose ids are 0 to 1",
-            "ShardedTables: weights of ids are not supported, got some: use a FusedEmbedding",
+            "ShardedTables: weights must be None, got a tensor: use a FusedEmbedding for weighted ids",
         ]
 
 
-def test_tables_that_fit_nowhere_are_refused_on_all_ranks(by_two):
+def test_tables_that_exceed_memory_are_refused_on_all_ranks(by_two):
     for each in by_two:
-        assert each["memory"].startswith("TorchRec finds no place for the tables on 2 ranks, table_wise: Unable")
+        assert each["memory"].startswith("TorchRec cannot place the tables on 2 ranks, table_wise: Unable")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_tables_that_fit_nowhere_are_refused_on_all_ranks(by_two):
         ({"sharding": "column_wise"}, "sharding must be one of table_wise, row_wise, got 'column_wise'"),
     ],
 )
-def test_what_torchrec_does_not_take_is_named(changed, message):
+def test_unsupported_tables_and_options(changed, message):
     options = {"sharding": "table_wise", "optimizer": "sgd", "embedding_dim": 8} | changed
     own = {name: options.pop(name) for name in ("sharding", "optimizer")}
     with pytest.raises(ValueError, match=message):

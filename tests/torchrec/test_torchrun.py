@@ -1,4 +1,4 @@
-"""``train`` with tables across ranks under torchrun: a killed rank costs nothing, and the result is served as ever."""
+"""``train`` with sharded tables under torchrun: killed and failed ranks, and serving the result."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from tests.distributed.test_torchrun import (
     children,
     data,
     finish,
-    meeting_place,
     metrics,
+    rendezvous,
     start,
     torchrun,
     wait_for,
@@ -23,14 +23,14 @@ from tests.distributed.test_torchrun import (
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
-__all__ = ["data", "meeting_place"]  # the fixtures
+__all__ = ["data", "rendezvous"]  # the fixtures
 SETTINGS = {"training__tables": "torchrec", "optimizer__tables": "adagrad", "optimizer__tables_lr": 0.05}
 ROW_WISE = SETTINGS | {"training__sharding": "row_wise"}
 
 
 @pytest.fixture(scope="module")
 def by_two(data, tmp_path_factory):
-    """A run by two ranks that nothing disturbed."""
+    """An uninterrupted run of two ranks."""
     out = tmp_path_factory.mktemp("two")
     table, err = finish(torchrun(2, arguments(data, out, **ROW_WISE)))
     assert table.count("best epoch") == 1
@@ -38,13 +38,13 @@ def by_two(data, tmp_path_factory):
     return out
 
 
-def test_it_ends_as_replicas_do(data, by_two, tmp_path):
+def test_run_equals_replicated_tables(data, by_two, tmp_path):
     finish(torchrun(2, arguments(data, tmp_path, **ROW_WISE | {"training__tables": "replicated"})))
     assert metrics(by_two) == pytest.approx(metrics(tmp_path), rel=1e-3)
     assert sorted(path.name for path in by_two.iterdir()) == ["best", "metrics.jsonl", "test.json"]
 
 
-def test_a_killed_rank_costs_nothing(data, by_two, tmp_path):
+def test_killed_rank(data, by_two, tmp_path):
     command = arguments(data, tmp_path, training__checkpoint_seconds=0, **ROW_WISE)
     run = torchrun(2, command, "--max-restarts=2", "--monitor-interval=0.1")
     wait_for(lambda: len(list((tmp_path / "last").glob("*-*"))) == 2)
@@ -54,7 +54,7 @@ def test_a_killed_rank_costs_nothing(data, by_two, tmp_path):
     assert metrics(tmp_path) == metrics(by_two)
 
 
-def test_the_result_is_evaluated_exported_and_scored_by_one_process(data, by_two, tmp_path, capsys):
+def test_evaluate_export_and_predict_by_one_process(data, by_two, tmp_path, capsys):
     assert main(["evaluate", "--run", str(by_two), "--data", str(data)]) == 0
     measured = json.loads(capsys.readouterr().out)["metrics"]
     expected = json.loads((by_two / "test.json").read_text())
@@ -70,7 +70,7 @@ def test_the_result_is_evaluated_exported_and_scored_by_one_process(data, by_two
     assert auc(click[test], p_click[test]) == pytest.approx(expected["click"]["auc"], abs=1e-3)
 
 
-def test_settings_that_do_not_go_with_it_end_all_ranks_with_one_line(data, tmp_path):
+def test_incompatible_settings_end_all_ranks_with_one_line(data, tmp_path):
     run = torchrun(2, arguments(data, tmp_path, **SETTINGS | {"optimizer__tables": "adam"}))
     _, err = run.communicate(timeout=240)
     assert run.returncode == 1
@@ -91,12 +91,12 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_rank_that_fails_before_its_first_step_is_named(data, tmp_path, meeting_place):
+def test_rank_that_fails_before_its_first_step_is_named(data, tmp_path, rendezvous):
     command = ["-c", FAILING, *arguments(data, tmp_path, training__rank_timeout=3600, **ROW_WISE)[2:]]
-    chief, other = (start(command, RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=2, **meeting_place) for rank in (0, 1))
+    chief, other = (start(command, RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=2, **rendezvous) for rank in (0, 1))
     assert "epoch 1, step 1: this rank fails" in other.communicate(timeout=120)[1]
-    _, err = chief.communicate(timeout=120)  # of the 3,600 that it would wait for a silent one
+    _, err = chief.communicate(timeout=120)  # instead of the 3,600 s for a rank that does not respond
     assert err == (
-        "adaftr-fast train: rank 0 cannot go on alone: rank 1 failed: TrainingError: epoch 1, step 1: this rank fails\n"
+        "adaftr-fast train: rank 0 stopped: rank 1 failed: TrainingError: epoch 1, step 1: this rank fails\n"
     )
     assert chief.returncode == 2

@@ -1,4 +1,4 @@
-"""Training with tables across ranks: the run of one process, also taken up by other ranks or the other back end."""
+"""Training with sharded tables equals one process, also when other ranks or the other back end resume it."""
 
 import functools
 import json
@@ -24,13 +24,13 @@ from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.training.checkpoint.weights import load_checkpoint, remove_checkpoint
 from adaftr_fast.training.trainer import Trainer
 from tests.distributed.ranks import on_ranks
-from tests.distributed.test_training import ABOUT, FIELDS, TASKS, assert_same_course, split
+from tests.distributed.test_training import ABOUT, FIELDS, TASKS, assert_same_run, split
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
 
 def bags(rows: int, seed: int, chunk_rows: int) -> Split:
-    """Rows whose fields hold 0 to 3 ids."""
+    """Returns rows whose fields hold 0 to 3 ids."""
     numbers = np.random.default_rng(seed)
     counts = numbers.integers(0, 4, (rows, len(FIELDS)))
     field = np.tile(np.arange(len(FIELDS)), rows).repeat(counts.ravel())
@@ -48,7 +48,7 @@ RATES = {"lr": 0.01, "tables_lr": 0.1, "warmup_steps": 5, "schedule": "cosine", 
 
 
 def trainer(folder: Path, ranks: Ranks | None, form: str, optimizer: str, settings: dict, lr: float = 0.01) -> Trainer:
-    torch.manual_seed(0 if ranks is None or ranks.is_chief else 1)  # the chief's weights are everyone's
+    torch.manual_seed(0 if ranks is None or ranks.is_chief else 1)  # all ranks start from rank 0's weights
     sizes = ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4])
     with tables_elsewhere() if "tables" in settings else nullcontext():
         model = build_model(sizes, FIELDS, TASKS)
@@ -69,18 +69,18 @@ def trainer(folder: Path, ranks: Ranks | None, form: str, optimizer: str, settin
 
 
 def train(rank: int, size: int, folder: str, stop_after: int | None, form: str, optimizer: str, settings: dict) -> dict:
-    """Trains, or goes on in ``folder``; perhaps the last rank gets a signal within some step."""
+    """Trains, or resumes in ``folder``; in step ``stop_after`` the last rank receives a signal."""
     os.environ["LOCAL_WORLD_SIZE"] = str(size)
     torch.compile = functools.partial(COMPILE, backend="aot_eager")  # inductor takes minutes
     run = trainer(Path(folder), Ranks(dist.HashStore(), 60) if size > 1 else None, form, optimizer, settings)
     resumed, step = run.resume(), run.stepper.step
 
-    def disturbed(batch, number):
+    def interrupted_step(batch, number):
         if number == stop_after and rank == size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(batch, number)
 
-    run.stepper.step = disturbed
+    run.stepper.step = interrupted_step
     result = run.fit()
     tables = sum(parameter.numel() for parameter in run.model.parameters() if parameter.shape[0] >= sum(FIELDS))
     return {
@@ -97,7 +97,7 @@ def on_a_rank(rank: int, size: int, jobs: dict[str, tuple]) -> dict[str, dict]:
 
 
 def diverged(rank: int, folder: str) -> str:
-    """What the chief alone says where an op refuses logits, whose weights have grown; the others only look up once."""
+    """Returns rank 0's error when its weights have diverged and an op fails; the other ranks only look up once."""
     os.environ["LOCAL_WORLD_SIZE"] = "2"
     run = trainer(Path(folder), Ranks(dist.HashStore(), 60), "ids", "sgd", BY_TABLE)
     batch = next(run.train.shuffled(64, seed=0, epoch=1, share=run.share))
@@ -119,7 +119,7 @@ def diverged(rank: int, folder: str) -> str:
 
 
 def killed_before_the_best_was_saved(rank: int, folder: str) -> dict:
-    """The best weights as they were saved, and as they are when the run is taken up from its last snapshot."""
+    """Returns the best weights as saved, and as restored when the run resumes from its last snapshot."""
     os.environ["LOCAL_WORLD_SIZE"] = "2"
     run = trainer(Path(folder), Ranks(dist.HashStore(), 60), "ids", "adagrad", BY_ROW)
     run.config = replace(run.config, max_epochs=1)
@@ -135,7 +135,7 @@ def killed_before_the_best_was_saved(rank: int, folder: str) -> dict:
 
 
 COMPILE = torch.compile
-APART = {"precision": "bfloat16", "contrast_over": "rank"}
+BY_RANK = {"precision": "bfloat16", "contrast_over": "rank"}
 BY_TABLE, BY_ROW = ({"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise"))
 
 
@@ -159,9 +159,9 @@ def runs(tmp_path_factory) -> dict[str, list[dict]]:
             "table-wise bags rowwise_adagrad": job("e", "bags", "rowwise_adagrad", BY_TABLE),
             "row-wise bags rowwise_adagrad": job("f", "bags", "rowwise_adagrad", BY_ROW),
             "row-wise weighted sgd": job("g", "weighted", "sgd", BY_ROW),
-            "replicated apart": job("i", "ids", "adagrad", APART),
-            "table-wise apart": job("j", "ids", "adagrad", BY_TABLE | APART),
-            "row-wise apart": job("k", "ids", "adagrad", BY_ROW | APART),
+            "replicated by rank": job("i", "ids", "adagrad", BY_RANK),
+            "table-wise by rank": job("j", "ids", "adagrad", BY_TABLE | BY_RANK),
+            "row-wise by rank": job("k", "ids", "adagrad", BY_ROW | BY_RANK),
             "compiled": job("l", "ids", "adagrad", BY_ROW | {"compile": True}),
             "stopped": job("two", "ids", "adagrad", BY_TABLE, 10),
             "after 1": job("one", "ids", "adagrad", BY_ROW, 30),
@@ -185,8 +185,8 @@ SAME = {
     "2: table-wise bags rowwise_adagrad": "1: bags rowwise_adagrad",
     "2: row-wise bags rowwise_adagrad": "1: bags rowwise_adagrad",
     "2: row-wise weighted sgd": "1: weighted sgd",
-    "2: table-wise apart": "2: replicated apart",
-    "2: row-wise apart": "2: replicated apart",
+    "2: table-wise by rank": "2: replicated by rank",
+    "2: row-wise by rank": "2: replicated by rank",
     "2: compiled": "1: ids adagrad",
     "4: row-wise ids adagrad": "1: ids adagrad",
     "4: after 2": "1: ids adagrad",
@@ -195,8 +195,8 @@ SAME = {
 
 
 @pytest.mark.parametrize(("name", "expected"), SAME.items())
-def test_the_run_is_that_of_one_process(name, expected, runs):
-    assert_same_course(runs[name][0], runs[expected][0])
+def test_run_equals_one_process(name, expected, runs):
+    assert_same_run(runs[name][0], runs[expected][0])
     assert runs[name][0]["resumed"] == ("after" in name)
 
 
@@ -206,21 +206,21 @@ def test_no_rank_holds_a_table(runs):
 
 
 @pytest.mark.parametrize("name", ["2: stopped", "2: after 1", "4: after 2 after 1"])
-def test_a_signal_to_one_rank_stops_all(name, runs):
+def test_signal_to_one_rank_stops_all(name, runs):
     assert {each["interrupted"] for each in runs[name]} == {signal.SIGTERM}
 
 
-def test_what_has_diverged_is_named_without_asking_other_ranks(tmp_path):
+def test_divergence_is_reported_without_communication(tmp_path):
     assert on_ranks(diverged, 2, str(tmp_path))[0] == "a logit is not finite; lower optimizer.lr"
 
 
-def test_best_weights_that_were_not_yet_saved_are_saved_on_resuming(tmp_path):
+def test_unsaved_best_weights_are_saved_on_resuming(tmp_path):
     for found in on_ranks(killed_before_the_best_was_saved, 2, str(tmp_path)):
         assert found["saved"].keys() == found["again"].keys()
         assert all(torch.equal(found["again"][name], value) for name, value in found["saved"].items())
 
 
-def test_without_a_folder_there_is_no_place_for_the_best_weights(tmp_path):
+def test_sharded_tables_need_a_folder(tmp_path):
     class Two:
         rank, size, is_chief = 0, 2, True
 

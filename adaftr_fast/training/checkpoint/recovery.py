@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adaftr_fast._tensor_file import InPieces, SavedTensors
+from adaftr_fast._tensor_file import ChunkedTensor, SavedTensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import FREE_ON_RESUME
 from adaftr_fast.errors import CheckpointError
@@ -42,7 +42,7 @@ class Recovery:
     def due(self) -> bool:
         return time.monotonic() - self._saved_at >= self.seconds
 
-    def save(self, progress: Progress, tensors: Mapping[str, Tensor | InPieces], sums: dict[str, Tensor]) -> None:
+    def save(self, progress: Progress, tensors: Mapping[str, Tensor | ChunkedTensor], sums: dict[str, Tensor]) -> None:
         """Raises CheckpointError when it cannot be written."""
         means = {MEAN + name: value for name, value in sums.items()}
         run = {"identity": self.identity, "progress": asdict(progress)}

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from adaftr_fast._files import sha256, sync
-from adaftr_fast._tensor_file import InPieces, SavedTensors, write_tensors
+from adaftr_fast._tensor_file import ChunkedTensor, SavedTensors, write_tensors
 from adaftr_fast.errors import CheckpointError
 
 KEEP = 2  # the newest, and one to fall back to
@@ -26,7 +26,9 @@ SUFFIX = ".safetensors"
 DIGITS = 32  # of the sha256, in a file's name
 
 
-def save_snapshot(folder: Path, position: int, tensors: Mapping[str, Tensor | InPieces], run: dict[str, Any]) -> None:
+def save_snapshot(
+    folder: Path, position: int, tensors: Mapping[str, Tensor | ChunkedTensor], run: dict[str, Any]
+) -> None:
     """Adds a snapshot, then removes all but the ``KEEP`` newest; ``position`` rises from one to the next.
 
     Raises:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adaftr_fast._files import replace_file, sha256, sync
 from adaftr_fast._json import dumps, from_json
-from adaftr_fast._tensor_file import InPieces, SavedTensors, write_tensors
+from adaftr_fast._tensor_file import ChunkedTensor, SavedTensors, write_tensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.errors import CheckpointError
@@ -58,7 +58,7 @@ class _Head:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, about: Description, sharded: Mapping[str, InPieces] | None = None
+    folder: Path, model: nn.Module, about: Description, sharded: Mapping[str, ChunkedTensor] | None = None
 ) -> None:
     """Writes or atomically replaces the checkpoint in ``folder``; ``sharded``: weights that the model has elsewhere."""
     folder.mkdir(parents=True, exist_ok=True)
