@@ -1,4 +1,4 @@
-"""Small models in float64 and batches for them. Weights are drawn large enough that nothing is nearly linear."""
+"""Small models in float64 and batches for them, with weights large enough for the networks to be nonlinear."""
 
 import torch
 
@@ -12,7 +12,7 @@ COLUMN_MODELS = ["single_dnn", "cross_stitch", "autoheri"]
 
 
 def batch(rows: int = 40, tasks: int = 2, seed: int = 0, weighted: bool = False, dtype=torch.float64) -> Batch:
-    """A funnel: each task's event happens only where the one before did."""
+    """Returns a batch from a funnel: each task's event requires the previous task's."""
     g = torch.Generator().manual_seed(seed)
     ids = torch.stack([torch.randint(0, n, (rows,), generator=g) for n in SIZES], 1).int()
     labels = torch.rand(rows, tasks, generator=g).lt(0.6).to(dtype).cumprod(1)
@@ -21,12 +21,13 @@ def batch(rows: int = 40, tasks: int = 2, seed: int = 0, weighted: bool = False,
 
 
 def model(name: str = "adaftr", tasks: list[str] = TWO, **options) -> MultiTaskModel:
+    """Returns a model in float64 with random weights."""
     torch.manual_seed(0)
     built = build_model(ModelConfig(name=name, **options), SIZES, tasks).double()
     for parameter, p in built.named_parameters():
         if "embedding" in parameter:
             torch.nn.init.normal_(p)
-        elif "edges" in parameter or "alpha" in parameter:  # what begins alike in every entry
+        elif "edges" in parameter or "alpha" in parameter:  # initialised to one value
             p.data += torch.randn_like(p)
     return built
 

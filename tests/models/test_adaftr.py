@@ -1,4 +1,4 @@
-"""AdaFTR against the paper's equations in NumPy float64, over every backbone and with every option."""
+"""AdaFTR against the paper's equations in NumPy float64, with every backbone and option."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.models.inputs import BACKBONES, SIZES, THREE, TWO, adaftr, batch, mod
 
 
 def expected_losses(built, backbone, data, pairs, tau, layer=1, contrast="infonce"):
-    """Eqs. 5-13 for each pair, weighted and added up; ``tau`` maps y_rel [B] to a temperature, None: no network."""
+    """Computes Eqs. 5-13, weighted and summed over the pairs; ``tau`` maps y_rel [B] (or None) to a temperature."""
     _, v, hidden, _ = paper.represent(backbone, built.backbone, data.ids)
     y, weight = data.labels.numpy(), None if data.weight is None else data.weight.numpy()
     losses, temperatures = {"contrast": 0.0}, []
@@ -46,7 +46,7 @@ def eq_12(y_rel):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("tasks", [TWO, THREE])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_eqs_8_to_14_over_every_backbone(backbone, tasks, weighted):
+def test_eqs_8_to_14_with_every_backbone(backbone, tasks, weighted):
     built = adaftr(backbone=backbone, tasks=tasks, alpha=0.7, beta=0.3, l2=1e-3)
     data = batch(tasks=len(tasks), weighted=weighted)
     pairs = [(0, t) for t in range(1, len(tasks))]
@@ -61,7 +61,7 @@ def test_eqs_8_to_14_over_every_backbone(backbone, tasks, weighted):
         np.testing.assert_allclose(tau.detach().numpy(), value, rtol=1e-10)
 
 
-def test_v_rel_of_a_shared_bottom_is_the_square_of_v():
+def test_v_rel_of_shared_bottom_is_the_square_of_v():
     built, data = adaftr(backbone="shared_bottom"), batch()
     v = built.backbone.represent(data.ids).inputs
     assert v[0] is v[1]
@@ -69,7 +69,7 @@ def test_v_rel_of_a_shared_bottom_is_the_square_of_v():
     torch.testing.assert_close(built.diagnostics(data)["tau/click-conversion"], tau)
 
 
-def test_one_learned_tau():
+def test_scalar_tau():
     built, data = adaftr(tau="scalar", tau_min=0.1, tau_max=0.9, beta=0.2), batch()
     built.contrasts[0].logit.data.fill_(0.3)
     tau = 0.8 * (1 - paper.sigmoid(0.3)) + 0.1
@@ -96,7 +96,7 @@ def test_contrasts_without_a_temperature(contrast, weighted):
     assert built.diagnostics(data) == {}
 
 
-def test_without_contrast_it_is_its_backbone():
+def test_without_contrast_equals_the_backbone():
     built, data = adaftr(contrast="none"), batch()
     assert_losses(built, data, {})
     assert [n.removeprefix("backbone.") for n, _ in built.named_parameters()] == [
@@ -105,7 +105,7 @@ def test_without_contrast_it_is_its_backbone():
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_contrast_layer_picks_the_tower_layer(layer):
+def test_contrast_layer_selects_the_tower_layer(layer):
     built, data = adaftr(contrast_layer=layer), batch()
     assert_losses(built, data, expected_losses(built, "mmoe", data, [(0, 1)], eq_12, layer)[0])
 
@@ -118,20 +118,20 @@ def test_pairs_name_anchor_and_other():
 
 @pytest.mark.parametrize("options", [{"relatedness_updates": "all"}, {"contrast_updates": "towers"},
                                      {"temperature_updates": "omega"}])  # fmt: skip
-def test_routing_changes_no_loss(options):
+def test_gradient_routing_does_not_change_losses(options):
     data = batch()
     for name, value in adaftr(**options).loss(data).items():
         torch.testing.assert_close(value, adaftr().loss(data)[name], rtol=1e-12, atol=0)
 
 
-def test_towers_that_exchange_can_be_contrasted():
+def test_backbone_with_connected_towers():
     torch.manual_seed(0)
     built, data = AdaFTR(CrossStitch(SIZES, 4, TWO)).double(), batch()
     assert_losses(built, data, expected_losses(built, "cross_stitch", data, [(0, 1)], eq_12)[0])
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_serving_needs_the_backbone_alone(backbone):
+def test_serving_needs_the_backbone_only(backbone):
     built, data = adaftr(backbone=backbone), batch()
     optimizer = torch.optim.Adam([p for n, p in built.named_parameters() if "embedding" not in n], lr=0.01)
     for _ in range(3):

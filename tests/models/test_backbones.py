@@ -1,4 +1,4 @@
-"""Every model's predictions and losses against its equations in NumPy float64."""
+"""Predictions and losses of every model against its equations in NumPy float64."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_losses_are_eq_4_and_a_mean_squared_norm(name, weighted):
         close(found[term], value, term)
 
 
-def test_single_dnn_is_a_model_a_task():
+def test_single_dnn_has_one_model_per_task():
     built, data = model("single_dnn", THREE), batch(tasks=3)
     for t, (task, network) in enumerate(zip(THREE, built.networks)):
         logits = paper.represent("shared_bottom", network, data.ids)[3][:, 0]
@@ -76,7 +76,7 @@ def data_of(data, t):
     return type(data)(ids=data.ids, labels=data.labels[:, t : t + 1])
 
 
-def test_cross_stitch_begins_near_separate_towers():
+def test_cross_stitch_starts_near_separate_towers():
     torch.manual_seed(0)
     stitched = CrossStitch(SIZES, 4, THREE)
     for unit in stitched.stitches:
@@ -88,7 +88,7 @@ def test_cross_stitch_begins_near_separate_towers():
     torch.testing.assert_close(stitched(batch().ids), plain(batch().ids))
 
 
-def test_autoheri_feeds_downstream_tasks_alone():
+def test_autoheri_feeds_downstream_tasks_only():
     built, data = model("autoheri", THREE), batch(tasks=3)
     before = built(data.ids)
     built.connections[1].edges.data.fill_(-1e9)  # the last task reads nothing
@@ -107,8 +107,8 @@ def test_experts_equal_separate_networks():
 
 
 @pytest.mark.parametrize("name", BACKBONES + COLUMN_MODELS)
-def test_every_weight_learns(name):
+def test_every_weight_has_a_gradient(name):
     built, data = model(name, THREE), batch(tasks=3)
     sum(built.loss(data)[task] for task in THREE).backward()
-    still = [n for n, p in built.named_parameters() if p.grad is None or not p.grad.to_dense().any()]
-    assert not still
+    missing = [n for n, p in built.named_parameters() if p.grad is None or not p.grad.to_dense().any()]
+    assert not missing

@@ -1,4 +1,4 @@
-"""Which parameters each term of the loss moves, one by one, for every way of routing."""
+"""The parameters that each loss term updates, for every routing option."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tests.models.inputs import BACKBONES, THREE, TWO, adaftr, batch
 
 
 def gradients(built, term, tasks=2):
-    """Each parameter's gradient by ``term`` alone, where it is not zero."""
+    """Returns the gradients of ``term`` that are not zero, by parameter."""
     built.zero_grad()
     built.loss(batch(tasks=tasks))[term].backward()
     found = {n: p.grad.to_dense() for n, p in built.named_parameters() if p.grad is not None}
@@ -15,7 +15,7 @@ def gradients(built, term, tasks=2):
 
 
 def parts(built, layer=1):
-    """The names of the parameters: omega, below (embeddings, experts, gates, bottoms), towers up to h, and the rest."""
+    """Returns the parameters' names: Omega, below the towers, towers up to h, and towers above h."""
     names = [n for n, _ in built.named_parameters()]
     omega = {n for n in names if n.startswith("relatedness.")}
     towers = {n for n in names if ".towers." in n}
@@ -24,7 +24,7 @@ def parts(built, layer=1):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_by_default_gradients_go_as_in_algorithm_1(backbone):
+def test_default_routing_follows_algorithm_1(backbone):
     built = adaftr(backbone=backbone)
     omega, below, upto, _ = parts(built)
     assert set(gradients(built, "relatedness")) == omega  # line 10
@@ -32,11 +32,11 @@ def test_by_default_gradients_go_as_in_algorithm_1(backbone):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_task_moves_its_tower_and_what_lies_below(backbone):
+def test_task_loss_updates_its_tower_and_shared_parameters(backbone):
     built = adaftr(backbone=backbone)
     _, below, _, _ = parts(built)
     for t, task in enumerate(TWO):
-        # What a PLE task does not read: the other's stream, which only its own gates and last experts make.
+        # A PLE task does not read the other task's stream, nor the gates and last experts that compute it.
         unread = (f"layers.0.gates.{1 - t}.", f"layers.1.gates.{1 - t}.", f"layers.1.experts.{1 - t}.")
         read = {n for n in below if not n.startswith(tuple(f"backbone.{name}" for name in unread))}
         own = {n for n, _ in built.named_parameters() if f".towers.{t}." in n}
@@ -44,7 +44,7 @@ def test_a_task_moves_its_tower_and_what_lies_below(backbone):
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_relatedness_may_update_all_below_it(backbone):
+def test_relatedness_updates_all(backbone):
     built = adaftr(backbone=backbone, relatedness_updates="all")
     omega, below, upto, _ = parts(built)
     assert set(gradients(built, "relatedness")) == omega | below  # Eq. 14
@@ -52,7 +52,7 @@ def test_relatedness_may_update_all_below_it(backbone):
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_contrast_may_update_towers_alone(layer):
+def test_contrast_updates_towers_only(layer):
     built, default = (adaftr(contrast_layer=layer, contrast_updates=updates, beta=1.0) for updates in ("towers", "all"))
     _, below, upto, _ = parts(built, layer)
     moved, before = gradients(built, "contrast"), gradients(default, "contrast")
@@ -63,24 +63,24 @@ def test_contrast_may_update_towers_alone(layer):
 
 
 @pytest.mark.parametrize("relatedness_updates", ["omega", "all"])
-def test_contrast_may_update_omega_through_tau(relatedness_updates):
+def test_contrast_updates_omega_through_tau(relatedness_updates):
     built = adaftr(temperature_updates="omega", relatedness_updates=relatedness_updates)
     default = adaftr()
     omega, below, upto, _ = parts(built)
     moved, before = gradients(built, "contrast"), gradients(default, "contrast")
     assert set(moved) == omega | below | upto
-    for name in below | upto:  # nothing below Omega is reached through tau
+    for name in below | upto:  # tau passes no gradient below Omega
         torch.testing.assert_close(moved[name], before[name], msg=name)
 
 
-def test_both_routes_of_section_2_4_1_together():
+def test_both_options_of_section_2_4_1():
     built = adaftr(temperature_updates="omega", contrast_updates="towers")
     omega, _, upto, _ = parts(built)
     assert set(gradients(built, "contrast")) == omega | upto
 
 
 @pytest.mark.parametrize("contrast", ["positive", "alignment", "mse", "mae"])
-def test_other_contrasts_go_the_same_ways(contrast):
+def test_routing_of_other_contrasts(contrast):
     for updates in ("all", "towers"):
         built = adaftr(contrast=contrast, contrast_updates=updates)
         omega, below, upto, _ = parts(built)
@@ -88,7 +88,7 @@ def test_other_contrasts_go_the_same_ways(contrast):
         assert set(gradients(built, "contrast")) == (upto | below if updates == "all" else upto)
 
 
-def test_every_pair_moves_its_own_network():
+def test_every_pair_updates_its_own_network():
     built = adaftr(tasks=THREE, pairs=["click-conversion", "view-conversion"])
     data = batch(tasks=3)
     seen = built.backbone.represent(data.ids)

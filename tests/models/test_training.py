@@ -1,4 +1,4 @@
-"""Training with the fused ops and our optimizers against plain PyTorch: one step by hand, and fifty side by side."""
+"""Training with the fused ops and optimizers against plain PyTorch: Algorithm 1 by hand, and 50 steps of each model."""
 
 import copy
 
@@ -18,7 +18,7 @@ LR = 0.01
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Steps this small cost more in threads waiting for each other, above all where tests run side by side."""
+    """Runs on one thread, because steps this small spend most of their time on thread synchronisation."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -36,10 +36,10 @@ def step(model, optimizers, data):
 
 
 def step_by_hand(weights, omega, data, theta_optimizer, omega_optimizer, config):
-    """Algorithm 1 over MMoE, line by line, in plain PyTorch."""
+    """Takes a step of Algorithm 1 with MMoE, line by line, in plain PyTorch."""
     w, y = weights, data.labels
-    starts = torch.tensor([0, *SIZES[:-1]]).cumsum(0)
-    e = F.embedding(data.ids + starts, w["embedding.weight"]).flatten(1)
+    field_offsets = torch.tensor([0, *SIZES[:-1]]).cumsum(0)
+    e = F.embedding(data.ids + field_offsets, w["embedding.weight"]).flatten(1)
     expert = torch.relu(F.linear(e, w["experts.first.weight"], w["experts.first.bias"])).view(len(e), 3, -1)
     gate = F.linear(e, w["gates.weight"], w["gates.bias"]).view(len(e), 2, 3).softmax(2)
     v = [(gate[:, t, :, None] * expert).sum(1) for t in (0, 1)]  # Eq. 3
@@ -69,7 +69,7 @@ def step_by_hand(weights, omega, data, theta_optimizer, omega_optimizer, config)
     theta_optimizer.step()
 
 
-def test_steps_of_adaftr_are_algorithm_1_by_hand():
+def test_adaftr_steps_follow_algorithm_1():
     config = ModelConfig(beta=0.1, l2=1e-3)
     ours = adaftr(beta=0.1, l2=1e-3)
     hand = copy.deepcopy(ours)
@@ -81,14 +81,14 @@ def test_steps_of_adaftr_are_algorithm_1_by_hand():
         data = batch(seed=number)
         step(ours, optimizers, data)
         step_by_hand(theta, omega, data, *by_hand, config)
-        ours.eval()  # makes deferred rows current
+        ours.eval()  # applies deferred steps
         for (name, p), q in zip(ours.named_parameters(), hand.parameters()):
             torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=f"{name} after step {number + 1}")
         ours.train()
 
 
 class PlainEmbedding(nn.Module):
-    """The reference look-up, whose gradient autograd makes, dense."""
+    """The reference look-up, with the dense gradient of autograd."""
 
     def __init__(self, fused):
         super().__init__()
@@ -99,7 +99,7 @@ class PlainEmbedding(nn.Module):
 
 
 def on_reference_ops(model):
-    """A copy that uses no op of ours."""
+    """Returns a copy of the model that uses PyTorch's ops only."""
     plain = copy.deepcopy(model)
     for module in list(plain.modules()):
         if hasattr(module, "embedding"):
@@ -115,8 +115,8 @@ TRAJECTORIES += [{"tau": "scalar"}, {"contrast": "positive"}, {"temperature_upda
 
 
 @pytest.mark.parametrize("options", TRAJECTORIES, ids=lambda options: "-".join(map(str, options.values())))
-def test_fused_and_reference_ops_train_alike(options):
-    """float32, 50 steps; about 2e-7 apart at the end, and 1e-5 leaves room for other instruction sets."""
+def test_fused_and_reference_ops_train_equally(options):
+    """float32, 50 steps: the losses differ by about 2e-7; 1e-5 allows for other instruction sets."""
     torch.manual_seed(0)
     fused = build_model(ModelConfig(**options), SIZES, THREE if options.get("name") else TWO)
     plain = on_reference_ops(fused)
@@ -129,4 +129,4 @@ def test_fused_and_reference_ops_train_alike(options):
         for name, term in expected.items():
             torch.testing.assert_close(found[name], term, rtol=1e-5, atol=1e-6, msg=f"{name} at step {number}")
         totals.append(sum(expected.values()).item())
-    assert totals[-1] < 0.95 * totals[0], "nothing was learned, so nothing was compared"
+    assert totals[-1] < 0.95 * totals[0], "the model did not learn, so the comparison is void"

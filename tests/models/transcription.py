@@ -1,7 +1,7 @@
-"""The papers' equations in NumPy float64, as they stand there, on the weights of a model of ours.
+"""The papers' equations, transcribed to NumPy float64 and evaluated on a model's weights.
 
-A *_inputs function gives each task's v of Eq. 2 from the embedded features e [B, F*E]; towers give (every layer's
-output per task, logits [B, T]).
+A *_inputs function computes each task's v of Eq. 2 from the embedded features e [B, F*E]. A *_towers function returns
+(every layer's output per task, logits [B, T]).
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ def affine(linear: nn.Linear, x):
 
 
 def mlp(linears, x) -> list[np.ndarray]:
-    """Every layer's output after ReLU."""
+    """Returns every layer's output after ReLU."""
     outputs = []
     for linear in linears:
         x = relu(affine(linear, x))
@@ -41,12 +41,12 @@ def mlp(linears, x) -> list[np.ndarray]:
 
 
 def embedded(embedding, ids) -> np.ndarray:
-    starts = np.cumsum([0, *SIZES[:-1]])
-    return array(embedding.weight)[ids.numpy() + starts].reshape(len(ids), -1)
+    field_offsets = np.cumsum([0, *SIZES[:-1]])
+    return array(embedding.weight)[ids.numpy() + field_offsets].reshape(len(ids), -1)
 
 
 def experts(module, x) -> list[np.ndarray]:
-    """Each expert's output [B, v], one network after the other."""
+    """Returns each expert's output [B, v], computed one expert at a time."""
     outputs, width = [], module.first.out_features // module.num_experts
     for i in range(module.num_experts):
         rows = slice(i * width, (i + 1) * width)
@@ -131,31 +131,31 @@ TOWERS = {"cross_stitch": stitched_towers, "autoheri": connected_towers}
 
 
 def represent(name, model, ids):
-    """(e, v per task, hidden per task and layer, logits [B, T]) of a backbone."""
+    """Returns a backbone's (e, v per task, hidden per task and layer, logits [B, T])."""
     e = embedded(model.embedding, ids)
     v = INPUTS.get(name, shared_bottom_inputs)(model, e)
     return e, v, *TOWERS.get(name, plain_towers)(model, v)
 
 
 def cross_entropy(p, y, weight=None):
-    """Eqs. 4 and 11, averaged."""
+    """Computes Eqs. 4 and 11, averaged."""
     return np.average(-y * np.log(p) - (1 - y) * np.log(1 - p), weights=weight)
 
 
 def relatedness(network, v_1, v_2):
-    """Eqs. 8 and 9."""
+    """Computes Eqs. 8 and 9."""
     tower = network.tower
     return sigmoid(affine(tower.logit, mlp(tower.mlp.layers, v_1 * v_2)[-1])[:, 0])
 
 
 def infonce(h_1, h_2, tau, weight=None):
-    """Eqs. 6 and 13, averaged; tau [B] or a number."""
+    """Computes Eqs. 6 and 13, averaged; tau is [B] or a number."""
     z = h_1 @ h_2.T / np.broadcast_to(tau, len(h_1))[:, None]
     return np.average(-np.log(np.exp(np.diag(z)) / np.exp(z).sum(1)), weights=weight)
 
 
 def simplified(h_1, h_2, weight=None):
-    """Eq. 7 with BPR's sigmoid, r' being the row after r, averaged."""
+    """Computes Eq. 7 with BPR's sigmoid, averaged; the negative r' is the row after r."""
     rows = np.arange(len(h_1))
     negatives = h_2[(rows + 1) % len(rows)]
     difference = (h_1 * h_2).sum(1) - (h_1 * negatives).sum(1)

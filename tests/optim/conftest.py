@@ -1,4 +1,4 @@
-"""What the optimizer tests share: a table of ours beside the same table in PyTorch."""
+"""Fixtures of the optimizer tests: a FusedEmbedding and the same table as nn.Embedding."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from adaftr_fast import FusedEmbedding
 
 
 class Pair:
-    """A FusedEmbedding and an nn.Embedding with the same rows, stepped on the same gradients."""
+    """A FusedEmbedding and an nn.Embedding with the same rows and gradients."""
 
     def __init__(self, sizes: list[int], width: int, dtype: torch.dtype, sparse: bool) -> None:
         self.sizes = sizes
@@ -17,7 +17,7 @@ class Pair:
         self.theirs = nn.Embedding.from_pretrained(start, freeze=False, sparse=sparse)
 
     def ids(self, batch: int) -> Tensor:
-        """Ids that favour the first rows of each field, so that many rows wait long."""
+        """Returns ids that favour the first rows of each field, so that many rows skip many steps."""
         return torch.stack([(torch.rand(batch) ** 3 * n).long() for n in self.sizes], 1)
 
     def backward(self, ids: Tensor, scale: float = 1.0) -> None:
@@ -27,7 +27,7 @@ class Pair:
         self.theirs(rows).flatten(1).backward(grad)
 
     def distance(self) -> float:
-        """Relative distance of the two tables."""
+        """Returns the relative distance of the two tables."""
         self.ours.flush()
         ours, theirs = self.ours.weight.detach().double(), self.theirs.weight.detach().double()
         return ((ours - theirs).norm() / theirs.norm()).item()
@@ -40,7 +40,7 @@ def pair():
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Thousands of tiny steps: waking a second thread for each would be all the work, and more on a busy machine."""
+    """Runs on one thread: in thousands of tiny steps, waking a second one would take most of the time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Deferred Adam and AdamW against torch's on the dense table."""
+"""Deferred Adam and AdamW against PyTorch's on the dense table."""
 
 import copy
 
@@ -18,7 +18,7 @@ TWINS = {
 
 
 def train(two, name, steps, *, lr=1e-2, scale=1.0, eps=1e-8, betas=(0.9, 0.999), batch=4):
-    """``steps`` steps of both, with a learning rate that falls and rises."""
+    """Takes ``steps`` steps of both optimizers, with a learning rate that falls and rises."""
     ours, theirs, options = TWINS[name]
     options = {**options, "lr": lr, "eps": eps, "betas": betas}
     left, right = ours(two.ours, **options), theirs([two.theirs.weight], **options)
@@ -32,7 +32,7 @@ def train(two, name, steps, *, lr=1e-2, scale=1.0, eps=1e-8, betas=(0.9, 0.999),
     return left, right
 
 
-# Gradients of 1e-6 and 1e-8 put sqrt(v) near and below ε, where the series must not lose it.
+# With gradients of 1e-6 and 1e-8, sqrt(v) is near and below ε, where the series must stay accurate.
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-8])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("name", TWINS)
@@ -45,8 +45,8 @@ def test_300_steps_equal_dense_torch(pair, name, dtype, tolerance, scale):
     assert two.distance() <= tolerance
 
 
-def wait(two, row, left, right):
-    """A step in which only ``row`` has a gradient."""
+def step_one_row(two, row, left, right):
+    """Takes a step in which only ``row`` has a gradient."""
     grad = torch.full((1, 8), 0.1, dtype=two.ours.weight.dtype)
     two.ours.weight.grad = torch.sparse_coo_tensor(
         [[row]], grad, two.ours.weight.shape, is_coalesced=True, check_invariants=True
@@ -57,8 +57,8 @@ def wait(two, row, left, right):
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_rows_that_wait_for_thousands_of_steps(pair, name):
-    """Tolerance rule: no further from float64 than torch's float32, which rounds in every one of those steps."""
+def test_rows_that_skip_thousands_of_steps(pair, name):
+    """Tolerance rule: the error is at most that of PyTorch's float32, which rounds in each of those steps."""
     tables = {}
     for dtype in (torch.float32, torch.float64):
         torch.manual_seed(0)
@@ -69,7 +69,7 @@ def test_rows_that_wait_for_thousands_of_steps(pair, name):
             two.theirs.weight.copy_(start)
         left, right = train(two, name, 20, batch=30)
         for step in range(2000):
-            wait(two, step % 2, left, right)
+            step_one_row(two, step % 2, left, right)
         two.ours.flush()
         tables[dtype] = two.ours.weight.detach().double(), two.theirs.weight.detach().double()
     truth = tables[torch.float64][1]
@@ -94,22 +94,24 @@ def test_any_width_and_options(pair, width, sizes, name, betas, eps, seed):
     assert two.distance() <= 2e-6
 
 
-def test_a_late_start_of_the_series(pair):
-    """Past step 300 rows are made current in closed form; before, step by step."""
+def test_closed_form_after_step_300(pair):
+    """After step 300, skipped steps are applied in closed form; before, one by one."""
     torch.manual_seed(0)
     two = pair([400], 8, torch.float32, sparse=False)
     train(two, "Adam", 700, batch=3)
     assert two.distance() <= 1.5e-6  # more than twice the steps of the 1e-6 above
 
 
-def test_evaluation_copies_and_state_dict_see_no_stale_rows(pair):
+def test_evaluation_copies_and_state_dict_see_current_rows(pair):
     torch.manual_seed(0)
     two = pair(SIZES, 8, torch.float32, sparse=False)
     left, right = train(two, "Adam", 40)
     every = torch.arange(200)[:, None].expand(200, 3).minimum(torch.tensor(SIZES) - 1)
     expected = two.theirs(every + two.ours.offsets[:-1]).flatten(1)
     assert two.ours.deferred.stale
-    torch.testing.assert_close(two.ours(every), expected, rtol=1e-5, atol=1e-7)  # read through, nothing written
+    torch.testing.assert_close(
+        two.ours(every), expected, rtol=1e-5, atol=1e-7
+    )  # reads current values without writing them
     assert two.ours.deferred.stale
     twin = copy.deepcopy(two.ours)
     torch.testing.assert_close(twin(every), expected, rtol=1e-5, atol=1e-7)
@@ -121,8 +123,8 @@ def test_evaluation_copies_and_state_dict_see_no_stale_rows(pair):
         torch.testing.assert_close(look().detach(), two.theirs.weight.detach(), rtol=1e-5, atol=1e-7)
 
 
-def test_state_moves_to_and_from_torch(pair):
-    """The state dict has torch.optim.Adam's entries field by field, so either can go on where the other stopped."""
+def test_state_dict_converts_to_and_from_torch(pair):
+    """The state dict holds torch.optim.Adam's entries per field, so either optimizer can resume from the other."""
     torch.manual_seed(0)
     two = pair(SIZES, 8, torch.float64, sparse=False)
     left, right = train(two, "Adam", 30)
@@ -141,7 +143,7 @@ def test_state_moves_to_and_from_torch(pair):
     assert two.distance() <= 1e-12
 
 
-def test_options_may_change_on_the_way(pair):
+def test_options_may_change_during_training(pair):
     torch.manual_seed(0)
     two = pair(SIZES, 8, torch.float64, sparse=False)
     left, right = train(two, "AdamW", 20)
@@ -157,7 +159,7 @@ def test_options_may_change_on_the_way(pair):
     assert two.distance() <= 1e-12
 
 
-def test_the_thread_count_changes_nothing():
+def test_bitwise_equal_for_any_thread_count():
     tables, threads = [], torch.get_num_threads()
     try:
         for count in (1, 2):
@@ -176,7 +178,7 @@ def test_the_thread_count_changes_nothing():
     assert torch.equal(*tables)
 
 
-def test_reads_through_inside_one_compiled_graph():
+def test_deferred_lookup_compiles_to_one_graph():
     emb = FusedEmbedding(SIZES, 8)
     optimizer = optim.Adam(emb, lr=0.1)
     compiled = torch.compile(emb, fullgraph=True, backend="aot_eager")
@@ -199,19 +201,19 @@ def test_opcheck():
     ops = torch.ops.adaftr_fast
     torch.library.opcheck(ops.deferred_embedding, (weight, torch.zeros(4, 3, dtype=torch.int64), emb.offsets, state))
     torch.library.opcheck(ops.embedding_sgd_, (weight, rows, grad, 0.1, 0.0))
-    # A step of Adam counts: opcheck's repeated calls with the same state would not agree.
+    # A step of Adam increments the step count, so opcheck's repeated calls on one state would differ.
     torch.library.opcheck(ops.embedding_adam_, (weight, state, rows, grad, 0.1), test_utils="test_schema")
     torch.library.opcheck(ops.embedding_adam_flush_, (weight, state), test_utils="test_schema")
 
 
-def test_a_new_optimizer_takes_the_table_over():
+def test_new_optimizer_replaces_the_old_one():
     emb = FusedEmbedding(SIZES, 8)
     optimizer = optim.Adam(emb, lr=0.1)
     for step in range(3):
         emb.weight.grad = None
         emb(torch.full((1, 3), step % 2)).sum().backward()
         optimizer.step()
-    read_through = emb(torch.zeros(1, 3, dtype=torch.int64))
+    current = emb(torch.zeros(1, 3, dtype=torch.int64))
     optim.SGD(emb)
     assert emb.deferred is None
-    torch.testing.assert_close(emb(torch.zeros(1, 3, dtype=torch.int64)), read_through)
+    torch.testing.assert_close(emb(torch.zeros(1, 3, dtype=torch.int64)), current)

@@ -1,4 +1,4 @@
-"""The optimizers whose rows wait unchanged: against torch's, and the kernels against their references."""
+"""The optimizers that update the rows of a batch only: against PyTorch's, and the kernels against their references."""
 
 import copy
 import pickle
@@ -70,7 +70,7 @@ def test_rowwise_adagrad_by_hand():
 
 
 @pytest.mark.parametrize("name", [*TWINS, "RowwiseAdagrad", "Adam", "AdamW"])
-def test_resuming_from_a_checkpoint_changes_no_bit(name, tmp_path):
+def test_resuming_is_bitwise_equal(name, tmp_path):
     make = getattr(optim, name)
 
     def train(emb, optimizer, steps, seed):
@@ -99,7 +99,7 @@ def test_resuming_from_a_checkpoint_changes_no_bit(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*TWINS, "RowwiseAdagrad", "Adam"])
-def test_half_tables_keep_float32_state(name):
+def test_half_precision_tables_keep_float32_state(name):
     emb = FusedEmbedding(SIZES, 8, dtype=torch.bfloat16)
     optimizer = getattr(optim, name)(emb, lr=0.1)
     for _ in range(3):
@@ -114,8 +114,8 @@ def test_half_tables_keep_float32_state(name):
     assert emb.weight.dtype == torch.bfloat16
 
 
-def test_accumulation_clipping_and_scaling_beside_dense_parameters(pair):
-    """Two backwards, AMP's gradient scaler and one joint norm: as torch on dense gradients."""
+def test_accumulation_clipping_and_scaling_with_dense_parameters(pair):
+    """Two backwards, the gradient scaler and a joint norm give the result of PyTorch on dense gradients."""
     torch.manual_seed(0)
     two = pair(SIZES, 8, torch.float32, sparse=False)
     dense = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
@@ -126,7 +126,7 @@ def test_accumulation_clipping_and_scaling_beside_dense_parameters(pair):
     for parameter in dense:
         parameter.grad = torch.ones(3)
     two.theirs.weight.grad /= 8
-    scaler.scale(torch.ones(()))  # the scaler wakes up with its first loss
+    scaler.scale(torch.ones(()))  # the scaler initialises with its first loss
     scaler.unscale_(left)
     ours = optim.clip_grad_norm_([two.ours.weight, dense[0]], 1.0)
     theirs = torch.nn.utils.clip_grad_norm_([two.theirs.weight, dense[1]], 1.0)
@@ -156,7 +156,7 @@ def test_groups_closure_and_zero_grad():
     assert first.weight.grad is None
 
 
-def test_steps_run_hooks_and_are_recorded_for_profilers():
+def test_step_hooks_and_profiler_records():
     emb, calls = FusedEmbedding([5], 2), []
     optimizer = optim.SGD(emb)
     with torch.profiler.profile() as profile:
@@ -168,7 +168,7 @@ def test_steps_run_hooks_and_are_recorded_for_profilers():
     assert calls == ["before", "after"]
 
 
-def test_a_model_gives_its_tables_and_a_dense_gradient_works():
+def test_tables_of_a_model_and_a_dense_gradient():
     model = torch.nn.Sequential(FusedEmbedding([5, 6], 2), torch.nn.Linear(4, 1))
     table = model[0]
     optimizer = optim.SGD(model, lr=1.0)
@@ -178,7 +178,7 @@ def test_a_model_gives_its_tables_and_a_dense_gradient_works():
     torch.testing.assert_close(table.weight.detach(), before - 1)
 
 
-def test_bad_arguments_are_named():
+def test_bad_arguments():
     emb = FusedEmbedding([5], 2)
     with pytest.raises(ValueError, match=r"SGD: lr must be >= 0, got -1"):
         optim.SGD(emb, lr=-1.0)
@@ -204,7 +204,7 @@ def test_bad_arguments_are_named():
         ("AdamW", ["exp_avg", "exp_avg_sq"]),
     ],
 )
-def test_state_is_saved_field_by_field(name, keys):
+def test_state_dict_holds_state_per_field(name, keys):
     emb = FusedEmbedding([5, 3], 2, field_names=["user", "day"])
     optimizer = getattr(optim, name)(emb)
     emb(torch.tensor([[4, 1]])).sum().backward()
