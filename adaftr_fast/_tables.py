@@ -1,4 +1,4 @@
-"""Tables of text as Markdown, which also reads well in a terminal, and as HTML for notebooks."""
+"""Text tables in Markdown, for files and terminals, and in HTML, for notebooks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text.
+    """A table of strings.
 
     Attributes:
-        header: a name a column.
+        header: the name of each column.
         rows: the cells, row by row.
-        text_columns: the first columns, which are aligned to the left; the others are numbers, to the right.
+        text_columns: the number of leading columns that hold text and are aligned left; the others are aligned right.
     """
 
     header: Sequence[str]
@@ -22,7 +22,7 @@ class Table:
     text_columns: int = 1
 
     def markdown(self) -> str:
-        """Columns of equal width."""
+        """Returns the table in Markdown, with padded columns."""
         every = [self.header, *self.rows]
         widths = [max(len(row[column]) for row in every) for column in range(len(self.header))]
         numbers = [column >= self.text_columns for column in range(len(widths))]
@@ -38,7 +38,7 @@ class Table:
         return "\n".join(line(row) for row in [self.header, rule, *self.rows])
 
     def html(self) -> str:
-        """A ``<table>``."""
+        """Returns the table as an HTML ``<table>``."""
 
         def line(tag: str, cells: Sequence[str]) -> str:
             aligned = (
@@ -53,5 +53,5 @@ class Table:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    """``Table(...).markdown()``."""
+    """Returns ``Table(...).markdown()``."""
     return Table(header, rows, text_columns).markdown()

@@ -32,7 +32,7 @@ def launched() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process is rank 0, or was started alone."""
+    """Returns whether this process is rank 0 or was started alone."""
     return not launched() or os.environ["RANK"] == "0"
 
 
