@@ -1,1 +1,1 @@
-"""What a data set is: types, parsing and checks of schema files, and the schemas that ship."""
+"""Schemas of data sets: types, TOML parsing, checks, and the schemas that ship with the package."""

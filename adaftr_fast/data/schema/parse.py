@@ -1,7 +1,7 @@
-"""What a data set is made of, read from a TOML file: fields, labels, group and split.
+"""Reads a schema from a TOML file: fields, labels, group and splits.
 
-``shipped/flights.toml`` is the example to copy. Every key is checked here, so that a typing error is named
-before any data is read.
+``shipped/flights.toml`` is an example to copy. Every key is checked here, so a typo is reported before any data is
+read.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ OPTIONAL = ("attribution", "files", "format", "shipped", "generate", "drop", "gr
 FIELD_KEYS = ("kind", "column", "cross", "min_count", "buckets", "tokens", "separator", "hashed")
 
 
-COMMON = "common_"  # before a role of format aliccp: the file of its common features
+COMMON = "common_"  # prefix of a role: the common features of that role's skeleton file (format aliccp)
 
 
 def shipped_schemas() -> list[str]:
-    """Names of the schemas in this package."""
+    """Returns the names of the schemas in this package."""
     folder = resources.files("adaftr_fast.data.schema.shipped")
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_schema(name: str) -> Schema:
-    """Reads a schema shipped with the package by its name, or any other by its ``.toml`` path.
+    """Reads a schema from a ``.toml`` path, or by name if it ships with the package.
 
     Raises:
-        DataError: no such schema, not TOML, or a key that is missing, unknown or of the wrong kind.
+        DataError: The schema does not exist, is not TOML, or has a missing, unknown or invalid key.
     """
     if name.endswith(".toml"):
         path = Path(name)
@@ -52,10 +52,10 @@ def load_schema(name: str) -> Schema:
         raise DataError(f"schema {name}: {error}") from error
 
 
-def _over_base(source: dict[str, Any]) -> dict[str, Any]:
-    """A schema with a ``base``, the name of a shipped one, laid over it: tables key by key, other keys whole.
+def _merge_base(source: dict[str, Any]) -> dict[str, Any]:
+    """Merges a schema into its ``base``, a shipped schema: tables are merged by key, other values are replaced.
 
-    New labels and fields come after the base's; a field that is ``false`` is left out.
+    New labels and fields follow those of the base. A field set to ``false`` is removed.
     """
     if "base" not in source:
         return source
@@ -73,8 +73,8 @@ def _over_base(source: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_schema(source: dict[str, Any]) -> Schema:
-    """Checks and types the content of a schema file. Raises DataError, naming the key."""
-    source = _over_base(source)
+    """Converts the content of a schema file to a ``Schema``. Raises DataError, which names the invalid key."""
+    source = _merge_base(source)
     check_keys("the file", source, allowed=REQUIRED + OPTIONAL, required=REQUIRED)
     files = strings("files", source.get("files", ["data"]))
     check_keys("defaults", source.get("defaults", {}), allowed=("min_count", "buckets"))
@@ -110,15 +110,16 @@ def _format(value: Any, files: tuple[str, ...]) -> Any:
 
 def _check_leaks(schema: Schema) -> None:
     if not schema.labels or not schema.fields:
-        raise DataError("expected at least one label and one field")
+        counts = f"{len(schema.labels)} label(s) and {len(schema.fields)} field(s)"
+        raise DataError(f"expected at least one label and one field, got {counts}")
     for field in schema.fields:
         for column in set(field.columns) & {*schema.truth.values(), schema.weight}:
-            raise DataError(f"field {field.name} reads {column!r}, a column of truth or weights")
+            raise DataError(f"field {field.name} reads {column!r}, a truth or weight column")
     for label in schema.labels:
         for field in schema.fields:
             leaked = set(field.columns) & set(label.columns())
             if leaked:
-                raise DataError(f"field {field.name} reads {leaked.pop()!r}, of which label {label.name} is made")
+                raise DataError(f"field {field.name} reads {leaked.pop()!r}, a source of label {label.name}")
             if field.name == label.name:
                 raise DataError(f"{field.name!r} names both a field and a label")
 
@@ -132,7 +133,7 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
     if "cross" in spec:
         kind, columns = "cross", strings(f"{where}.cross", spec["cross"])
         if len(columns) < 2 or "kind" in spec or "column" in spec:
-            raise DataError(f"{where}: a cross names two or more columns and neither kind nor column")
+            raise DataError(f"{where}: expected a cross of two or more columns, without kind or column, got {spec!r}")
     else:
         kind, columns = spec.get("kind"), (text(f"{where}.column", spec.get("column", name)),)
     if kind not in ("categorical", "numeric", "cross"):
@@ -140,7 +141,7 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
     numbers = {key: spec.get(key, defaults[key]) for key in ("min_count", "buckets")}
     if "hashed" in spec:
         if kind == "numeric":
-            raise DataError(f"{where}.hashed: a numeric field has buckets")
+            raise DataError(f"{where}.hashed: expected a categorical or cross field, got a numeric one")
         numbers["hashed"] = spec["hashed"]
     for key, value in numbers.items():
         if type(value) is not int or value < 1:  # not a bool
@@ -151,9 +152,9 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
 def _tokens(where: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     tokens, separator = spec.get("tokens"), spec.get("separator")
     if tokens is not None and (tokens not in ("last", "all") or kind != "categorical"):
-        raise DataError(f'{where}.tokens: expected "last" or "all", of a categorical field, got {tokens!r}')
+        raise DataError(f'{where}.tokens: expected "last" or "all" on a categorical field, got {tokens!r}')
     if separator is not None and (tokens is None or not text(f"{where}.separator", separator)):
-        raise DataError(f"{where}.separator: expected a text, of a field with tokens, got {separator!r}")
+        raise DataError(f"{where}.separator: expected text on a field with tokens, got {separator!r}")
     return {"tokens": tokens, "separator": separator}
 
 
@@ -187,7 +188,9 @@ def _split(where: str, value: dict[str, Any], files: tuple[str, ...]) -> SplitRu
 
 def _hash_range(where: str, value: Any) -> HashRange:
     check_keys(where, value, allowed=("column", "start", "stop"))
-    start, stop = (number(f"{where}.{key}", value.get(key, rest)) for key, rest in (("start", 0.0), ("stop", 1.0)))
+    start, stop = (
+        number(f"{where}.{key}", value.get(key, default)) for key, default in (("start", 0.0), ("stop", 1.0))
+    )
     if not 0.0 <= start < stop <= 1.0:
         raise DataError(f"{where}: expected 0 <= start < stop <= 1, got {start:g} and {stop:g}")
     return HashRange(start, stop, text(f"{where}.column", value["column"]) if "column" in value else None)

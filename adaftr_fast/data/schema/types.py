@@ -1,4 +1,4 @@
-"""A data set's schema as types: fields, labels, group and split."""
+"""Types of a schema: fields, labels and split rules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adaftr_fast.data.synthetic.log import LogConfig
 SPLITS = ("train", "validation", "test")
 
 Condition = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
-"""A conjunction of (column, op, value), or a list of these of which one must hold, as in pyarrow.parquet."""
+"""A conjunction of (column, op, value), or a disjunction of conjunctions, as ``filters`` in pyarrow.parquet."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Field:
     """One embedding field.
 
     Attributes:
-        columns: one column, or the columns whose combination a ``cross`` looks up.
-        min_count: least number of training rows with a value for it to get its own id (categorical, cross).
-        hashed: number of ids among which values are spread by a hash instead of a vocabulary (categorical, cross).
-        buckets: number of training-quantile buckets before equal quantiles collapse (numeric).
-        tokens: of several tokens, which are read: the ``last``, or ``all``; None = a column of single values.
-        separator: between the tokens of a text; None = tokens stand in a column of lists.
+        columns: The input column, or the columns combined by a ``cross``.
+        min_count: Training rows a value needs to get an id of its own (categorical, cross).
+        hashed: Number of ids of the hashing trick, which replaces the vocabulary (categorical, cross).
+        buckets: Number of quantile buckets before equal quantiles are merged (numeric).
+        tokens: Tokens read from a multi-valued column: the ``last`` or ``all``; None for a single-valued column.
+        separator: Separator of the tokens in a text column; None if the column holds lists.
     """
 
     name: str
@@ -39,20 +39,24 @@ class Field:
 
 @dataclass(frozen=True)
 class Label:
-    """One task: a 0/1 ``column``, or a ``condition``; exactly one of them is set."""
+    """One task: either a 0/1 ``column`` or a ``condition``. Exactly one of them is set."""
 
     name: str
     column: str | None = None
     condition: Condition | None = None
 
     def columns(self) -> list[str]:
-        """The columns the label is made from, none of which may be a feature."""
+        """Returns the columns the label is computed from. None of them may be a feature."""
         return [self.column] if self.column is not None else condition_columns(self.condition or [])
 
 
 @dataclass(frozen=True)
 class HashRange:
-    """Rows whose hash, spread over [0, 1), lies in [start, stop): of a column's text, or of the row's number (None)."""
+    """Selects rows whose hash, mapped to [0, 1), lies in [start, stop).
+
+    Attributes:
+        column: Column whose text is hashed; None to hash the row number.
+    """
 
     start: float
     stop: float
@@ -61,7 +65,13 @@ class HashRange:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Rows of an input file: those that meet ``where``, of these all, the even or the odd ones (from 0), or a range."""
+    """Selects the rows of a split from one input file.
+
+    Attributes:
+        where: Condition the rows meet; None for all rows.
+        rows: ``all`` of these rows, or the ``even`` or ``odd`` ones, counted from 0.
+        hash: Range of hashes; None for no selection by hash.
+    """
 
     file: str
     where: Condition | None = None
@@ -71,17 +81,17 @@ class SplitRule:
 
 @dataclass(frozen=True)
 class Schema:
-    """A data set as its TOML file describes it.
+    """A data set as described by its TOML file.
 
     Attributes:
-        files: roles of the input files.
-        format: ``aliccp`` for Ali-CCP's raw layout; None = parquet or delimited text.
-        drop: rows to leave out of every split.
-        weight: the column of sample weights.
-        shipped: the package's file to read where none is named.
-        generate: the synthetic log to read where no file is named.
-        truth: columns kept beside the ids, of true probabilities (where named as a task) or other known quantities.
-        source: the file's content, laid over its base.
+        files: Roles of the input files.
+        format: ``aliccp`` for Ali-CCP's raw layout; None for parquet or delimited text.
+        drop: Condition of the rows left out of every split.
+        weight: Column of the sample weights.
+        shipped: File in the package that is read if no input file is given.
+        generate: Synthetic log that is generated if no input file is given.
+        truth: Columns stored next to the ids, by name: true probabilities of a task, or other known quantities.
+        source: Content of the TOML file, merged into its base.
     """
 
     name: str
@@ -100,7 +110,7 @@ class Schema:
     source: dict[str, Any]
 
     def columns(self) -> list[str]:
-        """Every input column that is read, each once."""
+        """Returns every input column the schema reads, without duplicates."""
         names = [column for field in self.fields for column in field.columns]
         names += [column for label in self.labels for column in label.columns()]
         names += [column for rule in self.split.values() for column in condition_columns(rule.where or [])]
@@ -110,10 +120,10 @@ class Schema:
 
 
 def condition_columns(condition: Condition) -> list[str]:
-    """The columns a condition reads."""
+    """Returns the columns a condition reads."""
     return [column for column, _, _ in _triples(condition)]
 
 
 def _triples(condition: Condition) -> Iterator[tuple[str, str, Any]]:
-    for part in condition:
-        yield from (part,) if isinstance(part, tuple) else part
+    for item in condition:
+        yield from (item,) if isinstance(item, tuple) else item

@@ -16,7 +16,7 @@ def test_shipped_schemas_load():
     assert "CC0" in flights.attribution
 
 
-def test_a_path_is_read_and_named_in_errors(tmp_path):
+def test_load_schema_from_path_names_the_path_in_errors(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('name = "mine"\n[labels]\nclick = "clicked"\n')
     with pytest.raises(DataError, match=r"mine\.toml: the file: missing key 'split'"):
@@ -33,7 +33,7 @@ def test_a_path_is_read_and_named_in_errors(tmp_path):
         load_schema("fligths")
 
 
-def test_a_third_task_over_a_base():
+def test_base_adds_a_third_task():
     flights, flights3 = load_schema("flights"), load_schema("flights3")
     assert [label.name for label in flights3.labels] == ["click", "conversion", "late"]
     assert (flights3.fields, flights3.split, flights3.group) == (flights.fields, flights.split, flights.group)
@@ -43,21 +43,21 @@ def test_a_third_task_over_a_base():
     assert "base" not in census3.source
     with pytest.raises(DataError, match=r"base: unknown data set 'fligths'; expected one of aliccp, .*flights3"):
         parse_schema({"base": "fligths"})
-    with pytest.raises(DataError, match="field dep reads 'dep_delay', of which label click is made"):
+    with pytest.raises(DataError, match="field dep reads 'dep_delay', a source of label click"):
         parse_schema({"base": "flights", "fields": {"dep": {"kind": "numeric", "column": "dep_delay"}}})
 
 
-def test_what_is_generated_and_known_is_checked(source):
+def test_generate_truth_and_tokens_are_checked(source):
     synthetic = load_schema("synthetic3")
     assert list(synthetic.generate.rates) == ["click", "view", "conversion"]
     assert synthetic.truth["view"] == "p_view"
-    with pytest.raises(DataError, match="field rain reads 'rain', a column of truth"):
+    with pytest.raises(DataError, match="field rain reads 'rain', a truth or weight column"):
         parse_schema(source | {"truth": {"click": "rain"}})
     with pytest.raises(ValueError, match=r"generate\.rows: expected int, got '3'"):
         parse_schema(source | {"generate": {"rows": "3"}})
     with pytest.raises(DataError, match="synthetic log: layout: expected one of aliccp, ecomm, got 'x'"):
         parse_schema(source | {"generate": {"rows": 3, "layout": "x"}})
-    with pytest.raises(DataError, match=r'fields\.rain\.tokens: expected "last" or "all", of a categorical field'):
+    with pytest.raises(DataError, match=r'fields\.rain\.tokens: expected "last" or "all" on a categorical field'):
         parse_schema(source | {"fields": {"rain": {"kind": "numeric", "tokens": "last"}}})
 
 
@@ -69,7 +69,7 @@ def test_field_forms(source):
     assert (fields["city_size"].kind, fields["city_size"].columns) == ("cross", ("city", "size"))
 
 
-def test_conditions_may_be_alternatives(source):
+def test_condition_with_alternatives(source):
     source["labels"]["late"] = [[["delay", ">=", 15]], [["wind", ">", 1.0], ["day", "in", [1, 2]]]]
     label = parse_schema(source).labels[1]
     assert label.condition == [[("delay", ">=", 15)], [("wind", ">", 1.0), ("day", "in", [1, 2])]]
@@ -91,15 +91,19 @@ def test_conditions_may_be_alternatives(source):
             {"city": {"kind": "numeric", "buckets": 0}},
             "fields.city.buckets: expected an integer >= 1, got 0",
         ),
-        ("fields", {"both": {"cross": ["city"]}}, "fields.both: a cross names two or more"),
-        ("fields", {"delay": "numeric"}, "field delay reads 'delay', of which label late is made"),
+        (
+            "fields",
+            {"both": {"cross": ["city"]}},
+            "fields.both: expected a cross of two or more columns.*, got {'cross': ",
+        ),
+        ("fields", {"delay": "numeric"}, "field delay reads 'delay', a source of label late"),
         (
             "fields",
             {"x": {"cross": ["city", "clicked"]}},
-            "field x reads 'clicked', of which label click is made",
+            "field x reads 'clicked', a source of label click",
         ),
         ("fields", {"click": {"kind": "numeric", "column": "rain"}}, "names both a field and a label"),
-        ("fields", {}, "at least one label and one field"),
+        ("fields", {}, r"at least one label and one field, got 2 label\(s\) and 0 field\(s\)"),
         ("labels", {"late": []}, "labels.late: expected a list"),
         ("labels", {"late": [["delay", 15]]}, "labels.late: expected .*column"),
         ("split", {"train": {}, "test": {}}, "split: missing key 'validation'"),
@@ -119,13 +123,13 @@ def test_conditions_may_be_alternatives(source):
         ("group", ["x"], r"group: expected text, got \['x'\]"),
         ("name", 3, "name: expected text, got 3"),
         ("labels", {"late": [[]]}, r"labels.late: expected .*column.*got \[\]"),
-        ("labels", {"late": [["delay", "=", 15]]}, "labels.late: delay: expected an operator of ==, .* got '='"),
+        ("labels", {"late": [["delay", "=", 15]]}, "labels.late: delay: expected one of the operators ==, .* got '='"),
         ("labels", {"late": [["delay", "in", 15]]}, "labels.late: delay in: expected a list of values, got 15"),
         ("labels", {"late": [["delay", "==", [15]]]}, r"labels.late: delay ==: expected one value, got \[15\]"),
         ("files", "a.parquet", "files: expected a list of names"),
     ],
 )
-def test_mistakes_are_named(source, section, value, message):
+def test_invalid_values_are_named(source, section, value, message):
     source[section] = value
     with pytest.raises(DataError, match=message):
         parse_schema(source)
