@@ -21,7 +21,7 @@ from pathlib import Path
 
 from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.parallel import workers
-from adaftr_fast.data.prepare.run import Part, prepare, prepare_part
+from adaftr_fast.data.prepare.run import Shard, prepare, prepare_shard
 from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import NAMES, write_raw
@@ -45,12 +45,12 @@ def main() -> None:
     shutil.rmtree(prepared, ignore_errors=True)
     seconds_of = [0.0] * arguments.parts
     while not prepared.exists():
-        for part in Part(1, arguments.parts).all:
+        for part in Shard(1, arguments.parts).all:
             start = time.perf_counter()
             if arguments.parts == 1:
                 prepare(load_schema("aliccp"), files, prepared)
             else:
-                prepare_part(load_schema("aliccp"), files, prepared, part)
+                prepare_shard(load_schema("aliccp"), files, prepared, part)
             seconds_of[part.number - 1] += time.perf_counter() - start
     manifest, seconds = read_manifest(prepared), max(seconds_of)
     rows = sum(split.rows for split in manifest.splits.values())

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adaftr_fast.data.dataset.manifest import FORMAT, FieldInfo, Manifest, SplitInfo
-from adaftr_fast.data.prepare.run import GROUP
+from adaftr_fast.data.dataset.split_file import GROUP
 
 FIELDS, TASKS = 23, ("click", "conversion")
 ROW_GROUP = 1 << 17

@@ -12,7 +12,7 @@ from adaftr_fast.data.prepare import run
 from adaftr_fast.data.prepare.run import Unfinished
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
-from adaftr_fast.data.shard import Part
+from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
 
@@ -114,5 +114,5 @@ def prepare(
     if shard is None:
         result = run.prepare(schema, files, out, **options)
     else:
-        result = run.prepare_part(schema, files, out, Part.parse(shard), wait=wait, **options)
+        result = run.prepare_shard(schema, files, out, Shard.parse(shard), wait=wait, **options)
     return result if isinstance(result, Unfinished) else Prepared(out)

@@ -49,7 +49,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
         print(prepared)
         return
     missing = ", ".join(map(str, prepared.missing))
-    state = f"shard {options['shard']}: {prepared.step} is done, but not by shard {missing}; run this again once it is"
+    state = f"shard {options['shard']}: {prepared.stage} is done, but not by shard {missing}; run this again once it is"
     if arguments.wait:
         raise DataError(f"{state} (waited {arguments.wait:g} seconds)")
     print(state)

@@ -1,4 +1,4 @@
-"""Random numbers by counter: each is a function of a key and an index alone, whatever is drawn before it.
+"""Random numbers by counter: each is a function of a stream_key and an index alone, whatever is drawn before it.
 
 So a log of any length can be made in chunks of any size, in any order, and what belongs to a user or a value is the
 same in every row without a table of users or values. n numbers.
@@ -15,8 +15,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the constants of splitmix64 (Steele, 
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
-def key(seed: int, *names: str) -> np.uint64:
-    """The key of a stream of random numbers: a hash of a seed and of what the numbers are for."""
+def stream_key(seed: int, *names: str) -> np.uint64:
+    """The stream_key of a stream of random numbers: a hash of a seed and of what the numbers are for."""
     digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
 
@@ -24,10 +24,10 @@ def key(seed: int, *names: str) -> np.uint64:
 def bits(stream: np.uint64, index: np.ndarray) -> np.ndarray:
     """64 random bits, uint64 [n], for each index (any integers) of a stream: splitmix64 at an arbitrary position."""
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        mixed = stream + index.astype(np.uint64) * _GOLDEN
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX[0]
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX[1]
-    return mixed ^ (mixed >> np.uint64(31))
+        state = stream + index.astype(np.uint64) * _GOLDEN
+        state = (state ^ (state >> np.uint64(30))) * _MIX[0]
+        state = (state ^ (state >> np.uint64(27))) * _MIX[1]
+    return state ^ (state >> np.uint64(31))
 
 
 def uniform(stream: np.uint64, index: np.ndarray) -> np.ndarray:
@@ -35,18 +35,18 @@ def uniform(stream: np.uint64, index: np.ndarray) -> np.ndarray:
     return fraction(bits(stream, index))
 
 
-def bell(stream: np.uint64, index: np.ndarray) -> np.ndarray:
+def approx_normal(stream: np.uint64, index: np.ndarray) -> np.ndarray:
     """Float64 of mean 0 and variance 1 [n]: the sum of four uniform 16-bit numbers, nearly normal, within ±3.47."""
-    four = bits(stream, index).view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64)
-    return (four - 2.0 * 65535) * np.sqrt(3.0) / 65535
+    total = bits(stream, index).view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64)
+    return (total - 2.0 * 65535) * np.sqrt(3.0) / 65535
 
 
 def text_hash(values: pa.Array) -> np.ndarray:
     """A hash of each value's text, uint64 [n], the same on every machine; a missing value hashes as an empty text."""
-    coded = values.cast(pa.string()).fill_null("").dictionary_encode()
-    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in coded.dictionary.to_pylist())
-    of_value = np.frombuffer(b"".join(digests), "<u8")
-    return of_value[coded.indices.to_numpy()].astype(np.uint64)
+    encoded = values.cast(pa.string()).fill_null("").dictionary_encode()
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in encoded.dictionary.to_pylist())
+    hashes = np.frombuffer(b"".join(digests), "<u8")
+    return hashes[encoded.indices.to_numpy()].astype(np.uint64)
 
 
 def fraction(hashes: np.ndarray) -> np.ndarray:
@@ -54,14 +54,14 @@ def fraction(hashes: np.ndarray) -> np.ndarray:
     return (hashes >> np.uint64(11)) * 2.0**-53
 
 
-def zipf(draws: np.ndarray, values: int, exponent: float) -> np.ndarray:
-    """Ranks 1 ... ``values``, int64 [n], of which rank k has a probability near to ``k^-exponent``, from uniform draws.
+def zipf(samples: np.ndarray, values: int, exponent: float) -> np.ndarray:
+    """Ranks 1 ... ``values``, int64 [n], of which rank k has a probability near to ``k^-exponent``, from uniform samples.
 
     The rank is a bounded Pareto variable rounded down, which has a closed inverse where the zeta distribution has none.
     """
     power = 1.0 - exponent
     if power == 0.0:
-        ranks = np.exp(draws * np.log(values + 1.0))
+        ranks = np.exp(samples * np.log(values + 1.0))
     else:
-        ranks = (1.0 + draws * ((values + 1.0) ** power - 1.0)) ** (1.0 / power)
+        ranks = (1.0 + samples * ((values + 1.0) ** power - 1.0)) ** (1.0 / power)
     return np.minimum(ranks.astype(np.int64), values)

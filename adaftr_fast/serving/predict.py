@@ -142,7 +142,7 @@ def _scored(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.Recor
 
 def _schema(inputs: Sequence[RawFile], keep: Sequence[str], columns: Columns) -> pa.Schema:
     """The columns of the output, those to keep typed as in the first input."""
-    kept = [pa.field(name, inputs[0].kinds[name]) for name in keep] if inputs else []
+    kept = [pa.field(name, inputs[0].types[name]) for name in keep] if inputs else []
     names = [*keep, *columns.names()]
     if len(set(names)) < len(names):
         raise ServingError(f"the output would have two columns of one name: {', '.join(names)}")

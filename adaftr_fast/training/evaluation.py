@@ -67,7 +67,7 @@ def evaluate(model: nn.Module, split: Split, batch_size: int, ranks: Ranks | Non
 
 def _part(model: nn.Module, split: Split, ranks: Ranks) -> Split | InStep:
     """A rank's rows; where tables lie across ranks, in batches that come on all ranks together."""
-    return InStep(split, ranks) if sharded_tables(model) else split.part(ranks.rank, ranks.size)
+    return InStep(split, ranks) if sharded_tables(model) else split.shard(ranks.rank, ranks.size)
 
 
 class InStep:
@@ -77,7 +77,7 @@ class InStep:
     """
 
     def __init__(self, split: Split, ranks: Ranks) -> None:
-        parts = [split.part(rank, ranks.size) for rank in range(ranks.size)]
+        parts = [split.shard(rank, ranks.size) for rank in range(ranks.size)]
         self.split, self.mine, self.longest = split, parts[ranks.rank], max(map(len, parts))
 
     def __len__(self) -> int:

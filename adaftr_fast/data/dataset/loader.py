@@ -58,7 +58,7 @@ class Split:
     def __len__(self) -> int:
         return sum(self.rows.sizes[chunk] for chunk in self.chunks)
 
-    def part(self, rank: int, world_size: int) -> Split:
+    def shard(self, rank: int, world_size: int) -> Split:
         """The rows of one of ``world_size`` workers: parts are disjoint, cover all, and differ by a chunk at most.
 
         With fewer chunks than workers some parts are empty.
@@ -67,14 +67,14 @@ class Split:
             ValueError: ``rank`` is not in [0, world_size).
         """
         if not 0 <= rank < world_size:
-            raise ValueError(f"Split.part: rank must be in [0, {world_size}), got {rank}")
+            raise ValueError(f"Split.shard: rank must be in [0, {world_size}), got {rank}")
         return Split(self.rows, self.chunks[rank::world_size])
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All rows in file order; the last batch may be short."""
         windows = self._windows(self.chunks, READ_ROWS)
         blocks = (self.rows.read(window, None) for window in windows)
-        return rebatch(_ahead(blocks), batch_size, drop_last=False)
+        return rebatch(_prefetch(blocks), batch_size, drop_last=False)
 
     def shuffled(
         self,
@@ -96,7 +96,7 @@ class Split:
         order = np.random.default_rng([seed, epoch]).permutation(self.chunks)
         rows = range(first_batch * batch_size, len(self) // batch_size * batch_size)
         blocks = self._permuted(self._windows(order.tolist(), window), (seed, epoch), rows, share)
-        return rebatch(_ahead(blocks), batch_size // (share.size if share else 1), drop_last=True)
+        return rebatch(_prefetch(blocks), batch_size // (share.size if share else 1), drop_last=True)
 
     def _permuted(
         self, windows: list[list[int]], seed: tuple[int, int], rows: range, share: Share | None
@@ -146,7 +146,7 @@ class PreparedData:
         return Split(ParquetRows(self.folder, name, self.manifest))
 
 
-def _ahead(items: Iterator[T]) -> Iterator[T]:
+def _prefetch(items: Iterator[T]) -> Iterator[T]:
     """The items, the next one made by a thread while this one is used."""
     with ThreadPoolExecutor(1, "adaftr-fast-loader") as pool:
         pending = pool.submit(next, items, None)

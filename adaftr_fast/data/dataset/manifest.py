@@ -94,7 +94,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(f"{folder}: not a prepared folder (no {MANIFEST}); make one with `adaftr-fast prepare`")
-    content = read_head(path)
+    content = read_manifest_json(path)
     if content["format"] != FORMAT:
         raise DataError(f"{path}: written in format {content['format']}, this version reads {FORMAT}: prepare again")
     try:
@@ -103,7 +103,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"{path}: damaged: {error}") from error
 
 
-def read_head(path: Path) -> dict[str, Any]:
+def read_manifest_json(path: Path) -> dict[str, Any]:
     """The content of a manifest of any format, unchecked but for the two keys by which it is known to be one.
 
     Raises:

@@ -68,7 +68,7 @@ class ParquetRows:
         self.group = [GROUP] if manifest.group else []
         self.weight = [WEIGHT] if manifest.weight else []
         self.sizes: list[int] = []
-        self._places: list[tuple[str, int]] = []  # of each row group: file, number in it
+        self._row_groups: list[tuple[str, int]] = []  # of each row group: file, number in it
         types = {field: pa.list_(pa.int32()) if field in self.multiple else pa.int32() for field in self.fields}
         types |= dict.fromkeys(self.tasks, pa.uint8())
         types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
@@ -88,12 +88,12 @@ class ParquetRows:
         if metadata.num_rows != rows:
             raise DataError(f"{path}: {metadata.num_rows} rows, expected {rows}")
         self.sizes += [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-        self._places += [(name, number) for number in range(metadata.num_row_groups)]
+        self._row_groups += [(name, number) for number in range(metadata.num_row_groups)]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         columns = [*self.fields, *self.tasks, *self.group, *self.weight]
-        places = groupby((self._places[chunk] for chunk in chunks), key=itemgetter(0))
-        tables = [_read(self.folder / name, [number for _, number in own], columns) for name, own in places]
+        row_groups = groupby((self._row_groups[chunk] for chunk in chunks), key=itemgetter(0))
+        tables = [_read(self.folder / name, [number for _, number in own], columns) for name, own in row_groups]
         table = pa.concat_tables(tables)
         values = {column: self._values(column, table[column]) for column in columns if column not in self.multiple}
         labels = matrix([values[task] for task in self.tasks], np.float32)

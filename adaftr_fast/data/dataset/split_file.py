@@ -19,7 +19,7 @@ from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.source import LABEL
 from adaftr_fast.data.schema.types import Label, Schema
-from adaftr_fast.data.shard import Part
+from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
 GROUP = "group:id"  # columns of a prepared file; the colon keeps them apart from field and task names
@@ -28,9 +28,9 @@ TRUTH = "truth:"  # prefix of the columns of known quantities, which no model re
 INFO = "split"  # key of the file's metadata
 
 
-def split_name(split: str, part: Part) -> str:
-    """The name of a part's file of a split."""
-    return f"{split}.parquet" if part.count == 1 else f"{split}-{part.number:05d}-of-{part.count:05d}.parquet"
+def split_file_name(split: str, shard: Shard) -> str:
+    """The name of a shard's file of a split."""
+    return f"{split}.parquet" if shard.count == 1 else f"{split}-{shard.number:05d}-of-{shard.count:05d}.parquet"
 
 
 def write_split(

@@ -20,8 +20,8 @@ class ValueCounts:
 
     def __init__(self, kind: pa.DataType) -> None:
         self._kind = kind
-        self._parts: list[pa.Table] = []
-        self._loose_rows = 0
+        self._tables: list[pa.Table] = []
+        self._uncompacted_rows = 0
 
     def update(self, values: pa.Array) -> None:
         """Adds a batch of values of type ``kind``."""
@@ -29,14 +29,14 @@ class ValueCounts:
         self._append(pa.table({"value": counted.field("values"), "count": counted.field("counts")}))
 
     def merge(self, other: ValueCounts) -> None:
-        """Adds the counts of another part of the data."""
-        for part in other._parts:
-            self._append(part)
+        """Adds the counts of another table of the data."""
+        for table in other._tables:
+            self._append(table)
 
     def table(self) -> pa.Table:
         """Columns ``value`` and ``count`` (int64), a row per distinct value, in ascending order of value."""
         self._compact()
-        return self._parts[0].sort_by("value")
+        return self._tables[0].sort_by("value")
 
     def write(self, path: Path) -> None:
         pq.write_table(self.table(), path, compression="lz4")
@@ -49,14 +49,14 @@ class ValueCounts:
             counts._append(pq.ParquetFile(path).read())  # one at a time: many parts know the same values
         return counts
 
-    def _append(self, part: pa.Table) -> None:
-        self._parts.append(part)
-        self._loose_rows += part.num_rows
-        if self._loose_rows > COMPACT_ROWS:
+    def _append(self, table: pa.Table) -> None:
+        self._tables.append(table)
+        self._uncompacted_rows += table.num_rows
+        if self._uncompacted_rows > COMPACT_ROWS:
             self._compact()
 
     def _compact(self) -> None:
         empty = pa.table({"value": pa.array([], self._kind), "count": pa.array([], pa.int64())})
-        summed = pa.concat_tables([empty, *self._parts]).group_by("value").aggregate([("count", "sum")])
-        self._parts = [pa.table({"value": summed["value"], "count": summed["count_sum"]})]
-        self._loose_rows = 0
+        summed = pa.concat_tables([empty, *self._tables]).group_by("value").aggregate([("count", "sum")])
+        self._tables = [pa.table({"value": summed["value"], "count": summed["count_sum"]})]
+        self._uncompacted_rows = 0

@@ -17,7 +17,7 @@ from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.schema.types import Field
 from adaftr_fast.errors import DataError
 
-FEW = 16  # a batch this much smaller than a vocabulary is found by bisection
+SEARCH_RATIO = 16  # a batch this much smaller than a vocabulary is found by bisection
 CROSS_SEPARATOR = "\x1f"  # ASCII unit separator: does not occur inside real values, so crosses are unambiguous
 
 
@@ -43,18 +43,18 @@ class Vocabulary:
         """Integers or text [n] to int32 ids [n]; a number and its text are the same value."""
         known = self._integers if pa.types.is_integer(values.type) else self._text
         values = values.cast(known.type)
-        if pa.types.is_integer(known.type) and len(values) * FEW < len(known):
-            return self._bisected(values)
+        if pa.types.is_integer(known.type) and len(values) * SEARCH_RATIO < len(known):
+            return self._encode_by_search(values)
         found = pc.index_in(values, value_set=known, skip_nulls=True)  # which hashes all known values every time
         return pc.add(pc.fill_null(found, -1), pa.scalar(1, pa.int32()))
 
-    def _bisected(self, values: pa.Array) -> pa.Array:
+    def _encode_by_search(self, values: pa.Array) -> pa.Array:
         """The same for a few integers, as a request has them."""
         known, ids = self._sorted
         plain = values.fill_null(0).to_numpy()
-        place = np.minimum(np.searchsorted(known, plain), len(known) - 1)
-        found = (known[place] == plain) & values.is_valid().to_numpy(zero_copy_only=False)
-        return pa.array(np.where(found, ids[place], np.int32(0)))
+        position = np.minimum(np.searchsorted(known, plain), len(known) - 1)
+        found = (known[position] == plain) & values.is_valid().to_numpy(zero_copy_only=False)
+        return pa.array(np.where(found, ids[position], np.int32(0)))
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
@@ -65,10 +65,10 @@ class Vocabulary:
 
     def grown(self, newer: Vocabulary) -> Vocabulary:
         """The known values under the ids they have, then those that only ``newer`` has; counts add up."""
-        more = pc.fill_null(newer.counts.take(pc.index_in(self._text, value_set=newer._text)), 0)
-        fresh = pc.invert(pc.is_in(newer._text, value_set=self._text))
-        values = pa.concat_arrays([self._text, newer._text.filter(fresh)])
-        return Vocabulary(values, pa.concat_arrays([pc.add(self.counts, more), newer.counts.filter(fresh)]))
+        added = pc.fill_null(newer.counts.take(pc.index_in(self._text, value_set=newer._text)), 0)
+        is_new = pc.invert(pc.is_in(newer._text, value_set=self._text))
+        values = pa.concat_arrays([self._text, newer._text.filter(is_new)])
+        return Vocabulary(values, pa.concat_arrays([pc.add(self.counts, added), newer.counts.filter(is_new)]))
 
     @cached_property
     def _text(self) -> pa.Array:
@@ -145,12 +145,12 @@ def count_values(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> 
     """
     counted = [field for field in fields if not field.hashed]
     counts: dict[str, ValueCounts] = {}
-    for of_batch in ordered_map(lambda batch: {field.name: _count(field, batch) for field in counted}, batches):
-        for name, part in of_batch.items():
+    for batch_counts in ordered_map(lambda batch: {field.name: _count(field, batch) for field in counted}, batches):
+        for name, field_counts in batch_counts.items():
             if name in counts:
-                counts[name].merge(part)
+                counts[name].merge(field_counts)
             else:
-                counts[name] = part
+                counts[name] = field_counts
     return counts
 
 
@@ -195,15 +195,19 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
             return _numbers(batch[field.columns[0]])
         if field.kind == "categorical":
             values = batch[field.columns[0]]
-            return plain_values(values) if field.tokens is None else _tokens(_lists(values, field), field.tokens)
-        parts = [plain_values(batch[column]).cast(pa.string()) for column in field.columns]
-        return pc.binary_join_element_wise(*parts, CROSS_SEPARATOR)
+            return (
+                canonical_values(values)
+                if field.tokens is None
+                else _select_tokens(_token_lists(values, field), field.tokens)
+            )
+        texts = [canonical_values(batch[column]).cast(pa.string()) for column in field.columns]
+        return pc.binary_join_element_wise(*texts, CROSS_SEPARATOR)
     except pa.ArrowException as error:
         kinds = ", ".join(f"{column} ({batch.schema.field(column).type})" for column in field.columns)
         raise DataError(f"field {field.name}: cannot read {kinds} as {field.kind}: {error}") from error
 
 
-def _lists(values: pa.Array, field: Field) -> pa.Array:
+def _token_lists(values: pa.Array, field: Field) -> pa.Array:
     """Tokens as lists [n] without gaps between them; a missing list is empty."""
     if field.separator is not None:
         splits = 1 if field.tokens == "last" else None
@@ -216,15 +220,15 @@ def _lists(values: pa.Array, field: Field) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), values.flatten())
 
 
-def _tokens(lists: pa.Array, which: Literal["last", "all"]) -> pa.Array:
+def _select_tokens(lists: pa.Array, which: Literal["last", "all"]) -> pa.Array:
     """All tokens of each list [n], or the last one, missing where the list is empty."""
     if which == "all":
-        return pa.ListArray.from_arrays(lists.offsets, plain_values(lists.values))
+        return pa.ListArray.from_arrays(lists.offsets, canonical_values(lists.values))
     last = pc.if_else(pc.greater(pc.list_value_length(lists), 0), pc.subtract(lists.offsets.slice(1), 1), None)
-    return plain_values(lists.values.take(last))
+    return canonical_values(lists.values.take(last))
 
 
-def plain_values(values: pa.Array) -> pa.Array:
+def canonical_values(values: pa.Array) -> pa.Array:
     """Discrete values in one of two types: int64 for integers, string for everything else."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adaftr_fast.data.encode.counts import COMPACT_ROWS
-from adaftr_fast.data.encode.encoders import plain_values
+from adaftr_fast.data.encode.encoders import canonical_values
 from adaftr_fast.errors import DataError
 
 
@@ -23,10 +23,10 @@ class Groups:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._parts: list[pa.Array] = []
+        self._chunks: list[pa.Array] = []
 
     @classmethod
-    def of(cls, name: str, columns: Iterable[pa.Array]) -> Groups:
+    def from_columns(cls, name: str, columns: Iterable[pa.Array]) -> Groups:
         """Those of a column in pieces.
 
         Raises:
@@ -34,23 +34,23 @@ class Groups:
         """
         groups = cls(name)
         for values in columns:
-            groups._parts.append(pc.unique(groups._plain(values)))
-            if sum(map(len, groups._parts)) > COMPACT_ROWS + len(groups._parts[0]):
-                groups._parts = [groups.values]
-        groups._parts = [groups.values]
+            groups._chunks.append(pc.unique(groups._canonical(values)))
+            if sum(map(len, groups._chunks)) > COMPACT_ROWS + len(groups._chunks[0]):
+                groups._chunks = [groups.values]
+        groups._chunks = [groups.values]
         return groups
 
     @property
     def values(self) -> pa.Array:
         """The groups in the order of their numbers, int64 or text."""
-        if not self._parts:
+        if not self._chunks:
             return pa.array([], pa.null())
-        return pc.unique(pa.concat_arrays(self._parts)).drop_null()
+        return pc.unique(pa.concat_arrays(self._chunks)).drop_null()
 
     def encode(self, values: pa.Array) -> pa.Array:
         """Values [n] to int64 numbers [n]."""
-        (known,) = self._parts
-        numbers = pc.index_in(self._plain(values), value_set=known, skip_nulls=True)
+        (known,) = self._chunks
+        numbers = pc.index_in(self._canonical(values), value_set=known, skip_nulls=True)
         return pc.fill_null(numbers.cast(pa.int64()), -1)
 
     def write(self, path: Path) -> None:
@@ -60,11 +60,11 @@ class Groups:
     def read(cls, name: str, paths: Iterable[Path]) -> Groups:
         """What was written of one part of the rows after another."""
         columns = (pq.ParquetFile(path).read()["group"].combine_chunks() for path in paths)
-        return cls.of(name, (column for column in columns if len(column)))
+        return cls.from_columns(name, (column for column in columns if len(column)))
 
-    def _plain(self, values: pa.Array) -> pa.Array:
+    def _canonical(self, values: pa.Array) -> pa.Array:
         try:
-            return plain_values(values)
+            return canonical_values(values)
         except pa.ArrowException as error:
             raise DataError(
                 f"group {self._name}: expected text or numbers, got values of type {values.type}"

@@ -2,7 +2,7 @@
 
 Text is turned to parquet first; then two streaming passes: vocabularies and bucket edges from the training rows, and
 every split encoded batch by batch. The folder is built beside its place and renamed into it, so that it is whole or
-absent; a run that was interrupted goes on with what was done. One process does it, or several, each a part.
+absent; a run that was interrupted goes on with what was done. One process does it, or several, each a shard.
 """
 
 from __future__ import annotations
@@ -17,20 +17,28 @@ from typing import Any
 
 from adaftr_fast._files import sha256
 from adaftr_fast._json import dumps
-from adaftr_fast.data.dataset.manifest import FORMAT, MANIFEST, Manifest, read_head, read_manifest
-from adaftr_fast.data.dataset.split_file import GROUP, TRUTH, WEIGHT
+from adaftr_fast.data.dataset.manifest import FORMAT, MANIFEST, Manifest, read_manifest, read_manifest_json
 from adaftr_fast.data.dataset.vocabulary import read_encoders
-from adaftr_fast.data.prepare.barrier import Unfinished, run_steps
-from adaftr_fast.data.prepare.stages import Preparation, PreparedIds, inputs_digest
-from adaftr_fast.data.prepare.work_folder import LOCK, alone, clear, publish, remove, shared_workplace, sweep, workplace
+from adaftr_fast.data.prepare.barrier import Unfinished, run_stages
+from adaftr_fast.data.prepare.stages import PreparedIds, ShardRun, inputs_digest
+from adaftr_fast.data.prepare.work_folder import (
+    LOCK,
+    file_lock,
+    publish,
+    remove_finished,
+    remove_leftovers,
+    remove_work,
+    shared_work_folder,
+    work_folder,
+)
 from adaftr_fast.data.raw.source import data_files, input_paths
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
-from adaftr_fast.data.shard import WHOLE, Part
+from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.errors import DataError
 
-__all__ = ["GROUP", "TRUTH", "WEIGHT", "Part", "Unfinished", "prepare", "prepare_part"]
+__all__ = ["Shard", "Unfinished", "prepare", "prepare_shard"]
 FILES = re.compile(r"schema\.json|vocabulary\.parquet|(train|validation|test)(-\d+-of-\d+)?\.parquet")  # all it holds
 
 
@@ -63,42 +71,42 @@ def prepare(
     """
     folder = Path(folder)
     inputs = _inputs(schema, files, bad_rows, grow)
-    digests = inputs.digests(WHOLE)
+    digests = inputs.digests(UNSHARDED)
     digest = inputs_digest(schema, inputs.known, digests)
     if (existing := _existing(folder, digest)) is not None:
-        clear(folder, digest)
+        remove_finished(folder, digest)
         return existing
     paths = inputs.paths
     try:
-        with workplace(folder, digest) as work:
+        with work_folder(folder, digest) as work:
             if inputs.generated:
                 write_log(schema.generate, work / "generated", progress=progress)
                 paths = {schema.files[0]: work / "generated" / LOG}
-            job = Preparation(
-                schema, paths, work, WHOLE, lambda: digests, inputs.check, inputs.known, bad_rows, progress
+            run = ShardRun(
+                schema, paths, work, UNSHARDED, lambda: digests, inputs.check, inputs.known, bad_rows, progress
             )
-            run_steps(job.steps(), work, WHOLE, inputs.check)
-            publish(job.prepared, folder, partial(_check_replaceable, folder))
+            run_stages(run.stages(), work, UNSHARDED, inputs.check)
+            publish(run.prepared, folder, partial(_check_replaceable, folder))
     except OSError as error:  # not of an input, whose errors are DataErrors
         raise OSError(f"{folder}: cannot be written; the same command goes on: {error}") from error
     return read_manifest(folder)
 
 
-def prepare_part(
+def prepare_shard(
     schema: Schema,
     files: list[str | Path] | None,
     folder: str | Path,
-    part: Part,
+    shard: Shard,
     *,
     wait: float = 0.0,
     bad_rows: float = 0.0,
     grow: str | Path | None = None,
     progress: bool = False,
 ) -> Manifest | Unfinished:
-    """One part of what ``prepare`` does, the same rows, ids and meanings; other processes do the others.
+    """One shard of what ``prepare`` does, the same rows, ids and meanings; other processes do the others.
 
-    All see the same ``folder`` and the same files. A part takes its steps as far as the others have come, and whichever
-    takes a step last merges it, at last into ``folder``; so that once every part has been called three times, with
+    All see the same ``folder`` and the same files. A shard takes its steps as far as the others have come, and whichever
+    takes a step last merges it, at last into ``folder``; so that once every shard has been called three times, with
     Ali-CCP's raw files four, it is there. What was done is kept beside it in ``.NAME.parts`` until then.
 
     Args:
@@ -109,7 +117,7 @@ def prepare_part(
 
     Raises:
         DataError, OSError: as ``prepare``; or a log to be generated, other parts of another schema, other files or
-            other options, another process that does this part, a part that failed while this one waited for it, or
+            other options, another process that does this shard, a shard that failed while this one waited for it, or
             the work of all parts removed. What was done is kept.
     """
     folder = Path(folder)
@@ -117,24 +125,24 @@ def prepare_part(
     if inputs.generated:
         raise DataError(f"data set {schema.name}: a log that is generated has no parts; name the files of one")
     work = folder.parent / f".{folder.name}.parts"
-    sweep(work)
-    before = _head(folder)
+    remove_leftovers(work)
+    before = _manifest_json(folder)
     try:
         if not work.exists():
             if folder.exists():
-                digest = inputs.digest(schema) if _of_schema(before, schema) else ""
+                digest = inputs.digest(schema) if _has_schema(before, schema) else ""
                 if (existing := _existing(folder, digest)) is not None:
                     return existing
             work.mkdir(parents=True, exist_ok=True)
-        with shared_workplace(work, folder, part, inputs.key(schema, part, bad_rows)):
-            digests = partial(inputs.digests, part)
-            job = Preparation(schema, inputs.paths, work, part, digests, inputs.check, inputs.known, bad_rows, progress)
-            if (unfinished := run_steps(job.steps(), work, part, inputs.check, wait)) is not None:
+        with shared_work_folder(work, folder, shard, inputs.key(schema, shard, bad_rows)):
+            digests = partial(inputs.digests, shard)
+            run = ShardRun(schema, inputs.paths, work, shard, digests, inputs.check, inputs.known, bad_rows, progress)
+            if (unfinished := run_stages(run.stages(), work, shard, inputs.check, wait)) is not None:
                 return unfinished
-            with alone(work / LOCK):
-                if job.prepared.exists():
-                    publish(job.prepared, folder, partial(_check_replaceable, folder))
-                remove(work)
+            with file_lock(work / LOCK):
+                if run.prepared.exists():
+                    publish(run.prepared, folder, partial(_check_replaceable, folder))
+                remove_work(work)
     except FileNotFoundError:
         if work.exists():
             raise
@@ -161,13 +169,13 @@ class _Inputs:
         """All of them, those of a folder in the order they are read."""
         return _files(self.paths)
 
-    def digests(self, part: Part) -> dict[str, str]:
-        """sha256 of a part's share of the files, by number."""
-        return {str(number): sha256(file) for number, file in list(enumerate(self.files()))[part.every]}
+    def digests(self, shard: Shard) -> dict[str, str]:
+        """sha256 of a shard's share of the files, by number."""
+        return {str(number): sha256(file) for number, file in list(enumerate(self.files()))[shard.stride]}
 
     def digest(self, schema: Schema) -> str:
         """By which it is told whether a folder was prepared of them."""
-        return inputs_digest(schema, self.known, self.digests(WHOLE))
+        return inputs_digest(schema, self.known, self.digests(UNSHARDED))
 
     def check(self) -> None:
         """Raises DataError if a file is not what it was when this was made."""
@@ -175,13 +183,13 @@ class _Inputs:
             names = {file[0] for file in now + self.state if now.count(file) != self.state.count(file)}
             raise DataError(f"{', '.join(sorted(names))}: changed while it was prepared; prepare again")
 
-    def key(self, schema: Schema, part: Part, bad_rows: float) -> dict[str, object]:
+    def key(self, schema: Schema, shard: Shard, bad_rows: float) -> dict[str, object]:
         """What all parts must have in common, as far as it is quickly told."""
         return {
             "format": FORMAT,
             "schema": schema.source,
             "list of files (name, size, time of change)": self.state,
-            "number of parts": part.count,
+            "number of parts": shard.count,
             "ids to grow": self.known and self.known.fingerprint,
             "bad_rows": bad_rows,
         }
@@ -192,7 +200,7 @@ def _inputs(schema: Schema, files: list[str | Path] | None, bad_rows: float, gro
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
     generated = schema.generate is not None and not files
     paths = {} if generated else input_paths(schema, files or [])
-    known = None if grow is None else _known(schema, Path(grow))
+    known = None if grow is None else _ids_to_grow(schema, Path(grow))
     return _Inputs(paths, generated, known, _state(_files(paths)))
 
 
@@ -206,10 +214,10 @@ def _state(files: list[Path]) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def _known(schema: Schema, folder: Path) -> PreparedIds:
+def _ids_to_grow(schema: Schema, folder: Path) -> PreparedIds:
     manifest = read_manifest(folder)
-    theirs = parse_schema(manifest.schema).fields
-    if theirs != schema.fields:
+    other_fields = parse_schema(manifest.schema).fields
+    if other_fields != schema.fields:
         raise DataError(f"{folder}: its fields are not those of data set {schema.name}, so its ids cannot be kept")
     return PreparedIds(manifest.fingerprint, read_encoders(folder, manifest))
 
@@ -222,7 +230,7 @@ def _existing(folder: Path, inputs: str) -> Manifest | None:
     """
     if not folder.exists():
         return None
-    if (folder / MANIFEST).is_file() and read_head(folder / MANIFEST).get("inputs") == inputs:
+    if (folder / MANIFEST).is_file() and read_manifest_json(folder / MANIFEST).get("inputs") == inputs:
         with suppress(DataError):  # damaged: prepared anew
             return read_manifest(folder)
     _check_replaceable(folder)
@@ -230,28 +238,28 @@ def _existing(folder: Path, inputs: str) -> Manifest | None:
 
 
 def _published(inputs: _Inputs, schema: Schema, folder: Path, before: dict[str, Any]) -> Manifest:
-    """The manifest, once the work is gone: as a rule since the part that came last has published the folder.
+    """The manifest, once the work is gone: as a rule since the shard that came last has published the folder.
 
     Args:
-        before: the head of the manifest that was there when this part began.
+        before: the head of the manifest that was there when this shard began.
 
     Raises:
         DataError: the folder is not what the parts were to make, so their work was removed.
     """
-    head = _head(folder)
-    if _of_schema(head, schema):
-        digest = inputs.digest(schema) if head == before else head["inputs"]
+    content = _manifest_json(folder)
+    if _has_schema(content, schema):
+        digest = inputs.digest(schema) if content == before else content["inputs"]
         if (manifest := _existing(folder, digest)) is not None:
             return manifest
     raise DataError(f"{folder}: the work of its parts was removed; begin all parts anew")
 
 
-def _head(folder: Path) -> dict[str, Any]:
-    return read_head(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+def _manifest_json(folder: Path) -> dict[str, Any]:
+    return read_manifest_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
 
 
-def _of_schema(head: dict[str, Any], schema: Schema) -> bool:
-    return head.get("schema") == json.loads(dumps(schema.source))
+def _has_schema(manifest: dict[str, Any], schema: Schema) -> bool:
+    return manifest.get("schema") == json.loads(dumps(schema.source))
 
 
 def _check_replaceable(folder: Path) -> None:

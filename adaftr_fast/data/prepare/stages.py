@@ -1,7 +1,7 @@
-"""The steps from raw logs to a prepared folder: reading text, counting values, encoding rows.
+"""The stages from raw logs to a prepared folder: reading text, counting values, encoding rows.
 
-Each is taken part by part and merged (steps.py); a preparation in one process is its only part. In the folder ``work``
-lie staged texts, what the parts counted, and at last the prepared folder itself, ``work/prepared``.
+Each is taken shard by shard and merged (barrier.py); a preparation in one process is its only shard. In the folder
+``work`` lie staged texts, what the parts counted, and at last the prepared folder itself, ``work/prepared``.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from tqdm import tqdm
 
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.dataset.manifest import FORMAT, Manifest, SplitInfo, field_info, fingerprint
-from adaftr_fast.data.dataset.split_file import split_info, split_name, write_split
+from adaftr_fast.data.dataset.split_file import split_file_name, split_info, write_split
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, read_encoders, write_vocabulary
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import Encoder, count_values, fit_encoder
 from adaftr_fast.data.encode.groups import Groups
-from adaftr_fast.data.prepare.barrier import Step, outcome, read_outcome
+from adaftr_fast.data.prepare.barrier import Stage, read_result, result_path
 from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.data.raw.inputs import Text, parquet_inputs, text_inputs
+from adaftr_fast.data.raw.inputs import TextInput, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Source
-from adaftr_fast.data.raw.staging import check_staged, stage, staged_account
+from adaftr_fast.data.raw.staging import check_staged, stage, staged_bad_rows
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
-from adaftr_fast.data.shard import Part
+from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
-READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # steps; texts are joined with what was read before
+READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # stages; texts are joined with what was read before
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class PreparedIds:
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """What a part needs to take the steps.
+class ShardRun:
+    """What a shard needs to take the stages.
 
     Attributes:
         paths: the input files by role.
-        digests: gives sha256 of those input files that this part looks after, by number.
+        digests: gives sha256 of those input files that this shard looks after, by number.
         check: raises DataError if an input file is not what it was when the preparation began.
         known: the ids to be grown, if any.
         tolerance: share of a text's rows that may be unreadable.
@@ -59,7 +59,7 @@ class Preparation:
     schema: Schema
     paths: dict[str, Path]
     work: Path
-    part: Part
+    shard: Shard
     digests: Callable[[], dict[str, str]]
     check: Callable[[], None]
     known: PreparedIds | None
@@ -71,51 +71,55 @@ class Preparation:
         """The prepared folder as it grows."""
         return self.work / "prepared"
 
-    def steps(self) -> list[Step]:
+    def stages(self) -> list[Stage]:
         first, *more = text_inputs(self.schema, self.paths, self.work / "staged") or [[]]
         return [
-            Step(READ, partial(self._read, first), partial(self._merge_read, first)),
-            *(Step(JOIN, partial(self._stage, texts), partial(self._merge_staged, texts)) for texts in more),
-            Step(COUNT, self._count, self._merge_counted),
-            Step(ENCODE, self._encode, self._merge_encoded),
+            Stage(READ, partial(self._read, first), partial(self._merge_read, first)),
+            *(Stage(JOIN, partial(self._stage, texts), partial(self._merge_staged, texts)) for texts in more),
+            Stage(COUNT, self._count, self._merge_counted),
+            Stage(ENCODE, self._encode, self._merge_encoded),
         ]
 
-    def _read(self, texts: list[Text]) -> dict[str, Any]:
+    def _read(self, texts: list[TextInput]) -> dict[str, Any]:
         return {"digests": self.digests()} | self._stage(texts)
 
-    def _stage(self, texts: list[Text]) -> dict[str, Any]:
-        """Stages this part's share of the texts, and tells the number of its blocks."""
+    def _stage(self, texts: list[TextInput]) -> dict[str, Any]:
+        """Stages this shard's share of the texts, and tells the number of its blocks."""
         self._check_staged()
-        size, blocks = sum(text.path.stat().st_size for text in texts) // self.part.count, {}
+        size, blocks = sum(text.path.stat().st_size for text in texts) // self.shard.count, {}
         with self._bar(READ, size, "B") as bar:
             for text in texts:
-                options = {"header_lines": text.header_lines, "tolerance": self.tolerance, "part": self.part}
+                options = {"header_lines": text.header_lines, "tolerance": self.tolerance, "shard": self.shard}
                 options |= {"check": self.check, "bar": bar}
                 blocks[text.folder.name] = stage(text.path, text.folder, text.parse(), **options)
         return {"blocks": blocks}
 
-    def _merge_read(self, texts: list[Text], parts: list[dict[str, Any]]) -> dict[str, Any]:
-        digests = {number: digest for part in parts for number, digest in part["digests"].items()}
-        return self._merge_staged(texts, parts) | {"digests": digests}
+    def _merge_read(self, texts: list[TextInput], results: list[dict[str, Any]]) -> dict[str, Any]:
+        digests = {number: digest for result in results for number, digest in result["digests"].items()}
+        return self._merge_staged(texts, results) | {"digests": digests}
 
-    def _merge_staged(self, texts: list[Text], parts: list[dict[str, Any]]) -> dict[str, Any]:
-        """The blocks of all parts, and the account of their bad rows."""
-        account, blocks = BadRows(), {}
+    def _merge_staged(self, texts: list[TextInput], results: list[dict[str, Any]]) -> dict[str, Any]:
+        """The blocks of all parts, and the bad_rows of their bad rows."""
+        bad_rows, blocks = BadRows(), {}
         for text in texts:
             name = text.folder.name
-            blocks[name] = sum(part["blocks"][name] for part in parts)
+            blocks[name] = sum(result["blocks"][name] for result in results)
             check_staged(text.folder, blocks[name])
-            account += staged_account(text.path, text.folder, header_lines=text.header_lines, tolerance=self.tolerance)
-        return {"blocks": blocks, "bad_rows": dataclasses.asdict(account) if texts else None}
+            bad_rows += staged_bad_rows(
+                text.path, text.folder, header_lines=text.header_lines, tolerance=self.tolerance
+            )
+        return {"blocks": blocks, "bad_rows": dataclasses.asdict(bad_rows) if texts else None}
 
     def _check_staged(self) -> None:
-        for each in self._staged():
+        for each in self._staged_results():
             for name, blocks in each["blocks"].items():
                 check_staged(self.work / "staged" / name, blocks)
 
-    def _staged(self) -> list[dict[str, Any]]:
-        """What was merged of the steps that stage texts, as far as they were taken."""
-        return [read_outcome(path) for step in (READ, JOIN) if (path := outcome(self.work, step)).exists()]
+    def _staged_results(self) -> list[dict[str, Any]]:
+        """What was merged of the stages that stage texts, as far as they were taken."""
+        return [
+            read_result(path) for stage_name in (READ, JOIN) if (path := result_path(self.work, stage_name)).exists()
+        ]
 
     def _count(self) -> bool:
         """Writes the counts of every field's values in training, and the groups of every split as they appear.
@@ -123,7 +127,7 @@ class Preparation:
         Returns:
             Whether there are training rows, and so counts.
         """
-        source, folder = self._source(), self._counted(self.part)
+        source, folder = self._source(), self._counted(self.shard)
         folder.mkdir(exist_ok=True)
         with self._bar(COUNT, source.count_rows("train"), " rows") as bar:
             counts = count_values(self.schema.fields, source.scan("train", bar.update))
@@ -132,46 +136,46 @@ class Preparation:
                 counts[field.name].write(folder / f"{number}.parquet")
         for split in SPLITS if self.schema.group else ():
             batches = source.scan(split, only=self.schema.group)
-            groups = Groups.of(self.schema.group, (batch[self.schema.group] for batch in batches))
+            groups = Groups.from_columns(self.schema.group, (batch[self.schema.group] for batch in batches))
             groups.write(folder / f"{split}.parquet")
         return bool(counts)
 
-    def _merge_counted(self, having: list[bool]) -> dict[str, Any]:
+    def _merge_counted(self, has_rows: list[bool]) -> dict[str, Any]:
         """Writes the vocabulary and all groups; returns the manifest, which lacks the splits."""
-        counted = [self._counted(part) for part in self.part.all]
+        counted = [self._counted(shard) for shard in self.shard.all]
         self.prepared.mkdir(exist_ok=True)
         for split in SPLITS if self.schema.group else ():
             groups = Groups.read(self.schema.group, [folder / f"{split}.parquet" for folder in counted])
             groups.write(self.work / f"{split}.parquet")
-        counted = list(compress(counted, having))
+        counted = list(compress(counted, has_rows))
         encoders = {field.name: _fit(field, number, counted) for number, field in enumerate(self.schema.fields)}
         encoders = encoders if self.known is None else grown(self.known.encoders, encoders)
         write_vocabulary(self.prepared / VOCABULARY, encoders)
         return dataclasses.asdict(self._without_splits(encoders))
 
     def _without_splits(self, encoders: dict[str, Encoder]) -> Manifest:
-        about = [field_info(field, encoders[field.name]) for field in self.schema.fields]
-        staged = self._staged()
-        accounts = [from_json(BadRows, each["bad_rows"]) for each in staged if each["bad_rows"]]
+        fields = [field_info(field, encoders[field.name]) for field in self.schema.fields]
+        staged = self._staged_results()
+        bad_rows = [from_json(BadRows, each["bad_rows"]) for each in staged if each["bad_rows"]]
         return Manifest(
             dataset=self.schema.name,
             attribution=self.schema.attribution,
             format=FORMAT,
-            fingerprint=fingerprint(about, self.schema.labels, encoders),
+            fingerprint=fingerprint(fields, self.schema.labels, encoders),
             inputs=inputs_digest(self.schema, self.known, staged[0]["digests"]),
             tasks=[label.name for label in self.schema.labels],
             group=self.schema.group,
             splits={},
-            fields=about,
+            fields=fields,
             schema=self.schema.source,
             weight=self.schema.weight,
-            bad_rows=sum(accounts, BadRows()) if accounts else None,
+            bad_rows=sum(bad_rows, BadRows()) if bad_rows else None,
         )
 
     def _encode(self) -> dict[str, Any]:
-        """Writes this part's file of every split; those of an interrupted run are kept."""
+        """Writes this shard's file of every split; those of an interrupted run are kept."""
         source, encoders = self._source(), read_encoders(self.prepared, self._manifest())
-        paths = {split: self.prepared / split_name(split, self.part) for split in SPLITS}
+        paths = {split: self.prepared / split_file_name(split, self.shard) for split in SPLITS}
         with self._bar(ENCODE, sum(map(source.count_rows, SPLITS)), " rows") as bar:
             for split, path in paths.items():
                 if path.exists():
@@ -185,9 +189,9 @@ class Preparation:
         """Writes the manifest, the last of the prepared folder's files."""
         splits = {}
         for split in SPLITS:
-            names = [split_name(split, part) for part in self.part.all]
+            names = [split_file_name(split, shard) for shard in self.shard.all]
             infos = {name: from_json(SplitInfo, each[split]) for name, each in zip(names, encoded)}
-            splits[split] = _sum(infos)
+            splits[split] = _merge_infos(infos)
             for name in names:
                 if not infos[name].rows:
                     (self.prepared / name).unlink(missing_ok=True)
@@ -195,17 +199,17 @@ class Preparation:
         replace(self._manifest(), splits=splits).write(self.prepared)
 
     def _manifest(self) -> Manifest:
-        return from_json(Manifest, read_outcome(outcome(self.work, COUNT)))
+        return from_json(Manifest, read_result(result_path(self.work, COUNT)))
 
     def _source(self) -> Source:
         self._check_staged()
-        return Source(self.schema, parquet_inputs(self.schema, self.paths, self.work / "staged"), self.part)
+        return Source(self.schema, parquet_inputs(self.schema, self.paths, self.work / "staged"), self.shard)
 
-    def _counted(self, part: Part) -> Path:
-        return self.work / f"counted-{part.number}"
+    def _counted(self, shard: Shard) -> Path:
+        return self.work / f"counted-{shard.number}"
 
-    def _bar(self, step: str, total: int, unit: str) -> tqdm:
-        return tqdm(total=total, unit=unit, unit_scale=True, desc=step, disable=not self.progress)
+    def _bar(self, stage_name: str, total: int, unit: str) -> tqdm:
+        return tqdm(total=total, unit=unit, unit_scale=True, desc=stage_name, disable=not self.progress)
 
 
 def inputs_digest(schema: Schema, known: PreparedIds | None, digests: dict[str, str]) -> str:
@@ -225,7 +229,7 @@ def _fit(field: Field, number: int, counted: list[Path]) -> Encoder:
     return fit_encoder(field, ValueCounts.read([folder / f"{number}.parquet" for folder in counted]))
 
 
-def _sum(infos: dict[str, SplitInfo]) -> SplitInfo:
+def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
     """A split of all parts' files, in their order."""
     tasks = next(iter(infos.values())).positives
     return SplitInfo(

@@ -12,7 +12,7 @@ from typing import Any
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast.data.shard import Part
+from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
 LOCK, KEY = "lock", "key"
@@ -21,7 +21,7 @@ LAYOUT = 2  # of what lies in a work folder; raise it when that changes, so that
 
 
 @contextmanager
-def workplace(folder: Path, key: str) -> Iterator[Path]:
+def work_folder(folder: Path, key: str) -> Iterator[Path]:
     """A folder ``.NAME.work`` beside ``folder`` that holds what an interrupted run of the same ``key`` left.
 
     It is removed when the block ends well or by a DataError, which another run would meet again; an interruption or
@@ -30,12 +30,12 @@ def workplace(folder: Path, key: str) -> Iterator[Path]:
     Raises:
         DataError: another process works there.
     """
-    work = _beside(folder)
+    work = _work_path(folder)
     work.mkdir(parents=True, exist_ok=True)
-    with alone(work / LOCK, taken=f"{folder}: another process is preparing it"):
-        _take_back(work, folder)
-        if not _begun(work, key):
-            _empty(work)
+    with file_lock(work / LOCK, error=f"{folder}: another process is preparing it"):
+        _restore_replaced(work, folder)
+        if not _has_key(work, key):
+            _clear(work)
             replace_file(work / KEY, f"{LAYOUT} {key}".encode())
         try:
             yield work
@@ -45,53 +45,53 @@ def workplace(folder: Path, key: str) -> Iterator[Path]:
         shutil.rmtree(work)
 
 
-def clear(folder: Path, key: str) -> None:
-    """Removes the ``workplace`` of a run that was killed once its folder was published, unless it is still running."""
-    if _begun(_beside(folder), key):
-        with suppress(DataError), workplace(folder, key):
+def remove_finished(folder: Path, key: str) -> None:
+    """Removes the work folder that a run left when it was killed after publishing, unless it is still running."""
+    if _has_key(_work_path(folder), key):
+        with suppress(DataError), work_folder(folder, key):
             pass
 
 
-def _beside(folder: Path) -> Path:
+def _work_path(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.work"
 
 
-def _begun(work: Path, key: str) -> bool:
+def _has_key(work: Path, key: str) -> bool:
     return (work / KEY).is_file() and (work / KEY).read_text() == f"{LAYOUT} {key}"
 
 
 @contextmanager
-def shared_workplace(work: Path, folder: Path, part: Part, key: dict[str, Any]) -> Iterator[None]:
-    """The folder ``work``, which is there, for one part while others do theirs; nothing but ``key`` is put there.
+def shared_work_folder(work: Path, folder: Path, shard: Shard, key: dict[str, Any]) -> Iterator[None]:
+    """The folder ``work``, which is there, for one shard while different do stored; nothing but ``key`` is put there.
 
     Args:
         folder: what is made there.
         key: what must be the same for all parts, by name.
 
     Raises:
-        DataError: another process works on this part, or the parts there have another key.
+        DataError: another process works on this shard, or the parts there have another key.
     """
     key = json.loads(dumps({"layout of the folder": LAYOUT} | key))
-    with alone(work / LOCK):
-        _take_back(work, folder)
+    with file_lock(work / LOCK):
+        _restore_replaced(work, folder)
         if not (work / KEY).exists():
             replace_file(work / KEY, dumps(key).encode())
-    theirs = json.loads((work / KEY).read_text(encoding="utf-8"))
-    if others := [name for name, value in key.items() if theirs.get(name) != value]:
+    stored = json.loads((work / KEY).read_text(encoding="utf-8"))
+    if different := [name for name, value in key.items() if stored.get(name) != value]:
         raise DataError(
-            f"part {part}: the parts in {work} were begun with another {', '.join(others)}; go on with that, or remove "
-            "the folder to begin anew"
+            f"shard {shard}: the shards in {work} were started with a different {', '.join(different)}; use the same one, "
+            "or remove the folder to start again"
         )
-    with alone(work / f"{LOCK}-{part.number}", taken=f"part {part}: another process is preparing it"):
+    with file_lock(work / f"{LOCK}-{shard.number}", error=f"shard {shard}: another process is preparing it"):
         yield
 
 
 @contextmanager
-def alone(path: Path, taken: str | None = None) -> Iterator[None]:
-    """Holds the lock ``path``, once others have left it.
+def file_lock(path: Path, error: str | None = None) -> Iterator[None]:
+    """Holds the lock ``path``, once different have left it.
 
     Args:
-        taken: the error, if one shall not wait for them.
+        error: the error, if one shall not wait for them.
 
     Raises:
         DataError: it is held by another process.
@@ -99,9 +99,9 @@ def alone(path: Path, taken: str | None = None) -> Iterator[None]:
     """
     with path.open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
-        except BlockingIOError as error:
-            raise DataError(taken) from error
+            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if error else 0))
+        except BlockingIOError as blocked:
+            raise DataError(error) from blocked
         yield
 
 
@@ -119,33 +119,33 @@ def publish(new: Path, folder: Path, check: Callable[[], None] = lambda: None) -
     try:
         new.rename(folder)
     except BaseException:
-        _take_back(new.parent, folder)
+        _restore_replaced(new.parent, folder)
         raise
 
 
-def remove(work: Path) -> None:
+def remove_work(work: Path) -> None:
     """Removes a folder at once, so that no process finds half of it."""
-    sweep(work)
-    work.rename(_removed(work))
-    sweep(work)
+    remove_leftovers(work)
+    work.rename(_removed_path(work))
+    remove_leftovers(work)
 
 
-def sweep(work: Path) -> None:
-    """Removes what ``remove`` left if its process was killed."""
-    shutil.rmtree(_removed(work), ignore_errors=True)
+def remove_leftovers(work: Path) -> None:
+    """Removes what ``remove_work`` left if its process was killed."""
+    shutil.rmtree(_removed_path(work), ignore_errors=True)
 
 
-def _removed(work: Path) -> Path:
+def _removed_path(work: Path) -> Path:
     return work.with_name(f"{work.name}.old")
 
 
-def _take_back(work: Path, folder: Path) -> None:
+def _restore_replaced(work: Path, folder: Path) -> None:
     """Puts back what ``publish`` moved away without getting further."""
     if (work / REPLACED).exists() and not folder.exists():
         (work / REPLACED).rename(folder)
 
 
-def _empty(work: Path) -> None:
+def _clear(work: Path) -> None:
     for entry in work.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)

@@ -23,7 +23,7 @@ from adaftr_fast.data.raw.text import TextBlock, castable, parse_block
 COMMON = ["common_feature_index", "feature_num", "blob"]
 SKELETON = ["sample_id", "click", "conversion", *COMMON]
 LABELS = ["click", "conversion"]
-ONE_SEPARATOR = bytes.maketrans(b"\x03", b"\x02")  # so that one split takes a token apart, not two
+MERGE_SEPARATORS = bytes.maketrans(b"\x03", b"\x02")  # so that one split takes a token apart, not two
 MISSING = -1  # of a feature, which are counted from 1
 
 
@@ -43,8 +43,8 @@ class Features:
         """A column per field [n]: int64, or lists of it."""
         missing = self.last == MISSING
         last = {
-            field: pa.array(np.ascontiguousarray(self.last[:, place]), mask=missing[:, place])
-            for place, field in enumerate(fields)
+            field: pa.array(np.ascontiguousarray(self.last[:, position]), mask=missing[:, position])
+            for position, field in enumerate(fields)
         }
         return last | self.all
 
@@ -64,7 +64,7 @@ def parse_common(data: bytes, fields: Sequence[str], lists: Collection[str] = ()
         fields: those to read.
         lists: the ones among them of which all tokens are read.
     """
-    block = parse_block(data.translate(ONE_SEPARATOR), COMMON, ",", quoted=False)
+    block = parse_block(data.translate(MERGE_SEPARATORS), COMMON, ",", quoted=False)
     features = _features(block, fields, lists)
     columns = {COMMON[0]: block.table[COMMON[0]].cast(pa.string())} | features.columns(fields)
     return pa.table(columns), block.report()
@@ -79,11 +79,11 @@ def common_features(table: pa.Table, fields: Sequence[str], lists: Collection[st
     """The rows of ``parse_common`` as what ``parse_skeleton`` joins."""
     table = table.combine_chunks()
     last = np.full((table.num_rows, len(fields)), MISSING, np.int64)
-    for place, field in enumerate(fields):
+    for position, field in enumerate(fields):
         if field not in lists:
-            last[:, place] = table[field].fill_null(MISSING).to_numpy()
-    every = {field: _whole(table[field]) for field in lists}
-    return CommonFeatures(_whole(table[COMMON[0]]), Features(last, every))
+            last[:, position] = table[field].fill_null(MISSING).to_numpy()
+    lists_by_field = {field: _one_array(table[field]) for field in lists}
+    return CommonFeatures(_one_array(table[COMMON[0]]), Features(last, lists_by_field))
 
 
 def parse_skeleton(
@@ -96,7 +96,7 @@ def parse_skeleton(
     keep: Sequence[str] = (),
 ) -> tuple[pa.Table, BadRows]:
     """Lines of a skeleton file, joined, to uint8 ``labels``, other columns to ``keep`` as text, and one per field."""
-    block = parse_block(data.translate(ONE_SEPARATOR), SKELETON, ",", quoted=False)
+    block = parse_block(data.translate(MERGE_SEPARATORS), SKELETON, ",", quoted=False)
     for column in keep:
         block.convert(column, pa.string())
     for label in labels:
@@ -105,21 +105,21 @@ def parse_skeleton(
     block.convert(COMMON[0], pa.string())
     features = _features(block, fields, lists)
     user = pc.index_in(block.column(COMMON[0]), value_set=common.index).fill_null(-1).to_numpy()
-    joined = _joined(features, common.features, user)
+    joined = _join(features, common.features, user)
     block.drop(user < 0, "no common features of this index", block.column(COMMON[0]))
     columns = {column: block.table[column] for column in (*labels, *keep)} | joined.columns(fields)
     return pa.table(columns), block.report()
 
 
-def _joined(own: Features, common: Features, user: np.ndarray) -> Features:
+def _join(own: Features, common: Features, user: np.ndarray) -> Features:
     """Own features, or those of the ``user`` [n] where a field has none; rows of no user (-1) are left out."""
     known = user >= 0
     last = np.where(own.last == MISSING, common.last[user], own.last)[known]
-    every = {}
+    lists_by_field = {}
     for field, lists in own.all.items():
         lists, of_user = lists.filter(pa.array(known)), common.all[field].take(pa.array(user[known]))
-        every[field] = pc.if_else(pc.greater(pc.list_value_length(lists), 0), lists, of_user)
-    return Features(last, every)
+        lists_by_field[field] = pc.if_else(pc.greater(pc.list_value_length(lists), 0), lists, of_user)
+    return Features(last, lists_by_field)
 
 
 def _features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -> Features:
@@ -133,37 +133,37 @@ def _features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -
     blob = block.column("blob")
     tokens = pc.split_pattern(blob.fill_null(""), "\x01")
     row = np.repeat(np.arange(len(blob)), pc.list_value_length(tokens).to_numpy())
-    parts = pc.split_pattern(tokens.values, "\x02")
-    names, feature = _element(parts, 0), _element(parts, 1)
-    fits = (pc.list_value_length(parts).to_numpy() == 3) & castable(feature, pa.int64())
+    elements = pc.split_pattern(tokens.values, "\x02")
+    names, feature = _element(elements, 0), _element(elements, 1)
+    fits = (pc.list_value_length(elements).to_numpy() == 3) & castable(feature, pa.int64())
 
-    place = pc.index_in(names, value_set=pa.array(fields, pa.string())).fill_null(-1).to_numpy()
-    known = fits & (place >= 0)
-    row_of, place, value = row[known], place[known], feature.filter(pa.array(known)).cast(pa.int64()).to_numpy()
+    position = pc.index_in(names, value_set=pa.array(fields, pa.string())).fill_null(-1).to_numpy()
+    known = fits & (position >= 0)
+    row_of, position, value = row[known], position[known], feature.filter(pa.array(known)).cast(pa.int64()).to_numpy()
     last = np.full((len(blob), len(fields)), MISSING, np.int64)
-    last[row_of, place] = value  # of equal places, an assignment keeps the last value, as NumPy documents
-    every = {field: place == fields.index(field) for field in lists}
-    every = {field: _grouped(row_of[mask], value[mask], len(blob)) for field, mask in every.items()}
+    last[row_of, position] = value  # of equal places, an assignment keeps the last value, as NumPy documents
+    masks = {field: position == fields.index(field) for field in lists}
+    lists_by_field = {field: _group_by_row(row_of[mask], value[mask], len(blob)) for field, mask in masks.items()}
     damaged = np.zeros(len(blob), bool)
     damaged[row[~fits]] = True
     damaged &= blob.is_valid().to_numpy(zero_copy_only=False)  # no blob is no damage
     block.drop(damaged, "a token is not field, feature and value", blob)
     kept = pa.array(~damaged)
-    return Features(last[~damaged], {field: lists.filter(kept) for field, lists in every.items()})
+    return Features(last[~damaged], {field: lists.filter(kept) for field, lists in lists_by_field.items()})
 
 
-def _grouped(row: np.ndarray, value: np.ndarray, rows: int) -> pa.Array:
+def _group_by_row(row: np.ndarray, value: np.ndarray, rows: int) -> pa.Array:
     """Values [m] with ascending row numbers [m] as a list per row [rows]."""
     offsets = np.searchsorted(row, np.arange(rows + 1)).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(value))
 
 
-def _element(lists: pa.ListArray, place: int) -> pa.Array:
-    """Element ``place`` of each list [n], missing where it is shorter."""
+def _element(lists: pa.ListArray, position: int) -> pa.Array:
+    """Element ``position`` of each list [n], missing where it is shorter."""
     offsets = lists.offsets.to_numpy()
-    short = np.diff(offsets) <= place
-    return lists.values.take(pa.array(offsets[:-1].astype(np.int64) + place, mask=short))
+    short = np.diff(offsets) <= position
+    return lists.values.take(pa.array(offsets[:-1].astype(np.int64) + position, mask=short))
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)

@@ -46,8 +46,8 @@ def infer_schema(
     for column in (*labels, *ignore, *(each for each in (group, time, weight) if each)):
         if column not in dataset.schema.names:
             raise DataError(f"{path}: no column {column!r}; the file has {', '.join(dataset.schema.names)}")
-    apart = {*labels, *ignore, time, weight}
-    fields = {each.name: _field(each.type) for each in dataset.schema if each.name not in apart}
+    not_fields = {*labels, *ignore, time, weight}
+    fields = {each.name: _field(each.type) for each in dataset.schema if each.name not in not_fields}
     source: dict[str, Any] = {"name": path.name.split(".")[0], "labels": {label: label for label in labels}}
     source |= {key: value for key, value in (("group", group), ("weight", weight)) if value}
     source["split"] = _by_time(path, dataset, time) if time else _by_hash(group)
@@ -92,11 +92,11 @@ def _by_time(path: Path, dataset: ds.Dataset, time: str) -> dict[str, Any]:
     table = counts.table()
     if table.num_rows < 3:
         raise DataError(f"{path}: {time}: expected at least three different times, got {table.num_rows}")
-    reached = pc.cumulative_sum(table["count"]).to_numpy() / pc.sum(table["count"]).as_py()
-    first, second = (int((reached <= share).sum()) for share in (TRAIN, VALIDATION))
+    cumulative = pc.cumulative_sum(table["count"]).to_numpy() / pc.sum(table["count"]).as_py()
+    first, second = (int((cumulative <= share).sum()) for share in (TRAIN, VALIDATION))
     first = min(max(first, 1), table.num_rows - 2)
     second = min(max(second, first + 1), table.num_rows - 1)
-    start, stop = (table["value"][place].as_py() for place in (first, second))
+    start, stop = (table["value"][position].as_py() for position in (first, second))
     return {
         "train": {"where": [[time, "<", start]]},
         "validation": {"where": [[time, ">=", start], [time, "<", stop]]},

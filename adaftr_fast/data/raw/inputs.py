@@ -20,12 +20,12 @@ from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Condition, Schema
 from adaftr_fast.errors import DataError
 
-TEXT = (".csv", ".tsv", ".txt")
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 DELIMITERS = ",\t;|"  # the one that a header holds most often
 
 
 @dataclass(frozen=True)
-class Text:
+class TextInput:
     """A text input on its way to parquet.
 
     Attributes:
@@ -39,7 +39,7 @@ class Text:
     header_lines: int
 
 
-def text_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[Text]]:
+def text_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[TextInput]]:
     """What is to be staged in ``work``, in rounds: what the texts of one need is there once those before are staged.
 
     Raises:
@@ -60,21 +60,21 @@ def parquet_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> dict[s
 def is_text(path: Path) -> bool:
     """Whether a file's name says that it is delimited text, compressed or not."""
     name = path.with_suffix("") if path.suffix in COMPRESSIONS else path
-    return name.suffix in TEXT
+    return name.suffix in TEXT_SUFFIXES
 
 
-def _aliccp(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[Text]]:
+def _aliccp(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[TextInput]]:
     fields = field_columns(schema)
     fields += [schema.group] if schema.group and schema.group not in fields else []
-    which = {"fields": fields, "lists": list_columns(schema)}
+    options = {"fields": fields, "lists": list_columns(schema)}
 
     def parse(role: str) -> Parse:
         if role.startswith(COMMON):
-            return partial(aliccp.parse_common, **which)
-        common = aliccp.read_common(work / (COMMON + role), **which)
-        return partial(aliccp.parse_skeleton, common=common, **which)
+            return partial(aliccp.parse_common, **options)
+        common = aliccp.read_common(work / (COMMON + role), **options)
+        return partial(aliccp.parse_skeleton, common=common, **options)
 
-    texts = {role: Text(path, work / role, partial(parse, role), header_lines=0) for role, path in paths.items()}
+    texts = {role: TextInput(path, work / role, partial(parse, role), header_lines=0) for role, path in paths.items()}
     common = [text for role, text in texts.items() if role.startswith(COMMON)]
     return [common, [text for text in texts.values() if text not in common]]
 
@@ -89,52 +89,52 @@ def list_columns(schema: Schema) -> list[str]:
     return sorted({column for field in schema.fields if field.tokens for column in field.columns})
 
 
-def _delimited(schema: Schema, path: Path, folder: Path) -> Text:
+def _delimited(schema: Schema, path: Path, folder: Path) -> TextInput:
     names, delimiter = read_header(path)
     check_columns(schema, path, names)
     required = [label.column for label in schema.labels if label.column is not None]
-    kinds = text_kinds(schema)
-    parse = partial(parse_rows, names=names, delimiter=delimiter, kinds=kinds, required=required)
-    return Text(path, folder, lambda: parse, header_lines=1)
+    types = column_types(schema)
+    parse = partial(parse_rows, names=names, delimiter=delimiter, types=types, required=required)
+    return TextInput(path, folder, lambda: parse, header_lines=1)
 
 
 def parse_rows(
-    data: bytes, names: list[str], delimiter: str, kinds: dict[str, pa.DataType], required: list[str]
+    data: bytes, names: list[str], delimiter: str, types: dict[str, pa.DataType], required: list[str]
 ) -> tuple[pa.Table, BadRows]:
-    """Lines without a header to the columns of ``kinds``; rows in which a ``required`` one is missing are bad."""
+    """Lines without a header to the columns of ``types``; rows in which a ``required`` one is missing are bad."""
     block = parse_block(data, names, delimiter)
     for column in required:
         block.require(column)
-    for column, kind in kinds.items():
-        block.convert(column, kind)
-    return block.table.select(list(kinds)), block.report()
+    for column, type_ in types.items():
+        block.convert(column, type_)
+    return block.table.select(list(types)), block.report()
 
 
-def text_kinds(schema: Schema) -> dict[str, pa.DataType]:
+def column_types(schema: Schema) -> dict[str, pa.DataType]:
     """The type of every column that the schema reads of a text file.
 
     Numbers are what numeric fields, 0/1 labels, weights and truths read, and what a condition compares with a number
     (whole ones where the column is a categorical field too); everything else is text, or what a condition says.
     """
-    kinds: dict[str, pa.DataType] = dict.fromkeys(schema.columns(), pa.string())
+    types: dict[str, pa.DataType] = dict.fromkeys(schema.columns(), pa.string())
     discrete = {column for field in schema.fields if field.kind != "numeric" for column in field.columns}
     conditions = [label.condition for label in schema.labels] + [rule.where for rule in schema.split.values()]
     for condition in (*conditions, schema.drop):
         for column, operand in _operands(condition or []):
-            kinds[column] = _kind(operand, column in discrete)
+            types[column] = _operand_type(operand, column in discrete)
     numbers = [field.columns[0] for field in schema.fields if field.kind == "numeric"]
     numbers += [label.column for label in schema.labels if label.column is not None]
     numbers += [*schema.truth.values(), *([schema.weight] if schema.weight else [])]
-    return kinds | dict.fromkeys(numbers, pa.float64())
+    return types | dict.fromkeys(numbers, pa.float64())
 
 
 def _operands(condition: Condition) -> list[tuple[str, object]]:
-    triples = [triple for part in condition for triple in ([part] if isinstance(part, tuple) else part)]
+    triples = [triple for item in condition for triple in ([item] if isinstance(item, tuple) else item)]
     return [(column, operand[0] if isinstance(operand, list) else operand) for column, _, operand in triples]
 
 
-def _kind(operand: object, discrete: bool) -> pa.DataType:
-    kinds = {  # subclasses first; a pandas Timestamp, which Arrow makes of nanoseconds, is a datetime
+def _operand_type(operand: object, discrete: bool) -> pa.DataType:
+    types = {  # subclasses first; a pandas Timestamp, which Arrow makes of nanoseconds, is a datetime
         bool: pa.bool_(),
         int: pa.int64() if discrete else pa.float64(),
         float: pa.float64(),
@@ -142,7 +142,7 @@ def _kind(operand: object, discrete: bool) -> pa.DataType:
         datetime.date: pa.date32(),
         datetime.time: pa.time64("us"),
     }
-    return next((kind for known, kind in kinds.items() if isinstance(operand, known)), pa.string())
+    return next((type_ for python_type, type_ in types.items() if isinstance(operand, python_type)), pa.string())
 
 
 def read_header(path: Path) -> tuple[list[str], str]:

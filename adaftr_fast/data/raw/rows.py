@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.data.raw.inputs import field_columns, is_text, list_columns, parse_rows, read_header, text_kinds
+from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, parse_rows, read_header
 from adaftr_fast.data.raw.source import BATCH_ROWS, coalesced
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.schema.types import Schema
@@ -40,10 +40,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class RawFile:
-    """One input. ``kinds`` are the types of the columns to keep."""
+    """One input. ``types`` are the types of the columns to keep."""
 
     size: int
-    kinds: dict[str, pa.DataType]
+    types: dict[str, pa.DataType]
     chunks: Callable[[], Iterator[Chunk]]
 
 
@@ -68,34 +68,34 @@ def raw_files(schema: Schema, files: Sequence[str | Path], keep: Sequence[str] =
 
 
 def _parquet(schema: Schema, path: Path, keep: Sequence[str]) -> RawFile:
-    with _named_errors(path):
+    with _data_errors(path):
         dataset = ds.dataset(path, format="parquet")
         rows, size = max(1, dataset.count_rows()), sum(Path(file).stat().st_size for file in dataset.files)
     _check_columns(schema, path, dataset.schema.names, keep)
     columns = list(dict.fromkeys([*field_columns(schema), *keep]))
 
     def chunks() -> Iterator[Chunk]:
-        with _named_errors(path):
+        with _data_errors(path):
             scanner = dataset.scanner(columns=columns, batch_size=BATCH_ROWS)
             for batch in coalesced(scanner.to_batches()):
                 table = pa.Table.from_batches([batch])
-                yield Chunk(path, partial(_as_it_is, table), 0, size * batch.num_rows // rows)
+                yield Chunk(path, partial(_parsed_table, table), 0, size * batch.num_rows // rows)
 
     return RawFile(size, {column: dataset.schema.field(column).type for column in keep}, chunks)
 
 
-def _as_it_is(table: pa.Table) -> tuple[pa.Table, BadRows]:
+def _parsed_table(table: pa.Table) -> tuple[pa.Table, BadRows]:
     return table, BadRows(rows=table.num_rows)
 
 
 def _text(schema: Schema, path: Path, keep: Sequence[str]) -> RawFile:
     names, delimiter = read_header(path)
     _check_columns(schema, path, names, keep)
-    known = text_kinds(schema)
-    kinds = {column: known.get(column, pa.string()) for column in [*field_columns(schema), *keep]}
-    parse = partial(parse_rows, names=names, delimiter=delimiter, kinds=kinds, required=[])
-    chunks = partial(_lines, path, parse, header_lines=1)
-    return RawFile(path.stat().st_size, {column: kinds[column] for column in keep}, chunks)
+    known = column_types(schema)
+    types = {column: known.get(column, pa.string()) for column in [*field_columns(schema), *keep]}
+    parse = partial(parse_rows, names=names, delimiter=delimiter, types=types, required=[])
+    chunks = partial(_text_chunks, path, parse, header_lines=1)
+    return RawFile(path.stat().st_size, {column: types[column] for column in keep}, chunks)
 
 
 def _aliccp(schema: Schema, skeleton: Path, common: Path, keep: Sequence[str]) -> RawFile:
@@ -106,17 +106,19 @@ def _aliccp(schema: Schema, skeleton: Path, common: Path, keep: Sequence[str]) -
 
     def chunks() -> Iterator[Chunk]:
         # Whose line here is bad has no features, and so the rows of this user are bad: counted once, there.
-        parts = [aliccp.parse_common(block, fields, lists)[0] for block in blocks(common)]
-        if not parts:
+        tables = [aliccp.parse_common(block, fields, lists)[0] for block in blocks(common)]
+        if not tables:
             raise DataError(f"{common}: has no rows")
-        joined = aliccp.common_features(pa.concat_tables(parts), fields, lists)
+        joined = aliccp.common_features(pa.concat_tables(tables), fields, lists)
         parse = partial(aliccp.parse_skeleton, fields=fields, common=joined, lists=lists, labels=(), keep=keep)
-        yield from _lines(skeleton, parse, header_lines=0)
+        yield from _text_chunks(skeleton, parse, header_lines=0)
 
     return RawFile(skeleton.stat().st_size, dict.fromkeys(keep, pa.string()), chunks)
 
 
-def _lines(path: Path, parse: Callable[[bytes], tuple[pa.Table, BadRows]], *, header_lines: int) -> Iterator[Chunk]:
+def _text_chunks(
+    path: Path, parse: Callable[[bytes], tuple[pa.Table, BadRows]], *, header_lines: int
+) -> Iterator[Chunk]:
     line = 0
     for block in blocks(path):
         header = header_lines if line == 0 else 0
@@ -132,7 +134,7 @@ def _check_columns(schema: Schema, path: Path, names: Sequence[str], keep: Seque
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
+def _data_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:

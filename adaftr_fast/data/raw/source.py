@@ -18,16 +18,16 @@ import pyarrow.parquet as pq
 
 from adaftr_fast.data import hashing
 from adaftr_fast.data.schema.types import Label, Schema, SplitRule
-from adaftr_fast.data.shard import WHOLE, Part
+from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.errors import DataError
 
 BATCH_ROWS = 1 << 17
-ROW_STREAM = hashing.key(0, "rows")  # of the hash of row numbers
+ROW_STREAM = hashing.stream_key(0, "rows")  # of the hash of row numbers
 LABEL = "label:"  # prefix of the label columns of a scan, which may share a name with the column they come from
 
 
 class Source:
-    """The input files of a schema, each under its role, or a part's share of their rows: some row groups in a row.
+    """The input files of a schema, each under its role, or a shard's share of their rows: some row groups in a row.
 
     Args:
         paths: a parquet file, or a folder of such, by role (``input_paths``).
@@ -36,14 +36,14 @@ class Source:
         DataError: a file that is missing or no readable parquet, or a missing column.
     """
 
-    def __init__(self, schema: Schema, paths: dict[str, Path], part: Part = WHOLE) -> None:
+    def __init__(self, schema: Schema, paths: dict[str, Path], shard: Shard = UNSHARDED) -> None:
         self.schema, self.paths = schema, paths
         self._datasets: dict[str, ds.Dataset] = {}
-        self._before: dict[str, ds.Dataset] = {}  # the rows of the parts before, which have to be counted
+        self._preceding: dict[str, ds.Dataset] = {}  # the rows of the parts before, which have to be counted
         for role, path in paths.items():
             whole = _open(path)
             check_columns(schema, path, whole.schema.names)
-            self._datasets[role], self._before[role] = _share(path, whole, part)
+            self._datasets[role], self._preceding[role] = _shard_row_groups(path, whole, shard)
 
     def count_rows(self, split: str) -> int:
         """Rows of a split before even, odd or hash selection."""
@@ -68,7 +68,7 @@ class Source:
         else:
             selecting = [rule.hash.column] if rule.hash and rule.hash.column else []
             columns = {column: pc.field(column) for column in [only, *selecting]}
-        with self._named_errors(split):
+        with self._data_errors(split):
             where = self._filter(rule)
             scanner = self._datasets[rule.file].scanner(columns=columns, filter=where, batch_size=BATCH_ROWS)
             batches = iter(scanner.to_batches())
@@ -79,9 +79,9 @@ class Source:
     ) -> Iterator[pa.RecordBatch]:
         rule = self.schema.split[split]
         numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
-        seen = self._count(self._before, split) if numbered else 0
+        seen = self._count(self._preceding, split) if numbered else 0
         while True:
-            with self._named_errors(split):  # around the reading alone, not around what the caller does
+            with self._data_errors(split):  # around the reading alone, not around what the caller does
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -91,17 +91,17 @@ class Source:
 
     def _count(self, datasets: dict[str, ds.Dataset], split: str) -> int:
         rule = self.schema.split[split]
-        with self._named_errors(split):
+        with self._data_errors(split):
             return datasets[rule.file].count_rows(filter=self._filter(rule))
 
     def _filter(self, rule: SplitRule) -> pc.Expression | None:
-        parts = [pq.filters_to_expression(rule.where)] if rule.where else []
+        conditions = [pq.filters_to_expression(rule.where)] if rule.where else []
         if self.schema.drop:  # unknown is not dropped
-            parts.append(~pc.coalesce(pq.filters_to_expression(self.schema.drop), pc.scalar(False)))
-        return functools.reduce(operator.and_, parts) if parts else None
+            conditions.append(~pc.coalesce(pq.filters_to_expression(self.schema.drop), pc.scalar(False)))
+        return functools.reduce(operator.and_, conditions) if conditions else None
 
     @contextmanager
-    def _named_errors(self, split: str) -> Iterator[None]:
+    def _data_errors(self, split: str) -> Iterator[None]:
         path = self.paths[self.schema.split[split].file]
         try:
             yield
@@ -142,8 +142,8 @@ def _select(batch: pa.RecordBatch, rule: SplitRule, first_row: int) -> pa.Record
         column = rule.hash.column
         numbers = np.arange(first_row, first_row + batch.num_rows)
         hashes = hashing.text_hash(batch[column]) if column else hashing.bits(ROW_STREAM, numbers)
-        place = hashing.fraction(hashes)
-        return batch.filter(pa.array((place >= rule.hash.start) & (place < rule.hash.stop)))
+        position = hashing.fraction(hashes)
+        return batch.filter(pa.array((position >= rule.hash.start) & (position < rule.hash.stop)))
     if rule.rows == "all":
         return batch
     start = (first_row + (rule.rows == "odd")) % 2
@@ -176,21 +176,21 @@ def _open(path: Path) -> ds.Dataset:
         raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
 
 
-def _share(path: Path, whole: ds.Dataset, part: Part) -> tuple[ds.Dataset, ds.Dataset]:
-    """A part's share of the rows, by whole row groups, and all rows before it."""
+def _shard_row_groups(path: Path, whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.Dataset]:
+    """A shard's share of the rows, by whole row groups, and all rows before it."""
 
-    def dataset(pieces: Iterable[ds.Fragment]) -> ds.Dataset:
-        return ds.FileSystemDataset(list(pieces), whole.schema, whole.format, whole.filesystem)
+    def dataset(row_groups: Iterable[ds.Fragment]) -> ds.Dataset:
+        return ds.FileSystemDataset(list(row_groups), whole.schema, whole.format, whole.filesystem)
 
-    if part.count == 1:
+    if shard.count == 1:
         return whole, dataset([])
     try:
-        pieces = [piece for fragment in whole.get_fragments() for piece in fragment.split_by_row_group()]
+        row_groups = [row_group for fragment in whole.get_fragments() for row_group in fragment.split_by_row_group()]
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
-    ends = np.cumsum([sum(group.num_rows for group in piece.row_groups) for piece in pieces])
-    number = (ends - 1) * part.count // max(1, *ends) + 1  # of the part that a row group's last row falls to
-    return dataset(compress(pieces, number == part.number)), dataset(compress(pieces, number < part.number))
+    ends = np.cumsum([sum(info.num_rows for info in row_group.row_groups) for row_group in row_groups])
+    number = (ends - 1) * shard.count // max(1, *ends) + 1  # of the shard that a row group's last row falls to
+    return dataset(compress(row_groups, number == shard.number)), dataset(compress(row_groups, number < shard.number))
 
 
 def _first_line(error: Exception) -> str:

@@ -27,15 +27,15 @@ class TextBlock:
     total: int
     bad: list[BadLine] = field(default_factory=list)
 
-    def drop(self, wrong: np.ndarray, reason: str, text: pa.Array) -> None:
-        """Sets apart the rows of the mask ``wrong`` [n]; ``text`` [n] is what is shown of them."""
-        if not wrong.any():
+    def drop(self, mask: np.ndarray, reason: str, text: pa.Array) -> None:
+        """Sets apart the rows of the mask ``mask`` [n]; ``text`` [n] is what is shown of them."""
+        if not mask.any():
             return
-        rows = np.flatnonzero(wrong)
+        rows = np.flatnonzero(mask)
         shown = text.take(pa.array(rows)).to_pylist()
         self.bad += [BadLine(int(self.line[row]), reason, _readable(value)) for row, value in zip(rows, shown)]
-        self.table = self.table.filter(pa.array(~wrong))
-        self.line = self.line[~wrong]
+        self.table = self.table.filter(pa.array(~mask))
+        self.line = self.line[~mask]
 
     def convert(self, column: str, kind: pa.DataType) -> None:
         """Gives a column its type; rows whose value does not fit are set apart."""

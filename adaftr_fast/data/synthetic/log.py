@@ -52,16 +52,16 @@ class LogConfig:
     list_scale: float = 0.1
 
     def __post_init__(self) -> None:
-        least = {"rows": 1, "seed": 0, "users": 0, "items": 0, "days": 1, "spread": 0.0}
-        for name, bound in least.items():
+        minimums = {"rows": 1, "seed": 0, "users": 0, "items": 0, "days": 1, "spread": 0.0}
+        for name, bound in minimums.items():
             if not getattr(self, name) >= bound:
                 raise DataError(f"synthetic log: {name}: expected >= {bound}, got {getattr(self, name)}")
         if self.layout not in LAYOUTS:
             raise DataError(f"synthetic log: layout: expected one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if not 0.0 < self.list_scale <= 10.0:
             raise DataError(f"synthetic log: list_scale: expected a number in (0, 10], got {self.list_scale}")
-        steps = [1.0, *self.rates.values(), 0.0]
-        if any(low >= high for high, low in itertools.pairwise(steps)):
+        shares = [1.0, *self.rates.values(), 0.0]
+        if any(low >= high for high, low in itertools.pairwise(shares)):
             raise DataError(f"synthetic log: rates: expected falling shares below 1, got {self.rates}")
         low, high = self.relatedness_low, self.relatedness_high
         if not -1.0 <= low <= high <= 1.0:
@@ -115,10 +115,12 @@ class ImpressionLog:
         drawn = hashing.uniform(self._key("length", field.name), owner)
         offsets = np.concatenate([[0], np.cumsum(1 + (drawn * (2 * mean - 1)).astype(np.int64))])
         lengths = np.diff(offsets)
-        place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        which = np.repeat(hashing.bits(self._key("token", field.name), owner), lengths) + place.astype(np.uint64)
-        draws = hashing.uniform(self._key("value", field.name), which)
-        return hashing.zipf(draws, field.values, VALUE_ZIPF), offsets
+        position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        token_index = np.repeat(hashing.bits(self._key("token", field.name), owner), lengths) + position.astype(
+            np.uint64
+        )
+        samples = hashing.uniform(self._key("value", field.name), token_index)
+        return hashing.zipf(samples, field.values, VALUE_ZIPF), offsets
 
     def batch(self, start: int, stop: int) -> pa.RecordBatch:
         """Rows ``start`` to ``stop - 1``.
@@ -130,7 +132,7 @@ class ImpressionLog:
         values = self.values(row)
         outcome = self.truth.outcome(values)
         columns = {DAY: pa.array(row * self.config.days // self.config.rows, pa.int32())}
-        columns |= {name: as_arrow(of_field) for name, of_field in values.items()}
+        columns |= {name: as_arrow(field_values) for name, field_values in values.items()}
         happened = np.ones(len(row), bool)
         for k, stage in enumerate(self.stages):
             happened = happened & (hashing.uniform(self._key("label", stage), row) < outcome.conditional[:, k])
@@ -141,7 +143,7 @@ class ImpressionLog:
         return pa.RecordBatch.from_pydict(columns)
 
     def _key(self, *names: str) -> np.uint64:
-        return hashing.key(self.config.seed, *names)
+        return hashing.stream_key(self.config.seed, *names)
 
 
 def as_arrow(values: Values) -> pa.Array:

@@ -69,8 +69,8 @@ def _skeleton(log: ImpressionLog, row: np.ndarray) -> bytes:
 def _common(log: ImpressionLog, users: np.ndarray) -> Iterator[bytes]:
     fields = [field for field in log.layout.fields if field.owner == "user"]
     for first in range(0, len(users), BATCH_USERS):
-        some = users[first : first + BATCH_USERS]
-        yield _lines([_index(some)], fields, [as_arrow(log.field_values(field, some)) for field in fields])
+        batch = users[first : first + BATCH_USERS]
+        yield _lines([_index(batch)], fields, [as_arrow(log.field_values(field, batch)) for field in fields])
 
 
 def _index(users: np.ndarray) -> pa.Array:

@@ -29,14 +29,14 @@ PAIR_WEIGHT = 1.5  # of the segments' pair, a single field's being 1: a part tha
 
 
 @dataclass(frozen=True)
-class Standard:
+class Standardizer:
     """Mean and deviation of a score over the calibration rows."""
 
     mean: float
     deviation: float
 
     @classmethod
-    def of(cls, scores: np.ndarray) -> Standard:
+    def fit(cls, scores: np.ndarray) -> Standardizer:
         return cls(float(scores.mean()), float(scores.std()) or 1.0)
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
@@ -83,7 +83,9 @@ class Truth:
     ) -> None:
         self.seed, self.spread, self.bounds, self.segments = seed, spread, relatedness, segments
         self.stages = list(rates)
-        self._standards = {name: Standard.of(self._score(name, sample)) for name in ("relatedness", *self.stages)}
+        self._standardizers = {
+            name: Standardizer.fit(self._score(name, sample)) for name in ("relatedness", *self.stages)
+        }
         self.intercepts = np.zeros(len(rates))
         logits, _ = self._logits(sample)
         reach = np.ones(len(logits))
@@ -98,21 +100,23 @@ class Truth:
 
     def _logits(self, values: dict[str, Values]) -> tuple[np.ndarray, np.ndarray]:
         """Logits without intercepts [n, K], relatedness [n]."""
-        own = {name: standard(self._score(name, values)) for name, standard in self._standards.items()}
+        scores = {name: standardize(self._score(name, values)) for name, standardize in self._standardizers.items()}
         low, high = self.bounds
-        rho = low + (high - low) * _sigmoid(STEEPNESS * own["relatedness"])
-        first, *later = (own[stage] for stage in self.stages)
+        rho = low + (high - low) * _sigmoid(STEEPNESS * scores["relatedness"])
+        first, *later = (scores[stage] for stage in self.stages)
         mixed = [first, *(rho * first + np.sqrt(1.0 - rho**2) * score for score in later)]
         return self.spread * np.stack(mixed, axis=1), rho
 
     def _score(self, name: str, values: dict[str, Values]) -> np.ndarray:
         user, item = (values[segment] for segment in self.segments)
         if name == "relatedness":
-            return sum(hashing.bell(hashing.key(self.seed, "relatedness", s), values[s]) for s in self.segments)
-        pair = hashing.bits(hashing.key(self.seed, "pair", name), user) + item.astype(np.uint64)
-        score = PAIR_WEIGHT * hashing.bell(hashing.key(self.seed, "pair effect", name), pair)
-        for field, of_field in values.items():
-            score += _effect(hashing.key(self.seed, "effect", name, field), of_field)
+            return sum(
+                hashing.approx_normal(hashing.stream_key(self.seed, "relatedness", s), values[s]) for s in self.segments
+            )
+        pair = hashing.bits(hashing.stream_key(self.seed, "pair", name), user) + item.astype(np.uint64)
+        score = PAIR_WEIGHT * hashing.approx_normal(hashing.stream_key(self.seed, "pair effect", name), pair)
+        for field, field_values in values.items():
+            score += _effect(hashing.stream_key(self.seed, "effect", name, field), field_values)
         return score
 
 
@@ -120,8 +124,8 @@ def _effect(stream: np.uint64, values: Values) -> np.ndarray:
     """A value's effect [n]; of a multi-valued field, the sum of its tokens' over the root of their number."""
     if isinstance(values, tuple):
         tokens, offsets = values
-        return np.add.reduceat(hashing.bell(stream, tokens), offsets[:-1]) / np.sqrt(np.diff(offsets))
-    return hashing.bell(stream, values)
+        return np.add.reduceat(hashing.approx_normal(stream, tokens), offsets[:-1]) / np.sqrt(np.diff(offsets))
+    return hashing.approx_normal(stream, values)
 
 
 def _intercept(logits: np.ndarray, reach: np.ndarray, rate: float) -> float:

@@ -16,7 +16,7 @@ from adaftr_fast.data.synthetic.log import DAY, PROBABILITY, ImpressionLog, LogC
 from adaftr_fast.errors import DataError
 
 BATCH_ROWS = 1 << 16  # rows drawn at once, a row group; the drawn numbers do not depend on it
-PART_ROWS = 1 << 22  # rows of a file
+FILE_ROWS = 1 << 22  # rows of a file
 CONFIG, SCHEMA, LOG = "log.json", "schema.toml", "log"
 
 
@@ -27,21 +27,21 @@ def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) 
         DataError: ``folder`` holds something else than this log, whole or in part.
     """
     folder = Path(folder)
-    _claim(config, folder)
+    _create_or_resume(config, folder)
     log = ImpressionLog(config)
     with tqdm(total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress) as bar:
-        for number, start in enumerate(range(0, config.rows, PART_ROWS)):
-            stop = min(start + PART_ROWS, config.rows)
+        for number, start in enumerate(range(0, config.rows, FILE_ROWS)):
+            stop = min(start + FILE_ROWS, config.rows)
             path = folder / LOG / f"part-{number:05d}.parquet"
             if path.exists():
                 bar.update(stop - start)
             else:
-                _write_part(log, path, start, stop, bar)
+                _write_file(log, path, start, stop, bar)
     replace_file(folder / SCHEMA, schema_text(log).encode())
     return log
 
 
-def _claim(config: LogConfig, folder: Path) -> None:
+def _create_or_resume(config: LogConfig, folder: Path) -> None:
     """Makes the folder, or finds the same log in it."""
     written = dumps(dataclasses.asdict(config), indent=2) + "\n"
     path = folder / CONFIG
@@ -54,7 +54,7 @@ def _claim(config: LogConfig, folder: Path) -> None:
     replace_file(path, written.encode())
 
 
-def _write_part(log: ImpressionLog, path: Path, start: int, stop: int, bar: tqdm) -> None:
+def _write_file(log: ImpressionLog, path: Path, start: int, stop: int, bar: tqdm) -> None:
     new = path.with_name(f".{path.name}.new")
     writer = None
     for first in range(start, stop, BATCH_ROWS):

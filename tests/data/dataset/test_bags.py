@@ -47,9 +47,9 @@ def test_rows_are_sliced_taken_and_joined(rows, monkeypatch):
     monkeypatch.setattr(bags, "BLOCK", 7)
     batch, expected = batch_of(rows)
     assert nested(batch) == expected
-    for part in (slice(0, 3), slice(3, 20), slice(20, 20), slice(-5, None), slice(30, 10)):
-        assert nested(batch[part]) == expected[part]
-        assert batch[part].group.tolist() == list(range(rows))[part]
+    for rows_slice in (slice(0, 3), slice(3, 20), slice(20, 20), slice(-5, None), slice(30, 10)):
+        assert nested(batch[rows_slice]) == expected[rows_slice]
+        assert batch[rows_slice].group.tolist() == list(range(rows))[rows_slice]
     order = np.random.default_rng(1).permutation(rows)[: rows // 2]
     assert nested(batch.take(order)) == [expected[row] for row in order]
     assert nested(concat([batch[:2], batch[2:2], batch[2:]])) == expected
@@ -101,11 +101,11 @@ def test_all_tokens_of_aliccp(tmp_path):
     assert table["109_14"].to_pylist() == [[3, 5], []]
     pq.write_table(table, tmp_path / "part.parquet")
     common = aliccp.read_common(tmp_path, FIELDS, lists)
-    table, account = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, common, lists)
+    table, bad_rows = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, common, lists)
     assert table["210"].to_pylist() == [[1, 9], [], []]
     assert table["109_14"].to_pylist() == [[3, 5], [], [1]]
     assert table["101"].to_pylist() == [8, None, 8]
-    assert account.bad == 6
+    assert bad_rows.bad == 6
 
 
 def test_models_train_on_them(seen, write, tmp_path):

@@ -62,7 +62,7 @@ def test_a_split_of_several_files_is_read_as_of_one(folder):
 
     def epochs(split):
         order = {"batch_size": 2, "seed": 3, "epoch": 1, "window": 4}
-        return [*split.batches(4), *split.shuffled(**order), *split.part(1, 2).batches(4)]
+        return [*split.batches(4), *split.shuffled(**order), *split.shard(1, 2).batches(4)]
 
     one = epochs(PreparedData(folder).load("train"))
     path.unlink()
@@ -155,14 +155,14 @@ def test_windows_are_drawn_from_the_whole_split_and_are_alike_in_size():
 
 def test_parts_are_disjoint_and_cover_all():
     split = numbered(50)
-    parts = [split.part(rank, 3) for rank in range(3)]
-    rows = [numbers(part.shuffled(1, seed=0, epoch=0)) for part in parts]
-    assert sorted(row for part in rows for row in part) == list(range(50))
-    assert [len(part) for part in parts] == [21, 15, 14]
-    with pytest.raises(ValueError, match=r"rank must be in \[0, 3\), got 3"):
-        split.part(3, 3)
-    assert len(split.part(8, 9)) == 0  # there are 8 chunks
-    assert list(split.part(8, 9).batches(4)) == []
+    shards = [split.shard(rank, 3) for rank in range(3)]
+    rows = [numbers(shard.shuffled(1, seed=0, epoch=0)) for shard in shards]
+    assert sorted(row for numbers_of_shard in rows for row in numbers_of_shard) == list(range(50))
+    assert [len(shard) for shard in shards] == [21, 15, 14]
+    with pytest.raises(ValueError, match=r"Split.shard: rank must be in \[0, 3\), got 3"):
+        split.shard(3, 3)
+    assert len(split.shard(8, 9)) == 0  # there are 8 chunks
+    assert list(split.shard(8, 9).batches(4)) == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])

@@ -10,10 +10,10 @@ def test_merging_parts_holds_one_at_a_time(tmp_path, monkeypatch):
     values = pa.array(range(20_000))
     paths = [tmp_path / f"{number}.parquet" for number in range(12)]
     for path in paths:
-        part = ValueCounts(pa.int64())
-        part.update(values)
-        part.write(path)
-    table, held, read = part.table(), [], pq.ParquetFile.read
+        counts_of_shard = ValueCounts(pa.int64())
+        counts_of_shard.update(values)
+        counts_of_shard.write(path)
+    table, held, read = counts_of_shard.table(), [], pq.ParquetFile.read
 
     def measured(file):
         held.append(pa.total_allocated_bytes())

@@ -115,7 +115,7 @@ def test_buckets_of_an_empty_or_constant_column():
 
 def test_groups_are_numbered_across_batches():
     columns = [pa.array(["u", "v", None, "u"]), pa.array(["w", "v", "w"])]
-    groups = Groups.of("user", columns)
+    groups = Groups.from_columns("user", columns)
     assert [groups.encode(values).to_pylist() for values in columns] == [[0, 1, -1, 0], [2, 1, 2]]
 
 
@@ -124,9 +124,9 @@ def test_groups_of_parts_are_numbered_as_of_the_whole(tmp_path, monkeypatch):
     columns = [pa.array(random.integers(0, 300, 100)) for _ in range(9)]
     parts = [columns[:4], [], columns[4:]]
     for number, part in enumerate(parts):
-        Groups.of("user", part).write(tmp_path / f"{number}")
+        Groups.from_columns("user", part).write(tmp_path / f"{number}")
     monkeypatch.setattr("adaftr_fast.data.encode.groups.COMPACT_ROWS", 50)
-    whole = Groups.of("user", columns).values.to_pylist()
+    whole = Groups.from_columns("user", columns).values.to_pylist()
     assert Groups.read("user", [tmp_path / f"{number}" for number in range(3)]).values.to_pylist() == whole
     assert whole == list(dict.fromkeys(value for column in columns for value in column.to_pylist()))
 

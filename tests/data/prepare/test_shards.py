@@ -22,11 +22,11 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
 from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.data.prepare import barrier, stages
-from adaftr_fast.data.prepare.run import Unfinished, prepare, prepare_part
+from adaftr_fast.data.prepare.run import Unfinished, prepare, prepare_shard
 from adaftr_fast.data.raw import inputs, staging
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.schema.types import SPLITS
-from adaftr_fast.data.shard import Part
+from adaftr_fast.data.shard import Shard
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import write_raw
 from adaftr_fast.errors import DataError
@@ -91,10 +91,10 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(staging, "BLOCK_BYTES", 5_000)
 
 
-def in_parts(schema, files, out, count, **options) -> tuple[Manifest, int]:
+def run_shards(schema, files, out, count, **options) -> tuple[Manifest, int]:
     """The manifest, and how often every part was called."""
     for call in range(1, 6):
-        done = [prepare_part(schema, files, out, Part(number + 1, count), **options) for number in range(count)]
+        done = [prepare_shard(schema, files, out, Shard(number + 1, count), **options) for number in range(count)]
         if finished := [each for each in done if isinstance(each, Manifest)]:
             return finished[0], call
     raise AssertionError("no end")
@@ -121,7 +121,7 @@ def test_parts_are_the_whole(log, tmp_path, name, split):
     assert min(info.rows for info in whole.splits.values()) > 100
     assert len(whole.fields[2].edges) == 8
     for count in (1, 2, 3, 8):
-        manifest, calls = in_parts(schema, [log / name], tmp_path / f"by{count}", count)
+        manifest, calls = run_shards(schema, [log / name], tmp_path / f"by{count}", count)
         assert_same(tmp_path / f"by{count}", tmp_path / "whole")
         assert calls <= (1 if count == 1 else 3)
         assert len(manifest.files("train")) == 1 or name != "whole.parquet"  # a row group is not divided
@@ -135,7 +135,7 @@ def test_parts_of_raw_aliccp_files(tmp_path):
     schema = parse_schema(source | {"defaults": {"min_count": 2}, "fields": source["fields"] | lists})
     prepare(schema, files, tmp_path / "whole")
     for count in (2, 3):
-        _, calls = in_parts(schema, files, tmp_path / f"by{count}", count)
+        _, calls = run_shards(schema, files, tmp_path / f"by{count}", count)
         assert calls <= 4  # common features come before the rows that they are joined with
         assert_same(tmp_path / f"by{count}", tmp_path / "whole")
 
@@ -147,7 +147,7 @@ def test_parts_grow_another_folder(log, tmp_path):
     half = half.set_column(2, "item", pa.compute.add(half["item"], 300))
     pq.write_table(half, tmp_path / "later.parquet", row_group_size=170)
     prepare(schema, [tmp_path / "later.parquet"], tmp_path / "whole", grow=tmp_path / "first")
-    in_parts(schema, [tmp_path / "later.parquet"], tmp_path / "by3", 3, grow=tmp_path / "first")
+    run_shards(schema, [tmp_path / "later.parquet"], tmp_path / "by3", 3, grow=tmp_path / "first")
     assert_same(tmp_path / "by3", tmp_path / "whole")
 
 
@@ -158,40 +158,46 @@ def test_bad_rows_are_counted_over_all_parts(log, tmp_path):
     (tmp_path / "log.csv").write_text("\n".join(lines))
     schema = parse_schema(SCHEMA)
     prepare(schema, [tmp_path / "log.csv"], tmp_path / "whole", bad_rows=0.01)
-    manifest, _ = in_parts(schema, [tmp_path / "log.csv"], tmp_path / "by2", 2, bad_rows=0.01)
+    manifest, _ = run_shards(schema, [tmp_path / "log.csv"], tmp_path / "by2", 2, bad_rows=0.01)
     assert manifest.bad_rows.bad == 3
     assert_same(tmp_path / "by2", tmp_path / "whole")
     with pytest.raises(DataError, match=r"3 of 3,000 rows cannot be read .*a share of 0\.0005"):
-        in_parts(schema, [tmp_path / "log.csv"], tmp_path / "few", 2, bad_rows=0.0005)
+        run_shards(schema, [tmp_path / "log.csv"], tmp_path / "few", 2, bad_rows=0.0005)
 
 
 def test_a_missing_part_is_named_and_nothing_is_there_before_it(log, tmp_path):
     schema, out = parse_schema(SCHEMA), tmp_path / "out"
     for _ in range(2):
         for number in (1, 3):
-            done = prepare_part(schema, [log / "log.csv"], out, Part(number, 4))
+            done = prepare_shard(schema, [log / "log.csv"], out, Shard(number, 4))
     assert done == Unfinished("read", [2, 4])
     assert not out.exists()
     prepare(schema, [log / "log.csv"], tmp_path / "whole")
-    in_parts(schema, [log / "log.csv"], out, 4)
+    run_shards(schema, [log / "log.csv"], out, 4)
     assert_same(out, tmp_path / "whole")
 
 
 def test_parts_of_something_else_are_refused(log, tmp_path):
     schema, out, files = parse_schema(SCHEMA), tmp_path / "out", [tmp_path / "log.csv"]
     shutil.copy(log / "log.csv", files[0])
-    prepare_part(schema, files, out, Part(1, 2))
+    prepare_shard(schema, files, out, Shard(1, 2))
     other = parse_schema(SCHEMA | {"defaults": {"buckets": 3}})
     for changed, message in (
-        ((other, files, out, Part(2, 2)), r"part 2/2: the parts in .*\.out\.parts were begun with another schema;"),
-        ((schema, [log / "log.parquet"], out, Part(2, 2)), r"another list of files \(.*\); go on with that, or remove"),
-        ((schema, files, out, Part(2, 3)), "with another number of parts"),
+        (
+            (other, files, out, Shard(2, 2)),
+            r"shard 2/2: the shards in .*\.out\.parts were started with a different schema;",
+        ),
+        (
+            (schema, [log / "log.parquet"], out, Shard(2, 2)),
+            r"a different list of files \(.*\); use the same one, or remove",
+        ),
+        ((schema, files, out, Shard(2, 3)), "with a different number of parts"),
     ):
         with pytest.raises(DataError, match=message):
-            prepare_part(*changed)
-    with pytest.raises(DataError, match="with another bad_rows"):
-        prepare_part(schema, files, out, Part(2, 2), bad_rows=0.1)
-    assert isinstance(in_parts(schema, files, out, 2)[0], Manifest)
+            prepare_shard(*changed)
+    with pytest.raises(DataError, match="with a different bad_rows"):
+        prepare_shard(schema, files, out, Shard(2, 2), bad_rows=0.1)
+    assert isinstance(run_shards(schema, files, out, 2)[0], Manifest)
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
@@ -200,17 +206,17 @@ def test_parts_of_a_file_that_changes_are_refused(log, tmp_path, name, done):
     schema, file, out = parse_schema(SCHEMA), tmp_path / name, tmp_path / "out"
     shutil.copy2(log / name, file)
     for number in done:
-        prepare_part(schema, [file], out, Part(number, 2))
+        prepare_shard(schema, [file], out, Shard(number, 2))
     shutil.copy(file, tmp_path / "other")
     (tmp_path / "other").rename(file)  # the same name and size, at another time
     for number in (1, 2):  # the part that hashes it, and one that does not
-        with pytest.raises(DataError, match=r"another list of files \(name, size, time of change\); .* or remove"):
-            prepare_part(schema, [file], out, Part(number, 2))
+        with pytest.raises(DataError, match=r"a different list of files \(name, size, time of change\); .* or remove"):
+            prepare_shard(schema, [file], out, Shard(number, 2))
     assert not out.exists()
     (tmp_path / "folder").mkdir()  # another name for the same file
     shutil.copy2(log / name, tmp_path / "folder" / name)
     prepare(schema, [log / name], tmp_path / "whole")
-    in_parts(schema, [tmp_path / "folder" / name], out, 2)
+    run_shards(schema, [tmp_path / "folder" / name], out, 2)
     assert_same(out, tmp_path / "whole")
 
 
@@ -239,11 +245,11 @@ def test_what_changes_while_it_is_read_is_not_kept(log, tmp_path, monkeypatch, m
         assert not [path.name for path in tmp_path.iterdir() if "single" in path.name]
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
         with pytest.raises(DataError, match=r"log\.csv: changed while it was prepared"):
-            in_parts(schema, [file], out, 2)
+            run_shards(schema, [file], out, 2)
     assert not list((tmp_path / ".out.parts").rglob(kept))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     prepare(schema, [file], tmp_path / "whole")
-    in_parts(schema, [file], out, 2)
+    run_shards(schema, [file], out, 2)
     assert_same(out, tmp_path / "whole")
 
 
@@ -251,11 +257,11 @@ def test_a_folder_is_kept_or_replaced_as_by_one_process(log, tmp_path):
     schema, files, out = parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out"
     first = prepare(schema, files, out)
     written = (out / "train.parquet").stat().st_mtime_ns
-    assert prepare_part(schema, files, out, Part(2, 3)) == first  # nothing is left to do
+    assert prepare_shard(schema, files, out, Shard(2, 3)) == first  # nothing is left to do
     assert (out / "train.parquet").stat().st_mtime_ns == written
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     other = parse_schema(SCHEMA | {"split": BY_USER})
-    in_parts(other, files, out, 2)
+    run_shards(other, files, out, 2)
     prepare(other, files, tmp_path / "whole")
     assert_same(out, tmp_path / "whole")
     assert prepare(other, files, out) == read_manifest(out)  # one process keeps what parts have made
@@ -263,7 +269,7 @@ def test_a_folder_is_kept_or_replaced_as_by_one_process(log, tmp_path):
     assert prepare(schema, files, out) == first
     (out / "thesis.txt").touch()
     with pytest.raises(DataError, match=r"not replaced, since it also holds thesis\.txt"):
-        prepare_part(other, files, out, Part(1, 2))
+        prepare_shard(other, files, out, Shard(1, 2))
 
 
 def test_stopped_between_publishing_and_cleaning_up(log, tmp_path, monkeypatch):
@@ -273,33 +279,33 @@ def test_stopped_between_publishing_and_cleaning_up(log, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("adaftr_fast.data.prepare.run.remove", stopped)
+        patch.setattr("adaftr_fast.data.prepare.run.remove_work", stopped)
         with pytest.raises(KeyboardInterrupt):
-            in_parts(schema, files, out, 2)
+            run_shards(schema, files, out, 2)
     prepare(schema, files, tmp_path / "whole")
-    assert isinstance(prepare_part(schema, files, out, Part(1, 2)), Manifest)
+    assert isinstance(prepare_shard(schema, files, out, Shard(1, 2)), Manifest)
     assert_same(out, tmp_path / "whole")
 
 
 def test_blocks_that_are_not_yet_to_be_seen_are_no_missing_rows(log, tmp_path):
     schema, files, out = parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out"
-    prepare_part(schema, files, out, Part(1, 2))
+    prepare_shard(schema, files, out, Shard(1, 2))
     late = tmp_path / ".out.parts/staged/data/part-0000002.parquet"
     late.rename(tmp_path / "late")
-    with pytest.raises(OSError, match=r"staged/data: \d+ of \d+ files are to be seen"):
-        prepare_part(schema, files, out, Part(2, 2))
+    with pytest.raises(OSError, match=r"staged/data: expected \d+ staged files, found \d+"):
+        prepare_shard(schema, files, out, Shard(2, 2))
     (tmp_path / "late").rename(late)
     prepare(schema, files, tmp_path / "whole")
-    in_parts(schema, files, out, 2)
+    run_shards(schema, files, out, 2)
     assert_same(out, tmp_path / "whole")
 
 
 def test_what_has_no_parts(tmp_path, capsys):
     with pytest.raises(DataError, match="a log that is generated has no parts"):
-        prepare_part(load_schema("synthetic"), None, tmp_path / "out", Part(1, 2))
+        prepare_shard(load_schema("synthetic"), None, tmp_path / "out", Shard(1, 2))
     for text, message in (("3", "expected NUMBER/COUNT"), ("0/2", "from 1 to 2, got 0"), ("3/2", "from 1 to 2, got 3")):
         with pytest.raises(DataError, match=message):
-            Part.parse(text)
+            Shard.parse(text)
     assert main(["prepare", "--dataset", "flights", "--wait", "5", "--out", str(tmp_path / "out")]) == 2
     assert "--wait goes with --part" in capsys.readouterr().err
 
@@ -307,10 +313,10 @@ def test_what_has_no_parts(tmp_path, capsys):
 def test_parts_without_rows_of_a_split_and_one_error_for_all(log, tmp_path):
     schema, files = parse_schema(SCHEMA | {"split": BY_TIME | {"test": {"where": [["day", ">", 90]]}}}), [log / "files"]
     with pytest.raises(DataError, match="split test has no rows"):
-        in_parts(schema, files, tmp_path / "out", 3)
+        run_shards(schema, files, tmp_path / "out", 3)
     for number in (1, 2, 3):  # whichever is asked again
         with pytest.raises(DataError, match="split test has no rows"):
-            prepare_part(schema, files, tmp_path / "out", Part(number, 3))
+            prepare_shard(schema, files, tmp_path / "out", Shard(number, 3))
 
 
 KILLED = """
@@ -369,8 +375,8 @@ def test_killed_while_publishing_nothing_is_lost_or_left(log, command, tmp_path,
     before = read_manifest(out)
     subprocess.run([sys.executable, "-c", KILLED, "prepared", *command, str(out), *part], capture_output=True)
     other = (parse_schema(SCHEMA | {"fields": {"absent": "categorical"}}), [log / "log.csv"], out)
-    with pytest.raises(DataError, match="begun with another schema" if part else "no column 'absent'"):
-        prepare_part(*other, Part()) if part else prepare(*other)
+    with pytest.raises(DataError, match="started with a different schema" if part else "no column 'absent'"):
+        prepare_shard(*other, Shard()) if part else prepare(*other)
     assert read_manifest(out) == before  # back in its place
 
 
@@ -390,10 +396,10 @@ def test_what_came_to_the_place_meanwhile_is_not_replaced(log, tmp_path, monkeyp
         assert (out / "thesis.txt").exists()
         shutil.rmtree(out)
         with pytest.raises(DataError, match=r"not a prepared folder \(it holds thesis\.txt\)"):
-            in_parts(schema, files, out, 2)
+            run_shards(schema, files, out, 2)
     assert (out / "thesis.txt").exists()
     shutil.rmtree(out)
-    assert isinstance(prepare_part(schema, files, out, Part(1, 2)), Manifest)
+    assert isinstance(prepare_shard(schema, files, out, Shard(1, 2)), Manifest)
 
 
 def test_parts_at_once_wait_for_each_other(command, tmp_path, capsys):
@@ -424,18 +430,18 @@ def test_a_part_that_fails_ends_those_that_wait_for_it(log, tmp_path, monkeypatc
     def failing():
         time.sleep(1)
         with suppress(DataError):
-            prepare_part(schema, [file], out, Part(1, 2))
+            prepare_shard(schema, [file], out, Shard(1, 2))
 
     with ThreadPoolExecutor(1) as other:
         done = other.submit(failing)
-        with pytest.raises(DataError, match=r"part 1/2 failed: 1 of .* rows cannot be read .*log\.csv:4"):
-            prepare_part(schema, [file], out, Part(2, 2), wait=600)
+        with pytest.raises(DataError, match=r"shard 1/2 failed: 1 of .* rows cannot be read .*log\.csv:4"):
+            prepare_shard(schema, [file], out, Shard(2, 2), wait=600)
         done.result()
     # What failed before another began to wait may be about to begin again.
-    assert prepare_part(schema, [file], out, Part(2, 2), wait=1) == Unfinished("read", [1])
+    assert prepare_shard(schema, [file], out, Shard(2, 2), wait=1) == Unfinished("read", [1])
     monkeypatch.setattr(barrier, "RESTART_SECONDS", 0.1)
-    with pytest.raises(DataError, match="part 1/2 failed"):
-        prepare_part(schema, [file], out, Part(2, 2), wait=600)
+    with pytest.raises(DataError, match="shard 1/2 failed"):
+        prepare_shard(schema, [file], out, Shard(2, 2), wait=600)
 
 
 def test_waiting_in_vain_is_no_success(command, tmp_path, capsys):
@@ -449,13 +455,13 @@ def test_removed_work_is_not_taken_for_done(log, tmp_path, monkeypatch):
     prepare(parse_schema(SCHEMA | {"split": BY_USER}), files, out)
     for _ in range(2):
         with pytest.raises(DataError, match="the work of its parts was removed; begin all parts anew"):
-            prepare_part(schema, files, out, Part(1, 2), wait=5)
+            prepare_shard(schema, files, out, Shard(1, 2), wait=5)
         shutil.rmtree(out)
         prepare(schema, [log / "log.parquet"], out)  # the same schema, of another file
 
 
 def test_the_loader_reads_parts_as_the_whole(log, tmp_path):
-    in_parts(parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out", 3)
+    run_shards(parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out", 3)
     prepare(parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "whole")
     ours, theirs = (PreparedData(tmp_path / name).load("train") for name in ("out", "whole"))
     for one, other in zip(ours.batches(256), theirs.batches(256), strict=True):

@@ -32,8 +32,8 @@ SKELETON = (
 
 
 def test_tokens_and_join_by_hand(tmp_path):
-    table, account = aliccp.parse_common(COMMON.encode(), FIELDS)
-    assert (account.rows, account.bad) == (2, 0)
+    table, bad_rows = aliccp.parse_common(COMMON.encode(), FIELDS)
+    assert (bad_rows.rows, bad_rows.bad) == (2, 0)
     assert table.to_pydict() == {
         "common_feature_index": ["u1", "u2"],
         "101": [8, None],
@@ -43,7 +43,7 @@ def test_tokens_and_join_by_hand(tmp_path):
     }
     pq.write_table(table, tmp_path / "part.parquet")
     common = aliccp.read_common(tmp_path, FIELDS)
-    table, account = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, common)
+    table, bad_rows = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, common)
     assert table.to_pydict() == {
         "click": [1, 0, 0],
         "conversion": [0, 1, 0],
@@ -52,15 +52,15 @@ def test_tokens_and_join_by_hand(tmp_path):
         "205": [2, 3, 6],
         "210": [9, None, None],
     }
-    assert (account.rows, account.bad) == (9, 6)
-    assert account.reasons == {
+    assert (bad_rows.rows, bad_rows.bad) == (9, 6)
+    assert bad_rows.reasons == {
         "no common features of this index": 1,
         "feature_num is not the number of tokens": 1,
         "a token is not field, feature and value": 2,
         "click is missing": 1,
         "expected 6 columns, got 3": 1,
     }
-    assert account.examples[0] == "3: no common features of this index: 'u3'"
+    assert bad_rows.examples[0] == "3: no common features of this index: 'u3'"
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,8 @@ def test_conversions_without_a_click(raw, tmp_path):
     def counts(folder, **changes):
         labels = source["labels"] | changes.pop("labels", {})
         splits = prepare(parse_schema(source | {"labels": labels} | changes), given, tmp_path / folder).splits
-        parts = [splits["train"], splits["validation"]]
-        return sum(part.rows for part in parts), sum(part.positives["conversion"] for part in parts)
+        infos = [splits["train"], splits["validation"]]
+        return sum(info.rows for info in infos), sum(info.positives["conversion"] for info in infos)
 
     rows, conversions = counts("neither")
     assert counts("kept", labels={"conversion": "conversion"}) == (rows, conversions + 100)

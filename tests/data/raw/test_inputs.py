@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.data.encode.encoders import Hashed
-from adaftr_fast.data.prepare import stages as preparation
+from adaftr_fast.data.prepare import stages
 from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.raw.inputs import text_kinds
+from adaftr_fast.data.raw.inputs import column_types
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
 
@@ -41,8 +41,8 @@ def test_types_of_text_follow_from_the_schema(source):
     source["labels"]["old"] = [["date", ">", datetime.date(2013, 1, 1)], ["name", "in", ["a", "b"]]]
     source["labels"]["many"] = [["amount", ">", 1.5], ["flag", "==", True]]
     source["drop"] = [["size", ">", 3]]
-    kinds = text_kinds(parse_schema(source))
-    assert kinds == {
+    types = column_types(parse_schema(source))
+    assert types == {
         "city": pa.string(),
         "size": pa.int64(),  # a categorical field, so whole numbers
         "rain": pa.float64(),
@@ -148,7 +148,7 @@ def test_weights_are_kept_and_checked(source, write, tmp_path):
 def test_an_interrupted_preparation_goes_on(source, table, write, tmp_path, monkeypatch):
     csv.write_csv(table, tmp_path / "log.csv")
     prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "whole")
-    real, done = preparation.write_split, []
+    real, done = stages.write_split, []
 
     def interrupted(schema, encoders, groups, batches, path, check):
         if len(done) == 2:
@@ -156,7 +156,7 @@ def test_an_interrupted_preparation_goes_on(source, table, write, tmp_path, monk
         done.append(path.name)
         real(schema, encoders, groups, batches, path, check)
 
-    monkeypatch.setattr(preparation, "write_split", interrupted)
+    monkeypatch.setattr(stages, "write_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -169,7 +169,7 @@ def test_an_interrupted_preparation_goes_on(source, table, write, tmp_path, monk
         done.append(path.name)
         real(schema, encoders, groups, batches, path, check)
 
-    monkeypatch.setattr(preparation, "write_split", resumed)
+    monkeypatch.setattr(stages, "write_split", resumed)
     prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "out")
     assert done == ["train.parquet", "validation.parquet", "test.parquet"]
     assert same_splits(tmp_path / "whole", tmp_path / "out")
@@ -177,9 +177,9 @@ def test_an_interrupted_preparation_goes_on(source, table, write, tmp_path, monk
 
 
 def test_two_at_once_do_not_mix(source, write, tmp_path):
-    from adaftr_fast.data.prepare.work_folder import workplace
+    from adaftr_fast.data.prepare.work_folder import work_folder
 
-    with workplace(tmp_path / "out", "k"), pytest.raises(DataError, match="another process is preparing it"):
+    with work_folder(tmp_path / "out", "k"), pytest.raises(DataError, match="another process is preparing it"):
         prepare(parse_schema(source), [write()], tmp_path / "out")
     (tmp_path / ".out.work").mkdir()
     (tmp_path / ".out.work/key").write_text("another key")

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw import staging
 from adaftr_fast.data.raw.inputs import parse_rows
-from adaftr_fast.data.shard import Part
+from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
 LINES = ["n"] + [str(number) if number % 100 != 50 else "x" for number in range(1, 1001)]
@@ -25,15 +25,15 @@ def numbers(tmp_path):
 def run(tmp_path, monkeypatch):
     monkeypatch.setattr(staging, "BLOCK_BYTES", 200)
 
-    def run(path, tolerance=0.01, folder="staged", parse=None, parts=1, only=None):
+    def run(path, tolerance=0.01, folder="staged", parse=None, shards=1, only=None):
         def default(data):
             return parse_rows(data, ["n"], ",", {"n": pa.int64()}, ["n"])
 
         options = {"header_lines": 1, "tolerance": tolerance}
         more = {"check": lambda: None, "bar": tqdm(disable=True)}
-        for part in [only] if only else [Part(number + 1, parts) for number in range(parts)]:
-            staging.stage(path, tmp_path / folder, parse or default, part=part, **more, **options)
-        return staging.staged_account(path, tmp_path / folder, **options)
+        for shard in [only] if only else [Shard(number + 1, shards) for number in range(shards)]:
+            staging.stage(path, tmp_path / folder, parse or default, shard=shard, **more, **options)
+        return staging.staged_bad_rows(path, tmp_path / folder, **options)
 
     return run
 
@@ -51,15 +51,15 @@ def test_blocks_are_whole_lines(numbers, monkeypatch):
     numbers.write_bytes(b"a\nb")
     assert list(staging.blocks(numbers)) == [b"a\n", b"b"]
     numbers.write_bytes(b"a" * 1000)
-    with pytest.raises(DataError, match="no end of line in"):
+    with pytest.raises(DataError, match="found no line end in"):
         list(staging.blocks(numbers))
 
 
 def test_rows_in_order_and_bad_ones_by_line(numbers, run, tmp_path):
-    account = run(numbers)
+    bad_rows = run(numbers)
     assert rows(tmp_path / "staged") == [number for number in range(1, 1001) if number % 100 != 50]
-    assert (account.rows, account.bad, account.reasons) == (1000, 10, {"n is no int64": 10})
-    assert account.examples[:2] == [f"{numbers}:{line}: n is no int64: 'x'" for line in (51, 151)]
+    assert (bad_rows.rows, bad_rows.bad, bad_rows.reasons) == (1000, 10, {"n is no int64": 10})
+    assert bad_rows.examples[:2] == [f"{numbers}:{line}: n is no int64: 'x'" for line in (51, 151)]
     with pytest.raises(DataError, match=r"10 of 1,000 rows cannot be read \(n is no int64 10\); first: .*csv:51: "):
         run(numbers, tolerance=0.009, folder="other")
     with pytest.raises(DataError, match=r"1 of \d+ rows cannot be read .*tolerated: a share of 0 "):
@@ -67,28 +67,28 @@ def test_rows_in_order_and_bad_ones_by_line(numbers, run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["numbers.csv", "numbers.csv.gz"])
-@pytest.mark.parametrize("parts", [2, 3, 50])
-def test_parts_stage_the_blocks_of_the_whole(numbers, run, tmp_path, name, parts):
+@pytest.mark.parametrize("shards", [2, 3, 50])
+def test_parts_stage_the_blocks_of_the_whole(numbers, run, tmp_path, name, shards):
     if name.endswith(".gz"):
         (tmp_path / name).write_bytes(gzip.compress(numbers.read_bytes()))
     path = tmp_path / name
-    assert run(path, parts=parts) == run(path, folder="whole")
+    assert run(path, shards=shards) == run(path, folder="whole")
     staged, whole = (sorted((tmp_path / folder).iterdir()) for folder in ("staged", "whole"))
     assert [file.read_bytes() for file in staged] == [file.read_bytes() for file in whole]
     with pytest.raises(DataError, match=r"rows cannot be read .*first: .*numbers\.csv.*:\d+51: n is no int64: 'x'"):
-        run(path, tolerance=0, folder="last", only=Part(3, 5))
+        run(path, tolerance=0, folder="last", only=Shard(3, 5))
 
 
 def test_blocks_of_a_plain_file_are_those_of_a_stream(tmp_path, monkeypatch):
     monkeypatch.setattr(staging, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(staging, "TAIL_BYTES", 7)
+    monkeypatch.setattr(staging, "SEARCH_BYTES", 7)
     for number, lengths in enumerate(([5, 60, 3, 130, 1, 1, 90], [200], [63], [64], [0, 0, 63, 0])):
         for end in (b"", b"\n"):
             path = tmp_path / f"{number}.csv"
             path.write_bytes(b"\n".join(b"a" * length for length in lengths) + end)
             assert [block for _, block in staging.numbered_blocks(path)] == list(staging.blocks(path))
     (tmp_path / "long.csv").write_bytes(b"a" * 1000)
-    with pytest.raises(DataError, match="no end of line in"):
+    with pytest.raises(DataError, match="found no line end in"):
         list(staging.numbered_blocks(tmp_path / "long.csv"))
 
 
@@ -123,9 +123,9 @@ def test_parts_that_are_there_are_kept(numbers, run, tmp_path):
         run(numbers, parse=interrupted)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "staged").glob("part-*.parquet")}
     assert len(kept) >= 4
-    account = run(numbers)
+    bad_rows = run(numbers)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
-    assert account == run(numbers, folder="afresh")
+    assert bad_rows == run(numbers, folder="afresh")
     assert rows(tmp_path / "staged") == rows(tmp_path / "afresh")
 
 

@@ -18,8 +18,8 @@ def config(**changes):
 def test_rows_do_not_depend_on_chunks(layout):
     log = ImpressionLog(config(layout=layout))
     whole = log.batch(0, 3_000)
-    parts = [ImpressionLog(config(layout=layout)).batch(start, start + 750) for start in range(0, 3_000, 750)]
-    assert pa.Table.from_batches(parts).combine_chunks().equals(pa.Table.from_batches([whole]))
+    chunks = [ImpressionLog(config(layout=layout)).batch(start, start + 750) for start in range(0, 3_000, 750)]
+    assert pa.Table.from_batches(chunks).combine_chunks().equals(pa.Table.from_batches([whole]))
     other = ImpressionLog(config(layout=layout, seed=1)).batch(0, 3_000)
     assert not other.equals(whole)
 
@@ -43,17 +43,17 @@ def test_fields_are_as_the_layouts_say():
 
 
 def test_a_log_is_written_in_parts_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "PART_ROWS", 1_000)
+    monkeypatch.setattr(write, "FILE_ROWS", 1_000)
     monkeypatch.setattr(write, "BATCH_ROWS", 400)
     write.write_log(config(), tmp_path / "log")
-    parts = sorted((tmp_path / "log/log").iterdir())
-    assert [part.name for part in parts] == [f"part-0000{n}.parquet" for n in range(3)]
+    files = sorted((tmp_path / "log/log").iterdir())
+    assert [file.name for file in files] == [f"part-0000{n}.parquet" for n in range(3)]
     expected = pa.Table.from_batches([ImpressionLog(config()).batch(0, 3_000)])
     assert pq.read_table(tmp_path / "log/log").combine_chunks().equals(expected)
-    kept = parts[0].stat().st_mtime_ns
-    parts[1].unlink()
+    kept = files[0].stat().st_mtime_ns
+    files[1].unlink()
     write.write_log(config(), tmp_path / "log")
-    assert parts[0].stat().st_mtime_ns == kept
+    assert files[0].stat().st_mtime_ns == kept
     assert pq.read_table(tmp_path / "log/log").combine_chunks().equals(expected)
     with pytest.raises(DataError, match="another synthetic log"):
         write.write_log(config(seed=5), tmp_path / "log")

@@ -1,6 +1,6 @@
 import numpy as np
 
-from adaftr_fast.data import hashing as noise
+from adaftr_fast.data import hashing
 from adaftr_fast.data.synthetic.log import ImpressionLog, LogConfig
 from adaftr_fast.data.synthetic.truth import Truth
 
@@ -16,7 +16,7 @@ def test_the_documented_mechanism_row_by_row():
     outcome = truth.outcome(values)
 
     def effect(stage, field, value):
-        return noise.bell(noise.key(7, "effect", stage, field), np.array([value]))[0]
+        return hashing.approx_normal(hashing.stream_key(7, "effect", stage, field), np.array([value]))[0]
 
     def standard(scores):
         return (np.array(scores) - np.mean(scores)) / np.std(scores)
@@ -26,13 +26,13 @@ def test_the_documented_mechanism_row_by_row():
         user, item = values["u"][n], values["i"][n]
         tokens = values["many"][0][values["many"][1][n] : values["many"][1][n + 1]]
         for stage in ("click", "conversion"):
-            pair = noise.bits(noise.key(7, "pair", stage), np.array([user])) + np.uint64(item)
-            score = 1.5 * noise.bell(noise.key(7, "pair effect", stage), pair)[0]
+            pair = hashing.bits(hashing.stream_key(7, "pair", stage), np.array([user])) + np.uint64(item)
+            score = 1.5 * hashing.approx_normal(hashing.stream_key(7, "pair effect", stage), pair)[0]
             score += effect(stage, "u", user) + effect(stage, "i", item)
             scores[stage].append(score + sum(effect(stage, "many", t) for t in tokens) / len(tokens) ** 0.5)
         segments = (("u", user), ("i", item))
         scores["relatedness"].append(
-            sum(noise.bell(noise.key(7, "relatedness", s), np.array([v]))[0] for s, v in segments)
+            sum(hashing.approx_normal(hashing.stream_key(7, "relatedness", s), np.array([v]))[0] for s, v in segments)
         )
     own = {name: standard(score) for name, score in scores.items()}
     rho = 0.1 + 0.8 * sigmoid(3 * own["relatedness"])
