@@ -1,1 +1,1 @@
-"""From raw values to embedding ids: counts, groups, encoders."""
+"""Encodes raw values as embedding ids: value counts, groups, encoders."""

@@ -1,4 +1,4 @@
-"""Counting distinct values over a stream of batches, from which vocabularies and quantiles are made."""
+"""Counts distinct values over a stream of batches. Vocabularies and quantiles are computed from the counts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-COMPACT_ROWS = 1 << 20  # distinct values held uncombined before equal ones are merged
+COMPACT_ROWS = 1 << 20  # rows of unmerged counts held before they are compacted
 
 
 class ValueCounts:
-    """Counts of the distinct values of one column, missing ones left out.
+    """Counts of the distinct values of one column, without missing values.
 
-    Counts of disjoint parts of a data set merge into those of the whole.
+    Counts of disjoint subsets of the rows can be merged.
     """
 
     def __init__(self, kind: pa.DataType) -> None:
@@ -29,24 +29,25 @@ class ValueCounts:
         self._append(pa.table({"value": counted.field("values"), "count": counted.field("counts")}))
 
     def merge(self, other: ValueCounts) -> None:
-        """Adds the counts of another table of the data."""
+        """Adds the counts of another subset of the rows."""
         for table in other._tables:
             self._append(table)
 
     def table(self) -> pa.Table:
-        """Columns ``value`` and ``count`` (int64), a row per distinct value, in ascending order of value."""
+        """Returns columns ``value`` and ``count`` (int64), one row per distinct value, in ascending order of value."""
         self._compact()
         return self._tables[0].sort_by("value")
 
     def write(self, path: Path) -> None:
+        """Writes the table to a parquet file."""
         pq.write_table(self.table(), path, compression="lz4")
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> ValueCounts:
-        """The merged counts of parts that were written; one at least."""
+        """Reads and merges the counts of at least one file."""
         counts = cls(pq.read_schema(paths[0]).field("value").type)
         for path in paths:
-            counts._append(pq.ParquetFile(path).read())  # one at a time: many parts know the same values
+            counts._append(pq.ParquetFile(path).read())  # one file at a time, since files share many values
         return counts
 
     def _append(self, table: pa.Table) -> None:

@@ -1,4 +1,4 @@
-"""From raw columns to embedding ids: 0 is "unknown or missing" in every field, training values start at 1."""
+"""Encodes raw columns as embedding ids. Id 0 means unknown or missing in every field; training values start at 1."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.schema.types import Field
 from adaftr_fast.errors import DataError
 
-SEARCH_RATIO = 16  # a batch this much smaller than a vocabulary is found by bisection
-CROSS_SEPARATOR = "\x1f"  # ASCII unit separator: does not occur inside real values, so crosses are unambiguous
+SEARCH_RATIO = 16  # a batch this much smaller than the vocabulary is looked up by binary search
+CROSS_SEPARATOR = "\x1f"  # ASCII unit separator: not in real values, so crosses are unambiguous
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of known values, most frequent first (ties by value), so that hot embedding rows are neighbours."""
+    """Ids of known values, most frequent first (ties by value), so that frequently used embedding rows are adjacent."""
 
     values: pa.Array
     counts: pa.Array
 
     @classmethod
     def fit(cls, counts: ValueCounts, min_count: int) -> Vocabulary:
+        """Builds the vocabulary of all values counted at least ``min_count`` times."""
         table = counts.table()
         table = table.filter(pc.greater_equal(table["count"], min_count))
         table = table.sort_by([("count", "descending"), ("value", "ascending")]).combine_chunks()
@@ -37,19 +38,20 @@ class Vocabulary:
 
     @property
     def num_embeddings(self) -> int:
+        """Number of ids, including 0."""
         return len(self.values) + 1
 
     def encode(self, values: pa.Array) -> pa.Array:
-        """Integers or text [n] to int32 ids [n]; a number and its text are the same value."""
+        """Encodes integers or text [n] as int32 ids [n]. A number and its text are the same value."""
         known = self._integers if pa.types.is_integer(values.type) else self._text
         values = values.cast(known.type)
         if pa.types.is_integer(known.type) and len(values) * SEARCH_RATIO < len(known):
             return self._encode_by_search(values)
-        found = pc.index_in(values, value_set=known, skip_nulls=True)  # which hashes all known values every time
+        found = pc.index_in(values, value_set=known, skip_nulls=True)  # hashes all known values on every call
         return pc.add(pc.fill_null(found, -1), pa.scalar(1, pa.int32()))
 
     def _encode_by_search(self, values: pa.Array) -> pa.Array:
-        """The same for a few integers, as a request has them."""
+        """Encodes a few integers by binary search, as a scoring request needs."""
         known, ids = self._sorted
         plain = values.fill_null(0).to_numpy()
         position = np.minimum(np.searchsorted(known, plain), len(known) - 1)
@@ -64,7 +66,7 @@ class Vocabulary:
         return known[order], order.astype(np.int32) + 1
 
     def grown(self, newer: Vocabulary) -> Vocabulary:
-        """The known values under the ids they have, then those that only ``newer`` has; counts add up."""
+        """Returns a vocabulary with the values of ``newer`` added. Known values keep their ids; counts are summed."""
         added = pc.fill_null(newer.counts.take(pc.index_in(self._text, value_set=newer._text)), 0)
         is_new = pc.invert(pc.is_in(newer._text, value_set=self._text))
         values = pa.concat_arrays([self._text, newer._text.filter(is_new)])
@@ -76,7 +78,7 @@ class Vocabulary:
 
     @cached_property
     def _integers(self) -> pa.Array:
-        """The values as int64, or as text where one of them is not written as an integer is."""
+        """The values as int64; as text if one of them is not the canonical text of an integer."""
         try:
             integers = self.values.cast(pa.int64())
         except pa.ArrowException:
@@ -88,14 +90,15 @@ class Vocabulary:
 class Buckets:
     """Ids of intervals ``(edges[k-1], edges[k]]`` between training quantiles.
 
-    An edge is a value of the training data and belongs to the interval below it. Equal quantiles are one edge,
-    so the smallest value has its own bucket where it fills several quantiles (93 % zeros of a rain gauge).
+    An edge is a training value and belongs to the interval below it. Equal quantiles are merged into one edge, so the
+    smallest value has a bucket of its own if it fills several quantiles (93 % zeros of a rain gauge).
     """
 
     edges: np.ndarray  # float64, ascending
 
     @classmethod
     def fit(cls, counts: ValueCounts, buckets: int) -> Buckets:
+        """Computes the edges from the exact quantiles of the counted values."""
         table = counts.table()
         values, weights = table["value"].to_numpy(), table["count"].to_numpy()
         if len(values) == 0:
@@ -103,31 +106,33 @@ class Buckets:
         cumulative = np.cumsum(weights)
         targets = cumulative[-1] * (np.arange(1, buckets) / buckets)
         quantiles = np.unique(values[np.searchsorted(cumulative, targets)])
-        quantiles = quantiles[quantiles < values[-1]]  # nothing lies above an edge at the maximum
-        return cls(np.maximum(quantiles, np.finfo(np.float64).min))  # of -inf, which JSON lacks
+        quantiles = quantiles[quantiles < values[-1]]  # no value lies above an edge at the maximum
+        return cls(np.maximum(quantiles, np.finfo(np.float64).min))  # JSON cannot represent -inf
 
     @property
     def num_embeddings(self) -> int:
+        """Number of ids, including 0."""
         return len(self.edges) + 2
 
     def encode(self, values: pa.Array) -> pa.Array:
-        """Float64 values [n] to int32 ids [n]."""
+        """Encodes float64 values [n] as int32 ids [n]."""
         ids = np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="left").astype(np.int32) + 1
         return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
 
 
 @dataclass(frozen=True)
 class Hashed:
-    """Ids 1 ... ``ids`` by a hash of the value's text, the same for every data set; different values may share one."""
+    """Hashing trick: ids 1 ... ``ids`` by a hash of the value's text, the same for every data set. Ids may collide."""
 
     ids: int
 
     @property
     def num_embeddings(self) -> int:
+        """Number of ids, including 0."""
         return self.ids + 1
 
     def encode(self, values: pa.Array) -> pa.Array:
-        """Values [n] of any type to int32 ids [n]."""
+        """Encodes values [n] of any type as int32 ids [n]."""
         ids = (text_hash(values) % np.uint64(self.ids)).astype(np.int32) + 1
         return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
 
@@ -136,12 +141,12 @@ Encoder = Vocabulary | Buckets | Hashed
 
 
 def count_values(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> dict[str, ValueCounts]:
-    """The values of every field that needs counting, over rows of any number; {} of none.
+    """Counts the values of every field that needs counts. Returns {} if there are no rows.
 
-    Memory grows with the distinct values.
+    Memory grows with the number of distinct values, not with the number of rows.
 
     Raises:
-        DataError: a column that cannot be read as the schema says.
+        DataError: A column cannot be read as the schema says.
     """
     counted = [field for field in fields if not field.hashed]
     counts: dict[str, ValueCounts] = {}
@@ -164,7 +169,7 @@ def _count(field: Field, batch: pa.RecordBatch) -> ValueCounts:
 
 
 def fit_encoder(field: Field, counts: ValueCounts | None) -> Encoder:
-    """The vocabulary or the buckets of a field's values in training, which a hashed field (None) does not need."""
+    """Fits the vocabulary or the buckets of a field to its training values. A hashed field needs no counts (None)."""
     if field.hashed:
         return Hashed(field.hashed)
     if field.kind == "numeric":
@@ -173,10 +178,10 @@ def fit_encoder(field: Field, counts: ValueCounts | None) -> Encoder:
 
 
 def encode_field(field: Field, encoder: Encoder, batch: pa.RecordBatch) -> pa.Array:
-    """A field's ids [n]: int32, or lists of int32 where all of several tokens are read.
+    """Encodes a field as int32 ids [n], or as lists of int32 if the field reads all tokens.
 
     Raises:
-        DataError: a column cannot be read as the schema says.
+        DataError: A column cannot be read as the schema says.
     """
     values = field_values(field, batch)
     if pa.types.is_list(values.type):
@@ -185,10 +190,10 @@ def encode_field(field: Field, encoder: Encoder, batch: pa.RecordBatch) -> pa.Ar
 
 
 def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
-    """A field's raw values [n]: float64 (numeric), else int64 or string, or lists of these; NaN becomes missing.
+    """Returns the raw values of a field [n]: float64 (numeric), int64 or string, or lists of these. NaN becomes null.
 
     Raises:
-        DataError: a column cannot be read as the schema says.
+        DataError: A column cannot be read as the schema says.
     """
     try:
         if field.kind == "numeric":
@@ -208,20 +213,20 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
 
 
 def _token_lists(values: pa.Array, field: Field) -> pa.Array:
-    """Tokens as lists [n] without gaps between them; a missing list is empty."""
+    """Returns tokens as lists [n] without gaps in the values. A missing list becomes empty."""
     if field.separator is not None:
         splits = 1 if field.tokens == "last" else None
         text = values.cast(pa.string())
-        text = pc.if_else(pc.equal(text, ""), None, text)  # no token, rather than an empty one
+        text = pc.if_else(pc.equal(text, ""), None, text)  # no token instead of one empty token
         values = pc.split_pattern(text, field.separator, max_splits=splits, reverse=True)
     if not pa.types.is_list(values.type) and not pa.types.is_large_list(values.type):
-        raise pa.ArrowTypeError("tokens are read of a column of lists, or of text with a separator")
+        raise pa.ArrowTypeError("expected a column of lists, or text and a separator")
     ends = np.cumsum(pc.list_value_length(values).fill_null(0).to_numpy())
     return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), values.flatten())
 
 
 def _select_tokens(lists: pa.Array, which: Literal["last", "all"]) -> pa.Array:
-    """All tokens of each list [n], or the last one, missing where the list is empty."""
+    """Returns all tokens of each list [n], or the last one, null if the list is empty."""
     if which == "all":
         return pa.ListArray.from_arrays(lists.offsets, canonical_values(lists.values))
     last = pc.if_else(pc.greater(pc.list_value_length(lists), 0), pc.subtract(lists.offsets.slice(1), 1), None)
@@ -229,7 +234,7 @@ def _select_tokens(lists: pa.Array, which: Literal["last", "all"]) -> pa.Array:
 
 
 def canonical_values(values: pa.Array) -> pa.Array:
-    """Discrete values in one of two types: int64 for integers, string for everything else."""
+    """Casts discrete values to one of two types: int64 for integers, string for everything else."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_floating(values.type):
@@ -246,5 +251,5 @@ def _without_nan(values: pa.Array) -> pa.Array:
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """The column in one piece."""
+    """Returns the column as one array."""
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([*column.chunks, pa.array([], column.type)])

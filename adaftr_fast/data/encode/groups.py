@@ -1,4 +1,4 @@
-"""Groups (users) by number, for GAUC."""
+"""Numbers groups (users) for GAUC."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from adaftr_fast.errors import DataError
 
 
 class Groups:
-    """The distinct groups of some rows, numbered from 0 in order of appearance; a missing group is -1.
+    """Distinct groups of some rows, numbered from 0 in order of appearance. A missing group is -1.
 
     Args:
-        name: of their column, for errors.
+        name: Column of the groups, for errors.
     """
 
     def __init__(self, name: str) -> None:
@@ -27,10 +27,10 @@ class Groups:
 
     @classmethod
     def from_columns(cls, name: str, columns: Iterable[pa.Array]) -> Groups:
-        """Those of a column in pieces.
+        """Collects the groups of a column given in chunks.
 
         Raises:
-            DataError: values that are neither text nor numbers.
+            DataError: The values are neither text nor numbers.
         """
         groups = cls(name)
         for values in columns:
@@ -42,23 +42,24 @@ class Groups:
 
     @property
     def values(self) -> pa.Array:
-        """The groups in the order of their numbers, int64 or text."""
+        """The groups in order of their numbers, int64 or text."""
         if not self._chunks:
             return pa.array([], pa.null())
         return pc.unique(pa.concat_arrays(self._chunks)).drop_null()
 
     def encode(self, values: pa.Array) -> pa.Array:
-        """Values [n] to int64 numbers [n]."""
+        """Encodes values [n] as int64 numbers [n]."""
         (known,) = self._chunks
         numbers = pc.index_in(self._canonical(values), value_set=known, skip_nulls=True)
         return pc.fill_null(numbers.cast(pa.int64()), -1)
 
     def write(self, path: Path) -> None:
+        """Writes the groups to a parquet file."""
         pq.write_table(pa.table({"group": self.values}), path, compression="lz4")
 
     @classmethod
     def read(cls, name: str, paths: Iterable[Path]) -> Groups:
-        """What was written of one part of the rows after another."""
+        """Reads the groups of consecutive subsets of the rows, one file each."""
         columns = (pq.ParquetFile(path).read()["group"].combine_chunks() for path in paths)
         return cls.from_columns(name, (column for column in columns if len(column)))
 

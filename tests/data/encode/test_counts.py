@@ -5,7 +5,7 @@ from adaftr_fast.data.encode import counts
 from adaftr_fast.data.encode.counts import ValueCounts
 
 
-def test_merging_parts_holds_one_at_a_time(tmp_path, monkeypatch):
+def test_read_merges_one_file_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(counts, "COMPACT_ROWS", 10_000)
     values = pa.array(range(20_000))
     paths = [tmp_path / f"{number}.parquet" for number in range(12)]

@@ -23,7 +23,7 @@ def fit_encoders(fields, batches):
     return {field.name: fit_encoder(field, counts.get(field.name)) for field in fields}
 
 
-def test_counts_add_up_over_batches_and_parts(monkeypatch):
+def test_counts_add_up_over_batches_and_merges(monkeypatch):
     whole = counts_of(["a", "b", None, "a"], ["b", "b", "c"])
     part = counts_of(["a", "b", None, "a"])
     part.merge(counts_of(["b", "b", "c"]))
@@ -51,12 +51,12 @@ def test_numbers_and_their_texts_are_the_same_values():
     text = pa.array([None if value is None else str(value) for value in values])
     for known in (Vocabulary.fit(counts_of([7, 7, -3]), 1), Vocabulary.fit(counts_of(["7", "7", "-3"]), 1)):
         assert known.encode(numbers).to_pylist() == known.encode(text).to_pylist() == [1, 2, 0, 0, 0]
-    mixed = Vocabulary.fit(counts_of(["7", "07", "x"]), 1)  # of which 7 alone is written as a number is
+    mixed = Vocabulary.fit(counts_of(["7", "07", "x"]), 1)  # only "7" is the canonical text of an integer
     assert mixed.encode(numbers).to_pylist() == mixed.encode(text).to_pylist()
     assert mixed.encode(pa.array(["07", "x", "7"])).to_pylist() == [1, 3, 2]
 
 
-def test_few_numbers_are_found_as_many_are():
+def test_binary_search_equals_hash_lookup():
     known = np.random.default_rng(0).permutation(500)[:400] - 200
     vocabulary = Vocabulary(pa.array(known), pa.array(np.ones(400, np.int64)))
     asked = pa.array([*range(-210, 310), None], pa.int64())
@@ -100,7 +100,7 @@ def test_buckets_split_training_values_evenly():
     assert (edges == quantiles).all()
 
 
-def test_edges_are_numbers_that_json_has():
+def test_edges_are_finite():
     values = [-np.inf] * 10 + [0.0, 1.0, 2.0, 3.0] + [np.inf] * 3
     buckets = Buckets.fit(counts_of(values), 4)
     assert np.isfinite(buckets.edges).all()
@@ -119,7 +119,7 @@ def test_groups_are_numbered_across_batches():
     assert [groups.encode(values).to_pylist() for values in columns] == [[0, 1, -1, 0], [2, 1, 2]]
 
 
-def test_groups_of_parts_are_numbered_as_of_the_whole(tmp_path, monkeypatch):
+def test_groups_of_shards_equal_groups_of_all_rows(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     columns = [pa.array(random.integers(0, 300, 100)) for _ in range(9)]
     parts = [columns[:4], [], columns[4:]]
