@@ -1,7 +1,7 @@
-"""Random numbers by counter: each is a function of a stream_key and an index alone, whatever is drawn before it.
+"""Hashes and counter-based random numbers. Each number is a function of a key and an index only.
 
-So a log of any length can be made in chunks of any size, in any order, and what belongs to a user or a value is the
-same in every row without a table of users or values. n numbers.
+A log of any length can therefore be generated in chunks of any size and in any order. A property of a user or value
+is the same in every row, without a table of users or values. Shapes: n numbers.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
 def stream_key(seed: int, *names: str) -> np.uint64:
-    """The stream_key of a stream of random numbers: a hash of a seed and of what the numbers are for."""
+    """Returns the key of a stream of random numbers: a hash of the seed and of the stream's name."""
     digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
 
 
 def bits(stream: np.uint64, index: np.ndarray) -> np.ndarray:
-    """64 random bits, uint64 [n], for each index (any integers) of a stream: splitmix64 at an arbitrary position."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+    """Returns 64 random bits for each index of a stream, uint64 [n]: splitmix64 at an arbitrary position."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is intended
         state = stream + index.astype(np.uint64) * _GOLDEN
         state = (state ^ (state >> np.uint64(30))) * _MIX[0]
         state = (state ^ (state >> np.uint64(27))) * _MIX[1]
@@ -31,18 +31,24 @@ def bits(stream: np.uint64, index: np.ndarray) -> np.ndarray:
 
 
 def uniform(stream: np.uint64, index: np.ndarray) -> np.ndarray:
-    """Float64 in [0, 1), [n]."""
+    """Returns uniform random numbers in [0, 1), float64 [n]."""
     return fraction(bits(stream, index))
 
 
 def approx_normal(stream: np.uint64, index: np.ndarray) -> np.ndarray:
-    """Float64 of mean 0 and variance 1 [n]: the sum of four uniform 16-bit numbers, nearly normal, within ±3.47."""
+    """Returns random numbers of mean 0 and variance 1, float64 [n].
+
+    Each is the scaled sum of four uniform 16-bit numbers: nearly normal, within ±3.47.
+    """
     total = bits(stream, index).view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64)
     return (total - 2.0 * 65535) * np.sqrt(3.0) / 65535
 
 
 def text_hash(values: pa.Array) -> np.ndarray:
-    """A hash of each value's text, uint64 [n], the same on every machine; a missing value hashes as an empty text."""
+    """Returns a hash of the text of each value, uint64 [n], equal on every machine.
+
+    A missing value hashes as empty text.
+    """
     encoded = values.cast(pa.string()).fill_null("").dictionary_encode()
     digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in encoded.dictionary.to_pylist())
     hashes = np.frombuffer(b"".join(digests), "<u8")
@@ -50,14 +56,15 @@ def text_hash(values: pa.Array) -> np.ndarray:
 
 
 def fraction(hashes: np.ndarray) -> np.ndarray:
-    """Hashes uint64 [n] as float64 in [0, 1)."""
+    """Maps hashes, uint64 [n], to float64 in [0, 1)."""
     return (hashes >> np.uint64(11)) * 2.0**-53
 
 
 def zipf(samples: np.ndarray, values: int, exponent: float) -> np.ndarray:
-    """Ranks 1 ... ``values``, int64 [n], of which rank k has a probability near to ``k^-exponent``, from uniform samples.
+    """Maps uniform ``samples`` [n] to Zipf-distributed ranks 1 ... ``values``, int64 [n].
 
-    The rank is a bounded Pareto variable rounded down, which has a closed inverse where the zeta distribution has none.
+    Rank k has a probability of about ``k^-exponent``. The rank is a bounded Pareto variable rounded down. Unlike the
+    zeta distribution, it has a closed-form inverse.
     """
     power = 1.0 - exponent
     if power == 0.0:

@@ -1,4 +1,4 @@
-"""Work on a stream in threads. Arrow's kernels release the GIL, so that threads use all cores."""
+"""Parallel map over a stream. Arrow's kernels release the GIL, so threads use all cores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Result = TypeVar("Result")
 
 
 def workers() -> int:
-    """Cores this process may use."""
+    """Returns the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """``map(function, items)`` in threads: results in order, at most two items a core in memory."""
+    """Maps ``function`` over ``items`` in threads. Results keep the order; at most two items per core are in memory."""
     count = workers()
     with ThreadPoolExecutor(count) as pool:
         waiting: deque[Future[Result]] = deque()
@@ -30,5 +30,5 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> It
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:  # after an error: what has not begun need not be done
+            for future in waiting:  # after an error, do not start the remaining items
                 future.cancel()

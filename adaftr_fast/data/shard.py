@@ -1,4 +1,4 @@
-"""One of the shards that a preparation is divided into, each run by its own process, on one machine or several."""
+"""One shard of a ``prepare`` run. Each shard runs in its own process, on one machine or several."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_bad_rows_are_left_out_and_named(scorer, tmp_path):
     path.write_text("".join(lines))
     out = tmp_path / "scores.parquet"
     with pytest.raises(
-        DataError, match=r"1 of 50 rows cannot be read \(heat is no double 1\); first: .*log.csv:8: heat"
+        DataError, match=r"1 of 50 rows cannot be read \(heat is not of type double 1\); first: .*log.csv:8: heat"
     ):
         predict(scorer, [path], out, COLUMNS)
     assert not out.exists()

@@ -1,9 +1,11 @@
-"""Ali-CCP's raw layout (Tianchi data set 408) to rows of its 23 fields. n rows, F fields, U common features.
+"""Parses Ali-CCP's raw files (Tianchi data set 408) into rows of its 23 fields.
 
-A skeleton file has a row per impression, ``sample_id,click,conversion,common_feature_index,feature_num,blob``; the
-user's features stand once in a file of common features, ``common_feature_index,feature_num,blob``. A blob holds tokens
-``field \\x02 feature \\x03 value`` joined by ``\\x01``; those of a field need not be contiguous. Of a field's tokens
-the last is taken, or of those in L listed fields, all. Values (logarithms of counts, mostly 1) are not read.
+A skeleton file has one row per impression: ``sample_id,click,conversion,common_feature_index,feature_num,blob``. A file
+of common features has one row per user: ``common_feature_index,feature_num,blob``. A blob holds tokens
+``field \\x02 feature \\x03 value`` separated by ``\\x01``. The tokens of a field need not be contiguous. The last token
+of a field is read, or every token if the field is in ``lists``. Values (logarithms of counts, mostly 1) are not read.
+
+Shapes: n rows, F fields, U users.
 """
 
 from __future__ import annotations
@@ -23,24 +25,24 @@ from adaftr_fast.data.raw.text import TextBlock, castable, parse_block
 COMMON = ["common_feature_index", "feature_num", "blob"]
 SKELETON = ["sample_id", "click", "conversion", *COMMON]
 LABELS = ["click", "conversion"]
-MERGE_SEPARATORS = bytes.maketrans(b"\x03", b"\x02")  # so that one split takes a token apart, not two
-MISSING = -1  # of a feature, which are counted from 1
+MERGE_SEPARATORS = bytes.maketrans(b"\x03", b"\x02")  # one split separates all three elements of a token
+MISSING = -1  # features are counted from 1
 
 
 @dataclass(frozen=True)
 class Features:
-    """The features of n blobs.
+    """Features of n blobs.
 
     Attributes:
-        last: int64 [n, F], each field's last one, ``MISSING`` where it has none.
-        all: those of each listed field, lists of int64 [n].
+        last: The last token of each field, int64 [n, F]; ``MISSING`` if the field has none.
+        all: All tokens of each field in ``lists``, lists of int64 [n].
     """
 
     last: np.ndarray
     all: dict[str, pa.Array]
 
     def columns(self, fields: Sequence[str]) -> dict[str, pa.Array]:
-        """A column per field [n]: int64, or lists of it."""
+        """Returns one column per field [n]: int64, or lists of int64."""
         missing = self.last == MISSING
         last = {
             field: pa.array(np.ascontiguousarray(self.last[:, position]), mask=missing[:, position])
@@ -51,18 +53,18 @@ class Features:
 
 @dataclass(frozen=True)
 class CommonFeatures:
-    """The features of the U users with an ``index``, strings [U]."""
+    """Features of U users, keyed by ``index``, strings [U]."""
 
     index: pa.Array
     features: Features
 
 
 def parse_common(data: bytes, fields: Sequence[str], lists: Collection[str] = ()) -> tuple[pa.Table, BadRows]:
-    """Lines of a file of common features to ``common_feature_index`` and a column per field.
+    """Parses lines of a common features file to ``common_feature_index`` and one column per field.
 
     Args:
-        fields: those to read.
-        lists: the ones among them of which all tokens are read.
+        fields: Fields to read.
+        lists: Fields of which all tokens are read.
     """
     block = parse_block(data.translate(MERGE_SEPARATORS), COMMON, ",", quoted=False)
     features = _features(block, fields, lists)
@@ -71,12 +73,12 @@ def parse_common(data: bytes, fields: Sequence[str], lists: Collection[str] = ()
 
 
 def read_common(folder: Path, fields: Sequence[str], lists: Collection[str] = ()) -> CommonFeatures:
-    """All common features of a staged file; a feature takes 8 bytes."""
+    """Reads all common features of a staged file into memory, 8 bytes per feature."""
     return common_features(ds.dataset(folder, format="parquet").to_table(), fields, lists)
 
 
 def common_features(table: pa.Table, fields: Sequence[str], lists: Collection[str] = ()) -> CommonFeatures:
-    """The rows of ``parse_common`` as what ``parse_skeleton`` joins."""
+    """Converts rows of ``parse_common`` to the form ``parse_skeleton`` joins with."""
     table = table.combine_chunks()
     last = np.full((table.num_rows, len(fields)), MISSING, np.int64)
     for position, field in enumerate(fields):
@@ -95,7 +97,15 @@ def parse_skeleton(
     labels: Sequence[str] = LABELS,
     keep: Sequence[str] = (),
 ) -> tuple[pa.Table, BadRows]:
-    """Lines of a skeleton file, joined, to uint8 ``labels``, other columns to ``keep`` as text, and one per field."""
+    """Parses lines of a skeleton file and joins them with ``common``.
+
+    Args:
+        labels: Label columns, returned as uint8.
+        keep: Other columns to return, as text.
+
+    Returns:
+        The labels, the columns to keep and one column per field; and the bad rows.
+    """
     block = parse_block(data.translate(MERGE_SEPARATORS), SKELETON, ",", quoted=False)
     for column in keep:
         block.convert(column, pa.string())
@@ -106,13 +116,13 @@ def parse_skeleton(
     features = _features(block, fields, lists)
     user = pc.index_in(block.column(COMMON[0]), value_set=common.index).fill_null(-1).to_numpy()
     joined = _join(features, common.features, user)
-    block.drop(user < 0, "no common features of this index", block.column(COMMON[0]))
+    block.drop(user < 0, "no common features with this index", block.column(COMMON[0]))
     columns = {column: block.table[column] for column in (*labels, *keep)} | joined.columns(fields)
     return pa.table(columns), block.report()
 
 
 def _join(own: Features, common: Features, user: np.ndarray) -> Features:
-    """Own features, or those of the ``user`` [n] where a field has none; rows of no user (-1) are left out."""
+    """Fills fields without own tokens from the ``user`` [n] of the row. Rows without a user (-1) are left out."""
     known = user >= 0
     last = np.where(own.last == MISSING, common.last[user], own.last)[known]
     lists_by_field = {}
@@ -123,7 +133,7 @@ def _join(own: Features, common: Features, user: np.ndarray) -> Features:
 
 
 def _features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -> Features:
-    """The features of each blob; rows whose blob is damaged are set apart."""
+    """Returns the features of each blob and drops rows with a damaged blob."""
     block.convert("blob", pa.string())
     block.convert("feature_num", pa.int64())
     count = pc.add(pc.count_substring(block.column("blob"), "\x01"), 1).fill_null(0).to_numpy()
@@ -141,25 +151,25 @@ def _features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -
     known = fits & (position >= 0)
     row_of, position, value = row[known], position[known], feature.filter(pa.array(known)).cast(pa.int64()).to_numpy()
     last = np.full((len(blob), len(fields)), MISSING, np.int64)
-    last[row_of, position] = value  # of equal places, an assignment keeps the last value, as NumPy documents
+    last[row_of, position] = value  # NumPy keeps the last value assigned to a position
     masks = {field: position == fields.index(field) for field in lists}
     lists_by_field = {field: _group_by_row(row_of[mask], value[mask], len(blob)) for field, mask in masks.items()}
     damaged = np.zeros(len(blob), bool)
     damaged[row[~fits]] = True
-    damaged &= blob.is_valid().to_numpy(zero_copy_only=False)  # no blob is no damage
+    damaged &= blob.is_valid().to_numpy(zero_copy_only=False)  # a missing blob is not damaged
     block.drop(damaged, "a token is not field, feature and value", blob)
     kept = pa.array(~damaged)
     return Features(last[~damaged], {field: lists.filter(kept) for field, lists in lists_by_field.items()})
 
 
 def _group_by_row(row: np.ndarray, value: np.ndarray, rows: int) -> pa.Array:
-    """Values [m] with ascending row numbers [m] as a list per row [rows]."""
+    """Groups values [m] with ascending row numbers [m] into one list per row [rows]."""
     offsets = np.searchsorted(row, np.arange(rows + 1)).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(value))
 
 
 def _element(lists: pa.ListArray, position: int) -> pa.Array:
-    """Element ``position`` of each list [n], missing where it is shorter."""
+    """Returns element ``position`` of each list [n], null where the list is shorter."""
     offsets = lists.offsets.to_numpy()
     short = np.diff(offsets) <= position
     return lists.values.take(pa.array(offsets[:-1].astype(np.int64) + position, mask=short))

@@ -1,4 +1,4 @@
-"""Rows of text inputs that could not be read: how many, why, and the first of them by file and line."""
+"""Reports bad rows of text inputs: their number, the reasons, and the first ones by file and line."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 from adaftr_fast.errors import DataError
 
-EXAMPLES = 5  # kept of all
-TEXT = 120  # characters shown of a row
+EXAMPLES = 5  # bad rows reported with their text
+TEXT = 120  # characters of a row that are shown
 
 
 @dataclass(frozen=True)
 class BadLine:
-    """A row that was left out; ``line`` counts from 1."""
+    """A row that was left out. ``line`` counts from 1."""
 
     line: int
     reason: str
@@ -22,13 +22,13 @@ class BadLine:
 
 @dataclass(frozen=True)
 class BadRows:
-    """What was left out of the text inputs of a prepared folder.
+    """Rows left out of the text inputs of a prepared folder.
 
     Attributes:
-        rows: all rows that were read.
-        bad: of these, rows left out.
-        reasons: rows by why.
-        examples: the first ones, as ``file:line: why: text``.
+        rows: Number of rows read.
+        bad: Number of rows left out.
+        reasons: Number of rows left out, by reason.
+        examples: The first ones, as ``file:line: reason: text``.
     """
 
     rows: int = 0
@@ -44,26 +44,26 @@ class BadRows:
         return BadRows(self.rows + other.rows, self.bad + other.bad, reasons, examples)
 
     def shifted(self, path: object, first_line: int) -> BadRows:
-        """The examples of a block of a file, ``LINE: ...``, with the file's name and line numbers."""
-        placed = []
+        """Adds the file name and ``first_line`` to the examples of one block, which start with a line number."""
+        located = []
         for example in self.examples:
             line, rest = example.split(":", 1)
-            placed.append(f"{path}:{int(line) + first_line}:{rest}")
-        return BadRows(self.rows, self.bad, self.reasons, placed)
+            located.append(f"{path}:{int(line) + first_line}:{rest}")
+        return BadRows(self.rows, self.bad, self.reasons, located)
 
     def check(self, tolerance: float) -> None:
-        """Raises DataError if more than the share ``tolerance`` of the rows is bad."""
+        """Raises DataError if the share of bad rows exceeds ``tolerance``."""
         if self.bad > tolerance * self.rows:
-            raise DataError(f"{self.summary()}; tolerated: a share of {tolerance:g} (bad_rows)")
+            raise DataError(f"{self.summary()}; bad_rows tolerates a share of {tolerance:g}")
 
     def summary(self) -> str:
-        """One line with all of it."""
+        """Returns a summary in one line."""
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
         return f"{self.bad:,} of {self.rows:,} rows cannot be read ({reasons}); first: {' | '.join(self.examples)}"
 
 
 def bad_rows(rows: int, lines: Iterable[BadLine]) -> BadRows:
-    """The account of one block of ``rows`` rows, its lines counted from 1."""
+    """Returns the report of one block of ``rows`` rows. Lines of the block count from 1."""
     lines = sorted(lines, key=lambda bad: bad.line)
     reasons: dict[str, int] = {}
     for bad in lines:

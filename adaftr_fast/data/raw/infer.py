@@ -1,4 +1,4 @@
-"""A schema from a file and a few names, for logs that need no more than the usual."""
+"""Infers a schema from a file and a few column names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.raw.inputs import is_text, read_header
 from adaftr_fast.errors import DataError
 
-TRAIN, VALIDATION = 0.8, 0.9  # where the later splits begin
+TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
 
 
 def infer_schema(
@@ -27,19 +27,23 @@ def infer_schema(
     weight: str | None = None,
     ignore: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The content of a schema file: every column that has no other part is a field.
+    """Returns the content of a schema file. Every column without another role becomes a field.
 
-    Floats are numeric fields, whole numbers, text and booleans categorical ones, of lists all tokens are read;
-    columns of dates and times are left out. The first 80 % train, the next 10 % validate, the rest tests: in order of
-    ``time``, else by a hash of the group, so that no user is in two splits, else of the row.
+    Floats are numeric fields. Integers, text and booleans are categorical fields. Lists are categorical fields with all
+    tokens. Columns of dates and times are left out. The first 80 % of the rows are the training split, the next 10 %
+    validation and the rest test. Rows are ordered by ``time``; without it by a hash of the group, so that no user is in
+    two splits; without a group by a hash of the row number.
 
     Args:
-        path: the input: parquet, a folder of parquet files, or delimited text.
-        labels: the 0/1 columns, one a task; AdaFTR contrasts the first with each other.
-        ignore: columns that are no features.
+        path: Input: parquet, a folder of parquet files, or delimited text.
+        labels: 0/1 columns, one per task. AdaFTR contrasts the first with each other one.
+        group: Column by which GAUC groups rows.
+        time: Column that orders the rows.
+        weight: Column of sample weights.
+        ignore: Columns that are not features.
 
     Raises:
-        DataError: an unreadable file, or a name that is not a column.
+        DataError: The file is unreadable, or a name is not one of its columns.
     """
     path = Path(path)
     dataset = _open(path)
@@ -67,7 +71,7 @@ def _open(path: Path) -> ds.Dataset:
 
 
 def _field(kind: pa.DataType) -> Any:
-    """How a column is read; None = not at all."""
+    """Returns how a column is read; None if it is left out."""
     if pa.types.is_temporal(kind):
         return None
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -82,7 +86,7 @@ def _by_hash(group: str | None) -> dict[str, Any]:
 
 
 def _by_time(path: Path, dataset: ds.Dataset, time: str) -> dict[str, Any]:
-    """Conditions between exact quantiles of the column; rows of the same time are in one split."""
+    """Splits at exact quantiles of the column. Rows with the same time are in the same split."""
     counts = ValueCounts(dataset.schema.field(time).type)
     try:
         for batch in dataset.to_batches(columns=[time]):

@@ -1,4 +1,4 @@
-"""Whatever the inputs are, as parquet: text is staged, Ali-CCP's raw files are joined, parquet is read in place."""
+"""Provides every input as parquet: text is staged, Ali-CCP's raw files are joined, parquet is read in place."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from adaftr_fast.data.schema.types import Condition, Schema
 from adaftr_fast.errors import DataError
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
-DELIMITERS = ",\t;|"  # the one that a header holds most often
+DELIMITERS = ",\t;|"  # the delimiter is the one that occurs most often in the header
 
 
 @dataclass(frozen=True)
 class TextInput:
-    """A text input on its way to parquet.
+    """A text file to be staged as parquet.
 
     Attributes:
-        folder: where its blocks are staged.
-        parse: gives what parses a block.
+        folder: Folder of the staged blocks.
+        parse: Returns the function that parses a block.
     """
 
     path: Path
@@ -40,10 +40,10 @@ class TextInput:
 
 
 def text_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[TextInput]]:
-    """What is to be staged in ``work``, in rounds: what the texts of one need is there once those before are staged.
+    """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds staged.
 
     Raises:
-        DataError: an unreadable header, or a missing column.
+        DataError: A header is unreadable or a column is missing.
     """
     if schema.format:
         return _aliccp(schema, paths, work)
@@ -52,13 +52,13 @@ def text_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> list[list
 
 
 def parquet_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> dict[str, Path]:
-    """Parquet files or folders by role for the schema's splits, once all texts are staged in ``work``."""
+    """Returns a parquet file or folder per role, once all text files are staged in ``work``."""
     roles = {role: path for role, path in paths.items() if not (schema.format and role.startswith(COMMON))}
     return {role: work / role if schema.format or is_text(path) else path for role, path in roles.items()}
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file's name says that it is delimited text, compressed or not."""
+    """Returns whether the file name ends as delimited text, compressed or not."""
     name = path.with_suffix("") if path.suffix in COMPRESSIONS else path
     return name.suffix in TEXT_SUFFIXES
 
@@ -80,12 +80,12 @@ def _aliccp(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[Tex
 
 
 def field_columns(schema: Schema) -> list[str]:
-    """Every column that fields read, each once."""
+    """Returns every column that fields read, without duplicates."""
     return list(dict.fromkeys(column for field in schema.fields for column in field.columns))
 
 
 def list_columns(schema: Schema) -> list[str]:
-    """Those of them that hold several tokens."""
+    """Returns the multi-valued columns that fields read."""
     return sorted({column for field in schema.fields if field.tokens for column in field.columns})
 
 
@@ -101,7 +101,7 @@ def _delimited(schema: Schema, path: Path, folder: Path) -> TextInput:
 def parse_rows(
     data: bytes, names: list[str], delimiter: str, types: dict[str, pa.DataType], required: list[str]
 ) -> tuple[pa.Table, BadRows]:
-    """Lines without a header to the columns of ``types``; rows in which a ``required`` one is missing are bad."""
+    """Parses lines without a header to the columns of ``types``. Rows without a ``required`` value are bad."""
     block = parse_block(data, names, delimiter)
     for column in required:
         block.require(column)
@@ -111,10 +111,11 @@ def parse_rows(
 
 
 def column_types(schema: Schema) -> dict[str, pa.DataType]:
-    """The type of every column that the schema reads of a text file.
+    """Returns the type of every column that the schema reads from a text file.
 
-    Numbers are what numeric fields, 0/1 labels, weights and truths read, and what a condition compares with a number
-    (whole ones where the column is a categorical field too); everything else is text, or what a condition says.
+    A column is float64 if a numeric field, a 0/1 label, a weight or a truth reads it. A column that a condition
+    compares with a number is float64 too, or int64 if the number is an integer and a categorical field reads the
+    column. Any other column has the type of the operand it is compared with, and is text by default.
     """
     types: dict[str, pa.DataType] = dict.fromkeys(schema.columns(), pa.string())
     discrete = {column for field in schema.fields if field.kind != "numeric" for column in field.columns}
@@ -134,7 +135,7 @@ def _operands(condition: Condition) -> list[tuple[str, object]]:
 
 
 def _operand_type(operand: object, discrete: bool) -> pa.DataType:
-    types = {  # subclasses first; a pandas Timestamp, which Arrow makes of nanoseconds, is a datetime
+    types = {  # subclasses first; Arrow returns nanoseconds as a pandas Timestamp, a subclass of datetime
         bool: pa.bool_(),
         int: pa.int64() if discrete else pa.float64(),
         float: pa.float64(),
@@ -146,7 +147,7 @@ def _operand_type(operand: object, discrete: bool) -> pa.DataType:
 
 
 def read_header(path: Path) -> tuple[list[str], str]:
-    """Column names and delimiter of a text file."""
+    """Reads the column names and the delimiter of a text file."""
     first = next(blocks(path), b"").split(b"\n", 1)[0]
     try:
         line = first.decode("utf-8-sig").rstrip("\r")

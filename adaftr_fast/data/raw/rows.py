@@ -1,4 +1,4 @@
-"""Raw rows to be scored: what ``prepare`` reads, labels not needed, in the order of the files, in bounded memory."""
+"""Reads raw rows for scoring, in file order and bounded memory. Labels are not needed."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Parse = Callable[[], tuple[pa.Table, BadRows]]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a file that are still to be parsed, which may be done in any thread.
+    """Rows of a file that are not yet parsed. Chunks can be parsed in any thread.
 
     Attributes:
-        parse: gives the columns of the fields and those to keep, and an account of bad rows, lines counted from 1.
-        first_line: lines of the file before it.
-        size: its share of the file's bytes, about.
+        parse: Returns the columns of the fields and the columns to keep, and the bad rows with lines counted from 1.
+        first_line: Number of lines of the file before the chunk.
+        size: Approximate share of the file in bytes.
     """
 
     path: Path
@@ -40,7 +40,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class RawFile:
-    """One input. ``types`` are the types of the columns to keep."""
+    """One input file.
+
+    Attributes:
+        size: Size in bytes.
+        types: Types of the columns to keep.
+        chunks: Iterates over the rows in chunks.
+    """
 
     size: int
     types: dict[str, pa.DataType]
@@ -48,13 +54,15 @@ class RawFile:
 
 
 def raw_files(schema: Schema, files: Sequence[str | Path], keep: Sequence[str] = ()) -> list[RawFile]:
-    """Opens inputs of a schema: parquet, folders of it or text; of format aliccp pairs SKELETON COMMON of files.
+    """Opens the inputs of a schema: parquet files, folders of parquet files, or text.
+
+    For format ``aliccp``, the files are pairs SKELETON COMMON.
 
     Args:
-        keep: columns to hand on beside those that fields read.
+        keep: Columns to return in addition to those that fields read.
 
     Raises:
-        DataError: a file that is missing or unreadable, or a missing column; so does iterating over chunks.
+        DataError: A file is missing or unreadable, or a column is missing. Iterating over chunks raises it too.
     """
     paths = [Path(file) for file in files]
     for path in paths:
@@ -105,7 +113,7 @@ def _aliccp(schema: Schema, skeleton: Path, common: Path, keep: Sequence[str]) -
     fields, lists = field_columns(schema), list_columns(schema)
 
     def chunks() -> Iterator[Chunk]:
-        # Whose line here is bad has no features, and so the rows of this user are bad: counted once, there.
+        # A bad line makes all skeleton rows of its user bad. They are counted there, not here.
         tables = [aliccp.parse_common(block, fields, lists)[0] for block in blocks(common)]
         if not tables:
             raise DataError(f"{common}: has no rows")

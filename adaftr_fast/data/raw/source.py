@@ -1,4 +1,4 @@
-"""Input files as streams of record batches: one scan per split, labels computed by the scanner."""
+"""Reads input files as streams of record batches: one scan per split, labels computed by the scanner."""
 
 from __future__ import annotations
 
@@ -22,44 +22,44 @@ from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.errors import DataError
 
 BATCH_ROWS = 1 << 17
-ROW_STREAM = hashing.stream_key(0, "rows")  # of the hash of row numbers
-LABEL = "label:"  # prefix of the label columns of a scan, which may share a name with the column they come from
+ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
+LABEL = "label:"  # prefix of label columns in a scan: a label may have the name of its source column
 
 
 class Source:
-    """The input files of a schema, each under its role, or a shard's share of their rows: some row groups in a row.
+    """Input files of a schema by role, or one shard of their rows, a range of consecutive row groups.
 
     Args:
-        paths: a parquet file, or a folder of such, by role (``input_paths``).
+        paths: Parquet file or folder of parquet files, by role (``input_paths``).
 
     Raises:
-        DataError: a file that is missing or no readable parquet, or a missing column.
+        DataError: A file is missing or not readable as parquet, or a column is missing.
     """
 
     def __init__(self, schema: Schema, paths: dict[str, Path], shard: Shard = UNSHARDED) -> None:
         self.schema, self.paths = schema, paths
         self._datasets: dict[str, ds.Dataset] = {}
-        self._preceding: dict[str, ds.Dataset] = {}  # the rows of the parts before, which have to be counted
+        self._preceding: dict[str, ds.Dataset] = {}  # rows of the preceding shards, which row numbers count
         for role, path in paths.items():
             whole = _open(path)
             check_columns(schema, path, whole.schema.names)
             self._datasets[role], self._preceding[role] = _shard_row_groups(path, whole, shard)
 
     def count_rows(self, split: str) -> int:
-        """Rows of a split before even, odd or hash selection."""
+        """Returns the number of rows of a split before selection by row number or hash."""
         return self._count(self._datasets, split)
 
     def scan(
         self, split: str, advance: Callable[[int], object] = int, *, only: str | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of a split in file order: every column the schema reads, and ``label:NAME`` per task.
+        """Yields the rows of a split in file order: every column the schema reads, and ``label:NAME`` per task.
 
         Args:
-            advance: is told of rows that were read, as ``count_rows`` counts them.
-            only: the one column that is asked for, the labels not.
+            advance: Called with the number of rows read, as counted by ``count_rows``.
+            only: Reads only this column, without labels.
 
         Raises:
-            DataError: the file's pages are corrupt, or a condition does not fit a column's type.
+            DataError: The file is corrupt, or a condition does not fit a column's type.
         """
         rule = self.schema.split[split]
         if only is None:
@@ -81,7 +81,7 @@ class Source:
         numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
         seen = self._count(self._preceding, split) if numbered else 0
         while True:
-            with self._data_errors(split):  # around the reading alone, not around what the caller does
+            with self._data_errors(split):  # covers the read only, not the caller's code
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -96,7 +96,7 @@ class Source:
 
     def _filter(self, rule: SplitRule) -> pc.Expression | None:
         conditions = [pq.filters_to_expression(rule.where)] if rule.where else []
-        if self.schema.drop:  # unknown is not dropped
+        if self.schema.drop:  # a condition that is null does not drop the row
             conditions.append(~pc.coalesce(pq.filters_to_expression(self.schema.drop), pc.scalar(False)))
         return functools.reduce(operator.and_, conditions) if conditions else None
 
@@ -110,7 +110,7 @@ class Source:
 
 
 def coalesced(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of about ``BATCH_ROWS`` rows, however few of each a condition left."""
+    """Yields the same rows in batches of about ``BATCH_ROWS`` rows, however small the filtered batches are."""
     pending: list[pa.RecordBatch] = []
     for batch in batches:
         pending.append(batch)
@@ -122,7 +122,7 @@ def coalesced(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def check_columns(schema: Schema, path: Path, names: Iterable[str]) -> None:
-    """Raises DataError if a file with columns ``names`` lacks one that the schema reads."""
+    """Raises DataError if ``names``, the columns of a file, lack one that the schema reads."""
     names = list(names)
     missing = [column for column in schema.columns() if column not in names]
     if missing:
@@ -137,7 +137,7 @@ def _label_expression(label: Label) -> pc.Expression:
 
 
 def _select(batch: pa.RecordBatch, rule: SplitRule, first_row: int) -> pa.RecordBatch:
-    """The rows of a batch that a rule takes; ``first_row`` is the number of the first one after ``where``."""
+    """Selects the rows of a batch by a rule. ``first_row`` is the number of its first row after ``where``."""
     if rule.hash:
         column = rule.hash.column
         numbers = np.arange(first_row, first_row + batch.num_rows)
@@ -151,7 +151,11 @@ def _select(batch: pa.RecordBatch, rule: SplitRule, first_row: int) -> pa.Record
 
 
 def input_paths(schema: Schema, files: list[str | Path]) -> dict[str, Path]:
-    """The input files by role; the shipped ones where none is named. Raises DataError: wrong number of files."""
+    """Returns the input files by role, or the file in the package if none is given.
+
+    Raises:
+        DataError: The number of files does not match the schema.
+    """
     if not files and schema.shipped is not None:
         files = [str(resources.files("adaftr_fast.data") / "files" / schema.shipped)]
     if len(files) != len(schema.files):
@@ -161,7 +165,7 @@ def input_paths(schema: Schema, files: list[str | Path]) -> dict[str, Path]:
 
 
 def data_files(path: Path) -> list[Path]:
-    """The file itself, or those of a folder in the order they are read: whatever their ending, but no hidden ones."""
+    """Returns the file itself, or all files of a folder in reading order, except hidden ones."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     return [Path(file) for file in _open(path).files] if path.is_dir() else [path]
@@ -177,7 +181,7 @@ def _open(path: Path) -> ds.Dataset:
 
 
 def _shard_row_groups(path: Path, whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.Dataset]:
-    """A shard's share of the rows, by whole row groups, and all rows before it."""
+    """Returns the row groups of a shard, and those of all shards before it."""
 
     def dataset(row_groups: Iterable[ds.Fragment]) -> ds.Dataset:
         return ds.FileSystemDataset(list(row_groups), whole.schema, whole.format, whole.filesystem)
@@ -189,7 +193,7 @@ def _shard_row_groups(path: Path, whole: ds.Dataset, shard: Shard) -> tuple[ds.D
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
     ends = np.cumsum([sum(info.num_rows for info in row_group.row_groups) for row_group in row_groups])
-    number = (ends - 1) * shard.count // max(1, *ends) + 1  # of the shard that a row group's last row falls to
+    number = (ends - 1) * shard.count // max(1, *ends) + 1  # the shard of each row group's last row
     return dataset(compress(row_groups, number == shard.number)), dataset(compress(row_groups, number < shard.number))
 
 

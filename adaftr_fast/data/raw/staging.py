@@ -1,7 +1,7 @@
-"""Text inputs to parquet files, once, whatever is read of them later: in bounded memory, on all cores, resumable.
+"""Converts text inputs to parquet once: in bounded memory, on all cores, resumable.
 
-Each block of lines becomes one file, written to a temporary name and renamed; its bad_rows of bad rows lies in the
-file's own metadata, so that it is either there with its bad_rows or not at all.
+Each block of lines becomes one file. The file is written to a temporary name and renamed, and its bad rows are stored
+in its metadata, so that both exist or neither does.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.errors import DataError
 
 BLOCK_BYTES = 16 << 20
-COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")  # that Arrow tells by a file's ending
-SEARCH_BYTES = 1 << 16  # read at a time in search of the end of a line
-BAD_ROWS, LINES = b"bad_rows", b"lines"  # keys of a staged block's metadata
+COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")  # suffixes from which Arrow detects the compression
+SEARCH_BYTES = 1 << 16  # read at a time when searching for a line end
+BAD_ROWS, LINES = b"bad_rows", b"lines"  # metadata keys of a staged block
 Parse = Callable[[bytes], tuple[pa.Table, BadRows]]
-"""A block of whole lines to rows and an account of the bad ones, its lines counted from 1."""
+"""Parses a block of whole lines to rows and a report of bad rows, lines counted from 1."""
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """A text file, decompressed, in blocks of whole lines.
+    """Yields a text file, decompressed, in blocks of whole lines.
 
     Raises:
-        DataError: it cannot be read, or a line is longer than a block.
+        DataError: The file cannot be read, or a line is longer than a block.
     """
     rest = b""
     try:
@@ -56,10 +56,10 @@ def blocks(path: Path) -> Iterator[bytes]:
 
 
 def numbered_blocks(path: Path, shard: Shard = UNSHARDED) -> Iterator[tuple[int, bytes]]:
-    """A shard's share of a file's blocks, with their numbers. Of compressed text the others must be read too.
+    """Yields the blocks of a shard with their numbers. Compressed text is decompressed as a whole by every shard.
 
     Raises:
-        DataError: as ``blocks``.
+        DataError: As ``blocks``.
     """
     if path.suffix in COMPRESSIONS:
         yield from islice(enumerate(blocks(path)), shard.number - 1, None, shard.count)
@@ -84,7 +84,7 @@ def _read(file: BinaryIO, start: int, end: int) -> bytes:
 
 
 def _line_start(file: BinaryIO, position: int) -> int:
-    """The position after the last end of a line preceding ``position``; 0 = there is none."""
+    """Returns the position after the last line end before ``position``; 0 if there is none."""
     for end in range(position, 0, -SEARCH_BYTES):
         start = max(0, end - SEARCH_BYTES)
         file.seek(start)
@@ -107,19 +107,19 @@ def stage(
     check: Callable[[], None],
     bar: tqdm,
 ) -> int:
-    """Writes a shard's share of ``path`` as ``folder/part-*.parquet``; files already there are kept.
+    """Writes the blocks of a shard of ``path`` as ``folder/part-*.parquet``. Existing files are kept.
 
     Args:
-        header_lines: lines at the start that are no rows, 0 or 1.
-        tolerance: where it is 0, the first bad row is an error at once.
-        check: raises an error if ``path`` has changed, preceding a block that was read of it is kept.
-        bar: advances by bytes of text.
+        header_lines: Number of header lines, 0 or 1.
+        tolerance: Share of bad rows that is tolerated. If it is 0, the first bad row raises at once.
+        check: Raises an error if ``path`` has changed. Called before a block is published.
+        bar: Progress bar, advanced by bytes of text.
 
     Returns:
-        The number of its files.
+        The number of blocks.
 
     Raises:
-        DataError: unreadable, or a bad row that is not tolerated.
+        DataError: The file is unreadable, or a bad row is not tolerated.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -135,7 +135,7 @@ def stage(
     count = 0
     for number, size, block_bad_rows in ordered_map(write, numbered_blocks(path, shard)):
         count += 1
-        if block_bad_rows.bad and tolerance == 0:  # nothing that follows can mend it
+        if block_bad_rows.bad and tolerance == 0:  # more rows cannot make the share 0 again
             block_bad_rows.shifted(path, _lines_before(path, number) or header_lines).check(tolerance)
         bar.update(size)
     return count
@@ -147,17 +147,17 @@ def _lines_before(path: Path, number: int) -> int:
 
 
 def check_staged(folder: Path, blocks: int) -> None:
-    """Raises OSError if not all blocks of a text are to be found: a shared file system may show them late."""
+    """Raises OSError unless all blocks of a text file are visible. A shared file system may show them late."""
     found = len(list(folder.glob("part-*.parquet")))
     if found != blocks:
         raise OSError(f"{folder}: expected {blocks} staged files, found {found}")
 
 
 def staged_bad_rows(path: Path, folder: Path, *, header_lines: int, tolerance: float) -> BadRows:
-    """The bad_rows of a file of which all parts are staged.
+    """Returns the bad rows of a file of which all shards are staged.
 
     Raises:
-        DataError: a larger share of bad rows than ``tolerance``.
+        DataError: The share of bad rows exceeds ``tolerance``.
     """
     bad_rows, line = BadRows(), header_lines
     for staged in sorted(folder.glob("part-*.parquet")):
@@ -179,6 +179,6 @@ def _write_block(path: Path, table: pa.Table, bad_rows: BadRows, lines: int, che
 
 
 def read_block_info(staged: Path) -> tuple[BadRows, int]:
-    """The bad_rows of bad rows in a staged block's metadata, and the lines that it had."""
+    """Returns the bad rows and the number of lines of a staged block, from its metadata."""
     metadata = pq.read_schema(staged).metadata
     return from_json(BadRows, json.loads(metadata[BAD_ROWS])), int(metadata[LINES])

@@ -1,4 +1,7 @@
-"""Blocks of delimited text to typed columns, by Arrow's CSV parser; rows that do not fit are set apart. n rows."""
+"""Parses blocks of delimited text into typed columns with Arrow's CSV parser. Bad rows are dropped and reported.
+
+Shapes: n rows.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,13 @@ from adaftr_fast.data.raw.bad_rows import BadLine, BadRows, bad_rows
 
 @dataclass
 class TextBlock:
-    """Rows of a block of lines, as text at first.
+    """Rows of a block of lines, untyped at first.
 
     Attributes:
-        table: columns [n] of the rows that are good so far; an empty text is missing.
-        line: int64 [n], where in the block each row stands, from 1.
-        total: rows of the block, bad ones too.
+        table: Columns [n] of the rows that are not bad so far. Empty text is null.
+        line: Line of each row in the block, int64 [n], counted from 1.
+        total: Number of rows of the block, including bad ones.
+        bad: Rows that were dropped.
     """
 
     table: pa.Table
@@ -28,7 +32,7 @@ class TextBlock:
     bad: list[BadLine] = field(default_factory=list)
 
     def drop(self, mask: np.ndarray, reason: str, text: pa.Array) -> None:
-        """Sets apart the rows of the mask ``mask`` [n]; ``text`` [n] is what is shown of them."""
+        """Drops the rows of ``mask`` [n] and records them as bad. ``text`` [n] is shown in the report."""
         if not mask.any():
             return
         rows = np.flatnonzero(mask)
@@ -38,35 +42,35 @@ class TextBlock:
         self.line = self.line[~mask]
 
     def convert(self, column: str, kind: pa.DataType) -> None:
-        """Gives a column its type; rows whose value does not fit are set apart."""
+        """Casts a column to a type and drops rows whose value cannot be cast."""
         values = self.column(column)
         if pa.types.is_binary(values.type) and kind != pa.string():
-            self.convert(column, pa.string())  # not every type can be read of bytes
+            self.convert(column, pa.string())  # Arrow cannot cast bytes to every type
             values = self.column(column)
         try:
             converted = values.cast(kind)
         except pa.ArrowException:
-            self.drop(~castable(values, kind), f"{column} is no {kind}", values)
+            self.drop(~castable(values, kind), f"{column} is not of type {kind}", values)
             converted = self.column(column).cast(kind)
         self.table = self.table.set_column(self.table.column_names.index(column), column, converted)
 
     def require(self, column: str) -> None:
-        """Sets apart the rows in which a column is missing."""
+        """Drops the rows in which a column is missing."""
         values = self.column(column)
         self.drop(values.is_null().to_numpy(zero_copy_only=False), f"{column} is missing", values)
 
     def column(self, name: str) -> pa.Array:
-        """A column [n] in one piece."""
+        """Returns a column [n] as one array."""
         chunks = self.table[name].chunks
         return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else pa.array([], pa.binary())
 
     def report(self) -> BadRows:
-        """How many rows are bad, and why."""
+        """Returns the number of bad rows and the reasons."""
         return bad_rows(self.total, self.bad)
 
 
 def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool = True) -> TextBlock:
-    """Whole lines without a header to columns of bytes; rows with too many or few columns are set apart."""
+    """Parses whole lines without a header to columns of bytes. Rows with too many or too few columns are dropped."""
     bad: list[BadLine] = []
 
     def skip(row: csv.InvalidRow) -> str:
@@ -75,13 +79,13 @@ def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool =
         return "skip"
 
     table = csv.read_csv(
-        io.BytesIO(data or b"\n"),  # Arrow refuses an empty file; a blank line is no row
-        # In one thread, since rows have numbers only then; a whole block at once.
+        io.BytesIO(data or b"\n"),  # Arrow rejects an empty file; a blank line is not a row
+        # Arrow reports line numbers only in one thread. One block per call.
         read_options=csv.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
         parse_options=csv.ParseOptions(
             delimiter=delimiter,
             quote_char='"' if quoted else False,
-            ignore_empty_lines=False,  # they count as lines
+            ignore_empty_lines=False,  # blank lines count as lines
             invalid_row_handler=skip,
         ),
         convert_options=csv.ConvertOptions(
@@ -91,13 +95,16 @@ def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool =
     line = np.delete(np.arange(1, table.num_rows + len(bad) + 1), [row.line - 1 for row in bad])
     block = TextBlock(table, line, total=len(line) + len(bad), bad=bad)
     empty = np.logical_and.reduce([table[name].is_null().to_numpy() for name in names])
-    block.table, block.line = block.table.filter(pa.array(~empty)), block.line[~empty]  # blank lines are no rows
+    block.table, block.line = block.table.filter(pa.array(~empty)), block.line[~empty]  # blank lines are not rows
     block.total -= int(empty.sum())
     return block
 
 
 def castable(values: pa.Array, kind: pa.DataType) -> np.ndarray:
-    """Which values [n] Arrow can cast to ``kind``, found by halving, since it says that one cannot but not which."""
+    """Returns whether Arrow can cast each value to ``kind``, bool [n].
+
+    Arrow reports only that some value cannot be cast, so bisection finds which.
+    """
     try:
         values.cast(kind)
     except pa.ArrowException:

@@ -54,13 +54,13 @@ def test_tokens_and_join_by_hand(tmp_path):
     }
     assert (bad_rows.rows, bad_rows.bad) == (9, 6)
     assert bad_rows.reasons == {
-        "no common features of this index": 1,
+        "no common features with this index": 1,
         "feature_num is not the number of tokens": 1,
         "a token is not field, feature and value": 2,
         "click is missing": 1,
         "expected 6 columns, got 3": 1,
     }
-    assert bad_rows.examples[0] == "3: no common features of this index: 'u3'"
+    assert bad_rows.examples[0] == "3: no common features with this index: 'u3'"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def raw(tmp_path_factory):
     return config, write_raw(config, folder)
 
 
-def test_the_raw_layout_holds_the_log_it_was_written_from(raw, tmp_path):
+def test_raw_files_round_trip(raw, tmp_path):
     config, files = raw
     source = load_schema("aliccp").source
     manifest = prepare(parse_schema(source | {"defaults": {"min_count": 1}}), files, tmp_path / "out")
@@ -92,7 +92,7 @@ def test_the_raw_layout_holds_the_log_it_was_written_from(raw, tmp_path):
         set(pq.read_table(tmp_path / f"out/{split}.parquet")["101"].to_pylist()) for split in ("train", "validation")
     ]
     assert users[0] - {0}
-    assert users[1] == {0}  # held out by user: none of them is known
+    assert users[1] == {0}  # split by user: validation users are unknown
     train, validation = (manifest.splits[split].rows for split in ("train", "validation"))
     assert train + validation == 3_500
     assert 0.02 < validation / 3_500 < 0.25

@@ -55,7 +55,7 @@ def test_lists_are_read_by_all_tokens(tmp_path):
     assert fields == {"seen": {"kind": "categorical", "tokens": "all"}}
 
 
-def test_mistakes_are_named(log):
+def test_invalid_values_are_named(log):
     with pytest.raises(DataError, match=r"log\.csv: no column 'clik'; the file has at, user"):
         infer_schema(log / "log.csv", ["clik"])
     with pytest.raises(DataError, match="no such file"):

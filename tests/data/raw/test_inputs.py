@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.data.encode.encoders import Hashed
-from adaftr_fast.data.prepare import stages
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.inputs import column_types
 from adaftr_fast.data.schema.parse import parse_schema
@@ -27,7 +26,7 @@ def table(write):
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("log.csv", ","), ("log.tsv", "\t"), ("log.csv.gz", ";")])
-def test_text_gives_what_parquet_gives(source, table, write, tmp_path, name, delimiter):
+def test_text_equals_parquet(source, table, write, tmp_path, name, delimiter):
     with pa.output_stream(tmp_path / name) as stream:
         csv.write_csv(table, stream, csv.WriteOptions(delimiter=delimiter))
     prepare(parse_schema(source), [write()], tmp_path / "parquet")
@@ -64,10 +63,12 @@ def test_bad_rows_of_text(source, tmp_path):
     rows[3] = "4,u,a,1,wet,0,3"
     rows[5] = "6,u,a,1,1,,3"
     log.write_text("\n".join(["day,user,city,size,rain,clicked,delay", *rows]))
-    with pytest.raises(DataError, match=r"rows cannot be read .*log\.csv:5: rain is no double: 'wet' .*bad_rows"):
+    with pytest.raises(
+        DataError, match=r"rows cannot be read .*log\.csv:5: rain is not of type double: 'wet' .*bad_rows"
+    ):
         prepare(parse_schema(source), [log], tmp_path / "out")
     manifest = prepare(parse_schema(source), [log], tmp_path / "out", bad_rows=0.2)
-    assert manifest.bad_rows.reasons == {"rain is no double": 1, "clicked is missing": 1}
+    assert manifest.bad_rows.reasons == {"rain is not of type double": 1, "clicked is missing": 1}
     assert manifest.splits["train"].rows == 4
     with pytest.raises(DataError, match=r"bad_rows: expected a share in \[0, 1\), got 1.5"):
         prepare(parse_schema(source), [log], tmp_path / "out", bad_rows=1.5)
@@ -143,46 +144,3 @@ def test_weights_are_kept_and_checked(source, write, tmp_path):
             prepare(parse_schema(source), [write(w=[1.0] * 11 + [value])], tmp_path / "out")
     with pytest.raises(DataError, match="field rain reads 'rain', a truth or weight column"):
         parse_schema(source | {"weight": "rain"})
-
-
-def test_an_interrupted_preparation_goes_on(source, table, write, tmp_path, monkeypatch):
-    csv.write_csv(table, tmp_path / "log.csv")
-    prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "whole")
-    real, done = stages.write_split, []
-
-    def interrupted(schema, encoders, groups, batches, path, check):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(path.name)
-        real(schema, encoders, groups, batches, path, check)
-
-    monkeypatch.setattr(stages, "write_split", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    staged = list((tmp_path / ".out.work").glob("staged/data/part-*.parquet"))
-    assert len(staged) == 1
-    written = staged[0].stat().st_mtime_ns
-
-    def resumed(schema, encoders, groups, batches, path, check):
-        assert staged[0].stat().st_mtime_ns == written
-        done.append(path.name)
-        real(schema, encoders, groups, batches, path, check)
-
-    monkeypatch.setattr(stages, "write_split", resumed)
-    prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "out")
-    assert done == ["train.parquet", "validation.parquet", "test.parquet"]
-    assert same_splits(tmp_path / "whole", tmp_path / "out")
-    assert not (tmp_path / ".out.work").exists()
-
-
-def test_two_at_once_do_not_mix(source, write, tmp_path):
-    from adaftr_fast.data.prepare.work_folder import work_folder
-
-    with work_folder(tmp_path / "out", "k"), pytest.raises(DataError, match="another process is preparing it"):
-        prepare(parse_schema(source), [write()], tmp_path / "out")
-    (tmp_path / ".out.work").mkdir()
-    (tmp_path / ".out.work/key").write_text("another key")
-    (tmp_path / ".out.work/prepared").mkdir()
-    (tmp_path / ".out.work/prepared/train.parquet").write_text("of other inputs")
-    prepare(parse_schema(source), [write()], tmp_path / "out")

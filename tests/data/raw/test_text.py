@@ -5,7 +5,7 @@ from adaftr_fast.data.raw.text import castable, parse_block
 DATA = b'1,a,x\n2,b\n\n3,c,\xff\n4,"d,e",\n,f,z\nfive,g,w\n'
 
 
-def test_rows_keep_their_line_numbers():
+def test_bad_rows_are_reported_with_line_numbers():
     block = parse_block(DATA, ["n", "s", "t"], ",")
     assert block.line.tolist() == [1, 4, 5, 6, 7]  # 2 is short, 3 blank
     assert block.total == 6
@@ -18,16 +18,16 @@ def test_rows_keep_their_line_numbers():
     assert (report.rows, report.bad) == (6, 4)
     assert report.reasons == {
         "expected 3 columns, got 2": 1,
-        "t is no string": 1,
+        "t is not of type string": 1,
         "n is missing": 1,
-        "n is no double": 1,
+        "n is not of type double": 1,
     }
     assert report.examples[0] == "2: expected 3 columns, got 2: '2,b'"
-    assert report.examples[1] == "4: t is no string: '\\\\xff'"
-    assert report.examples[3] == "7: n is no double: 'five'"
+    assert report.examples[1] == "4: t is not of type string: '\\\\xff'"
+    assert report.examples[3] == "7: n is not of type double: 'five'"
 
 
-def test_quotes_may_be_plain_characters():
+def test_quotes_can_be_plain_characters():
     block = parse_block(b'1,"a\n2,b"\n', ["n", "s"], ",", quoted=False)
     assert block.table["s"].to_pylist() == [b'"a', b'b"']
 
@@ -38,6 +38,6 @@ def test_castable_finds_each_value():
     assert castable(values[:0], pa.int64()).tolist() == []
 
 
-def test_blank_lines_are_no_rows():
+def test_blank_lines_are_not_rows():
     block = parse_block(b"\n\n", ["n", "s"], ",")
     assert (block.table.num_rows, block.total) == (0, 0)
