@@ -1,1 +1,1 @@
-"""What a prepared folder is: manifest, vocabulary, one file a split, and the loader that reads it in batches."""
+"""Prepared folders: manifest, vocabulary, one file per split and shard, and the loader that reads them in batches."""

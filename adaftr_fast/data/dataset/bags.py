@@ -1,6 +1,6 @@
-"""Multi-valued fields in memory: the ids of all fields of all rows, one after another, and where each bag begins.
+"""Multi-valued fields in memory, as concatenated ids and bag offsets.
 
-B rows, F fields, N ids; ``offsets`` [B * F + 1] rise from 0 to N, and bag b * F + f is field f of row b.
+Shapes: B rows, F fields, N ids. ``offsets`` [B * F + 1] increase from 0 to N. Bag b * F + f is field f of row b.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 4096  # rows moved at a time, so that the index arrays stay small
+BLOCK = 4096  # rows copied at a time, to bound the index arrays
 
 
 def interleave(columns: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray]:
-    """Columns side by side.
+    """Joins columns row by row.
 
     Args:
-        columns: per field its ids and, where it is multi-valued, its own offsets [B + 1] from 0 (else None, [B] ids).
+        columns: Per field, its ids and its offsets [B + 1] from 0; offsets are None for a single-valued field, [B] ids.
 
     Returns:
         ids [N] and int64 offsets.
@@ -36,12 +36,12 @@ def interleave(columns: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> tuple
 
 
 def take_bags(ids: np.ndarray, offsets: np.ndarray, rows: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bags of those of ``rows`` rows that ``order`` [n] numbers, in its order."""
+    """Returns the bags of the rows ``order`` [n], in that order, out of ``rows`` rows."""
     if not len(order):
         return ids[:0], offsets[:1]
     counts = np.diff(offsets).reshape(rows, -1)[order]  # [n, F]
     width, taken = counts.shape[1], _cumulative(counts)
-    bounds = taken[::width]  # [n + 1], a row's ids, where they go
+    bounds = taken[::width]  # [n + 1], destination of each row's ids
     moved = np.empty(taken[-1], ids.dtype)
     for first in range(0, len(order), BLOCK):
         some = order[first : first + BLOCK]
@@ -52,7 +52,7 @@ def take_bags(ids: np.ndarray, offsets: np.ndarray, rows: int, order: np.ndarray
 
 
 def slice_bags(ids: Tensor, offsets: Tensor, rows: int, part: slice) -> tuple[Tensor, Tensor]:
-    """The bags of a range of neighbouring rows of ``rows``; the ids are a view."""
+    """Returns the bags of a range of adjacent rows out of ``rows`` rows. The ids are a view."""
     start, stop, _ = part.indices(rows)
     width = (len(offsets) - 1) // max(rows, 1)
     own = offsets[start * width : max(start, stop) * width + 1]
@@ -60,12 +60,12 @@ def slice_bags(ids: Tensor, offsets: Tensor, rows: int, part: slice) -> tuple[Te
 
 
 def concat_offsets(parts: Sequence[Tensor]) -> Tensor:
-    """Offsets of bags that are laid one after another."""
+    """Returns the offsets of concatenated bags."""
     return torch.from_numpy(_cumulative(np.concatenate([np.diff(part.numpy()) for part in parts])))
 
 
 def _cumulative(counts: np.ndarray) -> np.ndarray:
-    """Lengths of any shape, in its order, to offsets from 0."""
+    """Converts lengths of any shape to offsets from 0."""
     offsets = np.zeros(counts.size + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets

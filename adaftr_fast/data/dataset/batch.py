@@ -1,4 +1,4 @@
-"""What a loader hands to a model. B rows, F fields, T tasks, N ids."""
+"""Batches that a loader passes to a model. Shapes: B rows, F fields, T tasks, N ids."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ class Batch:
     """B rows of a prepared split.
 
     Attributes:
-        ids: int32 [B, F], the embedding id of each field, 0 = unknown or missing; where any field is multi-valued
-            int32 [N], row after row and field after field.
-        labels: float32 [B, T], 0 or 1.
-        group: int64 [B], the group (user) of each row for GAUC, -1 = none; None without a group column.
-        weight: float32 [B], sample weights; None = all one.
-        offsets: int64 [B * F + 1], where the ids of field f of row b begin, and N; None where all fields are
-            single-valued.
-        weight_mean: float32 0-dim, the mean weight of the whole batch where these rows are one rank's part of it; None
-            where they are the batch.
+        ids: Embedding ids, int32 [B, F], 0 = unknown or missing. If any field is multi-valued, int32 [N] in order of
+            row and field.
+        labels: 0/1 labels, float32 [B, T].
+        group: Group (user) of each row for GAUC, int64 [B], -1 = none; None without a group column.
+        weight: Sample weights, float32 [B]; None if all are one.
+        offsets: Start of the ids of field f of row b at index b * F + f, and N at the end, int64 [B * F + 1]; None if
+            all fields are single-valued.
+        weight_mean: Mean weight of the whole batch, float32 0-dim, if these rows are one rank's share of it; else None.
     """
 
     ids: Tensor
@@ -40,18 +39,18 @@ class Batch:
 
     @property
     def features(self) -> tuple[Tensor, ...]:
-        """What a model reads: ids, and offsets where there are any."""
+        """Inputs of a model: ids, and offsets if there are any."""
         return (self.ids,) if self.offsets is None else (self.ids, self.offsets)
 
     def __getitem__(self, rows: slice) -> Batch:
-        """A range of neighbouring rows, as views but for the offsets."""
+        """Returns a range of adjacent rows. Tensors are views, except the offsets."""
         if self.offsets is None:
             return self.map(lambda part: part[rows])
         ids, offsets = slice_bags(self.ids, self.offsets, len(self), rows)
         return Batch(ids, *self._each(lambda part: part[rows]), offsets)
 
     def take(self, order: np.ndarray) -> Batch:
-        """The rows that ``order`` [n] numbers, in its order, by NumPy: torch would start a second pool of threads."""
+        """Returns the rows ``order`` [n], in that order. Uses NumPy: torch would start a second thread pool."""
 
         def taken(part: Tensor) -> Tensor:
             return torch.from_numpy(np.take(part.numpy(), order, axis=0))
@@ -63,17 +62,17 @@ class Batch:
         return Batch(ids, *self._each(taken), offsets)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with every tensor changed, moved to a device, say."""
+        """Applies ``change`` to every tensor, such as a move to a device."""
         parts = [getattr(self, each.name) for each in fields(self)]
         return Batch(*(None if part is None else change(part) for part in parts))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
-        """What has an entry a row: labels, group and weight, changed."""
+        """Applies ``change`` to the tensors with one entry per row: labels, group and weight."""
         return [None if part is None else change(part) for part in (self.labels, self.group, self.weight)]
 
 
 def concat(batches: Sequence[Batch]) -> Batch:
-    """The rows of one or more batches with the same columns, one after another; by NumPy, as ``take``."""
+    """Concatenates one or more batches with the same columns. Uses NumPy, as ``Batch.take`` does."""
     if len(batches) == 1:
         return batches[0]
     parts = {each.name: [getattr(batch, each.name) for batch in batches] for each in fields(Batch)}
@@ -87,7 +86,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def rebatch(blocks: Iterable[Batch], batch_size: int, *, drop_last: bool) -> Iterator[Batch]:
-    """Blocks of any sizes as batches of ``batch_size`` rows; the last may be short, or is left out."""
+    """Yields batches of ``batch_size`` rows from blocks of any size. The last batch may be short, or is dropped."""
     pending: list[Batch] = []
     missing = batch_size
     for block in blocks:

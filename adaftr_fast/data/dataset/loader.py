@@ -1,8 +1,8 @@
-"""A prepared folder as batches of tensors, streamed in bounded memory.
+"""Reads a prepared folder as batches of tensors, in bounded memory.
 
-A split is read in windows of some row groups each, the next one by a thread while the batches of this one are used.
-For training the row groups are drawn at random into windows and the rows of a window are permuted. All of it follows
-from (seed, epoch), so a number of batches says where a run stands, and earlier windows need not be read to go on.
+A split is read in windows of several row groups. A thread reads the next window while the batches of the current one
+are used. For training, row groups are assigned to windows at random, and the rows of a window are permuted. The order
+is a function of (seed, epoch), so a run resumes from a batch number without reading earlier windows.
 """
 
 from __future__ import annotations
@@ -21,29 +21,32 @@ from adaftr_fast.data.dataset.rows import ParquetRows, Rows, TensorRows
 from adaftr_fast.errors import DataError
 
 T = TypeVar("T")
-SHUFFLE_ROWS = 1 << 20  # at 23 fields a window takes 100 MB, and two are held
-READ_ROWS = 1 << 17  # of a window that is read in file order
+SHUFFLE_ROWS = 1 << 20  # 100 MB per window at 23 fields; two windows are held
+READ_ROWS = 1 << 17  # rows of a window read in file order
 
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's rows of every batch: of ``run * size`` neighbouring rows the rank's ``run``, again and again."""
+    """Rows of every batch that belong to one rank.
+
+    Out of every ``run * size`` consecutive rows, the rank has ``run`` consecutive rows.
+    """
 
     rank: int
     size: int
     run: int
 
-    def of(self, places: np.ndarray) -> np.ndarray:
-        """Which of the rows at ``places`` [n] are the rank's, bool [n]."""
-        return places // self.run % self.size == self.rank
+    def of(self, positions: np.ndarray) -> np.ndarray:
+        """Returns whether the rows at ``positions`` [n] belong to the rank, bool [n]."""
+        return positions // self.run % self.size == self.rank
 
 
 class Split:
-    """Rows to be passed over, in file order or shuffled.
+    """Rows of a split, read in file order or shuffled.
 
     Args:
-        rows: where they come from.
-        chunks: those of its chunks that belong to the split, in file order; None for all.
+        rows: Source of the rows.
+        chunks: Chunks of ``rows`` that belong to the split, in file order; None for all.
     """
 
     def __init__(self, rows: Rows, chunks: Sequence[int] | None = None) -> None:
@@ -52,16 +55,17 @@ class Split:
 
     @classmethod
     def of(cls, content: Batch) -> Split:
-        """A split of rows that are tensors already."""
+        """Returns a split of rows in memory."""
         return cls(TensorRows(content))
 
     def __len__(self) -> int:
         return sum(self.rows.sizes[chunk] for chunk in self.chunks)
 
     def shard(self, rank: int, world_size: int) -> Split:
-        """The rows of one of ``world_size`` workers: parts are disjoint, cover all, and differ by a chunk at most.
+        """Returns the rows of one of ``world_size`` workers.
 
-        With fewer chunks than workers some parts are empty.
+        Shards are disjoint, cover all rows and differ by at most one chunk. Some are empty if there are fewer chunks
+        than workers.
 
         Raises:
             ValueError: ``rank`` is not in [0, world_size).
@@ -71,7 +75,7 @@ class Split:
         return Split(self.rows, self.chunks[rank::world_size])
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """All rows in file order; the last batch may be short."""
+        """Yields all rows in file order. The last batch may be short."""
         windows = self._windows(self.chunks, READ_ROWS)
         blocks = (self.rows.read(window, None) for window in windows)
         return rebatch(_prefetch(blocks), batch_size, drop_last=False)
@@ -86,12 +90,15 @@ class Split:
         window: int = SHUFFLE_ROWS,
         share: Share | None = None,
     ) -> Iterator[Batch]:
-        """All rows but a short last batch in an order set by (seed, epoch, window) alone, from ``first_batch`` on.
+        """Yields shuffled batches from batch ``first_batch`` on. A short last batch is dropped.
+
+        The order is a function of (seed, epoch, window) only.
 
         Args:
-            window: rows that are permuted together, about; with no more rows in all, every order is possible.
-            share: of every batch only one rank's rows, so that the ranks' rows together are the same batches whatever
-                their number. Every rank decodes all rows and lays out its own.
+            window: Approximate number of rows that are permuted together. If the split has no more rows, every order is
+                possible.
+            share: Yields only one rank's rows of every batch. The rows of all ranks together are the same batches for
+                any number of ranks. Every rank decodes all rows but copies only its own.
         """
         order = np.random.default_rng([seed, epoch]).permutation(self.chunks)
         rows = range(first_batch * batch_size, len(self) // batch_size * batch_size)
@@ -101,7 +108,7 @@ class Split:
     def _permuted(
         self, windows: list[list[int]], seed: tuple[int, int], rows: range, share: Share | None
     ) -> Iterator[Batch]:
-        """The windows' rows, each window in a random order; of them those at the places ``rows``, or a rank's share."""
+        """Yields the rows of each window in random order: those at the positions ``rows``, or the share of a rank."""
         first = 0
         for number, window in enumerate(windows, start=1):
             size = sum(self.rows.sizes[chunk] for chunk in window)
@@ -109,18 +116,18 @@ class Split:
             if inside.start < min(size, inside.stop):
                 order = np.random.default_rng([*seed, number]).permutation(size)[inside]
                 if share is not None:
-                    places = first + inside.start + np.arange(len(order))
-                    order = order[share.of(places)]
+                    positions = first + inside.start + np.arange(len(order))
+                    order = order[share.of(positions)]
                 yield self.rows.read(window, order)
             first += size
 
     def _windows(self, chunks: list[int], rows: int) -> list[list[int]]:
-        """Neighbouring chunks together, in windows of like size and about ``rows`` rows at most."""
+        """Groups adjacent chunks into windows of similar size, with at most about ``rows`` rows."""
         if not chunks:
             return []
         ends = np.cumsum([self.rows.sizes[chunk] for chunk in chunks])
         count = max(1, -(-int(ends[-1]) // rows))
-        number = (ends - 1) * count // ends[-1]  # by the chunk's last row
+        number = (ends - 1) * count // ends[-1]  # by the last row of each chunk
         return [[chunks[each] for each in np.flatnonzero(number == window)] for window in np.unique(number)]
 
 
@@ -128,7 +135,7 @@ class PreparedData:
     """A folder written by ``prepare``.
 
     Raises:
-        DataError: not a prepared folder, or of another format.
+        DataError: The folder is not a prepared folder, or has another format.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -139,7 +146,7 @@ class PreparedData:
         """Opens split ``name`` (train, validation or test).
 
         Raises:
-            DataError: no such split, an unreadable file, or one that does not fit the manifest.
+            DataError: There is no such split, or a file is unreadable or does not match the manifest.
         """
         if name not in self.manifest.splits:
             raise DataError(f"{self.folder}: no split {name!r}; expected one of {', '.join(self.manifest.splits)}")
@@ -147,7 +154,7 @@ class PreparedData:
 
 
 def _prefetch(items: Iterator[T]) -> Iterator[T]:
-    """The items, the next one made by a thread while this one is used."""
+    """Yields the items while a thread computes the next one."""
     with ThreadPoolExecutor(1, "adaftr-fast-loader") as pool:
         pending = pool.submit(next, items, None)
         while (item := pending.result()) is not None:

@@ -1,4 +1,4 @@
-"""``schema.json``: what a prepared folder holds and what its ids mean, but for the values of its vocabularies."""
+"""The manifest of a prepared folder, ``schema.json``: its content and the meaning of its ids, except vocabularies."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.schema.types import Field, Label
 from adaftr_fast.errors import DataError
 
-FORMAT = 4  # of prepared folders; raise it when their content changes for the same schema and files
+FORMAT = 4  # format of prepared folders; increase it when their content changes for the same schema and files
 MANIFEST = "schema.json"
 
 
 @dataclass(frozen=True)
 class FieldInfo:
-    """One field of a prepared folder: ids in [0, num_embeddings), 0 = unknown or missing.
+    """One field of a prepared folder. Ids are in [0, num_embeddings); 0 means unknown or missing.
 
-    ``edges`` are those of a numeric field: id k stands for ``(edges[k-2], edges[k-1]]``. A row of a ``multiple`` field
-    has a list of ids.
+    Attributes:
+        edges: Bucket edges of a numeric field: id k stands for ``(edges[k-2], edges[k-1]]``.
+        multiple: Whether a row has a list of ids.
     """
 
     name: str
@@ -38,11 +39,10 @@ class FieldInfo:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """Rows of a split and how many are positive, per task.
+    """Number of rows of a split, and of positive rows per task.
 
     Attributes:
-        files: where several parts wrote it, their files' names in the order of their rows, and the rows of each;
-            empty = one file with the split's name.
+        files: Rows of each shard's file by name, in order of the rows; empty if one file has the name of the split.
     """
 
     rows: int
@@ -52,14 +52,14 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A prepared folder in words.
+    """Describes a prepared folder.
 
     Attributes:
-        fingerprint: sha256 of the meaning of ids and labels; equal fingerprints mean interchangeable models.
-        inputs: sha256 of the schema, the format and the input files; equal inputs need no second preparation.
-        schema: the schema file the folder was prepared by.
-        weight: the column the sample weights come from, None = all one.
-        bad_rows: the account of text inputs; None = there were none.
+        fingerprint: sha256 of the meaning of ids and labels. Models are interchangeable between equal fingerprints.
+        inputs: sha256 of the schema, the format and the input files. Equal inputs need not be prepared again.
+        schema: Content of the schema file.
+        weight: Column of the sample weights; None if all are one.
+        bad_rows: Bad rows of text inputs; None if there were no text inputs.
     """
 
     dataset: str
@@ -77,20 +77,21 @@ class Manifest:
 
     @property
     def num_embeddings(self) -> list[int]:
-        """Embedding rows of each field."""
+        """Number of embedding rows of each field."""
         return [field.num_embeddings for field in self.fields]
 
     def files(self, split: str) -> dict[str, int]:
-        """The names of a split's files in the order of their rows, and the rows of each."""
+        """Returns the rows of each file of a split by name, in order of the rows."""
         info = self.splits[split]
         return info.files or {f"{split}.parquet": info.rows}
 
     def write(self, folder: Path) -> None:
+        """Writes ``folder/schema.json``."""
         (folder / MANIFEST).write_text(dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads ``folder/schema.json``. Raises DataError when there is none, one of another format or a damaged one."""
+    """Reads ``folder/schema.json``. Raises DataError if it is missing, damaged or of another format."""
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(f"{folder}: not a prepared folder (no {MANIFEST}); make one with `adaftr-fast prepare`")
@@ -104,14 +105,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_manifest_json(path: Path) -> dict[str, Any]:
-    """The content of a manifest of any format, unchecked but for the two keys by which it is known to be one.
+    """Reads a manifest of any format without checks, except for the two keys that identify a manifest.
 
     Raises:
-        DataError: not JSON, or without ``format`` and ``fingerprint``.
+        DataError: The file is not JSON, or lacks ``format`` or ``fingerprint``.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError alike
+    except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
         raise DataError(f"{path}: not a manifest of a prepared folder: {error}") from error
     if not isinstance(content, dict) or not {"format", "fingerprint"} <= content.keys():
         raise DataError(f"{path}: not a manifest of a prepared folder: no keys 'format' and 'fingerprint'")
@@ -119,12 +120,13 @@ def read_manifest_json(path: Path) -> dict[str, Any]:
 
 
 def field_info(field: Field, encoder: Encoder) -> FieldInfo:
+    """Returns the manifest entry of a field."""
     edges = [float(edge) for edge in encoder.edges] if isinstance(encoder, Buckets) else None
     return FieldInfo(field.name, field.kind, list(field.columns), encoder.num_embeddings, edges, field.tokens == "all")
 
 
 def fingerprint(fields: list[FieldInfo], labels: Sequence[Label], encoders: dict[str, Encoder]) -> str:
-    """sha256 over everything a model's weights depend on: fields, edges, vocabularies in id order, labels' meaning."""
+    """Returns the sha256 of everything a model's weights depend on: fields, edges, vocabularies in id order, labels."""
     meaning = [[dataclasses.asdict(each) for each in part] for part in (fields, labels)]
     digest = hashlib.sha256(dumps(meaning).encode())
     for field in fields:

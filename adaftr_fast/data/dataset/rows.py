@@ -1,4 +1,4 @@
-"""Where the rows of a split come from: parquet files read in chunks, or tensors. N rows, F fields, T tasks."""
+"""Sources of the rows of a split: parquet files read in chunks, or tensors. Shapes: N rows, F fields, T tasks."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
 from adaftr_fast.errors import DataError
 
-BLOCK = 4096  # rows laid out at a time: with F columns they fit into the L2 cache
+BLOCK = 4096  # rows copied at a time; with F columns they fit into the L2 cache
 
 
 class Rows(Protocol):
     """Rows in chunks that can be read in any order.
 
     Attributes:
-        sizes: rows of each chunk.
+        sizes: Number of rows of each chunk.
     """
 
     sizes: list[int]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
-        """The rows of ``chunks``, one after another, or those that ``order`` [n] numbers, in its order."""
+        """Reads the rows of ``chunks``, concatenated; with ``order`` [n], only these rows, in that order."""
 
 
 class TensorRows:
-    """Rows that are tensors already, in chunks of equal size but for the last.
+    """Rows in memory, in chunks of equal size except the last.
 
     Args:
-        content: all rows.
-        chunk_rows: rows of a chunk.
+        content: All rows.
+        chunk_rows: Rows per chunk.
     """
 
     def __init__(self, content: Batch, chunk_rows: int = 1 << 16) -> None:
@@ -53,11 +53,11 @@ class TensorRows:
 
 
 class ParquetRows:
-    """One split of a prepared folder, read by row groups, those of one file after those of another.
+    """One split of a prepared folder, read by row groups, file after file.
 
     Raises:
-        DataError: a file is unreadable or does not fit the manifest; ``read`` raises it for damaged pages, missing
-            values and ids or labels out of range.
+        DataError: A file is unreadable or does not match the manifest. ``read`` raises it for corrupt pages, missing
+            values, and ids or labels out of range.
     """
 
     def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
@@ -68,7 +68,7 @@ class ParquetRows:
         self.group = [GROUP] if manifest.group else []
         self.weight = [WEIGHT] if manifest.weight else []
         self.sizes: list[int] = []
-        self._row_groups: list[tuple[str, int]] = []  # of each row group: file, number in it
+        self._row_groups: list[tuple[str, int]] = []  # file and index of each row group
         types = {field: pa.list_(pa.int32()) if field in self.multiple else pa.int32() for field in self.fields}
         types |= dict.fromkeys(self.tasks, pa.uint8())
         types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
@@ -76,7 +76,7 @@ class ParquetRows:
             self._add(name, rows, types)
 
     def _add(self, name: str, rows: int, types: dict[str, pa.DataType]) -> None:
-        """The row groups of a file, if it has these columns and as many rows."""
+        """Adds the row groups of a file after checking its columns and number of rows."""
         path = self.folder / name
         with _open(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
@@ -86,7 +86,7 @@ class ParquetRows:
             if schema.field(column).type != kind:
                 raise DataError(f"{path}: column {column}: expected {kind}, got {schema.field(column).type}")
         if metadata.num_rows != rows:
-            raise DataError(f"{path}: {metadata.num_rows} rows, expected {rows}")
+            raise DataError(f"{path}: expected {rows} rows, got {metadata.num_rows}")
         self.sizes += [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         self._row_groups += [(name, number) for number in range(metadata.num_row_groups)]
 
@@ -107,21 +107,22 @@ class ParquetRows:
         return rows if order is None else rows.take(order)
 
     def _lists(self, column: str, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a column of lists, checked, and their offsets [N + 1] from 0."""
+        """Returns the checked ids of a column of lists, and their offsets [N + 1] from 0."""
         if table[column].null_count:
-            raise DataError(f"{self.name}: column {column}: {table[column].null_count} missing values")
+            raise DataError(f"{self.name}: column {column}: expected no missing values, got {table[column].null_count}")
         lists = table[column].combine_chunks()
         lists = lists if isinstance(lists, pa.Array) else pa.concat_arrays(lists.chunks)
         offsets = lists.offsets.to_numpy()
         return self._values(column, lists.flatten()), offsets - offsets[0]
 
     def _values(self, column: str, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Plain values of a column, checked."""
+        """Returns the checked values of a column."""
         if values.null_count:
-            raise DataError(f"{self.name}: column {column}: {values.null_count} missing values")
+            raise DataError(f"{self.name}: column {column}: expected no missing values, got {values.null_count}")
         values, limit = values.to_numpy(), self.limits.get(column)
         if limit is not None and len(values) and not 0 <= values.min() <= values.max() < limit:
-            raise DataError(f"{self.name}: column {column}: [{values.min()}, {values.max()}] leaves [0, {limit})")
+            bounds = f"values from {values.min()} to {values.max()}"
+            raise DataError(f"{self.name}: column {column}: expected values in [0, {limit}), got {bounds}")
         return values
 
 
@@ -141,7 +142,7 @@ def _read(path: Path, row_groups: list[int], columns: list[str]) -> pa.Table:
 
 
 def matrix(columns: list[np.ndarray], kind: type[np.generic]) -> np.ndarray:
-    """Columns [N] side by side, [N, len(columns)]."""
+    """Stacks columns [N] to a matrix [N, len(columns)]."""
     rows = np.empty((len(columns[0]), len(columns)), kind)
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]

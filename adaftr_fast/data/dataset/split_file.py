@@ -1,4 +1,4 @@
-"""One split of a prepared folder as a file. n rows."""
+"""Writes and reads the file of one split in a prepared folder. Shapes: n rows."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
-GROUP = "group:id"  # columns of a prepared file; the colon keeps them apart from field and task names
+GROUP = "group:id"  # column of the group number; the colon prevents a clash with field and task names
 WEIGHT = "weight:value"
-TRUTH = "truth:"  # prefix of the columns of known quantities, which no model reads
-INFO = "split"  # key of the file's metadata
+TRUTH = "truth:"  # prefix of truth columns, which no model reads
+INFO = "split"  # metadata key of the file's SplitInfo
 
 
 def split_file_name(split: str, shard: Shard) -> str:
-    """The name of a shard's file of a split."""
+    """Returns the file name of a split, or of one shard of it."""
     return f"{split}.parquet" if shard.count == 1 else f"{split}-{shard.number:05d}-of-{shard.count:05d}.parquet"
 
 
@@ -41,14 +41,14 @@ def write_split(
     path: Path,
     check: Callable[[], None],
 ) -> None:
-    """Encodes raw rows into ``path``, whose metadata then hold its ``SplitInfo``; the file is whole or absent.
+    """Encodes raw rows into ``path`` and stores its ``SplitInfo`` in the metadata. The file is written atomically.
 
     Args:
-        groups: of all rows of the split, other parts' too, where the schema has a group.
-        check: raises an error if the inputs have changed, before the file gets its name.
+        groups: Groups of all rows of the split in all shards, if the schema has a group.
+        check: Raises an error if the inputs have changed. Called before the file gets its name.
 
     Raises:
-        DataError: a label that is not 0 or 1, a weight that is not finite or negative, or a column that cannot be read.
+        DataError: A label is not 0 or 1, a weight is negative or not finite, or a column cannot be read.
     """
     rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
     new = path.with_name(f".{path.name}.new")
@@ -64,12 +64,12 @@ def write_split(
 
 
 def split_info(path: Path) -> SplitInfo:
-    """The rows and positives of a file that ``write_split`` wrote."""
+    """Returns the rows and positives of a file that ``write_split`` wrote."""
     return from_json(SplitInfo, json.loads(pq.read_metadata(path).metadata[INFO.encode()]))
 
 
 def read_split(folder: Path, manifest: Manifest, split: str, columns: list[str] | None = None) -> pa.Table:
-    """Those ``columns`` of a split that it has, or all, in memory."""
+    """Reads a split into memory: all columns, or those of ``columns`` that it has."""
     files = (pq.ParquetFile(folder / name) for name in manifest.files(split))
     return pa.concat_tables(file.read(columns) for file in files)
 
@@ -86,7 +86,7 @@ def _columns(schema: Schema) -> pa.Schema:
 def _encode(
     schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, batch: pa.RecordBatch
 ) -> dict[str, pa.Array]:
-    """All columns of a batch."""
+    """Encodes all columns of a batch."""
     encoded = {field.name: encode_field(field, encoders[field.name], batch) for field in schema.fields}
     for label in schema.labels:
         encoded[label.name] = _label_values(label, batch[LABEL + label.name])
@@ -98,7 +98,7 @@ def _encode(
 
 
 def _weights(name: str, values: pa.Array) -> pa.Array:
-    """Raw weights [n] to float32 [n]."""
+    """Casts raw weights [n] to float32 [n]."""
     numbers = _numbers(f"weight {name}", values).cast(pa.float32())
     plain = numbers.fill_null(np.nan).to_numpy()
     wrong = ~(np.isfinite(plain) & (plain >= 0))
@@ -115,7 +115,7 @@ def _numbers(what: str, values: pa.Array) -> pa.Array:
 
 
 def _label_values(label: Label, values: pa.Array) -> pa.Array:
-    """Raw label values [n] to uint8 0/1 [n]."""
+    """Casts raw label values [n] to uint8 [n], 0 or 1."""
     if values.null_count:
         raise DataError(f"label {label.name}: missing in {values.null_count} rows of a batch of {len(values)}")
     try:

@@ -1,4 +1,4 @@
-"""``vocabulary.parquet``: the values that the ids of a prepared folder stand for, and encoders made of it again."""
+"""Writes ``vocabulary.parquet``, the values behind the ids of a prepared folder, and reads the encoders back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLUMNS = pa.schema([("field", pa.string()), ("id", pa.int32()), ("value", pa.st
 
 
 def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
-    """One table for all fields: field, id, value (as text), count in the training split."""
+    """Writes one table for all fields: field, id, value (as text), count in the training split."""
     with pq.ParquetWriter(path, COLUMNS, compression="zstd") as writer:
         for name, encoder in encoders.items():
             if isinstance(encoder, Vocabulary):
@@ -30,10 +30,10 @@ def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
 
 
 def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
-    """The encoders by which a prepared folder was made, per field, in the order of its fields, which is the file's.
+    """Reads the encoders of a prepared folder by field, in the order of its fields.
 
     Raises:
-        DataError: the vocabulary is missing, unreadable, or does not fit the manifest.
+        DataError: The vocabulary is missing, unreadable, or does not match the manifest.
     """
     path = folder / VOCABULARY
     try:
@@ -55,15 +55,15 @@ def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
 
 
 def grown(known: dict[str, Encoder], newer: dict[str, Encoder]) -> dict[str, Encoder]:
-    """Encoders whose ids mean what they mean in ``known``, with more ids for values that only ``newer`` knows."""
+    """Returns encoders that keep the ids of ``known`` and add ids for the values that only ``newer`` has."""
     return {
-        name: each.grown(newer[name]) if isinstance(each, Vocabulary) else each  # buckets stay as they are
+        name: each.grown(newer[name]) if isinstance(each, Vocabulary) else each  # buckets do not change
         for name, each in known.items()
     }
 
 
 def _vocabulary(path: Path, rows: pa.Table, field: FieldInfo) -> Vocabulary:
-    rows = rows.filter(pc.equal(rows["field"], field.name))  # all of them, unless the file is damaged
+    rows = rows.filter(pc.equal(rows["field"], field.name))  # keeps all rows unless the file is damaged
     ids = rows["id"].to_numpy()
     if not np.array_equal(ids, np.arange(1, field.num_embeddings)):
         raise DataError(

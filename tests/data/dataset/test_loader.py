@@ -25,14 +25,14 @@ def folder(source, write, tmp_path):
 
 
 def numbered(rows: int, chunk_rows: int = 7) -> Split:
-    """Rows that tell their number in every column."""
+    """Returns rows with their number in every column."""
     ids = torch.arange(rows, dtype=torch.int32)
     content = Batch(ids[:, None].repeat(1, 3), ids[:, None].float(), ids.long(), ids.float())
     return Split(TensorRows(content, chunk_rows))
 
 
 def numbers(batches) -> list[int]:
-    """The rows' numbers, after a check that the columns belong together."""
+    """Returns the numbers of the rows, after checking that all columns agree."""
     batches = list(batches)
     for batch in batches:
         assert (batch.ids == batch.group[:, None]).all()
@@ -51,8 +51,8 @@ def test_tensors_of_a_prepared_split(folder):
     assert len(split) == 6
 
 
-def test_a_split_of_several_files_is_read_as_of_one(folder):
-    """The same row groups, in one file and in three, whose windows lie across the files."""
+def test_split_of_several_files_equals_one_file(folder):
+    """Reads the same row groups from one file and from three. Windows extend across files."""
     path, about = folder / "train.parquet", folder / "schema.json"
     table = pq.read_table(path)
     pq.write_table(table, path, row_group_size=1)
@@ -74,12 +74,12 @@ def test_a_split_of_several_files_is_read_as_of_one(folder):
         assert torch.equal(ours.ids, theirs.ids)
         assert torch.equal(ours.group, theirs.group)
     pq.write_table(table.slice(0, 2), folder / "train-00001-of-00003.parquet")
-    with pytest.raises(DataError, match=r"train-00001-of-00003\.parquet: 2 rows, expected 3"):
+    with pytest.raises(DataError, match=r"train-00001-of-00003\.parquet: expected 3 rows, got 2"):
         PreparedData(folder).load("train")
 
 
-def test_parquet_and_tensors_give_the_same(folder):
-    """The columns of a file, laid side by side, against its table."""
+def test_parquet_rows_equal_the_table(folder):
+    """Compares stacked columns with the table of the file."""
     path = folder / "train.parquet"
     table = pq.read_table(path)
     pq.write_table(table, path, row_group_size=2)
@@ -119,7 +119,7 @@ def test_shuffling_can_start_at_any_batch(window):
         assert run(first_batch=first) == run()[4 * first :]
 
 
-def test_going_on_reads_no_earlier_window():
+def test_resuming_skips_earlier_windows():
     split = numbered(70)
     read, rows = [], split.rows.read
     split.rows.read = lambda chunks, order: read.append(len(order)) or rows(chunks, order)
@@ -135,8 +135,8 @@ def test_shuffling_depends_on_seed_and_epoch_alone():
     assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
 
 
-def test_a_window_is_an_even_permutation_of_its_rows():
-    """Each row comes to each place as often as chance says: chi square with 11 x 11 degrees of freedom."""
+def test_window_permutation_is_uniform():
+    """Checks that rows are uniformly distributed over positions: chi square with 11 x 11 degrees of freedom."""
     runs = 600
     counts = np.zeros((12, 12))
     for seed in range(runs):
@@ -144,7 +144,7 @@ def test_a_window_is_an_even_permutation_of_its_rows():
     assert ((counts - runs / 12) ** 2 / (runs / 12)).sum() < 190  # p = 6e-5
 
 
-def test_windows_are_drawn_from_the_whole_split_and_are_alike_in_size():
+def test_windows_sample_the_split_and_have_similar_sizes():
     split = numbered(700)
     windows = split._windows(list(range(100)), 256)
     assert [len(window) for window in windows] == [33, 33, 34]
@@ -153,7 +153,7 @@ def test_windows_are_drawn_from_the_whole_split_and_are_alike_in_size():
     assert split._windows(list(range(100)), 10_000) == [list(range(100))]
 
 
-def test_parts_are_disjoint_and_cover_all():
+def test_shards_are_disjoint_and_cover_all():
     split = numbered(50)
     shards = [split.shard(rank, 3) for rank in range(3)]
     rows = [numbers(shard.shuffled(1, seed=0, epoch=0)) for shard in shards]
@@ -167,7 +167,7 @@ def test_parts_are_disjoint_and_cover_all():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 @pytest.mark.parametrize("first", [0, 2])
-def test_shares_of_all_ranks_are_the_batches_of_one_process(size, first):
+def test_shares_of_all_ranks_form_the_batches_of_one_process(size, first):
     order = {"seed": 3, "epoch": 1, "window": 20, "first_batch": first}
     whole = [numbers([batch]) for batch in numbered(50).shuffled(12, **order)]
     for parts in (1, 2):
@@ -178,7 +178,7 @@ def test_shares_of_all_ranks_are_the_batches_of_one_process(size, first):
             assert [row for each in runs for row in each] == batch
 
 
-def test_no_more_than_two_windows_are_held():
+def test_at_most_two_windows_are_held():
     split = numbered(7 * 40)
     alive, most, rows = [], 0, split.rows.read
 
@@ -193,17 +193,17 @@ def test_no_more_than_two_windows_are_held():
     for batch in split.shuffled(10, seed=0, epoch=0, window=14):
         del batch
     assert len(alive) == 20
-    assert most <= 3  # the one in use, the next, and the end of the last in a batch that straddles
+    assert most <= 3  # the current window, the next one, and the end of the last in a batch across both
 
 
-def test_an_error_while_reading_ahead_comes_with_its_batch(folder):
+def test_prefetch_errors_are_raised(folder):
     split = PreparedData(folder).load("train")
     (folder / "train.parquet").unlink()
     with pytest.raises(DataError, match=r"train\.parquet: not readable"):
         list(split.batches(2))
 
 
-def test_leaving_an_epoch_early_ends_its_thread():
+def test_prefetch_thread_ends_with_the_iterator():
     before = threading.active_count()
     batches = numbered(100).shuffled(3, seed=0, epoch=0, window=10)
     next(batches)
@@ -212,7 +212,7 @@ def test_leaving_an_epoch_early_ends_its_thread():
     assert threading.active_count() == before
 
 
-def test_damage_is_named(folder):
+def test_damaged_columns_are_named(folder):
     data, path = PreparedData(folder), folder / "train.parquet"
     with pytest.raises(DataError, match="no split 'dev'; expected one of train, validation, test"):
         data.load("dev")
@@ -223,15 +223,15 @@ def test_damage_is_named(folder):
         return list(data.load("train").batches(4))
 
     assert sum(len(batch) for batch in loading(table)) == 6
-    with pytest.raises(DataError, match="5 rows, expected 6"):
+    with pytest.raises(DataError, match="expected 6 rows, got 5"):
         loading(table.slice(1))
     with pytest.raises(DataError, match="no column rain"):
         loading(table.drop_columns("rain"))
     with pytest.raises(DataError, match="column city: expected int32, got int64"):
         loading(table.set_column(0, "city", [[1] * 6]))
-    with pytest.raises(DataError, match=r"column city: \[4, 4\] leaves \[0, 4\)"):
+    with pytest.raises(DataError, match=r"column city: expected values in \[0, 4\), got values from 4 to 4"):
         loading(table.set_column(0, "city", pa.array([4] * 6, pa.int32())))
-    with pytest.raises(DataError, match="column city: 1 missing values"):
+    with pytest.raises(DataError, match="column city: expected no missing values, got 1"):
         loading(table.set_column(0, "city", pa.array([1, 1, None, 1, 1, 1], pa.int32())))
 
 
@@ -245,7 +245,7 @@ def test_half_written_and_damaged_files_are_named(folder):
         with pytest.raises(DataError, match=r"train\.parquet: not readable"):
             data.load("train")
     damaged = bytearray(content)
-    damaged[content.index(table["group:id"].to_numpy()[:2].tobytes())] ^= 1  # a value, not the structure
+    damaged[content.index(table["group:id"].to_numpy()[:2].tobytes())] ^= 1  # changes a value, not the structure
     path.write_bytes(damaged)
     with pytest.raises(DataError, match=r"train\.parquet: not readable"):
         list(data.load("train").batches(2))
@@ -260,8 +260,8 @@ def test_sample_weights_come_with_their_rows(source, write, tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 @pytest.mark.parametrize("bags", [False, True])
-def test_the_reading_thread_starts_no_second_pool(bags):
-    """torch keeps a pool of threads for each thread that asks for one, and two of them fight over the cores."""
+def test_prefetch_thread_starts_no_second_pool(bags):
+    """torch keeps a thread pool per calling thread, and two pools compete for the cores."""
     code = f"""
 import os, torch
 from adaftr_fast.data.dataset.batch import Batch
@@ -275,4 +275,4 @@ before = count()
 print(max(count() for _ in split.shuffled(1024, seed=0, epoch=0)) - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) == 1  # the one that reads
+    assert int(done.stdout) == 1  # the prefetch thread
