@@ -1,1 +1,1 @@
-"""Impression logs with known truth, of any size, from a seed."""
+"""Generates impression logs of any size with known probabilities, from a seed."""

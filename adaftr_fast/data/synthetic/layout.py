@@ -1,4 +1,4 @@
-"""The fields and rates of synthetic logs: in the form of Ali-CCP, and of the paper's Ecomm-Ads."""
+"""Fields and rates of synthetic logs, in the form of Ali-CCP and of the paper's Ecomm-Ads."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Owner = Literal["user", "item", "row"]
 
 @dataclass(frozen=True)
 class LogField:
-    """One field.
+    """One field of a log.
 
     Attributes:
-        owner: whose property it is; fields named ``id`` of theirs are the user or item itself.
-        values: distinct values; 0 = the user's or item's own number.
-        tokens: mean length of a multi-valued field before ``list_scale``, 1 = single-valued.
-        missing: share of owners that have none.
+        owner: Entity the field is a property of. A field with 0 values is the id of this entity.
+        values: Number of distinct values; 0 for the id of the user or item.
+        tokens: Mean number of tokens of a multi-valued field before ``list_scale``; 1 for a single-valued field.
+        missing: Share of owners without a value.
     """
 
     name: str
@@ -31,10 +31,10 @@ class Layout:
     """Fields and funnel of a log.
 
     Attributes:
-        rates: share of impressions that reach each stage of the funnel, in its order.
-        spread: standard deviation of the logit of each stage among the rows (given the stage before).
-        segments: a field of the user and one of the item that together set how related the tasks are.
-        group: the field that is the user.
+        rates: Share of impressions that reach each stage of the funnel, in order.
+        spread: Standard deviation over rows of each stage's logit, given the stage before.
+        segments: User field and item field that together determine the relatedness of the tasks.
+        group: Field that identifies the user.
     """
 
     fields: tuple[LogField, ...]
@@ -45,7 +45,7 @@ class Layout:
 
 
 def _aliccp() -> Layout:
-    """Ali-CCP: field names, multi-valued lengths, missing shares and rates of its training split (Ma et al. 2018)."""
+    """Ali-CCP: field names, token counts, missing shares and rates of its training split (Ma et al. 2018)."""
     profile = {"121": 98, "122": 14, "124": 3, "125": 8, "126": 4, "127": 4, "128": 3, "129": 5}
     history = {"109_14": (12_000, 40), "110_14": (400_000, 250), "127_14": (100_000, 154), "150_14": (60_000, 136)}
     user = [LogField("101", "user", 0)]
@@ -60,7 +60,7 @@ def _aliccp() -> Layout:
 
 
 def _ecomm() -> Layout:
-    """Ecomm-Ads: "over one hundred categorical features", three behaviours at the rates of the paper's Table 2."""
+    """Ecomm-Ads: "over one hundred categorical features" and three behaviours, at the rates of the paper's Table 2."""
     sizes = (3, 10, 30, 100, 300, 1_000, 10_000, 100_000)
     fields = [LogField("user", "user", 0), LogField("item", "item", 0)]
     for owner, count in (("user", 48), ("item", 34), ("row", 16)):

@@ -1,4 +1,4 @@
-"""An impression log by row number: users, items, fields, labels and the probabilities the labels were drawn from."""
+"""Generates an impression log by row number: users, items, fields, labels and the true probabilities of the labels."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from adaftr_fast.data.synthetic.layout import LAYOUTS, Layout, LogField
 from adaftr_fast.data.synthetic.truth import Truth, Values
 from adaftr_fast.errors import DataError
 
-CALIBRATION_ROWS = 1 << 16  # the first ones of the log; rates are met on them in the mean
-USER_ZIPF = 0.5  # users are active unequally, yet nearly all have several impressions
+CALIBRATION_ROWS = 1 << 16  # first rows of the log, whose mean probabilities equal the rates
+USER_ZIPF = 0.5  # user activity is skewed, but nearly all users have several impressions
 ITEM_ZIPF = 1.05
 VALUE_ZIPF = 1.05
-PROBABILITY = "p_"  # prefix of the columns of true probabilities
+PROBABILITY = "p_"  # prefix of the true probability columns
 DAY, RELATEDNESS = "day", "relatedness"
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What a log is made of; equal configurations give equal logs, bit by bit.
+    """Configuration of a log. Equal configurations give bit-identical logs.
 
     Attributes:
-        rows: impressions.
+        rows: Number of impressions.
         layout: ``aliccp`` (23 fields, click and conversion) or ``ecomm`` (108 fields; click, view, conversion).
-        seed: of everything that is drawn.
-        users: how many; 0 = one for 50 rows.
-        items: how many; 0 = one for 200 rows.
-        days: the rows are spread evenly over them, in order; split by them.
-        rates: share of impressions that reach each stage of the funnel; {} = those of the paper's data.
-        spread: standard deviation of each stage's logit (1 is an AUC of about .76); 0 = the layout's.
-        relatedness_low: lower bound of a row's task relatedness, >= -1, see ``truth``.
-        relatedness_high: upper bound, <= 1.
-        list_scale: factor on the lengths of multi-valued fields (1 is Ali-CCP's: 250 tokens in one field alone).
+        seed: Seed of all random numbers.
+        users: Number of users; 0 for one per 50 rows.
+        items: Number of items; 0 for one per 200 rows.
+        days: Number of days. Rows are spread evenly over them, in order. Splits are by day.
+        rates: Share of impressions that reach each stage of the funnel; {} for the rates of the paper's data.
+        spread: Standard deviation of each stage's logit (1 gives an AUC of about .76); 0 for the layout's value.
+        relatedness_low: Lower bound of a row's task relatedness, >= -1 (see ``truth``).
+        relatedness_high: Upper bound, <= 1.
+        list_scale: Factor on the number of tokens of multi-valued fields. 1 is Ali-CCP's, 250 tokens in one field
+            alone.
     """
 
     rows: int
@@ -62,14 +63,14 @@ class LogConfig:
             raise DataError(f"synthetic log: list_scale: expected a number in (0, 10], got {self.list_scale}")
         shares = [1.0, *self.rates.values(), 0.0]
         if any(low >= high for high, low in itertools.pairwise(shares)):
-            raise DataError(f"synthetic log: rates: expected falling shares below 1, got {self.rates}")
+            raise DataError(f"synthetic log: rates: expected decreasing shares in (0, 1), got {self.rates}")
         low, high = self.relatedness_low, self.relatedness_high
         if not -1.0 <= low <= high <= 1.0:
             raise DataError(f"synthetic log: relatedness: expected low <= high within [-1, 1], got {low} and {high}")
 
 
 class ImpressionLog:
-    """The rows of a log, each a function of its number and the configuration alone."""
+    """Rows of a log. Each row is a function of its number and the configuration only."""
 
     def __init__(self, config: LogConfig) -> None:
         self.config = config
@@ -88,18 +89,18 @@ class ImpressionLog:
         )
 
     def owners(self, row: np.ndarray) -> dict[str, np.ndarray]:
-        """The user and the item of each row (numbers from 1) and the row itself, int64 [n]."""
+        """Returns the user and the item of each row (numbers from 1) and the row itself, int64 [n]."""
         user = hashing.zipf(hashing.uniform(self._key("user"), row), self.users, USER_ZIPF)
         item = hashing.zipf(hashing.uniform(self._key("item"), row), self.items, ITEM_ZIPF)
         return {"user": user, "item": item, "row": row}
 
     def values(self, row: np.ndarray) -> dict[str, Values]:
-        """All fields of the rows."""
+        """Returns all fields of the rows."""
         owners = self.owners(row)
         return {field.name: self.field_values(field, owners[field.owner]) for field in self.layout.fields}
 
     def field_values(self, field: LogField, owner: np.ndarray) -> Values:
-        """A field of its owners (users, items or rows by number)."""
+        """Returns a field of its owners: users, items or rows, by number."""
         if field.values == 0:
             return owner
         tokens = max(1, round(field.tokens * self.config.list_scale))
@@ -111,7 +112,7 @@ class ImpressionLog:
         return drawn
 
     def _tokens(self, field: LogField, owner: np.ndarray, mean: int) -> Values:
-        """Between 1 and 2 mean - 1 tokens an owner."""
+        """Returns between 1 and 2 mean - 1 tokens per owner."""
         drawn = hashing.uniform(self._key("length", field.name), owner)
         offsets = np.concatenate([[0], np.cumsum(1 + (drawn * (2 * mean - 1)).astype(np.int64))])
         lengths = np.diff(offsets)
@@ -123,9 +124,9 @@ class ImpressionLog:
         return hashing.zipf(samples, field.values, VALUE_ZIPF), offsets
 
     def batch(self, start: int, stop: int) -> pa.RecordBatch:
-        """Rows ``start`` to ``stop - 1``.
+        """Returns rows ``start`` to ``stop - 1``.
 
-        Columns: ``day`` int32; the fields, int64 or list of int64, null = missing; a uint8 label per stage;
+        Columns: ``day`` int32; the fields, int64 or list of int64, null if missing; a uint8 label per stage;
         ``p_STAGE``, its true probability over all impressions, and ``relatedness``, float64.
         """
         row = np.arange(start, stop)
@@ -147,7 +148,7 @@ class ImpressionLog:
 
 
 def as_arrow(values: Values) -> pa.Array:
-    """A field as int64 or list<int64>, 0 as null."""
+    """Converts a field to int64 or list<int64>; 0 becomes null."""
     if isinstance(values, tuple):
         tokens, offsets = values
         return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(tokens))

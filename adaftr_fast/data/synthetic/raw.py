@@ -1,6 +1,6 @@
-"""A synthetic log as text in Ali-CCP's raw layout, on which its preparation can be tried and measured.
+"""Writes a synthetic log in Ali-CCP's raw format, to test and benchmark how it is prepared.
 
-``adaftr_fast.data.raw.aliccp`` describes it. The last day's rows are the test split.
+``adaftr_fast.data.raw.aliccp`` describes the format. The rows of the last day are the test split.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from adaftr_fast.data.synthetic.layout import LogField
 from adaftr_fast.data.synthetic.log import DAY, ImpressionLog, LogConfig, as_arrow
 from adaftr_fast.errors import DataError
 
-NAMES = ("sample_skeleton_{}.csv", "common_features_{}.csv")  # as the data set's archives name them
+NAMES = ("sample_skeleton_{}.csv", "common_features_{}.csv")  # file names in the archives of the data set
 BATCH_ROWS = 1 << 16
-BATCH_USERS = 1 << 12  # their blobs are long
+BATCH_USERS = 1 << 12  # user blobs are long
 
 
 def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) -> list[Path]:
     """Writes skeleton and common features of ``train`` and ``test`` to a new folder.
 
     Returns:
-        The four files in the order in which ``prepare`` wants them.
+        The four files in the order that ``prepare`` expects.
 
     Raises:
-        DataError: a layout other than aliccp, fewer than two days, or a folder that is not new.
+        DataError: The layout is not aliccp, there are fewer than two days, or the folder exists.
     """
     folder = Path(folder)
     if config.layout != "aliccp" or config.days < 2:
@@ -38,7 +38,7 @@ def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) 
     if folder.exists():
         raise DataError(f"{folder}: exists; name a new folder")
     new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)  # of a run that was interrupted
+    shutil.rmtree(new, ignore_errors=True)  # left by an interrupted run
     new.mkdir(parents=True)
     log = ImpressionLog(config)
     test_start = -(-(config.days - 1) * config.rows // config.days)  # the first row of the last day
@@ -74,7 +74,7 @@ def _common(log: ImpressionLog, users: np.ndarray) -> Iterator[bytes]:
 
 
 def _index(users: np.ndarray) -> pa.Array:
-    """The name of a user's common features [n]."""
+    """Returns the names of users' common features [n]."""
     return pc.binary_join_element_wise("user", pc.utf8_lpad(pa.array(users).cast(pa.string()), 12, "0"), "")
 
 

@@ -1,16 +1,18 @@
-"""The planted mechanism: from a row's values to the true probabilities of its events.
+"""The data-generating process: from the values of a row to the true probabilities of its events.
 
-Every value of every field has an effect on each stage of the funnel, a fixed bell-shaped number. A stage's own score
-is the sum of its effects and of one of the pair (user segment, item segment), standardised over the rows. The click
-score moves later stages too, and how much differs from row to row:
+Every value of every field has an effect on each stage of the funnel, a fixed and nearly normal number. The score of a
+stage is the sum of its effects and of the effect of the pair (user segment, item segment), standardized over rows. The
+click score also contributes to later stages, by an amount that differs between rows:
 
     logit p(click)                  = b_0 + spread * a
     relatedness rho                 = low + (high - low) * sigmoid(3 g),  g from the two segments of the row
     logit p(stage k | stage k - 1)  = b_k + spread * (rho a + sqrt(1 - rho^2) c_k)
 
-with a the click's own score and c_k that of stage k: where rho is high, what makes people click makes them convert;
-where it is low, conversion follows rules of its own. The intercepts b are set so that the mean probabilities are the
-given rates. n rows, K stages.
+a is the score of the click and c_k the score of stage k. Where rho is high, the causes of clicks also cause
+conversions. Where it is low, conversions have causes of their own. The intercepts b are set so that the mean
+probabilities equal the given rates.
+
+Shapes: n rows, K stages.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ import numpy as np
 from adaftr_fast.data import hashing
 
 Values = np.ndarray | tuple[np.ndarray, np.ndarray]
-"""int64 [n], 0 = missing; or a multi-valued field as (tokens [m], offsets [n + 1]), at least one token a row."""
+"""int64 [n], 0 = missing; or a multi-valued field as (tokens [m], offsets [n + 1]), at least one token per row."""
 
-STEEPNESS = 3.0  # of relatedness in g: most rows are near low or high
-PAIR_WEIGHT = 1.5  # of the segments' pair, a single field's being 1: a part that no sum over fields can express
+STEEPNESS = 3.0  # slope of relatedness in g: most rows are near low or high
+PAIR_WEIGHT = 1.5  # weight of the segment pair relative to a field: an interaction that no sum over fields expresses
 
 
 @dataclass(frozen=True)
 class Standardizer:
-    """Mean and deviation of a score over the calibration rows."""
+    """Standardizes scores by their mean and standard deviation over the calibration rows."""
 
     mean: float
     deviation: float
@@ -48,7 +50,7 @@ class Outcome:
     """Probabilities and relatedness of n rows.
 
     Attributes:
-        conditional: float64 [n, K], p(stage k | stage k - 1).
+        conditional: p(stage k | stage k - 1), float64 [n, K].
         relatedness: float64 [n].
     """
 
@@ -62,14 +64,14 @@ class Outcome:
 
 
 class Truth:
-    """The mechanism of one log, calibrated on some of its rows.
+    """The data-generating process of one log, calibrated on some of its rows.
 
     Args:
-        rates: share of impressions that reach each stage.
-        spread: deviation of each stage's logit.
-        relatedness: its bounds (low, high).
-        segments: the fields that set relatedness.
-        sample: values of the calibration rows by field.
+        rates: Share of impressions that reach each stage.
+        spread: Standard deviation of each stage's logit.
+        relatedness: Bounds (low, high) of the relatedness.
+        segments: Fields that determine the relatedness.
+        sample: Values of the calibration rows by field.
     """
 
     def __init__(
@@ -94,12 +96,12 @@ class Truth:
             reach *= _sigmoid(self.intercepts[k] + logits[:, k])
 
     def outcome(self, values: dict[str, Values]) -> Outcome:
-        """True probabilities of rows with these values by field."""
+        """Returns the true probabilities of rows with these values by field."""
         logits, relatedness = self._logits(values)
         return Outcome(_sigmoid(self.intercepts + logits), relatedness)
 
     def _logits(self, values: dict[str, Values]) -> tuple[np.ndarray, np.ndarray]:
-        """Logits without intercepts [n, K], relatedness [n]."""
+        """Returns logits without intercepts [n, K] and relatedness [n]."""
         scores = {name: standardize(self._score(name, values)) for name, standardize in self._standardizers.items()}
         low, high = self.bounds
         rho = low + (high - low) * _sigmoid(STEEPNESS * scores["relatedness"])
@@ -121,7 +123,10 @@ class Truth:
 
 
 def _effect(stream: np.uint64, values: Values) -> np.ndarray:
-    """A value's effect [n]; of a multi-valued field, the sum of its tokens' over the root of their number."""
+    """Returns the effect of each value [n].
+
+    For a multi-valued field it is the sum of its tokens' effects, divided by the square root of their number.
+    """
     if isinstance(values, tuple):
         tokens, offsets = values
         return np.add.reduceat(hashing.approx_normal(stream, tokens), offsets[:-1]) / np.sqrt(np.diff(offsets))
@@ -129,7 +134,7 @@ def _effect(stream: np.uint64, values: Values) -> np.ndarray:
 
 
 def _intercept(logits: np.ndarray, reach: np.ndarray, rate: float) -> float:
-    """The b for which mean(reach * sigmoid(b + logits)) = rate, by bisection to the last bit that matters."""
+    """Returns b with mean(reach * sigmoid(b + logits)) = rate, by bisection to float64 precision."""
     low, high = -60.0, 60.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""A log as a folder: ``log/part-*.parquet``, ``log.json`` (its configuration) and ``schema.toml`` to prepare it by."""
+"""Writes a log as a folder: ``log/part-*.parquet``, ``log.json`` (the configuration) and ``schema.toml``."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from adaftr_fast._json import dumps
 from adaftr_fast.data.synthetic.log import DAY, PROBABILITY, ImpressionLog, LogConfig
 from adaftr_fast.errors import DataError
 
-BATCH_ROWS = 1 << 16  # rows drawn at once, a row group; the drawn numbers do not depend on it
-FILE_ROWS = 1 << 22  # rows of a file
+BATCH_ROWS = 1 << 16  # rows per row group; the values do not depend on it
+FILE_ROWS = 1 << 22  # rows per file
 CONFIG, SCHEMA, LOG = "log.json", "schema.toml", "log"
 
 
 def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) -> ImpressionLog:
-    """Writes a log of any length in bounded memory; where an interrupted run left off, it goes on.
+    """Writes a log of any length in bounded memory. An interrupted run resumes at the next file.
 
     Raises:
-        DataError: ``folder`` holds something else than this log, whole or in part.
+        DataError: ``folder`` holds something other than this log or a part of it.
     """
     folder = Path(folder)
     _create_or_resume(config, folder)
@@ -42,7 +42,7 @@ def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) 
 
 
 def _create_or_resume(config: LogConfig, folder: Path) -> None:
-    """Makes the folder, or finds the same log in it."""
+    """Creates the folder, or checks that it holds the same log."""
     written = dumps(dataclasses.asdict(config), indent=2) + "\n"
     path = folder / CONFIG
     if path.is_file():
@@ -67,7 +67,7 @@ def _write_file(log: ImpressionLog, path: Path, start: int, stop: int, bar: tqdm
 
 
 def schema_text(log: ImpressionLog) -> str:
-    """The schema of a log in TOML: trained on all days but two, validated on the last but one, tested on the last."""
+    """Returns the schema of a log as TOML. The last day is test, the day before validation, all earlier days train."""
     last = log.config.days - 1
     lines = [f'name = "synthetic-{log.config.layout}"', f"group = {_quoted(log.layout.group)}", "", "[labels]"]
     lines += [f"{stage} = {_quoted(stage)}" for stage in log.stages]

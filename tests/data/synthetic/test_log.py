@@ -24,7 +24,7 @@ def test_rows_do_not_depend_on_chunks(layout):
     assert not other.equals(whole)
 
 
-def test_fields_are_as_the_layouts_say():
+def test_fields_match_the_layout():
     assert [len(LAYOUTS[name]().fields) for name in ("aliccp", "ecomm")] == [23, 108]
     log = ImpressionLog(config(rows=20_000))
     table = log.batch(0, 20_000)
@@ -35,14 +35,14 @@ def test_fields_are_as_the_layouts_say():
     user = table["101"].to_numpy()
     profile = table["121"].to_numpy()
     first = {number: profile[row] for row, number in reversed(list(enumerate(user)))}
-    assert all(first[number] == profile[row] for row, number in enumerate(user))  # of the user, so constant
+    assert all(first[number] == profile[row] for row, number in enumerate(user))  # a property of the user, so constant
     assert np.median(np.bincount(user)[1:]) > 10  # users have many impressions
     click, conversion = (table[stage].to_numpy() for stage in ("click", "conversion"))
     assert np.all(click >= conversion)
     assert abs(click.mean() - table["p_click"].to_numpy().mean()) < 0.01
 
 
-def test_a_log_is_written_in_parts_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_log_is_written_in_files_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "FILE_ROWS", 1_000)
     monkeypatch.setattr(write, "BATCH_ROWS", 400)
     write.write_log(config(), tmp_path / "log")
@@ -61,7 +61,7 @@ def test_a_log_is_written_in_parts_and_goes_on_where_it_stopped(tmp_path, monkey
         write.write_log(config(), tmp_path / "log/log")
 
 
-def test_its_schema_loads(tmp_path):
+def test_schema_of_a_log_loads(tmp_path):
     write.write_log(config(days=3), tmp_path / "log")
     schema = load_schema(str(tmp_path / "log/schema.toml"))
     assert (len(schema.fields), schema.group, schema.truth["click"]) == (23, "101", "p_click")
@@ -74,13 +74,13 @@ def test_its_schema_loads(tmp_path):
         ({"rows": 0}, "rows: expected >= 1, got 0"),
         ({"days": 0}, "days: expected >= 1, got 0"),
         ({"layout": "x"}, "layout: expected one of aliccp, ecomm, got 'x'"),
-        ({"rates": {"click": 0.1, "conversion": 0.2}}, "rates: expected falling shares"),
-        ({"rates": {"click": 1.0}}, "rates: expected falling shares"),
+        ({"rates": {"click": 0.1, "conversion": 0.2}}, r"rates: expected decreasing shares in \(0, 1\)"),
+        ({"rates": {"click": 1.0}}, r"rates: expected decreasing shares in \(0, 1\)"),
         ({"relatedness_low": 0.9, "relatedness_high": 0.1}, "relatedness: expected low <= high"),
         ({"list_scale": float("nan")}, "list_scale: expected"),
         ({"spread": float("nan")}, "spread: expected >= 0"),
     ],
 )
-def test_mistakes_are_named(changes, message):
+def test_invalid_values_are_named(changes, message):
     with pytest.raises(DataError, match=message):
         config(**changes)

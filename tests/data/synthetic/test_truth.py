@@ -9,7 +9,7 @@ def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
 
-def test_the_documented_mechanism_row_by_row():
+def test_documented_process_row_by_row():
     values = {"u": np.array([1, 2, 0, 2, 1]), "i": np.array([3, 3, 1, 2, 1])}
     values["many"] = (np.array([5, 6, 5, 9, 9, 9, 5]), np.array([0, 2, 3, 4, 6, 7]))
     truth = Truth(7, {"click": 0.3, "conversion": 0.1}, 1.5, (0.1, 0.9), ("u", "i"), values)
@@ -52,7 +52,7 @@ def test_rates_are_the_papers_by_default():
         np.testing.assert_allclose(means, rates, rtol=1e-6)
 
 
-def test_where_relatedness_is_high_clickers_convert():
+def test_high_relatedness_correlates_click_and_conversion():
     config = LogConfig(rows=40_000, rates={"click": 0.3, "conversion": 0.15}, relatedness_high=0.99)
     log = ImpressionLog(config)
     outcome = log.truth.outcome(log.values(np.arange(40_000)))
