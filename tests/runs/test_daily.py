@@ -132,5 +132,5 @@ def test_what_cannot_go_by_days_is_named(days, prepared, tmp_path):
         list(train_daily(load_schema("census"), days, settings(), tmp_path / "out"))
     data = prepared(0)
     other = SOURCE | {"fields": {"item": "categorical"}}
-    with pytest.raises(DataError, match="its fields are not those of data set shop"):
+    with pytest.raises(DataError, match="its fields differ from those of data set shop"):
         prepare(parse_schema(other), [days[1]], tmp_path / "other", grow=data.folder)

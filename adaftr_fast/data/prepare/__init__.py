@@ -1,1 +1,1 @@
-"""From raw logs to a prepared folder: the run, its stages, the barrier between shards, the work folder."""
+"""Turns raw logs into prepared folders: the run, its stages, the barrier between shards, the work folder."""

@@ -1,7 +1,7 @@
-"""Steps that every shard of a preparation takes, and whichever shard comes last to a stage merges.
+"""Runs the stages of ``prepare``, with a barrier after each: the last shard to finish a stage merges the results.
 
-All parts see one folder. What a shard did in a stage is reported by ``STEP-NUMBER.json`` there, written when its files are
-whole, and what was merged by ``STEP.json``. So nothing that was done is done again, and who was killed can begin again.
+All shards share one folder. A shard writes the result of a stage to ``STAGE-NUMBER.json`` once its files are complete,
+and the merged result is in ``STAGE.json``. No finished work is repeated, and a killed process can be started again.
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
 POLL_SECONDS = 0.5
-RESTART_SECONDS = 60.0  # in which parts that had failed before this one began to wait may begin again
-MERGE_LOCK = "merging"  # the lock of who merges
+RESTART_SECONDS = 60.0  # grace period in which a shard that failed earlier may restart
+MERGE_LOCK = "merging"  # name of the lock for merging
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a shard does, and what is made of all parts' results, in their order; results are plain values."""
+    """A stage of ``prepare``. Results are plain values that JSON can represent.
+
+    Attributes:
+        run: Runs one shard and returns its result.
+        merge: Merges the results of all shards, in shard order.
+    """
 
     name: str
     run: Callable[[], Any]
@@ -35,7 +40,12 @@ class Stage:
 
 
 class Unfinished(NamedTuple):
-    """Parts that have still to take a stage before any can take the next one."""
+    """A stage that other shards have yet to run before any shard can run the next one.
+
+    Attributes:
+        stage: Name of the stage.
+        missing: Numbers of these shards.
+    """
 
     stage: str
     missing: list[int]
@@ -44,15 +54,15 @@ class Unfinished(NamedTuple):
 def run_stages(
     stages: Sequence[Stage], work: Path, shard: Shard, check: Callable[[], None], wait: float = 0.0
 ) -> Unfinished | None:
-    """Takes all stages that can be taken; None when all are done, by all parts.
+    """Runs every stage that can be run. Returns None once all shards have run all stages.
 
     Args:
-        check: raises an error if what the stages start from has changed, before an result_path is kept.
-        wait: seconds to wait for other parts after each stage.
+        check: Raises an error if the inputs of the stages have changed. Called before a result is written.
+        wait: Seconds to wait for other shards after each stage.
 
     Raises:
-        DataError: a shard that is waited for has failed, with its reason.
-        FileNotFoundError: ``work`` is gone, so another shard has come last to the last stage and removed it.
+        DataError: Another shard failed while this one waited for it; the error includes its reason.
+        FileNotFoundError: ``work`` is gone, because another shard finished the last stage and removed it.
     """
     for stage in stages:
         results = [result_path(work, stage.name, each) for each in shard.all]
@@ -69,11 +79,12 @@ def run_stages(
 
 
 def result_path(work: Path, stage: str, shard: Shard | None = None) -> Path:
-    """The file that tells what a shard did in a stage, or what was merged of it."""
+    """Returns the file with the result of a stage, of one shard or merged."""
     return work / (f"{stage}-{shard.number}.json" if shard else f"{stage}.json")
 
 
 def read_result(path: Path) -> Any:
+    """Reads the result of a stage."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -83,7 +94,7 @@ def _write_result(path: Path, value: Any, check: Callable[[], None]) -> None:
 
 
 def _wait_for_others(work: Path, stage: str, results: list[Path], wait: float) -> list[int]:
-    """The numbers of the parts whose results are not there, now or ``wait`` seconds later."""
+    """Returns the numbers of the shards without a result, after waiting up to ``wait`` seconds for them."""
     start, earlier = time.monotonic(), _read_failures(work, stage)
     while missing := [number for number, path in enumerate(results, start=1) if not path.exists()]:
         if not work.exists():
@@ -101,20 +112,20 @@ def _wait_for_others(work: Path, stage: str, results: list[Path], wait: float) -
 
 @contextmanager
 def _record_failure(failed: Path, shard: Shard) -> Iterator[None]:
-    """Leaves why the block failed in ``failed``, with which the parts end that wait for this one."""
+    """Writes the error of the block to ``failed``, which shards that wait for this one read."""
     failed.unlink(missing_ok=True)
     try:
         yield
     except Exception as error:
-        with suppress(OSError):  # a full disk, perhaps the very error
+        with suppress(OSError):  # the disk may be full, which may be the error itself
             replace_file(failed, f"shard {shard} failed: {error}".encode())
         raise
 
 
 def _read_failures(work: Path, stage: str) -> set[str]:
-    """The reasons that parts left."""
+    """Returns the errors that shards have written."""
     reasons = set()
     for path in work.glob(f"{stage}-*.failed"):
-        with suppress(FileNotFoundError):  # begun again
+        with suppress(FileNotFoundError):  # the shard has been restarted
             reasons.add(path.read_text(encoding="utf-8"))
     return reasons

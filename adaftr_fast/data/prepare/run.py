@@ -1,8 +1,8 @@
-"""Raw logs to a prepared folder: ids, labels and groups per split, and what they mean.
+"""Prepares raw logs: encodes ids, labels and groups of every split, and records their meaning.
 
-Text is turned to parquet first; then two streaming passes: vocabularies and bucket edges from the training rows, and
-every split encoded batch by batch. The folder is built beside its place and renamed into it, so that it is whole or
-absent; a run that was interrupted goes on with what was done. One process does it, or several, each a shard.
+Text is staged as parquet first. Then one pass over the training rows computes vocabularies and bucket edges, and a
+second pass encodes every split in batches. The folder is built next to its destination and renamed, so it is complete
+or absent. An interrupted run resumes with the work already done. Work is done in one process, or in several shards.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.errors import DataError
 
 __all__ = ["Shard", "Unfinished", "prepare", "prepare_shard"]
-FILES = re.compile(r"schema\.json|vocabulary\.parquet|(train|validation|test)(-\d+-of-\d+)?\.parquet")  # all it holds
+FILES = re.compile(
+    r"schema\.json|vocabulary\.parquet|(train|validation|test)(-\d+-of-\d+)?\.parquet"
+)  # all files of a prepared folder
 
 
 def prepare(
@@ -53,21 +55,21 @@ def prepare(
 ) -> Manifest:
     """Writes ``train/validation/test.parquet``, ``schema.json`` and ``vocabulary.parquet`` to ``folder``.
 
-    A folder that already holds this preparation of these files is left as it is; another preparation is replaced,
-    provided that its folder holds nothing else.
+    If ``folder`` already holds the result for this schema and these files, it is left unchanged. Another prepared
+    folder is replaced, unless it also holds other files.
 
     Args:
-        files: the input files in the order of ``schema.files``: parquet files, folders of them, or delimited text;
-            None or empty for what is shipped or generated.
-        bad_rows: share of the rows of a text file that may be unreadable; they are left out and reported.
-        grow: a prepared folder of the same fields whose ids keep their meaning, buckets included; values that are new
-            in ``files`` get ids after its own.
-        progress: show progress bars.
+        files: Input files in the order of ``schema.files``: parquet files, folders of parquet files, or delimited text.
+            None or empty reads the shipped file or generates the synthetic log of the schema.
+        bad_rows: Share of the rows of a text file that may be unreadable. They are left out and reported.
+        grow: Prepared folder with the same fields. Its ids keep their meaning, buckets included, and values that are
+            new in ``files`` get ids after its own.
+        progress: Whether to show progress bars.
 
     Raises:
-        DataError: an unreadable input, a missing column, too many bad rows, a label that is neither 0 nor 1, an empty
-            split, or a folder that holds something else.
-        OSError: the folder cannot be written; what was done is kept.
+        DataError: An input is unreadable, a column is missing, too many rows are bad, a label is neither 0 nor 1, a
+            split is empty, or ``folder`` holds other files.
+        OSError: ``folder`` cannot be written. The work already done is kept.
     """
     folder = Path(folder)
     inputs = _inputs(schema, files, bad_rows, grow)
@@ -87,8 +89,8 @@ def prepare(
             )
             run_stages(run.stages(), work, UNSHARDED, inputs.check)
             publish(run.prepared, folder, partial(_check_replaceable, folder))
-    except OSError as error:  # not of an input, whose errors are DataErrors
-        raise OSError(f"{folder}: cannot be written; the same command goes on: {error}") from error
+    except OSError as error:  # errors of inputs are DataErrors
+        raise OSError(f"{folder}: cannot be written: {error}; run the same command again to resume") from error
     return read_manifest(folder)
 
 
@@ -103,27 +105,28 @@ def prepare_shard(
     grow: str | Path | None = None,
     progress: bool = False,
 ) -> Manifest | Unfinished:
-    """One shard of what ``prepare`` does, the same rows, ids and meanings; other processes do the others.
+    """Runs one shard of ``prepare``. All shards together give the same rows, ids and manifest as one process.
 
-    All see the same ``folder`` and the same files. A shard takes its steps as far as the others have come, and whichever
-    takes a step last merges it, at last into ``folder``; so that once every shard has been called three times, with
-    Ali-CCP's raw files four, it is there. What was done is kept beside it in ``.NAME.parts`` until then.
+    Every shard needs the same ``folder`` and the same files. A shard runs its stages as far as the others allow, and
+    the last shard to finish a stage merges it; after the last stage it publishes ``folder``. Three calls per shard
+    suffice (four for Ali-CCP's raw files). Work in progress is kept in ``.NAME.parts`` next to ``folder``.
 
     Args:
-        wait: seconds to wait for the other parts after each step.
+        wait: Seconds to wait for the other shards after each stage.
 
     Returns:
-        The manifest once all parts are done, else the step that other parts have still to take.
+        The manifest once all shards are done, else the stage that other shards have yet to run.
 
     Raises:
-        DataError, OSError: as ``prepare``; or a log to be generated, other parts of another schema, other files or
-            other options, another process that does this shard, a shard that failed while this one waited for it, or
-            the work of all parts removed. What was done is kept.
+        DataError: As ``prepare``; or the log would be generated, the other shards were started with another schema,
+            other files or other options, another process runs this shard, a shard failed while this one waited for it,
+            or the work folder was removed. Finished work is kept.
+        OSError: As ``prepare``.
     """
     folder = Path(folder)
     inputs = _inputs(schema, files, bad_rows, grow)
     if inputs.generated:
-        raise DataError(f"data set {schema.name}: a log that is generated has no parts; name the files of one")
+        raise DataError(f"data set {schema.name}: a generated log cannot be sharded; synthesize it and name its files")
     work = folder.parent / f".{folder.name}.parts"
     remove_leftovers(work)
     before = _manifest_json(folder)
@@ -148,16 +151,16 @@ def prepare_shard(
             raise
         return _published(inputs, schema, folder, before)
     except OSError as error:
-        raise OSError(f"{folder}: cannot be written; the same command goes on: {error}") from error
+        raise OSError(f"{folder}: cannot be written: {error}; run the same command again to resume") from error
     return read_manifest(folder)
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a preparation starts from: input files by role, or a log to be generated, and ids to be grown.
+    """Inputs of a run: files by role, or a log to generate, and ids to grow.
 
     Attributes:
-        state: what differs once a file has changed.
+        state: Name, size and modification time of every file.
     """
 
     paths: dict[str, Path]
@@ -166,25 +169,25 @@ class _Inputs:
     state: list[tuple[str, int, int]]
 
     def files(self) -> list[Path]:
-        """All of them, those of a folder in the order they are read."""
+        """Returns all files, those of a folder in reading order."""
         return _files(self.paths)
 
     def digests(self, shard: Shard) -> dict[str, str]:
-        """sha256 of a shard's share of the files, by number."""
+        """Returns the sha256 of a shard's files, by index of the file."""
         return {str(number): sha256(file) for number, file in list(enumerate(self.files()))[shard.stride]}
 
     def digest(self, schema: Schema) -> str:
-        """By which it is told whether a folder was prepared of them."""
+        """Returns the digest that identifies a folder prepared from these inputs."""
         return inputs_digest(schema, self.known, self.digests(UNSHARDED))
 
     def check(self) -> None:
-        """Raises DataError if a file is not what it was when this was made."""
+        """Raises DataError if a file has changed since this object was created."""
         if (now := _state(self.files())) != self.state:
             names = {file[0] for file in now + self.state if now.count(file) != self.state.count(file)}
-            raise DataError(f"{', '.join(sorted(names))}: changed while it was prepared; prepare again")
+            raise DataError(f"{', '.join(sorted(names))}: changed during the run; run prepare again")
 
     def key(self, schema: Schema, shard: Shard, bad_rows: float) -> dict[str, object]:
-        """What all parts must have in common, as far as it is quickly told."""
+        """Returns what all shards must have in common, as far as it is quick to compute."""
         return {
             "format": FORMAT,
             "schema": schema.source,
@@ -209,7 +212,7 @@ def _files(paths: dict[str, Path]) -> list[Path]:
 
 
 def _state(files: list[Path]) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of every file; not its folder, since machines may see it under different names."""
+    """Returns the name, size and modification time of every file. Folders may differ between machines."""
     stats = [(file.name, file.stat()) for file in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
@@ -218,40 +221,40 @@ def _ids_to_grow(schema: Schema, folder: Path) -> PreparedIds:
     manifest = read_manifest(folder)
     other_fields = parse_schema(manifest.schema).fields
     if other_fields != schema.fields:
-        raise DataError(f"{folder}: its fields are not those of data set {schema.name}, so its ids cannot be kept")
+        raise DataError(f"{folder}: its fields differ from those of data set {schema.name}, so its ids cannot be kept")
     return PreparedIds(manifest.fingerprint, read_encoders(folder, manifest))
 
 
 def _existing(folder: Path, inputs: str) -> Manifest | None:
-    """The manifest of a folder that is up to date, None for a place to write to.
+    """Returns the manifest of a folder that is up to date; None if the folder is to be written.
 
     Raises:
-        DataError: what is there may not be replaced, since it is not wholly the work of ``prepare``.
+        DataError: The folder may not be replaced, because it holds other files.
     """
     if not folder.exists():
         return None
     if (folder / MANIFEST).is_file() and read_manifest_json(folder / MANIFEST).get("inputs") == inputs:
-        with suppress(DataError):  # damaged: prepared anew
+        with suppress(DataError):  # damaged: prepare again
             return read_manifest(folder)
     _check_replaceable(folder)
     return None
 
 
 def _published(inputs: _Inputs, schema: Schema, folder: Path, before: dict[str, Any]) -> Manifest:
-    """The manifest, once the work is gone: as a rule since the shard that came last has published the folder.
+    """Returns the manifest after the work folder was removed, usually because the last shard has published ``folder``.
 
     Args:
-        before: the head of the manifest that was there when this shard began.
+        before: Manifest that was there when this shard started.
 
     Raises:
-        DataError: the folder is not what the parts were to make, so their work was removed.
+        DataError: ``folder`` is not the result of these shards, so their work folder was removed.
     """
     content = _manifest_json(folder)
     if _has_schema(content, schema):
         digest = inputs.digest(schema) if content == before else content["inputs"]
         if (manifest := _existing(folder, digest)) is not None:
             return manifest
-    raise DataError(f"{folder}: the work of its parts was removed; begin all parts anew")
+    raise DataError(f"{folder}: the work folder of its shards was removed; start all shards again")
 
 
 def _manifest_json(folder: Path) -> dict[str, Any]:
@@ -263,7 +266,7 @@ def _has_schema(manifest: dict[str, Any], schema: Schema) -> bool:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raises DataError if what is there, other than nothing, is not wholly the work of ``prepare``."""
+    """Raises DataError if the folder holds anything that ``prepare`` did not write."""
     if not folder.is_dir():
         raise DataError(f"{folder}: exists and is not a folder; name another one")
     entries = sorted(folder.iterdir())
@@ -271,4 +274,4 @@ def _check_replaceable(folder: Path) -> None:
         raise DataError(f"{folder}: exists and is not a prepared folder (it holds {entries[0].name}); name another one")
     for entry in entries:
         if not FILES.fullmatch(entry.name) or not entry.is_file():
-            raise DataError(f"{folder}: not replaced, since it also holds {entry.name}; name another folder")
+            raise DataError(f"{folder}: not replaced, because it also holds {entry.name}; name another folder")

@@ -1,7 +1,7 @@
-"""The stages from raw logs to a prepared folder: reading text, counting values, encoding rows.
+"""Stages of ``prepare``: read text, join, count values, encode rows.
 
-Each is taken shard by shard and merged (barrier.py); a preparation in one process is its only shard. In the folder
-``work`` lie staged texts, what the parts counted, and at last the prepared folder itself, ``work/prepared``.
+Every stage runs per shard and is then merged (barrier.py). One process runs as the only shard. The folder ``work``
+holds the staged text, the counts of each shard, and the prepared folder in progress, ``work/prepared``.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
-READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # stages; texts are joined with what was read before
+READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # names of the stages; join needs what read has staged
 
 
 @dataclass(frozen=True)
 class PreparedIds:
-    """What the ids of another prepared folder mean."""
+    """Meaning of the ids of another prepared folder."""
 
     fingerprint: str
     encoders: dict[str, Encoder]
@@ -46,14 +46,14 @@ class PreparedIds:
 
 @dataclass(frozen=True)
 class ShardRun:
-    """What a shard needs to take the stages.
+    """Runs the stages for one shard.
 
     Attributes:
-        paths: the input files by role.
-        digests: gives sha256 of those input files that this shard looks after, by number.
-        check: raises DataError if an input file is not what it was when the preparation began.
-        known: the ids to be grown, if any.
-        tolerance: share of a text's rows that may be unreadable.
+        paths: Input files by role.
+        digests: Returns the sha256 of the input files that this shard hashes, by index.
+        check: Raises DataError if an input file has changed since the run started.
+        known: Ids to grow, if any.
+        tolerance: Share of the rows of a text file that may be bad.
     """
 
     schema: Schema
@@ -68,10 +68,11 @@ class ShardRun:
 
     @property
     def prepared(self) -> Path:
-        """The prepared folder as it grows."""
+        """The prepared folder in progress."""
         return self.work / "prepared"
 
     def stages(self) -> list[Stage]:
+        """Returns the stages in order. Only text files need ``join``, if they are joined with others."""
         first, *more = text_inputs(self.schema, self.paths, self.work / "staged") or [[]]
         return [
             Stage(READ, partial(self._read, first), partial(self._merge_read, first)),
@@ -84,7 +85,7 @@ class ShardRun:
         return {"digests": self.digests()} | self._stage(texts)
 
     def _stage(self, texts: list[TextInput]) -> dict[str, Any]:
-        """Stages this shard's share of the texts, and tells the number of its blocks."""
+        """Stages this shard's blocks of the text files and returns the number of blocks."""
         self._check_staged()
         size, blocks = sum(text.path.stat().st_size for text in texts) // self.shard.count, {}
         with self._bar(READ, size, "B") as bar:
@@ -99,7 +100,7 @@ class ShardRun:
         return self._merge_staged(texts, results) | {"digests": digests}
 
     def _merge_staged(self, texts: list[TextInput], results: list[dict[str, Any]]) -> dict[str, Any]:
-        """The blocks of all parts, and the bad_rows of their bad rows."""
+        """Returns the blocks of all shards and their bad rows."""
         bad_rows, blocks = BadRows(), {}
         for text in texts:
             name = text.folder.name
@@ -116,16 +117,16 @@ class ShardRun:
                 check_staged(self.work / "staged" / name, blocks)
 
     def _staged_results(self) -> list[dict[str, Any]]:
-        """What was merged of the stages that stage texts, as far as they were taken."""
+        """Returns the merged results of the finished stages that stage text."""
         return [
             read_result(path) for stage_name in (READ, JOIN) if (path := result_path(self.work, stage_name)).exists()
         ]
 
     def _count(self) -> bool:
-        """Writes the counts of every field's values in training, and the groups of every split as they appear.
+        """Writes the counts of every field's training values, and the groups of every split in order of appearance.
 
         Returns:
-            Whether there are training rows, and so counts.
+            Whether the shard has training rows, and therefore counts.
         """
         source, folder = self._source(), self._counted(self.shard)
         folder.mkdir(exist_ok=True)
@@ -141,7 +142,7 @@ class ShardRun:
         return bool(counts)
 
     def _merge_counted(self, has_rows: list[bool]) -> dict[str, Any]:
-        """Writes the vocabulary and all groups; returns the manifest, which lacks the splits."""
+        """Writes the vocabulary and the groups of all shards. Returns the manifest without splits."""
         counted = [self._counted(shard) for shard in self.shard.all]
         self.prepared.mkdir(exist_ok=True)
         for split in SPLITS if self.schema.group else ():
@@ -173,7 +174,7 @@ class ShardRun:
         )
 
     def _encode(self) -> dict[str, Any]:
-        """Writes this shard's file of every split; those of an interrupted run are kept."""
+        """Writes this shard's file of every split. Files of an interrupted run are kept."""
         source, encoders = self._source(), read_encoders(self.prepared, self._manifest())
         paths = {split: self.prepared / split_file_name(split, self.shard) for split in SPLITS}
         with self._bar(ENCODE, sum(map(source.count_rows, SPLITS)), " rows") as bar:
@@ -186,7 +187,7 @@ class ShardRun:
         return {split: dataclasses.asdict(split_info(path)) for split, path in paths.items()}
 
     def _merge_encoded(self, encoded: list[dict[str, Any]]) -> None:
-        """Writes the manifest, the last of the prepared folder's files."""
+        """Writes the manifest, the last file of the prepared folder."""
         splits = {}
         for split in SPLITS:
             names = [split_file_name(split, shard) for shard in self.shard.all]
@@ -213,7 +214,7 @@ class ShardRun:
 
 
 def inputs_digest(schema: Schema, known: PreparedIds | None, digests: dict[str, str]) -> str:
-    """sha256 of the schema, what is grown and the digests of all input files, in the order of their numbers."""
+    """Returns the sha256 of the schema, the ids to grow and the digests of all input files in order of their index."""
     digest = hashlib.sha256(dumps([FORMAT, schema.source, *([known.fingerprint] if known else [])]).encode())
     for number in sorted(digests, key=int):
         digest.update(bytes.fromhex(digests[number]))
@@ -221,7 +222,7 @@ def inputs_digest(schema: Schema, known: PreparedIds | None, digests: dict[str, 
 
 
 def _fit(field: Field, number: int, counted: list[Path]) -> Encoder:
-    """The encoder of the field with this number, of what was counted in some folders."""
+    """Fits the encoder of the field with index ``number`` to the counts in some folders."""
     if field.hashed:
         return fit_encoder(field, None)
     if not counted:
@@ -230,7 +231,7 @@ def _fit(field: Field, number: int, counted: list[Path]) -> Encoder:
 
 
 def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
-    """A split of all parts' files, in their order."""
+    """Merges the infos of all shards' files of a split, in shard order."""
     tasks = next(iter(infos.values())).positives
     return SplitInfo(
         rows=sum(info.rows for info in infos.values()),
@@ -245,4 +246,5 @@ def _check_splits(splits: dict[str, SplitInfo]) -> None:
             raise DataError(f"split {name} has no rows")
     for task, positives in splits["train"].positives.items():
         if positives in (0, splits["train"].rows):
-            raise DataError(f"label {task}: {positives} of {splits['train'].rows} training rows are positive")
+            got = f"{positives} of {splits['train'].rows} training rows are positive"
+            raise DataError(f"label {task}: {got}, expected some but not all")

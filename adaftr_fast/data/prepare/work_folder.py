@@ -1,4 +1,4 @@
-"""A folder that is built beside its place and renamed into it; what an interrupted run built is kept for the next."""
+"""Work folders hold a folder in progress, next to its destination. The work of an interrupted run is kept there."""
 
 from __future__ import annotations
 
@@ -16,19 +16,16 @@ from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
 LOCK, KEY = "lock", "key"
-REPLACED = "replaced"  # what was published before
-LAYOUT = 2  # of what lies in a work folder; raise it when that changes, so that none of another version is gone on with
+REPLACED = "replaced"  # the folder that publishing replaces
+LAYOUT = 2  # layout of a work folder; increase it on changes, so that no other version's work is resumed
 
 
 @contextmanager
 def work_folder(folder: Path, key: str) -> Iterator[Path]:
-    """A folder ``.NAME.work`` beside ``folder`` that holds what an interrupted run of the same ``key`` left.
+    """Provides the folder ``.NAME.work`` next to ``folder``, with the work of an interrupted run of the same ``key``.
 
-    It is removed when the block ends well or by a DataError, which another run would meet again; an interruption or
-    a full disk leaves it.
-
-    Raises:
-        DataError: another process works there.
+    The folder is removed when the block succeeds or raises DataError, which another run would raise again. It is kept
+    after an interruption or on a full disk.
     """
     work = _work_path(folder)
     work.mkdir(parents=True, exist_ok=True)
@@ -46,7 +43,7 @@ def work_folder(folder: Path, key: str) -> Iterator[Path]:
 
 
 def remove_finished(folder: Path, key: str) -> None:
-    """Removes the work folder that a run left when it was killed after publishing, unless it is still running."""
+    """Removes the work folder that a run left when it was killed after publishing, unless another process uses it."""
     if _has_key(_work_path(folder), key):
         with suppress(DataError), work_folder(folder, key):
             pass
@@ -62,14 +59,14 @@ def _has_key(work: Path, key: str) -> bool:
 
 @contextmanager
 def shared_work_folder(work: Path, folder: Path, shard: Shard, key: dict[str, Any]) -> Iterator[None]:
-    """The folder ``work``, which is there, for one shard while different do stored; nothing but ``key`` is put there.
+    """Locks the existing folder ``work`` for one shard. Other shards may use it at the same time.
 
     Args:
-        folder: what is made there.
-        key: what must be the same for all parts, by name.
+        folder: Destination of the prepared folder.
+        key: Named values that must be equal for all shards. They are stored in ``work``.
 
     Raises:
-        DataError: another process works on this shard, or the parts there have another key.
+        DataError: Another process runs this shard, or the shards in ``work`` have another key.
     """
     key = json.loads(dumps({"layout of the folder": LAYOUT} | key))
     with file_lock(work / LOCK):
@@ -79,8 +76,8 @@ def shared_work_folder(work: Path, folder: Path, shard: Shard, key: dict[str, An
     stored = json.loads((work / KEY).read_text(encoding="utf-8"))
     if different := [name for name, value in key.items() if stored.get(name) != value]:
         raise DataError(
-            f"shard {shard}: the shards in {work} were started with a different {', '.join(different)}; use the same one, "
-            "or remove the folder to start again"
+            f"shard {shard}: the shards in {work} were started with a different {', '.join(different)}; use the same "
+            "one, or remove the folder to start again"
         )
     with file_lock(work / f"{LOCK}-{shard.number}", error=f"shard {shard}: another process is preparing it"):
         yield
@@ -88,14 +85,14 @@ def shared_work_folder(work: Path, folder: Path, shard: Shard, key: dict[str, An
 
 @contextmanager
 def file_lock(path: Path, error: str | None = None) -> Iterator[None]:
-    """Holds the lock ``path``, once different have left it.
+    """Holds an exclusive lock on ``path`` during the block.
 
     Args:
-        error: the error, if one shall not wait for them.
+        error: Message of the DataError raised if another process holds the lock; None to wait for it.
 
     Raises:
-        DataError: it is held by another process.
-        FileNotFoundError: its folder is gone.
+        DataError: Another process holds the lock.
+        FileNotFoundError: The folder of ``path`` is gone.
     """
     with path.open("w") as lock:
         try:
@@ -106,10 +103,10 @@ def file_lock(path: Path, error: str | None = None) -> Iterator[None]:
 
 
 def publish(new: Path, folder: Path, check: Callable[[], None] = lambda: None) -> None:
-    """Renames ``new`` to ``folder``, whose former content is then beside where ``new`` was, or back if that fails.
+    """Renames ``new`` to ``folder``. A former ``folder`` is moved next to ``new``, and restored if renaming fails.
 
     Args:
-        check: raises an error if ``folder``, which is there, may not be replaced.
+        check: Raises an error if the existing ``folder`` may not be replaced.
     """
     replaced = new.with_name(REPLACED)
     if folder.exists():
@@ -124,7 +121,7 @@ def publish(new: Path, folder: Path, check: Callable[[], None] = lambda: None) -
 
 
 def remove_work(work: Path) -> None:
-    """Removes a folder at once, so that no process finds half of it."""
+    """Removes a folder by renaming it first, so that no process sees half of it."""
     remove_leftovers(work)
     work.rename(_removed_path(work))
     remove_leftovers(work)
@@ -140,7 +137,7 @@ def _removed_path(work: Path) -> Path:
 
 
 def _restore_replaced(work: Path, folder: Path) -> None:
-    """Puts back what ``publish`` moved away without getting further."""
+    """Restores the folder that an interrupted ``publish`` moved away."""
     if (work / REPLACED).exists() and not folder.exists():
         (work / REPLACED).rename(folder)
 
