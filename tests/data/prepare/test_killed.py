@@ -1,4 +1,4 @@
-"""A preparation that is killed outright, several times, ends as one that was left alone."""
+"""A run that is killed several times and resumed gives the same files as an uninterrupted run."""
 
 import signal
 import subprocess
@@ -26,7 +26,7 @@ real = os.replace
 
 def replace(*paths):
     if os.path.basename(paths[1]) == name:
-        os.kill(os.getpid(), signal.SIGKILL)  # the file is written and not yet in its place
+        os.kill(os.getpid(), signal.SIGKILL)  # the file is written but not yet renamed
     real(*paths)
 
 os.replace = replace
@@ -42,7 +42,7 @@ def log(tmp_path):
     return tmp_path / "log.csv"
 
 
-def test_killed_and_resumed_it_ends_in_the_same_bytes(log, tmp_path):
+def test_killed_run_resumes_to_identical_files(log, tmp_path):
     for name in ("part-0000001.parquet", "count-1.json", "count.json", "validation.parquet", "encode.json"):
         done = subprocess.run([sys.executable, "-c", KILLED, log, tmp_path / "out", name], capture_output=True)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()

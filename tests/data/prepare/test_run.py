@@ -43,11 +43,11 @@ def test_even_and_odd_rows_do_not_depend_on_batch_size(source, write, tmp_path, 
         monkeypatch.setattr("adaftr_fast.data.raw.source.BATCH_ROWS", rows)
         prepare(parse_schema(source), [log], tmp_path / f"by{rows}")
         for split in ("train", "validation", "test"):
-            whole, parts = (pq.read_table(tmp_path / name / f"{split}.parquet") for name in ("whole", f"by{rows}"))
-            assert whole.equals(parts)
+            whole, batched = (pq.read_table(tmp_path / name / f"{split}.parquet") for name in ("whole", f"by{rows}"))
+            assert whole.equals(batched)
 
 
-def test_vocabulary_and_manifest_read_like_documentation(source, write, tmp_path):
+def test_vocabulary_and_manifest_content(source, write, tmp_path):
     prepare(parse_schema(source), [write()], tmp_path / "out")
     vocabulary = pq.read_table(tmp_path / "out/vocabulary.parquet").to_pylist()
     assert vocabulary[0] == {"field": "city", "id": 1, "value": "a", "count": 3}
@@ -65,7 +65,7 @@ def test_fingerprint_follows_meaning_not_files(source, write, tmp_path):
         return prepare(parse_schema(source), [write(**changes)], tmp_path / folder).fingerprint
 
     first = fingerprint("a")
-    later_day = [*range(1, 12), 40]  # test rows alone change
+    later_day = [*range(1, 12), 40]  # only test rows change
     assert fingerprint("b", day=pa.array(later_day)) == first
     assert fingerprint("c", city=["q", *"baacaazbcca"]) != first
     assert fingerprint("d", source=source | {"defaults": {"buckets": 3}}) != first
@@ -92,7 +92,7 @@ def test_a_split_by_date(source, write, tmp_path):
     assert where == [["date", "<=", "2013-01-06"]]
 
 
-def test_a_matching_folder_is_kept_and_another_replaced(source, write, tmp_path):
+def test_matching_folder_is_kept_and_another_is_replaced(source, write, tmp_path):
     out = tmp_path / "out"
     first = prepare(parse_schema(source), [write()], out)
     written = (out / "train.parquet").stat().st_mtime_ns
@@ -104,7 +104,7 @@ def test_a_matching_folder_is_kept_and_another_replaced(source, write, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.parquet", "out"]
 
 
-def test_a_folder_with_something_else_is_left_alone(source, write, tmp_path):
+def test_folder_with_other_files_is_not_replaced(source, write, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").touch()
@@ -114,14 +114,14 @@ def test_a_folder_with_something_else_is_left_alone(source, write, tmp_path):
     with pytest.raises(DataError, match="no keys 'format' and 'fingerprint'"):
         prepare(parse_schema(source), [write()], out)
     (out / "schema.json").write_text('{"format": 0, "fingerprint": ""}')
-    with pytest.raises(DataError, match=r"not replaced, since it also holds thesis\.txt"):
+    with pytest.raises(DataError, match=r"not replaced, because it also holds thesis\.txt"):
         prepare(parse_schema(source), [write()], out)
     assert sorted(path.name for path in out.iterdir()) == ["schema.json", "thesis.txt"]
     (out / "thesis.txt").unlink()
-    prepare(parse_schema(source), [write()], out)  # an older format's folder is replaced
+    prepare(parse_schema(source), [write()], out)  # a folder of an older format is replaced
 
 
-def test_a_failure_leaves_nothing_behind(source, write, tmp_path):
+def test_failure_removes_the_work_folder(source, write, tmp_path):
     log = write(clicked=[0, 1] * 5 + [0, 2])
     with pytest.raises(DataError, match="label click: expected 0 or 1, got 2"):
         prepare(parse_schema(source), [log], tmp_path / "out")
@@ -183,7 +183,7 @@ def test_a_damaged_manifest_is_named(source, write, tmp_path):
         (out / "schema.json").write_text(json.dumps(content | change))
         with pytest.raises(DataError, match=rf"schema\.json: damaged: {message}"):
             read_manifest(out)
-    prepare(parse_schema(source), [write()], out)  # mends it
+    prepare(parse_schema(source), [write()], out)  # repairs it
     assert read_manifest(out).tasks == ["click", "late"]
     (out / "schema.json").write_bytes(b'{"dataset": "caf\xe9"}')
     with pytest.raises(DataError, match=r"schema\.json: not a manifest .*utf-8"):
@@ -192,7 +192,7 @@ def test_a_damaged_manifest_is_named(source, write, tmp_path):
         read_manifest(tmp_path)
 
 
-def test_the_last_token_of_lists_and_the_truth_are_kept(source, write, tmp_path):
+def test_last_token_of_lists_and_truth_columns(source, write, tmp_path):
     source["fields"] = {"seen": {"kind": "categorical", "tokens": "last"}}
     source["truth"] = {"click": "chance"}
     lists = [[1, 2], [2], [], None, [3, 1], [2, 2]]
@@ -203,7 +203,9 @@ def test_the_last_token_of_lists_and_the_truth_are_kept(source, write, tmp_path)
     assert train["seen"] == [1, 1, 0, 0, 2, 1]
     assert train["truth:click"] == [0.25] * 6
     assert pq.read_table(tmp_path / "out/test.parquet")["truth:click"].to_pylist() == [0.25, 0.25, 0.5]
-    with pytest.raises(DataError, match=r"field seen: cannot read seen .* tokens are read of a column of lists"):
+    with pytest.raises(
+        DataError, match=r"field seen: cannot read seen .* expected a column of lists, or text and a separator"
+    ):
         prepare(parse_schema(source), [write(seen=[1] * 12, chance=chance)], tmp_path / "out")
     with pytest.raises(DataError, match="truth click: expected numbers, got values of type string"):
         prepare(parse_schema(source), [write(seen=lists * 2, chance=["x"] * 12)], tmp_path / "out")
@@ -229,14 +231,14 @@ def test_a_generated_log_needs_no_file(tmp_path):
 
 def test_a_folder_of_files_is_one_input(source, write, tmp_path):
     rows = pq.read_table(write())
-    (tmp_path / "parts").mkdir()
-    pq.write_table(rows.slice(0, 5), tmp_path / "parts/a.parquet")
-    pq.write_table(rows.slice(5), tmp_path / "parts/b.parquet")
+    (tmp_path / "files").mkdir()
+    pq.write_table(rows.slice(0, 5), tmp_path / "files/a.parquet")
+    pq.write_table(rows.slice(5), tmp_path / "files/b.parquet")
     whole = prepare(parse_schema(source), [write()], tmp_path / "whole")
-    parts = prepare(parse_schema(source), [tmp_path / "parts"], tmp_path / "out")
-    assert (parts.fingerprint, parts.splits) == (whole.fingerprint, whole.splits)
-    pq.write_table(rows.slice(0, 5), tmp_path / "parts/part-0")  # is read, so it makes other inputs
-    more = prepare(parse_schema(source), [tmp_path / "parts"], tmp_path / "out")
+    folder = prepare(parse_schema(source), [tmp_path / "files"], tmp_path / "out")
+    assert (folder.fingerprint, folder.splits) == (whole.fingerprint, whole.splits)
+    pq.write_table(rows.slice(0, 5), tmp_path / "files/part-0")  # read in spite of its name: other inputs
+    more = prepare(parse_schema(source), [tmp_path / "files"], tmp_path / "out")
     assert more.splits["train"].rows == whole.splits["train"].rows + 5
 
 
@@ -270,7 +272,7 @@ def test_encoders_are_read_back_as_they_were(source, write, tmp_path):
         read_encoders(tmp_path / "out", manifest)
 
 
-def test_a_preparation_grows_another(source, write, tmp_path):
+def test_grow_keeps_ids(source, write, tmp_path):
     first = prepare(parse_schema(source), [write()], tmp_path / "first")
     later = write("later.parquet", city=["new", "b", "a", None, "c", "new", "a", "z", "b", None, "c", "a"])
     grown = prepare(parse_schema(source), [later], tmp_path / "grown", grow=tmp_path / "first")

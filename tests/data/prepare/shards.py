@@ -1,0 +1,59 @@
+"""A log schema, and helpers that run `prepare` in shards and compare prepared folders."""
+
+import dataclasses
+
+from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
+from adaftr_fast.data.dataset.split_file import read_split
+from adaftr_fast.data.prepare.run import prepare_shard
+from adaftr_fast.data.schema.types import SPLITS
+from adaftr_fast.data.shard import Shard
+
+ROWS = 3_000
+BY_TIME = {
+    "train": {"where": [["day", "<=", 20]]},
+    "validation": {"where": [["day", ">", 20]], "rows": "even"},
+    "test": {"where": [["day", ">", 20]], "rows": "odd"},
+}
+SHARES = {"train": {"stop": 0.6}, "validation": {"start": 0.6, "stop": 0.8}, "test": {"start": 0.8}}
+BY_USER = {split: {"hash": {"column": "user"} | share} for split, share in SHARES.items()}
+BY_ROW = {split: {"hash": share} for split, share in SHARES.items()}
+SCHEMA = {
+    "name": "shop",
+    "labels": {"click": "click", "buy": [["paid", ">", 60.0], ["click", "==", 1]]},
+    "group": "user",
+    "weight": "weight",
+    "split": BY_TIME,
+    "drop": [["day", "==", 7]],
+    "defaults": {"min_count": 4, "buckets": 9},
+    "fields": {
+        "user": "categorical",
+        "item": "categorical",
+        "price": "numeric",
+        "seen": {"kind": "categorical", "tokens": "all", "separator": "|"},
+        "last": {"kind": "categorical", "column": "seen", "tokens": "last", "separator": "|"},
+        "item_day": {"cross": ["item", "day"]},
+        "spread": {"kind": "categorical", "column": "item", "hashed": 50},
+    },
+}
+
+
+def run_shards(schema, files, out, count, **options) -> tuple[Manifest, int]:
+    """Returns the manifest, and the number of calls per shard."""
+    for call in range(1, 6):
+        done = [prepare_shard(schema, files, out, Shard(number + 1, count), **options) for number in range(count)]
+        if finished := [each for each in done if isinstance(each, Manifest)]:
+            return finished[0], call
+    raise AssertionError("the shards did not finish in 5 calls each")
+
+
+def assert_same(out, whole):
+    """Checks that rows, ids, vocabulary and manifest are equal, except for the files that hold the rows."""
+    ours, theirs = read_manifest(out), read_manifest(whole)
+    for split in SPLITS:
+        assert read_split(out, ours, split).equals(read_split(whole, theirs, split))
+    assert (out / "vocabulary.parquet").read_bytes() == (whole / "vocabulary.parquet").read_bytes()
+    splits = {split: dataclasses.replace(info, files={}) for split, info in ours.splits.items()}
+    assert dataclasses.replace(ours, splits=splits) == theirs
+    named = {"schema.json", "vocabulary.parquet", *(name for split in SPLITS for name in ours.files(split))}
+    assert {path.name for path in out.iterdir()} == named
+    assert not (out.parent / f".{out.name}.parts").exists()
