@@ -1,8 +1,8 @@
-"""Rows a second from a prepared parquet file to shuffled batches of tensors: 23 fields, B = 1024.
+"""Rows per second from a prepared parquet file to shuffled batches of tensors: 23 fields, B = 1024.
 
     python -m benchmarks.bench_loader        -> results/loader-*.json
 
-Ours beside what a Dataset of rows costs: torch's DataLoader over the same rows in memory, which reads no file at all.
+Also measures torch's DataLoader over a Dataset of the same rows in memory, which reads no file.
 """
 
 import argparse
@@ -23,7 +23,7 @@ BATCH = 1024
 
 
 def epochs(split: Split, seconds: float) -> list[float]:
-    """Rows a second of whole passes, as many as fit into ``seconds``, three at least."""
+    """Returns rows per second of complete passes: as many as fit into ``seconds``, at least three."""
     rates: list[float] = []
     while len(rates) < 3 or sum(len(split) / rate for rate in rates) < seconds:
         start = time.perf_counter()
@@ -33,7 +33,7 @@ def epochs(split: Split, seconds: float) -> list[float]:
 
 
 def peer(split: Split, rows: int) -> float:
-    """Rows a second of DataLoader's default collation over tensors in memory."""
+    """Returns rows per second of DataLoader's default collation over tensors in memory."""
     content = next(split.batches(rows))
     batches: Iterator[Any] = iter(DataLoader(TensorDataset(content.ids, content.labels), BATCH, shuffle=True))
     start = time.perf_counter()
@@ -45,7 +45,7 @@ def peer(split: Split, rows: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=4_000_000)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of passes at each number of ids")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of passes per number of ids")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

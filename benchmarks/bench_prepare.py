@@ -1,12 +1,12 @@
-"""Rows a second of `adaftr-fast prepare` on a synthetic log in Ali-CCP's raw layout, and its peak memory.
+"""Rows per second of `adaftr-fast prepare` on a synthetic log in Ali-CCP's raw format, and its peak memory.
 
     python -m benchmarks.bench_prepare --rows 2000000 --out runs/prepare [--parts 4]
 
-With `--parts` the parts are done in turn, so that each has the machine alone as it would have one of its own, and each
-one's seconds over all its steps are told.
+With `--parts`, the shards run in turn, so that each has the machine to itself. The seconds of each shard over all its
+stages are reported.
 
-The raw files are made first, in Ali-CCP's proportions (58 impressions a user, 550 tokens of history), and kept for
-the next time. Peak memory is that of the whole process, the schema's 23 vocabularies and Python included.
+The raw files are generated first, in Ali-CCP's proportions (58 impressions per user, 550 tokens of history), and kept
+for the next run. Peak memory is that of the process, including the schema's 23 vocabularies and Python.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     raw, prepared = arguments.out / f"raw-{arguments.rows}", arguments.out / "prepared"
     if not raw.exists():
-        # Half of the rows each, as in Ali-CCP; rates high enough for conversions in either split.
+        # Half of the rows per split, as in Ali-CCP. The rates give both splits conversions.
         rates = {"click": 0.039, "conversion": 0.004}
         config = LogConfig(arguments.rows, users=arguments.rows // 58, days=2, rates=rates, list_scale=1.0)
         write_raw(config, raw, progress=True)
@@ -45,13 +45,13 @@ def main() -> None:
     shutil.rmtree(prepared, ignore_errors=True)
     seconds_of = [0.0] * arguments.parts
     while not prepared.exists():
-        for part in Shard(1, arguments.parts).all:
+        for shard in Shard(1, arguments.parts).all:
             start = time.perf_counter()
             if arguments.parts == 1:
                 prepare(load_schema("aliccp"), files, prepared)
             else:
-                prepare_shard(load_schema("aliccp"), files, prepared, part)
-            seconds_of[part.number - 1] += time.perf_counter() - start
+                prepare_shard(load_schema("aliccp"), files, prepared, shard)
+            seconds_of[shard.number - 1] += time.perf_counter() - start
     manifest, seconds = read_manifest(prepared), max(seconds_of)
     rows = sum(split.rows for split in manifest.splits.values())
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))

@@ -1,4 +1,4 @@
-"""A prepared folder of random rows with skewed ids, of the shape of Ali-CCP: 23 fields, click and conversion."""
+"""Writes a prepared folder of random rows with skewed ids, similar to Ali-CCP: 23 fields, click and conversion."""
 
 from pathlib import Path
 
@@ -14,7 +14,10 @@ ROW_GROUP = 1 << 17
 
 
 def write_prepared(folder: Path, rows: int, ids: int, held_out: int = 1 << 16) -> Manifest:
-    """Writes ``rows`` training rows and ``held_out`` others, ids log-uniform in [0, ids), with a signal to learn."""
+    """Writes ``rows`` training rows and ``held_out`` rows of each other split.
+
+    Ids are log-uniform in [0, ids), and the labels depend on them.
+    """
     random = np.random.default_rng(0)
     names = [f"field_{number}" for number in range(FIELDS)]
     counts = {"train": rows, "validation": held_out, "test": held_out}
