@@ -1,8 +1,8 @@
 """Rows per second of `adaftr-fast prepare` on a synthetic log in Ali-CCP's raw format, and its peak memory.
 
-    python -m benchmarks.bench_prepare --rows 2000000 --out runs/prepare [--parts 4]
+    python -m benchmarks.bench_prepare --rows 2000000 --out runs/prepare [--shards 4]
 
-With `--parts`, the shards run in turn, so that each has the machine to itself. The seconds of each shard over all its
+With `--shards`, the shards run in turn, so that each has the machine to itself. The seconds of each shard over all its
 stages are reported.
 
 The raw files are generated first, in Ali-CCP's proportions (58 impressions per user, 550 tokens of history), and kept
@@ -21,8 +21,9 @@ from pathlib import Path
 
 from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.parallel import workers
-from adaftr_fast.data.prepare.run import Shard, prepare, prepare_shard
+from adaftr_fast.data.prepare.run import prepare, prepare_shard
 from adaftr_fast.data.schema.parse import load_schema
+from adaftr_fast.data.shard import Shard
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import NAMES, write_raw
 
@@ -32,7 +33,7 @@ ALICCP_ROWS = 42_300_135 + 43_016_840  # of both splits
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=2_000_000)
-    parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     raw, prepared = arguments.out / f"raw-{arguments.rows}", arguments.out / "prepared"
@@ -43,11 +44,11 @@ def main() -> None:
         write_raw(config, raw, progress=True)
     files = [raw / name.format(split) for split in ("train", "test") for name in NAMES]
     shutil.rmtree(prepared, ignore_errors=True)
-    seconds_of = [0.0] * arguments.parts
+    seconds_of = [0.0] * arguments.shards
     while not prepared.exists():
-        for shard in Shard(1, arguments.parts).all:
+        for shard in Shard(1, arguments.shards).all:
             start = time.perf_counter()
-            if arguments.parts == 1:
+            if arguments.shards == 1:
                 prepare(load_schema("aliccp"), files, prepared)
             else:
                 prepare_shard(load_schema("aliccp"), files, prepared, shard)
@@ -63,7 +64,7 @@ def main() -> None:
         "cores": workers(),
         "rows_per_s": round(rows / seconds),
         "peak_mb": round(megabytes),
-        "seconds_of_parts": [round(each, 1) for each in seconds_of],
+        "seconds_of_shards": [round(each, 1) for each in seconds_of],
         "aliccp_minutes": round(ALICCP_ROWS * seconds / rows / 60, 1),  # at this rate
     }
     print(json.dumps(report))

@@ -38,7 +38,7 @@ from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.errors import DataError
 
-__all__ = ["Shard", "Unfinished", "prepare", "prepare_shard"]
+__all__ = ["Unfinished", "prepare", "prepare_shard"]
 FILES = re.compile(
     r"schema\.json|vocabulary\.parquet|(train|validation|test)(-\d+-of-\d+)?\.parquet"
 )  # all files of a prepared folder

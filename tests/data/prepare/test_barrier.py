@@ -38,7 +38,7 @@ def test_concurrent_shards_wait_for_each_other(command, tmp_path, capsys):
     assert main([*command, str(whole)]) == 0
     shards = [
         subprocess.Popen(
-            [sys.executable, "-m", "adaftr_fast.cli", *command, str(out), "--part", f"{number}/2", "--wait", "300"],
+            [sys.executable, "-m", "adaftr_fast.cli", *command, str(out), "--shard", f"{number}/2", "--wait", "300"],
             env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True,
         )
         for number in (1, 2)
@@ -48,8 +48,8 @@ def test_concurrent_shards_wait_for_each_other(command, tmp_path, capsys):
         assert shard.returncode == 0
         assert "log, 7 fields" in output
     assert_same(out, whole)
-    assert main([*command, str(tmp_path / "late"), "--part", "2/3"]) == 0
-    assert "part 2/3: read is done, but not by part 1, 3; run this again once it is" in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "late"), "--shard", "2/3"]) == 0
+    assert "shard 2/3: read is done, but not by shard 1, 3; run this again once it is" in capsys.readouterr().out
 
 
 def test_failed_shard_stops_waiting_shards(log, tmp_path, monkeypatch):
@@ -76,8 +76,8 @@ def test_failed_shard_stops_waiting_shards(log, tmp_path, monkeypatch):
 
 
 def test_wait_timeout_is_an_error(command, tmp_path, capsys):
-    assert main([*command, str(tmp_path / "out"), "--part", "1/2", "--wait", "0.1"]) == 2
-    assert "read is done, but not by part 2; run this again once it is (waited 0.1" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "out"), "--shard", "1/2", "--wait", "0.1"]) == 2
+    assert "read is done, but not by shard 2; run this again once it is (waited 0.1" in capsys.readouterr().err
 
 
 def test_removed_work_folder_is_an_error(log, tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ sys.exit(main(arguments))
 def test_killed_shard_resumes(command, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main([*command, str(whole)]) == 0
-    first, second = ([*command, str(out), "--part", f"{number}/2"] for number in (1, 2))
+    first, second = ([*command, str(out), "--shard", f"{number}/2"] for number in (1, 2))
     for name in ("part-0000003.parquet", "read.json", "count.json", "train-00002-of-00002.parquet", "encode.json"):
         assert main(first) == 0
         killed = subprocess.run([sys.executable, "-c", KILLED, name, *second], capture_output=True, text=True)
@@ -80,23 +80,23 @@ def test_killed_shard_resumes(command, tmp_path):
     assert_same(out, whole)
 
 
-@pytest.mark.parametrize("part", [[], ["--part", "1/1"]], ids=["single", "part"])
-def test_killed_while_publishing(log, command, tmp_path, part):
+@pytest.mark.parametrize("shard", [[], ["--shard", "1/1"]], ids=["unsharded", "shard"])
+def test_killed_while_publishing(log, command, tmp_path, shard):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main([*command, str(whole)]) == 0
-    for name in ("prepared", ".out.parts.old" if part else ".out.work"):
+    for name in ("prepared", ".out.parts.old" if shard else ".out.work"):
         shutil.rmtree(out, ignore_errors=True)
         prepare(parse_schema(SCHEMA), [log / "log.csv"], out)
-        arguments = [sys.executable, "-c", KILLED, name, *command, str(out), *part]
+        arguments = [sys.executable, "-c", KILLED, name, *command, str(out), *shard]
         assert subprocess.run(arguments, capture_output=True).returncode == -signal.SIGKILL
         assert out.exists() == (name != "prepared")
-        assert main([*command, str(out), *part]) == 0
+        assert main([*command, str(out), *shard]) == 0
         assert_same(out, whole)
         assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
     prepare(parse_schema(SCHEMA), [log / "log.csv"], out)
     before = read_manifest(out)
-    subprocess.run([sys.executable, "-c", KILLED, "prepared", *command, str(out), *part], capture_output=True)
+    subprocess.run([sys.executable, "-c", KILLED, "prepared", *command, str(out), *shard], capture_output=True)
     other = (parse_schema(SCHEMA | {"fields": {"absent": "categorical"}}), [log / "log.csv"], out)
-    with pytest.raises(DataError, match="started with a different schema" if part else "no column 'absent'"):
-        prepare_shard(*other, Shard()) if part else prepare(*other)
+    with pytest.raises(DataError, match="started with a different schema" if shard else "no column 'absent'"):
+        prepare_shard(*other, Shard()) if shard else prepare(*other)
     assert read_manifest(out) == before  # the former folder is restored
