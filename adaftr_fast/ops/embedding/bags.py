@@ -20,6 +20,8 @@ from adaftr_fast.ops.library import library
 _BAGS = "Tensor values, Tensor bags, Tensor? weights, Tensor offsets"
 library.define(f"embedding_bags(Tensor weight, {_BAGS}, bool mean, Tensor[] state) -> Tensor")
 library.define(f"embedding_bags_backward(Tensor grad, {_BAGS}, int width, bool mean) -> (Tensor, Tensor)")
+library.define("select_bags(Tensor values, Tensor bags, Tensor? weights, int[] chosen, int fields) -> (Tensor, Tensor)")
+library.impl("select_bags", reference.select_bags, "CompositeExplicitAutograd")
 library.impl("embedding_bags", reference.embedding_bags, "CompositeExplicitAutograd")
 library.impl("embedding_bags_backward", reference.embedding_bags_backward, "CompositeExplicitAutograd")
 
@@ -34,6 +36,13 @@ def _fake(weight, values, offsets, per_sample_weights, field_offsets, mean, stat
 def _backward_fake(grad, values, offsets, per_sample_weights, field_offsets, width, mean) -> tuple[Tensor, Tensor]:
     unique = torch.library.get_ctx().new_dynamic_size()
     return values.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
+
+
+@torch.library.register_fake("adaftr_fast::select_bags", lib=library)
+def _select_bags_fake(values, bags, weights, chosen, fields) -> tuple[Tensor, Tensor]:
+    kept = torch.library.get_ctx().new_dynamic_size()
+    batch = (bags.shape[0] - 1) // fields
+    return bags.new_empty(kept), bags.new_empty(batch * len(chosen) + 1)
 
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
@@ -91,3 +100,24 @@ def embedding_bags(
     return torch.ops.adaftr_fast.embedding_bags(
         weight, values, offsets, per_sample_weights, field_offsets, mean, list(state)
     )
+
+
+def select_bags(
+    values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, chosen: Sequence[int], fields: int
+) -> tuple[Tensor, Tensor]:
+    """Finds the ids and the bags of some fields; an op, so that programs of torch.export check their input too.
+
+    Args:
+        values: [N], int32 or int64, the ids of all bags.
+        offsets: [B * F + 1], int64, rising from 0 to N; bag b * F + f holds field f of row b.
+        per_sample_weights: [N] factors of the ids, or None; only checked.
+        chosen: C fields, in ascending order.
+        fields: F.
+
+    Returns:
+        The positions of their ids in ``values``, int64 [M], and where their bags begin, int64 [B * C + 1].
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype or shape.
+    """
+    return torch.ops.adaftr_fast.select_bags(values, offsets, per_sample_weights, chosen, fields)

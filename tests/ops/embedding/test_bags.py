@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import adaftr_fast
-from adaftr_fast.ops.embedding.bags import embedding_bags
+from adaftr_fast.ops.embedding.bags import embedding_bags, select_bags
 
 VALUES, OFFSETS = torch.tensor([0, 9, 3, 1]), torch.tensor([0, 1, 2, 4, 4])
 FIELD_OFFSETS = torch.tensor([0, 4, 14])
@@ -53,3 +53,14 @@ def test_bad_per_sample_weights():
     for weights in (torch.ones(3), torch.ones(4, 1), torch.ones(1)):
         with pytest.raises(ValueError, match=r"embedding_bags: weights must be .*\[4\], got"):
             embedding_bags(torch.randn(14, 3), VALUES, OFFSETS, weights, FIELD_OFFSETS, False)
+
+
+def test_bags_of_some_fields():
+    values, offsets = torch.tensor([7, 8, 9, 6, 5]), torch.tensor([0, 2, 2, 3, 3, 5, 5])  # two rows of three fields
+    kept, starts = select_bags(values, offsets, None, [0, 2], 3)
+    assert (values[kept].tolist(), starts.tolist()) == ([7, 8, 9], [0, 2, 3, 3, 3])
+    kept, starts = select_bags(values, offsets, None, [1], 3)
+    assert (values[kept].tolist(), starts.tolist()) == ([6, 5], [0, 0, 2])
+    torch.library.opcheck(torch.ops.adaftr_fast.select_bags, (values, offsets, None, [0, 2], 3))
+    with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 5"):
+        select_bags(values, offsets[:4], None, [0], 3)
