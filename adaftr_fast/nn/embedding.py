@@ -2,206 +2,341 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any, NoReturn, Self, Unpack
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.nn.embedding_table import EmbeddingTable, Options, check_fields
+from adaftr_fast.nn.embedding_table import (
+    CoalescesGradient,
+    EmbeddingTable,
+    TableWeight,
+    draw,
+    field_offsets,
+    initial_rng,
+)
+from adaftr_fast.ops.embedding.bags import select_bags
 from adaftr_fast.ops.embedding.reference.bags import check_bags, places
 from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids
 
 
-class FusedEmbedding(EmbeddingTable):
-    """Looks up the ids of F fields and lays their vectors side by side.
+class FusedEmbedding(CoalescesGradient):
+    """Looks up the ids of F fields and concatenates their vectors in field order.
 
-    B batch, F fields, E width, R rows of all fields together, N ids of all bags together.
+    B batch, F fields, E_f width of field f (E where all are equal), R rows of all fields together, N ids of all bags
+    together.
 
-    All fields live in one parameter ``weight`` [R, E], one after another, drawn from N(0, .01²).
-    ``weight.grad`` is a coalesced sparse tensor that holds the rows of the batch, so torch.optim.SGD, Adagrad
-    and SparseAdam work unchanged; adaftr_fast.optim is faster and has Adam as on the dense table.
-    ``state_dict()`` has one entry a field, ``weight.<field name>``. Fields of different widths have one such
-    parameter a width, ``tables[i].weight``; all else is the same.
+    The fields of one width form one table. With one width there is one parameter, ``weight`` [R, E], which holds the
+    rows of one field after another. With several widths there is one parameter per width, in ascending order of width:
+    ``tables[i].weight``. All are drawn from N(0, 0.01²).
+
+    Gradients of the parameters are coalesced sparse tensors that hold the rows of the batch, so torch.optim.SGD,
+    Adagrad and SparseAdam work unchanged. The optimizers of adaftr_fast.optim are faster and include Adam as on a dense
+    table. ``state_dict()`` has one entry per field, ``weight.<field name>`` [rows, E_f], whatever the widths.
 
     Args:
-        num_embeddings: rows of each field, F numbers >= 1.
-        embedding_dim: E >= 1, the width of every field, or F of them.
+        num_embeddings: number of rows of each field, F numbers >= 1.
+        embedding_dim: width >= 1 of all fields, or F widths.
         field_names: F distinct names; "0", "1", ... by default.
-        pooling: how the ids of a multi-valued field become one vector, "mean" or "sum".
-        on_bad_id: "raise", or "oov" to look up row 0 of the field instead of an id that is out of range and to
-            count it in ``oov_counts`` [F].
-        device: where the weights are.
-        dtype: of the weights, float32 (default), float64, bfloat16 or float16. Arithmetic on half-precision
-            tables, and the state of our optimizers, is in float32.
+        pooling: how the vectors of a multi-valued field are reduced, "mean" or "sum".
+        on_bad_id: "raise", or "oov" to look up row 0 of the field in place of an id that is out of range and to count
+            it in ``oov_counts`` [F].
+        device: device of the parameters.
+        dtype: dtype of the parameters: float32 (default), float64, bfloat16 or float16. Arithmetic on half-precision
+            tables, and the state of the adaftr_fast.optim optimizers, is in float32.
+
+    Attributes:
+        widths: F widths.
+        embedding_dim: E, or ``widths`` where they differ.
+        by_width: the tables, in the order of ``table_weights()``.
+        oov_counts: int64 [F], ids replaced so far under on_bad_id="oov".
+        initial_rng: state of the random generator before the tables were drawn, within ``tables_elsewhere``.
 
     Raises:
-        ValueError: no field, one without rows, a width below 1 or not one a field, wrong names, an unknown option.
+        ValueError: there is no field, a field without rows, a width below 1, another number of widths than fields,
+            a repeated or missing name, or an unknown option.
     """
 
-    def __new__(
-        cls, num_embeddings: Sequence[int] = (), embedding_dim: int | Sequence[int] = 1, **options: Unpack[Options]
-    ) -> Self:
-        """An object that takes fields of different widths, where they are (copies come here without arguments)."""
-        differ = isinstance(embedding_dim, Sequence) and len(set(embedding_dim)) > 1
-        return super().__new__(MixedWidths if differ and cls is FusedEmbedding else cls)
+    offsets: Tensor  # field_offsets; checkpoints of unfinished runs have it under this name
+    oov_counts: Tensor
+    order: Tensor
+    tables: nn.ModuleList
 
     def __init__(
-        self, num_embeddings: Sequence[int], embedding_dim: int | Sequence[int], **options: Unpack[Options]
+        self,
+        num_embeddings: Sequence[int],
+        embedding_dim: int | Sequence[int],
+        *,
+        field_names: Sequence[str] | None = None,
+        pooling: Literal["mean", "sum"] = "mean",
+        on_bad_id: Literal["raise", "oov"] = "raise",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        widths = widths_of(num_embeddings, embedding_dim)
-        super().__init__(num_embeddings, widths[0] if widths else 1, **options)
+        super().__init__()
+        self.num_embeddings = [int(rows) for rows in num_embeddings]
+        self.field_names = list(field_names or map(str, range(len(self.num_embeddings))))
+        self.widths = _widths(embedding_dim, len(self.num_embeddings))
+        self.pooling, self.on_bad_id = pooling, on_bad_id
+        self._check()
+        self.by_width = [self._table(width) for width in sorted(set(self.widths))]
+        self.embedding_dim = self.widths if self._mixed else self.widths[0]
+        self.initial_rng = initial_rng()
+        self.register_buffer("offsets", field_offsets(self.num_embeddings, device), persistent=False)
+        counts = torch.zeros(len(self.num_embeddings), dtype=torch.int64, device=device)
+        self.register_buffer("oov_counts", counts, persistent=False)
+        if self._mixed:
+            self.tables = nn.ModuleList(TableWeight(table, device, dtype) for table in self.by_width)
+            self.register_buffer("order", self._order().to(device), persistent=False)
+        else:
+            self.weight = self.by_width[0].new_weight(device, dtype)
+        self.reset_parameters()
+
+    def _check(self) -> None:
+        fields, widths = len(self.num_embeddings), self.widths
+        if not fields or min(self.num_embeddings) < 1:
+            got = self.num_embeddings
+            raise ValueError(f"FusedEmbedding: num_embeddings must be one number >= 1 a field, got {got}")
+        if min(widths) < 1:
+            got = widths if len(set(widths)) > 1 else widths[0]
+            raise ValueError(f"FusedEmbedding: embedding_dim must be >= 1, got {got}")
+        if not len(set(self.field_names)) == fields == len(self.field_names):
+            raise ValueError(f"FusedEmbedding: field_names must be {fields} distinct names, got {self.field_names}")
+        if self.pooling not in ("mean", "sum"):
+            raise ValueError(f"FusedEmbedding: pooling must be 'mean' or 'sum', got {self.pooling!r}")
+        if self.on_bad_id not in ("raise", "oov"):
+            raise ValueError(f"FusedEmbedding: on_bad_id must be 'raise' or 'oov', got {self.on_bad_id!r}")
+
+    def _table(self, width: int) -> EmbeddingTable:
+        fields = [f for f, own in enumerate(self.widths) if own == width]
+        names, rows = ([of[f] for f in fields] for of in (self.field_names, self.num_embeddings))
+        return EmbeddingTable(fields, names, rows, width)
+
+    def _order(self) -> Tensor:
+        """Where each output column is found in the concatenated outputs of the tables, [sum of E_f]."""
+        fields = [f for table in self.by_width for f in table.fields]
+        columns = torch.arange(self.out_features).split([self.widths[f] for f in fields])
+        return torch.cat([part for _, part in sorted(zip(fields, columns, strict=True))])
+
+    @property
+    def _mixed(self) -> bool:
+        return len(self.by_width) > 1
+
+    def _owners(self) -> Sequence[nn.Module]:
+        """The modules whose ``weight`` and ``offsets`` are those of the tables in ``by_width``."""
+        return self.tables if self._mixed else (self,)
+
+    def table_weights(self) -> list[nn.Parameter]:
+        """Returns the parameters, one per width."""
+        return [owner.weight for owner in self._owners()]
+
+    def reset_parameters(self) -> None:
+        """Draws the parameters from N(0, 0.01²)."""
+        for weight in self.table_weights():
+            draw(weight)
+
+    @property
+    def out_features(self) -> int:
+        """The sum of the widths."""
+        return sum(self.widths)
+
+    @property
+    def field_offsets(self) -> Tensor:
+        """The first row of each field, if all rows are numbered field after field, and their number: int64 [F + 1]."""
+        return self.offsets
+
+    def forward(
+        self,
+        ids: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Looks up ``ids``, one id per field or bags of ids.
+
+        Args:
+            ids: [B, F], int32 or int64; the ids of field f count from 0. With ``offsets`` [N], the ids of all bags,
+                row after row and within a row field after field.
+            offsets: [B * F + 1], int64, from 0 to N in non-decreasing order: where each bag begins. An empty bag gives
+                zeros.
+            per_sample_weights: [N] factors of the ids, for pooling="sum". They get no gradient.
+            weights: the deprecated name of ``per_sample_weights``.
+
+        Returns:
+            [B, sum of E_f].
+
+        Raises:
+            IndexError: an id is out of the range of its field; the message names the position, the id and the range.
+            TypeError: ids are neither int32 nor int64.
+            ValueError: shapes do not fit, or per_sample_weights with pooling="mean".
+        """
+        if weights is not None:
+            warnings.warn(
+                "FusedEmbedding: weights is deprecated, use per_sample_weights", DeprecationWarning, stacklevel=4
+            )
+            per_sample_weights = weights
+        if self.on_bad_id == "raise":
+            return self._look_up(ids, offsets, per_sample_weights)
+        ids, bad = self._without_bad(ids, offsets)
+        out = self._look_up(ids, offsets, per_sample_weights)
+        self.oov_counts += bad  # after everything that can raise
+        return out
+
+    def _without_bad(self, ids: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the ids with 0 for those out of range, and the number of these in each field, [F]."""
+        fields, sizes = len(self.num_embeddings), self.field_offsets.diff()
+        if offsets is None:
+            check_columns("fused_embedding", ids, fields)
+            bad = (ids < 0) | (ids >= sizes)  # [B, F]
+            return ids.masked_fill(bad, 0), bad.sum(0)
+        check_bags("embedding_bags", ids, offsets, None, fields)
+        field = (torch.arange(len(offsets) - 1, device=offsets.device) % fields).repeat_interleave(offsets.diff())
+        bad = (ids < 0) | (ids >= sizes[field])  # [N]
+        return ids.masked_fill(bad, 0), torch.zeros_like(self.oov_counts).index_add_(0, field, bad.long())
+
+    def _look_up(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
+        mean = self.pooling == "mean"
+        if offsets is not None and per_sample_weights is not None:
+            if mean:
+                raise ValueError("FusedEmbedding: per_sample_weights need pooling='sum', got pooling='mean'")
+            double = self.table_weights()[0].dtype == torch.float64
+            per_sample_weights = per_sample_weights.to(torch.float64 if double else torch.float32)
+        if self._mixed:
+            return self._concatenated(ids, offsets, per_sample_weights, mean)
+        return self.by_width[0].look_up(self.weight, self.offsets, ids, offsets, per_sample_weights, mean)
+
+    def _concatenated(
+        self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None, mean: bool
+    ) -> Tensor:
+        """Looks up the fields of each table, and puts the outputs into field order."""
+        fields = len(self.num_embeddings)
+        if offsets is None:
+            check_columns("fused_embedding", ids, fields)
+        parts = []
+        for owner, table in zip(self.tables, self.by_width, strict=True):
+            if offsets is None:
+                chosen = ids[:, table.fields], None, None
+            else:
+                kept, starts = select_bags(ids, offsets, per_sample_weights, table.fields, fields)
+                chosen = ids[kept], starts, None if per_sample_weights is None else per_sample_weights[kept]
+            try:
+                parts.append(table.look_up(owner.weight, owner.offsets, *chosen, mean))
+            except IndexError:
+                self._raise_bad_id(ids, offsets)
+        return torch.cat(parts, 1)[:, self.order]
+
+    def _raise_bad_id(self, ids: Tensor, offsets: Tensor | None) -> NoReturn:
+        """Names the first bad id by its position among all fields; a table knows only those of its width."""
+        if offsets is None:
+            check_ids("fused_embedding", ids, self.field_offsets)
+        else:
+            places("embedding_bags", ids, offsets, None, self.field_offsets)
+        raise AssertionError("FusedEmbedding: a table refused ids that are all in range")
+
+    def field(self, name: str | int) -> int:
+        """Returns the position of a field, given by name or position.
+
+        Raises:
+            KeyError: there is no such field.
+        """
+        if isinstance(name, int) and 0 <= name < len(self.num_embeddings):
+            return name
+        if name not in self.field_names:
+            raise KeyError(f"FusedEmbedding: no field {name!r}, there are {self.field_names}")
+        return self.field_names.index(name)
+
+    def _locate(self, f: int) -> tuple[nn.Module, EmbeddingTable, int]:
+        """Returns the table of field f, the module that owns its parameter, and the field's place in the table."""
+        number = next(number for number, table in enumerate(self.by_width) if f in table.fields)
+        table = self.by_width[number]
+        return self._owners()[number], table, table.fields.index(f)
+
+    def field_weight(self, name: str | int) -> Tensor:
+        """Returns the current rows of one field, [rows, E_f], as a view without gradient.
+
+        Raises:
+            KeyError: there is no such field.
+        """
+        owner, table, place = self._locate(self.field(name))
+        return table.rows(owner.weight, place)
+
+    @torch.no_grad()
+    def grow(self, name: str | int, rows: int) -> None:
+        """Extends a field to ``rows`` rows; the new ones are drawn from N(0, 0.01²).
+
+        The other rows keep their values and a pending gradient, and an adaftr_fast.optim optimizer keeps its state.
+        Other optimizers must be made anew, since the field's table is a new parameter afterwards.
+
+        Raises:
+            KeyError: there is no such field.
+            ValueError: the field has more rows already.
+        """
+        f = self.field(name)
+        more = rows - self.num_embeddings[f]
+        if more < 0:
+            raise ValueError(f"FusedEmbedding.grow: field {name!r} has {self.num_embeddings[f]} rows, got {rows}")
+        owner, table, place = self._locate(f)
+        owner.weight = table.grow(owner.weight, place, more)
+        self.num_embeddings[f] = rows
+        self.offsets[f + 1 :] += more
+        if owner is not self:
+            owner.offsets[place + 1 :] += more
+
+    def flush(self) -> None:
+        """Makes every row current, where an optimizer defers steps; see adaftr_fast.optim.Adam."""
+        for weight, table in zip(self.table_weights(), self.by_width, strict=True):
+            table.flush(weight)
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module.train; makes every row current on leaving training."""
+        if not mode:
+            self.flush()
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self.flush()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name in self.field_names:
+            destination[f"{prefix}weight.{name}"] = self.field_weight(name)
+
+    @torch.no_grad()
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix, local_metadata, strict, missing, unexpected, errors
+    ) -> None:
+        keys = {f"{prefix}weight.{name}": name for name in self.field_names}
+        unexpected.extend(key for key in state_dict if strict and key.startswith(prefix) and key not in keys)
+        for key, name in keys.items():
+            if key not in state_dict:
+                missing.append(key)
+                continue
+            rows, found = self.field_weight(name), state_dict[key]  # current, or later steps would move what is loaded
+            if found.shape == rows.shape:
+                rows.copy_(found)
+            else:
+                sizes = f"{list(found.shape)} in the checkpoint, {list(rows.shape)} here"
+                errors.append(f"size mismatch for {key}: {sizes}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.flush()
+        return {**self.__dict__, "by_width": [table.without_optimizer() for table in self.by_width]}
+
+    def extra_repr(self) -> str:
+        rows, widths = (_short(numbers) for numbers in (self.num_embeddings, self.widths))
+        shown = widths if self._mixed else self.embedding_dim
+        return f"{len(self.num_embeddings)} fields, num_embeddings={rows}, embedding_dim={shown}"
 
 
-def widths_of(num_embeddings: Sequence[int], embedding_dim: int | Sequence[int]) -> list[int]:
-    """One width a field."""
-    fields = len(num_embeddings)
+def _widths(embedding_dim: int | Sequence[int], fields: int) -> list[int]:
     widths = list(embedding_dim) if isinstance(embedding_dim, Sequence) else [int(embedding_dim)] * fields
     if len(widths) != fields:
         raise ValueError(f"FusedEmbedding: embedding_dim must be one number, or {fields} (one a field), got {widths}")
     return widths
 
 
-class MixedWidths(FusedEmbedding):
-    """What ``FusedEmbedding`` makes of fields of different widths: a table a width, put back into field order.
-
-    E_f is the width of field f.
-    """
-
-    order: Tensor
-
-    def __init__(self, num_embeddings: Sequence[int], embedding_dim: Sequence[int], **options: Unpack[Options]) -> None:
-        nn.Module.__init__(self)
-        self.num_embeddings, self.embedding_dim = list(num_embeddings), widths_of(num_embeddings, embedding_dim)
-        self.field_names = list(options.pop("field_names", None) or map(str, range(len(self.num_embeddings))))
-        check_fields(self.num_embeddings, self.embedding_dim, self.field_names)
-        self.members = [[f for f, e in enumerate(embedding_dim) if e == width] for width in sorted(set(embedding_dim))]
-        self.tables = nn.ModuleList(
-            EmbeddingTable(
-                [num_embeddings[f] for f in fields],
-                embedding_dim[fields[0]],
-                field_names=[self.field_names[f] for f in fields],
-                **options,
-            )
-            for fields in self.members
-        )
-        self.register_buffer("order", self._order().to(options.get("device")), persistent=False)  # [out_features]
-        self.register_state_dict_post_hook(_without_tables)
-        self.register_load_state_dict_pre_hook(_with_tables)
-
-    def _order(self) -> Tensor:
-        """Where each output column stands when the tables' outputs are laid side by side."""
-        columns: dict[int, Tensor] = {}
-        at = 0
-        for f in (f for fields in self.members for f in fields):
-            columns[f] = torch.arange(at, at + self.embedding_dim[f])
-            at += self.embedding_dim[f]
-        return torch.cat([columns[f] for f in range(len(columns))])
-
-    def reset_parameters(self) -> None:
-        """Draw the weights from N(0, .01²)."""
-        for table in self.tables:
-            table.reset_parameters()
-
-    @property
-    def out_features(self) -> int:
-        """Sum of the widths."""
-        return sum(self.embedding_dim)
-
-    @property
-    def offsets(self) -> Tensor:
-        """Where each field would begin if all rows stood one after another, [F + 1]."""
-        return torch.tensor([0, *accumulate(self.num_embeddings)], device=self.order.device)
-
-    @property
-    def oov_counts(self) -> Tensor:
-        """As ``FusedEmbedding.oov_counts``, a copy, [F]."""
-        counts = torch.zeros(len(self.num_embeddings), dtype=torch.int64, device=self.order.device)
-        for table, fields in zip(self.tables, self.members, strict=True):
-            counts[fields] = table.oov_counts
-        return counts
-
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """As ``FusedEmbedding.forward`` -> [B, sum of E_f]."""
-        count, bags = len(self.num_embeddings), None
-        if offsets is None:
-            check_columns("fused_embedding", ids, count)
-        else:
-            check_bags("embedding_bags", ids, offsets, weights, count)
-            bags = offsets.diff().reshape(-1, count)  # [B, F], ids in each bag
-        parts = []
-        for table, fields in zip(self.tables, self.members, strict=True):
-            chosen = (ids[:, fields],) if bags is None else self._bags_of(fields, ids, bags, weights)
-            try:
-                parts.append(table(*chosen))
-            except IndexError:
-                self._raise_bad_id(ids, offsets)
-        return torch.cat(parts, 1)[:, self.order]
-
-    def _bags_of(
-        self, fields: list[int], values: Tensor, counts: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The bags of some fields alone."""
-        chosen = torch.zeros_like(counts, dtype=torch.bool)
-        chosen[:, fields] = True
-        keep = chosen.flatten().repeat_interleave(counts.flatten())  # [N]
-        ends = counts[:, fields].flatten().cumsum(0)
-        return values[keep], torch.cat([ends.new_zeros(1), ends]), None if weights is None else weights[keep]
-
-    def _raise_bad_id(self, ids: Tensor, offsets: Tensor | None) -> NoReturn:
-        """Name the id by its place among all fields; a table knows only those of its width."""
-        if offsets is None:
-            check_ids("fused_embedding", ids, self.offsets)
-        else:
-            places("embedding_bags", ids, offsets, None, self.offsets)
-        raise AssertionError("FusedEmbedding: a table refused ids that are all in range")
-
-    def _table_of(self, name: str | int) -> tuple[EmbeddingTable, int]:
-        f = self.field(name)
-        return next(t for t, fields in zip(self.tables, self.members, strict=True) if f in fields), f
-
-    def field_weight(self, name: str | int) -> Tensor:
-        """As ``FusedEmbedding.field_weight``: [rows, E_f]."""
-        table, f = self._table_of(name)
-        return table.field_weight(self.field_names[f])
-
-    def grow(self, name: str | int, rows: int) -> None:
-        """As ``FusedEmbedding.grow``."""
-        table, f = self._table_of(name)
-        table.grow(self.field_names[f], rows)
-        self.num_embeddings[f] = rows
-
-    def flush(self) -> None:
-        """Make every row current, where an optimizer defers steps."""
-        for table in self.tables:
-            table.flush()
-
-    # State is the tables', under names without them.
-    _save_to_state_dict = nn.Module._save_to_state_dict
-    _load_from_state_dict = nn.Module._load_from_state_dict
-    __setstate__ = nn.Module.__setstate__
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__
-
-
-def _names(module: MixedWidths, prefix: str) -> list[tuple[str, str]]:
-    """Each field's name in ``state_dict()``, and the one its table has for it."""
-    pairs = []
-    for name in module.field_names:
-        table, _ = module._table_of(name)
-        number = list(module.tables).index(table)
-        pairs.append((f"{prefix}weight.{name}", f"{prefix}tables.{number}.weight.{name}"))
-    return pairs
-
-
-def _without_tables(module: MixedWidths, state_dict: dict[str, Tensor], prefix: str, local_metadata: Any) -> None:
-    for ours, theirs in _names(module, prefix):
-        state_dict[ours] = state_dict.pop(theirs)
-
-
-def _with_tables(module: MixedWidths, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    for ours, theirs in _names(module, prefix):
-        if ours in state_dict:
-            state_dict[theirs] = state_dict.pop(ours)
+def _short(numbers: list[int]) -> str:
+    return str(numbers) if len(numbers) <= 8 else f"[{', '.join(map(str, numbers[:3]))}, ..., {numbers[-1]}]"

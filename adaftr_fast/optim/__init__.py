@@ -1,5 +1,5 @@
-"""Optimizers that step only on the rows a batch looked up. They take ``FusedEmbedding`` tables; give the other
-parameters of a model to torch.optim."""
+"""Optimizers that update only the rows a batch looked up. They take ``FusedEmbedding`` modules; torch.optim takes the
+other parameters of a model."""
 
 from adaftr_fast.optim.adam import Adam, AdamW
 from adaftr_fast.optim.clip import clip_grad_norm_

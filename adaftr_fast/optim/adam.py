@@ -1,9 +1,9 @@
 """Dense Adam and AdamW at sparse cost.
 
-Dense Adam moves every row in every step, by momentum and weight decay, also the rows the batch did not look up.
-Here such a row only falls behind: it keeps the step it is current to, the look-up reads through to its present
-value, and the next step that touches it, or ``flush()``, makes up for what it missed, in closed form where that is
-exact to rounding (csrc/cpu/embedding/optim/adam.h has the formulas). The trajectory is that of torch.optim.Adam.
+Dense Adam updates every row in every step, by momentum and weight decay, including the rows that the batch did not
+look up. Here such a row is deferred: it stores the step it is current to, a look-up computes its present value, and the
+next step that updates it, or ``flush()``, applies the missed steps, in closed form where that is exact to rounding
+(csrc/cpu/embedding/optim/adam.h has the formulas). The trajectory is that of torch.optim.Adam.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from adaftr_fast.optim.rows import check_betas, moments_entry, restore_moments
 
 
 class Adam(RowOptimizer):
-    """torch.optim.Adam on the dense tables, while touching only the rows of the batch.
+    """Computes torch.optim.Adam on the dense tables, and touches only the rows of the batch.
 
-    ``weight_decay`` is L2 on all rows. It gives every row a gradient in every step, so the missed steps are replayed
-    one by one: exact, but no cheaper in arithmetic than the dense step. Prefer :class:`AdamW`, or a penalty on the
+    ``weight_decay`` is L2 on all rows. It gives every row a gradient in every step, so missed steps are replayed one by
+    one: this is exact, but takes as much arithmetic as the dense step. Prefer :class:`AdamW`, or a penalty on the
     looked-up rows in the loss.
 
-    Rows that are not current are seen by nobody: the look-up reads through, and ``eval()``, ``state_dict()``, copies
-    and ``field_weight()`` flush the table first. Only code that reads ``table.weight`` itself while training must
-    call ``table.flush()`` before.
+    A look-up returns present values, and ``eval()``, ``state_dict()``, copies and ``field_weight()`` flush the table
+    first. Only code that reads the parameter of a FusedEmbedding itself during training must call its ``flush()``
+    before.
 
     Args:
         tables: see :class:`RowOptimizer`.
@@ -52,8 +52,8 @@ class Adam(RowOptimizer):
         self._deferred: dict[nn.Parameter, DeferredAdam] = {}
         super().__init__(tables, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def _begin(self, table: EmbeddingTable) -> None:
-        self._deferred[table.weight] = table.deferred = DeferredAdam(table.weight, self._decoupled)
+    def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
+        self._deferred[weight] = table.deferred = DeferredAdam(weight, self._decoupled)
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         deferred = self._deferred[weight]
@@ -65,21 +65,21 @@ class Adam(RowOptimizer):
         self._deferred[new].grow(at, rows)
 
     def flush(self) -> None:
-        """Make every row of every table current."""
+        """Makes every row of every table current."""
         for weight, deferred in self._deferred.items():
             deferred.flush(weight)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The state as it is, without making rows current; not a copy.
+        """Returns the state by name, without making rows current; the tensors are not copied.
 
-        Unlike ``state_dict()`` it changes nothing, so it can be taken between any two steps. It belongs to the tables'
-        raw values at that moment (``parameter.detach()``, not the module's ``state_dict()``).
+        Unlike ``state_dict()`` it changes nothing, so it can be taken between any two steps. It belongs to the raw
+        values of the tables at that moment (``parameter.detach()``, not the module's ``state_dict()``).
         """
         saved = [self._deferred[weight].snapshot() for weight in self._weights()]
         return {f"{number}.{name}": value for number, each in enumerate(saved) for name, value in each.items()}
 
     def restore(self, saved: dict[str, Tensor]) -> None:
-        """Put back what ``snapshot`` gave, beside the tables' raw values of that moment."""
+        """Restores what ``snapshot`` returned; the caller restores the raw values of the tables of that moment."""
         for number, weight in enumerate(self._weights()):
             prefix = f"{number}."
             mine = {name.removeprefix(prefix): saved[name] for name in saved if name.startswith(prefix)}
@@ -98,7 +98,10 @@ class Adam(RowOptimizer):
 
 
 class AdamW(Adam):
-    """torch.optim.AdamW on the dense tables: w <- (1 - lr λ) w before each step of Adam. Arguments as Adam's."""
+    """Computes torch.optim.AdamW on the dense tables: w <- (1 - lr λ) w before each step of Adam.
+
+    Args: those of :class:`Adam`.
+    """
 
     _decoupled = True
 

@@ -1,4 +1,4 @@
-"""What the row optimizers share: finding the tables, reading their merged gradients, saving and loading state."""
+"""The base class of the row optimizers: finds the tables, reads their merged gradients, saves and loads state."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ import torch
 from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 
+from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
 from adaftr_fast.ops.embedding.lookup import coalesce_gradient
 
 Tables = nn.Module | Iterable[nn.Module] | Iterable[dict[str, Any]]
 
 
-def tables_of(name: str, modules: nn.Module | Iterable[nn.Module]) -> list[EmbeddingTable]:
-    """The FusedEmbedding modules in ``modules``, each once."""
+def tables_of(name: str, modules: nn.Module | Iterable[nn.Module]) -> dict[nn.Parameter, EmbeddingTable]:
+    """Returns the tables of the FusedEmbedding modules in ``modules``, each once, by their parameters."""
     roots = [modules] if isinstance(modules, nn.Module) else list(modules)
-    inside = (module for root in roots for module in root.modules() if isinstance(module, EmbeddingTable))
-    found = dict.fromkeys(module for module in inside if hasattr(module, "weight"))  # not a holder of others
+    found = [module for root in roots for module in root.modules() if isinstance(module, FusedEmbedding)]
     if not found:
         raise ValueError(f"{name}: expected FusedEmbedding modules, or modules that hold some, got {roots}")
-    return list(found)
+    pairs = (zip(module.table_weights(), module.by_width, strict=True) for module in found)
+    return dict(pair for of_module in pairs for pair in of_module)
 
 
 def check_at_least(name: str, low: float, **values: float) -> None:
-    """Raise for the first value below ``low``."""
+    """Raises ValueError for the first value below ``low``."""
     for key, value in values.items():
         if not value >= low:
             raise ValueError(f"{name}: {key} must be >= {low}, got {value}")
 
 
 def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
-    """The rows [U] with a gradient, rising, and their gradients [U, E]; all R rows where the gradient is dense."""
+    """Returns the rows [U] with a gradient, in ascending order, and their gradients [U, E]; all rows if it is dense."""
     grad = weight.grad
     if not grad.is_sparse:
         return torch.arange(len(weight), device=weight.device), grad.contiguous()
@@ -46,11 +47,14 @@ def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
 
 
 class RowOptimizer(torch.optim.Optimizer):
-    """Steps on the rows of ``FusedEmbedding`` tables that have a gradient.
+    """Updates the rows of ``FusedEmbedding`` tables that have a gradient.
 
     Args:
         tables: a FusedEmbedding, a module or several that hold some, or parameter groups whose "params" are such.
-        defaults: options of the groups that do not set their own.
+        defaults: options of the parameter groups that do not set their own.
+
+    Raises:
+        ValueError: there is no FusedEmbedding in ``tables``.
     """
 
     def __init__(self, tables: Tables, defaults: dict[str, Any]) -> None:
@@ -58,38 +62,33 @@ class RowOptimizer(torch.optim.Optimizer):
         listed = [tables] if isinstance(tables, nn.Module) else list(tables)
         groups = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
         owners = [tables_of(name, group["params"]) for group in groups]
-        self._table_of = {table.weight: table for owned in owners for table in owned}
-        super().__init__(
-            [
-                {**group, "params": [table.weight for table in owned]}
-                for group, owned in zip(groups, owners, strict=True)
-            ],
-            defaults,
-        )
-        for table in (table for owned in owners for table in owned):
-            table.flush()  # an optimizer before this one may have left rows behind
+        self._table_of = {weight: table for owned in owners for weight, table in owned.items()}
+        parameter_groups = [{**group, "params": list(owned)} for group, owned in zip(groups, owners, strict=True)]
+        super().__init__(parameter_groups, defaults)
+        for weight, table in self._table_of.items():
+            table.flush(weight)  # an optimizer before this one may have deferred steps
             table.deferred, table.optimizer = None, weakref.ref(self)
-            self._begin(table)
+            self._begin(weight, table)
 
-    def _begin(self, table: EmbeddingTable) -> None:
-        """Make the state of one table."""
+    def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
+        """Makes the state of one table."""
         raise NotImplementedError
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        """One step on rows [U] with gradients [U, E]."""
+        """Takes one step on rows [U] with gradients [U, E]."""
         raise NotImplementedError
 
     def _entry(self, weight: nn.Parameter) -> dict[str, Tensor]:
-        """The state of one table: tensors with a row for each row of the table, and scalars."""
+        """Returns the state of one table: tensors with a row for each row of the table, and scalars."""
         return self.state[weight]
 
     def _restore(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> None:
-        """Take over what ``_entry`` gave."""
+        """Copies into the state what ``_entry`` returned."""
         for key, value in entry.items():
             self.state[weight][key].copy_(value)
 
     def grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
-        """Follow a table whose parameter was replaced by one with ``rows`` new rows before row ``at``."""
+        """Moves the state of a table to a new parameter, which has ``rows`` new rows before row ``at``."""
         for group in self.param_groups:
             group["params"] = [new if weight is old else weight for weight in group["params"]]
         self.state[new] = self.state.pop(old, {})
@@ -97,16 +96,16 @@ class RowOptimizer(torch.optim.Optimizer):
         self._grow(old, new, at, rows)
 
     def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
-        """Give the new rows a beginner's state."""
+        """Inserts the initial state of the new rows."""
         for key, value in self.state[new].items():
             if isinstance(value, Tensor):
                 self.state[new][key] = insert_rows(value, at, value.new_zeros(rows, *value.shape[1:]))
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """As torch.optim, which wraps ``step`` with this, but recorded for profilers only where one runs.
+        """As torch.optim, which wraps ``step`` with this, but records for profilers only where one runs.
 
-        The record costs a tenth of a step of 20,000 look-ups.
+        The record takes a tenth of the time of a step of 20,000 look-ups.
         """
         recorded = torch.optim.Optimizer.profile_hook_step(func)
 
@@ -119,7 +118,7 @@ class RowOptimizer(torch.optim.Optimizer):
         return step
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Update every table that has a gradient; ``closure`` may compute it and return the loss."""
+        """Updates every table that has a gradient; ``closure`` may compute it and return the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -134,14 +133,14 @@ class RowOptimizer(torch.optim.Optimizer):
         return [weight for group in self.param_groups for weight in group["params"]]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch.optim, without what that records for profilers."""
+        """As torch.optim, without its record for profilers."""
         if not set_to_none:
             return super().zero_grad(False)
         for weight in self._table_of:
             weight.grad = None
 
     def _by_field(self, weight: nn.Parameter) -> dict[str, Tensor]:
-        """The state of one table under ``<name>.<field>``, scalars under ``<name>``."""
+        """Returns the state of one table as ``<name>.<field name>`` per field, and scalars as ``<name>``."""
         table, entry = self._table_of[weight], {}
         for key, value in self._entry(weight).items():
             if value.dim() == 0:
@@ -160,10 +159,10 @@ class RowOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """``{"state": {table number: tensors}, "param_groups": options}``, as torch.optim, but field by field.
+        """Returns ``{"state": {table number: tensors}, "param_groups": options}``, as torch.optim, but field by field.
 
-        A table's tensors are ``<name>.<field name>`` [rows of the field, ...], with torch.optim's names ("exp_avg",
-        "exp_avg_sq", "sum"), and the scalar "step".
+        The tensors of a table are ``<name>.<field name>`` [rows of the field, ...], with the names of torch.optim
+        ("exp_avg", "exp_avg_sq", "sum"), and the scalar "step".
         """
         packed = super().state_dict()
         packed["state"] = {number: self._by_field(weight) for number, weight in enumerate(self._weights())}
@@ -171,10 +170,10 @@ class RowOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` gave; tensors keep their own precision, whatever that of the table.
+        """Loads what ``state_dict`` returned; the state keeps its own precision, whatever that of the table.
 
         Raises:
-            ValueError: the groups or the tables' states do not fit; nothing is taken over then.
+            ValueError: the parameter groups or the state of a table do not fit; nothing is loaded then.
         """
         for number, weight in enumerate(self._weights()):
             self._check_entry(number, state_dict["state"].get(number, {}), self._by_field(weight))
@@ -192,7 +191,7 @@ class RowOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{name}.load_state_dict: table {number}: {key} must be {want}, got {got}")
 
     def _joined(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Undo ``_by_field``."""
+        """Reverses ``_by_field``."""
         fields = self._table_of[weight].field_names
         return {
             key: entry[key] if whole.dim() == 0 else torch.cat([entry[f"{key}.{name}"] for name in fields])

@@ -1,4 +1,4 @@
-"""Gradient clipping over dense parameters and tables together."""
+"""Gradient clipping by the joint norm of dense parameters and embedding tables."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from adaftr_fast.ops.embedding.lookup import coalesce_gradient
 
 @torch.no_grad()
 def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float, norm_type: float = 2.0) -> Tensor:
-    """Scale all gradients so that their joint norm is at most ``max_norm``; returns the norm before.
+    """Scales all gradients so that their joint norm is at most ``max_norm``; returns the norm before, 0-dim.
 
-    As torch.nn.utils.clip_grad_norm_, which refuses sparse gradients.
+    As torch.nn.utils.clip_grad_norm_, which raises for sparse gradients.
     """
     grads = []
     for parameter in parameters:

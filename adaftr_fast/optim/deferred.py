@@ -16,9 +16,17 @@ _NAMES = ("moments", "current", "series", "schedule", "powers", "clock")  # of t
 
 
 class DeferredAdam:
-    """Moments, the step each row is current to, and what is needed to make up for missed steps.
+    """Holds the moments, the step that each row is current to, and what the ops need to apply missed steps.
 
-    ``tensors`` is what the ops take; adaftr_fast/ops/embedding/reference/optim.py describes it.
+    Attributes:
+        tensors: the state that the ops take; adaftr_fast/ops/embedding/reference/optim.py describes it.
+        moments: [R, 2, E], the first of ``tensors``.
+        steps: steps taken so far.
+        stale: whether some rows may have missed steps.
+
+    Args:
+        weight: the table [R, E].
+        decoupled: whether weight decay is AdamW's.
     """
 
     def __init__(self, weight: Tensor, decoupled: bool) -> None:
@@ -37,7 +45,7 @@ class DeferredAdam:
         self.stale = False
 
     def configure(self, weight: Tensor, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
-        """Set the options of the steps to come."""
+        """Sets the options of the next steps."""
         options = (*betas, eps, weight_decay)
         if options == self._options:
             return
@@ -51,7 +59,7 @@ class DeferredAdam:
         powers.copy_(keep[:, None] ** torch.arange(_POWERS, device=keep.device))
 
     def step(self, weight: Tensor, rows: Tensor, grad: Tensor, lr: float) -> None:
-        """One step: rows [U], grad [U, E]."""
+        """Takes one step on rows [U] with gradients grad [U, E]."""
         series, schedule = self.tensors[2:4]
         if self.steps + 1 - self._base >= len(series):
             self.tensors[2] = torch.cat([series, torch.zeros_like(series)])
@@ -61,7 +69,7 @@ class DeferredAdam:
         self.stale = True
 
     def flush(self, weight: Tensor) -> None:
-        """Make every row current."""
+        """Makes every row current."""
         if not self.stale:
             return
         with torch.no_grad():
@@ -69,18 +77,18 @@ class DeferredAdam:
         self._base, self.stale = self.steps, False
 
     def grow(self, at: int, rows: int) -> None:
-        """Take in new rows before row ``at``; every row must be current."""
+        """Inserts new rows before row ``at``; every row must be current."""
         moments, current = self.tensors[:2]
         self.moments = insert_rows(moments, at, moments.new_zeros(rows, *moments.shape[1:]))
         self.tensors[:2] = [self.moments, insert_rows(current, at, current.new_full((rows,), self.steps))]
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The state as it is, rows left behind included, by name; not a copy."""
+        """Returns the state by name, with rows that have missed steps as they are; the tensors are not copied."""
         counts = torch.tensor([self.steps, self._base, self.stale, self._options is not None])
         return dict(zip(_NAMES, self.tensors)) | {"counts": counts}
 
     def restore(self, saved: dict[str, Tensor]) -> None:
-        """Put back what ``snapshot`` gave; with the table's own values, training goes on bit by bit."""
+        """Restores what ``snapshot`` returned; with the values of the table, training continues bit by bit."""
         for place, name in enumerate(_NAMES):
             if self.tensors[place].shape == saved[name].shape:
                 self.tensors[place].copy_(saved[name])
@@ -91,18 +99,18 @@ class DeferredAdam:
         self._options = tuple(self._clock[1:5].tolist()) if configured else None
 
     def resume_at(self, step: int) -> None:
-        """Declare every row current to ``step``."""
+        """Marks every row as current to ``step``."""
         self.steps = self._base = step
         self._clock[_STEP] = self._clock[_BASE] = step
         self.tensors[1].fill_(step)
         self.stale = False
 
     def _rounded(self, value: float) -> Tensor:
-        """The value the kernels compute with."""
+        """Returns the value that the kernels compute with."""
         return self.tensors[4].new_tensor(value).double()
 
     def _horizon(self, beta1: float, beta2: float) -> int:
-        """Missed steps after which the rest of the momentum is below half a unit in the last place; 0: never."""
+        """Returns the missed steps after which the momentum left is below half a unit in the last place; 0: never."""
         bits = 60 if self.moments.dtype == torch.float64 else 28
         ratio = beta1 / math.sqrt(beta2) if beta2 > 0 else math.inf
         if ratio >= 1:  # v dies out faster than m

@@ -1,4 +1,4 @@
-"""Optimizers whose rows wait unchanged while they have no gradient.
+"""Optimizers that leave a row unchanged while it has no gradient.
 
 ``weight_decay`` is L2, added to the gradient of the rows of the batch: a row that is not looked up does not decay.
 """
@@ -18,13 +18,13 @@ _ops = torch.ops.adaftr_fast
 
 
 def state_table(weight: Tensor, *size: int) -> Tensor:
-    """Zeros for optimizer state: float64 beside float64 weights, float32 beside all others."""
+    """Returns zeros for optimizer state: float64 beside float64 weights, float32 beside all others."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     return empty_table(*size, device=weight.device, dtype=dtype).zero_()
 
 
 class SGD(RowOptimizer):
-    """w <- w - lr (g + λ w). Equals torch.optim.SGD on sparse gradients.
+    """Computes w <- w - lr (g + λ w). Equals torch.optim.SGD on sparse gradients.
 
     Args:
         tables: see :class:`RowOptimizer`.
@@ -36,15 +36,15 @@ class SGD(RowOptimizer):
         check_at_least("SGD", 0, lr=lr, weight_decay=weight_decay)
         super().__init__(tables, {"lr": lr, "weight_decay": weight_decay})
 
-    def _begin(self, table: EmbeddingTable) -> None:
-        self.state[table.weight] = {}
+    def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
+        self.state[weight] = {}
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         _ops.embedding_sgd_(weight, rows, grad, float(group["lr"]), group["weight_decay"])
 
 
 class Adagrad(RowOptimizer):
-    """G <- G + g², w <- w - lr g / (sqrt(G) + ε). Equals torch.optim.Adagrad.
+    """Computes G <- G + g², w <- w - lr g / (sqrt(G) + ε). Equals torch.optim.Adagrad.
 
     Args:
         tables: see :class:`RowOptimizer`.
@@ -72,8 +72,8 @@ class Adagrad(RowOptimizer):
         fresh = total.new_full((rows, *total.shape[1:]), self._initial)
         self.state[new]["sum"] = insert_rows(total, at, fresh)
 
-    def _begin(self, table: EmbeddingTable) -> None:
-        self.state[table.weight] = {"sum": state_table(table.weight, *table.weight.shape).fill_(self._initial)}
+    def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
+        self.state[weight] = {"sum": state_table(weight, *weight.shape).fill_(self._initial)}
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         total = self.state[weight]["sum"]
@@ -81,10 +81,10 @@ class Adagrad(RowOptimizer):
 
 
 class RowwiseAdagrad(Adagrad):
-    """Adagrad with one number a row: G <- G + mean over E of g². Takes the arguments of :class:`Adagrad`."""
+    """Computes Adagrad with one number per row: G <- G + mean over E of g². Takes the arguments of :class:`Adagrad`."""
 
-    def _begin(self, table: EmbeddingTable) -> None:
-        self.state[table.weight] = {"sum": state_table(table.weight, len(table.weight)).fill_(self._initial)}
+    def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
+        self.state[weight] = {"sum": state_table(weight, len(weight)).fill_(self._initial)}
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         total = self.state[weight]["sum"]
@@ -94,9 +94,9 @@ class RowwiseAdagrad(Adagrad):
 
 
 class LazyAdam(RowOptimizer):
-    """Adam whose moments rest while a row has no gradient. Equals torch.optim.SparseAdam.
+    """Computes Adam on the rows with a gradient, and leaves the moments of other rows. Equals torch.optim.SparseAdam.
 
-    It is another optimizer than Adam: see :class:`adaftr_fast.optim.Adam` for the one whose result is dense Adam's.
+    The result is not that of dense Adam, which :class:`adaftr_fast.optim.Adam` computes.
 
     Args:
         tables: see :class:`RowOptimizer`.
@@ -118,9 +118,9 @@ class LazyAdam(RowOptimizer):
         check_betas("LazyAdam", betas)
         super().__init__(tables, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def _begin(self, table: EmbeddingTable) -> None:
-        rows, width = table.weight.shape
-        self.state[table.weight] = {"step": 0, "moments": state_table(table.weight, rows, 2, width)}
+    def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
+        rows, width = weight.shape
+        self.state[weight] = {"step": 0, "moments": state_table(weight, rows, 2, width)}
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2) = self.state[weight], group["betas"]
@@ -139,13 +139,13 @@ class LazyAdam(RowOptimizer):
 
 
 def check_betas(name: str, betas: tuple[float, float]) -> None:
-    """Raise unless both betas are in [0, 1)."""
+    """Raises ValueError unless both betas are in [0, 1)."""
     if not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"{name}: betas must be in [0, 1), got {betas}")
 
 
 def moments_entry(step: int, moments: Tensor) -> dict[str, Any]:
-    """The state of an Adam under the names torch.optim gives it; ``moments`` [R, 2, E]."""
+    """Returns the state of an Adam under the names of torch.optim; ``moments`` [R, 2, E]."""
     return {
         "step": torch.tensor(float(step)),
         "exp_avg": moments[:, 0].contiguous(),
@@ -154,6 +154,6 @@ def moments_entry(step: int, moments: Tensor) -> dict[str, Any]:
 
 
 def restore_moments(moments: Tensor, entry: dict[str, Any]) -> None:
-    """Undo ``moments_entry`` into ``moments`` [R, 2, E]."""
+    """Writes what ``moments_entry`` returned into ``moments`` [R, 2, E]."""
     moments[:, 0].copy_(entry["exp_avg"])
     moments[:, 1].copy_(entry["exp_avg_sq"])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import RankError
-from adaftr_fast.nn.embedding import FusedEmbedding, MixedWidths
+from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.embedding_table import drawn_rows
 from adaftr_fast.ops.embedding.reference.bags import places
 from adaftr_fast.ops.embedding.reference.lookup import check_ids
@@ -220,7 +220,7 @@ def _check(table: FusedEmbedding, sharding: str, optimizer: str) -> None:
     for name, value, known in (("sharding", sharding, get_args(Sharding)), ("optimizer", optimizer, tuple(STATE))):
         if value not in known:
             raise ValueError(f"ShardedTables: {name} must be one of {', '.join(known)}, got {value!r}")
-    if isinstance(table, MixedWidths) or table.embedding_dim % 4:
+    if len(table.by_width) > 1 or table.embedding_dim % 4:
         raise ValueError(
             f"ShardedTables: embedding_dim must be one multiple of 4 for all fields, got {table.embedding_dim}"
         )

@@ -118,7 +118,7 @@ def test_deferred_adam(serial, steps):
         optimizer.zero_grad()
         emb(ids_for(2)).sin().sum().backward()
         optimizer.step()
-    moments, current, series, _, _, clock = emb.deferred.tensors
+    moments, current, series, _, _, clock = emb.by_width[0].deferred.tensors
     weight = emb.weight.detach().clone()
     moments, current, series = moments.clone(), current.clone(), series.clone()
     horizon = int(clock[6])

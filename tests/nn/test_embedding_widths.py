@@ -1,6 +1,7 @@
 """FusedEmbedding with fields of different widths, against one nn.Embedding a field."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -31,6 +32,19 @@ def test_lays_the_fields_in_order():
     assert torch.equal(emb(ids.int().t().contiguous().t()), expected(emb, ids))
     assert emb.field_weight("b").shape == (9, 3)
     assert emb.offsets.tolist() == [0, 5, 14, 54, 57]
+
+
+def test_is_one_module_with_one_parameter_per_width():
+    emb = make()
+    assert type(emb) is FusedEmbedding
+    assert {name: list(p.shape) for name, p in emb.named_parameters()} == {
+        "tables.0.weight": [3, 1],
+        "tables.1.weight": [9, 3],
+        "tables.2.weight": [45, 8],
+    }
+    assert emb.widths == emb.embedding_dim == WIDTHS
+    assert [table.fields for table in emb.by_width] == [[3], [1], [0, 2]]
+    assert "4 fields, num_embeddings=[5, 9, 40, 3], embedding_dim=[8, 3, 8, 1]" in repr(emb)
 
 
 def test_equal_widths_are_one_table():
@@ -117,9 +131,10 @@ def test_checkpoints_are_per_field_and_resume_bit_by_bit():
         two.load_state_dict({**saved, "weight.x": torch.zeros(1)})
 
 
-def test_copies_move_and_keep_their_gradients_coalesced():
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda emb: pickle.loads(pickle.dumps(emb))])
+def test_copies_move_and_keep_their_gradients_coalesced(copied):
     emb, ids = make(), batch()
-    twin = copy.deepcopy(emb)
+    twin = copied(emb)
     assert torch.equal(twin(ids), emb(ids))
     twin(ids).sum().backward()
     twin(ids).sum().backward()
@@ -127,6 +142,34 @@ def test_copies_move_and_keep_their_gradients_coalesced():
     assert all(p.grad is None for p in emb.parameters())
     assert twin.double()(ids).dtype == torch.float64
     assert list(twin.state_dict()) == list(emb.state_dict())
+
+
+def test_a_copy_has_the_present_rows_and_no_optimizer():
+    emb = make()
+    optimizer = optim.Adam(emb, lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        emb(batch(4)).sin().sum().backward()
+        optimizer.step()
+    assert any(table.deferred.stale for table in emb.by_width)
+    ids = batch()
+    expected_rows = emb(ids)
+    twin = copy.deepcopy(emb)
+    assert [(table.deferred, table.optimizer) for table in twin.by_width] == [(None, None)] * 3
+    assert torch.equal(twin(ids), expected_rows)
+    twin.grow("b", 20)
+    assert emb.num_embeddings == SIZES
+    assert [table.num_embeddings for table in emb.by_width] == [[3], [9], [5, 40]]
+
+
+def test_growing_moves_where_fields_begin():
+    emb = make()
+    emb.grow("a", 7)
+    assert emb.field_offsets.tolist() == [0, 7, 16, 56, 59]
+    assert emb.tables[2].offsets.tolist() == [0, 7, 47]
+    ids = batch()
+    ids[0] = torch.tensor([6, 8, 39, 2])
+    assert torch.equal(emb(ids), expected(emb, ids))
 
 
 def test_bad_ids_are_named_by_their_place_among_all_fields():
@@ -141,12 +184,19 @@ def test_bad_ids_are_named_by_their_place_among_all_fields():
     replaced[2, 1] = replaced[5, 3] = 0
     assert torch.equal(forgiving(ids), expected(forgiving, replaced))
     assert forgiving.oov_counts.tolist() == [0, 1, 0, 1]
+    assert torch.equal(forgiving(ids.flatten(), torch.arange(17 * 4 + 1)), expected(forgiving, replaced))
+    assert forgiving.oov_counts.tolist() == [0, 2, 0, 2]
 
 
 def test_compiles_as_one_graph():
     emb, ids = make(), batch()
     compiled = torch.compile(emb, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(ids), emb(ids))
+    values, bags = ids.flatten()[:-3], torch.cat([torch.arange(17 * 4 - 2), torch.tensor([65, 65, 65])])
+    out = compiled(values, bags)
+    assert torch.equal(out, emb(values, bags))
+    out.sum().backward()
+    assert all(p.grad.is_coalesced() for p in emb.parameters())
 
 
 def test_bad_arguments_are_named():

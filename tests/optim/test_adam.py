@@ -108,18 +108,16 @@ def test_evaluation_copies_and_state_dict_see_current_rows(pair):
     left, right = train(two, "Adam", 40)
     every = torch.arange(200)[:, None].expand(200, 3).minimum(torch.tensor(SIZES) - 1)
     expected = two.theirs(every + two.ours.offsets[:-1]).flatten(1)
-    assert two.ours.deferred.stale
-    torch.testing.assert_close(
-        two.ours(every), expected, rtol=1e-5, atol=1e-7
-    )  # reads current values without writing them
-    assert two.ours.deferred.stale
+    assert two.ours.by_width[0].deferred.stale
+    torch.testing.assert_close(two.ours(every), expected, rtol=1e-5, atol=1e-7)  # reads current values, writes none
+    assert two.ours.by_width[0].deferred.stale
     twin = copy.deepcopy(two.ours)
     torch.testing.assert_close(twin(every), expected, rtol=1e-5, atol=1e-7)
     for look in (lambda: torch.cat([*two.ours.state_dict().values()]), lambda: two.ours.eval().weight):
         two.backward(two.ids(4))
         left.step()
         right.step()
-        assert two.ours.deferred.stale
+        assert two.ours.by_width[0].deferred.stale
         torch.testing.assert_close(look().detach(), two.theirs.weight.detach(), rtol=1e-5, atol=1e-7)
 
 
@@ -197,7 +195,7 @@ def test_opcheck():
     emb(torch.zeros(4, 3, dtype=torch.int64)).sum().backward()
     optimizer.step()
     rows, grad = emb.weight.grad._indices()[0], emb.weight.grad._values()
-    weight, state = emb.weight.detach(), emb.deferred.tensors
+    weight, state = emb.weight.detach(), emb.by_width[0].deferred.tensors
     ops = torch.ops.adaftr_fast
     torch.library.opcheck(ops.deferred_embedding, (weight, torch.zeros(4, 3, dtype=torch.int64), emb.offsets, state))
     torch.library.opcheck(ops.embedding_sgd_, (weight, rows, grad, 0.1, 0.0))
@@ -215,5 +213,5 @@ def test_new_optimizer_replaces_the_old_one():
         optimizer.step()
     current = emb(torch.zeros(1, 3, dtype=torch.int64))
     optim.SGD(emb)
-    assert emb.deferred is None
+    assert emb.by_width[0].deferred is None
     torch.testing.assert_close(emb(torch.zeros(1, 3, dtype=torch.int64)), current)

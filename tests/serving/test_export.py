@@ -84,7 +84,7 @@ def test_rows_that_an_optimizer_left_behind_are_made_current():
         ids = random_ids(FIELDS, 8) if step == 1 else torch.full((8, 3), step, dtype=torch.int32)
         stepper.step(Batch(ids, torch.eye(2).repeat(4, 1)), step)
     ids = random_ids(FIELDS, 8)  # of the first step: four steps behind
-    assert model.embedding.deferred.stale
+    assert model.embedding.by_width[0].deferred.stale
     program = export_program(Probabilities(model), len(FIELDS), plain=False)
     torch.testing.assert_close(program.module()(ids), served_by(model, ids), rtol=0, atol=1e-6)
 

@@ -39,10 +39,14 @@ def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tenso
     """Puts back what ``capture`` took; more is ignored.
 
     Raises:
-        CheckpointError: a parameter or buffer is missing or of another shape.
+        CheckpointError: a parameter or buffer is missing or of another shape. A buffer that ``model.state_dict()``
+            leaves out may be missing, as in a state from before it existed.
     """
+    derived = _derived(model)
     for name, value in _held(model):
         saved = tensors.get(f"model/{name}")
+        if saved is None and name in derived:
+            continue
         if saved is None or saved.shape != value.shape:
             found = None if saved is None else tuple(saved.shape)
             raise CheckpointError(f"saved state: {name}: the model has {tuple(value.shape)}, the checkpoint {found}")
@@ -90,6 +94,12 @@ def _own(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Itera
 def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
+
+
+def _derived(model: nn.Module) -> set[str]:
+    """Names of the buffers that follow from how the model was made, and are not part of its ``state_dict()``."""
+    modules = ((f"{prefix}." if prefix else "", module) for prefix, module in model.named_modules())
+    return {prefix + name for prefix, module in modules for name in module._non_persistent_buffers_set}
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
