@@ -22,7 +22,9 @@ class ModelConfig(Section):
     backbone: Literal["shared_bottom", "mmoe", "ple"] = option("mmoe")
     """What AdaFTR stands over (Table 6)."""
     embedding_dim: int = option(8, within=AT_LEAST_1)
-    """E, width of every field's embedding (Table 3)."""
+    """E, width of the embeddings (Table 3)."""
+    embedding_dims: dict[str, int] = option(factory=dict, within=AT_LEAST_1, omit_default=True)
+    """Width of the embeddings of single fields, by name, where it is not ``embedding_dim``: {"user": 16}."""
     num_experts: int = option(3, within=AT_LEAST_1)
     """k of Eq. 3: MMoE's experts, and PLE's shared ones."""
     task_experts: int = option(1, within=AT_LEAST_1)

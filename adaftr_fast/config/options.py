@@ -59,16 +59,24 @@ def option(
     within: Range | None = None,
     identifies: bool = True,
     free_on_resume: bool = False,
+    omit_default: bool = False,
 ) -> Any:
     """A field of a section.
 
     Args:
         default, factory: the default value, or the function that makes it.
-        within: the range of the number, or of every number of a list, which then must not be empty.
+        within: the range of the number, or of every number of a list, which then must not be empty, or of a dict.
         identifies: whether two runs of one process that differ in this option alone have different results.
         free_on_resume: whether a run may be resumed with another value.
+        omit_default: whether ``RunConfig.identity`` leaves the option out at its default, so that experiments from
+            before the option existed are found again.
     """
-    metadata = {"within": within, "identifies": identifies, "free_on_resume": free_on_resume}
+    metadata = {
+        "within": within,
+        "identifies": identifies,
+        "free_on_resume": free_on_resume,
+        "omit_default": omit_default,
+    }
     if factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -94,7 +102,10 @@ class Section:
                 self._check_range(field.name, hint, value, within)
 
     def _check_range(self, name: str, hint: Any, value: Any, within: Range) -> None:
-        if get_origin(hint) is list:
+        if get_origin(hint) is dict:
+            if not all(each in within for each in value.values()):
+                raise self.error(name, f"widths >= {within.low:g}", value)
+        elif get_origin(hint) is list:
             if not value or not all(each in within for each in value):
                 raise self.error(name, f"one or more widths >= {within.low:g}", value)
         elif value is None and type(None) in get_args(hint):
@@ -113,9 +124,15 @@ def _hints(section: type) -> dict[str, Any]:
     return get_type_hints(section)
 
 
-def names(section: type[Section], *, identifies: bool | None = None, free_on_resume: bool | None = None) -> list[str]:
+def names(
+    section: type[Section],
+    *,
+    identifies: bool | None = None,
+    free_on_resume: bool | None = None,
+    omit_default: bool | None = None,
+) -> list[str]:
     """The options of ``section`` whose declaration says so."""
-    wanted = {"identifies": identifies, "free_on_resume": free_on_resume}
+    wanted = {"identifies": identifies, "free_on_resume": free_on_resume, "omit_default": omit_default}
     return [
         field.name
         for field in dataclasses.fields(section)

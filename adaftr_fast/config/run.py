@@ -102,11 +102,13 @@ class RunConfig:
 
     def identity(self) -> dict[str, dict[str, Any]]:
         """The options that the result of one process depends on, besides the data."""
-        return {
-            name: {key: value for key, value in section.items() if key in names(SECTIONS[name], identifies=True)}
-            for name, section in self.to_dict().items()
-            if name in ("model", "optimizer", "training")
-        }
+        sections = {name: asdict(getattr(self, name)) for name in ("model", "optimizer", "training")}
+        for name, section in sections.items():
+            default = asdict(SECTIONS[name]())
+            same = {key for key in names(SECTIONS[name], omit_default=True) if section[key] == default[key]}
+            kept = set(names(SECTIONS[name], identifies=True)) - same
+            sections[name] = {key: value for key, value in section.items() if key in kept}
+        return sections
 
 
 FREE_ON_RESUME = {

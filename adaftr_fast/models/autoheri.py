@@ -82,7 +82,7 @@ class AutoHERI(SharedBottom):
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int,
+        embedding_dim: int | Sequence[int],
         task_names: Sequence[str],
         *,
         bottom_hidden: Sequence[int] = (64,),

@@ -1,6 +1,7 @@
-"""What every model is: predictions for T tasks from F categorical fields, and the loss that trains them.
+"""Base classes of the models: predictions for T tasks from F categorical fields, and the loss that trains them.
 
-Shapes: B batch, F fields, E embedding width, T tasks, v width of a tower's input, h width of a tower's layer.
+Shapes: B batch, F fields, D sum of the embedding widths of the fields (F * E where all are E wide), T tasks, v width of
+the input of a tower, h width of a layer of a tower, N ids of all bags together.
 """
 
 from __future__ import annotations
@@ -23,29 +24,32 @@ from adaftr_fast.nn.relatedness import weighted_mean
 if TYPE_CHECKING:
     from adaftr_fast.data.dataset.batch import Batch
 
-LOSS_TERMS = ("l2", "relatedness", "contrast")  # beside one a task
+LOSS_TERMS = ("l2", "relatedness", "contrast")  # beside one per task
 
 
 def check_weight(model: str, name: str, value: float) -> None:
-    """Raise ValueError unless a loss term's weight is finite and >= 0."""
+    """Raises ValueError unless the weight of a loss term is finite and >= 0."""
     if not 0 <= value < math.inf:
         raise ValueError(f"{model}: {name} must be a finite weight >= 0, got {value}")
 
 
 class Representations(NamedTuple):
-    """What a backbone computes on the way to its logits."""
+    """The intermediate results of a backbone, and its logits."""
 
-    embedded: Tensor  # [B, F*E], e_r
-    inputs: list[Tensor]  # per task [B, v]: what its tower reads, v^ctr and v^cvr of Eq. 3
+    embedded: Tensor  # [B, D], e_r
+    inputs: list[Tensor]  # per task [B, v]: the input of its tower, v^ctr and v^cvr of Eq. 3
     hidden: list[list[Tensor]]  # per task, per tower layer [B, h], after ReLU
     logits: Tensor  # [B, T]
 
 
 class MultiTaskModel(nn.Module, ABC):
-    """A model owns its losses: the trainer minimises the sum of what ``loss`` returns and asks no more.
+    """A model that computes its own losses: the trainer minimizes the sum of the terms that ``loss`` returns.
+
+    Args:
+        task_names: T names, in the order of the columns of the labels.
 
     Raises:
-        ValueError: no task, a task named twice, or one named as another term of the loss.
+        ValueError: there is no task, a name occurs twice, or a name is that of another term of the loss.
     """
 
     def __init__(self, task_names: Sequence[str]) -> None:
@@ -61,14 +65,19 @@ class MultiTaskModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """ids [B, F] int32 or int64, or those of multi-valued fields [N] with offsets [B * F + 1] -> logits [B, T]."""
+        """Computes the logits [B, T].
+
+        Args:
+            ids: [B, F], int32 or int64; with ``offsets`` [N], the ids of multi-valued fields.
+            offsets: int64 [B * F + 1], where the ids of each row and field begin.
+        """
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms of the objective (Eq. 14), each 0-dim."""
+        """Computes the weighted terms of the objective (Eq. 14) by name, each 0-dim."""
 
     def check_labels(self, labels: Tensor) -> None:
-        """Raise ValueError unless labels are [B, T]."""
+        """Raises ValueError unless labels are [B, T]."""
         if labels.dim() != 2 or labels.shape[1] != len(self.task_names):
             raise ValueError(
                 f"{type(self).__name__}: labels must be [B, {len(self.task_names)}], a column for each of "
@@ -76,43 +85,56 @@ class MultiTaskModel(nn.Module, ABC):
             )
 
     def served(self) -> MultiTaskModel:
-        """What gives the logits, without what only the loss needs."""
+        """Returns the part of the model that computes the logits, without parts that only the loss needs."""
         return self
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """Per-instance values worth a look, each [B], such as the learned temperature."""
+        """Computes values per instance to report, each [B], such as the learned temperature; {} by default."""
         return {}
 
 
 class Backbone(MultiTaskModel):
-    """A model whose task inputs and tower layers can be seen, so that AdaFTR can stand over it.
+    """A model that exposes the inputs and layers of its towers, for AdaFTR to align.
 
-    A subclass makes ``towers``, a :class:`Tower` a task with the same widths for all, and says in ``task_inputs`` what
-    they read; one whose towers exchange anything also says how, in ``read_towers``.
+    A subclass makes ``towers``, one :class:`Tower` per task, all of the same widths, and implements ``task_inputs``.
+    One whose towers exchange activations also overrides ``read_towers``.
+
+    Args:
+        num_embeddings: number of rows of each field, F numbers.
+        embedding_dim: E, the width of all fields, or F widths.
+        task_names: T names, in the order of the columns of the labels.
+        l2: weight of the L2 term, finite and >= 0.
+
+    Attributes:
+        embedded_features: D.
     """
 
     towers: nn.ModuleList
 
     def __init__(
-        self, num_embeddings: Sequence[int], embedding_dim: int, task_names: Sequence[str], l2: float = 1e-6
+        self,
+        num_embeddings: Sequence[int],
+        embedding_dim: int | Sequence[int],
+        task_names: Sequence[str],
+        l2: float = 1e-6,
     ) -> None:
         super().__init__(task_names)
         check_weight(type(self).__name__, "l2", l2)
         self.l2 = l2
         self.embedding = FusedEmbedding(num_embeddings, embedding_dim)
-        self.embedded_features = len(num_embeddings) * embedding_dim
+        self.embedded_features = self.embedding.out_features
 
     @abstractmethod
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
-        """g of Eq. 2: embedded [B, F*E] -> what each task's tower reads, T of [B, v]."""
+        """Computes g of Eq. 2: embedded [B, D] -> the input of the tower of each task, T of [B, v]."""
 
     def read_towers(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:
-        """f of Eq. 2: T of [B, v] -> (per task, per layer [B, h] after ReLU; logits [B, T])."""
+        """Computes f of Eq. 2: T of [B, v] -> (per task, per layer [B, h] after ReLU; logits [B, T])."""
         hidden, logits = run_towers(self.towers, inputs)
         return hidden, torch.cat(logits, 1)
 
     def represent(self, ids: Tensor, offsets: Tensor | None = None) -> Representations:
-        """Everything from the embedding to the logits; a multi-valued field is the mean of its ids' vectors."""
+        """Computes everything from the embeddings to the logits; the vectors of a multi-valued field are averaged."""
         embedded = self.embedding(ids, offsets)
         inputs = self.task_inputs(embedded)
         return Representations(embedded, inputs, *self.read_towers(inputs))
@@ -124,7 +146,7 @@ class Backbone(MultiTaskModel):
         return self.task_losses(self.represent(*batch.features), batch)
 
     def task_losses(self, seen: Representations, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 4 (with the "1 -" its second logarithm lacks in print) for each task, and the L2 term of Eq. 14."""
+        """Computes Eq. 4 per task (with the "1 -" that its second logarithm lacks in print), and L2 of Eq. 14."""
         self.check_labels(batch.labels)
         each = F.binary_cross_entropy_with_logits(seen.logits, batch.labels, reduction="none")  # [B, T]
         means = weighted_mean(each, batch.weight, batch.weight_mean).unbind()
@@ -134,7 +156,7 @@ class Backbone(MultiTaskModel):
         return losses
 
     def _penalty(self, embedded: Tensor) -> Tensor:
-        """l2 times the squared norm of the dense weights and that of an instance's looked-up rows, a mean over B."""
+        """Computes l2 * (squared norm of the dense weights + mean over B of that of the looked-up rows)."""
         parts = (module.parameters() for module in self.children() if module is not self.embedding)
         dense = [p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1]
         return squared_norm([*dense, embedded], [self.l2] * len(dense) + [self.l2 / len(embedded)])

@@ -57,7 +57,7 @@ class CrossStitch(SharedBottom):
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int,
+        embedding_dim: int | Sequence[int],
         task_names: Sequence[str],
         *,
         bottom_hidden: Sequence[int] = (64,),

@@ -19,7 +19,7 @@ class MMoE(Backbone):
 
     Args:
         num_embeddings: number of ids of each of the F fields.
-        embedding_dim: E, width of an embedding.
+        embedding_dim: E, the width of all fields, or one width per field.
         task_names: the T tasks, in the order of the label columns.
         num_experts: k, the number of experts.
         expert_hidden: widths of the layers of each expert g_i.
@@ -38,7 +38,7 @@ class MMoE(Backbone):
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int,
+        embedding_dim: int | Sequence[int],
         task_names: Sequence[str],
         *,
         num_experts: int = 3,

@@ -58,7 +58,7 @@ class PLE(Backbone):
 
     Args:
         num_embeddings: number of ids of each of the F fields.
-        embedding_dim: E, width of an embedding.
+        embedding_dim: E, the width of all fields, or one width per field.
         task_names: the T tasks, in the order of the label columns.
         shared_experts: number of shared experts in each extraction layer.
         task_experts: number of experts per task in each extraction layer.
@@ -78,7 +78,7 @@ class PLE(Backbone):
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int,
+        embedding_dim: int | Sequence[int],
         task_names: Sequence[str],
         *,
         shared_experts: int = 3,

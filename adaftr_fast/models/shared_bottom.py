@@ -18,7 +18,7 @@ class SharedBottom(Backbone):
 
     Args:
         num_embeddings: number of ids of each of the F fields.
-        embedding_dim: E, width of an embedding.
+        embedding_dim: E, the width of all fields, or one width per field.
         task_names: the T tasks, in the order of the label columns.
         bottom_hidden: widths of the layers of the bottom g.
         tower_hidden: widths of the layers of each tower f_t.
@@ -32,7 +32,7 @@ class SharedBottom(Backbone):
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int,
+        embedding_dim: int | Sequence[int],
         task_names: Sequence[str],
         *,
         bottom_hidden: Sequence[int] = (64,),

@@ -25,7 +25,7 @@ class SingleDNN(MultiTaskModel):
 
     Args:
         num_embeddings: number of ids of each of the F fields; every task has a table per field.
-        embedding_dim: E, width of an embedding.
+        embedding_dim: E, the width of all fields, or one width per field.
         task_names: the T tasks, in the order of the label columns.
         bottom_hidden: widths of the layers of g_t, which form one MLP with those of f_t.
         tower_hidden: widths of the layers of f_t.
@@ -39,7 +39,7 @@ class SingleDNN(MultiTaskModel):
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int,
+        embedding_dim: int | Sequence[int],
         task_names: Sequence[str],
         *,
         bottom_hidden: Sequence[int] = (64,),

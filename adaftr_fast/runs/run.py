@@ -68,7 +68,7 @@ def fit_one(
     """
     if config.warm_start is not None:
         check_replicated("--warm_start", config.training)
-    check_width(config.model.embedding_dim, config.training)
+    check_width(config.model, config.training)
     check_sharding(config.optimizer, config.training, ranks)
     about = _description(data, config)
     if ranks is not None:
@@ -114,6 +114,9 @@ def _description(data: PreparedData, config: RunConfig) -> Description:
 def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
     """A new model of ``config`` over the fields and tasks of ``data``. Raises ConfigError."""
     try:
-        return build_model(config, data.manifest.num_embeddings, data.manifest.tasks)
+        names = [field.name for field in data.manifest.fields]
+        return build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names)
+    except ConfigError:
+        raise
     except ValueError as error:  # a constructor's, about an option
         raise ConfigError(f"model: {error}") from error

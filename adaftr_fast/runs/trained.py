@@ -57,6 +57,6 @@ def load_trained(run: Path) -> Trained:
     """
     folder = run / BEST
     weights, about = load_checkpoint(folder)
-    model = build_model(about.config.model, about.num_embeddings, about.tasks)
+    model = build_model(about.config.model, about.num_embeddings, about.tasks, about.field_names or None)
     load_weights(model, weights, str(folder))
     return Trained(folder, model.eval(), about)

@@ -1,8 +1,9 @@
 """Starting from another run's model (Section 3.4): what means the same is taken, everything else stays as it is drawn.
 
-Embedding rows mean the same by field name and value, not by id. A numeric field's bucket begins as the old bucket that
-its upper edge falls into. Dense weights mean the same by name and shape, provided that tasks, and for those that read
-the embeddings the fields too, come in the same order. Optimizer states are not carried over.
+Embedding rows of the same width mean the same by field name and value, not by id. A numeric field's bucket begins as
+the old bucket that its upper edge falls into. Dense weights mean the same by name and shape, provided that tasks, and
+for those that read the embeddings the fields and their widths too, come in the same order. Optimizer states are not
+carried over.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def warm_start(model: MultiTaskModel, data: PreparedData, run: Path) -> WarmStar
     for name, table in _tables(model):
         _take_rows(table, theirs.get(name), data, old_data, sources, report)
     same_tasks = data.manifest.tasks == old_data.manifest.tasks
-    same_fields = [each.name for each in data.manifest.fields] == [each.name for each in old_data.manifest.fields]
+    same_fields = _columns(model, data) == _columns(old.model, old_data)
     _take_dense(model, old.model, same_tasks, same_fields, report)
     return report
 
@@ -75,6 +76,12 @@ def warm_start(model: MultiTaskModel, data: PreparedData, run: Path) -> WarmStar
 def _tables(model: MultiTaskModel) -> list[tuple[str, FusedEmbedding]]:
     modules = model.served().named_modules()
     return [(name, module) for name, module in modules if isinstance(module, FusedEmbedding)]
+
+
+def _columns(model: MultiTaskModel, data: PreparedData) -> list[tuple[str, int]]:
+    """Names and widths of the fields, in the order in which dense layers read their embeddings."""
+    _, table = _tables(model)[0]
+    return [(each.name, width) for each, width in zip(data.manifest.fields, table.widths, strict=True)]
 
 
 def _source_rows(data: PreparedData, old: PreparedData) -> dict[str, np.ndarray]:
@@ -112,10 +119,11 @@ def _take_rows(
     for place, each in enumerate(data.manifest.fields):
         rows = table.field_weight(place)  # a view
         taken = 0
-        if theirs is not None and each.name in sources and theirs.embedding_dim == table.embedding_dim:
+        there = places.get(each.name)
+        if theirs is not None and each.name in sources and theirs.widths[there] == table.widths[place]:
             source = torch.from_numpy(sources[each.name])
             known = (source != FRESH).nonzero().flatten()
-            rows[known.to(rows.device)] = theirs.field_weight(places[each.name])[source[known]].to(rows.device)
+            rows[known.to(rows.device)] = theirs.field_weight(there)[source[known]].to(rows.device)
             taken = len(known)
         before = report.rows.get(each.name, (0, 0))  # of another table, where every task has its own
         report.rows[each.name] = (before[0] + taken, before[1] + len(rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from adaftr_fast.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import ModelConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.nn.embedding import FusedEmbedding
@@ -33,10 +33,17 @@ def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ra
     check_installed()
 
 
-def check_width(embedding_dim: int, config: TrainingConfig) -> None:
-    """Raises TrainingError where ``config.tables`` is "torchrec" and FBGEMM has no kernel for rows of that width."""
-    if config.tables == "torchrec" and embedding_dim % 4:
-        raise _refused(f"model.embedding_dim = a multiple of 4, got {embedding_dim}")
+def check_width(model: ModelConfig, config: TrainingConfig) -> None:
+    """Raises TrainingError where ``config.tables`` is "torchrec" and it cannot shard tables of the model's widths.
+
+    FBGEMM has kernels for widths that are multiples of 4, and ``ShardedTables`` takes one width for all fields.
+    """
+    if config.tables != "torchrec":
+        return
+    if model.embedding_dim % 4:
+        raise _refused(f"model.embedding_dim = a multiple of 4, got {model.embedding_dim}")
+    if set(model.embedding_dims.values()) - {model.embedding_dim}:
+        raise _refused(f"model.embedding_dims = none of another width, got {model.embedding_dims}")
 
 
 def check_replicated(what: str, config: TrainingConfig) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from adaftr_fast.cli import main
 from adaftr_fast.data.schema.parse import load_schema
+from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.trainer import Trainer
 
 SCHEMA = """
@@ -92,6 +93,38 @@ def test_train_then_evaluate_gives_the_same_metrics(config, prepared, tmp_path, 
     capsys.readouterr()
     assert main(["evaluate", "--run", str(run), "--data", str(prepared)]) == 0
     assert json.loads(capsys.readouterr().out) == {"split": "test", "metrics": test}
+
+
+@pytest.mark.parametrize("asked", ["file", "command line"])
+def test_fields_have_the_widths_asked_for(config, prepared, schema, tmp_path, capsys, asked):
+    """From the settings to the scores: trained, measured, exported, and rows scored."""
+    run, log, options = tmp_path / "run", str(tmp_path / "log.parquet"), []
+    if asked == "file":
+        config.write_text(config.read_text() + '[model.embedding_dims]\nitem = 12\n"place" = 4\n')
+    else:
+        options = ["--model.embedding_dims", '{"item": 12, "place": 4}']
+    assert main(["train", "--config", str(config), *options, "--out", str(run)]) == 0
+    saved = json.loads((run / "best/checkpoint.json").read_text())
+    assert saved["config"]["model"]["embedding_dims"] == {"item": 12, "place": 4}
+    assert saved["field_names"] == ["item", "place", "heat"]
+    weights = load_trained(run).model.state_dict()
+    assert [weights[f"embedding.weight.{f}"].shape[1] for f in range(3)] == [12, 4, 8]
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run), "--data", str(prepared)]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == json.loads((run / "test.json").read_text())
+    assert main(["export", "--run", str(run), "--out", str(tmp_path / "model")]) == 0
+    scores = str(tmp_path / "scores.parquet")
+    assert main(["predict", "--model", str(tmp_path / "model"), "--files", log, "--out", scores]) == 0
+    assert pq.read_table(scores).num_rows == 3000
+
+
+def test_a_width_of_no_field_is_refused(config, tmp_path, capsys):
+    train = ["train", "--config", config, "--out", tmp_path / "run", "--model.embedding_dims"]
+    capsys.readouterr()
+    line = fails([*train, '{"user": 4}'], capsys)
+    assert "model.embedding_dims: expected names among item, place, heat, got 'user'" in line
+    assert "model.embedding_dims: expected widths >= 1, got {'item': 0}" in fails([*train, '{"item": 0}'], capsys)
+    assert "embedding_dims" in fails([*train, '{"item": "wide"}'], capsys)
 
 
 def test_the_same_command_gives_the_same_bits(config, tmp_path):

@@ -41,6 +41,7 @@ def test_the_key_is_of_all_that_the_result_depends_on(data, budget, tmp_path, jo
         plan(data, MMOE, budget, 1, tmp_path),
         plan(data, Variant("MMoE", {"name": "mmoe", "num_experts": 2}), budget, 0, tmp_path),
         plan(data, MMOE, replace(budget, optimizer=replace(budget.optimizer, lr=0.02)), 0, tmp_path),
+        plan(data, MMOE, replace(budget, model=replace(budget.model, embedding_dims={"item": 2})), 0, tmp_path),
         plan(data, MMOE, replace(budget, training=replace(budget.training, patience=7)), 0, tmp_path),
     ]
     for change in ({"inputs": "other rows"}, {"fingerprint": "other ids"}):
@@ -52,6 +53,7 @@ def test_the_key_is_of_all_that_the_result_depends_on(data, budget, tmp_path, jo
 
 def test_the_key_is_of_nothing_else(data, budget, tmp_path, job):
     shown = replace(budget, training=replace(budget.training, progress=True, seed=9, checkpoint_seconds=1))
+    assert "embedding_dims" not in job.config.identity()["model"]  # nor were they in keys before there were any
     assert plan(data, Variant("another title", {"name": "mmoe"}), shown, 0, tmp_path).key == job.key
 
 

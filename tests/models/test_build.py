@@ -3,9 +3,22 @@
 from dataclasses import asdict
 
 import pytest
+import torch
 
+from adaftr_fast import FusedEmbedding
 from adaftr_fast._json import from_json
-from adaftr_fast.models import PLE, AdaFTR, MMoE, ModelConfig, SharedBottom, SingleDNN, build_model
+from adaftr_fast.models import (
+    PLE,
+    AdaFTR,
+    AutoHERI,
+    Backbone,
+    CrossStitch,
+    MMoE,
+    ModelConfig,
+    SharedBottom,
+    SingleDNN,
+    build_model,
+)
 from adaftr_fast.nn.mlp import MLP
 from tests.models.inputs import BACKBONES, COLUMN_MODELS, SIZES, THREE, TWO, batch, model
 
@@ -39,6 +52,60 @@ def test_without_equal_budget_widths_are_taken_as_they_stand():
     assert model("mmoe", expert_hidden=[12]).experts.out_features == 12
 
 
+NAMES, DIMS, WIDTHS = ["user", "day", "item"], {"user": 16, "day": 3}, [16, 3, 8]
+
+
+@pytest.mark.parametrize("name", ["mmoe", "ple", "shared_bottom", "cross_stitch", "autoheri", "single_dnn", "adaftr"])
+def test_a_field_has_the_width_it_asks_for(name):
+    built = build_model(ModelConfig(name=name, embedding_dims=DIMS), SIZES, TWO, NAMES)
+    tables = [module for module in built.modules() if isinstance(module, FusedEmbedding)]
+    assert [table.widths for table in tables] == [WIDTHS] * (2 if name == "single_dnn" else 1)
+    readers = [module for module in built.modules() if isinstance(module, Backbone)]
+    assert {reader.embedded_features for reader in readers} == {27}
+    terms = built.loss(batch(dtype=torch.float32))
+    torch.stack(tuple(terms.values())).sum().backward()
+    assert all(weight.grad.is_coalesced() for table in tables for weight in table.table_weights())
+
+
+@pytest.mark.parametrize("kind", [MMoE, PLE, SharedBottom, CrossStitch, AutoHERI, SingleDNN])
+def test_models_take_a_width_per_field(kind):
+    data, built = batch(), kind(SIZES, WIDTHS, TWO).double()
+    assert built(data.ids).shape == (40, 2)
+    equal, one = (kind(SIZES, width, TWO) for width in ([8, 8, 8], 8))
+    assert [(n, p.shape) for n, p in equal.named_parameters()] == [(n, p.shape) for n, p in one.named_parameters()]
+
+
+def test_widths_named_as_they_are_change_nothing():
+    models = []
+    for options in ({}, {"embedding_dims": {"day": 8}}):
+        torch.manual_seed(0)
+        models.append(build_model(ModelConfig(**options), SIZES, TWO, NAMES).state_dict())
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+
+
+@pytest.mark.parametrize("name", ["ple", "shared_bottom", "cross_stitch", "single_dnn"])
+def test_budgets_are_equal_over_the_sum_of_the_widths(name):
+    names = [str(field) for field in range(20)]
+    options = {"embedding_dims": dict.fromkeys(names[:10], 32) | {names[10]: 1}, "extraction_layers": 1}
+    built, mmoe = (build_model(ModelConfig(name=n, **options), FIELDS, TWO, names) for n in (name, "mmoe"))
+    assert mmoe.embedded_features == 10 * 32 + 1 + 9 * 8
+    assert dense_weights(built) == pytest.approx(dense_weights(mmoe), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (NAMES, r"model\.embedding_dims: expected names among user, day, item, got 'usr'"),
+        (None, "build_model: field_names are needed for embedding_dims = {'user': 4}, got None"),
+        (["usr", "day"], r"build_model: field_names must be 3 names, one per field, got \['usr', 'day'\]"),
+    ],
+)
+def test_widths_of_no_field_are_named(names, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(ModelConfig(embedding_dims={"user": 4, "usr": 4} if names else {"user": 4}), SIZES, TWO, names)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_adaftr_stands_over_the_backbone_named(backbone):
     over, alone = model("adaftr", backbone=backbone).backbone, model(backbone)
@@ -48,7 +115,9 @@ def test_adaftr_stands_over_the_backbone_named(backbone):
 
 @pytest.mark.parametrize("name", BACKBONES + COLUMN_MODELS + ["adaftr"])
 def test_settings_survive_json(name):
-    config = ModelConfig(name=name, pairs=["click-conversion"], tau="fixed", equal_budget=False)
+    config = ModelConfig(
+        name=name, pairs=["click-conversion"], tau="fixed", equal_budget=False, embedding_dims={"user": 4}
+    )
     assert from_json(ModelConfig, asdict(config)) == config
 
 
@@ -62,6 +131,7 @@ def test_settings_survive_json(name):
         ({"l2": float("nan")}, r"model\.l2: expected a finite weight"),
         ({"alpha": float("inf")}, r"model\.alpha: expected a finite weight"),
         ({"num_experts": 0}, r"model\.num_experts: expected >= 1, got 0"),
+        ({"embedding_dims": {"a": 4, "b": 0}}, r"model\.embedding_dims: expected widths >= 1, got {'a': 4, 'b': 0}"),
         ({"extraction_layers": 0}, r"model\.extraction_layers: expected >= 1, got 0"),
         ({"expert_hidden": []}, r"model\.expert_hidden: expected one or more widths >= 1, got \[\]"),
         ({"tower_hidden": [8, 0]}, r"model\.tower_hidden: expected .*got \[8, 0\]"),

@@ -48,6 +48,13 @@ def test_each_day_is_measured_before_it_is_trained_on(days, tmp_path):
         assert 0.5 < record["before_training"]["click"]["auc"] < record["validation"]["click"]["auc"]
 
 
+def test_fields_keep_their_widths(days, tmp_path):
+    config = settings(embedding_dims={"user": 4})
+    records = list(train_daily(parse_schema(SOURCE), days[:2], config, tmp_path / "out"))
+    assert records[1]["before_training"]["click"]["auc"] > 0.5
+    assert [weights(tmp_path / "out", 2)[f"backbone.embedding.weight.{f}"].shape[1] for f in range(4)] == [8, 4, 8, 8]
+
+
 def test_ids_keep_their_meaning_and_buckets_stay(days, tmp_path):
     run(days, tmp_path / "out")
     data = [PreparedData(tmp_path / f"out/day-000{day}/data") for day in (1, 2, 3)]

@@ -121,6 +121,32 @@ def test_layers_that_read_other_fields_or_serve_other_tasks_are_fresh(run, prepa
     assert "the tasks differ" in report.fresh.values()
 
 
+def test_a_field_of_another_width_is_fresh_and_so_is_what_reads_it(run):
+    folder, data = run
+    model, untouched = (
+        torch.manual_seed(5) and build(settings(embedding_dims={"user": 4}).model, data) for _ in range(2)
+    )
+    report = warm_start(model, data, folder)
+    old = load_trained(folder).model
+    assert torch.equal(rows_of(model, 0), rows_of(old, 0))
+    assert torch.equal(rows_of(model, 1), rows_of(untouched, 1))
+    assert report.rows["user"][0] == 0
+    assert set(report.fresh) == {"experts.first.weight", "gates.weight"}
+
+
+def test_layers_that_read_swapped_widths_are_fresh(run, tmp_path):
+    _, data = run
+    wide = {"item": 16, "user": 4}
+    train_one(data, settings(data.folder, embedding_dims=wide), tmp_path / "wide")
+    same = warm_start(build(settings(embedding_dims=wide).model, data), data, tmp_path / "wide")
+    assert not same.fresh
+    assert all(taken == rows for taken, rows in same.rows.values())
+    swapped = build(settings(embedding_dims={"item": 4, "user": 16}).model, data)
+    report = warm_start(swapped, data, tmp_path / "wide")
+    assert set(report.fresh) == {"experts.first.weight", "gates.weight"}  # of the same shape
+    assert (report.rows["item"][0], report.rows["user"][0]) == (0, 0)
+
+
 def test_every_task_s_own_tables_are_taken(run, tmp_path):
     _, data = run
     train_one(data, settings(data.folder, name="single_dnn"), tmp_path / "single")

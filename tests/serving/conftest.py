@@ -75,11 +75,12 @@ def randomize(model, seed=1):
 
 def save_run(folder, data: PreparedData, config: ModelConfig):
     """Writes a run of random weights; returns the model."""
-    model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks)
+    names = [field.name for field in data.manifest.fields]
+    model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names)
     randomize(model)
     settings = RunConfig(data=DataConfig(str(data.folder)), model=config)
     manifest = data.manifest
-    about = Description(settings, manifest.fingerprint, manifest.num_embeddings, manifest.tasks, {})
+    about = Description(settings, manifest.fingerprint, manifest.num_embeddings, manifest.tasks, {}, names)
     save_checkpoint(folder / "best", model, about)
     return model.eval()
 

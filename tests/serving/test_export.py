@@ -60,10 +60,13 @@ def test_programs_give_what_the_model_gives(name):
     assert not any("relatedness" in name for name in program.state_dict)
 
 
-@pytest.mark.parametrize("name", ["single_dnn", "adaftr"])
-def test_programs_over_multi_valued_fields(name):
+@pytest.mark.parametrize(
+    ("name", "widths"), [("single_dnn", {}), ("adaftr", {}), ("adaftr", {"0": 4, "2": 5})], ids=str
+)
+def test_programs_over_multi_valued_fields(name, widths):
     fields = [FieldInfo(str(f), "categorical", [], n, multiple=f > 0) for f, n in enumerate(FIELDS)]
-    model = build_model(ModelConfig(name=name, **SIZES), FIELDS, ["click", "conversion"])
+    config = ModelConfig(name=name, embedding_dims=widths, **SIZES)
+    model = build_model(config, FIELDS, ["click", "conversion"], ["0", "1", "2"])
     randomize(model)
     served = Probabilities(model)
     program = export_program(served, len(FIELDS), multiple=True).module()
@@ -73,6 +76,8 @@ def test_programs_over_multi_valued_fields(name):
         torch.testing.assert_close(program(ids, starts), expected, rtol=0, atol=1e-6)
     empty = (torch.zeros(0, dtype=torch.int32), torch.zeros(1, len(FIELDS), dtype=torch.int64))
     torch.testing.assert_close(program(*empty), served(*empty).detach(), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 0"):
+        program(empty[0], empty[1] + 1)
     with pytest.raises(ServingError, match="neither AOTInductor nor ONNX"):
         export_program(served, len(FIELDS), multiple=True, plain=True)
 
@@ -112,10 +117,11 @@ def test_a_program_needs_nothing_but_torch_and_the_package(exported):
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), expected, rtol=0, atol=1e-6)
 
 
-def test_native_and_onnx_programs_give_what_the_model_gives(shop, tmp_path):
+@pytest.mark.parametrize("widths", [{}, {"item": 16, "heat": 3}], ids=["one width", "mixed"])
+def test_native_and_onnx_programs_give_what_the_model_gives(shop, tmp_path, widths):
     pytest.importorskip("onnx")
-    data = PreparedData(shop / "data")
-    model = save_run(tmp_path / "run", data, ModelConfig(name="shared_bottom", expert_hidden=[4], tower_hidden=[4]))
+    data, sizes = PreparedData(shop / "data"), {"expert_hidden": [4], "tower_hidden": [4], "embedding_dims": widths}
+    model = save_run(tmp_path / "run", data, ModelConfig(name="shared_bottom", **sizes))
     about = export_run(tmp_path / "run", tmp_path / "model", aot=True, onnx=True)
     assert set(about.sha256) == {"model.aot.pt2", "model.onnx", "model.pt2", "schema.json", "vocabulary.parquet"}
     native = torch._inductor.aoti_load_package(str(tmp_path / "model/model.aot.pt2"))

@@ -35,8 +35,11 @@ def test_the_width_of_rows_is_named_before_data_are_read(tmp_path):
     config = RunConfig(model=ModelConfig(embedding_dim=6), optimizer=OptimizerConfig(tables="sgd"), training=training)
     with pytest.raises(TrainingError, match=r"torchrec needs model\.embedding_dim = a multiple of 4, got 6"):
         fit_one(None, config, tmp_path, ranks=RANKS)
-    check_width(8, training)
-    check_width(6, TrainingConfig())
+    config.model = ModelConfig(embedding_dims={"user": 16, "item": 8})
+    with pytest.raises(TrainingError, match=r"needs model\.embedding_dims = none of another width, got .*'user': 16"):
+        fit_one(None, config, tmp_path, ranks=RANKS)
+    check_width(ModelConfig(embedding_dims={"item": 8}), training)
+    check_width(ModelConfig(embedding_dim=6, embedding_dims={"user": 16}), TrainingConfig())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Description:
         num_embeddings: rows of each field's table.
         tasks: the columns of the logits.
         metrics: validation metrics of these weights, per task.
+        field_names: names of the fields; [] where they are unknown, as in checkpoints from before they were kept.
     """
 
     config: RunConfig
@@ -44,10 +45,14 @@ class Description:
     num_embeddings: list[int]
     tasks: list[str]
     metrics: dict[str, dict[str, float]]
+    field_names: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self) | {"config": self.config.to_dict()}
+        """As JSON holds it; without names of fields where there are none."""
+        content = asdict(self) | {"config": self.config.to_dict()}
+        if not self.field_names:
+            del content["field_names"]
+        return content
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def open_checkpoint(folder: Path) -> tuple[SavedTensors, Description]:
 def _read(path: Path) -> tuple[_Head, Description]:
     try:
         content = from_json(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-        head = from_json(_Head, {field.name: content.pop(field.name, None) for field in fields(_Head)})
+        head = from_json(_Head, {each.name: content.pop(each.name, None) for each in fields(_Head)})
         if head.version != VERSION:
             raise CheckpointError(f"{path}: version {head.version}, this program reads version {VERSION}")
         about = from_json(Description, content)

@@ -3,6 +3,7 @@ import torch
 
 from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.errors import CheckpointError
+from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.training.checkpoint.state import capture, restore
 from adaftr_fast.training.optimizers import build_optimizers
 
@@ -44,14 +45,17 @@ def test_training_goes_on_bit_by_bit_from_rows_left_behind(model, splits):
     assert different == []
 
 
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad", "lazy_adam"])
-def test_so_it_does_with_every_optimizer_of_tables(name, model, splits):
+@pytest.mark.parametrize("widths", [4, [6, 2, 4]], ids=["one width", "mixed"])
+@pytest.mark.parametrize("name", ["adam", "sgd", "adagrad", "rowwise_adagrad", "lazy_adam"])
+def test_so_it_does_with_every_optimizer_of_tables(name, widths, model, splits):
     batches, config = list(splits[0].batches(10)), OptimizerConfig(lr=0.01, tables=name, tables_lr=0.1)
+    model.embedding = FusedEmbedding((50, 20, 3), widths)
     optimizers = build_optimizers(model, config)
     steps(model, optimizers, splits, batches[:20])
     saved = copied(capture(model, optimizers))
     steps(model, optimizers, splits, batches[20:40])
     other = type(model)()
+    other.embedding = FusedEmbedding((50, 20, 3), widths)
     again = build_optimizers(other, config)
     restore(other, again, saved)
     steps(other, again, splits, batches[20:40])

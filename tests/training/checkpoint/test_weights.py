@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,15 @@ def test_round_trip(saved):
     load_weights(other, weights, "best")
     assert torch.equal(other.weight, layer.weight)
     assert torch.equal(other.bias, layer.bias)
+
+
+def test_names_of_fields_are_written_where_there_are_any(saved):
+    folder, layer = saved
+    assert "field_names" not in json.loads((folder / "checkpoint.json").read_text())
+    assert load_checkpoint(folder)[1].field_names == []
+    named = replace(ABOUT, field_names=["user"])
+    save_checkpoint(folder, layer, named)
+    assert load_checkpoint(folder)[1] == named
 
 
 def test_a_new_checkpoint_replaces_the_old_and_leaves_no_litter(saved):
