@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import permutations
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from adaftr_fast.models.base import Backbone, MultiTaskModel, Representations, check_weight
+from adaftr_fast.config import ModelConfig
+from adaftr_fast.errors import ConfigError
+from adaftr_fast.models.base import Backbone, MultiTaskModel, Representations
 from adaftr_fast.nn.contrast import ALIGNMENTS, AdaptiveInfoNCE
 from adaftr_fast.nn.relatedness import RelatednessNetwork, relatedness_loss, weighted_mean
 
@@ -33,78 +35,41 @@ class AdaFTR(MultiTaskModel):
 
     Args:
         backbone: the model that computes the task inputs v (Eq. 3), the tower layers h and the logits.
-        relatedness_hidden: widths of the layers of Omega (Eq. 9).
-        contrast: "infonce" (Eq. 13), "positive" (Eq. 7), "alignment" (Eq. 7 without its negative), "mse" or "mae"
-            (Eq. 5), or "none".
-        contrast_layer: index of the tower layer h, counted from 1.
-        pairs: the pairs of tasks to align, as "anchor-other". Default: the first task with each other task.
-        alpha: weight of L_rel (Eq. 14).
-        beta: weight of L_cl (Eq. 14).
-        tau: "adaptive" (Eq. 12), "scalar" (one learned temperature per pair) or "fixed" (``tau_fixed``).
-        tau_min: lower end of the temperature's range (Eq. 12), 0 < tau_min <= tau_max.
-        tau_max: upper end of the temperature's range.
-        tau_fixed: the temperature with tau "fixed".
-        relatedness_updates: the parameters that L_rel updates: "omega", or "all" (Omega and what it reads, Eq. 14).
-        contrast_updates: the parameters that L_cl updates: "all" of Theta, or the "towers" only (Section 2.4.1).
-        temperature_updates: the parameters that L_cl updates through tau: "none", or "omega" (Section 2.4.1).
+        config: the settings. The model reads ``relatedness_hidden``, ``contrast``, ``contrast_layer``, ``pairs``,
+            ``alpha``, ``beta``, ``tau``, ``tau_min``, ``tau_max``, ``tau_fixed`` and the three ``..._updates``.
 
     Shape:
         - ids: [B, F], int32 or int64
         - Output: logits [B, T]
 
     Raises:
-        ValueError: there are fewer than two tasks, an option or pair is unknown, ``contrast_layer`` is not a tower
-            layer, an option applies to a loss that the model does not have, or a weight is negative or not finite.
+        ValueError: there are fewer than two tasks, a pair is unknown, ``contrast_layer`` is not a tower layer, or an
+            option applies to a loss that the model does not have.
 
     Example:
-        >>> backbone = MMoE(num_embeddings=[1000, 50], embedding_dim=8, task_names=["click", "conversion"])
-        >>> model = AdaFTR(backbone, beta=0.01)
+        >>> config = ModelConfig(beta=0.01)
+        >>> model = AdaFTR(MMoE([1000, 50], ["click", "conversion"], config), config)
         >>> logits = model(torch.randint(0, 50, (32, 2)))  # [32, 2]
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        relatedness_hidden: Sequence[int] = (64, 32),
-        contrast: Literal["infonce", "positive", "alignment", "mse", "mae", "none"] = "infonce",
-        contrast_layer: int = 1,
-        pairs: Sequence[str] = (),
-        alpha: float = 1.0,
-        beta: float = 0.01,
-        tau: Literal["adaptive", "scalar", "fixed"] = "adaptive",
-        tau_min: float = 0.05,
-        tau_max: float = 1.0,
-        tau_fixed: float = 0.05,
-        relatedness_updates: Literal["omega", "all"] = "omega",
-        contrast_updates: Literal["all", "towers"] = "all",
-        temperature_updates: Literal["none", "omega"] = "none",
-    ) -> None:
+    def __init__(self, backbone: Backbone, config: ModelConfig) -> None:
         super().__init__(backbone.task_names)
         first, layers = backbone.towers[0].mlp.layers[0], len(backbone.towers[0].mlp.layers)
-        _check("contrast", contrast, ("infonce", *ALIGNMENTS, "none"))
-        _check("contrast_layer", contrast_layer, range(1, layers + 1))
-        _check("tau", tau, ("adaptive", "scalar", "fixed"))
-        _check("relatedness_updates", relatedness_updates, ("omega", "all"))
-        _check("contrast_updates", contrast_updates, ("all", "towers"))
-        _check("temperature_updates", temperature_updates, ("none", "omega"))
-        check_weight("AdaFTR", "alpha", alpha)
-        check_weight("AdaFTR", "beta", beta)
-        adaptive = contrast == "infonce" and tau == "adaptive"
-        if not adaptive and (relatedness_updates, temperature_updates) != ("omega", "none"):
-            raise ValueError(
-                "AdaFTR: relatedness_updates and temperature_updates need contrast 'infonce' and tau 'adaptive', got "
-                f"{contrast!r} and {tau!r}"
+        if config.contrast_layer > layers:
+            raise config.error("contrast_layer", f"one of the {layers} layers of a tower", config.contrast_layer)
+        adaptive = config.contrast == "infonce" and config.tau == "adaptive"
+        if not adaptive and (config.relatedness_updates, config.temperature_updates) != ("omega", "none"):
+            raise ConfigError(
+                "model: relatedness_updates and temperature_updates need contrast 'infonce' and tau 'adaptive', got "
+                f"{config.contrast!r} and {config.tau!r}"
             )
-        self.backbone = backbone
-        self.pairs = resolve_pairs(pairs, self.task_names)
-        self.contrast, self.contrast_layer, self.alpha, self.beta = contrast, contrast_layer, alpha, beta
-        self.relatedness_updates, self.contrast_updates = relatedness_updates, contrast_updates
-        self.temperature_updates = temperature_updates
-        related, contrasted = (self.pairs if adaptive else [], self.pairs if contrast == "infonce" else [])
-        self.relatedness = nn.ModuleList(RelatednessNetwork(first.in_features, relatedness_hidden) for _ in related)
-        temperature = tau_fixed if tau == "fixed" else tau
-        self.contrasts = nn.ModuleList(AdaptiveInfoNCE(tau_min, tau_max, tau=temperature) for _ in contrasted)
+        self.backbone, self.config = backbone, config
+        self.pairs = resolve_pairs(config.pairs, self.task_names)
+        related, contrasted = (self.pairs if adaptive else [], self.pairs if config.contrast == "infonce" else [])
+        hidden = config.relatedness_hidden
+        self.relatedness = nn.ModuleList(RelatednessNetwork(first.in_features, hidden) for _ in related)
+        tau = config.tau_fixed if config.tau == "fixed" else config.tau
+        self.contrasts = nn.ModuleList(AdaptiveInfoNCE(config.tau_min, config.tau_max, tau=tau) for _ in contrasted)
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
         return self.backbone(ids, offsets)
@@ -115,16 +80,16 @@ class AdaFTR(MultiTaskModel):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         seen = self.backbone.represent(*batch.features)
         losses = self.backbone.task_losses(seen, batch)
-        logits = self._relatedness_logits(seen, detach=self.relatedness_updates == "omega")
+        logits = self._relatedness_logits(seen, detach=self.config.relatedness_updates == "omega")
         if logits:
             weights = (batch.weight, batch.weight_mean)
             y = batch.labels.unbind(1)
             each = [relatedness_loss(x, y[a], y[b], *weights) for x, (a, b) in zip(logits, self.pairs)]
-            losses["relatedness"] = self.alpha * sum(each)
-        if self.contrast != "none":
+            losses["relatedness"] = self.config.alpha * sum(each)
+        if self.config.contrast != "none":
             h = self._contrasted(seen)
             related = self._relatedness_for_tau(seen, logits)
-            losses["contrast"] = self.beta * sum(self._contrast_losses(h, related, batch))
+            losses["contrast"] = self.config.beta * sum(self._contrast_losses(h, related, batch))
         return losses
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
@@ -144,32 +109,27 @@ class AdaFTR(MultiTaskModel):
     def _contrasted(self, seen: Representations) -> list[Tensor]:
         """Returns h of every task [B, h], detached from the parameters that L_cl does not update."""
         hidden = seen.hidden
-        if self.contrast_updates == "towers":
+        if self.config.contrast_updates == "towers":
             hidden = self.backbone.read_towers([v.detach() for v in seen.inputs])[0]
-        return [layers[self.contrast_layer - 1] for layers in hidden]
+        return [layers[self.config.contrast_layer - 1] for layers in hidden]
 
     def _relatedness_for_tau(self, seen: Representations, logits: list[Tensor]) -> list[Tensor | None]:
         """Returns y_rel (Eq. 9) of every pair [B], detached from what L_cl does not update; None without networks."""
         if not logits:
             return [None] * len(self.pairs)
-        if self.temperature_updates == "omega":  # detached below Omega, whatever L_rel updates
+        if self.config.temperature_updates == "omega":  # detached below Omega, whatever L_rel updates
             return [logit.sigmoid() for logit in self._relatedness_logits(seen, detach=True)]
         return [logit.detach().sigmoid() for logit in logits]
 
     def _contrast_losses(self, h: list[Tensor], related: list[Tensor | None], batch: Batch) -> list[Tensor]:
         """Computes L_cl (Eq. 13), or the loss that replaces it, per pair."""
-        if self.contrast != "infonce":
-            align = ALIGNMENTS[self.contrast]
+        if self.config.contrast != "infonce":
+            align = ALIGNMENTS[self.config.contrast]
             return [weighted_mean(align(h[a], h[b]), batch.weight, batch.weight_mean) for a, b in self.pairs]
         return [
             contrast(h[a], h[b], y_rel, row_weight=batch.weight)
             for contrast, (a, b), y_rel in zip(self.contrasts, self.pairs, related)
         ]
-
-
-def _check(option: str, value: object, choices: Collection[object]) -> None:
-    if value not in choices:
-        raise ValueError(f"AdaFTR: {option} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def resolve_pairs(pairs: Sequence[str], tasks: Sequence[str]) -> list[list[int]]:

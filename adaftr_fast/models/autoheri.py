@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.shared_bottom import SharedBottom
 
 
@@ -82,17 +83,12 @@ class AutoHERI(SharedBottom):
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int | Sequence[int],
         task_names: Sequence[str],
-        *,
-        bottom_hidden: Sequence[int] = (64,),
-        tower_hidden: Sequence[int] = (64, 32, 16),
-        l2: float = 1e-6,
+        config: ModelConfig,
+        field_names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(
-            num_embeddings, embedding_dim, task_names, bottom_hidden=bottom_hidden, tower_hidden=tower_hidden, l2=l2
-        )
-        layers = list(tower_hidden)
+        super().__init__(num_embeddings, task_names, config, field_names)
+        layers = config.tower_hidden
         self.connections = nn.ModuleList(Connections(layers * t, layers) for t in range(1, len(self.towers)))
 
     def read_towers(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:

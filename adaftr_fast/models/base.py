@@ -6,7 +6,6 @@ the input of a tower, h width of a layer of a tower, N ids of all bags together.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
@@ -16,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adaftr_fast.config import ModelConfig
+from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.mlp import Tower, run_towers
 from adaftr_fast.nn.norms import squared_norm
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
     from adaftr_fast.data.dataset.batch import Batch
 
 LOSS_TERMS = ("l2", "relatedness", "contrast")  # beside one per task
-
-
-def check_weight(model: str, name: str, value: float) -> None:
-    """Raises ValueError unless the weight of a loss term is finite and >= 0."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{model}: {name} must be a finite weight >= 0, got {value}")
 
 
 class Representations(NamedTuple):
@@ -100,10 +95,10 @@ class Backbone(MultiTaskModel):
     One whose towers exchange activations also overrides ``read_towers``.
 
     Args:
-        num_embeddings: number of rows of each field, F numbers.
-        embedding_dim: E, the width of all fields, or F widths.
-        task_names: T names, in the order of the columns of the labels.
-        l2: weight of the L2 term, finite and >= 0.
+        num_embeddings: number of rows of each of the F fields.
+        task_names: the T tasks, in the order of the label columns.
+        config: the settings; its subclasses say what they read.
+        field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
 
     Attributes:
         embedded_features: D.
@@ -114,14 +109,14 @@ class Backbone(MultiTaskModel):
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int | Sequence[int],
         task_names: Sequence[str],
-        l2: float = 1e-6,
+        config: ModelConfig,
+        field_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(task_names)
-        check_weight(type(self).__name__, "l2", l2)
-        self.l2 = l2
-        self.embedding = FusedEmbedding(num_embeddings, embedding_dim)
+        self.l2 = config.l2
+        widths = embedding_widths(config, len(num_embeddings), field_names)
+        self.embedding = FusedEmbedding(num_embeddings, widths)
         self.embedded_features = self.embedding.out_features
 
     @abstractmethod

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.shared_bottom import SharedBottom
 
 OWN_SHARE = 0.9  # initial weight of the task's own activations, as in Misra et al.; the others share the rest
@@ -57,17 +58,12 @@ class CrossStitch(SharedBottom):
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int | Sequence[int],
         task_names: Sequence[str],
-        *,
-        bottom_hidden: Sequence[int] = (64,),
-        tower_hidden: Sequence[int] = (64, 32, 16),
-        l2: float = 1e-6,
+        config: ModelConfig,
+        field_names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(
-            num_embeddings, embedding_dim, task_names, bottom_hidden=bottom_hidden, tower_hidden=tower_hidden, l2=l2
-        )
-        self.stitches = nn.ModuleList(CrossStitchUnit(len(self.towers)) for _ in tower_hidden)
+        super().__init__(num_embeddings, task_names, config, field_names)
+        self.stitches = nn.ModuleList(CrossStitchUnit(len(self.towers)) for _ in config.tower_hidden)
 
     def read_towers(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:
         x, layers = inputs, []

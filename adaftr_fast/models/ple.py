@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Backbone
+from adaftr_fast.models.sizes import first_widths
 from adaftr_fast.nn.mlp import Experts
 from adaftr_fast.nn.stacks import mix
 
@@ -57,52 +59,34 @@ class PLE(Backbone):
     All streams of the first extraction layer read the concatenated embeddings e.
 
     Args:
-        num_embeddings: number of ids of each of the F fields.
-        embedding_dim: E, the width of all fields, or one width per field.
+        num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
-        shared_experts: number of shared experts in each extraction layer.
-        task_experts: number of experts per task in each extraction layer.
-        extraction_layers: number of extraction layers; with one, the model is CGC.
-        expert_hidden: widths of the layers of each expert.
-        tower_hidden: widths of the layers of each tower.
-        l2: weight of the L2 term.
+        config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``num_experts`` (shared experts),
+            ``task_experts``, ``extraction_layers``, ``expert_hidden``, ``equal_budget``, ``tower_hidden`` and ``l2``.
+        field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
 
     Shape:
         - ids: [B, F], int32 or int64
         - Output: logits [B, T]
 
-    Raises:
-        ValueError: ``extraction_layers`` < 1 or ``expert_hidden`` is empty.
     """
 
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int | Sequence[int],
         task_names: Sequence[str],
-        *,
-        shared_experts: int = 3,
-        task_experts: int = 1,
-        extraction_layers: int = 2,
-        expert_hidden: Sequence[int] = (64,),
-        tower_hidden: Sequence[int] = (64, 32, 16),
-        l2: float = 1e-6,
+        config: ModelConfig,
+        field_names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(num_embeddings, embedding_dim, task_names, l2)
-        if extraction_layers < 1 or not expert_hidden:
-            raise ValueError(
-                "PLE: expected extraction_layers >= 1 and one or more widths in expert_hidden, got "
-                f"{extraction_layers} and {list(expert_hidden)}"
-            )
-        widths = [self.embedded_features] + [expert_hidden[-1]] * (extraction_layers - 1)
-        tasks = len(self.task_names)
+        super().__init__(num_embeddings, task_names, config, field_names)
+        tasks, shared, own = len(self.task_names), config.num_experts, config.task_experts
+        hidden = first_widths(config, self.embedded_features, tasks, networks=shared + tasks * own)
+        last = config.extraction_layers - 1
+        widths = [self.embedded_features] + [hidden[-1]] * last
         self.layers = nn.ModuleList(
-            ExtractionLayer(
-                width, tasks, task_experts, shared_experts, expert_hidden, last=layer == extraction_layers - 1
-            )
-            for layer, width in enumerate(widths)
+            ExtractionLayer(width, tasks, own, shared, hidden, last=layer == last) for layer, width in enumerate(widths)
         )
-        self.towers = self._make_towers(expert_hidden[-1], tower_hidden)
+        self.towers = self._make_towers(hidden[-1], config.tower_hidden)
 
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
         streams = [embedded] * (len(self.towers) + 1)

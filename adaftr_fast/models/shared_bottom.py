@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Backbone
+from adaftr_fast.models.sizes import first_widths
 from adaftr_fast.nn.mlp import MLP
 
 
@@ -17,12 +19,11 @@ class SharedBottom(Backbone):
     square loses no information, because v >= 0 is the output of a ReLU.
 
     Args:
-        num_embeddings: number of ids of each of the F fields.
-        embedding_dim: E, the width of all fields, or one width per field.
+        num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
-        bottom_hidden: widths of the layers of the bottom g.
-        tower_hidden: widths of the layers of each tower f_t.
-        l2: weight of the L2 term.
+        config: the settings. The model reads ``embedding_dim``, ``embedding_dims``,
+            ``expert_hidden`` (widths of the bottom), ``equal_budget``, ``tower_hidden`` and ``l2``.
+        field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
 
     Shape:
         - ids: [B, F], int32 or int64
@@ -32,16 +33,14 @@ class SharedBottom(Backbone):
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int | Sequence[int],
         task_names: Sequence[str],
-        *,
-        bottom_hidden: Sequence[int] = (64,),
-        tower_hidden: Sequence[int] = (64, 32, 16),
-        l2: float = 1e-6,
+        config: ModelConfig,
+        field_names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(num_embeddings, embedding_dim, task_names, l2)
-        self.bottom = MLP(self.embedded_features, bottom_hidden)
-        self.towers = self._make_towers(self.bottom.out_features, tower_hidden)
+        super().__init__(num_embeddings, task_names, config, field_names)
+        hidden = first_widths(config, self.embedded_features, len(self.task_names), networks=1)
+        self.bottom = MLP(self.embedded_features, hidden)
+        self.towers = self._make_towers(self.bottom.out_features, config.tower_hidden)
 
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
         return [self.bottom(embedded)[-1]] * len(self.towers)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.models.shared_bottom import SharedBottom
+from adaftr_fast.models.sizes import embedding_widths, first_widths
 
 if TYPE_CHECKING:
     from adaftr_fast.data.dataset.batch import Batch
@@ -24,12 +26,11 @@ class SingleDNN(MultiTaskModel):
     Each task has its own embedding tables, bottom g_t and tower f_t, so training one task changes no other.
 
     Args:
-        num_embeddings: number of ids of each of the F fields; every task has a table per field.
-        embedding_dim: E, the width of all fields, or one width per field.
+        num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
-        bottom_hidden: widths of the layers of g_t, which form one MLP with those of f_t.
-        tower_hidden: widths of the layers of f_t.
-        l2: weight of the L2 term.
+        config: the settings. The model reads ``embedding_dim``, ``embedding_dims``,
+            ``expert_hidden`` (widths of each bottom), ``equal_budget``, ``tower_hidden`` and ``l2``.
+        field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
 
     Shape:
         - ids: [B, F], int32 or int64
@@ -39,20 +40,15 @@ class SingleDNN(MultiTaskModel):
     def __init__(
         self,
         num_embeddings: Sequence[int],
-        embedding_dim: int | Sequence[int],
         task_names: Sequence[str],
-        *,
-        bottom_hidden: Sequence[int] = (64,),
-        tower_hidden: Sequence[int] = (64, 32, 16),
-        l2: float = 1e-6,
+        config: ModelConfig,
+        field_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(task_names)
-        self.networks = nn.ModuleList(
-            SharedBottom(
-                num_embeddings, embedding_dim, [task], bottom_hidden=bottom_hidden, tower_hidden=tower_hidden, l2=l2
-            )
-            for task in task_names
-        )
+        features, tasks = sum(embedding_widths(config, len(num_embeddings), field_names)), len(self.task_names)
+        hidden = first_widths(config, features, tasks, networks=tasks)
+        own = replace(config, expert_hidden=hidden, equal_budget=False)
+        self.networks = nn.ModuleList(SharedBottom(num_embeddings, [task], own, field_names) for task in task_names)
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
         return torch.cat([network(ids, offsets) for network in self.networks], 1)

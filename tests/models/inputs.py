@@ -9,6 +9,7 @@ SIZES = [7, 5, 11]
 TWO, THREE = ["click", "conversion"], ["click", "view", "conversion"]
 BACKBONES = ["shared_bottom", "mmoe", "ple"]
 COLUMN_MODELS = ["single_dnn", "cross_stitch", "autoheri"]
+SMALL = ModelConfig(embedding_dim=4)
 
 
 def batch(rows: int = 40, tasks: int = 2, seed: int = 0, weighted: bool = False, dtype=torch.float64) -> Batch:

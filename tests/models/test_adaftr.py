@@ -6,7 +6,7 @@ import torch
 
 from adaftr_fast.models import AdaFTR, CrossStitch
 from tests.models import transcription as paper
-from tests.models.inputs import BACKBONES, SIZES, THREE, TWO, adaftr, batch, model
+from tests.models.inputs import BACKBONES, SIZES, SMALL, THREE, TWO, adaftr, batch, model
 
 
 def expected_losses(built, backbone, data, pairs, tau, layer=1, contrast="infonce"):
@@ -17,16 +17,16 @@ def expected_losses(built, backbone, data, pairs, tau, layer=1, contrast="infonc
     for p, (a, b) in enumerate(pairs):
         h_a, h_b = hidden[a][layer - 1], hidden[b][layer - 1]
         if contrast != "infonce":
-            losses["contrast"] += built.beta * paper.CONTRASTS[contrast](h_a, h_b, weight)
+            losses["contrast"] += built.config.beta * paper.CONTRASTS[contrast](h_a, h_b, weight)
             continue
         y_rel = None
         if len(built.relatedness):
             y_rel = paper.relatedness(built.relatedness[p], v[a], v[b])
             same = (y[:, a] == y[:, b]).astype(float)  # Eq. 10
-            related = built.alpha * paper.cross_entropy(y_rel, same, weight)
+            related = built.config.alpha * paper.cross_entropy(y_rel, same, weight)
             losses["relatedness"] = losses.get("relatedness", 0.0) + related
         temperatures.append(tau(y_rel))
-        losses["contrast"] += built.beta * paper.infonce(h_a, h_b, temperatures[-1], weight)
+        losses["contrast"] += built.config.beta * paper.infonce(h_a, h_b, temperatures[-1], weight)
     return losses, temperatures
 
 
@@ -126,7 +126,7 @@ def test_gradient_routing_does_not_change_losses(options):
 
 def test_backbone_with_connected_towers():
     torch.manual_seed(0)
-    built, data = AdaFTR(CrossStitch(SIZES, 4, TWO)).double(), batch()
+    built, data = AdaFTR(CrossStitch(SIZES, TWO, SMALL), SMALL).double(), batch()
     assert_losses(built, data, expected_losses(built, "cross_stitch", data, [(0, 1)], eq_12)[0])
 
 

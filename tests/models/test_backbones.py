@@ -7,7 +7,7 @@ import torch
 from adaftr_fast.models import CrossStitch, SharedBottom
 from adaftr_fast.nn.mlp import Experts
 from tests.models import transcription as paper
-from tests.models.inputs import BACKBONES, COLUMN_MODELS, SIZES, THREE, TWO, batch, model
+from tests.models.inputs import BACKBONES, COLUMN_MODELS, SIZES, SMALL, THREE, TWO, batch, model
 
 EVERY = [name for name in BACKBONES + COLUMN_MODELS if name != "single_dnn"]
 SHAPES = [{}, {"expert_hidden": [6, 5], "tower_hidden": [4, 3]}]
@@ -78,12 +78,12 @@ def data_of(data, t):
 
 def test_cross_stitch_starts_near_separate_towers():
     torch.manual_seed(0)
-    stitched = CrossStitch(SIZES, 4, THREE)
+    stitched = CrossStitch(SIZES, THREE, SMALL)
     for unit in stitched.stitches:
         torch.testing.assert_close(unit.alpha.sum(1), torch.ones(3))
         torch.testing.assert_close(unit.alpha.diagonal(), torch.full((3,), 0.9))
         unit.alpha.data.copy_(torch.eye(3))
-    plain = SharedBottom(SIZES, 4, THREE)
+    plain = SharedBottom(SIZES, THREE, SMALL)
     plain.load_state_dict({n: p for n, p in stitched.state_dict().items() if "stitches" not in n})
     torch.testing.assert_close(stitched(batch().ids), plain(batch().ids))
 
