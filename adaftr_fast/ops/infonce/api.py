@@ -155,7 +155,7 @@ def adaptive_infonce(
     return (loss, stats) if return_stats else loss
 
 
-@torch.compiler.disable
+@torch._disable_dynamo  # torch.compiler.disable, without importing the compiler until it is needed
 def _across_ranks(
     process_group: ProcessGroup, h_ctr, h_cvr, row_group, row_weight, weighted, symmetric, reduction
 ) -> CrossRankBatch:

@@ -70,7 +70,8 @@ def _mlp_backward(ctx, gradients) -> tuple:
     gradients = torch.ops.adaftr_fast.mlp_backward(
         list(gradients), x, outputs, ctx.reads, weights, biases, ctx.depths, ctx.rectified, [1] * n
     )
-    return gradients[:n], None, gradients[n : n + layers], gradients[n + layers :], None, None, None
+    found = gradients[:n], None, gradients[n : n + layers], gradients[n + layers :], None, None, None
+    return found[: len(ctx.needs_input_grad)]  # the dispatcher drops arguments that equal their default
 
 
 def _mixture_setup(ctx, inputs: tuple[Tensor, Tensor], output: list[Tensor]) -> None:

@@ -27,7 +27,7 @@ def mlp(
     biases: Sequence[Tensor],
     depths: Sequence[int],
     rectified: Sequence[int],
-    reduced: bool,
+    reduced: bool = False,
 ) -> list[Tensor]:
     """Computes every layer's output [B, out], stack after stack.
 
