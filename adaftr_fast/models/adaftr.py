@@ -7,6 +7,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.errors import ConfigError
@@ -77,7 +78,14 @@ class AdaFTR(MultiTaskModel):
     def served(self) -> MultiTaskModel:
         return self.backbone
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, batch: Batch, process_group: ProcessGroup | None = None) -> dict[str, Tensor]:
+        """Computes the weighted terms of Eq. 14, each 0-dim.
+
+        Args:
+            batch: this rank's rows.
+            process_group: the ranks whose rows are candidates of L_cl, see :func:`adaftr_fast.adaptive_infonce`. None
+                contrasts the rows of the batch only.
+        """
         seen = self.backbone.represent(*batch.features)
         losses = self.backbone.task_losses(seen, batch)
         logits = self._relatedness_logits(seen, detach=self.config.relatedness_updates == "omega")
@@ -89,7 +97,7 @@ class AdaFTR(MultiTaskModel):
         if self.config.contrast != "none":
             h = self._contrasted(seen)
             related = self._relatedness_for_tau(seen, logits)
-            losses["contrast"] = self.config.beta * sum(self._contrast_losses(h, related, batch))
+            losses["contrast"] = self.config.beta * sum(self._contrast_losses(h, related, batch, process_group))
         return losses
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
@@ -121,13 +129,15 @@ class AdaFTR(MultiTaskModel):
             return [logit.sigmoid() for logit in self._relatedness_logits(seen, detach=True)]
         return [logit.detach().sigmoid() for logit in logits]
 
-    def _contrast_losses(self, h: list[Tensor], related: list[Tensor | None], batch: Batch) -> list[Tensor]:
+    def _contrast_losses(
+        self, h: list[Tensor], related: list[Tensor | None], batch: Batch, process_group: ProcessGroup | None
+    ) -> list[Tensor]:
         """Computes L_cl (Eq. 13), or the loss that replaces it, per pair."""
         if self.config.contrast != "infonce":
             align = ALIGNMENTS[self.config.contrast]
             return [weighted_mean(align(h[a], h[b]), batch.weight, batch.weight_mean) for a, b in self.pairs]
         return [
-            contrast(h[a], h[b], y_rel, row_weight=batch.weight)
+            contrast(h[a], h[b], y_rel, row_weight=batch.weight, process_group=process_group)
             for contrast, (a, b), y_rel in zip(self.contrasts, self.pairs, related)
         ]
 

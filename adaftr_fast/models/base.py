@@ -69,7 +69,10 @@ class MultiTaskModel(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Computes the weighted terms of the objective (Eq. 14) by name, each 0-dim."""
+        """Computes the weighted terms of the objective (Eq. 14) by name, each 0-dim.
+
+        A model with an ``AdaptiveInfoNCE`` also takes ``process_group``, the ranks that contrast their rows together.
+        """
 
     def check_labels(self, labels: Tensor) -> None:
         """Raises ValueError unless labels are [B, T]."""

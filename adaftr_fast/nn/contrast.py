@@ -74,7 +74,13 @@ class AdaptiveInfoNCE(nn.Module):
         self.logit = nn.Parameter(torch.zeros(())) if tau == "scalar" else None  # the middle of the range
 
     def forward(
-        self, h_ctr: Tensor, h_cvr: Tensor, relatedness: Tensor | None = None, **options: Any
+        self,
+        h_ctr: Tensor,
+        h_cvr: Tensor,
+        relatedness: Tensor | None = None,
+        *,
+        process_group: ProcessGroup | None = None,
+        **options: Any,
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
         """Computes the loss between h_ctr [B, d] and h_cvr [N, d].
 
@@ -82,6 +88,7 @@ class AdaptiveInfoNCE(nn.Module):
             h_ctr: the anchors [B, d].
             h_cvr: the candidates [N, d].
             relatedness: [B] in [0, 1], y_rel of Eq. 9; required if and only if ``tau`` is "adaptive".
+            process_group: the process group of this call; None uses the module's.
             options: further keyword arguments of ``adaptive_infonce``, such as ``row_weight`` or ``return_stats``.
         """
         if (relatedness is not None) != (self.tau == "adaptive"):
@@ -92,7 +99,8 @@ class AdaptiveInfoNCE(nn.Module):
         if self.normalize:
             h_ctr, h_cvr = F.normalize(h_ctr, dim=1), F.normalize(h_cvr, dim=1)
         tau = self.temperature(relatedness)
-        return adaptive_infonce(h_ctr, h_cvr, tau, process_group=self.process_group, **self.options, **options)
+        group = self.process_group if process_group is None else process_group
+        return adaptive_infonce(h_ctr, h_cvr, tau, process_group=group, **self.options, **options)
 
     def temperature(self, relatedness: Tensor | None = None) -> Tensor | float:
         """Returns the temperature of ``forward`` for a relatedness [B]: [B], 0-dim for "scalar", or the fixed float."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -47,15 +47,11 @@ class Stepper:
         model.to(self.device)
         self.optimizers, self.sharded = build_optimizers(model, optimizer), list(sharded_tables(model).values())
         self.parameters = list(model.parameters())
-        meets = ranks is not None and config.contrast_over == "all"
-        self.meeting = [each for each in model.modules() if isinstance(each, AdaptiveInfoNCE)] if meets else []
-        self.loss: Callable[[Batch], dict[str, Tensor]] = model.loss
-        self.eager: dict[nn.Module, Callable[..., Any]] = {}
+        contrasts = any(isinstance(module, AdaptiveInfoNCE) for module in model.modules())
+        self.contrasts_over_ranks = ranks is not None and config.contrast_over == "all" and contrasts
+        self.loss: Callable[..., dict[str, Tensor]] = model.loss
         if config.compile:
-            # Look-ups stay as they are, since rows that lag change their ops, and so does what meets other ranks.
-            eager = [*(each for each in model.modules() if isinstance(each, FusedEmbedding)), *self.meeting]
-            self.eager = {each: torch.compiler.disable(each.forward) for each in eager}
-            self.loss = torch.compile(model.loss, dynamic=False)
+            self.loss = _compiled_loss(model, eager_contrast=self.contrasts_over_ranks)
 
     def step(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """Moves every parameter once; returns the loss terms, detached, each a mean over the batch.
@@ -76,8 +72,7 @@ class Stepper:
             tables.optimizer.zero_grad()  # takes over the rate of the step that backward will take
         for parameter in self.parameters:
             parameter.grad = None
-        with self._in_training():
-            terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
+        terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
         if self.ranks is not None:
             values = average_gradients(self.parameters, torch.stack(tuple(terms.values())), self.ranks.group)
             terms = dict(zip(terms, values))
@@ -86,21 +81,6 @@ class Stepper:
         for optimizer in self.optimizers:
             optimizer.step()
         return terms
-
-    @contextmanager
-    def _in_training(self) -> Iterator[None]:
-        """What modules hold while they train and no longer: with it, a model could be neither copied nor pickled."""
-        for module in self.meeting:
-            module.process_group = self.ranks.group
-        for module, forward in self.eager.items():
-            module.forward = forward
-        try:
-            yield
-        finally:
-            for module in self.meeting:
-                module.process_group = None
-            for module in self.eager:
-                del module.forward
 
     def _accumulated(self, batch: Batch) -> dict[str, Tensor]:
         rows = len(batch) // self.config.accumulate
@@ -124,9 +104,11 @@ class Stepper:
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         reduced = self.config.precision == "bfloat16"
+        # Read at each step: the group's threads end with its last reference, before the interpreter does.
+        context = {"process_group": self.ranks.group} if self.contrasts_over_ranks else {}
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
-                return self.loss(batch)
+                return self.loss(batch, **context)
         except RuntimeError as error:
             if is_of_a_collective(error) or any(tables.last is None for tables in self.sharded):
                 raise  # another rank is gone, or a look-up failed: no op has refused its input
@@ -145,6 +127,19 @@ class Stepper:
             if hasattr(self.model, "diagnostics"):
                 values |= self.model.diagnostics(batch)
         return next((name for name, value in values.items() if not value.isfinite().all()), None)
+
+
+def _compiled_loss(model: nn.Module, *, eager_contrast: bool) -> Callable[..., dict[str, Tensor]]:
+    """Compiles ``model.loss``, except for the modules that must run eagerly.
+
+    Embedding look-ups run eagerly, since rows with deferred updates change their ops. Collectives cannot be compiled.
+    """
+    eager = (FusedEmbedding, AdaptiveInfoNCE) if eager_contrast else FusedEmbedding
+    for module in model.modules():
+        if isinstance(module, eager):
+            # A method, not a closure: a deep copy rebinds it to the copied module.
+            module.forward = MethodType(torch.compiler.disable(type(module).forward), module)
+    return torch.compile(model.loss, dynamic=False)
 
 
 def _device(name: str) -> torch.device:

@@ -1,4 +1,6 @@
+import copy
 import functools
+import pickle
 
 import pytest
 import torch
@@ -84,7 +86,13 @@ def test_compiled_steps_are_those_of_the_model(batches, monkeypatch):
     plain, expected = moved(adaftr(), batches)
     model = adaftr()
     compiled, weights = moved(model, batches, compile=True)
-    assert not any("forward" in vars(module) for module in model.modules())  # which a copy would share with it
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(batches[0].ids), model(batches[0].ids))
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+        assert not twin(batches[0].ids).any()  # a copy reads its own tables
+        assert model(batches[0].ids).any()
     for one, other in zip(plain, compiled):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     for name, value in weights.items():
