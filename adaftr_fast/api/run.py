@@ -20,7 +20,7 @@ from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.runs.trained import Trained, load_trained
 from adaftr_fast.training import evaluation
-from adaftr_fast.training.journal import METRICS
+from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.result import TrainedRun, metric_cells, result_table
 from adaftr_fast.training.trainer import TEST
 

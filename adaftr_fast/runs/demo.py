@@ -12,7 +12,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema import parse
 from adaftr_fast.runs.run import train_one
-from adaftr_fast.training.journal import METRICS
+from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.report import write_report
 from adaftr_fast.training.result import metrics_table
 from adaftr_fast.training.sharding import check_replicated

@@ -41,7 +41,7 @@ def train_one(
     fitted = fit_one(data, config, folder, restart=restart, ranks=ranks)
     test, size = data.load("test"), config.training.eval_batch_size
     metrics = evaluate(fitted.model, test, size, ranks)
-    if fitted.trainer.is_chief:
+    if fitted.trainer.is_rank_zero:
         replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
     fitted.trainer.finish()
     learned = diagnose(fitted.model, test, size, ranks)
@@ -90,9 +90,9 @@ def fit_one(
         trainer.finish()
     if trainer.resume():
         progress = trainer.progress
-        if trainer.is_chief:
+        if trainer.is_rank_zero:
             print(f"{folder}: resuming in epoch {progress.epoch} after step {progress.step:,}", file=sys.stderr)
-    elif config.warm_start is not None and trainer.is_chief:
+    elif config.warm_start is not None and trainer.is_rank_zero:
         source = Path(config.warm_start.run)
         print(f"warm start from {source}: {warm_start(model, data, source).summary()}", file=sys.stderr)
     result = trainer.fit()

@@ -29,7 +29,7 @@ class Predictions(NamedTuple):
 
 
 @torch.no_grad()
-def predict(model: nn.Module, split: Split | InStep, batch_size: int) -> Predictions:
+def predict(model: nn.Module, split: Split | EqualBatches, batch_size: int) -> Predictions:
     """One pass over ``split`` in batches of ``batch_size`` rows."""
     model.eval()
     device = device_of(model)
@@ -65,12 +65,12 @@ def evaluate(model: nn.Module, split: Split, batch_size: int, ranks: Ranks | Non
     return ranks.from_chief(lambda: measure(model.task_names, _joined([each for each in parts if each is not None])))
 
 
-def _part(model: nn.Module, split: Split, ranks: Ranks) -> Split | InStep:
+def _part(model: nn.Module, split: Split, ranks: Ranks) -> Split | EqualBatches:
     """A rank's rows; where tables lie across ranks, in batches that come on all ranks together."""
-    return InStep(split, ranks) if sharded_tables(model) else split.shard(ranks.rank, ranks.size)
+    return EqualBatches(split, ranks) if sharded_tables(model) else split.shard(ranks.rank, ranks.size)
 
 
-class InStep:
+class EqualBatches:
     """A rank's part of a split, with empty batches after it until every rank has had as many.
 
     Look-ups in tables that lie across ranks are made by all ranks together.
@@ -108,7 +108,7 @@ def measure(task_names: Sequence[str], predictions: Predictions) -> TaskMetrics:
 
 @torch.no_grad()
 def diagnose(
-    model: nn.Module, split: Split | InStep, batch_size: int, ranks: Ranks | None = None
+    model: nn.Module, split: Split | EqualBatches, batch_size: int, ranks: Ranks | None = None
 ) -> dict[str, np.ndarray]:
     """What ``model.diagnostics`` says of every row, [N] each, such as the learned temperature; {} if it has none.
 

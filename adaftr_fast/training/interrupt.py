@@ -22,10 +22,10 @@ class Interrupt:
     def __bool__(self) -> bool:
         return self.signum is not None
 
-    def meet(self) -> None:
+    def synchronize(self) -> None:
         """Learns of other ranks' signals, where there are any."""
 
-    def press(self, signum: int = signal.SIGINT) -> None:
+    def request(self, signum: int = signal.SIGINT) -> None:
         self.signum = signum
 
 
@@ -39,7 +39,7 @@ class SharedInterrupt(Interrupt):
         super().__init__()
         self.own, self.ranks = own, ranks
 
-    def meet(self) -> None:
+    def synchronize(self) -> None:
         self.signum = self.ranks.largest(self.own.signum or 0) or None
 
 
@@ -57,7 +57,7 @@ def deferred_interrupt() -> Iterator[Interrupt]:
             signal.signal(signum, handler)
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        interrupt.press(signum)
+        interrupt.request(signum)
         restore()
 
     for signum in SIGNALS:

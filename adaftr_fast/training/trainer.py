@@ -21,18 +21,18 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Share, Split
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
-from adaftr_fast.training.checkpoint.exchange import distribute, load_together, send
+from adaftr_fast.training.checkpoint.exchange import distribute, load_on_all_ranks, send_shards
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean
-from adaftr_fast.training.checkpoint.recovery import Recovery
+from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
 from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state, sharded_tables, sharded_weights
 from adaftr_fast.training.checkpoint.weights import Description, open_checkpoint, remove_checkpoint, save_checkpoint
 from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
 from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
-from adaftr_fast.training.journal import Journal
+from adaftr_fast.training.logger import EpochLogger
 from adaftr_fast.training.sharding import check_sharding
 from adaftr_fast.training.stepper import Stepper
 
-MEETING = 20  # steps after which ranks tell each other of a signal
+SYNC_STEPS = 20  # steps after which ranks tell each other of a signal
 BEST, TEST = "best", "test.json"  # inside a run's folder
 DEAD_MARGIN = 0.005  # an AUC this close to 0.5 on validation: the tower predicts a constant, or noise
 
@@ -87,17 +87,17 @@ class Trainer:
         check_sharding(optimizer, config, ranks)
         if config.tables == "torchrec" and (folder is None or about is None):
             raise TrainingError("trainer: sharded tables need a folder, where the best weights are kept, and about")
-        self.ranks, self.is_chief, self.share = ranks, ranks is None or ranks.is_chief, _share(config, ranks)
-        if not self.is_chief:
+        self.ranks, self.is_rank_zero, self.share = ranks, ranks is None or ranks.rank == 0, _share(config, ranks)
+        if not self.is_rank_zero:
             folder, config = None, replace(config, progress=False, tensorboard=False)
         self.model, self.train, self.validation = model, train, validation
-        self.stepper, self.journal = Stepper(model, optimizer, config, ranks), Journal(folder, config)
+        self.stepper, self.logger = Stepper(model, optimizer, config, ranks), EpochLogger(folder, config)
         self.config, self.folder, self.about = config, folder, about
         self.progress, self.means, self._resumed = Progress(), RunningMean(), False
         self.is_sharded = bool(sharded_tables(model))
-        self.recovery: Recovery | None = None
+        self.snapshots: RunSnapshots | None = None
         if folder is not None and about is not None:
-            self.recovery = Recovery(folder, about, len(train), config.checkpoint_seconds)
+            self.snapshots = RunSnapshots(folder, about, len(train), config.checkpoint_seconds)
         self.best_weights: dict[str, Tensor] | None = None  # where no checkpoint holds them
 
     def resume(self) -> bool:
@@ -107,9 +107,9 @@ class Trainer:
             CheckpointError: the unfinished run has other settings or data, or nothing of it can be read.
         """
         if self.ranks is not None:
-            found = load_together(self.ranks, self.recovery, sharded_state(self.model, self.stepper.optimizers))
+            found = load_on_all_ranks(self.ranks, self.snapshots, sharded_state(self.model, self.stepper.optimizers))
         else:
-            found = None if self.recovery is None else self.recovery.load()
+            found = None if self.snapshots is None else self.snapshots.load()
         if found is None:
             return False
         self.progress, tensors, sums = found
@@ -124,8 +124,8 @@ class Trainer:
 
     def finish(self) -> None:
         """Removes the snapshots ``last/``: all results of the run are written, or it shall begin anew."""
-        if self.recovery is not None:
-            self.recovery.discard()
+        if self.snapshots is not None:
+            self.snapshots.discard()
 
     def fit(self) -> Result:
         """Trains until validation stops improving, ``max_epochs``, Ctrl-C or SIGTERM; then the run can be resumed.
@@ -145,7 +145,7 @@ class Trainer:
                 record = self.train_epoch(self.progress.epoch, interrupt)
                 if not interrupt:
                     self._end_epoch(record)
-                    interrupt.meet()
+                    interrupt.synchronize()
             if interrupt:
                 self._save_progress()
         result = Result(self.progress.epochs, self.progress.best_epoch, interrupt.signum or 0)
@@ -163,21 +163,21 @@ class Trainer:
         order = {"seed": self.config.seed, "window": self.config.shuffle_rows}
         batches = self.train.shuffled(size, epoch=epoch, first_batch=progress.step, share=self.share, **order)
         before, start = progress.seconds, time.perf_counter()
-        with self.journal.bar(epoch, len(self.train) // size * size, progress.step * size) as bar:
+        with self.logger.progress_bar(epoch, len(self.train) // size * size, progress.step * size) as bar:
             for batch in batches:
                 self.means.add(self.train_step(batch, epoch, progress.step + 1))
                 progress.step += 1
                 progress.total_steps += 1
                 progress.seconds = before + time.perf_counter() - start
                 bar.update(size)
-                if progress.step % MEETING == 0:
-                    interrupt.meet()
+                if progress.step % SYNC_STEPS == 0:
+                    interrupt.synchronize()
                     bar.set_postfix_str(self.means.text(), refresh=False)
                 if interrupt:
                     break
                 if self._is_due():
                     self._save_progress()
-        interrupt.meet()
+        interrupt.synchronize()
         speed = progress.step * size / progress.seconds
         return {"epoch": epoch, "seconds": progress.seconds, "samples_per_s": speed, "train": self.means.means()}
 
@@ -213,23 +213,23 @@ class Trainer:
 
     def _is_due(self) -> bool:
         """Whether to save within an epoch, by the chief's clock; where all must take part, when they meet."""
-        due = self.recovery is not None and self.recovery.due()
+        due = self.snapshots is not None and self.snapshots.due()
         if not self.is_sharded:
             return due
-        return self.progress.step % MEETING == 0 and bool(self.ranks.largest(due))
+        return self.progress.step % SYNC_STEPS == 0 and bool(self.ranks.largest(due))
 
     def _save_progress(self) -> None:
         sharded = sharded_state(self.model, self.stepper.optimizers)
-        if self.recovery is not None:
+        if self.snapshots is not None:
             tensors = capture(self.model, self.stepper.optimizers)
-            self.recovery.save(self.progress, {**tensors, **sharded}, self.means.sums)
-        elif not self.is_chief:
-            send(sharded)
+            self.snapshots.save(self.progress, {**tensors, **sharded}, self.means.sums)
+        elif not self.is_rank_zero:
+            send_shards(sharded)
 
     def _save_best(self) -> None:
         sharded = sharded_weights(self.model)
-        if not self.is_chief:
-            send(sharded)
+        if not self.is_rank_zero:
+            send_shards(sharded)
         elif self.folder is None or self.about is None:
             self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         else:
@@ -239,13 +239,13 @@ class Trainer:
     def _restore_best(self, result: Result) -> None:
         if not result.best_epoch:  # interrupted before the first validation
             return
-        weights = open_checkpoint(self.folder / BEST)[0] if self.recovery is not None else self.best_weights
+        weights = open_checkpoint(self.folder / BEST)[0] if self.snapshots is not None else self.best_weights
         if self.ranks is not None:
             weights = distribute(self.ranks, weights, sharded_weights(self.model))
         self.model.load_state_dict(weights)
         best = result.epochs[result.best_epoch - 1]["validation"]
         result.dead_tasks = [task for task, each in best.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN]
-        for task in result.dead_tasks if self.is_chief else ():
+        for task in result.dead_tasks if self.is_rank_zero else ():
             warnings.warn(
                 f"task {task}: validation AUC {best[task]['auc']:.4f} is that of guessing; its tower may be dead, "
                 "try another training.seed",
@@ -259,7 +259,7 @@ class Trainer:
             if record["epoch"] == 1:  # an older run's results would pass for this one's
                 (self.folder / TEST).unlink(missing_ok=True)
                 remove_checkpoint(self.folder / BEST)
-        self.journal.epoch(self.progress.epochs)
+        self.logger.log_epoch(self.progress.epochs)
 
 
 def _share(config: TrainingConfig, ranks: Ranks | None) -> Share | None:

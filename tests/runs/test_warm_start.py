@@ -173,7 +173,7 @@ def test_a_stopped_run_goes_on_without_what_it_started_from(run, tmp_path, monke
 
     def pressed(self, epoch, interrupt):
         if epoch == 2:
-            interrupt.press()
+            interrupt.request()
         return train_epoch(self, epoch, interrupt)
 
     with monkeypatch.context() as patch:

@@ -164,7 +164,7 @@ def test_an_older_run_is_replaced_whole_or_not_at_all(model, splits, tmp_path):
     trainer(model, splits, tmp_path).finish()
     old = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     failing = trainer(model, splits, tmp_path)
-    failing.train_epoch = lambda epoch, interrupt: interrupt.press()
+    failing.train_epoch = lambda epoch, interrupt: interrupt.request()
     assert failing.fit().epochs == []
     failing.finish()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == old

@@ -11,21 +11,21 @@ from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint.progress import Progress
-from adaftr_fast.training.checkpoint.recovery import Recovery
+from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
 
 
-def load_together(
-    ranks: Ranks, recovery: Recovery | None, sharded: Mapping[str, ShardedRows]
+def load_on_all_ranks(
+    ranks: Ranks, snapshots: RunSnapshots | None, sharded: Mapping[str, ShardedRows]
 ) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
     """What the chief's newest snapshot holds, on every rank; what is ``sharded`` goes where it belongs.
 
     Args:
-        recovery: the chief's; None elsewhere, or where nothing is saved.
+        snapshots: the chief's; None elsewhere, or where nothing is saved.
     """
     found: list = [None]  # the chief's
 
     def load() -> Progress | None:
-        found[0] = None if recovery is None else recovery.load()
+        found[0] = None if snapshots is None else snapshots.load()
         return found[0] and found[0][0]
 
     progress = ranks.from_chief(load)
@@ -48,12 +48,12 @@ def distribute(
     """
     ranks.from_chief(lambda: _check(saved, sharded))
     for name, rows in sharded.items():
-        rows.fill(saved.rows(name) if ranks.is_chief else None)
+        rows.fill(saved.rows(name) if ranks.rank == 0 else None)
     mine = None if saved is None else {name: saved[name] for name in saved if name not in sharded}
     return ranks.tensors_from_chief(mine)
 
 
-def send(sharded: Mapping[str, ShardedRows]) -> None:
+def send_shards(sharded: Mapping[str, ShardedRows]) -> None:
     """What the others do while the chief writes a file with all that is ``sharded``."""
     for name in in_file_order(sharded):
         sharded[name].send()

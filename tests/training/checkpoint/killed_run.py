@@ -1,4 +1,4 @@
-"""Trains the same small AdaFTR twice, once undisturbed and once killed over and over; run by test_recovery.py.
+"""Trains the same small AdaFTR twice, once undisturbed and once killed over and over; run by test_run_snapshots.py.
 
 Each attempt is a fork, so that it starts in milliseconds; this process itself computes nothing, so forking is safe.
 Prints how many attempts were killed.

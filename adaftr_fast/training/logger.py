@@ -17,7 +17,7 @@ from adaftr_fast.errors import TrainingError
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"  # inside a run's folder
 
 
-class Journal:
+class EpochLogger:
     """Tells of epochs.
 
     Args:
@@ -32,7 +32,7 @@ class Journal:
         if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise TrainingError("training.tensorboard: not installed: pip install adaftr-fast[tensorboard]")
 
-    def epoch(self, records: list[dict[str, Any]]) -> None:
+    def log_epoch(self, records: list[dict[str, Any]]) -> None:
         """Tells of the last of ``records``, which are all so far."""
         if self.config.progress:
             tqdm.write(_summary(records[-1]))
@@ -51,7 +51,7 @@ class Journal:
             for name, value in _scalars(record):
                 writer.add_scalar(name, value, record["epoch"])
 
-    def bar(self, epoch: int, total: int, done: int) -> tqdm:
+    def progress_bar(self, epoch: int, total: int, done: int) -> tqdm:
         """A progress bar over the rows of an epoch, with rows a second and the time left."""
         return tqdm(
             total=total,

@@ -7,7 +7,7 @@ import pytest
 
 from adaftr_fast.config import TrainingConfig
 from adaftr_fast.errors import TrainingError
-from adaftr_fast.training.journal import Journal
+from adaftr_fast.training.logger import EpochLogger
 
 
 def record(epoch):
@@ -17,17 +17,17 @@ def record(epoch):
 
 def test_a_line_an_epoch_and_none_twice(tmp_path, capsys):
     records = [record(1), record(2)]
-    journal = Journal(tmp_path, TrainingConfig(progress=True))
-    journal.epoch(records[:1])
-    journal.epoch(records)
-    journal.epoch(records)
+    logger = EpochLogger(tmp_path, TrainingConfig(progress=True))
+    logger.log_epoch(records[:1])
+    logger.log_epoch(records)
+    logger.log_epoch(records)
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == records
     assert "epoch 2: 2.0 s, 100,000 samples/s | click AUC 70.00, GAUC 65.00, log-loss 0.5000" in capsys.readouterr().out
 
 
 def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Journal(None, TrainingConfig(progress=False)).epoch([record(1)])
+    EpochLogger(None, TrainingConfig(progress=False)).log_epoch([record(1)])
     assert not list(tmp_path.iterdir())
 
 
@@ -50,7 +50,7 @@ def test_tensorboard_gets_every_number_of_an_epoch(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    Journal(tmp_path, TrainingConfig(progress=False, tensorboard=True)).epoch([record(1), record(2)])
+    EpochLogger(tmp_path, TrainingConfig(progress=False, tensorboard=True)).log_epoch([record(1), record(2)])
     assert written["place"] == (str(tmp_path / "tensorboard"), 2)
     assert written["validation/click/auc"] == (0.7, 2)
     assert written["train/click"] == (0.4, 2)
@@ -60,4 +60,4 @@ def test_tensorboard_gets_every_number_of_an_epoch(tmp_path, monkeypatch):
 def test_an_absent_tensorboard_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TrainingError, match=r"pip install adaftr-fast\[tensorboard\]"):
-        Journal(None, TrainingConfig(tensorboard=True))
+        EpochLogger(None, TrainingConfig(tensorboard=True))

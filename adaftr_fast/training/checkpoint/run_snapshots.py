@@ -24,7 +24,7 @@ Found = tuple[Progress, SavedTensors, dict[str, Tensor]]
 """Progress, what ``save`` was given (read when it is asked for), and sums of the running means."""
 
 
-class Recovery:
+class RunSnapshots:
     """The snapshots of one run.
 
     Args:

@@ -31,7 +31,7 @@ def stop_after(run, steps, monkeypatch):
 
     def step(*arguments):
         if run.progress.total_steps + 1 == steps:
-            run.interrupt.press()
+            run.interrupt.request()
         return done(*arguments)
 
     monkeypatch.setattr(run, "train_step", step)
