@@ -125,7 +125,7 @@ def train(
         out: the folder of the run.
         config: a configuration or a TOML file; the defaults are the paper's.
         model, optimizer, training: options that differ from ``config``, for example ``model={"name": "mmoe"}``.
-        restart: begin anew even if ``out`` holds an unfinished run.
+        restart: discard an unfinished run in ``out``.
         warm_start: a run to start from: embedding rows by field and value, dense weights by name and shape.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What no model can beat in the mean: the metrics of the true probabilities, where a data set knows them."""
+"""Metrics of the true probabilities, an upper bound in expectation for every model; synthetic data sets hold them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from adaftr_fast.training.metrics import auc, gauc, log_loss
 
 
 def bayes_metrics(folder: str | Path, split: str = "test") -> TaskMetrics:
-    """``auc``, ``gauc`` and ``logloss`` of the true probabilities on a split of a prepared folder, as fractions.
+    """Computes ``auc``, ``gauc`` and ``logloss`` of the true probabilities on a split of a prepared folder.
 
-    The same keys as ``evaluate`` gives for a model, for the tasks whose probabilities the folder holds; {} for a data
-    set that is not synthetic. A model may beat them by chance on finite rows, not in the mean.
+    On a finite split a model may exceed these metrics by chance.
+
+    Args:
+        folder: the prepared folder.
+        split: the name of the split.
+
+    Returns:
+        The metrics as fractions, per task whose true probabilities the folder holds. Empty for a data set that is not
+        synthetic.
 
     Raises:
-        DataError: not a prepared folder, no such split, or a probability outside (0, 1).
+        DataError: the folder is not a prepared folder, it has no such split, or a probability is outside (0, 1).
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

@@ -1,4 +1,7 @@
-"""A model's predictions on a split, their metrics, and its diagnostics. N rows, T tasks."""
+"""Predictions of a model on a split, their metrics, and the model's diagnostics.
+
+Shapes: N rows, T tasks.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.metrics import auc, calibration, gauc, log_loss
 
 TaskMetrics = dict[str, dict[str, float]]
-"""Per task: ``auc``, ``gauc`` (where rows have groups), ``logloss`` and ``calibration``, as fractions."""
+"""``auc``, ``gauc`` (if rows have groups), ``logloss`` and ``calibration`` per task, as fractions."""
 
 
 class Predictions(NamedTuple):
-    """Of all rows of a split, in file order; those of several ranks one after another."""
+    """Predictions of all rows of a split in file order, or rank by rank."""
 
     logits: np.ndarray  # float32 [N, T]
     labels: np.ndarray  # uint8 [N, T]
@@ -30,7 +33,7 @@ class Predictions(NamedTuple):
 
 @torch.no_grad()
 def predict(model: nn.Module, split: Split | EqualBatches, batch_size: int) -> Predictions:
-    """One pass over ``split`` in batches of ``batch_size`` rows."""
+    """Predicts ``split`` in batches of ``batch_size`` rows."""
     model.eval()
     device = device_of(model)
     parts = []
@@ -49,31 +52,37 @@ def _joined(parts: list[Predictions]) -> Predictions:
 
 
 def evaluate(model: nn.Module, split: Split, batch_size: int, ranks: Ranks | None = None) -> TaskMetrics:
-    """AUC, GAUC (every group weighs the same; nan without a mixed one), log-loss and calibration of each task.
+    """Computes AUC, GAUC (unweighted; nan if no group has both classes), log-loss and calibration of each task.
 
     Args:
-        ranks: each predicts a part of the split, and the chief measures all predictions together.
+        model: the model, which is put into evaluation mode.
+        split: the rows.
+        batch_size: rows per forward pass.
+        ranks: if given, each rank predicts a part of the split, and rank 0 computes the metrics of all predictions.
+
+    Returns:
+        The metrics per task, on every rank.
 
     Raises:
-        TrainingError: a prediction that is not finite.
+        TrainingError: a prediction is not finite.
     """
     if ranks is None:
         return measure(model.task_names, predict(model, split, batch_size))
-    model.eval()  # on all ranks, also those without rows: it makes every row of a table current
+    model.eval()  # also on ranks without rows, since it applies the deferred updates of table rows
     part = _part(model, split, ranks)
     parts = ranks.gathered(predict(model, part, batch_size) if len(part) else None)
     return ranks.from_chief(lambda: measure(model.task_names, _joined([each for each in parts if each is not None])))
 
 
 def _part(model: nn.Module, split: Split, ranks: Ranks) -> Split | EqualBatches:
-    """A rank's rows; where tables lie across ranks, in batches that come on all ranks together."""
+    """Returns this rank's part of the split; with sharded tables, all ranks get the same number of batches."""
     return EqualBatches(split, ranks) if sharded_tables(model) else split.shard(ranks.rank, ranks.size)
 
 
 class EqualBatches:
-    """A rank's part of a split, with empty batches after it until every rank has had as many.
+    """A rank's part of a split, padded with empty batches until all ranks have the same number of batches.
 
-    Look-ups in tables that lie across ranks are made by all ranks together.
+    A look-up in sharded tables is a collective, so all ranks must take part in each one.
     """
 
     def __init__(self, split: Split, ranks: Ranks) -> None:
@@ -84,7 +93,7 @@ class EqualBatches:
         return self.longest
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """As ``Split.batches``."""
+        """Yields batches like ``Split.batches``."""
         yield from self.mine.batches(batch_size)
         missing = -(-self.longest // batch_size) - -(-len(self.mine) // batch_size)
         if missing:
@@ -93,7 +102,7 @@ class EqualBatches:
 
 
 def measure(task_names: Sequence[str], predictions: Predictions) -> TaskMetrics:
-    """The metrics of ``evaluate``. Raises TrainingError as there."""
+    """Computes the metrics that ``evaluate`` returns. Raises TrainingError if a prediction is not finite."""
     logits, labels, group = predictions
     if wrong := np.count_nonzero(~np.isfinite(logits)):
         raise TrainingError(f"{wrong} of {logits.size} predictions are not finite: the model has diverged")
@@ -110,9 +119,16 @@ def measure(task_names: Sequence[str], predictions: Predictions) -> TaskMetrics:
 def diagnose(
     model: nn.Module, split: Split | EqualBatches, batch_size: int, ranks: Ranks | None = None
 ) -> dict[str, np.ndarray]:
-    """What ``model.diagnostics`` says of every row, [N] each, such as the learned temperature; {} if it has none.
+    """Computes ``model.diagnostics`` of every row, such as the learned temperature.
 
-    With ``ranks`` each looks at a part of the split, and the chief gets all, the others {}.
+    Args:
+        model: the model, which is put into evaluation mode.
+        split: the rows.
+        batch_size: rows per forward pass.
+        ranks: if given, each rank computes a part of the split.
+
+    Returns:
+        The diagnostics by name, [N] each. Empty if the model has none, and on ranks other than rank 0.
     """
     if not hasattr(model, "diagnostics"):
         return {}
@@ -127,15 +143,15 @@ def diagnose(
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where its parameters are."""
+    """Returns the device of the model's parameters."""
     return next(model.parameters()).device
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
-    """5 %, 50 % and 95 % points of a diagnostic: where they coincide, it has collapsed to a constant."""
+    """Computes the 5 %, 50 % and 95 % quantiles of a diagnostic. Equal quantiles indicate a constant."""
     return dict(zip(("p5", "p50", "p95"), np.quantile(values, (0.05, 0.5, 0.95)).tolist(), strict=True))
 
 
 def mean_auc(metrics: TaskMetrics) -> float:
-    """What early stopping selects by."""
+    """Computes the mean AUC over tasks, by which early stopping selects weights."""
     return float(np.mean([each["auc"] for each in metrics.values()]))

@@ -1,10 +1,10 @@
-"""Gradients averaged over ranks, dense ones and those of embedding rows.
+"""Averages dense and sparse gradients over ranks.
 
-W ranks, R rows of a table, U of them with a gradient, E wide.
+Shapes: W ranks, R rows of a table, U rows with a gradient, E embedding width.
 
-Why not DistributedDataParallel: it has no sparse gradients on NCCL, it exchanges in every backward where a step may
-take several, and what it hides, the exchange behind the computation, is little here: dense weights are some hundred
-thousand and go in one collective.
+DistributedDataParallel does not fit. It has no sparse gradients on NCCL, and it communicates in every backward although
+a step may take several. It overlaps communication with computation, which gains little for some hundred thousand dense
+weights in one collective.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ from adaftr_fast.ops.embedding.lookup import coalesce_gradient
 
 @torch.no_grad()
 def average_gradients(parameters: Sequence[Tensor], values: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Puts the mean over ranks in the place of every gradient, in the same bits on all; returns that of values [k].
+    """Replaces every gradient by its mean over ranks, which has the same bits on all ranks.
 
-    The same parameters must have gradients on all ranks. All dense gradients go in one collective, the values among
-    them, so telling of these costs nothing.
+    Args:
+        parameters: the parameters. The same ones must have gradients on all ranks.
+        values: further numbers to average [k], in the collective of the dense gradients.
+        group: the process group.
+
+    Returns:
+        The means of ``values`` [k].
     """
     having = [parameter for parameter in parameters if parameter.grad is not None]
     _merge_rows([parameter for parameter in having if parameter.grad.is_sparse], group)
@@ -37,7 +42,7 @@ def average_gradients(parameters: Sequence[Tensor], values: Tensor, group: dist.
 
 
 def _merge_rows(tables: Sequence[Tensor], group: dist.ProcessGroup) -> None:
-    """The mean of sparse gradients: all ranks' rows, merged in the order of ranks, so that replicas stay equal."""
+    """Averages sparse gradients: merges all ranks' rows in the order of ranks, so that replicas stay equal."""
     if not tables:
         return
     for table in tables:

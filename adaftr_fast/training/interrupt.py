@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests to stop between two steps, not in the middle of one."""
+"""Handles Ctrl-C and SIGTERM as requests to stop after the current step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """True once a signal came; ``signum`` is its number."""
+    """A request to stop: true after a signal, whose number is ``signum``."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -23,16 +23,17 @@ class Interrupt:
         return self.signum is not None
 
     def synchronize(self) -> None:
-        """Learns of other ranks' signals, where there are any."""
+        """Exchanges the requests of all ranks; does nothing in a single process."""
 
     def request(self, signum: int = signal.SIGINT) -> None:
+        """Requests a stop, as the signal ``signum`` does."""
         self.signum = signum
 
 
 class SharedInterrupt(Interrupt):
-    """An interrupt of any rank, known to all from the same moment on: the last time they met.
+    """A request of any rank, which becomes true on all ranks at the same synchronization point.
 
-    Signals reach the ranks between different steps, and one that stopped alone would leave the others waiting.
+    Signals reach the ranks at different steps. A rank that stopped alone would block the others in a collective.
     """
 
     def __init__(self, own: Interrupt, ranks: Ranks) -> None:
@@ -45,9 +46,9 @@ class SharedInterrupt(Interrupt):
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Interrupt]:
-    """Within the block the first Ctrl-C or SIGTERM sets the flag; a second one acts as usual."""
+    """Within the block, turns the first Ctrl-C or SIGTERM into a request to stop; a second one acts as usual."""
     interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():  # only it may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield interrupt
         return
     previous = {signum: signal.getsignal(signum) for signum in SIGNALS}

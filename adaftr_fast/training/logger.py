@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: progress bars, a line an epoch, metrics.jsonl, TensorBoard."""
+"""Progress bars, per-epoch lines, metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from adaftr_fast._json import dumps
 from adaftr_fast.config import TrainingConfig
 from adaftr_fast.errors import TrainingError
 
-METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"  # inside a run's folder
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"  # names in the run folder
 
 
 class EpochLogger:
-    """Tells of epochs.
+    """Logs each epoch to the terminal, metrics.jsonl and TensorBoard.
 
     Args:
-        folder: of the run; None writes nothing.
+        folder: the run folder. None writes no files.
+        config: the training options; ``progress`` and ``tensorboard`` select the outputs.
 
     Raises:
-        TrainingError: TensorBoard is asked for and not installed.
+        TrainingError: ``config.tensorboard`` is set and TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path | None, config: TrainingConfig) -> None:
@@ -33,26 +34,26 @@ class EpochLogger:
             raise TrainingError("training.tensorboard: not installed: pip install adaftr-fast[tensorboard]")
 
     def log_epoch(self, records: list[dict[str, Any]]) -> None:
-        """Tells of the last of ``records``, which are all so far."""
+        """Logs the last of ``records``, the records of all epochs so far."""
         if self.config.progress:
             tqdm.write(_summary(records[-1]))
         if self.folder is None:
             return
         lines = "".join(dumps(each) + "\n" for each in records)
-        replace_file(self.folder / METRICS, lines.encode())  # whole each time: a resumed run repeats no line
+        replace_file(self.folder / METRICS, lines.encode())  # rewritten as a whole, so a resumed run repeats no line
         if self.config.tensorboard:
             self._tensorboard(records[-1])
 
     def _tensorboard(self, record: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # an extra
 
-        # purge_step: what an epoch that is done again after a kill had written does not count.
+        # purge_step discards what a killed run had logged for an epoch that is trained again.
         with SummaryWriter(str(self.folder / TENSORBOARD), purge_step=record["epoch"]) as writer:
             for name, value in _scalars(record):
                 writer.add_scalar(name, value, record["epoch"])
 
     def progress_bar(self, epoch: int, total: int, done: int) -> tqdm:
-        """A progress bar over the rows of an epoch, with rows a second and the time left."""
+        """Returns a progress bar over the rows of an epoch, with rows per second and the remaining time."""
         return tqdm(
             total=total,
             initial=done,
@@ -73,7 +74,7 @@ def _scalars(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
 
 
 def _summary(record: dict[str, Any]) -> str:
-    """One line an epoch, AUC and GAUC in points of 100."""
+    """Formats an epoch as one line, with AUC and GAUC in percent."""
     parts = [f"epoch {record['epoch']}: {record['seconds']:.1f} s, {record['samples_per_s']:,.0f} samples/s"]
     for task, metrics in record["validation"].items():
         group = f", GAUC {100 * metrics['gauc']:.2f}" if "gauc" in metrics else ""

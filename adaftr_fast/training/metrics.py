@@ -1,10 +1,12 @@
-"""Exact AUC, GAUC and log-loss on all rows at once, O(n log n). n rows, P positives, N negatives, G groups.
+"""Exact AUC, GAUC, log-loss and calibration of all rows, in O(n log n).
 
-Scores may be logits or probabilities; logits are better, since a sigmoid that saturates makes ties.
+Shapes: n rows, P positives, N negatives, G groups.
 
-An area is the share of (positive, negative) pairs that the positive wins (Mann & Whitney 1947): with the negatives
-sorted, two bisections for each positive count those below it and those that tie. For groups, group and score are packed
-into one integer, so that sorting plain integers, which NumPy does with SIMD, sorts all groups at once.
+Scores may be logits or probabilities. Logits are preferable, because a saturated sigmoid produces ties.
+
+The AUC is the share of (positive, negative) pairs in which the positive scores higher (Mann & Whitney 1947). With
+sorted negatives, two binary searches per positive count the negatives below it and the ties. GAUC packs group and score
+into one integer, so one sort of integers, which NumPy vectorizes, sorts all groups.
 """
 
 from __future__ import annotations
@@ -13,21 +15,21 @@ from typing import Literal
 
 import numpy as np
 
-SCORE_BITS, SCORE_MASK = np.uint64(32), np.uint64((1 << 32) - 1)  # of a packed integer; the group stands above
+SCORE_BITS, SCORE_MASK = np.uint64(32), np.uint64((1 << 32) - 1)  # of a packed integer; the high bits hold the group
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve: P(score of a positive > score of a negative), a tie counting one half.
+    """Computes the area under the ROC curve: P(score of a positive > score of a negative), with ties counted as 1/2.
 
     Args:
-        labels: [n] of 0 and 1, any dtype.
+        labels: [n], 0 or 1, any dtype.
         scores: [n], any real dtype.
 
     Returns:
-        The area in [0, 1], computed in integers until one last division; nan when one class is absent.
+        The area in [0, 1], exact up to one division; nan if a class is absent.
 
     Raises:
-        ValueError: shapes that differ, a label outside {0, 1}, or a nan score.
+        ValueError: the shapes differ, a label is neither 0 nor 1, or a score is nan.
     """
     positive, scores = _checked("auc", labels, scores)
     ours, theirs = _sorted_classes(positive, scores)
@@ -42,19 +44,20 @@ def gauc(
     groups: np.ndarray,
     weighted_by: Literal["none", "impressions"] = "none",
 ) -> float:
-    """Mean of the AUCs within groups (users) that have both classes; the other groups are skipped (Eq. 15).
+    """Computes the mean AUC over the groups (users) that have both classes (Eq. 15).
 
     Args:
-        labels: [n] of 0 and 1, any dtype.
-        scores: [n], any real dtype; those that float32 holds exactly are several times faster than others.
-        groups: int [n], the group of each row; rows with a negative number belong to no group and are left out.
-        weighted_by: ``none`` weighs every group alike (w = 1, as in the paper), ``impressions`` by its rows.
+        labels: [n], 0 or 1, any dtype.
+        scores: [n], any real dtype. Dtypes that float32 represents exactly are several times faster.
+        groups: [n], any integer dtype, the group of each row. Rows with a negative group are ignored.
+        weighted_by: ``none`` gives every group the weight 1, as the paper does. ``impressions`` weights a group by its
+            number of rows.
 
     Returns:
-        The mean in [0, 1]; nan when no group has both classes.
+        The mean in [0, 1]; nan if no group has both classes.
 
     Raises:
-        ValueError: as for ``auc``, groups that are no integers, or an unknown weighting.
+        ValueError: as ``auc``, the groups are not integers, or ``weighted_by`` is unknown.
     """
     if weighted_by not in ("none", "impressions"):
         raise ValueError(f"gauc: weighted_by must be 'none' or 'impressions', got {weighted_by!r}")
@@ -85,10 +88,10 @@ def gauc(
 
 
 def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
-    """Mean of -[y log p + (1 - y) log(1 - p)] with p = sigmoid(logit), in float64 and without overflow.
+    """Computes the mean of -[y log p + (1 - y) log(1 - p)] with p = sigmoid(logit), in float64 without overflow.
 
     Raises:
-        ValueError: as for ``auc``, or no rows.
+        ValueError: as ``auc``, or there are no rows.
     """
     positive, logits = _checked("log_loss", labels, logits)
     if len(positive) == 0:
@@ -98,13 +101,15 @@ def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
 
 
 def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
-    """Predicted over observed positives, sum of sigmoid(logit) / sum of y: 1 is calibrated, above is overestimated.
+    """Computes predicted over observed positives: sum of sigmoid(logit) / sum of y.
+
+    A calibrated model has the value 1; a larger value means overestimation.
 
     Returns:
         The ratio, computed in float64; nan without positives.
 
     Raises:
-        ValueError: as for ``auc``.
+        ValueError: as ``auc``.
     """
     positive, logits = _checked("calibration", labels, logits)
     positives = np.count_nonzero(positive)
@@ -113,7 +118,7 @@ def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
 
 
 def _sorted_classes(positive: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The keys of the positives [P] and of the negatives [N], each in ascending order."""
+    """Returns the keys of the positives [P] and of the negatives [N], each in ascending order."""
     ours, theirs = keys[positive], keys[~positive]
     ours.sort()
     theirs.sort()
@@ -121,21 +126,21 @@ def _sorted_classes(positive: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray,
 
 
 def _twice_beaten(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """For each of the sorted ``ours`` [P], how many of the sorted ``theirs`` [N] lie below, doubled; a tie counts 1."""
+    """Returns twice the number of ``theirs`` [N] below each of ``ours`` [P], plus the ties; both are sorted."""
     return np.searchsorted(theirs, ours, "left") + np.searchsorted(theirs, ours, "right")
 
 
 def _score_numbers(scores: np.ndarray) -> np.ndarray:
-    """Integers below 2^32, uint64 [n], that compare as the scores do."""
+    """Maps scores to integers below 2^32, uint64 [n], of the same order."""
     if not np.can_cast(scores.dtype, np.float32, "safe"):
         return _ranks(scores)
     bits = (scores.astype(np.float32) + np.float32(0.0)).view(np.uint32)  # -0.0 + 0.0 = 0.0
-    # IEEE floats compare as integers of sign and magnitude do.
+    # IEEE floats compare like sign-magnitude integers.
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)
 
 
 def _group_numbers(groups: np.ndarray) -> np.ndarray:
-    """Numbers below 2^32, uint64 [n], one for each of the groups (>= 0)."""
+    """Maps groups (>= 0) to numbers below 2^32, uint64 [n]."""
     return groups.astype(np.uint64) if not len(groups) or groups.max() < SCORE_MASK else _ranks(groups)
 
 
@@ -144,7 +149,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _checked(name: str, labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows are positive, bool [n], and the scores [n]."""
+    """Checks the arguments; returns the mask of positives, bool [n], and the scores [n]."""
     labels, scores = np.asarray(labels), np.asarray(scores)
     if labels.ndim != 1 or labels.shape != scores.shape:
         raise ValueError(f"{name}: expected labels and scores [n], got {labels.shape} and {scores.shape}")

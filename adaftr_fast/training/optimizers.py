@@ -1,4 +1,4 @@
-"""Which optimizer moves which parameter."""
+"""Optimizers of the dense weights and of the embedding tables."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from adaftr_fast.torchrec.tables import ShardedTables
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """torch's Adam for the dense weights, and for embedding tables the one of ``config``, which costs by the batch.
+    """Builds torch.optim.Adam for the dense weights and the optimizer ``config.tables`` for the embedding tables.
 
-    Tables that lie across ranks bring their own. The groups say by "initial_lr" what rate they have after warm-up.
+    The cost of a table optimizer's step grows with the batch and not with the table. Sharded tables have their own
+    optimizer. ``initial_lr`` of each parameter group is the learning rate after warm-up.
     """
     tables = [module for module in model.modules() if isinstance(module, FusedEmbedding)]
     rows = {parameter for table in tables for parameter in table.parameters()}
@@ -45,5 +46,5 @@ def _of_tables(tables: list[nn.Module], config: OptimizerConfig) -> RowOptimizer
 
 
 def tables_lr(config: OptimizerConfig) -> float:
-    """The tables' learning rate after warm-up."""
+    """Returns the learning rate of the tables after warm-up."""
     return config.lr if config.tables_lr is None else config.tables_lr

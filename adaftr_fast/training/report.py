@@ -1,4 +1,4 @@
-"""Reports of runs: a table in Markdown and a figure of training loss, validation AUC and learned values."""
+"""Reports of runs: Markdown tables and a figure of training loss, validation AUC and diagnostics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _diagnostics_table(runs: list[TrainedRun]) -> str:
 
 
 def draw(runs: list[TrainedRun]) -> Figure:
-    """Per task a column of training loss above validation AUC; to the right, histograms of the diagnostics."""
+    """Draws training loss and validation AUC per task, and histograms of the diagnostics."""
     tasks = list(runs[0].test)
     histograms = [(run.name, name, values) for run in runs for name, values in run.diagnostics.items()]
     widths = [len(tasks), 1] if histograms else [len(tasks)]
@@ -65,7 +65,7 @@ def _draw_curves(axes: Axes, runs: list[TrainedRun], task: str, what: str) -> No
         axes.plot(epochs, values, marker=".", color=f"C{color}", label=run.name)
         if run.best_epoch:
             axes.plot(run.best_epoch, values[run.best_epoch - 1], "o", color=f"C{color}", fillstyle="none", ms=10)
-    axes.set_title(f"{task}: {'training loss' if what == 'loss' else 'validation AUC, points of 100'}")
+    axes.set_title(f"{task}: {'training loss' if what == 'loss' else 'validation AUC, %'}")
     axes.set_xlabel("epoch (circle: weights kept)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)

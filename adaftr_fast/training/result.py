@@ -17,11 +17,11 @@ class TrainedRun:
     """One trained model.
 
     Attributes:
-        name: how the report calls it.
-        epochs: records as in metrics.jsonl.
-        best_epoch: the epoch whose weights were kept, from 1.
-        test: metrics of those weights on the test split.
-        diagnostics: values of each row of the test split [N], by name, such as the learned temperature.
+        name: the name in reports.
+        epochs: the records of metrics.jsonl.
+        best_epoch: the epoch of the best weights, counted from 1.
+        test: metrics of the best weights on the test split.
+        diagnostics: diagnostics of the rows of the test split by name, [N] each, such as the learned temperature.
     """
 
     name: str
@@ -40,7 +40,7 @@ class TrainedRun:
 
 
 def result_table(runs: Sequence[TrainedRun]) -> Table:
-    """Test metrics and speed, a row a run and task; AUC and GAUC in points of 100."""
+    """Returns test metrics and speed, with a row per run and task; AUC and GAUC are in percent."""
     header = ["model", "task", "AUC", "GAUC", "log-loss", "best epoch", "samples/s", "s/epoch"]
     rows = []
     for run in runs:
@@ -50,7 +50,7 @@ def result_table(runs: Sequence[TrainedRun]) -> Table:
 
 
 def metric_cells(metrics: TaskMetrics) -> list[list[str]]:
-    """A row a task: its name, AUC and GAUC in points of 100, and log-loss."""
+    """Returns a row per task: its name, AUC and GAUC in percent, and log-loss."""
     return [
         [
             task,
@@ -63,5 +63,5 @@ def metric_cells(metrics: TaskMetrics) -> list[list[str]]:
 
 
 def metrics_table(runs: Sequence[TrainedRun]) -> str:
-    """``result_table`` as Markdown, which also reads well in a terminal."""
+    """Returns ``result_table`` as Markdown."""
     return result_table(runs).markdown()

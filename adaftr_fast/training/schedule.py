@@ -1,4 +1,4 @@
-"""The learning rate of each step."""
+"""Learning rate schedule: linear warm-up, then constant, linear or cosine decay."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from adaftr_fast.config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, peak: float) -> float:
-    """Of step ``step``, counted from 1 over all epochs: it depends on nothing else, so a resumed run finds it again.
+    """Computes the learning rate of a step. It has no state, so a resumed run needs none.
 
     Args:
-        peak: the rate after warm-up, ``config.lr`` or ``config.tables_lr``.
+        config: the schedule.
+        step: the step, counted from 1 over all epochs.
+        peak: the learning rate after warm-up, ``config.lr`` or ``config.tables_lr``.
     """
     if step < config.warmup_steps:
         return peak * step / config.warmup_steps

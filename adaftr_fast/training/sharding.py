@@ -1,4 +1,4 @@
-"""Tables across ranks by TorchRec: what it does not go with, and putting them into a model."""
+"""Shards the embedding tables of a model by TorchRec, and checks the options that sharding supports."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from adaftr_fast.training.optimizers import tables_lr
 
 
 def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks | None) -> None:
-    """Raises, where ``config.tables`` is "torchrec" and something does not go with it.
+    """Checks that the options support ``config.tables`` "torchrec"; other values of it pass.
 
     Raises:
-        TrainingError: a setting; it is named, with what to set instead.
+        TrainingError: an option is not supported. The message names a supported value.
         RankError: TorchRec cannot be imported.
     """
     if config.tables != "torchrec":
         return
     if ranks is None:
-        raise _refused("several processes, got one: start them by torchrun --nproc-per-node 2 or more")
+        raise _refused("several processes, got one: start them with torchrun --nproc-per-node 2 or more")
     if optimizer.tables not in STATE:
-        reason = "its optimizers step inside backward, on the rows of the batch alone"
+        reason = "TorchRec updates the rows of the batch inside backward"
         raise _refused(f"optimizer.tables = {', '.join(STATE)}, got {optimizer.tables} ({reason})")
     if optimizer.clip_norm:
-        raise _refused(f"optimizer.clip_norm = 0, got {optimizer.clip_norm} (rows move before the norm is known)")
+        raise _refused(f"optimizer.clip_norm = 0, got {optimizer.clip_norm} (rows update before the norm is known)")
     if config.accumulate > 1:
-        raise _refused(f"training.accumulate = 1, got {config.accumulate} (rows move in every backward)")
+        raise _refused(f"training.accumulate = 1, got {config.accumulate} (rows update in every backward)")
     check_installed()
 
 
 def check_width(model: ModelConfig, config: TrainingConfig) -> None:
-    """Raises TrainingError where ``config.tables`` is "torchrec" and it cannot shard tables of the model's widths.
+    """Raises TrainingError if ``config.tables`` is "torchrec" and it cannot shard tables of the model's widths.
 
     FBGEMM has kernels for widths that are multiples of 4, and ``ShardedTables`` takes one width for all fields.
     """
@@ -47,7 +47,7 @@ def check_width(model: ModelConfig, config: TrainingConfig) -> None:
 
 
 def check_replicated(what: str, config: TrainingConfig) -> None:
-    """Raises TrainingError where tables lie across ranks, which ``what`` does not go with."""
+    """Raises TrainingError if ``config.tables`` shards the tables, which ``what`` does not support."""
     if config.tables != "replicated":
         raise TrainingError(f"{what} needs training.tables = replicated, got {config.tables}")
 
@@ -57,10 +57,10 @@ def _refused(needed: str) -> TrainingError:
 
 
 def shard_tables(model: nn.Module, optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks) -> None:
-    """Puts ``ShardedTables`` in the place of the model's one ``FusedEmbedding``, with the chief's weights.
+    """Replaces the model's one ``FusedEmbedding`` by ``ShardedTables`` with the weights of rank 0.
 
     Raises:
-        RankError, ValueError: as ``ShardedTables``.
+        RankError, ValueError: see ``ShardedTables``.
     """
     (found,) = ((name, module) for name, module in model.named_modules() if isinstance(module, FusedEmbedding))
     name, table = found

@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, clipping, and both optimizers."""
+"""One training step: forward, backward, clipping and the optimizers' updates."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ from adaftr_fast.training.sharding import shard_tables
 
 
 class Stepper:
-    """Moves a model's parameters, batch by batch.
+    """Updates a model's parameters, one batch per step.
 
     Args:
-        model: moved to ``config.device``; its tables are sharded where ``config.tables`` says so.
-        ranks: those that train together; each steps on its part of a batch, and all parameters stay equal.
+        model: the model. It is moved to ``config.device``, and its tables are sharded if ``config.tables`` is
+            "torchrec".
+        optimizer: the optimizer options.
+        config: the training options.
+        ranks: the ranks that train together. Each steps on its part of a batch, and replicated parameters stay equal.
 
     Raises:
-        TrainingError: the device is not there.
-        RankError, ValueError: tables cannot be sharded.
+        TrainingError: the device is not available.
+        RankError, ValueError: the tables cannot be sharded.
     """
 
     def __init__(
@@ -54,14 +57,17 @@ class Stepper:
             self.loss = _compiled_loss(model, eager_contrast=self.contrasts_over_ranks)
 
     def step(self, batch: Batch, number: int) -> dict[str, Tensor]:
-        """Moves every parameter once; returns the loss terms, detached, each a mean over the batch.
+        """Updates every parameter once.
 
         Args:
-            batch: with ``ranks`` this rank's rows, as many as any other's.
-            number: steps so far, this one included, which sets the learning rate.
+            batch: the rows; with ``ranks`` this rank's rows, of the same number on all ranks.
+            number: the number of the step, counted from 1 over all epochs. It sets the learning rate.
+
+        Returns:
+            The loss terms, detached, each a mean over the batch.
 
         Raises:
-            TrainingError: the loss, or what it is computed from, is not finite; no parameter has moved then.
+            TrainingError: the loss, a parameter or a logit is not finite. No parameter has been updated.
         """
         if self.device.type != "cpu":
             batch = batch.map(lambda part: part.to(self.device, non_blocking=True))
@@ -69,7 +75,7 @@ class Stepper:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.settings, number, group["initial_lr"])
         for tables in self.sharded:
-            tables.optimizer.zero_grad()  # takes over the rate of the step that backward will take
+            tables.optimizer.zero_grad()  # passes the learning rate to the update inside backward
         for parameter in self.parameters:
             parameter.grad = None
         terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
@@ -88,7 +94,7 @@ class Stepper:
         return {name: sum(part[name] for part in parts) for name in parts[0]}
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Adds a part's share to the gradients; returns its share of the terms."""
+        """Accumulates the gradients of a part of the batch; returns its share of the loss terms."""
         if self.ranks is not None and batch.weight is not None:
             batch = replace(batch, weight_mean=self.ranks.mean(batch.weight.mean()))
         terms = self._terms(batch)
@@ -111,7 +117,7 @@ class Stepper:
                 return self.loss(batch, **context)
         except RuntimeError as error:
             if is_of_a_collective(error) or any(tables.last is None for tables in self.sharded):
-                raise  # another rank is gone, or a look-up failed: no op has refused its input
+                raise  # another rank or a look-up failed, not an op of this rank
             diverged = self._not_finite(batch)
             if diverged is None:
                 raise
@@ -119,9 +125,9 @@ class Stepper:
 
     @torch.no_grad()
     def _not_finite(self, batch: Batch) -> str | None:
-        """Something of the model that is not finite, by which a loss that an op refused to compute is explained."""
+        """Returns the name of a parameter, logit or diagnostic that is not finite, to explain an op's error."""
         with ExitStack() as stack:
-            for tables in self.sharded:  # other ranks may not come here, and would not answer a look-up
+            for tables in self.sharded:  # a new look-up would wait for ranks that have not failed
                 stack.enter_context(tables.recalled())
             values = dict(self.model.named_parameters()) | {"a logit": self.model(*batch.features)}
             if hasattr(self.model, "diagnostics"):
@@ -146,6 +152,6 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's words for an unknown and for an absent device
+    except (RuntimeError, AssertionError) as error:  # raised by torch for an unknown and for an unavailable device
         raise TrainingError(f"training.device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device

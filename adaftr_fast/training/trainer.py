@@ -1,7 +1,7 @@
-"""Training, to be read from top to bottom: fit, train_epoch, train_step.
+"""The training loop. Read it from top to bottom: fit, train_epoch, train_step.
 
-The trainer knows of a model: ``loss(batch)`` gives already weighted terms whose sum is minimised, ``model(ids)``
-gives logits [B, T], ``task_names`` names the columns. It never asks which model it holds.
+The trainer works with any model that has ``loss(batch)``, which returns the weighted terms of the loss to minimize,
+``model(ids)``, which returns logits [B, T], and ``task_names``, the names of the T tasks.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from adaftr_fast.training.logger import EpochLogger
 from adaftr_fast.training.sharding import check_sharding
 from adaftr_fast.training.stepper import Stepper
 
-SYNC_STEPS = 20  # steps after which ranks tell each other of a signal
-BEST, TEST = "best", "test.json"  # inside a run's folder
-DEAD_MARGIN = 0.005  # an AUC this close to 0.5 on validation: the tower predicts a constant, or noise
+SYNC_STEPS = 20  # steps between synchronization points, at which ranks exchange signals
+BEST, TEST = "best", "test.json"  # names in the run folder
+DEAD_MARGIN = 0.005  # a tower whose validation AUC is this close to 0.5 predicts a constant or noise
 
 
 @dataclass
 class Result:
-    """What ``fit`` leaves besides the model, which holds the best weights.
+    """The result of ``fit``. The model holds the best weights.
 
     Attributes:
-        epochs: one record an epoch, as in metrics.jsonl.
-        best_epoch: the epoch the weights are of, from 1; 0 when training was interrupted within the first.
-        interrupted: the number of the signal that ended it (Ctrl-C, SIGTERM); 0 if it ended by itself.
-        dead_tasks: tasks whose validation AUC is that of guessing.
+        epochs: one record per epoch, as in metrics.jsonl.
+        best_epoch: the epoch of the best weights, counted from 1; 0 if training was interrupted in the first epoch.
+        interrupted: the number of the signal (Ctrl-C or SIGTERM) that ended training; 0 without a signal.
+        dead_tasks: tasks whose validation AUC is 0.5 within ``DEAD_MARGIN``.
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -55,19 +55,24 @@ class Result:
 
 
 class Trainer:
-    """Minimises a model's loss on ``train`` and keeps the weights with the best mean AUC on ``validation``.
+    """Minimizes a model's loss on ``train`` and keeps the weights with the best mean AUC on ``validation``.
 
     Args:
-        folder: where metrics.jsonl, the checkpoint ``best/`` and, until ``finish``, snapshots ``last/`` go; None
-            writes nothing. An older run's results stay whole until the first epoch of this one is measured, and are
-            then removed, its test.json too.
-        about: what the checkpoints say of the run; None writes none.
-        ranks: those that train together, each on its rows of every batch; the chief alone writes and tells. A run may
-            be taken up by another number of ranks.
+        model: the model to train.
+        train: the training split.
+        validation: the validation split.
+        optimizer: the optimizer options.
+        config: the training options.
+        folder: the run folder, for metrics.jsonl, the checkpoint ``best/`` and, until ``finish``, the snapshots
+            ``last/``. None writes no files. The results of an earlier run in it are removed when the first epoch of
+            this run has been validated.
+        about: the description of the run in checkpoints and snapshots. None writes neither.
+        ranks: the ranks that train together, each on its rows of every batch. Only rank 0 writes files and logs. A run
+            may resume on another number of ranks.
 
     Raises:
-        TrainingError: fewer training rows than a batch, a batch that ranks and parts cannot share equally, or settings
-            that sharded tables do not go with.
+        TrainingError: the training split is smaller than a batch, a batch cannot be divided equally among ranks and
+            parts, or sharded tables do not support an option.
     """
 
     def __init__(
@@ -86,7 +91,7 @@ class Trainer:
             raise TrainingError(f"trainer: {len(train)} training rows are fewer than a batch of {config.batch_size}")
         check_sharding(optimizer, config, ranks)
         if config.tables == "torchrec" and (folder is None or about is None):
-            raise TrainingError("trainer: sharded tables need a folder, where the best weights are kept, and about")
+            raise TrainingError("trainer: sharded tables need a folder for the best weights, and about")
         self.ranks, self.is_rank_zero, self.share = ranks, ranks is None or ranks.rank == 0, _share(config, ranks)
         if not self.is_rank_zero:
             folder, config = None, replace(config, progress=False, tensorboard=False)
@@ -98,13 +103,16 @@ class Trainer:
         self.snapshots: RunSnapshots | None = None
         if folder is not None and about is not None:
             self.snapshots = RunSnapshots(folder, about, len(train), config.checkpoint_seconds)
-        self.best_weights: dict[str, Tensor] | None = None  # where no checkpoint holds them
+        self.best_weights: dict[str, Tensor] | None = None  # without a checkpoint
 
     def resume(self) -> bool:
-        """Takes up the unfinished run in ``folder``, if there is one; ``fit`` then ends in the bits it would have.
+        """Resumes the unfinished run in ``folder``. ``fit`` then ends with the bits of an uninterrupted run.
+
+        Returns:
+            Whether there is an unfinished run.
 
         Raises:
-            CheckpointError: the unfinished run has other settings or data, or nothing of it can be read.
+            CheckpointError: the unfinished run has other options or data, or no snapshot can be read.
         """
         if self.ranks is not None:
             found = load_on_all_ranks(self.ranks, self.snapshots, sharded_state(self.model, self.stepper.optimizers))
@@ -116,23 +124,25 @@ class Trainer:
         restore(self.model, self.stepper.optimizers, tensors)
         self.means = RunningMean(sums, self.progress.step)
         self._resumed = True
-        if self.progress.step == 0 and self.progress.epochs:  # it may have been stopped before saying so
+        if self.progress.step == 0 and self.progress.epochs:  # it may have been killed before it logged the epoch
             self._log(self.progress.epochs[-1])
             if self.progress.best_epoch == self.progress.epoch - 1:
                 self._save_best()
         return True
 
     def finish(self) -> None:
-        """Removes the snapshots ``last/``: all results of the run are written, or it shall begin anew."""
+        """Removes the snapshots ``last/``, after all results have been written or to restart the run."""
         if self.snapshots is not None:
             self.snapshots.discard()
 
     def fit(self) -> Result:
-        """Trains until validation stops improving, ``max_epochs``, Ctrl-C or SIGTERM; then the run can be resumed.
+        """Trains until validation stops improving, for ``max_epochs``, or until Ctrl-C or SIGTERM.
+
+        An interrupted run can be resumed.
 
         Raises:
-            TrainingError: a loss or prediction that is not finite, or a validation split with a single class of a task.
-            CheckpointError: a checkpoint cannot be written.
+            TrainingError: a loss or prediction is not finite, or a task has a single class in the validation split.
+            CheckpointError: a checkpoint or snapshot cannot be written.
         """
         if not self._resumed:
             torch.manual_seed(self.config.seed)
@@ -157,7 +167,7 @@ class Trainer:
         return done >= self.config.max_epochs or done - self.progress.best_epoch >= self.config.patience
 
     def train_epoch(self, epoch: int, interrupt: Interrupt) -> dict[str, Any]:
-        """One pass over the training rows, or the rest of one; returns its record with mean losses and speed."""
+        """Trains one epoch, or the rest of it after resuming; returns its record with mean losses and speed."""
         self.model.train()
         progress, size = self.progress, self.config.batch_size
         order = {"seed": self.config.seed, "window": self.config.shuffle_rows}
@@ -182,37 +192,37 @@ class Trainer:
         return {"epoch": epoch, "seconds": progress.seconds, "samples_per_s": speed, "train": self.means.means()}
 
     def train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
-        """Moves every parameter once; returns the loss terms."""
+        """Updates every parameter once; returns the loss terms."""
         try:
             return self.stepper.step(batch, self.progress.total_steps + 1)
         except TrainingError as error:
             raise TrainingError(f"epoch {epoch}, step {step}: {error}") from error
 
     def _end_epoch(self, record: dict[str, Any]) -> None:
-        """Measures, then saves; killed between any two lines, a resumed run makes up for the rest."""
+        """Validates and saves. If the run is killed between any two lines, it does the rest on resuming."""
         self._validate(record)
         self.progress.next_epoch(record)
         self.means = RunningMean()
         is_best = mean_auc(record["validation"]) > self.progress.best_auc
         if is_best:
             self.progress.best_epoch, self.progress.best_auc = record["epoch"], mean_auc(record["validation"])
-        self._save_progress()  # first: an older run's results are not removed until this one's are safe
+        self._save_progress()  # first, so that an earlier run's results are removed only after this run's are saved
         self._log(record)
         if is_best:
             self._save_best()
 
     def _validate(self, record: dict[str, Any]) -> None:
-        """Adds validation metrics and the spread of diagnostics to an epoch's record."""
+        """Adds the validation metrics and the quantiles of the diagnostics to an epoch's record."""
         size = self.config.eval_batch_size
         record["validation"] = evaluate(self.model, self.validation, size, self.ranks)
         for task, metrics in record["validation"].items():
             if np.isnan(metrics["auc"]):
-                raise TrainingError(f"task {task}: the validation split has a single class, so nothing to select by")
+                raise TrainingError(f"task {task}: expected two classes in the validation split, got a single class")
         values = diagnose(self.model, self.validation, size, self.ranks)
         record["diagnostics"] = {name: spread(each) for name, each in values.items()}
 
     def _is_due(self) -> bool:
-        """Whether to save within an epoch, by the chief's clock; where all must take part, when they meet."""
+        """Returns whether to save a snapshot now. Sharded tables are saved by all ranks, at synchronization points."""
         due = self.snapshots is not None and self.snapshots.due()
         if not self.is_sharded:
             return due
@@ -247,7 +257,7 @@ class Trainer:
         result.dead_tasks = [task for task, each in best.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN]
         for task in result.dead_tasks if self.is_rank_zero else ():
             warnings.warn(
-                f"task {task}: validation AUC {best[task]['auc']:.4f} is that of guessing; its tower may be dead, "
+                f"task {task}: validation AUC {best[task]['auc']:.4f} is close to 0.5: its tower may be dead, "
                 "try another training.seed",
                 RuntimeWarning,
                 stacklevel=3,
@@ -256,20 +266,20 @@ class Trainer:
     def _log(self, record: dict[str, Any]) -> None:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if record["epoch"] == 1:  # an older run's results would pass for this one's
+            if record["epoch"] == 1:  # an earlier run's results would look like this run's
                 (self.folder / TEST).unlink(missing_ok=True)
                 remove_checkpoint(self.folder / BEST)
         self.logger.log_epoch(self.progress.epochs)
 
 
 def _share(config: TrainingConfig, ranks: Ranks | None) -> Share | None:
-    """A rank's rows of a batch: an equal share of each part, so that parts contrast the rows they would on one rank."""
+    """Returns this rank's rows of a batch: an equal share of each part, so a part has the same rows as on one rank."""
     if ranks is None:
         return None
     run, rest = divmod(config.batch_size, ranks.size * config.accumulate)
     if rest:
         raise TrainingError(
-            f"training.batch_size: {config.batch_size} rows cannot be shared equally by {ranks.size} ranks in "
-            f"training.accumulate = {config.accumulate} parts"
+            f"training.batch_size: expected a multiple of {ranks.size} ranks times training.accumulate = "
+            f"{config.accumulate}, got {config.batch_size}"
         )
     return Share(ranks.rank, ranks.size, run)

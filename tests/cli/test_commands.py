@@ -271,7 +271,7 @@ def test_the_same_command_resumes_a_stopped_run(config, tmp_path, capsys, monkey
         assert main([*arguments, str(tmp_path / "stopped")]) == code
     assert not (tmp_path / "stopped/test.json").exists()
     capsys.readouterr()
-    assert "lr = 0.0005, this one has 0.1" in fails([*arguments, tmp_path / "stopped", "--optimizer.lr", "0.1"], capsys)
+    assert "lr = 0.0005, this run has 0.1" in fails([*arguments, tmp_path / "stopped", "--optimizer.lr", "0.1"], capsys)
     assert main([*arguments, str(tmp_path / "stopped")]) == 0
     assert "resuming in epoch 2 after step 1" in capsys.readouterr().err
     for name in ("test.json", "best/checkpoint.json"):

@@ -180,7 +180,7 @@ def test_a_stopped_run_goes_on_without_what_it_started_from(run, tmp_path, monke
         patch.setattr(Trainer, "train_epoch", pressed)
         with pytest.raises(KeyboardInterrupt):
             train_one(data, from_run(folder, settings(data.folder)), tmp_path / "next")
-    with pytest.raises(CheckpointError, match=r"warm_start.run = .*, this one has None"):
+    with pytest.raises(CheckpointError, match=r"warm_start.run = .*, this run has None"):
         train_one(data, settings(data.folder), tmp_path / "next")
     shutil.rmtree(folder)
     train_one(data, from_run(folder, settings(data.folder)), tmp_path / "next")

@@ -52,8 +52,8 @@ def test_the_picture_shows_each_task_and_the_temperature(runs):
     assert titles == [
         "click: training loss",
         "conversion: training loss",
-        "click: validation AUC, points of 100",
-        "conversion: validation AUC, points of 100",
+        "click: validation AUC, %",
+        "conversion: validation AUC, %",
         "adaftr: tau/click-conversion",
     ]
     assert len(draw(runs[:1]).axes) == 4  # nothing learned to show

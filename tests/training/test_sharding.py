@@ -17,7 +17,7 @@ RANKS = object()  # there are some
 @pytest.mark.parametrize(
     ("optimizer", "training", "ranks", "message"),
     [
-        ({"tables": "sgd"}, {}, None, "needs several processes, got one: start them by torchrun"),
+        ({"tables": "sgd"}, {}, None, "needs several processes, got one: start them with torchrun"),
         ({}, {}, RANKS, "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got adam"),
         ({"tables": "lazy_adam"}, {}, RANKS, "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got lazy_adam"),
         ({"tables": "sgd", "clip_norm": 1.0}, {}, RANKS, "needs optimizer.clip_norm = 0, got 1.0"),

@@ -126,7 +126,7 @@ def test_a_dead_tower_is_reported(model, splits):
     with torch.no_grad():
         model.out.weight[1] = 0
     model.out.weight.register_hook(lambda grad: grad * torch.tensor([[1.0], [0.0]]))
-    with pytest.warns(RuntimeWarning, match=r"task conversion: validation AUC 0\.5000 is that of guessing"):
+    with pytest.warns(RuntimeWarning, match=r"task conversion: validation AUC 0\.5000 is close to 0\.5"):
         result = trainer(model, (shuffled, validation), max_epochs=1).fit()
     assert result.dead_tasks == ["conversion"]
 
@@ -225,7 +225,7 @@ def test_divergence_is_a_training_error(splits, name, batch_size):
 def test_nothing_to_select_by_is_an_error(model, splits):
     train, validation = splits[0], whole(splits[1])
     constant = Split.of(replace(validation, labels=torch.zeros_like(validation.labels)))
-    with pytest.raises(TrainingError, match="task click: the validation split has a single class"):
+    with pytest.raises(TrainingError, match="task click: expected two classes in the validation split"):
         trainer(model, (train, constant)).fit()
     with pytest.raises(TrainingError, match="4000 training rows are fewer than a batch of 5000"):
         trainer(model, splits, batch_size=5000)

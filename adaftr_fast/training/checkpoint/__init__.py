@@ -1,1 +1,15 @@
-"""Saving a run and resuming it: its state, snapshots, the best weights, and the exchange between ranks."""
+"""Saving, resuming and restoring a run.
+
+The terms:
+
+- *state*: all tensors that training changes: parameters, buffers, optimizer states, random generators (``state``).
+- *progress*: the epoch, the step and the records of finished epochs (``progress``).
+- *snapshot*: one file with the state and the progress of an unfinished run, in the folder ``last/`` (``snapshots``,
+  ``run_snapshots``). A run *resumes* from its newest snapshot and ends with the same bits. A run *restarts* if its
+  snapshots are discarded.
+- *best weights*: the weights of the epoch with the best mean validation AUC.
+- *checkpoint*: the best weights with their description, in the folder ``best/`` (``weights``). Evaluation, export and
+  warm starts read it.
+
+Rank 0 reads and writes all files, and exchanges their content with the other ranks (``exchange``).
+"""

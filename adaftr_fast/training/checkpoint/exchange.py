@@ -1,4 +1,4 @@
-"""What a run's files hold, between the chief, who has them, and the other ranks."""
+"""Exchanges the content of a run's files between rank 0, which reads and writes them, and the other ranks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
 def load_on_all_ranks(
     ranks: Ranks, snapshots: RunSnapshots | None, sharded: Mapping[str, ShardedRows]
 ) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
-    """What the chief's newest snapshot holds, on every rank; what is ``sharded`` goes where it belongs.
+    """Loads the newest snapshot on rank 0 and distributes it to all ranks.
 
     Args:
-        snapshots: the chief's; None elsewhere, or where nothing is saved.
+        ranks: the ranks.
+        snapshots: on rank 0 the run's snapshots, or None if none are written; None on the other ranks.
+        sharded: the sharded tensors by name. Their rows are written to the ranks that own them.
+
+    Returns:
+        The progress, the other tensors of the state and the sums of the running means. None without a snapshot.
     """
-    found: list = [None]  # the chief's
+    found: list = [None]  # on rank 0
 
     def load() -> Progress | None:
         found[0] = None if snapshots is None else snapshots.load()
@@ -38,13 +43,18 @@ def load_on_all_ranks(
 def distribute(
     ranks: Ranks, saved: SavedTensors | dict[str, Tensor] | None, sharded: Mapping[str, ShardedRows]
 ) -> dict[str, Tensor]:
-    """The chief's tensors on every rank, but for those that are ``sharded``: their rows go where they belong.
+    """Broadcasts rank 0's tensors, and writes the rows of sharded ones to the ranks that own them.
 
     Args:
-        saved: the chief's; None elsewhere. A file, where anything is sharded.
+        ranks: the ranks.
+        saved: the tensors on rank 0, from a file if any are sharded; None on the other ranks.
+        sharded: the sharded tensors by name.
+
+    Returns:
+        The tensors that are not sharded, on every rank.
 
     Raises:
-        CheckpointError: something that is sharded is missing or of another shape.
+        CheckpointError: a sharded tensor is missing or has another shape.
     """
     ranks.from_chief(lambda: _check(saved, sharded))
     for name, rows in sharded.items():
@@ -54,7 +64,7 @@ def distribute(
 
 
 def send_shards(sharded: Mapping[str, ShardedRows]) -> None:
-    """What the others do while the chief writes a file with all that is ``sharded``."""
+    """Sends this rank's rows of all sharded tensors while rank 0 writes them to a file."""
     for name in in_file_order(sharded):
         sharded[name].send()
 
@@ -63,4 +73,4 @@ def _check(saved: SavedTensors | dict[str, Tensor], sharded: Mapping[str, Sharde
     for name, rows in sharded.items():
         found = saved.shape(name) if name in saved else None
         if found != tuple(rows.shape):
-            raise CheckpointError(f"saved state: {name}: expected {tuple(rows.shape)}, the checkpoint has {found}")
+            raise CheckpointError(f"saved state: {name}: expected shape {tuple(rows.shape)}, got {found}")

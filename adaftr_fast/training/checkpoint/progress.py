@@ -1,4 +1,4 @@
-"""Where a run stands, and the running means of its epoch."""
+"""Progress of a run, and running means of the loss terms of an epoch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor
 
 @dataclass
 class Progress:
-    """What, besides weights and optimizer states, a run needs to go on as if it had never stopped.
+    """What a run needs to resume, besides its state.
 
     Attributes:
-        epoch: the epoch being trained, from 1.
-        step: steps done in it; the loader's position, since (seed, epoch, step) sets the next batch.
-        total_steps: steps done in all epochs.
-        seconds: time spent training in it.
-        best_epoch: the epoch with the best mean validation AUC, ``best_auc``; 0 before the first validation.
-        epochs: one record a finished epoch, as in metrics.jsonl.
+        epoch: the current epoch, counted from 1.
+        step: the number of steps done in this epoch. (seed, epoch, step) determines the next batch.
+        total_steps: the number of steps done in all epochs.
+        seconds: training time in this epoch, in seconds.
+        best_epoch: the epoch with the best mean validation AUC; 0 before the first validation.
+        best_auc: the mean validation AUC of ``best_epoch``.
+        epochs: the records of the finished epochs, as in metrics.jsonl.
     """
 
     epoch: int = 1
@@ -32,28 +33,31 @@ class Progress:
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
     def next_epoch(self, record: dict[str, Any]) -> None:
-        """Closes the epoch that ``record`` is of."""
+        """Adds the record of the current epoch and starts the next epoch."""
         self.epochs.append(record)
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
 
 
 class RunningMean:
-    """Means of named 0-dim tensors over steps, summed where they are and read only when asked."""
+    """Means of named 0-dim tensors over steps, accumulated in float64 on the tensors' device."""
 
     def __init__(self, sums: dict[str, Tensor] | None = None, steps: int = 0) -> None:
         self.sums: dict[str, Tensor] = dict(sums or {})  # float64
         self._steps = steps
 
     def add(self, terms: dict[str, Tensor]) -> None:
+        """Adds the terms of one step."""
         for name, term in terms.items():
             value = term.detach().double()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self._steps += 1
 
     def means(self) -> dict[str, float]:
+        """Returns the means by name, which waits for the device."""
         if not self.sums:
             return {}
         return dict(zip(self.sums, (torch.stack(list(self.sums.values())) / self._steps).tolist()))
 
     def text(self) -> str:
+        """Formats the means for a progress bar."""
         return ", ".join(f"{name} {mean:.4f}" for name, mean in self.means().items())

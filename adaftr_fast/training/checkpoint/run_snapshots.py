@@ -1,4 +1,4 @@
-"""Saving a run where it stands, and taking it up again: the bridge between a trainer's state and ``last/``."""
+"""The snapshots of one run: when to save them, and whether a run may resume from them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot, remove_snapshots, save_snapshot
 from adaftr_fast.training.checkpoint.weights import Description
 
-LAST = "last"  # inside a run's folder; there while the run is unfinished
+LAST = "last"  # in the run folder; present while the run is unfinished
 MEAN = "mean/"
 Found = tuple[Progress, SavedTensors, dict[str, Tensor]]
-"""Progress, what ``save`` was given (read when it is asked for), and sums of the running means."""
+"""The progress, the saved tensors (read on access) and the sums of the running means."""
 
 
 class RunSnapshots:
-    """The snapshots of one run.
+    """Saves and loads the snapshots of one run.
 
     Args:
-        folder: the run's folder.
-        about: the run's settings and data; a snapshot of other ones is refused.
-        rows: of the training split.
-        seconds: time between two snapshots within an epoch.
+        folder: the run folder.
+        about: the run's options and data. Snapshots of other options or data raise an error.
+        rows: the number of rows of the training split.
+        seconds: time between two snapshots of an epoch, in seconds.
     """
 
     def __init__(self, folder: Path, about: Description, rows: int, seconds: float) -> None:
@@ -40,10 +40,11 @@ class RunSnapshots:
         self._saved_at = time.monotonic()
 
     def due(self) -> bool:
+        """Returns whether ``seconds`` have passed since the last snapshot."""
         return time.monotonic() - self._saved_at >= self.seconds
 
     def save(self, progress: Progress, tensors: Mapping[str, Tensor | ChunkedTensor], sums: dict[str, Tensor]) -> None:
-        """Raises CheckpointError when it cannot be written."""
+        """Writes a snapshot. Raises CheckpointError if that fails."""
         means = {MEAN + name: value for name, value in sums.items()}
         run = {"identity": self.identity, "progress": asdict(progress)}
         position = progress.total_steps + progress.epoch  # the end of an epoch comes after its last step
@@ -51,10 +52,10 @@ class RunSnapshots:
         self._saved_at = time.monotonic()
 
     def load(self) -> Found | None:
-        """What the newest snapshot holds; None where there is no unfinished run.
+        """Loads the newest snapshot; returns None if there is no unfinished run.
 
         Raises:
-            CheckpointError: the unfinished run has other settings or data, or nothing of it can be read.
+            CheckpointError: the unfinished run has other options or data, or no snapshot can be read.
         """
         found = load_snapshot(self.folder)
         if found is None:
@@ -65,7 +66,7 @@ class RunSnapshots:
         return Progress(**run["progress"]), tensors, sums
 
     def discard(self) -> None:
-        """Removes all snapshots: the run is finished, or shall begin anew."""
+        """Removes all snapshots."""
         remove_snapshots(self.folder)
 
     def _check(self, saved: dict[str, Any]) -> None:
@@ -73,13 +74,15 @@ class RunSnapshots:
         for name in sorted((then.keys() | now.keys()) - FREE_ON_RESUME):
             if then.get(name) != now.get(name):
                 raise CheckpointError(
-                    f"{self.folder.parent}: holds an unfinished run with {name} = {then.get(name)}, "
-                    f"this one has {now.get(name)}: continue with its settings, or begin anew (--restart)"
+                    f"{self.folder.parent}: contains an unfinished run with {name} = {then.get(name)}, this run has "
+                    f"{now.get(name)}: resume it with its options, or discard it with --restart"
                 )
         for name in ("data", "rows"):
             if saved[name] != self.identity[name]:
-                raise CheckpointError(f"{self.folder.parent}: holds an unfinished run on other data (--restart)")
+                raise CheckpointError(
+                    f"{self.folder.parent}: contains an unfinished run on other data: discard it with --restart"
+                )
 
 
 DEFAULTS = RunConfig().flat()
-"""The settings of a run from before an option existed."""
+"""The values of options that are missing in a snapshot because they were added later."""

@@ -1,7 +1,7 @@
-"""Where a run stands, on disk: the two newest snapshots in ``last/``, one file each.
+"""Snapshot files: the two newest snapshots of a run in a folder, one file each.
 
-A file is safetensors whose metadata holds JSON, and its name ends in the sha256 of its whole content, so that nothing
-in it can be cut off or changed unnoticed. It appears under that name when it is complete and on the disk.
+A snapshot is a safetensors file with JSON metadata. Its name ends with the sha256 of its content, so a truncated or
+changed file is detected. The file gets its name after it has been written and synced to disk.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ from adaftr_fast._files import sha256, sync
 from adaftr_fast._tensor_file import ChunkedTensor, SavedTensors, write_tensors
 from adaftr_fast.errors import CheckpointError
 
-KEEP = 2  # the newest, and one to fall back to
+KEEP = 2  # the newest one and a fallback
 KEY, VERSION = "run", 1
 SUFFIX = ".safetensors"
-DIGITS = 32  # of the sha256, in a file's name
+DIGITS = 32  # of the sha256 in a file name
 
 
-def save_snapshot(
-    folder: Path, position: int, tensors: Mapping[str, Tensor | ChunkedTensor], run: dict[str, Any]
-) -> None:
-    """Adds a snapshot, then removes all but the ``KEEP`` newest; ``position`` rises from one to the next.
+def save_snapshot(folder: Path, position: int, tensors: Mapping[str, Tensor | ChunkedTensor], run: dict[str, Any]) -> None:
+    """Writes a snapshot, then removes all but the ``KEEP`` newest ones.
+
+    Args:
+        folder: the folder of the snapshots.
+        position: orders the snapshots; larger than that of earlier ones.
+        tensors: the tensors by name.
+        run: JSON metadata.
 
     Raises:
-        CheckpointError: it cannot be written (a full disk, say); earlier ones are kept.
+        CheckpointError: the file cannot be written, for example because the disk is full. Earlier snapshots remain.
     """
-    # Python's own JSON: nan and the infinities come back as they were.
+    # The json module preserves nan and infinities.
     metadata = {KEY: json.dumps(run | {"version": VERSION})}
     temporary = folder / ".writing"
     try:
@@ -47,14 +51,17 @@ def save_snapshot(
             stale.unlink()
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{folder}: cannot write a checkpoint, earlier ones are kept: {error}") from error
+        raise CheckpointError(f"{folder}: cannot write a snapshot, earlier ones are kept: {error}") from error
 
 
 def load_snapshot(folder: Path) -> tuple[SavedTensors, dict[str, Any]] | None:
-    """The newest snapshot that is whole; None where there is none. A damaged one is removed with a warning.
+    """Loads the newest intact snapshot. Damaged ones are removed with a warning.
+
+    Returns:
+        The tensors, read on access, and the metadata. None if there is no snapshot.
 
     Raises:
-        CheckpointError: there are snapshots and all are damaged, or one cannot be read, or is of another version.
+        CheckpointError: all snapshots are damaged, or one cannot be read or has another version.
     """
     paths = _newest_first(folder)
     for path in paths:
@@ -63,15 +70,15 @@ def load_snapshot(folder: Path) -> tuple[SavedTensors, dict[str, Any]] | None:
                 return _read(path)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        warnings.warn(f"{path}: damaged (its sha256 is not the one in its name): removed", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{path}: damaged (its sha256 differs from its name), removed", RuntimeWarning, stacklevel=2)
         path.unlink()
     if paths:
-        raise CheckpointError(f"{folder}: every checkpoint of the unfinished run was damaged: it can only begin anew")
+        raise CheckpointError(f"{folder}: all snapshots of the unfinished run are damaged: the run must restart")
     return None
 
 
 def remove_snapshots(folder: Path) -> None:
-    """Removes ``folder`` with all snapshots, if it is there."""
+    """Removes ``folder`` and all snapshots in it, if it exists."""
     if folder.exists():
         shutil.rmtree(folder)
 
@@ -81,7 +88,7 @@ def _read(path: Path) -> tuple[SavedTensors, dict[str, Any]]:
         tensors = SavedTensors(path)
         run = json.loads(tensors.metadata[KEY])
     except (SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of a run: {error}") from error
+        raise CheckpointError(f"{path}: not a snapshot: {error}") from error
     if run.get("version") != VERSION:
         raise CheckpointError(f"{path}: version {run.get('version')}, this program reads version {VERSION}")
     return tensors, run

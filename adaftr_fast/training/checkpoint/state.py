@@ -1,8 +1,8 @@
-"""Everything that training changes, as named tensors: taken as it is, put back bit by bit.
+"""The state of a run: all tensors that training changes, by name.
 
-Unlike ``model.state_dict()`` this does not make embedding rows current that an optimizer has left behind, so taking
-it changes nothing: a run gives the same bits however often its state was saved. What lies across ranks has the names it
-would have on one rank, so that either can go on from the other.
+Unlike ``model.state_dict()``, capturing the state does not apply the deferred updates of embedding rows. It therefore
+changes nothing, and the bits of a run do not depend on how often its state is saved. Sharded and replicated tables have
+the same names, so a run can resume on another number of ranks.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ RNG, CUDA_RNG = "rng/cpu", "rng/cuda"
 
 
 def capture(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Parameters, buffers, optimizer states and the random generators' states; the tensors are not copied.
+    """Returns the parameters, buffers, optimizer states and states of the random generators, without copying them.
 
-    Sharded tables and their optimizer's state are left out, for ``sharded_state``.
+    ``sharded_state`` returns the sharded tables and the state of their optimizer.
     """
     tensors = {f"model/{name}": value.detach() for name, value in _held(model)}
     for number, optimizer in _own(model, optimizers):
@@ -36,10 +36,10 @@ def capture(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> di
 
 @torch.no_grad()
 def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what ``capture`` took; more is ignored.
+    """Restores the tensors that ``capture`` returned; others are ignored.
 
     Raises:
-        CheckpointError: a parameter or buffer is missing or of another shape. A buffer that ``model.state_dict()``
+        CheckpointError: a parameter or buffer is missing or has another shape. A buffer that ``model.state_dict()``
             leaves out may be missing, as in a state from before it existed.
     """
     derived = _derived(model)
@@ -49,7 +49,7 @@ def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tenso
             continue
         if saved is None or saved.shape != value.shape:
             found = None if saved is None else tuple(saved.shape)
-            raise CheckpointError(f"saved state: {name}: the model has {tuple(value.shape)}, the checkpoint {found}")
+            raise CheckpointError(f"saved state: {name}: expected shape {tuple(value.shape)}, got {found}")
         value.copy_(saved)
     for number, optimizer in _own(model, optimizers):
         prefix = f"optimizer/{number}/"
@@ -62,7 +62,7 @@ def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tenso
 
 
 def sharded_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, ShardedRows]:
-    """Tables that lie across ranks, and the state of their optimizer; {} where each rank holds all."""
+    """Returns the sharded tables and the state of their optimizer; empty if the tables are replicated."""
     rows = {}
     for name, tables in sharded_tables(model).items():
         number = next(n for n, optimizer in enumerate(optimizers) if optimizer is tables.optimizer)
@@ -72,7 +72,7 @@ def sharded_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer])
 
 
 def sharded_weights(model: nn.Module) -> dict[str, ShardedRows]:
-    """What ``model.state_dict()`` lacks of tables that lie across ranks; {} where each rank holds all."""
+    """Returns the entries of sharded tables that ``model.state_dict()`` lacks; empty if the tables are replicated."""
     return {
         f"{name}.weight.{field}": rows
         for name, tables in sharded_tables(model).items()
@@ -81,12 +81,12 @@ def sharded_weights(model: nn.Module) -> dict[str, ShardedRows]:
 
 
 def sharded_tables(model: nn.Module) -> dict[str, ShardedTables]:
-    """Those of a model, by name: one or none."""
+    """Returns the sharded tables of a model by name: one or none."""
     return {name: module for name, module in model.named_modules() if isinstance(module, ShardedTables)}
 
 
 def _own(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[int, torch.optim.Optimizer]]:
-    """The optimizers whose state this rank holds, numbered among all."""
+    """Yields the optimizers without those of sharded tables, with their indices among all optimizers."""
     others = [tables.optimizer for tables in sharded_tables(model).values()]
     yield from ((number, each) for number, each in enumerate(optimizers) if not any(each is o for o in others))
 

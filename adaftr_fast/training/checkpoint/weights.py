@@ -1,7 +1,7 @@
-"""A model on disk: weights as safetensors, everything else as JSON beside them. Loading runs no code from a file.
+"""Checkpoints: the weights of a model as a safetensors file and their description as JSON. Loading runs no code.
 
-The weights file is named by its own checksum and ``checkpoint.json`` names the weights file, so replacing that one
-small file replaces the checkpoint: at any moment the folder holds the whole old one or the whole new one.
+The weights file is named by its checksum, and ``checkpoint.json`` names the weights file. Replacing that one small file
+replaces the checkpoint atomically.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ FILE = "checkpoint.json"
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint says besides its weights.
+    """Describes the weights of a checkpoint.
 
     Attributes:
-        config: the run's configuration.
-        fingerprint: that of the prepared data (``Manifest.fingerprint``).
-        num_embeddings: rows of each field's table.
-        tasks: the columns of the logits.
-        metrics: validation metrics of these weights, per task.
-        field_names: names of the fields; [] where they are unknown, as in checkpoints from before they were kept.
+        config: the configuration of the run.
+        fingerprint: the fingerprint of the prepared data (``Manifest.fingerprint``).
+        num_embeddings: the number of embedding rows of each field.
+        tasks: the tasks, in the order of the logits.
+        metrics: validation metrics of the weights, per task.
+        field_names: names of the fields; [] if they are unknown, as in older checkpoints.
     """
 
     config: RunConfig
@@ -48,7 +48,7 @@ class Description:
     field_names: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it; without names of fields where there are none."""
+        """Returns the description as JSON values, without field names if there are none."""
         content = asdict(self) | {"config": self.config.to_dict()}
         if not self.field_names:
             del content["field_names"]
@@ -58,14 +58,21 @@ class Description:
 @dataclass(frozen=True)
 class _Head:
     version: int
-    weights: str  # name of the file beside
+    weights: str  # name of the weights file
     sha256: str
 
 
 def save_checkpoint(
     folder: Path, model: nn.Module, about: Description, sharded: Mapping[str, ChunkedTensor] | None = None
 ) -> None:
-    """Writes or atomically replaces the checkpoint in ``folder``; ``sharded``: weights that the model has elsewhere."""
+    """Writes the checkpoint in ``folder`` or replaces it atomically.
+
+    Args:
+        folder: the folder of the checkpoint.
+        model: the model whose weights are saved.
+        about: the description.
+        sharded: weights of sharded tables, which ``model.state_dict()`` lacks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".weights-{os.getpid()}"
     try:
@@ -80,30 +87,33 @@ def save_checkpoint(
     sync(folder)
     head = asdict(_Head(VERSION, weights, digest))
     replace_file(folder / FILE, (dumps(head | about.to_dict(), indent=2) + "\n").encode())
-    for stale in [*folder.glob("weights-*.safetensors"), *folder.glob(".weights-*")]:  # the latter of killed processes
+    for stale in [
+        *folder.glob("weights-*.safetensors"),
+        *folder.glob(".weights-*"),
+    ]:  # the latter are from killed processes
         if stale.name != weights:
             stale.unlink()
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Removes the checkpoint in ``folder``, if there is one, and nothing else."""
+    """Removes the checkpoint in ``folder``, if there is one, and no other files."""
     (folder / FILE).unlink(missing_ok=True)
     for weights in folder.glob("weights-*.safetensors"):
         weights.unlink()
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
-    """``open_checkpoint``, and all its tensors read."""
+    """Reads all weights and the description. Raises CheckpointError like ``open_checkpoint``."""
     saved, about = open_checkpoint(folder)
     return dict(saved), about
 
 
 def open_checkpoint(folder: Path) -> tuple[SavedTensors, Description]:
-    """Verifies a checkpoint, whose tensors are then read when they are asked for.
+    """Verifies a checkpoint and returns its weights, which are read on access, and its description.
 
     Raises:
-        CheckpointError: there is none, it is of another version, a key of it is missing, unknown or of the wrong type,
-            or its files are cut off or changed.
+        CheckpointError: there is no checkpoint, its version differs, a key is missing, unknown or of the wrong type, or
+            a file is truncated or changed.
     """
     path = folder / FILE
     if not path.is_file():
@@ -113,9 +123,9 @@ def open_checkpoint(folder: Path) -> tuple[SavedTensors, Description]:
     try:
         digest, size = sha256(weights), weights.stat().st_size
     except OSError as error:
-        raise CheckpointError(f"{path}: its weights cannot be read: {error}") from error
+        raise CheckpointError(f"{path}: the weights cannot be read: {error}") from error
     if digest != head.sha256:
-        raise CheckpointError(f"{weights}: damaged: {size} bytes whose sha256 is not the recorded one")
+        raise CheckpointError(f"{weights}: damaged: its {size} bytes have another sha256 than recorded")
     try:
         return SavedTensors(weights), about
     except SafetensorError as error:
@@ -129,7 +139,7 @@ def _read(path: Path) -> tuple[_Head, Description]:
         if head.version != VERSION:
             raise CheckpointError(f"{path}: version {head.version}, this program reads version {VERSION}")
         about = from_json(Description, content)
-        for section in SECTIONS:  # its defaults would be those of another run
+        for section in SECTIONS:  # defaults would describe another run
             if section not in content["config"]:
                 raise CheckpointError(f"{path}: missing key 'config.{section}'")
         return head, about
@@ -138,16 +148,21 @@ def _read(path: Path) -> tuple[_Head, Description]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Puts ``weights`` into ``model``; they must fit exactly.
+    """Loads ``weights`` into ``model``.
+
+    Args:
+        model: the model.
+        weights: the weights by name.
+        source: where the weights come from, for the error message.
 
     Raises:
-        CheckpointError: a weight is missing, left over or of another shape; ``source`` says whose weights they are.
+        CheckpointError: a weight is missing, unexpected or of another shape.
     """
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
-                f"{source}: weight {name}: the model has {expected.get(name)}, the checkpoint {found.get(name)}"
+                f"{source}: weight {name}: expected shape {expected.get(name)}, got {found.get(name)}"
             )
     model.load_state_dict(weights)

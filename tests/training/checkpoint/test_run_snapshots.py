@@ -108,7 +108,7 @@ def test_killed_before_the_best_weights_were_saved_they_are_saved_on_resuming(mo
 def test_other_settings_or_data_are_refused_and_when_to_stop_is_free(model, splits, tmp_path, monkeypatch):
     stop_after(trainer(model, splits, tmp_path), 5, monkeypatch)
     other_seed = replace(ABOUT, config=ABOUT.config.with_options(training={"seed": 1}))
-    with pytest.raises(CheckpointError, match=r"unfinished run with training\.seed = 0, this one has 1.*--restart"):
+    with pytest.raises(CheckpointError, match=r"unfinished run with training\.seed = 0, this run has 1.*--restart"):
         trainer(model, splits, tmp_path, other_seed).resume()
     with pytest.raises(CheckpointError, match="unfinished run on other data"):
         trainer(model, splits, tmp_path, replace(ABOUT, fingerprint="g")).resume()
@@ -123,7 +123,7 @@ def test_a_run_from_before_a_setting_existed_had_its_default(model, splits, tmp_
         stop_after(trainer(model, splits, tmp_path), 5, before)
     assert trainer(model, splits, tmp_path).resume()
     since = replace(ABOUT, config=ABOUT.config.with_options(optimizer={"tables": "adagrad"}))
-    with pytest.raises(CheckpointError, match=r"run with optimizer\.tables = adam, this one has adagrad"):
+    with pytest.raises(CheckpointError, match=r"run with optimizer\.tables = adam, this run has adagrad"):
         trainer(model, splits, tmp_path, since).resume()
 
 

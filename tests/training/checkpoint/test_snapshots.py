@@ -64,7 +64,7 @@ def test_a_damaged_one_gives_way_to_the_one_before(tmp_path, kind):
 def test_a_run_of_which_nothing_is_left_does_not_begin_anew_unasked(tmp_path):
     save(tmp_path, 1)
     damage(files(tmp_path)[0], "cut")
-    with pytest.raises(CheckpointError, match=r"every checkpoint .* damaged"), pytest.warns(RuntimeWarning):
+    with pytest.raises(CheckpointError, match=r"all snapshots .* are damaged"), pytest.warns(RuntimeWarning):
         load_snapshot(tmp_path)
 
 
@@ -86,7 +86,7 @@ def test_a_write_that_fails_half_way_costs_no_older_snapshot(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match="cannot write a checkpoint, earlier ones are kept"):
+        with pytest.raises(CheckpointError, match="cannot write a snapshot, earlier ones are kept"):
             save(tmp_path, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
