@@ -21,11 +21,12 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Share, Split
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
-from adaftr_fast.training.checkpoint.exchange import distribute, load_on_all_ranks, send_shards
+from adaftr_fast.training.checkpoint.best import BestWeights
+from adaftr_fast.training.checkpoint.exchange import load_on_all_ranks, send_shards
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean
 from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
-from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state, sharded_tables, sharded_weights
-from adaftr_fast.training.checkpoint.weights import Description, open_checkpoint, remove_checkpoint, save_checkpoint
+from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state, sharded_tables
+from adaftr_fast.training.checkpoint.weights import Description, remove_checkpoint
 from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
 from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
 from adaftr_fast.training.logger import EpochLogger
@@ -97,13 +98,14 @@ class Trainer:
             folder, config = None, replace(config, progress=False, tensorboard=False)
         self.model, self.train, self.validation = model, train, validation
         self.stepper, self.logger = Stepper(model, optimizer, config, ranks), EpochLogger(folder, config)
-        self.config, self.folder, self.about = config, folder, about
+        self.config, self.folder = config, folder
         self.progress, self.means, self._resumed = Progress(), RunningMean(), False
         self.is_sharded = bool(sharded_tables(model))
         self.snapshots: RunSnapshots | None = None
         if folder is not None and about is not None:
             self.snapshots = RunSnapshots(folder, about, len(train), config.checkpoint_seconds)
-        self.best_weights: dict[str, Tensor] | None = None  # without a checkpoint
+        path = folder / BEST if folder is not None and about is not None else None
+        self.best_weights = BestWeights(model, path, about, ranks)
 
     def resume(self) -> bool:
         """Resumes the unfinished run in ``folder``. ``fit`` then ends with the bits of an uninterrupted run.
@@ -237,22 +239,12 @@ class Trainer:
             send_shards(sharded)
 
     def _save_best(self) -> None:
-        sharded = sharded_weights(self.model)
-        if not self.is_rank_zero:
-            send_shards(sharded)
-        elif self.folder is None or self.about is None:
-            self.best_weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        else:
-            metrics = self.progress.epochs[self.progress.best_epoch - 1]["validation"]
-            save_checkpoint(self.folder / BEST, self.model, replace(self.about, metrics=metrics), sharded)
+        self.best_weights.save(self.progress.epochs[self.progress.best_epoch - 1]["validation"])
 
     def _restore_best(self, result: Result) -> None:
         if not result.best_epoch:  # interrupted before the first validation
             return
-        weights = open_checkpoint(self.folder / BEST)[0] if self.snapshots is not None else self.best_weights
-        if self.ranks is not None:
-            weights = distribute(self.ranks, weights, sharded_weights(self.model))
-        self.model.load_state_dict(weights)
+        self.best_weights.restore()
         best = result.epochs[result.best_epoch - 1]["validation"]
         result.dead_tasks = [task for task, each in best.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN]
         for task in result.dead_tasks if self.is_rank_zero else ():

@@ -7,7 +7,7 @@ The terms:
 - *snapshot*: one file with the state and the progress of an unfinished run, in the folder ``last/`` (``snapshots``,
   ``run_snapshots``). A run *resumes* from its newest snapshot and ends with the same bits. A run *restarts* if its
   snapshots are discarded.
-- *best weights*: the weights of the epoch with the best mean validation AUC.
+- *best weights*: the weights of the epoch with the best mean validation AUC (``best``).
 - *checkpoint*: the best weights with their description, in the folder ``best/`` (``weights``). Evaluation, export and
   warm starts read it.
 
