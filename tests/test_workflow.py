@@ -91,7 +91,7 @@ def test_days_to_a_served_model(shop, tmp_path, capsys):
     run("export", "--run", tmp_path / "daily/day-0002/run", "--out", tmp_path / "model")
     run("train", "--data.folder", tmp_path / "daily/day-0002/data", "--out", tmp_path / "next", *TRAINING,
         "--warm_start", tmp_path / "daily/day-0001/run")  # fmt: skip
-    assert "132 of 132 embedding rows taken\n26 of 26 dense weights taken" in capsys.readouterr().err
+    assert "132 of 132 embedding rows copied\n26 of 26 dense weights copied" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from adaftr_fast.distributed.ranks import joined
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.runs.run import train_one
-from adaftr_fast.runs.trained import Trained, load_trained
+from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.training import evaluation
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.result import TrainedRun, metric_cells, result_table
@@ -41,7 +41,7 @@ class Run:
     result: TrainedRun
 
     @cached_property
-    def trained(self) -> Trained:
+    def trained(self) -> TrainedModel:
         """The model with its best weights, and its checkpoint's description. Raises CheckpointError."""
         return load_trained(self.folder)
 

@@ -1,1 +1,1 @@
-"""Runs: training a model, the model that is left, starting from one, and going on day by day."""
+"""Training runs: one run, its trained model, warm starts, daily training and the demo."""

@@ -1,9 +1,9 @@
-"""Day after day (Section 3.4): measure yesterday's model on the new day, then train on that day from where it stands.
+"""Daily training (Section 3.4): evaluates the previous day's model on each new day, then trains it on that day.
 
-Each day has a folder with ``data`` and ``run`` in it. The ids of a day are those of the day before, with more for what
-is new; buckets stay those of the first day. Of a day's rows nine tenths train and one tenth stops training; all of them
-measure the model of the day before, which has seen none. What it cannot know, new ids, it meets as "unknown", as in
-serving.
+Each day has a folder with ``data`` and ``run``. A day keeps the ids of the previous day and adds ids for new values.
+The buckets are those of the first day. Nine tenths of a day's rows are the training split, and one tenth is the
+validation split. The previous day's model is evaluated on all rows, none of which it has seen. It reads new ids as
+"unknown", as in serving.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from adaftr_fast.training.evaluation import TaskMetrics, evaluate
 from adaftr_fast.training.sharding import check_replicated
 
 RECORDS = "daily.jsonl"
-TRAIN = 0.9  # of a day's rows
+TRAIN = 0.9  # share of a day's rows in the training split
 
 
 def train_daily(schema: Schema, files: Sequence[Path], config: RunConfig, out: Path) -> Iterator[dict[str, Any]]:
-    """Trains on one file after the other; yields a record a day and keeps all in ``daily.jsonl``.
+    """Trains on one file per day, yields a record per day and writes all records to ``daily.jsonl``.
 
-    Days that ``daily.jsonl`` holds are not done again, and their files need no longer be there; a day that was
-    interrupted goes on where it stopped.
+    Days in ``daily.jsonl`` are skipped, and their files need not exist any more. An interrupted day is resumed.
 
     Args:
-        schema: of one file; its split and weights of days before do not matter.
-        files: a file a day, in the order of the days, those that are done included.
-        config: of every day; its ``data`` and ``warm_start`` are set day by day.
+        schema: a schema of one file. Its split is ignored.
+        files: the files in the order of the days, including the finished days.
+        config: the configuration of every day. Its ``data`` and ``warm_start`` are replaced each day.
+        out: the folder of ``daily.jsonl`` and the days' folders.
 
     Raises:
-        DataError: the schema reads several files, or ``out`` holds other days than ``files`` begin with.
-        KeyboardInterrupt, TrainingError, CheckpointError: as ``train_one``.
+        DataError: the schema reads several files, or the days in ``out`` are not the first of ``files``.
+        KeyboardInterrupt, TrainingError, CheckpointError: see ``train_one``.
     """
     check_replicated("daily", config.training)
-    schema = _of_a_day(schema)
+    schema = _day_schema(schema)
     records = _read(out / RECORDS)
     _check(out, records, files)
     for day, file in enumerate(files[len(records) :], start=len(records) + 1):
@@ -70,22 +70,27 @@ def _one_day(schema: Schema, file: Path, day: int, config: RunConfig, out: Path)
     data = PreparedData(folder / "data")
     measured = None if before is None else _measure(before / "run", data)
     start = None if before is None else WarmStartConfig(str(before / "run"))
-    of_day = replace(config, data=DataConfig(str(data.folder)), warm_start=start)
-    fitted = fit_one(data, of_day, folder / "run")
+    day_config = replace(config, data=DataConfig(str(data.folder)), warm_start=start)
+    fitted = fit_one(data, day_config, folder / "run")
     rows, ids = manifest.splits["test"].rows, sum(manifest.num_embeddings)
     record = {"day": day, "file": str(file), "rows": rows, "ids": ids, "before_training": measured}
     return record | {"validation": fitted.result.epochs[fitted.result.best_epoch - 1]["validation"]}, fitted
 
 
 def _measure(run: Path, data: PreparedData) -> TaskMetrics:
-    """How the model of ``run`` does on all rows of a later day."""
+    """Evaluates the model of ``run`` on all rows of a later day."""
     trained = load_trained(run)
     known = KnownIds(data.load("test").rows, trained.about.num_embeddings)
     return evaluate(trained.model, Split(known), trained.about.config.training.eval_batch_size)
 
 
 class KnownIds:
-    """Rows of a later day to a model whose tables are ``num_embeddings`` long: what it has no row for is 0, unknown."""
+    """Rows of a later day whose ids that a model has no embedding row for are replaced by 0, unknown.
+
+    Args:
+        rows: the rows.
+        num_embeddings: the number of embedding rows of each field in the model.
+    """
 
     def __init__(self, rows: Rows, num_embeddings: Sequence[int]) -> None:
         self.rows, self.sizes, self.limits = rows, rows.sizes, torch.tensor(num_embeddings)
@@ -98,8 +103,8 @@ class KnownIds:
         return replace(batch, ids=batch.ids.masked_fill(batch.ids >= limits, 0))
 
 
-def _of_a_day(schema: Schema) -> Schema:
-    """The schema of one day's file: rows by a hash of their number, so that every user trains."""
+def _day_schema(schema: Schema) -> Schema:
+    """Returns the schema of one day's file, which splits rows by a hash of their number."""
     if len(schema.files) != 1:
         raise DataError(f"data set {schema.name}: expected a schema of one file, got {', '.join(schema.files)}")
     bounds = {"train": (0.0, TRAIN), "validation": (TRAIN, 1.0)}
@@ -125,6 +130,6 @@ def _check(out: Path, records: list[dict[str, Any]], files: Sequence[Path]) -> N
     done = [record.get("file") for record in records]
     for day, (then, now) in enumerate(zip(done, map(str, files)), start=1):
         if then != now:
-            raise DataError(f"{out}: day {day} was {then}, got {now}: name all days in their order, or another --out")
+            raise DataError(f"{out}: day {day}: expected {then}, got {now}: pass all days in order, or another --out")
     if len(files) < len(done):
-        raise DataError(f"{out}: holds {len(done)} days, got {len(files)} files: name all days in their order")
+        raise DataError(f"{out}: expected files of at least {len(done)} days, got {len(files)}: pass all days in order")

@@ -1,4 +1,4 @@
-"""MMoE and AdaFTR on the flights that ship with the package, side by side."""
+"""The demo: trains MMoE and AdaFTR on the flights data set and compares them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ from adaftr_fast.training.result import metrics_table
 from adaftr_fast.training.sharding import check_replicated
 
 NOTES = (
-    "One seed each: differences of a few tenths of a point are noise. The tasks stand in for ad events: click is a "
-    "departure 15 or more minutes late, conversion one that also arrives 30 or more minutes late."
+    "Each model is trained with one seed, so differences of a few tenths of a percentage point are noise. The tasks "
+    "stand in for ad events: click is a departure 15 or more minutes late, conversion one that also arrives 30 or more "
+    "minutes late."
 )
 
 
 def run_demo(out: Path, training: TrainingConfig, *, restart: bool = False) -> None:
-    """Prepares the data, trains both models or resumes them, prints the comparison and writes a report to ``out``.
+    """Prepares the data, trains or resumes both models, prints the comparison and writes a report.
+
+    Args:
+        out: the folder of the data, the runs and the report.
+        training: the training options of both models.
+        restart: discards unfinished runs in ``out``.
 
     Raises:
-        TrainingError, CheckpointError, KeyboardInterrupt: as ``train_one``.
+        TrainingError, CheckpointError, KeyboardInterrupt: see ``train_one``.
     """
     check_replicated("demo", training)
     folder = out / "data"
@@ -42,5 +48,5 @@ def run_demo(out: Path, training: TrainingConfig, *, restart: bool = False) -> N
     records = [{"model": run.name} | record for run in runs for record in run.epochs]
     replace_file(out / METRICS, "".join(dumps(record) + "\n" for record in records).encode())
     write_report(out, "Flights: MMoE and AdaFTR", runs, notes=NOTES)
-    print(f"\nTest split (AUC and GAUC in points of 100)\n{metrics_table(runs)}\n\n{NOTES}")
+    print(f"\nTest split (AUC and GAUC in %)\n{metrics_table(runs)}\n\n{NOTES}")
     print(f"Report: {out / 'report.md'} and report.png")

@@ -1,4 +1,4 @@
-"""One run: the model of a configuration trained, and measured once on the test split."""
+"""One run: trains the model of a configuration and evaluates it once on the test split."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from adaftr_fast.training.trainer import TEST, Result, Trainer
 
 @dataclass(frozen=True)
 class Fitted:
-    """A model with its best weights, and what its training left; ``trainer.finish()`` closes the run."""
+    """A model with its best weights, its trainer and the result; call ``trainer.finish()`` to end the run."""
 
     model: MultiTaskModel
     trainer: Trainer
@@ -37,7 +37,7 @@ class Fitted:
 def train_one(
     data: PreparedData, config: RunConfig, folder: Path, *, restart: bool = False, ranks: Ranks | None = None
 ) -> TrainedRun:
-    """``fit_one``, then measures the model on the test split; both write to ``folder``. Arguments, errors: as there."""
+    """Calls ``fit_one`` and evaluates the model on the test split. Arguments and errors are those of ``fit_one``."""
     fitted = fit_one(data, config, folder, restart=restart, ranks=ranks)
     test, size = data.load("test"), config.training.eval_batch_size
     metrics = evaluate(fitted.model, test, size, ranks)
@@ -51,20 +51,24 @@ def train_one(
 def fit_one(
     data: PreparedData, config: RunConfig, folder: Path, *, restart: bool = False, ranks: Ranks | None = None
 ) -> Fitted:
-    """Trains the model of ``config`` on ``data``; ``config.data`` is kept in the checkpoint, and not read.
+    """Trains the model of ``config`` on ``data``.
 
-    An unfinished run of the same settings in ``folder`` is resumed, or discarded with ``restart``.
+    An unfinished run with the same options in ``folder`` is resumed.
 
     Args:
-        ranks: the processes that train together. Rank 0 alone needs ``folder`` and the run to start from; all need the
-            data.
+        data: the prepared data.
+        config: the configuration. ``config.data`` is only recorded in the checkpoint.
+        folder: the run folder.
+        restart: discards an unfinished run in ``folder`` instead of resuming it.
+        ranks: the ranks that train together. All ranks read the data; only rank 0 reads and writes ``folder`` and reads
+            the run of a warm start.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM during training, which was saved where it stood; its arguments are the
-            signal's number and what to tell the user.
-        CheckpointError: ``folder`` holds an unfinished run of other settings or data, or cannot be written.
-        TrainingError: training that cannot go on.
-        RankError: ranks with other settings or data.
+        KeyboardInterrupt: Ctrl-C or SIGTERM ended training, which can be resumed. The arguments are the number of the
+            signal and a message for the user.
+        CheckpointError: ``folder`` contains an unfinished run with other options or data, or cannot be written.
+        TrainingError: an option is not supported, or training diverged.
+        RankError: the ranks have different options or data.
     """
     if config.warm_start is not None:
         check_replicated("--warm_start", config.training)
@@ -73,7 +77,7 @@ def fit_one(
     about = _description(data, config)
     if ranks is not None:
         ranks.agree("settings or data", about)
-    torch.manual_seed(config.training.seed)  # the initial weights; the trainer seeds what follows
+    torch.manual_seed(config.training.seed)  # for the initial weights; the trainer seeds the rest
     with nullcontext() if config.training.tables == "replicated" else tables_elsewhere():
         model = build(config.model, data)
     trainer = Trainer(
@@ -97,7 +101,7 @@ def fit_one(
         print(f"warm start from {source}: {warm_start(model, data, source).summary()}", file=sys.stderr)
     result = trainer.fit()
     if result.interrupted:
-        raise KeyboardInterrupt(result.interrupted, f"interrupted; the same command goes on from {folder}")
+        raise KeyboardInterrupt(result.interrupted, f"interrupted; run the same command to resume from {folder}")
     return Fitted(model, trainer, result)
 
 
@@ -112,11 +116,15 @@ def _description(data: PreparedData, config: RunConfig) -> Description:
 
 
 def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
-    """A new model of ``config`` over the fields and tasks of ``data``. Raises ConfigError."""
+    """Builds the model of ``config`` for the fields and tasks of ``data``.
+
+    Raises:
+        ConfigError: an option is invalid for the data.
+    """
     try:
         names = [field.name for field in data.manifest.fields]
         return build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names)
     except ConfigError:
         raise
-    except ValueError as error:  # a constructor's, about an option
+    except ValueError as error:  # raised by a constructor about an option
         raise ConfigError(f"model: {error}") from error

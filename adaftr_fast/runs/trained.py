@@ -1,4 +1,4 @@
-"""The model that a run has left, and the prepared data whose ids it knows."""
+"""The trained model of a run, and the prepared data it was trained on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from adaftr_fast.training.trainer import BEST
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A model with its best weights, on the CPU, not in training.
+class TrainedModel:
+    """A model with its best weights, on the CPU and in evaluation mode.
 
     Attributes:
-        folder: its checkpoint.
-        about: what the checkpoint says of it.
+        folder: the folder of the checkpoint.
+        model: the model.
+        about: the description in the checkpoint.
     """
 
     folder: Path
@@ -26,37 +27,38 @@ class Trained:
     about: Description
 
     def check_data(self, data: PreparedData) -> None:
-        """Raises CheckpointError if ids or tasks of ``data`` mean something else."""
+        """Raises CheckpointError if the ids or tasks of ``data`` have another meaning."""
         if self.about.fingerprint != data.manifest.fingerprint:
-            raise CheckpointError(
-                f"{self.folder}: trained on other data than {data.folder}: ids or tasks do not mean the same"
-            )
+            raise CheckpointError(f"{self.folder}: trained on other data than {data.folder}: their ids or tasks differ")
 
     def data(self, folder: Path | None = None) -> PreparedData:
-        """The prepared folder it was trained on.
+        """Opens the prepared folder that the model was trained on.
 
         Args:
-            folder: where it is now; None = where it was.
+            folder: the folder, if it has moved. None uses its path at training time.
 
         Raises:
-            CheckpointError: it is no longer there, or holds another preparation.
+            CheckpointError: the folder is missing, or contains other data.
         """
         try:
             data = PreparedData(folder or self.about.config.data.folder)
         except DataError as error:
-            raise CheckpointError(f"{self.folder}: the data it was trained on are needed: {error}") from error
+            raise CheckpointError(f"{self.folder}: the training data are required: {error}") from error
         self.check_data(data)
         return data
 
 
-def load_trained(run: Path) -> Trained:
-    """Reads the best weights of the run in ``run``.
+def load_trained(run: Path) -> TrainedModel:
+    """Loads the model of a run with its best weights.
+
+    Args:
+        run: the run folder.
 
     Raises:
-        CheckpointError: there are none, or they are damaged.
+        CheckpointError: the run has no checkpoint, or it is damaged.
     """
     folder = run / BEST
     weights, about = load_checkpoint(folder)
     model = build_model(about.config.model, about.num_embeddings, about.tasks, about.field_names or None)
     load_weights(model, weights, str(folder))
-    return Trained(folder, model.eval(), about)
+    return TrainedModel(folder, model.eval(), about)

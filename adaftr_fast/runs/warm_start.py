@@ -1,9 +1,9 @@
-"""Starting from another run's model (Section 3.4): what means the same is taken, everything else stays as it is drawn.
+"""Warm starts (Section 3.4): copies the weights of another run that have the same meaning in a new model.
 
-Embedding rows of the same width mean the same by field name and value, not by id. A numeric field's bucket begins as
-the old bucket that its upper edge falls into. Dense weights mean the same by name and shape, provided that tasks, and
-for those that read the embeddings the fields and their widths too, come in the same order. Optimizer states are not
-carried over.
+Embedding rows are of the same width are matched by field name and value, not by id. A bucket of a numeric field is matched with the old
+bucket that contains its upper edge. Dense weights are matched by name and shape if the tasks are the same in the same
+order; layers that read the embeddings also need the same fields and widths in the same order. All other weights keep their initial
+values. Optimizer states are not copied.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.trained import load_trained
 
-FRESH = -1  # of a row that has no source
+FRESH = -1  # source of a row without a match
 BACKBONE, RELATEDNESS = "backbone.", ("relatedness.", "contrasts.")
 
 
 @dataclass
 class WarmStart:
-    """What was taken.
+    """The result of a warm start.
 
     Attributes:
-        rows: per field, embedding rows taken and all rows.
-        taken: dense weights.
-        fresh: dense weights that were not taken, and why.
+        rows: the number of copied embedding rows and of all rows, per field.
+        taken: names of the copied dense weights.
+        fresh: names of the other dense weights, with the reason.
     """
 
     rows: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -42,22 +42,27 @@ class WarmStart:
     fresh: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """A few lines for the user."""
+        """Formats the result for the user."""
         found, total = (sum(each) for each in zip(*self.rows.values()))
         new = ", ".join(f"{name} {rows - taken:,}" for name, (taken, rows) in self.rows.items() if taken < rows)
-        lines = [f"{found:,} of {total:,} embedding rows taken" + (f"; fresh: {new}" if new else "")]
-        lines.append(f"{len(self.taken)} of {len(self.taken) + len(self.fresh)} dense weights taken")
+        lines = [f"{found:,} of {total:,} embedding rows copied" + (f"; new: {new}" if new else "")]
+        lines.append(f"{len(self.taken)} of {len(self.taken) + len(self.fresh)} dense weights copied")
         names = {reason: [name for name, why in self.fresh.items() if why == reason] for reason in self.fresh.values()}
-        lines += [f"fresh, since {reason}: {', '.join(of_reason)}" for reason, of_reason in names.items()]
+        lines += [f"not copied, because {reason}: {', '.join(of_reason)}" for reason, of_reason in names.items()]
         return "\n".join(lines)
 
 
 @torch.no_grad()
 def warm_start(model: MultiTaskModel, data: PreparedData, run: Path) -> WarmStart:
-    """Puts into ``model``, a new one over ``data``, what it shares with the best weights of ``run``.
+    """Copies the matching best weights of a run into a new model.
+
+    Args:
+        model: the new model.
+        data: the prepared data of the new model.
+        run: the folder of the other run.
 
     Raises:
-        CheckpointError: the run has no whole checkpoint, or its prepared data are gone or changed.
+        CheckpointError: the run has no intact checkpoint, or its prepared data are missing or changed.
         DataError: a vocabulary cannot be read.
     """
     old = load_trained(run)
@@ -85,7 +90,7 @@ def _columns(model: MultiTaskModel, data: PreparedData) -> list[tuple[str, int]]
 
 
 def _source_rows(data: PreparedData, old: PreparedData) -> dict[str, np.ndarray]:
-    """For each field that both have, the old row of every new one, int64 [rows]."""
+    """Returns the old row of every new row, int64 [rows], for each field that both have."""
     new_encoders, old_encoders = (read_encoders(each.folder, each.manifest) for each in (data, old))
     pairs = {name: (encoder, old_encoders[name]) for name, encoder in new_encoders.items() if name in old_encoders}
     return {name: _same_meaning(*pair) for name, pair in pairs.items()}
@@ -101,8 +106,8 @@ def _same_meaning(new: Encoder, old: Encoder) -> np.ndarray:
         rows[1:] = np.where(ids > 0, ids, FRESH)
     elif isinstance(new, Buckets):
         ids = old.encode(pa.array(new.edges, pa.float64())).to_numpy()
-        rows[1:] = [*ids, old.num_embeddings - 1]  # above every edge in both
-    elif new == old:  # hashed among as many ids
+        rows[1:] = [*ids, old.num_embeddings - 1]  # the last bucket in both
+    elif new == old:  # hashed into the same number of ids
         rows = np.arange(new.num_embeddings)
     return rows
 
@@ -125,7 +130,7 @@ def _take_rows(
             known = (source != FRESH).nonzero().flatten()
             rows[known.to(rows.device)] = theirs.field_weight(there)[source[known]].to(rows.device)
             taken = len(known)
-        before = report.rows.get(each.name, (0, 0))  # of another table, where every task has its own
+        before = report.rows.get(each.name, (0, 0))  # of the other tasks' tables, if every task has its own
         report.rows[each.name] = (before[0] + taken, before[1] + len(rows))
 
 
@@ -139,13 +144,13 @@ def _take_dense(
         if name in related and why_unrelated:
             report.fresh[name] = why_unrelated
         elif name not in theirs:
-            report.fresh[name] = "the run has no such weight"
+            report.fresh[name] = "the run does not have the weight"
         elif theirs[name].shape != value.shape:
-            report.fresh[name] = "the run's has another shape"
+            report.fresh[name] = "the shapes differ"
         elif not same_tasks:
             report.fresh[name] = "the tasks differ"
         elif not same_fields and value.dim() > 1 and value.shape[-1] == width:
-            report.fresh[name] = "the fields differ whose embeddings it reads"
+            report.fresh[name] = "the fields it reads differ"
         else:
             value.copy_(theirs[name])
             report.taken.append(name)
@@ -154,16 +159,16 @@ def _take_dense(
 def _why_unrelated(
     model: MultiTaskModel, old: MultiTaskModel, pairs: dict[str, tuple[Tensor, Tensor | None]]
 ) -> str | None:
-    """Why a relatedness network begins from scratch: it is taken as a whole or not at all."""
+    """Returns why the relatedness networks are not copied, or None; they are copied as a whole or not at all."""
     if any(theirs is None for _, theirs in pairs.values()):
-        return "the run has no relatedness network, or another"
+        return "the run does not have the same relatedness networks"
     if any(value.shape != theirs.shape for value, theirs in pairs.values()):
-        return "the run's relatedness network has another shape"
+        return "the shapes of the relatedness networks differ"
     return "the pairs of tasks differ" if pairs and model.pairs != old.pairs else None
 
 
 def _dense(model: MultiTaskModel) -> dict[str, Tensor]:
-    """Every parameter but tables, by the name it has in a backbone where it is part of one."""
+    """Returns the parameters without the tables, by name, without the prefix of a backbone."""
     tables = {parameter for _, table in _tables(model) for parameter in table.parameters()}
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter not in tables]
     return {name.removeprefix(BACKBONE): parameter for name, parameter in named}

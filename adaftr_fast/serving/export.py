@@ -20,7 +20,7 @@ from adaftr_fast.data.dataset.rows import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.prepare.work_folder import publish
 from adaftr_fast.errors import ServingError
-from adaftr_fast.runs.trained import Trained, load_trained
+from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_aot, save_onnx, save_torch
 from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About, Features, bags
 
@@ -64,7 +64,7 @@ def export_run(run: Path, out: Path, *, data: Path | None = None, aot: bool = Fa
     return about
 
 
-def _write_programs(trained: Trained, fields: Sequence[FieldInfo], folder: Path, *, aot: bool, onnx: bool) -> None:
+def _write_programs(trained: TrainedModel, fields: Sequence[FieldInfo], folder: Path, *, aot: bool, onnx: bool) -> None:
     served, multiple = Probabilities(trained.model), any(field.multiple for field in fields)
     save_torch(export_program(served, len(fields), multiple=multiple), folder / PROGRAM)
     check_program(torch.export.load(folder / PROGRAM).module(), served, fields)
@@ -107,6 +107,6 @@ def random_features(fields: Sequence[FieldInfo], rows: int) -> Features:
     return (torch.from_numpy(matrix([ids for ids, _ in columns], np.int32)),)
 
 
-def _about(trained: Trained, data: PreparedData, folder: Path) -> About:
+def _about(trained: TrainedModel, data: PreparedData, folder: Path) -> About:
     digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     return About(VERSION, data.manifest.fingerprint, trained.about.tasks, trained.about.metrics, digests)

@@ -257,7 +257,10 @@ def test_ctrl_c_in_the_first_epoch_leaves_the_older_run(config, tmp_path, capsys
     capsys.readouterr()
     assert main(["train", "--config", str(config), "--training.seed", "1", "--out", str(run)]) == 130
     shown = capsys.readouterr()
-    assert (shown.out, shown.err) == ("", f"adaftr-fast train: interrupted; the same command goes on from {run}\n")
+    assert (shown.out, shown.err) == (
+        "",
+        f"adaftr-fast train: interrupted; run the same command to resume from {run}\n",
+    )
     shutil.rmtree(run / "last")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == old
 
@@ -297,7 +300,7 @@ def test_ctrl_c_stops_the_whole_demo(schema, tmp_path, capsys, monkeypatch, at_e
     assert main(["demo", "--out", str(tmp_path / "demo"), *arguments]) == 130
     assert begun == list(range(1, at_epoch + 1))  # of the first model alone
     error = capsys.readouterr().err
-    assert f"adaftr-fast demo: interrupted; the same command goes on from {tmp_path / 'demo'}" in error
+    assert f"adaftr-fast demo: interrupted; run the same command to resume from {tmp_path / 'demo'}" in error
     assert "prepare" not in error  # no bar
     assert not (tmp_path / "demo/report.md").exists()
 

@@ -125,9 +125,9 @@ def test_days_that_are_done_are_not_done_again(days, tmp_path):
     days[0].unlink()
     assert [record["day"] for record in run(days, out)] == [3]
     assert run(days, out) == []
-    with pytest.raises(DataError, match=r"day 2 was .*day1.parquet, got .*day2.parquet: name all days"):
+    with pytest.raises(DataError, match=r"day 2: expected .*day1.parquet, got .*day2.parquet: pass all days"):
         run([days[0], days[2], days[1]], out)
-    with pytest.raises(DataError, match="holds 3 days, got 2 files"):
+    with pytest.raises(DataError, match="expected files of at least 3 days, got 2"):
         run(days[:2], out)
     (out / RECORDS).write_text("{")
     with pytest.raises(DataError, match=r"daily\.jsonl: damaged"):

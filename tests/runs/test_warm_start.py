@@ -72,17 +72,17 @@ def test_dense_weights_go_by_name_and_shape(run, prepared):
     old = load_trained(folder).model
     assert torch.equal(model.backbone.experts.first.weight, old.backbone.experts.first.weight)
     assert torch.equal(model.relatedness[0].tower.logit.weight, old.relatedness[0].tower.logit.weight)
-    reason = "the run's has another shape"
+    reason = "the shapes differ"
     assert {name for name, why in report.fresh.items() if why == reason} == {
         f"towers.{t}.{layer}" for t in (0, 1) for layer in ("mlp.layers.1.weight", "mlp.layers.1.bias", "logit.weight")
     }
-    assert "fresh, since the run's has another shape: towers.0.mlp.layers.1.weight" in report.summary()
+    assert "not copied, because the shapes differ: towers.0.mlp.layers.1.weight" in report.summary()
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"relatedness_hidden": [5]}, "the run's relatedness network has another shape"),
+        ({"relatedness_hidden": [5]}, "the shapes of the relatedness networks differ"),
         ({"pairs": ["conversion-click"]}, "the pairs of tasks differ"),
     ],
 )
@@ -101,7 +101,7 @@ def test_a_relatedness_network_begins_from_scratch_over_a_model_without_one(run,
     model = build(settings().model, data)
     before = model.relatedness[0].tower.logit.weight.clone()
     report = warm_start(model, data, tmp_path / "mmoe")
-    assert set(report.fresh.values()) == {"the run has no relatedness network, or another"}
+    assert set(report.fresh.values()) == {"the run does not have the same relatedness networks"}
     assert torch.equal(model.relatedness[0].tower.logit.weight, before)
     ids = torch.randint(0, 5, (9, 4), dtype=torch.int32)
     assert torch.equal(model(ids), load_trained(tmp_path / "mmoe").model(ids))
@@ -164,7 +164,7 @@ def test_training_starts_from_it(run, tmp_path, capsys):
     standing.optimizer.lr = 0.0
     train_one(data, from_run(folder, standing), tmp_path / "next")
     assert load_trained(tmp_path / "next").about.metrics == load_trained(folder).about.metrics
-    assert "embedding rows taken" in capsys.readouterr().err
+    assert "embedding rows copied" in capsys.readouterr().err
 
 
 def test_a_stopped_run_goes_on_without_what_it_started_from(run, tmp_path, monkeypatch, capsys):

@@ -157,7 +157,7 @@ def test_what_cannot_be_exported_is_named(shop, exported, tmp_path):
     shutil.copytree(shop / "data", tmp_path / "data")
     save_run(tmp_path / "run", PreparedData(tmp_path / "data"), ModelConfig(**SIZES))
     shutil.rmtree(tmp_path / "data")
-    with pytest.raises(CheckpointError, match=r"data it was trained on are needed: .*not a prepared folder"):
+    with pytest.raises(CheckpointError, match=r"the training data are required: .*not a prepared folder"):
         export_run(tmp_path / "run", tmp_path / "out")
     export_run(tmp_path / "run", tmp_path / "moved", data=shop / "data")
     model = save_run(tmp_path / "run", data, ModelConfig(name="mmoe", **SIZES))

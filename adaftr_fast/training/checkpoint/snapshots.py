@@ -26,7 +26,9 @@ SUFFIX = ".safetensors"
 DIGITS = 32  # of the sha256 in a file name
 
 
-def save_snapshot(folder: Path, position: int, tensors: Mapping[str, Tensor | ChunkedTensor], run: dict[str, Any]) -> None:
+def save_snapshot(
+    folder: Path, position: int, tensors: Mapping[str, Tensor | ChunkedTensor], run: dict[str, Any]
+) -> None:
     """Writes a snapshot, then removes all but the ``KEEP`` newest ones.
 
     Args:
