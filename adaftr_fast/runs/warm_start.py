@@ -1,9 +1,9 @@
 """Warm starts (Section 3.4): copies the weights of another run that have the same meaning in a new model.
 
-Embedding rows are of the same width are matched by field name and value, not by id. A bucket of a numeric field is matched with the old
-bucket that contains its upper edge. Dense weights are matched by name and shape if the tasks are the same in the same
-order; layers that read the embeddings also need the same fields and widths in the same order. All other weights keep their initial
-values. Optimizer states are not copied.
+Embedding rows of the same width are matched by field name and value, not by id. A bucket of a numeric field is matched
+with the old bucket that contains its upper edge. Dense weights are matched by name and shape if the tasks are the same
+in the same order; layers that read the embeddings also need the same fields and widths in the same order. All other
+weights keep their initial values. Optimizer states are not copied.
 """
 
 from __future__ import annotations
