@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from adaftr_fast._json import from_json
 from adaftr_fast.errors import ConfigError
 
 
@@ -96,10 +97,20 @@ class Section:
         hints = _hints(type(self))
         for field in dataclasses.fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
+            self._check_type(field.name, hint, value)
             if get_origin(hint) is Literal and value not in get_args(hint):
                 raise self.error(field.name, f"one of {', '.join(get_args(hint))}", value)
             if (within := field.metadata.get("within")) is not None:
                 self._check_range(field.name, hint, value, within)
+
+    def _check_type(self, name: str, hint: Any, value: Any) -> None:
+        """Checks the type, which a configuration made in Python may have wrong, by what a checkpoint could hold."""
+        if get_origin(hint) is Literal:
+            return
+        try:
+            from_json(hint, value, f"{self.section}.{name}")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def _check_range(self, name: str, hint: Any, value: Any, within: Range) -> None:
         if get_origin(hint) is dict:
