@@ -39,7 +39,7 @@ def _diagnostics_table(runs: list[TrainedRun]) -> str:
 
 def draw(runs: list[TrainedRun]) -> Figure:
     """Draws training loss and validation AUC per task, and histograms of the diagnostics."""
-    tasks = list(runs[0].test)
+    tasks = list(runs[0].epochs[0]["validation"])
     histograms = [(run.name, name, values) for run in runs for name, values in run.diagnostics.items()]
     widths = [len(tasks), 1] if histograms else [len(tasks)]
     figure = Figure(figsize=(4.2 * sum(widths), 6.4), layout="constrained")
