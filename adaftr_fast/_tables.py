@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """A table of strings.
+    """A table of strings. A terminal shows Markdown, a notebook an HTML table.
 
     Attributes:
         header: the name of each column.
@@ -50,6 +50,17 @@ class Table:
 
         body = "".join(line("td", row) for row in self.rows)
         return f"<table><thead>{line('th', self.header)}</thead><tbody>{body}</tbody></table>"
+
+    def __repr__(self) -> str:
+        return self.markdown()
+
+    def _repr_html_(self) -> str:
+        return self.html()
+
+
+def paragraphs(*lines: str) -> str:
+    """Plain text as HTML, one ``<p>`` per line."""
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:

@@ -1,1 +1,1 @@
-"""The whole road from raw logs to scores as functions: prepare, train, evaluate, export, predict, load_run."""
+"""Functions for the whole path from raw logs to scores: prepare, train, evaluate, export, predict, load_run."""

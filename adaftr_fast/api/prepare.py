@@ -4,23 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypedDict, Unpack, overload
 
-from adaftr_fast._tables import Table
+from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.prepare import run
 from adaftr_fast.data.prepare.run import Unfinished
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
+Names = Sequence[str] | str
+Files = Sequence[str | Path] | str | Path
+
 
 class Prepared(PreparedData):
-    """A prepared folder. It prints as its splits, with rows and rates of positives."""
+    """A prepared folder. It prints as a table of its splits with their rows and rates of positive labels.
+
+    ``load("train")`` opens a split, whose ``batches(1024)`` yields tensors.
+
+    Args:
+        folder: a folder that ``prepare`` wrote.
+
+    Raises:
+        DataError: the folder is not a prepared one, or has another format.
+    """
 
     def table(self) -> Table:
-        """A row a split."""
+        """Returns a table with one row per split."""
         tasks = self.manifest.tasks
         rows = [
             [name, f"{split.rows:,}", *(f"{100 * split.positives[task] / split.rows:.2f} %" for task in tasks)]
@@ -29,13 +43,13 @@ class Prepared(PreparedData):
         return Table(["split", "rows", *tasks], rows)
 
     def summary(self) -> str:
-        """One line: data set, fields and ids."""
+        """Returns one line with the data set and the numbers of fields and ids."""
         manifest = self.manifest
         ids = sum(manifest.num_embeddings)
         return f"{self.folder}: {manifest.dataset}, {len(manifest.fields)} fields, {ids:,} ids"
 
     def notes(self) -> list[str]:
-        """The rows that were left out, and the source of the data, where there are any."""
+        """Returns one line about rows that were left out and one about the source, where there are any."""
         manifest, notes = self.manifest, []
         if manifest.bad_rows and manifest.bad_rows.bad:
             notes.append(f"Left out: {manifest.bad_rows.summary()}")
@@ -47,40 +61,65 @@ class Prepared(PreparedData):
         return "\n".join([self.summary(), self.table().markdown(), *self.notes()])
 
     def _repr_html_(self) -> str:
-        return "".join(f"<p>{line}</p>" for line in [self.summary(), *self.notes()]) + self.table().html()
+        return paragraphs(self.summary()) + self.table().html() + paragraphs(*self.notes())
+
+
+class _Options(TypedDict, total=False):
+    dataset: str | Path | None
+    labels: Names | None
+    group: str | None
+    time: str | None
+    weight: str | None
+    ignore: Names
+    bad_rows: float
+    grow: str | Path | None
+    wait: float
+    progress: bool
+
+
+@overload
+def prepare(
+    files: Files = (), out: str | Path = "data/prepared", *, shard: None = None, **options: Unpack[_Options]
+) -> Prepared: ...
+
+
+@overload
+def prepare(
+    files: Files = (), out: str | Path = "data/prepared", *, shard: str, **options: Unpack[_Options]
+) -> Prepared | Unfinished: ...
 
 
 def prepare(
-    files: Sequence[str | Path] | str | Path = (),
+    files: Files = (),
     out: str | Path = "data/prepared",
     *,
     dataset: str | Path | None = None,
-    labels: Sequence[str] | None = None,
+    labels: Names | None = None,
     group: str | None = None,
     time: str | None = None,
     weight: str | None = None,
-    ignore: Sequence[str] = (),
+    ignore: Names = (),
     bad_rows: float = 0.0,
     grow: str | Path | None = None,
     shard: str | None = None,
     wait: float = 0.0,
     progress: bool = True,
 ) -> Prepared | Unfinished:
-    """Turns raw logs, parquet or text, into a prepared folder.
+    """Converts raw logs, parquet or text, to a prepared folder.
 
     A folder that already holds this preparation of these files is left as it is. An interrupted call continues when it
     is repeated.
 
     Args:
-        files: input files in the order of the schema; none for data sets that ship or are generated.
-        out: the prepared folder.
+        files: the input files, in the order of the schema; none for data sets that ship or are generated.
+        out: the folder to write.
         dataset: the name of a data set (``adaftr-fast info`` lists them) or a schema file.
-        labels: instead of ``dataset``: the 0/1 columns of one file, one a task, from which a schema is inferred.
+        labels: instead of ``dataset``: the 0/1 columns of one file, one per task, from which a schema is inferred.
         group: with ``labels``: the column of users, for GAUC.
-        time: with ``labels``: the column to split by; None splits by users, or by rows.
+        time: with ``labels``: the column to split by; None splits by users, or by rows without ``group``.
         weight: with ``labels``: the column of sample weights.
-        ignore: with ``labels``: columns to leave out.
-        bad_rows: share of the rows of a text file that may be unreadable; they are left out and reported.
+        ignore: with ``labels``: columns that are no features.
+        bad_rows: the share of a text file's rows that may be unreadable; they are left out and reported.
         grow: a prepared folder of the same fields whose ids keep their meaning; new values get new ids.
         shard: "K/N" does shard K of N, on any machine that sees the files and ``out``.
         wait: with ``shard``: seconds to wait for the other shards at each stage.
@@ -90,7 +129,7 @@ def prepare(
         The prepared folder; with ``shard``, ``Unfinished`` while other shards have work to do.
 
     Raises:
-        DataError: neither or both of ``dataset`` and ``labels``, or an input that cannot be prepared.
+        DataError: arguments that do not go together, or an input that cannot be prepared.
         OSError: ``out`` cannot be written.
 
     Example::
@@ -98,17 +137,10 @@ def prepare(
         data = adaftr_fast.prepare("log.csv", "data/mine", labels=["click", "conversion"], group="user")
     """
     files = [files] if isinstance(files, str | Path) else list(files)
-    if (dataset is None) == (labels is None):
-        raise DataError("expected dataset, or labels for a schema inferred from the one file of files")
     if shard is None and wait:
-        raise DataError("wait goes with shard")
-    if dataset is not None:
-        schema = load_schema(str(dataset))
-    elif len(files) != 1:
-        raise DataError(f"expected one file beside labels, got {len(files)}")
-    else:
-        source = infer_schema(files[0], labels or (), group=group, time=time, weight=weight, ignore=ignore)
-        schema = parse_schema(source)
+        raise DataError(f"wait: needs shard, got wait = {wait:g} without it")
+    roles = {"group": group, "time": time, "weight": weight, "ignore": _names(ignore)}
+    schema = _schema(files, dataset, None if labels is None else _names(labels), roles)
     options = {"bad_rows": bad_rows, "grow": grow, "progress": progress}
     result: Manifest | Unfinished
     if shard is None:
@@ -116,3 +148,41 @@ def prepare(
     else:
         result = run.prepare_shard(schema, files, out, Shard.parse(shard), wait=wait, **options)
     return result if isinstance(result, Unfinished) else Prepared(out)
+
+
+def open_data(data: PreparedData | str | Path) -> PreparedData:
+    """Opens a prepared folder that is given by its path.
+
+    Raises:
+        DataError: the folder is not a prepared one.
+        TypeError: ``data`` is neither a prepared folder nor a path.
+    """
+    if isinstance(data, PreparedData):
+        return data
+    if not isinstance(data, str | Path):
+        raise TypeError(f"data: expected a prepared folder or its path, got {data!r}")
+    return Prepared(data)
+
+
+def _schema(
+    files: list[str | Path], dataset: str | Path | None, labels: list[str] | None, roles: dict[str, Any]
+) -> Schema:
+    """Reads the schema of ``dataset``, or infers the schema of the one file from ``labels`` and ``roles``."""
+    if (dataset is None) == (labels is None):
+        got = "neither" if labels is None else "both"
+        raise DataError(f"expected dataset, or labels to infer a schema from the file; got {got}")
+    if labels is None:
+        for name, value in roles.items():
+            if value:
+                raise DataError(f"{name}: goes with labels, got {name} = {value!r} with dataset = {str(dataset)!r}")
+        return load_schema(str(dataset))
+    if not labels:
+        raise DataError("labels: expected one or more columns, got none")
+    if len(files) != 1:
+        raise DataError(f"files: expected one file beside labels, got {len(files)}")
+    return parse_schema(infer_schema(files[0], labels, **roles))
+
+
+def _names(names: Names) -> list[str]:
+    """Returns a list of names; a single one need not stand in a list."""
+    return [names] if isinstance(names, str) else list(names)

@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaftr_fast._tables import Table
-from adaftr_fast.api.prepare import Prepared
+from adaftr_fast._json import from_json
+from adaftr_fast._tables import Table, paragraphs
+from adaftr_fast.api.prepare import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import joined
@@ -20,6 +21,7 @@ from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.training import evaluation
+from adaftr_fast.training.evaluation import TaskMetrics, mean_auc
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.result import TrainedRun, metric_cells, result_table
 from adaftr_fast.training.trainer import TEST
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """A run on disk. It prints as its table of test metrics, in a notebook with its curves.
+    """A run on disk. It prints as a table of its test metrics, in a notebook also as curves.
 
     Attributes:
-        folder: holds metrics.jsonl, ``best/`` and test.json.
-        result: epochs, best epoch, test metrics and learned values.
+        folder: the folder with metrics.jsonl, ``best/`` and test.json.
+        result: the epochs, the best epoch, the test metrics and, after ``train``, learned values of each test row.
     """
 
     folder: Path
@@ -42,7 +44,7 @@ class Run:
 
     @cached_property
     def trained(self) -> TrainedModel:
-        """The model with its best weights, and its checkpoint's description. Raises CheckpointError."""
+        """The model with its best weights, and the description in its checkpoint. Raises CheckpointError."""
         return load_trained(self.folder)
 
     @property
@@ -52,33 +54,47 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration the run was trained with."""
+        """The configuration that the run was trained with."""
         return self.trained.about.config
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """A record an epoch: losses, validation metrics, seconds and speed, as in metrics.jsonl."""
+        """One record per epoch, as in metrics.jsonl: losses, validation metrics, seconds and samples per second."""
         return self.result.epochs
 
     @property
-    def test(self) -> evaluation.TaskMetrics:
-        """Metrics on the test split by task: "auc", "gauc" (with groups) and "logloss", as fractions."""
+    def test(self) -> TaskMetrics:
+        """Metrics on the test split by task, as fractions: "auc", "logloss", "calibration", and "gauc" with groups.
+
+        Empty while the run is unfinished.
+        """
         return self.result.test
 
+    def table(self) -> Table:
+        """Returns a table of test metrics and speed with one row per task; AUC and GAUC in points of 100."""
+        return result_table([self.result])
+
+    def summary(self) -> str:
+        """Returns one line with the folder and the best epoch."""
+        result = self.result
+        unfinished = "" if result.test else "; unfinished: no test metrics yet"
+        return f"{self.folder}: {result.name}, best epoch {result.best_epoch} of {len(result.epochs)}{unfinished}"
+
     def curves(self) -> Figure:
-        """Training loss and validation AUC by epoch, and histograms of learned values."""
+        """Draws training loss and validation AUC by epoch, and after ``train`` histograms of learned values."""
         from adaftr_fast.training.report import draw  # imports matplotlib
 
         return draw([self.result])
 
     def __repr__(self) -> str:
-        return f"{self.folder}\n{result_table([self.result]).markdown()}"
+        return f"{self.summary()}\n{self.table().markdown()}" if self.test else self.summary()
 
     def _repr_html_(self) -> str:
         picture = io.BytesIO()
         self.curves().savefig(picture, format="png", dpi=80)
         image = base64.b64encode(picture.getvalue()).decode()
-        return f'<p>{self.folder}</p>{result_table([self.result]).html()}<img src="data:image/png;base64,{image}">'
+        table = self.table().html() if self.test else ""
+        return f'{paragraphs(self.summary())}{table}<img alt="curves" src="data:image/png;base64,{image}">'
 
 
 @dataclass(frozen=True)
@@ -87,14 +103,14 @@ class Evaluation:
 
     Attributes:
         split: the name of the split.
-        metrics: by task: "auc", "gauc" (with groups) and "logloss", as fractions.
+        metrics: by task, as fractions: "auc", "logloss", "calibration", and "gauc" with groups.
     """
 
     split: str
-    metrics: evaluation.TaskMetrics
+    metrics: TaskMetrics
 
     def table(self) -> Table:
-        """A row a task."""
+        """Returns a table with one row per task."""
         return Table([f"{self.split}: task", "AUC", "GAUC", "log-loss"], metric_cells(self.metrics))
 
     def __repr__(self) -> str:
@@ -113,7 +129,7 @@ def train(
     optimizer: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
     restart: bool = False,
-    warm_start: str | Path | None = None,
+    warm_start: Run | str | Path | None = None,
 ) -> Run:
     """Trains one model and measures it on the test split.
 
@@ -121,7 +137,7 @@ def train(
     Under torchrun every rank calls this function, and each gets the result.
 
     Args:
-        data: a prepared folder; None: ``config.data.folder``.
+        data: a prepared folder or its path; None takes ``config.data.folder``.
         out: the folder of the run.
         config: a configuration or a TOML file; the defaults are the paper's.
         model, optimizer, training: options that differ from ``config``, for example ``model={"name": "mmoe"}``.
@@ -129,39 +145,28 @@ def train(
         warm_start: a run to start from: embedding rows by field and value, dense weights by name and shape.
 
     Raises:
-        ConfigError: an option that is unknown or out of range.
-        DataError: no prepared folder.
+        ConfigError: an option is unknown, or its value has a wrong type or is out of range.
+        DataError: there is no prepared folder.
         CheckpointError: ``out`` holds an unfinished run of other settings or data, or cannot be written.
         TrainingError: training cannot go on, for example because the loss is not finite.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; what was trained is saved, and the same call continues.
+        TypeError: an argument is not of the types named here.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the run is saved, and the same call continues it.
 
     Example::
 
         run = adaftr_fast.train("data/mine", "runs/mine", model={"name": "adaftr"}, training={"max_epochs": 5})
     """
-    settings = (
-        config if isinstance(config, RunConfig) else RunConfig() if config is None else RunConfig.from_toml(config)
-    )
-    sections = {"model": model, "optimizer": optimizer, "training": training}
-    settings = settings.with_options(**{name: options for name, options in sections.items() if options})
-    if isinstance(data, str | Path):
-        settings = settings.with_options(data={"folder": str(data)})
-    prepared = data if isinstance(data, PreparedData) else Prepared(settings.data.folder)
+    settings = _settings(config, {"model": model, "optimizer": optimizer, "training": training})
+    prepared = open_data(settings.data.folder if data is None else data)
     settings = settings.with_options(data={"folder": str(prepared.folder)})
     if warm_start is not None:
-        settings = replace(settings, warm_start=WarmStartConfig(str(warm_start)))
+        settings = replace(settings, warm_start=WarmStartConfig(str(run_folder(warm_start, "warm_start"))))
     with joined(settings.training.device, settings.training.rank_timeout) as ranks:
         return Run(Path(out), train_one(prepared, settings, Path(out), restart=restart, ranks=ranks))
 
 
-def _settings(config: RunConfig | str | Path | None) -> RunConfig:
-    if isinstance(config, RunConfig):
-        return config
-    return RunConfig() if config is None else RunConfig.from_toml(config)
-
-
 def load_run(folder: str | Path) -> Run:
-    """Reads a run that ``train`` wrote.
+    """Reads a run that ``train`` wrote. An interrupted run can be read once it has finished an epoch.
 
     Raises:
         CheckpointError: the folder holds no run, or a damaged one.
@@ -170,12 +175,11 @@ def load_run(folder: str | Path) -> Run:
     trained = load_trained(folder)
     try:
         lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-        epochs = [json.loads(line) for line in lines]
-        test = json.loads((folder / TEST).read_text(encoding="utf-8")) if (folder / TEST).exists() else {}
+        epochs = [_epoch(line) for line in lines]
+        test = from_json(TaskMetrics, json.loads((folder / TEST).read_text())) if (folder / TEST).exists() else {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the run cannot be read: {error}") from error
-    best = [record["epoch"] for record in epochs if record["validation"] == trained.about.metrics]
-    run = Run(folder, TrainedRun(trained.about.config.model.name, epochs, best[0] if best else 0, test))
+    run = Run(folder, TrainedRun(trained.about.config.model.name, epochs, _best(epochs, trained), test))
     vars(run)["trained"] = trained  # what ``cached_property`` would read again
     return run
 
@@ -185,18 +189,60 @@ def evaluate(run: Run | str | Path, data: PreparedData | str | Path | None = Non
 
     Args:
         run: a run or its folder.
-        data: a prepared folder with the ids and tasks of the run's; None: the folder it was trained on.
+        data: a prepared folder with the ids and tasks of the run's; None takes the folder it was trained on.
         split: "train", "validation" or "test".
 
     Raises:
-        CheckpointError: the run has no whole checkpoint, or ids or tasks of ``data`` mean something else.
-        DataError: no prepared folder, or no such split.
+        CheckpointError: the run has no whole checkpoint, or ids or tasks of ``data`` have another meaning.
+        DataError: there is no prepared folder, or no such split.
+        TypeError: an argument is not of the types named here.
     """
-    if data is not None and not isinstance(data, PreparedData):
-        data = Prepared(data)
-    trained = run.trained if isinstance(run, Run) else load_trained(Path(run))
-    if data is None:
-        data = trained.data()
-    trained.check_data(data)
+    prepared = None if data is None else open_data(data)
+    trained = run.trained if isinstance(run, Run) else load_trained(run_folder(run))
+    if prepared is None:
+        prepared = trained.data()
+    trained.check_data(prepared)
     size = trained.about.config.training.eval_batch_size
-    return Evaluation(split, evaluation.evaluate(trained.model, data.load(split), size))
+    return Evaluation(split, evaluation.evaluate(trained.model, prepared.load(split), size))
+
+
+def run_folder(run: Run | str | Path, argument: str = "run") -> Path:
+    """Returns the folder of a run.
+
+    Raises:
+        TypeError: ``run``, which the user knows as ``argument``, is neither a run nor a path.
+    """
+    if isinstance(run, Run):
+        return run.folder
+    if not isinstance(run, str | Path):
+        raise TypeError(f"{argument}: expected a run or its folder, got {run!r}")
+    return Path(run)
+
+
+def _settings(config: RunConfig | str | Path | None, sections: dict[str, dict[str, Any] | None]) -> RunConfig:
+    """Returns ``config`` with the options of ``sections``."""
+    if config is None:
+        config = RunConfig()
+    elif isinstance(config, str | Path):
+        config = RunConfig.from_toml(config)
+    elif not isinstance(config, RunConfig):
+        raise TypeError(f"config: expected a RunConfig or the path of a TOML file, got {config!r}")
+    for name, options in sections.items():
+        if not isinstance(options, dict | None):
+            raise TypeError(f"{name}: expected a dict of options, got {options!r}")
+    return config.with_options(**{name: options for name, options in sections.items() if options})
+
+
+def _epoch(line: str) -> dict[str, Any]:
+    """Reads a line of metrics.jsonl, where null stands for a metric that is undefined."""
+    record = from_json(dict[str, Any], json.loads(line))
+    return record | {"validation": from_json(TaskMetrics, record.get("validation"), "validation")}
+
+
+def _best(epochs: list[dict[str, Any]], trained: Trained) -> int:
+    """Returns the epoch of the best weights: the first with their mean AUC, since later ones must be strictly better.
+
+    0 if there is none, in a folder whose files are not of one run.
+    """
+    found = mean_auc(trained.about.metrics)
+    return next((record["epoch"] for record in epochs if mean_auc(record["validation"]) == found), 0)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adaftr_fast._tables import Table
-from adaftr_fast.api.run import Run
+from adaftr_fast._tables import Table, paragraphs
+from adaftr_fast.api.prepare import Files, Names
+from adaftr_fast.api.run import Run, run_folder
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.errors import DataError
 from adaftr_fast.serving import predict as predicting
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
@@ -20,29 +22,29 @@ from adaftr_fast.training.result import metric_cells
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A folder that scores raw rows. It prints as its files and validation metrics.
+    """A folder that scores raw rows. It prints as its files and a table of validation metrics.
 
     Attributes:
-        folder: holds the program, the schema and the vocabulary.
-        about: tasks, validation metrics and checksums of the files.
+        folder: the folder with the program, the schema and the vocabulary.
+        about: the tasks, the validation metrics and the checksums of the files.
     """
 
     folder: Path
     about: About
 
     def table(self) -> Table:
-        """Validation metrics, a row a task."""
+        """Returns a table of validation metrics with one row per task."""
         return Table(["validation: task", "AUC", "GAUC", "log-loss"], metric_cells(self.about.metrics))
 
     def summary(self) -> str:
-        """One line: the folder and its files."""
+        """Returns one line with the folder and its files."""
         return f"{self.folder}: {', '.join(self.about.sha256)}"
 
     def __repr__(self) -> str:
         return f"{self.summary()}\n{self.table().markdown()}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{self.summary()}</p>{self.table().html()}"
+        return paragraphs(self.summary()) + self.table().html()
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Scores:
 
     Attributes:
         path: the file.
-        columns: the names of the scores.
-        report: rows scored, rows left out, seconds.
+        columns: the names of the scores' columns.
+        report: the rows scored, the rows left out, and the seconds it took.
     """
 
     path: Path
@@ -60,7 +62,7 @@ class Scores:
     report: predicting.Report
 
     def read(self) -> pa.Table:
-        """The whole file as an Arrow table."""
+        """Reads the whole file as an Arrow table."""
         return pq.read_table(self.path)
 
     def __repr__(self) -> str:
@@ -76,7 +78,7 @@ def export(
     run: Run | str | Path,
     out: str | Path,
     *,
-    data: str | Path | None = None,
+    data: PreparedData | str | Path | None = None,
     aot: bool = False,
     onnx: bool = False,
 ) -> ExportedModel:
@@ -92,21 +94,26 @@ def export(
     Raises:
         CheckpointError: the run has no whole checkpoint, or its prepared data are gone or changed.
         ServingError: ``out`` holds something else, a compiler or ONNX is missing, or a program differs from the model.
+        TypeError: an argument is not of the types named here.
+
+    Example::
+
+        model = adaftr_fast.export(run, "models/mine")
     """
-    folder = run.folder if isinstance(run, Run) else Path(run)
-    about = export_run(folder, Path(out), data=None if data is None else Path(data), aot=aot, onnx=onnx)
+    folder = data.folder if isinstance(data, PreparedData) else None if data is None else Path(data)
+    about = export_run(run_folder(run), Path(out), data=folder, aot=aot, onnx=onnx)
     return ExportedModel(Path(out), about)
 
 
 def predict(
     model: ExportedModel | str | Path,
-    files: Sequence[str | Path] | str | Path,
+    files: Files,
     out: str | Path,
     *,
-    keep: Sequence[str] = (),
+    keep: Names = (),
     click: str | None = None,
     conversion: str | None = None,
-    bid: str | None = None,
+    bid: str | float | None = None,
     bid_weight: float = 1.0,
     bad_rows: float = 0.0,
     progress: bool = True,
@@ -121,17 +128,27 @@ def predict(
         click, conversion: the tasks that are p_ctr and p_ctcvr; by default those of that name.
         bid: adds the bid of Eq. 16 with p_c, the price of a conversion: a number, or the column that holds it.
         bid_weight: w of Eq. 16.
-        bad_rows: share of the rows of a text file that may be unreadable; they are left out and reported.
+        bad_rows: the share of a text file's rows that may be unreadable; they are left out and reported.
         progress: show a progress bar.
 
     Raises:
-        ServingError: no exported model, a damaged one, or ``out`` cannot be written.
-        DataError: an unreadable input, a missing column, or too many bad rows.
+        ServingError: there is no exported model, or a damaged one, or ``out`` cannot be written.
+        DataError: no input, an unreadable one, a missing column, or too many bad rows.
+        TypeError: an argument is not of the types named here.
+
+    Example::
+
+        scores = adaftr_fast.predict(model, "today.csv", "scores.parquet", keep=["user"])
     """
-    folder = model.folder if isinstance(model, ExportedModel) else Path(model)
+    folder = model.folder if isinstance(model, ExportedModel) else model
+    if not isinstance(folder, str | Path):
+        raise TypeError(f"model: expected an exported model or its folder, got {model!r}")
     files = [files] if isinstance(files, str | Path) else list(files)
-    scorer = load_scorer(folder)
-    columns = output_columns(scorer.about.tasks, click=click, conversion=conversion, bid=bid, bid_weight=bid_weight)
-    options = {"keep": keep, "bad_rows": bad_rows, "progress": progress}
+    if not files:
+        raise DataError("files: expected one or more input files, got none")
+    scorer = load_scorer(Path(folder))
+    price = None if bid is None else str(bid)
+    columns = output_columns(scorer.about.tasks, click=click, conversion=conversion, bid=price, bid_weight=bid_weight)
+    options = {"keep": [keep] if isinstance(keep, str) else keep, "bad_rows": bad_rows, "progress": progress}
     report = predicting.predict(scorer, files, Path(out), columns, **options)
-    return Scores(Path(out), list(columns.names()), report)
+    return Scores(Path(out), columns.names(), report)
