@@ -65,7 +65,9 @@ def _open(path: Path) -> ds.Dataset:
         if not is_text(path):
             return ds.dataset(path, format="parquet")
         _, delimiter = read_header(path)
-        return ds.dataset(path, format=ds.CsvFileFormat(parse_options=csv.ParseOptions(delimiter=delimiter)))
+        # Preparation counts the rows with too many or too few columns.
+        options = csv.ParseOptions(delimiter=delimiter, invalid_row_handler=lambda row: "skip")
+        return ds.dataset(path, format=ds.CsvFileFormat(parse_options=options))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not readable: {error}") from error
 

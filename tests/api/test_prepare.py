@@ -1,0 +1,99 @@
+import html
+
+import numpy as np
+import pyarrow.csv as csv
+import pytest
+
+import adaftr_fast as af
+from adaftr_fast.api.prepare import Prepared, Unfinished
+from adaftr_fast.cli import main
+from adaftr_fast.errors import DataError
+
+from .conftest import ROLES
+
+
+def test_a_csv_becomes_a_folder_that_prints_its_splits(shop, data):
+    log = csv.read_csv(shop / "log.csv")
+    summary, header, _, *rows = repr(data).splitlines()
+    assert summary == f"{data.folder}: log, 3 fields, {sum(data.manifest.num_embeddings)} ids"
+    assert header == "| split      | rows |   click | conversion |"
+    for row, name, start, stop in zip(rows, ["train", "validation", "test"], [0, 960, 1080], [960, 1080, 1200]):
+        rates = [100 * np.mean(log[task][start:stop]) for task in ("click", "conversion")]
+        assert row == f"| {name:<10} | {stop - start:>4} | {rates[0]:.2f} % |    {rates[1]:.2f} % |"
+    page = data._repr_html_()
+    assert page.startswith(f"<p>{summary}</p><table>")
+    assert '<td style="text-align: right">960</td>' in page
+    assert repr(data.table()) == data.table().markdown()
+    assert data.table()._repr_html_() in page
+
+
+def test_it_writes_and_prints_what_the_command_does(shop, data, tmp_path, capsys):
+    out = tmp_path / "data"
+    command = ["prepare", "--files", shop / "log.csv", "--labels", "click", "conversion", "--group", "user",
+               "--time", "time", "--out", out]  # fmt: skip
+    assert main([str(each) for each in command]) == 0
+    assert capsys.readouterr().out == repr(data).replace(str(data.folder), str(out)) + "\n"
+    for name in ("schema.json", "vocabulary.parquet", "train.parquet", "validation.parquet", "test.parquet"):
+        assert (out / name).read_bytes() == (data.folder / name).read_bytes()
+
+
+def test_a_single_name_need_not_stand_in_a_list(shop, tmp_path):
+    options = {"group": "user", "progress": False}
+    one = af.prepare(shop / "log.csv", tmp_path / "one", labels="click", ignore="conversion", **options)
+    listed = af.prepare([shop / "log.csv"], tmp_path / "two", labels=["click"], ignore=["conversion"], **options)
+    assert one.manifest == listed.manifest
+    assert one.manifest.tasks == ["click"]
+
+
+def test_rows_that_are_left_out_are_noted(shop, tmp_path):
+    log = tmp_path / "<log>.csv"
+    log.write_text((shop / "log.csv").read_text() + "1201,u1,3,1,1\n")  # a column is missing
+    with pytest.raises(DataError, match=r"1 of 1,201 rows cannot be read .* \(bad_rows\)"):
+        af.prepare(log, tmp_path / "data", **ROLES, progress=False)
+    data = af.prepare(log, tmp_path / "data", **ROLES, bad_rows=0.01, progress=False)
+    note = repr(data).splitlines()[-1]
+    assert note.startswith("Left out: 1 of 1,201 rows cannot be read")
+    assert f"{log}:1202" in note
+    assert f"<p>{html.escape(note)}</p>" in data._repr_html_()
+
+
+def test_shards_tell_what_they_wait_for(shop, data, tmp_path):
+    def shard(number):
+        options = {**ROLES, "shard": f"{number}/2", "progress": False}
+        return af.prepare(shop / "log.csv", tmp_path / "data", **options)
+
+    first = shard(1)
+    assert isinstance(first, Unfinished)
+    assert first.missing == [2]
+    done = [shard(2), shard(1), shard(2), shard(1)]
+    assert isinstance(done[-1], Prepared)
+    assert done[-1].manifest.fingerprint == data.manifest.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "expected dataset, or labels to infer a schema from the file; got neither"),
+        ({"labels": "click", "dataset": "flights"}, "expected dataset, or labels .*; got both"),
+        ({"labels": []}, "labels: expected one or more columns, got none"),
+        ({"labels": "clik"}, "no column 'clik'; the file has time, user, item"),
+        ({"labels": "click", "group": "usr"}, "no column 'usr'"),
+        ({"dataset": "flites"}, "unknown data set 'flites'; expected one of aliccp"),
+        ({"dataset": "flights", "group": "user"}, "group: goes with labels, got group = 'user' with dataset = 'flig"),
+        ({"dataset": "flights", "ignore": "user"}, r"ignore: goes with labels, got ignore = \['user'\] with dataset"),
+        ({"labels": "click", "bad_rows": 1.0}, r"bad_rows: expected a share in \[0, 1\), got 1.0"),
+        ({"labels": "click", "wait": 3}, "wait: needs shard, got wait = 3 without it"),
+        ({"labels": "click", "shard": "3"}, "expected NUMBER/COUNT, such as 3/8, got '3'"),
+    ],
+)
+def test_wrong_arguments_are_named(shop, tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        af.prepare(shop / "log.csv", tmp_path / "data", **options)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_schema_is_inferred_from_one_file_only(shop):
+    with pytest.raises(DataError, match="files: expected one file beside labels, got 0"):
+        af.prepare(labels="click")
+    with pytest.raises(DataError, match="files: expected one file beside labels, got 2"):
+        af.prepare([shop / "log.csv"] * 2, labels="click")
