@@ -1,0 +1,91 @@
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import adaftr_fast as af
+from adaftr_fast.cli import main
+from adaftr_fast.errors import CheckpointError, DataError, ServingError
+from adaftr_fast.training.evaluation import predict
+
+
+def test_an_exported_model_prints_its_files_and_metrics(model, run):
+    summary, header, _, click, _ = repr(model).splitlines()
+    assert summary == f"{model.folder}: model.pt2, schema.json, vocabulary.parquet"
+    assert header == "| validation: task |   AUC |  GAUC | log-loss |"
+    best = run.epochs[run.result.best_epoch - 1]["validation"]
+    assert click.startswith(f"| click            | {100 * best['click']['auc']:.2f} |")
+    assert model._repr_html_() == f"<p>{summary}</p>{model.table().html()}"
+
+
+def test_scores_are_the_models_and_print_their_columns(model, run, data, shop, tmp_path):
+    scores = af.predict(model, shop / "log.csv", tmp_path / "scores.parquet", keep="time", bid=20, progress=False)
+    assert repr(scores).startswith(f"{tmp_path / 'scores.parquet'}: 1,200 rows, p_ctr, p_ctcvr, p_cvr, bid (")
+    table = scores.read()
+    assert table.column_names == ["time", *scores.columns]
+    logits = predict(run.model, data.load("test"), 100).logits  # the last rows in time
+    expected = torch.from_numpy(logits).sigmoid().numpy()
+    found = np.stack([table["p_ctr"], table["p_ctcvr"]], 1)[-len(expected) :]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(table["bid"], 20 * np.minimum(table["p_ctr"], table["p_ctcvr"]), rtol=1e-5)
+
+
+def test_they_equal_the_commands(model, run, shop, tmp_path, capsys):
+    assert main(["export", "--run", str(run.folder), "--out", str(tmp_path / "model")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == model.summary().replace(
+        str(model.folder), f"{tmp_path / 'model'}"
+    )
+    out = str(tmp_path / "command.parquet")
+    command = ["predict", "--model", str(tmp_path / "model"), "--files", str(shop / "log.csv"), "--out", out]
+    assert main([*command, "--keep", "user", "item", "--bid", "price", "--progress", "false"]) == 0
+    options = {"keep": ["user", "item"], "bid": "price", "progress": False}
+    scores = af.predict(str(model.folder), [shop / "log.csv"], tmp_path / "api.parquet", **options)
+    assert scores.read().equals(pq.read_table(out))
+
+
+def test_rows_that_are_left_out_are_told(model, shop, tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text((shop / "log.csv").read_text() + "1201,u1,3,many,1,1\n")
+    scores = af.predict(model, log, tmp_path / "scores.parquet", bad_rows=0.01, progress=False)
+    assert scores.report.rows == 1200
+    assert repr(scores).splitlines()[1].startswith("Left out: 1 of 1,201 rows")
+
+
+def test_export_takes_data_that_have_moved(model, run, data, tmp_path):
+    exported = af.export(run.folder, tmp_path / "model", data=data)
+    assert exported.about == model.about
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["nothing", "OUT"], CheckpointError, "nothing/best: no checkpoint here"),
+        ([5, "OUT"], TypeError, "run: expected a run or its folder, got 5"),
+        (["RUN", "DATA"], ServingError, "exists and is not an exported model"),
+    ],
+)
+def test_wrong_arguments_of_export_are_named(run, data, tmp_path, arguments, error, message):
+    places = {"RUN": run, "OUT": tmp_path / "out", "DATA": data.folder}
+    with pytest.raises(error, match=message):
+        af.export(*(places.get(each, each) for each in arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (["nothing", "LOG"], {}, ServingError, "nothing: not an exported model"),
+        ([None, "LOG"], {}, TypeError, "model: expected an exported model or its folder, got None"),
+        (["MODEL", []], {}, DataError, "files: expected one or more input files, got none"),
+        (["MODEL", "no.csv"], {}, DataError, "no.csv: no such file"),
+        (["MODEL", "LOG"], {"keep": "usr"}, DataError, "no column 'usr'; the file has time, user"),
+        (["MODEL", "LOG"], {"bid": "cost"}, DataError, "no column 'cost'"),
+        (["MODEL", "LOG"], {"bid": -1}, ServingError, "bid: expected a price >= 0 or a column's name, got -1"),
+        (["MODEL", "LOG"], {"click": "view"}, ServingError, "click: expected one of click, conversion, got 'view'"),
+    ],
+)
+def test_wrong_arguments_of_predict_are_named(model, shop, tmp_path, arguments, options, error, message):
+    places = {"MODEL": model, "LOG": shop / "log.csv"}
+    chosen = [places.get(each, each) if isinstance(each, str) else each for each in arguments]
+    with pytest.raises(error, match=message):
+        af.predict(*chosen, tmp_path / "scores.parquet", progress=False, **options)
+    assert not (tmp_path / "scores.parquet").exists()
