@@ -239,7 +239,7 @@ def _epoch(line: str) -> dict[str, Any]:
     return record | {"validation": from_json(TaskMetrics, record.get("validation"), "validation")}
 
 
-def _best(epochs: list[dict[str, Any]], trained: Trained) -> int:
+def _best(epochs: list[dict[str, Any]], trained: TrainedModel) -> int:
     """Returns the epoch of the best weights: the first with their mean AUC, since later ones must be strictly better.
 
     0 if there is none, in a folder whose files are not of one run.
