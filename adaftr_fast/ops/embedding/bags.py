@@ -105,17 +105,17 @@ def embedding_bags(
 def select_bags(
     values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, chosen: Sequence[int], fields: int
 ) -> tuple[Tensor, Tensor]:
-    """Finds the ids and the bags of some fields; an op, so that programs of torch.export check their input too.
+    """Selects the bags of some fields. It is an op, so that programs of torch.export check their input too.
 
     Args:
         values: [N], int32 or int64, the ids of all bags.
         offsets: [B * F + 1], int64, rising from 0 to N; bag b * F + f holds field f of row b.
-        per_sample_weights: [N] factors of the ids, or None; only checked.
-        chosen: C fields, in ascending order.
-        fields: F.
+        per_sample_weights: [N] factors of the ids, or None. Only their shape is checked.
+        chosen: the indices of the C selected fields, in ascending order.
+        fields: F, the number of fields.
 
     Returns:
-        The positions of their ids in ``values``, int64 [M], and where their bags begin, int64 [B * C + 1].
+        The positions in ``values`` of the selected fields' ids, int64 [M], and their bags' offsets, int64 [B * C + 1].
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype or shape.

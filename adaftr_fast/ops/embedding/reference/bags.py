@@ -59,17 +59,17 @@ def places(
 def select_bags(
     values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, chosen: Sequence[int], fields: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns the positions in values [N] of the ids of some fields [M], and where their bags begin [B * C + 1].
+    """Returns the positions in values [N] of the selected fields' ids [M], and their bags' offsets [B * C + 1].
 
-    ``chosen`` are C of the F = ``fields`` fields that offsets [B * F + 1] are of, in ascending order.
+    ``chosen`` are the indices of C of the F = ``fields`` fields, in ascending order.
     """
     check_bags("embedding_bags", values, offsets, per_sample_weights, fields)
     counts = offsets.diff().reshape(-1, fields)  # [B, F]
     keep = torch.zeros_like(counts, dtype=torch.bool)
     keep[:, chosen] = True
     ends = counts[:, chosen].flatten().cumsum(0)
-    places = keep.flatten().repeat_interleave(counts.flatten()).nonzero().flatten()  # [M]
-    return places, torch.cat([ends.new_zeros(1), ends])
+    positions = keep.flatten().repeat_interleave(counts.flatten()).nonzero().flatten()  # [M]
+    return positions, torch.cat([ends.new_zeros(1), ends])
 
 
 def _factors(bag: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mean: bool, dtype: torch.dtype) -> Tensor:
