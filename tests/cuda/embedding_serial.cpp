@@ -5,13 +5,13 @@ using namespace adaftr_fast::cuda;
 
 extern "C" {
 
-unsigned long long lookup(const float* weight, const int64_t* ids, const int64_t* first_row, float* out, int64_t count,
-                          int64_t fields, int64_t width) {
+unsigned long long lookup(const float* weight, const int64_t* ids, const int64_t* field_offsets, float* out,
+                          int64_t count, int64_t fields, int64_t width) {
   unsigned long long bad = ~0ULL;
   if (width % 4 == 0) {
-    each(Lookup<float, int64_t, 4, false>{weight, ids, first_row, out, fields, width, &bad, {}}, count * width / 4);
+    each(Lookup<float, int64_t, 4, false>{weight, ids, field_offsets, out, fields, width, &bad, {}}, count * width / 4);
   } else {
-    each(Lookup<float, int64_t, 1, false>{weight, ids, first_row, out, fields, width, &bad, {}}, count * width);
+    each(Lookup<float, int64_t, 1, false>{weight, ids, field_offsets, out, fields, width, &bad, {}}, count * width);
   }
   return bad;
 }
@@ -48,10 +48,10 @@ static AdamState<float> state_of(const AdamArguments& a) {
           a.epsilon};
 }
 
-void deferred_lookup(const AdamArguments* a, const int64_t* ids, const int64_t* first_row, float* out, int64_t count,
-                     int64_t fields) {
+void deferred_lookup(const AdamArguments* a, const int64_t* ids, const int64_t* field_offsets, float* out,
+                     int64_t count, int64_t fields) {
   unsigned long long bad = ~0ULL;
-  each(Lookup<float, int64_t, 4, true>{a->weight, ids, first_row, out, fields, a->width, &bad, state_of(*a)},
+  each(Lookup<float, int64_t, 4, true>{a->weight, ids, field_offsets, out, fields, a->width, &bad, state_of(*a)},
        count * a->width / 4);
 }
 

@@ -19,30 +19,30 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-at::Tensor lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& offsets) {
+at::Tensor lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets) {
   using Op = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::fused_embedding", "").typed<Op>();
-  return op.call(weight, ids, offsets);
+  return op.call(weight, ids, field_offsets);
 }
 
-at::Tensor deferred_lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& offsets,
+at::Tensor deferred_lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
                            at::TensorList state) {
   using Op = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::TensorList);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::deferred_embedding", "").typed<Op>();
-  return op.call(weight, ids, offsets, state);
+  return op.call(weight, ids, field_offsets, state);
 }
 
-void save(AutogradContext* ctx, const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& offsets) {
-  ctx->save_for_backward(variable_list{ids, offsets});
+void save(AutogradContext* ctx, const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets) {
+  ctx->save_for_backward(variable_list{ids, field_offsets});
   ctx->saved_data["rows"] = weight.sym_size(0);
   ctx->saved_data["width"] = weight.sym_size(1);
 }
 
 // create_graph=True: the same by PyTorch's own ops, which can be differentiated again.
-at::Tensor differentiable_gradient(const at::Tensor& grad, const at::Tensor& ids, const at::Tensor& offsets,
+at::Tensor differentiable_gradient(const at::Tensor& grad, const at::Tensor& ids, const at::Tensor& field_offsets,
                                    const c10::SymInt& rows, const c10::SymInt& width) {
-  const at::Tensor index = ids.add(offsets.slice(0, 0, -1)).reshape({1, -1});  // [1, B * F]
+  const at::Tensor index = ids.add(field_offsets.slice(0, 0, -1)).reshape({1, -1});  // [1, B * F]
   const c10::SymInt shape[] = {rows, width};
   return at::_sparse_coo_tensor_unsafe_symint(index, grad.reshape_symint({-1, width}), shape,
                                               grad.options().layout(at::kSparse))
@@ -66,10 +66,11 @@ at::Tensor sparse_gradient(AutogradContext* ctx, const at::Tensor& grad) {
 }
 
 struct Lookup : torch::autograd::Function<Lookup> {
-  static Variable forward(AutogradContext* ctx, const Variable& weight, const Variable& ids, const Variable& offsets) {
+  static Variable forward(AutogradContext* ctx, const Variable& weight, const Variable& ids,
+                          const Variable& field_offsets) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    save(ctx, weight, ids, offsets);
-    return lookup(weight, ids, offsets);
+    save(ctx, weight, ids, field_offsets);
+    return lookup(weight, ids, field_offsets);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -78,12 +79,12 @@ struct Lookup : torch::autograd::Function<Lookup> {
 };
 
 struct DeferredLookup : torch::autograd::Function<DeferredLookup> {
-  static Variable forward(AutogradContext* ctx, const Variable& weight, const Variable& ids, const Variable& offsets,
-                          at::TensorList state) {
+  static Variable forward(AutogradContext* ctx, const Variable& weight, const Variable& ids,
+                          const Variable& field_offsets, at::TensorList state) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    save(ctx, weight, ids, offsets);
+    save(ctx, weight, ids, field_offsets);
     ctx->saved_data["inputs"] = static_cast<int64_t>(3 + state.size());
-    return deferred_lookup(weight, ids, offsets, state);
+    return deferred_lookup(weight, ids, field_offsets, state);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -94,13 +95,13 @@ struct DeferredLookup : torch::autograd::Function<DeferredLookup> {
   }
 };
 
-at::Tensor differentiable_lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& offsets) {
-  return Lookup::apply(weight, ids, offsets);
+at::Tensor differentiable_lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets) {
+  return Lookup::apply(weight, ids, field_offsets);
 }
 
-at::Tensor differentiable_deferred(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& offsets,
+at::Tensor differentiable_deferred(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
                                    at::TensorList state) {
-  return DeferredLookup::apply(weight, ids, offsets, state);
+  return DeferredLookup::apply(weight, ids, field_offsets, state);
 }
 
 }  // namespace

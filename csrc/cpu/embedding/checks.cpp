@@ -8,24 +8,24 @@
 
 namespace adaftr_fast {
 
-void check_fields(const char* op, const at::Tensor& offsets) {
-  TORCH_CHECK_VALUE(
-      offsets.dim() == 1 && offsets.scalar_type() == at::kLong && offsets.is_contiguous() && offsets.size(0) >= 2, op,
-      ": the tables' offsets must be contiguous int64 [F + 1] of F >= 1 fields, got ", offsets.scalar_type(), " ",
-      offsets.sizes(), " with strides ", offsets.strides());
+void check_fields(const char* op, const at::Tensor& field_offsets) {
+  TORCH_CHECK_VALUE(field_offsets.dim() == 1 && field_offsets.scalar_type() == at::kLong &&
+                        field_offsets.is_contiguous() && field_offsets.size(0) >= 2,
+                    op, ": the tables' offsets must be contiguous int64 [F + 1] of F >= 1 fields, got ",
+                    field_offsets.scalar_type(), " ", field_offsets.sizes(), " with strides ", field_offsets.strides());
 }
 
-void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& offsets) {
+void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& field_offsets) {
   TORCH_CHECK_TYPE(ids.scalar_type() == at::kInt || ids.scalar_type() == at::kLong, op,
                    ": ids must be int32 or int64, got ", ids.scalar_type());
-  check_fields(op, offsets);
-  TORCH_CHECK_VALUE(ids.dim() == 2 && ids.size(1) == offsets.size(0) - 1, op, ": ids must be [B, ", offsets.size(0) - 1,
-                    "] (one column a field), got ", ids.sizes());
+  check_fields(op, field_offsets);
+  TORCH_CHECK_VALUE(ids.dim() == 2 && ids.size(1) == field_offsets.size(0) - 1, op, ": ids must be [B, ",
+                    field_offsets.size(0) - 1, "] (one column a field), got ", ids.sizes());
 }
 
-void check_offsets(const char* op, const at::Tensor& offsets, int64_t rows) {
-  const int64_t* first = offsets.const_data_ptr<int64_t>();
-  const int64_t fields = offsets.size(0) - 1;
+void check_field_offsets(const char* op, const at::Tensor& field_offsets, int64_t rows) {
+  const int64_t* first = field_offsets.const_data_ptr<int64_t>();
+  const int64_t fields = field_offsets.size(0) - 1;
   bool rising = first[0] == 0 && first[fields] == rows;
   for (int64_t f = 0; f < fields; ++f) rising &= first[f] <= first[f + 1];
   TORCH_CHECK(rising, op, ": offsets must rise from 0 to the number of rows, ", rows);

@@ -49,13 +49,13 @@ T* mutable_data_of(const at::Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// The shape of offsets, before anything reads them.
-void check_fields(const char* op, const at::Tensor& offsets);
+// The shape of field_offsets, before anything reads them.
+void check_fields(const char* op, const at::Tensor& field_offsets);
 
-void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& offsets);
+void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& field_offsets);
 
-// offsets are data: a wrong one would let the kernels read outside the table.
-void check_offsets(const char* op, const at::Tensor& offsets, int64_t rows);
+// field_offsets are data: a wrong one would let the kernels read outside the table.
+void check_field_offsets(const char* op, const at::Tensor& field_offsets, int64_t rows);
 
 void check_weight(const char* op, const at::Tensor& weight);
 
@@ -63,8 +63,8 @@ void check_weight(const char* op, const at::Tensor& weight);
 bool rows_rise(const int64_t* rows, int64_t count);
 
 template <typename Id>
-Ids<Id> ids_of(const at::Tensor& ids, const at::Tensor& offsets) {
-  return {data_of<Id>(ids), data_of<int64_t>(offsets), ids.size(0), ids.size(1)};
+Ids<Id> ids_of(const at::Tensor& ids, const at::Tensor& field_offsets) {
+  return {data_of<Id>(ids), data_of<int64_t>(field_offsets), ids.size(0), ids.size(1)};
 }
 
 template <typename Id>
@@ -72,7 +72,7 @@ void raise_bad_id(const char* op, const Ids<Id>& ids, int64_t position) {
   const int64_t f = position % ids.fields;
   TORCH_CHECK_INDEX(false, op, ": ids[", position / ids.fields, ", ", f, "] = ", ids.data[position],
                     " is out of range for field ", f, ", whose ids are 0 to ",
-                    ids.first_row[f + 1] - ids.first_row[f] - 1);
+                    ids.field_offsets[f + 1] - ids.field_offsets[f] - 1);
 }
 
 // Keeps the smallest of the positions that the threads report, so that the message is the same in every run.

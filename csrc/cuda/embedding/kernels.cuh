@@ -79,14 +79,14 @@ ADAFTR_FAST_HD T present_weight(const AdamState<T>& adam, int64_t from, T w, T m
   return w;
 }
 
-// out[b, f] = weight[first_row[f] + ids[b, f]], read through the deferred steps of Adam where kDeferred.
+// out[b, f] = weight[field_offsets[f] + ids[b, f]], read through the deferred steps of Adam where kDeferred.
 // Threads: B * F * E / kPack.
 template <typename T, typename Id, int kPack, bool kDeferred>
 struct Lookup {
   const T* weight;
-  const Id* ids;             // [B, F]
-  const int64_t* first_row;  // [F + 1]
-  T* out;                    // [B, F * E]
+  const Id* ids;                 // [B, F]
+  const int64_t* field_offsets;  // [F + 1]
+  T* out;                        // [B, F * E]
   int64_t fields, width;
   unsigned long long* bad;
   AdamState<T> adam;  // used where kDeferred
@@ -94,10 +94,10 @@ struct Lookup {
   ADAFTR_FAST_HD void operator()(int64_t thread) const {
     const int64_t packs = width / kPack, i = thread / packs, e = thread % packs * kPack, f = i % fields;
     const auto id = static_cast<int64_t>(ids[i]);
-    if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(first_row[f + 1] - first_row[f])) {
+    if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(field_offsets[f + 1] - field_offsets[f])) {
       return report_bad(bad, i);
     }
-    const int64_t row = first_row[f] + id;
+    const int64_t row = field_offsets[f] + id;
     Pack<T, kPack> x = read<T, kPack>(weight + row * width + e);
     if constexpr (kDeferred) {
       const Pack<T, kPack> m = read<T, kPack>(adam.moments + row * 2 * width + e);

@@ -30,24 +30,24 @@ bool packs(const at::Tensor& a, const at::Tensor& b, int64_t width) {
   return width * a.element_size() % 16 == 0 && both % 16 == 0;
 }
 
-void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& offsets) {
+void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& field_offsets) {
   TORCH_CHECK_TYPE(ids.scalar_type() == at::kInt || ids.scalar_type() == at::kLong, op,
                    ": ids must be int32 or int64, got ", ids.scalar_type());
-  TORCH_CHECK_VALUE(ids.dim() == 2 && ids.size(1) == offsets.size(0) - 1, op, ": ids must be [B, ", offsets.size(0) - 1,
-                    "] (one column a field), got ", ids.sizes());
-  TORCH_CHECK(offsets.device() == ids.device(), op, ": ids and offsets must be on one device, got ", ids.device(),
-              " and ", offsets.device());
+  TORCH_CHECK_VALUE(ids.dim() == 2 && ids.size(1) == field_offsets.size(0) - 1, op, ": ids must be [B, ",
+                    field_offsets.size(0) - 1, "] (one column a field), got ", ids.sizes());
+  TORCH_CHECK(field_offsets.device() == ids.device(), op, ": ids and offsets must be on one device, got ", ids.device(),
+              " and ", field_offsets.device());
 }
 
 template <typename T, typename Id>
-void lookup_into(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& offsets, at::Tensor& out,
+void lookup_into(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets, at::Tensor& out,
                  at::Tensor& bad) {
   constexpr int kPack = 16 / sizeof(T);
   const int64_t width = weight.size(1);
   const auto run = [&](auto body, int64_t threads) {
     body.weight = static_cast<const T*>(weight.const_data_ptr());
     body.ids = ids.const_data_ptr<Id>();
-    body.first_row = offsets.const_data_ptr<int64_t>();
+    body.field_offsets = field_offsets.const_data_ptr<int64_t>();
     body.out = static_cast<T*>(out.mutable_data_ptr());
     body.fields = ids.size(1);
     body.width = width;
@@ -66,15 +66,15 @@ void by_size(size_t bytes, Run run) {
   run(double{});
 }
 
-void raise_bad_id(const at::Tensor& ids, const at::Tensor& offsets, int64_t position) {
+void raise_bad_id(const at::Tensor& ids, const at::Tensor& field_offsets, int64_t position) {
   const int64_t f = position % ids.size(1);
   TORCH_CHECK_INDEX(false, "fused_embedding: ids[", position / ids.size(1), ", ", f,
                     "] = ", ids.flatten()[position].item<int64_t>(), " is out of range for field ", f,
-                    ", whose ids are 0 to ", (offsets[f + 1] - offsets[f]).item<int64_t>() - 1);
+                    ", whose ids are 0 to ", (field_offsets[f + 1] - field_offsets[f]).item<int64_t>() - 1);
 }
 
-at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& offsets) {
-  check_ids("fused_embedding", ids, offsets);
+at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets) {
+  check_ids("fused_embedding", ids, field_offsets);
   TORCH_CHECK_VALUE(weight.dim() == 2 && weight.is_contiguous(), "fused_embedding: weight must be contiguous [R, E]");
   const c10::cuda::CUDAGuard guard(weight.device());
   at::Tensor out = at::empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
@@ -82,11 +82,11 @@ at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, cons
   at::Tensor bad = at::full({1}, -1, dense.options().dtype(at::kLong));  // as unsigned, the largest number
   by_size(weight.element_size(), [&](auto element) {
     using T = decltype(element);
-    if (dense.scalar_type() == at::kInt) return lookup_into<T, int32_t>(weight, dense, offsets, out, bad);
-    lookup_into<T, int64_t>(weight, dense, offsets, out, bad);
+    if (dense.scalar_type() == at::kInt) return lookup_into<T, int32_t>(weight, dense, field_offsets, out, bad);
+    lookup_into<T, int64_t>(weight, dense, field_offsets, out, bad);
   });
   const auto position = bad.item<int64_t>();  // waits for the look-up, so that a bad id is named where it was given
-  if (position >= 0) raise_bad_id(dense, offsets, position);
+  if (position >= 0) raise_bad_id(dense, field_offsets, position);
   return out;
 }
 
@@ -102,14 +102,14 @@ void merge_into(const at::Tensor& grad, const at::Tensor& order, const at::Tenso
 }
 
 std::tuple<at::Tensor, at::Tensor> fused_embedding_backward(const at::Tensor& grad, const at::Tensor& ids,
-                                                            const at::Tensor& offsets, int64_t width) {
-  check_ids("fused_embedding_backward", ids, offsets);
+                                                            const at::Tensor& field_offsets, int64_t width) {
+  check_ids("fused_embedding_backward", ids, field_offsets);
   TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(0) == ids.size(0) && grad.size(1) == ids.size(1) * width,
                     "fused_embedding_backward: grad must be [", ids.size(0), ", ", ids.size(1) * width, "], got ",
                     grad.sizes());
   const c10::cuda::CUDAGuard guard(grad.device());
   const at::ScalarType stored = grad.scalar_type(), type = stored == at::kDouble ? at::kDouble : at::kFloat;
-  const at::Tensor keys = (ids + offsets.slice(0, 0, ids.size(1))).flatten();
+  const at::Tensor keys = (ids + field_offsets.slice(0, 0, ids.size(1))).flatten();
   // A stable sort keeps the order of the batch within a row, so that sums are the same in every run.
   const auto [sorted, order] = at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false);
   const auto [rows, inverse, counts] = at::unique_consecutive(sorted, /*return_inverse=*/false, /*return_counts=*/true);

@@ -30,7 +30,7 @@ int64_t transpose_ids(const Ids<Id>& ids, uint32_t* copy, int64_t begin, int64_t
     prefetch_ids(ids, b, begin, end);
     for (int64_t f = begin, i = b * ids.fields + begin; f < end; ++f, ++i) {
       const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids.data[i]));
-      if (__builtin_expect(id >= static_cast<uint64_t>(ids.first_row[f + 1] - ids.first_row[f]), 0)) return i;
+      if (__builtin_expect(id >= static_cast<uint64_t>(ids.field_offsets[f + 1] - ids.field_offsets[f]), 0)) return i;
       copy[f * ids.batch + b] = static_cast<uint32_t>(id);
     }
   }
@@ -45,7 +45,7 @@ int64_t rank(const Ids<Id>& ids, const FieldSet& scratch, uint32_t* place, int64
     const int64_t bad = transpose_ids(ids, place, from, to);
     if (bad >= 0) return bad;
     for (int64_t f = from; f < to; ++f) {
-      const int64_t rows = ids.first_row[f + 1] - ids.first_row[f];
+      const int64_t rows = ids.field_offsets[f + 1] - ids.field_offsets[f];
       const FieldSet set{scratch.words, scratch.summary, (rows + 4095) / 4096};
       uint32_t* at = place + f * ids.batch;
       for (int64_t b = 0; b < ids.batch; ++b) {
@@ -71,7 +71,7 @@ void merge_block(const Ids<Id>& ids, const uint32_t* place, const int64_t* base,
     prefetch(next, (end - begin) * step * sizeof(W));
     for (int64_t f = begin; f < end; ++f, from += step) {
       const int64_t at = base[f] + place[f * ids.batch + b];
-      rows[at] = ids.first_row[f] + static_cast<int64_t>(ids.data[b * ids.fields + f]);
+      rows[at] = ids.field_offsets[f] + static_cast<int64_t>(ids.data[b * ids.fields + f]);
       Compute<W>* sum = values + at * step;
       for_each_group<kWidth>(
           step, [&](int64_t e, auto n) { store_group(sum + e, load_group(sum + e, n) + load_group(from + e, n), n); });

@@ -15,7 +15,7 @@
 namespace adaftr_fast {
 
 struct MergeShape {
-  const int64_t* first_row;  // [F + 1]
+  const int64_t* field_offsets;  // [F + 1]
   int64_t fields, batch, lookups, width;
 };
 
@@ -38,7 +38,7 @@ inline void emit_fields(const MergeShape& shape, const RowSet& set, const std::v
                         char* sums, int64_t row_bytes) {
   for (int64_t f = 0; f < shape.fields; ++f) {
     parallel_for(set.sumword[f + 1] - set.sumword[f], 4, [&](int64_t begin, int64_t end) {
-      embedding_kernels().row_sets.emit(set, f, shape.first_row[f], rows + base[f], sums + base[f] * row_bytes,
+      embedding_kernels().row_sets.emit(set, f, shape.field_offsets[f], rows + base[f], sums + base[f] * row_bytes,
                                         row_bytes, begin, end);
     });
   }
@@ -51,7 +51,7 @@ inline void emit_fields(const MergeShape& shape, const RowSet& set, const std::v
 template <typename T, typename Mark, typename Raise, typename Merge>
 std::tuple<at::Tensor, at::Tensor> merge_in_shares(const MergeShape& shape, const at::TensorOptions& options, Mark mark,
                                                    Raise raise, Merge merge) {
-  const RowSet set = scratch_rows(shape.first_row, shape.fields);
+  const RowSet set = scratch_rows(shape.field_offsets, shape.fields);
   const ClearAtEnd clear{set, shape.fields};
   std::atomic<int64_t> bad{-1};
   const int64_t grain = std::max<int64_t>(1, kRowsPerTask * shape.batch / std::max<int64_t>(1, shape.lookups));

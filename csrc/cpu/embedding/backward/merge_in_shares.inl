@@ -22,7 +22,7 @@ template <typename Id>
 int64_t mark_shared(const Ids<Id>& ids, const RowSet& set, int64_t begin, int64_t end) {
   for (int64_t i = begin * ids.fields, f = 0; i < end * ids.fields; ++i, f = f + 1 < ids.fields ? f + 1 : 0) {
     const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids.data[i]));
-    if (__builtin_expect(id >= static_cast<uint64_t>(ids.first_row[f + 1] - ids.first_row[f]), 0)) return i;
+    if (__builtin_expect(id >= static_cast<uint64_t>(ids.field_offsets[f + 1] - ids.field_offsets[f]), 0)) return i;
     set_bit_shared(field_set(set, f), id);
   }
   return -1;

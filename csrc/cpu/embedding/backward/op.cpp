@@ -25,7 +25,7 @@ std::vector<int64_t> rank_lookups(const Ids<Id>& ids, uint32_t* place, int64_t g
   std::atomic<int64_t> bad{-1};
   parallel_for(ids.fields, grain, [&](int64_t begin, int64_t end) {
     int64_t rows = 0;
-    for (int64_t f = begin; f < end; ++f) rows = std::max(rows, ids.first_row[f + 1] - ids.first_row[f]);
+    for (int64_t f = begin; f < end; ++f) rows = std::max(rows, ids.field_offsets[f + 1] - ids.field_offsets[f]);
     keep_smallest(bad, rank_kernels<Id>().rank(ids, scratch_field(rows), place, base.data() + 1, begin, end));
   });
   if (bad >= 0) raise_bad_id("fused_embedding_backward", ids, bad);
@@ -42,7 +42,7 @@ template <typename W, typename Id>
 std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tensor& grad, int64_t width) {
   if (merges_in_shares(ids.fields, ids.batch * ids.fields)) {
     return merge_in_shares<Compute<W>>(
-        {ids.first_row, ids.fields, ids.batch, ids.batch * ids.fields, width}, grad.options(),
+        {ids.field_offsets, ids.fields, ids.batch, ids.batch * ids.fields, width}, grad.options(),
         [&](const RowSet& set, int64_t begin, int64_t end) {
           return rank_kernels<Id>().mark_shared(ids, set, begin, end);
         },
@@ -68,13 +68,13 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tenso
 }
 
 std::tuple<at::Tensor, at::Tensor> fused_embedding_backward(const at::Tensor& grad, const at::Tensor& ids,
-                                                            const at::Tensor& offsets, int64_t width) {
+                                                            const at::Tensor& field_offsets, int64_t width) {
   constexpr const char* kOp = "fused_embedding_backward";
-  check_ids(kOp, ids, offsets);
-  check_offsets(kOp, offsets, offsets.const_data_ptr<int64_t>()[ids.size(1)]);
+  check_ids(kOp, ids, field_offsets);
+  check_field_offsets(kOp, field_offsets, field_offsets.const_data_ptr<int64_t>()[ids.size(1)]);
   TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(0) == ids.size(0) && grad.size(1) == ids.size(1) * width, kOp,
                     ": grad must be [", ids.size(0), ", ", ids.size(1) * width, "], got ", grad.sizes());
-  const int64_t* first = offsets.const_data_ptr<int64_t>();
+  const int64_t* first = field_offsets.const_data_ptr<int64_t>();
   for (int64_t f = 0; f < ids.size(1); ++f) {
     TORCH_CHECK_VALUE(first[f + 1] - first[f] <= int64_t{1} << 32, kOp, ": a field may have 2^32 rows, field ", f,
                       " has ", first[f + 1] - first[f]);
@@ -82,7 +82,7 @@ std::tuple<at::Tensor, at::Tensor> fused_embedding_backward(const at::Tensor& gr
   const at::Tensor dense_grad = grad.contiguous(), dense_ids = ids.contiguous();
   return by_table_type(kOp, grad.scalar_type(), [&](auto w) {
     return by_id_type(ids, [&](auto id) {
-      return run_merge<decltype(w)>(ids_of<decltype(id)>(dense_ids, offsets), dense_grad, width);
+      return run_merge<decltype(w)>(ids_of<decltype(id)>(dense_ids, field_offsets), dense_grad, width);
     });
   });
 }

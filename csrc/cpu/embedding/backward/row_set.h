@@ -33,8 +33,8 @@ struct RowSetKernels {
   int64_t (*rank)(const RowSet&, int64_t f);
   // For summary words [begin, end) of field f: writes the marked rows to rows, and zeros of row_bytes each to sums;
   // both point to where the field's begin.
-  void (*emit)(const RowSet&, int64_t f, int64_t first_row, int64_t* rows, char* sums, int64_t row_bytes, int64_t begin,
-               int64_t end);
+  void (*emit)(const RowSet&, int64_t f, int64_t field_offset, int64_t* rows, char* sums, int64_t row_bytes,
+               int64_t begin, int64_t end);
   void (*clear)(const RowSet&, int64_t fields);
 };
 

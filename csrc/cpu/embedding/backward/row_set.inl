@@ -68,7 +68,7 @@ inline void clear_fields(const RowSet& set, int64_t fields) {
 }
 
 // Writes the marked rows of one field that stand in its summary words [begin, end), and zeros for their sums.
-inline void emit_range(const RowSet& set, int64_t f, int64_t first_row, int64_t* rows, char* sums, int64_t row_bytes,
+inline void emit_range(const RowSet& set, int64_t f, int64_t field_offset, int64_t* rows, char* sums, int64_t row_bytes,
                        int64_t begin, int64_t end) {
   const FieldSet field = field_set(set, f);
   const FieldSet part{field.words + begin * 64, field.summary + begin, end - begin};
@@ -77,7 +77,7 @@ inline void emit_range(const RowSet& set, int64_t f, int64_t first_row, int64_t*
     int64_t at = word.rank;
     __builtin_memset(sums + at * row_bytes, 0, std::popcount(word.bits) * row_bytes);
     for (uint64_t left = word.bits; left; left &= left - 1) {
-      rows[at++] = first_row + (begin * 64 + w) * 64 + std::countr_zero(left);
+      rows[at++] = field_offset + (begin * 64 + w) * 64 + std::countr_zero(left);
     }
   });
 }

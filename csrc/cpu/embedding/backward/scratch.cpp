@@ -19,12 +19,12 @@ thread_local Scratch scratch;
 
 }  // namespace
 
-RowSet scratch_rows(const int64_t* first_row, int64_t fields) {
+RowSet scratch_rows(const int64_t* field_offsets, int64_t fields) {
   Scratch& s = scratch;
   s.word.assign(fields + 1, 0);
   s.sumword.assign(fields + 1, 0);
   for (int64_t f = 0; f < fields; ++f) {
-    const int64_t words = (first_row[f + 1] - first_row[f] + 63) / 64;
+    const int64_t words = (field_offsets[f + 1] - field_offsets[f] + 63) / 64;
     s.word[f + 1] = s.word[f] + words;
     s.sumword[f + 1] = s.sumword[f] + (words + 63) / 64;
   }
@@ -37,8 +37,8 @@ RowSet scratch_rows(const int64_t* first_row, int64_t fields) {
 }
 
 FieldSet scratch_field(int64_t rows) {
-  const int64_t first_row[] = {0, rows};
-  const RowSet set = scratch_rows(first_row, 1);
+  const int64_t field_offsets[] = {0, rows};
+  const RowSet set = scratch_rows(field_offsets, 1);
   return {set.words, set.summary, set.sumword[1]};
 }
 

@@ -7,8 +7,8 @@
 
 namespace adaftr_fast {
 
-// This thread's row set, with room for these fields (first_row is [F + 1]); valid until the thread asks again.
-RowSet scratch_rows(const int64_t* first_row, int64_t fields);
+// This thread's row set, with room for these fields (field_offsets is [F + 1]); valid until the thread asks again.
+RowSet scratch_rows(const int64_t* field_offsets, int64_t fields);
 
 // The same memory, with room for one field of so many rows.
 FieldSet scratch_field(int64_t rows);

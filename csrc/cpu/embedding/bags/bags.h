@@ -10,13 +10,14 @@
 
 namespace adaftr_fast {
 
-// Bag (b, f) holds the ids values[bag[b * F + f]] to values[bag[b * F + f + 1] - 1].
+// As nn.EmbeddingBag has them: bag (b, f) holds the ids values[offsets[b * F + f]] to values[offsets[b * F + f + 1] -
+// 1].
 template <typename Id, typename T>
 struct Bags {
-  const Id* values;          // [N]
-  const int64_t* bag;        // [B * F + 1]
-  const T* weights;          // [N] factors of the ids, or null
-  const int64_t* first_row;  // [F + 1]
+  const Id* values;              // [N]
+  const int64_t* offsets;        // [B * F + 1]
+  const T* per_sample_weights;   // [N], or null
+  const int64_t* field_offsets;  // [F + 1]
   int64_t batch;
   int64_t fields;
   bool mean;  // divide by the number of ids in the bag
@@ -29,7 +30,7 @@ struct BagKernels {
   // through to their current values. Returns the position in values of an id out of range, or -1.
   int64_t (*pool)(const Input&, const W* weight, const AdamTable<W>* adam, int64_t width, W* out, int64_t begin,
                   int64_t end);
-  // As LookupKernels::mark_shared and MergeKernels::merge_share: bags differ in size too much for threads to own
+  // As RankKernels::mark_shared and MergeKernels::merge_share: bags differ in size too much for threads to own
   // fields.
   int64_t (*mark)(const Input&, const RowSet&, int64_t begin, int64_t end);
   void (*merge)(const Input&, const RowSet&, const int64_t* base, const W* grad, int64_t width, Compute<W>* sums,

@@ -11,20 +11,20 @@ constexpr int64_t kBagAhead = 16;
 
 template <typename Id, typename T>
 inline T bag_scale(const Bags<Id, T>& bags, int64_t bag) {
-  const int64_t count = bags.bag[bag + 1] - bags.bag[bag];
+  const int64_t count = bags.offsets[bag + 1] - bags.offsets[bag];
   return bags.mean && count > 0 ? T(1) / static_cast<T>(count) : T(1);
 }
 
 template <typename Id, typename T>
 inline T id_weight(const Bags<Id, T>& bags, int64_t i) {
-  return bags.weights != nullptr ? bags.weights[i] : T(1);
+  return bags.per_sample_weights != nullptr ? bags.per_sample_weights[i] : T(1);
 }
 
 // The first position in bag (b, f) whose id is out of range, or -1.
 template <typename Id, typename T>
 inline int64_t bad_in_bag(const Bags<Id, T>& bags, int64_t bag, int64_t f) {
-  const auto size = static_cast<uint64_t>(bags.first_row[f + 1] - bags.first_row[f]);
-  for (int64_t i = bags.bag[bag]; i < bags.bag[bag + 1]; ++i) {
+  const auto size = static_cast<uint64_t>(bags.field_offsets[f + 1] - bags.field_offsets[f]);
+  for (int64_t i = bags.offsets[bag]; i < bags.offsets[bag + 1]; ++i) {
     if (static_cast<uint64_t>(static_cast<int64_t>(bags.values[i])) >= size) return i;
   }
   return -1;
@@ -35,9 +35,9 @@ template <typename W, typename Id, typename Read>
 inline void pool_bag(const Bags<Id, Compute<W>>& bags, const W* weight, int64_t bag, int64_t f, int64_t width, W* out,
                      Read read) {
   using T = Compute<W>;
-  const int64_t begin = bags.bag[bag], end = bags.bag[bag + 1];
+  const int64_t begin = bags.offsets[bag], end = bags.offsets[bag + 1];
   const Id* values = bags.values;
-  const int64_t first = bags.first_row[f];
+  const int64_t first = bags.field_offsets[f];
   for_each_group<0>(width, [&](int64_t e, auto n) {
     Group<T> sum = {};
     for (int64_t i = begin; i < end; ++i) {
@@ -86,7 +86,7 @@ int64_t mark_bags(const Bags<Id, T>& bags, const RowSet& set, int64_t begin, int
     for (int64_t f = 0; f < bags.fields; ++f) {
       const int64_t bag = b * bags.fields + f, bad = bad_in_bag(bags, bag, f);
       if (bad >= 0) return bad;
-      for (int64_t i = bags.bag[bag]; i < bags.bag[bag + 1]; ++i) {
+      for (int64_t i = bags.offsets[bag]; i < bags.offsets[bag + 1]; ++i) {
         set_bit_shared(field_set(set, f), static_cast<uint64_t>(bags.values[i]));
       }
     }
@@ -112,8 +112,8 @@ void merge_bags(const Bags<Id, Compute<W>>& bags, const RowSet& set, const int64
   const Share share{static_cast<uint32_t>(part), static_cast<uint32_t>(parts)};
   Mine mine;
   for (int64_t bag = 0; bag < bags.batch * bags.fields; ++bag) {
-    const int64_t f = bag % bags.fields, end = bags.bag[bag + 1];
-    for (int64_t i = bags.bag[bag]; i < end; i += kChunk) {
+    const int64_t f = bag % bags.fields, end = bags.offsets[bag + 1];
+    for (int64_t i = bags.offsets[bag]; i < end; i += kChunk) {
       mine.list(bags.values + i, 1, i, end - i < kChunk ? end - i : kChunk, share, field_set(set, f), base[f],
                 [&](int64_t, int64_t place) { prefetch(sums + place * width, width * sizeof(Compute<W>)); });
       if (width == 8) {

@@ -11,67 +11,69 @@
 namespace adaftr_fast {
 namespace {
 
-void check_bags(const char* op, const at::Tensor& values, const at::Tensor& bags, const at::Tensor& offsets) {
+void check_bags(const char* op, const at::Tensor& values, const at::Tensor& offsets, const at::Tensor& field_offsets) {
   TORCH_CHECK_TYPE(values.scalar_type() == at::kInt || values.scalar_type() == at::kLong, op,
                    ": values must be int32 or int64, got ", values.scalar_type());
   TORCH_CHECK_VALUE(values.dim() == 1, op, ": values must be [N], got ", values.sizes());
-  check_fields(op, offsets);
-  const int64_t fields = offsets.size(0) - 1;
-  TORCH_CHECK_VALUE(
-      bags.dim() == 1 && bags.scalar_type() == at::kLong && bags.size(0) % fields == 1 % fields && bags.size(0) > 0, op,
-      ": offsets must be int64 [B * ", fields, " + 1], got ", bags.scalar_type(), " ", bags.sizes());
-  const at::Tensor dense = bags.contiguous();
-  const int64_t* bag = dense.const_data_ptr<int64_t>();
-  bool rising = bag[0] == 0 && bag[bags.size(0) - 1] == values.size(0);
-  for (int64_t i = 1; i < bags.size(0); ++i) rising &= bag[i - 1] <= bag[i];
+  check_fields(op, field_offsets);
+  const int64_t fields = field_offsets.size(0) - 1;
+  TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.scalar_type() == at::kLong &&
+                        offsets.size(0) % fields == 1 % fields && offsets.size(0) > 0,
+                    op, ": offsets must be int64 [B * ", fields, " + 1], got ", offsets.scalar_type(), " ",
+                    offsets.sizes());
+  const at::Tensor dense = offsets.contiguous();
+  const int64_t* offset = dense.const_data_ptr<int64_t>();
+  bool rising = offset[0] == 0 && offset[offsets.size(0) - 1] == values.size(0);
+  for (int64_t i = 1; i < offsets.size(0); ++i) rising &= offset[i - 1] <= offset[i];
   TORCH_CHECK_VALUE(rising, op, ": offsets must rise from 0 to the number of values, ", values.size(0));
 }
 
 template <typename Id, typename T>
-Bags<Id, T> bags_of(const at::Tensor& values, const at::Tensor& bags, const std::optional<at::Tensor>& weights,
-                    const at::Tensor& offsets, bool mean) {
-  const int64_t fields = offsets.size(0) - 1;
-  const T* factors = weights.has_value() ? data_of<T>(*weights) : nullptr;
+Bags<Id, T> bags_of(const at::Tensor& values, const at::Tensor& offsets,
+                    const std::optional<at::Tensor>& per_sample_weights, const at::Tensor& field_offsets, bool mean) {
+  const int64_t fields = field_offsets.size(0) - 1;
+  const T* weights = per_sample_weights.has_value() ? data_of<T>(*per_sample_weights) : nullptr;
   return {data_of<Id>(values),
-          data_of<int64_t>(bags),
-          factors,
           data_of<int64_t>(offsets),
-          (bags.size(0) - 1) / fields,
+          weights,
+          data_of<int64_t>(field_offsets),
+          (offsets.size(0) - 1) / fields,
           fields,
           mean};
 }
 
 template <typename Id, typename T>
 void raise_bad_value(const char* op, const Bags<Id, T>& bags, int64_t position) {
-  const int64_t* end = bags.bag + bags.batch * bags.fields + 1;
-  const int64_t bag = std::upper_bound(bags.bag, end, position) - bags.bag - 1, f = bag % bags.fields;
+  const int64_t* end = bags.offsets + bags.batch * bags.fields + 1;
+  const int64_t bag = std::upper_bound(bags.offsets, end, position) - bags.offsets - 1, f = bag % bags.fields;
   TORCH_CHECK_INDEX(false, op, ": values[", position, "] = ", bags.values[position], " (row ", bag / bags.fields,
                     ") is out of range for field ", f, ", whose ids are 0 to ",
-                    bags.first_row[f + 1] - bags.first_row[f] - 1);
+                    bags.field_offsets[f + 1] - bags.field_offsets[f] - 1);
 }
 
-void check_factors(const char* op, const std::optional<at::Tensor>& weights, const at::Tensor& values,
-                   at::ScalarType type) {
-  if (!weights.has_value()) return;
-  TORCH_CHECK_VALUE(weights->sizes() == values.sizes() && weights->scalar_type() == type, op, ": weights must be ",
-                    type, " [", values.size(0), "], got ", weights->scalar_type(), " ", weights->sizes());
+void check_per_sample_weights(const char* op, const std::optional<at::Tensor>& per_sample_weights,
+                              const at::Tensor& values, at::ScalarType type) {
+  if (!per_sample_weights.has_value()) return;
+  TORCH_CHECK_VALUE(per_sample_weights->sizes() == values.sizes() && per_sample_weights->scalar_type() == type, op,
+                    ": weights must be ", type, " [", values.size(0), "], got ", per_sample_weights->scalar_type(), " ",
+                    per_sample_weights->sizes());
 }
 
-std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& weights) {
-  return weights.has_value() ? std::optional<at::Tensor>(weights->contiguous()) : std::nullopt;
+std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& x) {
+  return x.has_value() ? std::optional<at::Tensor>(x->contiguous()) : std::nullopt;
 }
 
-at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, const at::Tensor& bags,
-                          const std::optional<at::Tensor>& weights, const at::Tensor& offsets, bool mean,
-                          at::TensorList state) {
+at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, const at::Tensor& offsets,
+                          const std::optional<at::Tensor>& per_sample_weights, const at::Tensor& field_offsets,
+                          bool mean, at::TensorList state) {
   constexpr const char* kOp = "embedding_bags";
   check_weight(kOp, weight);
-  check_bags(kOp, values, bags, offsets);
-  check_offsets(kOp, offsets, weight.size(0));
-  check_factors(kOp, weights, values, compute_type(weight.scalar_type()));
-  const at::Tensor ids = values.contiguous(), ends = bags.contiguous();
-  const std::optional<at::Tensor> factors = contiguous(weights);
-  const int64_t fields = offsets.size(0) - 1, batch = (bags.size(0) - 1) / fields, width = weight.size(1);
+  check_bags(kOp, values, offsets, field_offsets);
+  check_field_offsets(kOp, field_offsets, weight.size(0));
+  check_per_sample_weights(kOp, per_sample_weights, values, compute_type(weight.scalar_type()));
+  const at::Tensor ids = values.contiguous(), dense_offsets = offsets.contiguous();
+  const std::optional<at::Tensor> weights = contiguous(per_sample_weights);
+  const int64_t fields = field_offsets.size(0) - 1, batch = (offsets.size(0) - 1) / fields, width = weight.size(1);
   at::Tensor out = cached_empty({batch, fields * width}, weight.options());
   by_table_type(kOp, weight.scalar_type(), [&](auto w) {
     using W = decltype(w);
@@ -79,7 +81,7 @@ at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, co
     if (!state.empty()) table = adam_table<W>(kOp, weight, state);
     by_id_type(values, [&](auto id) {
       using Id = decltype(id);
-      const auto input = bags_of<Id, Compute<W>>(ids, ends, factors, offsets, mean);
+      const auto input = bags_of<Id, Compute<W>>(ids, dense_offsets, weights, field_offsets, mean);
       std::atomic<int64_t> bad{-1};
       // Bags differ in size: small tasks, so that no thread is left with the large ones.
       parallel_for(batch, std::max<int64_t>(1, kRowsPerTask * batch / std::max<int64_t>(1, values.size(0))),
@@ -97,7 +99,7 @@ template <typename W, typename Id>
 std::tuple<at::Tensor, at::Tensor> run_merge(const Bags<Id, Compute<W>>& input, const at::Tensor& grad, int64_t count,
                                              int64_t width) {
   return merge_in_shares<Compute<W>>(
-      {input.first_row, input.fields, input.batch, count, width}, grad.options(),
+      {input.field_offsets, input.fields, input.batch, count, width}, grad.options(),
       [&](const RowSet& set, int64_t begin, int64_t end) { return bag_kernels<W, Id>().mark(input, set, begin, end); },
       [&](int64_t position) { raise_bad_value("embedding_bags_backward", input, position); },
       [&](const RowSet& set, const int64_t* base, Compute<W>* sums, int64_t part, int64_t parts) {
@@ -106,22 +108,23 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Bags<Id, Compute<W>>& input, 
 }
 
 std::tuple<at::Tensor, at::Tensor> embedding_bags_backward(const at::Tensor& grad, const at::Tensor& values,
-                                                           const at::Tensor& bags,
-                                                           const std::optional<at::Tensor>& weights,
-                                                           const at::Tensor& offsets, int64_t width, bool mean) {
+                                                           const at::Tensor& offsets,
+                                                           const std::optional<at::Tensor>& per_sample_weights,
+                                                           const at::Tensor& field_offsets, int64_t width, bool mean) {
   constexpr const char* kOp = "embedding_bags_backward";
-  check_bags(kOp, values, bags, offsets);
-  check_offsets(kOp, offsets, offsets.const_data_ptr<int64_t>()[offsets.size(0) - 1]);
-  check_factors(kOp, weights, values, compute_type(grad.scalar_type()));
-  TORCH_CHECK_VALUE(grad.dim() == 2 && grad.numel() == (bags.size(0) - 1) * width, kOp, ": grad must be [B, F * ",
+  check_bags(kOp, values, offsets, field_offsets);
+  check_field_offsets(kOp, field_offsets, field_offsets.const_data_ptr<int64_t>()[field_offsets.size(0) - 1]);
+  check_per_sample_weights(kOp, per_sample_weights, values, compute_type(grad.scalar_type()));
+  TORCH_CHECK_VALUE(grad.dim() == 2 && grad.numel() == (offsets.size(0) - 1) * width, kOp, ": grad must be [B, F * ",
                     width, "], got ", grad.sizes());
-  const at::Tensor dense = grad.contiguous(), ids = values.contiguous(), ends = bags.contiguous();
-  const std::optional<at::Tensor> factors = contiguous(weights);
+  const at::Tensor dense = grad.contiguous(), ids = values.contiguous(), dense_offsets = offsets.contiguous();
+  const std::optional<at::Tensor> weights = contiguous(per_sample_weights);
   return by_table_type(kOp, grad.scalar_type(), [&](auto w) {
     using W = decltype(w);
     return by_id_type(values, [&](auto id) {
       using Id = decltype(id);
-      return run_merge<W, Id>(bags_of<Id, Compute<W>>(ids, ends, factors, offsets, mean), dense, ids.size(0), width);
+      return run_merge<W, Id>(bags_of<Id, Compute<W>>(ids, dense_offsets, weights, field_offsets, mean), dense,
+                              ids.size(0), width);
     });
   });
 }

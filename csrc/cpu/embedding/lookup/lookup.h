@@ -11,11 +11,11 @@
 
 namespace adaftr_fast {
 
-// The index of one batch: ids of field f lie in [0, first_row[f + 1] - first_row[f]).
+// The index of one batch: ids of field f lie in [0, field_offsets[f + 1] - field_offsets[f]).
 template <typename Id>
 struct Ids {
-  const Id* data;            // [B, F]
-  const int64_t* first_row;  // [F + 1]
+  const Id* data;                // [B, F]
+  const int64_t* field_offsets;  // [F + 1]
   int64_t batch;
   int64_t fields;
 };

@@ -23,9 +23,9 @@ inline bool resolve(const Ids<Id>& ids, int64_t at, int64_t count, int64_t* rows
   for (int64_t k = 0, f = at % ids.fields; k < count; f = 0) {
     const int64_t until = k + ids.fields - f < count ? k + ids.fields - f : count;
     for (; k < until; ++k, ++f) {
-      const int64_t id = ids.data[at + k], first = ids.first_row[f];
+      const int64_t id = ids.data[at + k], first = ids.field_offsets[f];
       // The one unsigned comparison catches negative ids as well.
-      bad |= static_cast<uint64_t>(id) >= static_cast<uint64_t>(ids.first_row[f + 1] - first);
+      bad |= static_cast<uint64_t>(id) >= static_cast<uint64_t>(ids.field_offsets[f + 1] - first);
       rows[k] = first + id;
     }
   }

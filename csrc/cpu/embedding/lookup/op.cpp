@@ -24,14 +24,14 @@ void run_lookup(const Ids<Id>& ids, const at::Tensor& weight, at::Tensor& out) {
   if (bad >= 0) raise_bad_id("fused_embedding", ids, bad);
 }
 
-at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& offsets) {
-  check_ids("fused_embedding", ids, offsets);
+at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets) {
+  check_ids("fused_embedding", ids, field_offsets);
   check_weight("fused_embedding", weight);
-  check_offsets("fused_embedding", offsets, weight.size(0));
+  check_field_offsets("fused_embedding", field_offsets, weight.size(0));
   at::Tensor out = cached_empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
   if (out.numel() == 0) return out;
   const at::Tensor dense_ids = ids.contiguous();
-  by_id_type(ids, [&](auto id) { run_lookup(ids_of<decltype(id)>(dense_ids, offsets), weight, out); });
+  by_id_type(ids, [&](auto id) { run_lookup(ids_of<decltype(id)>(dense_ids, field_offsets), weight, out); });
   return out;
 }
 

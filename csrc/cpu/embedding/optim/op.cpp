@@ -112,19 +112,20 @@ void run_deferred(const Ids<Id>& ids, const AdamTable<W>& table, W* out) {
   if (bad >= 0) raise_bad_id("deferred_embedding", ids, bad);
 }
 
-at::Tensor deferred_embedding(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& offsets,
+at::Tensor deferred_embedding(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
                               at::TensorList state) {
-  check_ids("deferred_embedding", ids, offsets);
+  check_ids("deferred_embedding", ids, field_offsets);
   check_weight("deferred_embedding", weight);
-  check_offsets("deferred_embedding", offsets, weight.size(0));
+  check_field_offsets("deferred_embedding", field_offsets, weight.size(0));
   at::Tensor out = cached_empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
   if (out.numel() == 0) return out;
   const at::Tensor dense_ids = ids.contiguous();
   by_table_type("deferred_embedding", weight.scalar_type(), [&](auto w) {
     using W = decltype(w);
     const AdamTable<W> table = adam_table<W>("deferred_embedding", weight, state);
-    by_id_type(
-        ids, [&](auto id) { run_deferred(ids_of<decltype(id)>(dense_ids, offsets), table, mutable_data_of<W>(out)); });
+    by_id_type(ids, [&](auto id) {
+      run_deferred(ids_of<decltype(id)>(dense_ids, field_offsets), table, mutable_data_of<W>(out));
+    });
   });
   return out;
 }
