@@ -1,7 +1,7 @@
-// The gradients of the look-ups, for every device. adaftr_fast/ops/embedding.py has the same in Python, for builds
-// without this extension; there it costs about a third of a step of 100,000 look-ups.
+// The gradients of the look-ups, for every device. adaftr_fast/ops/embedding/lookup.py has the same in Python, for
+// builds without this extension; there it costs about a third of a step of 100,000 look-ups.
 #if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 errs about the vector<bool> of torch's Function::apply.
+// GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
 #pragma GCC diagnostic ignored "-Warray-bounds"
 #pragma GCC diagnostic ignored "-Wstringop-overflow"
 #endif
@@ -88,7 +88,7 @@ struct DeferredLookup : torch::autograd::Function<DeferredLookup> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    // Being current is a matter of reading: the gradient is that of the plain look-up.
+    // The missed steps do not depend on what is looked up: the gradient is that of the plain look-up.
     variable_list gradients(ctx->saved_data["inputs"].toInt());
     gradients[0] = sparse_gradient(ctx, grads[0]);
     return gradients;

@@ -1,4 +1,4 @@
-// What the registering files of the embedding share: argument checks and the choice of types.
+// What the embedding's op.cpp files share: argument checks and dispatch by dtype.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -54,7 +54,7 @@ void check_fields(const char* op, const at::Tensor& field_offsets);
 
 void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& field_offsets);
 
-// field_offsets are data: a wrong one would let the kernels read outside the table.
+// The values of field_offsets: a wrong one would let the kernels read outside the table.
 void check_field_offsets(const char* op, const at::Tensor& field_offsets, int64_t rows);
 
 void check_weight(const char* op, const at::Tensor& weight);

@@ -38,7 +38,7 @@ inline void narrow(Float16* to, float value) {
   to->bits = static_cast<uint16_t>(sign | half);
 }
 
-// Rows are worked on in groups of 8 elements, whatever the registers: embeddings are often 8 wide.
+// Kernels work on rows in groups of 8 elements, whatever the width of registers: embeddings are often 8 wide.
 constexpr int64_t kGroup = 8;
 template <typename T>
 using Group = VecOf<T, kGroup>;

@@ -1,4 +1,4 @@
-// All embedding kernels of one instruction set, and the set to use.
+// The embedding's kernels of one instruction set, as a table, and the table to use.
 #pragma once
 
 #include <bit>

@@ -1,4 +1,4 @@
-// Every embedding kernel, for the files that compile them for one instruction set.
+// All embedding kernels, in one table. Included once per instruction set (see vectors.inl).
 #pragma once
 
 #include "cpu/embedding/backward/merge.inl"

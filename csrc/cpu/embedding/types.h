@@ -14,7 +14,7 @@ struct Float16 {
   uint16_t bits;
 };
 
-// float16 and bfloat16 rows are read and written in half precision and computed on in float.
+// float16 and bfloat16 are for storage; the arithmetic is in float.
 template <typename W>
 struct ComputeType {
   using type = float;

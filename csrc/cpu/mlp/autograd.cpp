@@ -1,7 +1,7 @@
-// The gradients of mlp and mixture, and their autocast. adaftr_fast/ops/mlp.py has the gradients in Python, for builds
-// without this extension.
+// The gradients of mlp and mixture, and their autocast. adaftr_fast/ops/mlp/op.py has the gradients in Python, for
+// builds without this extension.
 #if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 errs about the vector<bool> of torch's Function::apply.
+// GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
 #pragma GCC diagnostic ignored "-Warray-bounds"
 #pragma GCC diagnostic ignored "-Wstringop-overflow"
 #endif
@@ -71,7 +71,7 @@ bool any_defined(const variable_list& gradients) {
   return false;
 }
 
-// One input may be another, or be made from it; what flows from one to the other is for the outer graph to add.
+// One input may be another, or be computed from it; the outer graph adds the gradient that flows between them.
 variable_list aliases_of(const variable_list& inputs) {
   variable_list aliases;
   for (const Tensor& each : inputs) aliases.push_back(each.view_as(each));
@@ -195,7 +195,7 @@ Tensors differentiable_mixture(const Tensor& experts, const Tensor& logits) {
   return MixtureFunction::apply(experts, logits);
 }
 
-// Under autocast to bfloat16 the outputs are bfloat16; the weights stay as they are, and are rounded in products alone.
+// Under autocast to bfloat16 the outputs are bfloat16; the weights keep their dtype and are rounded in products alone.
 Tensors autocast_mlp(TensorList inputs, IntArrayRef reads, TensorList weights, TensorList biases, IntArrayRef depths,
                      IntArrayRef rectified, bool reduced) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);

@@ -33,12 +33,12 @@ struct MlpLayer {
   Rows d_output;    // [B, out]; data is null where there is none
   T* d_weight;      // [out, in]
   T* d_bias;        // [out]
-  // The kernel's own:
+  // Set by the kernel:
   void* packed;  // weight, as factors in panels
   T* d_packed;   // per thread, d_weight in panels [in panels][out][panel] and d_bias [out panels][panel]
 };
 
-// Layers on top of one another, the first of which reads an input.
+// Layers in sequence, the first of which reads an input.
 struct MlpStack {
   int64_t input, first_layer, depth;
 };

@@ -4,39 +4,16 @@
 // its own share of the weights' gradients, block by block; the shares are then summed in the order of the threads, so
 // that the same number of threads gives the same bits.
 //
-// Between products a block is walked by columns, a vector's at a time, so that what does not change along them stays
-// out of the loop; row by row took up to a fifth longer.
+// Between products the loops run over columns, a vector at a time, and then over rows, so that what does not change
+// from row to row stays out of the inner loop; the other order took up to a fifth longer.
 #pragma once
 
+#include "cpu/mlp/factors.inl"
 #include "cpu/mlp/rows.inl"
 #include "cpu/simd/arena.inl"
 #include "cpu/simd/gemm.inl"
 
 constexpr int64_t kBlockRows = 64;  // with their activations within L2, while panels of the weights pass through L1
-
-template <class T>
-int64_t panels_of(int64_t width) {
-  return ceil_div(width, kPanel<T>);
-}
-
-// The factors F of a product are numbers T, or pairs of numbers (bf16_pairs.inl), which stand
-//   along: side by side in a row, [panels of kPanel factors][kBlockRows][kPanel], as gemm.inl takes A; or
-//   down: one below the other, [panels of kPanel columns][rows / kDepth][kPanel], as it takes B, and A as a strip.
-template <class F>
-constexpr int kDepth = 1;  // numbers in a factor
-template <class F>
-constexpr F kOne = 1;  // times a factor: the sum of its numbers
-
-// Of x the first `count` lanes; the next could share a factor with the last of them, and then must not be NaN.
-template <class T>
-inline void store_along(T* to, Vec<T> x, int64_t count) {
-  store(to, x);
-}
-// Vectors of kDepth rows of one matrix.
-template <class T>
-inline void store_down(T* to, const Vec<T>* rows) {
-  store(to, rows[0]);
-}
 
 template <class T, class F>
 struct Mlp {
@@ -283,7 +260,7 @@ struct Mlp {
   }
 
   // The gradient of the layer's sums, as factors along and down: what came from above, if anything, and what the
-  // layer's output is given, where the relu let through.
+  // layer's output is given, where the relu was not zero.
   static void take_gradient(const MlpLayer<T>& layer, int64_t row, int64_t rows, T* above, F* along, F* down) {
     const Rows output = layer.output, d_output = layer.d_output;
     const int64_t out = layer.out;

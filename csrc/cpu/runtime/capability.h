@@ -1,4 +1,4 @@
-// Which instruction set the CPU kernels use: found once at run time, and restrictable for tests.
+// Which instruction set the CPU kernels use: detected once at run time; tests can restrict it.
 #pragma once
 
 #include <string>

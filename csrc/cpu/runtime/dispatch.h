@@ -1,4 +1,4 @@
-// How an op finds its kernels: a table of function pointers for each instruction set, of which capability() chooses.
+// How an op finds its kernels: each instruction set fills a table of function pointers, and capability() chooses.
 #pragma once
 
 #include <array>
@@ -19,7 +19,7 @@ const Kernels& best_table(const KernelTables<Kernels>& tables) {
   return *tables[set];
 }
 
-// One kernel, of the best instruction set whose table has it; a false one where none has.
+// One kernel, from the best instruction set whose table has it; one that converts to false where none has.
 template <class Kernels, class Kernel>
 Kernel best_kernel(const KernelTables<Kernels>& tables, Kernel Kernels::* which) {
   for (auto set = static_cast<int>(capability()); set >= 0; --set)

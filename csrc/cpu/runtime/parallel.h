@@ -1,4 +1,4 @@
-// Several threads for code that does not know PyTorch: PyTorch's own.
+// PyTorch's threads, for code that does not include PyTorch.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace adaftr_fast {
 int64_t thread_count();
 
 // Calls body(context, begin, end) on ranges that make up [0, count), each on a thread of its own and, where count
-// allows, no shorter than grain. What a body throws reaches the caller.
+// allows, no shorter than grain. An exception from body reaches the caller.
 void parallel_ranges(int64_t count, int64_t grain, void (*body)(const void* context, int64_t begin, int64_t end),
                      const void* context);
 

@@ -1,11 +1,11 @@
-// Counting, and the workspace of a kernel. Included once per instruction set (see vectors.inl).
+// Integer arithmetic on sizes, and the workspace of a kernel. Included once per instruction set (see vectors.inl).
 #pragma once
 
 inline int64_t at_most(int64_t x, int64_t bound) { return x < bound ? x : bound; }
 inline int64_t at_least(int64_t x, int64_t bound) { return x > bound ? x : bound; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Hands out pieces of the workspace, each on a cache line of its own. With base = null it only counts.
+// Allocates arrays within the workspace, each from a cache line of its own. With base = null it only adds up sizes.
 struct Arena {
   char* base;
   size_t used = 0;

@@ -65,7 +65,7 @@ struct PanelTiles {
       }
     }
   }
-  // What a term leaves of its operand; of an infinite one NaN, which shows in all that it is multiplied into.
+  // The rest of an operand after a term. Of an infinite one it is NaN, and so is every product with it.
   static void subtract(__m512& low, __m512& high, __m512i taken) {
     low -= widen((HalfLanes)_mm512_castsi512_si256(taken));
     high -= widen((HalfLanes)_mm512_extracti64x4_epi64(taken, 1));
@@ -100,7 +100,7 @@ struct TileProduct {
   bool accumulate;
 };
 
-// What follows defines Bf16Guard, which a thread holds while it multiplies, and multiply_tiles.
+// Each of these defines Bf16Guard, which a thread holds while it multiplies, and multiply_tiles.
 #ifdef AMX_TILES
 #include "cpu/simd/bf16_tiles_amx.inl"
 #else

@@ -1,10 +1,11 @@
-// bfloat16, the upper half of a float: all its rounding. Included once per instruction set (see vectors.inl).
+// bfloat16, the upper half of a float, and the one place that rounds to it. Included once per instruction set (see
+// vectors.inl).
 #pragma once
 
 #include "cpu/simd/vectors.inl"
 
-// The bits of floats as those of bfloat16, in the lower halves: rounded to the nearest, ties to even. Rounding could
-// carry a NaN over to infinity, so that a NaN is cut, and made quiet. `Bits` is uint32_t or a vector of it.
+// Rounds the bits of floats to those of bfloat16, in the lower halves: to the nearest, ties to even. Rounding could
+// turn a NaN into infinity, so a NaN is truncated and made quiet. `Bits` is uint32_t or a vector of it.
 template <class Bits>
 inline Bits rounded_to_bfloat16(Bits bits) {
   const Bits rounded = bits + 0x7fff + ((bits >> 16) & 1);

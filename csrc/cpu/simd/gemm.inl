@@ -13,7 +13,7 @@ constexpr int kPanel = 2 * kLanes<T>;
 constexpr int kStrip = (TILE_ROWS + 7) / 8 * 8;
 constexpr int kTileRows = TILE_ROWS;
 
-// What products of T add up to. An element may also be a Pair of numbers (bf16_pairs.inl).
+// The type of a sum of products of T. An element may also be a Pair of numbers (bf16_pairs.inl).
 template <class T>
 struct SumOf {
   using Type = T;

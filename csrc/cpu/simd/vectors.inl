@@ -80,7 +80,7 @@ template <class T>
 inline Vec<T> broadcast(T x) {
   return x - Vec<T>{};
 }
-// A NaN in x is passed over: the maximum is of the numbers seen.
+// Ignores a NaN in x.
 template <class T>
 inline Vec<T> maximum(Vec<T> m, Vec<T> x) {
   return x > m ? x : m;
@@ -112,8 +112,8 @@ inline T horizontal_sum(Vec<T> v) {
   return fold<T, VECTOR_BYTES>(lanes, [](auto x, auto y) { return x + y; });
 }
 
-// Of T or of a vector. GCC does not vectorise std::sqrt, which may set errno, and the option against that is one for
-// the whole build.
+// Of a number or of a vector. GCC does not vectorise std::sqrt, which may set errno, and the option against that is one
+// for the whole build.
 inline float square_root(float x) { return __builtin_sqrtf(x); }
 inline double square_root(double x) { return __builtin_sqrt(x); }
 template <class V>
@@ -165,7 +165,7 @@ template <class T, bool kRough = false>
 inline Vec<T> exp2_of(Vec<T> x) {
   using S = Simd<T>;
 #if VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4) {  // VSCALEF multiplies by 2^n and knows of underflow: 4 operations fewer
+  if constexpr (sizeof(T) == 4) {  // VSCALEF multiplies by 2^n and handles underflow: 4 operations fewer
     const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT);
     return _mm512_scalef_ps(exp2_fraction<kRough>(f), x - f);
   }

@@ -1,5 +1,5 @@
-// Bodies of the embedding's CUDA kernels: one call a thread, without torch and without synchronisation, so that a
-// loop on the CPU runs them as well.
+// The embedding's CUDA kernels as function objects, called once per thread. They need neither torch nor
+// synchronisation, so that a loop on the CPU runs them as well.
 //
 // B batch, F fields, E width, R rows of all fields, U distinct rows of a batch. A thread works on kPack neighbouring
 // elements of a row, 16 bytes of float32: at E = 8 two threads a row, sixteen rows a warp. Widths that kPack does not
@@ -42,7 +42,7 @@ ADAFTR_FAST_HD void report_bad(unsigned long long* bad, int64_t position) {
 #endif
 }
 
-// One record a past step; see csrc/cpu/embedding/optim/adam.h for the meaning and the formulas.
+// One record per past step; csrc/cpu/embedding/optim/adam.h has the meaning and the formulas.
 template <typename T>
 struct SeriesRow {
   T sum, mean, moment[3], step_size, inverse_bias2, decay;
@@ -200,7 +200,7 @@ struct LazyAdam {
   }
 };
 
-// One step of dense Adam for the rows of the batch, after making up for the steps they missed. Threads: U * E. The
+// One step of dense Adam for the rows of the batch, after the steps they missed. Threads: U * E. The
 // rows' `current` is written by Stamp in a later launch, when no thread reads it any more.
 template <typename T>
 struct Adam {

@@ -1,4 +1,4 @@
-// The embedding's ops on CUDA tensors: checks, memory and launches of the bodies in kernels.cuh.
+// The embedding's ops on CUDA tensors: checks, memory and launches of the kernels in kernels.cuh.
 //
 // B batch, F fields, E width, R rows of all fields, U distinct rows of a batch. Bags and the deferred Adam are not
 // here: on CUDA tensors they run on their references.
@@ -24,7 +24,7 @@ void launch(const Body& body, int64_t threads) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// Bodies move packs of 16 bytes, which must be aligned so; other rows are moved element by element.
+// Kernels move packs of 16 bytes where both tensors are aligned to 16; else they move element by element.
 bool packs(const at::Tensor& a, const at::Tensor& b, int64_t width) {
   const auto both = reinterpret_cast<uintptr_t>(a.const_data_ptr()) | reinterpret_cast<uintptr_t>(b.const_data_ptr());
   return width * a.element_size() % 16 == 0 && both % 16 == 0;
@@ -58,7 +58,7 @@ void lookup_into(const at::Tensor& weight, const at::Tensor& ids, const at::Tens
   run(Lookup<T, Id, 1, false>{}, ids.numel() * width);
 }
 
-// A look-up copies: elements of one size are as good as another's.
+// A look-up only copies, so the size of an element is all that matters.
 template <typename Run>
 void by_size(size_t bytes, Run run) {
   if (bytes == 2) return run(uint16_t{});
@@ -144,7 +144,7 @@ void launch_update(at::Tensor& weight, at::Tensor& state, const at::Tensor& rows
          threads);
 }
 
-// Half-precision rows are computed on in float32: they are taken out, stepped on and put back.
+// Half-precision rows are computed on in float32: they are gathered, updated and written back.
 template <template <typename> class Body>
 void run_update(const char* op, at::Tensor& weight, at::Tensor& state, const at::Tensor& rows, const at::Tensor& grad,
                 const Scalars& by, int64_t threads_a_row) {

@@ -1,4 +1,4 @@
-// The backward of the look-up: the gradients of duplicate ids are summed into a coalesced gradient.
+// The backward of the look-up: sums the gradients of duplicate ids into a coalesced gradient.
 //
 // B batch, F fields, E width, U distinct rows of one batch.
 #pragma once
@@ -18,7 +18,8 @@ struct RankKernels {
   // Returns the flat position of an id out of range, or -1.
   int64_t (*rank)(const Ids<Id>&, const FieldSet& scratch, uint32_t* place, int64_t* unique, int64_t begin,
                   int64_t end);
-  // Sets the bits of batch rows [begin, end), beside other threads. Returns the first position out of range, or -1.
+  // Sets the bits of batch rows [begin, end), while other threads set theirs. Returns the first position out of range,
+  // or -1.
   int64_t (*mark_shared)(const Ids<Id>&, const RowSet&, int64_t begin, int64_t end);
 };
 

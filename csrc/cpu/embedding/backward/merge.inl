@@ -1,4 +1,4 @@
-// The merge of duplicate ids: bodies compiled once for each instruction set.
+// The kernels that merge the gradients of duplicate ids. Included once per instruction set (see vectors.inl).
 #pragma once
 
 #include "cpu/embedding/backward/row_set.inl"
@@ -10,8 +10,8 @@ constexpr int64_t kFieldBlock = 8;
 // Words of large fields are fetched this many ids before they are marked.
 constexpr int64_t kMarkAhead = 24;
 
-// Walking a block of fields down the batch takes one or two cache lines of each row, a stride that the hardware does
-// not foresee.
+// Walking a block of fields down the batch takes one or two cache lines of each row, a stride that the hardware
+// does not prefetch.
 constexpr int64_t kRowsAhead = 8;
 
 template <typename Id>

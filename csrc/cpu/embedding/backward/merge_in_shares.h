@@ -19,7 +19,7 @@ struct MergeShape {
   int64_t fields, batch, lookups, width;
 };
 
-// Clears a row set at the end of its scope, whatever ends it.
+// Clears a row set at the end of a scope, also when an exception ends it.
 struct ClearAtEnd {
   const RowSet& set;
   int64_t fields;

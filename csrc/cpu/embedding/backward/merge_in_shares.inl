@@ -7,8 +7,8 @@
 #include "cpu/embedding/groups.inl"
 #include "cpu/embedding/lookup/lookup.inl"
 
-// Which rows are one share's: a hash spreads them, as popular rows often stand side by side. Rows stay in fours, since
-// two sums of E = 8 share a cache line.
+// Which rows belong to one share. A hash spreads them, as popular rows often stand side by side; four neighbours stay
+// together, since two sums of E = 8 share a cache line.
 struct Share {
   uint32_t part, parts;
 
@@ -28,9 +28,9 @@ int64_t mark_shared(const Ids<Id>& ids, const RowSet& set, int64_t begin, int64_
   return -1;
 }
 
-// Look-ups of one share, listed without a branch (whose they are is a coin toss to its predictor), with the places of
-// their sums.
-struct Mine {
+// The look-ups of one share, with the places of their sums. They are listed without a branch, as the branch predictor
+// cannot foresee whose they are.
+struct ShareLookups {
   int64_t position[kChunk], place[kChunk], count = 0;
 
   template <typename Id, typename Fetch>
@@ -52,18 +52,18 @@ template <typename W, typename Id, int64_t kWidth>
 void merge_share_rows(const Ids<Id>& ids, const RowSet& set, const int64_t* base, const W* grad, int64_t width,
                       Compute<W>* sums, const Share& share) {
   const int64_t step = kWidth ? kWidth : width;
-  Mine mine;
+  ShareLookups own;
   for (int64_t b = 0; b < ids.batch; b += kChunk) {
     const int64_t size = ids.batch - b < kChunk ? ids.batch - b : kChunk;
     for (int64_t f = 0; f < ids.fields; ++f) {
-      mine.list(ids.data + b * ids.fields + f, ids.fields, b, size, share, field_set(set, f), base[f],
-                [&](int64_t row, int64_t place) {
-                  prefetch(grad + (row * ids.fields + f) * step, step * sizeof(W));
-                  prefetch(sums + place * step, step * sizeof(Compute<W>));
-                });
-      for (int64_t k = 0; k < mine.count; ++k) {
-        const W* from = grad + (mine.position[k] * ids.fields + f) * step;
-        Compute<W>* sum = sums + mine.place[k] * step;
+      own.list(ids.data + b * ids.fields + f, ids.fields, b, size, share, field_set(set, f), base[f],
+               [&](int64_t row, int64_t place) {
+                 prefetch(grad + (row * ids.fields + f) * step, step * sizeof(W));
+                 prefetch(sums + place * step, step * sizeof(Compute<W>));
+               });
+      for (int64_t k = 0; k < own.count; ++k) {
+        const W* from = grad + (own.position[k] * ids.fields + f) * step;
+        Compute<W>* sum = sums + own.place[k] * step;
         for_each_group<kWidth>(step, [&](int64_t e, auto n) {
           store_group(sum + e, load_group(sum + e, n) + load_group(from + e, n), n);
         });

@@ -1,4 +1,4 @@
-// The distinct rows of a batch, as sets of bits.
+// The distinct rows of a batch, as bit sets.
 //
 // F fields, R rows of all fields together, U distinct rows of one batch.
 #pragma once
@@ -20,7 +20,7 @@ struct FieldSet {
   int64_t sumwords;   // words of `summary`
 };
 
-// The same of all fields.
+// The same for all fields.
 struct RowSet {
   FieldSet::Word* words;
   uint64_t* summary;

@@ -1,4 +1,4 @@
-// Sets of rows (row_set.h): bodies compiled once for each instruction set.
+// The kernels of row sets (row_set.h). Included once per instruction set (see vectors.inl).
 #pragma once
 
 #include "cpu/embedding/lookup/lookup.inl"
@@ -14,7 +14,7 @@ inline void for_each_word(const FieldSet& set, Visit visit) {
   for (int64_t s = 0; s < set.sumwords; ++s) {
     uint64_t left = set.summary[s];
     const int64_t here = std::popcount(left);
-    // Four at a time, whether there are as many or not: how many is a coin toss to the branch predictor.
+    // Four at a time, whether there are as many or not: the branch predictor cannot foresee how many there are.
     for (int64_t k = 0; k < here; k += 4) {
       for (int64_t i = k; i < k + 4; ++i, left &= left - 1) found[count + i] = s * 64 + std::countr_zero(left);
     }
@@ -51,7 +51,7 @@ inline int64_t rank_of(const FieldSet& set, uint64_t id) {
   return word.rank + std::popcount(word.bits & ((uint64_t{1} << (id & 63)) - 1));
 }
 
-// The same beside other threads that set bits.
+// As set_bit, while other threads set bits too.
 inline void set_shared(uint64_t& word, uint64_t bit) {
   if (!(__atomic_load_n(&word, __ATOMIC_RELAXED) & bit)) __atomic_fetch_or(&word, bit, __ATOMIC_RELAXED);
 }

@@ -1,4 +1,4 @@
-// Row sets are expensive to clear and cheap to keep: each thread has one, all zero between uses.
+// A row set is expensive to clear and cheap to keep, so each thread keeps one, all zero between uses.
 #pragma once
 
 #include <cstdint>

@@ -10,8 +10,8 @@
 
 namespace adaftr_fast {
 
-// As nn.EmbeddingBag has them: bag (b, f) holds the ids values[offsets[b * F + f]] to values[offsets[b * F + f + 1] -
-// 1].
+// Names as in nn.EmbeddingBag. Bag (b, f), number i = b * F + f, holds the ids values[offsets[i]] to
+// values[offsets[i + 1] - 1].
 template <typename Id, typename T>
 struct Bags {
   const Id* values;              // [N]
@@ -26,8 +26,8 @@ struct Bags {
 template <typename W, typename Id>
 struct BagKernels {
   using Input = Bags<Id, Compute<W>>;
-  // Pools the bags of batch rows [begin, end) into out [B, F * E]; empty bags give zeros. With `adam`, rows are read
-  // through to their current values. Returns the position in values of an id out of range, or -1.
+  // Pools the bags of batch rows [begin, end) into out [B, F * E]; empty bags give zeros. With `adam`, the rows'
+  // current values are pooled. Returns the position in values of an id out of range, or -1.
   int64_t (*pool)(const Input&, const W* weight, const AdamTable<W>* adam, int64_t width, W* out, int64_t begin,
                   int64_t end);
   // As RankKernels::mark_shared and MergeKernels::merge_share: bags differ in size too much for threads to own

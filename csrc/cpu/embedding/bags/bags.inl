@@ -1,4 +1,4 @@
-// Bodies of the pooling kernels, compiled once for each instruction set.
+// The kernels that pool bags, and merge their gradients. Included once per instruction set (see vectors.inl).
 #pragma once
 
 #include "cpu/embedding/backward/merge_in_shares.inl"
@@ -95,13 +95,13 @@ int64_t mark_bags(const Bags<Id, T>& bags, const RowSet& set, int64_t begin, int
 }
 
 template <typename W, typename Id, int64_t kWidth>
-void merge_bag(const Bags<Id, Compute<W>>& bags, int64_t bag, const W* grad, int64_t width, const Mine& mine,
+void merge_bag(const Bags<Id, Compute<W>>& bags, int64_t bag, const W* grad, int64_t width, const ShareLookups& own,
                Compute<W>* sums) {
   for_each_group<kWidth>(width, [&](int64_t e, auto n) {
     const Group<Compute<W>> slope = load_group(grad + bag * width + e, n) * bag_scale(bags, bag);
-    for (int64_t k = 0; k < mine.count; ++k) {
-      Compute<W>* sum = sums + mine.place[k] * width + e;
-      store_group(sum, load_group(sum, n) + id_weight(bags, mine.position[k]) * slope, n);
+    for (int64_t k = 0; k < own.count; ++k) {
+      Compute<W>* sum = sums + own.place[k] * width + e;
+      store_group(sum, load_group(sum, n) + id_weight(bags, own.position[k]) * slope, n);
     }
   });
 }
@@ -110,16 +110,16 @@ template <typename W, typename Id>
 void merge_bags(const Bags<Id, Compute<W>>& bags, const RowSet& set, const int64_t* base, const W* grad, int64_t width,
                 Compute<W>* sums, int64_t part, int64_t parts) {
   const Share share{static_cast<uint32_t>(part), static_cast<uint32_t>(parts)};
-  Mine mine;
+  ShareLookups own;
   for (int64_t bag = 0; bag < bags.batch * bags.fields; ++bag) {
     const int64_t f = bag % bags.fields, end = bags.offsets[bag + 1];
     for (int64_t i = bags.offsets[bag]; i < end; i += kChunk) {
-      mine.list(bags.values + i, 1, i, end - i < kChunk ? end - i : kChunk, share, field_set(set, f), base[f],
-                [&](int64_t, int64_t place) { prefetch(sums + place * width, width * sizeof(Compute<W>)); });
+      own.list(bags.values + i, 1, i, end - i < kChunk ? end - i : kChunk, share, field_set(set, f), base[f],
+               [&](int64_t, int64_t place) { prefetch(sums + place * width, width * sizeof(Compute<W>)); });
       if (width == 8) {
-        merge_bag<W, Id, 8>(bags, bag, grad, width, mine, sums);
+        merge_bag<W, Id, 8>(bags, bag, grad, width, own, sums);
       } else {
-        merge_bag<W, Id, 0>(bags, bag, grad, width, mine, sums);
+        merge_bag<W, Id, 0>(bags, bag, grad, width, own, sums);
       }
     }
   }

@@ -1,8 +1,8 @@
 // The look-up of one id of each field.
 //
 // B batch, F fields, E width.
-// Kernels see pointers and sizes only; every one works on a range of batch rows or of fields, so that the
-// caller decides who runs what and no result depends on the number of threads.
+// Kernels take pointers and sizes only. Each works on a range of batch rows or of fields, so that the caller divides
+// the work among threads and no result depends on their number.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct Ids {
 template <typename Id>
 struct LookupKernels {
   // Copies the rows of batch rows [begin, end) into out [B, F * row_bytes]. Returns the flat position of the
-  // first id out of range, or -1; the copied values are then of no use.
+  // first id out of range, or -1; what was copied is then not to be used.
   int64_t (*lookup)(const Ids<Id>&, const char* weight, int64_t row_bytes, char* out, int64_t begin, int64_t end);
 };
 

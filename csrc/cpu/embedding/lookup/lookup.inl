@@ -1,10 +1,10 @@
-// The look-up: bodies compiled once for each instruction set.
+// The look-up's kernel. Included once per instruction set (see vectors.inl).
 #pragma once
 
 #include "cpu/embedding/groups.inl"
 
-// Look-ups are taken in chunks: while the rows of one are read, those of the next are being fetched, which covers
-// the latency of DRAM.
+// Look-ups are taken in chunks. While the rows of one chunk are read, those of the next are prefetched, which hides the
+// latency of DRAM.
 constexpr int64_t kChunk = 64;
 
 inline void prefetch(const void* from, int64_t bytes) {
@@ -16,7 +16,7 @@ inline void copy_row(void* __restrict to, const void* __restrict from, int64_t b
   __builtin_memcpy(to, from, kBytes ? kBytes : bytes);
 }
 
-// Writes the table rows of the look-ups [at, at + count) and says whether all ids are in range.
+// Writes the table rows of the look-ups [at, at + count). Returns whether all ids are in range.
 template <typename Id>
 inline bool resolve(const Ids<Id>& ids, int64_t at, int64_t count, int64_t* rows) {
   uint64_t bad = 0;

@@ -1,4 +1,4 @@
-// The op adaftr_fast::fused_embedding on the CPU, and the huge pages of its tables: checks, memory and launches.
+// The ops adaftr_fast::fused_embedding and advise_huge_pages_ on the CPU: checks, memory and launches.
 #include <torch/library.h>
 
 #include <atomic>

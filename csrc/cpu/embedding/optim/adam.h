@@ -1,5 +1,5 @@
-// Dense Adam at sparse cost: every row remembers the step it is current to, and the steps it missed (those in
-// which it had no gradient) are made up for when it is next needed.
+// Dense Adam at the cost of a sparse one. Every row stores the step it is current to. The steps it missed, those in
+// which it had no gradient, are applied when the row is next needed.
 //
 // With no gradient, step k of dense Adam does m <- β1 m, v <- β2 v, w <- d_k w - c_k m / (r_k sqrt(v) + ε), where
 // c_k = lr_k / (1 - β1^k), r_k = 1 / sqrt(1 - β2^k) and d_k = 1 - lr_k λ (AdamW) or 1 (Adam). For a row current to
@@ -19,7 +19,7 @@
 
 namespace adaftr_fast {
 
-// One record a step since `base`, for rows that are current to that step (the sums) and about the step itself.
+// One record per step since `base`: the sums for rows that are current to the step, and the step's own scalars.
 template <typename T>
 struct SeriesRow {
   T sum;            // A
@@ -63,14 +63,14 @@ struct AdamTable {
 
 template <typename W>
 struct AdamKernels {
-  // As LookupKernels::lookup, reading through to the rows' current values without writing them.
+  // As LookupKernels::lookup, of the rows' current values, which are not written back.
   int64_t (*lookup32)(const Ids<int32_t>&, const AdamTable<W>&, W* out, int64_t begin, int64_t end);
   int64_t (*lookup64)(const Ids<int64_t>&, const AdamTable<W>&, W* out, int64_t begin, int64_t end);
   // One step with learning rate lr for the distinct rows [begin, end) of the gradient.
   void (*step)(const AdamTable<W>&, const int64_t* rows, const W* grad, double lr, int64_t begin, int64_t end);
-  // Makes table rows [begin, end) current.
+  // Applies the missed steps of table rows [begin, end).
   void (*flush)(const AdamTable<W>&, int64_t begin, int64_t end);
-  // Enters one more step with learning rate lr into series, schedule and clock.
+  // Records one more step, with learning rate lr, in series, schedule and clock.
   void (*advance)(const AdamTable<W>&, AdamClock*, double lr);
 };
 

@@ -1,4 +1,4 @@
-// Bodies of the deferred Adam, compiled once for each instruction set. See adam.h for the formulas.
+// The kernels of the deferred Adam. Included once per instruction set (see vectors.inl). adam.h has the formulas.
 #pragma once
 
 #include "cpu/embedding/groups.inl"
@@ -15,7 +15,7 @@ struct StepScalars {
   T step_size, inverse_bias2, decay;
 };
 
-// What a table's kernels share in one call.
+// What the kernels of one call share.
 template <typename W>
 struct Adam {
   using T = Compute<W>;
@@ -69,7 +69,7 @@ inline Group<T> closed_form(const SeriesRow<T>& s, T epsilon, T decay, const Ada
   return decay * (x.w - s.sum * x.m * y * series);
 }
 
-// Step by step; only w is needed on the way.
+// Applies the missed steps one by one; only w changes on the way.
 template <typename W, typename T = Compute<W>>
 Group<T> replay(const Adam<W>& adam, int64_t from, const AdamGroup<T>& x) {
   const int64_t to = adam.now - from < adam.horizon ? adam.now : from + adam.horizon;
@@ -95,7 +95,7 @@ inline void dense_step(const Adam<W>& adam, const StepScalars<T>& by, AdamGroup<
   x.w = w - by.step_size * x.m / (square_root(x.v) * by.inverse_bias2 + adam.epsilon);
 }
 
-// Coupled weight decay gives every missed step a gradient: all three are brought along, step by step.
+// Coupled weight decay gives every missed step a gradient, so that w, m and v change step by step.
 template <typename W, typename T = Compute<W>>
 void replay_coupled(const Adam<W>& adam, int64_t from, AdamGroup<T>& x) {
   for (int64_t k = from + 1; k <= adam.now; ++k) {
@@ -133,8 +133,8 @@ inline void prefetch_row(const AdamTable<W>& table, int64_t row, int64_t width) 
   prefetch(table.moments + row * 2 * width, 2 * width * sizeof(Compute<W>));
 }
 
-// Whether a row is stale is a coin toss to the branch predictor. So the rows are copied as they are, the stale ones
-// listed without a branch, and the list is corrected when it is full.
+// The branch predictor cannot foresee which rows are stale. So all rows are copied as they are, the stale ones are
+// listed without a branch, and the copies on the list are corrected when it is full.
 template <typename W, int64_t kWidth>
 struct StaleReads {
   const Adam<W>& adam;
@@ -177,7 +177,7 @@ int64_t adam_lookup_rows(const Ids<Id>& ids, const AdamTable<W>& table, W* out, 
         const W* w = table.weight + row * width;
         const Compute<W>* m = table.moments + row * 2 * width;
         prefetch(w, width * sizeof(W));
-        // Again without a branch: the moments of stale rows only, of others what is being fetched anyway.
+        // Also without a branch: fetches the moments of stale rows; of others, the weight again.
         const bool stale = adam.is_stale(table.current[row]);
         prefetch(stale ? static_cast<const void*>(m) : w, stale ? 2 * width * sizeof(Compute<W>) : 1);
       },
@@ -186,7 +186,7 @@ int64_t adam_lookup_rows(const Ids<Id>& ids, const AdamTable<W>& table, W* out, 
   return bad;
 }
 
-// Makes one row current to now.
+// Applies the steps that one row missed.
 template <typename W, int64_t kWidth>
 inline void bring_up(const Adam<W>& adam, int64_t row, int64_t width) {
   using T = Compute<W>;
@@ -202,7 +202,7 @@ inline void bring_up(const Adam<W>& adam, int64_t row, int64_t width) {
   });
 }
 
-// Brings those of some rows up that are stale, listing them first, for the branch predictor's sake as above.
+// The same for the stale ones of some rows, which are listed first, without a branch as above.
 template <typename W, int64_t kWidth>
 inline void bring_up_stale(const Adam<W>& adam, const int64_t* rows, int64_t count, int64_t width) {
   int64_t stale[kChunk], stales = 0;

@@ -1,4 +1,4 @@
-// What the deferred Adam notes down about each step, for the rows that miss it. See adam.h for the formulas.
+// What the deferred Adam records about each step, for the rows that miss it. adam.h has the formulas.
 #pragma once
 
 #include "cpu/embedding/optim/adam.inl"
@@ -23,7 +23,7 @@ void publish_sums(const ScheduleRow& from, SeriesRow<T>& to) {
   to.moment[2] = static_cast<T>(m4 - 4 * mu * m3 + 6 * mu * mu * m2 - 3 * mu * mu * mu * mu);
 }
 
-// Adds step `step` to the sums of the rows current to step s: a more missed step for them.
+// Adds step `step` to the sums of every earlier step s: rows current to s have now missed it too.
 template <typename W>
 void extend_sums(const Adam<W>& adam, const AdamTable<W>& table, int64_t step, double lr) {
   const double bias1 = 1 - std::pow(adam.clock.beta1, static_cast<double>(step));

@@ -24,7 +24,7 @@ void check_update(const char* op, const at::Tensor& weight, const at::Tensor& st
               op, ": the optimizer state must be contiguous ", compute_type(weight.scalar_type()), " of ",
               weight.size(0) * state_width, " numbers, got ", state.scalar_type(), " ", state.sizes());
   const int64_t* row = rows.const_data_ptr<int64_t>();
-  // Rising rows are distinct, so that threads never meet, and their ends bound them all.
+  // Rows that rise strictly are distinct, so no two threads write one row; the first and the last bound the others.
   TORCH_CHECK(rows_rise(row, count) && (count == 0 || (row[0] >= 0 && row[count - 1] < weight.size(0))), op,
               ": rows must rise strictly within 0 to ", weight.size(0) - 1);
 }

@@ -1,4 +1,4 @@
-// Bodies of the optimizer steps, compiled once for each instruction set.
+// The kernels of the optimizer steps. Included once per instruction set (see vectors.inl).
 #pragma once
 
 #include "cpu/embedding/groups.inl"
@@ -99,7 +99,7 @@ struct Updates {
   }
 };
 
-// One entry a kernel: the width becomes a constant where it is a common one.
+// One function per kernel, in which common widths are constants.
 #define ADAFTR_BY_WIDTH(kernel)                                                                                 \
   template <typename W>                                                                                         \
   void kernel(W* weight, Compute<W>* state, const RowGradient<W>& grad, const UpdateScalars& by, int64_t begin, \

@@ -1,4 +1,4 @@
-// What follows, up to end.inl, is compiled for AMX, whose tiles multiply bfloat16; see avx2.inl.
+// Compiles what follows, up to end.inl, for AMX, whose tiles multiply bfloat16; see avx2.inl.
 #include <immintrin.h>
 
 #define VECTOR_BYTES 64

@@ -1,5 +1,5 @@
-// What follows, up to end.inl, is compiled for AVX2. Standard headers come before this: what they define inline would
-// otherwise need AVX2 too, and the linker could pick that copy for the whole program.
+// Compiles what follows, up to end.inl, for AVX2. Standard headers come before: their inline functions would else be
+// compiled for AVX2 as well, and the linker could take that copy for the whole program.
 #define VECTOR_BYTES 32
 #define TILE_ROWS 6
 

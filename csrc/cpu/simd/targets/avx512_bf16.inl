@@ -1,4 +1,4 @@
-// What follows, up to end.inl, is compiled for AVX-512 with its products of bfloat16 pairs; see avx2.inl.
+// Compiles what follows, up to end.inl, for AVX-512 with products of bfloat16 pairs; see avx2.inl.
 #include <immintrin.h>
 
 #define VECTOR_BYTES 64

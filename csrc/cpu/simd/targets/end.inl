@@ -1,4 +1,4 @@
-// Ends what avx2.inl and its like began.
+// Ends the target that a file of this folder began.
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -1,4 +1,4 @@
-// What follows is compiled for whatever the build's compiler takes as given: VECTOR_BYTES and the rows of a tile of
-// gemm.inl, which fills the registers.
+// Compiles what follows for the compiler's default target. Every target sets the bytes of a vector, and the rows of a
+// tile of gemm.inl, whose sums fill the registers.
 #define VECTOR_BYTES 16
 #define TILE_ROWS 6
