@@ -112,6 +112,7 @@ def _description(data: PreparedData, config: RunConfig) -> Description:
         num_embeddings=data.manifest.num_embeddings,
         tasks=data.manifest.tasks,
         metrics={},
+        field_names=[field.name for field in data.manifest.fields],
     )
 
 
