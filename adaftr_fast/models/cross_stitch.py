@@ -44,7 +44,7 @@ class CrossStitch(SharedBottom):
 
     Args:
         num_embeddings: number of ids of each of the F fields.
-        embedding_dim: E, width of an embedding.
+        embedding_dim: E, the width of all fields, or one width per field.
         task_names: the T tasks, in the order of the label columns.
         bottom_hidden: widths of the layers of the bottom.
         tower_hidden: widths of the layers of each tower.

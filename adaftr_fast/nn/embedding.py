@@ -98,7 +98,7 @@ class FusedEmbedding(CoalescesGradient):
         fields, widths = len(self.num_embeddings), self.widths
         if not fields or min(self.num_embeddings) < 1:
             got = self.num_embeddings
-            raise ValueError(f"FusedEmbedding: num_embeddings must be one number >= 1 a field, got {got}")
+            raise ValueError(f"FusedEmbedding: num_embeddings must be one number >= 1 per field, got {got}")
         if min(widths) < 1:
             got = widths if len(set(widths)) > 1 else widths[0]
             raise ValueError(f"FusedEmbedding: embedding_dim must be >= 1, got {got}")
@@ -334,7 +334,7 @@ class FusedEmbedding(CoalescesGradient):
 def _widths(embedding_dim: int | Sequence[int], fields: int) -> list[int]:
     widths = list(embedding_dim) if isinstance(embedding_dim, Sequence) else [int(embedding_dim)] * fields
     if len(widths) != fields:
-        raise ValueError(f"FusedEmbedding: embedding_dim must be one number, or {fields} (one a field), got {widths}")
+        raise ValueError(f"FusedEmbedding: embedding_dim must be one number, or {fields} (one per field), got {widths}")
     return widths
 
 

@@ -72,7 +72,7 @@ class EmbeddingTable:
         per_sample_weights: Tensor | None,
         mean: bool,
     ) -> Tensor:
-        """Looks up ids [B, F], or bags of ids [N], counting rows that have missed steps as if they had not.
+        """Looks up ids [B, F], or bags of ids [N]. A row that has missed steps counts with its present value.
 
         Args:
             weight: [R, E].

@@ -1,4 +1,4 @@
-"""FusedEmbedding with fields of different widths, against one nn.Embedding a field."""
+"""FusedEmbedding with fields of different widths, against one nn.Embedding per field."""
 
 import copy
 import pickle
@@ -200,7 +200,7 @@ def test_compiles_as_one_graph():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match=r"embedding_dim must be one number, or 2 \(one a field\), got \[8\]"):
+    with pytest.raises(ValueError, match=r"embedding_dim must be one number, or 2 \(one per field\), got \[8\]"):
         FusedEmbedding([3, 4], [8])
     with pytest.raises(ValueError, match="embedding_dim must be one number, or 2"):
         FusedEmbedding([3, 4], [8, 2, 1])

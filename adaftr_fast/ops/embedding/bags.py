@@ -3,8 +3,8 @@
 Shapes: B batch, F fields, E width, N ids of all bags, R rows of all fields, U distinct rows of one batch.
 
 ``offsets`` and ``per_sample_weights`` are those of ``torch.nn.EmbeddingBag``; ``field_offsets`` holds the first row of
-each field. Exported programs name the ops' arguments, so the schemas keep their older names: ``bags`` for the offsets,
-``weights`` for the per-sample weights and ``offsets`` for the field offsets.
+each field. Exported programs name the ops' arguments, so the schemas of ``embedding_bags`` and its backward keep their
+older names: ``bags`` for the offsets, ``weights`` for the per-sample weights and ``offsets`` for the field offsets.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from adaftr_fast.ops.library import library
 _BAGS = "Tensor values, Tensor bags, Tensor? weights, Tensor offsets"
 library.define(f"embedding_bags(Tensor weight, {_BAGS}, bool mean, Tensor[] state) -> Tensor")
 library.define(f"embedding_bags_backward(Tensor grad, {_BAGS}, int width, bool mean) -> (Tensor, Tensor)")
-library.define("select_bags(Tensor values, Tensor bags, Tensor? weights, int[] chosen, int fields) -> (Tensor, Tensor)")
-library.impl("select_bags", reference.select_bags, "CompositeExplicitAutograd")
 library.impl("embedding_bags", reference.embedding_bags, "CompositeExplicitAutograd")
 library.impl("embedding_bags_backward", reference.embedding_bags_backward, "CompositeExplicitAutograd")
+_SELECTED = "Tensor values, Tensor offsets, Tensor? per_sample_weights, int[] chosen, int fields"
+library.define(f"select_bags({_SELECTED}) -> (Tensor, Tensor)")
+library.impl("select_bags", reference.select_bags, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("adaftr_fast::embedding_bags", lib=library)
@@ -39,10 +40,10 @@ def _backward_fake(grad, values, offsets, per_sample_weights, field_offsets, wid
 
 
 @torch.library.register_fake("adaftr_fast::select_bags", lib=library)
-def _select_bags_fake(values, bags, weights, chosen, fields) -> tuple[Tensor, Tensor]:
-    kept = torch.library.get_ctx().new_dynamic_size()
-    batch = (bags.shape[0] - 1) // fields
-    return bags.new_empty(kept), bags.new_empty(batch * len(chosen) + 1)
+def _select_bags_fake(values, offsets, per_sample_weights, chosen, fields) -> tuple[Tensor, Tensor]:
+    selected = torch.library.get_ctx().new_dynamic_size()
+    batch = (offsets.shape[0] - 1) // fields
+    return offsets.new_empty(selected), offsets.new_empty(batch * len(chosen) + 1)
 
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:

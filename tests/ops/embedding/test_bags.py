@@ -57,10 +57,10 @@ def test_bad_per_sample_weights():
 
 def test_bags_of_some_fields():
     values, offsets = torch.tensor([7, 8, 9, 6, 5]), torch.tensor([0, 2, 2, 3, 3, 5, 5])  # two rows of three fields
-    kept, starts = select_bags(values, offsets, None, [0, 2], 3)
-    assert (values[kept].tolist(), starts.tolist()) == ([7, 8, 9], [0, 2, 3, 3, 3])
-    kept, starts = select_bags(values, offsets, None, [1], 3)
-    assert (values[kept].tolist(), starts.tolist()) == ([6, 5], [0, 0, 2])
+    positions, starts = select_bags(values, offsets, None, [0, 2], 3)
+    assert (values[positions].tolist(), starts.tolist()) == ([7, 8, 9], [0, 2, 3, 3, 3])
+    positions, starts = select_bags(values, offsets, None, [1], 3)
+    assert (values[positions].tolist(), starts.tolist()) == ([6, 5], [0, 0, 2])
     torch.library.opcheck(torch.ops.adaftr_fast.select_bags, (values, offsets, None, [0, 2], 3))
     with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 5"):
         select_bags(values, offsets[:4], None, [0], 3)
