@@ -56,12 +56,12 @@ InfoNCEKernel<T> kernel_for(at::ScalarType inputs) {
 void check_arguments(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale) {
   TORCH_CHECK(
       anchors.dim() == 2 && candidates.dim() == 2 && anchors.size(1) == candidates.size(1) && anchors.size(1) > 0,
-      "adaptive_infonce: h_row and h_column must be [B, d] and [N, d] with d >= 1, got ", anchors.sizes(), " and ",
+      "adaptive_infonce: anchors and candidates must be [B, d] and [N, d] with d >= 1, got ", anchors.sizes(), " and ",
       candidates.sizes());
   TORCH_CHECK(anchors.scalar_type() == candidates.scalar_type(),
-              "adaptive_infonce: h_row and h_column must share a dtype, got ", anchors.scalar_type(), " and ",
+              "adaptive_infonce: anchors and candidates must share a dtype, got ", anchors.scalar_type(), " and ",
               candidates.scalar_type());
-  for (const auto& [name, x] : {std::pair{"tau", &tau}, std::pair{"coefficient", &scale}})
+  for (const auto& [name, x] : {std::pair{"tau", &tau}, std::pair{"scale", &scale}})
     TORCH_CHECK(x->dim() == 1 && x->size(0) == anchors.size(0), "adaptive_infonce: ", name, " must be [",
                 anchors.size(0), "], got ", x->sizes());
 }
