@@ -53,7 +53,7 @@ def test_what_to_install_is_said(module, cause, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "fbgemm_gpu", raising=False)
     (tmp_path / "fbgemm_gpu.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
-    todo = r"beside torch 2\.13, pip install .*--no-deps torchrec==1\.8\.0"
+    todo = r"with torch 2\.13, pip install .*--no-deps torchrec==1\.8\.0"
     with pytest.raises(RankError, match=rf"TorchRec, which cannot be imported \({cause}\): {todo}"):
         check_sharding(OptimizerConfig(tables="sgd"), TrainingConfig(tables="torchrec"), RANKS)
 
