@@ -1,4 +1,4 @@
-"""The settings of a run: one typed configuration, from which the command line, TOML files and checkpoints derive."""
+"""The typed configuration of a run. Command line, TOML files and checkpoints derive from it."""
 
 from adaftr_fast.config.data import DataConfig
 from adaftr_fast.config.model import ModelConfig

@@ -7,9 +7,9 @@ from adaftr_fast.config.options import Section, option
 
 @dataclass
 class DataConfig(Section):
-    """Where the rows come from."""
+    """The data options."""
 
     section = "data"
 
     folder: str = option("data/flights")
-    """A folder written by ``adaftr-fast prepare``."""
+    """The folder that ``adaftr-fast prepare`` wrote."""

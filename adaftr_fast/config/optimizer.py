@@ -8,7 +8,7 @@ from adaftr_fast.config.options import AT_LEAST_0, DECAY, Range, Section, option
 
 @dataclass
 class OptimizerConfig(Section):
-    """Adam, for embedding tables and dense weights alike (Table 3), or another optimizer for the tables."""
+    """The optimizer options: Adam for all weights (Table 3), or another optimizer for the embedding tables."""
 
     section = "optimizer"
 
@@ -19,22 +19,21 @@ class OptimizerConfig(Section):
     beta2: float = option(0.999, within=DECAY)
     """Decay of the second moment."""
     eps: float = option(1e-8, within=AT_LEAST_0)
-    """Added to the root of the second moment."""
+    """Constant added to the square root of the second moment."""
     tables: Literal["adam", "lazy_adam", "sgd", "adagrad", "rowwise_adagrad"] = option("adam")
-    """Optimizer of the embedding tables: adam equals Adam on dense weights; the others move the rows of the batch
-    alone."""
+    """Optimizer of the embedding tables; all but adam update only the rows of the batch."""
     tables_lr: float | None = option(None, within=AT_LEAST_0)
-    """Learning rate of the tables, under the same warm-up and schedule; null: lr."""
+    """Learning rate of the tables, with the same warm-up and schedule (null: lr)."""
     warmup_steps: int = option(0, within=AT_LEAST_0)
-    """Steps over which the learning rate rises linearly from 0 to lr."""
+    """Number of steps over which the learning rate increases linearly from 0 to lr."""
     schedule: Literal["constant", "linear", "cosine"] = option("constant")
-    """The learning rate after the warm-up: constant, or falling to lr * lr_end at step decay_steps."""
+    """Learning rate after the warm-up: constant, or decaying to lr * lr_end at step decay_steps."""
     decay_steps: int = option(0)
-    """The step, counted from the first one of training, at which the learning rate stops falling."""
+    """Step of training at which the decay ends."""
     lr_end: float = option(0.0, within=Range(0, 1, noun="fraction"))
-    """Where the learning rate stops falling, as a fraction of lr."""
+    """Learning rate at the end of the decay, as a fraction of lr."""
     clip_norm: float = option(0.0, within=AT_LEAST_0)
-    """Gradients of dense weights and tables together are scaled down to this norm; 0 does not clip."""
+    """Maximum norm of the gradients of dense weights and tables together (0: no clipping)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,6 @@
-"""Declares options: each field of a section states its default, its range and what it identifies, once.
+"""Declares options: each field of a section states its default, its range and whether it identifies a run.
 
-The attribute docstring of a field is its help text on the command line and names the paper's equation, where there is
-one.
+The attribute docstring of a field is its help text on the command line and names the paper's equation, if there is one.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from adaftr_fast.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The values that a number may take.
+    """The range of a number.
 
     Attributes:
         low, high: the bounds.
-        above, below: whether ``low`` and ``high`` themselves are out of range.
-        noun: what the number is, for error messages.
-        infinite: whether infinity is in range.
+        above, below: whether ``low`` and ``high`` are excluded.
+        noun: the kind of number, for error messages.
+        infinite: whether infinity is allowed.
     """
 
     low: float = -math.inf
@@ -62,13 +61,13 @@ def option(
     free_on_resume: bool = False,
     omit_default: bool = False,
 ) -> Any:
-    """A field of a section.
+    """Declares a field of a section.
 
     Args:
-        default, factory: the default value, or the function that makes it.
+        default, factory: the default value, or a function that returns it.
         within: the range of the number, or of every number of a list, which then must not be empty, or of a dict.
-        identifies: whether two runs of one process that differ in this option alone have different results.
-        free_on_resume: whether a run may be resumed with another value.
+        identifies: whether the result of a run in one process depends on the option.
+        free_on_resume: whether a run may resume with another value.
         omit_default: whether ``RunConfig.identity`` leaves the option out at its default, so that experiments from
             before the option existed are found again.
     """
@@ -85,10 +84,10 @@ def option(
 
 @dataclasses.dataclass
 class Section:
-    """A group of options, checked when it is made. Subclasses are dataclasses whose ``section`` is the name.
+    """A group of options, checked on construction. Subclasses are dataclasses; ``section`` is the name of the group.
 
     Raises:
-        ConfigError: an option is out of its range or not among its choices.
+        ConfigError: an option is out of range or not among its choices.
     """
 
     section: ClassVar[str]
@@ -125,7 +124,7 @@ class Section:
             raise self.error(name, f">= {within.low:g}" if hint is int and within.high == math.inf else within, value)
 
     def error(self, name: str, expected: object, got: object) -> ConfigError:
-        """The error that an option has a wrong value."""
+        """Returns the error for an invalid value of an option."""
         shown = repr(got) if isinstance(got, str) else got
         return ConfigError(f"{self.section}.{name}: expected {expected}, got {shown}")
 
@@ -142,7 +141,7 @@ def names(
     free_on_resume: bool | None = None,
     omit_default: bool | None = None,
 ) -> list[str]:
-    """The options of ``section`` whose declaration says so."""
+    """Returns the names of the options of ``section`` with these properties; None matches any."""
     wanted = {"identifies": identifies, "free_on_resume": free_on_resume, "omit_default": omit_default}
     return [
         field.name

@@ -1,4 +1,4 @@
-"""The whole configuration of a run."""
+"""The configuration of a run."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class WarmStartConfig(Section):
 
 @dataclass
 class RunConfig:
-    """Everything that a run is made of.
+    """The configuration of a run.
 
     Attributes:
-        data: where the rows come from.
-        model: the model and the weights of its loss terms.
-        optimizer: how a step moves the parameters.
-        training: how long, in what steps, where.
-        warm_start: the run whose weights to start from; None starts from random weights.
+        data: the data options.
+        model: the model options.
+        optimizer: the optimizer options.
+        training: the training options.
+        warm_start: the run whose weights to copy. None starts from random weights.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -50,10 +50,10 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, sections: Any) -> RunConfig:
-        """Reads what ``to_dict`` returned, or a part of it; options that are missing take their defaults.
+        """Reads the output of ``to_dict`` or a part of it; missing options have their defaults.
 
         Raises:
-            ConfigError: a key that is unknown, a value of another type or out of range.
+            ConfigError: a key is unknown, or a value has another type or is out of range.
         """
         try:
             return from_json(cls, sections, "config")
@@ -64,10 +64,10 @@ class RunConfig:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> RunConfig:
-        """Reads a TOML file with a table a section.
+        """Reads a TOML file with one table per section.
 
         Raises:
-            ConfigError: the file is no TOML, or as ``from_dict``.
+            ConfigError: the file is not valid TOML, or as ``from_dict``.
             OSError: the file cannot be read.
         """
         try:
@@ -76,10 +76,10 @@ class RunConfig:
             raise ConfigError(f"{path}: {error}") from error
 
     def with_options(self, **sections: dict[str, Any]) -> RunConfig:
-        """A copy with other values for some options, given section by section.
+        """Returns a copy with other values of some options, given by section.
 
         Raises:
-            ConfigError: an unknown section or option, or a value out of range.
+            ConfigError: a section or option is unknown, or a value is out of range.
         """
         changed = {}
         for name, options in sections.items():
@@ -93,15 +93,15 @@ class RunConfig:
         return replace(self, **changed)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """The options by section, as JSON and TOML hold them."""
+        """Returns the options by section, as in JSON and TOML."""
         return {name: section for name, section in asdict(self).items() if section is not None}
 
     def flat(self) -> dict[str, Any]:
-        """``section.option`` -> value."""
+        """Returns the options as ``section.option`` -> value."""
         return {f"{name}.{key}": value for name, section in self.to_dict().items() for key, value in section.items()}
 
     def identity(self) -> dict[str, dict[str, Any]]:
-        """The options that the result of one process depends on, besides the data."""
+        """Returns the options that determine the result of a run in one process, together with the data."""
         sections = {name: asdict(getattr(self, name)) for name in ("model", "optimizer", "training")}
         for name, section in sections.items():
             default = asdict(SECTIONS[name]())
@@ -114,4 +114,4 @@ class RunConfig:
 FREE_ON_RESUME = {
     f"{name}.{each}" for name, section in SECTIONS.items() for each in names(section, free_on_resume=True)
 }
-"""Options with which an unfinished run may be resumed at other values."""
+"""Options that may have other values when a run resumes."""
