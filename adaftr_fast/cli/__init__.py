@@ -1,6 +1,6 @@
-"""The command line: a file a command, each a few lines over the Python API.
+"""The command line: one file per command, each a few lines over the Python API.
 
-What a command needs beyond its options is imported when it runs, so that ``--help`` is quick.
+A command imports what it runs only when it runs, so ``--help`` is fast.
 """
 
 from adaftr_fast.cli.main import main

@@ -9,21 +9,26 @@ import jsonargparse
 
 from adaftr_fast.cli.options import Parser, add_config, read_config
 
-DESCRIPTION = "Train day by day, each day measured before it is trained on."
+DESCRIPTION = "Train day by day, and evaluate each day before training on it."
 SECTIONS = ("model", "optimizer", "training")
 
 
 def add_arguments(parser: Parser) -> None:
     """Adds the options of ``daily`` to a parser that reads TOML."""
-    files = "a file a day in their order, those that are done included"
-    parser.add_argument("--dataset", type=str, required=True, help="a schema of one file; its split does not matter")
+    files = "one file per day in order, including the finished days"
+    parser.add_argument(
+        "--dataset",
+        type=str,
+        required=True,
+        help="a data set or schema file (.toml) of one input file; its split is ignored",
+    )
     parser.add_argument("--files", type=Path, nargs="+", required=True, help=files)
-    parser.add_argument("--out", type=Path, required=True, help="folder for daily.jsonl and a folder a day")
+    parser.add_argument("--out", type=Path, required=True, help="folder for daily.jsonl and one folder per day")
     add_config(parser, SECTIONS)
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
-    """Trains day by day and prints how each day's rows were predicted before they were trained on."""
+    """Trains day by day and prints the metrics of each day before and after training on it."""
     from adaftr_fast.data.schema.parse import load_schema
     from adaftr_fast.runs.daily import train_daily
 
@@ -37,7 +42,7 @@ def _line(record: dict[str, Any]) -> str:
     text = "the first day" if measured is None else _aucs(measured)
     return (
         f"day {record['day']} ({record['file']}): {record['rows']:,} rows, {record['ids']:,} ids; "
-        f"before training: {text}; held-out tenth after: {_aucs(record['validation'])}"
+        f"before training: {text}; validation after training: {_aucs(record['validation'])}"
     )
 
 

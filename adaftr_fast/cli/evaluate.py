@@ -9,14 +9,14 @@ import jsonargparse
 from adaftr_fast._json import dumps
 from adaftr_fast.cli.options import Parser
 
-DESCRIPTION = "Measure a trained model on one split."
+DESCRIPTION = "Evaluate a trained model on one split."
 
 
 def add_arguments(parser: Parser) -> None:
     """Adds the options of ``evaluate``."""
     parser.add_argument("--run", type=Path, required=True, help="the --out folder of train")
     parser.add_argument("--data", type=Path, required=True, help="a prepared folder")
-    parser.add_argument("--split", type=str, default="test", help="train, validation or test")
+    parser.add_argument("--split", type=str, default="test", help="the split: train, validation or test")
 
 
 def run(arguments: jsonargparse.Namespace) -> None:

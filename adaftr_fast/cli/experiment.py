@@ -16,27 +16,29 @@ if TYPE_CHECKING:
     from adaftr_fast.config import RunConfig
     from adaftr_fast.data.dataset.loader import PreparedData
 
-DESCRIPTION = "Run, resume and report a table or figure of the paper."
+DESCRIPTION = "Run or resume the experiment of a table or figure of the paper, and write its report."
 NAMES = ("table4", "table5", "table6", "fig3", "fig4", "temperature", "complexity")
 SECTIONS = ("model", "optimizer", "training")
 
 
 def add_arguments(parser: Parser) -> None:
     """Adds the options of ``experiment`` to a parser that reads TOML."""
-    parser.add_argument("name", type=str, choices=NAMES, help="which table or figure of the paper")
-    dataset = "a data set's name, a schema file (.toml), or a prepared folder"
+    parser.add_argument("name", type=str, choices=NAMES, help="the table or figure of the paper")
+    dataset = "a data set that info lists, a schema file (.toml), or a prepared folder"
     parser.add_argument("--dataset", type=str, required=True, help=dataset)
-    parser.add_argument("--files", type=str, nargs="+", default=[], help="input files of a data set that ships none")
+    parser.add_argument(
+        "--files", type=str, nargs="+", default=[], help="input files of a data set that is not included"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="folder for data, runs and reports")
-    seeds = "runs of each row, from training.seed upwards; complexity trains none"
+    seeds = "number of seeds per row, from training.seed upwards"
     parser.add_argument("--seeds", type=int, default=3, help=seeds)
-    jobs = "runs trained at the same time, each on one thread; their number changes no result (default: one a core)"
+    jobs = "number of parallel runs, each on one thread; does not change results (default: one per core)"
     parser.add_argument("--jobs", type=int, default=available_cores(), help=jobs)
-    add_config(parser, SECTIONS, help="common to all rows, save for what the experiment varies")
+    add_config(parser, SECTIONS, help="options of all rows, except those that the experiment varies")
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -61,7 +63,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
 def _comparison(
     arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str
 ) -> tuple[str, list[Path]]:
-    """The text to print, and the report's files."""
+    """Returns the text to print and the files of the report."""
     from adaftr_fast.experiments.report import summary, write_report
     from adaftr_fast.experiments.study import compare
 

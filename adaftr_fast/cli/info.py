@@ -8,15 +8,15 @@ import jsonargparse
 
 from adaftr_fast.cli.options import Parser
 
-DESCRIPTION = "Show what is built, for which machine, and what is missing."
+DESCRIPTION = "Show the build, the instruction sets in use and the available data sets."
 
 
 def add_arguments(parser: Parser) -> None:
-    """``info`` has no options."""
+    """Adds no options."""
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
-    """Prints a line a fact."""
+    """Prints one line per fact."""
     from adaftr_fast._extension import build_info
     from adaftr_fast.data.schema.parse import shipped_schemas
 

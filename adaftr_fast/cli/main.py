@@ -1,4 +1,4 @@
-"""Parses the arguments of a command, runs it, and turns its end into an exit status."""
+"""Parses the arguments of a command, runs it and returns its exit status."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ COMMANDS: dict[str, Any] = {
     module.__name__.rpartition(".")[2]: module
     for module in (prepare, synthesize, train, daily, evaluate, export, predict, demo, experiment, info)
 }
-USER_ERRORS = (UserError, OSError)  # an OSError names its file and the system's reason
-INTERRUPTED = 128  # + the signal's number: what shells report for a program that a signal ended
+USER_ERRORS = (UserError, OSError)  # an OSError names the file and the cause
+INTERRUPTED = 128  # plus the number of the signal, as shells report a program that a signal ended
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command.
 
-    Returns 0, 2 after one line about what the user can put right, 130 after Ctrl-C, or 143 after SIGTERM. Any other
-    error shows a traceback; ``--debug`` shows one always.
+    Args:
+        arguments: the command-line arguments. None reads ``sys.argv``.
+
+    Returns:
+        The exit status: 0; 2 after an error that the user can correct, which prints one line; 130 after Ctrl-C; 143
+        after SIGTERM. Other errors show a traceback, and ``--debug`` shows one for every error.
     """
     parsed = build_parser().parse_args(arguments)
     name = parsed.subcommand
@@ -34,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
             if launched() and name != "train":
-                raise RankError("only train runs as several processes (WORLD_SIZE > 1, as torchrun sets it)")
+                raise RankError("only train supports several processes (torchrun sets WORLD_SIZE > 1)")
             COMMANDS[name].run(parsed[name])
         except USER_ERRORS as error:
             if parsed.debug:
@@ -50,14 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build_parser() -> Parser:
-    """The parser of all commands; every option of a run is an option ``--section.name`` and a TOML key."""
+    """Builds the parser of all commands. Every option of a run is an option ``--section.name`` and a TOML key."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help texts of config fields
     about = "Joint click/conversion models with adaptive task relatedness: prepare data, train, evaluate, serve."
     parser = Parser(prog="adaftr-fast", description=about, parser_mode="toml")
     parser.add_argument("--debug", action="store_true", help="show a traceback for every error")
     commands = parser.add_subcommands(required=True)
     for name, module in COMMANDS.items():
-        # print_config would need a writer of TOML; best/checkpoint.json records every option instead.
+        # print_config requires a TOML writer; best/checkpoint.json records every option.
         command = Parser(description=module.DESCRIPTION, print_config=None)
         module.add_arguments(command)
         commands.add_subcommand(name, command, help=module.DESCRIPTION)

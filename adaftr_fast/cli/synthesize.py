@@ -9,13 +9,13 @@ import jsonargparse
 from adaftr_fast.cli.options import Parser
 from adaftr_fast.data.synthetic.log import LogConfig
 
-DESCRIPTION = "Make an impression log with known truth, to prepare and train on."
+DESCRIPTION = "Generate a synthetic impression log with known true probabilities."
 
 
 def add_arguments(parser: Parser) -> None:
     """Adds the options of ``synthesize``."""
     parser.add_class_arguments(LogConfig)
-    parser.add_argument("--raw", type=bool, default=False, help="write text in Ali-CCP's raw layout, no parquet")
+    parser.add_argument("--raw", type=bool, default=False, help="write text in Ali-CCP's raw format instead of parquet")
     parser.add_argument("--out", type=Path, required=True, help="folder for the log and its schema")
 
 

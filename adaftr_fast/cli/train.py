@@ -15,18 +15,18 @@ def add_arguments(parser: Parser) -> None:
     """Adds the options of ``train`` to a parser that reads TOML."""
     add_config(parser)
     out = (
-        "folder for metrics.jsonl, best/ and test.json; an unfinished run there is resumed, a finished one replaced "
-        "once an epoch is done"
+        "the run folder, for metrics.jsonl, best/ and test.json; an unfinished run in it resumes, and a finished one "
+        "is replaced after the first epoch"
     )
     parser.add_argument("--out", type=Path, required=True, help=out)
-    restart = "begin anew even if --out holds an unfinished run"
+    restart = "discard an unfinished run in --out"
     parser.add_argument("--restart", action="store_true", help=restart)
-    warm = "a run to start from: embedding rows by field and value, dense weights by name and shape"
+    warm = "a run whose weights to copy: embedding rows by field and value, dense weights by name and shape"
     parser.add_argument("--warm_start", type=Path | None, help=warm)
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
-    """Trains, and prints the test metrics; under torchrun rank 0 alone prints."""
+    """Trains and prints the test metrics; under torchrun only rank 0 prints."""
     from adaftr_fast.api.run import train
     from adaftr_fast.distributed.ranks import is_first
     from adaftr_fast.training.result import metrics_table

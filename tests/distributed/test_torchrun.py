@@ -126,7 +126,7 @@ def test_killed_rank_on_one_of_two_machines(data, by_two, tmp_path, rendezvous):
 def test_other_commands_refuse_several_processes(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["info"]) == 2
-    assert "info: only train runs as several processes" in capsys.readouterr().err
+    assert "info: only train supports several processes" in capsys.readouterr().err
 
 
 def test_restarts_on_several_machines_need_a_new_store(data, tmp_path, monkeypatch, capsys):
