@@ -65,7 +65,7 @@ def option(
 
     Args:
         default, factory: the default value, or a function that returns it.
-        within: the range of the number, or of every number of a list, which then must not be empty, or of a dict.
+        within: the range of the number, of every number of a non-empty list, or of every value of a dict.
         identifies: whether the result of a run in one process depends on the option.
         free_on_resume: whether a run may resume with another value.
         omit_default: whether ``RunConfig.identity`` leaves the option out at its default, so that experiments from

@@ -1,1 +1,1 @@
-"""From a trained run to scores: export a model without what only training needs, and score raw rows with it."""
+"""Serving: exports a trained model without its training-only parts, and scores raw rows with it."""

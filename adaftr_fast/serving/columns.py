@@ -1,8 +1,10 @@
-"""The columns of scores: a probability a task, the funnel's rates by their names, the bid. n rows, T tasks.
+"""Output columns of predictions: one probability per task, the rates of the funnel, and the bid.
 
-Every task of the model is a rate over all impressions (docs/decisions.md): conversion is "clicked and converted". So
-the second prediction is p_ctcvr, and the conversion rate of those who click is the quotient p_cvr = p_ctcvr / p_ctr.
-Nothing in a model keeps p_ctcvr below p_ctr; where it is above, p_cvr is 1.
+Shapes: n rows, T tasks.
+
+Every task of a model is a rate over all impressions (docs/decisions.md). Conversion means "clicked and converted", so
+its prediction is p_ctcvr, and the conversion rate after a click is p_cvr = p_ctcvr / p_ctr. A model does not guarantee
+p_ctcvr <= p_ctr; p_cvr is clamped to 1.
 """
 
 from __future__ import annotations
@@ -16,17 +18,17 @@ import pyarrow as pa
 
 from adaftr_fast.errors import DataError, ServingError
 
-SMALLEST = np.finfo(np.float32).tiny  # a p_ctr that underflowed divides nothing by nothing
+SMALLEST = np.finfo(np.float32).tiny  # avoids 0 / 0 for a p_ctr that underflowed
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What ``output_columns`` gives.
+    """The output columns; ``output_columns`` makes them.
 
     Attributes:
-        tasks: the model's, in the order of its outputs.
-        funnel: positions of the click and the conversion task; None = no such pair.
-        bid: p_c of Eq. 16, a number or the column it stands in; None = no bid.
+        tasks: the tasks, in the order of the model's outputs.
+        funnel: positions of the click and the conversion task. None without such a pair.
+        bid: p_c of Eq. 16, as a number or as the name of a column. None without a bid.
         bid_weight: w of Eq. 16.
     """
 
@@ -36,24 +38,29 @@ class Columns:
     bid_weight: float = 1.0
 
     def inputs(self) -> list[str]:
-        """Columns of the rows that are read."""
+        """Returns the names of the input columns to read."""
         return [self.bid] if isinstance(self.bid, str) else []
 
     def names(self) -> list[str]:
+        """Returns the names of the output columns."""
         return [each.name for each in self.fields()]
 
     def fields(self) -> list[pa.Field]:
-        """``p_<task>``, float32; of a funnel p_ctr, p_ctcvr and p_cvr; ``bid``, float64."""
+        """Returns the types: ``p_<task>`` float32, or p_ctr, p_ctcvr and p_cvr of a funnel; ``bid`` float64."""
         named = {} if self.funnel is None else dict(zip(self.funnel, ("p_ctr", "p_ctcvr")))
         fields = [pa.field(named.get(t, f"p_{task}"), pa.float32()) for t, task in enumerate(self.tasks)]
         fields += [] if self.funnel is None else [pa.field("p_cvr", pa.float32())]
         return fields + ([] if self.bid is None else [pa.field("bid", pa.float64())])
 
     def make(self, scores: np.ndarray, rows: pa.RecordBatch) -> list[pa.Array]:
-        """The columns [n] of probabilities [n, T] of raw ``rows``.
+        """Computes the output columns, [n] each.
+
+        Args:
+            scores: the probabilities [n, T].
+            rows: the raw rows, which hold the prices.
 
         Raises:
-            DataError: the column of prices holds something other than numbers.
+            DataError: the column of prices is not numeric.
         """
         arrays = [pa.array(np.ascontiguousarray(column)) for column in scores.T]
         if self.funnel is None:
@@ -63,17 +70,17 @@ class Columns:
         arrays.append(pa.array(p_cvr))
         if self.bid is not None:
             bids = self.bid_weight * p_ctr.astype(np.float64) * p_cvr * self._prices(rows)  # Eq. 16
-            arrays.append(pa.array(bids, from_pandas=True))  # nan, of a missing price, is missing
+            arrays.append(pa.array(bids, from_pandas=True))  # nan, for a missing price, becomes null
         return arrays
 
     def _prices(self, rows: pa.RecordBatch) -> np.ndarray | float:
-        """p_c [n], nan where it is missing."""
+        """Returns p_c [n], with nan for missing prices."""
         if not isinstance(self.bid, str):
             return self.bid
         try:
             return rows[self.bid].cast(pa.float64()).to_numpy(zero_copy_only=False)
         except pa.ArrowException as error:
-            raise DataError(f"column {self.bid}: expected prices: {error}") from error
+            raise DataError(f"column {self.bid}: expected numeric prices: {error}") from error
 
 
 def output_columns(
@@ -84,15 +91,18 @@ def output_columns(
     bid: str | None = None,
     bid_weight: float = 1.0,
 ) -> Columns:
-    """What to make of the probabilities of ``tasks``.
+    """Makes the output columns for the probabilities of ``tasks``.
 
     Args:
-        click, conversion: the tasks that are a click, and a click that converts; those of these names by default.
-        bid: p_c of Eq. 16: a number, or the name of the column of prices.
+        tasks: the tasks, in the order of the model's outputs.
+        click: the click task. Default: the task ``click``, if there is one.
+        conversion: the task of clicks that convert. Default: the task ``conversion``, if there is one.
+        bid: p_c of Eq. 16, as a number or as the name of the column of prices.
         bid_weight: w of Eq. 16.
 
     Raises:
-        ServingError: no such task, a bid without both tasks, or a price or weight that is no finite number >= 0.
+        ServingError: a task is unknown, a bid lacks one of the two tasks, or a price or weight is not a finite number
+            >= 0.
     """
     pair = (click or "click", conversion or "conversion")
     for name, task in zip(("click", "conversion"), (click, conversion)):
@@ -112,5 +122,5 @@ def _price(text: str) -> float | str:
     except ValueError:
         return text
     if not 0 <= price < math.inf:
-        raise ServingError(f"--bid: expected a price >= 0 or a column's name, got {text}")
+        raise ServingError(f"--bid: expected a price >= 0 or the name of a column, got {text}")
     return price

@@ -1,4 +1,4 @@
-"""A run's best model as a folder that scores raw rows: programs, schema and vocabulary, and an account of them."""
+"""Exports the best weights of a run as a folder that scores raw rows: programs, schema, vocabulary, description."""
 
 from __future__ import annotations
 
@@ -24,33 +24,37 @@ from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_aot, save_onnx, save_torch
 from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About, Features, bags
 
-TOLERANCE = 1e-6  # between a program's probabilities and the model's
-ONNX_TOLERANCE = 1e-5  # numpy, which evaluates ONNX here, adds up in another order
+TOLERANCE = 1e-6  # maximum difference between the probabilities of a program and the model
+ONNX_TOLERANCE = 1e-5  # numpy, which evaluates ONNX here, sums in another order
 CHECKED_ROWS = (1, 500)
 
 
 def export_run(run: Path, out: Path, *, data: Path | None = None, aot: bool = False, onnx: bool = False) -> About:
     """Writes ``model.pt2`` (torch.export), ``schema.json``, ``vocabulary.parquet`` and ``serving.json`` to ``out``.
 
-    The folder appears whole or not at all; one that an export wrote before is replaced. Every program has been compared
-    with the model when it appears.
+    The folder is written atomically and replaces an earlier export. Every program is compared with the model first.
 
     Args:
         run: the folder of a finished run.
-        data: the prepared folder it was trained on; None = where it was then.
-        aot: also ``model.aot.pt2``, native code for this machine's kind (AOTInductor).
-        onnx: also ``model.onnx``.
+        out: the folder to write.
+        data: the prepared folder of the run, if it has moved. None uses its path at training time.
+        aot: also writes ``model.aot.pt2``, native code for this kind of machine (AOTInductor).
+        onnx: also writes ``model.onnx``.
+
+    Returns:
+        The description in ``serving.json``.
 
     Raises:
-        CheckpointError: the run has no whole checkpoint, or its prepared data are gone or changed.
+        CheckpointError: the run has no intact checkpoint, or its prepared data are missing or changed.
         DataError: the vocabulary cannot be read.
-        ServingError: ``out`` holds something else, a compiler or ONNX is missing, or a program differs from the model.
+        ServingError: ``out`` exists and is not an export, a compiler or ONNX is missing, or a program differs from the
+            model.
     """
     if out.exists() and not (out / ABOUT).is_file():
         raise ServingError(f"{out}: exists and is not an exported model (no {ABOUT}); name another folder")
     trained = load_trained(run)
     prepared = trained.data(data)
-    read_encoders(prepared.folder, prepared.manifest)  # or what is exported could not be read
+    read_encoders(prepared.folder, prepared.manifest)  # raises an error if the exported vocabulary could not be read
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.new-", dir=out.parent) as work:
         new = Path(work) / "model"
@@ -83,19 +87,19 @@ def _write_programs(trained: TrainedModel, fields: Sequence[FieldInfo], folder: 
 def check_program(
     program: Callable[..., Tensor], served: Probabilities, fields: Sequence[FieldInfo], tolerance: float = TOLERANCE
 ) -> None:
-    """Raises ServingError unless both give the same probabilities for random ids."""
+    """Raises ServingError unless a program and the model return the same probabilities for random ids."""
     for rows in CHECKED_ROWS:
         features = random_features(fields, rows)
         with torch.no_grad():
             expected, found = served(*features), program(*features)
         if not expected.isfinite().all():
-            raise ServingError("the model gives probabilities that are not finite: it has diverged")
-        if not (worst := float((expected - found).abs().max())) <= tolerance:  # NaN is not, either
+            raise ServingError("the model returns probabilities that are not finite: it has diverged")
+        if not (worst := float((expected - found).abs().max())) <= tolerance:  # also true for NaN
             raise ServingError(f"the exported program differs from the model by {worst:g} at {rows} rows")
 
 
 def random_features(fields: Sequence[FieldInfo], rows: int) -> Features:
-    """Ids, none to three of a multi-valued field, as a program takes them."""
+    """Returns random inputs of a program, with 0 to 3 ids per row of a multi-valued field."""
     random = np.random.default_rng(rows)
     columns = []
     for field in fields:

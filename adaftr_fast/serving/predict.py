@@ -1,4 +1,7 @@
-"""Raw rows to a parquet file of scores, streamed in bounded memory. n rows, T tasks."""
+"""Scores raw rows into a parquet file, streamed in bounded memory.
+
+Shapes: n rows, T tasks.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,12 @@ from adaftr_fast.serving.scorer import Features, Scorer
 
 @dataclass(frozen=True)
 class Report:
-    """What ``predict`` has done.
+    """The result of ``predict``.
 
     Attributes:
-        rows: that were scored.
-        bad_rows: the account of what was left out.
+        rows: the number of scored rows.
+        bad_rows: the counts of rows that could not be read.
+        seconds: the duration in seconds.
     """
 
     rows: int
@@ -47,29 +51,33 @@ def predict(
     bad_rows: float = 0.0,
     progress: bool = False,
 ) -> Report:
-    """Scores the rows of ``files``, in their order, into ``out``, which is replaced when all is done, or not at all.
+    """Scores the rows of ``files`` in order and writes ``out`` atomically.
 
     Args:
-        files: inputs as ``prepare`` takes them, any number; of format aliccp pairs SKELETON COMMON.
-        columns: what to make of the probabilities.
-        keep: columns of the inputs to hand on, before the scores.
-        bad_rows: share of a text file's rows that may be unreadable; they are left out and reported.
+        scorer: the exported model.
+        files: any number of inputs in the formats of ``prepare``; for Ali-CCP, pairs SKELETON COMMON.
+        out: the parquet file to write.
+        columns: the output columns.
+        keep: input columns to copy before the scores.
+        bad_rows: maximum share of unreadable rows of a text file, which are skipped and reported.
+        progress: shows a progress bar.
 
     Raises:
-        DataError: an unreadable input, a missing column, or too many bad rows.
-        ServingError: ``out`` cannot be written, is a folder, an input or in one, or would have two columns of one name.
+        DataError: an input cannot be read, a column is missing, or there are too many bad rows.
+        ServingError: ``out`` cannot be written, is a folder, is an input or in an input folder, or would have two
+            columns of the same name.
     """
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
     _check_place(out, files)
-    handed_on = list(dict.fromkeys([*keep, *columns.inputs()]))
-    inputs = raw_files(scorer.schema, files, handed_on)
+    extra = list(dict.fromkeys([*keep, *columns.inputs()]))
+    inputs = raw_files(scorer.schema, files, extra)
     schema = _schema(inputs, keep, columns)
     start = time.perf_counter()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with (
-            _beside(out) as new,
+            _replacing(out) as new,
             tqdm(total=sum(file.size for file in inputs), unit="B", unit_scale=True, disable=not progress) as bar,
             pq.ParquetWriter(new, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
@@ -82,19 +90,19 @@ def predict(
 
 
 def _check_place(out: Path, files: Sequence[str | Path]) -> None:
-    """Raises ServingError if ``out`` is a folder, an input, or in a folder whose files are all read."""
+    """Raises ServingError if ``out`` is a folder, an input, or in an input folder."""
     if out.is_dir():
-        raise ServingError(f"{out}: is a folder; expected the name of a file to write")
+        raise ServingError(f"{out}: expected a file name, got a folder")
     for file in map(Path, files):
         if out.resolve() == file.resolve():
             raise ServingError(f"{out}: is one of the inputs")
         if file.is_dir() and file.resolve() in out.resolve().parents:
-            raise ServingError(f"{out}: is in the input folder {file}, where the next run would read it")
+            raise ServingError(f"{out}: is in the input folder {file}, so the next run would read it")
 
 
 @contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A name of this call alone for a new file, which becomes ``out`` if the block ends well and is removed if not."""
+def _replacing(out: Path) -> Iterator[Path]:
+    """Yields the name of a temporary file, which replaces ``out`` after the block, or is removed after an error."""
     new = out.with_name(f".{out.name}.{secrets.token_hex(8)}")
     try:
         yield new
@@ -114,12 +122,12 @@ def _score_file(
     writer: pq.ParquetWriter,
     bar: tqdm,
 ) -> BadRows:
-    """Writes the scores of one input; returns the account of its rows."""
+    """Writes the scores of one input; returns the counts of its rows."""
     account, start = BadRows(), time.perf_counter()
     for rows, features, of_chunk in _scored(scorer, file, bar):
         account += of_chunk
         if bad_rows == 0:
-            account.check(bad_rows)  # nothing that follows can mend it
+            account.check(bad_rows)  # later rows cannot change the result
         made = columns.make(scorer.score(features), rows)
         writer.write_batch(_batch(writer.schema, [*(rows[name] for name in keep), *made]))
         bar.set_postfix_str(f"{account.rows / (time.perf_counter() - start):,.0f} rows/s", refresh=False)
@@ -128,7 +136,7 @@ def _score_file(
 
 
 def _scored(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.RecordBatch, Features, BadRows]]:
-    """Parsed rows and their ids, made in threads, chunk by chunk."""
+    """Yields parsed rows and their ids chunk by chunk; threads parse and encode."""
 
     def encode(chunk: Chunk) -> tuple[pa.RecordBatch, Features, BadRows, int]:
         table, account = chunk.parse()
@@ -141,17 +149,17 @@ def _scored(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.Recor
 
 
 def _schema(inputs: Sequence[RawFile], keep: Sequence[str], columns: Columns) -> pa.Schema:
-    """The columns of the output, those to keep typed as in the first input."""
+    """Returns the output schema; copied columns have the types of the first input."""
     kept = [pa.field(name, inputs[0].types[name]) for name in keep] if inputs else []
     names = [*keep, *columns.names()]
     if len(set(names)) < len(names):
-        raise ServingError(f"the output would have two columns of one name: {', '.join(names)}")
+        raise ServingError(f"the output would have two columns of the same name: {', '.join(names)}")
     return pa.schema(kept + columns.fields())
 
 
 def _batch(schema: pa.Schema, arrays: list[pa.Array]) -> pa.RecordBatch:
-    """Arrays as the output's columns; other inputs may have other types than the first."""
+    """Casts arrays to the types of the output, since inputs may differ in their types."""
     try:
         return pa.record_batch([array.cast(each.type) for array, each in zip(arrays, schema)], schema=schema)
     except pa.ArrowException as error:
-        raise DataError(f"a kept column has another type than in the first input: {error}") from error
+        raise DataError(f"--keep: a column has another type than in the first input: {error}") from error

@@ -1,7 +1,9 @@
-"""A model as a program that needs no code of its own: torch.export, AOTInductor, ONNX. B rows, F fields, T tasks.
+"""Exports a model as a program: torch.export, AOTInductor or ONNX.
 
-Every program takes ids int32 [B, F], for any B >= 1, to probabilities float32 [B, T]. One over multi-valued fields
-takes ids [N], row after row and field after field, and int64 [B, F], where those of each row and field begin.
+Shapes: B rows, F fields, T tasks, N ids.
+
+A program maps ids, int32 [B, F] with any B >= 1, to probabilities, float32 [B, T]. With multi-valued fields it takes
+ids [N], row by row and field by field, and the start of each row's and field's ids, int64 [B, F].
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from adaftr_fast.models.base import MultiTaskModel
 
 
 class Probabilities(nn.Module):
-    """sigmoid of what a model serves; AdaFTR's relatedness network is not part of it.
+    """Computes the probabilities of a model's served part, which excludes AdaFTR's relatedness network.
 
     Args:
-        model: on the CPU; embedding rows that an optimizer left behind are made current.
+        model: the model, on the CPU. Deferred updates of its embedding rows are applied.
     """
 
     def __init__(self, model: MultiTaskModel) -> None:
@@ -35,7 +37,7 @@ class Probabilities(nn.Module):
         self.eval()
 
     def forward(self, ids: Tensor, starts: Tensor | None = None) -> Tensor:
-        """ids [B, F], or [N] and starts [B, F] -> [B, T]."""
+        """Maps ids [B, F], or ids [N] and starts [B, F], to probabilities [B, T]."""
         if starts is None:
             return self.model(ids).sigmoid()
         offsets = torch.cat([starts.flatten(), starts.new_full((1,), ids.shape[0])])
@@ -43,9 +45,9 @@ class Probabilities(nn.Module):
 
 
 def plain_lookup(weight: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-    """``fused_embedding`` in PyTorch's own ops.
+    """Computes ``fused_embedding`` with PyTorch ops.
 
-    It cannot raise, so an id out of its field's range reads row 0, "unknown", instead.
+    An exported program cannot raise, so an id out of its field's range reads row 0, "unknown".
     """
     ids = torch.where((ids < 0) | (ids >= offsets.diff()), 0, ids)
     return nn.functional.embedding(ids + offsets[:-1], weight).flatten(1)
@@ -54,37 +56,39 @@ def plain_lookup(weight: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
 PLAIN: dict[torch._ops.OperatorBase, Callable[..., Any]] = {
     torch.ops.adaftr_fast.fused_embedding.default: plain_lookup,
 }
-"""What an op of ours is made of."""
+"""Decompositions of the ops of adaftr_fast into PyTorch ops."""
 
 
 def export_program(
     served: Probabilities, fields: int, *, multiple: bool = False, plain: bool = False
 ) -> ExportedProgram:
-    """The program of a model over ``fields`` fields.
+    """Exports a model over ``fields`` fields.
 
     Args:
+        served: the module to export.
+        fields: the number of fields.
         multiple: whether any field is multi-valued.
-        plain: made of PyTorch's own ops alone; otherwise look-ups are ops of adaftr_fast, which check ids and are there
-            where it has been imported.
+        plain: uses PyTorch ops only. Otherwise look-ups are ops of adaftr_fast, which check ids and require that the
+            process imports adaftr_fast.
 
     Raises:
-        ServingError: ``plain`` and ``multiple``: bags have no such form.
+        ServingError: ``plain`` and ``multiple`` are both set; bags have no PyTorch decomposition.
     """
     if plain and multiple:
-        raise ServingError("multi-valued fields have no program of PyTorch's own ops, so neither AOTInductor nor ONNX")
+        raise ServingError("multi-valued fields support neither AOTInductor nor ONNX: bags have no PyTorch form")
     batch = Dim("batch", min=1)
     if multiple:
         example = (torch.zeros(2 * fields, dtype=torch.int32), torch.arange(2 * fields).view(2, fields))
         shapes = ({0: Dim("ids", min=0)}, {0: batch})
     else:
-        example, shapes = (torch.zeros(2, fields, dtype=torch.int32),), ({0: batch},)  # one row would be a constant
+        example, shapes = (torch.zeros(2, fields, dtype=torch.int32),), ({0: batch},)  # 1 would become a constant
     with torch.no_grad(), _quiet():
         program = torch.export.export(served, example, dynamic_shapes=shapes)
         return program.run_decompositions(PLAIN) if plain else program
 
 
 def save_torch(program: ExportedProgram, path: Path) -> None:
-    """Writes a file for ``torch.export.load``."""
+    """Saves a program for ``torch.export.load``."""
     with _quiet():
         torch.export.save(program, path)
 
@@ -93,17 +97,17 @@ def save_aot(program: ExportedProgram, path: Path) -> None:
     """Compiles a plain program to a package for ``torch._inductor.aoti_load_package``.
 
     Raises:
-        ServingError: there is no C++ compiler, or it fails.
+        ServingError: the C++ compiler is missing or fails.
     """
     try:
         with torch.no_grad(), _quiet():
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-    except Exception as error:  # of the compiler, the linker and Inductor itself: no common class
+    except Exception as error:  # raised by compiler, linker or Inductor, without a common class
         raise ServingError(f"the AOTInductor package cannot be compiled: {type(error).__name__}: {error}") from error
 
 
 def save_onnx(program: ExportedProgram, path: Path) -> None:
-    """Writes a plain program as ONNX, its input ``ids`` and its output ``probabilities``.
+    """Writes a plain program as ONNX with the input ``ids`` and the output ``probabilities``.
 
     Raises:
         ServingError: ONNX is not installed.
@@ -116,7 +120,7 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
 
 
 def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    """What ``save_onnx`` wrote, evaluated by numpy: to compare, not to serve."""
+    """Loads an ONNX program that numpy evaluates, for comparison and not for serving."""
     import onnx.reference
 
     evaluator = onnx.reference.ReferenceEvaluator(onnx.load(path))
@@ -125,7 +129,7 @@ def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of torch about its own insides."""
+    """Suppresses torch's warnings about its internals."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

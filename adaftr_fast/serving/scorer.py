@@ -1,4 +1,7 @@
-"""An exported model in use: raw rows to ids to probabilities. n rows, F fields, T tasks, N ids."""
+"""Scores raw rows with an exported model: raw columns to ids to probabilities.
+
+Shapes: n rows, F fields, T tasks, N ids.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +28,23 @@ from adaftr_fast.errors import ServingError
 
 VERSION = 1
 ABOUT, PROGRAM, AOT, ONNX = "serving.json", "model.pt2", "model.aot.pt2", "model.onnx"
-ROWS = 8192  # scored at a time, so that what is between two layers stays in the cache
+ROWS = 8192  # rows per call, so that activations stay in the cache
 
 
 Features = tuple[Tensor, ...]
-"""What programs take: ids int32 [n, F], or where a field is multi-valued ids [N] and where they begin, int64 [n, F]."""
+"""Inputs of a program: ids int32 [n, F], or with multi-valued fields ids [N] and their starts, int64 [n, F]."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What an exported folder says of itself.
+    """The description of an exported folder.
 
     Attributes:
-        fingerprint: that of the prepared data (``Manifest.fingerprint``).
-        tasks: the columns of the probabilities.
+        version: the version of the format.
+        fingerprint: the fingerprint of the prepared data (``Manifest.fingerprint``).
+        tasks: the tasks, in the order of the probabilities.
         metrics: validation metrics of the model, per task.
-        sha256: of every other file.
+        sha256: the sha256 of every other file, by name.
     """
 
     version: int
@@ -52,7 +56,7 @@ class About:
 
 @dataclass(frozen=True)
 class Scorer:
-    """What ``load_scorer`` gives; ``encode`` may be called in threads."""
+    """An exported model with its encoders; ``load_scorer`` makes it. ``encode`` is thread-safe."""
 
     about: About
     manifest: Manifest
@@ -61,10 +65,10 @@ class Scorer:
     program: torch.nn.Module
 
     def encode(self, rows: pa.RecordBatch) -> Features:
-        """Raw columns [n] to ids as in preparation; what training has not seen is 0.
+        """Encodes raw columns [n] to ids, as preparation does. Unseen values become 0.
 
         Raises:
-            DataError: a column cannot be read as the schema says.
+            DataError: a column does not have the type of the schema.
         """
         columns = [encode_field(field, self.encoders[field.name], rows) for field in self.schema.fields]
         if any(pa.types.is_list(column.type) for column in columns):
@@ -73,12 +77,12 @@ class Scorer:
 
     @torch.no_grad()
     def score(self, features: Features) -> np.ndarray:
-        """What ``encode`` gives to probabilities, float32 [n, T], one column a task.
+        """Computes the probabilities of encoded rows, float32 [n, T].
 
         Raises:
             ServingError: a probability is not finite.
         """
-        parts = [self.program(*part) for part in _pieces(features)]
+        parts = [self.program(*part) for part in _chunks(features)]
         scores = torch.cat(parts).numpy() if parts else np.empty((0, len(self.about.tasks)), np.float32)
         if wrong := np.count_nonzero(~np.isfinite(scores)):
             raise ServingError(f"{wrong} of {scores.size} probabilities are not finite")
@@ -86,7 +90,7 @@ class Scorer:
 
 
 def bags(columns: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> Features:
-    """Columns as ``data.bags.interleave`` takes them, some with offsets."""
+    """Interleaves ids and offsets of columns into the inputs of a program with multi-valued fields."""
     ids, offsets = map(torch.from_numpy, interleave(columns))
     return ids, offsets[:-1].view(-1, len(columns))
 
@@ -97,8 +101,8 @@ def _ids_and_offsets(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     return column.to_numpy(), None
 
 
-def _pieces(features: Features) -> Iterator[Features]:
-    """Neighbouring rows, ``ROWS`` at a time."""
+def _chunks(features: Features) -> Iterator[Features]:
+    """Yields chunks of ``ROWS`` consecutive rows."""
     rows = features[-1]
     for first in range(0, len(rows), ROWS):
         part = rows[first : first + ROWS]
@@ -111,14 +115,14 @@ def _pieces(features: Features) -> Iterator[Features]:
 
 
 def load_scorer(folder: Path) -> Scorer:
-    """Reads and verifies a folder that ``export_run`` wrote.
+    """Loads and verifies a folder that ``export_run`` wrote.
 
-    Beyond what ``torch.export.load`` does with ``model.pt2``, no code from a file is run; the checksums tell damage
-    from what was written, not a stranger's file from your own.
+    ``torch.export.load`` of ``model.pt2`` is the only code that may run. The checksums detect damage; they do not
+    authenticate the files.
 
     Raises:
-        ServingError: not an exported model, of another version, or a file of it is missing or damaged.
-        DataError: its schema or vocabulary cannot be read.
+        ServingError: the folder is not an exported model, has another version, or a file is missing or damaged.
+        DataError: the schema or the vocabulary cannot be read.
     """
     about = read_about(folder)
     for name in (PROGRAM, MANIFEST, VOCABULARY):
@@ -130,7 +134,7 @@ def load_scorer(folder: Path) -> Scorer:
 
 
 def read_about(folder: Path) -> About:
-    """Reads ``serving.json``. Raises ServingError when there is none, one of another version or a damaged one."""
+    """Reads ``serving.json``. Raises ServingError if it is missing, damaged or of another version."""
     path = folder / ABOUT
     if not path.is_file():
         raise ServingError(f"{folder}: not an exported model (no {ABOUT}); make one with `adaftr-fast export`")
@@ -140,7 +144,7 @@ def read_about(folder: Path) -> About:
             raise ServingError(f"{path}: version {content.get('version')}, this program reads version {VERSION}")
         return from_json(About, content)
     except ValueError as error:
-        raise ServingError(f"{path}: damaged or not of an export: {error}") from error
+        raise ServingError(f"{path}: damaged or not an export: {error}") from error
 
 
 def _verify(path: Path, about: About) -> None:
@@ -149,4 +153,4 @@ def _verify(path: Path, about: About) -> None:
     except OSError as error:
         raise ServingError(f"{path}: cannot be read: {error}") from error
     if digest != about.sha256.get(path.name):
-        raise ServingError(f"{path}: damaged: its sha256 is not the recorded one; export again")
+        raise ServingError(f"{path}: damaged: its sha256 differs from the recorded one; export the run again")

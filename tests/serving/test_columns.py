@@ -50,5 +50,5 @@ def test_mistakes_are_named(options, message):
 
 
 def test_prices_are_numbers():
-    with pytest.raises(DataError, match="column word: expected prices"):
+    with pytest.raises(DataError, match="column word: expected numeric prices"):
         output_columns(["click", "conversion"], bid="word").make(SCORES, ROWS)

@@ -130,7 +130,7 @@ def test_mistakes_are_named_and_leave_the_old_scores(shop, scorer, tmp_path):
         ([log, damaged], {}, DataError, "damaged.parquet: cannot be read"),
         ([few], {}, DataError, "few.parquet: no column 'heat', 'user', 'tags', 'weekday'; the file has item, place"),
         ([log], {"keep": ["colour"]}, DataError, "no column 'colour'"),
-        ([log], {"keep": ["row", "row"]}, ServingError, "two columns of one name"),
+        ([log], {"keep": ["row", "row"]}, ServingError, "two columns of the same name"),
         ([log], {"bad_rows": 1.0}, DataError, r"bad_rows: expected a share in \[0, 1\)"),
         ([out], {}, ServingError, "is one of the inputs"),
     ]:
@@ -139,7 +139,7 @@ def test_mistakes_are_named_and_leave_the_old_scores(shop, scorer, tmp_path):
         assert out.read_bytes() == b"old"
         assert not list(tmp_path.glob(".*"))
     for files, place, message in [
-        ([log], tmp_path / "folder", "folder: is a folder"),
+        ([log], tmp_path / "folder", "folder: expected a file name, got a folder"),
         ([tmp_path], tmp_path / "folder/scores.parquet", "scores.parquet: is in the input folder"),
         ([log], out / "scores.parquet", "scores.parquet: cannot be written"),
     ]:
