@@ -1,1 +1,1 @@
-"""Runs put together: one model trained and tested, and the paper's tables and figures from many of them."""
+"""Experiments: the paper's tables and figures, from many runs."""

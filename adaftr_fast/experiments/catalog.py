@@ -1,6 +1,6 @@
-"""The paper's tables and figures as data: which models stand in which rows, and what each is compared with.
+"""The paper's tables and figures as data: the model of each row and the rows it is compared with.
 
-A row is a base ``ModelConfig`` with a few fields changed, so that every row of an experiment has the same budget.
+A row is a base ``ModelConfig`` with a few fields changed, so all rows of an experiment have the same budget.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ TITLES = {
     "autoheri": "AutoHERI",
     "adaftr": "AdaFTR",
 }
-"""Names of models in the order of Table 4."""
+"""Titles of the models, in the order of Table 4."""
 
-WHOLE = {"name": "adaftr", "contrast": "infonce", "tau": "adaptive"}  # whatever the base leaves out
+WHOLE = {"name": "adaftr", "contrast": "infonce", "tau": "adaptive"}  # overrides ablations in the base
 NO_OMEGA = {"relatedness_updates": "omega", "temperature_updates": "none"}
-"""Routes to and from a relatedness network that an ablation does not have, as ``AdaFTR`` asks for."""
+"""Options that ``AdaFTR`` requires in an ablation without relatedness networks."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row.
+    """One row of an experiment.
 
     Attributes:
-        title: the row's name, as in the paper.
-        changes: fields of ``ModelConfig`` that differ from the base.
-        against: titles of the rows it is compared with, seed by seed; the table shows the difference to the first.
+        title: the name of the row, as in the paper.
+        changes: the fields of ``ModelConfig`` that differ from the base.
+        against: titles of the rows to compare with, seed by seed. The table shows the difference to the first.
     """
 
     title: str
@@ -46,10 +46,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure: its rows from top to bottom, and how its picture is drawn.
+    """A table or figure of the paper.
 
     Attributes:
-        form: bars, one a row; or a line through the rows that are compared with the first, which is drawn level.
+        name: the name on the command line.
+        title: the title of the report.
+        variants: the rows, from top to bottom.
+        form: the kind of plot: one bar per row, or a line through all rows but the first, which is a horizontal line.
     """
 
     name: str
@@ -59,10 +62,15 @@ class Experiment:
 
 
 def experiment(name: str, base: ModelConfig, tasks: Sequence[str]) -> Experiment:
-    """The experiment ``name`` for models like ``base`` on ``tasks``.
+    """Returns the experiment ``name``.
+
+    Args:
+        name: the name of the experiment.
+        base: the model options that all rows have in common.
+        tasks: the tasks of the data set.
 
     Raises:
-        ConfigError: an unknown name, or tasks it cannot be made of.
+        ConfigError: the name is unknown, or there are too few tasks.
     """
     if name not in EXPERIMENTS:
         raise ConfigError(f"experiment: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")

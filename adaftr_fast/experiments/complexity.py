@@ -1,4 +1,4 @@
-"""Table 1 measured: parameters, and the time of training and inference per sample, with and without the contrast."""
+"""Measures Table 1: parameters, and training and inference time per sample, with and without the contrastive loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.run import build
 from adaftr_fast.training.optimizers import build_optimizers
 
-BATCHES = 8  # different ones in turn, so that a step's rows are not those of the last
+BATCHES = 8  # distinct batches that the steps cycle through
 WITHOUT, FIXED, WITH = "AdaFTR, no contrast", "AdaFTR, fixed τ", "AdaFTR"
 
 VARIANTS = (
@@ -33,14 +33,15 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs.
+    """The cost of a model.
 
     Attributes:
-        table_parameters: of the embedding tables.
-        dense_parameters: all others.
-        deployed_parameters: the dense ones that a prediction needs.
-        train_us: median time of a training step (loss, gradients, update) over its rows, microseconds a sample.
-        infer_us: the same of a forward pass.
+        title: the title of the model.
+        table_parameters: the number of parameters of the embedding tables.
+        dense_parameters: the number of other parameters.
+        deployed_parameters: the number of dense parameters that a prediction needs.
+        train_us: median time of a training step (loss, gradients, update), in microseconds per sample.
+        infer_us: median time of a forward pass, in microseconds per sample.
     """
 
     title: str
@@ -53,7 +54,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Complexity:
-    """Costs at the budget's batch size, and machine."""
+    """The costs of all models at one batch size, and the machine."""
 
     dataset: str
     batch_size: int
@@ -62,10 +63,15 @@ class Complexity:
 
 
 def measure(data: PreparedData, config: RunConfig, seconds: float = 2.0) -> Complexity:
-    """Measures every model on real batches, in turns; ``seconds`` is each one's share for each of its two times.
+    """Measures every model on batches of the training split, in alternation.
+
+    Args:
+        data: the prepared data.
+        config: the options of all models.
+        seconds: the time to spend on each model's training and on its inference, in seconds.
 
     Raises:
-        ConfigError: fewer training rows than a batch.
+        ConfigError: the training split is smaller than a batch.
     """
     size = config.training.batch_size
     rows = data.manifest.splits["train"].rows
@@ -115,7 +121,7 @@ def _inference(model: nn.Module, batches: list[Batch]) -> Callable[[], None]:
 
 
 def count_parameters(model: nn.Module, batch: Batch) -> tuple[int, int, int]:
-    """Those of tables, all others, and those others that the logits depend on: what serving must keep."""
+    """Counts the parameters of tables, the dense parameters, and the dense parameters that the logits depend on."""
     tables = {p for module in model.modules() if isinstance(module, FusedEmbedding) for p in module.parameters()}
     dense = [parameter for parameter in model.parameters() if parameter not in tables]
     gradients = torch.autograd.grad(model(*batch.features).sum(), dense, allow_unused=True)

@@ -1,4 +1,4 @@
-"""Table 1 in words and a picture."""
+"""The report of Table 1: Markdown, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def write_complexity_report(folder: Path, found: Complexity, command: str) -> li
 
 
 def cost_summary(found: Complexity) -> str:
-    """All of the report's words."""
+    """Returns the text of the report."""
     return "\n\n".join((cost_table(found), contrast_text(found), machine_text(found)))
 
 
 def cost_table(found: Complexity) -> str:
-    """A row a model; times are also given as ratios to MMoE's, measured side by side."""
+    """Returns the table with one row per model; times are also given relative to MMoE."""
     reference = _cost(found, REFERENCE)
     rows = [
         [
@@ -55,27 +55,27 @@ def cost_table(found: Complexity) -> str:
         ]
         for each in found.costs
     ]
-    times = ["training, µs/sample", "to MMoE", "inference, µs/sample", "to MMoE"]
+    times = ["training, µs/sample", "vs. MMoE", "inference, µs/sample", "vs. MMoE"]
     header = ["model", "in tables", "dense", "dense, deployed", *times]
     return markdown_table(header, rows, text_columns=1)
 
 
 def contrast_text(found: Complexity) -> str:
-    """What alignment adds to a step."""
+    """Returns the cost that the contrastive loss adds to a step."""
     plain, fixed, whole = (_cost(found, title).train_us for title in (WITHOUT, FIXED, WITH))
     return (
-        f"The contrastive loss adds {fixed - plain:.2f} µs a sample to a training step, relatedness network and "
-        f"adaptive temperature another {whole - fixed:.2f}: together {100 * (whole - plain) / whole:.0f} % of AdaFTR's "
-        "step. Nothing of it is left in inference."
+        f"The contrastive loss adds {fixed - plain:.2f} µs per sample to a training step. The relatedness network "
+        f"and the adaptive temperature add {whole - fixed:.2f} µs. Together they take {100 * (whole - plain) / whole:.0f} % "
+        "of AdaFTR's step. Inference does not compute them."
     )
 
 
 def machine_text(found: Complexity) -> str:
-    """What was measured, on what."""
+    """Describes the measurement and the machine."""
     facts = ", ".join(f"{name} {value}" for name, value in found.machine.items())
     return (
-        f"Medians of steps in turns at batches of {found.batch_size:,}: loss, gradients and update for training, a "
-        f"forward pass for inference; float32 on the CPU, without loading. {facts}."
+        f"Median times of alternating steps at batch size {found.batch_size:,}: loss, gradients and update for "
+        f"training, a forward pass for inference; float32 on the CPU, without data loading. {facts}."
     )
 
 
@@ -84,10 +84,10 @@ def _cost(found: Complexity, title: str) -> Cost:
 
 
 def draw_complexity(found: Complexity) -> Figure:
-    """Bars, training beside inference."""
+    """Draws bars of the training and the inference time."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"Time per sample at batches of {found.batch_size:,}: {found.dataset}")
+    figure.suptitle(f"Time per sample at batch size {found.batch_size:,}: {found.dataset}")
     left, right = figure.subplots(1, 2)
     _paint(left, "training", [(each.title, each.train_us) for each in found.costs])
     _paint(right, "inference", [(each.title, each.infer_us) for each in found.costs])
@@ -98,5 +98,5 @@ def _paint(axes: Axes, title: str, times: list[tuple[str, float]]) -> None:
     axes.barh([name for name, _ in times], [value for _, value in times], color="C0")
     axes.invert_yaxis()
     axes.set_title(title)
-    axes.set_xlabel("µs a sample")
+    axes.set_xlabel("µs per sample")
     axes.grid(axis="x", alpha=0.3)

@@ -1,6 +1,6 @@
-"""Runs as jobs: each has a key of all that its result depends on, a folder named by it, and a result once it is done.
+"""Runs as jobs, identified by a key of everything that their result depends on.
 
-Experiments on the same data share runs: MMoE of Table 4 is MMoE of Table 6.
+Experiments on the same data share jobs: MMoE of Table 4 is MMoE of Table 6.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be done.
+    """One run of an experiment.
 
     Attributes:
-        key: sha256 of configuration, data and version; equal keys give equal bits on the same machine.
-        folder: where the run is kept.
-        config: of the run.
+        key: sha256 of configuration, data and version. Equal keys give equal bits on the same machine.
+        folder: the run folder.
+        config: the configuration of the run.
     """
 
     key: str
@@ -44,13 +44,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is kept of a run for reports. A run that diverged has an error and no metrics.
+    """The result of a job for reports. A run that diverged has an error and no metrics.
 
     Attributes:
-        key: that of the job.
-        validation, test: metrics of the weights that were kept, as fractions; the test split is read once, at the end.
-        learned: 5, 50 and 95 % points of each diagnostic on the test split, such as the temperature.
-        dead_tasks: tasks whose validation AUC is that of guessing.
+        key: the key of the job.
+        seconds: the duration in seconds.
+        validation, test: metrics of the best weights, as fractions. The test split is read once, after training.
+        epochs: the number of epochs.
+        best_epoch: the epoch of the best weights, counted from 1.
+        learned: 5, 50 and 95 % quantiles of each diagnostic on the test split, such as the temperature.
+        dead_tasks: tasks whose validation AUC is close to 0.5.
+        error: the error of a run that diverged.
     """
 
     key: str
@@ -65,10 +69,17 @@ class Outcome:
 
 
 def plan(data: PreparedData, variant: Variant, base: RunConfig, seed: int, root: Path) -> Job:
-    """The run of ``variant`` with ``seed``; its folder lies in ``root``.
+    """Returns the job of a row and a seed.
+
+    Args:
+        data: the prepared data.
+        variant: the row.
+        base: the configuration that all rows have in common.
+        seed: the seed.
+        root: the folder that contains the run folder.
 
     Raises:
-        ValueError: the variant's fields make no model configuration.
+        ValueError: the fields of the row are not a valid model configuration.
     """
     config = base.with_options(
         data={"folder": str(data.folder)}, model=variant.changes, training={"seed": seed, "progress": False}
@@ -83,7 +94,7 @@ def _key(config: RunConfig, manifest: Manifest) -> str:
 
 
 def finished(job: Job) -> Outcome | None:
-    """The outcome of a job that was done before; None for one that was not, was interrupted, or left a damaged file."""
+    """Returns the outcome of a finished job, or None if the job is unfinished or its result file is damaged."""
     try:
         outcome = from_json(Outcome, json.loads((job.folder / RESULT).read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -92,16 +103,16 @@ def finished(job: Job) -> Outcome | None:
 
 
 def execute(job: Job) -> Outcome:
-    """Trains and tests, or goes on where a run was stopped; the outcome is written last, and marks the run as done.
+    """Trains, or resumes, and evaluates a run. The outcome is written last and marks the job as finished.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; what is unfinished does not count as done.
-        DataError, CheckpointError, ValueError, OSError: as ``train_one``.
+        KeyboardInterrupt: Ctrl-C interrupted the run, which remains unfinished.
+        DataError, CheckpointError, ValueError, OSError: see ``train_one``.
     """
     start = time.perf_counter()
     try:
         run = _train(job)
-    except TrainingError as error:  # equal seeds diverge again, so this is a result and not a reason to try again
+    except TrainingError as error:  # deterministic, so another attempt would diverge, too
         outcome = Outcome(job.key, time.perf_counter() - start, {}, {}, 0, 0, {}, [], str(error))
     else:
         validation = run.epochs[run.best_epoch - 1]["validation"]
@@ -124,5 +135,5 @@ def _train(job: Job) -> TrainedRun:
     data = PreparedData(job.config.data.folder)
     try:
         return train_one(data, job.config, job.folder)
-    except CheckpointError:  # what was left unfinished is damaged or of data that have moved; the key says what to do
+    except CheckpointError:  # damaged, or the data folder has moved; the key identifies the run
         return train_one(data, job.config, job.folder, restart=True)

@@ -1,4 +1,4 @@
-"""One way to measure: alternate the candidates, take medians, name the machine."""
+"""Measures candidates in alternation, with medians, and describes the machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adaftr_fast._extension import build_info
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describes the machine."""
     model = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -29,10 +29,18 @@ def machine() -> dict[str, Any]:
 
 
 def side_by_side(candidates: dict[str, Callable[[], Any]], seconds: float = 2.0, least: int = 3) -> dict[str, float]:
-    """Median milliseconds of each candidate. They take turns, so that a drift of the machine meets all alike; each
-    runs at least ``least`` times, and more while its share of ``seconds`` lasts."""
+    """Measures the candidates in alternation, so that a drift of the machine affects all of them equally.
+
+    Args:
+        candidates: the functions by name.
+        seconds: the time to spend on each candidate, in seconds.
+        least: the minimum number of calls of each candidate.
+
+    Returns:
+        The median time of each candidate, in milliseconds.
+    """
     for run in candidates.values():
-        run()  # compiles and warms
+        run()  # compiles and warms up
     times: dict[str, list[float]] = {name: [] for name in candidates}
     spent = dict.fromkeys(candidates, 0.0)
     while any(len(times[name]) < least or spent[name] < seconds for name in candidates):

@@ -1,4 +1,4 @@
-"""Pictures in the form of the paper's figures: a column a task, AUC above GAUC, error bars of a standard deviation."""
+"""Plots in the form of the paper's figures: one column per task, AUC above GAUC, standard deviations as error bars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adaftr_fast.experiments.results import METRICS, Results, Row
 
 
 def draw(results: Results) -> Figure:
-    """Bars, one a row (as Figure 4), or a line through the rows that follow the first (as Figure 3)."""
+    """Draws one bar per row (Figure 4), or a line through all rows but the first (Figure 3)."""
     tasks, columns = results.tasks, results.columns()
     metrics = [metric for metric in METRICS if any(column[1] == metric for column in columns)]
     width = max(3.6, 0.55 * len(results.rows) + 1.5) if results.experiment.form == "bars" else 3.6
@@ -47,13 +47,13 @@ def _paint_line(axes: Axes, rows: list[Row], task: str, metric: str) -> None:
 
 
 def _points(rows: list[Row], task: str, metric: str) -> tuple[list[float], list[float]]:
-    """Means and standard deviations; a row without a finished run is nan, which is not drawn."""
+    """Returns means and standard deviations; a row without results is nan and not drawn."""
     spreads = [row.spread(task, metric) for row in rows]
     return [each.mean for each in spreads], [each.std if each.count > 1 else 0.0 for each in spreads]
 
 
 def _zoom(axes: Axes, means: list[float], errors: list[float]) -> None:
-    """The axis does not start at zero, where differences of tenths could not be seen."""
+    """Limits the axis to the data, so that differences of tenths are visible."""
     if np.isnan(means).all():  # no run has the metric
         return
     low = np.nanmin(np.subtract(means, errors))

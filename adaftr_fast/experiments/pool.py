@@ -1,4 +1,4 @@
-"""Jobs done side by side, each in a process of its own kind on one thread, so that their number changes no bit."""
+"""Runs jobs in parallel processes with one thread each, so that the number of processes changes no bit."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ from adaftr_fast.experiments.jobs import Job, Outcome, execute, finished
 
 
 def run_all(jobs: Sequence[Job], *, workers: int, progress: bool) -> dict[str, Outcome]:
-    """The outcome of every job by its key; jobs done before are not done again, equal ones once.
+    """Runs the unfinished jobs, each distinct job once.
 
     Args:
-        workers: processes at the same time, each on one thread.
-        progress: show a bar over the runs, with their rate and the time left.
+        jobs: the jobs.
+        workers: the number of parallel processes, each on one thread.
+        progress: shows a progress bar over the jobs.
+
+    Returns:
+        The outcome of every job by its key.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; what is done stays done.
+        KeyboardInterrupt: Ctrl-C interrupted the jobs; finished ones remain finished.
         TrainingError: a process was killed.
     """
     if workers < 1:
@@ -46,13 +50,13 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: bool) -> dict[str, O
 
 
 def _in_processes(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
-    """Pairs in the order in which the jobs end."""
+    """Yields jobs and outcomes in the order in which the jobs end."""
     if not jobs:
         return
     context = multiprocessing.get_context("spawn")  # a fork would inherit OpenMP's threads in an undefined state
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
     waiting = iter(jobs)
-    try:  # no more is submitted than can run, since what waits inside the pool could not be called back
+    try:  # submits only as many jobs as run, because the pool cannot cancel queued ones
         running = {pool.submit(_execute, job): job for job in islice(waiting, workers)}
         while running:
             for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
@@ -61,10 +65,10 @@ def _in_processes(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Outcome]
                 yield job, outcome
     except BrokenProcessPool as error:
         raise TrainingError(
-            "a training process ended without a word (killed, or out of memory); the runs that are done are kept: "
-            "give the same command again, with fewer --jobs if memory is short"
+            "a training process was killed, perhaps for lack of memory; finished runs are kept: run the same command "
+            "again, with fewer --jobs if memory is short"
         ) from error
-    finally:  # on an error or Ctrl-C, what still runs saves where it stands
+    finally:  # on an error or Ctrl-C, the running jobs save snapshots
         for child in multiprocessing.active_children():
             os.kill(child.pid, signal.SIGINT)
         pool.shutdown(wait=True, cancel_futures=True)
@@ -72,14 +76,14 @@ def _in_processes(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Outcome]
 
 def _prepare_worker() -> None:
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", RuntimeWarning)  # of dead towers: the report says it, the bar stays whole
-    os.setpgid(0, 0)  # Ctrl-C is for the parent, which passes it on, once
+    warnings.simplefilter("ignore", RuntimeWarning)  # of dead towers, which the report names
+    os.setpgid(0, 0)  # only the parent receives Ctrl-C, and forwards it once
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _execute(job: Job) -> Outcome:
-    """Within a run, and only there, the parent's signal stops the process."""
+    """Executes a job; the parent's signal interrupts only the job."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return execute(job)
@@ -88,7 +92,7 @@ def _execute(job: Job) -> Outcome:
 
 
 def _end_with_parent() -> None:
-    """A run must not go on when nobody waits for it: started again, it would be trained twice into one folder."""
+    """Exits when the parent ends. Otherwise a restarted experiment would train a second process in the same folder."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # workers are spawned
     wait([parent.sentinel])

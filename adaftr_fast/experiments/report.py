@@ -1,4 +1,4 @@
-"""What an experiment leaves: Markdown in the form of the paper's tables, JSON with every number, and a picture."""
+"""The report of an experiment: Markdown in the form of the paper's tables, JSON with all numbers, and a plot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaftr_fast.experiments.results import Results, Row
 from adaftr_fast.experiments.statistics import Difference, Spread
 from adaftr_fast.training.report import save_figure
 
-COLLAPSED = 0.01  # a temperature whose 5 and 95 % points are closer than this is a constant in effect
+COLLAPSED = 0.01  # a temperature whose 5 and 95 % quantiles are closer than this is effectively constant
 
 
 def write_report(folder: Path, results: Results, command: str) -> list[Path]:
@@ -29,7 +29,7 @@ def write_report(folder: Path, results: Results, command: str) -> list[Path]:
 
 
 def as_markdown(results: Results, command: str) -> str:
-    """The whole report."""
+    """Returns the report as Markdown."""
     name = results.experiment.name
     sections = [
         f"# {results.experiment.title}: {results.dataset}",
@@ -40,24 +40,24 @@ def as_markdown(results: Results, command: str) -> str:
         _distance_section(results),
         _learned_section(results),
         "## Runs\n\n" + _run_table(results.rows),
-        f"## Budget, the same for every row\n\n```toml\n{_budget_text(results)}\n```",
+        f"## Budget of every row\n\n```toml\n{_budget_text(results)}\n```",
         f"Data: {results.attribution}" if results.attribution else "",
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def summary(results: Results) -> str:
-    """The table, how it is read, and what went wrong."""
+    """Returns the table, its caption and the warnings."""
     return "\n\n".join(filter(None, (main_table(results), caption(results), _warnings(results.rows))))
 
 
 def main_table(results: Results) -> str:
-    """A row a variant, a column a metric of a task: mean ± std (difference to the reference)*."""
+    """Returns the table: one row per variant, one column per task and metric, mean ± std (difference)*."""
     columns = results.columns()
     header = ["model", *(f"{task} {metric.upper()}" for task, metric in columns)]
     cells = [[_cell(results, row, *column) for column in columns] for row in results.rows]
     for position, column in enumerate(columns):
-        for rank, mark in enumerate(("**", "_")):  # the best, the runner-up
+        for rank, mark in enumerate(("**", "_")):  # best and second best
             best = sorted(results.rows, key=lambda row: _descending(row.spread(*column)))
             if rank < len(best) and len(best) > 2:
                 line = results.rows.index(best[rank])
@@ -69,19 +69,19 @@ def main_table(results: Results) -> str:
 
 
 def caption(results: Results) -> str:
-    """How the table is to be read."""
+    """Returns the caption of the table."""
     seeds = sorted({seed for row in results.rows for seed in row.outcomes})
     count = sum(1 for _ in results.comparisons())
     text = (
-        f"Test split, points of 100, mean ± standard deviation over {_counted(len(seeds), 'seed')} "
-        f"({', '.join(map(str, seeds))}). Weights are those with the best mean validation AUC; the test split is read "
-        "once, after training. Best in bold, runner-up in italics."
+        f"Test split, in percent, mean ± standard deviation over {_counted(len(seeds), 'seed')} "
+        f"({', '.join(map(str, seeds))}). The weights are those with the best mean validation AUC; the test split is "
+        "read once, after training. The best value is bold, the second best is in italics."
     )
     if count:
         text += (
-            " In brackets the difference to the row named first under Comparisons, * where a two-sided paired t-test "
-            f"over the seeds gives p < 0.05. {count} tests are made and none is corrected for that, so about "
-            f"{count * 0.05:.1f} would come out significant by chance."
+            " Parentheses contain the difference to the first row under Comparisons; * marks p < 0.05 in a two-sided "
+            f"paired t-test over the seeds. The report makes {count} tests without correction, so about "
+            f"{count * 0.05:.1f} would be significant by chance."
         )
     return text
 
@@ -131,7 +131,7 @@ def _difference_cells(difference: Difference) -> list[str]:
 
 
 def _distance_section(results: Results) -> str:
-    """How far each row's mean is below what the true probabilities reach, where they are known."""
+    """Returns the distance of each row's mean to the metric of the true probabilities, if they are known."""
     columns = [column for column in results.columns() if results.optimum(*column) is not None]
     if not columns:
         return ""
@@ -144,7 +144,7 @@ def _distance_section(results: Results) -> str:
 
 
 def _learned_section(results: Results) -> str:
-    """Mean over seeds of the 5, 50 and 95 % points of what each row learned per instance."""
+    """Returns the 5, 50 and 95 % quantiles of each row's diagnostics, averaged over seeds."""
     rows = []
     for row in results.rows:
         learned = [outcome.learned for outcome in row.outcomes.values() if outcome.learned]
@@ -152,7 +152,7 @@ def _learned_section(results: Results) -> str:
             low, middle, high = (
                 sum(each[name][point] for each in learned) / len(learned) for point in ("p5", "p50", "p95")
             )
-            remark = "in effect a constant" if high - low < COLLAPSED else ""
+            remark = "effectively constant" if high - low < COLLAPSED else ""
             rows.append([row.title, name, f"{low:.4f}", f"{middle:.4f}", f"{high:.4f}", remark])
     if not rows:
         return ""
@@ -170,30 +170,30 @@ def _run_table(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    return markdown_table(["row", "best epoch by seed", "epochs", "seconds in all"], cells, text_columns=1)
+    return markdown_table(["row", "best epoch by seed", "epochs", "total seconds"], cells, text_columns=1)
 
 
 def _warnings(rows: list[Row]) -> str:
-    """A line for each run that diverged or has a dead tower; empty when all are well."""
+    """Returns a line for each run that diverged or has a dead tower."""
     lines = []
     for row in rows:
         for seed, outcome in row.outcomes.items():
             if outcome.error:
-                lines.append(f"- {row.title}, seed {seed}: diverged and is left out: {outcome.error}")
+                lines.append(f"- {row.title}, seed {seed}: diverged and is excluded: {outcome.error}")
             lines += [
-                f"- {row.title}, seed {seed}: task {task} is dead (AUC of guessing)" for task in outcome.dead_tasks
+                f"- {row.title}, seed {seed}: task {task} is dead (AUC close to 0.5)" for task in outcome.dead_tasks
             ]
     return "\n".join(lines)
 
 
 def _shared(results: Results) -> dict[str, dict[str, Any]]:
-    """The options that every row has in common, by section."""
+    """Returns the options that all rows have in common, by section."""
     sections = results.config.to_dict()
     return {name: sections[name] for name in ("model", "optimizer", "training")}
 
 
 def _budget_text(results: Results) -> str:
-    """The common settings as TOML that ``--config`` reads."""
+    """Returns the common options as TOML for ``--config``."""
     lines = []
     for name, section in _shared(results).items():
         lines.append(f"[{name}]")
@@ -202,7 +202,7 @@ def _budget_text(results: Results) -> str:
 
 
 def as_json(results: Results, command: str) -> dict[str, Any]:
-    """Every number of the report."""
+    """Returns all numbers of the report."""
     columns = results.columns()
     return {
         "experiment": results.experiment.name,

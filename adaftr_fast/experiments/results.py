@@ -1,4 +1,4 @@
-"""The outcomes of an experiment, row by row, and how they compare. AUC and GAUC are in points of 100 from here on."""
+"""The results of an experiment by row, and their comparisons. AUC and GAUC are in percent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METRICS = ("auc", "gauc")
 
 @dataclass(frozen=True)
 class Row:
-    """A variant and its outcome for every seed."""
+    """A variant and its outcomes by seed."""
 
     variant: Variant
     outcomes: dict[int, Outcome]
@@ -27,7 +27,7 @@ class Row:
         return self.variant.title
 
     def scores(self, task: str, metric: str) -> dict[int, float]:
-        """Test metric in points of 100 by seed, of the runs that have it."""
+        """Returns a test metric in percent by seed, of the runs that have it."""
         values = {seed: 100 * each.test.get(task, {}).get(metric, math.nan) for seed, each in self.outcomes.items()}
         return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row less the one it is compared with, in one metric of one task."""
+    """The difference between two rows in one metric of one task."""
 
     title: str
     against: str
@@ -48,12 +48,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Results:
-    """An experiment that was run.
+    """The results of an experiment.
 
     Attributes:
-        dataset: the data's name and attribution.
-        tasks: the columns of its tables.
-        bayes: test metrics of the true probabilities, as fractions, where the data set knows them; else {}.
+        experiment: the experiment.
+        dataset: the name of the data set.
+        attribution: the attribution of the data set.
+        fingerprint: the fingerprint of the prepared data.
+        tasks: the tasks.
+        config: the configuration that all rows have in common.
+        rows: the rows.
+        bayes: test metrics of the true probabilities, as fractions. Empty if the data set does not hold them.
     """
 
     experiment: Experiment
@@ -66,12 +71,12 @@ class Results:
     bayes: TaskMetrics = field(default_factory=dict)
 
     def columns(self) -> list[tuple[str, str]]:
-        """Pairs of task and metric that at least one run has: no GAUC without groups."""
+        """Returns the pairs of task and metric that at least one run has. GAUC requires groups."""
         every = [(task, metric) for task in self.tasks for metric in METRICS]
         return [column for column in every if any(row.scores(*column) for row in self.rows)]
 
     def optimum(self, task: str, metric: str) -> float | None:
-        """What the true probabilities reach, in points of 100; None where they are not known."""
+        """Returns the metric of the true probabilities in percent, or None if they are unknown."""
         value = self.bayes.get(task, {}).get(metric, math.nan)
         return None if math.isnan(value) else 100 * value
 
@@ -79,13 +84,13 @@ class Results:
         return next(row for row in self.rows if row.title == title)
 
     def compare(self, title: str, against: str, task: str, metric: str) -> Difference:
-        """Over the seeds that both rows have."""
+        """Compares two rows over the seeds that both have."""
         ours, theirs = (self.row(each).scores(task, metric) for each in (title, against))
         seeds = sorted(ours.keys() & theirs.keys())
         return paired([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
 
     def comparisons(self) -> Iterator[Comparison]:
-        """Every comparison the experiment asks for."""
+        """Yields the comparisons of the experiment."""
         for row in self.rows:
             for other in row.variant.against:
                 for task, metric in self.columns():

@@ -1,4 +1,4 @@
-"""Means over seeds and paired differences, n seeds."""
+"""Means over seeds, and paired differences."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import ttest_rel
 
-SIGNIFICANT = 0.05  # the paper's level (Table 4)
-ROUNDING = 1e-9  # points of 100; differences this close to one another are equal, and a t-test of them means nothing
+SIGNIFICANT = 0.05  # the significance level of the paper (Table 4)
+ROUNDING = 1e-9  # percentage points; differences this close are equal, and their t-test is undefined
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (n - 1; nan for one value) of ``count`` values."""
+    """Mean and sample standard deviation (divisor n - 1; nan for one value) of ``count`` values."""
 
     mean: float
     std: float
@@ -24,13 +24,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row less another, seed by seed.
+    """The differences between two rows, seed by seed.
 
     Attributes:
-        mean, std: of the differences; std is nan for one pair.
-        p: of the two-sided paired t-test; nan where it is undefined: fewer than two pairs, or equal differences.
-        higher: pairs in which the first is the higher.
-        pairs: how many there are.
+        mean, std: mean and standard deviation of the differences; std is nan for one pair.
+        p: p-value of the two-sided paired t-test; nan for fewer than two pairs or equal differences.
+        higher: the number of pairs in which the first row is higher.
+        pairs: the number of pairs.
     """
 
     mean: float
@@ -45,17 +45,17 @@ class Difference:
 
 
 def summarize(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation; nan of no values."""
+    """Computes mean and standard deviation; nan without values."""
     if not values:
         return Spread(math.nan, math.nan, 0)
     return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, len(values))
 
 
 def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
-    """``values`` less ``reference``, which belong to the same seeds in the same order.
+    """Compares ``values`` with ``reference``, which belong to the same seeds in the same order.
 
     Raises:
-        ValueError: sequences of different lengths.
+        ValueError: the lengths differ.
     """
     if len(values) != len(reference):
         raise ValueError(f"paired: expected as many values as references, got {len(values)} and {len(reference)}")

@@ -1,4 +1,4 @@
-"""From a data set and an experiment's name to its results: what is missing is run, what is done is read."""
+"""Runs experiments: plans the jobs, runs the unfinished ones and collects the results."""
 
 from __future__ import annotations
 
@@ -21,10 +21,19 @@ from adaftr_fast.training.bayes import bayes_metrics
 
 
 def open_dataset(dataset: str, files: list[str], out: Path, progress: bool) -> tuple[PreparedData, Path]:
-    """The prepared data and the folder of their experiments; a data set given by name is prepared in that folder.
+    """Opens prepared data, or prepares a data set.
+
+    Args:
+        dataset: a prepared folder, a data set or a schema file.
+        files: input files of the data set.
+        out: the folder of all experiments.
+        progress: shows progress bars.
+
+    Returns:
+        The data and the folder of their experiments.
 
     Raises:
-        DataError: no prepared folder, data set or schema of that name, or input that cannot be prepared.
+        DataError: there is no such prepared folder, data set or schema, or the input cannot be prepared.
     """
     if (Path(dataset) / MANIFEST).is_file():
         data = PreparedData(dataset)
@@ -38,9 +47,9 @@ def open_dataset(dataset: str, files: list[str], out: Path, progress: bool) -> t
 def plan_all(
     wanted: Experiment, data: PreparedData, config: RunConfig, seeds: int, folder: Path
 ) -> Iterator[tuple[int, Variant, Job]]:
-    """Seed, row and run of everything an experiment consists of; runs are kept in the ``runs/`` of ``folder``.
+    """Yields seed, row and job for all runs of an experiment; run folders are in ``folder/runs``.
 
-    Seeds come before rows, so that an experiment that is cut short holds whole comparisons.
+    All rows of a seed come before the next seed, so an interrupted experiment contains complete comparisons.
     """
     first = config.training.seed
     for seed, variant in product(range(first, first + seeds), wanted.variants):
@@ -48,15 +57,18 @@ def plan_all(
 
 
 def compare(name: str, data: PreparedData, config: RunConfig, *, seeds: int, workers: int, folder: Path) -> Results:
-    """The results of a table or figure that compares rows.
+    """Runs an experiment that compares rows.
 
     Args:
-        seeds: how many runs of each row, from ``config.training.seed`` upwards.
-        workers: how many at the same time.
-        folder: holds ``runs/``, which experiments on the same data share.
+        name: the name of the experiment.
+        data: the prepared data.
+        config: the configuration that all rows have in common.
+        seeds: the number of seeds per row, from ``config.training.seed`` upwards.
+        workers: the number of parallel runs.
+        folder: contains ``runs/``, which experiments on the same data share.
 
     Raises:
-        ConfigError: data the experiment cannot be made of.
+        ConfigError: the experiment is unknown or needs more tasks.
         TrainingError: a training process was killed.
     """
     manifest = data.manifest
@@ -80,12 +92,12 @@ def compare(name: str, data: PreparedData, config: RunConfig, *, seeds: int, wor
 
 
 def temperatures(data: PreparedData, config: RunConfig, *, seeds: int, workers: int, folder: Path) -> list[Temperature]:
-    """The temperatures that AdaFTR learned, pair by pair; arguments as for ``compare``.
+    """Trains AdaFTR and analyses its temperatures for each pair of tasks. The arguments are those of ``compare``.
 
     Raises:
-        ConfigError: data of a single task.
+        ConfigError: the data have a single task.
         TrainingError: a run diverged, or its process was killed.
-        CheckpointError: a run's weights are absent or damaged.
+        CheckpointError: the checkpoint of a run is missing or damaged.
     """
     wanted = experiment("temperature", config.model, data.manifest.tasks)
     jobs = list(plan_all(wanted, data, config, seeds, folder))

@@ -1,6 +1,6 @@
-"""What the learned temperature (Eq. 12) follows: the labels, the values of a field, and what is known of the truth.
+"""Analyses the learned temperature (Eq. 12) by labels, by field values and against true quantities.
 
-N rows of the test split. All figures are means over the seeds.
+Shapes: N rows of the test split. All numbers are means over the seeds.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from adaftr_fast.training.checkpoint.weights import load_checkpoint, load_weight
 from adaftr_fast.training.evaluation import diagnose, spread
 from adaftr_fast.training.trainer import BEST
 
-VALUES = 10  # of a field, the most frequent ones: as many as a picture can name
+VALUES = 10  # most frequent values of a field that the plot labels
 
 
 @dataclass(frozen=True)
 class LabelGroup:
-    """Rows with one combination of labels: their number, mean temperature and its 5, 50 and 95 % points."""
+    """Rows with one combination of labels: their number, mean temperature and its 5, 50 and 95 % quantiles."""
 
     labels: dict[str, int]
     rows: int
@@ -40,11 +40,12 @@ class LabelGroup:
 
 @dataclass(frozen=True)
 class FieldEffect:
-    """How the temperature goes with a field.
+    """The relation between the temperature and a field.
 
     Attributes:
-        explained: share of the temperature's variance that lies between the field's values, in [0, 1].
-        values: mean temperature of the most frequent values, by their name.
+        field: the name of the field.
+        explained: share of the temperature's variance between the values of the field, in [0, 1].
+        values: mean temperature of the most frequent values, by value.
     """
 
     field: str
@@ -54,14 +55,14 @@ class FieldEffect:
 
 @dataclass(frozen=True)
 class Temperature:
-    """One pair of tasks.
+    """The temperature of one pair of tasks.
 
     Attributes:
         pair: ``<anchor>-<other>``.
-        points: 5, 50 and 95 % points over all rows.
-        labels: combinations of labels that occur.
-        fields: all fields, the one that explains most first.
-        truth: Spearman's rank correlation with each quantity the data set knows the truth of.
+        points: 5, 50 and 95 % quantiles over all rows.
+        labels: the combinations of labels that occur.
+        fields: all fields, in descending order of explained variance.
+        truth: Spearman's rank correlation with each true quantity of the data set.
     """
 
     pair: str
@@ -72,10 +73,10 @@ class Temperature:
 
 
 def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
-    """The temperatures of the models that ``jobs`` trained, pair by pair, on the test split.
+    """Analyses the temperatures of trained models on the test split, for each pair of tasks.
 
     Raises:
-        CheckpointError: a run's checkpoint is absent or damaged.
+        CheckpointError: the checkpoint of a run is missing or damaged.
     """
     learned = [_temperatures(data, job) for job in jobs]
     table = read_split(data.folder, data.manifest, "test")
@@ -84,7 +85,7 @@ def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
 
 
 def _temperatures(data: PreparedData, job: Job) -> dict[str, np.ndarray]:
-    """Per pair float32 [N], from the weights that were kept."""
+    """Computes the temperatures of the best weights, float32 [N] per pair."""
     weights, _ = load_checkpoint(job.folder / BEST)
     model = build(job.config.model, data)
     load_weights(model, weights, str(job.folder / BEST))
@@ -94,7 +95,7 @@ def _temperatures(data: PreparedData, job: Job) -> dict[str, np.ndarray]:
 def _analyse_pair(
     name: str, tau: np.ndarray, table: pa.Table, data: PreparedData, names: dict[str, list[str]]
 ) -> Temperature:
-    """``tau`` [seeds, N]."""
+    """Analyses the temperatures ``tau`` [seeds, N] of one pair."""
     tau = tau.astype(np.float64)
     effects = [
         field_effect(field.name, tau, table[field.name].to_numpy(), names[field.name]) for field in data.manifest.fields
@@ -116,7 +117,7 @@ def _analyse_pair(
 
 
 def label_groups(tau: np.ndarray, labels: dict[str, np.ndarray]) -> Iterator[LabelGroup]:
-    """Temperatures ``tau`` [seeds, N] by combination of ``labels`` (0 or 1, [N] each), those that occur."""
+    """Groups temperatures ``tau`` [seeds, N] by the combinations of ``labels`` (0 or 1, [N] each) that occur."""
     for combination in product((0, 1), repeat=len(labels)):
         rows = np.logical_and.reduce([each == value for each, value in zip(labels.values(), combination)])
         if rows.any():
@@ -126,7 +127,7 @@ def label_groups(tau: np.ndarray, labels: dict[str, np.ndarray]) -> Iterator[Lab
 
 
 def field_effect(field: str, tau: np.ndarray, ids: np.ndarray, names: Sequence[str]) -> FieldEffect:
-    """What ``ids`` [N] of a field say about ``tau`` [seeds, N]; ``names`` of its values by id."""
+    """Relates ``tau`` [seeds, N] to the ids [N] of a field; ``names`` are the values by id."""
     counts = np.bincount(ids, minlength=len(names))
     present = np.flatnonzero(counts)
     means, explained = [], []
@@ -147,7 +148,7 @@ def _mean_points(tau: np.ndarray) -> dict[str, float]:
 
 
 def _value_names(data: PreparedData) -> Iterator[tuple[str, list[str]]]:
-    """Of each field, what its ids stand for."""
+    """Yields each field with its values by id."""
     vocabulary = pq.read_table(Path(data.folder) / VOCABULARY, columns=["field", "id", "value"])
     values: dict[str, dict[int, str]] = {}
     for field, number, value in zip(*(vocabulary[name].to_pylist() for name in ("field", "id", "value"))):
@@ -158,7 +159,7 @@ def _value_names(data: PreparedData) -> Iterator[tuple[str, list[str]]]:
 
 
 def _bucket(field: FieldInfo, number: int) -> str:
-    """Id ``number`` of a numeric field in words; the number itself where no edges are known."""
+    """Formats the bucket of an id of a numeric field, or the id itself if the edges are unknown."""
     if field.edges is None:
         return str(number)
     low = f"{field.edges[number - 2]:g}" if number >= 2 else "-∞"

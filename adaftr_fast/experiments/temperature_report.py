@@ -1,4 +1,4 @@
-"""The temperature in words and pictures."""
+"""The report of the temperature: Markdown, JSON and a plot."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def write_temperature_report(folder: Path, dataset: str, found: list[Temperature
 
 
 READING = (
-    "Temperatures of the rows of the test split under AdaFTR's kept weights, all figures being means over the seeds. "
-    "A low temperature means that the model takes the tasks to be related there."
+    "Temperatures of the rows of the test split with AdaFTR's best weights. All numbers are means over the seeds. "
+    "A low temperature means that the model predicts related tasks."
 )
 
 
 def temperature_tables(found: Temperature) -> str:
-    """One pair of tasks in Markdown: by labels, by field, and against the truth where it is known."""
+    """Formats one pair of tasks as Markdown: by labels, by field, and against true quantities if they are known."""
     low, middle, high = found.points.values()
-    remark = "; in effect a constant" if high - low < COLLAPSED else ""
+    remark = "; effectively constant" if high - low < COLLAPSED else ""
     sections = [
         f"## {found.pair}",
         f"All rows: 5 % {low:.4f}, 50 % {middle:.4f}, 95 % {high:.4f}{remark}.",
@@ -77,7 +77,7 @@ def _field_table(fields: list[FieldEffect]) -> str:
 
 
 def draw_temperature(dataset: str, found: list[Temperature]) -> Figure:
-    """A line a pair: τ by combination of labels, then by value for the fields that explain most of it."""
+    """Draws one row per pair: τ by combination of labels, then by value of the fields that explain most variance."""
     columns = 1 + DRAWN_FIELDS
     figure = Figure(figsize=(4 * columns, 3.6 * len(found)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -92,7 +92,7 @@ def draw_temperature(dataset: str, found: list[Temperature]) -> Figure:
 
 
 def _paint_labels(axes: Axes, found: Temperature) -> None:
-    """Median, 5 % and 95 % points of each combination."""
+    """Draws the median and the 5 % and 95 % quantiles of each combination."""
     for place, group in enumerate(found.labels):
         low, middle, high = group.points.values()
         axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color="C1", capsize=4)

@@ -50,7 +50,7 @@ def test_the_table_has_the_papers_form(results):
 def test_the_report_says_what_was_compared_with_what(results):
     text = as_markdown(results, "adaftr-fast experiment table4")
     assert "| AdaFTR | MMoE    | click      | AUC    | +1.100 ± 0.100 | 0.0027 |       3 of 3 |" in text
-    assert "6 tests are made" in text
+    assert "makes 6 tests" in text
     assert "| AdaFTR | tau/click-conversion | 0.1000 | 0.2000 | 0.3000 |" in text
     assert "lr = 0.01" in text
     assert "nobody" in text
@@ -67,7 +67,7 @@ def test_one_seed_has_no_spread_and_no_test(results):
 
 def test_a_run_that_diverged_is_left_out_and_named(results):
     results.rows[2].outcomes[1] = outcome(0, test={}, validation={}, learned={}, error="the loss is not finite")
-    assert "- AdaFTR, seed 1: diverged and is left out: the loss is not finite" in summary(results)
+    assert "- AdaFTR, seed 1: diverged and is excluded: the loss is not finite" in summary(results)
     assert cells(main_table(results), 2)[1] == "**63.050** ± 2.899 (+1.050)*"  # seeds 0 and 2, paired with MMoE's
     assert results.compare("AdaFTR", "MMoE", "click", "auc").pairs == 2
 
@@ -88,7 +88,7 @@ def test_a_temperature_that_is_a_constant_is_called_one(results):
     flat = {"tau/click-conversion": {"p5": 0.201, "p50": 0.202, "p95": 0.203}}
     results.rows[2].outcomes.update({seed: outcome(0.6, learned=flat) for seed in range(3)})
     text = as_markdown(results, "")
-    assert text.count("in effect a constant") == 1
+    assert text.count("effectively constant") == 1
 
 
 def test_the_truth_is_a_row_of_its_own_where_it_is_known(results):
