@@ -21,13 +21,13 @@ def unloadable(monkeypatch):
     return make
 
 
-def test_an_extension_that_does_not_load_is_warned_of(unloadable):
+def test_an_extension_that_fails_to_load_warns(unloadable):
     unloadable(there=True)
     with pytest.warns(RuntimeWarning, match=r"is installed but does not load \(undefined symbol: torch\)"):
         assert _extension._load() == (None, "undefined symbol: torch")
 
 
-def test_one_that_was_not_built_is_not(unloadable):
+def test_a_missing_extension_does_not_warn(unloadable):
     unloadable(there=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -76,7 +76,7 @@ def error_of(capsys, command):
     return lines[0]
 
 
-def test_a_full_disk_costs_nothing_at_any_step(steps, tmp_path, capsys):
+def test_a_full_disk_loses_nothing_in_any_command(steps, tmp_path, capsys):
     for command in steps.values():
         with full_disk(4096):
             line = error_of(capsys, command)
@@ -94,7 +94,7 @@ def test_a_full_disk_costs_nothing_at_any_step(steps, tmp_path, capsys):
         assert not [path for path in after.keys() - before.keys() if "last" not in path.parts]
 
 
-def test_damaged_data_are_named_wherever_they_are_read(steps, log, tmp_path, capsys):
+def test_damaged_files_are_named_in_every_command(steps, log, tmp_path, capsys):
     whole = log.read_bytes()
     log.write_bytes(whole[: len(whole) // 2])
     assert "log.parquet: not readable" in error_of(capsys, steps["prepare"])

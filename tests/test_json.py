@@ -46,6 +46,6 @@ def test_round_trip_with_nan_as_null():
         ({"inner": {}, "sizes": None}, r"sizes: expected list\[int\], got None"),
     ],
 )
-def test_the_key_is_named(value, message):
+def test_errors_name_the_key(value, message):
     with pytest.raises(ValueError, match=message):
         from_json(Outer, value)

@@ -80,7 +80,7 @@ ROOMS = {name_of(path) for path in PACKAGE.rglob("__init__.py")} - {""}
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
 
-def test_every_import_points_downward_or_stays_in_its_room():
+def test_every_import_points_downward_or_stays_in_its_package():
     wrong = []
     for name, path in modules().items():
         if not name:
@@ -92,7 +92,7 @@ def test_every_import_points_downward_or_stays_in_its_room():
     assert wrong == []
 
 
-def test_no_files_import_each_other_in_a_circle():
+def test_no_files_import_each_other_in_a_cycle():
     graph = defaultdict(set)
     for name, path in modules().items():
         graph[name] = {target for target in imports(path) if target in modules() and target != name and name}
@@ -103,7 +103,7 @@ def test_no_files_import_each_other_in_a_circle():
 
 
 @pytest.mark.parametrize("top", ["adaftr_fast", "kernels", "csrc", "tests"])
-def test_no_room_holds_more_than_about_a_dozen_files(top):
+def test_no_package_has_more_than_about_a_dozen_files(top):
     kinds = {".py", ".cpp", ".h", ".inl", ".cu", ".cuh"}
     counts = defaultdict(int)
     for path in (ROOT / top).rglob("*"):
@@ -128,7 +128,7 @@ def code_lines(function):
     return body[-1].end_lineno - body[0].lineno + 1 if body else 0
 
 
-def test_the_package_imports_nothing_that_the_loss_does_not_need():
+def test_the_package_imports_only_what_the_loss_needs():
     heavy = "matplotlib pyarrow torchrec scipy jsonargparse tqdm pandas torch._dynamo triton"
     code = f"""
 import sys, torch
@@ -144,7 +144,7 @@ print(sorted(new.intersection({heavy.split()})), len(new))
     assert int(count) < 60  # modules beyond torch's; each costs time
 
 
-def test_the_functions_of_the_road_are_there_by_name():
+def test_public_functions_are_imported_lazily():
     import adaftr_fast
 
     assert all(callable(getattr(adaftr_fast, name)) for name in adaftr_fast.__all__ if name != "optim")

@@ -25,7 +25,7 @@ class Pieces:
         yield from self.whole.split(1)
 
 
-def test_a_file_is_what_safetensors_reads(tmp_path):
+def test_safetensors_reads_the_file(tmp_path):
     rows = torch.randn(9, 4)
     write_tensors(tmp_path / "file", TENSORS | {"rows": Pieces(rows)}, {"about": "τ"})
     found, expected = safetensors.torch.load_file(tmp_path / "file"), TENSORS | {"rows": rows}
@@ -36,7 +36,7 @@ def test_a_file_is_what_safetensors_reads(tmp_path):
         assert found[name].data_ptr() % value.dtype.itemsize == 0
 
 
-def test_its_tensors_are_read_one_by_one_or_by_rows(tmp_path):
+def test_tensors_are_read_by_name_or_by_rows(tmp_path):
     write_tensors(tmp_path / "file", TENSORS, {"about": "τ"})
     saved = SavedTensors(tmp_path / "file")
     assert saved.metadata == {"about": "τ"}
@@ -49,7 +49,7 @@ def test_its_tensors_are_read_one_by_one_or_by_rows(tmp_path):
     assert torch.equal(saved.rows("strided")[2:5], TENSORS["strided"][2:5])
 
 
-def test_wide_types_come_first_whatever_the_order_given():
+def test_wide_types_come_first():
     names = in_file_order(TENSORS)
     assert names == in_file_order(dict(reversed(TENSORS.items())))
     sizes = [TENSORS[name].dtype.itemsize for name in names]

@@ -74,7 +74,7 @@ def test_a_plain_csv_to_scores(shop, tmp_path, capsys):
     assert table.slice(0, 2000).equals(table.slice(2000))  # with labels or without
 
 
-def test_days_to_a_served_model(shop, tmp_path, capsys):
+def test_daily_training_to_a_served_model(shop, tmp_path, capsys):
     log = csv.read_csv(shop)
     days = [tmp_path / f"day{day}.csv" for day in range(2)]
     for day, path in enumerate(days):
@@ -102,7 +102,7 @@ def test_days_to_a_served_model(shop, tmp_path, capsys):
         (["daily", "--dataset", "census", "--files", "OUT", "--out", "OUT2"], "expected a schema of one file"),
     ],
 )
-def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
+def test_user_errors_print_one_line(arguments, message, tmp_path, capsys):
     places = {"OUT": str(tmp_path / "nothing"), "OUT2": str(tmp_path / "out")}
     assert main([places.get(each, each) for each in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()

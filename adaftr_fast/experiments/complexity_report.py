@@ -65,8 +65,8 @@ def contrast_text(found: Complexity) -> str:
     plain, fixed, whole = (_cost(found, title).train_us for title in (WITHOUT, FIXED, WITH))
     return (
         f"The contrastive loss adds {fixed - plain:.2f} µs per sample to a training step. The relatedness network "
-        f"and the adaptive temperature add {whole - fixed:.2f} µs. Together they take {100 * (whole - plain) / whole:.0f} % "
-        "of AdaFTR's step. Inference does not compute them."
+        f"and the adaptive temperature add {whole - fixed:.2f} µs. Together they take "
+        f"{100 * (whole - plain) / whole:.0f} % of AdaFTR's step. Inference does not compute them."
     )
 
 

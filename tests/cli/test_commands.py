@@ -73,7 +73,7 @@ def fails(arguments, capsys):
     return lines[0]
 
 
-def test_prepare_says_what_it_made(schema, tmp_path, capsys):
+def test_prepare_prints_a_summary(schema, tmp_path, capsys):
     log, out = str(tmp_path / "log.parquet"), str(tmp_path / "data")
     assert main(["prepare", "--dataset", str(schema), "--files", log, "--out", out]) == 0
     text = capsys.readouterr().out
@@ -168,12 +168,12 @@ def test_demo_compares_two_models_and_reports(schema, tmp_path, capsys, monkeypa
         (["evaluate", "--run", "OUT", "--data", "OUT"], "not a prepared folder"),
     ],
 )
-def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
+def test_user_errors_print_one_line(arguments, message, tmp_path, capsys):
     arguments = [str(tmp_path / "nothing") if each == "OUT" else each for each in arguments]
     assert message in fails(arguments, capsys)
 
 
-def test_mistakes_in_a_config_file_are_named(config, tmp_path, capsys):
+def test_errors_in_a_config_file_name_the_option(config, tmp_path, capsys):
     text = config.read_text()
     config.write_text(text.replace("expert_hidden", "expert_hiden"))
     assert "expert_hiden" in fails(["train", "--config", config, "--out", tmp_path / "run"], capsys)
@@ -183,7 +183,7 @@ def test_mistakes_in_a_config_file_are_named(config, tmp_path, capsys):
     assert "train: Problems parsing config" in fails(["train", "--config", config, "--out", tmp_path / "run"], capsys)
 
 
-def test_checkpoints_that_do_not_fit_are_refused(config, prepared, schema, tmp_path, capsys):
+def test_evaluate_rejects_other_data_and_damaged_weights(config, prepared, schema, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", "--config", str(config), "--out", str(run)]) == 0
     schema.write_text(schema.read_text().replace('heat = "numeric"', 'heat = { kind = "numeric", buckets = 3 }'))
@@ -207,7 +207,7 @@ def test_checkpoints_that_do_not_fit_are_refused(config, prepared, schema, tmp_p
         ({"config": {"model": {}, "data": {}, "optimizer": {}}}, "missing key 'config.training'"),
     ],
 )
-def test_settings_of_a_checkpoint_are_checked(config, prepared, tmp_path, capsys, change, message):
+def test_evaluate_validates_the_config_of_a_checkpoint(config, prepared, tmp_path, capsys, change, message):
     run = tmp_path / "run"
     assert main(["train", "--config", str(config), "--out", str(run)]) == 0
     capsys.readouterr()
@@ -218,7 +218,7 @@ def test_settings_of_a_checkpoint_are_checked(config, prepared, tmp_path, capsys
     assert message in line
 
 
-def test_divergence_ends_in_one_line(config, tmp_path, capsys):
+def test_divergence_prints_one_line(config, tmp_path, capsys):
     diverging = ["--model.name", "adaftr", "--optimizer.lr", "1e30"]
     capsys.readouterr()
     line = fails(["train", "--config", config, *diverging, "--out", tmp_path / "run"], capsys)
@@ -226,7 +226,7 @@ def test_divergence_ends_in_one_line(config, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_undefined_is_null(config, tmp_path, monkeypatch):
+def test_undefined_metrics_are_null(config, tmp_path, monkeypatch):
     monkeypatch.setattr("adaftr_fast.training.evaluation.log_loss", lambda labels, logits: float("nan"))
     assert main(["train", "--config", str(config), "--out", str(tmp_path / "run")]) == 0
     for name in ("metrics.jsonl", "test.json", "best/checkpoint.json"):
@@ -249,7 +249,7 @@ def interrupting(monkeypatch, at_epoch, signum=signal.SIGINT):
     return begun
 
 
-def test_ctrl_c_in_the_first_epoch_leaves_the_older_run(config, tmp_path, capsys, monkeypatch):
+def test_ctrl_c_in_the_first_epoch_keeps_the_earlier_run(config, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     assert main(["train", "--config", str(config), "--out", str(run)]) == 0
     old = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -266,7 +266,7 @@ def test_ctrl_c_in_the_first_epoch_leaves_the_older_run(config, tmp_path, capsys
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_same_command_resumes_a_stopped_run(config, tmp_path, capsys, monkeypatch, signum, code):
+def test_the_same_command_resumes_an_interrupted_run(config, tmp_path, capsys, monkeypatch, signum, code):
     arguments = ["train", "--config", str(config), "--training.max_epochs", "3", "--out"]
     assert main([*arguments, str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as patch:
@@ -282,7 +282,7 @@ def test_the_same_command_resumes_a_stopped_run(config, tmp_path, capsys, monkey
     assert not (tmp_path / "stopped/last").exists()
 
 
-def test_restart_throws_the_stopped_run_away(config, tmp_path, capsys, monkeypatch):
+def test_restart_discards_the_interrupted_run(config, tmp_path, capsys, monkeypatch):
     run = ["train", "--config", str(config), "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
         interrupting(patch, at_epoch=1)
@@ -292,7 +292,7 @@ def test_restart_throws_the_stopped_run_away(config, tmp_path, capsys, monkeypat
 
 
 @pytest.mark.parametrize("at_epoch", [1, 2])
-def test_ctrl_c_stops_the_whole_demo(schema, tmp_path, capsys, monkeypatch, at_epoch):
+def test_ctrl_c_interrupts_the_demo(schema, tmp_path, capsys, monkeypatch, at_epoch):
     schema.write_text(schema.read_text().replace("name =", f'shipped = "{tmp_path / "log.parquet"}"\nname =', 1))
     monkeypatch.setattr("adaftr_fast.data.schema.parse.load_schema", lambda name: load_schema(str(schema)))
     begun = interrupting(monkeypatch, at_epoch)
@@ -312,7 +312,7 @@ def test_info_runs_as_a_module():
 
 
 @pytest.mark.parametrize(("raw", "dataset"), [("false", "synthetic-aliccp"), ("true", "aliccp")])
-def test_a_synthesized_log_is_prepared_by_the_command_it_names(raw, dataset, tmp_path, capsys):
+def test_synthesize_prints_the_command_that_prepares_the_log(raw, dataset, tmp_path, capsys):
     out, rates = tmp_path / "log", '{"click": 0.3, "conversion": 0.1}'
     assert main(["synthesize", "--rows", "2000", "--rates", rates, "--raw", raw, "--out", str(out)]) == 0
     _, *command = capsys.readouterr().out.replace("PREPARED", str(tmp_path / "data")).split()
@@ -322,7 +322,7 @@ def test_a_synthesized_log_is_prepared_by_the_command_it_names(raw, dataset, tmp
     assert "rows: expected >= 1, got -1" in capsys.readouterr().err
 
 
-def test_a_log_is_prepared_without_a_schema(schema, tmp_path, capsys):
+def test_prepare_infers_a_schema_from_labels(schema, tmp_path, capsys):
     log, out = str(schema.parent / "log.parquet"), str(tmp_path / "out")
     command = ["prepare", "--files", log, "--labels", "click", "--time", "day", "--ignore", "price", "--out", out]
     assert main(command) == 0

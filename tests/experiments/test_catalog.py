@@ -14,7 +14,7 @@ TASKS = ["click", "view", "conversion"]
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("backbone", ["mmoe", "shared_bottom", "ple"])
-def test_rows_are_distinct_and_compared_with_rows_that_are_there(name, backbone):
+def test_rows_are_distinct_and_compared_with_existing_rows(name, backbone):
     wanted = experiment(name, ModelConfig(backbone=backbone, tower_hidden=[8, 4]), TASKS)
     titles = [variant.title for variant in wanted.variants]
     assert len(set(titles)) == len(titles)
@@ -26,7 +26,7 @@ def test_rows_are_distinct_and_compared_with_rows_that_are_there(name, backbone)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_row_is_a_model_that_learns(name, data, budget, tmp_path):
+def test_every_row_is_a_distinct_model_with_gradients(name, data, budget, tmp_path):
     batch = next(data.load("train").batches(64))
     keys = set()
     for variant in experiment(name, budget.model, data.manifest.tasks).variants:
@@ -41,14 +41,14 @@ def test_every_row_is_a_model_that_learns(name, data, budget, tmp_path):
     assert len(keys) == len(experiment(name, budget.model, data.manifest.tasks).variants)  # no row stands twice
 
 
-def test_table4_holds_every_model_and_compares_adaftr_with_each():
+def test_table4_compares_adaftr_with_every_model():
     rows = experiment("table4", ModelConfig(), TASKS).variants
     titles = ["Single-DNN", "Shared-Bottom", "Cross-Stitch", "MMoE", "PLE", "AutoHERI", "AdaFTR"]
     assert [row.title for row in rows] == titles
     assert list(rows[-1].against) == titles[:-1]
 
 
-def test_table5_ablates_the_whole_model_whatever_the_base_is():
+def test_table5_overrides_ablations_in_the_base():
     base = ModelConfig(contrast="mae", tau="fixed", tau_fixed=0.7)
     rows = {row.title: replace(base, **row.changes) for row in experiment("table5", base, TASKS).variants[1:]}
     assert {title: (row.contrast, row.tau) for title, row in rows.items()} == {
@@ -90,6 +90,6 @@ def test_the_command_line_offers_every_experiment():
         ("table4", TASKS[:1], "two tasks or more, got click"),
     ],
 )
-def test_what_cannot_be_made_is_refused(name, tasks, message):
+def test_unknown_names_and_too_few_tasks_raise(name, tasks, message):
     with pytest.raises(ValueError, match=message):
         experiment(name, ModelConfig(), tasks)

@@ -15,7 +15,7 @@ def config(tmp_path):
     return path
 
 
-def test_an_experiment_is_run_once_and_reported(folder, config, tmp_path, capfd):
+def test_an_experiment_runs_once_and_writes_its_report(folder, config, tmp_path, capfd):
     command = ["experiment", "fig3", "--dataset", str(folder), "--config", str(config), "--seeds", "2", "--jobs", "1",
                "--out", str(tmp_path / "out"), "--optimizer.lr", "0.01"]  # fmt: skip
     assert main(command) == 0
@@ -44,7 +44,7 @@ def test_an_experiment_is_run_once_and_reported(folder, config, tmp_path, capfd)
         (["table4"], "dataset"),
     ],
 )
-def test_mistakes_end_in_one_line(arguments, message, folder, tmp_path, capfd):
+def test_user_errors_print_one_line(arguments, message, folder, tmp_path, capfd):
     arguments = [str(folder) if each == "FOLDER" else each for each in arguments]
     try:
         code = main(["experiment", *arguments, "--out", str(tmp_path)])

@@ -7,7 +7,7 @@ from adaftr_fast.experiments.complexity_report import write_complexity_report
 from adaftr_fast.runs.run import build
 
 
-def test_the_relatedness_network_is_no_part_of_serving(data, budget):
+def test_serving_excludes_the_relatedness_network(data, budget):
     batch = next(data.load("train").batches(16))
     torch.manual_seed(0)
     model = build(budget.model, data)

@@ -17,7 +17,7 @@ def job(data, budget, tmp_path):
     return plan(data, MMOE, budget, 0, tmp_path)
 
 
-def test_a_run_is_kept_and_found_again(job):
+def test_a_finished_job_is_found(job):
     assert finished(job) is None
     outcome = execute(job)
     assert finished(job) == outcome
@@ -29,13 +29,13 @@ def test_a_run_is_kept_and_found_again(job):
     assert outcome.test == json.loads((job.folder / "test.json").read_text())
 
 
-def test_what_was_learned_is_kept(data, budget, tmp_path):
+def test_the_outcome_has_quantiles_of_the_diagnostics(data, budget, tmp_path):
     outcome = execute(plan(data, Variant("AdaFTR", {"name": "adaftr", "pairs": ["click-view"]}), budget, 0, tmp_path))
     assert set(outcome.learned) == {"tau/click-view"}
     assert 0.05 <= outcome.learned["tau/click-view"]["p5"] <= 1
 
 
-def test_the_key_is_of_all_that_the_result_depends_on(data, budget, tmp_path, job):
+def test_the_key_changes_with_everything_that_changes_the_result(data, budget, tmp_path, job):
     manifest = data.manifest
     others = [
         plan(data, MMOE, budget, 1, tmp_path),
@@ -51,7 +51,7 @@ def test_the_key_is_of_all_that_the_result_depends_on(data, budget, tmp_path, jo
     assert len({each.folder for each in [job, *others]}) == len(others) + 1
 
 
-def test_the_key_is_of_nothing_else(data, budget, tmp_path, job):
+def test_the_key_ignores_everything_else(data, budget, tmp_path, job):
     shown = replace(budget, training=replace(budget.training, progress=True, seed=9, checkpoint_seconds=1))
     assert "embedding_dims" not in job.config.identity()["model"]  # nor were they in keys before there were any
     assert plan(data, Variant("another title", {"name": "mmoe"}), shown, 0, tmp_path).key == job.key
@@ -69,7 +69,7 @@ def test_a_result_of_another_configuration_is_none(job):
     assert finished(replace(job, key="0" * 64)) is None
 
 
-def test_an_interrupted_run_is_not_done_and_goes_on(job, monkeypatch):
+def test_an_interrupted_job_is_unfinished_and_resumes(job, monkeypatch):
     whole = execute(replace(job, folder=job.folder.with_name("whole")))
     train_step = Trainer.train_step
 
@@ -85,7 +85,7 @@ def test_an_interrupted_run_is_not_done_and_goes_on(job, monkeypatch):
     assert execute(job).test == whole.test
 
 
-def test_what_is_left_of_a_run_on_data_that_moved_is_begun_anew(job, data, tmp_path, monkeypatch):
+def test_an_unfinished_job_restarts_if_its_data_have_moved(job, data, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "train_step", lambda self, *_: signal.raise_signal(signal.SIGINT) or {})
     with pytest.raises(KeyboardInterrupt):
         execute(job)
@@ -95,7 +95,7 @@ def test_what_is_left_of_a_run_on_data_that_moved_is_begun_anew(job, data, tmp_p
     assert execute(moved).error is None
 
 
-def test_divergence_is_a_result(data, budget, tmp_path):
+def test_divergence_is_an_outcome(data, budget, tmp_path):
     budget = replace(budget, optimizer=replace(budget.optimizer, lr=1e30))
     job = plan(data, Variant("AdaFTR", {"name": "adaftr"}), budget, 0, tmp_path)
     outcome = execute(job)
@@ -104,7 +104,7 @@ def test_divergence_is_a_result(data, budget, tmp_path):
     assert finished(job) == outcome
 
 
-def test_a_dead_tower_is_noted(job, monkeypatch):
+def test_the_outcome_names_dead_towers(job, monkeypatch):
     train = jobs.train_one
 
     def dead(*arguments):
@@ -116,6 +116,6 @@ def test_a_dead_tower_is_noted(job, monkeypatch):
     assert execute(job).dead_tasks == ["view"]
 
 
-def test_fields_that_make_no_model_are_refused(data, budget, tmp_path):
+def test_invalid_model_options_raise(data, budget, tmp_path):
     with pytest.raises(ValueError, match=r"model.contrast_layer: expected >= 1, got 0"):
         plan(data, Variant("AdaFTR", {"contrast_layer": 0}), budget, 0, tmp_path)

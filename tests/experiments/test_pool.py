@@ -19,7 +19,7 @@ def jobs(data, budget, tmp_path):
     return [plan(data, Variant(name, {"name": name}), budget, 0, tmp_path / "runs") for name in names]
 
 
-def test_processes_give_the_bits_of_one_thread(jobs, data, budget, tmp_path):
+def test_processes_give_the_same_bits_as_one_thread(jobs, data, budget, tmp_path):
     outcomes = run_all([*jobs, jobs[0]], workers=2, progress=False)
     assert sorted(outcomes) == sorted(job.key for job in jobs)
     threads = torch.get_num_threads()
@@ -31,7 +31,7 @@ def test_processes_give_the_bits_of_one_thread(jobs, data, budget, tmp_path):
     assert outcomes[jobs[2].key].test == here.test
 
 
-def test_what_is_done_is_not_done_again(jobs, capfd):
+def test_finished_jobs_are_not_repeated(jobs, capfd):
     done = [execute(job) for job in jobs[:2]]
     times = [(job.folder / RESULT).stat().st_mtime_ns for job in jobs[:2]]
     assert [run_all(jobs[:2], workers=1, progress=True)[job.key] for job in jobs[:2]] == done  # starts no process
@@ -39,13 +39,13 @@ def test_what_is_done_is_not_done_again(jobs, capfd):
     assert "2/2" in capfd.readouterr().err
 
 
-def test_an_error_of_a_run_is_an_error_of_the_whole(jobs, data):
+def test_an_error_of_a_job_is_raised(jobs, data):
     jobs[0].config.data.folder = str(data.folder / "nothing")
     with pytest.raises(Exception, match="not a prepared folder"):
         run_all(jobs[:1], workers=1, progress=False)
 
 
-def test_workers_must_be_some(jobs):
+def test_zero_workers_raise(jobs):
     with pytest.raises(ValueError, match="jobs: expected >= 1, got 0"):
         run_all(jobs, workers=0, progress=False)
 
@@ -64,7 +64,7 @@ if __name__ == "__main__":
 """
 
 
-def test_an_experiment_that_was_stopped_goes_on(folder, tmp_path):
+def test_an_interrupted_experiment_resumes(folder, tmp_path):
     script, root = tmp_path / "script.py", tmp_path / "runs"
     script.write_text(SCRIPT.format(data=str(folder), root=str(root)))
     marked = os.environ | {"STARTED_BY": str(script)}  # by which its children are known

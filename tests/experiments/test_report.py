@@ -35,7 +35,7 @@ def cells(table, line):
     return [cell.strip() for cell in table.splitlines()[2 + line].split("|")][1:-1]
 
 
-def test_the_table_has_the_papers_form(results):
+def test_the_table_has_the_form_of_the_paper(results):
     table = main_table(results)
     assert [cell.strip() for cell in table.splitlines()[0].split("|")][1:-1] == [
         "model", "click AUC", "click GAUC", "conversion AUC",
@@ -47,7 +47,7 @@ def test_the_table_has_the_papers_form(results):
     assert len({len(line) for line in table.splitlines()}) == 1
 
 
-def test_the_report_says_what_was_compared_with_what(results):
+def test_the_report_lists_the_comparisons(results):
     text = as_markdown(results, "adaftr-fast experiment table4")
     assert "| AdaFTR | MMoE    | click      | AUC    | +1.100 ± 0.100 | 0.0027 |       3 of 3 |" in text
     assert "makes 6 tests" in text
@@ -65,7 +65,7 @@ def test_one_seed_has_no_spread_and_no_test(results):
     assert "*" not in cells(table, 2)[1].replace("**", "")
 
 
-def test_a_run_that_diverged_is_left_out_and_named(results):
+def test_a_diverged_run_is_excluded_and_named(results):
     results.rows[2].outcomes[1] = outcome(0, test={}, validation={}, learned={}, error="the loss is not finite")
     assert "- AdaFTR, seed 1: diverged and is excluded: the loss is not finite" in summary(results)
     assert cells(main_table(results), 2)[1] == "**63.050** ± 2.899 (+1.050)*"  # seeds 0 and 2, paired with MMoE's
@@ -84,14 +84,14 @@ def test_a_dead_tower_is_named(results):
     assert "- MMoE, seed 2: task conversion is dead" in summary(results)
 
 
-def test_a_temperature_that_is_a_constant_is_called_one(results):
+def test_a_constant_temperature_is_marked(results):
     flat = {"tau/click-conversion": {"p5": 0.201, "p50": 0.202, "p95": 0.203}}
     results.rows[2].outcomes.update({seed: outcome(0.6, learned=flat) for seed in range(3)})
     text = as_markdown(results, "")
     assert text.count("effectively constant") == 1
 
 
-def test_the_truth_is_a_row_of_its_own_where_it_is_known(results):
+def test_true_probabilities_have_a_row(results):
     assert "true probabilities" not in as_markdown(results, "")
     results.bayes.update({"click": {"auc": 0.7, "gauc": 0.6}})
     table = main_table(results)
@@ -102,7 +102,7 @@ def test_the_truth_is_a_row_of_its_own_where_it_is_known(results):
 
 
 @pytest.mark.parametrize("form", ["bars", "line"])
-def test_files_hold_every_number(results, tmp_path, form):
+def test_the_json_file_has_all_numbers(results, tmp_path, form):
     object.__setattr__(results.experiment, "form", form)
     paths = write_report(tmp_path / "out", results, "the command")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["table4.json", "table4.md", "table4.png"]
@@ -114,6 +114,6 @@ def test_files_hold_every_number(results, tmp_path, form):
     assert paths[2].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_the_picture_has_a_column_a_task_and_a_line_a_metric(results):
+def test_the_plot_has_a_column_per_task_and_a_row_per_metric(results):
     titles = [axes.get_title() for axes in draw(results).axes]
     assert titles == ["click: AUC", "conversion: AUC", "click: GAUC", "conversion: GAUC"]

@@ -37,16 +37,16 @@ def test_order_of_seeds_matters():
 @pytest.mark.parametrize(
     ("ours", "theirs"), [([1.0], [2.0]), ([], []), ([1.0, 2.0], [1.0, 2.0]), ([1.0, 2.0], [1.5, 2.5])]
 )
-def test_where_the_test_is_undefined_nothing_is_significant(ours, theirs):
+def test_an_undefined_test_is_not_significant(ours, theirs):
     difference = paired(ours, theirs)
     assert math.isnan(difference.p)
     assert not difference.significant
 
 
-def test_equal_differences_that_rounding_parts_are_equal():
+def test_differences_within_rounding_are_equal():
     assert math.isnan(paired([0.1 + 0.2, 0.6], [0.2, 0.5]).p)
 
 
-def test_lengths_must_agree():
+def test_different_lengths_raise():
     with pytest.raises(ValueError, match="got 2 and 1"):
         paired([1.0, 2.0], [1.0])

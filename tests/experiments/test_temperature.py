@@ -28,7 +28,7 @@ def test_field_effect_by_hand():
     assert effect.values == pytest.approx({"a": 0.4, "b": 0.1})
 
 
-def test_a_constant_temperature_is_explained_by_nothing():
+def test_a_constant_temperature_has_no_explained_variance():
     assert field_effect("city", np.full((2, 3), 0.2), np.array([0, 1, 1]), ["unknown", "a"]).explained == 0
 
 
@@ -46,7 +46,7 @@ def test_buckets_are_named_by_their_edges():
     assert [_bucket(field, number) for number in (1, 2, 3)] == ["-∞ to 1.5", "1.5 to 20", "20 to ∞"]
 
 
-def test_trained_models_are_read_pair_by_pair(data, jobs, tmp_path):
+def test_trained_models_are_analysed_by_pair(data, jobs, tmp_path):
     found = analyse(data, jobs)
     assert [each.pair for each in found] == ["click-view", "click-conversion"]
     for each in found:

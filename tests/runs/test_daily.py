@@ -36,7 +36,7 @@ def weights(out, day):
     return load_trained(out / f"day-{day:04d}/run").model.state_dict()
 
 
-def test_each_day_is_measured_before_it_is_trained_on(days, tmp_path):
+def test_each_day_is_evaluated_before_training_on_it(days, tmp_path):
     records = run(days, tmp_path / "out")
     assert lines(tmp_path / "out") == records
     assert [record["day"] for record in records] == [1, 2, 3]
@@ -55,7 +55,7 @@ def test_fields_keep_their_widths(days, tmp_path):
     assert [weights(tmp_path / "out", 2)[f"backbone.embedding.weight.{f}"].shape[1] for f in range(4)] == [8, 4, 8, 8]
 
 
-def test_ids_keep_their_meaning_and_buckets_stay(days, tmp_path):
+def test_days_keep_ids_and_buckets(days, tmp_path):
     run(days, tmp_path / "out")
     data = [PreparedData(tmp_path / f"out/day-000{day}/data") for day in (1, 2, 3)]
     encoders = [read_encoders(each.folder, each.manifest) for each in data]
@@ -66,7 +66,7 @@ def test_ids_keep_their_meaning_and_buckets_stay(days, tmp_path):
         assert (after["heat"].edges == before["heat"].edges).all()
 
 
-def test_a_measured_model_meets_new_ids_as_unknown(days, tmp_path):
+def test_new_ids_are_unknown_to_an_earlier_model(days, tmp_path):
     run(days[:2], tmp_path / "out")
     folder = tmp_path / "out/day-0001/run"
     data = PreparedData(tmp_path / "out/day-0002/data")
@@ -79,7 +79,7 @@ def test_a_measured_model_meets_new_ids_as_unknown(days, tmp_path):
     assert torch.equal(rows.ids[~fresh], ids[~fresh])
 
 
-def test_new_tokens_of_multi_valued_fields_are_unknown_too():
+def test_new_tokens_of_multi_valued_fields_are_unknown():
     ids = torch.tensor([3, 9, 2, 8, 4], dtype=torch.int32)
     batch = Batch(ids, torch.zeros(2, 2), offsets=torch.tensor([0, 1, 3, 4, 5]))  # fields of 5 and of 9 ids
     rows = daily.KnownIds(TensorRows(batch), [5, 9]).read([0], None)
@@ -87,7 +87,7 @@ def test_new_tokens_of_multi_valued_fields_are_unknown_too():
     assert torch.equal(rows.offsets, batch.offsets)
 
 
-def test_stopped_at_any_point_it_ends_in_the_same_bits(days, tmp_path, monkeypatch):
+def test_an_interruption_at_any_point_does_not_change_bits(days, tmp_path, monkeypatch):
     run(days, tmp_path / "whole")
     stopped = tmp_path / "stopped"
 
@@ -119,7 +119,7 @@ def test_stopped_at_any_point_it_ends_in_the_same_bits(days, tmp_path, monkeypat
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_days_that_are_done_are_not_done_again(days, tmp_path):
+def test_finished_days_are_not_repeated(days, tmp_path):
     out = tmp_path / "out"
     run(days[:2], out)
     days[0].unlink()
@@ -134,7 +134,7 @@ def test_days_that_are_done_are_not_done_again(days, tmp_path):
         run(days, out)
 
 
-def test_what_cannot_go_by_days_is_named(days, prepared, tmp_path):
+def test_schemas_without_days_raise(days, prepared, tmp_path):
     with pytest.raises(DataError, match="expected a schema of one file, got train, test"):
         list(train_daily(load_schema("census"), days, settings(), tmp_path / "out"))
     data = prepared(0)

@@ -33,7 +33,7 @@ def rows_of(model, place):
     return dict(model.named_modules())["backbone.embedding"].field_weight(place)
 
 
-def test_rows_go_by_value_and_new_ones_are_fresh(run, prepared):
+def test_rows_are_matched_by_value(run, prepared):
     folder, old_data = run
     data = prepared(2, "new")
     model, untouched = (torch.manual_seed(5) and build(settings().model, data) for _ in range(2))
@@ -52,7 +52,7 @@ def test_rows_go_by_value_and_new_ones_are_fresh(run, prepared):
     assert torch.equal(rows_of(model, 3), rows_of(old, 3))  # hashed
 
 
-def test_a_bucket_begins_as_the_one_its_upper_edge_falls_into(run, prepared):
+def test_a_bucket_is_matched_by_its_upper_edge(run, prepared):
     folder, old_data = run
     data = prepared(1, "new")
     model = build(settings().model, data)
@@ -64,7 +64,7 @@ def test_a_bucket_begins_as_the_one_its_upper_edge_falls_into(run, prepared):
     assert torch.equal(rows_of(model, 2)[0], old[0])
 
 
-def test_dense_weights_go_by_name_and_shape(run, prepared):
+def test_dense_weights_are_matched_by_name_and_shape(run, prepared):
     folder, _ = run
     data = prepared(1, "new")
     model = build(settings(tower_hidden=[16, 6]).model, data)
@@ -86,7 +86,7 @@ def test_dense_weights_go_by_name_and_shape(run, prepared):
         ({"pairs": ["conversion-click"]}, "the pairs of tasks differ"),
     ],
 )
-def test_a_relatedness_network_is_taken_whole_or_not_at_all(run, changes, reason):
+def test_relatedness_networks_are_copied_as_a_whole_or_not_at_all(run, changes, reason):
     folder, data = run
     report = warm_start(build(settings(**changes).model, data), data, folder)
     related = {name for name in report.fresh if name.startswith("relatedness.")}
@@ -94,7 +94,7 @@ def test_a_relatedness_network_is_taken_whole_or_not_at_all(run, changes, reason
     assert {report.fresh[name] for name in report.fresh} == {reason}
 
 
-def test_a_relatedness_network_begins_from_scratch_over_a_model_without_one(run, tmp_path):
+def test_relatedness_networks_keep_their_initial_weights_without_a_match(run, tmp_path):
     """The paper's deployment: task-specific parameters of a trained model, Omega from scratch."""
     _, data = run
     train_one(data, settings(data.folder, name="mmoe"), tmp_path / "mmoe")
@@ -107,7 +107,7 @@ def test_a_relatedness_network_begins_from_scratch_over_a_model_without_one(run,
     assert torch.equal(model(ids), load_trained(tmp_path / "mmoe").model(ids))
 
 
-def test_layers_that_read_other_fields_or_serve_other_tasks_are_fresh(run, prepared):
+def test_layers_of_other_fields_or_tasks_are_not_copied(run, prepared):
     folder, _ = run
     turned = dict(reversed(SOURCE["fields"].items()))
     data = prepared(0, "turned", fields=turned)
@@ -147,7 +147,7 @@ def test_layers_that_read_swapped_widths_are_fresh(run, tmp_path):
     assert (report.rows["item"][0], report.rows["user"][0]) == (0, 0)
 
 
-def test_every_task_s_own_tables_are_taken(run, tmp_path):
+def test_tables_of_every_task_are_copied(run, tmp_path):
     _, data = run
     train_one(data, settings(data.folder, name="single_dnn"), tmp_path / "single")
     model = build_model(settings(name="single_dnn").model, data.manifest.num_embeddings, data.manifest.tasks)
@@ -158,7 +158,7 @@ def test_every_task_s_own_tables_are_taken(run, tmp_path):
     assert report.rows["place"] == (42, 42)
 
 
-def test_training_starts_from_it(run, tmp_path, capsys):
+def test_training_starts_from_the_copied_weights(run, tmp_path, capsys):
     folder, data = run
     standing = settings(data.folder)
     standing.optimizer.lr = 0.0
@@ -167,7 +167,7 @@ def test_training_starts_from_it(run, tmp_path, capsys):
     assert "embedding rows copied" in capsys.readouterr().err
 
 
-def test_a_stopped_run_goes_on_without_what_it_started_from(run, tmp_path, monkeypatch, capsys):
+def test_a_run_resumes_without_the_run_it_started_from(run, tmp_path, monkeypatch, capsys):
     folder, data = run
     train_epoch = Trainer.train_epoch
 

@@ -13,13 +13,13 @@ def made(columns):
     return dict(zip(columns.names(), (array.to_pylist() for array in columns.make(SCORES, ROWS))))
 
 
-def test_conversion_is_over_all_impressions_and_p_cvr_is_the_quotient():
+def test_p_cvr_is_p_ctcvr_over_p_ctr():
     found = made(output_columns(["click", "conversion"]))
     assert list(found) == ["p_ctr", "p_ctcvr", "p_cvr"]
     np.testing.assert_allclose(found["p_cvr"], [0.2, 1.0, 0.0], rtol=1e-6)  # at most 1; nothing where none click
 
 
-def test_other_tasks_keep_their_names_unless_told():
+def test_other_tasks_have_columns_by_name():
     assert list(made(output_columns(["income", "married"]))) == ["p_income", "p_married"]
     assert output_columns(["view", "click", "conversion"]).names() == ["p_view", "p_ctr", "p_ctcvr", "p_cvr"]
     assert output_columns(["buy", "click"], conversion="buy").names() == ["p_ctcvr", "p_ctr", "p_cvr"]
@@ -44,11 +44,11 @@ def test_the_bid_is_equation_16():
         ({"conversion": "buy", "bid": "1", "bid_weight": float("nan")}, "--bid_weight: expected"),
     ],
 )
-def test_mistakes_are_named(options, message):
+def test_invalid_options_raise(options, message):
     with pytest.raises(ServingError, match=message):
         output_columns(["click", "buy"], **options)
 
 
-def test_prices_are_numbers():
+def test_prices_must_be_numeric():
     with pytest.raises(DataError, match="column word: expected numeric prices"):
         output_columns(["click", "conversion"], bid="word").make(SCORES, ROWS)

@@ -44,7 +44,7 @@ def truth(model, ids):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_programs_give_what_the_model_gives(name):
+def test_programs_match_the_model(name):
     model = build_model(ModelConfig(name=name, **SIZES), FIELDS, ["click", "conversion"])
     randomize(model)
     served = Probabilities(model)
@@ -63,7 +63,7 @@ def test_programs_give_what_the_model_gives(name):
 @pytest.mark.parametrize(
     ("name", "widths"), [("single_dnn", {}), ("adaftr", {}), ("adaftr", {"0": 4, "2": 5})], ids=str
 )
-def test_programs_over_multi_valued_fields(name, widths):
+def test_programs_with_multi_valued_fields_match_the_model(name, widths):
     fields = [FieldInfo(str(f), "categorical", [], n, multiple=f > 0) for f, n in enumerate(FIELDS)]
     config = ModelConfig(name=name, embedding_dims=widths, **SIZES)
     model = build_model(config, FIELDS, ["click", "conversion"], ["0", "1", "2"])
@@ -82,7 +82,7 @@ def test_programs_over_multi_valued_fields(name, widths):
         export_program(served, len(FIELDS), multiple=True, plain=True)
 
 
-def test_rows_that_an_optimizer_left_behind_are_made_current():
+def test_export_applies_deferred_updates():
     model = build_model(ModelConfig(name="mmoe", **SIZES), FIELDS, ["click", "conversion"])
     stepper = Stepper(model, OptimizerConfig(lr=0.1), TrainingConfig(batch_size=8))
     for step in range(1, 6):
@@ -104,7 +104,7 @@ def test_ids_out_of_range_raise_or_are_unknown():
     assert torch.equal(plain(bad), plain(unknown))
 
 
-def test_a_program_needs_nothing_but_torch_and_the_package(exported):
+def test_a_program_runs_in_a_new_process(exported):
     folder, model = exported
     script = (
         "import sys, torch, adaftr_fast; program = torch.export.load(sys.argv[1]).module(); "
@@ -118,7 +118,7 @@ def test_a_program_needs_nothing_but_torch_and_the_package(exported):
 
 
 @pytest.mark.parametrize("widths", [{}, {"item": 16, "heat": 3}], ids=["one width", "mixed"])
-def test_native_and_onnx_programs_give_what_the_model_gives(shop, tmp_path, widths):
+def test_native_and_onnx_programs_match_the_model(shop, tmp_path, widths):
     pytest.importorskip("onnx")
     data, sizes = PreparedData(shop / "data"), {"expert_hidden": [4], "tower_hidden": [4], "embedding_dims": widths}
     model = save_run(tmp_path / "run", data, ModelConfig(name="shared_bottom", **sizes))
@@ -133,7 +133,7 @@ def test_native_and_onnx_programs_give_what_the_model_gives(shop, tmp_path, widt
         assert_as_accurate(onnx(ids), truth(model, ids), expected, torch.float32, "onnx")
 
 
-def test_an_onnx_program_of_another_model_is_refused(shop, tmp_path, monkeypatch):
+def test_a_program_that_differs_from_the_model_raises(shop, tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     model = save_run(tmp_path / "run", PreparedData(shop / "data"), ModelConfig(name="single_dnn", **SIZES))
 
@@ -147,7 +147,7 @@ def test_an_onnx_program_of_another_model_is_refused(shop, tmp_path, monkeypatch
     assert not (tmp_path / "model").exists()
 
 
-def test_what_cannot_be_exported_is_named(shop, exported, tmp_path):
+def test_export_errors_name_the_cause(shop, exported, tmp_path):
     data = PreparedData(shop / "data")
     (tmp_path / "mine").mkdir()
     with pytest.raises(ServingError, match="not an exported model"):
@@ -175,7 +175,7 @@ def test_what_cannot_be_exported_is_named(shop, exported, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.pt2", "schema.json", "vocabulary.parquet", "serving.json"])
-def test_damage_is_named(exported, tmp_path, name):
+def test_damaged_files_raise(exported, tmp_path, name):
     shutil.copytree(exported[0], tmp_path / "model")
     path = tmp_path / "model" / name
     path.write_bytes(path.read_bytes()[:-20])
@@ -186,7 +186,7 @@ def test_damage_is_named(exported, tmp_path, name):
         load_scorer(tmp_path / "model")
 
 
-def test_a_program_that_gives_no_numbers_is_not_the_model():
+def test_nan_differs_from_the_model():
     served = Probabilities(build_model(ModelConfig(name="mmoe", **SIZES), FIELDS, ["click", "conversion"]))
     fields = [FieldInfo(str(f), "categorical", [], n) for f, n in enumerate(FIELDS)]
     check_program(served, served, fields)

@@ -51,7 +51,7 @@ def text(table, path, delimiter=","):
 FEATURES = ["item", "place", "heat", "user", "tags", "weekday", "row"]
 
 
-def test_raw_parquet_gives_the_trainer_s_scores(shop, scorer, trainer_scores, tmp_path):
+def test_scores_of_raw_parquet_match_the_trainer(shop, scorer, trainer_scores, tmp_path):
     out = tmp_path / "deep/scores.parquet"
     report = predict(scorer, [shop / "log.parquet"], out, COLUMNS, keep=["row", "price"])
     assert (report.rows, report.bad_rows.bad) == (600, 0)
@@ -62,7 +62,7 @@ def test_raw_parquet_gives_the_trainer_s_scores(shop, scorer, trainer_scores, tm
     assert os.listdir(out.parent) == ["scores.parquet"]
 
 
-def test_text_without_labels_in_blocks_gives_the_same(scorer, trainer_scores, tmp_path, monkeypatch):
+def test_scores_of_text_match_the_trainer(scorer, trainer_scores, tmp_path, monkeypatch):
     """A vocabulary counted from integers knows them when they come as text."""
     monkeypatch.setattr("adaftr_fast.data.raw.staging.BLOCK_BYTES", 3000)
     log = make_log().select(FEATURES)
@@ -72,7 +72,7 @@ def test_text_without_labels_in_blocks_gives_the_same(scorer, trainer_scores, tm
     np.testing.assert_allclose(scores(tmp_path / "scores.parquet"), trainer_scores, rtol=0, atol=1e-6)
 
 
-def test_all_tokens_of_multi_valued_fields_are_read(shop, tmp_path, monkeypatch):
+def test_scores_of_multi_valued_fields_match_the_trainer(shop, tmp_path, monkeypatch):
     monkeypatch.setattr("adaftr_fast.serving.scorer.ROWS", 70)
     tags = {"kind": "categorical", "tokens": "all", "separator": "|"}
     source = SOURCE | {"fields": SOURCE["fields"] | {"tags": tags}}
@@ -86,7 +86,7 @@ def test_all_tokens_of_multi_valued_fields_are_read(shop, tmp_path, monkeypatch)
     np.testing.assert_allclose(scores(tmp_path / "scores.parquet"), expected, rtol=0, atol=1e-6)
 
 
-def test_values_that_training_has_not_seen_are_unknown(scorer, tmp_path):
+def test_unseen_values_are_unknown(scorer, tmp_path):
     log = make_log(2)
     fresh = log.set_column(log.column_names.index("item"), "item", pa.array([10**6, None], pa.int64()))
     pq.write_table(fresh, tmp_path / "log.parquet")
@@ -95,7 +95,7 @@ def test_values_that_training_has_not_seen_are_unknown(scorer, tmp_path):
     assert predict(scorer, [tmp_path / "log.parquet"], tmp_path / "out.parquet", COLUMNS).rows == 2
 
 
-def test_bad_rows_are_left_out_and_named(scorer, tmp_path):
+def test_bad_rows_are_skipped_and_reported(scorer, tmp_path):
     path = text(make_log(50).select(FEATURES), tmp_path / "log.csv")
     lines = path.read_text().splitlines(keepends=True)
     lines[7] = "3,p1,warm,5,1|2,mon,6\n"
@@ -111,7 +111,7 @@ def test_bad_rows_are_left_out_and_named(scorer, tmp_path):
     assert "6" not in pq.read_table(out)["row"].to_pylist()
 
 
-def test_mistakes_are_named_and_leave_the_old_scores(shop, scorer, tmp_path):
+def test_errors_keep_the_earlier_scores(shop, scorer, tmp_path):
     out = tmp_path / "scores.parquet"
     out.write_bytes(b"old")
     log = shop / "log.parquet"
@@ -148,7 +148,7 @@ def test_mistakes_are_named_and_leave_the_old_scores(shop, scorer, tmp_path):
     assert not list((tmp_path / "folder").iterdir())
 
 
-def test_two_at_once_do_not_mix(shop, scorer, tmp_path, monkeypatch):
+def test_concurrent_calls_do_not_interfere(shop, scorer, tmp_path, monkeypatch):
     out, write = tmp_path / "scores.parquet", pq.ParquetWriter.write_batch
 
     def meanwhile(self, batch):
@@ -164,7 +164,7 @@ def test_two_at_once_do_not_mix(shop, scorer, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["scores.parquet"]
 
 
-def test_a_full_disk_is_named_and_leaves_the_old_scores(shop, scorer, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_earlier_scores(shop, scorer, tmp_path, monkeypatch):
     out = tmp_path / "scores.parquet"
     out.write_bytes(b"old")
 
@@ -178,7 +178,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_scores(shop, scorer, tmp_path, 
     assert out.read_bytes() == b"old"
 
 
-def test_a_model_without_finite_scores_writes_none(shop, scorer, tmp_path, monkeypatch):
+def test_scores_that_are_not_finite_raise(shop, scorer, tmp_path, monkeypatch):
     monkeypatch.setattr(type(scorer.program), "__call__", lambda self, ids: torch.full((len(ids), 2), torch.nan))
     with pytest.raises(ServingError, match="1200 of 1200 probabilities are not finite"):
         predict(scorer, [shop / "log.parquet"], tmp_path / "scores.parquet", COLUMNS)

@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     return out
 
 
-def test_the_truth_ranks_as_computed_by_hand(folder):
+def test_metrics_of_true_probabilities_by_hand(folder):
     table = pq.read_table(folder / "test.parquet")
     metrics = bayes_metrics(folder)
     assert list(metrics) == ["click", "conversion"]
@@ -32,7 +32,7 @@ def test_the_truth_ranks_as_computed_by_hand(folder):
     assert set(bayes_metrics(folder, "train")["click"]) == {"auc", "gauc", "logloss"}
 
 
-def test_what_is_amiss_is_named(folder, tmp_path):
+def test_invalid_input_raises(folder, tmp_path):
     with pytest.raises(DataError, match="no split 'dev'"):
         bayes_metrics(folder, "dev")
     (tmp_path / "schema.json").write_bytes((folder / "schema.json").read_bytes())

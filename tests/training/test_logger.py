@@ -15,7 +15,7 @@ def record(epoch):
     return {"epoch": epoch, "seconds": 2.0, "samples_per_s": 1e5, "train": {"click": 0.4}, "validation": validation}
 
 
-def test_a_line_an_epoch_and_none_twice(tmp_path, capsys):
+def test_each_epoch_is_logged_once(tmp_path, capsys):
     records = [record(1), record(2)]
     logger = EpochLogger(tmp_path, TrainingConfig(progress=True))
     logger.log_epoch(records[:1])
@@ -31,7 +31,7 @@ def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_tensorboard_gets_every_number_of_an_epoch(tmp_path, monkeypatch):
+def test_tensorboard_logs_all_numbers_of_an_epoch(tmp_path, monkeypatch):
     """A stand-in for the writer, since the package is an extra."""
     written = {}
 
@@ -57,7 +57,7 @@ def test_tensorboard_gets_every_number_of_an_epoch(tmp_path, monkeypatch):
     assert "epoch" not in written
 
 
-def test_an_absent_tensorboard_is_named(monkeypatch):
+def test_a_missing_tensorboard_raises(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TrainingError, match=r"pip install adaftr-fast\[tensorboard\]"):
         EpochLogger(None, TrainingConfig(tensorboard=True))

@@ -84,14 +84,14 @@ def test_gauc_of_extreme_scores(dtype):
     assert gauc(labels, np.array([np.inf, -np.inf, -1e-45, 1e-45], dtype), groups) == 0.0
 
 
-def test_scores_that_differ_by_one_unit_in_the_last_place_are_no_tie():
+def test_scores_that_differ_by_one_ulp_are_not_tied():
     one = np.float32(1.0)
     above = np.nextafter(one, np.float32(2.0))
     for scores in (np.array([one, above]), np.array([-above, -one]), np.array([0.0, 1e-45], np.float32)):
         assert auc(np.array([0, 1]), scores) == gauc(np.array([0, 1]), scores, np.zeros(2, int)) == 1.0
 
 
-def test_gauc_leaves_out_rows_without_a_group():
+def test_gauc_ignores_rows_without_a_group():
     labels, scores, groups = draw(300, 20, 5)
     loose = np.append(labels, 1), np.append(scores, -1e9), np.append(groups, -1)
     assert gauc(*loose) == gauc(labels, scores, groups)
@@ -121,7 +121,7 @@ def test_calibration_is_predicted_over_observed_positives():
 
 
 @pytest.mark.parametrize("metric", [auc, log_loss, calibration, lambda y, s: gauc(y, s, np.zeros(len(y), int))])
-def test_bad_input_is_named(metric):
+def test_invalid_input_raises(metric):
     with pytest.raises(ValueError, match=r"labels must be 0 or 1, got values in \[0, 2\]"):
         metric(np.array([0, 2]), np.zeros(2))
     with pytest.raises(ValueError, match="labels must be 0 or 1"):
@@ -132,7 +132,7 @@ def test_bad_input_is_named(metric):
         metric(np.zeros(2), np.array([0, np.nan]))
 
 
-def test_bad_gauc_arguments_are_named():
+def test_invalid_gauc_arguments_raise():
     with pytest.raises(ValueError, match=r"expected integer groups of shape \(2,\), got int64 \(3,\)"):
         gauc(np.zeros(2), np.zeros(2), np.zeros(3, int))
     with pytest.raises(ValueError, match=r"expected integer groups of shape \(2,\), got float64 \(2,\)"):

@@ -26,7 +26,7 @@ def runs():
     return [run("mmoe", {}), run("adaftr", {"tau/click-conversion": np.linspace(0.05, 0.25, 101)})]
 
 
-def test_the_table_is_markdown_that_aligns(runs):
+def test_the_table_is_aligned_markdown(runs):
     lines = metrics_table(runs).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[0].split("|")][1:5] == ["model", "task", "AUC", "GAUC"]
@@ -37,7 +37,7 @@ def test_the_table_is_markdown_that_aligns(runs):
     assert set(lines[1]) == set("|-: ")
 
 
-def test_the_report_holds_table_temperature_and_picture(runs, tmp_path):
+def test_the_report_has_table_temperature_and_plot(runs, tmp_path):
     write_report(tmp_path / "report", "Flights", runs, notes="A note.")
     text = (tmp_path / "report/report.md").read_text()
     assert text.startswith("# Flights\n\n| model")
@@ -47,7 +47,7 @@ def test_the_report_holds_table_temperature_and_picture(runs, tmp_path):
     assert len(list((tmp_path / "report").iterdir())) == 2
 
 
-def test_the_picture_shows_each_task_and_the_temperature(runs):
+def test_the_plot_shows_each_task_and_the_temperature(runs):
     titles = [axes.get_title() for axes in draw(runs).axes]
     assert titles == [
         "click: training loss",
@@ -59,7 +59,7 @@ def test_the_picture_shows_each_task_and_the_temperature(runs):
     assert len(draw(runs[:1]).axes) == 4  # nothing learned to show
 
 
-def test_no_part_of_the_picture_covers_another(runs):
+def test_axes_do_not_overlap(runs):
     figure = draw([*runs, *runs])  # two histograms in the last column
     figure.canvas.draw()
     boxes = [axes.get_tightbbox(figure.canvas.get_renderer()) for axes in figure.axes]

@@ -13,11 +13,11 @@ def test_constant_is_the_default():
     assert rates([1, 2, 1_000_000]) == [2.0, 2.0, 2.0]
 
 
-def test_warming_up_rises_from_zero_in_proportion():
+def test_warm_up_is_linear():
     assert rates([1, 2, 3, 4, 5, 99], warmup_steps=4) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
 
 
-def test_falling_to_the_end_and_no_further():
+def test_decay_ends_at_lr_end():
     settings = {"warmup_steps": 2, "decay_steps": 10, "lr_end": 0.1}
     assert rates([1, 2, 6, 10, 50], schedule="linear", **settings) == pytest.approx([1.0, 2.0, 1.1, 0.2, 0.2])
     assert rates([1, 2, 6, 10, 50], schedule="cosine", **settings) == pytest.approx([1.0, 2.0, 1.1, 0.2, 0.2])
@@ -43,6 +43,6 @@ def test_falling_to_the_end_and_no_further():
         ({"beta1": 1.0}, r"optimizer.beta1: expected a decay in \[0, 1\), got 1.0"),
     ],
 )
-def test_impossible_settings_are_named(settings, message):
+def test_invalid_options_raise(settings, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**settings)

@@ -24,13 +24,13 @@ RANKS = object()  # there are some
         ({"tables": "sgd"}, {"accumulate": 2}, RANKS, "needs training.accumulate = 1, got 2"),
     ],
 )
-def test_settings_that_do_not_go_with_it_are_named(optimizer, training, ranks, message):
+def test_unsupported_options_raise(optimizer, training, ranks, message):
     with pytest.raises(TrainingError, match=f"training.tables = torchrec {message}"):
         check_sharding(OptimizerConfig(**optimizer), TrainingConfig(tables="torchrec", **training), ranks)
     check_sharding(OptimizerConfig(**optimizer), TrainingConfig(**training), ranks)
 
 
-def test_the_width_of_rows_is_named_before_data_are_read(tmp_path):
+def test_unsupported_widths_raise_before_data_are_read(tmp_path):
     training = TrainingConfig(tables="torchrec")
     config = RunConfig(model=ModelConfig(embedding_dim=6), optimizer=OptimizerConfig(tables="sgd"), training=training)
     with pytest.raises(TrainingError, match=r"torchrec needs model\.embedding_dim = a multiple of 4, got 6"):
@@ -49,7 +49,7 @@ def test_the_width_of_rows_is_named_before_data_are_read(tmp_path):
         ("raise OSError('kernels.so: undefined symbol\\nand more')", "kernels.so: undefined symbol"),
     ],
 )
-def test_what_to_install_is_said(module, cause, tmp_path, monkeypatch):
+def test_a_missing_torchrec_raises_with_instructions(module, cause, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "fbgemm_gpu", raising=False)
     (tmp_path / "fbgemm_gpu.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
@@ -58,7 +58,7 @@ def test_what_to_install_is_said(module, cause, tmp_path, monkeypatch):
         check_sharding(OptimizerConfig(tables="sgd"), TrainingConfig(tables="torchrec"), RANKS)
 
 
-def test_commands_that_cannot_shard_say_so(tmp_path, capsys):
+def test_commands_without_sharding_raise(tmp_path, capsys):
     out = ["--out", str(tmp_path / "out"), "--training.tables", "torchrec"]
     assert main(["daily", "--dataset", "flights", "--files", "day.csv", *out]) == 2
     assert "daily needs training.tables = replicated, got torchrec" in capsys.readouterr().err
@@ -69,7 +69,7 @@ def test_commands_that_cannot_shard_say_so(tmp_path, capsys):
     assert not Path(tmp_path / "out").exists()
 
 
-def test_nor_does_a_warm_start(tmp_path):
+def test_warm_starts_without_sharding_raise(tmp_path):
     config = RunConfig(
         optimizer=OptimizerConfig(tables="sgd"),
         training=TrainingConfig(tables="torchrec"),

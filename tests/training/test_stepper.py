@@ -31,7 +31,7 @@ def batches(splits):
     return list(splits[0].batches(100))[:5]
 
 
-def test_parts_of_a_batch_add_up_to_it(model, batches):
+def test_accumulated_parts_match_the_whole_batch(model, batches):
     """Means over the rows, so that only the order of additions differs."""
     start = {name: value.clone() for name, value in model.state_dict().items()}
     whole, expected = moved(model, batches)
@@ -60,7 +60,7 @@ def test_the_schedule_reaches_both_optimizers(model, batches):
     assert min(value for name, value in steps.items() if "embedding" in name) == pytest.approx(0.15, rel=1e-3)
 
 
-def test_tables_follow_the_schedule_from_their_own_rate(model, batches):
+def test_the_schedule_scales_tables_lr(model, batches):
     optimizer = OptimizerConfig(lr=0.5, tables="sgd", tables_lr=2.0, warmup_steps=10)
     stepper = Stepper(model, optimizer, TrainingConfig(batch_size=100))
     before = model.embedding.weight.detach().clone()
@@ -80,7 +80,7 @@ def test_bfloat16_is_near_float32_and_keeps_weights_in_float32(batches):
     assert any(not torch.equal(reduced[0][name], value) for name, value in exact[0].items())
 
 
-def test_compiled_steps_are_those_of_the_model(batches, monkeypatch):
+def test_compiled_steps_match_eager_steps(batches, monkeypatch):
     """Traced and run by PyTorch's own kernels, since generating code would take a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     plain, expected = moved(adaftr(), batches)
@@ -99,7 +99,7 @@ def test_compiled_steps_are_those_of_the_model(batches, monkeypatch):
         torch.testing.assert_close(value, expected[name], rtol=1e-2, atol=1e-4, msg=name)
 
 
-def test_a_device_that_is_not_there_is_named(model):
+def test_an_unavailable_device_raises(model):
     with pytest.raises(TrainingError, match=r"training\.device: 'cudda' cannot be used"):
         Stepper(model, OptimizerConfig(), TrainingConfig(device="cudda"))
     if not torch.cuda.is_available():
@@ -107,6 +107,6 @@ def test_a_device_that_is_not_there_is_named(model):
             Stepper(model, OptimizerConfig(), TrainingConfig(device="cuda:7"))
 
 
-def test_a_batch_must_divide_into_its_parts():
+def test_accumulate_must_divide_the_batch():
     with pytest.raises(ValueError, match=r"training\.accumulate: expected a divisor of batch_size = 100, got 3"):
         TrainingConfig(batch_size=100, accumulate=3)

@@ -37,7 +37,7 @@ def weights_of(model):
     return torch.cat([value.flatten() for value in model.state_dict().values()])
 
 
-def test_it_learns_and_writes_what_it_did(model, splits, tmp_path):
+def test_training_learns_and_writes_metrics_and_weights(model, splits, tmp_path):
     result = trainer(model, splits, tmp_path / "run").fit()
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert records == result.epochs
@@ -65,7 +65,7 @@ def test_the_same_seed_gives_the_same_bits(splits, model):
     assert not torch.equal(first, trained(4))
 
 
-def test_a_step_is_adams_on_the_sum_of_the_terms(model, splits):
+def test_a_step_is_an_adam_step_on_the_sum_of_the_terms(model, splits):
     run = trainer(model, splits, lr=0.01)
     batch = next(splits[0].batches(100))
     loss = sum(model.loss(batch).values())
@@ -95,7 +95,7 @@ def test_the_optimizer_of_tables_can_be_chosen(name, model):
     assert sparse.param_groups[0].get("eps", 1e-3) == 1e-3
 
 
-def test_training_stops_after_patience_epochs_without_gain(model, splits, monkeypatch):
+def test_training_stops_after_patience_epochs_without_improvement(model, splits, monkeypatch):
     aucs = iter([0.6, 0.8, 0.7, 0.8, 0.9, 0.9])
     kept = []
 
@@ -110,7 +110,7 @@ def test_training_stops_after_patience_epochs_without_gain(model, splits, monkey
     assert torch.equal(weights_of(model), kept[1])
 
 
-def test_a_loss_that_is_not_finite_ends_training_before_the_step(model, splits):
+def test_a_loss_that_is_not_finite_raises_before_the_update(model, splits):
     with torch.no_grad():
         model.out.bias[1] = float("nan")
     table = model.embedding.weight.detach().clone()
@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_ends_training_before_the_step(model, splits):
     assert torch.equal(model.embedding.weight, table)
 
 
-def test_a_dead_tower_is_reported(model, splits):
+def test_a_dead_tower_warns(model, splits):
     train, validation = whole(splits[0]), splits[1]
     noise = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (4000, 1)).astype(np.float32))
     shuffled = Split.of(replace(train, labels=torch.cat([train.labels[:, :1], noise], 1)))
@@ -158,7 +158,7 @@ def test_a_signal_stops_after_the_step_and_keeps_the_best(model, splits, tmp_pat
         assert not (tmp_path / "best").exists()
 
 
-def test_an_older_run_is_replaced_whole_or_not_at_all(model, splits, tmp_path):
+def test_an_earlier_run_is_replaced_atomically(model, splits, tmp_path):
     trainer(model, splits, tmp_path, max_epochs=2).fit()
     (tmp_path / "test.json").write_text("{}")
     trainer(model, splits, tmp_path).finish()
@@ -184,7 +184,7 @@ def test_an_older_run_is_replaced_whole_or_not_at_all(model, splits, tmp_path):
     assert not any((tmp_path / "best").iterdir())
 
 
-def test_killed_before_an_epoch_was_logged_it_is_logged_on_resuming(model, splits, tmp_path):
+def test_resuming_logs_an_epoch_that_a_killed_run_did_not_log(model, splits, tmp_path):
     trainer(model, splits, tmp_path, max_epochs=2).fit()
     trainer(model, splits, tmp_path).finish()
     stopped = trainer(model, splits, tmp_path, max_epochs=1)
@@ -199,7 +199,7 @@ def test_killed_before_an_epoch_was_logged_it_is_logged_on_resuming(model, split
     assert all(torch.equal(saved[name], value) for name, value in resumed.model.state_dict().items())
 
 
-def test_an_op_that_refuses_diverged_values_ends_training(model, splits):
+def test_an_error_of_an_op_on_diverged_values_is_a_training_error(model, splits):
     def refuse(batch):
         raise RuntimeError("adaptive_infonce: tau is not positive")
 
@@ -222,7 +222,7 @@ def test_divergence_is_a_training_error(splits, name, batch_size):
         trainer(model, splits, lr=1e30, batch_size=batch_size).fit()
 
 
-def test_nothing_to_select_by_is_an_error(model, splits):
+def test_a_single_class_or_too_few_rows_raise(model, splits):
     train, validation = splits[0], whole(splits[1])
     constant = Split.of(replace(validation, labels=torch.zeros_like(validation.labels)))
     with pytest.raises(TrainingError, match="task click: expected two classes in the validation split"):
@@ -244,7 +244,7 @@ def test_evaluation_covers_every_row_in_order(model, splits):
     assert spread(np.arange(101.0)) == {"p5": 5.0, "p50": 50.0, "p95": 95.0}
 
 
-def test_predictions_that_are_not_finite_are_not_measured(model, splits):
+def test_predictions_that_are_not_finite_raise(model, splits):
     with torch.no_grad():
         model.out.bias[0] = float("nan")
     with pytest.raises(TrainingError, match="1000 of 2000 predictions are not finite"):
@@ -254,6 +254,6 @@ def test_predictions_that_are_not_finite_are_not_measured(model, splits):
 @pytest.mark.parametrize(
     "change", [{"batch_size": 0}, {"patience": 0}, {"max_epochs": -1}, {"seed": -1}, {"checkpoint_seconds": -1}]
 )
-def test_impossible_settings_are_named(change):
+def test_invalid_options_raise(change):
     with pytest.raises(ValueError, match=rf"training\.{next(iter(change))}: expected"):
         TrainingConfig(**change)

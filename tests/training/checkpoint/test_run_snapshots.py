@@ -60,7 +60,7 @@ def assert_same_run(a: Path, b: Path):
     assert different == []
 
 
-def test_killed_at_random_points_it_ends_in_the_same_bits(tmp_path):
+def test_kills_at_random_points_do_not_change_bits(tmp_path):
     """Kills fall into steps, snapshots (one a step), the measuring between epochs, and the start."""
     script = Path(__file__).with_name("killed_run.py")
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=120)
@@ -70,7 +70,7 @@ def test_killed_at_random_points_it_ends_in_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize("at", [1, 17, 40, 41, 95])
-def test_interrupted_between_any_two_steps_it_ends_in_the_same_bits(model, splits, tmp_path, monkeypatch, at):
+def test_an_interruption_between_steps_does_not_change_bits(model, splits, tmp_path, monkeypatch, at):
     start = {name: value.clone() for name, value in model.state_dict().items()}
     trainer(model, splits, tmp_path / "whole").fit()
     model.load_state_dict(start)
@@ -83,7 +83,7 @@ def test_interrupted_between_any_two_steps_it_ends_in_the_same_bits(model, split
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_finished_run_resumed_before_its_results_are_written_only_restores(model, splits, tmp_path):
+def test_resuming_a_finished_run_only_restores_the_best_weights(model, splits, tmp_path):
     first = trainer(model, splits, tmp_path).fit()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     other = type(model)()
@@ -95,7 +95,7 @@ def test_a_finished_run_resumed_before_its_results_are_written_only_restores(mod
     assert not trainer(model, splits, tmp_path).resume()
 
 
-def test_killed_before_the_best_weights_were_saved_they_are_saved_on_resuming(model, splits, tmp_path, monkeypatch):
+def test_resuming_saves_best_weights_that_a_killed_run_did_not_save(model, splits, tmp_path, monkeypatch):
     run = trainer(model, splits, tmp_path, max_epochs=1)
     monkeypatch.setattr(run, "_save_best", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -105,7 +105,7 @@ def test_killed_before_the_best_weights_were_saved_they_are_saved_on_resuming(mo
     assert again.fit().best_epoch == 1
 
 
-def test_other_settings_or_data_are_refused_and_when_to_stop_is_free(model, splits, tmp_path, monkeypatch):
+def test_other_options_or_data_raise_except_when_to_stop(model, splits, tmp_path, monkeypatch):
     stop_after(trainer(model, splits, tmp_path), 5, monkeypatch)
     other_seed = replace(ABOUT, config=ABOUT.config.with_options(training={"seed": 1}))
     with pytest.raises(CheckpointError, match=r"unfinished run with training\.seed = 0, this run has 1.*--restart"):
@@ -116,7 +116,7 @@ def test_other_settings_or_data_are_refused_and_when_to_stop_is_free(model, spli
     assert trainer(model, splits, tmp_path, longer).resume()
 
 
-def test_a_run_from_before_a_setting_existed_had_its_default(model, splits, tmp_path, monkeypatch):
+def test_missing_options_of_a_snapshot_have_their_defaults(model, splits, tmp_path, monkeypatch):
     with monkeypatch.context() as before:
         known = {name: value for name, value in ABOUT.config.flat().items() if name != "optimizer.tables"}
         before.setattr(RunConfig, "flat", lambda self: known)
@@ -127,5 +127,5 @@ def test_a_run_from_before_a_setting_existed_had_its_default(model, splits, tmp_
         trainer(model, splits, tmp_path, since).resume()
 
 
-def test_without_a_folder_nothing_is_resumed(model, splits):
+def test_without_a_folder_resume_returns_false(model, splits):
     assert not trainer(model, splits, None).resume()

@@ -16,7 +16,7 @@ def files(folder):
     return sorted(path for path in folder.iterdir())
 
 
-def test_round_trip_with_what_json_lacks(tmp_path):
+def test_round_trip_with_infinity_and_unicode(tmp_path):
     assert load_snapshot(tmp_path / "last") is None
     tensors = {"x": torch.randn(3, 2), "rng": torch.get_rng_state(), "step": torch.tensor(3.0)}
     save_snapshot(tmp_path / "last", 1, tensors, {"best": -float("inf"), "text": "τ", "list": [1, None]})
@@ -26,7 +26,7 @@ def test_round_trip_with_what_json_lacks(tmp_path):
     assert (run["best"], run["text"], run["list"]) == (-float("inf"), "τ", [1, None])
 
 
-def test_the_two_newest_are_kept_and_litter_goes(tmp_path):
+def test_only_the_two_newest_snapshots_are_kept(tmp_path):
     for number in (9, 10, 100):
         save(tmp_path, number)
     assert [path.name[:12] for path in files(tmp_path)] == ["000000000010", "000000000100"]
@@ -51,7 +51,7 @@ def damage(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["cut", "empty", "metadata", "tensors"])
-def test_a_damaged_one_gives_way_to_the_one_before(tmp_path, kind):
+def test_a_damaged_snapshot_falls_back_to_the_previous_one(tmp_path, kind):
     for number in (1, 2):
         save(tmp_path, number)
     damage(files(tmp_path)[-1], kind)
@@ -61,14 +61,14 @@ def test_a_damaged_one_gives_way_to_the_one_before(tmp_path, kind):
     assert len(files(tmp_path)) == 1
 
 
-def test_a_run_of_which_nothing_is_left_does_not_begin_anew_unasked(tmp_path):
+def test_damaged_snapshots_only_raise(tmp_path):
     save(tmp_path, 1)
     damage(files(tmp_path)[0], "cut")
     with pytest.raises(CheckpointError, match=r"all snapshots .* are damaged"), pytest.warns(RuntimeWarning):
         load_snapshot(tmp_path)
 
 
-def test_a_full_disk_is_named_and_costs_no_older_snapshot(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_earlier_snapshots(tmp_path, monkeypatch):
     save(tmp_path, 1)
 
     def full(descriptor):
@@ -81,7 +81,7 @@ def test_a_full_disk_is_named_and_costs_no_older_snapshot(tmp_path, monkeypatch)
     assert load_snapshot(tmp_path)[1]["n"] == 1
 
 
-def test_a_write_that_fails_half_way_costs_no_older_snapshot(tmp_path):
+def test_a_partial_write_keeps_earlier_snapshots(tmp_path):
     save(tmp_path, 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1]))
@@ -93,7 +93,7 @@ def test_a_write_that_fails_half_way_costs_no_older_snapshot(tmp_path):
     assert [path.name[:12] for path in files(tmp_path)] == ["000000000001"]
 
 
-def test_other_versions_and_foreign_files_are_refused(tmp_path, monkeypatch):
+def test_other_versions_raise(tmp_path, monkeypatch):
     monkeypatch.setattr("adaftr_fast.training.checkpoint.snapshots.VERSION", 7)
     save(tmp_path, 1)
     monkeypatch.undo()

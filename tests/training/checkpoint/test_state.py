@@ -21,7 +21,7 @@ def copied(tensors):
     return {name: value.clone() for name, value in tensors.items()}
 
 
-def test_training_goes_on_bit_by_bit_from_rows_left_behind(model, splits):
+def test_restored_training_has_the_same_bits_with_deferred_rows(model, splits):
     """After 30 steps of small batches some rows wait for steps of Adam; the state keeps them waiting."""
     batches = list(splits[0].batches(10))
     optimizers = build_optimizers(model, OptimizerConfig(lr=0.01))
@@ -47,7 +47,7 @@ def test_training_goes_on_bit_by_bit_from_rows_left_behind(model, splits):
 
 @pytest.mark.parametrize("widths", [4, [6, 2, 4]], ids=["one width", "mixed"])
 @pytest.mark.parametrize("name", ["adam", "sgd", "adagrad", "rowwise_adagrad", "lazy_adam"])
-def test_so_it_does_with_every_optimizer_of_tables(name, widths, model, splits):
+def test_restored_training_has_the_same_bits_with_every_table_optimizer(name, widths, model, splits):
     batches, config = list(splits[0].batches(10)), OptimizerConfig(lr=0.01, tables=name, tables_lr=0.1)
     model.embedding = FusedEmbedding((50, 20, 3), widths)
     optimizers = build_optimizers(model, config)
@@ -85,7 +85,7 @@ def test_buffers_that_follow_from_the_model_may_be_missing(model, splits):
     assert torch.equal(other.embedding.offsets, model.embedding.offsets)
 
 
-def test_a_state_of_another_model_is_refused(model, splits):
+def test_the_state_of_another_model_raises(model, splits):
     optimizers = build_optimizers(model, OptimizerConfig())
     saved = capture(model, optimizers)
     wrong = saved | {"model/out.weight": torch.zeros(2, 5)}

@@ -45,7 +45,7 @@ def test_names_of_fields_are_written_where_there_are_any(saved):
     assert load_checkpoint(folder)[1] == named
 
 
-def test_a_new_checkpoint_replaces_the_old_and_leaves_no_litter(saved):
+def test_a_new_checkpoint_replaces_the_old_one(saved):
     folder, _ = saved
     newer = nn.Linear(3, 2)
     save_checkpoint(folder, newer, ABOUT)
@@ -66,7 +66,7 @@ def test_the_old_checkpoint_survives_a_failed_write(saved, monkeypatch):
     assert len(list(folder.iterdir())) == 2
 
 
-def test_damaged_weights_are_refused(saved):
+def test_damaged_weights_raise(saved):
     folder, _ = saved
     path = weights_file(folder)
     content = bytearray(path.read_bytes())
@@ -85,7 +85,7 @@ def test_damaged_weights_are_refused(saved):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"version": 1, "weights": "w", "sha256": "x"}', '{"version": 1}']
 )
-def test_a_damaged_description_is_refused(saved, text):
+def test_a_damaged_description_raises(saved, text):
     folder, _ = saved
     (folder / "checkpoint.json").write_text(text)
     with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
@@ -102,7 +102,7 @@ def test_a_damaged_description_is_refused(saved, text):
         ({"colour": "red"}, "unknown key 'colour'"),
     ],
 )
-def test_a_wrong_description_is_refused_by_key(saved, change, message):
+def test_errors_of_a_description_name_the_key(saved, change, message):
     path = saved[0] / "checkpoint.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=rf"checkpoint\.json: damaged or not a checkpoint: {message}"):
@@ -112,7 +112,7 @@ def test_a_wrong_description_is_refused_by_key(saved, change, message):
         load_checkpoint(saved[0])
 
 
-def test_absent_and_foreign_checkpoints_are_named(saved, tmp_path):
+def test_missing_checkpoints_and_other_versions_raise(saved, tmp_path):
     folder, _ = saved
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         load_checkpoint(tmp_path)
@@ -122,7 +122,7 @@ def test_absent_and_foreign_checkpoints_are_named(saved, tmp_path):
         load_checkpoint(folder)
 
 
-def test_weights_that_do_not_fit_are_named(saved):
+def test_weights_of_other_shapes_raise(saved):
     weights, _ = load_checkpoint(saved[0])
     with pytest.raises(CheckpointError, match=r"best: weight weight: expected shape \(2, 4\), got \(2, 3\)"):
         load_weights(nn.Linear(4, 2), weights, "best")
