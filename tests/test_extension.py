@@ -9,7 +9,7 @@ from adaftr_fast import _extension
 
 @pytest.fixture
 def unloadable(monkeypatch):
-    """Makes the extension fail to import; the argument says whether its file is there."""
+    """Returns a function that makes the extension fail to import, with or without its file."""
 
     def missing(name):
         raise ImportError("undefined symbol: torch")

@@ -1,4 +1,4 @@
-"""Full disks and damaged files, from the command line: one line that names them, nothing lost, and on it goes."""
+"""Commands with full disks and damaged files: one error line, no lost files, and success after the cause is removed."""
 
 import resource
 import signal
@@ -16,7 +16,7 @@ TRAINING = ["--training.batch_size", "100", "--training.max_epochs", "1", "--tra
 
 @contextmanager
 def full_disk(size):
-    """No file may grow beyond ``size`` bytes: writing fails half way, as where the disk is full."""
+    """Limits files to ``size`` bytes, so that writes fail as on a full disk."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -31,7 +31,7 @@ def run(*arguments):
 
 
 def tree(folder):
-    """Every file below a folder with its content."""
+    """Returns the content of every file in a folder."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -47,7 +47,7 @@ def log(tmp_path):
 
 @pytest.fixture
 def steps(log, tmp_path):
-    """The four commands; each makes what the next one needs."""
+    """The four commands; each makes the input of the next one."""
     commands = {
         "prepare": [
             "prepare",
@@ -83,10 +83,10 @@ def test_a_full_disk_loses_nothing_in_any_command(steps, tmp_path, capsys):
         assert "File too large" in line
         assert str(tmp_path) in line
         assert not any((tmp_path / name).exists() for name in ("scores.parquet", "model") if name in command)
-        assert run(*command) == 0  # once there is room
+        assert run(*command) == 0  # with enough space
         before = tree(tmp_path)
         if command[0] == "prepare":
-            continue  # done already
+            continue  # already prepared
         with full_disk(4096):
             error_of(capsys, command)
         after = tree(tmp_path)

@@ -1,4 +1,4 @@
-"""The structure of the package: imports point downward without circles, rooms and functions stay small."""
+"""The structure of the package: imports point downward without cycles; packages and functions are small."""
 
 import ast
 import subprocess
@@ -34,7 +34,7 @@ FLOORS = (
     "api",
     "cli",
 )
-"""Rooms from the ground up. A room imports from its own and from lower floors."""
+"""Packages from the lowest floor up. A package imports from itself and from lower floors."""
 ROOM_FILES = 14  # "about a dozen"
 FUNCTION_LINES = 60
 
@@ -50,7 +50,7 @@ def name_of(path):
 
 
 def imports(path):
-    """Modules of this package that a module imports, types for annotations left out; inside functions too."""
+    """Yields the modules of the package that a module imports, also in functions, without imports for type checking."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     known = modules()
     for node in without_type_checking(tree):
@@ -72,7 +72,7 @@ def without_type_checking(node):
 
 
 def room(name):
-    """The package of a module; a module at the root is a room of its own."""
+    """Returns the package of a module; a module at the root counts as a package."""
     return name if name in ROOMS else name.rpartition(".")[0] or name
 
 
@@ -84,7 +84,7 @@ def test_every_import_points_downward_or_stays_in_its_package():
     wrong = []
     for name, path in modules().items():
         if not name:
-            continue  # the package's public names come from every floor
+            continue  # the public names come from every floor
         for target in imports(path):
             source, goal = room(name), room("kernels" if target.startswith("kernels") else target)
             if source != goal and not FLOOR[goal] < FLOOR[source]:
@@ -123,7 +123,7 @@ def test_functions_stay_short():
 
 
 def code_lines(function):
-    """Lines of the body, without its docstring."""
+    """Counts the lines of the body without its docstring."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     return body[-1].end_lineno - body[0].lineno + 1 if body else 0
 
@@ -141,7 +141,7 @@ print(sorted(new.intersection({heavy.split()})), len(new))
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     found, count = shown.rsplit(" ", 1)
     assert found == "[]"
-    assert int(count) < 60  # modules beyond torch's; each costs time
+    assert int(count) < 60  # modules besides torch's; each takes time
 
 
 def test_public_functions_are_imported_lazily():

@@ -1,4 +1,4 @@
-"""The commands of the README, from raw files to scores, on small ones."""
+"""The commands of the README, from raw files to scores, on small files."""
 
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def test_a_plain_csv_to_scores(shop, tmp_path, capsys):
     assert "4,000 rows, p_ctr, p_ctcvr, p_cvr" in capsys.readouterr().out
     table = pq.read_table(tmp_path / "scores.parquet")
     assert table.column_names == ["user", "item", "p_ctr", "p_ctcvr", "p_cvr"]
-    assert table.slice(0, 2000).equals(table.slice(2000))  # with labels or without
+    assert table.slice(0, 2000).equals(table.slice(2000))  # with and without labels
 
 
 def test_daily_training_to_a_served_model(shop, tmp_path, capsys):

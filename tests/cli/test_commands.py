@@ -32,7 +32,7 @@ heat = "numeric"
 
 @pytest.fixture
 def schema(tmp_path):
-    """A schema file; its log, two models' worth of rows, lies beside it."""
+    """Writes a schema file, with ``log.parquet`` in the same folder."""
     random = np.random.default_rng(0)
     rows = 3000
     item, place = random.integers(0, 40, rows), random.integers(0, 5, rows)
@@ -62,7 +62,7 @@ def config(prepared, tmp_path):
 
 
 def fails(arguments, capsys):
-    """The one line a failing command prints."""
+    """Runs a command that fails; returns the one line it prints."""
     try:
         code = main([str(argument) for argument in arguments])
     except SystemExit as end:
@@ -236,7 +236,7 @@ def test_undefined_metrics_are_null(config, tmp_path, monkeypatch):
 
 
 def interrupting(monkeypatch, at_epoch, signum=signal.SIGINT):
-    """Sends a signal, Ctrl-C by default, in an epoch and lists the epochs begun."""
+    """Sends a signal, Ctrl-C by default, in an epoch; returns the list of started epochs."""
     begun, train_epoch = [], Trainer.train_epoch
 
     def pressed(self, epoch, interrupt):
@@ -298,10 +298,10 @@ def test_ctrl_c_interrupts_the_demo(schema, tmp_path, capsys, monkeypatch, at_ep
     begun = interrupting(monkeypatch, at_epoch)
     arguments = ["--training.batch_size=100", "--training.max_epochs=2", "--training.progress=false"]
     assert main(["demo", "--out", str(tmp_path / "demo"), *arguments]) == 130
-    assert begun == list(range(1, at_epoch + 1))  # of the first model alone
+    assert begun == list(range(1, at_epoch + 1))  # of the first model only
     error = capsys.readouterr().err
     assert f"adaftr-fast demo: interrupted; run the same command to resume from {tmp_path / 'demo'}" in error
-    assert "prepare" not in error  # no bar
+    assert "prepare" not in error  # no progress bar
     assert not (tmp_path / "demo/report.md").exists()
 
 

@@ -1,4 +1,4 @@
-"""A prepared log of three tasks and a few thousand rows, on which an epoch takes a fraction of a second."""
+"""A small prepared log with three tasks, on which an epoch takes a fraction of a second."""
 
 import numpy as np
 import pyarrow as pa

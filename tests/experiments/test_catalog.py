@@ -38,7 +38,7 @@ def test_every_row_is_a_distinct_model_with_gradients(name, data, budget, tmp_pa
         assert loss.isfinite()
         loss.backward()
         assert sum(p.grad.norm() for p in model.parameters() if p.grad is not None and not p.grad.is_sparse) > 0
-    assert len(keys) == len(experiment(name, budget.model, data.manifest.tasks).variants)  # no row stands twice
+    assert len(keys) == len(experiment(name, budget.model, data.manifest.tasks).variants)  # no duplicate rows
 
 
 def test_table4_compares_adaftr_with_every_model():

@@ -23,7 +23,7 @@ def test_processes_give_the_same_bits_as_one_thread(jobs, data, budget, tmp_path
     outcomes = run_all([*jobs, jobs[0]], workers=2, progress=False)
     assert sorted(outcomes) == sorted(job.key for job in jobs)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the processes do: products of some libraries depend on it
+    torch.set_num_threads(1)  # as in the processes: some libraries' matrix products depend on it
     try:
         here = execute(plan(data, Variant("adaftr", {"name": "adaftr"}), budget, 0, tmp_path / "here"))
     finally:
@@ -67,7 +67,7 @@ if __name__ == "__main__":
 def test_an_interrupted_experiment_resumes(folder, tmp_path):
     script, root = tmp_path / "script.py", tmp_path / "runs"
     script.write_text(SCRIPT.format(data=str(folder), root=str(root)))
-    marked = os.environ | {"STARTED_BY": str(script)}  # by which its children are known
+    marked = os.environ | {"STARTED_BY": str(script)}  # identifies its child processes
     kept = {}
     for how in (signal.SIGKILL, signal.SIGINT):
         process = subprocess.Popen(
@@ -77,9 +77,9 @@ def test_an_interrupted_experiment_resumes(folder, tmp_path):
         wait_for(lambda before=before: len(results(root)) > len(before))
         process.send_signal(how)
         assert process.wait(600) != 0
-        wait_for(lambda: not workers_of(script))  # none goes on by itself
+        wait_for(lambda: not workers_of(script))  # all workers have exited
         kept = results(root)
-        assert before.items() <= kept.items()  # nothing was done again
+        assert before.items() <= kept.items()  # no job was repeated
         assert len(kept) < 6
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout == "all done\n"
@@ -88,17 +88,17 @@ def test_an_interrupted_experiment_resumes(folder, tmp_path):
 
 
 def hear_interrupts():
-    """A shell's background jobs start with Ctrl-C ignored, and so do their children."""
+    """Restores the default handling of Ctrl-C, which a shell disables in background jobs and their children."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def results(root):
-    """When each run was done."""
+    """Returns when each result was written."""
     return {path: path.stat().st_mtime_ns for path in root.glob(f"*/{RESULT}")}
 
 
 def workers_of(script):
-    """Command lines of processes that were started for the script's."""
+    """Returns the command lines of the script's child processes."""
     lines = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -110,7 +110,7 @@ def workers_of(script):
     return lines
 
 
-def wait_for(condition, seconds=600):  # a bound for broken code, not the time it should take
+def wait_for(condition, seconds=600):  # an upper bound that only broken code reaches
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end

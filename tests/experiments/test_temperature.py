@@ -22,7 +22,7 @@ def test_label_groups_by_hand():
 
 
 def test_field_effect_by_hand():
-    tau = np.array([[0.1, 0.1, 0.3, 0.5]])  # values' means .1 and .4, all .25; between .0225, all .0275
+    tau = np.array([[0.1, 0.1, 0.3, 0.5]])  # means .1, .4 and .25 overall; variances .0225, .0275
     effect = field_effect("city", tau, np.array([2, 2, 1, 1]), ["unknown", "a", "b", "never"])
     assert effect.explained == pytest.approx(0.0225 / 0.0275)
     assert effect.values == pytest.approx({"a": 0.4, "b": 0.1})

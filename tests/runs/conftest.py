@@ -1,4 +1,4 @@
-"""Days of a small shop: each brings items the days before did not have."""
+"""Daily logs of a small shop; each day has new items."""
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +47,7 @@ def write_day(folder, day, rows=800):
 
 @pytest.fixture
 def prepared(tmp_path):
-    """Prepares a day, with changes to the schema's fields, and opens it."""
+    """Returns a function that prepares a day, with optional changes to the schema, and opens it."""
 
     def prepared(day, name="data", grow=None, fields=None, labels=None):
         source = SOURCE | {"fields": fields or SOURCE["fields"], "labels": labels or SOURCE["labels"]}

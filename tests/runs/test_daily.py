@@ -43,7 +43,7 @@ def test_each_day_is_evaluated_before_training_on_it(days, tmp_path):
     assert records[0]["before_training"] is None
     assert records[0]["ids"] < records[1]["ids"] < records[2]["ids"]
     assert all(record["rows"] == 800 for record in records)
-    # Yesterday's model has learned something that today's rows share, but has not seen them.
+    # The previous day's model has learned what the days share, but has not seen the day's rows.
     for record in records[1:]:
         assert 0.5 < record["before_training"]["click"]["auc"] < record["validation"]["click"]["auc"]
 
@@ -95,7 +95,7 @@ def test_an_interruption_at_any_point_does_not_change_bits(days, tmp_path, monke
         pass
 
     def stop_at(name, call, owner):
-        """Ends the ``call``-th call of a function before it does anything."""
+        """Interrupts a run at the ``call``-th call of a function."""
         original, calls = getattr(owner, name), []
 
         def stopping(*arguments, **options):
@@ -111,7 +111,7 @@ def test_an_interruption_at_any_point_does_not_change_bits(days, tmp_path, monke
 
     stop_at("prepare", 2, daily)
     stop_at("evaluate", 1, daily)
-    stop_at("replace_file", 1, daily)  # all is done but for the record
+    stop_at("replace_file", 1, daily)  # only the record is missing
     stop_at("train_epoch", 2, Trainer)
     run(days, stopped)
     assert lines(stopped) == lines(tmp_path / "whole")

@@ -23,7 +23,7 @@ def from_run(folder, config):
 
 @pytest.fixture
 def run(prepared, tmp_path):
-    """A run of AdaFTR on day 0 and the data of it."""
+    """A run of AdaFTR on day 0 and its data."""
     data = prepared(0, "old")
     train_one(data, settings(data.folder), tmp_path / "run")
     return tmp_path / "run", data
@@ -95,7 +95,7 @@ def test_relatedness_networks_are_copied_as_a_whole_or_not_at_all(run, changes, 
 
 
 def test_relatedness_networks_keep_their_initial_weights_without_a_match(run, tmp_path):
-    """The paper's deployment: task-specific parameters of a trained model, Omega from scratch."""
+    """As in the paper's deployment: pretrained task parameters, and a new Omega."""
     _, data = run
     train_one(data, settings(data.folder, name="mmoe"), tmp_path / "mmoe")
     model = build(settings().model, data)

@@ -1,4 +1,4 @@
-"""A small log, prepared, and checkpoints of models over it: what an export needs, without the training."""
+"""A small prepared log and checkpoints of untrained models, as inputs of an export."""
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ SIZES = {"expert_hidden": [16], "tower_hidden": [16, 8], "relatedness_hidden": [
 
 
 def make_log(rows: int = 600, seed: int = 0) -> pa.Table:
-    """Impressions of ten days with every kind of column that fields read; ``row`` numbers them."""
+    """Makes impressions of ten days with every kind of column; ``row`` numbers them."""
     random = np.random.default_rng(seed)
     click = random.random(rows) < 0.4
     return pa.table(
@@ -58,7 +58,7 @@ def make_log(rows: int = 600, seed: int = 0) -> pa.Table:
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory):
-    """A folder with ``log.parquet`` and, prepared from it, ``data``."""
+    """A folder with ``log.parquet`` and the prepared folder ``data``."""
     folder = tmp_path_factory.mktemp("shop")
     pq.write_table(make_log(), folder / "log.parquet")
     prepare(parse_schema(SOURCE), [folder / "log.parquet"], folder / "data")
@@ -67,14 +67,14 @@ def shop(tmp_path_factory):
 
 @torch.no_grad()
 def randomize(model, seed=1):
-    """Weights large enough for scores to differ from row to row."""
+    """Draws weights that are large enough for scores to differ between rows."""
     torch.manual_seed(seed)
     for parameter in model.parameters():
         parameter.normal_(0, 0.7)
 
 
 def save_run(folder, data: PreparedData, config: ModelConfig):
-    """Writes a run of random weights; returns the model."""
+    """Writes a run with random weights; returns the model."""
     names = [field.name for field in data.manifest.fields]
     model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names)
     randomize(model)
@@ -87,7 +87,7 @@ def save_run(folder, data: PreparedData, config: ModelConfig):
 
 @pytest.fixture(scope="session")
 def exported(shop):
-    """The folder of an exported AdaFTR, the model itself beside it."""
+    """The folder of an exported AdaFTR, and the model."""
     model = save_run(shop / "run", PreparedData(shop / "data"), ModelConfig(**SIZES))
     export_run(shop / "run", shop / "model")
     return shop / "model", model

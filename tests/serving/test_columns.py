@@ -16,7 +16,7 @@ def made(columns):
 def test_p_cvr_is_p_ctcvr_over_p_ctr():
     found = made(output_columns(["click", "conversion"]))
     assert list(found) == ["p_ctr", "p_ctcvr", "p_cvr"]
-    np.testing.assert_allclose(found["p_cvr"], [0.2, 1.0, 0.0], rtol=1e-6)  # at most 1; nothing where none click
+    np.testing.assert_allclose(found["p_cvr"], [0.2, 1.0, 0.0], rtol=1e-6)  # at most 1; 0 if p_ctr is 0
 
 
 def test_other_tasks_have_columns_by_name():

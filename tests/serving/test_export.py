@@ -30,14 +30,14 @@ def random_ids(sizes, rows):
     return torch.from_numpy(np.random.default_rng(rows).integers(0, sizes, (rows, len(sizes)), np.int32))
 
 
-@torch.no_grad()  # with gradients, layers run by the kernels of training, which round otherwise
+@torch.no_grad()  # with gradients, the training kernels run, which round differently
 def served_by(model, *features):
     return model(*features).sigmoid()
 
 
 @torch.no_grad()
 def truth(model, ids):
-    """What a backbone's weights give in float64."""
+    """Computes the probabilities of a backbone in float64."""
     exact = copy.deepcopy(model).double()
     _, logits = exact.read_towers(exact.task_inputs(model.embedding(ids).double()))
     return logits.sigmoid()
@@ -55,7 +55,7 @@ def test_programs_match_the_model(name):
         for rows in (1, 2, 500):
             ids = random_ids(FIELDS, rows)
             expected = served_by(model, ids)
-            assert rows < 500 or (expected.std(0) > 0.001).all()  # no tower is dead
+            assert rows < 500 or (expected.std(0) > 0.001).all()  # towers are not dead
             torch.testing.assert_close(program.module()(ids), expected, rtol=0, atol=1e-6)
     assert not any("relatedness" in name for name in program.state_dict)
 
@@ -88,7 +88,7 @@ def test_export_applies_deferred_updates():
     for step in range(1, 6):
         ids = random_ids(FIELDS, 8) if step == 1 else torch.full((8, 3), step, dtype=torch.int32)
         stepper.step(Batch(ids, torch.eye(2).repeat(4, 1)), step)
-    ids = random_ids(FIELDS, 8)  # of the first step: four steps behind
+    ids = random_ids(FIELDS, 8)  # of the first step, four steps ago
     assert model.embedding.by_width[0].deferred.stale
     program = export_program(Probabilities(model), len(FIELDS), plain=False)
     torch.testing.assert_close(program.module()(ids), served_by(model, ids), rtol=0, atol=1e-6)

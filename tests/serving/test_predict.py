@@ -31,7 +31,7 @@ def scorer(exported):
 
 @pytest.fixture(scope="module")
 def trainer_scores(shop, exported):
-    """What training's own evaluation gives for the rows of all splits, [600, 2]."""
+    """The trainer's predictions of the rows of all splits, [600, 2]."""
     data = PreparedData(shop / "data")
     parts = [predict_split(exported[1], data.load(split), 100).logits for split in ("train", "validation", "test")]
     return torch.from_numpy(np.concatenate(parts)).sigmoid().numpy()
@@ -63,7 +63,7 @@ def test_scores_of_raw_parquet_match_the_trainer(shop, scorer, trainer_scores, t
 
 
 def test_scores_of_text_match_the_trainer(scorer, trainer_scores, tmp_path, monkeypatch):
-    """A vocabulary counted from integers knows them when they come as text."""
+    """A vocabulary of integers also encodes their text."""
     monkeypatch.setattr("adaftr_fast.data.raw.staging.BLOCK_BYTES", 3000)
     log = make_log().select(FEATURES)
     files = [text(log.slice(0, 250), tmp_path / "a.csv"), text(log.slice(250), tmp_path / "b.tsv", "\t")]

@@ -1,4 +1,4 @@
-"""A model of four parameters' kind and a data set it can learn, so that a training run takes a fraction of a second."""
+"""A small model and a data set that it learns in a fraction of a second."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ FIELDS = (50, 20, 3)
 
 
 class Logistic(nn.Module):
-    """Two logistic regressions over shared embeddings; its diagnostics are ids, to be recognised."""
+    """Two logistic regressions over shared embeddings; its diagnostics are ids, which tests recognize."""
 
     task_names = ("click", "conversion")
 

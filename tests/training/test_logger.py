@@ -32,7 +32,7 @@ def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
 
 
 def test_tensorboard_logs_all_numbers_of_an_epoch(tmp_path, monkeypatch):
-    """A stand-in for the writer, since the package is an extra."""
+    """Uses a fake writer, because TensorBoard is optional."""
     written = {}
 
     class Writer:

@@ -9,13 +9,13 @@ from adaftr_fast.training.metrics import auc, calibration, gauc, log_loss
 
 
 def pairwise_auc(labels, scores):
-    """By definition: every positive against every negative."""
+    """Compares every positive with every negative."""
     pairs = list(itertools.product(scores[labels == 1], scores[labels == 0]))
     return sum(1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs) / len(pairs)
 
 
 def draw(rows, levels, seed, groups=7):
-    """Labels, scores of which many tie (few ``levels``), and groups some of which have one class."""
+    """Draws labels, scores with many ties (few ``levels``), and groups, some with a single class."""
     random = np.random.default_rng(seed)
     scores = random.integers(0, levels, rows).astype(np.float32) / 3
     labels = (random.random(rows) < 0.3 + 0.1 * scores / scores.max()).astype(np.uint8)
@@ -72,8 +72,8 @@ def test_gauc_is_the_same_for_every_type_and_numbering(dtype):
     expected = gauc(labels, scores.astype(np.float32), groups)
     assert gauc(labels, scores.astype(dtype), groups) == expected
     assert gauc(labels, scores.astype(dtype), groups.astype(np.uint8)) == expected
-    assert gauc(labels, scores.astype(dtype), groups << 40) == expected  # ids that are hashes
-    assert gauc(labels, scores.astype(dtype), groups + (1 << 32) - 10) == expected  # either side of 2^32
+    assert gauc(labels, scores.astype(dtype), groups << 40) == expected  # hashed ids
+    assert gauc(labels, scores.astype(dtype), groups + (1 << 32) - 10) == expected  # on both sides of 2^32
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -56,7 +56,7 @@ def test_the_plot_shows_each_task_and_the_temperature(runs):
         "conversion: validation AUC, %",
         "adaftr: tau/click-conversion",
     ]
-    assert len(draw(runs[:1]).axes) == 4  # nothing learned to show
+    assert len(draw(runs[:1]).axes) == 4  # without diagnostics
 
 
 def test_axes_do_not_overlap(runs):

@@ -1,4 +1,4 @@
-"""What sharded tables do not go with is said before anything is trained; none of this needs TorchRec."""
+"""Options that sharded tables do not support raise before training; the tests do not need TorchRec."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from adaftr_fast.errors import RankError, TrainingError
 from adaftr_fast.runs.run import fit_one
 from adaftr_fast.training.sharding import check_sharding, check_width
 
-RANKS = object()  # there are some
+RANKS = object()  # stands for any ranks
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def adaftr():
 
 
 def moved(model, batches, optimizer=None, **config):
-    """All terms and the weights afterwards."""
+    """Takes a step per batch; returns all terms and the final weights."""
     stepper = Stepper(model, optimizer or OptimizerConfig(lr=0.01), TrainingConfig(batch_size=100, **config))
     terms = [stepper.step(batch, number) for number, batch in enumerate(batches, start=1)]
     return terms, {name: value.clone() for name, value in model.eval().state_dict().items()}
@@ -32,7 +32,7 @@ def batches(splits):
 
 
 def test_accumulated_parts_match_the_whole_batch(model, batches):
-    """Means over the rows, so that only the order of additions differs."""
+    """The terms are means over rows, so only the order of additions differs."""
     start = {name: value.clone() for name, value in model.state_dict().items()}
     whole, expected = moved(model, batches)
     model.load_state_dict(start)
@@ -81,7 +81,7 @@ def test_bfloat16_is_near_float32_and_keeps_weights_in_float32(batches):
 
 
 def test_compiled_steps_match_eager_steps(batches, monkeypatch):
-    """Traced and run by PyTorch's own kernels, since generating code would take a minute."""
+    """Uses the backend aot_eager, because code generation takes a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     plain, expected = moved(adaftr(), batches)
     model = adaftr()

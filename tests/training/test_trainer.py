@@ -170,13 +170,13 @@ def test_an_earlier_run_is_replaced_atomically(model, splits, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == old
 
     failing = trainer(model, splits, tmp_path)
-    failing._save_progress = lambda: 1 / 0  # where the disk is full
+    failing._save_progress = lambda: 1 / 0  # as on a full disk
     with pytest.raises(ZeroDivisionError):
         failing.fit()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == old
 
     failing = trainer(model, splits, tmp_path)
-    failing._save_best = lambda: 1 / 0  # stopped when the first epoch is logged and its weights are not yet saved
+    failing._save_best = lambda: 1 / 0  # stopped before the weights of the first epoch are saved
     with pytest.raises(ZeroDivisionError):
         failing.fit()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
@@ -206,7 +206,7 @@ def test_an_error_of_an_op_on_diverged_values_is_a_training_error(model, splits)
     model.loss = refuse
     with pytest.raises(RuntimeError, match="tau is not positive") as caught:
         trainer(model, splits).fit()
-    assert not isinstance(caught.value, TrainingError)  # the model is sound, so the fault is another
+    assert not isinstance(caught.value, TrainingError)  # the model is finite, so it has not diverged
     with torch.no_grad():
         model.out.bias[1] = float("inf")
     with pytest.raises(TrainingError, match=r"epoch 1, step 1: out\.bias is not finite; lower optimizer\.lr"):
@@ -214,7 +214,7 @@ def test_an_error_of_an_op_on_diverged_values_is_a_training_error(model, splits)
 
 
 @pytest.mark.parametrize("name", ["mmoe", "adaftr"])
-@pytest.mark.parametrize("batch_size", [100, 4000])  # found out at the second step, or after the only one
+@pytest.mark.parametrize("batch_size", [100, 4000])  # detected at the second step, or after the only one
 def test_divergence_is_a_training_error(splits, name, batch_size):
     torch.manual_seed(0)
     model = build_model(ModelConfig(name=name), [50, 20, 3], ["click", "conversion"])

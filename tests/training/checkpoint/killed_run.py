@@ -1,4 +1,4 @@
-"""Trains the same small AdaFTR twice, once undisturbed and once killed over and over; run by test_run_snapshots.py.
+"""Trains a small AdaFTR twice, once without interruption and once with many kills; run by test_run_snapshots.py.
 
 Each attempt is a fork, so that it starts in milliseconds; this process itself computes nothing, so forking is safe.
 Prints how many attempts were killed.
@@ -49,7 +49,7 @@ def train(folder: Path) -> None:
 
 
 def attempt(folder: Path, seconds: float | None) -> bool:
-    """Whether the run came to its end within ``seconds``."""
+    """Returns whether the run ended within ``seconds``."""
     child = os.fork()
     if child == 0:
         train(folder)

@@ -26,7 +26,7 @@ def trainer(model, splits, folder, about=ABOUT, **config):
 
 
 def stop_after(run, steps, monkeypatch):
-    """Presses Ctrl-C after so many steps and lets ``fit`` end."""
+    """Runs ``fit`` and requests a stop after ``steps`` steps."""
     done = run.train_step
 
     def step(*arguments):
@@ -61,7 +61,7 @@ def assert_same_run(a: Path, b: Path):
 
 
 def test_kills_at_random_points_do_not_change_bits(tmp_path):
-    """Kills fall into steps, snapshots (one a step), the measuring between epochs, and the start."""
+    """Kills happen during steps, snapshots (one per step), validation and startup."""
     script = Path(__file__).with_name("killed_run.py")
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

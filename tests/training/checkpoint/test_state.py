@@ -22,7 +22,7 @@ def copied(tensors):
 
 
 def test_restored_training_has_the_same_bits_with_deferred_rows(model, splits):
-    """After 30 steps of small batches some rows wait for steps of Adam; the state keeps them waiting."""
+    """After 30 steps of small batches some rows have deferred updates, which the state preserves."""
     batches = list(splits[0].batches(10))
     optimizers = build_optimizers(model, OptimizerConfig(lr=0.01))
     model.train()
