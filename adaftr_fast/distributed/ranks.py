@@ -1,6 +1,6 @@
 """The ranks of a training run: joining the process group, exchanging values, and naming a failed rank.
 
-torchrun starts one process per rank. Rank 0, the chief, alone reads and writes the run's files and prints to the user.
+torchrun starts one process per rank. Only rank 0 reads and writes the run's files and prints to the user.
 It sends the other ranks what they need.
 """
 
@@ -116,7 +116,7 @@ class Ranks:
         return dist.group.WORLD
 
     @property
-    def is_chief(self) -> bool:
+    def is_rank_zero(self) -> bool:
         return self.rank == 0
 
     def agree(self, what: str, value: Any) -> None:
@@ -143,14 +143,14 @@ class Ranks:
 
     def gathered(self, value: T) -> list[T]:
         """Returns every rank's value on rank 0, and an empty list elsewhere."""
-        values: list[Any] = [None] * self.size if self.is_chief else []
-        dist.gather_object(value, values if self.is_chief else None)
+        values: list[Any] = [None] * self.size if self.is_rank_zero else []
+        dist.gather_object(value, values if self.is_rank_zero else None)
         return values
 
-    def from_chief(self, make: Callable[[], T]) -> T:
+    def from_rank_zero(self, make: Callable[[], T]) -> T:
         """Calls ``make`` on rank 0 and returns its result on every rank; an error it raises is raised on every rank."""
         box: list[Any] = [None, None]
-        if self.is_chief:
+        if self.is_rank_zero:
             try:
                 box[0] = make()
             except Exception as error:
@@ -160,16 +160,16 @@ class Ranks:
             raise box[1]
         return box[0]
 
-    def tensors_from_chief(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    def tensors_from_rank_zero(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Returns rank 0's named tensors on every rank, each on the device type that it has on rank 0.
 
         Args:
             tensors: the tensors on rank 0; ignored elsewhere.
         """
-        specs = self.from_chief(lambda: [(n, x.shape, x.dtype, x.device.type) for n, x in (tensors or {}).items()])
+        specs = self.from_rank_zero(lambda: [(n, x.shape, x.dtype, x.device.type) for n, x in (tensors or {}).items()])
         result = {}
         for name, shape, dtype, device in specs:
-            value = tensors[name].contiguous() if self.is_chief else torch.empty(shape, dtype=dtype, device=device)
+            value = tensors[name].contiguous() if self.is_rank_zero else torch.empty(shape, dtype=dtype, device=device)
             dist.broadcast(value, 0)
             result[name] = value
         return result

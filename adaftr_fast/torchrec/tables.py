@@ -284,7 +284,7 @@ def _collection(
             raise RankError(f"TorchRec cannot place the tables on {ranks.size} ranks, {sharding}: {cause}") from None
 
     # TorchRec's collective_plan leaves the other ranks waiting if rank 0 finds no plan.
-    sharding_plan = ranks.from_chief(plan)
+    sharding_plan = ranks.from_rank_zero(plan)
     env = ShardingEnv.from_process_group(dist.group.WORLD)
     return DistributedModelParallel(
         collection, env=env, device=device, plan=sharding_plan, sharders=sharders, init_data_parallel=False

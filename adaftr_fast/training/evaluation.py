@@ -71,7 +71,9 @@ def evaluate(model: nn.Module, split: Split, batch_size: int, ranks: Ranks | Non
     model.eval()  # also on ranks without rows, since it applies the deferred updates of table rows
     part = _part(model, split, ranks)
     parts = ranks.gathered(predict(model, part, batch_size) if len(part) else None)
-    return ranks.from_chief(lambda: measure(model.task_names, _joined([each for each in parts if each is not None])))
+    return ranks.from_rank_zero(
+        lambda: measure(model.task_names, _joined([each for each in parts if each is not None]))
+    )
 
 
 def _part(model: nn.Module, split: Split, ranks: Ranks) -> Split | EqualBatches:

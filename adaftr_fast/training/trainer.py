@@ -149,7 +149,7 @@ class Trainer:
         if not self._resumed:
             torch.manual_seed(self.config.seed)
             if self.ranks is not None:
-                restore(self.model, [], self.ranks.tensors_from_chief(capture(self.model, [])))
+                restore(self.model, [], self.ranks.tensors_from_rank_zero(capture(self.model, [])))
         with deferred_interrupt() as interrupt:
             if self.ranks is not None:
                 interrupt = SharedInterrupt(interrupt, self.ranks)

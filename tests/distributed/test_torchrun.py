@@ -148,16 +148,16 @@ FAILING = """
 import torch
 from adaftr_fast.distributed.ranks import joined
 with joined("cpu", 3600) as ranks:
-    if not ranks.is_chief:
+    if not ranks.is_rank_zero:
         raise OSError("the disk is full")
     ranks.mean(torch.ones(1))
 """
 
 
 def test_failed_rank_is_named_by_the_others(rendezvous):
-    chief, other = (start(["-c", FAILING], RANK=rank, LOCAL_RANK=rank, **rendezvous) for rank in range(2))
+    rank_zero, other = (start(["-c", FAILING], RANK=rank, LOCAL_RANK=rank, **rendezvous) for rank in range(2))
     assert "OSError: the disk is full" in other.communicate(timeout=120)[1]
-    _, err = chief.communicate(timeout=120)  # instead of the 3,600 s for a rank that does not respond
+    _, err = rank_zero.communicate(timeout=120)  # instead of the 3,600 s for a rank that does not respond
     assert "RankError: rank 0 stopped: rank 1 failed: OSError: the disk is full" in err
 
 

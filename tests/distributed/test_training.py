@@ -37,7 +37,7 @@ def split(rows: int, seed: int, weighted: bool, chunk_rows: int) -> Split:
 
 
 def trainer(folder: Path | None, ranks: Ranks | None, *, weighted=False, **settings) -> Trainer:
-    torch.manual_seed(0 if ranks is None or ranks.is_chief else 1)  # all ranks start from rank 0's weights
+    torch.manual_seed(0 if ranks is None or ranks.is_rank_zero else 1)  # all ranks start from rank 0's weights
     model = build_model(ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]), FIELDS, TASKS)
     settings = {"batch_size": 64, "max_epochs": 3, "checkpoint_seconds": 1e9, "progress": False} | settings
     splits = split(1500, 1, weighted, 400), split(500, 2, weighted, 300)
@@ -170,7 +170,7 @@ def test_each_epoch_is_written_once(runs):
 
 def test_batch_size_must_be_divisible_by_ranks():
     class Three:
-        rank, size, is_chief, group = 0, 3, True, None
+        rank, size, is_rank_zero, group = 0, 3, True, None
 
     with pytest.raises(TrainingError, match=r"batch_size: expected a multiple of 3 ranks .* = 1, got 64"):
         trainer(None, Three())

@@ -184,9 +184,9 @@ def test_uneven_batches(sharding, by_four):
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
 def test_fill_and_read_rows(sharding, by_two, by_four):
     for ranks in (by_two, by_four):
-        chief, *others = (each[f"filled {sharding}"] for each in ranks)
-        assert list(chief) == ["weight", *(f"sum.{name}" for name in NAMES)]
-        for value in chief.values():
+        rank_zero, *others = (each[f"filled {sharding}"] for each in ranks)
+        assert list(rank_zero) == ["weight", *(f"sum.{name}" for name in NAMES)]
+        for value in rank_zero.values():
             assert len(value)
             assert torch.equal(value, numbered(value.shape))
         assert all(len(value) == 0 for other in others for value in other.values())

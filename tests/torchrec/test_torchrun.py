@@ -93,10 +93,10 @@ sys.exit(main(sys.argv[1:]))
 
 def test_rank_that_fails_before_its_first_step_is_named(data, tmp_path, rendezvous):
     command = ["-c", FAILING, *arguments(data, tmp_path, training__rank_timeout=3600, **ROW_WISE)[2:]]
-    chief, other = (start(command, RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=2, **rendezvous) for rank in (0, 1))
+    rank_zero, other = (start(command, RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=2, **rendezvous) for rank in (0, 1))
     assert "epoch 1, step 1: this rank fails" in other.communicate(timeout=120)[1]
-    _, err = chief.communicate(timeout=120)  # instead of the 3,600 s for a rank that does not respond
+    _, err = rank_zero.communicate(timeout=120)  # instead of the 3,600 s for a rank that does not respond
     assert err == (
         "adaftr-fast train: rank 0 stopped: rank 1 failed: TrainingError: epoch 1, step 1: this rank fails\n"
     )
-    assert chief.returncode == 2
+    assert rank_zero.returncode == 2

@@ -48,7 +48,7 @@ RATES = {"lr": 0.01, "tables_lr": 0.1, "warmup_steps": 5, "schedule": "cosine", 
 
 
 def trainer(folder: Path, ranks: Ranks | None, form: str, optimizer: str, settings: dict, lr: float = 0.01) -> Trainer:
-    torch.manual_seed(0 if ranks is None or ranks.is_chief else 1)  # all ranks start from rank 0's weights
+    torch.manual_seed(0 if ranks is None or ranks.is_rank_zero else 1)  # all ranks start from rank 0's weights
     sizes = ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4])
     with tables_elsewhere() if "tables" in settings else nullcontext():
         model = build_model(sizes, FIELDS, TASKS)
@@ -222,7 +222,7 @@ def test_unsaved_best_weights_are_saved_on_resuming(tmp_path):
 
 def test_sharded_tables_need_a_folder(tmp_path):
     class Two:
-        rank, size, is_chief = 0, 2, True
+        rank, size, is_rank_zero = 0, 2, True
 
     with pytest.raises(TrainingError, match="trainer: sharded tables need a folder"):
         trainer(None, Two(), "ids", "sgd", BY_TABLE)

@@ -33,11 +33,11 @@ def load_on_all_ranks(
         found[0] = None if snapshots is None else snapshots.load()
         return found[0] and found[0][0]
 
-    progress = ranks.from_chief(load)
+    progress = ranks.from_rank_zero(load)
     if progress is None:
         return None
     _, saved, sums = found[0] or (None, None, None)
-    return progress, distribute(ranks, saved, sharded), ranks.tensors_from_chief(sums)
+    return progress, distribute(ranks, saved, sharded), ranks.tensors_from_rank_zero(sums)
 
 
 def distribute(
@@ -56,11 +56,11 @@ def distribute(
     Raises:
         CheckpointError: a sharded tensor is missing or has another shape.
     """
-    ranks.from_chief(lambda: _check(saved, sharded))
+    ranks.from_rank_zero(lambda: _check(saved, sharded))
     for name, rows in sharded.items():
         rows.fill(saved.rows(name) if ranks.rank == 0 else None)
     mine = None if saved is None else {name: saved[name] for name in saved if name not in sharded}
-    return ranks.tensors_from_chief(mine)
+    return ranks.tensors_from_rank_zero(mine)
 
 
 def send_shards(sharded: Mapping[str, ShardedRows]) -> None:
