@@ -109,15 +109,17 @@ class ShardedTables(nn.Module):
         return len(self.num_embeddings) * self.embedding_dim
 
     @torch.compiler.disable
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Looks up like ``FusedEmbedding.forward``, as a collective -> [B, F * E].
 
         Raises:
             IndexError, TypeError, ValueError: as ``FusedEmbedding.forward``.
-            ValueError: ``weights`` are given, which are not supported.
+            ValueError: ``per_sample_weights`` are given, which are not supported.
         """
-        if weights is not None:
-            raise ValueError("ShardedTables: weights must be None, got a tensor: use a FusedEmbedding for weighted ids")
+        if per_sample_weights is not None:
+            raise ValueError(
+                "ShardedTables: per_sample_weights must be None, got a tensor: use a FusedEmbedding for weighted ids"
+            )
         if self._reuses_last:
             return self.last
         self.last = None
