@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +26,7 @@ from adaftr_fast.training.result import TrainedRun, metric_cells, result_table
 from adaftr_fast.training.trainer import TEST
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from adaftr_fast.training.report import Curves
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +69,13 @@ class Run:
         """
         return self.result.test
 
-    def table(self) -> Table:
-        """Returns a table of test metrics and speed with one row per task; AUC and GAUC in points of 100."""
-        return result_table([self.result])
+    def table(self, *others: Run) -> Table:
+        """Returns a table of test metrics and speed, one row per run and task; AUC and GAUC in points of 100.
+
+        Args:
+            others: runs to list below this one.
+        """
+        return result_table([run.result for run in (self, *others)])
 
     def summary(self) -> str:
         """Returns one line with the folder and the best epoch."""
@@ -80,19 +83,21 @@ class Run:
         unfinished = "" if result.test else "; unfinished: no test metrics yet"
         return f"{self.folder}: {result.name}, best epoch {result.best_epoch} of {len(result.epochs)}{unfinished}"
 
-    def curves(self) -> Figure:
-        """Draws training loss and validation AUC by epoch, and after ``train`` histograms of learned values."""
+    def curves(self, *others: Run) -> Curves:
+        """Draws training loss and validation AUC by epoch, and after ``train`` histograms of learned values.
+
+        Args:
+            others: runs to draw beside this one.
+        """
         from adaftr_fast.training.report import draw  # imports matplotlib
 
-        return draw([self.result])
+        return draw([run.result for run in (self, *others)])
 
     def __repr__(self) -> str:
         return f"{self.summary()}\n{self.table().markdown()}" if self.test else self.summary()
 
     def _repr_html_(self) -> str:
-        picture = io.BytesIO()
-        self.curves().savefig(picture, format="png", dpi=80)
-        image = base64.b64encode(picture.getvalue()).decode()
+        image = base64.b64encode(self.curves()._repr_png_()).decode()
         table = self.table().html() if self.test else ""
         return f'{paragraphs(self.summary())}{table}<img alt="curves" src="data:image/png;base64,{image}">'
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,21 @@ def write_report(folder: Path, title: str, runs: list[TrainedRun], notes: str = 
 
 def save_figure(path: Path, figure: Figure) -> None:
     """Writes ``figure`` as PNG."""
+    replace_file(path, png(figure, dpi=120))
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """Returns ``figure`` as the content of a PNG file."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    replace_file(path, content.getvalue())
+    figure.savefig(content, format="png", dpi=dpi)
+    return content.getvalue()
+
+
+class Curves(Figure):
+    """A figure that a notebook shows although pyplot does not know it."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self, dpi=80)
 
 
 def _diagnostics_table(runs: list[TrainedRun]) -> str:
@@ -37,12 +50,12 @@ def _diagnostics_table(runs: list[TrainedRun]) -> str:
     return markdown_table(["model", "learned", "5 %", "50 %", "95 %"], rows, text_columns=2) if rows else ""
 
 
-def draw(runs: list[TrainedRun]) -> Figure:
+def draw(runs: Sequence[TrainedRun]) -> Curves:
     """Draws training loss and validation AUC per task, and histograms of the diagnostics."""
     tasks = list(runs[0].epochs[0]["validation"])
     histograms = [(run.name, name, values) for run in runs for name, values in run.diagnostics.items()]
     widths = [len(tasks), 1] if histograms else [len(tasks)]
-    figure = Figure(figsize=(4.2 * sum(widths), 6.4), layout="constrained")
+    figure = Curves(figsize=(4.2 * sum(widths), 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, *right = figure.subfigures(1, len(widths), width_ratios=widths, squeeze=False)[0]
     for row, what in zip(left.subplots(2, len(tasks), squeeze=False), ("loss", "auc"), strict=True):
@@ -55,7 +68,7 @@ def draw(runs: list[TrainedRun]) -> Figure:
     return figure
 
 
-def _draw_curves(axes: Axes, runs: list[TrainedRun], task: str, what: str) -> None:
+def _draw_curves(axes: Axes, runs: Sequence[TrainedRun], task: str, what: str) -> None:
     for color, run in enumerate(runs):
         epochs = [record["epoch"] for record in run.epochs]
         if what == "loss":

@@ -73,6 +73,16 @@ def test_it_equals_the_command(run, data, tmp_path, capsys):
     assert without_speed(capsys.readouterr().out) == without_speed(run.table().markdown() + "\n")
 
 
+def test_runs_are_compared_in_one_table_and_figure(run, data, tmp_path):
+    other = af.train(data, tmp_path / "run", model={"name": "mmoe"}, training=TRAINING)
+    rows = repr(run.table(other)).splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["adaftr", "adaftr", "mmoe", "mmoe"]
+    figure = run.curves(other)
+    assert [line.get_label() for line in figure.subfigs[0].axes[0].lines if line.get_label()[0] != "_"] == [
+        "adaftr", "mmoe"]  # fmt: skip
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
 def weights(folder):
     """The name of the weights' file, which is their checksum."""
     return [path.name for path in (folder / "best").glob("weights-*")]
