@@ -141,7 +141,7 @@ def prepare(
         raise DataError(f"wait: needs shard, got wait = {wait:g} without it")
     roles = {"group": group, "time": time, "weight": weight, "ignore": _names(ignore)}
     schema = _schema(files, dataset, None if labels is None else _names(labels), roles)
-    options = {"bad_rows": bad_rows, "grow": grow, "progress": progress}
+    options: dict[str, Any] = {"bad_rows": bad_rows, "grow": grow, "progress": progress}
     result: Manifest | Unfinished
     if shard is None:
         result = run.prepare(schema, files, out, **options)

@@ -149,6 +149,6 @@ def predict(
     scorer = load_scorer(Path(folder))
     price = None if bid is None else str(bid)
     columns = output_columns(scorer.about.tasks, click=click, conversion=conversion, bid=price, bid_weight=bid_weight)
-    options = {"keep": [keep] if isinstance(keep, str) else keep, "bad_rows": bad_rows, "progress": progress}
-    report = predicting.predict(scorer, files, Path(out), columns, **options)
+    kept = [keep] if isinstance(keep, str) else keep
+    report = predicting.predict(scorer, files, Path(out), columns, keep=kept, bad_rows=bad_rows, progress=progress)
     return Scores(Path(out), columns.names(), report)
