@@ -48,7 +48,7 @@ def test_a_single_name_need_not_stand_in_a_list(shop, tmp_path):
 def test_rows_that_are_left_out_are_noted(shop, tmp_path):
     log = tmp_path / "<log>.csv"
     log.write_text((shop / "log.csv").read_text() + "1201,u1,3,1,1\n")  # a column is missing
-    with pytest.raises(DataError, match=r"1 of 1,201 rows cannot be read .* \(bad_rows\)"):
+    with pytest.raises(DataError, match=r"1 of 1,201 rows cannot be read .* bad_rows tolerates a share of 0"):
         af.prepare(log, tmp_path / "data", **ROLES, progress=False)
     data = af.prepare(log, tmp_path / "data", **ROLES, bad_rows=0.01, progress=False)
     note = repr(data).splitlines()[-1]

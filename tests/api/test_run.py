@@ -188,7 +188,7 @@ def test_ctrl_c_saves_the_run_and_the_same_call_continues_it(run, data, tmp_path
 def test_a_warm_start_takes_a_run_or_its_folder(run, data, tmp_path, capsys):
     settings = {"model": MODEL, "optimizer": OPTIMIZER, "training": TRAINING | {"max_epochs": 1}}
     warm = af.train(data, tmp_path / "run", warm_start=run, **settings)
-    assert "93 of 93 embedding rows taken" in capsys.readouterr().err
+    assert "93 of 93 embedding rows copied" in capsys.readouterr().err
     assert warm.config.warm_start.run == str(run.folder)
     again = af.train(data, tmp_path / "again", warm_start=str(run.folder), **settings)
     assert weights(again.folder) == weights(warm.folder)

@@ -79,7 +79,7 @@ def test_wrong_arguments_of_export_are_named(run, data, tmp_path, arguments, err
         (["MODEL", "no.csv"], {}, DataError, "no.csv: no such file"),
         (["MODEL", "LOG"], {"keep": "usr"}, DataError, "no column 'usr'; the file has time, user"),
         (["MODEL", "LOG"], {"bid": "cost"}, DataError, "no column 'cost'"),
-        (["MODEL", "LOG"], {"bid": -1}, ServingError, "bid: expected a price >= 0 or a column's name, got -1"),
+        (["MODEL", "LOG"], {"bid": -1}, ServingError, "bid: expected a price >= 0 or the name of a column, got -1"),
         (["MODEL", "LOG"], {"click": "view"}, ServingError, "click: expected one of click, conversion, got 'view'"),
     ],
 )
