@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaftr_fast import optim
 from adaftr_fast._extension import build_info, cpu_capability, set_cpu_capability
+from adaftr_fast.errors import UserError
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.ops.infonce.api import InfoNCEStats, adaptive_infonce
@@ -24,6 +25,7 @@ __all__ = [
     "FusedEmbedding",
     "InfoNCEStats",
     "RunConfig",
+    "UserError",
     "adaptive_infonce",
     "build_info",
     "cpu_capability",

@@ -89,7 +89,9 @@ class Trainer:
         ranks: Ranks | None = None,
     ) -> None:
         if len(train) < config.batch_size:
-            raise TrainingError(f"trainer: {len(train)} training rows are fewer than a batch of {config.batch_size}")
+            raise TrainingError(
+                f"training.batch_size: {len(train)} training rows are fewer than a batch of {config.batch_size}"
+            )
         check_sharding(optimizer, config, ranks)
         if config.tables == "torchrec" and (folder is None or about is None):
             raise TrainingError("trainer: sharded tables need a folder for the best weights, and about")
