@@ -29,17 +29,22 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
     Raises:
         ValueError: a key is missing or unknown, or a value has another type; the message names the path.
     """
+    converted: T = _converted(kind, value, where)
+    return converted
+
+
+def _converted(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, where)
     if origin is UnionType:  # only X | None is used
-        return None if value is None else from_json(arguments[0], value, where)
+        return None if value is None else _converted(arguments[0], value, where)
     if origin is list and isinstance(value, list):
-        return [from_json(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [_converted(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):
-        return {key: from_json(arguments[1], item, _join(where, key)) for key, item in value.items()}
+        return {key: _converted(arguments[1], item, _join(where, key)) for key, item in value.items()}
     if origin is Literal and value in arguments:
         return value
     if kind is float and (value is None or type(value) in (int, float)):
@@ -49,7 +54,7 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
     raise ValueError(f"{where or 'the file'}: expected {kind if origin else kind.__name__}, got {value!r}")
 
 
-def _dataclass(kind: type[T], value: Any, where: str) -> T:
+def _dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where or 'the file'}: expected an object, got {value!r}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -61,7 +66,7 @@ def _dataclass(kind: type[T], value: Any, where: str) -> T:
         if name not in value and not optional:
             raise ValueError(f"missing key {_join(where, name)!r}")
     hints = get_type_hints(kind)
-    return kind(**{key: from_json(hints[key], item, _join(where, key)) for key, item in value.items()})
+    return kind(**{key: _converted(hints[key], item, _join(where, key)) for key, item in value.items()})
 
 
 def _join(where: str, key: str) -> str:

@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -47,7 +47,7 @@ def write_tensors(
     Raises:
         OSError: the file cannot be written.
     """
-    header: dict[str, dict] = {"__metadata__": metadata} if metadata else {}
+    header: dict[str, dict[str, Any]] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for name in in_file_order(tensors):
         value = tensors[name]
@@ -60,7 +60,7 @@ def write_tensors(
         for name in in_file_order(tensors):
             value = tensors[name]
             for chunk in [value] if isinstance(value, Tensor) else value.chunks():
-                file.write(chunk.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                file.write(chunk.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 class SavedTensors(Mapping[str, Tensor]):
