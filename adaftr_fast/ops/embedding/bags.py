@@ -10,6 +10,7 @@ older names: ``bags`` for the offsets, ``weights`` for the per-sample weights an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,32 +29,51 @@ library.impl("select_bags", reference.select_bags, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("adaftr_fast::embedding_bags", lib=library)
-def _fake(weight, values, offsets, per_sample_weights, field_offsets, mean, state) -> Tensor:
+def _fake(
+    weight: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    field_offsets: Tensor,
+    mean: bool,
+    state: Sequence[Tensor],
+) -> Tensor:
     fields = field_offsets.shape[0] - 1
     return weight.new_empty((offsets.shape[0] - 1) // fields, fields * weight.shape[1])
 
 
 @torch.library.register_fake("adaftr_fast::embedding_bags_backward", lib=library)
-def _backward_fake(grad, values, offsets, per_sample_weights, field_offsets, width, mean) -> tuple[Tensor, Tensor]:
+def _backward_fake(
+    grad: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    field_offsets: Tensor,
+    width: int,
+    mean: bool,
+) -> tuple[Tensor, Tensor]:
     unique = torch.library.get_ctx().new_dynamic_size()
     return values.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
 
 
 @torch.library.register_fake("adaftr_fast::select_bags", lib=library)
-def _select_bags_fake(values, offsets, per_sample_weights, chosen, fields) -> tuple[Tensor, Tensor]:
+def _select_bags_fake(
+    values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, chosen: Sequence[int], fields: int
+) -> tuple[Tensor, Tensor]:
     selected = torch.library.get_ctx().new_dynamic_size()
     batch = (offsets.shape[0] - 1) // fields
     return offsets.new_empty(selected), offsets.new_empty(batch * len(chosen) + 1)
 
 
-def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     weight, values, offsets, per_sample_weights, field_offsets, mean, state = inputs
     ctx.save_for_backward(values, offsets, per_sample_weights, field_offsets)
     ctx.shape, ctx.mean, ctx.states = weight.shape, mean, len(state)
 
 
-def _sparse_gradient(ctx, grad: Tensor) -> Tensor:
-    bags = ctx.saved_tensors  # values, offsets, per_sample_weights, field_offsets
+def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
+    # values, offsets, per_sample_weights, field_offsets
+    bags: tuple[Tensor, Tensor, Tensor | None, Tensor] = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
         rows, terms = reference.gradient_terms(grad, *bags, ctx.shape[1], ctx.mean)
         return torch.sparse_coo_tensor(rows[None], terms.to(grad.dtype), ctx.shape, check_invariants=False).coalesce()
@@ -61,7 +81,7 @@ def _sparse_gradient(ctx, grad: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(rows[None], sums, ctx.shape, is_coalesced=True, check_invariants=False)
 
 
-def _backward(ctx, grad: Tensor) -> tuple:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
     return _sparse_gradient(ctx, grad), None, None, None, None, None, [None] * ctx.states
 
 

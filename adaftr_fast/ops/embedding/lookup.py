@@ -11,6 +11,8 @@ older name ``offsets``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def _fused_embedding_backward_fake(
     return ids.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
 
 
-def _setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     weight, ids, field_offsets = inputs
     ctx.save_for_backward(ids, field_offsets)
     ctx.shape = weight.shape
@@ -57,8 +59,9 @@ def sparse_gradient(grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: tor
     return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)
 
 
-def _backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-    return sparse_gradient(grad, *ctx.saved_tensors, ctx.shape), None, None
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    ids, field_offsets = ctx.saved_tensors
+    return sparse_gradient(grad, ids, field_offsets, ctx.shape), None, None
 
 
 if not is_built():  # csrc/cpu/embedding/autograd.cpp registers a faster formula

@@ -6,7 +6,8 @@ Shapes: R rows of the table, E width, U distinct rows of the batch. ``rows`` [U]
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from adaftr_fast.ops.library import library
 
 _BATCH = "Tensor rows, Tensor grad"
 _ADAGRAD = f"(Tensor(a!) weight, Tensor(b!) total, {_BATCH}, float lr, float weight_decay, float eps) -> ()"
-_SCHEMAS = {
+_SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     "embedding_sgd_": (f"(Tensor(a!) weight, {_BATCH}, float lr, float weight_decay) -> ()", reference.sgd_),
     "embedding_adagrad_": (_ADAGRAD, reference.adagrad_),
     "embedding_rowwise_adagrad_": (_ADAGRAD, reference.rowwise_adagrad_),
@@ -46,15 +47,16 @@ def _deferred_embedding_fake(weight: Tensor, ids: Tensor, field_offsets: Tensor,
     return weight.new_empty(ids.shape[0], ids.shape[1] * weight.shape[1])
 
 
-def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     weight, ids, field_offsets, state = inputs
     ctx.save_for_backward(ids, field_offsets)
     ctx.shape, ctx.states = weight.shape, len(state)
 
 
-def _backward(ctx, grad: Tensor) -> tuple:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
+    ids, field_offsets = ctx.saved_tensors
     # The deferred steps do not depend on this batch, so the gradient is that of the plain look-up.
-    return sparse_gradient(grad, *ctx.saved_tensors, ctx.shape), None, None, [None] * ctx.states
+    return sparse_gradient(grad, ids, field_offsets, ctx.shape), None, None, [None] * ctx.states
 
 
 if not is_built():  # csrc/cpu/embedding/autograd.cpp registers a faster formula

@@ -4,10 +4,12 @@ Shapes: B rows (anchors), N candidates, d hidden width, W ranks.
 """
 
 import os
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 
 from adaftr_fast._extension import is_built
@@ -28,6 +30,52 @@ class InfoNCEStats(NamedTuple):
     positive_logit: Tensor  # a_r . b_{y_r} / tau_r
     top1: Tensor  # bool: the positive's logit is strictly greater than every negative's
     entropy: Tensor  # of the softmax, in nats
+
+
+class InfoNCEOptions(TypedDict, total=False):
+    """The keyword arguments of :func:`adaptive_infonce` besides ``return_stats``, which decides the result's type."""
+
+    positive_index: Tensor | None
+    row_group: Tensor | None
+    column_group: Tensor | None
+    row_weight: Tensor | None
+    symmetric: bool
+    reduction: Reduction
+    backend: Backend
+    process_group: ProcessGroup | None
+
+
+@overload
+def adaptive_infonce(
+    h_ctr: Tensor,
+    h_cvr: Tensor,
+    tau: Tau | tuple[Tau, Tau],
+    *,
+    return_stats: Literal[False] = False,
+    **options: Unpack[InfoNCEOptions],
+) -> Tensor: ...
+
+
+@overload
+def adaptive_infonce(
+    h_ctr: Tensor,
+    h_cvr: Tensor,
+    tau: Tau | tuple[Tau, Tau],
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[InfoNCEOptions],
+) -> tuple[Tensor, InfoNCEStats]: ...
+
+
+@overload
+def adaptive_infonce(
+    h_ctr: Tensor,
+    h_cvr: Tensor,
+    tau: Tau | tuple[Tau, Tau],
+    *,
+    return_stats: bool,
+    **options: Unpack[InfoNCEOptions],
+) -> Tensor | tuple[Tensor, InfoNCEStats]: ...
 
 
 def adaptive_infonce(
@@ -152,12 +200,19 @@ def adaptive_infonce(
             candidates = batch.gather(candidates, batch.rows)
         reverse_loss, _ = _direction(op, anchors, tau_row, group, candidates, scale, reduction, False)
         loss = (loss + reverse_loss) / 2
-    return (loss, stats) if return_stats else loss
+    return loss if stats is None else (loss, stats)
 
 
-@torch._disable_dynamo  # torch.compiler.disable, without importing the compiler until it is needed
+@_disable_dynamo  # torch.compiler.disable, without importing the compiler until it is needed
 def _across_ranks(
-    process_group: ProcessGroup, h_ctr, h_cvr, row_group, row_weight, weighted, symmetric, reduction
+    process_group: ProcessGroup,
+    h_ctr: Tensor,
+    h_cvr: Tensor,
+    row_group: Tensor | None,
+    row_weight: Tensor | None,
+    weighted: bool,
+    symmetric: bool,
+    reduction: str,
 ) -> CrossRankBatch:
     """Exchanges the batch sizes; checks that whatever decides on a collective, in backward too, agrees on all ranks."""
     grad = torch.is_grad_enabled()
@@ -173,7 +228,16 @@ def _across_ranks(
     return CrossRankBatch("adaptive_infonce", process_group, h_ctr, h_cvr, must_agree)
 
 
-def _direction(op, anchors, tau, anchor_group, candidates: Candidates, scale, reduction, return_stats):
+def _direction(
+    op: Callable[..., Any],
+    anchors: Tensor,
+    tau: Tensor,
+    anchor_group: Tensor | None,
+    candidates: Candidates,
+    scale: Tensor,
+    reduction: str,
+    return_stats: bool,
+) -> tuple[Tensor, InfoNCEStats | None]:
     """Computes the loss and statistics of one direction.
 
     With reduction "none" the gradients depend on the upstream gradient, so backward computes them.
@@ -196,7 +260,9 @@ def _direction(op, anchors, tau, anchor_group, candidates: Candidates, scale, re
     return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None
 
 
-def _reverse(h_ctr: Tensor, h_cvr: Tensor, tau: Tensor, positive: Tensor | None, column_group: Tensor | None):
+def _reverse(
+    h_ctr: Tensor, h_cvr: Tensor, tau: Tensor, positive: Tensor | None, column_group: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Returns the other direction's anchors b_{y_r}, their temperatures and groups, and their positives r."""
     rows = len(h_ctr)
     if positive is None:
@@ -245,7 +311,7 @@ def _expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
     return tau.to(anchors.device, acc).expand(len(anchors))
 
 
-def _op_of(backend: str, h_ctr: Tensor):
+def _op_of(backend: str, h_ctr: Tensor) -> Callable[..., Any]:
     ops = torch.ops.adaftr_fast
     if backend == "auto":
         return ops.infonce

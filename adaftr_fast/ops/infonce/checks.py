@@ -34,7 +34,14 @@ def check_representations(h_ctr: Tensor, h_cvr: Tensor) -> None:
         )
 
 
-def check_row_options(h_ctr, h_cvr, positive_index, row_group, column_group, row_weight) -> None:
+def check_row_options(
+    h_ctr: Tensor,
+    h_cvr: Tensor,
+    positive_index: Tensor | None,
+    row_group: Tensor | None,
+    column_group: Tensor | None,
+    row_weight: Tensor | None,
+) -> None:
     """Checks shape, dtype and device of the options that hold a value per row or per candidate."""
     rows, columns = len(h_ctr), len(h_cvr)
     if positive_index is None and columns < rows:

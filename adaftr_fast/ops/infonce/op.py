@@ -16,6 +16,8 @@ reference elsewhere), ``infonce_reference`` and ``infonce_triton``.
 """
 
 import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +32,9 @@ SCHEMA = (
     " Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
 )
 NAMES = ("infonce", "infonce_reference", "infonce_triton")
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]  # anchors to scale
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor | None, ...]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -39,30 +43,30 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _reference(
-    anchors,
-    candidates,
-    tau,
-    positive,
-    anchor_group,
-    candidate_group,
-    scale,
-    need_anchors,
-    need_candidates,
-    need_tau,
-    need_stats,
+    anchors: Tensor,
+    candidates: Tensor,
+    tau: Tensor,
+    positive: Tensor | None,
+    anchor_group: Tensor | None,
+    candidate_group: Tensor | None,
+    scale: Tensor,
+    need_anchors: bool,
+    need_candidates: bool,
+    need_tau: bool,
+    need_stats: bool,
 ) -> Outputs:
     if anchors.device.type == "cpu":  # on other devices, reading the values would wait for the device
         _check_values(tau, positive, candidates.shape[0])
     acc = accumulation_dtype(anchors.dtype)
-    inputs = [x.to(acc) for x in (anchors, candidates, tau)]
+    inputs = anchors.to(acc), candidates.to(acc), tau.to(acc)
     masks = (positive, anchor_group, candidate_group)
     result = infonce_rows(*inputs, *masks)
     needs = (need_anchors, need_candidates, need_tau)
     gradients = infonce_gradients(*inputs, scale, *masks) if any(needs) else inputs
-    gradients = [g if need else g.new_empty(0) for g, need in zip(gradients, needs)]
+    d_anchors, d_candidates, d_tau = (g if need else g.new_empty(0) for g, need in zip(gradients, needs))
     stats = (result.top1, result.entropy) if need_stats else (result.top1.new_empty(0), result.loss.new_empty(0))
     loss = (scale * result.loss).sum()
-    return (loss, result.loss.clone(), result.lse, result.positive_logit, *stats, *gradients)
+    return loss, result.loss.clone(), result.lse, result.positive_logit, *stats, d_anchors, d_candidates, d_tau
 
 
 def _check_values(tau: Tensor, positive: Tensor | None, num_candidates: int) -> None:
@@ -80,24 +84,24 @@ def _check_values(tau: Tensor, positive: Tensor | None, num_candidates: int) -> 
         )
 
 
-def _triton(*args) -> Outputs:
+def _triton(*args: Any) -> Outputs:
     from adaftr_fast.kernels.infonce import infonce  # imports triton, which CPU users may not have installed
 
     return infonce(*args)
 
 
 def _fake(
-    anchors,
-    candidates,
-    tau,
-    positive,
-    anchor_group,
-    candidate_group,
-    scale,
-    need_anchors,
-    need_candidates,
-    need_tau,
-    need_stats,
+    anchors: Tensor,
+    candidates: Tensor,
+    tau: Tensor,
+    positive: Tensor | None,
+    anchor_group: Tensor | None,
+    candidate_group: Tensor | None,
+    scale: Tensor,
+    need_anchors: bool,
+    need_candidates: bool,
+    need_tau: bool,
+    need_stats: bool,
 ) -> Outputs:
     acc = accumulation_dtype(anchors.dtype)
     row_loss = anchors.new_empty(anchors.shape[0], dtype=acc)
@@ -118,7 +122,7 @@ def _fake(
     )
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[2:])
     *tensors, need_anchors, need_candidates, need_tau, _ = inputs
@@ -127,16 +131,16 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.computed = (need_anchors, need_candidates, need_tau)
 
 
-def _backward_of(name: str):
+def _backward_of(name: str) -> Callable[..., Gradients]:
     """Returns the autograd formula of op ``name``; a recomputation calls the same op."""
 
-    def backward(ctx, g_loss, g_row_loss, *_):
+    def backward(ctx: Any, g_loss: Tensor | None, g_row_loss: Tensor | None, *_: Tensor | None) -> Gradients:
         *inputs, row_loss, d_anchors, d_candidates, d_tau = ctx.saved_tensors
         if g_loss is None and g_row_loss is None:
             return (None,) * 11
         needs = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph=True: double backward differentiates the reference
-            return _differentiable_gradients(inputs, g_loss, g_row_loss, needs)
+            return _differentiable_gradients(tuple(inputs), g_loss, g_row_loss, needs)
         g_scale = g_loss * row_loss if needs[6] and g_loss is not None else None
         wanted = needs[:3]
         gradients, upstream = (d_anchors, d_candidates, d_tau), g_loss
@@ -152,19 +156,24 @@ def _backward_of(name: str):
     return backward
 
 
-def _differentiable_gradients(inputs, g_loss, g_row_loss, needs) -> tuple:
+def _differentiable_gradients(
+    inputs: Inputs, g_loss: Tensor | None, g_row_loss: Tensor | None, needs: Sequence[bool]
+) -> Gradients:
+    anchors, candidates, tau, positive, anchor_group, candidate_group, scale = inputs
     # Views: two inputs may be one tensor, or one may be computed from another. The outer graph adds up their gradients.
-    inputs = [x.view_as(x) if i in (0, 1, 2, 6) else x for i, x in enumerate(inputs)]
-    acc = accumulation_dtype(inputs[0].dtype)
-    row_loss = infonce_rows(*(x.to(acc) for x in inputs[:3]), *inputs[3:6]).loss  # [B]
+    views = {i: x.view_as(x) for i, x in ((0, anchors), (1, candidates), (2, tau), (6, scale))}
+    anchors, candidates, tau, scale = views.values()
+    acc = accumulation_dtype(anchors.dtype)
+    wide = anchors.to(acc), candidates.to(acc), tau.to(acc)
+    row_loss = infonce_rows(*wide, positive, anchor_group, candidate_group).loss  # [B]
     total = row_loss.new_zeros(())
     if g_loss is not None:
-        total = total + g_loss * (inputs[6] * row_loss).sum()
+        total = total + g_loss * (scale * row_loss).sum()
     if g_row_loss is not None:
         total = total + (g_row_loss * row_loss).sum()
-    indices = [i for i in (0, 1, 2, 6) if needs[i]]
-    found = torch.autograd.grad(total, [inputs[i] for i in indices], create_graph=True, allow_unused=True)
-    gradients = [None] * 11
+    indices = [i for i in views if needs[i]]
+    found = torch.autograd.grad(total, [views[i] for i in indices], create_graph=True, allow_unused=True)
+    gradients: list[Tensor | None] = [None] * 11
     for index, gradient in zip(indices, found):
         gradients[index] = gradient
     return tuple(gradients)

@@ -11,6 +11,7 @@ gradient of the bias sums the rounded values. Weights, their gradients and all s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,13 +35,31 @@ for _name in ("mlp", "mlp_backward", "mixture", "mixture_backward"):
 
 
 @torch.library.register_fake("adaftr_fast::mlp", lib=library)
-def _mlp_fake(inputs, reads, weights, biases, depths, rectified, reduced=False) -> list[Tensor]:
+def _mlp_fake(
+    inputs: Sequence[Tensor],
+    reads: Sequence[int],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    depths: Sequence[int],
+    rectified: Sequence[int],
+    reduced: bool = False,
+) -> list[Tensor]:
     dtype = torch.bfloat16 if reduced else weights[0].dtype
     return [inputs[0].new_empty(inputs[0].shape[0], weight.shape[0], dtype=dtype) for weight in weights]
 
 
 @torch.library.register_fake("adaftr_fast::mlp_backward", lib=library)
-def _mlp_backward_fake(gradients, inputs, outputs, reads, weights, biases, depths, rectified, wanted) -> list[Tensor]:
+def _mlp_backward_fake(
+    gradients: Sequence[Tensor | None],
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    reads: Sequence[int],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    depths: Sequence[int],
+    rectified: Sequence[int],
+    wanted: Sequence[int],
+) -> list[Tensor]:
     d_inputs = [x.new_empty(x.shape if want else (0,)) for x, want in zip(inputs, wanted)]
     return [*d_inputs, *(p.new_empty(p.shape) for p in (*weights, *biases))]
 
@@ -51,18 +70,20 @@ def _mixture_fake(experts: Tensor, logits: Tensor) -> list[Tensor]:
 
 
 @torch.library.register_fake("adaftr_fast::mixture_backward", lib=library)
-def _mixture_backward_fake(gradients, experts: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+def _mixture_backward_fake(
+    gradients: Sequence[Tensor | None], experts: Tensor, logits: Tensor
+) -> tuple[Tensor, Tensor]:
     return experts.new_empty(experts.shape), logits.new_empty(logits.shape)
 
 
-def _mlp_setup(ctx, inputs, output) -> None:
+def _mlp_setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, ctx.reads, weights, biases, ctx.depths, ctx.rectified, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*x, *weights, *biases, *output)
     ctx.sizes = len(x), len(weights)
 
 
-def _mlp_backward(ctx, gradients) -> tuple:
+def _mlp_backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Sequence[Tensor | None] | None, ...]:
     n, layers = ctx.sizes
     saved = ctx.saved_tensors
     x, weights = saved[:n], saved[n : n + layers]
@@ -74,12 +95,12 @@ def _mlp_backward(ctx, gradients) -> tuple:
     return found[: len(ctx.needs_input_grad)]  # the dispatcher drops arguments that equal their default
 
 
-def _mixture_setup(ctx, inputs: tuple[Tensor, Tensor], output: list[Tensor]) -> None:
+def _mixture_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: list[Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs)
 
 
-def _mixture_backward(ctx, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+def _mixture_backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     return torch.ops.adaftr_fast.mixture_backward(list(gradients), *ctx.saved_tensors)
 
 

@@ -83,7 +83,9 @@ def lazy_adam_(
 # with c_k = lr_k / (1 - β1^k), r_k = 1 / sqrt(1 - β2^k), and d_k = 1 - lr_k λ for decoupled weight decay, else 1.
 
 
-def _dense_step(w: Tensor, m: Tensor, v: Tensor, g: Tensor | float, scalars: Sequence[float], clock: Tensor):
+def _dense_step(
+    w: Tensor, m: Tensor, v: Tensor, g: Tensor | float, scalars: Sequence[float], clock: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Returns w, m and v after one step of dense Adam with gradient g; scalars are c_k, r_k, d_k."""
     _, beta1, beta2, eps, weight_decay, decoupled, _, _ = clock.tolist()
     step_size, inverse_bias2, decay = scalars
