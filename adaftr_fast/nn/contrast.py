@@ -4,7 +4,7 @@ Shapes: B rows, N candidates, d width of a representation.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -100,13 +100,25 @@ class AdaptiveInfoNCE(nn.Module):
             h_ctr, h_cvr = F.normalize(h_ctr, dim=1), F.normalize(h_cvr, dim=1)
         tau = self.temperature(relatedness)
         group = self.process_group if process_group is None else process_group
-        return adaptive_infonce(h_ctr, h_cvr, tau, process_group=group, **self.options, **options)
+        result: Tensor | tuple[Tensor, InfoNCEStats]
+        result = adaptive_infonce(h_ctr, h_cvr, tau, process_group=group, **self.options, **options)
+        return result
+
+    @overload
+    def temperature(self, relatedness: Tensor) -> Tensor: ...
+
+    @overload
+    def temperature(self, relatedness: Tensor | None = None) -> Tensor | float: ...
 
     def temperature(self, relatedness: Tensor | None = None) -> Tensor | float:
         """Returns the temperature of ``forward`` for a relatedness [B]: [B], 0-dim for "scalar", or the fixed float."""
         if self.logit is not None:
             return temperature(torch.sigmoid(self.logit), self.tau_min, self.tau_max)
-        return self.tau if relatedness is None else temperature(relatedness, self.tau_min, self.tau_max)
+        if relatedness is not None:
+            return temperature(relatedness, self.tau_min, self.tau_max)
+        if isinstance(self.tau, str):
+            raise ValueError(f"AdaptiveInfoNCE: relatedness must be given with tau {self.tau!r}, got None")
+        return self.tau
 
 
 def simplified_contrast(h_1: Tensor, h_2: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Self
 
 import torch
@@ -17,6 +17,7 @@ from adaftr_fast.nn.embedding_table import (
     field_offsets,
     initial_rng,
 )
+from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.ops.embedding.bags import select_bags
 from adaftr_fast.ops.embedding.reference.bags import check_bags, places
 from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids
@@ -62,7 +63,7 @@ class FusedEmbedding(CoalescesGradient):
     offsets: Tensor  # field_offsets; checkpoints of unfinished runs have it under this name
     oov_counts: Tensor
     order: Tensor
-    tables: nn.ModuleList
+    tables: ModuleList[TableWeight]
 
     def __init__(
         self,
@@ -82,23 +83,22 @@ class FusedEmbedding(CoalescesGradient):
         self.pooling, self.on_bad_id = pooling, on_bad_id
         self._check()
         self.by_width = [self._table(width) for width in sorted(set(self.widths))]
-        self.embedding_dim = self.widths if self._mixed else self.widths[0]
+        self.embedding_dim: int | list[int] = self.widths if self._mixed else self.widths[0]
         self.initial_rng = initial_rng()
         self.register_buffer("offsets", field_offsets(self.num_embeddings, device), persistent=False)
         counts = torch.zeros(len(self.num_embeddings), dtype=torch.int64, device=device)
         self.register_buffer("oov_counts", counts, persistent=False)
         if self._mixed:
-            self.tables = nn.ModuleList(TableWeight(table, device, dtype) for table in self.by_width)
+            self.tables = ModuleList(TableWeight(table, device, dtype) for table in self.by_width)
             self.register_buffer("order", self._order().to(device), persistent=False)
         else:
             self.weight = self.by_width[0].new_weight(device, dtype)
         self.reset_parameters()
 
     def _check(self) -> None:
-        fields, widths = len(self.num_embeddings), self.widths
-        if not fields or min(self.num_embeddings) < 1:
-            got = self.num_embeddings
-            raise ValueError(f"FusedEmbedding: num_embeddings must be one number >= 1 per field, got {got}")
+        fields, rows, widths = len(self.num_embeddings), self.num_embeddings, self.widths
+        if not fields or min(rows) < 1:
+            raise ValueError(f"FusedEmbedding: num_embeddings must be one number >= 1 per field, got {rows}")
         if min(widths) < 1:
             got = widths if len(set(widths)) > 1 else widths[0]
             raise ValueError(f"FusedEmbedding: embedding_dim must be >= 1, got {got}")
@@ -111,8 +111,8 @@ class FusedEmbedding(CoalescesGradient):
 
     def _table(self, width: int) -> EmbeddingTable:
         fields = [f for f, own in enumerate(self.widths) if own == width]
-        names, rows = ([of[f] for f in fields] for of in (self.field_names, self.num_embeddings))
-        return EmbeddingTable(fields, names, rows, width)
+        names = [self.field_names[f] for f in fields]
+        return EmbeddingTable(fields, names, [self.num_embeddings[f] for f in fields], width)
 
     def _order(self) -> Tensor:
         """Where each output column is found in the concatenated outputs of the tables, [sum of E_f]."""
@@ -124,9 +124,9 @@ class FusedEmbedding(CoalescesGradient):
     def _mixed(self) -> bool:
         return len(self.by_width) > 1
 
-    def _owners(self) -> Sequence[nn.Module]:
+    def _owners(self) -> Sequence[FusedEmbedding | TableWeight]:
         """The modules whose ``weight`` and ``offsets`` are those of the tables in ``by_width``."""
-        return self.tables if self._mixed else (self,)
+        return [*self.tables] if self._mixed else [self]
 
     def table_weights(self) -> list[nn.Parameter]:
         """Returns the parameters, one per width."""
@@ -217,13 +217,13 @@ class FusedEmbedding(CoalescesGradient):
             check_columns("fused_embedding", ids, fields)
         parts = []
         for owner, table in zip(self.tables, self.by_width, strict=True):
-            if offsets is None:
-                chosen = ids[:, table.fields], None, None
-            else:
-                kept, starts = select_bags(ids, offsets, per_sample_weights, table.fields, fields)
-                chosen = ids[kept], starts, None if per_sample_weights is None else per_sample_weights[kept]
             try:
-                parts.append(table.look_up(owner.weight, owner.offsets, *chosen, mean))
+                if offsets is None:
+                    parts.append(table.look_up(owner.weight, owner.offsets, ids[:, table.fields], None, None, mean))
+                else:
+                    kept, starts = select_bags(ids, offsets, per_sample_weights, table.fields, fields)
+                    factors = None if per_sample_weights is None else per_sample_weights[kept]
+                    parts.append(table.look_up(owner.weight, owner.offsets, ids[kept], starts, factors, mean))
             except IndexError:
                 self._raise_bad_id(ids, offsets)
         return torch.cat(parts, 1)[:, self.order]
@@ -248,7 +248,7 @@ class FusedEmbedding(CoalescesGradient):
             raise KeyError(f"FusedEmbedding: no field {name!r}, there are {self.field_names}")
         return self.field_names.index(name)
 
-    def _locate(self, f: int) -> tuple[nn.Module, EmbeddingTable, int]:
+    def _locate(self, f: int) -> tuple[FusedEmbedding | TableWeight, EmbeddingTable, int]:
         """Returns the table of field f, the module that owns its parameter, and the field's place in the table."""
         number = next(number for number, table in enumerate(self.by_width) if f in table.fields)
         table = self.by_width[number]
@@ -296,9 +296,10 @@ class FusedEmbedding(CoalescesGradient):
             self.flush()
         return super().train(mode)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.flush()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name in self.field_names:
@@ -306,7 +307,14 @@ class FusedEmbedding(CoalescesGradient):
 
     @torch.no_grad()
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Tensor], prefix, local_metadata, strict, missing, unexpected, errors
+        self,
+        state_dict: Mapping[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
     ) -> None:
         keys = {f"{prefix}weight.{name}": name for name in self.field_names}
         unexpected.extend(key for key in state_dict if strict and key.startswith(prefix) and key not in keys)

@@ -128,6 +128,8 @@ class EmbeddingTable:
 class CoalescesGradient(nn.Module):
     """A module that keeps the sparse gradient of its parameter ``weight`` coalesced, in copies too."""
 
+    weight: nn.Parameter
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         super().register_parameter(name, param)
         if name == "weight" and param is not None:

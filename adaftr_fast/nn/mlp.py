@@ -1,11 +1,12 @@
 """Dense layers shared by the models."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.nn.stacks import Stack, run_stacks
 
 
@@ -29,11 +30,11 @@ class MLP(nn.Module):
         if not hidden or min(hidden) < 1:
             raise ValueError(f"MLP: hidden must name at least one width >= 1, got {list(hidden)}")
         widths = [in_features, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, hidden))
+        self.layers = ModuleList(nn.Linear(i, o) for i, o in zip(widths, hidden))
         self.out_features = hidden[-1]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return run_stacks([Stack(self.layers)], [x])[0]
+        return run_stacks([Stack([*self.layers])], [x])[0]
 
 
 class Experts(nn.Module):
@@ -79,7 +80,7 @@ class Experts(nn.Module):
 
     def _deepen(self, first: Tensor) -> Tensor:
         """Applies the deeper layers to the first layers' outputs [B, k * h] -> [B, k, out]."""
-        hidden = first.unflatten(1, (self.num_experts, -1))  # [B, k, h]
+        hidden: Tensor = first.unflatten(1, (self.num_experts, -1))  # [B, k, h]
         if not self.weights:
             return hidden
         hidden = hidden.transpose(0, 1)  # [k, B, h]
@@ -110,7 +111,7 @@ class Tower(nn.Module):
         return hidden, logit.squeeze(1)
 
 
-def run_towers(towers: Sequence[Tower], inputs: Sequence[Tensor]) -> tuple[list[list[Tensor]], list[Tensor]]:
+def run_towers(towers: Iterable[Tower], inputs: Sequence[Tensor]) -> tuple[list[list[Tensor]], list[Tensor]]:
     """Applies each tower to its input [B, in] -> (per tower every layer's output, per tower the logit [B, 1])."""
     stacks = [Stack([*tower.mlp.layers, tower.logit], linear_end=True) for tower in towers]
     outputs = run_stacks(stacks, inputs)

@@ -1,6 +1,7 @@
 """The squared L2 norm of many tensors."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,20 +21,21 @@ def squared_norm(tensors: Sequence[Tensor], scales: Sequence[float] | None = Non
         raise ValueError("squared_norm: tensors must hold at least one tensor, got none")
     if scales is not None and len(scales) != len(tensors):
         raise ValueError(f"squared_norm: scales must be {len(tensors)} numbers, one per tensor, got {len(scales)}")
-    return _SquaredNorm.apply([1.0] * len(tensors) if scales is None else list(scales), *tensors)
+    norm: Tensor = _SquaredNorm.apply([1.0] * len(tensors) if scales is None else list(scales), *tensors)
+    return norm
 
 
 class _SquaredNorm(torch.autograd.Function):
     """Records one autograd node for all tensors, because a node per op costs more in a training step than the sums."""
 
     @staticmethod
-    def forward(ctx, scales: list[float], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, scales: list[float], *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.scales = scales
         squares = torch._foreach_pow(torch._foreach_norm(tensors), 2)
         return torch.stack(torch._foreach_mul(squares, scales)).sum()
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         factors = torch._foreach_mul([2 * grad] * len(ctx.scales), ctx.scales)
         return None, *torch._foreach_mul(ctx.saved_tensors, factors)

@@ -30,7 +30,8 @@ class RelatednessNetwork(nn.Module):
         self.tower = Tower(in_features, hidden)
 
     def forward(self, v_1: Tensor, v_2: Tensor) -> Tensor:
-        return self.tower(v_1 * v_2)[1]
+        logit: Tensor = self.tower(v_1 * v_2)[1]
+        return logit
 
 
 def relatedness_loss(

@@ -50,7 +50,8 @@ def run_stacks(stacks: Sequence[Stack], inputs: Sequence[Tensor]) -> list[list[T
 def mix(experts: Tensor, logits: Tensor) -> list[Tensor]:
     """Mixes experts [B, k, v] by the softmax of each task's logits [B, T, k] -> T tensors [B, v]."""
     if _has_kernel((experts, logits)):
-        return torch.ops.adaftr_fast.mixture(experts, logits)
+        mixed: list[Tensor] = torch.ops.adaftr_fast.mixture(experts, logits)
+        return mixed
     return list((logits.softmax(2) @ experts).unbind(1))
 
 
