@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
 from adaftr_fast.ops.embedding.lookup import coalesce_gradient
 
+T = TypeVar("T")
 Tables = nn.Module | Iterable[nn.Module] | Iterable[dict[str, Any]]
 
 
@@ -37,12 +38,12 @@ def check_at_least(name: str, low: float, **values: float) -> None:
 
 def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
     """Returns the rows [U] with a gradient, in ascending order, and their gradients [U, E]; all rows if it is dense."""
+    coalesce_gradient(weight)  # does nothing if the gradient is dense, or coalesced already
     grad = weight.grad
+    if grad is None:
+        raise ValueError("row_gradient: weight must have a gradient, got None")
     if not grad.is_sparse:
         return torch.arange(len(weight), device=weight.device), grad.contiguous()
-    if not grad.is_coalesced():
-        coalesce_gradient(weight)
-        grad = weight.grad
     return grad._indices()[0], grad._values()
 
 
@@ -59,8 +60,8 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def __init__(self, tables: Tables, defaults: dict[str, Any]) -> None:
         name = type(self).__name__
-        listed = [tables] if isinstance(tables, nn.Module) else list(tables)
-        groups = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
+        listed: list[Any] = [tables] if isinstance(tables, nn.Module) else list(tables)
+        groups: list[dict[str, Any]] = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
         owners = [tables_of(name, group["params"]) for group in groups]
         self._table_of = {weight: table for owned in owners for weight, table in owned.items()}
         parameter_groups = [{**group, "params": list(owned)} for group, owned in zip(groups, owners, strict=True)]
@@ -80,7 +81,8 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def _entry(self, weight: nn.Parameter) -> dict[str, Tensor]:
         """Returns the state of one table: tensors with a row for each row of the table, and scalars."""
-        return self.state[weight]
+        state: dict[str, Tensor] = self.state[weight]
+        return state
 
     def _restore(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> None:
         """Copies into the state what ``_entry`` returned."""
@@ -113,11 +115,17 @@ class RowOptimizer(torch.optim.Optimizer):
         def step(self: RowOptimizer, *args: Any, **kwargs: Any) -> Any:
             hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
             hooks = hooks or torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks
-            return (recorded if hooks or torch.autograd._profiler_enabled() else func)(self, *args, **kwargs)
+            return (recorded if hooks or torch._C._autograd._profiler_enabled() else func)(self, *args, **kwargs)
 
         return step
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], T]) -> T: ...
+
+    def step(self, closure: Callable[[], T] | None = None) -> T | None:
         """Updates every table that has a gradient; ``closure`` may compute it and return the loss."""
         loss = None
         if closure is not None:

@@ -40,7 +40,7 @@ class DeferredAdam:
         self._clock = torch.zeros(8, device=device, dtype=torch.float64)
         self.tensors: list[Tensor] = [self.moments, current, series, schedule, powers, self._clock]
         self._decoupled = decoupled
-        self._options: tuple | None = None
+        self._options: tuple[float, ...] | None = None
         self.steps = self._base = 0
         self.stale = False
 
