@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from adaftr_fast.errors import RankError
 
@@ -106,14 +108,16 @@ class Ranks:
         group: the process group, for collectives on tensors of the device.
     """
 
-    def __init__(self, store: dist.Store, timeout: float) -> None:
+    def __init__(self, store: Store, timeout: float) -> None:
         self.rank, self.size, self.timeout = dist.get_rank(), dist.get_world_size(), timeout
         self._store = store
 
     @property
     def group(self) -> dist.ProcessGroup:
         # Not stored: the group's threads end with its last reference, and must end before the interpreter does.
-        return dist.group.WORLD
+        world = dist.group.WORLD
+        assert world is not None  # joined() yields the ranks only while the group exists
+        return world
 
     @property
     def is_rank_zero(self) -> bool:
@@ -166,10 +170,11 @@ class Ranks:
         Args:
             tensors: the tensors on rank 0; ignored elsewhere.
         """
-        specs = self.from_rank_zero(lambda: [(n, x.shape, x.dtype, x.device.type) for n, x in (tensors or {}).items()])
+        own = tensors or {}
+        specs = self.from_rank_zero(lambda: [(n, x.shape, x.dtype, x.device.type) for n, x in own.items()])
         result = {}
         for name, shape, dtype, device in specs:
-            value = tensors[name].contiguous() if self.is_rank_zero else torch.empty(shape, dtype=dtype, device=device)
+            value = own[name].contiguous() if self.is_rank_zero else torch.empty(shape, dtype=dtype, device=device)
             dist.broadcast(value, 0)
             result[name] = value
         return result
@@ -191,13 +196,13 @@ class Ranks:
         try:
             if reasons := self._reasons():
                 return f"rank {self.rank} stopped: {'; '.join(reasons)}"
-            missing = self._missing(seconds)
+            missing = [str(rank) for rank in self._missing(seconds)]
         except RuntimeError:
             missing = ["0, which holds the store"]
         if not missing:
             return f"rank {self.rank}: a collective failed although all ranks respond: {cause}"
         return (
-            f"rank {self.rank} timed out waiting for rank {', '.join(map(str, missing))}; the same command resumes "
+            f"rank {self.rank} timed out waiting for rank {', '.join(missing)}; the same command resumes "
             f"from the last checkpoint ({cause})"
         )
 
@@ -219,7 +224,7 @@ class Ranks:
         return missing
 
 
-def _rendezvous(limit: timedelta) -> tuple[dist.Store, int, int]:
+def _rendezvous(limit: timedelta) -> tuple[Store, int, int]:
     """Returns the ranks' store, this process's rank and the number of ranks.
 
     By default, restarted processes reuse torchrun's store and would find the addresses of the processes they replace.
@@ -232,7 +237,7 @@ def _rendezvous(limit: timedelta) -> tuple[dist.Store, int, int]:
         raise RankError(
             "restarts on several machines need a new store: start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         )
-    store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+    store, rank, size = next(rendezvous("env://", timeout=limit))
     if shared:
-        store = dist.PrefixStore(variables.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        store = PrefixStore(variables.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     return store, rank, size
