@@ -31,6 +31,12 @@ class Shard:
     rows: int
     local: Tensor | None
 
+    @property
+    def held(self) -> Tensor:
+        """Returns ``local`` on the owner."""
+        assert self.local is not None, f"rank {self.owner} holds these rows"
+        return self.local
+
 
 class ShardedRows:
     """A float32 tensor [R, ...] sharded over ranks.
@@ -53,7 +59,7 @@ class ShardedRows:
         me = dist.get_rank()
         for shard, start, stop in self._ranges():
             if me == shard.owner:
-                chunk = shard.local[start:stop].detach().cpu().contiguous()
+                chunk = shard.held[start:stop].detach().cpu().contiguous()
                 if me == 0:
                     yield chunk
                 else:
@@ -70,15 +76,16 @@ class ShardedRows:
         for shard, start, stop in self._ranges():
             rows = stop - start
             if me == 0:
+                assert source is not None  # rank 0 passes it
                 chunk = source[first : first + rows]
                 if shard.owner == 0:
-                    shard.local[start:stop] = chunk.to(shard.local.device)
+                    shard.held[start:stop] = chunk.to(shard.held.device)
                 else:
                     dist.send(chunk.float().contiguous(), shard.owner)
             elif me == shard.owner:
                 chunk = torch.empty(rows, *self.shape[1:])
                 dist.recv(chunk, 0)
-                shard.local[start:stop] = chunk.to(shard.local.device)
+                shard.held[start:stop] = chunk.to(shard.held.device)
             first += rows
 
     def send(self) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 import torch
 import torch.distributed as dist
@@ -34,13 +34,22 @@ if TYPE_CHECKING:
 
 Sharding = Literal["table_wise", "row_wise"]
 RowOptimizer = Literal["sgd", "adagrad", "rowwise_adagrad"]
-STATE = {"sgd": (), "adagrad": ("sum",), "rowwise_adagrad": ("sum",)}  # by their names in adaftr_fast.optim
+# The names of the state's tensors, as in adaftr_fast.optim.
+STATE: dict[RowOptimizer, tuple[str, ...]] = {"sgd": (), "adagrad": ("sum",), "rowwise_adagrad": ("sum",)}
 INSTALL = (
     "with torch 2.13, pip install adaftr-fast[torchrec], then pip install --no-deps torchrec==1.8.0 and "
     "fbgemm-gpu-cpu==1.8.0 (fbgemm-gpu==1.8.0 for CUDA)"
 )
 RESERVED = 0.15  # share of a GPU's memory kept free of tables, TorchRec's default; no effect on CPUs
 CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Options(TypedDict):
+    """The optimizer of the rows and its settings."""
+
+    optimizer: RowOptimizer
+    lr: float
+    eps: float
 
 
 class ShardedTables(nn.Module):
@@ -90,18 +99,19 @@ class ShardedTables(nn.Module):
         super().__init__()
         _check(table, sharding, optimizer)
         device = torch.empty(0, device=device).device  # "cuda" with this rank's index
-        self.num_embeddings, self.embedding_dim = list(table.num_embeddings), table.embedding_dim
+        self.num_embeddings, self.embedding_dim = list(table.num_embeddings), table.widths[0]
         self.field_names, self.pooling = list(table.field_names), table.pooling
         for name in ("offsets", "oov_counts"):  # as in FusedEmbedding, for an equal state dict
             self.register_buffer(name, getattr(table, name).to(device), persistent=False)
-        self._options = {"optimizer": optimizer, "lr": lr, "eps": eps}
+        self._options: Options = {"optimizer": optimizer, "lr": lr, "eps": eps}
         self._keys = [str(field) for field in range(len(self.num_embeddings))]  # TorchRec takes no dots
         self.last = None
         self._reuses_last = False
         # The tuple hides the parameters from nn.Module: each holds some rows, and only its own optimizer updates it.
         self._collection = (_collection(self, sharding, device, ranks),)
         self.optimizer: torch.optim.Optimizer = self._collection[0].fused_optimizer
-        self.weight.fill(table.weight.detach() if table.initial_rng is None else _Drawn(table))
+        rng = table.initial_rng
+        self.weight.fill(table.weight.detach() if rng is None else _Drawn(table.weight.shape, rng))
 
     @property
     def out_features(self) -> int:
@@ -121,6 +131,7 @@ class ShardedTables(nn.Module):
                 "ShardedTables: per_sample_weights must be None, got a tensor: use a FusedEmbedding for weighted ids"
             )
         if self._reuses_last:
+            assert self.last is not None  # recalled() follows a look-up
             return self.last
         self.last = None
         out = self._look_up(ids, offsets)
@@ -194,10 +205,11 @@ class ShardedTables(nn.Module):
 class _Drawn:
     """The initial rows of a table constructed within ``tables_elsewhere``; they are read once, in order."""
 
-    def __init__(self, table: FusedEmbedding) -> None:
+    def __init__(self, shape: torch.Size, rng: Tensor) -> None:
+        rows, width = shape
         generator = torch.Generator()
-        generator.set_state(table.initial_rng)
-        self._blocks, self._left = drawn_rows(*table.weight.shape, generator), torch.empty(0, table.embedding_dim)
+        generator.set_state(rng)
+        self._blocks, self._left = drawn_rows(rows, width, generator), torch.empty(0, width)
 
     def __getitem__(self, rows: slice) -> Tensor:
         count = rows.stop - rows.start
@@ -222,7 +234,7 @@ def _check(table: FusedEmbedding, sharding: str, optimizer: str) -> None:
     for name, value, known in (("sharding", sharding, get_args(Sharding)), ("optimizer", optimizer, tuple(STATE))):
         if value not in known:
             raise ValueError(f"ShardedTables: {name} must be one of {', '.join(known)}, got {value!r}")
-    if len(table.by_width) > 1 or table.embedding_dim % 4:
+    if len(table.by_width) > 1 or table.widths[0] % 4:
         raise ValueError(
             f"ShardedTables: embedding_dim must be one multiple of 4 for all fields, got {table.embedding_dim}"
         )
@@ -252,7 +264,7 @@ def _collection(
     from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
     from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-    class Sharder(EmbeddingBagCollectionSharder):
+    class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc, unused-ignore]  # Any where torchrec is missing
         def sharding_types(self, compute_device_type: str) -> list[str]:
             # TorchRec offers row-wise on GPUs only, although its kernels and gloo's collectives support CPUs too.
             return [sharding]
