@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models.base import Backbone, MultiTaskModel, Representations
 from adaftr_fast.nn.contrast import ALIGNMENTS, AdaptiveInfoNCE
+from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.nn.relatedness import RelatednessNetwork, relatedness_loss, weighted_mean
 
 if TYPE_CHECKING:
@@ -68,12 +69,13 @@ class AdaFTR(MultiTaskModel):
         self.pairs = resolve_pairs(config.pairs, self.task_names)
         related, contrasted = (self.pairs if adaptive else [], self.pairs if config.contrast == "infonce" else [])
         hidden = config.relatedness_hidden
-        self.relatedness = nn.ModuleList(RelatednessNetwork(first.in_features, hidden) for _ in related)
+        self.relatedness = ModuleList(RelatednessNetwork(first.in_features, hidden) for _ in related)
         tau = config.tau_fixed if config.tau == "fixed" else config.tau
-        self.contrasts = nn.ModuleList(AdaptiveInfoNCE(config.tau_min, config.tau_max, tau=tau) for _ in contrasted)
+        self.contrasts = ModuleList(AdaptiveInfoNCE(config.tau_min, config.tau_max, tau=tau) for _ in contrasted)
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
-        return self.backbone(ids, offsets)
+        logits: Tensor = self.backbone(ids, offsets)
+        return logits
 
     def served(self) -> MultiTaskModel:
         return self.backbone
@@ -93,11 +95,11 @@ class AdaFTR(MultiTaskModel):
             weights = (batch.weight, batch.weight_mean)
             y = batch.labels.unbind(1)
             each = [relatedness_loss(x, y[a], y[b], *weights) for x, (a, b) in zip(logits, self.pairs)]
-            losses["relatedness"] = self.config.alpha * sum(each)
+            losses["relatedness"] = self.config.alpha * _total(each)
         if self.config.contrast != "none":
             h = self._contrasted(seen)
             related = self._relatedness_for_tau(seen, logits)
-            losses["contrast"] = self.config.beta * sum(self._contrast_losses(h, related, batch, process_group))
+            losses["contrast"] = self.config.beta * _total(self._contrast_losses(h, related, batch, process_group))
         return losses
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
@@ -106,8 +108,8 @@ class AdaFTR(MultiTaskModel):
         names = [f"tau/{self.task_names[a]}-{self.task_names[b]}" for a, b in self.pairs]
         if logits:
             return {n: c.temperature(x.sigmoid()) for n, c, x in zip(names, self.contrasts, logits)}
-        learned = {n: c.temperature() for n, c in zip(names, self.contrasts) if c.tau == "scalar"}
-        return {name: tau.expand(len(batch)) for name, tau in learned.items()}
+        learned = [(n, c.temperature()) for n, c in zip(names, self.contrasts) if c.tau == "scalar"]
+        return {name: tau.expand(len(batch)) for name, tau in learned if isinstance(tau, Tensor)}
 
     def _relatedness_logits(self, seen: Representations, *, detach: bool) -> list[Tensor]:
         """Computes Eq. 9 before the sigmoid, [B] per pair; an empty list without relatedness networks."""
@@ -140,6 +142,10 @@ class AdaFTR(MultiTaskModel):
             contrast(h[a], h[b], y_rel, row_weight=batch.weight, process_group=process_group)
             for contrast, (a, b), y_rel in zip(self.contrasts, self.pairs, related)
         ]
+
+
+def _total(terms: Sequence[Tensor]) -> Tensor:
+    return sum(terms[1:], terms[0])
 
 
 def resolve_pairs(pairs: Sequence[str], tasks: Sequence[str]) -> list[list[int]]:

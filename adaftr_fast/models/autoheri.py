@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.shared_bottom import SharedBottom
+from adaftr_fast.nn.module_list import ModuleList
 
 
 class Connections(nn.Module):
@@ -37,7 +38,7 @@ class Connections(nn.Module):
         self.edges = nn.Parameter(
             torch.zeros(len(layers), len(upstream))
         )  # a_ij: every edge starts with probability 1/2
-        self.projections = nn.ModuleList(nn.Linear(sum(upstream), width, bias=False) for width in layers)
+        self.projections = ModuleList(nn.Linear(sum(upstream), width, bias=False) for width in layers)
         self.register_buffer("widths", torch.tensor(upstream), persistent=False)
 
     def forward(self, upstream: Tensor) -> list[Tensor]:
@@ -89,7 +90,7 @@ class AutoHERI(SharedBottom):
     ) -> None:
         super().__init__(num_embeddings, task_names, config, field_names)
         layers = config.tower_hidden
-        self.connections = nn.ModuleList(Connections(layers * t, layers) for t in range(1, len(self.towers)))
+        self.connections = ModuleList(Connections(layers * t, layers) for t in range(1, len(self.towers)))
 
     def read_towers(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:
         hidden = [self.towers[0].mlp(inputs[0])]

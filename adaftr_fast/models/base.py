@@ -19,6 +19,7 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.mlp import Tower, run_towers
+from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.nn.norms import squared_norm
 from adaftr_fast.nn.relatedness import weighted_mean
 
@@ -107,7 +108,7 @@ class Backbone(MultiTaskModel):
         embedded_features: D.
     """
 
-    towers: nn.ModuleList
+    towers: ModuleList[Tower]
 
     def __init__(
         self,
@@ -159,5 +160,5 @@ class Backbone(MultiTaskModel):
         dense = [p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1]
         return squared_norm([*dense, embedded], [self.l2] * len(dense) + [self.l2 / len(embedded)])
 
-    def _make_towers(self, in_features: int, hidden: Sequence[int]) -> nn.ModuleList:
-        return nn.ModuleList(Tower(in_features, hidden) for _ in self.task_names)
+    def _make_towers(self, in_features: int, hidden: Sequence[int]) -> ModuleList[Tower]:
+        return ModuleList(Tower(in_features, hidden) for _ in self.task_names)

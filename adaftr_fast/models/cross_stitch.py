@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.shared_bottom import SharedBottom
+from adaftr_fast.nn.module_list import ModuleList
 
 OWN_SHARE = 0.9  # initial weight of the task's own activations, as in Misra et al.; the others share the rest
 
@@ -63,7 +64,7 @@ class CrossStitch(SharedBottom):
         field_names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(num_embeddings, task_names, config, field_names)
-        self.stitches = nn.ModuleList(CrossStitchUnit(len(self.towers)) for _ in config.tower_hidden)
+        self.stitches = ModuleList(CrossStitchUnit(len(self.towers)) for _ in config.tower_hidden)
 
     def read_towers(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:
         x, layers = inputs, []

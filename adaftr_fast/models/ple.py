@@ -12,6 +12,7 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Backbone
 from adaftr_fast.models.sizes import first_widths
 from adaftr_fast.nn.mlp import Experts
+from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.nn.stacks import mix
 
 
@@ -39,9 +40,9 @@ class ExtractionLayer(nn.Module):
         super().__init__()
         own, every = task_experts + shared_experts, tasks * task_experts + shared_experts
         counts = [task_experts] * tasks + [shared_experts]
-        self.experts = nn.ModuleList(Experts(in_features, count, hidden) for count in counts)
+        self.experts = ModuleList(Experts(in_features, count, hidden) for count in counts)
         gated = [own] * tasks + ([] if last else [every])
-        self.gates = nn.ModuleList(nn.Linear(in_features, experts) for experts in gated)
+        self.gates = ModuleList(nn.Linear(in_features, experts) for experts in gated)
 
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
         """Maps the T task streams and then the shared stream, [B, in] each, to the next layer's, [B, v] each."""
@@ -83,7 +84,7 @@ class PLE(Backbone):
         hidden = first_widths(config, self.embedded_features, tasks, networks=shared + tasks * own)
         last = config.extraction_layers - 1
         widths = [self.embedded_features] + [hidden[-1]] * last
-        self.layers = nn.ModuleList(
+        self.layers = ModuleList(
             ExtractionLayer(width, tasks, own, shared, hidden, last=layer == last) for layer, width in enumerate(widths)
         )
         self.towers = self._make_towers(hidden[-1], config.tower_hidden)

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.models.shared_bottom import SharedBottom
 from adaftr_fast.models.sizes import embedding_widths, first_widths
+from adaftr_fast.nn.module_list import ModuleList
 
 if TYPE_CHECKING:
     from adaftr_fast.data.dataset.batch import Batch
@@ -48,7 +49,7 @@ class SingleDNN(MultiTaskModel):
         features, tasks = sum(embedding_widths(config, len(num_embeddings), field_names)), len(self.task_names)
         hidden = first_widths(config, features, tasks, networks=tasks)
         own = replace(config, expert_hidden=hidden, equal_budget=False)
-        self.networks = nn.ModuleList(SharedBottom(num_embeddings, [task], own, field_names) for task in task_names)
+        self.networks = ModuleList(SharedBottom(num_embeddings, [task], own, field_names) for task in task_names)
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
         return torch.cat([network(ids, offsets) for network in self.networks], 1)
