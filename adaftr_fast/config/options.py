@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from adaftr_fast._json import from_json
@@ -93,7 +92,7 @@ class Section:
     section: ClassVar[str]
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
             self._check_type(field.name, hint, value)
@@ -127,11 +126,6 @@ class Section:
         """Returns the error for an invalid value of an option."""
         shown = repr(got) if isinstance(got, str) else got
         return ConfigError(f"{self.section}.{name}: expected {expected}, got {shown}")
-
-
-@cache
-def _hints(section: type) -> dict[str, Any]:
-    return get_type_hints(section)
 
 
 def names(
