@@ -31,4 +31,4 @@ def add_config(parser: Parser, sections: Sequence[str] = EVERY_SECTION, help: st
 
 def read_config(arguments: jsonargparse.Namespace, sections: Sequence[str] = EVERY_SECTION) -> RunConfig:
     """Returns the configuration of the options that ``add_config`` added; other sections have their defaults."""
-    return RunConfig(**{name: SECTIONS[name](**arguments[name].as_dict()) for name in sections})
+    return RunConfig().with_options(**{name: arguments[name].as_dict() for name in sections})

@@ -40,7 +40,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: jsonargparse.Namespace) -> None:
     """Prepares a folder or one shard of it, and prints a summary."""
-    from adaftr_fast.api.prepare import Unfinished, prepare
+    from adaftr_fast.api.prepare import prepare
+    from adaftr_fast.data.prepare.run import Unfinished
 
     options = arguments.as_dict()
     if (part := options.pop("part")) is not None:
