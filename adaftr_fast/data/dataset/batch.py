@@ -47,7 +47,7 @@ class Batch:
         if self.offsets is None:
             return self.map(lambda part: part[rows])
         ids, offsets = slice_bags(self.ids, self.offsets, len(self), rows)
-        return Batch(ids, *self._each(lambda part: part[rows]), offsets)
+        return Batch(ids, offsets=offsets, **self._each(lambda part: part[rows]))
 
     def take(self, order: np.ndarray) -> Batch:
         """Returns the rows ``order`` [n], in that order. Uses NumPy: torch would start a second thread pool."""
@@ -59,16 +59,17 @@ class Batch:
             return self.map(taken)
         bags = take_bags(self.ids.numpy(), self.offsets.numpy(), len(self), order)
         ids, offsets = map(torch.from_numpy, bags)
-        return Batch(ids, *self._each(taken), offsets)
+        return Batch(ids, offsets=offsets, **self._each(taken))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Applies ``change`` to every tensor, such as a move to a device."""
-        parts = [getattr(self, each.name) for each in fields(self)]
-        return Batch(*(None if part is None else change(part) for part in parts))
+        parts = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Batch(**{name: change(part) for name, part in parts.items() if part is not None})
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
-        """Applies ``change`` to the tensors with one entry per row: labels, group and weight."""
-        return [None if part is None else change(part) for part in (self.labels, self.group, self.weight)]
+    def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Applies ``change`` to the tensors with one entry per row: labels, and group and weight if there are any."""
+        parts = {"labels": self.labels, "group": self.group, "weight": self.weight}
+        return {name: change(part) for name, part in parts.items() if part is not None}
 
 
 def concat(batches: Sequence[Batch]) -> Batch:
@@ -77,7 +78,7 @@ def concat(batches: Sequence[Batch]) -> Batch:
         return batches[0]
     parts = {each.name: [getattr(batch, each.name) for batch in batches] for each in fields(Batch)}
     offsets = parts.pop("offsets")
-    whole = {name: None if part[0] is None else _joined(part) for name, part in parts.items()}
+    whole = {name: _joined(part) for name, part in parts.items() if part[0] is not None}
     return Batch(**whole, offsets=None if offsets[0] is None else concat_offsets(offsets))
 
 

@@ -56,10 +56,14 @@ def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
 
 def grown(known: dict[str, Encoder], newer: dict[str, Encoder]) -> dict[str, Encoder]:
     """Returns encoders that keep the ids of ``known`` and add ids for the values that only ``newer`` has."""
-    return {
-        name: each.grown(newer[name]) if isinstance(each, Vocabulary) else each  # buckets do not change
-        for name, each in known.items()
-    }
+    return {name: _grown(each, newer[name]) for name, each in known.items()}
+
+
+def _grown(known: Encoder, newer: Encoder) -> Encoder:
+    if not isinstance(known, Vocabulary):
+        return known  # buckets do not change
+    assert isinstance(newer, Vocabulary)  # fields of the same kind
+    return known.grown(newer)
 
 
 def _vocabulary(path: Path, rows: pa.Table, field: FieldInfo) -> Vocabulary:

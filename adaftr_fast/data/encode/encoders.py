@@ -172,6 +172,7 @@ def fit_encoder(field: Field, counts: ValueCounts | None) -> Encoder:
     """Fits the vocabulary or the buckets of a field to its training values. A hashed field needs no counts (None)."""
     if field.hashed:
         return Hashed(field.hashed)
+    assert counts is not None  # only a hashed field has none
     if field.kind == "numeric":
         return Buckets.fit(counts, field.buckets)
     return Vocabulary.fit(counts, field.min_count)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,7 @@ from adaftr_fast.data.raw.source import data_files, input_paths
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.data.shard import UNSHARDED, Shard
+from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.errors import DataError
 
@@ -46,7 +48,7 @@ FILES = re.compile(
 
 def prepare(
     schema: Schema,
-    files: list[str | Path] | None,
+    files: Sequence[str | Path] | None,
     folder: str | Path,
     *,
     bad_rows: float = 0.0,
@@ -81,8 +83,8 @@ def prepare(
     paths = inputs.paths
     try:
         with work_folder(folder, digest) as work:
-            if inputs.generated:
-                write_log(schema.generate, work / "generated", progress=progress)
+            if inputs.generated is not None:
+                write_log(inputs.generated, work / "generated", progress=progress)
                 paths = {schema.files[0]: work / "generated" / LOG}
             run = ShardRun(
                 schema, paths, work, UNSHARDED, lambda: digests, inputs.check, inputs.known, bad_rows, progress
@@ -96,7 +98,7 @@ def prepare(
 
 def prepare_shard(
     schema: Schema,
-    files: list[str | Path] | None,
+    files: Sequence[str | Path] | None,
     folder: str | Path,
     shard: Shard,
     *,
@@ -125,7 +127,7 @@ def prepare_shard(
     """
     folder = Path(folder)
     inputs = _inputs(schema, files, bad_rows, grow)
-    if inputs.generated:
+    if inputs.generated is not None:
         raise DataError(f"data set {schema.name}: a generated log cannot be sharded; synthesize it and name its files")
     work = folder.parent / f".{folder.name}.parts"
     remove_leftovers(work)
@@ -160,11 +162,12 @@ class _Inputs:
     """Inputs of a run: files by role, or a log to generate, and ids to grow.
 
     Attributes:
+        generated: Log to generate; None if there are files.
         state: Name, size and modification time of every file.
     """
 
     paths: dict[str, Path]
-    generated: bool
+    generated: LogConfig | None
     known: PreparedIds | None
     state: list[tuple[str, int, int]]
 
@@ -198,11 +201,11 @@ class _Inputs:
         }
 
 
-def _inputs(schema: Schema, files: list[str | Path] | None, bad_rows: float, grow: str | Path | None) -> _Inputs:
+def _inputs(schema: Schema, files: Sequence[str | Path] | None, bad_rows: float, grow: str | Path | None) -> _Inputs:
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
-    generated = schema.generate is not None and not files
-    paths = {} if generated else input_paths(schema, files or [])
+    generated = None if files else schema.generate
+    paths = input_paths(schema, files or []) if generated is None else {}
     known = None if grow is None else _ids_to_grow(schema, Path(grow))
     return _Inputs(paths, generated, known, _state(_files(paths)))
 

@@ -90,9 +90,16 @@ class ShardRun:
         size, blocks = sum(text.path.stat().st_size for text in texts) // self.shard.count, {}
         with self._bar(READ, size, "B") as bar:
             for text in texts:
-                options = {"header_lines": text.header_lines, "tolerance": self.tolerance, "shard": self.shard}
-                options |= {"check": self.check, "bar": bar}
-                blocks[text.folder.name] = stage(text.path, text.folder, text.parse(), **options)
+                blocks[text.folder.name] = stage(
+                    text.path,
+                    text.folder,
+                    text.parse(),
+                    header_lines=text.header_lines,
+                    tolerance=self.tolerance,
+                    shard=self.shard,
+                    check=self.check,
+                    bar=bar,
+                )
         return {"blocks": blocks}
 
     def _merge_read(self, texts: list[TextInput], results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -135,19 +142,20 @@ class ShardRun:
         for number, field in enumerate(self.schema.fields):
             if field.name in counts:
                 counts[field.name].write(folder / f"{number}.parquet")
-        for split in SPLITS if self.schema.group else ():
-            batches = source.scan(split, only=self.schema.group)
-            groups = Groups.from_columns(self.schema.group, (batch[self.schema.group] for batch in batches))
-            groups.write(folder / f"{split}.parquet")
+        if group := self.schema.group:
+            for split in SPLITS:
+                columns = (batch[group] for batch in source.scan(split, only=group))
+                Groups.from_columns(group, columns).write(folder / f"{split}.parquet")
         return bool(counts)
 
     def _merge_counted(self, has_rows: list[bool]) -> dict[str, Any]:
         """Writes the vocabulary and the groups of all shards. Returns the manifest without splits."""
         counted = [self._counted(shard) for shard in self.shard.all]
         self.prepared.mkdir(exist_ok=True)
-        for split in SPLITS if self.schema.group else ():
-            groups = Groups.read(self.schema.group, [folder / f"{split}.parquet" for folder in counted])
-            groups.write(self.work / f"{split}.parquet")
+        if group := self.schema.group:
+            for split in SPLITS:
+                groups = Groups.read(group, [folder / f"{split}.parquet" for folder in counted])
+                groups.write(self.work / f"{split}.parquet")
         counted = list(compress(counted, has_rows))
         encoders = {field.name: _fit(field, number, counted) for number, field in enumerate(self.schema.fields)}
         encoders = encoders if self.known is None else grown(self.known.encoders, encoders)

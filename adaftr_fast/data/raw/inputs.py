@@ -66,13 +66,13 @@ def is_text(path: Path) -> bool:
 def _aliccp(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[TextInput]]:
     fields = field_columns(schema)
     fields += [schema.group] if schema.group and schema.group not in fields else []
-    options = {"fields": fields, "lists": list_columns(schema)}
+    lists = list_columns(schema)
 
     def parse(role: str) -> Parse:
         if role.startswith(COMMON):
-            return partial(aliccp.parse_common, **options)
-        common = aliccp.read_common(work / (COMMON + role), **options)
-        return partial(aliccp.parse_skeleton, common=common, **options)
+            return partial(aliccp.parse_common, fields=fields, lists=lists)
+        common = aliccp.read_common(work / (COMMON + role), fields, lists)
+        return partial(aliccp.parse_skeleton, fields=fields, common=common, lists=lists)
 
     texts = {role: TextInput(path, work / role, partial(parse, role), header_lines=0) for role, path in paths.items()}
     common = [text for role, text in texts.items() if role.startswith(COMMON)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from itertools import compress
@@ -150,7 +150,7 @@ def _select(batch: pa.RecordBatch, rule: SplitRule, first_row: int) -> pa.Record
     return batch.take(pa.array(range(start, batch.num_rows, 2), pa.int64()))
 
 
-def input_paths(schema: Schema, files: list[str | Path]) -> dict[str, Path]:
+def input_paths(schema: Schema, files: Sequence[str | Path]) -> dict[str, Path]:
     """Returns the input files by role, or the file in the package if none is given.
 
     Raises:

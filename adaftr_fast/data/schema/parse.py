@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def load_schema(name: str) -> Schema:
     Raises:
         DataError: The schema does not exist, is not TOML, or has a missing, unknown or invalid key.
     """
+    path: Path | Traversable
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
@@ -130,6 +132,7 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
     if not isinstance(spec, dict):
         raise DataError(f'{where}: expected "categorical", "numeric" or a table, got {value!r}')
     check_keys(where, spec, allowed=FIELD_KEYS)
+    kind: Any  # checked below
     if "cross" in spec:
         kind, columns = "cross", strings(f"{where}.cross", spec["cross"])
         if len(columns) < 2 or "kind" in spec or "column" in spec:

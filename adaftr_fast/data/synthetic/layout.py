@@ -63,7 +63,8 @@ def _ecomm() -> Layout:
     """Ecomm-Ads: "over one hundred categorical features" and three behaviours, at the rates of the paper's Table 2."""
     sizes = (3, 10, 30, 100, 300, 1_000, 10_000, 100_000)
     fields = [LogField("user", "user", 0), LogField("item", "item", 0)]
-    for owner, count in (("user", 48), ("item", 34), ("row", 16)):
+    counts: dict[Owner, int] = {"user": 48, "item": 34, "row": 16}
+    for owner, count in counts.items():
         fields += [LogField(f"{owner}_{n:02d}", owner, sizes[n % len(sizes)]) for n in range(count)]
     fields += [LogField(f"user_list_{n}", "user", 50_000, tokens=50) for n in range(6)]
     fields += [LogField(f"item_list_{n}", "item", 5_000, tokens=6) for n in range(2)]

@@ -111,10 +111,12 @@ class Truth:
 
     def _score(self, name: str, values: dict[str, Values]) -> np.ndarray:
         user, item = (values[segment] for segment in self.segments)
+        assert isinstance(user, np.ndarray)  # segments are single-valued
+        assert isinstance(item, np.ndarray)
         if name == "relatedness":
-            return sum(
-                hashing.approx_normal(hashing.stream_key(self.seed, "relatedness", s), values[s]) for s in self.segments
-            )
+            streams = (hashing.stream_key(self.seed, "relatedness", segment) for segment in self.segments)
+            of_user, of_item = map(hashing.approx_normal, streams, (user, item))
+            return of_user + of_item
         pair = hashing.bits(hashing.stream_key(self.seed, "pair", name), user) + item.astype(np.uint64)
         score = PAIR_WEIGHT * hashing.approx_normal(hashing.stream_key(self.seed, "pair effect", name), pair)
         for field, field_values in values.items():

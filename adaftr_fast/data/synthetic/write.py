@@ -56,12 +56,13 @@ def _create_or_resume(config: LogConfig, folder: Path) -> None:
 
 def _write_file(log: ImpressionLog, path: Path, start: int, stop: int, bar: tqdm) -> None:
     new = path.with_name(f".{path.name}.new")
-    writer = None
+    writer: pq.ParquetWriter | None = None
     for first in range(start, stop, BATCH_ROWS):
         batch = log.batch(first, min(first + BATCH_ROWS, stop))
         writer = writer or pq.ParquetWriter(new, batch.schema, compression="zstd")
         writer.write_batch(batch, row_group_size=BATCH_ROWS)
         bar.update(batch.num_rows)
+    assert writer is not None  # a file has rows
     writer.close()
     os.replace(new, path)
 
