@@ -16,6 +16,7 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
+from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.metrics import auc, calibration, gauc, log_loss
 
@@ -32,7 +33,7 @@ class Predictions(NamedTuple):
 
 
 @torch.no_grad()
-def predict(model: nn.Module, split: Split | EqualBatches, batch_size: int) -> Predictions:
+def predict(model: MultiTaskModel, split: Split | EqualBatches, batch_size: int) -> Predictions:
     """Predicts ``split`` in batches of ``batch_size`` rows."""
     model.eval()
     device = device_of(model)
@@ -51,7 +52,7 @@ def _joined(parts: list[Predictions]) -> Predictions:
     )
 
 
-def evaluate(model: nn.Module, split: Split, batch_size: int, ranks: Ranks | None = None) -> TaskMetrics:
+def evaluate(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks | None = None) -> TaskMetrics:
     """Computes AUC, GAUC (unweighted; nan if no group has both classes), log-loss and calibration of each task.
 
     Args:
@@ -117,10 +118,7 @@ def measure(task_names: Sequence[str], predictions: Predictions) -> TaskMetrics:
     return metrics
 
 
-@torch.no_grad()
-def diagnose(
-    model: nn.Module, split: Split | EqualBatches, batch_size: int, ranks: Ranks | None = None
-) -> dict[str, np.ndarray]:
+def diagnose(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks | None = None) -> dict[str, np.ndarray]:
     """Computes ``model.diagnostics`` of every row, such as the learned temperature.
 
     Args:
@@ -135,10 +133,15 @@ def diagnose(
     if not hasattr(model, "diagnostics"):
         return {}
     model.eval()
-    if ranks is not None:
-        part = _part(model, split, ranks)
-        parts = [each for each in ranks.gathered(diagnose(model, part, batch_size) if len(part) else None) if each]
-        return {name: np.concatenate([each[name] for each in parts]) for name in parts[0]} if parts else {}
+    if ranks is None:
+        return _diagnose(model, split, batch_size)
+    part = _part(model, split, ranks)
+    parts = [each for each in ranks.gathered(_diagnose(model, part, batch_size) if len(part) else None) if each]
+    return {name: np.concatenate([each[name] for each in parts]) for name in parts[0]} if parts else {}
+
+
+@torch.no_grad()
+def _diagnose(model: MultiTaskModel, split: Split | EqualBatches, batch_size: int) -> dict[str, np.ndarray]:
     device = device_of(model)
     parts = [model.diagnostics(batch.map(lambda part: part.to(device))) for batch in split.batches(batch_size)]
     return {name: torch.cat([part[name] for part in parts]).float().cpu().numpy() for name in parts[0]}

@@ -31,9 +31,9 @@ def average_gradients(parameters: Sequence[Tensor], values: Tensor, group: dist.
     Returns:
         The means of ``values`` [k].
     """
-    having = [parameter for parameter in parameters if parameter.grad is not None]
-    _merge_rows([parameter for parameter in having if parameter.grad.is_sparse], group)
-    dense = [parameter.grad for parameter in having if not parameter.grad.is_sparse]
+    having = [(parameter, grad) for parameter in parameters if (grad := parameter.grad) is not None]
+    _merge_rows([parameter for parameter, grad in having if grad.is_sparse], group)
+    dense = [grad for _, grad in having if not grad.is_sparse]
     flat = torch.cat([values, *(grad.flatten() for grad in dense)])
     dist.all_reduce(flat, group=group)
     values, *means = (flat / dist.get_world_size(group)).split([len(values), *(grad.numel() for grad in dense)])
@@ -47,9 +47,10 @@ def _merge_rows(tables: Sequence[Tensor], group: dist.ProcessGroup) -> None:
         return
     for table in tables:
         coalesce_gradient(table)
-    counts = torch.tensor([table.grad._nnz() for table in tables], device=tables[0].device)
-    for table, sizes in zip(tables, gather_numbers(counts, group).T.tolist()):
-        rows, values = table.grad._indices()[0], table.grad._values()  # [U], [U, E]
+    grads = [grad for table in tables if (grad := table.grad) is not None]  # every table has one
+    counts = torch.tensor([grad._nnz() for grad in grads], device=tables[0].device)
+    for table, grad, sizes in zip(tables, grads, gather_numbers(counts, group).T.tolist(), strict=True):
+        rows, values = grad._indices()[0], grad._values()  # [U], [U, E]
         rows, values = gather_rows(rows, sizes, group), gather_rows(values / len(sizes), sizes, group)
         table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=False)
         coalesce_gradient(table)

@@ -42,15 +42,7 @@ class EpochLogger:
         lines = "".join(dumps(each) + "\n" for each in records)
         replace_file(self.folder / METRICS, lines.encode())  # rewritten as a whole, so a resumed run repeats no line
         if self.config.tensorboard:
-            self._tensorboard(records[-1])
-
-    def _tensorboard(self, record: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # an extra
-
-        # purge_step discards what a killed run had logged for an epoch that is trained again.
-        with SummaryWriter(str(self.folder / TENSORBOARD), purge_step=record["epoch"]) as writer:
-            for name, value in _scalars(record):
-                writer.add_scalar(name, value, record["epoch"])
+            _write_tensorboard(self.folder / TENSORBOARD, records[-1])
 
     def progress_bar(self, epoch: int, total: int, done: int) -> tqdm:
         """Returns a progress bar over the rows of an epoch, with rows per second and the remaining time."""
@@ -63,6 +55,15 @@ class EpochLogger:
             leave=False,
             disable=not self.config.progress,
         )
+
+
+def _write_tensorboard(folder: Path, record: dict[str, Any]) -> None:
+    from torch.utils.tensorboard import SummaryWriter  # an extra
+
+    # purge_step discards what a killed run had logged for an epoch that is trained again.
+    with SummaryWriter(str(folder), purge_step=record["epoch"]) as writer:
+        for name, value in _scalars(record):
+            writer.add_scalar(name, value, record["epoch"])
 
 
 def _scalars(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -34,7 +36,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     return optimizers
 
 
-def _of_tables(tables: list[nn.Module], config: OptimizerConfig) -> RowOptimizer:
+def _of_tables(tables: Sequence[FusedEmbedding], config: OptimizerConfig) -> RowOptimizer:
     lr, eps = tables_lr(config), config.eps
     match config.tables:
         case "adam" | "lazy_adam":

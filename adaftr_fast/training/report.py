@@ -80,7 +80,7 @@ def _draw_curves(axes: Axes, runs: Sequence[TrainedRun], task: str, what: str) -
             axes.plot(run.best_epoch, values[run.best_epoch - 1], "o", color=f"C{color}", fillstyle="none", ms=10)
     axes.set_title(f"{task}: {'training loss' if what == 'loss' else 'validation AUC, %'}")
     axes.set_xlabel("epoch (circle: weights kept)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 
 from adaftr_fast.config import ModelConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.torchrec.tables import STATE, ShardedTables, check_installed, quiet
+from adaftr_fast.torchrec.tables import STATE, RowOptimizer, ShardedTables, check_installed, quiet
 from adaftr_fast.training.optimizers import tables_lr
 
 
@@ -69,7 +71,7 @@ def shard_tables(model: nn.Module, optimizer: OptimizerConfig, config: TrainingC
     sharded = ShardedTables(
         table,
         sharding=config.sharding,
-        optimizer=optimizer.tables,
+        optimizer=cast(RowOptimizer, optimizer.tables),  # check_sharding refuses the others
         ranks=ranks,
         lr=tables_lr(optimizer),
         eps=optimizer.eps,

@@ -6,15 +6,18 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from types import MethodType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed.ranks import Ranks, is_of_a_collective
 from adaftr_fast.errors import TrainingError
+from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import clip_grad_norm_
@@ -41,11 +44,12 @@ class Stepper:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks | None = None
+        self, model: MultiTaskModel, optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks | None = None
     ) -> None:
         self.model, self.settings, self.config, self.ranks = model, optimizer, config, ranks
         self.device = _device(config.device)
         if config.tables == "torchrec":
+            assert ranks is not None  # check_sharding requires ranks
             shard_tables(model, optimizer, config, ranks)
         model.to(self.device)
         self.optimizers, self.sharded = build_optimizers(model, optimizer), list(sharded_tables(model).values())
@@ -91,7 +95,7 @@ class Stepper:
     def _accumulated(self, batch: Batch) -> dict[str, Tensor]:
         rows = len(batch) // self.config.accumulate
         parts = [self._backward(batch[start : start + rows]) for start in range(0, len(batch), rows)]
-        return {name: sum(part[name] for part in parts) for name in parts[0]}
+        return {name: reduce(add, (part[name] for part in parts)) for name in parts[0]}
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Accumulates the gradients of a part of the batch; returns its share of the loss terms."""
@@ -111,7 +115,7 @@ class Stepper:
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         reduced = self.config.precision == "bfloat16"
         # Read at each step: the group's threads end with its last reference, before the interpreter does.
-        context = {"process_group": self.ranks.group} if self.contrasts_over_ranks else {}
+        context = {"process_group": self.ranks.group} if self.ranks is not None and self.contrasts_over_ranks else {}
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
                 return self.loss(batch, **context)
@@ -135,7 +139,7 @@ class Stepper:
         return next((name for name, value in values.items() if not value.isfinite().all()), None)
 
 
-def _compiled_loss(model: nn.Module, *, eager_contrast: bool) -> Callable[..., dict[str, Tensor]]:
+def _compiled_loss(model: MultiTaskModel, *, eager_contrast: bool) -> Callable[..., dict[str, Tensor]]:
     """Compiles ``model.loss``, except for the modules that must run eagerly.
 
     Embedding look-ups run eagerly, since rows with deferred updates change their ops. Collectives cannot be compiled.
@@ -144,7 +148,8 @@ def _compiled_loss(model: nn.Module, *, eager_contrast: bool) -> Callable[..., d
     for module in model.modules():
         if isinstance(module, eager):
             # A method, not a closure: a deep copy rebinds it to the copied module.
-            module.forward = MethodType(torch.compiler.disable(type(module).forward), module)
+            method = MethodType(torch.compiler.disable(type(module).forward), module)
+            module.forward = method  # type: ignore[method-assign]  # of this module only, not of its class
     return torch.compile(model.loss, dynamic=False)
 
 

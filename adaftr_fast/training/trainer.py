@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Share, Split
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
+from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.training.checkpoint.best import BestWeights
 from adaftr_fast.training.checkpoint.exchange import load_on_all_ranks, send_shards
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean
@@ -78,7 +80,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: MultiTaskModel,
         train: Split,
         validation: Split,
         *,
@@ -118,6 +120,7 @@ class Trainer:
         Raises:
             CheckpointError: the unfinished run has other options or data, or no snapshot can be read.
         """
+        found: tuple[Progress, Mapping[str, Tensor], dict[str, Tensor]] | None
         if self.ranks is not None:
             found = load_on_all_ranks(self.ranks, self.snapshots, sharded_state(self.model, self.stepper.optimizers))
         else:
@@ -228,7 +231,7 @@ class Trainer:
     def _is_due(self) -> bool:
         """Returns whether to save a snapshot now. Sharded tables are saved by all ranks, at synchronization points."""
         due = self.snapshots is not None and self.snapshots.due()
-        if not self.is_sharded:
+        if self.ranks is None or not self.is_sharded:
             return due
         return self.progress.step % SYNC_STEPS == 0 and bool(self.ranks.largest(due))
 

@@ -35,6 +35,7 @@ class BestWeights:
         elif self.folder is None:
             self._in_memory = {name: value.clone() for name, value in self.model.state_dict().items()}
         else:
+            assert self.about is not None  # required with a folder
             save_checkpoint(self.folder, self.model, replace(self.about, metrics=metrics), sharded)
 
     def restore(self) -> None:
@@ -42,4 +43,5 @@ class BestWeights:
         weights = self._in_memory if self.folder is None else open_checkpoint(self.folder)[0]
         if self.ranks is not None:
             weights = distribute(self.ranks, weights, sharded_weights(self.model))
+        assert weights is not None  # saved before
         self.model.load_state_dict(weights)

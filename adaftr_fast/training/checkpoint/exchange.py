@@ -11,7 +11,7 @@ from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint.progress import Progress
-from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
+from adaftr_fast.training.checkpoint.run_snapshots import Found, RunSnapshots
 
 
 def load_on_all_ranks(
@@ -27,7 +27,7 @@ def load_on_all_ranks(
     Returns:
         The progress, the other tensors of the state and the sums of the running means. None without a snapshot.
     """
-    found: list = [None]  # on rank 0
+    found: list[Found | None] = [None]  # on rank 0
 
     def load() -> Progress | None:
         found[0] = None if snapshots is None else snapshots.load()
@@ -58,7 +58,7 @@ def distribute(
     """
     ranks.from_rank_zero(lambda: _check(saved, sharded))
     for name, rows in sharded.items():
-        rows.fill(saved.rows(name) if ranks.rank == 0 else None)
+        rows.fill(saved.rows(name) if isinstance(saved, SavedTensors) else None)
     mine = None if saved is None else {name: saved[name] for name in saved if name not in sharded}
     return ranks.tensors_from_rank_zero(mine)
 
@@ -69,8 +69,8 @@ def send_shards(sharded: Mapping[str, ShardedRows]) -> None:
         sharded[name].send()
 
 
-def _check(saved: SavedTensors | dict[str, Tensor], sharded: Mapping[str, ShardedRows]) -> None:
+def _check(saved: SavedTensors | dict[str, Tensor] | None, sharded: Mapping[str, ShardedRows]) -> None:
     for name, rows in sharded.items():
-        found = saved.shape(name) if name in saved else None
+        found = saved.shape(name) if isinstance(saved, SavedTensors) and name in saved else None
         if found != tuple(rows.shape):
             raise CheckpointError(f"saved state: {name}: expected shape {tuple(rows.shape)}, got {found}")

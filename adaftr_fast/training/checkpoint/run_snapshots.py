@@ -36,7 +36,7 @@ class RunSnapshots:
 
     def __init__(self, folder: Path, about: Description, rows: int, seconds: float) -> None:
         self.folder, self.seconds = folder / LAST, seconds
-        self.identity = {"settings": about.config.flat(), "data": about.fingerprint, "rows": rows}
+        self.identity: dict[str, Any] = {"settings": about.config.flat(), "data": about.fingerprint, "rows": rows}
         self._saved_at = time.monotonic()
 
     def due(self) -> bool:
