@@ -69,18 +69,19 @@ class Columns:
         p_cvr = np.minimum(p_ctcvr / np.maximum(p_ctr, SMALLEST), np.float32(1.0))
         arrays.append(pa.array(p_cvr))
         if self.bid is not None:
-            bids = self.bid_weight * p_ctr.astype(np.float64) * p_cvr * self._prices(rows)  # Eq. 16
+            bids = self.bid_weight * p_ctr.astype(np.float64) * p_cvr * _prices(self.bid, rows)  # Eq. 16
             arrays.append(pa.array(bids, from_pandas=True))  # nan, for a missing price, becomes null
         return arrays
 
-    def _prices(self, rows: pa.RecordBatch) -> np.ndarray | float:
-        """Returns p_c [n], with nan for missing prices."""
-        if not isinstance(self.bid, str):
-            return self.bid
-        try:
-            return rows[self.bid].cast(pa.float64()).to_numpy(zero_copy_only=False)
-        except pa.ArrowException as error:
-            raise DataError(f"column {self.bid}: expected numeric prices: {error}") from error
+
+def _prices(bid: float | str, rows: pa.RecordBatch) -> np.ndarray | float:
+    """Returns p_c [n], with nan for missing prices."""
+    if not isinstance(bid, str):
+        return bid
+    try:
+        return rows[bid].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowException as error:
+        raise DataError(f"column {bid}: expected numeric prices: {error}") from error
 
 
 def output_columns(

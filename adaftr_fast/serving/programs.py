@@ -77,6 +77,8 @@ def export_program(
     if plain and multiple:
         raise ServingError("multi-valued fields support neither AOTInductor nor ONNX: bags have no PyTorch form")
     batch = Dim("batch", min=1)
+    example: tuple[Tensor, ...]
+    shapes: tuple[dict[int, Dim], ...]
     if multiple:
         example = (torch.zeros(2 * fields, dtype=torch.int32), torch.arange(2 * fields).view(2, fields))
         shapes = ({0: Dim("ids", min=0)}, {0: batch})
@@ -114,9 +116,11 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise ServingError("ONNX is not installed: pip install adaftr-fast[onnx]")
-    names = {"input_names": ["ids"], "output_names": ["probabilities"]}
+    inputs, outputs = ["ids"], ["probabilities"]
     with torch.no_grad(), _quiet():
-        torch.onnx.export(program, dynamo=True, verbose=False, **names).save(path)
+        written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
+        assert written is not None  # only dynamo=False returns None
+        written.save(path)
 
 
 def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
@@ -124,7 +128,13 @@ def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     import onnx.reference
 
     evaluator = onnx.reference.ReferenceEvaluator(onnx.load(path))
-    return lambda ids: torch.from_numpy(evaluator.run(None, {"ids": ids.numpy()})[0])
+
+    def run(ids: Tensor) -> Tensor:
+        outputs = evaluator.run(None, {"ids": ids.numpy()})
+        assert isinstance(outputs, list)  # a dict only with intermediate=True
+        return torch.from_numpy(outputs[0])
+
+    return run
 
 
 @contextmanager
