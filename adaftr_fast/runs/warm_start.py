@@ -125,7 +125,7 @@ def _take_rows(
         rows = table.field_weight(place)  # a view
         taken = 0
         there = places.get(each.name)
-        if theirs is not None and each.name in sources and theirs.widths[there] == table.widths[place]:
+        if theirs is not None and there is not None and theirs.widths[there] == table.widths[place]:
             source = torch.from_numpy(sources[each.name])
             known = (source != FRESH).nonzero().flatten()
             rows[known.to(rows.device)] = theirs.field_weight(there)[source[known]].to(rows.device)
@@ -162,7 +162,7 @@ def _why_unrelated(
     """Returns why the relatedness networks are not copied, or None; they are copied as a whole or not at all."""
     if any(theirs is None for _, theirs in pairs.values()):
         return "the run does not have the same relatedness networks"
-    if any(value.shape != theirs.shape for value, theirs in pairs.values()):
+    if any(theirs is not None and value.shape != theirs.shape for value, theirs in pairs.values()):
         return "the shapes of the relatedness networks differ"
     return "the pairs of tasks differ" if pairs and model.pairs != old.pairs else None
 
