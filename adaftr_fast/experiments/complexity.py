@@ -16,6 +16,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.experiments.catalog import NO_OMEGA, TITLES, Variant
 from adaftr_fast.experiments.measure import machine, side_by_side
+from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.run import build
 from adaftr_fast.training.optimizers import build_optimizers
@@ -96,7 +97,7 @@ def _some(data: PreparedData, size: int, seed: int) -> list[Batch]:
     return [batch for _, batch in zip(range(BATCHES), batches)]
 
 
-def _step(model: nn.Module, batches: list[Batch], config: RunConfig) -> Callable[[], None]:
+def _step(model: MultiTaskModel, batches: list[Batch], config: RunConfig) -> Callable[[], None]:
     optimizers, supply = build_optimizers(model, config.optimizer), cycle(batches)
 
     def step() -> None:

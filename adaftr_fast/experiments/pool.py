@@ -70,7 +70,8 @@ def _in_processes(jobs: list[Job], workers: int) -> Iterator[tuple[Job, Outcome]
         ) from error
     finally:  # on an error or Ctrl-C, the running jobs save snapshots
         for child in multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGINT)
+            if child.pid is not None:  # started
+                os.kill(child.pid, signal.SIGINT)
         pool.shutdown(wait=True, cancel_futures=True)
 
 

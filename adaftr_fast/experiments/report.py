@@ -132,14 +132,14 @@ def _difference_cells(difference: Difference) -> list[str]:
 
 def _distance_section(results: Results) -> str:
     """Returns the distance of each row's mean to the metric of the true probabilities, if they are known."""
-    columns = [column for column in results.columns() if results.optimum(*column) is not None]
-    if not columns:
+    optima = {column: value for column in results.columns() if (value := results.optimum(*column)) is not None}
+    if not optima:
         return ""
     rows = [
-        [row.title, *(_number(results.optimum(*column) - row.spread(*column).mean) for column in columns)]
+        [row.title, *(_number(value - row.spread(*column).mean) for column, value in optima.items())]
         for row in results.rows
     ]
-    header = ["row", *(f"{task} {metric.upper()}" for task, metric in columns)]
+    header = ["row", *(f"{task} {metric.upper()}" for task, metric in optima)]
     return "## Distance to the true probabilities\n\n" + markdown_table(header, rows, text_columns=1)
 
 
