@@ -264,7 +264,7 @@ def _collection(
     from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
     from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-    class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc, unused-ignore]  # Any where torchrec is missing
+    class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # torchrec has no types
         def sharding_types(self, compute_device_type: str) -> list[str]:
             # TorchRec offers row-wise on GPUs only, although its kernels and gloo's collectives support CPUs too.
             return [sharding]
