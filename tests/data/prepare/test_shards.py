@@ -77,7 +77,7 @@ def test_unshardable_logs_and_invalid_shards(tmp_path, capsys):
         with pytest.raises(DataError, match=message):
             Shard.parse(text)
     assert main(["prepare", "--dataset", "flights", "--wait", "5", "--out", str(tmp_path / "out")]) == 2
-    assert "wait goes with shard" in capsys.readouterr().err
+    assert "wait: needs shard" in capsys.readouterr().err
 
 
 def test_empty_split_is_an_error_for_every_shard(log, tmp_path):
