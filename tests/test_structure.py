@@ -16,7 +16,7 @@ FLOORS = (
     "errors _extension _files _json _tables _tensor_file",
     "config distributed kernels",
     "ops ops.embedding.reference",
-    "ops.embedding ops.infonce ops.mlp",
+    "ops.*",
     "reference nn",
     "optim",
     "data",
@@ -34,7 +34,7 @@ FLOORS = (
     "api",
     "cli",
 )
-"""Packages from the lowest floor up. A package imports from itself and from lower floors."""
+"""Packages from the lowest floor up. A package imports from itself and from lower floors. "ops.*" is every other op."""
 ROOM_FILES = 14  # "about a dozen"
 FUNCTION_LINES = 60
 
@@ -80,6 +80,13 @@ ROOMS = {name_of(path) for path in PACKAGE.rglob("__init__.py")} - {""}
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 
 
+def floor(name):
+    for each in (name, f"{name.rpartition('.')[0]}.*"):
+        if each in FLOOR:
+            return FLOOR[each]
+    pytest.fail(f"FLOORS in {__file__} has no floor for the package {name!r}")
+
+
 def test_every_import_points_downward_or_stays_in_its_package():
     wrong = []
     for name, path in modules().items():
@@ -87,7 +94,7 @@ def test_every_import_points_downward_or_stays_in_its_package():
             continue  # the public names come from every floor
         for target in imports(path):
             source, goal = room(name), room("kernels" if target.startswith("kernels") else target)
-            if source != goal and not FLOOR[goal] < FLOOR[source]:
+            if source != goal and not floor(goal) < floor(source):
                 wrong.append(f"{name} -> {target}")
     assert wrong == []
 
