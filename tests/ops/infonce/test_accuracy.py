@@ -28,7 +28,7 @@ SIZES = [
 @needs_extension
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("rows", "columns", "d"), SIZES)
-def test_matches_reference(rows, columns, d, dtype, capability):
+def test_matches_reference(rows, columns, d, dtype, instruction_set):
     assert_matches(inputs(rows, columns, d), dtype, cross_entropy)
 
 
@@ -61,14 +61,14 @@ def test_agrees_with_cross_entropy_to_1e_5():
 
 @needs_extension
 @pytest.mark.parametrize("tau", [1e-3, 1e-2, 1.0, 1e3])
-def test_extreme_temperatures(tau, capability):
+def test_extreme_temperatures(tau, instruction_set):
     a, b, _ = inputs(130, 150, 32)
     assert_matches((a, b, torch.full((130,), tau, dtype=torch.float64)), torch.float32)
 
 
 @needs_extension
 @pytest.mark.parametrize("tau", [1.3e38, 3e38])
-def test_temperatures_with_subnormal_inverse(tau, capability):
+def test_temperatures_with_subnormal_inverse(tau, instruction_set):
     a, b, _ = (t.float() for t in inputs(40, 70, 4))
     groups = {"row_group": torch.arange(40) % 4, "column_group": torch.arange(70) % 4}
     loss = af.adaptive_infonce(a, b, tau, backend="cpu", **groups)
@@ -77,14 +77,14 @@ def test_temperatures_with_subnormal_inverse(tau, capability):
 
 @needs_extension
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_large_logits_over_many_column_blocks(dtype, capability):
+def test_large_logits_over_many_column_blocks(dtype, instruction_set):
     """Unit Gaussians: row maxima differ by hundreds between column blocks, and positives lie far below them."""
     assert_matches(inputs(1100, 1300, 64, scale=4), dtype)
 
 
 @needs_extension
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_statistics_and_tau_gradient_when_the_row_maximum_jumps(dtype, capability):
+def test_statistics_and_tau_gradient_when_the_row_maximum_jumps(dtype, instruction_set):
     """The sums for entropy and tau underflow together with l when a later block raises the maximum."""
     a, b, tau = inputs(300, 1300, 64, scale=40)
     b[1250] = 60 * a.mean(0)
@@ -103,7 +103,7 @@ def test_statistics_and_tau_gradient_when_the_row_maximum_jumps(dtype, capabilit
 
 @needs_extension
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_last_column_block_dominates(dtype, capability):
+def test_last_column_block_dominates(dtype, instruction_set):
     """The sums of earlier blocks underflow to 0, but the positives' terms in them must be kept."""
     a, b, _ = inputs(300, 1000, 16)
     a += 1
@@ -113,7 +113,7 @@ def test_last_column_block_dominates(dtype, capability):
 
 @needs_extension
 @pytest.mark.parametrize("sign", [1, -1])
-def test_logits_of_ten_thousand(sign, capability):
+def test_logits_of_ten_thousand(sign, instruction_set):
     a, b, _ = inputs(64, 64, 16)
     b[:64] += sign * a * 10  # the positive's logit is far above, or far below, all others
     assert_matches((a * 100, b, torch.full((64,), 0.1, dtype=torch.float64)), torch.float32)
@@ -121,7 +121,7 @@ def test_logits_of_ten_thousand(sign, capability):
 
 @needs_extension
 @pytest.mark.parametrize("gap", [3, 10, 20, 30])
-def test_accuracy_when_the_positive_probability_is_near_one(gap, capability):
+def test_accuracy_when_the_positive_probability_is_near_one(gap, instruction_set):
     """The positive has p up to 1 - 1e-7 and more: relative accuracy of a loss and gradients near 0."""
     rows = 96
     a = torch.eye(rows, dtype=torch.float64) * gap
@@ -131,7 +131,7 @@ def test_accuracy_when_the_positive_probability_is_near_one(gap, capability):
 
 
 @needs_extension
-def test_identical_anchors_and_candidates(capability):
+def test_identical_anchors_and_candidates(instruction_set):
     a = torch.ones(70, 9, dtype=torch.float64)
     tensors = (a, a.clone(), torch.full((70,), 0.3, dtype=torch.float64))
     loss, d_a, d_b, d_tau = loss_and_gradients(af.adaptive_infonce, tensors, torch.float32, backend="cpu")
@@ -146,7 +146,7 @@ def test_identical_anchors_and_candidates(capability):
 @needs_extension
 @pytest.mark.parametrize("logit", [1e2, 1e4, 1e6, 1e8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_equal_logits_of_any_magnitude(logit, dtype, capability):
+def test_equal_logits_of_any_magnitude(logit, dtype, instruction_set):
     a = torch.full((64, 4), logit**0.5 / 2, dtype=torch.float64).to(dtype).requires_grad_()
     b = a.detach().clone().requires_grad_()
     loss = af.adaptive_infonce(a, b, 1.0, reduction="sum", backend="cpu")
@@ -156,7 +156,7 @@ def test_equal_logits_of_any_magnitude(logit, dtype, capability):
 
 
 @needs_extension
-def test_lse_far_above_the_positive_logit(capability):
+def test_lse_far_above_the_positive_logit(instruction_set):
     a, b, _ = (t.float() for t in inputs(64, 64, 16))
     b -= a * 1000
     stats = af.adaptive_infonce(a, b, 0.5, return_stats=True, backend="cpu")[1]
@@ -166,7 +166,7 @@ def test_lse_far_above_the_positive_logit(capability):
 
 @needs_extension
 @pytest.mark.parametrize("weight", [0.0, 1e-24, 1e-30])
-def test_tiny_and_zero_weights(weight, capability):
+def test_tiny_and_zero_weights(weight, instruction_set):
     a, b, tau = inputs(100, 100, 16, scale=5)
     weights = torch.full((100,), weight)
     results = [
@@ -209,7 +209,7 @@ def test_cuda_matmul_setting_does_not_affect_cpu():
 @needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(700, 900, 48), (2, 129, 8), (3, 129, 33)])
-def test_bitwise_equal_across_runs_and_threads(shape, dtype, capability):
+def test_bitwise_equal_across_runs_and_threads(shape, dtype, instruction_set):
     tensors = inputs(*shape)
     threads = torch.get_num_threads()
     results = []

@@ -16,7 +16,7 @@ from tests.tolerances import assert_as_accurate
 @pytest.mark.parametrize("rows", [1, 5, 33])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 3.4e38])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_excluded_candidates_may_be_nan_or_infinite(rows, bad, dtype, capability):
+def test_excluded_candidates_may_be_nan_or_infinite(rows, bad, dtype, instruction_set):
     a, b, tau = (x.float() for x in inputs(rows, 64, 8))
     b[40] = bad
     elsewhere = torch.zeros(rows, dtype=torch.int64)
@@ -35,7 +35,7 @@ def test_excluded_candidates_may_be_nan_or_infinite(rows, bad, dtype, capability
 
 
 @needs_extension
-def test_zero_weight_row_has_zero_gradient_even_if_nan(capability):
+def test_zero_weight_row_has_zero_gradient_even_if_nan(instruction_set):
     a, b, tau = (t.float() for t in inputs(20, 20, 4))
     a[3] = float("nan")
     weight = torch.ones(20)
@@ -50,7 +50,7 @@ def test_zero_weight_row_has_zero_gradient_even_if_nan(capability):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_options(reduction, symmetric, dtype, capability):
+def test_options(reduction, symmetric, dtype, instruction_set):
     rows, columns = 61, 80
     options = masks(rows, columns)
     options["row_weight"] = options["row_weight"].to(dtype)
@@ -73,7 +73,7 @@ def test_options(reduction, symmetric, dtype, capability):
 
 
 @needs_extension
-def test_statistics(capability):
+def test_statistics(instruction_set):
     a, b, tau = inputs(50, 70, 12, scale=3)
     options = masks(50, 70)
     truth = infonce_rows(a, b, tau, options["positive_index"], options["row_group"], options["column_group"])
@@ -88,7 +88,7 @@ def test_statistics(capability):
 @needs_extension
 @pytest.mark.parametrize("frozen", ["h_ctr", "h_cvr", "tau", "h_ctr h_cvr", "h_cvr tau", "h_ctr tau"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_frozen_inputs_do_not_change_other_gradients(frozen, reduction, capability):
+def test_frozen_inputs_do_not_change_other_gradients(frozen, reduction, instruction_set):
     tensors = dict(zip(("h_ctr", "h_cvr", "tau"), inputs(90, 90, 20)))
 
     def gradients(frozen):
@@ -123,7 +123,7 @@ def test_groups_mask_every_negative():
 
 
 @needs_extension
-def test_ignored_row_does_not_leak_nan(capability):
+def test_ignored_row_does_not_leak_nan(instruction_set):
     a, b, tau = (t.float() for t in inputs(20, 20, 4))
     a[3] = float("nan")
     positive = torch.arange(20)
@@ -138,7 +138,7 @@ def test_ignored_row_does_not_leak_nan(capability):
 
 @needs_extension
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_and_infinity_propagate_to_the_loss(value, capability):
+def test_nan_and_infinity_propagate_to_the_loss(value, instruction_set):
     a, b, tau = (t.float() for t in inputs(40, 40, 4))
     b[17, 2] = value
     loss, stats = af.adaptive_infonce(a, b, tau, backend="cpu", return_stats=True)
@@ -148,7 +148,7 @@ def test_nan_and_infinity_propagate_to_the_loss(value, capability):
 
 
 @needs_extension
-def test_strided_offset_and_expanded_inputs(capability):
+def test_strided_offset_and_expanded_inputs(instruction_set):
     a, b, tau = inputs(40, 40, 10)
     plain = af.adaptive_infonce(a, b, tau[:1].expand(40), backend="cpu")
     padded = torch.zeros(41, 23, dtype=torch.float64)
