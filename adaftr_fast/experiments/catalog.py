@@ -22,7 +22,7 @@ TITLES = {
     "autoheri": "AutoHERI",
     "adaftr": "AdaFTR",
 }
-"""Titles of the models, in the order of Table 4."""
+"""Titles of all models. Each is a row of Table 4, in this order."""
 
 WHOLE = {"name": "adaftr", "contrast": "infonce", "tau": "adaptive"}  # overrides ablations in the base
 NO_OMEGA = {"relatedness_updates": "omega", "temperature_updates": "none"}

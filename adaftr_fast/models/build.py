@@ -1,6 +1,6 @@
 """Builds a model from its configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.adaftr import AdaFTR
@@ -14,11 +14,16 @@ from adaftr_fast.models.single_dnn import SingleDNN
 
 BACKBONES: dict[str, type[Backbone]] = {
     "shared_bottom": SharedBottom,
-    "cross_stitch": CrossStitch,
     "mmoe": MMoE,
     "ple": PLE,
+}
+"""The choices of ``ModelConfig.backbone``."""
+MODELS: dict[str, Callable[..., MultiTaskModel]] = BACKBONES | {
+    "single_dnn": SingleDNN,
+    "cross_stitch": CrossStitch,
     "autoheri": AutoHERI,
 }
+"""The choices of ``ModelConfig.name``, but for adaftr."""
 
 
 def build_model(
@@ -39,8 +44,6 @@ def build_model(
         ValueError: sizes or options that make no model, or a width for a field that is not there.
     """
     data = (num_embeddings, task_names, config, field_names)
-    if config.name == "single_dnn":
-        return SingleDNN(*data)
     if config.name == "adaftr":
         return AdaFTR(BACKBONES[config.backbone](*data), config)
-    return BACKBONES[config.name](*data)
+    return MODELS[config.name](*data)

@@ -1,5 +1,7 @@
 """Small models in float64 and batches for them, with weights large enough for the networks to be nonlinear."""
 
+from typing import get_args, get_type_hints
+
 import torch
 
 from adaftr_fast.data.dataset.batch import Batch
@@ -7,8 +9,9 @@ from adaftr_fast.models import AdaFTR, ModelConfig, MultiTaskModel, build_model
 
 SIZES = [7, 5, 11]
 TWO, THREE = ["click", "conversion"], ["click", "view", "conversion"]
-BACKBONES = ["shared_bottom", "mmoe", "ple"]
-COLUMN_MODELS = ["single_dnn", "cross_stitch", "autoheri"]
+CHOICES = get_type_hints(ModelConfig)
+BACKBONES = list(get_args(CHOICES["backbone"]))
+MODELS = [name for name in get_args(CHOICES["name"]) if name != "adaftr"]
 SMALL = ModelConfig(embedding_dim=4)
 
 

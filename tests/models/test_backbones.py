@@ -7,9 +7,9 @@ import torch
 from adaftr_fast.models import CrossStitch, SharedBottom
 from adaftr_fast.nn.mlp import Experts
 from tests.models import transcription as paper
-from tests.models.inputs import BACKBONES, COLUMN_MODELS, SIZES, SMALL, THREE, TWO, batch, model
+from tests.models.inputs import MODELS, SIZES, SMALL, THREE, TWO, batch, model
 
-EVERY = [name for name in BACKBONES + COLUMN_MODELS if name != "single_dnn"]
+EVERY = [name for name in MODELS if name != "single_dnn"]
 SHAPES = [{}, {"expert_hidden": [6, 5], "tower_hidden": [4, 3]}]
 
 
@@ -106,7 +106,7 @@ def test_experts_equal_separate_networks():
         close(experts(x)[:, i], expected)
 
 
-@pytest.mark.parametrize("name", BACKBONES + COLUMN_MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_every_weight_has_a_gradient(name):
     built, data = model(name, THREE), batch(tasks=3)
     sum(built.loss(data)[task] for task in THREE).backward()

@@ -9,9 +9,7 @@ from adaftr_fast import FusedEmbedding
 from adaftr_fast._json import from_json
 from adaftr_fast.models import (
     PLE,
-    AutoHERI,
     Backbone,
-    CrossStitch,
     MMoE,
     ModelConfig,
     SharedBottom,
@@ -19,7 +17,7 @@ from adaftr_fast.models import (
     build_model,
 )
 from adaftr_fast.nn.mlp import MLP
-from tests.models.inputs import BACKBONES, COLUMN_MODELS, SIZES, THREE, TWO, batch, model
+from tests.models.inputs import BACKBONES, MODELS, SIZES, THREE, TWO, batch, model
 
 FIELDS = [100] * 20
 
@@ -29,7 +27,7 @@ def dense_weights(built):
 
 
 @pytest.mark.parametrize("tasks", [TWO, THREE])
-@pytest.mark.parametrize("name", ["mmoe", "ple", "shared_bottom", "cross_stitch", "autoheri", "single_dnn"])
+@pytest.mark.parametrize("name", MODELS)
 def test_budgets_are_equal_but_for_what_a_method_adds(name, tasks):
     built, mmoe = (build_model(ModelConfig(name=n), FIELDS, tasks) for n in (name, "mmoe"))
     added = {"ple": "layers.1.", "autoheri": "connections."}.get(name, "nothing")  # a second level, the connections
@@ -54,7 +52,7 @@ def test_without_equal_budget_widths_are_taken_as_they_stand():
 NAMES, DIMS, WIDTHS = ["user", "day", "item"], {"user": 16, "day": 3}, [16, 3, 8]
 
 
-@pytest.mark.parametrize("name", ["mmoe", "ple", "shared_bottom", "cross_stitch", "autoheri", "single_dnn", "adaftr"])
+@pytest.mark.parametrize("name", [*MODELS, "adaftr"])
 def test_a_field_has_the_width_it_asks_for(name):
     built = build_model(ModelConfig(name=name, embedding_dims=DIMS), SIZES, TWO, NAMES)
     tables = [module for module in built.modules() if isinstance(module, FusedEmbedding)]
@@ -66,11 +64,13 @@ def test_a_field_has_the_width_it_asks_for(name):
     assert all(weight.grad.is_coalesced() for table in tables for weight in table.table_weights())
 
 
-@pytest.mark.parametrize("kind", [MMoE, PLE, SharedBottom, CrossStitch, AutoHERI, SingleDNN])
-def test_models_take_a_width_per_field(kind):
-    data, built = batch(), kind(SIZES, TWO, ModelConfig(embedding_dims=DIMS), NAMES).double()
-    assert built(data.ids).shape == (40, 2)
-    equal, one = (kind(SIZES, TWO, ModelConfig(embedding_dims=dims), NAMES) for dims in (dict.fromkeys(NAMES, 8), {}))
+@pytest.mark.parametrize("name", MODELS)
+def test_models_take_a_width_per_field(name):
+    def build(dims):
+        return build_model(ModelConfig(name=name, embedding_dims=dims), SIZES, TWO, NAMES)
+
+    assert build(DIMS).double()(batch().ids).shape == (40, 2)
+    equal, one = build(dict.fromkeys(NAMES, 8)), build({})
     assert [(n, p.shape) for n, p in equal.named_parameters()] == [(n, p.shape) for n, p in one.named_parameters()]
 
 
@@ -112,7 +112,7 @@ def test_adaftr_stands_over_the_backbone_named(backbone):
     assert [p.shape for p in over.parameters()] == [p.shape for p in alone.parameters()]
 
 
-@pytest.mark.parametrize("name", BACKBONES + COLUMN_MODELS + ["adaftr"])
+@pytest.mark.parametrize("name", [*MODELS, "adaftr"])
 def test_settings_survive_json(name):
     config = ModelConfig(
         name=name, pairs=["click-conversion"], tau="fixed", equal_budget=False, embedding_dims={"user": 4}
@@ -124,7 +124,7 @@ def test_settings_survive_json(name):
     ("change", "message"),
     [
         ({"name": "dnn"}, r"model\.name: expected one of single_dnn, .*adaftr, got 'dnn'"),
-        ({"backbone": "adaftr"}, r"model\.backbone: expected one of shared_bottom, mmoe, ple, got 'adaftr'"),
+        ({"backbone": "adaftr"}, r"model\.backbone: expected one of shared_bottom, mmoe, .*got 'adaftr'"),
         ({"contrast": "cosine"}, r"model\.contrast: expected one of infonce, .*none, got 'cosine'"),
         ({"beta": -1}, r"model\.beta: expected a finite weight >= 0, got -1"),
         ({"l2": float("nan")}, r"model\.l2: expected a finite weight"),

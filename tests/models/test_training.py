@@ -11,7 +11,7 @@ from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.ops.embedding.reference.lookup import fused_embedding
 from adaftr_fast.training.optimizers import build_optimizers
-from tests.models.inputs import BACKBONES, COLUMN_MODELS, SIZES, THREE, TWO, adaftr, batch
+from tests.models.inputs import BACKBONES, MODELS, SIZES, THREE, TWO, adaftr, batch
 
 LR = 0.01
 
@@ -109,7 +109,7 @@ def on_reference_ops(model):
     return plain
 
 
-TRAJECTORIES = [{"name": name} for name in BACKBONES + COLUMN_MODELS]
+TRAJECTORIES = [{"name": name} for name in MODELS]
 TRAJECTORIES += [{"backbone": name} for name in BACKBONES]
 TRAJECTORIES += [{"tau": "scalar"}, {"contrast": "positive"}, {"temperature_updates": "omega", "beta": 0.1}]
 

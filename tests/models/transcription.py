@@ -126,14 +126,21 @@ def logits(model, hidden):
     return np.concatenate([affine(tower.logit, layers[-1]) for tower, layers in zip(model.towers, hidden)], 1)
 
 
-INPUTS = {"mmoe": mmoe_inputs, "ple": ple_inputs}
+INPUTS = {
+    "shared_bottom": shared_bottom_inputs,
+    "cross_stitch": shared_bottom_inputs,
+    "autoheri": shared_bottom_inputs,
+    "mmoe": mmoe_inputs,
+    "ple": ple_inputs,
+}
+# Other models have plain_towers.
 TOWERS = {"cross_stitch": stitched_towers, "autoheri": connected_towers}
 
 
 def represent(name, model, ids):
     """Returns a backbone's (e, v per task, hidden per task and layer, logits [B, T])."""
     e = embedded(model.embedding, ids)
-    v = INPUTS.get(name, shared_bottom_inputs)(model, e)
+    v = INPUTS[name](model, e)
     return e, v, *TOWERS.get(name, plain_towers)(model, v)
 
 
