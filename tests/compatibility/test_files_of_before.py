@@ -18,6 +18,7 @@ import torch
 import adaftr_fast
 from adaftr_fast import models
 from adaftr_fast.cli import main
+from adaftr_fast.config import RunConfig
 
 FILES = Path(__file__).parent / "files"
 TIMES = ("seconds", "samples_per_s")
@@ -181,6 +182,13 @@ def registered():
 def nameless(schema):
     """Removes the names of arguments and results from a schema."""
     return re.sub(r"(?<=[\w\])?]) (\w+)(?=[,)=])", "", schema)
+
+
+def test_experiments_find_results_from_before_an_option():
+    """At its default, an option added since is no part of the identity by which a finished job is found."""
+    before = json.loads(Path("runs/mmoe/best/checkpoint.json").read_text())["config"]
+    added = {name: options.keys() - before[name].keys() for name, options in RunConfig().identity().items()}
+    assert not any(added.values()), f"declare these with option(..., omit_default=True): {added}"
 
 
 def test_ops_keep_their_schemas():
