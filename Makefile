@@ -1,4 +1,5 @@
 # make demo   train MMoE and AdaFTR on the embedded flight data and write runs/demo/
+# make build  the C++ extension: compiles the files that changed
 # make test   everything CI checks but what needs TorchRec
 # make docs   the documentation site in build/site
 # make matrix the tests in clones with other versions of Python, torch and the compiler
@@ -8,20 +9,23 @@ VENV ?= .venv
 TESTS ?= tests
 BIN := $(VENV)/bin
 ENV := $(VENV)/.installed
+EXTENSION := $(VENV)/.built
 TORCHREC := $(VENV)/.torchrec
 DOCS := $(VENV)/.docs
 # Cells of .github/workflows/ci.yml: Python, torch, ADAFTR_FAST_BUILD, C++ compiler.
 CELLS ?= 3.11-2.13-none-g++ 3.11-2.13-cpu-clang++ 3.13-2.11-cpu-g++
 CXX_FILES := $(shell find csrc -type f)
 
-.PHONY: demo test pytest test-torchrec docs matrix lint format bench sanitize clean
+.PHONY: demo build test pytest test-torchrec docs matrix lint format bench sanitize clean
 
-demo: $(ENV)
+demo: $(EXTENSION)
 	$(BIN)/adaftr-fast demo --out runs/demo
+
+build: $(EXTENSION)
 
 test: lint pytest
 
-pytest: $(ENV)
+pytest: $(EXTENSION)
 	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 # Tables across ranks by TorchRec, an optional back end.
@@ -51,7 +55,7 @@ format: $(ENV)
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: $(ENV)
+bench: $(EXTENSION)
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 # The tests of ops, tables and their optimizers on a build with AddressSanitizer and UBSan. Leaks are Python's own and not looked for; GCC's fake stack
@@ -65,20 +69,24 @@ sanitize: $(ENV)
 clean:
 	rm -rf $(VENV) build *.egg-info adaftr_fast/_C*.so
 
-# The environment is made once and made again when the build files or the C++ sources change.
-$(ENV): pyproject.toml setup.py $(CXX_FILES)
+# The environment is made once and made again when the build files change. It has no extension: pip would compile every
+# C++ file anew, where ninja compiles those that changed.
+$(ENV): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "torch$(TORCH)" "setuptools>=77" wheel pybind11 ninja numpy
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	ADAFTR_FAST_BUILD=none $(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+$(EXTENSION): $(ENV) $(CXX_FILES)
+	$(BIN)/python setup.py -q build_ext --inplace
 	touch $@
 
 # Without dependencies, or pip would fetch CUDA kernels beside those for CPUs and a torchmetrics of 2023.
-$(TORCHREC): $(ENV)
+$(TORCHREC): $(EXTENSION)
 	$(BIN)/python -m pip install -q tensordict torchmetrics pyre-extensions
 	$(BIN)/python -m pip install -q --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0
 	touch $@
 
-# Without the extension, which $(ENV) has built.
 $(DOCS): $(ENV)
 	ADAFTR_FAST_BUILD=none $(BIN)/python -m pip install -q --no-build-isolation -e ".[docs]"
 	touch $@
