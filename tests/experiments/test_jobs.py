@@ -1,9 +1,11 @@
 import json
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.experiments import jobs
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, finished, plan
@@ -55,6 +57,28 @@ def test_the_key_ignores_everything_else(data, budget, tmp_path, job):
     shown = replace(budget, training=replace(budget.training, progress=True, seed=9, checkpoint_seconds=1))
     assert "embedding_dims" not in job.config.identity()["model"]  # nor were they in keys before there were any
     assert plan(data, Variant("another title", {"name": "mmoe"}), shown, 0, tmp_path).key == job.key
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (RunConfig(), "5cb87c583154a19023d9d45db615f30d058735e3934b68c609f30ed647ce642c"),
+        (
+            RunConfig(
+                model=ModelConfig(name="ple", expert_hidden=[32, 16]),
+                optimizer=OptimizerConfig(tables="lazy_adam", tables_lr=0.01),
+                training=TrainingConfig(progress=False, precision="bfloat16"),
+            ),
+            "51422095263f859c988874aa909d7753c7b375ac9679e11f2ccbdec68cdc5a7f",
+        ),
+    ],
+    ids=["defaults", "options"],
+)
+def test_keys_are_those_of_version_0_1_0(config, key, monkeypatch):
+    """Or experiments from before options were declared in ``RunConfig`` would be run again."""
+    monkeypatch.setattr(jobs, "version", lambda name: "0.1.0")
+    manifest = SimpleNamespace(fingerprint="abc", inputs=[{"name": "x", "sha256": "1"}])
+    assert jobs._key(config, manifest) == key
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"key": 3}', "\xff"])
