@@ -95,18 +95,19 @@ class Section:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
-            self._check_type(field.name, hint, value)
-            if get_origin(hint) is Literal and value not in get_args(hint):
-                raise self.error(field.name, f"one of {', '.join(get_args(hint))}", value)
+            converted = self._converted(field.name, hint, value)
             if (within := field.metadata.get("within")) is not None:
                 self._check_range(field.name, hint, value, within)
+            setattr(self, field.name, converted)
 
-    def _check_type(self, name: str, hint: Any, value: Any) -> None:
-        """Checks the type, which a configuration made in Python may have wrong, by what a checkpoint could hold."""
+    def _converted(self, name: str, hint: Any, value: Any) -> Any:
+        """Checks the type of a value and returns it as a checkpoint would hold it, for example a float for 1."""
         if get_origin(hint) is Literal:
-            return
+            if value not in get_args(hint):
+                raise self.error(name, f"one of {', '.join(get_args(hint))}", value)
+            return value
         try:
-            from_json(hint, value, f"{self.section}.{name}")
+            return from_json(hint, value, f"{self.section}.{name}")
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

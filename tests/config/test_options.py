@@ -1,0 +1,29 @@
+import pytest
+
+from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig
+from adaftr_fast.errors import ConfigError
+from adaftr_fast.models import build_model
+
+
+def test_an_integer_for_a_float_is_a_float_however_the_option_is_set():
+    """As in TOML and JSON: equal configurations have equal identities, and a fixed temperature may be 1."""
+    made = RunConfig(model=ModelConfig(tau="fixed", tau_fixed=1), optimizer=OptimizerConfig(lr=1, tables_lr=2))
+    read = RunConfig.from_dict({"model": {"tau": "fixed", "tau_fixed": 1.0}, "optimizer": {"lr": 1, "tables_lr": 2}})
+    for config in (made, read):
+        assert [type(x) for x in (config.model.tau_fixed, config.optimizer.lr, config.optimizer.tables_lr)] == [float] * 3
+        assert config.model.alpha == 1.0
+    assert repr(made.identity()) == repr(read.identity())
+    build_model(made.model, [3, 4], ["click", "conversion"])
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), True, "1"])
+def test_a_value_that_is_no_number_is_refused_as_it_was_given(value):
+    with pytest.raises(ConfigError, match=rf"model\.alpha: expected .*, got {value!r}"):
+        ModelConfig(alpha=value)
+
+
+def test_a_list_belongs_to_the_configuration():
+    hidden = [8]
+    config = ModelConfig(expert_hidden=hidden)
+    hidden.append(-1)
+    assert config.expert_hidden == [8]
