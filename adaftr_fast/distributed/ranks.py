@@ -237,7 +237,10 @@ def _rendezvous(limit: timedelta) -> tuple[Store, int, int]:
         raise RankError(
             "restarts on several machines need a new store: start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         )
-    store, rank, size = next(rendezvous("env://", timeout=limit))
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+    except ValueError as error:  # a variable is missing or is not a number
+        raise RankError(f"the ranks cannot connect: {error}") from error
     if shared:
         store = PrefixStore(variables.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     return store, rank, size

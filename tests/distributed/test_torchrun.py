@@ -123,6 +123,16 @@ def test_killed_rank_on_one_of_two_machines(data, by_two, tmp_path, rendezvous):
     assert metrics(tmp_path) == metrics(by_two)
 
 
+def test_a_missing_variable_is_named(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    _, _, *command = arguments(data, tmp_path)
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the ranks cannot connect: " in line
+    assert "RANK expected" in line
+
+
 def test_other_commands_refuse_several_processes(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["info"]) == 2
