@@ -21,7 +21,7 @@ from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.training.checkpoint.weights import Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
 from adaftr_fast.training.result import TrainedRun
-from adaftr_fast.training.sharding import check_replicated, check_sharding, check_width
+from adaftr_fast.training.sharding import check_replicated, check_sharding, check_tables
 from adaftr_fast.training.trainer import TEST, Result, Trainer
 
 
@@ -72,7 +72,7 @@ def fit_one(
     """
     if config.warm_start is not None:
         check_replicated("--warm_start", config.training)
-    check_width(config.model, config.training)
+    check_tables(config.model, config.training)
     check_sharding(config.optimizer, config.training, ranks)
     about = _description(data, config)
     if ranks is not None:

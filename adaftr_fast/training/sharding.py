@@ -35,13 +35,16 @@ def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ra
     check_installed()
 
 
-def check_width(model: ModelConfig, config: TrainingConfig) -> None:
-    """Raises TrainingError if ``config.tables`` is "torchrec" and it cannot shard tables of the model's widths.
+def check_tables(model: ModelConfig, config: TrainingConfig) -> None:
+    """Raises TrainingError if ``config.tables`` is "torchrec" and it cannot shard the model's tables.
 
-    FBGEMM has kernels for widths that are multiples of 4, and ``ShardedTables`` takes one width for all fields.
+    ``shard_tables`` replaces one ``FusedEmbedding``, and single_dnn has one per task. FBGEMM has kernels for widths
+    that are multiples of 4, and ``ShardedTables`` takes one width for all fields.
     """
     if config.tables != "torchrec":
         return
+    if model.name == "single_dnn":
+        raise _refused("a model with one FusedEmbedding, got model.name = single_dnn, which has one per task")
     if model.embedding_dim % 4:
         raise _refused(f"model.embedding_dim = a multiple of 4, got {model.embedding_dim}")
     if set(model.embedding_dims.values()) - {model.embedding_dim}:

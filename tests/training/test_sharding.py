@@ -9,7 +9,7 @@ from adaftr_fast.cli import main
 from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, WarmStartConfig
 from adaftr_fast.errors import RankError, TrainingError
 from adaftr_fast.runs.run import fit_one
-from adaftr_fast.training.sharding import check_sharding, check_width
+from adaftr_fast.training.sharding import check_sharding, check_tables
 
 RANKS = object()  # stands for any ranks
 
@@ -38,8 +38,15 @@ def test_unsupported_widths_raise_before_data_are_read(tmp_path):
     config.model = ModelConfig(embedding_dims={"user": 16, "item": 8})
     with pytest.raises(TrainingError, match=r"needs model\.embedding_dims = none of another width, got .*'user': 16"):
         fit_one(None, config, tmp_path, ranks=RANKS)
-    check_width(ModelConfig(embedding_dims={"item": 8}), training)
-    check_width(ModelConfig(embedding_dim=6, embedding_dims={"user": 16}), TrainingConfig())
+    check_tables(ModelConfig(embedding_dims={"item": 8}), training)
+    check_tables(ModelConfig(embedding_dim=6, embedding_dims={"user": 16}), TrainingConfig())
+
+
+def test_a_model_with_several_embeddings_raises():
+    """Instead of a ValueError from the search for the one embedding."""
+    with pytest.raises(TrainingError, match=r"torchrec needs a model with one FusedEmbedding, got .*single_dnn"):
+        check_tables(ModelConfig(name="single_dnn"), TrainingConfig(tables="torchrec"))
+    check_tables(ModelConfig(name="single_dnn"), TrainingConfig())
 
 
 @pytest.mark.parametrize(
