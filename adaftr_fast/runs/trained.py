@@ -59,6 +59,9 @@ def load_trained(run: Path) -> TrainedModel:
     """
     folder = run / BEST
     weights, about = load_checkpoint(folder)
-    model = build_model(about.config.model, about.num_embeddings, about.tasks, about.field_names or None)
+    try:
+        model = build_model(about.config.model, about.num_embeddings, about.tasks, about.field_names or None)
+    except ValueError as error:  # sizes or options that do not go together
+        raise CheckpointError(f"{folder}: damaged: {error}") from error
     load_weights(model, weights, str(folder))
     return TrainedModel(folder, model.eval(), about)

@@ -218,6 +218,25 @@ def test_evaluate_validates_the_config_of_a_checkpoint(config, prepared, tmp_pat
     assert message in line
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_embeddings": [3]}, "field_names must be 1 names"),
+        ({"num_embeddings": [3, 0, 2]}, "num_embeddings must be one number >= 1 per field"),
+        ({"tasks": []}, "task_names must name at least one task"),
+    ],
+)
+def test_a_checkpoint_that_makes_no_model_is_named(config, prepared, tmp_path, capsys, change, message):
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(config), "--out", str(run)]) == 0
+    capsys.readouterr()
+    path = run / "best/checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    line = fails(["evaluate", "--run", run, "--data", prepared], capsys)
+    assert f"{run / 'best'}: damaged: " in line
+    assert message in line
+
+
 def test_divergence_prints_one_line(config, tmp_path, capsys):
     diverging = ["--model.name", "adaftr", "--optimizer.lr", "1e30"]
     capsys.readouterr()
