@@ -79,7 +79,7 @@ def plan(data: PreparedData, variant: Variant, base: RunConfig, seed: int, root:
         root: the folder that contains the run folder.
 
     Raises:
-        ValueError: the fields of the row are not a valid model configuration.
+        ConfigError: the options of the row are not a valid model configuration.
     """
     config = base.with_options(
         data={"folder": str(data.folder)}, model=variant.changes, training={"seed": seed, "progress": False}
@@ -107,7 +107,7 @@ def execute(job: Job) -> Outcome:
 
     Raises:
         KeyboardInterrupt: Ctrl-C interrupted the run, which remains unfinished.
-        DataError, CheckpointError, ValueError, OSError: see ``train_one``.
+        ConfigError, DataError, CheckpointError, OSError: see ``train_one``.
     """
     start = time.perf_counter()
     try:

@@ -35,9 +35,8 @@ class Connections(nn.Module):
 
     def __init__(self, upstream: Sequence[int], layers: Sequence[int]) -> None:
         super().__init__()
-        self.edges = nn.Parameter(
-            torch.zeros(len(layers), len(upstream))
-        )  # a_ij: every edge starts with probability 1/2
+        # a_ij: every edge starts with probability 1/2.
+        self.edges = nn.Parameter(torch.zeros(len(layers), len(upstream)))
         self.projections = ModuleList(nn.Linear(sum(upstream), width, bias=False) for width in layers)
         self.register_buffer("widths", torch.tensor(upstream), persistent=False)
 
@@ -69,12 +68,11 @@ class AutoHERI(SharedBottom):
     The bottom is shared, as in the AdaFTR paper (Section 3.1.4).
 
     Args:
-        num_embeddings: number of ids of each of the F fields.
-        embedding_dim: E, the width of all fields, or one width per field.
+        num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, upstream tasks first, in the order of the label columns.
-        bottom_hidden: widths of the layers of the bottom.
-        tower_hidden: widths of the L layers of each tower.
-        l2: weight of the L2 term.
+        config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``expert_hidden`` (widths of the
+            bottom), ``equal_budget``, ``tower_hidden`` and ``l2``.
+        field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
 
     Shape:
         - ids: [B, F], int32 or int64

@@ -44,12 +44,11 @@ class CrossStitch(SharedBottom):
     every model without experts (Section 3.1.4); here that is the bottom. AdaFTR over this model contrasts x~.
 
     Args:
-        num_embeddings: number of ids of each of the F fields.
-        embedding_dim: E, the width of all fields, or one width per field.
+        num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
-        bottom_hidden: widths of the layers of the bottom.
-        tower_hidden: widths of the layers of each tower.
-        l2: weight of the L2 term.
+        config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``expert_hidden`` (widths of the
+            bottom), ``equal_budget``, ``tower_hidden`` and ``l2``.
+        field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
 
     Shape:
         - ids: [B, F], int32 or int64

@@ -69,7 +69,6 @@ class PLE(Backbone):
     Shape:
         - ids: [B, F], int32 or int64
         - Output: logits [B, T]
-
     """
 
     def __init__(
