@@ -45,7 +45,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
 
     options = arguments.as_dict()
     if (part := options.pop("part")) is not None:
-        warnings.warn("prepare --part is deprecated: use --shard", DeprecationWarning, stacklevel=2)
+        warnings.warn("prepare --part is deprecated: use --shard", FutureWarning, stacklevel=2)
         options["shard"] = part
     prepared = prepare(options.pop("files"), options.pop("out"), **options)
     if not isinstance(prepared, Unfinished):

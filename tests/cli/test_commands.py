@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -350,3 +351,13 @@ def test_prepare_infers_a_schema_from_labels(schema, tmp_path, capsys):
     assert "expected dataset, or labels" in capsys.readouterr().err
     assert main(["prepare", "--labels", "click", "--out", out]) == 2
     assert "expected one file beside labels, got 0" in capsys.readouterr().err
+
+
+def test_the_former_name_of_shard_works_with_a_warning(schema, tmp_path, capsys):
+    """Python's default filters hide a DeprecationWarning from the user of a command."""
+    log, out = str(tmp_path / "log.parquet"), tmp_path / "out"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert main(["prepare", "--dataset", str(schema), "--files", log, "--part", "1/1", "--out", str(out)]) == 0
+    assert "warning: prepare --part is deprecated: use --shard" in capsys.readouterr().err
+    assert (out / "schema.json").exists()
