@@ -70,7 +70,7 @@ class Run:
         return self.result.test
 
     def table(self, *others: Run) -> Table:
-        """Returns a table of test metrics and speed, one row per run and task; AUC and GAUC in points of 100.
+        """Returns a table of test metrics and speed, one row per run and task; AUC and GAUC in percent.
 
         Args:
             others: runs to list below this one.
@@ -104,7 +104,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a model on one split. It prints as a table, AUC and GAUC in points of 100.
+    """Metrics of a model on one split. It prints as a table, AUC and GAUC in percent.
 
     Attributes:
         split: the name of the split.
