@@ -1,4 +1,5 @@
-// The sweep where products are so cheap, as on AMX, that S is computed twice rather than P stored: for each block_m
+// The sweep where products are so cheap, as on AMX, that S is computed twice rather than P stored: for each block of
+// rows
 //   row phase (a thread owns rows): S block by block, for m, l and what follows from them;
 //   column phase (a thread owns columns): S again, P at its final m, and from one block of it in cache acc and
 //     d_candidates. acc is summed in kMinParts fixed parts of the columns, so that as many threads give the same bits.
