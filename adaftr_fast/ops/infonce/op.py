@@ -26,8 +26,8 @@ from adaftr_fast.ops.infonce.reference import IGNORE, infonce_gradients, infonce
 from adaftr_fast.ops.library import library
 
 SCHEMA = (
-    "(Tensor anchors, Tensor candidates, Tensor tau, Tensor? positive, Tensor? anchor_group, Tensor? candidate_group,"
-    " Tensor scale, bool need_anchors, bool need_candidates, bool need_tau, bool need_stats) -> (Tensor loss,"
+    "(Tensor anchors, Tensor candidates, Tensor tau, Tensor? positive, Tensor? row_group, Tensor? column_group,"
+    " Tensor scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats) -> (Tensor loss,"
     " Tensor row_loss, Tensor lse, Tensor positive_logit, Tensor top1, Tensor entropy,"
     " Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
 )
@@ -47,21 +47,21 @@ def _reference(
     candidates: Tensor,
     tau: Tensor,
     positive: Tensor | None,
-    anchor_group: Tensor | None,
-    candidate_group: Tensor | None,
+    row_group: Tensor | None,
+    column_group: Tensor | None,
     scale: Tensor,
-    need_anchors: bool,
-    need_candidates: bool,
-    need_tau: bool,
+    need_d_anchors: bool,
+    need_d_candidates: bool,
+    need_d_tau: bool,
     need_stats: bool,
 ) -> Outputs:
     if anchors.device.type == "cpu":  # on other devices, reading the values would wait for the device
         _check_values(tau, positive, candidates.shape[0])
     acc = accumulation_dtype(anchors.dtype)
     inputs = anchors.to(acc), candidates.to(acc), tau.to(acc)
-    masks = (positive, anchor_group, candidate_group)
+    masks = (positive, row_group, column_group)
     result = infonce_rows(*inputs, *masks)
-    needs = (need_anchors, need_candidates, need_tau)
+    needs = (need_d_anchors, need_d_candidates, need_d_tau)
     gradients = infonce_gradients(*inputs, scale, *masks) if any(needs) else inputs
     d_anchors, d_candidates, d_tau = (g if need else g.new_empty(0) for g, need in zip(gradients, needs))
     stats = (result.top1, result.entropy) if need_stats else (result.top1.new_empty(0), result.loss.new_empty(0))
@@ -95,12 +95,12 @@ def _fake(
     candidates: Tensor,
     tau: Tensor,
     positive: Tensor | None,
-    anchor_group: Tensor | None,
-    candidate_group: Tensor | None,
+    row_group: Tensor | None,
+    column_group: Tensor | None,
     scale: Tensor,
-    need_anchors: bool,
-    need_candidates: bool,
-    need_tau: bool,
+    need_d_anchors: bool,
+    need_d_candidates: bool,
+    need_d_tau: bool,
     need_stats: bool,
 ) -> Outputs:
     acc = accumulation_dtype(anchors.dtype)
@@ -116,19 +116,19 @@ def _fake(
         torch.empty_like(row_loss),
         empty_unless(need_stats, row_loss, torch.bool),
         empty_unless(need_stats, row_loss),
-        empty_unless(need_anchors, anchors),
-        empty_unless(need_candidates, candidates),
-        empty_unless(need_tau, row_loss),
+        empty_unless(need_d_anchors, anchors),
+        empty_unless(need_d_candidates, candidates),
+        empty_unless(need_d_tau, row_loss),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[2:])
-    *tensors, need_anchors, need_candidates, need_tau, _ = inputs
+    *tensors, need_d_anchors, need_d_candidates, need_d_tau, _ = inputs
     _, row_loss, _, _, _, _, d_anchors, d_candidates, d_tau = output
     ctx.save_for_backward(*tensors, row_loss, d_anchors, d_candidates, d_tau)
-    ctx.computed = (need_anchors, need_candidates, need_tau)
+    ctx.computed = (need_d_anchors, need_d_candidates, need_d_tau)
 
 
 def _backward_of(name: str) -> Callable[..., Gradients]:
@@ -159,13 +159,13 @@ def _backward_of(name: str) -> Callable[..., Gradients]:
 def _differentiable_gradients(
     inputs: Inputs, g_loss: Tensor | None, g_row_loss: Tensor | None, needs: Sequence[bool]
 ) -> Gradients:
-    anchors, candidates, tau, positive, anchor_group, candidate_group, scale = inputs
+    anchors, candidates, tau, positive, row_group, column_group, scale = inputs
     # Views: two inputs may be one tensor, or one may be computed from another. The outer graph adds up their gradients.
     views = {i: x.view_as(x) for i, x in ((0, anchors), (1, candidates), (2, tau), (6, scale))}
     anchors, candidates, tau, scale = views.values()
     acc = accumulation_dtype(anchors.dtype)
     wide = anchors.to(acc), candidates.to(acc), tau.to(acc)
-    row_loss = infonce_rows(*wide, positive, anchor_group, candidate_group).loss  # [B]
+    row_loss = infonce_rows(*wide, positive, row_group, column_group).loss  # [B]
     total = row_loss.new_zeros(())
     if g_loss is not None:
         total = total + g_loss * (scale * row_loss).sum()

@@ -33,8 +33,8 @@ def _similarities(
     candidates: Tensor,
     tau: Tensor,
     positive: Tensor | None,
-    anchor_group: Tensor | None,
-    candidate_group: Tensor | None,
+    row_group: Tensor | None,
+    column_group: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Computes z [B, N], the rows that are not ignored [B], their positives [B, 1] and the mask of negatives [B, N]."""
     if positive is None:
@@ -44,8 +44,8 @@ def _similarities(
     z = (anchors @ candidates.T) / tau[:, None]
     z = torch.where(valid[:, None], z, 0)  # an ignored row must not leak a NaN
     negative = torch.arange(candidates.shape[0], device=z.device) != target
-    if anchor_group is not None and candidate_group is not None:
-        negative = negative & (anchor_group[:, None] != candidate_group[None, :])
+    if row_group is not None and column_group is not None:
+        negative = negative & (row_group[:, None] != column_group[None, :])
     return z, valid, target, negative
 
 
@@ -54,8 +54,8 @@ def infonce_rows(
     candidates: Tensor,  # [N, d]
     tau: Tensor,  # [B]
     positive: Tensor | None = None,  # [B] int64, default arange(B)
-    anchor_group: Tensor | None = None,  # [B] int64
-    candidate_group: Tensor | None = None,  # [N] int64
+    row_group: Tensor | None = None,  # [B] int64
+    column_group: Tensor | None = None,  # [N] int64
 ) -> InfoNCERows:
     """Computes the loss and statistics of every row, differentiable in ``anchors``, ``candidates`` and ``tau``.
 
@@ -64,7 +64,7 @@ def infonce_rows(
         dL/db_j   = sum_r g_r / tau_r p_rj a_r - sum_{r: y_r = j} g_r / tau_r a_r
         dL/dtau_r = -(a_r . dL/da_r) / tau_r
     """
-    z, valid, target, negative = _similarities(anchors, candidates, tau, positive, anchor_group, candidate_group)
+    z, valid, target, negative = _similarities(anchors, candidates, tau, positive, row_group, column_group)
     if candidates.shape[0] == 0:  # then every row is ignored
         zeros = anchors.sum(1) * 0 + tau * 0
         return InfoNCERows(zeros, zeros, zeros, valid, zeros)
@@ -92,20 +92,20 @@ def infonce_gradients(
     tau: Tensor,  # [B]
     scale: Tensor,  # [B], multiplies each row's loss
     positive: Tensor | None = None,
-    anchor_group: Tensor | None = None,
-    candidate_group: Tensor | None = None,
+    row_group: Tensor | None = None,
+    column_group: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the gradients of ``sum_r scale_r L_r`` in closed form: [B, d], [N, d], [B].
 
     The positive's entry of p - 1 is computed as minus the sum of the negatives' p, which stays accurate near p = 1.
     """
-    z, valid, target, negative = _similarities(anchors, candidates, tau, positive, anchor_group, candidate_group)
+    z, valid, target, negative = _similarities(anchors, candidates, tau, positive, row_group, column_group)
     if candidates.shape[0] == 0:
         return torch.zeros_like(anchors), torch.zeros_like(candidates), torch.zeros_like(tau)
     p = torch.where(negative.scatter(1, target, True), z, -torch.inf).softmax(1)
     p_negative = torch.where(negative, p, 0)
     residual = p_negative.scatter(1, target, -p_negative.sum(1, keepdim=True))  # p - 1 at the positive
-    slope = torch.where(valid, scale / tau, 0)  # [B]
-    d_logits = residual * slope[:, None]  # [B, N]
+    grad_scale = torch.where(valid, scale / tau, 0)  # [B]
+    d_logits = residual * grad_scale[:, None]  # [B, N]
     anchors = torch.where(valid[:, None], anchors, 0)
     return d_logits @ candidates, d_logits.T @ anchors, -(d_logits * z).sum(1)

@@ -93,7 +93,7 @@ void check_values(const Tensor& tau, const OptionalTensor& positive, int64_t row
 template <class T>
 Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
             const OptionalTensor& positive, const OptionalTensor& row_group, const OptionalTensor& column_group,
-            const Tensor& scale, bool need_d_anchors, bool need_d_candidates, bool need_tau, bool need_stats) {
+            const Tensor& scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats) {
   const int64_t rows = anchors.size(0), columns = candidates.size(0);
   check_values<T>(tau, positive, rows, columns);
   const auto options = anchors.options();
@@ -104,7 +104,7 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
   Tensor loss = at::empty({rows}, options), lse = at::empty({rows}, options), logit = at::empty({rows}, options);
   Tensor top1 = at::empty({need_stats ? rows : 0}, options.dtype(at::kBool)), entropy = maybe(need_stats, {rows});
   Tensor d_anchors = maybe(need_d_anchors, anchors.sizes()),
-         d_candidates = maybe(need_d_candidates, candidates.sizes()), d_tau = maybe(need_tau, {rows});
+         d_candidates = maybe(need_d_candidates, candidates.sizes()), d_tau = maybe(need_d_tau, {rows});
 
   const auto data = [](Tensor& x, bool needed) { return needed ? x.mutable_data_ptr<T>() : nullptr; };
   const auto id_data = [](const OptionalTensor& x) { return x.has_value() ? x->const_data_ptr<int64_t>() : nullptr; };
@@ -125,7 +125,7 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
                                   data(entropy, need_stats),
                                   data(d_anchors, need_d_anchors),
                                   data(d_candidates, need_d_candidates),
-                                  data(d_tau, need_tau)};
+                                  data(d_tau, need_d_tau)};
   if (rows == 0 || columns == 0) {  // columns == 0: every row is ignored
     for (Tensor* x : {&loss, &lse, &logit, &top1, &entropy, &d_anchors, &d_candidates, &d_tau}) x->zero_();
   } else {
@@ -140,7 +140,7 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
 
 Outputs infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
                 const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& scale,
-                bool need_d_anchors, bool need_d_candidates, bool need_tau, bool need_stats) {
+                bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats) {
   check_arguments(anchors, candidates, tau, scale);
   TORCH_CHECK(row_group.has_value() == column_group.has_value(),
               "adaptive_infonce: row_group and column_group must be given together");
@@ -150,7 +150,7 @@ Outputs infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& t
   return go(anchors.scalar_type(), widen(anchors), widen(candidates), widen(tau),
             ids("positive", positive, anchors.size(0)), ids("row_group", row_group, anchors.size(0)),
             ids("column_group", column_group, candidates.size(0)), widen(scale), need_d_anchors, need_d_candidates,
-            need_tau, need_stats);
+            need_d_tau, need_stats);
 }
 
 }  // namespace
