@@ -18,7 +18,7 @@ def interleave(columns: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> tuple
     """Joins columns row by row.
 
     Args:
-        columns: Per field, its ids and its offsets [B + 1] from 0; offsets are None for a single-valued field, [B] ids.
+        columns: per field, its ids and its offsets [B + 1] from 0; offsets are None for a single-valued field, [B] ids.
 
     Returns:
         ids [N] and int64 offsets.

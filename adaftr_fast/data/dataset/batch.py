@@ -17,14 +17,14 @@ class Batch:
     """B rows of a prepared split.
 
     Attributes:
-        ids: Embedding ids, int32 [B, F], 0 = unknown or missing. If any field is multi-valued, int32 [N] in order of
+        ids: embedding ids, int32 [B, F], 0 = unknown or missing. If any field is multi-valued, int32 [N] in order of
             row and field.
         labels: 0/1 labels, float32 [B, T].
-        group: Group (user) of each row for GAUC, int64 [B], -1 = none; None without a group column.
-        weight: Sample weights, float32 [B]; None if all are one.
-        offsets: Start of the ids of field f of row b at index b * F + f, and N at the end, int64 [B * F + 1]; None if
+        group: group (user) of each row for GAUC, int64 [B], -1 = none; None without a group column.
+        weight: sample weights, float32 [B]; None if all are one.
+        offsets: start of the ids of field f of row b at index b * F + f, and N at the end, int64 [B * F + 1]; None if
             all fields are single-valued.
-        weight_mean: Mean weight of the whole batch, float32 0-dim, if these rows are one rank's share of it; else None.
+        weight_mean: mean weight of the whole batch, float32 0-dim, if these rows are one rank's share of it; else None.
     """
 
     ids: Tensor

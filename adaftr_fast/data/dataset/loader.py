@@ -45,8 +45,8 @@ class Split:
     """Rows of a split, read in file order or shuffled.
 
     Args:
-        rows: Source of the rows.
-        chunks: Chunks of ``rows`` that belong to the split, in file order; None for all.
+        rows: source of the rows.
+        chunks: chunks of ``rows`` that belong to the split, in file order; None for all.
     """
 
     def __init__(self, rows: Rows, chunks: Sequence[int] | None = None) -> None:
@@ -95,9 +95,9 @@ class Split:
         The order is a function of (seed, epoch, window) only.
 
         Args:
-            window: Approximate number of rows that are permuted together. If the split has no more rows, every order is
+            window: approximate number of rows that are permuted together. If the split has no more rows, every order is
                 possible.
-            share: Yields only one rank's rows of every batch. The rows of all ranks together are the same batches for
+            share: yields only one rank's rows of every batch. The rows of all ranks together are the same batches for
                 any number of ranks. Every rank decodes all rows but copies only its own.
         """
         order = np.random.default_rng([seed, epoch]).permutation(self.chunks)
@@ -135,7 +135,7 @@ class PreparedData:
     """A folder written by ``prepare``.
 
     Raises:
-        DataError: The folder is not a prepared folder, or has another format.
+        DataError: the folder is not a prepared folder, or has another format.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -146,7 +146,7 @@ class PreparedData:
         """Opens split ``name`` (train, validation or test).
 
         Raises:
-            DataError: There is no such split, or a file is unreadable or does not match the manifest.
+            DataError: there is no such split, or a file is unreadable or does not match the manifest.
         """
         if name not in self.manifest.splits:
             raise DataError(f"{self.folder}: no split {name!r}; expected one of {', '.join(self.manifest.splits)}")

@@ -25,8 +25,8 @@ class FieldInfo:
     """One field of a prepared folder. Ids are in [0, num_embeddings); 0 means unknown or missing.
 
     Attributes:
-        edges: Bucket edges of a numeric field: id k stands for ``(edges[k-2], edges[k-1]]``.
-        multiple: Whether a row has a list of ids.
+        edges: bucket edges of a numeric field: id k stands for ``(edges[k-2], edges[k-1]]``.
+        multiple: whether a row has a list of ids.
     """
 
     name: str
@@ -42,7 +42,7 @@ class SplitInfo:
     """Number of rows of a split, and of positive rows per task.
 
     Attributes:
-        files: Rows of each shard's file by name, in order of the rows; empty if one file has the name of the split.
+        files: rows of each shard's file by name, in order of the rows; empty if one file has the name of the split.
     """
 
     rows: int
@@ -57,9 +57,9 @@ class Manifest:
     Attributes:
         fingerprint: sha256 of the meaning of ids and labels. Models are interchangeable between equal fingerprints.
         inputs: sha256 of the schema, the format and the input files. Equal inputs need not be prepared again.
-        schema: Content of the schema file.
-        weight: Column of the sample weights; None if all are one.
-        bad_rows: Bad rows of text inputs; None if there were no text inputs.
+        schema: content of the schema file.
+        weight: column of the sample weights; None if all are one.
+        bad_rows: bad rows of text inputs; None if there were no text inputs.
     """
 
     dataset: str
@@ -108,7 +108,7 @@ def read_manifest_json(path: Path) -> dict[str, Any]:
     """Reads a manifest of any format without checks, except for the two keys that identify a manifest.
 
     Raises:
-        DataError: The file is not JSON, or lacks ``format`` or ``fingerprint``.
+        DataError: the file is not JSON, or lacks ``format`` or ``fingerprint``.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

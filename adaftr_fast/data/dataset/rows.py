@@ -26,7 +26,7 @@ class Rows(Protocol):
     """Rows in chunks that can be read in any order.
 
     Attributes:
-        sizes: Number of rows of each chunk.
+        sizes: number of rows of each chunk.
     """
 
     sizes: list[int]
@@ -39,8 +39,8 @@ class TensorRows:
     """Rows in memory, in chunks of equal size except the last.
 
     Args:
-        content: All rows.
-        chunk_rows: Rows per chunk.
+        content: all rows.
+        chunk_rows: rows per chunk.
     """
 
     def __init__(self, content: Batch, chunk_rows: int = 1 << 16) -> None:
@@ -56,7 +56,7 @@ class ParquetRows:
     """One split of a prepared folder, read by row groups, file after file.
 
     Raises:
-        DataError: A file is unreadable or does not match the manifest. ``read`` raises it for corrupt pages, missing
+        DataError: a file is unreadable or does not match the manifest. ``read`` raises it for corrupt pages, missing
             values, and ids or labels out of range.
     """
 

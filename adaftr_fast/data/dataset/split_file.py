@@ -44,11 +44,11 @@ def write_split(
     """Encodes raw rows into ``path`` and stores its ``SplitInfo`` in the metadata. The file is written atomically.
 
     Args:
-        groups: Groups of all rows of the split in all shards, if the schema has a group.
-        check: Raises an error if the inputs have changed. Called before the file gets its name.
+        groups: groups of all rows of the split in all shards, if the schema has a group.
+        check: raises an error if the inputs have changed. Called before the file gets its name.
 
     Raises:
-        DataError: A label is not 0 or 1, a weight is negative or not finite, or a column cannot be read.
+        DataError: a label is not 0 or 1, a weight is negative or not finite, or a column cannot be read.
     """
     rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
     new = path.with_name(f".{path.name}.new")

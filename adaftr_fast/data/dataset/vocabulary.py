@@ -33,7 +33,7 @@ def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
     """Reads the encoders of a prepared folder by field, in the order of its fields.
 
     Raises:
-        DataError: The vocabulary is missing, unreadable, or does not match the manifest.
+        DataError: the vocabulary is missing, unreadable, or does not match the manifest.
     """
     path = folder / VOCABULARY
     try:

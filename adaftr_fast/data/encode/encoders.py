@@ -146,7 +146,7 @@ def count_values(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> 
     Memory grows with the number of distinct values, not with the number of rows.
 
     Raises:
-        DataError: A column cannot be read as the schema says.
+        DataError: a column cannot be read as the schema says.
     """
     counted = [field for field in fields if not field.hashed]
     counts: dict[str, ValueCounts] = {}
@@ -182,7 +182,7 @@ def encode_field(field: Field, encoder: Encoder, batch: pa.RecordBatch) -> pa.Ar
     """Encodes a field as int32 ids [n], or as lists of int32 if the field reads all tokens.
 
     Raises:
-        DataError: A column cannot be read as the schema says.
+        DataError: a column cannot be read as the schema says.
     """
     values = field_values(field, batch)
     if pa.types.is_list(values.type):
@@ -194,7 +194,7 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
     """Returns the raw values of a field [n]: float64 (numeric), int64 or string, or lists of these. NaN becomes null.
 
     Raises:
-        DataError: A column cannot be read as the schema says.
+        DataError: a column cannot be read as the schema says.
     """
     try:
         if field.kind == "numeric":

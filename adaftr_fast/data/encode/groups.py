@@ -18,7 +18,7 @@ class Groups:
     """Distinct groups of some rows, numbered from 0 in order of appearance. A missing group is -1.
 
     Args:
-        name: Column of the groups, for errors.
+        name: column of the groups, for errors.
     """
 
     def __init__(self, name: str) -> None:
@@ -30,7 +30,7 @@ class Groups:
         """Collects the groups of a column given in chunks.
 
         Raises:
-            DataError: The values are neither text nor numbers.
+            DataError: the values are neither text nor numbers.
         """
         groups = cls(name)
         for values in columns:

@@ -30,8 +30,8 @@ class Stage:
     """A stage of ``prepare``. Results are plain values that JSON can represent.
 
     Attributes:
-        run: Runs one shard and returns its result.
-        merge: Merges the results of all shards, in shard order.
+        run: runs one shard and returns its result.
+        merge: merges the results of all shards, in shard order.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Unfinished(NamedTuple):
     """A stage that other shards have yet to run before any shard can run the next one.
 
     Attributes:
-        stage: Name of the stage.
-        missing: Numbers of these shards.
+        stage: name of the stage.
+        missing: numbers of these shards.
     """
 
     stage: str
@@ -57,11 +57,11 @@ def run_stages(
     """Runs every stage that can be run. Returns None once all shards have run all stages.
 
     Args:
-        check: Raises an error if the inputs of the stages have changed. Called before a result is written.
-        wait: Seconds to wait for other shards after each stage.
+        check: raises an error if the inputs of the stages have changed. Called before a result is written.
+        wait: seconds to wait for other shards after each stage.
 
     Raises:
-        DataError: Another shard failed while this one waited for it; the error includes its reason.
+        DataError: another shard failed while this one waited for it; the error includes its reason.
         FileNotFoundError: ``work`` is gone, because another shard finished the last stage and removed it.
     """
     for stage in stages:

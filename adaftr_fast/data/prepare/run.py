@@ -61,15 +61,15 @@ def prepare(
     folder is replaced, unless it also holds other files.
 
     Args:
-        files: Input files in the order of ``schema.files``: parquet files, folders of parquet files, or delimited text.
+        files: input files in the order of ``schema.files``: parquet files, folders of parquet files, or delimited text.
             None or empty reads the shipped file or generates the synthetic log of the schema.
-        bad_rows: Share of the rows of a text file that may be unreadable. They are left out and reported.
-        grow: Prepared folder with the same fields. Its ids keep their meaning, buckets included, and values that are
+        bad_rows: share of the rows of a text file that may be unreadable. They are left out and reported.
+        grow: prepared folder with the same fields. Its ids keep their meaning, buckets included, and values that are
             new in ``files`` get ids after its own.
-        progress: Whether to show progress bars.
+        progress: whether to show progress bars.
 
     Raises:
-        DataError: An input is unreadable, a column is missing, too many rows are bad, a label is neither 0 nor 1, a
+        DataError: an input is unreadable, a column is missing, too many rows are bad, a label is neither 0 nor 1, a
             split is empty, or ``folder`` holds other files.
         OSError: ``folder`` cannot be written. The work already done is kept.
     """
@@ -114,16 +114,16 @@ def prepare_shard(
     suffice (four for Ali-CCP's raw files). Work in progress is kept in ``.NAME.parts`` next to ``folder``.
 
     Args:
-        wait: Seconds to wait for the other shards after each stage.
+        wait: seconds to wait for the other shards after each stage.
 
     Returns:
         The manifest once all shards are done, else the stage that other shards have yet to run.
 
     Raises:
-        DataError: As ``prepare``; or the log would be generated, the other shards were started with another schema,
+        DataError: as ``prepare``; or the log would be generated, the other shards were started with another schema,
             other files or other options, another process runs this shard, a shard failed while this one waited for it,
             or the work folder was removed. Finished work is kept.
-        OSError: As ``prepare``.
+        OSError: as ``prepare``.
     """
     folder = Path(folder)
     inputs = _inputs(schema, files, bad_rows, grow)
@@ -162,8 +162,8 @@ class _Inputs:
     """Inputs of a run: files by role, or a log to generate, and ids to grow.
 
     Attributes:
-        generated: Log to generate; None if there are files.
-        state: Name, size and modification time of every file.
+        generated: log to generate; None if there are files.
+        state: name, size and modification time of every file.
     """
 
     paths: dict[str, Path]
@@ -232,7 +232,7 @@ def _existing(folder: Path, inputs: str) -> Manifest | None:
     """Returns the manifest of a folder that is up to date; None if the folder is to be written.
 
     Raises:
-        DataError: The folder may not be replaced, because it holds other files.
+        DataError: the folder may not be replaced, because it holds other files.
     """
     if not folder.exists():
         return None
@@ -247,7 +247,7 @@ def _published(inputs: _Inputs, schema: Schema, folder: Path, before: dict[str, 
     """Returns the manifest after the work folder was removed, usually because the last shard has published ``folder``.
 
     Args:
-        before: Manifest that was there when this shard started.
+        before: manifest that was there when this shard started.
 
     Raises:
         DataError: ``folder`` is not the result of these shards, so their work folder was removed.

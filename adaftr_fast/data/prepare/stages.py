@@ -49,11 +49,11 @@ class ShardRun:
     """Runs the stages for one shard.
 
     Attributes:
-        paths: Input files by role.
-        digests: Returns the sha256 of the input files that this shard hashes, by index.
-        check: Raises DataError if an input file has changed since the run started.
-        known: Ids to grow, if any.
-        tolerance: Share of the rows of a text file that may be bad.
+        paths: input files by role.
+        digests: returns the sha256 of the input files that this shard hashes, by index.
+        check: raises DataError if an input file has changed since the run started.
+        known: ids to grow, if any.
+        tolerance: share of the rows of a text file that may be bad.
     """
 
     schema: Schema

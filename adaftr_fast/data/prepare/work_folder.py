@@ -62,11 +62,11 @@ def shared_work_folder(work: Path, folder: Path, shard: Shard, key: dict[str, An
     """Locks the existing folder ``work`` for one shard. Other shards may use it at the same time.
 
     Args:
-        folder: Destination of the prepared folder.
-        key: Named values that must be equal for all shards. They are stored in ``work``.
+        folder: destination of the prepared folder.
+        key: named values that must be equal for all shards. They are stored in ``work``.
 
     Raises:
-        DataError: Another process runs this shard, or the shards in ``work`` have another key.
+        DataError: another process runs this shard, or the shards in ``work`` have another key.
     """
     key = json.loads(dumps({"layout of the folder": LAYOUT} | key))
     with file_lock(work / LOCK):
@@ -88,11 +88,11 @@ def file_lock(path: Path, error: str | None = None) -> Iterator[None]:
     """Holds an exclusive lock on ``path`` during the block.
 
     Args:
-        error: Message of the DataError raised if another process holds the lock; None to wait for it.
+        error: message of the DataError raised if another process holds the lock; None to wait for it.
 
     Raises:
-        DataError: Another process holds the lock.
-        FileNotFoundError: The folder of ``path`` is gone.
+        DataError: another process holds the lock.
+        FileNotFoundError: the folder of ``path`` is gone.
     """
     with path.open("w") as lock:
         try:
@@ -106,7 +106,7 @@ def publish(new: Path, folder: Path, check: Callable[[], None] = lambda: None) -
     """Renames ``new`` to ``folder``. A former ``folder`` is moved next to ``new``, and restored if renaming fails.
 
     Args:
-        check: Raises an error if the existing ``folder`` may not be replaced.
+        check: raises an error if the existing ``folder`` may not be replaced.
     """
     replaced = new.with_name(REPLACED)
     if folder.exists():

@@ -34,8 +34,8 @@ class Features:
     """Features of n blobs.
 
     Attributes:
-        last: The last token of each field, int64 [n, F]; ``MISSING`` if the field has none.
-        all: All tokens of each field in ``lists``, lists of int64 [n].
+        last: the last token of each field, int64 [n, F]; ``MISSING`` if the field has none.
+        all: all tokens of each field in ``lists``, lists of int64 [n].
     """
 
     last: np.ndarray
@@ -63,8 +63,8 @@ def parse_common(data: bytes, fields: Sequence[str], lists: Collection[str] = ()
     """Parses lines of a common features file to ``common_feature_index`` and one column per field.
 
     Args:
-        fields: Fields to read.
-        lists: Fields of which all tokens are read.
+        fields: fields to read.
+        lists: fields of which all tokens are read.
     """
     block = parse_block(data.translate(MERGE_SEPARATORS), COMMON, ",", quoted=False)
     features = _features(block, fields, lists)
@@ -100,8 +100,8 @@ def parse_skeleton(
     """Parses lines of a skeleton file and joins them with ``common``.
 
     Args:
-        labels: Label columns, returned as uint8.
-        keep: Other columns to return, as text.
+        labels: label columns, returned as uint8.
+        keep: other columns to return, as text.
 
     Returns:
         The labels, the columns to keep and one column per field; and the bad rows.

@@ -25,10 +25,10 @@ class BadRows:
     """Rows left out of the text inputs of a prepared folder.
 
     Attributes:
-        rows: Number of rows read.
-        bad: Number of rows left out.
-        reasons: Number of rows left out, by reason.
-        examples: The first ones, as ``file:line: reason: text``.
+        rows: number of rows read.
+        bad: number of rows left out.
+        reasons: number of rows left out, by reason.
+        examples: the first ones, as ``file:line: reason: text``.
     """
 
     rows: int = 0

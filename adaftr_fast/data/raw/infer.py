@@ -35,15 +35,15 @@ def infer_schema(
     two splits; without a group by a hash of the row number.
 
     Args:
-        path: Input: parquet, a folder of parquet files, or delimited text.
+        path: input: parquet, a folder of parquet files, or delimited text.
         labels: 0/1 columns, one per task. AdaFTR contrasts the first with each other one.
-        group: Column by which GAUC groups rows.
-        time: Column that orders the rows.
-        weight: Column of sample weights.
-        ignore: Columns that are not features.
+        group: column by which GAUC groups rows.
+        time: column that orders the rows.
+        weight: column of sample weights.
+        ignore: columns that are not features.
 
     Raises:
-        DataError: The file is unreadable, or a name is not one of its columns.
+        DataError: the file is unreadable, or a name is not one of its columns.
     """
     path = Path(path)
     dataset = _open(path)

@@ -29,8 +29,8 @@ class TextInput:
     """A text file to be staged as parquet.
 
     Attributes:
-        folder: Folder of the staged blocks.
-        parse: Returns the function that parses a block.
+        folder: folder of the staged blocks.
+        parse: returns the function that parses a block.
     """
 
     path: Path
@@ -43,7 +43,7 @@ def text_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> list[list
     """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds staged.
 
     Raises:
-        DataError: A header is unreadable or a column is missing.
+        DataError: a header is unreadable or a column is missing.
     """
     if schema.format:
         return _aliccp(schema, paths, work)

@@ -27,9 +27,9 @@ class Chunk:
     """Rows of a file that are not yet parsed. Chunks can be parsed in any thread.
 
     Attributes:
-        parse: Returns the columns of the fields and the columns to keep, and the bad rows with lines counted from 1.
-        first_line: Number of lines of the file before the chunk.
-        size: Approximate share of the file in bytes.
+        parse: returns the columns of the fields and the columns to keep, and the bad rows with lines counted from 1.
+        first_line: number of lines of the file before the chunk.
+        size: approximate share of the file in bytes.
     """
 
     path: Path
@@ -43,9 +43,9 @@ class RawFile:
     """One input file.
 
     Attributes:
-        size: Size in bytes.
-        types: Types of the columns to keep.
-        chunks: Iterates over the rows in chunks.
+        size: size in bytes.
+        types: types of the columns to keep.
+        chunks: iterates over the rows in chunks.
     """
 
     size: int
@@ -59,10 +59,10 @@ def raw_files(schema: Schema, files: Sequence[str | Path], keep: Sequence[str] =
     For format ``aliccp``, the files are pairs SKELETON COMMON.
 
     Args:
-        keep: Columns to return in addition to those that fields read.
+        keep: columns to return in addition to those that fields read.
 
     Raises:
-        DataError: A file is missing or unreadable, or a column is missing. Iterating over chunks raises it too.
+        DataError: a file is missing or unreadable, or a column is missing. Iterating over chunks raises it too.
     """
     paths = [Path(file) for file in files]
     for path in paths:

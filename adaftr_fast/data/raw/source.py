@@ -30,10 +30,10 @@ class Source:
     """Input files of a schema by role, or one shard of their rows, a range of consecutive row groups.
 
     Args:
-        paths: Parquet file or folder of parquet files, by role (``input_paths``).
+        paths: parquet file or folder of parquet files, by role (``input_paths``).
 
     Raises:
-        DataError: A file is missing or not readable as parquet, or a column is missing.
+        DataError: a file is missing or not readable as parquet, or a column is missing.
     """
 
     def __init__(self, schema: Schema, paths: dict[str, Path], shard: Shard = UNSHARDED) -> None:
@@ -55,11 +55,11 @@ class Source:
         """Yields the rows of a split in file order: every column the schema reads, and ``label:NAME`` per task.
 
         Args:
-            advance: Called with the number of rows read, as counted by ``count_rows``.
-            only: Reads only this column, without labels.
+            advance: called with the number of rows read, as counted by ``count_rows``.
+            only: reads only this column, without labels.
 
         Raises:
-            DataError: The file is corrupt, or a condition does not fit a column's type.
+            DataError: the file is corrupt, or a condition does not fit a column's type.
         """
         rule = self.schema.split[split]
         if only is None:
@@ -154,7 +154,7 @@ def input_paths(schema: Schema, files: Sequence[str | Path]) -> dict[str, Path]:
     """Returns the input files by role, or the file in the package if none is given.
 
     Raises:
-        DataError: The number of files does not match the schema.
+        DataError: the number of files does not match the schema.
     """
     if not files and schema.shipped is not None:
         files = [str(resources.files("adaftr_fast.data") / "files" / schema.shipped)]

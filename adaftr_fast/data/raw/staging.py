@@ -36,7 +36,7 @@ def blocks(path: Path) -> Iterator[bytes]:
     """Yields a text file, decompressed, in blocks of whole lines.
 
     Raises:
-        DataError: The file cannot be read, or a line is longer than a block.
+        DataError: the file cannot be read, or a line is longer than a block.
     """
     rest = b""
     try:
@@ -59,7 +59,7 @@ def numbered_blocks(path: Path, shard: Shard = UNSHARDED) -> Iterator[tuple[int,
     """Yields the blocks of a shard with their numbers. Compressed text is decompressed as a whole by every shard.
 
     Raises:
-        DataError: As ``blocks``.
+        DataError: as ``blocks``.
     """
     if path.suffix in COMPRESSIONS:
         yield from islice(enumerate(blocks(path)), shard.number - 1, None, shard.count)
@@ -110,16 +110,16 @@ def stage(
     """Writes the blocks of a shard of ``path`` as ``folder/part-*.parquet``. Existing files are kept.
 
     Args:
-        header_lines: Number of header lines, 0 or 1.
-        tolerance: Share of bad rows that is tolerated. If it is 0, the first bad row raises at once.
-        check: Raises an error if ``path`` has changed. Called before a block is published.
-        bar: Progress bar, advanced by bytes of text.
+        header_lines: number of header lines, 0 or 1.
+        tolerance: share of bad rows that is tolerated. If it is 0, the first bad row raises at once.
+        check: raises an error if ``path`` has changed. Called before a block is published.
+        bar: progress bar, advanced by bytes of text.
 
     Returns:
         The number of blocks.
 
     Raises:
-        DataError: The file is unreadable, or a bad row is not tolerated.
+        DataError: the file is unreadable, or a bad row is not tolerated.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -157,7 +157,7 @@ def staged_bad_rows(path: Path, folder: Path, *, header_lines: int, tolerance: f
     """Returns the bad rows of a file of which all shards are staged.
 
     Raises:
-        DataError: The share of bad rows exceeds ``tolerance``.
+        DataError: the share of bad rows exceeds ``tolerance``.
     """
     bad_rows, line = BadRows(), header_lines
     for staged in sorted(folder.glob("part-*.parquet")):

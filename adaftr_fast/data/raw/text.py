@@ -20,10 +20,10 @@ class TextBlock:
     """Rows of a block of lines, untyped at first.
 
     Attributes:
-        table: Columns [n] of the rows that are not bad so far. Empty text is null.
-        line: Line of each row in the block, int64 [n], counted from 1.
-        total: Number of rows of the block, including bad ones.
-        bad: Rows that were dropped.
+        table: columns [n] of the rows that are not bad so far. Empty text is null.
+        line: line of each row in the block, int64 [n], counted from 1.
+        total: number of rows of the block, including bad ones.
+        bad: rows that were dropped.
     """
 
     table: pa.Table

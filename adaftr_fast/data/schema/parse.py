@@ -36,7 +36,7 @@ def load_schema(name: str) -> Schema:
     """Reads a schema from a ``.toml`` path, or by name if it ships with the package.
 
     Raises:
-        DataError: The schema does not exist, is not TOML, or has a missing, unknown or invalid key.
+        DataError: the schema does not exist, is not TOML, or has a missing, unknown or invalid key.
     """
     path: Path | Traversable
     if name.endswith(".toml"):

@@ -19,12 +19,12 @@ class Field:
     """One embedding field.
 
     Attributes:
-        columns: The input column, or the columns combined by a ``cross``.
-        min_count: Training rows a value needs to get an id of its own (categorical, cross).
-        hashed: Number of ids of the hashing trick, which replaces the vocabulary (categorical, cross).
-        buckets: Number of quantile buckets before equal quantiles are merged (numeric).
-        tokens: Tokens read from a multi-valued column: the ``last`` or ``all``; None for a single-valued column.
-        separator: Separator of the tokens in a text column; None if the column holds lists.
+        columns: the input column, or the columns combined by a ``cross``.
+        min_count: training rows a value needs to get an id of its own (categorical, cross).
+        hashed: number of ids of the hashing trick, which replaces the vocabulary (categorical, cross).
+        buckets: number of quantile buckets before equal quantiles are merged (numeric).
+        tokens: tokens read from a multi-valued column: the ``last`` or ``all``; None for a single-valued column.
+        separator: separator of the tokens in a text column; None if the column holds lists.
     """
 
     name: str
@@ -55,7 +55,7 @@ class HashRange:
     """Selects rows whose hash, mapped to [0, 1), lies in [start, stop).
 
     Attributes:
-        column: Column whose text is hashed; None to hash the row number.
+        column: column whose text is hashed; None to hash the row number.
     """
 
     start: float
@@ -68,9 +68,9 @@ class SplitRule:
     """Selects the rows of a split from one input file.
 
     Attributes:
-        where: Condition the rows meet; None for all rows.
+        where: condition the rows meet; None for all rows.
         rows: ``all`` of these rows, or the ``even`` or ``odd`` ones, counted from 0.
-        hash: Range of hashes; None for no selection by hash.
+        hash: range of hashes; None for no selection by hash.
     """
 
     file: str
@@ -84,14 +84,14 @@ class Schema:
     """A data set as described by its TOML file.
 
     Attributes:
-        files: Roles of the input files.
+        files: roles of the input files.
         format: ``aliccp`` for Ali-CCP's raw layout; None for parquet or delimited text.
-        drop: Condition of the rows left out of every split.
-        weight: Column of the sample weights.
-        shipped: File in the package that is read if no input file is given.
-        generate: Synthetic log that is generated if no input file is given.
-        truth: Columns stored next to the ids, by name: true probabilities of a task, or other known quantities.
-        source: Content of the TOML file, merged into its base.
+        drop: condition of the rows left out of every split.
+        weight: column of the sample weights.
+        shipped: file in the package that is read if no input file is given.
+        generate: synthetic log that is generated if no input file is given.
+        truth: columns stored next to the ids, by name: true probabilities of a task, or other known quantities.
+        source: content of the TOML file, merged into its base.
     """
 
     name: str

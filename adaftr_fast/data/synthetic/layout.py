@@ -13,10 +13,10 @@ class LogField:
     """One field of a log.
 
     Attributes:
-        owner: Entity the field is a property of. A field with 0 values is the id of this entity.
-        values: Number of distinct values; 0 for the id of the user or item.
-        tokens: Mean number of tokens of a multi-valued field before ``list_scale``; 1 for a single-valued field.
-        missing: Share of owners without a value.
+        owner: entity the field is a property of. A field with 0 values is the id of this entity.
+        values: number of distinct values; 0 for the id of the user or item.
+        tokens: mean number of tokens of a multi-valued field before ``list_scale``; 1 for a single-valued field.
+        missing: share of owners without a value.
     """
 
     name: str
@@ -31,10 +31,10 @@ class Layout:
     """Fields and funnel of a log.
 
     Attributes:
-        rates: Share of impressions that reach each stage of the funnel, in order.
-        spread: Standard deviation over rows of each stage's logit, given the stage before.
-        segments: User field and item field that together determine the relatedness of the tasks.
-        group: Field that identifies the user.
+        rates: share of impressions that reach each stage of the funnel, in order.
+        spread: standard deviation over rows of each stage's logit, given the stage before.
+        segments: user field and item field that together determine the relatedness of the tasks.
+        group: field that identifies the user.
     """
 
     fields: tuple[LogField, ...]

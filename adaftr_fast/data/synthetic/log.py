@@ -26,17 +26,17 @@ class LogConfig:
     """Configuration of a log. Equal configurations give bit-identical logs.
 
     Attributes:
-        rows: Number of impressions.
+        rows: number of impressions.
         layout: ``aliccp`` (23 fields, click and conversion) or ``ecomm`` (108 fields; click, view, conversion).
-        seed: Seed of all random numbers.
-        users: Number of users; 0 for one per 50 rows.
-        items: Number of items; 0 for one per 200 rows.
-        days: Number of days. Rows are spread evenly over them, in order. Splits are by day.
-        rates: Share of impressions that reach each stage of the funnel; {} for the rates of the paper's data.
-        spread: Standard deviation of each stage's logit (1 gives an AUC of about .76); 0 for the layout's value.
-        relatedness_low: Lower bound of a row's task relatedness, >= -1 (see ``truth``).
-        relatedness_high: Upper bound, <= 1.
-        list_scale: Factor on the number of tokens of multi-valued fields. 1 is Ali-CCP's, 250 tokens in one field
+        seed: seed of all random numbers.
+        users: number of users; 0 for one per 50 rows.
+        items: number of items; 0 for one per 200 rows.
+        days: number of days. Rows are spread evenly over them, in order. Splits are by day.
+        rates: share of impressions that reach each stage of the funnel; {} for the rates of the paper's data.
+        spread: standard deviation of each stage's logit (1 gives an AUC of about .76); 0 for the layout's value.
+        relatedness_low: lower bound of a row's task relatedness, >= -1 (see ``truth``).
+        relatedness_high: upper bound, <= 1.
+        list_scale: factor on the number of tokens of multi-valued fields. 1 is Ali-CCP's, 250 tokens in one field
             alone.
     """
 

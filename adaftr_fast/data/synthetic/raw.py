@@ -30,7 +30,7 @@ def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) 
         The four files in the order that ``prepare`` expects.
 
     Raises:
-        DataError: The layout is not aliccp, there are fewer than two days, or the folder exists.
+        DataError: the layout is not aliccp, there are fewer than two days, or the folder exists.
     """
     folder = Path(folder)
     if config.layout != "aliccp" or config.days < 2:

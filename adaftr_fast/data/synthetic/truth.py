@@ -67,11 +67,11 @@ class Truth:
     """The data-generating process of one log, calibrated on some of its rows.
 
     Args:
-        rates: Share of impressions that reach each stage.
-        spread: Standard deviation of each stage's logit.
-        relatedness: Bounds (low, high) of the relatedness.
-        segments: Fields that determine the relatedness.
-        sample: Values of the calibration rows by field.
+        rates: share of impressions that reach each stage.
+        spread: standard deviation of each stage's logit.
+        relatedness: bounds (low, high) of the relatedness.
+        segments: fields that determine the relatedness.
+        sample: values of the calibration rows by field.
     """
 
     def __init__(
