@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from benchmarks import RESULTS, render
-from benchmarks.embedding_cases import PEERS, Run, Workload, bags, forwards, growth, steps
-from benchmarks.embedding_floor import copy_rate, floor_bytes, table_bytes
+from benchmarks.embedding.cases import PEERS, Run, Workload, bags, forwards, growth, steps
+from benchmarks.embedding.floor import copy_rate, floor_bytes, table_bytes
 from benchmarks.measure import side_by_side, write
 
 MAIN = Workload(fields=100, batch=1024, rows=10_000)

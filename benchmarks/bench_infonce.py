@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import RESULTS, render
-from benchmarks.cases import SIZES, bare_products, contestants, forward_backward, inputs, literal
+from benchmarks.infonce.cases import SIZES, bare_products, contestants, forward_backward, inputs, literal
 from benchmarks.measure import side_by_side, write
 
 GROWTH = [1024, 2048, 4096, 8192, 16384, 32768, 65536]  # rows, at d = 128, for the plot
@@ -93,7 +93,7 @@ def grow(name: str, rows: int, d: int = 128) -> dict[str, Any]:
     script = (
         "import re, time\n"
         "from pathlib import Path\n"
-        "from benchmarks.cases import contestants, forward_backward, inputs\n"
+        "from benchmarks.infonce.cases import contestants, forward_backward, inputs\n"
         "def resident(key):\n"
         "    return int(re.search(key + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
         f"loss = dict(contestants())[{name!r}]\n"

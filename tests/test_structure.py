@@ -109,7 +109,7 @@ def test_no_files_import_each_other_in_a_cycle():
         pytest.fail(f"circle: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("top", ["adaftr_fast", "kernels", "csrc", "tests"])
+@pytest.mark.parametrize("top", ["adaftr_fast", "kernels", "csrc", "tests", "benchmarks"])
 def test_no_package_has_more_than_about_a_dozen_files(top):
     kinds = {".py", ".cpp", ".h", ".inl", ".cu", ".cuh"}
     counts = defaultdict(int)

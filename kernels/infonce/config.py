@@ -57,7 +57,7 @@ def _same(kind: str, max_width: float, min_capability: int, owned: int, streamed
 
 ANY = float("inf")
 # The first row that admits the operands is taken. Every row compiles without spills for its architectures
-# (python -m benchmarks.compile_sweep).
+# (python -m benchmarks.infonce.compile_sweep).
 TILINGS = (
     Tiling(
         "half", 64, 80,

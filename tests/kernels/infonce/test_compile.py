@@ -1,7 +1,7 @@
 """Compiles the kernels for sm_80 and sm_90 without a GPU: no spills, tensor cores used, shared memory within bounds.
 
-The test takes the training variant of each row of the table; ``python -m benchmarks.compile_sweep`` takes all of them.
-It runs in its own process, because kernels imported under TRITON_INTERPRET=1 cannot be compiled.
+The test takes the training variant of each row of the table; ``python -m benchmarks.infonce.compile_sweep`` takes all
+of them. It runs in its own process, because kernels imported under TRITON_INTERPRET=1 cannot be compiled.
 """
 
 import json
@@ -20,7 +20,7 @@ SECONDS = 60  # bounds the compiler's work, not the machine's speed: the slowest
 @pytest.mark.parametrize("arch", [80, 90])
 def test_every_tiling_compiles_without_faults(arch):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.compile_sweep", "--quick", "--arch", str(arch)]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.infonce.compile_sweep", "--quick", "--arch", str(arch)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert results, done.stderr

@@ -1,6 +1,6 @@
 """Compile every tiling of the GPU loss kernels without a GPU, and check what the compiler made of it.
 
-    python -m benchmarks.compile_sweep [--quick] [--arch 80 90]
+    python -m benchmarks.infonce.compile_sweep [--quick] [--arch 80 90]
 
 Prints one JSON line a kernel (registers, stack, shared memory, matrix instructions, seconds) and exits with 1 if one
 spills, asks for more shared memory than the card has, or misses its matrix instructions. Not under TRITON_INTERPRET.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.embedding_cases import E, Workload
+from benchmarks.embedding.cases import E, Workload
 from benchmarks.measure import side_by_side
 
 LINE = 64  # bytes: memory moves in cache lines

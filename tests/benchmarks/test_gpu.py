@@ -1,9 +1,9 @@
-"""Tests of benchmarks/gpu.py that need no GPU: its arguments, its report, and that the contestants compute the same."""
+"""Tests of benchmarks/infonce/gpu.py without a GPU: its arguments, its report, and that contestants agree."""
 
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks.infonce import gpu
 
 
 def test_default_grid():

@@ -1,0 +1,1 @@
+"""What the benchmark of the embedding compares, and the memory traffic it cannot avoid."""

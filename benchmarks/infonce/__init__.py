@@ -1,0 +1,1 @@
+"""What the benchmarks of the loss share, its benchmark on GPUs, and a check that every tiling compiles."""
