@@ -19,7 +19,7 @@ from adaftr_fast.nn.embedding_table import (
 )
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.ops.embedding.bags import select_bags
-from adaftr_fast.ops.embedding.reference.bags import check_bags, places
+from adaftr_fast.ops.embedding.reference.bags import check_bags, resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids
 
 
@@ -233,7 +233,7 @@ class FusedEmbedding(CoalescesGradient):
         if offsets is None:
             check_ids("fused_embedding", ids, self.field_offsets)
         else:
-            places("embedding_bags", ids, offsets, None, self.field_offsets)
+            resolve_ids("embedding_bags", ids, offsets, None, self.field_offsets)
         raise AssertionError("FusedEmbedding: a table refused ids that are all in range")
 
     def field(self, name: str | int) -> int:

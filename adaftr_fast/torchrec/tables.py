@@ -25,7 +25,7 @@ from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import RankError
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.embedding_table import drawn_rows
-from adaftr_fast.ops.embedding.reference.bags import places
+from adaftr_fast.ops.embedding.reference.bags import resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import check_ids
 from adaftr_fast.torchrec.rows import Shard, ShardedRows
 
@@ -162,7 +162,7 @@ class ShardedTables(nn.Module):
         if offsets is None:
             check_ids("sharded_tables", ids, self.offsets)
             return None, ids.T.flatten(), torch.ones(ids.numel(), dtype=torch.int32, device=ids.device)
-        places("sharded_tables", ids, offsets, None, self.offsets)
+        resolve_ids("sharded_tables", ids, offsets, None, self.offsets)
         counts = offsets.diff().int()  # [B * F]
         order = torch.arange(len(counts), dtype=torch.int32, device=ids.device)
         order = order.view(-1, len(self.num_embeddings)).T.flatten()

@@ -105,7 +105,7 @@ def test_wrong_shapes_are_named_and_counted_nowhere(widths, on_bad_id):
     emb = FusedEmbedding([5, 6, 7], widths, on_bad_id=on_bad_id, pooling="sum")
     nines, three = torch.tensor([9, 9, 9]), torch.tensor([0, 1, 2, 3])
     for ids in (nines, nines[:1, None], torch.full((4, 2), 9), torch.full((4, 5), 9)):
-        with pytest.raises(ValueError, match=r"ids must be \[B, 3\] \(one column a field\), got"):
+        with pytest.raises(ValueError, match=r"ids must be \[B, 3\] \(one column per field\), got"):
             emb(ids)
     with pytest.raises(TypeError, match="ids must be int32 or int64"):
         emb(torch.zeros(4, 3))
@@ -119,7 +119,7 @@ def test_wrong_shapes_are_named_and_counted_nowhere(widths, on_bad_id):
     for bags in ([0, 3, 2, 3], [0, 1, 2, 2], [1, 1, 2, 3]):
         with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 3"):
             emb(nines, torch.tensor(bags))
-    with pytest.raises(ValueError, match="weights must be "):
+    with pytest.raises(ValueError, match="embedding_bags: per_sample_weights must be "):
         emb(nines, three, torch.ones(2))
     assert emb.oov_counts.tolist() == [0, 0, 0]
 

@@ -200,7 +200,7 @@ def test_bad_ids_are_refused_before_they_are_sent(by_two):
     for each in by_two:
         assert each["inputs"] == [
             "sharded_tables: ids[0, 3] = 2 is out of range for field 3, whose ids are 0 to 1",
-            "sharded_tables: ids must be [B, 4] (one column a field), got [1, 3]",
+            "sharded_tables: ids must be [B, 4] (one column per field), got [1, 3]",
             "sharded_tables: values[3] = 2 (row 0) is out of range for field 3, whose ids are 0 to 1",
             "ShardedTables: per_sample_weights must be None, got a tensor: use a FusedEmbedding for weighted ids",
         ]

@@ -11,7 +11,7 @@ namespace adaftr_fast {
 void check_fields(const char* op, const at::Tensor& field_offsets) {
   TORCH_CHECK_VALUE(field_offsets.dim() == 1 && field_offsets.scalar_type() == at::kLong &&
                         field_offsets.is_contiguous() && field_offsets.size(0) >= 2,
-                    op, ": the tables' offsets must be contiguous int64 [F + 1] of F >= 1 fields, got ",
+                    op, ": field_offsets must be contiguous int64 [F + 1] of F >= 1 fields, got ",
                     field_offsets.scalar_type(), " ", field_offsets.sizes(), " with strides ", field_offsets.strides());
 }
 
@@ -20,7 +20,7 @@ void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& field_of
                    ": ids must be int32 or int64, got ", ids.scalar_type());
   check_fields(op, field_offsets);
   TORCH_CHECK_VALUE(ids.dim() == 2 && ids.size(1) == field_offsets.size(0) - 1, op, ": ids must be [B, ",
-                    field_offsets.size(0) - 1, "] (one column a field), got ", ids.sizes());
+                    field_offsets.size(0) - 1, "] (one column per field), got ", ids.sizes());
 }
 
 void check_field_offsets(const char* op, const at::Tensor& field_offsets, int64_t rows) {
@@ -28,7 +28,7 @@ void check_field_offsets(const char* op, const at::Tensor& field_offsets, int64_
   const int64_t fields = field_offsets.size(0) - 1;
   bool rising = first[0] == 0 && first[fields] == rows;
   for (int64_t f = 0; f < fields; ++f) rising &= first[f] <= first[f + 1];
-  TORCH_CHECK(rising, op, ": offsets must rise from 0 to the number of rows, ", rows);
+  TORCH_CHECK(rising, op, ": field_offsets must rise from 0 to the number of rows, ", rows);
 }
 
 bool rows_rise(const int64_t* rows, int64_t count) {

@@ -34,9 +34,9 @@ void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& field_of
   TORCH_CHECK_TYPE(ids.scalar_type() == at::kInt || ids.scalar_type() == at::kLong, op,
                    ": ids must be int32 or int64, got ", ids.scalar_type());
   TORCH_CHECK_VALUE(ids.dim() == 2 && ids.size(1) == field_offsets.size(0) - 1, op, ": ids must be [B, ",
-                    field_offsets.size(0) - 1, "] (one column a field), got ", ids.sizes());
-  TORCH_CHECK(field_offsets.device() == ids.device(), op, ": ids and offsets must be on one device, got ", ids.device(),
-              " and ", field_offsets.device());
+                    field_offsets.size(0) - 1, "] (one column per field), got ", ids.sizes());
+  TORCH_CHECK(field_offsets.device() == ids.device(), op, ": ids and field_offsets must be on one device, got ",
+              ids.device(), " and ", field_offsets.device());
 }
 
 template <typename T, typename Id>

@@ -36,7 +36,7 @@ def test_strided_arguments():
     ids=["0-dim", "no field", "empty", "2-dim", "int32"],
 )
 def test_bad_field_offsets(field_offsets):
-    message = r"the tables' offsets must be .*int64 \[F \+ 1\] of F >= 1 fields, got"
+    message = r"field_offsets must be .*int64 \[F \+ 1\] of F >= 1 fields, got"
     with pytest.raises(ValueError, match="embedding_bags: " + message):
         embedding_bags(torch.randn(14, 3), VALUES, OFFSETS, None, field_offsets, False)
     with pytest.raises(ValueError, match="embedding_bags_backward: " + message):
@@ -45,13 +45,13 @@ def test_bad_field_offsets(field_offsets):
 
 @pytest.mark.skipif(adaftr_fast.cpu_capability() == "none", reason="the reference accepts strided field offsets")
 def test_strided_field_offsets_are_refused():
-    with pytest.raises(ValueError, match=r"the tables' offsets must be contiguous .* with strides \[2\]"):
+    with pytest.raises(ValueError, match=r"field_offsets must be contiguous .* with strides \[2\]"):
         embedding_bags(torch.randn(14, 3), VALUES, OFFSETS, None, strided(FIELD_OFFSETS), False)
 
 
 def test_bad_per_sample_weights():
     for weights in (torch.ones(3), torch.ones(4, 1), torch.ones(1)):
-        with pytest.raises(ValueError, match=r"embedding_bags: weights must be .*\[4\], got"):
+        with pytest.raises(ValueError, match=r"embedding_bags: per_sample_weights must be .*\[4\], got"):
             embedding_bags(torch.randn(14, 3), VALUES, OFFSETS, weights, FIELD_OFFSETS, False)
 
 

@@ -127,6 +127,14 @@ def test_bad_arguments():
         fused_embedding(weight, torch.zeros(3, 3, dtype=torch.int64), field_offsets)
 
 
+@pytest.mark.skipif(adaftr_fast.cpu_capability() == "none", reason="the reference does not check the values")
+@pytest.mark.parametrize("field_offsets", [[0, 5, 13], [0, 13, 12], [1, 5, 12]])
+def test_field_offsets_beyond_the_table(field_offsets):
+    message = "fused_embedding: field_offsets must rise from 0 to the number of rows, 12"
+    with pytest.raises(RuntimeError, match=message):
+        fused_embedding(torch.randn(12, 4), torch.zeros(3, 2, dtype=torch.int64), torch.tensor(field_offsets))
+
+
 class Densify(torch.autograd.Function):
     """The identity with a dense gradient, as gradcheck requires."""
 

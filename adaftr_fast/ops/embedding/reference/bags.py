@@ -28,10 +28,10 @@ def check_bags(op: str, values: Tensor, offsets: Tensor, per_sample_weights: Ten
     if offsets[0] != 0 or offsets[-1] != len(values) or (offsets.diff() < 0).any():
         raise ValueError(f"{op}: offsets must rise from 0 to the number of values, {len(values)}")
     if per_sample_weights is not None and per_sample_weights.shape != values.shape:
-        raise ValueError(f"{op}: weights must be [{len(values)}], got {list(per_sample_weights.shape)}")
+        raise ValueError(f"{op}: per_sample_weights must be [{len(values)}], got {list(per_sample_weights.shape)}")
 
 
-def places(
+def resolve_ids(
     op: str, values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, field_offsets: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Returns the bag and the table row of each id, both [N].
@@ -93,7 +93,7 @@ def embedding_bags(
     state: Sequence[Tensor],
 ) -> Tensor:
     """Pools values [N] by offsets [B F + 1] -> [B, F E]; ``state`` is empty or that of a deferred Adam."""
-    bag, rows = places("embedding_bags", values, offsets, per_sample_weights, field_offsets)
+    bag, rows = resolve_ids("embedding_bags", values, offsets, per_sample_weights, field_offsets)
     found = caught_up(weight, state, rows)[0] if state else weight[rows]
     wide = found.double() if weight.dtype == torch.float64 else found.float()
     out = wide.new_zeros(len(offsets) - 1, weight.shape[1])
@@ -111,7 +111,7 @@ def gradient_terms(
     mean: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns the row of each id [N] and the term that grad [B, F E] adds to that row's gradient [N, E]."""
-    bag, rows = places("embedding_bags_backward", values, offsets, per_sample_weights, field_offsets)
+    bag, rows = resolve_ids("embedding_bags_backward", values, offsets, per_sample_weights, field_offsets)
     wide = grad.double() if grad.dtype == torch.float64 else grad.float()
     return rows, wide.reshape(-1, width)[bag] * _factors(bag, offsets, per_sample_weights, mean, wide.dtype)
 

@@ -16,7 +16,7 @@ def check_fields(op: str, field_offsets: Tensor) -> None:
     """Checks that field_offsets are int64 [F + 1] with F >= 1."""
     if field_offsets.dim() != 1 or field_offsets.dtype != torch.int64 or len(field_offsets) < 2:
         got = f"{field_offsets.dtype} {list(field_offsets.shape)}"
-        raise ValueError(f"{op}: the tables' offsets must be int64 [F + 1] of F >= 1 fields, got {got}")
+        raise ValueError(f"{op}: field_offsets must be int64 [F + 1] of F >= 1 fields, got {got}")
 
 
 def check_columns(op: str, ids: Tensor, fields: int) -> None:
@@ -24,7 +24,7 @@ def check_columns(op: str, ids: Tensor, fields: int) -> None:
     if ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: ids must be int32 or int64, got {ids.dtype}")
     if ids.dim() != 2 or ids.shape[1] != fields:
-        raise ValueError(f"{op}: ids must be [B, {fields}] (one column a field), got {list(ids.shape)}")
+        raise ValueError(f"{op}: ids must be [B, {fields}] (one column per field), got {list(ids.shape)}")
 
 
 def check_ids(op: str, ids: Tensor, field_offsets: Tensor) -> None:

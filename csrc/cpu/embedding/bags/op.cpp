@@ -55,8 +55,8 @@ void check_per_sample_weights(const char* op, const std::optional<at::Tensor>& p
                               const at::Tensor& values, at::ScalarType type) {
   if (!per_sample_weights.has_value()) return;
   TORCH_CHECK_VALUE(per_sample_weights->sizes() == values.sizes() && per_sample_weights->scalar_type() == type, op,
-                    ": weights must be ", type, " [", values.size(0), "], got ", per_sample_weights->scalar_type(), " ",
-                    per_sample_weights->sizes());
+                    ": per_sample_weights must be ", type, " [", values.size(0), "], got ",
+                    per_sample_weights->scalar_type(), " ", per_sample_weights->sizes());
 }
 
 std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& x) {
