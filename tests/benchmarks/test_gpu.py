@@ -1,9 +1,9 @@
-"""Tests of benchmarks/infonce/gpu.py without a GPU: its arguments, its report, and that contestants agree."""
+"""Tests of benchmarks/gpu.py without a GPU: its arguments, its report, and that contestants agree."""
 
 import pytest
 import torch
 
-from benchmarks.infonce import gpu
+from benchmarks import gpu
 
 
 def test_default_grid():

@@ -10,7 +10,8 @@ def test_an_integer_for_a_float_is_a_float_however_the_option_is_set():
     made = RunConfig(model=ModelConfig(tau="fixed", tau_fixed=1), optimizer=OptimizerConfig(lr=1, tables_lr=2))
     read = RunConfig.from_dict({"model": {"tau": "fixed", "tau_fixed": 1.0}, "optimizer": {"lr": 1, "tables_lr": 2}})
     for config in (made, read):
-        assert [type(x) for x in (config.model.tau_fixed, config.optimizer.lr, config.optimizer.tables_lr)] == [float] * 3
+        values = (config.model.tau_fixed, config.optimizer.lr, config.optimizer.tables_lr)
+        assert [type(value) for value in values] == [float] * 3
         assert config.model.alpha == 1.0
     assert repr(made.identity()) == repr(read.identity())
     build_model(made.model, [3, 4], ["click", "conversion"])

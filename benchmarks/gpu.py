@@ -1,6 +1,6 @@
 """Time the loss on a GPU against what else there is; correctness first.
 
-    python -m benchmarks.infonce.gpu [--batch 1024 65536 ...] [--width 64 128 ...] [--precision bfloat16 float32 tf32]
+    python -m benchmarks.gpu [--batch 1024 65536 ...] [--width 64 128 ...] [--precision bfloat16 float32 tf32]
 
 Every contestant computes the mean InfoNCE of B rows against B columns of unit length, forward and backward: ours with
 a temperature per row and its gradient, those that take none with the same number for all. Prints a line a
@@ -174,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     options = parser().parse_args()
     if not torch.cuda.is_available():
-        print("benchmarks.infonce.gpu: needs a CUDA GPU", file=sys.stderr)
+        print("benchmarks.gpu: needs a CUDA GPU", file=sys.stderr)
         return 2
     for precision in options.precision:
         for width in options.width:
