@@ -252,8 +252,15 @@ def test_predictions_that_are_not_finite_raise(model, splits):
 
 
 @pytest.mark.parametrize(
-    "change", [{"batch_size": 0}, {"patience": 0}, {"max_epochs": -1}, {"seed": -1}, {"checkpoint_seconds": -1}]
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected >= 1, got 0"),
+        ({"patience": 0}, "patience: expected >= 1, got 0"),
+        ({"max_epochs": -1}, "max_epochs: expected >= 1, got -1"),
+        ({"seed": -1}, r"seed: expected a seed in \[0, .*\], got -1"),
+        ({"checkpoint_seconds": -1}, "checkpoint_seconds: expected a number of seconds >= 0, got -1"),
+    ],
 )
-def test_invalid_options_raise(change):
-    with pytest.raises(ValueError, match=rf"training\.{next(iter(change))}: expected"):
+def test_invalid_options_raise(change, message):
+    with pytest.raises(ValueError, match=rf"training\.{message}"):
         TrainingConfig(**change)
