@@ -195,7 +195,7 @@ class _Inputs:
             "format": FORMAT,
             "schema": schema.source,
             "list of files (name, size, time of change)": self.state,
-            "number of parts": shard.count,
+            "number of parts": shard.count,  # named as in 0.1.0, so that work begun by it resumes
             "ids to grow": self.known and self.known.fingerprint,
             "bad_rows": bad_rows,
         }
