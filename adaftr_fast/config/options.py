@@ -41,7 +41,8 @@ class Range:
 
     def __str__(self) -> str:
         if self.high < math.inf:
-            return f"a {self.noun} in {'(' if self.above else '['}{self.low}, {self.high:g}{')' if self.below else ']'}"
+            start, end = "(" if self.above else "[", ")" if self.below else "]"
+            return f"a {self.noun} in {start}{self.low}, {self.high}{end}"
         relation = f"{'>' if self.above else '>='} {self.low}"
         return f"a {self.noun} {relation}" if self.infinite else f"a finite {self.noun} {relation}"
 
