@@ -156,7 +156,7 @@ def _compiled_loss(model: MultiTaskModel, *, eager_contrast: bool) -> Callable[.
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # raised by torch for an unknown and for an unavailable device
         raise TrainingError(f"training.device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device

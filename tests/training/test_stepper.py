@@ -100,8 +100,9 @@ def test_compiled_steps_match_eager_steps(batches, monkeypatch):
 
 
 def test_an_unavailable_device_raises(model):
-    with pytest.raises(TrainingError, match=r"training\.device: 'cudda' cannot be used"):
-        Stepper(model, OptimizerConfig(), TrainingConfig(device="cudda"))
+    for device in ("cudda", "meta"):  # meta has no values
+        with pytest.raises(TrainingError, match=rf"training\.device: '{device}' cannot be used"):
+            Stepper(model, OptimizerConfig(), TrainingConfig(device=device))
     if not torch.cuda.is_available():
         with pytest.raises(TrainingError, match=r"training\.device: 'cuda:7' cannot be used"):
             Stepper(model, OptimizerConfig(), TrainingConfig(device="cuda:7"))
