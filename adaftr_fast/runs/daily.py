@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from adaftr_fast._files import replace_file
-from adaftr_fast._json import dumps
+from adaftr_fast._json import dumps, from_json
 from adaftr_fast.config import DataConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Split
@@ -121,7 +121,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [from_json(dict[str, Any], json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
 

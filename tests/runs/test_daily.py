@@ -129,9 +129,10 @@ def test_finished_days_are_not_repeated(days, tmp_path):
         run([days[0], days[2], days[1]], out)
     with pytest.raises(DataError, match="expected files of at least 3 days, got 2"):
         run(days[:2], out)
-    (out / RECORDS).write_text("{")
-    with pytest.raises(DataError, match=r"daily\.jsonl: damaged"):
-        run(days, out)
+    for damaged in ("{", "[1]"):
+        (out / RECORDS).write_text(damaged)
+        with pytest.raises(DataError, match=r"daily\.jsonl: damaged"):
+            run(days, out)
 
 
 def test_schemas_without_days_raise(days, prepared, tmp_path):
