@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.data.dataset.split_file import TRUTH, read_split
-from adaftr_fast.data.dataset.vocabulary import VOCABULARY
+from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.encode.encoders import Vocabulary
 from adaftr_fast.experiments.jobs import Job
 from adaftr_fast.runs.run import build
 from adaftr_fast.training.checkpoint.weights import load_checkpoint, load_weights
@@ -77,6 +76,7 @@ def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
 
     Raises:
         CheckpointError: the checkpoint of a run is missing or damaged.
+        DataError: the test split or the vocabulary cannot be read.
     """
     learned = [_temperatures(data, job) for job in jobs]
     table = read_split(data.folder, data.manifest, "test")
@@ -149,13 +149,11 @@ def _mean_points(tau: np.ndarray) -> dict[str, float]:
 
 def _value_names(data: PreparedData) -> Iterator[tuple[str, list[str]]]:
     """Yields each field with its values by id."""
-    vocabulary = pq.read_table(Path(data.folder) / VOCABULARY, columns=["field", "id", "value"])
-    values: dict[str, dict[int, str]] = {}
-    for field, number, value in zip(*(vocabulary[name].to_pylist() for name in ("field", "id", "value"))):
-        values.setdefault(field, {})[number] = value
+    encoders = read_encoders(data.folder, data.manifest)
     for field in data.manifest.fields:
-        known = values.get(field.name, {})
-        yield field.name, ["unknown", *(known.get(k) or _bucket(field, k) for k in range(1, field.num_embeddings))]
+        encoder, ids = encoders[field.name], range(1, field.num_embeddings)
+        values = encoder.values.to_pylist() if isinstance(encoder, Vocabulary) else [None] * len(ids)
+        yield field.name, ["unknown", *(value or _bucket(field, number) for number, value in zip(ids, values))]
 
 
 def _bucket(field: FieldInfo, number: int) -> str:

@@ -44,3 +44,6 @@ def test_invalid_input_raises(folder, tmp_path):
         bayes_metrics(tmp_path)
     pq.write_table(table.drop_columns(["truth:click", "truth:conversion"]), tmp_path / "test.parquet")
     assert bayes_metrics(tmp_path) == {}
+    (tmp_path / "test.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"test\.parquet: not readable: "):
+        bayes_metrics(tmp_path)

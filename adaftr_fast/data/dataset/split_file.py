@@ -69,9 +69,19 @@ def split_info(path: Path) -> SplitInfo:
 
 
 def read_split(folder: Path, manifest: Manifest, split: str, columns: list[str] | None = None) -> pa.Table:
-    """Reads a split into memory: all columns, or those of ``columns`` that it has."""
-    files = (pq.ParquetFile(folder / name) for name in manifest.files(split))
-    return pa.concat_tables(file.read(columns) for file in files)
+    """Reads a split into memory: all columns, or those of ``columns`` that it has.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    return pa.concat_tables(_read(folder / name, columns) for name in manifest.files(split))
+
+
+def _read(path: Path, columns: list[str] | None) -> pa.Table:
+    try:
+        return pq.ParquetFile(path).read(columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 
 
 def _columns(schema: Schema) -> pa.Schema:
