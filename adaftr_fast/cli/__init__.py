@@ -3,6 +3,6 @@
 A command imports what it runs only when it runs, so ``--help`` is fast.
 """
 
-from adaftr_fast.cli.main import main
+from adaftr_fast.cli.app import main
 
 __all__ = ["main"]

@@ -1,5 +1,5 @@
 import sys
 
-from adaftr_fast.cli.main import main
+from adaftr_fast.cli.app import main
 
 sys.exit(main())

@@ -40,6 +40,9 @@ class RunConfig:
         optimizer: the optimizer options.
         training: the training options.
         warm_start: the run whose weights to copy. None starts from random weights.
+
+    Raises:
+        ConfigError: a section is not of its type; ``from_dict`` reads dictionaries.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -47,6 +50,11 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     warm_start: WarmStartConfig | None = None
+
+    def __post_init__(self) -> None:
+        for name, section in SECTIONS.items():
+            if not isinstance(value := getattr(self, name), section):
+                raise ConfigError(f"RunConfig: {name} must be a {section.__name__}, got {value!r}")
 
     @classmethod
     def from_dict(cls, sections: Any) -> RunConfig:

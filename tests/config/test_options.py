@@ -28,3 +28,8 @@ def test_a_list_belongs_to_the_configuration():
     config = ModelConfig(expert_hidden=hidden)
     hidden.append(-1)
     assert config.expert_hidden == [8]
+
+
+def test_a_dictionary_is_no_section():
+    with pytest.raises(ConfigError, match=r"RunConfig: model must be a ModelConfig, got \{'name': 'mmoe'\}"):
+        RunConfig(model={"name": "mmoe"})
