@@ -77,8 +77,8 @@ def build_info() -> dict[str, Any]:
         info["C++ extension"] = _C.build_info()["compiler"]
         info["compiled instruction sets"] = ", ".join(_C.build_info()["compiled"])
         info["this machine runs"] = ", ".join(_C.build_info()["supported"])
-        info["in use"] = cpu_capability()
         info["CUDA kernels"] = "built" if _C.build_info()["cuda"] else "not built (torch has no CUDA, or no nvcc)"
+    info["in use"] = cpu_capability()
     try:
         info["triton"] = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:

@@ -32,3 +32,10 @@ def test_a_missing_extension_does_not_warn(unloadable):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert _extension._load() == (None, "undefined symbol: torch")
+
+
+def test_without_an_extension_the_build_says_so(monkeypatch):
+    monkeypatch.setattr(_extension, "_C", None)
+    info = _extension.build_info()
+    assert info["C++ extension"].startswith("missing, plain-PyTorch references are used instead")
+    assert info["in use"] == "none"
