@@ -61,8 +61,3 @@ class Table:
 def paragraphs(*lines: str) -> str:
     """Plain text as HTML, one ``<p>`` per line."""
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    """Returns ``Table(...).markdown()``."""
-    return Table(header, rows, text_columns).markdown()

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +11,7 @@ import torch
 from adaftr_fast.cli import main
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.evaluation import predict
+from tests.logs import shop_log
 
 TRAINING = ["--training.batch_size", "128", "--training.max_epochs", "1", "--training.progress", "false"]
 
@@ -42,19 +42,7 @@ def test_raw_aliccp_to_bids(tmp_path):
 
 @pytest.fixture
 def shop(tmp_path) -> Path:
-    random = np.random.default_rng(0)
-    rows = 2000
-    item = random.integers(0, 40, rows)
-    click = random.random(rows) < 1 / (1 + np.exp(-(item - 20) / 6))
-    columns = {
-        "time": np.arange(rows),
-        "user": [f"u{i}" for i in random.integers(0, 90, rows)],
-        "item": item,
-        "price": random.random(rows).round(2),
-        "click": click.astype(np.int8),
-        "buy": (click & (random.random(rows) < 0.4)).astype(np.int8),
-    }
-    csv.write_csv(pa.table(columns), tmp_path / "log.csv")
+    csv.write_csv(shop_log(2000, users=90, conversion="buy"), tmp_path / "log.csv")
     return tmp_path / "log.csv"
 
 

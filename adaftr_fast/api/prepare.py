@@ -141,12 +141,14 @@ def prepare(
         raise DataError(f"wait: needs shard, got wait = {wait:g} without it")
     roles = {"group": group, "time": time, "weight": weight, "ignore": _names(ignore)}
     schema = _schema(files, dataset, None if labels is None else _names(labels), roles)
-    options: dict[str, Any] = {"bad_rows": bad_rows, "grow": grow, "progress": progress}
     result: Manifest | Unfinished
     if shard is None:
-        result = run.prepare(schema, files, out, **options)
+        result = run.prepare(schema, files, out, bad_rows=bad_rows, grow=grow, progress=progress)
     else:
-        result = run.prepare_shard(schema, files, out, Shard.parse(shard), wait=wait, **options)
+        number = Shard.parse(shard)
+        result = run.prepare_shard(
+            schema, files, out, number, wait=wait, bad_rows=bad_rows, grow=grow, progress=progress
+        )
     return result if isinstance(result, Unfinished) else Prepared(out)
 
 

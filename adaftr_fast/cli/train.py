@@ -29,9 +29,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
     """Trains and prints the test metrics; under torchrun only rank 0 prints."""
     from adaftr_fast.api.run import train
     from adaftr_fast.distributed.ranks import is_first
-    from adaftr_fast.training.result import metrics_table
 
-    options = {"restart": arguments.restart, "warm_start": arguments.warm_start}
-    trained = train(None, arguments.out, config=read_config(arguments), **options)
+    config, start = read_config(arguments), arguments.warm_start
+    trained = train(None, arguments.out, config=config, restart=arguments.restart, warm_start=start)
     if is_first():
-        print(metrics_table([trained.result]))
+        print(trained.table())

@@ -130,17 +130,6 @@ class Section:
         return ConfigError(f"{self.section}.{name}: expected {expected}, got {shown}")
 
 
-def names(
-    section: type[Section],
-    *,
-    identifies: bool | None = None,
-    free_on_resume: bool | None = None,
-    omit_default: bool | None = None,
-) -> list[str]:
-    """Returns the names of the options of ``section`` with these properties; None matches any."""
-    wanted = {"identifies": identifies, "free_on_resume": free_on_resume, "omit_default": omit_default}
-    return [
-        field.name
-        for field in dataclasses.fields(section)
-        if all(value is None or field.metadata.get(key) == value for key, value in wanted.items())
-    ]
+def names(section: type[Section], flag: str) -> list[str]:
+    """Returns the names of the options of ``section`` that declare ``flag``, a keyword of ``option``."""
+    return [field.name for field in dataclasses.fields(section) if field.metadata[flag]]

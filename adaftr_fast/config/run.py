@@ -113,13 +113,11 @@ class RunConfig:
         sections = {name: asdict(getattr(self, name)) for name in ("model", "optimizer", "training")}
         for name, section in sections.items():
             default = asdict(SECTIONS[name]())
-            same = {key for key in names(SECTIONS[name], omit_default=True) if section[key] == default[key]}
-            kept = set(names(SECTIONS[name], identifies=True)) - same
+            same = {key for key in names(SECTIONS[name], "omit_default") if section[key] == default[key]}
+            kept = set(names(SECTIONS[name], "identifies")) - same
             sections[name] = {key: value for key, value in section.items() if key in kept}
         return sections
 
 
-FREE_ON_RESUME = {
-    f"{name}.{each}" for name, section in SECTIONS.items() for each in names(section, free_on_resume=True)
-}
+FREE_ON_RESUME = {f"{name}.{each}" for name, section in SECTIONS.items() for each in names(section, "free_on_resume")}
 """Options that may have other values when a run resumes."""

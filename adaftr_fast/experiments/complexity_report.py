@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast._tables import markdown_table
+from adaftr_fast._tables import Table
 from adaftr_fast.experiments.complexity import FIXED, WITH, WITHOUT, Complexity, Cost
 from adaftr_fast.training.report import save_figure
 
@@ -57,7 +57,7 @@ def cost_table(found: Complexity) -> str:
     ]
     times = ["training, µs/sample", "vs. MMoE", "inference, µs/sample", "vs. MMoE"]
     header = ["model", "in tables", "dense", "dense, deployed", *times]
-    return markdown_table(header, rows, text_columns=1)
+    return Table(header, rows, text_columns=1).markdown()
 
 
 def contrast_text(found: Complexity) -> str:

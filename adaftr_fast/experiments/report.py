@@ -9,7 +9,7 @@ from typing import Any
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast._tables import markdown_table
+from adaftr_fast._tables import Table
 from adaftr_fast.experiments.plots import draw
 from adaftr_fast.experiments.results import Results, Row
 from adaftr_fast.experiments.statistics import Difference, Spread
@@ -65,7 +65,7 @@ def main_table(results: Results) -> str:
     rows = [[row.title, *line] for row, line in zip(results.rows, cells, strict=True)]
     if results.bayes:
         rows.append(["true probabilities", *(_number(results.optimum(*column)) for column in columns)])
-    return markdown_table(header, rows, text_columns=1)
+    return Table(header, rows, text_columns=1).markdown()
 
 
 def caption(results: Results) -> str:
@@ -119,7 +119,7 @@ def _comparison_table(results: Results) -> str:
         [each.title, each.against, each.task, each.metric.upper(), *_difference_cells(each.difference)]
         for each in results.comparisons()
     ]
-    return markdown_table(header, rows, text_columns=4)
+    return Table(header, rows, text_columns=4).markdown()
 
 
 def _difference_cells(difference: Difference) -> list[str]:
@@ -140,7 +140,7 @@ def _distance_section(results: Results) -> str:
         for row in results.rows
     ]
     header = ["row", *(f"{task} {metric.upper()}" for task, metric in optima)]
-    return "## Distance to the true probabilities\n\n" + markdown_table(header, rows, text_columns=1)
+    return "## Distance to the true probabilities\n\n" + Table(header, rows, text_columns=1).markdown()
 
 
 def _learned_section(results: Results) -> str:
@@ -156,7 +156,7 @@ def _learned_section(results: Results) -> str:
             rows.append([row.title, name, f"{low:.4f}", f"{middle:.4f}", f"{high:.4f}", remark])
     if not rows:
         return ""
-    table = markdown_table(["row", "learned", "5 %", "50 %", "95 %", "remark"], rows, text_columns=2)
+    table = Table(["row", "learned", "5 %", "50 %", "95 %", "remark"], rows, text_columns=2).markdown()
     return "## Learned per instance (test split, mean over seeds)\n\n" + table
 
 
@@ -170,7 +170,7 @@ def _run_table(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    return markdown_table(["row", "best epoch by seed", "epochs", "total seconds"], cells, text_columns=1)
+    return Table(["row", "best epoch by seed", "epochs", "total seconds"], cells, text_columns=1).markdown()
 
 
 def _warnings(rows: list[Row]) -> str:

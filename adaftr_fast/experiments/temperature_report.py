@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast._tables import markdown_table
+from adaftr_fast._tables import Table
 from adaftr_fast.experiments.report import COLLAPSED
 from adaftr_fast.experiments.temperature import FieldEffect, LabelGroup, Temperature
 from adaftr_fast.training.report import save_figure
@@ -50,7 +50,7 @@ def temperature_tables(found: Temperature) -> str:
     ]
     if found.truth:
         rows = [[name, f"{value:+.3f}"] for name, value in found.truth.items()]
-        sections.append(markdown_table(["known quantity", "rank correlation with τ"], rows, text_columns=1))
+        sections.append(Table(["known quantity", "rank correlation with τ"], rows, text_columns=1).markdown())
     return "\n\n".join(sections)
 
 
@@ -59,7 +59,7 @@ def _label_table(groups: list[LabelGroup]) -> str:
         [_labels_text(group), f"{group.rows:,}", f"{group.mean:.4f}", *(f"{p:.4f}" for p in group.points.values())]
         for group in groups
     ]
-    return markdown_table(["labels", "rows", "mean τ", "5 %", "50 %", "95 %"], rows, text_columns=1)
+    return Table(["labels", "rows", "mean τ", "5 %", "50 %", "95 %"], rows, text_columns=1).markdown()
 
 
 def _labels_text(group: LabelGroup) -> str:
@@ -73,7 +73,7 @@ def _field_table(fields: list[FieldEffect]) -> str:
         ends = [f"{value} ({each.values[value]:.4f})" for value in (low, high)]
         rows.append([each.field, *ends, f"{100 * each.explained:.1f}"])
     header = ["field", "lowest frequent value (mean τ)", "highest", "variance explained, %"]
-    return markdown_table(header, rows, text_columns=3)
+    return Table(header, rows, text_columns=3).markdown()
 
 
 def draw_temperature(dataset: str, found: list[Temperature]) -> Figure:

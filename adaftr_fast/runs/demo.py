@@ -14,7 +14,7 @@ from adaftr_fast.data.schema import parse
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.report import write_report
-from adaftr_fast.training.result import metrics_table
+from adaftr_fast.training.result import result_table
 from adaftr_fast.training.sharding import check_replicated
 
 NOTES = (
@@ -48,5 +48,5 @@ def run_demo(out: Path, training: TrainingConfig, *, restart: bool = False) -> N
     records = [{"model": run.name} | record for run in runs for record in run.epochs]
     replace_file(out / METRICS, "".join(dumps(record) + "\n" for record in records).encode())
     write_report(out, "Flights: MMoE and AdaFTR", runs, notes=NOTES)
-    print(f"\nTest split (AUC and GAUC in %)\n{metrics_table(runs)}\n\n{NOTES}")
+    print(f"\nTest split (AUC and GAUC in %)\n{result_table(runs)}\n\n{NOTES}")
     print(f"Report: {out / 'report.md'} and report.png")

@@ -12,15 +12,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from adaftr_fast._files import replace_file
-from adaftr_fast._tables import markdown_table
+from adaftr_fast._tables import Table
 from adaftr_fast.training.evaluation import spread
-from adaftr_fast.training.result import TrainedRun, metrics_table
+from adaftr_fast.training.result import TrainedRun, result_table
 
 
 def write_report(folder: Path, title: str, runs: list[TrainedRun], notes: str = "") -> None:
     """Writes ``report.md`` and ``report.png`` to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    sections = [f"# {title}", metrics_table(runs), notes, _diagnostics_table(runs), "![curves](report.png)"]
+    sections = [f"# {title}", result_table(runs).markdown(), notes, _diagnostics_table(runs), "![curves](report.png)"]
     replace_file(folder / "report.md", ("\n\n".join(filter(None, sections)) + "\n").encode())
     save_figure(folder / "report.png", draw(runs))
 
@@ -47,7 +47,7 @@ class Curves(Figure):
 def _diagnostics_table(runs: list[TrainedRun]) -> str:
     points = [(run.name, name, spread(values)) for run in runs for name, values in run.diagnostics.items()]
     rows = [[run, name, *(f"{value:.4f}" for value in each.values())] for run, name, each in points]
-    return markdown_table(["model", "learned", "5 %", "50 %", "95 %"], rows, text_columns=2) if rows else ""
+    return Table(["model", "learned", "5 %", "50 %", "95 %"], rows, text_columns=2).markdown() if rows else ""
 
 
 def draw(runs: Sequence[TrainedRun]) -> Curves:

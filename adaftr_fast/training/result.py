@@ -60,8 +60,3 @@ def metric_cells(metrics: TaskMetrics) -> list[list[str]]:
         ]
         for task, each in metrics.items()
     ]
-
-
-def metrics_table(runs: Sequence[TrainedRun]) -> str:
-    """Returns ``result_table`` as Markdown."""
-    return result_table(runs).markdown()

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
-import pyarrow as pa
 import pyarrow.csv as csv
 import pytest
+
+from tests.logs import shop_log
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -77,19 +77,9 @@ def test_the_notebook_runs_and_shows_tables_and_plots(tmp_path, monkeypatch):
 @pytest.fixture
 def guide(tmp_path, monkeypatch):
     """The blocks of the guide as (language, text), in a folder with the log that it speaks of."""
-    random, rows = np.random.default_rng(0), 4000
-    item = random.integers(0, 40, rows)
-    click = random.random(rows) < 1 / (1 + np.exp(-(item - 20) / 6))
-    columns = {
-        "timestamp": np.arange(rows),
-        "user": [f"u{i}" for i in random.integers(0, 300, rows)],
-        "item": item,
-        "price": random.random(rows).round(2),
-        "click": click.astype(np.int8),
-        "conversion": (click & (random.random(rows) < 0.4)).astype(np.int8),
-    }
-    csv.write_csv(pa.table(columns), tmp_path / "log.csv")
-    csv.write_csv(pa.table(columns).drop_columns(["click", "conversion"]), tmp_path / "today.csv")
+    log = shop_log(4000, users=300, time="timestamp")
+    csv.write_csv(log, tmp_path / "log.csv")
+    csv.write_csv(log.drop_columns(["click", "conversion"]), tmp_path / "today.csv")
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/python_api.md").read_text(encoding="utf-8")
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adaftr_fast.training.report import draw, write_report
-from adaftr_fast.training.result import TrainedRun, metrics_table
+from adaftr_fast.training.result import TrainedRun, result_table
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def runs():
 
 
 def test_the_table_is_aligned_markdown(runs):
-    lines = metrics_table(runs).splitlines()
+    lines = result_table(runs).markdown().splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[0].split("|")][1:5] == ["model", "task", "AUC", "GAUC"]
     assert [cell.strip() for cell in lines[2].split("|")][1:-1] == [

@@ -1,0 +1,20 @@
+"""A log of impressions whose clicks follow the item, as the columns of a CSV file."""
+
+import numpy as np
+import pyarrow as pa
+
+
+def shop_log(rows: int, users: int, *, time: str = "time", conversion: str = "conversion") -> pa.Table:
+    """Returns ``rows`` impressions of ``users`` users; ``time`` and ``conversion`` name their columns."""
+    random = np.random.default_rng(0)
+    item = random.integers(0, 40, rows)
+    click = random.random(rows) < 1 / (1 + np.exp(-(item - 20) / 6))
+    columns = {
+        time: np.arange(rows),
+        "user": [f"u{i}" for i in random.integers(0, users, rows)],
+        "item": item,
+        "price": random.random(rows).round(2),
+        "click": click.astype(np.int8),
+        conversion: (click & (random.random(rows) < 0.4)).astype(np.int8),
+    }
+    return pa.table(columns)
