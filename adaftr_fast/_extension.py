@@ -40,6 +40,11 @@ def is_built() -> bool:
     return _C is not None
 
 
+def has_cuda_kernels() -> bool:
+    """Returns whether the CUDA kernels are available; without them ops on CUDA tensors run their references."""
+    return _C is not None and bool(_C.build_info()["cuda"])
+
+
 def cpu_capability() -> str:
     """Returns the instruction set that the C++ kernels use.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from adaftr_fast.nn.embedding_table import (
     initial_rng,
 )
 from adaftr_fast.nn.module_list import ModuleList
-from adaftr_fast.ops.embedding.bags import select_bags
+from adaftr_fast.ops.embedding.bags import PAD, select_bags
+from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference.bags import check_bags, resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids
 
@@ -192,8 +193,10 @@ class FusedEmbedding(CoalescesGradient):
             check_columns("fused_embedding", ids, fields)
             bad = (ids < 0) | (ids >= sizes)  # [B, F]
             return ids.masked_fill(bad, 0), bad.sum(0)
-        check_bags("embedding_bags", ids, offsets, None, fields)
-        field = (torch.arange(len(offsets) - 1, device=offsets.device) % fields).repeat_interleave(offsets.diff())
+        if not runs_cuda_kernels(ids):  # the CUDA kernels check, without making the host wait
+            check_bags("embedding_bags", ids, offsets, None, fields)
+        bags = torch.arange(len(offsets) - 1, device=offsets.device)
+        field = (bags % fields).repeat_interleave(offsets.diff(), output_size=len(ids))
         bad = (ids < 0) | (ids >= sizes[field])  # [N]
         return ids.masked_fill(bad, 0), torch.zeros_like(self.oov_counts).index_add_(0, field, bad.long())
 
@@ -218,12 +221,8 @@ class FusedEmbedding(CoalescesGradient):
         parts = []
         for owner, table in zip(self.tables, self.by_width, strict=True):
             try:
-                if offsets is None:
-                    parts.append(table.look_up(owner.weight, owner.offsets, ids[:, table.fields], None, None, mean))
-                else:
-                    kept, starts = select_bags(ids, offsets, per_sample_weights, table.fields, fields)
-                    factors = None if per_sample_weights is None else per_sample_weights[kept]
-                    parts.append(table.look_up(owner.weight, owner.offsets, ids[kept], starts, factors, mean))
+                own = _of_table(table.fields, owner.columns, ids, offsets, per_sample_weights, fields)
+                parts.append(table.look_up(owner.weight, owner.offsets, own.ids, own.offsets, own.factors, mean))
             except IndexError:
                 self._raise_bad_id(ids, offsets)
         return torch.cat(parts, 1)[:, self.order]
@@ -337,6 +336,32 @@ class FusedEmbedding(CoalescesGradient):
         rows, widths = (_short(numbers) for numbers in (self.num_embeddings, self.widths))
         shown = widths if self._mixed else self.embedding_dim
         return f"{len(self.num_embeddings)} fields, num_embeddings={rows}, embedding_dim={shown}"
+
+
+class _Ids(NamedTuple):
+    """The arguments of a look-up in one table."""
+
+    ids: Tensor
+    offsets: Tensor | None = None
+    factors: Tensor | None = None
+
+
+def _of_table(
+    chosen: list[int],
+    columns: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    fields: int,
+) -> _Ids:
+    """Selects some fields of a batch, given as a list and as a tensor on its device."""
+    if offsets is None:
+        return _Ids(ids.index_select(1, columns))
+    kept, starts = select_bags(ids, offsets, per_sample_weights, chosen, fields)
+    own = ids[kept]
+    if runs_cuda_kernels(ids):  # the positions from the last offset on have no meaning
+        own = own.masked_fill(torch.arange(len(own), device=own.device) >= starts[-1], PAD)
+    return _Ids(own, starts, None if per_sample_weights is None else per_sample_weights[kept])
 
 
 def _widths(embedding_dim: int | Sequence[int], fields: int) -> list[int]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from adaftr_fast.ops.embedding.bags import embedding_bags
-from adaftr_fast.ops.embedding.lookup import coalesce_gradient, empty_table, fused_embedding
+from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda, empty_table, fused_embedding
 from adaftr_fast.ops.embedding.optim import deferred_embedding
 
 
@@ -126,29 +126,31 @@ class EmbeddingTable:
 
 
 class CoalescesGradient(nn.Module):
-    """A module that keeps the sparse gradient of its parameter ``weight`` coalesced, in copies too."""
+    """A module that keeps the sparse gradient of its parameter ``weight`` coalesced, in copies too; except on CUDA."""
 
     weight: nn.Parameter
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         super().register_parameter(name, param)
         if name == "weight" and param is not None:
-            param.register_post_accumulate_grad_hook(coalesce_gradient)
+            param.register_post_accumulate_grad_hook(coalesce_unless_on_cuda)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "weight" in self._parameters:  # a copied parameter has no hooks
-            self.weight.register_post_accumulate_grad_hook(coalesce_gradient)
+            self.weight.register_post_accumulate_grad_hook(coalesce_unless_on_cuda)
 
 
 class TableWeight(CoalescesGradient):
     """The parameter of one of several tables; its FusedEmbedding saves and loads it, field by field."""
 
     offsets: Tensor
+    columns: Tensor
 
     def __init__(self, table: EmbeddingTable, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.register_buffer("offsets", field_offsets(table.num_embeddings, device), persistent=False)  # [F + 1]
+        self.register_buffer("columns", torch.tensor(table.fields, device=device), persistent=False)  # [F]
         self.weight = table.new_weight(device, dtype)
 
     def _save_to_state_dict(self, *_: Any) -> None:

@@ -13,7 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
-from adaftr_fast.ops.embedding.lookup import coalesce_gradient
+from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda
 
 T = TypeVar("T")
 Tables = nn.Module | Iterable[nn.Module] | Iterable[dict[str, Any]]
@@ -37,8 +37,11 @@ def check_at_least(name: str, low: float, **values: float) -> None:
 
 
 def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
-    """Returns the rows [U] with a gradient, in ascending order, and their gradients [U, E]; all rows if it is dense."""
-    coalesce_gradient(weight)  # does nothing if the gradient is dense, or coalesced already
+    """Returns the rows [U] with a gradient, in ascending order, and their gradients [U, E]; all rows if it is dense.
+
+    On CUDA, rows come in any order and may repeat, for the update to merge.
+    """
+    coalesce_unless_on_cuda(weight)  # does nothing if the gradient is dense, or coalesced already
     grad = weight.grad
     if grad is None:
         raise ValueError("row_gradient: weight must have a gradient, got None")

@@ -15,8 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference import bags as reference
 from adaftr_fast.ops.library import library
+
+PAD = -1
+"""The id at positions behind the last bag, which only ``select_bags`` on CUDA leaves."""
 
 _BAGS = "Tensor values, Tensor bags, Tensor? weights, Tensor offsets"
 library.define(f"embedding_bags(Tensor weight, {_BAGS}, bool mean, Tensor[] state) -> Tensor")
@@ -52,7 +56,7 @@ def _backward_fake(
     width: int,
     mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    unique = torch.library.get_ctx().new_dynamic_size()
+    unique = len(values) if runs_cuda_kernels(grad) else torch.library.get_ctx().new_dynamic_size()
     return values.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
 
 
@@ -60,7 +64,7 @@ def _backward_fake(
 def _select_bags_fake(
     values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, chosen: Sequence[int], fields: int
 ) -> tuple[Tensor, Tensor]:
-    selected = torch.library.get_ctx().new_dynamic_size()
+    selected = len(values) if runs_cuda_kernels(values) else torch.library.get_ctx().new_dynamic_size()
     batch = (offsets.shape[0] - 1) // fields
     return offsets.new_empty(selected), offsets.new_empty(batch * len(chosen) + 1)
 
@@ -78,7 +82,8 @@ def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
         rows, terms = reference.gradient_terms(grad, *bags, ctx.shape[1], ctx.mean)
         return torch.sparse_coo_tensor(rows[None], terms.to(grad.dtype), ctx.shape, check_invariants=False).coalesce()
     rows, sums = torch.ops.adaftr_fast.embedding_bags_backward(grad, *bags, ctx.shape[1], ctx.mean)
-    return torch.sparse_coo_tensor(rows[None], sums, ctx.shape, is_coalesced=True, check_invariants=False)
+    coalesced = not runs_cuda_kernels(grad)
+    return torch.sparse_coo_tensor(rows[None], sums, ctx.shape, is_coalesced=coalesced, check_invariants=False)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
@@ -99,7 +104,8 @@ def embedding_bags(
 ) -> Tensor:
     """Pools the ids of each bag into one vector.
 
-    The gradient of ``weight`` is a coalesced sparse tensor and can itself be differentiated (create_graph=True).
+    The gradient of ``weight`` is a sparse tensor, coalesced except on CUDA, and can itself be differentiated
+    (create_graph=True).
 
     Args:
         weight: [R, E], floating point, contiguous.
@@ -115,7 +121,8 @@ def embedding_bags(
         [B, F * E]; zeros for an empty bag.
 
     Raises:
-        IndexError: an id is out of its field's range; the message names the position, the id and the range.
+        IndexError: an id is out of its field's range; the message names the position, the id and the range. On CUDA a
+            later op, or ``raise_bad_ids``, raises it, and the id counts as a vector of zeros; so with bad offsets.
         TypeError, ValueError: an argument has the wrong dtype or shape.
     """
     return torch.ops.adaftr_fast.embedding_bags(
@@ -137,6 +144,7 @@ def select_bags(
 
     Returns:
         The positions in ``values`` of the selected fields' ids, int64 [M], and their bags' offsets, int64 [B * C + 1].
+        On CUDA, where the host does not know M, N positions: those from the last offset on have no meaning.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype or shape.

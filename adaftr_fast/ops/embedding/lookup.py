@@ -16,17 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast._extension import is_built
+from adaftr_fast._extension import has_cuda_kernels, is_built
 from adaftr_fast.ops.embedding.reference import lookup as reference
 from adaftr_fast.ops.library import library
 
 library.define("fused_embedding(Tensor weight, Tensor ids, Tensor offsets) -> Tensor")
 library.define("fused_embedding_backward(Tensor grad, Tensor ids, Tensor offsets, int width) -> (Tensor, Tensor)")
+library.define("merge_rows(Tensor rows, Tensor grad, int num_rows) -> (Tensor, Tensor)")
 library.define("strictly_rising(Tensor rows) -> bool")
+library.define("raise_reported(Tensor device) -> ()")
 library.define("advise_huge_pages_(Tensor(a!) table) -> ()")
 library.impl("fused_embedding", reference.fused_embedding, "CompositeExplicitAutograd")
 library.impl("fused_embedding_backward", reference.fused_embedding_backward, "CompositeExplicitAutograd")
+library.impl("merge_rows", reference.merge_rows, "CompositeExplicitAutograd")
 library.impl("strictly_rising", reference.strictly_rising, "CompositeExplicitAutograd")
+library.impl("raise_reported", lambda device: None, "CompositeExplicitAutograd")
 library.impl("advise_huge_pages_", lambda table: None, "CompositeExplicitAutograd")
 
 
@@ -43,6 +47,23 @@ def _fused_embedding_backward_fake(
     return ids.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
 
 
+@torch.library.register_fake("adaftr_fast::merge_rows", lib=library)
+def _merge_rows_fake(rows: Tensor, grad: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    if runs_cuda_kernels(grad):
+        return torch.empty_like(rows), torch.empty_like(grad)
+    unique = torch.library.get_ctx().new_dynamic_size()
+    return rows.new_empty(unique), grad.new_empty(unique, grad.shape[1])
+
+
+def runs_cuda_kernels(tensor: Tensor) -> bool:
+    """Returns whether the CUDA kernels run the embedding's ops on ``tensor``. They never make the host wait.
+
+    So where a size depends on values, they take a bound. The gradient of a table stays uncoalesced, with a row per
+    look-up, until an optimizer's op merges it. ``merge_rows`` and ``select_bags`` return as many rows as they take.
+    """
+    return tensor.is_cuda and has_cuda_kernels()
+
+
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     weight, ids, field_offsets = inputs
     ctx.save_for_backward(ids, field_offsets)
@@ -50,10 +71,15 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tens
 
 
 def sparse_gradient(grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: torch.Size) -> Tensor:
-    """Returns the coalesced sparse gradient of a table [R, E], given the gradient of its look-ups [B, F * E]."""
-    if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
+    """Returns the sparse gradient of a table [R, E], given the gradient of its look-ups [B, F * E].
+
+    It is coalesced, unless CUDA kernels run.
+    """
+    if torch.is_grad_enabled() or runs_cuda_kernels(grad):
         rows = (ids + field_offsets[:-1]).flatten()
-        return torch.sparse_coo_tensor(rows[None], grad.reshape(-1, shape[1]), shape, check_invariants=False).coalesce()
+        terms = torch.sparse_coo_tensor(rows[None], grad.reshape(-1, shape[1]), shape, check_invariants=False)
+        # create_graph=True: PyTorch's own ops can be differentiated again
+        return terms.coalesce() if torch.is_grad_enabled() else terms
     rows, values = torch.ops.adaftr_fast.fused_embedding_backward(grad, ids, field_offsets, shape[1])
     # The rows are in range, distinct and sorted, so there is nothing to check or merge.
     return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)
@@ -73,7 +99,8 @@ if not is_built():  # csrc/cpu/embedding/autograd.cpp registers a faster formula
 def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor) -> Tensor:
     """Looks up one id per field in a table that holds the rows of all fields, one field after another.
 
-    The gradient of ``weight`` is a coalesced sparse tensor and can itself be differentiated (create_graph=True).
+    The gradient of ``weight`` is a sparse tensor, coalesced except on CUDA, and can itself be differentiated
+    (create_graph=True).
 
     Args:
         weight: [R, E], floating point, contiguous.
@@ -84,7 +111,8 @@ def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor) -> Tenso
         [B, F * E], the rows concatenated in field order.
 
     Raises:
-        IndexError: an id is out of its field's range; the message names the position, the id and the range.
+        IndexError: an id is out of its field's range; the message names the position, the id and the range. On CUDA a
+            later op, or :func:`raise_bad_ids`, raises it, and the id's vector is zero.
         TypeError: ids are neither int32 nor int64.
         ValueError: an argument has the wrong shape.
     """
@@ -92,10 +120,11 @@ def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor) -> Tenso
 
 
 def coalesce_gradient(weight: Tensor) -> None:
-    """Coalesces ``weight.grad``; a post-accumulate-grad hook for a table [R, E].
+    """Coalesces ``weight.grad`` of a table [R, E].
 
     Autograd clears the coalesced flag when it takes over a sparse gradient, and adds two sparse gradients by
-    concatenating their rows.
+    concatenating their rows. With CUDA kernels the gradient keeps its number of rows: each distinct row has its sum
+    once, and zeros where it repeats. The host does not wait.
     """
     grad = weight.grad
     if grad is None or not grad.is_sparse or grad.is_coalesced():
@@ -104,6 +133,10 @@ def coalesce_gradient(weight: Tensor) -> None:
         weight.grad = grad.coalesce()
         return
     rows = grad._indices()[0]
+    if runs_cuda_kernels(grad):
+        rows, values = torch.ops.adaftr_fast.merge_rows(rows, grad._values(), weight.shape[0])
+        weight.grad = torch.sparse_coo_tensor(rows[None], values, weight.shape, check_invariants=False)
+        return
     if torch.ops.adaftr_fast.strictly_rising(rows):
         grad._coalesced_(True)
         return
@@ -112,6 +145,25 @@ def coalesce_gradient(weight: Tensor) -> None:
     merge = torch.ops.adaftr_fast.fused_embedding_backward
     rows, values = merge(grad._values(), rows[:, None], field_offsets, weight.shape[1])
     weight.grad = torch.sparse_coo_tensor(rows[None], values, weight.shape, is_coalesced=True, check_invariants=False)
+
+
+def coalesce_unless_on_cuda(weight: Tensor) -> None:
+    """Coalesces ``weight.grad``, unless a CUDA kernel does in the update; a post-accumulate-grad hook for a table."""
+    if not runs_cuda_kernels(weight):
+        coalesce_gradient(weight)
+
+
+def raise_bad_ids(device: torch.device) -> None:
+    """Raises the error of a look-up on a CUDA ``device`` that has run; does nothing for other devices.
+
+    The host does not wait for look-ups that have not run: synchronize first, or call it where a result is read anyway.
+
+    Raises:
+        IndexError: an id was out of its field's range. The message names one such id, and its row and field.
+        ValueError: the offsets of bags did not rise from 0 to the number of ids.
+    """
+    if device.type == "cuda" and has_cuda_kernels():
+        torch.ops.adaftr_fast.raise_reported(torch.empty(0, device=device))
 
 
 def empty_table(*size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:

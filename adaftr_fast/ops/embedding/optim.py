@@ -1,7 +1,8 @@
 """Ops of the sparse optimizers, which update the rows of a batch, and the look-up through Adam's deferred steps.
 
 Shapes: R rows of the table, E width, U distinct rows of the batch. ``rows`` [U] are int64 and strictly increasing;
-``grad`` is [U, E]. ``adaftr_fast/ops/embedding/reference/optim.py`` describes the state of the deferred Adam.
+``grad`` is [U, E]. The CUDA kernels also take rows [M] in any order that repeat, and add the gradients of each first.
+``adaftr_fast/ops/embedding/reference/optim.py`` describes the state of the deferred Adam.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ for _name, (_schema, _reference) in _SCHEMAS.items():
     library.impl(_name, torch.no_grad()(_reference), "CompositeExplicitAutograd")
     if _name != "deferred_embedding":  # an optimizer step is not differentiable
         library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+        torch.library.register_fake(f"adaftr_fast::{_name}", lambda *_: None, lib=library)
 
 
 @torch.library.register_fake("adaftr_fast::deferred_embedding", lib=library)

@@ -39,17 +39,23 @@ void save(AutogradContext* ctx, const at::Tensor& weight, const at::Tensor& ids,
   ctx->saved_data["width"] = weight.sym_size(1);
 }
 
-// create_graph=True: the same by PyTorch's own ops, which can be differentiated again.
-at::Tensor differentiable_gradient(const at::Tensor& grad, const at::Tensor& ids, const at::Tensor& field_offsets,
-                                   const c10::SymInt& rows, const c10::SymInt& width) {
+// The gradient with a row per look-up, by PyTorch's own ops, which can be differentiated again.
+at::Tensor uncoalesced_gradient(const at::Tensor& grad, const at::Tensor& ids, const at::Tensor& field_offsets,
+                                const c10::SymInt& rows, const c10::SymInt& width) {
   const at::Tensor index = ids.add(field_offsets.slice(0, 0, -1)).reshape({1, -1});  // [1, B * F]
   const c10::SymInt shape[] = {rows, width};
   return at::_sparse_coo_tensor_unsafe_symint(index, grad.reshape_symint({-1, width}), shape,
-                                              grad.options().layout(at::kSparse))
-      .coalesce();
+                                              grad.options().layout(at::kSparse));
 }
 
-// The coalesced sparse gradient of weight from that of its look-ups.
+// Whether the optimizers' ops merge the repeated rows; runs_cuda_kernels of adaftr_fast/ops/embedding/lookup.py says
+// why.
+bool runs_cuda_kernels(const at::Tensor& grad) {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::merge_rows", "");
+  return grad.is_cuda() && op.hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+}
+
+// The sparse gradient of weight from that of its look-ups, coalesced unless CUDA kernels run.
 at::Tensor sparse_gradient(AutogradContext* ctx, const at::Tensor& grad) {
   using Op = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt);
   static const auto op =
@@ -57,7 +63,8 @@ at::Tensor sparse_gradient(AutogradContext* ctx, const at::Tensor& grad) {
   if (!grad.defined()) return {};
   const variable_list saved = ctx->get_saved_variables();
   const c10::SymInt rows = ctx->saved_data["rows"].toSymInt(), width = ctx->saved_data["width"].toSymInt();
-  if (at::GradMode::is_enabled()) return differentiable_gradient(grad, saved[0], saved[1], rows, width);
+  if (at::GradMode::is_enabled()) return uncoalesced_gradient(grad, saved[0], saved[1], rows, width).coalesce();
+  if (runs_cuda_kernels(grad)) return uncoalesced_gradient(grad, saved[0], saved[1], rows, width);
   const auto [index, values] = op.call(grad, saved[0], saved[1], width);
   // Nothing to check or to merge: the rows are in range, distinct and sorted.
   return at::_sparse_coo_tensor_unsafe_symint(index.unsqueeze(0), values, {rows, width},

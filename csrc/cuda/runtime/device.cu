@@ -1,0 +1,124 @@
+// Reports and the sort, which launch no kernel of their own but the sort's keys.
+#include <torch/library.h>
+
+#include <mutex>
+#include <vector>
+
+#include "cuda/runtime/device.cuh"
+
+#if defined(ADAFTR_FAST_SERIAL)
+#include <algorithm>
+#include <numeric>
+#else
+#include <ATen/cuda/cub.h>
+#endif
+
+namespace adaftr_fast::cuda {
+namespace {
+
+#if defined(ADAFTR_FAST_SERIAL)
+Report new_report() { return {new int32_t(0), new Finding{}}; }
+
+void withdraw(const Report& report) { *report.claimed = 0; }
+
+void sort_pairs(const int32_t* keys, int32_t* sorted, const int32_t* values, int32_t* order, int64_t count, int) {
+  std::copy_n(values, count, order);
+  std::stable_sort(order, order + count, [&](int32_t a, int32_t b) { return keys[a] < keys[b]; });
+  std::transform(order, order + count, sorted, [&](int32_t at) { return keys[at]; });
+}
+#else
+Report new_report() {
+  Report report;
+  C10_CUDA_CHECK(cudaMalloc(&report.claimed, sizeof(int32_t)));
+  C10_CUDA_CHECK(cudaMemset(report.claimed, 0, sizeof(int32_t)));
+  C10_CUDA_CHECK(cudaHostAlloc(&report.finding, sizeof(Finding), cudaHostAllocPortable | cudaHostAllocMapped));
+  *report.finding = {};
+  return report;
+}
+
+void withdraw(const Report& report) {
+  C10_CUDA_CHECK(cudaMemsetAsync(report.claimed, 0, sizeof(int32_t), c10::cuda::getCurrentCUDAStream()));
+}
+
+void sort_pairs(const int32_t* keys, int32_t* sorted, const int32_t* values, int32_t* order, int64_t count, int bits) {
+  at::cuda::cub::radix_sort_pairs(keys, sorted, values, order, count, /*descending=*/false, 0, bits);
+}
+#endif
+
+std::mutex mutex;
+std::vector<std::unique_ptr<Report>> reports;  // by device
+
+Report* find_report(const at::Device& device) {
+  const auto at = static_cast<size_t>(device.has_index() ? device.index() : 0);
+  if (reports.size() <= at) reports.resize(at + 1);
+  return reports[at].get();
+}
+
+// Threads: M. Lists the rows as keys, those out of range as num_rows, and counts them.
+struct Keys {
+  const int64_t* rows;
+  int32_t *keys, *places;
+  int64_t num_rows;
+
+  ADAFTR_FAST_HD void operator()(int64_t i) const {
+    const int64_t row = rows[i];
+    keys[i] = static_cast<int32_t>(static_cast<uint64_t>(row) < static_cast<uint64_t>(num_rows) ? row : num_rows);
+    places[i] = static_cast<int32_t>(i);
+  }
+};
+
+}  // namespace
+
+Report report_of(const at::Device& device) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (Report* found = find_report(device)) return *found;
+  const DeviceGuard guard(device);
+  auto& slot = reports[static_cast<size_t>(device.has_index() ? device.index() : 0)];
+  slot = std::make_unique<Report>(new_report());
+  return *slot;
+}
+
+void raise_reported(const at::Device& device) {
+  Finding found;
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    Report* report = find_report(device);
+    if (report == nullptr) return;
+    volatile Fault* fault = &report->finding->fault;
+    if (*fault == Fault::none) return;
+    found = *report->finding;
+    *fault = Fault::none;
+    const DeviceGuard guard(device);
+    withdraw(*report);
+  }
+  constexpr const char* kLater = " (in a call before this one: kernels report bad input when they have run)";
+  TORCH_CHECK(found.fault != Fault::schedule, "embedding_adam_: the schedule is full at ", found.last, " steps",
+              kLater);
+  TORCH_CHECK_VALUE(found.fault != Fault::fields, "fused_embedding: field_offsets must rise within 0 to ", found.last,
+                    " rows of the table, got row ", found.value, " for an id of field ", found.field, kLater);
+  TORCH_CHECK_VALUE(found.fault != Fault::offsets, "embedding_bags: offsets must rise from 0 to the number of values, ",
+                    found.last, ", got ", found.value, " at position ", found.position, kLater);
+  TORCH_CHECK_INDEX(false, "fused_embedding: ids of row ", found.row, ": ", found.value, " is out of range for field ",
+                    found.field, ", whose ids are 0 to ", found.last, kLater);
+}
+
+std::tuple<at::Tensor, at::Tensor> sort_rows(const char* op, const at::Tensor& rows, int64_t num_rows) {
+  constexpr int64_t kMost = INT32_MAX;
+  const int64_t count = rows.size(0);
+  TORCH_CHECK(num_rows < kMost && count < kMost, op, ": expected fewer than ", kMost,
+              " rows and look-ups on a GPU, got ", num_rows, " and ", count);
+  const at::Tensor keys = at::empty({4, count}, rows.options().dtype(at::kInt));
+  auto* at = keys.mutable_data_ptr<int32_t>();
+  if (count == 0) return {keys[0], keys[1]};
+  launch(Keys{rows.const_data_ptr<int64_t>(), at, at + count, num_rows}, count);
+  int bits = 1;
+  while (num_rows >> bits != 0) ++bits;
+  sort_pairs(at, at + 2 * count, at + count, at + 3 * count, count, bits);
+  return {keys[2], keys[3]};
+}
+
+ADAFTR_FAST_DEVICE_OPS(m) {
+  m.impl("raise_reported", [](const at::Tensor& device) { raise_reported(device.device()); });
+}
+
+}  // namespace adaftr_fast::cuda

@@ -1,0 +1,10 @@
+// The CUDA files as plain C++: every kernel runs in a loop on the CPU, behind the ops of torch.ops.adaftr_fast_serial.
+#define ADAFTR_FAST_SERIAL
+#include "cuda/embedding/bags.cu"
+#include "cuda/embedding/lookup.cu"
+#include "cuda/embedding/update.cu"
+#include "cuda/runtime/device.cu"
+
+TORCH_LIBRARY_FRAGMENT(adaftr_fast_serial, m) {
+  m.def("launches() -> int", [] { return adaftr_fast::cuda::launches; });
+}

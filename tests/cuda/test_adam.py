@@ -1,0 +1,112 @@
+"""The deferred Adam of the CUDA files, run serially on the CPU: modules and optimizers as users call them."""
+
+import pytest
+import torch
+
+from adaftr_fast import FusedEmbedding, optim
+from tests.optim.conftest import Pair
+from tests.optim.test_adam import TWINS, step_one_row, train
+
+SIZES = [200, 3, 50]
+
+
+@pytest.mark.parametrize("width", [8, 3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("name", TWINS)
+def test_400_steps_equal_dense_torch(on_serial, name, dtype, tolerance, width):
+    torch.manual_seed(0)
+    two = Pair(SIZES, width, dtype, sparse=False)
+    train(two, name, 400)
+    assert two.distance() <= tolerance * 4 / 3  # that of the CPU kernels after 300 steps
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_rows_that_lag_by_hundreds(on_serial, name):
+    """Tolerance rule: the error is at most that of PyTorch's float32, which rounds in each of those steps."""
+    tables = {}
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        two = Pair([300], 8, dtype, sparse=False)
+        with torch.no_grad():
+            start = torch.randn(300, 8, generator=torch.Generator().manual_seed(1)) * 0.01
+            two.ours.weight.copy_(start)
+            two.theirs.weight.copy_(start)
+        left, right = train(two, name, 20, batch=30)
+        for step in range(600):
+            step_one_row(two, step % 2, left, right)
+        two.ours.flush()
+        tables[dtype] = two.ours.weight.detach().double(), two.theirs.weight.detach().double()
+    truth = tables[torch.float64][1]
+    ours, theirs = (((t - truth).norm() / truth.norm()).item() for t in tables[torch.float32])
+    assert ((tables[torch.float64][0] - truth).norm() / truth.norm()).item() <= 1e-12
+    assert ours <= theirs + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_tables(on_serial, dtype):
+    """As the reference, but for the rounding of the stored rows."""
+    torch.manual_seed(0)
+    emb, ids = FusedEmbedding(SIZES, 8, dtype=dtype), torch.randint(0, 3, (30, 3))
+    optimizer = optim.Adam(emb, lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        emb(ids).float().sin().sum().backward()
+        optimizer.step()
+    emb.flush()
+    assert (emb.weight[ids[0, 0]].abs() > 0.1).all()
+    assert emb.weight.isfinite().all()
+
+
+def test_equals_the_cpu_kernels(serial):
+    """The same state after each step: weights, moments, current steps, series and clock."""
+    states = {}
+    for on in ("cpu", "serial"):
+        torch.manual_seed(0)
+        kernels = torch.library.Library("adaftr_fast", "IMPL", "CPU")
+        if on == "serial":
+            for name in ("embedding_adam_", "embedding_adam_flush_", "deferred_embedding", "embedding_bags"):
+                kernels.impl(name, getattr(serial, name).default, "CPU", allow_override=True)
+        emb = FusedEmbedding(SIZES, 8)
+        optimizer = optim.AdamW(emb, lr=0.01)
+        for step in range(300):
+            optimizer.zero_grad()
+            emb((torch.rand(4, 3) ** 3 * torch.tensor(SIZES)).long()).sin().sum().backward()
+            optimizer.step()
+            if step == 150:
+                emb.flush()
+        states[on] = [emb.weight.detach().clone(), *(t.clone() for t in emb.by_width[0].deferred.tensors)]
+        kernels._destroy()
+    for mine, theirs in zip(states["serial"], states["cpu"], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam", "AdamW"])
+def test_launches_do_not_grow(on_serial, kind):
+    """Neither with the number of the step nor with how long rows lag."""
+    emb = FusedEmbedding(SIZES, 8)
+    optimizer = getattr(optim, kind)(emb, lr=0.01)
+    counts = set()
+    for step in range(1000):
+        ids = torch.full((4, 3), step % 3)
+        if step % 200 == 199:
+            ids[:, 0] = torch.randint(0, 200, (4,))  # rows that were never looked up, or hundreds of steps ago
+        before = on_serial.launches()
+        optimizer.zero_grad()
+        emb(ids).sum().backward()
+        optimizer.step()
+        if step > 0:  # the first look-up meets no deferred steps
+            counts.add(on_serial.launches() - before)
+    assert len(counts) == 1
+
+
+def test_a_full_schedule_is_reported(serial):
+    emb = FusedEmbedding(SIZES, 8)
+    optim.Adam(emb)
+    deferred = emb.by_width[0].deferred
+    deferred.configure(emb.weight, (0.9, 0.999), 1e-8, 0.0)
+    rows, grad = torch.tensor([1]), torch.ones(1, 8)
+    weight = emb.weight.detach()
+    for _ in range(64):
+        serial.embedding_adam_(weight, deferred.tensors, rows, grad, 0.1)
+    with pytest.raises(RuntimeError, match="the schedule is full at 64 steps"):
+        serial.raise_reported(rows)

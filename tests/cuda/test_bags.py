@@ -1,0 +1,106 @@
+"""Bags of ids in the CUDA files, run serially on the CPU, against the references."""
+
+import pytest
+import torch
+
+from adaftr_fast import FusedEmbedding, optim
+from adaftr_fast.ops.embedding.reference import bags as reference
+from tests.tolerances import assert_as_accurate
+
+SIZES = [50, 1, 20]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def bags_for(batch, longest=5, id_type=torch.int64):
+    """Random bags of up to ``longest`` ids, many of them empty."""
+    lengths = torch.randint(0, longest + 1, (batch * len(SIZES),)) * (torch.rand(batch * len(SIZES)) > 0.3)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    field = (torch.arange(len(lengths)) % len(SIZES)).repeat_interleave(lengths)
+    values = (torch.rand(len(field)) * torch.tensor(SIZES)[field]).to(id_type)
+    return values, offsets
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 100])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", ["sum", "mean", "weighted"])
+def test_pools_and_its_backward(serial, mode, dtype, width):
+    emb = FusedEmbedding(SIZES, width, dtype=dtype)
+    weight, mean = emb.weight.detach(), mode == "mean"
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for batch, id_type in ((0, torch.int64), (1, torch.int64), (90, torch.int32)):
+        values, offsets = bags_for(batch, id_type=id_type)
+        factors = torch.randn(len(values), dtype=wide) if mode == "weighted" else None
+        bags = (values, offsets, factors, emb.offsets)
+        out = serial.embedding_bags(weight, *bags, mean, [])
+        doubles = (values, offsets, factors if factors is None else factors.double(), emb.offsets)
+        truth = reference.embedding_bags(weight.double(), *doubles, mean, [])
+        assert_as_accurate(out, truth, reference.embedding_bags(weight, *bags, mean, []), dtype)
+
+        grad = torch.randn_like(out)
+        rows, terms = serial.embedding_bags_backward(grad, *bags, width, mean)
+        expected_rows, expected = reference.gradient_terms(grad.double(), *doubles, width, mean)
+        assert torch.equal(rows, expected_rows)
+        assert_as_accurate(terms, expected, reference.gradient_terms(grad, *bags, width, mean)[1].to(dtype), dtype)
+
+
+@pytest.mark.parametrize("chosen", [[0], [1, 2], [0, 2], [0, 1, 2]])
+@pytest.mark.parametrize("batch", [0, 1, 90])
+def test_selects_bags(serial, batch, chosen):
+    values, offsets = bags_for(batch)
+    positions, ends = serial.select_bags(values, offsets, None, chosen, len(SIZES))
+    expected, expected_ends = reference.select_bags(values, offsets, None, chosen, len(SIZES))
+    assert torch.equal(ends, expected_ends)
+    assert torch.equal(positions[: len(expected)], expected)
+    assert len(positions) == len(values)  # the host does not know how many there are
+
+
+def test_ids_behind_the_last_bag_add_zeros_to_a_row_of_the_batch(serial):
+    values, offsets = torch.tensor([5, 7, -1, -1]), torch.tensor([0, 1, 2])
+    bags = (values, offsets, None, torch.tensor([0, 10]))
+    out = serial.embedding_bags(torch.arange(10.0)[:, None], *bags, True, [])
+    assert out.flatten().tolist() == [5, 7]
+    rows, terms = serial.embedding_bags_backward(torch.ones(2, 1), *bags, 1, True)
+    assert rows.tolist() == [5, 7, 5, 5]
+    assert terms.flatten().tolist() == [1, 1, 0, 0]
+    serial.raise_reported(out)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "at"), [([0, 3, 2, 4], 2), ([1, 2, 3, 4], 0), ([0, 1, 2, 3], 3), ([0, 1, 2, 9], 3), ([0, -1, 2, 4], 1)]
+)
+def test_bad_offsets_are_raised_by_the_next_op(serial, offsets, at):
+    values, weight = torch.zeros(4, dtype=torch.int64), torch.ones(10, 4)
+    out = serial.embedding_bags(weight, values, torch.tensor(offsets), None, torch.tensor([0, 5, 6, 10]), False, [])
+    with pytest.raises(ValueError, match=rf"offsets must rise from 0 to the number of values, 4, got .* position {at}"):
+        serial.raise_reported(out)
+
+
+def test_a_bad_id_counts_as_zeros_and_is_raised_by_the_next_op(serial):
+    values, offsets = torch.tensor([0, 9, 1]), torch.tensor([0, 2, 3])
+    out = serial.embedding_bags(torch.ones(9, 4), values, offsets, None, torch.tensor([0, 9]), False, [])
+    assert out[:, 0].tolist() == [1, 1]
+    with pytest.raises(IndexError, match="row 0: 9 is out of range for field 0, whose ids are 0 to 8"):
+        serial.raise_reported(out)
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean"])
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "LazyAdam", "SGD", "RowwiseAdagrad"])
+@pytest.mark.parametrize("widths", [8, [8, 3, 8]])
+def test_training_equals_the_cpu_kernels(on_serial, monkeypatch, widths, kind, pooling):
+    """Single and mixed widths, through modules and optimizers."""
+    tables = {}
+    for on in ("serial", "cpu"):
+        torch.manual_seed(0)
+        emb = FusedEmbedding(SIZES, widths, pooling=pooling)
+        optimizer = getattr(optim, kind)(emb, lr=0.01)
+        for _ in range(30):
+            optimizer.zero_grad()
+            emb(*bags_for(20)).sin().sum().backward()
+            optimizer.step()
+        emb.flush()
+        tables[on] = {name: value.clone() for name, value in emb.state_dict().items()}
+        if on == "serial":
+            on_serial.uninstall()
+            monkeypatch.undo()
+    for name, value in tables["serial"].items():
+        torch.testing.assert_close(value, tables["cpu"][name], rtol=1e-4, atol=1e-5)

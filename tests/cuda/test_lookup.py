@@ -1,0 +1,87 @@
+"""The look-ups of the CUDA files, run serially on the CPU, against the references."""
+
+import pytest
+import torch
+
+from adaftr_fast import FusedEmbedding
+from adaftr_fast.ops.embedding.reference import lookup as reference
+
+SIZES = [50, 1, 20, 7]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def ids_for(batch, sizes=SIZES, dtype=torch.int64):
+    """Random ids, and both ends of every field's range."""
+    ids = torch.stack([torch.randint(0, n, (batch,)) for n in sizes], 1).to(dtype)
+    if batch > 1:
+        ids[0], ids[-1] = 0, torch.tensor(sizes) - 1
+    return ids
+
+
+@pytest.mark.parametrize("batch", [0, 1, 40, 257])
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 6, 8, 16, 31, 64, 256])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_copies_rows(serial, dtype, width, batch):
+    emb = FusedEmbedding(SIZES, width, dtype=dtype)
+    for id_type in (torch.int32, torch.int64):
+        ids = ids_for(batch, dtype=id_type)
+        out = serial.fused_embedding(emb.weight.detach(), ids, emb.offsets)
+        assert torch.equal(out, reference.fused_embedding(emb.weight.detach(), ids, emb.offsets))
+
+
+def test_non_contiguous_ids_and_an_unaligned_table(serial):
+    weight = torch.randn(1 + 78 * 8)[1:].view(78, 8)
+    offsets = FusedEmbedding(SIZES, 8).offsets
+    ids = ids_for(80)[::2]
+    assert torch.equal(serial.fused_embedding(weight, ids, offsets), reference.fused_embedding(weight, ids, offsets))
+
+
+@pytest.mark.parametrize("bad", [-1, 7, 2**40, -(2**63)])
+def test_a_bad_id_gives_zeros_and_is_raised_by_the_next_op(serial, bad):
+    emb, ids = FusedEmbedding(SIZES, 8), ids_for(40)
+    ids[20, 3] = bad
+    weight = emb.weight.detach()
+    out = serial.fused_embedding(weight, ids, emb.offsets).view(40, 4, 8)
+    assert (out[20, 3] == 0).all()
+    with pytest.raises(IndexError, match=rf"row 20: {bad} is out of range for field 3, whose ids are 0 to 6"):
+        serial.fused_embedding(weight, ids_for(2), emb.offsets)
+    serial.fused_embedding(weight, ids_for(2), emb.offsets)  # it is raised once
+
+
+def test_a_bad_id_is_raised_on_request(serial):
+    emb, ids = FusedEmbedding(SIZES, 8), ids_for(40)
+    serial.raise_reported(ids)
+    ids[3, 0] = 50
+    serial.fused_embedding(emb.weight.detach(), ids, emb.offsets)
+    with pytest.raises(IndexError, match="row 3: 50 is out of range for field 0, whose ids are 0 to 49"):
+        serial.raise_reported(ids)
+    serial.raise_reported(ids)
+
+
+def test_field_offsets_beyond_the_table_read_nothing_outside(serial):
+    out = serial.fused_embedding(torch.ones(5, 4), torch.tensor([[6]]), torch.tensor([0, 9]))
+    assert torch.equal(out, torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="field_offsets must rise within 0 to 5 rows of the table, got row 6"):
+        serial.raise_reported(out)
+
+
+@pytest.mark.parametrize(
+    ("weight", "ids", "error"),
+    [
+        (torch.ones(5), torch.zeros(2, 1, dtype=torch.int64), "weight must be contiguous floating point"),
+        (torch.ones(5, 4), torch.zeros(2, 2, dtype=torch.int64), r"ids must be \[B, 1\] \(one column per field\)"),
+        (torch.ones(5, 4), torch.zeros(2, 1), "ids must be int32 or int64"),
+    ],
+)
+def test_wrong_arguments(serial, weight, ids, error):
+    with pytest.raises((ValueError, TypeError), match=error):
+        serial.fused_embedding(weight, ids, torch.tensor([0, 5]))
+
+
+def test_divisions_by_a_multiplication(serial):
+    """Positions are divided by the number of fields without a division: every field is met at its place."""
+    for fields in [*range(1, 40), 121, 1000]:
+        emb = FusedEmbedding([3] * fields, 2)
+        ids = torch.randint(0, 3, (2000 // fields + 2, fields))
+        expected = reference.fused_embedding(emb.weight.detach(), ids, emb.offsets)
+        assert torch.equal(serial.fused_embedding(emb.weight.detach(), ids, emb.offsets), expected)
