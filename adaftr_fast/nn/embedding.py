@@ -34,9 +34,10 @@ class FusedEmbedding(CoalescesGradient):
     rows of one field after another. With several widths there is one parameter per width, in ascending order of width:
     ``tables[i].weight``. All are drawn from N(0, 0.01²).
 
-    Gradients of the parameters are coalesced sparse tensors that hold the rows of the batch, so torch.optim.SGD,
-    Adagrad and SparseAdam work unchanged. The optimizers of adaftr_fast.optim are faster and include Adam as on a dense
-    table. ``state_dict()`` has one entry per field, ``weight.<field name>`` [rows, E_f], whatever the widths.
+    Gradients of the parameters are sparse tensors that hold the rows of the batch, so torch.optim.SGD, Adagrad and
+    SparseAdam work unchanged. They are coalesced, except on CUDA, where only the device knows which rows repeat. The
+    optimizers of adaftr_fast.optim are faster and include Adam as on a dense table. ``state_dict()`` has one entry per
+    field, ``weight.<field name>`` [rows, E_f], whatever the widths.
 
     Args:
         num_embeddings: number of rows of each field, F numbers >= 1.
@@ -170,7 +171,8 @@ class FusedEmbedding(CoalescesGradient):
             [B, sum of E_f].
 
         Raises:
-            IndexError: an id is out of the range of its field; the message names the position, the id and the range.
+            IndexError: an id is out of the range of its field; the message names the position, the id and the range. On
+                CUDA, where the host does not wait, the id's vector is zero, and a later look-up or update raises.
             TypeError: ids are neither int32 nor int64.
             ValueError: shapes do not fit, or per_sample_weights with pooling="mean".
         """
@@ -224,6 +226,8 @@ class FusedEmbedding(CoalescesGradient):
                 own = _of_table(table.fields, owner.columns, ids, offsets, per_sample_weights, fields)
                 parts.append(table.look_up(owner.weight, owner.offsets, own.ids, own.offsets, own.factors, mean))
             except IndexError:
+                if runs_cuda_kernels(ids):  # of an earlier call
+                    raise
                 self._raise_bad_id(ids, offsets)
         return torch.cat(parts, 1)[:, self.order]
 

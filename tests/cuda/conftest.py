@@ -66,7 +66,8 @@ class Installed:
 @pytest.fixture
 def on_serial(serial, monkeypatch):
     """Modules and optimizers on CPU tensors run the CUDA kernels."""
-    monkeypatch.setattr("adaftr_fast.nn.embedding.runs_cuda_kernels", lambda tensor: True)
+    for module in ("ops.embedding.lookup", "ops.embedding.bags", "nn.embedding"):
+        monkeypatch.setattr(f"adaftr_fast.{module}.runs_cuda_kernels", lambda tensor: True)
     installed = Installed(serial)
     yield installed
     installed.uninstall()

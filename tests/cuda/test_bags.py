@@ -79,7 +79,7 @@ def test_a_bad_id_counts_as_zeros_and_is_raised_by_the_next_op(serial):
     values, offsets = torch.tensor([0, 9, 1]), torch.tensor([0, 2, 3])
     out = serial.embedding_bags(torch.ones(9, 4), values, offsets, None, torch.tensor([0, 9]), False, [])
     assert out[:, 0].tolist() == [1, 1]
-    with pytest.raises(IndexError, match="row 0: 9 is out of range for field 0, whose ids are 0 to 8"):
+    with pytest.raises(IndexError, match="row 0: 9 is out of range for field 0 of its table, whose ids are 0 to 8"):
         serial.raise_reported(out)
 
 

@@ -43,7 +43,8 @@ def test_a_bad_id_gives_zeros_and_is_raised_by_the_next_op(serial, bad):
     weight = emb.weight.detach()
     out = serial.fused_embedding(weight, ids, emb.offsets).view(40, 4, 8)
     assert (out[20, 3] == 0).all()
-    with pytest.raises(IndexError, match=rf"row 20: {bad} is out of range for field 3, whose ids are 0 to 6"):
+    message = f"row 20: {bad} is out of range for field 3 of its table, whose ids are 0 to 6"
+    with pytest.raises(IndexError, match=message):
         serial.fused_embedding(weight, ids_for(2), emb.offsets)
     serial.fused_embedding(weight, ids_for(2), emb.offsets)  # it is raised once
 
@@ -53,7 +54,7 @@ def test_a_bad_id_is_raised_on_request(serial):
     serial.raise_reported(ids)
     ids[3, 0] = 50
     serial.fused_embedding(emb.weight.detach(), ids, emb.offsets)
-    with pytest.raises(IndexError, match="row 3: 50 is out of range for field 0, whose ids are 0 to 49"):
+    with pytest.raises(IndexError, match="row 3: 50 is out of range for field 0 of its table, whose ids are 0 to 49"):
         serial.raise_reported(ids)
     serial.raise_reported(ids)
 

@@ -29,7 +29,8 @@ struct SortedTerms {
   template <int kPack>
   ADAFTR_FAST_HD Pack<T, kPack> sum(int64_t begin, int64_t end, int64_t e) const {
     Pack<T, kPack> sum = {};
-    for (int64_t k = begin; k < end; ++k) {
+    ADAFTR_FAST_UNROLL_4  // loads overlap; the additions keep their order
+        for (int64_t k = begin; k < end; ++k) {
       const auto g = read<T, kPack>(grad + static_cast<int64_t>(order[k]) * width + e);
       ADAFTR_FAST_UNROLL
       for (int p = 0; p < kPack; ++p) sum.at[p] += g.at[p];

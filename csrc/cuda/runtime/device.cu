@@ -99,7 +99,7 @@ void raise_reported(const at::Device& device) {
   TORCH_CHECK_VALUE(found.fault != Fault::offsets, "embedding_bags: offsets must rise from 0 to the number of values, ",
                     found.last, ", got ", found.value, " at position ", found.position, kLater);
   TORCH_CHECK_INDEX(false, "fused_embedding: ids of row ", found.row, ": ", found.value, " is out of range for field ",
-                    found.field, ", whose ids are 0 to ", found.last, kLater);
+                    found.field, " of its table, whose ids are 0 to ", found.last, kLater);
 }
 
 std::tuple<at::Tensor, at::Tensor> sort_rows(const char* op, const at::Tensor& rows, int64_t num_rows) {

@@ -9,9 +9,11 @@
 #if defined(__CUDACC__)
 #define ADAFTR_FAST_HD __host__ __device__ __forceinline__
 #define ADAFTR_FAST_UNROLL _Pragma("unroll")
+#define ADAFTR_FAST_UNROLL_4 _Pragma("unroll 4")
 #else
 #define ADAFTR_FAST_HD inline
 #define ADAFTR_FAST_UNROLL
+#define ADAFTR_FAST_UNROLL_4
 #endif
 
 namespace adaftr_fast::cuda {

@@ -1,0 +1,86 @@
+"""A step of the tables never makes the host wait for the device."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adaftr_fast import FusedEmbedding, optim
+from adaftr_fast.ops.embedding.lookup import sparse_gradient
+from tests.cuda.test_bags import bags_for
+
+SIZES = [50, 1, 20]
+KINDS = ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam", "AdamW"]
+WAITS = ("local_scalar", "item", "nonzero", "unique", "equal.default", "masked_select", "by a mask", "bincount")
+
+
+class Ops(TorchDispatchMode):
+    """Records the names of the ops that are dispatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        masks = func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+        self.names.append(f"{func} by a mask" if masks else str(func))
+        return func(*args, **kwargs or {})
+
+    @property
+    def waits(self):
+        return [name for name in self.names if any(wait in name for wait in WAITS)]
+
+
+def test_what_counts_as_a_wait():
+    with Ops() as ops:
+        torch.ones(3).sum().item()
+        torch.ones(3)[torch.ones(3) > 0]
+    assert len(ops.waits) == 2
+
+
+@pytest.mark.parametrize("clip", [False, True], ids=["", "clipped"])
+@pytest.mark.parametrize("bags", [False, True], ids=["dense", "bags"])
+@pytest.mark.parametrize("widths", [8, [8, 3, 8]], ids=["", "mixed"])
+@pytest.mark.parametrize("on_bad_id", ["raise", "oov"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_reads_in_a_step(on_serial, kind, on_bad_id, widths, bags, clip):
+    """Counted on CPU tensors, on the way that CUDA tensors take; the kernels' files are read by test_compile.py."""
+    emb = FusedEmbedding(SIZES, widths, pooling="mean", on_bad_id=on_bad_id)
+    optimizer = getattr(optim, kind)(emb, lr=0.01)
+    counts = set()
+    for step in range(4):
+        inputs = bags_for(20) if bags else (torch.randint(0, 1, (20, 3), dtype=torch.int32),)
+        with Ops() as ops:
+            optimizer.zero_grad()
+            emb(*inputs).sum().backward()
+            if clip:
+                optim.clip_grad_norm_(emb.parameters(), 1.0)
+            optimizer.step()
+        assert not ops.waits
+        if step > 1:
+            counts.add(len(ops.names))
+    assert len(counts) == 1
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch has no CUDA")
+@pytest.mark.parametrize("kind", KINDS)
+def test_traces_with_fake_cuda_tensors(monkeypatch, kind):
+    """FakeTensorMode has no values, so whatever reads one raises. Its autograd asks for a device; gradients are set."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for module in ("ops.embedding.lookup", "ops.embedding.bags", "nn.embedding"):
+        monkeypatch.setattr(f"adaftr_fast.{module}.runs_cuda_kernels", lambda tensor: tensor.is_cuda)
+    with FakeTensorMode():
+        emb = FusedEmbedding(SIZES, [8, 3, 8], device="cuda")
+        optimizer = getattr(optim, kind)(emb, lr=0.01)
+        ids = torch.zeros(16, 3, dtype=torch.int32, device="cuda")
+        bags = torch.zeros(40, dtype=torch.int64, device="cuda"), torch.zeros(49, dtype=torch.int64, device="cuda")
+        for _ in range(3):
+            assert emb(ids).shape == emb(*bags).shape == (16, 19)
+            for weight in emb.table_weights():
+                grad = torch.zeros(16, weight.shape[1], device="cuda")
+                field = torch.zeros(2, dtype=torch.int64, device="cuda")
+                with torch.no_grad():
+                    weight.grad = sparse_gradient(grad, ids[:, :1], field, weight.shape)
+            optim.clip_grad_norm_(emb.parameters(), 1.0)
+            optimizer.step()
+        assert emb(ids).is_cuda
