@@ -46,7 +46,7 @@ template <typename T>
 struct AdamView {
   AdamState<T> state;
   int64_t now, base, horizon;
-  T take1, take2, keep1, keep2, root2, epsilon, l2;
+  T take1, take2, keep1, keep2, epsilon, l2;
   bool couples, decays;
 
   // steps_back: how many of the recorded steps rows are not brought to.
@@ -59,7 +59,6 @@ struct AdamView {
     take2 = static_cast<T>(1 - clock.beta2);
     keep1 = static_cast<T>(1 - static_cast<double>(take1));  // what m <- m + (1 - β1) (g - m) keeps
     keep2 = static_cast<T>(clock.beta2);
-    root2 = static_cast<T>(sqrt(static_cast<double>(keep2)));
     epsilon = static_cast<T>(clock.epsilon);
     couples = clock.weight_decay != 0 && clock.decoupled == 0;
     decays = clock.weight_decay != 0 && clock.decoupled != 0;
@@ -95,7 +94,7 @@ struct AdamView {
 
   ADAFTR_FAST_HD T replay(int64_t from, const Element<T>& x) const {
     const int64_t to = now - from < horizon ? now : from + horizon;
-    const T deviation = sqrt(x.v);
+    const T deviation = sqrt(x.v), root2 = static_cast<T>(sqrt(static_cast<double>(keep2)));
     T w = x.w, power1 = 1, power2 = 1;
     for (int64_t k = from + 1; k <= to; ++k) {
       const SeriesRow<T>& at = state.series[k - base];
