@@ -197,8 +197,9 @@ class FusedEmbedding(CoalescesGradient):
             return ids.masked_fill(bad, 0), bad.sum(0)
         if not runs_cuda_kernels(ids):  # the CUDA kernels check, without making the host wait
             check_bags("embedding_bags", ids, offsets, None, fields)
-        bags = torch.arange(len(offsets) - 1, device=offsets.device)
-        field = (bags % fields).repeat_interleave(offsets.diff(), output_size=len(ids))
+        positions = torch.arange(len(ids), device=ids.device)
+        bags = torch.searchsorted(offsets, positions, right=True) - 1
+        field = bags.clamp(0, max(len(offsets) - 2, 0)) % fields  # the clamp matters where offsets are wrong
         bad = (ids < 0) | (ids >= sizes[field])  # [N]
         return ids.masked_fill(bad, 0), torch.zeros_like(self.oov_counts).index_add_(0, field, bad.long())
 

@@ -129,7 +129,11 @@ class RowOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], T]) -> T: ...
 
     def step(self, closure: Callable[[], T] | None = None) -> T | None:
-        """Updates every table that has a gradient; ``closure`` may compute it and return the loss."""
+        """Updates every table that has a gradient; ``closure`` may compute it and return the loss.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -137,8 +141,16 @@ class RowOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
+                    self._check_capture(weight)
                     self._update(weight, *row_gradient(weight), group)
         return loss
+
+    def _check_capture(self, weight: nn.Parameter) -> None:
+        if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"{type(self).__name__}.step: cannot be captured in a CUDA graph, because the learning rate and the "
+                "step come from the host: capture forward and backward, and call step() after each replay"
+            )
 
     def _weights(self) -> list[nn.Parameter]:
         return [weight for group in self.param_groups for weight in group["params"]]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast.nn.embedding_table import insert_rows
-from adaftr_fast.ops.embedding.lookup import empty_table
+from adaftr_fast.ops.embedding.lookup import empty_table, runs_cuda_kernels
 
 _POWERS = 4096  # β^j is tabulated for j below this; csrc/cpu/embedding/optim/adam.h has the same number
 _STEP, _BASE = 0, 7  # places in the clock
@@ -34,8 +34,12 @@ class DeferredAdam:
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.moments = empty_table(rows, 2, width, device=device, dtype=dtype).zero_()
         current = empty_table(rows, device=device, dtype=torch.int32).zero_()
-        series = torch.zeros(64, 8, device=device, dtype=dtype)
-        schedule = torch.zeros(64, 8, device=device, dtype=torch.float64)
+        # A CUDA graph keeps the addresses of what it reads, so there the tensors are large from the start, and a full
+        # series is flushed rather than grown.
+        self._grows = not runs_cuda_kernels(weight)
+        steps = 64 if self._grows else 1 << 16
+        series = torch.zeros(steps, 8, device=device, dtype=dtype)
+        schedule = torch.zeros(steps, 8, device=device, dtype=torch.float64)
         powers = torch.zeros(2, _POWERS, device=device, dtype=dtype)
         self._clock = torch.zeros(8, device=device, dtype=torch.float64)
         self.tensors: list[Tensor] = [self.moments, current, series, schedule, powers, self._clock]
@@ -60,13 +64,17 @@ class DeferredAdam:
 
     def step(self, weight: Tensor, rows: Tensor, grad: Tensor, lr: float) -> None:
         """Takes one step on rows [U] with gradients grad [U, E]."""
-        series, schedule = self.tensors[2:4]
-        if self.steps + 1 - self._base >= len(series):
-            self.tensors[2] = torch.cat([series, torch.zeros_like(series)])
-            self.tensors[3] = torch.cat([schedule, torch.zeros_like(schedule)])
+        if self.steps + 1 - self._base >= len(self.tensors[2]):
+            self._make_room(weight)
         torch.ops.adaftr_fast.embedding_adam_(weight, self.tensors, rows, grad, lr)
         self.steps += 1
         self.stale = True
+
+    def _make_room(self, weight: Tensor) -> None:
+        if self._grows:
+            self.tensors[2:4] = [torch.cat([each, torch.zeros_like(each)]) for each in self.tensors[2:4]]
+        else:
+            self.flush(weight)
 
     def flush(self, weight: Tensor) -> None:
         """Makes every row current."""

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 OPS = (
     "fused_embedding",
     "deferred_embedding",
+    "embedding_rows",
     "merge_rows",
     "embedding_sgd_",
     "embedding_adagrad_",
@@ -50,6 +51,14 @@ def serial():
     schemas._destroy()
 
 
+@pytest.fixture(params=[0, 2], ids=["", "4 lanes"])
+def lanes(request, serial):
+    """A row is worked on by one lane, or by four. Lanes run one after another: sums over lanes need a GPU."""
+    serial.set_lane_shift(request.param)
+    yield 1 << request.param
+    serial.set_lane_shift(0)
+
+
 class Installed:
     """Lets modules and optimizers on CPU tensors run the CUDA kernels, until ``uninstall``."""
 
@@ -66,7 +75,7 @@ class Installed:
 @pytest.fixture
 def on_serial(serial, monkeypatch):
     """Modules and optimizers on CPU tensors run the CUDA kernels."""
-    for module in ("ops.embedding.lookup", "ops.embedding.bags", "nn.embedding"):
+    for module in ("ops.embedding.lookup", "ops.embedding.bags", "nn.embedding", "optim.deferred"):
         monkeypatch.setattr(f"adaftr_fast.{module}.runs_cuda_kernels", lambda tensor: True)
     installed = Installed(serial)
     yield installed

@@ -1,14 +1,10 @@
 // Compiled by test_compile.py to see that the kernels build for a GPU and spill no registers; never run.
+#include <c10/util/BFloat16.h>
+
 #include "cuda/embedding/lookup.cuh"
 #include "cuda/embedding/update.cuh"
 
 namespace adaftr_fast::cuda {
-
-template <typename Body>
-__global__ void each(Body body, int64_t threads) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < threads; i += stride) body(i);
-}
 
 #define MERGE(Rule, W, pack)                                             \
   template __global__ void each(MergePieces<Rule<W>, W, pack>, int64_t); \
@@ -29,9 +25,11 @@ __global__ void each(Body body, int64_t threads) {
 TABLE(float, 4)
 TABLE(float, 1)
 TABLE(double, 2)
+TABLE(c10::BFloat16, 8)
 
 template __global__ void each(Lookup<Pack<uint32_t, 4>, int32_t>, int64_t);
 template __global__ void each(Lookup<uint32_t, int64_t>, int64_t);
+template __global__ void each(Rows<int32_t>, int64_t);
 template __global__ void each(SelectedLengths<int32_t>, int64_t);
 template __global__ void each(SelectedPositions<int32_t>, int64_t);
 template __global__ void each(AdamRecord<float>, int64_t);

@@ -7,4 +7,6 @@
 
 TORCH_LIBRARY_FRAGMENT(adaftr_fast_serial, m) {
   m.def("launches() -> int", [] { return adaftr_fast::cuda::launches; });
+  m.def("set_lane_shift(int shift) -> ()",
+        [](int64_t shift) { adaftr_fast::cuda::lane_shift = static_cast<int>(shift); });
 }

@@ -13,7 +13,7 @@ SIZES = [200, 3, 50]
 @pytest.mark.parametrize("width", [8, 3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("name", TWINS)
-def test_400_steps_equal_dense_torch(on_serial, name, dtype, tolerance, width):
+def test_400_steps_equal_dense_torch(on_serial, lanes, name, dtype, tolerance, width):
     torch.manual_seed(0)
     two = Pair(SIZES, width, dtype, sparse=False)
     train(two, name, 400)
@@ -97,6 +97,25 @@ def test_launches_do_not_grow(on_serial, kind):
         if step > 0:  # the first look-up meets no deferred steps
             counts.add(on_serial.launches() - before)
     assert len(counts) == 1
+
+
+def test_a_full_series_is_flushed(on_serial, monkeypatch):
+    """Its tensors stay where they are, because a CUDA graph has their addresses."""
+    two = Pair(SIZES, 8, torch.float32, sparse=False)
+    left = optim.Adam(two.ours, lr=0.01)
+    right = torch.optim.Adam([two.theirs.weight], lr=0.01)
+    deferred = two.ours.by_width[0].deferred
+    assert len(deferred.tensors[2]) == 1 << 16
+    deferred.tensors[2:4] = [each[:64].clone() for each in deferred.tensors[2:4]]
+    addresses = [each.data_ptr() for each in deferred.tensors]
+    for _ in range(200):
+        left.zero_grad()
+        right.zero_grad()
+        two.backward(two.ids(4))
+        left.step()
+        right.step()
+    assert [each.data_ptr() for each in deferred.tensors] == addresses
+    assert two.distance() <= 1e-6
 
 
 def test_a_full_schedule_is_reported(serial):

@@ -23,7 +23,7 @@ def bags_for(batch, longest=5, id_type=torch.int64):
 @pytest.mark.parametrize("width", [1, 3, 8, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", ["sum", "mean", "weighted"])
-def test_pools_and_its_backward(serial, mode, dtype, width):
+def test_pools_and_its_backward(serial, lanes, mode, dtype, width):
     emb = FusedEmbedding(SIZES, width, dtype=dtype)
     weight, mean = emb.weight.detach(), mode == "mean"
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -60,9 +60,24 @@ def test_ids_behind_the_last_bag_add_zeros_to_a_row_of_the_batch(serial):
     out = serial.embedding_bags(torch.arange(10.0)[:, None], *bags, True, [])
     assert out.flatten().tolist() == [5, 7]
     rows, terms = serial.embedding_bags_backward(torch.ones(2, 1), *bags, 1, True)
-    assert rows.tolist() == [5, 7, 5, 5]
+    assert rows.tolist() == [5, 7, 5, 7]
     assert terms.flatten().tolist() == [1, 1, 0, 0]
     serial.raise_reported(out)
+
+
+def test_without_any_id_no_row_gains_a_gradient(serial):
+    bags = torch.tensor([-1, -1]), torch.tensor([0, 0, 0]), None, torch.tensor([0, 10])
+    rows, terms = serial.embedding_bags_backward(torch.ones(2, 1), *bags, 1, False)
+    weight, moments = torch.ones(10, 1), torch.ones(10, 2, 1)
+    serial.embedding_lazy_adam_(weight, moments, rows, terms, 0.1, 0.0, 1e-8, 0.9, 0.999)
+    assert torch.equal(weight, torch.ones(10, 1))
+    assert torch.equal(moments, torch.ones(10, 2, 1))
+
+
+def test_a_bad_id_moves_no_row(serial):
+    bags = torch.tensor([3, 77]), torch.tensor([0, 1, 2]), None, torch.tensor([0, 10])
+    rows, _ = serial.embedding_bags_backward(torch.ones(2, 1), *bags, 1, False)
+    assert rows.tolist() == [3, 10]  # row 10 is none of the table's, and updates leave it out
 
 
 @pytest.mark.parametrize(

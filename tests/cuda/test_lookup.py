@@ -21,7 +21,7 @@ def ids_for(batch, sizes=SIZES, dtype=torch.int64):
 @pytest.mark.parametrize("batch", [0, 1, 40, 257])
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 6, 8, 16, 31, 64, 256])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_copies_rows(serial, dtype, width, batch):
+def test_copies_rows(serial, lanes, dtype, width, batch):
     emb = FusedEmbedding(SIZES, width, dtype=dtype)
     for id_type in (torch.int32, torch.int64):
         ids = ids_for(batch, dtype=id_type)
@@ -47,6 +47,12 @@ def test_a_bad_id_gives_zeros_and_is_raised_by_the_next_op(serial, bad):
     with pytest.raises(IndexError, match=message):
         serial.fused_embedding(weight, ids_for(2), emb.offsets)
     serial.fused_embedding(weight, ids_for(2), emb.offsets)  # it is raised once
+
+
+def test_a_bad_id_moves_no_row(serial):
+    ids = torch.tensor([[49, 0, 5, 6], [50, 0, -1, 7]])
+    rows = serial.embedding_rows(ids, FusedEmbedding(SIZES, 8).offsets)
+    assert rows.tolist() == [49, 50, 56, 77, 78, 50, 78, 78]  # row 78 is none of the table's: updates leave it out
 
 
 def test_a_bad_id_is_raised_on_request(serial):

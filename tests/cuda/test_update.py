@@ -36,7 +36,7 @@ def merged(rows, grad):
 @pytest.mark.parametrize("width", [1, 3, 8, 16, 100])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_merge(serial, dtype, case, width):
+def test_merge(serial, lanes, dtype, case, width):
     rows, grad = terms(case, width, dtype)
     sorted_rows, sums = serial.merge_rows(rows, grad, ROWS)
     assert torch.equal(sorted_rows, rows.sort().values)
@@ -75,7 +75,9 @@ STEPS = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", STEPS)
-def test_steps(serial, name, dtype, case, width):
+def test_steps(serial, lanes, name, dtype, case, width):
+    if lanes > 1 and name == "embedding_rowwise_adagrad_":
+        pytest.skip("sums over lanes")
     rows, grad = terms(case, width, dtype)
     shape, scalars = STEPS[name]
     start = torch.randn(ROWS, width).to(dtype)

@@ -75,11 +75,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.shape, ctx.mean, ctx.states = weight.shape, mean, len(state)
 
 
+def _unpadded(
+    values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, field_offsets: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Returns the bags without the ids behind the last one; the host waits for their number."""
+    if not runs_cuda_kernels(values):
+        return values, offsets, per_sample_weights, field_offsets
+    count = int(offsets[-1])
+    return values[:count], offsets, None if per_sample_weights is None else per_sample_weights[:count], field_offsets
+
+
 def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
     # values, offsets, per_sample_weights, field_offsets
     bags: tuple[Tensor, Tensor, Tensor | None, Tensor] = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
-        rows, terms = reference.gradient_terms(grad, *bags, ctx.shape[1], ctx.mean)
+        rows, terms = reference.gradient_terms(grad, *_unpadded(*bags), ctx.shape[1], ctx.mean)
         return torch.sparse_coo_tensor(rows[None], terms.to(grad.dtype), ctx.shape, check_invariants=False).coalesce()
     rows, sums = torch.ops.adaftr_fast.embedding_bags_backward(grad, *bags, ctx.shape[1], ctx.mean)
     coalesced = not runs_cuda_kernels(grad)

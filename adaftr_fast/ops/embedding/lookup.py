@@ -22,12 +22,14 @@ from adaftr_fast.ops.library import library
 
 library.define("fused_embedding(Tensor weight, Tensor ids, Tensor offsets) -> Tensor")
 library.define("fused_embedding_backward(Tensor grad, Tensor ids, Tensor offsets, int width) -> (Tensor, Tensor)")
+library.define("embedding_rows(Tensor ids, Tensor field_offsets) -> Tensor")
 library.define("merge_rows(Tensor rows, Tensor grad, int num_rows) -> (Tensor, Tensor)")
 library.define("strictly_rising(Tensor rows) -> bool")
 library.define("raise_reported(Tensor device) -> ()")
 library.define("advise_huge_pages_(Tensor(a!) table) -> ()")
 library.impl("fused_embedding", reference.fused_embedding, "CompositeExplicitAutograd")
 library.impl("fused_embedding_backward", reference.fused_embedding_backward, "CompositeExplicitAutograd")
+library.impl("embedding_rows", reference.embedding_rows, "CompositeExplicitAutograd")
 library.impl("merge_rows", reference.merge_rows, "CompositeExplicitAutograd")
 library.impl("strictly_rising", reference.strictly_rising, "CompositeExplicitAutograd")
 library.impl("raise_reported", lambda device: None, "CompositeExplicitAutograd")
@@ -45,6 +47,11 @@ def _fused_embedding_backward_fake(
 ) -> tuple[Tensor, Tensor]:
     unique = torch.library.get_ctx().new_dynamic_size()
     return ids.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
+
+
+@torch.library.register_fake("adaftr_fast::embedding_rows", lib=library)
+def _embedding_rows_fake(ids: Tensor, field_offsets: Tensor) -> Tensor:
+    return field_offsets.new_empty(ids.numel())
 
 
 @torch.library.register_fake("adaftr_fast::merge_rows", lib=library)
@@ -70,16 +77,19 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tens
     ctx.shape = weight.shape
 
 
+def _uncoalesced(grad: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
+    return torch.sparse_coo_tensor(rows[None], grad.reshape(-1, shape[1]), shape, check_invariants=False)
+
+
 def sparse_gradient(grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: torch.Size) -> Tensor:
     """Returns the sparse gradient of a table [R, E], given the gradient of its look-ups [B, F * E].
 
     It is coalesced, unless CUDA kernels run.
     """
-    if torch.is_grad_enabled() or runs_cuda_kernels(grad):
-        rows = (ids + field_offsets[:-1]).flatten()
-        terms = torch.sparse_coo_tensor(rows[None], grad.reshape(-1, shape[1]), shape, check_invariants=False)
-        # create_graph=True: PyTorch's own ops can be differentiated again
-        return terms.coalesce() if torch.is_grad_enabled() else terms
+    if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
+        return _uncoalesced(grad, reference.embedding_rows(ids, field_offsets), shape).coalesce()
+    if runs_cuda_kernels(grad):
+        return _uncoalesced(grad, torch.ops.adaftr_fast.embedding_rows(ids, field_offsets), shape)
     rows, values = torch.ops.adaftr_fast.fused_embedding_backward(grad, ids, field_offsets, shape[1])
     # The rows are in range, distinct and sorted, so there is nothing to check or merge.
     return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)

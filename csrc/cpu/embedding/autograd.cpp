@@ -39,16 +39,22 @@ void save(AutogradContext* ctx, const at::Tensor& weight, const at::Tensor& ids,
   ctx->saved_data["width"] = weight.sym_size(1);
 }
 
-// The gradient with a row per look-up, by PyTorch's own ops, which can be differentiated again.
-at::Tensor uncoalesced_gradient(const at::Tensor& grad, const at::Tensor& ids, const at::Tensor& field_offsets,
-                                const c10::SymInt& rows, const c10::SymInt& width) {
-  const at::Tensor index = ids.add(field_offsets.slice(0, 0, -1)).reshape({1, -1});  // [1, B * F]
+// The gradient with a row per look-up, index [B * F], by PyTorch's own ops, which can be differentiated again.
+at::Tensor uncoalesced_gradient(const at::Tensor& grad, const at::Tensor& index, const c10::SymInt& rows,
+                                const c10::SymInt& width) {
   const c10::SymInt shape[] = {rows, width};
-  return at::_sparse_coo_tensor_unsafe_symint(index, grad.reshape_symint({-1, width}), shape,
+  return at::_sparse_coo_tensor_unsafe_symint(index.unsqueeze(0), grad.reshape_symint({-1, width}), shape,
                                               grad.options().layout(at::kSparse));
 }
 
 // Whether the optimizers' ops merge the repeated rows; runs_cuda_kernels of adaftr_fast/ops/embedding/lookup.py says
+// The table's row of each id, [B * F].
+at::Tensor table_rows(const at::Tensor& ids, const at::Tensor& field_offsets) {
+  using Op = at::Tensor(const at::Tensor&, const at::Tensor&);
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::embedding_rows", "").typed<Op>();
+  return op.call(ids, field_offsets);
+}
+
 // why.
 bool runs_cuda_kernels(const at::Tensor& grad) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::merge_rows", "");
@@ -63,8 +69,11 @@ at::Tensor sparse_gradient(AutogradContext* ctx, const at::Tensor& grad) {
   if (!grad.defined()) return {};
   const variable_list saved = ctx->get_saved_variables();
   const c10::SymInt rows = ctx->saved_data["rows"].toSymInt(), width = ctx->saved_data["width"].toSymInt();
-  if (at::GradMode::is_enabled()) return uncoalesced_gradient(grad, saved[0], saved[1], rows, width).coalesce();
-  if (runs_cuda_kernels(grad)) return uncoalesced_gradient(grad, saved[0], saved[1], rows, width);
+  if (at::GradMode::is_enabled()) {
+    const at::Tensor index = saved[0].add(saved[1].slice(0, 0, -1)).reshape({-1});
+    return uncoalesced_gradient(grad, index, rows, width).coalesce();
+  }
+  if (runs_cuda_kernels(grad)) return uncoalesced_gradient(grad, table_rows(saved[0], saved[1]), rows, width);
   const auto [index, values] = op.call(grad, saved[0], saved[1], width);
   // Nothing to check or to merge: the rows are in range, distinct and sorted.
   return at::_sparse_coo_tensor_unsafe_symint(index.unsqueeze(0), values, {rows, width},

@@ -35,10 +35,32 @@ struct AdamState {
   int64_t capacity;
 };
 
-// w, m and v of one element.
-template <typename T>
-struct Element {
-  T w, m, v;
+// w, m and v of a pack of elements.
+template <typename T, int kPack>
+struct Elements {
+  Pack<T, kPack> w, m, v;
+};
+
+// Where a pack of elements of a row stands in the table and in its moments.
+template <typename W>
+struct Place {
+  using T = Compute<W>;
+  W* w;
+  T *m, *v;
+
+  ADAFTR_FAST_HD Place(W* weight, T* moments, int64_t row, int64_t width, int64_t e)
+      : w(weight + row * width + e), m(moments + row * 2 * width + e), v(m + width) {}
+
+  template <int kPack>
+  ADAFTR_FAST_HD Elements<T, kPack> read() const {
+    return {cuda::read<T, kPack>(w), cuda::read<T, kPack>(m), cuda::read<T, kPack>(v)};
+  }
+  template <int kPack>
+  ADAFTR_FAST_HD void write(const Elements<T, kPack>& x) const {
+    cuda::write(w, x.w);
+    cuda::write(m, x.m);
+    cuda::write(v, x.v);
+  }
 };
 
 // What a thread needs of the state. `now` is the step that rows are brought to.
@@ -78,44 +100,73 @@ struct AdamView {
     return static_cast<T>(exp(state.schedule[to - base].log_decay - state.schedule[from - base].log_decay));
   }
 
-  // One step on an element that is current to the step before; g is the gradient without weight decay.
-  ADAFTR_FAST_HD void step(const SeriesRow<T>& by, Element<T>& x, T g) const {
-    const T w = by.decay * x.w, slope = g + l2 * w;
-    x.m += take1 * (slope - x.m);
-    x.v = keep2 * x.v + take2 * slope * slope;
-    x.w = w - by.step_size * x.m / (sqrt(x.v) * by.inverse_bias2 + epsilon);
+  // One step on elements that are current to the step before; g is the gradient without weight decay.
+  template <int kPack>
+  ADAFTR_FAST_HD void step(const SeriesRow<T>& by, Elements<T, kPack>& x, const Pack<T, kPack>& g) const {
+    ADAFTR_FAST_UNROLL
+    for (int p = 0; p < kPack; ++p) {
+      const T w = by.decay * x.w.at[p], slope = g.at[p] + l2 * w;
+      x.m.at[p] += take1 * (slope - x.m.at[p]);
+      x.v.at[p] = keep2 * x.v.at[p] + take2 * slope * slope;
+      x.w.at[p] = w - by.step_size * x.m.at[p] / (sqrt(x.v.at[p]) * by.inverse_bias2 + epsilon);
+    }
   }
 
-  ADAFTR_FAST_HD T closed_form(const SeriesRow<T>& s, T decay, const Element<T>& x) const {
-    const T deviation = sqrt(x.v), y = T(1) / (deviation * s.mean + epsilon), z = deviation * y;
-    const T series = T(1) + z * z * (s.moment[0] - z * (s.moment[1] - z * s.moment[2]));
-    return decay * (x.w - s.sum * x.m * y * series);
+  template <int kPack>
+  ADAFTR_FAST_HD void apply_closed_form(const SeriesRow<T>& s, T decay, Elements<T, kPack>& x) const {
+    ADAFTR_FAST_UNROLL
+    for (int p = 0; p < kPack; ++p) {
+      const T deviation = sqrt(x.v.at[p]), y = T(1) / (deviation * s.mean + epsilon), z = deviation * y;
+      const T series = T(1) + z * z * (s.moment[0] - z * (s.moment[1] - z * s.moment[2]));
+      x.w.at[p] = decay * (x.w.at[p] - s.sum * x.m.at[p] * y * series);
+    }
   }
 
-  ADAFTR_FAST_HD T replay(int64_t from, const Element<T>& x) const {
+  // Applies the missed steps one by one; only w changes on the way.
+  template <int kPack>
+  ADAFTR_FAST_HD void replay(int64_t from, Elements<T, kPack>& x) const {
     const int64_t to = now - from < horizon ? now : from + horizon;
-    const T deviation = sqrt(x.v), root2 = static_cast<T>(sqrt(static_cast<double>(keep2)));
-    T w = x.w, power1 = 1, power2 = 1;
+    const T root2 = static_cast<T>(sqrt(static_cast<double>(keep2)));
+    T power1 = 1, power2 = 1;
+    Pack<T, kPack> deviation;
+    ADAFTR_FAST_UNROLL
+    for (int p = 0; p < kPack; ++p) deviation.at[p] = sqrt(x.v.at[p]);
+    ADAFTR_FAST_UNROLL_1  // thousands of steps: the elements of the pack overlap
     for (int64_t k = from + 1; k <= to; ++k) {
       const SeriesRow<T>& at = state.series[k - base];
       power1 *= keep1;
       power2 *= root2;
-      w = at.decay * w - at.step_size * power1 * x.m / (deviation * (power2 * at.inverse_bias2) + epsilon);
+      const T rate = at.step_size * power1, scale = power2 * at.inverse_bias2;
+      ADAFTR_FAST_UNROLL
+      for (int p = 0; p < kPack; ++p) {
+        x.w.at[p] = at.decay * x.w.at[p] - rate * x.m.at[p] / (deviation.at[p] * scale + epsilon);
+      }
     }
-    return w * decay_between(to, now);
+    const T rest = decay_between(to, now);
+    ADAFTR_FAST_UNROLL
+    for (int p = 0; p < kPack; ++p) x.w.at[p] *= rest;
   }
 
-  // Brings an element that is current to step `from` to now.
-  ADAFTR_FAST_HD void catch_up(int64_t from, Element<T>& x) const {
+  // Brings elements that are current to step `from` to now.
+  template <int kPack>
+  ADAFTR_FAST_HD void catch_up(int64_t from, Elements<T, kPack>& x) const {
     if (couples) {  // weight decay is a gradient in every step
-      for (int64_t k = from + 1; k <= now; ++k) step(state.series[k - base], x, T(0));
+      ADAFTR_FAST_UNROLL_1
+      for (int64_t k = from + 1; k <= now; ++k) step(state.series[k - base], x, Pack<T, kPack>{});
       return;
     }
     const SeriesRow<T>& s = state.series[from - base];
-    const bool is_exact = sizeof(T) == sizeof(float) && s.mean > 0;
-    x.w = is_exact ? closed_form(s, decay_between(from, now), x) : replay(from, x);
-    x.m *= power(0, now - from);
-    x.v *= power(1, now - from);
+    if (sizeof(T) == sizeof(float) && s.mean > 0) {
+      apply_closed_form(s, decay_between(from, now), x);
+    } else {
+      replay(from, x);
+    }
+    const T left1 = power(0, now - from), left2 = power(1, now - from);
+    ADAFTR_FAST_UNROLL
+    for (int p = 0; p < kPack; ++p) {
+      x.m.at[p] *= left1;
+      x.v.at[p] *= left2;
+    }
   }
 };
 
@@ -130,7 +181,7 @@ struct AdamRecord {
     AdamClock& clock = *state.clock;
     const AdamView<T> adam(state, 0);
     const int64_t at = adam.now + 1 - adam.base;
-    if (at >= state.capacity) return report({Fault::schedule, 0, 0, 0, 0, state.capacity});
+    if (at >= state.capacity) return report({Fault::schedule, 0, 0, 0, state.capacity});
     const auto step = static_cast<double>(adam.now + 1);
     const T decay = adam.decays ? static_cast<T>(1 - lr * clock.weight_decay) : T(1);
     const double log_decay = adam.decays ? log(static_cast<double>(decay)) : 0.0;
@@ -202,25 +253,15 @@ struct AdamFlush {
     const AdamView<T> adam(state, 0);
     const int64_t row = lanes.unit(thread), from = state.current[row];
     if (adam.is_stale(from)) {
-      for (int64_t e = lanes.first(thread) * kPack; e < width; e += lanes.count() * kPack) bring_up(adam, row, from, e);
+      for (int64_t e = lanes.first(thread) * kPack; e < width; e += lanes.count() * kPack) {
+        const Place<W> place(weight, state.moments, row, width, e);
+        auto x = place.template read<kPack>();
+        adam.catch_up(from, x);
+        place.write(x);
+      }
     }
     lanes.wait();  // the other lanes have read `current`
     if (lanes.first(thread) == 0) state.current[row] = static_cast<int32_t>(adam.now);
-  }
-
-  ADAFTR_FAST_HD void bring_up(const AdamView<T>& adam, int64_t row, int64_t from, int64_t e) const {
-    W* w_at = weight + row * width + e;
-    T *m_at = state.moments + row * 2 * width + e, *v_at = m_at + width;
-    auto w = read<T, kPack>(w_at), m = read<T, kPack>(m_at), v = read<T, kPack>(v_at);
-    ADAFTR_FAST_UNROLL
-    for (int p = 0; p < kPack; ++p) {
-      Element<T> x{w.at[p], m.at[p], v.at[p]};
-      adam.catch_up(from, x);
-      w.at[p] = x.w, m.at[p] = x.m, v.at[p] = x.v;
-    }
-    write(w_at, w);
-    write(m_at, m);
-    write(v_at, v);
   }
 };
 

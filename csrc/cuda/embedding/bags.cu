@@ -46,6 +46,8 @@ at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, co
   check_fields("embedding_bags", field_offsets, values);
   const int64_t fields = field_offsets.size(0) - 1, width = weight.size(1);
   check_bags("embedding_bags", values, offsets, factors, fields);
+  TORCH_CHECK_VALUE(weight.device() == values.device(), "embedding_bags: weight and values must be on one device, got ",
+                    weight.device(), " and ", values.device());
   const DeviceGuard guard(weight.device());
   const int64_t bags = offsets.size(0) - 1;
   at::Tensor out = at::empty({bags / fields, fields * width}, weight.options());
@@ -84,8 +86,9 @@ std::tuple<at::Tensor, at::Tensor> embedding_bags_backward(const at::Tensor& gra
   check_fields("embedding_bags_backward", field_offsets, values);
   check_bags("embedding_bags_backward", values, offsets, factors, field_offsets.size(0) - 1);
   const int64_t bags = offsets.size(0) - 1, count = values.size(0);
-  TORCH_CHECK_VALUE(grad.numel() == bags * width, "embedding_bags_backward: grad must have ", bags * width,
-                    " numbers, got ", grad.sizes());
+  TORCH_CHECK_VALUE(grad.numel() == bags * width && grad.device() == values.device(),
+                    "embedding_bags_backward: grad must have ", bags * width, " numbers on ", values.device(), ", got ",
+                    grad.sizes(), " on ", grad.device());
   const DeviceGuard guard(grad.device());
   const at::Tensor dense = grad.contiguous(), ids = values.contiguous(), starts = offsets.contiguous();
   const at::Tensor own = factors_of(factors, grad.scalar_type());
@@ -100,7 +103,7 @@ std::tuple<at::Tensor, at::Tensor> embedding_bags_backward(const at::Tensor& gra
                                        fields_of(field_offsets, INT64_MAX, {}),  // the look-up has reported what is bad
                                        mean, dense.const_data_ptr<W>(), rows.mutable_data_ptr<int64_t>(),
                                        terms.mutable_data_ptr<W>(), width, lanes},
-               count << lanes.shift);
+               bags << lanes.shift);
       });
     });
   });
@@ -117,7 +120,11 @@ std::tuple<at::Tensor, at::Tensor> select_bags(const at::Tensor& values, const a
   const auto selects = static_cast<int64_t>(chosen.size());
   Selection selected;
   std::fill_n(selected.place, kMostFields, int16_t{-1});
-  for (int64_t c = 0; c < selects; ++c) selected.place[chosen[c]] = static_cast<int16_t>(c);
+  for (int64_t c = 0; c < selects; ++c) {
+    TORCH_CHECK_VALUE(0 <= chosen[c] && chosen[c] < fields, "select_bags: chosen must be within 0 to ", fields - 1,
+                      ", got ", chosen[c]);
+    selected.place[chosen[c]] = static_cast<int16_t>(c);
+  }
   const int64_t bags = offsets.size(0) - 1, kept = bags / fields * selects;
   const at::Tensor ids = values.contiguous(), starts = offsets.contiguous();
   const Divider by(static_cast<uint32_t>(fields));

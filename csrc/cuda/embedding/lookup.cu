@@ -76,7 +76,21 @@ at::Tensor deferred_embedding(const at::Tensor& weight, const at::Tensor& ids, c
   return out;
 }
 
+at::Tensor embedding_rows(const at::Tensor& ids, const at::Tensor& field_offsets) {
+  check_fields("embedding_rows", field_offsets, ids);
+  const DeviceGuard guard(ids.device());
+  at::Tensor rows = at::empty({ids.numel()}, field_offsets.options());
+  const at::Tensor dense = ids.contiguous();
+  by_id_type(ids, [&](auto id) {
+    using Id = decltype(id);
+    const Fields fields = fields_of(field_offsets, INT64_MAX, {});
+    launch(Rows<Id>{dense.const_data_ptr<Id>(), fields, rows.mutable_data_ptr<int64_t>()}, ids.numel());
+  });
+  return rows;
+}
+
 ADAFTR_FAST_DEVICE_OPS(m) {
+  m.impl("embedding_rows", embedding_rows);
   m.impl("fused_embedding", fused_embedding);
   m.impl("deferred_embedding", deferred_embedding);
 }

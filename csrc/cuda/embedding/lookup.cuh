@@ -6,25 +6,48 @@
 
 namespace adaftr_fast::cuda {
 
-// The fields of a table: which rows each has, and the field of a position in ids [B, F].
+// The rows of one field.
+struct Field {
+  int64_t first, rows;
+
+  template <typename Id>
+  ADAFTR_FAST_HD bool has(Id id) const {
+    return static_cast<uint64_t>(id) < static_cast<uint64_t>(rows);
+  }
+};
+
+// The fields of a table.
 struct Fields {
   const int64_t* offsets;  // [F + 1]
   Divider count;           // F
   int64_t num_rows;        // R
   Report report;
 
-  // The table's row of an id at (b, f), or -1 after a report.
+  // Field f, without what would lie outside the table.
+  ADAFTR_FAST_HD Field at(uint32_t f) const {
+    const int64_t first = offsets[f], end = offsets[f + 1] < num_rows ? offsets[f + 1] : num_rows;
+    return {first, first < 0 ? 0 : end - first};
+  }
+
+  // The field of a position in ids [B, F] or of a bag, and its row b.
+  ADAFTR_FAST_HD uint32_t of(uint32_t position, uint32_t* b) const {
+    *b = count.quotient(position);
+    return position - *b * count.divisor;
+  }
+
+  ADAFTR_FAST_HD void report_bad(int64_t id, uint32_t f, int64_t b) const {
+    const int64_t rows = offsets[f + 1] - offsets[f];
+    const bool is_in_field = static_cast<uint64_t>(id) < static_cast<uint64_t>(rows);  // so the table is too small
+    if (is_in_field) return report({Fault::fields, static_cast<int32_t>(f), b, offsets[f] + id, num_rows});
+    report({Fault::id, static_cast<int32_t>(f), b, id, rows - 1});
+  }
+
+  // The table's row of an id, or -1 after a report.
   template <typename Id>
-  ADAFTR_FAST_HD int64_t row(Id given, uint32_t f, int64_t position, int64_t b) const {
-    const auto id = static_cast<int64_t>(given);
-    const int64_t first = offsets[f], rows = offsets[f + 1] - first;
-    const bool is_in_field = static_cast<uint64_t>(id) < static_cast<uint64_t>(rows);
-    if (is_in_field && static_cast<uint64_t>(first + id) < static_cast<uint64_t>(num_rows)) return first + id;
-    if (is_in_field) {
-      report({Fault::fields, static_cast<int32_t>(f), position, b, first + id, num_rows});
-      return -1;
-    }
-    report({Fault::id, static_cast<int32_t>(f), position, b, id, rows - 1});
+  ADAFTR_FAST_HD int64_t row(Id id, uint32_t f, int64_t b) const {
+    const Field field = at(f);
+    if (field.has(id)) return field.first + static_cast<int64_t>(id);
+    report_bad(static_cast<int64_t>(id), f, b);
     return -1;
   }
 };
@@ -41,8 +64,10 @@ struct Lookup {
   Lanes lanes;
 
   ADAFTR_FAST_HD void operator()(int64_t thread) const {
-    const auto i = static_cast<uint32_t>(lanes.unit(thread)), b = fields.count.quotient(i);
-    const int64_t row = fields.row(ids[i], i - b * fields.count.divisor, i, b);
+    const auto i = static_cast<uint32_t>(lanes.unit(thread));
+    uint32_t b;
+    const uint32_t f = fields.of(i, &b);
+    const int64_t row = fields.row(ids[i], f, b);
     for (int64_t e = lanes.first(thread); e < width; e += lanes.count()) {
       out[i * width + e] = row < 0 ? Unit{} : weight[row * width + e];
     }
@@ -58,21 +83,32 @@ struct PresentRows {
   int64_t width;
 
   ADAFTR_FAST_HD Pack<T, kPack> at(int64_t row, int64_t e) const {
-    auto w = read<T, kPack>(weight + row * width + e);
+    const auto w = read<T, kPack>(weight + row * width + e);
     if constexpr (kDeferred) {
       const AdamView<T> adam(state, 0);
       const int64_t from = state.current[row];
       if (!adam.is_stale(from)) return w;
       const T* moments = state.moments + row * 2 * width + e;
-      const auto m = read<T, kPack>(moments), v = read<T, kPack>(moments + width);
-      ADAFTR_FAST_UNROLL
-      for (int p = 0; p < kPack; ++p) {
-        Element<T> x{w.at[p], m.at[p], v.at[p]};
-        adam.catch_up(from, x);
-        w.at[p] = x.w;
-      }
+      Elements<T, kPack> x{w, read<T, kPack>(moments), read<T, kPack>(moments + width)};
+      adam.catch_up(from, x);
+      return x.w;
     }
     return w;
+  }
+};
+
+// rows[b, f] = the table's row of ids[b, f], R for an id out of range: its gradient is left out. The look-up has
+// reported it. Threads: B F.
+template <typename Id>
+struct Rows {
+  const Id* ids;
+  Fields fields;
+  int64_t* rows;  // [B F]
+
+  ADAFTR_FAST_HD void operator()(int64_t i) const {
+    uint32_t b;
+    const Field field = fields.at(fields.of(static_cast<uint32_t>(i), &b));
+    rows[i] = field.has(ids[i]) ? field.first + static_cast<int64_t>(ids[i]) : fields.offsets[fields.count.divisor];
   }
 };
 
@@ -87,8 +123,10 @@ struct DeferredLookup {
 
   ADAFTR_FAST_HD void operator()(int64_t thread) const {
     using T = Compute<W>;
-    const auto i = static_cast<uint32_t>(lanes.unit(thread)), b = fields.count.quotient(i);
-    const int64_t row = fields.row(ids[i], i - b * fields.count.divisor, i, b);
+    const auto i = static_cast<uint32_t>(lanes.unit(thread));
+    uint32_t b;
+    const uint32_t f = fields.of(i, &b);
+    const int64_t row = fields.row(ids[i], f, b);
     for (int64_t e = lanes.first(thread) * kPack; e < rows.width; e += lanes.count() * kPack) {
       write(out + i * rows.width + e, row < 0 ? Pack<T, kPack>{} : rows.at(row, e));
     }
@@ -111,7 +149,7 @@ struct Bags {
     const Range range{offsets[bag], offsets[bag + 1]};
     const bool from_zero = bag > 0 || range.begin == 0;
     if (from_zero && 0 <= range.begin && range.begin <= range.end && range.end <= count) return range;
-    report({Fault::offsets, 0, from_zero ? bag + 1 : 0, 0, from_zero ? range.end : range.begin, count});
+    report({Fault::offsets, 0, from_zero ? bag + 1 : 0, from_zero ? range.end : range.begin, count});
     return {0, 0};
   }
 
@@ -149,23 +187,29 @@ struct PoolBags {
     const int64_t bag = lanes.unit(thread);
     const auto range = bags.of(bag, fields.report);
     check_tail(bag);
-    const auto b = fields.count.quotient(static_cast<uint32_t>(bag));
-    const uint32_t f = static_cast<uint32_t>(bag) - b * fields.count.divisor;
-    const T scale = mean && range.end > range.begin ? T(1) / static_cast<T>(range.end - range.begin) : T(1);
+    uint32_t b;
+    const uint32_t f = fields.of(static_cast<uint32_t>(bag), &b);
+    const Field field = fields.at(f);
+    int64_t bad = -1;  // reported behind the loop, whose loads could not overlap otherwise
     for (int64_t e = lanes.first(thread) * kPack; e < rows.width; e += lanes.count() * kPack) {
       Pack<T, kPack> sum = {};
       for (int64_t i = range.begin; i < range.end; ++i) {
-        const int64_t row = fields.row(bags.values[i], f, i, b);
-        if (row < 0) continue;
-        const auto x = rows.at(row, e);
+        const auto id = static_cast<int64_t>(bags.values[i]);
+        if (!field.has(id)) {
+          bad = i;
+          continue;
+        }
+        const auto x = rows.at(field.first + id, e);
         const T factor = factors == nullptr ? T(1) : factors[i];
         ADAFTR_FAST_UNROLL
         for (int p = 0; p < kPack; ++p) sum.at[p] += factor * x.at[p];
       }
+      const T scale = mean && range.end > range.begin ? T(1) / static_cast<T>(range.end - range.begin) : T(1);
       ADAFTR_FAST_UNROLL
       for (int p = 0; p < kPack; ++p) sum.at[p] *= scale;
       write(out + bag * rows.width + e, sum);
     }
+    if (bad >= 0) fields.report_bad(static_cast<int64_t>(bags.values[bad]), f, b);
   }
 
   // Ids behind the last bag are in none: each bag looks at some of them.
@@ -173,13 +217,14 @@ struct PoolBags {
     const int64_t last = bags.offsets[bags.bags];
     if (last < 0) return;  // reported as an offset
     for (int64_t i = last + bag; i < bags.count; i += bags.bags) {
-      if (bags.values[i] != kPad) fields.report({Fault::offsets, 0, bags.bags, 0, last, bags.count});
+      if (bags.values[i] != kPad) fields.report({Fault::offsets, 0, bags.bags, last, bags.count});
     }
   }
 };
 
-// What each id adds to the gradient: its row, and scale * factor[i] * grad[its bag]. A padded id adds zeros to the row
-// of the first id, so that no row gains a gradient. Threads: N lanes.
+// What each id adds to the gradient: its row, and scale * factor[i] * grad[its bag]. An id out of range has row R,
+// whose gradient is left out. A padded id adds zeros to the row of another id, so that no row gains a gradient; it has
+// row R if there is none. Threads: B F lanes.
 template <typename W, typename Id, int kPack>
 struct BagTerms {
   using T = Compute<W>;
@@ -194,28 +239,45 @@ struct BagTerms {
   Lanes lanes;
 
   ADAFTR_FAST_HD void operator()(int64_t thread) const {
-    const int64_t i = lanes.unit(thread), holding = bags.holding(i);
-    const bool is_pad = holding < 0 || holding >= bags.bags;
-    const int64_t bag = is_pad ? bags.holding(0) : holding;
-    T scale = is_pad ? T(0) : factors == nullptr ? T(1) : factors[i];
-    if (mean && !is_pad) scale /= static_cast<T>(bags.offsets[bag + 1] - bags.offsets[bag]);
-    if (lanes.first(thread) == 0) rows[i] = row_of(is_pad ? 0 : i, bag);
-    for (int64_t e = lanes.first(thread) * kPack; e < width; e += lanes.count() * kPack) {
-      Pack<T, kPack> term = {};
-      if (!is_pad) {
-        term = read<T, kPack>(grad + bag * width + e);
+    const int64_t bag = lanes.unit(thread);
+    const int lane = lanes.first(thread);
+    const auto range = bags.of(bag, fields.report);
+    const T scale = mean && range.end > range.begin ? T(1) / static_cast<T>(range.end - range.begin) : T(1);
+    if (lane == 0) {
+      for (int64_t i = range.begin; i < range.end; ++i) rows[i] = row_of(i, bag);
+    }
+    for (int64_t e = lane * kPack; e < width; e += lanes.count() * kPack) {
+      const auto g = read<T, kPack>(grad + bag * width + e);
+      for (int64_t i = range.begin; i < range.end; ++i) {
+        const T factor = factors == nullptr ? scale : scale * factors[i];
+        Pack<T, kPack> term;
         ADAFTR_FAST_UNROLL
-        for (int p = 0; p < kPack; ++p) term.at[p] *= scale;
+        for (int p = 0; p < kPack; ++p) term.at[p] = factor * g.at[p];
+        write(terms + i * width + e, term);
       }
-      write(terms + i * width + e, term);
+    }
+    pad(bag, lane);
+  }
+
+  // Each bag takes some of the ids behind the last one; their zeros are spread over the ids of the bags.
+  ADAFTR_FAST_HD void pad(int64_t bag, int lane) const {
+    const int64_t last = bags.offsets[bags.bags];
+    if (last < 0) return;
+    for (int64_t i = last + bag; i < bags.count; i += bags.bags) {
+      if (lane == 0) rows[i] = last == 0 ? none() : row_of(i % last, bags.holding(i % last));
+      for (int64_t e = lane * kPack; e < width; e += lanes.count() * kPack) {
+        write(terms + i * width + e, Pack<T, kPack>{});
+      }
     }
   }
 
+  ADAFTR_FAST_HD int64_t none() const { return fields.offsets[fields.count.divisor]; }
+
   ADAFTR_FAST_HD int64_t row_of(int64_t i, int64_t bag) const {
-    if (bag < 0 || bag >= bags.bags) return 0;  // every bag is empty
-    const auto b = fields.count.quotient(static_cast<uint32_t>(bag));
-    const int64_t row = fields.row(bags.values[i], static_cast<uint32_t>(bag) - b * fields.count.divisor, i, b);
-    return row < 0 ? 0 : row;
+    if (bag < 0 || bag >= bags.bags) return none();  // bad offsets
+    uint32_t b;
+    const Field field = fields.at(fields.of(static_cast<uint32_t>(bag), &b));
+    return field.has(bags.values[i]) ? field.first + static_cast<int64_t>(bags.values[i]) : none();
   }
 };
 
@@ -242,7 +304,7 @@ struct SelectedLengths {
     const auto range = bags.of(bag, report);
     if (place >= 0) lengths[b * chosen + place] = range.end - range.begin;
     if (bag + 1 == bags.bags && bags.offsets[bags.bags] != bags.count) {
-      report({Fault::offsets, 0, bags.bags, 0, bags.offsets[bags.bags], bags.count});
+      report({Fault::offsets, 0, bags.bags, bags.offsets[bags.bags], bags.count});
     }
   }
 };

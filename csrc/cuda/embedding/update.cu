@@ -131,10 +131,10 @@ void adam_flush_(at::Tensor& weight, at::TensorList state) {
 
 // The rows [M] in ascending order, and gradients [M, E]: the sum where a row first stands, zeros where it repeats.
 std::tuple<at::Tensor, at::Tensor> merge_rows(const at::Tensor& rows, const at::Tensor& grad, int64_t num_rows) {
-  TORCH_CHECK_VALUE(
-      rows.dim() == 1 && rows.scalar_type() == at::kLong && grad.dim() == 2 && grad.size(0) == rows.size(0),
-      "merge_rows: expected int64 rows [M] and grad [M, E], got ", rows.scalar_type(), " ", rows.sizes(), " and ",
-      grad.sizes());
+  TORCH_CHECK_VALUE(rows.dim() == 1 && rows.scalar_type() == at::kLong && grad.dim() == 2 &&
+                        grad.size(0) == rows.size(0) && grad.device() == rows.device(),
+                    "merge_rows: expected int64 rows [M] and grad [M, E], got ", rows.scalar_type(), " ", rows.sizes(),
+                    " and ", grad.sizes());
   const DeviceGuard guard(grad.device());
   const auto [sorted, order] = sort_rows("merge_rows", rows.contiguous(), num_rows);
   at::Tensor merged = at::zeros_like(grad, at::MemoryFormat::Contiguous);

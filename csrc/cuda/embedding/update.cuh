@@ -26,11 +26,24 @@ struct SortedTerms {
   ADAFTR_FAST_HD bool begins(int64_t k) const { return k == 0 || rows[k - 1] != rows[k]; }
   ADAFTR_FAST_HD bool ends(int64_t end) const { return end == count || rows[end] != rows[end - 1]; }
 
+  // Where a row that begins in [low, high) begins.
+  ADAFTR_FAST_HD int64_t head(int32_t row, int64_t low, int64_t high) const {
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (rows[middle] < row) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+
   template <int kPack>
   ADAFTR_FAST_HD Pack<T, kPack> sum(int64_t begin, int64_t end, int64_t e) const {
     Pack<T, kPack> sum = {};
     ADAFTR_FAST_UNROLL_4  // loads overlap; the additions keep their order
-        for (int64_t k = begin; k < end; ++k) {
+    for (int64_t k = begin; k < end; ++k) {
       const auto g = read<T, kPack>(grad + static_cast<int64_t>(order[k]) * width + e);
       ADAFTR_FAST_UNROLL
       for (int p = 0; p < kPack; ++p) sum.at[p] += g.at[p];
@@ -70,12 +83,11 @@ struct MergeTiles {
     using T = Compute<W>;
     const int64_t tile = lanes.unit(thread), first = tile * kTile, next = first + kTile;
     if (next >= terms.count) return;
-    const int64_t row = terms.rows[next];
+    const int32_t row = terms.rows[next];
     if (terms.rows[next - 1] != row || row >= terms.num_rows) return;  // no row goes on in the next tile
     const bool is_whole = terms.rows[first] == row;
     if (is_whole && !terms.begins(first)) return;  // it began before
-    int64_t head = first;
-    while (!is_whole && terms.rows[head] != row) ++head;
+    const int64_t head = is_whole ? first : terms.head(row, first, next);
     int64_t last = tile + 1;
     while ((last + 1) * kTile < terms.count && terms.rows[(last + 1) * kTile] == row) ++last;
     rule.template apply<kPack>(row, head, lanes, lanes.first(thread), [&](int64_t e) {
@@ -197,20 +209,17 @@ struct LazyAdam {
   ADAFTR_FAST_HD void apply(int64_t row, int64_t, const Lanes& lanes, int lane, const Sum& sum) const {
     using T = Compute<W>;
     for (int64_t e = lane * kPack; e < by.width; e += lanes.count() * kPack) {
-      W* w_at = by.weight + row * by.width + e;
-      T *m_at = by.state + row * 2 * by.width + e, *v_at = m_at + by.width;
-      auto w = read<T, kPack>(w_at), m = read<T, kPack>(m_at), v = read<T, kPack>(v_at);
+      const Place<W> place(by.weight, by.state, row, by.width, e);
+      auto x = place.template read<kPack>();
       const auto term = sum(e);
       ADAFTR_FAST_UNROLL
       for (int p = 0; p < kPack; ++p) {
-        const T g = term.at[p] + by.weight_decay * w.at[p];
-        m.at[p] += by.take1 * (g - m.at[p]);
-        v.at[p] += by.take2 * (g * g - v.at[p]);
-        w.at[p] -= by.lr * m.at[p] / (sqrt(v.at[p]) + by.epsilon);
+        const T g = term.at[p] + by.weight_decay * x.w.at[p];
+        x.m.at[p] += by.take1 * (g - x.m.at[p]);
+        x.v.at[p] += by.take2 * (g * g - x.v.at[p]);
+        x.w.at[p] -= by.lr * x.m.at[p] / (sqrt(x.v.at[p]) + by.epsilon);
       }
-      write(w_at, w);
-      write(m_at, m);
-      write(v_at, v);
+      place.write(x);
     }
   }
 };
@@ -229,20 +238,11 @@ struct AdamStep {
     const SeriesRow<T>& by = state.series[adam.now + 1 - adam.base];
     const int64_t from = state.current[row];
     for (int64_t e = lane * kPack; e < width; e += lanes.count() * kPack) {
-      W* w_at = weight + row * width + e;
-      T *m_at = state.moments + row * 2 * width + e, *v_at = m_at + width;
-      auto w = read<T, kPack>(w_at), m = read<T, kPack>(m_at), v = read<T, kPack>(v_at);
-      const auto g = sum(e);
-      ADAFTR_FAST_UNROLL
-      for (int p = 0; p < kPack; ++p) {
-        Element<T> x{w.at[p], m.at[p], v.at[p]};
-        if (adam.is_stale(from)) adam.catch_up(from, x);
-        adam.step(by, x, g.at[p]);
-        w.at[p] = x.w, m.at[p] = x.m, v.at[p] = x.v;
-      }
-      write(w_at, w);
-      write(m_at, m);
-      write(v_at, v);
+      const Place<W> place(weight, state.moments, row, width, e);
+      auto x = place.template read<kPack>();
+      if (adam.is_stale(from)) adam.catch_up(from, x);
+      adam.step(by, x, sum(e));
+      place.write(x);
     }
     lanes.wait();  // the other lanes have read `current`
     if (lane == 0) state.current[row] = static_cast<int32_t>(adam.now + 1);

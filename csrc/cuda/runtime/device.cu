@@ -1,6 +1,8 @@
-// Reports and the sort, which launch no kernel of their own but the sort's keys.
+// Reports of bad input, and the sort.
 #include <torch/library.h>
 
+#include <atomic>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -8,9 +10,9 @@
 
 #if defined(ADAFTR_FAST_SERIAL)
 #include <algorithm>
-#include <numeric>
 #else
 #include <ATen/cuda/cub.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #endif
 
 namespace adaftr_fast::cuda {
@@ -18,6 +20,8 @@ namespace {
 
 #if defined(ADAFTR_FAST_SERIAL)
 Report new_report() { return {new int32_t(0), new Finding{}}; }
+
+bool is_capturing() { return false; }
 
 void withdraw(const Report& report) { *report.claimed = 0; }
 
@@ -27,14 +31,19 @@ void sort_pairs(const int32_t* keys, int32_t* sorted, const int32_t* values, int
   std::transform(order, order + count, sorted, [&](int32_t at) { return keys[at]; });
 }
 #else
+// The first use of a device may lie in the capture of a graph, which this work is no part of.
 Report new_report() {
+  const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
   Report report;
-  C10_CUDA_CHECK(cudaMalloc(&report.claimed, sizeof(int32_t)));
-  C10_CUDA_CHECK(cudaMemset(report.claimed, 0, sizeof(int32_t)));
   C10_CUDA_CHECK(cudaHostAlloc(&report.finding, sizeof(Finding), cudaHostAllocPortable | cudaHostAllocMapped));
   *report.finding = {};
+  C10_CUDA_CHECK(cudaMalloc(&report.claimed, sizeof(int32_t)));
+  C10_CUDA_CHECK(cudaMemset(report.claimed, 0, sizeof(int32_t)));
+  C10_CUDA_CHECK(cudaStreamSynchronize(cudaStreamLegacy));  // once: other streams do not wait for the memset
   return report;
 }
+
+bool is_capturing() { return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None; }
 
 void withdraw(const Report& report) {
   C10_CUDA_CHECK(cudaMemsetAsync(report.claimed, 0, sizeof(int32_t), c10::cuda::getCurrentCUDAStream()));
@@ -54,7 +63,7 @@ Report* find_report(const at::Device& device) {
   return reports[at].get();
 }
 
-// Threads: M. Lists the rows as keys, those out of range as num_rows, and counts them.
+// Threads: M. Lists the rows as keys, those out of range as num_rows, and their places.
 struct Keys {
   const int64_t* rows;
   int32_t *keys, *places;
@@ -84,21 +93,22 @@ void raise_reported(const at::Device& device) {
     const std::lock_guard<std::mutex> lock(mutex);
     Report* report = find_report(device);
     if (report == nullptr) return;
-    volatile Fault* fault = &report->finding->fault;
-    if (*fault == Fault::none) return;
-    found = *report->finding;
-    *fault = Fault::none;
+    const std::atomic_ref<Fault> fault(report->finding->fault);
+    if (fault.load(std::memory_order_acquire) == Fault::none) return;
     const DeviceGuard guard(device);
+    if (is_capturing()) return;  // a graph would withdraw it in every replay; the next op raises it
+    found = *report->finding;
+    fault.store(Fault::none, std::memory_order_release);
     withdraw(*report);
   }
   constexpr const char* kLater = " (in a call before this one: kernels report bad input when they have run)";
   TORCH_CHECK(found.fault != Fault::schedule, "embedding_adam_: the schedule is full at ", found.last, " steps",
               kLater);
-  TORCH_CHECK_VALUE(found.fault != Fault::fields, "fused_embedding: field_offsets must rise within 0 to ", found.last,
+  TORCH_CHECK_VALUE(found.fault != Fault::fields, "embedding: field_offsets must rise within 0 to ", found.last,
                     " rows of the table, got row ", found.value, " for an id of field ", found.field, kLater);
   TORCH_CHECK_VALUE(found.fault != Fault::offsets, "embedding_bags: offsets must rise from 0 to the number of values, ",
-                    found.last, ", got ", found.value, " at position ", found.position, kLater);
-  TORCH_CHECK_INDEX(false, "fused_embedding: ids of row ", found.row, ": ", found.value, " is out of range for field ",
+                    found.last, ", got ", found.value, " at position ", found.at, kLater);
+  TORCH_CHECK_INDEX(false, "embedding: ids of row ", found.at, ": ", found.value, " is out of range for field ",
                     found.field, " of its table, whose ids are 0 to ", found.last, kLater);
 }
 

@@ -9,10 +9,12 @@
 #if defined(__CUDACC__)
 #define ADAFTR_FAST_HD __host__ __device__ __forceinline__
 #define ADAFTR_FAST_UNROLL _Pragma("unroll")
+#define ADAFTR_FAST_UNROLL_1 _Pragma("unroll 1")
 #define ADAFTR_FAST_UNROLL_4 _Pragma("unroll 4")
 #else
 #define ADAFTR_FAST_HD inline
 #define ADAFTR_FAST_UNROLL
+#define ADAFTR_FAST_UNROLL_1
 #define ADAFTR_FAST_UNROLL_4
 #endif
 
@@ -103,5 +105,14 @@ struct Lanes {
   }
 #endif
 };
+
+#if defined(__CUDACC__)
+// Calls body(i) for all i below `threads`, in a grid of any size of whole warps.
+template <typename Body>
+__global__ void each(Body body, int64_t threads) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < threads; i += stride) body(i);
+}
+#endif
 
 }  // namespace adaftr_fast::cuda

@@ -11,7 +11,9 @@ enum class Fault : int32_t { none, id, fields, offsets, schedule };
 struct Finding {
   Fault fault;
   int32_t field;
-  int64_t position, row, value, last;  // of an id: where it stands, and the last id of its field
+  int64_t at;     // row of the batch, or position in the offsets
+  int64_t value;  // what came
+  int64_t last;   // what bounds it
 };
 
 struct Report {
@@ -24,8 +26,7 @@ struct Report {
     if (atomicExch(claimed, 1) != 0) return;
     Finding* to = finding;
     to->field = found.field;
-    to->position = found.position;
-    to->row = found.row;
+    to->at = found.at;
     to->value = found.value;
     to->last = found.last;
     __threadfence_system();

@@ -55,6 +55,11 @@ def fused_embedding_backward(grad: Tensor, ids: Tensor, field_offsets: Tensor, w
     return rows, values
 
 
+def embedding_rows(ids: Tensor, field_offsets: Tensor) -> Tensor:
+    """Returns the table's row of each id of ids [B, F], int64 [B * F]."""
+    return (ids + field_offsets[:-1]).flatten()
+
+
 def merge_rows(rows: Tensor, grad: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     """Sums the gradients grad [M, E] of each row -> the distinct rows in ascending order [U], and their sums [U, E]."""
     return fused_embedding_backward(grad, rows[:, None], rows.new_tensor([0, num_rows]), grad.shape[1])
