@@ -16,17 +16,28 @@ ROOT = Path(__file__).parents[1]
 NOT_CODE = (":(exclude)benchmarks/results", ":(exclude)*.md")  # a benchmark run rewrites both
 
 
-def write(name: str, cases: list[dict[str, Any]], gpu: dict[str, Any] | None = None) -> Path:
+def write(
+    name: str,
+    cases: list[dict[str, Any]],
+    gpu: dict[str, Any] | None = None,
+    *,
+    folder: Path | None = None,
+    date: str | None = None,
+    commit: str | None = None,
+) -> Path:
     """Writes results/<name>-<instruction set>.json: machine, date, commit and the measured cases.
 
     With ``gpu``, facts about the card whose name stands under "gpu", the file is results/<name>-<card>.json. Figures of
-    a new run carry no "stale" text; a person adds one, a reason, when the code that they describe changes.
+    a new run carry no "stale" text; a person adds one, a reason, when the code that they describe changes. ``date`` and
+    ``commit`` are of the measurement, where it was not made just now; ``folder`` takes the place of results/.
     """
     about = machine() | (gpu or {})
     kind = re.sub(r"[^a-z0-9_]+", "-", about.get("gpu", about["in use"]).lower()).strip("-")
-    record = {"machine": about, "date": datetime.date.today().isoformat(), "commit": measured_code(), "cases": cases}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{kind}.json"
+    when = {"date": date or datetime.date.today().isoformat(), "commit": commit or measured_code()}
+    record = {"machine": about} | when | {"cases": cases}
+    folder = folder or RESULTS
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{kind}.json"
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draft.replace(path)

@@ -4,8 +4,9 @@
     python -m benchmarks.tables --check    changes nothing, exits with 1 and names each file and table that differ
 
 A document says where a table stands and what it shows: everything between ``<!-- table: NAME RESULTS -->`` and
-``<!-- /table -->`` is generated, by the function NAME of benchmarks/render.py from benchmarks/results/RESULTS.json. The
-line below a table names the machine, date and commit of its figures and repeats the "stale" text of the results file.
+``<!-- /table -->`` is generated from benchmarks/results/RESULTS.json by the function NAME of benchmarks/render.py or, once
+there are figures of a GPU, of benchmarks/gpu/render.py. The line below a table names the machine, date and commit of its
+figures and repeats the "stale" text of the results file.
 """
 
 import argparse
@@ -16,10 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import RESULTS
-from benchmarks.render import TABLES
+from benchmarks import RESULTS, render
+from benchmarks.gpu.render import TABLES as GPU_TABLES
 
 ROOT = Path(__file__).parents[1]
+TABLES = render.TABLES | (GPU_TABLES if any(RESULTS.glob("gpu-*.json")) else {})
 BLOCK = re.compile(r"<!-- table: (\S+) (\S+) -->\n((?:(?!<!-- /?table).)*)<!-- /table -->", re.DOTALL)
 MARKER = re.compile(r"^.*<!--\s*(?:table:|/table).*$", re.MULTILINE)
 

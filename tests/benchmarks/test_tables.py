@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 from benchmarks import RESULTS, measure, tables
-from benchmarks.render import TABLES, significant, table
+from benchmarks.render import significant, table
+from benchmarks.tables import TABLES
 
 CASE = {
     "ids a field": 10_000,

@@ -1,0 +1,160 @@
+"""Measures the cells of some stages in one process: the supervisor starts it, and starts another where it dies.
+
+A fault of a kernel (an address that is not mapped, say) leaves a CUDA context in which nothing runs any more. The
+process then ends with ``AGAIN``, and the next one goes on with the next cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from benchmarks.gpu.cells import Cell, Journal, Setting
+
+AGAIN = 75  # the exit status that asks for a new process
+MOST_STARTS = 3  # a cell that was begun as often and never finished is given up
+
+
+def stage_module(name: str) -> ModuleType:
+    return importlib.import_module(f"benchmarks.gpu.stages.{name}")
+
+
+def unfinished(name: str, setting: Setting) -> tuple[list[Cell], int]:
+    """Returns the cells that remain, and the number of all."""
+    stage, rows = stage_module(name), Journal(setting.out / f"{name}.jsonl").cells()
+    every: list[Cell] = list(stage.cells(setting))
+    is_current = getattr(stage, "is_current", lambda setting, row: True)
+    return [cell for cell in every if cell.name not in rows or not is_current(setting, rows[cell.name])], len(every)
+
+
+def run_stage(name: str, setting: Setting, seconds: float) -> None:
+    """Measures cells until all are done or ``seconds`` have passed."""
+    end = time.monotonic() + seconds
+    stage, journal = stage_module(name), Journal(setting.out / f"{name}.jsonl")
+    todo, total = unfinished(name, setting)
+    if not todo:
+        return
+    if name != "build":
+        note_machine(journal, setting)
+    left = len(todo)
+    with Progress(name, total, total - left) as progress:
+        for cell in todo:
+            if time.monotonic() + cell.seconds >= end:
+                break
+            result = measure(cell, journal, stage.LIMIT)
+            left -= 1
+            progress.step(cell, result)
+            if "failed" in result and not setting.dry and name != "build" and is_broken():
+                sys.exit(AGAIN)
+    if left:
+        progress.write(f"{name}: {left} of {total} cells left; the same command goes on with {todo[-left].name}")
+
+
+def measure(cell: Cell, journal: Journal, limit: float) -> dict[str, Any]:
+    """Returns the figures of a cell, or why there are none, once they are on disk."""
+    if journal.starts(cell.name) >= MOST_STARTS:
+        result: dict[str, Any] = {"failed": f"begun {MOST_STARTS} times and never finished"}
+        journal.finish(cell.key, result)
+        return result
+    journal.start(cell, limit)
+    begin = time.perf_counter()
+    try:
+        result = cell.measure()
+    except Exception as error:  # a failure is a result too, and not the end of the run
+        result = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+    journal.finish(cell.key, result | {"took": round(time.perf_counter() - begin, 3)})
+    return result
+
+
+def is_broken() -> bool:
+    """Whether CUDA has stopped working in this process."""
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.ones(2, device="cuda").sum().item() != 2
+    except RuntimeError:
+        return True
+
+
+def note_machine(journal: Journal, setting: Setting) -> None:
+    """Writes what the machine is.
+
+    Raises:
+        SystemExit: the journal holds figures of another GPU.
+    """
+    from benchmarks.gpu.card import facts
+
+    now, before = facts(setting.device), journal.machine()
+    if before is not None and before["gpu"] != now["gpu"]:
+        sys.exit(
+            f"benchmarks.gpu: {journal.path} holds figures of {before['gpu']}, this is {now['gpu']}; use another --out"
+        )
+    journal.append({"machine": now})
+
+
+class Progress:
+    """A bar with rate and time left, and a line for each cell; the lines alone before tqdm is installed."""
+
+    def __init__(self, stage: str, total: int, done: int) -> None:
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            self.bar = None
+        else:
+            self.bar = tqdm(total=total, initial=done, desc=stage, unit="cell", dynamic_ncols=True, mininterval=1.0)
+        self.stage = stage
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def step(self, cell: Cell, result: dict[str, Any]) -> None:
+        self.write(f"{self.stage}: {cell.name}: {shown(result)}")
+        if self.bar is not None:
+            self.bar.update()
+
+    def write(self, text: str) -> None:
+        if self.bar is None:
+            print(text, flush=True)
+        else:
+            self.bar.write(text)
+            sys.stdout.flush()
+
+
+def shown(result: dict[str, Any]) -> str:
+    """Returns the figures that fit a line."""
+    if "failed" in result:
+        return f"FAILED: {str(result['failed']).splitlines()[0][:200]}"
+    if "wrong" in result:
+        return f"WRONG: {result['wrong']}"
+    if "seconds" in result:
+        return f"{1e3 * result['seconds']:.4g} ms"
+    return ", ".join(f"{name} {value}" for name, value in result.items() if isinstance(value, int | float | str))[:200]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--stages", type=json.loads)  # {name: seconds left}
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--wheels", type=Path)
+    parser.add_argument("--dry", action="store_true")
+    arguments = parser.parse_args()
+    setting = Setting(arguments.out, arguments.wheels, arguments.dry)
+    for name, seconds in arguments.stages.items():
+        Journal(setting.out / f"{name}.jsonl").append({"begun": time.time()})
+        run_stage(name, setting, seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Journals keep finished cells whatever kills a run, and the supervisor outlives its workers."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import processes, supervise
+from benchmarks.gpu.cells import Cell, Journal, Setting, name_of
+from benchmarks.gpu.worker import MOST_STARTS, measure
+
+KEY = {"batch": 8, "contestant": "adaftr_fast"}
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return Journal(tmp_path / "loss.jsonl")
+
+
+def cell(result, key=KEY):
+    return Cell(key, lambda: result)
+
+
+def test_a_finished_cell_is_read_back(journal):
+    assert measure(cell({"seconds": 0.5}), journal, limit=9)["seconds"] == 0.5
+    row = journal.cells()[name_of(KEY)]
+    assert row["cell"] == KEY
+    assert row["result"]["seconds"] == 0.5
+    assert journal.in_progress(since=0) is None
+
+
+@pytest.mark.parametrize("kept", [1, 20, 51])
+def test_half_a_line_is_neither_read_nor_kept(journal, kept):
+    journal.finish(KEY, {"seconds": 1.0})
+    whole = journal.path.read_bytes()
+    journal.finish({"batch": 16}, {"seconds": 2.0})
+    line = journal.path.read_bytes()[len(whole) :]
+    assert kept < len(line)
+    journal.path.write_bytes(whole + line[:kept])
+    assert list(journal.cells()) == [name_of(KEY)]
+    journal.finish({"batch": 32}, {"seconds": 3.0})
+    assert list(journal.cells()) == [name_of(KEY), "batch=32"]
+    assert journal.path.read_bytes().startswith(whole)
+
+
+def test_a_damaged_line_is_named(journal):
+    journal.path.write_text('{"begun": 1}\nnot JSON\n{"begun": 2}\n')
+    with pytest.raises(ValueError, match=r"loss\.jsonl:2: expected a JSON object, got b'not JSON'"):
+        journal.lines()
+
+
+def test_infinite_figures_are_text(journal):
+    journal.finish(KEY, {"error": {"loss": float("inf")}, "runs": [float("nan"), 1.0]})
+    assert journal.cells()[name_of(KEY)]["result"] == {"error": {"loss": "inf"}, "runs": ["nan", 1.0]}
+
+
+def test_a_cell_that_never_finishes_is_given_up(journal):
+    for _ in range(MOST_STARTS):
+        journal.start(cell({}), limit=9)
+    assert "never finished" in measure(cell({"seconds": 1.0}), journal, limit=9)["failed"]
+
+
+def test_the_cell_in_progress_is_of_this_run(journal):
+    journal.start(cell({}), limit=9)
+    begun = journal.in_progress(since=0)
+    assert (begun["key"], begun["limit"]) == (KEY, 9)
+    assert journal.in_progress(since=begun["time"] + 1) is None
+
+
+def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, monkeypatch):
+    real = supervise.subprocess.Popen
+    faulty = str(Path(__file__).with_name("faulty_worker.py"))
+
+    def start(command, **options):
+        return real(
+            [faulty if part == "benchmarks.gpu.worker" else part for part in command if part != "-m"], **options
+        )
+
+    monkeypatch.setattr(supervise.subprocess, "Popen", start)
+    setting = Setting(tmp_path, dry=True)
+    assert supervise.run(["loss"], setting, deadline=60) == 0
+    rows = Journal(tmp_path / "loss.jsonl").cells()
+    found = {row["cell"]["contestant"]: row["result"] for row in rows.values()}
+    assert found["first"]["seconds"] == 1.0
+    assert found["raises"]["failed"] == "ValueError: expected one thing, got another"
+    assert found["crashes"]["failed"] == "its process ended with SIGSEGV"
+    assert found["hangs"]["failed"] == "no result within 2 s"
+    assert found["ends"]["failed"] == "its process ended with status 3"
+    assert found["last"]["seconds"] == "inf"
+
+
+def test_a_worker_that_cannot_start_ends_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(supervise.sys, "executable", "/bin/false")
+    assert supervise.run(["loss"], Setting(tmp_path, dry=True), deadline=60) == 1
+    assert "loss: cannot run" in capsys.readouterr().err
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with (
+        supervise.locked(tmp_path),
+        pytest.raises(SystemExit, match="another run writes into"),
+        supervise.locked(tmp_path),
+    ):
+        pass
+
+
+def test_a_command_that_takes_too_long_is_killed():
+    with pytest.raises(TimeoutError, match=r"no end within 1 s of .* it printed begun"):
+        processes.run([sys.executable, "-u", "-c", "import time; print('begun'); time.sleep(60)"], 1)
