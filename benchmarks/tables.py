@@ -4,9 +4,9 @@
     python -m benchmarks.tables --check    changes nothing, exits with 1 and names each file and table that differ
 
 A document says where a table stands and what it shows: everything between ``<!-- table: NAME RESULTS -->`` and
-``<!-- /table -->`` is generated from benchmarks/results/RESULTS.json by the function NAME of benchmarks/render.py or, once
-there are figures of a GPU, of benchmarks/gpu/render.py. The line below a table names the machine, date and commit of its
-figures and repeats the "stale" text of the results file.
+``<!-- /table -->`` is generated from benchmarks/results/RESULTS.json by the function NAME of benchmarks/render.py or,
+once there are figures of a GPU, of benchmarks/gpu/render.py. The line below a table names the machine, date and commit
+of its figures and repeats the "stale" text of the results file.
 """
 
 import argparse

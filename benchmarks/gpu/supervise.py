@@ -44,8 +44,9 @@ def locked(folder: Path) -> Iterator[None]:
 def run(stages: list[str], setting: Setting, deadline: float | None) -> int:
     """Runs the stages in order; returns 0, or 1 if a stage cannot run at all."""
     WORK.mkdir(parents=True, exist_ok=True)
-    # The package can be imported only after "build", which therefore has a process of its own.
-    groups = [stages[:1], stages[1:]] if stages[0] == "build" else [stages]
+    # The package can be imported only after "build"; and "correctness" tries captures that CUDA may refuse.
+    alone = [[name] for name in ("build", "correctness") if name in stages]
+    groups = [*alone, [name for name in stages if [name] not in alone]]
     with locked(setting.out):
         for group in filter(None, groups):
             seconds = {name: deadline if deadline is not None else stage_module(name).DEADLINE for name in group}

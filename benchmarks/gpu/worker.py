@@ -73,13 +73,17 @@ def measure(cell: Cell, journal: Journal, limit: float) -> dict[str, Any]:
 
 
 def is_broken() -> bool:
-    """Whether CUDA has stopped working in this process."""
+    """Whether CUDA, or the capture of a graph, has stopped working in this process."""
     import torch
+
+    from benchmarks.gpu.timing import graphed
 
     try:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        return torch.ones(2, device="cuda").sum().item() != 2
+        replay, total = graphed(torch.ones(2, device="cuda").sum, "cuda")
+        replay()
+        return total.item() != 2
     except RuntimeError:
         return True
 

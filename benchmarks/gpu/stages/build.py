@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import ROOT
+from benchmarks.gpu.card import BUILT
 from benchmarks.gpu.cells import Cell, Setting
 from benchmarks.gpu.collect import MANIFEST, enough
 from benchmarks.gpu.processes import SITE, run
@@ -124,7 +125,7 @@ def describe(setting: Setting) -> dict[str, Any]:
     info = json.loads(done.stdout.splitlines()[-1])
     found = {"info": info, "sources": digest(), "host": host()}
     kernels = info.get("CUDA kernels", info["C++ extension"])
-    if not setting.dry and not re.match(r"built( for |$)", kernels):
+    if not setting.dry and not re.match(BUILT, kernels):
         found["failed"] = f"expected built CUDA kernels, got {kernels!r}"
     return found
 

@@ -27,7 +27,7 @@ from benchmarks.gpu.stages.training import RATES, data, graph_options, options, 
 
 DEADLINE, LIMIT = 60, 120
 SHAPES, DRY_SHAPE = [("bfloat16", 1024, 128), ("bfloat16", 65_536, 128)], ("float32", 64, 16)
-BATCH, STEPS = 1024, (20, 40)  # of the two runs; three quarters of a log's rows are training rows
+BATCH, STEPS, DRY_STEPS = 1024, (20, 40), (2, 4)  # of the two runs; three quarters of a log's rows are training rows
 KERNELS = 40  # rows of a table
 CALLS = ("LaunchKernel", "GraphLaunch", "Memcpy", "Memset", "Synchronize")  # of the CUDA runtime and driver
 NCU = ["--target-processes", "all", "--clock-control", "none", "--csv", "--kernel-name", "regex:infonce"]
@@ -101,8 +101,8 @@ def loss(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
 
 def training_step(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
     """Profiles an epoch of AdaFTR with some steps and one with twice as many, and returns the difference by step."""
-    seen = []
-    for steps in STEPS:
+    seen, numbers = [], DRY_STEPS if setting.dry else STEPS
+    for steps in numbers:
         config = LogConfig(rows=steps * key["batch"] * 4 // 3 + 8, users=200, items=100, rates=RATES)
         data(config)
         chosen = options(key, setting) | {"max_epochs": 1}
@@ -111,9 +111,9 @@ def training_step(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
     few, many = seen
     if key["precision"] == "bfloat16" or setting.dry:
         few.write(setting.out / "trace-training.json.gz")
-    more = STEPS[1] - STEPS[0]
+    more = numbers[1] - numbers[0]
     counts = {name: round((count - few.counts[name]) / more, 2) for name, count in many.counts.items()}
-    return {"kernels": many.kernels(few, more), "calls": counts, "steps": list(STEPS)}
+    return {"kernels": many.kernels(few, more), "calls": counts, "steps": list(numbers)}
 
 
 def nsight_compute(setting: Setting) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from benchmarks.gpu.cells import Cell, Setting
 DEADLINE, LIMIT = 180, 150
 SECONDS = 30.0  # of training in a cell: 60 of each precision, a half for each model
 LEAST_EPOCHS = 2  # the first compiles and warms up
-ROWS, DRY_ROWS = 2_000_000, 4000
+ROWS, DRY_ROWS = 1_000_000, 4000
 BATCHES, DRY_BATCH = (1024, 16_384), 64
 RATES = {"click": 0.4, "conversion": 0.2}  # so that a short log has both classes in each split
 
