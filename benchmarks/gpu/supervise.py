@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import ROOT, WORK
+from benchmarks.gpu import ROOT, STAGES, WORK
 from benchmarks.gpu.cells import Journal, Setting
 from benchmarks.gpu.processes import dies_with_parent, environment
-from benchmarks.gpu.worker import AGAIN, stage_module
+from benchmarks.gpu.worker import AGAIN
 
 POLL = 0.5  # seconds
 
@@ -49,7 +49,7 @@ def run(stages: list[str], setting: Setting, deadline: float | None) -> int:
     groups = [*alone, [name for name in stages if [name] not in alone]]
     with locked(setting.out):
         for group in filter(None, groups):
-            seconds = {name: deadline if deadline is not None else stage_module(name).DEADLINE for name in group}
+            seconds = {name: deadline if deadline is not None else STAGES[name] for name in group}
             if not run_group(seconds, setting):
                 return 1
     return 0

@@ -1,1 +1,1 @@
-"""The stages. Each has ``DEADLINE``, its seconds in one call; ``LIMIT``, those of one cell; and ``cells(setting)``."""
+"""The stages. Each has ``LIMIT``, the most seconds of one cell, and ``cells(setting)``."""
