@@ -29,8 +29,8 @@ def capture(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> di
     for number, optimizer in _own(model, optimizers):
         tensors |= {f"optimizer/{number}/{name}": value for name, value in _optimizer_state(optimizer)}
     tensors[RNG] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors[CUDA_RNG] = torch.cuda.get_rng_state()
+    for gpu in _gpus(model):
+        tensors[CUDA_RNG] = torch.cuda.get_rng_state(gpu)
     return tensors
 
 
@@ -57,8 +57,8 @@ def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tenso
             optimizer, {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
         )
     torch.set_rng_state(tensors[RNG])
-    if torch.cuda.is_available() and CUDA_RNG in tensors:
-        torch.cuda.set_rng_state(tensors[CUDA_RNG])
+    for gpu in _gpus(model) if CUDA_RNG in tensors else ():
+        torch.cuda.set_rng_state(tensors[CUDA_RNG], gpu)
 
 
 def sharded_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, ShardedRows]:
@@ -89,6 +89,11 @@ def _own(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Itera
     """Yields the optimizers without those of sharded tables, with their indices among all optimizers."""
     others = [tables.optimizer for tables in sharded_tables(model).values()]
     yield from ((number, each) for number, each in enumerate(optimizers) if not any(each is o for o in others))
+
+
+def _gpus(model: nn.Module) -> set[torch.device]:
+    """Returns the GPU that the model is on, if any. A run on the CPU uses no GPU, not even its random generator."""
+    return {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

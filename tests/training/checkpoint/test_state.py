@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -83,6 +85,47 @@ def test_buffers_that_follow_from_the_model_may_be_missing(model, splits):
     restore(other, build_optimizers(other, OptimizerConfig()), saved)
     assert torch.equal(other.embedding.weight, model.embedding.weight)
     assert torch.equal(other.embedding.offsets, model.embedding.offsets)
+
+
+class Elsewhere(torch.nn.Module):
+    """A model on a GPU, as far as its parameters say."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.place = torch.device(device)
+
+    def parameters(self, recurse=True):
+        yield from (SimpleNamespace(device=self.place) for _ in range(2))
+
+
+@pytest.fixture
+def generators(monkeypatch):
+    """The random generators of two GPUs."""
+    states = {torch.device("cuda", number): torch.full((16,), number, dtype=torch.uint8) for number in range(2)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[torch.device(device)].clone())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({torch.device(device): state}))
+    return states
+
+
+def test_a_run_saves_and_restores_the_generator_of_its_own_gpu(generators):
+    first, second = generators
+    saved = capture(Elsewhere("cuda:1"), [])
+    assert torch.equal(saved["rng/cuda"], torch.full((16,), 1, dtype=torch.uint8))
+    generators[first], generators[second] = saved["rng/cpu"].new_full((16,), 7), saved["rng/cpu"].new_full((16,), 8)
+    restore(Elsewhere("cuda:1"), [], saved)
+    assert [int(state[0]) for state in generators.values()] == [7, 1]
+    restore(Elsewhere("cuda:0"), [], saved)
+    assert [int(state[0]) for state in generators.values()] == [1, 1]
+    restore(Elsewhere("cuda:0"), [], {"rng/cpu": saved["rng/cpu"]})  # of a run on the CPU
+
+
+def test_a_run_on_the_cpu_ignores_the_generators_of_gpus(model, generators):
+    optimizers = build_optimizers(model, OptimizerConfig())
+    saved = capture(model, optimizers)
+    assert "rng/cuda" not in saved
+    other = {"rng/cuda": torch.full((16,), 9, dtype=torch.uint8)}  # earlier versions saved it beside any GPU
+    restore(model, optimizers, saved | other)
+    assert [int(state[0]) for state in generators.values()] == [0, 1]
 
 
 def test_the_state_of_another_model_raises(model, splits):
