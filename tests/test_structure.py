@@ -27,7 +27,7 @@ FLOORS = (
     "data.dataset",
     "data.prepare",
     "models torchrec",
-    "training.checkpoint",
+    "training.checkpoint training.device",
     "training",
     "runs",
     "serving experiments",

@@ -1,0 +1,144 @@
+"""Replays forward and backward as a CUDA graph: one launch instead of hundreds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.nn.embedding import FusedEmbedding
+
+T = TypeVar("T")
+Backward = Callable[[Batch], dict[str, Tensor]]
+"""Computes the gradients of the parameters, which have none before, and returns the loss terms."""
+WARM_UP = 3  # steps before the capture, as torch's notes on CUDA graphs advise
+
+
+class Captures(Protocol):
+    """Captures work in graphs (``CudaCaptures``)."""
+
+    def aside(self, work: Callable[[], T]) -> T:
+        """Runs ``work`` on the stream of the captures."""
+
+    def capture(self, work: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        """Records ``work`` without running it; returns what runs it, and its result."""
+
+
+@dataclass
+class _Graph:
+    """A captured ``Backward``.
+
+    Attributes:
+        inputs: the batch that it reads.
+        signature: the shapes and dtypes of the batch.
+        state: the tensors of deferred updates that it reads, besides the parameters.
+        addresses: those of ``state`` at the capture.
+        replay: runs it.
+        gradients: the gradients that it writes, by parameter.
+        terms: the loss terms that it writes.
+    """
+
+    inputs: Batch
+    signature: dict[str, Any]
+    state: list[Tensor]  # held, so that their memory has no other use while the graph may read it
+    addresses: list[int]
+    replay: Callable[[], None]
+    gradients: list[tuple[nn.Parameter, Tensor | None]]
+    terms: dict[str, Tensor]
+
+
+class BackwardGraph:
+    """Captures a ``Backward`` after some steps and replays it from then on.
+
+    A step runs eagerly if its kernels may differ from the captured ones: its batch has another shape or multi-valued
+    fields, or the look-ups do not apply deferred updates because all rows are current. The graph is captured anew when
+    the optimizer replaces a tensor that it reads. If a capture fails, a warning says why, and all steps run eagerly.
+
+    Args:
+        model: the model whose gradients are computed.
+        rows: rows of the batches that are captured.
+        captures: how to capture.
+    """
+
+    def __init__(self, model: nn.Module, rows: int, captures: Captures) -> None:
+        self.rows, self.captures = rows, captures
+        self.parameters = list(model.parameters())
+        embeddings = [module for module in model.modules() if isinstance(module, FusedEmbedding)]
+        self.tables = [table for embedding in embeddings for table in embedding.by_width]
+        self._steps, self._failed = 0, False
+        self._graph: _Graph | None = None
+
+    def run(self, backward: Backward, batch: Batch) -> dict[str, Tensor]:
+        """Computes the gradients of a batch as ``backward``, the same one in each call; returns the loss terms."""
+        if not self._is_regular(batch):
+            return backward(batch)
+        if self._steps < WARM_UP:
+            self._steps += 1
+            return self.captures.aside(lambda: backward(batch))
+        if self._graph is None or self._graph.addresses != [x.data_ptr() for x in self._state()]:
+            self._graph = None  # the new graph may have its memory
+            self._graph = self._captured(backward, batch)
+        if self._graph is None or self._graph.signature != _signature(batch):
+            return backward(batch)
+        return self._replayed(self._graph, batch)
+
+    def _is_regular(self, batch: Batch) -> bool:
+        """Returns whether a batch has the shape, and the tables have the deferred updates, of most steps."""
+        deferring = [table.deferred for table in self.tables if table.deferred is not None]
+        regular = len(batch) == self.rows and batch.offsets is None and all(each.stale for each in deferring)
+        return regular and not self._failed
+
+    def _state(self) -> list[Tensor]:
+        return [x for table in self.tables if table.deferred is not None for x in table.deferred.tensors]
+
+    def _captured(self, backward: Backward, batch: Batch) -> _Graph | None:
+        """Returns the graph for batches like ``batch``; None, after a warning, if the capture fails."""
+        inputs, state = batch.map(torch.clone), self._state()
+        try:
+            replay, terms = self.captures.capture(lambda: backward(inputs))
+            gradients = [(parameter, parameter.grad) for parameter in self.parameters]
+        except Exception as error:  # of any kind: the eager step shows whether the model is at fault
+            self._failed = True
+            warnings.warn(
+                f"training.graph: steps run eagerly, because the capture failed: {_first_line(error)}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return None
+        finally:
+            for parameter in self.parameters:
+                parameter.grad = None
+        return _Graph(inputs, _signature(inputs), state, [x.data_ptr() for x in state], replay, gradients, terms)
+
+    def _replayed(self, graph: _Graph, batch: Batch) -> dict[str, Tensor]:
+        for name, part in _parts(graph.inputs).items():
+            part.copy_(getattr(batch, name))
+        graph.replay()
+        for parameter, gradient in graph.gradients:
+            parameter.grad = gradient
+        return dict(zip(graph.terms, torch.stack(tuple(graph.terms.values()))))  # copied: a replay overwrites them
+
+
+def depends_on_tensors_alone(model: nn.Module) -> bool:
+    """Returns whether all modules are of this package or of torch, whose kernels follow from their inputs' shapes.
+
+    The loss of another module may use numbers that change from step to step, which a graph would keep.
+    """
+    return all(type(module).__module__.partition(".")[0] in ("adaftr_fast", "torch") for module in model.modules())
+
+
+def _parts(batch: Batch) -> dict[str, Tensor]:
+    return {each.name: part for each in fields(batch) if (part := getattr(batch, each.name)) is not None}
+
+
+def _signature(batch: Batch) -> dict[str, Any]:
+    return {name: (part.shape, part.dtype) for name, part in _parts(batch).items()}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
