@@ -44,6 +44,10 @@ class TrainingConfig(Section):
     """Precision of the dense layers in training, by autocast; weights, tables and optimizer states are float32."""
     compile: bool = option(False)
     """Compile the loss with torch.compile, which takes a minute and needs a C++ compiler on a CPU."""
+    graph: Literal["auto", "off"] = option("auto", identifies=False, free_on_resume=True)
+    """Replay forward and backward on a GPU as a CUDA graph where a step allows it, or never (docs/gpu.md)."""
+    sync_steps: int = option(20, within=AT_LEAST_1, identifies=False, free_on_resume=True)
+    """Steps between two reports: the progress bar, signals with torchrun, and on a GPU the checks of losses and ids."""
     checkpoint_seconds: float = option(300.0, within=SECONDS, identifies=False, free_on_resume=True)
     """Seconds between two snapshots of the unfinished run within an epoch; every epoch ends with one."""
     progress: bool = option(True, identifies=False, free_on_resume=True)

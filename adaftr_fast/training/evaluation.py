@@ -17,6 +17,7 @@ from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models.base import MultiTaskModel
+from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.metrics import auc, calibration, gauc, log_loss
 
@@ -34,7 +35,7 @@ class Predictions(NamedTuple):
 
 @torch.no_grad()
 def predict(model: MultiTaskModel, split: Split | EqualBatches, batch_size: int) -> Predictions:
-    """Predicts ``split`` in batches of ``batch_size`` rows."""
+    """Predicts ``split`` in batches of ``batch_size`` rows. Raises IndexError if an id is out of range."""
     model.eval()
     device = device_of(model)
     parts = []
@@ -42,6 +43,7 @@ def predict(model: MultiTaskModel, split: Split | EqualBatches, batch_size: int)
         z = model(*(part.to(device) for part in batch.features))
         group = None if batch.group is None else batch.group.numpy()
         parts.append(Predictions(z.float().cpu().numpy(), batch.labels.numpy().astype(np.uint8), group))
+    raise_bad_ids(device)
     return _joined(parts)
 
 

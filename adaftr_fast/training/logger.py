@@ -57,6 +57,11 @@ class EpochLogger:
         )
 
 
+def shown(means: dict[str, float]) -> str:
+    """Formats mean losses for a progress bar."""
+    return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+
+
 def _write_tensorboard(folder: Path, record: dict[str, Any]) -> None:
     from torch.utils.tensorboard import SummaryWriter  # an extra
 

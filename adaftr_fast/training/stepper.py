@@ -22,14 +22,22 @@ from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import clip_grad_norm_
 from adaftr_fast.training.checkpoint.state import sharded_tables
+from adaftr_fast.training.device.cuda import CudaCaptures
+from adaftr_fast.training.device.graph import BackwardGraph, depends_on_tensors_alone
+from adaftr_fast.training.device.memory import is_out_of_memory, memory_errors
 from adaftr_fast.training.gradients import average_gradients
 from adaftr_fast.training.optimizers import build_optimizers
 from adaftr_fast.training.schedule import learning_rate
 from adaftr_fast.training.sharding import shard_tables
 
+MORE_MEMORY = "lower training.batch_size or raise training.accumulate"
+
 
 class Stepper:
     """Updates a model's parameters, one batch per step.
+
+    On the CPU each step checks its losses before it updates anything. On a GPU a step reads nothing from the device, so
+    the caller checks the losses from time to time, and forward and backward are replayed as a CUDA graph if possible.
 
     Args:
         model: the model. It is moved to ``config.device``, and its tables are sharded if ``config.tables`` is
@@ -48,6 +56,7 @@ class Stepper:
     ) -> None:
         self.model, self.settings, self.config, self.ranks = model, optimizer, config, ranks
         self.device = _device(config.device)
+        self.reads_losses = reads_losses(self.device)
         if config.tables == "torchrec":
             assert ranks is not None  # check_sharding requires ranks
             shard_tables(model, optimizer, config, ranks)
@@ -59,22 +68,35 @@ class Stepper:
         self.loss: Callable[..., dict[str, Tensor]] = model.loss
         if config.compile:
             self.loss = _compiled_loss(model, eager_contrast=self.contrasts_over_ranks)
+        self.graph: BackwardGraph | None = None
+        if self._replays():
+            self.graph = BackwardGraph(model, config.batch_size, CudaCaptures(self.device))
+
+    def _replays(self) -> bool:
+        """Returns whether forward and backward are replayed as a CUDA graph: on one GPU, in one part, not compiled."""
+        config = self.config
+        plain = self.ranks is None and config.accumulate == 1 and not config.compile
+        fits = config.graph == "auto" and self.device.type == "cuda" and plain
+        return fits and depends_on_tensors_alone(self.model)
 
     def step(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """Updates every parameter once.
 
         Args:
-            batch: the rows; with ``ranks`` this rank's rows, of the same number on all ranks.
+            batch: the rows, on the device; with ``ranks`` this rank's rows, of the same number on all ranks.
             number: the number of the step, counted from 1 over all epochs. It sets the learning rate.
 
         Returns:
             The loss terms, detached, each a mean over the batch.
 
         Raises:
-            TrainingError: the loss, a parameter or a logit is not finite. No parameter has been updated.
+            TrainingError: on the CPU, the loss, a parameter or a logit is not finite; no parameter has been updated. On
+                all devices, the memory does not suffice.
         """
-        if self.device.type != "cpu":
-            batch = batch.map(lambda part: part.to(self.device, non_blocking=True))
+        with memory_errors(self.device, MORE_MEMORY):
+            return self._step(batch, number)
+
+    def _step(self, batch: Batch, number: int) -> dict[str, Tensor]:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.settings, number, group["initial_lr"])
@@ -82,7 +104,10 @@ class Stepper:
             tables.optimizer.zero_grad()  # passes the learning rate to the update inside backward
         for parameter in self.parameters:
             parameter.grad = None
-        terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
+        if self.graph is not None:
+            terms = self.graph.run(self._backward, batch)
+        else:
+            terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
         if self.ranks is not None:
             values = average_gradients(self.parameters, torch.stack(tuple(terms.values())), self.ranks.group)
             terms = dict(zip(terms, values))
@@ -106,9 +131,8 @@ class Stepper:
             terms = {name: term / self.config.accumulate for name, term in terms.items()}
         values = torch.stack(tuple(terms.values()))
         loss = values.sum()
-        if not math.isfinite(loss.item()):
-            shown = ", ".join(f"{name} {value:g}" for name, value in zip(terms, values.tolist()))
-            raise TrainingError(f"the loss is not finite ({shown}); lower optimizer.lr")
+        if self.reads_losses and not math.isfinite(loss.item()):
+            raise not_finite(dict(zip(terms, values.tolist())))
         loss.backward()
         return dict(zip(terms, values.detach()))
 
@@ -116,10 +140,13 @@ class Stepper:
         reduced = self.config.precision == "bfloat16"
         # Read at each step: the group's threads end with its last reference, before the interpreter does.
         context = {"process_group": self.ranks.group} if self.ranks is not None and self.contrasts_over_ranks else {}
+        cache = None if self.device.type == "cpu" else False  # a graph must not read weights that were cast outside it
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced, cache_enabled=cache):
                 return self.loss(batch, **context)
         except RuntimeError as error:
+            if not self.reads_losses or is_out_of_memory(error):
+                raise  # no value of a tensor is its cause
             if is_of_a_collective(error) or any(tables.last is None for tables in self.sharded):
                 raise  # another rank or a look-up failed, not an op of this rank
             diverged = self._not_finite(batch)
@@ -137,6 +164,17 @@ class Stepper:
             if hasattr(self.model, "diagnostics"):
                 values |= self.model.diagnostics(batch)
         return next((name for name, value in values.items() if not value.isfinite().all()), None)
+
+
+def reads_losses(device: torch.device) -> bool:
+    """Returns whether steps read their losses: on the CPU they are at hand, elsewhere the host would wait for them."""
+    return device.type == "cpu"
+
+
+def not_finite(losses: dict[str, float]) -> TrainingError:
+    """Returns the error for losses of which one is not finite."""
+    shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+    return TrainingError(f"the loss is not finite ({shown}); lower optimizer.lr")
 
 
 def _compiled_loss(model: MultiTaskModel, *, eager_contrast: bool) -> Callable[..., dict[str, Tensor]]:

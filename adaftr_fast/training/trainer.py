@@ -6,6 +6,7 @@ The trainer works with any model that has ``loss(batch)``, which returns the wei
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -23,19 +24,21 @@ from adaftr_fast.data.dataset.loader import Share, Split
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models.base import MultiTaskModel
+from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.best import BestWeights
 from adaftr_fast.training.checkpoint.exchange import load_on_all_ranks, send_shards
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean
 from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
 from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state, sharded_tables
 from adaftr_fast.training.checkpoint.weights import Description, remove_checkpoint
+from adaftr_fast.training.device.feed import to_device
+from adaftr_fast.training.device.memory import memory_errors
 from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
 from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
-from adaftr_fast.training.logger import EpochLogger
+from adaftr_fast.training.logger import EpochLogger, shown
 from adaftr_fast.training.sharding import check_sharding
-from adaftr_fast.training.stepper import Stepper
+from adaftr_fast.training.stepper import Stepper, not_finite
 
-SYNC_STEPS = 20  # steps between synchronization points, at which ranks exchange signals
 BEST, TEST = "best", "test.json"  # names in the run folder
 DEAD_MARGIN = 0.005  # a tower whose validation AUC is this close to 0.5 predicts a constant or noise
 
@@ -104,6 +107,7 @@ class Trainer:
         self.stepper, self.logger = Stepper(model, optimizer, config, ranks), EpochLogger(folder, config)
         self.config, self.folder = config, folder
         self.progress, self.means, self._resumed = Progress(), RunningMean(), False
+        self._checked = 0  # steps of this epoch whose losses are known to be finite
         self.is_sharded = bool(sharded_tables(model))
         self.snapshots: RunSnapshots | None = None
         if folder is not None and about is not None:
@@ -148,7 +152,10 @@ class Trainer:
         An interrupted run can be resumed.
 
         Raises:
-            TrainingError: a loss or prediction is not finite, or a task has a single class in the validation split.
+            TrainingError: a loss or prediction is not finite, a task has a single class in the validation split, or the
+                memory does not suffice. On a GPU the losses are checked every ``config.sync_steps`` steps and before
+                anything is saved, so the weights have been updated by then, but no saved ones have.
+            IndexError: on a GPU, an id was out of range in a step since the last check.
             CheckpointError: a checkpoint or snapshot cannot be written.
         """
         if not self._resumed:
@@ -179,24 +186,26 @@ class Trainer:
         progress, size = self.progress, self.config.batch_size
         order = {"seed": self.config.seed, "window": self.config.shuffle_rows}
         batches = self.train.shuffled(size, epoch=epoch, first_batch=progress.step, share=self.share, **order)
-        before, start = progress.seconds, time.perf_counter()
+        before, start, self._checked = progress.seconds, time.perf_counter(), progress.step
         with self.logger.progress_bar(epoch, len(self.train) // size * size, progress.step * size) as bar:
-            for batch in batches:
+            for batch in to_device(batches, self.stepper.device):
                 self.means.add(self.train_step(batch, epoch, progress.step + 1))
                 progress.step += 1
                 progress.total_steps += 1
                 progress.seconds = before + time.perf_counter() - start
                 bar.update(size)
-                if progress.step % SYNC_STEPS == 0:
+                if progress.step % self.config.sync_steps == 0:
                     interrupt.synchronize()
-                    bar.set_postfix_str(self.means.text(), refresh=False)
+                    bar.set_postfix_str(shown(self._checked_means()), refresh=False)
                 if interrupt:
                     break
                 if self._is_due():
                     self._save_progress()
         interrupt.synchronize()
+        means = self._checked_means()
+        progress.seconds = before + time.perf_counter() - start  # now that the device has done all steps
         speed = progress.step * size / progress.seconds
-        return {"epoch": epoch, "seconds": progress.seconds, "samples_per_s": speed, "train": self.means.means()}
+        return {"epoch": epoch, "seconds": progress.seconds, "samples_per_s": speed, "train": means}
 
     def train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
         """Updates every parameter once; returns the loss terms."""
@@ -205,9 +214,25 @@ class Trainer:
         except TrainingError as error:
             raise TrainingError(f"epoch {epoch}, step {step}: {error}") from error
 
+    def _checked_means(self) -> dict[str, float]:
+        """Returns the mean losses of the epoch after checking the steps since the last check.
+
+        Raises:
+            TrainingError: a loss is not finite. A sum stays so, whatever is added to it.
+            IndexError: an id was out of range on a GPU.
+        """
+        means, first, last = self.means.means(), self._checked + 1, self.progress.step
+        raise_bad_ids(self.stepper.device)  # the device has run the look-ups, since the means are read
+        if not all(map(math.isfinite, means.values())):
+            steps = f"steps {first} to {last}" if first < last else f"step {last}"
+            raise TrainingError(f"epoch {self.progress.epoch}, {steps}: {not_finite(means)}")
+        self._checked = last
+        return means
+
     def _end_epoch(self, record: dict[str, Any]) -> None:
         """Validates and saves. If the run is killed between any two lines, it does the rest on resuming."""
-        self._validate(record)
+        with memory_errors(self.stepper.device, "lower training.eval_batch_size"):
+            self._validate(record)
         self.progress.next_epoch(record)
         self.means = RunningMean()
         is_best = mean_auc(record["validation"]) > self.progress.best_auc
@@ -233,9 +258,10 @@ class Trainer:
         due = self.snapshots is not None and self.snapshots.due()
         if self.ranks is None or not self.is_sharded:
             return due
-        return self.progress.step % SYNC_STEPS == 0 and bool(self.ranks.largest(due))
+        return self.progress.step % self.config.sync_steps == 0 and bool(self.ranks.largest(due))
 
     def _save_progress(self) -> None:
+        self._checked_means()  # a snapshot never holds the weights after a loss that is not finite
         sharded = sharded_state(self.model, self.stepper.optimizers)
         if self.snapshots is not None:
             tensors = capture(self.model, self.stepper.optimizers)

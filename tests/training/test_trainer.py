@@ -119,6 +119,122 @@ def test_a_loss_that_is_not_finite_raises_before_the_update(model, splits):
     assert torch.equal(model.embedding.weight, table)
 
 
+@pytest.fixture
+def gpu_path(monkeypatch):
+    """Steppers read no losses, as on a GPU."""
+    monkeypatch.setattr("adaftr_fast.training.stepper.reads_losses", lambda device: False)
+
+
+def diverging_at(run, step):
+    """Makes a weight infinite before a step of all epochs, counted from 1."""
+    done = run.train_step
+
+    def train_step(batch, epoch, number):
+        if run.progress.total_steps + 1 == step:
+            with torch.no_grad():
+                run.model.out.bias[1] = float("inf")
+        return done(batch, epoch, number)
+
+    run.train_step = train_step
+
+
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [(1, "epoch 1, steps 1 to 20"), (20, "epoch 1, steps 1 to 20"), (21, "epoch 1, steps 21 to 34"),
+     (34, "epoch 1, steps 21 to 34"), (35, "epoch 2, steps 1 to 20"), (67, "epoch 2, steps 21 to 34")],
+)  # fmt: skip
+def test_without_reads_the_check_names_the_steps_since_the_last(model, splits, gpu_path, step, shown):
+    train = Split.of(whole(splits[0])[:3400])  # 34 steps: a check within an epoch and one at its end
+    run = trainer(model, (train, splits[1]))
+    diverging_at(run, step)
+    with pytest.raises(TrainingError, match=rf"^{shown}: the loss is not finite \(click \S+, conversion (nan|inf)\)"):
+        run.fit()
+
+
+def test_every_step_is_checked_with_sync_steps_of_one(model, splits, gpu_path):
+    run = trainer(model, splits, sync_steps=1)
+    diverging_at(run, 7)
+    with pytest.raises(TrainingError, match=r"^epoch 1, step 7: the loss is not finite"):
+        run.fit()
+
+
+@pytest.mark.parametrize("step", [3, 38, 45])
+def test_no_snapshot_holds_weights_after_a_loss_that_is_not_finite(model, splits, tmp_path, gpu_path, step):
+    """A snapshot is due after each step; the last one is from before, and the run resumes from it."""
+    run = trainer(model, splits, tmp_path, checkpoint_seconds=0)
+    diverging_at(run, step)
+    with pytest.raises(TrainingError, match=f"step {(step - 1) % 40 + 1}: the loss is not finite"):
+        run.fit()
+    again = trainer(type(model)(), splits, tmp_path)
+    assert again.resume()
+    assert again.progress.total_steps == step - 1
+    assert all(parameter.isfinite().all() for parameter in again.model.parameters())
+    assert again.fit().best_epoch
+
+
+def test_an_interruption_saves_nothing_after_a_loss_that_is_not_finite(model, splits, tmp_path, gpu_path):
+    run = trainer(model, splits, tmp_path)
+    diverging_at(run, 3)
+    step = run.train_step
+
+    def interrupted_step(*arguments):
+        if run.progress.step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return step(*arguments)
+
+    run.train_step = interrupted_step
+    with pytest.raises(TrainingError, match="epoch 1, steps 1 to 5: the loss is not finite"):
+        run.fit()
+    assert not (tmp_path / "last").exists()
+
+
+def test_flagged_ids_are_raised_at_the_next_check(model, splits, monkeypatch):
+    checks = []
+
+    def flagged(device):
+        checks.append(device)
+        if len(checks) == 2:
+            raise IndexError("fused_embedding: ids[3, 0] = 99")
+
+    monkeypatch.setattr("adaftr_fast.training.trainer.raise_bad_ids", flagged)
+    run = trainer(model, splits)
+    with pytest.raises(IndexError, match=r"ids\[3, 0\] = 99"):
+        run.fit()
+    assert run.progress.step == 40
+    assert checks == [torch.device("cpu")] * 2
+
+
+def test_predictions_check_the_ids_of_all_batches(model, splits, monkeypatch):
+    checks = []
+    monkeypatch.setattr("adaftr_fast.training.evaluation.raise_bad_ids", checks.append)
+    evaluate(model, splits[1], 300)
+    assert checks == [torch.device("cpu")]
+
+
+def test_a_run_without_reads_has_the_same_bits(model, splits, monkeypatch):
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = trainer(model, splits, max_epochs=2).fit().epochs, weights_of(model)
+    model.load_state_dict(start)
+    monkeypatch.setattr("adaftr_fast.training.stepper.reads_losses", lambda device: False)
+    found = trainer(model, splits, max_epochs=2, sync_steps=3).fit().epochs, weights_of(model)
+    assert [each["train"] for each in found[0]] == [each["train"] for each in expected[0]]
+    assert torch.equal(found[1], expected[1])
+
+
+def test_a_run_on_the_cpu_never_initializes_cuda(model, splits, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a run on the CPU initializes CUDA")
+
+    monkeypatch.setattr(torch.cuda, "_lazy_init", refuse)
+    for name in ("current_stream", "get_rng_state", "set_rng_state", "mem_get_info", "graph_pool_handle", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert trainer(model, splits, tmp_path, max_epochs=1, checkpoint_seconds=0).fit().best_epoch == 1
+    again = trainer(type(model)(), splits, tmp_path, max_epochs=2)
+    assert again.resume()
+    again.fit()
+
+
 def test_a_dead_tower_warns(model, splits):
     train, validation = whole(splits[0]), splits[1]
     noise = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (4000, 1)).astype(np.float32))
@@ -258,6 +374,8 @@ def test_predictions_that_are_not_finite_raise(model, splits):
         ({"patience": 0}, "patience: expected >= 1, got 0"),
         ({"max_epochs": -1}, "max_epochs: expected >= 1, got -1"),
         ({"seed": -1}, r"seed: expected a seed in \[0, .*\], got -1"),
+        ({"sync_steps": 0}, "sync_steps: expected >= 1, got 0"),
+        ({"graph": "on"}, "graph: expected one of auto, off, got 'on'"),
         ({"checkpoint_seconds": -1}, "checkpoint_seconds: expected a number of seconds >= 0, got -1"),
     ],
 )

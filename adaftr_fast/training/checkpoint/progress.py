@@ -39,25 +39,33 @@ class Progress:
 
 
 class RunningMean:
-    """Means of named 0-dim tensors over steps, accumulated in float64 on the tensors' device."""
+    """Means of named 0-dim tensors over steps, accumulated in float64 on the tensors' device.
+
+    Args:
+        sums: the sums of the steps before, by name.
+        steps: the number of these steps.
+    """
 
     def __init__(self, sums: dict[str, Tensor] | None = None, steps: int = 0) -> None:
-        self.sums: dict[str, Tensor] = dict(sums or {})  # float64
+        self.sums: dict[str, Tensor] = dict(sums or {})  # float64, the elements of _total
+        self._total: Tensor | None = None
         self._steps = steps
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Adds the terms of one step."""
-        for name, term in terms.items():
-            value = term.detach().double()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        """Adds the terms of one step, which does not wait for the device."""
         self._steps += 1
+        if not terms:
+            return
+        first = next(iter(terms.values()))
+        if self._total is None or terms.keys() - self.sums.keys():  # the first step, as a rule
+            names, zero = list(self.sums | terms), first.new_zeros((), dtype=torch.float64)
+            self._total = torch.stack([self.sums.get(name, zero).to(first.device) for name in names])
+            self.sums = dict(zip(names, self._total))
+        values = [terms[name] if name in terms else first.new_zeros(()) for name in self.sums]
+        self._total += torch.stack(values).detach()
 
     def means(self) -> dict[str, float]:
         """Returns the means by name, which waits for the device."""
         if not self.sums:
             return {}
         return dict(zip(self.sums, (torch.stack(list(self.sums.values())) / self._steps).tolist()))
-
-    def text(self) -> str:
-        """Formats the means for a progress bar."""
-        return ", ".join(f"{name} {mean:.4f}" for name, mean in self.means().items())

@@ -1,0 +1,197 @@
+"""When steps are captured, replayed and run eagerly, with captures that a replay calls again."""
+
+import functools
+import warnings
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from adaftr_fast.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.training.device.graph import WARM_UP, BackwardGraph, depends_on_tensors_alone
+from adaftr_fast.training.stepper import Stepper
+
+SIZES, ROWS = [50, 20, 3], 16
+OPTIMIZERS = ["adam", "lazy_adam", "sgd", "adagrad", "rowwise_adagrad"]
+
+
+class Recorder:
+    """Captures by calling. As with a graph, a capture computes nothing and a replay writes into its tensors."""
+
+    def __init__(self, model):
+        self.parameters, self.log = list(model.parameters()), []
+
+    def aside(self, work):
+        self.log.append("aside")
+        return work()
+
+    def capture(self, work):
+        self.log.append("capture")
+        terms = work()
+        gradients = [parameter.grad for parameter in self.parameters]
+
+        def replay():
+            self.log.append("replay")
+            for parameter in self.parameters:
+                parameter.grad = None
+            found = work()
+            for gradient, parameter in zip(gradients, self.parameters, strict=True):
+                gradient.copy_(parameter.grad)
+            for name, value in found.items():
+                terms[name].copy_(value)
+
+        for value in (*terms.values(), *(g._values() if g.is_sparse else g for g in gradients)):
+            value.fill_(torch.nan)
+        return replay, terms
+
+
+def batches(count, rows=ROWS, weight=True):
+    random = np.random.default_rng(count)
+    for _ in range(count):
+        ids = np.stack([random.integers(0, size, rows) for size in SIZES], axis=1).astype(np.int32)
+        labels = random.integers(0, 2, (rows, 2)).astype(np.float32)
+        weights = torch.from_numpy(random.random(rows).astype(np.float32) + 0.5) if weight else None
+        yield Batch(torch.from_numpy(ids), torch.from_numpy(labels), weight=weights)
+
+
+def bags(content):
+    return replace(content, ids=content.ids.flatten(), offsets=torch.arange(content.ids.numel() + 1))
+
+
+def stepper(name="mmoe", tables="adam", clip_norm=0.0, **config):
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name=name), SIZES, ["click", "conversion"]).train()
+    optimizer = OptimizerConfig(lr=0.01, tables=tables, clip_norm=clip_norm)
+    return Stepper(model, optimizer, TrainingConfig(batch_size=ROWS, **config))
+
+
+def graphed(*arguments, **config):
+    own = stepper(*arguments, **config)
+    own.graph = BackwardGraph(own.model, ROWS, Recorder(own.model))
+    return own, own.graph.captures.log
+
+
+def trained(own, content, flush_after=()):
+    """Takes a step per batch; returns the terms, and the weights with deferred updates as they are."""
+    terms = []
+    for number, each in enumerate(content, start=1):
+        terms.append(own.step(each, number))
+        if number in flush_after:  # as validation does
+            own.model.eval()
+            own.model.train()
+    return terms, [parameter.detach().clone() for parameter in own.model.parameters()]
+
+
+def assert_same(one, other):
+    for a, b in zip(one[0], other[0], strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+
+
+@pytest.mark.parametrize("name", ["mmoe", "adaftr"])
+@pytest.mark.parametrize("tables", OPTIMIZERS)
+def test_replayed_steps_equal_eager_steps(name, tables):
+    content = list(batches(50))
+    own, log = graphed(name, tables)
+    assert_same(trained(own, content, [20]), trained(stepper(name, tables), content, [20]))
+    eager = 2 if tables == "adam" else 0  # the first step and the one after validation: no updates are deferred
+    assert log == ["aside"] * WARM_UP + ["capture"] + ["replay"] * (50 - WARM_UP - eager)
+
+
+def test_the_graph_is_captured_anew_when_the_optimizer_replaces_its_state():
+    content = list(batches(200))
+    own, log = graphed()
+    series, table = [], own.model.embedding.by_width[0]
+    step = own.step
+
+    def watched(*arguments):
+        series.append(table.deferred.tensors[2].data_ptr())
+        return step(*arguments)
+
+    own.step = watched
+    assert_same(trained(own, content), trained(stepper(), content))
+    changes = sum(one != other for one, other in pairwise(series))
+    assert changes >= 1
+    assert log.count("capture") == 1 + changes
+    assert log.count("replay") == 200 - 1 - WARM_UP
+
+
+def test_other_batches_run_eagerly():
+    regular = list(batches(8))
+    other = [*batches(1, rows=5), bags(regular[0]), *batches(1, weight=False)]
+    content = [*other[:2], *regular, *other, *regular[:2]]
+    own, log = graphed(tables="lazy_adam")
+    assert_same(trained(own, content), trained(stepper(tables="lazy_adam"), content))
+    assert log == ["aside"] * WARM_UP + ["capture"] + ["replay"] * (10 - WARM_UP)
+
+
+def test_a_capture_that_fails_warns_once_and_steps_run_eagerly():
+    content = list(batches(12))
+    own, log = graphed()
+
+    def refuse(work):
+        log.append("refused")
+        work()  # leaves gradients behind
+        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+    own.graph.captures.capture = refuse
+    with pytest.warns(RuntimeWarning) as caught:
+        found = trained(own, content)
+    expected = "training.graph: steps run eagerly, because the capture failed: operation not permitted when stream is"
+    assert [str(each.message) for each in caught] == [f"{expected} capturing"]
+    assert_same(found, trained(stepper(), content))
+    assert log == ["aside"] * WARM_UP + ["refused"]
+
+
+def test_the_terms_of_a_step_outlast_the_next():
+    own, _ = graphed(tables="sgd")
+    terms, _ = trained(own, batches(10))
+    assert len({each["click"].item() for each in terms}) == 10
+
+
+def test_the_random_generator_advances_as_without_graph():
+    own, _ = graphed()
+    torch.manual_seed(3)
+    trained(own, batches(10))
+    found = torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(3), found)  # the models draw no numbers
+
+
+def test_bfloat16_steps_cast_weights_within_the_graph(monkeypatch):
+    """autocast keeps cast weights unless it is told not to, and a graph would read those of the capture."""
+    options = []
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: options.append((a, k)) or autocast(*a, **k))
+    own = stepper(precision="bfloat16")
+    content = next(batches(1))
+    own.step(content, 1)
+    own.device = torch.device("cuda")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch disables autocast for a GPU that is not there
+        own.step(content, 2)
+    kind, choices = zip(*options)
+    assert kind == (("cpu", torch.bfloat16), ("cuda", torch.bfloat16))
+    assert choices == tuple({"enabled": True, "cache_enabled": cache} for cache in (None, False))
+
+
+def test_which_steps_are_graphed(monkeypatch):
+    made = []
+    monkeypatch.setattr("adaftr_fast.training.stepper.CudaCaptures", lambda device: made.append(device) or Recorder)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
+    monkeypatch.setattr("adaftr_fast.training.stepper._device", torch.device)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    assert isinstance(stepper(device="cuda:1").graph, BackwardGraph)
+    assert made == [torch.device("cuda:1")]
+    for config in ({"graph": "off"}, {"accumulate": 2}, {"compile": True}, {"device": "cpu"}):
+        assert stepper(**{"device": "cuda"} | config).graph is None, config
+
+
+def test_only_models_of_this_package_are_graphed(model):
+    assert depends_on_tensors_alone(build_model(ModelConfig(), SIZES, ["click", "conversion"]))
+    assert not depends_on_tensors_alone(model)  # its class is that of a test

@@ -1,0 +1,134 @@
+"""A training step reads nothing from the device between two reports. tests/cuda has the same of the CUDA kernels."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adaftr_fast._extension import is_built
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.training.checkpoint.progress import RunningMean
+from tests.training.device.test_graph import OPTIMIZERS, ROWS, SIZES, bags, batches, stepper
+
+MODELS = ["single_dnn", "shared_bottom", "cross_stitch", "mmoe", "ple", "autoheri", "adaftr"]
+READING = {
+    "_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "argwhere",
+    "masked_select", "unique_dim", "_unique", "_unique2", "unique_consecutive", "unique_dim_consecutive",
+    "bincount", "_assert_async",
+}  # fmt: skip
+
+
+class Watch(TorchDispatchMode):
+    """Counts the ops, and lists those whose result the host must know: a value, or the shape of a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops, self.reads = Counter(), []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        self.ops[name] += 1
+        if name in READING or self._has_unknown_shape(name, args, kwargs) or self._crosses(name, args, kwargs):
+            self.reads.append(str(func))
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _has_unknown_shape(name, args, kwargs):
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            return any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])
+        of_counts = name == "repeat_interleave" and (len(args) < 2 or isinstance(args[1], torch.Tensor))
+        return of_counts and kwargs.get("output_size") is None
+
+    @staticmethod
+    def _crosses(name, args, kwargs):
+        """Whether a tensor is copied between host and device. A read waits, and so does a copy of unpinned memory."""
+        if name == "copy_":
+            return args[0].device.type != args[1].device.type
+        device = kwargs.get("device")
+        return name in ("_to_copy", "_pin_memory") and device is not None and device.type != args[0].device.type
+
+
+@pytest.fixture
+def gpu_path(monkeypatch):
+    """Steppers take the path of a GPU on tensors of the CPU; what would read a tensor beside an op raises."""
+    monkeypatch.setattr("adaftr_fast.training.stepper.reads_losses", lambda device: False)
+
+    def refuse(self, *_, **__):
+        raise AssertionError("a step reads a tensor")
+
+    for name in ("tolist", "numpy", "cpu", "__array__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+
+
+def watched(own, content):
+    """Takes steps as the trainer does between two reports; returns what each did."""
+    means, seen = RunningMean(), []
+    for number, each in enumerate(content, start=1):
+        with Watch() as watch:
+            means.add(own.step(each, number))
+        seen.append(watch)
+    return seen
+
+
+needs_kernels = pytest.mark.skipif(not is_built(), reason="the reference of exact Adam reads its state")
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_steps_of_all_models_read_nothing(name, ragged, gpu_path):
+    content = [bags(each) if ragged else each for each in batches(4)]
+    assert [watch.reads for watch in watched(stepper(name, "adam"), content)] == [[]] * 4
+
+
+@needs_kernels
+@pytest.mark.parametrize("tables", OPTIMIZERS)
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.1}, {"accumulate": 2}, {"precision": "bfloat16"}])
+def test_steps_of_all_optimizers_read_nothing(tables, options, gpu_path):
+    assert [watch.reads for watch in watched(stepper("adaftr", tables, **options), batches(4))] == [[]] * 4
+
+
+def test_the_watch_sees_what_a_step_on_the_cpu_reads():
+    """The finite check of each step; so the tests above would fail with it."""
+    assert all(watch.reads for watch in watched(stepper("mmoe", "adam"), batches(2)))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(), lambda x: bool(x.any()), lambda x: x[x > 0], lambda x: x.nonzero(),
+        lambda x: x.unique(), lambda x: x.long().repeat_interleave(x.long()), lambda x: torch.equal(x, x),
+        lambda x: x.masked_select(x > 0), lambda x: int(x.sum()), lambda x: torch.clamp(x, max=float(x.max())),
+    ],
+)  # fmt: skip
+def test_the_watch_sees_each_kind_of_read(read):
+    with Watch() as watch:
+        read(torch.ones(3))
+    assert watch.reads
+
+
+def test_the_watch_passes_what_stays_on_the_device():
+    with Watch() as watch:
+        x = torch.ones(3)
+        x[torch.tensor([0, 1])], x.repeat_interleave(2), x.clone().add_(1), torch.where(x > 0, x, 0)
+        x.repeat_interleave(torch.tensor([1, 2, 0]), output_size=3)
+    assert not watch.reads
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="a build of torch for CPUs")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("widths", [{}, {"1": 16}])
+def test_forward_on_a_gpu_reads_nothing(name, precision, widths):
+    """Fake tensors show the devices of all ops. Their backward needs a GPU, so a step on a card shows the rest."""
+    config = ModelConfig(name=name, embedding_dims=widths)
+    with FakeTensorMode(), torch.device("cuda"):
+        model = build_model(config, SIZES, ["click", "conversion"], field_names=list("012")).train()
+        content = Batch(torch.ones(ROWS, 3, dtype=torch.int32), torch.ones(ROWS, 2), weight=torch.ones(ROWS))
+        with Watch() as watch, torch.autocast("cuda", precision, enabled=precision != torch.float32):
+            terms = model.loss(content)
+    assert all(term.device.type == "cuda" for term in terms.values())
+    assert watch.reads == []
