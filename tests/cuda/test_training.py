@@ -1,0 +1,55 @@
+"""Training steps as on a GPU, with the CUDA kernels of the tables run by the CPU."""
+
+import pytest
+
+from adaftr_fast.training.checkpoint.progress import RunningMean
+from adaftr_fast.training.device.graph import WARM_UP
+from tests.training.device.test_graph import OPTIMIZERS, assert_same, bags, batches, graphed, stepper, trained
+from tests.training.device.test_reads import MODELS, Watch, gpu_path, watched  # noqa: F401  # a fixture
+
+pytestmark = pytest.mark.usefixtures("on_serial", "gpu_path")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("ragged", [False, True], ids=["dense", "bags"])
+def test_steps_of_all_models_read_nothing(name, ragged):
+    content = [bags(each) if ragged else each for each in batches(4)]
+    assert [watch.reads for watch in watched(stepper(name), content)] == [[]] * 4
+
+
+@pytest.mark.parametrize("tables", OPTIMIZERS)
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"precision": "bfloat16"}], ids=str)
+def test_steps_of_all_optimizers_read_nothing(tables, options):
+    assert [watch.reads for watch in watched(stepper("adaftr", tables, **options), batches(4))] == [[]] * 4
+
+
+@pytest.mark.parametrize("tables", OPTIMIZERS)
+@pytest.mark.parametrize("ragged", [False, True], ids=["dense", "bags"])
+def test_a_step_does_not_grow(tables, ragged, on_serial):
+    """Over 1,000 steps without a validation, in which rows miss more and more updates."""
+    own, means, counts = stepper("shared_bottom", tables, clip_norm=1.0), RunningMean(), {}
+    content = [bags(each) if ragged else each for each in batches(50)]
+    for number in range(1, 1001):
+        each = content[number % len(content)]
+        if number <= 10 or number > 990:
+            launches = on_serial.launches()
+            with Watch() as watch:
+                means.add(own.step(each, number))
+            counts[number] = sum(watch.ops.values()), on_serial.launches() - launches
+            assert watch.reads == []
+        else:
+            means.add(own.step(each, number))
+    assert set(list(counts.values())[3:]) == {counts[10]}
+
+
+@pytest.mark.parametrize("tables", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["mmoe", "adaftr"])
+def test_replayed_steps_equal_eager_steps(name, tables):
+    """Gradients keep a row per look-up, so the captured tensors have the shapes of every step."""
+    content = list(batches(100))
+    own, log = graphed(name, tables)
+    assert_same(trained(own, content, [20]), trained(stepper(name, tables), content, [20]))
+    eager = 2 if tables == "adam" else 0  # the first step and the one after validation: no updates are deferred
+    assert log.count("capture") == (2 if tables == "adam" else 1)  # the series of Adam grow after 64 steps
+    assert log.count("replay") == 100 - WARM_UP - eager
+    assert not any(parameter.grad.is_coalesced() for parameter in own.model.parameters() if parameter.grad.is_sparse)
