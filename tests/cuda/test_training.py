@@ -50,6 +50,6 @@ def test_replayed_steps_equal_eager_steps(name, tables):
     own, log = graphed(name, tables)
     assert_same(trained(own, content, [20]), trained(stepper(name, tables), content, [20]))
     eager = 2 if tables == "adam" else 0  # the first step and the one after validation: no updates are deferred
-    assert log.count("capture") == (2 if tables == "adam" else 1)  # the series of Adam grow after 64 steps
+    assert log.count("capture") == 1  # the series of Adam stay where they are
     assert log.count("replay") == 100 - WARM_UP - eager
     assert not any(parameter.grad.is_coalesced() for parameter in own.model.parameters() if parameter.grad.is_sparse)
