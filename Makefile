@@ -3,6 +3,8 @@
 # make test   everything CI checks but what needs TorchRec
 # make docs   the documentation site in build/site
 # make matrix the tests in clones with other versions of Python, torch and the compiler
+# make wheels a wheel without and, where torch has CUDA and nvcc is found, one with CUDA kernels in build/wheels
+# make cuda-build   wheels with CUDA kernels for two versions of torch, and the CUDA tests that need no GPU; needs nvcc
 PYTHON ?= python3
 TORCH ?= >=2.11,<2.14
 VENV ?= .venv
@@ -15,8 +17,10 @@ DOCS := $(VENV)/.docs
 # Cells of .github/workflows/ci.yml: Python, torch, ADAFTR_FAST_BUILD, C++ compiler.
 CELLS ?= 3.11-2.13-none-g++ 3.11-2.13-cpu-clang++ 3.13-2.11-cpu-g++
 CXX_FILES := $(shell find csrc -type f)
+BUILD_TOOLS := "setuptools>=77" wheel pybind11 ninja numpy
+CUDA_TORCH ?= 2.11 2.13
 
-.PHONY: demo build test pytest test-torchrec docs matrix lint format bench sanitize clean
+.PHONY: demo build test pytest test-torchrec docs matrix wheels cuda-build lint format bench sanitize clean
 
 demo: $(EXTENSION)
 	$(BIN)/adaftr-fast demo --out runs/demo
@@ -45,6 +49,21 @@ matrix-%:
 	$(MAKE) -C build/$@ pytest PYTHON=python$(call cell,1) "TORCH===$(call cell,2).*" \
 	  ADAFTR_FAST_BUILD=$(call cell,3) CXX=$(call cell,4)
 
+wheels: $(ENV)
+	.ci/wheel $(BIN)/python cpu build/wheels/cpu _C
+	if $(BIN)/python -c 'from torch.utils.cpp_extension import CUDA_HOME; exit(CUDA_HOME is None)'; \
+	then .ci/wheel $(BIN)/python cuda build/wheels/cuda _C _cuda; \
+	else echo "make: no wheel with CUDA kernels: torch has no CUDA, or nvcc is not found"; fi
+
+cuda-build: $(CUDA_TORCH:%=cuda-build-%)
+
+# PYTHONSAFEPATH keeps the source folder from being imported instead of the wheel. The second wheel is built by an nvcc
+# that fails.
+$(CUDA_TORCH:%=cuda-build-%): cuda-build-%: build/cuda/%/.installed
+	LIBRARY_PATH=$(CURDIR)/$(<D)/lib TORCH_CUDA_ARCH_LIST="8.0;9.0" .ci/wheel $(<D)/venv/bin/python cuda $(<D)/cuda _C _cuda
+	PYTHONSAFEPATH=1 $(<D)/cuda/venv/bin/python -m pytest -n 2 $(wildcard tests/cuda tests/training/device)
+	CUDA_HOME=$(CURDIR)/$(<D)/nvcc-fails .ci/wheel $(<D)/venv/bin/python auto $(<D)/cpu _C
+
 lint: $(ENV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,13 +86,13 @@ sanitize: $(ENV)
 	UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitize:. $(BIN)/pytest -q -n 0 tests/ops tests/nn/test_embedding*.py tests/optim -k "not memory and not compile and not thousands"
 
 clean:
-	rm -rf $(VENV) build *.egg-info adaftr_fast/_C*.so
+	rm -rf $(VENV) build *.egg-info adaftr_fast/_C*.so adaftr_fast/_cuda*.so adaftr_fast/_build.json
 
 # The environment is made once and made again when the build files change. It has no extension: pip would compile every
 # C++ file anew, where ninja compiles those that changed.
 $(ENV): pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q "torch$(TORCH)" "setuptools>=77" wheel pybind11 ninja numpy
+	$(BIN)/python -m pip install -q "torch$(TORCH)" $(BUILD_TOOLS)
 	ADAFTR_FAST_BUILD=none $(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
 	touch $@
 
@@ -89,4 +108,19 @@ $(TORCHREC): $(EXTENSION)
 
 $(DOCS): $(ENV)
 	ADAFTR_FAST_BUILD=none $(BIN)/python -m pip install -q --no-build-isolation -e ".[docs]"
+	touch $@
+
+# "===" and PIP_CONSTRAINT: neither a local wheel without CUDA (2.13.0+cpu) nor a constraint for one may win.
+# lib/ has libcudart.so, by which the linker looks for it: torch's CUDA packages have libcudart.so.13 alone.
+# nvcc-fails/ has an nvcc that knows its version and compiles nothing.
+build/cuda/%/.installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)/venv
+	PIP_CONSTRAINT=/dev/null $(@D)/venv/bin/python -m pip install -q "torch===$*.0" $(BUILD_TOOLS)
+	$(@D)/venv/bin/python -c 'import torch; torch.version.cuda or exit(f"make: torch {torch.__version__} has no CUDA")'
+	PIP_CONSTRAINT=/dev/null ADAFTR_FAST_BUILD=none $(@D)/venv/bin/python -m pip install -q --no-build-isolation ".[dev]"
+	mkdir -p $(@D)/lib $(@D)/nvcc-fails/bin
+	ln -sf $$(realpath $(@D)/venv/lib/python*/site-packages/nvidia/*/lib/libcudart.so.*) $(@D)/lib/libcudart.so
+	printf '#!/bin/sh\necho "error: this nvcc fails; release %s"\ntest "$$1" = --version\n' \
+	  $$($(@D)/venv/bin/python -c 'import torch; print(torch.version.cuda)') >$(@D)/nvcc-fails/bin/nvcc
+	chmod +x $(@D)/nvcc-fails/bin/nvcc
 	touch $@

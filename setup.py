@@ -1,93 +1,218 @@
-"""Builds the C++ (and, where torch has CUDA and nvcc is found, CUDA) extension ``adaftr_fast._C``.
+"""Builds two extensions, each by itself: ``adaftr_fast._C`` (C++) and ``adaftr_fast._cuda`` (CUDA).
 
-ADAFTR_FAST_BUILD = auto (default) | cuda | cpu | none. Without torch or a compiler ``auto`` yields a pure-Python
-package that runs on the plain-PyTorch references; ``adaftr-fast info`` then says so.
-ADAFTR_FAST_SANITIZE=1 builds with AddressSanitizer and UBSan.
+ADAFTR_FAST_BUILD selects what is built:
+  auto  what can be built (the default); the package runs without the rest, on its plain-PyTorch references
+  cuda  both extensions, or the build fails
+  cpu   ``_C`` alone, or the build fails
+  none  nothing
+Why an extension is missing is written to ``adaftr_fast/_build.json``, beside the extensions; ``adaftr-fast info``
+shows it. TORCH_CUDA_ARCH_LIST selects the GPUs, as in every extension of torch. ADAFTR_FAST_SANITIZE=1 builds ``_C``
+with AddressSanitizer and UBSan.
 """
 
-import glob
+import contextlib
+import json
 import os
+import re
 import shutil
+import subprocess
 import sys
+import sysconfig
+import tempfile
+from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
-BUILD = os.environ.get("ADAFTR_FAST_BUILD", "auto")
+C, CUDA = "adaftr_fast._C", "adaftr_fast._cuda"
+DEMANDED = {"auto": [], "cuda": [C, CUDA], "cpu": [C], "none": []}  # a build without these fails
+MODE = os.environ.get("ADAFTR_FAST_BUILD", "auto")
+if MODE not in DEMANDED:
+    raise SystemExit(f"setup.py: ADAFTR_FAST_BUILD must be auto, cuda, cpu or none, got {MODE!r}")
 SANITIZE = os.environ.get("ADAFTR_FAST_SANITIZE") == "1"
+os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # ninja, where the environment is not activated
 
-
-def notice(reason: str) -> None:
-    print(f"adaftr_fast: building without the extension: {reason}", file=sys.stderr)
-
-
-def extension() -> dict:
-    if BUILD not in ("auto", "cuda", "cpu", "none"):
-        raise SystemExit(f"setup.py: ADAFTR_FAST_BUILD must be auto, cuda, cpu or none, got {BUILD!r}")
-    if BUILD == "none":
-        return {}
+torch = cpp_extension = no_torch = None
+if MODE != "none":
     try:
         import torch
-        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
-    except ImportError as error:
-        if BUILD != "auto":
-            raise
-        notice(f"torch cannot be imported ({error}); install torch first and use --no-build-isolation")
-        return {}
-    compiler = os.environ.get("CXX", "c++").split()[0]
-    if shutil.which(compiler) is None:
-        if BUILD != "auto":
-            raise SystemExit(f"setup.py: ADAFTR_FAST_BUILD={BUILD}, but no C++ compiler {compiler!r} is on PATH")
-        notice(f"no C++ compiler {compiler!r} on PATH")
-        return {}
+        from torch.utils import cpp_extension
+    except (ImportError, OSError) as error:  # OSError: a library that torch needs is missing
+        no_torch = f"torch cannot be imported ({error}); install torch first and build with --no-build-isolation"
 
-    has_cuda = torch.version.cuda is not None and CUDA_HOME is not None
-    if BUILD == "cuda" and not has_cuda:
-        raise SystemExit(
-            f"setup.py: ADAFTR_FAST_BUILD=cuda, but torch.version.cuda={torch.version.cuda} and CUDA_HOME={CUDA_HOME}"
-        )
-    cuda_sources = sorted(glob.glob("csrc/cuda/**/*.cu", recursive=True))
-    with_cuda = has_cuda and BUILD in ("auto", "cuda") and bool(cuda_sources)
-    sources = sorted(glob.glob("csrc/**/*.cpp", recursive=True))
-    if with_cuda:
-        sources += cuda_sources
+
+def cxx_obstacle():
+    """Returns why C++ cannot be compiled, or None."""
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if no_torch is None and shutil.which(compiler) is None:
+        return f"no C++ compiler {compiler!r} on PATH"
+    return no_torch
+
+
+def cuda_obstacle():
+    """Returns why CUDA cannot be compiled, or None."""
+    if MODE == "cpu":
+        return "ADAFTR_FAST_BUILD=cpu"
+    if no_torch is not None:
+        return no_torch
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    home = cpp_extension.CUDA_HOME
+    if home is None:
+        return "no nvcc found (CUDA_HOME is not set)"
+    nvcc = Path(home, "bin", "nvcc")
+    if not nvcc.exists():
+        return f"no nvcc found in {nvcc.parent} (CUDA_HOME={home})"
+    return version_obstacle(nvcc)
+
+
+def version_obstacle(nvcc):
+    """Returns how nvcc's version does not suit torch's, or None. Kernels load under another minor version."""
+    shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+    version = re.search(r"release (\d+)\.\d+", shown.stdout)
+    if version is None:
+        return f"{nvcc} --version names no release: {(shown.stdout + shown.stderr).strip()!r}"
+    if version[1] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is CUDA {version[0].split()[1]}, torch is built with CUDA {torch.version.cuda}"
+    return None
+
+
+def cxx_flags():
     # No -march flag: code for one instruction set stands in its own file, under its own target pragma,
     # and is chosen at run time (csrc/cpu/runtime/capability.h).
-    cxx = [
-        "-O3",
-        "-std=c++20",
-        "-fopenmp",
-        "-fno-math-errno",
-        "-Wall",
-        "-Wextra",
-        "-Wno-unused-parameter",
-        "-Wno-psabi",
-    ]
-    cxx += ["-Wno-unknown-pragmas"]
-    link = ["-fopenmp"]
-    if SANITIZE:
-        sanitizers = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-omit-frame-pointer", "-g", "-O1"]
-        cxx, link = cxx + sanitizers, link + sanitizers[:1]
-    make = CUDAExtension if with_cuda else CppExtension
-    module = make(
-        "adaftr_fast._C",
-        sources,
+    warnings = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi", "-Wno-unknown-pragmas"]
+    return ["-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", *warnings]
+
+
+def c_extension():
+    sanitizers = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-omit-frame-pointer", "-g", "-O1"]
+    return cpp_extension.CppExtension(
+        C,
+        ["csrc/bindings.cpp", *sources("csrc/cpu", ".cpp")],
         include_dirs=[os.path.abspath("csrc")],
-        define_macros=[("ADAFTR_FAST_CUDA", "1")] if with_cuda else [],
-        extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20"]} if with_cuda else {"cxx": cxx},
-        extra_link_args=link,
-        optional=BUILD == "auto",  # a compiler that cannot build it leaves the references; info says so
+        extra_compile_args={"cxx": cxx_flags() + sanitizers * SANITIZE},
+        extra_link_args=["-fopenmp", *sanitizers[:1] * SANITIZE],
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=True)}}
 
 
-# kernels/ lives at the root and is installed as adaftr_fast.kernels.
-KERNELS = "adaftr_fast.kernels"
-setup(
-    packages=[
-        *find_packages(include=["adaftr_fast", "adaftr_fast.*"]),
-        KERNELS,
-        *(f"{KERNELS}.{name}" for name in find_packages("kernels")),
-    ],
-    package_dir={KERNELS: "kernels"},
-    **extension(),
-)
+def cuda_extension():
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
+        os.environ["TORCH_CUDA_ARCH_LIST"] = "8.0;9.0+PTX"  # torch has no default without a visible GPU
+    return cpp_extension.CUDAExtension(
+        CUDA,
+        [*sources("csrc/cuda", ".cpp"), *sources("csrc/cuda", ".cu")],
+        include_dirs=[os.path.abspath("csrc")],
+        extra_compile_args={"cxx": cxx_flags(), "nvcc": ["-O3", "-std=c++20"]},
+    )
+
+
+def sources(folder, suffix):
+    return sorted(str(path) for path in Path(folder).rglob(f"*{suffix}"))
+
+
+def extensions():
+    """Returns both extensions; one that cannot be built has no sources and says why."""
+    found = []
+    for name, obstacle, make in ((C, cxx_obstacle(), c_extension), (CUDA, cuda_obstacle(), cuda_extension)):
+        found.append(make() if obstacle is None else Extension(name, []))
+        found[-1].obstacle = obstacle
+    return found
+
+
+@contextlib.contextmanager
+def copy_of_output(path):
+    """Copies to a file what this process and the compilers it starts print."""
+    sys.stdout.flush()
+    saved = os.dup(1), os.dup(2)
+    tee = subprocess.Popen(["tee", path], stdin=subprocess.PIPE)
+    os.dup2(tee.stdin.fileno(), 1)
+    os.dup2(tee.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in enumerate(saved, start=1):
+            os.dup2(copy, number)
+            os.close(copy)
+        tee.communicate()
+
+
+def failure(log, error):
+    """Returns in one line which tool failed and its first error, from the output of ninja and the compilers."""
+    lines = log.splitlines()
+    failed = next((number for number, line in enumerate(lines) if line.startswith("FAILED:")), None)
+    tool = "the build" if failed is None else Path(lines[failed + 1].split()[0]).name  # ninja prints the command next
+    errors = (line.strip() for line in lines if re.search("error:|fatal  |cannot find|undefined reference", line))
+    first = next(errors, (str(error) or repr(error)).splitlines()[0])
+    return f"{tool} failed: {first[:300]}"
+
+
+class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExtension):
+    """Builds each extension by itself: torch's class builds none if one fails."""
+
+    def run(self):
+        if MODE == "none":
+            return
+        options, built, reasons = dict(vars(self)), [], {}
+        for extension in sorted(self.extensions, key=lambda each: each.obstacle is None):  # fails early if it must
+            objects = os.path.join(options["build_temp"], extension.name)  # each has a file build.ninja
+            vars(self).update(options, extensions=[extension], build_temp=objects)
+            reason = extension.obstacle or self.attempt()
+            vars(self).update(options)
+            if reason is None:
+                built.append(extension)
+            else:
+                reasons[extension.name] = reason
+                self.give_up(extension, reason)
+        self.extensions = built
+        self.write_down(reasons)
+
+    def attempt(self):
+        """Builds ``self.extensions``. Returns why it failed, or None."""
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder, "log")
+            try:
+                with copy_of_output(log):
+                    super().run()
+            except Exception as error:  # of ninja, setuptools or torch's checks, which have no common class
+                return failure(log.read_text(errors="replace"), error)
+        return None
+
+    def folders(self):
+        """Returns the folders that receive the extensions."""
+        return [Path(self.build_lib)] + [Path()] * bool(self.inplace)
+
+    def give_up(self, extension, reason):
+        """Removes what an earlier build left, which may be of other sources. Exits if the extension is demanded."""
+        for folder in self.folders():
+            (folder / self.get_ext_filename(extension.name)).unlink(missing_ok=True)
+        if extension.name in DEMANDED[MODE]:
+            raise SystemExit(f"setup.py: ADAFTR_FAST_BUILD={MODE}, but {extension.name} is not built: {reason}")
+        print(f"adaftr_fast: {extension.name} is not built: {reason}", file=sys.stderr)
+
+    def write_down(self, reasons):
+        for folder in self.folders():
+            notes = folder / "adaftr_fast" / "_build.json"
+            notes.parent.mkdir(parents=True, exist_ok=True)
+            temporary = notes.with_suffix(".new")
+            temporary.write_text(json.dumps(reasons, indent=1), encoding="utf-8")
+            temporary.replace(notes)
+
+
+def main():
+    kernels = "adaftr_fast.kernels"  # stands at the root as kernels/
+    setup(
+        packages=[
+            *find_packages(include=["adaftr_fast", "adaftr_fast.*"]),
+            kernels,
+            *(f"{kernels}.{name}" for name in find_packages("kernels")),
+        ],
+        package_dir={kernels: "kernels"},
+        ext_modules=[] if MODE == "none" else extensions(),
+        cmdclass={"build_ext": BuildEach},
+    )
+
+
+if __name__ == "__main__":
+    main()

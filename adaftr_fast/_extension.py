@@ -1,38 +1,62 @@
-"""Loads the C++ extension and describes the build."""
+"""Loads the extensions, C++ and CUDA, and describes the build."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import platform
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch  # must be imported before the extension, which links against it
+import torch  # must be imported before the extensions, which link against it
 
-EXTENSION = "adaftr_fast._C"
+C, CUDA = "adaftr_fast._C", "adaftr_fast._cuda"
+BUILD_NOTES = Path(__file__).with_name("_build.json")  # written by setup.py: extension -> why it is not built
 
 
-def _load() -> tuple[ModuleType | None, str | None]:
+def _load(name: str, kernels: str, instead: str) -> tuple[ModuleType | None, str | None]:
     """Returns (extension, None), or (None, the reason it is missing).
 
-    Warns if the extension is installed but does not load, because the references are slow.
+    Warns if the extension is installed but does not load, because what runs instead is slow.
     """
     try:
-        return importlib.import_module(EXTENSION), None
+        return importlib.import_module(name), None
     except ImportError as error:
-        if importlib.util.find_spec(EXTENSION) is not None:
-            warnings.warn(
-                f"adaftr_fast: the C++ extension is installed but does not load ({error}). The plain-PyTorch "
-                "references are used, which are slower and need more memory. Rebuild it for the installed torch",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return None, str(error)
+        if importlib.util.find_spec(name) is None:
+            return None, f"not built: {_build_notes().get(name, error)}"
+        warnings.warn(
+            f"adaftr_fast: the {kernels} extension is installed but does not load ({error}). {instead}, which are "
+            "slower and need more memory. Rebuild it for the installed torch",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None, f"built, but does not load: {error}"
 
 
-_C, load_error = _load()
+def _load_cuda() -> tuple[ModuleType | None, str | None]:
+    """Loads the CUDA extension as ``_load`` does, where torch has CUDA; it links against torch's CUDA libraries."""
+    if torch.version.cuda is not None:
+        return _load(CUDA, "CUDA", "The plain-PyTorch references are used on CUDA tensors")
+    no_cuda = f"torch {torch.__version__} has no CUDA"
+    if importlib.util.find_spec(CUDA) is not None:
+        return None, f"built, but not loaded: {no_cuda}"
+    return None, f"not built: {_build_notes().get(CUDA, no_cuda)}"
+
+
+def _build_notes() -> dict[str, str]:
+    """Returns what setup.py wrote, or nothing if there is no such file or it is damaged."""
+    try:
+        notes = json.loads(BUILD_NOTES.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return notes if isinstance(notes, dict) else {}
+
+
+_C, load_error = _load(C, "C++", "The plain-PyTorch references are used")
+_cuda, cuda_load_error = _load_cuda()
 
 
 def is_built() -> bool:
@@ -41,8 +65,8 @@ def is_built() -> bool:
 
 
 def has_cuda_kernels() -> bool:
-    """Returns whether the CUDA kernels are available; without them ops on CUDA tensors run their references."""
-    return _C is not None and bool(_C.build_info()["cuda"])
+    """Returns whether the CUDA extension is loaded; without it the ops it has run their references on CUDA tensors."""
+    return _cuda is not None
 
 
 def cpu_capability() -> str:
@@ -82,8 +106,12 @@ def build_info() -> dict[str, Any]:
         info["C++ extension"] = _C.build_info()["compiler"]
         info["compiled instruction sets"] = ", ".join(_C.build_info()["compiled"])
         info["this machine runs"] = ", ".join(_C.build_info()["supported"])
-        info["CUDA kernels"] = "built" if _C.build_info()["cuda"] else "not built (torch has no CUDA, or no nvcc)"
     info["in use"] = cpu_capability()
+    if _cuda is None:
+        info["CUDA kernels"] = cuda_load_error
+    else:
+        built = _cuda.build_info()
+        info["CUDA kernels"] = f"built for CUDA {built['version']}, {' '.join(built['architectures'])}"
     try:
         info["triton"] = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:

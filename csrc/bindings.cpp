@@ -19,11 +19,6 @@ PYBIND11_MODULE(_C, m) {
 #endif
     info["compiled"] = adaftr_fast::compiled_capabilities();
     info["supported"] = adaftr_fast::supported_capabilities();
-#if defined(ADAFTR_FAST_CUDA)
-    info["cuda"] = true;
-#else
-    info["cuda"] = false;
-#endif
     return info;
   });
 }

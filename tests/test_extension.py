@@ -1,41 +1,106 @@
 import importlib
 import importlib.util
+import json
+import subprocess
+import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from adaftr_fast import _extension
 
 
 @pytest.fixture
-def unloadable(monkeypatch):
-    """Returns a function that makes the extension fail to import, with or without its file."""
+def unloadable(monkeypatch, tmp_path):
+    """Returns a function that makes extensions fail to import, with or without their files and notes of the build."""
 
-    def missing(name):
+    def fail(name):
         raise ImportError("undefined symbol: torch")
 
-    def make(there):
-        monkeypatch.setattr(importlib, "import_module", missing)
+    def make(there, notes=None):
+        monkeypatch.setattr(importlib, "import_module", fail)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
+        monkeypatch.setattr(_extension, "BUILD_NOTES", tmp_path / "_build.json")
+        if notes is not None:
+            (tmp_path / "_build.json").write_text(notes)
 
     return make
 
 
-def test_an_extension_that_fails_to_load_warns(unloadable):
-    unloadable(there=True)
-    with pytest.warns(RuntimeWarning, match=r"is installed but does not load \(undefined symbol: torch\)"):
-        assert _extension._load() == (None, "undefined symbol: torch")
+def with_torch(monkeypatch, version, cuda):
+    monkeypatch.setattr(_extension, "torch", SimpleNamespace(__version__=version, version=SimpleNamespace(cuda=cuda)))
 
 
-def test_a_missing_extension_does_not_warn(unloadable):
-    unloadable(there=False)
+def load_c():
+    return _extension._load(_extension.C, "C++", "The references are used")
+
+
+@pytest.mark.parametrize(("load", "kernels"), [(load_c, r"C\+\+"), (_extension._load_cuda, "CUDA")])
+def test_an_extension_that_fails_to_load_warns(unloadable, monkeypatch, load, kernels):
+    with_torch(monkeypatch, "2.13.0", "13.0")
+    unloadable(there=True, notes='{"adaftr_fast._C": "no compiler", "adaftr_fast._cuda": "no compiler"}')  # before
+    with pytest.warns(RuntimeWarning, match=rf"the {kernels} extension is installed but does not load \(undefined"):
+        assert load() == (None, "built, but does not load: undefined symbol: torch")
+
+
+@pytest.mark.parametrize(
+    ("notes", "reason"),
+    [
+        (None, "undefined symbol: torch"),
+        ("{}", "undefined symbol: torch"),
+        ("[]", "undefined symbol: torch"),
+        ("damaged", "undefined symbol: torch"),
+        ('{"adaftr_fast._C": "no C++ compiler", "adaftr_fast._cuda": "no C++ compiler"}', "no C++ compiler"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_c, _extension._load_cuda])
+def test_a_missing_extension_does_not_warn_and_says_why_it_is_not_built(unloadable, monkeypatch, load, notes, reason):
+    with_torch(monkeypatch, "2.13.0", "13.0")
+    unloadable(there=False, notes=notes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _extension._load() == (None, "undefined symbol: torch")
+        assert load() == (None, f"not built: {reason}")
 
 
-def test_without_an_extension_the_build_says_so(monkeypatch):
+def test_cuda_kernels_are_not_imported_where_torch_has_no_cuda(unloadable, monkeypatch):
+    with_torch(monkeypatch, "2.13.0+cpu", None)
+    unloadable(there=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _extension._load_cuda() == (None, "built, but not loaded: torch 2.13.0+cpu has no CUDA")
+    unloadable(there=False)
+    assert _extension._load_cuda() == (None, "not built: torch 2.13.0+cpu has no CUDA")
+    unloadable(there=False, notes=json.dumps({"adaftr_fast._cuda": "no nvcc found"}))
+    assert _extension._load_cuda() == (None, "not built: no nvcc found")
+
+
+def test_the_build_names_what_is_missing(monkeypatch):
     monkeypatch.setattr(_extension, "_C", None)
+    monkeypatch.setattr(_extension, "load_error", "not built: no C++ compiler")
+    monkeypatch.setattr(_extension, "_cuda", None)
+    monkeypatch.setattr(_extension, "cuda_load_error", "not built: no nvcc found")
     info = _extension.build_info()
-    assert info["C++ extension"].startswith("missing, plain-PyTorch references are used instead")
+    assert info["C++ extension"] == "missing, plain-PyTorch references are used instead: not built: no C++ compiler"
+    assert info["CUDA kernels"] == "not built: no nvcc found"
     assert info["in use"] == "none"
+    assert not _extension.is_built()
+    assert not _extension.has_cuda_kernels()
+
+
+def test_the_build_names_what_the_cuda_kernels_are_built_for(monkeypatch):
+    facts = {"version": "13.0", "architectures": ["sm_80", "sm_90"]}
+    monkeypatch.setattr(_extension, "_cuda", SimpleNamespace(build_info=lambda: facts))
+    assert _extension.build_info()["CUDA kernels"] == "built for CUDA 13.0, sm_80 sm_90"
+    assert _extension.has_cuda_kernels()
+
+
+@pytest.mark.skipif(not (_extension.has_cuda_kernels() and torch.cuda.is_available()), reason="needs a GPU")
+def test_loading_the_cuda_kernels_does_not_initialise_cuda():
+    code = """
+import ctypes, adaftr_fast
+print(ctypes.CDLL("libcuda.so.1").cuCtxGetCurrent(ctypes.byref(ctypes.c_void_p())))
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(shown) == 3  # CUDA_ERROR_NOT_INITIALIZED
