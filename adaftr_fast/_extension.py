@@ -39,7 +39,7 @@ def _load(name: str, kernels: str, instead: str) -> tuple[ModuleType | None, str
 def _load_cuda() -> tuple[ModuleType | None, str | None]:
     """Loads the CUDA extension as ``_load`` does, where torch has CUDA; it links against torch's CUDA libraries."""
     if torch.version.cuda is not None:
-        return _load(CUDA, "CUDA", "The plain-PyTorch references are used on CUDA tensors")
+        return _load(CUDA, "CUDA", "On CUDA tensors the plain-PyTorch references are used")
     no_cuda = f"torch {torch.__version__} has no CUDA"
     if importlib.util.find_spec(CUDA) is not None:
         return None, f"built, but not loaded: {no_cuda}"
