@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from typing import Any
 
-BUILT = r"built( for |$)"  # how build_info() says that the CUDA kernels are there
 QUERY = (
     "driver_version",
     "clocks.max.sm",
@@ -24,12 +23,13 @@ def facts(device: str) -> dict[str, Any]:
     """Returns what ``benchmarks.measure.write`` stores as the machine, with date and commit of the measurement."""
     import torch
 
+    from adaftr_fast import build_info
     from adaftr_fast.experiments.measure import machine
     from benchmarks.measure import measured_code
 
     found = machine() | {"date": datetime.date.today().isoformat(), "commit": measured_code()}
     found |= {"triton": triton_version(), "nvcc": nvcc_version(), "cuda": torch.version.cuda}
-    found["CUDA kernels"] = cuda_kernels()
+    found["CUDA kernels"] = build_info()["CUDA kernels"]
     if device == "cpu":
         return found | {"gpu": "dry run"}
     card = torch.cuda.get_device_properties(0)
@@ -41,18 +41,6 @@ def facts(device: str) -> dict[str, Any]:
         "l2, MiB": card.L2_cache_size >> 20,
         "nvidia-smi": nvidia_smi(),
     }
-
-
-def cuda_kernels() -> str:
-    """Returns "built", with more words in some versions, or why there are none."""
-    from adaftr_fast import build_info
-
-    info = build_info()
-    return info.get("CUDA kernels", info["C++ extension"])
-
-
-def has_cuda_kernels() -> bool:
-    return re.match(BUILT, cuda_kernels()) is not None
 
 
 def triton_version() -> str | None:

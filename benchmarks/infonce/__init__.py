@@ -1,1 +1,1 @@
-"""What the benchmarks of the loss share, its benchmark on GPUs, and a check that every tiling compiles."""
+"""What the benchmarks of the loss share, and a check that every tiling compiles."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import adaftr_fast as af
-from benchmarks.gpu.card import cuda_kernels, has_cuda_kernels
+from adaftr_fast import build_info
+from adaftr_fast._extension import has_cuda_kernels
 
 LR, BETAS = 1e-2, (0.9, 0.999)
 EPS = 1e-10  # so small that it does not matter where an implementation adds it
@@ -78,7 +79,7 @@ def ours(work: Work, optimizer: str) -> Table:
         RuntimeError: the CUDA kernels are not built, so that a GPU would run their references.
     """
     if work.device != "cpu" and not has_cuda_kernels():
-        raise RuntimeError(f"the CUDA kernels are missing: {cuda_kernels()}")
+        raise RuntimeError(f"the CUDA kernels are missing: {build_info()['CUDA kernels']}")
     table = af.FusedEmbedding([work.rows] * work.fields, work.width, device=work.device)
     with torch.no_grad():
         table.weight.copy_(work.start())
