@@ -16,6 +16,7 @@ from benchmarks.gpu.stages import checks
 
 LIMIT = 200  # seconds of a cell
 FOLDERS = ("tests/kernels", "tests/cuda", "tests/ops/infonce", "tests/training/device")
+ON_A_CARD = ("test_cuda.py", "test_on_a_card.py")
 DRY = "tests/test_json.py"
 SHOWN = 5  # failures of a file that are kept
 
@@ -30,7 +31,7 @@ def cells(setting: Setting) -> Iterator[Cell]:
 
 def files() -> list[str]:
     found = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("test_*.py"))]
-    return sorted((str(path.relative_to(ROOT)) for path in found), key=lambda path: "cuda" not in path)
+    return sorted((str(path.relative_to(ROOT)) for path in found), key=lambda path: not path.endswith(ON_A_CARD))
 
 
 def pytest(path: str) -> dict[str, Any]:
