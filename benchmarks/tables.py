@@ -4,9 +4,9 @@
     python -m benchmarks.tables --check    changes nothing, exits with 1 and names each file and table that differ
 
 A document says where a table stands and what it shows: everything between ``<!-- table: NAME RESULTS -->`` and
-``<!-- /table -->`` is generated from benchmarks/results/RESULTS.json by the function NAME of benchmarks/render.py or,
-once there are figures of a GPU, of benchmarks/gpu/render.py. The line below a table names the machine, date and commit
-of its figures and repeats the "stale" text of the results file.
+``<!-- /table -->`` is generated, by the function NAME of benchmarks/render.py or, once there are figures of a GPU, of
+benchmarks/gpu/render.py, from benchmarks/results/RESULTS.json or from several files, FIRST+SECOND. The line below a table
+names the machine or compiler, date and commit of its figures and repeats the "stale" text of the results file.
 """
 
 import argparse
@@ -41,33 +41,43 @@ def documents(root: Path = ROOT) -> dict[str, str]:
 
 
 def caption(record: dict[str, Any]) -> str:
-    """Returns one line that names machine, date and commit of a results file, and why its figures are stale."""
-    on = record["machine"]
+    """Returns one line that names machine, date and commit of a results file, and why its figures are stale.
+
+    The figures of compiled kernels depend on the compiler instead, and their files name that.
+    """
+    if "compiler" in record:
+        by, verb = f"Triton {record['compiler']['triton']} with ptxas {record['compiler']['ptxas']}", "compiled"
+    else:
+        by, verb = _machine(record["machine"]), "measured"
+    stale = f" **Stale: {record['stale']}.**" if record.get("stale") else ""
+    return f"{by}; {verb} {record['date']}, {record['commit']}.{stale}"
+
+
+def _machine(on: dict[str, Any]) -> str:
     threads = "1 thread" if on["threads"] == 1 else f"{on['threads']} threads"
     kind = on["in use"].upper().replace("_", "-")
     machine = f"{on['cpu']}, {kind}, {on['cores']} cores, torch {on['torch']} on {threads}"
-    if "gpu" in on:
-        machine = f"{on['gpu']} beside {machine}"
-    stale = f" **Stale: {record['stale']}.**" if record.get("stale") else ""
-    return f"{machine}; measured {record['date']}, {record['commit']}.{stale}"
+    return f"{on['gpu']} beside {machine}" if "gpu" in on else machine
 
 
 def block(name: str, results: str, folder: Path = RESULTS) -> str:
-    """Returns everything between the markers of table ``name`` of the file ``results``.
+    """Returns everything between the markers of table ``name`` of the file ``results``, or of several joined by "+".
 
     Raises:
-        TableError: there is no such table or file, or the file lacks what the table or its caption shows.
+        TableError: there is no such table or file, or a file lacks what the table or its caption shows.
     """
-    path = folder / f"{results}.json"
     if name not in TABLES:
         raise TableError(f"no table {name!r} in benchmarks/render.py; there are {', '.join(TABLES)}")
-    if not path.exists():
-        raise TableError(f"table {name}: no results file {path}")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    paths = [folder / f"{each}.json" for each in results.split("+")]
+    for path in paths:
+        if not path.exists():
+            raise TableError(f"table {name}: no results file {path}")
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     try:
-        return f"\n{TABLES[name](record['cases'])}\n\n{caption(record)}\n\n"
+        cases = [case for record in records for case in record["cases"]]
+        return f"\n{TABLES[name](cases)}\n\n{' '.join(map(caption, records))}\n\n"
     except KeyError as error:
-        raise TableError(f"table {name}: {path} has no {error}") from error
+        raise TableError(f"table {name}: {' or '.join(map(str, paths))} has no {error}") from error
 
 
 def blocks(text: str, document: str) -> Iterator[re.Match[str]]:
@@ -106,7 +116,8 @@ def update(text: str, document: str, folder: Path = RESULTS) -> tuple[str, list[
 def unshown(texts: dict[str, str], folder: Path = RESULTS) -> list[str]:
     """Names tables and current results that no marker mentions, and documents that must have a table and have none."""
     found = {document: [match.groups()[:2] for match in blocks(text, document)] for document, text in texts.items()}
-    names, results = ({pair[i] for pairs in found.values() for pair in pairs} for i in (0, 1))
+    names, shown = ({pair[i] for pairs in found.values() for pair in pairs} for i in (0, 1))
+    results = {each for files in shown for each in files.split("+")}
     lost = [f"{document} has no generated table" for document in list(texts)[:2] if not found[document]]
     lost += [f"table {name} stands in no document" for name in TABLES if name not in names]
     for path in sorted(folder.glob("*.json")):

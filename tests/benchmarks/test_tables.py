@@ -42,10 +42,11 @@ def test_every_table_and_every_results_file_is_shown():
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
-def test_results_name_machine_date_and_commit(path):
+def test_results_name_machine_or_compiler_date_and_commit(path):
     record = json.loads(path.read_text(encoding="utf-8"))
-    assert set(record) - {"stale"} == {"machine", "date", "commit", "cases"}
-    assert record["machine"]["cpu"] in tables.caption(record)
+    origin, name = ("compiler", "ptxas") if path.stem.startswith("compile-") else ("machine", "cpu")
+    assert set(record) - {"stale"} == {origin, "date", "commit", "cases"}
+    assert record[origin][name] in tables.caption(record)
 
 
 def test_table_replaces_what_stands_between_its_markers(folder):
@@ -59,6 +60,21 @@ def test_table_replaces_what_stands_between_its_markers(folder):
         "<!-- /table -->\n\nAfter.\n"
     )
     assert tables.update(text, "a.md", folder) == (text, [])
+
+
+def test_table_of_several_files_has_the_cases_and_captions_of_all(folder):
+    other = RECORD | {"cases": [CASE | {"ids a field": 500}], "commit": "commit 5d6e7f8", "stale": "older"}
+    (folder / "two.json").write_text(json.dumps(other))
+    document = DOCUMENT.replace("loader one", "loader one+two")
+    text, different = tables.update(document, "a.md", folder)
+    assert different == ["loader one+two"]
+    assert "| 10,000 | 40.6 | 4.35 | 0.235 |\n| 500 | 40.6 | 4.35 | 0.235 |\n\nA CPU" in text
+    assert ", commit 1a2b3c4. A CPU" in text
+    assert text.count("**Stale: older.**") == 1
+    texts = {"README.md": DOCUMENT, "benchmarks/README.md": document}
+    assert [line for line in tables.unshown(texts, folder) if "json" in line] == []
+    with pytest.raises(tables.TableError, match=r"table loader: no results file .*three\.json"):
+        tables.update(document.replace("two", "three"), "a.md", folder)
 
 
 @pytest.mark.parametrize(
