@@ -13,6 +13,17 @@ What the table rests on:
   beyond 256 (512 on sm_80, whose matrix instruction runs at full speed with 32 streamed rows), with TF32 beyond 128,
   and with IEEE float32 and float64 always. IEEE float32 has no matrix unit, and Triton unrolls an FMA product over its
   whole depth, so BLOCK_K also bounds compile time and registers.
+* Most calls are the training variant: row r's positive is column r and no statistics are asked for. Explicit positives
+  and groups mask every block, and sum_pz adds a sum. Both take registers, so these variants of the row sweep have
+  blocks of their own where those of training spill under Triton 3.6 or 3.9: explicit ones in half types at 256 on sm_90
+  and at 16 on sm_80, and in IEEE float32; sum_pz in half types at 128 on sm_80. TF32 up to 64, IEEE float32 up to 32
+  and float64 up to 16 have rows of their own, because kernels spilled there in the blocks of the greater widths. Of the
+  blocks that were tried and spill under neither version, the table has those of the fewest issue cycles for an element
+  (benchmarks/README.md, "Compiled code").
+* Warps repeat each other's products where the owned rows or columns are fewer than 16 a warp (mma.sync) or 64 for four
+  warps (wgmma): in TF32 up to 64 eight warps own 128 and four own 64.
+* The sweeps of a row of the table have one BLOCK_K: the column sweep forms the row sweep's scores again and must sum
+  them in the same order.
 * A small B or N leaves multiprocessors idle. The streamed side is then split, and the splits are joined in order.
 """
 
@@ -45,14 +56,15 @@ class Tiling(NamedTuple):
     max_width: float
     min_capability: int
     row_sweep: Config
-    row_sweep_pz: Config  # with sum_pz, which takes more registers
+    row_sweep_explicit: Config  # with explicit positives or groups and without sum_pz
+    row_sweep_pz: Config  # with sum_pz
     column_sweep: Config
 
 
 def _same(kind: str, max_width: float, min_capability: int, owned: int, streamed: int, *rest: int) -> Tiling:
     """The same config for all sweeps, by the blocks they own and stream."""
     rows, columns = Config(owned, streamed, *rest), Config(streamed, owned, *rest)
-    return Tiling(kind, max_width, min_capability, rows, rows, columns)
+    return Tiling(kind, max_width, min_capability, rows, rows, rows, columns)
 
 
 ANY = float("inf")
@@ -60,15 +72,25 @@ ANY = float("inf")
 # (python -m benchmarks.infonce.compile_sweep).
 TILINGS = (
     Tiling(
-        "half", 64, 80,
+        "half", 64, 90,
         row_sweep=Config(128, 128, 64, 0, 8, 3),
+        row_sweep_explicit=Config(128, 128, 64, 0, 8, 2),
         row_sweep_pz=Config(128, 64, 64, 0, 8, 3),
         column_sweep=Config(128, 128, 64, 0, 8, 3),
     ),
-    _same("half", 128, 80, 128, 64, 128, 0, 8, 3),
+    Tiling(
+        "half", 64, 80,
+        row_sweep=Config(128, 128, 64, 0, 8, 3),
+        row_sweep_explicit=Config(128, 64, 64, 0, 8, 3),
+        row_sweep_pz=Config(128, 64, 64, 0, 8, 3),
+        column_sweep=Config(128, 128, 64, 0, 8, 3),
+    ),
+    _same("half", 128, 90, 128, 64, 128, 0, 8, 3),
+    _same("half", 128, 80, 128, 64, 128, 0, 8, 3)._replace(row_sweep_pz=Config(128, 32, 128, 0, 8, 3)),
     Tiling(
         "half", 256, 90,
         row_sweep=Config(128, 64, 256, 0, 8, 2),
+        row_sweep_explicit=Config(128, 32, 256, 0, 8, 2),
         row_sweep_pz=Config(128, 32, 256, 0, 8, 3),
         column_sweep=Config(32, 128, 256, 0, 8, 3),
     ),
@@ -76,14 +98,24 @@ TILINGS = (
     _same("half", ANY, 90, 64, 64, 256, 64, 8, 3),
     _same("half", 512, 80, 32, 32, 512, 0, 8, 2),
     _same("half", ANY, 80, 64, 32, 256, 64, 8, 3),
+    Tiling(
+        "tf32", 64, 80,
+        row_sweep=Config(128, 64, 64, 0, 8, 2),
+        row_sweep_explicit=Config(64, 32, 64, 0, 4, 2),
+        row_sweep_pz=Config(64, 32, 64, 0, 4, 2),
+        column_sweep=Config(64, 128, 64, 0, 8, 2),
+    ),
     _same("tf32", 128, 80, 64, 64, 128, 0, 8, 2),
     _same("tf32", ANY, 80, 64, 64, 128, 32, 8, 3),
+    _same("ieee", 32, 80, 64, 32, 32, 16, 4, 2)._replace(column_sweep=Config(32, 64, 32, 16, 4, 3)),
     Tiling(
         "ieee", ANY, 80,
         row_sweep=Config(64, 32, 64, 16, 8, 2),
+        row_sweep_explicit=Config(32, 32, 64, 16, 4, 2),
         row_sweep_pz=Config(32, 32, 64, 16, 4, 2),
         column_sweep=Config(32, 64, 64, 16, 8, 2),
     ),
+    _same("float64", 16, 80, 64, 32, 16, 16, 4, 2),
     _same("float64", ANY, 80, 32, 32, 32, 16, 4, 2),
 )  # fmt: skip
 
@@ -104,9 +136,12 @@ def choose_tiling(kind: str, width: int, capability: int) -> Tiling:
     for tiling in TILINGS:
         if tiling.kind == kind and width <= tiling.max_width and capability >= tiling.min_capability:
             widest = triton.next_power_of_2(width)
-            fitted = (config._replace(block_d=min(config.block_d, widest)) for config in tiling[3:])
-            return Tiling(*tiling[:3], *fitted)
+            return Tiling(*tiling[:3], *(_fit(config, widest) for config in tiling[3:]))
     raise ValueError(f"kernels.infonce: the GPU must be of compute capability 8.0 or later, got {capability / 10}")
+
+
+def _fit(config: Config, widest: int) -> Config:
+    return config._replace(block_d=min(config.block_d, widest), block_k=min(config.block_k, widest))
 
 
 @lru_cache

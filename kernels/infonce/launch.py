@@ -88,7 +88,7 @@ class _Problem(NamedTuple):
         return self.anchors.new_empty(shape, dtype=dtype or self.acc_dtype)
 
     def launch_options(
-        self, sweep: Literal["row_sweep", "row_sweep_pz", "column_sweep"], divide_width: bool
+        self, sweep: Literal["row_sweep", "row_sweep_explicit", "row_sweep_pz", "column_sweep"], divide_width: bool
     ) -> tuple[tuple[int, int, int], dict]:
         """Returns a sweep's grid (owned blocks, splits of the streamed side, slices of the width) and its options."""
         kind, width = product_kind(self.anchors.dtype), self.anchors.shape[1]
@@ -163,7 +163,9 @@ def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, 
     B, width = a.shape
     strides = (a.stride(0), b.stride(0))
     need_sum_pz = need_stats or (need_d_tau and not need_d_anchors)
-    grid, options = problem.launch_options("row_sweep_pz" if need_sum_pz else "row_sweep", divide_width=need_d_anchors)
+    explicit = problem.positive is not None or problem.row_group is not None
+    sweep = "row_sweep_pz" if need_sum_pz else "row_sweep_explicit" if explicit else "row_sweep"
+    grid, options = problem.launch_options(sweep, divide_width=need_d_anchors)
     num_splits = grid[1]
     positive_score, partials = empty(B), empty(num_splits, 4, B)
     acc = empty(num_splits, B, width) if need_d_anchors else empty(0)
