@@ -1,0 +1,140 @@
+"""Compiles one kernel and reads the figures of its machine code. Not under TRITON_INTERPRET."""
+
+import re
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
+from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
+from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from benchmarks.infonce.compile import sass
+from benchmarks.infonce.compile.cases import Case
+from benchmarks.infonce.compile.occupancy import SCHEDULERS, SHARED, programs_per_multiprocessor
+from benchmarks.infonce.compile.record import name
+
+KERNELS = {
+    "row_sweep": infonce_row_sweep_kernel,
+    "column_sweep": infonce_column_sweep_kernel,
+    "combine": infonce_combine_kernel,
+}
+MATRIX = {80: "HMMA.16816", 90: "HGMMA.64x"}  # what products of half types must use
+POINTEE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+INT64 = ("positive_ptr", "row_group_ptr", "column_group_ptr")
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+def compiler() -> dict[str, str]:
+    """Names what the figures depend on besides the code: the versions of Triton and of NVIDIA's assembler."""
+    printed = _run("ptxas", "--version")
+    return {"triton": triton.__version__, "ptxas": re.search(r"\bV([\d.]+)", printed)[1]}
+
+
+def build(case: Case) -> dict[str, Any]:
+    """Returns the figures of a case, as the README describes them, and what is wrong with them ("faults").
+
+    Raises:
+        SassError: the machine code has no tile loop; the message names the kernel.
+    """
+    started = time.perf_counter()
+    compiled = _compile(case)
+    seconds = time.perf_counter() - started
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run("cuobjdump", "--dump-resource-usage", file.name)
+        listing = sass.parse(_run("nvdisasm", "-c", file.name))
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups())
+    warps, shared = case.config.num_warps, compiled.metadata.shared
+    result = _describe(case) | {
+        "registers": registers,
+        "shared": shared,
+        "warps": warps,
+        "programs": programs_per_multiprocessor(case.arch, warps, registers, shared),
+        "stack": stack + local,
+        "local": sass.local_accesses(listing),
+    }
+    try:
+        result |= _work(case, listing)
+    except sass.SassError as error:
+        raise sass.SassError(f"{name(result)}: {error}") from error
+    result["issue"] = result["instructions"] * warps // SCHEDULERS
+    return result | {"seconds": round(seconds, 1), "faults": faults(result)}
+
+
+def faults(result: dict[str, Any]) -> list[str]:
+    """Returns what is wrong with a compiled kernel; empty if nothing."""
+    found = []
+    if result["stack"] or result["local"]:
+        found.append(f"spills: {result['stack']} bytes of stack, {result['local']} accesses to local memory")
+    if result["shared"] > SHARED[result["arch"]].program:
+        found.append(f"asks for {result['shared']} bytes of shared memory")
+    if result["kind"] == "half" and not all(each.startswith(MATRIX[result["arch"]]) for each in result["matrix"]):
+        found.append(f"expected the products by {MATRIX[result['arch']]}, got {result['matrix']}")
+    if result["kind"] and result["products"] < 1:
+        found.append(f"the tile loop that was found holds only {result['products']} of the products of a tile")
+    return found
+
+
+def _compile(case: Case):
+    """Pointers and strides are divisible by 16 as in launch.py."""
+    kernel = KERNELS[case.kernel]
+    acc = "fp64" if case.dtype == torch.float64 else "fp32"
+    signature, attributes = {}, {}
+    for place, argument in enumerate(kernel.arg_names):
+        if argument in case.constants:
+            signature[argument] = "constexpr"
+            continue
+        if not argument.endswith("_ptr"):
+            signature[argument] = "i32"
+        elif argument in INT64:
+            signature[argument] = "*i64"
+        elif argument == "top1_ptr":
+            signature[argument] = "*i1"
+        else:
+            signature[argument] = "*" + (POINTEE[case.dtype] if argument in ("anchors_ptr", "candidates_ptr") else acc)
+        if argument.endswith(("_ptr", "_stride")):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    options = {"num_warps": case.config.num_warps, "num_stages": case.config.num_stages}
+    source = ASTSource(kernel, signature, case.constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", case.arch, 32), options=options)
+
+
+def _describe(case: Case) -> dict[str, Any]:
+    return {
+        "kernel": case.kernel,
+        "variant": case.variant,
+        "kind": case.kind,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "width": case.width,
+        "arch": case.arch,
+        "config": list(case.config),
+    }
+
+
+def _work(case: Case, listing: sass.Listing) -> dict[str, Any]:
+    """Returns the figures of a tile, and its products as a multiple of those that it needs.
+
+    The combine kernel has no tile: its figure is the length of the program.
+    """
+    if not case.kind:
+        return {"instructions": len(listing.opcodes)}
+    config = case.config
+    slices = triton.cdiv(case.width, config.block_k) if config.block_k else 1
+    depth = slices * config.block_k or config.block_d
+    found = sass.figures(listing, slices)
+    width = config.block_d if case.constants.get("NEED_D_ANCHORS", True) else 0  # of the second product
+    needed = config.block_m * config.block_n * (depth + width)
+    executed = sass.multiply_adds(found["matrix"]) * config.num_warps
+    return found | {"products": round(executed / needed, 2)}
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout

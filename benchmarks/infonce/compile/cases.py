@@ -1,0 +1,85 @@
+"""The kernels to compile: every variant of every row of the table of tilings (kernels/infonce/config.py)."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from adaftr_fast.kernels.infonce.config import TILINGS, TYPES, Config, choose_tiling, constants, max_offset
+from adaftr_fast.kernels.infonce.launch import COMBINE_BLOCK_D, COMBINE_BLOCK_M
+
+ARCHS = (80, 90)
+DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
+ALL_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+WIDTHS = (16, 32, 64, 128, 256, 512, 1024)
+UNBOUNDED = {"half": 1024, "tf32": 256, "ieee": 256, "float64": 256}  # the width that stands for "any"
+EXPLICIT = {"HAS_POSITIVE": True, "HAS_GROUP": True}
+IMPLICIT = {"HAS_POSITIVE": False, "HAS_GROUP": False}
+# Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned.
+ROW_VARIANTS = {
+    "train": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False},
+    "stats": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True},
+    "explicit": EXPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False},
+    "everything": EXPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True},
+    "forward": IMPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": False},
+    "tau": EXPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": True},
+}
+COLUMN_VARIANTS = {"train": IMPLICIT, "everything": EXPLICIT}
+
+
+class Case(NamedTuple):
+    """A kernel with everything that it is compiled for."""
+
+    kernel: str  # row_sweep, column_sweep or combine
+    variant: str
+    kind: str  # of the products; "" for combine, which has none
+    dtype: torch.dtype
+    width: int
+    arch: int
+    config: Config
+    constants: dict[str, Any]
+
+
+def cases(archs: list[int], quick: bool) -> Iterator[Case]:
+    """Yields every variant of every row of the table at every width; ``quick``: training at the greatest width."""
+    for arch in archs:
+        for tiling in TILINGS:
+            dtype = DTYPES[tiling.kind]
+            widest = int(min(tiling.max_width, UNBOUNDED[tiling.kind]))
+            if quick:
+                yield from _of_tiling(tiling, dtype, widest, arch, ("train",))
+                continue
+            for width in (w for w in WIDTHS if w <= widest):
+                yield from _of_tiling(tiling, dtype, width, arch, tuple(ROW_VARIANTS))
+            if tiling.kind == "half":
+                yield from _of_tiling(tiling, torch.float16, widest, arch, tuple(ROW_VARIANTS))
+        for dtype in (torch.bfloat16,) if quick else ALL_DTYPES:
+            yield _combine(dtype, arch)
+
+
+def _of_tiling(tiling, dtype: torch.dtype, width: int, arch: int, names: tuple[str, ...]) -> Iterator[Case]:
+    fitted = choose_tiling(tiling.kind, width, arch)
+    if fitted[:3] != tiling[:3]:
+        return  # another row serves this width on this architecture
+    for name in names:
+        config = _row_config(fitted, ROW_VARIANTS[name])
+        values = constants(dtype, tiling.kind, width, config) | ROW_VARIANTS[name] | {"MAX_OFFSET": max_offset(dtype)}
+        yield Case("row_sweep", name, tiling.kind, dtype, width, arch, config, values)
+        if name in COLUMN_VARIANTS:
+            values = constants(dtype, tiling.kind, width, fitted.column_sweep) | COLUMN_VARIANTS[name] | {"D": width}
+            yield Case("column_sweep", name, tiling.kind, dtype, width, arch, fitted.column_sweep, values)
+
+
+def _row_config(tiling, variant: dict[str, bool]) -> Config:
+    """As launch.py chooses it."""
+    if variant["NEED_SUM_PZ"]:
+        return tiling.row_sweep_pz
+    return tiling.row_sweep_explicit if variant["HAS_POSITIVE"] or variant["HAS_GROUP"] else tiling.row_sweep
+
+
+def _combine(dtype: torch.dtype, arch: int) -> Case:
+    names = ("HAS_POSITIVE", "NEED_D_ANCHORS", "NEED_D_CANDIDATES", "NEED_D_TAU", "NEED_STATS")
+    acc_dtype = TYPES[torch.float64 if dtype == torch.float64 else torch.float32]
+    blocks = {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": COMBINE_BLOCK_D}
+    values = dict.fromkeys(names, True) | blocks | {"D": 256, "D_PADDED": 256, "ACC_DTYPE": acc_dtype}
+    config = Config(COMBINE_BLOCK_M, 0, COMBINE_BLOCK_D, 0, 4, 3)  # warps and stages: Triton's defaults
+    return Case("combine", "everything", "", dtype, 256, arch, config, values)

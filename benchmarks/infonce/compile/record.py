@@ -1,0 +1,92 @@
+"""The recorded figures of a version of Triton: reading, writing, and what has become worse since."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks import RESULTS
+from benchmarks.measure import measured_code
+
+KEY = ("kernel", "variant", "kind", "dtype", "width", "arch")
+NOT_RECORDED = ("stack", "local", "seconds", "faults")  # a record has no faults, and its stack is 0
+GROWTH = 1.02  # the most by which the instructions of a tile may grow
+Result = dict[str, Any]
+
+
+def path_of(triton: str, folder: Path = RESULTS) -> Path:
+    """Returns the results file of a version of Triton; the releases of one minor version share it."""
+    return folder / f"compile-triton{'.'.join(triton.split('.')[:2])}.json"
+
+
+def write(compiler: dict[str, str], results: list[Result], folder: Path = RESULTS) -> Path:
+    """Writes compiler, date, commit and, one a line and in order, the figures of each kernel; returns the path."""
+    cases = [{k: v for k, v in each.items() if k not in NOT_RECORDED} for each in results]
+    cases.sort(key=lambda each: tuple(each[part] for part in ("arch", *KEY)))
+    head = {"compiler": compiler, "date": datetime.date.today().isoformat(), "commit": measured_code()}
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
+    body = ",\n".join(f"  {json.dumps(each)}" for each in cases)
+    path = path_of(compiler["triton"], folder)
+    draft = path.with_suffix(".tmp")
+    draft.write_text("\n".join(["{", *lines, ' "cases": [', body, " ]", "}", ""]), encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def read(compiler: dict[str, str], folder: Path = RESULTS) -> list[Result] | None:
+    """Returns the recorded figures, or None if there are none of this very version of Triton and its assembler."""
+    path = path_of(compiler["triton"], folder)
+    if not path.exists():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return record["cases"] if record["compiler"] == compiler else None
+
+
+def name(result: Result) -> str:
+    """Names a kernel: row_sweep train, half bfloat16, d=128, sm_90."""
+    kind = f"{result['kind']} {result['dtype']}".strip()
+    return f"{result['kernel']} {result['variant']}, {kind}, d={result['width']}, sm_{result['arch']}"
+
+
+def worse(results: list[Result], recorded: list[Result], complete: bool) -> list[str]:
+    """Returns a line for each kernel and figure that is worse than recorded, and for each kernel without counterpart.
+
+    Args:
+        results: as now compiled.
+        recorded: the cases of a record.
+        complete: the results are of all kernels, so that a kernel that is in the record alone counts too.
+    """
+    known = {_key(each): each for each in recorded}
+    lines = []
+    for result in results:
+        before = known.pop(_key(result), None)
+        found = ["is not in the record"] if before is None else _worse(result, before)
+        lines += [f"{name(result)}: {line}" for line in found]
+    if complete:
+        lines += [f"{name(each)}: is in the record and is no longer compiled" for each in known.values()]
+    return lines
+
+
+def _key(result: Result) -> tuple[Any, ...]:
+    return tuple(result[part] for part in KEY)
+
+
+def _worse(now: Result, before: Result) -> list[str]:
+    lines = []
+    if now["stack"] or now["local"]:
+        lines.append(f"stack {now['stack']} bytes and {now['local']} accesses to local memory, recorded 0")
+    if sorted(now.get("matrix", {})) != sorted(before.get("matrix", {})):
+        lines.append(f"matrix instructions {_listed(now)}, recorded {_listed(before)}")
+    lines += [
+        f"{figure} {now.get(figure, 0)}, recorded {before[figure]}"
+        for figure in ("copies", "programs")
+        if now.get(figure, 0) < before.get(figure, 0)
+    ]
+    if now["instructions"] > GROWTH * before["instructions"]:
+        growth = now["instructions"] / before["instructions"] - 1
+        lines.append(f"instructions {now['instructions']}, recorded {before['instructions']} (+{growth:.1%})")
+    return lines
+
+
+def _listed(result: Result) -> str:
+    return ", ".join(sorted(result.get("matrix", {}))) or "none"

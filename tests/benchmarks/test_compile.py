@@ -1,0 +1,191 @@
+"""The figures of machine code: the parser on a recorded listing, the occupancy on NVIDIA's numbers, the comparison."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.infonce.compile import record, sass
+from benchmarks.infonce.compile.occupancy import programs_per_multiprocessor
+
+LISTING = (Path(__file__).parent / "row_sweep.sass").read_text(encoding="utf-8")
+"""An excerpt of the row sweep in bfloat16 at d = 1,024 for sm_90: nvdisasm -c, without most of its arithmetic.
+
+The positives' products are one loop; unmasked and masked tiles are two, each with a loop over 16 slices of the width.
+"""
+AMPERE = """
+.L_x_1:
+        /*0100*/                   LDGSTS.E.BYPASS.LTC128B.128.ZFILL [R1], desc[UR4][R2.64], P0 ;
+        /*0110*/                   LDGSTS.E.LTC128B [R1], [R2.64] ;
+        /*0120*/                   LDGSTS.E.64 [R1+0x8], [R2.64] ;
+        /*0130*/                   HMMA.16816.F32.BF16 R4, R8.reuse, R12, RZ ;
+        /*0140*/              @!P2 MUFU.EX2 R4, R4 ;
+        /*0150*/                   HMMA.16816.F32.BF16 R4, R8, R12, R4 ;
+        /*0160*/               @P1 CALL.REL.NOINC `(.L_x_2) ;
+        /*0170*/                   BRA `(.L_x_1) ;
+.L_x_2:
+        /*0180*/                   STL.64 [R1], R2 ;
+        /*0190*/                   LDL R2, [R1] ;
+        /*01a0*/                   EXIT ;
+.L_x_3:
+        /*01b0*/                   BRA `(.L_x_3);
+"""
+RESULT = {
+    "kernel": "row_sweep",
+    "variant": "train",
+    "kind": "half",
+    "dtype": "bfloat16",
+    "width": 128,
+    "arch": 90,
+    "config": [128, 64, 128, 0, 8, 3],
+    "programs": 1,
+    "stack": 0,
+    "local": 0,
+    "matrix": {"HGMMA.64x128x16.F32.BF16": 4, "HGMMA.64x64x16.F32.BF16": 8},
+    "copies": 4,
+    "instructions": 400,
+    "seconds": 1.0,
+    "faults": [],
+}
+COMBINE = {"kernel": "combine", "kind": "", "programs": 5, "instructions": 1500}
+NAME = "row_sweep train, half bfloat16, d=128, sm_90: "
+COMPILER = {"triton": "3.9.1", "ptxas": "12.9.86"}
+
+
+def test_figures_of_the_tile_loop_count_its_inner_loop_as_often_as_it_runs():
+    # 54 instructions from .L_x_7 to its branch; the 19 from .L_x_6 to its branch, among them, run 16 times.
+    found = sass.figures(sass.parse(LISTING), slices=16)
+    assert found == {
+        "matrix": {"HGMMA.64x128x16.F32.BF16": 4, "HGMMA.64x32x16.F32.BF16": 64},
+        "copies": 8 + 16 * 4,
+        "narrow copies": 0,
+        "barriers": 8 + 16 * 2,
+        "waits": 2 + 16 * 1,
+        "exponentials": 3,
+        "instructions": 54 - 19 + 16 * 19,
+    }
+    # Eight warps form a tile of 64 x 64: its scores at depth 1,024, and 256 columns of the second product.
+    assert 8 * sass.multiply_adds(found["matrix"]) == 64 * 64 * (1024 + 256)
+
+
+def test_loops_that_end_in_a_plain_branch_and_narrow_copies():
+    listing = sass.parse(AMPERE)
+    assert sass.figures(listing, slices=1) == {
+        "matrix": {"HMMA.16816.F32.BF16": 2},
+        "copies": 1,
+        "narrow copies": 2,
+        "barriers": 0,
+        "waits": 0,
+        "exponentials": 1,
+        "instructions": 8,
+    }
+    assert sass.local_accesses(listing) == 2
+    assert sass.local_accesses(sass.parse(LISTING)) == 0
+
+
+def test_without_a_matrix_unit_the_multiply_adds_are_the_products():
+    listing = sass.parse(AMPERE.replace("HMMA.16816.F32.BF16", "FFMA.FTZ"))
+    assert sass.figures(listing, slices=1)["matrix"] == {"FFMA": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("HMMA.16816.F32.BF16", 16 * 8 * 16),
+        ("HMMA.1688.F32.TF32", 16 * 8 * 8),
+        ("HGMMA.64x32x8.F32.TF32", 64 * 32 * 8 // 4),
+        ("DMMA.884", 256),
+        ("DMMA.8x8x4", 256),
+        ("DMMA.16x8x16", 2048),
+        ("FFMA", 32),
+    ],
+)
+def test_multiply_adds_of_a_warp(name, count):
+    assert sass.multiply_adds({name: 3}) == 3 * count
+
+
+@pytest.mark.parametrize("text", ["", "Fatal: not a cubin", AMPERE.replace("MUFU.EX2", "MUFU.RCP")])
+def test_listings_without_a_tile_loop_are_refused(text):
+    with pytest.raises(sass.SassError, match="sass: expected"):
+        sass.figures(sass.parse(text), slices=1)
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_occupancy_of_the_best_practices_guide(arch):
+    """With 37 registers, programs of 128 threads fill 75 % of a multiprocessor, those of 320 threads 63 %."""
+    assert programs_per_multiprocessor(arch, 4, 37, 0) * 128 == 0.75 * 2048
+    assert programs_per_multiprocessor(arch, 10, 37, 0) * 320 == 0.625 * 2048
+
+
+@pytest.mark.parametrize(
+    ("arch", "warps", "registers", "shared", "programs"),
+    [
+        (80, 1, 37, 0, 32),
+        (80, 1, 80, 0, 24),
+        (80, 4, 168, 0, 3),
+        (80, 4, 255, 12345, 2),
+        (80, 8, 37, 12345, 6),
+        (80, 8, 168, 98304, 1),
+        (80, 10, 255, 0, 0),
+        (80, 8, 80, 166912, 1),
+        (80, 8, 80, 167936, 0),
+        (90, 1, 37, 12345, 17),
+        (90, 4, 80, 98304, 2),
+        (90, 8, 37, 232448, 1),
+        (90, 8, 37, 232449, 0),
+        (90, 16, 168, 0, 0),
+    ],
+)
+def test_occupancy_of_cuda_occupancy_h(arch, warps, registers, shared, programs):
+    """Values of cudaOccMaxActiveBlocksPerMultiprocessor of CUDA 13.0."""
+    assert programs_per_multiprocessor(arch, warps, registers, shared) == programs
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        ({}, []),
+        ({"instructions": 408, "copies": 9, "programs": 2, "barriers": 99}, []),
+        ({"instructions": 409}, ["instructions 409, recorded 400 (+2.2%)"]),
+        ({"copies": 3}, ["copies 3, recorded 4"]),
+        ({"programs": 0}, ["programs 0, recorded 1"]),
+        ({"stack": 8, "local": 2}, ["stack 8 bytes and 2 accesses to local memory, recorded 0"]),
+        (
+            {"matrix": {"HGMMA.64x32x16.F32.BF16": 24}},
+            ["matrix instructions HGMMA.64x32x16.F32.BF16, recorded HGMMA.64x128x16.F32.BF16, HGMMA.64x64x16.F32.BF16"],
+        ),
+        ({"width": 64}, ["is not in the record"]),
+    ],
+)
+def test_worse_figures_are_named(change, lines):
+    now = RESULT | change
+    assert record.worse([now], [RESULT], complete=False) == [f"{record.name(now)}: {line}" for line in lines]
+
+
+def test_kernels_that_are_no_longer_compiled_are_named():
+    gone = RESULT | {"variant": "tau"}
+    assert record.worse([RESULT], [RESULT, gone], complete=False) == []
+    expected = "row_sweep tau, half bfloat16, d=128, sm_90: is in the record and is no longer compiled"
+    assert record.worse([RESULT], [RESULT, gone], complete=True) == [expected]
+
+
+def test_combine_has_a_length_and_no_matrix_instructions():
+    before = RESULT | COMBINE
+    del before["matrix"], before["copies"]
+    assert record.name(before) == "combine train, bfloat16, d=128, sm_90"
+    assert record.worse([before], [before], complete=True) == []
+    assert len(record.worse([before | {"instructions": 1600}], [before], complete=True)) == 1
+
+
+def test_record_has_one_line_a_kernel_in_order(tmp_path):
+    path = record.write(COMPILER, [RESULT, RESULT | {"arch": 80}], tmp_path)
+    assert path.name == "compile-triton3.9.json"
+    assert [each["arch"] for each in json.loads(path.read_text())["cases"]] == [80, 90]
+    assert sum('"kernel"' in line for line in path.read_text().splitlines()) == 2
+    first = path.read_bytes()
+    record.write(COMPILER, [RESULT | {"arch": 80, "seconds": 2.0}, RESULT], tmp_path)
+    assert path.read_bytes() == first
+    assert not list(tmp_path.glob("*.tmp"))
+    assert record.worse([RESULT], record.read(COMPILER, tmp_path), complete=False) == []
+    assert record.read(COMPILER | {"ptxas": "12.8.93"}, tmp_path) is None
+    assert record.read({"triton": "3.8.0", "ptxas": "12.9.86"}, tmp_path) is None
