@@ -5,8 +5,8 @@
 
 A document says where a table stands and what it shows: everything between ``<!-- table: NAME RESULTS -->`` and
 ``<!-- /table -->`` is generated, by the function NAME of benchmarks/render.py or, once there are figures of a GPU, of
-benchmarks/gpu/render.py, from benchmarks/results/RESULTS.json or from several files, FIRST+SECOND. The line below a table
-names the machine or compiler, date and commit of its figures and repeats the "stale" text of the results file.
+benchmarks/gpu/render.py, from benchmarks/results/RESULTS.json or from several files, FIRST+SECOND. The line below a
+table names the machine or compiler, date and commit of its figures and repeats the "stale" text of the results file.
 """
 
 import argparse
