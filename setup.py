@@ -60,15 +60,17 @@ def cuda_obstacle():
     home = cpp_extension.CUDA_HOME
     if home is None:
         return "no nvcc found (CUDA_HOME is not set)"
-    nvcc = Path(home, "bin", "nvcc")
+    return nvcc_obstacle(Path(home, "bin", "nvcc"))
+
+
+def nvcc_obstacle(nvcc):
+    """Returns why this nvcc cannot compile for torch, or None. Another minor version of CUDA can."""
     if not nvcc.exists():
-        return f"no nvcc found in {nvcc.parent} (CUDA_HOME={home})"
-    return version_obstacle(nvcc)
-
-
-def version_obstacle(nvcc):
-    """Returns how nvcc's version does not suit torch's, or None. Kernels load under another minor version."""
-    shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+        return f"no nvcc found in {nvcc.parent} (CUDA_HOME={cpp_extension.CUDA_HOME})"
+    try:
+        shown = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+    except OSError as error:
+        return f"{nvcc} does not run: {error.strerror}"
     version = re.search(r"release (\d+)\.\d+", shown.stdout)
     if version is None:
         return f"{nvcc} --version names no release: {(shown.stdout + shown.stderr).strip()!r}"
@@ -140,10 +142,10 @@ def copy_of_output(path):
 
 def failure(log, error):
     """Returns in one line which tool failed and its first error, from the output of ninja and the compilers."""
-    lines = log.splitlines()
-    failed = next((number for number, line in enumerate(lines) if line.startswith("FAILED:")), None)
-    tool = "the build" if failed is None else Path(lines[failed + 1].split()[0]).name  # ninja prints the command next
-    errors = (line.strip() for line in lines if re.search("error:|fatal  |cannot find|undefined reference", line))
+    command = re.search(r"^FAILED:.*\n(\S+)", log, re.MULTILINE)  # as ninja prints it
+    tool = Path(command[1]).name if command else "the build"
+    pattern = "error:|fatal  |cannot find|undefined reference"
+    errors = (line.strip() for line in log.splitlines() if re.search(pattern, line))
     first = next(errors, (str(error) or repr(error)).splitlines()[0])
     return f"{tool} failed: {first[:300]}"
 
@@ -159,7 +161,7 @@ class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExten
             objects = os.path.join(options["build_temp"], extension.name)  # each has a file build.ninja
             vars(self).update(options, extensions=[extension], build_temp=objects)
             reason = extension.obstacle or self.attempt()
-            vars(self).update(options)
+            vars(self).update(options)  # the class cannot run again as its run() leaves it
             if reason is None:
                 built.append(extension)
             else:
