@@ -69,6 +69,56 @@ def loss_growth(cases: Cases) -> str:
     )
 
 
+KINDS = {"half": "bfloat16", "tf32": "TF32", "ieee": "IEEE float32", "float64": "float64"}
+
+
+def compiled(cases: Cases) -> str:
+    """What the compiler makes of the training kernels at the greatest width of each tiling.
+
+    The cases are of one or more versions of the compiler, one after the other; "a / b" where their figures differ.
+    """
+    found: dict[tuple[Any, ...], Cases] = {}
+    for case in cases:
+        if case["variant"] == "train" and case["dtype"] != "float16":
+            block_m, block_n, _, block_k, *rest = case["config"]
+            tiling = (block_m, block_n, block_k > 0, *rest)
+            found.setdefault((case["arch"], case["kind"], case["kernel"], tiling), []).append(case)
+
+    def row(versions: Cases) -> list[str]:
+        figures = (
+            [str(case["registers"]), str(case["programs"]), _products(case["matrix"]), _copies(case)]
+            + [f"{case[key]:,}" for key in ("barriers", "instructions", "issue")]
+            for case in versions
+        )
+        first = versions[0]
+        what = f"{KINDS[first['kind']]}, {first['width']:,}"
+        tile = "{} x {}".format(*first["config"])
+        merged = (" / ".join(dict.fromkeys(values)) for values in zip(*figures))
+        return [f"sm_{first['arch']}", what, first["kernel"].removesuffix("_sweep"), tile, *merged]
+
+    def order(versions: Cases) -> tuple[int, ...]:
+        first = versions[0]
+        return -first["arch"], list(KINDS).index(first["kind"]), first["width"], first["kernel"] != "row_sweep"
+
+    widest = (max(case["width"] for case in group) for group in found.values())
+    shown = [[c for c in group if c["width"] == width] for group, width in zip(found.values(), widest)]
+    header = "GPU | products, d | sweep | tile | registers | CTAs/SM | matrix instructions | copies"
+    header += " | barriers | instructions | issue cycles"
+    return table(header, "lllrrrlrrrr", map(row, sorted(shown, key=order)))
+
+
+def _products(matrix: dict[str, int]) -> str:
+    """HGMMA 64x64x16, 64x128x16: mnemonic and shapes."""
+    names = [name.split(".") for name in matrix]
+    shapes = ", ".join(name[1] for name in names if len(name) > 1)
+    return f"{names[0][0]} {shapes}".strip()
+
+
+def _copies(case: dict[str, Any]) -> str:
+    narrow = case["narrow copies"]
+    return f"{case['copies']} + {narrow}" if narrow else str(case["copies"])
+
+
 # The embedding --------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +279,7 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         loss,
         loss_error,
         loss_growth,
+        compiled,
         embedding,
         embedding_summary,
         embedding_growth,

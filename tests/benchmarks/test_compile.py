@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.infonce.compile import record, sass
 from benchmarks.infonce.compile.occupancy import programs_per_multiprocessor
+from benchmarks.render import compiled
 
 LISTING = (Path(__file__).parent / "row_sweep.sass").read_text(encoding="utf-8")
 """An excerpt of the row sweep in bfloat16 at d = 1,024 for sm_90: nvdisasm -c, without most of its arithmetic.
@@ -189,3 +190,14 @@ def test_record_has_one_line_a_kernel_in_order(tmp_path):
     assert record.worse([RESULT], record.read(COMPILER, tmp_path), complete=False) == []
     assert record.read(COMPILER | {"ptxas": "12.8.93"}, tmp_path) is None
     assert record.read({"triton": "3.8.0", "ptxas": "12.9.86"}, tmp_path) is None
+
+
+def test_table_shows_the_widest_case_of_a_tiling_under_each_version():
+    figures = {"registers": 187, "barriers": 3, "narrow copies": 0, "issue": 800}
+    one = RESULT | figures
+    two = one | {"registers": 198, "narrow copies": 3, "instructions": 1367}
+    narrow, other = one | {"width": 96, "registers": 1}, one | {"variant": "tau"}
+    assert compiled([narrow, one, other, RESULT | figures | {"dtype": "float16"}, two]).splitlines()[2:] == [
+        "| sm_90 | bfloat16, 128 | row | 128 x 64 | 187 / 198 | 1 | HGMMA 64x128x16, 64x64x16 | 4 / 4 + 3 | 3 "
+        "| 400 / 1,367 | 800 |"
+    ]
