@@ -49,8 +49,10 @@ class Prepared(PreparedData):
         return f"{self.folder}: {manifest.dataset}, {len(manifest.fields)} fields, {ids:,} ids"
 
     def notes(self) -> list[str]:
-        """Returns one line about rows that were left out and one about the source, where there are any."""
+        """Returns one line each about the lines of text that were read, rows that were left out, and the source."""
         manifest, notes = self.manifest, []
+        if manifest.bad_rows and manifest.bad_rows.lines is not None:
+            notes.append(f"Read: {manifest.bad_rows.account()}")
         if manifest.bad_rows and manifest.bad_rows.bad:
             notes.append(f"Left out: {manifest.bad_rows.summary()}")
         if manifest.attribution:

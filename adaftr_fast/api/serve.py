@@ -69,6 +69,8 @@ class Scores:
         report = self.report
         rate = report.rows / report.seconds
         lines = [f"{self.path}: {report.rows:,} rows, {', '.join(self.columns)} ({rate:,.0f} rows/s)"]
+        if report.bad_rows.lines is not None:
+            lines.append(f"Read: {report.bad_rows.account()}")
         if report.bad_rows.bad:
             lines.append(f"Left out: {report.bad_rows.summary()}")
         return "\n".join(lines)

@@ -32,7 +32,7 @@ class Report:
 
     Attributes:
         rows: the number of scored rows.
-        bad_rows: the counts of rows that could not be read.
+        bad_rows: the counts of lines, and of rows that could not be read.
         seconds: the duration in seconds.
     """
 
@@ -63,7 +63,7 @@ def predict(
         progress: shows a progress bar.
 
     Raises:
-        DataError: an input cannot be read, a column is missing, or there are too many bad rows.
+        DataError: an input cannot be read, a column is missing, there are too many bad rows, or a row has no score.
         ServingError: ``out`` cannot be written, is a folder, is an input or in an input folder, or would have two
             columns of the same name.
     """
@@ -81,12 +81,14 @@ def predict(
             tqdm(total=sum(file.size for file in inputs), unit="B", unit_scale=True, disable=not progress) as bar,
             pq.ParquetWriter(new, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
-            account = BadRows()
+            account, scored = BadRows(), 0
             for input_file in inputs:
-                account += _score_file(scorer, input_file, columns, keep, bad_rows, writer, bar)
+                of_file, rows = _score_file(scorer, input_file, columns, keep, bad_rows, writer, bar)
+                of_file.check_kept(input_file.path, rows)
+                account, scored = account + of_file, scored + rows
     except OSError as error:
         raise ServingError(f"{out}: cannot be written: {error}") from error
-    return Report(account.rows - account.bad, account, time.perf_counter() - start)
+    return Report(scored, account, time.perf_counter() - start)
 
 
 def _check_place(out: Path, files: Sequence[str | Path]) -> None:
@@ -121,18 +123,20 @@ def _score_file(
     bad_rows: float,
     writer: pq.ParquetWriter,
     bar: tqdm,
-) -> BadRows:
-    """Writes the scores of one input; returns the counts of its rows."""
-    account, start = BadRows(), time.perf_counter()
+) -> tuple[BadRows, int]:
+    """Writes the scores of one input; returns the counts of its lines and bad rows, and the number of scored rows."""
+    account, scored, start = BadRows(), 0, time.perf_counter()
     for rows, features, of_chunk in _scored(scorer, file, bar):
         account += of_chunk
         if bad_rows == 0:
             account.check(bad_rows)  # later rows cannot change the result
         made = columns.make(scorer.score(features), rows)
-        writer.write_batch(_batch(writer.schema, [*(rows[name] for name in keep), *made]))
+        batch = _batch(writer.schema, [*(rows[name] for name in keep), *made])
+        writer.write_batch(batch)
+        scored += batch.num_rows
         bar.set_postfix_str(f"{account.rows / (time.perf_counter() - start):,.0f} rows/s", refresh=False)
     account.check(bad_rows)
-    return account
+    return account, scored
 
 
 def _scored(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.RecordBatch, Features, BadRows]]:

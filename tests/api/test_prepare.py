@@ -51,7 +51,8 @@ def test_rows_that_are_left_out_are_noted(shop, tmp_path):
     with pytest.raises(DataError, match=r"1 of 1,201 rows cannot be read .* bad_rows tolerates a share of 0"):
         af.prepare(log, tmp_path / "data", **ROLES, progress=False)
     data = af.prepare(log, tmp_path / "data", **ROLES, bad_rows=0.01, progress=False)
-    note = repr(data).splitlines()[-1]
+    read, note = repr(data).splitlines()[-2:]
+    assert read == "Read: 1,201 lines below the header = 1,200 rows kept + 1 left out"
     assert note.startswith("Left out: 1 of 1,201 rows cannot be read")
     assert f"{log}:1202" in note
     assert f"<p>{html.escape(note)}</p>" in data._repr_html_()

@@ -48,7 +48,9 @@ def test_rows_that_are_left_out_are_told(model, shop, tmp_path):
     log.write_text((shop / "log.csv").read_text() + "1201,u1,3,many,1,1\n")
     scores = af.predict(model, log, tmp_path / "scores.parquet", bad_rows=0.01, progress=False)
     assert scores.report.rows == 1200
-    assert repr(scores).splitlines()[1].startswith("Left out: 1 of 1,201 rows")
+    read, left_out = repr(scores).splitlines()[1:]
+    assert read == "Read: 1,201 lines below the header = 1,200 rows kept + 1 left out"
+    assert left_out.startswith("Left out: 1 of 1,201 rows")
 
 
 def test_export_takes_data_that_have_moved(model, run, data, tmp_path):

@@ -76,6 +76,15 @@ def manifest(folder):
     return json.loads(Path(folder, "schema.json").read_text())
 
 
+def as_then(now, then):
+    """Returns ``now`` without the keys that have been added since ``then``."""
+    if isinstance(now, list):
+        return [as_then(*pair) for pair in zip(now, then, strict=True)]
+    if not isinstance(then, dict):
+        return now
+    return {key: as_then(now[key], value) for key, value in then.items()}
+
+
 @pytest.mark.parametrize(("schema", "folder"), [("log.toml", "data"), ("day.toml", "plain")])
 def test_the_same_log_gives_the_same_folder(schema, folder):
     run("prepare", "--dataset", schema, "--files", "log.csv.gz", "--out", "again")
@@ -87,7 +96,7 @@ def test_the_same_log_gives_the_same_folder(schema, folder):
         assert pq.read_table(f"again/{split}.parquet").equals(expected)
     assert pq.read_table("again/vocabulary.parquet").equals(pq.read_table(f"{folder}/vocabulary.parquet"))
     of_inputs = {"inputs": None, "bad_rows": None}  # `data` was made from the log as parquet
-    assert now | of_inputs == then | of_inputs
+    assert as_then(now, then) | of_inputs == then | of_inputs
 
 
 def test_a_finished_preparation_is_not_done_again():
@@ -101,7 +110,9 @@ def test_a_finished_preparation_is_not_done_again():
 
 def test_ids_grow():
     run("prepare", "--dataset", "log.toml", "--files", "later.csv.gz", "--out", "now", "--grow", "data")
-    assert manifest("now") == manifest("grown")  # its fingerprint covers all values in the order of their ids
+    assert as_then(manifest("now"), manifest("grown")) == manifest(
+        "grown"
+    )  # its fingerprint covers all values in the order of their ids
     known, all_values = (pq.read_table(f"{folder}/vocabulary.parquet") for folder in ("data", "now"))
     of_item = [table.filter(pc.equal(table["field"], "item"))["value"].to_pylist() for table in (known, all_values)]
     assert of_item[1][: len(of_item[0])] == of_item[0]

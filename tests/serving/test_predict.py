@@ -10,6 +10,8 @@ import torch
 
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.raw import rows as rows_module
+from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError, ServingError
 from adaftr_fast.models import ModelConfig
@@ -46,6 +48,28 @@ def text(table, path, delimiter=","):
     options = csv.WriteOptions(delimiter=delimiter, quoting_style="none")
     csv.write_csv(table, path, options)
     return path
+
+
+def test_stray_quotes_lose_no_rows(scorer, tmp_path):
+    log = text(make_log(), tmp_path / "log.csv")
+    lines = log.read_text().splitlines()
+    for number in (100, 400):
+        lines[number] = lines[number].replace(",p", ',"p')
+    log.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"2 of 600 rows cannot be read .*log.csv:101: the line ends inside quotes"):
+        predict(scorer, [log], tmp_path / "scores.parquet", COLUMNS)
+    report = predict(scorer, [log], tmp_path / "scores.parquet", COLUMNS, keep=["row"], bad_rows=0.01)
+    assert (report.rows, report.bad_rows.lines, report.bad_rows.bad) == (598, 600, 2)
+    kept = [str(row) for row in range(600) if row + 1 not in (100, 400)]
+    assert pq.read_table(tmp_path / "scores.parquet")["row"].to_pylist() == kept
+
+
+def test_rows_without_scores_are_an_error(shop, scorer, tmp_path, monkeypatch):
+    half = lambda table: (table[:100], BadRows(rows=table.num_rows))  # noqa: E731
+    monkeypatch.setattr(rows_module, "_parsed_table", half)
+    with pytest.raises(DataError, match=r"log.parquet: read 600 lines, but accounts for 100 rows kept"):
+        predict(scorer, [shop / "log.parquet"], tmp_path / "scores.parquet", COLUMNS)
+    assert not os.listdir(tmp_path)
 
 
 FEATURES = ["item", "place", "heat", "user", "tags", "weekday", "row"]

@@ -17,7 +17,7 @@ from adaftr_fast.errors import DataError
 
 LOCK, KEY = "lock", "key"
 REPLACED = "replaced"  # the folder that publishing replaces
-LAYOUT = 2  # layout of a work folder; increase it on changes, so that no other version's work is resumed
+LAYOUT = 3  # layout of a work folder; increase it on changes, so that no other version's work is resumed
 
 
 @contextmanager

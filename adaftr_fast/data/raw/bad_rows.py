@@ -1,9 +1,9 @@
-"""Reports bad rows of text inputs: their number, the reasons, and the first ones by file and line."""
+"""Accounts for the lines of text inputs: rows, blank lines, and bad rows with reasons and the first ones by line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adaftr_fast.errors import DataError
 
@@ -29,19 +29,27 @@ class BadRows:
         bad: number of rows left out.
         reasons: number of rows left out, by reason.
         examples: the first ones, as ``file:line: reason: text``.
+        lines: number of lines of text below the headers; None if the inputs were not text, or were prepared before
+            lines were counted.
+        blank: number of lines without any value, which are not rows.
     """
 
     rows: int = 0
     bad: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
+    lines: int | None = None
+    blank: int = 0
 
     def __add__(self, other: BadRows) -> BadRows:
         reasons = dict(self.reasons)
         for reason, count in other.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + count
         examples = (self.examples + other.examples)[:EXAMPLES]
-        return BadRows(self.rows + other.rows, self.bad + other.bad, reasons, examples)
+        counted = [each.lines for each in (self, other) if each.lines is not None]
+        lines = sum(counted) if counted else None
+        numbers = (self.rows + other.rows, self.bad + other.bad)
+        return BadRows(*numbers, reasons, examples, lines, self.blank + other.blank)
 
     def shifted(self, path: object, first_line: int) -> BadRows:
         """Adds the file name and ``first_line`` to the examples of one block, which start with a line number."""
@@ -49,24 +57,37 @@ class BadRows:
         for example in self.examples:
             line, rest = example.split(":", 1)
             located.append(f"{path}:{int(line) + first_line}:{rest}")
-        return BadRows(self.rows, self.bad, self.reasons, located)
+        return replace(self, examples=located)
 
     def check(self, tolerance: float) -> None:
         """Raises DataError if the share of bad rows exceeds ``tolerance``."""
         if self.bad > tolerance * self.rows:
             raise DataError(f"{self.summary()}; bad_rows tolerates a share of {tolerance:g}")
 
+    def check_kept(self, path: object, kept: int) -> None:
+        """Raises DataError unless each line of ``path`` is one of ``kept`` rows, a bad row or blank."""
+        read = self.rows + self.blank if self.lines is None else self.lines
+        if read != kept + self.bad + self.blank:
+            account = f"{kept:,} rows kept, {self.bad:,} left out and {self.blank:,} blank"
+            raise DataError(f"{path}: read {read:,} lines, but accounts for {account}; the others are lost")
+
+    def account(self) -> str:
+        """Returns the numbers of lines, rows and bad rows in one line. ``lines`` must be known."""
+        assert self.lines is not None
+        kept = f"{self.rows - self.bad:,} rows kept + {self.bad:,} left out"
+        return f"{self.lines:,} lines below the header = {kept}" + (f" + {self.blank:,} blank" if self.blank else "")
+
     def summary(self) -> str:
-        """Returns a summary in one line."""
+        """Returns a summary of the bad rows in one line."""
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
         return f"{self.bad:,} of {self.rows:,} rows cannot be read ({reasons}); first: {' | '.join(self.examples)}"
 
 
-def bad_rows(rows: int, lines: Iterable[BadLine]) -> BadRows:
-    """Returns the report of one block of ``rows`` rows. Lines of the block count from 1."""
-    lines = sorted(lines, key=lambda bad: bad.line)
+def bad_rows(rows: int, bad: Iterable[BadLine], *, lines: int, blank: int) -> BadRows:
+    """Returns the report of one block with ``rows`` rows. Lines of the block count from 1."""
+    bad = sorted(bad, key=lambda each: each.line)
     reasons: dict[str, int] = {}
-    for bad in lines:
-        reasons[bad.reason] = reasons.get(bad.reason, 0) + 1
-    examples = [f"{bad.line}: {bad.reason}: {bad.text[:TEXT]!r}" for bad in lines[:EXAMPLES]]
-    return BadRows(rows, len(lines), reasons, examples)
+    for each in bad:
+        reasons[each.reason] = reasons.get(each.reason, 0) + 1
+    examples = [f"{each.line}: {each.reason}: {each.text[:TEXT]!r}" for each in bad[:EXAMPLES]]
+    return BadRows(rows, len(bad), reasons, examples, lines, blank)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from adaftr_fast.data.raw import aliccp
-from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.bad_rows import TEXT, BadRows
 from adaftr_fast.data.raw.source import check_columns
 from adaftr_fast.data.raw.staging import COMPRESSIONS, Parse, blocks
 from adaftr_fast.data.raw.text import parse_block
@@ -147,14 +147,24 @@ def _operand_type(operand: object, discrete: bool) -> pa.DataType:
 
 
 def read_header(path: Path) -> tuple[list[str], str]:
-    """Reads the column names and the delimiter of a text file."""
+    """Reads the column names and the delimiter of a text file.
+
+    Raises:
+        DataError: the first line is not a header in one line of distinct column names.
+    """
     first = next(blocks(path), b"").split(b"\n", 1)[0]
     try:
         line = first.decode("utf-8-sig").rstrip("\r")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}:1: the header is not UTF-8: {error}") from error
+        raise DataError(f"{path}:1: the header is not UTF-8: {error.reason} at byte {error.start}") from error
+    shown = repr(line if len(line) <= TEXT else line[:TEXT] + " ...")
+    if "\r" in line:
+        raise DataError(f"{path}:1: expected lines that end in LF or CR LF, got a carriage return within {shown}")
     delimiter = max(DELIMITERS, key=line.count)
-    names = next(csv.reader([line], delimiter=delimiter), [])
+    try:
+        names = next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    except csv.Error as error:  # such as a quote that is not closed, or a name of more than 131,072 characters
+        raise DataError(f"{path}:1: expected a header in one line, got {shown}: {error}") from error
     if not names or len(set(names)) != len(names):
-        raise DataError(f"{path}:1: expected a header of distinct column names, got {line!r}")
+        raise DataError(f"{path}:1: expected a header of distinct column names, got {shown}")
     return names, delimiter

@@ -48,6 +48,7 @@ class RawFile:
         chunks: iterates over the rows in chunks.
     """
 
+    path: Path
     size: int
     types: dict[str, pa.DataType]
     chunks: Callable[[], Iterator[Chunk]]
@@ -89,7 +90,7 @@ def _parquet(schema: Schema, path: Path, keep: Sequence[str]) -> RawFile:
                 table = pa.Table.from_batches([batch])
                 yield Chunk(path, partial(_parsed_table, table), 0, size * batch.num_rows // rows)
 
-    return RawFile(size, {column: dataset.schema.field(column).type for column in keep}, chunks)
+    return RawFile(path, size, {column: dataset.schema.field(column).type for column in keep}, chunks)
 
 
 def _parsed_table(table: pa.Table) -> tuple[pa.Table, BadRows]:
@@ -103,7 +104,7 @@ def _text(schema: Schema, path: Path, keep: Sequence[str]) -> RawFile:
     types = {column: known.get(column, pa.string()) for column in [*field_columns(schema), *keep]}
     parse = partial(parse_rows, names=names, delimiter=delimiter, types=types, required=[])
     chunks = partial(_text_chunks, path, parse, header_lines=1)
-    return RawFile(path.stat().st_size, {column: types[column] for column in keep}, chunks)
+    return RawFile(path, path.stat().st_size, {column: types[column] for column in keep}, chunks)
 
 
 def _aliccp(schema: Schema, skeleton: Path, common: Path, keep: Sequence[str]) -> RawFile:
@@ -121,7 +122,7 @@ def _aliccp(schema: Schema, skeleton: Path, common: Path, keep: Sequence[str]) -
         parse = partial(aliccp.parse_skeleton, fields=fields, common=joined, lists=lists, labels=(), keep=keep)
         yield from _text_chunks(skeleton, parse, header_lines=0)
 
-    return RawFile(skeleton.stat().st_size, dict.fromkeys(keep, pa.string()), chunks)
+    return RawFile(skeleton, skeleton.stat().st_size, dict.fromkeys(keep, pa.string()), chunks)
 
 
 def _text_chunks(

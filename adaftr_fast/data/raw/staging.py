@@ -157,13 +157,15 @@ def staged_bad_rows(path: Path, folder: Path, *, header_lines: int, tolerance: f
     """Returns the bad rows of a file of which all shards are staged.
 
     Raises:
-        DataError: the share of bad rows exceeds ``tolerance``.
+        DataError: the share of bad rows exceeds ``tolerance``, or a line is neither a staged nor a bad row, nor blank.
     """
-    bad_rows, line = BadRows(), header_lines
+    bad_rows, line, kept = BadRows(), header_lines, 0
     for staged in sorted(folder.glob("part-*.parquet")):
         block_bad_rows, lines = read_block_info(staged)
         bad_rows += block_bad_rows.shifted(path, line)
         line += lines
+        kept += pq.read_metadata(staged).num_rows
+    bad_rows.check_kept(path, kept)
     bad_rows.check(tolerance)
     return bad_rows
 

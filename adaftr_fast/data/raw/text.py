@@ -1,12 +1,18 @@
 """Parses blocks of delimited text into typed columns with Arrow's CSV parser. Bad rows are dropped and reported.
 
+Every line is a row, a bad row or blank. Arrow's parser reads on beyond a line end inside quotes, so one stray quote
+would make a single row of all lines up to the next one. A block that has not as many rows as lines is therefore parsed
+again without the lines that end inside quotes, which are bad rows.
+
 Shapes: n rows.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +28,16 @@ class TextBlock:
     Attributes:
         table: columns [n] of the rows that are not bad so far. Empty text is null.
         line: line of each row in the block, int64 [n], counted from 1.
+        lines: number of lines of the block.
+        blank: number of lines without any value.
         total: number of rows of the block, including bad ones.
         bad: rows that were dropped.
     """
 
     table: pa.Table
     line: np.ndarray
+    lines: int
+    blank: int
     total: int
     bad: list[BadLine] = field(default_factory=list)
 
@@ -65,12 +75,31 @@ class TextBlock:
         return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else pa.array([], pa.binary())
 
     def report(self) -> BadRows:
-        """Returns the number of bad rows and the reasons."""
-        return bad_rows(self.total, self.bad)
+        """Returns the numbers of lines and bad rows, and the reasons."""
+        return bad_rows(self.total, self.bad, lines=self.lines, blank=self.blank)
 
 
 def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool = True) -> TextBlock:
-    """Parses whole lines without a header to columns of bytes. Rows with too many or too few columns are dropped."""
+    """Parses whole lines without a header to columns of bytes.
+
+    Rows with too many or too few columns are dropped, and so are lines that end inside quotes.
+    """
+    lines = count_lines(data)
+    data = data or b"\n"  # Arrow rejects an empty file
+    table, bad = _parse(data, names, delimiter, quoted)
+    unread: list[BadLine] = []
+    if table.num_rows + len(bad) != lines or _is_doubtful(data, delimiter, quoted):
+        data, unread = _whole_lines(data, delimiter, quoted)
+        table, bad = _parse(data, names, delimiter, quoted)
+    line = np.delete(np.arange(1, table.num_rows + len(bad) + 1), [row.line - 1 for row in bad])
+    empty = np.logical_and.reduce([table[name].is_null().to_numpy() for name in names])
+    table, blank = table.filter(pa.array(~empty)), min(int(empty.sum()) - len(unread), lines)  # 0 for an empty block
+    bad += unread
+    return TextBlock(table, line[~empty], lines, blank, table.num_rows + len(bad), bad)
+
+
+def _parse(data: bytes, names: list[str], delimiter: str, quoted: bool) -> tuple[pa.Table, list[BadLine]]:
+    """Returns the rows that have as many columns as ``names``, those of blank lines included, and the other rows."""
     bad: list[BadLine] = []
 
     def skip(row: csv.InvalidRow) -> str:
@@ -79,7 +108,7 @@ def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool =
         return "skip"
 
     table = csv.read_csv(
-        io.BytesIO(data or b"\n"),  # Arrow rejects an empty file; a blank line is not a row
+        io.BytesIO(data),
         # Arrow reports line numbers only in one thread. One block per call.
         read_options=csv.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
         parse_options=csv.ParseOptions(
@@ -92,12 +121,47 @@ def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool =
             column_types=dict.fromkeys(names, pa.binary()), null_values=[""], strings_can_be_null=True
         ),
     )
-    line = np.delete(np.arange(1, table.num_rows + len(bad) + 1), [row.line - 1 for row in bad])
-    block = TextBlock(table, line, total=len(line) + len(bad), bad=bad)
-    empty = np.logical_and.reduce([table[name].is_null().to_numpy() for name in names])
-    block.table, block.line = block.table.filter(pa.array(~empty)), block.line[~empty]  # blank lines are not rows
-    block.total -= int(empty.sum())
-    return block
+    return table, bad
+
+
+def count_lines(data: bytes) -> int:
+    """Returns the number of lines. The last one need not have a line end."""
+    return data.count(b"\n") + (bool(data) and not data.endswith(b"\n"))
+
+
+def _is_doubtful(data: bytes, delimiter: str, quoted: bool) -> bool:
+    """Returns whether equal numbers of rows and lines can hide lines that are not rows.
+
+    Quotes that are open at the end of the block join no lines, and a carriage return in a line ends a row.
+    """
+    last = data[data.rfind(b"\n", 0, len(data) - 1) + 1 :]
+    if not _whole_line(delimiter, quoted).fullmatch(last.rstrip(b"\n")):
+        return True
+    return b"\r" in data and data.count(b"\r") != data.count(b"\r\n")
+
+
+def _whole_lines(data: bytes, delimiter: str, quoted: bool) -> tuple[bytes, list[BadLine]]:
+    """Replaces every line that is not one row by a blank one, and returns these lines."""
+    lines, bad, whole = data.removesuffix(b"\n").split(b"\n"), [], _whole_line(delimiter, quoted)
+    for position, line in enumerate(lines):
+        if b'"' in line or b"\r" in line:
+            row = line.rstrip(b"\r")
+            if not whole.fullmatch(row):
+                reason = "carriage return within the line" if b"\r" in row else "the line ends inside quotes"
+                bad.append(BadLine(position + 1, reason, _readable(row)))
+                row = b""
+            lines[position] = row
+    return b"\n".join([*lines, b""]), bad
+
+
+@cache
+def _whole_line(delimiter: str, quoted: bool) -> re.Pattern[bytes]:
+    """Returns the pattern of a line, without its end, that Arrow's parser reads as one row."""
+    if not quoted:
+        return re.compile(rb"[^\r]*+\r*")
+    plain = rb"[^%b\r]*+" % re.escape(delimiter.encode())
+    value = rb'(?:"(?:[^"]|"")*+"%b|(?!")%b)' % (plain, plain)  # quotes count only at the start of a value
+    return re.compile(rb"%b(?:%b%b)*+\r*" % (value, re.escape(delimiter.encode()), value))
 
 
 def castable(values: pa.Array, kind: pa.DataType) -> np.ndarray:

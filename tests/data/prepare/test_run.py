@@ -14,6 +14,24 @@ from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.errors import DataError
 
 
+def test_stray_quotes_lose_no_rows(tmp_path):
+    """Two values with a quote at their start only stood for all thousand lines between them."""
+    users = ['"x' if number in (500, 1500) else f"u{number % 50}" for number in range(2000)]
+    lines = [f"{user},{number % 3 // 2}" for number, user in enumerate(users)]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["user,click", *lines]) + "\n")
+    hashes = {"train": {"stop": 0.8}, "validation": {"start": 0.8, "stop": 0.9}, "test": {"start": 0.9}}
+    split = {name: {"hash": bounds} for name, bounds in hashes.items()}
+    fields, labels = {"user": "categorical"}, {"click": "click"}
+    schema = parse_schema({"name": "quotes", "labels": labels, "split": split, "fields": fields})
+    with pytest.raises(DataError, match=r"2 of 2,000 rows .*log\.csv:502: the line ends inside quotes: '\"x,1'"):
+        prepare(schema, [log], tmp_path / "out")
+    manifest = prepare(schema, [log], tmp_path / "out", bad_rows=0.001)
+    assert sum(info.rows for info in manifest.splits.values()) == 1998
+    assert (manifest.bad_rows.lines, manifest.bad_rows.rows, manifest.bad_rows.bad) == (2000, 2000, 2)
+    assert manifest.bad_rows.account() == "2,000 lines below the header = 1,998 rows kept + 2 left out"
+
+
 def test_ids_labels_and_groups_by_hand(source, write, tmp_path):
     manifest = prepare(parse_schema(source), [write()], tmp_path / "out")
     train = pq.read_table(tmp_path / "out/train.parquet").to_pydict()

@@ -113,6 +113,17 @@ def test_compressed_text_is_read(numbers, run, tmp_path):
         run(tmp_path / "cut.csv.gz", folder="other")
 
 
+def test_lost_rows_are_an_error(numbers, run):
+    def lossy(data):
+        table, report = parse_rows(data, ["n"], ",", {"n": pa.int64()}, ["n"])
+        return table[1:], report
+
+    with pytest.raises(
+        DataError, match=r"numbers.csv: read 1,000 lines, but accounts for 9\d\d rows kept, 10 left out"
+    ):
+        run(numbers, parse=lossy)
+
+
 def test_staged_blocks_are_kept(numbers, run, tmp_path):
     done = []
 

@@ -1,4 +1,7 @@
 import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adaftr_fast.data.raw.text import castable, parse_block
 
@@ -41,3 +44,48 @@ def test_castable_finds_each_value():
 def test_blank_lines_are_not_rows():
     block = parse_block(b"\n\n", ["n", "s"], ",")
     assert (block.table.num_rows, block.total) == (0, 0)
+
+
+INSIDE, WITHIN = "the line ends inside quotes", "carriage return within the line"
+
+
+@pytest.mark.parametrize(
+    ("data", "rows", "bad"),
+    [
+        (b'1,"x\n2,b\n3,c\n4,"y\n5,e\n', {2: "b", 3: "c", 5: "e"}, {1: INSIDE, 4: INSIDE}),
+        (b'1,a\n2,"x\n', {1: "a"}, {2: INSIDE}),  # the quotes are open at the end of the block
+        (b'1,a\n2,"x', {1: "a"}, {2: INSIDE}),
+        (b'1,"x""\n2,"b""c"\n3,"d"e"\n', {2: 'b"c', 3: 'de"'}, {1: INSIDE}),
+        (b'1,5" nail\n2,b"\n', {1: '5" nail', 2: 'b"'}, {}),  # a quote within a value is a character
+        (b'1,"x\n\n3,c\n,\n5,"e"\n', {3: "c", 5: "e"}, {1: INSIDE}),
+        (b'1,"a\rb"\r\n2,c\r\n', {1: "a\rb", 2: "c"}, {}),
+        (b"1,a\r2,b\n3,c\n", {2: "c"}, {1: WITHIN}),
+        (b'1,"x\n2,y"\r3,z\n', {}, {1: INSIDE, 2: WITHIN}),  # as many rows as lines
+        (b"1,a\r\r\n2,b\r\r\n", {1: "a", 2: "b"}, {}),
+    ],
+)
+def test_every_line_is_a_row_or_reported(data, rows, bad):
+    block = parse_block(data, ["n", "s"], ",")
+    values = [value.decode() for value in block.table["s"].to_pylist()]
+    assert dict(zip(block.line.tolist(), values)) == rows
+    assert {each.line: each.reason for each in block.bad} == bad
+    report = block.report()
+    assert report.lines == data.removesuffix(b"\n").count(b"\n") + 1
+    assert report.lines == len(rows) + len(bad) + report.blank
+    report.check_kept("log.csv", block.table.num_rows)
+
+
+@given(st.lists(st.text('1a,"\r', max_size=8), min_size=1, max_size=6))
+def test_a_line_is_read_as_if_it_stood_alone(lines):
+    whole = parse_block("".join(f"{line}\n" for line in lines).encode(), ["n", "s"], ",")
+    rows = dict(zip(whole.line.tolist(), whole.table.to_pylist()))
+    for number, line in enumerate(lines, start=1):
+        alone = parse_block(f"{line}\n".encode(), ["n", "s"], ",")
+        assert alone.table.to_pylist() == ([rows[number]] if number in rows else [])
+        assert [each.reason for each in alone.bad] == [each.reason for each in whole.bad if each.line == number]
+    assert whole.lines == len(lines) == whole.total + whole.blank
+
+
+def test_an_empty_block_has_no_lines():
+    report = parse_block(b"", ["n", "s"], ",").report()
+    assert (report.lines, report.rows, report.blank) == (0, 0, 0)
