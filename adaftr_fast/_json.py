@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -65,8 +66,14 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in value and not optional:
             raise ValueError(f"missing key {_join(where, name)!r}")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     return kind(**{key: _converted(hints[key], item, _join(where, key)) for key, item in value.items()})
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Returns the types of the fields of a dataclass, which take longer to find than a value to convert."""
+    return get_type_hints(kind)
 
 
 def _join(where: str, key: str) -> str:

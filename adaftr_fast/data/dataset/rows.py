@@ -80,11 +80,12 @@ class ParquetRows:
         path = self.folder / name
         with _open(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
+        found = dict(zip(schema.names, schema.types))
         for column, kind in types.items():
-            if column not in schema.names:
+            if column not in found:
                 raise DataError(f"{path}: no column {column}")
-            if schema.field(column).type != kind:
-                raise DataError(f"{path}: column {column}: expected {kind}, got {schema.field(column).type}")
+            if found[column] != kind:
+                raise DataError(f"{path}: column {column}: expected {kind}, got {found[column]}")
         if metadata.num_rows != rows:
             raise DataError(f"{path}: expected {rows} rows, got {metadata.num_rows}")
         self.sizes += [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]

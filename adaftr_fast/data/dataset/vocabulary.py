@@ -15,18 +15,26 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
 
 VOCABULARY = "vocabulary.parquet"
+GROUP_ROWS = 1 << 16  # many small fields share a row group
 COLUMNS = pa.schema([("field", pa.string()), ("id", pa.int32()), ("value", pa.string()), ("count", pa.int64())])
 
 
 def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
     """Writes one table for all fields: field, id, value (as text), count in the training split."""
+    pending, pending_rows = [COLUMNS.empty_table()], 0
     with pq.ParquetWriter(path, COLUMNS, compression="zstd") as writer:
         for name, encoder in encoders.items():
             if isinstance(encoder, Vocabulary):
                 rows = len(encoder.values)
-                columns = [pa.repeat(name, rows), pa.array(range(1, rows + 1), pa.int32())]
+                columns = [pa.repeat(name, rows), pa.array(np.arange(1, rows + 1), pa.int32())]
                 values = [encoder.values.cast(pa.string()), encoder.counts]
-                writer.write_table(pa.table([*columns, *values], schema=COLUMNS))
+                pending.append(pa.table([*columns, *values], schema=COLUMNS))
+                pending_rows += rows
+            if pending_rows > GROUP_ROWS:
+                writer.write_table(pa.concat_tables(pending))
+                pending, pending_rows = [], 0
+        if pending:
+            writer.write_table(pa.concat_tables(pending))
 
 
 def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:

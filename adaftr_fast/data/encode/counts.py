@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 COMPACT_ROWS = 1 << 20  # rows of unmerged counts held before they are compacted
 
@@ -38,16 +37,20 @@ class ValueCounts:
         self._compact()
         return self._tables[0].sort_by("value")
 
-    def write(self, path: Path) -> None:
-        """Writes the table to a parquet file."""
-        pq.write_table(self.table(), path, compression="lz4")
+    def write(self, file: BinaryIO) -> None:
+        """Appends the table to a file as an Arrow stream. A file holds the counts of any number of columns."""
+        table = self.table()
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with pa.ipc.new_stream(file, table.schema, options=options) as stream:
+            stream.write_table(table)
 
     @classmethod
-    def read(cls, paths: Sequence[Path]) -> ValueCounts:
-        """Reads and merges the counts of at least one file."""
-        counts = cls(pq.read_schema(paths[0]).field("value").type)
-        for path in paths:
-            counts._append(pq.ParquetFile(path).read())  # one file at a time, since files share many values
+    def read(cls, files: Sequence[BinaryIO]) -> ValueCounts:
+        """Reads the next counts of at least one file and merges them."""
+        streams = [pa.ipc.open_stream(file) for file in files]
+        counts = cls(streams[0].schema.field("value").type)
+        for stream in streams:
+            counts._append(stream.read_all())  # one file at a time, since files share many values
         return counts
 
     def _append(self, table: pa.Table) -> None:
@@ -57,7 +60,9 @@ class ValueCounts:
             self._compact()
 
     def _compact(self) -> None:
+        self._uncompacted_rows = 0
+        if len(self._tables) == 1:
+            return  # every table has distinct values
         empty = pa.table({"value": pa.array([], self._kind), "count": pa.array([], pa.int64())})
         summed = pa.concat_tables([empty, *self._tables]).group_by("value").aggregate([("count", "sum")])
         self._tables = [pa.table({"value": summed["value"], "count": summed["count_sum"]})]
-        self._uncompacted_rows = 0

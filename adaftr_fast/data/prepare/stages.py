@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -34,6 +35,7 @@ from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
 READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # names of the stages; join needs what read has staged
+FIELDS = "fields.arrow"  # counts of the values of a shard, in the order of the fields
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,10 @@ class ShardRun:
         folder.mkdir(exist_ok=True)
         with self._bar(COUNT, source.count_rows("train"), " rows") as bar:
             counts = count_values(self.schema.fields, source.scan("train", bar.update))
-        for number, field in enumerate(self.schema.fields):
-            if field.name in counts:
-                counts[field.name].write(folder / f"{number}.parquet")
+        with (folder / FIELDS).open("wb") as file:
+            for field in self.schema.fields:
+                if field.name in counts:
+                    counts[field.name].write(file)
         if group := self.schema.group:
             for split in SPLITS:
                 columns = (batch[group] for batch in source.scan(split, only=group))
@@ -156,8 +159,9 @@ class ShardRun:
             for split in SPLITS:
                 groups = Groups.read(group, [folder / f"{split}.parquet" for folder in counted])
                 groups.write(self.work / f"{split}.parquet")
-        counted = list(compress(counted, has_rows))
-        encoders = {field.name: _fit(field, number, counted) for number, field in enumerate(self.schema.fields)}
+        with ExitStack() as stack:
+            files = [stack.enter_context((folder / FIELDS).open("rb")) for folder in compress(counted, has_rows)]
+            encoders = {field.name: _fit(field, files) for field in self.schema.fields}
         encoders = encoders if self.known is None else grown(self.known.encoders, encoders)
         write_vocabulary(self.prepared / VOCABULARY, encoders)
         return dataclasses.asdict(self._without_splits(encoders))
@@ -229,13 +233,13 @@ def inputs_digest(schema: Schema, known: PreparedIds | None, digests: dict[str, 
     return digest.hexdigest()
 
 
-def _fit(field: Field, number: int, counted: list[Path]) -> Encoder:
-    """Fits the encoder of the field with index ``number`` to the counts in some folders."""
+def _fit(field: Field, counted: Sequence[BinaryIO]) -> Encoder:
+    """Fits the encoder of a field to the next counts in the files of the shards."""
     if field.hashed:
         return fit_encoder(field, None)
     if not counted:
         raise DataError("split train has no rows")
-    return fit_encoder(field, ValueCounts.read([folder / f"{number}.parquet" for folder in counted]))
+    return fit_encoder(field, ValueCounts.read(counted))
 
 
 def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:

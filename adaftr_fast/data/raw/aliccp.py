@@ -68,7 +68,7 @@ def parse_common(data: bytes, fields: Sequence[str], lists: Collection[str] = ()
     """
     block = parse_block(data.translate(MERGE_SEPARATORS), COMMON, ",", quoted=False)
     features = _features(block, fields, lists)
-    columns = {COMMON[0]: block.table[COMMON[0]].cast(pa.string())} | features.columns(fields)
+    columns = {COMMON[0]: block.columns[COMMON[0]].cast(pa.string())} | features.columns(fields)
     return pa.table(columns), block.report()
 
 
@@ -114,10 +114,10 @@ def parse_skeleton(
         block.convert(label, pa.uint8())
     block.convert(COMMON[0], pa.string())
     features = _features(block, fields, lists)
-    user = pc.index_in(block.column(COMMON[0]), value_set=common.index).fill_null(-1).to_numpy()
+    user = pc.index_in(block.columns[COMMON[0]], value_set=common.index).fill_null(-1).to_numpy()
     joined = _join(features, common.features, user)
-    block.drop(user < 0, "no common features with this index", block.column(COMMON[0]))
-    columns = {column: block.table[column] for column in (*labels, *keep)} | joined.columns(fields)
+    block.drop(user < 0, "no common features with this index", block.columns[COMMON[0]])
+    columns = {column: block.columns[column] for column in (*labels, *keep)} | joined.columns(fields)
     return pa.table(columns), block.report()
 
 
@@ -136,11 +136,11 @@ def _features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -
     """Returns the features of each blob and drops rows with a damaged blob."""
     block.convert("blob", pa.string())
     block.convert("feature_num", pa.int64())
-    count = pc.add(pc.count_substring(block.column("blob"), "\x01"), 1).fill_null(0).to_numpy()
-    declared = block.column("feature_num").fill_null(0).to_numpy()
-    block.drop(declared != count, "feature_num is not the number of tokens", block.column("blob"))
+    count = pc.add(pc.count_substring(block.columns["blob"], "\x01"), 1).fill_null(0).to_numpy()
+    declared = block.columns["feature_num"].fill_null(0).to_numpy()
+    block.drop(declared != count, "feature_num is not the number of tokens", block.columns["blob"])
 
-    blob = block.column("blob")
+    blob = block.columns["blob"]
     tokens = pc.split_pattern(blob.fill_null(""), "\x01")
     row = np.repeat(np.arange(len(blob)), pc.list_value_length(tokens).to_numpy())
     elements = pc.split_pattern(tokens.values, "\x02")

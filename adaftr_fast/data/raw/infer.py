@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.raw.inputs import is_text, read_header
+from adaftr_fast.data.raw.source import listed
 from adaftr_fast.errors import DataError
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
@@ -49,7 +50,7 @@ def infer_schema(
     dataset = _open(path)
     for column in (*labels, *ignore, *(each for each in (group, time, weight) if each)):
         if column not in dataset.schema.names:
-            raise DataError(f"{path}: no column {column!r}; the file has {', '.join(dataset.schema.names)}")
+            raise DataError(f"{path}: no column {column!r}; the file has {listed(dataset.schema.names)}")
     not_fields = {*labels, *ignore, time, weight}
     fields = {each.name: _field(each.type) for each in dataset.schema if each.name not in not_fields}
     source: dict[str, Any] = {"name": path.name.split(".")[0], "labels": {label: label for label in labels}}

@@ -107,7 +107,7 @@ def parse_rows(
         block.require(column)
     for column, type_ in types.items():
         block.convert(column, type_)
-    return block.table.select(list(types)), block.report()
+    return pa.table({column: block.columns[column] for column in types}), block.report()
 
 
 def column_types(schema: Schema) -> dict[str, pa.DataType]:

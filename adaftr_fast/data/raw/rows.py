@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, parse_rows, read_header
-from adaftr_fast.data.raw.source import BATCH_ROWS, coalesced
+from adaftr_fast.data.raw.source import BATCH_ROWS, coalesced, listed
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
@@ -137,9 +137,9 @@ def _text_chunks(
 
 
 def _check_columns(schema: Schema, path: Path, names: Sequence[str], keep: Sequence[str]) -> None:
-    missing = [column for column in [*field_columns(schema), *keep] if column not in names]
-    if missing:
-        raise DataError(f"{path}: no column {', '.join(map(repr, missing))}; the file has {', '.join(names)}")
+    found = dict.fromkeys(names)
+    if missing := [column for column in [*field_columns(schema), *keep] if column not in found]:
+        raise DataError(f"{path}: no column {listed(map(repr, missing))}; the file has {listed(found)}")
 
 
 @contextmanager

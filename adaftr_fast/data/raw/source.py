@@ -23,6 +23,7 @@ from adaftr_fast.errors import DataError
 
 BATCH_ROWS = 1 << 17
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
+LISTED = 50  # columns that an error names
 LABEL = "label:"  # prefix of label columns in a scan: a label may have the name of its source column
 
 
@@ -123,13 +124,17 @@ def coalesced(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 def check_columns(schema: Schema, path: Path, names: Iterable[str]) -> None:
     """Raises DataError if ``names``, the columns of a file, lack one that the schema reads."""
+    found = dict.fromkeys(names)
+    if missing := [column for column in schema.columns() if column not in found]:
+        absent, has = listed(map(repr, missing)), listed(found)
+        raise DataError(f"{path}: no column {absent}, which schema {schema.name} reads; the file has {has}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Returns the names as text, at most ``LISTED`` of them."""
     names = list(names)
-    missing = [column for column in schema.columns() if column not in names]
-    if missing:
-        raise DataError(
-            f"{path}: no column {', '.join(map(repr, missing))}, "
-            f"which schema {schema.name} reads; the file has {', '.join(names)}"
-        )
+    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _label_expression(label: Label) -> pc.Expression:

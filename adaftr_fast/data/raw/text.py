@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 
+from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.raw.bad_rows import BadLine, BadRows, bad_rows
 
 
@@ -26,7 +27,7 @@ class TextBlock:
     """Rows of a block of lines, untyped at first.
 
     Attributes:
-        table: columns [n] of the rows that are not bad so far. Empty text is null.
+        columns: columns [n] of the rows that are not bad so far, by name. Empty text is null.
         line: line of each row in the block, int64 [n], counted from 1.
         lines: number of lines of the block.
         blank: number of lines without any value.
@@ -34,12 +35,17 @@ class TextBlock:
         bad: rows that were dropped.
     """
 
-    table: pa.Table
+    columns: dict[str, pa.Array]
     line: np.ndarray
     lines: int
     blank: int
     total: int
     bad: list[BadLine] = field(default_factory=list)
+
+    @property
+    def table(self) -> pa.Table:
+        """The columns as a table."""
+        return pa.table(self.columns)
 
     def drop(self, mask: np.ndarray, reason: str, text: pa.Array) -> None:
         """Drops the rows of ``mask`` [n] and records them as bad. ``text`` [n] is shown in the report."""
@@ -48,31 +54,26 @@ class TextBlock:
         rows = np.flatnonzero(mask)
         shown = text.take(pa.array(rows)).to_pylist()
         self.bad += [BadLine(int(self.line[row]), reason, _readable(value)) for row, value in zip(rows, shown)]
-        self.table = self.table.filter(pa.array(~mask))
+        self.columns = _columns(self.table.filter(pa.array(~mask)))
         self.line = self.line[~mask]
 
     def convert(self, column: str, kind: pa.DataType) -> None:
         """Casts a column to a type and drops rows whose value cannot be cast."""
-        values = self.column(column)
+        values = self.columns[column]
         if pa.types.is_binary(values.type) and kind != pa.string():
             self.convert(column, pa.string())  # Arrow cannot cast bytes to every type
-            values = self.column(column)
+            values = self.columns[column]
         try:
             converted = values.cast(kind)
         except pa.ArrowException:
             self.drop(~castable(values, kind), f"{column} is not of type {kind}", values)
-            converted = self.column(column).cast(kind)
-        self.table = self.table.set_column(self.table.column_names.index(column), column, converted)
+            converted = self.columns[column].cast(kind)
+        self.columns[column] = converted
 
     def require(self, column: str) -> None:
         """Drops the rows in which a column is missing."""
-        values = self.column(column)
+        values = self.columns[column]
         self.drop(values.is_null().to_numpy(zero_copy_only=False), f"{column} is missing", values)
-
-    def column(self, name: str) -> pa.Array:
-        """Returns a column [n] as one array."""
-        chunks = self.table[name].chunks
-        return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else pa.array([], pa.binary())
 
     def report(self) -> BadRows:
         """Returns the numbers of lines and bad rows, and the reasons."""
@@ -92,10 +93,16 @@ def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool =
         data, unread = _whole_lines(data, delimiter, quoted)
         table, bad = _parse(data, names, delimiter, quoted)
     line = np.delete(np.arange(1, table.num_rows + len(bad) + 1), [row.line - 1 for row in bad])
-    empty = np.logical_and.reduce([table[name].is_null().to_numpy() for name in names])
-    table, blank = table.filter(pa.array(~empty)), min(int(empty.sum()) - len(unread), lines)  # 0 for an empty block
-    bad += unread
-    return TextBlock(table, line[~empty], lines, blank, table.num_rows + len(bad), bad)
+    empty = np.ones(table.num_rows, bool)
+    for column in table.columns:
+        if column.null_count and empty.any():
+            empty &= column.is_null().to_numpy()
+        else:
+            empty[:] = False
+            break
+    blank = min(int(empty.sum()) - len(unread), lines)  # 0 for an empty block
+    table, bad = table.filter(pa.array(~empty)) if empty.any() else table, bad + unread
+    return TextBlock(_columns(table), line[~empty], lines, blank, table.num_rows + len(bad), bad)
 
 
 def _parse(data: bytes, names: list[str], delimiter: str, quoted: bool) -> tuple[pa.Table, list[BadLine]]:
@@ -122,6 +129,11 @@ def _parse(data: bytes, names: list[str], delimiter: str, quoted: bool) -> tuple
         ),
     )
     return table, bad
+
+
+def _columns(table: pa.Table) -> dict[str, pa.Array]:
+    """Returns the columns of a table by name, each as one array."""
+    return {name: one_array(column) for name, column in zip(table.column_names, table.columns)}
 
 
 def count_lines(data: bytes) -> int:

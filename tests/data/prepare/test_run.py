@@ -10,6 +10,7 @@ from adaftr_fast.data.dataset.split_file import GROUP
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import encode_field
 from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.prepare.stages import ShardRun
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.errors import DataError
 
@@ -30,6 +31,21 @@ def test_stray_quotes_lose_no_rows(tmp_path):
     assert sum(info.rows for info in manifest.splits.values()) == 1998
     assert (manifest.bad_rows.lines, manifest.bad_rows.rows, manifest.bad_rows.bad) == (2000, 2000, 2)
     assert manifest.bad_rows.account() == "2,000 lines below the header = 1,998 rows kept + 2 left out"
+
+
+def test_files_do_not_grow_in_number_with_the_fields(source, write, tmp_path, monkeypatch):
+    """A file or a row group per field makes wide logs slow."""
+    counted, merge = [], ShardRun._merge_counted
+
+    def listed(self, has_rows):
+        counted.extend(path.name for path in (self.work / "counted-1").iterdir())
+        return merge(self, has_rows)
+
+    monkeypatch.setattr(ShardRun, "_merge_counted", listed)
+    del source["group"]
+    prepare(parse_schema(source), [write()], tmp_path / "out")
+    assert len(counted) == 1 < len(source["fields"])
+    assert pq.read_metadata(tmp_path / "out/vocabulary.parquet").num_row_groups == 1
 
 
 def test_ids_labels_and_groups_by_hand(source, write, tmp_path):

@@ -30,6 +30,13 @@ def test_bad_rows_are_reported_with_line_numbers():
     assert report.examples[3] == "7: n is not of type double: 'five'"
 
 
+def test_a_column_is_converted_alone():
+    block = parse_block(b"1,a,x\n2,b,y\n", ["n", "s", "t"], ",")
+    others = [block.columns["n"], block.columns["s"]]
+    block.convert("t", pa.string())
+    assert all(now is then for now, then in zip((block.columns["n"], block.columns["s"]), others))
+
+
 def test_quotes_can_be_plain_characters():
     block = parse_block(b'1,"a\n2,b"\n', ["n", "s"], ",", quoted=False)
     assert block.table["s"].to_pylist() == [b'"a', b'b"']
