@@ -103,9 +103,7 @@ class Buckets:
         values, weights = table["value"].to_numpy(), table["count"].to_numpy()
         if len(values) == 0:
             return cls(np.empty(0))
-        cumulative = np.cumsum(weights)
-        targets = cumulative[-1] * (np.arange(1, buckets) / buckets)
-        quantiles = np.unique(values[np.searchsorted(cumulative, targets)])
+        quantiles = values[_at_quantiles(np.cumsum(weights), buckets)]
         quantiles = quantiles[quantiles < values[-1]]  # no value lies above an edge at the maximum
         return cls(np.maximum(quantiles, np.finfo(np.float64).min))  # JSON cannot represent -inf
 
@@ -118,6 +116,29 @@ class Buckets:
         """Encodes float64 values [n] as int32 ids [n]."""
         ids = np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="left").astype(np.int32) + 1
         return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
+
+
+def _at_quantiles(cumulative: np.ndarray, buckets: int) -> np.ndarray:
+    """Returns the positions at which ``buckets - 1`` quantiles lie, ascending and each once.
+
+    Args:
+        cumulative: cumulative counts [n] of the values in ascending order.
+    """
+    total = cumulative[-1]
+    if buckets <= len(cumulative):
+        targets = total * (np.arange(1, buckets) / buckets)
+        return np.unique(np.searchsorted(cumulative, targets))
+    # With more buckets than values, ask of each value whether one of the targets in its interval exists. Memory does
+    # not depend on ``buckets``: the targets next to the ends and the middle of the interval tell.
+    below = np.concatenate([[0], cumulative[:-1]])
+    found = np.zeros(len(cumulative), bool)
+    for place in (below, (below + cumulative) / 2, cumulative):
+        nearest = np.rint(place / total * buckets)
+        for step in (-1.0, 0.0, 1.0):
+            number = np.clip(nearest + step, 1.0, float(buckets - 1))
+            target = total * (number / buckets)
+            found |= (below < target) & (target <= cumulative)
+    return np.flatnonzero(found)
 
 
 @dataclass(frozen=True)

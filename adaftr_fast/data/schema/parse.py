@@ -20,6 +20,7 @@ from adaftr_fast.errors import DataError
 
 REQUIRED = ("name", "labels", "split", "fields")
 OPTIONAL = ("attribution", "files", "format", "shipped", "generate", "drop", "group", "weight", "truth", "defaults")
+MOST_IDS, MOST_ROWS = 2**31 - 2, 2**63 - 1  # ids are int32 and start at 1; counts are int64
 FIELD_KEYS = ("kind", "column", "cross", "min_count", "buckets", "tokens", "separator", "hashed")
 
 
@@ -149,6 +150,8 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
     for key, value in numbers.items():
         if type(value) is not int or value < 1:  # not a bool
             raise DataError(f"{where}.{key}: expected an integer >= 1, got {value!r}")
+        if value > (largest := MOST_IDS if key == "hashed" else MOST_ROWS):
+            raise DataError(f"{where}.{key}: expected at most {largest}, got {value}")
     return Field(name, kind, columns, **numbers, **_tokens(where, kind, spec))
 
 

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -156,3 +158,25 @@ def test_missing_values_are_nulls_and_nans():
 def test_text_in_a_numeric_field_is_named():
     with pytest.raises(DataError, match=r"field x: cannot read x \(string\) as numeric"):
         fit_encoders([Field("x", "numeric", ("x",), 1, 2)], [pa.record_batch({"x": ["many"]})])
+
+
+def test_buckets_beyond_the_values_have_the_same_edges():
+    """Memory is bounded by the values, so edges are those of all quantiles without computing them."""
+    random = np.random.default_rng(0)
+    for rows in (1, 2, 7, 40, 300):
+        values = np.sort(random.integers(0, 25, rows).astype(float))
+        counts = counts_of(values)
+        for buckets in (2, 3, 11, 26, 64, 97, 1000, 30_011):
+            quantiles = np.arange(1, buckets) / buckets * len(values)
+            edges = np.unique(values[np.ceil(quantiles).astype(int) - 1])
+            assert Buckets.fit(counts, buckets).edges.tolist() == edges[edges < values[-1]].tolist()
+
+
+@pytest.mark.parametrize("buckets", [10**9, 2**62])
+def test_a_billion_buckets_need_no_memory(buckets):
+    tracemalloc.start()
+    edges = Buckets.fit(counts_of([3.0, 1.0, 2.0, 2.0]), buckets).edges
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert edges.tolist() == [1.0, 2.0]
+    assert peak < 1_000_000

@@ -122,6 +122,16 @@ def test_condition_with_alternatives(source):
         ),
         ("split", {"train": {"rows": "some"}, "test": {}, "validation": {}}, "split.train.rows: expected"),
         ("defaults", {"min_cout": 3}, "defaults: unknown key 'min_cout'"),
+        (
+            "fields",
+            {"city": {"kind": "numeric", "buckets": 2**65}},
+            "fields.city.buckets: expected at most 9223372036854775807",
+        ),
+        (
+            "fields",
+            {"city": {"kind": "categorical", "hashed": 2**31}},
+            "fields.city.hashed: expected at most 2147483646",
+        ),
         ("colour", "red", "the file: unknown key 'colour'"),
         ("labels", "click", "labels: expected a table, got 'click'"),
         ("fields", ["item"], r"fields: expected a table, got \['item'\]"),
