@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
@@ -14,9 +17,16 @@ import pyarrow.dataset as ds
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.raw.inputs import is_text, read_header
 from adaftr_fast.data.raw.source import listed
+from adaftr_fast.data.raw.staging import blocks
+from adaftr_fast.data.raw.text import parse_block
 from adaftr_fast.errors import DataError
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
+SAMPLE_ROWS = 10_000  # first rows of parquet that tell ids from numbers
+SAMPLE_BYTES = 2 << 20  # first rows of text that do so; more than Arrow reads to find the types
+LARGEST_EXACT = 2.0**53  # integers up to it are float64 numbers
+WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
+ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uid|gid|user|item|hash|key)$|[a-z](Id|ID|Uid|Hash|Key)$")
 
 
 def infer_schema(
@@ -30,10 +40,11 @@ def infer_schema(
 ) -> dict[str, Any]:
     """Returns the content of a schema file. Every column without another role becomes a field.
 
-    Floats are numeric fields. Integers, text and booleans are categorical fields. Lists are categorical fields with all
-    tokens. Columns of dates and times are left out. The first 80 % of the rows are the training split, the next 10 %
-    validation and the rest test. Rows are ordered by ``time``; without it by a hash of the group, so that no user is in
-    two splits; without a group by a hash of the row number.
+    Floats are numeric fields. Integers, text and booleans are categorical fields, and so are floats that hold ids,
+    which a warning names. Lists are categorical fields with all tokens. Columns of dates and times are left out.
+    The first 80 % of the rows are the training split, the next 10 % validation and the rest test. Rows are ordered
+    by ``time``; without it by a hash of the group, so that no user is in two splits; without a group by a hash of
+    the row number.
 
     Args:
         path: input: parquet, a folder of parquet files, or delimited text.
@@ -53,6 +64,10 @@ def infer_schema(
             raise DataError(f"{path}: no column {column!r}; the file has {listed(dataset.schema.names)}")
     not_fields = {*labels, *ignore, time, weight}
     fields = {each.name: _field(each.type) for each in dataset.schema if each.name not in not_fields}
+    if ids := _ids(path, dataset, [name for name, field in fields.items() if field == "numeric"]):
+        fields |= dict.fromkeys(ids, "categorical")
+        named = "; ".join(f"{name} ({reason})" for name, reason in ids.items())
+        warnings.warn(f"{path}: read as ids, not as numbers: {named}", stacklevel=2)
     source: dict[str, Any] = {"name": path.name.split(".")[0], "labels": {label: label for label in labels}}
     source |= {key: value for key, value in (("group", group), ("weight", weight)) if value}
     source["split"] = _by_time(path, dataset, time) if time else _by_hash(group)
@@ -80,6 +95,46 @@ def _field(kind: pa.DataType) -> Any:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return {"kind": "categorical", "tokens": "all"}
     return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
+
+
+def _ids(path: Path, dataset: ds.Dataset, columns: list[str]) -> dict[str, str]:
+    """Returns the columns that the file's types make numbers but whose first rows hold ids, with the reasons.
+
+    They hold whole numbers only, and either one beyond 2^53, which no float64 tells from its neighbours, or their name
+    is that of an id. 64-bit hashes in text are such a column, since they exceed int64, and so are ids with missing
+    values that another program has made floats.
+    """
+    found = {}
+    try:
+        rows = _as_text(path, columns) if is_text(path) else dataset.head(SAMPLE_ROWS, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable: {error}") from error
+    for name in columns if rows.num_rows else []:
+        values = rows[name].drop_null()
+        if pa.types.is_string(values.type) and not pc.all(pc.match_substring_regex(values, WHOLE)).as_py():
+            continue
+        values = values.cast(pa.float64()).to_numpy()
+        values = values[~np.isnan(values)]
+        if not len(values) or not np.array_equal(values, np.trunc(values)):
+            continue
+        largest = np.abs(values).max()
+        if largest > LARGEST_EXACT:
+            found[name] = f"whole numbers up to {largest:.3g}, beyond 2^53"
+        elif ID_NAME.search(name):
+            found[name] = "whole numbers under the name of an id"
+    return found
+
+
+def _as_text(path: Path, columns: list[str]) -> pa.Table:
+    """Returns the first rows of columns of a text file as they are written."""
+    names, delimiter = read_header(path)
+    rows = next(blocks(path), b"").partition(b"\n")[2]
+    if len(rows) > SAMPLE_BYTES:
+        rows = rows[: rows.rfind(b"\n", 0, SAMPLE_BYTES) + 1]
+    block = parse_block(rows, names, delimiter)
+    for column in columns:
+        block.convert(column, pa.string())
+    return block.table
 
 
 def _by_hash(group: str | None) -> dict[str, Any]:

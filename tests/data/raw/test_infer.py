@@ -1,5 +1,7 @@
 import datetime
+import decimal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
@@ -62,3 +64,57 @@ def test_invalid_values_are_named(log):
         infer_schema(log / "absent.csv", ["click"])
     with pytest.raises(DataError, match="new: expected at least three different times, got 2"):
         infer_schema(log / "log.parquet", ["click"], time="new")
+
+
+def test_hashes_of_64_bits_are_ids(tmp_path):
+    """They exceed int64, so Arrow reads them as floats, of which twenty buckets would remain."""
+    hashes = np.random.default_rng(0).integers(2**63, 2**64, 200, dtype=np.uint64)
+    rows = [f"{hashes[n % 200]},{n * 0.5},{n % 3 // 2}" for n in range(2000)]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["viewer,price,click", *rows]) + "\n")
+    with pytest.warns(
+        UserWarning, match=r"log.csv: read as ids, not as numbers: viewer \(whole numbers .* beyond 2\^53"
+    ):
+        source = infer_schema(log, ["click"])
+    assert source["fields"] == {"viewer": "categorical", "price": "numeric"}
+    assert prepare(parse_schema(source), [log], tmp_path / "out").num_embeddings == [201, 21]
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
+def test_whole_floats_are_ids_by_name_or_size(tmp_path, name):
+    columns = {
+        "user_id": [1.0, None, 3.0],  # as pandas writes integers with missing values
+        "Item": [7.0, 8.0, 9.0],
+        "adId": [7.0, 8.0, None],
+        "age": [30.0, None, 41.0],
+        "paid": [1.0, 2.0, 3.0],
+        "gross_id": [0.5, 1.0, 2.0],
+        "token": [1e18, 2e18, None],
+        "mass": [1e30, 0.5, None],
+        "empty_id": [None, float("nan"), None],
+    }
+    if name.endswith(".csv"):
+        cells = [
+            ["" if value is None or value != value else f"{value:.1f}" for value in row]
+            for row in zip(*columns.values())
+        ]
+        (tmp_path / name).write_text("\n".join([",".join(columns) + ",y", *(",".join(row) + ",1" for row in cells)]))
+        del columns["empty_id"]  # Arrow has no type for it
+    else:
+        table = pa.table({key: pa.array(values, pa.float64()) for key, values in columns.items()} | {"y": [0, 1, 1]})
+        pq.write_table(table, tmp_path / name)
+    with pytest.warns(UserWarning, match="user_id .*name of an id.*Item.*adId.*token .*beyond"):
+        fields = infer_schema(tmp_path / name, ["y"], ignore=["empty_id"] if name.endswith(".csv") else [])["fields"]
+    ids = {column for column, kind in fields.items() if kind == "categorical"}
+    assert ids == {"user_id", "Item", "adId", "token"}
+    assert fields.keys() == columns.keys()
+
+
+def test_decimals_without_fraction_are_ids_beyond_float64(tmp_path):
+    values = [decimal.Decimal(2**62 + number) for number in range(3)]
+    cents = [decimal.Decimal(number).scaleb(-2) for number in range(3)]
+    columns = {"card": pa.array(values, pa.decimal128(38, 0)), "price": pa.array(cents, pa.decimal128(9, 2))}
+    pq.write_table(pa.table(columns | {"y": [0, 1, 1]}), tmp_path / "log.parquet")
+    with pytest.warns(UserWarning, match="card"):
+        fields = infer_schema(tmp_path / "log.parquet", ["y"])["fields"]
+    assert fields == {"card": "categorical", "price": "numeric"}
