@@ -69,6 +69,7 @@ class ParquetRows:
         self.weight = [WEIGHT] if manifest.weight else []
         self.sizes: list[int] = []
         self._row_groups: list[tuple[str, int]] = []  # file and index of each row group
+        self._footers: dict[str, pq.FileMetaData] = {}  # of each file
         types = {field: pa.list_(pa.int32()) if field in self.multiple else pa.int32() for field in self.fields}
         types |= dict.fromkeys(self.tasks, pa.uint8())
         types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
@@ -88,13 +89,17 @@ class ParquetRows:
                 raise DataError(f"{path}: column {column}: expected {kind}, got {found[column]}")
         if metadata.num_rows != rows:
             raise DataError(f"{path}: expected {rows} rows, got {metadata.num_rows}")
+        self._footers[name] = metadata
         self.sizes += [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         self._row_groups += [(name, number) for number in range(metadata.num_row_groups)]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         columns = [*self.fields, *self.tasks, *self.group, *self.weight]
         row_groups = groupby((self._row_groups[chunk] for chunk in chunks), key=itemgetter(0))
-        tables = [_read(self.folder / name, [number for _, number in own], columns) for name, own in row_groups]
+        tables = [
+            _read(self.folder / name, self._footers[name], [number for _, number in own], columns)
+            for name, own in row_groups
+        ]
         table = pa.concat_tables(tables)
         values = {column: self._values(column, table[column]) for column in columns if column not in self.multiple}
         labels = matrix([values[task] for task in self.tasks], np.float32)
@@ -134,9 +139,12 @@ def _open(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 
 
-def _read(path: Path, row_groups: list[int], columns: list[str]) -> pa.Table:
+def _read(path: Path, footer: pq.FileMetaData, row_groups: list[int], columns: list[str]) -> pa.Table:
+    """Reads row groups of a file that must still have the ``footer`` it had when the split was opened."""
     try:
         with _open(path) as file:
+            if not file.metadata.equals(footer):
+                raise DataError(f"{path}: was replaced since it was opened; start again with the new one")
             return file.read_row_groups(row_groups, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error

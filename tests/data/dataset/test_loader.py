@@ -251,6 +251,19 @@ def test_half_written_and_damaged_files_are_named(folder):
         list(data.load("train").batches(2))
 
 
+@pytest.mark.parametrize("change", ["fewer rows", "other columns", "other values"])
+def test_a_file_that_is_replaced_while_it_is_read_is_named(folder, change):
+    split, table = PreparedData(folder).load("train"), pq.read_table(folder / "train.parquet")
+    others = {
+        "fewer rows": table.slice(0, 2),
+        "other columns": table.select(["city"]),
+        "other values": table.take([5, 4, 3, 2, 1, 0]),
+    }
+    pq.write_table(others[change], folder / "train.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet: was replaced since it was opened"):
+        list(split.shuffled(2, seed=0, epoch=0))
+
+
 def test_sample_weights_come_with_their_rows(source, write, tmp_path):
     prepare(parse_schema(source | {"weight": "w"}), [write(w=[float(day) for day in range(1, 13)])], tmp_path / "out")
     (batch,) = PreparedData(tmp_path / "out").load("train").batches(100)
