@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tomllib
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -15,6 +16,22 @@ T = TypeVar("T")
 def dumps(value: Any, indent: int | None = None) -> str:
     """Returns plain values as JSON. NaN and infinities become null, because JSON lacks them; dates become ISO text."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def loads(text: str) -> Any:
+    """Reads JSON. Raises ValueError if the text is not JSON or is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def loads_toml(text: str) -> dict[str, Any]:
+    """Reads TOML. Raises ValueError if the text is not TOML or is nested too deeply."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def from_json(kind: type[T], value: Any, where: str = "") -> T:

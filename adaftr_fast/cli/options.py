@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jsonargparse
 
@@ -20,6 +20,15 @@ class Parser(jsonargparse.ArgumentParser):
         """Prints the name of the command and the message, and exits with status 2."""
         name = self.prog.replace(" [options]", "")
         self.exit(2, f"{name}: {' '.join(message.split())}\n")
+
+    def parse_path(self, cfg_path: Any, *arguments: Any, **options: Any) -> jsonargparse.Namespace:
+        """Parses a configuration file; one that is not text, or nested too deeply, is an error in one line."""
+        try:
+            return super().parse_path(cfg_path, *arguments, **options)
+        except UnicodeDecodeError as error:
+            self.error(f"{cfg_path}: not a TOML file: {error}")
+        except RecursionError:
+            self.error(f"{cfg_path}: nested too deeply")
 
 
 def add_config(parser: Parser, sections: Sequence[str] = EVERY_SECTION, help: str | None = None) -> None:

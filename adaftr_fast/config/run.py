@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._json import from_json
+from adaftr_fast._json import from_json, loads_toml
 from adaftr_fast.config.data import DataConfig
 from adaftr_fast.config.model import ModelConfig
 from adaftr_fast.config.optimizer import OptimizerConfig
@@ -79,7 +78,7 @@ class RunConfig:
             OSError: the file cannot be read.
         """
         try:
-            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(loads_toml(Path(path).read_text(encoding="utf-8")))
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
 

@@ -5,7 +5,6 @@ Shapes: n rows, F fields, T tasks, N ids.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast._files import sha256
-from adaftr_fast._json import from_json
+from adaftr_fast._json import from_json, loads
 from adaftr_fast.data.dataset.bags import interleave
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest
 from adaftr_fast.data.dataset.rows import matrix
@@ -139,7 +138,7 @@ def read_about(folder: Path) -> About:
     if not path.is_file():
         raise ServingError(f"{folder}: not an exported model (no {ABOUT}); make one with `adaftr-fast export`")
     try:
-        content = from_json(dict, json.loads(path.read_text(encoding="utf-8")))
+        content = from_json(dict, loads(path.read_text(encoding="utf-8")))
         if content.get("version") != VERSION:
             raise ServingError(f"{path}: version {content.get('version')}, this program reads version {VERSION}")
         return from_json(About, content)

@@ -361,3 +361,17 @@ def test_the_former_name_of_shard_works_with_a_warning(schema, tmp_path, capsys)
         assert main(["prepare", "--dataset", str(schema), "--files", log, "--part", "1/1", "--out", str(out)]) == 0
     assert "warning: prepare --part is deprecated: use --shard" in capsys.readouterr().err
     assert (out / "schema.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xfd\x00\x81", "not a TOML file: 'utf-8' codec"), (b"a = " + 100_000 * b"[", "nested too deeply")],
+)
+def test_a_file_that_is_no_configuration_is_an_error_in_one_line(tmp_path, capsys, content, message):
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--config", str(path), "--out", str(tmp_path / "run")])
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"adaftr-fast train: {path}: {message}")

@@ -33,3 +33,10 @@ def test_a_list_belongs_to_the_configuration():
 def test_a_dictionary_is_no_section():
     with pytest.raises(ConfigError, match=r"RunConfig: model must be a ModelConfig, got \{'name': 'mmoe'\}"):
         RunConfig(model={"name": "mmoe"})
+
+
+def test_a_file_that_is_nested_too_deeply_is_named(tmp_path):
+    path = tmp_path / "deep.toml"
+    path.write_text(f"model = {'[' * 100_000}{']' * 100_000}")
+    with pytest.raises(ConfigError, match=r"deep.toml: nested too deeply$"):
+        RunConfig.from_toml(path)

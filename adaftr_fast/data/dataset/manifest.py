@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._json import dumps, from_json
+from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.schema.types import Field, Label
@@ -111,7 +111,7 @@ def read_manifest_json(path: Path) -> dict[str, Any]:
         DataError: the file is not JSON, or lacks ``format`` or ``fingerprint``.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
         raise DataError(f"{path}: not a manifest of a prepared folder: {error}") from error
     if not isinstance(content, dict) or not {"format", "fingerprint"} <= content.keys():

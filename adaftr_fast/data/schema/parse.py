@@ -6,13 +6,12 @@ read.
 
 from __future__ import annotations
 
-import tomllib
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._json import from_json
+from adaftr_fast._json import from_json, loads_toml
 from adaftr_fast.data.schema.checks import check_keys, condition, number, strings, table, text
 from adaftr_fast.data.schema.types import SPLITS, Field, HashRange, Label, Schema, SplitRule
 from adaftr_fast.data.synthetic.log import LogConfig
@@ -50,7 +49,7 @@ def load_schema(name: str) -> Schema:
         known = ", ".join(shipped_schemas())
         raise DataError(f"schema: unknown data set {name!r}; expected one of {known}, or a path ending in .toml")
     try:
-        return parse_schema(tomllib.loads(path.read_text(encoding="utf-8")))
+        return parse_schema(loads_toml(path.read_text(encoding="utf-8")))
     except ValueError as error:  # not UTF-8, not TOML or not a schema
         raise DataError(f"schema {name}: {error}") from error
 

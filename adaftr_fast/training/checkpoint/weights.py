@@ -6,7 +6,6 @@ replaces the checkpoint atomically.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from adaftr_fast._files import replace_file, sha256, sync
-from adaftr_fast._json import dumps, from_json
+from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._tensor_file import ChunkedTensor, SavedTensors, write_tensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
@@ -134,7 +133,7 @@ def open_checkpoint(folder: Path) -> tuple[SavedTensors, Description]:
 
 def _read(path: Path) -> tuple[_Head, Description]:
     try:
-        content = from_json(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+        content = from_json(dict[str, Any], loads(path.read_text(encoding="utf-8")))
         head = from_json(_Head, {each.name: content.pop(each.name, None) for each in fields(_Head)})
         if head.version != VERSION:
             raise CheckpointError(f"{path}: version {head.version}, this program reads version {VERSION}")

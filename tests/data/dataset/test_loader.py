@@ -264,6 +264,12 @@ def test_a_file_that_is_replaced_while_it_is_read_is_named(folder, change):
         list(split.shuffled(2, seed=0, epoch=0))
 
 
+def test_a_manifest_that_is_nested_too_deeply_is_named(folder):
+    (folder / "schema.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"schema\.json: not a manifest of a prepared folder: nested too deeply"):
+        PreparedData(folder)
+
+
 def test_sample_weights_come_with_their_rows(source, write, tmp_path):
     prepare(parse_schema(source | {"weight": "w"}), [write(w=[float(day) for day in range(1, 13)])], tmp_path / "out")
     (batch,) = PreparedData(tmp_path / "out").load("train").batches(100)

@@ -151,3 +151,10 @@ def test_invalid_values_are_named(source, section, value, message):
     source[section] = value
     with pytest.raises(DataError, match=message):
         parse_schema(source)
+
+
+def test_deep_nesting_is_an_error_in_one_line(tmp_path):
+    path = tmp_path / "deep.toml"
+    path.write_text(f"name = {'[' * 100_000}{']' * 100_000}")
+    with pytest.raises(DataError, match=r"schema .*deep.toml: nested too deeply$"):
+        load_schema(str(path))
