@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import Ranks, restarted
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models import MultiTaskModel, build_model
+from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.training.checkpoint.weights import Description
@@ -78,6 +80,8 @@ def fit_one(
     if ranks is not None:
         ranks.agree("settings or data", about)
     torch.manual_seed(config.training.seed)  # for the initial weights; the trainer seeds the rest
+    if config.training.tables == "replicated":
+        _check_memory(config.model, data)
     with nullcontext() if config.training.tables == "replicated" else tables_elsewhere():
         model = build(config.model, data)
     trainer = Trainer(
@@ -129,3 +133,26 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
         raise
     except ValueError as error:  # raised by a constructor about an option
         raise ConfigError(f"model: {error}") from error
+
+
+def _check_memory(config: ModelConfig, data: PreparedData) -> None:
+    """Raises ConfigError if the embedding tables alone are larger than the memory that is available."""
+    num_embeddings, names = data.manifest.num_embeddings, [field.name for field in data.manifest.fields]
+    widths = embedding_widths(config, len(num_embeddings), names)
+    needed, available = 4 * sum(map(operator.mul, num_embeddings, widths)), _available_memory()
+    if available is not None and needed > available:
+        sizes = f"{needed / 1e9:,.1f} GB of float32, and {available / 1e9:,.1f} GB of memory are available"
+        raise ConfigError(
+            f"model.embedding_dim: the tables of {sum(num_embeddings):,} ids take {sizes}; use a smaller width, or "
+            "raise min_count or hash the largest fields in the schema"
+        )
+
+
+def _available_memory() -> int | None:
+    """Returns the bytes of memory and swap that a process can still take, or None if the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = {name: int(rest.split()[0]) for name, rest in (line.split(":", 1) for line in lines)}
+        return 1024 * (kilobytes["MemAvailable"] + kilobytes["SwapFree"])
+    except (OSError, KeyError, ValueError):
+        return None

@@ -375,3 +375,12 @@ def test_a_file_that_is_no_configuration_is_an_error_in_one_line(tmp_path, capsy
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"adaftr-fast train: {path}: {message}")
+
+
+def test_tables_larger_than_memory_are_refused_before_they_are_made(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("adaftr_fast.runs.run._available_memory", lambda: 64 * 10**9)
+    arguments = ["train", "--config", str(config), "--model.embedding_dim", "500000000", "--out", str(tmp_path / "run")]
+    assert main(arguments) == 2
+    assert (
+        "the tables of 68 ids take 136.0 GB of float32, and 64.0 GB of memory are available" in capsys.readouterr().err
+    )
