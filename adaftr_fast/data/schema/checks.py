@@ -38,6 +38,9 @@ def _check_comparison(where: str, column: str, operator: Any, operand: Any) -> N
     if takes_list != isinstance(operand, list) or not all(isinstance(value, SCALARS) for value in values):
         expected = "a list of values" if takes_list else "one value"
         raise DataError(f"{where}: {column} {operator}: expected {expected}, got {operand!r}")
+    for value in values:
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise DataError(f"{where}: {column} {operator}: expected an integer of 64 bits, got {value}")
 
 
 def text(where: str, value: Any) -> str:

@@ -98,6 +98,7 @@ def parse_schema(source: dict[str, Any]) -> Schema:
         source=source,
     )
     _check_leaks(schema)
+    _check_reserved(schema)
     return schema
 
 
@@ -124,6 +125,18 @@ def _check_leaks(schema: Schema) -> None:
                 raise DataError(f"field {field.name} reads {leaked.pop()!r}, a source of label {label.name}")
             if field.name == label.name:
                 raise DataError(f"{field.name!r} names both a field and a label")
+
+
+def _check_reserved(schema: Schema) -> None:
+    """Raises DataError if a name is also that of a column that ``prepare`` adds."""
+    added = {*(["group:id"] if schema.group else []), *(["weight:value"] if schema.weight else [])}
+    added |= {f"truth:{name}" for name in schema.truth}
+    for name in [field.name for field in schema.fields] + [label.name for label in schema.labels]:
+        if name in added:
+            raise DataError(f"field or label {name!r}: the name of a column that prepare adds; ignore or rename it")
+    for label in schema.labels:
+        if f"label:{label.name}" in schema.columns():
+            raise DataError(f"column 'label:{label.name}': prepare uses this name for a label; ignore or rename it")
 
 
 def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:

@@ -132,6 +132,13 @@ def test_condition_with_alternatives(source):
             {"city": {"kind": "categorical", "hashed": 2**31}},
             "fields.city.hashed: expected at most 2147483646",
         ),
+        ("drop", [["day", ">", 2**65]], "drop: day >: expected an integer of 64 bits, got 36893488147419103232"),
+        (
+            "fields",
+            {"group:id": {"kind": "categorical", "column": "city"}},
+            "'group:id': the name of a column that prepare",
+        ),
+        ("fields", {"city": {"kind": "categorical", "column": "label:click"}}, "'label:click': prepare uses this name"),
         ("colour", "red", "the file: unknown key 'colour'"),
         ("labels", "click", "labels: expected a table, got 'click'"),
         ("fields", ["item"], r"fields: expected a table, got \['item'\]"),
