@@ -9,7 +9,8 @@ import pytest
 
 from adaftr_fast.data.encode.encoders import Hashed
 from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.raw.inputs import column_types
+from adaftr_fast.data.raw.infer import infer_schema
+from adaftr_fast.data.raw.inputs import column_types, read_header
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
 
@@ -144,3 +145,26 @@ def test_weights_are_kept_and_checked(source, write, tmp_path):
             prepare(parse_schema(source), [write(w=[1.0] * 11 + [value])], tmp_path / "out")
     with pytest.raises(DataError, match="field rain reads 'rain', a truth or weight column"):
         parse_schema(source | {"weight": "rain"})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b\r1,2\r", r"log.csv:1: expected lines that end in LF or CR LF, got a carriage return within 'a,b\\r1,2"),
+        ("x" * 140_000 + "\n1\n", r"log.csv:1: expected a header in one line, got 'x{120} \.\.\.': field larger than"),
+        ('a,"b\nc",d\n1,2,3\n', "log.csv:1: expected a header in one line, got .*: unexpected end of data"),
+        ("a," * 70_000 + "\n1\n", r"log.csv:1: expected a header of distinct column names, got 'a,.{118} \.\.\.'$"),
+    ],
+)
+def test_a_first_line_that_is_no_header_is_shown_in_part(tmp_path, content, message):
+    path = tmp_path / "log.csv"
+    path.write_text(content, newline="")
+    with pytest.raises(DataError, match=message):
+        read_header(path)
+
+
+def test_errors_name_some_of_many_columns(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(",".join(f"c{number}" for number in range(10_000)) + "\n")
+    with pytest.raises(DataError, match=r"no column 'click'; the file has c0, .*, c49 and 9,950 more$"):
+        infer_schema(path, ["click"])
