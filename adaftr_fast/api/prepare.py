@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
@@ -151,7 +153,22 @@ def prepare(
         result = run.prepare_shard(
             schema, files, out, number, wait=wait, bad_rows=bad_rows, grow=grow, progress=progress
         )
-    return result if isinstance(result, Unfinished) else Prepared(out)
+    if isinstance(result, Unfinished):
+        return result
+    _warn_of_rows_outside_the_funnel(schema, result)
+    return Prepared(out)
+
+
+def _warn_of_rows_outside_the_funnel(schema: Schema, manifest: Manifest) -> None:
+    rows = sum(split.rows for split in manifest.splits.values())
+    for before, stage in itertools.pairwise(schema.funnel):
+        outside = sum(split.outside_funnel.get(stage, 0) for split in manifest.splits.values())
+        if outside:
+            warnings.warn(
+                f"{outside:,} of {rows:,} rows are positive in {stage!r} but not in {before!r}, the stage before it; a "
+                "condition in the schema makes them consistent, or funnel = [] if they are no funnel",
+                stacklevel=3,
+            )
 
 
 def open_data(data: PreparedData | str | Path) -> PreparedData:

@@ -1,4 +1,5 @@
 import html
+import json
 
 import numpy as np
 import pyarrow.csv as csv
@@ -98,3 +99,13 @@ def test_a_schema_is_inferred_from_one_file_only(shop):
         af.prepare(labels="click")
     with pytest.raises(DataError, match="files: expected one file beside labels, got 2"):
         af.prepare([shop / "log.csv"] * 2, labels="click")
+
+
+def test_conversions_without_a_click_are_warned_of(tmp_path):
+    rows = [f"u{number % 50},{number % 2},{int(number % 4 == 0 or number % 8 == 1)}" for number in range(400)]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["user,click,conversion", *rows]) + "\n")
+    with pytest.warns(UserWarning, match="^100 of 400 rows are positive in 'conversion' but not in 'click'"):
+        data = af.prepare(log, tmp_path / "data", labels=["click", "conversion"], progress=False)
+    recorded = json.loads((data.folder / "schema.json").read_text())["splits"]
+    assert sum(split["outside_funnel"]["conversion"] for split in recorded.values()) == 100

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,7 @@ def write_split(
         DataError: a label is not 0 or 1, a weight is negative or not finite, or a column cannot be read.
     """
     rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
+    outside = dict.fromkeys(schema.funnel[1:], 0)
     new = path.with_name(f".{path.name}.new")
     with pq.ParquetWriter(new, _columns(schema), compression="zstd", write_page_checksum=True) as writer:
         for encoded in ordered_map(lambda batch: _encode(schema, encoders, groups, batch), batches):
@@ -58,7 +61,10 @@ def write_split(
             rows += len(encoded[schema.labels[0].name])
             for task in positives:
                 positives[task] += pc.sum(encoded[task]).as_py() or 0
-        writer.add_key_value_metadata({INFO: dumps({"rows": rows, "positives": positives})})
+            for before, stage in pairwise(schema.funnel):
+                outside[stage] += pc.sum(pc.greater(encoded[stage], encoded[before])).as_py() or 0
+        info = SplitInfo(rows, positives, outside_funnel=outside)
+        writer.add_key_value_metadata({INFO: dumps(dataclasses.asdict(info))})
     check()
     os.replace(new, path)
 

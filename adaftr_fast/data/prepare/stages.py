@@ -244,11 +244,12 @@ def _fit(field: Field, counted: Sequence[BinaryIO]) -> Encoder:
 
 def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
     """Merges the infos of all shards' files of a split, in shard order."""
-    tasks = next(iter(infos.values())).positives
+    tasks, stages = next(iter(infos.values())).positives, next(iter(infos.values())).outside_funnel
     return SplitInfo(
         rows=sum(info.rows for info in infos.values()),
         positives={task: sum(info.positives[task] for info in infos.values()) for task in tasks},
         files={name: info.rows for name, info in infos.items() if info.rows} if len(infos) > 1 else {},
+        outside_funnel={stage: sum(info.outside_funnel[stage] for info in infos.values()) for stage in stages},
     )
 
 

@@ -18,7 +18,20 @@ from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 
 REQUIRED = ("name", "labels", "split", "fields")
-OPTIONAL = ("attribution", "files", "format", "shipped", "generate", "drop", "group", "weight", "truth", "defaults")
+OPTIONAL = (
+    "attribution",
+    "files",
+    "format",
+    "shipped",
+    "generate",
+    "drop",
+    "group",
+    "weight",
+    "truth",
+    "defaults",
+    "funnel",
+)
+FUNNEL = ("click", "conversion")  # the funnel of a schema with labels of these names, as predict assumes it
 MOST_IDS, MOST_ROWS = 2**31 - 2, 2**63 - 1  # ids are int32 and start at 1; counts are int64
 FIELD_KEYS = ("kind", "column", "cross", "min_count", "buckets", "tokens", "separator", "hashed")
 
@@ -96,6 +109,7 @@ def parse_schema(source: dict[str, Any]) -> Schema:
         split=_splits(source["split"], files),
         fields=tuple(_field(name, value, defaults) for name, value in table("fields", source["fields"]).items()),
         source=source,
+        funnel=_funnel(source.get("funnel"), table("labels", source["labels"])),
     )
     _check_leaks(schema)
     _check_reserved(schema)
@@ -109,6 +123,18 @@ def _format(value: Any, files: tuple[str, ...]) -> Any:
         if not role.startswith(COMMON) and COMMON + role not in files:
             raise DataError(f"files: format aliccp reads {role!r} together with {COMMON + role!r}, which is missing")
     return value
+
+
+def _funnel(value: Any, labels: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the stages of the funnel: the given ones, or click and conversion if there are such labels."""
+    if value is None:
+        return FUNNEL if labels.keys() >= set(FUNNEL) else ()
+    if value == []:
+        return ()
+    stages = strings("funnel", value)
+    if len(stages) < 2 or len(set(stages)) < len(stages) or not set(stages) <= labels.keys():
+        raise DataError(f"funnel: expected two or more of the labels {', '.join(labels)}, or none, got {value!r}")
+    return stages
 
 
 def _check_leaks(schema: Schema) -> None:

@@ -89,6 +89,7 @@ class Schema:
         drop: condition of the rows left out of every split.
         weight: column of the sample weights.
         shipped: file in the package that is read if no input file is given.
+        funnel: labels of which each can be positive only where the one before it is; () if there are none.
         generate: synthetic log that is generated if no input file is given.
         truth: columns stored next to the ids, by name: true probabilities of a task, or other known quantities.
         source: content of the TOML file, merged into its base.
@@ -108,6 +109,7 @@ class Schema:
     split: dict[str, SplitRule]
     fields: tuple[Field, ...]
     source: dict[str, Any]
+    funnel: tuple[str, ...] = ()
 
     def columns(self) -> list[str]:
         """Returns every input column the schema reads, without duplicates."""

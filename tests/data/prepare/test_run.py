@@ -9,9 +9,10 @@ from adaftr_fast.data.dataset.manifest import FORMAT, read_manifest
 from adaftr_fast.data.dataset.split_file import GROUP
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import encode_field
-from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.prepare.run import prepare, prepare_shard
 from adaftr_fast.data.prepare.stages import ShardRun
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
 
@@ -317,3 +318,36 @@ def test_grow_keeps_ids(source, write, tmp_path):
     assert grown.fields[2].edges == first.fields[2].edges
     alone = prepare(parse_schema(source), [later], tmp_path / "alone")
     assert alone.inputs != grown.inputs
+
+
+def test_conversions_without_a_click_are_counted(source, write, tmp_path):
+    click, conversion = [0, 1, 0, 1, 0, 1] * 2, [1, 1, 0, 0, 1, 0] + [0, 1] * 3
+    path = write(clicked=click, delay=None, bought=conversion)
+    source["labels"] = {"click": "clicked", "conversion": "bought"}
+
+    def outside(folder):
+        return [
+            info.outside_funnel for info in prepare(parse_schema(source), [path], tmp_path / folder).splits.values()
+        ]
+
+    assert outside("default") == [{"conversion": 2}, {"conversion": 0}, {"conversion": 0}]
+    source["funnel"] = ["conversion", "click"]
+    assert outside("other") == [{"click": 2}, {"click": 0}, {"click": 0}]
+    source["funnel"] = []
+    assert outside("none") == [{}, {}, {}]
+
+
+def test_shards_add_up_rows_outside_the_funnel(source, write, tmp_path):
+    source["labels"] = {"click": "clicked", "conversion": "bought"}
+    path = write("log.csv", clicked=[0, 1] * 6, delay=None, bought=[1, 1, 1, 0, 1, 0] + [0, 1] * 3)
+    table = pq.read_table(path)
+    pq.write_table(table, tmp_path / "log.parquet", row_group_size=2)
+    schema, files = parse_schema(source), [tmp_path / "log.parquet"]
+    for _ in range(3):
+        for number in (1, 2):
+            last = prepare_shard(schema, files, tmp_path / "sharded", Shard(number, 2))
+    whole = prepare(schema, files, tmp_path / "whole")
+    assert whole.splits["train"].outside_funnel == {"conversion": 3}
+    assert {name: info.outside_funnel for name, info in last.splits.items()} == {
+        name: info.outside_funnel for name, info in whole.splits.items()
+    }

@@ -139,6 +139,8 @@ def test_condition_with_alternatives(source):
             "'group:id': the name of a column that prepare",
         ),
         ("fields", {"city": {"kind": "categorical", "column": "label:click"}}, "'label:click': prepare uses this name"),
+        ("funnel", ["click"], r"funnel: expected two or more of the labels click, late, or none, got \['click'\]"),
+        ("funnel", ["click", "buy"], "funnel: expected two or more of the labels click, late"),
         ("colour", "red", "the file: unknown key 'colour'"),
         ("labels", "click", "labels: expected a table, got 'click'"),
         ("fields", ["item"], r"fields: expected a table, got \['item'\]"),
