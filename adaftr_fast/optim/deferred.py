@@ -98,9 +98,9 @@ class DeferredAdam:
     def restore(self, saved: dict[str, Tensor]) -> None:
         """Restores what ``snapshot`` returned; with the values of the table, training continues bit by bit."""
         for place, name in enumerate(_NAMES):
-            if self.tensors[place].shape == saved[name].shape:
-                self.tensors[place].copy_(saved[name])
-            else:  # series and schedule grow
+            if len(self.tensors[place]) >= len(saved[name]):  # series and schedule grow
+                self.tensors[place][: len(saved[name])] = saved[name]
+            else:
                 self.tensors[place] = saved[name].to(self.tensors[place])
         self.steps, self._base, stale, configured = saved["counts"].tolist()
         self.stale = bool(stale)

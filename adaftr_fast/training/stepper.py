@@ -13,6 +13,7 @@ from types import MethodType
 import torch
 from torch import Tensor
 
+from adaftr_fast._extension import has_cuda_kernels
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed.ranks import Ranks, is_of_a_collective
@@ -31,6 +32,8 @@ from adaftr_fast.training.schedule import learning_rate
 from adaftr_fast.training.sharding import shard_tables
 
 MORE_MEMORY = "lower training.batch_size or raise training.accumulate"
+LESS_GRAPH = "or set training.graph = off, which frees the graph's own memory"
+SMALLER_MODEL = "lower model.embedding_dim, or choose optimizer.tables with a smaller state"
 
 
 class Stepper:
@@ -60,8 +63,10 @@ class Stepper:
         if config.tables == "torchrec":
             assert ranks is not None  # check_sharding requires ranks
             shard_tables(model, optimizer, config, ranks)
-        model.to(self.device)
-        self.optimizers, self.sharded = build_optimizers(model, optimizer), list(sharded_tables(model).values())
+        with memory_errors(self.device, SMALLER_MODEL):
+            model.to(self.device)
+            self.optimizers = build_optimizers(model, optimizer)
+        self.sharded = list(sharded_tables(model).values())
         self.parameters = list(model.parameters())
         contrasts = any(isinstance(module, AdaptiveInfoNCE) for module in model.modules())
         self.contrasts_over_ranks = ranks is not None and config.contrast_over == "all" and contrasts
@@ -73,10 +78,13 @@ class Stepper:
             self.graph = BackwardGraph(model, config.batch_size, CudaCaptures(self.device))
 
     def _replays(self) -> bool:
-        """Returns whether forward and backward are replayed as a CUDA graph: on one GPU, in one part, not compiled."""
+        """Returns whether forward and backward are replayed as a CUDA graph: on one GPU, in one part, not compiled.
+
+        Without the CUDA kernels look-ups read from the device, which cannot be captured.
+        """
         config = self.config
         plain = self.ranks is None and config.accumulate == 1 and not config.compile
-        fits = config.graph == "auto" and self.device.type == "cuda" and plain
+        fits = config.graph == "auto" and self.device.type == "cuda" and has_cuda_kernels() and plain
         return fits and depends_on_tensors_alone(self.model)
 
     def step(self, batch: Batch, number: int) -> dict[str, Tensor]:
@@ -93,7 +101,7 @@ class Stepper:
             TrainingError: on the CPU, the loss, a parameter or a logit is not finite; no parameter has been updated. On
                 all devices, the memory does not suffice.
         """
-        with memory_errors(self.device, MORE_MEMORY):
+        with memory_errors(self.device, MORE_MEMORY if self.graph is None else f"{MORE_MEMORY}, {LESS_GRAPH}"):
             return self._step(batch, number)
 
     def _step(self, batch: Batch, number: int) -> dict[str, Tensor]:

@@ -98,6 +98,8 @@ class Trainer:
                 f"training.batch_size: {len(train)} training rows are fewer than a batch of {config.batch_size}"
             )
         check_sharding(optimizer, config, ranks)
+        if ranks is not None:
+            _check_equal_sync_steps(config, ranks)
         if config.tables == "torchrec" and (folder is None or about is None):
             raise TrainingError("trainer: sharded tables need a folder for the best weights, and about")
         self.ranks, self.is_rank_zero, self.share = ranks, ranks is None or ranks.rank == 0, _share(config, ranks)
@@ -213,6 +215,9 @@ class Trainer:
             return self.stepper.step(batch, self.progress.total_steps + 1)
         except TrainingError as error:
             raise TrainingError(f"epoch {epoch}, step {step}: {error}") from error
+        except IndexError as error:
+            first = step if self.stepper.reads_losses else self._checked + 1  # a GPU reports it some steps later
+            raise IndexError(f"{_steps(epoch, first, step)}: {error}") from error
 
     def _checked_means(self) -> dict[str, float]:
         """Returns the mean losses of the epoch after checking the steps since the last check.
@@ -222,10 +227,13 @@ class Trainer:
             IndexError: an id was out of range on a GPU.
         """
         means, first, last = self.means.means(), self._checked + 1, self.progress.step
-        raise_bad_ids(self.stepper.device)  # the device has run the look-ups, since the means are read
+        steps = _steps(self.progress.epoch, first, last)
+        try:
+            raise_bad_ids(self.stepper.device)  # the device has run the look-ups, since the means are read
+        except IndexError as error:
+            raise IndexError(f"{steps}: {error}") from error
         if not all(map(math.isfinite, means.values())):
-            steps = f"steps {first} to {last}" if first < last else f"step {last}"
-            raise TrainingError(f"epoch {self.progress.epoch}, {steps}: {not_finite(means)}")
+            raise TrainingError(f"{steps}: {not_finite(means)}")
         self._checked = last
         return means
 
@@ -293,6 +301,17 @@ class Trainer:
                 (self.folder / TEST).unlink(missing_ok=True)
                 remove_checkpoint(self.folder / BEST)
         self.logger.log_epoch(self.progress.epochs)
+
+
+def _steps(epoch: int, first: int, last: int) -> str:
+    return f"epoch {epoch}, steps {first} to {last}" if first < last else f"epoch {epoch}, step {last}"
+
+
+def _check_equal_sync_steps(config: TrainingConfig, ranks: Ranks) -> None:
+    """Raises TrainingError unless all ranks meet at the same steps; they would wait for each other's collectives."""
+    least, most = -ranks.largest(-config.sync_steps), ranks.largest(config.sync_steps)
+    if least != most:
+        raise TrainingError(f"training.sync_steps: expected one value on all ranks, got {least} to {most}")
 
 
 def _share(config: TrainingConfig, ranks: Ranks | None) -> Share | None:

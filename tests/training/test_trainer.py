@@ -198,7 +198,7 @@ def test_flagged_ids_are_raised_at_the_next_check(model, splits, monkeypatch):
 
     monkeypatch.setattr("adaftr_fast.training.trainer.raise_bad_ids", flagged)
     run = trainer(model, splits)
-    with pytest.raises(IndexError, match=r"ids\[3, 0\] = 99"):
+    with pytest.raises(IndexError, match=r"epoch 1, steps 21 to 40: fused_embedding: ids\[3, 0\] = 99"):
         run.fit()
     assert run.progress.step == 40
     assert checks == [torch.device("cpu")] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -30,7 +31,7 @@ class CudaCopies:
         self.stream.wait_event(after)
         with torch.cuda.stream(self.stream):
             buffer.copy_(staging, non_blocking=True)
-        return self.stream.record_event()
+        return self.stream.record_event(torch.cuda.Event(blocking=True))  # the host sleeps where it waits for it
 
     def wait(self, event: torch.cuda.Event) -> None:
         """Lets the current stream wait for ``event``."""
@@ -72,6 +73,8 @@ class CudaCaptures:
             Exception: ``work`` failed, or did what cannot be recorded.
         """
         here, graph = torch.cuda.current_stream(self.device), torch.cuda.CUDAGraph()
+        gc.collect()  # graphs of autograd that are still alive would keep their nodes' streams
+        self._graph = graph  # also where the capture fails: the allocator may still refer to it
         with torch.cuda.device(self.device):
             try:
                 with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
@@ -79,5 +82,4 @@ class CudaCaptures:
             except Exception:
                 torch.cuda.set_stream(here)  # torch.cuda.graph leaves its own where the end of a capture fails
                 raise
-        self._graph = graph
         return graph.replay, result

@@ -140,5 +140,8 @@ def _signature(batch: Batch) -> dict[str, Any]:
     return {name: (part.shape, part.dtype) for name, part in _parts(batch).items()}
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    """Returns what ended a capture; its end then raises an error of its own, which says less."""
+    while error.__context__ is not None:
+        error = error.__context__
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -9,7 +9,7 @@ import torch
 
 from adaftr_fast.errors import TrainingError
 
-ON_CPU = "DefaultCPUAllocator: can't allocate memory"  # in the RuntimeError that torch raises
+TEXTS = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def memory_errors(device: torch.device, remedy: str) -> Iterator[None]:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Returns whether an allocation on a GPU or on the CPU failed."""
-    return isinstance(error, torch.OutOfMemoryError) or ON_CPU in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in TEXTS)
 
 
 def _usage(device: torch.device) -> str:

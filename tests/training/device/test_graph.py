@@ -186,6 +186,8 @@ def test_which_steps_are_graphed(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
     monkeypatch.setattr("adaftr_fast.training.stepper._device", torch.device)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    assert stepper(device="cuda:1").graph is None  # look-ups of the references read from the device
+    monkeypatch.setattr("adaftr_fast.training.stepper.has_cuda_kernels", lambda: True)
     assert isinstance(stepper(device="cuda:1").graph, BackwardGraph)
     assert made == [torch.device("cuda:1")]
     for config in ({"graph": "off"}, {"accumulate": 2}, {"compile": True}, {"device": "cpu"}):

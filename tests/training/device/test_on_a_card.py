@@ -24,6 +24,14 @@ DEVICES = [f"cuda:{number}" for number in range(min(2, torch.cuda.device_count()
 TASKS = ["click", "conversion"]
 
 
+@pytest.fixture(autouse=True)
+def as_users_run():
+    """The other tests ask for deterministic algorithms and fill memory, which takes other kernels."""
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def stepper(device="cuda:0", name="adaftr", tables="adam", clip_norm=0.0, **config):
     torch.manual_seed(0)
     model = build_model(ModelConfig(name=name), SIZES, TASKS).train()
