@@ -143,6 +143,25 @@ def test_occupancy_of_cuda_occupancy_h(arch, warps, registers, shared, programs)
 
 
 @pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"stack": 8}, "spills: 8 bytes of stack, 0 accesses to local memory"),
+        ({"local": 2}, "spills: 0 bytes of stack, 2 accesses to local memory"),
+        ({"shared": 227 * 1024 + 1}, "asks for 232449 bytes of shared memory"),
+        (
+            {"matrix": {"HMMA.16816.F32.BF16": 64}},
+            "expected the products by HGMMA.64x, got {'HMMA.16816.F32.BF16': 64}",
+        ),
+        ({"products": 0.5}, "the tile loop that was found holds only 0.5 of the products of a tile"),
+    ],
+)
+def test_faults_are_named(change, fault):
+    sound = RESULT | {"shared": 227 * 1024, "products": 1.0}
+    assert record.faults(sound) == []
+    assert record.faults(sound | change) == [fault]
+
+
+@pytest.mark.parametrize(
     ("change", "lines"),
     [
         ({}, []),
@@ -150,7 +169,6 @@ def test_occupancy_of_cuda_occupancy_h(arch, warps, registers, shared, programs)
         ({"instructions": 409}, ["instructions 409, recorded 400 (+2.2%)"]),
         ({"copies": 3}, ["copies 3, recorded 4"]),
         ({"programs": 0}, ["programs 0, recorded 1"]),
-        ({"stack": 8, "local": 2}, ["stack 8 bytes and 2 accesses to local memory, recorded 0"]),
         (
             {"matrix": {"HGMMA.64x32x16.F32.BF16": 24}},
             ["matrix instructions HGMMA.64x32x16.F32.BF16, recorded HGMMA.64x128x16.F32.BF16, HGMMA.64x64x16.F32.BF16"],

@@ -4,7 +4,7 @@
     build.py      compiles one and reads its figures
     sass.py       the figures of a listing of machine code; a text in, numbers out
     occupancy.py  programs that a multiprocessor holds at once
-    record.py     the recorded figures of a version of Triton, and what has become worse
+    record.py     what is wrong with a kernel, the recorded figures of a version of Triton, and what has become worse
 
 ``python -m benchmarks.infonce.compile_sweep`` runs them.
 """

@@ -17,15 +17,14 @@ from triton.compiler import ASTSource
 
 from benchmarks.infonce.compile import sass
 from benchmarks.infonce.compile.cases import Case
-from benchmarks.infonce.compile.occupancy import SCHEDULERS, SHARED, programs_per_multiprocessor
-from benchmarks.infonce.compile.record import name
+from benchmarks.infonce.compile.occupancy import SCHEDULERS, programs_per_multiprocessor
+from benchmarks.infonce.compile.record import faults, name
 
 KERNELS = {
     "row_sweep": infonce_row_sweep_kernel,
     "column_sweep": infonce_column_sweep_kernel,
     "combine": infonce_combine_kernel,
 }
-MATRIX = {80: "HMMA.16816", 90: "HGMMA.64x"}  # what products of half types must use
 POINTEE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 INT64 = ("positive_ptr", "row_group_ptr", "column_group_ptr")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -67,20 +66,6 @@ def build(case: Case) -> dict[str, Any]:
         raise sass.SassError(f"{name(result)}: {error}") from error
     result["issue"] = result["instructions"] * warps // SCHEDULERS
     return result | {"seconds": round(seconds, 1), "faults": faults(result)}
-
-
-def faults(result: dict[str, Any]) -> list[str]:
-    """Returns what is wrong with a compiled kernel; empty if nothing."""
-    found = []
-    if result["stack"] or result["local"]:
-        found.append(f"spills: {result['stack']} bytes of stack, {result['local']} accesses to local memory")
-    if result["shared"] > SHARED[result["arch"]].program:
-        found.append(f"asks for {result['shared']} bytes of shared memory")
-    if result["kind"] == "half" and not all(each.startswith(MATRIX[result["arch"]]) for each in result["matrix"]):
-        found.append(f"expected the products by {MATRIX[result['arch']]}, got {result['matrix']}")
-    if result["kind"] and result["products"] < 1:
-        found.append(f"the tile loop that was found holds only {result['products']} of the products of a tile")
-    return found
 
 
 def _compile(case: Case):

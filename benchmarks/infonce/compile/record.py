@@ -1,4 +1,4 @@
-"""The recorded figures of a version of Triton: reading, writing, and what has become worse since."""
+"""What is wrong with compiled kernels, and their recorded figures: reading, writing, what has become worse since."""
 
 import datetime
 import json
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS
+from benchmarks.infonce.compile.occupancy import SHARED
 from benchmarks.measure import measured_code
 
 KEY = ("kernel", "variant", "kind", "dtype", "width", "arch")
 NOT_RECORDED = ("stack", "local", "seconds", "faults")  # a record has no faults, and its stack is 0
+MATRIX = {80: "HMMA.16816", 90: "HGMMA.64x"}  # what products of half types must use
 GROWTH = 1.02  # the most by which the instructions of a tile may grow
 Result = dict[str, Any]
 
@@ -48,8 +50,24 @@ def name(result: Result) -> str:
     return f"{result['kernel']} {result['variant']}, {kind}, d={result['width']}, sm_{result['arch']}"
 
 
+def faults(result: dict[str, Any]) -> list[str]:
+    """Returns what is wrong with a compiled kernel; empty if nothing."""
+    found = []
+    if result["stack"] or result["local"]:
+        found.append(f"spills: {result['stack']} bytes of stack, {result['local']} accesses to local memory")
+    if result["shared"] > SHARED[result["arch"]].program:
+        found.append(f"asks for {result['shared']} bytes of shared memory")
+    if result["kind"] == "half" and not all(each.startswith(MATRIX[result["arch"]]) for each in result["matrix"]):
+        found.append(f"expected the products by {MATRIX[result['arch']]}, got {result['matrix']}")
+    if result["kind"] and result["products"] < 1:
+        found.append(f"the tile loop that was found holds only {result['products']} of the products of a tile")
+    return found
+
+
 def worse(results: list[Result], recorded: list[Result], complete: bool) -> list[str]:
     """Returns a line for each kernel and figure that is worse than recorded, and for each kernel without counterpart.
+
+    Spills are faults with or without a record.
 
     Args:
         results: as now compiled.
@@ -73,8 +91,6 @@ def _key(result: Result) -> tuple[Any, ...]:
 
 def _worse(now: Result, before: Result) -> list[str]:
     lines = []
-    if now["stack"] or now["local"]:
-        lines.append(f"stack {now['stack']} bytes and {now['local']} accesses to local memory, recorded 0")
     if sorted(now.get("matrix", {})) != sorted(before.get("matrix", {})):
         lines.append(f"matrix instructions {_listed(now)}, recorded {_listed(before)}")
     lines += [
