@@ -12,13 +12,17 @@ again that it was at.
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from benchmarks.gpu import ROOT, STAGES
 from benchmarks.gpu.cells import Setting
 from benchmarks.gpu.processes import environment
+
+REPORT = 20  # seconds that --total keeps for the report
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,6 +34,12 @@ def parser() -> argparse.ArgumentParser:
         "--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help=", ".join(STAGES)
     )
     made.add_argument("--deadline", type=float, help="seconds for each stage; by default its own, under 8 minutes")
+    made.add_argument(
+        "--total", type=float, help="seconds for the whole command, the report included; cells are cut short"
+    )
+    made.add_argument(
+        "--commit", metavar="TEXT", help="recorded as the measured commit, where there is no clone to ask"
+    )
     made.add_argument("--wheels", type=Path, help="folder of --collect, for the build stage")
     made.add_argument("--report", action="store_true", help="measure nothing, assemble what is there")
     made.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, to try the program itself")
@@ -46,21 +56,18 @@ def main() -> int:
         return collect(arguments.collect, arguments.without)
     if arguments.out is None:
         parser().error("--out DIR is required, except with --collect")
+    if arguments.total is not None and arguments.total <= REPORT:
+        parser().error(f"--total: expected more than {REPORT} s, which the report may take, got {arguments.total:g}")
+    until = math.inf if arguments.total is None else time.time() + arguments.total - REPORT
     wheels = None if arguments.wheels is None else arguments.wheels.resolve()
-    setting = Setting(arguments.out.resolve(), wheels, arguments.dry_run)
-    if arguments.report:
-        return report(setting)
-    from benchmarks.gpu.supervise import run
+    setting = Setting(arguments.out.resolve(), wheels, arguments.dry_run, arguments.commit, until)
+    status = 0
+    if not arguments.report:
+        from benchmarks.gpu.supervise import run
 
-    status = run([stage for stage in STAGES if stage in arguments.only], setting, arguments.deadline)
-    return report(setting) or status
-
-
-def report(setting: Setting) -> int:
-    """Assembles the results in a process of its own, which finds what the build stage installed."""
-    code = "import sys; from benchmarks.gpu.report import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, str(setting.out), *(["--dry"] if setting.dry else [])]
-    return subprocess.run(command, cwd=ROOT, env=environment()).returncode
+        status = run([stage for stage in STAGES if stage in arguments.only], setting, arguments.deadline)
+    command = [sys.executable, "-m", "benchmarks.gpu.report", setting.to_json()]
+    return subprocess.run(command, cwd=ROOT, env=environment()).returncode or status
 
 
 if __name__ == "__main__":

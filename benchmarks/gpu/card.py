@@ -19,15 +19,18 @@ QUERY = (
 )
 
 
-def facts(device: str) -> dict[str, Any]:
-    """Returns what ``benchmarks.measure.write`` stores as the machine, with date and commit of the measurement."""
+def facts(device: str, commit: str | None = None) -> dict[str, Any]:
+    """Returns what ``benchmarks.measure.write`` stores as the machine, with date and commit of the measurement.
+
+    Without ``commit``, git names it.
+    """
     import torch
 
     from adaftr_fast import build_info
     from adaftr_fast.experiments.measure import machine
     from benchmarks.measure import measured_code
 
-    found = machine() | {"date": datetime.date.today().isoformat(), "commit": measured_code()}
+    found = machine() | {"date": datetime.date.today().isoformat(), "commit": commit or measured_code()}
     found |= {"triton": triton_version(), "nvcc": nvcc_version(), "cuda": torch.version.cuda}
     found["CUDA kernels"] = build_info()["CUDA kernels"]
     if device == "cpu":

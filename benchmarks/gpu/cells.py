@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -22,11 +23,25 @@ class Setting:
         out: the folder of the journals.
         wheels: the folder of wheels that the build stage installs from, or None.
         dry: tiny sizes on the CPU, to try the program itself.
+        commit: what is recorded as the measured commit; None asks git.
+        until: the time, in seconds since the epoch, at which no cell may run any longer.
     """
 
     out: Path
     wheels: Path | None = None
     dry: bool = False
+    commit: str | None = None
+    until: float = math.inf
+
+    def to_json(self) -> str:
+        """Returns the text that ``from_json`` reads in another process."""
+        return json.dumps(dataclasses.asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Setting:
+        values = json.loads(text)
+        wheels = values.pop("wheels")
+        return cls(Path(values.pop("out")), None if wheels is None else Path(wheels), **values)
 
     @property
     def device(self) -> str:
@@ -98,8 +113,10 @@ class Journal:
         """Returns the last line of each finished cell by the cell's name."""
         return {name_of(line["cell"]): line for line in self.lines() if "cell" in line}
 
-    def start(self, cell: Cell, limit: float) -> None:
-        self.append({"started": cell.name, "key": cell.key, "time": time.time(), "limit": limit})
+    def start(self, cell: Cell, limit: float, short: bool = False) -> None:
+        """Notes that a cell begins; ``short`` where its limit is only what is left of the time of all stages."""
+        line = {"started": cell.name, "key": cell.key, "time": time.time(), "limit": limit}
+        self.append(line | ({"short": True} if short else {}))
 
     def finish(self, key: Row, result: Row) -> None:
         self.append({"cell": key, "result": result})
@@ -110,7 +127,14 @@ class Journal:
         return lines[-1] if lines and "started" in lines[-1] and lines[-1]["time"] >= since else None
 
     def starts(self, name: str) -> int:
-        return sum(line.get("started") == name for line in self.lines())
+        """Returns how often a cell has begun since it last succeeded, without those whose limit was cut short."""
+        count = 0
+        for line in self.lines():
+            if line.get("started") == name and "short" not in line:
+                count += 1
+            elif "cell" in line and name_of(line["cell"]) == name and "failed" not in line["result"]:
+                count = 0
+        return count
 
     def machine(self) -> Row | None:
         """Returns the facts about the machine that measured last."""

@@ -6,26 +6,34 @@ import ctypes
 import os
 import signal
 import subprocess
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.gpu import ROOT, WORK
 
 SITE = WORK / "site"
-"""What the build stage installs. The interpreter's own packages stay as they are."""
+"""The wheels that the build stage installs. The interpreter's own packages stay as they are."""
+PACKAGE = WORK / "package"
+"""The editable package: an upgrade of it in the folder of the wheels would replace their commands, such as ninja."""
 _LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Returns the variables of a process that imports the package from this checkout and keeps its caches."""
+    """Returns the variables of a process that imports the package from this checkout and keeps its caches.
+
+    PATH begins with the commands of the installed wheels, of the package and of this interpreter's packages.
+    """
+    commands = [str(SITE / "bin"), str(PACKAGE / "bin"), sysconfig.get_path("scripts"), os.environ.get("PATH", "")]
     paths = [str(SITE), str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     caches = {
         name: str(WORK / "cache" / name.split("_")[0].lower())
         for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
     }
-    return variables | caches | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONUNBUFFERED": "1"} | more
+    found = {"PATH": os.pathsep.join(filter(None, commands)), "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    return variables | caches | found | {"PYTHONUNBUFFERED": "1"} | more
 
 
 def dies_with_parent() -> Callable[[], None]:

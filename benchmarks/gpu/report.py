@@ -1,4 +1,7 @@
-"""Assembles the journals of a folder into benchmarks/results/gpu-<card>.json and prints their tables."""
+"""Assembles the journals of a folder into benchmarks/results/gpu-<card>.json and prints their tables.
+
+``benchmarks.gpu`` runs this module in a process of its own, which finds what the build stage installed.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ def report(setting: Setting) -> int:
         print(f"benchmarks.gpu: {setting.out} has no measurements yet", file=sys.stderr)
         return 1
     when = {name: machine.pop(name) for name in ("date", "commit")}
+    when["commit"] = setting.commit or when["commit"]
     path = write("gpu", found, machine, folder=setting.out if setting.dry else RESULTS, **when)
     for name, table in TABLES.items():
         if name.removeprefix("gpu_") in {case["stage"] for case in found}:
@@ -55,6 +59,5 @@ def machine_of(folder: Path) -> dict[str, Any] | None:
     return found[-1] if found else None
 
 
-def main() -> int:
-    folder, *flags = sys.argv[1:]
-    return report(Setting(Path(folder), dry=bool(flags)))
+if __name__ == "__main__":
+    sys.exit(report(Setting.from_json(sys.argv[1])))

@@ -62,6 +62,9 @@ def run_group(seconds: dict[str, float], setting: Setting) -> bool:
         left = time_left(seconds, setting, since)
         if not left:
             return True
+        if time.time() >= setting.until:
+            print(f"benchmarks.gpu: {' '.join(left)}: the time of --total is over; the same command goes on")
+            return True
         started = time.time()
         status = watch(start(left, setting), list(left), setting, started)
         if status == 0:
@@ -83,25 +86,29 @@ def time_left(seconds: dict[str, float], setting: Setting, since: float) -> dict
 
 
 def start(stages: dict[str, float], setting: Setting) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "benchmarks.gpu.worker", "--stages", json.dumps(stages), "--out", str(setting.out)]
-    if setting.wheels is not None:
-        command += ["--wheels", str(setting.wheels)]
-    if setting.dry:
-        command.append("--dry")
+    worker = [sys.executable, "-m", "benchmarks.gpu.worker"]
+    command = [*worker, "--stages", json.dumps(stages), "--setting", setting.to_json()]
     variables = environment(OMP_NUM_THREADS="1") if setting.dry else environment()
     return subprocess.Popen(command, cwd=ROOT, env=variables, start_new_session=True, preexec_fn=dies_with_parent())
 
 
 def watch(worker: subprocess.Popen[bytes], stages: list[str], setting: Setting, since: float) -> int:
-    """Waits for a worker, and kills one that has worked on a cell for longer than its limit. Returns its status."""
+    """Waits for a worker and returns its status.
+
+    It is killed where it has worked on a cell for longer than the cell's limit, and when the time of all stages is
+    over. A cell whose limit is only what was left of that time is not recorded as failed.
+    """
     try:
         while worker.poll() is None:
             time.sleep(POLL)
             begun = in_progress(stages, setting, since)
-            if begun is not None and time.time() - begun[1]["time"] > begun[1]["limit"]:
+            late = begun is not None and time.time() - begun[1]["time"] > begun[1]["limit"]
+            if late or time.time() >= setting.until:
                 os.killpg(worker.pid, signal.SIGKILL)
                 worker.wait()
-                begun[0].finish(begun[1]["key"], {"failed": f"no result within {begun[1]['limit']:.0f} s"})
+                if begun is not None and late and "short" not in begun[1]:
+                    failed = f"no result within {begun[1]['limit']:.0f} s"
+                    begun[0].finish(begun[1]["key"], {"failed": failed, "timed out": True})
                 return AGAIN
     except BaseException:  # an interrupt: leave no worker behind
         if worker.poll() is None:

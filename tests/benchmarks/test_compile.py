@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -219,3 +220,18 @@ def test_table_shows_the_widest_case_of_a_tiling_under_each_version():
         "| sm_90 | bfloat16, 128 | row | 128 x 64 | 187 / 198 | 1 | HGMMA 64x128x16, 64x64x16 | 4 / 4 + 3 | 3 "
         "| 400 / 1,367 | 800 |"
     ]
+
+
+@pytest.mark.parametrize(("listing", "fault"), [("", "expected a listing"), ("/*0000*/ EXIT ;", "expected a loop")])
+def test_machine_code_without_a_tile_loop_is_a_fault_of_its_case(listing, fault, monkeypatch):
+    pytest.importorskip("adaftr_fast.kernels", exc_type=ImportError)
+    from benchmarks.infonce.compile import build, cases
+
+    printed = {"cuobjdump": "REG:64 STACK:0 SHARED:0 LOCAL:0", "nvdisasm": listing}
+    compiled = SimpleNamespace(asm={"cubin": b""}, metadata=SimpleNamespace(shared=1024))
+    monkeypatch.setattr(build, "_compile", lambda case: compiled)
+    monkeypatch.setattr(build, "_run", lambda tool, *_: printed[tool])
+    result = build.build(next(cases.cases([90], quick=True)))
+    assert len(result["faults"]) == 1
+    assert fault in result["faults"][0]
+    assert record.worse([result], [RESULT | result], complete=True) == []  # the fault says it already

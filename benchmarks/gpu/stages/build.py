@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.gpu import ROOT
 from benchmarks.gpu.cells import Cell, Setting
 from benchmarks.gpu.collect import MANIFEST, enough
-from benchmarks.gpu.processes import SITE, run
+from benchmarks.gpu.processes import PACKAGE, SITE, run
 
 LIMIT = 420  # seconds of a cell
 TAIL = 4000  # characters of a command's output that are kept
@@ -27,7 +27,7 @@ SOURCES = ("csrc", "kernels", "setup.py", "pyproject.toml")
 PIP = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--disable-pip-version-check", "-q"]
 DESCRIBE = "import json, adaftr_fast; print(json.dumps(adaftr_fast.build_info()))"
 # A folder of PYTHONPATH has its .pth files read, which an editable installation consists of, only by this.
-SITECUSTOMIZE = "import os\nimport site\n\nsite.addsitedir(os.path.dirname(__file__))\n"
+SITECUSTOMIZE = f"import site\n\nsite.addsitedir({str(SITE)!r})\nsite.addsitedir({str(PACKAGE)!r})\n"
 
 
 def cells(setting: Setting) -> Iterator[Cell]:
@@ -43,7 +43,8 @@ def is_current(setting: Setting, row: dict[str, Any]) -> bool:
     if "failed" in row["result"]:
         return False
     if row["cell"]["step"] != "import" or setting.dry:
-        return row["result"].get("host") == host() and (SITE.exists() or setting.dry)
+        folder = PACKAGE if row["cell"]["step"] == "package" else SITE
+        return row["result"].get("host") == host() and (folder.exists() or setting.dry)
     return row["result"].get("sources") == digest() and "failed" not in describe(setting)
 
 
@@ -91,7 +92,7 @@ def present(name: str) -> str | None:
 
 def package() -> dict[str, Any]:
     """Makes the package importable, with its metadata and the folder of Triton kernels, from this checkout."""
-    command = [*PIP, "--no-build-isolation", "--target", str(SITE), "--upgrade", "--editable", str(ROOT)]
+    command = [*PIP, "--no-build-isolation", "--target", str(PACKAGE), "--upgrade", "--editable", str(ROOT)]
     return {"printed": checked(command, 120, ADAFTR_FAST_BUILD="none"), "host": host()}
 
 

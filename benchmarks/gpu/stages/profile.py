@@ -23,7 +23,7 @@ from adaftr_fast.data.synthetic.log import LogConfig
 from benchmarks.gpu.cells import Cell, Setting
 from benchmarks.gpu.processes import run
 from benchmarks.gpu.stages import contestants as forms
-from benchmarks.gpu.stages.training import RATES, data, graph_options, options, prepared, run_folder
+from benchmarks.gpu.stages.training import GRAPHS, RATES, data, options, prepared, run_folder
 
 LIMIT = 120  # seconds of a cell
 SHAPES, DRY_SHAPE = [("bfloat16", 1024, 128), ("bfloat16", 65_536, 128)], ("float32", 64, 16)
@@ -46,8 +46,9 @@ def cells(setting: Setting) -> Iterator[Cell]:
         key = dict(zip(("precision", "batch", "width"), shape))
         yield Cell({"what": "loss"} | key, lambda key=key: loss(key, setting))
     for precision in ("float32",) if setting.dry else ("bfloat16", "float32"):
-        for graph in graph_options():
-            key = {"what": "training step", "precision": precision, "batch": 64 if setting.dry else BATCH} | graph
+        for graph in GRAPHS:
+            batch = 64 if setting.dry else BATCH
+            key = {"what": "training step", "precision": precision, "batch": batch, "graph": graph}
             yield Cell(key, lambda key=key: training_step(key, setting), seconds=0 if setting.dry else 10)
     yield Cell({"what": "Nsight Compute"}, lambda: nsight_compute(setting))
 
@@ -110,7 +111,7 @@ def training_step(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
             seen.append(Recording(lambda c=config, o=out, x=chosen: af.train(prepared(c), o, training=x), setting))
     few, many = seen
     if key["precision"] == "bfloat16" or setting.dry:
-        few.write(setting.out / "trace-training.json.gz")
+        few.write(setting.out / f"trace-training-{key['graph']}.json.gz")
     more = numbers[1] - numbers[0]
     counts = {name: round((count - few.counts[name]) / more, 2) for name, count in many.counts.items()}
     return {"kernels": many.kernels(few, more), "calls": counts, "steps": list(numbers)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import shutil
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import adaftr_fast as af
-from adaftr_fast.config import TrainingConfig
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
 from benchmarks.gpu import WORK
@@ -27,32 +25,25 @@ SECONDS = 30.0  # of training in a cell: 60 of each precision, a half for each m
 LEAST_EPOCHS = 2  # the first compiles and warms up
 ROWS, DRY_ROWS = 1_000_000, 4000
 BATCHES, DRY_BATCH = (1024, 16_384), 64
+GRAPHS = ("auto", "off")  # values of training.graph
 RATES = {"click": 0.4, "conversion": 0.2}  # so that a short log has both classes in each split
 
 
 def cells(setting: Setting) -> Iterator[Cell]:
     """Yields the log, then both models at each precision and batch size, with and without a captured step."""
     yield Cell({"step": "data"}, lambda: data(log_config(setting)))
-    graphs, precisions = graph_options(), ["bfloat16", "float32"]
-    if setting.dry:
-        graphs, precisions = graphs[:1], precisions[1:]
+    graphs, precisions = (GRAPHS[:1], ("float32",)) if setting.dry else (GRAPHS, ("bfloat16", "float32"))
     for batch in [DRY_BATCH] if setting.dry else BATCHES:
         for graph in graphs:
             for precision in precisions:
                 for model in ("adaftr", "mmoe"):
-                    key = {"model": model, "precision": precision, "batch": batch} | graph
+                    key = {"model": model, "precision": precision, "batch": batch, "graph": graph}
                     yield Cell(key, lambda key=key: train(key, setting), seconds=0 if setting.dry else SECONDS)
 
 
 def is_current(setting: Setting, row: dict[str, Any]) -> bool:
     """Whether the log is on this machine; an earlier call may have written it on another."""
     return row["cell"].get("step") != "data" or prepared(log_config(setting)).exists()
-
-
-def graph_options() -> list[dict[str, str]]:
-    """Returns the values of ``training.graph`` to compare, where this version of the trainer has it."""
-    has = "graph" in {field.name for field in dataclasses.fields(TrainingConfig)}
-    return [{"graph": "auto"}, {"graph": "off"}] if has else [{}]
 
 
 def log_config(setting: Setting) -> LogConfig:
@@ -76,7 +67,7 @@ def data(config: LogConfig) -> dict[str, Any]:
 
 def options(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
     """Returns the training options of a cell."""
-    chosen = {name: key[name] for name in ("precision", "graph") if name in key}
+    chosen = {name: key[name] for name in ("precision", "graph")}
     quiet = {"progress": False, "checkpoint_seconds": 1e6}
     return chosen | quiet | {"device": setting.device, "batch_size": key["batch"]}
 

@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from benchmarks.infonce.compile import sass
 from benchmarks.infonce.compile.cases import Case
 from benchmarks.infonce.compile.occupancy import SCHEDULERS, programs_per_multiprocessor
-from benchmarks.infonce.compile.record import faults, name
+from benchmarks.infonce.compile.record import faults
 
 KERNELS = {
     "row_sweep": infonce_row_sweep_kernel,
@@ -39,8 +39,7 @@ def compiler() -> dict[str, str]:
 def build(case: Case) -> dict[str, Any]:
     """Returns the figures of a case, as the README describes them, and what is wrong with them ("faults").
 
-    Raises:
-        SassError: the machine code has no tile loop; the message names the kernel.
+    Machine code that cannot be read, or has no tile loop, is a fault; the figures of a tile are missing then.
     """
     started = time.perf_counter()
     compiled = _compile(case)
@@ -49,7 +48,7 @@ def build(case: Case) -> dict[str, Any]:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _run("cuobjdump", "--dump-resource-usage", file.name)
-        listing = sass.parse(_run("nvdisasm", "-c", file.name))
+        printed = _run("nvdisasm", "-c", file.name)
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups())
     warps, shared = case.config.num_warps, compiled.metadata.shared
     result = _describe(case) | {
@@ -58,14 +57,15 @@ def build(case: Case) -> dict[str, Any]:
         "warps": warps,
         "programs": programs_per_multiprocessor(case.arch, warps, registers, shared),
         "stack": stack + local,
-        "local": sass.local_accesses(listing),
     }
+    took = {"seconds": round(seconds, 1)}
     try:
-        result |= _work(case, listing)
+        listing = sass.parse(printed)
+        result |= {"local": sass.local_accesses(listing)} | _work(case, listing)
     except sass.SassError as error:
-        raise sass.SassError(f"{name(result)}: {error}") from error
+        return result | took | {"faults": [str(error)]}
     result["issue"] = result["instructions"] * warps // SCHEDULERS
-    return result | {"seconds": round(seconds, 1), "faults": faults(result)}
+    return result | took | {"faults": faults(result)}
 
 
 def _compile(case: Case):

@@ -90,6 +90,8 @@ def _key(result: Result) -> tuple[Any, ...]:
 
 
 def _worse(now: Result, before: Result) -> list[str]:
+    if "instructions" not in now:
+        return []  # its machine code could not be read, which is one of its faults
     lines = []
     if sorted(now.get("matrix", {})) != sorted(before.get("matrix", {})):
         lines.append(f"matrix instructions {_listed(now)}, recorded {_listed(before)}")

@@ -1,13 +1,15 @@
 """Journals keep finished cells whatever kills a run, and the supervisor outlives its workers."""
 
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.gpu import processes, supervise
 from benchmarks.gpu.cells import Cell, Journal, Setting, name_of
-from benchmarks.gpu.worker import MOST_STARTS, measure
+from benchmarks.gpu.worker import MOST_STARTS, measure, unfinished
 
 KEY = {"batch": 8, "contestant": "adaftr_fast"}
 
@@ -60,6 +62,48 @@ def test_a_cell_that_never_finishes_is_given_up(journal):
     assert "never finished" in measure(cell({"seconds": 1.0}), journal, limit=9)["failed"]
 
 
+def test_a_cell_that_succeeds_may_be_measured_anew_any_number_of_times(journal):
+    for _ in range(MOST_STARTS + 1):  # as on machines that come one after another
+        assert "failed" not in measure(cell({"seconds": 1.0}), journal, limit=9)
+
+
+def times_out():
+    raise TimeoutError("no end within 190 s")
+
+
+def test_a_cell_that_ran_out_of_time_is_tried_again_after_the_others(tmp_path, monkeypatch):
+    setting, journal = Setting(tmp_path), Journal(tmp_path / "loss.jsonl")
+    slow, other = Cell({"file": "slow"}, times_out), cell({"seconds": 1.0})
+    stage = SimpleNamespace(cells=lambda setting: [slow, other])
+    monkeypatch.setitem(sys.modules, "benchmarks.gpu.stages.loss", stage)
+    for _ in range(MOST_STARTS - 1):
+        assert measure(slow, journal, limit=9)["failed"] == "TimeoutError: no end within 190 s"
+        assert unfinished("loss", setting) == ([other, slow], 2)
+    measure(slow, journal, limit=9)
+    assert unfinished("loss", setting) == ([other], 2)
+
+
+def test_a_cell_that_was_cut_short_counts_as_not_tried(tmp_path, monkeypatch):
+    setting, journal = Setting(tmp_path), Journal(tmp_path / "loss.jsonl")
+    monkeypatch.setitem(sys.modules, "benchmarks.gpu.stages.loss", SimpleNamespace(cells=lambda setting: [ended]))
+
+    def killed():
+        raise KeyboardInterrupt
+
+    ended = Cell(KEY, killed)
+    for _ in range(MOST_STARTS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            measure(ended, journal, limit=9, until=time.time() + 5)
+        assert unfinished("loss", setting) == ([ended], 1)
+    assert 0 < journal.in_progress(since=0)["limit"] <= 5
+    assert journal.starts(ended.name) == 0
+
+
+def test_a_setting_is_the_same_in_another_process(tmp_path):
+    for setting in (Setting(tmp_path), Setting(tmp_path, tmp_path / "wheels", True, "commit 1a2b3c4", 12.5)):
+        assert Setting.from_json(setting.to_json()) == setting
+
+
 def test_the_cell_in_progress_is_of_this_run(journal):
     journal.start(cell({}), limit=9)
     begun = journal.in_progress(since=0)
@@ -67,19 +111,25 @@ def test_the_cell_in_progress_is_of_this_run(journal):
     assert journal.in_progress(since=begun["time"] + 1) is None
 
 
-def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, monkeypatch):
+@pytest.fixture
+def faulty(monkeypatch):
+    """Lets the supervisor start faulty_worker.py."""
     real = supervise.subprocess.Popen
-    faulty = str(Path(__file__).with_name("faulty_worker.py"))
+    script = str(Path(__file__).with_name("faulty_worker.py"))
 
     def start(command, **options):
         return real(
-            [faulty if part == "benchmarks.gpu.worker" else part for part in command if part != "-m"], **options
+            [script if part == "benchmarks.gpu.worker" else part for part in command if part != "-m"], **options
         )
 
     monkeypatch.setattr(supervise.subprocess, "Popen", start)
+
+
+def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, faulty):
     setting = Setting(tmp_path, dry=True)
     assert supervise.run(["loss"], setting, deadline=60) == 0
-    rows = Journal(tmp_path / "loss.jsonl").cells()
+    journal = Journal(tmp_path / "loss.jsonl")
+    rows = journal.cells()
     found = {row["cell"]["contestant"]: row["result"] for row in rows.values()}
     assert found["first"]["seconds"] == 1.0
     assert found["raises"]["failed"] == "ValueError: expected one thing, got another"
@@ -87,6 +137,23 @@ def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, monkeypatch):
     assert found["hangs"]["failed"] == "no result within 2 s"
     assert found["ends"]["failed"] == "its process ended with status 3"
     assert found["last"]["seconds"] == "inf"
+    assert {name: journal.starts(f"contestant={name}") for name in ("raises", "hangs")} == {
+        "raises": 1,
+        "hangs": MOST_STARTS,
+    }
+
+
+def test_the_time_of_all_stages_ends_a_cell_and_the_next_call_measures_it(tmp_path, faulty, monkeypatch, capsys):
+    monkeypatch.setenv("FAULTY_LIMIT", "60")
+    until = time.time() + 6
+    assert supervise.run(["loss"], Setting(tmp_path, dry=True, until=until), deadline=600) == 0
+    assert time.time() < until + 30
+    assert "loss: the time of --total is over" in capsys.readouterr().out
+    assert "contestant=hangs" not in Journal(tmp_path / "loss.jsonl").cells()
+    monkeypatch.setenv("FAULTY_LIMIT", "1")
+    assert supervise.run(["loss"], Setting(tmp_path, dry=True), deadline=60) == 0
+    rows = Journal(tmp_path / "loss.jsonl").cells()
+    assert rows["contestant=hangs"]["result"]["failed"] == "no result within 1 s"
 
 
 def test_a_worker_that_cannot_start_ends_the_run(tmp_path, monkeypatch, capsys):
@@ -102,6 +169,17 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         supervise.locked(tmp_path),
     ):
         pass
+
+
+def test_a_process_finds_the_commands_of_installed_wheels(tmp_path, monkeypatch):
+    folders = {"SITE": tmp_path / "site/bin", "PACKAGE": tmp_path / "package/bin"}
+    for name, folder in folders.items():
+        monkeypatch.setattr(processes, name, folder.parent)
+        folder.mkdir(parents=True)
+        (folder / f"run-{name}").write_text(f"#!/bin/sh\necho {name}\n")
+        (folder / f"run-{name}").chmod(0o755)
+    for name in folders:
+        assert processes.run(["sh", "-c", f"run-{name}"], 60).stdout == f"{name}\n"
 
 
 def test_a_command_that_takes_too_long_is_killed():

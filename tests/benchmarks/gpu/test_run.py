@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def keys(out, stages=STAGES):
 def whole(tmp_path_factory):
     """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    printed = finish(start(out))
+    printed = finish(start(out, "--commit", "commit of the test"))
     assert "left" not in printed
     return out
 
@@ -54,9 +55,15 @@ def test_every_stage_runs_and_no_cell_fails(whole):
     record = reported(whole)
     assert record["machine"]["gpu"] == "dry run"
     assert set(record) == {"machine", "date", "commit", "cases"}
+    assert record["commit"] == "commit of the test"
     assert {case["stage"] for case in record["cases"]} == set(STAGES)
     assert [case for case in record["cases"] if "failed" in case or "wrong" in case] == []
     assert len(record["cases"]) == sum(map(len, keys(whole).values()))
+
+
+def test_every_profile_keeps_its_trace(whole):
+    names = {"trace-loss", "trace-training-auto", "trace-training-off"}
+    assert {path.name for path in whole.glob("trace*")} == {f"{name}.json.gz" for name in names}
 
 
 def test_figures_are_those_of_the_contestants(whole):
@@ -95,6 +102,25 @@ def test_a_deadline_ends_between_cells_and_the_next_call_goes_on(whole, tmp_path
     assert f"embedding: {total - len(done)} of {total} cells left" in printed
     finish(start(out, "--only", "embedding"))
     assert keys(out)["embedding"] == keys(whole)["embedding"]
+
+
+def test_the_report_comes_within_the_time_of_all_stages(whole, tmp_path):
+    before = reported(whole)
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / "embedding.jsonl").unlink()
+    (out / "gpu-dry-run.json").unlink()
+    printed = finish(start(out, "--only", "embedding", "--total", "20.001"))
+    assert "embedding: the time of --total is over" in printed
+    stages = {case["stage"] for case in reported(out)["cases"]}
+    assert stages == {case["stage"] for case in before["cases"]} - {"embedding"}
+
+
+def test_a_total_that_the_report_may_take_is_refused(tmp_path):
+    process = start(tmp_path / "out", "--total", "5")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "--total: expected more than 20 s, which the report may take, got 5" in printed
 
 
 def test_a_killed_run_resumes_where_it_was(whole, tmp_path):

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -220,13 +219,9 @@ def test_a_report_of_nothing_says_so(tmp_path, capsys):
     assert "has no measurements yet" in capsys.readouterr().err
 
 
-def test_a_trainer_with_captured_steps_is_measured_with_and_without(monkeypatch):
-    options = {"precision": "bfloat16", "batch": 1024, "graph": "off"}
-    assert training.options(options, SimpleNamespace(device="cuda"))["graph"] == "off"
-    monkeypatch.setattr(training.dataclasses, "fields", lambda _: [SimpleNamespace(name="graph")])
-    assert training.graph_options() == [{"graph": "auto"}, {"graph": "off"}]
-    monkeypatch.setattr(training.dataclasses, "fields", lambda _: [])
-    assert training.graph_options() == [{}]
+def test_training_is_measured_with_and_without_captured_steps(setting):
+    keys = [cell.key for cell in training.cells(setting) if "model" in cell.key]
+    assert {training.options(key, setting)["graph"] for key in keys} == {"auto", "off"}
 
 
 def test_a_profile_names_why_there_are_no_counters(setting, monkeypatch):
