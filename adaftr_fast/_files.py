@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from itertools import takewhile
 from pathlib import Path
 
 
@@ -16,6 +17,21 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Creates a folder with its parents, unless it exists. Returns the folders created, the innermost first."""
+    missing = list(takewhile(lambda each: not each.exists(), (folder, *folder.parents)))
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+        sync(each.parent)
+    folder.mkdir(exist_ok=True)  # raises FileExistsError if it is a file
+    return missing
+
+
+def followed(path: Path) -> Path:
+    """Returns the target of a symbolic link, also of one that does not exist yet; any other path unchanged."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def sync(path: Path) -> None:

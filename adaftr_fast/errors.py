@@ -27,3 +27,7 @@ class RankError(UserError, RuntimeError):
 
 class ServingError(UserError, RuntimeError):
     """A model cannot be exported, or an exported one is absent, damaged or gives no finite score."""
+
+
+class BusyError(UserError, RuntimeError):
+    """Another process or thread is writing the same file or folder; the message says which."""

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adaftr_fast"
 FLOORS = (
     "errors _extension _files _json _tables _tensor_file",
+    "_locks",
     "config distributed kernels",
     "ops ops.embedding.reference",
     "ops.*",

@@ -44,6 +44,7 @@ def available_cores() -> int:
 
 def run(arguments: jsonargparse.Namespace) -> None:
     """Runs or resumes an experiment, prints its tables and writes its report."""
+    from adaftr_fast._locks import writing_folder
     from adaftr_fast.experiments.study import open_dataset
     from adaftr_fast.training.sharding import check_replicated
 
@@ -56,7 +57,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
     command = f"adaftr-fast experiment {arguments.name} --dataset {arguments.dataset} --seeds {arguments.seeds}"
     make: Callable[..., tuple[str, list[Path]]]
     make = {"complexity": _complexity, "temperature": _temperature}.get(arguments.name, _comparison)
-    text, paths = make(arguments, data, config, folder, command)
+    with writing_folder(folder):
+        text, paths = make(arguments, data, config, folder, command)
     print(f"\n{text}\n\nReport: {', '.join(map(str, paths))}")
 
 

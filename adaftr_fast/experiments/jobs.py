@@ -14,6 +14,7 @@ from pathlib import Path
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps, from_json
+from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest
@@ -107,28 +108,31 @@ def execute(job: Job) -> Outcome:
 
     Raises:
         KeyboardInterrupt: Ctrl-C interrupted the run, which remains unfinished.
-        ConfigError, DataError, CheckpointError, OSError: see ``train_one``.
+        ConfigError, DataError, CheckpointError, BusyError, OSError: see ``train_one``.
     """
+    with writing_folder(job.folder):
+        outcome = _outcome(job)
+        replace_file(job.folder / RESULT, (dumps(asdict(outcome), indent=2) + "\n").encode())
+    return outcome
+
+
+def _outcome(job: Job) -> Outcome:
     start = time.perf_counter()
     try:
         run = _train(job)
     except TrainingError as error:  # deterministic, so another attempt would diverge, too
-        outcome = Outcome(job.key, time.perf_counter() - start, {}, {}, 0, 0, {}, [], str(error))
-    else:
-        validation = run.epochs[run.best_epoch - 1]["validation"]
-        outcome = Outcome(
-            key=job.key,
-            seconds=time.perf_counter() - start,
-            validation=validation,
-            test=run.test,
-            epochs=len(run.epochs),
-            best_epoch=run.best_epoch,
-            learned={name: spread(values) for name, values in run.diagnostics.items()},
-            dead_tasks=[task for task, each in validation.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN],
-        )
-    job.folder.mkdir(parents=True, exist_ok=True)
-    replace_file(job.folder / RESULT, (dumps(asdict(outcome), indent=2) + "\n").encode())
-    return outcome
+        return Outcome(job.key, time.perf_counter() - start, {}, {}, 0, 0, {}, [], str(error))
+    validation = run.epochs[run.best_epoch - 1]["validation"]
+    return Outcome(
+        key=job.key,
+        seconds=time.perf_counter() - start,
+        validation=validation,
+        test=run.test,
+        epochs=len(run.epochs),
+        best_epoch=run.best_epoch,
+        learned={name: spread(values) for name, values in run.diagnostics.items()},
+        dead_tasks=[task for task, each in validation.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN],
+    )
 
 
 def _train(job: Job) -> TrainedRun:

@@ -19,6 +19,7 @@ import torch
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps, from_json
+from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import DataConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Split
@@ -49,18 +50,19 @@ def train_daily(schema: Schema, files: Sequence[Path], config: RunConfig, out: P
 
     Raises:
         DataError: the schema reads several files, or the days in ``out`` are not the first of ``files``.
-        KeyboardInterrupt, TrainingError, CheckpointError: see ``train_one``.
+        KeyboardInterrupt, TrainingError, CheckpointError, BusyError: see ``train_one``.
     """
     check_replicated("daily", config.training)
     schema = _day_schema(schema)
-    records = _read(out / RECORDS)
-    _check(out, records, files)
-    for day, file in enumerate(files[len(records) :], start=len(records) + 1):
-        record, fitted = _one_day(schema, file, day, config, out)
-        records.append(record)
-        replace_file(out / RECORDS, "".join(dumps(each) + "\n" for each in records).encode())
-        fitted.trainer.finish()
-        yield record
+    with writing_folder(out):
+        records = _read(out / RECORDS)
+        _check(out, records, files)
+        for day, file in enumerate(files[len(records) :], start=len(records) + 1):
+            record, fitted = _one_day(schema, file, day, config, out)
+            records.append(record)
+            replace_file(out / RECORDS, "".join(dumps(each) + "\n" for each in records).encode())
+            fitted.trainer.finish()
+            yield record
 
 
 def _one_day(schema: Schema, file: Path, day: int, config: RunConfig, out: Path) -> tuple[dict[str, Any], Fitted]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
+from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
@@ -33,9 +34,14 @@ def run_demo(out: Path, training: TrainingConfig, *, restart: bool = False) -> N
         restart: discards unfinished runs in ``out``.
 
     Raises:
-        TrainingError, CheckpointError, KeyboardInterrupt: see ``train_one``.
+        TrainingError, CheckpointError, BusyError, KeyboardInterrupt: see ``train_one``.
     """
     check_replicated("demo", training)
+    with writing_folder(out):
+        _run(out, training, restart)
+
+
+def _run(out: Path, training: TrainingConfig, restart: bool) -> None:
     folder = out / "data"
     prepare(parse.load_schema("flights"), None, folder, progress=training.progress)
     data = PreparedData(folder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
+from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import Ranks, restarted
@@ -40,12 +42,13 @@ def train_one(
     data: PreparedData, config: RunConfig, folder: Path, *, restart: bool = False, ranks: Ranks | None = None
 ) -> TrainedRun:
     """Calls ``fit_one`` and evaluates the model on the test split. Arguments and errors are those of ``fit_one``."""
-    fitted = fit_one(data, config, folder, restart=restart, ranks=ranks)
-    test, size = data.load("test"), config.training.eval_batch_size
-    metrics = evaluate(fitted.model, test, size, ranks)
-    if fitted.trainer.is_rank_zero:
-        replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
-    fitted.trainer.finish()
+    with _writing(folder, ranks):
+        fitted = fit_one(data, config, folder, restart=restart, ranks=ranks)
+        test, size = data.load("test"), config.training.eval_batch_size
+        metrics = evaluate(fitted.model, test, size, ranks)
+        if fitted.trainer.is_rank_zero:
+            replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
+        fitted.trainer.finish()
     learned = diagnose(fitted.model, test, size, ranks)
     return TrainedRun(config.model.name, fitted.result.epochs, fitted.result.best_epoch, metrics, learned)
 
@@ -71,7 +74,24 @@ def fit_one(
         CheckpointError: ``folder`` contains an unfinished run with other options or data, or cannot be written.
         TrainingError: an option is not supported, or training diverged.
         RankError: the ranks have different options or data.
+        BusyError: another process writes ``folder``.
     """
+    with _writing(folder, ranks):
+        return _fit(data, config, folder, restart=restart, ranks=ranks)
+
+
+@contextmanager
+def _writing(folder: Path, ranks: Ranks | None) -> Iterator[None]:
+    """Makes rank 0 the only writer of ``folder``. All ranks raise its error."""
+    with ExitStack() as stack:
+        if ranks is None:
+            stack.enter_context(writing_folder(folder))
+        else:
+            ranks.from_rank_zero(lambda: stack.enter_context(writing_folder(folder)))
+        yield
+
+
+def _fit(data: PreparedData, config: RunConfig, folder: Path, *, restart: bool, ranks: Ranks | None) -> Fitted:
     if config.warm_start is not None:
         check_replicated("--warm_start", config.training)
     check_tables(config.model, config.training)

@@ -2,7 +2,9 @@ import json
 
 import pytest
 
+from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
+from tests.holder import holder
 
 
 @pytest.fixture
@@ -54,3 +56,10 @@ def test_user_errors_print_one_line(arguments, message, folder, tmp_path, capfd)
     assert code == 2
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_two_experiments_do_not_share_a_folder(folder, config, tmp_path, capfd):
+    command = ["experiment", "complexity", "--dataset", str(folder), "--config", str(config), "--out", str(tmp_path)]
+    with holder(tmp_path / "tiny" / LOCK):
+        assert main(command) == 2
+    assert "tiny: process" in capfd.readouterr().err
