@@ -15,6 +15,7 @@ PACKAGE = ROOT / "adaftr_fast"
 FLOORS = (
     "errors _extension _files _json _tables _tensor_file",
     "_locks",
+    "_publish",
     "config distributed kernels",
     "ops ops.embedding.reference",
     "ops.*",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from adaftr_fast._files import sha256
 from adaftr_fast._json import dumps
+from adaftr_fast._publish import publishing
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo
 from adaftr_fast.data.dataset.rows import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
-from adaftr_fast.data.prepare.work_folder import publish
 from adaftr_fast.errors import ServingError
 from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_aot, save_onnx, save_torch
@@ -32,7 +31,7 @@ CHECKED_ROWS = (1, 500)
 def export_run(run: Path, out: Path, *, data: Path | None = None, aot: bool = False, onnx: bool = False) -> About:
     """Writes ``model.pt2`` (torch.export), ``schema.json``, ``vocabulary.parquet`` and ``serving.json`` to ``out``.
 
-    The folder is written atomically and replaces an earlier export. Every program is compared with the model first.
+    Every program is compared with the model first. Then the folder replaces an earlier export in one step.
 
     Args:
         run: the folder of a finished run.
@@ -49,22 +48,20 @@ def export_run(run: Path, out: Path, *, data: Path | None = None, aot: bool = Fa
         DataError: the vocabulary cannot be read.
         ServingError: ``out`` exists and is not an export, a compiler or ONNX is missing, or a program differs from the
             model.
+        BusyError: another process exports to ``out``.
     """
-    if out.exists() and not (out / ABOUT).is_file():
-        raise ServingError(f"{out}: exists and is not an exported model (no {ABOUT}); name another folder")
-    trained = load_trained(run)
-    prepared = trained.data(data)
-    read_encoders(prepared.folder, prepared.manifest)  # raises an error if the exported vocabulary could not be read
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.new-", dir=out.parent) as work:
-        new = Path(work) / "model"
+    with publishing(out) as new:
+        if out.exists() and not (out / ABOUT).is_file():
+            raise ServingError(f"{out}: exists and is not an exported model (no {ABOUT}); name another folder")
+        trained = load_trained(run)
+        prepared = trained.data(data)
+        read_encoders(prepared.folder, prepared.manifest)  # raises an error if the vocabulary could not be read
         new.mkdir()
         for name in (MANIFEST, VOCABULARY):
             shutil.copyfile(prepared.folder / name, new / name)
         _write_programs(trained, prepared.manifest.fields, new, aot=aot, onnx=onnx)
         about = _about(trained, prepared, new)
         (new / ABOUT).write_text(dumps(dataclasses.asdict(about), indent=2) + "\n", encoding="utf-8")
-        publish(new, out)
     return about
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adaftr_fast._files import sha256
 from adaftr_fast._json import from_json, loads
+from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.bags import interleave
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest
 from adaftr_fast.data.dataset.rows import matrix
@@ -114,7 +115,7 @@ def _chunks(features: Features) -> Iterator[Features]:
 
 
 def load_scorer(folder: Path) -> Scorer:
-    """Loads and verifies a folder that ``export_run`` wrote.
+    """Loads and verifies a folder that ``export_run`` wrote, and may replace meanwhile.
 
     ``torch.export.load`` of ``model.pt2`` is the only code that may run. The checksums detect damage; they do not
     authenticate the files.
@@ -123,6 +124,10 @@ def load_scorer(folder: Path) -> Scorer:
         ServingError: the folder is not an exported model, has another version, or a file is missing or damaged.
         DataError: the schema or the vocabulary cannot be read.
     """
+    return read_published(folder, _load)
+
+
+def _load(folder: Path) -> Scorer:
     about = read_about(folder)
     for name in (PROGRAM, MANIFEST, VOCABULARY):
         _verify(folder / name, about)

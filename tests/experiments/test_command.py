@@ -4,7 +4,7 @@ import pytest
 
 from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
-from tests.holder import holder
+from tests.files.holder import holder
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from adaftr_fast.errors import BusyError
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.demo import run_demo
 from adaftr_fast.runs.run import fit_one, train_one
-from tests.holder import holder
+from tests.files.holder import holder
 
 from .conftest import SOURCE, settings, write_day
 

@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import FieldInfo
-from adaftr_fast.errors import CheckpointError, ServingError
+from adaftr_fast.errors import BusyError, CheckpointError, ServingError
 from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.serving import scorer as scorer_module
 from adaftr_fast.serving.export import check_program, export_run, random_features
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_onnx
-from adaftr_fast.serving.scorer import load_scorer
+from adaftr_fast.serving.scorer import load_scorer, read_about
 from adaftr_fast.training.stepper import Stepper
+from tests.files.holder import holder
 from tests.tolerances import assert_as_accurate
 
 from .conftest import SIZES, randomize, save_run
@@ -184,6 +187,63 @@ def test_damaged_files_raise(exported, tmp_path, name):
     path.unlink()
     with pytest.raises(ServingError, match=r"cannot be read|not an exported model"):
         load_scorer(tmp_path / "model")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from adaftr_fast import _publish
+from adaftr_fast.serving.export import export_run
+
+def no_exchange(new, target):
+    Path.rename = lambda path, place: os._exit(9) if ".new-" in path.name else os.rename(path, place)
+    return False
+
+_publish._exchange = no_exchange
+export_run(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_export_leaves_a_model_that_loads(shop, exported, tmp_path):
+    shutil.copytree(exported[0], tmp_path / "model")
+    killed = subprocess.run([sys.executable, "-c", KILLED, shop / "run", tmp_path / "model"], stderr=subprocess.PIPE)
+    assert killed.returncode == 9, killed.stderr
+    assert not (tmp_path / "model").exists()  # moved away, and the new one not yet renamed
+    assert load_scorer(tmp_path / "model").about.tasks == ["click", "conversion"]
+    with pytest.raises(CheckpointError):
+        export_run(tmp_path, tmp_path / "model")
+    assert os.listdir(tmp_path) == ["model"]
+    load_scorer(tmp_path / "model")
+
+
+def test_a_killed_export_of_the_first_version_is_restored(exported, tmp_path):
+    shutil.copytree(exported[0], tmp_path / ".model.new-a1b2c3d4/replaced")
+    with pytest.raises(CheckpointError):
+        export_run(tmp_path, tmp_path / "model")
+    assert os.listdir(tmp_path) == ["model"]
+    load_scorer(tmp_path / "model")
+
+
+def test_a_reader_loads_one_version_while_an_export_replaces_it(shop, exported, tmp_path, monkeypatch):
+    shutil.copytree(exported[0], tmp_path / "model")
+    read, folders = scorer_module.read_manifest, []
+
+    def meanwhile(folder):
+        if not folders:
+            save_run(tmp_path / "run", PreparedData(shop / "data"), ModelConfig(name="single_dnn", **SIZES))
+            export_run(tmp_path / "run", tmp_path / "model")  # another model.pt2 than the reader has verified
+        folders.append(folder)
+        return read(folder)
+
+    monkeypatch.setattr(scorer_module, "read_manifest", meanwhile)
+    loaded = load_scorer(tmp_path / "model")
+    assert loaded.about == read_about(tmp_path / "model") != read_about(exported[0])
+    assert len(folders) == 2
+
+
+def test_two_exports_to_one_folder(shop, tmp_path):
+    with holder(tmp_path / ".model.lock"), pytest.raises(BusyError, match="model: process"):
+        export_run(shop / "run", tmp_path / "model")
 
 
 def test_nan_differs_from_the_model():
