@@ -5,10 +5,8 @@ Shapes: n rows, T tasks.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from adaftr_fast._files import sync
+from adaftr_fast._publish import publishing
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
@@ -66,6 +64,7 @@ def predict(
         DataError: an input cannot be read, a column is missing, there are too many bad rows, or a row has no score.
         ServingError: ``out`` cannot be written, is a folder, is an input or in an input folder, or would have two
             columns of the same name.
+        BusyError: another process writes ``out``.
     """
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
@@ -75,9 +74,8 @@ def predict(
     schema = _schema(inputs, keep, columns)
     start = time.perf_counter()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         with (
-            _replacing(out) as new,
+            publishing(out) as new,
             tqdm(total=sum(file.size for file in inputs), unit="B", unit_scale=True, disable=not progress) as bar,
             pq.ParquetWriter(new, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
@@ -100,19 +98,6 @@ def _check_place(out: Path, files: Sequence[str | Path]) -> None:
             raise ServingError(f"{out}: is one of the inputs")
         if file.is_dir() and file.resolve() in out.resolve().parents:
             raise ServingError(f"{out}: is in the input folder {file}, so the next run would read it")
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """Yields the name of a temporary file, which replaces ``out`` after the block, or is removed after an error."""
-    new = out.with_name(f".{out.name}.{secrets.token_hex(8)}")
-    try:
-        yield new
-        sync(new)
-        new.replace(out)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
 
 
 def _score_file(

@@ -13,13 +13,14 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import rows as rows_module
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.errors import DataError, ServingError
+from adaftr_fast.errors import BusyError, DataError, ServingError
 from adaftr_fast.models import ModelConfig
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.evaluation import predict as predict_split
+from tests.files.holder import holder
 
 from .conftest import SIZES, SOURCE, make_log, save_run
 
@@ -186,6 +187,25 @@ def test_concurrent_calls_do_not_interfere(shop, scorer, tmp_path, monkeypatch):
     predict(scorer, [shop / "log.parquet"], out, COLUMNS, keep=["row"])
     assert pq.read_table(out)["row"].to_pylist() == list(range(600))
     assert os.listdir(tmp_path) == ["scores.parquet"]
+
+
+def test_two_writers_of_the_same_scores(shop, scorer, tmp_path):
+    out = tmp_path / "scores.parquet"
+    with holder(tmp_path / ".scores.parquet.lock"), pytest.raises(BusyError, match=r"scores\.parquet: process"):
+        predict(scorer, [shop / "log.parquet"], out, COLUMNS)
+    assert os.listdir(tmp_path) == [".scores.parquet.lock"]
+
+
+def test_leftovers_of_killed_processes_are_removed_and_links_are_followed(shop, scorer, tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in (".scores.parquet.0123456789abcdef", ".scores.parquet.new-1-2", ".others.parquet.new-1-2"):
+        (tmp_path / "disk" / name).write_bytes(b"half")
+    (tmp_path / "link.parquet").symlink_to("disk/scores.parquet")
+    for _ in range(2):  # absent, then replaced
+        predict(scorer, [shop / "log.parquet"], tmp_path / "link.parquet", COLUMNS)
+        assert pq.read_table(tmp_path / "disk/scores.parquet").num_rows == 600
+        assert (tmp_path / "link.parquet").is_symlink()
+    assert sorted(os.listdir(tmp_path / "disk")) == [".others.parquet.new-1-2", "scores.parquet"]
 
 
 def test_a_full_disk_keeps_the_earlier_scores(shop, scorer, tmp_path, monkeypatch):
