@@ -54,8 +54,13 @@ def publishing(target: Path) -> Iterator[Path]:
 @contextmanager
 def publisher_lock(target: Path) -> Iterator[bool]:
     """Makes this process the only one that publishes ``target``, which is no link; yields as ``writer_lock``."""
-    with writer_lock(target.with_name(f".{target.name}.lock"), target) as is_alone:
+    with writer_lock(lock_path(target), target) as is_alone:
         yield is_alone
+
+
+def lock_path(target: Path) -> Path:
+    """Returns the lock file of ``publisher_lock``."""
+    return target.with_name(f".{target.name}.lock")
 
 
 def read_published(target: Path, read: Callable[[Path], T]) -> T:

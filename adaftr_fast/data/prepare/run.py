@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import sha256
+from adaftr_fast._files import followed, sha256
 from adaftr_fast._json import dumps
+from adaftr_fast._publish import publisher_lock
 from adaftr_fast.data.dataset.manifest import FORMAT, MANIFEST, Manifest, read_manifest, read_manifest_json
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.prepare.barrier import Unfinished, run_stages
@@ -71,9 +72,10 @@ def prepare(
     Raises:
         DataError: an input is unreadable, a column is missing, too many rows are bad, a label is neither 0 nor 1, a
             split is empty, or ``folder`` holds other files.
+        BusyError: another process prepares ``folder``.
         OSError: ``folder`` cannot be written. The work already done is kept.
     """
-    folder = Path(folder)
+    folder = followed(Path(folder))
     inputs = _inputs(schema, files, bad_rows, grow)
     digests = inputs.digests(UNSHARDED)
     digest = inputs_digest(schema, inputs.known, digests)
@@ -90,7 +92,7 @@ def prepare(
                 schema, paths, work, UNSHARDED, lambda: digests, inputs.check, inputs.known, bad_rows, progress
             )
             run_stages(run.stages(), work, UNSHARDED, inputs.check)
-            publish(run.prepared, folder, partial(_check_replaceable, folder))
+            publish(work, folder, partial(_check_replaceable, folder))
     except OSError as error:  # errors of inputs are DataErrors
         raise OSError(f"{folder}: cannot be written: {error}; run the same command again to resume") from error
     return read_manifest(folder)
@@ -123,14 +125,14 @@ def prepare_shard(
         DataError: as ``prepare``; or the log would be generated, the other shards were started with another schema,
             other files or other options, another process runs this shard, a shard failed while this one waited for it,
             or the work folder was removed. Finished work is kept.
-        OSError: as ``prepare``.
+        BusyError, OSError: as ``prepare``.
     """
-    folder = Path(folder)
+    folder = followed(Path(folder))
     inputs = _inputs(schema, files, bad_rows, grow)
     if inputs.generated is not None:
         raise DataError(f"data set {schema.name}: a generated log cannot be sharded; synthesize it and name its files")
     work = folder.parent / f".{folder.name}.parts"
-    remove_leftovers(work)
+    remove_leftovers(work, folder)
     before = _manifest_json(folder)
     try:
         if not work.exists():
@@ -144,9 +146,8 @@ def prepare_shard(
             run = ShardRun(schema, inputs.paths, work, shard, digests, inputs.check, inputs.known, bad_rows, progress)
             if (unfinished := run_stages(run.stages(), work, shard, inputs.check, wait)) is not None:
                 return unfinished
-            with file_lock(work / LOCK):
-                if run.prepared.exists():
-                    publish(run.prepared, folder, partial(_check_replaceable, folder))
+            with file_lock(work / LOCK), publisher_lock(folder):
+                publish(work, folder, partial(_check_replaceable, folder))
                 remove_work(work)
     except FileNotFoundError:
         if work.exists():

@@ -26,6 +26,7 @@ from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import Encoder, count_values, fit_encoder
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.prepare.barrier import Stage, read_result, result_path
+from adaftr_fast.data.prepare.work_folder import PREPARED
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import TextInput, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Source
@@ -71,7 +72,7 @@ class ShardRun:
     @property
     def prepared(self) -> Path:
         """The prepared folder in progress."""
-        return self.work / "prepared"
+        return self.work / PREPARED
 
     def stages(self) -> list[Stage]:
         """Returns the stages in order. Only text files need ``join``, if they are joined with others."""

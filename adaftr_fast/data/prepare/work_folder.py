@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,11 +11,14 @@ from typing import Any
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
+from adaftr_fast._publish import lock_path, publisher_lock, remove, replace, restore
 from adaftr_fast.data.shard import Shard
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import BusyError, DataError
 
 LOCK, KEY = "lock", "key"
-REPLACED = "replaced"  # the folder that publishing replaces
+PREPARED = "prepared"  # the folder in progress
+REPLACED = "replaced"  # the folder that publishing replaces, on file systems that cannot exchange two folders
+PUBLISHING = "publishing"  # the inode number of PREPARED, written before it is published
 LAYOUT = 3  # layout of a work folder; increase it on changes, so that no other version's work is resumed
 
 
@@ -26,27 +28,43 @@ def work_folder(folder: Path, key: str) -> Iterator[Path]:
 
     The folder is removed when the block succeeds or raises DataError, which another run would raise again. It is kept
     after an interruption or on a full disk.
+
+    Raises:
+        BusyError: another process or thread prepares ``folder``.
     """
     work = _work_path(folder)
-    work.mkdir(parents=True, exist_ok=True)
-    with file_lock(work / LOCK, error=f"{folder}: another process is preparing it"):
-        _restore_replaced(work, folder)
-        if not _has_key(work, key):
-            _clear(work)
+    with publisher_lock(folder):
+        remove(_removed_path(work))
+        restore(work / REPLACED, folder)
+        if work.exists() and (is_published(work) or not _has_key(work, key)):
+            remove_work(work)
+        if not work.exists():
+            work.mkdir()
             replace_file(work / KEY, f"{LAYOUT} {key}".encode())
         try:
             yield work
         except DataError:
-            shutil.rmtree(work)
+            remove_work(work)
             raise
-        shutil.rmtree(work)
+        remove_work(work)
 
 
 def remove_finished(folder: Path, key: str) -> None:
-    """Removes the work folder that a run left when it was killed after publishing, unless another process uses it."""
-    if _has_key(_work_path(folder), key):
-        with suppress(DataError), work_folder(folder, key):
-            pass
+    """Removes what a run left when it was killed after publishing, unless another process prepares ``folder``.
+
+    The unfinished work of other inputs is kept.
+    """
+    work = _work_path(folder)
+    if _is_finished(work, key):
+        with suppress(BusyError, OSError), publisher_lock(folder):  # the folder above may be read-only
+            if _is_finished(work, key):  # still
+                remove_work(work)
+    remove_leftovers(work, folder)
+
+
+def _is_finished(work: Path, key: str) -> bool:
+    """Returns whether there is work of ``key``, which is published, or half-removed work of 0.1.0."""
+    return work.exists() and (_has_key(work, key) or not (work / KEY).exists())
 
 
 def _work_path(folder: Path) -> Path:
@@ -70,7 +88,7 @@ def shared_work_folder(work: Path, folder: Path, shard: Shard, key: dict[str, An
     """
     key = json.loads(dumps({"layout of the folder": LAYOUT} | key))
     with file_lock(work / LOCK):
-        _restore_replaced(work, folder)
+        restore(work / REPLACED, folder)
         if not (work / KEY).exists():
             replace_file(work / KEY, dumps(key).encode())
     stored = json.loads((work / KEY).read_text(encoding="utf-8"))
@@ -102,49 +120,46 @@ def file_lock(path: Path, error: str | None = None) -> Iterator[None]:
         yield
 
 
-def publish(new: Path, folder: Path, check: Callable[[], None] = lambda: None) -> None:
-    """Renames ``new`` to ``folder``. A former ``folder`` is moved next to ``new``, and restored if renaming fails.
+def publish(work: Path, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+    """Publishes the prepared folder in ``work`` as ``folder``, unless a killed process has done so.
+
+    Call it with the lock of ``folder``.
 
     Args:
         check: raises an error if the existing ``folder`` may not be replaced.
     """
-    replaced = new.with_name(REPLACED)
+    if is_published(work):
+        return
     if folder.exists():
         check()
-        shutil.rmtree(replaced, ignore_errors=True)
-        folder.rename(replaced)
+    new = work / PREPARED
+    replace_file(work / PUBLISHING, str(new.stat().st_ino).encode())
+    replace(new, folder, work / REPLACED)
+
+
+def is_published(work: Path) -> bool:
+    """Returns whether the work is published, so that the folder in progress is gone or is the former one."""
     try:
-        new.rename(folder)
-    except BaseException:
-        _restore_replaced(new.parent, folder)
-        raise
+        number = int((work / PUBLISHING).read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    new = work / PREPARED
+    return not new.exists() or new.stat().st_ino != number
 
 
 def remove_work(work: Path) -> None:
     """Removes a folder by renaming it first, so that no process sees half of it."""
-    remove_leftovers(work)
+    remove(_removed_path(work))
     work.rename(_removed_path(work))
-    remove_leftovers(work)
+    remove(_removed_path(work))
 
 
-def remove_leftovers(work: Path) -> None:
-    """Removes what ``remove_work`` left if its process was killed."""
-    shutil.rmtree(_removed_path(work), ignore_errors=True)
+def remove_leftovers(work: Path, folder: Path) -> None:
+    """Removes what ``remove_work`` left if its process was killed, unless another process prepares ``folder``."""
+    if _removed_path(work).exists() or lock_path(folder).exists():
+        with suppress(BusyError, OSError), publisher_lock(folder):
+            remove(_removed_path(work))
 
 
 def _removed_path(work: Path) -> Path:
     return work.with_name(f"{work.name}.old")
-
-
-def _restore_replaced(work: Path, folder: Path) -> None:
-    """Restores the folder that an interrupted ``publish`` moved away."""
-    if (work / REPLACED).exists() and not folder.exists():
-        (work / REPLACED).rename(folder)
-
-
-def _clear(work: Path) -> None:
-    for entry in work.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != LOCK:
-            entry.unlink()

@@ -63,6 +63,7 @@ def test_work_of_the_first_version_is_told_by_its_layout(log, tmp_path):
 
 KILLED = """
 import os, shutil, signal, sys
+from adaftr_fast import _publish
 from adaftr_fast.data.raw import staging
 from adaftr_fast.cli import main
 
@@ -76,6 +77,13 @@ def killed(real, place):
         return real(*paths, **options)
     return call
 
+def exchange(new, target, real=_publish._exchange):
+    if name != "exchange":
+        return False  # as on a file system that cannot
+    assert real(new, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+_publish._exchange = exchange
 os.replace = killed(os.replace, 1)  # the file is written but not yet renamed
 os.rename, shutil.rmtree = killed(os.rename, 0), killed(shutil.rmtree, 0)
 sys.exit(main(arguments))
@@ -99,7 +107,8 @@ def test_killed_shard_resumes(command, tmp_path):
 def test_killed_while_publishing(log, command, tmp_path, shard):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main([*command, str(whole)]) == 0
-    for name in ("prepared", ".out.parts.old" if shard else ".out.work"):
+    work = ".out.parts" if shard else ".out.work"
+    for name in ("prepared", "exchange", work, f"{work}.old"):
         shutil.rmtree(out, ignore_errors=True)
         prepare(parse_schema(SCHEMA), [log / "log.csv"], out)
         arguments = [sys.executable, "-c", KILLED, name, *command, str(out), *shard]

@@ -1,13 +1,19 @@
+import shutil
+
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast import _publish
+from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.prepare import stages
-from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.prepare.work_folder import publish, work_folder
+from adaftr_fast.data.prepare.run import prepare, prepare_shard
+from adaftr_fast.data.prepare.work_folder import publish
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import SPLITS
-from adaftr_fast.errors import DataError
+from adaftr_fast.data.shard import Shard
+from adaftr_fast.errors import BusyError, DataError
+from tests.files.holder import holder
 
 
 def test_failed_publish_keeps_the_old_folder(tmp_path):
@@ -17,10 +23,11 @@ def test_failed_publish_keeps_the_old_folder(tmp_path):
         publish(tmp_path / "nothing", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out/old").exists()
-    (tmp_path / "work/new").mkdir(parents=True)
-    publish(tmp_path / "work/new", tmp_path / "out")
-    assert [path.name for path in (tmp_path / "work/replaced").iterdir()] == ["old"]
+    (tmp_path / "work/prepared").mkdir(parents=True)
+    publish(tmp_path / "work", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["publishing"]
     assert not list((tmp_path / "out").iterdir())
+    publish(tmp_path / "work", tmp_path / "out")  # once only
 
 
 def test_interrupted_run_resumes(source, write, tmp_path, monkeypatch):
@@ -57,10 +64,77 @@ def test_interrupted_run_resumes(source, write, tmp_path, monkeypatch):
 
 
 def test_concurrent_runs_do_not_mix(source, write, tmp_path):
-    with work_folder(tmp_path / "out", "k"), pytest.raises(DataError, match="another process is preparing it"):
-        prepare(parse_schema(source), [write()], tmp_path / "out")
+    with holder(tmp_path / ".out.lock"):
+        for write_out in (
+            lambda: prepare(parse_schema(source), [write()], tmp_path / "out"),
+            lambda: prepare_shard(parse_schema(source), [write()], tmp_path / "out", Shard()),
+        ):
+            with pytest.raises(BusyError, match=r"out: process .* is writing it"):
+                write_out()
     (tmp_path / ".out.work").mkdir()
     (tmp_path / ".out.work/key").write_text("another key")
     (tmp_path / ".out.work/prepared").mkdir()
     (tmp_path / ".out.work/prepared/train.parquet").write_text("of other inputs")
     prepare(parse_schema(source), [write()], tmp_path / "out")
+
+
+def test_what_killed_processes_left_is_removed(source, write, tmp_path):
+    """A process was killed while it removed its work, as of this version or, without the key, of 0.1.0."""
+    prepare(parse_schema(source), [write()], tmp_path / "out")
+    for name, key in ((".out.work.old", "another"), (".out.work", None)):
+        (tmp_path / name / "prepared").mkdir(parents=True)
+        if key is not None:
+            (tmp_path / name / "key").write_text(key)
+        prepare(parse_schema(source), [write()], tmp_path / "out")
+        assert not list(tmp_path.glob(".out*"))
+    (tmp_path / ".out.work").mkdir()
+    (tmp_path / ".out.work/key").write_text("unfinished work of other inputs")
+    with holder(tmp_path / ".out.lock"):
+        (tmp_path / ".out.work.old").mkdir()
+        prepare(parse_schema(source), [write()], tmp_path / "out")  # up to date, so nothing is written
+        assert (tmp_path / ".out.work.old").exists()
+    prepare(parse_schema(source), [write()], tmp_path / "out")
+    assert [path.name for path in tmp_path.glob(".out*")] == [".out.work"]
+
+
+@pytest.mark.parametrize("shard", [None, Shard()], ids=["unsharded", "shard"])
+def test_the_former_folder_is_not_published_again(source, write, tmp_path, monkeypatch, shard):
+    """A process is interrupted after it has exchanged both folders, and the new one is removed."""
+    out, log, real = tmp_path / "out", write(), _publish._exchange
+
+    def run(source):
+        schema = parse_schema(source)
+        return prepare_shard(schema, [log], out, shard) if shard else prepare(schema, [log], out)
+
+    def interrupted(new, target):
+        assert real(new, target)
+        raise KeyboardInterrupt
+
+    other = source | {"name": "other"}
+    former = run(other)
+    with monkeypatch.context() as patch:
+        patch.setattr(_publish, "_exchange", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(source)
+    new = read_manifest(out)
+    assert new.inputs != former.inputs
+    shutil.rmtree(out)
+    if shard:
+        with pytest.raises(DataError):  # the work is gone, and is not mistaken for the former folder
+            run(source)
+    assert run(source) == new == read_manifest(out)
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_symbolic_link_is_followed(source, write, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk/data")
+    other = source | {"name": "other"}
+    for each in (source, other):  # absent, then replaced
+        prepare(parse_schema(each), [write()], tmp_path / "out")
+        assert (tmp_path / "out").is_symlink()
+        assert read_manifest(tmp_path / "disk/data").dataset == each["name"]
+    prepare_shard(parse_schema(source), [write()], tmp_path / "out", Shard())
+    assert read_manifest(tmp_path / "disk/data").dataset == source["name"]
+    assert (tmp_path / "out").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"]
