@@ -7,7 +7,11 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes or replaces ``path`` atomically: after a crash or power failure it holds the old or the new content."""
+    """Writes or replaces ``path`` atomically: after a crash or power failure it holds the old or the new content.
+
+    A symbolic link stays, and its target is written.
+    """
+    path = followed(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)

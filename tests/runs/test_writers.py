@@ -14,6 +14,7 @@ from adaftr_fast.errors import BusyError
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.demo import run_demo
 from adaftr_fast.runs.run import fit_one, train_one
+from adaftr_fast.runs.trained import load_trained
 from tests.files.holder import holder
 
 from .conftest import SOURCE, settings, write_day
@@ -71,3 +72,11 @@ def test_every_run_locks_its_folder(prepared, tmp_path):
         with holder(out / LOCK), pytest.raises(BusyError, match="is writing it"):
             write()
     assert [path.name for path in out.iterdir()] == [LOCK]
+
+
+def test_a_link_to_a_folder_that_does_not_exist_yet_is_followed(prepared, tmp_path):
+    data = prepared(1)
+    (tmp_path / "link").symlink_to("disk/run")
+    train_one(data, settings(data.folder), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert load_trained(tmp_path / "disk/run").about.tasks == ["click", "conversion"]
