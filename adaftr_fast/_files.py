@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from itertools import takewhile
 from pathlib import Path
 
@@ -21,6 +22,14 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Removes what killed processes left of ``replace_file(path)``. Call it while no other process writes ``path``."""
+    pattern = re.compile(re.escape(f".{path.name}.") + r"\d+")
+    for entry in path.parent.iterdir():
+        if pattern.fullmatch(entry.name):
+            entry.unlink()
 
 
 def make_folder(folder: Path) -> list[Path]:

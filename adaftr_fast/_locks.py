@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from adaftr_fast._files import followed, make_folder
+from adaftr_fast._files import followed, make_folder, remove_temporaries
 from adaftr_fast.errors import BusyError
 
 LOCK = ".lock"  # in a folder that is written in place
@@ -32,17 +32,23 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def writing_folder(folder: Path) -> Iterator[None]:
+def writing_folder(folder: Path, *files: str) -> Iterator[None]:
     """Makes this process the only writer of a folder that is written in place, during the block.
 
     The folder is created, and removed again if the block leaves nothing in it.
+
+    Args:
+        folder: the folder.
+        files: the names that ``replace_file`` writes in it. What killed processes left of them is removed.
 
     Raises:
         BusyError: another process or thread writes the folder.
         OSError: the folder cannot be written.
     """
     folder = followed(folder)
-    with writer_lock(folder / LOCK, folder):
+    with writer_lock(folder / LOCK, folder) as is_alone:
+        for name in files if is_alone else ():
+            remove_temporaries(folder / name)
         yield
 
 

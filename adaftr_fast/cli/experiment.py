@@ -57,7 +57,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
     command = f"adaftr-fast experiment {arguments.name} --dataset {arguments.dataset} --seeds {arguments.seeds}"
     make: Callable[..., tuple[str, list[Path]]]
     make = {"complexity": _complexity, "temperature": _temperature}.get(arguments.name, _comparison)
-    with writing_folder(folder):
+    with writing_folder(folder, *(f"{arguments.name}.{kind}" for kind in ("md", "json", "png"))):
         text, paths = make(arguments, data, config, folder, command)
     print(f"\n{text}\n\nReport: {', '.join(map(str, paths))}")
 

@@ -20,7 +20,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.errors import CheckpointError, TrainingError
 from adaftr_fast.experiments.catalog import Variant
-from adaftr_fast.runs.run import train_one
+from adaftr_fast.runs.run import RUN_FILES, train_one
 from adaftr_fast.training.evaluation import TaskMetrics, spread
 from adaftr_fast.training.result import TrainedRun
 from adaftr_fast.training.trainer import DEAD_MARGIN
@@ -110,7 +110,7 @@ def execute(job: Job) -> Outcome:
         KeyboardInterrupt: Ctrl-C interrupted the run, which remains unfinished.
         ConfigError, DataError, CheckpointError, BusyError, OSError: see ``train_one``.
     """
-    with writing_folder(job.folder):
+    with writing_folder(job.folder, RESULT, *RUN_FILES):
         outcome = _outcome(job)
         replace_file(job.folder / RESULT, (dumps(asdict(outcome), indent=2) + "\n").encode())
     return outcome

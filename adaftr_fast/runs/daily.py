@@ -54,7 +54,7 @@ def train_daily(schema: Schema, files: Sequence[Path], config: RunConfig, out: P
     """
     check_replicated("daily", config.training)
     schema = _day_schema(schema)
-    with writing_folder(out):
+    with writing_folder(out, RECORDS):
         records = _read(out / RECORDS)
         _check(out, records, files)
         for day, file in enumerate(files[len(records) :], start=len(records) + 1):

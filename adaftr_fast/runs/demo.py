@@ -37,7 +37,7 @@ def run_demo(out: Path, training: TrainingConfig, *, restart: bool = False) -> N
         TrainingError, CheckpointError, BusyError, KeyboardInterrupt: see ``train_one``.
     """
     check_replicated("demo", training)
-    with writing_folder(out):
+    with writing_folder(out, METRICS, "report.md", "report.png"):
         _run(out, training, restart)
 
 

@@ -24,9 +24,12 @@ from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.training.checkpoint.weights import Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
+from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.result import TrainedRun
 from adaftr_fast.training.sharding import check_replicated, check_sharding, check_tables
 from adaftr_fast.training.trainer import TEST, Result, Trainer
+
+RUN_FILES = (METRICS, TEST)
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,9 @@ def _writing(folder: Path, ranks: Ranks | None) -> Iterator[None]:
     """Makes rank 0 the only writer of ``folder``. All ranks raise its error."""
     with ExitStack() as stack:
         if ranks is None:
-            stack.enter_context(writing_folder(folder))
+            stack.enter_context(writing_folder(folder, *RUN_FILES))
         else:
-            ranks.from_rank_zero(lambda: stack.enter_context(writing_folder(folder)))
+            ranks.from_rank_zero(lambda: stack.enter_context(writing_folder(folder, *RUN_FILES)))
         yield
 
 

@@ -80,3 +80,16 @@ def test_a_link_to_a_folder_that_does_not_exist_yet_is_followed(prepared, tmp_pa
     train_one(data, settings(data.folder), tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert load_trained(tmp_path / "disk/run").about.tasks == ["click", "conversion"]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(prepared, tmp_path):
+    data, out = prepared(1), tmp_path / "out"
+    out.mkdir()
+    others = {".metrics.jsonl.txt", ".notes.12", "metrics.jsonl.12", ".metrics.jsonl.12.bak"}
+    for name in (".metrics.jsonl.12", ".test.json.345", *others):
+        (out / name).write_text("half")
+    with holder(out / LOCK), pytest.raises(BusyError):
+        train_one(data, settings(data.folder), out)
+    assert (out / ".metrics.jsonl.12").exists()  # perhaps the other process writes it
+    train_one(data, settings(data.folder), out)
+    assert {path.name for path in out.iterdir()} == others | {"best", "metrics.jsonl", "test.json"}
