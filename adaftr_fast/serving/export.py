@@ -46,22 +46,30 @@ def export_run(run: Path, out: Path, *, data: Path | None = None, aot: bool = Fa
     Raises:
         CheckpointError: the run has no intact checkpoint, or its prepared data are missing or changed.
         DataError: the vocabulary cannot be read.
-        ServingError: ``out`` exists and is not an export, a compiler or ONNX is missing, or a program differs from the
-            model.
+        ServingError: ``out`` exists and is not an export or cannot be written, a compiler or ONNX is missing, or a
+            program differs from the model.
         BusyError: another process exports to ``out``.
     """
-    with publishing(out) as new:
-        if out.exists() and not (out / ABOUT).is_file():
-            raise ServingError(f"{out}: exists and is not an exported model (no {ABOUT}); name another folder")
-        trained = load_trained(run)
-        prepared = trained.data(data)
-        read_encoders(prepared.folder, prepared.manifest)  # raises an error if the vocabulary could not be read
-        new.mkdir()
-        for name in (MANIFEST, VOCABULARY):
-            shutil.copyfile(prepared.folder / name, new / name)
-        _write_programs(trained, prepared.manifest.fields, new, aot=aot, onnx=onnx)
-        about = _about(trained, prepared, new)
-        (new / ABOUT).write_text(dumps(dataclasses.asdict(about), indent=2) + "\n", encoding="utf-8")
+    try:
+        with publishing(out) as new:
+            if out.exists() and not (out / ABOUT).is_file():
+                raise ServingError(f"{out}: exists and is not an exported model (no {ABOUT}); name another folder")
+            trained = load_trained(run)
+            prepared = trained.data(data)
+            read_encoders(prepared.folder, prepared.manifest)  # raises an error if the vocabulary could not be read
+            return _write(trained, prepared, new, aot=aot, onnx=onnx)
+    except OSError as error:
+        raise ServingError(f"{out}: cannot be written: {error}") from error
+
+
+def _write(trained: TrainedModel, prepared: PreparedData, folder: Path, *, aot: bool, onnx: bool) -> About:
+    """Writes all files of an export to a new folder."""
+    folder.mkdir()
+    for name in (MANIFEST, VOCABULARY):
+        shutil.copyfile(prepared.folder / name, folder / name)
+    _write_programs(trained, prepared.manifest.fields, folder, aot=aot, onnx=onnx)
+    about = _about(trained, prepared, folder)
+    (folder / ABOUT).write_text(dumps(dataclasses.asdict(about), indent=2) + "\n", encoding="utf-8")
     return about
 
 

@@ -9,6 +9,7 @@ ids [N], row by row and field by field, and the start of each row's and field's 
 from __future__ import annotations
 
 import importlib.util
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,9 +91,15 @@ def export_program(
 
 
 def save_torch(program: ExportedProgram, path: Path) -> None:
-    """Saves a program for ``torch.export.load``."""
+    """Saves a program for ``torch.export.load``.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = io.BytesIO()  # torch's writer of files ends the process if the disk is full
     with _quiet():
-        torch.export.save(program, path)
+        torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def save_aot(program: ExportedProgram, path: Path) -> None:
@@ -100,12 +107,15 @@ def save_aot(program: ExportedProgram, path: Path) -> None:
 
     Raises:
         ServingError: the C++ compiler is missing or fails.
+        OSError: the file cannot be written.
     """
+    content = io.BytesIO()  # as in ``save_torch``
     try:
         with torch.no_grad(), _quiet():
-            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+            torch._inductor.aoti_compile_and_package(program, package_path=content)
     except Exception as error:  # raised by compiler, linker or Inductor, without a common class
         raise ServingError(f"the AOTInductor package cannot be compiled: {type(error).__name__}: {error}") from error
+    path.write_bytes(content.getbuffer())
 
 
 def save_onnx(program: ExportedProgram, path: Path) -> None:

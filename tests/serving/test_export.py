@@ -1,9 +1,11 @@
 import copy
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,6 +241,47 @@ def test_a_reader_loads_one_version_while_an_export_replaces_it(shop, exported, 
     loaded = load_scorer(tmp_path / "model")
     assert loaded.about == read_about(tmp_path / "model") != read_about(exported[0])
     assert len(folders) == 2
+
+
+FULL = """
+import resource, sys
+from adaftr_fast.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), -1))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("share", [0.3, 0.999])  # of the largest file
+def test_a_full_disk_ends_an_export_in_one_line(shop, exported, tmp_path, share):
+    shutil.copytree(exported[0], tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    size = len(before["model.pt2"])
+    assert len(before["vocabulary.parquet"]) < 0.3 * size  # so the program is the file that does not fit
+    command = [sys.executable, "-c", FULL, str(int(share * size)), "export", "--run", shop / "run", "--out"]
+    done = subprocess.run([*command, tmp_path / "model"], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines() == [
+        f"adaftr-fast export: {tmp_path / 'model'}: cannot be written: [Errno 27] File too large"
+    ]
+    assert os.listdir(tmp_path) == ["model"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+
+
+def test_a_full_disk_ends_a_native_export_in_one_line(shop, tmp_path, monkeypatch):
+    """The compiler's own files are elsewhere, so only the package meets the full disk."""
+    save_run(tmp_path / "run", PreparedData(shop / "data"), ModelConfig(name="shared_bottom", **SIZES))
+    real = Path.write_bytes
+
+    def full(path, content):
+        if path.name == "model.aot.pt2":
+            real(path, content[:1000])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ServingError, match=r"model: cannot be written: \[Errno 28\] No space left"):
+        export_run(tmp_path / "run", tmp_path / "model", aot=True)
+    assert os.listdir(tmp_path) == ["run"]
 
 
 def test_two_exports_to_one_folder(shop, tmp_path):
