@@ -10,12 +10,13 @@ CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")
 
 
 @contextmanager
-def before_each_call(act, exchange=True):
+def before_each_call(act, exchange=True, flushed=lambda path: None):
     """Calls ``act(name)`` before each call, during the block.
 
     Args:
         act: the function; the calls that it makes itself are not reported.
         exchange: whether the file system can exchange two folders.
+        flushed: called with the path of a file or folder after it has been flushed.
     """
     inside = []
 
@@ -25,7 +26,10 @@ def before_each_call(act, exchange=True):
                 inside.append(name)
                 act(name)
                 inside.clear()
-            return real(*arguments, **options)
+            result = real(*arguments, **options)
+            if name == "fsync":
+                flushed(f"/proc/self/fd/{arguments[0]}")
+            return result
 
         return call
 

@@ -16,6 +16,7 @@ from adaftr_fast.runs.demo import run_demo
 from adaftr_fast.runs.run import fit_one, train_one
 from adaftr_fast.runs.trained import load_trained
 from tests.files.holder import holder
+from tests.files.power import TORN, Disk
 
 from .conftest import SOURCE, settings, write_day
 
@@ -93,3 +94,21 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(prepared, tmp_pa
     assert (out / ".metrics.jsonl.12").exists()  # perhaps the other process writes it
     train_one(data, settings(data.folder), out)
     assert {path.name for path in out.iterdir()} == others | {"best", "metrics.jsonl", "test.json"}
+
+
+def test_a_power_failure_leaves_whole_files_of_a_run(prepared, tmp_path):
+    data, out = prepared(1), tmp_path / "runs/out"
+    out.parent.mkdir()
+    train_one(data, settings(data.folder, name="shared_bottom"), out)
+    disk = Disk(out.parent, out)
+    disk.run(lambda: train_one(data, settings(data.folder), out))
+    weights = set()
+    for tree in (tree for states in disk.states for tree in states):
+        best = tree.get("best", {})
+        assert TORN not in (tree.get("metrics.jsonl"), tree.get("test.json"), best.get("checkpoint.json"))
+        if "checkpoint.json" in best:
+            name = json.loads(disk.read(best["checkpoint.json"]))["weights"]
+            assert best[name] != TORN
+            weights.add(name)
+    assert len(weights) >= 2  # of the former run and of this one
+    assert all("test.json" in tree for tree in disk.states[-1])

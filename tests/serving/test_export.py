@@ -23,6 +23,7 @@ from adaftr_fast.serving.programs import Probabilities, export_program, load_onn
 from adaftr_fast.serving.scorer import load_scorer, read_about
 from adaftr_fast.training.stepper import Stepper
 from tests.files.holder import holder
+from tests.files.power import cut
 from tests.tolerances import assert_as_accurate
 
 from .conftest import SIZES, randomize, save_run
@@ -282,6 +283,11 @@ def test_a_full_disk_ends_a_native_export_in_one_line(shop, tmp_path, monkeypatc
     with pytest.raises(ServingError, match=r"model: cannot be written: \[Errno 28\] No space left"):
         export_run(tmp_path / "run", tmp_path / "model", aot=True)
     assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_power_failure_leaves_the_old_or_the_new_model(shop, exported, tmp_path):
+    shutil.copytree(exported[0], tmp_path / "model")
+    cut(tmp_path, tmp_path / "model", lambda: export_run(shop / "run", tmp_path / "model"))
 
 
 def test_two_exports_to_one_folder(shop, tmp_path):

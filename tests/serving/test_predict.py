@@ -21,6 +21,7 @@ from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.evaluation import predict as predict_split
 from tests.files.holder import holder
+from tests.files.power import cut
 
 from .conftest import SIZES, SOURCE, make_log, save_run
 
@@ -206,6 +207,14 @@ def test_leftovers_of_killed_processes_are_removed_and_links_are_followed(shop, 
         assert pq.read_table(tmp_path / "disk/scores.parquet").num_rows == 600
         assert (tmp_path / "link.parquet").is_symlink()
     assert sorted(os.listdir(tmp_path / "disk")) == [".others.parquet.new-1-2", "scores.parquet"]
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_power_failure_leaves_the_old_or_the_new_scores(shop, scorer, tmp_path, old):
+    out = tmp_path / "scores.parquet"
+    if old:
+        out.write_bytes(b"old")
+    cut(tmp_path, out, lambda: predict(scorer, [shop / "log.parquet"], out, COLUMNS))
 
 
 def test_a_full_disk_keeps_the_earlier_scores(shop, scorer, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from adaftr_fast._files import sync
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
 from adaftr_fast.data.encode.encoders import Encoder, encode_field
@@ -66,6 +67,7 @@ def write_split(
         info = SplitInfo(rows, positives, outside_funnel=outside)
         writer.add_key_value_metadata({INFO: dumps(dataclasses.asdict(info))})
     check()
+    sync(new)
     os.replace(new, path)
 
 

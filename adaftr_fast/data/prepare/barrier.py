@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
+from adaftr_fast._publish import sync_tree
 from adaftr_fast.data.prepare.work_folder import file_lock
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
@@ -90,6 +91,7 @@ def read_result(path: Path) -> Any:
 
 def _write_result(path: Path, value: Any, check: Callable[[], None]) -> None:
     check()
+    sync_tree(path.parent)  # the files that the result stands for
     replace_file(path, dumps(value).encode())
 
 

@@ -14,6 +14,7 @@ from adaftr_fast.data.schema.types import SPLITS
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import BusyError, DataError
 from tests.files.holder import holder
+from tests.files.power import TORN, Disk, cut
 
 
 def test_failed_publish_keeps_the_old_folder(tmp_path):
@@ -138,3 +139,32 @@ def test_a_symbolic_link_is_followed(source, write, tmp_path):
     assert read_manifest(tmp_path / "disk/data").dataset == source["name"]
     assert (tmp_path / "out").is_symlink()
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("shard", [None, Shard()], ids=["unsharded", "shard"])
+@pytest.mark.parametrize("old", [True, False])
+def test_a_power_failure_leaves_the_old_or_the_new_folder(source, write, tmp_path, old, shard):
+    log, out = write(), tmp_path / "out"
+    if old:
+        prepare(parse_schema(source | {"name": "other"}), [log], out)
+    schema = parse_schema(source)
+    cut(tmp_path, out, lambda: prepare_shard(schema, [log], out, shard) if shard else prepare(schema, [log], out))
+
+
+def test_a_power_failure_leaves_no_torn_work_that_would_be_resumed(source, write, tmp_path):
+    csv.write_csv(pq.read_table(write()), tmp_path / "log.csv")
+    disk = Disk(tmp_path, tmp_path / ".out.work")
+    disk.run(lambda: prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "out"))
+    seen = set()
+    for work in (work or {} for states in disk.states for work in states):
+        prepared = work.get("prepared", {})
+        assert TORN not in [prepared.get(f"{split}.parquet") for split in SPLITS]
+        vouched = {"read-1.json": work.get("staged"), "count-1.json": work.get("counted-1")}
+        vouched["count.json"] = {"vocabulary.parquet": prepared.get("vocabulary.parquet")}
+        for result, files in vouched.items():
+            if result in work and "publishing" not in work:
+                seen.add(result)
+                assert files
+                assert TORN not in str(files)
+                assert "None" not in str(files)
+    assert seen == {"read-1.json", "count-1.json", "count.json"}
