@@ -47,6 +47,12 @@ def followed(path: Path) -> Path:
     return path.resolve() if path.is_symlink() else path
 
 
+def check_name(name: str, key: str) -> None:
+    """Raises ValueError unless ``name``, the value of ``key`` in a file, names an entry of the file's own folder."""
+    if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name:
+        raise ValueError(f"{key}: expected the name of a file in the same folder, got {name!r}")
+
+
 def sync(path: Path) -> None:
     """Flushes a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adaftr_fast._files import check_name
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
@@ -94,7 +95,11 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads ``folder/schema.json``. Raises DataError if it is missing, damaged or of another format."""
+    """Reads ``folder/schema.json``.
+
+    Raises:
+        DataError: the file is missing, damaged or of another format, or names a file outside ``folder``.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(f"{folder}: not a prepared folder (no {MANIFEST}); make one with `adaftr-fast prepare`")
@@ -102,7 +107,12 @@ def read_manifest(folder: Path) -> Manifest:
     if content["format"] != FORMAT:
         raise DataError(f"{path}: written in format {content['format']}, this version reads {FORMAT}: prepare again")
     try:
-        return from_json(Manifest, content)
+        manifest = from_json(Manifest, content)
+        for split, info in manifest.splits.items():
+            check_name(split, "splits")
+            for name in info.files:
+                check_name(name, f"splits.{split}.files")
+        return manifest
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
 

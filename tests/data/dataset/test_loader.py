@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -295,3 +296,20 @@ print(max(count() for _ in split.shuffled(1024, seed=0, epoch=0)) - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == 1  # the prefetch thread
+
+
+@pytest.mark.parametrize("name", ["../other/train.parquet", "/other/train.parquet", "..", "", "sub/train.parquet"])
+def test_a_manifest_names_no_file_outside_its_folder(folder, name):
+    path = folder / "schema.json"
+    content = json.loads(path.read_text())
+    train = content["splits"]["train"]
+    (folder.parent / "other").mkdir()
+    shutil.copy(folder / "train.parquet", folder.parent / "other/train.parquet")
+    path.write_text(json.dumps(content | {"splits": content["splits"] | {"train": train | {"files": {name: 1}}}}))
+    with pytest.raises(DataError) as error:
+        PreparedData(folder)
+    expected = f"splits.train.files: expected the name of a file in the same folder, got {name!r}"
+    assert str(error.value) == f"{path}: damaged: {expected}"
+    path.write_text(json.dumps(content | {"splits": {name: train}}))
+    with pytest.raises(DataError, match=r"schema\.json: damaged: splits: expected the name of a file"):
+        PreparedData(folder)
