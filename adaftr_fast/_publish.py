@@ -125,7 +125,7 @@ def remove_leftovers(target: Path) -> None:
 
     Version 0.1.0 left ``.NAME.new-*`` with the only copy of the former folder, and ``.NAME.`` with 16 digits.
     """
-    pattern = re.compile(re.escape(f".{target.name}.") + r"(new-[\w-]+|old|[0-9a-f]{16})")
+    pattern = re.compile(re.escape(f".{target.name}.") + r"(new-[\w-]+|replaced|[0-9a-f]{16})")
     for entry in target.parent.iterdir():
         if pattern.fullmatch(entry.name):
             restore(entry / "replaced", target)
@@ -156,7 +156,7 @@ def sync_tree(path: Path) -> None:
 
 def aside_path(target: Path) -> Path:
     """Returns where ``publishing`` keeps the former folder on a file system that cannot exchange two folders."""
-    return target.with_name(f".{target.name}.old")
+    return target.with_name(f".{target.name}.replaced")
 
 
 def _exchange(new: Path, target: Path) -> bool:

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
+from tests.files.holder import holder
 
 SETTINGS = {
     "training.batch_size": 64, "training.max_epochs": 2, "training.progress": "false", "optimizer.lr": 0.005,
@@ -186,3 +188,12 @@ def test_stalled_rank_is_named(data, tmp_path, rendezvous):
             rank.kill()
             rank.communicate()
     assert list((tmp_path / "last").glob("*-*"))  # to resume from
+
+
+def test_every_rank_ends_if_another_process_writes_the_run(data, tmp_path):
+    with holder(tmp_path / "out" / LOCK):
+        process = torchrun(2, arguments(data, tmp_path / "out"))
+        _, err = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert "is writing it; wait, or name another place" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]

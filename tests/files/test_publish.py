@@ -127,8 +127,17 @@ def test_a_failed_rename_restores_the_old_one(tmp_path, monkeypatch, exchange):
 
 
 def test_only_leftovers_of_the_same_target_are_removed(tmp_path):
-    mine = (".out.new-12-0a1b", ".out.0123456789abcdef", ".out.new-abc_1234", ".out.old")
-    others = (".out.new", ".out.txt", ".out2.new-1-2", "out.new-1-2", ".out.new-1-2.parquet", ".out.work", ".x.old")
+    mine = (".out.new-12-0a1b", ".out.0123456789abcdef", ".out.new-abc_1234", ".out.replaced")
+    others = (
+        ".out.new",
+        ".out.txt",
+        ".out2.new-1-2",
+        "out.new-1-2",
+        ".out.new-1-2.parquet",
+        ".out.work",
+        ".x.replaced",
+        ".out.old",
+    )
     for name in mine + others:
         (tmp_path / name).write_text("x")
     (tmp_path / "out").mkdir()
