@@ -146,7 +146,7 @@ class RowOptimizer(torch.optim.Optimizer):
         return loss
 
     def _check_capture(self, weight: nn.Parameter) -> None:
-        if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_initialized() and weight.is_cuda and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"{type(self).__name__}.step: cannot be captured in a CUDA graph, because the learning rate and the "
                 "step come from the host: capture forward and backward, and call step() after each replay"

@@ -26,7 +26,7 @@ def environment(**more: str) -> dict[str, str]:
     PATH begins with the commands of the installed wheels, of the package and of this interpreter's packages.
     """
     commands = [str(SITE / "bin"), str(PACKAGE / "bin"), sysconfig.get_path("scripts"), os.environ.get("PATH", "")]
-    paths = [str(SITE), str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    paths = [str(PACKAGE), str(SITE), str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     caches = {
         name: str(WORK / "cache" / name.split("_")[0].lower())

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from adaftr_fast._files import sync
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
@@ -177,6 +178,7 @@ def _write_block(path: Path, table: pa.Table, bad_rows: BadRows, lines: int, che
         table.replace_schema_metadata(metadata), new, compression="lz4"
     )  # a temporary file: fast rather than small
     check()
+    sync(new)
     os.replace(new, path)
 
 

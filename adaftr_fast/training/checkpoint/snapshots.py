@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from adaftr_fast._files import sha256, sync
+from adaftr_fast._files import followed, sha256, sync
 from adaftr_fast._tensor_file import ChunkedTensor, SavedTensors, write_tensors
 from adaftr_fast.errors import CheckpointError
 
@@ -82,7 +82,8 @@ def load_snapshot(folder: Path) -> tuple[SavedTensors, dict[str, Any]] | None:
 def remove_snapshots(folder: Path) -> None:
     """Removes ``folder`` and all snapshots in it, if it exists."""
     if folder.exists():
-        shutil.rmtree(folder)
+        shutil.rmtree(followed(folder))
+        sync(folder.parent)  # or they would be there again after a power failure, and the finished run be resumed
 
 
 def _read(path: Path) -> tuple[SavedTensors, dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from adaftr_fast._files import replace_file, sha256, sync
+from adaftr_fast._files import check_name, replace_file, sha256, sync
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._tensor_file import ChunkedTensor, SavedTensors, write_tensors
 from adaftr_fast.config import RunConfig
@@ -137,6 +137,7 @@ def _read(path: Path) -> tuple[_Head, Description]:
         head = from_json(_Head, {each.name: content.pop(each.name, None) for each in fields(_Head)})
         if head.version != VERSION:
             raise CheckpointError(f"{path}: version {head.version}, this program reads version {VERSION}")
+        check_name(head.weights, "weights")
         about = from_json(Description, content)
         for section in SECTIONS:  # defaults would describe another run
             if section not in content["config"]:

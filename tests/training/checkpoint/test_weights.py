@@ -112,6 +112,14 @@ def test_errors_of_a_description_name_the_key(saved, change, message):
         load_checkpoint(saved[0])
 
 
+@pytest.mark.parametrize("name", ["../weights.safetensors", "/weights.safetensors", "", ".."])
+def test_a_checkpoint_names_no_file_outside_its_folder(saved, name):
+    path = saved[0] / "checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": name}))
+    with pytest.raises(CheckpointError, match="weights: expected the name of a file in the same folder"):
+        load_checkpoint(saved[0])
+
+
 def test_missing_checkpoints_and_other_versions_raise(saved, tmp_path):
     folder, _ = saved
     with pytest.raises(CheckpointError, match="no checkpoint here"):
