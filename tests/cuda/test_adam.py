@@ -5,7 +5,7 @@ import torch
 
 from adaftr_fast import FusedEmbedding, optim
 from tests.optim.conftest import Pair
-from tests.optim.test_adam import TWINS, step_one_row, train
+from tests.optim.test_adam import TWINS, check_rows_that_skip, train
 
 SIZES = [200, 3, 50]
 
@@ -22,24 +22,7 @@ def test_400_steps_equal_dense_torch(on_serial, lanes, name, dtype, tolerance, w
 
 @pytest.mark.parametrize("name", TWINS)
 def test_rows_that_lag_by_hundreds(on_serial, name):
-    """Tolerance rule: the error is at most that of PyTorch's float32, which rounds in each of those steps."""
-    tables = {}
-    for dtype in (torch.float32, torch.float64):
-        torch.manual_seed(0)
-        two = Pair([300], 8, dtype, sparse=False)
-        with torch.no_grad():
-            start = torch.randn(300, 8, generator=torch.Generator().manual_seed(1)) * 0.01
-            two.ours.weight.copy_(start)
-            two.theirs.weight.copy_(start)
-        left, right = train(two, name, 20, batch=30)
-        for step in range(600):
-            step_one_row(two, step % 2, left, right)
-        two.ours.flush()
-        tables[dtype] = two.ours.weight.detach().double(), two.theirs.weight.detach().double()
-    truth = tables[torch.float64][1]
-    ours, theirs = (((t - truth).norm() / truth.norm()).item() for t in tables[torch.float32])
-    assert ((tables[torch.float64][0] - truth).norm() / truth.norm()).item() <= 1e-12
-    assert ours <= theirs + 1e-6
+    check_rows_that_skip(Pair, name, 600)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
