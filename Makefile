@@ -5,6 +5,7 @@
 # make matrix the tests in clones with other versions of Python, torch and the compiler
 # make wheels a wheel without and, where torch has CUDA and nvcc is found, one with CUDA kernels in build/wheels
 # make cuda-build   wheels with CUDA kernels for two versions of torch, and the CUDA tests that need no GPU; needs nvcc
+# make compile-gate the GPU kernels of the loss, compiled anew and compared with the record of their machine code
 PYTHON ?= python3
 TORCH ?= >=2.11,<2.14
 VENV ?= .venv
@@ -20,7 +21,7 @@ CXX_FILES := $(shell find csrc -type f)
 BUILD_TOOLS := "setuptools>=77" wheel pybind11 ninja numpy
 CUDA_TORCH ?= 2.11 2.13
 
-.PHONY: demo build test pytest test-torchrec docs matrix wheels cuda-build lint format bench sanitize clean
+.PHONY: demo build test pytest test-torchrec docs matrix wheels cuda-build compile-gate compile-gate-3.6 lint format bench sanitize clean
 
 demo: $(EXTENSION)
 	$(BIN)/adaftr-fast demo --out runs/demo
@@ -63,6 +64,13 @@ $(CUDA_TORCH:%=cuda-build-%): cuda-build-%: build/cuda/%/.installed
 	LIBRARY_PATH=$(CURDIR)/$(<D)/lib TORCH_CUDA_ARCH_LIST="8.0;9.0" .ci/wheel $(<D)/venv/bin/python cuda $(<D)/cuda _C _cuda
 	PYTHONSAFEPATH=1 $(<D)/cuda/venv/bin/python -m pytest -n 2 $(wildcard tests/cuda tests/training/device)
 	CUDA_HOME=$(CURDIR)/$(<D)/nvcc-fails .ci/wheel $(<D)/venv/bin/python auto $(<D)/cpu _C
+
+# Compiles the GPU kernels of the loss anew, without a GPU. Fails where one spills, or is worse than recorded for the
+# installed Triton; the second target takes Triton 3.6, after cuda-build-2.11.
+compile-gate: $(ENV)
+	$(BIN)/python -W ignore -m benchmarks.infonce.compile_sweep --compare
+compile-gate-3.6: build/cuda/2.11/.installed
+	PYTHONSAFEPATH=1 $(<D)/cuda/venv/bin/python -W ignore -m benchmarks.infonce.compile_sweep --compare
 
 lint: $(ENV)
 	$(BIN)/ruff check .
