@@ -186,6 +186,7 @@ def test_which_steps_are_graphed(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
     monkeypatch.setattr("adaftr_fast.training.stepper._device", torch.device)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr("adaftr_fast.training.stepper.has_cuda_kernels", lambda: False)
     assert stepper(device="cuda:1").graph is None  # look-ups of the references read from the device
     monkeypatch.setattr("adaftr_fast.training.stepper.has_cuda_kernels", lambda: True)
     assert isinstance(stepper(device="cuda:1").graph, BackwardGraph)
