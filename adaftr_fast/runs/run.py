@@ -79,8 +79,16 @@ def fit_one(
         RankError: the ranks have different options or data.
         BusyError: another process writes ``folder``.
     """
+    _check_options(config, ranks)
     with _writing(folder, ranks):
         return _fit(data, config, folder, restart=restart, ranks=ranks)
+
+
+def _check_options(config: RunConfig, ranks: Ranks | None) -> None:
+    if config.warm_start is not None:
+        check_replicated("--warm_start", config.training)
+    check_tables(config.model, config.training)
+    check_sharding(config.optimizer, config.training, ranks)
 
 
 @contextmanager
@@ -95,10 +103,6 @@ def _writing(folder: Path, ranks: Ranks | None) -> Iterator[None]:
 
 
 def _fit(data: PreparedData, config: RunConfig, folder: Path, *, restart: bool, ranks: Ranks | None) -> Fitted:
-    if config.warm_start is not None:
-        check_replicated("--warm_start", config.training)
-    check_tables(config.model, config.training)
-    check_sharding(config.optimizer, config.training, ranks)
     about = _description(data, config)
     if ranks is not None:
         ranks.agree("settings or data", about)

@@ -98,11 +98,11 @@ class Trainer:
                 f"training.batch_size: {len(train)} training rows are fewer than a batch of {config.batch_size}"
             )
         check_sharding(optimizer, config, ranks)
-        if ranks is not None:
-            _check_equal_sync_steps(config, ranks)
         if config.tables == "torchrec" and (folder is None or about is None):
             raise TrainingError("trainer: sharded tables need a folder for the best weights, and about")
         self.ranks, self.is_rank_zero, self.share = ranks, ranks is None or ranks.rank == 0, _share(config, ranks)
+        if ranks is not None:
+            _check_equal_sync_steps(config, ranks)
         if not self.is_rank_zero:
             folder, config = None, replace(config, progress=False, tensorboard=False)
         self.model, self.train, self.validation = model, train, validation
