@@ -82,6 +82,25 @@ def test_launches_do_not_grow(on_serial, kind):
     assert len(counts) == 1
 
 
+def test_launches_are_those_of_the_documentation(serial):
+    """docs/gpu.md, "Launches per step": without the radix sort, which is CUB's."""
+    emb, ids = FusedEmbedding(SIZES, 8), torch.zeros(200, 3, dtype=torch.int64)
+    optim.Adam(emb)
+    deferred, weight = emb.by_width[0].deferred, emb.weight.detach().clone()
+    deferred.configure(emb.weight, (0.9, 0.999), 1e-8, 0.0)
+    rows, grad = torch.zeros(600, dtype=torch.int64), torch.ones(600, 8)
+    calls = {
+        "look-up": (1, lambda: serial.fused_embedding(weight, ids, emb.offsets)),
+        "gradient": (1, lambda: serial.embedding_rows(ids, emb.offsets)),
+        "update": (1 + 2, lambda: serial.embedding_sgd_(weight, rows, grad, 0.1, 0.0)),
+        "Adam": (1 + 2 + 2, lambda: serial.embedding_adam_(weight, deferred.tensors, rows, grad, 0.1)),
+    }
+    for name, (expected, call) in calls.items():
+        before = serial.launches()
+        call()
+        assert serial.launches() - before == expected, name
+
+
 def test_a_full_series_is_flushed(on_serial, monkeypatch):
     """Its tensors stay where they are, because a CUDA graph has their addresses."""
     two = Pair(SIZES, 8, torch.float32, sparse=False)

@@ -37,7 +37,6 @@ class _Graph:
         inputs: the batch that it reads.
         signature: the shapes and dtypes of the batch.
         state: the tensors of deferred updates that it reads, besides the parameters.
-        addresses: those of ``state`` at the capture.
         replay: runs it.
         gradients: the gradients that it writes, by parameter.
         terms: the loss terms that it writes.
@@ -46,7 +45,6 @@ class _Graph:
     inputs: Batch
     signature: dict[str, Any]
     state: list[Tensor]  # held, so that their memory has no other use while the graph may read it
-    addresses: list[int]
     replay: Callable[[], None]
     gradients: list[tuple[nn.Parameter, Tensor | None]]
     terms: dict[str, Tensor]
@@ -80,7 +78,7 @@ class BackwardGraph:
         if self._steps < WARM_UP:
             self._steps += 1
             return self.captures.aside(lambda: backward(batch))
-        if self._graph is None or self._graph.addresses != [x.data_ptr() for x in self._state()]:
+        if self._graph is None or _addresses(self._graph.state) != _addresses(self._state()):
             self._graph = None  # the new graph may have its memory
             self._graph = self._captured(backward, batch)
         if self._graph is None or self._graph.signature != _signature(batch):
@@ -113,7 +111,7 @@ class BackwardGraph:
         finally:
             for parameter in self.parameters:
                 parameter.grad = None
-        return _Graph(inputs, _signature(inputs), state, [x.data_ptr() for x in state], replay, gradients, terms)
+        return _Graph(inputs, _signature(inputs), state, replay, gradients, terms)
 
     def _replayed(self, graph: _Graph, batch: Batch) -> dict[str, Tensor]:
         for name, part in _parts(graph.inputs).items():
@@ -130,6 +128,10 @@ def depends_on_tensors_alone(model: nn.Module) -> bool:
     The loss of another module may use numbers that change from step to step, which a graph would keep.
     """
     return all(type(module).__module__.partition(".")[0] in ("adaftr_fast", "torch") for module in model.modules())
+
+
+def _addresses(tensors: list[Tensor]) -> list[int]:
+    return [x.data_ptr() for x in tensors]
 
 
 def _parts(batch: Batch) -> dict[str, Tensor]:

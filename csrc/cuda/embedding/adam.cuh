@@ -4,25 +4,10 @@
 
 #include <cmath>
 
+#include "cpu/embedding/optim/adam.h"
 #include "cuda/runtime/report.cuh"
 
 namespace adaftr_fast::cuda {
-
-constexpr int64_t kPowers = 4096;  // β^j is tabulated for j < kPowers
-
-template <typename T>
-struct SeriesRow {
-  T sum, mean, moment[3], step_size, inverse_bias2, decay;
-};
-
-struct ScheduleRow {
-  double raw[5];
-  double first, log_decay, unused;
-};
-
-struct AdamClock {
-  double step, beta1, beta2, epsilon, weight_decay, decoupled, horizon, base;
-};
 
 template <typename T>
 struct AdamState {

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "cpu/embedding/types.h"
+
 #if defined(__CUDACC__)
 #define ADAFTR_FAST_HD __host__ __device__ __forceinline__
 #define ADAFTR_FAST_UNROLL _Pragma("unroll")
@@ -19,18 +21,6 @@
 #endif
 
 namespace adaftr_fast::cuda {
-
-// Half-precision tables are for storage; arithmetic and optimizer states are float32.
-template <typename W>
-struct ComputeOf {
-  using Type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using Type = double;
-};
-template <typename W>
-using Compute = typename ComputeOf<W>::Type;
 
 // kPack neighbouring elements of a row, moved by one or two vector loads.
 template <typename T, int kPack>

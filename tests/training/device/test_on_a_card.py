@@ -108,7 +108,7 @@ def test_captures_share_their_memory():
         own.step(content, number)
     used = []
     for number in range(8, 108):
-        own.graph._graph.addresses = []  # as if all state had moved
+        own.graph._graph.state = []  # as if all state had moved
         own.step(content, number)
         used.append(torch.cuda.memory_reserved())
     assert max(used[10:]) <= max(used[:10])
