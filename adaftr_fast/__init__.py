@@ -1,18 +1,24 @@
 """Joint click/conversion models with adaptive task relatedness (AdaFTR, KDD'23) on custom kernels.
 
-The loss, the embedding and its optimizers are imported at once. The functions of the road from raw logs to scores are
-imported when they are used, since they need pyarrow and matplotlib.
+The loss, the embedding and its optimizers are imported at once, which registers their ops. The functions of the road
+from raw logs to scores are imported when they are used, since they need pyarrow and matplotlib. In the command line,
+everything is imported when it is used: ``--help`` is fast, and OpenMP is set up before torch loads it.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from adaftr_fast import optim
-from adaftr_fast._extension import build_info, cpu_capability, set_cpu_capability
-from adaftr_fast.errors import UserError
-from adaftr_fast.nn.contrast import AdaptiveInfoNCE
-from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.ops.infonce.api import InfoNCEStats, adaptive_infonce
+from adaftr_fast._startup import bound_spinning, is_command
+
+if is_command():
+    bound_spinning()
+else:
+    from adaftr_fast import optim
+    from adaftr_fast._extension import build_info, cpu_capability, set_cpu_capability
+    from adaftr_fast.errors import UserError
+    from adaftr_fast.nn.contrast import AdaptiveInfoNCE
+    from adaftr_fast.nn.embedding import FusedEmbedding
+    from adaftr_fast.ops.infonce.api import InfoNCEStats, adaptive_infonce
 
 if TYPE_CHECKING:
     from adaftr_fast.api.prepare import prepare
@@ -40,12 +46,20 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AdaptiveInfoNCE": "adaftr_fast.nn.contrast",
+    "FusedEmbedding": "adaftr_fast.nn.embedding",
+    "InfoNCEStats": "adaftr_fast.ops.infonce.api",
     "RunConfig": "adaftr_fast.config",
+    "UserError": "adaftr_fast.errors",
+    "adaptive_infonce": "adaftr_fast.ops.infonce.api",
+    "build_info": "adaftr_fast._extension",
+    "cpu_capability": "adaftr_fast._extension",
     "evaluate": "adaftr_fast.api.run",
     "export": "adaftr_fast.api.serve",
     "load_run": "adaftr_fast.api.run",
     "predict": "adaftr_fast.api.serve",
     "prepare": "adaftr_fast.api.prepare",
+    "set_cpu_capability": "adaftr_fast._extension",
     "train": "adaftr_fast.api.run",
 }
 
@@ -53,6 +67,8 @@ _LAZY = {
 if not TYPE_CHECKING:  # type checkers would take every name for one of Any
 
     def __getattr__(name: str) -> Any:
+        if name == "optim":
+            return importlib.import_module("adaftr_fast.optim")
         if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_LAZY[name]), name)

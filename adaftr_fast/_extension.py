@@ -13,6 +13,8 @@ from typing import Any
 
 import torch  # must be imported before the extensions, which link against it
 
+from adaftr_fast._startup import waiting
+
 C, CUDA = "adaftr_fast._C", "adaftr_fast._cuda"
 BUILD_NOTES = Path(__file__).with_name("_build.json")  # written by setup.py: extension -> why it is not built
 
@@ -99,6 +101,7 @@ def build_info() -> dict[str, Any]:
         "torch": torch.__version__,
         "torch cuda": torch.version.cuda or "no (CPU build of torch)",
         "threads": torch.get_num_threads(),
+        "waiting threads": waiting(),
     }
     if _C is None:
         info["C++ extension"] = f"missing, plain-PyTorch references are used instead: {load_error}"

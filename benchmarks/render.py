@@ -189,6 +189,17 @@ def loader(cases: Cases) -> str:
     return table("ids a field | bytes a row on disk | million rows/s | DataLoader in memory", "rrrr", rows)
 
 
+def shared(cases: Cases) -> str:
+    """Thousand samples a second of training beside busy processes, for each bound of spinning."""
+    spins = list(cases[0]["samples/s"])
+
+    def row(case: dict[str, Any]) -> list[object]:
+        rates = (case["samples/s"][spin] for spin in spins)
+        return [case["busy processes"], *(significant(each / 1000) if each else "none" for each in rates)]
+
+    return table(" | ".join(["busy processes", *spins]), "r" * (len(spins) + 1), map(row, cases))
+
+
 INPUTS = {
     "parquet": "parquet, with the lists of five multi-valued fields, of which the last token is read",
     "aliccp": "Ali-CCP's raw layout: skeleton and common features",
@@ -285,6 +296,7 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         embedding_growth,
         metrics,
         loader,
+        shared,
         predict,
         requests,
         training,

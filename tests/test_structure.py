@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adaftr_fast"
 FLOORS = (
-    "errors _extension _files _json _tables _tensor_file",
+    "errors _startup",
+    "_extension _files _json _tables _tensor_file",
     "_locks",
     "_publish",
     "config distributed kernels",

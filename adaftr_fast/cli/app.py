@@ -11,7 +11,6 @@ import jsonargparse
 
 from adaftr_fast.cli import daily, demo, evaluate, experiment, export, info, predict, prepare, synthesize, train
 from adaftr_fast.cli.options import Parser
-from adaftr_fast.distributed.ranks import launched
 from adaftr_fast.errors import RankError, UserError
 
 COMMANDS: dict[str, Any] = {
@@ -34,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parsed = build_parser().parse_args(arguments)
     name = parsed.subcommand
+    from adaftr_fast.distributed.ranks import launched  # imports torch, which --help does not wait for
+
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:

@@ -1,0 +1,63 @@
+"""The command line starts without torch, and bounds how long OpenMP threads spin before torch is imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HELP = """
+import sys
+sys.argv = ["adaftr-fast", "train", "--help"]
+from adaftr_fast.cli import main
+try:
+    main()
+except SystemExit:
+    print("torch" in sys.modules)
+"""
+PUBLIC = """
+import sys
+sys.argv = ["adaftr-fast"]
+import adaftr_fast
+print(all(getattr(adaftr_fast, name) is not None for name in reversed(adaftr_fast.__all__)))
+"""
+OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
+def run(*command, **variables):
+    environment = {name: value for name, value in os.environ.items() if name not in OWN} | variables
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_help_does_not_import_torch():
+    assert run("-c", HELP).endswith("False")
+
+
+def test_all_public_names_exist_in_the_command_line():
+    assert run("-c", PUBLIC) == "True"
+
+
+def test_import_registers_the_ops():
+    out = run("-c", "import adaftr_fast, torch; print(torch.ops.adaftr_fast.mixture)")
+    assert "mixture" in out
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "GOMP_SPINCOUNT=1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT=7"),
+        ({"OMP_WAIT_POLICY": "active"}, "OMP_WAIT_POLICY=active"),
+    ],
+    ids=["default", "own count", "own policy"],
+)
+def test_the_command_line_bounds_spinning_unless_told_otherwise(variables, expected):
+    lines = run("-m", "adaftr_fast.cli", "info", **variables).splitlines()
+    assert next(line for line in lines if line.startswith("waiting threads")).split()[-1] == expected
+
+
+def test_a_library_user_keeps_the_settings_of_the_process():
+    out = run("-c", "import adaftr_fast; print(adaftr_fast.build_info()['waiting threads'])")
+    assert out == "GOMP_SPINCOUNT unset: 300,000 rounds"
