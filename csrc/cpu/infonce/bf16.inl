@@ -49,7 +49,13 @@ struct Bf16Sweep : Sweep<float, 32> {
     for (int64_t w = 0; w < k_tiles; ++w) {
       load_panel(q.candidates, q.columns, q.width, p * 32, w * 32, panel, [](int64_t) { return 1.f; });
       Bf16* pairs = need_d_anchors ? candidate_tiles + (w * 2 * column_panels + p) * kStep : nullptr;
-      PanelTiles<kTerms>{rows, kStep, pairs, column_panels * kStep}.fill(panel, unchanged);
+      const bool apart = pairs != nullptr && candidate_power != 1;
+      PanelTiles<kTerms>{rows, kStep, apart ? nullptr : pairs, column_panels * kStep}.fill(panel, unchanged);
+      if (apart) {
+        const float power = candidate_power;
+        PanelTiles<kTerms>{nullptr, 0, pairs, column_panels * kStep}.fill(panel,
+                                                                          [power](int, __m512 x) { return x * power; });
+      }
       for (int64_t half = 0; half < 2; ++half)
         transpose_pairs<kTerms>(rows + half * kStep, candidates_transposed + ((p * 2 + half) * k_tiles + w) * kStep);
     }
@@ -68,10 +74,8 @@ struct Bf16Sweep : Sweep<float, 32> {
     alignas(64) float panel[32 * 32];
     alignas(64) Bf16 columns[2 * kStep];
     for (int64_t w = 0; w < k_tiles; ++w) {
-      load_panel(q.anchors + first * q.width, height, q.width, r0, w * 32, panel, [&](int64_t r) {
-        const RowState<float>& row = state[r0 + r];
-        return row.grad_scale == 0 ? 0 : row.grad_scale * (row.inverse_l * exp2(-shift[r0 + r]));
-      });
+      load_panel(q.anchors + first * q.width, height, q.width, r0, w * 32, panel,
+                 [&](int64_t r) { return anchor_factor(r0 + r, shift[r0 + r]); });
       PanelTiles<kTerms>{nullptr, 0, columns, kStep}.fill(panel, unchanged);
       for (int64_t half = 0; half < 2; ++half)
         transpose_pairs<kTerms>(columns + half * kStep,

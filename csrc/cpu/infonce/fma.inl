@@ -16,8 +16,8 @@ template <class T>
 struct FmaSweep : Sweep<T, 1> {
   using Guard = FlushDenormals;
   using Base = Sweep<T, 1>;
+  using Base::candidate_power, Base::q, Base::block_m, Base::task_rows, Base::column_panels, Base::width_panels;
   using Base::need_d_anchors, Base::need_d_candidates, Base::first, Base::height, Base::d_candidates, Base::arena;
-  using Base::q, Base::block_m, Base::task_rows, Base::column_panels, Base::width_panels;
 
   static constexpr int kBlockPanels = kBlockN / kPanel<T>;
   int64_t width_tiles, column_blocks;
@@ -56,16 +56,16 @@ struct FmaSweep : Sweep<T, 1> {
       for (int64_t j = count; j < kPanel<T>; ++j) out[j] = 0;
     }
     if (need_d_anchors)
-      copy_to_panels(q.candidates + j0 * q.width, count, candidate_panels + j0 * kPanel<T>, q.columns);
+      copy_to_panels(q.candidates + j0 * q.width, count, candidate_panels + j0 * kPanel<T>, q.columns, candidate_power);
   }
 
-  // `rows` rows of a [.., d] matrix into panels that are `height` rows high.
-  void copy_to_panels(const T* in, int64_t rows, T* out, int64_t height) {
+  // `rows` rows of a [.., d] matrix, times `factor`, into panels that are `height` rows high.
+  void copy_to_panels(const T* in, int64_t rows, T* out, int64_t height, T factor) {
     for (int64_t w = 0; w < width_panels; ++w) {
       const int64_t k0 = w * kPanel<T>, count = at_most(q.width - k0, kPanel<T>);
       for (int64_t r = 0; r < rows; ++r) {
         T* to = out + (w * height + r) * kPanel<T>;
-        for (int64_t k = 0; k < count; ++k) to[k] = in[r * q.width + k0 + k];
+        for (int64_t k = 0; k < count; ++k) to[k] = factor * in[r * q.width + k0 + k];
         for (int64_t k = count; k < kPanel<T>; ++k) to[k] = 0;
       }
     }
@@ -76,7 +76,7 @@ struct FmaSweep : Sweep<T, 1> {
     const int64_t rows = end - begin;
     T* a = task_anchors + task * width_panels * task_rows * kPanel<T>;
     T* acc = this->acc_of(task);
-    copy_to_panels(q.anchors + (first + begin) * q.width, rows, a, task_rows);
+    copy_to_panels(q.anchors + (first + begin) * q.width, rows, a, task_rows, 1);
     this->start_rows(begin, end);
     for (int64_t c = 0; c < column_blocks; ++c) {
       const int64_t p0 = c * kBlockPanels, panels = at_most(column_panels - p0, kBlockPanels);
@@ -98,13 +98,13 @@ struct FmaSweep : Sweep<T, 1> {
     if (need_d_anchors) this->finish_row_gradient(r, acc);
     if (!need_d_candidates) return;
     const RowState<T>& row = this->state[r];
-    const T power = this->exp2(this->exponent_shift(r));
+    const T shift = this->exponent_shift(r), power = this->exp2(shift);
     for (int64_t c = 0; c < column_blocks; ++c) {
       T& a = alpha[c * block_m + r];
       a = row.grad_scale == 0 ? 0 : power * (a == row.m ? 1 : this->exp2((a - row.m) * row.softmax_scale_log2));
     }
     this->positive_p[r] *= power;
-    scale_into_strips(r, row.grad_scale == 0 ? 0 : row.grad_scale * (row.inverse_l / power));
+    scale_into_strips(r, this->anchor_factor(r, shift));
   }
 
   // Summed kBlockK products at a time: shorter chains of rounding errors in logits that tau may magnify.
@@ -134,12 +134,11 @@ struct FmaSweep : Sweep<T, 1> {
     }
   }
 
-  void scale_into_strips(int64_t r, T grad_scale) {
+  void scale_into_strips(int64_t r, double factor) {
     for (int64_t i = 0; i < width_tiles; ++i) {
       const int64_t k0 = tile_begin(q.width, i), k1 = tile_begin(q.width, i + 1);
       T* to = scaled_anchors + (i * block_m + r) * kStrip;
-      for (int64_t k = k0; k < k1; ++k)
-        to[k - k0] = grad_scale == 0 ? 0 : grad_scale * q.anchors[(first + r) * q.width + k];
+      for (int64_t k = k0; k < k1; ++k) to[k - k0] = factor == 0 ? 0 : T(factor * q.anchors[(first + r) * q.width + k]);
     }
   }
 

@@ -16,6 +16,16 @@
 // The positive is left out of l_negative and acc. It enters as its probability less 1, -l_negative / l, in d_candidates
 // as a p of -l_negative, so that nothing cancels where the probability nears 1.
 //
+// Scaling. Scores are products of the operands as given: softmax_scale_log2 multiplies differences of scores, and never
+// an operand, whose quotient with tau may overflow where the logit does not. Only the second and the third product
+// scale an operand. Each takes a copy of it that is made anyway, so their inner loops do not change:
+//   P B     candidate_power, a power of 2, brings the largest |b| into [2^-40, 2^40]: up to 2^30 terms of p <= 2^58
+//           stay finite. finish_row_gradient undoes it.
+//   P^T A'  A' is formed in double, whatever scale / tau is, and exponent_shift moves a power of 2 between P and A'
+//           where an entry of A' would overflow or underflow.
+// Once per row, the finish of a row is in double too. So a row's results overflow only where its scores, its logits or
+// the results themselves do. Denormals count as 0.
+//
 // Here stands what does not depend on how the products are made: the softmax of the rows, and the driver. The products
 // and their order are fma.inl's (vector units), and bf16_stored.inl's and bf16_recomputed.inl's (bfloat16 tiles).
 #pragma once
@@ -28,7 +38,8 @@
 constexpr int64_t kBlockElements = 512 << 10;
 constexpr int64_t kMaxBlockElements = 16 << 20;  // in any case: 64 MiB of P in float32
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
-constexpr int kMaxOffset = 58;  // p is at most 2^58
+constexpr int kMaxOffset = 58;      // p is at most 2^58
+constexpr int kCandidateBits = 40;  // candidates between 2^-40 and 2^40 need no candidate_power
 
 // Of one row. In (s - m) softmax_scale_log2 the difference comes first, so that equal scores give exactly 1 however
 // large they are.
@@ -39,7 +50,8 @@ struct RowState {
   T m;                  // the score that p is relative to: at most max_offset below the largest so far
   T positive_score;
   T softmax_scale_log2, max_offset;  // log2(e) / tau; kMaxOffset in units of the score
-  T grad_scale, inverse_l;           // once finished: scale / tau; 1 / (l of negatives and positive)
+  double grad_scale;                 // once finished: scale / tau, beyond the range of float for an extreme tau
+  T inverse_l;                       // once finished: 1 / (l of negatives and positive)
 };
 
 template <class T, int kRowsOfGroup>
@@ -52,6 +64,8 @@ struct Sweep {
   bool need_d_anchors, need_d_candidates, need_sum_pz;
   Arena arena;
   RowState<T>* state;          // [block_m]
+  T* panel_max;                // [column_panels] the largest |b| of a panel
+  T candidate_power = 1;       // what the candidates of P B are multiplied by
   T* positive_p;               // [block_m] what P holds at the positive, -l_negative
   T *task_acc, *d_candidates;  // per thread [width_panels][task_rows][kPanel]; [column_panels][d][kPanel]
   int64_t d_padded;            // d, rounded up as the products need
@@ -72,6 +86,7 @@ struct Sweep {
     d_padded = ceil_div(q.width, width_multiple) * width_multiple;
     arena.take(block_m, state);
     arena.take(block_m, positive_p);
+    arena.take(need_d_anchors ? column_panels : 0, panel_max);
     arena.take(need_d_anchors ? threads * width_panels * task_rows * kPanel<T> : 0, task_acc);
     arena.take(need_d_candidates ? column_panels * d_padded * kPanel<T> : 0, d_candidates);
   }
@@ -81,15 +96,42 @@ struct Sweep {
     return need_d_anchors ? task_acc + task * width_panels * task_rows * kPanel<T> : nullptr;
   }
 
+  static T larger(T x, T y) { return x > y ? x : y; }  // y where x is NaN
+  static double smaller(double x, double y) { return x < y ? x : y; }
+
+  static T largest(const T* x, int64_t count) {  // |x|, 0 where all are NaN
+    Vec<T> most{};
+    int64_t k = 0;
+    for (; k + kLanes<T> <= count; k += kLanes<T>) {
+      const Vec<T> v = load(x + k);
+      most = maximum<T>(maximum<T>(most, v), -v);
+    }
+    T result = horizontal_max<T>(most);
+    for (; k < count; ++k) result = larger(larger(x[k], -x[k]), result);
+    return result;
+  }
+
+  void measure_column_panel(int64_t p) {
+    const int64_t j0 = p * kPanel<T>, count = at_most(q.columns - j0, kPanel<T>);
+    panel_max[p] = largest(q.candidates + j0 * q.width, count * q.width);
+  }
+
+  void choose_candidate_power() {
+    T most = 0;
+    for (int64_t p = 0; p < column_panels; ++p) most = larger(panel_max[p], most);
+    if (!(most > 0 && most < T(__builtin_inff()))) return;
+    const double bits = __builtin_logb(most), most_bits = smaller(bits, kCandidateBits);
+    candidate_power = T(__builtin_exp2((most_bits > -kCandidateBits ? most_bits : -kCandidateBits) - bits));
+  }
+
   void start_rows(int64_t begin, int64_t end) {
     const T minus_infinity = -__builtin_inff(), most = __FLT_MAX__;    // infinity must be beyond max_offset
     const T least = sizeof(T) == 4 ? T(__FLT_MIN__) : T(__DBL_MIN__);  // less is flushed to 0: 0 times -infinity
     for (int64_t r = begin; r < end; ++r) {
       const T quotient = T(kLog2E) / q.tau[first + r], softmax_scale_log2 = quotient > least ? quotient : least;
       const T max_offset = kMaxOffset / softmax_scale_log2 < most ? kMaxOffset / softmax_scale_log2 : most;
-      state[r] = RowState<T>{Vec<T>{},       Vec<T>{}, broadcast(minus_infinity),
-                             minus_infinity, T(0),     softmax_scale_log2,
-                             max_offset,     T(0),     T(1)};
+      state[r] = RowState<T>{
+          Vec<T>{}, Vec<T>{}, broadcast(minus_infinity), minus_infinity, T(0), softmax_scale_log2, max_offset, 0, T(1)};
     }
   }
 
@@ -188,10 +230,11 @@ struct Sweep {
   static T exp2(T x) { return sizeof(T) == 4 ? __builtin_exp2f(x) : __builtin_exp2(x); }
   static T log1p(T x) { return sizeof(T) == 4 ? __builtin_log1pf(x) : __builtin_log1p(x); }
 
-  // log(1 + l 2^gap), l the sum over the negatives and -gap the positive's log2(p).
-  static T loss_of(T l, T gap) {
-    if (gap < 30) return log1p(l * exp2(gap));
-    return T(kLn2) * gap + log1p(l - 1 + exp2(-gap));
+  // log(1 + l e^gap), l the sum over the negatives and -gap the positive's log(p).
+  static T loss_of(T l, double gap) {
+    const T gap_log2 = T(kLog2E * gap);
+    if (gap_log2 < 30) return log1p(l * exp2(gap_log2));
+    return T(gap + log1p(l - 1 + exp2(-gap_log2)));
   }
 
   // Writes the row's loss and statistics, and what its gradients are scaled by. A row of scale 0 has no gradient,
@@ -200,9 +243,12 @@ struct Sweep {
     const int64_t row = first + r;
     if (positive_of(row) == kIgnore) return ignore_row(r);
     RowState<T>& s = state[r];
-    const T gap = (s.m - s.positive_score) * s.softmax_scale_log2, p_positive = exp2(-gap), tau = q.tau[row];
+    // In double and in natural units: times log2(e), a gap may overflow that is finite.
+    const T tau = q.tau[row];
+    const double gap = (double(s.m) - double(s.positive_score)) / tau;
+    const T p_positive = exp2(T(-kLog2E * gap));
     const T l_negative = horizontal_sum<T>(s.l), l = l_negative + p_positive, log_l = log1p(l - 1);
-    s.grad_scale = q.scale[row] / tau;
+    s.grad_scale = double(q.scale[row]) / tau;
     s.inverse_l = 1 / l;
     q.loss[row] = loss_of(l_negative, gap);
     q.lse[row] = s.m / tau + log_l;
@@ -210,10 +256,10 @@ struct Sweep {
     if (q.top1 != nullptr) q.top1[row] = s.positive_score > horizontal_max<T>(s.max_negative) && l == l;  // no NaN
     positive_p[r] = -l_negative;
     if (!need_sum_pz) return;
-    const T sum_pz = T(kLn2) * horizontal_sum<T>(s.sum_pz), z = -T(kLn2) * gap;
-    if (q.entropy != nullptr) q.entropy[row] = log_l - (sum_pz + (p_positive > 0 ? p_positive * z : 0)) / l;
+    const T sum_pz = T(kLn2) * horizontal_sum<T>(s.sum_pz);
+    if (q.entropy != nullptr) q.entropy[row] = log_l - (sum_pz - (p_positive > 0 ? T(p_positive * gap) : 0)) / l;
     if (q.d_tau != nullptr && !need_d_anchors)
-      q.d_tau[row] = s.grad_scale == 0 ? 0 : -s.grad_scale * ((sum_pz - l_negative * z) * s.inverse_l);
+      q.d_tau[row] = s.grad_scale == 0 ? 0 : T(-s.grad_scale * ((sum_pz + l_negative * gap) * s.inverse_l));
   }
 
   void ignore_row(int64_t r) {
@@ -224,31 +270,46 @@ struct Sweep {
     if (q.d_tau != nullptr) q.d_tau[row] = 0;
   }
 
-  // log2 of what P is multiplied by, and A' = grad_scale / l a is divided by: 0, or about log2(1 / l) where grad_scale
-  // / l would come near the smallest normal number though its product with P does not.
+  // log2 of what P is multiplied by and A' = grad_scale / l a is divided by: 0 unless A' comes near the ends of T's
+  // range though its product with P does not. Where A' is tiny, about log2(1 / l), which makes probabilities of P.
+  // Where it is huge, as much as A' needs, and as P allows, whose sum stays below 2^70.
   T exponent_shift(int64_t r) const {
-    const T inverse_l = state[r].inverse_l, size = state[r].grad_scale * inverse_l;
-    return size > T(1e-20) || size < T(-1e-20) || !(inverse_l > 0) ? 0 : T(__builtin_logb(inverse_l));
+    const T inverse_l = state[r].inverse_l;
+    const double size =
+        __builtin_fabs(state[r].grad_scale) * inverse_l * largest(q.anchors + (first + r) * q.width, q.width);
+    if (!(inverse_l > 0) || !(size < __builtin_inf())) return 0;
+    if (size <= 1e-20) return T(__builtin_logb(inverse_l));
+    if (size < 1e30) return 0;
+    const double wanted = __builtin_logb(size) - 60, allowed = 70 - __builtin_logb(-positive_p[r]);
+    return T(smaller(smaller(wanted, allowed), 126));
   }
 
-  // d_anchors = grad_scale / l (acc - l_negative b_y), and with it d_tau; grad_scale is 0 where the row is ignored or
-  // weighs nothing.
+  // What turns the row's anchor into A', divided by 2^shift.
+  double anchor_factor(int64_t r, T shift) const {
+    return state[r].grad_scale == 0 ? 0 : state[r].grad_scale * (state[r].inverse_l * double(exp2(-shift)));
+  }
+
+  // d_anchors = grad_scale / l (acc - l_negative b_y), and with it d_tau = -(a . d_anchors) / tau, both from the
+  // gradient in double; grad_scale is 0 where the row is ignored or weighs nothing.
   void finish_row_gradient(int64_t r, const T* acc) {
     const int64_t row = first + r;
-    const T grad_scale = state[r].grad_scale, inverse_l = state[r].inverse_l;
+    const double grad_scale = state[r].grad_scale, inverse_l = state[r].inverse_l,
+                 unscale = 1 / double(candidate_power);
+    const T *a = q.anchors + row * q.width, *b = q.candidates + at_least(positive_of(row), 0) * q.width;
     T* d = q.d_anchors + row * q.width;
-    const T* b = q.candidates + at_least(positive_of(row), 0) * q.width;
-    for (int64_t k = 0; k < q.width; ++k) {
-      const T o = acc[k / kPanel<T> * task_rows * kPanel<T> + k % kPanel<T>];
-      d[k] = grad_scale == 0 ? 0 : grad_scale * ((o + positive_p[r] * b[k]) * inverse_l);
+    double dot[4] = {}, wide[kPanel<T>];  // four chains of sums
+    for (int64_t k0 = 0; k0 < q.width; k0 += kPanel<T>, acc += task_rows * kPanel<T>) {
+      const int64_t count = at_most(q.width - k0, kPanel<T>);
+      for (int64_t k = 0; k < count; ++k) {
+        const double o = acc[k] + double(positive_p[r]) * (b[k0 + k] * candidate_power);
+        wide[k] = grad_scale == 0 ? 0 : grad_scale * (o * inverse_l) * unscale;
+        d[k0 + k] = T(wide[k]);
+      }
+      if (q.d_tau != nullptr)
+        for (int64_t k = 0; k < count; ++k) dot[k % 4] += a[k0 + k] * wide[k];
     }
-    if (q.d_tau != nullptr) q.d_tau[row] = grad_scale == 0 ? 0 : tau_gradient(row);
-  }
-
-  T tau_gradient(int64_t row) const {  // -(a . d_anchors) / tau
-    T dot = 0;
-    for (int64_t k = 0; k < q.width; ++k) dot += q.anchors[row * q.width + k] * q.d_anchors[row * q.width + k];
-    return -dot / q.tau[row];
+    if (q.d_tau != nullptr)
+      q.d_tau[row] = grad_scale == 0 ? 0 : T(-((dot[0] + dot[1]) + (dot[2] + dot[3])) / q.tau[row]);
   }
 
   void unpack_column_panel(int64_t p) {
@@ -294,6 +355,10 @@ void over_panels(S& sweep, Body body) {
 template <class S>
 void run_infonce(const InfoNCEProblem<typename S::Scalar>& problem, void* workspace, int64_t threads) {
   S sweep(problem, threads, static_cast<char*>(workspace));
+  if (sweep.need_d_anchors) {
+    over_panels(sweep, [](S& s, int64_t p) { s.measure_column_panel(p); });
+    sweep.choose_candidate_power();
+  }
   over_panels(sweep, [](S& s, int64_t p) { s.pack_column_panel(p); });
   for (int64_t first = 0; first < problem.rows; first += sweep.block_m) {
     sweep.first = first;

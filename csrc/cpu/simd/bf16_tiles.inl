@@ -86,9 +86,10 @@ template <class Scale>
 inline void load_panel(const float* from, int64_t rows, int64_t width, int64_t r0, int64_t k0, float* to, Scale scale) {
   const int64_t count = at_most(width - k0, 32);
   for (int64_t r = 0; r < 32; ++r) {
-    const float factor = r0 + r < rows ? scale(r) : 0;
-    for (int64_t k = 0; k < 32; ++k)
-      to[r * 32 + k] = factor == 0 || k >= count ? 0 : factor * from[(r0 + r) * width + k0 + k];
+    const auto factor = r0 + r < rows ? scale(r) : 0;
+    const int64_t used = factor == 0 ? 0 : count;
+    for (int64_t k = 0; k < used; ++k) to[r * 32 + k] = float(factor * from[(r0 + r) * width + k0 + k]);
+    for (int64_t k = used; k < 32; ++k) to[r * 32 + k] = 0;
   }
 }
 
