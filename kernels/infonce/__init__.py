@@ -27,6 +27,17 @@ Values; the names are FlashAttention's where it has one:
                  asks
     grad_scale   scale_r / tau_r: turns p_rj - [j = y_r] into the gradient of s_rj
 
+Scaling. softmax_scale_log2 multiplies scores, in the accumulation type, and never an operand, whose quotient with tau
+may overflow where the logit does not. z_rj - m_r is one fused multiply-add. It is exact but for its last rounding,
+while m_r is rounded, so at the maximum it is not 0 but up to half a unit in the last place of m_r. For float32 sums
+that is at most 0.5 for logits up to 1e7, 8 up to 1e8, and 128, where p overflows, from 2^31 / log2(e) = 1.5e9 on. In
+float16, p overflows at 2^(MAX_OFFSET + 2), so from 2^25 / log2(e) = 2.3e7 on. On CPU the difference of the scores comes
+first, which has no such limit, but takes one more operation an element in the inner loop. Unequal logits of 1e8 differ
+by 8 or more, and training has diverged where they occur, so the limit stays, and adaptive_infonce documents it. acc
+sums the candidates before it is divided by l, so N 2^8 times the largest candidate may not overflow. combine.py keeps
+``descale`` of the column sweep at 2^-114 or more: scale / tau may be subnormal, and the inverse of such a number
+overflows.
+
 Compile-time sizes, chosen in config.py:
     BLOCK_M      rows in a block
     BLOCK_N      columns in a block

@@ -60,7 +60,7 @@ def infonce_column_sweep_kernel(
     positive_ptr,  # [B] int64
     row_group_ptr,  # [B] int64
     column_group_ptr,  # [N] int64
-    row_terms_ptr,  # [5, B]: softmax_scale_log2, m, negative_scale, positive_scale, grad_scale
+    row_terms_ptr,  # [5, B]: softmax_scale_log2, m, negative_scale, positive_scale, |grad_scale|
     descale_ptr,  # []: the probabilities' unit in half precision
     d_candidates_ptr,  # [S, N, d] out
     B,

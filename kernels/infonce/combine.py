@@ -18,6 +18,7 @@ import triton.language as tl
 from adaftr_fast.kernels.infonce.tiles import LOG2_E, load_block, load_row_parameters
 
 LN_2 = tl.constexpr(0.6931471805599453)
+SMALLEST_SIZE = tl.constexpr(2.0**-100)
 
 
 @triton.jit
@@ -106,13 +107,15 @@ def infonce_combine_kernel(
 
     scale = tl.load(scale_ptr + rows, mask=inside, other=0.0)
     grad_scale = tl.where(valid, scale * softmax_scale, 0.0)
-    if NEED_D_CANDIDATES:  # softmax_scale_log2, m, negative_scale, positive_scale, grad_scale
+    if NEED_D_CANDIDATES:  # softmax_scale_log2, m, negative_scale, positive_scale, |grad_scale|
         tl.store(row_terms_ptr + rows, softmax_scale_log2, mask=inside)
         tl.store(row_terms_ptr + B + rows, tl.where(valid, m, 0.0), mask=inside)
         tl.store(row_terms_ptr + 2 * B + rows, tl.where(valid, grad_scale / l_total, 0.0).to(ACC_DTYPE), mask=inside)
         at = row_terms_ptr + 3 * B + rows
         tl.store(at, tl.where(valid, -one_minus_p * grad_scale, 0.0).to(ACC_DTYPE), mask=inside)
-        tl.store(row_terms_ptr + 4 * B + rows, grad_scale.to(ACC_DTYPE), mask=inside)
+        size = tl.abs(grad_scale)  # the largest becomes descale, whose inverse must be finite; a NaN stays
+        size = tl.where(size < SMALLEST_SIZE, SMALLEST_SIZE, size)
+        tl.store(row_terms_ptr + 4 * B + rows, size.to(ACC_DTYPE), mask=inside)
     if NEED_D_ANCHORS:
         acc_scale = (grad_scale / l_total).to(ACC_DTYPE)[:, None]
         b_scale = (one_minus_p * grad_scale).to(ACC_DTYPE)[:, None]

@@ -193,7 +193,7 @@ def _column_side(problem: _Problem, row_terms: Tensor) -> Tensor:
     """Sweeps the columns; returns d_candidates [N, d]."""
     a, b = problem.anchors, problem.candidates
     grid, options = problem.launch_options("column_sweep", divide_width=True)
-    # The largest |grad_scale| becomes 2^MAX_OFFSET. 0-dim: it stays on the device.
+    # The largest |grad_scale|, at least 2^-100, becomes 2^MAX_OFFSET. 0-dim: it stays on the device.
     descale = torch.linalg.vector_norm(row_terms[4], float("inf")) * 2.0 ** -max_offset(a.dtype)
     d_candidates = problem.empty(grid[1], len(b), problem.d)
     infonce_column_sweep_kernel[grid](

@@ -100,6 +100,51 @@ def test_logits_of_ten_thousand(sign):
     assert_matches((a * 100, b, torch.full((64,), 0.1, dtype=torch.float64)), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("a_scale", "b_scale"), [(1e12, 1e12), (1e-20, 1e30), (1e30, 1e-20)])
+def test_operands_of_any_magnitude(a_scale, b_scale, dtype):
+    a, b, tau = inputs(40, 70, 16)
+    tensors = (a * a_scale, b * b_scale, tau * (a_scale * b_scale))
+    assert_matches(tensors, dtype)
+    assert_matches(tensors, dtype, frozen=(0,), **masks(40, 70))
+
+
+@pytest.mark.parametrize(("logit", "dtype"), [(1e8, torch.float32), (1e8, torch.bfloat16), (1e7, torch.float16)])
+def test_the_largest_logits_of_the_documented_range(logit, dtype):
+    a, b, _ = inputs(40, 70, 16)
+    a *= logit / (a @ b.T).abs().max()
+    share = (b.abs().max() / a.abs().max()) ** 0.5  # operands of one magnitude: float16 ends at 65504
+    assert_matches((a * share, b / share, torch.ones(40, dtype=torch.float64)), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_over_tau_below_float32s_normal_numbers(dtype):
+    a, b, tau = inputs(40, 70, 16)
+    tensors = (a * 1e14, b * 1e14, tau * 1e28)
+    weights = {"row_weight": torch.full((40,), 1e-12), "reduction": "sum"}
+    assert_matches(tensors, dtype, **weights)
+
+
+@pytest.mark.parametrize("through", ["score", "tau"])
+def test_an_overflowing_row_leaves_the_others(through):
+    a, b, tau = (x.float() for x in inputs(40, 70, 16))
+    if through == "score":
+        a[7] = 3e38
+    else:
+        a[7], tau[7] = a[7] * 1e30, 1e-20
+    results = []
+    for backend in ("triton", "reference"):
+        leaf = a.clone().requires_grad_()
+        rows = af.adaptive_infonce(leaf, b, tau, reduction="none", backend=backend)
+        rows.sum().backward()
+        results.append((rows.detach(), leaf.grad))
+    others = torch.arange(40) != 7
+    for own, theirs in zip(*results):
+        torch.testing.assert_close(own[others], theirs[others], rtol=1e-4, atol=1e-4)
+        assert not own[7].isfinite().all()
+        assert not theirs[7].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gap", [3, 10, 20, 30])
 def test_keeps_digits_as_the_positive_wins(gap, dtype):
