@@ -114,6 +114,19 @@ def adaptive_infonce(
 
     Timings: benchmarks/README.md.
 
+    Range of inputs. Logits are a_r . b_j / tau_r. No backend divides a representation by tau, so h_ctr / tau may
+    overflow where the logits do not. Results are finite and accurate where, in every row, all sums of |a_rk b_jk|
+    and all logits are finite in float32 (float64 for float64 inputs), as they are for the reference, with these
+    limits:
+
+    - C++: denormals count as zero. For float32, a tau below 1e-30 thus loses digits.
+    - Triton: logits up to 1e8 in magnitude, or 1e7 for float16 inputs, and representations up to 1e30.
+
+    A row with a logit out of range has a loss that is inf or NaN, or the right value where the backend can form it. The
+    losses of other rows and their gradients in h_ctr and tau are not affected. The gradient in h_cvr sums over all
+    rows, so it is inf or NaN too, as the mean or sum of the losses is. The trainer raises an error on a loss that
+    is not finite.
+
     Args:
         h_ctr: anchors [B, d]; float32, bfloat16, float16 or float64, any strides.
         h_cvr: candidates [N, d], of the same types. If the two types differ, both are converted to the wider one.
