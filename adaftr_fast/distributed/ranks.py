@@ -1,7 +1,7 @@
 """The ranks of a training run: joining the process group, exchanging values, and naming a failed rank.
 
 torchrun starts one process per rank. Only rank 0 reads and writes the run's files and prints to the user.
-It sends the other ranks what they need.
+It sends the other ranks what they need. Ranks exchange plain values as JSON, and tensors; they pickle nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from adaftr_fast.distributed.messages import bytes_of, error_of, named, text_of, value_of
 from adaftr_fast.errors import RankError
 
-T = TypeVar("T")
 GLOO_SOURCE = re.compile(r"\bgloo/[\w/]+\.(cc|h):\d+\]")  # the source location in every gloo error
 RESPONSE_SECONDS = 20.0  # time that a rank has to respond after another one timed out
 
@@ -124,14 +124,23 @@ class Ranks:
         return self.rank == 0
 
     def agree(self, what: str, value: Any) -> None:
-        """Raises RankError on every rank if ``value`` differs between ranks."""
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        for rank, other in enumerate(values):
-            if other != values[0]:
+        """Raises RankError on every rank if the plain value ``value`` differs between ranks."""
+        texts = self._texts(text_of(value, "Ranks.agree"))
+        for rank, other in enumerate(texts):
+            if not torch.equal(other, texts[0]):
                 raise RankError(
                     f"{what} differ between rank 0 and rank {rank}: start all ranks with the same settings and data"
                 )
+
+    def _texts(self, text: str) -> list[Tensor]:
+        """Returns every rank's text as a uint8 tensor, on every rank."""
+        own = bytes_of(text)
+        sizes = [torch.tensor(0) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor(len(own)))
+        longest = max(map(int, sizes))
+        texts = [own.new_empty(longest) for _ in sizes]
+        dist.all_gather(texts, torch.cat([own, own.new_zeros(longest - len(own))]))
+        return [each[: int(size)] for each, size in zip(texts, sizes)]
 
     def largest(self, number: int) -> int:
         """Returns the maximum of the ranks' numbers."""
@@ -145,24 +154,35 @@ class Ranks:
         dist.all_reduce(value)
         return value / self.size
 
-    def gathered(self, value: T) -> list[T]:
-        """Returns every rank's value on rank 0, and an empty list elsewhere."""
-        values: list[Any] = [None] * self.size if self.is_rank_zero else []
-        dist.gather_object(value, values if self.is_rank_zero else None)
-        return values
+    def from_rank_zero(self, make: Callable[[], Any]) -> Any:
+        """Calls ``make`` on rank 0 and returns its result on every rank, as read from JSON.
 
-    def from_rank_zero(self, make: Callable[[], T]) -> T:
-        """Calls ``make`` on rank 0 and returns its result on every rank; an error it raises is raised on every rank."""
-        box: list[Any] = [None, None]
+        Args:
+            make: a function that returns a plain value: None, a bool, int, float or str, or a list, or a dict with str
+                keys, of such values. NaN and infinities are kept. A dataclass is sent as its ``asdict``.
+
+        Raises:
+            TypeError: the result is not a plain value.
+            Exception: ``make`` raised it. On the other ranks it has the same message and, if it is a UserError,
+                IndexError, OSError, TypeError or ValueError, the same class, else RankError.
+        """
+        text, failure = "", None
         if self.is_rank_zero:
             try:
-                box[0] = make()
+                text = text_of({"value": make()}, "Ranks.from_rank_zero")
             except Exception as error:
-                box[1] = error
-        dist.broadcast_object_list(box)
-        if box[1] is not None:
-            raise box[1]
-        return box[0]
+                text, failure = text_of({"error": named(error)}, "Ranks.from_rank_zero"), error
+        own = bytes_of(text) if self.is_rank_zero else None
+        size = torch.tensor(0 if own is None else len(own))
+        dist.broadcast(size, 0)
+        message = torch.empty(int(size), dtype=torch.uint8) if own is None else own
+        dist.broadcast(message, 0)
+        if failure is not None:
+            raise failure
+        content = value_of(message)
+        if "error" in content:
+            raise error_of(*content["error"])
+        return content["value"]
 
     def tensors_from_rank_zero(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Returns rank 0's named tensors on every rank, each on the device type that it has on rank 0.
@@ -171,12 +191,31 @@ class Ranks:
             tensors: the tensors on rank 0; ignored elsewhere.
         """
         own = tensors or {}
-        specs = self.from_rank_zero(lambda: [(n, x.shape, x.dtype, x.device.type) for n, x in own.items()])
         result = {}
-        for name, shape, dtype, device in specs:
-            value = own[name].contiguous() if self.is_rank_zero else torch.empty(shape, dtype=dtype, device=device)
+        for name, *spec in self.from_rank_zero(lambda: _specs(own)):
+            value = own[name].contiguous() if self.is_rank_zero else _empty(*spec)
             dist.broadcast(value, 0)
             result[name] = value
+        return result
+
+    def tensors_to_rank_zero(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Returns every rank's named CPU tensors on rank 0, and an empty list elsewhere.
+
+        Args:
+            tensors: the tensors of this rank. Names, shapes and dtypes may differ between ranks.
+        """
+        specs = [value_of(text) for text in self._texts(text_of(_specs(tensors), "Ranks.tensors_to_rank_zero"))]
+        if not self.is_rank_zero:
+            for value in tensors.values():
+                if value.numel():
+                    dist.send(value.contiguous(), 0)
+            return []
+        result = [tensors]
+        for rank in range(1, self.size):
+            result.append({name: _empty(*spec) for name, *spec in specs[rank]})
+            for value in result[rank].values():
+                if value.numel():
+                    dist.recv(value, rank)
         return result
 
     def leave_reason(self, error: BaseException) -> None:
@@ -222,6 +261,17 @@ class Ranks:
                 break
             time.sleep(0.1)
         return missing
+
+
+def _specs(tensors: dict[str, Tensor]) -> list[list[Any]]:
+    """Describes named tensors by plain values: name, shape, dtype and device type of each."""
+    return [[n, list(x.shape), str(x.dtype).removeprefix("torch."), x.device.type] for n, x in tensors.items()]
+
+
+def _empty(shape: list[int], dtype: str, device: str) -> Tensor:
+    kind = getattr(torch, dtype)
+    assert isinstance(kind, torch.dtype)  # the name comes from _specs
+    return torch.empty(shape, dtype=kind, device=device)
 
 
 def _rendezvous(limit: timedelta) -> tuple[Store, int, int]:

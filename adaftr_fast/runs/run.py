@@ -105,7 +105,7 @@ def _writing(folder: Path, ranks: Ranks | None) -> Iterator[None]:
 def _fit(data: PreparedData, config: RunConfig, folder: Path, *, restart: bool, ranks: Ranks | None) -> Fitted:
     about = _description(data, config)
     if ranks is not None:
-        ranks.agree("settings or data", about)
+        ranks.agree("settings or data", about.to_dict())
     torch.manual_seed(config.training.seed)  # for the initial weights; the trainer seeds the rest
     if config.training.tables == "replicated":
         _check_memory(config.model, data)

@@ -5,7 +5,7 @@ Shapes: N rows, T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -73,10 +73,20 @@ def evaluate(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks 
         return measure(model.task_names, predict(model, split, batch_size))
     model.eval()  # also on ranks without rows, since it applies the deferred updates of table rows
     part = _part(model, split, ranks)
-    parts = ranks.gathered(predict(model, part, batch_size) if len(part) else None)
-    return ranks.from_rank_zero(
-        lambda: measure(model.task_names, _joined([each for each in parts if each is not None]))
+    parts = _on_rank_zero(ranks, predict(model, part, batch_size)._asdict() if len(part) else {})
+    metrics: TaskMetrics = ranks.from_rank_zero(
+        lambda: measure(
+            model.task_names,
+            _joined([Predictions(each["logits"], each["labels"], each.get("group")) for each in parts]),
+        )
     )
+    return metrics
+
+
+def _on_rank_zero(ranks: Ranks, own: Mapping[str, np.ndarray | None]) -> list[dict[str, np.ndarray]]:
+    """Returns, on rank 0, the named arrays of each rank that has some; arrays that are None are left out."""
+    tensors = {name: torch.from_numpy(value) for name, value in own.items() if value is not None}
+    return [{name: x.numpy() for name, x in each.items()} for each in ranks.tensors_to_rank_zero(tensors) if each]
 
 
 def _part(model: nn.Module, split: Split, ranks: Ranks) -> Split | EqualBatches:
@@ -138,7 +148,7 @@ def diagnose(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks 
     if ranks is None:
         return _diagnose(model, split, batch_size)
     part = _part(model, split, ranks)
-    parts = [each for each in ranks.gathered(_diagnose(model, part, batch_size) if len(part) else None) if each]
+    parts = _on_rank_zero(ranks, _diagnose(model, part, batch_size) if len(part) else {})
     return {name: np.concatenate([each[name] for each in parts]) for name in parts[0]} if parts else {}
 
 

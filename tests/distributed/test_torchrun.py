@@ -156,6 +156,48 @@ def rendezvous() -> dict[str, str | int]:
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": server.getsockname()[1], "WORLD_SIZE": 2}
 
 
+WITHOUT_PICKLES = """
+import os, pickle, signal, sys
+from torch.distributed import distributed_c10d
+from adaftr_fast.cli import main
+from adaftr_fast.training.stepper import Stepper
+
+def refuse(*arguments, **options):
+    raise AssertionError("something is pickled")
+
+for name in ("_object_to_tensor", "_tensor_to_object"):
+    setattr(distributed_c10d, name, refuse)
+pickle.dump = pickle.dumps = pickle.load = pickle.loads = pickle.Pickler = pickle.Unpickler = refuse
+
+step = Stepper.step
+
+def interrupted(stepper, batch, number):
+    if number == 60:  # in the second epoch
+        os.kill(os.getpid(), signal.SIGTERM)
+    return step(stepper, batch, number)
+
+if os.environ.get("STOPS"):
+    Stepper.step = interrupted
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def check_that_nothing_is_pickled(data, out, rendezvous, **settings) -> None:
+    """Trains by two ranks that refuse to pickle, stops them in the second epoch, and resumes."""
+    for stops, code in (("1", 143), ("", 0)):
+        command = ["-c", WITHOUT_PICKLES, *arguments(data, out, **settings)[2:]]
+        variables = rendezvous | {"LOCAL_WORLD_SIZE": 2, "STOPS": stops}
+        ranks = [start(command, RANK=rank, LOCAL_RANK=rank, **variables) for rank in range(2)]
+        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [code, code], errors
+    assert "resuming in epoch 2" in errors[0]
+
+
+def test_ranks_pickle_nothing(data, by_two, tmp_path, rendezvous):
+    check_that_nothing_is_pickled(data, tmp_path, rendezvous)
+    assert metrics(tmp_path) == metrics(by_two)
+
+
 FAILING = """
 import torch
 from adaftr_fast.distributed.ranks import joined

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 from torch import Tensor
 
@@ -29,15 +31,15 @@ def load_on_all_ranks(
     """
     found: list[Found | None] = [None]  # on rank 0
 
-    def load() -> Progress | None:
+    def load() -> dict[str, Any] | None:
         found[0] = None if snapshots is None else snapshots.load()
-        return found[0] and found[0][0]
+        return found[0] and asdict(found[0][0])
 
     progress = ranks.from_rank_zero(load)
     if progress is None:
         return None
     _, saved, sums = found[0] or (None, None, None)
-    return progress, distribute(ranks, saved, sharded), ranks.tensors_from_rank_zero(sums)
+    return Progress(**progress), distribute(ranks, saved, sharded), ranks.tensors_from_rank_zero(sums)
 
 
 def distribute(
