@@ -17,9 +17,22 @@ def workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_not_forked(starter: int) -> None:
+    """Raises RuntimeError if process ``starter`` started the iterator that this process, a fork of it, continues."""
+    if os.getpid() != starter:
+        raise RuntimeError(
+            "adaftr_fast: this iterator was started before the process was forked, and a fork does not copy its "
+            "threads: start it in the worker process"
+        )
+
+
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Maps ``function`` over ``items`` in threads. Results keep the order; at most two items per core are in memory."""
-    count = workers()
+    """Maps ``function`` over ``items`` in threads. Results keep the order; at most two items per core are in memory.
+
+    Raises:
+        RuntimeError: a forked process continues the iterator of its parent.
+    """
+    count, starter = workers(), os.getpid()
     with ThreadPoolExecutor(count) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
@@ -27,8 +40,10 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> It
                 waiting.append(pool.submit(function, item))
                 if len(waiting) > count:
                     yield waiting.popleft().result()
+                    check_not_forked(starter)
             while waiting:
                 yield waiting.popleft().result()
+                check_not_forked(starter)
         finally:
             for future in waiting:  # after an error, do not start the remaining items
                 future.cancel()

@@ -1,6 +1,7 @@
 import pytest
 
 from adaftr_fast.data.parallel import ordered_map
+from tests.forks import in_a_fork
 
 
 def test_ordered_map_is_ordered_lazy_and_passes_errors_on():
@@ -16,3 +17,14 @@ def test_ordered_map_is_ordered_lazy_and_passes_errors_on():
     assert len(drawn) < 100
     with pytest.raises(ZeroDivisionError):
         list(ordered_map(lambda item: 1 // item, [1, 0, 1]))
+
+
+def test_a_forked_process_cannot_continue_a_map_but_can_start_one():
+    def squares():
+        return ordered_map(lambda item: item * item, range(1000))
+
+    started = squares()
+    next(started)
+    assert "this iterator was started before the process was forked" in in_a_fork(lambda: str(list(started)))
+    assert in_a_fork(lambda: str(sum(squares()))) == str(sum(n * n for n in range(1000)))
+    assert next(started) == 1

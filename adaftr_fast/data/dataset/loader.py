@@ -7,6 +7,7 @@ is a function of (seed, epoch), so a run resumes from a batch number without rea
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from adaftr_fast.data.dataset.batch import Batch, rebatch
 from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
 from adaftr_fast.data.dataset.rows import ParquetRows, Rows, TensorRows
+from adaftr_fast.data.parallel import check_not_forked
 from adaftr_fast.errors import DataError
 
 T = TypeVar("T")
@@ -154,9 +156,11 @@ class PreparedData:
 
 
 def _prefetch(items: Iterator[T]) -> Iterator[T]:
-    """Yields the items while a thread computes the next one."""
+    """Yields the items while a thread computes the next one. Raises RuntimeError in a fork of the process."""
+    starter = os.getpid()
     with ThreadPoolExecutor(1, "adaftr-fast-loader") as pool:
         pending = pool.submit(next, items, None)
         while (item := pending.result()) is not None:
             pending = pool.submit(next, items, None)
             yield item
+            check_not_forked(starter)

@@ -17,6 +17,7 @@ from adaftr_fast.data.dataset.rows import TensorRows
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
+from tests.forks import in_a_fork
 
 
 @pytest.fixture
@@ -296,6 +297,22 @@ print(max(count() for _ in split.shuffled(1024, seed=0, epoch=0)) - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == 1  # the prefetch thread
+
+
+def test_a_forked_process_cannot_continue_batches_but_can_read_anew(folder):
+    path = folder / "train.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=1)
+    split = PreparedData(folder).load("train")
+
+    def shuffled():
+        return split.shuffled(1, seed=0, epoch=0, window=1)
+
+    started, expected = shuffled(), str([batch.ids.tolist() for batch in shuffled()])
+    next(started)
+    message = in_a_fork(lambda: str(list(started)))
+    assert "this iterator was started before the process was forked" in message
+    assert in_a_fork(lambda: str([batch.ids.tolist() for batch in shuffled()])) == expected
+    assert len(list(started)) == 5
 
 
 @pytest.mark.parametrize("name", ["../other/train.parquet", "/other/train.parquet", "..", "", "sub/train.parquet"])
