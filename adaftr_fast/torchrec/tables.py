@@ -27,6 +27,7 @@ from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.embedding_table import drawn_rows
 from adaftr_fast.ops.embedding.reference.bags import resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import check_ids
+from adaftr_fast.torchrec.plan import Tables, no_broadcast_of_settings, plan_of, tables_of
 from adaftr_fast.torchrec.rows import Shard, ShardedRows
 
 if TYPE_CHECKING:
@@ -290,19 +291,20 @@ def _collection(
         storage_reservation=FixedPercentageStorageReservation(RESERVED),
     )
 
-    def plan() -> Any:
+    def plan() -> Tables:
         try:
-            return planner.plan(collection, sharders)
+            return tables_of(planner.plan(collection, sharders))
         except PlannerError as error:
             cause = str(error).splitlines()[0].strip()
             raise RankError(f"TorchRec cannot place the tables on {ranks.size} ranks, {sharding}: {cause}") from None
 
     # TorchRec's collective_plan leaves the other ranks waiting if rank 0 finds no plan.
-    sharding_plan = ranks.from_rank_zero(plan)
+    sharding_plan = plan_of(ranks.from_rank_zero(plan))
     env = ShardingEnv.from_process_group(dist.group.WORLD)
-    return DistributedModelParallel(
-        collection, env=env, device=device, plan=sharding_plan, sharders=sharders, init_data_parallel=False
-    )
+    with no_broadcast_of_settings():
+        return DistributedModelParallel(
+            collection, env=env, device=device, plan=sharding_plan, sharders=sharders, init_data_parallel=False
+        )
 
 
 def _fused_params(optimizer: RowOptimizer, lr: float, eps: float) -> dict[str, Any]:

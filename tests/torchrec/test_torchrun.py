@@ -11,6 +11,7 @@ from adaftr_fast.cli import main
 from adaftr_fast.training.metrics import auc
 from tests.distributed.test_torchrun import (
     arguments,
+    check_that_nothing_is_pickled,
     children,
     data,
     finish,
@@ -42,6 +43,11 @@ def test_run_equals_replicated_tables(data, by_two, tmp_path):
     finish(torchrun(2, arguments(data, tmp_path, **ROW_WISE | {"training__tables": "replicated"})))
     assert metrics(by_two) == pytest.approx(metrics(tmp_path), rel=1e-3)
     assert sorted(path.name for path in by_two.iterdir()) == ["best", "metrics.jsonl", "test.json"]
+
+
+def test_ranks_pickle_nothing(data, by_two, tmp_path, rendezvous):
+    check_that_nothing_is_pickled(data, tmp_path, rendezvous, **ROW_WISE)
+    assert metrics(tmp_path) == metrics(by_two)
 
 
 def test_killed_rank(data, by_two, tmp_path):
