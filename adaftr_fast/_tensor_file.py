@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+BLOCK = 1 << 24  # bytes that are written and hashed at once
 NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -41,8 +44,12 @@ def in_file_order(tensors: Mapping[str, Tensor | ChunkedTensor]) -> list[str]:
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor | ChunkedTensor], metadata: dict[str, str] | None = None
-) -> None:
+) -> str:
     """Writes ``tensors`` and string ``metadata`` to ``path``, which it replaces.
+
+    Returns:
+        The SHA-256 of the content in hexadecimal. It is computed from memory, so it also tells a file that the disk
+        has changed.
 
     Raises:
         OSError: the file cannot be written.
@@ -55,12 +62,21 @@ def write_tensors(
         header[name] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in in_file_order(tensors):
-            value = tensors[name]
-            for chunk in [value] if isinstance(value, Tensor) else value.chunks():
-                file.write(chunk.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for block in chain([struct.pack("<Q", len(text)) + text], _blocks(tensors)):
+            file.write(block)
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(tensors: Mapping[str, Tensor | ChunkedTensor]) -> Iterator[memoryview]:
+    for name in in_file_order(tensors):
+        value = tensors[name]
+        for chunk in [value] if isinstance(value, Tensor) else value.chunks():
+            content = chunk.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+            for start in range(0, len(content), BLOCK):
+                yield content[start : start + BLOCK]
 
 
 class SavedTensors(Mapping[str, Tensor]):

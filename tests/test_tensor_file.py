@@ -1,6 +1,8 @@
 import safetensors.torch
 import torch
 
+from adaftr_fast import _tensor_file
+from adaftr_fast._files import sha256
 from adaftr_fast._tensor_file import SavedTensors, in_file_order, write_tensors
 
 TENSORS = {
@@ -34,6 +36,13 @@ def test_safetensors_reads_the_file(tmp_path):
         assert found[name].dtype == value.dtype
         assert torch.equal(found[name], value)
         assert found[name].data_ptr() % value.dtype.itemsize == 0
+
+
+def test_the_digest_is_that_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(_tensor_file, "BLOCK", 5)  # so that a tensor takes several blocks
+    digest = write_tensors(tmp_path / "file", TENSORS, {"about": "τ"})
+    assert digest == sha256(tmp_path / "file")
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "file")["doubles"], TENSORS["doubles"])
 
 
 def test_tensors_are_read_by_name_or_by_rows(tmp_path):

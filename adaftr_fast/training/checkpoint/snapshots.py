@@ -45,9 +45,9 @@ def save_snapshot(
     temporary = folder / ".writing"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(temporary, tensors, metadata)
+        digest = write_tensors(temporary, tensors, metadata)[:DIGITS]
         sync(temporary)
-        temporary.replace(folder / f"{position:012d}-{_digest(temporary)}{SUFFIX}")
+        temporary.replace(folder / f"{position:012d}-{digest}{SUFFIX}")
         sync(folder)
         for stale in _newest_first(folder)[KEEP:]:
             stale.unlink()
@@ -68,7 +68,7 @@ def load_snapshot(folder: Path) -> tuple[SavedTensors, dict[str, Any]] | None:
     paths = _newest_first(folder)
     for path in paths:
         try:
-            if _digest(path) == path.stem.rpartition("-")[2]:
+            if sha256(path)[:DIGITS] == path.stem.rpartition("-")[2]:
                 return _read(path)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
@@ -95,10 +95,6 @@ def _read(path: Path) -> tuple[SavedTensors, dict[str, Any]]:
     if run.get("version") != VERSION:
         raise CheckpointError(f"{path}: version {run.get('version')}, this program reads version {VERSION}")
     return tensors, run
-
-
-def _digest(path: Path) -> str:
-    return sha256(path)[:DIGITS]
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -75,9 +75,8 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".weights-{os.getpid()}"
     try:
-        write_tensors(temporary, {**model.state_dict(), **(sharded or {})})
+        digest = write_tensors(temporary, {**model.state_dict(), **(sharded or {})})
         sync(temporary)
-        digest = sha256(temporary)
         weights = f"weights-{digest[:16]}.safetensors"
         temporary.replace(folder / weights)
     except BaseException:
