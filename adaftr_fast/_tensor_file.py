@@ -6,7 +6,6 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,13 +63,14 @@ def write_tensors(
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for block in chain([struct.pack("<Q", len(text)) + text], _blocks(tensors)):
+        for block in _blocks(struct.pack("<Q", len(text)) + text, tensors):
             file.write(block)
             digest.update(block)
     return digest.hexdigest()
 
 
-def _blocks(tensors: Mapping[str, Tensor | ChunkedTensor]) -> Iterator[memoryview]:
+def _blocks(header: bytes, tensors: Mapping[str, Tensor | ChunkedTensor]) -> Iterator[bytes | memoryview]:
+    yield header
     for name in in_file_order(tensors):
         value = tensors[name]
         for chunk in [value] if isinstance(value, Tensor) else value.chunks():

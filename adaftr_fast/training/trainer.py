@@ -164,6 +164,17 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             if self.ranks is not None:
                 restore(self.model, [], self.ranks.tensors_from_rank_zero(capture(self.model, [])))
+        try:
+            interrupted = self._train()
+        finally:
+            if self.snapshots is not None:
+                self.snapshots.close()
+        result = Result(self.progress.epochs, self.progress.best_epoch, interrupted)
+        self._restore_best(result)
+        return result
+
+    def _train(self) -> int:
+        """Trains until ``fit`` ends; returns the number of the signal that ended training, or 0."""
         with deferred_interrupt() as interrupt:
             if self.ranks is not None:
                 interrupt = SharedInterrupt(interrupt, self.ranks)
@@ -174,9 +185,7 @@ class Trainer:
                     interrupt.synchronize()
             if interrupt:
                 self._save_progress()
-        result = Result(self.progress.epochs, self.progress.best_epoch, interrupt.signum or 0)
-        self._restore_best(result)
-        return result
+        return interrupt.signum or 0
 
     def _is_done(self) -> bool:
         done = len(self.progress.epochs)
@@ -202,7 +211,7 @@ class Trainer:
                 if interrupt:
                     break
                 if self._is_due():
-                    self._save_progress()
+                    self._save_progress(continues=True)
         interrupt.synchronize()
         means = self._checked_means()
         progress.seconds = before + time.perf_counter() - start  # now that the device has done all steps
@@ -268,12 +277,19 @@ class Trainer:
             return due
         return self.progress.step % self.config.sync_steps == 0 and bool(self.ranks.largest(due))
 
-    def _save_progress(self) -> None:
+    def _save_progress(self, continues: bool = False) -> None:
+        """Saves a snapshot, which is on disk on return, or later where training ``continues`` with replicated tables.
+
+        At the end of an epoch it is not in the background, because the log and the best weights must come after it.
+        """
         self._checked_means()  # a snapshot never holds the weights after a loss that is not finite
         sharded = sharded_state(self.model, self.stepper.optimizers)
         if self.snapshots is not None:
             tensors = capture(self.model, self.stepper.optimizers)
-            self.snapshots.save(self.progress, {**tensors, **sharded}, self.means.sums)
+            if continues and not sharded:
+                self.snapshots.start(self.progress, tensors, self.means.sums)
+            else:
+                self.snapshots.save(self.progress, {**tensors, **sharded}, self.means.sums)
         elif not self.is_rank_zero:
             send_shards(sharded)
 

@@ -1,0 +1,89 @@
+"""What saves a snapshot while training continues: a copy of the state in memory, and a thread of low priority."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adaftr_fast.ops.embedding.lookup import empty_table
+
+CGROUPS, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/meminfo")
+# The limit, the usage and the name of the reclaimable file pages in the statistics, of cgroups version 2 and 1.
+CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+
+
+class StateCopy:
+    """A copy of named tensors in CPU memory, which is allocated once and reused."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+        self._copied: list[torch.cuda.Event] = []
+
+    def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Copies ``tensors``, which may change afterwards. On CUDA call ``wait`` before reading the copies.
+
+        Returns:
+            The copies on the CPU by name; they are valid until the next call. None if memory does not suffice: the
+            new buffers may take half of the available memory, the rest is for training and the file's pages.
+        """
+        new = {name: value for name, value in tensors.items() if not self._fits(name, value)}
+        if 2 * sum(value.nbytes for value in new.values()) > available_memory():
+            return None
+        self._buffers |= {name: _buffer(value) for name, value in new.items()}
+        for name, value in tensors.items():
+            self._buffers[name].copy_(value.detach(), non_blocking=True)
+        devices = {value.device for value in tensors.values() if value.is_cuda}
+        # Later steps run on the same streams, so they change nothing before it has been copied.
+        self._copied = [torch.cuda.current_stream(each).record_event() for each in devices]
+        return {name: self._buffers[name] for name in tensors}
+
+    def wait(self) -> None:
+        """Waits until the copies are complete."""
+        for event in self._copied:
+            event.synchronize()
+
+    def _fits(self, name: str, value: Tensor) -> bool:
+        buffer = self._buffers.get(name)
+        return buffer is not None and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
+
+
+def _buffer(value: Tensor) -> Tensor:
+    if value.is_cuda:
+        return torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    return empty_table(value.numel(), dtype=value.dtype).view(value.shape)
+
+
+def low_priority_thread() -> ThreadPoolExecutor:
+    """Returns an executor of one thread, which leaves the CPUs to the threads that train."""
+    return ThreadPoolExecutor(1, "snapshot", initializer=_lower_priority)
+
+
+def _lower_priority() -> None:
+    if sys.platform == "linux":  # elsewhere the priority is that of the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def available_memory() -> int:
+    """Returns the bytes of memory that this process can still take; 0 if the system does not tell."""
+    try:
+        lines = (line.split() for line in MEMINFO.read_text().splitlines())
+        left = [1024 * next(int(words[1]) for words in lines if words[0] == "MemAvailable:")]
+    except (OSError, StopIteration):
+        return 0
+    for names in CGROUP_FILES:
+        with suppress(OSError, ValueError, KeyError):  # no such file, or no limit ("max")
+            limit, usage, statistics = (CGROUPS / name for name in names[:3])
+            pages = dict(line.split() for line in statistics.read_text().splitlines())
+            left.append(int(limit.read_text()) - int(usage.read_text()) + int(pages[names[3]]))
+    return max(0, min(left))

@@ -1,0 +1,144 @@
+"""Snapshots that a thread writes while training continues."""
+
+import os
+import sys
+import threading
+
+import pytest
+import torch
+
+from adaftr_fast.errors import CheckpointError
+from adaftr_fast.training.checkpoint import background, run_snapshots
+from adaftr_fast.training.checkpoint.background import StateCopy, available_memory, low_priority_thread
+from adaftr_fast.training.checkpoint.snapshots import load_snapshot, save_snapshot
+
+from .test_run_snapshots import assert_same_run, trainer
+
+
+def test_copies_do_not_change_and_are_allocated_once():
+    state = {"a": torch.randn(3, 4).T, "scalar": torch.tensor(2), "grows": torch.zeros(2)}
+    copy = StateCopy()
+    first = copy.take(state)
+    places = {name: value.data_ptr() for name, value in first.items()}
+    expected = {name: value.clone() for name, value in state.items()}
+    for value in state.values():
+        value.add_(1)
+    copy.wait()
+    assert all(torch.equal(first[name], value) for name, value in expected.items())
+    again = copy.take(state | {"grows": torch.ones(5)})
+    assert torch.equal(again["a"], state["a"])
+    assert torch.equal(again["grows"], torch.ones(5))
+    assert all(again[name].data_ptr() == places[name] for name in ("a", "scalar"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_copies_from_a_gpu_are_those_of_their_moment():
+    state = torch.ones(1 << 24, device="cuda")
+    copy = StateCopy()
+    copied = copy.take({"state": state})["state"]
+    state.zero_()
+    copy.wait()
+    assert copied.is_pinned()
+    assert torch.equal(copied, torch.ones(1 << 24))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_available_memory_is_that_of_the_container(version, tmp_path, monkeypatch):
+    machine = available_memory()
+    assert machine > 4096
+    monkeypatch.setattr(background, "CGROUPS", tmp_path)
+    limit, usage, statistics, key = background.CGROUP_FILES[2 - version]
+    (tmp_path / limit).parent.mkdir(exist_ok=True)
+    (tmp_path / usage).write_text("5000\n")
+    (tmp_path / statistics).write_text(f"anon 3000\n{key} 2000\n")
+    (tmp_path / limit).write_text("8000\n")
+    assert available_memory() == 8000 - 5000 + 2000
+    (tmp_path / limit).write_text("max\n")
+    assert available_memory() > 8000
+    monkeypatch.setattr(background, "MEMINFO", tmp_path / "absent")
+    assert available_memory() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities are per thread on Linux")
+def test_the_thread_lowers_its_own_priority():
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with low_priority_thread() as thread:
+        number = thread.submit(threading.get_native_id).result()
+        assert os.getpriority(os.PRIO_PROCESS, number) == 19
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def names(folder):
+    return sorted(path.name[:12] for path in folder.glob("*.safetensors"))
+
+
+def test_a_snapshot_holds_the_state_of_its_step(model, splits, tmp_path, monkeypatch):
+    """The write starts only when training has gone on; no further snapshot starts before it has ended."""
+    release, saved = threading.Event(), []
+
+    def late(folder, position, tensors, run):
+        if threading.current_thread() is not threading.main_thread():
+            release.wait(60)
+        save_snapshot(folder, position, tensors, run)
+        saved.append((position, threading.current_thread() is threading.main_thread()))
+
+    monkeypatch.setattr(run_snapshots, "save_snapshot", late)
+    run = trainer(model, splits, tmp_path / "slow", max_epochs=1, checkpoint_seconds=0)
+    step, expected = run.train_step, []
+
+    def watched(*arguments):
+        if run.progress.step == 1:
+            expected.extend(value.detach().clone() for value in model.parameters())
+        if run.progress.step == 30:
+            release.set()
+            run.snapshots.wait()
+            found, _ = load_snapshot(tmp_path / "slow/last")
+            assert names(tmp_path / "slow/last") == ["000000000002"]  # of step 1
+            for (name, _), value in zip(model.named_parameters(), expected, strict=True):
+                assert torch.equal(found[f"model/{name}"], value)
+        return step(*arguments)
+
+    run.train_step = watched
+    run.fit()
+    assert (2, False) in saved
+    assert saved[-1] == (42, True)  # the end of the epoch
+
+
+def test_snapshots_change_no_bits(model, splits, tmp_path):
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer(model, splits, tmp_path / "none").fit()
+    model.load_state_dict(start)
+    trainer(model, splits, tmp_path / "many", checkpoint_seconds=0).fit()
+    assert_same_run(tmp_path / "none", tmp_path / "many")
+
+
+def test_an_error_of_the_thread_is_raised_by_training(model, splits, tmp_path, monkeypatch):
+    def full(*_):
+        raise CheckpointError("cannot write a snapshot")
+
+    monkeypatch.setattr(run_snapshots, "save_snapshot", full)
+    run = trainer(model, splits, tmp_path, checkpoint_seconds=0)
+    with pytest.raises(CheckpointError, match="cannot write a snapshot"):
+        run.fit()
+    assert 1 <= run.progress.step <= 40
+
+
+def test_training_that_fails_waits_for_the_thread(model, splits, tmp_path):
+    run = trainer(model, splits, tmp_path, checkpoint_seconds=0)
+    step = run.train_step
+    run.train_step = lambda *arguments: 1 / 0 if run.progress.step == 1 else step(*arguments)
+    with pytest.raises(ZeroDivisionError):
+        run.fit()
+    assert names(tmp_path / "last") == ["000000000002"]
+
+
+def test_without_memory_for_a_copy_snapshots_are_written_at_once(model, splits, tmp_path, monkeypatch):
+    threads = []
+    monkeypatch.setattr(background, "available_memory", lambda: 100)
+    monkeypatch.setattr(run_snapshots, "save_snapshot", lambda *_: threads.append(threading.current_thread()))
+    run = trainer(model, splits, tmp_path, max_epochs=1, checkpoint_seconds=0)
+    run._log = run._save_best = lambda *_: None
+    run._restore_best = lambda result: None
+    run.fit()
+    assert set(threads) == {threading.main_thread()}
+    assert len(threads) == 41  # one per step, and the end of the epoch
