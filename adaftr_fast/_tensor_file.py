@@ -1,11 +1,13 @@
-"""Reads and writes safetensors files in chunks, so that no process holds a whole file in memory."""
+"""Reads and writes safetensors files piece by piece, so that no process holds a whole file in memory."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,24 +28,17 @@ class Readable(Protocol):
     def __getitem__(self, rows: slice) -> Tensor: ...
 
 
-class ChunkedTensor(Protocol):
-    """A tensor that this process does not hold as a whole."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-
-    def chunks(self) -> Iterator[Tensor]:
-        """Yields the elements in order, as tensors on the CPU."""
+def shard_key(name: str, first_row: int) -> str:
+    """Returns the name, in a shard file, of the rows of the tensor ``name`` from ``first_row`` on."""
+    return f"{name}@{first_row}"
 
 
-def in_file_order(tensors: Mapping[str, Tensor | ChunkedTensor]) -> list[str]:
+def in_file_order(tensors: Mapping[str, Tensor]) -> list[str]:
     """Returns the names in the order of the file: wide types first, which keeps every tensor aligned."""
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor | ChunkedTensor], metadata: dict[str, str] | None = None
-) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
     """Writes ``tensors`` and string ``metadata`` to ``path``, which it replaces.
 
     Returns:
@@ -69,43 +64,81 @@ def write_tensors(
     return digest.hexdigest()
 
 
-def _blocks(header: bytes, tensors: Mapping[str, Tensor | ChunkedTensor]) -> Iterator[bytes | memoryview]:
+def _blocks(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     yield header
     for name in in_file_order(tensors):
-        value = tensors[name]
-        for chunk in [value] if isinstance(value, Tensor) else value.chunks():
-            content = chunk.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-            for start in range(0, len(content), BLOCK):
-                yield content[start : start + BLOCK]
+        content = tensors[name].detach().contiguous().flatten().view(torch.uint8)
+        for block in content.split(BLOCK):  # of a tensor on a GPU, one block at a time is on the CPU
+            yield block.cpu().numpy().data
 
 
 class SavedTensors(Mapping[str, Tensor]):
-    """A mapping of names to the tensors of a safetensors file, which are read on access.
+    """A mapping of names to the tensors of a safetensors file and of its shard files, which are read on access.
+
+    A shard file holds ranges of rows of some tensors, named by ``shard_key``.
+
+    Args:
+        path: the file. It may hold any tensor as a whole.
+        shards: the shard files, which together hold all rows of each tensor that they share.
 
     Raises:
-        SafetensorError: the file is not a safetensors file.
+        SafetensorError: a file is not a safetensors file.
+        ValueError: a shard is not named by ``shard_key``, or the rows of a tensor have a gap or overlap.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shards: Sequence[Path] = ()) -> None:
         self._file = safe_open(path, "pt")
-        self._names = list(self._file.keys())
         self.metadata: dict[str, str] = self._file.metadata() or {}
+        self._tensors: dict[str, Any] = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+        parts: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+        for file in (safe_open(shard, "pt") for shard in shards):
+            for key in file.keys():  # noqa: SIM118
+                name, _, first = key.rpartition("@")
+                parts[name].append((int(first), file.get_slice(key)))
+        self._tensors |= {name: _Rows(name, each) for name, each in parts.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._file.get_tensor(name)
+        found = self._tensors[name]
+        return found[:] if isinstance(found, _Rows) else self._file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns a tensor's shape without reading the tensor."""
-        return tuple(self._file.get_slice(name).get_shape())
+        return tuple(self._tensors[name].get_shape())
 
     def rows(self, name: str) -> Readable:
         """Returns an object that reads a tensor's rows on access."""
-        return self._file.get_slice(name)
+        found: Readable = self._tensors[name]
+        return found
+
+
+class _Rows:
+    """The rows of a tensor in several shards; reads those of a slice with a step of 1."""
+
+    def __init__(self, name: str, parts: list[tuple[int, Any]]) -> None:
+        self._parts, end = sorted(parts, key=itemgetter(0)), 0
+        for first, part in self._parts:
+            if first != end:
+                raise ValueError(f"{name}: expected a shard from row {end} on, got one from row {first} on")
+            end += part.get_shape()[0]
+        self._shape = [end, *self._parts[0][1].get_shape()[1:]]
+
+    def get_shape(self) -> list[int]:
+        return self._shape
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(self._shape[0])
+        found: Tensor | None = None
+        for first, part in self._parts:
+            low, high = max(start, first), min(stop, first + part.get_shape()[0])
+            if low < high:
+                values = part[low - first : high - first]
+                if found is None:
+                    found = torch.empty(stop - start, *self._shape[1:], dtype=values.dtype)
+                found[low - start : high - start] = values
+        return torch.empty(0, *self._shape[1:]) if found is None else found

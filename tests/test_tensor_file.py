@@ -1,9 +1,12 @@
+from itertools import pairwise
+
+import pytest
 import safetensors.torch
 import torch
 
 from adaftr_fast import _tensor_file
 from adaftr_fast._files import sha256
-from adaftr_fast._tensor_file import SavedTensors, in_file_order, write_tensors
+from adaftr_fast._tensor_file import SavedTensors, in_file_order, shard_key, write_tensors
 
 TENSORS = {
     "odd": torch.tensor([True, False, True]),
@@ -17,22 +20,11 @@ TENSORS = {
 }
 
 
-class Pieces:
-    """Rows that come one by one."""
-
-    def __init__(self, whole):
-        self.whole, self.shape, self.dtype = whole, whole.shape, whole.dtype
-
-    def chunks(self):
-        yield from self.whole.split(1)
-
-
 def test_safetensors_reads_the_file(tmp_path):
-    rows = torch.randn(9, 4)
-    write_tensors(tmp_path / "file", TENSORS | {"rows": Pieces(rows)}, {"about": "τ"})
-    found, expected = safetensors.torch.load_file(tmp_path / "file"), TENSORS | {"rows": rows}
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
+    write_tensors(tmp_path / "file", TENSORS, {"about": "τ"})
+    found = safetensors.torch.load_file(tmp_path / "file")
+    assert found.keys() == TENSORS.keys()
+    for name, value in TENSORS.items():
         assert found[name].dtype == value.dtype
         assert torch.equal(found[name], value)
         assert found[name].data_ptr() % value.dtype.itemsize == 0
@@ -63,3 +55,38 @@ def test_wide_types_come_first():
     assert names == in_file_order(dict(reversed(TENSORS.items())))
     sizes = [TENSORS[name].dtype.itemsize for name in names]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def write_shards(folder, tensors, bounds):
+    """Writes the rows between each two bounds to one file; returns the paths."""
+    paths = []
+    for start, stop in pairwise(bounds):
+        paths.append(folder / f"{start}")
+        write_tensors(paths[-1], {shard_key(name, start): rows[start:stop] for name, rows in tensors.items()})
+    return paths
+
+
+def test_shards_are_read_as_whole_tensors_or_by_rows(tmp_path):
+    tensors = {"a@b": torch.randn(9, 4), "sums": torch.randn(9)}
+    paths = write_shards(tmp_path, tensors, [0, 2, 3, 9])
+    write_tensors(tmp_path / "file", {"whole": torch.arange(3)}, {"about": "τ"})
+    saved = SavedTensors(tmp_path / "file", paths[::-1])
+    assert set(saved) == {"a@b", "sums", "whole"}
+    assert saved.metadata == {"about": "τ"}
+    assert torch.equal(saved["whole"], torch.arange(3))
+    for name, rows in tensors.items():
+        assert torch.equal(saved[name], rows)
+        assert saved.shape(name) == tuple(rows.shape)
+        for start, stop in ((0, 9), (1, 2), (1, 8), (4, 6), (5, 5), (7, 20)):
+            assert torch.equal(saved.rows(name)[start:stop], rows[start:stop])
+
+
+def test_missing_rows_and_names_raise(tmp_path):
+    first, _, last = write_shards(tmp_path, {"a": torch.randn(9, 4)}, [0, 2, 3, 9])
+    write_tensors(tmp_path / "file", {})
+    for paths, message in (([first, last], "from row 2 on, got one from row 3"), ([last], "from row 0 on")):
+        with pytest.raises(ValueError, match=f"a: expected a shard {message}"):
+            SavedTensors(tmp_path / "file", paths)
+    write_tensors(tmp_path / "other", {"plain": torch.zeros(2)})
+    with pytest.raises(ValueError, match="plain"):
+        SavedTensors(tmp_path / "file", [tmp_path / "other"])

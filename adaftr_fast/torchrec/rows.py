@@ -1,4 +1,4 @@
-"""A tensor whose rows are sharded over ranks; rank 0 reads and writes it in chunks.
+"""A tensor whose rows are sharded over ranks. Each rank reads and writes the rows that it holds.
 
 Shapes: R rows in all, which the shards hold one after another.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adaftr_fast._tensor_file import Readable
 
-CHUNK = 1 << 22  # numbers per message
+CHUNK = 1 << 22  # numbers per message or read
 
 
 @dataclass(frozen=True)
@@ -41,33 +41,32 @@ class Shard:
 class ShardedRows:
     """A float32 tensor [R, ...] sharded over ranks.
 
-    All ranks must construct it with the same arguments and call its methods in the same order.
+    All ranks must construct it with the same arguments and call ``fill`` in the same order.
 
     Args:
         shards: the shards in the order of rows.
         rest: the shape of a row.
     """
 
-    dtype = torch.float32
-
     def __init__(self, shards: Iterable[Shard], rest: Sequence[int]) -> None:
         self.shards = list(shards)
         self.shape = torch.Size([sum(shard.rows for shard in self.shards), *rest])
 
-    def chunks(self) -> Iterator[Tensor]:
-        """Yields all rows in order, in chunks on the CPU of rank 0. The other ranks send theirs and yield nothing."""
-        me = dist.get_rank()
-        for shard, start, stop in self._ranges():
-            if me == shard.owner:
-                chunk = shard.held[start:stop].detach().cpu().contiguous()
-                if me == 0:
-                    yield chunk
-                else:
-                    dist.send(chunk, 0)
-            elif me == 0:
-                chunk = torch.empty(stop - start, *self.shape[1:])
-                dist.recv(chunk, shard.owner)
-                yield chunk
+    def local(self) -> Iterator[tuple[int, Tensor]]:
+        """Yields the first row and the rows of each shard on this rank, without empty ones. Needs no other rank."""
+        first = 0
+        for shard in self.shards:
+            if shard.local is not None and shard.rows:
+                yield first, shard.local
+            first += shard.rows
+
+    @torch.no_grad()
+    def read(self, source: Readable) -> None:
+        """Writes the rows of ``source`` [R, ...] to the shards on this rank, in chunks. Needs no other rank."""
+        for first, rows in self.local():
+            for start in range(0, len(rows), self._step):
+                stop = min(start + self._step, len(rows))
+                rows[start:stop] = source[first + start : first + stop].to(rows.device)
 
     @torch.no_grad()
     def fill(self, source: Readable | None) -> None:
@@ -88,14 +87,13 @@ class ShardedRows:
                 shard.held[start:stop] = chunk.to(shard.held.device)
             first += rows
 
-    def send(self) -> None:
-        """Sends this rank's rows while rank 0 iterates over ``chunks``."""
-        for _ in self.chunks():
-            raise AssertionError("ShardedRows.send: must not be called on rank 0, which reads chunks()")
+    @property
+    def _step(self) -> int:
+        """The number of rows that are read or sent at once."""
+        return max(1, CHUNK // max(1, self.shape[1:].numel()))
 
     def _ranges(self) -> Iterator[tuple[Shard, int, int]]:
         """Yields (shard, start, stop) for each message."""
-        step = max(1, CHUNK // max(1, self.shape[1:].numel()))
         for shard in self.shards:
-            for start in range(0, shard.rows, step):
-                yield shard, start, min(start + step, shard.rows)
+            for start in range(0, shard.rows, self._step):
+                yield shard, start, min(start + self._step, shard.rows)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,11 @@ from adaftr_fast.errors import TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.best import BestWeights
-from adaftr_fast.training.checkpoint.exchange import load_on_all_ranks, send_shards
+from adaftr_fast.training.checkpoint.exchange import load_state
+from adaftr_fast.training.checkpoint.files import check_shared_folder
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean
 from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
-from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state, sharded_tables
+from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state
 from adaftr_fast.training.checkpoint.weights import Description, remove_checkpoint
 from adaftr_fast.training.device.feed import to_device
 from adaftr_fast.training.device.memory import memory_errors
@@ -73,10 +73,11 @@ class Trainer:
             ``last/``. None writes no files. The results of an earlier run in it are removed when the first epoch of
             this run has been validated.
         about: the description of the run in checkpoints and snapshots. None writes neither.
-        ranks: the ranks that train together, each on its rows of every batch. Only rank 0 writes files and logs. A run
-            may resume on another number of ranks.
+        ranks: the ranks that train together, each on its rows of every batch. Rank 0 writes files and logs, and each
+            rank its rows of sharded tables. A run may resume on another number of ranks.
 
     Raises:
+        CheckpointError: the tables are sharded and a rank does not see ``folder``.
         TrainingError: the training split is smaller than a batch, a batch cannot be divided equally among ranks and
             parts, or sharded tables do not support an option.
     """
@@ -103,6 +104,16 @@ class Trainer:
         self.ranks, self.is_rank_zero, self.share = ranks, ranks is None or ranks.rank == 0, _share(config, ranks)
         if ranks is not None:
             _check_equal_sync_steps(config, ranks)
+        self.is_sharded = config.tables == "torchrec"
+        self.snapshots: RunSnapshots | None = None
+        best: Path | None = None
+        if folder is not None and about is not None and (self.is_rank_zero or self.is_sharded):
+            sharing = ranks if self.is_sharded else None  # the ranks that share the files of the state
+            if sharing is not None:
+                check_shared_folder(folder, sharing)
+            self.snapshots = RunSnapshots(folder, about, len(train), config.checkpoint_seconds, sharing)
+            best = folder / BEST
+        self.best_weights = BestWeights(model, best, about, ranks)
         if not self.is_rank_zero:
             folder, config = None, replace(config, progress=False, tensorboard=False)
         self.model, self.train, self.validation = model, train, validation
@@ -110,12 +121,6 @@ class Trainer:
         self.config, self.folder = config, folder
         self.progress, self.means, self._resumed = Progress(), RunningMean(), False
         self._checked = 0  # steps of this epoch whose losses are known to be finite
-        self.is_sharded = bool(sharded_tables(model))
-        self.snapshots: RunSnapshots | None = None
-        if folder is not None and about is not None:
-            self.snapshots = RunSnapshots(folder, about, len(train), config.checkpoint_seconds)
-        path = folder / BEST if folder is not None and about is not None else None
-        self.best_weights = BestWeights(model, path, about, ranks)
 
     def resume(self) -> bool:
         """Resumes the unfinished run in ``folder``. ``fit`` then ends with the bits of an uninterrupted run.
@@ -126,11 +131,7 @@ class Trainer:
         Raises:
             CheckpointError: the unfinished run has other options or data, or no snapshot can be read.
         """
-        found: tuple[Progress, Mapping[str, Tensor], dict[str, Tensor]] | None
-        if self.ranks is not None:
-            found = load_on_all_ranks(self.ranks, self.snapshots, sharded_state(self.model, self.stepper.optimizers))
-        else:
-            found = None if self.snapshots is None else self.snapshots.load()
+        found = load_state(self.ranks, self.snapshots, sharded_state(self.model, self.stepper.optimizers))
         if found is None:
             return False
         self.progress, tensors, sums = found
@@ -272,26 +273,20 @@ class Trainer:
 
     def _is_due(self) -> bool:
         """Returns whether to save a snapshot now. Sharded tables are saved by all ranks, at synchronization points."""
-        due = self.snapshots is not None and self.snapshots.due()
-        if self.ranks is None or not self.is_sharded:
-            return due
-        return self.progress.step % self.config.sync_steps == 0 and bool(self.ranks.largest(due))
+        if self.snapshots is None or (self.is_sharded and self.progress.step % self.config.sync_steps):
+            return False
+        return self.snapshots.due()
 
     def _save_progress(self, continues: bool = False) -> None:
-        """Saves a snapshot, which is on disk on return, or later where training ``continues`` with replicated tables.
+        """Saves a snapshot, which is on disk on return, or later if training ``continues``.
 
         At the end of an epoch it is not in the background, because the log and the best weights must come after it.
         """
         self._checked_means()  # a snapshot never holds the weights after a loss that is not finite
-        sharded = sharded_state(self.model, self.stepper.optimizers)
         if self.snapshots is not None:
-            tensors = capture(self.model, self.stepper.optimizers)
-            if continues and not sharded:
-                self.snapshots.start(self.progress, tensors, self.means.sums)
-            else:
-                self.snapshots.save(self.progress, {**tensors, **sharded}, self.means.sums)
-        elif not self.is_rank_zero:
-            send_shards(sharded)
+            save = self.snapshots.start if continues else self.snapshots.save
+            model, optimizers = self.model, self.stepper.optimizers
+            save(self.progress, capture(model, optimizers), self.means.sums, sharded_state(model, optimizers))
 
     def _save_best(self) -> None:
         self.best_weights.save(self.progress.epochs[self.progress.best_epoch - 1]["validation"])

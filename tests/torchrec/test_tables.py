@@ -57,7 +57,7 @@ def loss(out: torch.Tensor) -> torch.Tensor:
 
 
 def trained(rank: int, sharding: str, optimizer: str, form: str) -> dict:
-    """Returns this rank's outputs, and on rank 0 the rows and state after some steps."""
+    """Returns this rank's outputs, and its rows and state after some steps."""
     sharded = sharded_by(sharding, optimizer)
     outputs = []
     for step in range(STEPS):
@@ -67,8 +67,23 @@ def trained(rank: int, sharding: str, optimizer: str, form: str) -> dict:
         outputs.append(sharded(*batch(form, rank, step)))
         loss(outputs[-1]).backward()
     rows = {"weight": sharded.weight, "user": sharded.field_weights()["user"]} | sharded.state()
-    whole = {name: list(each.chunks()) for name, each in rows.items()}
-    return {"out": torch.stack(outputs).detach(), "whole": {name: torch.cat(x) for name, x in whole.items() if x}}
+    return {"out": torch.stack(outputs).detach(), "rows": {name: local(each) for name, each in rows.items()}}
+
+
+def local(rows) -> list[tuple[int, torch.Tensor]]:
+    """Returns this rank's shards with their first rows."""
+    return [(first, shard.clone()) for first, shard in rows.local()]
+
+
+def whole(by_rank: list[dict]) -> dict[str, torch.Tensor]:
+    """Joins the shards of all ranks, which must follow each other."""
+    joined = {}
+    for name in by_rank[0]:
+        shards = sorted((shard for each in by_rank for shard in each[name]), key=lambda shard: shard[0])
+        firsts = [first for first, _ in shards]
+        assert firsts == [0, *torch.tensor([len(rows) for _, rows in shards]).cumsum(0).tolist()[:-1]]
+        joined[name] = torch.cat([rows for _, rows in shards])
+    return joined
 
 
 def uneven(rank: int, sharding: str) -> list[torch.Tensor]:
@@ -78,14 +93,16 @@ def uneven(rank: int, sharding: str) -> list[torch.Tensor]:
         return [sharded(*batch(form, rank, 0, 5 * rank)) for form in ("ids", "bags")]
 
 
-def filled(rank: int, sharding: str) -> dict[str, torch.Tensor]:
-    """Writes rows and states from rank 0 and reads them again."""
+def filled(rank: int, sharding: str) -> dict[str, dict]:
+    """Returns this rank's rows and states after rank 0 sent them, and after each rank read its own."""
     sharded = sharded_by(sharding, "rowwise_adagrad")
     sharded_rows.CHUNK = 24  # numbers, so that every shard takes several messages
-    found = {}
+    found = {"fill": {}, "read": {}}
     for name, rows in ({"weight": sharded.weight} | sharded.state()).items():
         rows.fill(numbered(rows.shape) if rank == 0 else None)
-        found[name] = torch.cat([torch.empty(0, *rows.shape[1:]), *rows.chunks()])
+        found["fill"][name] = local(rows)
+        rows.read(-numbered(rows.shape))
+        found["read"][name] = local(rows)
     return found
 
 
@@ -95,8 +112,8 @@ def numbered(shape) -> torch.Tensor:
 
 def same_bits(rank: int) -> bool:
     first, second = (trained(rank, "row_wise", "adagrad", "bags") for _ in range(2))
-    names = first["whole"]
-    return torch.equal(first["out"], second["out"]) and all(torch.equal(names[n], second["whole"][n]) for n in names)
+    pairs = [pair for name in first["rows"] for pair in zip(first["rows"][name], second["rows"][name], strict=True)]
+    return torch.equal(first["out"], second["out"]) and all(torch.equal(a, b) for (_, a), (_, b) in pairs)
 
 
 def input_errors(rank: int) -> list[str]:
@@ -166,10 +183,10 @@ def test_outputs_rows_and_states_equal_one_process(name, ranks, request):
     expected = replicated(len(got), *CASES[name][1:])
     for rank, each in enumerate(got):
         torch.testing.assert_close(each[name]["out"], expected["out"][rank], rtol=1e-5, atol=1e-6)
-        assert bool(each[name]["whole"]) == (rank == 0)
-    assert got[0][name]["whole"].keys() == expected["whole"].keys()
+    found = whole([each[name]["rows"] for each in got])
+    assert found.keys() == expected["whole"].keys()
     for part, value in expected["whole"].items():
-        torch.testing.assert_close(got[0][name]["whole"][part], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[part], value, rtol=1e-4, atol=1e-6)
     assert not torch.equal(expected["whole"]["weight"], table().weight)
 
 
@@ -184,12 +201,11 @@ def test_uneven_batches(sharding, by_four):
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
 def test_fill_and_read_rows(sharding, by_two, by_four):
     for ranks in (by_two, by_four):
-        rank_zero, *others = (each[f"filled {sharding}"] for each in ranks)
-        assert list(rank_zero) == ["weight", *(f"sum.{name}" for name in NAMES)]
-        for value in rank_zero.values():
-            assert len(value)
-            assert torch.equal(value, numbered(value.shape))
-        assert all(len(value) == 0 for other in others for value in other.values())
+        for way, sign in (("fill", 1), ("read", -1)):
+            found = whole([each[f"filled {sharding}"][way] for each in ranks])
+            assert list(found) == ["weight", *(f"sum.{name}" for name in NAMES)]
+            for value in found.values():
+                assert torch.equal(value, sign * numbered(value.shape))
 
 
 def test_bitwise_equal_across_runs(by_two, by_four):

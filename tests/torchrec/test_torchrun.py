@@ -51,9 +51,9 @@ def test_ranks_pickle_nothing(data, by_two, tmp_path, rendezvous):
 
 
 def test_killed_rank(data, by_two, tmp_path):
-    command = arguments(data, tmp_path, training__checkpoint_seconds=0, **ROW_WISE)
+    command = arguments(data, tmp_path, training__checkpoint_seconds=0, training__sync_steps=1, **ROW_WISE)
     run = torchrun(2, command, "--max-restarts=2", "--monitor-interval=0.1")
-    wait_for(lambda: len(list((tmp_path / "last").glob("*-*"))) == 2)
+    wait_for(lambda: len(list((tmp_path / "last").glob("*-*.safetensors"))) == 2)
     os.kill(children(run)[1], signal.SIGKILL)
     _, err = finish(run)
     assert "resuming in epoch" in err

@@ -45,7 +45,9 @@ class StateCopy:
             self._buffers[name].copy_(value.detach(), non_blocking=True)
         devices = {value.device for value in tensors.values() if value.is_cuda}
         # Later steps run on the same streams, so they change nothing before it has been copied.
-        self._copied = [torch.cuda.current_stream(each).record_event() for each in devices]
+        self._copied = [
+            torch.cuda.current_stream(each).record_event(torch.cuda.Event(blocking=True)) for each in devices
+        ]
         return {name: self._buffers[name] for name in tensors}
 
     def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""Exchanges the content of a run's files between rank 0, which reads and writes them, and the other ranks."""
+"""Loads the state of an unfinished run on all ranks."""
 
 from __future__ import annotations
 
@@ -8,27 +8,41 @@ from typing import Any
 
 from torch import Tensor
 
-from adaftr_fast._tensor_file import SavedTensors, in_file_order
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.errors import CheckpointError
 from adaftr_fast.torchrec.rows import ShardedRows
+from adaftr_fast.training.checkpoint.files import read_local_rows
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.run_snapshots import Found, RunSnapshots
 
 
-def load_on_all_ranks(
-    ranks: Ranks, snapshots: RunSnapshots | None, sharded: Mapping[str, ShardedRows]
-) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
-    """Loads the newest snapshot on rank 0 and distributes it to all ranks.
+def load_state(
+    ranks: Ranks | None, snapshots: RunSnapshots | None, sharded: Mapping[str, ShardedRows]
+) -> tuple[Progress, Mapping[str, Tensor], dict[str, Tensor]] | None:
+    """Loads the newest snapshot on all ranks.
 
     Args:
-        ranks: the ranks.
-        snapshots: on rank 0 the run's snapshots, or None if none are written; None on the other ranks.
-        sharded: the sharded tensors by name. Their rows are written to the ranks that own them.
+        ranks: the ranks that train together.
+        snapshots: the run's snapshots, or None if none are written; without sharded tensors on rank 0 alone, which
+            sends what it reads to the others.
+        sharded: the sharded tensors by name. Each rank reads the rows that it owns.
 
     Returns:
         The progress, the other tensors of the state and the sums of the running means. None without a snapshot.
+
+    Raises:
+        CheckpointError: like ``RunSnapshots.load``, or a sharded tensor is missing or has another shape.
     """
+    if ranks is not None and not sharded:
+        return _from_rank_zero(ranks, snapshots)
+    found = None if snapshots is None else snapshots.load()
+    if found is not None:
+        read_local_rows(found[1], sharded)
+    return found
+
+
+def _from_rank_zero(
+    ranks: Ranks, snapshots: RunSnapshots | None
+) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
     found: list[Found | None] = [None]  # on rank 0
 
     def load() -> dict[str, Any] | None:
@@ -39,40 +53,5 @@ def load_on_all_ranks(
     if progress is None:
         return None
     _, saved, sums = found[0] or (None, None, None)
-    return Progress(**progress), distribute(ranks, saved, sharded), ranks.tensors_from_rank_zero(sums)
-
-
-def distribute(
-    ranks: Ranks, saved: SavedTensors | dict[str, Tensor] | None, sharded: Mapping[str, ShardedRows]
-) -> dict[str, Tensor]:
-    """Broadcasts rank 0's tensors, and writes the rows of sharded ones to the ranks that own them.
-
-    Args:
-        ranks: the ranks.
-        saved: the tensors on rank 0, from a file if any are sharded; None on the other ranks.
-        sharded: the sharded tensors by name.
-
-    Returns:
-        The tensors that are not sharded, on every rank.
-
-    Raises:
-        CheckpointError: a sharded tensor is missing or has another shape.
-    """
-    ranks.from_rank_zero(lambda: _check(saved, sharded))
-    for name, rows in sharded.items():
-        rows.fill(saved.rows(name) if isinstance(saved, SavedTensors) else None)
-    mine = None if saved is None else {name: saved[name] for name in saved if name not in sharded}
-    return ranks.tensors_from_rank_zero(mine)
-
-
-def send_shards(sharded: Mapping[str, ShardedRows]) -> None:
-    """Sends this rank's rows of all sharded tensors while rank 0 writes them to a file."""
-    for name in in_file_order(sharded):
-        sharded[name].send()
-
-
-def _check(saved: SavedTensors | dict[str, Tensor] | None, sharded: Mapping[str, ShardedRows]) -> None:
-    for name, rows in sharded.items():
-        found = saved.shape(name) if isinstance(saved, SavedTensors) and name in saved else None
-        if found != tuple(rows.shape):
-            raise CheckpointError(f"saved state: {name}: expected shape {tuple(rows.shape)}, got {found}")
+    tensors = ranks.tensors_from_rank_zero(None if saved is None else dict(saved))
+    return Progress(**progress), tensors, ranks.tensors_from_rank_zero(sums)

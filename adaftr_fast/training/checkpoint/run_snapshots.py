@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from adaftr_fast._tensor_file import ChunkedTensor, SavedTensors
+from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import FREE_ON_RESUME
+from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
+from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint.background import StateCopy, low_priority_thread
+from adaftr_fast.training.checkpoint.files import TensorFile, local_rows
 from adaftr_fast.training.checkpoint.progress import Progress
-from adaftr_fast.training.checkpoint.snapshots import load_snapshot, remove_snapshots, save_snapshot
+from adaftr_fast.training.checkpoint.snapshots import load_snapshot, remove_snapshots, save_shard, save_snapshot
 from adaftr_fast.training.checkpoint.weights import Description
 
 LAST = "last"  # in the run folder; present while the run is unfinished
 MEAN = "mean/"
+Sharded = Mapping[str, ShardedRows]
+Commit = Callable[[Sequence[TensorFile]], None]
 Found = tuple[Progress, SavedTensors, dict[str, Tensor]]
 """The progress, the saved tensors (read on access) and the sums of the running means."""
 
@@ -34,70 +40,95 @@ class RunSnapshots:
         about: the run's options and data. Snapshots of other options or data raise an error.
         rows: the number of rows of the training split.
         seconds: time between two snapshots of an epoch, in seconds. The next one starts after the last is written.
+        ranks: the ranks that hold sharded tables. All of them must see ``folder`` and call ``due``, ``start``, ``save``
+            and ``load`` at the same steps. None if this process alone saves the state.
     """
 
-    def __init__(self, folder: Path, about: Description, rows: int, seconds: float) -> None:
-        self.folder, self.seconds = folder / LAST, seconds
+    def __init__(self, folder: Path, about: Description, rows: int, seconds: float, ranks: Ranks | None = None) -> None:
+        self.folder, self.seconds, self.ranks = folder / LAST, seconds, ranks
         self.identity: dict[str, Any] = {"settings": about.config.flat(), "data": about.fingerprint, "rows": rows}
         self._saved_at = time.monotonic()
         self._copy, self._thread = StateCopy(), low_priority_thread()
-        self._writing: Future[None] | None = None  # the write of the thread, until its error has been raised
+        self._writing: Future[TensorFile | None] | None = None  # the thread's write, until its error has been raised
+        self._commit: Commit | None = None  # what is left to do when all ranks have written their shards
 
     def due(self) -> bool:
         """Returns whether ``seconds`` have passed since the last snapshot, which must have been written.
 
+        With ``ranks``, rank 0 decides. When all ranks have written their shards, it starts to commit them.
+
         Raises:
             CheckpointError: the thread could not write the last snapshot.
         """
-        if self._writing is not None:
-            if not self._writing.done():
-                return False
-            self.wait()
-        return time.monotonic() - self._saved_at >= self.seconds
+        if self.ranks is None:
+            return self._is_due()
+        if self._commit is not None and not self.ranks.largest(int(self._is_busy())):
+            commit, self._commit = self._commit, None
+            shards = self._shards_of_all(self.wait())
+            if self.ranks.is_rank_zero:
+                self._writing = self._thread.submit(commit, shards)
+        return bool(self.ranks.largest(int(self.ranks.is_rank_zero and self._is_due())))
 
-    def start(self, progress: Progress, tensors: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+    def start(
+        self, progress: Progress, tensors: dict[str, Tensor], sums: dict[str, Tensor], sharded: Sharded | None = None
+    ) -> None:
         """Copies a snapshot in memory and starts to write it in a thread. The tensors may change afterwards.
 
-        If memory does not suffice for the copy, it calls ``save`` instead.
+        If memory does not suffice for the copy, it calls ``save`` instead. A snapshot with shards is committed by a
+        later ``due``, because collectives of the thread would mix with those of training.
 
         Raises:
             CheckpointError: the snapshot before could not be written.
         """
         self.wait()
-        copied = self._copy.take(tensors | _means(sums))
-        if copied is None:
-            self.save(progress, tensors, sums)
+        rows, rest = local_rows(sharded or {}), tensors | _means(sums)
+        if self.ranks is not None and not self.ranks.is_rank_zero:
+            rest = {}
+        copied = self._copy.take(rows | rest)
+        fails = copied is None if self.ranks is None else self.ranks.largest(int(copied is None))
+        if fails or copied is None:
+            self.save(progress, tensors, sums, sharded)
             return
         position, run = self._description(progress)
-        self._writing = self._thread.submit(self._write_copy, position, copied, run)
+        rows, rest = ({name: copied[name] for name in each} for each in (rows, rest))
+        if self.ranks is None:
+            self._writing = self._thread.submit(self._after_copy, partial(self._save, position, rest, run))
+        else:
+            shard = partial(save_shard, self.folder, position, self.ranks.rank, rows)
+            self._writing = self._thread.submit(self._after_copy, shard)
+            self._commit = partial(self._save, position, rest, run)
         self._saved_at = time.monotonic()
 
-    def save(self, progress: Progress, tensors: Mapping[str, Tensor | ChunkedTensor], sums: dict[str, Tensor]) -> None:
-        """Writes a snapshot, which is on disk on return. Raises CheckpointError if this or the last write fails."""
+    def save(
+        self, progress: Progress, tensors: dict[str, Tensor], sums: dict[str, Tensor], sharded: Sharded | None = None
+    ) -> None:
+        """Writes a snapshot, which is on disk on return. Raises CheckpointError if this or the last write fails.
+
+        A snapshot that ``start`` began and that has not been committed is dropped.
+        """
         self.wait()
+        self._commit = None
+        if self.ranks is not None:
+            self.ranks.largest(0)  # rank 0 removes stale files when it commits, and must have done so
         position, run = self._description(progress)
-        save_snapshot(self.folder, position, {**tensors, **_means(sums)}, run)
+        commit = partial(self._save, position, tensors | _means(sums), run)
+        if self.ranks is None:
+            commit()
+        else:
+            shard = save_shard(self.folder, position, self.ranks.rank, local_rows(sharded or {}))
+            shards = self._shards_of_all(shard)
+            self.ranks.from_rank_zero(lambda: commit(shards))
         self._saved_at = time.monotonic()
 
-    def wait(self) -> None:
-        """Waits until the thread has written the snapshot. Raises CheckpointError if that failed."""
+    def wait(self) -> TensorFile | None:
+        """Waits until the thread has written and returns this rank's shard. Raises CheckpointError if that failed."""
         writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        return None if writing is None else writing.result()
 
     def close(self) -> None:
         """Waits until the thread is idle; does not raise its error. For the end of training, also after an error."""
         if self._writing is not None:
             wait([self._writing])
-
-    def _write_copy(self, position: int, tensors: dict[str, Tensor], run: dict[str, Any]) -> None:
-        self._copy.wait()
-        save_snapshot(self.folder, position, tensors, run)
-
-    def _description(self, progress: Progress) -> tuple[int, dict[str, Any]]:
-        """Returns the position and the metadata of a snapshot."""
-        position = progress.total_steps + progress.epoch  # the end of an epoch comes after its last step
-        return position, {"identity": self.identity, "progress": asdict(progress)}
 
     def load(self) -> Found | None:
         """Loads the newest snapshot; returns None if there is no unfinished run.
@@ -105,7 +136,7 @@ class RunSnapshots:
         Raises:
             CheckpointError: the unfinished run has other options or data, or no snapshot can be read.
         """
-        found = load_snapshot(self.folder)
+        found = load_snapshot(self.folder, self.ranks)
         if found is None:
             return None
         tensors, run = found
@@ -114,9 +145,40 @@ class RunSnapshots:
         return Progress(**run["progress"]), tensors, sums
 
     def discard(self) -> None:
-        """Removes all snapshots. Raises CheckpointError like ``wait``."""
+        """Removes all snapshots, on rank 0. Raises CheckpointError like ``wait``."""
         self.wait()
-        remove_snapshots(self.folder)
+        self._commit = None
+        if self.ranks is None or self.ranks.is_rank_zero:
+            remove_snapshots(self.folder)
+
+    def _is_busy(self) -> bool:
+        return self._writing is not None and not self._writing.done()
+
+    def _is_due(self) -> bool:
+        if self._is_busy() or self._commit is not None:
+            return False
+        self.wait()
+        return time.monotonic() - self._saved_at >= self.seconds
+
+    def _shards_of_all(self, shard: TensorFile | None) -> list[TensorFile]:
+        """Returns every rank's shard on rank 0."""
+        assert self.ranks is not None  # without, there are no shards
+        assert shard is not None  # written before
+        return [TensorFile(**each) for each in self.ranks.gathered(asdict(shard))]
+
+    def _after_copy(self, write: Callable[[], TensorFile | None]) -> TensorFile | None:
+        self._copy.wait()
+        return write()
+
+    def _save(
+        self, position: int, tensors: dict[str, Tensor], run: dict[str, Any], shards: Sequence[TensorFile] = ()
+    ) -> None:
+        save_snapshot(self.folder, position, tensors, run, shards)
+
+    def _description(self, progress: Progress) -> tuple[int, dict[str, Any]]:
+        """Returns the position and the metadata of a snapshot."""
+        position = progress.total_steps + progress.epoch  # the end of an epoch comes after its last step
+        return position, {"identity": self.identity, "progress": asdict(progress)}
 
     def _check(self, saved: dict[str, Any]) -> None:
         then, now = DEFAULTS | saved["settings"], DEFAULTS | self.identity["settings"]

@@ -1,7 +1,10 @@
-"""Snapshot files: the two newest snapshots of a run in a folder, one file each.
+"""Snapshot files: the two newest snapshots of a run in a folder.
 
 A snapshot is a safetensors file with JSON metadata. Its name ends with the sha256 of its content, so a truncated or
 changed file is detected. The file gets its name after it has been written and synced to disk.
+
+With sharded tables the rows are in shard files beside it, one per rank, and its metadata lists them. It is written
+after all of them.
 """
 
 from __future__ import annotations
@@ -9,25 +12,31 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
 
-from adaftr_fast._files import followed, sha256, sync
-from adaftr_fast._tensor_file import ChunkedTensor, SavedTensors, write_tensors
+from adaftr_fast._files import check_name, followed, sha256, sync
+from adaftr_fast._json import from_json
+from adaftr_fast._tensor_file import SavedTensors
+from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
+from adaftr_fast.training.checkpoint.files import TensorFile, damages, on_rank_zero, write_file
 
 KEEP = 2  # the newest one and a fallback
-KEY, VERSION = "run", 1
-SUFFIX = ".safetensors"
+KEY, SHARDS = "run", "shards"
+VERSION, VERSION_WITH_SHARDS = 1, 2
+SUFFIX, SHARD_SUFFIX, TEMPORARY = ".safetensors", ".shard", ".writing"
 DIGITS = 32  # of the sha256 in a file name
 
 
 def save_snapshot(
-    folder: Path, position: int, tensors: Mapping[str, Tensor | ChunkedTensor], run: dict[str, Any]
+    folder: Path, position: int, tensors: Mapping[str, Tensor], run: dict[str, Any], shards: Sequence[TensorFile] = ()
 ) -> None:
     """Writes a snapshot, then removes all but the ``KEEP`` newest ones.
 
@@ -36,28 +45,45 @@ def save_snapshot(
         position: orders the snapshots; larger than that of earlier ones.
         tensors: the tensors by name.
         run: JSON metadata.
+        shards: the files that ``save_shard`` has written on all ranks for this snapshot.
 
     Raises:
         CheckpointError: the file cannot be written, for example because the disk is full. Earlier snapshots remain.
     """
-    # The json module preserves nan and infinities.
-    metadata = {KEY: json.dumps(run | {"version": VERSION})}
-    temporary = folder / ".writing"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        digest = write_tensors(temporary, tensors, metadata)[:DIGITS]
-        sync(temporary)
-        temporary.replace(folder / f"{position:012d}-{digest}{SUFFIX}")
-        sync(folder)
-        for stale in _newest_first(folder)[KEEP:]:
-            stale.unlink()
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{folder}: cannot write a snapshot, earlier ones are kept: {error}") from error
+    if shards:
+        run = run | {"version": VERSION_WITH_SHARDS, SHARDS: [asdict(each) for each in shards]}
+    else:
+        run = run | {"version": VERSION}
+    name = f"{position:012d}-{{:.{DIGITS}}}{SUFFIX}"
+    with _writing(folder):
+        # The json module preserves nan and infinities.
+        write_file(folder / TEMPORARY, name, tensors, {KEY: json.dumps(run)})
+        _remove_stale(folder)
 
 
-def load_snapshot(folder: Path) -> tuple[SavedTensors, dict[str, Any]] | None:
+def save_shard(folder: Path, position: int, rank: int, rows: Mapping[str, Tensor]) -> TensorFile:
+    """Writes the rows of a rank for the snapshot of ``position``; they are on disk on return.
+
+    Args:
+        folder: the folder of the snapshots.
+        position: the position of the snapshot.
+        rank: the rank.
+        rows: the rows by name and first row, from ``local_rows``.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    name = f"{position:012d}-{rank}-{{:.{DIGITS}}}{SHARD_SUFFIX}"
+    with _writing(folder):
+        return write_file(folder / f"{TEMPORARY}-{rank}", name, rows)
+
+
+def load_snapshot(folder: Path, ranks: Ranks | None = None) -> tuple[SavedTensors, dict[str, Any]] | None:
     """Loads the newest intact snapshot. Damaged ones are removed with a warning.
+
+    Args:
+        folder: the folder of the snapshots.
+        ranks: the ranks that all call it and see ``folder``; None if this process alone calls it.
 
     Returns:
         The tensors, read on access, and the metadata. None if there is no snapshot.
@@ -65,17 +91,33 @@ def load_snapshot(folder: Path) -> tuple[SavedTensors, dict[str, Any]] | None:
     Raises:
         CheckpointError: all snapshots are damaged, or one cannot be read or has another version.
     """
-    paths = _newest_first(folder)
-    for path in paths:
-        try:
-            if sha256(path)[:DIGITS] == path.stem.rpartition("-")[2]:
-                return _read(path)
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        warnings.warn(f"{path}: damaged (its sha256 differs from its name), removed", RuntimeWarning, stacklevel=2)
+    removed: list[Path] = []  # on rank 0
+
+    def newest() -> str | None:
+        for path in _newest_first(folder):
+            try:
+                if sha256(path)[:DIGITS] == path.stem.rpartition("-")[2]:
+                    return path.name
+            except OSError as error:
+                raise CheckpointError(f"{path}: cannot be read: {error}") from error
+            remove(path, "its sha256 differs from its name")
+        if removed:
+            raise CheckpointError(f"{folder}: all snapshots of the unfinished run are damaged: the run must restart")
+        return None
+
+    def remove(path: Path, reason: str) -> None:
+        warnings.warn(f"{path}: damaged ({reason}), removed", RuntimeWarning, stacklevel=3)
         path.unlink()
-    if paths:
-        raise CheckpointError(f"{folder}: all snapshots of the unfinished run are damaged: the run must restart")
+        removed.append(path)
+
+    while (name := on_rank_zero(ranks, newest)) is not None:
+        path = folder / name
+        run, shards = _description(path)
+        faults = damages(folder, shards, ranks)
+        if not faults:
+            return _opened(path, shards), run
+        if ranks is None or ranks.is_rank_zero:
+            remove(path, faults[0])
     return None
 
 
@@ -86,15 +128,45 @@ def remove_snapshots(folder: Path) -> None:
         sync(folder.parent)  # or they would be there again after a power failure, and the finished run be resumed
 
 
-def _read(path: Path) -> tuple[SavedTensors, dict[str, Any]]:
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
-        tensors = SavedTensors(path)
-        run = json.loads(tensors.metadata[KEY])
-    except (SafetensorError, KeyError, ValueError) as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot write a snapshot, earlier ones are kept: {error}") from error
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes old snapshots, shards of none of the others, and what killed processes left; none is being written."""
+    newest_first = _newest_first(folder)
+    positions = {path.name.partition("-")[0] for path in newest_first[:KEEP]}
+    shards = [path for path in folder.glob(f"*-*{SHARD_SUFFIX}") if path.name.partition("-")[0] not in positions]
+    for path in [*newest_first[KEEP:], *shards, *folder.glob(f"{TEMPORARY}*")]:
+        path.unlink()
+
+
+def _description(path: Path) -> tuple[dict[str, Any], list[TensorFile]]:
+    """Returns the metadata of a snapshot and its shard files."""
+    run = json.loads(_opened(path, []).metadata.get(KEY, "{}"))
+    if run.get("version") not in (VERSION, VERSION_WITH_SHARDS):
+        raise CheckpointError(
+            f"{path}: version {run.get('version')}, this program reads version {VERSION} and {VERSION_WITH_SHARDS}"
+        )
+    try:
+        shards = from_json(list[TensorFile], run.get(SHARDS, []))
+        for each in shards:
+            check_name(each.name, SHARDS)
+    except ValueError as error:
         raise CheckpointError(f"{path}: not a snapshot: {error}") from error
-    if run.get("version") != VERSION:
-        raise CheckpointError(f"{path}: version {run.get('version')}, this program reads version {VERSION}")
-    return tensors, run
+    return run, shards
+
+
+def _opened(path: Path, shards: list[TensorFile]) -> SavedTensors:
+    try:
+        return SavedTensors(path, [path.with_name(each.name) for each in shards])
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a snapshot: {error}") from error
 
 
 def _newest_first(folder: Path) -> list[Path]:

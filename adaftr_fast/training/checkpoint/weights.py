@@ -1,7 +1,7 @@
 """Checkpoints: the weights of a model as a safetensors file and their description as JSON. Loading runs no code.
 
 The weights file is named by its checksum, and ``checkpoint.json`` names the weights file. Replacing that one small file
-replaces the checkpoint atomically.
+replaces the checkpoint atomically. With sharded tables it also names one shard file per rank.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from adaftr_fast._files import check_name, replace_file, sha256, sync
+from adaftr_fast._files import check_name, replace_file
 from adaftr_fast._json import dumps, from_json, loads
-from adaftr_fast._tensor_file import ChunkedTensor, SavedTensors, write_tensors
+from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
+from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
+from adaftr_fast.torchrec.rows import ShardedRows
+from adaftr_fast.training.checkpoint.files import TensorFile, damages, local_rows, write_file
 
-VERSION = 1
+VERSION, VERSION_WITH_SHARDS = 1, 2
 FILE = "checkpoint.json"
 
 
@@ -59,10 +62,22 @@ class _Head:
     version: int
     weights: str  # name of the weights file
     sha256: str
+    shards: list[TensorFile] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values, without shards if there are none."""
+        return {key: value for key, value in asdict(self).items() if key != "shards" or value}
+
+    def files(self) -> list[TensorFile]:
+        return [TensorFile(self.weights, self.sha256), *self.shards]
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, about: Description, sharded: Mapping[str, ChunkedTensor] | None = None
+    folder: Path,
+    model: nn.Module,
+    about: Description,
+    sharded: Mapping[str, ShardedRows] | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Writes the checkpoint in ``folder`` or replaces it atomically.
 
@@ -70,27 +85,35 @@ def save_checkpoint(
         folder: the folder of the checkpoint.
         model: the model whose weights are saved.
         about: the description.
-        sharded: weights of sharded tables, which ``model.state_dict()`` lacks.
+        sharded: weights of sharded tables, which ``model.state_dict()`` lacks. Each rank writes its rows, and rank 0
+            writes the rest when all have done so.
+        ranks: the ranks that all call it, with ``sharded``.
+
+    Raises:
+        OSError: a file cannot be written. The former checkpoint remains.
     """
+    shards: list[dict[str, Any]] = []
+    number = 0
+    if sharded and ranks is not None:
+        number = ranks.rank
+        ranks.from_rank_zero(lambda: folder.mkdir(parents=True, exist_ok=True))  # and it removes no more files in it
+        shard = write_file(_temporary(folder, number), f"weights-{number}-{{:.16}}.safetensors", local_rows(sharded))
+        shards = ranks.gathered(asdict(shard))
+        if number > 0:
+            return
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".weights-{os.getpid()}"
-    try:
-        digest = write_tensors(temporary, {**model.state_dict(), **(sharded or {})})
-        sync(temporary)
-        weights = f"weights-{digest[:16]}.safetensors"
-        temporary.replace(folder / weights)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(folder)
-    head = asdict(_Head(VERSION, weights, digest))
-    replace_file(folder / FILE, (dumps(head | about.to_dict(), indent=2) + "\n").encode())
-    for stale in [
-        *folder.glob("weights-*.safetensors"),
-        *folder.glob(".weights-*"),
-    ]:  # the latter are from killed processes
-        if stale.name != weights:
+    weights = write_file(_temporary(folder, number), "weights-{:.16}.safetensors", model.state_dict())
+    version = VERSION_WITH_SHARDS if shards else VERSION
+    head = _Head(version, weights.name, weights.sha256, [TensorFile(**each) for each in shards])
+    replace_file(folder / FILE, (dumps(head.to_dict() | about.to_dict(), indent=2) + "\n").encode())
+    kept = {each.name for each in head.files()}
+    for stale in [*folder.glob("weights-*.safetensors"), *folder.glob(".weights-*")]:  # the latter of killed processes
+        if stale.name not in kept:
             stale.unlink()
+
+
+def _temporary(folder: Path, rank: int) -> Path:
+    return folder / f".weights-{os.getpid()}-{rank}"
 
 
 def remove_checkpoint(folder: Path) -> None:
@@ -111,32 +134,45 @@ def open_checkpoint(folder: Path) -> tuple[SavedTensors, Description]:
 
     Raises:
         CheckpointError: there is no checkpoint, its version differs, a key is missing, unknown or of the wrong type, or
-            a file is truncated or changed.
+            a file is missing, truncated or changed.
     """
+    head, about = _read(folder)
+    return _opened(folder, head.files(), None), about
+
+
+def open_on_all_ranks(folder: Path, ranks: Ranks) -> SavedTensors:
+    """Verifies a checkpoint that all ranks see, each a part of it, and returns its weights, which are read on access.
+
+    Raises:
+        CheckpointError: like ``open_checkpoint``, on all ranks.
+    """
+    files = ranks.from_rank_zero(lambda: [asdict(each) for each in _read(folder)[0].files()])
+    return _opened(folder, [TensorFile(**each) for each in files], ranks)
+
+
+def _opened(folder: Path, files: list[TensorFile], ranks: Ranks | None) -> SavedTensors:
+    for damage in damages(folder, files, ranks):
+        raise CheckpointError(damage)
+    paths = [folder / each.name for each in files]
+    try:
+        return SavedTensors(paths[0], paths[1:])
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{paths[0]}: not weights: {error}") from error
+
+
+def _read(folder: Path) -> tuple[_Head, Description]:
     path = folder / FILE
     if not path.is_file():
         raise CheckpointError(f"{folder}: no checkpoint here (no {FILE})")
-    head, about = _read(path)
-    weights = folder / head.weights
-    try:
-        digest, size = sha256(weights), weights.stat().st_size
-    except OSError as error:
-        raise CheckpointError(f"{path}: the weights cannot be read: {error}") from error
-    if digest != head.sha256:
-        raise CheckpointError(f"{weights}: damaged: its {size} bytes have another sha256 than recorded")
-    try:
-        return SavedTensors(weights), about
-    except SafetensorError as error:
-        raise CheckpointError(f"{weights}: not a safetensors file: {error}") from error
-
-
-def _read(path: Path) -> tuple[_Head, Description]:
     try:
         content = from_json(dict[str, Any], loads(path.read_text(encoding="utf-8")))
-        head = from_json(_Head, {each.name: content.pop(each.name, None) for each in fields(_Head)})
-        if head.version != VERSION:
-            raise CheckpointError(f"{path}: version {head.version}, this program reads version {VERSION}")
-        check_name(head.weights, "weights")
+        head = from_json(_Head, {each.name: content.pop(each.name) for each in fields(_Head) if each.name in content})
+        if head.version not in (VERSION, VERSION_WITH_SHARDS):
+            raise CheckpointError(
+                f"{path}: version {head.version}, this program reads version {VERSION} and {VERSION_WITH_SHARDS}"
+            )
+        for each in head.files():
+            check_name(each.name, "weights")
         about = from_json(Description, content)
         for section in SECTIONS:  # defaults would describe another run
             if section not in content["config"]:

@@ -94,8 +94,8 @@ def test_a_partial_write_keeps_earlier_snapshots(tmp_path):
 
 
 def test_other_versions_raise(tmp_path, monkeypatch):
-    monkeypatch.setattr("adaftr_fast.training.checkpoint.snapshots.VERSION", 7)
-    save(tmp_path, 1)
-    monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="version 7, this program reads version 1"):
+    with monkeypatch.context() as later:
+        later.setattr("adaftr_fast.training.checkpoint.snapshots.VERSION", 7)
+        save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="version 7, this program reads version 1 and 2"):
         load_snapshot(tmp_path)

@@ -78,7 +78,7 @@ def test_damaged_weights_raise(saved):
     with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(folder)
     path.unlink()
-    with pytest.raises(CheckpointError, match="the weights cannot be read"):
+    with pytest.raises(CheckpointError, match=r"weights-.*: missing"):
         load_checkpoint(folder)
 
 
@@ -126,7 +126,7 @@ def test_missing_checkpoints_and_other_versions_raise(saved, tmp_path):
         load_checkpoint(tmp_path)
     head = json.loads((folder / "checkpoint.json").read_text())
     (folder / "checkpoint.json").write_text(json.dumps(head | {"version": 7}))
-    with pytest.raises(CheckpointError, match="version 7, this program reads version 1"):
+    with pytest.raises(CheckpointError, match="version 7, this program reads version 1 and 2"):
         load_checkpoint(folder)
 
 

@@ -1,0 +1,147 @@
+"""Tensor files named by their sha256: written durably, and verified before they are read.
+
+With sharded tables each rank writes a *shard file* with the rows that it holds. Rank 0 then writes a file that lists
+the shard files with their sha256, and so commits them. All ranks must see the folder.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from adaftr_fast._files import sha256, sync
+from adaftr_fast._tensor_file import SavedTensors, shard_key, write_tensors
+from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.errors import CheckpointError
+from adaftr_fast.torchrec.rows import ShardedRows
+
+MARK = ".ranks"  # a file with which the ranks check that they see one folder
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A file in the folder of the file that lists it.
+
+    Attributes:
+        name: the name of the file.
+        sha256: the SHA-256 of its content in hexadecimal.
+    """
+
+    name: str
+    sha256: str
+
+
+def write_file(
+    temporary: Path, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> TensorFile:
+    """Writes a file, which is on disk on return, with its name.
+
+    Args:
+        temporary: the path while it is written, in the folder of the file.
+        name: the name of the file, in which ``{}`` is replaced by the sha256 and ``{:.16}`` by 16 digits of it.
+        tensors: the tensors by name.
+        metadata: the metadata.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left of it.
+    """
+    try:
+        digest = write_tensors(temporary, tensors, metadata)
+        sync(temporary)
+        named = temporary.with_name(name.format(digest))
+        temporary.replace(named)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(named.parent)
+    return TensorFile(named.name, digest)
+
+
+def local_rows(sharded: Mapping[str, ShardedRows]) -> dict[str, Tensor]:
+    """Returns the rows on this rank, with the names that they have in a shard file."""
+    return {shard_key(name, first): rows for name, each in sharded.items() for first, rows in each.local()}
+
+
+def read_local_rows(saved: SavedTensors, sharded: Mapping[str, ShardedRows]) -> None:
+    """Reads the rows of this rank from files that every rank sees.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape. Nothing is read then.
+    """
+    for name, rows in sharded.items():
+        found = saved.shape(name) if name in saved else None
+        if found != tuple(rows.shape):
+            raise CheckpointError(f"saved state: {name}: expected shape {tuple(rows.shape)}, got {found}")
+    for name, rows in sharded.items():
+        rows.read(saved.rows(name))
+
+
+def damages(folder: Path, files: Sequence[TensorFile], ranks: Ranks | None) -> list[str]:
+    """Returns what is wrong with ``files``, for the user; empty if they are all as they were written.
+
+    All ``ranks`` must call it with the same files. Each reads some of them, and all return the same.
+
+    Raises:
+        CheckpointError: a file cannot be read for another reason than that it is missing.
+    """
+    rank, size = (0, 1) if ranks is None else (ranks.rank, ranks.size)
+    found = [damage for each in files[rank::size] if (damage := _damage(folder / each.name, each.sha256)) is not None]
+    if ranks is None:
+        return found
+    of_all = ranks.gathered(found)
+    return ranks.from_rank_zero(lambda: [damage for each in of_all for damage in each])
+
+
+def _damage(path: Path, digest: str) -> str | None:
+    try:
+        if sha256(path) == digest:
+            return None
+        return f"{path}: damaged: its {path.stat().st_size} bytes have another sha256 than recorded"
+    except FileNotFoundError:
+        return f"{path}: missing"
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def on_rank_zero(ranks: Ranks | None, make: Callable[[], T]) -> T:
+    """Returns ``make()`` of this process or, on all ranks, of rank 0."""
+    return make() if ranks is None else ranks.from_rank_zero(make)
+
+
+def check_shared_folder(folder: Path, ranks: Ranks) -> None:
+    """Creates ``folder`` on rank 0. Raises CheckpointError on all ranks unless all of them see it."""
+    mark = folder / MARK
+
+    def write() -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = secrets.token_hex(8)
+        mark.write_text(text)
+        return text
+
+    text = ranks.from_rank_zero(write)
+    sees = ranks.gathered(_content(mark) == text)
+
+    def check() -> None:
+        mark.unlink()
+        blind = [str(rank) for rank, each in enumerate(sees) if not each]
+        if blind:
+            raise CheckpointError(
+                f"{folder}: rank {', '.join(blind)} does not see rank 0's folder at this path: with "
+                "training.tables = torchrec every rank writes its rows, so --out must be on a file system that all "
+                "ranks share"
+            )
+
+    ranks.from_rank_zero(check)
+
+
+def _content(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
