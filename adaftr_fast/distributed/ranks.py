@@ -132,6 +132,10 @@ class Ranks:
                     f"{what} differ between rank 0 and rank {rank}: start all ranks with the same settings and data"
                 )
 
+    def gathered(self, value: Any) -> list[Any]:
+        """Returns every rank's plain value on every rank, as read from JSON. Raises TypeError as ``from_rank_zero``."""
+        return [value_of(text) for text in self._texts(text_of(value, "Ranks.gathered"))]
+
     def _texts(self, text: str) -> list[Tensor]:
         """Returns every rank's text as a uint8 tensor, on every rank."""
         own = bytes_of(text)

@@ -94,8 +94,7 @@ def damages(folder: Path, files: Sequence[TensorFile], ranks: Ranks | None) -> l
     found = [damage for each in files[rank::size] if (damage := _damage(folder / each.name, each.sha256)) is not None]
     if ranks is None:
         return found
-    of_all = ranks.gathered(found)
-    return ranks.from_rank_zero(lambda: [damage for each in of_all for damage in each])
+    return [damage for each in ranks.gathered(found) for damage in each]
 
 
 def _damage(path: Path, digest: str) -> str | None:
@@ -126,18 +125,14 @@ def check_shared_folder(folder: Path, ranks: Ranks) -> None:
 
     text = ranks.from_rank_zero(write)
     sees = ranks.gathered(_content(mark) == text)
-
-    def check() -> None:
-        mark.unlink()
-        blind = [str(rank) for rank, each in enumerate(sees) if not each]
-        if blind:
-            raise CheckpointError(
-                f"{folder}: rank {', '.join(blind)} does not see rank 0's folder at this path: with "
-                "training.tables = torchrec every rank writes its rows, so --out must be on a file system that all "
-                "ranks share"
-            )
-
-    ranks.from_rank_zero(check)
+    ranks.from_rank_zero(mark.unlink)
+    blind = [str(rank) for rank, each in enumerate(sees) if not each]
+    if blind:
+        raise CheckpointError(
+            f"{folder}: rank {', '.join(blind)} does not see rank 0's folder at this path: with "
+            "training.tables = torchrec every rank writes its rows, so --out must be on a file system that all "
+            "ranks share"
+        )
 
 
 def _content(path: Path) -> str | None:

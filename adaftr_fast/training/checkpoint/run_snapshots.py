@@ -161,7 +161,7 @@ class RunSnapshots:
         return time.monotonic() - self._saved_at >= self.seconds
 
     def _shards_of_all(self, shard: TensorFile | None) -> list[TensorFile]:
-        """Returns every rank's shard on rank 0."""
+        """Returns every rank's shard."""
         assert self.ranks is not None  # without, there are no shards
         assert shard is not None  # written before
         return [TensorFile(**each) for each in self.ranks.gathered(asdict(shard))]
