@@ -5,6 +5,7 @@
 # make matrix the tests in clones with other versions of Python, torch and the compiler
 # make wheels a wheel without and, where torch has CUDA and nvcc is found, one with CUDA kernels in build/wheels
 # make cuda-build   wheels with CUDA kernels for two versions of torch, and the CUDA tests that need no GPU; needs nvcc
+# make chaos  kills commands and calls ops and parsers with random input for MINUTES each (3), from SEED (random)
 # make compile-gate the GPU kernels of the loss, compiled anew and compared with the record of their machine code
 PYTHON ?= python3
 TORCH ?= >=2.11,<2.14
@@ -21,7 +22,7 @@ CXX_FILES := $(shell find csrc -type f)
 BUILD_TOOLS := "setuptools>=77" wheel pybind11 ninja numpy
 CUDA_TORCH ?= 2.11 2.13
 
-.PHONY: demo build test pytest test-torchrec docs matrix wheels cuda-build compile-gate compile-gate-3.6 lint format bench sanitize clean
+.PHONY: demo build test pytest test-torchrec docs matrix wheels cuda-build compile-gate compile-gate-3.6 lint format bench chaos sanitize clean
 
 demo: $(EXTENSION)
 	$(BIN)/adaftr-fast demo --out runs/demo
@@ -84,6 +85,10 @@ format: $(ENV)
 
 bench: $(EXTENSION)
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# A file per failure in build/chaos. KINDS="kills ops" selects.
+chaos: $(EXTENSION)
+	$(BIN)/python -m tests.chaos $(KINDS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 # The tests of ops, tables and their optimizers on a build with AddressSanitizer and UBSan. Leaks are Python's own and not looked for; GCC's fake stack
 # is misaligned for 64-byte vectors (GCC bug 110027).
