@@ -74,6 +74,8 @@ def search(
                 known.add(summary(error))
                 tqdm.write(f"{kind}: {error.splitlines()[-1]}")
                 yield write_failure(out, kind, seed, case, error)
+        if worker.counted:
+            print(f"{kind}: {worker.counted} in all")
 
 
 def summary(error: str) -> str:

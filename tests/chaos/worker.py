@@ -12,7 +12,6 @@ import threading
 import traceback
 from typing import IO, Any
 
-SECONDS = 120.0  # for one case
 LINES = 12  # of a traceback
 
 
@@ -21,9 +20,14 @@ class Worker:
 
     Args:
         kind: the name of the module.
+
+    Attributes:
+        counted: the sum of the numbers that ``check`` has returned.
     """
 
     def __init__(self, kind: str) -> None:
+        self.seconds = getattr(importlib.import_module(f"tests.chaos.{kind}"), "SECONDS", 60.0)  # for one case
+        self.counted = 0
         self.kind, self.process, self.errors = kind, None, tempfile.TemporaryFile("w+")  # noqa: SIM115
 
     def __enter__(self) -> "Worker":
@@ -37,7 +41,7 @@ class Worker:
         """Returns the end of the traceback of a case that fails, or how it ended the process; else None."""
         if self.process is None:
             self._start()
-        timer = threading.Timer(SECONDS, self.process.kill)
+        timer = threading.Timer(self.seconds, self.process.kill)
         timer.start()
         try:
             self.process.stdin.write(json.dumps(case) + "\n")
@@ -49,13 +53,15 @@ class Worker:
             is_late = not timer.is_alive()
             timer.cancel()
         if answer:
-            return json.loads(answer)
+            error, number = json.loads(answer)
+            self.counted += number
+            return error
         code = self.process.wait()
         self.errors.seek(0)
         said = "".join(self.errors.readlines()[-LINES:])
         self._end()
         name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return said + (f"no answer within {SECONDS:g} s" if is_late else f"the process ended: {name}")
+        return said + (f"no answer within {self.seconds:g} s" if is_late else f"the process ended: {name}")
 
     def _start(self) -> None:
         self.errors.truncate(0)
@@ -68,7 +74,11 @@ class Worker:
 
     def _end(self) -> None:
         if self.process is not None:
-            self.process.kill()
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
             self.process.communicate()
             self.process = None
 
@@ -84,15 +94,15 @@ def repeat(kind: str, case: dict[str, Any]) -> str | None:
 
 
 def serve(kind: str, answers: IO[str]) -> None:
-    """Answers each case of stdin, a line of JSON, by a line: null, or its traceback."""
+    """Answers each case of stdin, a line of JSON, by a line: its traceback or null, and what ``check`` returned."""
     check = importlib.import_module(f"tests.chaos.{kind}").check
     for line in sys.stdin:
-        error = None
+        error, number = None, 0
         try:
-            check(json.loads(line))
+            number = check(json.loads(line)) or 0
         except Exception:
             error = "\n".join(traceback.format_exc().splitlines()[-LINES:])
-        print(json.dumps(error), file=answers, flush=True)
+        print(json.dumps([error, number]), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adaftr_fast import FusedEmbedding, optim
+from adaftr_fast.ops.embedding.reference import optim as reference
 
 SIZES = [200, 3, 50]
 TWINS = {
@@ -178,6 +179,16 @@ def test_bitwise_equal_for_any_thread_count():
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*tables)
+
+
+def test_deferred_lookup_of_no_rows():
+    emb = FusedEmbedding(SIZES, 8)
+    optimizer = optim.Adam(emb)
+    emb(torch.zeros(4, 3, dtype=torch.int64)).sum().backward()
+    optimizer.step()
+    weight, state, ids = emb.weight.detach(), emb.by_width[0].deferred.tensors, torch.zeros(0, 3, dtype=torch.int64)
+    assert emb(ids).shape == (0, 24)
+    assert reference.deferred_embedding(weight, ids, emb.offsets, state).shape == (0, 24)
 
 
 def test_deferred_lookup_compiles_to_one_graph():

@@ -115,7 +115,7 @@ def deferred_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state
     """Looks up the current values of rows that may have skipped steps: ids [B, F] -> [B, F * E]."""
     check_ids("deferred_embedding", ids, field_offsets)
     rows = (ids + field_offsets[:-1]).flatten()
-    return caught_up(weight, state, rows)[0].to(weight.dtype).reshape(len(ids), -1)
+    return caught_up(weight, state, rows)[0].to(weight.dtype).reshape(len(ids), ids.shape[1] * weight.shape[1])
 
 
 def adam_(weight: Tensor, state: Sequence[Tensor], rows: Tensor, grad: Tensor, lr: float) -> None:

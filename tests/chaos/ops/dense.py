@@ -1,0 +1,146 @@
+"""Stacks of dense layers and mixtures of experts against their references in float64.
+
+Shapes: B rows, T tasks, k experts, v width of an expert.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import adaftr_fast.ops.mlp.op  # noqa: F401  # defines the ops
+from adaftr_fast.ops.mlp import reference
+from tests.chaos.ops.inputs import assert_close, laid
+
+OPS = torch.ops.adaftr_fast
+HALF = torch.finfo(torch.bfloat16).eps
+
+
+def mlp(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | None:
+    """Returns a function that compares, or None if the case is not valid."""
+    rows, widths, stacks = sizes["rows"], sizes["inputs"], sizes["stacks"]
+    reduced = options.get("reduced", False)
+    dtype = torch.float32 if reduced else getattr(torch, options.get("dtype", "float32"))
+    inputs = [torch.randn(rows, width) * options.get("spread", 1.0) for width in widths]
+    types = [
+        torch.bfloat16 if "half_inputs" in options and dtype == torch.float32 and i % 2 else dtype for i in range(9)
+    ]
+    inputs = [laid(x.to(each), options.get("layout_inputs")) for x, each in zip(inputs, types)]
+    reads = [number % len(widths) for number in range(len(stacks))]
+    depths = [len(stack) for stack in stacks]
+    rectified = [min(depth, options.get("rectified", depth - 1)) for depth in depths]
+    weights, biases = [], []
+    for read, stack in zip(reads, stacks):
+        for fan_in, out in zip([widths[read], *stack], stack):
+            weights.append(laid((torch.randn(out, fan_in) / fan_in**0.5).to(dtype), options.get("layout_weights")))
+            biases.append(torch.randn(out).to(dtype))
+    if inputs[0].dtype != dtype and not reduced and dtype == torch.float64:
+        return None
+    wanted = [int(torch.rand(()) < options.get("wanted", 1.0)) for _ in widths]
+    lists = (depths, rectified)
+    eps = HALF if reduced else torch.finfo(dtype).eps
+
+    def compare() -> None:
+        outputs = OPS.mlp(inputs, reads, weights, biases, *lists, reduced)
+        narrow = torch.bfloat16 if reduced else dtype
+        _compare_layers(outputs, inputs, reads, weights, biases, lists, narrow, eps)
+        upstream = [
+            laid(torch.randn(y.shape).to(y.dtype), options.get("layout_grad"))
+            if float(torch.rand(())) < options.get("upstream", 1.0)
+            else None
+            for y in outputs
+        ]
+        _compare_backward(upstream, inputs, outputs, reads, weights, biases, lists, wanted, narrow, eps)
+
+    return compare
+
+
+def _compare_layers(
+    outputs: list[Tensor],
+    inputs: list[Tensor],
+    reads: list[int],
+    weights: list[Tensor],
+    biases: list[Tensor],
+    lists: tuple[list[int], list[int]],
+    dtype: torch.dtype,
+    eps: float,
+) -> None:
+    """Compares each layer, given the kernel's output of the layer before it."""
+    layer = 0
+    for read, depth, relus in zip(reads, *lists):
+        for index in range(depth):
+            x, w, b = (inputs[read] if index == 0 else outputs[layer - 1]), weights[layer], biases[layer]
+            truth = torch.nn.functional.linear(x.double(), w.double(), b.double())
+            terms = torch.nn.functional.linear(x.double().abs(), w.double().abs(), b.double().abs())
+            truth = truth.relu() if index < relus else truth
+            assert_close(outputs[layer], truth, truth, dtype, terms * 4 * eps, f"output {layer}")
+            layer += 1
+
+
+def _compare_backward(
+    upstream: list[Tensor | None],
+    inputs: list[Tensor],
+    outputs: list[Tensor],
+    reads: list[int],
+    weights: list[Tensor],
+    biases: list[Tensor],
+    lists: tuple[list[int], list[int]],
+    wanted: list[int],
+    dtype: torch.dtype,
+    eps: float,
+) -> None:
+    """Compares the gradients at the kernel's outputs, since at others a relu may have another mask."""
+
+    def at(change: Callable[[Tensor], Tensor], op: Callable[..., list[Tensor]]) -> list[Tensor]:
+        sent = [None if g is None else change(g) for g in upstream]
+        x, y, w, b = ([change(t) for t in each] for each in (inputs, outputs, weights, biases))
+        return op(sent, x, y, reads, w, b, *lists, wanted)
+
+    own = at(lambda t: t, OPS.mlp_backward)
+    truth = at(Tensor.double, reference.mlp_backward)
+    terms = at(lambda t: t.double().abs(), reference.mlp_backward)
+    types = [x.dtype if x.dtype == torch.bfloat16 else dtype for x in inputs] + [dtype] * 2 * len(weights)
+    for number, (x, true, term, each) in enumerate(zip(own, truth, terms, types, strict=True)):
+        rounding = max(eps, HALF if each == torch.bfloat16 else 0.0) * 4 * max(lists[0])
+        assert_close(x, true, true, each, term * rounding, f"gradient {number}")
+
+
+def mixture(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
+    """Returns a function that compares, or None if the case is not valid."""
+    rows, tasks, k, width = sizes["rows"], sizes["tasks"], sizes["experts"], sizes["width"]
+    if not tasks or not k or not width:
+        return None
+    dtype = getattr(torch, options.get("dtype", "float32"))
+    experts = laid((torch.randn(rows, k, width) * options.get("spread", 1.0)).to(dtype), options.get("layout_experts"))
+    logits = laid(
+        (torch.randn(rows, tasks, k) * options.get("logit_spread", 1.0)).to(dtype), options.get("layout_logits")
+    )
+    upstream: list[Tensor | None] = []
+    for _ in range(tasks):
+        keep = float(torch.rand(())) < options.get("upstream", 1.0)
+        upstream.append(laid(torch.randn(rows, width).to(dtype), options.get("layout_grad")) if keep else None)
+    wide = [None if g is None else g.double() for g in upstream]
+    truth = [*reference.mixture(experts.double(), logits.double())]
+    truth += reference.mixture_backward(wide, experts.double(), logits.double())
+    pytorch = [*reference.mixture(experts, logits), *reference.mixture_backward(upstream, experts, logits)]
+    terms = _mixture_terms(wide, experts.double(), logits.double())
+
+    def compare() -> None:
+        own = [*OPS.mixture(experts, logits), *OPS.mixture_backward(upstream, experts, logits)]
+        eps = torch.finfo(dtype).eps
+        for number, each in enumerate(zip(own, truth, pytorch, terms, strict=True)):
+            x, true, theirs, term = each
+            assert_close(x, true, theirs, dtype, term * 8 * eps, f"result {number}")
+
+    return compare
+
+
+def _mixture_terms(upstream: list[Tensor | None], experts: Tensor, logits: Tensor) -> list[Tensor]:
+    """Returns the sums of the magnitudes that each result adds up."""
+    sent = [None if g is None else g.abs() for g in upstream]
+    positive = reference.mixture(experts.abs(), logits)
+    d_experts, _ = reference.mixture_backward(sent, experts.abs(), logits)
+    g = torch.stack([experts.new_zeros(len(experts), experts.shape[2]) if each is None else each for each in sent], 1)
+    weights, s = logits.softmax(2), g @ experts.abs().transpose(1, 2)
+    return [*positive, d_experts, weights * (s + (weights * s).sum(2, keepdim=True))]

@@ -1,0 +1,224 @@
+"""The loss ``adaptive_infonce`` against its float64 reference.
+
+Shapes: B rows, N candidates, d width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import adaftr_fast as af
+from adaftr_fast.ops.infonce.api import _reverse, _row_scale
+from adaftr_fast.ops.infonce.reference import IGNORE, infonce_rows
+from tests.chaos.ops.inputs import assert_close, laid
+
+NAMES = ("h_ctr", "h_cvr", "tau", "tau per column", "row_weight")
+PRODUCTS = {"highest": 2.0**-22, "high": 2.0**-14, "medium": 2.0**-6}  # relative errors of a product, with a margin
+
+
+def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
+    """Returns a function that compares, or None if the case is not valid."""
+    rows, columns = sizes["rows"], sizes["rows"] + sizes["extra"]
+    if sizes["width"] < 1:
+        return None
+    leaves = _leaves(rows, columns, sizes["width"], options)
+    arguments = _arguments(rows, columns, options)
+    upstream = torch.randn(rows, dtype=torch.float64) if options.get("reduction") == "none" else None
+    exact = [x.detach().double() for x in leaves]
+    if not _is_computable(exact, arguments, leaves[0].dtype):
+        return None
+    truth = results(exact, arguments, upstream, options, torch.float64, "reference")
+    pytorch = results(leaves, arguments, upstream, options, None, "reference")
+    terms, doubt = conditions(
+        exact, arguments, upstream, options, torch.promote_types(leaves[0].dtype, leaves[1].dtype)
+    )
+
+    def compare() -> None:
+        torch.set_float32_matmul_precision(options.get("precision", "highest"))
+        try:
+            own = results(leaves, arguments, upstream, options, None, "cpu")
+            again = results(leaves, arguments, upstream, options, None, "cpu")
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        for name, x in own.items():
+            assert x.equal(again[name]), f"{name}: other bits in a second call"
+            if x.dtype == torch.bool:
+                assert x.equal(truth[name]) or bool(doubt[x != truth[name]].all()), name
+            elif name in terms:
+                narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
+                assert_close(x, truth[name], pytorch[name], narrow, terms[name], name)
+
+    return compare
+
+
+def _leaves(rows: int, columns: int, width: int, options: dict[str, Any]) -> list[Tensor]:
+    """Returns h_ctr, h_cvr, both temperatures and the weights."""
+    spread, pattern = options.get("spread", 1.0), options.get("pattern")
+    a = torch.randn(rows, width, dtype=torch.float64) * spread**0.5 * width**-0.25
+    b = torch.randn(columns, width, dtype=torch.float64) * spread**0.5 * width**-0.25
+    if pattern == "equal rows":
+        a, b = a[:1].expand(a.shape), b[:1].expand(b.shape)
+    elif pattern == "jump" and rows:
+        b[-1] = 30 * a.mean(0)
+    elif pattern == "positive":
+        b[:rows] += 5 * a
+    elif pattern == "far":
+        b[:rows] -= 5 * a
+    taus = [torch.rand(n, dtype=torch.float64) + 0.05 for n in (rows, columns)]
+    if "tau" in options:
+        taus = [tau * options["tau"] for tau in taus]
+    weight = torch.rand(rows, dtype=torch.float64)
+    if options.get("weight") in ("some zero", "all zero"):
+        weight = weight * (torch.arange(rows) % 3 > 0) * (options["weight"] == "some zero")
+    types = [getattr(torch, options.get("dtype", "float32"))] * 2
+    types[1] = getattr(torch, options["other_dtype"]) if "other_dtype" in options else types[0]
+    wide = torch.float64 if torch.float64 in types else torch.float32
+    layouts = [options.get(f"layout_{name}") for name in ("a", "b", "tau")]
+    made = [laid(x.to(dtype), layout) for x, dtype, layout in zip((a, b), types, layouts)]
+    return [*made, *(laid(tau.to(wide), layouts[2]) for tau in taus), weight.to(wide)]
+
+
+def _arguments(rows: int, columns: int, options: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    kind = options.get("positive")
+    if kind is not None:
+        positive = torch.randint(0, max(1, columns), (rows,))
+        if kind == "some ignored":
+            positive[torch.rand(rows) < 0.3] = IGNORE
+        if kind == "all ignored" or not columns:
+            positive[:] = IGNORE
+        found["positive_index"] = positive * 0 if kind == "one" and columns else positive
+    if "groups" in options:
+        found["row_group"] = torch.randint(0, options["groups"], (rows,))
+        if columns != rows or "columns_grouped" in options:
+            found["column_group"] = torch.randint(0, options["groups"], (columns,))
+    return found | {name: options[name] for name in ("symmetric", "reduction") if name in options}
+
+
+def _is_computable(exact: list[Tensor], arguments: dict[str, Any], dtype: torch.dtype) -> bool:
+    """Returns whether all logits are far below the largest float32, and the inputs are finite in ``dtype``."""
+    a, b, *taus, _ = exact
+    if not (a.isfinite().all() and b.isfinite().all()) or not len(a):
+        return not len(a)
+    largest = a.abs().max() * b.abs().max() * a.shape[1] / min(tau.min() for tau in taus)
+    return bool(largest < 1e30)
+
+
+def results(
+    leaves: list[Tensor],
+    arguments: dict[str, Any],
+    upstream: Tensor | None,
+    options: dict[str, Any],
+    dtype: torch.dtype | None,
+    backend: str,
+) -> dict[str, Tensor]:
+    """Returns the loss, the statistics and the gradients by name."""
+    frozen = options.get("frozen", "").split()
+    held = [x.detach() if dtype is None else x.detach().to(dtype) for x in leaves]
+    needed = [name not in frozen for name in ("a", "b", "tau")]
+    for x, need in zip(held, [*needed, needed[2], True]):
+        x.requires_grad_(need)
+    h_ctr, h_cvr, *taus, weight = held
+    kind = options.get("tau_kind")
+    if kind is not None:
+        taus = [leaves_tau.detach()[0] if len(leaves_tau) else leaves_tau.new_ones(()) for leaves_tau in taus]
+        taus = [float(tau) if kind == "scalar" else tau.requires_grad_(needed[2]) for tau in taus]
+    given = dict(arguments) | ({"row_weight": weight} if "weight" in options else {})
+    tau = tuple(taus) if options.get("symmetric") else taus[0]
+    loss, stats = af.adaptive_infonce(h_ctr, h_cvr, tau, return_stats=True, backend=backend, **given)
+    found = {"loss": loss.detach(), **stats._asdict()}
+    wanted = {name: x for name, x in zip(NAMES, (h_ctr, h_cvr, *taus, weight)) if isinstance(x, Tensor)}
+    wanted = {name: x for name, x in wanted.items() if x.requires_grad}
+    if loss.requires_grad:
+        sent = None if upstream is None else upstream.to(loss.dtype)
+        gradients = torch.autograd.grad(loss, list(wanted.values()), sent, allow_unused=True)
+        found |= {f"d {name}": g for name, g in zip(wanted, gradients) if g is not None}
+    return found
+
+
+def conditions(
+    exact: list[Tensor],
+    arguments: dict[str, Any],
+    upstream: Tensor | None,
+    options: dict[str, Any],
+    dtype: torch.dtype,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Returns the error that rounding causes in each result, and whether rounding may decide ``top1`` [B]."""
+    a, b, tau, tau_column, weight = exact
+    if "tau_kind" in options and len(a):
+        tau, tau_column = tau[0].expand(len(a)), tau_column[0].expand(len(b))
+    positive, row_group = arguments.get("positive_index"), arguments.get("row_group")
+    column_group = arguments.get("column_group", row_group)
+    kept = weight if "weight" in options else None
+    scale = _row_scale(a, positive, kept, arguments.get("reduction", "mean"), None)
+    scale = (scale if upstream is None else scale * upstream).abs()
+    one = _direction(a, b, tau, positive, row_group, column_group, scale, options, dtype)
+    terms = {"loss": one["loss"], "h_ctr": one["a"], "h_cvr": one["b"], "tau": one["tau"]}
+    if options.get("symmetric"):
+        anchors, tau_r, group, own = _reverse(a, b, tau_column, positive, column_group)
+        two = _direction(anchors, a, tau_r, own, group, row_group, scale, options, dtype)
+        terms["loss"] = terms["loss"] + two["loss"]
+        terms["h_ctr"] = terms["h_ctr"].max() + two["b"].max() if len(a) else terms["h_ctr"]
+        terms["h_cvr"] = terms["h_cvr"].max() + two["a"].sum(0).max() if len(a) else terms["h_cvr"]
+        terms["tau per column"] = two["tau"].sum()
+    if "tau_kind" in options:
+        terms = {name: x.sum() if name.startswith("tau") else x for name, x in terms.items()}
+    if arguments.get("reduction") != "none":
+        terms["loss"] = terms["loss"].sum()
+    found = {name if name == "loss" else f"d {name}": x for name, x in terms.items()}
+    found |= {name: one[name] for name in ("lse", "positive_logit", "entropy")}
+    return found, one["doubt"]
+
+
+def _direction(
+    a: Tensor,
+    b: Tensor,
+    tau: Tensor,
+    positive: Tensor | None,
+    row_group: Tensor | None,
+    column_group: Tensor | None,
+    scale: Tensor,
+    options: dict[str, Any],
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """Returns the errors of one direction, from the relative error of a product and of a stored probability."""
+    if not len(a) or not len(b):
+        names = ("loss", "lse", "positive_logit", "entropy", "tau", "doubt")
+        return {name: a.new_zeros(len(a)) for name in names} | {"a": a * 0, "b": b * 0}
+    product = 2.0**-50 if dtype == torch.float64 else 2.0**-22
+    if dtype == torch.float32:
+        product = PRODUCTS[options.get("precision", "highest")]
+    stored = max(product, {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-9}.get(dtype, 0.0))
+    y = torch.arange(len(a)) if positive is None else positive
+    valid, y = y != IGNORE, y.clamp(min=0)
+    z = a @ b.T / tau[:, None]
+    delta = product * ((a.abs() @ b.abs().T) / tau[:, None]).max(1).values * 4  # [B], error of a logit
+    negative = torch.arange(len(b)) != y[:, None]
+    if row_group is not None and column_group is not None:
+        negative &= row_group[:, None] != column_group[None]
+    masked = torch.where(negative.scatter(1, y[:, None], True), z, -torch.inf)
+    p = masked.softmax(1)
+    near = torch.where(negative, p, 0).sum(1)  # 1 - p of the positive
+    residual = torch.where(negative, p, 0).scatter(1, y[:, None], near[:, None])
+    wrong = torch.expm1(2 * delta.clamp(max=300)).clamp(max=1e6) + 2 * stored  # relative error of a probability
+    near = (near * (1 + wrong)).clamp(max=1.0)
+    # Where a logit may err by more than its distance to another, any probability is possible.
+    coefficient = torch.where(delta[:, None] > 0.1, 2.0, (residual * wrong[:, None]).clamp(max=2.0))
+    coefficient = torch.where(valid[:, None], coefficient * (scale / tau)[:, None], 0)  # [B, N]
+    gaps = torch.where(negative, z, -torch.inf).amax(1) - z.gather(1, y[:, None])[:, 0]
+    sizes = z.abs() + delta[:, None]
+    largest = sizes.max(1).values
+    count = torch.tensor(float(len(b))).log() + 1
+    rows = infonce_rows(a, b, tau, positive, row_group, column_group)
+    return {
+        "loss": torch.where(valid, 4 * scale * (torch.where(delta > 0.1, 1.0, near) * delta + stored * rows.loss), 0),
+        "lse": 4 * delta + stored * largest,
+        "positive_logit": 4 * delta + product * largest,
+        "entropy": 4 * (wrong.clamp(max=1.0) + delta.clamp(max=1.0)) * (count + torch.minimum(largest, count * 20)),
+        "a": coefficient @ b.abs(),
+        "b": coefficient.T @ a.abs(),
+        "tau": (coefficient * sizes).sum(1) + (scale / tau * near * delta * 4),
+        "doubt": gaps.abs() <= 8 * delta + 1e-300,
+    }

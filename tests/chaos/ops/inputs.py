@@ -1,0 +1,59 @@
+"""Values and strides of random inputs, and the comparison of a kernel's results."""
+
+import torch
+from torch import Tensor
+
+import adaftr_fast as af
+from tests.tolerances import SLACK, error
+
+INSTRUCTION_SETS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+
+
+def instruction_sets() -> list[str]:
+    """Returns those of this machine; ["none"] without the C++ extension."""
+    found = []
+    for name in INSTRUCTION_SETS if af.cpu_capability() != "none" else ():
+        try:
+            af.set_cpu_capability(name)
+            found.append(name)
+        except RuntimeError:
+            pass
+    if found:
+        af.set_cpu_capability(None)
+    return found or ["none"]
+
+
+def laid(x: Tensor, layout: str | None) -> Tensor:
+    """Returns the numbers of ``x`` at other strides, among NaN or -1; "expanded" repeats its first row."""
+    if layout is None or x.dim() == 0:
+        return x.contiguous()
+    outside = float("nan") if x.is_floating_point() else -1
+    if layout == "expanded":
+        return x[:1].contiguous().expand(x.shape) if len(x) else x
+    if layout == "transposed":
+        return x.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "offset":  # not aligned to a vector
+        wide = x.new_full((x.numel() + 1,), outside)
+        wide[1:] = x.flatten()
+        return wide[1:].view(x.shape)
+    step = 2 if layout == "strided" else 1
+    wide = x.new_full([step * n + 3 for n in x.shape], outside)
+    view = wide[tuple(slice(2, 2 + step * n, step) for n in x.shape)]
+    return view.copy_(x)
+
+
+def assert_close(x: Tensor, truth: Tensor, pytorch: Tensor, dtype: torch.dtype, terms: Tensor, what: str) -> None:
+    """Applies the tolerance rule, and allows for cancellation.
+
+    Args:
+        x, truth, pytorch, dtype, what: see ``assert_as_accurate``.
+        terms: an error that rounding the terms of a sum causes, however small the sum is; the shape of ``truth``.
+    """
+    assert x.shape == truth.shape, f"{what}: shape {list(x.shape)} instead of {list(truth.shape)}"
+    if truth.numel() == 0 or truth.abs().max() > 0.1 * torch.finfo(x.dtype).max:
+        return
+    floor = torch.finfo(x.dtype).smallest_normal if x.dtype != torch.float16 else 1e-7
+    scale = truth.abs().max().item() or 1.0
+    own, bound = error(x, truth), error(pytorch.nan_to_num(), truth) + SLACK[dtype]
+    bound += (terms.abs().max().item() + floor) / scale
+    assert own <= bound, f"{what}: error {own:.3g} against float64, allowed {bound:.3g}"

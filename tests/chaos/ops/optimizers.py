@@ -1,0 +1,113 @@
+"""The optimizers of the embedding against references in float64.
+
+Shapes: R rows of the table, U rows of the batch, E width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaftr_fast import FusedEmbedding, optim
+from adaftr_fast.ops.embedding.reference import optim as reference
+from tests.chaos.ops.inputs import assert_close, laid
+from tests.chaos.ops.tables import random_ids
+
+LR = 0.05
+
+
+def steps(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
+    """Returns a function that compares one step of an optimizer's op, or None if the case is not valid."""
+    table, width, name = sizes["table"], sizes["width"], options.get("optimizer")
+    if name is None or not table or not width or sizes["rows"] > table:
+        return None
+    dtype = getattr(torch, options.get("dtype", "float32"))
+    state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    rows = laid(torch.randperm(table)[: sizes["rows"]].sort().values, options.get("layout_rows"))
+    weight = torch.randn(table, width).to(dtype)
+    grad = laid((torch.randn(len(rows), width) * options.get("spread", 1.0)).to(dtype), options.get("layout_grad"))
+    if not grad.isfinite().all():
+        return None
+    shapes = {"sgd_": [], "adagrad_": [(table, width)], "rowwise_adagrad_": [(table,)]}
+    shapes["lazy_adam_"] = [(table, 2, width)]
+    state = [torch.rand(shape).to(state_dtype) * ("fresh" not in options) for shape in shapes[name]]
+    scalars = [options.get("lr", LR), options.get("weight_decay", 0.0)]
+    if name != "sgd_":
+        scalars.append(options.get("eps", 1e-8))
+    if name == "lazy_adam_":
+        scalars += [options.get("beta1", 0.9), options.get("beta2", 0.999)]
+
+    def stepped(function: Callable[..., None], cast: torch.dtype | None) -> list[Tensor]:
+        tables = [x.clone() if cast is None else x.to(cast, copy=True) for x in (weight, *state)]
+        with torch.no_grad():
+            function(*tables, rows, grad if cast is None else grad.to(cast), *scalars)
+        return tables
+
+    truth = stepped(getattr(reference, name), torch.float64)
+    pytorch = stepped(getattr(reference, name), None)
+
+    def compare() -> None:
+        own = stepped(getattr(torch.ops.adaftr_fast, f"embedding_{name}"), None)
+        others = torch.ones(table, dtype=torch.bool)
+        others[rows] = False
+        assert own[0][others].equal(weight[others]), "a row without gradient changed"
+        for x, true, theirs, what in zip(own, truth, pytorch, ("weight", "state")):
+            rounding = true.abs().max() * torch.finfo(x.dtype).eps
+            assert_close(x, true, theirs, x.dtype, rounding, what)
+
+    return compare
+
+
+def adam(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | None:
+    """Returns a function that compares steps of the deferred Adam with torch's on a dense table."""
+    if not sizes["width"] or not sizes["steps"]:
+        return None
+    dtype = getattr(torch, options.get("dtype", "float32"))
+    fields, width, name = sizes["fields"], sizes["width"], options.get("optimizer", "Adam")
+    start = torch.randn(sum(fields), width)
+    ids = [random_ids(fields, sizes["rows"], options) for _ in range(sizes["steps"])]
+    grads = [torch.randn(sizes["rows"], len(fields) * width) * options.get("spread", 1.0) for _ in ids]
+    given = {
+        "lr": options.get("lr", LR),
+        "eps": options.get("eps", 1e-8),
+        "weight_decay": options.get("weight_decay", 0.0),
+    }
+    given["betas"] = (options.get("beta1", 0.9), options.get("beta2", 0.999))
+
+    def dense(dtype: torch.dtype) -> Tensor:
+        table = start.to(dtype, copy=True).requires_grad_()
+        optimizer = getattr(torch.optim, name)([table], **given)
+        starts = torch.tensor([0, *torch.tensor(fields).cumsum(0).tolist()])[:-1]
+        for step, (each, grad) in enumerate(zip(ids, grads)):
+            optimizer.param_groups[0]["lr"] = rate(step)
+            optimizer.zero_grad(set_to_none=False)
+            table[each + starts].flatten(1).backward(grad.to(dtype))
+            if table.grad is None:
+                table.grad = torch.zeros_like(table)
+            optimizer.step()
+        return table.detach()
+
+    def rate(step: int) -> float:
+        return given["lr"] * (1 + step % 3 if "schedule" in options else 1)
+
+    truth, pytorch = dense(torch.float64), dense(dtype)
+
+    def compare() -> None:
+        embedding = FusedEmbedding(fields, width, dtype=dtype)
+        with torch.no_grad():
+            embedding.weight.copy_(start)
+        optimizer = getattr(optim, name)(embedding, **given)
+        for step, (each, grad) in enumerate(zip(ids, grads)):
+            optimizer.param_groups[0]["lr"] = rate(step)
+            optimizer.zero_grad()
+            embedding(each).backward(grad.to(dtype))
+            optimizer.step()
+            if "flushes" in options and step % 4 == 1:
+                embedding.flush()
+        embedding.flush()
+        # A step is at most about lr, whatever the gradient: its error is in units of the steps taken.
+        rounding = torch.tensor(given["lr"] * 3 * sizes["steps"] * torch.finfo(dtype).eps * 16)
+        assert_close(embedding.weight.detach(), truth, pytorch, dtype, rounding, "weight")
+
+    return compare
