@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import CheckpointError, DataError
 from adaftr_fast.models import MultiTaskModel, build_model
-from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint, load_weights
+from adaftr_fast.training.checkpoint.weights import FILE, Description, load_checkpoint, load_weights
 from adaftr_fast.training.trainer import BEST
 
 
@@ -49,16 +50,17 @@ class TrainedModel:
 
 
 def load_trained(run: Path) -> TrainedModel:
-    """Loads the model of a run with its best weights.
+    """Loads the model of a run with its best weights, also while the run goes on and replaces them.
 
     Args:
         run: the run folder.
 
     Raises:
         CheckpointError: the run has no checkpoint, or it is damaged.
+        BusyError: the checkpoint was replaced during each of many attempts.
     """
     folder = run / BEST
-    weights, about = load_checkpoint(folder)
+    weights, about = read_published(folder / FILE, lambda _: load_checkpoint(folder))
     try:
         model = build_model(about.config.model, about.num_embeddings, about.tasks, about.field_names or None)
     except ValueError as error:  # sizes or options that do not go together

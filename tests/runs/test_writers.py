@@ -10,11 +10,12 @@ from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
 from adaftr_fast.config import TrainingConfig
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.errors import BusyError
+from adaftr_fast.errors import BusyError, CheckpointError
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.demo import run_demo
 from adaftr_fast.runs.run import fit_one, train_one
 from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.training.checkpoint import weights
 from tests.files.holder import holder
 from tests.files.power import TORN, Disk
 
@@ -61,6 +62,27 @@ def test_two_trains_do_not_mix_their_results(prepared, tmp_path, capfd):
     assert main(command(data, out, seed=2)) == 0
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_read(prepared, tmp_path, monkeypatch):
+    data, other = prepared(1), tmp_path / "other"
+    for folder in (tmp_path / "out", other):
+        config = settings(data.folder, name="shared_bottom")
+        config.training.seed = len(folder.name)
+        train_one(data, config, folder)
+    real, models = weights.loads, [load_trained(other)]
+
+    def loads(text):
+        if models:  # the file of weights that ``text`` names is removed
+            newer = models.pop()
+            weights.save_checkpoint(tmp_path / "out/best", newer.model, newer.about)
+        return real(text)
+
+    monkeypatch.setattr(weights, "loads", loads)
+    assert load_trained(tmp_path / "out").about.config.training.seed == len("other")
+    (tmp_path / "out/best/checkpoint.json").unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        load_trained(tmp_path / "out")
+
+
 def test_every_run_locks_its_folder(prepared, tmp_path):
     data, out = prepared(1), tmp_path / "out"
     days = [write_day(tmp_path, 1)]
@@ -102,13 +124,13 @@ def test_a_power_failure_leaves_whole_files_of_a_run(prepared, tmp_path):
     train_one(data, settings(data.folder, name="shared_bottom"), out)
     disk = Disk(out.parent, out)
     disk.run(lambda: train_one(data, settings(data.folder), out))
-    weights = set()
+    seen = set()
     for tree in (tree for states in disk.states for tree in states):
         best = tree.get("best", {})
         assert TORN not in (tree.get("metrics.jsonl"), tree.get("test.json"), best.get("checkpoint.json"))
         if "checkpoint.json" in best:
             name = json.loads(disk.read(best["checkpoint.json"]))["weights"]
             assert best[name] != TORN
-            weights.add(name)
-    assert len(weights) >= 2  # of the former run and of this one
+            seen.add(name)
+    assert len(seen) >= 2  # of the former run and of this one
     assert all("test.json" in tree for tree in disk.states[-1])
