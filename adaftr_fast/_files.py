@@ -27,7 +27,7 @@ def replace_file(path: Path, content: bytes) -> None:
 def remove_temporaries(path: Path) -> None:
     """Removes what killed processes left of ``replace_file(path)``. Call it while no other process writes ``path``."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"\d+")
-    for entry in path.parent.iterdir():
+    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
         if pattern.fullmatch(entry.name):
             entry.unlink()
 

@@ -22,14 +22,14 @@ from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.warm_start import warm_start
-from adaftr_fast.training.checkpoint.weights import Description
+from adaftr_fast.training.checkpoint.weights import FILE, Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.result import TrainedRun
 from adaftr_fast.training.sharding import check_replicated, check_sharding, check_tables
-from adaftr_fast.training.trainer import TEST, Result, Trainer
+from adaftr_fast.training.trainer import BEST, TEST, Result, Trainer
 
-RUN_FILES = (METRICS, TEST)
+RUN_FILES = (METRICS, TEST, f"{BEST}/{FILE}")  # that replace_file writes
 
 
 @dataclass(frozen=True)

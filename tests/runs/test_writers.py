@@ -109,13 +109,15 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(prepared, tmp_pa
     data, out = prepared(1), tmp_path / "out"
     out.mkdir()
     others = {".metrics.jsonl.txt", ".notes.12", "metrics.jsonl.12", ".metrics.jsonl.12.bak"}
-    for name in (".metrics.jsonl.12", ".test.json.345", *others):
+    (out / "best").mkdir()
+    for name in (".metrics.jsonl.12", ".test.json.345", "best/.checkpoint.json.6", *others):
         (out / name).write_text("half")
     with holder(out / LOCK), pytest.raises(BusyError):
         train_one(data, settings(data.folder), out)
     assert (out / ".metrics.jsonl.12").exists()  # perhaps the other process writes it
     train_one(data, settings(data.folder), out)
     assert {path.name for path in out.iterdir()} == others | {"best", "metrics.jsonl", "test.json"}
+    assert not [path for path in (out / "best").iterdir() if path.name.startswith(".")]
 
 
 def test_a_power_failure_leaves_whole_files_of_a_run(prepared, tmp_path):
