@@ -83,19 +83,27 @@ def summary(error: str) -> str:
     return "".join(character for character in error.splitlines()[-1] if not character.isdigit())
 
 
+def _kind(error: str) -> str:
+    return error.splitlines()[-1].split(":")[0]
+
+
 def shrink(
     case: Case,
     error: str,
     simpler: Callable[[Case], Iterable[Case]],
     check: Callable[[Case], str | None],
 ) -> tuple[Case, str]:
-    """Replaces a case that fails by a simpler one that fails, as long as there is one; returns it and its error."""
+    """Replaces a case that fails by a simpler one that fails alike, as long as there is one; returns it and its error.
+
+    Alike: by the same exception, or by the end of the process.
+    """
+    kind = _kind(error)
     end, improved = time.monotonic() + SHRINK_SECONDS, True
     while improved and time.monotonic() < end:
         improved = False
         for candidate in simpler(case):
             found = check(candidate)
-            if found is not None:
+            if found is not None and _kind(found) == kind:
                 case, error, improved = candidate, found, True
                 break
     return case, error

@@ -216,7 +216,7 @@ def _direction(
         "loss": torch.where(valid, 4 * scale * (torch.where(delta > 0.1, 1.0, near) * delta + stored * rows.loss), 0),
         "lse": 4 * delta + stored * largest,
         "positive_logit": 4 * delta + product * largest,
-        "entropy": 4 * (wrong.clamp(max=1.0) + delta.clamp(max=1.0)) * (count + torch.minimum(largest, count * 20)),
+        "entropy": torch.where(delta > 0.1, count, 4 * (wrong * rows.entropy + delta)),
         "a": coefficient @ b.abs(),
         "b": coefficient.T @ a.abs(),
         "tau": (coefficient * sizes).sum(1) + (scale / tau * near * delta * 4),

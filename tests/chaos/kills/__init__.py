@@ -1,0 +1,60 @@
+"""Kills commands at random moments, completes them, and compares the results with those of uninterrupted runs.
+
+A case is a dictionary:
+
+- ``command``: the name of a command of ``commands.py``;
+- ``moments``: when to kill, each as a part of the duration of an uninterrupted run;
+- ``victim``: what is killed of ``torchrun``;
+- ``over``: whether an earlier result is to be replaced;
+- ``reader``: whether another process reads the result all the time;
+- ``rival``: when to start a second writer, as a part of the duration, or None.
+"""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.chaos.search import Case, Limit, search
+from tests.chaos.worker import repeat
+
+COMMANDS = ("prepare", "train", "daily", "export", "predict", "torchrun")
+SECONDS = 900.0  # for one case
+VICTIMS = ("rank 0", "rank 1", "ranks", "torchrun", "all")
+
+
+def run(seed: int, limit: Limit, out: Path) -> Iterator[Path]:
+    """Searches; yields the file of each failure."""
+    return search("kills", seed, limit, out, draw, simpler)
+
+
+def replay(case: Case) -> str | None:
+    """Repeats a case; returns its error, if any."""
+    return repeat("kills", case)
+
+
+def draw(random: random.Random) -> Case:
+    """Makes a case."""
+    return {
+        "command": random.choices(COMMANDS, (2, 2, 2, 2, 2, 1))[0],  # torchrun takes longest
+        "moments": [round(random.random(), 3) for _ in range(random.randint(1, 6))],
+        "victim": random.choice(VICTIMS),
+        "over": random.random() < 0.5,
+        "reader": random.random() < 0.5,
+        "rival": round(random.random(), 3) if random.random() < 0.4 else None,
+    }
+
+
+def check(case: Case) -> int:
+    """Raises AssertionError if a killed command does not end like an uninterrupted one; returns the number of kills."""
+    from tests.chaos.kills.attempts import killed_and_completed
+
+    return killed_and_completed(case)
+
+
+def simpler(case: Case) -> Iterator[Case]:
+    """Yields the case with fewer kills, then without one of its other processes."""
+    for number in range(len(case["moments"]) if len(case["moments"]) > 1 else 0):
+        yield case | {"moments": case["moments"][:number] + case["moments"][number + 1 :]}
+    for name, default in (("rival", None), ("reader", False), ("over", False)):
+        if case[name] != default:
+            yield case | {name: default}

@@ -1,0 +1,218 @@
+"""One case: a command that is killed several times and then completed, among readers and other writers."""
+
+import atexit
+import functools
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import adaftr_fast.api.prepare  # imported once for all forks, as all the others here
+import adaftr_fast.api.run
+import adaftr_fast.api.serve
+import adaftr_fast.runs.daily
+import adaftr_fast.serving.export  # noqa: F401
+from adaftr_fast.cli import main
+from tests.chaos.kills.commands import Command, commands, write_inputs
+from tests.chaos.kills.processes import (
+    all_ended,
+    descendants,
+    end,
+    end_all,
+    fork,
+    is_locked,
+    kill,
+    kill_all,
+    ranks,
+    readers,
+    spawn,
+)
+from tests.chaos.kills.trees import Tree, differences, state, tree
+from tests.chaos.search import Case
+
+SECONDS = 300.0  # for a command that is not killed
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The result of an uninterrupted run, and its duration in seconds."""
+
+    result: Tree
+    seconds: float
+
+
+@functools.cache
+def place() -> Path:
+    """Returns a temporary folder with the inputs of all commands."""
+    folder = Path(tempfile.mkdtemp(prefix="adaftr-chaos-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(end_all)
+    (folder / "inputs").mkdir()
+    log = folder / "inputs.log"
+    code = end(fork(lambda: write_inputs(folder / "inputs") or 0, folder / "inputs", log))
+    assert code == 0, log.read_text()
+    return folder
+
+
+@functools.cache
+def whole(name: str) -> Whole:
+    """Runs a command without interruption."""
+    folder, command = new_folder(), commands()[name]
+    start = time.monotonic()
+    finish(start_command(command, command.arguments, folder), folder)
+    return Whole(tree(folder), time.monotonic() - start)
+
+
+@functools.cache
+def earlier(name: str) -> Path:
+    """Returns a working directory with the result that ``Command.before`` leaves."""
+    folder, command = new_folder(), commands()[name]
+    finish(fork(lambda: main(command.before), folder, log_of(folder)), folder)
+    return folder
+
+
+def new_folder() -> Path:
+    return Path(tempfile.mkdtemp(dir=place()))
+
+
+def log_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.log")
+
+
+def start_command(command: Command, arguments: list[str], folder: Path) -> int:
+    """Starts a command, by torchrun if it has ranks; returns its process."""
+    if not command.ranks:
+        return fork(lambda: main(arguments), folder, log_of(folder))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={command.ranks}"]
+    return spawn([*torchrun, "--monitor-interval=0.1", "-m", "adaftr_fast.cli", *arguments], folder, log_of(folder))
+
+
+def finish(process: int, folder: Path) -> None:
+    """Waits for a command, which must succeed and leave no process."""
+    code = end(process, SECONDS)
+    log = log_of(folder).read_text()
+    assert code is not None, f"not finished within {SECONDS:g} s: {log}"
+    assert code == 0, f"exit status {code}: {log}"
+
+
+def killed_and_completed(case: Case) -> int:
+    """Runs a case; returns the number of kills."""
+    command, expected = commands()[case["command"]], whole(case["command"])
+    is_over = case["over"] and command.before is not None
+    folder = new_folder()
+    former: Tree = {}
+    if is_over:
+        shutil.copytree(earlier(case["command"]), folder, dirs_exist_ok=True)
+        former = tree(folder)
+    try:
+        reader = start_reader(command, folder) if case["reader"] and is_over else None
+        if case["rival"] is not None:
+            meet_rival(command, folder, case["rival"] * expected.seconds)
+        kills = 0
+        for moment in case["moments"]:
+            if not interrupted(command, folder, moment * expected.seconds, case["victim"]):
+                break
+            kills += 1
+            check_whole(command, folder, former, expected.result)
+        finish(start_command(command, command.arguments, folder), folder)
+        if reader is not None:
+            end_reader(reader, folder)
+        assert all_ended(), "the command left a process"
+        assert not (wrong := differences(tree(folder), expected.result)), wrong
+        return kills
+    finally:
+        end_all()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def interrupted(command: Command, folder: Path, seconds: float, victim: str) -> bool:
+    """Starts the command and kills it after ``seconds``; returns False if it has ended before."""
+    process = start_command(command, command.arguments, folder)
+    code = end(process, seconds)
+    if code is not None:
+        assert code == 0, f"exit status {code}: {log_of(folder).read_text()}"
+        return False
+    if not command.ranks:
+        kill(process)
+        end(process)
+        return True
+    started = ranks(process)
+    everything = [process, *descendants(process)]
+    chosen = {"torchrun": [process], "ranks": started, "all": everything}.get(victim)
+    if chosen is None:
+        chosen = started[int(victim.split()[1]) :][:1]
+    if not chosen:  # no rank has started
+        chosen = everything
+    kill(*chosen)
+    assert end(process, SECONDS) is not None, f"torchrun remains after {victim} was killed"
+    if not all_ended():  # ranks whose torchrun was killed go on, or wait for the others until training.rank_timeout
+        kill_all()
+    return True
+
+
+def check_whole(command: Command, folder: Path, former: Tree, result: Tree) -> None:
+    """Asserts that what a killed command has left can be read."""
+    log = folder.with_name(f"{folder.name}.check.log")
+    code = end(fork(lambda: 0 if not Path("out").exists() else read(command), folder, log), SECONDS)
+    assert code == 0, f"not readable after a kill: {log.read_text()}"
+    if command.lock == ".out.lock":  # the result is replaced as a whole
+        found = {path: digest for path, digest in tree(folder).items() if path.split("/")[0] == "out"}
+        assert found in ({}, former, result), f"neither the former nor the new result: {sorted(found)}"
+        assert found or not former, "the former result is gone"
+
+
+def read(command: Command) -> int:
+    command.read()
+    return 0
+
+
+def reader_log(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.reader.log")
+
+
+def start_reader(command: Command, folder: Path) -> int:
+    """Starts a process that reads the result again and again, and fails once it is not whole."""
+
+    def loop() -> int:
+        stop: list[int] = []
+        signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+        while not stop:
+            command.read()
+            time.sleep(random.random() * 0.01)
+        return 0
+
+    process = fork(loop, folder, reader_log(folder))
+    readers.add(process)
+    return process
+
+
+def end_reader(reader: int, folder: Path) -> None:
+    readers.remove(reader)
+    os.kill(reader, signal.SIGTERM)
+    code = end(reader, SECONDS)
+    assert code in (0, -signal.SIGTERM), f"a reader met a result that is not whole: {reader_log(folder).read_text()}"
+
+
+def meet_rival(command: Command, folder: Path, seconds: float) -> None:
+    """Stops the command after ``seconds`` and, if it holds the lock, starts a second writer, which must be refused."""
+    process = start_command(command, command.arguments, folder)
+    if end(process, seconds) is not None:
+        return
+    stopped = [process, *descendants(process)]
+    for each in stopped:
+        os.kill(each, signal.SIGSTOP)
+    if is_locked(folder / command.lock):
+        before, log = state(folder), folder.with_name(f"{folder.name}.rival.log")
+        rival = fork(lambda: main(command.arguments), folder, log)
+        code, lines = end(rival, SECONDS), log.read_text().splitlines()
+        assert code == 2, f"a second writer is not refused: exit status {code}: {lines}"
+        assert len(lines) == 1, f"a second writer is not refused in one line: {lines}"
+        assert "is writing it; wait, or name another place" in lines[0], lines[0]
+        assert state(folder) == before, f"a second writer has changed {folder}"
+    kill(*stopped)
+    end(process)
+    assert all_ended(), "processes remain after all were killed"

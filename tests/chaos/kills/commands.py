@@ -1,0 +1,156 @@
+"""The commands that are killed: how each starts, what it writes, and how it is read.
+
+All paths are relative to a working directory, so that results that name them are equal. ``inputs`` beside it has what
+the commands read.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+MODEL = ["--model.expert_hidden", "[16]", "--model.tower_hidden", "[16,8]", "--model.relatedness_hidden", "[4]"]
+TRAINING = [
+    *MODEL, "--optimizer.lr", "0.01", "--training.batch_size", "64", "--training.max_epochs", "3",
+    "--training.progress", "false", "--training.checkpoint_seconds", "0.05",
+]  # fmt: skip
+LABELS = ["--labels", "click", "conversion", "--group", "user"]
+TIMES = ("seconds", "samples_per_s")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line.
+
+    Attributes:
+        arguments: those of ``adaftr-fast``.
+        before: the same for other inputs, whose result is replaced; None if it cannot be.
+        lock: the lock file of the writer.
+        read: reads the result, or raises an error if it is not whole.
+        ranks: how many processes torchrun starts; 0 without torchrun.
+    """
+
+    arguments: list[str]
+    before: list[str] | None
+    lock: str
+    read: Callable[[], object]
+    ranks: int = 0
+
+
+def commands() -> dict[str, Command]:
+    """Returns the commands by name."""
+    return {
+        "prepare": Command(_prepare("log.csv"), _prepare("other.csv"), ".out.lock", _read_prepared),
+        "train": Command(_train("data", 1), _train("data", 2), "out/.lock", _read_run),
+        "daily": Command(_daily(), None, "out/.lock", _read_days),
+        "export": Command(_export("run"), _export("other_run"), ".out.lock", _read_model),
+        "predict": Command(_predict("log.csv"), _predict("other.csv"), ".out.lock", _read_scores),
+        "torchrun": Command(_train("data", 1), _train("data", 2), "out/.lock", _read_run, ranks=2),
+    }
+
+
+def _prepare(log: str) -> list[str]:
+    return ["prepare", "--files", f"../inputs/{log}", *LABELS, "--out", "out"]
+
+
+def _train(data: str, seed: int, out: str = "out") -> list[str]:
+    return ["train", "--data.folder", f"../inputs/{data}", *TRAINING, "--training.seed", str(seed), "--out", out]
+
+
+def _daily() -> list[str]:
+    days = [f"../inputs/day{number}.parquet" for number in (1, 2, 3)]
+    return ["daily", "--dataset", "../inputs/day.toml", "--files", *days, *TRAINING, "--out", "out"]
+
+
+def _export(run: str, out: str = "out") -> list[str]:
+    return ["export", "--run", f"../inputs/{run}", "--data", "../inputs/data", "--out", out]
+
+
+def _predict(log: str) -> list[str]:
+    options = ["--keep", "row", "--progress", "false"]
+    return ["predict", "--model", "../inputs/model", "--files", f"../inputs/{log}", *options, "--out", "out"]
+
+
+def _read_prepared() -> object:
+    from adaftr_fast.data.dataset.loader import PreparedData
+
+    return PreparedData(Path("out")).load("train")
+
+
+def _read_run() -> object:
+    from adaftr_fast.errors import CheckpointError
+    from adaftr_fast.runs.trained import load_trained
+
+    try:
+        return load_trained(Path("out"))
+    except CheckpointError as error:  # the first epoch of a run removes the checkpoint of the run before it
+        if "no checkpoint here" in str(error):
+            return None
+        raise
+
+
+def _read_days() -> object:
+    records = Path("out/daily.jsonl")
+    return [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else None
+
+
+def _read_model() -> object:
+    from adaftr_fast.serving.scorer import load_scorer
+
+    return load_scorer(Path("out"))
+
+
+def _read_scores() -> object:
+    import pyarrow.parquet as pq
+
+    return pq.read_table("out")
+
+
+def write_inputs(folder: Path) -> None:
+    """Writes the inputs of all commands to the working directory ``folder``; runs in a process of its own."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.csv as csv
+    import pyarrow.parquet as pq
+
+    from adaftr_fast.cli import main
+
+    def log(rows: int, seed: int, first: int = 0) -> pa.Table:
+        random = np.random.default_rng(seed)
+        item = first + random.integers(0, 300, rows)
+        click = random.random(rows) < 1 / (1 + np.exp(-((item * 7919) % 23 - 11) / 3))
+        columns = {"row": np.arange(rows), "item": item, "user": random.integers(0, 90, rows), "x": random.random(rows)}
+        columns |= {"click": click.astype(np.int8), "conversion": (click & (item % 3 == 0)).astype(np.int8)}
+        return pa.table(columns)
+
+    csv.write_csv(log(80_000, 1), folder / "log.csv")
+    csv.write_csv(log(40_000, 2), folder / "other.csv")
+    pq.write_table(log(5000, 3), folder / "log.parquet")
+    for day in (1, 2, 3):
+        pq.write_table(log(2000, 10 + day, 100 * day), folder / f"day{day}.parquet")
+    (folder / "day.toml").write_text(DAY)
+    for arguments in (
+        ["prepare", "--files", "../inputs/log.parquet", *LABELS, "--out", "../inputs/data"],
+        _train("data", 1, "../inputs/run"),
+        _train("data", 2, "../inputs/other_run"),
+        _export("run", "../inputs/model"),
+    ):
+        if main(arguments):
+            raise SystemExit(f"{arguments}: failed")
+
+
+DAY = """
+name = "shop"
+group = "user"
+[labels]
+click = "click"
+conversion = "conversion"
+[split]
+train = {hash = {stop = 0.8}}
+validation = {hash = {start = 0.8, stop = 0.9}}
+test = {hash = {start = 0.9}}
+[fields]
+item = "categorical"
+user = "categorical"
+x = {kind = "numeric", buckets = 4}
+"""

@@ -1,0 +1,43 @@
+"""What a folder holds, without what differs between equal runs: times."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from tests.chaos.kills.commands import TIMES
+
+Tree = dict[str, str]
+
+
+def tree(folder: Path) -> Tree:
+    """Returns the content of every file below a folder as a digest, and of every folder as ""; by path."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        found[str(path.relative_to(folder))] = "" if path.is_dir() else _digest(path)
+    return found
+
+
+def state(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Returns the identity, the size and the time of change of every file below a folder, by path."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        stat = path.stat()
+        found[str(path.relative_to(folder))] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+def differences(found: Tree, expected: Tree) -> str:
+    """Describes how two trees differ; "" if they are equal."""
+    lines = [f"missing: {path}" for path in expected if path not in found]
+    lines += [f"left over: {path}" for path in found if path not in expected]
+    lines += [f"other content: {path}" for path in found if path in expected and found[path] != expected[path]]
+    return "; ".join(lines)
+
+
+def _digest(path: Path) -> str:
+    content = path.read_bytes()
+    if path.name == "metrics.jsonl":
+        records = [json.loads(line) for line in content.splitlines()]
+        kept = [{name: value for name, value in each.items() if name not in TIMES} for each in records]
+        content = json.dumps(kept, sort_keys=True).encode()  # losses of an epoch that was resumed are sorted by name
+    return hashlib.sha256(content).hexdigest()
