@@ -26,7 +26,7 @@ class Worker:
     """
 
     def __init__(self, kind: str) -> None:
-        self.seconds = getattr(importlib.import_module(f"tests.chaos.{kind}"), "SECONDS", 60.0)  # for one case
+        self.seconds = getattr(importlib.import_module(f"tests.chaos.{kind}"), "CASE_SECONDS", 120.0)
         self.counted = 0
         self.kind, self.process, self.errors = kind, None, tempfile.TemporaryFile("w+")  # noqa: SIM115
 

@@ -18,7 +18,7 @@ from tests.chaos.search import Case, Limit, search
 from tests.chaos.worker import repeat
 
 COMMANDS = ("prepare", "train", "daily", "export", "predict", "torchrun")
-SECONDS = 900.0  # for one case
+CASE_SECONDS = 900.0  # until a case is ended
 VICTIMS = ("rank 0", "rank 1", "ranks", "torchrun", "all")
 
 
