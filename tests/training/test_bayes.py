@@ -8,6 +8,7 @@ from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.training.bayes import bayes_metrics
 from adaftr_fast.training.metrics import auc
+from tests.data.manifests import without_sha256
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,7 @@ def test_invalid_input_raises(folder, tmp_path):
     with pytest.raises(DataError, match="no split 'dev'"):
         bayes_metrics(folder, "dev")
     (tmp_path / "schema.json").write_bytes((folder / "schema.json").read_bytes())
+    without_sha256(tmp_path)
     table = pq.read_table(folder / "test.parquet")
     wrong = pa.array(np.full(len(table), 1.5))
     table = table.set_column(table.column_names.index("truth:click"), "truth:click", wrong)

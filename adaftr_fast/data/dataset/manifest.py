@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import check_name
+from adaftr_fast._files import check_name, sha256
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
@@ -64,6 +64,8 @@ class Manifest:
         schema: content of the schema file.
         weight: column of the sample weights; None if all are one.
         bad_rows: bad rows of text inputs; None if there were no text inputs.
+        sha256: sha256 of every file by name; that of the manifest is the one it would have without its own. Empty if
+            the folder was prepared before they were recorded.
     """
 
     dataset: str
@@ -78,6 +80,7 @@ class Manifest:
     schema: dict[str, Any]
     weight: str | None = None
     bad_rows: BadRows | None = None
+    sha256: dict[str, str] = dataclasses.field(default_factory=dict)  # the last one, see ``write``
 
     @property
     def num_embeddings(self) -> list[int]:
@@ -91,7 +94,16 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes ``folder/schema.json``."""
-        (folder / MANIFEST).write_text(dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        content = dataclasses.asdict(dataclasses.replace(self, sha256=self.sha256 | {MANIFEST: ""}))
+        before, quotes, after = f"{dumps(content, indent=2)}\n".rpartition('""')
+        digest = hashlib.sha256((before + quotes + after).encode()).hexdigest()
+        (folder / MANIFEST).write_text(f'{before}"{digest}"{after}', encoding="utf-8")
+
+    def check_file(self, path: Path) -> None:
+        """Raises DataError if the sha256 of a file is recorded and differs, and OSError if it cannot be read."""
+        recorded = self.sha256.get(path.name)
+        if recorded is not None and sha256(path) != recorded:
+            raise DataError(f"{path}: damaged: its sha256 differs from the one in {MANIFEST}; prepare again")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -103,18 +115,34 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise DataError(f"{folder}: not a prepared folder (no {MANIFEST}); make one with `adaftr-fast prepare`")
-    content = read_manifest_json(path)
+    data = path.read_bytes()
+    content = _parsed(path, data)
     if content["format"] != FORMAT:
         raise DataError(f"{path}: written in format {content['format']}, this version reads {FORMAT}: prepare again")
     try:
         manifest = from_json(Manifest, content)
+        if not manifest.fields or not manifest.tasks:
+            raise ValueError(f"expected fields and tasks, got {len(manifest.fields)} and {len(manifest.tasks)}")
         for split, info in manifest.splits.items():
             check_name(split, "splits")
+            if info.rows < 1 or info.positives.keys() != set(manifest.tasks):
+                counts = f"{info.rows} rows and positives of {', '.join(info.positives)}"
+                expected = f"rows, and positives of {', '.join(manifest.tasks)}"
+                raise ValueError(f"splits.{split}: expected {expected}, got {counts}")
             for name in info.files:
                 check_name(name, f"splits.{split}.files")
+        _check_own_sha256(data, manifest.sha256)
         return manifest
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
+
+
+def _check_own_sha256(data: bytes, recorded: dict[str, str]) -> None:
+    """Raises ValueError unless the file ``data`` is as it was written, if checksums are recorded."""
+    digest = recorded.get(MANIFEST, "")
+    before, found, after = data.rpartition(digest.encode() or b"?")
+    if recorded and not (found and hashlib.sha256(before + after).hexdigest() == digest):
+        raise ValueError("its sha256 differs from the recorded one; prepare again")
 
 
 def read_manifest_json(path: Path) -> dict[str, Any]:
@@ -123,8 +151,12 @@ def read_manifest_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is not JSON, or lacks ``format`` or ``fingerprint``.
     """
+    return _parsed(path, path.read_bytes())
+
+
+def _parsed(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        content = loads(path.read_text(encoding="utf-8"))
+        content = loads(data.decode())
     except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
         raise DataError(f"{path}: not a manifest of a prepared folder: {error}") from error
     if not isinstance(content, dict) or not {"format", "fingerprint"} <= content.keys():

@@ -16,7 +16,8 @@ import torch
 from adaftr_fast.data.dataset.bags import interleave
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.manifest import Manifest
-from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
+from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT, check_file
+from adaftr_fast.data.raw.source import check_names
 from adaftr_fast.errors import DataError
 
 BLOCK = 4096  # rows copied at a time; with F columns they fit into the L2 cache
@@ -74,6 +75,7 @@ class ParquetRows:
         types |= dict.fromkeys(self.tasks, pa.uint8())
         types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
         for name, rows in manifest.files(split).items():
+            check_file(folder / name, manifest)
             self._add(name, rows, types)
 
     def _add(self, name: str, rows: int, types: dict[str, pa.DataType]) -> None:
@@ -134,7 +136,9 @@ class ParquetRows:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        check_names(file.schema_arrow)
+        return file
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 

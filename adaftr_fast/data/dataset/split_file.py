@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adaftr_fast._files import sync
-from adaftr_fast._json import dumps, from_json
+from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
 from adaftr_fast.data.encode.encoders import Encoder, encode_field
 from adaftr_fast.data.encode.groups import Groups
@@ -73,7 +72,7 @@ def write_split(
 
 def split_info(path: Path) -> SplitInfo:
     """Returns the rows and positives of a file that ``write_split`` wrote."""
-    return from_json(SplitInfo, json.loads(pq.read_metadata(path).metadata[INFO.encode()]))
+    return from_json(SplitInfo, loads(pq.read_metadata(path).metadata[INFO.encode()]))
 
 
 def read_split(folder: Path, manifest: Manifest, split: str, columns: list[str] | None = None) -> pa.Table:
@@ -82,12 +81,24 @@ def read_split(folder: Path, manifest: Manifest, split: str, columns: list[str] 
     Raises:
         DataError: a file cannot be read.
     """
-    return pa.concat_tables(_read(folder / name, columns) for name in manifest.files(split))
+    tables = []
+    for name in manifest.files(split):
+        check_file(folder / name, manifest)
+        tables.append(_read(folder / name, columns))
+    return pa.concat_tables(tables)
+
+
+def check_file(path: Path, manifest: Manifest) -> None:
+    """Raises DataError if a file cannot be read, or is not the one whose sha256 the manifest records."""
+    try:
+        manifest.check_file(path)
+    except OSError as error:
+        raise DataError(f"{path}: not readable: {error}") from error
 
 
 def _read(path: Path, columns: list[str] | None) -> pa.Table:
     try:
-        return pq.ParquetFile(path).read(columns)
+        return pq.ParquetFile(path, page_checksum_verification=True).read(columns)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 

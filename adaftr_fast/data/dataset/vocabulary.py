@@ -22,7 +22,7 @@ COLUMNS = pa.schema([("field", pa.string()), ("id", pa.int32()), ("value", pa.st
 def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
     """Writes one table for all fields: field, id, value (as text), count in the training split."""
     pending, pending_rows = [COLUMNS.empty_table()], 0
-    with pq.ParquetWriter(path, COLUMNS, compression="zstd") as writer:
+    with pq.ParquetWriter(path, COLUMNS, compression="zstd", write_page_checksum=True) as writer:
         for name, encoder in encoders.items():
             if isinstance(encoder, Vocabulary):
                 rows = len(encoder.values)
@@ -45,7 +45,8 @@ def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
     """
     path = folder / VOCABULARY
     try:
-        table = pq.read_table(path, schema=COLUMNS)
+        manifest.check_file(path)
+        table = pq.read_table(path, schema=COLUMNS, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
     hashed = {field.name for field in parse_schema(manifest.schema).fields if field.hashed}

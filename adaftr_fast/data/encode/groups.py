@@ -55,12 +55,14 @@ class Groups:
 
     def write(self, path: Path) -> None:
         """Writes the groups to a parquet file."""
-        pq.write_table(pa.table({"group": self.values}), path, compression="lz4")
+        pq.write_table(pa.table({"group": self.values}), path, compression="lz4", write_page_checksum=True)
 
     @classmethod
     def read(cls, name: str, paths: Iterable[Path]) -> Groups:
         """Reads the groups of consecutive subsets of the rows, one file each."""
-        columns = (pq.ParquetFile(path).read()["group"].combine_chunks() for path in paths)
+        columns = (
+            pq.ParquetFile(path, page_checksum_verification=True).read()["group"].combine_chunks() for path in paths
+        )
         return cls.from_columns(name, (column for column in columns if len(column)))
 
     def _canonical(self, values: pa.Array) -> pa.Array:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from adaftr_fast._files import sha256
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.dataset.manifest import FORMAT, Manifest, SplitInfo, field_info, fingerprint
 from adaftr_fast.data.dataset.split_file import split_file_name, split_info, write_split
@@ -36,6 +37,7 @@ from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
 READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # names of the stages; join needs what read has staged
+SHA256 = "sha256"  # key of the checksums in a result of encode
 FIELDS = "fields.arrow"  # counts of the values of a shard, in the order of the fields
 
 
@@ -197,20 +199,23 @@ class ShardRun:
                     continue
                 groups = Groups.read(self.schema.group, [self.work / f"{split}.parquet"]) if self.schema.group else None
                 write_split(self.schema, encoders, groups, source.scan(split, bar.update), path, self.check)
-        return {split: dataclasses.asdict(split_info(path)) for split, path in paths.items()}
+        infos = {split: dataclasses.asdict(split_info(path)) for split, path in paths.items()}
+        return infos | {SHA256: {path.name: sha256(path) for path in paths.values()}}
 
     def _merge_encoded(self, encoded: list[dict[str, Any]]) -> None:
         """Writes the manifest, the last file of the prepared folder."""
-        splits = {}
+        splits, digests = {}, {VOCABULARY: sha256(self.prepared / VOCABULARY)}
         for split in SPLITS:
             names = [split_file_name(split, shard) for shard in self.shard.all]
             infos = {name: from_json(SplitInfo, each[split]) for name, each in zip(names, encoded)}
             splits[split] = _merge_infos(infos)
-            for name in names:
-                if not infos[name].rows:
+            for name, each in zip(names, encoded):
+                if infos[name].rows:
+                    digests[name] = each[SHA256][name]
+                else:
                     (self.prepared / name).unlink(missing_ok=True)
         _check_splits(splits)
-        replace(self._manifest(), splits=splits).write(self.prepared)
+        replace(self._manifest(), splits=splits, sha256=digests).write(self.prepared)
 
     def _manifest(self) -> Manifest:
         return from_json(Manifest, read_result(result_path(self.work, COUNT)))

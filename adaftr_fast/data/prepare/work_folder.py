@@ -19,7 +19,7 @@ LOCK, KEY = "lock", "key"
 PREPARED = "prepared"  # the folder in progress
 REPLACED = "replaced"  # the folder that publishing replaces, on file systems that cannot exchange two folders
 PUBLISHING = "publishing"  # the inode number of PREPARED, written before it is published
-LAYOUT = 3  # layout of a work folder; increase it on changes, so that no other version's work is resumed
+LAYOUT = 4  # layout of a work folder; increase it on changes, so that no other version's work is resumed
 
 
 @contextmanager

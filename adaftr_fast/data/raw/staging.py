@@ -7,7 +7,6 @@ in its metadata, so that both exist or neither does.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator
 from itertools import islice, takewhile
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from adaftr_fast._files import sync
-from adaftr_fast._json import dumps, from_json
+from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.shard import UNSHARDED, Shard
@@ -175,7 +174,7 @@ def _write_block(path: Path, table: pa.Table, bad_rows: BadRows, lines: int, che
     metadata = {BAD_ROWS: dumps(dataclasses.asdict(bad_rows)), LINES: str(lines)}
     new = path.with_name(f".{path.name}.new")
     pq.write_table(
-        table.replace_schema_metadata(metadata), new, compression="lz4"
+        table.replace_schema_metadata(metadata), new, compression="lz4", write_page_checksum=True
     )  # a temporary file: fast rather than small
     check()
     sync(new)
@@ -185,4 +184,4 @@ def _write_block(path: Path, table: pa.Table, bad_rows: BadRows, lines: int, che
 def read_block_info(staged: Path) -> tuple[BadRows, int]:
     """Returns the bad rows and the number of lines of a staged block, from its metadata."""
     metadata = pq.read_schema(staged).metadata
-    return from_json(BadRows, json.loads(metadata[BAD_ROWS])), int(metadata[LINES])
+    return from_json(BadRows, loads(metadata[BAD_ROWS])), int(metadata[LINES])

@@ -59,7 +59,7 @@ def _write_file(log: ImpressionLog, path: Path, start: int, stop: int, bar: tqdm
     writer: pq.ParquetWriter | None = None
     for first in range(start, stop, BATCH_ROWS):
         batch = log.batch(first, min(first + BATCH_ROWS, stop))
-        writer = writer or pq.ParquetWriter(new, batch.schema, compression="zstd")
+        writer = writer or pq.ParquetWriter(new, batch.schema, compression="zstd", write_page_checksum=True)
         writer.write_batch(batch, row_group_size=BATCH_ROWS)
         bar.update(batch.num_rows)
     assert writer is not None  # a file has rows

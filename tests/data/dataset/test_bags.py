@@ -18,6 +18,7 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.trainer import Trainer
+from tests.data.manifests import without_sha256
 from tests.data.raw.test_aliccp import COMMON, FIELDS, SKELETON
 
 SEEN = [["a", "b"], ["b"], [], None, ["c", "b", None], ["b", "b"]]
@@ -85,7 +86,7 @@ def test_all_tokens_of_text(seen, write, tmp_path):
 
 def test_damaged_lists_raise(seen, write, tmp_path):
     prepare(parse_schema(seen), [write(seen=SEEN + SEEN)], tmp_path / "out")
-    path = tmp_path / "out/train.parquet"
+    path = without_sha256(tmp_path / "out") / "train.parquet"
     table = pq.read_table(path)
     place = table.column_names.index("seen")
     for lists, message in (

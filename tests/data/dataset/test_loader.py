@@ -14,16 +14,25 @@ import torch
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Share, Split
 from adaftr_fast.data.dataset.rows import TensorRows
+from adaftr_fast.data.dataset.split_file import read_split
+from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
+from tests.data.manifests import without_sha256
 from tests.forks import in_a_fork
 
 
 @pytest.fixture
-def folder(source, write, tmp_path):
+def whole(source, write, tmp_path):
     prepare(parse_schema(source), [write()], tmp_path / "out")
     return tmp_path / "out"
+
+
+@pytest.fixture
+def folder(whole):
+    """A prepared folder whose files may be changed."""
+    return without_sha256(whole)
 
 
 def numbered(rows: int, chunk_rows: int = 7) -> Split:
@@ -251,6 +260,44 @@ def test_half_written_and_damaged_files_are_named(folder):
     path.write_bytes(damaged)
     with pytest.raises(DataError, match=r"train\.parquet: not readable"):
         list(data.load("train").batches(2))
+
+
+@pytest.mark.parametrize("name", ["schema.json", "train.parquet", "vocabulary.parquet"])
+def test_every_changed_byte_of_a_folder_is_found(whole, name):
+    """Changes every 31st byte of a file in turn."""
+    content = (whole / name).read_bytes()
+    assert PreparedData(whole).manifest.sha256.keys() == {path.name for path in whole.iterdir()}
+    for place in range(0, len(content), 31):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        (whole / name).write_bytes(damaged)
+        with pytest.raises(DataError, match=name):
+            read_all(whole)
+    (whole / name).write_bytes(content)
+    read_all(whole)
+
+
+def read_all(folder):
+    data = PreparedData(folder)
+    assert sum(len(batch) for batch in data.load("train").batches(4)) == 6
+    read_encoders(folder, data.manifest)
+    read_split(folder, data.manifest, "train")
+
+
+def test_changed_values_are_found_by_all_readers_of_a_split(whole):
+    table = pq.read_table(whole / "train.parquet")
+    pq.write_table(table.take([5, 4, 3, 2, 1, 0]), whole / "train.parquet")
+    manifest = PreparedData(whole).manifest
+    for read in (lambda: PreparedData(whole).load("train"), lambda: read_split(whole, manifest, "train")):
+        with pytest.raises(
+            DataError, match=r"train\.parquet: damaged: its sha256 differs from the one in schema\.json"
+        ):
+            read()
+
+
+def test_folders_without_checksums_open(folder):
+    assert PreparedData(folder).manifest.sha256 == {}
+    read_all(folder)
 
 
 @pytest.mark.parametrize("change", ["fewer rows", "other columns", "other values"])

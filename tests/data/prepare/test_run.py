@@ -14,6 +14,7 @@ from adaftr_fast.data.prepare.stages import ShardRun
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
+from tests.data.manifests import without_sha256
 
 
 def test_stray_quotes_lose_no_rows(tmp_path):
@@ -290,7 +291,8 @@ def test_flights_splits_by_month(tmp_path):
 def test_encoders_are_read_back_as_they_were(source, write, tmp_path):
     source["fields"] = source["fields"] | {"spread": {"column": "city", "kind": "categorical", "hashed": 7}}
     path = write()
-    manifest = prepare(parse_schema(source), [path], tmp_path / "out")
+    prepare(parse_schema(source), [path], tmp_path / "out")
+    manifest = read_manifest(without_sha256(tmp_path / "out"))
     encoders = read_encoders(tmp_path / "out", manifest)
     (rows,) = pq.read_table(path).combine_chunks().to_batches()
     train = pq.read_table(tmp_path / "out/train.parquet")

@@ -54,7 +54,7 @@ def test_work_of_the_first_version_is_told_by_its_layout(log, tmp_path):
     key = json.loads((work / "key").read_text())
     compared = ["schema", "list of files (name, size, time of change)", "number of parts", "ids to grow", "bad_rows"]
     assert list(key) == ["layout of the folder", "format", *compared]
-    assert (key["layout of the folder"], key["format"], key["number of parts"]) == (3, 4, 2)
+    assert (key["layout of the folder"], key["format"], key["number of parts"]) == (4, 4, 2)
     assert sorted(path.name for path in work.iterdir()) == ["key", "lock", "lock-1", "read-1.json"]
     (work / "key").write_text(json.dumps(key | {"layout of the folder": 2}))
     with pytest.raises(DataError, match="started with a different layout of the folder; use the same one, or remove"):
