@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import tomllib
+from contextlib import suppress
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -65,8 +66,11 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
         return {key: _converted(arguments[1], item, _join(where, key)) for key, item in value.items()}
     if origin is Literal and value in arguments:
         return value
-    if kind is float and (value is None or type(value) in (int, float)):
-        return math.nan if value is None else float(value)
+    if kind is float and value is None:
+        return math.nan
+    if kind is float and type(value) in (int, float):
+        with suppress(OverflowError):  # an integer beyond the range of floats
+            return float(value)
     if type(value) is kind:
         return value
     raise ValueError(f"{where or 'the file'}: expected {kind if origin else kind.__name__}, got {value!r}")

@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 
 from adaftr_fast._files import followed, make_folder, remove_temporaries
+from adaftr_fast._json import loads
 from adaftr_fast.errors import BusyError
 
 LOCK = ".lock"  # in a folder that is written in place
@@ -182,7 +183,7 @@ def _this_process() -> dict[str, object]:
 def _holder(descriptor: int) -> str:
     """Describes the process that holds the lock, as far as it has written about itself."""
     try:
-        about = json.loads(os.pread(descriptor, 4 * COMMAND_LENGTH, 0))
+        about = loads(os.pread(descriptor, 4 * COMMAND_LENGTH, 0).decode())
         return f"process {about['pid']} on {about['host']} (`{about['command']}`, since {about['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaftr_fast._json import from_json
+from adaftr_fast._json import from_json, loads
 from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.api.prepare import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
@@ -27,6 +26,9 @@ from adaftr_fast.training.trainer import TEST
 
 if TYPE_CHECKING:
     from adaftr_fast.training.report import Curves
+
+RECORDED = {"epoch": int, "train": dict[str, float], "seconds": float, "samples_per_s": float}
+"""What each line of metrics.jsonl holds, besides metrics."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +183,7 @@ def load_run(folder: str | Path) -> Run:
     try:
         lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
         epochs = [_epoch(line) for line in lines]
-        test = from_json(TaskMetrics, json.loads((folder / TEST).read_text())) if (folder / TEST).exists() else {}
+        test = _metrics(loads((folder / TEST).read_text(encoding="utf-8")), TEST) if (folder / TEST).exists() else {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the run cannot be read: {error}") from error
     run = Run(folder, TrainedRun(trained.about.config.model.name, epochs, _best(epochs, trained), test))
@@ -240,8 +242,19 @@ def _settings(config: RunConfig | str | Path | None, sections: dict[str, dict[st
 
 def _epoch(line: str) -> dict[str, Any]:
     """Reads a line of metrics.jsonl, where null stands for a metric that is undefined."""
-    record = from_json(dict[str, Any], json.loads(line))
-    return record | {"validation": from_json(TaskMetrics, record.get("validation"), "validation")}
+    record = from_json(dict[str, Any], loads(line))
+    for name, kind in RECORDED.items():
+        record[name] = from_json(kind, record.get(name), name)
+    return record | {"validation": _metrics(record.get("validation"), "validation")}
+
+
+def _metrics(value: Any, where: str) -> TaskMetrics:
+    metrics = from_json(TaskMetrics, value, where)
+    for task, each in metrics.items():
+        for name in ("auc", "logloss"):
+            if name not in each:
+                raise ValueError(f"missing key {f'{where}.{task}.{name}'!r}")
+    return metrics
 
 
 def _best(epochs: list[dict[str, Any]], trained: TrainedModel) -> int:

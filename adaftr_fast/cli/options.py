@@ -9,6 +9,7 @@ import jsonargparse
 
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
+from adaftr_fast.errors import ConfigError
 
 EVERY_SECTION = tuple(SECTIONS)
 
@@ -25,8 +26,8 @@ class Parser(jsonargparse.ArgumentParser):
         """Parses a configuration file; one that is not text, or nested too deeply, is an error in one line."""
         try:
             return super().parse_path(cfg_path, *arguments, **options)
-        except UnicodeDecodeError as error:
-            self.error(f"{cfg_path}: not a TOML file: {error}")
+        except ValueError as error:  # such as UnicodeDecodeError
+            self.error(f"{cfg_path}: not a TOML file of options: {error}")
         except RecursionError:
             self.error(f"{cfg_path}: nested too deeply")
 
@@ -40,4 +41,7 @@ def add_config(parser: Parser, sections: Sequence[str] = EVERY_SECTION, help: st
 
 def read_config(arguments: jsonargparse.Namespace, sections: Sequence[str] = EVERY_SECTION) -> RunConfig:
     """Returns the configuration of the options that ``add_config`` added; other sections have their defaults."""
+    for name in sections:
+        if not isinstance(arguments[name], jsonargparse.Namespace):
+            raise ConfigError(f"{name}: expected a table of options, got {arguments[name]!r}")
     return RunConfig().with_options(**{name: arguments[name].as_dict() for name in sections})

@@ -6,14 +6,13 @@ Experiments on the same data share jobs: MMoE of Table 4 is MMoE of Table 6.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from adaftr_fast._files import replace_file
-from adaftr_fast._json import dumps, from_json
+from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
@@ -97,7 +96,7 @@ def _key(config: RunConfig, manifest: Manifest) -> str:
 def finished(job: Job) -> Outcome | None:
     """Returns the outcome of a finished job, or None if the job is unfinished or its result file is damaged."""
     try:
-        outcome = from_json(Outcome, json.loads((job.folder / RESULT).read_text(encoding="utf-8")))
+        outcome = from_json(Outcome, loads((job.folder / RESULT).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
     return outcome if outcome.key == job.key else None

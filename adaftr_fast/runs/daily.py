@@ -8,7 +8,6 @@ validation split. The previous day's model is evaluated on all rows, none of whi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from adaftr_fast._files import replace_file
-from adaftr_fast._json import dumps, from_json
+from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import DataConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
@@ -123,7 +122,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [from_json(dict[str, Any], json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [from_json(dict[str, Any], loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
 

@@ -61,9 +61,12 @@ def load_trained(run: Path) -> TrainedModel:
     """
     folder = run / BEST
     weights, about = read_published(folder / FILE, lambda _: load_checkpoint(folder))
+    rows, elements = sum(about.num_embeddings), sum(each.numel() for each in weights.values())
+    if rows > elements:  # or a damaged number would take all memory
+        raise CheckpointError(f"{folder}: damaged: {rows:,} embedding rows, but {elements:,} weights")
     try:
         model = build_model(about.config.model, about.num_embeddings, about.tasks, about.field_names or None)
-    except ValueError as error:  # sizes or options that do not go together
-        raise CheckpointError(f"{folder}: damaged: {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:  # sizes or options that do not go together, or no memory
+        raise CheckpointError(f"{folder}: damaged: no model has the recorded sizes: {error}") from error
     load_weights(model, weights, str(folder))
     return TrainedModel(folder, model.eval(), about)

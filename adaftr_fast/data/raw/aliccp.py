@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.source import PARQUET
 from adaftr_fast.data.raw.text import TextBlock, castable, parse_block
 
 COMMON = ["common_feature_index", "feature_num", "blob"]
@@ -67,14 +68,15 @@ def parse_common(data: bytes, fields: Sequence[str], lists: Collection[str] = ()
         lists: fields of which all tokens are read.
     """
     block = parse_block(data.translate(MERGE_SEPARATORS), COMMON, ",", quoted=False)
+    block.convert(COMMON[0], pa.string())
     features = _features(block, fields, lists)
-    columns = {COMMON[0]: block.columns[COMMON[0]].cast(pa.string())} | features.columns(fields)
+    columns = {COMMON[0]: block.columns[COMMON[0]]} | features.columns(fields)
     return pa.table(columns), block.report()
 
 
 def read_common(folder: Path, fields: Sequence[str], lists: Collection[str] = ()) -> CommonFeatures:
     """Reads all common features of a staged file into memory, 8 bytes per feature."""
-    return common_features(ds.dataset(folder, format="parquet").to_table(), fields, lists)
+    return common_features(ds.dataset(folder, format=PARQUET).to_table(), fields, lists)
 
 
 def common_features(table: pa.Table, fields: Sequence[str], lists: Collection[str] = ()) -> CommonFeatures:
@@ -124,10 +126,11 @@ def parse_skeleton(
 def _join(own: Features, common: Features, user: np.ndarray) -> Features:
     """Fills fields without own tokens from the ``user`` [n] of the row. Rows without a user (-1) are left out."""
     known = user >= 0
-    last = np.where(own.last == MISSING, common.last[user], own.last)[known]
+    last, user = own.last[known], user[known]
+    last = np.where(last == MISSING, common.last[user], last)
     lists_by_field = {}
     for field, lists in own.all.items():
-        lists, of_user = lists.filter(pa.array(known)), common.all[field].take(pa.array(user[known]))
+        lists, of_user = lists.filter(pa.array(known)), common.all[field].take(pa.array(user))
         lists_by_field[field] = pc.if_else(pc.greater(pc.list_value_length(lists), 0), lists, of_user)
     return Features(last, lists_by_field)
 

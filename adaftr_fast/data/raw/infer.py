@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.raw.inputs import is_text, read_header
-from adaftr_fast.data.raw.source import listed
+from adaftr_fast.data.raw.source import PARQUET, check_names, listed
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import parse_block
 from adaftr_fast.errors import DataError
@@ -79,7 +79,9 @@ def _open(path: Path) -> ds.Dataset:
         raise DataError(f"{path}: no such file")
     try:
         if not is_text(path):
-            return ds.dataset(path, format="parquet")
+            dataset = ds.dataset(path, format=PARQUET)
+            check_names(dataset.schema)
+            return dataset
         _, delimiter = read_header(path)
         # Preparation counts the rows with too many or too few columns.
         options = csv.ParseOptions(delimiter=delimiter, invalid_row_handler=lambda row: "skip")

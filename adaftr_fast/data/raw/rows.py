@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, parse_rows, read_header
-from adaftr_fast.data.raw.source import BATCH_ROWS, coalesced, listed
+from adaftr_fast.data.raw.source import BATCH_ROWS, PARQUET, check_names, coalesced, listed
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
@@ -78,7 +78,8 @@ def raw_files(schema: Schema, files: Sequence[str | Path], keep: Sequence[str] =
 
 def _parquet(schema: Schema, path: Path, keep: Sequence[str]) -> RawFile:
     with _data_errors(path):
-        dataset = ds.dataset(path, format="parquet")
+        dataset = ds.dataset(path, format=PARQUET)
+        check_names(dataset.schema)
         rows, size = max(1, dataset.count_rows()), sum(Path(file).stat().st_size for file in dataset.files)
     _check_columns(schema, path, dataset.schema.names, keep)
     columns = list(dict.fromkeys([*field_columns(schema), *keep]))
@@ -87,6 +88,7 @@ def _parquet(schema: Schema, path: Path, keep: Sequence[str]) -> RawFile:
         with _data_errors(path):
             scanner = dataset.scanner(columns=columns, batch_size=BATCH_ROWS)
             for batch in coalesced(scanner.to_batches()):
+                batch.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
                 table = pa.Table.from_batches([batch])
                 yield Chunk(path, partial(_parsed_table, table), 0, size * batch.num_rows // rows)
 

@@ -24,6 +24,10 @@ from adaftr_fast.errors import DataError
 BATCH_ROWS = 1 << 17
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 LISTED = 50  # columns that an error names
+PARQUET = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+"""Parquet whose pages are compared with their checksums, where a file has any."""
 LABEL = "label:"  # prefix of label columns in a scan: a label may have the name of its source column
 
 
@@ -84,8 +88,9 @@ class Source:
         while True:
             with self._data_errors(split):  # covers the read only, not the caller's code
                 batch = next(batches, None)
-            if batch is None:
-                return
+                if batch is None:
+                    return
+                batch.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
             yield _select(batch, rule, first_row=seen)
             seen += batch.num_rows
             advance(batch.num_rows)
@@ -120,6 +125,14 @@ def coalesced(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             pending = []
     if any(batch.num_rows for batch in pending):
         yield pa.concat_batches(pending)
+
+
+def check_names(schema: pa.Schema) -> None:
+    """Raises ArrowInvalid if the name of a column, or of a part of one, is not UTF-8."""
+    try:
+        _ = schema.names, [str(kind) for kind in schema.types]
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid(f"the name of a column is not UTF-8: {error.object!r}") from error
 
 
 def check_columns(schema: Schema, path: Path, names: Iterable[str]) -> None:
@@ -180,7 +193,9 @@ def _open(path: Path) -> ds.Dataset:
     if not path.exists():
         raise DataError(f"{path}: no such file")
     try:
-        return ds.dataset(path, format="parquet")
+        dataset = ds.dataset(path, format=PARQUET)
+        check_names(dataset.schema)
+        return dataset
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
 

@@ -107,6 +107,30 @@ def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool =
 
 def _parse(data: bytes, names: list[str], delimiter: str, quoted: bool) -> tuple[pa.Table, list[BadLine]]:
     """Returns the rows that have as many columns as ``names``, those of blank lines included, and the other rows."""
+    if not _is_utf8(data):  # Arrow cannot report a row with too many or too few columns that is not UTF-8
+        bad = _read(data.decode(errors="backslashreplace").encode(), names, delimiter, quoted)[1]
+        if bad:
+            table = _read(data.decode("latin-1").encode(), names, delimiter, quoted)[0]
+            return pa.table([_from_latin(column) for column in table.columns], table.column_names), bad
+    return _read(data, names, delimiter, quoted)
+
+
+def _is_utf8(data: bytes) -> bool:
+    offsets = pa.array([0, len(data)], pa.int64())
+    text = pa.Array.from_buffers(pa.large_string(), 1, [None, offsets.buffers()[1], pa.py_buffer(data)])
+    try:
+        text.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _from_latin(column: pa.ChunkedArray) -> pa.Array:
+    """Undoes a conversion from Latin-1 to UTF-8, which gives every byte a character of its own."""
+    return pa.array([value and value.decode().encode("latin-1") for value in column.to_pylist()], pa.binary())
+
+
+def _read(data: bytes, names: list[str], delimiter: str, quoted: bool) -> tuple[pa.Table, list[BadLine]]:
     bad: list[BadLine] = []
 
     def skip(row: csv.InvalidRow) -> str:

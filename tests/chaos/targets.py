@@ -1,0 +1,349 @@
+"""What reads each kind of file.
+
+A target writes a damaged file into an empty folder and reads it by the public functions. It
+returns, or raises an error that the command line shows as one line; anything else is a failure.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import tempfile
+import tomllib
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import pyarrow.dataset as ds
+
+from adaftr_fast.api import prepare as api_prepare
+from adaftr_fast.api.run import load_run
+from adaftr_fast.cli import main
+from adaftr_fast.config import RunConfig
+from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.rows import raw_files
+from adaftr_fast.data.raw.staging import blocks
+from adaftr_fast.data.raw.text import count_lines
+from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.experiments.jobs import Job, finished
+from adaftr_fast.runs import daily
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.serving.columns import output_columns
+from adaftr_fast.serving.predict import predict
+from adaftr_fast.serving.scorer import Scorer, load_scorer, read_about
+from adaftr_fast.training.checkpoint.snapshots import load_snapshot
+from tests.chaos import corpus
+from tests.chaos.mutations import damaged, damaged_json, damaged_table, damaged_toml
+
+KEEP = ("time", "user")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of file.
+
+    Attributes:
+        read: reads the damaged content in a folder.
+        seeds: returns whole files.
+        damage: damages one of them.
+        weight: how often the target is drawn; less for slow ones.
+    """
+
+    read: Callable[[bytes, Path], object]
+    seeds: Callable[[], list[bytes]]
+    damage: Callable = damaged
+    weight: float = 1.0
+
+
+@cache
+def log_schema():
+    return parse_schema(tomllib.loads(corpus.schema().decode()))
+
+
+def check_account(bad_rows: BadRows, lines: int, kept: int) -> None:
+    """Raises AssertionError unless each line is a row that was kept, a bad row or blank."""
+    found = kept, bad_rows.bad, bad_rows.blank
+    assert bad_rows.lines == lines == sum(found), (
+        f"{lines} lines, counted {bad_rows.lines}, kept, bad and blank {found}"
+    )
+    assert bad_rows.bad == sum(bad_rows.reasons.values())
+
+
+def rows_of(content: bytes, folder: Path, name: str) -> None:
+    """Reads rows for scoring."""
+    path = folder / name
+    path.write_bytes(content)
+    (file,) = raw_files(log_schema(), [path], KEEP)
+    bad_rows, kept = BadRows(), 0
+    for chunk in file.chunks():
+        table, of_chunk = chunk.parse()
+        table.validate(full=True)
+        bad_rows, kept = bad_rows + of_chunk, kept + table.num_rows
+    if not name.endswith(".parquet"):
+        text = b"".join(blocks(path))
+        if kept or bad_rows.rows:
+            check_account(bad_rows, count_lines(text.partition(b"\n")[2]), kept)
+
+
+def compressed(content: bytes, folder: Path) -> None:
+    rows_of(gzip.compress(content, 1), folder, "log.csv.gz")
+
+
+def prepared(content: bytes, folder: Path, name: str) -> None:
+    """Prepares a folder with the schema of the log, and reads it."""
+    path = folder / name
+    path.write_bytes(content)
+    manifest = prepare(log_schema(), [path], folder / "data", bad_rows=0.9)
+    if manifest.bad_rows:
+        rows = sum(split.rows for split in manifest.splits.values()) + getattr(manifest, "unused_rows", 0)
+        check_account(manifest.bad_rows, count_lines(content.partition(b"\n")[2]), rows)
+    read_all(folder / "data")
+
+
+def inferred(content: bytes, folder: Path, name: str) -> None:
+    """Prepares a folder with a schema that is inferred from the file."""
+    path = folder / name
+    path.write_bytes(content)
+    options = {"labels": ["click", "buy"], "group": "user", "ignore": ["tags"], "bad_rows": 0.9, "progress": False}
+    time = "time" if len(content) % 2 else None
+    api_prepare.prepare(path, folder / "data", time=time, **options)
+    read_all(folder / "data")
+
+
+def read_all(folder: Path) -> None:
+    """Reads every part of a prepared folder."""
+    data = api_prepare.Prepared(folder)
+    repr(data)
+    for split in data.manifest.splits:
+        rows = sum(len(batch) for batch in data.load(split).batches(32))
+        assert rows == data.manifest.splits[split].rows
+    read_encoders(folder, data.manifest)
+
+
+def part_of_prepared(content: bytes, folder: Path, name: str) -> None:
+    """Reads a prepared folder of which one file is damaged, which must not pass unnoticed."""
+    for other, whole in corpus.prepared().items():
+        (folder / other).write_bytes(content if other == name else whole)
+    read_all(folder)
+    assert content == corpus.prepared()[name], f"{name}: damaged unnoticed"
+
+
+def unchecked(content: bytes, folder: Path, name: str) -> None:
+    """Reads a prepared folder without checksums, of which one file is damaged."""
+    files = {other: whole for other, whole in corpus.prepared().items() if other != "schema.json"}
+    for other, whole in (files | {"schema.json": manifests()[0], name: content}).items():
+        (folder / other).write_bytes(whole)
+    read_all(folder)
+
+
+def grown(content: bytes, folder: Path) -> None:
+    """Prepares the log with the ids of a folder whose manifest is damaged."""
+    (folder / "known").mkdir()
+    for other, whole in corpus.prepared().items():
+        (folder / "known" / other).write_bytes(content if other == "schema.json" else whole)
+    (folder / "log.csv").write_bytes(corpus.log())
+    prepare(log_schema(), [folder / "log.csv"], folder / "data", grow=folder / "known")
+
+
+def schema(content: bytes, folder: Path) -> None:
+    """Parses a schema, and prepares the log with it."""
+    (folder / "mine.toml").write_bytes(content)
+    parsed = load_schema(str(folder / "mine.toml"))
+    (folder / "log.csv").write_bytes(corpus.log())
+    if parsed.format is None and len(parsed.files) == 1:
+        prepare(parsed, [folder / "log.csv"], folder / "data", bad_rows=0.9)
+        read_all(folder / "data")
+
+
+def config(content: bytes, folder: Path) -> None:
+    (folder / "mine.toml").write_bytes(content)
+    RunConfig.from_toml(folder / "mine.toml").identity()
+
+
+def command(content: bytes, folder: Path) -> None:
+    """Passes a configuration to the command line, whose prepared folder does not exist."""
+    (folder / "mine.toml").write_bytes(content)
+    said = io.StringIO()
+    arguments = [
+        "train",
+        "--config",
+        str(folder / "mine.toml"),
+        "--data.folder",
+        str(folder / "none"),
+        "--out",
+        str(folder),
+    ]
+    try:
+        with redirect_stderr(said), redirect_stdout(said):
+            status = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    lines = said.getvalue().splitlines()
+    assert status == 2, f"status {status}"
+    assert len(lines) == 1, f"{len(lines)} lines"
+
+
+def checkpoint(content: bytes, folder: Path) -> None:
+    """Loads a model whose description is damaged."""
+    best = folder / "best"
+    best.mkdir()
+    for name, whole in corpus.before().items():
+        if name.startswith("runs/") and name.endswith(".safetensors"):
+            (best / name.rpartition("/")[2]).write_bytes(whole)
+    (best / "checkpoint.json").write_bytes(content)
+    load_trained(folder)
+
+
+def weights(content: bytes, folder: Path) -> None:
+    """Loads a model whose weights are damaged but have the recorded checksum."""
+    best, digest = folder / "best", hashlib.sha256(content).hexdigest()
+    best.mkdir()
+    about = json.loads(corpus.before()["runs/adaftr/best/checkpoint.json"]) | {"sha256": digest}
+    (best / about["weights"]).write_bytes(content)
+    (best / "checkpoint.json").write_text(json.dumps(about))
+    load_trained(folder)
+
+
+def snapshot(content: bytes, folder: Path) -> None:
+    """Loads a snapshot that is damaged but has the recorded checksum."""
+    (folder / f"{7:012d}-{hashlib.sha256(content).hexdigest()[:32]}.safetensors").write_bytes(content)
+    found = load_snapshot(folder)
+    if found is not None:
+        dict(found[0])
+
+
+def snapshots() -> list[bytes]:
+    return [whole for name, whole in corpus.before().items() if "/last/" in name]
+
+
+def run(content: bytes, folder: Path, name: str) -> None:
+    """Reads a run of which one file is damaged."""
+    files = {
+        f"best/{path.name}": corpus.before()[str(path)]
+        for path in map(Path, corpus.before())
+        if str(path).startswith("runs/adaftr/best/")
+    }
+    files |= {"metrics.jsonl": corpus.before()["warm/metrics.jsonl"], "test.json": corpus.before()["warm/test.json"]}
+    (folder / "best").mkdir()
+    for other, whole in (files | {name: content}).items():
+        (folder / other).write_bytes(whole)
+    repr(load_run(folder))
+
+
+def result(content: bytes, folder: Path) -> None:
+    (folder / "result.json").write_bytes(content)
+    finished(Job("k", folder, RunConfig()))
+
+
+def results() -> list[bytes]:
+    metrics = {"click": {"auc": 0.5, "logloss": 0.6}}
+    numbers = {"seconds": 1.0, "epochs": 2, "best_epoch": 1, "learned": {"tau": {"5": 0.1}}, "dead_tasks": []}
+    return [json.dumps({"key": "k", "validation": metrics, "test": metrics, "error": None} | numbers).encode()]
+
+
+def days(content: bytes, folder: Path) -> None:
+    (folder / "daily.jsonl").write_bytes(content)
+    daily._check(folder, daily._read(folder / "daily.jsonl"), [Path("day1.csv.gz"), Path("day2.csv.gz")])
+
+
+def serving(content: bytes, folder: Path) -> None:
+    """Reads the description of an exported model, whose program is missing."""
+    for name in ("schema.json", "vocabulary.parquet"):
+        (folder / name).write_bytes(corpus.before()[f"models/adaftr/{name}"])
+    (folder / "serving.json").write_bytes(content)
+    read_about(folder)
+    load_scorer(folder)
+
+
+@cache
+def scorer() -> Scorer:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, whole in corpus.before().items():
+            if name.startswith("models/adaftr/"):
+                (Path(folder) / name.rpartition("/")[2]).write_bytes(whole)
+        return load_scorer(Path(folder))
+
+
+def scored(content: bytes, folder: Path, name: str) -> None:
+    """Scores a file."""
+    path, out = folder / name, folder / "scores.parquet"
+    path.write_bytes(content)
+    columns = output_columns(scorer().about.tasks, bid="price")
+    report = predict(scorer(), [path], out, columns, keep=KEEP, bad_rows=0.9)
+    assert ds.dataset(out).count_rows() == report.rows
+    if report.bad_rows.lines:
+        check_account(report.bad_rows, count_lines(content.partition(b"\n")[2]), report.rows)
+
+
+def aliccp(content: bytes, folder: Path, which: int) -> None:
+    """Reads Ali-CCP's raw files, of which one is damaged."""
+    paths = [folder / "skeleton.csv", folder / "common.csv"]
+    for number, (path, whole) in enumerate(zip(paths, corpus.aliccp())):
+        path.write_bytes(content if number == which else whole)
+    (file,) = raw_files(load_schema("aliccp"), paths, ["sample_id"])
+    bad_rows, kept = BadRows(), 0
+    for chunk in file.chunks():
+        table, of_chunk = chunk.parse()
+        bad_rows, kept = bad_rows + of_chunk, kept + table.num_rows
+    if kept or bad_rows.rows:
+        check_account(bad_rows, count_lines(paths[0].read_bytes()), kept)
+
+
+def before(*names: str) -> Callable[[], list[bytes]]:
+    return lambda: [corpus.before()[name] for name in names]
+
+
+def whole(name: str) -> Callable[[], list[bytes]]:
+    return lambda: [corpus.prepared()[name]]
+
+
+@cache
+def manifests() -> list[bytes]:
+    """Returns a manifest without checksums."""
+    content = json.loads(corpus.prepared()["schema.json"])
+    return [json.dumps(content | {"sha256": {}}, indent=2).encode()]
+
+
+def descriptions() -> list[bytes]:
+    return [content for name, content in corpus.before().items() if name.endswith("checkpoint.json")]
+
+
+TARGETS = {
+    "text": Target(partial(rows_of, name="log.csv"), corpus.tables, damaged_table, 6),
+    "compressed": Target(compressed, corpus.tables, damaged_table, 2),
+    "gzip": Target(
+        partial(rows_of, name="log.csv.gz"), lambda: [gzip.compress(each) for each in corpus.tables()], damaged, 2
+    ),
+    "prepare text": Target(partial(prepared, name="log.csv"), corpus.tables, damaged_table, 2),
+    "infer text": Target(partial(inferred, name="log.csv"), corpus.tables, damaged_table),
+    "parquet": Target(partial(rows_of, name="log.parquet"), corpus.parquets, damaged, 5),
+    "prepare parquet": Target(partial(prepared, name="log.parquet"), corpus.parquets, damaged, 2),
+    "infer parquet": Target(partial(inferred, name="log.parquet"), corpus.parquets, damaged),
+    "schema": Target(schema, corpus.schemas, damaged_toml, 4),
+    "config": Target(config, before("small.toml", "ple.toml"), damaged_toml, 4),
+    "command": Target(command, before("small.toml", "ple.toml"), damaged_toml, 0.3),
+    "manifest": Target(partial(unchecked, name="schema.json"), manifests, damaged_json, 5),
+    "grow": Target(grown, manifests, damaged_json, 1),
+    "vocabulary": Target(partial(unchecked, name="vocabulary.parquet"), whole("vocabulary.parquet"), damaged, 4),
+    "split": Target(partial(unchecked, name="train.parquet"), whole("train.parquet"), damaged, 5),
+    "checked manifest": Target(partial(part_of_prepared, name="schema.json"), whole("schema.json")),
+    "checked vocabulary": Target(partial(part_of_prepared, name="vocabulary.parquet"), whole("vocabulary.parquet")),
+    "checked split": Target(partial(part_of_prepared, name="train.parquet"), whole("train.parquet")),
+    "checkpoint": Target(checkpoint, descriptions, damaged_json, 5),
+    "weights": Target(weights, corpus.tensors, damaged, 4),
+    "snapshot": Target(snapshot, snapshots, damaged, 2),
+    "metrics": Target(partial(run, name="metrics.jsonl"), before("warm/metrics.jsonl"), damaged_json, 2),
+    "test": Target(partial(run, name="test.json"), before("warm/test.json"), damaged_json, 2),
+    "result": Target(result, results, damaged_json, 3),
+    "daily": Target(days, before("daily/daily.jsonl"), damaged_json, 3),
+    "serving": Target(serving, before("models/adaftr/serving.json"), damaged_json, 3),
+    "score text": Target(partial(scored, name="log.csv"), corpus.tables, damaged_table, 2),
+    "score parquet": Target(partial(scored, name="log.parquet"), corpus.parquets, damaged, 2),
+    "skeleton": Target(partial(aliccp, which=0), lambda: [corpus.aliccp()[0]], damaged_table, 2),
+    "common": Target(partial(aliccp, which=1), lambda: [corpus.aliccp()[1]], damaged_table, 2),
+}
+"""By name. The name is in the files of cases."""
