@@ -14,7 +14,8 @@ COMPACT_ROWS = 1 << 20  # rows of unmerged counts held before they are compacted
 class ValueCounts:
     """Counts of the distinct values of one column, without missing values.
 
-    Counts of disjoint subsets of the rows can be merged.
+    Counts of disjoint subsets of the rows can be merged. Values become text once a subset has text: uint64 is int64 or
+    text, depending on its values.
     """
 
     def __init__(self, kind: pa.DataType) -> None:
@@ -23,7 +24,7 @@ class ValueCounts:
         self._uncompacted_rows = 0
 
     def update(self, values: pa.Array) -> None:
-        """Adds a batch of values of type ``kind``."""
+        """Adds a batch of values of type ``kind``, or of text."""
         counted = pc.value_counts(values.drop_null())
         self._append(pa.table({"value": counted.field("values"), "count": counted.field("counts")}))
 
@@ -54,6 +55,10 @@ class ValueCounts:
         return counts
 
     def _append(self, table: pa.Table) -> None:
+        if table["value"].type != self._kind:
+            self._kind = pa.string()
+            self._tables = [_as_text(each) for each in self._tables]
+            table = _as_text(table)
         self._tables.append(table)
         self._uncompacted_rows += table.num_rows
         if self._uncompacted_rows > COMPACT_ROWS:
@@ -66,3 +71,7 @@ class ValueCounts:
         empty = pa.table({"value": pa.array([], self._kind), "count": pa.array([], pa.int64())})
         summed = pa.concat_tables([empty, *self._tables]).group_by("value").aggregate([("count", "sum")])
         self._tables = [pa.table({"value": summed["value"], "count": summed["count_sum"]})]
+
+
+def _as_text(table: pa.Table) -> pa.Table:
+    return pa.table({"value": table["value"].cast(pa.string()), "count": table["count"]})

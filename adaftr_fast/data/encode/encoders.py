@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -256,12 +257,17 @@ def _select_tokens(lists: pa.Array, which: Literal["last", "all"]) -> pa.Array:
 
 
 def canonical_values(values: pa.Array) -> pa.Array:
-    """Casts discrete values to one of two types: int64 for integers, string for everything else."""
+    """Casts discrete values to one of two types: int64 for integers that fit, string for everything else."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_floating(values.type):
         values = _without_nan(values)
-    return values.cast(pa.int64() if pa.types.is_integer(values.type) else pa.string())
+    if pa.types.is_uint64(values.type):
+        with suppress(pa.ArrowInvalid):  # a value beyond int64, such as a hash
+            return values.cast(pa.int64())
+    elif pa.types.is_integer(values.type):
+        return values.cast(pa.int64())
+    return values.cast(pa.string())
 
 
 def _numbers(values: pa.Array) -> pa.Array:

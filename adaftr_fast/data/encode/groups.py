@@ -67,6 +67,8 @@ class Groups:
 
     def _canonical(self, values: pa.Array) -> pa.Array:
         try:
+            if pa.types.is_uint64(values.type):  # int64 or text, depending on the values of a batch
+                return values.cast(pa.string())
             return canonical_values(values)
         except pa.ArrowException as error:
             raise DataError(

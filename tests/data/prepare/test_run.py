@@ -15,6 +15,7 @@ from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 from tests.data.manifests import without_sha256
+from tests.data.prepare.shards import run_shards
 
 
 def test_stray_quotes_lose_no_rows(tmp_path):
@@ -353,3 +354,20 @@ def test_shards_add_up_rows_outside_the_funnel(source, write, tmp_path):
     assert {name: info.outside_funnel for name, info in last.splits.items()} == {
         name: info.outside_funnel for name, info in whole.splits.items()
     }
+
+
+def test_uint64_values_beyond_int64_are_categories(source, write, tmp_path):
+    """One value of the column is a hash beyond int64; all of them are texts then, in every batch and shard."""
+    big = 2**64 - 1
+    columns = {"city": pa.array([big, 2, big, None, 3, 2, 2, 2**63, 3, None, 5, big], pa.uint64())}
+    columns["user"] = pa.array([big, 1, big, 2, 1, None, 2**63, big, 1, 2, 1, 1], pa.uint64())
+    path = write(**columns)
+    pq.write_table(pq.read_table(path), path, row_group_size=1)
+    manifest = prepare(parse_schema(source), [path], tmp_path / "out")
+    vocabulary = pq.read_table(tmp_path / "out/vocabulary.parquet").to_pylist()
+    assert [row["value"] for row in vocabulary if row["field"] == "city"] == [str(big), "2", "3"]
+    train = pq.read_table(tmp_path / "out/train.parquet")
+    assert train["city"].to_pylist() == [1, 2, 1, 0, 3, 2]
+    assert train[GROUP].to_pylist() == [0, 1, 0, 2, 1, -1]
+    run_shards(parse_schema(source), [path], tmp_path / "sharded", 2)
+    assert read_manifest(tmp_path / "sharded").fingerprint == manifest.fingerprint
