@@ -11,6 +11,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from adaftr_fast._files import check_name
 from adaftr_fast._json import from_json, loads_toml
 from adaftr_fast.data.schema.checks import check_keys, condition, number, strings, table, text
 from adaftr_fast.data.schema.types import SPLITS, Field, HashRange, Label, Schema, SplitRule
@@ -101,7 +102,7 @@ def parse_schema(source: dict[str, Any]) -> Schema:
         format=_format(source.get("format"), files),
         drop=condition("drop", source["drop"]) if "drop" in source else None,
         weight=text("weight", source["weight"]) if "weight" in source else None,
-        shipped=text("shipped", source["shipped"]) if "shipped" in source else None,
+        shipped=_shipped(source["shipped"]) if "shipped" in source else None,
         generate=from_json(LogConfig, source["generate"], "generate") if "generate" in source else None,
         group=text("group", source["group"]) if "group" in source else None,
         labels=tuple(_label(name, value) for name, value in table("labels", source["labels"]).items()),
@@ -114,6 +115,14 @@ def parse_schema(source: dict[str, Any]) -> Schema:
     _check_leaks(schema)
     _check_reserved(schema)
     return schema
+
+
+def _shipped(value: Any) -> str:
+    try:
+        check_name(text("shipped", value), "shipped")
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return value
 
 
 def _format(value: Any, files: tuple[str, ...]) -> Any:

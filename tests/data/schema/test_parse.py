@@ -167,3 +167,9 @@ def test_deep_nesting_is_an_error_in_one_line(tmp_path):
     path.write_text(f"name = {'[' * 100_000}{']' * 100_000}")
     with pytest.raises(DataError, match=r"schema .*deep.toml: nested too deeply$"):
         load_schema(str(path))
+
+
+@pytest.mark.parametrize("name", ["../schema/types.py", "/etc/passwd", "..", "a/b.parquet", ""])
+def test_a_shipped_file_is_in_its_folder(name):
+    with pytest.raises(DataError, match="shipped: expected the name of a file in the same folder, got"):
+        parse_schema(load_schema("flights").source | {"shipped": name})
