@@ -25,6 +25,7 @@ from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.training.checkpoint.weights import FILE, Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
 from adaftr_fast.training.logger import METRICS
+from adaftr_fast.training.optimizers import table_state_bytes
 from adaftr_fast.training.result import TrainedRun
 from adaftr_fast.training.sharding import check_replicated, check_sharding, check_tables
 from adaftr_fast.training.trainer import BEST, TEST, Result, Trainer
@@ -108,7 +109,7 @@ def _fit(data: PreparedData, config: RunConfig, folder: Path, *, restart: bool, 
         ranks.agree("settings or data", about.to_dict())
     torch.manual_seed(config.training.seed)  # for the initial weights; the trainer seeds the rest
     if config.training.tables == "replicated":
-        _check_memory(config.model, data)
+        _check_memory(config, data)
     with nullcontext() if config.training.tables == "replicated" else tables_elsewhere():
         model = build(config.model, data)
     trainer = Trainer(
@@ -162,16 +163,20 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
         raise ConfigError(f"model: {error}") from error
 
 
-def _check_memory(config: ModelConfig, data: PreparedData) -> None:
-    """Raises ConfigError if the embedding tables alone are larger than the memory that is available."""
+def _check_memory(config: RunConfig, data: PreparedData) -> None:
+    """Raises ConfigError if tables and their optimizer's state alone are larger than the memory that is available."""
     num_embeddings, names = data.manifest.num_embeddings, [field.name for field in data.manifest.fields]
-    widths = embedding_widths(config, len(num_embeddings), names)
-    needed, available = 4 * sum(map(operator.mul, num_embeddings, widths)), _available_memory()
-    if available is not None and needed > available:
-        sizes = f"{needed / 1e9:,.1f} GB of float32, and {available / 1e9:,.1f} GB of memory are available"
+    widths = embedding_widths(config.model, len(num_embeddings), names)
+    weights, available = 4 * sum(map(operator.mul, num_embeddings, widths)), _available_memory()
+    on_cpu = config.training.device == "cpu"  # other devices hold the state themselves
+    state = table_state_bytes(config.optimizer.tables, num_embeddings, widths) if on_cpu else 0
+    if available is not None and weights + state > available:
+        sizes = f"{weights / 1e9:,.1f} GB of float32"
+        sizes += f" and {state / 1e9:,.1f} GB of {config.optimizer.tables}'s state" if state else ""
         raise ConfigError(
-            f"model.embedding_dim: the tables of {sum(num_embeddings):,} ids take {sizes}; use a smaller width, or "
-            "raise min_count or hash the largest fields in the schema"
+            f"model.embedding_dim: the tables of {sum(num_embeddings):,} ids take {sizes}, and {available / 1e9:,.1f} "
+            "GB of memory are available; use a smaller width, raise min_count or hash the largest fields in the "
+            "schema, or use an optimizer.tables with less state"
         )
 
 

@@ -50,3 +50,21 @@ def _of_tables(tables: Sequence[FusedEmbedding], config: OptimizerConfig) -> Row
 def tables_lr(config: OptimizerConfig) -> float:
     """Returns the learning rate of the tables after warm-up."""
     return config.lr if config.tables_lr is None else config.tables_lr
+
+
+def table_state_bytes(kind: str, num_embeddings: Sequence[int], widths: Sequence[int]) -> int:
+    """Returns the size of the state of the optimizer ``kind`` of float32 tables, in bytes.
+
+    Args:
+        kind: a choice of ``OptimizerConfig.tables``.
+        num_embeddings: number of rows of each field.
+        widths: embedding width of each field.
+    """
+    per_row = {  # numbers of 4 bytes for a row of a width
+        "adam": lambda width: 2 * width + 1,  # the moments, and the step at which the row was last current
+        "lazy_adam": lambda width: 2 * width,
+        "adagrad": lambda width: width,
+        "rowwise_adagrad": lambda width: 1,
+        "sgd": lambda width: 0,
+    }[kind]
+    return 4 * sum(rows * per_row(width) for rows, width in zip(num_embeddings, widths))
