@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from adaftr_fast._publish import publishing
 from adaftr_fast.data.synthetic.layout import LogField
 from adaftr_fast.data.synthetic.log import DAY, ImpressionLog, LogConfig, as_arrow
 from adaftr_fast.errors import DataError
@@ -31,16 +31,21 @@ def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) 
 
     Raises:
         DataError: the layout is not aliccp, there are fewer than two days, or the folder exists.
+        BusyError: another process or thread writes the folder.
     """
     folder = Path(folder)
     if config.layout != "aliccp" or config.days < 2:
         raise DataError(f"raw layout: expected layout aliccp and days >= 2, got {config.layout} and {config.days}")
-    if folder.exists():
-        raise DataError(f"{folder}: exists; name a new folder")
-    new = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)  # left by an interrupted run
-    new.mkdir(parents=True)
-    log = ImpressionLog(config)
+    with publishing(folder) as new:
+        if folder.exists():
+            raise DataError(f"{folder}: exists; name a new folder")
+        new.mkdir()
+        _write(ImpressionLog(config), new, progress=progress)
+    return [folder / name.format(split) for split in ("train", "test") for name in NAMES]
+
+
+def _write(log: ImpressionLog, new: Path, *, progress: bool) -> None:
+    config = log.config
     test_start = -(-(config.days - 1) * config.rows // config.days)  # the first row of the last day
     with tqdm(total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress) as bar:
         for split, start, stop in (("train", 0, test_start), ("test", test_start, config.rows)):
@@ -54,8 +59,6 @@ def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) 
                     bar.update(len(row))
             with common.open("wb") as file:
                 file.writelines(_common(log, np.unique(np.concatenate(users))))
-    new.rename(folder)
-    return [folder / name.format(split) for split in ("train", "test") for name in NAMES]
 
 
 def _skeleton(log: ImpressionLog, row: np.ndarray) -> bytes:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
+from adaftr_fast._locks import LOCK, writing_folder
 from adaftr_fast.data.synthetic.log import DAY, PROBABILITY, ImpressionLog, LogConfig
 from adaftr_fast.errors import DataError
 
@@ -25,10 +26,19 @@ def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) 
 
     Raises:
         DataError: ``folder`` holds something other than this log or a part of it.
+        BusyError: another process or thread writes ``folder``.
     """
     folder = Path(folder)
-    _create_or_resume(config, folder)
     log = ImpressionLog(config)
+    with writing_folder(folder, CONFIG, SCHEMA):
+        _create_or_resume(config, folder)
+        _write_files(log, folder, progress=progress)
+        replace_file(folder / SCHEMA, schema_text(log).encode())
+    return log
+
+
+def _write_files(log: ImpressionLog, folder: Path, *, progress: bool) -> None:
+    config = log.config
     with tqdm(total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress) as bar:
         for number, start in enumerate(range(0, config.rows, FILE_ROWS)):
             stop = min(start + FILE_ROWS, config.rows)
@@ -37,8 +47,6 @@ def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) 
                 bar.update(stop - start)
             else:
                 _write_file(log, path, start, stop, bar)
-    replace_file(folder / SCHEMA, schema_text(log).encode())
-    return log
 
 
 def _create_or_resume(config: LogConfig, folder: Path) -> None:
@@ -48,9 +56,11 @@ def _create_or_resume(config: LogConfig, folder: Path) -> None:
     if path.is_file():
         if path.read_text(encoding="utf-8") != written:
             raise DataError(f"{path}: another synthetic log; name another folder")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())):
         raise DataError(f"{folder}: exists and is not a synthetic log; name another folder")
     (folder / LOG).mkdir(parents=True, exist_ok=True)
+    for left in (folder / LOG).glob(".part-*.new"):  # by a killed process
+        left.unlink()
     replace_file(path, written.encode())
 
 

@@ -1,13 +1,18 @@
+import dataclasses
+import shutil
+import threading
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast._json import dumps
 from adaftr_fast.data.schema.parse import load_schema
-from adaftr_fast.data.synthetic import write
+from adaftr_fast.data.synthetic import raw, write
 from adaftr_fast.data.synthetic.layout import LAYOUTS
 from adaftr_fast.data.synthetic.log import ImpressionLog, LogConfig
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import BusyError, DataError
 
 
 def config(**changes):
@@ -84,3 +89,35 @@ def test_schema_of_a_log_loads(tmp_path):
 def test_invalid_values_are_named(changes, message):
     with pytest.raises(DataError, match=message):
         config(**changes)
+
+
+@pytest.mark.parametrize("kind", [write.write_log, raw.write_raw])
+def test_one_process_writes_a_log(kind, tmp_path, monkeypatch):
+    """The second writer ends at once; what a killed one left is removed."""
+    out, found = tmp_path / "log", []
+
+    class SecondWriter(ImpressionLog):
+        def batch(self, *rows):
+            if not found:
+                thread = threading.Thread(target=second)
+                thread.start()
+                thread.join()
+            return super().batch(*rows)
+
+    def second():
+        with pytest.raises(BusyError, match=r"log: another thread of this process is writing it"):
+            kind(config(), out)
+        found.append(True)
+
+    monkeypatch.setattr(f"{kind.__module__}.ImpressionLog", SecondWriter)
+    (out / "log").mkdir(parents=True)
+    if kind is raw.write_raw:
+        shutil.rmtree(out)
+        (tmp_path / ".log.new-12-ab").mkdir()
+    else:
+        (out / "log/.part-00000.parquet.new").touch()
+        (out / "log.json").write_text(dumps(dataclasses.asdict(config()), indent=2) + "\n")
+    kind(config(), out)
+    assert found
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    assert not list(out.rglob(".*"))
