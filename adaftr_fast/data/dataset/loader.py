@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.batch import Batch, rebatch
 from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
 from adaftr_fast.data.dataset.rows import ParquetRows, Rows, TensorRows
@@ -142,7 +143,7 @@ class PreparedData:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.manifest: Manifest = read_manifest(self.folder)
+        self.manifest: Manifest = read_published(self.folder, read_manifest)
 
     def load(self, name: str) -> Split:
         """Opens split ``name`` (train, validation or test).
@@ -152,7 +153,7 @@ class PreparedData:
         """
         if name not in self.manifest.splits:
             raise DataError(f"{self.folder}: no split {name!r}; expected one of {', '.join(self.manifest.splits)}")
-        return Split(ParquetRows(self.folder, name, self.manifest))
+        return Split(read_published(self.folder, lambda folder: ParquetRows(folder, name, self.manifest)))
 
 
 def _prefetch(items: Iterator[T]) -> Iterator[T]:

@@ -11,13 +11,13 @@ from typing import Any
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast._publish import lock_path, publisher_lock, remove, replace, restore
+from adaftr_fast._publish import aside_path, lock_path, publisher_lock, remove, replace, restore
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import BusyError, DataError
 
 LOCK, KEY = "lock", "key"
 PREPARED = "prepared"  # the folder in progress
-REPLACED = "replaced"  # the folder that publishing replaces, on file systems that cannot exchange two folders
+REPLACED = "replaced"  # where version 0.1.0 kept the folder that publishing replaces
 PUBLISHING = "publishing"  # the inode number of PREPARED, written before it is published
 LAYOUT = 4  # layout of a work folder; increase it on changes, so that no other version's work is resumed
 
@@ -35,7 +35,7 @@ def work_folder(folder: Path, key: str) -> Iterator[Path]:
     work = _work_path(folder)
     with publisher_lock(folder):
         remove(_removed_path(work))
-        restore(work / REPLACED, folder)
+        _restore(work, folder)
         if work.exists() and (is_published(work) or not _has_key(work, key)):
             remove_work(work)
         if not work.exists():
@@ -88,7 +88,7 @@ def shared_work_folder(work: Path, folder: Path, shard: Shard, key: dict[str, An
     """
     key = json.loads(dumps({"layout of the folder": LAYOUT} | key))
     with file_lock(work / LOCK):
-        restore(work / REPLACED, folder)
+        _restore(work, folder)
         if not (work / KEY).exists():
             replace_file(work / KEY, dumps(key).encode())
     stored = json.loads((work / KEY).read_text(encoding="utf-8"))
@@ -134,7 +134,13 @@ def publish(work: Path, folder: Path, check: Callable[[], None] = lambda: None) 
         check()
     new = work / PREPARED
     replace_file(work / PUBLISHING, str(new.stat().st_ino).encode())
-    replace(new, folder, work / REPLACED)
+    replace(new, folder, aside_path(folder))
+
+
+def _restore(work: Path, folder: Path) -> None:
+    """Restores the folder that a killed ``publish`` has moved aside. Version 0.1.0 moved it into ``work``."""
+    restore(aside_path(folder), folder)
+    restore(work / REPLACED, folder)
 
 
 def is_published(work: Path) -> bool:
