@@ -51,12 +51,15 @@ class Prepared(PreparedData):
         return f"{self.folder}: {manifest.dataset}, {len(manifest.fields)} fields, {ids:,} ids"
 
     def notes(self) -> list[str]:
-        """Returns one line each about the lines of text that were read, rows that were left out, and the source."""
+        """Returns one line each about lines of text, rows that were left out or are in no split, and the source."""
         manifest, notes = self.manifest, []
         if manifest.bad_rows and manifest.bad_rows.lines is not None:
             notes.append(f"Read: {manifest.bad_rows.account()}")
         if manifest.bad_rows and manifest.bad_rows.bad:
             notes.append(f"Left out: {manifest.bad_rows.summary()}")
+        if (unused := manifest.unused) and (unused.unmatched or unused.dropped):
+            dropped = f", {unused.dropped:,} are dropped by the schema" if unused.dropped else ""
+            notes.append(f"In no split: {unused.unmatched:,} rows match none{dropped}")
         if manifest.attribution:
             notes.append(f"Source: {manifest.attribution}")
         return notes

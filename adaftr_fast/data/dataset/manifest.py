@@ -14,6 +14,7 @@ from adaftr_fast._files import check_name, sha256
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.source import Unused
 from adaftr_fast.data.schema.types import Field, Label
 from adaftr_fast.errors import DataError
 
@@ -64,6 +65,7 @@ class Manifest:
         schema: content of the schema file.
         weight: column of the sample weights; None if all are one.
         bad_rows: bad rows of text inputs; None if there were no text inputs.
+        unused: rows that are in no split; None if the folder was prepared before they were counted.
         sha256: sha256 of every file by name; that of the manifest is the one it would have without its own. Empty if
             the folder was prepared before they were recorded.
     """
@@ -80,6 +82,7 @@ class Manifest:
     schema: dict[str, Any]
     weight: str | None = None
     bad_rows: BadRows | None = None
+    unused: Unused | None = None
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)  # the last one, see ``write``
 
     @property
@@ -125,9 +128,10 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"expected fields and tasks, got {len(manifest.fields)} and {len(manifest.tasks)}")
         for split, info in manifest.splits.items():
             check_name(split, "splits")
-            if info.rows < 1 or info.positives.keys() != set(manifest.tasks):
-                counts = f"{info.rows} rows and positives of {', '.join(info.positives)}"
-                expected = f"rows, and positives of {', '.join(manifest.tasks)}"
+            counted = info.positives.keys() == set(manifest.tasks)
+            if not counted or info.rows < 1 or not all(0 <= each <= info.rows for each in info.positives.values()):
+                counts = f"{info.rows} rows and positives {info.positives}"
+                expected = f"rows, and as many or fewer positives of {', '.join(manifest.tasks)}"
                 raise ValueError(f"splits.{split}: expected {expected}, got {counts}")
             for name in info.files:
                 check_name(name, f"splits.{split}.files")

@@ -30,7 +30,7 @@ from adaftr_fast.data.prepare.barrier import Stage, read_result, result_path
 from adaftr_fast.data.prepare.work_folder import PREPARED
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import TextInput, parquet_inputs, text_inputs
-from adaftr_fast.data.raw.source import Source
+from adaftr_fast.data.raw.source import Source, Unused
 from adaftr_fast.data.raw.staging import check_staged, stage, staged_bad_rows
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.data.shard import Shard
@@ -134,11 +134,11 @@ class ShardRun:
             read_result(path) for stage_name in (READ, JOIN) if (path := result_path(self.work, stage_name)).exists()
         ]
 
-    def _count(self) -> bool:
+    def _count(self) -> dict[str, Any]:
         """Writes the counts of every field's training values, and the groups of every split in order of appearance.
 
         Returns:
-            Whether the shard has training rows, and therefore counts.
+            Whether the shard has training rows, and therefore counts; and the rows that are in no split.
         """
         source, folder = self._source(), self._counted(self.shard)
         folder.mkdir(exist_ok=True)
@@ -152,9 +152,9 @@ class ShardRun:
             for split in SPLITS:
                 columns = (batch[group] for batch in source.scan(split, only=group))
                 Groups.from_columns(group, columns).write(folder / f"{split}.parquet")
-        return bool(counts)
+        return {"has_rows": bool(counts), "unused": dataclasses.asdict(source.count_unused())}
 
-    def _merge_counted(self, has_rows: list[bool]) -> dict[str, Any]:
+    def _merge_counted(self, results: list[dict[str, Any]]) -> dict[str, Any]:
         """Writes the vocabulary and the groups of all shards. Returns the manifest without splits."""
         counted = [self._counted(shard) for shard in self.shard.all]
         self.prepared.mkdir(exist_ok=True)
@@ -163,11 +163,15 @@ class ShardRun:
                 groups = Groups.read(group, [folder / f"{split}.parquet" for folder in counted])
                 groups.write(self.work / f"{split}.parquet")
         with ExitStack() as stack:
-            files = [stack.enter_context((folder / FIELDS).open("rb")) for folder in compress(counted, has_rows)]
+            files = [
+                stack.enter_context((folder / FIELDS).open("rb"))
+                for folder in compress(counted, [each["has_rows"] for each in results])
+            ]
             encoders = {field.name: _fit(field, files) for field in self.schema.fields}
         encoders = encoders if self.known is None else grown(self.known.encoders, encoders)
         write_vocabulary(self.prepared / VOCABULARY, encoders)
-        return dataclasses.asdict(self._without_splits(encoders))
+        unused = sum((from_json(Unused, each["unused"]) for each in results), Unused())
+        return dataclasses.asdict(replace(self._without_splits(encoders), unused=unused))
 
     def _without_splits(self, encoders: dict[str, Encoder]) -> Manifest:
         fields = [field_info(field, encoders[field.name]) for field in self.schema.fields]

@@ -6,6 +6,7 @@ import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
 from itertools import compress
 from pathlib import Path
@@ -17,18 +18,36 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from adaftr_fast.data import hashing
-from adaftr_fast.data.schema.types import Label, Schema, SplitRule
+from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule
 from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.errors import DataError
 
 BATCH_ROWS = 1 << 17
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
+READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last of names of columns in parquet
 LISTED = 50  # columns that an error names
 PARQUET = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
 """Parquet whose pages are compared with their checksums, where a file has any."""
+IN_SPLIT = "split:"  # prefix of a column that tells whether a row meets the condition of a split
 LABEL = "label:"  # prefix of label columns in a scan: a label may have the name of its source column
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Numbers of rows that are in no split.
+
+    Attributes:
+        unmatched: rows that no split selects.
+        dropped: rows that meet the condition ``drop``.
+    """
+
+    unmatched: int = 0
+    dropped: int = 0
+
+    def __add__(self, other: Unused) -> Unused:
+        return Unused(self.unmatched + other.unmatched, self.dropped + other.dropped)
 
 
 class Source:
@@ -95,24 +114,64 @@ class Source:
             seen += batch.num_rows
             advance(batch.num_rows)
 
+    def count_unused(self) -> Unused:
+        """Counts the rows of all files that are in no split."""
+        matched, dropped = 0, 0
+        for role, dataset in self._datasets.items():
+            with self._file_errors(role, "the rows in no split"):
+                kept = self._filter(SplitRule(role))
+                rows = _count_rows(dataset, kept)
+                dropped += _count_rows(dataset, None) - rows
+                names = [name for name, rule in self.schema.split.items() if rule.file == role]
+                if not covers_all([self.schema.split[name] for name in names]):
+                    matched += rows - self._count_used(dataset, kept, names)
+        return Unused(matched, dropped)
+
+    def _count_used(self, dataset: ds.Dataset, kept: pc.Expression | None, names: list[str]) -> int:
+        """Returns the number of rows that are in at least one of the splits ``names``."""
+        rules = [self.schema.split[name] for name in names]
+        seen = [self._count(self._preceding, name) for name in names]
+        columns = {f"{IN_SPLIT}{name}": _condition(rule.where) for name, rule in zip(names, rules)}
+        columns |= {rule.hash.column: pc.field(rule.hash.column) for rule in rules if rule.hash and rule.hash.column}
+        used = 0
+        for batch in dataset.scanner(columns=columns, filter=kept, batch_size=BATCH_ROWS).to_batches():
+            in_any = np.zeros(batch.num_rows, bool)
+            for place, (name, rule) in enumerate(zip(names, rules)):
+                meets = np.flatnonzero(batch[f"{IN_SPLIT}{name}"].to_numpy(zero_copy_only=False))
+                in_any[meets[_selects(batch.take(pa.array(meets)), rule, seen[place])]] = True
+                seen[place] += len(meets)
+            used += int(in_any.sum())
+        return used
+
     def _count(self, datasets: dict[str, ds.Dataset], split: str) -> int:
         rule = self.schema.split[split]
         with self._data_errors(split):
-            return datasets[rule.file].count_rows(filter=self._filter(rule))
+            return _count_rows(datasets[rule.file], self._filter(rule))
 
     def _filter(self, rule: SplitRule) -> pc.Expression | None:
         conditions = [pq.filters_to_expression(rule.where)] if rule.where else []
         if self.schema.drop:  # a condition that is null does not drop the row
-            conditions.append(~pc.coalesce(pq.filters_to_expression(self.schema.drop), pc.scalar(False)))
+            conditions.append(~_condition(self.schema.drop))
         return functools.reduce(operator.and_, conditions) if conditions else None
 
     @contextmanager
     def _data_errors(self, split: str) -> Iterator[None]:
-        path = self.paths[self.schema.split[split].file]
+        with self._file_errors(self.schema.split[split].file, f"split {split}"):
+            yield
+
+    @contextmanager
+    def _file_errors(self, role: str, what: str) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: cannot read split {split}: {_first_line(error)}") from error
+        except READ_ERRORS as error:
+            raise DataError(f"{self.paths[role]}: cannot read {what}: {_first_line(error)}") from error
+
+
+def _count_rows(dataset: ds.Dataset, where: pc.Expression | None) -> int:
+    """Counts rows; without a condition, Arrow 26 counts all rows of a file for each of its row groups."""
+    if where is not None:
+        return dataset.count_rows(filter=where)
+    return sum(group.num_rows for fragment in dataset.get_fragments() for group in fragment.row_groups)
 
 
 def coalesced(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -128,11 +187,8 @@ def coalesced(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def check_names(schema: pa.Schema) -> None:
-    """Raises ArrowInvalid if the name of a column, or of a part of one, is not UTF-8."""
-    try:
-        _ = schema.names, [str(kind) for kind in schema.types]
-    except UnicodeDecodeError as error:
-        raise pa.ArrowInvalid(f"the name of a column is not UTF-8: {error.object!r}") from error
+    """Raises UnicodeDecodeError if the name of a column, or of a part of one, is not UTF-8."""
+    _ = schema.names, [str(kind) for kind in schema.types]
 
 
 def check_columns(schema: Schema, path: Path, names: Iterable[str]) -> None:
@@ -155,17 +211,41 @@ def _label_expression(label: Label) -> pc.Expression:
 
 
 def _select(batch: pa.RecordBatch, rule: SplitRule, first_row: int) -> pa.RecordBatch:
-    """Selects the rows of a batch by a rule. ``first_row`` is the number of its first row after ``where``."""
+    """Returns the rows of a batch that ``_selects`` selects."""
+    if rule.rows == "all" and not rule.hash:
+        return batch
+    return batch.filter(pa.array(_selects(batch, rule, first_row)))
+
+
+def _selects(batch: pa.RecordBatch, rule: SplitRule, first_row: int) -> np.ndarray:
+    """Returns whether a rule selects each row of a batch that meets ``where``, bool [n].
+
+    Args:
+        first_row: the number of the first row, among those of the file that meet ``where``.
+    """
+    numbers = np.arange(first_row, first_row + batch.num_rows)
     if rule.hash:
         column = rule.hash.column
-        numbers = np.arange(first_row, first_row + batch.num_rows)
-        hashes = hashing.text_hash(batch[column]) if column else hashing.bits(ROW_STREAM, numbers)
-        position = hashing.fraction(hashes)
-        return batch.filter(pa.array((position >= rule.hash.start) & (position < rule.hash.stop)))
-    if rule.rows == "all":
-        return batch
-    start = (first_row + (rule.rows == "odd")) % 2
-    return batch.take(pa.array(range(start, batch.num_rows, 2), pa.int64()))
+        position = hashing.fraction(hashing.text_hash(batch[column]) if column else hashing.bits(ROW_STREAM, numbers))
+        return (position >= rule.hash.start) & (position < rule.hash.stop)
+    return np.full(batch.num_rows, True) if rule.rows == "all" else numbers % 2 == (rule.rows == "odd")
+
+
+def covers_all(rules: Sequence[SplitRule]) -> bool:
+    """Returns whether it is plain without reading that every row is in one of the splits of a file."""
+    rules = [rule for rule in rules if rule.where is None]
+    if any(rule.rows == "all" and not rule.hash for rule in rules) or {"even", "odd"} <= {rule.rows for rule in rules}:
+        return True
+    reached: dict[str | None, float] = {}  # by column, where the ranges of hashes from 0 on end
+    for hash_range in sorted((rule.hash for rule in rules if rule.hash), key=lambda each: each.start):
+        if hash_range.start <= reached.get(hash_range.column, 0.0):
+            reached[hash_range.column] = max(reached.get(hash_range.column, 0.0), hash_range.stop)
+    return 1.0 in reached.values()
+
+
+def _condition(where: Condition | None) -> pc.Expression:
+    """Returns an expression that is true where a condition is met, and false where it is null."""
+    return pc.scalar(True) if where is None else pc.coalesce(pq.filters_to_expression(where), pc.scalar(False))
 
 
 def input_paths(schema: Schema, files: Sequence[str | Path]) -> dict[str, Path]:
@@ -196,7 +276,7 @@ def _open(path: Path) -> ds.Dataset:
         dataset = ds.dataset(path, format=PARQUET)
         check_names(dataset.schema)
         return dataset
-    except (pa.ArrowException, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
 
 
@@ -210,7 +290,7 @@ def _shard_row_groups(path: Path, whole: ds.Dataset, shard: Shard) -> tuple[ds.D
         return whole, dataset([])
     try:
         row_groups = [row_group for fragment in whole.get_fragments() for row_group in fragment.split_by_row_group()]
-    except (pa.ArrowException, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
     ends = np.cumsum([sum(info.num_rows for info in row_group.row_groups) for row_group in row_groups])
     number = (ends - 1) * shard.count // max(1, *ends) + 1  # the shard of each row group's last row

@@ -32,6 +32,13 @@ def test_shards_equal_one_process(log, tmp_path, name, split):
         assert len(manifest.files("train")) == 1 or name != "whole.parquet"  # a row group is never split between shards
 
 
+def test_shards_number_rows_as_one_process_does_without_any_condition(log, tmp_path):
+    schema = parse_schema({key: value for key, value in (SCHEMA | {"split": BY_ROW}).items() if key != "drop"})
+    prepare(schema, [log / "log.parquet"], tmp_path / "whole")
+    run_shards(schema, [log / "log.parquet"], tmp_path / "out", 3)
+    assert_same(tmp_path / "out", tmp_path / "whole")
+
+
 def test_shards_of_raw_aliccp_files(tmp_path):
     config = LogConfig(rows=2_000, users=80, items=30, list_scale=0.05, rates={"click": 0.3, "conversion": 0.1})
     files = write_raw(config, tmp_path / "raw")
