@@ -49,7 +49,8 @@ def followed(path: Path) -> Path:
 
 def check_name(name: str, key: str) -> None:
     """Raises ValueError unless ``name``, the value of ``key`` in a file, names an entry of the file's own folder."""
-    if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name:
+    is_text = not any("\ud800" <= character <= "\udfff" for character in name)  # JSON may hold half a character
+    if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name or not is_text:
         raise ValueError(f"{key}: expected the name of a file in the same folder, got {name!r}")
 
 

@@ -26,7 +26,7 @@ class Parser(jsonargparse.ArgumentParser):
         """Parses a configuration file; one that is not text, or nested too deeply, is an error in one line."""
         try:
             return super().parse_path(cfg_path, *arguments, **options)
-        except ValueError as error:  # such as UnicodeDecodeError
+        except (ValueError, OverflowError) as error:  # such as UnicodeDecodeError, or an integer beyond floats
             self.error(f"{cfg_path}: not a TOML file of options: {error}")
         except RecursionError:
             self.error(f"{cfg_path}: nested too deeply")

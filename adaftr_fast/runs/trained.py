@@ -12,6 +12,8 @@ from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.training.checkpoint.weights import FILE, Description, load_checkpoint, load_weights
 from adaftr_fast.training.trainer import BEST
 
+UNUSED = 4096  # largest size that an option which the model does not use may have beyond the number of weights
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -61,12 +63,24 @@ def load_trained(run: Path) -> TrainedModel:
     """
     folder = run / BEST
     weights, about = read_published(folder / FILE, lambda _: load_checkpoint(folder))
-    rows, elements = sum(about.num_embeddings), sum(each.numel() for each in weights.values())
-    if rows > elements:  # or a damaged number would take all memory
-        raise CheckpointError(f"{folder}: damaged: {rows:,} embedding rows, but {elements:,} weights")
+    _check_sizes(folder, about, sum(each.numel() for each in weights.values()))
     try:
         model = build_model(about.config.model, about.num_embeddings, about.tasks, about.field_names or None)
     except (ValueError, TypeError, RuntimeError) as error:  # sizes or options that do not go together, or no memory
         raise CheckpointError(f"{folder}: damaged: no model has the recorded sizes: {error}") from error
     load_weights(model, weights, str(folder))
     return TrainedModel(folder, model.eval(), about)
+
+
+def _check_sizes(folder: Path, about: Description, elements: int) -> None:
+    """Raises CheckpointError if a size is larger than the number of weights; it would take all time or memory."""
+    model = about.config.model
+    sizes = {
+        "num_embeddings": sum(about.num_embeddings),
+        "experts and layers": (model.num_experts + model.task_experts) * model.extraction_layers,
+        "embedding_dim": max(model.embedding_dim, *model.embedding_dims.values(), 0),
+        "layer widths": max(*model.expert_hidden, *model.tower_hidden, *model.relatedness_hidden),
+    }
+    for name, size in sizes.items():
+        if size > max(elements, UNUSED):
+            raise CheckpointError(f"{folder}: damaged: {name} of {size:,}, but {elements:,} weights")

@@ -134,7 +134,7 @@ def damaged_value(random: random.Random, value: Value) -> Value:
         elif change == 3:  # another value of the same tree
             other, other_key = random.choice(places[1:])
             holder[key] = copy.deepcopy(other[other_key])
-        elif change == 4 and type(holder[key]) in (int, float):
+        elif change == 4 and type(holder[key]) in (int, float) and abs(holder[key]) < 2**64:
             holder[key] = random.choice((holder[key] + 1, -holder[key], holder[key] * 1000, float(holder[key])))
         else:
             holder[key] = copy.deepcopy(random.choice(VALUES))

@@ -99,7 +99,7 @@ def prepared(content: bytes, folder: Path, name: str) -> None:
     path.write_bytes(content)
     manifest = prepare(log_schema(), [path], folder / "data", bad_rows=0.9)
     if manifest.bad_rows:
-        rows = sum(split.rows for split in manifest.splits.values()) + getattr(manifest, "unused_rows", 0)
+        rows = sum(split.rows for split in manifest.splits.values()) + manifest.unused.unmatched
         check_account(manifest.bad_rows, count_lines(content.partition(b"\n")[2]), rows)
     read_all(folder / "data")
 
@@ -318,14 +318,14 @@ TARGETS = {
     "gzip": Target(
         partial(rows_of, name="log.csv.gz"), lambda: [gzip.compress(each) for each in corpus.tables()], damaged, 2
     ),
-    "prepare text": Target(partial(prepared, name="log.csv"), corpus.tables, damaged_table, 2),
-    "infer text": Target(partial(inferred, name="log.csv"), corpus.tables, damaged_table),
+    "prepare text": Target(partial(prepared, name="log.csv"), corpus.tables, damaged_table, 1),
+    "infer text": Target(partial(inferred, name="log.csv"), corpus.tables, damaged_table, 0.3),
     "parquet": Target(partial(rows_of, name="log.parquet"), corpus.parquets, damaged, 5),
     "prepare parquet": Target(partial(prepared, name="log.parquet"), corpus.parquets, damaged, 2),
     "infer parquet": Target(partial(inferred, name="log.parquet"), corpus.parquets, damaged),
     "schema": Target(schema, corpus.schemas, damaged_toml, 4),
     "config": Target(config, before("small.toml", "ple.toml"), damaged_toml, 4),
-    "command": Target(command, before("small.toml", "ple.toml"), damaged_toml, 0.3),
+    "command": Target(command, before("small.toml", "ple.toml"), damaged_toml, 0.1),
     "manifest": Target(partial(unchecked, name="schema.json"), manifests, damaged_json, 5),
     "grow": Target(grown, manifests, damaged_json, 1),
     "vocabulary": Target(partial(unchecked, name="vocabulary.parquet"), whole("vocabulary.parquet"), damaged, 4),
@@ -342,7 +342,7 @@ TARGETS = {
     "daily": Target(days, before("daily/daily.jsonl"), damaged_json, 3),
     "serving": Target(serving, before("models/adaftr/serving.json"), damaged_json, 3),
     "score text": Target(partial(scored, name="log.csv"), corpus.tables, damaged_table, 2),
-    "score parquet": Target(partial(scored, name="log.parquet"), corpus.parquets, damaged, 2),
+    "score parquet": Target(partial(scored, name="log.parquet"), corpus.parquets, damaged, 0.7),
     "skeleton": Target(partial(aliccp, which=0), lambda: [corpus.aliccp()[0]], damaged_table, 2),
     "common": Target(partial(aliccp, which=1), lambda: [corpus.aliccp()[1]], damaged_table, 2),
 }

@@ -17,7 +17,7 @@ from adaftr_fast.data.dataset.bags import interleave
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT, check_file
-from adaftr_fast.data.raw.source import check_names
+from adaftr_fast.data.raw.source import READ_ERRORS, check_names
 from adaftr_fast.errors import DataError
 
 BLOCK = 4096  # rows copied at a time; with F columns they fit into the L2 cache
@@ -89,10 +89,11 @@ class ParquetRows:
                 raise DataError(f"{path}: no column {column}")
             if found[column] != kind:
                 raise DataError(f"{path}: column {column}: expected {kind}, got {found[column]}")
-        if metadata.num_rows != rows:
-            raise DataError(f"{path}: expected {rows} rows, got {metadata.num_rows}")
+        sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        if not metadata.num_rows == sum(sizes) == rows:
+            raise DataError(f"{path}: expected {rows} rows, got {metadata.num_rows} in row groups of {sum(sizes)}")
         self._footers[name] = metadata
-        self.sizes += [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        self.sizes += sizes
         self._row_groups += [(name, number) for number in range(metadata.num_row_groups)]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
@@ -139,7 +140,7 @@ def _open(path: Path) -> pq.ParquetFile:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         check_names(file.schema_arrow)
         return file
-    except (pa.ArrowException, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 
 
@@ -150,7 +151,7 @@ def _read(path: Path, footer: pq.FileMetaData, row_groups: list[int], columns: l
             if not file.metadata.equals(footer):
                 raise DataError(f"{path}: was replaced since it was opened; start again with the new one")
             return file.read_row_groups(row_groups, columns=columns)
-    except (pa.ArrowException, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 
 

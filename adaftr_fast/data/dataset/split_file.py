@@ -19,7 +19,7 @@ from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
 from adaftr_fast.data.encode.encoders import Encoder, encode_field
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.data.raw.source import LABEL
+from adaftr_fast.data.raw.source import LABEL, READ_ERRORS
 from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
@@ -99,7 +99,7 @@ def check_file(path: Path, manifest: Manifest) -> None:
 def _read(path: Path, columns: list[str] | None) -> pa.Table:
     try:
         return pq.ParquetFile(path, page_checksum_verification=True).read(columns)
-    except (pa.ArrowException, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 
 

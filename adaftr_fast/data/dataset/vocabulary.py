@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast.data.dataset.manifest import FieldInfo, Manifest
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Hashed, Vocabulary, one_array
+from adaftr_fast.data.raw.source import READ_ERRORS
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
 
@@ -47,7 +48,7 @@ def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
     try:
         manifest.check_file(path)
         table = pq.read_table(path, schema=COLUMNS, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
     hashed = {field.name for field in parse_schema(manifest.schema).fields if field.hashed}
     encoders: dict[str, Encoder] = {}
@@ -78,7 +79,7 @@ def _grown(known: Encoder, newer: Encoder) -> Encoder:
 def _vocabulary(path: Path, rows: pa.Table, field: FieldInfo) -> Vocabulary:
     rows = rows.filter(pc.equal(rows["field"], field.name))  # keeps all rows unless the file is damaged
     ids = rows["id"].to_numpy()
-    if not np.array_equal(ids, np.arange(1, field.num_embeddings)):
+    if len(ids) != field.num_embeddings - 1 or not np.array_equal(ids, np.arange(1, field.num_embeddings)):
         raise DataError(
             f"{path}: field {field.name}: expected ids 1 to {field.num_embeddings - 1}, got {len(ids)} rows"
         )

@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.raw.inputs import is_text, read_header
-from adaftr_fast.data.raw.source import PARQUET, check_names, listed
+from adaftr_fast.data.raw.source import PARQUET, READ_ERRORS, check_names, listed
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import parse_block
 from adaftr_fast.errors import DataError
@@ -86,7 +86,7 @@ def _open(path: Path) -> ds.Dataset:
         # Preparation counts the rows with too many or too few columns.
         options = csv.ParseOptions(delimiter=delimiter, invalid_row_handler=lambda row: "skip")
         return ds.dataset(path, format=ds.CsvFileFormat(parse_options=options))
-    except (pa.ArrowException, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {error}") from error
 
 
@@ -109,7 +109,7 @@ def _ids(path: Path, dataset: ds.Dataset, columns: list[str]) -> dict[str, str]:
     found = {}
     try:
         rows = _as_text(path, columns) if is_text(path) else dataset.head(SAMPLE_ROWS, columns=columns)
-    except (pa.ArrowException, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {error}") from error
     for name in columns if rows.num_rows else []:
         values = rows[name].drop_null()
@@ -151,7 +151,7 @@ def _by_time(path: Path, dataset: ds.Dataset, time: str) -> dict[str, Any]:
     try:
         for batch in dataset.to_batches(columns=[time]):
             counts.update(batch[time])
-    except (pa.ArrowException, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: cannot read {time}: {error}") from error
     table = counts.table()
     if table.num_rows < 3:

@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, parse_rows, read_header
-from adaftr_fast.data.raw.source import BATCH_ROWS, PARQUET, check_names, coalesced, listed
+from adaftr_fast.data.raw.source import BATCH_ROWS, PARQUET, READ_ERRORS, check_names, coalesced, listed
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
@@ -148,5 +148,5 @@ def _check_columns(schema: Schema, path: Path, names: Sequence[str], keep: Seque
 def _data_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}: cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from error

@@ -9,6 +9,7 @@ Shapes: n rows.
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool =
     Rows with too many or too few columns are dropped, and so are lines that end inside quotes.
     """
     lines = count_lines(data)
-    data = data or b"\n"  # Arrow rejects an empty file
+    data = b"\n" if data in (b"", codecs.BOM_UTF8) else data  # Arrow rejects an empty file
     table, bad = _parse(data, names, delimiter, quoted)
     unread: list[BadLine] = []
     if table.num_rows + len(bad) != lines or _is_doubtful(data, delimiter, quoted):

@@ -377,3 +377,10 @@ def test_a_manifest_names_no_file_outside_its_folder(folder, name):
     path.write_text(json.dumps(content | {"splits": {name: train}}))
     with pytest.raises(DataError, match=r"schema\.json: damaged: splits: expected the name of a file"):
         PreparedData(folder)
+
+
+def test_a_folder_that_is_moved_aside_while_it_is_replaced_opens(whole):
+    """On a file system that cannot exchange two folders, the former one is moved aside for a moment."""
+    whole.rename(whole.with_name(f".{whole.name}.replaced"))
+    data = PreparedData(whole)
+    assert sum(len(batch) for batch in data.load("train").batches(4)) == 6
