@@ -21,7 +21,7 @@ from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.training import evaluation
 from adaftr_fast.training.evaluation import TaskMetrics, mean_auc
 from adaftr_fast.training.logger import METRICS
-from adaftr_fast.training.result import TrainedRun, metric_cells, result_table
+from adaftr_fast.training.result import METRIC_COLUMNS, TrainedRun, metric_cells, result_table
 from adaftr_fast.training.trainer import TEST
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Run:
     def test(self) -> TaskMetrics:
         """Metrics on the test split by task, as fractions: "auc", "logloss", "calibration", and "gauc" with groups.
 
+        A later stage of a funnel also has "cvr_auc", the AUC of p_cvr = p_ctcvr / p_ctr on the clicked rows.
         Empty while the run is unfinished.
         """
         return self.result.test
@@ -110,7 +111,8 @@ class Evaluation:
 
     Attributes:
         split: the name of the split.
-        metrics: by task, as fractions: "auc", "logloss", "calibration", and "gauc" with groups.
+        metrics: by task, as fractions: "auc", "logloss", "calibration", "gauc" with groups, and "cvr_auc" of a later
+            stage of a funnel.
     """
 
     split: str
@@ -118,7 +120,7 @@ class Evaluation:
 
     def table(self) -> Table:
         """Returns a table with one row per task."""
-        return Table([f"{self.split}: task", "AUC", "GAUC", "log-loss"], metric_cells(self.metrics))
+        return Table([f"{self.split}: task", *METRIC_COLUMNS], metric_cells(self.metrics))
 
     def __repr__(self) -> str:
         return self.table().markdown()

@@ -17,7 +17,7 @@ from adaftr_fast.serving import predict as predicting
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.scorer import About, load_scorer
-from adaftr_fast.training.result import metric_cells
+from adaftr_fast.training.result import METRIC_COLUMNS, metric_cells
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ExportedModel:
 
     def table(self) -> Table:
         """Returns a table of validation metrics with one row per task."""
-        return Table(["validation: task", "AUC", "GAUC", "log-loss"], metric_cells(self.about.metrics))
+        return Table(["validation: task", *METRIC_COLUMNS], metric_cells(self.about.metrics))
 
     def summary(self) -> str:
         """Returns one line with the folder and its files."""

@@ -82,7 +82,8 @@ def _measure(run: Path, data: PreparedData) -> TaskMetrics:
     """Evaluates the model of ``run`` on all rows of a later day."""
     trained = load_trained(run)
     known = KnownIds(data.load("test").rows, trained.about.num_embeddings)
-    return evaluate(trained.model, Split(known), trained.about.config.training.eval_batch_size)
+    split = Split(known, funnel=data.manifest.funnel)
+    return evaluate(trained.model, split, trained.about.config.training.eval_batch_size)
 
 
 class KnownIds:

@@ -6,6 +6,7 @@ Shapes: N rows, T tasks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -14,15 +15,20 @@ from torch import nn
 
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
+from adaftr_fast.data.schema.parse import funnel_stages
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.state import sharded_tables
-from adaftr_fast.training.metrics import auc, calibration, gauc, log_loss
+from adaftr_fast.training.metrics import auc, calibration, cvr_auc, gauc, log_loss
 
 TaskMetrics = dict[str, dict[str, float]]
-"""``auc``, ``gauc`` (if rows have groups), ``logloss`` and ``calibration`` per task, as fractions."""
+"""``auc``, ``gauc`` (if rows have groups), ``logloss`` and ``calibration`` per task, as fractions.
+
+Each stage of a funnel but the first also has ``cvr_auc``, the AUC of its rate after the stage before, on the rows that
+reached that stage.
+"""
 
 
 class Predictions(NamedTuple):
@@ -57,9 +63,12 @@ def _joined(parts: list[Predictions]) -> Predictions:
 def evaluate(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks | None = None) -> TaskMetrics:
     """Computes AUC, GAUC (unweighted; nan if no group has both classes), log-loss and calibration of each task.
 
+    Each later stage of a funnel also has its AUC after the stage before (``cvr_auc``; nan if the rows that reached the
+    stage before have a single class). Mean AUC and early stopping do not depend on it.
+
     Args:
         model: the model, which is put into evaluation mode.
-        split: the rows.
+        split: the rows. If it does not tell its funnel, click and conversion are one, if the model has such tasks.
         batch_size: rows per forward pass.
         ranks: if given, each rank predicts a part of the split, and rank 0 computes the metrics of all predictions.
 
@@ -69,15 +78,18 @@ def evaluate(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks 
     Raises:
         TrainingError: a prediction is not finite.
     """
+    tasks = model.task_names
+    funnel = funnel_stages(None, tasks) if split.funnel is None else split.funnel
     if ranks is None:
-        return measure(model.task_names, predict(model, split, batch_size))
+        return measure(tasks, predict(model, split, batch_size), funnel)
     model.eval()  # also on ranks without rows, since it applies the deferred updates of table rows
     part = _part(model, split, ranks)
     parts = _on_rank_zero(ranks, predict(model, part, batch_size)._asdict() if len(part) else {})
     metrics: TaskMetrics = ranks.from_rank_zero(
         lambda: measure(
-            model.task_names,
+            tasks,
             _joined([Predictions(each["logits"], each["labels"], each.get("group")) for each in parts]),
+            funnel,
         )
     )
     return metrics
@@ -116,8 +128,14 @@ class EqualBatches:
             yield from (empty for _ in range(missing))
 
 
-def measure(task_names: Sequence[str], predictions: Predictions) -> TaskMetrics:
-    """Computes the metrics that ``evaluate`` returns. Raises TrainingError if a prediction is not finite."""
+def measure(task_names: Sequence[str], predictions: Predictions, funnel: Sequence[str] = ()) -> TaskMetrics:
+    """Computes the metrics that ``evaluate`` returns. Raises TrainingError if a prediction is not finite.
+
+    Args:
+        task_names: T names, in the order of the predictions.
+        predictions: the predictions.
+        funnel: names of tasks of which each can be positive only where the one before it is.
+    """
     logits, labels, group = predictions
     if wrong := np.count_nonzero(~np.isfinite(logits)):
         raise TrainingError(f"{wrong} of {logits.size} predictions are not finite: the model has diverged")
@@ -127,6 +145,9 @@ def measure(task_names: Sequence[str], predictions: Predictions) -> TaskMetrics:
         metrics[task] = {"auc": auc(y, z), "logloss": log_loss(y, z), "calibration": calibration(y, z)}
         if group is not None:
             metrics[task]["gauc"] = gauc(y, z, group)
+    for before, stage in pairwise(task for task in funnel if task in metrics):
+        a, b = task_names.index(before), task_names.index(stage)
+        metrics[stage]["cvr_auc"] = cvr_auc(labels[:, a], labels[:, b], logits[:, a], logits[:, b])
     return metrics
 
 

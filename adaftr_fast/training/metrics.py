@@ -1,4 +1,4 @@
-"""Exact AUC, GAUC, log-loss and calibration of all rows, in O(n log n).
+"""Exact AUC, GAUC, log-loss and calibration of all rows, and the CVR AUC of the clicked ones, in O(n log n).
 
 Shapes: n rows, P positives, N negatives, G groups.
 
@@ -115,6 +115,32 @@ def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
     positives = np.count_nonzero(positive)
     predicted = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64))).sum()
     return float(predicted / positives) if positives else float("nan")
+
+
+def cvr_auc(clicks: np.ndarray, conversions: np.ndarray, click_logits: np.ndarray, logits: np.ndarray) -> float:
+    """Computes the AUC of p_cvr = p_ctcvr / p_ctr on the clicked rows.
+
+    p_ctr = sigmoid(click_logits) and p_ctcvr = sigmoid(logits) are rates over all impressions (docs/decisions.md). The
+    ratio is taken in logarithms, in float64, and is not clamped to 1, which would produce ties.
+
+    Args:
+        clicks: [n], 0 or 1, any dtype.
+        conversions: [n], 0 or 1, any dtype.
+        click_logits: [n], logits of the click task.
+        logits: [n], logits of the conversion task, which is click and conversion.
+
+    Returns:
+        The area in [0, 1]; nan if the clicked rows have a single class.
+
+    Raises:
+        ValueError: as ``auc``.
+    """
+    clicked, click_logits = _checked("cvr_auc", clicks, click_logits)
+    converted, logits = _checked("cvr_auc", conversions, logits)
+    if converted.shape != clicked.shape:
+        raise ValueError(f"cvr_auc: expected clicks and conversions [n], got {clicked.shape} and {converted.shape}")
+    log_p_ctr, log_p_ctcvr = (-np.logaddexp(0.0, -z[clicked].astype(np.float64)) for z in (click_logits, logits))
+    return auc(converted[clicked], log_p_ctcvr - log_p_ctr)
 
 
 def _sorted_classes(positive: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

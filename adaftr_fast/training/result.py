@@ -11,6 +11,8 @@ import numpy as np
 from adaftr_fast._tables import Table
 from adaftr_fast.training.evaluation import TaskMetrics
 
+METRIC_COLUMNS = ("AUC", "GAUC", "log-loss", "CVR AUC")
+
 
 @dataclass(frozen=True)
 class TrainedRun:
@@ -40,8 +42,8 @@ class TrainedRun:
 
 
 def result_table(runs: Sequence[TrainedRun]) -> Table:
-    """Returns test metrics and speed, with a row per run and task; AUC and GAUC are in percent."""
-    header = ["model", "task", "AUC", "GAUC", "log-loss", "best epoch", "samples/s", "s/epoch"]
+    """Returns test metrics and speed, with a row per run and task; AUCs are in percent."""
+    header = ["model", "task", *METRIC_COLUMNS, "best epoch", "samples/s", "s/epoch"]
     rows = []
     for run in runs:
         speed = [str(run.best_epoch), f"{run.samples_per_s:,.0f}", f"{run.seconds_per_epoch:.1f}"]
@@ -50,13 +52,18 @@ def result_table(runs: Sequence[TrainedRun]) -> Table:
 
 
 def metric_cells(metrics: TaskMetrics) -> list[list[str]]:
-    """Returns a row per task: its name, AUC and GAUC in percent, and log-loss."""
+    """Returns a row per task: its name and the ``METRIC_COLUMNS``, AUCs in percent."""
     return [
         [
             task,
             f"{100 * each['auc']:.2f}",
-            f"{100 * each['gauc']:.2f}" if "gauc" in each else "-",
+            _percent(each.get("gauc")),
             f"{each['logloss']:.4f}",
+            _percent(each.get("cvr_auc")),
         ]
         for task, each in metrics.items()
     ]
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f}"

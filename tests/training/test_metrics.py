@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
-from adaftr_fast.training.metrics import auc, calibration, gauc, log_loss
+from adaftr_fast.training.metrics import auc, calibration, cvr_auc, gauc, log_loss
 
 
 def pairwise_auc(labels, scores):
@@ -118,6 +118,27 @@ def test_calibration_is_predicted_over_observed_positives():
     assert calibration(np.array([1, 0, 1, 0]), logits) == pytest.approx(1.0, rel=1e-12)
     assert calibration(np.array([1, 0]), np.array([2000.0, -2000.0], np.float32)) == 1.0
     assert np.isnan(calibration(np.zeros(4), logits))
+
+
+def test_cvr_auc_against_the_ratio_of_probabilities_on_clicked_rows():
+    random = np.random.default_rng(7)
+    click_logits, logits = random.normal(-1, 2, (2, 500))
+    clicks = random.integers(0, 2, 500)
+    conversions = clicks * random.integers(0, 2, 500)
+    p_ctr, p_ctcvr = 1 / (1 + np.exp(-click_logits)), 1 / (1 + np.exp(-logits))
+    clicked = clicks == 1
+    expected = roc_auc_score(conversions[clicked], (p_ctcvr / p_ctr)[clicked])
+    assert cvr_auc(clicks, conversions, click_logits, logits) == pytest.approx(expected, abs=1e-12)
+    assert expected != pytest.approx(auc(conversions, logits), abs=0.02)  # the rate over all impressions
+
+
+def test_cvr_auc_of_extreme_logits_and_of_a_single_class():
+    far = np.array([-1000.0, -1000.0, 5.0])  # p_ctr underflows; p_cvr = e^-2 and e^-1
+    assert cvr_auc(np.ones(3), np.array([0, 1, 0]), far, np.array([-1002, -1001, -1000.0], np.float32)) == 1.0
+    assert np.isnan(cvr_auc(np.array([1, 1, 0]), np.array([0, 0, 1]), np.zeros(3), np.zeros(3)))
+    assert np.isnan(cvr_auc(np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2)))
+    with pytest.raises(ValueError, match=r"cvr_auc: expected clicks and conversions \[n\], got \(2,\) and \(3,\)"):
+        cvr_auc(np.zeros(2), np.zeros(3), np.zeros(2), np.zeros(3))
 
 
 @pytest.mark.parametrize("metric", [auc, log_loss, calibration, lambda y, s: gauc(y, s, np.zeros(len(y), int))])

@@ -20,7 +20,10 @@ def runs():
             }
             for epoch in (1, 2, 3)
         ]
-        test = {"click": {"auc": 0.69514, "gauc": 0.68, "logloss": 0.48}, "conversion": {"auc": 0.72, "logloss": 0.35}}
+        test = {
+            "click": {"auc": 0.69514, "gauc": 0.68, "logloss": 0.48},
+            "conversion": {"auc": 0.72, "logloss": 0.35, "cvr_auc": 0.615},
+        }
         return TrainedRun(name, epochs, 2, test, diagnostics)
 
     return [run("mmoe", {}), run("adaftr", {"tau/click-conversion": np.linspace(0.05, 0.25, 101)})]
@@ -30,10 +33,12 @@ def test_the_table_is_aligned_markdown(runs):
     lines = result_table(runs).markdown().splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[0].split("|")][1:5] == ["model", "task", "AUC", "GAUC"]
+    assert [cell.strip() for cell in lines[0].split("|")][5:7] == ["log-loss", "CVR AUC"]
     assert [cell.strip() for cell in lines[2].split("|")][1:-1] == [
-        "mmoe", "click", "69.51", "68.00", "0.4800", "2", "50,000", "2.0",
+        "mmoe", "click", "69.51", "68.00", "0.4800", "-", "2", "50,000", "2.0",
     ]  # fmt: skip
     assert lines[3].split("|")[4].strip() == "-"  # no GAUC
+    assert lines[3].split("|")[6].strip() == "61.50"
     assert set(lines[1]) == set("|-: ")
 
 

@@ -50,10 +50,12 @@ class Split:
     Args:
         rows: source of the rows.
         chunks: chunks of ``rows`` that belong to the split, in file order; None for all.
+        funnel: tasks of which each can be positive only where the one before it is; () if there are none. None if the
+            source of the rows does not tell.
     """
 
-    def __init__(self, rows: Rows, chunks: Sequence[int] | None = None) -> None:
-        self.rows = rows
+    def __init__(self, rows: Rows, chunks: Sequence[int] | None = None, funnel: tuple[str, ...] | None = None) -> None:
+        self.rows, self.funnel = rows, funnel
         self.chunks = list(range(len(rows.sizes)) if chunks is None else chunks)
 
     @classmethod
@@ -75,7 +77,7 @@ class Split:
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"Split.shard: rank must be in [0, {world_size}), got {rank}")
-        return Split(self.rows, self.chunks[rank::world_size])
+        return Split(self.rows, self.chunks[rank::world_size], self.funnel)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields all rows in file order. The last batch may be short."""
@@ -153,7 +155,8 @@ class PreparedData:
         """
         if name not in self.manifest.splits:
             raise DataError(f"{self.folder}: no split {name!r}; expected one of {', '.join(self.manifest.splits)}")
-        return Split(read_published(self.folder, lambda folder: ParquetRows(folder, name, self.manifest)))
+        rows = read_published(self.folder, lambda folder: ParquetRows(folder, name, self.manifest))
+        return Split(rows, funnel=self.manifest.funnel)
 
 
 def _prefetch(items: Iterator[T]) -> Iterator[T]:

@@ -15,6 +15,7 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import Unused
+from adaftr_fast.data.schema.parse import funnel_stages
 from adaftr_fast.data.schema.types import Field, Label
 from adaftr_fast.errors import DataError
 
@@ -89,6 +90,11 @@ class Manifest:
     def num_embeddings(self) -> list[int]:
         """Number of embedding rows of each field."""
         return [field.num_embeddings for field in self.fields]
+
+    @property
+    def funnel(self) -> tuple[str, ...]:
+        """Tasks of which each can be positive only where the one before it is; () if there are none."""
+        return funnel_stages(self.schema.get("funnel"), self.tasks)
 
     def files(self, split: str) -> dict[str, int]:
         """Returns the rows of each file of a split by name, in order of the rows."""

@@ -6,6 +6,7 @@ read.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -110,7 +111,7 @@ def parse_schema(source: dict[str, Any]) -> Schema:
         split=_splits(source["split"], files),
         fields=tuple(_field(name, value, defaults) for name, value in table("fields", source["fields"]).items()),
         source=source,
-        funnel=_funnel(source.get("funnel"), table("labels", source["labels"])),
+        funnel=funnel_stages(source.get("funnel"), table("labels", source["labels"])),
     )
     _check_leaks(schema)
     _check_reserved(schema)
@@ -134,14 +135,22 @@ def _format(value: Any, files: tuple[str, ...]) -> Any:
     return value
 
 
-def _funnel(value: Any, labels: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the stages of the funnel: the given ones, or click and conversion if there are such labels."""
+def funnel_stages(value: Any, labels: Collection[str]) -> tuple[str, ...]:
+    """Returns the stages of the funnel.
+
+    Args:
+        value: the key ``funnel`` of a schema, or None for click and conversion if there are such labels.
+        labels: the names of the labels.
+
+    Raises:
+        DataError: ``value`` names one stage, an unknown label, or a label twice.
+    """
     if value is None:
-        return FUNNEL if labels.keys() >= set(FUNNEL) else ()
+        return FUNNEL if set(labels) >= set(FUNNEL) else ()
     if value == []:
         return ()
     stages = strings("funnel", value)
-    if len(stages) < 2 or len(set(stages)) < len(stages) or not set(stages) <= labels.keys():
+    if len(stages) < 2 or len(set(stages)) < len(stages) or not set(stages) <= set(labels):
         raise DataError(f"funnel: expected two or more of the labels {', '.join(labels)}, or none, got {value!r}")
     return stages
 
