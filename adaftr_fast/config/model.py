@@ -14,8 +14,20 @@ class ModelConfig(Section):
 
     section = "model"
 
-    name: Literal["single_dnn", "shared_bottom", "cross_stitch", "mmoe", "ple", "autoheri", "adaftr"] = option("adaftr")
-    """Model (Table 4); adaftr is built over ``backbone``."""
+    name: Literal[
+        "single_dnn",
+        "shared_bottom",
+        "cross_stitch",
+        "mmoe",
+        "ple",
+        "autoheri",
+        "esmm",
+        "escm2_ips",
+        "escm2_dr",
+        "adaftr",
+    ] = option("adaftr")
+    """Model (Table 4), or one for the entire space of a funnel (esmm, escm2_ips, escm2_dr); adaftr is built over
+    ``backbone``."""
     backbone: Literal["shared_bottom", "mmoe", "ple"] = option("mmoe")
     """Backbone of AdaFTR (Table 6)."""
     embedding_dim: int = option(8, within=AT_LEAST_1)
@@ -67,6 +79,12 @@ class ModelConfig(Section):
     Adam makes it almost irrelevant."""
     beta: float = option(0.01, within=WEIGHT)
     """Weight of the contrastive loss (Eq. 14), a mean over the batch."""
+    counterfactual_weight: float = option(0.1, within=WEIGHT, omit_default=True)
+    """lambda_c of ESCM2, the weight of the risk of p_cvr."""
+    ctcvr_weight: float = option(1.0, within=WEIGHT, omit_default=True)
+    """lambda_g of ESCM2, the weight of the loss of p_ctcvr."""
+    propensity_min: float = option(0.01, within=Range(0, 1, above=True, noun="probability"), omit_default=True)
+    """Smallest p_ctr that ESCM2 divides by."""
     l2: float = option(1e-6, within=WEIGHT)
     """Weight of the squared L2 norm of the dense weights and of the looked-up embedding rows."""
 

@@ -1,12 +1,15 @@
 """Builds a model from its configuration."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.adaftr import AdaFTR
 from adaftr_fast.models.autoheri import AutoHERI
 from adaftr_fast.models.base import Backbone, MultiTaskModel
 from adaftr_fast.models.cross_stitch import CrossStitch
+from adaftr_fast.models.escm2 import ESCM2
+from adaftr_fast.models.esmm import ESMM
 from adaftr_fast.models.mmoe import MMoE
 from adaftr_fast.models.ple import PLE
 from adaftr_fast.models.shared_bottom import SharedBottom
@@ -18,7 +21,15 @@ BACKBONES: dict[str, type[Backbone]] = {
     "ple": PLE,
 }
 """The choices of ``ModelConfig.backbone``."""
-MODELS: dict[str, Callable[..., MultiTaskModel]] = BACKBONES | {
+ENTIRE_SPACE: dict[str, Callable[..., MultiTaskModel]] = {
+    "esmm": ESMM,
+    "escm2_ips": partial(ESCM2, imputation=False),
+    "escm2_dr": partial(ESCM2, imputation=True),
+}
+"""The choices of ``ModelConfig.name`` whose tasks must be the stages of a funnel, in order."""
+MODELS: dict[str, Callable[..., MultiTaskModel]] = {
+    **BACKBONES,
+    **ENTIRE_SPACE,
     "single_dnn": SingleDNN,
     "cross_stitch": CrossStitch,
     "autoheri": AutoHERI,

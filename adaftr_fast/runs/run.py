@@ -19,6 +19,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import Ranks, restarted
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models import MultiTaskModel, build_model
+from adaftr_fast.models.build import ENTIRE_SPACE
 from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.warm_start import warm_start
@@ -154,6 +155,12 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
     Raises:
         ConfigError: an option is invalid for the data.
     """
+    if config.name in ENTIRE_SPACE and data.manifest.funnel != tuple(data.manifest.tasks):
+        tasks, funnel = (", ".join(each) or "none" for each in (data.manifest.tasks, data.manifest.funnel))
+        raise ConfigError(
+            f"model.name: {config.name} needs tasks that are the stages of the schema's funnel, in order, got tasks "
+            f"{tasks} and funnel {funnel}"
+        )
     try:
         names = [field.name for field in data.manifest.fields]
         return build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names)

@@ -1,15 +1,19 @@
 """Predictions and losses of every model against its equations in NumPy float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from adaftr_fast.models import CrossStitch, SharedBottom
+from adaftr_fast.models.esmm import chain
 from adaftr_fast.nn.mlp import Experts
 from tests.models import transcription as paper
 from tests.models.inputs import MODELS, SIZES, SMALL, THREE, TWO, batch, model
 
 EVERY = [name for name in MODELS if name != "single_dnn"]
+ESCM2 = ["escm2_ips", "escm2_dr"]
 SHAPES = [{}, {"expert_hidden": [6, 5], "tower_hidden": [4, 3]}]
 
 
@@ -18,8 +22,9 @@ def close(found, expected, what=""):
 
 
 @pytest.mark.parametrize("options", SHAPES)
-@pytest.mark.parametrize("tasks", [TWO, THREE, ["click"]])
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    ("name", "tasks"), [(name, tasks) for name in EVERY for tasks in (TWO, THREE, ["click"])[: 2 + (name not in ESCM2)]]
+)
 def test_representations_follow_the_equations(name, tasks, options):
     built, data = model(name, tasks, **options), batch(tasks=len(tasks))
     seen = built.represent(data.ids)
@@ -45,11 +50,13 @@ def test_ple_of_any_size(layers, counts):
 @pytest.mark.parametrize("name", EVERY)
 def test_losses_are_eq_4_and_a_mean_squared_norm(name, weighted):
     built, data = model(name, THREE, l2=1e-3), batch(tasks=3, weighted=weighted)
-    e, _, _, logits = paper.represent(name, built, data.ids)
+    e, v, hidden, logits = paper.represent(name, built, data.ids)
     y, weight = data.labels.numpy(), None if data.weight is None else data.weight.numpy()
     expected = {task: paper.cross_entropy(paper.sigmoid(logits[:, t]), y[:, t], weight) for t, task in enumerate(THREE)}
     dense = [paper.array(p) for n, p in built.named_parameters() if p.dim() > 1 and "embedding" not in n]
     expected["l2"] = 1e-3 * (sum((p**2).sum() for p in dense) + (e**2).sum() / len(e))
+    if name in ESCM2:
+        expected |= {term: 0.1 * risk for term, risk in paper.escm2_risks(built, e, v, hidden, y, weight).items()}
     found = built.loss(data)
     assert set(found) == set(expected)
     for term, value in expected.items():
@@ -109,6 +116,57 @@ def test_experts_equal_separate_networks():
 @pytest.mark.parametrize("name", MODELS)
 def test_every_weight_has_a_gradient(name):
     built, data = model(name, THREE), batch(tasks=3)
-    sum(built.loss(data)[task] for task in THREE).backward()
+    sum(term for name, term in built.loss(data).items() if name != "l2").backward()
     missing = [n for n, p in built.named_parameters() if p.grad is None or not p.grad.to_dense().any()]
     assert not missing
+
+
+def test_the_logit_of_a_product_neither_overflows_nor_cancels():
+    z = torch.tensor([[-200.0, -300.0], [300.0, 200.0], [40.0, -40.0], [0.0, 60.0], [-1e30, 5.0], [-30.0, 30.0]])
+    exact = [-500.0, 200.0, -40.0, 0.0, -1e30, -30.0]  # logit(p q) where p, q or both are next to 0 or 1
+    z.requires_grad_()
+    found = chain(z)
+    torch.testing.assert_close(found[:, 1], torch.tensor(exact), rtol=1e-6, atol=1e-6)
+    assert torch.equal(found[:, 0], z[:, 0])
+    found[:, 1].sum().backward()
+    assert z.grad.isfinite().all()
+    assert (z.grad >= 0).all()
+    torch.manual_seed(0)
+    x = torch.randn(50, 3).double()
+    torch.testing.assert_close(chain(x).sigmoid(), x.sigmoid().cumprod(1), rtol=1e-12, atol=0)
+
+
+def test_esmm_never_predicts_more_conversions_than_clicks():
+    logits = model("esmm", THREE)(batch().ids)
+    assert (logits.diff(dim=1) < 0).all()
+
+
+@pytest.mark.parametrize("name", ESCM2)
+def test_escm2_without_its_risk_is_esmm(name):
+    built, esmm, data = model(name, l2=0.0, counterfactual_weight=0.0), model("esmm", l2=0.0), batch()
+    esmm.load_state_dict({n: p for n, p in built.state_dict().items() if not n.startswith("imputation")})
+    assert torch.equal(built(data.ids), esmm(data.ids))
+    found, expected = built.loss(data), esmm.loss(data)
+    assert {n: v.item() for n, v in found.items() if n in TWO} == {n: v.item() for n, v in expected.items()}
+    assert not any(found[n].item() for n in found.keys() - set(TWO))
+    assert model(name, ctcvr_weight=0.5, l2=0.0).loss(data)["conversion"] == 0.5 * found["conversion"]
+
+
+@pytest.mark.parametrize("name", ESCM2)
+def test_the_propensity_of_escm2_has_no_gradient_and_a_lower_bound(name):
+    built, data = model(name), batch()
+    terms = built.loss(data)
+    sum(value for n, value in terms.items() if n in ("counterfactual", "imputation")).backward()
+    moved = {n for n, p in built.named_parameters() if p.grad is not None and p.grad.to_dense().any()}
+    assert not any(n.startswith(("towers.0.", "bottoms.0.")) for n in moved)
+    assert {n for n, _ in built.named_parameters() if n.startswith(("towers.1.", "bottoms.1.", "imputation."))} <= moved
+    e, v, hidden, _ = paper.represent(name, built, data.ids)
+    built.config = replace(built.config, propensity_min=0.9)
+    for term, risk in paper.escm2_risks(built, e, v, hidden, data.labels.numpy()).items():
+        close(built.loss(data)[term], 0.1 * risk, term)
+        assert built.loss(data)[term] != terms[term]
+
+
+def test_escm2_needs_two_tasks():
+    with pytest.raises(ValueError, match=r"ESCM2: task_names must name at least two tasks, got \['click'\]"):
+        model("escm2_ips", ["click"])

@@ -122,6 +122,17 @@ def connected_towers(model, v):
     return hidden, logits(model, hidden)
 
 
+def esmm_inputs(model, e):
+    return [mlp(bottom.layers, e)[-1] for bottom in model.bottoms]
+
+
+def chained_towers(model, v):
+    """Returns the logits of p_1, p_1 p_2, ... (ESMM paper, Eq. 1)."""
+    hidden = [mlp(tower.mlp.layers, x) for tower, x in zip(model.towers, v)]
+    p = np.cumprod(sigmoid(logits(model, hidden)), 1)
+    return hidden, np.log(p) - np.log(1 - p)
+
+
 def logits(model, hidden):
     return np.concatenate([affine(tower.logit, layers[-1]) for tower, layers in zip(model.towers, hidden)], 1)
 
@@ -132,9 +143,13 @@ INPUTS = {
     "autoheri": shared_bottom_inputs,
     "mmoe": mmoe_inputs,
     "ple": ple_inputs,
+    "esmm": esmm_inputs,
+    "escm2_ips": esmm_inputs,
+    "escm2_dr": esmm_inputs,
 }
+ENTIRE_SPACE = dict.fromkeys(["esmm", "escm2_ips", "escm2_dr"], chained_towers)
 # Other models have plain_towers.
-TOWERS = {"cross_stitch": stitched_towers, "autoheri": connected_towers}
+TOWERS = {"cross_stitch": stitched_towers, "autoheri": connected_towers} | ENTIRE_SPACE
 
 
 def represent(name, model, ids):
@@ -147,6 +162,28 @@ def represent(name, model, ids):
 def cross_entropy(p, y, weight=None):
     """Computes Eqs. 4 and 11, averaged."""
     return np.average(-y * np.log(p) - (1 - y) * np.log(1 - p), weights=weight)
+
+
+def escm2_risks(model, e, v, hidden, labels, weight=None):
+    """Computes R_IPS, or R_DR and the loss of d^, of the ESCM2 paper: summed over stages, averaged over rows."""
+    conditional = sigmoid(logits(model, hidden))
+    rates = np.cumprod(conditional, 1)
+    risks = {}
+    for t in range(1, labels.shape[1]):
+        o, r, p = labels[:, t - 1], labels[:, t], conditional[:, t]
+        propensity = np.maximum(rates[:, t - 1], model.config.propensity_min)
+        d = -r * np.log(p) - (1 - r) * np.log(1 - p)
+        rows = {"counterfactual": o * d / propensity}
+        if len(model.imputation):
+            tower = model.imputation[t - 1]
+            d_hat = np.log1p(np.exp(affine(tower.logit, mlp(tower.mlp.layers, e)[-1])[:, 0]))
+            rows = {
+                "counterfactual": d_hat + o * (d - d_hat) / propensity,
+                "imputation": o * (d - d_hat) ** 2 / propensity,
+            }
+        for name, each in rows.items():
+            risks[name] = risks.get(name, 0.0) + np.average(each, weights=weight)
+    return risks
 
 
 def relatedness(network, v_1, v_2):

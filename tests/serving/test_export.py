@@ -29,7 +29,7 @@ from tests.tolerances import assert_as_accurate
 from .conftest import SIZES, randomize, save_run
 
 FIELDS = [50, 20, 7]
-NAMES = ("single_dnn", "shared_bottom", "cross_stitch", "mmoe", "ple", "autoheri", "adaftr")
+NAMES = ("single_dnn", "shared_bottom", "cross_stitch", "mmoe", "ple", "autoheri", "esmm", "escm2_dr", "adaftr")
 
 
 def random_ids(sizes, rows):
