@@ -30,7 +30,7 @@ FLOORS = (
     "data.dataset",
     "data.prepare",
     "models torchrec",
-    "training.checkpoint training.device",
+    "training.checkpoint training.device training.balance",
     "training",
     "runs",
     "serving experiments",

@@ -42,6 +42,11 @@ class TrainingConfig(Section):
     """Seconds that a rank waits for the others with torchrun before the run fails."""
     precision: Literal["float32", "bfloat16"] = option("float32")
     """Precision of the dense layers in training, by autocast; weights, tables and optimizer states are float32."""
+    balance: Literal["none", "uncertainty", "pcgrad", "gradnorm"] = option("none", omit_default=True)
+    """How the tasks share a step: their losses are summed (none) or weighted by learned variances (uncertainty), or
+    their gradients are projected (pcgrad) or weighted to balance their norms (gradnorm); docs/balancing.md."""
+    gradnorm_alpha: float = option(1.5, within=Range(0, noun="exponent"), omit_default=True)
+    """alpha of GradNorm: the larger, the more it favors tasks whose loss has fallen less."""
     compile: bool = option(False)
     """Compile the loss with torch.compile, which takes a minute and needs a C++ compiler on a CPU."""
     graph: Literal["auto", "off"] = option("auto", identifies=False, free_on_resume=True)
@@ -59,3 +64,12 @@ class TrainingConfig(Section):
         super().__post_init__()
         if self.batch_size % self.accumulate:
             raise self.error("accumulate", f"a divisor of batch_size = {self.batch_size}", self.accumulate)
+        if self.balance in ("pcgrad", "gradnorm"):
+            self._check_one_backward_per_task()
+
+    def _check_one_backward_per_task(self) -> None:
+        """Raises ConfigError if an option needs the gradients of all tasks in one backward."""
+        for name, supported in (("accumulate", 1), ("compile", False), ("tables", "replicated")):
+            if (value := getattr(self, name)) != supported:
+                shown = str(value).lower()
+                raise self.error("balance", f"none or uncertainty with training.{name} = {shown}", self.balance)

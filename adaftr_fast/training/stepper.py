@@ -22,6 +22,9 @@ from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import clip_grad_norm_
+from adaftr_fast.training.balance.base import Balance, GradientBalance, LossBalance
+from adaftr_fast.training.balance.build import build_balance
+from adaftr_fast.training.balance.gradients import combine, gradients_of
 from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.device.cuda import CudaCaptures
 from adaftr_fast.training.device.graph import BackwardGraph, depends_on_tensors_alone
@@ -63,11 +66,16 @@ class Stepper:
         if config.tables == "torchrec":
             assert ranks is not None  # check_sharding requires ranks
             shard_tables(model, optimizer, config, ranks)
+        self.balance = build_balance(config, model)
+        if self.balance is not None:
+            model.add_module("balance", self.balance)
         with memory_errors(self.device, SMALLER_MODEL):
             model.to(self.device)
             self.optimizers = build_optimizers(model, optimizer)
         self.sharded = list(sharded_tables(model).values())
         self.parameters = list(model.parameters())
+        learned = set() if self.balance is None else set(self.balance.parameters())
+        self.clipped = [parameter for parameter in self.parameters if parameter not in learned]
         contrasts = any(isinstance(module, AdaptiveInfoNCE) for module in model.modules())
         self.contrasts_over_ranks = ranks is not None and config.contrast_over == "all" and contrasts
         self.loss: Callable[..., dict[str, Tensor]] = model.loss
@@ -78,12 +86,13 @@ class Stepper:
             self.graph = BackwardGraph(model, config.batch_size, CudaCaptures(self.device))
 
     def _replays(self) -> bool:
-        """Returns whether forward and backward are replayed as a CUDA graph: on one GPU, in one part, not compiled.
+        """Returns whether forward and backward are replayed as a CUDA graph: on one GPU, in one backward, not compiled.
 
         Without the CUDA kernels look-ups read from the device, which cannot be captured.
         """
         config = self.config
         plain = self.ranks is None and config.accumulate == 1 and not config.compile
+        plain = plain and not isinstance(self.balance, GradientBalance)
         fits = config.graph == "auto" and self.device.type == "cuda" and has_cuda_kernels() and plain
         return fits and depends_on_tensors_alone(self.model)
 
@@ -95,7 +104,8 @@ class Stepper:
             number: the number of the step, counted from 1 over all epochs. It sets the learning rate.
 
         Returns:
-            The loss terms, detached, each a mean over the batch.
+            The loss terms, detached, each a mean over the batch, and the weights of the tasks, ``weight/<task>``, if
+            ``config.balance`` learns them.
 
         Raises:
             TrainingError: on the CPU, the loss, a parameter or a logit is not finite; no parameter has been updated. On
@@ -112,17 +122,46 @@ class Stepper:
             tables.optimizer.zero_grad()  # passes the learning rate to the update inside backward
         for parameter in self.parameters:
             parameter.grad = None
+        terms = self._gradients(batch, number)
+        if self.settings.clip_norm:
+            clip_grad_norm_(self.clipped, self.settings.clip_norm)
+        if self.balance is not None:
+            terms = terms | _named_weights(self.balance)  # of this step
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.balance is not None:
+            self.balance.after_update()
+        return terms
+
+    def _gradients(self, batch: Batch, number: int) -> dict[str, Tensor]:
+        """Computes the gradients of a batch, over all ranks; returns the loss terms."""
+        if isinstance(self.balance, GradientBalance):
+            return self._combined(self.balance, batch, number)
         if self.graph is not None:
             terms = self.graph.run(self._backward, batch)
         else:
             terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
-        if self.ranks is not None:
-            values = average_gradients(self.parameters, torch.stack(tuple(terms.values())), self.ranks.group)
-            terms = dict(zip(terms, values))
-        if self.settings.clip_norm:
-            clip_grad_norm_(self.parameters, self.settings.clip_norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        if self.ranks is None:
+            return terms
+        return dict(zip(terms, self._averaged(torch.stack(tuple(terms.values())))))
+
+    def _averaged(self, values: Tensor) -> Tensor:
+        """Averages the gradients, and ``values`` [k], over the ranks; returns the values."""
+        return values if self.ranks is None else average_gradients(self.parameters, values, self.ranks.group)
+
+    def _combined(self, balance: GradientBalance, batch: Batch, number: int) -> dict[str, Tensor]:
+        """Combines the gradients of the tasks as ``balance`` does; returns the loss terms."""
+        terms = self._terms(self._with_weight_mean(batch))
+        values = torch.stack(tuple(terms.values()))
+        self._check(terms, values)
+        losses, others = balance.split(terms)
+        parts = [*losses, torch.stack(others).sum()] if others else losses
+        means: list[Tensor] = []  # of the terms, the same after each backward
+        gradients = gradients_of(parts, self.parameters, lambda: means.append(self._averaged(values.detach())))
+        terms = dict(zip(terms, means[0]))
+        of_tasks, of_others = gradients[: len(losses)], gradients[len(losses)] if others else None
+        task_losses = torch.stack(balance.split(terms)[0])
+        combine(self.parameters, of_tasks, of_others, lambda products: balance.factors(products, task_losses, number))
         return terms
 
     def _accumulated(self, batch: Batch) -> dict[str, Tensor]:
@@ -132,17 +171,28 @@ class Stepper:
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Accumulates the gradients of a part of the batch; returns its share of the loss terms."""
-        if self.ranks is not None and batch.weight is not None:
-            batch = replace(batch, weight_mean=self.ranks.mean(batch.weight.mean()))
-        terms = self._terms(batch)
+        terms = self._terms(self._with_weight_mean(batch))
         if self.config.accumulate > 1:
             terms = {name: term / self.config.accumulate for name, term in terms.items()}
         values = torch.stack(tuple(terms.values()))
+        loss = self._check(terms, values)
+        if isinstance(self.balance, LossBalance):
+            loss = self.balance.total(terms, 1 / self.config.accumulate)
+        loss.backward()
+        return dict(zip(terms, values.detach()))
+
+    def _with_weight_mean(self, batch: Batch) -> Batch:
+        """Returns a part of the batch with the mean weight over all ranks."""
+        if self.ranks is None or batch.weight is None:
+            return batch
+        return replace(batch, weight_mean=self.ranks.mean(batch.weight.mean()))
+
+    def _check(self, terms: dict[str, Tensor], values: Tensor) -> Tensor:
+        """Returns the sum of the terms' values. On the CPU, raises TrainingError if it is not finite."""
         loss = values.sum()
         if self.reads_losses and not math.isfinite(loss.item()):
             raise not_finite(dict(zip(terms, values.tolist())))
-        loss.backward()
-        return dict(zip(terms, values.detach()))
+        return loss
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         reduced = self.config.precision == "bfloat16"
@@ -172,6 +222,12 @@ class Stepper:
             if hasattr(self.model, "diagnostics"):
                 values |= self.model.diagnostics(batch)
         return next((name for name, value in values.items() if not value.isfinite().all()), None)
+
+
+def _named_weights(balance: Balance) -> dict[str, Tensor]:
+    """Returns the learned weights of the tasks as ``weight/<task>``, 0-dim each."""
+    weights = balance.task_weights()
+    return {} if weights is None else {f"weight/{t}": each for t, each in zip(balance.task_names, weights.unbind())}
 
 
 def reads_losses(device: torch.device) -> bool:

@@ -1,0 +1,317 @@
+"""Balances against the papers' equations in NumPy float64, and training with them."""
+
+import copy
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from adaftr_fast.errors import TrainingError
+from adaftr_fast.models import build_model
+from adaftr_fast.training.balance.gradients import combine, gradients_of
+from adaftr_fast.training.balance.pcgrad import PCGrad
+from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
+from adaftr_fast.training.stepper import Stepper
+from adaftr_fast.training.trainer import Trainer
+from tests.models.inputs import THREE, TWO, batch, model
+
+KINDS = ["uncertainty", "pcgrad", "gradnorm"]
+LR = 0.01
+
+
+def stepper(built, balance, **options):
+    config = TrainingConfig(batch_size=40, balance=balance, **options)
+    return Stepper(built, OptimizerConfig(lr=LR), config)
+
+
+def each_gradient(built, data):
+    """Returns the gradient of every term, dense by parameter, from a copy whose towers run one by one."""
+    plain, found = copy.deepcopy(built), {}
+    for name in plain.loss(data):
+        plain.zero_grad()
+        with torch.random.fork_rng():
+            plain.loss(data)[name].backward()
+        grads = {n: p.grad for n, p in plain.named_parameters()}
+        found[name] = {n: 0.0 * p if (g := grads[n]) is None else g.to_dense() for n, p in plain.named_parameters()}
+        found[name] = {n: g.detach().numpy() for n, g in found[name].items()}
+    return found
+
+
+def shared_names(gradients, tasks):
+    first = gradients[tasks[0]]
+    return [n for n in first if sum(bool(np.any(gradients[task][n])) for task in tasks) > 1]
+
+
+def flat(gradient, names):
+    return np.concatenate([gradient[n].ravel() for n in names])
+
+
+def algorithm_1(gradients, orders):
+    """PCGrad's Algorithm 1, on flat gradients."""
+    total = 0.0
+    for g_i, order in zip(gradients, orders):
+        g_pc = g_i.copy()
+        for j in order:
+            inner = g_pc @ gradients[j]
+            if inner < 0:
+                g_pc -= inner / (gradients[j] @ gradients[j]) * gradients[j]
+        total = total + g_pc
+    return total
+
+
+def found_gradients(built, names):
+    grads = {n: p.grad for n, p in built.named_parameters()}
+    return np.concatenate([grads[n].to_dense().detach().numpy().ravel() for n in names])
+
+
+def conflicting(tasks, seed=0):
+    """Returns a batch whose last label contradicts the first one, so that gradients conflict."""
+    data = batch(40, len(tasks), seed)
+    data.labels[:, -1] = 1 - data.labels[:, 0]
+    return data
+
+
+OPTIONS = [("mmoe", TWO), ("mmoe", THREE), ("ple", THREE), ("cross_stitch", THREE), ("esmm", TWO), ("adaftr", TWO)]
+
+
+@pytest.mark.parametrize(("name", "tasks"), OPTIONS)
+def test_pcgrad_follows_algorithm_1_on_shared_parameters(name, tasks):
+    built, data = model(name, tasks, l2=1e-3), conflicting(tasks)
+    gradients = each_gradient(built, data)
+    run = stepper(built, "pcgrad", seed=5)
+    run.step(data, 7)
+    shared = shared_names(gradients, tasks)
+    assert any("embedding" in n for n in shared)
+    assert not any(".towers." in f".{n}" for n in shared) or name in ("cross_stitch", "esmm")
+    of_tasks = [flat(gradients[task], shared) for task in tasks]
+    assert min(a @ b for a in of_tasks for b in of_tasks) < 0 or name == "esmm"  # both of its losses raise p_ctr
+    others = [gradients[term] for term in gradients.keys() - set(tasks)]
+    expected = algorithm_1(of_tasks, run.balance.orders(7)) + sum(flat(each, shared) for each in others)
+    np.testing.assert_allclose(found_gradients(built, shared), expected, rtol=1e-9, atol=1e-12)
+    own = [n for n in gradients[tasks[0]] if n not in shared]
+    plain = sum(flat(each, own) for each in gradients.values())
+    np.testing.assert_allclose(found_gradients(built, own), plain, rtol=1e-9, atol=1e-12)
+
+
+def test_the_order_of_pcgrad_depends_on_seed_and_step():
+    orders = [PCGrad(["a", "b", "c"], seed).orders(step) for seed in range(3) for step in range(3)]
+    assert all(sorted(order) == sorted({0, 1, 2} - {i}) for each in orders for i, order in enumerate(each))
+    assert len({str(each) for each in orders}) > 2
+    assert orders[4] == PCGrad(["a", "b", "c"], 1).orders(1)
+
+
+def test_gradients_that_agree_are_only_summed():
+    gram = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    of_shared, of_own = PCGrad(TWO, 0).factors(gram, torch.ones(2), 1)
+    assert of_shared.tolist() == of_own.tolist() == [1.0, 1.0]
+    of_shared, _ = PCGrad(TWO, 0).factors(torch.tensor([[0.0, 0.0], [0.0, 0.0]]).double(), torch.ones(2), 1)
+    assert of_shared.tolist() == [1.0, 1.0]
+
+
+def test_tables_that_tasks_look_up_by_themselves_are_aligned():
+    """Two look-ups of different rows of one table, in gradients of different layouts."""
+    table = torch.nn.Embedding(6, 2, sparse=True, dtype=torch.float64)
+    torch.manual_seed(0)
+    upstream = torch.randn(2, 2, 2).double()
+    losses = [(table(torch.tensor(ids)) * up).sum() for ids, up in zip(([4, 1], [1, 1]), upstream)]
+    others = [(table.weight[2] * 3).sum()]
+    exact = [torch.autograd.grad(loss, table.weight, retain_graph=True)[0].to_dense() for loss in losses]
+    products = []
+
+    def factors(inner):
+        products.append(inner)
+        return torch.tensor([2.0, -1.0]).double(), torch.ones(2).double()
+
+    gradients = gradients_of([*losses, *others], [table.weight], lambda: None)
+    combine([table.weight], gradients[:2], gradients[2], factors)
+    dense = torch.stack([each.flatten() for each in exact])
+    torch.testing.assert_close(products[0], dense @ dense.T)
+    expected = 2 * exact[0] - exact[1] + torch.zeros(6, 2).double().index_fill(0, torch.tensor([2]), 3.0)
+    torch.testing.assert_close(table.weight.grad.to_dense(), expected)
+
+
+@pytest.mark.parametrize("name", ["mmoe", "adaftr", "single_dnn"])
+def test_uncertainty_follows_equation_10(name):
+    built, data = model(name, l2=1e-3), batch()
+    gradients = each_gradient(built, data)
+    losses = {n: x.item() for n, x in built.loss(data).items()}
+    run = stepper(built, "uncertainty")
+    s = np.array([0.3, -0.7])
+    run.balance.log_variances.data.copy_(torch.from_numpy(s))
+    terms = run.step(data, 1)
+    assert {n: x.item() for n, x in terms.items() if "/" not in n} == losses
+    np.testing.assert_allclose([terms[f"weight/{task}"].item() for task in TWO], np.exp(-s), rtol=1e-12)
+    expected = [-np.exp(-each) * losses[task] + 0.5 for each, task in zip(s, TWO)]
+    np.testing.assert_allclose(run.balance.log_variances.grad.numpy(), expected, rtol=1e-9)
+    scale = dict(zip(TWO, np.exp(-s)))
+    names = list(gradients[TWO[0]])
+    total = sum(scale.get(term, 1.0) * flat(each, names) for term, each in gradients.items())
+    np.testing.assert_allclose(found_gradients(built, names), total, rtol=1e-9, atol=1e-12)
+    assert not torch.equal(run.balance.log_variances.detach(), torch.from_numpy(s))  # the optimizer moved it
+
+
+@pytest.mark.parametrize("tasks", [TWO, THREE])
+def test_gradnorm_follows_equation_2(tasks):
+    built, alpha = model("mmoe", tasks, l2=1e-3), 0.8
+    run, w, first = stepper(built, "gradnorm", gradnorm_alpha=alpha), np.ones(len(tasks)), None
+    for number in range(1, 4):
+        data = batch(tasks=len(tasks), seed=number)
+        plain = copy.deepcopy(built)
+        del plain.balance
+        gradients = each_gradient(plain, data)
+        losses = np.array([plain.loss(data)[task].item() for task in tasks])
+        first = losses if first is None else first
+        run.step(data, number)
+        shared = shared_names(gradients, tasks)
+        norms = np.array([np.linalg.norm(flat(gradients[task], shared)) for task in tasks])
+        rates = losses / first
+        target = (w * norms).mean() * (rates / rates.mean()) ** alpha
+        expected = np.sign(w * norms - target) * norms  # the gradient of Eq. 2
+        np.testing.assert_allclose(run.balance.weights.grad.numpy(), expected, rtol=1e-7)
+        names, scale = list(gradients[tasks[0]]), dict(zip(tasks, w))
+        total = sum(scale.get(term, 1.0) * flat(each, names) for term, each in gradients.items())
+        np.testing.assert_allclose(found_gradients(built, names), total, rtol=1e-9, atol=1e-12)
+        w = run.balance.weights.detach().numpy().copy()
+        np.testing.assert_allclose(w.sum(), len(tasks), rtol=1e-12)
+    assert len(set(w.round(6))) > 1
+
+
+def test_accumulated_parts_give_the_uncertainty_of_the_whole_batch():
+    found = []
+    for parts in (1, 4):
+        built = model("mmoe")
+        run = stepper(built, "uncertainty", accumulate=parts)
+        run.step(batch(), 1)
+        found.append((run.balance.log_variances.grad, found_gradients(built, ["embedding.weight", "gates.weight"])))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("balance", KINDS)
+def test_clipping_leaves_learned_weights_alone(balance):
+    learned = []
+    for clip_norm in (0.0, 1e-3):
+        built = model("mmoe", l2=0.0)
+        run = Stepper(built, OptimizerConfig(clip_norm=clip_norm), TrainingConfig(batch_size=40, balance=balance))
+        run.step(batch(), 1)
+        learned.append([p.grad for p in run.balance.parameters()])
+    norm = np.linalg.norm(found_gradients(built, [n for n, _ in built.named_parameters() if "balance" not in n]))
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(*learned, strict=True))
+
+
+def test_no_balance_leaves_the_model_as_it_is():
+    built = model("mmoe")
+    names = list(dict(built.named_modules()))
+    run = stepper(built, "none")
+    assert run.balance is None
+    assert names == list(dict(built.named_modules()))
+    assert TrainingConfig().balance == "none"
+    assert not {"balance", "gradnorm_alpha"} & RunConfig().identity()["training"].keys()
+    assert "balance" in RunConfig(training=TrainingConfig(balance="pcgrad")).identity()["training"]
+
+
+ABOUT = Description(
+    config=RunConfig(), fingerprint="f", num_embeddings=[50, 20, 3], tasks=["click", "conversion"], metrics={}
+)
+
+
+def model_of_runs():
+    return build_model(ModelConfig(name="mmoe", expert_hidden=[8], tower_hidden=[8, 4]), [50, 20, 3], TWO)
+
+
+def trainer(splits, folder, balance, **options):
+    torch.manual_seed(0)
+    built = model_of_runs()
+    options = {"batch_size": 200, "max_epochs": 2, "progress": False, "balance": balance} | options
+    config = TrainingConfig(**options)
+    return Trainer(built, *splits, optimizer=OptimizerConfig(lr=LR), config=config, folder=folder, about=ABOUT)
+
+
+def states(run):
+    return {n: p.clone() for n, p in [*run.model.named_parameters(), *run.model.named_buffers()]}
+
+
+@pytest.mark.parametrize("balance", KINDS)
+def test_an_interrupted_run_ends_with_the_same_bits(splits, tmp_path, balance):
+    whole = trainer(splits, tmp_path / "whole", balance)
+    result = whole.fit()
+    stopped = trainer(splits, tmp_path / "run", balance)
+    step = stopped.train_step
+
+    def interrupted_step(*arguments):
+        if stopped.progress.step == 7:
+            signal.raise_signal(signal.SIGINT)
+        return step(*arguments)
+
+    stopped.train_step = interrupted_step
+    assert stopped.fit().interrupted
+    again = trainer(splits, tmp_path / "run", balance)
+    assert again.resume()
+    found = again.fit()
+    assert [each["train"] for each in found.epochs] == [each["train"] for each in result.epochs]
+    expected = states(whole)
+    assert all(torch.equal(value, expected[n]) for n, value in states(again).items())
+    learned = {n for n, _ in again.model.balance.named_parameters()}
+    assert {f"weight/{task}" for task in TWO if learned} == {n for n in found.epochs[0]["train"] if "/" in n}
+    saved, _ = load_checkpoint(tmp_path / "run/best")
+    assert saved.keys() == whole.model.state_dict().keys() == model_of_runs().state_dict().keys()
+
+
+@pytest.mark.parametrize("balance", ["pcgrad", "gradnorm"])
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({"accumulate": 2}, "accumulate = 2"),
+        ({"compile": True}, "compile = true"),
+        ({"tables": "torchrec"}, "tables = torchrec"),
+    ],
+)
+def test_options_that_need_one_backward_are_refused(balance, options, shown):
+    message = rf"training\.balance: expected none or uncertainty with training\.{shown}, got '{balance}'"
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(balance=balance, **options)
+    TrainingConfig(balance="uncertainty", **options)
+
+
+@pytest.mark.parametrize("balance", KINDS)
+def test_a_loss_without_a_term_per_task_is_refused(balance):
+    built = model("mmoe")
+    run = stepper(built, balance)
+    run.loss = lambda batch: {"click": built.loss(batch)["click"]}
+    with pytest.raises(TrainingError, match="expected a term of the loss for the task 'conversion', got click"):
+        run.step(batch(), 1)
+
+
+@pytest.mark.parametrize("balance", KINDS)
+def test_a_loss_that_is_not_finite_changes_nothing(balance):
+    built = model("mmoe")
+    run = stepper(built, balance)
+    with torch.no_grad():
+        built.towers[1].logit.bias.fill_(float("nan"))
+    before = [p.clone() for p in built.parameters()]
+    with pytest.raises(TrainingError, match="the loss is not finite"):
+        run.step(batch(), 1)
+    assert all(torch.equal(a, b) or a.isnan().all() for a, b in zip(before, built.parameters()))
+
+
+@pytest.mark.parametrize("layouts", [(True, False), (False, True), (False, False)])
+def test_gradients_of_both_layouts_are_added(layouts):
+    weight = torch.nn.Parameter(torch.zeros(3, 2))
+    rows = torch.tensor([[0, 2]])
+    values = torch.arange(4.0).view(2, 2)
+    sparse = torch.sparse_coo_tensor(rows, values, (3, 2)).coalesce()
+    grads = [sparse.clone() if is_sparse else sparse.to_dense() for is_sparse in layouts]
+    ones = torch.ones(2)
+    combine([weight], [[grads[0]], [grads[1]]], [sparse.clone()], lambda products: (ones, ones))
+    torch.testing.assert_close(weight.grad, 3 * sparse.to_dense())
+
+
+@pytest.mark.parametrize("balance", KINDS)
+def test_a_graph_is_captured_with_one_backward_only(balance, monkeypatch):
+    monkeypatch.setattr("adaftr_fast.training.stepper.has_cuda_kernels", lambda: True)
+    run = stepper(model("mmoe"), balance)
+    run.device = torch.device("cuda")
+    assert run._replays() == (balance == "uncertainty")
