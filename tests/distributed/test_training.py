@@ -70,6 +70,7 @@ def on_a_rank(rank: int, size: int, jobs: dict[str, tuple]) -> dict[str, dict]:
 
 PLAIN, WEIGHTED = {}, {"weighted": True, "accumulate": 2}
 BY_RANK, TWO_PARTS = {"contrast_over": "rank"}, {"accumulate": 2}
+PCGRAD = {"balance": "pcgrad", "weighted": True, "max_epochs": 2}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,7 @@ def runs(tmp_path_factory) -> dict[str, list[dict]]:
             "plain": (None, None, PLAIN),
             "weighted": (None, None, WEIGHTED),
             "two parts": (None, None, TWO_PARTS),
+            "pcgrad": (None, None, PCGRAD),
             "stopped": (one, 30, PLAIN),
         }),
         "4": (4, {"plain": (None, None, PLAIN), "stopped": (four, 20, PLAIN)}),
@@ -89,6 +91,7 @@ def runs(tmp_path_factory) -> dict[str, list[dict]]:
             "plain": (None, None, PLAIN),
             "weighted": (None, None, WEIGHTED),
             "by rank": (None, None, BY_RANK),
+            "pcgrad": (None, None, PCGRAD),
             "stopped": (two, 45, PLAIN),
             "after 1": (one, None, PLAIN),
             "after 4": (four, None, PLAIN),
@@ -131,6 +134,7 @@ SAME = {
     "4: plain": "1: plain",
     "2: plain": "1: plain",
     "2: weighted": "1: weighted",
+    "2: pcgrad": "1: pcgrad",
     "2: by rank": "1: two parts",  # an accumulated part contrasts its own rows only, as a rank does
     "2: after 1": "1: plain",
     "2: after 4": "1: plain",
