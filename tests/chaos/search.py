@@ -65,17 +65,19 @@ def search(
     """Draws cases, runs ``check`` of the kind's module on each, and writes a file per kind of error, minimised."""
     known: set[str] = set()
     with Worker(kind) as worker:
-        for number in limit.numbers(kind):
-            case = draw(random.Random(f"{seed}-{number}"))
-            error = worker.error(case)
-            if error is not None and summary(error) not in known:
-                known.add(summary(error))
-                case, error = shrink(case, error, simpler, worker.error)
-                known.add(summary(error))
-                tqdm.write(f"{kind}: {error.splitlines()[-1]}")
-                yield write_failure(out, kind, seed, case, error)
-        if worker.counted:
-            print(f"{kind}: {worker.counted} in all")
+        try:
+            for number in limit.numbers(kind):
+                case = draw(random.Random(f"{seed}-{number}"))
+                error = worker.error(case)
+                if error is not None and summary(error) not in known:
+                    known.add(summary(error))
+                    case, error = shrink(case, error, simpler, worker.error)
+                    known.add(summary(error))
+                    tqdm.write(f"{kind}: {error.splitlines()[-1]}")
+                    yield write_failure(out, kind, seed, case, error)
+        finally:
+            if worker.counted:
+                print(f"{kind}: {worker.counted} in all")
 
 
 def summary(error: str) -> str:
