@@ -245,9 +245,10 @@ def _settings(config: RunConfig | str | Path | None, sections: dict[str, dict[st
 def _epoch(line: str) -> dict[str, Any]:
     """Reads a line of metrics.jsonl, where null stands for a metric that is undefined."""
     record = from_json(dict[str, Any], loads(line))
+    record["validation"] = _metrics(record.get("validation"), "validation")
     for name, kind in RECORDED.items():
         record[name] = from_json(kind, record.get(name), name)
-    return record | {"validation": _metrics(record.get("validation"), "validation")}
+    return record
 
 
 def _metrics(value: Any, where: str) -> TaskMetrics:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adaftr_fast.data.dataset.manifest import FieldInfo, Manifest
+from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, Manifest
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Hashed, Vocabulary, one_array
 from adaftr_fast.data.raw.source import READ_ERRORS
 from adaftr_fast.data.schema.parse import parse_schema
@@ -50,7 +50,11 @@ def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
         table = pq.read_table(path, schema=COLUMNS, page_checksum_verification=True)
     except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
-    hashed = {field.name for field in parse_schema(manifest.schema).fields if field.hashed}
+    known = parse_schema(manifest.schema).fields
+    is_numeric = [(field.name, field.kind == "numeric") for field in known]
+    if is_numeric != [(field.name, field.edges is not None) for field in manifest.fields]:
+        raise DataError(f"{folder / MANIFEST}: damaged: its fields are not those of its schema")
+    hashed = {field.name for field in known if field.hashed}
     encoders: dict[str, Encoder] = {}
     start = 0
     for field in manifest.fields:
