@@ -23,7 +23,7 @@ from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import clip_grad_norm_
 from adaftr_fast.training.balance.base import Balance, GradientBalance, LossBalance
-from adaftr_fast.training.balance.build import build_balance
+from adaftr_fast.training.balance.build import NAME, build_balance
 from adaftr_fast.training.balance.gradients import combine, gradients_of
 from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.device.cuda import CudaCaptures
@@ -44,16 +44,17 @@ class Stepper:
 
     On the CPU each step checks its losses before it updates anything. On a GPU a step reads nothing from the device, so
     the caller checks the losses from time to time, and forward and backward are replayed as a CUDA graph if possible.
+    A balance that combines gradients compares the rows of tables, which waits for the device.
 
     Args:
         model: the model. It is moved to ``config.device``, and its tables are sharded if ``config.tables`` is
-            "torchrec".
+            "torchrec". With ``config.balance`` it gets the child ``balance``.
         optimizer: the optimizer options.
         config: the training options.
         ranks: the ranks that train together. Each steps on its part of a batch, and replicated parameters stay equal.
 
     Raises:
-        TrainingError: the device is not available.
+        TrainingError: the device is not available, or the model has an attribute ``balance`` of its own.
         RankError, ValueError: the tables cannot be sharded.
     """
 
@@ -68,7 +69,7 @@ class Stepper:
             shard_tables(model, optimizer, config, ranks)
         self.balance = build_balance(config, model)
         if self.balance is not None:
-            model.add_module("balance", self.balance)
+            model.add_module(NAME, self.balance)
         with memory_errors(self.device, SMALLER_MODEL):
             model.to(self.device)
             self.optimizers = build_optimizers(model, optimizer)

@@ -2,6 +2,7 @@
 
 import copy
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -285,6 +286,16 @@ def test_a_loss_without_a_term_per_task_is_refused(balance):
         run.step(batch(), 1)
 
 
+def test_a_name_of_the_model_is_not_taken():
+    built = model("mmoe")
+    built.balance = torch.nn.Linear(1, 1)
+    with pytest.raises(TrainingError, match="MMoE has an attribute 'balance' of its own"):
+        stepper(built, "pcgrad")
+    assert stepper(built, "none")
+    del built.balance
+    assert type(stepper(built, "pcgrad").balance) is not type(stepper(built, "gradnorm").balance)
+
+
 @pytest.mark.parametrize("balance", KINDS)
 def test_a_loss_that_is_not_finite_changes_nothing(balance):
     built = model("mmoe")
@@ -315,3 +326,15 @@ def test_a_graph_is_captured_with_one_backward_only(balance, monkeypatch):
     run = stepper(model("mmoe"), balance)
     run.device = torch.device("cuda")
     assert run._replays() == (balance == "uncertainty")
+
+
+@pytest.mark.parametrize(("name", "tasks"), [("mmoe", TWO), ("ple", THREE), ("esmm", THREE), ("adaftr", TWO)])
+def test_training_kernels_in_float32_give_the_gradients_of_float64(name, tasks):
+    """The kernels run several backwards over one forward, and return zeros for the towers of other tasks."""
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        built, data = model(name, tasks, l2=1e-3).to(dtype), conflicting(tasks)
+        stepper(built, "pcgrad").step(replace(data, labels=data.labels.to(dtype)), 3)
+        found.append({n: p.grad.to_dense().double() for n, p in built.named_parameters()})
+    for n, exact in found[0].items():
+        torch.testing.assert_close(found[1][n], exact, rtol=1e-4, atol=1e-5 * exact.abs().max().item(), msg=n)

@@ -103,6 +103,14 @@ def test_replayed_steps_equal_eager_steps(name, tables):
     assert log == ["aside"] * WARM_UP + ["capture"] + ["replay"] * (50 - WARM_UP - eager)
 
 
+def test_learned_variances_are_part_of_the_graph():
+    content, options = list(batches(12)), {"balance": "uncertainty"}
+    own, log = graphed("mmoe", "sgd", **options)
+    assert_same(trained(own, content), trained(stepper("mmoe", "sgd", **options), content))
+    assert log == ["aside"] * WARM_UP + ["capture"] + ["replay"] * (12 - WARM_UP)
+    assert own.model.balance.log_variances.abs().min() > 0
+
+
 def test_the_graph_is_captured_anew_when_the_optimizer_replaces_its_state():
     content = list(batches(200))
     own, log = graphed()

@@ -86,7 +86,8 @@ def test_steps_of_all_models_read_nothing(name, ragged, gpu_path):
 
 @needs_kernels
 @pytest.mark.parametrize("tables", OPTIMIZERS)
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.1}, {"accumulate": 2}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.1}, {"accumulate": 2}, {"precision": "bfloat16"},
+                                     {"balance": "uncertainty"}])  # fmt: skip
 def test_steps_of_all_optimizers_read_nothing(tables, options, gpu_path):
     assert [watch.reads for watch in watched(stepper("adaftr", tables, **options), batches(4))] == [[]] * 4
 
