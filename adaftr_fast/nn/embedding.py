@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 import torch
@@ -96,6 +97,7 @@ class FusedEmbedding(CoalescesGradient):
         else:
             self.weight = self.by_width[0].new_weight(device, dtype)
         self.reset_parameters()
+        _living.add(self)
 
     def _check(self) -> None:
         fields, rows, widths = len(self.num_embeddings), self.num_embeddings, self.widths
@@ -337,10 +339,29 @@ class FusedEmbedding(CoalescesGradient):
         self.flush()
         return {**self.__dict__, "by_width": [table.without_optimizer() for table in self.by_width]}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _living.add(self)
+
     def extra_repr(self) -> str:
         rows, widths = (_short(numbers) for numbers in (self.num_embeddings, self.widths))
         shown = widths if self._mixed else self.embedding_dim
         return f"{len(self.num_embeddings)} fields, num_embeddings={rows}, embedding_dim={shown}"
+
+
+_living: weakref.WeakSet[FusedEmbedding] = weakref.WeakSet()
+
+
+def living_embeddings() -> list[FusedEmbedding]:
+    """Returns the FusedEmbedding modules that exist, in any order."""
+    return list(_living)
+
+
+def tables_of(modules: Iterable[nn.Module]) -> dict[nn.Parameter, EmbeddingTable]:
+    """Returns the tables of the FusedEmbedding modules in ``modules``, by their parameters."""
+    found = (module for root in modules for module in root.modules() if isinstance(module, FusedEmbedding))
+    pairs = (zip(module.table_weights(), module.by_width, strict=True) for module in found)
+    return dict(pair for of_module in pairs for pair in of_module)
 
 
 class _Ids(NamedTuple):

@@ -1,5 +1,5 @@
-"""Optimizers that update only the rows a batch looked up. They take ``FusedEmbedding`` modules; torch.optim takes the
-other parameters of a model."""
+"""Optimizers that update only the rows of ``FusedEmbedding`` tables that a batch looked up. They take the steps of
+torch.optim on the other parameters of a model."""
 
 from adaftr_fast.optim.adam import Adam, AdamW
 from adaftr_fast.optim.clip import clip_grad_norm_

@@ -8,12 +8,13 @@ next step that updates it, or ``flush()``, applies the missed steps, in closed f
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from adaftr_fast.nn.embedding_table import EmbeddingTable
-from adaftr_fast.optim.base import RowOptimizer, Tables, check_at_least
+from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least
 from adaftr_fast.optim.deferred import DeferredAdam
 from adaftr_fast.optim.rows import check_betas, moments_entry, restore_moments
 
@@ -30,7 +31,7 @@ class Adam(RowOptimizer):
     before.
 
     Args:
-        tables: see :class:`RowOptimizer`.
+        params: see :class:`RowOptimizer`.
         lr: learning rate >= 0; it may change between steps.
         betas: decay of the first and of the second moment, each in [0, 1).
         eps: ε >= 0.
@@ -38,10 +39,11 @@ class Adam(RowOptimizer):
     """
 
     _decoupled = False
+    _twin: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
 
     def __init__(
         self,
-        tables: Tables,
+        params: Parameters,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -50,7 +52,7 @@ class Adam(RowOptimizer):
         check_at_least(type(self).__name__, 0, lr=lr, eps=eps, weight_decay=weight_decay)
         check_betas(type(self).__name__, betas)
         self._deferred: dict[nn.Parameter, DeferredAdam] = {}
-        super().__init__(tables, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
         self._deferred[weight] = table.deferred = DeferredAdam(weight, self._decoupled)
@@ -70,7 +72,7 @@ class Adam(RowOptimizer):
             deferred.flush(weight)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Returns the state by name, without making rows current; the tensors are not copied.
+        """Returns the state of the tables by name, without making rows current; the tensors are not copied.
 
         Unlike ``state_dict()`` it changes nothing, so it can be taken between any two steps. It belongs to the raw
         values of the tables at that moment (``parameter.detach()``, not the module's ``state_dict()``).
@@ -104,13 +106,14 @@ class AdamW(Adam):
     """
 
     _decoupled = True
+    _twin = torch.optim.AdamW
 
     def __init__(
         self,
-        tables: Tables,
+        params: Parameters,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
-        super().__init__(tables, lr, betas, eps, weight_decay)
+        super().__init__(params, lr, betas, eps, weight_decay)

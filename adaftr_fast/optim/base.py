@@ -5,28 +5,38 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, TypeVar, overload
+from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 
-from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.embedding import living_embeddings, tables_of
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
 from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda
 
 T = TypeVar("T")
-Tables = nn.Module | Iterable[nn.Module] | Iterable[dict[str, Any]]
+Entry = nn.Module | nn.Parameter | tuple[str, nn.Parameter]
+Parameters = nn.Module | Iterable[Entry] | Iterable[dict[str, Any]]
 
 
-def tables_of(name: str, modules: nn.Module | Iterable[nn.Module]) -> dict[nn.Parameter, EmbeddingTable]:
-    """Returns the tables of the FusedEmbedding modules in ``modules``, each once, by their parameters."""
-    roots = [modules] if isinstance(modules, nn.Module) else list(modules)
-    found = [module for root in roots for module in root.modules() if isinstance(module, FusedEmbedding)]
-    if not found:
-        raise ValueError(f"{name}: expected FusedEmbedding modules, or modules that hold some, got {roots}")
-    pairs = (zip(module.table_weights(), module.by_width, strict=True) for module in found)
-    return dict(pair for of_module in pairs for pair in of_module)
+def split(
+    params: Entry | Iterable[Entry],
+) -> tuple[dict[nn.Parameter, EmbeddingTable], dict[nn.Parameter, Entry]]:
+    """Splits modules, parameters and named parameters into the tables of FusedEmbedding modules and all others.
+
+    Returns the table of each table's parameter, and every parameter as it was given, with its name if it had one.
+    """
+    listed: list[Any] = [params] if isinstance(params, nn.Module | Tensor) else list(params)
+    modules = [entry for entry in listed if isinstance(entry, nn.Module)]
+    entries: dict[nn.Parameter, Entry] = {}
+    for entry in listed:
+        if isinstance(entry, nn.Module):
+            entries |= {parameter: parameter for parameter in entry.parameters()}
+        else:
+            entries[entry[1] if isinstance(entry, tuple) else entry] = entry
+    known = tables_of(living_embeddings()) | tables_of(modules)
+    return {parameter: known[parameter] for parameter in entries if parameter in known}, entries
 
 
 def check_at_least(name: str, low: float, **values: float) -> None:
@@ -51,28 +61,67 @@ def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
 
 
 class RowOptimizer(torch.optim.Optimizer):
-    """Updates the rows of ``FusedEmbedding`` tables that have a gradient.
+    """Updates the rows of ``FusedEmbedding`` tables that have a gradient, and other parameters as torch.optim does.
+
+    A parameter group that holds tables and other parameters becomes two groups of the same options, the tables first.
+    One torch.optim optimizer takes the steps of the others. It shares the groups and the state of this one.
 
     Args:
-        tables: a FusedEmbedding, a module or several that hold some, or parameter groups whose "params" are such.
+        params: a module or several, ``module.parameters()``, ``module.named_parameters()``, or parameter groups whose
+            "params" are such. All parameters of a module are taken, those of its FusedEmbedding modules as tables.
         defaults: options of the parameter groups that do not set their own.
 
     Raises:
-        ValueError: there is no FusedEmbedding in ``tables``.
+        ValueError: there is no table of a FusedEmbedding in ``params``.
     """
 
-    def __init__(self, tables: Tables, defaults: dict[str, Any]) -> None:
-        name = type(self).__name__
-        listed: list[Any] = [tables] if isinstance(tables, nn.Module) else list(tables)
-        groups: list[dict[str, Any]] = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
-        owners = [tables_of(name, group["params"]) for group in groups]
-        self._table_of = {weight: table for owned in owners for weight, table in owned.items()}
-        parameter_groups = [{**group, "params": list(owned)} for group, owned in zip(groups, owners, strict=True)]
-        super().__init__(parameter_groups, defaults)
-        for weight, table in self._table_of.items():
-            table.flush(weight)  # an optimizer before this one may have deferred steps
-            table.deferred, table.optimizer = None, weakref.ref(self)
-            self._begin(weight, table)
+    _twin: ClassVar[type[torch.optim.Optimizer]]  # takes the steps of the parameters that are no tables
+
+    def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
+        self._table_of: dict[nn.Parameter, EmbeddingTable] = {}
+        self._others: torch.optim.Optimizer | None = None
+        super().__init__([params] if isinstance(params, nn.Module) else params, defaults)  # type: ignore[arg-type]
+        if not self._table_of:
+            raise ValueError(
+                f"{type(self).__name__}: expected FusedEmbedding modules, or modules or parameters that include some, "
+                f"got {params}"
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group as torch.optim does; its tables and its other parameters become a group each."""
+        tables, entries = split(param_group["params"])
+        owned = [entry for parameter, entry in entries.items() if parameter in tables]
+        others = [entry for parameter, entry in entries.items() if parameter not in tables]
+        if owned:
+            super().add_param_group({**param_group, "params": owned})
+            self._table_of |= tables
+            for weight, table in tables.items():
+                table.flush(weight)  # an optimizer before this one may have deferred steps
+                table.deferred, table.optimizer = None, weakref.ref(self)
+                self._begin(weight, table)
+        if others:
+            super().add_param_group({**param_group, "params": others})
+            self._begin_others(self.param_groups[-1])
+
+    def _begin_others(self, group: dict[str, Any]) -> None:
+        """Makes the torch.optim optimizer of a group without tables, or extends it by the group."""
+        made = self._twin([dict(group)], **self._twin_options())
+        for key, value in made.param_groups[0].items():
+            group.setdefault(key, value)
+        self.state.update(made.state)
+        self._others = self._others or made
+        self._share()
+
+    def _twin_options(self) -> dict[str, Any]:
+        """Returns the arguments of ``_twin``."""
+        return self.defaults
+
+    def _share(self) -> None:
+        """Gives the torch.optim optimizer the groups without tables, and the state."""
+        if self._others is not None:
+            self._others.state = self.state
+            groups = [group for group in self.param_groups if group["params"][0] not in self._table_of]
+            self._others.param_groups = groups
 
     def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
         """Makes the state of one table."""
@@ -129,7 +178,7 @@ class RowOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], T]) -> T: ...
 
     def step(self, closure: Callable[[], T] | None = None) -> T | None:
-        """Updates every table that has a gradient; ``closure`` may compute it and return the loss.
+        """Updates every parameter that has a gradient; ``closure`` may compute it and return the loss.
 
         Raises:
             RuntimeError: a CUDA graph is being captured.
@@ -140,9 +189,11 @@ class RowOptimizer(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is not None:
+                if weight.grad is not None and weight in self._table_of:
                     self._check_capture(weight)
                     self._update(weight, *row_gradient(weight), group)
+        if self._others is not None:
+            self._others.step()
         return loss
 
     def _check_capture(self, weight: nn.Parameter) -> None:
@@ -152,8 +203,13 @@ class RowOptimizer(torch.optim.Optimizer):
                 "step come from the host: capture forward and backward, and call step() after each replay"
             )
 
+    def _numbered(self) -> list[tuple[int, nn.Parameter]]:
+        """Returns the tables' parameters, and their numbers among all parameters."""
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        return [(number, weight) for number, weight in enumerate(parameters) if weight in self._table_of]
+
     def _weights(self) -> list[nn.Parameter]:
-        return [weight for group in self.param_groups for weight in group["params"]]
+        return [weight for _, weight in self._numbered()]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim, without its record for profilers."""
@@ -161,6 +217,8 @@ class RowOptimizer(torch.optim.Optimizer):
             return super().zero_grad(False)
         for weight in self._table_of:
             weight.grad = None
+        if self._others is not None:
+            self._others.zero_grad()
 
     def _by_field(self, weight: nn.Parameter) -> dict[str, Tensor]:
         """Returns the state of one table as ``<name>.<field name>`` per field, and scalars as ``<name>``."""
@@ -182,13 +240,13 @@ class RowOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """Returns ``{"state": {table number: tensors}, "param_groups": options}``, as torch.optim, but field by field.
+        """Returns ``{"state": {parameter number: tensors}, "param_groups": options}``, as torch.optim.
 
         The tensors of a table are ``<name>.<field name>`` [rows of the field, ...], with the names of torch.optim
-        ("exp_avg", "exp_avg_sq", "sum"), and the scalar "step".
+        ("exp_avg", "exp_avg_sq", "sum"), and the scalar "step". Those of other parameters are torch.optim's.
         """
         packed = super().state_dict()
-        packed["state"] = {number: self._by_field(weight) for number, weight in enumerate(self._weights())}
+        packed["state"] |= {number: self._by_field(weight) for number, weight in self._numbered()}
         return packed
 
     @torch.no_grad()
@@ -198,13 +256,16 @@ class RowOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the parameter groups or the state of a table do not fit; nothing is loaded then.
         """
-        for number, weight in enumerate(self._weights()):
-            self._check_entry(number, state_dict["state"].get(number, {}), self._by_field(weight))
-        kept = dict(self.state)
-        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
+        tables, saved = dict(self._numbered()), state_dict["state"]
+        for number, weight in tables.items():
+            self._check_entry(number, saved.get(number, {}), self._by_field(weight))
+        kept: dict[Tensor, Any] = {weight: self.state[weight] for weight in tables.values() if weight in self.state}
+        others = {number: entry for number, entry in saved.items() if number not in tables}
+        super().load_state_dict({"state": others, "param_groups": state_dict["param_groups"]})
         self.state.update(kept)
-        for number, weight in enumerate(self._weights()):
-            self._restore(weight, self._joined(weight, state_dict["state"].get(number, {})))
+        self._share()
+        for number, weight in tables.items():
+            self._restore(weight, self._joined(weight, saved.get(number, {})))
 
     def _check_entry(self, number: int, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         for key in sorted(expected.keys() | found.keys()):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
 from adaftr_fast.ops.embedding.lookup import empty_table
-from adaftr_fast.optim.base import RowOptimizer, Tables, check_at_least
+from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least
 
 _ops = torch.ops.adaftr_fast
 
@@ -27,14 +27,16 @@ class SGD(RowOptimizer):
     """Computes w <- w - lr (g + λ w). Equals torch.optim.SGD on sparse gradients.
 
     Args:
-        tables: see :class:`RowOptimizer`.
+        params: see :class:`RowOptimizer`.
         lr: learning rate >= 0.
         weight_decay: λ >= 0.
     """
 
-    def __init__(self, tables: Tables, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
+    _twin = torch.optim.SGD
+
+    def __init__(self, params: Parameters, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
         check_at_least("SGD", 0, lr=lr, weight_decay=weight_decay)
-        super().__init__(tables, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
         self.state[weight] = {}
@@ -47,16 +49,18 @@ class Adagrad(RowOptimizer):
     """Computes G <- G + g², w <- w - lr g / (sqrt(G) + ε). Equals torch.optim.Adagrad.
 
     Args:
-        tables: see :class:`RowOptimizer`.
+        params: see :class:`RowOptimizer`.
         lr: learning rate >= 0.
         weight_decay: λ >= 0, with g + λ w in place of g.
         eps: ε >= 0.
         initial_accumulator_value: G before the first step, >= 0.
     """
 
+    _twin = torch.optim.Adagrad
+
     def __init__(
         self,
-        tables: Tables,
+        params: Parameters,
         lr: float = 1e-2,
         weight_decay: float = 0.0,
         eps: float = 1e-10,
@@ -65,7 +69,10 @@ class Adagrad(RowOptimizer):
         check_at_least(type(self).__name__, 0, lr=lr, weight_decay=weight_decay, eps=eps)
         check_at_least(type(self).__name__, 0, initial_accumulator_value=initial_accumulator_value)
         self._initial = initial_accumulator_value
-        super().__init__(tables, {"lr": lr, "weight_decay": weight_decay, "eps": eps})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "eps": eps})
+
+    def _twin_options(self) -> dict[str, Any]:
+        return {**self.defaults, "initial_accumulator_value": self._initial}
 
     def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
         total = self.state[new]["sum"]
@@ -81,7 +88,10 @@ class Adagrad(RowOptimizer):
 
 
 class RowwiseAdagrad(Adagrad):
-    """Computes Adagrad with one number per row: G <- G + mean over E of g². Takes the arguments of :class:`Adagrad`."""
+    """Computes Adagrad with one number per row: G <- G + mean over E of g². Takes the arguments of :class:`Adagrad`.
+
+    Parameters that are no tables have Adagrad's G, with a number per element.
+    """
 
     def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
         self.state[weight] = {"sum": state_table(weight, len(weight)).fill_(self._initial)}
@@ -96,19 +106,22 @@ class RowwiseAdagrad(Adagrad):
 class LazyAdam(RowOptimizer):
     """Computes Adam on the rows with a gradient, and leaves the moments of other rows. Equals torch.optim.SparseAdam.
 
-    The result is not that of dense Adam, which :class:`adaftr_fast.optim.Adam` computes.
+    The result is not that of dense Adam, which :class:`adaftr_fast.optim.Adam` computes. Parameters that are no tables
+    take the steps of torch.optim.Adam.
 
     Args:
-        tables: see :class:`RowOptimizer`.
+        params: see :class:`RowOptimizer`.
         lr: learning rate >= 0.
         betas: decay of the first and of the second moment, each in [0, 1).
         eps: ε >= 0.
         weight_decay: λ >= 0, with g + λ w in place of g.
     """
 
+    _twin = torch.optim.Adam
+
     def __init__(
         self,
-        tables: Tables,
+        params: Parameters,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -116,7 +129,7 @@ class LazyAdam(RowOptimizer):
     ) -> None:
         check_at_least("LazyAdam", 0, lr=lr, eps=eps, weight_decay=weight_decay)
         check_betas("LazyAdam", betas)
-        super().__init__(tables, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
         rows, width = weight.shape

@@ -1,0 +1,160 @@
+"""Optimizers and clipping that take a whole model: its tables and its other parameters."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from adaftr_fast import FusedEmbedding, optim
+
+SIZES = [20, 3, 50]
+TWINS = {
+    "SGD": ("SGD", {"lr": 0.1}),
+    "Adagrad": ("Adagrad", {"lr": 0.1, "initial_accumulator_value": 0.1}),
+    "RowwiseAdagrad": ("Adagrad", {"lr": 0.1, "weight_decay": 0.01}),
+    "LazyAdam": ("Adam", {"lr": 0.1, "betas": (0.8, 0.9)}),
+    "Adam": ("Adam", {"lr": 0.1, "weight_decay": 0.01, "eps": 1e-6}),
+    "AdamW": ("AdamW", {"lr": 0.1, "weight_decay": 0.1}),
+}
+EQUAL_ON_TABLES = ("SGD", "Adagrad", "Adam", "AdamW")  # to the optimizer of torch on dense gradients
+
+
+def new_net(widths=4):
+    """A FusedEmbedding and layers."""
+    embedding = FusedEmbedding(SIZES, widths)
+    return nn.Sequential(embedding, nn.Linear(embedding.out_features, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+class Twin(nn.Module):
+    """The same with nn.Embedding."""
+
+    def __init__(self, net):
+        super().__init__()
+        tables = [net[0].field_weight(f).clone() for f in range(len(SIZES))]
+        self.tables = nn.ModuleList(nn.Embedding.from_pretrained(table, freeze=False) for table in tables)
+        self.layers = copy.deepcopy(net[1:])
+
+    def forward(self, ids):
+        return self.layers(torch.cat([table(ids[:, f]) for f, table in enumerate(self.tables)], 1))
+
+
+def ids(batch=16):
+    return torch.stack([torch.randint(0, n, (batch,)) for n in SIZES], 1)
+
+
+def train(models, optimizers, steps):
+    for _ in range(steps):
+        batch = ids()
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            model(batch).sub(1).square().mean().backward()
+            optimizer.step()
+
+
+FORMS = {
+    "parameters": lambda net: net.parameters(),
+    "named": lambda net: net.named_parameters(),
+    "module": lambda net: net,
+    "modules": lambda net: list(net.children()),
+    "groups": lambda net: [{"params": net[1:].parameters()}, {"params": [net[0]]}],
+    "one group": lambda net: [{"params": net.parameters()}],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", TWINS)
+def test_one_optimizer_takes_a_whole_model(name, form):
+    torch.manual_seed(0)
+    net = new_net([4, 2, 4] if form == "module" else 4)
+    twin = Twin(net)
+    theirs, options = TWINS[name]
+    ours = getattr(optim, name)(FORMS[form](net), **options)
+    assert {p for group in ours.param_groups for p in group["params"]} == set(net.parameters())
+    if name not in EQUAL_ON_TABLES:  # the tables have another rule, so they rest
+        net[0].requires_grad_(False)
+        twin.tables.requires_grad_(False)
+    train([net, twin], [ours, getattr(torch.optim, theirs)(twin.parameters(), **options)], 5)
+    torch.testing.assert_close(net[1:].state_dict(), twin.layers.state_dict(), rtol=1e-4, atol=1e-6)
+    for f, table in enumerate(twin.tables):
+        torch.testing.assert_close(net[0].field_weight(f), table.weight.detach(), rtol=1e-4, atol=1e-5)
+    ours.zero_grad()
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_state_of_both_kinds_is_saved_and_loaded(name):
+    torch.manual_seed(0)
+    one, two = new_net(), new_net()
+    make, options = getattr(optim, name), TWINS[name][1]
+    first, second = make(one.parameters(), **options), make(two.parameters(), **options)
+    train([one], [first], 3)
+    saved = copy.deepcopy(first.state_dict())
+    assert [group["params"] for group in saved["param_groups"]] == [[0], [1, 2, 3, 4]]
+    two.load_state_dict(one.state_dict())
+    second.load_state_dict(saved)
+    train([one, two], [first, second], 3)
+    torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(first.state_dict()["state"], second.state_dict()["state"], rtol=0, atol=0)
+
+
+def test_a_schedule_reaches_both_kinds_also_after_a_load():
+    net = new_net()
+    optimizer = optim.SGD(net.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.0)
+    optimizer.load_state_dict(optimizer.state_dict())
+    for moves in (True, False):
+        before = [parameter.detach().clone() for parameter in net.parameters()]
+        train([net], [optimizer], 1)
+        for old, new in zip(before, net.parameters(), strict=True):
+            assert torch.equal(old, new) != moves
+        schedule.step()
+
+
+def test_tables_are_found_in_copies_and_after_growth_and_added_groups():
+    net = copy.deepcopy(new_net())
+    net[0].grow(1, 5)
+    optimizer = optim.SGD(net[0].parameters(), lr=0.1)
+    optimizer.add_param_group({"params": net[1:].parameters(), "lr": 0.2})
+    other = FusedEmbedding([4], 2)
+    optimizer.add_param_group({"params": other})
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2, 0.1]
+    before = [parameter.detach().clone() for parameter in [*net.parameters(), *other.parameters()]]
+    (net(ids()).sum() + other(torch.zeros(1, 1, dtype=torch.int64)).sum()).backward()
+    optimizer.step()
+    after = [*net.parameters(), *other.parameters()]
+    moved = [not torch.equal(x, y) for x, y in zip(before, after, strict=True)]
+    assert all(moved)
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": other.parameters()})
+
+
+def test_parameters_without_tables_are_refused():
+    with pytest.raises(ValueError, match="Adam: expected FusedEmbedding modules"):
+        optim.Adam(nn.Linear(2, 2).parameters())
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf")])
+def test_clipping_takes_a_module(norm_type):
+    torch.manual_seed(0)
+    net = new_net()
+    twin, batch = Twin(net), ids()
+    net(batch).square().sum().backward()
+    twin(batch).square().sum().backward()
+    ours = optim.clip_grad_norm_(net, 0.1, norm_type)
+    theirs = nn.utils.clip_grad_norm_(twin.parameters(), 0.1, norm_type)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(net[1].weight.grad, twin.layers[0].weight.grad)
+    dense = torch.cat([table.weight.grad for table in twin.tables])
+    torch.testing.assert_close(net[0].weight.grad.to_dense(), dense)
+    torch.testing.assert_close(optim.clip_grad_norm_(net[1].weight, 1.0), net[1].weight.grad.norm())
+
+
+def test_clipping_can_refuse_a_norm_that_is_not_finite():
+    net = new_net()
+    net(ids()).sum().backward()
+    net[1].weight.grad[0, 0] = torch.inf
+    before = net[3].weight.grad.clone()
+    with pytest.raises(RuntimeError, match="non-finite"):
+        optim.clip_grad_norm_(net, 1.0, error_if_nonfinite=True)
+    assert torch.equal(net[3].weight.grad, before)
