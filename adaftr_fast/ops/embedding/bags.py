@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
+from adaftr_fast.ops.embedding.lookup import merges_later, runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference import bags as reference
 from adaftr_fast.ops.library import library
 
@@ -91,9 +91,35 @@ def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
     if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
         rows, terms = reference.gradient_terms(grad, *_unpadded(*bags), ctx.shape[1], ctx.mean)
         return torch.sparse_coo_tensor(rows[None], terms.to(grad.dtype), ctx.shape, check_invariants=False).coalesce()
+    if merges_later(grad) and not runs_cuda_kernels(grad):
+        rows, terms = _static_terms(grad, *bags, ctx.shape[1], ctx.mean)
+        return torch.sparse_coo_tensor(rows[None], terms, ctx.shape, check_invariants=False)
     rows, sums = torch.ops.adaftr_fast.embedding_bags_backward(grad, *bags, ctx.shape[1], ctx.mean)
     coalesced = not runs_cuda_kernels(grad)
     return torch.sparse_coo_tensor(rows[None], sums, ctx.shape, is_coalesced=coalesced, check_invariants=False)
+
+
+def bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
+    """Returns the bag of each position of values [N], [N]; at a position behind the last bag, the number of bags."""
+    positions = torch.arange(values.shape[0], device=values.device)
+    return torch.searchsorted(offsets, positions, right=True) - 1
+
+
+def _static_terms(
+    grad: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    field_offsets: Tensor,
+    width: int,
+    mean: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns what ``reference.gradient_terms`` does, for ids that the look-up checked; no size depends on a value."""
+    fields = field_offsets.shape[0] - 1
+    bag = bag_of_id(values, offsets)
+    factors = reference.factors(bag, offsets, per_sample_weights, mean, reference.compute_dtype(grad))
+    terms = grad.reshape(-1, width)[bag] * factors
+    return values + field_offsets[bag % fields], terms.to(grad.dtype)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:

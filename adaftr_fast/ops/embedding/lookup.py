@@ -2,8 +2,9 @@
 
 Shapes: B batch, F fields, E width, R rows of all fields, U distinct rows of one batch.
 
-The gradient of ``weight`` is a sparse tensor whose indices are strictly increasing. It works under ``torch.compile``
-because the merge is an op of dense tensors, and the sparse tensor is constructed from its results.
+The gradient of ``weight`` is a sparse tensor whose indices are strictly increasing. Graphs of ``torch.compile`` return
+one with a row per look-up, because a graph breaks at an op whose result depends on values in its size; a hook of the
+parameter merges the rows outside of the graph.
 
 ``field_offsets`` holds the first row of each field. Exported programs name the ops' arguments, so the schemas keep the
 older name ``offsets``.
@@ -71,6 +72,14 @@ def runs_cuda_kernels(tensor: Tensor) -> bool:
     return tensor.is_cuda and has_cuda_kernels()
 
 
+def merges_later(grad: Tensor) -> bool:
+    """Returns whether the gradient of a table keeps a row per look-up, for a hook or an optimizer to merge.
+
+    It does where CUDA kernels run, and in graphs of torch.compile, whose tensors are of a subclass while it traces.
+    """
+    return runs_cuda_kernels(grad) or type(grad) is not Tensor
+
+
 def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     weight, ids, field_offsets = inputs
     ctx.save_for_backward(ids, field_offsets)
@@ -84,11 +93,11 @@ def _uncoalesced(grad: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
 def sparse_gradient(grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: torch.Size) -> Tensor:
     """Returns the sparse gradient of a table [R, E], given the gradient of its look-ups [B, F * E].
 
-    It is coalesced, unless CUDA kernels run.
+    It is coalesced, unless repeated rows are merged later.
     """
     if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
         return _uncoalesced(grad, reference.embedding_rows(ids, field_offsets), shape).coalesce()
-    if runs_cuda_kernels(grad):
+    if merges_later(grad):
         return _uncoalesced(grad, torch.ops.adaftr_fast.embedding_rows(ids, field_offsets), shape)
     rows, values = torch.ops.adaftr_fast.fused_embedding_backward(grad, ids, field_offsets, shape[1])
     # The rows are in range, distinct and sorted, so there is nothing to check or merge.

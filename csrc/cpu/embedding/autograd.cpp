@@ -47,7 +47,6 @@ at::Tensor uncoalesced_gradient(const at::Tensor& grad, const at::Tensor& index,
                                               grad.options().layout(at::kSparse));
 }
 
-// Whether the optimizers' ops merge the repeated rows; runs_cuda_kernels of adaftr_fast/ops/embedding/lookup.py says
 // The table's row of each id, [B * F].
 at::Tensor table_rows(const at::Tensor& ids, const at::Tensor& field_offsets) {
   using Op = at::Tensor(const at::Tensor&, const at::Tensor&);
@@ -55,13 +54,14 @@ at::Tensor table_rows(const at::Tensor& ids, const at::Tensor& field_offsets) {
   return op.call(ids, field_offsets);
 }
 
-// why.
-bool runs_cuda_kernels(const at::Tensor& grad) {
+// Whether repeated rows are merged later; merges_later of adaftr_fast/ops/embedding/lookup.py says why.
+bool merges_later(const at::Tensor& grad) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::merge_rows", "");
+  if (grad.unsafeGetTensorImpl()->is_python_dispatch()) return true;  // traced by torch.compile
   return grad.is_cuda() && op.hasKernelForDispatchKey(c10::DispatchKey::CUDA);
 }
 
-// The sparse gradient of weight from that of its look-ups, coalesced unless CUDA kernels run.
+// The sparse gradient of weight from that of its look-ups, coalesced unless repeated rows are merged later.
 at::Tensor sparse_gradient(AutogradContext* ctx, const at::Tensor& grad) {
   using Op = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt);
   static const auto op =
@@ -73,7 +73,7 @@ at::Tensor sparse_gradient(AutogradContext* ctx, const at::Tensor& grad) {
     const at::Tensor index = saved[0].add(saved[1].slice(0, 0, -1)).reshape({-1});
     return uncoalesced_gradient(grad, index, rows, width).coalesce();
   }
-  if (runs_cuda_kernels(grad)) return uncoalesced_gradient(grad, table_rows(saved[0], saved[1]), rows, width);
+  if (merges_later(grad)) return uncoalesced_gradient(grad, table_rows(saved[0], saved[1]), rows, width);
   const auto [index, values] = op.call(grad, saved[0], saved[1], width);
   // Nothing to check or to merge: the rows are in range, distinct and sorted.
   return at::_sparse_coo_tensor_unsafe_symint(index.unsqueeze(0), values, {rows, width},

@@ -72,7 +72,12 @@ def select_bags(
     return positions, torch.cat([ends.new_zeros(1), ends])
 
 
-def _factors(bag: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mean: bool, dtype: torch.dtype) -> Tensor:
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Returns the dtype of arithmetic on ``tensor``: float64 if it is float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def factors(bag: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mean: bool, dtype: torch.dtype) -> Tensor:
     """Returns the factor of each id's row in its bag's vector, [N, 1]."""
     if per_sample_weights is None:
         factor = torch.ones(len(bag), dtype=dtype, device=bag.device)
@@ -95,9 +100,9 @@ def embedding_bags(
     """Pools values [N] by offsets [B F + 1] -> [B, F E]; ``state`` is empty or that of a deferred Adam."""
     bag, rows = resolve_ids("embedding_bags", values, offsets, per_sample_weights, field_offsets)
     found = caught_up(weight, state, rows)[0] if state else weight[rows]
-    wide = found.double() if weight.dtype == torch.float64 else found.float()
+    wide = found.to(compute_dtype(weight))
     out = wide.new_zeros(len(offsets) - 1, weight.shape[1])
-    out.index_add_(0, bag, wide * _factors(bag, offsets, per_sample_weights, mean, wide.dtype))
+    out.index_add_(0, bag, wide * factors(bag, offsets, per_sample_weights, mean, wide.dtype))
     return out.to(weight.dtype).reshape(-1, (len(field_offsets) - 1) * weight.shape[1])
 
 
@@ -112,8 +117,8 @@ def gradient_terms(
 ) -> tuple[Tensor, Tensor]:
     """Returns the row of each id [N] and the term that grad [B, F E] adds to that row's gradient [N, E]."""
     bag, rows = resolve_ids("embedding_bags_backward", values, offsets, per_sample_weights, field_offsets)
-    wide = grad.double() if grad.dtype == torch.float64 else grad.float()
-    return rows, wide.reshape(-1, width)[bag] * _factors(bag, offsets, per_sample_weights, mean, wide.dtype)
+    wide = grad.to(compute_dtype(grad))
+    return rows, wide.reshape(-1, width)[bag] * factors(bag, offsets, per_sample_weights, mean, wide.dtype)
 
 
 def embedding_bags_backward(
