@@ -19,7 +19,7 @@ from adaftr_fast.nn.embedding_table import (
     initial_rng,
 )
 from adaftr_fast.nn.module_list import ModuleList
-from adaftr_fast.ops.embedding.bags import PAD, select_bags
+from adaftr_fast.ops.embedding.bags import PAD, bag_of_id, select_bags
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference.bags import check_bags, resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids
@@ -45,6 +45,8 @@ class FusedEmbedding(CoalescesGradient):
         embedding_dim: width >= 1 of all fields, or F widths.
         field_names: F distinct names; "0", "1", ... by default.
         pooling: how the vectors of a multi-valued field are reduced, "mean" or "sum".
+        padding_idx: an id of all fields, or F ids or None, as in torch.nn: the id's row starts as zeros, gets no
+            gradient, and does not count in bags. A negative number counts from the end of the field.
         on_bad_id: "raise", or "oov" to look up row 0 of the field in place of an id that is out of range and to count
             it in ``oov_counts`` [F].
         device: device of the parameters.
@@ -60,12 +62,14 @@ class FusedEmbedding(CoalescesGradient):
 
     Raises:
         ValueError: there is no field, a field without rows, a width below 1, another number of widths than fields,
-            a repeated or missing name, or an unknown option.
+            a repeated or missing name, a padding_idx out of range, or an unknown option.
     """
 
     offsets: Tensor  # field_offsets; checkpoints of unfinished runs have it under this name
     oov_counts: Tensor
     order: Tensor
+    padding: Tensor
+    field_of_column: Tensor
     tables: ModuleList[TableWeight]
 
     def __init__(
@@ -75,6 +79,7 @@ class FusedEmbedding(CoalescesGradient):
         *,
         field_names: Sequence[str] | None = None,
         pooling: Literal["mean", "sum"] = "mean",
+        padding_idx: int | Sequence[int | None] | None = None,
         on_bad_id: Literal["raise", "oov"] = "raise",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -85,6 +90,7 @@ class FusedEmbedding(CoalescesGradient):
         self.widths = _widths(embedding_dim, len(self.num_embeddings))
         self.pooling, self.on_bad_id = pooling, on_bad_id
         self._check()
+        self.padding_idx = _padding_idx(padding_idx, self.num_embeddings)
         self.by_width = [self._table(width) for width in sorted(set(self.widths))]
         self.embedding_dim: int | list[int] = self.widths if self._mixed else self.widths[0]
         self.initial_rng = initial_rng()
@@ -96,6 +102,11 @@ class FusedEmbedding(CoalescesGradient):
             self.register_buffer("order", self._order().to(device), persistent=False)
         else:
             self.weight = self.by_width[0].new_weight(device, dtype)
+        if self.padding_idx is not None:
+            ids = [-1 if each is None else each for each in self.padding_idx]  # no id is -1
+            fields = [f for f, width in enumerate(self.widths) for _ in range(width)]
+            self.register_buffer("padding", torch.tensor(ids, device=device), persistent=False)  # [F]
+            self.register_buffer("field_of_column", torch.tensor(fields, device=device), persistent=False)
         self.reset_parameters()
         _living.add(self)
 
@@ -137,9 +148,12 @@ class FusedEmbedding(CoalescesGradient):
         return [owner.weight for owner in self._owners()]
 
     def reset_parameters(self) -> None:
-        """Draws the parameters from N(0, 0.01²)."""
+        """Draws the parameters from N(0, 0.01²), and sets the rows of ``padding_idx`` to zeros."""
         for weight in self.table_weights():
             draw(weight)
+        for f, row in enumerate(self.padding_idx or []):
+            if row is not None:
+                self.field_weight(f)[row] = 0
 
     @property
     def out_features(self) -> int:
@@ -162,11 +176,16 @@ class FusedEmbedding(CoalescesGradient):
         """Looks up ``ids``, one id per field or bags of ids.
 
         Args:
-            ids: [B, F], int32 or int64; the ids of field f count from 0. With ``offsets`` [N], the ids of all bags,
-                row after row and within a row field after field.
-            offsets: [B * F + 1], int64, from 0 to N in non-decreasing order: where each bag begins. An empty bag gives
-                zeros.
-            per_sample_weights: [N] factors of the ids, for pooling="sum". They get no gradient.
+            ids: int32 or int64; the ids of field f count from 0.
+
+                - [B, F]: one id per field.
+                - [B, F, L], or [B, L] where there is one field: bags of L ids.
+                - [N] with ``offsets``: the ids of all bags, row after row and within a row field after field.
+            offsets: [B * F + 1], int32 or int64, from 0 to N in non-decreasing order: where each bag begins. An empty
+                bag gives zeros. torch.nn.EmbeddingBag calls this ``include_last_offset=True``.
+            per_sample_weights: factors of the ids, of their shape. Their gradient is that of torch.nn.EmbeddingBag.
+                With pooling="mean", where that refuses them, the weighted sum is divided by the number of ids in the
+                bag: for the weighted average, pass factors with a mean of 1.
             weights: the deprecated name of ``per_sample_weights``.
 
         Returns:
@@ -176,13 +195,14 @@ class FusedEmbedding(CoalescesGradient):
             IndexError: an id is out of the range of its field; the message names the position, the id and the range. On
                 CUDA, where the host does not wait, the id's vector is zero, and a later look-up or update raises.
             TypeError: ids are neither int32 nor int64.
-            ValueError: shapes do not fit, or per_sample_weights with pooling="mean".
+            ValueError: shapes do not fit.
         """
         if weights is not None:
             warnings.warn(
                 "FusedEmbedding: weights is deprecated, use per_sample_weights", DeprecationWarning, stacklevel=4
             )
             per_sample_weights = weights
+        ids, offsets, per_sample_weights = self._arguments(ids, offsets, per_sample_weights)
         if self.on_bad_id == "raise":
             return self._look_up(ids, offsets, per_sample_weights)
         ids, bad = self._without_bad(ids, offsets)
@@ -190,31 +210,72 @@ class FusedEmbedding(CoalescesGradient):
         self.oov_counts += bad  # after everything that can raise
         return out
 
+    def _arguments(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> _Ids:
+        """Returns the arguments with bags of one length as ids [N] and offsets, and factors in the dtype of the ops."""
+        if per_sample_weights is not None:
+            if per_sample_weights.shape != ids.shape:
+                got, expected = list(per_sample_weights.shape), list(ids.shape)
+                raise ValueError(f"embedding_bags: per_sample_weights must be {expected}, as the ids, got {got}")
+            double = self.table_weights()[0].dtype == torch.float64
+            per_sample_weights = per_sample_weights.to(torch.float64 if double else torch.float32)
+        if offsets is not None:
+            return _Ids(ids, offsets.long() if offsets.dtype == torch.int32 else offsets, per_sample_weights)
+        fields = len(self.num_embeddings)
+        if ids.dim() == 2 and fields == 1 and ids.shape[1] != 1:
+            ids = ids[:, None]  # [B, 1, L]
+        if ids.dim() == 2 and per_sample_weights is not None:
+            ids = ids[:, :, None]  # [B, F, 1]
+        if ids.dim() != 3:
+            return _Ids(ids)
+        if ids.shape[1] != fields:
+            raise ValueError(f"fused_embedding: ids must be [B, {fields}] or [B, {fields}, L], got {list(ids.shape)}")
+        offsets = torch.arange(ids.shape[0] * fields + 1, device=ids.device) * ids.shape[2]
+        return _Ids(ids.flatten(), offsets, None if per_sample_weights is None else per_sample_weights.flatten())
+
     def _without_bad(self, ids: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the ids with 0 for those out of range, and the number of these in each field, [F]."""
-        fields, sizes = len(self.num_embeddings), self.field_offsets.diff()
+        sizes = self.field_offsets.diff()
         if offsets is None:
-            check_columns("fused_embedding", ids, fields)
+            check_columns("fused_embedding", ids, len(self.num_embeddings))
             bad = (ids < 0) | (ids >= sizes)  # [B, F]
             return ids.masked_fill(bad, 0), bad.sum(0)
-        if not runs_cuda_kernels(ids):  # the CUDA kernels check, without making the host wait
-            check_bags("embedding_bags", ids, offsets, None, fields)
-        positions = torch.arange(len(ids), device=ids.device)
-        bags = torch.searchsorted(offsets, positions, right=True) - 1
-        field = bags.clamp(0, max(len(offsets) - 2, 0)) % fields  # the clamp matters where offsets are wrong
+        field = self._bag_of_id(ids, offsets) % len(self.num_embeddings)
         bad = (ids < 0) | (ids >= sizes[field])  # [N]
         return ids.masked_fill(bad, 0), torch.zeros_like(self.oov_counts).index_add_(0, field, bad.long())
 
+    def _bag_of_id(self, ids: Tensor, offsets: Tensor) -> Tensor:
+        """Returns the bag of each id of ids [N], [N]."""
+        # The CUDA kernels and compiled graphs check later, without making the host wait.
+        if not runs_cuda_kernels(ids) and not torch.compiler.is_compiling():
+            check_bags("embedding_bags", ids, offsets, None, len(self.num_embeddings))
+        return bag_of_id(ids, offsets).clamp(0, max(len(offsets) - 2, 0))  # which matters where offsets are wrong
+
     def _look_up(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
-        mean = self.pooling == "mean"
-        if offsets is not None and per_sample_weights is not None:
-            if mean:
-                raise ValueError("FusedEmbedding: per_sample_weights need pooling='sum', got pooling='mean'")
-            double = self.table_weights()[0].dtype == torch.float64
-            per_sample_weights = per_sample_weights.to(torch.float64 if double else torch.float32)
+        mean, padded = self.pooling == "mean", self.padding_idx is not None
+        if padded and offsets is not None:
+            per_sample_weights, mean = self._factors(ids, offsets, per_sample_weights), False
         if self._mixed:
-            return self._concatenated(ids, offsets, per_sample_weights, mean)
-        return self.by_width[0].look_up(self.weight, self.offsets, ids, offsets, per_sample_weights, mean)
+            out = self._concatenated(ids, offsets, per_sample_weights, mean)
+        else:
+            out = self.by_width[0].look_up(self.weight, self.offsets, ids, offsets, per_sample_weights, mean)
+        if padded and offsets is None:
+            held = (ids == self.padding).index_select(1, self.field_of_column)  # [B, sum of E_f]
+            return torch.where(held, out.detach(), out)
+        return out
+
+    def _factors(self, ids: Tensor, offsets: Tensor, per_sample_weights: Tensor | None) -> Tensor:
+        """Returns the factors [N] that leave ``padding_idx`` out of the sum or the mean of a bag."""
+        bag = self._bag_of_id(ids, offsets)
+        counts = ids != self.padding[bag % len(self.num_embeddings)]  # [N]
+        if per_sample_weights is None:
+            double = self.table_weights()[0].dtype == torch.float64
+            factors = counts.to(torch.float64 if double else torch.float32)
+        else:
+            factors = per_sample_weights.masked_fill(~counts, 0)
+        if self.pooling == "sum":
+            return factors
+        number = factors.new_zeros(max(len(offsets) - 1, 1)).index_add(0, bag, counts.to(factors.dtype))
+        return factors / number.clamp(min=1)[bag]
 
     def _concatenated(
         self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None, mean: bool
@@ -346,7 +407,8 @@ class FusedEmbedding(CoalescesGradient):
     def extra_repr(self) -> str:
         rows, widths = (_short(numbers) for numbers in (self.num_embeddings, self.widths))
         shown = widths if self._mixed else self.embedding_dim
-        return f"{len(self.num_embeddings)} fields, num_embeddings={rows}, embedding_dim={shown}"
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{len(self.num_embeddings)} fields, num_embeddings={rows}, embedding_dim={shown}{padding}"
 
 
 _living: weakref.WeakSet[FusedEmbedding] = weakref.WeakSet()
@@ -395,6 +457,22 @@ def _widths(embedding_dim: int | Sequence[int], fields: int) -> list[int]:
     if len(widths) != fields:
         raise ValueError(f"FusedEmbedding: embedding_dim must be one number, or {fields} (one per field), got {widths}")
     return widths
+
+
+def _padding_idx(given: int | Sequence[int | None] | None, num_embeddings: list[int]) -> list[int | None] | None:
+    """Returns the padding id of each field, counted from 0, or None where no field has one."""
+    fields = len(num_embeddings)
+    ids = list(given) if isinstance(given, Sequence) else [given] * fields
+    if len(ids) != fields:
+        raise ValueError(f"FusedEmbedding: padding_idx must be one number, or {fields} (one per field), got {ids}")
+    for each, rows in zip(ids, num_embeddings, strict=True):
+        if each is not None and not -rows <= each < rows:
+            raise ValueError(
+                f"FusedEmbedding: padding_idx must be -{rows} to {rows - 1} in a field of {rows} rows, got {each}"
+            )
+    if ids == [None] * fields:
+        return None
+    return [None if each is None else each % rows for each, rows in zip(ids, num_embeddings, strict=True)]
 
 
 def _short(numbers: list[int]) -> str:

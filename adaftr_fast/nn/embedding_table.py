@@ -133,12 +133,19 @@ class CoalescesGradient(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         super().register_parameter(name, param)
         if name == "weight" and param is not None:
-            param.register_post_accumulate_grad_hook(coalesce_unless_on_cuda)
+            _coalesce_gradients(param)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "weight" in self._parameters:  # a copied parameter has no hooks
-            self.weight.register_post_accumulate_grad_hook(coalesce_unless_on_cuda)
+            _coalesce_gradients(self.weight)
+
+
+def _coalesce_gradients(weight: nn.Parameter) -> None:
+    """Registers the hook, which torch refuses for a parameter that is frozen now."""
+    frozen = not weight.requires_grad
+    weight.requires_grad_().register_post_accumulate_grad_hook(coalesce_unless_on_cuda)
+    weight.requires_grad_(not frozen)
 
 
 class TableWeight(CoalescesGradient):

@@ -87,8 +87,8 @@ def test_bad_bags_are_named():
         emb(torch.tensor([0, 1, 2, 3, 9, 0]), torch.tensor([0, 5, 5, 6]))
     with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 2"):
         emb(torch.tensor([0, 0]), torch.tensor([0, 1, 1, 1]))
-    with pytest.raises(ValueError, match="weights need pooling='sum'"):
-        emb(torch.tensor([0]), torch.tensor([0, 1, 1, 1]), torch.ones(1))
+    with pytest.raises(ValueError, match=r"per_sample_weights must be \[1\], as the ids, got \[2\]"):
+        emb(torch.tensor([0]), torch.tensor([0, 1, 1, 1]), torch.ones(2))
 
 
 @pytest.mark.parametrize("widths", [4, [4, 2, 4]], ids=["one width", "mixed"])

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.embedding.lookup import merges_later, runs_cuda_kernels
+from adaftr_fast.ops.embedding.lookup import fused_embedding, merges_later, runs_cuda_kernels
+from adaftr_fast.ops.embedding.optim import deferred_embedding
 from adaftr_fast.ops.embedding.reference import bags as reference
 from adaftr_fast.ops.library import library
 
@@ -71,7 +72,9 @@ def _select_bags_fake(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     weight, values, offsets, per_sample_weights, field_offsets, mean, state = inputs
-    ctx.save_for_backward(values, offsets, per_sample_weights, field_offsets)
+    learned = per_sample_weights is not None and per_sample_weights.requires_grad
+    table = [weight, *state] if learned else []
+    ctx.save_for_backward(values, offsets, per_sample_weights, field_offsets, *table)
     ctx.shape, ctx.mean, ctx.states = weight.shape, mean, len(state)
 
 
@@ -87,7 +90,7 @@ def _unpadded(
 
 def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
     # values, offsets, per_sample_weights, field_offsets
-    bags: tuple[Tensor, Tensor, Tensor | None, Tensor] = ctx.saved_tensors
+    bags: tuple[Tensor, Tensor, Tensor | None, Tensor] = ctx.saved_tensors[:4]
     if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
         rows, terms = reference.gradient_terms(grad, *_unpadded(*bags), ctx.shape[1], ctx.mean)
         return torch.sparse_coo_tensor(rows[None], terms.to(grad.dtype), ctx.shape, check_invariants=False).coalesce()
@@ -122,8 +125,32 @@ def _static_terms(
     return values + field_offsets[bag % fields], terms.to(grad.dtype)
 
 
+def _factor_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
+    """Returns the gradient of per_sample_weights [N], from grad [B, F * E], or None where they need none.
+
+    The vector of a bag is the sum of w_i times row r_i, so dL/dw_i is the inner product of the bag's gradient and r_i.
+    The mean divides both by the number of ids in the bag. Rows are read as the look-up reads them.
+    """
+    values, offsets, _, field_offsets, *table = ctx.saved_tensors
+    if not table:
+        return None
+    (weight, *state), fields, bags = table, field_offsets.shape[0] - 1, offsets.shape[0] - 1
+    bag = bag_of_id(values, offsets)
+    inside = bag < bags  # not behind the last bag, where CUDA leaves PAD
+    bag = bag.clamp(max=bags - 1)
+    ids = torch.where(inside, values + field_offsets[bag % fields], 0)[:, None]
+    one_field = field_offsets[::fields].contiguous()  # [0, R]
+    rows = deferred_embedding(weight, ids, one_field, state) if state else fused_embedding(weight, ids, one_field)
+    dtype = reference.compute_dtype(grad)
+    gradient = (rows.to(dtype) * grad.to(dtype).reshape(-1, weight.shape[1])[bag]).sum(1)
+    if ctx.mean:
+        gradient = gradient / offsets.diff()[bag]
+    return torch.where(inside, gradient, 0)
+
+
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
-    return _sparse_gradient(ctx, grad), None, None, None, None, None, [None] * ctx.states
+    of_weight = _sparse_gradient(ctx, grad) if ctx.needs_input_grad[0] else None
+    return of_weight, None, None, _factor_gradient(ctx, grad), None, None, [None] * ctx.states
 
 
 torch.library.register_autograd("adaftr_fast::embedding_bags", _backward, setup_context=_setup_context, lib=library)
@@ -147,10 +174,9 @@ def embedding_bags(
         weight: [R, E], floating point, contiguous.
         values: [N] ids, int32 or int64, each counted from 0 within its field.
         offsets: [B * F + 1] int64, rising from 0 to N; bag b * F + f holds field f of row b.
-        per_sample_weights: [N] factors of the ids, float64 for a float64 table and float32 otherwise, or None. They
-            have no gradient.
+        per_sample_weights: [N] factors of the ids, float64 for a float64 table and float32 otherwise, or None.
         field_offsets: [F + 1] int64; field f owns the rows ``field_offsets[f]`` to ``field_offsets[f + 1] - 1``.
-        mean: if True, divides the sum by the number of ids in the bag.
+        mean: if True, divides the sum, weighted or not, by the number of ids in the bag.
         state: the state of a deferred Adam (adaftr_fast.optim.Adam). If given, rows are read at their current values.
 
     Returns:

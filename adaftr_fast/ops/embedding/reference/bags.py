@@ -80,7 +80,7 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 def factors(bag: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mean: bool, dtype: torch.dtype) -> Tensor:
     """Returns the factor of each id's row in its bag's vector, [N, 1]."""
     if per_sample_weights is None:
-        factor = torch.ones(len(bag), dtype=dtype, device=bag.device)
+        factor = torch.ones(bag.shape[0], dtype=dtype, device=bag.device)
     else:
         factor = per_sample_weights.to(dtype)
     if mean:
