@@ -38,7 +38,8 @@ class FusedEmbedding(CoalescesGradient):
     Gradients of the parameters are sparse tensors that hold the rows of the batch, so torch.optim.SGD, Adagrad and
     SparseAdam work unchanged. They are coalesced, except on CUDA, where only the device knows which rows repeat. The
     optimizers of adaftr_fast.optim are faster and include Adam as on a dense table. ``state_dict()`` has one entry per
-    field, ``weight.<field name>`` [rows, E_f], whatever the widths.
+    field, ``weight.<field name>`` [rows, E_f], whatever the widths. ``load_state_dict()`` also takes that of an
+    nn.Embedding or nn.EmbeddingBag, ``weight`` [R, E], where there is one width.
 
     Args:
         num_embeddings: number of rows of each field, F numbers >= 1.
@@ -109,6 +110,36 @@ class FusedEmbedding(CoalescesGradient):
             self.register_buffer("field_of_column", torch.tensor(fields, device=device), persistent=False)
         self.reset_parameters()
         _living.add(self)
+
+    @classmethod
+    def from_pretrained(
+        cls, embeddings: Tensor | Sequence[Tensor] | Mapping[str, Tensor], freeze: bool = True, **options: Any
+    ) -> Self:
+        """Returns a FusedEmbedding with copies of the rows in ``embeddings``.
+
+        Args:
+            embeddings: one tensor [rows, E_f] per field, or a mapping from field names to them. One tensor is one field.
+            freeze: whether the parameters get no gradient, as in torch.nn.Embedding.from_pretrained.
+            options: arguments of the constructor: field_names, pooling, padding_idx, on_bad_id. The rows of
+                ``padding_idx`` keep their values.
+
+        Raises:
+            ValueError: a tensor is not [rows, E_f], or they differ in dtype or device.
+        """
+        if isinstance(embeddings, Mapping):
+            options["field_names"] = list(embeddings)
+            embeddings = list(embeddings.values())
+        tables = [embeddings] if isinstance(embeddings, Tensor) else list(embeddings)
+        if any(table.dim() != 2 for table in tables) or len({(table.dtype, table.device) for table in tables}) != 1:
+            got = [f"{table.dtype} {list(table.shape)} on {table.device}" for table in tables]
+            raise ValueError(
+                f"FusedEmbedding.from_pretrained: embeddings must be [rows, E_f] of one dtype and device, got {got}"
+            )
+        rows, widths = zip(*(table.shape for table in tables), strict=True)
+        made = cls(rows, widths, device=tables[0].device, dtype=tables[0].dtype, **options)
+        for f, table in enumerate(tables):
+            made.field_weight(f).copy_(table.detach())
+        return made.requires_grad_(not freeze)
 
     def _check(self) -> None:
         fields, rows, widths = len(self.num_embeddings), self.num_embeddings, self.widths
@@ -383,18 +414,27 @@ class FusedEmbedding(CoalescesGradient):
         unexpected: list[str],
         errors: list[str],
     ) -> None:
-        keys = {f"{prefix}weight.{name}": name for name in self.field_names}
-        unexpected.extend(key for key in state_dict if strict and key.startswith(prefix) and key not in keys)
-        for key, name in keys.items():
+        rows_of = self._rows_by_key(prefix, state_dict)
+        unexpected.extend(key for key in state_dict if strict and key.startswith(prefix) and key not in rows_of)
+        for key, rows in rows_of.items():
             if key not in state_dict:
                 missing.append(key)
-                continue
-            rows, found = self.field_weight(name), state_dict[key]  # current, or later steps would move what is loaded
-            if found.shape == rows.shape:
-                rows.copy_(found)
+            elif state_dict[key].shape == rows.shape:
+                rows.copy_(state_dict[key])
             else:
-                sizes = f"{list(found.shape)} in the checkpoint, {list(rows.shape)} here"
+                sizes = f"{list(state_dict[key].shape)} in the checkpoint, {list(rows.shape)} here"
                 errors.append(f"size mismatch for {key}: {sizes}")
+
+    def _rows_by_key(self, prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what each entry of a state dict overwrites: the rows of a field, or of one table, as torch.nn has it.
+
+        The rows are current, or later steps would move what is loaded.
+        """
+        self.flush()
+        whole = f"{prefix}weight"
+        if whole in state_dict and not self._mixed:
+            return {whole: self.weight.detach()}
+        return {f"{prefix}weight.{name}": self.field_weight(name) for name in self.field_names}
 
     def __getstate__(self) -> dict[str, Any]:
         self.flush()

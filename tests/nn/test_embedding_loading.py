@@ -1,0 +1,68 @@
+"""FusedEmbedding from the tables of torch.nn."""
+
+import pytest
+import torch
+from torch import nn
+
+from adaftr_fast import FusedEmbedding, optim
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("sizes", [[9], [4, 5]])
+def test_a_state_dict_of_torch_loads(kind, sizes):
+    table = kind(9, 3)
+    emb = FusedEmbedding(sizes, 3)
+    optimizer = optim.Adam(emb, lr=0.1)
+    emb(torch.zeros(2, len(sizes), dtype=torch.int64)).sum().backward()
+    optimizer.step()
+    emb(torch.ones(2, len(sizes), dtype=torch.int64)).sum().backward()
+    optimizer.step()  # rows have missed steps, which must not move what is loaded
+    emb.load_state_dict(table.state_dict())
+    emb.flush()
+    assert torch.equal(emb.weight, table.weight)
+    model, other = nn.Sequential(FusedEmbedding(sizes, 3)), nn.Sequential(table)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model[0].weight, table.weight)
+    assert list(model.state_dict()) == [f"0.weight.{f}" for f in range(len(sizes))]
+
+
+def test_a_state_dict_that_does_not_fit_is_named():
+    with pytest.raises(RuntimeError, match=r"size mismatch for weight: \[8, 3\] in the checkpoint, \[9, 3\] here"):
+        FusedEmbedding([4, 5], 3).load_state_dict(nn.Embedding(8, 3).state_dict())
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"weight"'):
+        FusedEmbedding([4, 5], [3, 2]).load_state_dict(nn.Embedding(9, 3).state_dict())
+    emb = FusedEmbedding([4], 3)
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"weight.0"'):
+        emb.load_state_dict({"weight": torch.ones(4, 3), "weight.0": torch.ones(4, 3)})
+
+
+@pytest.mark.parametrize("widths", [[3, 3], [3, 2]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_from_pretrained(widths, dtype):
+    tables = [torch.randn(rows, width, dtype=dtype) for rows, width in zip([4, 5], widths, strict=True)]
+    emb = FusedEmbedding.from_pretrained(tables, padding_idx=1)
+    named = FusedEmbedding.from_pretrained({"user": tables[0], "item": tables[1]}, freeze=False, pooling="sum")
+    assert named.field_names == ["user", "item"]
+    assert named.pooling == "sum"
+    assert all(parameter.requires_grad for parameter in named.parameters())
+    assert not any(parameter.requires_grad for parameter in emb.parameters())
+    for f, table in enumerate(tables):
+        assert torch.equal(emb.field_weight(f), table)  # with the row of padding_idx
+        assert torch.equal(named.field_weight(f), table)
+    ids = torch.tensor([[0, 1], [3, 4]])
+    assert torch.equal(emb(ids), torch.cat([table[ids[:, f]] for f, table in enumerate(tables)], 1))
+    named(ids).sum().backward()
+    assert all(parameter.grad.is_coalesced() for parameter in named.parameters())
+
+
+def test_from_pretrained_takes_one_tensor_as_one_field():
+    table = nn.Embedding(6, 2).weight
+    emb = FusedEmbedding.from_pretrained(table)
+    assert torch.equal(emb.weight, table)
+    assert emb.weight.data_ptr() != table.data_ptr()
+
+
+@pytest.mark.parametrize("tables", [[], [torch.ones(3)], [torch.ones(3, 2), torch.ones(3, 2).double()]])
+def test_bad_tables_are_named(tables):
+    with pytest.raises(ValueError, match=r"from_pretrained: embeddings must be"):
+        FusedEmbedding.from_pretrained(tables)
