@@ -148,16 +148,28 @@ def _coalesce_gradients(weight: nn.Parameter) -> None:
     weight.requires_grad_(not frozen)
 
 
-class TableWeight(CoalescesGradient):
-    """The parameter of one of several tables; its FusedEmbedding saves and loads it, field by field."""
+class TableFields(nn.Module):
+    """Where the fields of one of several tables are found.
+
+    Attributes:
+        offsets: [F + 1], the first row of each field in the table, and the end.
+        columns: [F], positions of the fields among those of all tables.
+    """
 
     offsets: Tensor
     columns: Tensor
 
-    def __init__(self, table: EmbeddingTable, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    def __init__(self, table: EmbeddingTable, device: torch.device | str | None) -> None:
         super().__init__()
-        self.register_buffer("offsets", field_offsets(table.num_embeddings, device), persistent=False)  # [F + 1]
-        self.register_buffer("columns", torch.tensor(table.fields, device=device), persistent=False)  # [F]
+        self.register_buffer("offsets", field_offsets(table.num_embeddings, device), persistent=False)
+        self.register_buffer("columns", torch.tensor(table.fields, device=device), persistent=False)
+
+
+class TableWeight(TableFields, CoalescesGradient):
+    """The parameter of one of several tables; its FusedEmbedding saves and loads it, field by field."""
+
+    def __init__(self, table: EmbeddingTable, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        super().__init__(table, device)
         self.weight = table.new_weight(device, dtype)
 
     def _save_to_state_dict(self, *_: Any) -> None:

@@ -62,7 +62,9 @@ def test_from_pretrained_takes_one_tensor_as_one_field():
     assert emb.weight.data_ptr() != table.data_ptr()
 
 
-@pytest.mark.parametrize("tables", [[], [torch.ones(3)], [torch.ones(3, 2), torch.ones(3, 2).double()]])
+@pytest.mark.parametrize(
+    "tables", [[], [torch.ones(3)], [torch.ones(3, 2).int()], [torch.ones(3, 2), torch.ones(3, 2).double()]]
+)
 def test_bad_tables_are_named(tables):
     with pytest.raises(ValueError, match=r"from_pretrained: embeddings must be"):
         FusedEmbedding.from_pretrained(tables)

@@ -78,7 +78,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.shape, ctx.mean, ctx.states = weight.shape, mean, len(state)
 
 
-def _unpadded(
+def unpadded(
     values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, field_offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Returns the bags without the ids behind the last one; the host waits for their number."""
@@ -92,7 +92,7 @@ def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
     # values, offsets, per_sample_weights, field_offsets
     bags: tuple[Tensor, Tensor, Tensor | None, Tensor] = ctx.saved_tensors[:4]
     if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
-        rows, terms = reference.gradient_terms(grad, *_unpadded(*bags), ctx.shape[1], ctx.mean)
+        rows, terms = reference.gradient_terms(grad, *unpadded(*bags), ctx.shape[1], ctx.mean)
         return torch.sparse_coo_tensor(rows[None], terms.to(grad.dtype), ctx.shape, check_invariants=False).coalesce()
     if merges_later(grad) and not runs_cuda_kernels(grad):
         rows, terms = _static_terms(grad, *bags, ctx.shape[1], ctx.mean)

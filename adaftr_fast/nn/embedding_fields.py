@@ -1,0 +1,332 @@
+"""Fields of ids and their arguments, common to the modules that look them up.
+
+B batch, F fields, E_f width of field f, N ids of all bags together.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from adaftr_fast.nn.embedding_table import EmbeddingTable, TableFields, field_offsets
+from adaftr_fast.nn.module_list import ModuleList
+from adaftr_fast.ops.embedding.bags import PAD, bag_of_id, select_bags
+from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
+from adaftr_fast.ops.embedding.reference.bags import check_bags, resolve_ids
+from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids
+
+
+class EmbeddingFields(nn.Module):
+    """The fields of an embedding, their widths and the options of a look-up.
+
+    The fields of one width form one table, which a subclass looks up in ``_look_up_table``. ``tables`` holds a module
+    per table, where there are several.
+
+    Args: those of :class:`adaftr_fast.FusedEmbedding`.
+    """
+
+    offsets: Tensor  # field_offsets; checkpoints of unfinished runs have it under this name
+    oov_counts: Tensor
+    order: Tensor
+    padding: Tensor
+    field_of_column: Tensor
+    tables: ModuleList[TableFields]
+
+    def __init__(
+        self,
+        num_embeddings: Sequence[int],
+        embedding_dim: int | Sequence[int],
+        *,
+        field_names: Sequence[str] | None = None,
+        pooling: Literal["mean", "sum"] = "mean",
+        padding_idx: int | Sequence[int | None] | None = None,
+        on_bad_id: Literal["raise", "oov"] = "raise",
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings = [int(rows) for rows in num_embeddings]
+        self.field_names = list(field_names or map(str, range(len(self.num_embeddings))))
+        self.widths = self._widths(embedding_dim)
+        self.pooling, self.on_bad_id = pooling, on_bad_id
+        self._check()
+        self.padding_idx = self._padding_idx(padding_idx)
+        self.by_width = [self._table(width) for width in sorted(set(self.widths))]
+        self.embedding_dim: int | list[int] = self.widths if self._mixed else self.widths[0]
+        self.register_buffer("offsets", field_offsets(self.num_embeddings, device), persistent=False)
+        counts = torch.zeros(len(self.num_embeddings), dtype=torch.int64, device=device)
+        self.register_buffer("oov_counts", counts, persistent=False)
+        if self._mixed:
+            self.register_buffer("order", self._order().to(device), persistent=False)
+        if self.padding_idx is not None:
+            ids = [-1 if each is None else each for each in self.padding_idx]  # no id is -1
+            fields = [f for f, width in enumerate(self.widths) for _ in range(width)]
+            self.register_buffer("padding", torch.tensor(ids, device=device), persistent=False)  # [F]
+            self.register_buffer("field_of_column", torch.tensor(fields, device=device), persistent=False)
+
+    def _look_up_table(
+        self, number: int, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None, mean: bool
+    ) -> Tensor:
+        """Looks up the fields of table ``by_width[number]``; arguments as of :meth:`EmbeddingTable.look_up`."""
+        raise NotImplementedError
+
+    def _compute_dtype(self) -> torch.dtype:
+        """Returns the dtype of per-sample weights."""
+        raise NotImplementedError
+
+    def _widths(self, embedding_dim: int | Sequence[int]) -> list[int]:
+        fields = len(self.num_embeddings)
+        widths = list(embedding_dim) if isinstance(embedding_dim, Sequence) else [int(embedding_dim)] * fields
+        if len(widths) != fields:
+            raise ValueError(
+                f"{type(self).__name__}: embedding_dim must be one number, or {fields} (one per field), got {widths}"
+            )
+        return widths
+
+    def _padding_idx(self, given: int | Sequence[int | None] | None) -> list[int | None] | None:
+        """Returns the padding id of each field, counted from 0, or None where no field has one."""
+        fields, num_embeddings = len(self.num_embeddings), self.num_embeddings
+        ids = list(given) if isinstance(given, Sequence) else [given] * fields
+        if len(ids) != fields:
+            raise ValueError(
+                f"{type(self).__name__}: padding_idx must be one number, or {fields} (one per field), got {ids}"
+            )
+        for each, rows in zip(ids, num_embeddings, strict=True):
+            if each is not None and not -rows <= each < rows:
+                raise ValueError(
+                    f"{type(self).__name__}: padding_idx must be -{rows} to {rows - 1} in a field of {rows} rows, "
+                    f"got {each}"
+                )
+        if ids == [None] * fields:
+            return None
+        return [None if each is None else each % rows for each, rows in zip(ids, num_embeddings, strict=True)]
+
+    def _check(self) -> None:
+        fields, rows, widths = len(self.num_embeddings), self.num_embeddings, self.widths
+        if not fields or min(rows) < 1:
+            raise ValueError(f"{type(self).__name__}: num_embeddings must be one number >= 1 per field, got {rows}")
+        if min(widths) < 1:
+            got = widths if len(set(widths)) > 1 else widths[0]
+            raise ValueError(f"{type(self).__name__}: embedding_dim must be >= 1, got {got}")
+        if not len(set(self.field_names)) == fields == len(self.field_names):
+            raise ValueError(
+                f"{type(self).__name__}: field_names must be {fields} distinct names, got {self.field_names}"
+            )
+        if self.pooling not in ("mean", "sum"):
+            raise ValueError(f"{type(self).__name__}: pooling must be 'mean' or 'sum', got {self.pooling!r}")
+        if self.on_bad_id not in ("raise", "oov"):
+            raise ValueError(f"{type(self).__name__}: on_bad_id must be 'raise' or 'oov', got {self.on_bad_id!r}")
+
+    def _table(self, width: int) -> EmbeddingTable:
+        fields = [f for f, own in enumerate(self.widths) if own == width]
+        names = [self.field_names[f] for f in fields]
+        return EmbeddingTable(fields, names, [self.num_embeddings[f] for f in fields], width)
+
+    def _order(self) -> Tensor:
+        """Where each output column is found in the concatenated outputs of the tables, [sum of E_f]."""
+        fields = [f for table in self.by_width for f in table.fields]
+        columns = torch.arange(self.out_features).split([self.widths[f] for f in fields])
+        return torch.cat([part for _, part in sorted(zip(fields, columns, strict=True))])
+
+    @property
+    def _mixed(self) -> bool:
+        return len(self.by_width) > 1
+
+    @property
+    def out_features(self) -> int:
+        """The sum of the widths."""
+        return sum(self.widths)
+
+    @property
+    def field_offsets(self) -> Tensor:
+        """The first row of each field, if all rows are numbered field after field, and their number: int64 [F + 1]."""
+        return self.offsets
+
+    def forward(
+        self,
+        ids: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Looks up ``ids``, one id per field or bags of ids.
+
+        Args:
+            ids: int32 or int64; the ids of field f count from 0.
+
+                - [B, F]: one id per field.
+                - [B, F, L], or [B, L] where there is one field: bags of L ids.
+                - [N] with ``offsets``: the ids of all bags, row after row and within a row field after field.
+            offsets: [B * F + 1], int32 or int64, from 0 to N in non-decreasing order: where each bag begins. An empty
+                bag gives zeros. torch.nn.EmbeddingBag calls this ``include_last_offset=True``.
+            per_sample_weights: factors of the ids, of their shape. Their gradient is that of torch.nn.EmbeddingBag.
+                With pooling="mean", where that refuses them, the weighted sum is divided by the number of ids in the
+                bag: for the weighted average, pass factors with a mean of 1.
+            weights: the deprecated name of ``per_sample_weights``.
+
+        Returns:
+            [B, sum of E_f].
+
+        Raises:
+            IndexError: an id is out of the range of its field; the message names the position, the id and the range. On
+                CUDA, where the host does not wait, the id's vector is zero, and a later look-up or update raises.
+            TypeError: ids are neither int32 nor int64.
+            ValueError: shapes do not fit.
+        """
+        if weights is not None:
+            warnings.warn(
+                f"{type(self).__name__}: weights is deprecated, use per_sample_weights",
+                DeprecationWarning,
+                stacklevel=4,
+            )
+            per_sample_weights = weights
+        ids, offsets, per_sample_weights = self._arguments(ids, offsets, per_sample_weights)
+        if self.on_bad_id == "raise":
+            return self._look_up(ids, offsets, per_sample_weights)
+        ids, bad = self._without_bad(ids, offsets)
+        out = self._look_up(ids, offsets, per_sample_weights)
+        self.oov_counts += bad  # after everything that can raise
+        return out
+
+    def _arguments(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> _Ids:
+        """Returns the arguments with bags of one length as ids [N] and offsets, and factors in the dtype of the ops."""
+        if per_sample_weights is not None:
+            if per_sample_weights.shape != ids.shape:
+                got, expected = list(per_sample_weights.shape), list(ids.shape)
+                raise ValueError(f"embedding_bags: per_sample_weights must be {expected}, as the ids, got {got}")
+            per_sample_weights = per_sample_weights.to(self._compute_dtype())
+        if offsets is not None:
+            return _Ids(ids, offsets.long() if offsets.dtype == torch.int32 else offsets, per_sample_weights)
+        fields = len(self.num_embeddings)
+        if ids.dim() == 2 and fields == 1 and ids.shape[1] != 1:
+            ids = ids[:, None]  # [B, 1, L]
+        if ids.dim() == 2 and per_sample_weights is not None:
+            ids = ids[:, :, None]  # [B, F, 1]
+        if ids.dim() != 3:
+            return _Ids(ids)
+        if ids.shape[1] != fields:
+            raise ValueError(f"fused_embedding: ids must be [B, {fields}] or [B, {fields}, L], got {list(ids.shape)}")
+        offsets = torch.arange(ids.shape[0] * fields + 1, device=ids.device) * ids.shape[2]
+        return _Ids(ids.flatten(), offsets, None if per_sample_weights is None else per_sample_weights.flatten())
+
+    def _without_bad(self, ids: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the ids with 0 for those out of range, and the number of these in each field, [F]."""
+        sizes = self.field_offsets.diff()
+        if offsets is None:
+            check_columns("fused_embedding", ids, len(self.num_embeddings))
+            bad = (ids < 0) | (ids >= sizes)  # [B, F]
+            return ids.masked_fill(bad, 0), bad.sum(0)
+        field = self._bag_of_id(ids, offsets) % len(self.num_embeddings)
+        bad = (ids < 0) | (ids >= sizes[field])  # [N]
+        return ids.masked_fill(bad, 0), torch.zeros_like(self.oov_counts).index_add_(0, field, bad.long())
+
+    def _bag_of_id(self, ids: Tensor, offsets: Tensor) -> Tensor:
+        """Returns the bag of each id of ids [N], [N]."""
+        # The CUDA kernels and compiled graphs check later, without making the host wait.
+        if not runs_cuda_kernels(ids) and not torch.compiler.is_compiling():
+            check_bags("embedding_bags", ids, offsets, None, len(self.num_embeddings))
+        return bag_of_id(ids, offsets).clamp(0, max(len(offsets) - 2, 0))  # which matters where offsets are wrong
+
+    def _look_up(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Tensor:
+        mean, padded = self.pooling == "mean", self.padding_idx is not None
+        if padded and offsets is not None:
+            per_sample_weights, mean = self._factors(ids, offsets, per_sample_weights), False
+        if self._mixed:
+            out = self._concatenated(ids, offsets, per_sample_weights, mean)
+        else:
+            out = self._look_up_table(0, ids, offsets, per_sample_weights, mean)
+        if padded and offsets is None:
+            held = (ids == self.padding).index_select(1, self.field_of_column)  # [B, sum of E_f]
+            return torch.where(held, out.detach(), out)
+        return out
+
+    def _factors(self, ids: Tensor, offsets: Tensor, per_sample_weights: Tensor | None) -> Tensor:
+        """Returns the factors [N] that leave ``padding_idx`` out of the sum or the mean of a bag."""
+        bag = self._bag_of_id(ids, offsets)
+        counts = ids != self.padding[bag % len(self.num_embeddings)]  # [N]
+        if per_sample_weights is None:
+            factors = counts.to(self._compute_dtype())
+        else:
+            factors = per_sample_weights.masked_fill(~counts, 0)
+        if self.pooling == "sum":
+            return factors
+        number = factors.new_zeros(max(len(offsets) - 1, 1)).index_add(0, bag, counts.to(factors.dtype))
+        return factors / number.clamp(min=1)[bag]
+
+    def _concatenated(
+        self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None, mean: bool
+    ) -> Tensor:
+        """Looks up the fields of each table, and puts the outputs into field order."""
+        fields = len(self.num_embeddings)
+        if offsets is None:
+            check_columns("fused_embedding", ids, fields)
+        parts = []
+        for number, (module, table) in enumerate(zip(self.tables, self.by_width, strict=True)):
+            try:
+                own = _of_table(table.fields, module.columns, ids, offsets, per_sample_weights, fields)
+                parts.append(self._look_up_table(number, own.ids, own.offsets, own.factors, mean))
+            except IndexError:
+                if runs_cuda_kernels(ids):  # of an earlier call
+                    raise
+                self._raise_bad_id(ids, offsets)
+        return torch.cat(parts, 1)[:, self.order]
+
+    def _raise_bad_id(self, ids: Tensor, offsets: Tensor | None) -> NoReturn:
+        """Names the first bad id by its position among all fields; a table knows only those of its width."""
+        if offsets is None:
+            check_ids("fused_embedding", ids, self.field_offsets)
+        else:
+            resolve_ids("embedding_bags", ids, offsets, None, self.field_offsets)
+        raise AssertionError(f"{type(self).__name__}: a table refused ids that are all in range")
+
+    def field(self, name: str | int) -> int:
+        """Returns the position of a field, given by name or position.
+
+        Raises:
+            KeyError: there is no such field.
+        """
+        if isinstance(name, int) and 0 <= name < len(self.num_embeddings):
+            return name
+        if name not in self.field_names:
+            raise KeyError(f"{type(self).__name__}: no field {name!r}, there are {self.field_names}")
+        return self.field_names.index(name)
+
+    def extra_repr(self) -> str:
+        rows, widths = (_short(numbers) for numbers in (self.num_embeddings, self.widths))
+        shown = widths if self._mixed else self.embedding_dim
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{len(self.num_embeddings)} fields, num_embeddings={rows}, embedding_dim={shown}{padding}"
+
+
+class _Ids(NamedTuple):
+    """The arguments of a look-up in one table."""
+
+    ids: Tensor
+    offsets: Tensor | None = None
+    factors: Tensor | None = None
+
+
+def _of_table(
+    chosen: list[int],
+    columns: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    fields: int,
+) -> _Ids:
+    """Selects some fields of a batch, given as a list and as a tensor on its device."""
+    if offsets is None:
+        return _Ids(ids.index_select(1, columns))
+    kept, starts = select_bags(ids, offsets, per_sample_weights, chosen, fields)
+    own = ids[kept]
+    if runs_cuda_kernels(ids):  # the positions from the last offset on have no meaning
+        own = own.masked_fill(torch.arange(len(own), device=own.device) >= starts[-1], PAD)
+    return _Ids(own, starts, None if per_sample_weights is None else per_sample_weights[kept])
+
+
+def _short(numbers: list[int]) -> str:
+    return str(numbers) if len(numbers) <= 8 else f"[{', '.join(map(str, numbers[:3]))}, ..., {numbers[-1]}]"
