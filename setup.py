@@ -5,6 +5,7 @@ ADAFTR_FAST_BUILD selects what is built:
   cuda  both extensions, or the build fails
   cpu   ``_C`` alone, or the build fails
   none  nothing
+Every build but ``none`` fails without the torch that the package will run with; build_backend.py finds it.
 Why an extension is missing is written to ``adaftr_fast/_build.json``, beside the extensions; ``adaftr-fast info``
 shows it. TORCH_CUDA_ARCH_LIST selects the GPUs, as in every extension of torch. ADAFTR_FAST_SANITIZE=1 builds ``_C``
 with AddressSanitizer and UBSan.
@@ -23,12 +24,14 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 C, CUDA = "adaftr_fast._C", "adaftr_fast._cuda"
 DEMANDED = {"auto": [], "cuda": [C, CUDA], "cpu": [C], "none": []}  # a build without these fails
 MODE = os.environ.get("ADAFTR_FAST_BUILD", "auto")
 if MODE not in DEMANDED:
     raise SystemExit(f"setup.py: ADAFTR_FAST_BUILD must be auto, cuda, cpu or none, got {MODE!r}")
+NONE = "ADAFTR_FAST_BUILD=none"  # adaftr_fast/_extension.py does not warn of what was chosen
 SANITIZE = os.environ.get("ADAFTR_FAST_SANITIZE") == "1"
 os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # ninja, where the environment is not activated
 
@@ -38,23 +41,19 @@ if MODE != "none":
         import torch
         from torch.utils import cpp_extension
     except (ImportError, OSError) as error:  # OSError: a library that torch needs is missing
-        no_torch = f"torch cannot be imported ({error}); install torch first and build with --no-build-isolation"
+        no_torch = f"torch cannot be imported ({error}): install it first, the extensions are compiled against it"
 
 
 def cxx_obstacle():
     """Returns why C++ cannot be compiled, or None."""
     compiler = os.environ.get("CXX", "c++").split()[0]
-    if no_torch is None and shutil.which(compiler) is None:
-        return f"no C++ compiler {compiler!r} on PATH"
-    return no_torch
+    return f"no C++ compiler {compiler!r} on PATH" if shutil.which(compiler) is None else None
 
 
 def cuda_obstacle():
     """Returns why CUDA cannot be compiled, or None."""
     if MODE == "cpu":
         return "ADAFTR_FAST_BUILD=cpu"
-    if no_torch is not None:
-        return no_torch
     if torch.version.cuda is None:
         return f"torch {torch.__version__} has no CUDA"
     home = cpp_extension.CUDA_HOME
@@ -83,7 +82,8 @@ def cxx_flags():
     # No -march flag: code for one instruction set stands in its own file, under its own target pragma,
     # and is chosen at run time (csrc/cpu/runtime/capability.h).
     warnings = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi", "-Wno-unknown-pragmas"]
-    return ["-O3", "-std=c++20", "-fopenmp", "-fno-math-errno", *warnings]
+    # -g0: Python's own flags may have -g, which makes the build slower and _C ten times as large.
+    return ["-O3", "-g0", "-std=c++20", "-fopenmp", "-fno-math-errno", *warnings]
 
 
 def c_extension():
@@ -114,6 +114,8 @@ def sources(folder, suffix):
 
 def extensions():
     """Returns both extensions; one that cannot be built has no sources and says why."""
+    if no_torch is not None:  # sdist needs none
+        return [Extension(C, [])]
     found = []
     for name, obstacle, make in ((C, cxx_obstacle(), c_extension), (CUDA, cuda_obstacle(), cuda_extension)):
         found.append(make() if obstacle is None else Extension(name, []))
@@ -123,10 +125,11 @@ def extensions():
 
 @contextlib.contextmanager
 def copy_of_output(path):
-    """Copies to a file what this process and the compilers it starts print."""
+    """Copies to a file what this process and the compilers it starts print. Shows ninja's commands as [n/m] file."""
     sys.stdout.flush()
     saved = os.dup(1), os.dup(2)
-    tee = subprocess.Popen(["tee", path], stdin=subprocess.PIPE)
+    progress = r"s/^(\[[0-9]+\/[0-9]+\]) .* -c ([^ ]+) .*/\1 \2/"
+    tee = subprocess.Popen(["sh", "-c", 'tee "$0" | sed -u -E "$1"', path, progress], stdin=subprocess.PIPE)
     os.dup2(tee.stdin.fileno(), 1)
     os.dup2(tee.stdin.fileno(), 2)
     try:
@@ -147,7 +150,7 @@ def failure(log, error):
     pattern = "error:|fatal  |cannot find|undefined reference"
     errors = (line.strip() for line in log.splitlines() if re.search(pattern, line))
     first = next(errors, (str(error) or repr(error)).splitlines()[0])
-    return f"{tool} failed: {first[:300]}"
+    return f"{tool} failed: {first[:300].rstrip('.')}"
 
 
 class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExtension):
@@ -156,6 +159,8 @@ class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExten
     def run(self):
         if MODE == "none":
             return
+        if no_torch is not None:
+            raise SystemExit(f"setup.py: {no_torch}, or set ADAFTR_FAST_BUILD=none to build without kernels")
         options, built, reasons = dict(vars(self)), [], {}
         for extension in sorted(self.extensions, key=lambda each: each.obstacle is None):  # fails early if it must
             objects = os.path.join(options["build_temp"], extension.name)  # each has a file build.ninja
@@ -168,7 +173,8 @@ class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExten
                 reasons[extension.name] = reason
                 self.give_up(extension, reason)
         self.extensions = built
-        self.write_down(reasons)
+        for folder in self.folders():
+            write_down(folder, reasons)
 
     def attempt(self):
         """Builds ``self.extensions``. Returns why it failed, or None."""
@@ -193,13 +199,22 @@ class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExten
             raise SystemExit(f"setup.py: ADAFTR_FAST_BUILD={MODE}, but {extension.name} is not built: {reason}")
         print(f"adaftr_fast: {extension.name} is not built: {reason}", file=sys.stderr)
 
-    def write_down(self, reasons):
-        for folder in self.folders():
-            notes = folder / "adaftr_fast" / "_build.json"
-            notes.parent.mkdir(parents=True, exist_ok=True)
-            temporary = notes.with_suffix(".new")
-            temporary.write_text(json.dumps(reasons, indent=1), encoding="utf-8")
-            temporary.replace(notes)
+
+class BuildPython(build_py):
+    """Writes down that nothing else was to be built, where that is so."""
+
+    def run(self):
+        super().run()
+        if MODE == "none":
+            write_down(Path() if self.editable_mode else Path(self.build_lib), dict.fromkeys((C, CUDA), NONE))
+
+
+def write_down(folder, reasons):
+    notes = folder / "adaftr_fast" / "_build.json"
+    notes.parent.mkdir(parents=True, exist_ok=True)
+    temporary = notes.with_suffix(".new")
+    temporary.write_text(json.dumps(reasons, indent=1), encoding="utf-8")
+    temporary.replace(notes)
 
 
 def main():
@@ -212,7 +227,7 @@ def main():
         ],
         package_dir={kernels: "kernels"},
         ext_modules=[] if MODE == "none" else extensions(),
-        cmdclass={"build_ext": BuildEach},
+        cmdclass={"build_ext": BuildEach, "build_py": BuildPython},
     )
 
 

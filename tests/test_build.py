@@ -1,4 +1,5 @@
-"""setup.py with compilers that fail. Nothing real is compiled: a stand-in for the C++ compiler writes empty files."""
+"""setup.py and build_backend.py, with compilers that fail and without torch. Nothing real is compiled: a stand-in for
+the C++ compiler writes empty files."""
 
 import json
 import os
@@ -10,11 +11,13 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[1]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+NONE = "ADAFTR_FAST_BUILD=none"
 CXX = """#!/bin/sh
 case "$1" in --version) echo "g++ 13.2.0"; exit;; -dumpfullversion) echo 13.2.0; exit;; esac
 while [ $# -gt 0 ]; do
@@ -33,13 +36,12 @@ if {cuda!r}:
     import torch
     from torch.utils import cpp_extension
     torch.version.cuda, cpp_extension.CUDA_HOME = {cuda!r}, os.environ["CUDA_HOME"]
-sys.argv = ["setup.py", "-q", "build_ext", "--inplace"]
+sys.argv = ["setup.py", "-q", *{command!r}.split()]
 runpy.run_path("setup.py", run_name="__main__")
 """
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the stand-ins are shell scripts")
 pytest.importorskip("setuptools", minversion="77")
-pytest.importorskip("pybind11")
 
 
 @pytest.fixture
@@ -60,10 +62,10 @@ def build(package, tmp_path):
     """Returns a function that runs setup.py, as if torch were built with ``cuda`` if that is given."""
     script(tmp_path / "g++", CXX)
 
-    def run(mode, cuda=None, **environment):
+    def run(mode, cuda=None, command="build_ext --inplace", **environment):
         environment = {"CXX": str(tmp_path / "g++"), "CUDA_HOME": str(tmp_path / "nowhere"), **environment}
         return subprocess.run(
-            [sys.executable, "-c", SETUP.format(cuda=cuda)],
+            [sys.executable, "-c", SETUP.format(cuda=cuda, command=command)],
             cwd=tmp_path,
             env={**os.environ, "ADAFTR_FAST_BUILD": mode, **environment},
             capture_output=True,
@@ -88,10 +90,14 @@ def extensions(package):
     return {path.name.removesuffix(SUFFIX): path.read_bytes() == b"" for path in package.glob(f"*{SUFFIX}")}
 
 
-def test_a_failing_cxx_compiler_leaves_the_references(build, package):
-    done = build("auto", CXX="/bin/false")
+@pytest.mark.parametrize("compiler", ["/bin/false", "{folder}/knows-its-version"])
+def test_a_failing_cxx_compiler_leaves_the_references(build, package, tmp_path, compiler):
+    version = 'case "$1" in --version) echo "g++ 13.2.0"; exit;; -dumpfullversion) echo 13.2.0; exit;; esac'
+    script(tmp_path / "knows-its-version", f"#!/bin/sh\n{version}\necho 'error: no'\nexit 1\n")
+    compiler = compiler.format(folder=tmp_path)
+    done = build("auto", CXX=compiler)
     assert done.returncode == 0, done.stderr
-    assert "/bin/false" in notes(package)["adaftr_fast._C"]
+    assert Path(compiler).name in notes(package)["adaftr_fast._C"]
     assert "adaftr_fast: adaftr_fast._C is not built: " in done.stderr
     assert extensions(package) == {}
 
@@ -149,13 +155,20 @@ def test_a_cpu_build_leaves_no_cuda_kernels_of_before(build, package):
     assert extensions(package) == {"_C": True}
 
 
-def test_without_torch_nothing_is_built(build, package, tmp_path):
+@pytest.mark.parametrize("mode", ["auto", "cpu", "cuda"])
+def test_without_torch_the_build_fails(build, package, tmp_path, mode):
     script(tmp_path / "hidden/torch/__init__.py", "raise ImportError('No module named torch')")
-    done = build("auto", PYTHONPATH=str(tmp_path / "hidden"))
-    assert done.returncode == 0, done.stderr
-    assert all(reason.startswith("torch cannot be imported (No module") for reason in notes(package).values())
-    assert len(notes(package)) == 2
-    assert extensions(package) == {}
+    done = build(mode, PYTHONPATH=str(tmp_path / "hidden"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("setup.py: torch cannot be imported (No module named torch): install it first")
+    assert "ADAFTR_FAST_BUILD=none" in done.stderr
+    assert not (package / "_build.json").exists()
+
+
+def test_the_build_shows_each_file(build):
+    lines = build("cpu").stdout.splitlines()
+    shown = sorted(line.split(maxsplit=1)[1] for line in lines if line.startswith("["))
+    assert [Path(name).name for name in shown] == ["bindings.cpp", "op.cpp"]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +195,64 @@ def test_cuda_kernels_that_are_demanded_and_fail_are_not_left_over(build, packag
     assert "_cuda" not in extensions(package)
 
 
-def test_none_builds_nothing_and_touches_nothing(build, package):
+def test_none_builds_nothing_and_touches_no_extension(build, package):
     assert build("none").returncode == 0
     assert extensions(package) == {"_C": False, "_cuda": False}
     assert not (package / "_build.json").exists()
+
+
+def test_none_is_written_down_in_a_wheel(package, tmp_path, build):
+    done = build("none", command="build")
+    assert done.returncode == 0, done.stderr
+    assert notes(tmp_path / "build/lib/adaftr_fast") == dict.fromkeys(["adaftr_fast._C", "adaftr_fast._cuda"], NONE)
+
+
+FIND = """
+import sys
+sys.path.insert(0, {root!r})
+import build_backend
+build_backend.outer_path = {outer_path}
+build_backend.find_torch()
+import torch
+print(torch.__file__)
+"""
+
+
+@pytest.fixture
+def isolated(tmp_path):
+    """Returns a function that finds torch from an environment that has setuptools alone, as pip makes one."""
+    (tmp_path / "site").mkdir()
+    for name in ("setuptools", "_distutils_hack"):
+        (tmp_path / "site" / name).symlink_to(Path(setuptools.__file__).parents[1] / name)
+    (tmp_path / "site/sitecustomize.py").write_text(
+        "import sys; sys.path[:] = [each for each in sys.path if 'site-packages' not in each]"
+    )
+
+    def find(outer_path="build_backend.outer_path", **environment):
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", FIND.format(root=str(ROOT), outer_path=outer_path)],
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONNOUSERSITE": "1", **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    return find
+
+
+def test_the_backend_finds_the_torch_outside_pips_environment(isolated):
+    assert isolated().stdout.strip() == torch.__file__
+
+
+@pytest.mark.parametrize("version", [None, "2.8.0", "2.14.0"])
+def test_the_backend_refuses_without_a_torch_that_will_run(isolated, tmp_path, version):
+    (tmp_path / "outer").mkdir()
+    if version is not None:
+        script(tmp_path / "outer/torch/__init__.py", "")
+        script(tmp_path / f"outer/torch-{version}.dist-info/METADATA", f"Name: torch\nVersion: {version}\n")
+    done = isolated(outer_path=f"lambda: [{str(tmp_path / 'outer')!r}]", ADAFTR_FAST_BUILD="auto")
+    assert done.returncode == 1
+    assert f"expected torch>=2.11,<2.14 in {sys.prefix}, got {version or 'none'}. Type: pip install" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    none = isolated(outer_path="lambda: 1 / 0", ADAFTR_FAST_BUILD="none")
+    assert "No module named 'torch'" in none.stderr  # from the last lines of FIND: the backend has not looked
