@@ -1,21 +1,21 @@
 """Joint click/conversion models with adaptive task relatedness (AdaFTR, KDD'23) on custom kernels.
 
 The loss, the embedding and its optimizers are imported at once, which registers their ops. The functions of the road
-from raw logs to scores are imported when they are used, since they need pyarrow and matplotlib. In the command line,
-everything is imported when it is used: ``--help`` is fast, and OpenMP is set up before torch loads it.
+from raw logs to scores are imported when they are used, since they need packages of the extra "train". In the
+command line, everything is imported when it is used: ``--help`` is fast, and OpenMP is set up before torch loads it.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from adaftr_fast._startup import bound_spinning, is_command
+from adaftr_fast.errors import UserError, extras_needed
 
 if is_command():
     bound_spinning()
 else:
     from adaftr_fast import optim
     from adaftr_fast._extension import build_info, cpu_capability, set_cpu_capability
-    from adaftr_fast.errors import UserError
     from adaftr_fast.nn.contrast import AdaptiveInfoNCE
     from adaftr_fast.nn.embedding import FusedEmbedding
     from adaftr_fast.ops.infonce.api import InfoNCEStats, adaptive_infonce
@@ -50,7 +50,6 @@ _LAZY = {
     "FusedEmbedding": "adaftr_fast.nn.embedding",
     "InfoNCEStats": "adaftr_fast.ops.infonce.api",
     "RunConfig": "adaftr_fast.config",
-    "UserError": "adaftr_fast.errors",
     "adaptive_infonce": "adaftr_fast.ops.infonce.api",
     "build_info": "adaftr_fast._extension",
     "cpu_capability": "adaftr_fast._extension",
@@ -71,7 +70,8 @@ if not TYPE_CHECKING:  # type checkers would take every name for one of Any
             return importlib.import_module("adaftr_fast.optim")
         if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(_LAZY[name]), name)
+        with extras_needed(f"adaftr_fast.{name}: "):
+            value = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = value
         return value
 

@@ -1,5 +1,17 @@
 """The errors that a user can put right. The command line shows them as one line, and any other as a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXTRAS = {
+    "jsonargparse": "train",
+    "matplotlib": "train",
+    "pyarrow": "train",
+    "scipy": "experiments",
+    "tqdm": "train",
+}
+"""Package -> the extra of pyproject.toml that installs it, where it is imported without asking whether it is there."""
+
 
 class UserError(Exception):
     """An input, a setting or a file that its owner can put right; the message names it."""
@@ -31,3 +43,24 @@ class ServingError(UserError, RuntimeError):
 
 class BusyError(UserError, RuntimeError):
     """Another process or thread is writing the same file or folder; the message says which."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package that is not installed is needed; the message names the extra that installs it."""
+
+
+@contextmanager
+def extras_needed(by: str = "") -> Iterator[None]:
+    """Raises MissingPackageError where an import fails because an extra is not installed.
+
+    Args:
+        by: what needs the extra, for the message: "adaftr_fast.train: ".
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        todo = f'pip install "adaftr-fast[{EXTRAS[package]}]"'
+        raise MissingPackageError(f"{by}{package} is not installed: {todo}") from error

@@ -1,5 +1,5 @@
 import sys
 
-from adaftr_fast.cli.app import main
+from adaftr_fast.cli import main
 
 sys.exit(main())

@@ -11,7 +11,7 @@ import jsonargparse
 
 from adaftr_fast.cli import daily, demo, evaluate, experiment, export, info, predict, prepare, synthesize, train
 from adaftr_fast.cli.options import Parser
-from adaftr_fast.errors import RankError, UserError
+from adaftr_fast.errors import RankError, UserError, extras_needed
 
 COMMANDS: dict[str, Any] = {
     module.__name__.rpartition(".")[2]: module
@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             if launched() and name != "train":
                 raise RankError("only train supports several processes (torchrun sets WORLD_SIZE > 1)")
-            COMMANDS[name].run(parsed[name])
+            with extras_needed():
+                COMMANDS[name].run(parsed[name])
         except USER_ERRORS as error:
             if parsed.debug:
                 raise

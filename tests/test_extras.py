@@ -1,0 +1,72 @@
+"""The package with its core dependencies alone: torch, numpy and safetensors."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import adaftr_fast
+from adaftr_fast.errors import EXTRAS, MissingPackageError
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def without(packages, code):
+    """Runs code in a process that cannot import these packages."""
+    block = f"import sys\nfor name in {sorted(packages)}: sys.modules[name] = None\n"
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", block + code], capture_output=True, text=True)
+
+
+def test_each_package_is_in_the_extra_that_is_named():
+    for package, extra in EXTRAS.items():
+        assert any(each.startswith(package) for each in PROJECT["optional-dependencies"][extra])
+        assert not any(each.startswith(package) for each in PROJECT["dependencies"])
+
+
+def test_loss_embedding_and_models_need_no_extra():
+    code = """
+import torch, adaftr_fast, adaftr_fast.nn.mlp, adaftr_fast.reference, adaftr_fast.config
+from adaftr_fast.models import MMoE, ModelConfig
+adaftr_fast.adaptive_infonce(torch.ones(3, 2), torch.ones(3, 2), torch.ones(3))
+model = MMoE([5, 7], ("click", "conversion"), ModelConfig(name="mmoe"))
+adaftr_fast.optim.Adam([each for each in model.modules() if isinstance(each, adaftr_fast.FusedEmbedding)])
+model(torch.zeros(4, 2, dtype=torch.long))
+"""
+    others = {"pandas", "sklearn", "yaml", "triton", "tensorboard", "onnx", "onnxscript"}
+    done = without({*EXTRAS, *others}, code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(adaftr_fast._LAZY.keys() - {"RunConfig"}))
+def test_a_function_names_the_extra(monkeypatch, name):
+    monkeypatch.delitem(vars(adaftr_fast), name, raising=False)
+    monkeypatch.setitem(adaftr_fast._LAZY, name, "pyarrow.none.such")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    message = rf'adaftr_fast.{name}: pyarrow is not installed: pip install "adaftr-fast\[train\]"'
+    with pytest.raises(MissingPackageError, match=message):
+        getattr(adaftr_fast, name)
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "message"),
+    [
+        ("jsonargparse", ["info"], 'adaftr-fast: jsonargparse is not installed: pip install "adaftr-fast[train]"'),
+        ("tqdm", ["train", "--data.folder", "none", "--out", "none"],
+         'adaftr-fast train: tqdm is not installed: pip install "adaftr-fast[train]"'),
+        ("scipy", ["experiment", "table4", "--dataset", "DATA"],
+         'adaftr-fast experiment: scipy is not installed: pip install "adaftr-fast[experiments]"'),
+    ],
+)  # fmt: skip
+def test_a_command_names_the_extra(package, arguments, message):
+    done = without([package], f"from adaftr_fast.cli import main; sys.exit(main({arguments}))")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == message
+
+
+def test_other_missing_modules_are_no_extras(monkeypatch):
+    monkeypatch.setitem(adaftr_fast._LAZY, "train", "adaftr_fast.no_such")
+    monkeypatch.delitem(vars(adaftr_fast), "train", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="no_such"):
+        getattr(adaftr_fast, "train")  # noqa: B009
