@@ -1,14 +1,18 @@
 import importlib
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import adaftr_fast
 from adaftr_fast import _extension
 
 
@@ -74,6 +78,40 @@ def test_cuda_kernels_are_not_imported_where_torch_has_no_cuda(unloadable, monke
     assert _extension._load_cuda() == (None, "not built: torch 2.13.0+cpu has no CUDA")
     unloadable(there=False, notes=json.dumps({"adaftr_fast._cuda": "no nvcc found"}))
     assert _extension._load_cuda() == (None, "not built: no nvcc found")
+
+
+@pytest.mark.parametrize("op", ["adaptive_infonce", "FusedEmbedding"])
+def test_the_first_op_without_kernels_warns_once(tmp_path, op):
+    shown = first_uses(tmp_path, op, "no C++ compiler 'c++' on PATH")
+    assert shown.count("RuntimeWarning") == 1
+    assert "the C++ kernels are not built: no C++ compiler 'c++' on PATH. The plain-PyTorch references run" in shown
+    assert "times slower" in shown
+
+
+def test_kernels_that_were_not_wanted_are_not_missed(tmp_path):
+    assert first_uses(tmp_path, "adaptive_infonce", "ADAFTR_FAST_BUILD=none") == ""
+
+
+def first_uses(folder, op, reason):
+    """Returns what a process without kernels prints that calls an op twice."""
+    calls = {
+        "adaptive_infonce": "adaftr_fast.adaptive_infonce(torch.ones(3, 2), torch.ones(3, 2), torch.ones(3))",
+        "FusedEmbedding": "adaftr_fast.FusedEmbedding([3], 2)(torch.zeros(1, 1, dtype=torch.long))",
+    }
+    package = folder / "adaftr_fast"
+    package.mkdir()
+    for path in Path(adaftr_fast.__file__).parent.iterdir():
+        if not path.name.startswith(("_C.", "_cuda.", "_build")):
+            (package / path.name).symlink_to(path)
+    (package / "_extension.py").unlink()
+    shutil.copy(Path(adaftr_fast.__file__).with_name("_extension.py"), package)  # a link would find its notes elsewhere
+    (package / "_build.json").write_text(json.dumps({_extension.C: reason}))
+    code = f"import torch, adaftr_fast\nfor _ in range(2):\n    {calls[op]}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def test_the_build_names_what_is_missing(monkeypatch):

@@ -5,8 +5,31 @@ device (CompositeExplicitAutograd), a fake implementation (shapes only, for torc
 C++ extension and the Triton kernels register under the CPU and CUDA keys, so PyTorch's dispatcher selects the backend.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
-import adaftr_fast._extension  # noqa: F401  # loads the C++ implementations
+from adaftr_fast._extension import is_built, warn_of_references  # loads the C++ implementations
 
-library = torch.library.Library("adaftr_fast", "DEF")
+
+class _Library(torch.library.Library):
+    """Warns once per process where a reference runs because no kernel is built."""
+
+    def impl(self, op_name: Any, fn: Callable[..., Any], dispatch_key: str = "", **options: Any) -> None:
+        if dispatch_key == "CompositeExplicitAutograd" and not is_built():
+            fn = _warns_first(fn)
+        super().impl(op_name, fn, dispatch_key, **options)
+
+
+def _warns_first(reference: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(reference)
+    def run(*arguments: Any, **options: Any) -> Any:
+        warn_of_references()
+        return reference(*arguments, **options)
+
+    return run
+
+
+library = _Library("adaftr_fast", "DEF")
