@@ -1,5 +1,7 @@
 // torch.ops.adaftr_fast.infonce on CPU: checks, dispatch by instruction set, and the launch.
-#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>

@@ -1,5 +1,6 @@
 // torch.ops.adaftr_fast.mlp and mixture on CPU, forward and backward: checks, dispatch by instruction set, the launch.
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <vector>
