@@ -3,7 +3,8 @@
 # make test   everything CI checks but what needs TorchRec
 # make docs   the documentation site in build/site
 # make matrix the tests in clones with other versions of Python, torch and the compiler
-# make wheels a wheel without and, where torch has CUDA and nvcc is found, one with CUDA kernels in build/wheels
+# make wheels for each Python found a wheel, installed and tested, and one with CUDA kernels where torch and nvcc have CUDA
+# make check-install a plain "pip install" beside torch in a new environment
 # make cuda-build   wheels with CUDA kernels for two versions of torch, and the CUDA tests that need no GPU; needs nvcc
 # make chaos  kills commands and calls ops and parsers with random input for MINUTES each (3), from SEED (random)
 # make compile-gate the GPU kernels of the loss, compiled anew and compared with the record of their machine code
@@ -19,10 +20,14 @@ DOCS := $(VENV)/.docs
 # Cells of .github/workflows/ci.yml: Python, torch, ADAFTR_FAST_BUILD, C++ compiler.
 CELLS ?= 3.11-2.13-none-g++ 3.11-2.13-cpu-clang++ 3.13-2.11-cpu-g++
 CXX_FILES := $(shell find csrc -type f)
-BUILD_TOOLS := "setuptools>=77" wheel pybind11 ninja numpy
+# Pythons of the wheels: those of the supported ones that are found.
+PYTHONS ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c "print('$$v')" 2>/dev/null; done)
+WHEEL_TESTS ?= tests/ops tests/optim
+BUILD_TOOLS := "setuptools>=77" ninja numpy
 CUDA_TORCH ?= 2.11 2.13
 
-.PHONY: demo build test pytest test-torchrec docs matrix wheels cuda-build compile-gate compile-gate-3.6 lint format bench chaos sanitize clean
+.PHONY: demo build test pytest test-torchrec docs matrix wheels check-install cuda-build compile-gate compile-gate-3.6 \
+  lint format bench chaos sanitize clean
 
 demo: $(EXTENSION)
 	$(BIN)/adaftr-fast demo --out runs/demo
@@ -51,16 +56,26 @@ matrix-%:
 	$(MAKE) -C build/$@ pytest PYTHON=python$(call cell,1) "TORCH===$(call cell,2).*" \
 	  ADAFTR_FAST_BUILD=$(call cell,3) CXX=$(call cell,4)
 
-wheels: $(ENV)
-	.ci/wheel $(BIN)/python cpu build/wheels/cpu _C
-	if $(BIN)/python -c 'from torch.utils.cpp_extension import CUDA_HOME; exit(CUDA_HOME is None)'; \
-	then .ci/wheel $(BIN)/python cuda build/wheels/cuda _C _cuda; \
+wheels: $(PYTHONS:%=wheel-%)
+
+# PYTHONSAFEPATH keeps the source folder from being imported instead of the wheel.
+$(PYTHONS:%=wheel-%): wheel-%: build/wheels/%/.installed
+	.ci/wheel $(<D)/venv/bin/python cpu $(<D)/cpu _C
+	PYTHONSAFEPATH=1 $(<D)/cpu/venv/bin/python -m pytest -q -n 2 $(WHEEL_TESTS)
+	if $(<D)/venv/bin/python -c 'from torch.utils.cpp_extension import CUDA_HOME; exit(CUDA_HOME is None)'; \
+	then .ci/wheel $(<D)/venv/bin/python cuda $(<D)/cuda _C _cuda; \
 	else echo "make: no wheel with CUDA kernels: torch has no CUDA, or nvcc is not found"; fi
+
+# A plain "pip install" beside torch, as README.md has it.
+check-install:
+	rm -rf build/install && $(PYTHON) -m venv build/install
+	build/install/bin/pip install -q "torch$(TORCH)"
+	build/install/bin/pip install -v ".[train]"
+	PYTHONSAFEPATH=1 build/install/bin/python .ci/check_install.py _C
 
 cuda-build: $(CUDA_TORCH:%=cuda-build-%)
 
-# PYTHONSAFEPATH keeps the source folder from being imported instead of the wheel. The second wheel is built by an nvcc
-# that fails.
+# The second wheel is built by an nvcc that fails.
 $(CUDA_TORCH:%=cuda-build-%): cuda-build-%: build/cuda/%/.installed
 	LIBRARY_PATH=$(CURDIR)/$(<D)/lib TORCH_CUDA_ARCH_LIST="8.0;9.0" .ci/wheel $(<D)/venv/bin/python cuda $(<D)/cuda _C _cuda
 	PYTHONSAFEPATH=1 $(<D)/cuda/venv/bin/python -m pytest -n 2 $(wildcard tests/cuda tests/training/device)
@@ -121,6 +136,12 @@ $(TORCHREC): $(EXTENSION)
 
 $(DOCS): $(ENV)
 	ADAFTR_FAST_BUILD=none $(BIN)/python -m pip install -q --no-build-isolation -e ".[docs]"
+	touch $@
+
+build/wheels/%/.installed: pyproject.toml
+	python$* -m venv $(@D)/venv
+	$(@D)/venv/bin/python -m pip install -q "torch$(TORCH)" $(BUILD_TOOLS)
+	ADAFTR_FAST_BUILD=none $(@D)/venv/bin/python -m pip install -q --no-build-isolation ".[dev]"
 	touch $@
 
 # "===" and PIP_CONSTRAINT: neither a local wheel without CUDA (2.13.0+cpu) nor a constraint for one may win.
