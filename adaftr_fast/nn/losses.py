@@ -1,0 +1,211 @@
+"""Published in-batch losses as modules over :func:`adaftr_fast.adaptive_infonce`, which stores no similarity matrix.
+
+Shapes: B rows (pairs), d width of a representation, k hard negatives per row, W ranks. docs/recipes.md compares them
+with the losses of other libraries.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from adaftr_fast.ops.infonce.api import adaptive_infonce
+from adaftr_fast.ops.infonce.op import accumulation_dtype
+from adaftr_fast.ops.infonce.reference import IGNORE
+
+
+class NTXentLoss(nn.Module):
+    """Computes the normalized temperature-scaled cross entropy of SimCLR (Chen et al., 2020, Eq. 1).
+
+    Each of the 2B views is contrasted with the other view of its image against the remaining 2B - 2 views.
+
+    Args:
+        temperature: the temperature, > 0.
+        process_group: if given, the views of all ranks are negatives; see :func:`adaftr_fast.adaptive_infonce`.
+
+    Shape:
+        - z_0, z_1: [B, d], the two views; normalized here
+        - Output: 0-dim, the mean over the 2B views
+
+    Raises:
+        ValueError: the two views differ in shape.
+
+    Example:
+        >>> loss = adaftr_fast.nn.losses.NTXentLoss()(torch.randn(256, 128), torch.randn(256, 128))
+    """
+
+    def __init__(self, temperature: float = 0.5, *, process_group: ProcessGroup | None = None) -> None:
+        super().__init__()
+        self.temperature, self.process_group = temperature, process_group
+
+    def forward(self, z_0: Tensor, z_1: Tensor) -> Tensor:
+        """Computes the loss between the views z_0 and z_1, both [B, d]."""
+        _check_pairs("NTXentLoss", "z_0", z_0, "z_1", z_1)
+        z = F.normalize(torch.cat((z_0, z_1)), dim=1)
+        rows = torch.arange(len(z), device=z.device)
+        group = rows if self.process_group is None else rows + (dist.get_rank(self.process_group) << 32)
+        return adaptive_infonce(
+            z,
+            z,
+            self.temperature,
+            positive_index=rows.roll(len(z_0)),
+            row_group=group,  # a view is not a negative of itself
+            process_group=self.process_group,
+        )
+
+
+class SupConLoss(nn.Module):
+    """Computes the supervised contrastive loss (Khosla et al., 2020, Eq. 2, L_out).
+
+    With the rows P(r) that share the label of row r, r itself left out, the loss of row r is
+
+        L_r = logsumexp_{j != r}(z_r . z_j / temperature) - mean_{p in P(r)} z_r . z_p / temperature
+
+    Rows without another row of their label have no loss. To contrast several views, concatenate them and their labels.
+
+    Args:
+        temperature: the temperature, > 0.
+
+    Shape:
+        - features: [B, d]; normalized here
+        - labels: [B] int64
+        - Output: 0-dim, the mean over the rows that have a positive; 0 if there are none
+
+    Raises:
+        ValueError: ``labels`` has the wrong shape.
+
+    Example:
+        >>> loss = adaftr_fast.nn.losses.SupConLoss()(torch.randn(256, 128), torch.randint(10, (256,)))
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Computes the loss of features [B, d] with labels [B]."""
+        if tuple(labels.shape) != (len(features),):
+            raise ValueError(f"SupConLoss: labels must have shape ({len(features)},), got {tuple(labels.shape)}")
+        z = F.normalize(features, dim=1)
+        positive, label, counts = _positives(labels)
+        rows = torch.arange(len(z), device=z.device)
+        one = adaptive_infonce(z, z, self.temperature, positive_index=positive, row_group=rows)
+        # ``one`` takes one positive per row. Replacing it by the mean of all of them costs O(B d).
+        wide = z.to(accumulation_dtype(z.dtype))
+        sums = wide.new_zeros(len(counts), wide.shape[1]).index_add(0, label, wide)  # [labels, d]
+        others = (sums[label] - wide) / (counts[label] - 1).clamp(min=1)[:, None]  # [B, d], the mean of P(r)
+        valid = positive != IGNORE
+        gap = (wide * (wide[positive.clamp(min=0)] - others)).sum(1) / self.temperature  # [B]
+        return one + torch.where(valid, gap, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+class CLIPLoss(nn.Module):
+    """Computes the loss of CLIP (Radford et al., 2021) with its learned logit scale.
+
+    The loss is the mean of the cross entropies image -> text and text -> image, whose logits are cosines times
+    exp(``logit_scale``).
+
+    Args:
+        init_scale: initial value of exp(``logit_scale``).
+        max_scale: upper bound of exp(``logit_scale``) in the loss; beyond it, the parameter has no gradient.
+        process_group: if given, the pairs of all ranks are one batch; see :func:`adaftr_fast.adaptive_infonce`.
+
+    Shape:
+        - image_features, text_features: [B, d]; normalized here
+        - Output: 0-dim
+
+    Raises:
+        ValueError: a scale is not positive, or the features differ in shape.
+
+    Example:
+        >>> clip = adaftr_fast.nn.losses.CLIPLoss()
+        >>> loss = clip(torch.randn(256, 512), torch.randn(256, 512))
+    """
+
+    def __init__(
+        self, init_scale: float = 1 / 0.07, max_scale: float = 100.0, *, process_group: ProcessGroup | None = None
+    ) -> None:
+        super().__init__()
+        if not 0 < init_scale <= max_scale:
+            raise ValueError(f"CLIPLoss: expected 0 < init_scale <= max_scale, got {init_scale} and {max_scale}")
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
+        self.max_scale, self.process_group = max_scale, process_group
+
+    def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Computes the loss between image_features and text_features, both [B, d]."""
+        _check_pairs("CLIPLoss", "image_features", image_features, "text_features", text_features)
+        tau = (-self.logit_scale.clamp(max=math.log(self.max_scale))).exp()
+        image, text = F.normalize(image_features, dim=1), F.normalize(text_features, dim=1)
+        return adaptive_infonce(image, text, tau, symmetric=True, process_group=self.process_group)
+
+
+class MultipleNegativesRankingLoss(nn.Module):
+    """Computes the in-batch softmax with hard negatives (Henderson et al., 2017) as sentence-transformers does.
+
+    The candidates of each anchor are all positives and all hard negatives of the batch. ``forward`` takes what
+    ``compute_loss_from_embeddings`` of sentence-transformers takes.
+
+    Args:
+        scale: factor of the similarities, > 0; the inverse of the temperature.
+        symmetric: if True, averages the loss with that of positive -> anchors, whose candidates are all anchors.
+        normalize: if True, the similarities are cosines, otherwise dot products.
+        process_group: if given, candidates are those of all ranks; see :func:`adaftr_fast.adaptive_infonce`.
+
+    Shape:
+        - embeddings: [anchors, positives, negatives_1, ..., negatives_k], each [B, d]
+        - Output: 0-dim
+
+    Raises:
+        ValueError: there are fewer than two embeddings, or they differ in shape.
+
+    Example:
+        >>> mnrl = adaftr_fast.nn.losses.MultipleNegativesRankingLoss()
+        >>> loss = mnrl([torch.randn(64, 384), torch.randn(64, 384), torch.randn(64, 384)])
+    """
+
+    def __init__(
+        self,
+        scale: float = 20.0,
+        *,
+        symmetric: bool = False,
+        normalize: bool = True,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        self.scale, self.symmetric, self.normalize, self.process_group = scale, symmetric, normalize, process_group
+
+    def forward(self, embeddings: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
+        """Computes the loss of a list of embeddings [B, d]; ``labels`` are accepted and not used."""
+        if len(embeddings) < 2:
+            raise ValueError(f"MultipleNegativesRankingLoss: expected at least 2 embeddings, got {len(embeddings)}")
+        for number, other in enumerate(embeddings[1:], 1):
+            _check_pairs("MultipleNegativesRankingLoss", "embeddings[0]", embeddings[0], f"embeddings[{number}]", other)
+        anchors, candidates = embeddings[0], torch.cat(list(embeddings[1:]))
+        if self.normalize:
+            anchors, candidates = F.normalize(anchors, dim=1), F.normalize(candidates, dim=1)
+        return adaptive_infonce(
+            anchors, candidates, 1 / self.scale, symmetric=self.symmetric, process_group=self.process_group
+        )
+
+
+def _check_pairs(loss: str, first: str, x: Tensor, second: str, y: Tensor) -> None:
+    if x.shape != y.shape:
+        raise ValueError(f"{loss}: {second} must have the shape of {first}, {tuple(x.shape)}, got {tuple(y.shape)}")
+
+
+def _positives(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns one positive of each row [B] or IGNORE, the index of its label [B], and the rows per label [labels].
+
+    The positive is the next row of the same label, and the first one for the last.
+    """
+    _, label, counts = labels.unique(return_inverse=True, return_counts=True)
+    order = label.argsort(stable=True)  # rows by label
+    sizes, first = counts[label[order]], (counts.cumsum(0) - counts)[label[order]]
+    following = first + (torch.arange(len(labels), device=labels.device) - first + 1) % sizes
+    positive = torch.empty_like(order)
+    positive[order] = torch.where(sizes > 1, order[following], IGNORE)
+    return positive, label, counts
