@@ -1,12 +1,36 @@
 #include "cpu/runtime/parallel.h"
 
 #include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
+#include <pthread.h>
 
 namespace adaftr_fast {
+namespace {
+
+// GNU's OpenMP keeps a pool of threads for each thread that enters a parallel region. A fork copies the record of the
+// forking thread's pool but not the pool's threads, and the child's next region waits for them forever. The variables
+// are per thread because pools are: a thread that the child starts gets a pool of its own.
+thread_local bool has_pool = false;
+thread_local bool lost_pool = false;
+
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { lost_pool = has_pool; });
+
+// Whether at::parallel_for takes more than one thread.
+bool takes_threads(int64_t count, int64_t grain) {
+  return count > 1 && count > grain && !at::in_parallel_region() && at::get_num_threads() > 1;
+}
+
+}  // namespace
 
 int64_t thread_count() { return at::get_num_threads(); }
 
 void parallel_ranges(int64_t count, int64_t grain, void (*body)(const void*, int64_t, int64_t), const void* context) {
+  if (takes_threads(count, grain)) {
+    TORCH_CHECK(!lost_pool, "adaftr_fast: cannot run an op on ", at::get_num_threads(),
+                " threads: this process was forked after the kernels had started threads, which a fork does not copy. "
+                "Start workers by spawn or forkserver, or call torch.set_num_threads(1) in them");
+    has_pool = true;
+  }
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
