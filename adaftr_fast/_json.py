@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import tomllib
 from contextlib import suppress
 from functools import cache
@@ -12,6 +13,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+LONG_KEY = re.compile(r"""(?:["'\w-]++\.){200}""")
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
@@ -29,6 +31,8 @@ def loads(text: str) -> Any:
 
 def loads_toml(text: str) -> dict[str, Any]:
     """Reads TOML. Raises ValueError if the text is not TOML or is nested too deeply."""
+    if LONG_KEY.search(text):  # the time of tomllib grows with the square of a key's parts
+        raise ValueError("nested too deeply")
     try:
         return tomllib.loads(text)
     except RecursionError as error:
