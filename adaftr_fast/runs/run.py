@@ -70,8 +70,8 @@ def fit_one(
         config: the configuration. ``config.data`` is only recorded in the checkpoint.
         folder: the run folder.
         restart: discards an unfinished run in ``folder`` instead of resuming it.
-        ranks: the ranks that train together. All ranks read the data; only rank 0 reads and writes ``folder`` and reads
-            the run of a warm start.
+        ranks: the ranks that train together. All ranks read the data; only rank 0 reads and writes ``folder``, except
+            for the rows of sharded tables, and reads the run of a warm start.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM ended training, which can be resumed. The arguments are the number of the

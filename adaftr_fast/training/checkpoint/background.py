@@ -77,7 +77,10 @@ def _lower_priority() -> None:
 
 
 def available_memory() -> int:
-    """Returns the bytes of memory that this process can still take; 0 if the system does not tell."""
+    """Returns the bytes of memory that this process can still take; 0 if the system does not tell.
+
+    The ranks of one machine take equal shares.
+    """
     try:
         lines = (line.split() for line in MEMINFO.read_text().splitlines())
         left = [1024 * next(int(words[1]) for words in lines if words[0] == "MemAvailable:")]
@@ -88,4 +91,4 @@ def available_memory() -> int:
             limit, usage, statistics = (CGROUPS / name for name in names[:3])
             pages = dict(line.split() for line in statistics.read_text().splitlines())
             left.append(int(limit.read_text()) - int(usage.read_text()) + int(pages[names[3]]))
-    return max(0, min(left))
+    return max(0, min(left)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

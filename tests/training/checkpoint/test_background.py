@@ -53,6 +53,8 @@ def test_available_memory_is_that_of_the_container(version, tmp_path, monkeypatc
     (tmp_path / statistics).write_text(f"anon 3000\n{key} 2000\n")
     (tmp_path / limit).write_text("8000\n")
     assert available_memory() == 8000 - 5000 + 2000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert available_memory() == 5000 // 4
     (tmp_path / limit).write_text("max\n")
     assert available_memory() > 8000
     monkeypatch.setattr(background, "MEMINFO", tmp_path / "absent")
