@@ -46,10 +46,10 @@ def rewrite(folder, change):
 def test_a_run_prints_its_test_metrics(run):
     summary, header, _, *rows = repr(run).splitlines()
     assert summary == f"{run.folder}: adaftr, best epoch {run.result.best_epoch} of 2"
-    assert header == "| model  | task       |   AUC |  GAUC | log-loss | best epoch | samples/s | s/epoch |"
+    assert header == "| model  | task       |   AUC |  GAUC | log-loss | CVR AUC | best epoch | samples/s | s/epoch |"
     assert [row.split("|")[2].strip() for row in rows] == ["click", "conversion"]
     for row, metrics in zip(rows, run.test.values(), strict=True):
-        assert f" {100 * metrics['auc']:.2f} | {100 * metrics['gauc']:.2f} | {metrics['logloss']:>8.4f} " in row
+        assert f" {100 * metrics['auc']:.2f} | {100 * metrics['gauc']:.2f} | {metrics['logloss']:>8.4f} | " in row
     page = run._repr_html_()
     assert page.startswith(f"<p>{summary}</p>{run.table().html()}<img")
     assert "data:image/png;base64,iVBOR" in page
@@ -203,7 +203,7 @@ def test_evaluate_measures_any_split_of_a_run_or_its_folder(run, data):
         "validation"]  # fmt: skip
     found = af.evaluate(run, data, "train")
     header, _, click, _ = repr(found).splitlines()
-    assert header == "| train: task |   AUC |  GAUC | log-loss |"
+    assert header == "| train: task |   AUC |  GAUC | log-loss | CVR AUC |"
     assert click.startswith(f"| click       | {100 * found.metrics['click']['auc']:.2f} |")
     assert found._repr_html_() == found.table().html()
 
@@ -217,7 +217,7 @@ def test_evaluate_equals_the_command(run, data, capsys):
     ("options", "error", "message"),
     [
         ({"model": {"nam": "mmoe"}}, ConfigError, "model: unknown option 'nam'; expected one of name, backbone"),
-        ({"model": {"name": "esmm"}}, ConfigError, "model.name: expected one of single_dnn, .*, got 'esmm'"),
+        ({"model": {"name": "aitm"}}, ConfigError, "model.name: expected one of single_dnn, .*, got 'aitm'"),
         ({"model": {"expert_hidden": 8}}, ConfigError, r"model.expert_hidden: expected list\[int\], got 8"),
         ({"optimizer": {"lr": "fast"}}, ConfigError, "optimizer.lr: expected float, got 'fast'"),
         ({"optimizer": {"lr": -1}}, ConfigError, "optimizer.lr: expected a finite number >= 0, got -1"),

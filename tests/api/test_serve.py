@@ -12,7 +12,7 @@ from adaftr_fast.training.evaluation import predict
 def test_an_exported_model_prints_its_files_and_metrics(model, run):
     summary, header, _, click, _ = repr(model).splitlines()
     assert summary == f"{model.folder}: model.pt2, schema.json, vocabulary.parquet"
-    assert header == "| validation: task |   AUC |  GAUC | log-loss |"
+    assert header == "| validation: task |   AUC |  GAUC | log-loss | CVR AUC |"
     best = run.epochs[run.result.best_epoch - 1]["validation"]
     assert click.startswith(f"| click            | {100 * best['click']['auc']:.2f} |")
     assert model._repr_html_() == f"<p>{summary}</p>{model.table().html()}"

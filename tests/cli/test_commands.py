@@ -162,7 +162,7 @@ def test_demo_compares_two_models_and_reports(schema, tmp_path, capsys, monkeypa
         (["prepare", "--dataset", "census", "--out", "OUT"], r"expected 2 file(s) (TRAIN TEST), got 0"),
         (["train", "--out", "OUT", "--data.folder", "OUT"], "not a prepared folder"),
         (["train", "--out", "OUT", "--model.expert_hiden", "[3]"], "model.expert_hiden"),
-        (["train", "--out", "OUT", "--model.name", "esmm"], "esmm"),
+        (["train", "--out", "OUT", "--model.name", "aitm"], "aitm"),
         (["train", "--out", "OUT", "--training.patience", "0"], "training.patience: expected >= 1, got 0"),
         (["train", "--out", "OUT", "--model.beta", "-1"], "model.beta: expected a finite weight >= 0, got -1"),
         (["train", "--out", "OUT", "--config", "OUT"], "config"),
