@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
 from adaftr_fast.ops.infonce.checks import check_no_tangents, check_representations, check_row_options
-from adaftr_fast.ops.infonce.op import accumulation_dtype
+from adaftr_fast.ops.infonce.op import FunctionalInfoNCE, accumulation_dtype
 from adaftr_fast.ops.infonce.reference import IGNORE
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
@@ -104,6 +104,9 @@ def adaptive_infonce(
     The loss is differentiable in ``h_ctr``, ``h_cvr``, ``tau`` and ``row_weight``. It can be differentiated twice; the
     second derivative is computed by the plain-PyTorch reference, which stores the B x N similarities. Sums are
     accumulated in float32, or in float64 for float64 inputs. The CPU kernel flushes denormals to zero.
+
+    ``torch.func.grad`` and ``vjp`` are supported outside ``torch.compile``; ``vmap`` and ``jacrev`` call the loss in a
+    loop.
 
     float32 products follow ``torch.set_float32_matmul_precision``:
 
@@ -325,11 +328,18 @@ def _expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
 
 
 def _op_of(backend: str, h_ctr: Tensor) -> Callable[..., Any]:
-    ops = torch.ops.adaftr_fast
+    name = _name_of(backend, h_ctr)
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return lambda *args: FunctionalInfoNCE.apply(*args, name)
+    op: Callable[..., Any] = getattr(torch.ops.adaftr_fast, name)
+    return op
+
+
+def _name_of(backend: str, h_ctr: Tensor) -> str:
     if backend == "auto":
-        return ops.infonce
+        return "infonce"
     if backend == "reference":
-        return ops.infonce_reference
+        return "infonce_reference"
     on_cpu = isinstance(h_ctr, Tensor) and h_ctr.device.type == "cpu"
     if backend == "cpu":
         if not on_cpu:
@@ -337,9 +347,9 @@ def _op_of(backend: str, h_ctr: Tensor) -> Callable[..., Any]:
             raise ValueError(f"adaptive_infonce: backend 'cpu' requires CPU tensors, got h_ctr on {got}")
         if not is_built():
             raise RuntimeError("adaptive_infonce: backend 'cpu' requires the C++ extension (see adaftr-fast info)")
-        return ops.infonce
+        return "infonce"
     if backend == "triton":
         if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
             raise ValueError("adaptive_infonce: backend 'triton' accepts CPU tensors only under TRITON_INTERPRET=1")
-        return ops.infonce_triton
+        return "infonce_triton"
     raise ValueError(f"adaptive_infonce: backend must be auto, reference, cpu or triton, got {backend!r}")

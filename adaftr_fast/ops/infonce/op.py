@@ -16,7 +16,7 @@ reference elsewhere), ``infonce_reference`` and ``infonce_triton``.
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +32,6 @@ SCHEMA = (
     " Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
 )
 NAMES = ("infonce", "infonce_reference", "infonce_triton")
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]  # anchors to scale
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor | None, ...]
 
@@ -135,48 +134,115 @@ def _backward_of(name: str) -> Callable[..., Gradients]:
     """Returns the autograd formula of op ``name``; a recomputation calls the same op."""
 
     def backward(ctx: Any, g_loss: Tensor | None, g_row_loss: Tensor | None, *_: Tensor | None) -> Gradients:
-        *inputs, row_loss, d_anchors, d_candidates, d_tau = ctx.saved_tensors
         if g_loss is None and g_row_loss is None:
             return (None,) * 11
-        needs = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph=True: double backward differentiates the reference
-            return _differentiable_gradients(tuple(inputs), g_loss, g_row_loss, needs)
-        g_scale = g_loss * row_loss if needs[6] and g_loss is not None else None
+        # With create_graph=True, and always under torch.func, the gradients are differentiable themselves.
+        gradients = _Gradients.apply if torch.is_grad_enabled() else _Gradients.forward
+        needs = tuple(ctx.needs_input_grad[i] for i in (0, 1, 2, 6))
+        d_anchors, d_candidates, d_tau, d_scale = gradients(
+            name, needs, ctx.computed, g_loss, g_row_loss, *ctx.saved_tensors
+        )
+        return d_anchors, d_candidates, d_tau, None, None, None, d_scale, None, None, None, None
+
+    return backward
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients by the op, in anchors, candidates, tau and scale; None where not needed.
+
+    Their own derivatives differentiate the reference, which stores the B x N similarities.
+    """
+
+    @staticmethod
+    def forward(
+        name: str,
+        needs: tuple[bool, ...],
+        computed: tuple[bool, ...],
+        g_loss: Tensor | None,
+        g_row_loss: Tensor | None,
+        *saved: Any,
+    ) -> Gradients:
+        *inputs, row_loss, d_anchors, d_candidates, d_tau = saved
         wanted = needs[:3]
         gradients, upstream = (d_anchors, d_candidates, d_tau), g_loss
-        if g_row_loss is not None or any(w and not c for w, c in zip(wanted, ctx.computed)):
+        if g_row_loss is not None or any(w and not c for w, c in zip(wanted, computed)):
             scale = inputs[6] * g_loss if g_loss is not None else torch.zeros_like(inputs[6])
             scale = scale if g_row_loss is None else scale + g_row_loss
             op = getattr(torch.ops.adaftr_fast, name)
             gradients, upstream = op(*inputs[:6], scale, *wanted, False)[6:], None
         scaled = (g if upstream is None else g * upstream for g in gradients)
         cast = [g.to(x.dtype) if w else None for g, x, w in zip(scaled, inputs, wanted)]
-        return (*cast, None, None, None, g_scale, None, None, None, None)
+        return (*cast, g_loss * row_loss if needs[3] and g_loss is not None else None)
 
-    return backward
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
+        _, ctx.needs, _, g_loss, g_row_loss, *saved = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(g_loss, g_row_loss, *saved[:7])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
+        g_loss, g_row_loss, anchors, candidates, tau, positive, row_group, column_group, scale = ctx.saved_tensors
+
+        def closed_form(*x: Tensor) -> tuple[Tensor, ...]:
+            """The gradients as functions of g_loss, g_row_loss, anchors, candidates, tau and scale."""
+            anchors, candidates, tau = (each.to(accumulation_dtype(each.dtype)) for each in x[2:5])
+            masks = (positive, row_group, column_group)
+            row_scale = x[5] * x[0] + x[1]  # [B]
+            first = infonce_gradients(anchors, candidates, tau, row_scale, *masks)
+            return *first, x[0] * infonce_rows(anchors, candidates, tau, *masks).loss
+
+        g_loss = tau.new_zeros(()) if g_loss is None else g_loss
+        g_row_loss = torch.zeros_like(tau) if g_row_loss is None else g_row_loss
+        inputs = (g_loss, g_row_loss, anchors, candidates, tau, scale)
+        values, pull = torch.func.vjp(closed_form, *inputs)[:2]  # mypy: it may return three
+        d = pull(tuple(torch.zeros_like(v) if g is None else g.to(v.dtype) for g, v in zip(upstream, values)))
+        found = (*d[:5], None, None, None, d[5], None, None, None, None)  # g_loss to d_tau
+        needed = (g if need else None for g, need in zip(found, ctx.needs_input_grad[3:]))
+        return None, None, None, *needed
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
+        return _loop(_Gradients, info.batch_size, in_dims, args)
 
 
-def _differentiable_gradients(
-    inputs: Inputs, g_loss: Tensor | None, g_row_loss: Tensor | None, needs: Sequence[bool]
-) -> Gradients:
-    anchors, candidates, tau, positive, row_group, column_group, scale = inputs
-    # Views: two inputs may be one tensor, or one may be computed from another. The outer graph adds up their gradients.
-    views = {i: x.view_as(x) for i, x in ((0, anchors), (1, candidates), (2, tau), (6, scale))}
-    anchors, candidates, tau, scale = views.values()
-    acc = accumulation_dtype(anchors.dtype)
-    wide = anchors.to(acc), candidates.to(acc), tau.to(acc)
-    row_loss = infonce_rows(*wide, positive, row_group, column_group).loss  # [B]
-    total = row_loss.new_zeros(())
-    if g_loss is not None:
-        total = total + g_loss * (scale * row_loss).sum()
-    if g_row_loss is not None:
-        total = total + (g_row_loss * row_loss).sum()
-    indices = [i for i in views if needs[i]]
-    found = torch.autograd.grad(total, [views[i] for i in indices], create_graph=True, allow_unused=True)
-    gradients: list[Tensor | None] = [None] * 11
-    for index, gradient in zip(indices, found):
-        gradients[index] = gradient
-    return tuple(gradients)
+class FunctionalInfoNCE(torch.autograd.Function):
+    """Calls the op ``torch.ops.adaftr_fast.<name>`` under torch.func, which refuses ``register_autograd``'s functions.
+
+    ``apply`` takes the op's arguments and its name.
+    """
+
+    @staticmethod
+    def forward(*args: Any) -> Outputs:
+        *inputs, name = args
+        outputs: Outputs = getattr(torch.ops.adaftr_fast, name)(*inputs)
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+        *inputs_of_op, ctx.name = inputs
+        _setup_context(ctx, tuple(inputs_of_op), output)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
+        return *_backward_of(ctx.name)(ctx, *upstream), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
+        return _loop(FunctionalInfoNCE, info.batch_size, in_dims, args)
+
+
+def _loop(
+    function: type[torch.autograd.Function], size: int, in_dims: tuple[int | None, ...], args: tuple[Any, ...]
+) -> tuple[Gradients, tuple[int | None, ...]]:
+    """Calls a function once per element of vmap's dimension."""
+
+    def at(i: int) -> list[Any]:  # in_dims of an argument that is no tensor is no number
+        return [x.select(dim, i) if isinstance(dim, int) else x for x, dim in zip(args, in_dims)]
+
+    calls = [function.apply(*at(i)) for i in range(size)]
+    outputs = tuple(None if each[0] is None else torch.stack(each) for each in zip(*calls))
+    return outputs, tuple(None if each is None else 0 for each in outputs)
 
 
 for _name in NAMES:
