@@ -39,6 +39,7 @@ class InfoNCEOptions(TypedDict, total=False):
     row_group: Tensor | None
     column_group: Tensor | None
     row_weight: Tensor | None
+    column_bias: Tensor | None
     symmetric: bool
     reduction: Reduction
     backend: Backend
@@ -87,6 +88,7 @@ def adaptive_infonce(
     row_group: Tensor | None = None,
     column_group: Tensor | None = None,
     row_weight: Tensor | None = None,
+    column_bias: Tensor | None = None,
     symmetric: bool = False,
     reduction: Reduction = "mean",
     return_stats: bool = False,
@@ -101,9 +103,10 @@ def adaptive_infonce(
 
     where y_r is the index of the row's positive. The B x N similarities are never stored.
 
-    The loss is differentiable in ``h_ctr``, ``h_cvr``, ``tau`` and ``row_weight``. It can be differentiated twice; the
-    second derivative is computed by the plain-PyTorch reference, which stores the B x N similarities. Sums are
-    accumulated in float32, or in float64 for float64 inputs. The CPU kernel flushes denormals to zero.
+    The loss is differentiable in ``h_ctr``, ``h_cvr``, ``tau``, ``row_weight`` and ``column_bias``. It can be
+    differentiated twice; the second derivative is computed by the plain-PyTorch reference, which stores the B x N
+    similarities. Sums are accumulated in float32, or in float64 for float64 inputs. The CPU kernel flushes denormals to
+    zero.
 
     ``torch.func.grad`` and ``vjp`` are supported outside ``torch.compile``; ``vmap`` and ``jacrev`` call the loss in a
     loop.
@@ -142,6 +145,10 @@ def adaptive_infonce(
             its positive.
         column_group: [N] int64, the group ids of the candidates. Default: ``row_group``, which requires N = B.
         row_weight: [B] weights of the rows' losses, floating point.
+        column_bias: [N] finite numbers added to the candidates' logits, floating point; in sampled softmax, minus the
+            logarithm of the probability to be drawn. It is appended to ``h_cvr``, and tau to ``h_ctr``, as one more
+            dimension of the dot product, or as three in the half types, which copies both. Differentiable. Not
+            supported with ``symmetric``.
         symmetric: if True, averages the loss with that of the cvr -> ctr direction. There the anchor of row r is
             h_cvr[y_r], with its own temperature, and its candidates are all rows of h_ctr. An ignored row has no loss
             in either direction, but remains a candidate in this one unless the groups exclude it.
@@ -194,9 +201,14 @@ def adaptive_infonce(
             f"got {len(tau)} elements and symmetric={symmetric}"
         )
     tau_row, tau_column = tau if isinstance(tau, tuple) else (tau, tau)
-    check_row_options(h_ctr, h_cvr, positive_index, row_group, column_group, row_weight)
+    check_row_options(h_ctr, h_cvr, positive_index, row_group, column_group, row_weight, column_bias)
     if row_group is not None and column_group is None:
         column_group = row_group
+    tau_row = _expand_tau(tau_row, h_ctr, "tau")  # [B]
+    if column_bias is not None:
+        if symmetric:
+            raise ValueError("adaptive_infonce: column_bias requires symmetric=False, got True")
+        h_ctr, h_cvr = _append_bias(h_ctr, h_cvr, tau_row, column_bias)
 
     batch = None
     if process_group is not None:
@@ -206,7 +218,6 @@ def adaptive_infonce(
     candidates = Candidates(h_cvr, positive_index, column_group)
     if batch is not None:
         candidates = batch.gather(candidates, batch.columns)
-    tau_row = _expand_tau(tau_row, h_ctr, "tau")  # [B]
     loss, stats = _direction(op, h_ctr, tau_row, row_group, candidates, scale, reduction, return_stats)
     if symmetric:
         tau_column = _expand_tau(tau_column, h_cvr, "tau (per column)")  # [N]
@@ -333,6 +344,20 @@ def _op_of(backend: str, h_ctr: Tensor) -> Callable[..., Any]:
         return lambda *args: FunctionalInfoNCE.apply(*args, name)
     op: Callable[..., Any] = getattr(torch.ops.adaftr_fast, name)
     return op
+
+
+def _append_bias(h_ctr: Tensor, h_cvr: Tensor, tau: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (a, tau) and (b, bias), whose dot products over tau are the logits plus the bias: [B, d+1], [N, d+1].
+
+    The half types hold tau and the bias as sums of two terms each, which takes three columns.
+    """
+    dtype = h_ctr.dtype
+    tau, bias = tau[:, None], bias[:, None].to(tau.dtype)
+    row, column = [tau.to(dtype)], [bias.to(dtype)]
+    if dtype in (torch.bfloat16, torch.float16):
+        row += [row[0], (tau - row[0]).to(dtype)]
+        column += [(bias - column[0]).to(dtype), column[0]]
+    return torch.cat((h_ctr, *row), dim=1), torch.cat((h_cvr, *column), dim=1)
 
 
 def _name_of(backend: str, h_ctr: Tensor) -> str:

@@ -41,6 +41,7 @@ def check_row_options(
     row_group: Tensor | None,
     column_group: Tensor | None,
     row_weight: Tensor | None,
+    column_bias: Tensor | None,
 ) -> None:
     """Checks shape, dtype and device of the options that hold a value per row or per candidate."""
     rows, columns = len(h_ctr), len(h_cvr)
@@ -60,6 +61,7 @@ def check_row_options(
         ("row_group", row_group, rows),
         ("column_group", column_group, columns),
         ("row_weight", row_weight, rows),
+        ("column_bias", column_bias, columns),
     )
     for name, x, length in named:
         if x is None:
@@ -70,7 +72,8 @@ def check_row_options(
             raise ValueError(f"adaptive_infonce: {name} must have shape ({length},), got {tuple(x.shape)}")
         if x.device != h_ctr.device:
             raise ValueError(f"adaptive_infonce: {name} must be on {h_ctr.device} like h_ctr, got {x.device}")
-        if name == "row_weight" and not x.is_floating_point():
-            raise TypeError(f"adaptive_infonce: row_weight must be floating point, got {x.dtype}")
-        if name != "row_weight" and x.dtype != torch.int64:
+        numbers = name in ("row_weight", "column_bias")
+        if numbers and not x.is_floating_point():
+            raise TypeError(f"adaptive_infonce: {name} must be floating point, got {x.dtype}")
+        if not numbers and x.dtype != torch.int64:
             raise TypeError(f"adaptive_infonce: {name} must be int64, got {x.dtype}")

@@ -1,0 +1,72 @@
+"""The option column_bias of adaptive_infonce."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import adaftr_fast as af
+from tests.ops.infonce.inputs import inputs
+from tests.tolerances import assert_as_accurate
+
+POSITIVE = torch.arange(0, 33, 3)  # of 11 rows and 40 candidates
+
+
+def drawn(dtype):
+    a, b, tau = inputs(11, 40, 12)
+    bias = -5 + 3 * torch.randn(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return [a.to(dtype), b.to(dtype), tau, bias]
+
+
+def literal(a, b, tau, bias):
+    logits = (a @ b.T).to(tau.dtype) / tau[:, None] + bias
+    return F.cross_entropy(logits, POSITIVE)
+
+
+def ours(a, b, tau, bias):
+    return af.adaptive_infonce(a, b, tau, positive_index=POSITIVE, column_bias=bias)
+
+
+def loss_and_gradients(function, tensors):
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    loss = function(*leaves)
+    return [loss, *torch.autograd.grad(loss, leaves)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_loss_and_gradients(dtype):
+    a, b, tau, bias = drawn(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    found = loss_and_gradients(ours, [a, b, tau.to(wide), bias.to(wide)])
+    pytorch = loss_and_gradients(literal, [a, b, tau.to(wide), bias.to(wide)])
+    truth = loss_and_gradients(literal, [a.double(), b.double(), tau.to(wide).double(), bias.to(wide).double()])
+    for what, own, true, eager in zip(("loss", "h_ctr", "h_cvr", "tau", "bias"), found, truth, pytorch):
+        assert_as_accurate(own, true, eager, dtype, what)
+
+
+@pytest.mark.parametrize("tau", [1, 0.3, torch.tensor(0.3, dtype=torch.float64)])
+def test_a_common_tau_and_the_statistics(tau):
+    a, b, _, bias = drawn(torch.float64)
+    logits = a @ b.T / tau + bias
+    loss, stats = af.adaptive_infonce(a, b, tau, positive_index=POSITIVE, column_bias=bias, return_stats=True)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, POSITIVE))
+    torch.testing.assert_close(stats.lse, logits.logsumexp(1))
+    torch.testing.assert_close(stats.positive_logit, logits[torch.arange(11), POSITIVE])
+
+
+def test_second_derivatives():
+    tensors = [x.requires_grad_() for x in drawn(torch.float64)]
+    assert torch.autograd.gradgradcheck(ours, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"column_bias": torch.zeros(11)}, ValueError, r"column_bias must have shape \(40,\), got \(11,\)"),
+        ({"column_bias": torch.zeros(40).long()}, TypeError, "column_bias must be floating point, got torch.int64"),
+        ({"column_bias": torch.zeros(40), "symmetric": True}, ValueError, "column_bias requires symmetric=False"),
+    ],
+)
+def test_bad_input(options, error, message):
+    a, b, tau, _ = drawn(torch.float32)
+    with pytest.raises(error, match=message):
+        af.adaptive_infonce(a, b, tau.float(), positive_index=POSITIVE, **options)
