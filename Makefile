@@ -16,6 +16,7 @@ BIN := $(VENV)/bin
 ENV := $(VENV)/.installed
 EXTENSION := $(VENV)/.built
 TORCHREC := $(VENV)/.torchrec
+RECIPES := $(VENV)/.recipes
 DOCS := $(VENV)/.docs
 # Cells of .github/workflows/ci.yml: Python, torch, ADAFTR_FAST_BUILD, C++ compiler.
 CELLS ?= 3.11-2.13-none-g++ 3.11-2.13-cpu-clang++ 3.13-2.11-cpu-g++
@@ -26,7 +27,7 @@ WHEEL_TESTS ?= tests/ops tests/optim
 BUILD_TOOLS := "setuptools>=77" ninja numpy
 CUDA_TORCH ?= 2.11 2.13
 
-.PHONY: demo build test pytest test-torchrec docs matrix wheels check-install cuda-build compile-gate compile-gate-3.6 \
+.PHONY: demo build test pytest test-torchrec test-recipes docs matrix wheels check-install cuda-build compile-gate compile-gate-3.6 \
   lint format bench chaos sanitize clean
 
 demo: $(EXTENSION)
@@ -42,6 +43,10 @@ pytest: $(EXTENSION)
 # Tables across ranks by TorchRec, an optional back end.
 test-torchrec: $(TORCHREC)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/torchrec
+
+# The recipes beside the losses of the libraries that they replace.
+test-recipes: $(RECIPES)
+	$(BIN)/python -m pytest tests/examples/test_recipes.py
 
 # Fails where a generated table differs from its results file, and on every broken link.
 docs: $(DOCS)
@@ -132,6 +137,10 @@ $(EXTENSION): $(ENV) $(CXX_FILES)
 $(TORCHREC): $(EXTENSION)
 	$(BIN)/python -m pip install -q tensordict torchmetrics pyre-extensions
 	$(BIN)/python -m pip install -q --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0
+	touch $@
+
+$(RECIPES): $(EXTENSION)
+	ADAFTR_FAST_BUILD=none $(BIN)/python -m pip install -q --no-build-isolation -e ".[recipes]"
 	touch $@
 
 $(DOCS): $(ENV)

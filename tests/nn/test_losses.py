@@ -6,6 +6,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 import adaftr_fast as af
+from tests.distributed.ranks import on_ranks
 from tests.tolerances import SLACK, assert_as_accurate
 
 losses = af.nn.losses
@@ -131,19 +132,34 @@ def test_multiple_negatives_ranking_of_dot_products():
     torch.testing.assert_close(loss, ranking(*embeddings, scale=0.3, normalize=False))
 
 
-@pytest.fixture
-def alone(tmp_path):
-    """A process group of one rank."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
+ACROSS_RANKS = {
+    "NTXentLoss": lambda group, x, y, z: losses.NTXentLoss(process_group=group)(x, y),
+    "CLIPLoss": lambda group, x, y, z: losses.CLIPLoss(process_group=group)(x, y),
+    "MultipleNegativesRankingLoss": lambda group, *x: losses.MultipleNegativesRankingLoss(process_group=group)(x),
+}
 
 
-def test_one_rank_of_a_process_group_has_the_same_losses(alone):
-    x, y, z = drawn(3, torch.float64)
-    for loss, inputs in (("NTXentLoss", (x, y)), ("CLIPLoss", (x, y)), ("MultipleNegativesRankingLoss", ([x, y, z],))):
-        make = getattr(losses, loss)
-        torch.testing.assert_close(make(process_group=alone)(*inputs), make()(*inputs))
+def losses_on_a_rank(rank):
+    """Each loss of this rank's rows, 20 or 17 of 37, and its gradients."""
+    results = {}
+    for name, loss in ACROSS_RANKS.items():
+        leaves = [x.split(20)[rank].requires_grad_() for x in drawn(3, torch.float64)]
+        value = loss(dist.group.WORLD, *leaves)
+        value.backward()
+        results[name] = [value.detach(), *(x.grad for x in leaves if x.grad is not None)]
+    return results
+
+
+def test_the_mean_of_the_ranks_losses_is_that_of_one_process():
+    ranks = on_ranks(losses_on_a_rank, 2)
+    for name, loss in ACROSS_RANKS.items():
+        leaves = [x.requires_grad_() for x in drawn(3, torch.float64)]
+        value = loss(None, *leaves)
+        value.backward()
+        found, *gradients = zip(*(rank[name] for rank in ranks))
+        torch.testing.assert_close(sum(found) / 2, value.detach(), msg=name)
+        true = [x.grad for x in leaves if x.grad is not None]
+        torch.testing.assert_close([torch.cat(each) / 2 for each in gradients], true, msg=name)
 
 
 def test_bfloat16_errs_by_its_rounding():
