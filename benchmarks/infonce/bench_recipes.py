@@ -1,0 +1,157 @@
+"""The losses of other libraries beside ours (docs/recipes.md), forward and backward, where they are installed.
+
+    python -m pytest benchmarks/infonce/bench_recipes.py --benchmark-only     small sizes, to compare at a glance
+    python -m benchmarks.infonce.bench_recipes --rows 1024 8192               time in turns, and peak memory in own processes
+    python -m benchmarks.infonce.bench_recipes --rows 1024 8192 --write       also -> results/recipes-*.json
+
+Inputs are pairs of unit Gaussians [B, 128] in float32. Nothing is timed before both losses agree.
+"""
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import adaftr_fast as af
+from benchmarks.infonce.cases import forward_backward
+from benchmarks.measure import side_by_side, write
+from benchmarks.render import significant, table
+
+WIDTH, LABELS = 128, 100
+MOST_PAIRS = 2e9  # similarities beyond which a library's loss is left out: 8 GB a matrix, of which it stores several
+Loss = Callable[[Tensor, Tensor], Tensor]
+sys.modules.setdefault("kernels", None)  # transformers would import the repository's kernels/
+
+
+def ranking() -> tuple[Loss, Loss]:
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+    ours, theirs = af.nn.losses.MultipleNegativesRankingLoss(), MultipleNegativesRankingLoss(model=None)
+    return lambda x, y: ours([x, y]), lambda x, y: theirs.compute_loss_from_embeddings([x, y], None)
+
+
+def clip() -> tuple[Loss, Loss]:
+    from open_clip.loss import ClipLoss
+
+    theirs, scale = ClipLoss(), torch.nn.Parameter(torch.tensor(1 / 0.07).log())
+    return af.nn.losses.CLIPLoss(), lambda x, y: theirs(F.normalize(x, dim=1), F.normalize(y, dim=1), scale.exp())
+
+
+def simclr() -> tuple[Loss, Loss]:
+    from lightly.loss.ntx_ent_loss import NTXentLoss
+
+    return af.nn.losses.NTXentLoss(0.5), NTXentLoss(0.5)
+
+
+def sup_con() -> tuple[Loss, Loss]:
+    from pytorch_metric_learning.losses import SupConLoss
+
+    ours, theirs = af.nn.losses.SupConLoss(0.1), SupConLoss(0.1)
+    return lambda x, _: ours(x, torch.arange(len(x)) % LABELS), lambda x, _: theirs(x, torch.arange(len(x)) % LABELS)
+
+
+def info_nce() -> tuple[Loss, Loss]:
+    from info_nce import InfoNCE
+
+    return lambda x, y: af.adaptive_infonce(F.normalize(x, dim=1), F.normalize(y, dim=1), 0.1), InfoNCE()
+
+
+RECIPES: dict[str, tuple[str, Callable[[], tuple[Loss, Loss]]]] = {
+    "ranking": ("sentence_transformers", ranking),
+    "CLIP": ("open_clip", clip),
+    "SimCLR": ("lightly", simclr),
+    "SupCon": ("pytorch_metric_learning", sup_con),
+    "InfoNCE": ("info_nce", info_nce),
+}
+
+
+def inputs(rows: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(rows, WIDTH, generator=g).requires_grad_() for _ in range(2)]
+
+
+def checked(recipe: str) -> tuple[Loss, Loss]:
+    """Returns our loss and the library's, whose gradients agree on 256 rows."""
+    ours, theirs = RECIPES[recipe][1]()
+    tensors = inputs(256)
+    found, true = (torch.autograd.grad(loss(*tensors), tensors, allow_unused=True) for loss in (ours, theirs))
+    for x, y in zip(found, true):
+        if y is not None and (x - y).abs().max() > 1e-4 * y.abs().max():
+            raise RuntimeError(f"bench_recipes: the gradients of {recipe} and of {RECIPES[recipe][0]} disagree")
+    return ours, theirs
+
+
+def installed() -> list[str]:
+    return [recipe for recipe, (library, _) in RECIPES.items() if importlib.util.find_spec(library)]
+
+
+@pytest.mark.parametrize("whose", [0, 1], ids=["ours", "library"])
+@pytest.mark.parametrize("recipe", installed())
+def test_1024_rows(benchmark, recipe, whose):
+    benchmark.group = recipe
+    benchmark(forward_backward(checked(recipe)[whose], inputs(1024)))
+
+
+def added_mib(recipe: str, whose: int, rows: int) -> float:
+    """Returns what one step adds to the peak of resident memory, in a process of its own."""
+    script = (
+        "import re\n"
+        "from pathlib import Path\n"
+        "from benchmarks.infonce.bench_recipes import checked, forward_backward, inputs\n"
+        "def resident(key):\n"
+        "    return int(re.search(key + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
+        f"loss = checked({recipe!r})[{whose}]\n"
+        "forward_backward(loss, inputs(64))()\n"
+        f"step = forward_backward(loss, inputs({rows}))\n"
+        "Path('/proc/self/clear_refs').write_text('5')  # the peak starts again from here\n"
+        "before = resident('VmRSS')\n"
+        "step()\n"
+        "print(resident('VmHWM') - before)\n"
+    )
+    return float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+
+
+def compare(recipe: str, rows: int, seconds: float) -> dict[str, Any]:
+    """Milliseconds and added memory of ours and, where its matrices fit, of the library's."""
+    both = dict(zip(("ours", "library"), checked(recipe)))
+    if rows * rows * (4 if recipe == "SimCLR" else 1) > MOST_PAIRS:
+        del both["library"]
+    runs = {name: forward_backward(loss, inputs(rows)) for name, loss in both.items()}
+    mib = {name: added_mib(recipe, number, rows) for number, name in enumerate(both)}
+    case = {"recipe": recipe, "library": RECIPES[recipe][0], "rows": rows, "d": WIDTH}
+    return case | {"ms": side_by_side(runs, seconds), "added MiB": mib}
+
+
+def rendered(cases: list[dict[str, Any]]) -> str:
+    def row(case: dict[str, Any]) -> Iterator[str]:
+        yield from (case["recipe"], case["library"], f"{case['rows']:,}")
+        for key in ("ms", "added MiB"):
+            ours, library = case[key]["ours"], case[key].get("library")
+            yield significant(max(ours, 0.01))
+            yield "" if library is None else f"{library / max(ours, 0.01):.1f}x"
+
+    header = "loss | library | B | ours, ms | library | ours, added MiB | library"
+    return table(header, "llrrrrr", map(row, cases))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1024, 8192, 32768])
+    parser.add_argument("--seconds", type=float, default=2.0, help="per loss and case")
+    parser.add_argument("--write", action="store_true", help="write results/recipes-*.json")
+    arguments = parser.parse_args()
+    cases = [compare(recipe, rows, arguments.seconds) for rows in arguments.rows for recipe in installed()]
+    print(rendered(cases))
+    if arguments.write:
+        print(write("recipes", cases))
+
+
+if __name__ == "__main__":
+    main()
