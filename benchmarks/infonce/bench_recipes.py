@@ -1,7 +1,7 @@
 """The losses of other libraries beside ours (docs/recipes.md), forward and backward, where they are installed.
 
     python -m pytest benchmarks/infonce/bench_recipes.py --benchmark-only     small sizes, to compare at a glance
-    python -m benchmarks.infonce.bench_recipes --rows 1024 8192               time in turns, and peak memory in own processes
+    python -m benchmarks.infonce.bench_recipes --rows 1024 8192               time in turns, and peak memory
     python -m benchmarks.infonce.bench_recipes --rows 1024 8192 --write       also -> results/recipes-*.json
 
 Inputs are pairs of unit Gaussians [B, 128] in float32. Nothing is timed before both losses agree.
