@@ -103,9 +103,9 @@ def test_damaged_files_are_named_in_every_command(steps, log, tmp_path, capsys):
     train = tmp_path / "data/train.parquet"
     prepared = train.read_bytes()
     train.write_bytes(prepared[: len(prepared) // 2])
-    assert "train.parquet: not readable" in error_of(capsys, steps["train"])
+    assert "train.parquet: damaged: its sha256" in error_of(capsys, steps["train"])
     train.write_bytes(prepared[:1000] + b"\xff" * 200 + prepared[1200:])
-    assert "train.parquet: not readable" in error_of(capsys, steps["train"])
+    assert "train.parquet: damaged: its sha256" in error_of(capsys, steps["train"])
     assert not (tmp_path / "run").exists()
     train.write_bytes(prepared)
     for step in ("train", "export"):

@@ -14,7 +14,7 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import ConfigError
-from adaftr_fast.experiments.catalog import NO_OMEGA, TITLES, Variant
+from adaftr_fast.experiments.catalog import BASELINES, NO_OMEGA, TITLES, Variant
 from adaftr_fast.experiments.measure import machine, side_by_side
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.embedding import FusedEmbedding
@@ -25,7 +25,7 @@ BATCHES = 8  # distinct batches that the steps cycle through
 WITHOUT, FIXED, WITH = "AdaFTR, no contrast", "AdaFTR, fixed τ", "AdaFTR"
 
 VARIANTS = (
-    *(Variant(title, {"name": name}) for name, title in TITLES.items() if name != "adaftr"),
+    *(Variant(TITLES[name], {"name": name}) for name in BASELINES),
     Variant(WITHOUT, {"name": "adaftr", "contrast": "none"} | NO_OMEGA),
     Variant(FIXED, {"name": "adaftr", "contrast": "infonce", "tau": "fixed"} | NO_OMEGA),
     Variant(WITH, {"name": "adaftr", "contrast": "infonce", "tau": "adaptive"}),

@@ -137,9 +137,10 @@ def test_the_same_command_gives_the_same_bits(config, tmp_path):
 
 
 def test_demo_compares_two_models_and_reports(schema, tmp_path, capsys, monkeypatch):
-    text = schema.read_text().replace("name =", f'shipped = "{tmp_path / "log.parquet"}"\nname =', 1)
+    text = schema.read_text().replace("name =", 'shipped = "log.parquet"\nname =', 1)
     schema.write_text(text)
     monkeypatch.setattr("adaftr_fast.data.schema.parse.load_schema", lambda name: load_schema(str(schema)))
+    monkeypatch.setattr("adaftr_fast.data.raw.source.SHIPPED", tmp_path)
     arguments = ["--training.batch_size=100", "--training.max_epochs=2", "--training.progress=false"]
     assert main(["demo", "--out", str(tmp_path / "demo"), *arguments]) == 0
     shown = capsys.readouterr().out
@@ -313,8 +314,9 @@ def test_restart_discards_the_interrupted_run(config, tmp_path, capsys, monkeypa
 
 @pytest.mark.parametrize("at_epoch", [1, 2])
 def test_ctrl_c_interrupts_the_demo(schema, tmp_path, capsys, monkeypatch, at_epoch):
-    schema.write_text(schema.read_text().replace("name =", f'shipped = "{tmp_path / "log.parquet"}"\nname =', 1))
+    schema.write_text(schema.read_text().replace("name =", 'shipped = "log.parquet"\nname =', 1))
     monkeypatch.setattr("adaftr_fast.data.schema.parse.load_schema", lambda name: load_schema(str(schema)))
+    monkeypatch.setattr("adaftr_fast.data.raw.source.SHIPPED", tmp_path)
     begun = interrupting(monkeypatch, at_epoch)
     arguments = ["--training.batch_size=100", "--training.max_epochs=2", "--training.progress=false"]
     assert main(["demo", "--out", str(tmp_path / "demo"), *arguments]) == 130
@@ -365,7 +367,7 @@ def test_the_former_name_of_shard_works_with_a_warning(schema, tmp_path, capsys)
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\xfd\x00\x81", "not a TOML file: 'utf-8' codec"), (b"a = " + 100_000 * b"[", "nested too deeply")],
+    [(b"\xfd\x00\x81", "not a TOML file of options: 'utf-8' codec"), (b"a = " + 100_000 * b"[", "nested too deeply")],
 )
 def test_a_file_that_is_no_configuration_is_an_error_in_one_line(tmp_path, capsys, content, message):
     path = tmp_path / "run.toml"

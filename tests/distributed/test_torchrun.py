@@ -159,7 +159,7 @@ def rendezvous() -> dict[str, str | int]:
 WITHOUT_PICKLES = """
 import os, pickle, signal, sys
 from torch.distributed import distributed_c10d
-from adaftr_fast.cli import main
+from adaftr_fast.cli.app import main  # imports packages that define subclasses of Pickler
 from adaftr_fast.training.stepper import Stepper
 
 def refuse(*arguments, **options):

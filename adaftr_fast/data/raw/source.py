@@ -22,6 +22,7 @@ from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule
 from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.errors import DataError
 
+SHIPPED = resources.files("adaftr_fast.data") / "files"
 BATCH_ROWS = 1 << 17
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last of names of columns in parquet
@@ -255,7 +256,7 @@ def input_paths(schema: Schema, files: Sequence[str | Path]) -> dict[str, Path]:
         DataError: the number of files does not match the schema.
     """
     if not files and schema.shipped is not None:
-        files = [str(resources.files("adaftr_fast.data") / "files" / schema.shipped)]
+        files = [str(SHIPPED / schema.shipped)]
     if len(files) != len(schema.files):
         roles = " ".join(role.upper() for role in schema.files)
         raise DataError(f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got {len(files)}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-CASES = sorted((Path(__file__).parent / "chaos/cases").glob("*.json"))
+CASES = sorted((Path(__file__).parent / "cases").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)

@@ -1,6 +1,6 @@
 """What a snapshot costs: the training time that it takes within an epoch, and the time to write it on several ranks.
 
-    python -m benchmarks.bench_checkpoint    -> results/checkpoint-*.json
+    python -m benchmarks.training.bench_checkpoint    -> results/checkpoint-*.json
 
 Training: steps of AdaFTR on MMoE (B = 1024, 23 fields, E = 8, exact Adam) until a thread has written a snapshot, and as
 many steps without one before and after. The lost time is the difference to the mean of these, and the pause is the part

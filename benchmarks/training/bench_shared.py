@@ -1,6 +1,6 @@
 """Samples a second of training beside other work, for several waits of OpenMP's threads.
 
-    python -m benchmarks.bench_shared         -> results/shared-*.json
+    python -m benchmarks.training.bench_shared         -> results/shared-*.json
 
 Trains AdaFTR on MMoE as benchmarks.bench_trainer does, in a process of its own for each GOMP_SPINCOUNT, on an idle
 machine and beside busy processes, in turns. "default" leaves the variable unset.
@@ -63,7 +63,7 @@ def rate(spin: str, folder: str, limit: float) -> float:
     environment = {name: value for name, value in os.environ.items() if name != SPIN}
     if spin != DEFAULT:
         environment[SPIN] = spin
-    command = [sys.executable, "-m", "benchmarks.bench_shared", "--worker", folder]
+    command = [sys.executable, "-m", "benchmarks.training.bench_shared", "--worker", folder]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=limit)
     except subprocess.TimeoutExpired:
