@@ -8,22 +8,28 @@ from pathlib import Path
 
 COMMAND, MODULE = "adaftr-fast", "adaftr_fast.cli"
 SPIN, WAIT_POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
-SPIN_COUNT = "1000"  # rounds of waiting before a thread sleeps; 300,000 by default. See docs/shared_machines.md
+# Rounds of waiting before a thread sleeps, measured in benchmarks/README.md, "Shared machines". libgomp's are 300,000.
+ON_AN_IDLE_MACHINE, BESIDE_OTHER_WORK = 10_000, 300
 
 
 def is_command() -> bool:
     """Returns whether this process runs the command line: ``adaftr-fast`` or ``python -m adaftr_fast.cli``."""
-    return Path(sys.argv[0]).name == COMMAND or ["-m", MODULE] in (sys.orig_argv[n : n + 2] for n in range(1, 4))
+    if sys.argv and Path(sys.argv[0]).name == COMMAND:
+        return True
+    options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]  # of the interpreter
+    return options[-2:] == ["-m", MODULE]
 
 
 def bound_spinning() -> None:
     """Bounds how long OpenMP threads spin while they wait for work, unless the environment says how they wait.
 
     On a machine with other work, a thread spins while the thread that it waits for has no core. By default this takes
-    the time of many steps. libgomp reads the variable when torch loads it. Child processes inherit it.
+    the time of many steps. Fewer rounds cost an idle machine more, so they depend on the load of the last minute.
+    libgomp reads the variable when torch loads it. Child processes inherit it.
     """
     if WAIT_POLICY not in os.environ:
-        os.environ.setdefault(SPIN, SPIN_COUNT)
+        is_idle = os.getloadavg()[0] < (os.cpu_count() or 1) / 2
+        os.environ.setdefault(SPIN, str(ON_AN_IDLE_MACHINE if is_idle else BESIDE_OTHER_WORK))
 
 
 def waiting() -> str:

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from adaftr_fast import _startup
+
 HELP = """
 import sys
 sys.argv = ["adaftr-fast", "train", "--help"]
@@ -47,15 +49,25 @@ def test_import_registers_the_ops():
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, "GOMP_SPINCOUNT=1000"),
         ({"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT=7"),
         ({"OMP_WAIT_POLICY": "active"}, "OMP_WAIT_POLICY=active"),
     ],
-    ids=["default", "own count", "own policy"],
+    ids=["own count", "own policy"],
 )
-def test_the_command_line_bounds_spinning_unless_told_otherwise(variables, expected):
+def test_the_command_line_keeps_settings_of_the_environment(variables, expected):
     lines = run("-m", "adaftr_fast.cli", "info", **variables).splitlines()
     assert next(line for line in lines if line.startswith("waiting threads")).split()[-1] == expected
+
+
+@pytest.mark.parametrize(("load", "count"), [(0.9, "10000"), (1.1, "300")])
+def test_threads_spin_less_beside_other_work(monkeypatch, load, count):
+    for name in OWN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    _startup.bound_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == count
 
 
 def test_a_library_user_keeps_the_settings_of_the_process():

@@ -40,7 +40,10 @@ class StateCopy:
         new = {name: value for name, value in tensors.items() if not self._fits(name, value)}
         if 2 * sum(value.nbytes for value in new.values()) > available_memory():
             return None
-        self._buffers |= {name: _buffer(value) for name, value in new.items()}
+        try:
+            self._buffers |= {name: _buffer(value) for name, value in new.items()}
+        except RuntimeError:  # the system grants less than it tells, or limits pinned memory
+            return None
         for name, value in tensors.items():
             self._buffers[name].copy_(value.detach(), non_blocking=True)
         devices = {value.device for value in tensors.values() if value.is_cuda}
@@ -73,7 +76,8 @@ def low_priority_thread() -> ThreadPoolExecutor:
 
 def _lower_priority() -> None:
     if sys.platform == "linux":  # elsewhere the priority is that of the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        with suppress(OSError):  # a sandbox may deny it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def available_memory() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,7 +50,7 @@ def write_file(
         metadata: the metadata.
 
     Raises:
-        OSError: the file cannot be written; nothing is left of it.
+        OSError: the file cannot be written; no temporary file is left.
     """
     try:
         digest = write_tensors(temporary, tensors, metadata)
@@ -85,27 +86,27 @@ def read_local_rows(saved: SavedTensors, sharded: Mapping[str, ShardedRows]) -> 
 def damages(folder: Path, files: Sequence[TensorFile], ranks: Ranks | None) -> list[str]:
     """Returns what is wrong with ``files``, for the user; empty if they are all as they were written.
 
-    All ``ranks`` must call it with the same files. Each reads some of them, and all return the same.
+    All ``ranks`` must call it with the same files. Each reads some of them, and all return or raise the same.
 
     Raises:
         CheckpointError: a file cannot be read for another reason than that it is missing.
     """
     rank, size = (0, 1) if ranks is None else (ranks.rank, ranks.size)
-    found = [damage for each in files[rank::size] if (damage := _damage(folder / each.name, each.sha256)) is not None]
-    if ranks is None:
-        return found
-    return [damage for each in ranks.gathered(found) for damage in each]
-
-
-def _damage(path: Path, digest: str) -> str | None:
-    try:
-        if sha256(path) == digest:
-            return None
-        return f"{path}: damaged: its {path.stat().st_size} bytes have another sha256 than recorded"
-    except FileNotFoundError:
-        return f"{path}: missing"
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    damaged: list[str] = []
+    unread: list[str] = []
+    for path, digest in ((folder / each.name, each.sha256) for each in files[rank::size]):
+        try:
+            if sha256(path) != digest:
+                damaged.append(f"{path}: damaged: its {path.stat().st_size} bytes have another sha256 than recorded")
+        except FileNotFoundError:
+            damaged.append(f"{path}: missing")
+        except OSError as error:
+            unread.append(f"{path}: cannot be read: {error}")
+    if ranks is not None:
+        damaged, unread = (list(chain(*each)) for each in zip(*ranks.gathered([damaged, unread])))
+    if unread:
+        raise CheckpointError(unread[0])
+    return damaged
 
 
 def on_rank_zero(ranks: Ranks | None, make: Callable[[], T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -126,9 +126,9 @@ class RunSnapshots:
         return None if writing is None else writing.result()
 
     def close(self) -> None:
-        """Waits until the thread is idle; does not raise its error. For the end of training, also after an error."""
-        if self._writing is not None:
-            wait([self._writing])
+        """Ends the thread when it is idle, and frees the copy. Its error is raised by the next save, if one follows."""
+        self._thread.shutdown()
+        self._copy, self._thread = StateCopy(), low_priority_thread()
 
     def load(self) -> Found | None:
         """Loads the newest snapshot; returns None if there is no unfinished run.

@@ -21,8 +21,8 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from adaftr_fast._files import check_name, followed, sha256, sync
-from adaftr_fast._json import from_json
+from adaftr_fast._files import check_name, followed, make_folder, sha256, sync
+from adaftr_fast._json import from_json, loads
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
@@ -124,6 +124,9 @@ def load_snapshot(folder: Path, ranks: Ranks | None = None) -> tuple[SavedTensor
 def remove_snapshots(folder: Path) -> None:
     """Removes ``folder`` and all snapshots in it, if it exists."""
     if folder.exists():
+        for head in reversed(_newest_first(folder)):  # first, or a kill could leave them without their shards
+            head.unlink()
+        sync(folder)
         shutil.rmtree(followed(folder))
         sync(folder.parent)  # or they would be there again after a power failure, and the finished run be resumed
 
@@ -131,14 +134,17 @@ def remove_snapshots(folder: Path) -> None:
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         yield
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot write a snapshot, earlier ones are kept: {error}") from error
 
 
 def _remove_stale(folder: Path) -> None:
-    """Removes old snapshots, shards of none of the others, and what killed processes left; none is being written."""
+    """Removes old snapshots, shards of none of the others, and what killed processes left.
+
+    Call it while no rank writes.
+    """
     newest_first = _newest_first(folder)
     positions = {path.name.partition("-")[0] for path in newest_first[:KEEP]}
     shards = [path for path in folder.glob(f"*-*{SHARD_SUFFIX}") if path.name.partition("-")[0] not in positions]
@@ -148,7 +154,7 @@ def _remove_stale(folder: Path) -> None:
 
 def _description(path: Path) -> tuple[dict[str, Any], list[TensorFile]]:
     """Returns the metadata of a snapshot and its shard files."""
-    run = json.loads(_opened(path, []).metadata.get(KEY, "{}"))
+    run = _run(path)
     if run.get("version") not in (VERSION, VERSION_WITH_SHARDS):
         raise CheckpointError(
             f"{path}: version {run.get('version')}, this program reads version {VERSION} and {VERSION_WITH_SHARDS}"
@@ -162,10 +168,17 @@ def _description(path: Path) -> tuple[dict[str, Any], list[TensorFile]]:
     return run, shards
 
 
+def _run(path: Path) -> dict[str, Any]:
+    try:
+        return from_json(dict[str, Any], loads(_opened(path, []).metadata.get(KEY, "{}")))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a snapshot: {error}") from error
+
+
 def _opened(path: Path, shards: list[TensorFile]) -> SavedTensors:
     try:
         return SavedTensors(path, [path.with_name(each.name) for each in shards])
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: not a snapshot: {error}") from error
 
 

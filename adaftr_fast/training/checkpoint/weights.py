@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from adaftr_fast._files import check_name, replace_file
+from adaftr_fast._files import check_name, make_folder, replace_file
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
@@ -96,12 +96,12 @@ def save_checkpoint(
     number = 0
     if sharded and ranks is not None:
         number = ranks.rank
-        ranks.from_rank_zero(lambda: folder.mkdir(parents=True, exist_ok=True))  # and it removes no more files in it
+        ranks.from_rank_zero(lambda: bool(make_folder(folder)))  # and it removes no more files in it
         shard = write_file(_temporary(folder, number), f"weights-{number}-{{:.16}}.safetensors", local_rows(sharded))
         shards = ranks.gathered(asdict(shard))
         if number > 0:
             return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     weights = write_file(_temporary(folder, number), "weights-{:.16}.safetensors", model.state_dict())
     version = VERSION_WITH_SHARDS if shards else VERSION
     head = _Head(version, weights.name, weights.sha256, [TensorFile(**each) for each in shards])

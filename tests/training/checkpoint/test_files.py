@@ -18,7 +18,7 @@ from adaftr_fast.training.checkpoint import background
 from adaftr_fast.training.checkpoint.files import check_shared_folder, read_local_rows
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
-from adaftr_fast.training.checkpoint.snapshots import load_snapshot, save_shard, save_snapshot
+from adaftr_fast.training.checkpoint.snapshots import load_snapshot, remove_snapshots, save_shard, save_snapshot
 from adaftr_fast.training.checkpoint.weights import load_checkpoint, open_on_all_ranks, save_checkpoint
 from tests.distributed.ranks import on_ranks
 from tests.files.file_calls import killed_at
@@ -232,3 +232,18 @@ def test_ranks_that_do_not_see_one_folder_end_with_one_error(by_two):
     assert "out0: rank 1 does not see rank 0's folder at this path: with training.tables = torchrec" in first
     assert "must be on a file system that all ranks share" in first
     assert not list(by_two[0].glob("out*/.ranks"))
+
+
+def test_a_kill_while_snapshots_are_removed_leaves_none_without_its_shards(tmp_path, monkeypatch):
+    folder = tmp_path / "last"
+    shard = save_shard(folder, 1, 0, {"table@0": torch.ones(2, 3)})
+    save_snapshot(folder, 1, {"bias": torch.ones(3)}, {"progress": {}}, [shard])
+
+    def killed(path):
+        (folder / shard.name).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_snapshots(folder)
+    assert load_snapshot(folder) is None
