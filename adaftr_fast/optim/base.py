@@ -18,6 +18,9 @@ from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda
 T = TypeVar("T")
 Entry = nn.Module | nn.Parameter | tuple[str, nn.Parameter]
 Parameters = nn.Module | Iterable[Entry] | Iterable[dict[str, Any]]
+# Keys of a group with tables that are no options of their update: those of torch's groups and learning-rate schedulers,
+# and those that choose an implementation without changing the result.
+_WITHOUT_EFFECT = {"params", "param_names", "initial_lr", "foreach", "fused", "capturable"}
 
 
 def split(
@@ -72,7 +75,8 @@ class RowOptimizer(torch.optim.Optimizer):
         defaults: options of the parameter groups that do not set their own.
 
     Raises:
-        ValueError: there is no table of a FusedEmbedding in ``params``.
+        ValueError: there is no table of a FusedEmbedding in ``params``, or a group with tables sets an option that
+            their rule does not have.
     """
 
     _twin: ClassVar[type[torch.optim.Optimizer]]  # takes the steps of the parameters that are no tables
@@ -88,11 +92,17 @@ class RowOptimizer(torch.optim.Optimizer):
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as torch.optim does; its tables and its other parameters become a group each."""
+        """Adds a group as torch.optim does; its tables and its other parameters become a group each.
+
+        Raises:
+            ValueError: the group holds tables, and sets an option that their rule does not have, such as momentum, to
+                another value than torch.optim's default.
+        """
         tables, entries = split(param_group["params"])
         owned = [entry for parameter, entry in entries.items() if parameter in tables]
         others = [entry for parameter, entry in entries.items() if parameter not in tables]
         if owned:
+            self._check_options(param_group)
             super().add_param_group({**param_group, "params": owned})
             self._table_of |= tables
             for weight, table in tables.items():
@@ -102,6 +112,19 @@ class RowOptimizer(torch.optim.Optimizer):
         if others:
             super().add_param_group({**param_group, "params": others})
             self._begin_others(self.param_groups[-1])
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        """Refuses options of a group with tables that would reach its other parameters alone."""
+        extra = {key: value for key, value in group.items() if key not in self.defaults.keys() | _WITHOUT_EFFECT}
+        if not extra:
+            return
+        name = type(self).__name__
+        allowed = self._twin([nn.Parameter(torch.empty(0))], **self._twin_options()).defaults
+        for key, value in extra.items():
+            if key not in allowed:
+                raise ValueError(f"{name}: a group with tables takes {', '.join(self.defaults)}, got {key}={value!r}")
+            if value != allowed[key]:
+                raise ValueError(f"{name}: a group with tables must have {key}={allowed[key]!r}, got {value!r}")
 
     def _begin_others(self, group: dict[str, Any]) -> None:
         """Makes the torch.optim optimizer of a group without tables, or extends it by the group."""

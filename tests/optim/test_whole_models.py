@@ -129,6 +129,35 @@ def test_tables_are_found_in_copies_and_after_growth_and_added_groups():
         optimizer.add_param_group({"params": other.parameters()})
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("SGD", {"momentum": 0.9}, "SGD: a group with tables must have momentum=0, got 0.9"),
+        ("SGD", {"nesterov": True}, "SGD: a group with tables must have nesterov=False, got True"),
+        ("SGD", {"dampening": 0.5}, "SGD: a group with tables must have dampening=0, got 0.5"),
+        ("Adagrad", {"lr_decay": 0.1}, "Adagrad: a group with tables must have lr_decay=0, got 0.1"),
+        ("Adagrad", {"initial_accumulator_value": 1.0}, "must have initial_accumulator_value=0.0, got 1.0"),
+        ("LazyAdam", {"maximize": True}, "LazyAdam: a group with tables must have maximize=False, got True"),
+        ("Adam", {"amsgrad": True}, "Adam: a group with tables must have amsgrad=False, got True"),
+        ("AdamW", {"differentiable": True}, "AdamW: a group with tables must have differentiable=False, got True"),
+        ("SGD", {"rate": 0.1}, "SGD: a group with tables takes lr, weight_decay, got rate=0.1"),
+    ],
+)
+def test_options_that_tables_do_not_have_are_refused(name, option, message):
+    net = new_net()
+    with pytest.raises(ValueError, match=message):
+        getattr(optim, name)([{"params": net.parameters(), **option}])
+    with pytest.raises(ValueError, match=message):
+        getattr(optim, name)([{"params": net[0], **option}])
+
+
+def test_options_of_torch_are_accepted_for_other_parameters_and_at_their_defaults():
+    net = new_net()
+    groups = [{"params": net[0], "momentum": 0, "foreach": False}, {"params": net[1:].parameters(), "momentum": 0.9}]
+    optimizer = optim.SGD(groups, lr=0.1)
+    assert [group["momentum"] for group in optimizer.param_groups] == [0, 0.9]
+
+
 def test_parameters_without_tables_are_refused():
     with pytest.raises(ValueError, match="Adam: expected FusedEmbedding modules"):
         optim.Adam(nn.Linear(2, 2).parameters())
