@@ -84,6 +84,7 @@ class RowOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
         self._table_of: dict[nn.Parameter, EmbeddingTable] = {}
         self._others: torch.optim.Optimizer | None = None
+        self._options = dict(defaults)  # of the tables' rule; torch adds to ``defaults`` when a state is loaded
         super().__init__([params] if isinstance(params, nn.Module) else params, defaults)  # type: ignore[arg-type]
         if not self._table_of:
             raise ValueError(
@@ -115,14 +116,14 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def _check_options(self, group: dict[str, Any]) -> None:
         """Refuses options of a group with tables that would reach its other parameters alone."""
-        extra = {key: value for key, value in group.items() if key not in self.defaults.keys() | _WITHOUT_EFFECT}
+        extra = {key: value for key, value in group.items() if key not in self._options.keys() | _WITHOUT_EFFECT}
         if not extra:
             return
         name = type(self).__name__
         allowed = self._twin([nn.Parameter(torch.empty(0))], **self._twin_options()).defaults
         for key, value in extra.items():
             if key not in allowed:
-                raise ValueError(f"{name}: a group with tables takes {', '.join(self.defaults)}, got {key}={value!r}")
+                raise ValueError(f"{name}: a group with tables takes {', '.join(self._options)}, got {key}={value!r}")
             if value != allowed[key]:
                 raise ValueError(f"{name}: a group with tables must have {key}={allowed[key]!r}, got {value!r}")
 
@@ -276,6 +277,8 @@ class RowOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what ``state_dict`` returned; the state keeps its own precision, whatever that of the table.
 
+        Options that a group lacks, as in a state of another version of torch, become the defaults.
+
         Raises:
             ValueError: the parameter groups or the state of a table do not fit; nothing is loaded then.
         """
@@ -287,8 +290,15 @@ class RowOptimizer(torch.optim.Optimizer):
         super().load_state_dict({"state": others, "param_groups": state_dict["param_groups"]})
         self.state.update(kept)
         self._share()
+        self._complete_groups()
         for number, weight in tables.items():
             self._restore(weight, self._joined(weight, saved.get(number, {})))
+
+    def _complete_groups(self) -> None:
+        for group in self.param_groups:
+            on_tables = self._others is None or group["params"][0] in self._table_of
+            for key, value in (self._options if on_tables else self._others.defaults).items():
+                group.setdefault(key, value)
 
     def _check_entry(self, number: int, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         for key in sorted(expected.keys() | found.keys()):

@@ -98,6 +98,22 @@ def test_the_state_of_both_kinds_is_saved_and_loaded(name):
     torch.testing.assert_close(first.state_dict()["state"], second.state_dict()["state"], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", TWINS)
+def test_groups_without_some_options_load(name):
+    net = new_net()
+    optimizer = getattr(optim, name)(net.parameters(), **TWINS[name][1])
+    expected = copy.deepcopy(optimizer.state_dict()["param_groups"])
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        for key in group.keys() - TWINS[name][1].keys() - {"params"}:
+            del group[key]
+    optimizer.load_state_dict(saved)
+    assert optimizer.state_dict()["param_groups"] == expected
+    train([net], [optimizer], 1)
+    with pytest.raises(ValueError, match="must have differentiable=False, got True"):
+        optimizer.add_param_group({"params": FusedEmbedding([4], 2), "differentiable": True})
+
+
 def test_a_schedule_reaches_both_kinds_also_after_a_load():
     net = new_net()
     optimizer = optim.SGD(net.parameters(), lr=1.0)
