@@ -296,8 +296,8 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def _complete_groups(self) -> None:
         for group in self.param_groups:
-            on_tables = self._others is None or group["params"][0] in self._table_of
-            for key, value in (self._options if on_tables else self._others.defaults).items():
+            dense = self._others if group["params"][0] not in self._table_of else None
+            for key, value in (self._options if dense is None else dense.defaults).items():
                 group.setdefault(key, value)
 
     def _check_entry(self, number: int, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
