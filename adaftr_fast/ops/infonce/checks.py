@@ -7,7 +7,7 @@ from torch.autograd.forward_ad import unpack_dual
 from adaftr_fast.ops.infonce.candidates import DTYPES
 
 
-def check_no_tangents(*inputs: Tensor | float) -> None:
+def check_no_tangents(*inputs: Tensor | float | None) -> None:
     """Refuses forward-mode inputs, whose tangents PyTorch would drop silently where nothing requires a gradient."""
     if torch.compiler.is_compiling():
         return

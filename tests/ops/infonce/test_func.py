@@ -69,3 +69,11 @@ def test_jvp_is_refused():
     a, b, tau = inputs(7, 7, 5)
     with pytest.raises((NotImplementedError, RuntimeError), match=r"no forward-mode derivative|jvp"):
         torch.func.jvp(lambda a: af.adaptive_infonce(a, b, tau), (a,), (a,))
+
+
+@pytest.mark.parametrize("option", ["row_weight", "column_bias"])
+def test_tangents_of_options_are_refused(option):
+    a, b, tau = inputs(7, 7, 5)
+    ones = torch.ones(7, dtype=torch.float64)
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda x: af.adaptive_infonce(a, b, tau, **{option: x}), (ones,), (ones,))
