@@ -139,6 +139,7 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
 
     def reset_parameters(self) -> None:
         """Draws the parameters from N(0, 0.01²), and sets the rows of ``padding_idx`` to zeros."""
+        self.flush()  # or the steps that rows have missed would move the new values
         for weight in self.table_weights():
             draw(weight)
         for f, row in enumerate(self.padding_idx or []):

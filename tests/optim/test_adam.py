@@ -230,3 +230,17 @@ def test_new_optimizer_replaces_the_old_one():
     optim.SGD(emb)
     assert emb.by_width[0].deferred is None
     torch.testing.assert_close(emb(torch.zeros(1, 3, dtype=torch.int64)), current)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 0])
+def test_missed_steps_do_not_move_reset_rows(padding_idx):
+    emb = FusedEmbedding([6], 3, padding_idx=padding_idx)
+    optimizer = optim.Adam(emb, lr=0.1)
+    for row in (1, 2):
+        optimizer.zero_grad()
+        emb(torch.tensor([[row]])).sum().backward()
+        optimizer.step()
+    torch.manual_seed(0)
+    emb.reset_parameters()
+    torch.manual_seed(0)
+    assert torch.equal(emb.field_weight(0), FusedEmbedding([6], 3, padding_idx=padding_idx).weight)
