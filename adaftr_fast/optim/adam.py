@@ -18,6 +18,8 @@ from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least
 from adaftr_fast.optim.deferred import DeferredAdam
 from adaftr_fast.optim.rows import check_betas, moments_entry, restore_moments
 
+_OTHERS = "others"  # begins the names of the state of parameters that are no tables, in a snapshot
+
 
 class Adam(RowOptimizer):
     """Computes torch.optim.Adam on the dense tables, and touches only the rows of the batch.
@@ -72,20 +74,48 @@ class Adam(RowOptimizer):
             deferred.flush(weight)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Returns the state of the tables by name, without making rows current; the tensors are not copied.
+        """Returns the state by name, without making rows of the tables current; the tensors are not copied.
 
         Unlike ``state_dict()`` it changes nothing, so it can be taken between any two steps. It belongs to the raw
-        values of the tables at that moment (``parameter.detach()``, not the module's ``state_dict()``).
+        values of the parameters at that moment (``parameter.detach()``, not the module's ``state_dict()``).
         """
-        saved = [self._deferred[weight].snapshot() for weight in self._weights()]
-        return {f"{number}.{name}": value for number, each in enumerate(saved) for name, value in each.items()}
+        states = [self._deferred[weight].snapshot() for weight in self._weights()]
+        saved = {f"{number}.{name}": value for number, each in enumerate(states) for name, value in each.items()}
+        others = self._other_parameters()
+        if others:
+            saved[_OTHERS] = torch.tensor(len(others))  # tells no state yet from a snapshot of the tables alone
+        for number, (other, _) in enumerate(others):
+            saved |= {f"{_OTHERS}.{number}.{name}": value for name, value in self.state.get(other, {}).items()}
+        return saved
 
     def restore(self, saved: dict[str, Tensor]) -> None:
-        """Restores what ``snapshot`` returned; the caller restores the raw values of the tables of that moment."""
+        """Restores what ``snapshot`` returned; the caller restores the raw values of the parameters of that moment.
+
+        A snapshot of the tables alone leaves the state of other parameters as it is.
+
+        Raises:
+            ValueError: the snapshot is of another number of parameters that are no tables; nothing is restored then.
+        """
+        others = self._other_parameters() if _OTHERS in saved else []
+        if _OTHERS in saved and len(others) != saved[_OTHERS]:
+            raise ValueError(
+                f"{type(self).__name__}.restore: saved must hold {len(others)} parameters that are no tables, "
+                f"got {int(saved[_OTHERS])}"
+            )
         for number, weight in enumerate(self._weights()):
-            prefix = f"{number}."
-            mine = {name.removeprefix(prefix): saved[name] for name in saved if name.startswith(prefix)}
-            self._deferred[weight].restore(mine)
+            self._deferred[weight].restore(_below(f"{number}.", saved))
+        for number, (other, group) in enumerate(others):
+            entry = _below(f"{_OTHERS}.{number}.", saved)
+            step_device = other.device if group.get("capturable") or group.get("fused") else "cpu"
+            self.state[other] = {
+                name: value.to(step_device if name == "step" else other.device, copy=True)
+                for name, value in entry.items()
+            }
+
+    def _other_parameters(self) -> list[tuple[nn.Parameter, dict[str, Any]]]:
+        """Returns the parameters that are no tables, and their groups."""
+        pairs = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        return [(parameter, group) for parameter, group in pairs if parameter not in self._deferred]
 
     def _entry(self, weight: nn.Parameter) -> dict[str, Any]:
         deferred = self._deferred[weight]
@@ -117,3 +147,8 @@ class AdamW(Adam):
         weight_decay: float = 1e-2,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay)
+
+
+def _below(prefix: str, saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors whose names begin with ``prefix``, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}

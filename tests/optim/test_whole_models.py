@@ -98,6 +98,41 @@ def test_the_state_of_both_kinds_is_saved_and_loaded(name):
     torch.testing.assert_close(first.state_dict()["state"], second.state_dict()["state"], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("steps", [0, 3])  # before the snapshot
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_a_snapshot_holds_the_state_of_both_kinds(name, steps):
+    torch.manual_seed(0)
+    net = new_net([4, 2, 4])
+    optimizer = getattr(optim, name)(net, **TWINS[name][1])
+    train([net], [optimizer], steps)
+    values = [parameter.detach().clone() for parameter in net.parameters()]
+    saved = {key: value.clone() for key, value in optimizer.snapshot().items()}
+    results = []
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter, value in zip(net.parameters(), values, strict=True):
+                parameter.copy_(value)
+        optimizer.restore(saved)
+        torch.manual_seed(1)
+        train([net], [optimizer], 3)
+        results.append(copy.deepcopy(net.state_dict()))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_a_snapshot_of_the_tables_alone_restores():
+    """That of an optimizer of the tables, and of versions whose snapshots left out other parameters."""
+    net = new_net()
+    optimizer = optim.Adam(net)
+    train([net], [optimizer], 2)
+    saved = {key: value.clone() for key, value in optimizer.snapshot().items() if not key.startswith("others")}
+    before = copy.deepcopy(optimizer.state_dict()["state"][1])
+    assert saved.keys() == optim.Adam(new_net()[0]).snapshot().keys()
+    optimizer.restore(saved)
+    torch.testing.assert_close(optimizer.state_dict()["state"][1], before, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"Adam.restore: saved must hold 4 parameters that are no tables, got 3"):
+        optimizer.restore({**optimizer.snapshot(), "others": torch.tensor(3)})
+
+
 @pytest.mark.parametrize("name", TWINS)
 def test_groups_without_some_options_load(name):
     net = new_net()
