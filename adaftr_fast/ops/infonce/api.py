@@ -14,7 +14,12 @@ from torch.distributed import ProcessGroup
 
 from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
-from adaftr_fast.ops.infonce.checks import check_no_tangents, check_representations, check_row_options
+from adaftr_fast.ops.infonce.checks import (
+    check_bias_is_finite,
+    check_no_tangents,
+    check_representations,
+    check_row_options,
+)
 from adaftr_fast.ops.infonce.op import FunctionalInfoNCE, accumulation_dtype
 from adaftr_fast.ops.infonce.reference import IGNORE
 
@@ -146,9 +151,9 @@ def adaptive_infonce(
         column_group: [N] int64, the group ids of the candidates. Default: ``row_group``, which requires N = B.
         row_weight: [B] weights of the rows' losses, floating point.
         column_bias: [N] finite numbers added to the candidates' logits, floating point; in sampled softmax, minus the
-            logarithm of the probability to be drawn. It is appended to ``h_cvr``, and tau to ``h_ctr``, as one more
-            dimension of the dot product, or as three in the half types, which copies both. Differentiable. Not
-            supported with ``symmetric``.
+            logarithm of the probability to be drawn. To exclude candidates, use the groups. The bias is appended to
+            ``h_cvr``, and tau to ``h_ctr``, as one more dimension of the dot product, or as three in the half types,
+            which copies both. Differentiable. Not supported with ``symmetric``.
         symmetric: if True, averages the loss with that of the cvr -> ctr direction. There the anchor of row r is
             h_cvr[y_r], with its own temperature, and its candidates are all rows of h_ctr. An ignored row has no loss
             in either direction, but remains a candidate in this one unless the groups exclude it.
@@ -178,8 +183,9 @@ def adaptive_infonce(
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value, or differs between ranks where it must not.
         NotImplementedError: an input carries a forward-mode tangent.
-        RuntimeError: on CPU, a tau that is not positive and finite, or a positive_index out of range. On CUDA the
-            values are not checked, because that would wait for the device; such rows give NaN.
+        RuntimeError: on CPU, a tau that is not positive and finite, a column_bias that is not finite, or a
+            positive_index out of range. On CUDA the values are not checked, because that would wait for the device;
+            such rows give NaN.
 
     Example:
         >>> h_ctr = torch.randn(1024, 64, requires_grad=True)
@@ -208,6 +214,7 @@ def adaptive_infonce(
     if column_bias is not None:
         if symmetric:
             raise ValueError("adaptive_infonce: column_bias requires symmetric=False, got True")
+        check_bias_is_finite(column_bias)
         h_ctr, h_cvr = _append_bias(h_ctr, h_cvr, tau_row, column_bias)
 
     batch = None

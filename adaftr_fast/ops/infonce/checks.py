@@ -77,3 +77,21 @@ def check_row_options(
             raise TypeError(f"adaptive_infonce: {name} must be floating point, got {x.dtype}")
         if not numbers and x.dtype != torch.int64:
             raise TypeError(f"adaptive_infonce: {name} must be int64, got {x.dtype}")
+
+
+def check_bias_is_finite(bias: Tensor) -> None:
+    """Refuses a bias with inf or NaN on CPU, where reading the values waits for no device."""
+    if bias.device.type != "cpu":
+        return
+    advice = "row_group and column_group exclude candidates"
+    message = f"adaptive_infonce: column_bias must be finite ({advice})"
+    if torch.compiler.is_compiling():
+        torch._assert_async(bias.detach().isfinite().all(), message)  # a graph has no branch on values
+        return
+    while torch._C._functorch.is_functorch_wrapped_tensor(bias):  # vmap has no branch on values either
+        bias = torch._C._functorch.get_unwrapped(bias)
+    bad = ~bias.detach().isfinite()
+    if bad.any():
+        place = bad.nonzero()[0]
+        column, value = int(place[-1]), bias[tuple(place)].item()
+        raise RuntimeError(f"{message}, got column_bias[{column}] = {value}")

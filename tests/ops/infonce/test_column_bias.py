@@ -70,3 +70,21 @@ def test_bad_input(options, error, message):
     a, b, tau, _ = drawn(torch.float32)
     with pytest.raises(error, match=message):
         af.adaptive_infonce(a, b, tau.float(), positive_index=POSITIVE, **options)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("transform", [lambda f: f, torch.func.grad, lambda f: lambda x: torch.vmap(f)(x[None])])
+def test_a_bias_that_is_not_finite_is_refused(bad, transform):
+    a, b, tau, bias = drawn(torch.float64)
+    transform(lambda x: ours(a, b, tau, x))(bias)
+    bias[[7, 9]] = bad
+    with pytest.raises(RuntimeError, match=r"column_bias must be finite \(row_group .* got column_bias\[7\] = -?[ni]"):
+        transform(lambda x: ours(a, b, tau, x))(bias)
+
+
+def test_a_bias_that_is_not_finite_is_refused_within_a_graph():
+    a, b, tau, bias = drawn(torch.float64)
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(a, b, tau, bias), ours(a, b, tau, bias))
+    with pytest.raises(RuntimeError, match="column_bias must be finite"):
+        compiled(a, b, tau, bias.log())
