@@ -101,9 +101,15 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
                 ``padding_idx`` keep their values.
 
         Raises:
-            ValueError: a tensor is not floating point [rows, E_f], or they differ in dtype or device.
+            ValueError: a tensor is not floating point [rows, E_f], they differ in dtype or device, or field_names is
+                given beside a mapping.
         """
         if isinstance(embeddings, Mapping):
+            if options.get("field_names") is not None:
+                raise ValueError(
+                    "FusedEmbedding.from_pretrained: field_names must be absent where embeddings is a mapping, whose "
+                    f"keys are the names, got {options['field_names']}"
+                )
             options["field_names"] = list(embeddings)
             embeddings = list(embeddings.values())
         tables = [embeddings] if isinstance(embeddings, Tensor) else list(embeddings)

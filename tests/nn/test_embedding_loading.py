@@ -55,6 +55,12 @@ def test_from_pretrained(widths, dtype):
     assert all(parameter.grad.is_coalesced() for parameter in named.parameters())
 
 
+def test_from_pretrained_takes_names_once():
+    with pytest.raises(ValueError, match=r"from_pretrained: field_names must be absent .* got \['item'\]"):
+        FusedEmbedding.from_pretrained({"user": torch.ones(3, 2)}, field_names=["item"])
+    assert FusedEmbedding.from_pretrained([torch.ones(3, 2)], field_names=["item"]).field_names == ["item"]
+
+
 def test_from_pretrained_takes_one_tensor_as_one_field():
     table = nn.Embedding(6, 2).weight
     emb = FusedEmbedding.from_pretrained(table)
