@@ -1,5 +1,7 @@
 """The published losses, against their formulas in float64 with all similarities stored."""
 
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -107,13 +109,26 @@ def test_clip(dtype):
 
 def test_clip_bounds_its_scale():
     image, text = drawn(2, torch.float64)
-    module = losses.CLIPLoss(max_scale=20.0)
+    module = losses.CLIPLoss(max_scale=20.0).eval()
     with torch.no_grad():
         module.logit_scale.fill_(9.0)
     loss = module(image, text)
     torch.testing.assert_close(loss, clip(image, text, torch.tensor(20.0).log()), check_dtype=False, rtol=1e-6, atol=0)
     loss.backward()
     assert module.logit_scale.grad == 0
+    assert module.logit_scale == 9.0  # evaluation changes no parameter
+
+
+def test_the_scale_of_clip_comes_back_from_beyond_its_bound():
+    image, text = drawn(2, torch.float64)  # unrelated, so a lower scale has a lower loss
+    module = losses.CLIPLoss(max_scale=20.0)
+    with torch.no_grad():
+        module.logit_scale.fill_(9.0)
+    (module(image, text) + module(text, image)).backward()  # before the first backward, forward may run again
+    assert module.logit_scale.item() == pytest.approx(math.log(20))
+    assert module.logit_scale.grad > 0
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+    assert module.logit_scale < math.log(20)
 
 
 @DTYPES
