@@ -38,7 +38,8 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         field_names: F distinct names; "0", "1", ... by default.
         pooling: how the vectors of a multi-valued field are reduced, "mean" or "sum".
         padding_idx: an id of all fields, or F ids or None, as in torch.nn: the id's row starts as zeros, gets no
-            gradient, and does not count in bags. A negative number counts from the end of the field.
+            gradient, and does not count in bags. A negative number counts from the end of the field. A padding row that
+            is looked up is in the sparse gradient with zeros, so an optimizer's weight decay reaches it.
         on_bad_id: "raise", or "oov" to look up row 0 of the field in place of an id that is out of range and to count
             it in ``oov_counts`` [F].
         device: device of the parameters.

@@ -32,8 +32,9 @@ class QuantizedEmbedding(EmbeddingFields):
     """Looks up what :class:`adaftr_fast.FusedEmbedding` does, in tables of int8 with a scale and a minimum per row.
 
     ``FusedEmbedding.quantized()`` makes one. A row takes E + 8 bytes rather than 4 E. A value is off by at most 1/510
-    of the distance between the least and the largest value of its row. The look-up returns float32, and has no
-    gradient. It checks ids at once, also on a GPU, where the host waits.
+    of the distance between the least and the largest value of its row, if that distance is well above 1e-8, which the
+    format adds to it. The look-up returns float32, and has no gradient. It checks ids at once, also on a GPU, where the
+    host waits.
 
     ``state_dict()`` has an entry per width, ``tables.<number>.packed`` [R, E + 8], uint8, in ascending order of width.
     The format of a row is that of FBGEMM and ``torch.ops.quantized.embedding_bag_byte_prepack``.

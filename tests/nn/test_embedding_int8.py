@@ -37,6 +37,14 @@ def test_values_are_off_by_half_a_step_of_their_row(widths, dtype):
     assert not list(quantized.parameters())
 
 
+def test_the_error_of_a_row_of_tiny_range_exceeds_half_a_step():
+    """As the docstring says: the format adds 1e-8 to the range of a row."""
+    for span, bounded in ((1e-2, True), (1e-8, False)):
+        row = torch.linspace(0, span, 9)[None]
+        error = (unpack_rows(pack_rows(row)) - row).abs().max()
+        assert (error <= span / 510 * 1.01) == bounded
+
+
 @pytest.mark.parametrize("widths", WIDTHS, ids=["one width", "mixed"])
 @pytest.mark.parametrize("pooling", ["mean", "sum"])
 @pytest.mark.parametrize("padding", [None, 0])

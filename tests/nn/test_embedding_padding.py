@@ -191,3 +191,11 @@ def test_a_frozen_module_can_be_copied_and_thawed():
     emb = copy.deepcopy(FusedEmbedding([5], 2).requires_grad_(False)).requires_grad_()
     emb(torch.tensor([[1], [1]])).sum().backward()
     assert emb.weight.grad.is_coalesced()
+
+
+@pytest.mark.parametrize("ids", [[[0]], [[1]]])
+def test_weight_decay_reaches_a_padding_row_that_is_looked_up(ids):
+    emb = FusedEmbedding.from_pretrained(torch.ones(3, 2), freeze=False, padding_idx=0)
+    emb(torch.tensor(ids)).sum().backward()
+    optim.SGD(emb, lr=0.1, weight_decay=0.5).step()
+    assert emb.weight[0].tolist() == pytest.approx([0.95, 0.95] if ids == [[0]] else [1.0, 1.0])

@@ -1,7 +1,8 @@
 """Rows of a table as int8, in the format of FBGEMM and ``torch.ops.quantized.embedding_bag_byte_prepack``.
 
 A row of width E is E + 8 bytes: E unsigned numbers q, then the row's scale s and minimum m in float32. It stands for
-s q + m, with s = (maximum - m) / 255, so a value is off by s / 2 at most.
+s q + m, with s = (maximum - m) / 255, so a value is off by s / 2 at most. torch divides by
+maximum - m + 1e-8 to find q, so this holds only where maximum - m is well above 1e-8.
 
 R rows, E width, N look-ups, K bags.
 """
