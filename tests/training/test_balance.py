@@ -12,6 +12,7 @@ from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, Training
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import build_model
 from adaftr_fast.training.balance.gradients import combine, gradients_of
+from adaftr_fast.training.balance.gradnorm import GradNorm
 from adaftr_fast.training.balance.pcgrad import PCGrad
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
 from adaftr_fast.training.stepper import Stepper
@@ -177,6 +178,37 @@ def test_gradnorm_follows_equation_2(tasks):
         w = run.balance.weights.detach().numpy().copy()
         np.testing.assert_allclose(w.sum(), len(tasks), rtol=1e-12)
     assert len(set(w.round(6))) > 1
+
+
+def gradnorm_step(balance, losses, norms):
+    """Gives the balance one step and returns the gradient of its weights."""
+    products = torch.diag(torch.tensor(norms, dtype=torch.float64) ** 2)
+    balance.factors(products, torch.tensor(losses, dtype=torch.float64), 1)
+    return balance.weights.grad.tolist()
+
+
+def test_gradnorm_leaves_out_a_task_until_it_has_a_loss():
+    balance = GradNorm(["a", "b", "c"], 1.0, torch.float64)
+    assert gradnorm_step(balance, [2.0, 0.0, 4.0], [1.0, 0.0, 3.0]) == [-1.0, 0.0, 3.0]  # mean(G) = 2, rates 1
+    assert balance.initial[[0, 2]].tolist() == [2.0, 4.0]
+    assert gradnorm_step(balance, [1.0, 5.0, 4.0], [1.0, 5.0, 3.0]) == [-1.0, 5.0, -3.0]  # rates 0.6, 1.2, 1.2
+    assert balance.initial.tolist() == [2.0, 5.0, 4.0]
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_gradnorm_survives_losses_of_0(seen):
+    balance = GradNorm(["a", "b"], 1.5, torch.float64)
+    if seen:
+        gradnorm_step(balance, [1.0, 1.0], [1.0, 1.0])
+    assert gradnorm_step(balance, [0.0, 0.0], [0.0, 0.0]) == [0.0, 0.0]
+
+
+def test_gradnorm_weights_that_are_all_0_become_equal():
+    balance = GradNorm(["a", "b"], 1.5)
+    with torch.no_grad():
+        balance.weights.copy_(torch.tensor([-1.0, -2.0]))
+    balance.after_update()
+    assert balance.weights.tolist() == [1.0, 1.0]
 
 
 def test_accumulated_parts_give_the_uncertainty_of_the_whole_batch():

@@ -20,7 +20,8 @@ class GradNorm(GradientBalance):
     After each update w is scaled to the sum T.
 
     W are all shared parameters, embedding tables included; the paper takes the last shared layer, which a model here
-    does not name. L_t(0) is the loss of the first step. The optimizer of the dense weights updates w, and w is clamped
+    does not name. L_t(0) is the first loss of the task that is above 0; until then the task is left out of both means,
+    and its weight has the gradient 0. The optimizer of the dense weights updates w, and w is clamped
     to at least 0.
 
     Args:
@@ -39,19 +40,24 @@ class GradNorm(GradientBalance):
 
     @torch.no_grad()
     def factors(self, products: Tensor, losses: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        self.initial.copy_(torch.where(self.initial.isnan(), losses.to(self.initial), self.initial))
+        losses = losses.to(self.initial)
+        self.initial.copy_(torch.where(~(self.initial > 0) & (losses > 0), losses, self.initial))
+        started = self.initial > 0  # not NaN
         norms = products.diagonal().clamp_min(0).sqrt().to(self.weights)
-        weighted = self.weights * norms  # G
-        rates = losses.to(self.initial) / self.initial
-        target = weighted.mean() * (rates / rates.mean()) ** self.alpha
-        self.weights.grad = (weighted - target).sign() * norms
+        weighted = torch.where(started, self.weights * norms, torch.nan)  # G
+        rates = torch.where(started, losses / self.initial, torch.nan)
+        mean_rate = rates.nanmean().clamp_min(torch.finfo(rates.dtype).tiny)  # 0 if all losses are
+        target = weighted.nanmean() * (rates / mean_rate) ** self.alpha
+        self.weights.grad = torch.where(started, (weighted - target).sign() * norms, 0.0)
         weights = self.task_weights()
         return weights, weights
 
     @torch.no_grad()
     def after_update(self) -> None:
         self.weights.clamp_(min=0)
-        self.weights.mul_(len(self.task_names) / self.weights.sum())
+        total = self.weights.sum()
+        scaled = self.weights / total * len(self.task_names)
+        self.weights.copy_(torch.where(total > 0, scaled, 1.0))  # equal weights if the optimizer made all 0
 
     def task_weights(self) -> Tensor:
         return self.weights.detach().clone()
