@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,28 @@ class Manifest:
         (folder / MANIFEST).write_text(f'{before}"{digest}"{after}', encoding="utf-8")
 
     def check_file(self, path: Path) -> None:
-        """Raises DataError if the sha256 of a file is recorded and differs, and OSError if it cannot be read."""
-        recorded = self.sha256.get(path.name)
-        if recorded is not None and sha256(path) != recorded:
-            raise DataError(f"{path}: damaged: its sha256 differs from the one in {MANIFEST}; prepare again")
+        """Checks the sha256 of a file of the folder, if it is recorded.
+
+        Raises:
+            DataError: the file cannot be read or its sha256 differs: it is damaged, or the folder was replaced after
+                this manifest was read.
+        """
+        try:
+            recorded = self.sha256.get(path.name)
+            if recorded is None or sha256(path) == recorded:
+                return
+            error = DataError(f"{path}: damaged: its sha256 differs from the one in {MANIFEST}; prepare again")
+        except OSError as reason:  # a new folder may lack the file
+            error = DataError(f"{path}: not readable: {reason}")
+        if self._was_replaced(path.parent):
+            raise DataError(f"{path.parent}: was replaced since it was opened; start again with the new one")
+        raise error
+
+    def _was_replaced(self, folder: Path) -> bool:
+        """Returns whether ``folder`` now has another manifest, which can be read."""
+        with suppress(DataError, OSError):
+            return read_manifest(folder) != self
+        return False
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -16,7 +16,7 @@ import torch
 from adaftr_fast.data.dataset.bags import interleave
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.manifest import Manifest
-from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT, check_file
+from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
 from adaftr_fast.data.raw.source import READ_ERRORS, check_names
 from adaftr_fast.errors import DataError
 
@@ -75,7 +75,7 @@ class ParquetRows:
         types |= dict.fromkeys(self.tasks, pa.uint8())
         types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
         for name, rows in manifest.files(split).items():
-            check_file(folder / name, manifest)
+            manifest.check_file(folder / name)
             self._add(name, rows, types)
 
     def _add(self, name: str, rows: int, types: dict[str, pa.DataType]) -> None:

@@ -79,21 +79,13 @@ def read_split(folder: Path, manifest: Manifest, split: str, columns: list[str] 
     """Reads a split into memory: all columns, or those of ``columns`` that it has.
 
     Raises:
-        DataError: a file cannot be read.
+        DataError: a file cannot be read or is not the one of the manifest.
     """
     tables = []
     for name in manifest.files(split):
-        check_file(folder / name, manifest)
+        manifest.check_file(folder / name)
         tables.append(_read(folder / name, columns))
     return pa.concat_tables(tables)
-
-
-def check_file(path: Path, manifest: Manifest) -> None:
-    """Raises DataError if a file cannot be read, or is not the one whose sha256 the manifest records."""
-    try:
-        manifest.check_file(path)
-    except OSError as error:
-        raise DataError(f"{path}: not readable: {error}") from error
 
 
 def _read(path: Path, columns: list[str] | None) -> pa.Table:

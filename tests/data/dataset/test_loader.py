@@ -295,6 +295,25 @@ def test_changed_values_are_found_by_all_readers_of_a_split(whole):
             read()
 
 
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_folder_that_is_replaced_after_it_was_opened_is_named_as_such(source, write, tmp_path, shards):
+    out = tmp_path / "out"
+    prepare(parse_schema(source), [write()], out)
+    data = PreparedData(out)
+    prepare(parse_schema(source), [write(city=["x"] * 12)], tmp_path / "next")
+    shutil.rmtree(out)
+    (tmp_path / "next").rename(out)
+    if shards:
+        (out / "train.parquet").unlink()  # its rows have files of other names
+    for read in (
+        lambda: data.load("train"),
+        lambda: read_encoders(out, data.manifest),
+        lambda: read_split(out, data.manifest, "train"),
+    ):
+        with pytest.raises(DataError, match=rf"^{out}: was replaced since it was opened; start again with the new one"):
+            read()
+
+
 def test_folders_without_checksums_open(folder):
     assert PreparedData(folder).manifest.sha256 == {}
     read_all(folder)
