@@ -155,7 +155,7 @@ class PreparedData:
         """
         if name not in self.manifest.splits:
             raise DataError(f"{self.folder}: no split {name!r}; expected one of {', '.join(self.manifest.splits)}")
-        rows = read_published(self.folder, lambda folder: ParquetRows(folder, name, self.manifest))
+        rows = read_published(self.folder, lambda present: ParquetRows(self.folder, name, self.manifest, present))
         return Split(rows, funnel=self.manifest.funnel)
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.bags import interleave
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.manifest import Manifest
@@ -56,12 +57,16 @@ class TensorRows:
 class ParquetRows:
     """One split of a prepared folder, read by row groups, file after file.
 
+    Args:
+        folder: the prepared folder.
+        present: where the folder is now, if a writer has moved it aside. Later reads look at both places again.
+
     Raises:
         DataError: a file is unreadable or does not match the manifest. ``read`` raises it for corrupt pages, missing
             values, and ids or labels out of range.
     """
 
-    def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, split: str, manifest: Manifest, present: Path | None = None) -> None:
         self.folder, self.name = folder, f"{folder / split}"
         self.fields, self.tasks = [field.name for field in manifest.fields], manifest.tasks
         self.multiple = {field.name for field in manifest.fields if field.multiple}
@@ -75,12 +80,12 @@ class ParquetRows:
         types |= dict.fromkeys(self.tasks, pa.uint8())
         types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
         for name, rows in manifest.files(split).items():
-            manifest.check_file(folder / name)
-            self._add(name, rows, types)
+            path = (present or folder) / name
+            manifest.check_file(path)
+            self._add(path, rows, types)
 
-    def _add(self, name: str, rows: int, types: dict[str, pa.DataType]) -> None:
+    def _add(self, path: Path, rows: int, types: dict[str, pa.DataType]) -> None:
         """Adds the row groups of a file after checking its columns and number of rows."""
-        path = self.folder / name
         with _open(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
         found = dict(zip(schema.names, schema.types))
@@ -92,18 +97,13 @@ class ParquetRows:
         sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         if not metadata.num_rows == sum(sizes) == rows:
             raise DataError(f"{path}: expected {rows} rows, got {metadata.num_rows} in row groups of {sum(sizes)}")
-        self._footers[name] = metadata
+        self._footers[path.name] = metadata
         self.sizes += sizes
-        self._row_groups += [(name, number) for number in range(metadata.num_row_groups)]
+        self._row_groups += [(path.name, number) for number in range(metadata.num_row_groups)]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         columns = [*self.fields, *self.tasks, *self.group, *self.weight]
-        row_groups = groupby((self._row_groups[chunk] for chunk in chunks), key=itemgetter(0))
-        tables = [
-            _read(self.folder / name, self._footers[name], [number for _, number in own], columns)
-            for name, own in row_groups
-        ]
-        table = pa.concat_tables(tables)
+        table = read_published(self.folder, lambda present: self._table(present, chunks, columns))
         values = {column: self._values(column, table[column]) for column in columns if column not in self.multiple}
         labels = matrix([values[task] for task in self.tasks], np.float32)
         group, weight = (torch.from_numpy(values[name].copy()) if name in values else None for name in (GROUP, WEIGHT))
@@ -114,6 +114,14 @@ class ParquetRows:
             ids, offsets = torch.from_numpy(matrix([values[field] for field in self.fields], np.int32)), None
         rows = Batch(ids, torch.from_numpy(labels), group, weight, offsets)
         return rows if order is None else rows.take(order)
+
+    def _table(self, folder: Path, chunks: Sequence[int], columns: list[str]) -> pa.Table:
+        row_groups = groupby((self._row_groups[chunk] for chunk in chunks), key=itemgetter(0))
+        tables = [
+            _read(folder / name, self._footers[name], [number for _, number in own], columns)
+            for name, own in row_groups
+        ]
+        return pa.concat_tables(tables)
 
     def _lists(self, column: str, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Returns the checked ids of a column of lists, and their offsets [N + 1] from 0."""

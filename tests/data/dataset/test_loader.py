@@ -398,8 +398,14 @@ def test_a_manifest_names_no_file_outside_its_folder(folder, name):
         PreparedData(folder)
 
 
-def test_a_folder_that_is_moved_aside_while_it_is_replaced_opens(whole):
+def test_a_folder_that_is_moved_aside_while_it_is_replaced_is_read_at_both_places(whole, source, write):
     """On a file system that cannot exchange two folders, the former one is moved aside for a moment."""
-    whole.rename(whole.with_name(f".{whole.name}.replaced"))
-    data = PreparedData(whole)
-    assert sum(len(batch) for batch in data.load("train").batches(4)) == 6
+    aside = whole.with_name(f".{whole.name}.replaced")
+    whole.rename(aside)
+    split = PreparedData(whole).load("train")
+    assert sum(len(batch) for batch in split.batches(4)) == 6
+    aside.rename(whole)
+    assert sum(len(batch) for batch in split.batches(4)) == 6
+    prepare(parse_schema(source), [write(city=["x"] * 12)], whole)
+    with pytest.raises(DataError, match=rf"^{whole}/train\.parquet: was replaced since it was opened"):
+        list(split.batches(4))
