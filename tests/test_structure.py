@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adaftr_fast"
 FLOORS = (
-    "errors _startup",
+    "errors _memory _startup",
     "_extension _files _json _tables _tensor_file",
     "_locks",
     "_publish",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from adaftr_fast import _memory
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
 from adaftr_fast._locks import writing_folder
@@ -174,7 +175,7 @@ def _check_memory(config: RunConfig, data: PreparedData) -> None:
     """Raises ConfigError if tables and their optimizer's state alone are larger than the memory that is available."""
     num_embeddings, names = data.manifest.num_embeddings, [field.name for field in data.manifest.fields]
     widths = embedding_widths(config.model, len(num_embeddings), names)
-    weights, available = 4 * sum(map(operator.mul, num_embeddings, widths)), _available_memory()
+    weights, available = 4 * sum(map(operator.mul, num_embeddings, widths)), _memory.available()
     on_cpu = config.training.device == "cpu"  # other devices hold the state themselves
     state = table_state_bytes(config.optimizer.tables, num_embeddings, widths) if on_cpu else 0
     if available is not None and weights + state > available:
@@ -185,13 +186,3 @@ def _check_memory(config: RunConfig, data: PreparedData) -> None:
             "GB of memory are available; use a smaller width, raise min_count or hash the largest fields in the "
             "schema, or use an optimizer.tables with less state"
         )
-
-
-def _available_memory() -> int | None:
-    """Returns the bytes of memory and swap that a process can still take, or None if the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = {name: int(rest.split()[0]) for name, rest in (line.split(":", 1) for line in lines)}
-        return 1024 * (kilobytes["MemAvailable"] + kilobytes["SwapFree"])
-    except (OSError, KeyError, ValueError):
-        return None

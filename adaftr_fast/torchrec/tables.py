@@ -12,15 +12,15 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from adaftr_fast import _memory
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import RankError
 from adaftr_fast.nn.embedding import FusedEmbedding
@@ -42,7 +42,6 @@ INSTALL = (
     "fbgemm-gpu-cpu==1.8.0 (fbgemm-gpu==1.8.0 for CUDA)"
 )
 RESERVED = 0.15  # share of a GPU's memory kept free of tables, TorchRec's default; no effect on CPUs
-CGROUPS = Path("/sys/fs/cgroup")
 
 
 class Options(TypedDict):
@@ -328,15 +327,6 @@ def _topology(device: str) -> Any:
     on_gpu = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if device == "cuda" else None
     return TopologyFactory.create_topology(
         TrainerConfig(world_size=size, local_world_size=local),
-        HardwareConfig(hbm_cap_bytes=on_gpu, ddr_cap_bytes=_host_memory() // local),
+        HardwareConfig(hbm_cap_bytes=on_gpu, ddr_cap_bytes=_memory.limit() // local),
         KernelConfig(compute_device=device),
     )
-
-
-def _host_memory() -> int:
-    """Returns the memory in bytes of this machine, or of the container if it is limited."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups version 2 and 1
-        with suppress(OSError, ValueError):  # no such file, or "max"
-            limits.append(int((CGROUPS / name).read_text()))
-    return min(limits)

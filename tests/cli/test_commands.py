@@ -380,10 +380,10 @@ def test_a_file_that_is_no_configuration_is_an_error_in_one_line(tmp_path, capsy
 
 
 def test_tables_larger_than_memory_are_refused_before_they_are_made(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("adaftr_fast.runs.run._available_memory", lambda: 64 * 10**9)
+    monkeypatch.setattr("adaftr_fast._memory.available", lambda: 64 * 10**9)
     arguments = ["train", "--config", str(config), "--model.embedding_dim", "500000000", "--out", str(tmp_path / "run")]
     assert main(arguments) == 2
     sizes = "136.0 GB of float32 and 272.0 GB of adam's state, and 64.0 GB of memory are available"
     assert f"the tables of 68 ids take {sizes}; use a smaller width" in capsys.readouterr().err
-    monkeypatch.setattr("adaftr_fast.runs.run._available_memory", lambda: 400 * 10**9)
+    monkeypatch.setattr("adaftr_fast._memory.available", lambda: 400 * 10**9)
     assert main(arguments) == 2  # the weights alone would fit

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from adaftr_fast import _memory
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import RankError
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import SGD, Adagrad, RowwiseAdagrad
 from adaftr_fast.torchrec import rows as sharded_rows
-from adaftr_fast.torchrec import tables as sharded_tables
 from adaftr_fast.torchrec.tables import ShardedTables
 from tests.distributed.ranks import on_ranks
 
@@ -131,13 +131,13 @@ def input_errors(rank: int) -> list[str]:
 
 
 def memory_error(rank: int) -> str:
-    memory, sharded_tables._host_memory = sharded_tables._host_memory, lambda: 10_000
+    memory, _memory.limit = _memory.limit, lambda: 10_000
     try:
         sharded_by("table_wise", "sgd")
     except RankError as error:
         return str(error)
     finally:
-        sharded_tables._host_memory = memory
+        _memory.limit = memory
 
 
 def on_a_rank(rank: int, size: int) -> dict:

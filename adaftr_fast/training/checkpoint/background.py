@@ -7,20 +7,12 @@ import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from adaftr_fast import _memory
 from adaftr_fast.ops.embedding.lookup import empty_table
-
-CGROUPS, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/meminfo")
-# The limit, the usage and the name of the reclaimable file pages in the statistics, of cgroups version 2 and 1.
-CGROUP_FILES = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-)
 
 
 class StateCopy:
@@ -85,14 +77,4 @@ def available_memory() -> int:
 
     The ranks of one machine take equal shares.
     """
-    try:
-        lines = (line.split() for line in MEMINFO.read_text().splitlines())
-        left = [1024 * next(int(words[1]) for words in lines if words[0] == "MemAvailable:")]
-    except (OSError, StopIteration):
-        return 0
-    for names in CGROUP_FILES:
-        with suppress(OSError, ValueError, KeyError):  # no such file, or no limit ("max")
-            limit, usage, statistics = (CGROUPS / name for name in names[:3])
-            pages = dict(line.split() for line in statistics.read_text().splitlines())
-            left.append(int(limit.read_text()) - int(usage.read_text()) + int(pages[names[3]]))
-    return max(0, min(left)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return (_memory.available() or 0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
