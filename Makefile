@@ -1,6 +1,6 @@
 # make demo   train MMoE and AdaFTR on the embedded flight data and write runs/demo/
 # make build  the C++ extension: compiles the files that changed
-# make test   everything CI checks but what needs TorchRec
+# make test   lint and the tests; those that need TorchRec or other libraries are test-torchrec and test-recipes
 # make docs   the documentation site in build/site
 # make matrix the tests in clones with other versions of Python, torch and the compiler
 # make wheels for each Python found a wheel, installed and tested, and one with CUDA kernels where torch and nvcc have CUDA

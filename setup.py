@@ -201,12 +201,21 @@ class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExten
 
 
 class BuildPython(build_py):
-    """Writes down that nothing else was to be built, where that is so."""
+    """Writes down that nothing else was to be built, where that is so.
+
+    An editable install keeps the extensions that an earlier build left in place, and their notes.
+    """
 
     def run(self):
         super().run()
-        if MODE == "none":
+        if MODE == "none" and not (self.editable_mode and built_in_place()):
             write_down(Path() if self.editable_mode else Path(self.build_lib), dict.fromkeys((C, CUDA), NONE))
+
+
+def built_in_place():
+    """Returns whether the source folder has an extension for this Python."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return any(Path(*name.split(".")).with_suffix(suffix).exists() for name in (C, CUDA))
 
 
 def write_down(folder, reasons):

@@ -207,6 +207,17 @@ def test_none_is_written_down_in_a_wheel(package, tmp_path, build):
     assert notes(tmp_path / "build/lib/adaftr_fast") == dict.fromkeys(["adaftr_fast._C", "adaftr_fast._cuda"], NONE)
 
 
+@pytest.mark.parametrize("built", [True, False])
+def test_an_editable_install_with_none_keeps_the_notes_of_what_is_built_in_place(package, build, built):
+    before = {"adaftr_fast._cuda": "torch has no CUDA"}
+    (package / "_build.json").write_text(json.dumps(before))
+    for path in () if built else package.glob(f"*{SUFFIX}"):
+        path.unlink()
+    done = build("none", command="editable_wheel --dist-dir dist")
+    assert done.returncode == 0, done.stderr
+    assert notes(package) == (before if built else dict.fromkeys(["adaftr_fast._C", "adaftr_fast._cuda"], NONE))
+
+
 FIND = """
 import sys
 sys.path.insert(0, {root!r})

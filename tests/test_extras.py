@@ -25,6 +25,11 @@ def test_each_package_is_in_the_extra_that_is_named():
         assert not any(each.startswith(package) for each in PROJECT["dependencies"])
 
 
+@pytest.mark.parametrize("extra", ["experiments", "onnx", "tensorboard", "torchrec"])
+def test_extras_of_the_trainer_bring_it(extra):
+    assert "adaftr-fast[train]" in PROJECT["optional-dependencies"][extra]
+
+
 def test_loss_embedding_and_models_need_no_extra():
     code = """
 import torch, adaftr_fast, adaftr_fast.nn.mlp, adaftr_fast.reference, adaftr_fast.config
