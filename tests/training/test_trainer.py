@@ -12,10 +12,10 @@ from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.optim import SGD, Adagrad, LazyAdam, RowwiseAdagrad
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
-from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
-from adaftr_fast.training.metrics import auc, cvr_auc
+from adaftr_fast.training.evaluation import evaluate
 from adaftr_fast.training.optimizers import build_optimizers
 from adaftr_fast.training.trainer import Trainer
+from tests.training.conftest import whole
 
 ABOUT = Description(
     config=RunConfig(), fingerprint="f", num_embeddings=[50, 20, 3], tasks=["click", "conversion"], metrics={}
@@ -27,10 +27,6 @@ def trainer(model, splits, folder=None, lr=0.01, **config):
     return Trainer(
         model, *splits, optimizer=OptimizerConfig(lr=lr), config=TrainingConfig(**config), folder=folder, about=ABOUT
     )
-
-
-def whole(split):
-    return next(split.batches(len(split)))
 
 
 def weights_of(model):
@@ -207,13 +203,6 @@ def test_flagged_ids_are_raised_at_the_next_check(model, splits, monkeypatch):
     assert checks == [torch.device("cpu")] * 2
 
 
-def test_predictions_check_the_ids_of_all_batches(model, splits, monkeypatch):
-    checks = []
-    monkeypatch.setattr("adaftr_fast.training.evaluation.raise_bad_ids", checks.append)
-    evaluate(model, splits[1], 300)
-    assert checks == [torch.device("cpu")]
-
-
 def test_a_run_without_reads_has_the_same_bits(model, splits, monkeypatch):
     start = {name: value.clone() for name, value in model.state_dict().items()}
     expected = trainer(model, splits, max_epochs=2).fit().epochs, weights_of(model)
@@ -348,41 +337,6 @@ def test_a_single_class_or_too_few_rows_raise(model, splits):
         trainer(model, (train, constant)).fit()
     with pytest.raises(TrainingError, match="4000 training rows are fewer than a batch of 5000"):
         trainer(model, splits, batch_size=5000)
-
-
-def test_evaluation_covers_every_row_in_order(model, splits):
-    validation = whole(splits[1])
-    logits = model(validation.ids).detach().numpy()
-    metrics = evaluate(model, splits[1], batch_size=300)
-    assert metrics["conversion"]["auc"] == auc(validation.labels[:, 1].numpy(), logits[:, 1])
-    assert mean_auc(metrics) == np.mean([metrics[task]["auc"] for task in model.task_names])
-    ungrouped = evaluate(model, Split.of(replace(validation, group=None)), 300)
-    assert ungrouped["click"].keys() == {"auc", "logloss", "calibration"}
-    assert ungrouped["conversion"].keys() == {"auc", "logloss", "calibration", "cvr_auc"}
-    values = diagnose(model, splits[1], batch_size=300)["tau/click-conversion"]
-    assert (values == validation.ids[:, 0].numpy()).all()
-    assert spread(np.arange(101.0)) == {"p5": 5.0, "p50": 50.0, "p95": 95.0}
-
-
-def test_the_funnel_of_the_split_decides_on_post_click_metrics(model, splits):
-    validation = whole(splits[1])
-    y, z = validation.labels.numpy(), model(validation.ids).detach().numpy()
-    clicked = cvr_auc(y[:, 0], y[:, 1], z[:, 0], z[:, 1])
-    assert evaluate(model, splits[1], 300)["conversion"]["cvr_auc"] == clicked
-    splits[1].funnel = ()
-    assert "cvr_auc" not in evaluate(model, splits[1], 300)["conversion"]
-    splits[1].funnel = ("conversion", "click", "unknown")
-    found = evaluate(model, splits[1], 300)
-    assert "cvr_auc" not in found["conversion"]
-    assert np.isnan(found["click"]["cvr_auc"])  # a converted row is always clicked
-    assert mean_auc(found) == np.mean([found[task]["auc"] for task in model.task_names])
-
-
-def test_predictions_that_are_not_finite_raise(model, splits):
-    with torch.no_grad():
-        model.out.bias[0] = float("nan")
-    with pytest.raises(TrainingError, match="1000 of 2000 predictions are not finite"):
-        evaluate(model, splits[1], 300)
 
 
 @pytest.mark.parametrize(
