@@ -37,11 +37,11 @@ def find_torch():
         importlib.invalidate_caches()
     project = Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8")
     needed, low, high = re.search(r'"(torch>=([\d.]+),<([\d.]+))"', project).groups()
-    found = "none"
-    if importlib.util.find_spec("torch") is not None:
-        found = importlib.metadata.version("torch")
-        if numbers(low) <= numbers(found) < numbers(high):
-            return
+    # pip's finder for backend-path also returns what lies in this folder, whatever the name that is asked for.
+    named = (each for each in importlib.metadata.distributions(name="torch") if each.name == "torch")
+    found = next((each.version for each in named), "none")
+    if numbers(low) <= numbers(found) < numbers(high):
+        return
     raise SystemExit(
         f"adaftr-fast: the kernels are compiled against the installed torch; expected {needed} in {sys.prefix}, got "
         f'{found}. Type: pip install "{needed}" and repeat this command, or set ADAFTR_FAST_BUILD=none to install '

@@ -255,6 +255,25 @@ def test_the_backend_finds_the_torch_outside_pips_environment(isolated):
     assert isolated().stdout.strip() == torch.__file__
 
 
+def test_the_backend_is_not_misled_by_the_finder_of_pip(isolated, tmp_path):
+    """It yields every distribution beside the backend, such as the egg-info that an earlier build left."""
+    script(tmp_path / "beside/adaftr_fast-0.1.0.dist-info/METADATA", "Name: adaftr-fast\nVersion: 0.1.0\n")
+    script(
+        tmp_path / "site/sitecustomize.py",
+        "import sys\n"
+        "from importlib.metadata import DistributionFinder, MetadataPathFinder\n"
+        "sys.path[:] = [each for each in sys.path if 'site-packages' not in each]\n"
+        "class Finder:\n"
+        "    def find_spec(self, *_): return None\n"
+        "    def find_distributions(self, _):\n"
+        f"        context = DistributionFinder.Context(path=[{str(tmp_path / 'beside')!r}])\n"
+        "        return MetadataPathFinder.find_distributions(context)\n"
+        "sys.meta_path.insert(0, Finder())\n",
+    )
+    done = isolated()
+    assert done.stdout.strip() == torch.__file__, done.stderr
+
+
 @pytest.mark.parametrize("version", [None, "2.8.0", "2.14.0"])
 def test_the_backend_refuses_without_a_torch_that_will_run(isolated, tmp_path, version):
     (tmp_path / "outer").mkdir()
