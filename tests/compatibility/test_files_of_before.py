@@ -24,6 +24,7 @@ FILES = Path(__file__).parent / "files"
 TIMES = ("seconds", "samples_per_s")
 SCORED = 1e-6  # tolerance after one forward pass: CPUs sum in different orders
 TRAINED = 1e-4  # tolerance after up to 20 steps of training, for the same reason
+RANKED = 3e-4  # of AUC and GAUC then: one pair of a small user that changes places moves the GAUC by 1 / 3480
 TRAIN = ["train", "--config", "small.toml", "--data.folder", "data"]
 DAILY = ["daily", "--dataset", "day.toml", "--config", "small.toml"]
 PROGRAM_OPS = {"adaftr": "embedding_bags", "day": "fused_embedding"}  # the op of ours that each exported model calls
@@ -61,8 +62,9 @@ def assert_close(found, expected, tolerance):
     found, expected = numbers(as_then(found, expected)), numbers(expected)
     is_float = {name for name, value in expected.items() if isinstance(value, float)}
     assert {**found, **dict.fromkeys(is_float)} == {**expected, **dict.fromkeys(is_float)}
-    floats = ({name: each[name] for name in sorted(is_float)} for each in (found, expected))
-    assert next(floats) == pytest.approx(next(floats), rel=tolerance, abs=tolerance)
+    for name in sorted(is_float):
+        allowed = RANKED if tolerance == TRAINED and name.endswith("auc") else tolerance
+        assert found[name] == pytest.approx(expected[name], rel=tolerance, abs=allowed), name
 
 
 def assert_same_results(run, expected):
