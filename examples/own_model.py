@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import adaftr_fast as af
-from adaftr_fast.api.prepare import Prepared
+from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.api.run import Evaluation
 from adaftr_fast.config import ModelConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.data.synthetic.log import LogConfig

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
-from adaftr_fast._tables import Table, paragraphs
-from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.prepare import run
 from adaftr_fast.data.prepare.run import Unfinished
@@ -21,54 +20,6 @@ from adaftr_fast.errors import DataError
 
 Names = Sequence[str] | str
 Files = Sequence[str | Path] | str | Path
-
-
-class Prepared(PreparedData):
-    """A prepared folder. It prints as a table of its splits with their rows and rates of positive labels.
-
-    ``load("train")`` opens a split, whose ``batches(1024)`` yields tensors.
-
-    Args:
-        folder: a folder that ``prepare`` wrote.
-
-    Raises:
-        DataError: the folder is not a prepared one, or has another format.
-    """
-
-    def table(self) -> Table:
-        """Returns a table with one row per split."""
-        tasks = self.manifest.tasks
-        rows = [
-            [name, f"{split.rows:,}", *(f"{100 * split.positives[task] / split.rows:.2f} %" for task in tasks)]
-            for name, split in self.manifest.splits.items()
-        ]
-        return Table(["split", "rows", *tasks], rows)
-
-    def summary(self) -> str:
-        """Returns one line with the data set and the numbers of fields and ids."""
-        manifest = self.manifest
-        ids = sum(manifest.num_embeddings)
-        return f"{self.folder}: {manifest.dataset}, {len(manifest.fields)} fields, {ids:,} ids"
-
-    def notes(self) -> list[str]:
-        """Returns one line each about lines of text, rows that were left out or are in no split, and the source."""
-        manifest, notes = self.manifest, []
-        if manifest.bad_rows and manifest.bad_rows.lines is not None:
-            notes.append(f"Read: {manifest.bad_rows.account()}")
-        if manifest.bad_rows and manifest.bad_rows.bad:
-            notes.append(f"Left out: {manifest.bad_rows.summary()}")
-        if (unused := manifest.unused) and (unused.unmatched or unused.dropped):
-            dropped = f", {unused.dropped:,} are dropped by the schema" if unused.dropped else ""
-            notes.append(f"In no split: {unused.unmatched:,} rows match none{dropped}")
-        if manifest.attribution:
-            notes.append(f"Source: {manifest.attribution}")
-        return notes
-
-    def __repr__(self) -> str:
-        return "\n".join([self.summary(), self.table().markdown(), *self.notes()])
-
-    def _repr_html_(self) -> str:
-        return paragraphs(self.summary()) + self.table().html() + paragraphs(*self.notes())
 
 
 class _Options(TypedDict, total=False):
@@ -172,20 +123,6 @@ def _warn_of_rows_outside_the_funnel(schema: Schema, manifest: Manifest) -> None
                 "condition in the schema makes them consistent, or funnel = [] if they are no funnel",
                 stacklevel=3,
             )
-
-
-def open_data(data: PreparedData | str | Path) -> PreparedData:
-    """Opens a prepared folder that is given by its path.
-
-    Raises:
-        DataError: the folder is not a prepared one.
-        TypeError: ``data`` is neither a prepared folder nor a path.
-    """
-    if isinstance(data, PreparedData):
-        return data
-    if not isinstance(data, str | Path):
-        raise TypeError(f"data: expected a prepared folder or its path, got {data!r}")
-    return Prepared(data)
 
 
 def _schema(

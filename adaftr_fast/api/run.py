@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaftr_fast._json import from_json, loads
 from adaftr_fast._tables import Table, paragraphs
-from adaftr_fast.api.prepare import open_data
+from adaftr_fast.api.prepared import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import joined

@@ -1,31 +1,78 @@
 import html
 import json
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv as csv
+import pyarrow.parquet as pq
 import pytest
 
 import adaftr_fast as af
-from adaftr_fast.api.prepare import Prepared, Unfinished
+from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.cli import main
+from adaftr_fast.data.prepare.run import Unfinished
 from adaftr_fast.errors import DataError
 
 from .conftest import ROLES
 
+TOML = """
+name = "log"
+labels = { click = "click" }
+split = { train = {}, validation = {}, test = {} }
+[fields]
+user = "categorical"
+age = "numeric"
+seen = { kind = "categorical", tokens = "all", separator = "|" }
+last = { kind = "categorical", column = "seen", tokens = "last", separator = "|" }
+rare = { kind = "categorical", min_count = 2 }
+pair = { cross = ["user", "rare"], hashed = 10 }
+"""
 
-def test_a_csv_becomes_a_folder_that_prints_its_splits(shop, data):
+
+def test_a_csv_becomes_a_folder_that_prints_its_fields_and_splits(shop, data):
     log = csv.read_csv(shop / "log.csv")
-    summary, header, _, *rows = repr(data).splitlines()
+    first, splits = repr(data).split("\n\n")
+    summary, fields = first.split("\n", 1)
+    header, _, *rows = splits.splitlines()
+    assert fields == data.fields().markdown()
     assert summary == f"{data.folder}: log, 3 fields, {sum(data.manifest.num_embeddings)} ids"
     assert header == "| split      | rows |   click | conversion |"
     for row, name, start, stop in zip(rows, ["train", "validation", "test"], [0, 960, 1080], [960, 1080, 1200]):
         rates = [100 * np.mean(log[task][start:stop]) for task in ("click", "conversion")]
         assert row == f"| {name:<10} | {stop - start:>4} | {rates[0]:.2f} % |    {rates[1]:.2f} % |"
     page = data._repr_html_()
-    assert page.startswith(f"<p>{summary}</p><table>")
+    assert page.startswith(f"<p>{summary}</p>{data.fields().html()}<table>")
     assert '<td style="text-align: right">960</td>' in page
     assert repr(data.table()) == data.table().markdown()
     assert data.table()._repr_html_() in page
+
+
+def test_each_field_tells_how_it_is_read_and_what_is_missing(tmp_path):
+    rows = 200
+    columns = {
+        "user": [None if n % 4 == 0 else f"u{n % 8}" for n in range(rows)],
+        "age": [None if n % 10 == 0 else 0.5 * n for n in range(rows)],
+        "seen": ["" if n % 5 == 0 else f"a|b{n % 3}" for n in range(rows)],
+        "rare": [f"r{n}" if n % 2 else "often" for n in range(rows)],
+        "click": [n % 2 for n in range(rows)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    (tmp_path / "log.toml").write_text(TOML)
+    data = af.prepare(tmp_path / "log.parquet", tmp_path / "data", dataset=tmp_path / "log.toml", progress=False)
+    assert data.fields().header == ["field", "read as", "ids", "missing or rare"]
+    assert data.fields().rows == [
+        ["user", "categorical", "7", "25.00 %"],
+        ["age", "numeric", "21", "10.00 %"],
+        ["seen", "categorical, lists separated by '|'", "5", "20.00 %"],
+        ["last", "categorical, last of lists separated by '|', column seen", "4", "20.00 %"],
+        ["rare", "categorical", "2", "50.00 %"],
+        ["pair", "cross of user and rare, hashed", "11", "25.00 %"],
+    ]
+    assert {split.rows for split in data.manifest.splits.values()} == {rows}
+    older = replace(data.manifest.splits["train"], unknown={})
+    vars(data)["manifest"] = replace(data.manifest, splits=data.manifest.splits | {"train": older})
+    assert {row[-1] for row in data.fields().rows} == {"-"}
 
 
 def test_it_writes_and_prints_what_the_command_does(shop, data, tmp_path, capsys):

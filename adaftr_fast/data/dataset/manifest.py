@@ -49,12 +49,15 @@ class SplitInfo:
         outside_funnel: rows per later stage of the schema's funnel that are positive in it but not in the stage before;
             empty without a funnel, or if the folder was prepared before such rows were counted.
         files: rows of each shard's file by name, in order of the rows; empty if one file has the name of the split.
+        unknown: rows per field that are missing or unknown: with id 0, or without any token; empty if the folder was
+            prepared before they were counted.
     """
 
     rows: int
     positives: dict[str, int]
     files: dict[str, int] = dataclasses.field(default_factory=dict)
     outside_funnel: dict[str, int] = dataclasses.field(default_factory=dict)
+    unknown: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def write_split(
     """
     rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
     outside = dict.fromkeys(schema.funnel[1:], 0)
+    unknown = dict.fromkeys((field.name for field in schema.fields), 0)
     new = path.with_name(f".{path.name}.new")
     with pq.ParquetWriter(new, _columns(schema), compression="zstd", write_page_checksum=True) as writer:
         for encoded in ordered_map(lambda batch: _encode(schema, encoders, groups, batch), batches):
@@ -63,7 +64,9 @@ def write_split(
                 positives[task] += pc.sum(encoded[task]).as_py() or 0
             for before, stage in pairwise(schema.funnel):
                 outside[stage] += pc.sum(pc.greater(encoded[stage], encoded[before])).as_py() or 0
-        info = SplitInfo(rows, positives, outside_funnel=outside)
+            for name in unknown:
+                unknown[name] += _count_unknown(encoded[name])
+        info = SplitInfo(rows, positives, outside_funnel=outside, unknown=unknown)
         writer.add_key_value_metadata({INFO: dumps(dataclasses.asdict(info))})
     check()
     sync(new)
@@ -116,6 +119,12 @@ def _encode(
     if schema.weight:
         encoded[WEIGHT] = _weights(schema.weight, batch[schema.weight])
     return encoded | {TRUTH + name: _numbers(f"truth {name}", batch[column]) for name, column in schema.truth.items()}
+
+
+def _count_unknown(ids: pa.Array) -> int:
+    """Counts the rows with id 0, or with an empty list of ids."""
+    numbers = pc.list_value_length(ids) if pa.types.is_list(ids.type) else ids
+    return len(numbers) - int(np.count_nonzero(numbers.to_numpy()))
 
 
 def _weights(name: str, values: pa.Array) -> pa.Array:

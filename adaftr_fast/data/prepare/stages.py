@@ -254,12 +254,14 @@ def _fit(field: Field, counted: Sequence[BinaryIO]) -> Encoder:
 
 def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
     """Merges the infos of all shards' files of a split, in shard order."""
-    tasks, stages = next(iter(infos.values())).positives, next(iter(infos.values())).outside_funnel
+    first, *_ = infos.values()
+    counted = all(info.unknown for info in infos.values())  # not in the files of an earlier version
     return SplitInfo(
         rows=sum(info.rows for info in infos.values()),
-        positives={task: sum(info.positives[task] for info in infos.values()) for task in tasks},
+        positives={task: sum(info.positives[task] for info in infos.values()) for task in first.positives},
         files={name: info.rows for name, info in infos.items() if info.rows} if len(infos) > 1 else {},
-        outside_funnel={stage: sum(info.outside_funnel[stage] for info in infos.values()) for stage in stages},
+        outside_funnel={each: sum(info.outside_funnel[each] for info in infos.values()) for each in first.outside_funnel},
+        unknown={each: sum(info.unknown[each] for info in infos.values()) for each in first.unknown} if counted else {},
     )
 
 

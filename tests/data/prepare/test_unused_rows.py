@@ -8,7 +8,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast.api.prepare import Prepared
+from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.data import hashing
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.source import ROW_STREAM, Unused, covers_all

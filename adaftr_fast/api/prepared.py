@@ -1,0 +1,101 @@
+"""A prepared folder as an object that prints what it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adaftr_fast._tables import Table, paragraphs
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.data.schema.types import Field
+
+
+class Prepared(PreparedData):
+    """A prepared folder. It prints as two tables: its fields, and its splits with their rows and positive rates.
+
+    ``load("train")`` opens a split, whose ``batches(1024)`` yields tensors.
+
+    Args:
+        folder: a folder that ``prepare`` wrote.
+
+    Raises:
+        DataError: the folder is not a prepared one, or has another format.
+    """
+
+    def fields(self) -> Table:
+        """Returns a table with one row per field: how it is read, its ids, and the training rows that have none.
+
+        The last column is the share of training rows whose value is missing, or too rare for an id of its own; "-" if
+        the folder was prepared by 0.1.0.
+        """
+        train = self.manifest.splits["train"]
+        rows = []
+        for field, info in zip(parse_schema(self.manifest.schema).fields, self.manifest.fields):
+            unknown = f"{100 * train.unknown[field.name] / train.rows:.2f} %" if train.unknown else "-"
+            rows.append([field.name, _read_as(field), f"{info.num_embeddings:,}", unknown])
+        return Table(["field", "read as", "ids", "missing or rare"], rows, text_columns=2)
+
+    def table(self) -> Table:
+        """Returns a table with one row per split."""
+        tasks = self.manifest.tasks
+        rows = [
+            [name, f"{split.rows:,}", *(f"{100 * split.positives[task] / split.rows:.2f} %" for task in tasks)]
+            for name, split in self.manifest.splits.items()
+        ]
+        return Table(["split", "rows", *tasks], rows)
+
+    def summary(self) -> str:
+        """Returns one line with the data set and the numbers of fields and ids."""
+        manifest = self.manifest
+        ids = sum(manifest.num_embeddings)
+        return f"{self.folder}: {manifest.dataset}, {len(manifest.fields)} fields, {ids:,} ids"
+
+    def notes(self) -> list[str]:
+        """Returns one line each about lines of text, rows that were left out or are in no split, and the source."""
+        manifest, notes = self.manifest, []
+        if manifest.bad_rows and manifest.bad_rows.lines is not None:
+            notes.append(f"Read: {manifest.bad_rows.account()}")
+        if manifest.bad_rows and manifest.bad_rows.bad:
+            notes.append(f"Left out: {manifest.bad_rows.summary()}")
+        if (unused := manifest.unused) and (unused.unmatched or unused.dropped):
+            dropped = f", {unused.dropped:,} are dropped by the schema" if unused.dropped else ""
+            notes.append(f"In no split: {unused.unmatched:,} rows match none{dropped}")
+        if manifest.attribution:
+            notes.append(f"Source: {manifest.attribution}")
+        return notes
+
+    def __repr__(self) -> str:
+        return "\n".join([self.summary(), self.fields().markdown(), "", self.table().markdown(), *self.notes()])
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            [paragraphs(self.summary()), self.fields().html(), self.table().html(), paragraphs(*self.notes())]
+        )
+
+
+def open_data(data: PreparedData | str | Path) -> PreparedData:
+    """Opens a prepared folder that is given by its path.
+
+    Raises:
+        DataError: the folder is not a prepared one.
+        TypeError: ``data`` is neither a prepared folder nor a path.
+    """
+    if isinstance(data, PreparedData):
+        return data
+    if not isinstance(data, str | Path):
+        raise TypeError(f"data: expected a prepared folder or its path, got {data!r}")
+    return Prepared(data)
+
+
+def _read_as(field: Field) -> str:
+    """Returns the kind of a field and what else the schema says about it, as text."""
+    kind = f"cross of {' and '.join(field.columns)}" if field.kind == "cross" else field.kind
+    parts = [kind]
+    if field.tokens is not None:
+        separated = "" if field.separator is None else f" separated by {field.separator!r}"
+        parts.append(("" if field.tokens == "all" else "last of ") + f"lists{separated}")
+    if field.hashed:
+        parts.append("hashed")
+    if field.kind != "cross" and field.columns != (field.name,):
+        parts.append(f"column {field.columns[0]}")
+    return ", ".join(parts)
