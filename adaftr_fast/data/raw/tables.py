@@ -1,0 +1,125 @@
+"""Tables in memory as inputs: each is written to a parquet file, which is then read as any other."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adaftr_fast._files import followed, make_folder
+from adaftr_fast._publish import publisher_lock, remove
+from adaftr_fast.data.raw.source import BATCH_ROWS, coalesced
+from adaftr_fast.errors import DataError
+
+INDEX = re.compile(r"__index_level_\d+__")  # the columns that pandas makes of an index without a name
+
+
+@runtime_checkable
+class ArrowStream(Protocol):
+    """A table that exports Arrow data, as pandas, Polars and PyArrow have them (Arrow's PyCapsule interface)."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Returns an Arrow C stream in a capsule."""
+
+
+Input = str | os.PathLike[str] | ArrowStream
+Inputs = Sequence[Input] | Input
+
+
+@contextmanager
+def input_files(inputs: Inputs, out: Path) -> Iterator[list[Path]]:
+    """Provides inputs as files during the block. Tables become ``table.parquet``, ``table-2.parquet`` and so on.
+
+    Dictionaries become plain values and views plain text or lists. Columns of an index without a name are left out.
+
+    Args:
+        inputs: a path or a table, or several of them.
+        out: what is made of the inputs; the files lie in a folder next to it, which is removed after the block.
+
+    Raises:
+        BusyError: another process or thread makes ``out``.
+        DataError: a table has two columns of the same name, or values that Arrow cannot represent.
+        OSError: the files cannot be written.
+        TypeError: an input is neither a path nor a table.
+    """
+    listed = _listed(inputs)
+    if not holds_tables(inputs):
+        yield [Path(each) for each in listed if not isinstance(each, ArrowStream)]
+        return
+    out = followed(out)
+    folder = out.with_name(f".{out.name}.tables")
+    with publisher_lock(out):
+        remove(folder)  # of a process that was killed
+        try:
+            make_folder(folder)
+            yield [_file(each, folder, number) for number, each in enumerate(listed, start=1)]
+        finally:
+            remove(folder)
+
+
+def holds_tables(inputs: Inputs) -> bool:
+    """Returns whether one of the inputs is a table."""
+    return any(isinstance(each, ArrowStream) for each in _listed(inputs))
+
+
+def _listed(inputs: Inputs) -> list[Input]:
+    if isinstance(inputs, str | os.PathLike | ArrowStream) or not isinstance(inputs, Iterable):
+        inputs = [inputs]
+    listed = list(inputs)
+    for each in listed:
+        if not isinstance(each, str | os.PathLike | ArrowStream):
+            expected = "paths, or tables with __arrow_c_stream__ (pandas 2.2, Polars 1 or PyArrow)"
+            raise TypeError(f"files: expected {expected}, got {type(each).__module__}.{type(each).__qualname__}")
+    return listed
+
+
+def _file(source: Input, folder: Path, number: int) -> Path:
+    if not isinstance(source, ArrowStream):
+        return Path(source)
+    path = folder / ("table.parquet" if number == 1 else f"table-{number}.parquet")
+    try:
+        _write(pa.RecordBatchReader.from_stream(source), path)
+    except (pa.ArrowException, ValueError, TypeError) as error:  # such as pandas' objects of different types
+        raise DataError(f"files: the table cannot be read: {' '.join(map(str, error.args))}") from error
+    return path
+
+
+def _write(reader: pa.RecordBatchReader, path: Path) -> None:
+    kept = [each for each in reader.schema if not INDEX.fullmatch(each.name)]
+    schema = pa.schema([pa.field(each.name, _plain(each.type)) for each in kept])
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise ValueError(f"expected columns of distinct names, got {twice[0]!r} twice")
+    with pq.ParquetWriter(path, schema, compression="lz4", write_page_checksum=True) as writer:
+        for batch in coalesced(_plain_batches(reader, schema)):
+            writer.write_batch(batch)
+
+
+def _plain_batches(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for batch in reader:
+        for start in range(0, batch.num_rows, BATCH_ROWS):  # text of more than 2 GiB fits no single array
+            columns = batch.slice(start, BATCH_ROWS)
+            yield pa.record_batch([_plain_array(columns[each.name], each.type) for each in schema], schema=schema)
+
+
+def _plain_array(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(values.type):  # Arrow cannot decode a dictionary of views, which Polars has
+        values = pa.DictionaryArray.from_arrays(values.indices, values.dictionary.cast(kind)).dictionary_decode()
+    return values.cast(kind)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Returns the type of the same values that the readers of files know."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if types.is_large_string(kind) or types.is_string_view(kind):
+        return pa.string()
+    if types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return pa.float32() if types.is_float16(kind) else kind

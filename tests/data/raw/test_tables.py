@@ -1,0 +1,148 @@
+"""Tables in memory are read as files of the same rows."""
+
+import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.data.raw import tables
+from adaftr_fast.data.raw.tables import input_files
+from adaftr_fast.errors import BusyError, DataError
+
+TIMES = [datetime.datetime(2020, 1, day) for day in (1, 2, 3)]
+ODD = {
+    "categories": pa.array(["a", None, "a"]).dictionary_encode(),
+    "numbered": pa.array([7, 8, 7], pa.int64()).dictionary_encode(),
+    "large": pa.array(["a", "b", None], pa.large_string()),
+    "view": pa.array(["a", "b", None], pa.string_view()),
+    "tiny": pa.array([1, None, 3], pa.int8()),
+    "unsigned": pa.array([1, 2, 2**64 - 1], pa.uint64()),
+    "truth": pa.array([True, None, False]),
+    "half": pa.array(np.array([0.5, 1.0, 2.0], np.float16)),
+    "time": pa.array(TIMES, pa.timestamp("ns")),
+    "tags": pa.array([["a"], [], None], pa.large_list(pa.large_string())),
+    "pair": pa.array([[1, 2], [3, 4], None], pa.list_(pa.int8(), 2)),
+    "nothing": pa.nulls(3),
+}
+PLAIN = {
+    **{name: pa.string() for name in ("categories", "large", "view")},
+    "numbered": pa.int64(),
+    "half": pa.float32(),
+    "tags": pa.list_(pa.string()),
+    "pair": pa.list_(pa.int8()),
+}
+
+
+def stored(source, out):
+    """Returns the content of the file that stands for a table."""
+    with input_files(source, out) as (path,):
+        assert path.name == "table.parquet"
+        return pq.ParquetFile(path).read()
+
+
+def test_odd_types_become_plain_ones_with_the_same_values(tmp_path):
+    found = stored(pa.table(ODD), tmp_path / "out")
+    assert found.to_pydict() == pa.table(ODD).to_pydict()
+    assert {each.name: each.type for each in found.schema} == {name: each.type for name, each in ODD.items()} | PLAIN
+
+
+def test_streams_and_paths_mix_and_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "BATCH_ROWS", 1)  # a large batch is written in parts
+    table = pa.table({"a": [1, 2, 3]})
+    with input_files([table.to_reader(), "a.csv", tmp_path, table.to_batches()[0]], tmp_path / "out/data") as paths:
+        assert [path.name for path in paths] == ["table.parquet", "a.csv", tmp_path.name, "table-4.parquet"]
+        assert all(pq.read_table(paths[number]).equals(table) for number in (0, 3))
+        assert (paths[1], paths[2]) == (type(paths[1])("a.csv"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path):
+    (tmp_path / ".out.tables").mkdir()
+    (tmp_path / ".out.tables/table-9.parquet").touch()
+    with input_files(pa.table({"a": [1]}), tmp_path / "out") as (path,):
+        assert [each.name for each in path.parent.iterdir()] == ["table.parquet"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_table_is_the_same_file(tmp_path):
+    contents = []
+    for name in ("one", "two"):
+        with input_files(pa.table(ODD), tmp_path / name) as (path,):
+            contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_one_process_at_a_time_writes_them(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    table = pa.table({"a": [1]})
+    with input_files(table, tmp_path / "out"), ThreadPoolExecutor() as pool, pytest.raises(BusyError, match="out: ano"):
+        pool.submit(stored, table, tmp_path / "out").result()
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        (5, TypeError, "files: expected paths, or tables with __arrow_c_stream__ .*, got builtins.int"),
+        ([{"a": [1]}], TypeError, "got builtins.dict"),
+        (pa.table([[1], [2]], ["a", "a"]), DataError, "files: .* columns of distinct names, got 'a' twice"),
+        (pa.table({"a": pa.array([(1, 2, 3)], pa.month_day_nano_interval())}), DataError, "files: the table .*nterval"),
+    ],
+)
+def test_other_inputs_are_named(tmp_path, source, error, message):
+    with pytest.raises(error, match=message):
+        stored(source, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pandas_tables(tmp_path):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(
+        {
+            "text": ["a", None, "b"],
+            "object": pd.Series(["a", None, "b"], dtype=object),
+            "category": pd.Categorical(["x", "y", None]),
+            "whole": pd.array([1, None, 3], dtype="Int64"),
+            "tiny": np.array([1, 2, 3], np.int8),
+            "flag": pd.array([True, None, False], dtype="boolean"),
+            "float": [0.5, np.nan, 2.0],
+            "time": pd.Series(TIMES),
+            "tags": [["a", "b"], [], None],
+        }
+    ).set_axis([5, 3, 4])
+    found = stored(frame, tmp_path / "out")
+    assert found.column_names == list(frame.columns)  # without the index
+    assert found.drop_columns("time").to_pydict() == {
+        **{name: ["a", None, "b"] for name in ("text", "object")},
+        "category": ["x", "y", None],
+        "whole": [1, None, 3],
+        "tiny": [1, 2, 3],
+        "flag": [True, None, False],
+        "float": [0.5, None, 2.0],
+        "tags": [["a", "b"], [], None],
+    }
+    named = frame.set_index("float")  # whose index is no range, which pandas does not export
+    assert stored(named, tmp_path / "out")["float"].to_pylist() == [0.5, None, 2.0]
+    twice = frame[["text", "tiny"]].set_axis(["a", "a"], axis=1)
+    for wrong, message in ((pd.DataFrame({"a": ["x", 1]}), "column a"), (twice, "[Dd]uplicate")):
+        with pytest.raises(DataError, match=rf"files: the table cannot be read: .*{message}"):
+            stored(wrong, tmp_path / "out")
+
+
+def test_polars_tables(tmp_path):
+    pl = pytest.importorskip("polars")
+    columns = {
+        "text": pl.Series(["a", None, "b"]),
+        "category": pl.Series(["x", "y", None], dtype=pl.Categorical),
+        "enum": pl.Series(["x", "y", None], dtype=pl.Enum(["x", "y"])),
+        "tiny": pl.Series([1, None, 3], dtype=pl.Int8),
+        "flag": pl.Series([True, None, False]),
+        "tags": pl.Series([["a", "b"], [], None]),
+        "nothing": pl.Series([None, None, None]),
+    }
+    frame = pl.DataFrame(columns)
+    assert stored(frame, tmp_path / "out").to_pydict() == frame.to_dict(as_series=False)
+    with pytest.raises(TypeError, match=r"got polars\..*LazyFrame"):
+        stored(frame.lazy(), tmp_path / "out")
