@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
 
@@ -13,13 +13,14 @@ from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.prepare import run
 from adaftr_fast.data.prepare.run import Unfinished
 from adaftr_fast.data.raw.infer import infer_schema
+from adaftr_fast.data.raw.tables import Inputs, holds_tables, input_files
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.data.schema.write import write_schema as write_schema_file
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
 Names = Sequence[str] | str
-Files = Sequence[str | Path] | str | Path
 
 
 class _Options(TypedDict, total=False):
@@ -29,6 +30,8 @@ class _Options(TypedDict, total=False):
     time: str | None
     weight: str | None
     ignore: Names
+    multi: Mapping[str, str] | None
+    write_schema: str | Path | None
     bad_rows: float
     grow: str | Path | None
     wait: float
@@ -37,18 +40,18 @@ class _Options(TypedDict, total=False):
 
 @overload
 def prepare(
-    files: Files = (), out: str | Path = "data/prepared", *, shard: None = None, **options: Unpack[_Options]
+    files: Inputs = (), out: str | Path = "data/prepared", *, shard: None = None, **options: Unpack[_Options]
 ) -> Prepared: ...
 
 
 @overload
 def prepare(
-    files: Files = (), out: str | Path = "data/prepared", *, shard: str, **options: Unpack[_Options]
+    files: Inputs = (), out: str | Path = "data/prepared", *, shard: str, **options: Unpack[_Options]
 ) -> Prepared | Unfinished: ...
 
 
 def prepare(
-    files: Files = (),
+    files: Inputs = (),
     out: str | Path = "data/prepared",
     *,
     dataset: str | Path | None = None,
@@ -57,19 +60,24 @@ def prepare(
     time: str | None = None,
     weight: str | None = None,
     ignore: Names = (),
+    multi: Mapping[str, str] | None = None,
+    write_schema: str | Path | None = None,
     bad_rows: float = 0.0,
     grow: str | Path | None = None,
     shard: str | None = None,
     wait: float = 0.0,
     progress: bool = True,
 ) -> Prepared | Unfinished:
-    """Converts raw logs, parquet or text, to a prepared folder.
+    """Converts raw logs, files or tables in memory, to a prepared folder.
 
     A folder that already holds this preparation of these files is left as it is. An interrupted call continues when it
     is repeated.
 
     Args:
-        files: the input files, in the order of the schema; none for data sets that ship or are generated.
+        files: the inputs, in the order of the schema; none for data sets that ship or are generated. An input is the
+            path of a parquet file, a folder of parquet files or a text file, or a table: a ``pandas.DataFrame``, a
+            ``polars.DataFrame``, a ``pyarrow.Table`` or any other object with ``__arrow_c_stream__``. The index of a
+            DataFrame is left out, unless it has a name and is no range.
         out: the folder to write.
         dataset: the name of a data set (``adaftr-fast info`` lists them) or a schema file.
         labels: instead of ``dataset``: the 0/1 columns of one file, one per task, from which a schema is inferred.
@@ -77,9 +85,13 @@ def prepare(
         time: with ``labels``: the column to split by; None splits by users, or by rows without ``group``.
         weight: with ``labels``: the column of sample weights.
         ignore: with ``labels``: columns that are no features.
+        multi: with ``labels``: the separators of text columns that hold lists, ``{"tags": "|"}``; "" reads a column as
+            one value. Lists in other columns are detected, with a warning.
+        write_schema: with ``labels``: a TOML file to which the inferred schema is written as well, to be edited and
+            passed as ``dataset``.
         bad_rows: the share of a text file's rows that may be unreadable; they are left out and reported.
         grow: a prepared folder of the same fields whose ids keep their meaning; new values get new ids.
-        shard: "K/N" does shard K of N, on any machine that sees the files and ``out``.
+        shard: "K/N" does shard K of N, on any machine that sees the files and ``out``; not for tables.
         wait: with ``shard``: seconds to wait for the other shards at each stage.
         progress: show progress bars.
 
@@ -89,24 +101,28 @@ def prepare(
     Raises:
         DataError: arguments that do not go together, or an input that cannot be prepared.
         OSError: ``out`` cannot be written.
+        TypeError: an input is neither a path nor a table.
 
     Example::
 
         data = adaftr_fast.prepare("log.csv", "data/mine", labels=["click", "conversion"], group="user")
     """
-    files = [files] if isinstance(files, str | Path) else list(files)
     if shard is None and wait:
         raise DataError(f"wait: needs shard, got wait = {wait:g} without it")
-    roles = {"group": group, "time": time, "weight": weight, "ignore": _names(ignore)}
-    schema = _schema(files, dataset, None if labels is None else _names(labels), roles)
+    if shard is not None and holds_tables(files):
+        raise DataError("shard: expected files, got a table; write it as parquet where every shard can read it")
+    roles = {"group": group, "time": time, "weight": weight, "ignore": _names(ignore), "multi": dict(multi or {})}
+    named = None if labels is None else _names(labels)
     result: Manifest | Unfinished
-    if shard is None:
-        result = run.prepare(schema, files, out, bad_rows=bad_rows, grow=grow, progress=progress)
-    else:
-        number = Shard.parse(shard)
-        result = run.prepare_shard(
-            schema, files, out, number, wait=wait, bad_rows=bad_rows, grow=grow, progress=progress
-        )
+    with input_files(files, Path(out)) as paths:
+        schema = _schema(paths, dataset, named, roles, write_schema)
+        if shard is None:
+            result = run.prepare(schema, paths, out, bad_rows=bad_rows, grow=grow, progress=progress)
+        else:
+            number = Shard.parse(shard)
+            result = run.prepare_shard(
+                schema, paths, out, number, wait=wait, bad_rows=bad_rows, grow=grow, progress=progress
+            )
     if isinstance(result, Unfinished):
         return result
     _warn_of_rows_outside_the_funnel(schema, result)
@@ -126,14 +142,18 @@ def _warn_of_rows_outside_the_funnel(schema: Schema, manifest: Manifest) -> None
 
 
 def _schema(
-    files: list[str | Path], dataset: str | Path | None, labels: list[str] | None, roles: dict[str, Any]
+    files: list[Path],
+    dataset: str | Path | None,
+    labels: list[str] | None,
+    roles: dict[str, Any],
+    written: str | Path | None,
 ) -> Schema:
-    """Reads the schema of ``dataset``, or infers the schema of the one file from ``labels`` and ``roles``."""
+    """Reads the schema of ``dataset``, or infers that of the one file from ``labels`` and ``roles`` and writes it."""
     if (dataset is None) == (labels is None):
         got = "neither" if labels is None else "both"
         raise DataError(f"expected dataset, or labels to infer a schema from the file; got {got}")
     if labels is None:
-        for name, value in roles.items():
+        for name, value in (roles | {"write_schema": written}).items():
             if value:
                 raise DataError(f"{name}: goes with labels, got {name} = {value!r} with dataset = {str(dataset)!r}")
         return load_schema(str(dataset))
@@ -141,7 +161,10 @@ def _schema(
         raise DataError("labels: expected one or more columns, got none")
     if len(files) != 1:
         raise DataError(f"files: expected one file beside labels, got {len(files)}")
-    return parse_schema(infer_schema(files[0], labels, **roles))
+    schema = parse_schema(infer_schema(files[0], labels, **roles))
+    if written is not None:
+        write_schema_file(Path(written), schema.source, f"Inferred from {Path(files[0]).name!r}.")
+    return schema
 
 
 def _names(names: Names) -> list[str]:

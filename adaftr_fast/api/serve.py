@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adaftr_fast._tables import Table, paragraphs
-from adaftr_fast.api.prepare import Files, Names
+from adaftr_fast.api.prepare import Names
 from adaftr_fast.api.run import Run, run_folder
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.raw.tables import Inputs, input_files
 from adaftr_fast.errors import DataError
 from adaftr_fast.serving import predict as predicting
 from adaftr_fast.serving.columns import output_columns
@@ -109,7 +110,7 @@ def export(
 
 def predict(
     model: ExportedModel | str | Path,
-    files: Files,
+    files: Inputs,
     out: str | Path,
     *,
     keep: Names = (),
@@ -124,7 +125,8 @@ def predict(
 
     Args:
         model: an exported model or its folder.
-        files: raw rows as ``prepare`` reads them, labels not needed; of Ali-CCP pairs SKELETON COMMON.
+        files: raw rows as ``prepare`` reads them, files or tables in memory, labels not needed; of Ali-CCP pairs
+            SKELETON COMMON.
         out: the parquet file to write.
         keep: input columns to put before the scores.
         click, conversion: the tasks that are p_ctr and p_ctcvr; by default those of that name.
@@ -145,12 +147,12 @@ def predict(
     folder = model.folder if isinstance(model, ExportedModel) else model
     if not isinstance(folder, str | Path):
         raise TypeError(f"model: expected an exported model or its folder, got {model!r}")
-    files = [files] if isinstance(files, str | Path) else list(files)
-    if not files:
-        raise DataError("files: expected one or more input files, got none")
     scorer = load_scorer(Path(folder))
     price = None if bid is None else str(bid)
     columns = output_columns(scorer.about.tasks, click=click, conversion=conversion, bid=price, bid_weight=bid_weight)
     kept = [keep] if isinstance(keep, str) else keep
-    report = predicting.predict(scorer, files, Path(out), columns, keep=kept, bad_rows=bad_rows, progress=progress)
+    with input_files(files, Path(out)) as paths:
+        if not paths:
+            raise DataError("files: expected one or more input files, got none")
+        report = predicting.predict(scorer, paths, Path(out), columns, keep=kept, bad_rows=bad_rows, progress=progress)
     return Scores(Path(out), columns.names(), report)

@@ -12,6 +12,11 @@ from adaftr_fast.errors import DataError
 
 DESCRIPTION = "Convert raw logs, parquet or text, to a prepared folder."
 
+HINT = (
+    "The fields are inferred: --ignore leaves columns out, and --multi says which text holds lists.\n"
+    "For any other change, add --write_schema FILE.toml, edit the file, and prepare with --dataset FILE.toml."
+)
+
 
 def add_arguments(parser: Parser) -> None:
     """Adds the options of ``prepare``."""
@@ -24,6 +29,13 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--time", type=str | None, help="with --labels: the column to split by, else users or rows")
     parser.add_argument("--weight", type=str | None, help="with --labels: the column of sample weights")
     parser.add_argument("--ignore", type=str, nargs="+", default=[], help="with --labels: columns to leave out")
+    multi = (
+        "with --labels: text columns that hold lists, as NAME=SEPARATOR, such as 'tags=|'; NAME= reads one value. "
+        "Others are detected, with a warning"
+    )
+    parser.add_argument("--multi", type=str, nargs="+", default=[], help=multi)
+    written = "with --labels: also write the inferred schema to this file (.toml), to edit it and pass it as --dataset"
+    parser.add_argument("--write_schema", type=Path | None, help=written)
     parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of unreadable rows in text files")
     grow = "a prepared folder of the same fields whose ids are kept; new values get new ids"
     parser.add_argument("--grow", type=Path | None, help=grow)
@@ -47,12 +59,25 @@ def run(arguments: jsonargparse.Namespace) -> None:
     if (part := options.pop("part")) is not None:
         warnings.warn("prepare --part is deprecated: use --shard", FutureWarning, stacklevel=2)
         options["shard"] = part
+    options["multi"] = _separators(options["multi"])
     prepared = prepare(options.pop("files"), options.pop("out"), **options)
     if not isinstance(prepared, Unfinished):
         print(prepared)
+        if arguments.labels:
+            print(HINT)
         return
     missing = ", ".join(map(str, prepared.missing))
     state = f"shard {options['shard']}: {prepared.stage} is done, but not by shard {missing}; run this again once it is"
     if arguments.wait:
         raise DataError(f"{state} (waited {arguments.wait:g} seconds)")
     print(state)
+
+
+def _separators(pairs: list[str]) -> dict[str, str]:
+    """Returns the separators of ``--multi`` by column."""
+    separators = {}
+    for pair in pairs:
+        name, equals, separators[name] = pair.partition("=")
+        if not equals:
+            raise DataError(f"--multi: expected NAME=SEPARATOR, got {pair!r}")
+    return separators

@@ -11,6 +11,7 @@ import pytest
 import adaftr_fast as af
 from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.cli import main
+from adaftr_fast.cli.prepare import HINT
 from adaftr_fast.data.prepare.run import Unfinished
 from adaftr_fast.errors import DataError
 
@@ -80,7 +81,8 @@ def test_it_writes_and_prints_what_the_command_does(shop, data, tmp_path, capsys
     command = ["prepare", "--files", shop / "log.csv", "--labels", "click", "conversion", "--group", "user",
                "--time", "time", "--out", out]  # fmt: skip
     assert main([str(each) for each in command]) == 0
-    assert capsys.readouterr().out == repr(data).replace(str(data.folder), str(out)) + "\n"
+    printed = repr(data).replace(str(data.folder), str(out))
+    assert capsys.readouterr().out == f"{printed}\n{HINT}\n"
     for name in ("schema.json", "vocabulary.parquet", "train.parquet", "validation.parquet", "test.parquet"):
         assert (out / name).read_bytes() == (data.folder / name).read_bytes()
 
@@ -91,6 +93,36 @@ def test_a_single_name_need_not_stand_in_a_list(shop, tmp_path):
     listed = af.prepare([shop / "log.csv"], tmp_path / "two", labels=["click"], ignore=["conversion"], **options)
     assert one.manifest == listed.manifest
     assert one.manifest.tasks == ["click"]
+
+
+def test_the_inferred_schema_can_be_written_and_edited(shop, data, tmp_path):
+    written = tmp_path / "mine.toml"
+    inferred = af.prepare(shop / "log.csv", tmp_path / "data", **ROLES, write_schema=written, progress=False)
+    assert inferred.manifest == data.manifest
+    options = {"out": tmp_path / "data", "dataset": written, "progress": False}
+    again = af.prepare(shop / "log.csv", **options).manifest
+    assert (again.schema, again.fingerprint, again.splits) == (
+        data.manifest.schema,
+        data.manifest.fingerprint,
+        data.manifest.splits,
+    )
+    written.write_text(written.read_text().replace('price = "numeric"', 'price = { kind = "numeric", buckets = 5 }'))
+    edited = af.prepare(shop / "log.csv", **options)
+    assert edited.fields().rows[-1] == ["price", "numeric", "6", "0.00 %"]
+
+
+def test_text_is_read_as_lists_where_the_command_says_so(shop, tmp_path, capsys):
+    log = tmp_path / "log.csv"
+    header, *rows = (shop / "log.csv").read_text().splitlines()
+    log.write_text("\n".join([f"{header},tags", *(f"{row},a|b{n % 7}" for n, row in enumerate(rows))]))
+    command = ["prepare", "--files", str(log), "--labels", "click", "--ignore", "conversion", "--out"]
+    assert main([*command, str(tmp_path / "data"), "--multi", "tags=|", "user="]) == 0
+    assert "| tags  | categorical, lists separated by '|' |" in capsys.readouterr().out
+    options = {"labels": "click", "ignore": "conversion", "progress": False}
+    assert af.prepare(log, tmp_path / "api", **options, multi={"tags": "|"}).manifest.num_embeddings[-1] == 9
+    assert af.prepare(log, tmp_path / "text", **options).manifest.num_embeddings[-1] == 8
+    assert main([*command, str(tmp_path / "data"), "--multi", "tags"]) == 2
+    assert "--multi: expected NAME=SEPARATOR, got 'tags'" in capsys.readouterr().err
 
 
 def test_rows_that_are_left_out_are_noted(shop, tmp_path):
@@ -130,6 +162,9 @@ def test_shards_tell_what_they_wait_for(shop, data, tmp_path):
         ({"dataset": "flites"}, "unknown data set 'flites'; expected one of aliccp"),
         ({"dataset": "flights", "group": "user"}, "group: goes with labels, got group = 'user' with dataset = 'flig"),
         ({"dataset": "flights", "ignore": "user"}, r"ignore: goes with labels, got ignore = \['user'\] with dataset"),
+        ({"dataset": "flights", "multi": {"tags": "|"}}, "multi: goes with labels, got multi = {'tags': "),
+        ({"dataset": "flights", "write_schema": "my.toml"}, "write_schema: goes with labels, got write_schema = 'my"),
+        ({"labels": "click", "multi": {"usr": "|"}}, "no column 'usr'"),
         ({"labels": "click", "bad_rows": 1.0}, r"bad_rows: expected a share in \[0, 1\), got 1.0"),
         ({"labels": "click", "wait": 3}, "wait: needs shard, got wait = 3 without it"),
         ({"labels": "click", "shard": "3"}, "expected NUMBER/COUNT, such as 3/8, got '3'"),

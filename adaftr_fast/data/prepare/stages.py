@@ -254,15 +254,19 @@ def _fit(field: Field, counted: Sequence[BinaryIO]) -> Encoder:
 
 def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
     """Merges the infos of all shards' files of a split, in shard order."""
-    first, *_ = infos.values()
-    counted = all(info.unknown for info in infos.values())  # not in the files of an earlier version
+    each = list(infos.values())
+    unknown = [info.unknown for info in each]
     return SplitInfo(
-        rows=sum(info.rows for info in infos.values()),
-        positives={task: sum(info.positives[task] for info in infos.values()) for task in first.positives},
+        rows=sum(info.rows for info in each),
+        positives=_sums([info.positives for info in each]),
         files={name: info.rows for name, info in infos.items() if info.rows} if len(infos) > 1 else {},
-        outside_funnel={each: sum(info.outside_funnel[each] for info in infos.values()) for each in first.outside_funnel},
-        unknown={each: sum(info.unknown[each] for info in infos.values()) for each in first.unknown} if counted else {},
+        outside_funnel=_sums([info.outside_funnel for info in each]),
+        unknown=_sums(unknown) if all(unknown) else {},  # not counted in files that an earlier version has left
     )
+
+
+def _sums(counts: list[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(each[name] for each in counts) for name in counts[0]}
 
 
 def _check_splits(splits: dict[str, SplitInfo]) -> None:

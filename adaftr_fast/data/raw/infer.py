@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,14 @@ import pyarrow.dataset as ds
 
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.raw.inputs import is_text, read_header
+from adaftr_fast.data.raw.lists import find_separator
 from adaftr_fast.data.raw.source import PARQUET, READ_ERRORS, check_names, listed
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import parse_block
 from adaftr_fast.errors import DataError
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
-SAMPLE_ROWS = 10_000  # first rows of parquet that tell ids from numbers
+SAMPLE_ROWS = 10_000  # first rows that tell ids from numbers, and lists from text
 SAMPLE_BYTES = 2 << 20  # first rows of text that do so; more than Arrow reads to find the types
 LARGEST_EXACT = 2.0**53  # integers up to it are float64 numbers
 WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
@@ -37,11 +39,13 @@ def infer_schema(
     time: str | None = None,
     weight: str | None = None,
     ignore: Sequence[str] = (),
+    multi: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Returns the content of a schema file. Every column without another role becomes a field.
 
     Floats are numeric fields. Integers, text and booleans are categorical fields, and so are floats that hold ids,
-    which a warning names. Lists are categorical fields with all tokens. Columns of dates and times are left out.
+    which a warning names. Lists are categorical fields with all tokens, and so is text that holds lists, such as
+    "action|comedy", of which a warning tells the separator. Columns of dates and times are left out.
     The first 80 % of the rows are the training split, the next 10 % validation and the rest test. Rows are ordered
     by ``time``; without it by a hash of the group, so that no user is in two splits; without a group by a hash of
     the row number.
@@ -53,21 +57,28 @@ def infer_schema(
         time: column that orders the rows.
         weight: column of sample weights.
         ignore: columns that are not features.
+        multi: separators of text columns that hold lists; "" for a column that is to be read as one value.
 
     Raises:
-        DataError: the file is unreadable, or a name is not one of its columns.
+        DataError: the file is unreadable, a name is not one of its columns, or ``multi`` names a column that is no
+            field, holds lists already, or cannot hold the separator.
     """
     path = Path(path)
     dataset = _open(path)
-    for column in (*labels, *ignore, *(each for each in (group, time, weight) if each)):
+    for column in (*labels, *ignore, *multi, *(each for each in (group, time, weight) if each)):
         if column not in dataset.schema.names:
             raise DataError(f"{path}: no column {column!r}; the file has {listed(dataset.schema.names)}")
     not_fields = {*labels, *ignore, time, weight}
     fields = {each.name: _field(each.type) for each in dataset.schema if each.name not in not_fields}
-    if ids := _ids(path, dataset, [name for name, field in fields.items() if field == "numeric"]):
+    _check_multi(path, dataset.schema, fields, multi)
+    flat = [name for name, field in fields.items() if isinstance(field, str) or name in multi]
+    sample = _sample(path, dataset, flat)
+    if ids := _ids(sample, [name for name in flat if fields[name] == "numeric" and not multi.get(name)]):
         fields |= dict.fromkeys(ids, "categorical")
         named = "; ".join(f"{name} ({reason})" for name, reason in ids.items())
         warnings.warn(f"{path}: read as ids, not as numbers: {named}", stacklevel=2)
+    texts = [each.name for each in dataset.schema if _holds_text(each.type) and each.name in fields]
+    fields |= _lists(path, sample, [name for name in texts if name != group], multi)
     source: dict[str, Any] = {"name": path.name.split(".")[0], "labels": {label: label for label in labels}}
     source |= {key: value for key, value in (("group", group), ("weight", weight)) if value}
     source["split"] = _by_time(path, dataset, time) if time else _by_hash(group)
@@ -99,7 +110,17 @@ def _field(kind: pa.DataType) -> Any:
     return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
 
 
-def _ids(path: Path, dataset: ds.Dataset, columns: list[str]) -> dict[str, str]:
+def _sample(path: Path, dataset: ds.Dataset, columns: list[str]) -> pa.Table:
+    """Returns the first rows of columns, those of a text file as they are written."""
+    try:
+        rows = _as_text(path, columns) if is_text(path) else dataset.head(SAMPLE_ROWS, columns=columns)
+        rows.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
+        return rows
+    except READ_ERRORS as error:
+        raise DataError(f"{path}: not readable: {error}") from error
+
+
+def _ids(rows: pa.Table, columns: list[str]) -> dict[str, str]:
     """Returns the columns that the file's types make numbers but whose first rows hold ids, with the reasons.
 
     They hold whole numbers only, and either one beyond 2^53, which no float64 tells from its neighbours, or their name
@@ -107,10 +128,6 @@ def _ids(path: Path, dataset: ds.Dataset, columns: list[str]) -> dict[str, str]:
     values that another program has made floats.
     """
     found = {}
-    try:
-        rows = _as_text(path, columns) if is_text(path) else dataset.head(SAMPLE_ROWS, columns=columns)
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: not readable: {error}") from error
     for name in columns if rows.num_rows else []:
         values = rows[name].drop_null()
         if pa.types.is_string(values.type) and not pc.all(pc.match_substring_regex(values, WHOLE)).as_py():
@@ -125,6 +142,51 @@ def _ids(path: Path, dataset: ds.Dataset, columns: list[str]) -> dict[str, str]:
         elif ID_NAME.search(name):
             found[name] = "whole numbers under the name of an id"
     return found
+
+
+def _check_multi(path: Path, schema: pa.Schema, fields: Mapping[str, Any], multi: Mapping[str, str]) -> None:
+    for name, separator in multi.items():
+        if not isinstance(separator, str):
+            raise DataError(f"multi: {name}: expected a separator, or '' for one value, got {separator!r}")
+        if name not in fields:
+            raise DataError(f"{path}: multi: {name!r} is no field: it is a label, the time, the weight, or left out")
+        if isinstance(fields[name], dict):
+            raise DataError(f"{path}: multi: {name}: expected a column of text, got lists ({schema.field(name).type})")
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _lists(path: Path, rows: pa.Table, texts: Sequence[str], multi: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the fields of text that holds lists: those of ``multi``, and those of ``texts`` whose first rows show it.
+
+    Args:
+        rows: the first rows of all fields.
+    """
+    _, delimiter = read_header(path) if is_text(path) else ([], "")
+    fields: dict[str, Any] = {}
+    for name in dict.fromkeys([*texts, *multi]):
+        values = _texts(path, name, rows[name][:SAMPLE_ROWS])
+        separator = multi[name] if name in multi else find_separator(values)
+        if name not in multi and separator:
+            how = f"--multi {name}= (in Python multi={{{name!r}: ''}}) reads it as one value"
+            warnings.warn(f"{path}: {name}: read as lists separated by {separator!r}; {how}", stacklevel=3)
+        elif separator and not pc.any(pc.match_substring(values, separator)).as_py():
+            if separator == delimiter:
+                raise DataError(f"{path}: multi: {name}: {separator!r} separates the columns, and no value holds it")
+            warnings.warn(f"{path}: multi: {name}: none of the first values holds {separator!r}", stacklevel=3)
+        if separator:
+            fields[name] = {"kind": "categorical", "tokens": "all", "separator": separator}
+    return fields
+
+
+def _texts(path: Path, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    try:
+        return values.cast(pa.string())
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: multi: {name}: expected a column of text, got {values.type}") from error
 
 
 def _as_text(path: Path, columns: list[str]) -> pa.Table:

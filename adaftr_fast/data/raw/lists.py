@@ -14,7 +14,7 @@ MARKS = "|;,"
 SHARE = 0.25  # of the values have several tokens
 FEWEST_LISTS = 20  # distinct ones
 REUSE = 2  # lists per distinct token: lists combine the same tokens, while every title and place brings its own
-MIXED = 0.8  # of the tokens that follow others also begin a list: tags do, last names and countries do not
+MIXED = 0.8  # of the tokens that follow others also begin a list, and conversely: tags do, cities and countries do not
 THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})*")
 BRACKETS = "[{(\"'"  # a list that another program has printed
 
@@ -47,9 +47,14 @@ def _are_lists(texts: list[str], separator: str) -> bool:
     lengths = [len(tokens) for tokens in lists]
     if max(lengths) < 3 or min(lengths) == max(lengths):  # columns in one, such as a city and its state
         return False
-    first, later = {tokens[0] for tokens in lists}, [token for tokens in lists for token in tokens[1:]]
-    distinct = first.union(later)
+    distinct = {token for tokens in lists for token in tokens}
     if any(token != token.strip() or not token for token in distinct):
         return False
-    enough = len(lists) >= max(FEWEST_LISTS, REUSE * len(distinct))
-    return enough and sum(token in first for token in later) >= MIXED * len(later)
+    backwards = [tokens[::-1] for tokens in lists]
+    return len(lists) >= max(FEWEST_LISTS, REUSE * len(distinct)) and _are_mixed(lists) and _are_mixed(backwards)
+
+
+def _are_mixed(lists: list[list[str]]) -> bool:
+    """Returns whether most tokens that follow others also begin a list."""
+    first, later = {tokens[0] for tokens in lists}, [token for tokens in lists for token in tokens[1:]]
+    return sum(token in first for token in later) >= MIXED * len(later)

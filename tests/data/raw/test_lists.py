@@ -1,0 +1,176 @@
+"""Text columns that hold lists are found, and others are not taken for lists."""
+
+import itertools
+import random
+
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.raw.infer import infer_schema
+from adaftr_fast.data.raw.lists import find_separator
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import DataError
+
+DRAW = random.Random(0)
+ROWS = 400
+GENRES = ["Action", "Comedy", "Drama", "Horror", "Sci-Fi", "Romance", "War", "Film noir"]
+WORDS = [
+    "red",
+    "blue",
+    "old",
+    "new",
+    "great",
+    "small",
+    "bad",
+    "house",
+    "river",
+    "stone",
+    "king",
+    "night",
+    "road",
+    "sea",
+]
+CITIES = [f"{word.title()}ville" for word in WORDS] + [f"{word.title()}ton" for word in WORDS]
+LISTS = [DRAW.sample(GENRES, DRAW.choice([1, 1, 2, 3, 4])) for _ in range(ROWS)]
+COUNTRIES = {"USA": ["Texas", "Ohio", "Utah"], "France": ["Bretagne", "Alsace"], "Spain": ["Madrid", "Navarra"]}
+
+
+def joined(lists, separator):
+    return [separator.join(tokens) for tokens in lists]
+
+
+def column(values):
+    return pa.chunked_array([pa.array(values, pa.string())])
+
+
+def fields_of(path, **options):
+    return infer_schema(path, ["click"], **options)["fields"]
+
+
+@pytest.fixture(params=["log.csv", "log.parquet", "categories.parquet"])
+def log(request, tmp_path):
+    """A log with tags, of which some are missing, and a title."""
+    titles = [f"{DRAW.choice(WORDS)}, {DRAW.choice(WORDS)} and {number}" for number in range(ROWS)]
+    tags = [None if number % 9 == 0 else text for number, text in enumerate(joined(LISTS, "|"))]
+    table = pa.table({"tags": tags, "title": titles, "price": [0.5] * ROWS, "click": [n % 2 for n in range(ROWS)]})
+    path = tmp_path / request.param
+    if path.name == "log.csv":
+        csv.write_csv(table, path)
+    elif path.name == "log.parquet":
+        pq.write_table(table, path)
+    else:
+        encoded = pa.array(tags, pa.large_string()).dictionary_encode()
+        pq.write_table(table.set_column(0, "tags", encoded), path)
+    return path
+
+
+@pytest.mark.parametrize("separator", ["|", ";", ",", ", ", "; ", " | "])
+def test_tags_are_found_with_their_separator(separator):
+    assert find_separator(column([None, *joined(LISTS, separator)])) == separator
+
+
+def test_sorted_tags_and_ids_are_found():
+    assert find_separator(column(joined(map(sorted, LISTS), "|"))) == "|"
+    ids = [DRAW.choices(range(150), k=DRAW.randint(1, 6)) for _ in range(1000)]
+    assert find_separator(column([",".join(map(str, each)) for each in ids])) == ","
+
+
+def no_lists():
+    """Yields names and values of text that is no list although it has marks."""
+
+    def draw(n):
+        return [DRAW.choice(WORDS).title() for _ in range(n)]
+
+    places = [f"{city}, {state}, {country}" for country in COUNTRIES for state in COUNTRIES[country] for city in CITIES]
+    higher = [f"{state}, {country}" for country in COUNTRIES for state in COUNTRIES[country]]
+    yield "titles", [f"{' '.join(draw(2))}, {' '.join(draw(3))}, and {' '.join(draw(2))}" for _ in range(ROWS)]
+    yield (
+        "addresses",
+        [f"{'Flat 2, ' * (n % 3)}{n} {DRAW.choice(WORDS)} St, {DRAW.choice(CITIES)}, TX" for n in range(ROWS)],
+    )
+    yield "names", [f"{DRAW.choice(WORDS)}, {DRAW.choice(WORDS)}{', Jr.' * (n % 4 == 0)}" for n in range(ROWS)]
+    yield "places", DRAW.choices(places, k=300) + higher * 20 + [*COUNTRIES] * 20
+    yield "paths", [" | ".join(["Home", f"Room {n % 7}", f"Thing {n}"][: 1 + n % 3]) for n in range(ROWS)]
+    yield "thousands", [f"{DRAW.randint(0, 9999999):,}" for _ in range(ROWS)]
+    yield "decimal commas", [f"{DRAW.randint(0, 30)},{DRAW.randint(0, 30)}" if n % 5 else "7" for n in range(ROWS)]
+    yield "crossed columns", ["|".join(each) for each in itertools.product(GENRES, GENRES, GENRES)]
+    yield "printed lists", [str(tokens) for tokens in LISTS]
+    yield "JSON", [f'{{"a": {n % 5}, "b": {n % 3}, "c": {n}}}' for n in range(ROWS)]
+    yield (
+        "prose",
+        [", ".join(" ".join(draw(DRAW.randint(1, 5))) for _ in range(DRAW.randint(1, 4))) for _ in range(ROWS)],
+    )
+    yield "a few tags", [text if number % 6 == 0 else "Drama" for number, text in enumerate(joined(LISTS, "|"))]
+    yield "few rows", joined(LISTS[:15], "|")
+    yield "spaces", joined(LISTS, " ")
+    yield "nothing", [None, None]
+
+
+NO_LISTS = dict(no_lists())
+
+
+@pytest.mark.parametrize("name", NO_LISTS)
+def test_other_text_is_not_taken_for_lists(name):
+    assert find_separator(column(NO_LISTS[name])) is None
+
+
+def test_detected_lists_are_warned_of_and_can_be_switched_off(log):
+    how = r"read as lists separated by '\|'; --multi tags= \(in Python multi=\{'tags': ''\}\) reads it as one value"
+    with pytest.warns(UserWarning, match=rf"{log.name}: tags: {how}") as warned:
+        fields = fields_of(log)
+    assert len(warned) == 1
+    assert fields["tags"] == {"kind": "categorical", "tokens": "all", "separator": "|"}
+    assert (fields["title"], fields["price"]) == ("categorical", "numeric")
+    assert fields_of(log, multi={"tags": ""})["tags"] == "categorical"
+    assert fields_of(log, multi={"tags": "", "price": ""})["price"] == "numeric"
+
+
+def test_given_separators_need_no_evidence(log):
+    fields = fields_of(log, multi={"title": " and ", "tags": "|"})
+    assert fields["title"] == {"kind": "categorical", "tokens": "all", "separator": " and "}
+    source = infer_schema(log, ["click"], multi={"title": " ", "tags": "|"})
+    manifest = prepare(parse_schema(source), [log], log.parent / "out")
+    assert manifest.num_embeddings[0] == len(GENRES) + 1
+    assert [field.multiple for field in manifest.fields] == [True, True, False]
+
+
+def test_a_group_is_not_taken_for_lists(log):
+    assert fields_of(log, group="tags")["tags"] == "categorical"
+
+
+@pytest.mark.parametrize(
+    ("multi", "message"),
+    [
+        ({"tag": "|"}, "no column 'tag'; the file has tags, title"),
+        ({"click": "|"}, "multi: 'click' is no field: it is a label, the time, the weight, or left out"),
+        ({"tags": 1}, "multi: tags: expected a separator, or '' for one value, got 1"),
+    ],
+)
+def test_wrong_columns_and_separators_are_named(log, multi, message):
+    with pytest.raises(DataError, match=message):
+        fields_of(log, multi=multi)
+
+
+def test_a_separator_that_no_value_holds_is_told(log):
+    with pytest.warns(UserWarning, match=r"multi: tags: none of the first values holds ';'"):
+        assert fields_of(log, multi={"tags": ";"})["tags"]["separator"] == ";"
+
+
+def test_the_delimiter_separates_lists_in_quotes_only(tmp_path):
+    lines = [f'"{text}",{n},{n % 2}' for n, text in enumerate(joined(LISTS, ","))]
+    (tmp_path / "log.csv").write_text("\n".join(["tags,price,click", *lines]))
+    assert fields_of(tmp_path / "log.csv", multi={"tags": ","})["tags"]["separator"] == ","
+    with pytest.raises(DataError, match=r"multi: price: ',' separates the columns, and no value holds it"):
+        fields_of(tmp_path / "log.csv", multi={"price": ",", "tags": ","})
+
+
+def test_columns_that_hold_no_text_are_named(tmp_path):
+    table = pa.table({"seen": [[1], [2]], "place": [{"a": 1}, {"a": 2}], "click": [0, 1]})
+    pq.write_table(table, tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=r"multi: seen: expected a column of text, got lists \(list<element: int64>\)"):
+        fields_of(tmp_path / "log.parquet", multi={"seen": "|"})
+    with pytest.raises(DataError, match=r"multi: place: expected a column of text, got struct"):
+        fields_of(tmp_path / "log.parquet", multi={"place": "|"})
