@@ -79,7 +79,8 @@ def test_prepare_prints_a_summary(schema, tmp_path, capsys):
     assert main(["prepare", "--dataset", str(schema), "--files", log, "--out", out]) == 0
     text = capsys.readouterr().out
     assert "small, 3 fields" in text
-    assert [cell.strip() for cell in text.splitlines()[1].split("|")][1:-1] == ["split", "rows", "click", "conversion"]
+    headers = [[cell.strip() for cell in text.splitlines()[line].split("|")][1:-1] for line in (1, 7)]
+    assert headers == [["field", "read as", "ids", "missing or rare"], ["split", "rows", "click", "conversion"]]
     assert "| train      | 2,100 |" in text
 
 
@@ -348,7 +349,9 @@ def test_prepare_infers_a_schema_from_labels(schema, tmp_path, capsys):
     log, out = str(schema.parent / "log.parquet"), str(tmp_path / "out")
     command = ["prepare", "--files", log, "--labels", "click", "--time", "day", "--ignore", "price", "--out", out]
     assert main(command) == 0
-    assert "log, 3 fields" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "log, 3 fields" in text
+    assert "prepare with --dataset FILE.toml" in text.splitlines()[-1]
     assert main(["prepare", "--files", log, "--out", out]) == 2
     assert "expected dataset, or labels" in capsys.readouterr().err
     assert main(["prepare", "--labels", "click", "--out", out]) == 2
