@@ -79,6 +79,9 @@ class ModelConfig(Section):
     Adam makes it almost irrelevant."""
     beta: float = option(0.01, within=WEIGHT)
     """Weight of the contrastive loss (Eq. 14), a mean over the batch."""
+    contrast_epochs: float = option(0.0, within=WEIGHT, omit_default=True)
+    """Number of epochs over which beta falls linearly to 0; from then on no contrastive loss is computed. 0 keeps beta
+    constant, as in the paper."""
     counterfactual_weight: float = option(0.1, within=WEIGHT, omit_default=True)
     """lambda_c of ESCM2, the weight of the risk of p_cvr."""
     ctcvr_weight: float = option(1.0, within=WEIGHT, omit_default=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import permutations
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -35,10 +36,14 @@ class AdaFTR(MultiTaskModel):
     ``forward`` computes the backbone only, so serving needs no Omega. The model has an Omega only if its output sets a
     temperature (contrast "infonce" with tau "adaptive"). With contrast "none", the model trains like its backbone.
 
+    With ``contrast_epochs``, beta falls linearly to 0 over so many epochs, which ``set_epoch`` counts. From then on the
+    loss has no term "contrast".
+
     Args:
         backbone: the model that computes the task inputs v (Eq. 3), the tower layers h and the logits.
         config: the settings. The model reads ``relatedness_hidden``, ``contrast``, ``contrast_layer``, ``pairs``,
-            ``alpha``, ``beta``, ``tau``, ``tau_min``, ``tau_max``, ``tau_fixed`` and the three ``..._updates``.
+            ``alpha``, ``beta``, ``contrast_epochs``, ``tau``, ``tau_min``, ``tau_max``, ``tau_fixed`` and the three
+            ``..._updates``.
 
     Shape:
         - ids: [B, F], int32 or int64
@@ -53,6 +58,8 @@ class AdaFTR(MultiTaskModel):
         >>> model = AdaFTR(MMoE([1000, 50], ["click", "conversion"], config), config)
         >>> logits = model(torch.randint(0, 50, (32, 2)))  # [32, 2]
     """
+
+    beta: Tensor
 
     def __init__(self, backbone: Backbone, config: ModelConfig) -> None:
         super().__init__(backbone.task_names)
@@ -72,6 +79,10 @@ class AdaFTR(MultiTaskModel):
         self.relatedness = ModuleList(RelatednessNetwork(first.in_features, hidden) for _ in related)
         tau = config.tau_fixed if config.tau == "fixed" else config.tau
         self.contrasts = ModuleList(AdaptiveInfoNCE(config.tau_min, config.tau_max, tau=tau) for _ in contrasted)
+        # A buffer, so that compiled and captured steps read it; a value of the step, so no checkpoint holds it.
+        beta = torch.tensor(config.beta, dtype=torch.float64)
+        self.register_buffer("beta", beta, persistent=False)
+        self.is_contrasting = config.contrast != "none"
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
         logits: Tensor = self.backbone(ids, offsets)
@@ -96,11 +107,22 @@ class AdaFTR(MultiTaskModel):
             y = batch.labels.unbind(1)
             each = [relatedness_loss(x, y[a], y[b], *weights) for x, (a, b) in zip(logits, self.pairs)]
             losses["relatedness"] = self.config.alpha * _total(each)
-        if self.config.contrast != "none":
+        if self.is_contrasting:
             h = self._contrasted(seen)
             related = self._relatedness_for_tau(seen, logits)
-            losses["contrast"] = self.config.beta * _total(self._contrast_losses(h, related, batch, process_group))
+            contrast = _total(self._contrast_losses(h, related, batch, process_group))
+            losses["contrast"] = self.beta.to(contrast.dtype) * contrast
         return losses
+
+    def set_epoch(self, epochs: float) -> bool:
+        decay, before = self.config.contrast_epochs, self.is_contrasting
+        if self.config.contrast == "none" or not decay:
+            return False
+        left = max(0.0, 1 - epochs / decay)
+        self.is_contrasting = left > 0
+        if self.is_contrasting or before:
+            self.beta.fill_(self.config.beta * left)
+        return self.is_contrasting != before
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
         """Returns ``tau/<anchor>-<other>``, the temperature of every instance [B], for each learned temperature."""

@@ -75,6 +75,17 @@ class MultiTaskModel(nn.Module, ABC):
         A model with an ``AdaptiveInfoNCE`` also takes ``process_group``, the ranks that contrast their rows together.
         """
 
+    def set_epoch(self, epochs: float) -> bool:
+        """Sets what changes in the course of training, before each step; by default nothing does.
+
+        Args:
+            epochs: the number of epochs trained so far, with the done part of the current one as a fraction.
+
+        Returns:
+            Whether ``loss`` runs other ops from now on, so that a captured graph of it is no longer valid.
+        """
+        return False
+
     def check_labels(self, labels: Tensor) -> None:
         """Raises ValueError unless labels are [B, T]."""
         if labels.dim() != 2 or labels.shape[1] != len(self.task_names):

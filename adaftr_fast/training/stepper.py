@@ -97,12 +97,13 @@ class Stepper:
         fits = config.graph == "auto" and self.device.type == "cuda" and has_cuda_kernels() and plain
         return fits and depends_on_tensors_alone(self.model)
 
-    def step(self, batch: Batch, number: int) -> dict[str, Tensor]:
+    def step(self, batch: Batch, number: int, epochs: float = 0.0) -> dict[str, Tensor]:
         """Updates every parameter once.
 
         Args:
             batch: the rows, on the device; with ``ranks`` this rank's rows, of the same number on all ranks.
             number: the number of the step, counted from 1 over all epochs. It sets the learning rate.
+            epochs: the number of epochs before the step, a fraction within one, for the model's ``set_epoch``.
 
         Returns:
             The loss terms, detached, each a mean over the batch, and the weights of the tasks, ``weight/<task>``, if
@@ -112,6 +113,9 @@ class Stepper:
             TrainingError: on the CPU, the loss, a parameter or a logit is not finite; no parameter has been updated. On
                 all devices, the memory does not suffice.
         """
+        changed = hasattr(self.model, "set_epoch") and self.model.set_epoch(epochs)
+        if changed and self.graph is not None:
+            self.graph.discard()
         with memory_errors(self.device, MORE_MEMORY if self.graph is None else f"{MORE_MEMORY}, {LESS_GRAPH}"):
             return self._step(batch, number)
 

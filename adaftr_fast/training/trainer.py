@@ -222,7 +222,8 @@ class Trainer:
     def train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
         """Updates every parameter once; returns the loss terms."""
         try:
-            return self.stepper.step(batch, self.progress.total_steps + 1)
+            done = self.progress.total_steps
+            return self.stepper.step(batch, done + 1, done / (len(self.train) // self.config.batch_size))
         except TrainingError as error:
             raise TrainingError(f"epoch {epoch}, step {step}: {error}") from error
         except IndexError as error:

@@ -104,6 +104,38 @@ def test_without_contrast_equals_the_backbone():
     ]
 
 
+def test_contrast_epochs_let_beta_fall_to_zero():
+    built, data = adaftr(beta=0.3, contrast_epochs=2.0), batch()
+    whole = built.loss(data)["contrast"]
+    for epochs, share in ((0.0, 1.0), (0.5, 0.75), (1.75, 0.125)):
+        assert not built.set_epoch(epochs)
+        torch.testing.assert_close(built.loss(data)["contrast"], share * whole, rtol=1e-12, atol=0)
+    assert built.set_epoch(2.0)  # the ops of the loss change
+    assert "contrast" not in built.loss(data)
+    assert not built.set_epoch(2.5)
+    assert built.set_epoch(1.0)  # a second training from the beginning
+    torch.testing.assert_close(built.loss(data)["contrast"], whole / 2, rtol=1e-12, atol=0)
+
+
+def test_without_contrast_epochs_beta_is_constant():
+    built, data = adaftr(beta=0.3), batch()
+    before = built.loss(data)["contrast"]
+    assert not built.set_epoch(100.0)
+    assert torch.equal(built.loss(data)["contrast"], before)
+    assert not any("beta" in name for name in built.state_dict())
+
+
+def test_after_contrast_epochs_the_model_trains_as_its_backbone():
+    built, data = adaftr(tau="fixed", contrast_epochs=1.0), batch()
+    built.set_epoch(1.0)
+    losses, own = built.loss(data), built.backbone.loss(data)
+    assert losses.keys() == own.keys()
+    parameters = list(built.parameters())
+    found = torch.autograd.grad(sum(losses.values()), parameters)
+    for gradient, expected in zip(found, torch.autograd.grad(sum(own.values()), parameters)):
+        assert torch.equal(gradient.to_dense(), expected.to_dense())
+
+
 @pytest.mark.parametrize("layer", [1, 2, 3])
 def test_contrast_layer_selects_the_tower_layer(layer):
     built, data = adaftr(contrast_layer=layer), batch()

@@ -14,9 +14,9 @@ from adaftr_fast.training.stepper import Stepper
 SIZES = [50, 20, 3]
 
 
-def adaftr():
+def adaftr(**options):
     torch.manual_seed(0)
-    return build_model(ModelConfig(), SIZES, ["click", "conversion"]).train()
+    return build_model(ModelConfig(**options), SIZES, ["click", "conversion"]).train()
 
 
 def moved(model, batches, optimizer=None, **config):
@@ -97,6 +97,19 @@ def test_compiled_steps_match_eager_steps(batches, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     for name, value in weights.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_compiled_steps_follow_a_falling_beta(batches, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+    def terms(compile):
+        run = Stepper(adaftr(contrast_epochs=1.0), OptimizerConfig(), TrainingConfig(compile=compile))
+        return [run.step(batches[0], number + 1, number / 2) for number in range(4)]
+
+    for one, other in zip(terms(False), terms(True)):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_an_unavailable_device_raises(model):

@@ -85,6 +85,10 @@ class BackwardGraph:
             return backward(batch)
         return self._replayed(self._graph, batch)
 
+    def discard(self) -> None:
+        """Drops the graph: the next step that can be captured is, since ``backward`` runs other ops from now on."""
+        self._graph = None
+
     def _is_regular(self, batch: Batch) -> bool:
         """Returns whether a batch has the shape, and the tables have the deferred updates, of most steps."""
         deferring = [table.deferred for table in self.tables if table.deferred is not None]

@@ -37,7 +37,8 @@ def split(rows: int, seed: int) -> Split:
 def train(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = build_model(ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]), FIELDS, TASKS)
+    sizes = {"expert_hidden": [8], "tower_hidden": [8, 4], "relatedness_hidden": [4]}
+    model = build_model(ModelConfig(**sizes, contrast_epochs=1.5), FIELDS, TASKS)
     config = TrainingConfig(batch_size=64, max_epochs=4, patience=2, checkpoint_seconds=0, progress=False)
     about = Description(config=RunConfig(), fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={})
     trainer = Trainer(

@@ -62,9 +62,9 @@ def bags(content):
     return replace(content, ids=content.ids.flatten(), offsets=torch.arange(content.ids.numel() + 1))
 
 
-def stepper(name="mmoe", tables="adam", clip_norm=0.0, **config):
+def stepper(name="mmoe", tables="adam", clip_norm=0.0, model=None, **config):
     torch.manual_seed(0)
-    model = build_model(ModelConfig(name=name), SIZES, ["click", "conversion"]).train()
+    model = build_model(ModelConfig(name=name, **(model or {})), SIZES, ["click", "conversion"]).train()
     optimizer = OptimizerConfig(lr=0.01, tables=tables, clip_norm=clip_norm)
     return Stepper(model, optimizer, TrainingConfig(batch_size=ROWS, **config))
 
@@ -75,11 +75,11 @@ def graphed(*arguments, **config):
     return own, own.graph.captures.log
 
 
-def trained(own, content, flush_after=()):
+def trained(own, content, flush_after=(), epoch_steps=50):
     """Takes a step per batch; returns the terms, and the weights with deferred updates as they are."""
     terms = []
     for number, each in enumerate(content, start=1):
-        terms.append(own.step(each, number))
+        terms.append(own.step(each, number, (number - 1) / epoch_steps))
         if number in flush_after:  # as validation does
             own.model.eval()
             own.model.train()
@@ -109,6 +109,18 @@ def test_learned_variances_are_part_of_the_graph():
     assert_same(trained(own, content), trained(stepper("mmoe", "sgd", **options), content))
     assert log == ["aside"] * WARM_UP + ["capture"] + ["replay"] * (12 - WARM_UP)
     assert own.model.balance.log_variances.abs().min() > 0
+
+
+def test_a_falling_beta_is_part_of_the_graph_until_the_contrast_ends():
+    content, options = list(batches(20)), {"model": {"contrast_epochs": 1.5}}
+    own, log = graphed("adaftr", "sgd", **options)
+    one = trained(own, content, epoch_steps=8)
+    assert_same(one, trained(stepper("adaftr", "sgd", **options), content, epoch_steps=8))
+    contrasts = [terms.get("contrast") for terms in one[0]]
+    assert all(each is not None for each in contrasts[:12])
+    assert contrasts[12:] == [None] * 8
+    captured = ["capture"] + ["replay"] * (12 - WARM_UP)
+    assert log == ["aside"] * WARM_UP + captured + ["capture"] + ["replay"] * 8
 
 
 def test_the_graph_is_captured_anew_when_the_optimizer_replaces_its_state():
