@@ -3,6 +3,8 @@
 A ``Backbone`` computes what each task's tower reads; the embedding, the towers, the losses and the metrics are there.
 ``AdaFTR`` stands over any backbone. A model of another kind subclasses ``MultiTaskModel`` and defines ``forward`` and
 ``loss`` itself.
+
+``adaftr-fast train --model.class own_model:CrossNet``, in this folder, trains it by name.
 """
 
 import tempfile
@@ -27,8 +29,14 @@ from adaftr_fast.training.trainer import Trainer
 class CrossNet(Backbone):
     """DCN-V2's cross layers as a shared bottom: x' = x0 * (W x + b) + x (Wang et al., WWW'21)."""
 
-    def __init__(self, num_embeddings: Sequence[int], task_names: Sequence[str], config: ModelConfig) -> None:
-        super().__init__(num_embeddings, task_names, config)
+    def __init__(
+        self,
+        num_embeddings: Sequence[int],
+        task_names: Sequence[str],
+        config: ModelConfig,
+        field_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, task_names, config, field_names)
         features = self.embedded_features  # F * E
         self.cross = nn.ModuleList(nn.Linear(features, features) for _ in range(2))
         self.towers = nn.ModuleList(Tower(features, config.tower_hidden) for _ in task_names)

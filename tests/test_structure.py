@@ -35,6 +35,7 @@ FLOORS = (
     "runs",
     "serving experiments",
     "api",
+    "cli.options",
     "cli",
 )
 """Packages from the lowest floor up. A package imports from itself and from lower floors. "ops.*" is every other op."""

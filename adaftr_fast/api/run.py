@@ -16,6 +16,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import joined
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.models import MultiTaskModel
+from adaftr_fast.models.own import ModelClass, class_name
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.training import evaluation
@@ -38,15 +39,17 @@ class Run:
     Attributes:
         folder: the folder with metrics.jsonl, ``best/`` and test.json.
         result: the epochs, the best epoch, the test metrics and, after ``train``, learned values of each test row.
+        model_class: the class of a model of one's own, or its name; None for a built-in model.
     """
 
     folder: Path
     result: TrainedRun
+    model_class: ModelClass | None = None
 
     @cached_property
     def trained(self) -> TrainedModel:
         """The model with its best weights, and the description in its checkpoint. Raises CheckpointError."""
-        return load_trained(self.folder)
+        return load_trained(self.folder, self.model_class)
 
     @property
     def model(self) -> MultiTaskModel:
@@ -134,7 +137,7 @@ def train(
     out: str | Path = "runs/train",
     *,
     config: RunConfig | str | Path | None = None,
-    model: dict[str, Any] | None = None,
+    model: dict[str, Any] | type[MultiTaskModel] | None = None,
     optimizer: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
     restart: bool = False,
@@ -149,12 +152,14 @@ def train(
         data: a prepared folder or its path; None takes ``config.data.folder``.
         out: the folder of the run.
         config: a configuration or a TOML file; the defaults are the paper's.
-        model, optimizer, training: options that differ from ``config``, for example ``model={"name": "mmoe"}``.
+        model, optimizer, training: options that differ from ``config``, for example ``model={"name": "mmoe"}``. A class
+            of one's own as ``model`` stands for ``{"name": "module:Class"}``; it is called as
+            ``Class(num_embeddings, task_names, config.model, field_names)``.
         restart: discard an unfinished run in ``out``.
         warm_start: a run to start from: embedding rows by field and value, dense weights by name and shape.
 
     Raises:
-        ConfigError: an option is unknown, or its value has a wrong type or is out of range.
+        ConfigError: an option is unknown, its value has a wrong type or is out of range, or a class is no model.
         DataError: there is no prepared folder.
         CheckpointError: ``out`` holds an unfinished run of other settings or data, or cannot be written.
         TrainingError: training cannot go on, for example because the loss is not finite.
@@ -165,49 +170,69 @@ def train(
 
         run = adaftr_fast.train("data/mine", "runs/mine", model={"name": "adaftr"}, training={"max_epochs": 5})
     """
+    if isinstance(model, type):
+        model = {"name": class_name(model)}
     settings = _settings(config, {"model": model, "optimizer": optimizer, "training": training})
+    own = settings.model.name if settings.model.is_own else None
     prepared = open_data(settings.data.folder if data is None else data)
     settings = settings.with_options(data={"folder": str(prepared.folder)})
     if warm_start is not None:
         settings = replace(settings, warm_start=WarmStartConfig(str(run_folder(warm_start, "warm_start"))))
     with joined(settings.training.device, settings.training.rank_timeout) as ranks:
-        return Run(Path(out), train_one(prepared, settings, Path(out), restart=restart, ranks=ranks))
+        return Run(Path(out), train_one(prepared, settings, Path(out), restart=restart, ranks=ranks), own)
 
 
-def load_run(folder: str | Path) -> Run:
+def load_run(folder: str | Path, *, model_class: ModelClass | None = None) -> Run:
     """Reads a run that ``train`` wrote. An interrupted run can be read once it has finished an epoch.
 
+    Args:
+        folder: the folder of the run.
+        model_class: the class of a model of one's own, or its name as "module:Class", which is imported. A run does not
+            choose the code that is imported, so it must be given.
+
     Raises:
-        CheckpointError: the folder holds no run, or a damaged one.
+        CheckpointError: the folder holds no run, a damaged one, or one that needs ``model_class``.
+        ConfigError: ``model_class`` is no model, or the run has a built-in one.
     """
     folder = Path(folder)
-    trained = load_trained(folder)
+    trained = load_trained(folder, model_class)
     try:
         lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
         epochs = [_epoch(line) for line in lines]
         test = _metrics(loads((folder / TEST).read_text(encoding="utf-8")), TEST) if (folder / TEST).exists() else {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the run cannot be read: {error}") from error
-    run = Run(folder, TrainedRun(trained.about.config.model.name, epochs, _best(epochs, trained), test))
+    run = Run(folder, TrainedRun(trained.about.config.model.name, epochs, _best(epochs, trained), test), model_class)
     vars(run)["trained"] = trained  # what ``cached_property`` would read again
     return run
 
 
-def evaluate(run: Run | str | Path, data: PreparedData | str | Path | None = None, split: str = "test") -> Evaluation:
+def evaluate(
+    run: Run | str | Path,
+    data: PreparedData | str | Path | None = None,
+    split: str = "test",
+    *,
+    model_class: ModelClass | None = None,
+) -> Evaluation:
     """Measures the best weights of a run on one split.
 
     Args:
         run: a run or its folder.
         data: a prepared folder with the ids and tasks of the run's; None takes the folder it was trained on.
         split: "train", "validation" or "test".
+        model_class: as for ``load_run``; a ``Run`` knows it.
 
     Raises:
-        CheckpointError: the run has no whole checkpoint, or ids or tasks of ``data`` have another meaning.
+        CheckpointError: the run has no whole checkpoint or needs ``model_class``, or ids or tasks of ``data`` have
+            another meaning.
         DataError: there is no prepared folder, or no such split.
         TypeError: an argument is not of the types named here.
     """
     prepared = None if data is None else open_data(data)
-    trained = run.trained if isinstance(run, Run) else load_trained(run_folder(run))
+    if isinstance(run, Run) and model_class is None:
+        trained = run.trained
+    else:
+        trained = load_trained(run_folder(run), model_class)
     if prepared is None:
         prepared = trained.data()
     trained.check_data(prepared)

@@ -14,6 +14,7 @@ from adaftr_fast.api.run import Run, run_folder
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.raw.tables import Inputs, input_files
 from adaftr_fast.errors import DataError
+from adaftr_fast.models.own import ModelClass
 from adaftr_fast.serving import predict as predicting
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
@@ -84,6 +85,7 @@ def export(
     data: PreparedData | str | Path | None = None,
     aot: bool = False,
     onnx: bool = False,
+    model_class: ModelClass | None = None,
 ) -> ExportedModel:
     """Writes the best model of a run as a program that scores raw rows.
 
@@ -93,9 +95,12 @@ def export(
         data: the prepared folder of the run, if it has moved since.
         aot: also compile a native package (AOTInductor; takes a minute).
         onnx: also write ONNX (needs the extra ``onnx``).
+        model_class: the class of a model of one's own, or its name; a ``Run`` knows it.
 
     Raises:
-        CheckpointError: the run has no whole checkpoint, or its prepared data are gone or changed.
+        CheckpointError: the run has no whole checkpoint or needs ``model_class``, or its prepared data are gone or
+            changed.
+        ConfigError: ``model_class`` is no model, or the run has a built-in one.
         ServingError: ``out`` holds something else, a compiler or ONNX is missing, or a program differs from the model.
         TypeError: an argument is not of the types named here.
 
@@ -104,7 +109,9 @@ def export(
         model = adaftr_fast.export(run, "models/mine")
     """
     folder = data.folder if isinstance(data, PreparedData) else None if data is None else Path(data)
-    about = export_run(run_folder(run), Path(out), data=folder, aot=aot, onnx=onnx)
+    if model_class is None and isinstance(run, Run):
+        model_class = run.model_class
+    about = export_run(run_folder(run), Path(out), data=folder, aot=aot, onnx=onnx, model_class=model_class)
     return ExportedModel(Path(out), about)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonargparse
 
 from adaftr_fast._json import dumps
-from adaftr_fast.cli.options import Parser
+from adaftr_fast.cli.options import Parser, add_class, read_class
 
 DESCRIPTION = "Evaluate a trained model on one split."
 
@@ -17,11 +17,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--run", type=Path, required=True, help="the --out folder of train")
     parser.add_argument("--data", type=Path, required=True, help="a prepared folder")
     parser.add_argument("--split", type=str, default="test", help="the split: train, validation or test")
+    add_class(parser)
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
     """Prints the metrics as JSON."""
     from adaftr_fast.api.run import evaluate
 
-    found = evaluate(arguments.run, arguments.data, arguments.split)
+    found = evaluate(arguments.run, arguments.data, arguments.split, model_class=read_class(arguments))
     print(dumps({"split": found.split, "metrics": found.metrics}, indent=2))

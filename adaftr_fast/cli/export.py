@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser
+from adaftr_fast.cli.options import Parser, add_class, read_class
 
 DESCRIPTION = "Export a trained model as a program that scores raw rows."
 
@@ -18,12 +18,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--data", type=Path | None, help="the prepared folder of the run, if it has moved")
     parser.add_argument("--aot", action="store_true", help="also compile a native package (AOTInductor)")
     parser.add_argument("--onnx", action="store_true", help="also write ONNX (pip install adaftr-fast[onnx])")
+    add_class(parser)
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
     """Exports the model and prints the files and the command that uses them."""
     from adaftr_fast.api.serve import export
 
-    exported = export(arguments.run, arguments.out, data=arguments.data, aot=arguments.aot, onnx=arguments.onnx)
+    options = {name: arguments[name] for name in ("data", "aot", "onnx")}
+    exported = export(arguments.run, arguments.out, **options, model_class=read_class(arguments))
     print(exported.summary())
     print(f"adaftr-fast predict --model {arguments.out} --files RAW --out SCORES.parquet")

@@ -1,10 +1,24 @@
 """The model section of a run. Defaults are those of the paper's Table 3 for Ali-CCP, or of docs/decisions.md."""
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from adaftr_fast.config.options import AT_LEAST_1, WEIGHT, Range, Section, option
 
+NAMES = (
+    "single_dnn",
+    "shared_bottom",
+    "cross_stitch",
+    "mmoe",
+    "ple",
+    "autoheri",
+    "esmm",
+    "escm2_ips",
+    "escm2_dr",
+    "adaftr",
+)
+CLASS = re.compile(r"{0}(\.{0})*:{0}(\.{0})*".format(r"[^\W\d]\w*"))  # module:Class
 TEMPERATURE = Range(0, above=True, noun="temperature")
 
 
@@ -14,20 +28,9 @@ class ModelConfig(Section):
 
     section = "model"
 
-    name: Literal[
-        "single_dnn",
-        "shared_bottom",
-        "cross_stitch",
-        "mmoe",
-        "ple",
-        "autoheri",
-        "esmm",
-        "escm2_ips",
-        "escm2_dr",
-        "adaftr",
-    ] = option("adaftr")
-    """Model (Table 4), or one for the entire space of a funnel (esmm, escm2_ips, escm2_dr); adaftr is built over
-    ``backbone``."""
+    name: str = option("adaftr")
+    """Model: single_dnn, shared_bottom, cross_stitch, mmoe, ple, autoheri or adaftr (Table 4; adaftr is built over
+    backbone); esmm, escm2_ips or escm2_dr for the entire space of a funnel; or a class of your own, module:Class."""
     backbone: Literal["shared_bottom", "mmoe", "ple"] = option("mmoe")
     """Backbone of AdaFTR (Table 6)."""
     embedding_dim: int = option(8, within=AT_LEAST_1)
@@ -90,8 +93,17 @@ class ModelConfig(Section):
     """Smallest p_ctr that ESCM2 divides by."""
     l2: float = option(1e-6, within=WEIGHT)
     """Weight of the squared L2 norm of the dense weights and of the looked-up embedding rows."""
+    options: dict[str, Any] = option(factory=dict, omit_default=True)
+    """Options of a class of your own, such as {"width": 64}; it reads them from config.options."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.name not in NAMES and not self.is_own:
+            raise self.error("name", f"one of {', '.join(NAMES)}, or a class as module:Class", self.name)
         if self.tau_min > self.tau_max:
             raise self.error("tau_min", f"at most tau_max = {self.tau_max}", self.tau_min)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether ``name`` is a class of the user's own."""
+        return CLASS.fullmatch(self.name) is not None

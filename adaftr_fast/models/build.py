@@ -11,6 +11,7 @@ from adaftr_fast.models.cross_stitch import CrossStitch
 from adaftr_fast.models.escm2 import ESCM2
 from adaftr_fast.models.esmm import ESMM
 from adaftr_fast.models.mmoe import MMoE
+from adaftr_fast.models.own import find_class
 from adaftr_fast.models.ple import PLE
 from adaftr_fast.models.shared_bottom import SharedBottom
 from adaftr_fast.models.single_dnn import SingleDNN
@@ -43,7 +44,7 @@ def build_model(
     task_names: Sequence[str],
     field_names: Sequence[str] | None = None,
 ) -> MultiTaskModel:
-    """Builds the model ``config.name``.
+    """Builds the model ``config.name``. If that is a class of the user's own, its module is imported.
 
     Args:
         config: the settings of the model.
@@ -53,8 +54,11 @@ def build_model(
 
     Raises:
         ValueError: sizes or options that make no model, or a width for a field that is not there.
+        ConfigError: as ``find_class``.
     """
     data = (num_embeddings, task_names, config, field_names)
+    if config.is_own:
+        return find_class(config.name)(*data)
     if config.name == "adaftr":
         return AdaFTR(BACKBONES[config.backbone](*data), config)
     return MODELS[config.name](*data)

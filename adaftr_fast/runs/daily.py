@@ -28,7 +28,7 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.run import Fitted, fit_one
-from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.runs.trained import load_earlier
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
 from adaftr_fast.training.sharding import check_replicated
 
@@ -69,7 +69,7 @@ def _one_day(schema: Schema, file: Path, day: int, config: RunConfig, out: Path)
     progress = config.training.progress
     manifest = prepare(schema, [file], folder / "data", grow=before and before / "data", progress=progress)
     data = PreparedData(folder / "data")
-    measured = None if before is None else _measure(before / "run", data)
+    measured = None if before is None else _measure(before / "run", data, config.model.name)
     start = None if before is None else WarmStartConfig(str(before / "run"))
     day_config = replace(config, data=DataConfig(str(data.folder)), warm_start=start)
     fitted = fit_one(data, day_config, folder / "run")
@@ -78,9 +78,9 @@ def _one_day(schema: Schema, file: Path, day: int, config: RunConfig, out: Path)
     return record | {"validation": fitted.result.epochs[fitted.result.best_epoch - 1]["validation"]}, fitted
 
 
-def _measure(run: Path, data: PreparedData) -> TaskMetrics:
+def _measure(run: Path, data: PreparedData, name: str) -> TaskMetrics:
     """Evaluates the model of ``run`` on all rows of a later day."""
-    trained = load_trained(run)
+    trained = load_earlier(run, name)
     known = KnownIds(data.load("test").rows, trained.about.num_embeddings)
     split = Split(known, funnel=data.manifest.funnel)
     return evaluate(trained.model, split, trained.about.config.training.eval_batch_size)

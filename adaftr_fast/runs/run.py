@@ -132,7 +132,9 @@ def _fit(data: PreparedData, config: RunConfig, folder: Path, *, restart: bool, 
             print(f"{folder}: resuming in epoch {progress.epoch} after step {progress.step:,}", file=sys.stderr)
     elif config.warm_start is not None and trainer.is_rank_zero:
         source = Path(config.warm_start.run)
-        print(f"warm start from {source}: {warm_start(model, data, source).summary()}", file=sys.stderr)
+        print(
+            f"warm start from {source}: {warm_start(model, data, source, config.model.name).summary()}", file=sys.stderr
+        )
     result = trainer.fit()
     if result.interrupted:
         raise KeyboardInterrupt(result.interrupted, f"interrupted; run the same command to resume from {folder}")
@@ -173,6 +175,8 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
 
 def _check_memory(config: RunConfig, data: PreparedData) -> None:
     """Raises ConfigError if tables and their optimizer's state alone are larger than the memory that is available."""
+    if config.model.is_own:  # which may have other tables
+        return
     num_embeddings, names = data.manifest.num_embeddings, [field.name for field in data.manifest.fields]
     widths = embedding_widths(config.model, len(num_embeddings), names)
     weights, available = 4 * sum(map(operator.mul, num_embeddings, widths)), _memory.available()

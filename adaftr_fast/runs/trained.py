@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.errors import CheckpointError, DataError
+from adaftr_fast.errors import CheckpointError, ConfigError, DataError
 from adaftr_fast.models import MultiTaskModel, build_model
+from adaftr_fast.models.own import ModelClass, class_name, find_class
 from adaftr_fast.training.checkpoint.weights import FILE, Description, load_checkpoint, load_weights
 from adaftr_fast.training.trainer import BEST
 
@@ -51,25 +54,71 @@ class TrainedModel:
         return data
 
 
-def load_trained(run: Path) -> TrainedModel:
+def load_trained(run: Path, model_class: ModelClass | None = None) -> TrainedModel:
     """Loads the model of a run with its best weights, also while the run goes on and replaces them.
+
+    A checkpoint names the class of a model of one's own, but it is the caller who says which code runs: without
+    ``model_class``, no module is imported.
 
     Args:
         run: the run folder.
+        model_class: the class of a model of one's own, or its name, which need not be the recorded one.
 
     Raises:
-        CheckpointError: the run has no checkpoint, or it is damaged.
+        CheckpointError: the run has no checkpoint, it is damaged, or it needs ``model_class``.
+        ConfigError: the run's model is a built-in one and ``model_class`` is given, or as ``find_class``.
         BusyError: the checkpoint was replaced during each of many attempts.
     """
+    folder, weights, about = _read(run)
+    if model_class is not None and not about.config.model.is_own:
+        name = class_name(model_class)
+        raise ConfigError(f"{folder}: its model is {about.config.model.name}, got the class {name}; leave it out")
+    return _trained(folder, weights, about, model_class)
+
+
+def load_earlier(run: Path, name: str) -> TrainedModel:
+    """Loads the run that a new one continues. Its class may be imported if it is that of the new run.
+
+    Args:
+        run: the run folder.
+        name: ``model.name`` of the new run.
+
+    Raises:
+        CheckpointError, ConfigError, BusyError: as ``load_trained``.
+    """
+    folder, weights, about = _read(run)
+    return _trained(folder, weights, about, name if name == about.config.model.name else None)
+
+
+def _read(run: Path) -> tuple[Path, dict[str, Tensor], Description]:
     folder = run / BEST
-    weights, about = read_published(folder / FILE, lambda _: load_checkpoint(folder))
-    _check_sizes(folder, about, sum(each.numel() for each in weights.values()))
-    try:
-        model = build_model(about.config.model, about.num_embeddings, about.tasks, about.field_names or None)
-    except (ValueError, TypeError, RuntimeError) as error:  # sizes or options that do not go together, or no memory
-        raise CheckpointError(f"{folder}: damaged: no model has the recorded sizes: {error}") from error
+    return folder, *read_published(folder / FILE, lambda _: load_checkpoint(folder))
+
+
+def _trained(
+    folder: Path, weights: dict[str, Tensor], about: Description, model_class: ModelClass | None
+) -> TrainedModel:
+    model = _own_model(folder, about, model_class) if about.config.model.is_own else _model(folder, weights, about)
     load_weights(model, weights, str(folder))
     return TrainedModel(folder, model.eval(), about)
+
+
+def _own_model(folder: Path, about: Description, model_class: ModelClass | None) -> MultiTaskModel:
+    if model_class is None:
+        name = about.config.model.name
+        raise CheckpointError(
+            f"{folder}: its model is the class {name}, whose module is imported only if you name it: --model.class "
+            f"{name}, or model_class={name!r} in Python"
+        )
+    return find_class(model_class)(about.num_embeddings, about.tasks, about.config.model, about.field_names or None)
+
+
+def _model(folder: Path, weights: dict[str, Tensor], about: Description) -> MultiTaskModel:
+    _check_sizes(folder, about, sum(each.numel() for each in weights.values()))
+    try:
+        return build_model(about.config.model, about.num_embeddings, about.tasks, about.field_names or None)
+    except (ValueError, TypeError, RuntimeError) as error:  # sizes or options that do not go together, or no memory
+        raise CheckpointError(f"{folder}: damaged: no model has the recorded sizes: {error}") from error
 
 
 def _check_sizes(folder: Path, about: Description, elements: int) -> None:

@@ -21,7 +21,7 @@ from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.runs.trained import load_earlier
 
 FRESH = -1  # source of a row without a match
 BACKBONE, RELATEDNESS = "backbone.", ("relatedness.", "contrasts.")
@@ -53,19 +53,20 @@ class WarmStart:
 
 
 @torch.no_grad()
-def warm_start(model: MultiTaskModel, data: PreparedData, run: Path) -> WarmStart:
+def warm_start(model: MultiTaskModel, data: PreparedData, run: Path, name: str = "") -> WarmStart:
     """Copies the matching best weights of a run into a new model.
 
     Args:
         model: the new model.
         data: the prepared data of the new model.
         run: the folder of the other run.
+        name: the name of the new model. If it is a class, the other run may have the same one.
 
     Raises:
         CheckpointError: the run has no intact checkpoint, or its prepared data are missing or changed.
         DataError: a vocabulary cannot be read.
     """
-    old = load_trained(run)
+    old = load_earlier(run, name)
     report = WarmStart()
     old_data = old.data()
     sources = _source_rows(data, old_data)

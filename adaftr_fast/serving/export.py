@@ -19,6 +19,7 @@ from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo
 from adaftr_fast.data.dataset.rows import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.errors import ServingError
+from adaftr_fast.models.own import ModelClass
 from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_aot, save_onnx, save_torch
 from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About, Features, bags
@@ -28,7 +29,15 @@ ONNX_TOLERANCE = 1e-5  # numpy, which evaluates ONNX here, sums in another order
 CHECKED_ROWS = (1, 500)
 
 
-def export_run(run: Path, out: Path, *, data: Path | None = None, aot: bool = False, onnx: bool = False) -> About:
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    data: Path | None = None,
+    aot: bool = False,
+    onnx: bool = False,
+    model_class: ModelClass | None = None,
+) -> About:
     """Writes ``model.pt2`` (torch.export), ``schema.json``, ``vocabulary.parquet`` and ``serving.json`` to ``out``.
 
     Every program is compared with the model first. Then the folder replaces an earlier export in one step.
@@ -39,12 +48,15 @@ def export_run(run: Path, out: Path, *, data: Path | None = None, aot: bool = Fa
         data: the prepared folder of the run, if it has moved. None uses its path at training time.
         aot: also writes ``model.aot.pt2``, native code for this kind of machine (AOTInductor).
         onnx: also writes ``model.onnx``.
+        model_class: the class of a model of one's own, or its name.
 
     Returns:
         The description in ``serving.json``.
 
     Raises:
-        CheckpointError: the run has no intact checkpoint, or its prepared data are missing or changed.
+        CheckpointError: the run has no intact checkpoint or needs ``model_class``, or its prepared data are missing or
+            changed.
+        ConfigError: as ``load_trained``.
         DataError: the vocabulary cannot be read.
         ServingError: ``out`` exists and is not an export or cannot be written, a compiler or ONNX is missing, or a
             program differs from the model.
@@ -54,7 +66,7 @@ def export_run(run: Path, out: Path, *, data: Path | None = None, aot: bool = Fa
         with publishing(out) as new:
             if out.exists() and not (out / ABOUT).is_file():
                 raise ServingError(f"{out}: exists and is not an exported model (no {ABOUT}); name another folder")
-            trained = load_trained(run)
+            trained = load_trained(run, model_class)
             prepared = trained.data(data)
             read_encoders(prepared.folder, prepared.manifest)  # raises an error if the vocabulary could not be read
             return _write(trained, prepared, new, aot=aot, onnx=onnx)

@@ -4,6 +4,7 @@ from typing import get_args, get_type_hints
 
 import torch
 
+from adaftr_fast.config.model import NAMES
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import AdaFTR, ModelConfig, MultiTaskModel, build_model
 
@@ -11,7 +12,7 @@ SIZES = [7, 5, 11]
 TWO, THREE = ["click", "conversion"], ["click", "view", "conversion"]
 CHOICES = get_type_hints(ModelConfig)
 BACKBONES = list(get_args(CHOICES["backbone"]))
-MODELS = [name for name in get_args(CHOICES["name"]) if name != "adaftr"]
+MODELS = [name for name in NAMES if name != "adaftr"]
 SMALL = ModelConfig(embedding_dim=4)
 
 

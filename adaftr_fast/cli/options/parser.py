@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import jsonargparse
 
-from adaftr_fast.config import RunConfig
+from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.errors import ConfigError
 
 EVERY_SECTION = tuple(SECTIONS)
+CLASS = "--model.class"
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -37,6 +40,8 @@ def add_config(parser: Parser, sections: Sequence[str] = EVERY_SECTION, help: st
     parser.add_argument("--config", action="config", help="a TOML file; options after it override its values")
     for name in sections:
         parser.add_argument(f"--{name}", type=SECTIONS[name], default=SECTIONS[name](), help=help)
+    if "model" in sections:
+        _add_alias(parser, "--model.name", CLASS)
 
 
 def read_config(arguments: jsonargparse.Namespace, sections: Sequence[str] = EVERY_SECTION) -> RunConfig:
@@ -44,4 +49,35 @@ def read_config(arguments: jsonargparse.Namespace, sections: Sequence[str] = EVE
     for name in sections:
         if not isinstance(arguments[name], jsonargparse.Namespace):
             raise ConfigError(f"{name}: expected a table of options, got {arguments[name]!r}")
-    return RunConfig().with_options(**{name: arguments[name].as_dict() for name in sections})
+    config = RunConfig().with_options(**{name: arguments[name].as_dict() for name in sections})
+    if config.model.is_own:
+        _search_current_directory()
+    return config
+
+
+def add_class(parser: Parser) -> None:
+    """Adds ``--model.class``, by which the user agrees to import the class of a run."""
+    help = "the class of the run's model as module:Class, if it is one of your own; it is imported"
+    parser.add_argument(CLASS, type=str | None, dest="model_class", metavar="CLASS", help=help)
+
+
+def read_class(arguments: jsonargparse.Namespace) -> str | None:
+    """Returns the class that ``add_class`` asks for."""
+    name: str | None = arguments.model_class
+    if name is not None:
+        ModelConfig(name=name)  # raises an error if it cannot be a name
+        _search_current_directory()
+    return name
+
+
+def _add_alias(parser: Parser, option: str, alias: str) -> None:
+    """Gives an option another name. A field of a dataclass cannot be called "class"."""
+    action = parser._option_string_actions[option]
+    action.option_strings.append(alias)  # type: ignore[attr-defined]
+    parser._option_string_actions[alias] = action
+
+
+def _search_current_directory() -> None:
+    """Lets modules be imported from the current directory, as ``python -m`` does, once the user has named one."""
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.insert(0, folder)

@@ -1,0 +1,81 @@
+"""Models of one's own: classes that are named as ``module:Class`` and imported."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from adaftr_fast.errors import ConfigError
+from adaftr_fast.models.base import MultiTaskModel
+
+ARGUMENTS = ("num_embeddings", "task_names", "config", "field_names")
+ModelClass = str | type[MultiTaskModel]
+"""A class, or its name as ``module:Class``."""
+
+
+def class_name(model_class: ModelClass) -> str:
+    """Returns the name by which ``find_class`` finds a class. Raises ConfigError if it is local to a function."""
+    if isinstance(model_class, str):
+        return model_class
+    name = f"{model_class.__module__}:{model_class.__qualname__}"
+    if "<locals>" in name:
+        raise ConfigError(f"model: {name} is local to a function; define it at the top of a module")
+    return name
+
+
+def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
+    """Imports a class by its name, and checks that the trainer can build it.
+
+    Args:
+        model_class: a subclass of ``MultiTaskModel`` whose constructor takes ``ARGUMENTS``, or its name.
+
+    Returns:
+        A function of ``ARGUMENTS`` that builds the model, and raises ConfigError where the class raises ValueError.
+
+    Raises:
+        ConfigError: there is no such module or class, it is not a model, or its constructor takes other arguments.
+        Exception: whatever the module raises.
+    """
+    name = class_name(model_class)
+    found = _imported(name) if isinstance(model_class, str) else model_class
+    if not (isinstance(found, type) and issubclass(found, MultiTaskModel)):
+        raise _error(name, f"expected a subclass of adaftr_fast.models.MultiTaskModel, got {found!r}")
+    if inspect.isabstract(found):
+        raise _error(name, f"is abstract: it lacks {', '.join(sorted(found.__abstractmethods__))}")
+    signature = inspect.signature(found)
+    try:
+        signature.bind(*ARGUMENTS)
+    except TypeError:
+        taken = ", ".join(signature.parameters)
+        raise _error(name, f"expected ({', '.join(ARGUMENTS)}), got ({taken})") from None
+
+    def build(*arguments: Any) -> MultiTaskModel:
+        try:
+            return found(*arguments)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise _error(name, error) from error
+
+    return build
+
+
+def _imported(name: str) -> Any:
+    module_name, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # a module that this one imports
+        raise _error(name, f"there is no module {error.name}") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise _error(name, f"the module {module_name} has no class {path}")
+        found = getattr(found, part)
+    return found
+
+
+def _error(name: str, problem: object) -> ConfigError:
+    return ConfigError(f"model.name: {name}: {problem}")

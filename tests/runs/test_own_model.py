@@ -1,0 +1,188 @@
+"""Models of one's own, named as ``module:Class``: trained, resumed, loaded, exported and refused."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import adaftr_fast as af
+from adaftr_fast.cli import main
+from adaftr_fast.config import ModelConfig, RunConfig
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import CheckpointError, ConfigError
+from adaftr_fast.models.own import find_class
+from adaftr_fast.runs.daily import train_daily
+from tests.runs.own import Net
+
+from .conftest import SOURCE, settings, write_day
+
+NAME = "tests.runs.own:Net"
+MODULE = """
+from pathlib import Path
+from tests.runs.own import Net
+Path("imported").touch()
+"""
+RUN = {"name": NAME, "tower_hidden": [8], "options": {"width": 6}}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current directory, with a module that leaves a file when it is imported."""
+    (tmp_path / "shop_nets.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("shop_nets", None)
+
+
+def short(data, out, **model):
+    training = {"batch_size": 64, "max_epochs": 2, "progress": False}
+    return af.train(data.folder, out, model=model or RUN, training=training)
+
+
+def train_command(out, *more):
+    sizes = ["--model.tower_hidden", "[8]", "--training.batch_size", "64", "--training.progress", "false"]
+    return ["train", "--data.folder", "data", "--out", out, "--training.max_epochs", "1", *sizes, *more]
+
+
+def test_a_named_class_is_trained_with_its_options_and_loaded_again(prepared, tmp_path):
+    run = short(prepared(1), tmp_path / "run")
+    assert type(run.model) is Net
+    assert run.model.bottom.out_features == 6
+    recorded = json.loads((tmp_path / "run/best/checkpoint.json").read_text())["config"]["model"]
+    assert (recorded["name"], recorded["options"]) == (NAME, {"width": 6})
+    for model_class in (Net, NAME):
+        loaded = af.load_run(tmp_path / "run", model_class=model_class)
+        assert loaded.test == run.test
+        assert af.evaluate(tmp_path / "run", model_class=model_class).metrics == run.test
+    assert af.evaluate(run).metrics == run.test
+    exported = af.export(loaded, tmp_path / "model")
+    rows = write_day(tmp_path, 1)
+    assert af.predict(exported, rows, tmp_path / "scores.parquet", progress=False).read().num_rows == 800
+
+
+def test_a_class_may_stand_for_the_options_of_the_model(prepared, tmp_path):
+    config = RunConfig().with_options(training={"batch_size": 64, "max_epochs": 1, "progress": False})
+    run = af.train(prepared(1).folder, tmp_path / "run", model=Net, config=config)
+    assert run.config.model.name == NAME
+
+    class Local(Net):
+        pass
+
+    with pytest.raises(ConfigError, match=r"model: .*Local is local to a function; define it at the top of a module"):
+        af.train(tmp_path / "data", tmp_path / "local", model=Local, config=config)
+
+
+def test_a_run_of_a_class_resumes_to_the_same_bits(prepared, tmp_path, monkeypatch):
+    data = prepared(1)
+    whole = short(data, tmp_path / "whole")
+    seen = []
+
+    def stop(self, record):
+        seen.append(record)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("adaftr_fast.training.trainer.Trainer._log", stop)
+        with pytest.raises(KeyboardInterrupt):
+            short(data, tmp_path / "run")
+    resumed = short(data, tmp_path / "run")
+    assert resumed.test == whole.test
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
+
+
+def test_a_warm_start_may_import_the_class_of_the_new_run_alone(prepared, tmp_path, folder, capsys):
+    data = prepared(1)
+    short(data, tmp_path / "run")
+    training = {"batch_size": 64, "max_epochs": 1, "progress": False}
+    af.train(data.folder, tmp_path / "warm", model=RUN, training=training, warm_start=tmp_path / "run")
+    assert "10 of 10 dense weights copied" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"its model is the class tests\.runs\.own:Net"):
+        af.train(data.folder, tmp_path / "mmoe", training=training, warm_start=tmp_path / "run")
+
+
+def test_daily_training_evaluates_the_class_of_the_day_before(tmp_path):
+    config, files = replace(settings(), model=ModelConfig(name=NAME)), [write_day(tmp_path, day) for day in (1, 2)]
+    days = list(train_daily(parse_schema(SOURCE), files, config, tmp_path / "out"))
+    assert days[1]["before_training"] is not None
+
+
+def test_the_commands_import_from_the_current_directory(prepared, folder, capsys):
+    prepared(1)
+    assert main(train_command("run", "--model.class", "shop_nets:Net")) == 0
+    assert "| shop_nets:Net | click" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((folder / "run/best/checkpoint.json").read_text())["config"]["model"]["name"] == "shop_nets:Net"
+    (folder / "base.toml").write_text('[model]\nname = "shop_nets:Net"\noptions = { width = 5 }\n')
+    assert main(train_command("other", "--config", "base.toml", "--model.options.width", "3")) == 0
+    assert json.loads((folder / "other/best/checkpoint.json").read_text())["config"]["model"]["options"] == {"width": 3}
+    capsys.readouterr()
+    name = ["--model.class", "shop_nets:Net"]
+    assert main(["evaluate", "--run", "run", "--data", "data", *name]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == json.loads((folder / "run/test.json").read_text())
+    assert main(["export", "--run", "run", "--out", "model", *name]) == 0
+
+
+@pytest.mark.parametrize("command", [["evaluate", "--data", "data"], ["export", "--out", "model"]])
+def test_a_checkpoint_imports_nothing_that_was_not_named(prepared, folder, capsys, command):
+    prepared(1)
+    assert main(train_command("run", "--model.class", "shop_nets:Net")) == 0
+    sys.modules.pop("shop_nets")
+    (folder / "imported").unlink()
+    capsys.readouterr()
+    assert main([*command, "--run", "run"]) == 2
+    message = "run/best: its model is the class shop_nets:Net, whose module is imported only if you name it"
+    assert (
+        f"{message}: --model.class shop_nets:Net, or model_class='shop_nets:Net' in Python" in capsys.readouterr().err
+    )
+    with pytest.raises(CheckpointError, match=message):
+        af.load_run("run")
+    assert not (folder / "imported").exists()
+
+
+def test_a_class_for_a_run_of_another_model_is_refused(prepared, tmp_path):
+    run = short(prepared(1), tmp_path / "run", name="shared_bottom")
+    with pytest.raises(ConfigError, match=r"run/best: its model is shared_bottom, got the class tests.runs.own:Net"):
+        af.evaluate(run.folder, model_class=NAME)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such.module:Net", "there is no module no_such"),
+        ("tests.runs.own:Missing", "the module tests.runs.own has no class Missing"),
+        ("tests.runs.own:nn.Linear", "expected a subclass of adaftr_fast.models.MultiTaskModel, got "),
+        ("tests.runs.own:nn", "expected a subclass of adaftr_fast.models.MultiTaskModel, got <module"),
+        (
+            "tests.runs.own:Short",
+            r"expected \(num_embeddings, task_names, config, field_names\), got \(num_embeddings\)",
+        ),
+        ("tests.runs.own:Abstract", "is abstract: it lacks forward, loss"),
+        ("tests.runs.own:Refusing", "options: expected a width, got none"),
+    ],
+)
+def test_a_class_that_is_no_model_is_an_error_in_one_line(prepared, folder, capsys, name, message):
+    prepared(1)
+    with pytest.raises(ConfigError, match=rf"model\.name: {name}: {message}"):
+        find_class(name)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"])
+    assert main(train_command("run", "--model.class", name)) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_an_error_within_a_module_is_raised_as_it_is(folder, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    (folder / "needs.py").write_text("import no_such_dependency")
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        find_class("needs:Net")
+    (folder / "needs.py").write_text("")
+    with pytest.raises(ConfigError, match=r"needs\.inner:Net: there is no module needs\.inner"):
+        find_class("needs.inner:Net")
+
+
+@pytest.mark.parametrize("name", ["Net", "my.module:", ":Net", "a b:Net", "../x:Net"])
+def test_a_name_that_is_neither_a_model_nor_a_class_is_refused(name):
+    with pytest.raises(ConfigError, match=r"model\.name: expected one of .*, adaftr, or a class as module:Class, got "):
+        ModelConfig(name=name)
