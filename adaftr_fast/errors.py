@@ -6,6 +6,7 @@ from contextlib import contextmanager
 EXTRAS = {
     "jsonargparse": "train",
     "matplotlib": "train",
+    "optuna": "tune",
     "pyarrow": "train",
     "scipy": "experiments",
     "tqdm": "train",

@@ -25,7 +25,7 @@ def test_each_package_is_in_the_extra_that_is_named():
         assert not any(each.startswith(package) for each in PROJECT["dependencies"])
 
 
-@pytest.mark.parametrize("extra", ["experiments", "onnx", "tensorboard", "torchrec"])
+@pytest.mark.parametrize("extra", ["experiments", "onnx", "tensorboard", "torchrec", "tune"])
 def test_extras_of_the_trainer_bring_it(extra):
     assert "adaftr-fast[train]" in PROJECT["optional-dependencies"][extra]
 

@@ -33,7 +33,7 @@ FLOORS = (
     "training.checkpoint training.device training.balance",
     "training",
     "runs",
-    "serving experiments",
+    "serving experiments tuning",
     "api",
     "cli.options",
     "cli",

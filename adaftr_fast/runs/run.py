@@ -30,7 +30,7 @@ from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.optimizers import table_state_bytes
 from adaftr_fast.training.result import TrainedRun
 from adaftr_fast.training.sharding import check_replicated, check_sharding, check_tables
-from adaftr_fast.training.trainer import BEST, TEST, Result, Trainer
+from adaftr_fast.training.trainer import BEST, TEST, OnEpoch, Result, Trainer
 
 RUN_FILES = (METRICS, TEST, f"{BEST}/{FILE}")  # that replace_file writes
 
@@ -60,7 +60,13 @@ def train_one(
 
 
 def fit_one(
-    data: PreparedData, config: RunConfig, folder: Path, *, restart: bool = False, ranks: Ranks | None = None
+    data: PreparedData,
+    config: RunConfig,
+    folder: Path,
+    *,
+    restart: bool = False,
+    ranks: Ranks | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> Fitted:
     """Trains the model of ``config`` on ``data``.
 
@@ -73,6 +79,7 @@ def fit_one(
         restart: discards an unfinished run in ``folder`` instead of resuming it.
         ranks: the ranks that train together. All ranks read the data; only rank 0 reads and writes ``folder``, except
             for the rows of sharded tables, and reads the run of a warm start.
+        on_epoch: see ``Trainer``.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM ended training, which can be resumed. The arguments are the number of the
@@ -84,7 +91,7 @@ def fit_one(
     """
     _check_options(config, ranks)
     with _writing(folder, ranks):
-        return _fit(data, config, folder, restart=restart, ranks=ranks)
+        return _fit(data, config, folder, restart, ranks, on_epoch)
 
 
 def _check_options(config: RunConfig, ranks: Ranks | None) -> None:
@@ -105,7 +112,14 @@ def _writing(folder: Path, ranks: Ranks | None) -> Iterator[None]:
         yield
 
 
-def _fit(data: PreparedData, config: RunConfig, folder: Path, *, restart: bool, ranks: Ranks | None) -> Fitted:
+def _fit(
+    data: PreparedData,
+    config: RunConfig,
+    folder: Path,
+    restart: bool,
+    ranks: Ranks | None,
+    on_epoch: OnEpoch | None,
+) -> Fitted:
     about = _description(data, config)
     if ranks is not None:
         ranks.agree("settings or data", about.to_dict())
@@ -123,6 +137,7 @@ def _fit(data: PreparedData, config: RunConfig, folder: Path, *, restart: bool, 
         folder=folder,
         about=about,
         ranks=ranks,
+        on_epoch=on_epoch,
     )
     if restart and not restarted():
         trainer.finish()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from adaftr_fast.training.sharding import check_sharding
 from adaftr_fast.training.stepper import Stepper, not_finite
 
 BEST, TEST = "best", "test.json"  # names in the run folder
+OnEpoch = Callable[[dict[str, Any]], None]
 DEAD_MARGIN = 0.005  # a tower whose validation AUC is this close to 0.5 predicts a constant or noise
 
 
@@ -76,6 +78,9 @@ class Trainer:
         ranks: the ranks that train together, each on its rows of every batch. Rank 0 writes files and logs, and each
             rank its rows of sharded tables. A run may resume on another number of ranks.
 
+        on_epoch: a function that is called with the record of every epoch once it is saved, and again with that of the
+            last epoch if a run resumes after it. ``fit`` raises what it raises, and the run can be resumed.
+
     Raises:
         CheckpointError: the tables are sharded and a rank does not see ``folder``.
         TrainingError: the training split is smaller than a batch, a batch cannot be divided equally among ranks and
@@ -93,6 +98,7 @@ class Trainer:
         folder: Path | None = None,
         about: Description | None = None,
         ranks: Ranks | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> None:
         if len(train) < config.batch_size:
             raise TrainingError(
@@ -118,7 +124,7 @@ class Trainer:
             folder, config = None, replace(config, progress=False, tensorboard=False)
         self.model, self.train, self.validation = model, train, validation
         self.stepper, self.logger = Stepper(model, optimizer, config, ranks), EpochLogger(folder, config)
-        self.config, self.folder = config, folder
+        self.config, self.folder, self.on_epoch = config, folder, on_epoch
         self.progress, self.means, self._resumed = Progress(), RunningMean(), False
         self._checked = 0  # steps of this epoch whose losses are known to be finite
 
@@ -142,6 +148,7 @@ class Trainer:
             self._log(self.progress.epochs[-1])
             if self.progress.best_epoch == self.progress.epoch - 1:
                 self._save_best()
+            self._tell(self.progress.epochs[-1])
         return True
 
     def finish(self) -> None:
@@ -261,6 +268,11 @@ class Trainer:
         self._log(record)
         if is_best:
             self._save_best()
+        self._tell(record)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        if self.on_epoch is not None:
+            self.on_epoch(record)
 
     def _validate(self, record: dict[str, Any]) -> None:
         """Adds the validation metrics and the quantiles of the diagnostics to an epoch's record."""

@@ -1,0 +1,42 @@
+"""``adaftr-fast tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonargparse
+
+from adaftr_fast.cli.options import Parser, add_config, read_config
+from adaftr_fast.errors import ConfigError
+
+DESCRIPTION = "Search for the options with the best validation AUC."
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of ``tune`` to a parser that reads TOML."""
+    out = "the folder, for study.db, best.toml, report.md and a run per trial; the same command continues the search"
+    parser.add_argument("--out", type=Path, required=True, help=out)
+    trials = "number of trials, including those of earlier calls"
+    parser.add_argument("--trials", type=int, default=50, help=trials)
+    space = 'a TOML file of ranges, such as "optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }, and choices, such as "model.tau" = { choices = ["adaptive", "fixed"] }'  # noqa: E501
+    parser.add_argument("--space", type=Path | None, help=space)
+    task = "the task whose AUC counts (default: the mean over tasks)"
+    parser.add_argument("--task", type=str | None, help=task)
+    add_config(parser)
+
+
+def run(arguments: jsonargparse.Namespace) -> None:
+    """Runs or continues a search, prints its best trials and writes its report."""
+    from adaftr_fast.data.dataset.loader import PreparedData
+    from adaftr_fast.tuning.report import write_report
+    from adaftr_fast.tuning.search import Search, tune
+    from adaftr_fast.tuning.space import default_space, read_space
+
+    if arguments.trials < 1:
+        raise ConfigError(f"--trials: expected >= 1, got {arguments.trials}")
+    config = read_config(arguments)
+    space = default_space(config) if arguments.space is None else read_space(arguments.space, config)
+    search = Search(PreparedData(config.data.folder), config, space, arguments.out, arguments.task)
+    found = tune(search, arguments.trials)
+    print(write_report(arguments.out, found))
+    print(f"\nadaftr-fast train --config {arguments.out / 'best.toml'} --out RUN")

@@ -1,0 +1,1 @@
+"""Search for options with the best validation AUC, by Optuna."""

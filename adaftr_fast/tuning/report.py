@@ -1,0 +1,117 @@
+"""The report of a search: the best trials, the best configuration, and a figure of progress and importances."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState
+
+from adaftr_fast._files import replace_file
+from adaftr_fast._tables import Table
+from adaftr_fast.config import RunConfig
+from adaftr_fast.training.report import save_figure
+from adaftr_fast.training.result import METRIC_COLUMNS, metric_cells
+from adaftr_fast.tuning.search import BEST_CONFIG, OPTIONS, PLOT, REPORT, Found, best_trials, shown
+
+SHOWN = 10
+LEAST_VALUES = 3  # of the AUC, for importances
+
+
+def write_report(folder: Path, found: Found) -> str:
+    """Writes ``best.toml``, ``report.md`` and ``report.png``; returns the text to print."""
+    replace_file(folder / BEST_CONFIG, to_toml(found.config).encode())
+    text = f"{best_table(found.study)}\n\nTest split, trial {found.best.number:04d}\n{test_table(found)}"
+    best, test = best_table(found.study).markdown(), test_table(found).markdown()
+    sections = ["# Search", state_line(found.study), best, f"## Test split, trial {found.best.number:04d}", test]
+    replace_file(folder / REPORT, ("\n\n".join([*sections, f"![trials]({PLOT})"]) + "\n").encode())
+    save_figure(folder / PLOT, draw(found.study))
+    return text
+
+
+def best_table(study: optuna.Study) -> Table:
+    """Returns the best trials, AUC in percent."""
+    done = best_trials(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))[:SHOWN]
+    rows = [[f"{each.number:04d}", shown(each.user_attrs[OPTIONS]), f"{100 * (each.value or 0):.2f}"] for each in done]
+    return Table(["trial", "options", "validation AUC"], rows, text_columns=2)
+
+
+def test_table(found: Found) -> Table:
+    """Returns the metrics of the best trial on the test split."""
+    return Table(["task", *METRIC_COLUMNS], metric_cells(found.test))
+
+
+def state_line(study: optuna.Study) -> str:
+    """Returns how many trials finished, were pruned and failed."""
+    states = [each.state for each in study.get_trials(deepcopy=False)]
+    counts = [states.count(each) for each in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)]
+    return "{} trials: {} finished, {} pruned, {} failed.".format(len(states), *counts)
+
+
+def draw(study: optuna.Study) -> Figure:
+    """Draws the AUC by trial with the best so far, and the importance of each option."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _draw_history(left, study)
+    _draw_importances(right, study)
+    return figure
+
+
+def _draw_history(axes: Axes, study: optuna.Study) -> None:
+    for state, color, label in ((TrialState.COMPLETE, "C0", "finished"), (TrialState.PRUNED, "C7", "pruned")):
+        trials = study.get_trials(deepcopy=False, states=[state])
+        values = [100 * (each.value if each.value is not None else np.nan) for each in trials]
+        axes.plot([each.number for each in trials], values, ".", color=color, label=label)
+        if state == TrialState.COMPLETE:
+            best = np.maximum.accumulate(values)
+            axes.step([each.number for each in trials], best, where="post", color="C3", label="best so far")
+    axes.set_xlabel("trial")
+    axes.set_ylabel("validation AUC, %")
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _draw_importances(axes: Axes, study: optuna.Study) -> None:
+    axes.set_title("importance of each option (PED-ANOVA)")
+    axes.set_xlim(0, 1)
+    found = importances(study)
+    axes.barh(list(found)[::-1], list(found.values())[::-1], color="C0")
+    if not found:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "too few trials", ha="center", transform=axes.transAxes)
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """Returns the share of each option in the differences of the AUC, the largest first; {} with too few trials."""
+    values = {each.value for each in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])}
+    if len(values) < LEAST_VALUES:
+        return {}
+    return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+
+
+def to_toml(config: RunConfig) -> str:
+    """Returns a configuration as TOML, which ``train --config`` reads."""
+    tables = []
+    for name, section in config.to_dict().items():
+        lines = [f"{key} = {_toml(value)}" for key, value in section.items() if value is not None]
+        tables.append("\n".join([f"[{name}]", *lines]) + "\n")
+    return "\n".join(tables)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)  # also inf, which JSON lacks
+    return json.dumps(value)
