@@ -60,6 +60,8 @@ def test_a_function_names_the_extra(monkeypatch, name):
         ("jsonargparse", ["info"], 'adaftr-fast: jsonargparse is not installed: pip install "adaftr-fast[train]"'),
         ("tqdm", ["train", "--data.folder", "none", "--out", "none"],
          'adaftr-fast train: tqdm is not installed: pip install "adaftr-fast[train]"'),
+        ("optuna", ["tune", "--out", "none"],
+         'adaftr-fast tune: optuna is not installed: pip install "adaftr-fast[tune]"'),
         ("scipy", ["experiment", "table4", "--dataset", "DATA"],
          'adaftr-fast experiment: scipy is not installed: pip install "adaftr-fast[experiments]"'),
     ],

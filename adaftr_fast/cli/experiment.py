@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from adaftr_fast.config import RunConfig
     from adaftr_fast.data.dataset.loader import PreparedData
 
-DESCRIPTION = "Run or resume the experiment of a table or figure of the paper, and write its report."
+DESCRIPTION = "Run or resume the experiment of a table or figure, and write its report."
 NAMES = ("table4", "table5", "table6", "fig3", "fig4", "temperature", "complexity")
 SECTIONS = ("model", "optimizer", "training")
 
 
 def add_arguments(parser: Parser) -> None:
     """Adds the options of ``experiment`` to a parser that reads TOML."""
-    parser.add_argument("name", type=str, choices=NAMES, help="the table or figure of the paper")
+    parser.add_argument("name", type=str, choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
     dataset = "a data set that info lists, a schema file (.toml), or a prepared folder"
     parser.add_argument("--dataset", type=str, required=True, help=dataset)
     parser.add_argument(

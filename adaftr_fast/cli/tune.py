@@ -18,7 +18,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, required=True, help=out)
     trials = "number of trials, including those of earlier calls"
     parser.add_argument("--trials", type=int, default=50, help=trials)
-    space = 'a TOML file of ranges, such as "optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }, and choices, such as "model.tau" = { choices = ["adaptive", "fixed"] }'  # noqa: E501
+    space = "a TOML file of the options that vary, with their values (docs/tuning.md); default: lr, l2 and the sizes"
     parser.add_argument("--space", type=Path | None, help=space)
     task = "the task whose AUC counts (default: the mean over tasks)"
     parser.add_argument("--task", type=str | None, help=task)

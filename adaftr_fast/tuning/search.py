@@ -33,7 +33,7 @@ from adaftr_fast.tuning.space import Space, apply
 
 STUDY, BEST_CONFIG, REPORT, PLOT = "study.db", "best.toml", "report.md", "report.png"  # names in the folder
 TRIALS, NAME, SETTINGS, OPTIONS, ERROR = "trials", "tune", "settings", "options", "error"
-STARTUP_TRIALS, WARMUP_EPOCHS = 5, 1  # that are not pruned
+STARTUP_TRIALS, WARMUP_EPOCHS = 5, 1  # finished trials before the first is pruned; epochs of a trial before it is
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _complete(study: optuna.Study) -> list[FrozenTrial]:
 def _open(search: Search) -> optuna.Study:
     """Opens the study or creates it. Raises CheckpointError if it is damaged or has other settings."""
     path, settings = search.folder / STUDY, search.settings()
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_EPOCHS)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_EPOCHS + 1)
     try:
         storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}")
         study = optuna.create_study(

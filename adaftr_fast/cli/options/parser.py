@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import jsonargparse
 
+from adaftr_fast.cli.options.help import HelpFormatter, arranged
 from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.errors import ConfigError
@@ -18,7 +19,20 @@ CLASS = "--model.class"
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """A parser that reports errors in one line."""
+    """A parser that reports errors in one line, and whose help has the options that matter first."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **({"formatter_class": HelpFormatter} | options))
+
+    def format_help(self, *formatter: Any) -> str:
+        """Returns the help text."""
+        groups = self._action_groups
+        self._action_groups = arranged(groups)  # type: ignore[assignment]
+        try:
+            text: str = super().format_help(*formatter)
+        finally:
+            self._action_groups = groups
+        return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the name of the command and the message, and exits with status 2."""

@@ -1,0 +1,85 @@
+"""What ``--help`` prints."""
+
+import re
+
+import pytest
+
+from adaftr_fast.cli import main
+from adaftr_fast.cli.app import COMMANDS
+from adaftr_fast.config import RunConfig
+
+
+@pytest.fixture
+def shown(capsys, monkeypatch):
+    """Returns a function that gives the help text of a command at a width."""
+
+    def shown(*command, columns=100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--help"])
+        assert stopped.value.code == 0
+        return capsys.readouterr().out
+
+    return shown
+
+
+def options(text):
+    return re.findall(r"^  (--?[^\s,]+)", text, re.MULTILINE)
+
+
+def test_a_line_describes_each_command(shown):
+    text = shown(columns=110)
+    lines = {words[0]: words for words in (line.split(maxsplit=1) for line in text.splitlines()) if len(words) == 2}
+    for name, module in COMMANDS.items():
+        assert lines[name][1] == module.DESCRIPTION.rstrip(".")
+    assert text.startswith("usage: adaftr-fast COMMAND [options]\n")
+
+
+def test_the_ten_options_that_matter_come_first(shown):
+    text = shown("train")
+    assert text.startswith("usage: adaftr-fast train --out PATH [options]\n\nTrain one model")
+    first, *others = re.split(r"\n\n(?=\S)", text)[2:]
+    assert first.splitlines()[0] == "the options that matter first:"
+    assert options(first) == [
+        "--out",
+        "--config",
+        "--data.folder",
+        "--model.name",
+        "--model.embedding_dim",
+        "--model.tower_hidden",
+        "--optimizer.lr",
+        "--training.batch_size",
+        "--training.max_epochs",
+        "--training.device",
+    ]
+    titles = [each.splitlines()[0] for each in others]
+    expected = ["other options:", "The model options:", "The optimizer options:", "The training options:"]
+    assert titles == expected
+
+
+def test_what_is_required_comes_first(shown):
+    first = shown("experiment").split("\n\n")[2]
+    assert [line.split()[0] for line in first.splitlines()[1:3]] == ["NAME", "--dataset"]
+
+
+@pytest.mark.parametrize("command", ["train", "tune", "daily", "experiment"])
+def test_every_option_is_listed_once_with_its_default(shown, command):
+    text = shown(command)
+    listed = options(text)
+    assert len(listed) == len(set(listed))
+    config = RunConfig().flat()
+    expected = {f"--{name}" for name in config if command in ("train", "tune") or not name.startswith("data.")}
+    assert {name for name in listed if "." in name} == expected
+    flat = " ".join(text.split())
+    assert "Learning rate (default: 0.0005)" in flat
+    assert "Layer widths of each task's tower before the logit, f of Eq. 2 (default: [64, 32, 16])" in flat
+    assert "Show progress bars (default: true)" in flat
+    for noise in ("(type:", "<class", "Literal", "tower_hidden+", "CONFIG", "``"):
+        assert noise not in text
+
+
+@pytest.mark.parametrize("command", ["train", "predict", "experiment"])
+@pytest.mark.parametrize("columns", [80, 300])
+def test_lines_are_no_wider_than_the_terminal_and_than_text_is_read(shown, command, columns):
+    longest = max(shown(command, columns=columns).splitlines(), key=len)
+    assert len(longest) <= min(columns, 110)
