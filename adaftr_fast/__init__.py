@@ -21,6 +21,7 @@ else:
     from adaftr_fast.ops.infonce.api import InfoNCEStats, adaptive_infonce
 
 if TYPE_CHECKING:
+    from adaftr_fast.api.compare import compare
     from adaftr_fast.api.prepare import prepare
     from adaftr_fast.api.run import evaluate, load_run, train
     from adaftr_fast.api.serve import export, predict
@@ -34,6 +35,7 @@ __all__ = [
     "UserError",
     "adaptive_infonce",
     "build_info",
+    "compare",
     "cpu_capability",
     "evaluate",
     "export",
@@ -52,6 +54,7 @@ _LAZY = {
     "RunConfig": "adaftr_fast.config",
     "adaptive_infonce": "adaftr_fast.ops.infonce.api",
     "build_info": "adaftr_fast._extension",
+    "compare": "adaftr_fast.api.compare",
     "cpu_capability": "adaftr_fast._extension",
     "evaluate": "adaftr_fast.api.run",
     "export": "adaftr_fast.api.serve",

@@ -70,6 +70,8 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
         return {key: _converted(arguments[1], item, _join(where, key)) for key, item in value.items()}
     if origin is Literal and value in arguments:
         return value
+    if origin is Literal:
+        raise ValueError(f"{where or 'the file'}: expected one of {', '.join(map(str, arguments))}, got {value!r}")
     if kind is float and value is None:
         return math.nan
     if kind is float and type(value) in (int, float):

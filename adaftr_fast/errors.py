@@ -6,10 +6,13 @@ from contextlib import contextmanager
 EXTRAS = {
     "jsonargparse": "train",
     "matplotlib": "train",
+    "mlflow": "mlflow",
     "optuna": "tune",
     "pyarrow": "train",
     "scipy": "experiments",
+    "tensorboard": "tensorboard",
     "tqdm": "train",
+    "wandb": "wandb",
 }
 """Package -> the extra of pyproject.toml that installs it, where it is imported without asking whether it is there."""
 

@@ -25,7 +25,7 @@ def test_each_package_is_in_the_extra_that_is_named():
         assert not any(each.startswith(package) for each in PROJECT["dependencies"])
 
 
-@pytest.mark.parametrize("extra", ["experiments", "onnx", "tensorboard", "torchrec", "tune"])
+@pytest.mark.parametrize("extra", ["experiments", "mlflow", "onnx", "tensorboard", "torchrec", "tune", "wandb"])
 def test_extras_of_the_trainer_bring_it(extra):
     assert "adaftr-fast[train]" in PROJECT["optional-dependencies"][extra]
 
@@ -39,7 +39,7 @@ model = MMoE([5, 7], ("click", "conversion"), ModelConfig(name="mmoe"))
 adaftr_fast.optim.Adam([each for each in model.modules() if isinstance(each, adaftr_fast.FusedEmbedding)])
 model(torch.zeros(4, 2, dtype=torch.long))
 """
-    others = {"pandas", "sklearn", "yaml", "triton", "tensorboard", "onnx", "onnxscript"}
+    others = {"pandas", "sklearn", "yaml", "triton", "onnx", "onnxscript"}
     done = without({*EXTRAS, *others}, code)
     assert done.returncode == 0, done.stderr
 

@@ -41,7 +41,7 @@ def test_round_trip_with_nan_as_null():
         ({"inner": {"x": {}}}, r"missing key 'inner\.x\.value'"),
         ({"inner": {"x": {"value": "1"}}}, r"inner\.x\.value: expected float, got '1'"),
         ({"inner": {"x": {"value": 1, "note": 3}}}, r"inner\.x\.note: expected str, got 3"),
-        ({"inner": {}, "kind": "c"}, r"kind: expected .*Literal.*, got 'c'"),
+        ({"inner": {}, "kind": "c"}, r"kind: expected one of a, b, got 'c'"),
         ({"inner": {}, "sizes": [1, True]}, r"sizes\[1\]: expected int, got True"),
         ({"inner": {}, "sizes": None}, r"sizes: expected list\[int\], got None"),
     ],

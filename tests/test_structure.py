@@ -15,6 +15,7 @@ PACKAGE = ROOT / "adaftr_fast"
 FLOORS = (
     "errors _memory _startup",
     "_extension _files _json _tables _tensor_file",
+    "_figures",
     "_locks",
     "_publish",
     "config distributed kernels",
@@ -30,7 +31,7 @@ FLOORS = (
     "data.dataset",
     "data.prepare",
     "models torchrec",
-    "training.checkpoint training.device training.balance",
+    "training.checkpoint training.device training.balance training.trackers",
     "training",
     "runs",
     "serving experiments tuning",

@@ -8,28 +8,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaftr_fast._json import from_json, loads
 from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.api.prepared import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import joined
-from adaftr_fast.errors import CheckpointError
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.models.own import ModelClass, class_name
+from adaftr_fast.runs.record import read_result
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.training import evaluation
-from adaftr_fast.training.evaluation import TaskMetrics, mean_auc
-from adaftr_fast.training.logger import METRICS
+from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.result import METRIC_COLUMNS, TrainedRun, metric_cells, result_table
-from adaftr_fast.training.trainer import TEST
 
 if TYPE_CHECKING:
-    from adaftr_fast.training.report import Curves
-
-RECORDED = {"epoch": int, "train": dict[str, float], "seconds": float, "samples_per_s": float}
-"""What each line of metrics.jsonl holds, besides metrics."""
+    from adaftr_fast._figures import Picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +83,8 @@ class Run:
         unfinished = "" if result.test else "; unfinished: no test metrics yet"
         return f"{self.folder}: {result.name}, best epoch {result.best_epoch} of {len(result.epochs)}{unfinished}"
 
-    def curves(self, *others: Run) -> Curves:
-        """Draws training loss and validation AUC by epoch, and after ``train`` histograms of learned values.
+    def curves(self, *others: Run) -> Picture:
+        """Draws training loss, validation AUC and the quantiles of learned values by epoch.
 
         Args:
             others: runs to draw beside this one.
@@ -145,7 +139,8 @@ def train(
 ) -> Run:
     """Trains one model and measures it on the test split.
 
-    An unfinished run of the same settings in ``out`` is resumed; a finished one is replaced once an epoch is done.
+    The folder then holds a report of one page, report.md, with its picture. An unfinished run of the same settings in
+    ``out`` is resumed; a finished one is replaced once an epoch is done.
     Under torchrun every rank calls this function, and each gets the result.
 
     Args:
@@ -179,7 +174,8 @@ def train(
     if warm_start is not None:
         settings = replace(settings, warm_start=WarmStartConfig(str(run_folder(warm_start, "warm_start"))))
     with joined(settings.training.device, settings.training.rank_timeout) as ranks:
-        return Run(Path(out), train_one(prepared, settings, Path(out), restart=restart, ranks=ranks), own)
+        result = train_one(prepared, settings, Path(out), restart=restart, ranks=ranks, report=True)
+        return Run(Path(out), result, own)
 
 
 def load_run(folder: str | Path, *, model_class: ModelClass | None = None) -> Run:
@@ -196,13 +192,7 @@ def load_run(folder: str | Path, *, model_class: ModelClass | None = None) -> Ru
     """
     folder = Path(folder)
     trained = load_trained(folder, model_class)
-    try:
-        lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-        epochs = [_epoch(line) for line in lines]
-        test = _metrics(loads((folder / TEST).read_text(encoding="utf-8")), TEST) if (folder / TEST).exists() else {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: the run cannot be read: {error}") from error
-    run = Run(folder, TrainedRun(trained.about.config.model.name, epochs, _best(epochs, trained), test), model_class)
+    run = Run(folder, read_result(folder, trained.about), model_class)
     vars(run)["trained"] = trained  # what ``cached_property`` would read again
     return run
 
@@ -265,30 +255,3 @@ def _settings(config: RunConfig | str | Path | None, sections: dict[str, dict[st
         if not isinstance(options, dict | None):
             raise TypeError(f"{name}: expected a dict of options, got {options!r}")
     return config.with_options(**{name: options for name, options in sections.items() if options})
-
-
-def _epoch(line: str) -> dict[str, Any]:
-    """Reads a line of metrics.jsonl, where null stands for a metric that is undefined."""
-    record = from_json(dict[str, Any], loads(line))
-    record["validation"] = _metrics(record.get("validation"), "validation")
-    for name, kind in RECORDED.items():
-        record[name] = from_json(kind, record.get(name), name)
-    return record
-
-
-def _metrics(value: Any, where: str) -> TaskMetrics:
-    metrics = from_json(TaskMetrics, value, where)
-    for task, each in metrics.items():
-        for name in ("auc", "logloss"):
-            if name not in each:
-                raise ValueError(f"missing key {f'{where}.{task}.{name}'!r}")
-    return metrics
-
-
-def _best(epochs: list[dict[str, Any]], trained: TrainedModel) -> int:
-    """Returns the epoch of the best weights: the first with their mean AUC, since later ones must be strictly better.
-
-    0 if there is none, in a folder whose files are not of one run.
-    """
-    found = mean_auc(trained.about.metrics)
-    return next((record["epoch"] for record in epochs if mean_auc(record["validation"]) == found), 0)

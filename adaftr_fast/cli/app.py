@@ -9,13 +9,39 @@ from typing import Any
 
 import jsonargparse
 
-from adaftr_fast.cli import daily, demo, evaluate, experiment, export, info, predict, prepare, synthesize, train, tune
+from adaftr_fast.cli import (
+    compare,
+    daily,
+    demo,
+    evaluate,
+    experiment,
+    export,
+    info,
+    predict,
+    prepare,
+    synthesize,
+    train,
+    tune,
+)
 from adaftr_fast.cli.options import Parser
 from adaftr_fast.errors import RankError, UserError, extras_needed
 
 COMMANDS: dict[str, Any] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (prepare, synthesize, train, tune, daily, evaluate, export, predict, demo, experiment, info)
+    for module in (
+        prepare,
+        synthesize,
+        train,
+        tune,
+        daily,
+        evaluate,
+        compare,
+        export,
+        predict,
+        demo,
+        experiment,
+        info,
+    )
 }
 USER_ERRORS = (UserError, OSError)  # an OSError names the file and the cause
 INTERRUPTED = 128  # plus the number of the signal, as shells report a program that a signal ended

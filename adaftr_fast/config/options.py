@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from adaftr_fast._json import from_json
 from adaftr_fast.errors import ConfigError
@@ -103,10 +103,6 @@ class Section:
 
     def _converted(self, name: str, hint: Any, value: Any) -> Any:
         """Checks the type of a value and returns it as a checkpoint would hold it, for example a float for 1."""
-        if get_origin(hint) is Literal:
-            if value not in get_args(hint):
-                raise self.error(name, f"one of {', '.join(get_args(hint))}", value)
-            return value
         try:
             return from_json(hint, value, f"{self.section}.{name}")
         except ValueError as error:

@@ -57,11 +57,17 @@ class TrainingConfig(Section):
     """Seconds between two snapshots of the unfinished run within an epoch; every epoch ends with one."""
     progress: bool = option(True, identifies=False, free_on_resume=True)
     """Show progress bars."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = option(
+        factory=list, identifies=False, free_on_resume=True
+    )
+    """Where each epoch is logged besides metrics.jsonl; each is an extra of its name (docs/tracking.md)."""
     tensorboard: bool = option(False, identifies=False, free_on_resume=True)
-    """Also log to OUT/tensorboard (pip install adaftr-fast[tensorboard])."""
+    """The former way to write trackers = ["tensorboard"] (deprecated)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.trackers = list(dict.fromkeys([*self.trackers, *(["tensorboard"] if self.tensorboard else [])]))
+        self.tensorboard = False
         if self.batch_size % self.accumulate:
             raise self.error("accumulate", f"a divisor of batch_size = {self.batch_size}", self.accumulate)
         if self.balance in ("pcgrad", "gradnorm"):

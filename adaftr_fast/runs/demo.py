@@ -15,7 +15,7 @@ from adaftr_fast.data.schema import parse
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.report import write_report
-from adaftr_fast.training.result import result_table
+from adaftr_fast.training.result import PICTURE, REPORT, result_table
 from adaftr_fast.training.sharding import check_replicated
 
 NOTES = (
@@ -37,7 +37,7 @@ def run_demo(out: Path, training: TrainingConfig, *, restart: bool = False) -> N
         TrainingError, CheckpointError, BusyError, KeyboardInterrupt: see ``train_one``.
     """
     check_replicated("demo", training)
-    with writing_folder(out, METRICS, "report.md", "report.png"):
+    with writing_folder(out, METRICS, REPORT, PICTURE):
         _run(out, training, restart)
 
 
@@ -50,9 +50,9 @@ def _run(out: Path, training: TrainingConfig, restart: bool) -> None:
     for name in ("mmoe", "adaftr"):
         print(f"\n{name}: {len(data.manifest.fields)} fields, {sum(data.manifest.num_embeddings):,} ids")
         config = replace(base, model=ModelConfig(name=name))
-        runs.append(train_one(data, config, out / name, restart=restart))
+        runs.append(train_one(data, config, out / name, restart=restart, report=True))
     records = [{"model": run.name} | record for run in runs for record in run.epochs]
     replace_file(out / METRICS, "".join(dumps(record) + "\n" for record in records).encode())
-    write_report(out, "Flights: MMoE and AdaFTR", runs, notes=NOTES)
+    write_report(out, "Flights: MMoE and AdaFTR", runs, after=NOTES)
     print(f"\nTest split (AUC and GAUC in %)\n{result_table(runs)}\n\n{NOTES}")
     print(f"Report: {out / 'report.md'} and report.png")

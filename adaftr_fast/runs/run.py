@@ -28,11 +28,12 @@ from adaftr_fast.training.checkpoint.weights import FILE, Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.optimizers import table_state_bytes
-from adaftr_fast.training.result import TrainedRun
+from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun
 from adaftr_fast.training.sharding import check_replicated, check_sharding, check_tables
+from adaftr_fast.training.trackers.opened import KNOWN
 from adaftr_fast.training.trainer import BEST, TEST, OnEpoch, Result, Trainer
 
-RUN_FILES = (METRICS, TEST, f"{BEST}/{FILE}")  # that replace_file writes
+RUN_FILES = (METRICS, TEST, REPORT, PICTURE, KNOWN, f"{BEST}/{FILE}")  # that replace_file writes
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,38 @@ class Fitted:
 
 
 def train_one(
-    data: PreparedData, config: RunConfig, folder: Path, *, restart: bool = False, ranks: Ranks | None = None
+    data: PreparedData,
+    config: RunConfig,
+    folder: Path,
+    *,
+    restart: bool = False,
+    ranks: Ranks | None = None,
+    report: bool = False,
 ) -> TrainedRun:
-    """Calls ``fit_one`` and evaluates the model on the test split. Arguments and errors are those of ``fit_one``."""
+    """Calls ``fit_one`` and evaluates the model on the test split.
+
+    The other arguments and the errors are those of ``fit_one``.
+
+    Args:
+        report: also writes report.md and report.png.
+    """
+    if report:
+        from adaftr_fast.runs.page import write_page  # imports matplotlib: a missing package raises before training
     with _writing(folder, ranks):
         fitted = fit_one(data, config, folder, restart=restart, ranks=ranks)
-        test, size = data.load("test"), config.training.eval_batch_size
-        metrics = evaluate(fitted.model, test, size, ranks)
-        if fitted.trainer.is_rank_zero:
-            replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
-        fitted.trainer.finish()
-    learned = diagnose(fitted.model, test, size, ranks)
-    return TrainedRun(config.model.name, fitted.result.epochs, fitted.result.best_epoch, metrics, learned)
+        trainer, result = fitted.trainer, fitted.result
+        with trainer.logger:
+            test, size = data.load("test"), config.training.eval_batch_size
+            metrics = evaluate(fitted.model, test, size, ranks)
+            learned = diagnose(fitted.model, test, size, ranks)
+            run = TrainedRun(config.model.name, result.epochs, result.best_epoch, metrics, learned)
+            if trainer.is_rank_zero:
+                replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
+                trainer.logger.log_test(metrics)
+                if report:
+                    write_page(folder, data.manifest, config, run)
+        trainer.finish()
+    return run
 
 
 def fit_one(

@@ -1,39 +1,43 @@
-"""Progress bars, per-epoch lines, metrics.jsonl and TensorBoard."""
+"""Progress bars, per-epoch lines, metrics.jsonl, the picture of a long run, and trackers."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tqdm import tqdm
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
 from adaftr_fast.config import TrainingConfig
-from adaftr_fast.errors import TrainingError
+from adaftr_fast.training.evaluation import TaskMetrics
+from adaftr_fast.training.result import PICTURE, TrainedRun
+from adaftr_fast.training.trackers.opened import Trackers
 
-METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"  # names in the run folder
+METRICS = "metrics.jsonl"  # name in the run folder
+PICTURE_SECONDS = 60  # the least length of an epoch after which the curves are drawn, which takes about a second
 
 
 class EpochLogger:
-    """Logs each epoch to the terminal, metrics.jsonl and TensorBoard.
+    """Logs each epoch to the terminal, metrics.jsonl and the trackers. Leaving it as a context closes the trackers.
 
     Args:
         folder: the run folder. None writes no files.
-        config: the training options; ``progress`` and ``tensorboard`` select the outputs.
-
-    Raises:
-        TrainingError: ``config.tensorboard`` is set and TensorBoard is not installed.
+        config: the training options; ``progress`` and ``trackers`` select the outputs.
     """
 
     def __init__(self, folder: Path | None, config: TrainingConfig) -> None:
         self.folder, self.config = folder, config
-        if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise TrainingError("training.tensorboard: not installed: pip install adaftr-fast[tensorboard]")
+        self._trackers: Trackers | None = None
 
-    def log_epoch(self, records: list[dict[str, Any]]) -> None:
+    def start(self, parameters: dict[str, Any], resumed: bool, records: Sequence[dict[str, Any]]) -> None:
+        """Opens the trackers. The arguments and errors are those of ``Trackers``."""
+        if self.folder is not None and self.config.trackers:
+            names = self.config.trackers
+            self._trackers = Trackers(names, self.folder, parameters, resumed=resumed, records=records)
+
+    def log_epoch(self, records: list[dict[str, Any]], best_epoch: int = 0) -> None:
         """Logs the last of ``records``, the records of all epochs so far."""
         if self.config.progress:
             tqdm.write(_summary(records[-1]))
@@ -41,8 +45,28 @@ class EpochLogger:
             return
         lines = "".join(dumps(each) + "\n" for each in records)
         replace_file(self.folder / METRICS, lines.encode())  # rewritten as a whole, so a resumed run repeats no line
-        if self.config.tensorboard:
-            _write_tensorboard(self.folder / TENSORBOARD, records[-1])
+        if records[-1]["seconds"] >= PICTURE_SECONDS:
+            from adaftr_fast.training.report import draw  # imports matplotlib
+
+            draw([TrainedRun("", records, best_epoch, {})]).save(self.folder / PICTURE)
+        if self._trackers is not None:
+            self._trackers.log(records[-1])
+
+    def log_test(self, metrics: TaskMetrics) -> None:
+        """Logs the metrics on the test split to the trackers."""
+        if self._trackers is not None:
+            self._trackers.log_test(metrics)
+
+    def close(self, failed: bool = False) -> None:
+        """Closes the trackers, once."""
+        if self._trackers is not None:
+            self._trackers.close(failed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.close(failed=kind is not None)
 
     def progress_bar(self, epoch: int, total: int, done: int) -> tqdm:
         """Returns a progress bar over the rows of an epoch, with rows per second and the remaining time."""
@@ -60,23 +84,6 @@ class EpochLogger:
 def shown(means: dict[str, float]) -> str:
     """Formats mean losses for a progress bar."""
     return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
-
-
-def _write_tensorboard(folder: Path, record: dict[str, Any]) -> None:
-    from torch.utils.tensorboard import SummaryWriter  # an extra
-
-    # purge_step discards what a killed run had logged for an epoch that is trained again.
-    with SummaryWriter(str(folder), purge_step=record["epoch"]) as writer:
-        for name, value in _scalars(record):
-            writer.add_scalar(name, value, record["epoch"])
-
-
-def _scalars(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, dict):
-            yield from _scalars(value, f"{prefix}{name}/")
-        elif f"{prefix}{name}" != "epoch":
-            yield prefix + name, value
 
 
 def _summary(record: dict[str, Any]) -> str:

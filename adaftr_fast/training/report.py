@@ -1,94 +1,107 @@
-"""Reports of runs: Markdown tables and a figure of training loss, validation AUC and diagnostics."""
+"""Reports of runs: Markdown tables and a picture of training loss, validation AUC and learned values by epoch."""
 
 from __future__ import annotations
 
-import io
+import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from adaftr_fast._figures import Picture, plain, shortened, style
 from adaftr_fast._files import replace_file
 from adaftr_fast._tables import Table
 from adaftr_fast.training.evaluation import spread
-from adaftr_fast.training.result import TrainedRun, result_table
+from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun, result_table
 
 
-def write_report(folder: Path, title: str, runs: list[TrainedRun], notes: str = "") -> None:
-    """Writes ``report.md`` and ``report.png`` to ``folder``."""
+class Panel(NamedTuple):
+    """One pair of axes of the picture: a number of each epoch's record, found by its keys."""
+
+    title: str
+    label: str
+    keys: tuple[str, ...]
+    unit: float = 1.0
+
+    def value(self, record: dict[str, Any], point: str | None = None) -> float:
+        """Returns the number, or its neighbor ``point``; nan where the record does not have it."""
+        found: Any = record
+        for key in self.keys if point is None else (*self.keys[:-1], point):
+            found = found.get(key, math.nan) if isinstance(found, dict) else math.nan
+        return math.nan if found is None else self.unit * found
+
+
+def write_report(
+    folder: Path, title: str, runs: Sequence[TrainedRun], *, before: str = "", after: str = "", first: str = "model"
+) -> None:
+    """Writes ``report.md`` and ``report.png`` to ``folder``.
+
+    Args:
+        folder: the folder, which is created.
+        title: the title.
+        runs: the runs.
+        before: Markdown above the table of test metrics.
+        after: Markdown at the end.
+        first: what the names of the runs are, for the header of the tables.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    sections = [f"# {title}", result_table(runs).markdown(), notes, _diagnostics_table(runs), "![curves](report.png)"]
-    replace_file(folder / "report.md", ("\n\n".join(filter(None, sections)) + "\n").encode())
-    save_figure(folder / "report.png", draw(runs))
+    tables = [result_table(runs, first).markdown(), _learned_table(runs, first)]
+    sections = [f"# {title}", before, *tables, f"![curves]({PICTURE})", after]
+    draw(runs).save(folder / PICTURE)  # first, since the text shows it
+    replace_file(folder / REPORT, ("\n\n".join(filter(None, sections)) + "\n").encode())
 
 
-def save_figure(path: Path, figure: Figure) -> None:
-    """Writes ``figure`` as PNG."""
-    replace_file(path, png(figure, dpi=120))
-
-
-def png(figure: Figure, dpi: int) -> bytes:
-    """Returns ``figure`` as the content of a PNG file."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi)
-    return content.getvalue()
-
-
-class Curves(Figure):
-    """A figure that a notebook shows although pyplot does not know it."""
-
-    def _repr_png_(self) -> bytes:
-        return png(self, dpi=80)
-
-
-def _diagnostics_table(runs: list[TrainedRun]) -> str:
+def _learned_table(runs: Sequence[TrainedRun], first: str) -> str:
     points = [(run.name, name, spread(values)) for run in runs for name, values in run.diagnostics.items()]
     rows = [[run, name, *(f"{value:.4f}" for value in each.values())] for run, name, each in points]
-    return Table(["model", "learned", "5 %", "50 %", "95 %"], rows, text_columns=2).markdown() if rows else ""
+    return Table([first, "learned", "5 %", "50 %", "95 %"], rows, text_columns=2).markdown() if rows else ""
 
 
-def draw(runs: Sequence[TrainedRun]) -> Curves:
-    """Draws training loss and validation AUC per task, and histograms of the diagnostics."""
-    tasks = list(runs[0].epochs[0]["validation"])
-    histograms = [(run.name, name, values) for run in runs for name, values in run.diagnostics.items()]
-    widths = [len(tasks), 1] if histograms else [len(tasks)]
-    figure = Curves(figsize=(4.2 * sum(widths), 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, *right = figure.subfigures(1, len(widths), width_ratios=widths, squeeze=False)[0]
-    for row, what in zip(left.subplots(2, len(tasks), squeeze=False), ("loss", "auc"), strict=True):
-        for axes, task in zip(row, tasks, strict=True):
-            _draw_curves(axes, runs, task, what)
-    for part in right:
-        all_axes = part.subplots(len(histograms), 1, squeeze=False)[:, 0]
-        for axes, (run, name, values) in zip(all_axes, histograms, strict=True):
-            _draw_histogram(axes, f"{run}: {name}", values)
-    return figure
+def draw(runs: Sequence[TrainedRun]) -> Picture:
+    """Draws training loss and validation AUC of each task, and the quantiles of learned values, by epoch."""
+    tasks, learned = _names(runs, "validation"), _names(runs, "diagnostics")
+    panels = [Panel(task, "training loss", ("train", task)) for task in tasks]
+    panels += [Panel(task, "validation AUC, %", ("validation", task, "auc"), 100.0) for task in tasks]
+    panels += [Panel(name, "median (bar: 5 to 95 %)", ("diagnostics", name, "p50")) for name in learned]
+    columns = max(len(tasks), 1)
+    rows = max(-(-len(panels) // columns), 1)
+    names_height = 0.18 * len(runs) if len(runs) > 1 else 0.0
+    picture = Picture(max(3.3 * columns, 6.6), 2.6 * rows + names_height)
+    every = list(picture.subplots(rows, columns, squeeze=False).flat)
+    for axes, panel in zip(every, panels):
+        _draw(axes, runs, panel)
+    for axes in every[len(panels) :]:
+        axes.remove()
+    if len(runs) > 1 and panels:
+        lines = [line for line in every[0].lines if not str(line.get_label()).startswith("_")]
+        picture.legend(handles=lines, loc="outside upper left", frameon=False, fontsize="small")
+    return picture
 
 
-def _draw_curves(axes: Axes, runs: Sequence[TrainedRun], task: str, what: str) -> None:
-    for color, run in enumerate(runs):
+def _names(runs: Sequence[TrainedRun], part: str) -> list[str]:
+    """Returns the tasks, or the learned values, of all runs."""
+    return list(dict.fromkeys(chain(*(record.get(part, {}) for run in runs for record in run.epochs))))
+
+
+def _draw(axes: Axes, runs: Sequence[TrainedRun], panel: Panel) -> None:
+    for number, run in enumerate(runs):
+        color, line = style(number)
         epochs = [record["epoch"] for record in run.epochs]
-        if what == "loss":
-            values = [record["train"].get(task, np.nan) for record in run.epochs]
-        else:
-            values = [100 * record["validation"][task]["auc"] for record in run.epochs]
-        axes.plot(epochs, values, marker=".", color=f"C{color}", label=run.name)
+        values = [panel.value(record) for record in run.epochs]
+        axes.plot(epochs, values, marker=".", color=color, linestyle=line, label=shortened(run.name))
         if run.best_epoch:
-            axes.plot(run.best_epoch, values[run.best_epoch - 1], "o", color=f"C{color}", fillstyle="none", ms=10)
-    axes.set_title(f"{task}: {'training loss' if what == 'loss' else 'validation AUC, %'}")
+            axes.plot(run.best_epoch, values[run.best_epoch - 1], "o", color=color, fillstyle="none", markersize=9)
+        if panel.keys[0] == "diagnostics":
+            low, high = ([panel.value(record, point) for record in run.epochs] for point in ("p5", "p95"))
+            axes.vlines(epochs, low, high, color=color, alpha=0.3 / len(runs), linewidth=4)
+    axes.set_title(panel.title)
     axes.set_xlabel("epoch (circle: weights kept)")
+    axes.set_ylabel(panel.label)
+    axes.set_xlim(0.5, 0.5 + max(len(run.epochs) for run in runs))
     axes.locator_params(axis="x", integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend()
-
-
-def _draw_histogram(axes: Axes, title: str, values: np.ndarray) -> None:
-    axes.hist(values, bins=80, color="C7")
-    for (name, value), style in zip(spread(values).items(), (":", "-", ":"), strict=True):
-        axes.axvline(value, color="C3", linestyle=style, label=f"{name[1:]} %: {value:.3f}")
-    axes.set_title(title)
-    axes.set_ylabel("test rows")
-    axes.legend()
+    plain(axes)

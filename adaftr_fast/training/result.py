@@ -11,6 +11,7 @@ import numpy as np
 from adaftr_fast._tables import Table
 from adaftr_fast.training.evaluation import TaskMetrics
 
+REPORT, PICTURE = "report.md", "report.png"  # names in the run folder
 METRIC_COLUMNS = ("AUC", "GAUC", "log-loss", "CVR AUC")
 
 
@@ -41,9 +42,9 @@ class TrainedRun:
         return float(np.mean([record["samples_per_s"] for record in self.epochs]))
 
 
-def result_table(runs: Sequence[TrainedRun]) -> Table:
-    """Returns test metrics and speed, with a row per run and task; AUCs are in percent."""
-    header = ["model", "task", *METRIC_COLUMNS, "best epoch", "samples/s", "s/epoch"]
+def result_table(runs: Sequence[TrainedRun], first: str = "model") -> Table:
+    """Returns test metrics and speed, with a row per run and task; AUCs are in percent. ``first`` heads the names."""
+    header = [first, "task", *METRIC_COLUMNS, "best epoch", "samples/s", "s/epoch"]
     rows = []
     for run in runs:
         speed = [str(run.best_epoch), f"{run.samples_per_s:,.0f}", f"{run.seconds_per_epoch:.1f}"]

@@ -27,7 +27,7 @@ from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.best import BestWeights
 from adaftr_fast.training.checkpoint.exchange import load_state
-from adaftr_fast.training.checkpoint.files import check_shared_folder
+from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean
 from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
 from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state
@@ -37,6 +37,7 @@ from adaftr_fast.training.device.memory import memory_errors
 from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
 from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
 from adaftr_fast.training.logger import EpochLogger, shown
+from adaftr_fast.training.result import PICTURE, REPORT
 from adaftr_fast.training.sharding import check_sharding
 from adaftr_fast.training.stepper import Stepper, not_finite
 
@@ -121,10 +122,11 @@ class Trainer:
             best = folder / BEST
         self.best_weights = BestWeights(model, best, about, ranks)
         if not self.is_rank_zero:
-            folder, config = None, replace(config, progress=False, tensorboard=False)
+            folder, config = None, replace(config, progress=False, trackers=[])
         self.model, self.train, self.validation = model, train, validation
         self.stepper, self.logger = Stepper(model, optimizer, config, ranks), EpochLogger(folder, config)
         self.config, self.folder, self.on_epoch = config, folder, on_epoch
+        self._parameters = {} if about is None else about.config.flat()
         self.progress, self.means, self._resumed = Progress(), RunningMean(), False
         self._checked = 0  # steps of this epoch whose losses are known to be finite
 
@@ -136,6 +138,7 @@ class Trainer:
 
         Raises:
             CheckpointError: the unfinished run has other options or data, or no snapshot can be read.
+            TrainingError: a tracker cannot be opened.
         """
         found = load_state(self.ranks, self.snapshots, sharded_state(self.model, self.stepper.optimizers))
         if found is None:
@@ -144,7 +147,9 @@ class Trainer:
         restore(self.model, self.stepper.optimizers, tensors)
         self.means = RunningMean(sums, self.progress.step)
         self._resumed = True
-        if self.progress.step == 0 and self.progress.epochs:  # it may have been killed before it logged the epoch
+        logs_again = self.progress.step == 0 and bool(self.progress.epochs)  # it may have been killed before it did
+        self._start_logger(self.progress.epochs[: len(self.progress.epochs) - logs_again])
+        if logs_again:
             self._log(self.progress.epochs[-1])
             if self.progress.best_epoch == self.progress.epoch - 1:
                 self._save_best()
@@ -152,7 +157,8 @@ class Trainer:
         return True
 
     def finish(self) -> None:
-        """Removes the snapshots ``last/``, after all results have been written or to restart the run."""
+        """Ends the log and removes the snapshots, after all results have been written or to restart the run."""
+        self.logger.close()
         if self.snapshots is not None:
             self.snapshots.discard()
 
@@ -162,21 +168,28 @@ class Trainer:
         An interrupted run can be resumed.
 
         Raises:
-            TrainingError: a loss or prediction is not finite, a task has a single class in the validation split, or the
-                memory does not suffice. On a GPU the losses are checked every ``config.sync_steps`` steps and before
-                anything is saved, so the weights have been updated by then, but no saved ones have.
+            TrainingError: a loss or prediction is not finite, a task has a single class in the validation split, a
+                tracker cannot be opened, or the memory does not suffice. On a GPU the losses are checked every
+                ``config.sync_steps`` steps and before anything is saved, so the weights have been updated by then, but
+                no saved ones have.
             IndexError: on a GPU, an id was out of range in a step since the last check.
             CheckpointError: a checkpoint or snapshot cannot be written.
         """
         if not self._resumed:
+            self._start_logger([])
             torch.manual_seed(self.config.seed)
             if self.ranks is not None:
                 restore(self.model, [], self.ranks.tensors_from_rank_zero(capture(self.model, [])))
         try:
             interrupted = self._train()
+        except BaseException:
+            self.logger.close(failed=True)
+            raise
         finally:
             if self.snapshots is not None:
                 self.snapshots.close()
+        if interrupted:
+            self.logger.close(failed=True)
         result = Result(self.progress.epochs, self.progress.best_epoch, interrupted)
         self._restore_best(result)
         return result
@@ -318,13 +331,18 @@ class Trainer:
                 stacklevel=3,
             )
 
+    def _start_logger(self, logged: list[dict[str, Any]]) -> None:
+        """Opens the trackers, to which an interrupted process has logged some records. All ranks raise an error."""
+        on_rank_zero(self.ranks, lambda: self.logger.start(self._parameters, self._resumed, logged))
+
     def _log(self, record: dict[str, Any]) -> None:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             if record["epoch"] == 1:  # an earlier run's results would look like this run's
-                (self.folder / TEST).unlink(missing_ok=True)
+                for name in (TEST, REPORT, PICTURE):
+                    (self.folder / name).unlink(missing_ok=True)
                 remove_checkpoint(self.folder / BEST)
-        self.logger.log_epoch(self.progress.epochs)
+        self.logger.log_epoch(self.progress.epochs, self.progress.best_epoch)
 
 
 def _steps(epoch: int, first: int, last: int) -> str:

@@ -78,7 +78,7 @@ def test_runs_are_compared_in_one_table_and_figure(run, data, tmp_path):
     rows = repr(run.table(other)).splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["adaftr", "adaftr", "mmoe", "mmoe"]
     figure = run.curves(other)
-    assert [line.get_label() for line in figure.subfigs[0].axes[0].lines if line.get_label()[0] != "_"] == [
+    assert [line.get_label() for line in figure.axes[0].lines if line.get_label()[0] != "_"] == [
         "adaftr", "mmoe"]  # fmt: skip
     assert figure._repr_png_().startswith(b"\x89PNG")
 

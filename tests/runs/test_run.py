@@ -2,15 +2,22 @@
 
 import json
 import math
+import signal
+import sys
+import types
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
+from tqdm import tqdm
 
+from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.evaluation import evaluate
+from adaftr_fast.training.logger import EpochLogger
 
 from .conftest import settings
 
@@ -45,3 +52,87 @@ def test_a_balanced_run_of_esmm_is_read_again(prepared, tmp_path):
     assert 0 < json.loads((out / "test.json").read_text())["conversion"]["cvr_auc"] < 1
     logits = trained.model(next(test.batches(100)).ids)
     assert torch.all(logits[:, 1] < logits[:, 0])
+
+
+class FakeTracker:
+    """Keeps the calls of all processes' trackers; ``stops_at`` sends Ctrl-C when that epoch is logged."""
+
+    calls: ClassVar = []
+    stops_at = 0
+
+    def __init__(self, opening):
+        self.known = opening.known or "first"
+        self.calls.append(("open", opening.known, opening.first_epoch))
+        assert opening.parameters["optimizer.lr"] == 0.01
+
+    def log(self, numbers, epoch):
+        self.calls.append(("log", epoch))
+        if epoch == self.stops_at:
+            signal.raise_signal(signal.SIGINT)
+
+    def log_test(self, numbers):
+        self.calls.append(("log_test", numbers["test/click/auc"]))
+
+    def close(self, failed):
+        self.calls.append(("close", failed))
+
+
+def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, monkeypatch):
+    kind = type("Fresh", (FakeTracker,), {"calls": [], "stops_at": 1})
+    module = types.SimpleNamespace(WeightsAndBiases=kind)
+    monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.wandb", module)
+    data, out = prepared(1), tmp_path / "run"
+    config = settings(data.folder, name="mmoe").with_options(training={"trackers": ["wandb"]})
+    with pytest.raises(KeyboardInterrupt):
+        train_one(data, config, out)
+    assert kind.calls == [("open", None, 1), ("log", 1), ("close", True)]
+    kind.calls.clear()
+    kind.stops_at = 0
+    run = train_one(data, config, out)
+    auc = run.test["click"]["auc"]
+    assert kind.calls[0] == ("open", "first", 1)  # the interrupted process may not have logged its last epoch
+    assert kind.calls[1:] == [("log", 1), ("log", 2), ("log_test", auc), ("close", False)]
+    kind.calls.clear()
+    train_one(data, config, out)
+    assert kind.calls[0] == ("open", None, 1)
+
+
+def interrupting(self, *arguments):
+    """Sends Ctrl-C when an epoch starts."""
+    signal.raise_signal(signal.SIGINT)
+    return tqdm(disable=True)
+
+
+def test_trackers_are_free_on_resuming(prepared, tmp_path, monkeypatch):
+    data, out = prepared(1), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochLogger, "progress_bar", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            train_one(data, settings(data.folder, name="mmoe"), out)
+    module = types.SimpleNamespace(WeightsAndBiases=type("Fresh", (FakeTracker,), {"calls": []}))
+    monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.wandb", module)
+    config = settings(data.folder, name="mmoe").with_options(training={"trackers": ["wandb"]})
+    assert len(train_one(data, config, out).epochs) == 2
+
+
+def test_the_report_of_a_run_says_what_was_trained(prepared, tmp_path):
+    data, out = prepared(1), tmp_path / "run"
+    run = train_one(data, settings(data.folder, name="adaftr"), out, report=True)
+    text = (out / "report.md").read_text()
+    assert text.startswith("# adaftr on shop\n\n| run ")
+    assert f"| adaftr | click      | {100 * run.test['click']['auc']:.2f} |" in text
+    assert f"| best epoch    | {run.best_epoch} of 2, by mean validation AUC" in text
+    assert "| adaftr | tau/click-conversion | " in text
+    toml = text.partition("```toml\n")[2].partition("```")[0]
+    (tmp_path / "again.toml").write_text(toml)
+    assert RunConfig.from_toml(tmp_path / "again.toml") == settings(data.folder, name="adaftr")
+    assert (out / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_report_of_a_run_before_does_not_stay(prepared, tmp_path):
+    data, out = prepared(1), tmp_path / "run"
+    out.mkdir()
+    for name in ("report.md", "report.png"):
+        (out / name).write_text("of a run before")
+    train_one(data, settings(data.folder, name="mmoe"), out)
+    assert {path.name for path in out.iterdir()} == {"best", "metrics.jsonl", "test.json"}

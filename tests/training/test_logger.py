@@ -1,13 +1,7 @@
-import importlib.util
 import json
-import sys
-import types
-
-import pytest
 
 from adaftr_fast.config import TrainingConfig
-from adaftr_fast.errors import TrainingError
-from adaftr_fast.training.logger import EpochLogger
+from adaftr_fast.training.logger import PICTURE_SECONDS, EpochLogger
 
 
 def record(epoch):
@@ -31,33 +25,9 @@ def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_tensorboard_logs_all_numbers_of_an_epoch(tmp_path, monkeypatch):
-    """Uses a fake writer, because TensorBoard is optional."""
-    written = {}
-
-    class Writer:
-        def __init__(self, folder, purge_step):
-            written["place"] = (folder, purge_step)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def add_scalar(self, name, value, step):
-            written[name] = (value, step)
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    EpochLogger(tmp_path, TrainingConfig(progress=False, tensorboard=True)).log_epoch([record(1), record(2)])
-    assert written["place"] == (str(tmp_path / "tensorboard"), 2)
-    assert written["validation/click/auc"] == (0.7, 2)
-    assert written["train/click"] == (0.4, 2)
-    assert "epoch" not in written
-
-
-def test_a_missing_tensorboard_raises(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(TrainingError, match=r"pip install adaftr-fast\[tensorboard\]"):
-        EpochLogger(None, TrainingConfig(tensorboard=True))
+def test_the_picture_of_a_run_with_long_epochs_is_drawn_after_each(tmp_path):
+    logger = EpochLogger(tmp_path, TrainingConfig(progress=False))
+    logger.log_epoch([record(1)], best_epoch=1)
+    assert not (tmp_path / "report.png").exists()
+    logger.log_epoch([record(1), record(2) | {"seconds": PICTURE_SECONDS}], best_epoch=2)
+    assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_the_table_is_aligned_markdown(runs):
 
 
 def test_the_report_has_table_temperature_and_plot(runs, tmp_path):
-    write_report(tmp_path / "report", "Flights", runs, notes="A note.")
+    write_report(tmp_path / "report", "Flights", runs, after="A note.")
     text = (tmp_path / "report/report.md").read_text()
     assert text.startswith("# Flights\n\n| model")
     assert "A note." in text
@@ -52,21 +53,54 @@ def test_the_report_has_table_temperature_and_plot(runs, tmp_path):
     assert len(list((tmp_path / "report").iterdir())) == 2
 
 
-def test_the_plot_shows_each_task_and_the_temperature(runs):
-    titles = [axes.get_title() for axes in draw(runs).axes]
-    assert titles == [
-        "click: training loss",
-        "conversion: training loss",
-        "click: validation AUC, %",
-        "conversion: validation AUC, %",
-        "adaftr: tau/click-conversion",
+def labels(figure):
+    return [(axes.get_title(), axes.get_ylabel()) for axes in figure.axes]
+
+
+def with_learned(runs):
+    for record in runs[1].epochs:
+        record["diagnostics"] = {"tau/click-conversion": {"p5": 0.1, "p50": 0.2, "p95": 0.3}}
+    return runs
+
+
+def test_the_picture_shows_each_task_and_the_learned_values(runs):
+    figure = draw(with_learned(runs))
+    assert labels(figure) == [
+        ("click", "training loss"),
+        ("conversion", "training loss"),
+        ("click", "validation AUC, %"),
+        ("conversion", "validation AUC, %"),
+        ("tau/click-conversion", "median (bar: 5 to 95 %)"),
     ]
-    assert len(draw(runs[:1]).axes) == 4  # without diagnostics
+    assert all(axes.get_xlabel() for axes in figure.axes)
+    assert list(figure.axes[2].lines[0].get_ydata()) == pytest.approx([61, 62, 63])
+    assert len(draw(runs[:1]).axes) == 4  # nothing learned
 
 
-def test_axes_do_not_overlap(runs):
-    figure = draw([*runs, *runs])  # two histograms in the last column
+def test_the_names_of_runs_are_outside_the_axes(runs):
+    figure = draw(with_learned(runs))
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    (legend,) = figure.legends
+    assert [each.get_text() for each in legend.get_texts()] == ["mmoe", "adaftr"]
+    assert draw(runs[:1]).legends == []  # one run needs no name
+
+
+def test_axes_and_names_do_not_overlap(runs):
+    figure = draw([*with_learned(runs), *(replace(run, name="long" * 30) for run in runs)])
     figure.canvas.draw()
-    boxes = [axes.get_tightbbox(figure.canvas.get_renderer()) for axes in figure.axes]
+    renderer = figure.canvas.get_renderer()
+    boxes = [each.get_tightbbox(renderer) for each in (*figure.axes, *figure.legends)]
     assert len(boxes) == 6
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert figure.legends[0].get_tightbbox(renderer).x1 < figure.bbox.x1
+
+
+def test_one_epoch_undefined_numbers_and_runs_of_other_tasks_are_drawn(runs):
+    first, other = runs
+    del first.epochs[1:]
+    first.epochs[0]["validation"]["click"]["auc"] = float("nan")
+    other = replace(other, epochs=[each | {"train": {}, "validation": {"view": {"auc": 0.6}}} for each in other.epochs])
+    figure = draw([replace(first, best_epoch=1), other])
+    assert [title for title, _ in labels(figure)] == 2 * ["click", "conversion", "view"]
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+    assert figure.axes[0].get_xlim() == (0.5, 3.5)

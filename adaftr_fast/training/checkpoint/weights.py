@@ -123,6 +123,11 @@ def remove_checkpoint(folder: Path) -> None:
         weights.unlink()
 
 
+def read_description(folder: Path) -> Description:
+    """Reads the description alone. Raises CheckpointError if there is no checkpoint, or the description is damaged."""
+    return _read(folder)[1]
+
+
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Description]:
     """Reads all weights and the description. Raises CheckpointError like ``open_checkpoint``."""
     saved, about = open_checkpoint(folder)

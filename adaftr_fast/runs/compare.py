@@ -1,0 +1,78 @@
+"""Reads several runs to compare their results, and the options in which they differ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adaftr_fast.errors import CheckpointError
+from adaftr_fast.runs.record import read_result
+from adaftr_fast.training.checkpoint.weights import Description, read_description
+from adaftr_fast.training.result import TrainedRun
+from adaftr_fast.training.trainer import BEST
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run as its folder records it. Its weights are not read.
+
+    Attributes:
+        folder: the run folder.
+        about: the description in its checkpoint.
+        result: the epochs and metrics, under the name of the run in tables. The ``test`` of an unfinished run holds the
+            validation metrics of its last epoch, and its name says so.
+    """
+
+    folder: Path
+    about: Description
+    result: TrainedRun
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Recorded], list[str]]:
+    """Returns the runs that can be read, in order, and a line about each other one.
+
+    A run is named by the part of its path that the folders do not share.
+    """
+    folders = list(dict.fromkeys(folders))
+    runs, unread = [], []
+    for folder, name in zip(folders, _names(folders)):
+        try:
+            about = read_description(folder / BEST)
+            result = read_result(folder, about)
+            if not result.epochs:
+                raise CheckpointError(f"{folder}: no epoch has been recorded")
+        except (CheckpointError, OSError) as error:
+            unread.append(" ".join(str(error).split()))
+            continue
+        if not result.test:
+            name = f"{name} (unfinished: validation of epoch {result.epochs[-1]['epoch']})"
+            result = replace(result, test=result.epochs[-1]["validation"])
+        runs.append(Recorded(folder, about, replace(result, name=name)))
+    return runs, unread
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    places = [Path(os.path.abspath(folder)) for folder in folders]
+    if len(places) < 2:
+        return [place.name for place in places]
+    shared = os.path.commonpath(places)
+    return [os.path.relpath(place, shared) if str(place) != shared else place.name for place in places]
+
+
+def differing_options(runs: Sequence[Recorded]) -> dict[str, list[Any]]:
+    """Returns the values of the options in which the runs differ, one per run; None where a run lacks the option."""
+    flat = [run.about.config.flat() for run in runs]
+    names = dict.fromkeys(name for each in flat for name in each)
+    values = {name: [each.get(name) for each in flat] for name in names}
+    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+
+
+def groups_by_data(runs: Sequence[Recorded]) -> list[list[Recorded]]:
+    """Returns the runs in groups whose ids and tasks have one meaning, and which were trained on one folder."""
+    groups: dict[tuple[str, str], list[Recorded]] = {}
+    for run in runs:
+        groups.setdefault((run.about.fingerprint, run.about.config.data.folder), []).append(run)
+    return list(groups.values())

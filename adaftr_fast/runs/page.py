@@ -1,0 +1,62 @@
+"""The report of one run, which ``train`` leaves in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adaftr_fast._json import dumps
+from adaftr_fast._tables import Table
+from adaftr_fast.config import RunConfig
+from adaftr_fast.config.run import SECTIONS
+from adaftr_fast.data.dataset.manifest import Manifest
+from adaftr_fast.training.report import write_report
+from adaftr_fast.training.result import TrainedRun
+
+
+def write_page(folder: Path, manifest: Manifest, config: RunConfig, run: TrainedRun) -> None:
+    """Writes ``report.md`` and ``report.png`` to the run folder.
+
+    Args:
+        folder: the run folder.
+        manifest: the manifest of the prepared data.
+        config: the configuration of the run.
+        run: the result of the run, with test metrics.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    title = f"{config.model.name} on {manifest.dataset}"
+    write_report(folder, title, [run], before=_facts(manifest, config, run), after=_options(config))
+
+
+def _facts(manifest: Manifest, config: RunConfig, run: TrainedRun) -> str:
+    rows = ", ".join(f"{each.rows:,} {name}" for name, each in manifest.splits.items())
+    minutes = sum(record["seconds"] for record in run.epochs) / 60
+    facts = {
+        "data": f"{manifest.dataset} in {config.data.folder}: rows {rows}",
+        "inputs": f"{len(manifest.fields):,} fields, {sum(manifest.num_embeddings):,} ids",
+        "tasks": ", ".join(manifest.tasks),
+        "best epoch": f"{run.best_epoch} of {len(run.epochs)}, by mean validation AUC",
+        "training time": f"{minutes:,.1f} minutes, {run.samples_per_s:,.0f} samples/s",
+    }
+    if config.warm_start is not None:
+        facts["warm start"] = config.warm_start.run
+    return Table(["run", ""], [[name, text] for name, text in facts.items()], text_columns=2).markdown()
+
+
+def _options(config: RunConfig) -> str:
+    """Returns the options that differ from the defaults, as TOML for ``--config``."""
+    defaults, parts = RunConfig().flat(), []
+    for name in SECTIONS:
+        section = config.to_dict()[name]
+        changed = {key: value for key, value in section.items() if value not in (None, defaults[f"{name}.{key}"])}
+        if changed:
+            parts.append("\n".join([f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in changed.items())]))
+    text = "\n\n".join(parts)
+    return f"## Options that differ from the defaults\n\n```toml\n{text}\n```" if text else ""
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{dumps(key)} = {_toml(each)}" for key, each in value.items()) + " }"
+    return repr(value) if isinstance(value, float) else dumps(value)  # repr: JSON has no infinity

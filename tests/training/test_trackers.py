@@ -1,0 +1,192 @@
+"""Trackers by fakes of their packages; the last tests use the packages, where they are installed."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+import warnings
+from typing import ClassVar
+
+import pytest
+
+from adaftr_fast.config import RunConfig, TrainingConfig
+from adaftr_fast.errors import ConfigError, MissingPackageError, TrainingError
+from adaftr_fast.training.trackers import opened
+from adaftr_fast.training.trackers.opened import Trackers
+
+PARAMETERS = {"optimizer.lr": 0.01, "model.tower_hidden": [8, 4], "model.tables_lr": None}
+TEST = {"click": {"auc": 0.7, "gauc": float("nan")}}
+
+
+def record(epoch):
+    return {
+        "epoch": epoch,
+        "seconds": 2.0,
+        "train": {"click": 0.4},
+        "validation": {"click": {"auc": 0.6 + epoch / 100}},
+    }
+
+
+class Fake:
+    """A tracker that keeps its calls; ``fails`` names a method that raises."""
+
+    made: ClassVar = []
+    fails = None
+
+    def __init__(self, opening):
+        self.opening, self.known, self.calls = opening, opening.known or f"id{len(self.made)}", []
+        self.made.append(self)
+        self._call("open")
+
+    def _call(self, *call):
+        self.calls.append(call)
+        if call[0] == self.fails:
+            raise ConnectionError("no route\nto host")
+
+    def log(self, numbers, epoch):
+        self._call("log", numbers, epoch)
+
+    def log_test(self, numbers):
+        self._call("log_test", numbers)
+
+    def close(self, failed):
+        self._call("close", failed)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    kind = type("Fresh", (Fake,), {"made": []})
+    for name in ("wandb", "mlflow"):
+        module = types.SimpleNamespace(**{opened.CLASSES[name]: kind})
+        monkeypatch.setitem(sys.modules, f"adaftr_fast.training.trackers.{name}", module)
+    return kind
+
+
+def test_a_tracker_gets_the_options_the_numbers_of_each_epoch_and_the_test_metrics(fake, tmp_path):
+    trackers = Trackers(["wandb"], tmp_path, PARAMETERS)
+    trackers.log(record(1))
+    trackers.log_test(TEST)
+    trackers.close()
+    trackers.close()
+    (made,) = fake.made
+    assert made.opening.parameters == PARAMETERS
+    assert made.opening.name == "/".join(tmp_path.parts[-2:])
+    assert made.calls[1] == ("log", {"seconds": 2.0, "train/click": 0.4, "validation/click/auc": 0.61}, 1)
+    assert made.calls[2][1].keys() == {"test/click/auc", "test/click/gauc"}
+    assert made.calls[3:] == [("close", False)]
+
+
+def test_a_resumed_run_continues_and_a_tracker_added_later_gets_all_epochs(fake, tmp_path):
+    Trackers(["wandb"], tmp_path, PARAMETERS)
+    Trackers(["mlflow", "wandb"], tmp_path, PARAMETERS, resumed=True, records=[record(1), record(2)])
+    first, added, again = fake.made
+    assert (first.opening.first_epoch, first.opening.known) == (1, None)
+    assert (added.opening.first_epoch, added.opening.known) == (1, None)
+    assert [call[2] for call in added.calls[1:]] == [1, 2]
+    assert (again.opening.first_epoch, again.opening.known) == (3, first.known)
+    assert again.calls == [("open",)]
+    Trackers(["wandb"], tmp_path, PARAMETERS)
+    assert fake.made[-1].opening.known is None  # a new run in the folder of a finished one
+
+
+@pytest.mark.parametrize("method", ["log", "log_test", "close"])
+def test_a_tracker_that_fails_is_left_out_after_one_warning(fake, tmp_path, method):
+    trackers = Trackers(["wandb", "mlflow"], tmp_path, PARAMETERS)
+    fake.made[0].fails = method
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trackers.log(record(1))
+        trackers.log(record(2))
+        trackers.log_test(TEST)
+        trackers.close()
+    (warning,) = caught
+    expected = "training.trackers: wandb failed, and training goes on without it: ConnectionError: no route to host"
+    assert str(warning.message) == expected
+    assert [call[0] for call in fake.made[0].calls][-1] == method
+    assert [call[0] for call in fake.made[1].calls] == ["open", "log", "log", "log_test", "close"]
+
+
+def test_a_tracker_that_cannot_be_opened_raises_before_training(fake, tmp_path):
+    fake.fails = "open"
+    with pytest.raises(TrainingError, match=r"^training\.trackers: mlflow cannot be opened: ConnectionError: no"):
+        Trackers(["mlflow"], tmp_path, PARAMETERS)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, name):
+    for each in (name, f"adaftr_fast.training.trackers.{name}", "torch.utils.tensorboard"):
+        monkeypatch.delitem(sys.modules, each, raising=False)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingPackageError, match=rf'{name} is not installed: pip install "adaftr-fast\[{name}\]"'):
+        Trackers([name], tmp_path, PARAMETERS)
+
+
+def test_a_damaged_list_of_runs_is_named(tmp_path):
+    (tmp_path / "trackers.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"trackers.json: damaged: .*; remove it to begin new runs"):
+        Trackers([], tmp_path, PARAMETERS, resumed=True)
+
+
+def test_the_former_option_selects_tensorboard():
+    assert TrainingConfig(tensorboard=True) == TrainingConfig(trackers=["tensorboard"])
+    read = RunConfig.from_dict({"training": {"tensorboard": True, "trackers": ["wandb", "wandb"]}})
+    assert read.training.trackers == ["wandb", "tensorboard"]
+    message = r"^training.trackers\[0\]: expected one of tensorboard, wandb, mlflow, got 'comet'$"
+    with pytest.raises(ConfigError, match=message):
+        TrainingConfig(trackers=["comet"])
+
+
+def log_and_resume(names, folder):
+    """Logs two epochs in a process that is killed, and resumes in this one after the first."""
+    for resumed, epochs in ((False, (1, 2)), (True, (2, 3))):
+        logged = [record(1)] if resumed else []
+        trackers = Trackers(names, folder, PARAMETERS, resumed=resumed, records=logged)
+        for epoch in epochs:
+            trackers.log(record(epoch))
+        if resumed:
+            trackers.log_test(TEST)
+        trackers.close(failed=not resumed)
+    return json.loads((folder / "trackers.json").read_text())
+
+
+def test_tensorboard_has_one_event_file_per_process_and_each_epoch_once(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log_and_resume(["tensorboard"], tmp_path)
+    folder = tmp_path / "tensorboard"
+    assert len(list(folder.iterdir())) == 2
+    events = EventAccumulator(str(folder)).Reload()
+    assert [each.step for each in events.Scalars("validation/click/auc")] == [1, 2, 3]
+    assert events.Scalars("test/click/auc")[0].value == pytest.approx(0.7)
+    assert any("hparams" in name for name in events.Tags()["scalars"] + list(events.summary_metadata))
+
+
+def test_mlflow_resumes_its_run(tmp_path, monkeypatch):
+    pytest.importorskip("sqlalchemy")  # for MLflow's local store
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    run = log_and_resume(["mlflow"], tmp_path / "run")["mlflow"]
+    client = mlflow.MlflowClient()
+    found = client.get_run(run)
+    assert found.data.params["model.tower_hidden"] == "[8, 4]"
+    assert found.data.metrics["test/click/auc"] == 0.7
+    assert found.info.status == "FINISHED"
+    assert {each.step for each in client.get_metric_history(run, "train/click")} == {1, 2, 3}
+
+
+def test_wandb_works_offline_and_resumes_its_run(tmp_path):
+    pytest.importorskip("wandb")
+    code = f"""
+import sys; sys.path.insert(0, {os.getcwd()!r})
+from pathlib import Path
+from tests.training.test_trackers import log_and_resume
+log_and_resume(["wandb"], Path({str(tmp_path)!r}))
+"""
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path / "home")}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+    run = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
+    folders = [each.name for each in (tmp_path / "wandb").iterdir() if each.name.startswith("offline-run-")]
+    assert folders
+    assert all(name.endswith(run) for name in folders)
