@@ -59,13 +59,14 @@ class Experiment:
         name: the name on the command line.
         title: the title of the report.
         variants: the rows, from top to bottom.
-        form: the kind of plot: one bar per row, or a line through all rows but the first, which is a horizontal line.
+        form: the kind of plot: a dot and an interval per row, or a line through all rows but the first, which is a
+            horizontal line.
     """
 
     name: str
     title: str
     variants: tuple[Variant, ...]
-    form: Literal["bars", "line"] = "bars"
+    form: Literal["dots", "line"] = "dots"
 
 
 def experiment(name: str, base: ModelConfig, tasks: Sequence[str]) -> Experiment:

@@ -6,14 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from adaftr_fast._figures import BLUE, Picture, plain
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
 from adaftr_fast._tables import Table
 from adaftr_fast.experiments.complexity import FIXED, WITH, WITHOUT, Complexity, Cost
-from adaftr_fast.training.report import save_figure
 
 REFERENCE = "MMoE"
 
@@ -22,7 +20,7 @@ def write_complexity_report(folder: Path, found: Complexity, command: str) -> li
     """Writes ``complexity.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"complexity.{kind}" for kind in ("md", "json", "png")]
-    save_figure(paths[2], draw_complexity(found))
+    draw_complexity(found).save(paths[2])
     replace_file(paths[1], (dumps({"command": command} | asdict(found), indent=2) + "\n").encode())
     sections = [
         f"# Cost of each model (Table 1): {found.dataset}",
@@ -83,10 +81,9 @@ def _cost(found: Complexity, title: str) -> Cost:
     return next(each for each in found.costs if each.title == title)
 
 
-def draw_complexity(found: Complexity) -> Figure:
-    """Draws bars of the training and the inference time."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+def draw_complexity(found: Complexity) -> Picture:
+    """Draws bars from zero of the training and the inference time."""
+    figure = Picture(11, 4)
     figure.suptitle(f"Time per sample at batch size {found.batch_size:,}: {found.dataset}")
     left, right = figure.subplots(1, 2)
     _paint(left, "training", [(each.title, each.train_us) for each in found.costs])
@@ -95,8 +92,9 @@ def draw_complexity(found: Complexity) -> Figure:
 
 
 def _paint(axes: Axes, title: str, times: list[tuple[str, float]]) -> None:
-    axes.barh([name for name, _ in times], [value for _, value in times], color="C0")
+    axes.barh([name for name, _ in times], [value for _, value in times], color=BLUE)
     axes.invert_yaxis()
     axes.set_title(title)
     axes.set_xlabel("µs per sample")
-    axes.grid(axis="x", alpha=0.3)
+    axes.set_ylabel("model")
+    plain(axes, "x")

@@ -1,62 +1,71 @@
-"""Plots in the form of the paper's figures: one column per task, AUC above GAUC, standard deviations as error bars."""
+"""Plots in the form of the paper's figures: one column per task, AUC above GAUC, with the spread over seeds."""
 
 from __future__ import annotations
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import math
+from collections.abc import Sequence
 
+from matplotlib.axes import Axes
+
+from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
 from adaftr_fast.experiments.results import METRICS, Results, Row
 
 
-def draw(results: Results) -> Figure:
-    """Draws one bar per row (Figure 4), or a line through all rows but the first (Figure 3)."""
+def draw(results: Results) -> Picture:
+    """Draws a dot and an interval per row (Figure 4), or a line through all rows but the first (Figure 3).
+
+    A dot is the mean over the seeds, its interval one standard deviation to each side, and each gray dot a seed.
+    """
     tasks, columns = results.tasks, results.columns()
     metrics = [metric for metric in METRICS if any(column[1] == metric for column in columns)]
-    width = max(3.6, 0.55 * len(results.rows) + 1.5) if results.experiment.form == "bars" else 3.6
-    figure = Figure(figsize=(width * len(tasks), 3.4 * max(1, len(metrics))), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"{results.experiment.title}: {results.dataset}")
+    is_line = results.experiment.form == "line"
+    height = 2.8 if is_line else 0.26 * len(results.rows) + 1.2
+    picture = Picture(max(3.6 * len(tasks) + (0.0 if is_line else 1.2), 6.6), 0.8 + height * max(1, len(metrics)))
+    picture.suptitle(
+        f"{results.experiment.title}: {results.dataset}\nmean ± standard deviation over seeds", fontsize=11
+    )
     if not metrics:
-        return figure
-    for line, metric in zip(figure.subplots(len(metrics), len(tasks), squeeze=False), metrics, strict=True):
-        for axes, task in zip(line, tasks, strict=True):
-            paint = _paint_bars if results.experiment.form == "bars" else _paint_line
+        return picture
+    for line, metric in zip(picture.subplots(len(metrics), len(tasks), squeeze=False), metrics, strict=True):
+        for number, (axes, task) in enumerate(zip(line, tasks, strict=True)):
+            paint = _paint_line if is_line else _paint_dots
             paint(axes, results.rows, task, metric)
-            axes.set_title(f"{task}: {metric.upper()}")
-            axes.grid(axis="y", alpha=0.3)
-    return figure
+            if number and not is_line:
+                axes.tick_params(labelleft=False)  # as in the first column
+    if is_line:
+        handles, names = picture.axes[0].get_legend_handles_labels()
+        picture.legend(handles, names, loc="outside lower left", ncols=2, frameon=False)
+    return picture
 
 
-def _paint_bars(axes: Axes, rows: list[Row], task: str, metric: str) -> None:
-    means, errors = _points(rows, task, metric)
-    places = range(len(rows))
-    colors = ["C1" if row.variant.changes.get("name") == "adaftr" else "C0" for row in rows]
-    axes.bar(places, means, yerr=errors, color=colors, capsize=3)
-    axes.set_xticks(places, [row.title for row in rows], rotation=40, ha="right", rotation_mode="anchor")
-    _zoom(axes, means, errors)
+def _paint_dots(axes: Axes, rows: list[Row], task: str, metric: str) -> None:
+    for place, row in enumerate(rows):
+        (mean,), (deviation,) = _points([row], task, metric)
+        color = VERMILION if row.variant.changes.get("name") == "adaftr" else BLUE
+        scores = list(row.scores(task, metric).values())
+        axes.plot(scores, [place] * len(scores), "o", color=GRAY, alpha=0.4, markersize=3)
+        axes.errorbar(mean, place, xerr=deviation, fmt="o", color=color, markersize=6)
+    axes.set_yticks(range(len(rows)), [row.title for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(f"test {metric.upper()}, %")
+    axes.set_ylabel("model")
+    axes.set_title(task)
+    plain(axes, "x")
 
 
 def _paint_line(axes: Axes, rows: list[Row], task: str, metric: str) -> None:
-    means, errors = _points(rows, task, metric)
-    axes.axhline(means[0], color="C0", linestyle="--", label=rows[0].title)
-    axes.errorbar([row.title for row in rows[1:]], means[1:], errors[1:], color="C1", marker="o", capsize=3)
-    axes.legend()
-    _zoom(axes, means, errors)
+    means, deviations = _points(rows, task, metric)
+    places = range(1, len(rows))
+    axes.axhline(means[0], color=BLUE, linestyle="--", label=rows[0].title)
+    axes.errorbar(places, means[1:], deviations[1:], color=VERMILION, marker="o", capsize=3, label="AdaFTR")
+    axes.set_xticks(places, [row.title for row in rows[1:]])
+    axes.set_xlabel("contrasted tower layer")
+    axes.set_ylabel(f"test {metric.upper()}, %")
+    axes.set_title(task)
+    plain(axes)
 
 
-def _points(rows: list[Row], task: str, metric: str) -> tuple[list[float], list[float]]:
+def _points(rows: Sequence[Row], task: str, metric: str) -> tuple[list[float], list[float]]:
     """Returns means and standard deviations; a row without results is nan and not drawn."""
     spreads = [row.spread(task, metric) for row in rows]
-    return [each.mean for each in spreads], [each.std if each.count > 1 else 0.0 for each in spreads]
-
-
-def _zoom(axes: Axes, means: list[float], errors: list[float]) -> None:
-    """Limits the axis to the data, so that differences of tenths are visible."""
-    if np.isnan(means).all():  # no run has the metric
-        return
-    low = np.nanmin(np.subtract(means, errors))
-    high = np.nanmax(np.add(means, errors))
-    margin = max(0.25 * (high - low), 0.02)
-    axes.set_ylim(low - margin, high + margin)
+    return [each.mean for each in spreads], [0.0 if math.isnan(each.std) else each.std for each in spreads]

@@ -13,7 +13,6 @@ from adaftr_fast._tables import Table
 from adaftr_fast.experiments.plots import draw
 from adaftr_fast.experiments.results import Results, Row
 from adaftr_fast.experiments.statistics import Difference, Spread
-from adaftr_fast.training.report import save_figure
 
 COLLAPSED = 0.01  # a temperature whose 5 and 95 % quantiles are closer than this is effectively constant
 
@@ -22,7 +21,7 @@ def write_report(folder: Path, results: Results, command: str) -> list[Path]:
     """Writes ``<name>.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{results.experiment.name}.{kind}" for kind in ("md", "json", "png")]
-    save_figure(paths[2], draw(results))
+    draw(results).save(paths[2])
     replace_file(paths[1], (dumps(as_json(results, command), indent=2) + "\n").encode())
     replace_file(paths[0], as_markdown(results, command).encode())
     return paths

@@ -6,15 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from adaftr_fast._figures import BLUE, VERMILION, Picture, plain
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
 from adaftr_fast._tables import Table
 from adaftr_fast.experiments.report import COLLAPSED
 from adaftr_fast.experiments.temperature import FieldEffect, LabelGroup, Temperature
-from adaftr_fast.training.report import save_figure
 
 DRAWN_FIELDS = 3
 
@@ -22,7 +20,7 @@ DRAWN_FIELDS = 3
 def write_temperature_report(folder: Path, dataset: str, found: list[Temperature], command: str) -> list[Path]:
     """Writes ``temperature.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
     paths = [folder / f"temperature.{kind}" for kind in ("md", "json", "png")]
-    save_figure(paths[2], draw_temperature(dataset, found))
+    draw_temperature(dataset, found).save(paths[2])
     content = {"command": command, "dataset": dataset, "pairs": [asdict(each) for each in found]}
     replace_file(paths[1], (dumps(content, indent=2) + "\n").encode())
     sections = [f"# The learned temperature (Equation 12): {dataset}", f"`{command}`", READING]
@@ -76,11 +74,10 @@ def _field_table(fields: list[FieldEffect]) -> str:
     return Table(header, rows, text_columns=3).markdown()
 
 
-def draw_temperature(dataset: str, found: list[Temperature]) -> Figure:
+def draw_temperature(dataset: str, found: list[Temperature]) -> Picture:
     """Draws one row per pair: τ by combination of labels, then by value of the fields that explain most variance."""
     columns = 1 + DRAWN_FIELDS
-    figure = Figure(figsize=(4 * columns, 3.6 * len(found)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Picture(4 * columns, 3.6 * len(found))
     figure.suptitle(f"The learned temperature: {dataset}")
     for line, each in zip(figure.subplots(len(found), columns, squeeze=False), found, strict=True):
         _paint_labels(line[0], each)
@@ -95,19 +92,21 @@ def _paint_labels(axes: Axes, found: Temperature) -> None:
     """Draws the median and the 5 % and 95 % quantiles of each combination."""
     for place, group in enumerate(found.labels):
         low, middle, high = group.points.values()
-        axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color="C1", capsize=4)
+        axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color=VERMILION, capsize=4)
     axes.set_yticks(range(len(found.labels)), [f"{_labels_text(each)}\n{each.rows:,} rows" for each in found.labels])
     axes.set_ylim(-0.6, len(found.labels) - 0.4)
     axes.set_title(f"{found.pair}: by labels (5, 50, 95 %)")
     axes.set_xlabel("τ")
-    axes.grid(axis="x", alpha=0.3)
+    axes.set_ylabel("labels")
+    plain(axes, "x")
 
 
 def _paint_field(axes: Axes, effect: FieldEffect) -> None:
     axes.set_axis_on()
     ordered = sorted(effect.values.items(), key=lambda item: item[1])
-    axes.plot([tau for _, tau in ordered], range(len(ordered)), "o", color="C0")
+    axes.plot([tau for _, tau in ordered], range(len(ordered)), "o", color=BLUE)
     axes.set_yticks(range(len(ordered)), [name[:24] for name, _ in ordered])
     axes.set_title(f"{effect.field}: {100 * effect.explained:.0f} % of the variance")
     axes.set_xlabel("mean τ")
-    axes.grid(axis="x", alpha=0.3)
+    axes.set_ylabel(effect.field)
+    plain(axes, "x")

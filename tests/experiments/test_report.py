@@ -101,7 +101,7 @@ def test_true_probabilities_have_a_row(results):
     assert "| AdaFTR |     6.900 |      6.900 |" in distance
 
 
-@pytest.mark.parametrize("form", ["bars", "line"])
+@pytest.mark.parametrize("form", ["dots", "line"])
 def test_the_json_file_has_all_numbers(results, tmp_path, form):
     object.__setattr__(results.experiment, "form", form)
     paths = write_report(tmp_path / "out", results, "the command")
@@ -114,6 +114,28 @@ def test_the_json_file_has_all_numbers(results, tmp_path, form):
     assert paths[2].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_the_plot_has_a_column_per_task_and_a_row_per_metric(results):
-    titles = [axes.get_title() for axes in draw(results).axes]
-    assert titles == ["click: AUC", "conversion: AUC", "click: GAUC", "conversion: GAUC"]
+@pytest.mark.parametrize("form", ["dots", "line"])
+def test_the_plot_has_a_column_per_task_and_a_row_per_metric(results, form):
+    object.__setattr__(results.experiment, "form", form)
+    figure = draw(results)
+    value, other = ("xlabel", "ylabel") if form == "dots" else ("ylabel", "xlabel")
+    assert [(axes.get_title(), getattr(axes, f"get_{value}")()) for axes in figure.axes] == [
+        ("click", "test AUC, %"),
+        ("conversion", "test AUC, %"),
+        ("click", "test GAUC, %"),
+        ("conversion", "test GAUC, %"),
+    ]
+    assert all(getattr(axes, f"get_{other}")() for axes in figure.axes)
+    assert not any(axes.patches for axes in figure.axes)  # no bars, which a cut axis would distort
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    assert len(figure.legends) == (form == "line")
+
+
+def test_a_row_is_a_dot_with_its_seeds_and_its_interval(results):
+    axes = draw(results).axes[0]
+    assert [each.get_text() for each in axes.get_yticklabels()] == ["MMoE", "PLE", "AdaFTR"]
+    seeds, mean = axes.lines[:2]
+    assert list(seeds.get_xdata()) == [60, 62, 64]
+    assert list(mean.get_xdata()) == pytest.approx([62])
+    (interval,) = axes.containers[0].lines[2]
+    assert interval.get_segments()[0][:, 0] == pytest.approx([60, 64])
