@@ -66,7 +66,10 @@ class TrainingConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.trackers = list(dict.fromkeys([*self.trackers, *(["tensorboard"] if self.tensorboard else [])]))
+        chosen = [*self.trackers]
+        if self.tensorboard:
+            chosen.append("tensorboard")
+        self.trackers = list(dict.fromkeys(chosen))
         self.tensorboard = False
         if self.batch_size % self.accumulate:
             raise self.error("accumulate", f"a divisor of batch_size = {self.batch_size}", self.accumulate)

@@ -76,7 +76,9 @@ def by_two(data, tmp_path_factory) -> Path:
 def test_two_processes_equal_one(data, by_two, tmp_path):
     finish(start(arguments(data, tmp_path)))
     assert metrics(by_two) == pytest.approx(metrics(tmp_path), rel=1e-3)
-    assert sorted(path.name for path in by_two.iterdir()) == ["best", "metrics.jsonl", "test.json"]
+    assert sorted(path.name for path in by_two.iterdir()) == [
+        "best", "metrics.jsonl", "report.md", "report.png", "test.json",
+    ]  # fmt: skip
 
 
 def children(process: subprocess.Popen) -> list[int]:

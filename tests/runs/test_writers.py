@@ -58,7 +58,9 @@ def test_two_trains_do_not_mix_their_results(prepared, tmp_path, capfd):
         assert process.returncode == 0
     written = json.loads((out / "best/checkpoint.json").read_text())
     assert written["config"]["training"]["seed"] == 1
-    assert sorted(path.name for path in out.iterdir()) == ["best", "metrics.jsonl", "test.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "best", "metrics.jsonl", "report.md", "report.png", "test.json",
+    ]  # fmt: skip
     assert main(command(data, out, seed=2)) == 0
 
 
