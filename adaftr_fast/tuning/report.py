@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import optuna
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 
+from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
 from adaftr_fast._files import replace_file
 from adaftr_fast._tables import Table
 from adaftr_fast.config import RunConfig
-from adaftr_fast.training.report import save_figure
 from adaftr_fast.training.result import METRIC_COLUMNS, metric_cells
 from adaftr_fast.tuning.search import BEST_CONFIG, OPTIONS, PLOT, REPORT, Found, best_trials, shown
 
@@ -32,7 +30,7 @@ def write_report(folder: Path, found: Found) -> str:
     best, test = best_table(found.study).markdown(), test_table(found).markdown()
     sections = ["# Search", state_line(found.study), best, f"## Test split, trial {found.best.number:04d}", test]
     replace_file(folder / REPORT, ("\n\n".join([*sections, f"![trials]({PLOT})"]) + "\n").encode())
-    save_figure(folder / PLOT, draw(found.study))
+    draw(found.study).save(folder / PLOT)
     return text
 
 
@@ -55,10 +53,9 @@ def state_line(study: optuna.Study) -> str:
     return "{} trials: {} finished, {} pruned, {} failed.".format(len(states), *counts)
 
 
-def draw(study: optuna.Study) -> Figure:
+def draw(study: optuna.Study) -> Picture:
     """Draws the AUC by trial with the best so far, and the importance of each option."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Picture(11, 4)
     left, right = figure.subplots(1, 2)
     _draw_history(left, study)
     _draw_importances(right, study)
@@ -66,25 +63,26 @@ def draw(study: optuna.Study) -> Figure:
 
 
 def _draw_history(axes: Axes, study: optuna.Study) -> None:
-    for state, color, label in ((TrialState.COMPLETE, "C0", "finished"), (TrialState.PRUNED, "C7", "pruned")):
+    for state, color, label in ((TrialState.COMPLETE, BLUE, "finished"), (TrialState.PRUNED, GRAY, "pruned")):
         trials = study.get_trials(deepcopy=False, states=[state])
         values = [100 * (each.value if each.value is not None else np.nan) for each in trials]
         axes.plot([each.number for each in trials], values, ".", color=color, label=label)
         if state == TrialState.COMPLETE:
             best = np.maximum.accumulate(values)
-            axes.step([each.number for each in trials], best, where="post", color="C3", label="best so far")
+            axes.step([each.number for each in trials], best, where="post", color=VERMILION, label="best so far")
     axes.set_xlabel("trial")
     axes.set_ylabel("validation AUC, %")
     axes.locator_params(axis="x", integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    plain(axes)
 
 
 def _draw_importances(axes: Axes, study: optuna.Study) -> None:
-    axes.set_title("importance of each option (PED-ANOVA)")
+    axes.set_xlabel("importance of the option (PED-ANOVA)")
+    plain(axes, "x")
     axes.set_xlim(0, 1)
     found = importances(study)
-    axes.barh(list(found)[::-1], list(found.values())[::-1], color="C0")
+    axes.barh(list(found)[::-1], list(found.values())[::-1], color=BLUE)
     if not found:
         axes.set_yticks([])
         axes.text(0.5, 0.5, "too few trials", ha="center", transform=axes.transAxes)
