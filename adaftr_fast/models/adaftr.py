@@ -84,8 +84,8 @@ class AdaFTR(MultiTaskModel):
         self.register_buffer("beta", beta, persistent=False)
         self.is_contrasting = config.contrast != "none"
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
-        logits: Tensor = self.backbone(ids, offsets)
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.backbone(ids, offsets, dense)
         return logits
 
     def served(self) -> MultiTaskModel:

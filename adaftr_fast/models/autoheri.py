@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.shared_bottom import SharedBottom
+from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.module_list import ModuleList
 
 
@@ -73,6 +74,7 @@ class AutoHERI(SharedBottom):
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``expert_hidden`` (widths of the
             bottom), ``equal_budget``, ``tower_hidden`` and ``l2``.
         field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
+        dense: encodings of the dense fields, if there are any.
 
     Shape:
         - ids: [B, F], int32 or int64
@@ -85,8 +87,9 @@ class AutoHERI(SharedBottom):
         task_names: Sequence[str],
         config: ModelConfig,
         field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
     ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names)
+        super().__init__(num_embeddings, task_names, config, field_names, dense)
         layers = config.tower_hidden
         self.connections = ModuleList(Connections(layers * t, layers) for t in range(1, len(self.towers)))
 

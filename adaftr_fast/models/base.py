@@ -1,7 +1,8 @@
 """Base classes of the models: predictions for T tasks from F categorical fields, and the loss that trains them.
 
-Shapes: B batch, F fields, D sum of the embedding widths of the fields (F * E where all are E wide), T tasks, v width of
-the input of a tower, h width of a layer of a tower, N ids of all bags together.
+Shapes: B batch, F fields, D sum of the embedding widths of the fields (F * E where all are E wide) and the number of
+components of dense fields, T tasks, v width of the input of a tower, h width of a layer of a tower, N ids of all bags
+together.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.sizes import embedding_widths
+from adaftr_fast.nn.dense import DenseFields, NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.mlp import Tower, run_towers
 from adaftr_fast.nn.module_list import ModuleList
@@ -32,7 +34,7 @@ LOSS_TERMS = ("l2", "relatedness", "contrast", "counterfactual", "imputation")  
 class Representations(NamedTuple):
     """The intermediate results of a backbone, and its logits."""
 
-    embedded: Tensor  # [B, D], e_r
+    embedded: Tensor  # [B, D], e_r: the embeddings, then the components of dense fields
     inputs: list[Tensor]  # per task [B, v]: the input of its tower, v^ctr and v^cvr of Eq. 3
     hidden: list[list[Tensor]]  # per task, per tower layer [B, h], after ReLU
     logits: Tensor  # [B, T]
@@ -60,12 +62,13 @@ class MultiTaskModel(nn.Module, ABC):
             )
 
     @abstractmethod
-    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
         """Computes the logits [B, T].
 
         Args:
             ids: [B, F], int32 or int64; with ``offsets`` [N], the ids of multi-valued fields.
             offsets: int64 [B * F + 1], where the ids of each row and field begin.
+            dense: float32, the numbers of the dense fields, one column each, NaN = missing.
         """
 
     @abstractmethod
@@ -114,6 +117,7 @@ class Backbone(MultiTaskModel):
         task_names: the T tasks, in the order of the label columns.
         config: the settings; its subclasses say what they read.
         field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
+        dense: encodings of the dense fields, if there are any. Their components follow the embeddings.
 
     Attributes:
         embedded_features: D.
@@ -127,12 +131,14 @@ class Backbone(MultiTaskModel):
         task_names: Sequence[str],
         config: ModelConfig,
         field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
     ) -> None:
         super().__init__(task_names)
         self.l2 = config.l2
         widths = embedding_widths(config, len(num_embeddings), field_names)
         self.embedding = FusedEmbedding(num_embeddings, widths)
-        self.embedded_features = self.embedding.out_features
+        self.dense = DenseFields(dense) if dense else None
+        self.embedded_features = self.embedding.out_features + (self.dense.out_features if self.dense else 0)
 
     @abstractmethod
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
@@ -143,14 +149,27 @@ class Backbone(MultiTaskModel):
         hidden, logits = run_towers(self.towers, inputs)
         return hidden, torch.cat(logits, 1)
 
-    def represent(self, ids: Tensor, offsets: Tensor | None = None) -> Representations:
-        """Computes everything from the embeddings to the logits; the vectors of a multi-valued field are averaged."""
-        embedded = self.embedding(ids, offsets)
+    def embed(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
+        """Looks up the embeddings, averaged over a multi-valued field, and encodes dense fields -> [B, D].
+
+        Raises:
+            ValueError: the model has dense fields and ``dense`` is None, or the reverse.
+        """
+        embedded: Tensor = self.embedding(ids, offsets)
+        if (dense is None) != (self.dense is None):
+            expected = f"float32 [B, {len(self.dense.encodings)}]" if self.dense else "None, without dense fields"
+            got = "None" if dense is None else f"{dense.dtype} {list(dense.shape)}"
+            raise ValueError(f"{type(self).__name__}: dense must be {expected}, got {got}")
+        return embedded if self.dense is None else torch.cat([embedded, self.dense(dense)], 1)
+
+    def represent(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Representations:
+        """Computes everything from the embeddings and numbers to the logits."""
+        embedded = self.embed(ids, offsets, dense)
         inputs = self.task_inputs(embedded)
         return Representations(embedded, inputs, *self.read_towers(inputs))
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
-        return self.represent(ids, offsets).logits
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
+        return self.represent(ids, offsets, dense).logits
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         return self.task_losses(self.represent(*batch.features), batch)
@@ -162,14 +181,15 @@ class Backbone(MultiTaskModel):
         means = weighted_mean(each, batch.weight, batch.weight_mean).unbind()
         losses = dict(zip(self.task_names, means, strict=True))
         if self.l2:
-            losses["l2"] = self._penalty(seen.embedded)
+            looked_up = seen.embedded if self.dense is None else seen.embedded[:, : self.embedding.out_features]
+            losses["l2"] = self._penalty(looked_up)
         return losses
 
-    def _penalty(self, embedded: Tensor) -> Tensor:
+    def _penalty(self, looked_up: Tensor) -> Tensor:
         """Computes l2 * (squared norm of the dense weights + mean over B of that of the looked-up rows)."""
         parts = (module.parameters() for module in self.children() if module is not self.embedding)
         dense = [p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1]
-        return squared_norm([*dense, embedded], [self.l2] * len(dense) + [self.l2 / len(embedded)])
+        return squared_norm([*dense, looked_up], [self.l2] * len(dense) + [self.l2 / len(looked_up)])
 
     def _make_towers(self, in_features: int, hidden: Sequence[int]) -> ModuleList[Tower]:
         return ModuleList(Tower(in_features, hidden) for _ in self.task_names)

@@ -15,6 +15,7 @@ from adaftr_fast.models.own import find_class
 from adaftr_fast.models.ple import PLE
 from adaftr_fast.models.shared_bottom import SharedBottom
 from adaftr_fast.models.single_dnn import SingleDNN
+from adaftr_fast.nn.dense import NumericEncoding
 
 BACKBONES: dict[str, type[Backbone]] = {
     "shared_bottom": SharedBottom,
@@ -43,6 +44,7 @@ def build_model(
     num_embeddings: Sequence[int],
     task_names: Sequence[str],
     field_names: Sequence[str] | None = None,
+    dense: Sequence[NumericEncoding] = (),
 ) -> MultiTaskModel:
     """Builds the model ``config.name``. If that is a class of the user's own, its module is imported.
 
@@ -51,12 +53,13 @@ def build_model(
         num_embeddings: number of rows of each field, F numbers.
         task_names: T names, in the order of the columns of the labels.
         field_names: F names, which ``config.embedding_dims`` refers to; needed only if it names any.
+        dense: encodings of the dense fields, if there are any.
 
     Raises:
         ValueError: sizes or options that make no model, or a width for a field that is not there.
         ConfigError: as ``find_class``.
     """
-    data = (num_embeddings, task_names, config, field_names)
+    data = (num_embeddings, task_names, config, field_names, dense)
     if config.is_own:
         return find_class(config.name)(*data)
     if config.name == "adaftr":

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.shared_bottom import SharedBottom
+from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.module_list import ModuleList
 
 OWN_SHARE = 0.9  # initial weight of the task's own activations, as in Misra et al.; the others share the rest
@@ -49,6 +50,7 @@ class CrossStitch(SharedBottom):
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``expert_hidden`` (widths of the
             bottom), ``equal_budget``, ``tower_hidden`` and ``l2``.
         field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
+        dense: encodings of the dense fields, if there are any.
 
     Shape:
         - ids: [B, F], int32 or int64
@@ -61,8 +63,9 @@ class CrossStitch(SharedBottom):
         task_names: Sequence[str],
         config: ModelConfig,
         field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
     ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names)
+        super().__init__(num_embeddings, task_names, config, field_names, dense)
         self.stitches = ModuleList(CrossStitchUnit(len(self.towers)) for _ in config.tower_hidden)
 
     def read_towers(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:

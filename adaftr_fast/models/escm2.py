@@ -16,6 +16,7 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Representations
 from adaftr_fast.models.esmm import ESMM, chain
 from adaftr_fast.models.sizes import first_widths
+from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.mlp import Tower
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.nn.relatedness import weighted_mean
@@ -53,6 +54,7 @@ class ESCM2(ESMM):
         config: the settings. The model reads those of :class:`ESMM`, ``counterfactual_weight`` (lambda_c),
             ``ctcvr_weight`` (lambda_g) and ``propensity_min``.
         field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
+        dense: encodings of the dense fields, if there are any.
         imputation: whether R is R_DR, rather than R_IPS.
 
     Shape:
@@ -69,10 +71,11 @@ class ESCM2(ESMM):
         task_names: Sequence[str],
         config: ModelConfig,
         field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
         *,
         imputation: bool,
     ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names)
+        super().__init__(num_embeddings, task_names, config, field_names, dense)
         tasks = len(self.task_names)
         if tasks < 2:
             raise ValueError(f"ESCM2: task_names must name at least two tasks, got {self.task_names}")
@@ -82,7 +85,7 @@ class ESCM2(ESMM):
         self.imputation = ModuleList(Tower(self.embedded_features, widths) for _ in imputed)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        embedded = self.embedding(*batch.features)
+        embedded = self.embed(*batch.features)
         inputs = self.task_inputs(embedded)
         hidden, conditional = self.conditional_logits(inputs)
         seen = Representations(embedded, inputs, hidden, chain(conditional))

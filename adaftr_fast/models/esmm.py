@@ -12,6 +12,7 @@ from torch import Tensor
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Backbone
 from adaftr_fast.models.sizes import first_widths
+from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.mlp import MLP, run_towers
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.nn.stacks import Stack, run_stacks
@@ -35,6 +36,7 @@ class ESMM(Backbone):
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``expert_hidden`` (widths of each
             bottom), ``equal_budget``, ``tower_hidden`` and ``l2``.
         field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
+        dense: encodings of the dense fields, if there are any.
 
     Shape:
         - ids: [B, F], int32 or int64
@@ -47,8 +49,9 @@ class ESMM(Backbone):
         task_names: Sequence[str],
         config: ModelConfig,
         field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
     ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names)
+        super().__init__(num_embeddings, task_names, config, field_names, dense)
         tasks = len(self.task_names)
         hidden = first_widths(config, self.embedded_features, tasks, networks=tasks)
         self.bottoms = ModuleList(MLP(self.embedded_features, hidden) for _ in self.task_names)

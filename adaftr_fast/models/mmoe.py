@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Backbone
+from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.mlp import Experts
 from adaftr_fast.nn.stacks import mix
 
@@ -24,6 +25,7 @@ class MMoE(Backbone):
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``num_experts``,
             ``expert_hidden``, ``tower_hidden`` and ``l2``.
         field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
+        dense: encodings of the dense fields, if there are any.
 
     Shape:
         - ids: [B, F], int32 or int64
@@ -40,8 +42,9 @@ class MMoE(Backbone):
         task_names: Sequence[str],
         config: ModelConfig,
         field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
     ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names)
+        super().__init__(num_embeddings, task_names, config, field_names, dense)
         self.experts = Experts(self.embedded_features, config.num_experts, config.expert_hidden)
         self.gates = nn.Linear(self.embedded_features, len(self.task_names) * config.num_experts)
         self.towers = self._make_towers(self.experts.out_features, config.tower_hidden)

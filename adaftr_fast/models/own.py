@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from adaftr_fast.config import ModelConfig
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models.base import MultiTaskModel
+from adaftr_fast.nn.dense import NumericEncoding
 
 ARGUMENTS = ("num_embeddings", "task_names", "config", "field_names")
 ModelClass = str | type[MultiTaskModel]
@@ -29,10 +31,11 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
     """Imports a class by its name, and checks that the trainer can build it.
 
     Args:
-        model_class: a subclass of ``MultiTaskModel`` whose constructor takes ``ARGUMENTS``, or its name.
+        model_class: a subclass of ``MultiTaskModel`` whose constructor takes ``ARGUMENTS``, and ``dense`` where the data
+            have dense fields, or its name.
 
     Returns:
-        A function of ``ARGUMENTS`` that builds the model, and raises ConfigError where the class raises ValueError.
+        A function of ``ARGUMENTS`` and of the encodings of dense fields that builds the model, and raises ConfigError where the class raises ValueError.
 
     Raises:
         ConfigError: there is no such module or class, it is not a model, or its constructor takes other arguments.
@@ -51,9 +54,18 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
         taken = ", ".join(signature.parameters)
         raise _error(name, f"expected ({', '.join(ARGUMENTS)}), got ({taken})") from None
 
-    def build(*arguments: Any) -> MultiTaskModel:
+    def build(
+        num_embeddings: Sequence[int],
+        task_names: Sequence[str],
+        config: ModelConfig,
+        field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
+    ) -> MultiTaskModel:
+        data = (num_embeddings, task_names, config, field_names)
+        if dense and "dense" not in signature.parameters:
+            raise _error(name, f"the data have dense fields, expected a constructor that takes dense, got {signature}")
         try:
-            return found(*arguments)
+            return found(*data, dense=dense) if dense else found(*data)
         except ConfigError:
             raise
         except ValueError as error:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Backbone
 from adaftr_fast.models.sizes import first_widths
+from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.mlp import Experts
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.nn.stacks import mix
@@ -65,6 +66,7 @@ class PLE(Backbone):
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``num_experts`` (shared experts),
             ``task_experts``, ``extraction_layers``, ``expert_hidden``, ``equal_budget``, ``tower_hidden`` and ``l2``.
         field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
+        dense: encodings of the dense fields, if there are any.
 
     Shape:
         - ids: [B, F], int32 or int64
@@ -77,8 +79,9 @@ class PLE(Backbone):
         task_names: Sequence[str],
         config: ModelConfig,
         field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
     ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names)
+        super().__init__(num_embeddings, task_names, config, field_names, dense)
         tasks, shared, own = len(self.task_names), config.num_experts, config.task_experts
         hidden = first_widths(config, self.embedded_features, tasks, networks=shared + tasks * own)
         last = config.extraction_layers - 1

@@ -7,6 +7,7 @@ from torch import Tensor
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Backbone
 from adaftr_fast.models.sizes import first_widths
+from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.mlp import MLP
 
 
@@ -24,6 +25,7 @@ class SharedBottom(Backbone):
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``,
             ``expert_hidden`` (widths of the bottom), ``equal_budget``, ``tower_hidden`` and ``l2``.
         field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
+        dense: encodings of the dense fields, if there are any.
 
     Shape:
         - ids: [B, F], int32 or int64
@@ -36,8 +38,9 @@ class SharedBottom(Backbone):
         task_names: Sequence[str],
         config: ModelConfig,
         field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
     ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names)
+        super().__init__(num_embeddings, task_names, config, field_names, dense)
         hidden = first_widths(config, self.embedded_features, len(self.task_names), networks=1)
         self.bottom = MLP(self.embedded_features, hidden)
         self.towers = self._make_towers(self.bottom.out_features, config.tower_hidden)

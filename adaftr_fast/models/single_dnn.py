@@ -13,6 +13,7 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.models.shared_bottom import SharedBottom
 from adaftr_fast.models.sizes import embedding_widths, first_widths
+from adaftr_fast.nn.dense import DenseFields, NumericEncoding
 from adaftr_fast.nn.module_list import ModuleList
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class SingleDNN(MultiTaskModel):
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``,
             ``expert_hidden`` (widths of each bottom), ``equal_budget``, ``tower_hidden`` and ``l2``.
         field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
+        dense: encodings of the dense fields, if there are any.
 
     Shape:
         - ids: [B, F], int32 or int64
@@ -44,15 +46,17 @@ class SingleDNN(MultiTaskModel):
         task_names: Sequence[str],
         config: ModelConfig,
         field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
     ) -> None:
         super().__init__(task_names)
         features, tasks = sum(embedding_widths(config, len(num_embeddings), field_names)), len(self.task_names)
+        features += DenseFields(dense).out_features
         hidden = first_widths(config, features, tasks, networks=tasks)
         own = replace(config, expert_hidden=hidden, equal_budget=False)
-        self.networks = ModuleList(SharedBottom(num_embeddings, [task], own, field_names) for task in task_names)
+        self.networks = ModuleList(SharedBottom(num_embeddings, [task], own, field_names, dense) for task in task_names)
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
-        return torch.cat([network(ids, offsets) for network in self.networks], 1)
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
+        return torch.cat([network(ids, offsets, dense) for network in self.networks], 1)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         self.check_labels(batch.labels)

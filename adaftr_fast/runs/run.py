@@ -185,6 +185,7 @@ def _description(data: PreparedData, config: RunConfig) -> Description:
         tasks=data.manifest.tasks,
         metrics={},
         field_names=[field.name for field in data.manifest.fields],
+        dense=data.manifest.dense,
     )
 
 
@@ -202,7 +203,7 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
         )
     try:
         names = [field.name for field in data.manifest.fields]
-        return build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names)
+        return build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names, data.manifest.dense)
     except ConfigError:
         raise
     except ValueError as error:  # raised by a constructor about an option

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -110,13 +111,19 @@ def _own_model(folder: Path, about: Description, model_class: ModelClass | None)
             f"{folder}: its model is the class {name}, whose module is imported only if you name it: --model.class "
             f"{name}, or model_class={name!r} in Python"
         )
-    return find_class(model_class)(about.num_embeddings, about.tasks, about.config.model, about.field_names or None)
+    return find_class(model_class)(*_arguments(about))
+
+
+def _arguments(about: Description) -> tuple[Any, ...]:
+    names = about.field_names or None
+    return about.num_embeddings, about.tasks, about.config.model, names, about.dense
 
 
 def _model(folder: Path, weights: dict[str, Tensor], about: Description) -> MultiTaskModel:
     _check_sizes(folder, about, sum(each.numel() for each in weights.values()))
     try:
-        return build_model(about.config.model, about.num_embeddings, about.tasks, about.field_names or None)
+        num_embeddings, tasks, config, names, dense = _arguments(about)
+        return build_model(config, num_embeddings, tasks, names, dense)
     except (ValueError, TypeError, RuntimeError) as error:  # sizes or options that do not go together, or no memory
         raise CheckpointError(f"{folder}: damaged: no model has the recorded sizes: {error}") from error
 

@@ -2,8 +2,8 @@
 
 Embedding rows of the same width are matched by field name and value, not by id. A bucket of a numeric field is matched
 with the old bucket that contains its upper edge. Dense weights are matched by name and shape if the tasks are the same
-in the same order; layers that read the embeddings also need the same fields and widths in the same order. All other
-weights keep their initial values. Optimizer states are not copied.
+in the same order; layers that read the embeddings also need the same fields and widths in the same order, and the same
+encodings of dense fields. All other weights keep their initial values. Optimizer states are not copied.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.models import MultiTaskModel
+from adaftr_fast.nn.dense import DenseFields, NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.trained import load_earlier
 
@@ -84,10 +85,11 @@ def _tables(model: MultiTaskModel) -> list[tuple[str, FusedEmbedding]]:
     return [(name, module) for name, module in modules if isinstance(module, FusedEmbedding)]
 
 
-def _columns(model: MultiTaskModel, data: PreparedData) -> list[tuple[str, int]]:
-    """Names and widths of the fields, in the order in which dense layers read their embeddings."""
+def _columns(model: MultiTaskModel, data: PreparedData) -> list[tuple[str, int] | NumericEncoding]:
+    """Names and widths of the fields, and encodings of dense ones, in the order in which dense layers read them."""
     _, table = _tables(model)[0]
-    return [(each.name, width) for each, width in zip(data.manifest.fields, table.widths, strict=True)]
+    embedded = [(each.name, width) for each, width in zip(data.manifest.fields, table.widths, strict=True)]
+    return [*embedded, *data.manifest.dense]
 
 
 def _source_rows(data: PreparedData, old: PreparedData) -> dict[str, np.ndarray]:
@@ -176,4 +178,5 @@ def _dense(model: MultiTaskModel) -> dict[str, Tensor]:
 
 
 def _embedded_width(model: MultiTaskModel) -> int:
-    return next(table.out_features for _, table in _tables(model))
+    encoded = next((module.out_features for module in model.modules() if isinstance(module, DenseFields)), 0)
+    return next(table.out_features for _, table in _tables(model)) + encoded

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from adaftr_fast._files import sha256
 from adaftr_fast._json import dumps
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo
+from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, Manifest
 from adaftr_fast.data.dataset.rows import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.errors import ServingError
 from adaftr_fast.models.own import ModelClass
+from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_aot, save_onnx, save_torch
 from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About, Features, bags
@@ -79,44 +81,57 @@ def _write(trained: TrainedModel, prepared: PreparedData, folder: Path, *, aot: 
     folder.mkdir()
     for name in (MANIFEST, VOCABULARY):
         shutil.copyfile(prepared.folder / name, folder / name)
-    _write_programs(trained, prepared.manifest.fields, folder, aot=aot, onnx=onnx)
+    _write_programs(trained, prepared.manifest, folder, aot=aot, onnx=onnx)
     about = _about(trained, prepared, folder)
     (folder / ABOUT).write_text(dumps(dataclasses.asdict(about), indent=2) + "\n", encoding="utf-8")
     return about
 
 
-def _write_programs(trained: TrainedModel, fields: Sequence[FieldInfo], folder: Path, *, aot: bool, onnx: bool) -> None:
-    served, multiple = Probabilities(trained.model), any(field.multiple for field in fields)
-    save_torch(export_program(served, len(fields), multiple=multiple), folder / PROGRAM)
-    check_program(torch.export.load(folder / PROGRAM).module(), served, fields)
+def _write_programs(trained: TrainedModel, manifest: Manifest, folder: Path, *, aot: bool, onnx: bool) -> None:
+    served, fields = Probabilities(trained.model), manifest.fields
+    exported = partial(
+        export_program,
+        served,
+        len(fields),
+        multiple=any(field.multiple for field in fields),
+        dense=len(manifest.dense),
+    )
+    check = partial(check_program, served=served, fields=fields, dense=manifest.dense)
+    save_torch(exported(), folder / PROGRAM)
+    check(torch.export.load(folder / PROGRAM).module())
     if not (aot or onnx):
         return
-    plain = export_program(served, len(fields), multiple=multiple, plain=True)
-    check_program(plain.module(), served, fields)
+    plain = exported(plain=True)
+    check(plain.module())
     if aot:
         save_aot(plain, folder / AOT)
-        check_program(torch._inductor.aoti_load_package(str(folder / AOT)), served, fields)
+        check(torch._inductor.aoti_load_package(str(folder / AOT)))
     if onnx:
         save_onnx(plain, folder / ONNX)
-        check_program(load_onnx(folder / ONNX), served, fields, ONNX_TOLERANCE)
+        check(load_onnx(folder / ONNX), tolerance=ONNX_TOLERANCE)
 
 
 def check_program(
-    program: Callable[..., Tensor], served: Probabilities, fields: Sequence[FieldInfo], tolerance: float = TOLERANCE
+    program: Callable[..., Tensor],
+    served: Probabilities,
+    fields: Sequence[FieldInfo],
+    dense: Sequence[NumericEncoding] = (),
+    *,
+    tolerance: float = TOLERANCE,
 ) -> None:
-    """Raises ServingError unless a program and the model return the same probabilities for random ids."""
+    """Raises ServingError unless a program and the model return the same probabilities for random ids and numbers."""
     for rows in CHECKED_ROWS:
-        features = random_features(fields, rows)
+        features = random_features(fields, rows, dense)
         with torch.no_grad():
-            expected, found = served(*features), program(*features)
+            expected, found = features.run(served), features.run(program)
         if not expected.isfinite().all():
             raise ServingError("the model returns probabilities that are not finite: it has diverged")
         if not (worst := float((expected - found).abs().max())) <= tolerance:  # also true for NaN
             raise ServingError(f"the exported program differs from the model by {worst:g} at {rows} rows")
 
 
-def random_features(fields: Sequence[FieldInfo], rows: int) -> Features:
-    """Returns random inputs of a program, with 0 to 3 ids per row of a multi-valued field."""
+def random_features(fields: Sequence[FieldInfo], rows: int, dense: Sequence[NumericEncoding] = ()) -> Features:
+    """Returns random inputs of a program, with 0 to 3 ids per row of a multi-valued field, and 10 % missing numbers."""
     random = np.random.default_rng(rows)
     columns = []
     for field in fields:
@@ -124,8 +139,14 @@ def random_features(fields: Sequence[FieldInfo], rows: int) -> Features:
         ids = random.integers(0, field.num_embeddings, counts.sum(), np.int32)
         columns.append((ids, np.append(0, counts.cumsum()) if field.multiple else None))
     if any(offsets is not None for _, offsets in columns):
-        return bags(columns)
-    return (torch.from_numpy(matrix([ids for ids, _ in columns], np.int32)),)
+        features = bags(columns)
+    else:
+        features = Features(torch.from_numpy(matrix([ids for ids, _ in columns], np.int32)))
+    if not dense:
+        return features
+    numbers = [random.normal(encoding.mean, 2 * encoding.std, rows) for encoding in dense]
+    numbers = [np.where(random.random(rows) < 0.1, np.nan, x).astype(np.float32) for x in numbers]
+    return features._replace(dense=torch.from_numpy(matrix(numbers, np.float32)))
 
 
 def _about(trained: TrainedModel, data: PreparedData, folder: Path) -> About:

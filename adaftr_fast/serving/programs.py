@@ -1,9 +1,10 @@
 """Exports a model as a program: torch.export, AOTInductor or ONNX.
 
-Shapes: B rows, F fields, T tasks, N ids.
+Shapes: B rows, F fields, T tasks, N ids, D dense fields.
 
 A program maps ids, int32 [B, F] with any B >= 1, to probabilities, float32 [B, T]. With multi-valued fields it takes
-ids [N], row by row and field by field, and the start of each row's and field's ids, int64 [B, F].
+ids [N], row by row and field by field, and the start of each row's and field's ids, int64 [B, F]. With dense fields it
+also takes the keyword ``dense``, their numbers, float32 [B, D], NaN = missing.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class Probabilities(nn.Module):
         self.model = model.served()
         self.eval()
 
-    def forward(self, ids: Tensor, starts: Tensor | None = None) -> Tensor:
-        """Maps ids [B, F], or ids [N] and starts [B, F], to probabilities [B, T]."""
+    def forward(self, ids: Tensor, starts: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
+        """Maps ids [B, F], or ids [N] and starts [B, F], and numbers [B, D], if any, to probabilities [B, T]."""
         if starts is None:
-            return self.model(ids).sigmoid()
+            return self.model(ids, None, dense).sigmoid()
         offsets = torch.cat([starts.flatten(), starts.new_full((1,), ids.shape[0])])
-        return self.model(ids, offsets).sigmoid()
+        return self.model(ids, offsets, dense).sigmoid()
 
 
 def plain_lookup(weight: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
@@ -61,14 +62,15 @@ PLAIN: dict[torch._ops.OperatorBase, Callable[..., Any]] = {
 
 
 def export_program(
-    served: Probabilities, fields: int, *, multiple: bool = False, plain: bool = False
+    served: Probabilities, fields: int, *, multiple: bool = False, dense: int = 0, plain: bool = False
 ) -> ExportedProgram:
-    """Exports a model over ``fields`` fields.
+    """Exports a model over ``fields`` fields, besides dense ones.
 
     Args:
         served: the module to export.
         fields: the number of fields.
         multiple: whether any field is multi-valued.
+        dense: the number of dense fields.
         plain: uses PyTorch ops only. Otherwise look-ups are ops of adaftr_fast, which check ids and require that the
             process imports adaftr_fast.
 
@@ -77,16 +79,15 @@ def export_program(
     """
     if plain and multiple:
         raise ServingError("multi-valued fields support neither AOTInductor nor ONNX: bags have no PyTorch form")
-    batch = Dim("batch", min=1)
-    example: tuple[Tensor, ...]
-    shapes: tuple[dict[int, Dim], ...]
+    batch, ids = Dim("batch", min=1), torch.zeros(2, fields, dtype=torch.int32)  # 1 row would become a constant
+    example: tuple[Tensor, ...] = (ids,)
+    shapes = {"ids": {0: batch}}
     if multiple:
-        example = (torch.zeros(2 * fields, dtype=torch.int32), torch.arange(2 * fields).view(2, fields))
-        shapes = ({0: Dim("ids", min=0)}, {0: batch})
-    else:
-        example, shapes = (torch.zeros(2, fields, dtype=torch.int32),), ({0: batch},)  # 1 would become a constant
+        example = (ids.flatten(), torch.arange(2 * fields).view(2, fields))
+        shapes = {"ids": {0: Dim("ids", min=0)}, "starts": {0: batch}}
+    named = {"dense": torch.zeros(2, dense)} if dense else {}
     with torch.no_grad(), _quiet():
-        program = torch.export.export(served, example, dynamic_shapes=shapes)
+        program = torch.export.export(served, example, named, dynamic_shapes=shapes | dict.fromkeys(named, {0: batch}))
         return program.run_decompositions(PLAIN) if plain else program
 
 
@@ -119,28 +120,28 @@ def save_aot(program: ExportedProgram, path: Path) -> None:
 
 
 def save_onnx(program: ExportedProgram, path: Path) -> None:
-    """Writes a plain program as ONNX with the input ``ids`` and the output ``probabilities``.
+    """Writes a plain program as ONNX with the inputs ``ids``, and ``dense`` if any, and the output ``probabilities``.
 
     Raises:
         ServingError: ONNX is not installed.
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise ServingError("ONNX is not installed: pip install adaftr-fast[onnx]")
-    inputs, outputs = ["ids"], ["probabilities"]
+    inputs, outputs = [*program.graph_signature.user_inputs], ["probabilities"]
     with torch.no_grad(), _quiet():
         written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
         assert written is not None  # only dynamo=False returns None
         written.save(path)
 
 
-def load_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+def load_onnx(path: Path) -> Callable[..., Tensor]:
     """Loads an ONNX program that numpy evaluates, for comparison and not for serving."""
     import onnx.reference
 
     evaluator = onnx.reference.ReferenceEvaluator(onnx.load(path))
 
-    def run(ids: Tensor) -> Tensor:
-        outputs = evaluator.run(None, {"ids": ids.numpy()})
+    def run(ids: Tensor, **others: Tensor) -> Tensor:
+        outputs = evaluator.run(None, {name: x.numpy() for name, x in ({"ids": ids} | others).items()})
         assert isinstance(outputs, list)  # a dict only with intermediate=True
         return torch.from_numpy(outputs[0])
 

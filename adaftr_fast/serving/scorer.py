@@ -1,13 +1,14 @@
 """Scores raw rows with an exported model: raw columns to ids to probabilities.
 
-Shapes: n rows, F fields, T tasks, N ids.
+Shapes: n rows, F fields, T tasks, N ids, D dense fields.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from adaftr_fast.data.dataset.bags import interleave
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest
 from adaftr_fast.data.dataset.rows import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
-from adaftr_fast.data.encode.encoders import Encoder, encode_field
+from adaftr_fast.data.encode.encoders import Encoder, encode_field, field_values
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ServingError
@@ -31,8 +32,17 @@ ABOUT, PROGRAM, AOT, ONNX = "serving.json", "model.pt2", "model.aot.pt2", "model
 ROWS = 8192  # rows per call, so that activations stay in the cache
 
 
-Features = tuple[Tensor, ...]
-"""Inputs of a program: ids int32 [n, F], or with multi-valued fields ids [N] and their starts, int64 [n, F]."""
+class Features(NamedTuple):
+    """Inputs of a program."""
+
+    ids: Tensor  # int32 [n, F], with multi-valued fields [N]
+    starts: Tensor | None = None  # int64 [n, F] with multi-valued fields
+    dense: Tensor | None = None  # float32 [n, D] with dense fields, NaN = missing
+
+    def run(self, program: Callable[..., Tensor]) -> Tensor:
+        """Calls a program with the inputs that it takes -> [n, T]."""
+        positional = (self.ids,) if self.starts is None else (self.ids, self.starts)
+        return program(*positional) if self.dense is None else program(*positional, dense=self.dense)
 
 
 @dataclass(frozen=True)
@@ -65,15 +75,20 @@ class Scorer:
     program: torch.nn.Module
 
     def encode(self, rows: pa.RecordBatch) -> Features:
-        """Encodes raw columns [n] to ids, as preparation does. Unseen values become 0.
+        """Encodes raw columns [n] to ids and numbers, as preparation does. Unseen values become 0.
 
         Raises:
             DataError: a column does not have the type of the schema.
         """
         columns = [encode_field(field, self.encoders[field.name], rows) for field in self.schema.fields]
         if any(pa.types.is_list(column.type) for column in columns):
-            return bags([_ids_and_offsets(column) for column in columns])
-        return (torch.from_numpy(matrix([column.to_numpy() for column in columns], np.int32)),)
+            features = bags([_ids_and_offsets(column) for column in columns])
+        else:
+            features = Features(torch.from_numpy(matrix([column.to_numpy() for column in columns], np.int32)))
+        if not self.schema.dense:
+            return features
+        numbers = [field_values(field, rows).to_numpy() for field in self.schema.dense]
+        return features._replace(dense=torch.from_numpy(matrix(numbers, np.float32)))
 
     @torch.no_grad()
     def score(self, features: Features) -> np.ndarray:
@@ -82,7 +97,7 @@ class Scorer:
         Raises:
             ServingError: a probability is not finite.
         """
-        parts = [self.program(*part) for part in _chunks(features)]
+        parts = [part.run(self.program) for part in _chunks(features)]
         scores = torch.cat(parts).numpy() if parts else np.empty((0, len(self.about.tasks)), np.float32)
         if wrong := np.count_nonzero(~np.isfinite(scores)):
             raise ServingError(f"{wrong} of {scores.size} probabilities are not finite")
@@ -92,7 +107,7 @@ class Scorer:
 def bags(columns: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> Features:
     """Interleaves ids and offsets of columns into the inputs of a program with multi-valued fields."""
     ids, offsets = map(torch.from_numpy, interleave(columns))
-    return ids, offsets[:-1].view(-1, len(columns))
+    return Features(ids, offsets[:-1].view(-1, len(columns)))
 
 
 def _ids_and_offsets(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
@@ -103,15 +118,17 @@ def _ids_and_offsets(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _chunks(features: Features) -> Iterator[Features]:
     """Yields chunks of ``ROWS`` consecutive rows."""
-    rows = features[-1]
+    ids, starts, dense = features
+    rows = ids if starts is None else starts
     for first in range(0, len(rows), ROWS):
         part = rows[first : first + ROWS]
-        if len(features) == 1:
-            yield (part,)
+        numbers = None if dense is None else dense[first : first + ROWS]
+        if starts is None:
+            yield Features(part, None, numbers)
             continue
         begin = int(part[0, 0])
-        end = int(rows[first + ROWS, 0]) if first + ROWS < len(rows) else len(features[0])
-        yield features[0][begin:end], part - begin
+        end = int(rows[first + ROWS, 0]) if first + ROWS < len(rows) else len(ids)
+        yield Features(ids[begin:end], part - begin, numbers)
 
 
 def load_scorer(folder: Path) -> Scorer:

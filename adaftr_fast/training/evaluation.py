@@ -46,7 +46,7 @@ def predict(model: MultiTaskModel, split: Split | EqualBatches, batch_size: int)
     device = device_of(model)
     parts = []
     for batch in split.batches(batch_size):
-        z = model(*(part.to(device) for part in batch.features))
+        z = model(*(None if part is None else part.to(device) for part in batch.features))
         group = None if batch.group is None else batch.group.numpy()
         parts.append(Predictions(z.float().cpu().numpy(), batch.labels.numpy().astype(np.uint8), group))
     raise_bad_ids(device)

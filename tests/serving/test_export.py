@@ -77,7 +77,7 @@ def test_programs_with_multi_valued_fields_match_the_model(name, widths):
     served = Probabilities(model)
     program = export_program(served, len(FIELDS), multiple=True).module()
     for rows in (1, 2, 500):
-        ids, starts = random_features(fields, rows)
+        ids, starts, _ = random_features(fields, rows)
         expected = served_by(model, ids, torch.cat([starts.flatten(), torch.tensor([len(ids)])]))
         torch.testing.assert_close(program(ids, starts), expected, rtol=0, atol=1e-6)
     empty = (torch.zeros(0, dtype=torch.int32), torch.zeros(1, len(FIELDS), dtype=torch.int64))

@@ -116,7 +116,7 @@ def test_unseen_values_are_unknown(scorer, tmp_path):
     log = make_log(2)
     fresh = log.set_column(log.column_names.index("item"), "item", pa.array([10**6, None], pa.int64()))
     pq.write_table(fresh, tmp_path / "log.parquet")
-    (ids,) = scorer.encode(fresh.to_batches()[0])
+    ids = scorer.encode(fresh.to_batches()[0]).ids
     assert ids[:, 0].tolist() == [0, 0]
     assert predict(scorer, [tmp_path / "log.parquet"], tmp_path / "out.parquet", COLUMNS).rows == 2
 

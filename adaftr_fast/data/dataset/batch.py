@@ -1,4 +1,4 @@
-"""Batches that a loader passes to a model. Shapes: B rows, F fields, T tasks, N ids."""
+"""Batches that a loader passes to a model. Shapes: B rows, F fields, T tasks, N ids, D dense fields."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Batch:
         offsets: start of the ids of field f of row b at index b * F + f, and N at the end, int64 [B * F + 1]; None if
             all fields are single-valued.
         weight_mean: mean weight of the whole batch, float32 0-dim, if these rows are one rank's share of it; else None.
+        dense: numbers of the dense fields, float32 [B, D], NaN = missing; None without dense fields.
     """
 
     ids: Tensor
@@ -33,13 +34,16 @@ class Batch:
     weight: Tensor | None = None
     offsets: Tensor | None = None
     weight_mean: Tensor | None = None
+    dense: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
     @property
-    def features(self) -> tuple[Tensor, ...]:
-        """Inputs of a model: ids, and offsets if there are any."""
+    def features(self) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
+        """Inputs of a model: ids, offsets and numbers, without those at the end that are None."""
+        if self.dense is not None:
+            return self.ids, self.offsets, self.dense
         return (self.ids,) if self.offsets is None else (self.ids, self.offsets)
 
     def __getitem__(self, rows: slice) -> Batch:
@@ -67,8 +71,8 @@ class Batch:
         return Batch(**{name: change(part) for name, part in parts.items() if part is not None})
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Applies ``change`` to the tensors with one entry per row: labels, and group and weight if there are any."""
-        parts = {"labels": self.labels, "group": self.group, "weight": self.weight}
+        """Applies ``change`` to the tensors, besides ids, with one entry per row: labels, and others that there are."""
+        parts = {"labels": self.labels, "group": self.group, "weight": self.weight, "dense": self.dense}
         return {name: change(part) for name, part in parts.items() if part is not None}
 
 

@@ -19,6 +19,7 @@ from adaftr_fast.data.raw.source import Unused
 from adaftr_fast.data.schema.parse import funnel_stages
 from adaftr_fast.data.schema.types import Field, Label
 from adaftr_fast.errors import DataError
+from adaftr_fast.nn.dense import NumericEncoding
 
 FORMAT = 4  # format of prepared folders; increase it when their content changes for the same schema and files
 MANIFEST = "schema.json"
@@ -70,6 +71,7 @@ class Manifest:
         schema: content of the schema file.
         weight: column of the sample weights; None if all are one.
         bad_rows: bad rows of text inputs; None if there were no text inputs.
+        dense: encodings of the dense fields, whose numbers are stored as they are.
         unused: rows that are in no split; None if the folder was prepared before they were counted.
         sha256: sha256 of every file by name; that of the manifest is the one it would have without its own. Empty if
             the folder was prepared before they were recorded.
@@ -88,6 +90,7 @@ class Manifest:
     weight: str | None = None
     bad_rows: BadRows | None = None
     unused: Unused | None = None
+    dense: list[NumericEncoding] = dataclasses.field(default_factory=list)
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)  # the last one, see ``write``
 
     @property
@@ -202,9 +205,18 @@ def field_info(field: Field, encoder: Encoder) -> FieldInfo:
     return FieldInfo(field.name, field.kind, list(field.columns), encoder.num_embeddings, edges, field.tokens == "all")
 
 
-def fingerprint(fields: list[FieldInfo], labels: Sequence[Label], encoders: dict[str, Encoder]) -> str:
-    """Returns the sha256 of everything a model's weights depend on: fields, edges, vocabularies in id order, labels."""
+def fingerprint(
+    fields: list[FieldInfo],
+    labels: Sequence[Label],
+    encoders: dict[str, Encoder],
+    dense: Sequence[NumericEncoding] = (),
+) -> str:
+    """Returns the sha256 of everything a model's weights depend on.
+
+    That are fields, edges, vocabularies in order of their ids, encodings of numbers, and labels.
+    """
     meaning = [[dataclasses.asdict(each) for each in part] for part in (fields, labels)]
+    meaning += [[dataclasses.asdict(each) for each in dense]] if dense else []
     digest = hashlib.sha256(dumps(meaning).encode())
     for field in fields:
         encoder = encoders[field.name]

@@ -69,6 +69,7 @@ class ParquetRows:
     def __init__(self, folder: Path, split: str, manifest: Manifest, present: Path | None = None) -> None:
         self.folder, self.name = folder, f"{folder / split}"
         self.fields, self.tasks = [field.name for field in manifest.fields], manifest.tasks
+        self.dense = [encoding.name for encoding in manifest.dense]
         self.multiple = {field.name for field in manifest.fields if field.multiple}
         self.limits = {field.name: field.num_embeddings for field in manifest.fields} | dict.fromkeys(self.tasks, 2)
         self.group = [GROUP] if manifest.group else []
@@ -77,7 +78,7 @@ class ParquetRows:
         self._row_groups: list[tuple[str, int]] = []  # file and index of each row group
         self._footers: dict[str, pq.FileMetaData] = {}  # of each file
         types = {field: pa.list_(pa.int32()) if field in self.multiple else pa.int32() for field in self.fields}
-        types |= dict.fromkeys(self.tasks, pa.uint8())
+        types |= dict.fromkeys(self.tasks, pa.uint8()) | dict.fromkeys(self.dense, pa.float32())
         types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
         for name, rows in manifest.files(split).items():
             path = (present or folder) / name
@@ -102,7 +103,7 @@ class ParquetRows:
         self._row_groups += [(path.name, number) for number in range(metadata.num_row_groups)]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
-        columns = [*self.fields, *self.tasks, *self.group, *self.weight]
+        columns = [*self.fields, *self.dense, *self.tasks, *self.group, *self.weight]
         table = read_published(self.folder, lambda present: self._table(present, chunks, columns))
         values = {column: self._values(column, table[column]) for column in columns if column not in self.multiple}
         labels = matrix([values[task] for task in self.tasks], np.float32)
@@ -112,7 +113,8 @@ class ParquetRows:
             ids, offsets = map(torch.from_numpy, interleave(bags))
         else:
             ids, offsets = torch.from_numpy(matrix([values[field] for field in self.fields], np.int32)), None
-        rows = Batch(ids, torch.from_numpy(labels), group, weight, offsets)
+        dense = torch.from_numpy(matrix([values[each] for each in self.dense], np.float32)) if self.dense else None
+        rows = Batch(ids, torch.from_numpy(labels), group, weight, offsets, dense=dense)
         return rows if order is None else rows.take(order)
 
     def _table(self, folder: Path, chunks: Sequence[int], columns: list[str]) -> pa.Table:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from adaftr_fast._files import sync
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
-from adaftr_fast.data.encode.encoders import Encoder, encode_field
+from adaftr_fast.data.encode.encoders import Encoder, encode_field, field_values
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.source import LABEL, READ_ERRORS
@@ -101,6 +101,7 @@ def _read(path: Path, columns: list[str] | None) -> pa.Table:
 def _columns(schema: Schema) -> pa.Schema:
     many = pa.list_(pa.int32())
     columns = [pa.field(field.name, many if field.tokens == "all" else pa.int32()) for field in schema.fields]
+    columns += [pa.field(field.name, pa.float32()) for field in schema.dense]
     columns += [pa.field(label.name, pa.uint8()) for label in schema.labels]
     columns += [pa.field(GROUP, pa.int64())] if schema.group else []
     columns += [pa.field(WEIGHT, pa.float32())] if schema.weight else []
@@ -112,6 +113,7 @@ def _encode(
 ) -> dict[str, pa.Array]:
     """Encodes all columns of a batch."""
     encoded = {field.name: encode_field(field, encoders[field.name], batch) for field in schema.fields}
+    encoded |= {field.name: field_values(field, batch) for field in schema.dense}
     for label in schema.labels:
         encoded[label.name] = _label_values(label, batch[LABEL + label.name])
     if groups:

@@ -50,9 +50,11 @@ def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
         table = pq.read_table(path, schema=COLUMNS, page_checksum_verification=True)
     except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
-    known = parse_schema(manifest.schema).fields
+    schema = parse_schema(manifest.schema)
+    known = schema.fields
     is_numeric = [(field.name, field.kind == "numeric") for field in known]
-    if is_numeric != [(field.name, field.edges is not None) for field in manifest.fields]:
+    same_dense = [field.name for field in schema.dense] == [encoding.name for encoding in manifest.dense]
+    if is_numeric != [(field.name, field.edges is not None) for field in manifest.fields] or not same_dense:
         raise DataError(f"{folder / MANIFEST}: damaged: its fields are not those of its schema")
     hashed = {field.name for field in known if field.hashed}
     encoders: dict[str, Encoder] = {}

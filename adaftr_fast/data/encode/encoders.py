@@ -104,7 +104,7 @@ class Buckets:
         values, weights = table["value"].to_numpy(), table["count"].to_numpy()
         if len(values) == 0:
             return cls(np.empty(0))
-        quantiles = values[_at_quantiles(np.cumsum(weights), buckets)]
+        quantiles = values[quantile_positions(np.cumsum(weights), buckets)]
         quantiles = quantiles[quantiles < values[-1]]  # no value lies above an edge at the maximum
         return cls(np.maximum(quantiles, np.finfo(np.float64).min))  # JSON cannot represent -inf
 
@@ -119,7 +119,7 @@ class Buckets:
         return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
 
 
-def _at_quantiles(cumulative: np.ndarray, buckets: int) -> np.ndarray:
+def quantile_positions(cumulative: np.ndarray, buckets: int) -> np.ndarray:
     """Returns the positions at which ``buckets - 1`` quantiles lie, ascending and each once.
 
     Args:
@@ -215,12 +215,17 @@ def encode_field(field: Field, encoder: Encoder, batch: pa.RecordBatch) -> pa.Ar
 def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
     """Returns the raw values of a field [n]: float64 (numeric), int64 or string, or lists of these. NaN becomes null.
 
+    Those of a dense field are float32, with NaN for missing and infinite numbers. Finite ones beyond the range of
+    float32 become its ends.
+
     Raises:
         DataError: a column cannot be read as the schema says.
     """
     try:
         if field.kind == "numeric":
             return _numbers(batch[field.columns[0]])
+        if field.kind == "dense":
+            return _float32(batch[field.columns[0]])
         if field.kind == "categorical":
             values = batch[field.columns[0]]
             return (
@@ -272,6 +277,13 @@ def canonical_values(values: pa.Array) -> pa.Array:
 
 def _numbers(values: pa.Array) -> pa.Array:
     return _without_nan(values.cast(pa.float64(), safe=False))
+
+
+def _float32(values: pa.Array) -> pa.Array:
+    numbers = values.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    largest = np.finfo(np.float32).max
+    finite = np.where(np.isfinite(numbers), np.clip(numbers, -largest, largest), np.nan)
+    return pa.array(finite.astype(np.float32))
 
 
 def _without_nan(values: pa.Array) -> pa.Array:

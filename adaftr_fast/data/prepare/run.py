@@ -223,10 +223,9 @@ def _state(files: list[Path]) -> list[tuple[str, int, int]]:
 
 def _ids_to_grow(schema: Schema, folder: Path) -> PreparedIds:
     manifest = read_manifest(folder)
-    other_fields = parse_schema(manifest.schema).fields
-    if other_fields != schema.fields:
+    if parse_schema(manifest.schema).features != schema.features:
         raise DataError(f"{folder}: its fields differ from those of data set {schema.name}, so its ids cannot be kept")
-    return PreparedIds(manifest.fingerprint, read_encoders(folder, manifest))
+    return PreparedIds(manifest.fingerprint, read_encoders(folder, manifest), manifest.dense)
 
 
 def _existing(folder: Path, inputs: str) -> Manifest | None:

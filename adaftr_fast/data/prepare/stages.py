@@ -24,6 +24,7 @@ from adaftr_fast.data.dataset.manifest import FORMAT, Manifest, SplitInfo, field
 from adaftr_fast.data.dataset.split_file import split_file_name, split_info, write_split
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, read_encoders, write_vocabulary
 from adaftr_fast.data.encode.counts import ValueCounts
+from adaftr_fast.data.encode.dense import fit_dense
 from adaftr_fast.data.encode.encoders import Encoder, count_values, fit_encoder
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.prepare.barrier import Stage, read_result, result_path
@@ -35,6 +36,7 @@ from adaftr_fast.data.raw.staging import check_staged, stage, staged_bad_rows
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
+from adaftr_fast.nn.dense import NumericEncoding
 
 READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # names of the stages; join needs what read has staged
 SHA256 = "sha256"  # key of the checksums in a result of encode
@@ -43,10 +45,11 @@ FIELDS = "fields.arrow"  # counts of the values of a shard, in the order of the 
 
 @dataclass(frozen=True)
 class PreparedIds:
-    """Meaning of the ids of another prepared folder."""
+    """Meaning of the ids and numbers of another prepared folder."""
 
     fingerprint: str
     encoders: dict[str, Encoder]
+    dense: list[NumericEncoding]
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,9 @@ class ShardRun:
         source, folder = self._source(), self._counted(self.shard)
         folder.mkdir(exist_ok=True)
         with self._bar(COUNT, source.count_rows("train"), " rows") as bar:
-            counts = count_values(self.schema.fields, source.scan("train", bar.update))
+            counts = count_values(self.schema.features, source.scan("train", bar.update))
         with (folder / FIELDS).open("wb") as file:
-            for field in self.schema.fields:
+            for field in self.schema.features:
                 if field.name in counts:
                     counts[field.name].write(file)
         if group := self.schema.group:
@@ -168,12 +171,14 @@ class ShardRun:
                 for folder in compress(counted, [each["has_rows"] for each in results])
             ]
             encoders = {field.name: _fit(field, files) for field in self.schema.fields}
-        encoders = encoders if self.known is None else grown(self.known.encoders, encoders)
+            dense = [] if self.known else [fit_dense(field, _counts(files)) for field in self.schema.dense]
+        if self.known is not None:
+            encoders, dense = grown(self.known.encoders, encoders), self.known.dense
         write_vocabulary(self.prepared / VOCABULARY, encoders)
         unused = sum((from_json(Unused, each["unused"]) for each in results), Unused())
-        return dataclasses.asdict(replace(self._without_splits(encoders), unused=unused))
+        return dataclasses.asdict(replace(self._without_splits(encoders, dense), unused=unused))
 
-    def _without_splits(self, encoders: dict[str, Encoder]) -> Manifest:
+    def _without_splits(self, encoders: dict[str, Encoder], dense: list[NumericEncoding]) -> Manifest:
         fields = [field_info(field, encoders[field.name]) for field in self.schema.fields]
         staged = self._staged_results()
         bad_rows = [from_json(BadRows, each["bad_rows"]) for each in staged if each["bad_rows"]]
@@ -181,7 +186,7 @@ class ShardRun:
             dataset=self.schema.name,
             attribution=self.schema.attribution,
             format=FORMAT,
-            fingerprint=fingerprint(fields, self.schema.labels, encoders),
+            fingerprint=fingerprint(fields, self.schema.labels, encoders, dense),
             inputs=inputs_digest(self.schema, self.known, staged[0]["digests"]),
             tasks=[label.name for label in self.schema.labels],
             group=self.schema.group,
@@ -190,6 +195,7 @@ class ShardRun:
             schema=self.schema.source,
             weight=self.schema.weight,
             bad_rows=sum(bad_rows, BadRows()) if bad_rows else None,
+            dense=dense,
         )
 
     def _encode(self) -> dict[str, Any]:
@@ -247,9 +253,14 @@ def _fit(field: Field, counted: Sequence[BinaryIO]) -> Encoder:
     """Fits the encoder of a field to the next counts in the files of the shards."""
     if field.hashed:
         return fit_encoder(field, None)
+    return fit_encoder(field, _counts(counted))
+
+
+def _counts(counted: Sequence[BinaryIO]) -> ValueCounts:
+    """Reads the next counts in the files of the shards."""
     if not counted:
         raise DataError("split train has no rows")
-    return fit_encoder(field, ValueCounts.read(counted))
+    return ValueCounts.read(counted)
 
 
 def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:

@@ -81,7 +81,7 @@ def _aliccp(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[Tex
 
 def field_columns(schema: Schema) -> list[str]:
     """Returns every column that fields read, without duplicates."""
-    return list(dict.fromkeys(column for field in schema.fields for column in field.columns))
+    return list(dict.fromkeys(column for field in schema.features for column in field.columns))
 
 
 def list_columns(schema: Schema) -> list[str]:
@@ -113,9 +113,9 @@ def parse_rows(
 def column_types(schema: Schema) -> dict[str, pa.DataType]:
     """Returns the type of every column that the schema reads from a text file.
 
-    A column is float64 if a numeric field, a 0/1 label, a weight or a truth reads it. A column that a condition
-    compares with a number is float64 too, or int64 if the number is an integer and a categorical field reads the
-    column. Any other column has the type of the operand it is compared with, and is text by default.
+    A column is float64 if a numeric or dense field, a 0/1 label, a weight or a truth reads it. A column that a
+    condition compares with a number is float64 too, or int64 if the number is an integer and a categorical field reads
+    the column. Any other column has the type of the operand it is compared with, and is text by default.
     """
     types: dict[str, pa.DataType] = dict.fromkeys(schema.columns(), pa.string())
     discrete = {column for field in schema.fields if field.kind != "numeric" for column in field.columns}
@@ -123,7 +123,7 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
     for condition in (*conditions, schema.drop):
         for column, operand in _operands(condition or []):
             types[column] = _operand_type(operand, column in discrete)
-    numbers = [field.columns[0] for field in schema.fields if field.kind == "numeric"]
+    numbers = [field.columns[0] for field in schema.features if field.kind in ("numeric", "dense")]
     numbers += [label.column for label in schema.labels if label.column is not None]
     numbers += [*schema.truth.values(), *([schema.weight] if schema.weight else [])]
     return types | dict.fromkeys(numbers, pa.float64())

@@ -35,9 +35,10 @@ OPTIONAL = (
 )
 FUNNEL = ("click", "conversion")  # the funnel of a schema with labels of these names, as predict assumes it
 MOST_IDS, MOST_ROWS = 2**31 - 2, 2**63 - 1  # ids are int32 and start at 1; counts are int64
-FIELD_KEYS = ("kind", "column", "cross", "min_count", "buckets", "tokens", "separator", "hashed")
+FIELD_KEYS = ("kind", "column", "cross", "min_count", "buckets", "tokens", "separator", "hashed", "encoding")
 
 
+ENCODINGS = ("standard", "log", "piecewise")
 COMMON = "common_"  # prefix of a role: the common features of that role's skeleton file (format aliccp)
 
 
@@ -96,6 +97,7 @@ def parse_schema(source: dict[str, Any]) -> Schema:
     files = strings("files", source.get("files", ["data"]))
     check_keys("defaults", source.get("defaults", {}), allowed=("min_count", "buckets"))
     defaults = {"min_count": 1, "buckets": 20} | source.get("defaults", {})
+    fields = [_field(name, value, defaults) for name, value in table("fields", source["fields"]).items()]
     schema = Schema(
         name=text("name", source["name"]),
         attribution=text("attribution", source.get("attribution", "")),
@@ -109,7 +111,8 @@ def parse_schema(source: dict[str, Any]) -> Schema:
         labels=tuple(_label(name, value) for name, value in table("labels", source["labels"]).items()),
         truth={name: text(f"truth.{name}", value) for name, value in table("truth", source.get("truth", {})).items()},
         split=_splits(source["split"], files),
-        fields=tuple(_field(name, value, defaults) for name, value in table("fields", source["fields"]).items()),
+        fields=tuple(field for field in fields if field.kind != "dense"),
+        dense=tuple(field for field in fields if field.kind == "dense"),
         source=source,
         funnel=funnel_stages(source.get("funnel"), table("labels", source["labels"])),
     )
@@ -158,12 +161,13 @@ def funnel_stages(value: Any, labels: Collection[str]) -> tuple[str, ...]:
 def _check_leaks(schema: Schema) -> None:
     if not schema.labels or not schema.fields:
         counts = f"{len(schema.labels)} label(s) and {len(schema.fields)} field(s)"
+        counts += f" besides {len(schema.dense)} dense one(s)" if schema.dense else ""
         raise DataError(f"expected at least one label and one field, got {counts}")
-    for field in schema.fields:
+    for field in schema.features:
         for column in set(field.columns) & {*schema.truth.values(), schema.weight}:
             raise DataError(f"field {field.name} reads {column!r}, a truth or weight column")
     for label in schema.labels:
-        for field in schema.fields:
+        for field in schema.features:
             leaked = set(field.columns) & set(label.columns())
             if leaked:
                 raise DataError(f"field {field.name} reads {leaked.pop()!r}, a source of label {label.name}")
@@ -175,7 +179,7 @@ def _check_reserved(schema: Schema) -> None:
     """Raises DataError if a name is also that of a column that ``prepare`` adds."""
     added = {*(["group:id"] if schema.group else []), *(["weight:value"] if schema.weight else [])}
     added |= {f"truth:{name}" for name in schema.truth}
-    for name in [field.name for field in schema.fields] + [label.name for label in schema.labels]:
+    for name in [field.name for field in schema.features] + [label.name for label in schema.labels]:
         if name in added:
             raise DataError(f"field or label {name!r}: the name of a column that prepare adds; ignore or rename it")
     for label in schema.labels:
@@ -187,7 +191,7 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
     where = f"fields.{name}"
     spec = {"kind": value} if isinstance(value, str) else value
     if not isinstance(spec, dict):
-        raise DataError(f'{where}: expected "categorical", "numeric" or a table, got {value!r}')
+        raise DataError(f'{where}: expected "categorical", "numeric", "dense" or a table, got {value!r}')
     check_keys(where, spec, allowed=FIELD_KEYS)
     kind: Any  # checked below
     if "cross" in spec:
@@ -196,19 +200,19 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
             raise DataError(f"{where}: expected a cross of two or more columns, without kind or column, got {spec!r}")
     else:
         kind, columns = spec.get("kind"), (text(f"{where}.column", spec.get("column", name)),)
-    if kind not in ("categorical", "numeric", "cross"):
-        raise DataError(f'{where}: expected kind "categorical" or "numeric", got {kind!r}')
+    if kind not in ("categorical", "numeric", "dense", "cross"):
+        raise DataError(f'{where}: expected kind "categorical", "numeric" or "dense", got {kind!r}')
     numbers = {key: spec.get(key, defaults[key]) for key in ("min_count", "buckets")}
     if "hashed" in spec:
-        if kind == "numeric":
-            raise DataError(f"{where}.hashed: expected a categorical or cross field, got a numeric one")
+        if kind in ("numeric", "dense"):
+            raise DataError(f"{where}.hashed: expected a categorical or cross field, got a {kind} one")
         numbers["hashed"] = spec["hashed"]
     for key, value in numbers.items():
         if type(value) is not int or value < 1:  # not a bool
             raise DataError(f"{where}.{key}: expected an integer >= 1, got {value!r}")
         if value > (largest := MOST_IDS if key == "hashed" else MOST_ROWS):
             raise DataError(f"{where}.{key}: expected at most {largest}, got {value}")
-    return Field(name, kind, columns, **numbers, **_tokens(where, kind, spec))
+    return Field(name, kind, columns, **numbers, **_tokens(where, kind, spec), encoding=_encoding(where, kind, spec))
 
 
 def _tokens(where: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -218,6 +222,13 @@ def _tokens(where: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     if separator is not None and (tokens is None or not text(f"{where}.separator", separator)):
         raise DataError(f"{where}.separator: expected text on a field with tokens, got {separator!r}")
     return {"tokens": tokens, "separator": separator}
+
+
+def _encoding(where: str, kind: str, spec: dict[str, Any]) -> Any:
+    encoding = spec.get("encoding", "standard" if kind == "dense" else None)
+    if encoding not in (ENCODINGS if kind == "dense" else (None,)):
+        raise DataError(f"{where}.encoding: expected one of {', '.join(ENCODINGS)} on a dense field, got {encoding!r}")
+    return encoding
 
 
 def _label(name: str, value: Any) -> Label:

@@ -16,25 +16,28 @@ Condition = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
 
 @dataclass(frozen=True)
 class Field:
-    """One embedding field.
+    """One field: of embeddings, or a dense one, whose numbers a model reads themselves.
 
     Attributes:
         columns: the input column, or the columns combined by a ``cross``.
         min_count: training rows a value needs to get an id of its own (categorical, cross).
         hashed: number of ids of the hashing trick, which replaces the vocabulary (categorical, cross).
-        buckets: number of quantile buckets before equal quantiles are merged (numeric).
+        buckets: number of quantile buckets, or of bins of a piecewise encoding, before equal quantiles are merged
+            (numeric, dense).
         tokens: tokens read from a multi-valued column: the ``last`` or ``all``; None for a single-valued column.
         separator: separator of the tokens in a text column; None if the column holds lists.
+        encoding: how numbers become components (dense), see ``NumericEncoding``; None for other kinds.
     """
 
     name: str
-    kind: Literal["categorical", "numeric", "cross"]
+    kind: Literal["categorical", "numeric", "cross", "dense"]
     columns: tuple[str, ...]
     min_count: int
     buckets: int
     tokens: Literal["last", "all"] | None = None
     separator: str | None = None
     hashed: int | None = None
+    encoding: Literal["standard", "log", "piecewise"] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Schema:
         shipped: file in the package that is read if no input file is given.
         funnel: labels of which each can be positive only where the one before it is; () if there are none.
         generate: synthetic log that is generated if no input file is given.
+        fields: fields of embeddings.
+        dense: dense fields.
         truth: columns stored next to the ids, by name: true probabilities of a task, or other known quantities.
         source: content of the TOML file, merged into its base.
     """
@@ -110,10 +115,16 @@ class Schema:
     fields: tuple[Field, ...]
     source: dict[str, Any]
     funnel: tuple[str, ...] = ()
+    dense: tuple[Field, ...] = ()
+
+    @property
+    def features(self) -> tuple[Field, ...]:
+        """Every field, of embeddings or dense."""
+        return self.fields + self.dense
 
     def columns(self) -> list[str]:
         """Returns every input column the schema reads, without duplicates."""
-        names = [column for field in self.fields for column in field.columns]
+        names = [column for field in self.features for column in field.columns]
         names += [column for label in self.labels for column in label.columns()]
         names += [column for rule in self.split.values() for column in condition_columns(rule.where or [])]
         names += [rule.hash.column for rule in self.split.values() if rule.hash and rule.hash.column]

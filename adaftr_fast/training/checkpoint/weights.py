@@ -22,6 +22,7 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
+from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint.files import TensorFile, damages, local_rows, write_file
 
@@ -40,6 +41,7 @@ class Description:
         tasks: the tasks, in the order of the logits.
         metrics: validation metrics of the weights, per task.
         field_names: names of the fields; [] if they are unknown, as in older checkpoints.
+        dense: encodings of the dense fields.
     """
 
     config: RunConfig
@@ -48,13 +50,12 @@ class Description:
     tasks: list[str]
     metrics: dict[str, dict[str, float]]
     field_names: list[str] = field(default_factory=list)
+    dense: list[NumericEncoding] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the description as JSON values, without field names if there are none."""
+        """Returns the description as JSON values, without field names and dense fields if there are none."""
         content = asdict(self) | {"config": self.config.to_dict()}
-        if not self.field_names:
-            del content["field_names"]
-        return content
+        return {key: value for key, value in content.items() if value or key not in ("field_names", "dense")}
 
 
 @dataclass(frozen=True)

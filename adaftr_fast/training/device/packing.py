@@ -12,7 +12,13 @@ from torch import Tensor
 from adaftr_fast.data.dataset.batch import Batch
 
 ALIGNMENT = 256  # bytes, as of memory from the CUDA allocator, so that kernels may load whole vectors
-PACKED = ("ids", "labels", "weight", "offsets")  # what a loss reads; only evaluation reads the groups, on the host
+PACKED = (
+    "ids",
+    "labels",
+    "weight",
+    "offsets",
+    "dense",
+)  # what a loss reads; only evaluation reads the groups, on the host
 
 
 class Section(NamedTuple):

@@ -77,6 +77,21 @@ def test_field_forms(source):
     assert (fields["city_size"].kind, fields["city_size"].columns) == ("cross", ("city", "size"))
 
 
+def test_dense_fields(source):
+    source["fields"] |= {
+        "rain": "dense",
+        "depth": {"kind": "dense", "column": "day", "encoding": "piecewise", "buckets": 7},
+    }
+    schema = parse_schema(source)
+    assert [field.name for field in schema.fields] == ["city", "size", "city_size"]
+    assert [(field.columns, field.encoding, field.buckets) for field in schema.dense] == [
+        (("rain",), "standard", 2),
+        (("day",), "piecewise", 7),
+    ]
+    assert schema.features == schema.fields + schema.dense
+    assert {"rain", "day"} < set(schema.columns())
+
+
 def test_condition_with_alternatives(source):
     source["labels"]["late"] = [[["delay", ">=", 15]], [["wind", ">", 1.0], ["day", "in", [1, 2]]]]
     label = parse_schema(source).labels[1]
@@ -104,6 +119,16 @@ def test_condition_with_alternatives(source):
             {"both": {"cross": ["city"]}},
             "fields.both: expected a cross of two or more columns.*, got {'cross': ",
         ),
+        (
+            "fields",
+            {"rain": {"kind": "dense", "encoding": "log10"}},
+            "fields.rain.encoding: expected one of standard, log, piecewise on a dense field, got 'log10'",
+        ),
+        ("fields", {"rain": {"kind": "numeric", "encoding": "log"}}, "fields.rain.encoding: .* dense field, got 'log'"),
+        ("fields", {"rain": {"kind": "dense", "hashed": 9}}, "fields.rain.hashed: .*, got a dense one"),
+        ("fields", {"rain": {"kind": "dense", "tokens": "all"}}, "fields.rain.tokens: .* on a categorical field"),
+        ("fields", {"city": "categorical", "delay": "dense"}, "field delay reads 'delay', a source of label late"),
+        ("fields", {"rain": "dense"}, r"and 0 field\(s\) besides 1 dense one\(s\)"),
         ("fields", {"delay": "numeric"}, "field delay reads 'delay', a source of label late"),
         (
             "fields",
