@@ -86,8 +86,9 @@ def export_program(
         example = (ids.flatten(), torch.arange(2 * fields).view(2, fields))
         shapes = {"ids": {0: Dim("ids", min=0)}, "starts": {0: batch}}
     named = {"dense": torch.zeros(2, dense)} if dense else {}
+    shapes |= {name: {0: batch} for name in named}
     with torch.no_grad(), _quiet():
-        program = torch.export.export(served, example, named, dynamic_shapes=shapes | dict.fromkeys(named, {0: batch}))
+        program = torch.export.export(served, example, named, dynamic_shapes=shapes)
         return program.run_decompositions(PLAIN) if plain else program
 
 

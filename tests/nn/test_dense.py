@@ -86,4 +86,6 @@ def test_other_inputs_raise(values):
 )
 def test_statistics_that_no_data_have_raise(changes):
     with pytest.raises(ValueError, match="dense field x: expected"):
-        NumericEncoding(**({"name": "x", "kind": "standard", "mean": 1.0, "std": 1.0, "low": 0.0, "high": 2.0} | changes))
+        NumericEncoding(
+            **({"name": "x", "kind": "standard", "mean": 1.0, "std": 1.0, "low": 0.0, "high": 2.0} | changes)
+        )

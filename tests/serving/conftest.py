@@ -76,11 +76,12 @@ def randomize(model, seed=1):
 def save_run(folder, data: PreparedData, config: ModelConfig):
     """Writes a run with random weights; returns the model."""
     names = [field.name for field in data.manifest.fields]
-    model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names)
+    manifest = data.manifest
+    model = build_model(config, manifest.num_embeddings, manifest.tasks, names, manifest.dense)
     randomize(model)
     settings = RunConfig(data=DataConfig(str(data.folder)), model=config)
-    manifest = data.manifest
-    about = Description(settings, manifest.fingerprint, manifest.num_embeddings, manifest.tasks, {}, names)
+    sizes = (manifest.fingerprint, manifest.num_embeddings, manifest.tasks)
+    about = Description(settings, *sizes, {}, names, manifest.dense)
     save_checkpoint(folder / "best", model, about)
     return model.eval()
 

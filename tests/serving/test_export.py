@@ -15,6 +15,8 @@ from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import FieldInfo
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import BusyError, CheckpointError, ServingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.serving import scorer as scorer_module
@@ -26,7 +28,7 @@ from tests.files.holder import holder
 from tests.files.power import cut
 from tests.tolerances import assert_as_accurate
 
-from .conftest import SIZES, randomize, save_run
+from .conftest import SIZES, SOURCE, randomize, save_run
 
 FIELDS = [50, 20, 7]
 NAMES = ("single_dnn", "shared_bottom", "cross_stitch", "mmoe", "ple", "autoheri", "esmm", "escm2_dr", "adaftr")
@@ -37,15 +39,15 @@ def random_ids(sizes, rows):
 
 
 @torch.no_grad()  # with gradients, the training kernels run, which round differently
-def served_by(model, *features):
-    return model(*features).sigmoid()
+def served_by(model, *features, **named):
+    return model(*features, **named).sigmoid()
 
 
 @torch.no_grad()
-def truth(model, ids):
+def truth(model, *features, **named):
     """Computes the probabilities of a backbone in float64."""
     exact = copy.deepcopy(model).double()
-    _, logits = exact.read_towers(exact.task_inputs(model.embedding(ids).double()))
+    _, logits = exact.read_towers(exact.task_inputs(model.embed(*features, **named).double()))
     return logits.sigmoid()
 
 
@@ -123,10 +125,16 @@ def test_a_program_runs_in_a_new_process(exported):
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("widths", [{}, {"item": 16, "heat": 3}], ids=["one width", "mixed"])
-def test_native_and_onnx_programs_match_the_model(shop, tmp_path, widths):
+@pytest.mark.parametrize("dense", [False, True])
+def test_native_and_onnx_programs_match_the_model(shop, tmp_path, dense):
+    """One of the two has a dense field and embeddings of several widths."""
     pytest.importorskip("onnx")
-    data, sizes = PreparedData(shop / "data"), {"expert_hidden": [4], "tower_hidden": [4], "embedding_dims": widths}
+    if dense:
+        heat = {"heat": {"kind": "dense", "encoding": "log"}}
+        prepare(parse_schema(SOURCE | {"fields": SOURCE["fields"] | heat}), [shop / "log.parquet"], tmp_path / "data")
+    data = PreparedData(tmp_path / "data" if dense else shop / "data")
+    widths = {"item": 16, "day": 3} if dense else {}
+    sizes = {"expert_hidden": [4], "tower_hidden": [4], "embedding_dims": widths}
     model = save_run(tmp_path / "run", data, ModelConfig(name="shared_bottom", **sizes))
     about = export_run(tmp_path / "run", tmp_path / "model", aot=True, onnx=True)
     assert set(about.sha256) == {"model.aot.pt2", "model.onnx", "model.pt2", "schema.json", "vocabulary.parquet"}
@@ -134,9 +142,12 @@ def test_native_and_onnx_programs_match_the_model(shop, tmp_path, widths):
     onnx = load_onnx(tmp_path / "model/model.onnx")
     for rows in (1, 500):
         ids = random_ids(data.manifest.num_embeddings, rows)
-        expected = served_by(model, ids)
-        torch.testing.assert_close(native(ids), expected, rtol=0, atol=1e-6)
-        assert_as_accurate(onnx(ids), truth(model, ids), expected, torch.float32, "onnx")
+        numbers = torch.from_numpy(np.random.default_rng(rows).normal(0, 2, (rows, 1)).astype(np.float32))
+        numbers[::7] = torch.nan
+        named = {"dense": numbers} if dense else {}
+        expected = served_by(model, ids, **named)
+        torch.testing.assert_close(native(ids, **named), expected, rtol=0, atol=1e-6)
+        assert_as_accurate(onnx(ids, **named), truth(model, ids, **named), expected, torch.float32, "onnx")
 
 
 def test_a_program_that_differs_from_the_model_raises(shop, tmp_path, monkeypatch):

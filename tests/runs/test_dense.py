@@ -1,0 +1,209 @@
+"""Runs on logs with dense fields: from raw rows to scores, resumed, warm-started and trained daily."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.prepare.run import prepare, prepare_shard
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.data.shard import Shard
+from adaftr_fast.errors import DataError
+from adaftr_fast.runs.daily import train_daily
+from adaftr_fast.runs.run import build, fit_one, train_one
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.runs.warm_start import warm_start
+from adaftr_fast.serving.columns import output_columns
+from adaftr_fast.serving.export import export_run
+from adaftr_fast.serving.predict import predict
+from adaftr_fast.serving.scorer import load_scorer
+from adaftr_fast.training.evaluation import predict as predict_split
+from adaftr_fast.training.stepper import Stepper
+
+from .conftest import SOURCE, settings
+
+FIELDS = {
+    "item": "categorical",
+    "tags": {"kind": "categorical", "tokens": "all"},
+    "heat": "dense",
+    "spent": {"kind": "dense", "encoding": "log"},
+    "depth": {"kind": "dense", "column": "spent", "encoding": "piecewise", "buckets": 8},
+    "same": {"kind": "dense"},
+}
+TAGS = {"kind": "categorical", "tokens": "last"}
+PARTS = {
+    "train": [["row", "<", 640]],
+    "validation": [["row", "in", list(range(640, 720))]],
+    "test": [["row", ">=", 720]],
+}
+SCHEMA = SOURCE | {"fields": FIELDS, "split": {name: {"where": where} for name, where in PARTS.items()}}
+
+
+def log_of(rows=800, seed=0):
+    """Returns impressions whose clicks follow ``heat`` and ``spent``, which is missing for every tenth."""
+    random = np.random.default_rng(seed)
+    heat, spent = random.normal(5, 2, rows), random.lognormal(3, 2, rows)
+    spent[random.random(rows) < 0.1] = np.nan
+    chance = 1 / (1 + np.exp(-(heat - 5) - (np.log1p(np.nan_to_num(spent)) - 3)))
+    click = random.random(rows) < chance
+    return pa.table(
+        {
+            "row": np.arange(rows),
+            "item": random.integers(0, 20, rows),
+            "user": [f"u{i}" for i in random.integers(0, 60, rows)],
+            "tags": [random.integers(0, 9, n).tolist() for n in random.integers(0, 4, rows)],
+            "heat": heat,
+            "spent": pa.array(spent, from_pandas=True),
+            "same": np.full(rows, 7),
+            "click": click.astype(np.int8),
+            "buy": (click & (random.random(rows) < 0.5)).astype(np.int8),
+        }
+    )
+
+
+@pytest.fixture
+def ready(tmp_path):
+    """Returns a function that prepares a log with dense fields, and opens it."""
+
+    def ready(name="data", log=None, grow=None, **changes):
+        fields = {key: value for key, value in (FIELDS | changes).items() if value is not None}
+        pq.write_table(log_of() if log is None else log, tmp_path / f"{name}.parquet")
+        prepare(parse_schema(SCHEMA | {"fields": fields}), [tmp_path / f"{name}.parquet"], tmp_path / name, grow=grow)
+        return PreparedData(tmp_path / name)
+
+    return ready
+
+
+def test_the_prepared_folder_holds_the_numbers(ready, tmp_path):
+    data = ready()
+    assert [field.name for field in data.manifest.fields] == ["item", "tags"]
+    found = {encoding.name: encoding for encoding in data.manifest.dense}
+    assert {name: (each.kind, each.missing) for name, each in found.items()} == {
+        "heat": ("standard", False),
+        "spent": ("log", True),
+        "depth": ("piecewise", True),
+        "same": ("standard", False),
+    }
+    assert len(found["depth"].edges) == 9
+    (batch,) = data.load("train").batches(1000)
+    raw = pq.read_table(tmp_path / "data/train.parquet").to_pydict()
+    columns = np.array([raw[name] for name in found], np.float32).T
+    np.testing.assert_array_equal(batch.dense.numpy(), columns)
+    assert np.isnan(columns[:, 1]).any()
+    present = columns[:, 0].astype(np.float64)
+    np.testing.assert_allclose([found["heat"].mean, found["heat"].std], [present.mean(), present.std()], rtol=1e-6)
+    order = np.array([5, 0, 7])
+    np.testing.assert_array_equal(batch.take(order).dense.numpy(), columns[order])
+    np.testing.assert_array_equal(batch[3:9].dense.numpy(), columns[3:9])
+
+
+def test_two_shards_fit_the_encodings_of_one(ready, tmp_path):
+    whole = ready()
+    schema, files = parse_schema(SCHEMA), [tmp_path / "data.parquet"]
+    for _ in range(3):
+        for number in (1, 2):
+            prepare_shard(schema, files, tmp_path / "sharded", Shard(number, 2))
+    sharded = PreparedData(tmp_path / "sharded")
+    assert sharded.manifest.dense == whole.manifest.dense
+    assert sharded.manifest.fingerprint == whole.manifest.fingerprint
+
+
+def test_predictions_of_raw_rows_are_those_of_the_trainer(ready, tmp_path):
+    data = ready()
+    train_one(data, settings(data.folder, name="mmoe"), tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "model")
+    scorer, columns = load_scorer(tmp_path / "model"), output_columns(data.manifest.tasks)
+    predict(scorer, [tmp_path / "data.parquet"], tmp_path / "scores.parquet", columns)
+    table = pq.read_table(tmp_path / "scores.parquet")
+    scores = np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
+    model = load_trained(tmp_path / "run").model
+    logits = [predict_split(model, data.load(split), 100).logits for split in ("train", "validation", "test")]
+    expected = torch.from_numpy(np.concatenate(logits)).sigmoid().numpy()  # the splits are in order of the rows
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+    assert scores.std(0).min() > 0.01
+
+    heat = [5.0, None, np.nan, np.inf, -np.inf, 1e300, -1e300, 1e9]
+    columns = {"item": [1] * 8, "tags": [[1]] * 8, "heat": heat, "spent": [3.0] * 8, "same": [7] * 8}
+    p_ctr = scorer.score(scorer.encode(pa.record_batch(columns)))[:, 0]
+    assert np.isfinite(p_ctr).all()
+    assert len(set(p_ctr[1:5])) == 1  # missing and infinite: the mean
+    assert p_ctr[5] == p_ctr[7] != p_ctr[6]  # the ends of the training split
+
+
+@pytest.mark.parametrize("name", ["single_dnn", "cross_stitch", "ple", "autoheri", "escm2_dr", "adaftr"])
+def test_every_model_reads_the_numbers(ready, name):
+    data = ready(tags=TAGS)
+    model = build(settings(name=name).model, data)
+    batch = next(data.load("train").batches(64))
+    logits = model(*batch.features)
+    assert not torch.equal(logits, model(batch.ids, None, batch.dense + 1))
+    torch.stack(tuple(model.loss(batch).values())).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.dim() > 1)
+    with pytest.raises(ValueError, match=r"dense must be float32 \[B, 4\], got None"):
+        model(batch.ids)
+    plain = build(settings(name=name).model, ready("plain", tags=TAGS, heat=None, spent=None, depth=None, same=None))
+    with pytest.raises(ValueError, match=r"dense must be None, without dense fields, got torch.float32 \[64, 4\]"):
+        plain(batch.ids, None, batch.dense)
+
+
+def test_the_l2_term_penalizes_rows_and_not_numbers(ready):
+    data = ready(tags=TAGS)
+    model = build(settings(name="mmoe", l2=0.1).model, data)
+    batch = next(data.load("train").batches(64))
+    changed = replace(batch, dense=batch.dense * 2)
+    assert torch.equal(model.loss(batch)["l2"], model.loss(changed)["l2"])
+
+
+def test_a_resumed_run_equals_one_that_was_not_interrupted(ready, tmp_path, monkeypatch, capsys):
+    data = ready()
+    config = settings(data.folder, name="adaftr")
+    fit_one(data, config, tmp_path / "whole")
+    step, count = Stepper.step, iter(range(100))
+
+    def failing(self, batch, number):
+        if next(count) == 13:  # in the second epoch
+            raise RuntimeError("killed")
+        return step(self, batch, number)
+
+    monkeypatch.setattr(Stepper, "step", failing)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit_one(data, config, tmp_path / "cut")
+    monkeypatch.setattr(Stepper, "step", step)
+    fit_one(data, config, tmp_path / "cut")
+    assert "resuming in epoch" in capsys.readouterr().err
+    whole, cut = (load_trained(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+
+
+def test_a_warm_start_copies_layers_if_the_encodings_are_the_same(ready, tmp_path):
+    data = ready()
+    train_one(data, settings(data.folder), tmp_path / "run")
+    same = ready("same", log_of(seed=1), grow=data.folder)
+    other = ready("other", log_of(seed=1))
+    assert same.manifest.dense == data.manifest.dense != other.manifest.dense
+    assert warm_start(build(settings().model, same), same, tmp_path / "run").fresh == {}
+    fresh = warm_start(build(settings().model, other), other, tmp_path / "run").fresh
+    assert fresh == dict.fromkeys(["experts.first.weight", "gates.weight"], "the fields it reads differ")
+
+
+def test_daily_training_keeps_the_encodings_of_the_first_day(tmp_path):
+    days = [tmp_path / f"{day}.parquet" for day in range(2)]
+    for day, path in enumerate(days):
+        log = log_of(seed=day)
+        if day:  # a later day may lack a column's numbers
+            log = log.set_column(5, "spent", pa.nulls(len(log), pa.float64()))
+        pq.write_table(log, path)
+    schema = parse_schema(SCHEMA)
+    list(train_daily(schema, days, replace(settings(), warm_start=None), tmp_path / "out"))
+    first, second = (PreparedData(tmp_path / f"out/day-000{day}/data").manifest for day in (1, 2))
+    assert first.dense == second.dense
+
+
+def test_a_column_without_numbers_raises(ready):
+    log = log_of().set_column(5, "spent", pa.nulls(800, pa.float64()))
+    with pytest.raises(DataError, match="field spent: expected numbers in the training split, got missing values only"):
+        ready(log=log)
