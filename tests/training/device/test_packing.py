@@ -11,11 +11,13 @@ def batch(rows, *, bags=False, weight=True):
     labels = torch.from_numpy(random.integers(0, 2, (rows, 2)).astype(np.float32))
     group = torch.arange(rows)
     weights = torch.from_numpy(random.random(rows).astype(np.float32)) if weight else None
+    dense = torch.from_numpy(random.random((rows, 3)).astype(np.float32)) if weight else None
     if not bags:
-        return Batch(torch.from_numpy(random.integers(0, 9, (rows, 3)).astype(np.int32)), labels, group, weights)
+        ids = torch.from_numpy(random.integers(0, 9, (rows, 3)).astype(np.int32))
+        return Batch(ids, labels, group, weights, dense=dense)
     offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(random.integers(0, 4, rows * 3))]))
     ids = torch.from_numpy(random.integers(0, 9, int(offsets[-1])).astype(np.int32))
-    return Batch(ids, labels, group, weights, offsets)
+    return Batch(ids, labels, group, weights, offsets, dense=dense)
 
 
 def assert_same(found, expected):
