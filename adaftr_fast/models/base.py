@@ -137,8 +137,10 @@ class Backbone(MultiTaskModel):
         self.l2 = config.l2
         widths = embedding_widths(config, len(num_embeddings), field_names)
         self.embedding = FusedEmbedding(num_embeddings, widths)
-        self.dense = DenseFields(dense) if dense else None
-        self.embedded_features = self.embedding.out_features + (self.dense.out_features if self.dense else 0)
+        self.dense_fields = DenseFields(dense) if dense else None
+        self.embedded_features = self.embedding.out_features + (
+            self.dense_fields.out_features if self.dense_fields else 0
+        )
 
     @abstractmethod
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
@@ -156,11 +158,15 @@ class Backbone(MultiTaskModel):
             ValueError: the model has dense fields and ``dense`` is None, or the reverse.
         """
         embedded: Tensor = self.embedding(ids, offsets)
-        if (dense is None) != (self.dense is None):
-            expected = f"float32 [B, {len(self.dense.encodings)}]" if self.dense else "None, without dense fields"
+        if (dense is None) != (self.dense_fields is None):
+            expected = (
+                f"float32 [B, {len(self.dense_fields.encodings)}]"
+                if self.dense_fields
+                else "None, without dense fields"
+            )
             got = "None" if dense is None else f"{dense.dtype} {list(dense.shape)}"
             raise ValueError(f"{type(self).__name__}: dense must be {expected}, got {got}")
-        return embedded if self.dense is None else torch.cat([embedded, self.dense(dense)], 1)
+        return embedded if self.dense_fields is None else torch.cat([embedded, self.dense_fields(dense)], 1)
 
     def represent(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Representations:
         """Computes everything from the embeddings and numbers to the logits."""
@@ -181,7 +187,7 @@ class Backbone(MultiTaskModel):
         means = weighted_mean(each, batch.weight, batch.weight_mean).unbind()
         losses = dict(zip(self.task_names, means, strict=True))
         if self.l2:
-            looked_up = seen.embedded if self.dense is None else seen.embedded[:, : self.embedding.out_features]
+            looked_up = seen.embedded if self.dense_fields is None else seen.embedded[:, : self.embedding.out_features]
             losses["l2"] = self._penalty(looked_up)
         return losses
 
