@@ -23,16 +23,17 @@ class Prepared(PreparedData):
     """
 
     def fields(self) -> Table:
-        """Returns a table with one row per field: how it is read, its ids, and the training rows that have none.
+        """Returns a table with one row per field: how it is read, its ids ("-" for a dense field), and unknown values.
 
         The last column is the share of training rows whose value is missing, or too rare for an id of its own; "-" if
         the folder was prepared by 0.1.0.
         """
         train = self.manifest.splits["train"]
+        ids = {field.name: f"{field.num_embeddings:,}" for field in self.manifest.fields}
         rows = []
-        for field, info in zip(parse_schema(self.manifest.schema).fields, self.manifest.fields):
+        for field in parse_schema(self.manifest.schema).features:
             unknown = f"{100 * train.unknown[field.name] / train.rows:.2f} %" if train.unknown else "-"
-            rows.append([field.name, _read_as(field), f"{info.num_embeddings:,}", unknown])
+            rows.append([field.name, _read_as(field), ids.get(field.name, "-"), unknown])
         return Table(["field", "read as", "ids", "missing or rare"], rows, text_columns=2)
 
     def table(self) -> Table:
@@ -48,7 +49,7 @@ class Prepared(PreparedData):
         """Returns one line with the data set and the numbers of fields and ids."""
         manifest = self.manifest
         ids = sum(manifest.num_embeddings)
-        return f"{self.folder}: {manifest.dataset}, {len(manifest.fields)} fields, {ids:,} ids"
+        return f"{self.folder}: {manifest.dataset}, {len(manifest.fields) + len(manifest.dense)} fields, {ids:,} ids"
 
     def notes(self) -> list[str]:
         """Returns one line each about lines of text, rows that were left out or are in no split, and the source."""
@@ -94,6 +95,8 @@ def _read_as(field: Field) -> str:
     if field.tokens is not None:
         separated = "" if field.separator is None else f" separated by {field.separator!r}"
         parts.append(("" if field.tokens == "all" else "last of ") + f"lists{separated}")
+    if field.encoding is not None:
+        parts.append(field.encoding)
     if field.hashed:
         parts.append("hashed")
     if field.kind != "cross" and field.columns != (field.name,):

@@ -31,11 +31,12 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
     """Imports a class by its name, and checks that the trainer can build it.
 
     Args:
-        model_class: a subclass of ``MultiTaskModel`` whose constructor takes ``ARGUMENTS``, and ``dense`` where the data
-            have dense fields, or its name.
+        model_class: a subclass of ``MultiTaskModel``, or its name. Its constructor takes ``ARGUMENTS``, and ``dense``
+            where the data have dense fields.
 
     Returns:
-        A function of ``ARGUMENTS`` and of the encodings of dense fields that builds the model, and raises ConfigError where the class raises ValueError.
+        A function of ``ARGUMENTS`` and ``dense`` that builds the model. It raises ConfigError where the class raises
+        ValueError.
 
     Raises:
         ConfigError: there is no such module or class, it is not a model, or its constructor takes other arguments.
@@ -47,6 +48,7 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
         raise _error(name, f"expected a subclass of adaftr_fast.models.MultiTaskModel, got {found!r}")
     if inspect.isabstract(found):
         raise _error(name, f"is abstract: it lacks {', '.join(sorted(found.__abstractmethods__))}")
+    construct: Callable[..., MultiTaskModel] = found
     signature = inspect.signature(found)
     try:
         signature.bind(*ARGUMENTS)
@@ -65,7 +67,8 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
         if dense and "dense" not in signature.parameters:
             raise _error(name, f"the data have dense fields, expected a constructor that takes dense, got {signature}")
         try:
-            return found(*data, dense=dense) if dense else found(*data)
+            built: MultiTaskModel = construct(*data, dense=dense) if dense else construct(*data)
+            return built
         except ConfigError:
             raise
         except ValueError as error:

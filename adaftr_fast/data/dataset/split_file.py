@@ -54,7 +54,7 @@ def write_split(
     """
     rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
     outside = dict.fromkeys(schema.funnel[1:], 0)
-    unknown = dict.fromkeys((field.name for field in schema.fields), 0)
+    unknown = dict.fromkeys((field.name for field in schema.features), 0)
     new = path.with_name(f".{path.name}.new")
     with pq.ParquetWriter(new, _columns(schema), compression="zstd", write_page_checksum=True) as writer:
         for encoded in ordered_map(lambda batch: _encode(schema, encoders, groups, batch), batches):
@@ -124,7 +124,9 @@ def _encode(
 
 
 def _count_unknown(ids: pa.Array) -> int:
-    """Counts the rows with id 0, or with an empty list of ids."""
+    """Counts the rows with id 0, with an empty list of ids, or with NaN for a number."""
+    if pa.types.is_floating(ids.type):
+        return int(np.isnan(ids.to_numpy()).sum())
     numbers = pc.list_value_length(ids) if pa.types.is_list(ids.type) else ids
     return len(numbers) - int(np.count_nonzero(numbers.to_numpy()))
 
