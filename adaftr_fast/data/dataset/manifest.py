@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import Unused
 from adaftr_fast.data.schema.parse import funnel_stages
-from adaftr_fast.data.schema.types import Field, Label
+from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
 
@@ -206,18 +205,18 @@ def field_info(field: Field, encoder: Encoder) -> FieldInfo:
 
 
 def fingerprint(
-    fields: list[FieldInfo],
-    labels: Sequence[Label],
-    encoders: dict[str, Encoder],
-    dense: Sequence[NumericEncoding] = (),
+    fields: list[FieldInfo], schema: Schema, encoders: dict[str, Encoder], dense: Sequence[NumericEncoding] = ()
 ) -> str:
     """Returns the sha256 of everything a model's weights depend on.
 
-    That are fields, edges, vocabularies in order of their ids, encodings of numbers, and labels.
+    That are fields, edges, vocabularies in order of their ids, lengths of token lists, encodings of numbers, and
+    labels.
     """
-    meaning = [[dataclasses.asdict(each) for each in part] for part in (fields, labels)]
+    meaning = [[dataclasses.asdict(each) for each in part] for part in (fields, schema.labels)]
     meaning += [[dataclasses.asdict(each) for each in dense]] if dense else []
     digest = hashlib.sha256(dumps(meaning).encode())
+    if lengths := {field.name: field.length for field in schema.fields if field.length is not None}:
+        digest.update(dumps(lengths).encode())
     for field in fields:
         encoder = encoders[field.name]
         if isinstance(encoder, Vocabulary):

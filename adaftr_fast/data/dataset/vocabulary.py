@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, Manifest
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Hashed, Vocabulary, one_array
 from adaftr_fast.data.raw.source import READ_ERRORS
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.data.schema.types import Field
 from adaftr_fast.errors import DataError
 
 VOCABULARY = "vocabulary.parquet"
@@ -57,6 +59,7 @@ def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
     if is_numeric != [(field.name, field.edges is not None) for field in manifest.fields] or not same_dense:
         raise DataError(f"{folder / MANIFEST}: damaged: its fields are not those of its schema")
     hashed = {field.name for field in known if field.hashed}
+    sharing = {field.name for field in known if field.vocabulary}
     encoders: dict[str, Encoder] = {}
     start = 0
     for field in manifest.fields:
@@ -64,15 +67,20 @@ def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
             encoders[field.name] = Buckets(np.array(field.edges))
         elif field.name in hashed:
             encoders[field.name] = Hashed(field.num_embeddings - 1)
-        else:
+        elif field.name not in sharing:
             encoders[field.name] = _vocabulary(path, table.slice(start, field.num_embeddings - 1), field)
             start += field.num_embeddings - 1
-    return encoders
+    return with_shared(known, encoders)
+
+
+def with_shared(fields: Sequence[Field], encoders: dict[str, Encoder]) -> dict[str, Encoder]:
+    """Returns the encoder of every field, given those of the fields that have ids of their own."""
+    return {field.name: encoders[field.vocabulary or field.name] for field in fields}
 
 
 def grown(known: dict[str, Encoder], newer: dict[str, Encoder]) -> dict[str, Encoder]:
     """Returns encoders that keep the ids of ``known`` and add ids for the values that only ``newer`` has."""
-    return {name: _grown(each, newer[name]) for name, each in known.items()}
+    return {name: _grown(known[name], each) for name, each in newer.items()}
 
 
 def _grown(known: Encoder, newer: Encoder) -> Encoder:

@@ -170,7 +170,7 @@ def count_values(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> 
     Raises:
         DataError: a column cannot be read as the schema says.
     """
-    counted = [field for field in fields if not field.hashed]
+    counted = [field for field in fields if field.counted]
     counts: dict[str, ValueCounts] = {}
     for batch_counts in ordered_map(lambda batch: {field.name: _count(field, batch) for field in counted}, batches):
         for name, field_counts in batch_counts.items():
@@ -231,7 +231,7 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
             return (
                 canonical_values(values)
                 if field.tokens is None
-                else _select_tokens(_token_lists(values, field), field.tokens)
+                else _select_tokens(_token_lists(values, field), field.tokens, field.length)
             )
         texts = [canonical_values(batch[column]).cast(pa.string()) for column in field.columns]
         return pc.binary_join_element_wise(*texts, CROSS_SEPARATOR)
@@ -243,7 +243,7 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
 def _token_lists(values: pa.Array, field: Field) -> pa.Array:
     """Returns tokens as lists [n] without gaps in the values. A missing list becomes empty."""
     if field.separator is not None:
-        splits = 1 if field.tokens == "last" else None
+        splits = 1 if field.tokens == "last" else field.length
         text = values.cast(pa.string())
         text = pc.if_else(pc.equal(text, ""), None, text)  # no token instead of one empty token
         values = pc.split_pattern(text, field.separator, max_splits=splits, reverse=True)
@@ -253,12 +253,22 @@ def _token_lists(values: pa.Array, field: Field) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), values.flatten())
 
 
-def _select_tokens(lists: pa.Array, which: Literal["last", "all"]) -> pa.Array:
-    """Returns all tokens of each list [n], or the last one, null if the list is empty."""
+def _select_tokens(lists: pa.Array, which: Literal["last", "all"], length: int | None) -> pa.Array:
+    """Returns the last ``length`` tokens of each list [n], all for None; or the last one, null if the list is empty."""
     if which == "all":
+        lists = lists if length is None else _last_tokens(lists, length)
         return pa.ListArray.from_arrays(lists.offsets, canonical_values(lists.values))
     last = pc.if_else(pc.greater(pc.list_value_length(lists), 0), pc.subtract(lists.offsets.slice(1), 1), None)
     return canonical_values(lists.values.take(last))
+
+
+def _last_tokens(lists: pa.Array, length: int) -> pa.Array:
+    """Returns the last ``length`` tokens of each list [n], in their order."""
+    offsets = lists.offsets.to_numpy()
+    counts = np.minimum(np.diff(offsets), length)
+    ends = np.cumsum(counts)
+    kept = np.repeat(offsets[1:] - ends, counts) + np.arange(ends[-1] if len(ends) else 0)
+    return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), lists.values.take(pa.array(kept)))
 
 
 def canonical_values(values: pa.Array) -> pa.Array:

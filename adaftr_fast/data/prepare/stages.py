@@ -22,7 +22,7 @@ from adaftr_fast._files import sha256
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.dataset.manifest import FORMAT, Manifest, SplitInfo, field_info, fingerprint
 from adaftr_fast.data.dataset.split_file import split_file_name, split_info, write_split
-from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, read_encoders, write_vocabulary
+from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, read_encoders, with_shared, write_vocabulary
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.dense import fit_dense
 from adaftr_fast.data.encode.encoders import Encoder, count_values, fit_encoder
@@ -170,11 +170,12 @@ class ShardRun:
                 stack.enter_context((folder / FIELDS).open("rb"))
                 for folder in compress(counted, [each["has_rows"] for each in results])
             ]
-            encoders = {field.name: _fit(field, files) for field in self.schema.fields}
+            encoders = {field.name: _fit(field, files) for field in self.schema.fields if not field.vocabulary}
             dense = [] if self.known else [fit_dense(field, _counts(files)) for field in self.schema.dense]
         if self.known is not None:
             encoders, dense = grown(self.known.encoders, encoders), self.known.dense
         write_vocabulary(self.prepared / VOCABULARY, encoders)
+        encoders = with_shared(self.schema.fields, encoders)
         unused = sum((from_json(Unused, each["unused"]) for each in results), Unused())
         return dataclasses.asdict(replace(self._without_splits(encoders, dense), unused=unused))
 
@@ -186,7 +187,7 @@ class ShardRun:
             dataset=self.schema.name,
             attribution=self.schema.attribution,
             format=FORMAT,
-            fingerprint=fingerprint(fields, self.schema.labels, encoders, dense),
+            fingerprint=fingerprint(fields, self.schema, encoders, dense),
             inputs=inputs_digest(self.schema, self.known, staged[0]["digests"]),
             tasks=[label.name for label in self.schema.labels],
             group=self.schema.group,

@@ -35,7 +35,19 @@ OPTIONAL = (
 )
 FUNNEL = ("click", "conversion")  # the funnel of a schema with labels of these names, as predict assumes it
 MOST_IDS, MOST_ROWS = 2**31 - 2, 2**63 - 1  # ids are int32 and start at 1; counts are int64
-FIELD_KEYS = ("kind", "column", "cross", "min_count", "buckets", "tokens", "separator", "hashed", "encoding")
+FIELD_KEYS = (
+    "kind",
+    "column",
+    "cross",
+    "min_count",
+    "buckets",
+    "tokens",
+    "length",
+    "separator",
+    "hashed",
+    "vocabulary",
+    "encoding",
+)
 
 
 ENCODINGS = ("standard", "log", "piecewise")
@@ -118,6 +130,7 @@ def parse_schema(source: dict[str, Any]) -> Schema:
     )
     _check_leaks(schema)
     _check_reserved(schema)
+    _check_vocabularies(schema)
     return schema
 
 
@@ -187,6 +200,14 @@ def _check_reserved(schema: Schema) -> None:
             raise DataError(f"column 'label:{label.name}': prepare uses this name for a label; ignore or rename it")
 
 
+def _check_vocabularies(schema: Schema) -> None:
+    owners = [field.name for field in schema.fields if field.kind == "categorical" and field.vocabulary is None]
+    for field in schema.fields:
+        if field.vocabulary is not None and field.vocabulary not in owners:
+            expected = f"a categorical field with ids of its own, one of {', '.join(owners) or 'none'}"
+            raise DataError(f"fields.{field.name}.vocabulary: expected {expected}, got {field.vocabulary!r}")
+
+
 def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
     where = f"fields.{name}"
     spec = {"kind": value} if isinstance(value, str) else value
@@ -207,12 +228,15 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
         if kind in ("numeric", "dense"):
             raise DataError(f"{where}.hashed: expected a categorical or cross field, got a {kind} one")
         numbers["hashed"] = spec["hashed"]
+    if "length" in spec:
+        numbers["length"] = spec["length"]
     for key, value in numbers.items():
         if type(value) is not int or value < 1:  # not a bool
             raise DataError(f"{where}.{key}: expected an integer >= 1, got {value!r}")
         if value > (largest := MOST_IDS if key == "hashed" else MOST_ROWS):
             raise DataError(f"{where}.{key}: expected at most {largest}, got {value}")
-    return Field(name, kind, columns, **numbers, **_tokens(where, kind, spec), encoding=_encoding(where, kind, spec))
+    more = {"vocabulary": _vocabulary(where, kind, spec), "encoding": _encoding(where, kind, spec)}
+    return Field(name, kind, columns, **numbers, **_tokens(where, kind, spec), **more)
 
 
 def _tokens(where: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -221,6 +245,8 @@ def _tokens(where: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
         raise DataError(f'{where}.tokens: expected "last" or "all" on a categorical field, got {tokens!r}')
     if separator is not None and (tokens is None or not text(f"{where}.separator", separator)):
         raise DataError(f"{where}.separator: expected text on a field with tokens, got {separator!r}")
+    if "length" in spec and tokens != "all":
+        raise DataError(f'{where}.length: expected a field with tokens "all", got tokens {tokens!r}')
     return {"tokens": tokens, "separator": separator}
 
 
@@ -229,6 +255,17 @@ def _encoding(where: str, kind: str, spec: dict[str, Any]) -> Any:
     if encoding not in (ENCODINGS if kind == "dense" else (None,)):
         raise DataError(f"{where}.encoding: expected one of {', '.join(ENCODINGS)} on a dense field, got {encoding!r}")
     return encoding
+
+
+def _vocabulary(where: str, kind: str, spec: dict[str, Any]) -> str | None:
+    if "vocabulary" not in spec:
+        return None
+    if kind != "categorical":
+        raise DataError(f"{where}.vocabulary: expected a categorical field, got a {kind} one")
+    for key in ("min_count", "hashed"):
+        if key in spec:
+            raise DataError(f"{where}.{key}: expected no key beside vocabulary, whose field sets it, got {spec[key]!r}")
+    return text(f"{where}.vocabulary", spec["vocabulary"])
 
 
 def _label(name: str, value: Any) -> Label:

@@ -27,6 +27,8 @@ class Field:
         tokens: tokens read from a multi-valued column: the ``last`` or ``all``; None for a single-valued column.
         separator: separator of the tokens in a text column; None if the column holds lists.
         encoding: how numbers become components (dense), see ``NumericEncoding``; None for other kinds.
+        length: number of tokens that are kept, the last ones of a row, if ``all`` are read; None for no limit.
+        vocabulary: the field whose ids the values get (categorical); None for ids of its own.
     """
 
     name: str
@@ -38,6 +40,13 @@ class Field:
     separator: str | None = None
     hashed: int | None = None
     encoding: Literal["standard", "log", "piecewise"] | None = None
+    length: int | None = None
+    vocabulary: str | None = None
+
+    @property
+    def counted(self) -> bool:
+        """Whether the ids depend on counts of the field's training values."""
+        return self.hashed is None and self.vocabulary is None
 
 
 @dataclass(frozen=True)

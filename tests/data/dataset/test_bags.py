@@ -12,6 +12,7 @@ from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset import bags
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.schema.parse import parse_schema
@@ -82,6 +83,51 @@ def test_all_tokens_of_text(seen, write, tmp_path):
     prepare(parse_schema(seen), [write(seen=text + text)], tmp_path / "out")
     column = pq.read_table(tmp_path / "out/train.parquet")["seen"].to_pylist()
     assert [column[0], column[3], column[5]] == [[2, 1], [], [1, 1]]
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+@pytest.mark.parametrize("separator", [None, "|"])
+def test_the_last_tokens_are_kept_in_their_order(seen, write, tmp_path, length, separator):
+    lists = [["a", "b", "c"], [], None, ["c"], ["b", "c", "a"], ["a", "a", "b", "b"]]
+    kept = [(each or [])[-length:] for each in lists]
+    if separator:
+        seen["fields"]["seen"]["separator"] = separator
+        lists = [each if each is None else separator.join(each) for each in lists]
+    whole = prepare(parse_schema(seen), [write(seen=lists + lists)], tmp_path / "whole")
+    seen["fields"]["seen"]["length"] = length
+    manifest = prepare(parse_schema(seen), [write(seen=lists + lists)], tmp_path / "out")
+    assert manifest.fingerprint != whole.fingerprint  # a model of one is not evaluated on the other
+    vocabulary = read_encoders(tmp_path / "out", manifest)["seen"]
+    assert set(vocabulary.values.to_pylist()) == {token for tokens in kept for token in tokens}
+    column = pq.read_table(tmp_path / "out/train.parquet")["seen"].to_pylist()
+    assert [[vocabulary.values[each - 1].as_py() for each in ids] for ids in column] == kept
+
+
+@pytest.mark.parametrize("hashed", [{}, {"hashed": 7}], ids=["vocabulary", "hashed"])
+def test_tokens_have_the_ids_of_the_field_that_they_name(seen, write, tmp_path, hashed):
+    seen["fields"] = {
+        "seen": {"kind": "categorical", "tokens": "all", "vocabulary": "city"},
+        "city": {"kind": "categorical"} | hashed,
+        "size": "categorical",
+    }
+    city = [*"bacaazbcca", None, "y"]
+    lists = [["a", "x", "c"], [], None, ["z", None], ["b"], ["a", "b"]]
+    manifest = prepare(parse_schema(seen), [write(city=city, seen=lists + lists)], tmp_path / "out")
+    assert manifest.num_embeddings[0] == manifest.num_embeddings[1]
+    table = pq.read_table(tmp_path / "out/train.parquet")
+    encoders = read_encoders(tmp_path / "out", manifest)
+    assert list(encoders) == ["seen", "city", "size"]
+    assert encoders["seen"] is encoders["city"]
+    ids = [encoders["city"].encode(pa.array(each or [], pa.string())).to_pylist() for each in lists]
+    assert table["seen"].to_pylist() == ids
+    assert hashed or ids[0][1] == 0  # x is in no training row of city
+    stored = pq.read_table(tmp_path / "out/vocabulary.parquet")["field"].to_pylist()
+    assert set(stored) == ({"size"} if hashed else {"city", "size"})
+    grown = prepare(parse_schema(seen), [write(city=["new", *city[1:]], seen=lists + lists)], tmp_path / "grown",
+                    grow=tmp_path / "out")  # fmt: skip
+    more = read_encoders(tmp_path / "grown", grown)
+    assert more["seen"] is more["city"]
+    assert grown.num_embeddings[0] == grown.num_embeddings[1] == manifest.num_embeddings[0] + (not hashed)
 
 
 def test_damaged_lists_raise(seen, write, tmp_path):

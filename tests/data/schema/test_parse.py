@@ -157,6 +157,41 @@ def test_condition_with_alternatives(source):
             {"city": {"kind": "categorical", "hashed": 2**31}},
             "fields.city.hashed: expected at most 2147483646",
         ),
+        (
+            "fields",
+            {"city": {"kind": "categorical", "tokens": "all", "length": 0}},
+            "fields.city.length: expected an integer >= 1, got 0",
+        ),
+        (
+            "fields",
+            {"city": {"kind": "categorical", "tokens": "all", "length": True}},
+            "fields.city.length: expected an integer >= 1, got True",
+        ),
+        (
+            "fields",
+            {"city": {"kind": "categorical", "tokens": "last", "length": 3}},
+            "fields.city.length: expected a field with tokens \"all\", got tokens 'last'",
+        ),
+        (
+            "fields",
+            {"city": "categorical", "seen": {"kind": "categorical", "vocabulary": "town"}},
+            "fields.seen.vocabulary: expected a categorical field with ids of its own, one of city, got 'town'",
+        ),
+        (
+            "fields",
+            {"city": {"kind": "categorical", "vocabulary": "city"}},
+            "fields.city.vocabulary: expected a categorical field with ids of its own, one of none, got 'city'",
+        ),
+        (
+            "fields",
+            {"city": "categorical", "rain": {"kind": "numeric", "vocabulary": "city"}},
+            "fields.rain.vocabulary: expected a categorical field, got a numeric one",
+        ),
+        (
+            "fields",
+            {"city": "categorical", "seen": {"kind": "categorical", "vocabulary": "city", "min_count": 2}},
+            "fields.seen.min_count: expected no key beside vocabulary, whose field sets it, got 2",
+        ),
         ("drop", [["day", ">", 2**65]], "drop: day >: expected an integer of 64 bits, got 36893488147419103232"),
         (
             "fields",
