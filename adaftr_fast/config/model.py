@@ -37,6 +37,11 @@ class ModelConfig(Section):
     """E, embedding width of every field (Table 3)."""
     embedding_dims: dict[str, int] = option(factory=dict, within=AT_LEAST_1, omit_default=True)
     """Embedding widths of fields by name, which override embedding_dim, such as {"user": 16}."""
+    attention: dict[str, str] = option(factory=dict, omit_default=True)
+    """Fields that are pooled by target attention, each with its target, such as {"history": "item"} (DIN; see
+    docs/data.md); other multi-valued fields are averaged. A field and its target have one vocabulary and one table."""
+    attention_hidden: list[int] = option(factory=lambda: [36], within=AT_LEAST_1, omit_default=True)
+    """Layer widths of the activation unit of target attention, a of DIN's Eq. 3 (Fig. 2)."""
     num_experts: int = option(3, within=AT_LEAST_1)
     """k of Eq. 3: number of experts of MMoE, and of shared experts of PLE."""
     task_experts: int = option(1, within=AT_LEAST_1)

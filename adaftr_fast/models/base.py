@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
-from adaftr_fast.models.sizes import embedding_widths
+from adaftr_fast.models.sizes import attention_targets, embedding_widths
+from adaftr_fast.nn.attention import FieldAttention
 from adaftr_fast.nn.dense import DenseFields, NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.mlp import Tower, run_towers
@@ -116,10 +117,14 @@ class Backbone(MultiTaskModel):
         num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
         config: the settings; its subclasses say what they read.
-        field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
+        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
+            name any.
         dense: encodings of the dense fields, if there are any. Their components follow the embeddings.
 
     Attributes:
+        embedding: the fields, named by their positions, but for those that are pooled by attention.
+        attention: the units of the fields that are pooled by attention; None if there are none.
+        widths: F widths.
         embedded_features: D.
     """
 
@@ -135,12 +140,14 @@ class Backbone(MultiTaskModel):
     ) -> None:
         super().__init__(task_names)
         self.l2 = config.l2
-        widths = embedding_widths(config, len(num_embeddings), field_names)
-        self.embedding = FusedEmbedding(num_embeddings, widths)
+        self.widths = embedding_widths(config, len(num_embeddings), field_names)
+        targets = attention_targets(config, num_embeddings, field_names)
+        own = [f for f in range(len(num_embeddings)) if f not in targets]
+        rows, widths = [num_embeddings[f] for f in own], [self.widths[f] for f in own]
+        self.embedding = FusedEmbedding(rows, widths, field_names=[str(f) for f in own])
+        self.attention = FieldAttention(targets, self.widths, config.attention_hidden) if targets else None
         self.dense_fields = DenseFields(dense) if dense else None
-        self.embedded_features = self.embedding.out_features + (
-            self.dense_fields.out_features if self.dense_fields else 0
-        )
+        self.embedded_features = sum(self.widths) + (self.dense_fields.out_features if self.dense_fields else 0)
 
     @abstractmethod
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
@@ -152,12 +159,16 @@ class Backbone(MultiTaskModel):
         return hidden, torch.cat(logits, 1)
 
     def embed(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
-        """Looks up the embeddings, averaged over a multi-valued field, and encodes dense fields -> [B, D].
+        """Computes e_r, [B, D]: embeddings, those of a bag pooled by the mean or by attention, and encoded numbers.
 
         Raises:
             ValueError: the model has dense fields and ``dense`` is None, or the reverse.
         """
-        embedded: Tensor = self.embedding(ids, offsets)
+        embedded: Tensor
+        if self.attention is None:
+            embedded = self.embedding(ids, offsets)
+        else:
+            embedded = self.attention(self.embedding, ids, offsets)
         if (dense is None) != (self.dense_fields is None):
             expected = (
                 f"float32 [B, {len(self.dense_fields.encodings)}]"

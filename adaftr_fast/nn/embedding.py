@@ -137,6 +137,11 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         owner = self.tables[number] if self._mixed else self
         return self.by_width[number].look_up(owner.weight, owner.offsets, ids, offsets, per_sample_weights, mean)
 
+    def _look_up_rows(self, number: int, rows: Tensor) -> Tensor:
+        owner, table = self._owners()[number], self.by_width[number]
+        whole = owner.offsets[:: len(table.fields)].contiguous()  # [0, R]
+        return table.look_up(owner.weight, whole, rows[:, None], None, None, False)
+
     def _compute_dtype(self) -> torch.dtype:
         return torch.float64 if self.table_weights()[0].dtype == torch.float64 else torch.float32
 

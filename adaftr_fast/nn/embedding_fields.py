@@ -18,6 +18,7 @@ from adaftr_fast.ops.embedding.bags import PAD, bag_of_id, select_bags
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference.bags import check_bags, resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids
+from adaftr_fast.ops.embedding.segments import rows_of_field
 
 
 class EmbeddingFields(nn.Module):
@@ -71,6 +72,10 @@ class EmbeddingFields(nn.Module):
         self, number: int, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None, mean: bool
     ) -> Tensor:
         """Looks up the fields of table ``by_width[number]``; arguments as of :meth:`EmbeddingTable.look_up`."""
+        raise NotImplementedError
+
+    def _look_up_rows(self, number: int, rows: Tensor) -> Tensor:
+        """Looks up rows [N] of table ``by_width[number]``, numbered over all its fields -> [N, E]."""
         raise NotImplementedError
 
     def _compute_dtype(self) -> torch.dtype:
@@ -191,6 +196,33 @@ class EmbeddingFields(nn.Module):
         out = self._look_up(ids, offsets, per_sample_weights)
         self.oov_counts += bad  # after everything that can raise
         return out
+
+    def look_up_field(self, name: str | int, ids: Tensor) -> Tensor:
+        """Looks up ids of one field, without pooling.
+
+        Args:
+            name: the name of the field, or its position.
+            ids: [N], int32 or int64. ``padding_idx`` and ``on_bad_id`` apply as in ``forward``.
+
+        Returns:
+            [N, E_f].
+
+        Raises:
+            IndexError: an id is out of the range of the field.
+            KeyError: there is no such field.
+            TypeError: ids are neither int32 nor int64.
+        """
+        f = self.field(name)
+        number = next(number for number, table in enumerate(self.by_width) if f in table.fields)
+        table = self.by_width[number]
+        if self.on_bad_id == "oov":
+            bad = (ids < 0) | (ids >= self.num_embeddings[f])
+            self.oov_counts[f] += bad.sum()
+            ids = ids.masked_fill(bad, 0)
+        first = sum(table.num_embeddings[: table.fields.index(f)])
+        out = self._look_up_rows(number, rows_of_field(ids, first, self.num_embeddings[f]))
+        padding = None if self.padding_idx is None else self.padding_idx[f]
+        return out if padding is None else torch.where((ids == padding)[:, None], out.detach(), out)
 
     def _arguments(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> _Ids:
         """Returns the arguments with bags of one length as ids [N] and offsets, and factors in the dtype of the ops."""
@@ -321,11 +353,23 @@ def _of_table(
     """Selects some fields of a batch, given as a list and as a tensor on its device."""
     if offsets is None:
         return _Ids(ids.index_select(1, columns))
+    return _Ids(*select_fields(chosen, ids, offsets, per_sample_weights, fields))
+
+
+def select_fields(
+    chosen: list[int],
+    ids: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    fields: int,
+    fill: int = PAD,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns the ids [M], offsets and factors of some fields; on CUDA [N] ids, ``fill`` behind the last bag."""
     kept, starts = select_bags(ids, offsets, per_sample_weights, chosen, fields)
     own = ids[kept]
     if runs_cuda_kernels(ids):  # the positions from the last offset on have no meaning
-        own = own.masked_fill(torch.arange(len(own), device=own.device) >= starts[-1], PAD)
-    return _Ids(own, starts, None if per_sample_weights is None else per_sample_weights[kept])
+        own = own.masked_fill(torch.arange(len(own), device=own.device) >= starts[-1], fill)
+    return own, starts, None if per_sample_weights is None else per_sample_weights[kept]
 
 
 def _short(numbers: list[int]) -> str:

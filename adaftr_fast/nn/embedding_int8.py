@@ -86,6 +86,10 @@ class QuantizedEmbedding(EmbeddingFields):
         return torch.float32
 
     @torch.no_grad()
+    def _look_up_rows(self, number: int, rows: Tensor) -> Tensor:
+        return sum_rows(self.tables[number].packed, rows, torch.arange(rows.shape[0] + 1, device=rows.device), None)
+
+    @torch.no_grad()
     def _look_up_table(
         self, number: int, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None, mean: bool
     ) -> Tensor:

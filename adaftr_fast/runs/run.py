@@ -17,6 +17,8 @@ from adaftr_fast._json import dumps
 from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.manifest import Manifest
+from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.distributed.ranks import Ranks, restarted
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models import MultiTaskModel, build_model
@@ -201,6 +203,7 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
             f"model.name: {config.name} needs tasks that are the stages of the schema's funnel, in order, got tasks "
             f"{tasks} and funnel {funnel}"
         )
+    _check_attention(config, data.manifest)
     try:
         names = [field.name for field in data.manifest.fields]
         return build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names, data.manifest.dense)
@@ -210,12 +213,33 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
         raise ConfigError(f"model: {error}") from error
 
 
+def _check_attention(config: ModelConfig, manifest: Manifest) -> None:
+    """Raises ConfigError if attention would pool a single-valued field, or ids of another vocabulary than the target's.
+
+    ``attention_targets`` checks the names.
+    """
+    multiple = {field.name for field in manifest.fields if field.multiple}
+    owners = {field.name: field.vocabulary or field.name for field in parse_schema(manifest.schema).fields}
+    for name, target in config.attention.items():
+        if not {name, target} <= owners.keys():
+            continue
+        if name not in multiple:
+            raise config.error("attention", 'fields with tokens = "all" in the schema', name)
+        if target in multiple:
+            raise config.error("attention", f"a single-valued target of {name}", target)
+        if owners[name] != owners[target]:
+            wanted = f'vocabulary = "{owners[target]}" for {name} in the schema of the prepared data'
+            raise config.error("attention", wanted, owners[name])
+
+
 def _check_memory(config: RunConfig, data: PreparedData) -> None:
     """Raises ConfigError if tables and their optimizer's state alone are larger than the memory that is available."""
     if config.model.is_own:  # which may have other tables
         return
-    num_embeddings, names = data.manifest.num_embeddings, [field.name for field in data.manifest.fields]
-    widths = embedding_widths(config.model, len(num_embeddings), names)
+    names = [field.name for field in data.manifest.fields]
+    of_all = zip(names, data.manifest.num_embeddings, embedding_widths(config.model, len(names), names), strict=True)
+    own = [(rows, width) for name, rows, width in of_all if name not in config.model.attention]
+    num_embeddings, widths = ([each[n] for each in own] for n in (0, 1))
     weights, available = 4 * sum(map(operator.mul, num_embeddings, widths)), _memory.available()
     on_cpu = config.training.device == "cpu"  # other devices hold the state themselves
     state = table_state_bytes(config.optimizer.tables, num_embeddings, widths) if on_cpu else 0

@@ -19,13 +19,13 @@ from torch import Tensor
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
-from adaftr_fast.models import MultiTaskModel
+from adaftr_fast.models import Backbone, MultiTaskModel
 from adaftr_fast.nn.dense import DenseFields, NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.trained import load_earlier
 
 FRESH = -1  # source of a row without a match
-BACKBONE, RELATEDNESS = "backbone.", ("relatedness.", "contrasts.")
+BACKBONE, ATTENTION, RELATEDNESS = "backbone.", "attention.units.", ("relatedness.", "contrasts.")
 
 
 @dataclass
@@ -85,11 +85,17 @@ def _tables(model: MultiTaskModel) -> list[tuple[str, FusedEmbedding]]:
     return [(name, module) for name, module in modules if isinstance(module, FusedEmbedding)]
 
 
-def _columns(model: MultiTaskModel, data: PreparedData) -> list[tuple[str, int] | NumericEncoding]:
-    """Names and widths of the fields, and encodings of dense ones, in the order in which dense layers read them."""
-    _, table = _tables(model)[0]
-    embedded = [(each.name, width) for each, width in zip(data.manifest.fields, table.widths, strict=True)]
-    return [*embedded, *data.manifest.dense]
+def _backbone(model: MultiTaskModel) -> Backbone | None:
+    return next((module for module in model.modules() if isinstance(module, Backbone)), None)
+
+
+def _columns(model: MultiTaskModel, data: PreparedData) -> list[tuple[str, int, str | None] | NumericEncoding]:
+    """What dense layers read, in order: names, widths and attention targets of the fields, and encodings of numbers."""
+    names, backbone = [each.name for each in data.manifest.fields], _backbone(model)
+    widths = _tables(model)[0][1].widths if backbone is None else backbone.widths
+    targets = {} if backbone is None or backbone.attention is None else backbone.attention.targets
+    of_target = [None if (target := targets.get(f)) is None else names[target] for f in range(len(names))]
+    return [*zip(names, widths, of_target, strict=True), *data.manifest.dense]
 
 
 def _source_rows(data: PreparedData, old: PreparedData) -> dict[str, np.ndarray]:
@@ -125,10 +131,13 @@ def _take_rows(
 ) -> None:
     places = {each.name: place for place, each in enumerate(old.manifest.fields)}
     for place, each in enumerate(data.manifest.fields):
-        rows = table.field_weight(place)  # a view
+        if str(place) not in table.field_names:
+            continue  # its vectors are in the table of its target
+        rows = table.field_weight(str(place))  # a view
         taken = 0
-        there = places.get(each.name)
-        if theirs is not None and there is not None and theirs.widths[there] == table.widths[place]:
+        there = str(places.get(each.name))
+        known_there = theirs is not None and there in theirs.field_names
+        if known_there and theirs.field_weight(there).shape[1] == rows.shape[1]:
             source = torch.from_numpy(sources[each.name])
             known = (source != FRESH).nonzero().flatten()
             rows[known.to(rows.device)] = theirs.field_weight(there)[source[known]].to(rows.device)
@@ -152,7 +161,7 @@ def _take_dense(
             report.fresh[name] = "the shapes differ"
         elif not same_tasks:
             report.fresh[name] = "the tasks differ"
-        elif not same_fields and value.dim() > 1 and value.shape[-1] == width:
+        elif not same_fields and (ATTENTION in name or (value.dim() > 1 and value.shape[-1] == width)):
             report.fresh[name] = "the fields it reads differ"
         else:
             value.copy_(theirs[name])
@@ -178,5 +187,7 @@ def _dense(model: MultiTaskModel) -> dict[str, Tensor]:
 
 
 def _embedded_width(model: MultiTaskModel) -> int:
+    if (backbone := _backbone(model)) is not None:
+        return backbone.embedded_features
     encoded = next((module.out_features for module in model.modules() if isinstance(module, DenseFields)), 0)
     return next(table.out_features for _, table in _tables(model)) + encoded

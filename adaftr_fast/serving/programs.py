@@ -15,15 +15,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-import adaftr_fast.ops.embedding.lookup  # noqa: F401  # defines the op of PLAIN
 from adaftr_fast.errors import ServingError
 from adaftr_fast.models.base import MultiTaskModel
+from adaftr_fast.serving.plain import PLAIN
 
 
 class Probabilities(nn.Module):
@@ -46,21 +45,6 @@ class Probabilities(nn.Module):
         return self.model(ids, offsets, dense).sigmoid()
 
 
-def plain_lookup(weight: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-    """Computes ``fused_embedding`` with PyTorch ops.
-
-    An exported program cannot raise, so an id out of its field's range reads row 0, "unknown".
-    """
-    ids = torch.where((ids < 0) | (ids >= offsets.diff()), 0, ids)
-    return nn.functional.embedding(ids + offsets[:-1], weight).flatten(1)
-
-
-PLAIN: dict[torch._ops.OperatorBase, Callable[..., Any]] = {
-    torch.ops.adaftr_fast.fused_embedding.default: plain_lookup,
-}
-"""Decompositions of the ops of adaftr_fast into PyTorch ops."""
-
-
 def export_program(
     served: Probabilities, fields: int, *, multiple: bool = False, dense: int = 0, plain: bool = False
 ) -> ExportedProgram:
@@ -73,12 +57,7 @@ def export_program(
         dense: the number of dense fields.
         plain: uses PyTorch ops only. Otherwise look-ups are ops of adaftr_fast, which check ids and require that the
             process imports adaftr_fast.
-
-    Raises:
-        ServingError: ``plain`` and ``multiple`` are both set; bags have no PyTorch decomposition.
     """
-    if plain and multiple:
-        raise ServingError("multi-valued fields support neither AOTInductor nor ONNX: bags have no PyTorch form")
     batch, ids = Dim("batch", min=1), torch.zeros(2, fields, dtype=torch.int32)  # 1 row would become a constant
     example: tuple[Tensor, ...] = (ids,)
     shapes = {"ids": {0: batch}}
@@ -121,7 +100,9 @@ def save_aot(program: ExportedProgram, path: Path) -> None:
 
 
 def save_onnx(program: ExportedProgram, path: Path) -> None:
-    """Writes a plain program as ONNX with the inputs ``ids``, and ``dense`` if any, and the output ``probabilities``.
+    """Writes a plain program as ONNX with the output ``probabilities``.
+
+    Its inputs are ``ids``, with bags also ``starts``, and with dense fields ``dense``.
 
     Raises:
         ServingError: ONNX is not installed.
@@ -141,8 +122,9 @@ def load_onnx(path: Path) -> Callable[..., Tensor]:
 
     evaluator = onnx.reference.ReferenceEvaluator(onnx.load(path))
 
-    def run(ids: Tensor, **others: Tensor) -> Tensor:
-        outputs = evaluator.run(None, {name: x.numpy() for name, x in ({"ids": ids} | others).items()})
+    def run(*features: Tensor, **others: Tensor) -> Tensor:
+        inputs = dict(zip(("ids", "starts"), features)) | others
+        outputs = evaluator.run(None, {name: each.numpy() for name, each in inputs.items()})
         assert isinstance(outputs, list)  # a dict only with intermediate=True
         return torch.from_numpy(outputs[0])
 

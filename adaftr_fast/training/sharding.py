@@ -49,6 +49,8 @@ def check_tables(model: ModelConfig, config: TrainingConfig) -> None:
         raise _refused(f"model.embedding_dim = a multiple of 4, got {model.embedding_dim}")
     if set(model.embedding_dims.values()) - {model.embedding_dim}:
         raise _refused(f"model.embedding_dims = none of another width, got {model.embedding_dims}")
+    if model.attention:
+        raise _refused(f"model.attention = none, got {model.attention} (it reads the vector of each id)")
 
 
 def check_replicated(what: str, config: TrainingConfig) -> None:

@@ -19,6 +19,7 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed.ranks import Ranks, is_of_a_collective
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models.base import MultiTaskModel
+from adaftr_fast.nn.attention import FieldAttention
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import clip_grad_norm_
@@ -249,9 +250,10 @@ def not_finite(losses: dict[str, float]) -> TrainingError:
 def _compiled_loss(model: MultiTaskModel, *, eager_contrast: bool) -> Callable[..., dict[str, Tensor]]:
     """Compiles ``model.loss``, except for the modules that must run eagerly.
 
-    Embedding look-ups run eagerly, since rows with deferred updates change their ops. Collectives cannot be compiled.
+    Embedding look-ups run eagerly, since rows with deferred updates change their ops, and so does attention, since the
+    number of ids changes. Collectives cannot be compiled.
     """
-    eager = (FusedEmbedding, AdaptiveInfoNCE) if eager_contrast else FusedEmbedding
+    eager = (FusedEmbedding, FieldAttention, *((AdaptiveInfoNCE,) if eager_contrast else ()))
     for module in model.modules():
         if isinstance(module, eager):
             # A method, not a closure: a deep copy rebinds it to the copied module.

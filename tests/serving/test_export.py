@@ -86,8 +86,13 @@ def test_programs_with_multi_valued_fields_match_the_model(name, widths):
     torch.testing.assert_close(program(*empty), served(*empty).detach(), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 0"):
         program(empty[0], empty[1] + 1)
-    with pytest.raises(ServingError, match="neither AOTInductor nor ONNX"):
-        export_program(served, len(FIELDS), multiple=True, plain=True)
+    plain = export_program(served, len(FIELDS), multiple=True, plain=True)
+    assert not any("adaftr_fast" in str(node.target) for node in plain.graph.nodes)
+    for features in (empty, random_features(fields, 1), random_features(fields, 500)):
+        torch.testing.assert_close(plain.module()(*features), served(*features).detach(), rtol=0, atol=1e-6)
+    bad = (torch.tensor([50, -1, 7], dtype=torch.int32), torch.arange(3)[None])  # each out of its field's range
+    unknown = torch.zeros(3, dtype=torch.int32)
+    assert torch.equal(plain.module()(*bad), plain.module()(unknown, bad[1]))
 
 
 def test_export_applies_deferred_updates():

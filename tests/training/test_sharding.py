@@ -38,6 +38,9 @@ def test_unsupported_widths_raise_before_data_are_read(tmp_path):
     config.model = ModelConfig(embedding_dims={"user": 16, "item": 8})
     with pytest.raises(TrainingError, match=r"needs model\.embedding_dims = none of another width, got .*'user': 16"):
         fit_one(None, config, tmp_path, ranks=RANKS)
+    config.model = ModelConfig(attention={"seen": "item"})
+    with pytest.raises(TrainingError, match=r"needs model\.attention = none, got {'seen': 'item'}"):
+        fit_one(None, config, tmp_path, ranks=RANKS)
     check_tables(ModelConfig(embedding_dims={"item": 8}), training)
     check_tables(ModelConfig(embedding_dim=6, embedding_dims={"user": 16}), TrainingConfig())
 

@@ -1,0 +1,121 @@
+"""Ops on the vectors of the ids of bags, one vector per id, where a bag is not pooled by its mean or sum alone.
+
+Shapes: B bags, N ids of all bags, E width, R rows of a table. ``offsets`` [B + 1] int64 rise from 0 to N. No op adds in
+an order that differs from call to call, on any device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaftr_fast.ops.embedding.bags import PAD, bag_of_id
+from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
+from adaftr_fast.ops.embedding.reference.lookup import check_ids
+from adaftr_fast.ops.library import library
+
+library.define("rows_of_field(Tensor ids, int first, int rows) -> Tensor")
+library.define("sum_bags(Tensor vectors, Tensor offsets) -> Tensor")
+library.define("repeat_by_bag(Tensor vectors, Tensor offsets, SymInt size) -> Tensor")
+
+
+def _rows_of_field(ids: Tensor, first: int, rows: int) -> Tensor:
+    if runs_cuda_kernels(ids):  # the look-up reports -1, without making the host wait
+        return torch.where((ids < 0) | (ids >= rows), -1, ids.long() + first)
+    check_ids("rows_of_field", ids[:, None], torch.tensor([0, rows], device=ids.device))
+    return ids.long() + first
+
+
+def _sum_bags(vectors: Tensor, offsets: Tensor) -> Tensor:
+    size = vectors.shape[0]
+    positions = torch.arange(size, device=vectors.device)
+    if runs_cuda_kernels(vectors):
+        positions = positions.masked_fill(positions >= offsets[-1], PAD)
+    whole = torch.tensor([0, size], device=vectors.device)
+    summed: Tensor = torch.ops.adaftr_fast.embedding_bags(
+        vectors.contiguous(), positions, offsets, None, whole, False, []
+    )
+    return summed
+
+
+def _repeat_by_bag(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
+    bag = bag_of_id(offsets.new_empty(size), offsets)
+    inside = bag < vectors.shape[0]  # not behind the last bag, where CUDA leaves ids without meaning
+    repeated = vectors.index_select(0, torch.where(inside, bag, 0))
+    return torch.where(inside[:, None], repeated, 0)
+
+
+for _name, _run in (
+    ("rows_of_field", _rows_of_field),
+    ("sum_bags", _sum_bags),
+    ("repeat_by_bag", _repeat_by_bag),
+):
+    library.impl(_name, _run, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("adaftr_fast::rows_of_field", lib=library)
+def _rows_of_field_fake(ids: Tensor, first: int, rows: int) -> Tensor:
+    return ids.new_empty(ids.shape, dtype=torch.int64)
+
+
+@torch.library.register_fake("adaftr_fast::sum_bags", lib=library)
+def _sum_bags_fake(vectors: Tensor, offsets: Tensor) -> Tensor:
+    return vectors.new_empty(offsets.shape[0] - 1, vectors.shape[1])
+
+
+@torch.library.register_fake("adaftr_fast::repeat_by_bag", lib=library)
+def _repeat_by_bag_fake(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
+    return vectors.new_empty(size, vectors.shape[1])
+
+
+def _setup_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    vectors, offsets = inputs
+    ctx.save_for_backward(offsets)
+    ctx.size = vectors.shape[0]
+
+
+def _backward_of_sum(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return repeat_by_bag(grad, *ctx.saved_tensors, ctx.size), None
+
+
+def _setup_repeat(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward_of_repeat(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return sum_bags(grad, *ctx.saved_tensors), None, None
+
+
+torch.library.register_autograd("adaftr_fast::sum_bags", _backward_of_sum, setup_context=_setup_sum, lib=library)
+torch.library.register_autograd(
+    "adaftr_fast::repeat_by_bag", _backward_of_repeat, setup_context=_setup_repeat, lib=library
+)
+
+
+def rows_of_field(ids: Tensor, first: int, rows: int) -> Tensor:
+    """Returns the table rows of ids [N] of a field whose ``rows`` rows begin at row ``first``, int64 [N].
+
+    Raises:
+        IndexError: an id is not in 0 to ``rows`` - 1. On CUDA its row is -1, which the look-up reports.
+        TypeError: ids are neither int32 nor int64.
+    """
+    found: Tensor = torch.ops.adaftr_fast.rows_of_field(ids, first, rows)
+    return found
+
+
+def sum_bags(vectors: Tensor, offsets: Tensor) -> Tensor:
+    """Returns the sum of the vectors [N, E] of each bag, [B, E]; zeros for an empty bag.
+
+    Raises:
+        ValueError: offsets do not rise from 0 to N; on CUDA a later op raises it.
+    """
+    summed: Tensor = torch.ops.adaftr_fast.sum_bags(vectors, offsets)
+    return summed
+
+
+def repeat_by_bag(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
+    """Returns the vector of each id's bag, [N, E], given those of the bags, [B, E], and N = ``size``."""
+    repeated: Tensor = torch.ops.adaftr_fast.repeat_by_bag(vectors, offsets, size)
+    return repeated

@@ -1,0 +1,128 @@
+"""Models with a field that is pooled by target attention."""
+
+import pytest
+import torch
+
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.experiments.complexity import count_parameters
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.optim import Adam
+from tests.models.inputs import MODELS, TWO
+
+NAMES, ROWS = ["item", "history", "day"], [30, 30, 4]
+SMALL = {"embedding_dim": 4, "expert_hidden": [8], "tower_hidden": [8], "relatedness_hidden": [4]}
+
+
+def build(name="mmoe", attention=None, **options):
+    torch.manual_seed(0)
+    attention = {"history": "item"} if attention is None else attention
+    return build_model(ModelConfig(name=name, attention=attention, **(SMALL | options)), ROWS, TWO, NAMES)
+
+
+def batch(rows=64, length=6, seed=0):
+    """Returns rows with a history of up to ``length`` items. A click is an item that the history holds."""
+    g = torch.Generator().manual_seed(seed)
+    counts = torch.ones(rows, 3, dtype=torch.int64)
+    counts[:, 1] = torch.randint(0, length + 1, (rows,), generator=g)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.flatten().cumsum(0)])
+    ids = torch.randint(1, 30, (int(offsets[-1]),), generator=g, dtype=torch.int32)
+    item, history, day = (offsets[:-1].view(rows, 3)[:, f] for f in range(3))
+    ids[day] %= 4
+    for row in range(0, rows, 2):  # of every second row that has a history, the item is in it
+        if counts[row, 1]:
+            ids[item[row]] = ids[history[row] + torch.randint(int(counts[row, 1]), (1,), generator=g)]
+    held = [bool((ids[h : h + n] == ids[i]).any()) for i, h, n in zip(item, history, counts[:, 1], strict=True)]
+    labels = torch.tensor(held).float()[:, None].expand(-1, 2).clone()
+    return Batch(ids, labels, offsets=offsets)
+
+
+@pytest.mark.parametrize("name", [*MODELS, "adaftr"])
+def test_every_model_pools_by_attention(name):
+    model, rows = build(name), batch()
+    tables = 2 if name == "single_dnn" else 1
+    assert sum("attention" in key and key.endswith("logit.bias") for key in model.state_dict()) == tables
+    before = model(*rows.features)
+    assert before.shape == (64, 2)
+    optimizer = Adam(model, lr=0.01)
+    torch.stack(tuple(model.loss(rows).values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    optimizer.step()
+    assert (model(*rows.features) - before).abs().max() > 0
+    of_tables, dense, deployed = count_parameters(model, rows)
+    assert of_tables == tables * 4 * (30 + 4)  # the history has no table
+    assert of_tables + dense == sum(parameter.numel() for parameter in model.parameters())
+    assert deployed >= 16 * 36 + 36 + 36 + 1
+
+
+def test_rows_do_not_depend_on_each_other():
+    model, rows = build().eval(), batch()
+    with torch.no_grad():
+        whole = model(*rows.features)
+        alone = torch.cat([model(*rows[n : n + 1].features) for n in range(len(rows))])
+    torch.testing.assert_close(whole, alone)
+
+
+def test_one_id_per_field_is_a_bag_of_one():
+    model, ids = build(), torch.tensor([[3, 7, 1], [0, 2, 3]], dtype=torch.int32)
+    assert torch.equal(model(ids), model(ids.flatten(), torch.arange(7)))
+    with pytest.raises(ValueError, match=r"attention: ids must be \[B, 3\]"):
+        model(ids[:, :2])
+
+
+def test_int8_tables_serve_attention():
+    model, rows = build().eval(), batch()
+    with torch.no_grad():
+        exact = model(*rows.features)
+        model.embedding = model.embedding.quantized()
+        torch.testing.assert_close(model(*rows.features), exact, rtol=0, atol=1e-4)
+
+
+def auc(model, rows):
+    with torch.no_grad():
+        scores, labels = model(*rows.features)[:, 0], rows.labels[:, 0] > 0
+    return (scores[labels][:, None] > scores[~labels]).double().mean()
+
+
+def test_attention_learns_whether_the_history_holds_the_target():
+    """The mean of the history and the item alone do not tell it to a small network."""
+    reached, rows = {}, batch(2048)
+    for pooling in ({}, {"history": "item"}):
+        model = build("shared_bottom", pooling, embedding_dim=8, l2=0.0)
+        optimizer = Adam(model, lr=0.02)
+        for step in range(100):
+            part = rows[(start := step * 256 % 2048) : start + 256]
+            optimizer.zero_grad()
+            torch.stack(tuple(model.loss(part).values())).sum().backward()
+            optimizer.step()
+        model.eval()
+        reached[bool(pooling)] = auc(model, batch(1024, seed=1))
+    assert reached[True] > 0.9
+    assert reached[True] > reached[False] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "message"),
+    [
+        ({"attention": {"seen": "item"}}, NAMES, r"model\.attention: expected names among item, .*got 'seen'"),
+        ({"attention": {"history": "shop"}}, NAMES, r"model\.attention: expected names among item, .*got 'shop'"),
+        ({"attention": {"item": "item"}}, NAMES, "expected a target of item that is not pooled by attention itself"),
+        ({"attention": {"history": "day"}}, NAMES, "a field with the 4 ids of its target day, got 'history: 30'"),
+        ({}, None, r"field_names are needed for attention = {'history': 'item'}, got None"),
+        (
+            {"embedding_dims": {"history": 3}},
+            NAMES,
+            "embedding_dims: expected 4 for history, as for its target item, got 3",
+        ),
+        ({"attention_hidden": []}, NAMES, r"model\.attention_hidden: expected one or more widths >= 1"),
+        ({"attention": {"history": 3}}, NAMES, r"model\.attention"),
+    ],
+)
+def test_impossible_attention_is_named(options, names, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(ModelConfig(**({"attention": {"history": "item"}} | SMALL | options)), ROWS, TWO, names)
+
+
+def test_a_field_has_the_width_of_its_target():
+    model = build(embedding_dims={"item": 6})
+    assert (model.widths, model.embedded_features) == ([6, 6, 4], 16)
+    assert set(model.embedding.state_dict()) == {"weight.0", "weight.2"}

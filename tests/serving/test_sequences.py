@@ -1,0 +1,142 @@
+"""A history of items from the raw log to scores: prepare, train, evaluate, export, predict."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from adaftr_fast.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import ConfigError
+from adaftr_fast.runs.run import build, train_one
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.runs.warm_start import warm_start
+from adaftr_fast.serving.columns import output_columns
+from adaftr_fast.serving.export import export_run, random_features
+from adaftr_fast.serving.predict import predict
+from adaftr_fast.serving.programs import load_onnx
+from adaftr_fast.serving.scorer import load_scorer
+from adaftr_fast.training.evaluation import predict as predict_split
+
+LENGTH = 4
+SOURCE = {
+    "name": "shop",
+    "labels": {"click": "click", "conversion": "buy"},
+    "split": {
+        "train": {"where": [["day", "<", 8]]},
+        "validation": {"where": [["day", "==", 8]]},
+        "test": {"where": [["day", "==", 9]]},
+    },
+    "fields": {
+        "seen": {"kind": "categorical", "tokens": "all", "length": LENGTH, "separator": "|", "vocabulary": "item"},
+        "user": "categorical",
+        "item": {"kind": "categorical", "min_count": 2},
+        "tags": {"kind": "categorical", "tokens": "all", "separator": "|"},
+    },
+}
+
+
+def make_log(rows=600):
+    """Histories have no tokens, up to three times ``LENGTH``, and tokens that are no items."""
+    random = np.random.default_rng(0)
+    histories = [random.integers(0, 40, n) for n in random.integers(0, 3 * LENGTH + 1, rows)]
+    item = random.integers(0, 25, rows)
+    click = np.array([i in history[-LENGTH:] for i, history in zip(item, histories, strict=True)])
+    click |= random.random(rows) < 0.2
+    return pa.table(
+        {
+            "day": np.arange(rows) * 10 // rows,
+            "user": random.integers(0, 50, rows),
+            "item": item,
+            "seen": ["|".join(map(str, history)) for history in histories],
+            "tags": ["|".join(random.choice(["a", "b", "c"], n)) for n in random.integers(0, 3, rows)],
+            "click": click.astype(np.int8),
+            "buy": (click & (random.random(rows) < 0.5)).astype(np.int8),
+        }
+    )
+
+
+def settings(folder, **model):
+    sizes = {"expert_hidden": [8], "tower_hidden": [8, 8], "relatedness_hidden": [4], "embedding_dim": 4}
+    return RunConfig(
+        DataConfig(str(folder)),
+        ModelConfig(**(sizes | {"attention": {"seen": "item"}, "embedding_dims": {"tags": 3}} | model)),
+        OptimizerConfig(lr=0.01),
+        TrainingConfig(batch_size=64, max_epochs=2, progress=False),
+    )
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A folder with the log, the prepared ``data`` and a trained ``run``."""
+    folder = tmp_path_factory.mktemp("shop")
+    pq.write_table(make_log(), folder / "log.parquet")
+    prepare(parse_schema(SOURCE), [folder / "log.parquet"], folder / "data")
+    train_one(PreparedData(folder / "data"), settings(folder / "data"), folder / "run")
+    return folder
+
+
+def test_predictions_are_those_of_the_evaluation(shop):
+    pytest.importorskip("onnx")
+    export_run(shop / "run", shop / "model", onnx=True)
+    scorer = load_scorer(shop / "model")
+    predict(scorer, [shop / "log.parquet"], shop / "scores.parquet", output_columns(["click", "conversion"]))
+    table = pq.read_table(shop / "scores.parquet")
+    scores = np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
+    data, model = PreparedData(shop / "data"), load_trained(shop / "run").model
+    parts = [predict_split(model, data.load(split), 100).logits for split in ("train", "validation", "test")]
+    expected = torch.from_numpy(np.concatenate(parts)).sigmoid().numpy()
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+    assert expected.std() > 0.01
+    onnx, fields = load_onnx(shop / "model/model.onnx"), data.manifest.fields
+    for rows in (1, 70):
+        features = random_features(fields, rows)
+        np.testing.assert_allclose(onnx(*features), scorer.score(features), rtol=0, atol=1e-5)
+
+
+def test_only_the_last_tokens_of_the_history_count(shop):
+    """Rows whose histories differ before the last ``LENGTH`` tokens have the same score; other rows do not."""
+    if not (shop / "model").exists():
+        export_run(shop / "run", shop / "model")
+    scorer = load_scorer(shop / "model")
+    texts = ["1|2|3|4|5", "9|9|2|3|4|5", "2|3|4|5", "3|4|5", "", None, "999|2|3|4|5", "3|4|5|999"]
+    rows = pa.record_batch({"user": [1] * 8, "item": [3] * 8, "tags": ["a"] * 8, "seen": texts})
+    scores = scorer.score(scorer.encode(rows))
+    assert all((scores[0] == scores[other]).all() for other in (1, 2, 6))
+    assert (scores[4] == scores[5]).all()
+    assert len(np.unique(scores[:, 0])) == 4
+
+
+def test_native_code_serves_attention(shop, tmp_path):
+    export_run(shop / "run", tmp_path / "model", aot=True)  # compares it with the model
+    assert (tmp_path / "model/model.aot.pt2").is_file()
+
+
+def test_weights_are_copied_by_meaning(shop):
+    data = PreparedData(shop / "data")
+    report = warm_start(build(settings("").model, data), data, shop / "run")
+    assert not report.fresh
+    assert set(report.rows) == {"user", "item", "tags"}
+    assert all(taken == rows for taken, rows in report.rows.values())
+    averaged = build(settings("", attention={}).model, data)
+    report = warm_start(averaged, data, shop / "run")
+    items = data.manifest.fields[2].num_embeddings
+    assert (report.rows["seen"], report.rows["item"]) == ((0, items), (items, items))
+    assert set(report.fresh) == {"experts.first.weight", "gates.weight"}
+
+
+@pytest.mark.parametrize(
+    ("attention", "message"),
+    [
+        ({"tags": "item"}, "expected vocabulary = \"item\" for tags in the schema of the prepared data, got 'tags'"),
+        ({"user": "item"}, "expected fields with tokens = \"all\" in the schema, got 'user'"),
+        ({"seen": "tags"}, "expected a single-valued target of seen, got 'tags'"),
+        ({"seen": "shop"}, "expected names among seen, user, item, tags, got 'shop'"),
+    ],
+)
+def test_attention_that_the_data_do_not_allow_is_named(shop, attention, message):
+    with pytest.raises(ConfigError, match=f"model.attention: {message}"):
+        build(settings("", attention=attention).model, PreparedData(shop / "data"))
