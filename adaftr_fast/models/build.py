@@ -52,7 +52,8 @@ def build_model(
         config: the settings of the model.
         num_embeddings: number of rows of each field, F numbers.
         task_names: T names, in the order of the columns of the labels.
-        field_names: F names, which ``config.embedding_dims`` refers to; needed only if it names any.
+        field_names: F names, which ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
+            name any.
         dense: encodings of the dense fields, if there are any.
 
     Raises:

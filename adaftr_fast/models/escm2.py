@@ -53,7 +53,8 @@ class ESCM2(ESMM):
         task_names: the T tasks, in the order of the funnel and of the label columns.
         config: the settings. The model reads those of :class:`ESMM`, ``counterfactual_weight`` (lambda_c),
             ``ctcvr_weight`` (lambda_g) and ``propensity_min``.
-        field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
+        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
+            name any.
         dense: encodings of the dense fields, if there are any.
         imputation: whether R is R_DR, rather than R_IPS.
 

@@ -22,9 +22,10 @@ class MMoE(Backbone):
     Args:
         num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
-        config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``num_experts``,
-            ``expert_hidden``, ``tower_hidden`` and ``l2``.
-        field_names: the F names that ``config.embedding_dims`` refers to; needed only if it names any.
+        config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``attention``,
+            ``attention_hidden``, ``num_experts``, ``expert_hidden``, ``tower_hidden`` and ``l2``.
+        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
+            name any.
         dense: encodings of the dense fields, if there are any.
 
     Shape:

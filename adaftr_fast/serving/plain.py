@@ -49,9 +49,14 @@ def plain_bags(
 def plain_select(
     values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, chosen: Sequence[int], fields: int
 ) -> tuple[Tensor, Tensor]:
-    """Computes ``select_bags``."""
-    keep = torch.cat([torch.full((1,), f in chosen) for f in range(fields)])
-    positions = keep[_bag_of_id(offsets, values.shape[0]) % fields].nonzero().flatten()
+    """Computes ``select_bags``, with N positions as on CUDA: those from the last offset on have no meaning.
+
+    No size depends on a value, as AOTInductor requires.
+    """
+    chosen_fields = torch.cat([torch.full((1,), f in chosen) for f in range(fields)])
+    keep = chosen_fields[_bag_of_id(offsets, values.shape[0]) % fields].long()
+    place = torch.where(keep > 0, keep.cumsum(0) - 1, keep.sum() + (1 - keep).cumsum(0) - 1)  # the chosen ones first
+    positions = torch.zeros_like(place).scatter(0, place, torch.arange(values.shape[0]))
     counts = offsets.diff().view(-1, fields).unbind(1)
     ends = torch.stack([counts[f] for f in chosen], 1).flatten().cumsum(0)
     return positions, torch.cat([ends.new_zeros(1), ends])
@@ -69,18 +74,19 @@ def plain_sum(vectors: Tensor, offsets: Tensor) -> Tensor:
 
 def plain_repeat(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
     """Computes ``repeat_by_bag``."""
-    return vectors[_bag_of_id(offsets, size)]
+    return vectors[_bag_of_id(offsets, size).clamp(max=vectors.shape[0] - 1)]
 
 
 def _bag_of_id(offsets: Tensor, size: int) -> Tensor:
-    """Returns the bag of each of ``size`` ids: the number of bags that begin there or before, less one."""
-    starts = offsets.new_zeros(size + 1).scatter_add(0, offsets[:-1], torch.ones_like(offsets[:-1]))
+    """Returns the bag of each of ``size`` ids: the number of offsets up to it, less one; behind the last bag, B."""
+    starts = offsets.new_zeros(size + 1).scatter_add(0, offsets, torch.ones_like(offsets))
     return starts[:-1].cumsum(0) - 1
 
 
 def _summed(vectors: Tensor, bag: Tensor, bags: int) -> Tensor:
     index = bag[:, None].expand(-1, vectors.shape[1])
-    return vectors.new_zeros(bags, vectors.shape[1]).scatter_add(0, index, vectors)
+    summed = vectors.new_zeros(bags + 1, vectors.shape[1]).scatter_add(0, index, vectors)
+    return summed[:-1]  # without what is behind the last bag
 
 
 _OPS = torch.ops.adaftr_fast
