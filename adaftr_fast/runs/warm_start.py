@@ -136,11 +136,11 @@ def _take_rows(
         rows = table.field_weight(str(place))  # a view
         taken = 0
         there = str(places.get(each.name))
-        known_there = theirs is not None and there in theirs.field_names
-        if known_there and theirs.field_weight(there).shape[1] == rows.shape[1]:
+        old_rows = theirs.field_weight(there) if theirs is not None and there in theirs.field_names else None
+        if old_rows is not None and old_rows.shape[1] == rows.shape[1]:
             source = torch.from_numpy(sources[each.name])
             known = (source != FRESH).nonzero().flatten()
-            rows[known.to(rows.device)] = theirs.field_weight(there)[source[known]].to(rows.device)
+            rows[known.to(rows.device)] = old_rows[source[known]].to(rows.device)
             taken = len(known)
         before = report.rows.get(each.name, (0, 0))  # of the other tasks' tables, if every task has its own
         report.rows[each.name] = (before[0] + taken, before[1] + len(rows))

@@ -258,7 +258,7 @@ def _compiled_loss(model: MultiTaskModel, *, eager_contrast: bool) -> Callable[.
         if isinstance(module, eager):
             # A method, not a closure: a deep copy rebinds it to the copied module.
             method = MethodType(torch.compiler.disable(type(module).forward), module)
-            module.forward = method  # type: ignore[method-assign]  # of this module only, not of its class
+            module.forward = method  # of this module only, not of its class
     return torch.compile(model.loss, dynamic=False)
 
 

@@ -17,9 +17,11 @@ from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run, random_features
 from adaftr_fast.serving.predict import predict
-from adaftr_fast.serving.programs import load_onnx
+from adaftr_fast.serving.programs import Probabilities, load_onnx
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.evaluation import predict as predict_split
+
+from .conftest import save_run
 
 LENGTH = 4
 SOURCE = {
@@ -80,8 +82,7 @@ def shop(tmp_path_factory):
 
 
 def test_predictions_are_those_of_the_evaluation(shop):
-    pytest.importorskip("onnx")
-    export_run(shop / "run", shop / "model", onnx=True)
+    export_run(shop / "run", shop / "model")
     scorer = load_scorer(shop / "model")
     predict(scorer, [shop / "log.parquet"], shop / "scores.parquet", output_columns(["click", "conversion"]))
     table = pq.read_table(shop / "scores.parquet")
@@ -91,10 +92,6 @@ def test_predictions_are_those_of_the_evaluation(shop):
     expected = torch.from_numpy(np.concatenate(parts)).sigmoid().numpy()
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
     assert expected.std() > 0.01
-    onnx, fields = load_onnx(shop / "model/model.onnx"), data.manifest.fields
-    for rows in (1, 70):
-        features = random_features(fields, rows)
-        np.testing.assert_allclose(onnx(*features), scorer.score(features), rtol=0, atol=1e-5)
 
 
 def test_only_the_last_tokens_of_the_history_count(shop):
@@ -110,9 +107,19 @@ def test_only_the_last_tokens_of_the_history_count(shop):
     assert len(np.unique(scores[:, 0])) == 4
 
 
-def test_native_code_serves_attention(shop, tmp_path):
-    export_run(shop / "run", tmp_path / "model", aot=True)  # compares it with the model
-    assert (tmp_path / "model/model.aot.pt2").is_file()
+def test_native_and_onnx_programs_serve_attention(shop, tmp_path):
+    pytest.importorskip("onnx")
+    data, small = PreparedData(shop / "data"), {"expert_hidden": [4], "tower_hidden": [4], "attention_hidden": [3]}
+    model = save_run(tmp_path / "run", data, settings("", name="shared_bottom", **small).model)
+    export_run(tmp_path / "run", tmp_path / "model", aot=True, onnx=True)  # compares the programs with the model, too
+    native = torch._inductor.aoti_load_package(str(tmp_path / "model/model.aot.pt2"))
+    onnx, served = load_onnx(tmp_path / "model/model.onnx"), Probabilities(model)
+    for rows in (1, 70):
+        features = random_features(data.manifest.fields, rows)
+        expected = served(*features).detach()
+        assert rows == 1 or (expected.std(0) > 0.001).all()
+        torch.testing.assert_close(native(*features), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(onnx(*features), expected, rtol=0, atol=1e-5)
 
 
 def test_weights_are_copied_by_meaning(shop):

@@ -77,7 +77,8 @@ def _setup_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_of_sum(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return repeat_by_bag(grad, *ctx.saved_tensors, ctx.size), None
+    (offsets,) = ctx.saved_tensors
+    return repeat_by_bag(grad, offsets, ctx.size), None
 
 
 def _setup_repeat(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -85,7 +86,8 @@ def _setup_repeat(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_of_repeat(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return sum_bags(grad, *ctx.saved_tensors), None, None
+    (offsets,) = ctx.saved_tensors
+    return sum_bags(grad, offsets), None, None
 
 
 torch.library.register_autograd("adaftr_fast::sum_bags", _backward_of_sum, setup_context=_setup_sum, lib=library)
