@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-LONG_KEY = re.compile(r"""(?:["'\w-]++\.){200}""")
+LONG_KEY = re.compile(r"""(?<!["'\w-])(?:["'\w-]++\.){200}""")
 
 
 def dumps(value: Any, indent: int | None = None) -> str:

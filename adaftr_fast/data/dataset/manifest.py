@@ -16,7 +16,7 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import Unused
-from adaftr_fast.data.schema.parse import funnel_stages
+from adaftr_fast.data.schema.parse import MOST_IDS, funnel_stages
 from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
@@ -157,6 +157,10 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = from_json(Manifest, content)
         if not manifest.fields or not manifest.tasks:
             raise ValueError(f"expected fields and tasks, got {len(manifest.fields)} and {len(manifest.tasks)}")
+        for field in manifest.fields:
+            if not 1 <= field.num_embeddings <= MOST_IDS + 1:
+                expected = f"num_embeddings of 1 to {MOST_IDS + 1}"
+                raise ValueError(f"fields: {field.name}: expected {expected}, got {field.num_embeddings}")
         for split, info in manifest.splits.items():
             check_name(split, "splits")
             counted = info.positives.keys() == set(manifest.tasks)
