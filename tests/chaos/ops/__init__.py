@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.chaos.search import Case, Limit, search
 from tests.chaos.worker import repeat
 
-NAMES = ("infonce", "lookup", "bags", "steps", "adam", "mlp", "mixture")
+NAMES = ("infonce", "infonce_spoiled", "lookup", "bags", "select", "steps", "adam", "mlp", "mixture")
 
 
 def run(seed: int, limit: Limit, out: Path) -> Iterator[Path]:

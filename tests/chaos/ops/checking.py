@@ -3,13 +3,14 @@
 import torch
 
 import adaftr_fast as af
-from tests.chaos.ops import dense, infonce, optimizers, tables
+from tests.chaos.ops import dense, infonce, infonce_spoiled, optimizers, tables
 from tests.chaos.ops.inputs import instruction_sets
 from tests.chaos.search import Case
 
 PROBLEMS = {
-    "infonce": infonce.problem, "lookup": tables.lookup, "bags": tables.bags, "steps": optimizers.steps,
-    "adam": optimizers.adam, "mlp": dense.mlp, "mixture": dense.mixture,
+    "infonce": infonce.problem, "infonce_spoiled": infonce_spoiled.problem,
+    "lookup": tables.lookup, "bags": tables.bags, "select": tables.select,
+    "steps": optimizers.steps, "adam": optimizers.adam, "mlp": dense.mlp, "mixture": dense.mixture,
 }  # fmt: skip
 
 

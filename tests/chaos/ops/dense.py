@@ -11,7 +11,7 @@ from torch import Tensor
 
 import adaftr_fast.ops.mlp.op  # noqa: F401  # defines the ops
 from adaftr_fast.ops.mlp import reference
-from tests.chaos.ops.inputs import assert_close, laid
+from tests.chaos.ops.inputs import assert_close, laid, spoiled
 
 OPS = torch.ops.adaftr_fast
 HALF = torch.finfo(torch.bfloat16).eps
@@ -26,15 +26,19 @@ def mlp(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | 
     types = [
         torch.bfloat16 if "half_inputs" in options and dtype == torch.float32 and i % 2 else dtype for i in range(9)
     ]
-    inputs = [laid(x.to(each), options.get("layout_inputs")) for x, each in zip(inputs, types)]
+    inputs = [x.to(each) for x, each in zip(inputs, types)]
     reads = [number % len(widths) for number in range(len(stacks))]
     depths = [len(stack) for stack in stacks]
     rectified = [min(depth, options.get("rectified", depth - 1)) for depth in depths]
     weights, biases = [], []
     for read, stack in zip(reads, stacks):
         for fan_in, out in zip([widths[read], *stack], stack):
-            weights.append(laid((torch.randn(out, fan_in) / fan_in**0.5).to(dtype), options.get("layout_weights")))
+            weights.append((torch.randn(out, fan_in) / fan_in**0.5).to(dtype))
             biases.append(torch.randn(out).to(dtype))
+    floats = [*spoiled(dict(enumerate([*inputs, *weights, *biases])), options).values()]
+    inputs = [laid(x, options.get("layout_inputs")) for x in floats[: len(inputs)]]
+    weights = [laid(x, options.get("layout_weights")) for x in floats[len(inputs) : -len(biases)]]
+    biases = floats[-len(biases) :]
     if inputs[0].dtype != dtype and not reduced and dtype == torch.float64:
         return None
     wanted = [int(torch.rand(()) < options.get("wanted", 1.0)) for _ in widths]
@@ -112,10 +116,10 @@ def mixture(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     if not tasks or not k or not width:
         return None
     dtype = getattr(torch, options.get("dtype", "float32"))
-    experts = laid((torch.randn(rows, k, width) * options.get("spread", 1.0)).to(dtype), options.get("layout_experts"))
-    logits = laid(
-        (torch.randn(rows, tasks, k) * options.get("logit_spread", 1.0)).to(dtype), options.get("layout_logits")
-    )
+    experts = (torch.randn(rows, k, width) * options.get("spread", 1.0)).to(dtype)
+    logits = (torch.randn(rows, tasks, k) * options.get("logit_spread", 1.0)).to(dtype)
+    experts, logits = spoiled({"experts": experts, "logits": logits}, options).values()
+    experts, logits = laid(experts, options.get("layout_experts")), laid(logits, options.get("layout_logits"))
     upstream: list[Tensor | None] = []
     for _ in range(tasks):
         keep = float(torch.rand(())) < options.get("upstream", 1.0)

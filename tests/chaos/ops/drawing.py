@@ -5,6 +5,7 @@ from typing import Any
 
 Drawn = dict[str, dict[str, Any]]
 LAYOUTS = ("transposed", "padded", "strided", "offset", "expanded")
+NOT_FINITE = ("nan", "inf", "-inf")
 FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -47,10 +48,22 @@ def infonce(random: random.Random) -> Drawn:
         weight=(0.4, ("uniform", "some zero", "all zero")), symmetric=(0.3, (True,)), reduction=(0.5, ("sum", "none")),
         frozen=(0.3, ("a", "b", "tau", "a b", "a tau", "b tau")),
         precision=(0.2, ("high", "medium")), threads=(0.5, (2, 3)),
-        pattern=(0.2, ("equal rows", "jump", "positive", "far")),
+        pattern=(0.2, ("equal rows", "jump", "positive", "far")), column_bias=(0.2, powers(-2, 3)),
+        twice=(0.15, (True,)),
     )  # fmt: skip
     extra = random.choice((0, 0, 1, size(random, largest_batch(random))))
     return {"sizes": {"rows": rows, "extra": extra, "width": at_least_one(random, 130)}, "options": options}
+
+
+def infonce_spoiled(random: random.Random) -> Drawn:
+    drawn = infonce(random)
+    for name in ("symmetric", "twice", "tau_kind", "frozen"):
+        drawn["options"].pop(name, None)
+    where = random.choice(("h_ctr", "h_ctr", "h_cvr", "h_cvr", "tau", "row_weight", "column_bias"))
+    drawn["options"] |= {"reduction": "none", "where": where, "value": random.choice(NOT_FINITE)}
+    drawn["options"] |= {"weight": "uniform"} if where == "row_weight" else {}
+    drawn["options"] |= {"column_bias": 1.0} if where == "column_bias" else {}
+    return drawn
 
 
 def lookup(random: random.Random) -> Drawn:
@@ -61,7 +74,7 @@ def lookup(random: random.Random) -> Drawn:
         random,
         dtype=(0.5, FLOATS), ids=(0.5, ("int32",)), layout_ids=(0.4, LAYOUTS), layout_grad=(0.4, LAYOUTS),
         distinct=(0.5, (1, 2, 9)), spread=(0.3, powers(-3, 3)), threads=(0.5, (2, 3)),
-        bad=(0.1, (-1, "last", 2**31 - 1)), missed=(0.3, (1, 3, 20)),
+        bad=(0.1, (-1, "last", 2**31 - 1)), missed=(0.3, (1, 3, 20)), spoiled=(0.1, NOT_FINITE),
     )  # fmt: skip
     sizes = {"rows": size(random, largest_batch(random)), "width": at_least_one(random, 40), "fields": fields}
     return {"sizes": sizes, "options": options}
@@ -77,13 +90,24 @@ def bags(random: random.Random) -> Drawn:
     return drawn
 
 
+def select(random: random.Random) -> Drawn:
+    options = some(
+        random,
+        ids=(0.5, ("int32",)), weights=(0.3, ("normal",)), chosen=(0.3, (0.0, 1.0)), layout_ids=(0.4, LAYOUTS),
+        layout_offsets=(0.2, ("strided", "offset")), threads=(0.3, (2, 3)),
+        fault=(0.2, ("short offsets", "other factors", "negative", "beyond")),
+    )  # fmt: skip
+    sizes = {"rows": size(random, 300), "fields": at_least_one(random, 24), "longest": random.choice((0, 1, 4, 40))}
+    return {"sizes": sizes, "options": options}
+
+
 def steps(random: random.Random) -> Drawn:
     options = {"optimizer": random.choice(("sgd_", "adagrad_", "rowwise_adagrad_", "lazy_adam_"))} | some(
         random,
         dtype=(0.5, FLOATS), layout_grad=(0.3, ("offset",)), layout_rows=(0.2, ("offset",)),
         spread=(0.4, powers(-6, 4)), lr=(0.5, (0.0, 1e-6, 1.0, 100.0)), weight_decay=(0.5, (1e-6, 0.1, 2.0)),
         eps=(0.5, (1e-12, 1e-3, 1.0)), beta1=(0.3, (0.0, 0.5, 0.999)), beta2=(0.3, (0.0, 0.5, 0.9999)),
-        fresh=(0.3, (True,)), threads=(0.5, (2, 3)),
+        fresh=(0.3, (True,)), threads=(0.5, (2, 3)), spoiled=(0.15, NOT_FINITE),
     )  # fmt: skip
     table = at_least_one(random, random.choice((5, 100, 3000)))
     sizes = {"table": table, "rows": min(table, size(random, table)), "width": at_least_one(random, 40)}
@@ -111,6 +135,7 @@ def mlp(random: random.Random) -> Drawn:
         dtype=(0.3, ("float64",)), reduced=(0.4, (True,)), half_inputs=(0.3, (True,)), layout_inputs=(0.4, LAYOUTS),
         layout_weights=(0.3, LAYOUTS), layout_grad=(0.4, LAYOUTS), spread=(0.4, powers(-4, 4)),
         rectified=(0.6, (0, 1, 9)), upstream=(0.4, (0.3, 0.7)), wanted=(0.3, (0.5,)), threads=(0.5, (2, 3)),
+        spoiled=(0.15, NOT_FINITE),
     )  # fmt: skip
     sizes = {"rows": size(random, largest_batch(random)), "inputs": inputs, "stacks": stacks}
     return {"sizes": sizes, "options": options}
@@ -121,7 +146,7 @@ def mixture(random: random.Random) -> Drawn:
         random,
         dtype=(0.5, ("float64", "bfloat16")), layout_experts=(0.4, LAYOUTS), layout_logits=(0.4, LAYOUTS),
         layout_grad=(0.4, LAYOUTS), spread=(0.4, powers(-4, 4)), logit_spread=(0.5, [0.0, *powers(-3, 4)]),
-        upstream=(0.4, (0.3, 0.7)), threads=(0.5, (2, 3)),
+        upstream=(0.4, (0.3, 0.7)), threads=(0.5, (2, 3)), spoiled=(0.15, NOT_FINITE),
     )  # fmt: skip
     sizes = {"rows": size(random, largest_batch(random))}
     sizes |= {"tasks": at_least_one(random, 9), "experts": at_least_one(random, 17), "width": at_least_one(random, 130)}

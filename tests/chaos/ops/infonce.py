@@ -10,24 +10,24 @@ import torch
 from torch import Tensor
 
 import adaftr_fast as af
-from adaftr_fast.ops.infonce.api import _reverse, _row_scale
+from adaftr_fast.ops.infonce.api import _append_bias, _reverse, _row_scale
 from adaftr_fast.ops.infonce.reference import IGNORE, infonce_rows
 from tests.chaos.ops.inputs import assert_close, laid
 
-NAMES = ("h_ctr", "h_cvr", "tau", "tau per column", "row_weight")
+NAMES = ("h_ctr", "h_cvr", "tau", "tau per column", "row_weight", "column_bias")
 PRODUCTS = {"highest": 2.0**-22, "high": 2.0**-14, "medium": 2.0**-6}  # relative errors of a product, with a margin
 
 
 def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
     """Returns a function that compares, or None if the case is not valid."""
     rows, columns = sizes["rows"], sizes["rows"] + sizes["extra"]
-    if sizes["width"] < 1:
+    if not is_valid(sizes, options):
         return None
-    leaves = _leaves(rows, columns, sizes["width"], options)
-    arguments = _arguments(rows, columns, options)
+    leaves = drawn_leaves(rows, columns, sizes["width"], options)
+    arguments = drawn_arguments(rows, columns, options)
     upstream = torch.randn(rows, dtype=torch.float64) if options.get("reduction") == "none" else None
     exact = [x.detach().double() for x in leaves]
-    if not _is_computable(exact, arguments, leaves[0].dtype):
+    if not is_computable(exact, arguments, leaves[0].dtype):
         return None
     truth = results(exact, arguments, upstream, options, torch.float64, "reference")
     pytorch = results(leaves, arguments, upstream, options, None, "reference")
@@ -53,8 +53,13 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     return compare
 
 
-def _leaves(rows: int, columns: int, width: int, options: dict[str, Any]) -> list[Tensor]:
-    """Returns h_ctr, h_cvr, both temperatures and the weights."""
+def is_valid(sizes: dict[str, int], options: dict[str, Any]) -> bool:
+    """Returns whether the options go together."""
+    return sizes["width"] > 0 and not {"column_bias", "symmetric"} <= options.keys()
+
+
+def drawn_leaves(rows: int, columns: int, width: int, options: dict[str, Any]) -> list[Tensor]:
+    """Returns h_ctr, h_cvr, both temperatures, the weights and the bias."""
     spread, pattern = options.get("spread", 1.0), options.get("pattern")
     a = torch.randn(rows, width, dtype=torch.float64) * spread**0.5 * width**-0.25
     b = torch.randn(columns, width, dtype=torch.float64) * spread**0.5 * width**-0.25
@@ -77,10 +82,11 @@ def _leaves(rows: int, columns: int, width: int, options: dict[str, Any]) -> lis
     wide = torch.float64 if torch.float64 in types else torch.float32
     layouts = [options.get(f"layout_{name}") for name in ("a", "b", "tau")]
     made = [laid(x.to(dtype), layout) for x, dtype, layout in zip((a, b), types, layouts)]
-    return [*made, *(laid(tau.to(wide), layouts[2]) for tau in taus), weight.to(wide)]
+    bias = torch.randn(columns, dtype=torch.float64) * options.get("column_bias", 1.0)
+    return [*made, *(laid(tau.to(wide), layouts[2]) for tau in taus), weight.to(wide), bias.to(wide)]
 
 
-def _arguments(rows: int, columns: int, options: dict[str, Any]) -> dict[str, Any]:
+def drawn_arguments(rows: int, columns: int, options: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     kind = options.get("positive")
     if kind is not None:
@@ -97,11 +103,19 @@ def _arguments(rows: int, columns: int, options: dict[str, Any]) -> dict[str, An
     return found | {name: options[name] for name in ("symmetric", "reduction") if name in options}
 
 
-def _is_computable(exact: list[Tensor], arguments: dict[str, Any], dtype: torch.dtype) -> bool:
+def counts(leaves: list[Tensor], arguments: dict[str, Any], options: dict[str, Any]) -> Tensor:
+    """Returns whether each row is part of the loss [B]: a row that is ignored or has no weight is not."""
+    weighted = leaves[4] != 0 if "weight" in options else torch.ones(len(leaves[0]), dtype=torch.bool)
+    return weighted & (arguments["positive_index"] != IGNORE) if "positive_index" in arguments else weighted
+
+
+def is_computable(exact: list[Tensor], arguments: dict[str, Any], dtype: torch.dtype) -> bool:
     """Returns whether all logits are far below the largest float32, and the inputs are finite in ``dtype``."""
-    a, b, *taus, _ = exact
+    a, b, *taus, _, bias = exact
     if not (a.isfinite().all() and b.isfinite().all()) or not len(a):
         return not len(a)
+    if dtype == torch.float16 and bias.abs().max() / taus[0].min() > 1e4:  # a gradient in the dimension of tau
+        return False
     largest = a.abs().max() * b.abs().max() * a.shape[1] / min(tau.min() for tau in taus)
     return bool(largest < 1e30)
 
@@ -118,24 +132,38 @@ def results(
     frozen = options.get("frozen", "").split()
     held = [x.detach() if dtype is None else x.detach().to(dtype) for x in leaves]
     needed = [name not in frozen for name in ("a", "b", "tau")]
-    for x, need in zip(held, [*needed, needed[2], True]):
+    for x, need in zip(held, [*needed, needed[2], True, True]):
         x.requires_grad_(need)
-    h_ctr, h_cvr, *taus, weight = held
+    h_ctr, h_cvr, *taus, weight, bias = held
     kind = options.get("tau_kind")
     if kind is not None:
         taus = [leaves_tau.detach()[0] if len(leaves_tau) else leaves_tau.new_ones(()) for leaves_tau in taus]
         taus = [float(tau) if kind == "scalar" else tau.requires_grad_(needed[2]) for tau in taus]
     given = dict(arguments) | ({"row_weight": weight} if "weight" in options else {})
+    given |= {"column_bias": bias} if "column_bias" in options else {}
     tau = tuple(taus) if options.get("symmetric") else taus[0]
     loss, stats = af.adaptive_infonce(h_ctr, h_cvr, tau, return_stats=True, backend=backend, **given)
     found = {"loss": loss.detach(), **stats._asdict()}
-    wanted = {name: x for name, x in zip(NAMES, (h_ctr, h_cvr, *taus, weight)) if isinstance(x, Tensor)}
+    wanted = {name: x for name, x in zip(NAMES, (h_ctr, h_cvr, *taus, weight, bias)) if isinstance(x, Tensor)}
     wanted = {name: x for name, x in wanted.items() if x.requires_grad}
     if loss.requires_grad:
         sent = None if upstream is None else upstream.to(loss.dtype)
-        gradients = torch.autograd.grad(loss, list(wanted.values()), sent, allow_unused=True)
-        found |= {f"d {name}": g for name, g in zip(wanted, gradients) if g is not None}
+        twice = "twice" in options
+        gradients = torch.autograd.grad(loss, list(wanted.values()), sent, allow_unused=True, create_graph=twice)
+        first = {f"d {name}": g for name, g in zip(wanted, gradients) if g is not None}
+        found |= {name: g.detach() for name, g in first.items()}
+        if twice:
+            found |= _second(list(first.values()), wanted)
     return found
+
+
+def _second(gradients: list[Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the gradients of a weighted sum of the gradients."""
+    total = sum((g * torch.linspace(-1, 1, g.numel()).to(g).view(g.shape)).sum() for g in gradients)
+    if not total.requires_grad:
+        return {}
+    second = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    return {f"dd {name}": g for name, g in zip(wanted, second) if g is not None}
 
 
 def conditions(
@@ -146,7 +174,7 @@ def conditions(
     dtype: torch.dtype,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Returns the error that rounding causes in each result, and whether rounding may decide ``top1`` [B]."""
-    a, b, tau, tau_column, weight = exact
+    a, b, tau, tau_column, weight, bias = exact
     if "tau_kind" in options and len(a):
         tau, tau_column = tau[0].expand(len(a)), tau_column[0].expand(len(b))
     positive, row_group = arguments.get("positive_index"), arguments.get("row_group")
@@ -154,8 +182,13 @@ def conditions(
     kept = weight if "weight" in options else None
     scale = _row_scale(a, positive, kept, arguments.get("reduction", "mean"), None)
     scale = (scale if upstream is None else scale * upstream).abs()
+    if "column_bias" in options:
+        a, b = _append_bias(a, b, tau, bias)
     one = _direction(a, b, tau, positive, row_group, column_group, scale, options, dtype)
     terms = {"loss": one["loss"], "h_ctr": one["a"], "h_cvr": one["b"], "tau": one["tau"]}
+    if "column_bias" in options:
+        terms |= {"h_ctr": one["a"][:, :-1], "h_cvr": one["b"][:, :-1], "tau": one["tau"] + one["a"][:, -1]}
+        terms["column_bias"] = one["b"][:, -1]
     if options.get("symmetric"):
         anchors, tau_r, group, own = _reverse(a, b, tau_column, positive, column_group)
         two = _direction(anchors, a, tau_r, own, group, row_group, scale, options, dtype)

@@ -1,5 +1,7 @@
 """Values and strides of random inputs, and the comparison of a kernel's results."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,14 +44,29 @@ def laid(x: Tensor, layout: str | None) -> Tensor:
     return view.copy_(x)
 
 
+def spoiled(named: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the tensors; where the case says so, with NaN or an infinity as one number of one of them."""
+    floats = [name for name, x in named.items() if x.is_floating_point() and x.numel()]
+    if "spoiled" not in options or not floats:
+        return named
+    name = floats[int(torch.randint(0, len(floats), ()))]
+    x = named[name].clone(memory_format=torch.contiguous_format)
+    x.view(-1)[int(torch.randint(0, x.numel(), ()))] = float(options["spoiled"])
+    return named | {name: x}
+
+
 def assert_close(x: Tensor, truth: Tensor, pytorch: Tensor, dtype: torch.dtype, terms: Tensor, what: str) -> None:
-    """Applies the tolerance rule, and allows for cancellation.
+    """Applies the tolerance rule, and allows for cancellation. Where the truth is not finite, neither may ``x`` be.
 
     Args:
         x, truth, pytorch, dtype, what: see ``assert_as_accurate``.
         terms: an error that rounding the terms of a sum causes, however small the sum is; the shape of ``truth``.
     """
     assert x.shape == truth.shape, f"{what}: shape {list(x.shape)} instead of {list(truth.shape)}"
+    lost = ~truth.isfinite()
+    assert not x[lost].isfinite().any(), f"{what}: finite where the truth is not"
+    x, truth, pytorch = (each.masked_fill(lost, 0) for each in (x, truth, pytorch))
+    terms = terms.nan_to_num(0.0, posinf=torch.inf)
     if truth.numel() == 0 or truth.abs().max() > 0.1 * torch.finfo(x.dtype).max:
         return
     floor = torch.finfo(x.dtype).smallest_normal if x.dtype != torch.float16 else 1e-7

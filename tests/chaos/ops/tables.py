@@ -4,6 +4,7 @@ Shapes: B rows, F fields, E width, N ids of all bags.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor
 
 from adaftr_fast import FusedEmbedding, optim
-from adaftr_fast.ops.embedding.bags import embedding_bags
+from adaftr_fast.ops.embedding.bags import embedding_bags, select_bags
 from adaftr_fast.ops.embedding.lookup import fused_embedding
 from adaftr_fast.ops.embedding.optim import deferred_embedding
 from adaftr_fast.ops.embedding.reference import bags as bag_reference
 from adaftr_fast.ops.embedding.reference import lookup as reference
-from tests.chaos.ops.inputs import assert_close, laid
+from tests.chaos.ops.inputs import assert_close, laid, spoiled
 
 
 def first_rows(fields: list[int]) -> Tensor:
@@ -78,7 +79,9 @@ def lookup(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None]
     bad = spoil(ids, torch.tensor(fields).expand(ids.shape), options)
     ids = laid(ids, options.get("layout_ids"))
     bad = bad and bool(((ids < 0) | (ids >= torch.tensor(fields))).any())
-    grad = laid(torch.randn(rows, len(fields) * sizes["width"]).to(weight.dtype), options.get("layout_grad"))
+    grad = torch.randn(rows, len(fields) * sizes["width"]).to(weight.dtype)
+    weight, grad = spoiled({"weight": weight, "grad": grad}, options).values()
+    grad = laid(grad, options.get("layout_grad"))
 
     def call() -> Tensor:
         leaf = weight.clone().requires_grad_()
@@ -93,7 +96,8 @@ def lookup(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None]
             truth = reference_current(weight, ids, starts, state)
             assert_close(out.detach(), *truth, weight.dtype, truth[0].new_zeros(()), "look-up")
         else:
-            assert out.detach().equal(reference.fused_embedding(weight, ids, starts)), "look-up: not the rows"
+            rows_of_ids = reference.fused_embedding(weight, ids, starts)
+            assert out.detach().nan_to_num(7).equal(rows_of_ids.nan_to_num(7)), "look-up: not the rows"
         out.backward(grad)
         compare_gradient(leaf.grad, lambda g: reference.fused_embedding_backward(g, ids, starts, sizes["width"]), grad)
 
@@ -138,9 +142,12 @@ def bags(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
     bad = spoil(values, limits, options)
     layout = options.get("layout_ids") if options.get("layout_ids") != "expanded" else None
     values, offsets = laid(values, layout), laid(offsets, options.get("layout_offsets"))
-    factors = None if factors is None else laid(factors, layout)
     mean = options.get("mean", False)
-    grad = laid(torch.randn(rows, len(fields) * sizes["width"]).to(weight.dtype), options.get("layout_grad"))
+    grad = torch.randn(rows, len(fields) * sizes["width"]).to(weight.dtype)
+    floats = {"weight": weight, "grad": grad} | ({} if factors is None else {"factors": factors})
+    weight, grad, *rest = spoiled(floats, options).values()
+    factors = laid(rest[0], layout) if rest else None
+    grad = laid(grad, options.get("layout_grad"))
     arguments = (values, offsets, factors, starts)
 
     def call() -> tuple[Tensor, Tensor]:
@@ -175,3 +182,55 @@ def compare_bag_gradient(found: Tensor, arguments: tuple, width: int, mean: bool
     assert found._indices()[0].equal(rows), "rows of the gradient"
     terms = terms * 4 * torch.finfo(grad.dtype).eps
     assert_close(found._values(), truth, merge(grad, factors)[1], grad.dtype, terms, "gradient")
+
+
+def select(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | None:
+    """Returns a function that compares the selection of some fields' bags with a loop over all bags."""
+    fields, rows = sizes["fields"], sizes["rows"]
+    counts = torch.randint(0, sizes["longest"] + 1, (rows * fields,))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    values = torch.randint(0, 9, (int(offsets[-1]),)).to(getattr(torch, options.get("ids", "int64")))
+    factors = torch.randn(len(values)) if "weights" in options else None
+    chosen = [field for field in range(fields) if float(torch.rand(())) < options.get("chosen", 0.5)]
+    positions, ends = [], [0]
+    for bag, (start, end) in enumerate(pairwise(offsets.tolist())):
+        if bag % fields in chosen:
+            positions += range(start, end)
+            ends.append(len(positions))
+    fault = options.get("fault")
+    if fault is not None:
+        values, offsets, factors = _wrong_bags(values, offsets, factors, fault)
+    layout = options.get("layout_ids") if options.get("layout_ids") != "expanded" else None
+    values, offsets = laid(values, layout), laid(offsets, options.get("layout_offsets"))
+    if fault is not None and _are_bags(values, offsets, factors, fields):
+        return None
+
+    def compare() -> None:
+        if fault is not None:
+            with pytest.raises(ValueError, match="embedding_bags: "):
+                select_bags(values, offsets, factors, chosen, fields)
+            return
+        found, starts = select_bags(values, offsets, factors, chosen, fields)
+        assert found.tolist() == positions, "positions"
+        assert starts.tolist() == ends, "offsets"
+
+    return compare
+
+
+def _wrong_bags(
+    values: Tensor, offsets: Tensor, factors: Tensor | None, fault: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns bags with one fault."""
+    if fault == "short offsets":
+        return values, offsets[:-1], factors
+    if fault == "other factors":
+        return values, offsets, torch.randn(len(values) + 1)
+    changed = offsets.clone()
+    changed[int(torch.randint(0, len(offsets), ()))] = -1 if fault == "negative" else len(values) + 5
+    return values, changed, factors
+
+
+def _are_bags(values: Tensor, offsets: Tensor, factors: Tensor | None, fields: int) -> bool:
+    rising = bool((offsets.diff() >= 0).all()) and len(offsets) > 0 and (len(offsets) - 1) % fields == 0
+    ends = rising and int(offsets[0]) == 0 and int(offsets[-1]) == len(values)
+    return ends and (factors is None or len(factors) == len(values))
