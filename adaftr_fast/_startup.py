@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 COMMAND, MODULE = "adaftr-fast", "adaftr_fast.cli"
+PARENT = os.getppid()  # another process adopts this one if the parent ends
 SPIN, WAIT_POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
 # Rounds of waiting before a thread sleeps, measured in benchmarks/README.md, "Shared machines". libgomp's are 300,000.
 ON_AN_IDLE_MACHINE, BESIDE_OTHER_WORK = 10_000, 300

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from adaftr_fast.distributed.launcher import end_with_launcher
 from adaftr_fast.distributed.messages import bytes_of, error_of, named, text_of, value_of
 from adaftr_fast.errors import RankError
 
@@ -69,6 +70,7 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
     if not launched():
         yield None
         return
+    end_with_launcher()
     if device not in ("cpu", "cuda"):
         raise RankError(f"training.device: expected cpu or cuda (one GPU per rank), got {device}")
     on_gpu = device == "cuda"

@@ -234,6 +234,50 @@ def test_stalled_rank_is_named(data, tmp_path, rendezvous):
     assert list((tmp_path / "last").glob("*-*"))  # to resume from
 
 
+def has_ended(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that its parent has ended")
+def test_ranks_end_with_a_killed_torchrun(data, tmp_path):
+    endless = {"training__checkpoint_seconds": 0, "training__max_epochs": 10_000, "training__patience": 10_000}
+    run = torchrun(2, arguments(data, tmp_path, **endless))
+    wait_for(lambda: (tmp_path / "last").exists())
+    ranks = children(run)
+    try:
+        run.kill()
+        wait_for(lambda: all(map(has_ended, ranks)), seconds=30)
+    finally:
+        for rank in ranks:
+            if not has_ended(rank):
+                os.kill(rank, signal.SIGKILL)
+        run.communicate()
+
+
+ORPHAN = """
+import os, time
+read, write = os.pipe()
+if os.fork():
+    os.read(read, 1)
+    os._exit(0)
+from adaftr_fast.distributed.launcher import end_with_launcher
+parent = os.getppid()
+os.write(write, b"1")
+while os.getppid() == parent:
+    time.sleep(0.01)
+end_with_launcher()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as above")
+def test_a_rank_whose_torchrun_has_ended_does_not_start():
+    _, err = start(["-c", ORPHAN], TORCHELASTIC_RUN_ID="run").communicate(timeout=120)
+    assert "RankError: torchrun, which started this rank, has ended" in err
+
+
 def test_every_rank_ends_if_another_process_writes_the_run(data, tmp_path):
     with holder(tmp_path / "out" / LOCK):
         process = torchrun(2, arguments(data, tmp_path / "out"))

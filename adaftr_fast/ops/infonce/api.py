@@ -154,7 +154,8 @@ def adaptive_infonce(
             logarithm of the probability to be drawn. To exclude candidates, use the groups. The bias is appended to
             ``h_cvr``, and tau to ``h_ctr``, as one more dimension of the dot product, or as three in the half types,
             which copies both. At reduced float32 precision the bias is thus rounded to the type of the products, and
-            in float16 a bias / tau beyond 65504 makes the gradient in tau NaN. Differentiable. Not supported with ``symmetric``.
+            in float16 a bias / tau beyond 65504 makes the gradient in tau NaN. Differentiable. Not supported with
+            ``symmetric``.
         symmetric: if True, averages the loss with that of the cvr -> ctr direction. There the anchor of row r is
             h_cvr[y_r], with its own temperature, and its candidates are all rows of h_ctr. An ignored row has no loss
             in either direction, but remains a candidate in this one unless the groups exclude it.

@@ -26,7 +26,6 @@ from tests.chaos.kills.processes import (
     fork,
     is_locked,
     kill,
-    kill_all,
     ranks,
     readers,
     spawn,
@@ -149,8 +148,7 @@ def interrupted(command: Command, folder: Path, seconds: float, victim: str) -> 
         chosen = everything
     kill(*chosen)
     assert end(process, SECONDS) is not None, f"torchrun remains after {victim} was killed"
-    if not all_ended():  # ranks whose torchrun was killed go on, or wait for the others until training.rank_timeout
-        kill_all()
+    assert all_ended(), f"a rank remains after {victim} was killed"
     return True
 
 
