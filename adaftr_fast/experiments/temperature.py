@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import spearmanr
 
+from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.data.dataset.split_file import TRUTH, read_split
@@ -20,7 +21,7 @@ from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import Vocabulary
 from adaftr_fast.experiments.jobs import Job
 from adaftr_fast.runs.run import build
-from adaftr_fast.training.checkpoint.weights import load_checkpoint, load_weights
+from adaftr_fast.training.checkpoint.weights import FILE, load_checkpoint, load_weights
 from adaftr_fast.training.evaluation import diagnose, spread
 from adaftr_fast.training.trainer import BEST
 
@@ -76,6 +77,7 @@ def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
 
     Raises:
         CheckpointError: the checkpoint of a run is missing or damaged.
+        BusyError: the checkpoint was replaced during each of many attempts.
         DataError: the test split or the vocabulary cannot be read.
     """
     learned = [_temperatures(data, job) for job in jobs]
@@ -86,7 +88,7 @@ def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
 
 def _temperatures(data: PreparedData, job: Job) -> dict[str, np.ndarray]:
     """Computes the temperatures of the best weights, float32 [N] per pair."""
-    weights, _ = load_checkpoint(job.folder / BEST)
+    weights, _ = read_published(job.folder / BEST / FILE, lambda _: load_checkpoint(job.folder / BEST))
     model = build(job.config.model, data)
     load_weights(model, weights, str(job.folder / BEST))
     return diagnose(model, data.load("test"), job.config.training.eval_batch_size)

@@ -7,8 +7,10 @@ from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.experiments.catalog import experiment
 from adaftr_fast.experiments.jobs import execute
 from adaftr_fast.experiments.study import plan_all
-from adaftr_fast.experiments.temperature import _bucket, analyse, field_effect, label_groups
+from adaftr_fast.experiments.temperature import _bucket, _temperatures, analyse, field_effect, label_groups
 from adaftr_fast.experiments.temperature_report import draw_temperature, temperature_tables, write_temperature_report
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.training.checkpoint import weights
 
 
 def test_label_groups_by_hand():
@@ -39,6 +41,25 @@ def jobs(data, budget, tmp_path):
     for job in jobs:
         execute(job)
     return jobs
+
+
+def test_weights_that_are_replaced_while_they_are_read(data, jobs, monkeypatch):
+    best = jobs[0].folder / "best"
+    (name, tau), real, models = (
+        next(iter(_temperatures(data, jobs[0]).items())),
+        weights.loads,
+        [load_trained(best.parent)],
+    )
+
+    def loads(text):
+        if models:  # the file of weights that ``text`` names is removed
+            newer = models.pop()
+            newer.model.load_state_dict({key: value + 1 for key, value in newer.model.state_dict().items()})
+            weights.save_checkpoint(best, newer.model, newer.about)
+        return real(text)
+
+    monkeypatch.setattr(weights, "loads", loads)
+    assert not np.array_equal(_temperatures(data, jobs[0])[name], tau)
 
 
 def test_buckets_are_named_by_their_edges():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from adaftr_fast._json import from_json
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import FREE_ON_RESUME
@@ -32,6 +33,15 @@ Found = tuple[Progress, SavedTensors, dict[str, Tensor]]
 """The progress, the saved tensors (read on access) and the sums of the running means."""
 
 
+@dataclass(frozen=True)
+class _Identity:
+    """What makes two runs the same: their options, the fingerprint of their data and its training rows."""
+
+    settings: dict[str, Any]
+    data: str
+    rows: int
+
+
 class RunSnapshots:
     """Saves and loads the snapshots of one run.
 
@@ -46,7 +56,7 @@ class RunSnapshots:
 
     def __init__(self, folder: Path, about: Description, rows: int, seconds: float, ranks: Ranks | None = None) -> None:
         self.folder, self.seconds, self.ranks = folder / LAST, seconds, ranks
-        self.identity: dict[str, Any] = {"settings": about.config.flat(), "data": about.fingerprint, "rows": rows}
+        self.identity = _Identity(about.config.flat(), about.fingerprint, rows)
         self._saved_at = time.monotonic()
         self._copy, self._thread = StateCopy(), low_priority_thread()
         self._writing: Future[TensorFile | None] | None = None  # the thread's write, until its error has been raised
@@ -134,15 +144,21 @@ class RunSnapshots:
         """Loads the newest snapshot; returns None if there is no unfinished run.
 
         Raises:
-            CheckpointError: the unfinished run has other options or data, or no snapshot can be read.
+            CheckpointError: the unfinished run has other options or data, no snapshot can be read, or the metadata of
+                one lack a key or have a value of another type.
         """
         found = load_snapshot(self.folder, self.ranks)
         if found is None:
             return None
         tensors, run = found
-        self._check(run["identity"])
+        try:
+            identity = from_json(_Identity, run.get("identity"), "identity")
+            progress = from_json(Progress, run.get("progress"), "progress")
+        except ValueError as error:
+            raise CheckpointError(f"{self.folder}: not a snapshot of a run: {error}") from error
+        self._check(identity)
         sums = {name.removeprefix(MEAN): tensors[name] for name in tensors if name.startswith(MEAN)}
-        return Progress(**run["progress"]), tensors, sums
+        return progress, tensors, sums
 
     def discard(self) -> None:
         """Removes all snapshots, on rank 0. Raises CheckpointError like ``wait``."""
@@ -178,21 +194,20 @@ class RunSnapshots:
     def _description(self, progress: Progress) -> tuple[int, dict[str, Any]]:
         """Returns the position and the metadata of a snapshot."""
         position = progress.total_steps + progress.epoch  # the end of an epoch comes after its last step
-        return position, {"identity": self.identity, "progress": asdict(progress)}
+        return position, {"identity": asdict(self.identity), "progress": asdict(progress)}
 
-    def _check(self, saved: dict[str, Any]) -> None:
-        then, now = DEFAULTS | saved["settings"], DEFAULTS | self.identity["settings"]
+    def _check(self, saved: _Identity) -> None:
+        then, now = DEFAULTS | saved.settings, DEFAULTS | self.identity.settings
         for name in sorted((then.keys() | now.keys()) - FREE_ON_RESUME):
             if then.get(name) != now.get(name):
                 raise CheckpointError(
                     f"{self.folder.parent}: contains an unfinished run with {name} = {then.get(name)}, this run has "
                     f"{now.get(name)}: resume it with its options, or discard it with --restart"
                 )
-        for name in ("data", "rows"):
-            if saved[name] != self.identity[name]:
-                raise CheckpointError(
-                    f"{self.folder.parent}: contains an unfinished run on other data: discard it with --restart"
-                )
+        if (saved.data, saved.rows) != (self.identity.data, self.identity.rows):
+            raise CheckpointError(
+                f"{self.folder.parent}: contains an unfinished run on other data: discard it with --restart"
+            )
 
 
 def _means(sums: dict[str, Tensor]) -> dict[str, Tensor]:

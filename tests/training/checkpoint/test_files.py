@@ -174,7 +174,7 @@ def test_a_kill_at_any_point_leaves_a_whole_snapshot(saved):
     def write() -> None:
         rows = [{f"table@{first}": values(4)[first:stop]} for first, stop in pairwise(BOUNDS["two"])]
         shards = [save_shard(saved / "last", 5, rank, each) for rank, each in enumerate(rows)]
-        run = {"identity": snapshots(saved, None).identity, "progress": asdict(Progress(total_steps=4))}
+        run = {"identity": asdict(snapshots(saved, None).identity), "progress": asdict(Progress(total_steps=4))}
         save_snapshot(saved / "last", 5, {}, run, shards)
 
     for number in count():

@@ -9,7 +9,7 @@ import torch
 
 from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.errors import CheckpointError
-from adaftr_fast.training.checkpoint.snapshots import load_snapshot
+from adaftr_fast.training.checkpoint.snapshots import load_snapshot, save_snapshot
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
 from adaftr_fast.training.trainer import Trainer
 
@@ -125,6 +125,27 @@ def test_missing_options_of_a_snapshot_have_their_defaults(model, splits, tmp_pa
     since = replace(ABOUT, config=ABOUT.config.with_options(optimizer={"tables": "adagrad"}))
     with pytest.raises(CheckpointError, match=r"run with optimizer\.tables = adam, this run has adagrad"):
         trainer(model, splits, tmp_path, since).resume()
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("progress", {"step": "7"}, "progress.step: expected int, got '7'"),
+        ("progress", {"steps": 7}, "unknown key 'progress.steps'"),
+        ("progress", {"epochs": [1]}, r"progress.epochs\[0\]: expected dict"),
+        ("identity", {"settings": None}, "identity.settings: expected dict"),
+        ("identity", {"rows": "many"}, "identity.rows: expected int, got 'many'"),
+        ("progress", None, "progress: expected an object, got None"),
+        ("identity", None, "identity: expected an object, got None"),
+    ],
+)
+def test_metadata_of_another_type_are_named(model, splits, tmp_path, monkeypatch, part, change, message):
+    stop_after(trainer(model, splits, tmp_path), 7, monkeypatch)
+    tensors, run = load_snapshot(tmp_path / "last")
+    run[part] = None if change is None else run[part] | change
+    save_snapshot(tmp_path / "last", 10**6, dict(tensors), run)
+    with pytest.raises(CheckpointError, match=f"last: not a snapshot of a run: {message}"):
+        trainer(model, splits, tmp_path).resume()
 
 
 def test_without_a_folder_resume_returns_false(model, splits):
