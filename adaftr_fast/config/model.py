@@ -16,6 +16,7 @@ NAMES = (
     "esmm",
     "escm2_ips",
     "escm2_dr",
+    "dcmt",
     "adaftr",
 )
 CLASS = re.compile(r"{0}(\.{0})*:{0}(\.{0})*".format(r"[^\W\d]\w*"))  # module:Class
@@ -30,7 +31,8 @@ class ModelConfig(Section):
 
     name: str = option("adaftr")
     """Model: single_dnn, shared_bottom, cross_stitch, mmoe, ple, autoheri or adaftr (Table 4; adaftr is built over
-    backbone); esmm, escm2_ips or escm2_dr for the entire space of a funnel; or a class of your own, module:Class."""
+    backbone); esmm, escm2_ips, escm2_dr or dcmt for the entire space of a funnel; or a class of your own,
+    module:Class."""
     backbone: Literal["shared_bottom", "mmoe", "ple"] = option("mmoe")
     """Backbone of AdaFTR (Table 6)."""
     embedding_dim: int = option(8, within=AT_LEAST_1)
@@ -91,11 +93,13 @@ class ModelConfig(Section):
     """Number of epochs over which beta falls linearly to 0; from then on no contrastive loss is computed. 0 keeps beta
     constant, as in the paper."""
     counterfactual_weight: float = option(0.1, within=WEIGHT, omit_default=True)
-    """lambda_c of ESCM2, the weight of the risk of p_cvr."""
+    """lambda_c of ESCM2 and w_cvr of DCMT, the weight of the risk of p_cvr."""
     ctcvr_weight: float = option(1.0, within=WEIGHT, omit_default=True)
-    """lambda_g of ESCM2, the weight of the loss of p_ctcvr."""
+    """lambda_g of ESCM2 and w_ctcvr of DCMT, the weight of the loss of p_ctcvr."""
     propensity_min: float = option(0.01, within=Range(0, 1, above=True, noun="probability"), omit_default=True)
-    """Smallest p_ctr that ESCM2 divides by."""
+    """Smallest p_ctr that ESCM2 and DCMT divide by, and smallest 1 - p_ctr that DCMT divides by."""
+    constraint_weight: float = option(0.001, within=WEIGHT, omit_default=True)
+    """lambda of DCMT, the weight of |1 - (p + p*)| within the risk of p_cvr."""
     l2: float = option(1e-6, within=WEIGHT)
     """Weight of the squared L2 norm of the dense weights and of the looked-up embedding rows."""
     options: dict[str, Any] = option(factory=dict, omit_default=True)

@@ -24,6 +24,7 @@ TITLES = {
     "esmm": "ESMM",
     "escm2_ips": "ESCM2-IPS",
     "escm2_dr": "ESCM2-DR",
+    "dcmt": "DCMT",
     "adaftr": "AdaFTR",
 }
 """Titles of all models."""

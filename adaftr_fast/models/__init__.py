@@ -6,6 +6,7 @@ from adaftr_fast.models.autoheri import AutoHERI
 from adaftr_fast.models.base import Backbone, MultiTaskModel, Representations
 from adaftr_fast.models.build import build_model
 from adaftr_fast.models.cross_stitch import CrossStitch
+from adaftr_fast.models.dcmt import DCMT
 from adaftr_fast.models.escm2 import ESCM2
 from adaftr_fast.models.esmm import ESMM
 from adaftr_fast.models.mmoe import MMoE
@@ -14,6 +15,7 @@ from adaftr_fast.models.shared_bottom import SharedBottom
 from adaftr_fast.models.single_dnn import SingleDNN
 
 __all__ = [
+    "DCMT",
     "ESCM2",
     "ESMM",
     "PLE",

@@ -29,7 +29,7 @@ from adaftr_fast.nn.relatedness import weighted_mean
 if TYPE_CHECKING:
     from adaftr_fast.data.dataset.batch import Batch
 
-LOSS_TERMS = ("l2", "relatedness", "contrast", "counterfactual", "imputation")  # beside one per task
+LOSS_TERMS = ("l2", "relatedness", "contrast", "counterfactual", "imputation", "constraint")  # beside one per task
 
 
 class Representations(NamedTuple):

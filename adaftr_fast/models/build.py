@@ -8,6 +8,7 @@ from adaftr_fast.models.adaftr import AdaFTR
 from adaftr_fast.models.autoheri import AutoHERI
 from adaftr_fast.models.base import Backbone, MultiTaskModel
 from adaftr_fast.models.cross_stitch import CrossStitch
+from adaftr_fast.models.dcmt import DCMT
 from adaftr_fast.models.escm2 import ESCM2
 from adaftr_fast.models.esmm import ESMM
 from adaftr_fast.models.mmoe import MMoE
@@ -27,6 +28,7 @@ ENTIRE_SPACE: dict[str, Callable[..., MultiTaskModel]] = {
     "esmm": ESMM,
     "escm2_ips": partial(ESCM2, imputation=False),
     "escm2_dr": partial(ESCM2, imputation=True),
+    "dcmt": DCMT,
 }
 """The choices of ``ModelConfig.name`` whose tasks must be the stages of a funnel, in order."""
 MODELS: dict[str, Callable[..., MultiTaskModel]] = {

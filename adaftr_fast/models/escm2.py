@@ -5,6 +5,7 @@ Shapes: B batch, T tasks.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,46 @@ if TYPE_CHECKING:
     from adaftr_fast.data.dataset.batch import Batch
 
 
-class ESCM2(ESMM):
+class RiskOfConversions(ESMM):
+    """Adds terms to the loss of :class:`ESMM`, which estimate the risk of p_cvr over all impressions.
+
+    A subclass implements ``risks``. Arguments and errors are those of :class:`ESCM2`.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: Sequence[int],
+        task_names: Sequence[str],
+        config: ModelConfig,
+        field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
+    ) -> None:
+        super().__init__(num_embeddings, task_names, config, field_names, dense)
+        if len(self.task_names) < 2:
+            raise ValueError(f"{type(self).__name__}: task_names must name at least two tasks, got {self.task_names}")
+        self.config = config
+
+    @abstractmethod
+    def risks(self, seen: Representations, conditional: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Computes the terms of each row [B] by name, summed over the stages after the first.
+
+        ``conditional`` are the logits [B, T] of each stage's rate given the stage before.
+        """
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        embedded = self.embed(*batch.features)
+        inputs = self.task_inputs(embedded)
+        hidden, conditional = self.conditional_logits(inputs)
+        seen = Representations(embedded, inputs, hidden, chain(conditional))
+        losses = self.task_losses(seen, batch)
+        for task in self.task_names[1:]:
+            losses[task] = self.config.ctcvr_weight * losses[task]
+        for name, risk in self.risks(seen, conditional, batch).items():
+            losses[name] = self.config.counterfactual_weight * weighted_mean(risk, batch.weight, batch.weight_mean)
+        return losses
+
+
+class ESCM2(RiskOfConversions):
     """Extends :class:`ESMM` by the risk of p_cvr over all impressions, estimated from the clicked ones.
 
         L = L_ctr + lambda_c R + lambda_g L_ctcvr
@@ -78,27 +118,11 @@ class ESCM2(ESMM):
     ) -> None:
         super().__init__(num_embeddings, task_names, config, field_names, dense)
         tasks = len(self.task_names)
-        if tasks < 2:
-            raise ValueError(f"ESCM2: task_names must name at least two tasks, got {self.task_names}")
-        self.config = config
         widths = [*first_widths(config, self.embedded_features, tasks, networks=tasks), *config.tower_hidden]
         imputed = self.task_names[1:] if imputation else []
         self.imputation = ModuleList(Tower(self.embedded_features, widths) for _ in imputed)
 
-    def loss(self, batch: Batch) -> dict[str, Tensor]:
-        embedded = self.embed(*batch.features)
-        inputs = self.task_inputs(embedded)
-        hidden, conditional = self.conditional_logits(inputs)
-        seen = Representations(embedded, inputs, hidden, chain(conditional))
-        losses = self.task_losses(seen, batch)
-        for task in self.task_names[1:]:
-            losses[task] = self.config.ctcvr_weight * losses[task]
-        for name, risk in self._risks(seen, conditional, batch).items():
-            losses[name] = self.config.counterfactual_weight * weighted_mean(risk, batch.weight, batch.weight_mean)
-        return losses
-
-    def _risks(self, seen: Representations, conditional: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Computes R of each row [B], summed over the stages: "counterfactual", and with d^ also "imputation"."""
+    def risks(self, seen: Representations, conditional: Tensor, batch: Batch) -> dict[str, Tensor]:
         reached, happened = batch.labels[:, :-1], batch.labels[:, 1:]  # o and r, [B, T - 1]
         propensity = seen.logits[:, :-1].detach().sigmoid().clamp_min(self.config.propensity_min)
         odds = reached / propensity

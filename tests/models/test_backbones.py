@@ -13,7 +13,9 @@ from tests.models import transcription as paper
 from tests.models.inputs import MODELS, SIZES, SMALL, THREE, TWO, batch, model
 
 EVERY = [name for name in MODELS if name != "single_dnn"]
-ESCM2 = ["escm2_ips", "escm2_dr"]
+RISKS = {"escm2_ips": paper.escm2_risks, "escm2_dr": paper.escm2_risks, "dcmt": paper.dcmt_risks}
+ADDED = ("imputation.", "twins.")  # networks that ESMM does not have
+PROPENSITY_TERMS = ("counterfactual", "imputation", "constraint")
 SHAPES = [{}, {"expert_hidden": [6, 5], "tower_hidden": [4, 3]}]
 
 
@@ -23,7 +25,7 @@ def close(found, expected, what=""):
 
 @pytest.mark.parametrize("options", SHAPES)
 @pytest.mark.parametrize(
-    ("name", "tasks"), [(name, tasks) for name in EVERY for tasks in (TWO, THREE, ["click"])[: 2 + (name not in ESCM2)]]
+    ("name", "tasks"), [(name, tasks) for name in EVERY for tasks in (TWO, THREE, ["click"])[: 2 + (name not in RISKS)]]
 )
 def test_representations_follow_the_equations(name, tasks, options):
     built, data = model(name, tasks, **options), batch(tasks=len(tasks))
@@ -49,14 +51,14 @@ def test_ple_of_any_size(layers, counts):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", EVERY)
 def test_losses_are_eq_4_and_a_mean_squared_norm(name, weighted):
-    built, data = model(name, THREE, l2=1e-3), batch(tasks=3, weighted=weighted)
+    built, data = model(name, THREE, l2=1e-3, constraint_weight=0.3), batch(tasks=3, weighted=weighted)
     e, v, hidden, logits = paper.represent(name, built, data.ids)
     y, weight = data.labels.numpy(), None if data.weight is None else data.weight.numpy()
     expected = {task: paper.cross_entropy(paper.sigmoid(logits[:, t]), y[:, t], weight) for t, task in enumerate(THREE)}
     dense = [paper.array(p) for n, p in built.named_parameters() if p.dim() > 1 and "embedding" not in n]
     expected["l2"] = 1e-3 * (sum((p**2).sum() for p in dense) + (e**2).sum() / len(e))
-    if name in ESCM2:
-        expected |= {term: 0.1 * risk for term, risk in paper.escm2_risks(built, e, v, hidden, y, weight).items()}
+    if name in RISKS:
+        expected |= {term: 0.1 * risk for term, risk in RISKS[name](built, e, v, hidden, y, weight).items()}
     found = built.loss(data)
     assert set(found) == set(expected)
     for term, value in expected.items():
@@ -141,10 +143,10 @@ def test_esmm_never_predicts_more_conversions_than_clicks():
     assert (logits.diff(dim=1) < 0).all()
 
 
-@pytest.mark.parametrize("name", ESCM2)
-def test_escm2_without_its_risk_is_esmm(name):
+@pytest.mark.parametrize("name", RISKS)
+def test_a_model_without_its_risk_is_esmm(name):
     built, esmm, data = model(name, l2=0.0, counterfactual_weight=0.0), model("esmm", l2=0.0), batch()
-    esmm.load_state_dict({n: p for n, p in built.state_dict().items() if not n.startswith("imputation")})
+    esmm.load_state_dict({n: p for n, p in built.state_dict().items() if not n.startswith(ADDED)})
     assert torch.equal(built(data.ids), esmm(data.ids))
     found, expected = built.loss(data), esmm.loss(data)
     assert {n: v.item() for n, v in found.items() if n in TWO} == {n: v.item() for n, v in expected.items()}
@@ -152,21 +154,36 @@ def test_escm2_without_its_risk_is_esmm(name):
     assert model(name, ctcvr_weight=0.5, l2=0.0).loss(data)["conversion"] == 0.5 * found["conversion"]
 
 
-@pytest.mark.parametrize("name", ESCM2)
-def test_the_propensity_of_escm2_has_no_gradient_and_a_lower_bound(name):
+@pytest.mark.parametrize("name", RISKS)
+def test_the_propensity_has_no_gradient_and_a_lower_bound(name):
     built, data = model(name), batch()
     terms = built.loss(data)
-    sum(value for n, value in terms.items() if n in ("counterfactual", "imputation")).backward()
+    sum(value for n, value in terms.items() if n in PROPENSITY_TERMS).backward()
     moved = {n for n, p in built.named_parameters() if p.grad is not None and p.grad.to_dense().any()}
     assert not any(n.startswith(("towers.0.", "bottoms.0.")) for n in moved)
-    assert {n for n, _ in built.named_parameters() if n.startswith(("towers.1.", "bottoms.1.", "imputation."))} <= moved
+    assert {n for n, _ in built.named_parameters() if n.startswith(("towers.1.", "bottoms.1.", *ADDED))} <= moved
     e, v, hidden, _ = paper.represent(name, built, data.ids)
     built.config = replace(built.config, propensity_min=0.9)
-    for term, risk in paper.escm2_risks(built, e, v, hidden, data.labels.numpy()).items():
+    for term, risk in RISKS[name](built, e, v, hidden, data.labels.numpy()).items():
         close(built.loss(data)[term], 0.1 * risk, term)
-        assert built.loss(data)[term] != terms[term]
+        assert term == "constraint" or built.loss(data)[term] != terms[term]
 
 
-def test_escm2_needs_two_tasks():
-    with pytest.raises(ValueError, match=r"ESCM2: task_names must name at least two tasks, got \['click'\]"):
-        model("escm2_ips", ["click"])
+@pytest.mark.parametrize(("name", "kind"), [("escm2_ips", "ESCM2"), ("dcmt", "DCMT")])
+def test_a_risk_of_conversions_needs_two_tasks(name, kind):
+    with pytest.raises(ValueError, match=rf"{kind}: task_names must name at least two tasks, got \['click'\]"):
+        model(name, ["click"])
+
+
+def test_dcmt_learns_the_conversion_rate_from_rows_without_a_click():
+    data = replace(batch(), labels=torch.zeros(40, 2, dtype=torch.float64))
+
+    def gradients(**options):
+        built = model("dcmt", **options)
+        terms = built.loss(data)
+        (terms["counterfactual"] + terms["constraint"]).backward()
+        return {n: bool(p.grad is not None and p.grad.to_dense().any()) for n, p in built.named_parameters()}
+
+    assert gradients()["towers.1.logit.weight"]
+    assert not gradients(constraint_weight=0.0)["towers.1.logit.weight"]
+    assert gradients(constraint_weight=0.0)["twins.0.logit.weight"]

@@ -146,8 +146,9 @@ INPUTS = {
     "esmm": esmm_inputs,
     "escm2_ips": esmm_inputs,
     "escm2_dr": esmm_inputs,
+    "dcmt": esmm_inputs,
 }
-ENTIRE_SPACE = dict.fromkeys(["esmm", "escm2_ips", "escm2_dr"], chained_towers)
+ENTIRE_SPACE = dict.fromkeys(["esmm", "escm2_ips", "escm2_dr", "dcmt"], chained_towers)
 # Other models have plain_towers.
 TOWERS = {"cross_stitch": stitched_towers, "autoheri": connected_towers} | ENTIRE_SPACE
 
@@ -183,6 +184,27 @@ def escm2_risks(model, e, v, hidden, labels, weight=None):
             }
         for name, each in rows.items():
             risks[name] = risks.get(name, 0.0) + np.average(each, weights=weight)
+    return risks
+
+
+def dcmt_risks(model, e, v, hidden, labels, weight=None):
+    """Computes DCMT's loss of p and p* over all impressions, and its constraint: summed over stages, averaged."""
+    conditional = sigmoid(logits(model, hidden))
+    rates, least = np.cumprod(conditional, 1), model.config.propensity_min
+    risks = {"counterfactual": 0.0, "constraint": 0.0}
+    for t in range(1, labels.shape[1]):
+        twin = model.twins[t - 1]
+        o, r, p = labels[:, t - 1], labels[:, t], conditional[:, t]
+        star = sigmoid(affine(twin.logit, mlp(twin.mlp.layers, v[t])[-1])[:, 0])
+        rows = np.empty(len(o))
+        for row in range(len(o)):
+            click = rates[row, t - 1]
+            if o[row]:
+                rows[row] = -np.log(p[row] if r[row] else 1 - p[row]) / max(click, least)
+            else:  # the label is 1 - r
+                rows[row] = -np.log(1 - star[row] if r[row] else star[row]) / max(1 - click, least)
+        risks["counterfactual"] += np.average(rows, weights=weight)
+        risks["constraint"] += model.config.constraint_weight * np.average(np.abs(1 - (p + star)), weights=weight)
     return risks
 
 

@@ -13,7 +13,18 @@ from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.checkpoint.progress import RunningMean
 from tests.training.device.test_graph import OPTIMIZERS, ROWS, SIZES, bags, batches, stepper
 
-MODELS = ["single_dnn", "shared_bottom", "cross_stitch", "mmoe", "ple", "autoheri", "esmm", "escm2_dr", "adaftr"]
+MODELS = [
+    "single_dnn",
+    "shared_bottom",
+    "cross_stitch",
+    "mmoe",
+    "ple",
+    "autoheri",
+    "esmm",
+    "escm2_dr",
+    "dcmt",
+    "adaftr",
+]
 READING = {
     "_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "argwhere",
     "masked_select", "unique_dim", "_unique", "_unique2", "unique_consecutive", "unique_dim_consecutive",
