@@ -52,6 +52,12 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def local_share() -> slice:
+    """Returns the part of a list that belongs to this rank if the ranks of its machine share the work."""
+    size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return slice(int(os.environ.get("LOCAL_RANK", "0")) % size, None, size)
+
+
 def _on_several_machines() -> bool:
     return launched() and os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]
 

@@ -16,11 +16,11 @@ from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
 from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import ModelConfig, RunConfig
-from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.distributed.ranks import Ranks, restarted
-from adaftr_fast.errors import ConfigError
+from adaftr_fast.distributed.ranks import Ranks, local_share, restarted
+from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.build import ENTIRE_SPACE
 from adaftr_fast.models.sizes import embedding_widths
@@ -69,7 +69,7 @@ def train_one(
         fitted = fit_one(data, config, folder, restart=restart, ranks=ranks)
         trainer, result = fitted.trainer, fitted.result
         with trainer.logger:
-            test, size = data.load("test"), config.training.eval_batch_size
+            test, size = open_split(data, "test", ranks), config.training.eval_batch_size
             metrics = evaluate(fitted.model, test, size, ranks)
             learned = diagnose(fitted.model, test, size, ranks)
             run = TrainedRun(config.model.name, result.epochs, result.best_epoch, metrics, learned)
@@ -153,8 +153,8 @@ def _fit(
         model = build(config.model, data)
     trainer = Trainer(
         model,
-        data.load("train"),
-        data.load("validation"),
+        open_split(data, "train", ranks),
+        open_split(data, "validation", ranks),
         optimizer=config.optimizer,
         config=config.training,
         folder=folder,
@@ -177,6 +177,28 @@ def _fit(
     if result.interrupted:
         raise KeyboardInterrupt(result.interrupted, f"interrupted; run the same command to resume from {folder}")
     return Fitted(model, trainer, result)
+
+
+def open_split(data: PreparedData, name: str, ranks: Ranks | None) -> Split:
+    """Opens a split of ``data``, of which the ranks of one machine each compare the sha256 of some files.
+
+    All ``ranks`` must call it. A rank that finds nothing wrong raises the error of the first that does.
+
+    Raises:
+        DataError: there is no such split, or a file is unreadable or does not match the manifest.
+    """
+    if ranks is None:
+        return data.load(name)
+    split, failure = None, None
+    try:
+        split = data.load(name, local_share())
+    except DataError as error:
+        failure = str(error)
+    for each in ranks.gathered(failure):
+        if each is not None:
+            raise DataError(each)
+    assert split is not None  # or this rank's failure was raised
+    return split
 
 
 def _description(data: PreparedData, config: RunConfig) -> Description:

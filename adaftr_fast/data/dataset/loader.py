@@ -147,15 +147,21 @@ class PreparedData:
         self.folder = Path(folder)
         self.manifest: Manifest = read_published(self.folder, read_manifest)
 
-    def load(self, name: str) -> Split:
+    def load(self, name: str, checked: slice = slice(None)) -> Split:
         """Opens split ``name`` (train, validation or test).
+
+        Args:
+            name: the split.
+            checked: the files of the split of which this process compares the sha256; by default all.
 
         Raises:
             DataError: there is no such split, or a file is unreadable or does not match the manifest.
         """
         if name not in self.manifest.splits:
             raise DataError(f"{self.folder}: no split {name!r}; expected one of {', '.join(self.manifest.splits)}")
-        rows = read_published(self.folder, lambda present: ParquetRows(self.folder, name, self.manifest, present))
+        rows = read_published(
+            self.folder, lambda present: ParquetRows(self.folder, name, self.manifest, present, checked)
+        )
         return Split(rows, funnel=self.manifest.funnel)
 
 

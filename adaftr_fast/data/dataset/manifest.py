@@ -129,9 +129,13 @@ class Manifest:
             error = DataError(f"{path}: damaged: its sha256 differs from the one in {MANIFEST}; prepare again")
         except OSError as reason:  # a new folder may lack the file
             error = DataError(f"{path}: not readable: {reason}")
-        if self._was_replaced(path.parent):
-            raise DataError(f"{path.parent}: was replaced since it was opened; start again with the new one")
+        self.check_folder(path.parent)
         raise error
+
+    def check_folder(self, folder: Path) -> None:
+        """Raises DataError if ``folder`` has another manifest by now."""
+        if self._was_replaced(folder):
+            raise DataError(f"{folder}: was replaced since it was opened; start again with the new one")
 
     def _was_replaced(self, folder: Path) -> bool:
         """Returns whether ``folder`` now has another manifest, which can be read."""
