@@ -148,7 +148,8 @@ def interrupted(command: Command, folder: Path, seconds: float, victim: str) -> 
         chosen = everything
     kill(*chosen)
     assert end(process, SECONDS) is not None, f"torchrun remains after {victim} was killed"
-    assert all_ended(), f"a rank remains after {victim} was killed"
+    # A rank that still imports torch when torchrun is killed ends once it would start.
+    assert all_ended(SECONDS), f"a rank remains after {victim} was killed"
     return True
 
 
