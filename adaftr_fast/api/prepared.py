@@ -94,11 +94,14 @@ def _read_as(field: Field) -> str:
     parts = [kind]
     if field.tokens is not None:
         separated = "" if field.separator is None else f" separated by {field.separator!r}"
-        parts.append(("" if field.tokens == "all" else "last of ") + f"lists{separated}")
+        kept = "last of " if field.tokens == "last" else f"last {field.length} of " if field.length else ""
+        parts.append(f"{kept}lists{separated}")
     if field.encoding is not None:
         parts.append(field.encoding)
     if field.hashed:
         parts.append("hashed")
+    if field.vocabulary is not None:
+        parts.append(f"ids of {field.vocabulary}")
     if field.kind != "cross" and field.columns != (field.name,):
         parts.append(f"column {field.columns[0]}")
     return ", ".join(parts)

@@ -28,6 +28,8 @@ seen = { kind = "categorical", tokens = "all", separator = "|" }
 last = { kind = "categorical", column = "seen", tokens = "last", separator = "|" }
 rare = { kind = "categorical", min_count = 2 }
 pair = { cross = ["user", "rare"], hashed = 10 }
+recent = { kind = "categorical", column = "seen", tokens = "all", separator = "|", length = 2, vocabulary = "last" }
+amount = { kind = "dense", column = "age", encoding = "log" }
 """
 
 
@@ -69,6 +71,8 @@ def test_each_field_tells_how_it_is_read_and_what_is_missing(tmp_path):
         ["last", "categorical, last of lists separated by '|', column seen", "4", "20.00 %"],
         ["rare", "categorical", "2", "50.00 %"],
         ["pair", "cross of user and rare, hashed", "11", "25.00 %"],
+        ["recent", "categorical, last 2 of lists separated by '|', ids of last, column seen", "4", "20.00 %"],
+        ["amount", "dense, log, column age", "-", "10.00 %"],
     ]
     assert {split.rows for split in data.manifest.splits.values()} == {rows}
     older = replace(data.manifest.splits["train"], unknown={})
