@@ -18,9 +18,9 @@ from adaftr_fast.kernels.infonce.tiles import IGNORE, load_block, partition_bloc
 
 @triton.jit
 def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr, row_group_ptr, group,
-                 d_start, first, count, gap_at, gap, MASKED: tl.constexpr, HAS_POSITIVE: tl.constexpr,
-                 HAS_GROUP: tl.constexpr, BLOCK_M: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_D: tl.constexpr,
-                 BLOCK_K: tl.constexpr, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr,
+                 bound_ptr, d_start, first, count, gap_at, gap, MASKED: tl.constexpr, HAS_POSITIVE: tl.constexpr,
+                 HAS_GROUP: tl.constexpr, IGNORES: tl.constexpr, BLOCK_M: tl.constexpr, D_PADDED: tl.constexpr,
+                 BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr,
                  INPUT_PRECISION: tl.constexpr):  # fmt: skip
     """Streams ``count`` blocks of rows past the columns, from block ``first`` on; skips ``gap`` after ``gap_at``."""
     B = a_desc[2]
@@ -37,6 +37,9 @@ def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale
         z = tl.fma(s, tl.broadcast_to(softmax_scale_log2[None, :], s.shape),
                    tl.broadcast_to(-m[None, :], s.shape))  # fmt: skip
         p = tl.exp2(z) * negative_scale[None, :]  # [BLOCK_N, BLOCK_M]
+        if IGNORES:
+            bound = tl.load(bound_ptr + rows, mask=inside, other=0.0)
+            p = tl.where(s > bound[None, :], 0.0, p)
         if MASKED:
             if HAS_GROUP:
                 row_group = tl.load(row_group_ptr + rows, mask=inside, other=0)
@@ -60,6 +63,7 @@ def infonce_column_sweep_kernel(
     positive_ptr,  # [B] int64
     row_group_ptr,  # [B] int64
     column_group_ptr,  # [N] int64
+    bound_ptr,  # [B]: a score above it is no negative's
     row_terms_ptr,  # [5, B]: softmax_scale_log2, m, negative_scale, positive_scale, |grad_scale|
     descale_ptr,  # []: the probabilities' unit in half precision
     d_candidates_ptr,  # [S, N, d] out
@@ -69,6 +73,7 @@ def infonce_column_sweep_kernel(
     candidates_stride,
     HAS_POSITIVE: tl.constexpr,
     HAS_GROUP: tl.constexpr,
+    IGNORES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -112,12 +117,12 @@ def infonce_column_sweep_kernel(
         acc += positive_scale[:, None] * a  # [BLOCK_N, BLOCK_D]
     if not all_masked:
         acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
-                           row_group_ptr, group, d_start, first, end - first - (high - low), low - first, high - low,
-                           False, HAS_POSITIVE, HAS_GROUP, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
+                           row_group_ptr, group, bound_ptr, d_start, first, end - first - (high - low), low - first,
+                           high - low, False, HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
                            OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
     acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
-                       row_group_ptr, group, d_start, low, high - low + last - end, high - low, end - high,
-                       True, HAS_POSITIVE, HAS_GROUP, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
+                       row_group_ptr, group, bound_ptr, d_start, low, high - low + last - end, high - low, end - high,
+                       True, HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
                        OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
     acc *= descale
     width = d_start + tl.arange(0, BLOCK_D)  # [BLOCK_D]

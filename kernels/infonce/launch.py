@@ -46,6 +46,7 @@ def infonce(
     need_d_candidates: bool,
     need_d_tau: bool,
     need_stats: bool,
+    ignore_above: float | None = None,
 ) -> tuple[Tensor, ...]:
     """Computes the nine outputs of ``torch.ops.adaftr_fast.infonce``, on CUDA or under TRITON_INTERPRET=1.
 
@@ -64,10 +65,10 @@ def infonce(
     if anchors.shape[0] == 0 or candidates.shape[0] == 0:
         return _zeros(anchors, candidates, *needs)
     with torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext():
-        problem = _prepare(anchors, candidates, positive, row_group, column_group)
+        problem = _prepare(anchors, candidates, positive, row_group, column_group, ignore_above)
         tau, scale = tau.to(problem.acc_dtype).contiguous(), scale.to(problem.acc_dtype).contiguous()
-        *rows, row_terms, d_anchors, d_tau = _row_side(problem, tau, scale, *needs)
-        d_candidates = _column_side(problem, row_terms) if need_d_candidates else problem.empty(0)
+        *rows, bound, row_terms, d_anchors, d_tau = _row_side(problem, tau, scale, *needs)
+        d_candidates = _column_side(problem, bound, row_terms) if need_d_candidates else problem.empty(0)
     return (scale * rows[0]).sum(), *rows, d_anchors, d_candidates, d_tau
 
 
@@ -79,6 +80,7 @@ class _Problem(NamedTuple):
     positive: Tensor | None  # [B]
     row_group: Tensor | None  # [B]
     column_group: Tensor | None  # [N]
+    ignore_above: Tensor | None  # 0-dim in the accumulation type, which Triton's floats are not always
     d: int
     acc_dtype: torch.dtype
     capability: int  # 10 * major + minor
@@ -100,6 +102,7 @@ class _Problem(NamedTuple):
         options = {
             "HAS_POSITIVE": self.positive is not None,
             "HAS_GROUP": self.row_group is not None,
+            "IGNORES": self.ignore_above is not None,
             "num_warps": config.num_warps,
             "num_stages": config.num_stages,
         }
@@ -107,12 +110,14 @@ class _Problem(NamedTuple):
         return grid, options | constants(self.anchors.dtype, kind, width, config)
 
 
-def _prepare(anchors: Tensor, candidates: Tensor, positive, row_group, column_group) -> _Problem:
+def _prepare(anchors: Tensor, candidates: Tensor, positive, row_group, column_group, ignore_above) -> _Problem:
     """Aligns the operands, drops groups that are given for one side only, and looks up the GPU."""
     grouped = row_group is not None and column_group is not None
     indices = [positive, row_group if grouped else None, column_group if grouped else None]
     positive, row_group, column_group = (x if x is None else x.contiguous() for x in indices)
     d, acc_dtype = anchors.shape[1], _acc_dtype(anchors)
+    if ignore_above is not None:
+        ignore_above = anchors.new_full((), ignore_above, dtype=acc_dtype)
     anchors, candidates = _align(anchors, None if positive is None else positive == IGNORE.value), _align(candidates)
     capability, processors = 80, ASSUMED_PROCESSORS
     if anchors.is_cuda:
@@ -120,7 +125,8 @@ def _prepare(anchors: Tensor, candidates: Tensor, positive, row_group, column_gr
         capability, processors = properties.major * 10 + properties.minor, properties.multi_processor_count
         if capability >= 120:  # has the matrix instructions and the shared memory of sm_89, not those of sm_90
             capability = 89
-    return _Problem(anchors, candidates, positive, row_group, column_group, d, acc_dtype, capability, processors)
+    operands = (anchors, candidates, positive, row_group, column_group, ignore_above)
+    return _Problem(*operands, d, acc_dtype, capability, processors)
 
 
 def _align(h: Tensor, ignored: Tensor | None = None) -> Tensor:
@@ -157,22 +163,22 @@ def _zeros(anchors, candidates, need_d_anchors, need_d_candidates, need_d_tau, n
 def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, need_d_tau, need_stats):
     """Sweeps the rows and combines the splits.
 
-    Returns rows, lse, positive_logit, top1, entropy, row_terms, d_anchors and d_tau.
+    Returns rows, lse, positive_logit, top1, entropy, the scores' bounds, row_terms, d_anchors and d_tau.
     """
     a, b, empty = problem.anchors, problem.candidates, problem.empty
     B, width = a.shape
     strides = (a.stride(0), b.stride(0))
     need_sum_pz = need_stats or (need_d_tau and not need_d_anchors)
-    explicit = problem.positive is not None or problem.row_group is not None
+    explicit = any(x is not None for x in (problem.positive, problem.row_group, problem.ignore_above))
     sweep = "row_sweep_pz" if need_sum_pz else "row_sweep_explicit" if explicit else "row_sweep"
     grid, options = problem.launch_options(sweep, divide_width=need_d_anchors)
     num_splits = grid[1]
     positive_score, partials = empty(B), empty(num_splits, 4, B)
     acc = empty(num_splits, B, width) if need_d_anchors else empty(0)
     infonce_row_sweep_kernel[grid](
-        a, b, tau, problem.positive, problem.row_group, problem.column_group, positive_score, partials, acc,
-        B, len(b), *strides, NEED_D_ANCHORS=need_d_anchors, NEED_SUM_PZ=need_sum_pz, MAX_OFFSET=max_offset(a.dtype),
-        **options,
+        a, b, tau, problem.positive, problem.row_group, problem.column_group, problem.ignore_above,
+        positive_score, partials, acc, B, len(b), *strides, NEED_D_ANCHORS=need_d_anchors, NEED_SUM_PZ=need_sum_pz,
+        MAX_OFFSET=max_offset(a.dtype), **options,
     )  # fmt: skip
     rows, lse, positive_logit = empty(B), empty(B), empty(B)
     top1, entropy = empty(B if need_stats else 0, dtype=torch.bool), empty(B if need_stats else 0)
@@ -186,10 +192,11 @@ def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, 
         BLOCK_D=min(COMBINE_BLOCK_D, triton.next_power_of_2(width)), D=problem.d, D_PADDED=width,
         ACC_DTYPE=options["ACC_DTYPE"],
     )  # fmt: skip
-    return rows, lse, positive_logit, top1, entropy, row_terms, d_anchors, d_tau
+    bound = None if problem.ignore_above is None else positive_score + problem.ignore_above
+    return rows, lse, positive_logit, top1, entropy, bound, row_terms, d_anchors, d_tau
 
 
-def _column_side(problem: _Problem, row_terms: Tensor) -> Tensor:
+def _column_side(problem: _Problem, bound: Tensor | None, row_terms: Tensor) -> Tensor:
     """Sweeps the columns; returns d_candidates [N, d]."""
     a, b = problem.anchors, problem.candidates
     grid, options = problem.launch_options("column_sweep", divide_width=True)
@@ -197,7 +204,7 @@ def _column_side(problem: _Problem, row_terms: Tensor) -> Tensor:
     descale = torch.linalg.vector_norm(row_terms[4], float("inf")) * 2.0 ** -max_offset(a.dtype)
     d_candidates = problem.empty(grid[1], len(b), problem.d)
     infonce_column_sweep_kernel[grid](
-        a, b, problem.positive, problem.row_group, problem.column_group, row_terms, descale, d_candidates,
-        len(a), len(b), a.stride(0), b.stride(0), D=problem.d, **options,
+        a, b, problem.positive, problem.row_group, problem.column_group, bound, row_terms, descale,
+        d_candidates, len(a), len(b), a.stride(0), b.stride(0), D=problem.d, **options,
     )  # fmt: skip
     return d_candidates[0] if len(d_candidates) == 1 else d_candidates.sum(0)

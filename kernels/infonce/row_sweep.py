@@ -20,11 +20,11 @@ from adaftr_fast.kernels.infonce.tiles import LOG2_E, load_block, load_row_param
 
 
 @triton.jit
-def _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr, d_start,
-                    first, count, gap_at, gap, MASKED: tl.constexpr, HAS_GROUP: tl.constexpr,
-                    NEED_D_ANCHORS: tl.constexpr, NEED_SUM_PZ: tl.constexpr, MAX_OFFSET: tl.constexpr,
-                    BLOCK_N: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
-                    OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr,
+def _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr, bound,
+                    d_start, first, count, gap_at, gap, MASKED: tl.constexpr, HAS_GROUP: tl.constexpr,
+                    IGNORES: tl.constexpr, NEED_D_ANCHORS: tl.constexpr, NEED_SUM_PZ: tl.constexpr,
+                    MAX_OFFSET: tl.constexpr, BLOCK_N: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_D: tl.constexpr,
+                    BLOCK_K: tl.constexpr, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr,
                     INPUT_PRECISION: tl.constexpr):  # fmt: skip
     """Streams ``count`` blocks of columns past the rows, from block ``first`` on; skips ``gap`` after ``gap_at``."""
     m, l, sum_pz, max_negative, acc = state
@@ -43,6 +43,8 @@ def _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive
             if HAS_GROUP:
                 column_group = tl.load(column_group_ptr + columns, mask=columns < N, other=0)
                 s = tl.where(column_group[None, :] == group[:, None], float("-inf"), s)
+        if IGNORES:
+            s = tl.where(s > bound[:, None], float("-inf"), s)
         block_max = tl.max(s, 1)  # [BLOCK_M]
         max_negative = tl.maximum(max_negative, block_max)
         m_new = tl.maximum(m, block_max * softmax_scale_log2 - MAX_OFFSET)
@@ -70,6 +72,7 @@ def infonce_row_sweep_kernel(
     positive_ptr,  # [B] int64
     row_group_ptr,  # [B] int64
     column_group_ptr,  # [N] int64
+    ignore_above_ptr,  # []
     positive_score_ptr,  # [B] out: a_r . b_{y_r}
     partials_ptr,  # [S, 4, B] out: m, l, sum_pz, largest score of a negative
     acc_ptr,  # [S, B, D_PADDED] out
@@ -79,6 +82,7 @@ def infonce_row_sweep_kernel(
     candidates_stride,
     HAS_POSITIVE: tl.constexpr,
     HAS_GROUP: tl.constexpr,
+    IGNORES: tl.constexpr,
     NEED_D_ANCHORS: tl.constexpr,
     NEED_SUM_PZ: tl.constexpr,
     MAX_OFFSET: tl.constexpr,
@@ -113,6 +117,9 @@ def infonce_row_sweep_kernel(
     s = scores(rows, a_desc, rows, positive, b_desc, positive, D_PADDED, positive_block_k, OPERAND_DTYPE, ACC_DTYPE,
                INPUT_PRECISION)  # [BLOCK_M, BLOCK_M]  # fmt: skip
     positive_score = tl.sum(tl.where(local[:, None] == local[None, :], s, 0.0), 1)  # [BLOCK_M]
+    bound = positive_score
+    if IGNORES:
+        bound += tl.load(ignore_above_ptr)
     a = rows
     if BLOCK_K == 0:
         a = load_block(a_desc, rows, 0, D_PADDED, BLOCK_D)  # [BLOCK_M, BLOCK_D]
@@ -130,12 +137,12 @@ def infonce_row_sweep_kernel(
     state = (positive_score * softmax_scale_log2 - MAX_OFFSET, zero, zero, zero - float("inf"), acc)
     if not all_masked:
         state = _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr,
-                                d_start, first, end - first - (high - low), low - first, high - low, False, HAS_GROUP,
-                                NEED_D_ANCHORS, NEED_SUM_PZ, MAX_OFFSET, BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K,
-                                OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+                                bound, d_start, first, end - first - (high - low), low - first, high - low, False,
+                                HAS_GROUP, IGNORES, NEED_D_ANCHORS, NEED_SUM_PZ, MAX_OFFSET, BLOCK_N, D_PADDED, BLOCK_D,
+                                BLOCK_K, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
     state = _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr,
-                            d_start, low, high - low + last - end, high - low, end - high, True, HAS_GROUP,
-                            NEED_D_ANCHORS, NEED_SUM_PZ, MAX_OFFSET, BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K,
+                            bound, d_start, low, high - low + last - end, high - low, end - high, True, HAS_GROUP,
+                            IGNORES, NEED_D_ANCHORS, NEED_SUM_PZ, MAX_OFFSET, BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K,
                             OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
     m, l, sum_pz, max_negative, acc = state
 

@@ -16,6 +16,7 @@ from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
 from adaftr_fast.ops.infonce.checks import (
     check_bias_is_finite,
+    check_ignore_above,
     check_no_tangents,
     check_representations,
     check_row_options,
@@ -45,6 +46,7 @@ class InfoNCEOptions(TypedDict, total=False):
     column_group: Tensor | None
     row_weight: Tensor | None
     column_bias: Tensor | None
+    ignore_above: float | None
     symmetric: bool
     reduction: Reduction
     backend: Backend
@@ -94,6 +96,7 @@ def adaptive_infonce(
     column_group: Tensor | None = None,
     row_weight: Tensor | None = None,
     column_bias: Tensor | None = None,
+    ignore_above: float | None = None,
     symmetric: bool = False,
     reduction: Reduction = "mean",
     return_stats: bool = False,
@@ -156,6 +159,11 @@ def adaptive_infonce(
             which copies both. At reduced float32 precision the bias is thus rounded to the type of the products, and
             in float16 a bias / tau beyond 65504 makes the gradient in tau NaN. Differentiable. Not supported with
             ``symmetric``.
+        ignore_above: if given, a candidate whose similarity to the row exceeds that of the row's positive by more than
+            this finite number is not a negative of the row, as it may be a positive that is not labeled. The
+            similarity is the logit times tau: a_r . b_j, plus tau times the ``column_bias``. Derivatives take the set
+            of negatives as constant. The similarities are those of the backend, so rounding decides on a candidate
+            whose similarity is within rounding error of the bound. ``torch.compile`` treats the number as a constant.
         symmetric: if True, averages the loss with that of the cvr -> ctr direction. There the anchor of row r is
             h_cvr[y_r], with its own temperature, and its candidates are all rows of h_ctr. An ignored row has no loss
             in either direction, but remains a candidate in this one unless the groups exclude it.
@@ -210,6 +218,7 @@ def adaptive_infonce(
         )
     tau_row, tau_column = tau if isinstance(tau, tuple) else (tau, tau)
     check_row_options(h_ctr, h_cvr, positive_index, row_group, column_group, row_weight, column_bias)
+    check_ignore_above(ignore_above)
     if row_group is not None and column_group is None:
         column_group = row_group
     tau_row = _expand_tau(tau_row, h_ctr, "tau")  # [B]
@@ -227,14 +236,14 @@ def adaptive_infonce(
     candidates = Candidates(h_cvr, positive_index, column_group)
     if batch is not None:
         candidates = batch.gather(candidates, batch.columns)
-    loss, stats = _direction(op, h_ctr, tau_row, row_group, candidates, scale, reduction, return_stats)
+    loss, stats = _direction(op, h_ctr, tau_row, row_group, candidates, scale, ignore_above, reduction, return_stats)
     if symmetric:
         tau_column = _expand_tau(tau_column, h_cvr, "tau (per column)")  # [N]
         anchors, tau_row, group, positive = _reverse(h_ctr, h_cvr, tau_column, positive_index, column_group)
         candidates = Candidates(h_ctr, positive, row_group)
         if batch is not None:
             candidates = batch.gather(candidates, batch.rows)
-        reverse_loss, _ = _direction(op, anchors, tau_row, group, candidates, scale, reduction, False)
+        reverse_loss, _ = _direction(op, anchors, tau_row, group, candidates, scale, ignore_above, reduction, False)
         loss = (loss + reverse_loss) / 2
     return loss if stats is None else (loss, stats)
 
@@ -271,6 +280,7 @@ def _direction(
     row_group: Tensor | None,
     candidates: Candidates,
     scale: Tensor,
+    ignore_above: float | None,
     reduction: str,
     return_stats: bool,
 ) -> tuple[Tensor, InfoNCEStats | None]:
@@ -291,6 +301,7 @@ def _direction(
         with_gradients and candidates.h.requires_grad,
         with_gradients and tau.requires_grad,
         return_stats,
+        ignore_above,
     )[:6]
     result = row_loss * scale if reduction == "none" else loss
     return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None

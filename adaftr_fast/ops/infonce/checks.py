@@ -1,5 +1,7 @@
 """Argument checks of :func:`adaftr_fast.adaptive_infonce`."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
@@ -77,6 +79,16 @@ def check_row_options(
             raise TypeError(f"adaptive_infonce: {name} must be floating point, got {x.dtype}")
         if not numbers and x.dtype != torch.int64:
             raise TypeError(f"adaptive_infonce: {name} must be int64, got {x.dtype}")
+
+
+def check_ignore_above(margin: float | None) -> None:
+    """Checks that the margin is None or a finite number."""
+    if margin is None:
+        return
+    number = isinstance(margin, (float, int)) and not isinstance(margin, bool)
+    if not number or not -math.inf < margin < math.inf:
+        error = ValueError if number else TypeError
+        raise error(f"adaptive_infonce: ignore_above must be a finite number or None, got {margin!r}")
 
 
 def check_bias_is_finite(bias: Tensor) -> None:

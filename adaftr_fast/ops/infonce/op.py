@@ -27,9 +27,9 @@ from adaftr_fast.ops.library import library
 
 SCHEMA = (
     "(Tensor anchors, Tensor candidates, Tensor tau, Tensor? positive, Tensor? row_group, Tensor? column_group,"
-    " Tensor scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats) -> (Tensor loss,"
-    " Tensor row_loss, Tensor lse, Tensor positive_logit, Tensor top1, Tensor entropy,"
-    " Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
+    " Tensor scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,"
+    " float? ignore_above=None) -> (Tensor loss, Tensor row_loss, Tensor lse, Tensor positive_logit, Tensor top1,"
+    " Tensor entropy, Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
 )
 NAMES = ("infonce", "infonce_reference", "infonce_triton")
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -53,12 +53,13 @@ def _reference(
     need_d_candidates: bool,
     need_d_tau: bool,
     need_stats: bool,
+    ignore_above: float | None = None,
 ) -> Outputs:
     if anchors.device.type == "cpu":  # on other devices, reading the values would wait for the device
         _check_values(tau, positive, candidates.shape[0])
     acc = accumulation_dtype(anchors.dtype)
     inputs = anchors.to(acc), candidates.to(acc), tau.to(acc)
-    masks = (positive, row_group, column_group)
+    masks = (positive, row_group, column_group, ignore_above)
     result = infonce_rows(*inputs, *masks)
     needs = (need_d_anchors, need_d_candidates, need_d_tau)
     gradients = infonce_gradients(*inputs, scale, *masks) if any(needs) else inputs
@@ -101,6 +102,7 @@ def _fake(
     need_d_candidates: bool,
     need_d_tau: bool,
     need_stats: bool,
+    ignore_above: float | None = None,
 ) -> Outputs:
     acc = accumulation_dtype(anchors.dtype)
     row_loss = anchors.new_empty(anchors.shape[0], dtype=acc)
@@ -124,7 +126,7 @@ def _fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[2:])
-    *tensors, need_d_anchors, need_d_candidates, need_d_tau, _ = inputs
+    *tensors, need_d_anchors, need_d_candidates, need_d_tau, _, ctx.ignore_above = inputs
     _, row_loss, _, _, _, _, d_anchors, d_candidates, d_tau = output
     ctx.save_for_backward(*tensors, row_loss, d_anchors, d_candidates, d_tau)
     ctx.computed = (need_d_anchors, need_d_candidates, need_d_tau)
@@ -135,14 +137,14 @@ def _backward_of(name: str) -> Callable[..., Gradients]:
 
     def backward(ctx: Any, g_loss: Tensor | None, g_row_loss: Tensor | None, *_: Tensor | None) -> Gradients:
         if g_loss is None and g_row_loss is None:
-            return (None,) * 11
+            return (None,) * 12
         # With create_graph=True, and always under torch.func, the gradients are differentiable themselves.
         gradients = _Gradients.apply if torch.is_grad_enabled() else _Gradients.forward
         needs = tuple(ctx.needs_input_grad[i] for i in (0, 1, 2, 6))
         d_anchors, d_candidates, d_tau, d_scale = gradients(
-            name, needs, ctx.computed, g_loss, g_row_loss, *ctx.saved_tensors
+            name, needs, ctx.computed, ctx.ignore_above, g_loss, g_row_loss, *ctx.saved_tensors
         )
-        return d_anchors, d_candidates, d_tau, None, None, None, d_scale, None, None, None, None
+        return d_anchors, d_candidates, d_tau, None, None, None, d_scale, None, None, None, None, None
 
     return backward
 
@@ -158,6 +160,7 @@ class _Gradients(torch.autograd.Function):
         name: str,
         needs: tuple[bool, ...],
         computed: tuple[bool, ...],
+        ignore_above: float | None,
         g_loss: Tensor | None,
         g_row_loss: Tensor | None,
         *saved: Any,
@@ -169,14 +172,14 @@ class _Gradients(torch.autograd.Function):
             scale = inputs[6] * g_loss if g_loss is not None else torch.zeros_like(inputs[6])
             scale = scale if g_row_loss is None else scale + g_row_loss
             op = getattr(torch.ops.adaftr_fast, name)
-            gradients, upstream = op(*inputs[:6], scale, *wanted, False)[6:], None
+            gradients, upstream = op(*inputs[:6], scale, *wanted, False, ignore_above)[6:], None
         scaled = (g if upstream is None else g * upstream for g in gradients)
         cast = [g.to(x.dtype) if w else None for g, x, w in zip(scaled, inputs, wanted)]
         return (*cast, g_loss * row_loss if needs[3] and g_loss is not None else None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
-        _, ctx.needs, _, g_loss, g_row_loss, *saved = inputs
+        _, ctx.needs, _, ctx.ignore_above, g_loss, g_row_loss, *saved = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(g_loss, g_row_loss, *saved[:7])
 
@@ -187,7 +190,7 @@ class _Gradients(torch.autograd.Function):
         def closed_form(*x: Tensor) -> tuple[Tensor, ...]:
             """The gradients as functions of g_loss, g_row_loss, anchors, candidates, tau and scale."""
             anchors, candidates, tau = (each.to(accumulation_dtype(each.dtype)) for each in x[2:5])
-            masks = (positive, row_group, column_group)
+            masks = (positive, row_group, column_group, ctx.ignore_above)
             row_scale = x[5] * x[0] + x[1]  # [B]
             first = infonce_gradients(anchors, candidates, tau, row_scale, *masks)
             return *first, x[0] * infonce_rows(anchors, candidates, tau, *masks).loss
@@ -198,8 +201,8 @@ class _Gradients(torch.autograd.Function):
         values, pull = torch.func.vjp(closed_form, *inputs)[:2]  # mypy: it may return three
         d = pull(tuple(torch.zeros_like(v) if g is None else g.to(v.dtype) for g, v in zip(upstream, values)))
         found = (*d[:5], None, None, None, d[5], None, None, None, None)  # g_loss to d_tau
-        needed = (g if need else None for g, need in zip(found, ctx.needs_input_grad[3:]))
-        return None, None, None, *needed
+        needed = (g if need else None for g, need in zip(found, ctx.needs_input_grad[4:]))
+        return None, None, None, None, *needed
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:

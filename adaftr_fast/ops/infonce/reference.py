@@ -5,9 +5,10 @@
 
 Shapes: B rows (anchors a_r), N candidates b_j, d hidden width.
 
-Candidate j is excluded from row r if both carry the same group id and j is not y_r. A row whose positive is IGNORE has
-loss 0 and no gradient. The loss is computed as L_r = log(1 + sum_{j != y_r} exp(z_rj - z_{r, y_r})), which stays
-accurate when the positive's probability is near 1; the difference of two large numbers would not.
+Candidate j is excluded from row r if j is not y_r and both carry the same group id, or a_r . b_j exceeds a_r . b_{y_r}
+by more than ``ignore_above``. Whether it is excluded counts as a constant in every derivative. A row whose positive is
+IGNORE has loss 0 and no gradient. The loss is computed as L_r = log(1 + sum_{j != y_r} exp(z_rj - z_{r, y_r})), which
+stays accurate when the positive's probability is near 1; the difference of two large numbers would not.
 """
 
 from typing import NamedTuple
@@ -35,17 +36,21 @@ def _similarities(
     positive: Tensor | None,
     row_group: Tensor | None,
     column_group: Tensor | None,
+    ignore_above: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Computes z [B, N], the rows that are not ignored [B], their positives [B, 1] and the mask of negatives [B, N]."""
     if positive is None:
         positive = torch.arange(anchors.shape[0], device=anchors.device)
     valid = positive != IGNORE
     target = torch.where(valid, positive, 0)[:, None]
-    z = (anchors @ candidates.T) / tau[:, None]
+    s = anchors @ candidates.T
+    z = s / tau[:, None]
     z = torch.where(valid[:, None], z, 0)  # an ignored row must not leak a NaN
     negative = torch.arange(candidates.shape[0], device=z.device) != target
     if row_group is not None and column_group is not None:
         negative = negative & (row_group[:, None] != column_group[None, :])
+    if ignore_above is not None and candidates.shape[0] > 0:
+        negative = negative & ~(s > s.gather(1, target) + ignore_above)  # a NaN stays
     return z, valid, target, negative
 
 
@@ -56,6 +61,7 @@ def infonce_rows(
     positive: Tensor | None = None,  # [B] int64, default arange(B)
     row_group: Tensor | None = None,  # [B] int64
     column_group: Tensor | None = None,  # [N] int64
+    ignore_above: float | None = None,
 ) -> InfoNCERows:
     """Computes the loss and statistics of every row, differentiable in ``anchors``, ``candidates`` and ``tau``.
 
@@ -64,7 +70,9 @@ def infonce_rows(
         dL/db_j   = sum_r g_r / tau_r p_rj a_r - sum_{r: y_r = j} g_r / tau_r a_r
         dL/dtau_r = -(a_r . dL/da_r) / tau_r
     """
-    z, valid, target, negative = _similarities(anchors, candidates, tau, positive, row_group, column_group)
+    z, valid, target, negative = _similarities(
+        anchors, candidates, tau, positive, row_group, column_group, ignore_above
+    )
     if candidates.shape[0] == 0:  # then every row is ignored
         zeros = anchors.sum(1) * 0 + tau * 0
         return InfoNCERows(zeros, zeros, zeros, valid, zeros)
@@ -94,12 +102,15 @@ def infonce_gradients(
     positive: Tensor | None = None,
     row_group: Tensor | None = None,
     column_group: Tensor | None = None,
+    ignore_above: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the gradients of ``sum_r scale_r L_r`` in closed form: [B, d], [N, d], [B].
 
     The positive's entry of p - 1 is computed as minus the sum of the negatives' p, which stays accurate near p = 1.
     """
-    z, valid, target, negative = _similarities(anchors, candidates, tau, positive, row_group, column_group)
+    z, valid, target, negative = _similarities(
+        anchors, candidates, tau, positive, row_group, column_group, ignore_above
+    )
     if candidates.shape[0] == 0:
         return torch.zeros_like(anchors), torch.zeros_like(candidates), torch.zeros_like(tau)
     p = torch.where(negative.scatter(1, target, True), z, -torch.inf).softmax(1)

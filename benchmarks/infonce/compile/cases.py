@@ -12,9 +12,9 @@ DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, 
 ALL_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024)
 UNBOUNDED = {"half": 1024, "tf32": 256, "ieee": 256, "float64": 256}  # the width that stands for "any"
-EXPLICIT = {"HAS_POSITIVE": True, "HAS_GROUP": True}
-IMPLICIT = {"HAS_POSITIVE": False, "HAS_GROUP": False}
-# Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned.
+EXPLICIT = {"HAS_POSITIVE": True, "HAS_GROUP": True, "IGNORES": False}
+IMPLICIT = {"HAS_POSITIVE": False, "HAS_GROUP": False, "IGNORES": False}
+# Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned; and with ignore_above.
 ROW_VARIANTS = {
     "train": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False},
     "stats": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True},
@@ -22,8 +22,15 @@ ROW_VARIANTS = {
     "everything": EXPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True},
     "forward": IMPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": False},
     "tau": EXPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": True},
+    "ignore": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False, "IGNORES": True},
+    "ignore everything": EXPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True, "IGNORES": True},
 }
-COLUMN_VARIANTS = {"train": IMPLICIT, "everything": EXPLICIT}
+COLUMN_VARIANTS = {
+    "train": IMPLICIT,
+    "everything": EXPLICIT,
+    "ignore": IMPLICIT | {"IGNORES": True},
+    "ignore everything": EXPLICIT | {"IGNORES": True},
+}
 
 
 class Case(NamedTuple):
@@ -73,7 +80,8 @@ def _row_config(tiling, variant: dict[str, bool]) -> Config:
     """As launch.py chooses it."""
     if variant["NEED_SUM_PZ"]:
         return tiling.row_sweep_pz
-    return tiling.row_sweep_explicit if variant["HAS_POSITIVE"] or variant["HAS_GROUP"] else tiling.row_sweep
+    explicit = variant["HAS_POSITIVE"] or variant["HAS_GROUP"] or variant["IGNORES"]
+    return tiling.row_sweep_explicit if explicit else tiling.row_sweep
 
 
 def _combine(dtype: torch.dtype, arch: int) -> Case:

@@ -90,6 +90,13 @@ struct Bf16Sweep : Sweep<float, 32> {
   void sweep_rows(int64_t task, int64_t begin, int64_t end, float* acc) {
     for (int64_t r0 = begin; r0 < end; r0 += 32) pack_rows(r0);
     start_rows(begin, end);
+    int64_t r0_of_scores = -1, p_of_scores = -1;  // of the panel of S in the scratch: rows often share it
+    set_ignore_above(begin, end, [&](int64_t r, int64_t y) {
+      float* s = task_scores + task * kBlockPanels * kPanelSize;
+      const int64_t r0 = r / 32 * 32, p = y / 32;
+      if (r0 != r0_of_scores || p != p_of_scores) scores_of_panel(r0_of_scores = r0, p_of_scores = p, s);
+      return s[r % 32 * kPanel<float> + y % 32];
+    });
     for (int64_t p0 = 0; p0 < column_panels; p0 += kBlockPanels) {
       const int64_t panels = at_most(column_panels - p0, kBlockPanels);
       for (int64_t r0 = begin; r0 < end; r0 += 32) {

@@ -90,7 +90,7 @@ struct RecomputedSweep : Bf16Sweep<kTerms> {
     float* s = task_scores + task * kBlockPanels * kPanelSize;
     Bf16* probs = need_d_anchors ? this->probs_of(task) : nullptr;
     const Exponent* exponent = exponents + r0;
-    bool to_mask = q.row_group != nullptr;
+    bool to_mask = q.row_group != nullptr || this->ignores();
     for (int64_t r = 0; r < 32; ++r) to_mask |= exponent[r].empty();
     for (int64_t p = 0; p < panels; ++p) {
       this->scores_of_panel(r0, p0 + p, s);

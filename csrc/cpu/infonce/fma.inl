@@ -78,6 +78,11 @@ struct FmaSweep : Sweep<T, 1> {
     T* acc = this->acc_of(task);
     copy_to_panels(q.anchors + (first + begin) * q.width, rows, a, task_rows, 1);
     this->start_rows(begin, end);
+    this->set_ignore_above(begin, end, [&](int64_t r, int64_t y) {
+      alignas(64) T panel[kPanel<T>];
+      scores_of_tile(a, r - begin, 1, y / kPanel<T>, panel);
+      return panel[y % kPanel<T>];
+    });
     for (int64_t c = 0; c < column_blocks; ++c) {
       const int64_t p0 = c * kBlockPanels, panels = at_most(column_panels - p0, kBlockPanels);
       T* block = need_d_candidates ? probs + (p0 * probs_rows + begin) * kPanel<T>
@@ -107,19 +112,20 @@ struct FmaSweep : Sweep<T, 1> {
     scale_into_strips(r, this->anchor_factor(r, shift));
   }
 
-  // Summed kBlockK products at a time: shorter chains of rounding errors in logits that tau may magnify.
   void scores(const T* a, int64_t rows, int64_t p0, int64_t panels, T* block) {
-    for (int64_t p = 0; p < panels; ++p) {
-      const T* b = candidates_transposed + (p0 + p) * q.width * kPanel<T>;
+    for (int64_t p = 0; p < panels; ++p)
       for (int64_t i = 0; i < tiles_of(rows); ++i) {
         const int64_t r0 = tile_begin(rows, i), r1 = tile_begin(rows, i + 1);
-        T* s = block + (p * probs_rows + r0) * kPanel<T>;
-        for (int64_t k = 0; k < q.width; k += kBlockK)
-          tile_for<T, 0>(r1 - r0,
-                         kPanel<T>)({at_most(q.width - k, kBlockK), a + (k / kPanel<T> * task_rows + r0) * kPanel<T>,
-                                     task_rows * kPanel<T>, b + k * kPanel<T>, s, k > 0});
+        scores_of_tile(a, r0, r1 - r0, p0 + p, block + (p * probs_rows + r0) * kPanel<T>);
       }
-    }
+  }
+
+  // Summed kBlockK products at a time: shorter chains of rounding errors in logits that tau may magnify.
+  void scores_of_tile(const T* a, int64_t r0, int64_t rows, int64_t p, T* s) {
+    const T* b = candidates_transposed + p * q.width * kPanel<T>;
+    for (int64_t k = 0; k < q.width; k += kBlockK)
+      tile_for<T, 0>(rows, kPanel<T>)({at_most(q.width - k, kBlockK), a + (k / kPanel<T> * task_rows + r0) * kPanel<T>,
+                                       task_rows * kPanel<T>, b + k * kPanel<T>, s, k > 0});
   }
 
   void accumulate_rows(const T* block, int64_t rows, int64_t c, T* acc) {

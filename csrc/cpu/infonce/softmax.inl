@@ -49,6 +49,7 @@ struct RowState {
   Vec<T> max_negative;  // the largest score of a negative, by lane
   T m;                  // the score that p is relative to: at most max_offset below the largest so far
   T positive_score;
+  T ignore_above;                    // a score above it is no negative's
   T softmax_scale_log2, max_offset;  // log2(e) / tau; kMaxOffset in units of the score
   double grad_scale;                 // once finished: scale / tau, beyond the range of float for an extreme tau
   T inverse_l;                       // once finished: 1 / (l of negatives and positive)
@@ -130,9 +131,28 @@ struct Sweep {
     for (int64_t r = begin; r < end; ++r) {
       const T quotient = T(kLog2E) / q.tau[first + r], softmax_scale_log2 = quotient > least ? quotient : least;
       const T max_offset = kMaxOffset / softmax_scale_log2 < most ? kMaxOffset / softmax_scale_log2 : most;
-      state[r] = RowState<T>{
-          Vec<T>{}, Vec<T>{}, broadcast(minus_infinity), minus_infinity, T(0), softmax_scale_log2, max_offset, 0, T(1)};
+      state[r] = RowState<T>{Vec<T>{},
+                             Vec<T>{},
+                             broadcast(minus_infinity),
+                             minus_infinity,
+                             T(0),
+                             -minus_infinity,
+                             softmax_scale_log2,
+                             max_offset,
+                             0,
+                             T(1)};
     }
+  }
+
+  bool ignores() const { return q.ignore_above < T(__builtin_inff()); }
+
+  // score_of(r, y): the score of row r with its positive, to the bit as in S, so that equal scores tie.
+  template <class ScoreOf>
+  void set_ignore_above(int64_t begin, int64_t end, ScoreOf score_of) {
+    if (!ignores()) return;
+    for (int64_t r = begin; r < end; ++r)
+      if (const int64_t y = positive_of(first + r); y != kIgnore)
+        state[r].ignore_above = score_of(r, y) + q.ignore_above;
   }
 
   // Turns one row's scores with a block of columns (panels `step` apart) into P, and brings the row's state
@@ -171,7 +191,7 @@ struct Sweep {
     return j < 0 || j >= panels * kPanel<T> ? nullptr : s + j / kPanel<T> * step + j % kPanel<T>;
   }
 
-  // Masks the positive, the row's own group and the padding.
+  // Masks the positive, the row's own group, what is far more similar than the positive, and the padding.
   void mask(int64_t row, int64_t positive, int64_t p0, int64_t panels, T* s, int64_t step) const {
     const T minus_infinity = -__builtin_inff();
     T* at = find(positive, p0, panels, s, step);
@@ -180,6 +200,11 @@ struct Sweep {
     if (q.row_group != nullptr)
       for (int64_t j = 0; j < count; ++j)
         if (q.column_group[j0 + j] == q.row_group[row]) *find(j0 + j, p0, panels, s, step) = minus_infinity;
+    if (const T bound = state[row - first].ignore_above; ignores())
+      over_vectors(panels, s, step, [&](int, T* at) {
+        const Vec<T> score = load(at);
+        store<T>(at, score > bound ? broadcast(minus_infinity) : score);
+      });
     for (int64_t j = count; j < panels * kPanel<T>; ++j) *find(j0 + j, p0, panels, s, step) = minus_infinity;
   }
 

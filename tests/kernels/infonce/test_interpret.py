@@ -40,6 +40,32 @@ def test_positives_or_groups_alone(explicit):
     assert_matches(inputs(90, 140, 24), torch.float32, **options)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_ignore_above(dtype, masked):
+    a, b, tau = inputs(130, 150, 24)
+    options = masks(130, 150) if masked else {}
+    positive = options.get("positive_index", torch.arange(130)).clamp(min=0)
+    a, b = (x.to(dtype).double() for x in (a, b))
+    gap = a @ b.T - (a * b[positive]).sum(1, keepdim=True) - 0.25
+    near = (gap.abs() < 1e-4).any(1)
+    assert near.sum() < 10
+    a[near] = 0  # all similarities are 0: rounding must not decide which candidates are left out
+    assert_matches((a, b, tau), dtype, ignore_above=0.25, **options)
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1)])
+def test_ignore_above_with_frozen_inputs(frozen):
+    assert_matches(inputs(70, 100, 16), torch.float64, frozen=frozen, ignore_above=0.25)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tie_with_the_positive_is_not_ignored(dtype):
+    a, b, tau = (x.to(dtype) for x in inputs(40, 40, 80))
+    loss = af.adaptive_infonce(a, torch.cat((b, b)), tau.float(), ignore_above=0.0, reduction="none", backend="triton")
+    assert (loss > math.log(2) - 1e-6).all(), "the copy of the positive has its logit"
+
+
 def test_widths_beyond_the_whole_blocks():
     assert_matches(inputs(20, 70, 530), torch.bfloat16)
 
