@@ -19,6 +19,7 @@ else:
     from adaftr_fast.nn.contrast import AdaptiveInfoNCE
     from adaftr_fast.nn.embedding import FusedEmbedding
     from adaftr_fast.ops.infonce.api import InfoNCEStats, adaptive_infonce
+    from adaftr_fast.ops.infonce.sigmoid import sigmoid_contrast
 
 if TYPE_CHECKING:
     from adaftr_fast.api.compare import compare
@@ -44,6 +45,7 @@ __all__ = [
     "predict",
     "prepare",
     "set_cpu_capability",
+    "sigmoid_contrast",
     "train",
 ]
 
@@ -62,6 +64,7 @@ _LAZY = {
     "predict": "adaftr_fast.api.serve",
     "prepare": "adaftr_fast.api.prepare",
     "set_cpu_capability": "adaftr_fast._extension",
+    "sigmoid_contrast": "adaftr_fast.ops.infonce.sigmoid",
     "train": "adaftr_fast.api.run",
 }
 

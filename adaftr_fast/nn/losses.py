@@ -1,4 +1,5 @@
-"""Published in-batch losses as modules over :func:`adaftr_fast.adaptive_infonce`, which stores no similarity matrix.
+"""Published in-batch losses as modules over :func:`adaftr_fast.adaptive_infonce` and
+:func:`adaftr_fast.sigmoid_contrast`, which store no similarity matrix.
 
 Shapes: B rows (pairs), d width of a representation, k hard negatives per row, W ranks. docs/recipes.md compares them
 with the losses of other libraries.
@@ -16,6 +17,7 @@ from torch.distributed import ProcessGroup
 from adaftr_fast.ops.infonce.api import adaptive_infonce
 from adaftr_fast.ops.infonce.op import accumulation_dtype
 from adaftr_fast.ops.infonce.reference import IGNORE
+from adaftr_fast.ops.infonce.sigmoid import sigmoid_contrast
 
 
 class NTXentLoss(nn.Module):
@@ -146,6 +148,54 @@ class CLIPLoss(nn.Module):
         tau = (-self.logit_scale.clamp(max=bound)).exp()
         image, text = F.normalize(image_features, dim=1), F.normalize(text_features, dim=1)
         return adaptive_infonce(image, text, tau, symmetric=True, process_group=self.process_group)
+
+
+class SigLIPLoss(nn.Module):
+    """Computes the sigmoid loss of SigLIP (Zhai et al., 2023, Eq. 1).
+
+    ``forward`` takes what ``SigLipLoss`` of open_clip takes.
+
+    Args:
+        process_group: if given, the texts of all ranks are candidates; see :func:`adaftr_fast.sigmoid_contrast`.
+
+    Shape:
+        - image_features, text_features: [B, d], taken as they are: SigLIP normalizes them before
+        - logit_scale, logit_bias: 0-dim
+        - Output: 0-dim, the sum over all pairs divided by B
+
+    Raises:
+        ValueError: the features differ in shape.
+
+    Example:
+        >>> image, text = (torch.nn.functional.normalize(torch.randn(256, 512), dim=1) for _ in range(2))
+        >>> loss = adaftr_fast.nn.losses.SigLIPLoss()(image, text, logit_scale=10.0, logit_bias=-10.0)
+    """
+
+    def __init__(self, *, process_group: ProcessGroup | None = None) -> None:
+        super().__init__()
+        self.process_group = process_group
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Computes the loss between image_features and text_features, both [B, d].
+
+        Args:
+            image_features: the anchors [B, d].
+            text_features: the candidates [B, d].
+            logit_scale: factor of the similarities, > 0: the exponential of SigLIP's parameter.
+            logit_bias: added to the logits; None for 0.
+            output_dict: if True, returns {"contrastive_loss": loss}.
+        """
+        _check_pairs("SigLIPLoss", "image_features", image_features, "text_features", text_features)
+        bias = 0.0 if logit_bias is None else logit_bias
+        loss = sigmoid_contrast(image_features, text_features, logit_scale, bias, process_group=self.process_group)
+        return {"contrastive_loss": loss} if output_dict else loss
 
 
 class MultipleNegativesRankingLoss(nn.Module):

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adaftr_fast import AdaptiveInfoNCE, adaptive_infonce
+from adaftr_fast import AdaptiveInfoNCE, adaptive_infonce, sigmoid_contrast
 from adaftr_fast.distributed import gather
 from tests.distributed.ranks import on_ranks
 
@@ -42,7 +42,11 @@ CASES = {
     "sum": Case((5, 3), options={"reduction": "sum"}, weighted=True),
     "none": Case((5, 3), options={"reduction": "none"}, weighted=True, ignored=True),
     "reference": Case((5, 3), options={"backend": "reference"}),
+    "margin": Case((7, 6), options={"ignore_above": 0.5}, grouped=True),
 }
+
+
+SIGMOID_CASES = ("extra columns", "groups, weights, ignored rows", "symmetric, an empty rank")
 
 
 def inputs(case: Case) -> list[dict]:
@@ -149,6 +153,17 @@ def second_gradient(rank: int) -> dict[str, torch.Tensor]:
     return {name: x.grad for name, x in given.items()}
 
 
+def sigmoid(given: dict, reduction: str, group=None) -> dict[str, torch.Tensor]:
+    """Returns the sigmoid loss and its gradients."""
+    leaves = {name: given[name].clone().requires_grad_() for name in ("a", "b")}
+    terms = {name: torch.tensor(x, requires_grad=True) for name, x in (("scale", 2.0), ("bias", -1.0))}
+    loss = sigmoid_contrast(
+        *leaves.values(), *terms.values(), positive_index=given["positive"], reduction=reduction, process_group=group
+    )
+    loss.backward()
+    return {"loss": loss.detach()} | {name: x.grad for name, x in (leaves | terms).items()}
+
+
 def error_message(rank: int, options: dict) -> str:
     """Returns the error on this rank where the ranks' settings differ."""
     a = torch.randn(4, D, requires_grad=True)
@@ -171,6 +186,11 @@ def on_a_rank(rank: int) -> dict:
     results["parallel"] = {"all": parallel_gradients(rank, world), "rank": parallel_gradients(rank, None)}
     results["collectives"] = [count_collectives(rank, frozen=False), count_collectives(rank, frozen=True)]
     results["second"] = second_gradient(rank)
+    results["sigmoid"] = {
+        (name, reduction): sigmoid(inputs(CASES[name])[rank], reduction, world)
+        for name in SIGMOID_CASES
+        for reduction in ("mean", "sum")
+    }
     with torch.no_grad():
         results["no_grad"] = towers(world)(tower_rows()[rank])
     differing = ({"frozen_on": 1}, {"symmetric_on": 1}, {"positive_on": 1})
@@ -202,6 +222,14 @@ def test_loss_and_gradients_equal_one_process(name, ranks):
         assert found.shape == truth.shape
         assert truth.numel() == 0 or (found - truth).abs().max() <= tolerance * scale, key
     assert all(set(each) == set(expected) for each in got)
+
+
+@pytest.mark.parametrize("name", SIGMOID_CASES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_sigmoid_loss_and_gradients_equal_one_process(name, reduction, ranks):
+    got = [each["sigmoid"][name, reduction] for each in ranks]
+    for key, truth in sigmoid(concatenated(inputs(CASES[name])), reduction).items():
+        torch.testing.assert_close(combined([each[key] for each in got], truth, reduction == "mean"), truth)
 
 
 @pytest.mark.parametrize("negatives", ["all", "rank"])

@@ -54,7 +54,7 @@ def run(block, dtype=torch.float64):
         found["loss"].backward()
     leaves = [found[name] for name in ("anchors", "positives", "negatives")] + list(found["encoder"].parameters())
     scale = found["clip"].logit_scale if "clip" in found else found.get("logit_scale")
-    gradients = [x.grad for x in (*leaves, scale) if x is not None]
+    gradients = [x.grad for x in (*leaves, scale, found.get("logit_bias")) if x is not None]
     return [found["loss"].detach(), *(g for g in gradients if g is not None)]
 
 
@@ -114,6 +114,29 @@ def clip_on_a_rank(rank):
             along = [g - x * (g * x).sum(1, keepdim=True) for x, g in ((image, image.grad), (text, text.grad))]
         results.append([loss.detach(), *along, clip.logit_scale.grad])
     return results
+
+
+def siglip_on_a_rank(rank):
+    """The loss and gradients of open_clip and of ours for this rank's half of the rows."""
+    from open_clip.loss import SigLipLoss
+
+    from adaftr_fast.nn.losses import SigLIPLoss
+
+    results = []
+    for loss_of in (SigLipLoss(rank=rank, world_size=2), SigLIPLoss(process_group=dist.group.WORLD)):
+        found = names(torch.float64)
+        image, text = (F.normalize(found[name].detach(), dim=1).chunk(2)[rank] for name in ("anchors", "positives"))
+        leaves = [image, text, torch.tensor(10.0), torch.tensor(-10.0)]
+        loss = loss_of(*(x.requires_grad_() for x in leaves), output_dict=True)["contrastive_loss"]
+        loss.backward()
+        results.append([loss.detach(), *(x.grad for x in leaves)])
+    return results
+
+
+def test_siglip_across_ranks_equals_open_clip():
+    pytest.importorskip("open_clip", reason="make test-recipes installs it", exc_type=ModuleNotFoundError)
+    for true, found in on_ranks(siglip_on_a_rank, 2):
+        assert difference(found, true) < 1e-6
 
 
 def test_clip_across_ranks_equals_open_clip():

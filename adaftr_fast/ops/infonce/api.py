@@ -207,8 +207,10 @@ def adaptive_infonce(
         >>> accuracy = stats.top1.float().mean()
     """
     op = _op_of(backend, h_ctr)
-    check_representations(h_ctr, h_cvr)
-    check_no_tangents(h_ctr, h_cvr, *(tau if isinstance(tau, tuple) else (tau,)), row_weight, column_bias)
+    check_representations("adaptive_infonce", h_ctr, h_cvr)
+    check_no_tangents(
+        "adaptive_infonce", h_ctr, h_cvr, *(tau if isinstance(tau, tuple) else (tau,)), row_weight, column_bias
+    )
     dtype = torch.promote_types(h_ctr.dtype, h_cvr.dtype)
     h_ctr, h_cvr = h_ctr.to(dtype), h_cvr.to(dtype)
     if isinstance(tau, tuple) and not (symmetric and len(tau) == 2):

@@ -1,4 +1,4 @@
-"""Argument checks of :func:`adaftr_fast.adaptive_infonce`."""
+"""Argument checks of :func:`adaftr_fast.adaptive_infonce` and :func:`adaftr_fast.sigmoid_contrast`."""
 
 import math
 
@@ -9,31 +9,28 @@ from torch.autograd.forward_ad import unpack_dual
 from adaftr_fast.ops.infonce.candidates import DTYPES
 
 
-def check_no_tangents(*inputs: Tensor | float | None) -> None:
+def check_no_tangents(op: str, *inputs: Tensor | float | None) -> None:
     """Refuses forward-mode inputs, whose tangents PyTorch would drop silently where nothing requires a gradient."""
     if torch.compiler.is_compiling():
         return
     if any(isinstance(x, Tensor) and unpack_dual(x).tangent is not None for x in inputs):
-        raise NotImplementedError("adaptive_infonce: has no forward-mode derivative (jvp); use reverse mode")
+        raise NotImplementedError(f"{op}: has no forward-mode derivative (jvp); use reverse mode")
 
 
-def check_representations(h_ctr: Tensor, h_cvr: Tensor) -> None:
+def check_representations(op: str, h_ctr: Tensor, h_cvr: Tensor) -> None:
     """Checks that h_ctr and h_cvr are [B, d] and [N, d] with d >= 1, floating point and on one device."""
     for name, h in (("h_ctr", h_ctr), ("h_cvr", h_cvr)):
         if not isinstance(h, Tensor) or h.dim() != 2:
             got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
-            raise ValueError(f"adaptive_infonce: {name} must be a 2-dim tensor [rows, d], got {got}")
+            raise ValueError(f"{op}: {name} must be a 2-dim tensor [rows, d], got {got}")
         if h.dtype not in DTYPES:
-            raise TypeError(f"adaptive_infonce: {name} must be float32, bfloat16, float16 or float64, got {h.dtype}")
+            raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {h.dtype}")
     if h_ctr.shape[1] != h_cvr.shape[1] or h_ctr.shape[1] == 0:
         raise ValueError(
-            "adaptive_infonce: h_ctr and h_cvr must have the same width d >= 1, got "
-            f"{tuple(h_ctr.shape)} and {tuple(h_cvr.shape)}"
+            f"{op}: h_ctr and h_cvr must have the same width d >= 1, got {tuple(h_ctr.shape)} and {tuple(h_cvr.shape)}"
         )
     if h_ctr.device != h_cvr.device:
-        raise ValueError(
-            f"adaptive_infonce: h_ctr and h_cvr must be on one device, got {h_ctr.device} and {h_cvr.device}"
-        )
+        raise ValueError(f"{op}: h_ctr and h_cvr must be on one device, got {h_ctr.device} and {h_cvr.device}")
 
 
 def check_row_options(
@@ -47,11 +44,7 @@ def check_row_options(
 ) -> None:
     """Checks shape, dtype and device of the options that hold a value per row or per candidate."""
     rows, columns = len(h_ctr), len(h_cvr)
-    if positive_index is None and columns < rows:
-        raise ValueError(
-            f"adaptive_infonce: h_cvr must have at least one row per row of h_ctr ({rows}) without positive_index, "
-            f"got {columns}"
-        )
+    check_positive_index("adaptive_infonce", h_ctr, h_cvr, positive_index)
     if row_group is None and column_group is not None:
         raise ValueError("adaptive_infonce: column_group requires row_group, got None")
     if row_group is not None and column_group is None and rows != columns:
@@ -59,26 +52,39 @@ def check_row_options(
             f"adaptive_infonce: row_group without column_group requires N = B, got N = {columns}, B = {rows}"
         )
     named = (
-        ("positive_index", positive_index, rows),
         ("row_group", row_group, rows),
         ("column_group", column_group, columns),
         ("row_weight", row_weight, rows),
         ("column_bias", column_bias, columns),
     )
     for name, x, length in named:
-        if x is None:
-            continue
-        if not isinstance(x, Tensor):
-            raise TypeError(f"adaptive_infonce: {name} must be a tensor, got {type(x).__name__}")
-        if tuple(x.shape) != (length,):
-            raise ValueError(f"adaptive_infonce: {name} must have shape ({length},), got {tuple(x.shape)}")
-        if x.device != h_ctr.device:
-            raise ValueError(f"adaptive_infonce: {name} must be on {h_ctr.device} like h_ctr, got {x.device}")
-        numbers = name in ("row_weight", "column_bias")
-        if numbers and not x.is_floating_point():
-            raise TypeError(f"adaptive_infonce: {name} must be floating point, got {x.dtype}")
-        if not numbers and x.dtype != torch.int64:
-            raise TypeError(f"adaptive_infonce: {name} must be int64, got {x.dtype}")
+        if x is not None:
+            _check_vector("adaptive_infonce", name, x, length, h_ctr)
+
+
+def check_positive_index(op: str, h_ctr: Tensor, h_cvr: Tensor, positive_index: Tensor | None) -> None:
+    """Checks shape, dtype and device of the positives' indices, and that there are candidates enough without them."""
+    if positive_index is not None:
+        _check_vector(op, "positive_index", positive_index, len(h_ctr), h_ctr)
+    elif len(h_cvr) < len(h_ctr):
+        raise ValueError(
+            f"{op}: h_cvr must have at least one row per row of h_ctr ({len(h_ctr)}) without positive_index, "
+            f"got {len(h_cvr)}"
+        )
+
+
+def _check_vector(op: str, name: str, x: Tensor, length: int, h_ctr: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if tuple(x.shape) != (length,):
+        raise ValueError(f"{op}: {name} must have shape ({length},), got {tuple(x.shape)}")
+    if x.device != h_ctr.device:
+        raise ValueError(f"{op}: {name} must be on {h_ctr.device} like h_ctr, got {x.device}")
+    numbers = name in ("row_weight", "column_bias")
+    if numbers and not x.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
+    if not numbers and x.dtype != torch.int64:
+        raise TypeError(f"{op}: {name} must be int64, got {x.dtype}")
 
 
 def check_ignore_above(margin: float | None) -> None:

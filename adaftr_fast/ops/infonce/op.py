@@ -59,10 +59,10 @@ def _reference(
         _check_values(tau, positive, candidates.shape[0])
     acc = accumulation_dtype(anchors.dtype)
     inputs = anchors.to(acc), candidates.to(acc), tau.to(acc)
-    masks = (positive, row_group, column_group, ignore_above)
-    result = infonce_rows(*inputs, *masks)
+    masks = (positive, row_group, column_group)
+    result = infonce_rows(*inputs, *masks, ignore_above=ignore_above)
     needs = (need_d_anchors, need_d_candidates, need_d_tau)
-    gradients = infonce_gradients(*inputs, scale, *masks) if any(needs) else inputs
+    gradients = infonce_gradients(*inputs, scale, *masks, ignore_above=ignore_above) if any(needs) else inputs
     d_anchors, d_candidates, d_tau = (g if need else g.new_empty(0) for g, need in zip(gradients, needs))
     stats = (result.top1, result.entropy) if need_stats else (result.top1.new_empty(0), result.loss.new_empty(0))
     loss = (scale * result.loss).sum()
@@ -206,7 +206,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
-        return _loop(_Gradients, info.batch_size, in_dims, args)
+        return loop(_Gradients, info.batch_size, in_dims, args)
 
 
 class FunctionalInfoNCE(torch.autograd.Function):
@@ -232,10 +232,10 @@ class FunctionalInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
-        return _loop(FunctionalInfoNCE, info.batch_size, in_dims, args)
+        return loop(FunctionalInfoNCE, info.batch_size, in_dims, args)
 
 
-def _loop(
+def loop(
     function: type[torch.autograd.Function], size: int, in_dims: tuple[int | None, ...], args: tuple[Any, ...]
 ) -> tuple[Gradients, tuple[int | None, ...]]:
     """Calls a function once per element of vmap's dimension."""

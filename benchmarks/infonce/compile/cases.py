@@ -14,7 +14,7 @@ WIDTHS = (16, 32, 64, 128, 256, 512, 1024)
 UNBOUNDED = {"half": 1024, "tf32": 256, "ieee": 256, "float64": 256}  # the width that stands for "any"
 EXPLICIT = {"HAS_POSITIVE": True, "HAS_GROUP": True, "IGNORES": False}
 IMPLICIT = {"HAS_POSITIVE": False, "HAS_GROUP": False, "IGNORES": False}
-# Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned; and with ignore_above.
+# Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned.
 ROW_VARIANTS = {
     "train": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False},
     "stats": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True},
@@ -22,15 +22,8 @@ ROW_VARIANTS = {
     "everything": EXPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True},
     "forward": IMPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": False},
     "tau": EXPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": True},
-    "ignore": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False, "IGNORES": True},
-    "ignore everything": EXPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True, "IGNORES": True},
 }
-COLUMN_VARIANTS = {
-    "train": IMPLICIT,
-    "everything": EXPLICIT,
-    "ignore": IMPLICIT | {"IGNORES": True},
-    "ignore everything": EXPLICIT | {"IGNORES": True},
-}
+COLUMN_VARIANTS = {"train": IMPLICIT, "everything": EXPLICIT}
 
 
 class Case(NamedTuple):

@@ -18,7 +18,7 @@ size_t bf16_workspace_bytes(const InfoNCEProblem<float>& problem, int64_t thread
 
 void run_infonce_bf16(const InfoNCEProblem<float>& problem, void* workspace, int64_t threads) {
   const bool stores = problem.columns <= kMaxStoredColumns;
-  (stores ? run_infonce<StoredSweep> : run_infonce<RecomputedSweep<1>>)(problem, workspace, threads);
+  (stores ? run_sweep<StoredSweep> : run_sweep<RecomputedSweep<1>>)(problem, workspace, threads);
 }
 
 constinit const InfoNCEKernels kInfoNCE = {

@@ -105,10 +105,9 @@ struct Bf16Sweep : Sweep<float, 32> {
         for (int64_t r = r0; r < at_most(end, r0 + 32); ++r) {
           float* row = s + (r - r0) * kPanel<float>;
           if (acc == nullptr && stored == nullptr)
-            online_softmax<false>(r, p0, panels, row, kPanelSize, nullptr);
+            to_probs<false>(r, p0, panels, row, kPanelSize, nullptr);
           else
-            online_softmax<true>(r, p0, panels, row, kPanelSize,
-                                 acc == nullptr ? nullptr : acc_0 + (r - r0) * kPanel<float>);
+            to_probs<true>(r, p0, panels, row, kPanelSize, acc == nullptr ? nullptr : acc_0 + (r - r0) * kPanel<float>);
           if (stored != nullptr) m_of_block[p0 / kBlockPanels * block_m + r] = state[r].m;
         }
         for (int64_t r = at_most(end, r0 + 32); r < r0 + 32; ++r)  // 0 times what a candidate holds may be NaN

@@ -6,16 +6,16 @@
 // So no partial sums of d_candidates are kept per thread, and each of its sums runs over the rows in order.
 #pragma once
 
-#include "cpu/infonce/softmax.inl"
+#include "cpu/infonce/sigmoid.inl"
 
 constexpr int kBlockK = 64;   // S is summed this many products at a time
 constexpr int kSliceM = 224;  // rows that d_candidates is summed over at a time: a panel of P this deep stays in L1
 constexpr int kBlockN = 448;  // S, B and B^T of a block stay in a 2 MB L2 up to d = 128 in float32
 
-template <class T>
-struct FmaSweep : Sweep<T, 1> {
+template <class T, class BaseOfLoss = Sweep<T, 1>>
+struct FmaSweep : BaseOfLoss {
   using Guard = FlushDenormals;
-  using Base = Sweep<T, 1>;
+  using Base = BaseOfLoss;
   using Base::candidate_power, Base::q, Base::block_m, Base::task_rows, Base::column_panels, Base::width_panels;
   using Base::need_d_anchors, Base::need_d_candidates, Base::first, Base::height, Base::d_candidates, Base::arena;
 
@@ -29,7 +29,7 @@ struct FmaSweep : Sweep<T, 1> {
   T *task_anchors,
       *task_probs;  // per thread: [width_panels][task_rows][kPanel], and a block of P where not all of it is stored
 
-  FmaSweep(const InfoNCEProblem<T>& problem, int64_t threads, char* base) : Base(problem, threads, base, 1) {
+  FmaSweep(const typename Base::Problem& problem, int64_t threads, char* base) : Base(problem, threads, base, 1) {
     width_tiles = tiles_of(q.width);
     column_blocks = ceil_div(column_panels, kBlockPanels);
     probs_rows = (need_d_candidates ? block_m : task_rows) | 1;
@@ -89,8 +89,8 @@ struct FmaSweep : Sweep<T, 1> {
                                    : task_probs + task * kBlockPanels * probs_rows * kPanel<T>;
       scores(a, rows, p0, panels, block);
       for (int64_t r = 0; r < rows; ++r)
-        this->template online_softmax<true>(begin + r, p0, panels, block + r * kPanel<T>, probs_rows * kPanel<T>,
-                                            acc == nullptr ? nullptr : acc + r * kPanel<T>);
+        this->template to_probs<true>(begin + r, p0, panels, block + r * kPanel<T>, probs_rows * kPanel<T>,
+                                      acc == nullptr ? nullptr : acc + r * kPanel<T>);
       if (need_d_candidates)
         for (int64_t r = begin; r < end; ++r) alpha[c * block_m + r] = this->state[r].m;
       if (need_d_anchors) accumulate_rows(block, rows, c, acc);
@@ -171,5 +171,7 @@ struct FmaSweep : Sweep<T, 1> {
   }
 };
 
+constinit const SigmoidKernels kSigmoid = {.f32 = kernel_of<FmaSweep<float, SigmoidSweep<float>>>(),
+                                           .f64 = kernel_of<FmaSweep<double, SigmoidSweep<double>>>()};
 constinit const InfoNCEKernels kInfoNCE = {
     .f32 = kernel_of<FmaSweep<float>>(), .f64 = kernel_of<FmaSweep<double>>(), .bf16 = {}, .bf16x2 = {}};

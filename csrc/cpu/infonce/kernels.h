@@ -1,4 +1,4 @@
-// Adaptive InfoNCE on CPU: what the kernels for each instruction set take. Torch-free.
+// Adaptive InfoNCE and the sigmoid loss on CPU: what the kernels for each instruction set take. Torch-free.
 //
 // Shapes: B rows, N columns, d hidden width. T is float or double, also the accumulation type.
 #pragma once
@@ -33,32 +33,50 @@ struct InfoNCEProblem {
   T* d_tau;                     // [B] or null
 };
 
+// Of InfoNCEProblem it takes the operands, positive (kIgnore: the row has negatives alone), loss, d_anchors and
+// d_candidates. The other pointers are null.
 template <class T>
-struct InfoNCEKernel {
-  size_t (*workspace_bytes)(const InfoNCEProblem<T>&, int64_t threads);
+struct SigmoidProblem : InfoNCEProblem<T> {
+  T logit_scale;     // > 0
+  T bias;            // logits are logit_scale a_r . b_j + bias
+  T* d_logit_scale;  // [B], of each row's loss
+  T* d_bias;         // [B]
+};
+
+template <class Problem>
+struct SweepKernel {
+  size_t (*workspace_bytes)(const Problem&, int64_t threads);
   // workspace: 64-byte aligned, uninitialised.
-  void (*run)(const InfoNCEProblem<T>&, void* workspace, int64_t threads);
+  void (*run)(const Problem&, void* workspace, int64_t threads);
 
   explicit operator bool() const { return run != nullptr; }
 };
 
 // The kernels of one instruction set; null where it adds none.
 struct InfoNCEKernels {
-  InfoNCEKernel<float> f32;
-  InfoNCEKernel<double> f64;
-  InfoNCEKernel<float> bf16;    // operands rounded to bfloat16
-  InfoNCEKernel<float> bf16x2;  // operands as the sum of two bfloat16
+  SweepKernel<InfoNCEProblem<float>> f32;
+  SweepKernel<InfoNCEProblem<double>> f64;
+  SweepKernel<InfoNCEProblem<float>> bf16;    // operands rounded to bfloat16
+  SweepKernel<InfoNCEProblem<float>> bf16x2;  // operands as the sum of two bfloat16
+};
+
+struct SigmoidKernels {
+  SweepKernel<SigmoidProblem<float>> f32;
+  SweepKernel<SigmoidProblem<double>> f64;
 };
 
 namespace generic {
 extern const InfoNCEKernels kInfoNCE;
-}
+extern const SigmoidKernels kSigmoid;
+}  // namespace generic
 namespace avx2 {
 extern const InfoNCEKernels kInfoNCE;
-}
+extern const SigmoidKernels kSigmoid;
+}  // namespace avx2
 namespace avx512 {
 extern const InfoNCEKernels kInfoNCE;
-}
+extern const SigmoidKernels kSigmoid;
+}  // namespace avx512
 namespace avx512_bf16 {
 extern const InfoNCEKernels kInfoNCE;
 }

@@ -43,12 +43,12 @@ constexpr KernelTables<InfoNCEKernels> kTables = {&generic::kInfoNCE,
 };
 
 template <class T>
-InfoNCEKernel<T> kernel_for(at::ScalarType inputs) {
+SweepKernel<InfoNCEProblem<T>> kernel_for(at::ScalarType inputs) {
   if constexpr (std::is_same_v<T, double>) {
     return best_kernel(kTables, &InfoNCEKernels::f64);
   } else {
     const int terms = bf16_terms(inputs);
-    InfoNCEKernel<float> kernel{};
+    SweepKernel<InfoNCEProblem<float>> kernel{};
     if (terms == 1) kernel = best_kernel(kTables, &InfoNCEKernels::bf16);
     if (terms == 2) kernel = best_kernel(kTables, &InfoNCEKernels::bf16x2);
     return kernel ? kernel : best_kernel(kTables, &InfoNCEKernels::f32);

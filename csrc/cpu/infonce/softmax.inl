@@ -55,11 +55,11 @@ struct RowState {
   T inverse_l;                       // once finished: 1 / (l of negatives and positive)
 };
 
-template <class T, int kRowsOfGroup>
+template <class T, int kRowsOfGroup, class ProblemOfLoss = InfoNCEProblem<T>>
 struct Sweep {
-  using Scalar = T;
+  using Problem = ProblemOfLoss;
   static constexpr int kGroup = kRowsOfGroup;  // rows are dealt to threads in groups of so many
-  const InfoNCEProblem<T>& q;
+  const Problem& q;
   int64_t threads, block_m, task_rows;  // rows of a block, and of one thread's share of it (multiples of kGroup)
   int64_t column_panels, width_panels;
   bool need_d_anchors, need_d_candidates, need_sum_pz;
@@ -72,7 +72,7 @@ struct Sweep {
   int64_t d_padded;            // d, rounded up as the products need
   int64_t first, height;       // the present block: its first row, its number of rows
 
-  Sweep(const InfoNCEProblem<T>& problem, int64_t thread_count, char* base, int64_t width_multiple)
+  Sweep(const Problem& problem, int64_t thread_count, char* base, int64_t width_multiple)
       : q(problem), threads(thread_count), arena{base} {
     need_d_anchors = q.d_anchors != nullptr, need_d_candidates = q.d_candidates != nullptr;
     need_sum_pz = q.entropy != nullptr || (q.d_tau != nullptr && !need_d_anchors);
@@ -158,7 +158,7 @@ struct Sweep {
   // Turns one row's scores with a block of columns (panels `step` apart) into P, and brings the row's state
   // and its part of acc (panels task_rows high) to the new maximum. Without kStoreProbs the scores stay as they are.
   template <bool kStoreProbs>
-  void online_softmax(int64_t r, int64_t p0, int64_t panels, T* s, int64_t step, T* acc) {
+  void to_probs(int64_t r, int64_t p0, int64_t panels, T* s, int64_t step, T* acc) {
     const int64_t row = first + r, positive = positive_of(row);
     RowState<T>& state_r = state[r];
     if (positive == kIgnore) return clear(panels, s, step);
@@ -357,7 +357,7 @@ void in_parallel(S& sweep, int64_t n, Body body) {
 
 // S: a Sweep with its products.
 template <class S>
-size_t workspace_bytes(const InfoNCEProblem<typename S::Scalar>& problem, int64_t threads) {
+size_t workspace_bytes(const typename S::Problem& problem, int64_t threads) {
   return S(problem, threads, nullptr).arena.used;
 }
 
@@ -378,7 +378,7 @@ void over_panels(S& sweep, Body body) {
 }
 
 template <class S>
-void run_infonce(const InfoNCEProblem<typename S::Scalar>& problem, void* workspace, int64_t threads) {
+void run_sweep(const typename S::Problem& problem, void* workspace, int64_t threads) {
   S sweep(problem, threads, static_cast<char*>(workspace));
   if (sweep.need_d_anchors) {
     over_panels(sweep, [](S& s, int64_t p) { s.measure_column_panel(p); });
@@ -394,6 +394,6 @@ void run_infonce(const InfoNCEProblem<typename S::Scalar>& problem, void* worksp
 }
 
 template <class S>
-constexpr InfoNCEKernel<typename S::Scalar> kernel_of() {
-  return {workspace_bytes<S>, run_infonce<S>};
+constexpr SweepKernel<typename S::Problem> kernel_of() {
+  return {workspace_bytes<S>, run_sweep<S>};
 }
