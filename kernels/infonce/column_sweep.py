@@ -18,7 +18,7 @@ from adaftr_fast.kernels.infonce.tiles import IGNORE, load_block, partition_bloc
 
 @triton.jit
 def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr, row_group_ptr, group,
-                 bound_ptr, d_start, first, count, gap_at, gap, MASKED: tl.constexpr, HAS_POSITIVE: tl.constexpr,
+                 d_start, first, count, gap_at, gap, MASKED: tl.constexpr, HAS_POSITIVE: tl.constexpr,
                  HAS_GROUP: tl.constexpr, IGNORES: tl.constexpr, BLOCK_M: tl.constexpr, D_PADDED: tl.constexpr,
                  BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr,
                  INPUT_PRECISION: tl.constexpr):  # fmt: skip
@@ -31,15 +31,15 @@ def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale
         a = load_block(a_desc, rows, d_start, D_PADDED, BLOCK_D)  # [BLOCK_M, BLOCK_D]
         s = scores(b, b_desc, columns, a, a_desc, rows, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
                    INPUT_PRECISION)  # [BLOCK_N, BLOCK_M]  # fmt: skip
+        if IGNORES:
+            bound = tl.load(row_terms_ptr + 5 * B + rows, mask=inside, other=0.0)
+            s = tl.where(s > bound[None, :], float("-inf"), s)
         softmax_scale_log2 = tl.load(row_terms_ptr + rows, mask=inside, other=0.0)
         m = tl.load(row_terms_ptr + B + rows, mask=inside, other=0.0)
         negative_scale = tl.load(row_terms_ptr + 2 * B + rows, mask=inside, other=0.0) * inverse_descale
         z = tl.fma(s, tl.broadcast_to(softmax_scale_log2[None, :], s.shape),
                    tl.broadcast_to(-m[None, :], s.shape))  # fmt: skip
         p = tl.exp2(z) * negative_scale[None, :]  # [BLOCK_N, BLOCK_M]
-        if IGNORES:
-            bound = tl.load(bound_ptr + rows, mask=inside, other=0.0)
-            p = tl.where(s > bound[None, :], 0.0, p)
         if MASKED:
             if HAS_GROUP:
                 row_group = tl.load(row_group_ptr + rows, mask=inside, other=0)
@@ -63,8 +63,9 @@ def infonce_column_sweep_kernel(
     positive_ptr,  # [B] int64
     row_group_ptr,  # [B] int64
     column_group_ptr,  # [N] int64
-    bound_ptr,  # [B]: a score above it is no negative's
-    row_terms_ptr,  # [5, B]: softmax_scale_log2, m, negative_scale, positive_scale, |grad_scale|
+    # [5, B]: softmax_scale_log2, m, negative_scale, positive_scale, |grad_scale|; with IGNORES [6, B], at last the
+    # score above which no candidate is a negative
+    row_terms_ptr,
     descale_ptr,  # []: the probabilities' unit in half precision
     d_candidates_ptr,  # [S, N, d] out
     B,
@@ -105,7 +106,7 @@ def infonce_column_sweep_kernel(
     blocks = tl.cdiv(B, BLOCK_M)
     first = (split * blocks) // num_splits
     last = ((split + 1) * blocks) // num_splits
-    all_masked: tl.constexpr = HAS_POSITIVE or HAS_GROUP
+    all_masked: tl.constexpr = HAS_POSITIVE or HAS_GROUP or IGNORES
     # Every block counts as full: the terms of rows beyond B are 0 without a mask.
     low, high, end = partition_blocks(first, last, blocks, column_start // BLOCK_M,
                                       tl.cdiv(column_start + BLOCK_N, BLOCK_M), all_masked)  # fmt: skip
@@ -117,11 +118,11 @@ def infonce_column_sweep_kernel(
         acc += positive_scale[:, None] * a  # [BLOCK_N, BLOCK_D]
     if not all_masked:
         acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
-                           row_group_ptr, group, bound_ptr, d_start, first, end - first - (high - low), low - first,
+                           row_group_ptr, group, d_start, first, end - first - (high - low), low - first,
                            high - low, False, HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
                            OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
     acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
-                       row_group_ptr, group, bound_ptr, d_start, low, high - low + last - end, high - low, end - high,
+                       row_group_ptr, group, d_start, low, high - low + last - end, high - low, end - high,
                        True, HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
                        OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
     acc *= descale

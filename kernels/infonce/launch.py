@@ -67,8 +67,8 @@ def infonce(
     with torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext():
         problem = _prepare(anchors, candidates, positive, row_group, column_group, ignore_above)
         tau, scale = tau.to(problem.acc_dtype).contiguous(), scale.to(problem.acc_dtype).contiguous()
-        *rows, bound, row_terms, d_anchors, d_tau = _row_side(problem, tau, scale, *needs)
-        d_candidates = _column_side(problem, bound, row_terms) if need_d_candidates else problem.empty(0)
+        *rows, row_terms, d_anchors, d_tau = _row_side(problem, tau, scale, *needs)
+        d_candidates = _column_side(problem, row_terms) if need_d_candidates else problem.empty(0)
     return (scale * rows[0]).sum(), *rows, d_anchors, d_candidates, d_tau
 
 
@@ -163,7 +163,7 @@ def _zeros(anchors, candidates, need_d_anchors, need_d_candidates, need_d_tau, n
 def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, need_d_tau, need_stats):
     """Sweeps the rows and combines the splits.
 
-    Returns rows, lse, positive_logit, top1, entropy, the scores' bounds, row_terms, d_anchors and d_tau.
+    Returns rows, lse, positive_logit, top1, entropy, row_terms, d_anchors and d_tau.
     """
     a, b, empty = problem.anchors, problem.candidates, problem.empty
     B, width = a.shape
@@ -182,7 +182,7 @@ def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, 
     )  # fmt: skip
     rows, lse, positive_logit = empty(B), empty(B), empty(B)
     top1, entropy = empty(B if need_stats else 0, dtype=torch.bool), empty(B if need_stats else 0)
-    row_terms = empty(5, B) if need_d_candidates else empty(0)
+    row_terms = empty(5 + (problem.ignore_above is not None), B) if need_d_candidates else empty(0)
     d_anchors, d_tau = empty(B, problem.d) if need_d_anchors else empty(0), empty(B if need_d_tau else 0)
     infonce_combine_kernel[(triton.cdiv(B, COMBINE_BLOCK_M),)](
         a, b, tau, problem.positive, scale, positive_score, partials, acc,
@@ -192,11 +192,12 @@ def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, 
         BLOCK_D=min(COMBINE_BLOCK_D, triton.next_power_of_2(width)), D=problem.d, D_PADDED=width,
         ACC_DTYPE=options["ACC_DTYPE"],
     )  # fmt: skip
-    bound = None if problem.ignore_above is None else positive_score + problem.ignore_above
-    return rows, lse, positive_logit, top1, entropy, bound, row_terms, d_anchors, d_tau
+    if need_d_candidates and problem.ignore_above is not None:
+        torch.add(positive_score, problem.ignore_above, out=row_terms[5])
+    return rows, lse, positive_logit, top1, entropy, row_terms, d_anchors, d_tau
 
 
-def _column_side(problem: _Problem, bound: Tensor | None, row_terms: Tensor) -> Tensor:
+def _column_side(problem: _Problem, row_terms: Tensor) -> Tensor:
     """Sweeps the columns; returns d_candidates [N, d]."""
     a, b = problem.anchors, problem.candidates
     grid, options = problem.launch_options("column_sweep", divide_width=True)
@@ -204,7 +205,7 @@ def _column_side(problem: _Problem, bound: Tensor | None, row_terms: Tensor) -> 
     descale = torch.linalg.vector_norm(row_terms[4], float("inf")) * 2.0 ** -max_offset(a.dtype)
     d_candidates = problem.empty(grid[1], len(b), problem.d)
     infonce_column_sweep_kernel[grid](
-        a, b, problem.positive, problem.row_group, problem.column_group, bound, row_terms, descale,
+        a, b, problem.positive, problem.row_group, problem.column_group, row_terms, descale,
         d_candidates, len(a), len(b), a.stride(0), b.stride(0), D=problem.d, **options,
     )  # fmt: skip
     return d_candidates[0] if len(d_candidates) == 1 else d_candidates.sum(0)

@@ -43,9 +43,9 @@ def test_positives_or_groups_alone(explicit):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_ignore_above(dtype, masked):
-    a, b, tau = inputs(130, 150, 24)
-    options = masks(130, 150) if masked else {}
-    positive = options.get("positive_index", torch.arange(130)).clamp(min=0)
+    a, b, tau = inputs(70, 100, 24)
+    options = masks(70, 100) if masked else {}
+    positive = options.get("positive_index", torch.arange(70)).clamp(min=0)
     a, b = (x.to(dtype).double() for x in (a, b))
     gap = a @ b.T - (a * b[positive]).sum(1, keepdim=True) - 0.25
     near = (gap.abs() < 1e-4).any(1)
