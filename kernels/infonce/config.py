@@ -56,7 +56,7 @@ class Tiling(NamedTuple):
     max_width: float
     min_capability: int
     row_sweep: Config
-    row_sweep_explicit: Config  # with explicit positives or groups and without sum_pz
+    row_sweep_explicit: Config  # with explicit positives, groups or ignore_above, and without sum_pz
     row_sweep_pz: Config  # with sum_pz
     column_sweep: Config
 
