@@ -82,7 +82,8 @@ def prepare(
         dataset: the name of a data set (``adaftr-fast info`` lists them) or a schema file.
         labels: instead of ``dataset``: the 0/1 columns of one file, one per task, from which a schema is inferred.
         group: with ``labels``: the column of users, for GAUC.
-        time: with ``labels``: the column to split by; None splits by users, or by rows without ``group``.
+        time: with ``labels``: the column to split by, of numbers, timestamps or text of one form of ISO 8601; None
+            splits by users, or by rows without ``group``.
         weight: with ``labels``: the column of sample weights.
         ignore: with ``labels``: columns that are no features.
         multi: with ``labels``: the separators of text columns that hold lists, ``{"tags": "|"}``; "" reads a column as

@@ -21,6 +21,7 @@ from adaftr_fast.data.raw.lists import find_separator
 from adaftr_fast.data.raw.source import PARQUET, READ_ERRORS, check_names, listed
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import parse_block
+from adaftr_fast.data.raw.times import unsorted_times
 from adaftr_fast.errors import DataError
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
@@ -54,14 +55,15 @@ def infer_schema(
         path: input: parquet, a folder of parquet files, or delimited text.
         labels: 0/1 columns, one per task. AdaFTR contrasts the first with each other one.
         group: column by which GAUC groups rows.
-        time: column that orders the rows.
+        time: column that orders the rows: numbers, timestamps, or text that sorts by time, as ISO 8601 does.
         weight: column of sample weights.
         ignore: columns that are not features.
         multi: separators of text columns that hold lists; "" for a column that is to be read as one value.
 
     Raises:
-        DataError: the file is unreadable, a name is not one of its columns, or ``multi`` names a column that is no
-            field, holds lists already, or cannot hold the separator.
+        DataError: the file is unreadable, a name is not one of its columns, the first times are text that does not
+            sort by time, or ``multi`` names a column that is no field, holds lists already, or cannot hold the
+            separator.
     """
     path = Path(path)
     dataset = _open(path)
@@ -209,8 +211,11 @@ def _by_hash(group: str | None) -> dict[str, Any]:
 
 def _by_time(path: Path, dataset: ds.Dataset, time: str) -> dict[str, Any]:
     """Splits at exact quantiles of the column. Rows with the same time are in the same split."""
-    counts = ValueCounts(dataset.schema.field(time).type)
+    kind = dataset.schema.field(time).type
+    counts = ValueCounts(kind)
     try:
+        if _holds_text(kind):
+            _check_times(path, time, dataset.head(SAMPLE_ROWS, columns=[time])[time])
         for batch in dataset.to_batches(columns=[time]):
             counts.update(batch[time])
     except READ_ERRORS as error:
@@ -228,3 +233,9 @@ def _by_time(path: Path, dataset: ds.Dataset, time: str) -> dict[str, Any]:
         "validation": {"where": [[time, ">=", start], [time, "<", stop]]},
         "test": {"where": [[time, ">=", stop]]},
     }
+
+
+def _check_times(path: Path, time: str, values: pa.ChunkedArray) -> None:
+    if unsorted := unsorted_times(values):
+        expected = "expected numbers, timestamps, or text of one form of ISO 8601, which sorts by time"
+        raise DataError(f"{path}: time {time}: {expected}; got {' and '.join(map(repr, unsorted))}")

@@ -135,11 +135,12 @@ def _operands(condition: Condition) -> list[tuple[str, object]]:
 
 
 def _operand_type(operand: object, discrete: bool) -> pa.DataType:
+    zone = "UTC" if isinstance(operand, datetime.datetime) and operand.tzinfo else None
     types = {  # subclasses first; Arrow returns nanoseconds as a pandas Timestamp, a subclass of datetime
         bool: pa.bool_(),
         int: pa.int64() if discrete else pa.float64(),
         float: pa.float64(),
-        datetime.datetime: pa.timestamp("us"),
+        datetime.datetime: pa.timestamp("us", zone),
         datetime.date: pa.date32(),
         datetime.time: pa.time64("us"),
     }

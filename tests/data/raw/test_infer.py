@@ -118,3 +118,47 @@ def test_decimals_without_fraction_are_ids_beyond_float64(tmp_path):
     with pytest.warns(UserWarning, match="card"):
         fields = infer_schema(tmp_path / "log.parquet", ["y"])["fields"]
     assert fields == {"card": "categorical", "price": "numeric"}
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
+@pytest.mark.parametrize(
+    ("times", "got"),
+    [
+        ([f"{1 + n % 28:02d}/05/2026 10:00" for n in range(60)], "'01/05/2026 10:00'"),  # ordered by day, not month
+        ([f"{n}h" for n in range(60)], "'0h'"),  # 10h before 9h
+        (["2026-05-01T10,5", "2026-05-01 11,5"] * 30, "'2026-05-01T10,5' and '2026-05-01 11,5'"),
+        (["2026-05-01 10,5+01:00", "2026-05-01 10,5Z"] * 30, "'2026-05-01 10,5[+]01:00' and '2026-05-01 10,5Z'"),
+    ],
+)
+def test_times_that_do_not_sort_as_text_are_refused(tmp_path, name, times, got):
+    table = pa.table({"at": times, "user": [f"u{n % 7}" for n in range(60)], "click": [n % 2 for n in range(60)]})
+    (csv.write_csv if name.endswith("csv") else pq.write_table)(table, tmp_path / name)
+    expected = "expected numbers, timestamps, or text of one form of ISO 8601, which sorts by time"
+    with pytest.raises(DataError, match=f"{name}: time at: {expected}; got {got}$"):
+        infer_schema(tmp_path / name, ["click"], time="at")
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S.%f", "%Y%m%d", "%Y-%m-%d"])
+def test_text_of_iso_8601_is_ordered(tmp_path, form):
+    source = infer_schema(pq_log(tmp_path, form), ["click"], time="at")
+    assert source["split"]["test"] == {"where": [["at", ">=", day(90).strftime(form)]]}
+
+
+def test_times_of_a_zone_in_text_files(tmp_path):
+    csv.write_csv(pq.read_table(pq_log(tmp_path, "%Y-%m-%dT%H:%M:%SZ")), tmp_path / "log.csv")
+    source = infer_schema(tmp_path / "log.csv", ["click"], time="at")
+    prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "out")
+    users = pq.read_table(tmp_path / "out/vocabulary.parquet")["value"].to_pylist()
+    assert set(users) == {f"u{n}" for n in range(80)}
+
+
+def day(number):
+    return datetime.datetime(2026, 1, 1) + datetime.timedelta(days=number)
+
+
+def pq_log(folder, form):
+    """A log of a hundred days, not in order, whose times are text."""
+    numbers = np.random.default_rng(0).permutation(100)
+    columns = {"at": [day(int(n)).strftime(form) for n in numbers], "user": [f"u{n}" for n in numbers]}
+    pq.write_table(pa.table(columns | {"click": numbers % 2}), folder / "log.parquet")
+    return folder / "log.parquet"
