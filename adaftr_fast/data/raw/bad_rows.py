@@ -62,7 +62,8 @@ class BadRows:
     def check(self, tolerance: float) -> None:
         """Raises DataError if the share of bad rows exceeds ``tolerance``."""
         if self.bad > tolerance * self.rows:
-            raise DataError(f"{self.summary()}; bad_rows tolerates a share of {tolerance:g}")
+            share = f"the tolerated share, now {tolerance:g}, as in --bad_rows 0.001 (in Python bad_rows=0.001)"
+            raise DataError(f"{self.summary()}; correct the file, or set {share}")
 
     def check_kept(self, path: object, kept: int) -> None:
         """Raises DataError unless each line of ``path`` is one of ``kept`` rows, a bad row or blank."""

@@ -54,6 +54,9 @@ def test_blocks_are_whole_lines(numbers, monkeypatch):
         list(staging.blocks(numbers))
 
 
+SET = r"set the tolerated share, now 0, as in --bad_rows 0\.001 \(in Python bad_rows=0\.001\)$"
+
+
 def test_rows_in_order_and_bad_ones_by_line(numbers, run, tmp_path):
     bad_rows = run(numbers)
     assert rows(tmp_path / "staged") == [number for number in range(1, 1001) if number % 100 != 50]
@@ -63,7 +66,7 @@ def test_rows_in_order_and_bad_ones_by_line(numbers, run, tmp_path):
         DataError, match=r"10 of 1,000 rows cannot be read \(n is not of type int64 10\); first: .*csv:51: "
     ):
         run(numbers, tolerance=0.009, folder="other")
-    with pytest.raises(DataError, match=r"1 of \d+ rows cannot be read .*bad_rows tolerates a share of 0$"):
+    with pytest.raises(DataError, match=r"1 of \d+ rows cannot be read .*; correct the file, or " + SET):
         run(numbers, tolerance=0, folder="third")
 
 
