@@ -92,21 +92,21 @@ def list_columns(schema: Schema) -> list[str]:
 def _delimited(schema: Schema, path: Path, folder: Path) -> TextInput:
     names, delimiter = read_header(path)
     check_columns(schema, path, names)
-    required = [label.column for label in schema.labels if label.column is not None]
+    labels = [label.column for label in schema.labels if label.column is not None]
     types = column_types(schema)
-    parse = partial(parse_rows, names=names, delimiter=delimiter, types=types, required=required)
+    parse = partial(parse_rows, names=names, delimiter=delimiter, types=types, labels=labels)
     return TextInput(path, folder, lambda: parse, header_lines=1)
 
 
 def parse_rows(
-    data: bytes, names: list[str], delimiter: str, types: dict[str, pa.DataType], required: list[str]
+    data: bytes, names: list[str], delimiter: str, types: dict[str, pa.DataType], labels: list[str]
 ) -> tuple[pa.Table, BadRows]:
-    """Parses lines without a header to the columns of ``types``. Rows without a ``required`` value are bad."""
+    """Parses lines without a header to the columns of ``types``. Rows without a number for a label are bad."""
     block = parse_block(data, names, delimiter)
-    for column in required:
+    for column in labels:
         block.require(column)
     for column, type_ in types.items():
-        block.convert(column, type_)
+        block.convert(column, type_, f"label {column}: expected 0 or 1, got text" if column in labels else None)
     return pa.table({column: block.columns[column] for column in types}), block.report()
 
 

@@ -104,7 +104,7 @@ def _text(schema: Schema, path: Path, keep: Sequence[str]) -> RawFile:
     _check_columns(schema, path, names, keep)
     known = column_types(schema)
     types = {column: known.get(column, pa.string()) for column in [*field_columns(schema), *keep]}
-    parse = partial(parse_rows, names=names, delimiter=delimiter, types=types, required=[])
+    parse = partial(parse_rows, names=names, delimiter=delimiter, types=types, labels=[])
     chunks = partial(_text_chunks, path, parse, header_lines=1)
     return RawFile(path, path.stat().st_size, {column: types[column] for column in keep}, chunks)
 

@@ -17,10 +17,13 @@ from functools import cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as csv
 
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.raw.bad_rows import BadLine, BadRows, bad_rows
+
+MISSING = ("-", "?", "\\n", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "null")  # what others write for it
 
 
 @dataclass
@@ -58,8 +61,8 @@ class TextBlock:
         self.columns = _columns(self.table.filter(pa.array(~mask)))
         self.line = self.line[~mask]
 
-    def convert(self, column: str, kind: pa.DataType) -> None:
-        """Casts a column to a type and drops rows whose value cannot be cast."""
+    def convert(self, column: str, kind: pa.DataType, wrong: str | None = None) -> None:
+        """Casts a column to a type and drops rows whose value cannot be cast, for the reason ``wrong``."""
         values = self.columns[column]
         if pa.types.is_binary(values.type) and kind != pa.string():
             self.convert(column, pa.string())  # Arrow cannot cast bytes to every type
@@ -67,9 +70,19 @@ class TextBlock:
         try:
             converted = values.cast(kind)
         except pa.ArrowException:
-            self.drop(~castable(values, kind), f"{column} is not of type {kind}", values)
+            self._drop_uncastable(column, kind, wrong)
             converted = self.columns[column].cast(kind)
         self.columns[column] = converted
+
+    def _drop_uncastable(self, column: str, kind: pa.DataType, wrong: str | None) -> None:
+        values = self.columns[column]
+        mask = ~castable(values, kind)
+        reason = wrong or (f"{column} is not UTF-8" if kind == pa.string() else f"{column} is not of type {kind}")
+        if wrong is None and pa.types.is_string(values.type):
+            missing = mask & _means_missing(values)
+            self.drop(missing, f"{reason}, and only an empty value is missing", values)
+            mask, values = mask[~missing], self.columns[column]
+        self.drop(mask, reason, values)
 
     def require(self, column: str) -> None:
         """Drops the rows in which a column is missing."""
@@ -214,6 +227,12 @@ def castable(values: pa.Array, kind: pa.DataType) -> np.ndarray:
         half = len(values) // 2
         return np.concatenate([castable(values[:half], kind), castable(values[half:], kind)])
     return np.ones(len(values), bool)
+
+
+def _means_missing(values: pa.Array) -> np.ndarray:
+    """Returns whether each text is one that other programs read as missing, bool [n]."""
+    words = pc.utf8_lower(pc.utf8_trim_whitespace(values))
+    return pc.is_in(words, value_set=pa.array(MISSING)).to_numpy(zero_copy_only=False)
 
 
 def _readable(value: object) -> str:

@@ -26,7 +26,7 @@ def run(tmp_path, monkeypatch):
 
     def run(path, tolerance=0.01, folder="staged", parse=None, shards=1, only=None):
         def default(data):
-            return parse_rows(data, ["n"], ",", {"n": pa.int64()}, ["n"])
+            return parse_rows(data, ["n"], ",", {"n": pa.int64()}, labels=[])
 
         options = {"header_lines": 1, "tolerance": tolerance}
         more = {"check": lambda: None, "bar": tqdm(disable=True)}
@@ -118,7 +118,7 @@ def test_compressed_text_is_read(numbers, run, tmp_path):
 
 def test_lost_rows_are_an_error(numbers, run):
     def lossy(data):
-        table, report = parse_rows(data, ["n"], ",", {"n": pa.int64()}, ["n"])
+        table, report = parse_rows(data, ["n"], ",", {"n": pa.int64()}, labels=[])
         return table[1:], report
 
     with pytest.raises(
@@ -134,7 +134,7 @@ def test_staged_blocks_are_kept(numbers, run, tmp_path):
         done.append(data)
         if len(done) == 6:
             raise KeyboardInterrupt
-        return parse_rows(data, ["n"], ",", {"n": pa.int64()}, ["n"])
+        return parse_rows(data, ["n"], ",", {"n": pa.int64()}, labels=[])
 
     with pytest.raises(KeyboardInterrupt):
         run(numbers, parse=interrupted)

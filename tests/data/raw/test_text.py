@@ -21,13 +21,26 @@ def test_bad_rows_are_reported_with_line_numbers():
     assert (report.rows, report.bad) == (6, 4)
     assert report.reasons == {
         "expected 3 columns, got 2": 1,
-        "t is not of type string": 1,
+        "t is not UTF-8": 1,
         "n is missing": 1,
         "n is not of type double": 1,
     }
     assert report.examples[0] == "2: expected 3 columns, got 2: '2,b'"
-    assert report.examples[1] == "4: t is not of type string: '\\\\xff'"
+    assert report.examples[1] == "4: t is not UTF-8: '\\\\xff'"
     assert report.examples[3] == "7: n is not of type double: 'five'"
+
+
+@pytest.mark.parametrize("value", ["NA", "n/a", " null ", "None", "-", "?", "\\N"])
+def test_text_that_means_missing_is_told_that_only_empty_values_are(value):
+    block = parse_block(f"1,a\n{value},b\n,c\nx,d\n".encode(), ["n", "s"], ",")
+    block.convert("n", pa.float64())
+    assert block.columns["n"].to_pylist() == [1.0, None]
+    report = block.report()
+    shown = value.replace("\\", "\\\\")
+    assert report.examples == [
+        f"2: n is not of type double, and only an empty value is missing: '{shown}'",
+        "4: n is not of type double: 'x'",
+    ]
 
 
 def test_a_column_is_converted_alone():
