@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def write_split(
     schema: Schema,
     encoders: dict[str, Encoder],
     groups: Groups | None,
+    raw: Path,
     batches: Iterator[pa.RecordBatch],
     path: Path,
     check: Callable[[], None],
@@ -47,6 +49,7 @@ def write_split(
 
     Args:
         groups: groups of all rows of the split in all shards, if the schema has a group.
+        raw: the input of the raw rows, which errors name.
         check: raises an error if the inputs have changed. Called before the file gets its name.
 
     Raises:
@@ -57,7 +60,7 @@ def write_split(
     unknown = dict.fromkeys((field.name for field in schema.features), 0)
     new = path.with_name(f".{path.name}.new")
     with pq.ParquetWriter(new, _columns(schema), compression="zstd", write_page_checksum=True) as writer:
-        for encoded in ordered_map(lambda batch: _encode(schema, encoders, groups, batch), batches):
+        for encoded in ordered_map(partial(_encode, schema, encoders, groups, raw), batches):
             writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
             rows += len(encoded[schema.labels[0].name])
             for task in positives:
@@ -109,6 +112,15 @@ def _columns(schema: Schema) -> pa.Schema:
 
 
 def _encode(
+    schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, raw: Path, batch: pa.RecordBatch
+) -> dict[str, pa.Array]:
+    try:
+        return _encode_columns(schema, encoders, groups, batch)
+    except DataError as error:
+        raise DataError(f"{raw}: {error}") from error
+
+
+def _encode_columns(
     schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, batch: pa.RecordBatch
 ) -> dict[str, pa.Array]:
     """Encodes all columns of a batch."""

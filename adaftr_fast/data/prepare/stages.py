@@ -209,7 +209,8 @@ class ShardRun:
                     bar.update(source.count_rows(split))
                     continue
                 groups = Groups.read(self.schema.group, [self.work / f"{split}.parquet"]) if self.schema.group else None
-                write_split(self.schema, encoders, groups, source.scan(split, bar.update), path, self.check)
+                raw = self.paths[self.schema.split[split].file]
+                write_split(self.schema, encoders, groups, raw, source.scan(split, bar.update), path, self.check)
         infos = {split: dataclasses.asdict(split_info(path)) for split, path in paths.items()}
         return infos | {SHA256: {path.name: sha256(path) for path in paths.values()}}
 

@@ -160,7 +160,7 @@ def test_folder_with_other_files_is_not_replaced(source, write, tmp_path):
 
 def test_failure_removes_the_work_folder(source, write, tmp_path):
     log = write(clicked=[0, 1] * 5 + [0, 2])
-    with pytest.raises(DataError, match="label click: expected 0 or 1, got 2"):
+    with pytest.raises(DataError, match=r"log\.parquet: label click: expected 0 or 1, got 2$"):
         prepare(parse_schema(source), [log], tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
 
@@ -168,7 +168,7 @@ def test_failure_removes_the_work_folder(source, write, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clicked": [0, None] * 6}, "label click: missing in 3 rows"),
+        ({"clicked": [0, None] * 6}, r"log\.parquet: label click: missing in 3 rows"),
         ({"clicked": ["no"] * 12}, "label click: expected 0 or 1, got values of type string"),
         ({"clicked": [0] * 12}, "label click: 0 of 6 training rows are positive"),
         ({"city": None, "user": None}, "no column 'city', 'user', which schema tiny reads; the file has day"),

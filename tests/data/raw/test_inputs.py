@@ -76,6 +76,9 @@ def test_bad_rows_of_text(source, tmp_path):
     log.write_text("\n".join(["day,user,city,size,rain,clicked,delay", *rows[:3], "4,u,a,1,1,yes,3"]))
     with pytest.raises(DataError, match=r"log\.csv:5: label clicked: expected 0 or 1, got text: 'yes'"):
         prepare(parse_schema(source), [log], tmp_path / "out")
+    log.write_text("\n".join(["day,user,city,size,rain,clicked,delay", *rows[:3], "4,u,a,1,1,2,3"]))
+    with pytest.raises(DataError, match=r"log\.csv: label click: expected 0 or 1, got 2$"):
+        prepare(parse_schema(source), [log], tmp_path / "out")
     log.write_text("day,day\n1,2\n")
     with pytest.raises(DataError, match=r"log\.csv:1: expected a header of distinct column names"):
         prepare(parse_schema(source), [log], tmp_path / "out")
