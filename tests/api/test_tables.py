@@ -56,9 +56,17 @@ def test_shards_cannot_share_a_table(log, tmp_path):
 
 
 def test_wrong_columns_of_a_table_are_named(log, tmp_path):
-    with pytest.raises(DataError, match=r"table\.parquet: no column 'clik'; the file has time, user"):
+    with pytest.raises(DataError, match=r"^the table: no column 'clik'; the file has time, user"):
         af.prepare(log, tmp_path / "data", labels="clik")
+    with pytest.raises(DataError, match=r"^the table: label price: expected 0 or 1, got 0"):
+        af.prepare(log, tmp_path / "data", labels=["click", "price"], progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_warnings_name_no_file_for_a_table(log, tmp_path):
+    ids = log.append_column("ad_id", [[float(n % 9) for n in range(log.num_rows)]])
+    with pytest.warns(UserWarning, match=r"^the table: read as ids, not as numbers: ad_id"):
+        af.prepare(ids, tmp_path / "data", **ROLES, progress=False)
 
 
 def test_frames_of_other_libraries_give_the_same_scores(log, model, tmp_path):

@@ -20,6 +20,7 @@ from adaftr_fast.data.raw.inputs import is_text, read_header
 from adaftr_fast.data.raw.lists import find_separator
 from adaftr_fast.data.raw.source import PARQUET, READ_ERRORS, check_names, listed
 from adaftr_fast.data.raw.staging import blocks
+from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.raw.text import parse_block
 from adaftr_fast.data.raw.times import unsorted_times
 from adaftr_fast.errors import DataError
@@ -78,7 +79,7 @@ def infer_schema(
     if ids := _ids(sample, [name for name in flat if fields[name] == "numeric" and not multi.get(name)]):
         fields |= dict.fromkeys(ids, "categorical")
         named = "; ".join(f"{name} ({reason})" for name, reason in ids.items())
-        warnings.warn(f"{path}: read as ids, not as numbers: {named}", stacklevel=2)
+        warnings.warn(f"{shown(path)}: read as ids, not as numbers: {named}", stacklevel=2)
     texts = [each.name for each in dataset.schema if _holds_text(each.type) and each.name in fields]
     fields |= _lists(path, sample, [name for name in texts if name != group], multi)
     source: dict[str, Any] = {"name": path.name.split(".")[0], "labels": {label: label for label in labels}}
@@ -174,11 +175,11 @@ def _lists(path: Path, rows: pa.Table, texts: Sequence[str], multi: Mapping[str,
         separator = multi[name] if name in multi else find_separator(values)
         if name not in multi and separator:
             how = f"--multi {name}= (in Python multi={{{name!r}: ''}}) reads it as one value"
-            warnings.warn(f"{path}: {name}: read as lists separated by {separator!r}; {how}", stacklevel=3)
+            warnings.warn(f"{shown(path)}: {name}: read as lists separated by {separator!r}; {how}", stacklevel=3)
         elif separator and not pc.any(pc.match_substring(values, separator)).as_py():
             if separator == delimiter:
                 raise DataError(f"{path}: multi: {name}: {separator!r} separates the columns, and no value holds it")
-            warnings.warn(f"{path}: multi: {name}: none of the first values holds {separator!r}", stacklevel=3)
+            warnings.warn(f"{shown(path)}: multi: {name}: none of the first values holds {separator!r}", stacklevel=3)
         if separator:
             fields[name] = {"kind": "categorical", "tokens": "all", "separator": separator}
     return fields

@@ -17,6 +17,7 @@ from adaftr_fast._publish import publisher_lock, remove
 from adaftr_fast.data.raw.source import BATCH_ROWS, coalesced
 from adaftr_fast.errors import DataError
 
+FOLDER = ".tables"  # how the name of the folder of tables ends
 INDEX = re.compile(r"__index_level_\d+__")  # the columns that pandas makes of an index without a name
 
 
@@ -44,7 +45,8 @@ def input_files(inputs: Inputs, out: Path) -> Iterator[list[Path]]:
 
     Raises:
         BusyError: another process or thread makes ``out``.
-        DataError: a table has two columns of the same name, or values that Arrow cannot represent.
+        DataError: a table has two columns of the same name, or values that Arrow cannot represent; or the block raised
+            it, and the message calls the file of a table "the table".
         OSError: the files cannot be written.
         TypeError: an input is neither a path nor a table.
     """
@@ -53,14 +55,25 @@ def input_files(inputs: Inputs, out: Path) -> Iterator[list[Path]]:
         yield [Path(each) for each in listed if not isinstance(each, ArrowStream)]
         return
     out = followed(out)
-    folder = out.with_name(f".{out.name}.tables")
+    folder = out.with_name(f".{out.name}{FOLDER}")
     with publisher_lock(out):
         remove(folder)  # of a process that was killed
         try:
             make_folder(folder)
             yield [_file(each, folder, number) for number, each in enumerate(listed, start=1)]
+        except DataError as error:
+            message = str(error)
+            for number in range(1, len(listed) + 1):
+                path = _place(folder, number)
+                message = message.replace(str(path), shown(path))
+            raise DataError(message) from error
         finally:
             remove(folder)
+
+
+def shown(path: Path) -> str:
+    """Returns the name of an input in messages: "the table" in place of the file of one, else the path."""
+    return f"the {path.stem.replace('-', ' ')}" if path.parent.name.endswith(FOLDER) else str(path)
 
 
 def holds_tables(inputs: Inputs) -> bool:
@@ -82,12 +95,16 @@ def _listed(inputs: Inputs) -> list[Input]:
 def _file(source: Input, folder: Path, number: int) -> Path:
     if not isinstance(source, ArrowStream):
         return Path(source)
-    path = folder / ("table.parquet" if number == 1 else f"table-{number}.parquet")
+    path = _place(folder, number)
     try:
         _write(pa.RecordBatchReader.from_stream(source), path)
     except (pa.ArrowException, ValueError, TypeError) as error:  # such as pandas' objects of different types
         raise DataError(f"files: the table cannot be read: {' '.join(map(str, error.args))}") from error
     return path
+
+
+def _place(folder: Path, number: int) -> Path:
+    return folder / ("table.parquet" if number == 1 else f"table-{number}.parquet")
 
 
 def _write(reader: pa.RecordBatchReader, path: Path) -> None:
