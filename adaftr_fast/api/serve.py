@@ -143,7 +143,8 @@ def predict(
         progress: show a progress bar.
 
     Raises:
-        ServingError: there is no exported model, or a damaged one, or ``out`` cannot be written.
+        ServingError: there is no exported model, or a damaged one, or ``out`` cannot be written or has the name of a
+            text file.
         DataError: no input, an unreadable one, a missing column, or too many bad rows.
         TypeError: an argument is not of the types named here.
 

@@ -18,6 +18,7 @@ from adaftr_fast._publish import publishing
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.inputs import is_text
 from adaftr_fast.data.raw.rows import Chunk, RawFile, raw_files
 from adaftr_fast.errors import DataError, ServingError
 from adaftr_fast.serving.columns import Columns
@@ -62,8 +63,8 @@ def predict(
 
     Raises:
         DataError: an input cannot be read, a column is missing, there are too many bad rows, or a row has no score.
-        ServingError: ``out`` cannot be written, is a folder, is an input or in an input folder, or would have two
-            columns of the same name.
+        ServingError: ``out`` cannot be written, has the name of a text file, is a folder, is an input or in an input
+            folder, or would have two columns of the same name.
         BusyError: another process writes ``out``.
     """
     if not 0.0 <= bad_rows < 1.0:
@@ -90,7 +91,9 @@ def predict(
 
 
 def _check_place(out: Path, files: Sequence[str | Path]) -> None:
-    """Raises ServingError if ``out`` is a folder, an input, or in an input folder."""
+    """Raises ServingError if ``out`` has the name of a text file, is a folder, an input, or in an input folder."""
+    if is_text(out):
+        raise ServingError(f"{out}: scores are written as parquet; name the file .parquet")
     if out.is_dir():
         raise ServingError(f"{out}: expected a file name, got a folder")
     for file in map(Path, files):

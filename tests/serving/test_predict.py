@@ -168,6 +168,8 @@ def test_errors_keep_the_earlier_scores(shop, scorer, tmp_path):
         ([log], tmp_path / "folder", "folder: expected a file name, got a folder"),
         ([tmp_path], tmp_path / "folder/scores.parquet", "scores.parquet: is in the input folder"),
         ([log], out / "scores.parquet", "scores.parquet: cannot be written"),
+        ([log], tmp_path / "scores.csv", r"scores\.csv: scores are written as parquet; name the file \.parquet"),
+        ([log], tmp_path / "scores.tsv.gz", r"scores\.tsv\.gz: scores are written as parquet"),
     ]:
         with pytest.raises(ServingError, match=message):
             predict(scorer, files, place, COLUMNS)
