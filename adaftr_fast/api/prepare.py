@@ -31,6 +31,7 @@ class _Options(TypedDict, total=False):
     weight: str | None
     ignore: Names
     multi: Mapping[str, str] | None
+    funnel: Names | None
     write_schema: str | Path | None
     bad_rows: float
     grow: str | Path | None
@@ -61,6 +62,7 @@ def prepare(
     weight: str | None = None,
     ignore: Names = (),
     multi: Mapping[str, str] | None = None,
+    funnel: Names | None = None,
     write_schema: str | Path | None = None,
     bad_rows: float = 0.0,
     grow: str | Path | None = None,
@@ -88,6 +90,8 @@ def prepare(
         ignore: with ``labels``: columns that are no features.
         multi: with ``labels``: the separators of text columns that hold lists, ``{"tags": "|"}``; "" reads a column as
             one value. Lists in other columns are detected, with a warning.
+        funnel: with ``labels``: tasks in order, each of which happens only after the one before; each later one has a
+            CVR AUC among the metrics. [] for no funnel; None takes click and conversion, if both are labels.
         write_schema: with ``labels``: a TOML file to which the inferred schema is written as well, to be edited and
             passed as ``dataset``.
         bad_rows: the share of a text file's rows that may be unreadable; they are left out and reported.
@@ -112,7 +116,8 @@ def prepare(
         raise DataError(f"wait: needs shard, got wait = {wait:g} without it")
     if shard is not None and holds_tables(files):
         raise DataError("shard: expected files, got a table; write it as parquet where every shard can read it")
-    roles = {"group": group, "time": time, "weight": weight, "ignore": _names(ignore), "multi": dict(multi or {})}
+    roles: dict[str, Any] = {"group": group, "time": time, "weight": weight, "ignore": _names(ignore)}
+    roles |= {"multi": dict(multi or {}), "funnel": None if funnel is None else _names(funnel)}
     named = None if labels is None else _names(labels)
     result: Manifest | Unfinished
     with input_files(files, Path(out)) as paths:
@@ -155,7 +160,7 @@ def _schema(
         raise DataError(f"expected dataset, or labels to infer a schema from the file; got {got}")
     if labels is None:
         for name, value in (roles | {"write_schema": written}).items():
-            if value:
+            if value or (name, value) == ("funnel", []):  # which is no default
                 raise DataError(f"{name}: goes with labels, got {name} = {value!r} with dataset = {str(dataset)!r}")
         return load_schema(str(dataset))
     if not labels:

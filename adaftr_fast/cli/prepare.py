@@ -34,6 +34,11 @@ def add_arguments(parser: Parser) -> None:
         "Others are detected, with a warning"
     )
     parser.add_argument("--multi", type=str, nargs="+", default=[], help=multi)
+    funnel = (
+        "with --labels: tasks in order, each of which happens only after the one before, for the CVR AUC of each later "
+        "one (default: click conversion, if both are labels)"
+    )
+    parser.add_argument("--funnel", type=str, nargs="+", help=funnel)
     written = "with --labels: also write the inferred schema to this file (.toml), to edit it and pass it as --dataset"
     parser.add_argument("--write_schema", type=Path | None, help=written)
     parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of unreadable rows in text files")

@@ -171,6 +171,9 @@ def test_shards_tell_what_they_wait_for(shop, data, tmp_path):
         ({"dataset": "flights", "multi": {"tags": "|"}}, "multi: goes with labels, got multi = {'tags': "),
         ({"dataset": "flights", "write_schema": "my.toml"}, "write_schema: goes with labels, got write_schema = 'my"),
         ({"labels": "click", "multi": {"usr": "|"}}, "no column 'usr'"),
+        ({"dataset": "flights", "funnel": ["click", "late"]}, r"funnel: goes with labels, got funnel = \['click', 'la"),
+        ({"dataset": "flights", "funnel": []}, r"funnel: goes with labels, got funnel = \[\]"),
+        ({"labels": "click", "funnel": ["click", "buy"]}, "funnel: expected two or more of the labels click, or none"),
         ({"labels": "click", "bad_rows": 1.0}, r"bad_rows: expected a share in \[0, 1\), got 1.0"),
         ({"labels": "click", "wait": 3}, "wait: needs shard, got wait = 3 without it"),
         ({"labels": "click", "shard": "3"}, "expected NUMBER/COUNT, such as 3/8, got '3'"),
@@ -197,3 +200,19 @@ def test_conversions_without_a_click_are_warned_of(tmp_path):
         data = af.prepare(log, tmp_path / "data", labels=["click", "conversion"], progress=False)
     recorded = json.loads((data.folder / "schema.json").read_text())["splits"]
     assert sum(split["outside_funnel"]["conversion"] for split in recorded.values()) == 100
+
+
+def test_tasks_of_any_name_can_be_a_funnel(tmp_path, capsys):
+    rows = [f"u{number % 50},{number % 2},{int(number % 8 == 1)}" for number in range(400)]
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(["user,clicked,bought", *rows]) + "\n")
+    command = ["prepare", "--files", str(log), "--labels", "clicked", "bought", "--out", str(tmp_path / "data")]
+    assert main([*command, "--funnel", "clicked", "bought"]) == 0
+    options = {"labels": ["clicked", "bought"], "progress": False}
+    data = af.prepare(log, tmp_path / "data", **options, funnel=["clicked", "bought"])
+    assert data.load("test").funnel == ("clicked", "bought")
+    assert data.manifest.splits["test"].outside_funnel == {"bought": 0}
+    assert af.prepare(log, tmp_path / "none", **options).load("test").funnel == ()
+    log.write_text(log.read_text().replace("clicked,bought", "click,conversion"))
+    options["labels"] = ["click", "conversion"]
+    assert af.prepare(log, tmp_path / "none", **options, funnel=[]).load("test").funnel == ()

@@ -42,6 +42,7 @@ def infer_schema(
     weight: str | None = None,
     ignore: Sequence[str] = (),
     multi: Mapping[str, str] = MappingProxyType({}),
+    funnel: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Returns the content of a schema file. Every column without another role becomes a field.
 
@@ -60,6 +61,8 @@ def infer_schema(
         weight: column of sample weights.
         ignore: columns that are not features.
         multi: separators of text columns that hold lists; "" for a column that is to be read as one value.
+        funnel: labels in order, each of which happens only after the one before; () if there is none. None leaves it to
+            ``parse_schema``.
 
     Raises:
         DataError: the file is unreadable, a name is not one of its columns, the first times are text that does not
@@ -84,6 +87,7 @@ def infer_schema(
     fields |= _lists(path, sample, [name for name in texts if name != group], multi)
     source: dict[str, Any] = {"name": path.name.split(".")[0], "labels": {label: label for label in labels}}
     source |= {key: value for key, value in (("group", group), ("weight", weight)) if value}
+    source |= {} if funnel is None else {"funnel": list(funnel)}
     source["split"] = _by_time(path, dataset, time) if time else _by_hash(group)
     return source | {"fields": {name: field for name, field in fields.items() if field}}
 
