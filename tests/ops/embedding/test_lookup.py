@@ -159,7 +159,7 @@ def test_opcheck():
     field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 6, torch.int64)
     weight = torch.randn(8, 3, requires_grad=True)
     # test_aot_dispatch_dynamic compares gradients with a function that does not support sparse tensors;
-    # tests/nn/test_embedding.py tests the sparse gradient under torch.compile.
+    # tests/nn/embedding/test_compile.py tests the sparse gradient under torch.compile.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight, ids, field_offsets), test_utils=checks)
     torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight.detach(), ids, field_offsets))
