@@ -15,7 +15,7 @@ DESCRIPTION = "Evaluate a trained model on one split."
 def add_arguments(parser: Parser) -> None:
     """Adds the options of ``evaluate``."""
     parser.add_argument("--run", type=Path, required=True, help="the --out folder of train")
-    parser.add_argument("--data", type=Path, required=True, help="a prepared folder")
+    parser.add_argument("--data", type=Path | None, help="a prepared folder, if not the one the run was trained on")
     parser.add_argument("--split", type=str, default="test", help="the split: train, validation or test")
     add_class(parser)
 

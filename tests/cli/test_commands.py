@@ -95,6 +95,8 @@ def test_train_then_evaluate_gives_the_same_metrics(config, prepared, tmp_path, 
     capsys.readouterr()
     assert main(["evaluate", "--run", str(run), "--data", str(prepared)]) == 0
     assert json.loads(capsys.readouterr().out) == {"split": "test", "metrics": test}
+    assert main(["evaluate", "--run", str(run)]) == 0  # the folder that it was trained on
+    assert json.loads(capsys.readouterr().out) == {"split": "test", "metrics": test}
 
 
 @pytest.mark.parametrize("asked", ["file", "command line"])
