@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Action, _SubParsersAction
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -16,6 +18,7 @@ from adaftr_fast.errors import ConfigError
 
 EVERY_SECTION = tuple(SECTIONS)
 CLASS = "--model.class"
+REQUIRED, UNKNOWN = "the following arguments are required: ", "unrecognized arguments: "  # of jsonargparse
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -35,9 +38,36 @@ class Parser(jsonargparse.ArgumentParser):
         return text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the name of the command and the message, and exits with status 2."""
-        name = self.prog.replace(" [options]", "")
-        self.exit(2, f"{name}: {' '.join(message.split())}\n")
+        """Prints the name of the command and the message, and exits with status 2.
+
+        A missing option is named as it is typed, and beside one that is unknown stands the nearest.
+        """
+        if message.startswith(REQUIRED):
+            command, _, _ = message.removeprefix(REQUIRED).partition(".")
+            self._commands()[command]._report_missing(message.removeprefix(REQUIRED).split(", "))
+        if message.startswith(UNKNOWN):
+            message += self._hint(message.removeprefix(UNKNOWN).split())
+        self.exit(2, f"{self._name()}: {' '.join(message.split())}\n")
+
+    def _name(self) -> str:
+        return self.prog.replace(" [options]", "")
+
+    def _commands(self) -> dict[str, Parser]:
+        return next(dict(action.choices) for action in self._actions if isinstance(action, _SubParsersAction))
+
+    def _report_missing(self, keys: list[str]) -> NoReturn:
+        """Reports required arguments that are missing, given as ``command.name``."""
+        missing = [key.partition(".")[2] for key in keys]
+        names = [_typed(action) for action in self._actions if action.dest in missing]
+        self.exit(2, f"{self._name()}: {REQUIRED}{', '.join(names)}\n")
+
+    def _hint(self, words: list[str]) -> str:
+        """Returns the option whose last part is nearest to that of the first unknown one, as a question."""
+        options = [name for name in self._option_string_actions if name.startswith("--") and not name.endswith("+")]
+        by_part = {_last_part(name): name for name in options}
+        unknown = next((word for word in words if word.startswith("--")), "")
+        near = get_close_matches(_last_part(unknown), by_part, 1)
+        return f" (did you mean {by_part[near[0]]}?)" if near else ""
 
     def parse_path(self, cfg_path: Any, *arguments: Any, **options: Any) -> jsonargparse.Namespace:
         """Parses a configuration file; one that is not text, or nested too deeply, is an error in one line."""
@@ -82,6 +112,16 @@ def read_class(arguments: jsonargparse.Namespace) -> str | None:
         ModelConfig(name=name)  # raises an error if it cannot be a name
         _search_current_directory()
     return name
+
+
+def _typed(action: Action) -> str:
+    """Returns an argument as the user types it."""
+    return action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
+
+
+def _last_part(word: str) -> str:
+    """Returns ``lr`` of ``--optimizer.lr=0.1``."""
+    return word.partition("=")[0].lstrip("-").rpartition(".")[2].replace("-", "_")
 
 
 def _add_alias(parser: Parser, option: str, alias: str) -> None:
