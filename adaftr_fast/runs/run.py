@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from adaftr_fast.models.build import ENTIRE_SPACE
 from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.warm_start import warm_start
+from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import FILE, Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
 from adaftr_fast.training.logger import METRICS
@@ -164,11 +166,10 @@ def _fit(
     )
     if restart and not restarted():
         trainer.finish()
-    if trainer.resume():
-        progress = trainer.progress
-        if trainer.is_rank_zero:
-            print(f"{folder}: resuming in epoch {progress.epoch} after step {progress.step:,}", file=sys.stderr)
-    elif config.warm_start is not None and trainer.is_rank_zero:
+    resumed = trainer.resume()
+    if trainer.is_rank_zero:
+        _announce(folder, trainer.progress if resumed else None)
+    if not resumed and config.warm_start is not None and trainer.is_rank_zero:
         source = Path(config.warm_start.run)
         print(
             f"warm start from {source}: {warm_start(model, data, source, config.model.name).summary()}", file=sys.stderr
@@ -177,6 +178,15 @@ def _fit(
     if result.interrupted:
         raise KeyboardInterrupt(result.interrupted, f"interrupted; run the same command to resume from {folder}")
     return Fitted(model, trainer, result)
+
+
+def _announce(folder: Path, resumed: Progress | None) -> None:
+    """Says where an unfinished run resumes, or which finished run a new one is going to replace."""
+    if resumed is not None:
+        print(f"{folder}: resuming in epoch {resumed.epoch} after step {resumed.step:,}", file=sys.stderr)
+    elif (folder / TEST).exists():
+        at = datetime.fromtimestamp((folder / TEST).stat().st_mtime)
+        print(f"{folder}: replaces the finished run of {at:%Y-%m-%d %H:%M} after the first epoch", file=sys.stderr)
 
 
 def open_split(data: PreparedData, name: str, ranks: Ranks | None) -> Split:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -288,10 +289,11 @@ def test_ctrl_c_in_the_first_epoch_keeps_the_earlier_run(config, tmp_path, capsy
     capsys.readouterr()
     assert main(["train", "--config", str(config), "--training.seed", "1", "--out", str(run)]) == 130
     shown = capsys.readouterr()
-    assert (shown.out, shown.err) == (
-        "",
-        f"adaftr-fast train: interrupted; run the same command to resume from {run}\n",
-    )
+    assert shown.out == ""
+    replaces, interrupted = shown.err.splitlines()
+    at = datetime.fromtimestamp((run / "test.json").stat().st_mtime)
+    assert replaces == f"{run}: replaces the finished run of {at:%Y-%m-%d %H:%M} after the first epoch"
+    assert interrupted == f"adaftr-fast train: interrupted; run the same command to resume from {run}"
     shutil.rmtree(run / "last")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == old
 
