@@ -105,7 +105,7 @@ def compare(runs: Sequence[Run | str | Path], out: str | Path | None = None) -> 
         BusyError, OSError: see ``Comparison.write``.
     """
     if isinstance(runs, Run | str | Path):
-        raise TypeError(f"runs: expected a list of runs or their folders, got {runs!r}")
+        raise TypeError(f"runs: expected a list of runs or their folders, got {type(runs).__name__}")
     found, unread = read_runs([run_folder(run, "runs") for run in runs])
     if not found:
         raise CheckpointError(f"compare: no run can be read: {'; '.join(unread) or 'none is named'}")

@@ -84,7 +84,7 @@ def open_data(data: PreparedData | str | Path) -> PreparedData:
     if isinstance(data, PreparedData):
         return data
     if not isinstance(data, str | Path):
-        raise TypeError(f"data: expected a prepared folder or its path, got {data!r}")
+        raise TypeError(f"data: expected a prepared folder or its path, got {type(data).__name__}")
     return Prepared(data)
 
 

@@ -239,7 +239,7 @@ def run_folder(run: Run | str | Path, argument: str = "run") -> Path:
     if isinstance(run, Run):
         return run.folder
     if not isinstance(run, str | Path):
-        raise TypeError(f"{argument}: expected a run or its folder, got {run!r}")
+        raise TypeError(f"{argument}: expected a run or its folder, got {type(run).__name__}")
     return Path(run)
 
 

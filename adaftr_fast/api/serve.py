@@ -67,7 +67,8 @@ class Scores:
         """Reads the whole file as an Arrow table."""
         return pq.read_table(self.path)
 
-    def __repr__(self) -> str:
+    def lines(self) -> list[str]:
+        """Returns a line with the file, its rows and the speed, and one each about lines of text and rows left out."""
         report = self.report
         rate = report.rows / report.seconds
         lines = [f"{self.path}: {report.rows:,} rows, {', '.join(self.columns)} ({rate:,.0f} rows/s)"]
@@ -75,7 +76,13 @@ class Scores:
             lines.append(f"Read: {report.bad_rows.account()}")
         if report.bad_rows.bad:
             lines.append(f"Left out: {report.bad_rows.summary()}")
-        return "\n".join(lines)
+        return lines
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        return paragraphs(*self.lines())
 
 
 def export(
@@ -154,7 +161,7 @@ def predict(
     """
     folder = model.folder if isinstance(model, ExportedModel) else model
     if not isinstance(folder, str | Path):
-        raise TypeError(f"model: expected an exported model or its folder, got {model!r}")
+        raise TypeError(f"model: expected an exported model or its folder, got {type(model).__name__}")
     scorer = load_scorer(Path(folder))
     price = None if bid is None else str(bid)
     columns = output_columns(scorer.about.tasks, click=click, conversion=conversion, bid=price, bid_weight=bid_weight)

@@ -54,7 +54,7 @@ def test_damaged_runs_have_a_line_each(run, tmp_path, capsys):
     assert notes[1].startswith(f"Not read: {damaged}: the run cannot be read: ")
     with pytest.raises(CheckpointError, match=r"compare: no run can be read: .*no checkpoint here"):
         af.compare([tmp_path / "none"])
-    with pytest.raises(TypeError, match="runs: expected a list of runs or their folders, got '"):
+    with pytest.raises(TypeError, match="runs: expected a list of runs or their folders, got str"):
         af.compare("runs/mine")
 
 

@@ -228,9 +228,9 @@ def test_evaluate_equals_the_command(run, data, capsys):
         ({"config": {"model": {}}}, TypeError, "config: expected a RunConfig or the path of a TOML file, got {'model'"),
         ({"config": "no.toml"}, OSError, "no.toml"),
         ({"data": "nothing"}, DataError, "nothing: not a prepared folder"),
-        ({"data": 5}, TypeError, "data: expected a prepared folder or its path, got 5"),
+        ({"data": 5}, TypeError, "data: expected a prepared folder or its path, got int"),
         ({"warm_start": "nothing"}, CheckpointError, "nothing/best: no checkpoint here"),
-        ({"warm_start": 5}, TypeError, "warm_start: expected a run or its folder, got 5"),
+        ({"warm_start": 5}, TypeError, "warm_start: expected a run or its folder, got int"),
     ],
 )
 def test_wrong_arguments_of_train_are_named(data, tmp_path, options, error, message):
@@ -250,9 +250,9 @@ def test_an_unknown_key_of_a_file_is_named_with_the_file(data, tmp_path):
     ("arguments", "error", "message"),
     [
         (["nothing"], CheckpointError, "nothing/best: no checkpoint here"),
-        ([None], TypeError, "run: expected a run or its folder, got None"),
+        ([None], TypeError, "run: expected a run or its folder, got NoneType"),
         (["RUN", "nothing"], DataError, "nothing: not a prepared folder"),
-        (["RUN", 5], TypeError, "data: expected a prepared folder or its path, got 5"),
+        (["RUN", 5], TypeError, "data: expected a prepared folder or its path, got int"),
         (["RUN", None, "tset"], DataError, "no split 'tset'; expected one of train, validation, test"),
     ],
 )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import adaftr_fast as af
+from adaftr_fast._tables import paragraphs
 from adaftr_fast.cli import main
 from adaftr_fast.errors import CheckpointError, DataError, ServingError
 from adaftr_fast.training.evaluation import predict
@@ -51,6 +52,12 @@ def test_rows_that_are_left_out_are_told(model, shop, tmp_path):
     read, left_out = repr(scores).splitlines()[1:]
     assert read == "Read: 1,201 lines below the header = 1,200 rows kept + 1 left out"
     assert left_out.startswith("Left out: 1 of 1,201 rows")
+    assert scores._repr_html_() == paragraphs(*repr(scores).splitlines())
+
+
+def test_a_result_in_place_of_a_run_is_named_by_its_type_alone(run, tmp_path):
+    with pytest.raises(TypeError, match=r"^run: expected a run or its folder, got TrainedRun$"):
+        af.export(run.result, tmp_path / "out")
 
 
 def test_export_takes_data_that_have_moved(model, run, data, tmp_path):
@@ -62,7 +69,7 @@ def test_export_takes_data_that_have_moved(model, run, data, tmp_path):
     ("arguments", "error", "message"),
     [
         (["nothing", "OUT"], CheckpointError, "nothing/best: no checkpoint here"),
-        ([5, "OUT"], TypeError, "run: expected a run or its folder, got 5"),
+        ([5, "OUT"], TypeError, "run: expected a run or its folder, got int"),
         (["RUN", "DATA"], ServingError, "exists and is not an exported model"),
     ],
 )
@@ -76,7 +83,7 @@ def test_wrong_arguments_of_export_are_named(run, data, tmp_path, arguments, err
     ("arguments", "options", "error", "message"),
     [
         (["nothing", "LOG"], {}, ServingError, "nothing: not an exported model"),
-        ([None, "LOG"], {}, TypeError, "model: expected an exported model or its folder, got None"),
+        ([None, "LOG"], {}, TypeError, "model: expected an exported model or its folder, got NoneType"),
         (["MODEL", []], {}, DataError, "files: expected one or more input files, got none"),
         (["MODEL", "no.csv"], {}, DataError, "no.csv: no such file"),
         (["MODEL", "LOG"], {"keep": "usr"}, DataError, "no column 'usr'; the file has time, user"),
