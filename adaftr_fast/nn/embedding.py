@@ -54,6 +54,7 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         initial_rng: state of the random generator before the tables were drawn, within ``tables_elsewhere``.
 
     Raises:
+        TypeError: num_embeddings is a single number.
         ValueError: there is no field, a field without rows, a width below 1, another number of widths than fields,
             a repeated or missing name, a padding_idx out of range, or an unknown option.
     """
@@ -102,6 +103,7 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
                 ``padding_idx`` keep their values.
 
         Raises:
+            TypeError: something is not a tensor, such as an nn.Embedding, whose weight is one.
             ValueError: a tensor is not floating point [rows, E_f], they differ in dtype or device, or field_names is
                 given beside a mapping.
         """
@@ -113,7 +115,12 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
                 )
             options["field_names"] = list(embeddings)
             embeddings = list(embeddings.values())
-        tables = [embeddings] if isinstance(embeddings, Tensor) else list(embeddings)
+        tables = [embeddings] if isinstance(embeddings, Tensor | nn.Module) else list(embeddings)
+        if others := [type(table).__name__ for table in tables if not isinstance(table, Tensor)]:
+            raise TypeError(
+                "FusedEmbedding.from_pretrained: embeddings must be tensors, such as the weight of an nn.Embedding, "
+                f"got {others[0]}"
+            )
         usable = all(table.dim() == 2 and table.is_floating_point() for table in tables)
         if not usable or len({(table.dtype, table.device) for table in tables}) != 1:
             got = [f"{table.dtype} {list(table.shape)} on {table.device}" for table in tables]

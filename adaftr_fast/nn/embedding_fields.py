@@ -5,8 +5,9 @@ B batch, F fields, E_f width of field f, N ids of all bags together.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, NoReturn
 
 import torch
@@ -49,6 +50,9 @@ class EmbeddingFields(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(num_embeddings, Iterable):
+            kind = type(num_embeddings).__name__
+            raise TypeError(f"{type(self).__name__}: num_embeddings must be a list, one number per field, got {kind}")
         self.num_embeddings = [int(rows) for rows in num_embeddings]
         self.field_names = list(field_names or map(str, range(len(self.num_embeddings))))
         self.widths = self._widths(embedding_dim)
@@ -191,7 +195,10 @@ class EmbeddingFields(nn.Module):
             per_sample_weights = weights
         ids, offsets, per_sample_weights = self._arguments(ids, offsets, per_sample_weights)
         if self.on_bad_id == "raise":
-            return self._look_up(ids, offsets, per_sample_weights)
+            try:
+                return self._look_up(ids, offsets, per_sample_weights)
+            except IndexError as error:
+                raise self._with_name(error) from None
         ids, bad = self._without_bad(ids, offsets)
         out = self._look_up(ids, offsets, per_sample_weights)
         self.oov_counts += bad  # after everything that can raise
@@ -314,6 +321,15 @@ class EmbeddingFields(nn.Module):
         else:
             resolve_ids("embedding_bags", ids, offsets, None, self.field_offsets)
         raise AssertionError(f"{type(self).__name__}: a table refused ids that are all in range")
+
+    def _with_name(self, error: IndexError) -> IndexError:
+        """Adds the name of the field to the message of an op, which knows its position among all fields."""
+
+        def named(found: re.Match[str]) -> str:
+            name = self.field_names[int(found[1])]
+            return found[0] if name == found[1] else f"for field {found[1]} ({name!r}),"
+
+        return IndexError(re.sub(r"for field (\d+),", named, str(error)))  # CUDA's message counts those of one table
 
     def field(self, name: str | int) -> int:
         """Returns the position of a field, given by name or position.

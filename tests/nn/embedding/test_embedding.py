@@ -39,6 +39,19 @@ def test_bad_sizes_are_named(sizes, width):
         FusedEmbedding(sizes, width)
 
 
+def test_one_number_in_place_of_one_per_field_is_refused():
+    with pytest.raises(TypeError, match="FusedEmbedding: num_embeddings must be a list, one number per field, got int"):
+        FusedEmbedding(10, 4)
+
+
+def test_a_bad_id_is_named_with_its_field():
+    emb = FusedEmbedding([3, 5], 2, field_names=["user", "item"])
+    with pytest.raises(
+        IndexError, match=r"ids\[1, 1\] = 5 is out of range for field 1 \('item'\), whose ids are 0 to 4"
+    ):
+        emb(torch.tensor([[2, 4], [0, 5]]))
+
+
 def check_gradient(emb: FusedEmbedding, backwards: int) -> None:
     table = twin(emb)
     for _ in range(backwards):

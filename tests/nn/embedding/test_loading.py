@@ -68,6 +68,12 @@ def test_from_pretrained_takes_one_tensor_as_one_field():
     assert emb.weight.data_ptr() != table.data_ptr()
 
 
+@pytest.mark.parametrize("of", [lambda x: x, lambda x: [x], lambda x: {"user": x}])
+def test_a_module_in_place_of_its_weight_is_named(of):
+    with pytest.raises(TypeError, match=r"embeddings must be tensors, such as the weight of .*, got Embedding$"):
+        FusedEmbedding.from_pretrained(of(nn.Embedding(6, 2)))
+
+
 @pytest.mark.parametrize(
     "tables", [[], [torch.ones(3)], [torch.ones(3, 2).int()], [torch.ones(3, 2), torch.ones(3, 2).double()]]
 )

@@ -175,9 +175,9 @@ def test_growing_moves_where_fields_begin():
 def test_bad_ids_are_named_by_their_place_among_all_fields():
     emb, ids = make(), batch()
     ids[2, 1], ids[5, 3] = 9, -1
-    with pytest.raises(IndexError, match=r"ids\[2, 1\] = 9 is out of range for field 1, whose ids are 0 to 8"):
+    with pytest.raises(IndexError, match=r"ids\[2, 1\] = 9 is out of range for field 1 \('b'\), whose ids are 0 to 8"):
         emb(ids)
-    with pytest.raises(IndexError, match=r"values\[9\] = 9 \(row 2\) is out of range for field 1"):
+    with pytest.raises(IndexError, match=r"values\[9\] = 9 \(row 2\) is out of range for field 1 \('b'\), whose"):
         emb(ids.flatten(), torch.arange(17 * 4 + 1))
     forgiving = make(on_bad_id="oov")
     replaced = ids.clone()
