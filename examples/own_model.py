@@ -21,7 +21,6 @@ from adaftr_fast.config import ModelConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
 from adaftr_fast.models import AdaFTR, Backbone, MultiTaskModel
-from adaftr_fast.nn.mlp import Tower
 from adaftr_fast.training.evaluation import evaluate
 from adaftr_fast.training.trainer import Trainer
 
@@ -39,7 +38,7 @@ class CrossNet(Backbone):
         super().__init__(num_embeddings, task_names, config, field_names)
         features = self.embedded_features  # F * E
         self.cross = nn.ModuleList(nn.Linear(features, features) for _ in range(2))
-        self.towers = nn.ModuleList(Tower(features, config.tower_hidden) for _ in task_names)
+        self.towers = self.make_towers(features, config.tower_hidden)
 
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
         """embedded [B, F * E] -> what the tower of each task reads, T of [B, F * E]."""

@@ -63,6 +63,7 @@ class AdaFTR(MultiTaskModel):
 
     def __init__(self, backbone: Backbone, config: ModelConfig) -> None:
         super().__init__(backbone.task_names)
+        backbone.check_towers()
         first, layers = backbone.towers[0].mlp.layers[0], len(backbone.towers[0].mlp.layers)
         if config.contrast_layer > layers:
             raise config.error("contrast_layer", f"one of the {layers} layers of a tower", config.contrast_layer)

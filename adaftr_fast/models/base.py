@@ -110,8 +110,9 @@ class MultiTaskModel(nn.Module, ABC):
 class Backbone(MultiTaskModel):
     """A model that exposes the inputs and layers of its towers, for AdaFTR to align.
 
-    A subclass makes ``towers``, one :class:`Tower` per task, all of the same widths, and implements ``task_inputs``.
-    One whose towers exchange activations also overrides ``read_towers``.
+    A subclass makes ``towers`` in its constructor, one :class:`Tower` per task, all of the same widths, as
+    ``make_towers`` does, and implements ``task_inputs``. One whose towers exchange activations also overrides
+    ``read_towers``.
 
     Args:
         num_embeddings: number of rows of each of the F fields.
@@ -183,6 +184,7 @@ class Backbone(MultiTaskModel):
         """Computes everything from the embeddings and numbers to the logits."""
         embedded = self.embed(ids, offsets, dense)
         inputs = self.task_inputs(embedded)
+        self.check_towers(inputs)
         return Representations(embedded, inputs, *self.read_towers(inputs))
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
@@ -208,5 +210,22 @@ class Backbone(MultiTaskModel):
         dense = [p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1]
         return squared_norm([*dense, looked_up], [self.l2] * len(dense) + [self.l2 / len(looked_up)])
 
-    def _make_towers(self, in_features: int, hidden: Sequence[int]) -> ModuleList[Tower]:
+    def check_towers(self, inputs: Sequence[Tensor] | None = None) -> None:
+        """Raises TypeError unless there is a tower per task and, if ``inputs`` are given, an input for each."""
+        tasks, towers = len(self.task_names), len(getattr(self, "towers", ()))
+        if towers != tasks:
+            raise TypeError(f"{type(self).__name__}: towers must be one Tower per task, {tasks}, got {towers}")
+        if inputs is not None and (isinstance(inputs, Tensor) or len(inputs) != tasks):
+            got = "a tensor" if isinstance(inputs, Tensor) else len(inputs)
+            raise TypeError(
+                f"{type(self).__name__}: task_inputs must return a list of {tasks}, one per task, got {got}"
+            )
+
+    def make_towers(self, in_features: int, hidden: Sequence[int]) -> ModuleList[Tower]:
+        """Returns one tower per task, to be assigned to ``towers``.
+
+        Args:
+            in_features: v, the width of what ``task_inputs`` returns for each task.
+            hidden: widths of the layers of a tower, such as ``config.tower_hidden``.
+        """
         return ModuleList(Tower(in_features, hidden) for _ in self.task_names)

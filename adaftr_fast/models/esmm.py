@@ -57,7 +57,7 @@ class ESMM(Backbone):
         tasks = len(self.task_names)
         hidden = first_widths(config, self.embedded_features, tasks, networks=tasks)
         self.bottoms = ModuleList(MLP(self.embedded_features, hidden) for _ in self.task_names)
-        self.towers = self._make_towers(hidden[-1], config.tower_hidden)
+        self.towers = self.make_towers(hidden[-1], config.tower_hidden)
 
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
         stacks = [Stack([*bottom.layers]) for bottom in self.bottoms]

@@ -48,7 +48,7 @@ class MMoE(Backbone):
         super().__init__(num_embeddings, task_names, config, field_names, dense)
         self.experts = Experts(self.embedded_features, config.num_experts, config.expert_hidden)
         self.gates = nn.Linear(self.embedded_features, len(self.task_names) * config.num_experts)
-        self.towers = self._make_towers(self.experts.out_features, config.tower_hidden)
+        self.towers = self.make_towers(self.experts.out_features, config.tower_hidden)
 
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
         experts, logits = self.experts.with_gates(self.gates, embedded)  # [B, k, v], [B, T * k]

@@ -91,7 +91,7 @@ class PLE(Backbone):
         self.layers = ModuleList(
             ExtractionLayer(width, tasks, own, shared, hidden, last=layer == last) for layer, width in enumerate(widths)
         )
-        self.towers = self._make_towers(hidden[-1], config.tower_hidden)
+        self.towers = self.make_towers(hidden[-1], config.tower_hidden)
 
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
         streams = [embedded] * (len(self.towers) + 1)

@@ -45,7 +45,7 @@ class SharedBottom(Backbone):
         super().__init__(num_embeddings, task_names, config, field_names, dense)
         hidden = first_widths(config, self.embedded_features, len(self.task_names), networks=1)
         self.bottom = MLP(self.embedded_features, hidden)
-        self.towers = self._make_towers(self.bottom.out_features, config.tower_hidden)
+        self.towers = self.make_towers(self.bottom.out_features, config.tower_hidden)
 
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
         return [self.bottom(embedded)[-1]] * len(self.towers)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaftr_fast.models import CrossStitch, SharedBottom
+from adaftr_fast.models import AdaFTR, Backbone, CrossStitch, SharedBottom
 from adaftr_fast.models.esmm import chain
 from adaftr_fast.nn.mlp import Experts
 from tests.models import transcription as paper
@@ -136,6 +136,34 @@ def test_the_logit_of_a_product_neither_overflows_nor_cancels():
     torch.manual_seed(0)
     x = torch.randn(50, 3).double()
     torch.testing.assert_close(chain(x).sigmoid(), x.sigmoid().cumprod(1), rtol=1e-12, atol=0)
+
+
+class Bare(Backbone):
+    """Returns ``inputs`` from ``task_inputs``, and makes towers only if told to."""
+
+    def __init__(self, inputs, towers=True):
+        super().__init__(SIZES, TWO, SMALL)
+        self.inputs = inputs
+        if towers:
+            self.towers = self.make_towers(self.embedded_features, [3])
+
+    def task_inputs(self, embedded):
+        return self.inputs(embedded)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "got"), [(lambda x: [x], "1"), (lambda x: [x, x, x], "3"), (lambda x: x, "a tensor")]
+)
+def test_a_backbone_needs_an_input_per_task(inputs, got):
+    with pytest.raises(TypeError, match=f"Bare: task_inputs must return a list of 2, one per task, got {got}$"):
+        Bare(inputs)(batch().ids)
+    assert Bare(lambda x: [x, x])(batch().ids).shape == (40, 2)
+
+
+@pytest.mark.parametrize("use", [lambda bare: bare(batch().ids), lambda bare: AdaFTR(bare, SMALL)])
+def test_a_backbone_needs_a_tower_per_task(use):
+    with pytest.raises(TypeError, match=r"Bare: towers must be one Tower per task, 2, got 0$"):
+        use(Bare(lambda x: [x, x], towers=False))
 
 
 def test_esmm_never_predicts_more_conversions_than_clicks():
