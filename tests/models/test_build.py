@@ -124,7 +124,7 @@ def test_settings_survive_json(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "dnn"}, r"model\.name: expected one of single_dnn, .*adaftr, got 'dnn'"),
+        ({"name": "dnn"}, r"model\.name: expected one of single_dnn, .*adaftr, or a class as module:Class, got 'dnn'"),
         ({"backbone": "adaftr"}, r"model\.backbone: expected one of shared_bottom, mmoe, .*got 'adaftr'"),
         ({"contrast": "cosine"}, r"model\.contrast: expected one of infonce, .*none, got 'cosine'"),
         ({"beta": -1}, r"model\.beta: expected a finite weight >= 0, got -1"),

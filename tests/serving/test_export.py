@@ -22,7 +22,7 @@ from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.serving import scorer as scorer_module
 from adaftr_fast.serving.export import check_program, export_run, random_features
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_onnx
-from adaftr_fast.serving.scorer import load_scorer, read_about
+from adaftr_fast.serving.scorer import Features, load_scorer, read_about
 from adaftr_fast.training.stepper import Stepper
 from tests.files.holder import holder
 from tests.files.power import cut
@@ -88,8 +88,8 @@ def test_programs_with_multi_valued_fields_match_the_model(name, widths):
         program(empty[0], empty[1] + 1)
     plain = export_program(served, len(FIELDS), multiple=True, plain=True)
     assert not any("adaftr_fast" in str(node.target) for node in plain.graph.nodes)
-    for features in (empty, random_features(fields, 1), random_features(fields, 500)):
-        torch.testing.assert_close(plain.module()(*features), served(*features).detach(), rtol=0, atol=1e-6)
+    for features in (Features(*empty), random_features(fields, 1), random_features(fields, 500)):
+        torch.testing.assert_close(features.run(plain.module()), features.run(served).detach(), rtol=0, atol=1e-6)
     bad = (torch.tensor([50, -1, 7], dtype=torch.int32), torch.arange(3)[None])  # each out of its field's range
     unknown = torch.zeros(3, dtype=torch.int32)
     assert torch.equal(plain.module()(*bad), plain.module()(unknown, bad[1]))
