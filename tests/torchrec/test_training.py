@@ -75,10 +75,10 @@ def train(rank: int, size: int, folder: str, stop_after: int | None, form: str, 
     run = trainer(Path(folder), Ranks(dist.HashStore(), 60) if size > 1 else None, form, optimizer, settings)
     resumed, step = run.resume(), run.stepper.step
 
-    def interrupted_step(batch, number):
+    def interrupted_step(batch, number, epochs):
         if number == stop_after and rank == size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(batch, number)
+        return step(batch, number, epochs)
 
     run.stepper.step = interrupted_step
     result = run.fit()
