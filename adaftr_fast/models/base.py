@@ -200,8 +200,7 @@ class Backbone(MultiTaskModel):
         means = weighted_mean(each, batch.weight, batch.weight_mean).unbind()
         losses = dict(zip(self.task_names, means, strict=True))
         if self.l2:
-            looked_up = seen.embedded if self.dense_fields is None else seen.embedded[:, : self.embedding.out_features]
-            losses["l2"] = self._penalty(looked_up)
+            losses["l2"] = self._penalty(seen.embedded[:, : sum(self.widths)])  # without the numbers
         return losses
 
     def _penalty(self, looked_up: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """Models with a field that is pooled by target attention."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.experiments.complexity import count_parameters
 from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.optim import Adam
 from tests.models.inputs import MODELS, TWO
 
@@ -60,6 +63,20 @@ def test_rows_do_not_depend_on_each_other():
         whole = model(*rows.features)
         alone = torch.cat([model(*rows[n : n + 1].features) for n in range(len(rows))])
     torch.testing.assert_close(whole, alone)
+
+
+def test_the_l2_term_holds_all_fields_beside_numbers():
+    torch.manual_seed(0)
+    config = ModelConfig(name="mmoe", attention={"history": "item"}, l2=0.5, **SMALL)
+    model = build_model(config, ROWS, TWO, NAMES, [NumericEncoding("age", "standard", 0.0, 1.0, -3.0, 3.0)])
+    with torch.no_grad():
+        for name in model.embedding.field_names:
+            model.embedding.field_weight(name).normal_()
+    rows = replace(batch(), dense=torch.randn(64, 1))
+    fields = model.embed(*rows.features)[:, :-1]  # [B, 3 * 4]
+    weights = [p for key, p in model.named_parameters() if p.dim() > 1 and not key.startswith("embedding.")]
+    expected = 0.5 * (sum(p.square().sum() for p in weights) + fields.square().sum() / 64)
+    torch.testing.assert_close(model.loss(rows)["l2"], expected)
 
 
 def test_one_id_per_field_is_a_bag_of_one():
