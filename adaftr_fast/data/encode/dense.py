@@ -8,7 +8,7 @@ from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import quantile_positions
 from adaftr_fast.data.schema.types import Field
 from adaftr_fast.errors import DataError
-from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.nn.dense import SMALLEST, NumericEncoding
 
 
 def fit_dense(field: Field, counts: ValueCounts) -> NumericEncoding:
@@ -33,7 +33,7 @@ def fit_dense(field: Field, counts: ValueCounts) -> NumericEncoding:
     std = np.sqrt((np.square(u - mean) * weights).sum() / total)
     # The model computes in float32, in which it subtracts the same mean from the ends as from the other values.
     low, mean, high = (float(np.float32(each)) for each in (u[0], np.clip(mean, u[0], u[-1]), u[-1]))
-    std = 1.0 if low == high else float(np.float32(std))
+    std = 1.0 if low == high else max(float(np.float32(std)), SMALLEST)
     edges = _edges(values, weights, field.buckets) if field.encoding == "piecewise" else []
     return NumericEncoding(field.name, field.encoding, mean, std, low, high, edges, missing)
 

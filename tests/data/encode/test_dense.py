@@ -77,6 +77,12 @@ def test_huge_values():
     assert np.isfinite(found.std)
 
 
+@pytest.mark.parametrize("encoding", ["standard", "log", "piecewise"])
+def test_a_spread_below_the_range_of_float32(encoding):
+    smallest = float(np.finfo(np.float32).tiny)
+    assert fitted(dense(encoding), [0.0] * 9999 + [smallest]).std == smallest  # the deviation is a hundredth of it
+
+
 def test_a_column_without_numbers_raises():
     with pytest.raises(DataError, match="field x: expected numbers in the training split, got missing values only"):
         fitted(dense(), [None, float("nan")])
