@@ -27,7 +27,7 @@ class NumericEncoding:
 
     The third is the piecewise linear encoding of Gorishniy et al. (NeurIPS'22, "On Embeddings for Numerical Features in
     Tabular Deep Learning", Eq. 1) for x within the edges b. Numbers outside the range of the training split count as
-    its ends, and missing ones as its mean.
+    its ends, and missing and infinite ones as its mean.
 
     Attributes:
         name: name of the field.
@@ -37,8 +37,8 @@ class NumericEncoding:
         low: smallest x, or u.
         high: largest x, or u.
         edges: b of ``piecewise``, ascending; without bins, all values are equal and the number has no component.
-        missing: whether there is a component that is 1 for a missing number and 0 for others, as there is for fields
-            with missing numbers in the training split.
+        missing: whether there is a component that is 1 for a missing or infinite number and 0 for others, as there is
+            for fields with such numbers in the training split.
 
     Raises:
         ValueError: a number is not finite, ``std`` is not above 0, ``mean`` is not within ``low`` and ``high``, or
@@ -73,7 +73,7 @@ class NumericEncoding:
 
 
 class DenseFields(nn.Module):
-    """Encodes dense fields. The result is finite for all numbers, infinite ones included.
+    """Encodes dense fields. The result is finite for all numbers, NaN and infinite ones included.
 
     The module has no parameters, and its buffers are not part of the state dict, because ``encodings`` define them.
 
@@ -84,7 +84,7 @@ class DenseFields(nn.Module):
         out_features: C, the components of all fields and one for each field with ``missing``.
 
     Shape:
-        - Input: float32 [B, D], NaN = missing
+        - Input: float32 [B, D], NaN or infinite = missing
         - Output: [B, C], the components of all fields in order, then those for missing numbers
 
     Raises:
@@ -128,7 +128,7 @@ class DenseFields(nn.Module):
                 f"DenseFields: values must be float32 [B, {len(self.encodings)}], got {values.dtype} "
                 f"{list(values.shape)}"
             )
-        missing, u = values.isnan(), values
+        missing, u = ~values.isfinite(), values
         if self._any_log:
             u = torch.where(self.is_log, values.sign() * values.abs().log1p(), values)
         u = torch.where(missing, self.mean, u)

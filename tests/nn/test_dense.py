@@ -18,7 +18,7 @@ ENCODINGS = [
 def reference(encoding, x):
     """Computes the components of one number in float64, by the formulas as they are printed."""
     u = math.copysign(math.log1p(abs(x)), x) if encoding.kind == "log" else x
-    u = encoding.mean if math.isnan(x) else min(max(u, encoding.low), encoding.high)
+    u = encoding.mean if not math.isfinite(x) else min(max(u, encoding.low), encoding.high)
     if encoding.kind != "piecewise":
         return [(u - encoding.mean) / encoding.std]
     b, components = encoding.edges, []
@@ -33,7 +33,7 @@ def reference(encoding, x):
 
 
 def expected(encodings, rows):
-    missing = [[float(math.isnan(x)) for x, each in zip(row, encodings) if each.missing] for row in rows]
+    missing = [[float(not math.isfinite(x)) for x, each in zip(row, encodings) if each.missing] for row in rows]
     components = [[c for x, each in zip(row, encodings) for c in reference(each, x)] for row in rows]
     return torch.tensor([own + flags for own, flags in zip(components, missing)], dtype=torch.float64)
 
@@ -41,7 +41,8 @@ def expected(encodings, rows):
 def numbers(rows=400):
     random = np.random.default_rng(0)
     x = random.normal(0, 1, (rows, len(ENCODINGS))) * 10.0 ** random.integers(-3, 3, (rows, 1))
-    x[random.random(x.shape) < 0.1] = np.nan
+    for missing in (np.nan, np.inf, -np.inf):
+        x[random.random(x.shape) < 0.05] = missing
     x[:7, :] = np.array([-3.0, 0.0, 0.5, 7.0, 40.0, 18.0, 90.0])[:, None]  # the ends, and edges of bins
     return x.astype(np.float32)
 
@@ -64,8 +65,9 @@ def test_every_number_has_finite_components():
     x = torch.tensor([math.inf, -math.inf, math.nan, largest, -largest, tiny, 0.0])
     out = DenseFields(encodings)(x[:, None].repeat(1, len(encodings)))
     assert out.isfinite().all()
-    assert torch.equal(out[0], out[3])  # infinity is the upper end of the training split
-    assert torch.equal(out[1], out[4])
+    assert torch.equal(out[0], out[2])  # an infinite number is missing, as in prepared data
+    assert torch.equal(out[1], out[2])
+    assert not torch.equal(out[3], out[4])  # the ends of the training split
 
 
 def test_there_are_no_parameters_and_no_saved_buffers():
