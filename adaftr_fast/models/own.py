@@ -50,11 +50,9 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
         raise _error(name, f"is abstract: it lacks {', '.join(sorted(found.__abstractmethods__))}")
     construct: Callable[..., MultiTaskModel] = found
     signature = inspect.signature(found)
-    try:
-        signature.bind(*ARGUMENTS)
-    except TypeError:
+    if not _takes(signature):
         taken = ", ".join(signature.parameters)
-        raise _error(name, f"expected ({', '.join(ARGUMENTS)}), got ({taken})") from None
+        raise _error(name, f"expected ({', '.join(ARGUMENTS)}), got ({taken})")
 
     def build(
         num_embeddings: Sequence[int],
@@ -64,7 +62,7 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
         dense: Sequence[NumericEncoding] = (),
     ) -> MultiTaskModel:
         data = (num_embeddings, task_names, config, field_names)
-        if dense and "dense" not in signature.parameters:
+        if dense and not _takes(signature, dense=dense):
             raise _error(name, f"the data have dense fields, expected a constructor that takes dense, got {signature}")
         try:
             built: MultiTaskModel = construct(*data, dense=dense) if dense else construct(*data)
@@ -75,6 +73,14 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
             raise _error(name, error) from error
 
     return build
+
+
+def _takes(signature: inspect.Signature, **named: object) -> bool:
+    try:
+        signature.bind(*ARGUMENTS, **named)
+    except TypeError:
+        return False
+    return True
 
 
 def _imported(name: str) -> Any:

@@ -1,8 +1,11 @@
 """Classes that tests train by name."""
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from adaftr_fast.models import Backbone, MultiTaskModel
+from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.mlp import Tower
 
 
@@ -17,6 +20,69 @@ class Net(Backbone):
 
     def task_inputs(self, embedded):
         return [self.bottom(embedded)] * len(self.towers)
+
+
+class Keywords(Net):
+    """Passes what it gets on to its base."""
+
+    def __init__(self, *args, dense=(), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.encodings = dense
+
+    def forward(self, ids, offsets=None, dense=None):
+        return super().forward(ids, offsets)
+
+
+class AnyKeywords(Keywords):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+class Plain(MultiTaskModel):
+    """A linear layer over a table whose fields are named by their positions. It takes no numbers."""
+
+    def __init__(self, num_embeddings, task_names, config, field_names):
+        super().__init__(task_names)
+        self.make_tables(num_embeddings, config.embedding_dim, field_names)
+        self.out = nn.Linear(len(num_embeddings) * config.embedding_dim, len(task_names))
+
+    def make_tables(self, num_embeddings, width, names):
+        self.embedding = FusedEmbedding(num_embeddings, width)
+
+    def forward(self, ids, offsets=None):
+        return self.out(self.embedding(ids, offsets))
+
+    def loss(self, batch):
+        each = F.binary_cross_entropy_with_logits(self(*batch.features), batch.labels, reduction="none")
+        return dict(zip(self.task_names, each.mean(0).unbind(), strict=True))
+
+
+class Named(Plain):
+    """Names the fields of the table."""
+
+    def make_tables(self, num_embeddings, width, names):
+        self.embedding = FusedEmbedding(num_embeddings, width, field_names=names)
+
+
+class Wide(Plain):
+    """Has a table of one field, before the one of all."""
+
+    def make_tables(self, num_embeddings, width, names):
+        self.wide = FusedEmbedding(num_embeddings[1:2], 1, field_names=names[1:2])
+        super().make_tables(num_embeddings, width, names)
+
+    def forward(self, ids, offsets=None):
+        return super().forward(ids, offsets) + self.wide(ids[:, 1:2])
+
+
+class Torch(Plain):
+    """Looks up tables of torch."""
+
+    def make_tables(self, num_embeddings, width, names):
+        self.embedding = nn.ModuleList(nn.Embedding(rows, width) for rows in num_embeddings)
+
+    def forward(self, ids):
+        return self.out(torch.cat([table(ids[:, f]) for f, table in enumerate(self.embedding)], 1))
 
 
 class Short(Net):

@@ -13,8 +13,9 @@ from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import CheckpointError, ConfigError
 from adaftr_fast.models.own import find_class
+from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.runs.daily import train_daily
-from tests.runs.own import Net
+from tests.runs.own import AnyKeywords, Keywords, Net
 
 from .conftest import SOURCE, settings, write_day
 
@@ -170,6 +171,15 @@ def test_a_class_that_is_no_model_is_an_error_in_one_line(prepared, folder, caps
         find_class(name)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"])
     assert main(train_command("run", "--model.class", name)) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", [Keywords, AnyKeywords])
+def test_a_constructor_may_take_dense_by_any_keyword(kind):
+    encodings = [NumericEncoding("age", "standard", 40.0, 10.0, 18.0, 90.0)]
+    built = find_class(kind)([3, 4], ["click", "conversion"], ModelConfig(tower_hidden=[4]), ["a", "b"], encodings)
+    assert built.encodings == encodings
+    with pytest.raises(ConfigError, match="the data have dense fields, expected a constructor that takes dense"):
+        find_class(Net)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], encodings)
 
 
 def test_an_error_within_a_module_is_raised_as_it_is(folder, monkeypatch):
