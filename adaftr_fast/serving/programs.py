@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from adaftr_fast.data.dataset.batch import model_inputs
 from adaftr_fast.errors import ServingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.serving.plain import PLAIN
 
 
 class Probabilities(nn.Module):
-    """Computes the probabilities of a model's served part, which excludes AdaFTR's relatedness network.
+    """Computes the probabilities of a model's served part, which excludes networks that only the loss needs.
 
     Args:
         model: the model, on the CPU. Deferred updates of its embedding rows are applied.
@@ -39,10 +40,8 @@ class Probabilities(nn.Module):
 
     def forward(self, ids: Tensor, starts: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
         """Maps ids [B, F], or ids [N] and starts [B, F], and numbers [B, D], if any, to probabilities [B, T]."""
-        if starts is None:
-            return self.model(ids, None, dense).sigmoid()
-        offsets = torch.cat([starts.flatten(), starts.new_full((1,), ids.shape[0])])
-        return self.model(ids, offsets, dense).sigmoid()
+        offsets = None if starts is None else torch.cat([starts.flatten(), starts.new_full((1,), ids.shape[0])])
+        return self.model(*model_inputs(ids, offsets, dense)).sigmoid()
 
 
 def export_program(

@@ -26,6 +26,7 @@ from adaftr_fast.serving.scorer import Features, load_scorer, read_about
 from adaftr_fast.training.stepper import Stepper
 from tests.files.holder import holder
 from tests.files.power import cut
+from tests.runs.own import Plain, Torch
 from tests.tolerances import assert_as_accurate
 
 from .conftest import SIZES, SOURCE, randomize, save_run
@@ -93,6 +94,14 @@ def test_programs_with_multi_valued_fields_match_the_model(name, widths):
     bad = (torch.tensor([50, -1, 7], dtype=torch.int32), torch.arange(3)[None])  # each out of its field's range
     unknown = torch.zeros(3, dtype=torch.int32)
     assert torch.equal(plain.module()(*bad), plain.module()(unknown, bad[1]))
+
+
+@pytest.mark.parametrize("kind", [Plain, Torch])
+def test_a_model_need_not_take_inputs_that_its_data_lack(kind):
+    model = kind(FIELDS, ["click", "conversion"], ModelConfig(), None)
+    ids = random_ids(FIELDS, 9)
+    program = export_program(Probabilities(model), len(FIELDS)).module()
+    torch.testing.assert_close(program(ids), served_by(model, ids))
 
 
 def test_export_applies_deferred_updates():

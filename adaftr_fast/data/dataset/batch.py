@@ -11,6 +11,8 @@ from torch import Tensor
 
 from adaftr_fast.data.dataset.bags import concat_offsets, slice_bags, take_bags
 
+Inputs = tuple[Tensor, *tuple[Tensor | None, ...]]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -40,11 +42,9 @@ class Batch:
         return self.labels.shape[0]
 
     @property
-    def features(self) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
-        """Inputs of a model: ids, offsets and numbers, without those at the end that are None."""
-        if self.dense is not None:
-            return self.ids, self.offsets, self.dense
-        return (self.ids,) if self.offsets is None else (self.ids, self.offsets)
+    def features(self) -> Inputs:
+        """Inputs of a model, see :func:`model_inputs`."""
+        return model_inputs(self.ids, self.offsets, self.dense)
 
     def __getitem__(self, rows: slice) -> Batch:
         """Returns a range of adjacent rows. Tensors are views, except the offsets."""
@@ -74,6 +74,13 @@ class Batch:
         """Applies ``change`` to the tensors, besides ids, with one entry per row: labels, and others that there are."""
         parts = {"labels": self.labels, "group": self.group, "weight": self.weight, "dense": self.dense}
         return {name: change(part) for name, part in parts.items() if part is not None}
+
+
+def model_inputs(ids: Tensor, offsets: Tensor | None, dense: Tensor | None) -> Inputs:
+    """Returns ids, offsets and numbers, without those at the end that are None: a model need not take them."""
+    if dense is not None:
+        return ids, offsets, dense
+    return (ids,) if offsets is None else (ids, offsets)
 
 
 def concat(batches: Sequence[Batch]) -> Batch:
