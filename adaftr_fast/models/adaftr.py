@@ -90,7 +90,7 @@ class AdaFTR(MultiTaskModel):
         return logits
 
     def served(self) -> MultiTaskModel:
-        return self.backbone
+        return self.backbone.served()
 
     def loss(self, batch: Batch, process_group: ProcessGroup | None = None) -> dict[str, Tensor]:
         """Computes the weighted terms of Eq. 14, each 0-dim.

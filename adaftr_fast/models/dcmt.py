@@ -41,7 +41,7 @@ class DCMT(RiskOfConversions):
     their sum; and the defaults of w_cvr, w_ctcvr and lambda.
 
     With more than two tasks, both terms are sums over the stages after the first; o is the stage before. Serving
-    computes the same function as ESMM's; the twin is part of checkpoints but not of predictions.
+    computes the same function as ESMM's; the twin is part of checkpoints but not of exports.
 
     Args:
         num_embeddings: number of rows of each of the F fields.
@@ -59,6 +59,8 @@ class DCMT(RiskOfConversions):
     Raises:
         ValueError: there are fewer than two tasks.
     """
+
+    unserved = frozenset({"twins"})
 
     def __init__(
         self,

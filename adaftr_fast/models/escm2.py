@@ -5,6 +5,7 @@ Shapes: B batch, T tasks.
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adaftr_fast.config import ModelConfig
-from adaftr_fast.models.base import Representations
+from adaftr_fast.models.base import MultiTaskModel, Representations
 from adaftr_fast.models.esmm import ESMM, chain
 from adaftr_fast.models.sizes import first_widths
 from adaftr_fast.nn.dense import NumericEncoding
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
 class RiskOfConversions(ESMM):
     """Adds terms to the loss of :class:`ESMM`, which estimate the risk of p_cvr over all impressions.
 
-    A subclass implements ``risks``. Arguments and errors are those of :class:`ESCM2`.
+    A subclass implements ``risks``, and names the modules that only they need in ``unserved``. Arguments and errors are
+    those of :class:`ESCM2`.
     """
+
+    unserved: frozenset[str]
 
     def __init__(
         self,
@@ -51,6 +55,11 @@ class RiskOfConversions(ESMM):
 
         ``conditional`` are the logits [B, T] of each stage's rate given the stage before.
         """
+
+    def served(self) -> MultiTaskModel:
+        served = copy.copy(self)  # with the same parameters
+        served._modules = {name: module for name, module in self._modules.items() if name not in self.unserved}
+        return served
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         embedded = self.embed(*batch.features)
@@ -86,7 +95,7 @@ class ESCM2(RiskOfConversions):
     ``propensity_min``; d^ is the softplus of its network's output; R_DR updates all networks except by o^.
 
     With more than two tasks, R is the sum over the stages after the first; o is the stage before. Serving computes the
-    same function as ESMM's; d^ is part of checkpoints but not of predictions.
+    same function as ESMM's; d^ is part of checkpoints but not of exports.
 
     Args:
         num_embeddings: number of rows of each of the F fields.
@@ -105,6 +114,8 @@ class ESCM2(RiskOfConversions):
     Raises:
         ValueError: there are fewer than two tasks.
     """
+
+    unserved = frozenset({"imputation"})
 
     def __init__(
         self,

@@ -172,6 +172,16 @@ def test_esmm_never_predicts_more_conversions_than_clicks():
 
 
 @pytest.mark.parametrize("name", RISKS)
+def test_the_served_part_has_the_weights_of_esmm(name):
+    built, ids = model(name), batch().ids
+    served, names = built.served(), set(built.state_dict())
+    assert set(served.state_dict()) == set(model("esmm").state_dict())
+    assert torch.equal(served(ids), built(ids))
+    assert set(built.state_dict()) == names
+    assert built.loss(batch())
+
+
+@pytest.mark.parametrize("name", RISKS)
 def test_a_model_without_its_risk_is_esmm(name):
     built, esmm, data = model(name, l2=0.0, counterfactual_weight=0.0), model("esmm", l2=0.0), batch()
     esmm.load_state_dict({n: p for n, p in built.state_dict().items() if not n.startswith(ADDED)})
