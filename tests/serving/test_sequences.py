@@ -1,4 +1,4 @@
-"""A history of items from the raw log to scores: prepare, train, evaluate, export, predict."""
+"""A history of items, and a number, from the raw log to scores: prepare, train, evaluate, export, predict."""
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ SOURCE = {
         "user": "categorical",
         "item": {"kind": "categorical", "min_count": 2},
         "tags": {"kind": "categorical", "tokens": "all", "separator": "|"},
+        "price": {"kind": "dense", "encoding": "log"},
     },
 }
 
@@ -54,6 +55,7 @@ def make_log(rows=600):
             "user": random.integers(0, 50, rows),
             "item": item,
             "seen": ["|".join(map(str, history)) for history in histories],
+            "price": random.lognormal(size=rows),
             "tags": ["|".join(random.choice(["a", "b", "c"], n)) for n in random.integers(0, 3, rows)],
             "click": click.astype(np.int8),
             "buy": (click & (random.random(rows) < 0.5)).astype(np.int8),
@@ -100,7 +102,7 @@ def test_only_the_last_tokens_of_the_history_count(shop):
         export_run(shop / "run", shop / "model")
     scorer = load_scorer(shop / "model")
     texts = ["1|2|3|4|5", "9|9|2|3|4|5", "2|3|4|5", "3|4|5", "", None, "999|2|3|4|5", "3|4|5|999"]
-    rows = pa.record_batch({"user": [1] * 8, "item": [3] * 8, "tags": ["a"] * 8, "seen": texts})
+    rows = pa.record_batch({"user": [1] * 8, "item": [3] * 8, "tags": ["a"] * 8, "seen": texts, "price": [1.0] * 8})
     scores = scorer.score(scorer.encode(rows))
     assert all((scores[0] == scores[other]).all() for other in (1, 2, 6))
     assert (scores[4] == scores[5]).all()
@@ -115,11 +117,11 @@ def test_native_and_onnx_programs_serve_attention(shop, tmp_path):
     native = torch._inductor.aoti_load_package(str(tmp_path / "model/model.aot.pt2"))
     onnx, served = load_onnx(tmp_path / "model/model.onnx"), Probabilities(model)
     for rows in (1, 70):
-        features = random_features(data.manifest.fields, rows)
-        expected = served(*features).detach()
+        features = random_features(data.manifest.fields, rows, data.manifest.dense)
+        expected = features.run(served).detach()
         assert rows == 1 or (expected.std(0) > 0.001).all()
-        torch.testing.assert_close(native(*features), expected, rtol=0, atol=1e-6)
-        torch.testing.assert_close(onnx(*features), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(features.run(native), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(features.run(onnx), expected, rtol=0, atol=1e-5)
 
 
 def test_weights_are_copied_by_meaning(shop):
