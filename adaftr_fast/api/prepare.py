@@ -13,7 +13,7 @@ from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.prepare import run
 from adaftr_fast.data.prepare.run import Unfinished
 from adaftr_fast.data.raw.infer import infer_schema
-from adaftr_fast.data.raw.tables import Inputs, holds_tables, input_files
+from adaftr_fast.data.raw.tables import Inputs, holds_tables, input_files, list_inputs
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.data.schema.write import write_schema as write_schema_file
@@ -114,13 +114,14 @@ def prepare(
     """
     if shard is None and wait:
         raise DataError(f"wait: needs shard, got wait = {wait:g} without it")
-    if shard is not None and holds_tables(files):
+    inputs = list_inputs(files)
+    if shard is not None and holds_tables(inputs):
         raise DataError("shard: expected files, got a table; write it as parquet where every shard can read it")
     roles: dict[str, Any] = {"group": group, "time": time, "weight": weight, "ignore": _names(ignore)}
     roles |= {"multi": dict(multi or {}), "funnel": None if funnel is None else _names(funnel)}
     named = None if labels is None else _names(labels)
     result: Manifest | Unfinished
-    with input_files(files, Path(out)) as paths:
+    with input_files(inputs, Path(out)) as paths:
         schema = _schema(paths, dataset, named, roles, write_schema)
         if shard is None:
             result = run.prepare(schema, paths, out, bad_rows=bad_rows, grow=grow, progress=progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -30,7 +30,7 @@ class ArrowStream(Protocol):
 
 
 Input = str | os.PathLike[str] | ArrowStream
-Inputs = Sequence[Input] | Input
+Inputs = Iterable[Input] | Input
 
 
 @contextmanager
@@ -50,8 +50,8 @@ def input_files(inputs: Inputs, out: Path) -> Iterator[list[Path]]:
         OSError: the files cannot be written.
         TypeError: an input is neither a path nor a table.
     """
-    listed = _listed(inputs)
-    if not holds_tables(inputs):
+    listed = list_inputs(inputs)
+    if not holds_tables(listed):
         yield [Path(each) for each in listed if not isinstance(each, ArrowStream)]
         return
     out = followed(out)
@@ -76,12 +76,17 @@ def shown(path: Path) -> str:
     return f"the {path.stem.replace('-', ' ')}" if path.parent.name.endswith(FOLDER) else str(path)
 
 
-def holds_tables(inputs: Inputs) -> bool:
+def holds_tables(inputs: list[Input]) -> bool:
     """Returns whether one of the inputs is a table."""
-    return any(isinstance(each, ArrowStream) for each in _listed(inputs))
+    return any(isinstance(each, ArrowStream) for each in inputs)
 
 
-def _listed(inputs: Inputs) -> list[Input]:
+def list_inputs(inputs: Inputs) -> list[Input]:
+    """Returns inputs as a list, since an iterator can be read only once.
+
+    Raises:
+        TypeError: an input is neither a path nor a table.
+    """
     if isinstance(inputs, str | os.PathLike | ArrowStream) or not isinstance(inputs, Iterable):
         inputs = [inputs]
     listed = list(inputs)

@@ -58,6 +58,14 @@ def test_streams_and_paths_mix_and_leave_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_iterator_is_read_once(tmp_path):
+    table = pa.table({"a": [1]})
+    for inputs in (["a.csv"], [table, "a.csv"]):
+        with input_files(iter(inputs), tmp_path / "out") as paths:
+            assert [path.name for path in paths][-1] == "a.csv"
+            assert len(paths) == len(inputs)
+
+
 def test_what_a_killed_process_left_is_replaced(tmp_path):
     (tmp_path / ".out.tables").mkdir()
     (tmp_path / ".out.tables/table-9.parquet").touch()
