@@ -136,11 +136,13 @@ def _encode_columns(
 
 
 def _count_unknown(ids: pa.Array) -> int:
-    """Counts the rows with id 0, with an empty list of ids, or with NaN for a number."""
+    """Counts the rows with id 0, with a list of no other id, or with NaN for a number."""
     if pa.types.is_floating(ids.type):
         return int(np.isnan(ids.to_numpy()).sum())
-    numbers = pc.list_value_length(ids) if pa.types.is_list(ids.type) else ids
-    return len(numbers) - int(np.count_nonzero(numbers.to_numpy()))
+    if not pa.types.is_list(ids.type):
+        return len(ids) - int(np.count_nonzero(ids.to_numpy()))
+    known = np.append(0, np.cumsum(ids.values.to_numpy() > 0))[ids.offsets.to_numpy()]  # known ids before each list
+    return len(ids) - int(np.count_nonzero(np.diff(known)))
 
 
 def _weights(name: str, values: pa.Array) -> pa.Array:

@@ -77,6 +77,13 @@ def test_all_tokens_of_lists(seen, write, tmp_path):
     assert sorted(shuffled) == sorted(nested(batch))
 
 
+def test_lists_without_a_known_token_are_unknown(seen, write, tmp_path):
+    later = [["new"], ["new", "a"], [], None, [None], ["b", "new"]]
+    manifest = prepare(parse_schema(seen), [write(seen=SEEN + later)], tmp_path / "out")
+    unknown = {name: split.unknown["seen"] for name, split in manifest.splits.items()}
+    assert unknown == {"train": 2, "validation": 3, "test": 1}
+
+
 def test_all_tokens_of_text(seen, write, tmp_path):
     seen["fields"]["seen"]["separator"] = "|"
     text = [each if each is None else "|".join(filter(None, each)) for each in SEEN]
