@@ -26,6 +26,7 @@ def find_separator(values: pa.ChunkedArray) -> str | None:
         values: the first values of a column, text.
     """
     values = values.drop_null()
+    values = values.filter(pc.not_equal(values, ""))  # no tokens, as a missing value
     for mark in MARKS:
         share = pc.mean(pc.match_substring(values, mark)).as_py()  # None without values
         if share is not None and share >= SHARE:

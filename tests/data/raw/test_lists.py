@@ -69,7 +69,7 @@ def log(request, tmp_path):
 
 @pytest.mark.parametrize("separator", ["|", ";", ",", ", ", "; ", " | "])
 def test_tags_are_found_with_their_separator(separator):
-    assert find_separator(column([None, *joined(LISTS, separator)])) == separator
+    assert find_separator(column([None, "", *joined(LISTS, separator)])) == separator
 
 
 def test_sorted_tags_and_ids_are_found():
@@ -107,6 +107,7 @@ def no_lists():
     yield "few rows", joined(LISTS[:15], "|")
     yield "spaces", joined(LISTS, " ")
     yield "nothing", [None, None]
+    yield "empty text", ["", None]
 
 
 NO_LISTS = dict(no_lists())
