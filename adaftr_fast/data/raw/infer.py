@@ -112,7 +112,7 @@ def _field(kind: pa.DataType) -> Any:
     """Returns how a column is read; None if it is left out."""
     if pa.types.is_temporal(kind):
         return None
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return {"kind": "categorical", "tokens": "all"}
     return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
 

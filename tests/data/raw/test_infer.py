@@ -51,10 +51,14 @@ def test_without_a_time_users_are_kept_together(log):
     assert infer_schema(log / "log.csv", ["click"])["split"]["train"] == {"hash": {"start": 0.0, "stop": 0.8}}
 
 
-def test_lists_are_read_by_all_tokens(tmp_path):
-    pq.write_table(pa.table({"seen": [[1], [2]], "y": [0, 1]}), tmp_path / "log.parquet")
-    fields = infer_schema(tmp_path / "log.parquet", ["y"])["fields"]
-    assert fields == {"seen": {"kind": "categorical", "tokens": "all"}}
+@pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.int64()), pa.list_(pa.int64(), 2)])
+def test_lists_are_read_by_all_tokens(tmp_path, kind):
+    seen = pa.array([[1, 2], None, [2, 2]] * 20, kind)
+    pq.write_table(pa.table({"seen": seen, "at": range(60), "y": [0, 1, 0] * 20}), tmp_path / "log.parquet")
+    source = infer_schema(tmp_path / "log.parquet", ["y"], time="at")
+    assert source["fields"] == {"seen": {"kind": "categorical", "tokens": "all"}}
+    prepare(parse_schema(source), [tmp_path / "log.parquet"], tmp_path / "out")
+    assert pq.read_table(tmp_path / "out/train.parquet")["seen"].to_pylist()[:3] == [[2, 1], [], [1, 1]]
 
 
 def test_invalid_values_are_named(log):
