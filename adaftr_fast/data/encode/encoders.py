@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import BinaryIO, Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast.data.encode.counts import ValueCounts
+from adaftr_fast.data.encode.moments import Moments
 from adaftr_fast.data.hashing import text_hash
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.schema.types import Field
@@ -162,8 +163,18 @@ class Hashed:
 Encoder = Vocabulary | Buckets | Hashed
 
 
-def count_values(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> dict[str, ValueCounts]:
-    """Counts the values of every field that needs counts. Returns {} if there are no rows.
+class Statistics(Protocol):
+    """Statistics of a field's training values: counts of each value, or the moments of a dense field."""
+
+    def merge(self, other: Self) -> None:
+        """Adds the statistics of another subset of the rows."""
+
+    def write(self, file: BinaryIO) -> None:
+        """Appends the statistics to a file."""
+
+
+def count_values(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> dict[str, Statistics]:
+    """Counts the values of every field that needs counts: moments of dense fields. Returns {} if there are no rows.
 
     Memory grows with the number of distinct values, not with the number of rows.
 
@@ -171,7 +182,7 @@ def count_values(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> 
         DataError: a column cannot be read as the schema says.
     """
     counted = [field for field in fields if field.counted]
-    counts: dict[str, ValueCounts] = {}
+    counts: dict[str, Statistics] = {}
     for batch_counts in ordered_map(lambda batch: {field.name: _count(field, batch) for field in counted}, batches):
         for name, field_counts in batch_counts.items():
             if name in counts:
@@ -181,8 +192,10 @@ def count_values(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> 
     return counts
 
 
-def _count(field: Field, batch: pa.RecordBatch) -> ValueCounts:
+def _count(field: Field, batch: pa.RecordBatch) -> Statistics:
     values = field_values(field, batch)
+    if field.encoding is not None:
+        return Moments.of(values, field.encoding)
     if pa.types.is_list(values.type):
         values = values.flatten()
     counts = ValueCounts(values.type)

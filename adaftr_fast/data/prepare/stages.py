@@ -27,6 +27,7 @@ from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.dense import fit_dense
 from adaftr_fast.data.encode.encoders import Encoder, count_values, fit_encoder
 from adaftr_fast.data.encode.groups import Groups
+from adaftr_fast.data.encode.moments import Moments
 from adaftr_fast.data.prepare.barrier import Stage, read_result, result_path
 from adaftr_fast.data.prepare.work_folder import PREPARED
 from adaftr_fast.data.raw.bad_rows import BadRows
@@ -78,6 +79,11 @@ class ShardRun:
     def prepared(self) -> Path:
         """The prepared folder in progress."""
         return self.work / PREPARED
+
+    @property
+    def _fitted(self) -> tuple[Field, ...]:
+        """The fields whose training values are counted: ids grow, but the encodings of dense fields do not change."""
+        return self.schema.features if self.known is None else self.schema.fields
 
     def stages(self) -> list[Stage]:
         """Returns the stages in order. Only text files need ``join``, if they are joined with others."""
@@ -146,9 +152,9 @@ class ShardRun:
         source, folder = self._source(), self._counted(self.shard)
         folder.mkdir(exist_ok=True)
         with self._bar(COUNT, source.count_rows("train"), " rows") as bar:
-            counts = count_values(self.schema.features, source.scan("train", bar.update))
+            counts = count_values(self._fitted, source.scan("train", bar.update))
         with (folder / FIELDS).open("wb") as file:
-            for field in self.schema.features:
+            for field in self._fitted:
                 if field.name in counts:
                     counts[field.name].write(file)
         if group := self.schema.group:
@@ -171,7 +177,7 @@ class ShardRun:
                 for folder in compress(counted, [each["has_rows"] for each in results])
             ]
             encoders = {field.name: _fit(field, files) for field in self.schema.fields if not field.vocabulary}
-            dense = [] if self.known else [fit_dense(field, _counts(files)) for field in self.schema.dense]
+            dense = [] if self.known else [_fit_dense(field, files) for field in self.schema.dense]
         if self.known is not None:
             encoders, dense = grown(self.known.encoders, encoders), self.known.dense
         write_vocabulary(self.prepared / VOCABULARY, encoders)
@@ -255,14 +261,19 @@ def _fit(field: Field, counted: Sequence[BinaryIO]) -> Encoder:
     """Fits the encoder of a field to the next counts in the files of the shards."""
     if field.hashed:
         return fit_encoder(field, None)
-    return fit_encoder(field, _counts(counted))
+    return fit_encoder(field, ValueCounts.read(_some(counted)))
 
 
-def _counts(counted: Sequence[BinaryIO]) -> ValueCounts:
-    """Reads the next counts in the files of the shards."""
+def _fit_dense(field: Field, counted: Sequence[BinaryIO]) -> NumericEncoding:
+    """Fits the encoding of a dense field to the next moments in the files of the shards."""
+    assert field.encoding is not None  # a dense field has one
+    return fit_dense(field, Moments.read(_some(counted), field.encoding))
+
+
+def _some(counted: Sequence[BinaryIO]) -> Sequence[BinaryIO]:
     if not counted:
         raise DataError("split train has no rows")
-    return ValueCounts.read(counted)
+    return counted
 
 
 def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:

@@ -1,9 +1,13 @@
+from contextlib import ExitStack
+from fractions import Fraction
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from adaftr_fast.data.encode.dense import fit_dense
 from adaftr_fast.data.encode.encoders import count_values, field_values
+from adaftr_fast.data.encode.moments import Moments
 from adaftr_fast.data.schema.types import Field
 from adaftr_fast.errors import DataError
 
@@ -61,6 +65,39 @@ def test_missing_numbers_are_counted_but_not_averaged():
 def test_the_order_of_the_rows_does_not_change_the_statistics():
     values = np.random.default_rng(1).normal(0, 1e3, 500).tolist()
     assert fitted(dense("log"), values) == fitted(dense("log"), values[:7:-1], values[7::-1])
+
+
+@pytest.mark.parametrize("encoding", ["standard", "log", "piecewise"])
+def test_batches_and_files_do_not_change_the_statistics(encoding, tmp_path):
+    """Sums are exact, so they are the same however they are divided, also where float64 would round them."""
+    random = np.random.default_rng(2)
+    values = random.choice([-1.0, 1.0], 600) * 10.0 ** random.uniform(-44, 38, 600)
+    values[::7] = np.nan
+    whole = count_values([dense(encoding)], [batch(values)])["x"]
+    for name, part in (("a", values[:1]), ("b", values[1:300]), ("c", values[300:])):
+        with (tmp_path / name).open("wb") as file:
+            for _ in range(2):  # a file holds several fields
+                count_values([dense(encoding)], [batch(part[:9]), batch(part[9:])])["x"].write(file)
+    with ExitStack() as stack:
+        files = [stack.enter_context((tmp_path / name).open("rb")) for name in "abc"]
+        for _ in range(2):
+            merged = Moments.read(files, encoding)
+            assert (merged.total, merged.squares) == (whole.total, whole.squares)
+            assert fit_dense(dense(encoding), merged) == fit_dense(dense(encoding), whole)
+    if encoding != "log":
+        kept = [Fraction(float(each)) for each in values.astype(np.float32) if each == each]
+        assert (whole.total, whole.squares) == (sum(kept), sum(each * each for each in kept))
+
+
+def test_distinct_values_are_counted_for_quantiles_only():
+    for encoding in ("standard", "log", "piecewise"):
+        counts = count_values([dense(encoding)], [batch([1.0, 2.0, 2.0])])["x"].values
+        assert (counts is not None) == (encoding == "piecewise")
+
+
+def test_close_values_far_from_zero():
+    values = [1e6, 1e6 + 0.0625, 1e6 + 0.125] * 1000
+    assert fitted(dense(), values).std == np.float32(np.sqrt(0.0625**2 * 2 / 3))
 
 
 def test_equal_values():

@@ -8,7 +8,8 @@ import pytest
 from adaftr_fast.data.dataset.manifest import FORMAT, read_manifest
 from adaftr_fast.data.dataset.split_file import GROUP
 from adaftr_fast.data.dataset.vocabulary import read_encoders
-from adaftr_fast.data.encode.encoders import encode_field
+from adaftr_fast.data.encode.encoders import count_values, encode_field
+from adaftr_fast.data.prepare import stages
 from adaftr_fast.data.prepare.run import prepare, prepare_shard
 from adaftr_fast.data.prepare.stages import ShardRun
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
@@ -321,6 +322,22 @@ def test_grow_keeps_ids(source, write, tmp_path):
     assert grown.fields[2].edges == first.fields[2].edges
     alone = prepare(parse_schema(source), [later], tmp_path / "alone")
     assert alone.inputs != grown.inputs
+
+
+def test_grow_counts_no_dense_field(source, write, tmp_path, monkeypatch):
+    counted = []
+
+    def listed(fields, batches):
+        counted.append([field.name for field in fields])
+        return count_values(fields, batches)
+
+    monkeypatch.setattr(stages, "count_values", listed)
+    source["fields"]["rain"] = "dense"
+    first = prepare(parse_schema(source), [write()], tmp_path / "first")
+    later = write("later.parquet", rain=[None] * 3 + [7.0] * 9)
+    grown = prepare(parse_schema(source), [later], tmp_path / "grown", grow=tmp_path / "first")
+    assert counted == [["city", "size", "city_size", "rain"], ["city", "size", "city_size"]]
+    assert grown.dense == first.dense
 
 
 def test_conversions_without_a_click_are_counted(source, write, tmp_path):

@@ -1,0 +1,104 @@
+"""Sums over the numbers of a dense field, exact: how rows are divided into batches and shards does not change them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import BinaryIO, Self
+
+import numpy as np
+import pyarrow as pa
+
+from adaftr_fast.data.encode.counts import ValueCounts
+from adaftr_fast.nn.dense import EncodingKind
+
+BITS = 24  # of the mantissa of a float32 number; a square has twice as many
+
+
+@dataclass
+class Moments:
+    """Count, sums and range of the numbers x of a dense field, or of u if the encoding is ``log`` (NumericEncoding).
+
+    Attributes:
+        count: rows with a number.
+        missing: rows without.
+        total: sum of the numbers.
+        squares: sum of their squares.
+        low: the smallest number; inf without numbers.
+        high: the largest number; -inf without numbers.
+        values: counts of the distinct numbers, for the quantiles of ``piecewise``; None for other encodings.
+    """
+
+    count: int
+    missing: int
+    total: Fraction
+    squares: Fraction
+    low: float
+    high: float
+    values: ValueCounts | None
+
+    @classmethod
+    def of(cls, numbers: pa.Array, encoding: EncodingKind) -> Self:
+        """Returns the moments of float32 numbers [n], NaN = missing, n <= 2^29."""
+        present = numbers.filter(pa.array(~np.isnan(numbers.to_numpy())))
+        x = present.to_numpy().astype(np.float64)
+        # u is float32, as the model computes it, so the squares are exact in float64.
+        u = (np.sign(x) * np.log1p(np.abs(x))).astype(np.float32).astype(np.float64) if encoding == "log" else x
+        values = ValueCounts(numbers.type) if encoding == "piecewise" else None
+        if values is not None:
+            values.update(present)
+        low, high = float(u.min(initial=np.inf)), float(u.max(initial=-np.inf))
+        return cls(len(u), len(numbers) - len(u), _exact_sum(u), _exact_sum(u * u), low, high, values)
+
+    def merge(self, other: Self) -> None:
+        """Adds the moments of another subset of the rows."""
+        self.count += other.count
+        self.missing += other.missing
+        self.total += other.total
+        self.squares += other.squares
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        if self.values is not None and other.values is not None:
+            self.values.merge(other.values)
+
+    def write(self, file: BinaryIO) -> None:
+        """Appends the moments to a file of counts as an Arrow stream, and ``values`` as the next one."""
+        sums = {"total": str(self.total), "squares": str(self.squares)}
+        row = {"count": self.count, "missing": self.missing, "low": self.low, "high": self.high} | sums
+        table = pa.Table.from_pylist([row])
+        with pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+        if self.values is not None:
+            self.values.write(file)
+
+    @classmethod
+    def read(cls, files: Sequence[BinaryIO], encoding: EncodingKind) -> Self:
+        """Reads the next moments of at least one file and merges them."""
+        first, *others = [cls._read(file) for file in files]
+        for each in others:
+            first.merge(each)
+        first.values = ValueCounts.read(files) if encoding == "piecewise" else None
+        return first
+
+    @classmethod
+    def _read(cls, file: BinaryIO) -> Self:
+        (row,) = pa.ipc.open_stream(file).read_all().to_pylist()
+        sums = {name: Fraction(row[name]) for name in ("total", "squares")}
+        return cls(**row | sums, values=None)
+
+
+def _exact_sum(numbers: np.ndarray) -> Fraction:
+    """Returns the sum of float64 numbers [n] with at most 2 BITS bits each, exact for n <= 2^(53 - BITS)."""
+    if not len(numbers):
+        return Fraction(0)
+    mantissas, exponents = np.frexp(numbers)
+    lowest = int(exponents.min())
+    places = exponents - lowest
+    scaled = np.ldexp(mantissas, BITS)
+    upper = np.floor(scaled)
+    lower = np.ldexp(scaled - upper, BITS)
+    total = 0
+    for part, shift in ((upper, BITS), (lower, 0)):  # sums of integers below 2^53, which float64 adds exactly
+        for place, each in enumerate(np.bincount(places, part).tolist()):
+            total += int(each) << (place + shift)
+    return total * Fraction(2) ** (lowest - 2 * BITS)
