@@ -33,6 +33,10 @@ class TrainingError(UserError, RuntimeError):
     """Training cannot go on: a loss is not finite, or the data leave nothing to learn or to select by."""
 
 
+class DivergedError(TrainingError):
+    """A loss, a parameter or a prediction is not finite."""
+
+
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint is absent, damaged, or of another model or data set."""
 

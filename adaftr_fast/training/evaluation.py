@@ -17,7 +17,7 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.data.schema.parse import funnel_stages
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.errors import TrainingError
+from adaftr_fast.errors import DivergedError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.state import sharded_tables
@@ -76,7 +76,7 @@ def evaluate(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks 
         The metrics per task, on every rank.
 
     Raises:
-        TrainingError: a prediction is not finite.
+        DivergedError: a prediction is not finite.
     """
     tasks = model.task_names
     funnel = funnel_stages(None, tasks) if split.funnel is None else split.funnel
@@ -129,7 +129,7 @@ class EqualBatches:
 
 
 def measure(task_names: Sequence[str], predictions: Predictions, funnel: Sequence[str] = ()) -> TaskMetrics:
-    """Computes the metrics that ``evaluate`` returns. Raises TrainingError if a prediction is not finite.
+    """Computes the metrics that ``evaluate`` returns. Raises DivergedError if a prediction is not finite.
 
     Args:
         task_names: T names, in the order of the predictions.
@@ -138,7 +138,7 @@ def measure(task_names: Sequence[str], predictions: Predictions, funnel: Sequenc
     """
     logits, labels, group = predictions
     if wrong := np.count_nonzero(~np.isfinite(logits)):
-        raise TrainingError(f"{wrong} of {logits.size} predictions are not finite: the model has diverged")
+        raise DivergedError(f"{wrong} of {logits.size} predictions are not finite: the model has diverged")
     metrics: TaskMetrics = {}
     for column, task in enumerate(task_names):
         y, z = labels[:, column], logits[:, column]

@@ -17,7 +17,7 @@ from adaftr_fast._extension import has_cuda_kernels
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed.ranks import Ranks, is_of_a_collective
-from adaftr_fast.errors import TrainingError
+from adaftr_fast.errors import DivergedError, TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.attention import FieldAttention
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE
@@ -111,8 +111,8 @@ class Stepper:
             ``config.balance`` learns them.
 
         Raises:
-            TrainingError: on the CPU, the loss, a parameter or a logit is not finite; no parameter has been updated. On
-                all devices, the memory does not suffice.
+            DivergedError: on the CPU, the loss, a parameter or a logit is not finite; no parameter has been updated.
+            TrainingError: the memory does not suffice.
         """
         changed = hasattr(self.model, "set_epoch") and self.model.set_epoch(epochs)
         if changed and self.graph is not None:
@@ -194,7 +194,7 @@ class Stepper:
         return replace(batch, weight_mean=self.ranks.mean(batch.weight.mean()))
 
     def _check(self, terms: dict[str, Tensor], values: Tensor) -> Tensor:
-        """Returns the sum of the terms' values. On the CPU, raises TrainingError if it is not finite."""
+        """Returns the sum of the terms' values. On the CPU, raises DivergedError if it is not finite."""
         loss = values.sum()
         if self.reads_losses and not math.isfinite(loss.item()):
             raise not_finite(dict(zip(terms, values.tolist())))
@@ -216,7 +216,7 @@ class Stepper:
             diverged = self._not_finite(batch)
             if diverged is None:
                 raise
-            raise TrainingError(f"{diverged} is not finite; lower optimizer.lr") from error
+            raise DivergedError(f"{diverged} is not finite; lower optimizer.lr") from error
 
     @torch.no_grad()
     def _not_finite(self, batch: Batch) -> str | None:
@@ -241,10 +241,10 @@ def reads_losses(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def not_finite(losses: dict[str, float]) -> TrainingError:
+def not_finite(losses: dict[str, float]) -> DivergedError:
     """Returns the error for losses of which one is not finite."""
     shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-    return TrainingError(f"the loss is not finite ({shown}); lower optimizer.lr")
+    return DivergedError(f"the loss is not finite ({shown}); lower optimizer.lr")
 
 
 def _compiled_loss(model: MultiTaskModel, *, eager_contrast: bool) -> Callable[..., dict[str, Tensor]]:

@@ -22,7 +22,7 @@ from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Share, Split
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.errors import TrainingError
+from adaftr_fast.errors import DivergedError, TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.best import BestWeights
@@ -44,6 +44,10 @@ from adaftr_fast.training.stepper import Stepper, not_finite
 BEST, TEST = "best", "test.json"  # names in the run folder
 OnEpoch = Callable[[dict[str, Any]], None]
 DEAD_MARGIN = 0.005  # a tower whose validation AUC is this close to 0.5 predicts a constant or noise
+
+
+class StopRun(Exception):
+    """Raised by ``on_epoch`` to end a run early, which is no failure in its trackers."""
 
 
 @dataclass
@@ -80,7 +84,8 @@ class Trainer:
             rank its rows of sharded tables. A run may resume on another number of ranks.
 
         on_epoch: a function that is called with the record of every epoch once it is saved, and again with that of the
-            last epoch if a run resumes after it. ``fit`` raises what it raises, and the run can be resumed.
+            last epoch if a run resumes after it. ``fit`` raises what it raises, and the run can be resumed;
+            ``StopRun`` ends its trackers as finished.
 
     Raises:
         CheckpointError: the tables are sharded and a rank does not see ``folder``.
@@ -168,10 +173,11 @@ class Trainer:
         An interrupted run can be resumed.
 
         Raises:
-            TrainingError: a loss or prediction is not finite, a task has a single class in the validation split, a
-                tracker cannot be opened, or the memory does not suffice. On a GPU the losses are checked every
+            DivergedError: a loss or prediction is not finite. On a GPU the losses are checked every
                 ``config.sync_steps`` steps and before anything is saved, so the weights have been updated by then, but
                 no saved ones have.
+            TrainingError: a task has a single class in the validation split, a tracker cannot be opened, or the memory
+                does not suffice.
             IndexError: on a GPU, an id was out of range in a step since the last check.
             CheckpointError: a checkpoint or snapshot cannot be written.
         """
@@ -245,7 +251,7 @@ class Trainer:
             done = self.progress.total_steps
             return self.stepper.step(batch, done + 1, done / (len(self.train) // self.config.batch_size))
         except TrainingError as error:
-            raise TrainingError(f"epoch {epoch}, step {step}: {error}") from error
+            raise type(error)(f"epoch {epoch}, step {step}: {error}") from error
         except IndexError as error:
             first = step if self.stepper.reads_losses else self._checked + 1  # a GPU reports it some steps later
             raise IndexError(f"{_steps(epoch, first, step)}: {error}") from error
@@ -254,7 +260,7 @@ class Trainer:
         """Returns the mean losses of the epoch after checking the steps since the last check.
 
         Raises:
-            TrainingError: a loss is not finite. A sum stays so, whatever is added to it.
+            DivergedError: a loss is not finite. A sum stays so, whatever is added to it.
             IndexError: an id was out of range on a GPU.
         """
         means, first, last = self.means.means(), self._checked + 1, self.progress.step
@@ -264,7 +270,7 @@ class Trainer:
         except IndexError as error:
             raise IndexError(f"{steps}: {error}") from error
         if not all(map(math.isfinite, means.values())):
-            raise TrainingError(f"{steps}: {not_finite(means)}")
+            raise DivergedError(f"{steps}: {not_finite(means)}")
         self._checked = last
         return means
 
@@ -284,8 +290,12 @@ class Trainer:
         self._tell(record)
 
     def _tell(self, record: dict[str, Any]) -> None:
-        if self.on_epoch is not None:
-            self.on_epoch(record)
+        try:
+            if self.on_epoch is not None:
+                self.on_epoch(record)
+        except StopRun:
+            self.logger.close()
+            raise
 
     def _validate(self, record: dict[str, Any]) -> None:
         """Adds the validation metrics and the quantiles of the diagnostics to an epoch's record."""

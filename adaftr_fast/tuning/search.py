@@ -20,7 +20,7 @@ from adaftr_fast._json import dumps, loads
 from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.errors import CheckpointError, ConfigError, TrainingError
+from adaftr_fast.errors import CheckpointError, ConfigError, DivergedError, TrainingError
 from adaftr_fast.runs.run import fit_one
 from adaftr_fast.runs.trained import load_earlier
 from adaftr_fast.training.checkpoint.run_snapshots import LAST
@@ -28,7 +28,7 @@ from adaftr_fast.training.checkpoint.snapshots import remove_snapshots
 from adaftr_fast.training.checkpoint.weights import remove_checkpoint
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate, mean_auc
 from adaftr_fast.training.sharding import check_replicated
-from adaftr_fast.training.trainer import BEST, TEST
+from adaftr_fast.training.trainer import BEST, TEST, StopRun
 from adaftr_fast.tuning.space import Space, apply
 
 STUDY, BEST_CONFIG, REPORT, PLOT = "study.db", "best.toml", "report.md", "report.png"  # names in the folder
@@ -105,7 +105,8 @@ def tune(search: Search, trials: int) -> Found:
         trials: the number of trials, including those of earlier calls.
 
     Raises:
-        TrainingError: no trial has finished.
+        TrainingError: no trial has finished, or training cannot go on for another reason than the options of a trial.
+            The same call resumes the trial.
         CheckpointError: the folder holds another search, or a damaged one.
         BusyError: another process writes the folder.
         KeyboardInterrupt: Ctrl-C or SIGTERM ended training.
@@ -176,27 +177,28 @@ def _run(search: Search, study: optuna.Study, trial: Trial, trials: int) -> None
         config = apply(search.config, options)
         on_epoch = partial(_report, search, study, trial)
         fitted = fit_one(search.data, config, search.run_folder(trial), on_epoch=on_epoch)
-    except optuna.TrialPruned:
+    except StopRun:
         study.tell(trial, state=TrialState.PRUNED)
         _say(f"{title}: pruned: below the median of the trials before")
-    except (ConfigError, TrainingError) as error:  # of these options, such as a diverging learning rate
+    except (ConfigError, DivergedError) as error:  # of these options; any other error would end all trials alike
         trial.set_user_attr(ERROR, str(error))
         study.tell(trial, state=TrialState.FAIL)
         _say(f"{title}: failed: {error}")
     else:
         epoch = fitted.result.best_epoch
         study.tell(trial, search.auc(fitted.result.epochs[epoch - 1]))
+        fitted.trainer.finish()
         best = best_trials(_complete(study))[0]
         value = _complete(study)[-1].value
         _say(f"{title}: AUC {_percent(value)} in epoch {epoch}; best {_percent(best.value)} of trial {best.number:04d}")
 
 
 def _report(search: Search, study: optuna.Study, trial: Trial, record: dict[str, Any]) -> None:
-    """Reports the AUC of an epoch once. Raises TrialPruned if it is below the median of the trials before."""
+    """Reports the AUC of an epoch once. Raises StopRun if it is below the median of the trials before."""
     if record["epoch"] not in study.get_trials(deepcopy=False)[trial.number].intermediate_values:
         trial.report(search.auc(record), record["epoch"])
     if trial.should_prune():
-        raise optuna.TrialPruned
+        raise StopRun
 
 
 def _remove_weights(search: Search, study: optuna.Study) -> None:

@@ -9,6 +9,8 @@ from adaftr_fast.config import DataConfig, ModelConfig, OptimizerConfig, RunConf
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.tuning.search import Search
+from adaftr_fast.tuning.space import parse_space
 
 SOURCE = {
     "name": "shop",
@@ -65,3 +67,18 @@ def settings(folder="", **model):
         OptimizerConfig(lr=0.01),
         TrainingConfig(batch_size=64, max_epochs=2, progress=False),
     )
+
+
+SPACE = {"optimizer.lr": {"low": 1e-3, "high": 0.1, "log": True}, "model.tower_hidden": {"choices": [[8, 8], [16, 8]]}}
+
+
+@pytest.fixture
+def search(prepared, tmp_path):
+    """Returns a function that makes a search in a folder."""
+    data = prepared(1)
+
+    def make(name="out", space=SPACE, config=None, **options):
+        config = config or settings(data.folder, name="shared_bottom")
+        return Search(data, config, parse_space(space, config), tmp_path / name, **options)
+
+    return make

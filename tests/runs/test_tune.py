@@ -12,24 +12,10 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import BusyError, CheckpointError, ConfigError, TrainingError
 from adaftr_fast.tuning import search as searching
 from adaftr_fast.tuning.report import to_toml
-from adaftr_fast.tuning.search import Search, tune
+from adaftr_fast.tuning.search import tune
 from adaftr_fast.tuning.space import apply, default_space, parse_space, read_space
 
 from .conftest import settings
-
-SPACE = {"optimizer.lr": {"low": 1e-3, "high": 0.1, "log": True}, "model.tower_hidden": {"choices": [[8, 8], [16, 8]]}}
-
-
-@pytest.fixture
-def search(prepared, tmp_path):
-    """Returns a function that makes a search in a folder."""
-    data = prepared(1)
-
-    def make(name="out", space=SPACE, config=None, **options):
-        config = config or settings(data.folder, name="shared_bottom")
-        return Search(data, config, parse_space(space, config), tmp_path / name, **options)
-
-    return make
 
 
 def trials(found):

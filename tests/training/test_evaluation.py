@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from adaftr_fast.data.dataset.loader import Split
-from adaftr_fast.errors import TrainingError
+from adaftr_fast.errors import DivergedError
 from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
 from adaftr_fast.training.metrics import auc, cvr_auc
 from tests.training.conftest import whole
@@ -51,5 +51,5 @@ def test_the_funnel_of_the_split_decides_on_post_click_metrics(model, splits):
 def test_predictions_that_are_not_finite_raise(model, splits):
     with torch.no_grad():
         model.out.bias[0] = float("nan")
-    with pytest.raises(TrainingError, match="1000 of 2000 predictions are not finite"):
+    with pytest.raises(DivergedError, match="1000 of 2000 predictions are not finite"):
         evaluate(model, splits[1], 300)

@@ -8,7 +8,7 @@ import torch
 
 from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import Split
-from adaftr_fast.errors import TrainingError
+from adaftr_fast.errors import DivergedError, TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.optim import SGD, Adagrad, LazyAdam, RowwiseAdagrad
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_raises_before_the_update(model, splits):
     with torch.no_grad():
         model.out.bias[1] = float("nan")
     table = model.embedding.weight.detach().clone()
-    with pytest.raises(TrainingError, match=r"epoch 1, step 1: the loss is not finite \(click .*, conversion nan\)"):
+    with pytest.raises(DivergedError, match=r"epoch 1, step 1: the loss is not finite \(click .*, conversion nan\)"):
         trainer(model, splits).fit()
     assert torch.equal(model.embedding.weight, table)
 
@@ -143,7 +143,7 @@ def test_without_reads_the_check_names_the_steps_since_the_last(model, splits, g
     train = Split.of(whole(splits[0])[:3400])  # 34 steps: a check within an epoch and one at its end
     run = trainer(model, (train, splits[1]))
     diverging_at(run, step)
-    with pytest.raises(TrainingError, match=rf"^{shown}: the loss is not finite \(click \S+, conversion (nan|inf)\)"):
+    with pytest.raises(DivergedError, match=rf"^{shown}: the loss is not finite \(click \S+, conversion (nan|inf)\)"):
         run.fit()
 
 
@@ -307,7 +307,7 @@ def test_resuming_logs_an_epoch_that_a_killed_run_did_not_log(model, splits, tmp
     assert all(torch.equal(saved[name], value) for name, value in resumed.model.state_dict().items())
 
 
-def test_an_error_of_an_op_on_diverged_values_is_a_training_error(model, splits):
+def test_an_error_of_an_op_on_diverged_values_says_so(model, splits):
     def refuse(batch):
         raise RuntimeError("adaptive_infonce: tau is not positive")
 
@@ -317,7 +317,7 @@ def test_an_error_of_an_op_on_diverged_values_is_a_training_error(model, splits)
     assert not isinstance(caught.value, TrainingError)  # the model is finite, so it has not diverged
     with torch.no_grad():
         model.out.bias[1] = float("inf")
-    with pytest.raises(TrainingError, match=r"epoch 1, step 1: out\.bias is not finite; lower optimizer\.lr"):
+    with pytest.raises(DivergedError, match=r"epoch 1, step 1: out\.bias is not finite; lower optimizer\.lr"):
         trainer(model, splits).fit()
 
 
