@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,7 +140,8 @@ def _open(search: Search) -> optuna.Study:
     path, settings = search.folder / STUDY, search.settings()
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_EPOCHS + 1)
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}")
+        connect = partial(sqlite3.connect, path.absolute())  # a path within the URL would need several kinds of quotes
+        storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": connect})
         study = optuna.create_study(
             storage=storage, study_name=NAME, direction="maximize", pruner=pruner, load_if_exists=True
         )

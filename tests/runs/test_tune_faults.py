@@ -33,6 +33,16 @@ class Fake:
         self.closed.append("failed" if failed else "finished")
 
 
+@pytest.mark.parametrize("name", ["t{a}", "tune-a?b", "a%41b", "a#b", "é @:"])
+def test_a_folder_may_have_any_name(search, tmp_path, name):
+    (tmp_path / name).mkdir()
+    study = searching._open(search(name))
+    study.ask()
+    assert len(searching._open(search(name)).trials) == 1
+    assert [each.name for each in (tmp_path / name).iterdir()] == ["study.db"]
+    assert {each.name for each in tmp_path.iterdir()} == {"data", "day1.parquet", name}
+
+
 @pytest.fixture
 def fake(monkeypatch):
     kind = type("Fresh", (Fake,), {"made": []})
