@@ -28,8 +28,8 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: jsonargparse.Namespace) -> None:
     """Runs or continues a search, prints its best trials and writes its report."""
     from adaftr_fast.data.dataset.loader import PreparedData
-    from adaftr_fast.tuning.report import write_report
-    from adaftr_fast.tuning.search import Search, tune
+    from adaftr_fast.tuning.report import tune_and_report
+    from adaftr_fast.tuning.search import Search
     from adaftr_fast.tuning.space import default_space, read_space
 
     if arguments.trials < 1:
@@ -37,6 +37,5 @@ def run(arguments: jsonargparse.Namespace) -> None:
     config = read_config(arguments)
     space = default_space(config) if arguments.space is None else read_space(arguments.space, config)
     search = Search(PreparedData(config.data.folder), config, space, arguments.out, arguments.task)
-    found = tune(search, arguments.trials)
-    print(write_report(arguments.out, found))
+    print(tune_and_report(search, arguments.trials))
     print(f"\nadaftr-fast train --config {arguments.out / 'best.toml'} --out RUN")

@@ -14,13 +14,24 @@ from optuna.trial import TrialState
 
 from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
 from adaftr_fast._files import replace_file
+from adaftr_fast._locks import writing_folder
 from adaftr_fast._tables import Table
 from adaftr_fast.config import RunConfig
 from adaftr_fast.training.result import METRIC_COLUMNS, metric_cells
-from adaftr_fast.tuning.search import BEST_CONFIG, OPTIONS, PLOT, REPORT, Found, best_trials, shown
+from adaftr_fast.tuning.search import ERROR, OPTIONS, Found, Search, best_trials, shown, tune
 
+BEST_CONFIG, REPORT, PLOT = "best.toml", "report.md", "report.png"  # names in the folder
 SHOWN = 10
 LEAST_VALUES = 3  # of the AUC, for importances
+
+
+def tune_and_report(search: Search, trials: int) -> str:
+    """Calls ``tune`` and ``write_report`` as the only writer of the folder; returns the text to print.
+
+    The arguments and the errors are those of ``tune``.
+    """
+    with writing_folder(search.folder, BEST_CONFIG, REPORT, PLOT):
+        return write_report(search.folder, tune(search, trials))
 
 
 def write_report(folder: Path, found: Found) -> str:
@@ -29,7 +40,8 @@ def write_report(folder: Path, found: Found) -> str:
     text = f"{best_table(found.study)}\n\nTest split, trial {found.best.number:04d}\n{test_table(found)}"
     best, test = best_table(found.study).markdown(), test_table(found).markdown()
     sections = ["# Search", state_line(found.study), best, f"## Test split, trial {found.best.number:04d}", test]
-    replace_file(folder / REPORT, ("\n\n".join([*sections, f"![trials]({PLOT})"]) + "\n").encode())
+    sections += [f"![trials]({PLOT})", *failures(found.study)]
+    replace_file(folder / REPORT, ("\n\n".join(sections) + "\n").encode())
     draw(found.study).save(folder / PLOT)
     return text
 
@@ -44,6 +56,13 @@ def best_table(study: optuna.Study) -> Table:
 def test_table(found: Found) -> Table:
     """Returns the metrics of the best trial on the test split."""
     return Table(["task", *METRIC_COLUMNS], metric_cells(found.test))
+
+
+def failures(study: optuna.Study) -> list[str]:
+    """Returns a section with the options and the error of each failed trial; [] if none has failed."""
+    failed = study.get_trials(deepcopy=False, states=[TrialState.FAIL])
+    lines = [f"- {each.number:04d}: {shown(each.user_attrs[OPTIONS])}: {each.user_attrs[ERROR]}" for each in failed]
+    return ["## Failed trials", "\n".join(lines)] if lines else []
 
 
 def state_line(study: optuna.Study) -> str:
@@ -68,8 +87,9 @@ def _draw_history(axes: Axes, study: optuna.Study) -> None:
         values = [100 * (each.value if each.value is not None else np.nan) for each in trials]
         axes.plot([each.number for each in trials], values, ".", color=color, label=label)
         if state == TrialState.COMPLETE:
-            best = np.maximum.accumulate(values)
-            axes.step([each.number for each in trials], best, where="post", color=VERMILION, label="best so far")
+            numbers = [*(each.number for each in trials), len(study.get_trials(deepcopy=False)) - 1]
+            best = np.maximum.accumulate([*values, max(values)])
+            axes.step(numbers, best, where="post", color=VERMILION, label="best so far")
     axes.set_xlabel("trial")
     axes.set_ylabel("validation AUC, %")
     axes.locator_params(axis="x", integer=True)

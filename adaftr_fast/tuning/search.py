@@ -26,14 +26,14 @@ from adaftr_fast.runs.run import fit_one
 from adaftr_fast.runs.trained import load_earlier
 from adaftr_fast.training.checkpoint.run_snapshots import LAST
 from adaftr_fast.training.checkpoint.snapshots import remove_snapshots
-from adaftr_fast.training.checkpoint.weights import remove_checkpoint
+from adaftr_fast.training.checkpoint.weights import remove_weights
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate, mean_auc
 from adaftr_fast.training.sharding import check_replicated
 from adaftr_fast.training.trainer import BEST, TEST, StopRun
 from adaftr_fast.tuning.space import Space, apply
 
-STUDY, BEST_CONFIG, REPORT, PLOT = "study.db", "best.toml", "report.md", "report.png"  # names in the folder
-TRIALS, NAME, SETTINGS, OPTIONS, ERROR = "trials", "tune", "settings", "options", "error"
+STUDY, TRIALS = "study.db", "trials"  # names in the folder
+NAME, SETTINGS, OPTIONS, ERROR = "tune", "settings", "options", "error"  # names in the study
 STARTUP_TRIALS, WARMUP_EPOCHS = 5, 1  # finished trials before the first is pruned; epochs of a trial before it is
 
 
@@ -113,11 +113,12 @@ def tune(search: Search, trials: int) -> Found:
         KeyboardInterrupt: Ctrl-C or SIGTERM ended training.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with writing_folder(search.folder, BEST_CONFIG, REPORT, PLOT):
+    with writing_folder(search.folder):
         study = _open(search)
         while (trial := _next(study, trials, search.config.training.seed)) is not None:
             _run(search, study, trial, trials)
             _remove_weights(search, study)
+        _remove_weights(search, study)  # a killed process may not have done so after the last trial
         done = _complete(study)
         if not done:
             errors = [each.user_attrs[ERROR] for each in study.get_trials(deepcopy=False) if ERROR in each.user_attrs]
@@ -210,7 +211,7 @@ def _remove_weights(search: Search, study: optuna.Study) -> None:
         folder = search.run_folder(each)
         remove_snapshots(folder / LAST)
         if [each.number] != [trial.number for trial in best]:
-            remove_checkpoint(folder / BEST)
+            remove_weights(folder / BEST)
 
 
 def _test(search: Search, best: FrozenTrial) -> TaskMetrics:

@@ -10,6 +10,8 @@ from optuna.trial import TrialState
 from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import BusyError, CheckpointError, ConfigError, TrainingError
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.training.checkpoint.weights import read_description
 from adaftr_fast.tuning import search as searching
 from adaftr_fast.tuning.report import to_toml
 from adaftr_fast.tuning.search import tune
@@ -116,8 +118,13 @@ def test_a_search_keeps_the_weights_of_the_best_and_reads_the_test_split_once(se
     assert max(each.value for each in found.study.trials) == found.best.value
     folders = sorted((tmp_path / "out/trials").iterdir())
     assert [each.name for each in folders] == ["0000", "0001", "0002"]
-    kept = [each.name for each in folders if (each / "best/checkpoint.json").exists()]
+    kept = [each.name for each in folders if list(each.glob("best/weights-*"))]
     assert kept == [f"{found.best.number:04d}"]
+    for each in folders:
+        assert read_description(each / "best").tasks == ["click", "conversion"]
+        if each.name not in kept:
+            with pytest.raises(CheckpointError, match=r"weights-.*: missing: tune keeps the weights of its best trial"):
+                load_trained(each)
     assert json.loads((tmp_path / "out/trials" / kept[0] / "test.json").read_text()) == found.test
     assert not list(tmp_path.glob("out/trials/*/last"))
 

@@ -3,12 +3,15 @@
 import sys
 from types import SimpleNamespace
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.training.trackers import opened
+from adaftr_fast.tuning import report as reporting
 from adaftr_fast.tuning import search as searching
+from adaftr_fast.tuning.report import draw, tune_and_report
 from adaftr_fast.tuning.search import tune
 
 from .conftest import settings
@@ -109,3 +112,40 @@ def test_an_error_of_the_surroundings_ends_the_search_and_its_trial_resumes(trac
         tune(tracked(), 2)
     fake.fails = False
     assert [each.state for each in tune(tracked(), 2).study.trials] == 2 * [TrialState.COMPLETE]
+
+
+def test_a_search_killed_after_its_last_trial_leaves_the_weights_of_the_best_only(search, tmp_path, monkeypatch):
+    def killed(search, study):
+        if len(study.trials) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(searching, "_remove_weights", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(search(), 2)
+    assert len(list(tmp_path.glob("out/trials/*/best/weights-*"))) == 2
+    tune(search(), 2)
+    assert len(list(tmp_path.glob("out/trials/*/best/weights-*"))) == 1
+
+
+def test_the_report_is_written_by_the_holder_of_the_lock_and_shows_the_errors(search, tmp_path, monkeypatch):
+    real = reporting.write_report
+
+    def write(folder, found):
+        assert (folder / ".lock").exists()
+        return real(folder, found)
+
+    monkeypatch.setattr(reporting, "write_report", write)
+    tune_and_report(search(space={"optimizer.lr": {"choices": [1e30, 0.01]}}), 4)
+    section = (tmp_path / "out/report.md").read_text().split("## Failed trials\n\n")[1]
+    assert section.startswith("- 000")
+    assert all(": optimizer.lr = 1e+30: epoch 1, step " in line for line in section.splitlines())
+
+
+def test_the_best_so_far_reaches_the_last_trial():
+    study = optuna.create_study(direction="maximize")
+    for value in (0.6, 0.7, None, None):
+        study.tell(study.ask(), value, state=TrialState.COMPLETE if value else TrialState.FAIL)
+    (line,) = (each for each in draw(study).axes[0].lines if each.get_label() == "best so far")
+    assert list(line.get_xdata()) == [0, 1, 3]
+    assert list(line.get_ydata()) == [60, 70, 70]

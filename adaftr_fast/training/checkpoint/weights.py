@@ -27,7 +27,7 @@ from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint.files import TensorFile, damages, local_rows, write_file
 
 VERSION, VERSION_WITH_SHARDS = 1, 2
-FILE = "checkpoint.json"
+FILE, WEIGHTS = "checkpoint.json", "weights-*.safetensors"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def save_checkpoint(
     head = _Head(version, weights.name, weights.sha256, [TensorFile(**each) for each in shards])
     replace_file(folder / FILE, (dumps(head.to_dict() | about.to_dict(), indent=2) + "\n").encode())
     kept = {each.name for each in head.files()}
-    for stale in [*folder.glob("weights-*.safetensors"), *folder.glob(".weights-*")]:  # the latter of killed processes
+    for stale in [*folder.glob(WEIGHTS), *folder.glob(".weights-*")]:  # the latter of killed processes
         if stale.name not in kept:
             stale.unlink()
 
@@ -120,7 +120,12 @@ def _temporary(folder: Path, rank: int) -> Path:
 def remove_checkpoint(folder: Path) -> None:
     """Removes the checkpoint in ``folder``, if there is one, and no other files."""
     (folder / FILE).unlink(missing_ok=True)
-    for weights in folder.glob("weights-*.safetensors"):
+    remove_weights(folder)
+
+
+def remove_weights(folder: Path) -> None:
+    """Removes the weights of the checkpoint in ``folder``, if there is one, and keeps its description."""
+    for weights in folder.glob(WEIGHTS):
         weights.unlink()
 
 
@@ -143,6 +148,8 @@ def open_checkpoint(folder: Path) -> tuple[SavedTensors, Description]:
             a file is missing, truncated or changed.
     """
     head, about = _read(folder)
+    if not any(folder.glob(WEIGHTS)):
+        raise CheckpointError(f"{folder / head.weights}: missing: tune keeps the weights of its best trial only")
     return _opened(folder, head.files(), None), about
 
 
