@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adaftr_fast._json import dumps
 from adaftr_fast._tables import Table
+from adaftr_fast._toml import to_toml
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.data.dataset.manifest import Manifest
@@ -46,17 +46,11 @@ def _facts(manifest: Manifest, config: RunConfig, run: TrainedRun) -> str:
 
 def _options(config: RunConfig) -> str:
     """Returns the options that differ from the defaults, as TOML for ``--config``."""
-    defaults, parts = RunConfig().flat(), []
+    defaults, changed = RunConfig().flat(), {}
     for name in SECTIONS:
-        section = config.to_dict()[name]
-        changed = {key: value for key, value in section.items() if value not in (None, defaults[f"{name}.{key}"])}
-        if changed:
-            parts.append("\n".join([f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in changed.items())]))
-    text = "\n\n".join(parts)
+        section = config.to_dict()[name].items()
+        options = {key: value for key, value in section if value not in (None, defaults[f"{name}.{key}"])}
+        if options:
+            changed[name] = options
+    text = to_toml(changed).rstrip()
     return f"## Options that differ from the defaults\n\n```toml\n{text}\n```" if text else ""
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{dumps(key)} = {_toml(each)}" for key, each in value.items()) + " }"
-    return repr(value) if isinstance(value, float) else dumps(value)  # repr: JSON has no infinity

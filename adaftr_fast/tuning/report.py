@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
@@ -16,7 +14,7 @@ from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
 from adaftr_fast._files import replace_file
 from adaftr_fast._locks import writing_folder
 from adaftr_fast._tables import Table
-from adaftr_fast.config import RunConfig
+from adaftr_fast._toml import to_toml
 from adaftr_fast.training.result import METRIC_COLUMNS, metric_cells
 from adaftr_fast.tuning.search import ERROR, OPTIONS, Found, Search, best_trials, shown, tune
 
@@ -36,7 +34,7 @@ def tune_and_report(search: Search, trials: int) -> str:
 
 def write_report(folder: Path, found: Found) -> str:
     """Writes ``best.toml``, ``report.md`` and ``report.png``; returns the text to print."""
-    replace_file(folder / BEST_CONFIG, to_toml(found.config).encode())
+    replace_file(folder / BEST_CONFIG, to_toml(found.config.to_dict()).encode())
     text = f"{best_table(found.study)}\n\nTest split, trial {found.best.number:04d}\n{test_table(found)}"
     best, test = best_table(found.study).markdown(), test_table(found).markdown()
     sections = ["# Search", state_line(found.study), best, f"## Test split, trial {found.best.number:04d}", test]
@@ -114,22 +112,3 @@ def importances(study: optuna.Study) -> dict[str, float]:
     if len(values) < LEAST_VALUES:
         return {}
     return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-
-
-def to_toml(config: RunConfig) -> str:
-    """Returns a configuration as TOML, which ``train --config`` reads."""
-    tables = []
-    for name, section in config.to_dict().items():
-        lines = [f"{key} = {_toml(value)}" for key, value in section.items() if value is not None]
-        tables.append("\n".join([f"[{name}]", *lines]) + "\n")
-    return "\n".join(tables)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, float):
-        return repr(value)  # also inf, which JSON lacks
-    return json.dumps(value)

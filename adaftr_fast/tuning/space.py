@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaftr_fast._json import dumps, from_json, loads_toml
+from adaftr_fast._toml import to_toml
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.errors import ConfigError
@@ -105,6 +106,7 @@ def parse_space(content: dict[str, Any], config: RunConfig) -> Space:
             parameter = from_json(Parameter, value)
             if hint is int:
                 parameter = replace(parameter, int=True)
+            to_toml({"choices": parameter.examples()})  # as best.toml holds the best of them
             for example in parameter.examples():
                 apply(config, {name: example})
         except ValueError as error:

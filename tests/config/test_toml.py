@@ -1,0 +1,45 @@
+"""A configuration that is written as TOML reads as it was; tests/data/schema/test_write.py does so with schemas."""
+
+import datetime
+import tomllib
+
+import pytest
+
+from adaftr_fast._toml import to_toml
+from adaftr_fast.config import RunConfig
+from adaftr_fast.errors import ConfigError
+from adaftr_fast.runs.page import _options
+
+CONFIG = RunConfig().with_options(
+    data={"folder": "data/\U0001f600\x7f\t\\"},
+    model={
+        "embedding_dims": {'a "b"': 4, "": 2, "a.b": 3},
+        "options": {"é": [1, {"x": True, "y z": {"w": [[]]}}], "l": [float("inf"), -float("inf")], "e": {}},
+        "name": "a.b:C",
+        "l2": 1e-30,
+    },
+    optimizer={"lr": 1e16},
+    training={"checkpoint_seconds": float("inf"), "progress": False},
+)
+
+
+def test_a_configuration_reads_as_it_was(tmp_path):
+    (tmp_path / "best.toml").write_text(to_toml(CONFIG.to_dict()), encoding="utf-8")
+    assert RunConfig.from_toml(tmp_path / "best.toml") == CONFIG
+
+
+def test_the_options_in_a_report_read_as_they_were(tmp_path):
+    (tmp_path / "page.toml").write_text(_options(CONFIG).split("```")[1].removeprefix("toml"), encoding="utf-8")
+    assert RunConfig.from_toml(tmp_path / "page.toml") == CONFIG
+    assert _options(RunConfig()) == ""
+
+
+def test_keys_without_a_value_are_left_out():
+    text = to_toml({"a": None, "b": 1, "c": {"d": None, "e": {"f": None, "g": datetime.date(2020, 1, 2)}}})
+    assert tomllib.loads(text) == {"b": 1, "c": {"e": {"g": datetime.date(2020, 1, 2)}}}
+
+
+@pytest.mark.parametrize("value", [[None], {"x": [{"y": [1, None]}]}, {1}])
+def test_values_that_toml_lacks_are_refused(value):
+    with pytest.raises(ConfigError, match=r"^TOML cannot hold (None|\{1\})$"):
+        to_toml({"a": value})
