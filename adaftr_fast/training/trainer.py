@@ -82,7 +82,6 @@ class Trainer:
         about: the description of the run in checkpoints and snapshots. None writes neither.
         ranks: the ranks that train together, each on its rows of every batch. Rank 0 writes files and logs, and each
             rank its rows of sharded tables. A run may resume on another number of ranks.
-
         on_epoch: a function that is called with the record of every epoch once it is saved, and again with that of the
             last epoch if a run resumes after it. ``fit`` raises what it raises, and the run can be resumed;
             ``StopRun`` ends its trackers as finished.
@@ -132,7 +131,7 @@ class Trainer:
         self.stepper, self.logger = Stepper(model, optimizer, config, ranks), EpochLogger(folder, config)
         self.config, self.folder, self.on_epoch = config, folder, on_epoch
         self._parameters = {} if about is None else about.config.flat()
-        self.progress, self.means, self._resumed = Progress(), RunningMean(), False
+        self.progress, self.means, self._resumed, self._ends_again = Progress(), RunningMean(), False, False
         self._checked = 0  # steps of this epoch whose losses are known to be finite
 
     def resume(self) -> bool:
@@ -152,13 +151,8 @@ class Trainer:
         restore(self.model, self.stepper.optimizers, tensors)
         self.means = RunningMean(sums, self.progress.step)
         self._resumed = True
-        logs_again = self.progress.step == 0 and bool(self.progress.epochs)  # it may have been killed before it did
-        self._start_logger(self.progress.epochs[: len(self.progress.epochs) - logs_again])
-        if logs_again:
-            self._log(self.progress.epochs[-1])
-            if self.progress.best_epoch == self.progress.epoch - 1:
-                self._save_best()
-            self._tell(self.progress.epochs[-1])
+        self._ends_again = self.progress.step == 0 and bool(self.progress.epochs)  # it may have been killed before
+        self._start_logger(self.progress.epochs[: len(self.progress.epochs) - self._ends_again])
         return True
 
     def finish(self) -> None:
@@ -187,6 +181,8 @@ class Trainer:
             if self.ranks is not None:
                 restore(self.model, [], self.ranks.tensors_from_rank_zero(capture(self.model, [])))
         try:
+            if self._ends_again:
+                self._publish(self.progress.epochs[-1])
             interrupted = self._train()
         except BaseException:
             self.logger.close(failed=True)
@@ -280,19 +276,20 @@ class Trainer:
             self._validate(record)
         self.progress.next_epoch(record)
         self.means = RunningMean()
-        is_best = mean_auc(record["validation"]) > self.progress.best_auc
-        if is_best:
+        if mean_auc(record["validation"]) > self.progress.best_auc:
             self.progress.best_epoch, self.progress.best_auc = record["epoch"], mean_auc(record["validation"])
         self._save_progress()  # first, so that an earlier run's results are removed only after this run's are saved
-        self._log(record)
-        if is_best:
-            self._save_best()
-        self._tell(record)
+        self._publish(record)
 
-    def _tell(self, record: dict[str, Any]) -> None:
+    def _publish(self, record: dict[str, Any]) -> None:
+        """Logs the last epoch, saves its weights if they are the best, and calls ``on_epoch``."""
+        self._log(record)
+        if self.progress.best_epoch == record["epoch"]:
+            self._save_best()
+        if self.on_epoch is None:
+            return
         try:
-            if self.on_epoch is not None:
-                self.on_epoch(record)
+            self.on_epoch(record)
         except StopRun:
             self.logger.close()
             raise

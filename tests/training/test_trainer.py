@@ -1,6 +1,7 @@
 import json
 import signal
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from adaftr_fast.optim import SGD, Adagrad, LazyAdam, RowwiseAdagrad
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
 from adaftr_fast.training.evaluation import evaluate
 from adaftr_fast.training.optimizers import build_optimizers
+from adaftr_fast.training.trackers import opened
 from adaftr_fast.training.trainer import Trainer
 from tests.training.conftest import whole
 
@@ -305,6 +307,19 @@ def test_resuming_logs_an_epoch_that_a_killed_run_did_not_log(model, splits, tmp
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     saved, _ = load_checkpoint(tmp_path / "best")
     assert all(torch.equal(saved[name], value) for name, value in resumed.model.state_dict().items())
+
+
+def test_an_error_of_on_epoch_closes_the_trackers_also_on_resuming(model, splits, tmp_path, monkeypatch):
+    tracker = Mock(known="id")
+    monkeypatch.setattr(opened, "_opened", lambda name, opening: tracker)
+    for _ in range(2):
+        run = trainer(model, splits, tmp_path, trackers=["wandb"])
+        run.on_epoch = lambda record: 1 / 0
+        run.resume()
+        with pytest.raises(ZeroDivisionError):
+            run.fit()
+        tracker.close.assert_called_once_with(True)
+        tracker.close.reset_mock()
 
 
 def test_an_error_of_an_op_on_diverged_values_says_so(model, splits):
