@@ -33,7 +33,7 @@ class EpochLogger:
 
     def start(self, parameters: dict[str, Any], resumed: bool, records: Sequence[dict[str, Any]]) -> None:
         """Opens the trackers. The arguments and errors are those of ``Trackers``."""
-        if self.folder is not None and self.config.trackers:
+        if self.folder is not None:
             names = self.config.trackers
             self._trackers = Trackers(names, self.folder, parameters, resumed=resumed, records=records)
 

@@ -1,5 +1,6 @@
 """Trackers by fakes of their packages; the last tests use the packages, where they are installed."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,14 +8,17 @@ import sys
 import types
 import warnings
 from typing import ClassVar
+from unittest.mock import Mock, call
 
 import pytest
 
 from adaftr_fast.config import RunConfig, TrainingConfig
 from adaftr_fast.errors import ConfigError, MissingPackageError, TrainingError
 from adaftr_fast.training.trackers import opened
+from adaftr_fast.training.trackers.base import Opening
 from adaftr_fast.training.trackers.opened import Trackers
 
+PACKAGE = "adaftr_fast.training.trackers"
 PARAMETERS = {"optimizer.lr": 0.01, "model.tower_hidden": [8, 4], "model.tables_lr": None}
 TEST = {"click": {"auc": 0.7, "gauc": float("nan")}}
 
@@ -78,7 +82,7 @@ def test_a_tracker_gets_the_options_the_numbers_of_each_epoch_and_the_test_metri
 
 
 def test_a_resumed_run_continues_and_a_tracker_added_later_gets_all_epochs(fake, tmp_path):
-    Trackers(["wandb"], tmp_path, PARAMETERS)
+    log(Trackers(["wandb"], tmp_path, PARAMETERS), 1, 2, 3)
     Trackers(["mlflow", "wandb"], tmp_path, PARAMETERS, resumed=True, records=[record(1), record(2)])
     first, added, again = fake.made
     assert (first.opening.first_epoch, first.opening.known) == (1, None)
@@ -88,6 +92,51 @@ def test_a_resumed_run_continues_and_a_tracker_added_later_gets_all_epochs(fake,
     assert again.calls == [("open",)]
     Trackers(["wandb"], tmp_path, PARAMETERS)
     assert fake.made[-1].opening.known is None  # a new run in the folder of a finished one
+
+
+def log(trackers, *epochs):
+    for epoch in epochs:
+        trackers.log(record(epoch))
+    return trackers
+
+
+def epochs(made):
+    return [each[2] for each in made.calls if each[0] == "log"]
+
+
+def test_a_tracker_that_was_left_out_for_some_epochs_gets_them_on_resuming(fake, tmp_path):
+    log(Trackers(["wandb"], tmp_path, PARAMETERS), 1)
+    log(Trackers([], tmp_path, PARAMETERS, resumed=True, records=[record(1)]), 2)
+    records = [record(epoch) for epoch in (1, 2, 3)]
+    Trackers(["wandb"], tmp_path, PARAMETERS, resumed=True, records=records)
+    assert (fake.made[-1].opening.first_epoch, fake.made[-1].opening.known) == (2, fake.made[0].known)
+    assert epochs(fake.made[-1]) == [2, 3]
+
+
+def test_a_tracker_that_failed_gets_the_epochs_since_then_on_resuming(fake, tmp_path):
+    trackers = log(Trackers(["wandb", "mlflow"], tmp_path, PARAMETERS), 1)
+    fake.made[0].fails = "log"
+    with pytest.warns(RuntimeWarning, match="wandb failed"):
+        log(trackers, 2, 3)
+    records = [record(epoch) for epoch in (1, 2, 3)]
+    Trackers(["wandb", "mlflow"], tmp_path, PARAMETERS, resumed=True, records=records)
+    assert [epochs(made) for made in fake.made[2:]] == [[2, 3], []]
+
+
+def test_the_list_of_runs_of_earlier_versions_is_read(fake, tmp_path):
+    (tmp_path / "trackers.json").write_text('{"wandb": "abc"}')
+    log(Trackers(["wandb"], tmp_path, PARAMETERS, resumed=True, records=[record(1), record(2)]), 3)
+    (made,) = fake.made
+    assert (made.opening.first_epoch, made.opening.known, epochs(made)) == (3, "abc", [3])
+    assert json.loads((tmp_path / "trackers.json").read_text()) == {"wandb": {"run": "abc", "epoch": 3}}
+
+
+def test_a_new_run_without_trackers_forgets_those_of_the_run_before(fake, tmp_path):
+    log(Trackers(["wandb"], tmp_path, PARAMETERS), 1, 2)
+    log(Trackers([], tmp_path, PARAMETERS), 1)
+    Trackers(["wandb"], tmp_path, PARAMETERS, resumed=True, records=[record(1)])
+    assert fake.made[-1].opening.known is None
+    assert epochs(fake.made[-1]) == [1]
 
 
 @pytest.mark.parametrize("method", ["log", "log_test", "close"])
@@ -103,7 +152,9 @@ def test_a_tracker_that_fails_is_left_out_after_one_warning(fake, tmp_path, meth
     (warning,) = caught
     expected = "training.trackers: wandb failed, and training goes on without it: ConnectionError: no route to host"
     assert str(warning.message) == expected
-    assert [call[0] for call in fake.made[0].calls][-1] == method
+    last = [call for call in fake.made[0].calls if call[0] in (method, "close")]
+    assert [call[0] for call in last] == list(dict.fromkeys([method, "close"]))
+    assert last[-1] == ("close", method != "close")
     assert [call[0] for call in fake.made[1].calls] == ["open", "log", "log", "log_test", "close"]
 
 
@@ -111,6 +162,70 @@ def test_a_tracker_that_cannot_be_opened_raises_before_training(fake, tmp_path):
     fake.fails = "open"
     with pytest.raises(TrainingError, match=r"^training\.trackers: mlflow cannot be opened: ConnectionError: no"):
         Trackers(["mlflow"], tmp_path, PARAMETERS)
+
+
+def test_a_tracker_is_closed_if_the_next_one_cannot_be_opened(fake, tmp_path, monkeypatch):
+    broken = types.SimpleNamespace(MLflow=type("Broken", (fake,), {"fails": "open"}))
+    monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.mlflow", broken)
+    with pytest.raises(TrainingError, match=r"mlflow cannot be opened"):
+        Trackers(["wandb", "mlflow"], tmp_path, PARAMETERS)
+    assert fake.made[0].calls == [("open",), ("close", True)]
+
+
+def import_with(monkeypatch, name, **modules):
+    """Imports a tracker with fakes of its packages."""
+    for each, content in modules.items():
+        monkeypatch.setitem(sys.modules, each.replace("__", "."), types.SimpleNamespace(**content))
+    monkeypatch.setitem(sys.modules, f"{PACKAGE}.{name}", None)  # so that the fakes are gone after the test
+    del sys.modules[f"{PACKAGE}.{name}"]
+    return getattr(importlib.import_module(f"{PACKAGE}.{name}"), opened.CLASSES[name])
+
+
+def test_tensorboard_writes_the_test_metrics_at_the_last_epoch(tmp_path, monkeypatch):
+    """A later run in the folder discards them by ``purge_step=1``."""
+    writer = Mock()
+    kind = import_with(
+        monkeypatch,
+        "tensorboard",
+        torch__utils__tensorboard={"SummaryWriter": writer},
+        torch__utils__tensorboard__summary={"hparams": lambda parameters, metrics: [parameters, metrics]},
+    )
+    made = kind(Opening(tmp_path, PARAMETERS, 3, None))
+    writer.assert_called_once_with(str(tmp_path / "tensorboard"), purge_step=3)
+    add = writer.return_value.add_scalar
+    made.log_test({"test/click/auc": 0.6})  # resumed after the last epoch
+    assert add.call_args == call("test/click/auc", 0.6, 2)
+    made.log({"train/click": 0.4}, 3)
+    assert add.call_args == call("train/click", 0.4, 3)
+    made.log_test({"test/click/auc": 0.7})
+    assert add.call_args == call("test/click/auc", 0.7, 3)
+    summaries = writer.return_value._get_file_writer.return_value.add_summary.call_args_list
+    expected = {"optimizer.lr": 0.01, "model.tower_hidden": "[8, 4]", "model.tables_lr": "None"}
+    assert summaries[-2:] == [call(expected), call({"test/click/auc": 0.7})]
+    made.close(failed=False)
+    writer.return_value.close.assert_called_once_with()
+
+
+def test_wandb_gets_a_run_of_its_own_which_a_resumed_process_continues(tmp_path, monkeypatch):
+    for name in ("WANDB_PROJECT", "WANDB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    init = Mock()
+    kind = import_with(monkeypatch, "wandb", wandb={"init": init})
+    opening = Opening(tmp_path, PARAMETERS, 1, None)
+    made = kind(opening)
+    options = init.call_args.kwargs
+    assert (options["id"], options["resume"], options["reinit"]) == (made.known, "allow", "create_new")
+    assert (options["project"], options["name"], options["dir"]) == ("adaftr-fast", opening.name, str(tmp_path))
+    assert options["config"] == PARAMETERS
+    run = init.return_value
+    made.log({"train/click": 0.4}, 2)
+    run.log.assert_called_once_with({"train/click": 0.4, "epoch": 2}, step=2)
+    made.log_test({"test/click/auc": 0.7})
+    run.summary.update.assert_called_once_with({"test/click/auc": 0.7})
+    made.close(failed=True)
+    run.finish.assert_called_once_with(exit_code=1)
+    assert kind(Opening(tmp_path, PARAMETERS, 3, made.known)).known == made.known
+    assert init.call_args.kwargs["id"] == made.known
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
@@ -147,7 +262,8 @@ def log_and_resume(names, folder):
         if resumed:
             trackers.log_test(TEST)
         trackers.close(failed=not resumed)
-    return json.loads((folder / "trackers.json").read_text())
+    known = json.loads((folder / "trackers.json").read_text())
+    return {name: each["run"] for name, each in known.items()}
 
 
 def test_tensorboard_has_one_event_file_per_process_and_each_epoch_once(tmp_path):
@@ -186,7 +302,7 @@ log_and_resume(["wandb"], Path({str(tmp_path)!r}))
 """
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path / "home")}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
-    run = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
+    run = json.loads((tmp_path / "trackers.json").read_text())["wandb"]["run"]
     folders = [each.name for each in (tmp_path / "wandb").iterdir() if each.name.startswith("offline-run-")]
     assert folders
     assert all(name.endswith(run) for name in folders)

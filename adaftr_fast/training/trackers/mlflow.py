@@ -23,7 +23,7 @@ class MLflow:
         self._client = mlflow.MlflowClient()
         self.known = self._begin(opening) if opening.known is None else opening.known
         self._client.set_terminated(self.known, "RUNNING")  # raises if the run that is resumed is no longer there
-        self._step = 0
+        self._step = opening.first_epoch - 1
 
     def _begin(self, opening: Opening) -> str:
         """Creates a run with the options as its parameters and returns its id."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,19 @@ CLASSES = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases", "mlflow": 
 """The class of each tracker, in the file of its name, which imports a package of an extra."""
 
 
+@dataclass
+class Known:
+    """What trackers.json holds about a tracker.
+
+    Attributes:
+        run: what identifies the run in the tracker.
+        epoch: the last epoch that it logged.
+    """
+
+    run: str
+    epoch: int = 0
+
+
 class Trackers:
     """Logs to several trackers. One that fails is left out from then on, with a warning.
 
@@ -26,8 +41,8 @@ class Trackers:
         folder: the run folder.
         parameters: the options of the run as ``section.option`` -> value.
         resumed: whether to continue the runs of an interrupted process.
-        records: the records of the epochs that it logged, as in metrics.jsonl. A tracker that it did not have begins a
-            run with them.
+        records: the records of the epochs so far, as in metrics.jsonl. A tracker gets those that it has not logged,
+            because it was added later, left out for a while or had failed.
 
     Raises:
         MissingPackageError: a tracker is not installed.
@@ -44,21 +59,44 @@ class Trackers:
         records: Sequence[dict[str, Any]] = (),
     ) -> None:
         self._open: dict[str, Tracker] = {}
-        known = _known(folder / KNOWN) if resumed else {}
-        for name in names:
-            first_epoch = len(records) + 1 if name in known else 1
-            self._open[name] = _opened(name, Opening(folder, parameters, first_epoch, known.get(name)))
-            for record in records[first_epoch - 1 :]:
-                self._do(name, "log", dict(numbers(record)), record["epoch"])
-        if names:
-            make_folder(folder)
-            ids = known | {name: each.known for name, each in self._open.items()}
-            replace_file(folder / KNOWN, (dumps(ids, indent=2) + "\n").encode())
+        self._path = folder / KNOWN
+        self._known = _known(self._path, len(records)) if resumed else {}
+        try:
+            for name in names:
+                self._begin(name, folder, parameters, records)
+            self._save()
+        except BaseException:
+            self.close(failed=True)
+            raise
+
+    def _begin(self, name: str, folder: Path, parameters: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> None:
+        """Opens a tracker and logs the epochs that it lacks."""
+        known = self._known.get(name)
+        done = 0 if known is None else min(known.epoch, len(records))
+        opening = Opening(folder, parameters, done + 1, None if known is None else known.run)
+        self._open[name] = _opened(name, opening)
+        self._known[name] = Known(self._open[name].known, done)
+        for record in records[done:]:
+            self._log(name, record)
 
     def log(self, record: dict[str, Any]) -> None:
         """Logs the record of an epoch."""
         for name in list(self._open):
-            self._do(name, "log", dict(numbers(record)), record["epoch"])
+            self._log(name, record)
+        self._save()
+
+    def _log(self, name: str, record: dict[str, Any]) -> None:
+        self._do(name, "log", dict(numbers(record)), record["epoch"])
+        if name in self._open:
+            self._known[name].epoch = record["epoch"]
+
+    def _save(self) -> None:
+        if self._known:
+            make_folder(self._path.parent)
+            known = {name: asdict(each) for name, each in self._known.items()}
+            replace_file(self._path, (dumps(known, indent=2) + "\n").encode())
+        else:  # an earlier run's trackers are not this run's
+            self._path.unlink(missing_ok=True)
 
     def log_test(self, metrics: Mapping[str, Any]) -> None:
         """Logs the metrics on the test split."""
@@ -76,7 +114,10 @@ class Trackers:
             if name in self._open:
                 getattr(self._open[name], method)(*arguments)
         except Exception as error:  # whatever the package raises must not end hours of training
-            del self._open[name]
+            failed = self._open.pop(name)
+            if method != "close":
+                with suppress(Exception):
+                    failed.close(True)
             text = f"training.trackers: {name} failed, and training goes on without it: {_line(error)}"
             warnings.warn(text, RuntimeWarning, stacklevel=4)
 
@@ -101,10 +142,17 @@ def _opened(name: str, opening: Opening) -> Tracker:
         raise TrainingError(f"training.trackers: {name} cannot be opened: {_line(error)}") from error
 
 
-def _known(path: Path) -> dict[str, str]:
-    """Returns what identifies the runs of an interrupted process, by tracker."""
+def _known(path: Path, epochs: int) -> dict[str, Known]:
+    """Returns the runs of an interrupted process by tracker.
+
+    Earlier versions wrote only what identifies each run, and then all ``epochs`` count as logged.
+    """
     try:
-        return from_json(dict[str, str], loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        found = from_json(dict[str, Any], loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return {
+            name: Known(each, epochs) if isinstance(each, str) else from_json(Known, each, name)
+            for name, each in found.items()
+        }
     except ValueError as error:
         raise TrainingError(f"{path}: damaged: {error}; remove it to begin new runs in the trackers") from error
 

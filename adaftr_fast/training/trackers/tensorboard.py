@@ -21,16 +21,21 @@ class TensorBoard:
         }
         # purge_step discards what a killed process had logged for epochs that are trained again, and a run before
         self._writer = SummaryWriter(str(opening.folder / FOLDER), purge_step=opening.first_epoch)
+        self._epoch = opening.first_epoch - 1
 
     def log(self, numbers: Numbers, epoch: int) -> None:
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
+        self._epoch = epoch
 
     def log_test(self, numbers: Numbers) -> None:
-        """Writes to the event file of the run; ``SummaryWriter.add_hparams`` would add a file in another folder."""
+        """Writes to the event file of the run; ``SummaryWriter.add_hparams`` would add a file in another folder.
+
+        The step is the last epoch, so that ``purge_step`` of a later run in the folder discards them.
+        """
         for name, value in numbers.items():
-            self._writer.add_scalar(name, value, 0)
+            self._writer.add_scalar(name, value, self._epoch)
         for summary in hparams(self._parameters, dict(numbers)):
             self._writer._get_file_writer().add_summary(summary)
 

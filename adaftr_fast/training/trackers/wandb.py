@@ -23,6 +23,7 @@ class WeightsAndBiases:
             dir=str(opening.folder),
             id=self.known,
             resume="allow",
+            reinit="create_new",  # by default, a run that is still open in the process is returned
             config=dict(opening.parameters),
             allow_val_change=True,  # of options that are free on resuming
         )
