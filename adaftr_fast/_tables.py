@@ -23,7 +23,7 @@ class Table:
 
     def markdown(self) -> str:
         """Returns the table in Markdown, with padded columns."""
-        every = [self.header, *self.rows]
+        header, *rows = every = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
         widths = [max(len(row[column]) for row in every) for column in range(len(self.header))]
         numbers = [column >= self.text_columns for column in range(len(widths))]
         rule = ["-" * (width - number) + ":" * number for width, number in zip(widths, numbers)]
@@ -35,7 +35,7 @@ class Table:
             ]
             return f"| {' | '.join(aligned)} |"
 
-        return "\n".join(line(row) for row in [self.header, rule, *self.rows])
+        return "\n".join(line(row) for row in [header, rule, *rows])
 
     def html(self) -> str:
         """Returns the table as an HTML ``<table>``."""

@@ -13,6 +13,7 @@ from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.api.run import Run, run_folder
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.runs.compare import Recorded, differing_options, groups_by_data, read_runs
+from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun, result_table
 
 if TYPE_CHECKING:
@@ -52,8 +53,14 @@ class Comparison:
     def notes(self) -> list[str]:
         """Returns a line for each group of runs on the same data, if there are several, and for each unread run."""
         groups = groups_by_data(self.runs)
+        has_same_ids = len({run.about.fingerprint for run in self.runs}) == 1
+        what = (
+            "Another data folder, whose metrics compare if it has the same rows"
+            if has_same_ids
+            else "Other data, whose metrics do not compare"
+        )
         lines = [
-            f"Other data, whose metrics do not compare: {', '.join(run.result.name for run in group)}: "
+            f"{what}: {', '.join(run.result.name for run in group)}: "
             f"{group[0].about.config.data.folder} ({group[0].about.fingerprint[:8]})"
             for group in (groups if len(groups) > 1 else ())
         ]
@@ -70,11 +77,14 @@ class Comparison:
 
         Raises:
             BusyError: another process writes the folder.
+            CheckpointError: it is the folder of a run, which has a report of its own.
             OSError: a file cannot be written.
         """
         from adaftr_fast.training.report import write_report  # imports matplotlib
 
         folder = Path(folder)
+        if (folder / METRICS).exists():
+            raise CheckpointError(f"out: expected a folder for the report, got the folder of a run: {folder}")
         notes = "\n".join(f"- {line}" for line in self.notes())
         options = f"## Options that differ\n\n{self.options().markdown()}" if differing_options(self.runs) else ""
         with writing_folder(folder, REPORT, PICTURE):
@@ -100,7 +110,7 @@ def compare(runs: Sequence[Run | str | Path], out: str | Path | None = None) -> 
         out: a folder for ``report.md`` and ``report.png``; None writes no files.
 
     Raises:
-        CheckpointError: no run can be read.
+        CheckpointError: no run can be read, or ``out`` is the folder of a run.
         TypeError: ``runs`` is not a list of runs and folders.
         BusyError, OSError: see ``Comparison.write``.
     """

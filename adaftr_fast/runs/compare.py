@@ -74,5 +74,6 @@ def groups_by_data(runs: Sequence[Recorded]) -> list[list[Recorded]]:
     """Returns the runs in groups whose ids and tasks have one meaning, and which were trained on one folder."""
     groups: dict[tuple[str, str], list[Recorded]] = {}
     for run in runs:
-        groups.setdefault((run.about.fingerprint, run.about.config.data.folder), []).append(run)
+        place = os.path.abspath(run.about.config.data.folder)
+        groups.setdefault((run.about.fingerprint, place), []).append(run)
     return list(groups.values())

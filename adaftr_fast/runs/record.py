@@ -29,6 +29,8 @@ def read_result(folder: Path, about: Description) -> TrainedRun:
     """
     try:
         epochs = [_epoch(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        if (numbers := [record["epoch"] for record in epochs]) != list(range(1, len(epochs) + 1)):
+            raise ValueError(f"{METRICS}: expected the epochs 1 to {len(epochs)}, one per line, got {numbers}")
         test = _metrics(loads((folder / TEST).read_text(encoding="utf-8")), TEST) if (folder / TEST).exists() else {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the run cannot be read: {error}") from error

@@ -98,7 +98,7 @@ def _draw(axes: Axes, runs: Sequence[TrainedRun], panel: Panel) -> None:
             axes.plot(run.best_epoch, values[run.best_epoch - 1], "o", color=color, fillstyle="none", markersize=9)
         if panel.keys[0] == "diagnostics":
             low, high = ([panel.value(record, point) for record in run.epochs] for point in ("p5", "p95"))
-            axes.vlines(epochs, low, high, color=color, alpha=0.3 / len(runs), linewidth=4)
+            axes.vlines(epochs, low, high, color=color, alpha=max(0.1, 0.3 / len(runs)), linewidth=4)
     axes.set_title(panel.title)
     axes.set_xlabel("epoch (circle: weights kept)")
     axes.set_ylabel(panel.label)

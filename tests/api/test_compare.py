@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -67,6 +68,46 @@ def test_runs_on_other_data_are_named(run, tmp_path):
     assert notes[1].startswith("Other data, whose metrics do not compare: ")
     assert notes[1].endswith("(01234567)")
     assert af.compare([run, run.folder]).notes() == []
+
+
+def test_epochs_that_are_not_counted_from_1_are_damage(run, tmp_path):
+    damaged = shutil.copytree(run.folder, tmp_path / "damaged")
+    path = damaged / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines(True)[1])
+    found = af.compare([run, damaged], tmp_path / "report")
+    assert found.unread == [
+        f"{damaged}: the run cannot be read: metrics.jsonl: expected the epochs 1 to 1, one per line, got [2]"
+    ]
+
+
+def at_data_folder(run, folder, data):
+    moved = shutil.copytree(run.folder, folder)
+    path = moved / "best/checkpoint.json"
+    about = json.loads(path.read_text())
+    about["config"]["data"]["folder"] = str(data)
+    path.write_text(json.dumps(about))
+    return moved
+
+
+def test_a_relative_path_to_the_data_is_the_same_folder(run, data, tmp_path):
+    moved = at_data_folder(run, tmp_path / "relative", os.path.relpath(data.folder))
+    assert af.compare([run, moved]).notes() == []
+
+
+def test_another_folder_of_data_with_the_same_ids_is_named(run, tmp_path):
+    moved = at_data_folder(run, tmp_path / "moved", tmp_path / "copy")
+    notes = af.compare([run, moved]).notes()
+    assert len(notes) == 2
+    assert notes[1].startswith("Another data folder, whose metrics compare if it has the same rows: ")
+    assert f": {tmp_path}/copy (" in notes[1]
+
+
+def test_the_report_of_a_run_is_not_overwritten(run, capsys):
+    before = {path: path.read_bytes() for path in run.folder.glob("report.*")}
+    assert main(["compare", str(run.folder), "--out", str(run.folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"adaftr-fast compare: out: expected a folder for the report, got the folder of a run: {run.folder}"
+    assert {path: path.read_bytes() for path in run.folder.glob("report.*")} == before
 
 
 def test_the_report_has_tables_and_curves(run, other, unfinished, tmp_path):
