@@ -59,11 +59,13 @@ class RunConfig:
     def from_dict(cls, sections: Any) -> RunConfig:
         """Reads the output of ``to_dict`` or a part of it; missing options have their defaults.
 
+        ``model.class`` is another name of ``model.name``, as on the command line.
+
         Raises:
             ConfigError: a key is unknown, or a value has another type or is out of range.
         """
         try:
-            return from_json(cls, sections, "config")
+            return from_json(cls, _with_model_name(sections), "config")
         except ConfigError:
             raise
         except ValueError as error:
@@ -116,6 +118,17 @@ class RunConfig:
             kept = set(names(SECTIONS[name], "identifies")) - same
             sections[name] = {key: value for key, value in section.items() if key in kept}
         return sections
+
+
+def _with_model_name(sections: Any) -> Any:
+    """Replaces ``model.class`` by ``model.name``; a field of a dataclass cannot be called "class"."""
+    model = sections.get("model") if isinstance(sections, dict) else None
+    if not isinstance(model, dict) or "class" not in model:
+        return sections
+    if "name" in model:
+        raise ConfigError("config.model: expected name or class, got both")
+    options = {key: value for key, value in model.items() if key != "class"}
+    return sections | {"model": options | {"name": model["class"]}}
 
 
 FREE_ON_RESUME = {f"{name}.{each}" for name, section in SECTIONS.items() for each in names(section, "free_on_resume")}

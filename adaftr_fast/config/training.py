@@ -1,5 +1,6 @@
 """The training section of a run."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +69,8 @@ class TrainingConfig(Section):
         super().__post_init__()
         chosen = [*self.trackers]
         if self.tensorboard:
+            text = 'training.tensorboard is deprecated: use training.trackers = ["tensorboard"]'
+            warnings.warn(text, FutureWarning, stacklevel=3)
             chosen.append("tensorboard")
         self.trackers = list(dict.fromkeys(chosen))
         self.tensorboard = False

@@ -40,3 +40,11 @@ def test_a_file_that_is_nested_too_deeply_is_named(tmp_path):
     path.write_text(f"model = {'[' * 100_000}{']' * 100_000}")
     with pytest.raises(ConfigError, match=r"deep.toml: nested too deeply$"):
         RunConfig.from_toml(path)
+
+
+def test_a_file_names_an_own_model_by_class_as_the_command_line_does(tmp_path):
+    (tmp_path / "run.toml").write_text('[model]\nclass = "nets:Net"\nembedding_dim = 4\n')
+    read = RunConfig.from_toml(tmp_path / "run.toml").model
+    assert (read.name, read.embedding_dim) == ("nets:Net", 4)
+    with pytest.raises(ConfigError, match=r"^config\.model: expected name or class, got both$"):
+        RunConfig.from_dict({"model": {"class": "nets:Net", "name": "mmoe"}})

@@ -244,8 +244,10 @@ def test_a_damaged_list_of_runs_is_named(tmp_path):
 
 
 def test_the_former_option_selects_tensorboard():
-    assert TrainingConfig(tensorboard=True) == TrainingConfig(trackers=["tensorboard"])
-    read = RunConfig.from_dict({"training": {"tensorboard": True, "trackers": ["wandb", "wandb"]}})
+    with pytest.warns(FutureWarning, match=r"^training\.tensorboard is deprecated: use training\.trackers = "):
+        assert TrainingConfig(tensorboard=True) == TrainingConfig(trackers=["tensorboard"])
+    with pytest.warns(FutureWarning):
+        read = RunConfig.from_dict({"training": {"tensorboard": True, "trackers": ["wandb", "wandb"]}})
     assert read.training.trackers == ["wandb", "tensorboard"]
     message = r"^training.trackers\[0\]: expected one of tensorboard, wandb, mlflow, got 'comet'$"
     with pytest.raises(ConfigError, match=message):
