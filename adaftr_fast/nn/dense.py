@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+EncodingKind = Literal["standard", "log", "piecewise"]
 SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
@@ -46,7 +47,7 @@ class NumericEncoding:
     """
 
     name: str
-    kind: Literal["standard", "log", "piecewise"]
+    kind: EncodingKind
     mean: float
     std: float
     low: float

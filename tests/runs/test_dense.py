@@ -164,10 +164,10 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(ready, tmp_path, monk
     fit_one(data, config, tmp_path / "whole")
     step, count = Stepper.step, iter(range(100))
 
-    def failing(self, batch, number):
+    def failing(self, batch, number, epochs):
         if next(count) == 13:  # in the second epoch
             raise RuntimeError("killed")
-        return step(self, batch, number)
+        return step(self, batch, number, epochs)
 
     monkeypatch.setattr(Stepper, "step", failing)
     with pytest.raises(RuntimeError, match="killed"):

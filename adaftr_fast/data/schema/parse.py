@@ -10,7 +10,7 @@ from collections.abc import Collection
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from adaftr_fast._files import check_name
 from adaftr_fast._json import from_json, loads_toml
@@ -18,6 +18,7 @@ from adaftr_fast.data.schema.checks import check_keys, condition, number, string
 from adaftr_fast.data.schema.types import SPLITS, Field, HashRange, Label, Schema, SplitRule
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
+from adaftr_fast.nn.dense import EncodingKind
 
 REQUIRED = ("name", "labels", "split", "fields")
 OPTIONAL = (
@@ -50,7 +51,7 @@ FIELD_KEYS = (
 )
 
 
-ENCODINGS = ("standard", "log", "piecewise")
+ENCODINGS = get_args(EncodingKind)
 COMMON = "common_"  # prefix of a role: the common features of that role's skeleton file (format aliccp)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from adaftr_fast.data.synthetic.log import LogConfig
+from adaftr_fast.nn.dense import EncodingKind
 
 SPLITS = ("train", "validation", "test")
 
@@ -39,7 +40,7 @@ class Field:
     tokens: Literal["last", "all"] | None = None
     separator: str | None = None
     hashed: int | None = None
-    encoding: Literal["standard", "log", "piecewise"] | None = None
+    encoding: EncodingKind | None = None
     length: int | None = None
     vocabulary: str | None = None
 
