@@ -8,11 +8,12 @@ command line, everything is imported when it is used: ``--help`` is fast, and Op
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from adaftr_fast._startup import bound_spinning, is_command
+from adaftr_fast._startup import bound_spinning, end_with_launcher, is_command
 from adaftr_fast.errors import UserError, extras_needed
 
 if is_command():
     bound_spinning()
+    end_with_launcher()  # importing torch takes seconds
 else:
     from adaftr_fast import optim
     from adaftr_fast._extension import build_info, cpu_capability, set_cpu_capability

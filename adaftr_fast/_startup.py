@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 COMMAND, MODULE = "adaftr-fast", "adaftr_fast.cli"
 PARENT = os.getppid()  # another process adopts this one if the parent ends
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # set in its ranks
+PR_SET_PDEATHSIG = 1
 SPIN, WAIT_POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
 # Rounds of waiting before a thread sleeps, measured in benchmarks/README.md, "Shared machines". libgomp's are 300,000.
 ON_AN_IDLE_MACHINE, BESIDE_OTHER_WORK = 10_000, 300
@@ -31,6 +34,14 @@ def bound_spinning() -> None:
     if WAIT_POLICY not in os.environ:
         is_idle = os.getloadavg()[0] < (os.cpu_count() or 1) / 2
         os.environ.setdefault(SPIN, str(ON_AN_IDLE_MACHINE if is_idle else BESIDE_OTHER_WORK))
+
+
+def end_with_launcher() -> None:
+    """Makes Linux kill a rank when torchrun, its parent, ends from now on. Does nothing without torchrun or Linux."""
+    if TORCHRUN in os.environ and sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def waiting() -> str:

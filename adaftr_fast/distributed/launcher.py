@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 
 from adaftr_fast import _startup
 from adaftr_fast.errors import RankError
-
-PR_SET_PDEATHSIG = 1
 
 
 def end_with_launcher() -> None:
@@ -22,8 +18,8 @@ def end_with_launcher() -> None:
     Raises:
         RankError: torchrun has ended already.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+    if _startup.TORCHRUN not in os.environ or sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _startup.end_with_launcher()
     if os.getppid() != _startup.PARENT:  # the signal is that of a parent that ends from now on
         raise RankError("torchrun, which started this rank, has ended")
