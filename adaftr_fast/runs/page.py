@@ -34,7 +34,7 @@ def _facts(manifest: Manifest, config: RunConfig, run: TrainedRun) -> str:
     minutes = sum(record["seconds"] for record in run.epochs) / 60
     facts = {
         "data": f"{manifest.dataset} in {config.data.folder}: rows {rows}",
-        "inputs": f"{len(manifest.fields):,} fields, {sum(manifest.num_embeddings):,} ids",
+        "inputs": f"{len(manifest.fields) + len(manifest.dense):,} fields, {sum(manifest.num_embeddings):,} ids",
         "tasks": ", ".join(manifest.tasks),
         "best epoch": f"{run.best_epoch} of {len(run.epochs)}, by mean validation AUC",
         "training time": f"{minutes:,.1f} minutes, {run.samples_per_s:,.0f} samples/s",
