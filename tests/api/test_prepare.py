@@ -121,7 +121,7 @@ def test_text_is_read_as_lists_where_the_command_says_so(shop, tmp_path, capsys)
     log.write_text("\n".join([f"{header},tags", *(f"{row},a|b{n % 7}" for n, row in enumerate(rows))]))
     command = ["prepare", "--files", str(log), "--labels", "click", "--ignore", "conversion", "--out"]
     assert main([*command, str(tmp_path / "data"), "--multi", "tags=|", "user="]) == 0
-    assert "| tags  | categorical, lists separated by '|' |" in capsys.readouterr().out
+    assert r"| tags  | categorical, lists separated by '\|' |" in capsys.readouterr().out
     options = {"labels": "click", "ignore": "conversion", "progress": False}
     assert af.prepare(log, tmp_path / "api", **options, multi={"tags": "|"}).manifest.num_embeddings[-1] == 9
     assert af.prepare(log, tmp_path / "text", **options).manifest.num_embeddings[-1] == 8

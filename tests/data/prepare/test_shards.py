@@ -73,7 +73,7 @@ def test_bad_rows_are_summed_over_shards(log, tmp_path):
     manifest, _ = run_shards(schema, [tmp_path / "log.csv"], tmp_path / "by2", 2, bad_rows=0.01)
     assert manifest.bad_rows.bad == 3
     assert_same(tmp_path / "by2", tmp_path / "whole")
-    with pytest.raises(DataError, match=r"3 of 3,000 rows cannot be read .*a share of 0\.0005"):
+    with pytest.raises(DataError, match=r"3 of 3,000 rows cannot be read .*tolerated share, now 0\.0005"):
         run_shards(schema, [tmp_path / "log.csv"], tmp_path / "few", 2, bad_rows=0.0005)
 
 
