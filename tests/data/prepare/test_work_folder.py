@@ -36,11 +36,11 @@ def test_interrupted_run_resumes(source, write, tmp_path, monkeypatch):
     prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "whole")
     real, done = stages.write_split, []
 
-    def interrupted(schema, encoders, groups, batches, path, *others):
+    def interrupted(schema, encoders, groups, raw, batches, path, check):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(path.name)
-        real(schema, encoders, groups, batches, path, *others)
+        real(schema, encoders, groups, raw, batches, path, check)
 
     monkeypatch.setattr(stages, "write_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
