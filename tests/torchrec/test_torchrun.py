@@ -42,7 +42,13 @@ def by_two(data, tmp_path_factory):
 def test_run_equals_replicated_tables(data, by_two, tmp_path):
     finish(torchrun(2, arguments(data, tmp_path, **ROW_WISE | {"training__tables": "replicated"})))
     assert metrics(by_two) == pytest.approx(metrics(tmp_path), rel=1e-3)
-    assert sorted(path.name for path in by_two.iterdir()) == ["best", "metrics.jsonl", "test.json"]
+    assert sorted(path.name for path in by_two.iterdir()) == [
+        "best",
+        "metrics.jsonl",
+        "report.md",
+        "report.png",
+        "test.json",
+    ]
 
 
 def test_ranks_pickle_nothing(data, by_two, tmp_path, rendezvous):

@@ -129,7 +129,9 @@ def killed_before_the_best_was_saved(rank: int, folder: str) -> dict:
     if rank == 0:
         remove_checkpoint(Path(folder, "best"))
     again = trainer(Path(folder), Ranks(dist.HashStore(), 60), "ids", "adagrad", BY_ROW)
+    again.config = run.config
     assert again.resume()
+    again.fit()  # has no epoch left to train
     dist.barrier()
     return {"saved": saved, "again": load_checkpoint(Path(folder, "best"))[0]}
 

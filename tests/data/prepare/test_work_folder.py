@@ -50,10 +50,10 @@ def test_interrupted_run_resumes(source, write, tmp_path, monkeypatch):
     assert len(staged) == 1
     written = staged[0].stat().st_mtime_ns
 
-    def resumed(schema, encoders, groups, batches, path, check):
+    def resumed(schema, encoders, groups, raw, batches, path, check):
         assert staged[0].stat().st_mtime_ns == written
         done.append(path.name)
-        real(schema, encoders, groups, batches, path, check)
+        real(schema, encoders, groups, raw, batches, path, check)
 
     monkeypatch.setattr(stages, "write_split", resumed)
     prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "out")
