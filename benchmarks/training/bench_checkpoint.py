@@ -98,12 +98,13 @@ def training(ids: int, turns: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         steps = Steps(ids, Path(folder))
         count, _, _ = steps.with_snapshot()  # allocates the copy
-        lost, pauses, writes, counts = [], [], [], []
+        lost, pauses, writes, threads, counts = [], [], [], [], []
         for _ in range(turns):
             before = steps.plain(count) / count
             count, seconds, pause = steps.with_snapshot()
             lost.append(seconds - count * (before + steps.plain(count) / count) / 2)
             pauses.append(pause)
+            threads.append(seconds)
             counts.append(count)
             writes.append(steps.write())
         return {
@@ -111,6 +112,7 @@ def training(ids: int, turns: int) -> dict[str, Any]:
             "GB": sum(each.nbytes for each in steps.state().values()) / 1e9,
             "steps": statistics.median(counts),
             "write s": statistics.median(writes),
+            "thread s": statistics.median(threads),
             "pause s": statistics.median(pauses),
             "lost s": statistics.median(lost),
             "lost s of each": [round(each, 3) for each in lost],
@@ -160,10 +162,10 @@ def by_ranks(sizes: list[int], rows: int, turns: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ids", type=int, default=450_000, help="of every field")
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--ids", type=int, default=50_000, help="of every field")
+    parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--table", type=int, default=20_000_000, help="rows of the table of all ranks")
+    parser.add_argument("--table", type=int, default=5_000_000, help="rows of the table of all ranks")
     arguments = parser.parse_args()
     cases = [training(arguments.ids, arguments.turns)]
     print(cases[0])
