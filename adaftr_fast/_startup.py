@@ -36,12 +36,18 @@ def bound_spinning() -> None:
         os.environ.setdefault(SPIN, str(ON_AN_IDLE_MACHINE if is_idle else BESIDE_OTHER_WORK))
 
 
-def end_with_launcher() -> None:
-    """Makes Linux kill a rank when torchrun, its parent, ends from now on. Does nothing without torchrun or Linux."""
-    if TORCHRUN in os.environ and sys.platform == "linux":
-        import ctypes
+def end_with_launcher() -> bool:
+    """Makes Linux kill a rank when torchrun, its parent, ends from now on.
 
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    Returns:
+        Whether it does: False without torchrun or Linux.
+    """
+    if TORCHRUN not in os.environ or sys.platform != "linux":
+        return False
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    return True
 
 
 def waiting() -> str:

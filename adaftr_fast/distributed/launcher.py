@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from adaftr_fast import _startup
 from adaftr_fast.errors import RankError
@@ -18,8 +17,7 @@ def end_with_launcher() -> None:
     Raises:
         RankError: torchrun has ended already.
     """
-    if _startup.TORCHRUN not in os.environ or sys.platform != "linux":
-        return
-    _startup.end_with_launcher()
-    if os.getppid() != _startup.PARENT:  # the signal is that of a parent that ends from now on
+    if (
+        _startup.end_with_launcher() and os.getppid() != _startup.PARENT
+    ):  # the signal is that of a parent that ends from now on
         raise RankError("torchrun, which started this rank, has ended")

@@ -1,4 +1,4 @@
-"""Fits the encodings of dense numeric fields to the counted values of the training split."""
+"""Fits the encodings of dense numeric fields to the moments of the training split."""
 
 from __future__ import annotations
 

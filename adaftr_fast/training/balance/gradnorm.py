@@ -21,8 +21,7 @@ class GradNorm(GradientBalance):
 
     W are all shared parameters, embedding tables included; the paper takes the last shared layer, which a model here
     does not name. L_t(0) is the first loss of the task that is above 0; until then the task is left out of both means,
-    and its weight has the gradient 0. The optimizer of the dense weights updates w, and w is clamped
-    to at least 0.
+    and its weight has the gradient 0. The optimizer of the dense weights updates w, and w is clamped to at least 0.
 
     Args:
         task_names: T names.
