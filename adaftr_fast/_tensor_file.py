@@ -28,6 +28,13 @@ class Readable(Protocol):
     def __getitem__(self, rows: slice) -> Tensor: ...
 
 
+class Checksum(Protocol):
+    """An object of hashlib, or ``CRC32``."""
+
+    def update(self, data: bytes | memoryview, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
 def shard_key(name: str, first_row: int) -> str:
     """Returns the name, in a shard file, of the rows of the tensor ``name`` from ``first_row`` on."""
     return f"{name}@{first_row}"
@@ -38,11 +45,19 @@ def in_file_order(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, checksum: Checksum | None = None
+) -> str:
     """Writes ``tensors`` and string ``metadata`` to ``path``, which it replaces.
 
+    Args:
+        path: the path of the file.
+        tensors: the tensors by name.
+        metadata: the metadata.
+        checksum: a new checksum; by default SHA-256.
+
     Returns:
-        The SHA-256 of the content in hexadecimal. It is computed from memory, so it also tells a file that the disk
+        The checksum of the content in hexadecimal. It is computed from memory, so it also tells a file that the disk
         has changed.
 
     Raises:
@@ -56,12 +71,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         header[name] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
+    checksum = checksum or hashlib.sha256()
     with path.open("wb") as file:
         for block in _blocks(struct.pack("<Q", len(text)) + text, tensors):
             file.write(block)
-            digest.update(block)
-    return digest.hexdigest()
+            checksum.update(block)
+    return checksum.hexdigest()
 
 
 def _blocks(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:

@@ -1,3 +1,5 @@
+import hashlib
+import zlib
 from itertools import pairwise
 
 import pytest
@@ -5,7 +7,7 @@ import safetensors.torch
 import torch
 
 from adaftr_fast import _tensor_file
-from adaftr_fast._files import sha256
+from adaftr_fast._files import CRC32, has_checksum
 from adaftr_fast._tensor_file import SavedTensors, in_file_order, shard_key, write_tensors
 
 TENSORS = {
@@ -30,10 +32,20 @@ def test_safetensors_reads_the_file(tmp_path):
         assert found[name].data_ptr() % value.dtype.itemsize == 0
 
 
-def test_the_digest_is_that_of_the_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("checksum", "expected"),
+    [
+        (None, lambda content: hashlib.sha256(content).hexdigest()),
+        (CRC32, lambda content: f"{zlib.crc32(content):08x}"),
+    ],
+)
+def test_the_checksum_is_that_of_the_file(tmp_path, monkeypatch, checksum, expected):
     monkeypatch.setattr(_tensor_file, "BLOCK", 5)  # so that a tensor takes several blocks
-    digest = write_tensors(tmp_path / "file", TENSORS, {"about": "τ"})
-    assert digest == sha256(tmp_path / "file")
+    found = write_tensors(tmp_path / "file", TENSORS, {"about": "τ"}, checksum and checksum())
+    content = (tmp_path / "file").read_bytes()
+    assert found == (f"{zlib.crc32(content):08x}" if checksum else hashlib.sha256(content).hexdigest())
+    assert has_checksum(tmp_path / "file", found)
+    assert not has_checksum(tmp_path / "file", f"{int(found, 16) ^ 1:0{len(found)}x}")
     assert torch.equal(safetensors.torch.load_file(tmp_path / "file")["doubles"], TENSORS["doubles"])
 
 

@@ -1,22 +1,21 @@
-"""Tensor files named by their sha256: written durably, and verified before they are read.
+"""Tensor files named by a checksum: written durably, and verified before they are read.
 
 With sharded tables each rank writes a *shard file* with the rows that it holds. Rank 0 then writes a file that lists
-the shard files with their sha256, and so commits them. All ranks must see the folder.
+the shard files with their checksums, and so commits them. All ranks must see the folder.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
 
-from adaftr_fast._files import sha256, sync
-from adaftr_fast._tensor_file import SavedTensors, shard_key, write_tensors
+from adaftr_fast._files import has_checksum, sync
+from adaftr_fast._tensor_file import Checksum, SavedTensors, shard_key, write_tensors
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.torchrec.rows import ShardedRows
@@ -25,35 +24,30 @@ MARK = ".ranks"  # a file with which the ranks check that they see one folder
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class TensorFile:
-    """A file in the folder of the file that lists it.
-
-    Attributes:
-        name: the name of the file.
-        sha256: the SHA-256 of its content in hexadecimal.
-    """
-
-    name: str
-    sha256: str
-
-
 def write_file(
-    temporary: Path, name: str, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
-) -> TensorFile:
+    temporary: Path,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    checksum: Checksum | None = None,
+) -> tuple[str, str]:
     """Writes a file, which is on disk on return, with its name.
 
     Args:
         temporary: the path while it is written, in the folder of the file.
-        name: the name of the file, in which ``{}`` is replaced by the sha256 and ``{:.16}`` by 16 digits of it.
+        name: the name of the file, in which ``{}`` is replaced by the checksum and ``{:.16}`` by 16 digits of it.
         tensors: the tensors by name.
         metadata: the metadata.
+        checksum: a new checksum; by default SHA-256.
+
+    Returns:
+        The file's name and the checksum of its content in hexadecimal.
 
     Raises:
         OSError: the file cannot be written; no temporary file is left.
     """
     try:
-        digest = write_tensors(temporary, tensors, metadata)
+        digest = write_tensors(temporary, tensors, metadata, checksum)
         sync(temporary)
         named = temporary.with_name(name.format(digest))
         temporary.replace(named)
@@ -61,7 +55,7 @@ def write_file(
         temporary.unlink(missing_ok=True)
         raise
     sync(named.parent)
-    return TensorFile(named.name, digest)
+    return named.name, digest
 
 
 def local_rows(sharded: Mapping[str, ShardedRows]) -> dict[str, Tensor]:
@@ -83,10 +77,15 @@ def read_local_rows(saved: SavedTensors, sharded: Mapping[str, ShardedRows]) -> 
         rows.read(saved.rows(name))
 
 
-def damages(folder: Path, files: Sequence[TensorFile], ranks: Ranks | None) -> list[str]:
-    """Returns what is wrong with ``files``, for the user; empty if they are all as they were written.
+def damages(folder: Path, checksums: Mapping[str, str], ranks: Ranks | None) -> list[str]:
+    """Returns what is wrong with files, for the user; empty if they are all as they were written.
 
     All ``ranks`` must call it with the same files. Each reads some of them, and all return or raise the same.
+
+    Args:
+        folder: the folder of the files.
+        checksums: the recorded checksum of each file, by name, as ``has_checksum`` takes it.
+        ranks: the ranks, or None if this process alone calls it.
 
     Raises:
         CheckpointError: a file cannot be read for another reason than that it is missing.
@@ -94,10 +93,11 @@ def damages(folder: Path, files: Sequence[TensorFile], ranks: Ranks | None) -> l
     rank, size = (0, 1) if ranks is None else (ranks.rank, ranks.size)
     damaged: list[str] = []
     unread: list[str] = []
-    for path, digest in ((folder / each.name, each.sha256) for each in files[rank::size]):
+    for name, checksum in [*checksums.items()][rank::size]:
+        path = folder / name
         try:
-            if sha256(path) != digest:
-                damaged.append(f"{path}: damaged: its {path.stat().st_size} bytes have another sha256 than recorded")
+            if not has_checksum(path, checksum):
+                damaged.append(f"{path}: damaged: its {path.stat().st_size} bytes have another checksum than recorded")
         except FileNotFoundError:
             damaged.append(f"{path}: missing")
         except OSError as error:

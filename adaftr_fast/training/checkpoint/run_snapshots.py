@@ -20,7 +20,7 @@ from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint.background import StateCopy, low_priority_thread
-from adaftr_fast.training.checkpoint.files import TensorFile, local_rows
+from adaftr_fast.training.checkpoint.files import local_rows
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot, remove_snapshots, save_shard, save_snapshot
 from adaftr_fast.training.checkpoint.weights import Description
@@ -28,7 +28,7 @@ from adaftr_fast.training.checkpoint.weights import Description
 LAST = "last"  # in the run folder; present while the run is unfinished
 MEAN = "mean/"
 Sharded = Mapping[str, ShardedRows]
-Commit = Callable[[Sequence[TensorFile]], None]
+Commit = Callable[[Sequence[str]], None]
 Found = tuple[Progress, SavedTensors, dict[str, Tensor]]
 """The progress, the saved tensors (read on access) and the sums of the running means."""
 
@@ -59,7 +59,7 @@ class RunSnapshots:
         self.identity = _Identity(about.config.flat(), about.fingerprint, rows)
         self._saved_at = time.monotonic()
         self._copy, self._thread = StateCopy(), low_priority_thread()
-        self._writing: Future[TensorFile | None] | None = None  # the thread's write, until its error has been raised
+        self._writing: Future[str | None] | None = None  # the thread's write, until its error has been raised
         self._commit: Commit | None = None  # what is left to do when all ranks have written their shards
 
     def due(self) -> bool:
@@ -130,8 +130,12 @@ class RunSnapshots:
             self.ranks.from_rank_zero(lambda: commit(shards))
         self._saved_at = time.monotonic()
 
-    def wait(self) -> TensorFile | None:
-        """Waits until the thread has written and returns this rank's shard. Raises CheckpointError if that failed."""
+    def wait(self) -> str | None:
+        """Waits until the thread has written. Returns the name of this rank's shard, if there is one.
+
+        Raises:
+            CheckpointError: the thread could not write.
+        """
         writing, self._writing = self._writing, None
         return None if writing is None else writing.result()
 
@@ -176,19 +180,17 @@ class RunSnapshots:
         self.wait()
         return time.monotonic() - self._saved_at >= self.seconds
 
-    def _shards_of_all(self, shard: TensorFile | None) -> list[TensorFile]:
-        """Returns every rank's shard."""
+    def _shards_of_all(self, shard: str | None) -> list[str]:
+        """Returns the names of every rank's shard."""
         assert self.ranks is not None  # without, there are no shards
         assert shard is not None  # written before
-        return [TensorFile(**each) for each in self.ranks.gathered(asdict(shard))]
+        return self.ranks.gathered(shard)
 
-    def _after_copy(self, write: Callable[[], TensorFile | None]) -> TensorFile | None:
+    def _after_copy(self, write: Callable[[], str | None]) -> str | None:
         self._copy.wait()
         return write()
 
-    def _save(
-        self, position: int, tensors: dict[str, Tensor], run: dict[str, Any], shards: Sequence[TensorFile] = ()
-    ) -> None:
+    def _save(self, position: int, tensors: dict[str, Tensor], run: dict[str, Any], shards: Sequence[str] = ()) -> None:
         save_snapshot(self.folder, position, tensors, run, shards)
 
     def _description(self, progress: Progress) -> tuple[int, dict[str, Any]]:

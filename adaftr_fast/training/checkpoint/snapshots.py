@@ -1,7 +1,8 @@
 """Snapshot files: the two newest snapshots of a run in a folder.
 
-A snapshot is a safetensors file with JSON metadata. Its name ends with the sha256 of its content, so a truncated or
-changed file is detected. The file gets its name after it has been written and synced to disk.
+A snapshot is a safetensors file with JSON metadata. Its name ends with the CRC-32 of its content, so a truncated or
+changed file is detected; earlier versions put the SHA-256 there. The file gets its name after it has been written and
+synced to disk.
 
 With sharded tables the rows are in shard files beside it, one per rank, and its metadata lists them. It is written
 after all of them.
@@ -14,29 +15,28 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
 
-from adaftr_fast._files import check_name, followed, make_folder, sha256, sync
+from adaftr_fast._files import CRC32, check_name, followed, has_checksum, make_folder, sync
 from adaftr_fast._json import from_json, loads
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
-from adaftr_fast.training.checkpoint.files import TensorFile, damages, on_rank_zero, write_file
+from adaftr_fast.training.checkpoint.files import damages, on_rank_zero, write_file
 
 KEEP = 2  # the newest one and a fallback
 KEY, SHARDS = "run", "shards"
-VERSION, VERSION_WITH_SHARDS = 1, 2
+VERSION = 3
+READ = (1, 2, VERSION)  # 1 and 2 have the sha256 in the names, and 2 has it also beside the names of the shards
 SUFFIX, SHARD_SUFFIX, TEMPORARY = ".safetensors", ".shard", ".writing"
-DIGITS = 32  # of the sha256 in a file name
 
 
 def save_snapshot(
-    folder: Path, position: int, tensors: Mapping[str, Tensor], run: dict[str, Any], shards: Sequence[TensorFile] = ()
+    folder: Path, position: int, tensors: Mapping[str, Tensor], run: dict[str, Any], shards: Sequence[str] = ()
 ) -> None:
     """Writes a snapshot, then removes all but the ``KEEP`` newest ones.
 
@@ -45,24 +45,21 @@ def save_snapshot(
         position: orders the snapshots; larger than that of earlier ones.
         tensors: the tensors by name.
         run: JSON metadata.
-        shards: the files that ``save_shard`` has written on all ranks for this snapshot.
+        shards: the names of the files that ``save_shard`` has written on all ranks for this snapshot.
 
     Raises:
         CheckpointError: the file cannot be written, for example because the disk is full. Earlier snapshots remain.
     """
-    if shards:
-        run = run | {"version": VERSION_WITH_SHARDS, SHARDS: [asdict(each) for each in shards]}
-    else:
-        run = run | {"version": VERSION}
-    name = f"{position:012d}-{{:.{DIGITS}}}{SUFFIX}"
+    run = run | {"version": VERSION} | ({SHARDS: list(shards)} if shards else {})
+    name = f"{position:012d}-{{}}{SUFFIX}"
     with _writing(folder):
         # The json module preserves nan and infinities.
-        write_file(folder / TEMPORARY, name, tensors, {KEY: json.dumps(run)})
+        write_file(folder / TEMPORARY, name, tensors, {KEY: json.dumps(run)}, CRC32())
         _remove_stale(folder)
 
 
-def save_shard(folder: Path, position: int, rank: int, rows: Mapping[str, Tensor]) -> TensorFile:
-    """Writes the rows of a rank for the snapshot of ``position``; they are on disk on return.
+def save_shard(folder: Path, position: int, rank: int, rows: Mapping[str, Tensor]) -> str:
+    """Writes the rows of a rank for the snapshot of ``position``, on disk on return; returns the name of the file.
 
     Args:
         folder: the folder of the snapshots.
@@ -73,9 +70,9 @@ def save_shard(folder: Path, position: int, rank: int, rows: Mapping[str, Tensor
     Raises:
         CheckpointError: the file cannot be written.
     """
-    name = f"{position:012d}-{rank}-{{:.{DIGITS}}}{SHARD_SUFFIX}"
+    name = f"{position:012d}-{rank}-{{}}{SHARD_SUFFIX}"
     with _writing(folder):
-        return write_file(folder / f"{TEMPORARY}-{rank}", name, rows)
+        return write_file(folder / f"{TEMPORARY}-{rank}", name, rows, checksum=CRC32())[0]
 
 
 def load_snapshot(folder: Path, ranks: Ranks | None = None) -> tuple[SavedTensors, dict[str, Any]] | None:
@@ -96,11 +93,11 @@ def load_snapshot(folder: Path, ranks: Ranks | None = None) -> tuple[SavedTensor
     def newest() -> str | None:
         for path in _newest_first(folder):
             try:
-                if sha256(path)[:DIGITS] == path.stem.rpartition("-")[2]:
+                if has_checksum(path, _checksum(path.name)):
                     return path.name
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be read: {error}") from error
-            remove(path, "its sha256 differs from its name")
+            remove(path, "its content differs from the checksum in its name")
         if removed:
             raise CheckpointError(f"{folder}: all snapshots of the unfinished run are damaged: the run must restart")
         return None
@@ -113,7 +110,7 @@ def load_snapshot(folder: Path, ranks: Ranks | None = None) -> tuple[SavedTensor
     while (name := on_rank_zero(ranks, newest)) is not None:
         path = folder / name
         run, shards = _description(path)
-        faults = damages(folder, shards, ranks)
+        faults = damages(folder, {each: _checksum(each) for each in shards}, ranks)
         if not faults:
             return _opened(path, shards), run
         if ranks is None or ranks.is_rank_zero:
@@ -152,17 +149,23 @@ def _remove_stale(folder: Path) -> None:
         path.unlink()
 
 
-def _description(path: Path) -> tuple[dict[str, Any], list[TensorFile]]:
-    """Returns the metadata of a snapshot and its shard files."""
+def _checksum(name: str) -> str:
+    """Returns the checksum in the name of a file."""
+    return Path(name).stem.rpartition("-")[2]
+
+
+def _description(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Returns the metadata of a snapshot and the names of its shard files."""
     run = _run(path)
-    if run.get("version") not in (VERSION, VERSION_WITH_SHARDS):
-        raise CheckpointError(
-            f"{path}: version {run.get('version')}, this program reads version {VERSION} and {VERSION_WITH_SHARDS}"
-        )
+    if run.get("version") not in READ:
+        raise CheckpointError(f"{path}: version {run.get('version')}, this program reads versions 1 to {VERSION}")
     try:
-        shards = from_json(list[TensorFile], run.get(SHARDS, []))
+        if run["version"] == 2:
+            shards = [each.get("name", "") for each in from_json(list[dict[str, str]], run.get(SHARDS, []))]
+        else:
+            shards = from_json(list[str], run.get(SHARDS, []))
         for each in shards:
-            check_name(each.name, SHARDS)
+            check_name(each, SHARDS)
     except ValueError as error:
         raise CheckpointError(f"{path}: not a snapshot: {error}") from error
     return run, shards
@@ -175,9 +178,9 @@ def _run(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a snapshot: {error}") from error
 
 
-def _opened(path: Path, shards: list[TensorFile]) -> SavedTensors:
+def _opened(path: Path, shards: list[str]) -> SavedTensors:
     try:
-        return SavedTensors(path, [path.with_name(each.name) for each in shards])
+        return SavedTensors(path, [path.with_name(each) for each in shards])
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path}: not a snapshot: {error}") from error
 

@@ -24,7 +24,7 @@ from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.torchrec.rows import ShardedRows
-from adaftr_fast.training.checkpoint.files import TensorFile, damages, local_rows, write_file
+from adaftr_fast.training.checkpoint.files import damages, local_rows, write_file
 
 VERSION, VERSION_WITH_SHARDS = 1, 2
 FILE, WEIGHTS = "checkpoint.json", "weights-*.safetensors"
@@ -59,18 +59,25 @@ class Description:
 
 
 @dataclass(frozen=True)
+class _Shard:
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class _Head:
     version: int
     weights: str  # name of the weights file
     sha256: str
-    shards: list[TensorFile] = field(default_factory=list)
+    shards: list[_Shard] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values, without shards if there are none."""
         return {key: value for key, value in asdict(self).items() if key != "shards" or value}
 
-    def files(self) -> list[TensorFile]:
-        return [TensorFile(self.weights, self.sha256), *self.shards]
+    def checksums(self) -> dict[str, str]:
+        """Returns the sha256 of every file by its name, the weights file first."""
+        return {self.weights: self.sha256} | {each.name: each.sha256 for each in self.shards}
 
 
 def save_checkpoint(
@@ -93,21 +100,21 @@ def save_checkpoint(
     Raises:
         OSError: a file cannot be written. The former checkpoint remains.
     """
-    shards: list[dict[str, Any]] = []
+    shards: list[list[str]] = []
     number = 0
     if sharded and ranks is not None:
         number = ranks.rank
         ranks.from_rank_zero(lambda: bool(make_folder(folder)))  # and it removes no more files in it
         shard = write_file(_temporary(folder, number), f"weights-{number}-{{:.16}}.safetensors", local_rows(sharded))
-        shards = ranks.gathered(asdict(shard))
+        shards = ranks.gathered(list(shard))
         if number > 0:
             return
     make_folder(folder)
-    weights = write_file(_temporary(folder, number), "weights-{:.16}.safetensors", model.state_dict())
+    weights, digest = write_file(_temporary(folder, number), "weights-{:.16}.safetensors", model.state_dict())
     version = VERSION_WITH_SHARDS if shards else VERSION
-    head = _Head(version, weights.name, weights.sha256, [TensorFile(**each) for each in shards])
+    head = _Head(version, weights, digest, [_Shard(*each) for each in shards])
     replace_file(folder / FILE, (dumps(head.to_dict() | about.to_dict(), indent=2) + "\n").encode())
-    kept = {each.name for each in head.files()}
+    kept = head.checksums()
     for stale in [*folder.glob(WEIGHTS), *folder.glob(".weights-*")]:  # the latter of killed processes
         if stale.name not in kept:
             stale.unlink()
@@ -150,7 +157,7 @@ def open_checkpoint(folder: Path) -> tuple[SavedTensors, Description]:
     head, about = _read(folder)
     if not any(folder.glob(WEIGHTS)):
         raise CheckpointError(f"{folder / head.weights}: missing: tune keeps the weights of its best trial only")
-    return _opened(folder, head.files(), None), about
+    return _opened(folder, head.checksums(), None), about
 
 
 def open_on_all_ranks(folder: Path, ranks: Ranks) -> SavedTensors:
@@ -159,14 +166,13 @@ def open_on_all_ranks(folder: Path, ranks: Ranks) -> SavedTensors:
     Raises:
         CheckpointError: like ``open_checkpoint``, on all ranks.
     """
-    files = ranks.from_rank_zero(lambda: [asdict(each) for each in _read(folder)[0].files()])
-    return _opened(folder, [TensorFile(**each) for each in files], ranks)
+    return _opened(folder, ranks.from_rank_zero(lambda: _read(folder)[0].checksums()), ranks)
 
 
-def _opened(folder: Path, files: list[TensorFile], ranks: Ranks | None) -> SavedTensors:
-    for damage in damages(folder, files, ranks):
+def _opened(folder: Path, checksums: dict[str, str], ranks: Ranks | None) -> SavedTensors:
+    for damage in damages(folder, checksums, ranks):
         raise CheckpointError(damage)
-    paths = [folder / each.name for each in files]
+    paths = [folder / name for name in checksums]
     try:
         return SavedTensors(paths[0], paths[1:])
     except (SafetensorError, ValueError) as error:
@@ -184,8 +190,8 @@ def _read(folder: Path) -> tuple[_Head, Description]:
             raise CheckpointError(
                 f"{path}: version {head.version}, this program reads version {VERSION} and {VERSION_WITH_SHARDS}"
             )
-        for each in head.files():
-            check_name(each.name, "weights")
+        for name in head.checksums():
+            check_name(name, "weights")
         about = from_json(Description, content)
         for section in SECTIONS:  # defaults would describe another run
             if section not in content["config"]:

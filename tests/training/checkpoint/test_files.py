@@ -15,7 +15,7 @@ from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.torchrec.rows import Shard, ShardedRows
 from adaftr_fast.training.checkpoint import background
-from adaftr_fast.training.checkpoint.files import check_shared_folder, read_local_rows
+from adaftr_fast.training.checkpoint.files import check_shared_folder, read_local_rows, write_file
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot, remove_snapshots, save_shard, save_snapshot
@@ -186,6 +186,21 @@ def test_a_kill_at_any_point_leaves_a_whole_snapshot(saved):
     assert found.total_steps == 4
     assert number > 10
     assert len(list((saved / "last").iterdir())) == 6
+
+
+def test_a_snapshot_that_an_earlier_version_named_by_sha256_is_read(saved):
+    last = saved / "last"
+    rows = {f"table@{first}": values(4)[first:stop] for first, stop in pairwise(BOUNDS["two"])}
+    name, digest = write_file(last / ".writing", "000000000009-0-{:.32}.shard", rows)
+    run = {"identity": asdict(snapshots(saved, None).identity), "progress": asdict(Progress(total_steps=9))}
+    run |= {"version": 2, "shards": [{"name": name, "sha256": digest}]}
+    write_file(last / ".writing", "000000000009-{:.32}.safetensors", {}, {"run": json.dumps(run)})
+    assert torch.equal(snapshots(saved, None).load()[1]["table"], values(4))
+    content = bytearray((last / name).read_bytes())
+    content[-1] ^= 1
+    (last / name).write_bytes(content)
+    with pytest.warns(RuntimeWarning, match="another checksum than recorded"):
+        assert snapshots(saved, None).load()[0].total_steps == 3
 
 
 def test_the_thread_writes_shards_and_a_later_step_commits_them(by_two):
