@@ -255,7 +255,7 @@ def test_a_kill_while_snapshots_are_removed_leaves_none_without_its_shards(tmp_p
     save_snapshot(folder, 1, {"bias": torch.ones(3)}, {"progress": {}}, [shard])
 
     def killed(path):
-        (folder / shard.name).unlink()
+        (folder / shard).unlink()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("shutil.rmtree", killed)
