@@ -57,7 +57,7 @@ class Run:
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """One record per epoch, as in metrics.jsonl: losses, validation metrics, seconds and samples per second."""
+        """One record per validation, as in metrics.jsonl: losses, validation metrics, seconds, samples a second."""
         return self.result.epochs
 
     @property
@@ -80,8 +80,9 @@ class Run:
     def summary(self) -> str:
         """Returns one line with the folder and the best epoch."""
         result = self.result
+        best = f"best epoch {result.best_epoch:g} of {result.trained_epochs:g}"
         unfinished = "" if result.test else "; unfinished: no test metrics yet"
-        return f"{self.folder}: {result.name}, best epoch {result.best_epoch} of {len(result.epochs)}{unfinished}"
+        return f"{self.folder}: {result.name}, {best}{unfinished}"
 
     def curves(self, *others: Run) -> Picture:
         """Draws training loss, validation AUC and the quantiles of learned values by epoch.

@@ -27,6 +27,9 @@ class TrainingConfig(Section):
     """Maximum number of epochs."""
     patience: int = option(3, within=AT_LEAST_1, free_on_resume=True)
     """Number of epochs without a better mean validation AUC after which training stops."""
+    validate_every: float = option(1.0, within=Range(0, 1, above=True, noun="number of epochs"), omit_default=True)
+    """Epochs between two validations: 1, or a fraction 1/n such as 0.25. The best weights and early stopping follow
+    them."""
     seed: int = option(0, within=Range(0, 2**63 - 1, noun="seed"))
     """Seed of the initial weights and the row order; the same seed gives the same bits on the same machine."""
     device: str = option("cpu")
@@ -74,10 +77,17 @@ class TrainingConfig(Section):
             chosen.append("tensorboard")
         self.trackers = list(dict.fromkeys(chosen))
         self.tensorboard = False
+        if abs(self.validations * self.validate_every - 1) > 1e-6:
+            raise self.error("validate_every", "1, or a fraction 1/n such as 0.25", self.validate_every)
         if self.batch_size % self.accumulate:
             raise self.error("accumulate", f"a divisor of batch_size = {self.batch_size}", self.accumulate)
         if self.balance in ("pcgrad", "gradnorm"):
             self._check_one_backward_per_task()
+
+    @property
+    def validations(self) -> int:
+        """The number of validations in an epoch."""
+        return round(1 / self.validate_every)
 
     def _check_one_backward_per_task(self) -> None:
         """Raises ConfigError if an option needs the gradients of all tasks in one backward."""

@@ -17,9 +17,10 @@ from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest
-from adaftr_fast.errors import CheckpointError, TrainingError
+from adaftr_fast.errors import CheckpointError, DivergedError
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.runs.run import RUN_FILES, train_one
+from adaftr_fast.training.checkpoint.progress import record_of
 from adaftr_fast.training.evaluation import TaskMetrics, spread
 from adaftr_fast.training.result import TrainedRun
 from adaftr_fast.training.trainer import DEAD_MARGIN
@@ -51,7 +52,7 @@ class Outcome:
         seconds: the duration in seconds.
         validation, test: metrics of the best weights, as fractions. The test split is read once, after training.
         epochs: the number of epochs.
-        best_epoch: the epoch of the best weights, counted from 1.
+        best_epoch: the number of epochs after which the weights were the best.
         learned: 5, 50 and 95 % quantiles of each diagnostic on the test split, such as the temperature.
         dead_tasks: tasks whose validation AUC is close to 0.5.
         error: the error of a run that diverged.
@@ -61,8 +62,8 @@ class Outcome:
     seconds: float
     validation: TaskMetrics
     test: TaskMetrics
-    epochs: int
-    best_epoch: int
+    epochs: float
+    best_epoch: float
     learned: dict[str, dict[str, float]]
     dead_tasks: list[str]
     error: str | None = None
@@ -119,15 +120,15 @@ def _outcome(job: Job) -> Outcome:
     start = time.perf_counter()
     try:
         run = _train(job)
-    except TrainingError as error:  # deterministic, so another attempt would diverge, too
+    except DivergedError as error:  # deterministic, so another attempt would diverge, too
         return Outcome(job.key, time.perf_counter() - start, {}, {}, 0, 0, {}, [], str(error))
-    validation = run.epochs[run.best_epoch - 1]["validation"]
+    validation = record_of(run.epochs, run.best_epoch)["validation"]
     return Outcome(
         key=job.key,
         seconds=time.perf_counter() - start,
         validation=validation,
         test=run.test,
-        epochs=len(run.epochs),
+        epochs=run.trained_epochs,
         best_epoch=run.best_epoch,
         learned={name: spread(values) for name, values in run.diagnostics.items()},
         dead_tasks=[task for task, each in validation.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN],

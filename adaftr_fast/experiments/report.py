@@ -163,8 +163,8 @@ def _run_table(rows: list[Row]) -> str:
     cells = [
         [
             row.title,
-            ", ".join(str(outcome.best_epoch) for outcome in row.outcomes.values()),
-            ", ".join(str(outcome.epochs) for outcome in row.outcomes.values()),
+            ", ".join(f"{outcome.best_epoch:g}" for outcome in row.outcomes.values()),
+            ", ".join(f"{outcome.epochs:g}" for outcome in row.outcomes.values()),
             f"{sum(outcome.seconds for outcome in row.outcomes.values()):.0f}",
         ]
         for row in rows

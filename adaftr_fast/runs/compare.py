@@ -48,7 +48,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Recorded], list[str]]:
             unread.append(" ".join(str(error).split()))
             continue
         if not result.test:
-            name = f"{name} (unfinished: validation of epoch {result.epochs[-1]['epoch']})"
+            name = f"{name} (unfinished: validation after epoch {result.trained_epochs:g})"
             result = replace(result, test=result.epochs[-1]["validation"])
         runs.append(Recorded(folder, about, replace(result, name=name)))
     return runs, unread

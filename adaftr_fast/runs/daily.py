@@ -29,6 +29,7 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.run import Fitted, fit_one
 from adaftr_fast.runs.trained import load_earlier
+from adaftr_fast.training.checkpoint.progress import record_of
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
 from adaftr_fast.training.sharding import check_replicated
 
@@ -75,7 +76,7 @@ def _one_day(schema: Schema, file: Path, day: int, config: RunConfig, out: Path)
     fitted = fit_one(data, day_config, folder / "run")
     rows, ids = manifest.splits["test"].rows, sum(manifest.num_embeddings)
     record = {"day": day, "file": str(file), "rows": rows, "ids": ids, "before_training": measured}
-    return record | {"validation": fitted.result.epochs[fitted.result.best_epoch - 1]["validation"]}, fitted
+    return record | {"validation": record_of(fitted.result.epochs, fitted.result.best_epoch)["validation"]}, fitted
 
 
 def _measure(run: Path, data: PreparedData, name: str) -> TaskMetrics:

@@ -36,7 +36,7 @@ def _facts(manifest: Manifest, config: RunConfig, run: TrainedRun) -> str:
         "data": f"{manifest.dataset} in {config.data.folder}: rows {rows}",
         "inputs": f"{len(manifest.fields) + len(manifest.dense):,} fields, {sum(manifest.num_embeddings):,} ids",
         "tasks": ", ".join(manifest.tasks),
-        "best epoch": f"{run.best_epoch} of {len(run.epochs)}, by mean validation AUC",
+        "best epoch": f"{run.best_epoch:g} of {run.trained_epochs:g}, by mean validation AUC",
         "training time": f"{minutes:,.1f} minutes, {run.samples_per_s:,.0f} samples/s",
     }
     if config.warm_start is not None:

@@ -13,7 +13,7 @@ from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.result import TrainedRun
 from adaftr_fast.training.trainer import TEST
 
-RECORDED = {"epoch": int, "train": dict[str, float], "seconds": float, "samples_per_s": float}
+RECORDED = {"epoch": float, "train": dict[str, float], "seconds": float, "samples_per_s": float}
 """What each line of metrics.jsonl holds, besides metrics."""
 
 
@@ -29,12 +29,18 @@ def read_result(folder: Path, about: Description) -> TrainedRun:
     """
     try:
         epochs = [_epoch(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-        if (numbers := [record["epoch"] for record in epochs]) != list(range(1, len(epochs) + 1)):
-            raise ValueError(f"{METRICS}: expected the epochs 1 to {len(epochs)}, one per line, got {numbers}")
+        numbers = [record["epoch"] for record in epochs]
+        if numbers != _expected(len(epochs), about.config.training.validations):
+            raise ValueError(f"{METRICS}: expected the epochs of all validations, one per line, got {numbers}")
         test = _metrics(loads((folder / TEST).read_text(encoding="utf-8")), TEST) if (folder / TEST).exists() else {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the run cannot be read: {error}") from error
     return TrainedRun(about.config.model.name, epochs, _best(epochs, about), test)
+
+
+def _expected(count: int, validations: int) -> list[float]:
+    """Returns the ``epoch`` of each of ``count`` records, with ``validations`` in an epoch."""
+    return [number if validations == 1 else number / validations for number in range(1, count + 1)]
 
 
 def _epoch(line: str) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def _metrics(value: Any, where: str) -> TaskMetrics:
     return metrics
 
 
-def _best(epochs: list[dict[str, Any]], about: Description) -> int:
+def _best(epochs: list[dict[str, Any]], about: Description) -> float:
     """Returns the epoch of the best weights: the first with their mean AUC, since later ones must be strictly better.
 
     0 if there is none, in a folder whose files are not of one run.

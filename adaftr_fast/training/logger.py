@@ -37,8 +37,8 @@ class EpochLogger:
             names = self.config.trackers
             self._trackers = Trackers(names, self.folder, parameters, resumed=resumed, records=records)
 
-    def log_epoch(self, records: list[dict[str, Any]], best_epoch: int = 0) -> None:
-        """Logs the last of ``records``, the records of all epochs so far."""
+    def log_epoch(self, records: list[dict[str, Any]], best_epoch: float = 0) -> None:
+        """Logs the last of ``records``, the records of all validations so far."""
         if self.config.progress:
             tqdm.write(_summary(records[-1]))
         if self.folder is None:
@@ -50,7 +50,7 @@ class EpochLogger:
 
             draw([TrainedRun("", records, best_epoch, {})]).save(self.folder / PICTURE)
         if self._trackers is not None:
-            self._trackers.log(records[-1])
+            self._trackers.log(records[-1], len(records))
 
     def log_test(self, metrics: TaskMetrics) -> None:
         """Logs the metrics on the test split to the trackers."""

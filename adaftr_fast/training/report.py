@@ -95,13 +95,14 @@ def _draw(axes: Axes, runs: Sequence[TrainedRun], panel: Panel) -> None:
         values = [panel.value(record) for record in run.epochs]
         axes.plot(epochs, values, marker=".", color=color, linestyle=line, label=shortened(run.name))
         if run.best_epoch:
-            axes.plot(run.best_epoch, values[run.best_epoch - 1], "o", color=color, fillstyle="none", markersize=9)
+            best = values[epochs.index(run.best_epoch)]
+            axes.plot(run.best_epoch, best, "o", color=color, fillstyle="none", markersize=9)
         if panel.keys[0] == "diagnostics":
             low, high = ([panel.value(record, point) for record in run.epochs] for point in ("p5", "p95"))
             axes.vlines(epochs, low, high, color=color, alpha=max(0.1, 0.3 / len(runs)), linewidth=4)
     axes.set_title(panel.title)
     axes.set_xlabel("epoch (circle: weights kept)")
     axes.set_ylabel(panel.label)
-    axes.set_xlim(0.5, 0.5 + max(len(run.epochs) for run in runs))
+    axes.set_xlim(0.5 * min(run.epochs[0]["epoch"] for run in runs), 0.5 + max(run.trained_epochs for run in runs))
     axes.locator_params(axis="x", integer=True)
     plain(axes)

@@ -21,21 +21,26 @@ class TrainedRun:
 
     Attributes:
         name: the name in reports.
-        epochs: the records of metrics.jsonl.
-        best_epoch: the epoch of the best weights, counted from 1.
+        epochs: the records of metrics.jsonl, one per validation.
+        best_epoch: the ``epoch`` of the best weights; 0 if there are none.
         test: metrics of the best weights on the test split.
         diagnostics: diagnostics of the rows of the test split by name, [N] each, such as the learned temperature.
     """
 
     name: str
     epochs: list[dict[str, Any]]
-    best_epoch: int
+    best_epoch: float
     test: TaskMetrics
     diagnostics: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
+    def trained_epochs(self) -> float:
+        """The number of epochs trained."""
+        return self.epochs[-1]["epoch"] if self.epochs else 0
+
+    @property
     def seconds_per_epoch(self) -> float:
-        return float(np.mean([record["seconds"] for record in self.epochs]))
+        return sum(record["seconds"] for record in self.epochs) / max(self.trained_epochs, 1e-9)
 
     @property
     def samples_per_s(self) -> float:
@@ -47,7 +52,7 @@ def result_table(runs: Sequence[TrainedRun], first: str = "model") -> Table:
     header = [first, "task", *METRIC_COLUMNS, "best epoch", "samples/s", "s/epoch"]
     rows = []
     for run in runs:
-        speed = [str(run.best_epoch), f"{run.samples_per_s:,.0f}", f"{run.seconds_per_epoch:.1f}"]
+        speed = [f"{run.best_epoch:g}", f"{run.samples_per_s:,.0f}", f"{run.seconds_per_epoch:.1f}"]
         rows += [[run.name, *cells, *speed] for cells in metric_cells(run.test)]
     return Table(header, rows, text_columns=2)
 

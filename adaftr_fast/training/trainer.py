@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.best import BestWeights
 from adaftr_fast.training.checkpoint.exchange import load_state
 from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero
-from adaftr_fast.training.checkpoint.progress import Progress, RunningMean
+from adaftr_fast.training.checkpoint.progress import Progress, RunningMean, record_of
 from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
 from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state
 from adaftr_fast.training.checkpoint.weights import Description, remove_checkpoint
@@ -55,14 +56,15 @@ class Result:
     """The result of ``fit``. The model holds the best weights.
 
     Attributes:
-        epochs: one record per epoch, as in metrics.jsonl.
-        best_epoch: the epoch of the best weights, counted from 1; 0 if training was interrupted in the first epoch.
+        epochs: one record per validation, as in metrics.jsonl. ``epoch`` is the number of epochs trained, an int after
+            whole epochs unless ``TrainingConfig.validate_every`` is less than 1.
+        best_epoch: the ``epoch`` of the best weights; 0 if training was interrupted before the first validation.
         interrupted: the number of the signal (Ctrl-C or SIGTERM) that ended training; 0 without a signal.
         dead_tasks: tasks whose validation AUC is 0.5 within ``DEAD_MARGIN``.
     """
 
     epochs: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int = 0
+    best_epoch: float = 0
     interrupted: int = 0
     dead_tasks: list[str] = field(default_factory=list)
 
@@ -77,13 +79,13 @@ class Trainer:
         optimizer: the optimizer options.
         config: the training options.
         folder: the run folder, for metrics.jsonl, the checkpoint ``best/`` and, until ``finish``, the snapshots
-            ``last/``. None writes no files. The results of an earlier run in it are removed when the first epoch of
-            this run has been validated.
+            ``last/``. None writes no files. The results of an earlier run in it are removed when this
+            run has been validated for the first time.
         about: the description of the run in checkpoints and snapshots. None writes neither.
         ranks: the ranks that train together, each on its rows of every batch. Rank 0 writes files and logs, and each
             rank its rows of sharded tables. A run may resume on another number of ranks.
-        on_epoch: a function that is called with the record of every epoch once it is saved, and again with that of the
-            last epoch if a run resumes after it. ``fit`` raises what it raises, and the run can be resumed;
+        on_epoch: a function that is called with the record of every validation once it is saved, and again with that
+            of the last one if a run resumes after it. ``fit`` raises what it raises, and the run can be resumed;
             ``StopRun`` ends its trackers as finished.
 
     Raises:
@@ -149,9 +151,9 @@ class Trainer:
             return False
         self.progress, tensors, sums = found
         restore(self.model, self.stepper.optimizers, tensors)
-        self.means = RunningMean(sums, self.progress.step)
+        self.means = RunningMean(sums, self.progress.new_steps)
         self._resumed = True
-        self._ends_again = self.progress.step == 0 and bool(self.progress.epochs)  # it may have been killed before
+        self._ends_again = not self.progress.new_steps and bool(self.progress.epochs)  # it may have been killed before
         self._start_logger(self.progress.epochs[: len(self.progress.epochs) - self._ends_again])
         return True
 
@@ -211,18 +213,37 @@ class Trainer:
         return interrupt.signum or 0
 
     def _is_done(self) -> bool:
-        done = len(self.progress.epochs)
+        records = self.progress.epochs
+        done = records[-1]["epoch"] if records else 0
         return done >= self.config.max_epochs or done - self.progress.best_epoch >= self.config.patience
 
+    def _next_validation(self) -> tuple[int, float]:
+        """Returns the step of this epoch before the next validation, and the number of epochs trained by then."""
+        steps, parts = self._steps_per_epoch, self.config.validations
+        if parts == 1:
+            return steps, self.progress.epoch
+        ends = ((steps * part // parts, part) for part in range(1, parts + 1))
+        step, part = next((step, part) for step, part in ends if step > self.progress.validated)
+        return step, self.progress.epoch - 1 + part / parts
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return len(self.train) // self.config.batch_size
+
     def train_epoch(self, epoch: int, interrupt: Interrupt) -> dict[str, Any]:
-        """Trains one epoch, or the rest of it after resuming; returns its record with mean losses and speed."""
+        """Trains an epoch, or until the next validation in it, from the step where it stands.
+
+        Returns:
+            The record of this time, with mean losses and speed.
+        """
         self.model.train()
         progress, size = self.progress, self.config.batch_size
+        last, trained = self._next_validation()
         order = {"seed": self.config.seed, "window": self.config.shuffle_rows}
         batches = self.train.shuffled(size, epoch=epoch, first_batch=progress.step, share=self.share, **order)
         before, start, self._checked = progress.seconds, time.perf_counter(), progress.step
-        with self.logger.progress_bar(epoch, len(self.train) // size * size, progress.step * size) as bar:
-            for batch in to_device(batches, self.stepper.device):
+        with self.logger.progress_bar(epoch, self._steps_per_epoch * size, progress.step * size) as bar:
+            for batch in to_device(islice(batches, last - progress.step), self.stepper.device):
                 self.means.add(self.train_step(batch, epoch, progress.step + 1))
                 progress.step += 1
                 progress.total_steps += 1
@@ -238,14 +259,14 @@ class Trainer:
         interrupt.synchronize()
         means = self._checked_means()
         progress.seconds = before + time.perf_counter() - start  # now that the device has done all steps
-        speed = progress.step * size / progress.seconds
-        return {"epoch": epoch, "seconds": progress.seconds, "samples_per_s": speed, "train": means}
+        speed = progress.new_steps * size / progress.seconds
+        return {"epoch": trained, "seconds": progress.seconds, "samples_per_s": speed, "train": means}
 
     def train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
         """Updates every parameter once; returns the loss terms."""
         try:
             done = self.progress.total_steps
-            return self.stepper.step(batch, done + 1, done / (len(self.train) // self.config.batch_size))
+            return self.stepper.step(batch, done + 1, done / self._steps_per_epoch)
         except TrainingError as error:
             raise type(error)(f"epoch {epoch}, step {step}: {error}") from error
         except IndexError as error:
@@ -274,7 +295,7 @@ class Trainer:
         """Validates and saves. If the run is killed between any two lines, it does the rest on resuming."""
         with memory_errors(self.stepper.device, "lower training.eval_batch_size"):
             self._validate(record)
-        self.progress.next_epoch(record)
+        self.progress.add(record, ends_epoch=self.progress.step == self._steps_per_epoch)
         self.means = RunningMean()
         if mean_auc(record["validation"]) > self.progress.best_auc:
             self.progress.best_epoch, self.progress.best_auc = record["epoch"], mean_auc(record["validation"])
@@ -282,7 +303,7 @@ class Trainer:
         self._publish(record)
 
     def _publish(self, record: dict[str, Any]) -> None:
-        """Logs the last epoch, saves its weights if they are the best, and calls ``on_epoch``."""
+        """Logs the last validation, saves its weights if they are the best, and calls ``on_epoch``."""
         self._log(record)
         if self.progress.best_epoch == record["epoch"]:
             self._save_best()
@@ -322,13 +343,13 @@ class Trainer:
             save(self.progress, capture(model, optimizers), self.means.sums, sharded_state(model, optimizers))
 
     def _save_best(self) -> None:
-        self.best_weights.save(self.progress.epochs[self.progress.best_epoch - 1]["validation"])
+        self.best_weights.save(record_of(self.progress.epochs, self.progress.best_epoch)["validation"])
 
     def _restore_best(self, result: Result) -> None:
         if not result.best_epoch:  # interrupted before the first validation
             return
         self.best_weights.restore()
-        best = result.epochs[result.best_epoch - 1]["validation"]
+        best = record_of(result.epochs, result.best_epoch)["validation"]
         result.dead_tasks = [task for task, each in best.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN]
         for task in result.dead_tasks if self.is_rank_zero else ():
             warnings.warn(
@@ -345,7 +366,7 @@ class Trainer:
     def _log(self, record: dict[str, Any]) -> None:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if record["epoch"] == 1:  # an earlier run's results would look like this run's
+            if len(self.progress.epochs) == 1:  # an earlier run's results would look like this run's
                 for name in (TEST, REPORT, PICTURE):
                     (self.folder / name).unlink(missing_ok=True)
                 remove_checkpoint(self.folder / BEST)

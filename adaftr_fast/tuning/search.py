@@ -24,6 +24,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import CheckpointError, ConfigError, DivergedError, TrainingError
 from adaftr_fast.runs.run import fit_one
 from adaftr_fast.runs.trained import load_earlier
+from adaftr_fast.training.checkpoint.progress import record_of
 from adaftr_fast.training.checkpoint.run_snapshots import LAST
 from adaftr_fast.training.checkpoint.snapshots import remove_snapshots
 from adaftr_fast.training.checkpoint.weights import remove_weights
@@ -189,17 +190,20 @@ def _run(search: Search, study: optuna.Study, trial: Trial, trials: int) -> None
         _say(f"{title}: failed: {error}")
     else:
         epoch = fitted.result.best_epoch
-        study.tell(trial, search.auc(fitted.result.epochs[epoch - 1]))
+        study.tell(trial, search.auc(record_of(fitted.result.epochs, epoch)))
         fitted.trainer.finish()
         best = best_trials(_complete(study))[0]
         value = _complete(study)[-1].value
-        _say(f"{title}: AUC {_percent(value)} in epoch {epoch}; best {_percent(best.value)} of trial {best.number:04d}")
+        _say(
+            f"{title}: AUC {_percent(value)} in epoch {epoch:g}; best {_percent(best.value)} of trial {best.number:04d}"
+        )
 
 
 def _report(search: Search, study: optuna.Study, trial: Trial, record: dict[str, Any]) -> None:
-    """Reports the AUC of an epoch once. Raises StopRun if it is below the median of the trials before."""
-    if record["epoch"] not in study.get_trials(deepcopy=False)[trial.number].intermediate_values:
-        trial.report(search.auc(record), record["epoch"])
+    """Reports the AUC of a validation once. Raises StopRun if it is below the median of the trials before."""
+    number = round(record["epoch"] * search.config.training.validations)
+    if number not in study.get_trials(deepcopy=False)[trial.number].intermediate_values:
+        trial.report(search.auc(record), number)
     if trial.should_prune():
         raise StopRun
 

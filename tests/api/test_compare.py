@@ -42,7 +42,7 @@ def test_metrics_and_only_the_options_that_differ_are_listed(run, other):
 
 def test_an_unfinished_run_shows_the_validation_of_its_last_epoch(run, unfinished):
     found = af.compare([run, unfinished])
-    assert found.results[1].name.endswith("unfinished (unfinished: validation of epoch 2)")
+    assert found.results[1].name.endswith("unfinished (unfinished: validation after epoch 2)")
     assert found.results[1].test == run.epochs[-1]["validation"]
 
 
@@ -76,7 +76,8 @@ def test_epochs_that_are_not_counted_from_1_are_damage(run, tmp_path):
     path.write_text(path.read_text().splitlines(True)[1])
     found = af.compare([run, damaged], tmp_path / "report")
     assert found.unread == [
-        f"{damaged}: the run cannot be read: metrics.jsonl: expected the epochs 1 to 1, one per line, got [2]"
+        f"{damaged}: the run cannot be read: metrics.jsonl: expected the epochs of all validations, one per line, "
+        "got [2.0]"
     ]
 
 

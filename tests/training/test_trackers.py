@@ -69,7 +69,7 @@ def fake(monkeypatch):
 
 def test_a_tracker_gets_the_options_the_numbers_of_each_epoch_and_the_test_metrics(fake, tmp_path):
     trackers = Trackers(["wandb"], tmp_path, PARAMETERS)
-    trackers.log(record(1))
+    trackers.log(record(1), 1)
     trackers.log_test(TEST)
     trackers.close()
     trackers.close()
@@ -96,7 +96,7 @@ def test_a_resumed_run_continues_and_a_tracker_added_later_gets_all_epochs(fake,
 
 def log(trackers, *epochs):
     for epoch in epochs:
-        trackers.log(record(epoch))
+        trackers.log(record(epoch), epoch)
     return trackers
 
 
@@ -145,8 +145,8 @@ def test_a_tracker_that_fails_is_left_out_after_one_warning(fake, tmp_path, meth
     fake.made[0].fails = method
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trackers.log(record(1))
-        trackers.log(record(2))
+        trackers.log(record(1), 1)
+        trackers.log(record(2), 2)
         trackers.log_test(TEST)
         trackers.close()
     (warning,) = caught
@@ -260,7 +260,7 @@ def log_and_resume(names, folder):
         logged = [record(1)] if resumed else []
         trackers = Trackers(names, folder, PARAMETERS, resumed=resumed, records=logged)
         for epoch in epochs:
-            trackers.log(record(epoch))
+            trackers.log(record(epoch), epoch)
         if resumed:
             trackers.log_test(TEST)
         trackers.close(failed=not resumed)

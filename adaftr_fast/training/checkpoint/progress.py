@@ -17,25 +17,39 @@ class Progress:
     Attributes:
         epoch: the current epoch, counted from 1.
         step: the number of steps done in this epoch. (seed, epoch, step) determines the next batch.
+        validated: the step of this epoch after which the model was last validated.
         total_steps: the number of steps done in all epochs.
-        seconds: training time in this epoch, in seconds.
+        seconds: training time since the last validation, in seconds.
         best_epoch: the epoch with the best mean validation AUC; 0 before the first validation.
         best_auc: the mean validation AUC of ``best_epoch``.
-        epochs: the records of the finished epochs, as in metrics.jsonl.
+        epochs: the records of all validations, as in metrics.jsonl.
     """
 
     epoch: int = 1
     step: int = 0
+    validated: int = 0
     total_steps: int = 0
     seconds: float = 0.0
-    best_epoch: int = 0
+    best_epoch: float = 0
     best_auc: float = -np.inf
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
-    def next_epoch(self, record: dict[str, Any]) -> None:
-        """Adds the record of the current epoch and starts the next epoch."""
+    @property
+    def new_steps(self) -> int:
+        """The number of steps since the last validation."""
+        return self.step - self.validated
+
+    def add(self, record: dict[str, Any], ends_epoch: bool) -> None:
+        """Adds the record of a validation, after which the next epoch may start."""
         self.epochs.append(record)
-        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        if ends_epoch:
+            self.epoch, self.step = self.epoch + 1, 0
+        self.validated, self.seconds = self.step, 0.0
+
+
+def record_of(records: list[dict[str, Any]], epoch: float) -> dict[str, Any]:
+    """Returns the record of the validation after ``epoch`` epochs."""
+    return next(record for record in records if record["epoch"] == epoch)
 
 
 class RunningMean:

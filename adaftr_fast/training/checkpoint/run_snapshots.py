@@ -195,7 +195,7 @@ class RunSnapshots:
 
     def _description(self, progress: Progress) -> tuple[int, dict[str, Any]]:
         """Returns the position and the metadata of a snapshot."""
-        position = progress.total_steps + progress.epoch  # the end of an epoch comes after its last step
+        position = progress.total_steps + len(progress.epochs) + 1  # a validation comes after the step before it
         return position, {"identity": asdict(self.identity), "progress": asdict(progress)}
 
     def _check(self, saved: _Identity) -> None:

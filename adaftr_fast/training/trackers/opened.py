@@ -26,7 +26,7 @@ class Known:
 
     Attributes:
         run: what identifies the run in the tracker.
-        epoch: the last epoch that it logged.
+        epoch: the number of validations that it logged.
     """
 
     run: str
@@ -76,19 +76,19 @@ class Trackers:
         opening = Opening(folder, parameters, done + 1, None if known is None else known.run)
         self._open[name] = _opened(name, opening)
         self._known[name] = Known(self._open[name].known, done)
-        for record in records[done:]:
-            self._log(name, record)
+        for number, record in enumerate(records[done:], done + 1):
+            self._log(name, record, number)
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Logs the record of an epoch."""
+    def log(self, record: dict[str, Any], number: int) -> None:
+        """Logs the record of a validation, the ``number``-th."""
         for name in list(self._open):
-            self._log(name, record)
+            self._log(name, record, number)
         self._save()
 
-    def _log(self, name: str, record: dict[str, Any]) -> None:
-        self._do(name, "log", dict(numbers(record)), record["epoch"])
+    def _log(self, name: str, record: dict[str, Any], number: int) -> None:
+        self._do(name, "log", dict(numbers(record)), number)
         if name in self._open:
-            self._known[name].epoch = record["epoch"]
+            self._known[name].epoch = number
 
     def _save(self) -> None:
         if self._known:

@@ -39,7 +39,9 @@ def train(folder: Path) -> None:
     torch.manual_seed(0)
     sizes = {"expert_hidden": [8], "tower_hidden": [8, 4], "relatedness_hidden": [4]}
     model = build_model(ModelConfig(**sizes, contrast_epochs=1.5), FIELDS, TASKS)
-    config = TrainingConfig(batch_size=64, max_epochs=4, patience=2, checkpoint_seconds=0, progress=False)
+    config = TrainingConfig(
+        batch_size=64, max_epochs=4, patience=2, checkpoint_seconds=0, validate_every=0.5, progress=False
+    )
     about = Description(config=RunConfig(), fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={})
     trainer = Trainer(
         model, split(1500, 1), split(500, 2),
