@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adaftr_fast.data.dataset.loader import PreparedData
 
 DESCRIPTION = "Run or resume the experiment of a table or figure, and write its report."
-NAMES = ("table4", "table5", "table6", "fig3", "fig4", "temperature", "complexity")
+NAMES = ("table4", "table5", "table6", "recommended", "fig3", "fig4", "temperature", "complexity")
 SECTIONS = ("model", "optimizer", "training")
 
 

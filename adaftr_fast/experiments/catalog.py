@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from adaftr_fast.config import ModelConfig
+from adaftr_fast.config.presets import preset
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models.build import ENTIRE_SPACE
 
@@ -115,6 +116,19 @@ def _table5(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
     return Experiment("table5", "AdaFTR without its parts (Table 5)", rows)
 
 
+def _recommended(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+    backbone, fixed = TITLES[base.backbone], {"tau": "fixed", "tau_fixed": 0.05}
+    falling = {"contrast_epochs": 2.0}
+    rows = [
+        Variant(backbone, {"name": base.backbone}),
+        Variant("AdaFTR", WHOLE, (backbone,)),
+        Variant("AdaFTR, τ = 0.05", WHOLE | fixed, (backbone, "AdaFTR")),
+        Variant("AdaFTR, β falls", WHOLE | falling, (backbone, "AdaFTR")),
+        Variant("AdaFTR, recommended", WHOLE | preset("recommended"), (backbone, "AdaFTR")),
+    ]
+    return Experiment("recommended", "Temperature and schedule of the contrast", tuple(rows))
+
+
 def _table6(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
     rows = []
     for name in ("shared_bottom", "mmoe", "ple"):
@@ -157,6 +171,7 @@ EXPERIMENTS: dict[str, Callable[[ModelConfig, Sequence[str]], Experiment]] = {
     "table4": _table4,
     "table5": _table5,
     "table6": _table6,
+    "recommended": _recommended,
     "fig3": _fig3,
     "fig4": _fig4,
     "temperature": _temperature,
