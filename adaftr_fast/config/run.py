@@ -11,6 +11,7 @@ from adaftr_fast.config.data import DataConfig
 from adaftr_fast.config.model import ModelConfig
 from adaftr_fast.config.optimizer import OptimizerConfig
 from adaftr_fast.config.options import Section, names, option
+from adaftr_fast.config.presets import preset
 from adaftr_fast.config.training import TrainingConfig
 from adaftr_fast.errors import ConfigError
 
@@ -59,13 +60,14 @@ class RunConfig:
     def from_dict(cls, sections: Any) -> RunConfig:
         """Reads the output of ``to_dict`` or a part of it; missing options have their defaults.
 
-        ``model.class`` is another name of ``model.name``, as on the command line.
+        ``model.class`` is another name of ``model.name``. ``model.preset`` stands for the options of a preset, which
+        the other options override.
 
         Raises:
             ConfigError: a key is unknown, or a value has another type or is out of range.
         """
         try:
-            return from_json(cls, _with_model_name(sections), "config")
+            return from_json(cls, _expanded(sections), "config")
         except ConfigError:
             raise
         except ValueError as error:
@@ -85,13 +87,13 @@ class RunConfig:
             raise ConfigError(f"{path}: {error}") from error
 
     def with_options(self, **sections: dict[str, Any]) -> RunConfig:
-        """Returns a copy with other values of some options, given by section.
+        """Returns a copy with other values of some options, given by section as in ``from_dict``.
 
         Raises:
             ConfigError: a section or option is unknown, or a value is out of range.
         """
         changed = {}
-        for name, options in sections.items():
+        for name, options in _expanded(sections).items():
             if name not in SECTIONS:
                 raise ConfigError(f"config: expected one of {', '.join(SECTIONS)}, got {name!r}")
             known = [each.name for each in fields(SECTIONS[name])]
@@ -120,15 +122,15 @@ class RunConfig:
         return sections
 
 
-def _with_model_name(sections: Any) -> Any:
-    """Replaces ``model.class`` by ``model.name``; a field of a dataclass cannot be called "class"."""
+def _expanded(sections: Any) -> Any:
+    """Replaces ``model.class`` by ``model.name`` (a field cannot be called "class"), and ``model.preset``."""
     model = sections.get("model") if isinstance(sections, dict) else None
-    if not isinstance(model, dict) or "class" not in model:
+    if not isinstance(model, dict):
         return sections
-    if "name" in model:
+    if "class" in model and "name" in model:
         raise ConfigError("config.model: expected name or class, got both")
-    options = {key: value for key, value in model.items() if key != "class"}
-    return sections | {"model": options | {"name": model["class"]}}
+    options = {"name" if key == "class" else key: value for key, value in model.items() if key != "preset"}
+    return sections | {"model": (preset(model["preset"]) if "preset" in model else {}) | options}
 
 
 FREE_ON_RESUME = {f"{name}.{each}" for name, section in SECTIONS.items() for each in names(section, "free_on_resume")}

@@ -69,6 +69,7 @@ def test_every_option_is_listed_once_with_its_default(shown, command):
     assert len(listed) == len(set(listed))
     config = RunConfig().flat()
     expected = {f"--{name}" for name in config if command in ("train", "tune") or not name.startswith("data.")}
+    expected.add("--model.preset")
     assert {name for name in listed if "." in name} == expected
     flat = " ".join(text.split())
     assert "Learning rate (default: 0.0005)" in flat

@@ -1,5 +1,6 @@
 import pytest
 
+from adaftr_fast.cli.options import Parser, add_config, read_config
 from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models import build_model
@@ -48,3 +49,38 @@ def test_a_file_names_an_own_model_by_class_as_the_command_line_does(tmp_path):
     assert (read.name, read.embedding_dim) == ("nets:Net", 4)
     with pytest.raises(ConfigError, match=r"^config\.model: expected name or class, got both$"):
         RunConfig.from_dict({"model": {"class": "nets:Net", "name": "mmoe"}})
+
+
+def test_a_preset_stands_for_its_options_and_others_override_it(tmp_path):
+    (tmp_path / "run.toml").write_text('[model]\npreset = "recommended"\nbeta = 0.5\n')
+    expected = ModelConfig(tau="fixed", tau_fixed=0.05, contrast_epochs=2.0, beta=0.5)
+    assert RunConfig.from_toml(tmp_path / "run.toml").model == expected
+    assert RunConfig().with_options(model={"beta": 0.5, "preset": "recommended"}).model == expected
+    assert RunConfig.from_dict({"model": {"preset": "recommended", "tau": "scalar"}}).model.tau == "scalar"
+    wide = RunConfig().with_options(model={"preset": "ecomm_ads"}).model
+    assert (wide.expert_hidden, wide.tower_hidden) == ([128], [128, 64, 32])
+    with pytest.raises(ConfigError, match=r"model\.preset: expected one of recommended, ecomm_ads, got 'x'"):
+        RunConfig().with_options(model={"preset": "x"})
+
+
+def test_on_the_command_line_options_after_a_preset_override_it(tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text('[model]\npreset = "recommended"\ntau = "scalar"\n')
+    parser = Parser(prog="x", parser_mode="toml")
+    add_config(parser)
+
+    def parsed(*arguments):
+        model = read_config(parser.parse_args(arguments)).model
+        return model.tau, model.contrast_epochs
+
+    assert parsed("--model.preset", "recommended") == ("fixed", 2.0)
+    assert parsed("--model.preset=recommended", "--model.tau=scalar") == ("scalar", 2.0)
+    assert parsed("--model.tau=scalar", "--model.preset=recommended") == ("fixed", 2.0)
+    assert parsed("--config", str(file)) == ("scalar", 2.0)
+    assert parsed("--config", str(file), "--model.contrast_epochs=1") == ("scalar", 1.0)
+    file.write_text('[model]\npreset = "x"\n')
+    for arguments in (["--config", str(file)], ["--model.preset", "x"]):
+        with pytest.raises(SystemExit):
+            parsed(*arguments)
+        assert "recommended, " in (shown := capsys.readouterr().err).replace("'", "")
+        assert shown.count("\n") == 1

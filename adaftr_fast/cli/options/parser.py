@@ -13,12 +13,20 @@ import jsonargparse
 
 from adaftr_fast.cli.options.help import HelpFormatter, arranged
 from adaftr_fast.config import ModelConfig, RunConfig
+from adaftr_fast.config.presets import PRESETS, preset
 from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.errors import ConfigError
 
 EVERY_SECTION = tuple(SECTIONS)
-CLASS = "--model.class"
+CLASS, PRESET = "--model.class", "--model.preset"
 REQUIRED, UNKNOWN = "the following arguments are required: ", "unrecognized arguments: "  # of jsonargparse
+
+
+class _Preset(Action):
+    """Sets the options of a preset."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+        _set_model(namespace, preset(value))
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -72,11 +80,18 @@ class Parser(jsonargparse.ArgumentParser):
     def parse_path(self, cfg_path: Any, *arguments: Any, **options: Any) -> jsonargparse.Namespace:
         """Parses a configuration file; one that is not text, or nested too deeply, is an error in one line."""
         try:
-            return super().parse_path(cfg_path, *arguments, **options)
+            found = super().parse_path(cfg_path, *arguments, **options)
         except (ValueError, OverflowError) as error:  # such as UnicodeDecodeError, or an integer beyond floats
             self.error(f"{cfg_path}: not a TOML file of options: {error}")
         except RecursionError:
             self.error(f"{cfg_path}: nested too deeply")
+        try:
+            name = found.get("model.preset")
+            chosen = {} if name is None else preset(name)
+        except ConfigError as error:
+            self.error(f"{cfg_path}: {error}")
+        _set_model(found, {key: value for key, value in chosen.items() if f"model.{key}" not in found})
+        return found
 
 
 def add_config(parser: Parser, sections: Sequence[str] = EVERY_SECTION, help: str | None = None) -> None:
@@ -86,6 +101,8 @@ def add_config(parser: Parser, sections: Sequence[str] = EVERY_SECTION, help: st
         parser.add_argument(f"--{name}", type=SECTIONS[name], default=SECTIONS[name](), help=help)
     if "model" in sections:
         _add_alias(parser, "--model.name", CLASS)
+        text = f"options of the model: {' or '.join(PRESETS)}; options after it override them"
+        parser.add_argument(PRESET, action=_Preset, choices=[*PRESETS], metavar="NAME", help=text)
 
 
 def read_config(arguments: jsonargparse.Namespace, sections: Sequence[str] = EVERY_SECTION) -> RunConfig:
@@ -93,7 +110,9 @@ def read_config(arguments: jsonargparse.Namespace, sections: Sequence[str] = EVE
     for name in sections:
         if not isinstance(arguments[name], jsonargparse.Namespace):
             raise ConfigError(f"{name}: expected a table of options, got {arguments[name]!r}")
-    config = RunConfig().with_options(**{name: arguments[name].as_dict() for name in sections})
+    options = {name: arguments[name].as_dict() for name in sections}
+    options.get("model", {}).pop("preset", None)  # its options are set
+    config = RunConfig().with_options(**options)
     if config.model.is_own:
         _search_current_directory()
     return config
@@ -112,6 +131,11 @@ def read_class(arguments: jsonargparse.Namespace) -> str | None:
         ModelConfig(name=name)  # raises an error if it cannot be a name
         _search_current_directory()
     return name
+
+
+def _set_model(namespace: Any, options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        namespace[f"model.{name}"] = value
 
 
 def _typed(action: Action) -> str:
