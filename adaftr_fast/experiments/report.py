@@ -11,7 +11,7 @@ from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
 from adaftr_fast._tables import Table
 from adaftr_fast.experiments.plots import draw
-from adaftr_fast.experiments.results import Results, Row
+from adaftr_fast.experiments.results import Comparison, Results, Row
 from adaftr_fast.experiments.statistics import Difference, Spread
 
 COLLAPSED = 0.01  # a temperature whose 5 and 95 % quantiles are closer than this is effectively constant
@@ -35,7 +35,7 @@ def as_markdown(results: Results, command: str) -> str:
         f"`{command}`",
         summary(results),
         f"![{results.experiment.title}]({name}.png)",
-        "## Comparisons\n\n" + _comparison_table(results) if any(results.comparisons()) else "",
+        "## Comparisons\n\n" + _comparison_table(results) if results.comparisons() else "",
         _distance_section(results),
         _learned_section(results),
         "## Runs\n\n" + _run_table(results.rows),
@@ -70,7 +70,7 @@ def main_table(results: Results) -> str:
 def caption(results: Results) -> str:
     """Returns the caption of the table."""
     seeds = sorted({seed for row in results.rows for seed in row.outcomes})
-    count = sum(1 for _ in results.comparisons())
+    count = len(results.comparisons())
     text = (
         f"Test split, in percent, mean ± standard deviation over {_counted(len(seeds), 'seed')} "
         f"({', '.join(map(str, seeds))}). The weights are those with the best mean validation AUC; the test split is "
@@ -79,8 +79,8 @@ def caption(results: Results) -> str:
     if count:
         text += (
             " Parentheses contain the difference to the first row under Comparisons; * marks p < 0.05 in a two-sided "
-            f"paired t-test over the seeds. The report makes {count} tests without correction, so about "
-            f"{count * 0.05:.1f} would be significant by chance."
+            f"paired t-test over the seeds. About {count * 0.05:.1f} of {count} tests would be significant by chance; "
+            "Comparisons has p after Holm's correction for all of them."
         )
     return text
 
@@ -113,20 +113,25 @@ def _descending(spread: Spread) -> float:
 
 
 def _comparison_table(results: Results) -> str:
-    header = ["row", "against", "task", "metric", "difference", "p", "seeds higher"]
+    header = ["row", "against", "task", "metric", "difference", "p", "p, Holm", "seeds higher", "on validation"]
     rows = [
-        [each.title, each.against, each.task, each.metric.upper(), *_difference_cells(each.difference)]
+        [each.title, each.against, each.task, each.metric.upper(), *_difference_cells(each)]
         for each in results.comparisons()
     ]
     return Table(header, rows, text_columns=4).markdown()
 
 
-def _difference_cells(difference: Difference) -> list[str]:
+def _difference_cells(found: Comparison) -> list[str]:
+    difference = found.difference
+    tests = ["-" if math.isnan(p) else f"{p:.4f}" for p in (difference.p, found.corrected)]
+    higher = f"{difference.higher} of {difference.pairs}" if difference.pairs else "-"
+    return [_difference_text(difference), *tests, higher, _difference_text(found.validation)]
+
+
+def _difference_text(difference: Difference) -> str:
     if not difference.pairs:
-        return ["-", "-", "-"]
-    spread = f" ± {difference.std:.3f}" if difference.pairs > 1 else ""
-    p = "-" if math.isnan(difference.p) else f"{difference.p:.4f}"
-    return [f"{difference.mean:+.3f}{spread}", p, f"{difference.higher} of {difference.pairs}"]
+        return "-"
+    return f"{difference.mean:+.3f}" + (f" ± {difference.std:.3f}" if difference.pairs > 1 else "")
 
 
 def _distance_section(results: Results) -> str:

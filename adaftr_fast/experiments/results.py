@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from adaftr_fast.config import RunConfig
 from adaftr_fast.experiments.catalog import Experiment, Variant
 from adaftr_fast.experiments.jobs import Outcome
-from adaftr_fast.experiments.statistics import Difference, Spread, paired, summarize
+from adaftr_fast.experiments.statistics import Difference, Spread, holm, paired, summarize
 from adaftr_fast.training.evaluation import TaskMetrics
 
 METRICS = ("auc", "gauc")
+Split = Literal["test", "validation"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class Row:
     def title(self) -> str:
         return self.variant.title
 
-    def scores(self, task: str, metric: str) -> dict[int, float]:
-        """Returns a test metric in percent by seed, of the runs that have it."""
-        values = {seed: 100 * each.test.get(task, {}).get(metric, math.nan) for seed, each in self.outcomes.items()}
+    def scores(self, task: str, metric: str, split: Split = "test") -> dict[int, float]:
+        """Returns a metric in percent by seed, of the runs that have it."""
+        metrics = {seed: getattr(each, split) for seed, each in self.outcomes.items()}
+        values = {seed: 100 * each.get(task, {}).get(metric, math.nan) for seed, each in metrics.items()}
         return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
     def spread(self, task: str, metric: str) -> Spread:
@@ -37,13 +39,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The difference between two rows in one metric of one task."""
+    """The difference between two rows in one metric of one task.
+
+    Attributes:
+        title, against: the titles of the rows.
+        task, metric: the task and the metric.
+        difference: the difference on the test split.
+        validation: the difference on the validation split, by which the weights are chosen.
+        corrected: the p-value of ``difference`` after Holm's correction over all comparisons of the experiment.
+    """
 
     title: str
     against: str
     task: str
     metric: str
     difference: Difference
+    validation: Difference
+    corrected: float
 
 
 @dataclass(frozen=True)
@@ -83,16 +95,20 @@ class Results:
     def row(self, title: str) -> Row:
         return next(row for row in self.rows if row.title == title)
 
-    def compare(self, title: str, against: str, task: str, metric: str) -> Difference:
+    def compare(self, title: str, against: str, task: str, metric: str, split: Split = "test") -> Difference:
         """Compares two rows over the seeds that both have."""
-        ours, theirs = (self.row(each).scores(task, metric) for each in (title, against))
+        ours, theirs = (self.row(each).scores(task, metric, split) for each in (title, against))
         seeds = sorted(ours.keys() & theirs.keys())
         return paired([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
 
-    def comparisons(self) -> Iterator[Comparison]:
-        """Yields the comparisons of the experiment."""
-        for row in self.rows:
-            for other in row.variant.against:
-                for task, metric in self.columns():
-                    difference = self.compare(row.title, other, task, metric)
-                    yield Comparison(row.title, other, task, metric, difference)
+    def comparisons(self) -> list[Comparison]:
+        """Returns the comparisons of the experiment."""
+        pairs = [(row.title, other) for row in self.rows for other in row.variant.against]
+        every = [(*pair, *column) for pair in pairs for column in self.columns()]
+        differences = [self.compare(*each) for each in every]
+        corrected = holm([each.p for each in differences])
+        validation = [self.compare(*each, "validation") for each in every]
+        return [
+            Comparison(*each, difference, chosen, p)
+            for each, difference, chosen, p in zip(every, differences, validation, corrected)
+        ]

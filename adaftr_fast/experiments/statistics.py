@@ -44,6 +44,19 @@ class Difference:
         return self.p < SIGNIFICANT
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """Corrects the p-values of several tests by Holm's method, which bounds the chance of one false finding among them.
+
+    Undefined values (nan) are no tests.
+    """
+    tests = sorted((value, place) for place, value in enumerate(p) if not math.isnan(value))
+    corrected, largest = [math.nan] * len(p), 0.0
+    for rank, (value, place) in enumerate(tests):
+        largest = max(largest, min(1.0, (len(tests) - rank) * value))
+        corrected[place] = largest
+    return corrected
+
+
 def summarize(values: Sequence[float]) -> Spread:
     """Computes mean and standard deviation; nan without values."""
     if not values:

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from adaftr_fast.experiments.jobs import Outcome
 from adaftr_fast.experiments.plots import draw
 from adaftr_fast.experiments.report import as_markdown, main_table, summary, write_report
 from adaftr_fast.experiments.results import Results, Row
+from adaftr_fast.experiments.statistics import holm
 
 SCORES = {"MMoE": [0.60, 0.62, 0.64], "PLE": [0.605, 0.61, 0.64], "AdaFTR": [0.61, 0.632, 0.651]}
 
@@ -49,8 +51,8 @@ def test_the_table_has_the_form_of_the_paper(results):
 
 def test_the_report_lists_the_comparisons(results):
     text = as_markdown(results, "adaftr-fast experiment table4")
-    assert "| AdaFTR | MMoE    | click      | AUC    | +1.100 ± 0.100 | 0.0027 |       3 of 3 |" in text
-    assert "makes 6 tests" in text
+    assert "| AdaFTR | MMoE    | click      | AUC    | +1.100 ± 0.100 | 0.0027 |  0.0165 |       3 of 3 | +1.100 ± 0.100 |" in text
+    assert "0.3 of 6 tests" in text
     assert "| AdaFTR | tau/click-conversion | 0.1000 | 0.2000 | 0.3000 |" in text
     assert "lr = 0.01" in text
     assert "nobody" in text
@@ -82,6 +84,18 @@ def test_a_row_without_runs_is_shown_empty(results):
 def test_a_dead_tower_is_named(results):
     results.rows[0].outcomes[2] = outcome(0.64, dead_tasks=["conversion"])
     assert "- MMoE, seed 2: task conversion is dead" in summary(results)
+
+
+def test_comparisons_have_corrected_p_values_and_validation(results):
+    for seed, auc in enumerate((0.63, 0.61, 0.66)):
+        results.rows[2].outcomes[seed] = replace(results.rows[2].outcomes[seed], validation={"click": {"auc": auc}})
+    every = results.comparisons()
+    assert [each.corrected for each in every] == pytest.approx(holm([each.difference.p for each in every]), nan_ok=True)
+    (found,) = [each for each in every if (each.title, each.task, each.metric) == ("AdaFTR", "click", "auc")]
+    assert found.validation.mean == pytest.approx(100 * (0.03 - 0.01 + 0.02) / 3)
+    text = as_markdown(results, "")
+    assert "p, Holm" in text
+    assert f"{found.corrected:.4f}" in text
 
 
 def test_a_constant_temperature_is_marked(results):
