@@ -102,7 +102,8 @@ class Adaptive(AdaFTR):
             if cosine == "adaptive":
                 tau = temperature(y_rel, self.config.tau_min, self.config.tau_max)
                 weight = tau
-        loss = adaptive_infonce(*h, tau, row_weight=None if weight is None else weight / weight.mean())
+        weight = None if weight is None else weight / weight.mean()
+        loss = adaptive_infonce(h[0], h[1], tau, row_weight=weight)
         if ratio := self.options.get("ratio"):
             tasks = losses[self.task_names[a]] + losses[self.task_names[b]]
             shared = [seen.inputs[a], seen.inputs[b]]

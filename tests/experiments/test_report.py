@@ -51,7 +51,10 @@ def test_the_table_has_the_form_of_the_paper(results):
 
 def test_the_report_lists_the_comparisons(results):
     text = as_markdown(results, "adaftr-fast experiment table4")
-    assert "| AdaFTR | MMoE    | click      | AUC    | +1.100 ± 0.100 | 0.0027 |  0.0165 |       3 of 3 | +1.100 ± 0.100 |" in text
+    assert (
+        "| AdaFTR | MMoE    | click      | AUC    | +1.100 ± 0.100 | 0.0027 |  0.0165 |       3 of 3 | +1.100 ± 0.100 |"
+        in text
+    )
     assert "0.3 of 6 tests" in text
     assert "| AdaFTR | tau/click-conversion | 0.1000 | 0.2000 | 0.3000 |" in text
     assert "lr = 0.01" in text

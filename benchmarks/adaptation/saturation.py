@@ -1,0 +1,81 @@
+"""How saturated the softmax of the contrast is while a model trains.
+
+    python -m benchmarks.adaptation.saturation --folder data/flights
+
+Trains AdaFTR on MMoE with a contrast that is constant, at the paper's temperature and at tau = 0.05, and one that falls
+to 0 over two epochs. Four times an epoch it measures, on 16 batches of validation rows, the share of rows whose softmax
+over the 1,024 candidates (Eq. 13) gives one of them more than 99 %. On such a row the loss is the margin to the hardest
+negative over tau, so the row's temperature is the weight 1 / tau of its gradient, and no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaftr_fast._tables import Table
+from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.models import AdaFTR
+from adaftr_fast.runs.run import build
+from adaftr_fast.training.trainer import Trainer
+
+BATCH, BATCHES, SATURATED = 1024, 16, 0.99
+ROWS: dict[str, dict[str, Any]] = {
+    "as printed": {},
+    "tau = 0.05": {"tau": "fixed"},
+    "recommended": {"preset": "recommended"},
+}
+
+
+@torch.no_grad()
+def largest(model: AdaFTR, batch: Batch) -> Tensor:
+    """Returns the largest probability of each row of the first pair's contrast, [B]."""
+    seen = model.backbone.represent(*batch.features)
+    (a, b), h = model.pairs[0], model._contrasted(seen)
+    related = model._relatedness_for_tau(seen, model._relatedness_logits(seen, detach=True))[0]
+    tau = model.contrasts[0].temperature(related)
+    logits = h[a] @ h[b].T / (tau.unsqueeze(1) if isinstance(tau, Tensor) else tau)
+    return logits.softmax(1).amax(1)
+
+
+def shares(data: PreparedData, model: ModelConfig, epochs: int) -> dict[float, float]:
+    """Trains a model; returns the share of saturated rows after each quarter of an epoch."""
+    torch.manual_seed(0)
+    built = build(model, data)
+    assert isinstance(built, AdaFTR)
+    batches = list(islice(data.load("validation").batches(BATCH), BATCHES))
+    found: dict[float, float] = {}
+
+    def measure(record: dict[str, Any]) -> None:
+        values = torch.cat([largest(built, batch) for batch in batches])
+        found[record["epoch"]] = float((values > SATURATED).float().mean())
+
+    config = TrainingConfig(max_epochs=epochs, patience=epochs, validate_every=0.25, progress=False)
+    splits = (data.load("train"), data.load("validation"))
+    Trainer(built, *splits, optimizer=OptimizerConfig(), config=config, on_epoch=measure).fit()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", default="data/flights", help="a prepared folder")
+    parser.add_argument("--epochs", type=int, default=3)
+    arguments = parser.parse_args()
+    data = PreparedData(arguments.folder)
+    found = {
+        title: shares(data, RunConfig().with_options(model=options).model, arguments.epochs)
+        for title, options in ROWS.items()
+    }
+    epochs = list(next(iter(found.values())))
+    lines = [[title, *(f"{100 * each[epoch]:.0f}%" for epoch in epochs)] for title, each in found.items()]
+    print(Table(["epoch", *(f"{epoch:g}" for epoch in epochs)], lines, text_columns=1).markdown())
+
+
+if __name__ == "__main__":
+    main()
