@@ -78,12 +78,13 @@ class ModelConfig(Section):
     """Value of a fixed tau (Eq. 6; Table 5, "w/o learnable tau")."""
     relatedness_updates: Literal["omega", "all"] = option("omega")
     """Parameters that L_rel (Eq. 11) updates: the relatedness network Omega (Algorithm 1, line 10), or also the experts
-    and embeddings below it (Eq. 14)."""
+    and embeddings below it (Eq. 14, with temperature_updates all)."""
     contrast_updates: Literal["all", "towers"] = option("all")
     """Parameters that L_cl (Eq. 13) updates: all of Theta (Algorithm 1, line 17), or only the towers up to h (Section
     2.4.1)."""
-    temperature_updates: Literal["none", "omega"] = option("none")
-    """Parameters that L_cl updates through tau (Eq. 12): none (Algorithm 1), or Omega (Section 2.4.1)."""
+    temperature_updates: Literal["none", "omega", "all"] = option("none")
+    """Parameters that L_cl updates through tau (Eq. 12): none (Algorithm 1), Omega (Section 2.4.1), or also the experts
+    and embeddings below it (Eq. 14, with relatedness_updates all)."""
     alpha: float = option(1.0, within=WEIGHT)
     """Weight of the relatedness loss (Eq. 14); with the default relatedness_updates, temperature_updates and clip_norm,
     Adam makes it almost irrelevant."""

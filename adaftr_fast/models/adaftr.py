@@ -31,7 +31,9 @@ class AdaFTR(MultiTaskModel):
     its own relatedness network Omega (Section 3.3.4); click and conversion are the paper's one pair.
 
     By default, gradients flow as in Algorithm 1. L_rel updates Omega only, because v^rel is detached. L_cl does not
-    update Omega, because the temperature is detached.
+    update Omega, because the temperature is detached. With ``relatedness_updates`` and ``temperature_updates`` "all",
+    nothing is detached: the gradient is that of the joint sum of Eq. 14, in which L_cl also updates Omega and the
+    layers below it through the temperature.
 
     ``forward`` computes the backbone only, so serving needs no Omega. The model has an Omega only if its output sets a
     temperature (contrast "infonce" with tau "adaptive"). With contrast "none", the model trains like its backbone.
@@ -150,9 +152,12 @@ class AdaFTR(MultiTaskModel):
         """Returns y_rel (Eq. 9) of every pair [B], detached from what L_cl does not update; None without networks."""
         if not logits:
             return [None] * len(self.pairs)
-        if self.config.temperature_updates == "omega":  # detached below Omega, whatever L_rel updates
-            return [logit.sigmoid() for logit in self._relatedness_logits(seen, detach=True)]
-        return [logit.detach().sigmoid() for logit in logits]
+        updates = self.config.temperature_updates
+        if updates == "none":
+            return [logit.detach().sigmoid() for logit in logits]
+        if updates != self.config.relatedness_updates:  # tau and L_rel pass gradients to different parameters
+            logits = self._relatedness_logits(seen, detach=updates == "omega")
+        return [logit.sigmoid() for logit in logits]
 
     def _contrast_losses(
         self, h: list[Tensor], related: list[Tensor | None], batch: Batch, process_group: ProcessGroup | None

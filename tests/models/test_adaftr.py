@@ -149,7 +149,7 @@ def test_pairs_name_anchor_and_other():
 
 
 @pytest.mark.parametrize("options", [{"relatedness_updates": "all"}, {"contrast_updates": "towers"},
-                                     {"temperature_updates": "omega"}])  # fmt: skip
+                                     {"temperature_updates": "omega"}, {"temperature_updates": "all"}])  # fmt: skip
 def test_gradient_routing_does_not_change_losses(options):
     data = batch()
     for name, value in adaftr(**options).loss(data).items():

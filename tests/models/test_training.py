@@ -111,7 +111,8 @@ def on_reference_ops(model):
 
 TRAJECTORIES = [{"name": name} for name in MODELS]
 TRAJECTORIES += [{"backbone": name} for name in BACKBONES]
-TRAJECTORIES += [{"tau": "scalar"}, {"contrast": "positive"}, {"temperature_updates": "omega", "beta": 0.1}]
+TRAJECTORIES += [{"tau": "scalar"}, {"contrast": "positive"}]
+TRAJECTORIES += [{"temperature_updates": updates, "beta": 0.1} for updates in ("omega", "all")]
 
 
 @pytest.mark.parametrize("options", TRAJECTORIES, ids=lambda options: "-".join(map(str, options.values())))
