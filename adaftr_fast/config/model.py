@@ -102,7 +102,9 @@ class ModelConfig(Section):
     constraint_weight: float = option(0.001, within=WEIGHT, omit_default=True)
     """lambda of DCMT, the weight of |1 - (p + p*)| within the risk of p_cvr."""
     l2: float = option(1e-6, within=WEIGHT)
-    """Weight of the squared L2 norm of the dense weights and of the looked-up embedding rows."""
+    """lambda of Eq. 14, weight of the L2 term of the dense weights and of the looked-up embedding rows."""
+    l2_form: Literal["squared", "norm"] = option("squared", omit_default=True)
+    """L2 term: the squared norm of these weights, or the norm itself, as Eq. 14 prints it."""
     options: dict[str, Any] = option(factory=dict, omit_default=True)
     """Options of a class of your own, such as {"width": 64}; it reads them from config.options."""
 

@@ -140,7 +140,7 @@ class Backbone(MultiTaskModel):
         dense: Sequence[NumericEncoding] = (),
     ) -> None:
         super().__init__(task_names)
-        self.l2 = config.l2
+        self.l2, self.l2_form = config.l2, config.l2_form
         self.widths = embedding_widths(config, len(num_embeddings), field_names)
         targets = attention_targets(config, num_embeddings, field_names)
         own = [f for f in range(len(num_embeddings)) if f not in targets]
@@ -204,10 +204,15 @@ class Backbone(MultiTaskModel):
         return losses
 
     def _penalty(self, looked_up: Tensor) -> Tensor:
-        """Computes l2 * (squared norm of the dense weights + mean over B of that of the looked-up rows)."""
+        """Computes l2 * S, or l2 * sqrt(S) with the ``l2_form`` "norm".
+
+        S is the squared norm of the dense weights plus the mean over B of that of the looked-up rows.
+        """
         parts = (module.parameters() for module in self.children() if module is not self.embedding)
         dense = [p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1]
-        return squared_norm([*dense, looked_up], [self.l2] * len(dense) + [self.l2 / len(looked_up)])
+        weight = self.l2 if self.l2_form == "squared" else 1.0
+        squares = squared_norm([*dense, looked_up], [weight] * len(dense) + [weight / len(looked_up)])
+        return squares if self.l2_form == "squared" else self.l2 * squares.sqrt()
 
     def check_towers(self, inputs: Sequence[Tensor] | None = None) -> None:
         """Raises TypeError unless there is a tower per task and, if ``inputs`` are given, an input for each."""

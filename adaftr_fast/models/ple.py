@@ -65,7 +65,7 @@ class PLE(Backbone):
         task_names: the T tasks, in the order of the label columns.
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``attention``,
             ``attention_hidden``, ``num_experts`` (shared experts), ``task_experts``, ``extraction_layers``,
-            ``expert_hidden``, ``equal_budget``, ``tower_hidden`` and ``l2``.
+            ``expert_hidden``, ``equal_budget``, ``tower_hidden``, ``l2`` and ``l2_form``.
         field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
             name any.
         dense: encodings of the dense fields, if there are any.

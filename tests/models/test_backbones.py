@@ -65,6 +65,26 @@ def test_losses_are_eq_4_and_a_mean_squared_norm(name, weighted):
         close(found[term], value, term)
 
 
+@pytest.mark.parametrize("name", ["mmoe", "ple", "dcmt"])
+def test_the_norm_is_not_squared_as_in_eq_14(name):
+    built, data = model(name, l2=0.3, l2_form="norm"), batch()
+    dense = [p for n, p in built.named_parameters() if p.dim() > 1 and "embedding" not in n]
+    e = built.embedding.weight[data.ids.long() + torch.tensor([0, *SIZES[:-1]]).cumsum(0)].flatten(1)
+    expected = 0.3 * torch.sqrt(sum(p.square().sum() for p in dense) + e.square().sum() / len(e))
+    found, parameters = built.loss(data)["l2"], [*dense, built.embedding.weight]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    gradients = torch.autograd.grad(found, parameters)
+    for gradient, reference in zip(gradients, torch.autograd.grad(expected, parameters)):
+        torch.testing.assert_close(gradient.to_dense(), reference, rtol=1e-10, atol=1e-14)
+
+
+def test_the_norm_of_single_dnn_is_a_sum_over_its_models():
+    built, data = model("single_dnn", l2=0.3, l2_form="norm"), batch()
+    squares = model("single_dnn", l2=1.0)
+    expected = sum(0.3 * network.loss(data_of(data, t))["l2"].sqrt().item() for t, network in networks(squares))
+    close(built.loss(data)["l2"], expected)
+
+
 def test_single_dnn_has_one_model_per_task():
     built, data = model("single_dnn", THREE), batch(tasks=3)
     for t, (task, network) in enumerate(zip(THREE, built.networks)):
