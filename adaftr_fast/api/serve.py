@@ -16,7 +16,7 @@ from adaftr_fast.data.raw.tables import Inputs, input_files
 from adaftr_fast.errors import DataError
 from adaftr_fast.models.own import ModelClass
 from adaftr_fast.serving import predict as predicting
-from adaftr_fast.serving.columns import output_columns
+from adaftr_fast.serving.columns import Cvr, output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.scorer import About, load_scorer
 from adaftr_fast.training.result import METRIC_COLUMNS, metric_cells
@@ -132,6 +132,7 @@ def predict(
     conversion: str | None = None,
     bid: str | float | None = None,
     bid_weight: float = 1.0,
+    cvr: Cvr = "quotient",
     bad_rows: float = 0.0,
     progress: bool = True,
 ) -> Scores:
@@ -143,9 +144,12 @@ def predict(
             SKELETON COMMON.
         out: the parquet file to write.
         keep: input columns to put before the scores.
-        click, conversion: the tasks that are p_ctr and p_ctcvr; by default those of that name.
+        click, conversion: the click and the conversion task; by default those of that name.
         bid: adds the bid of Eq. 16 with p_c, the price of a conversion: a number, or the column that holds it.
         bid_weight: w of Eq. 16.
+        cvr: "quotient" reads the conversion task's output as p_ctcvr and computes p_cvr = p_ctcvr / p_ctr, at most 1.
+            "output" reads it as p_cvr, as Eq. 16 is printed, and computes p_ctcvr = p_ctr p_cvr; for conversions that
+            need no click.
         bad_rows: the share of a text file's rows that may be unreadable; they are left out and reported.
         progress: show a progress bar.
 
@@ -164,7 +168,9 @@ def predict(
         raise TypeError(f"model: expected an exported model or its folder, got {type(model).__name__}")
     scorer = load_scorer(Path(folder))
     price = None if bid is None else str(bid)
-    columns = output_columns(scorer.about.tasks, click=click, conversion=conversion, bid=price, bid_weight=bid_weight)
+    columns = output_columns(
+        scorer.about.tasks, click=click, conversion=conversion, bid=price, bid_weight=bid_weight, cvr=cvr
+    )
     kept = [keep] if isinstance(keep, str) else keep
     with input_files(files, Path(out)) as paths:
         if not paths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import jsonargparse
 
@@ -20,10 +21,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--keep", type=str, nargs="+", default=[], help="input columns to copy before the scores")
     parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of unreadable rows in text files")
     parser.add_argument("--click", type=str | None, help="the task that is p_ctr (default: click)")
-    parser.add_argument("--conversion", type=str | None, help="the task that is p_ctcvr (default: conversion)")
+    parser.add_argument("--conversion", type=str | None, help="the conversion task (default: conversion)")
     bid = "add the bid of Eq. 16; p_c, the price of a conversion, as a number or the name of a column"
     parser.add_argument("--bid", type=str | None, help=bid)
     parser.add_argument("--bid_weight", type=float, default=1.0, help="w of Eq. 16")
+    cvr = "p_cvr: the quotient of the conversion and the click task, at most 1, or the output of the conversion task"
+    parser.add_argument("--cvr", type=Literal["quotient", "output"], default="quotient", help=cvr)
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
 
 

@@ -4,7 +4,9 @@ Shapes: n rows, T tasks.
 
 Every task of a model is a rate over all impressions (docs/decisions.md). Conversion means "clicked and converted", so
 its prediction is p_ctcvr, and the conversion rate after a click is p_cvr = p_ctcvr / p_ctr. A model does not guarantee
-p_ctcvr <= p_ctr; p_cvr is clamped to 1.
+p_ctcvr <= p_ctr; p_cvr is clamped to 1. This is the ``cvr`` "quotient".
+
+With ``cvr`` "output", the prediction is the y_cvr of Eq. 16 itself, and p_ctcvr = p_ctr p_cvr, without a clamp.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from adaftr_fast.errors import DataError, ServingError
 
+Cvr = Literal["quotient", "output"]
 SMALLEST = np.finfo(np.float32).tiny  # avoids 0 / 0 for a p_ctr that underflowed
 
 
@@ -30,12 +34,14 @@ class Columns:
         funnel: positions of the click and the conversion task. None without such a pair.
         bid: p_c of Eq. 16, as a number or as the name of a column. None without a bid.
         bid_weight: w of Eq. 16.
+        cvr: whether p_cvr is the quotient p_ctcvr / p_ctr, or the output of the conversion task.
     """
 
     tasks: Sequence[str]
     funnel: tuple[int, int] | None = None
     bid: float | str | None = None
     bid_weight: float = 1.0
+    cvr: Cvr = "quotient"
 
     def inputs(self) -> list[str]:
         """Returns the names of the input columns to read."""
@@ -47,9 +53,10 @@ class Columns:
 
     def fields(self) -> list[pa.Field]:
         """Returns the types: ``p_<task>`` float32, or p_ctr, p_ctcvr and p_cvr of a funnel; ``bid`` float64."""
-        named = {} if self.funnel is None else dict(zip(self.funnel, ("p_ctr", "p_ctcvr")))
+        output, derived = ("p_ctcvr", "p_cvr") if self.cvr == "quotient" else ("p_cvr", "p_ctcvr")
+        named = {} if self.funnel is None else dict(zip(self.funnel, ("p_ctr", output)))
         fields = [pa.field(named.get(t, f"p_{task}"), pa.float32()) for t, task in enumerate(self.tasks)]
-        fields += [] if self.funnel is None else [pa.field("p_cvr", pa.float32())]
+        fields += [] if self.funnel is None else [pa.field(derived, pa.float32())]
         return fields + ([] if self.bid is None else [pa.field("bid", pa.float64())])
 
     def make(self, scores: np.ndarray, rows: pa.RecordBatch) -> list[pa.Array]:
@@ -65,9 +72,10 @@ class Columns:
         arrays = [pa.array(np.ascontiguousarray(column)) for column in scores.T]
         if self.funnel is None:
             return arrays
-        p_ctr, p_ctcvr = (scores[:, task] for task in self.funnel)
-        p_cvr = np.minimum(p_ctcvr / np.maximum(p_ctr, SMALLEST), np.float32(1.0))
-        arrays.append(pa.array(p_cvr))
+        p_ctr, output = (scores[:, task] for task in self.funnel)
+        quotient = self.cvr == "quotient"
+        p_cvr = np.minimum(output / np.maximum(p_ctr, SMALLEST), np.float32(1.0)) if quotient else output
+        arrays.append(pa.array(p_cvr if quotient else p_ctr * p_cvr))
         if self.bid is not None:
             bids = self.bid_weight * p_ctr.astype(np.float64) * p_cvr * _prices(self.bid, rows)  # Eq. 16
             arrays.append(pa.array(bids, from_pandas=True))  # nan, for a missing price, becomes null
@@ -91,30 +99,35 @@ def output_columns(
     conversion: str | None = None,
     bid: str | None = None,
     bid_weight: float = 1.0,
+    cvr: Cvr = "quotient",
 ) -> Columns:
     """Makes the output columns for the probabilities of ``tasks``.
 
     Args:
         tasks: the tasks, in the order of the model's outputs.
         click: the click task. Default: the task ``click``, if there is one.
-        conversion: the task of clicks that convert. Default: the task ``conversion``, if there is one.
+        conversion: the conversion task. Default: the task ``conversion``, if there is one.
         bid: p_c of Eq. 16, as a number or as the name of the column of prices.
         bid_weight: w of Eq. 16.
+        cvr: ``quotient`` if conversion means clicked and converted, so that its output is p_ctcvr; ``output`` if its
+            output is y_cvr of Eq. 16, as where purchases also come from other links.
 
     Raises:
-        ServingError: a task is unknown, a bid lacks one of the two tasks, or a price or weight is not a finite number
-            >= 0.
+        ServingError: a task is unknown, a bid or the ``cvr`` "output" lacks one of the two tasks, ``cvr`` is unknown,
+            or a price or weight is not a finite number >= 0.
     """
+    if cvr not in get_args(Cvr):
+        raise ServingError(f"--cvr: expected {' or '.join(get_args(Cvr))}, got {cvr!r}")
     pair = (click or "click", conversion or "conversion")
     for name, task in zip(("click", "conversion"), (click, conversion)):
         if task is not None and task not in tasks:
             raise ServingError(f"--{name}: expected one of {', '.join(tasks)}, got {task!r}")
     funnel = (tasks.index(pair[0]), tasks.index(pair[1])) if set(pair) <= set(tasks) and pair[0] != pair[1] else None
-    if funnel is None and (click or conversion or bid):
+    if funnel is None and (click or conversion or bid or cvr != "quotient"):
         raise ServingError(f"--click and --conversion must name two of the tasks {', '.join(tasks)}, got {pair}")
     if not 0 <= bid_weight < math.inf:
         raise ServingError(f"--bid_weight: expected a finite number >= 0, got {bid_weight}")
-    return Columns(tasks, funnel, None if bid is None else _price(bid), bid_weight)
+    return Columns(tasks, funnel, None if bid is None else _price(bid), bid_weight, cvr)
 
 
 def _price(text: str) -> float | str:

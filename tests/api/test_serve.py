@@ -31,17 +31,19 @@ def test_scores_are_the_models_and_print_their_columns(model, run, data, shop, t
     np.testing.assert_allclose(table["bid"], 20 * np.minimum(table["p_ctr"], table["p_ctcvr"]), rtol=1e-5)
 
 
-def test_they_equal_the_commands(model, run, shop, tmp_path, capsys):
+@pytest.mark.parametrize("cvr", ["quotient", "output"])
+def test_they_equal_the_commands(model, run, shop, tmp_path, capsys, cvr):
     assert main(["export", "--run", str(run.folder), "--out", str(tmp_path / "model")]) == 0
     assert capsys.readouterr().out.splitlines()[0] == model.summary().replace(
         str(model.folder), f"{tmp_path / 'model'}"
     )
     out = str(tmp_path / "command.parquet")
     command = ["predict", "--model", str(tmp_path / "model"), "--files", str(shop / "log.csv"), "--out", out]
-    assert main([*command, "--keep", "user", "item", "--bid", "price", "--progress", "false"]) == 0
-    options = {"keep": ["user", "item"], "bid": "price", "progress": False}
+    assert main([*command, "--keep", "user", "item", "--bid", "price", "--cvr", cvr, "--progress", "false"]) == 0
+    options = {"keep": ["user", "item"], "bid": "price", "cvr": cvr, "progress": False}
     scores = af.predict(str(model.folder), [shop / "log.csv"], tmp_path / "api.parquet", **options)
     assert scores.read().equals(pq.read_table(out))
+    assert scores.columns[:3] == (["p_ctr", "p_ctcvr", "p_cvr"] if cvr == "quotient" else ["p_ctr", "p_cvr", "p_ctcvr"])
 
 
 def test_rows_that_are_left_out_are_told(model, shop, tmp_path):

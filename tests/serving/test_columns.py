@@ -34,12 +34,32 @@ def test_the_bid_is_equation_16():
     np.testing.assert_allclose(made(output_columns(["click", "conversion"], bid="3"))["bid"], [0.3, 0.6, 0], rtol=1e-6)
 
 
+def test_the_output_as_p_cvr_is_equation_16_as_printed():
+    columns = output_columns(["click", "conversion"], bid="price", bid_weight=2.0, cvr="output")
+    assert columns.names() == ["p_ctr", "p_cvr", "p_ctcvr", "bid"]
+    found = made(columns)
+    p_ctr, p_cvr = SCORES.T.tolist()
+    assert found["p_ctr"] == p_ctr
+    assert found["p_cvr"] == p_cvr  # not divided by p_ctr and not capped, also where it is above p_ctr
+    np.testing.assert_allclose(found["p_ctcvr"], [0.05, 0.06, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(found["bid"][:2], [2 * 0.5 * 0.1 * 10, 2 * 0.2 * 0.3 * 4], rtol=1e-6)
+    assert found["bid"][2] is None
+
+
+def test_the_output_as_p_cvr_keeps_the_order_of_tasks():
+    columns = output_columns(["buy", "view", "click"], conversion="buy", cvr="output")
+    assert columns.names() == ["p_cvr", "p_view", "p_ctr", "p_ctcvr"]
+    assert output_columns(["income", "married"]).names() == ["p_income", "p_married"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"click": "clic"}, "--click: expected one of click, buy, got 'clic'"),
         ({"bid": "1"}, "--click and --conversion must name two of the tasks"),
         ({"conversion": "click"}, "--click and --conversion must name two"),
+        ({"cvr": "output"}, "--click and --conversion must name two"),
+        ({"conversion": "buy", "cvr": "product"}, "--cvr: expected quotient or output, got 'product'"),
         ({"conversion": "buy", "bid": "-1"}, "--bid: expected a price >= 0"),
         ({"conversion": "buy", "bid": "1", "bid_weight": float("nan")}, "--bid_weight: expected"),
     ],
