@@ -45,7 +45,9 @@ class ModelConfig(Section):
     attention_hidden: list[int] = option(factory=lambda: [36], within=AT_LEAST_1, omit_default=True)
     """Layer widths of the activation unit of target attention, a of DIN's Eq. 3 (Fig. 2)."""
     num_experts: int = option(3, within=AT_LEAST_1)
-    """k of Eq. 3: number of experts of MMoE, and of shared experts of PLE."""
+    """k of Eq. 3: number of experts of MMoE, and of shared experts of PLE unless shared_experts is given."""
+    shared_experts: int | None = option(None, within=AT_LEAST_1, omit_default=True)
+    """Number of PLE's shared experts (null: num_experts)."""
     task_experts: int = option(1, within=AT_LEAST_1)
     """Number of PLE's experts per task."""
     extraction_layers: int = option(2, within=AT_LEAST_1)

@@ -6,7 +6,7 @@ A row is a base ``ModelConfig`` with a few fields changed, so all rows of an exp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -87,7 +87,24 @@ def experiment(name: str, base: ModelConfig, tasks: Sequence[str]) -> Experiment
         raise ConfigError(f"experiment: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")
     if len(tasks) < 2:
         raise ConfigError(f"experiment {name}: expected data with two tasks or more, got {', '.join(tasks)}")
-    return EXPERIMENTS[name](base, tasks)
+    wanted = EXPERIMENTS[name](base, tasks)
+    return replace(wanted, variants=tuple(divide_experts(row, base, len(tasks)) for row in wanted.variants))
+
+
+def divide_experts(row: Variant, base: ModelConfig, tasks: int) -> Variant:
+    """Returns the row; if it is PLE, with MMoE's number of experts, each task's own ones included (Section 3.1.4).
+
+    Args:
+        row: a row of an experiment.
+        base: the model options that all rows have in common; its ``shared_experts``, if given, stay.
+        tasks: the number of tasks.
+    """
+    model = replace(base, **row.changes)
+    name = model.backbone if model.name == "adaftr" else model.name
+    if name != "ple" or base.shared_experts is not None:
+        return row
+    shared = max(1, base.num_experts - tasks * base.task_experts)
+    return replace(row, changes=row.changes | {"shared_experts": shared})
 
 
 def _table4(base: ModelConfig, tasks: Sequence[str]) -> Experiment:

@@ -14,7 +14,7 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import ConfigError
-from adaftr_fast.experiments.catalog import BASELINES, NO_OMEGA, TITLES, Variant
+from adaftr_fast.experiments.catalog import BASELINES, NO_OMEGA, TITLES, Variant, divide_experts
 from adaftr_fast.experiments.measure import machine, side_by_side
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.embedding import FusedEmbedding
@@ -80,7 +80,7 @@ def measure(data: PreparedData, config: RunConfig, seconds: float = 2.0) -> Comp
         raise ConfigError(f"complexity: {rows} training rows are fewer than a batch of {size}")
     batches = _some(data, size, config.training.seed)
     models = {}
-    for variant in VARIANTS:
+    for variant in (divide_experts(row, config.model, len(data.manifest.tasks)) for row in VARIANTS):
         torch.manual_seed(config.training.seed)
         models[variant.title] = build(replace(config.model, **variant.changes), data)
     infer = side_by_side({title: _inference(model, batches) for title, model in models.items()}, seconds)

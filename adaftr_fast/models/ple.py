@@ -64,7 +64,7 @@ class PLE(Backbone):
         num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``attention``,
-            ``attention_hidden``, ``num_experts`` (shared experts), ``task_experts``, ``extraction_layers``,
+            ``attention_hidden``, ``num_experts``, ``shared_experts``, ``task_experts``, ``extraction_layers``,
             ``expert_hidden``, ``equal_budget``, ``tower_hidden``, ``l2`` and ``l2_form``.
         field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
             name any.
@@ -84,7 +84,8 @@ class PLE(Backbone):
         dense: Sequence[NumericEncoding] = (),
     ) -> None:
         super().__init__(num_embeddings, task_names, config, field_names, dense)
-        tasks, shared, own = len(self.task_names), config.num_experts, config.task_experts
+        tasks, own = len(self.task_names), config.task_experts
+        shared = config.num_experts if config.shared_experts is None else config.shared_experts
         hidden = first_widths(config, self.embedded_features, tasks, networks=shared + tasks * own)
         last = config.extraction_layers - 1
         widths = [self.embedded_features] + [hidden[-1]] * last

@@ -132,9 +132,10 @@ def _check_sizes(folder: Path, about: Description, elements: int) -> None:
     """Raises CheckpointError if a size is larger than the number of weights; it would take all time or memory."""
     model = about.config.model
     named = dict(enumerate(about.field_names))
+    experts = max(model.num_experts, model.shared_experts or 0) + model.task_experts
     sizes = {
         "num_embeddings": sum(n for f, n in enumerate(about.num_embeddings) if named.get(f) not in model.attention),
-        "experts and layers": (model.num_experts + model.task_experts) * model.extraction_layers,
+        "experts and layers": experts * model.extraction_layers,
         "embedding_dim": max(model.embedding_dim, *model.embedding_dims.values(), 0),
         "layer widths": max(
             *model.expert_hidden, *model.tower_hidden, *model.relatedness_hidden, *model.attention_hidden

@@ -51,6 +51,32 @@ def test_table4_compares_adaftr_with_every_model():
     assert list(rows[-1].against) == titles[:-1]
 
 
+@pytest.mark.parametrize("backbone", ["mmoe", "ple"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_ple_has_the_number_of_experts_of_mmoe(name, backbone):
+    """Section 3.1.4: three experts for all expert-sharing methods, of which PLE has one per task."""
+    tasks = TASKS if name == "fig4" else TASKS[:2]
+    base = ModelConfig(backbone=backbone)
+    for row in (replace(base, **variant.changes) for variant in experiment(name, base, tasks).variants):
+        if "ple" in (row.name, row.backbone if row.name == "adaftr" else None):
+            assert row.shared_experts + 2 * row.task_experts == row.num_experts == 3
+        else:
+            assert row.shared_experts is None  # so that the runs of other models keep their keys
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks", "shared"),
+    [
+        ({}, TASKS, 1),  # at least one
+        ({"num_experts": 8, "task_experts": 2}, TASKS[:2], 4),
+        ({"num_experts": 8, "shared_experts": 3}, TASKS[:2], 3),  # as given
+    ],
+)
+def test_shared_experts_of_ple(options, tasks, shared):
+    rows = {row.title: row.changes for row in experiment("table4", ModelConfig(**options), tasks).variants}
+    assert replace(ModelConfig(**options), **rows["PLE"]).shared_experts == shared
+
+
 def test_table5_overrides_ablations_in_the_base():
     base = ModelConfig(contrast="mae", tau="fixed", tau_fixed=0.7)
     rows = {row.title: replace(base, **row.changes) for row in experiment("table5", base, TASKS).variants[1:]}

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import torch
 
@@ -24,6 +25,8 @@ def test_every_model_is_measured_and_reported(data, budget, tmp_path):
     assert all(cost.train_us > 0 and cost.infer_us > 0 for cost in found.costs)
     by_title = {cost.title: cost for cost in found.costs}
     assert by_title["AdaFTR"].deployed_parameters == by_title["MMoE"].dense_parameters
+    ple = build(replace(budget.model, name="ple", shared_experts=1), data)  # as in Table 4
+    assert by_title["PLE"].dense_parameters == count_parameters(ple, next(data.load("train").batches(16)))[1]
     assert by_title["AdaFTR, no contrast"].dense_parameters == by_title["MMoE"].dense_parameters
     paths = write_complexity_report(tmp_path, found, "the command")
     text = paths[0].read_text()

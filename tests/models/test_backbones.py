@@ -48,6 +48,15 @@ def test_ple_of_any_size(layers, counts):
     close(built(data.ids), paper.represent("ple", built, data.ids)[3])
 
 
+def test_ple_with_the_three_experts_of_mmoe():
+    built, mmoe, data = model("ple", TWO, shared_experts=1), model("mmoe", TWO), batch()
+    for layer in built.layers:
+        assert [experts.num_experts for experts in layer.experts] == [1, 1, 1]
+        assert [gate.out_features for gate in layer.gates][:2] == [2, 2]
+    assert built.layers[0].experts[0].out_features == mmoe.experts.out_features  # the budget is that of num_experts
+    close(built(data.ids), paper.represent("ple", built, data.ids)[3])
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", EVERY)
 def test_losses_are_eq_4_and_a_mean_squared_norm(name, weighted):
