@@ -14,10 +14,11 @@ from adaftr_fast.nn.stacks import mix
 class MMoE(Backbone):
     """Mixes shared experts by a gate per task; each task's tower reads its mixture.
 
-        v^t = sum_i softmax(W_t e)_i g_i(e)      (Eq. 3)
-        logit^t = f_t(v^t)                       (Eq. 2)
+        v^t = sum_i softmax(W_t e + b_t)_i g_i(e)      (Eq. 3)
+        logit^t = f_t(v^t)                             (Eq. 2)
 
-    where e are the concatenated embeddings, g_i the experts, W_t the gate and f_t the tower of task t.
+    where e are the concatenated embeddings, g_i the experts, W_t and b_t the gate and f_t the tower of task t. The
+    gate of Ma et al. has no bias b_t (docs/decisions.md).
 
     Args:
         num_embeddings: number of rows of each of the F fields.

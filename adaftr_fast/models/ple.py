@@ -20,11 +20,12 @@ from adaftr_fast.nn.stacks import mix
 class ExtractionLayer(nn.Module):
     """Maps the inputs of T task streams and one shared stream to those of the next extraction layer.
 
-        x^t -> sum_i softmax(W_t x^t)_i S^t_i
+        x^t -> sum_i softmax(W_t x^t + b_t)_i S^t_i
 
     where S^t stacks the outputs of task t's experts, which read x^t, and of the shared experts, which read the shared
-    stream (PLE paper, Eqs. 1-5). The shared stream becomes a mixture of all experts' outputs, by a gate that reads the
-    shared stream (Eqs. 6-8). The ``last`` layer computes no shared stream, because nothing reads it.
+    stream (PLE paper, Eqs. 1-5, whose gates have no bias b_t; docs/decisions.md). The shared stream becomes a mixture
+    of all experts' outputs, by a gate that reads the shared stream (Eqs. 6-8). The ``last`` layer computes no shared
+    stream, because nothing reads it.
 
     Args:
         in_features: width of every stream's input.
