@@ -18,7 +18,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.data.dataset.split_file import TRUTH, read_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
-from adaftr_fast.data.encode.encoders import Vocabulary
+from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR, Vocabulary
 from adaftr_fast.experiments.jobs import Job
 from adaftr_fast.runs.run import build
 from adaftr_fast.training.checkpoint.weights import FILE, load_checkpoint, load_weights
@@ -155,7 +155,12 @@ def _value_names(data: PreparedData) -> Iterator[tuple[str, list[str]]]:
     for field in data.manifest.fields:
         encoder, ids = encoders[field.name], range(1, field.num_embeddings)
         values = encoder.values.to_pylist() if isinstance(encoder, Vocabulary) else [None] * len(ids)
-        yield field.name, ["unknown", *(value or _bucket(field, number) for number, value in zip(ids, values))]
+        yield field.name, ["unknown", *(_name(value) or _bucket(field, number) for number, value in zip(ids, values))]
+
+
+def _name(value: str | None) -> str | None:
+    """Formats a value; the parts of a crossed value are joined by a control character."""
+    return value and value.replace(CROSS_SEPARATOR, " & ")
 
 
 def _bucket(field: FieldInfo, number: int) -> str:

@@ -3,14 +3,25 @@ import json
 import numpy as np
 import pytest
 
+from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import FieldInfo
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.experiments.catalog import experiment
 from adaftr_fast.experiments.jobs import execute
 from adaftr_fast.experiments.study import plan_all
-from adaftr_fast.experiments.temperature import _bucket, _temperatures, analyse, field_effect, label_groups
+from adaftr_fast.experiments.temperature import (
+    _bucket,
+    _temperatures,
+    _value_names,
+    analyse,
+    field_effect,
+    label_groups,
+)
 from adaftr_fast.experiments.temperature_report import draw_temperature, temperature_tables, write_temperature_report
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.checkpoint import weights
+from tests.experiments.conftest import SCHEMA
 
 
 def test_label_groups_by_hand():
@@ -65,6 +76,17 @@ def test_weights_that_are_replaced_while_they_are_read(data, jobs, monkeypatch):
 def test_buckets_are_named_by_their_edges():
     field = FieldInfo("heat", "numeric", ["heat"], 4, [1.5, 20.0])
     assert [_bucket(field, number) for number in (1, 2, 3)] == ["-∞ to 1.5", "1.5 to 20", "20 to ∞"]
+
+
+def test_crosses_are_named_by_their_values_without_control_characters(folder, tmp_path):
+    fields = {"item": "categorical", "pair": {"cross": ["user", "item"], "min_count": 1}}
+    prepare(parse_schema(SCHEMA | {"fields": fields}), [folder.parent / "log.parquet"], tmp_path / "crossed")
+    _, *names = dict(_value_names(PreparedData(tmp_path / "crossed")))["pair"]
+    assert len(names) > 100
+    for name in names:
+        user, item = name.split(" & ")
+        assert user.isdigit()
+        assert item.isdigit()
 
 
 def test_trained_models_are_analysed_by_pair(data, jobs, tmp_path):
