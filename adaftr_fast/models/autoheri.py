@@ -68,6 +68,12 @@ class AutoHERI(SharedBottom):
 
     The bottom is shared, as in the AdaFTR paper (Section 3.1.4).
 
+    The publication's model covers the entire space of a funnel: it predicts conversion over all impressions through the
+    probabilities of the stages before. This class omits that. As in every model of Table 4, each task has a logit of
+    its own, and its cross-entropy over all impressions is the loss (Eq. 4 of the AdaFTR paper). The second task's
+    prediction is therefore p_ctcvr, not p_ctr times a conditional rate, and is not bounded by p_ctr. :class:`ESMM` has
+    that decomposition.
+
     Args:
         num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, upstream tasks first, in the order of the label columns.
