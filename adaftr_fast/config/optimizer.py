@@ -8,12 +8,12 @@ from adaftr_fast.config.options import AT_LEAST_0, DECAY, Range, Section, option
 
 @dataclass
 class OptimizerConfig(Section):
-    """The optimizer options: Adam for all weights (Table 3), or another optimizer for the embedding tables."""
+    """The optimizer options: Adam for all weights (Section 3.1.4), or another optimizer for the embedding tables."""
 
     section = "optimizer"
 
     lr: float = option(5e-4, within=AT_LEAST_0)
-    """Learning rate."""
+    """Learning rate, gamma of Algorithm 1 (Section 3.1.4)."""
     beta1: float = option(0.9, within=DECAY)
     """Decay of the first moment."""
     beta2: float = option(0.999, within=DECAY)

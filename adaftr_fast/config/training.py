@@ -16,7 +16,7 @@ class TrainingConfig(Section):
     section = "training"
 
     batch_size: int = option(1024, within=AT_LEAST_1)
-    """Rows per step; a shorter last batch is dropped."""
+    """Rows per step, B of Table 3 (Section 3.1.4); a shorter last batch is dropped."""
     accumulate: int = option(1, within=AT_LEAST_1)
     """Number of equal parts of a batch, computed in turn to save memory; a part contrasts only its own rows."""
     eval_batch_size: int = option(8192, within=AT_LEAST_1)

@@ -73,7 +73,7 @@ def test_every_option_is_listed_once_with_its_default(shown, command):
     expected.add("--model.preset")
     assert {name for name in listed if "." in name} == expected
     flat = " ".join(text.split())
-    assert "Learning rate (default: 0.0005)" in flat
+    assert "Learning rate, gamma of Algorithm 1 (Section 3.1.4) (default: 0.0005)" in flat
     assert "Layer widths of each task's tower before the logit, f of Eq. 2 (default: [64, 32, 16])" in flat
     assert "Show progress bars (default: true)" in flat
     for noise in ("(type:", "<class", "Literal", "tower_hidden+", "CONFIG", "``"):
