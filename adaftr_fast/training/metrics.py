@@ -7,35 +7,42 @@ Scores may be logits or probabilities. Logits are preferable, because a saturate
 The AUC is the share of (positive, negative) pairs in which the positive scores higher (Mann & Whitney 1947). With
 sorted negatives, two binary searches per positive count the negatives below it and the ties. GAUC packs group and score
 into one integer, so one sort of integers, which NumPy vectorizes, sorts all groups.
+
+With sample weights, a pair counts with the product of its rows' weights, in float64. Running sums of the sorted
+negatives' weights replace the counts. A row of weight 0 has no effect.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 SCORE_BITS, SCORE_MASK = np.uint64(32), np.uint64((1 << 32) - 1)  # of a packed integer; the high bits hold the group
 
 
-def auc(labels: np.ndarray, scores: np.ndarray) -> float:
+def auc(labels: np.ndarray, scores: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
     """Computes the area under the ROC curve: P(score of a positive > score of a negative), with ties counted as 1/2.
 
     Args:
         labels: [n], 0 or 1, any dtype.
         scores: [n], any real dtype.
+        sample_weight: [n], the weight of each row, any real dtype, finite and >= 0. Default: 1 for all.
 
     Returns:
-        The area in [0, 1], exact up to one division; nan if a class is absent.
+        The area in [0, 1], exact up to one division without weights; nan if a class is absent or has no weight.
 
     Raises:
-        ValueError: the shapes differ, a label is neither 0 nor 1, or a score is nan.
+        ValueError: the shapes differ, a label is neither 0 nor 1, a score is nan, or a weight is negative or not
+            finite.
     """
     positive, scores = _checked("auc", labels, scores)
-    ours, theirs = _sorted_classes(positive, scores)
-    if not len(ours) or not len(theirs):
+    ours, theirs = _by_class(positive, scores, _checked_weight("auc", positive, sample_weight))
+    positives, negatives = ours.before(len(ours.keys)), theirs.before(len(theirs.keys))
+    if not positives or not negatives:
         return float("nan")
-    return int(_twice_beaten(ours, theirs).sum()) / (2 * len(ours) * len(theirs))
+    wins = ours.weigh(_twice_beaten(ours, theirs)).sum()
+    return float(min(wins.item() / (2 * positives * negatives), 1.0))
 
 
 def gauc(
@@ -43,6 +50,7 @@ def gauc(
     scores: np.ndarray,
     groups: np.ndarray,
     weighted_by: Literal["none", "impressions"] = "none",
+    sample_weight: np.ndarray | None = None,
 ) -> float:
     """Computes the mean AUC over the groups (users) that have both classes (Eq. 15).
 
@@ -51,7 +59,9 @@ def gauc(
         scores: [n], any real dtype. Dtypes that float32 represents exactly are several times faster.
         groups: [n], any integer dtype, the group of each row. Rows with a negative group are ignored.
         weighted_by: ``none`` gives every group the weight 1, as the paper does. ``impressions`` weights a group by its
-            number of rows.
+            number of rows, or by their summed weights.
+        sample_weight: [n], the weight of each row within its group, as ``auc`` takes it. A group in which a class has
+            no weight is skipped.
 
     Returns:
         The mean in [0, 1]; nan if no group has both classes.
@@ -65,39 +75,53 @@ def gauc(
     groups = np.asarray(groups)
     if groups.shape != positive.shape or groups.dtype.kind not in "iu":
         raise ValueError(f"gauc: expected integer groups of shape {positive.shape}, got {groups.dtype} {groups.shape}")
+    weight = _checked_weight("gauc", positive, sample_weight)
     known = groups >= 0
     if not known.all():
         positive, scores, groups = positive[known], scores[known], groups[known]
+        weight = None if weight is None else weight[known]
 
-    ours, theirs = _sorted_classes(positive, _group_numbers(groups) << SCORE_BITS | _score_numbers(scores))
-    starts = np.flatnonzero(np.diff(ours >> SCORE_BITS, prepend=SCORE_MASK))  # [G], groups with a positive
+    ours, theirs = _by_class(positive, _group_numbers(groups) << SCORE_BITS | _score_numbers(scores), weight)
+    starts = np.flatnonzero(np.diff(ours.keys >> SCORE_BITS, prepend=SCORE_MASK))  # [G], groups with a positive
     if not len(starts):
         return float("nan")
-    group = ours[starts] & ~SCORE_MASK
-    below = np.searchsorted(theirs, group)  # [G], negatives of the groups before
-    positives, negatives = (
-        np.diff(starts, append=len(ours)),
-        np.searchsorted(theirs, group | SCORE_MASK, "right") - below,
-    )
-    wins = np.add.reduceat(_twice_beaten(ours, theirs), starts) - 2 * positives * below
-    mixed = negatives > 0
+    rows = np.diff(starts, append=len(ours.keys))
+    group = ours.keys[starts] & ~SCORE_MASK
+    below = theirs.before(np.searchsorted(theirs.keys, group))  # [G], negatives of the groups before
+    negatives = theirs.before(np.searchsorted(theirs.keys, group | SCORE_MASK, "right")) - below
+    positives = rows if weight is None else np.add.reduceat(ours.weight, starts)
+    # Subtracted before the sum, because weights of other groups would otherwise cost digits.
+    wins = np.add.reduceat(ours.weigh(_twice_beaten(ours, theirs) - np.repeat(2 * below, rows)), starts)
+    mixed = (positives > 0) & (negatives > 0)
     if not mixed.any():
         return float("nan")
-    areas = wins[mixed] / (2 * positives * negatives)[mixed]
+    areas = np.clip(wins[mixed] / (2 * positives * negatives)[mixed], 0.0, 1.0)
     return float(np.average(areas, weights=(positives + negatives)[mixed] if weighted_by == "impressions" else None))
 
 
-def log_loss(labels: np.ndarray, logits: np.ndarray) -> float:
+def log_loss(labels: np.ndarray, logits: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
     """Computes the mean of -[y log p + (1 - y) log(1 - p)] with p = sigmoid(logit), in float64 without overflow.
 
+    Args:
+        labels: [n], 0 or 1, any dtype.
+        logits: [n], any real dtype.
+        sample_weight: [n], the weight of each row in the mean, as ``auc`` takes it.
+
     Raises:
-        ValueError: as ``auc``, or there are no rows.
+        ValueError: as ``auc``, or there are no rows, or none with a positive weight.
     """
     positive, logits = _checked("log_loss", labels, logits)
+    weight = _checked_weight("log_loss", positive, sample_weight)
     if len(positive) == 0:
         raise ValueError("log_loss: no rows")
     logits = logits.astype(np.float64)
-    return float(np.mean(np.logaddexp(0.0, np.where(positive, -logits, logits))))
+    losses = np.logaddexp(0.0, np.where(positive, -logits, logits))
+    if weight is None:
+        return float(np.mean(losses))
+    counted = weight > 0  # an infinite loss of weight 0 would be nan
+    if not counted.any():
+        raise ValueError("log_loss: no rows of positive weight")
+    return float(np.average(losses[counted], weights=weight[counted]))
 
 
 def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
@@ -143,17 +167,41 @@ def cvr_auc(clicks: np.ndarray, conversions: np.ndarray, click_logits: np.ndarra
     return auc(converted[clicked], log_p_ctcvr - log_p_ctr)
 
 
-def _sorted_classes(positive: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the keys of the positives [P] and of the negatives [N], each in ascending order."""
-    ours, theirs = keys[positive], keys[~positive]
-    ours.sort()
-    theirs.sort()
+class _Rows(NamedTuple):
+    """Rows of one class in ascending order of their keys. Without weights, a row has the weight 1."""
+
+    keys: np.ndarray  # [r]
+    weight: np.ndarray | None = None  # float64 [r]
+    running: np.ndarray | None = None  # float64 [r + 1], the sum of the weights before each position
+
+    def before(self, positions: Any) -> Any:
+        """Returns the weight of all rows before each of ``positions``."""
+        return positions if self.running is None else self.running[positions]
+
+    def weigh(self, values: np.ndarray) -> np.ndarray:
+        """Returns the values [r] times the weights of the rows."""
+        return values if self.weight is None else values * self.weight
+
+
+def _by_class(positive: np.ndarray, keys: np.ndarray, weight: np.ndarray | None) -> tuple[_Rows, _Rows]:
+    """Returns the positives [P] and the negatives [N]."""
+    ours, theirs = (_sorted(keys[mask], None if weight is None else weight[mask]) for mask in (positive, ~positive))
     return ours, theirs
 
 
-def _twice_beaten(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Returns twice the number of ``theirs`` [N] below each of ``ours`` [P], plus the ties; both are sorted."""
-    return np.searchsorted(theirs, ours, "left") + np.searchsorted(theirs, ours, "right")
+def _sorted(keys: np.ndarray, weight: np.ndarray | None) -> _Rows:
+    if weight is None:
+        keys.sort()
+        return _Rows(keys)
+    order = np.argsort(keys)
+    return _Rows(keys[order], weight[order], np.append(0.0, np.cumsum(weight[order])))
+
+
+def _twice_beaten(ours: _Rows, theirs: _Rows) -> np.ndarray:
+    """Returns twice the weight of ``theirs`` [N] below each of ``ours`` [P], plus that of the ties."""
+    below, upto = (np.searchsorted(theirs.keys, ours.keys, side) for side in ("left", "right"))
+    beaten: np.ndarray = theirs.before(below) + theirs.before(upto)
+    return beaten
 
 
 def _score_numbers(scores: np.ndarray) -> np.ndarray:
@@ -184,4 +232,18 @@ def _checked(name: str, labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndar
         raise ValueError(f"{name}: labels must be 0 or 1, got values in [{labels.min()}, {labels.max()}]")
     if wrong := np.count_nonzero(np.isnan(scores)):
         raise ValueError(f"{name}: {wrong} of {len(scores)} scores are nan")
-    return positive, scores
+    # float32 holds every float16, and NumPy sorts it faster.
+    return positive, scores.astype(np.float32) if scores.dtype == np.float16 else scores
+
+
+def _checked_weight(name: str, rows: np.ndarray, weight: np.ndarray | None) -> np.ndarray | None:
+    """Checks the weights of ``rows`` [n]; returns them as float64 [n]."""
+    if weight is None:
+        return None
+    weight = np.asarray(weight)
+    if weight.shape != rows.shape or weight.dtype.kind not in "biuf":
+        expected = f"real numbers of shape {rows.shape}"
+        raise ValueError(f"{name}: sample_weight must be {expected}, got {weight.dtype} {weight.shape}")
+    if wrong := np.count_nonzero(~(np.isfinite(weight) & (weight >= 0))):
+        raise ValueError(f"{name}: {wrong} of {len(weight)} sample weights are not finite numbers >= 0")
+    return weight.astype(np.float64)

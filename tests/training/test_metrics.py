@@ -141,6 +141,123 @@ def test_cvr_auc_of_extreme_logits_and_of_a_single_class():
         cvr_auc(np.zeros(2), np.zeros(3), np.zeros(2), np.zeros(3))
 
 
+def test_auc_of_float16_counts_its_ties():
+    random = np.random.default_rng(8)
+    exact = random.normal(0, 1, 2000)
+    labels, scores = random.integers(0, 2, 2000), exact.astype(np.float16)  # rounding produces ties
+    assert auc(labels, scores) == pytest.approx(weighted_auc(labels, scores, np.ones(2000)), abs=1e-13)
+    assert auc(labels, scores) == auc(labels, scores.astype(np.float64)) != auc(labels, exact)
+    assert auc(np.array([0, 1]), np.array([6e-8, 1.2e-7], np.float16)) == 1.0  # subnormal
+    assert auc(np.array([0, 1]), np.array([-0.0, 0.0], np.float16)) == 0.5
+
+
+def weighted_auc(labels, scores, weight):
+    """Compares every positive with every negative, in float64."""
+    scores, weight = scores.astype(np.float64), weight.astype(np.float64)
+    ours, theirs = scores[labels == 1][:, None], scores[labels == 0]
+    pairs = weight[labels == 1][:, None] * weight[labels == 0]
+    return (pairs * ((ours > theirs) + 0.5 * (ours == theirs))).sum() / pairs.sum()
+
+
+def weights(rows, seed, dtype=np.float64):
+    """Draws weights from 0 to 4, a third of them 0."""
+    random = np.random.default_rng(seed)
+    return ((random.random(rows) < 2 / 3) * 4 * random.random(rows)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, bool])
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+def test_weighted_auc_against_its_definition_and_sklearn(levels, dtype):
+    labels, scores, _ = draw(300, levels, 9)
+    weight = weights(300, 10, dtype)
+    assert (weight == 0).any()
+    found = auc(labels, scores, weight)
+    assert found == pytest.approx(weighted_auc(labels, scores, weight), abs=1e-13)
+    assert found == pytest.approx(roc_auc_score(labels, scores, sample_weight=weight.astype(np.float64)), abs=1e-12)
+    assert found != pytest.approx(auc(labels, scores), abs=1e-3)
+
+
+@pytest.mark.parametrize("weighted_by", ["none", "impressions"])
+@pytest.mark.parametrize("levels", [2, 1000])
+def test_weighted_gauc_against_a_loop_over_groups(levels, weighted_by):
+    labels, scores, groups = draw(400, levels, 3, groups=40)
+    weight = weights(400, 11)
+    areas, of_groups = [], []
+    for group in np.unique(groups):
+        y, s, w = labels[groups == group], scores[groups == group], weight[groups == group]
+        if w[y == 1].sum() > 0 and w[y == 0].sum() > 0:
+            areas.append(weighted_auc(y, s, w))
+            of_groups.append(w.sum() if weighted_by == "impressions" else 1)
+    unweighted = sum(0 < labels[groups == g].sum() < (groups == g).sum() for g in np.unique(groups))
+    assert len(areas) < unweighted  # weights of 0 leave some groups with a single class
+    found = gauc(labels, scores, groups, weighted_by, weight)
+    assert found == pytest.approx(np.average(areas, weights=of_groups), abs=1e-12)
+
+
+@pytest.mark.parametrize("weighted_by", ["none", "impressions"])
+def test_a_weight_of_k_equals_k_rows(weighted_by):
+    labels, scores, groups = draw(300, 20, 12)
+    counts = np.random.default_rng(13).integers(0, 4, 300)
+    repeated = [np.repeat(each, counts) for each in (labels, scores, groups)]
+    assert auc(labels, scores, counts) == pytest.approx(auc(*repeated[:2]), abs=1e-15)
+    assert log_loss(labels, scores, counts) == pytest.approx(log_loss(*repeated[:2]), rel=1e-14)
+    expected = gauc(*repeated, weighted_by)
+    assert gauc(labels, scores, groups, weighted_by, counts) == pytest.approx(expected, abs=1e-14)
+
+
+def test_weighted_log_loss_against_its_definition_and_sklearn():
+    random = np.random.default_rng(14)
+    logits, labels, weight = random.normal(0, 3, 1000), random.integers(0, 2, 1000), weights(1000, 15)
+    p = 1 / (1 + np.exp(-logits))
+    expected = (weight * -(labels * np.log(p) + (1 - labels) * np.log(1 - p))).sum() / weight.sum()
+    assert log_loss(labels, logits, weight) == pytest.approx(expected, rel=1e-12)
+    assert log_loss(labels, logits, weight) == pytest.approx(
+        sklearn_log_loss(labels, p, sample_weight=weight), rel=1e-12
+    )
+
+
+def test_rows_of_weight_0_have_no_effect():
+    labels, scores, weight = np.array([0, 1, 1, 0]), np.array([0.0, 1.0, -np.inf, np.inf]), np.array([1.0, 2.0, 0, 0])
+    assert auc(labels, scores, weight) == gauc(labels, scores, np.zeros(4, int), "none", weight) == 1.0
+    assert log_loss(labels, scores, weight) == pytest.approx((np.log(2) + 2 * np.log1p(np.exp(-1))) / 3, rel=1e-14)
+    assert np.isnan(auc(labels, scores, np.array([1.0, 0, 0, 1])))
+    assert np.isnan(gauc(labels, scores, np.zeros(4, int), "none", np.array([1.0, 0, 0, 1])))
+    assert np.isnan(gauc(labels, scores, np.zeros(4, int), "impressions", np.array([0, 1.0, 1, 0])))
+    with pytest.raises(ValueError, match="log_loss: no rows of positive weight"):
+        log_loss(labels, scores, np.zeros(4))
+
+
+def test_equal_weights_are_no_weights():
+    labels, scores, groups = draw(3000, 50, 16, groups=200)
+    weight = np.full(3000, 0.1)
+    assert auc(labels, scores, weight) == pytest.approx(auc(labels, scores), abs=1e-13)
+    assert log_loss(labels, scores, weight) == pytest.approx(log_loss(labels, scores), rel=1e-13)
+    assert gauc(labels, scores, groups, "none", weight) == pytest.approx(gauc(labels, scores, groups), abs=1e-12)
+    best = labels.astype(np.float64)
+    assert auc(labels, best, weights(3000, 17)) <= 1.0  # rounding does not leave [0, 1]
+    assert gauc(labels, best, groups, "none", weights(3000, 17)) <= 1.0
+    assert gauc(labels, -best, groups, "none", weights(3000, 17)) >= 0.0
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [auc, log_loss, lambda y, s, w: gauc(y, s, np.zeros(len(y), int), "none", w)],
+)
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (np.ones(3), r"sample_weight must be real numbers of shape \(2,\), got float64 \(3,\)"),
+        (np.ones((2, 1)), r"got float64 \(2, 1\)"),
+        (np.array(["1", "2"]), r"sample_weight must be real numbers of shape \(2,\), got <U1"),
+        (np.array([1.0, -0.5]), "1 of 2 sample weights are not finite numbers >= 0"),
+        (np.array([np.nan, np.inf]), "2 of 2 sample weights are not finite"),
+    ],
+)
+def test_invalid_weights_raise(metric, weight, message):
+    with pytest.raises(ValueError, match=message):
+        metric(np.array([0, 1]), np.zeros(2), weight)
+
+
 @pytest.mark.parametrize("metric", [auc, log_loss, calibration, lambda y, s: gauc(y, s, np.zeros(len(y), int))])
 def test_invalid_input_raises(metric):
     with pytest.raises(ValueError, match=r"labels must be 0 or 1, got values in \[0, 2\]"):
