@@ -1,4 +1,6 @@
-"""The model section of a run. Defaults are those of the paper's Table 3 for Ali-CCP, or of docs/decisions.md."""
+"""The model section of a run. Defaults are those of the paper (Section 3.1.4, Table 3) on Ali-CCP, or of
+docs/decisions.md.
+"""
 
 import re
 from dataclasses import dataclass
@@ -104,8 +106,8 @@ class ModelConfig(Section):
     constraint_weight: float = option(0.001, within=WEIGHT, omit_default=True)
     """lambda of DCMT, the weight of |1 - (p + p*)| within the risk of p_cvr."""
     l2: float = option(1e-6, within=WEIGHT)
-    """lambda of Eq. 14, weight of the L2 term of the dense weights and of the looked-up embedding rows. It is
-    1 in Table 3, for the norm of all parameters (docs/decisions.md)."""
+    """lambda of Eq. 14, weight of the L2 term of the dense weights and of the looked-up embedding rows; 1 in
+    Table 3, for the norm of all parameters (docs/decisions.md)."""
     l2_form: Literal["squared", "norm"] = option("squared", omit_default=True)
     """L2 term: the squared norm of these weights, or the norm itself, as Eq. 14 prints it."""
     options: dict[str, Any] = option(factory=dict, omit_default=True)
