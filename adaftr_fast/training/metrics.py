@@ -89,7 +89,7 @@ def gauc(
     group = ours.keys[starts] & ~SCORE_MASK
     below = theirs.before(np.searchsorted(theirs.keys, group))  # [G], negatives of the groups before
     negatives = theirs.before(np.searchsorted(theirs.keys, group | SCORE_MASK, "right")) - below
-    positives = rows if weight is None else np.add.reduceat(ours.weight, starts)
+    positives = rows if ours.weight is None else np.add.reduceat(ours.weight, starts)
     # Subtracted before the sum, because weights of other groups would otherwise cost digits.
     wins = np.add.reduceat(ours.weigh(_twice_beaten(ours, theirs) - np.repeat(2 * below, rows)), starts)
     mixed = (positives > 0) & (negatives > 0)
