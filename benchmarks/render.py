@@ -305,12 +305,27 @@ def scaling(cases: Cases) -> str:
     return table(header, "rrrl", map(row, cases))
 
 
+def recipes(cases: Cases) -> str:
+    """Time and added memory of our losses, and those of the libraries over ours; empty where they do not fit."""
+
+    def row(case: dict[str, Any]) -> list[str]:
+        cells = [case["recipe"], case["library"], f"{case['rows']:,}"]
+        for key in ("ms", "added MiB"):
+            ours, library = max(case[key]["ours"], 0.01), case[key].get("library")
+            cells += [significant(ours), "" if library is None else f"{library / ours:.1f}x"]
+        return cells
+
+    header = "loss | library | B | ours, ms | library | ours, added MiB | library"
+    return table(header, "llrrrrr", map(row, cases))
+
+
 TABLES: dict[str, Callable[[Cases], str]] = {
     made.__name__: made
     for made in (
         loss,
         loss_error,
         loss_growth,
+        recipes,
         compiled,
         embedding,
         embedding_summary,

@@ -11,7 +11,7 @@ import argparse
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,7 +22,7 @@ from torch import Tensor
 import adaftr_fast as af
 from benchmarks.infonce.cases import forward_backward
 from benchmarks.measure import side_by_side, write
-from benchmarks.render import significant, table
+from benchmarks.render import recipes
 
 WIDTH, LABELS = 128, 100
 MOST_PAIRS = 2e9  # similarities beyond which a library's loss is left out: 8 GB a matrix, of which it stores several
@@ -63,9 +63,21 @@ def info_nce() -> tuple[Loss, Loss]:
     return lambda x, y: af.adaptive_infonce(F.normalize(x, dim=1), F.normalize(y, dim=1), 0.1), InfoNCE()
 
 
+def siglip() -> tuple[Loss, Loss]:
+    from open_clip.loss import SigLipLoss
+
+    ours, theirs, scale, bias = af.nn.losses.SigLIPLoss(), SigLipLoss(), torch.tensor(10.0), torch.tensor(-10.0)
+
+    def loss(of: Callable[..., Tensor]) -> Loss:
+        return lambda x, y: of(F.normalize(x, dim=1), F.normalize(y, dim=1), scale, bias)
+
+    return loss(ours), loss(theirs)
+
+
 RECIPES: dict[str, tuple[str, Callable[[], tuple[Loss, Loss]]]] = {
     "ranking": ("sentence_transformers", ranking),
     "CLIP": ("open_clip", clip),
+    "SigLIP": ("open_clip", siglip),
     "SimCLR": ("lightly", simclr),
     "SupCon": ("pytorch_metric_learning", sup_con),
     "InfoNCE": ("info_nce", info_nce),
@@ -129,18 +141,6 @@ def compare(recipe: str, rows: int, seconds: float) -> dict[str, Any]:
     return case | {"ms": side_by_side(runs, seconds), "added MiB": mib}
 
 
-def rendered(cases: list[dict[str, Any]]) -> str:
-    def row(case: dict[str, Any]) -> Iterator[str]:
-        yield from (case["recipe"], case["library"], f"{case['rows']:,}")
-        for key in ("ms", "added MiB"):
-            ours, library = case[key]["ours"], case[key].get("library")
-            yield significant(max(ours, 0.01))
-            yield "" if library is None else f"{library / max(ours, 0.01):.1f}x"
-
-    header = "loss | library | B | ours, ms | library | ours, added MiB | library"
-    return table(header, "llrrrrr", map(row, cases))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1024, 8192, 32768])
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write results/recipes-*.json")
     arguments = parser.parse_args()
     cases = [compare(recipe, rows, arguments.seconds) for rows in arguments.rows for recipe in installed()]
-    print(rendered(cases))
+    print(recipes(cases))
     if arguments.write:
         print(write("recipes", cases))
 
