@@ -3,9 +3,10 @@
     python -m benchmarks.adaptation.saturation --folder data/flights
 
 Trains AdaFTR on MMoE with a contrast that is constant, at the paper's temperature and at tau = 0.05, and one that falls
-to 0 over two epochs. Four times an epoch it measures, on 16 shuffled batches of training rows, the share of rows whose
-softmax over the 1,024 candidates (Eq. 13) gives one of them more than 99 %. On such a row the loss is the margin to the
-hardest negative over tau, so the row's temperature is the weight 1 / tau of its gradient, and no more.
+to 0 over two epochs. Four times an epoch it measures the softmax of Eq. 13 over the 1,024 candidates, on 16 shuffled
+batches of training rows: the share of rows on which one candidate has more than half, and the median of the effective
+number of candidates, exp of the entropy. Where the softmax is saturated, that is about one, the loss is the margin to
+the hardest negative over tau, and the row's temperature is the weight 1 / tau of its gradient and no more.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from adaftr_fast.models import AdaFTR
 from adaftr_fast.runs.run import build
 from adaftr_fast.training.trainer import Trainer
 
-BATCH, BATCHES, SATURATED = 1024, 16, 0.99
+BATCH, BATCHES = 1024, 16
 ROWS: dict[str, dict[str, Any]] = {
     "as printed": {},
     "tau = 0.05": {"tau": "fixed"},
@@ -34,27 +35,30 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def largest(model: AdaFTR, batch: Batch) -> Tensor:
-    """Returns the largest probability of each row of the first pair's contrast, [B]."""
+def probabilities(model: AdaFTR, batch: Batch) -> Tensor:
+    """Returns the softmax of the first pair's contrast, [B, B]."""
     seen = model.backbone.represent(*batch.features)
     (a, b), h = model.pairs[0], model._contrasted(seen)
     related = model._relatedness_for_tau(seen, model._relatedness_logits(seen, detach=True))[0]
     tau = model.contrasts[0].temperature(related)
-    logits = h[a] @ h[b].T / (tau.unsqueeze(1) if isinstance(tau, Tensor) else tau)
-    return logits.softmax(1).amax(1)
+    return (h[a] @ h[b].T / (tau.unsqueeze(1) if isinstance(tau, Tensor) else tau)).softmax(1)
 
 
-def shares(data: PreparedData, model: ModelConfig, epochs: int) -> dict[float, float]:
-    """Trains a model; returns the share of saturated rows after each quarter of an epoch."""
+def measured(data: PreparedData, model: ModelConfig, epochs: int) -> dict[float, tuple[float, float]]:
+    """Trains a model; returns the share of rows and the effective number after each quarter of an epoch."""
     torch.manual_seed(0)
     built = build(model, data)
     assert isinstance(built, AdaFTR)
     batches = list(islice(data.load("train").shuffled(BATCH, epoch=1, seed=1), BATCHES))
-    found: dict[float, float] = {}
+    found: dict[float, tuple[float, float]] = {}
 
     def measure(record: dict[str, Any]) -> None:
-        values = torch.cat([largest(built, batch) for batch in batches])
-        found[record["epoch"]] = float((values > SATURATED).float().mean())
+        largest, effective = [], []
+        for p in (probabilities(built, batch) for batch in batches):
+            largest.append(p.amax(1))
+            effective.append(torch.special.entr(p).sum(1).exp())
+        share = (torch.cat(largest) > 0.5).float().mean()
+        found[record["epoch"]] = float(share), float(torch.cat(effective).median())
 
     config = TrainingConfig(max_epochs=epochs, patience=epochs, validate_every=0.25, progress=False)
     splits = (data.load("train"), data.load("validation"))
@@ -69,11 +73,14 @@ def main() -> None:
     arguments = parser.parse_args()
     data = PreparedData(arguments.folder)
     found = {
-        title: shares(data, RunConfig().with_options(model=options).model, arguments.epochs)
+        title: measured(data, RunConfig().with_options(model=options).model, arguments.epochs)
         for title, options in ROWS.items()
     }
     epochs = list(next(iter(found.values())))
-    lines = [[title, *(f"{100 * each[epoch]:.0f}%" for epoch in epochs)] for title, each in found.items()]
+    lines = []
+    for title, each in found.items():
+        lines.append([f"{title}: one has half", *(f"{100 * each[epoch][0]:.0f} %" for epoch in epochs)])
+        lines.append([f"{title}: effective number", *(f"{each[epoch][1]:.0f}" for epoch in epochs)])
     print(Table(["epoch", *(f"{epoch:g}" for epoch in epochs)], lines, text_columns=1).markdown())
 
 
