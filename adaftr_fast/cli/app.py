@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status: 0; 2 after an error that the user can correct, which prints one line; 130 after Ctrl-C; 143
         after SIGTERM. Other errors show a traceback, and ``--debug`` shows one for every error.
     """
-    parsed = build_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    parsed = build_parser(words).parse_args(words)
     name = parsed.subcommand
     from adaftr_fast.distributed.ranks import launched  # imports torch, which --help does not wait for
 
@@ -81,8 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def build_parser() -> Parser:
-    """Builds the parser of all commands. Every option of a run is an option ``--section.name`` and a TOML key."""
+def build_parser(words: list[str]) -> Parser:
+    """Builds the parser of the commands, with the options of those that ``words`` name.
+
+    Every option of a run is an option ``--section.name`` and a TOML key.
+    """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help texts of config fields
     about = "Joint click/conversion models with adaptive task relatedness: prepare data, train, evaluate, serve."
     parser = Parser(prog="adaftr-fast", description=about, parser_mode="toml")
@@ -91,6 +95,7 @@ def build_parser() -> Parser:
     for name, module in COMMANDS.items():
         # print_config requires a TOML writer; best/checkpoint.json records every option.
         command = Parser(description=module.DESCRIPTION, print_config=None)
-        module.add_arguments(command)
+        if name in words:  # most of the time to start is that of options
+            module.add_arguments(command)
         commands.add_subcommand(name, command, help=module.DESCRIPTION)
     return parser

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from adaftr_fast import _memory
 from adaftr_fast.distributed.ranks import Ranks
@@ -118,7 +119,7 @@ class ShardedTables(nn.Module):
         """Width of the output, F * E."""
         return len(self.num_embeddings) * self.embedding_dim
 
-    @torch.compiler.disable
+    @_disable_dynamo  # torch.compiler.disable, without importing the compiler until it is needed
     def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Looks up like ``FusedEmbedding.forward``, as a collective -> [B, F * E].
 
