@@ -1,0 +1,117 @@
+"""The log of a small shop, prepared once and trained on once; tests that change a run get a copy."""
+
+import shutil
+import signal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.cli import main
+from adaftr_fast.training.trainer import Trainer
+
+SCHEMA = """
+name = "small"
+[labels]
+click = "click"
+conversion = [["click", "==", 1], ["price", ">", 0]]
+[split]
+train = { where = [["day", "<=", 7]] }
+validation = { where = [["day", "==", 8]] }
+test = { where = [["day", ">", 8]] }
+[fields]
+item = "categorical"
+place = "categorical"
+heat = "numeric"
+"""
+CONFIG = """
+[data]
+folder = "FOLDER"
+[model]
+name = "mmoe"
+expert_hidden = [8]
+[training]
+batch_size = 100
+max_epochs = 1
+progress = false
+"""
+
+
+@pytest.fixture(scope="session")
+def log(tmp_path_factory):
+    """A log of 3,000 rows, which no test changes."""
+    random = np.random.default_rng(0)
+    rows = 3000
+    item, place = random.integers(0, 40, rows), random.integers(0, 5, rows)
+    click = (random.random(rows) < 1 / (1 + np.exp(-(item - 20) / 6))).astype(np.int8)
+    price = random.integers(0, 3, rows)
+    columns = {"day": 1 + np.arange(rows) * 10 // rows, "item": item, "place": place, "heat": random.normal(size=rows)}
+    path = tmp_path_factory.mktemp("shop") / "log.parquet"
+    pq.write_table(pa.table(columns | {"click": click, "price": price}), path)
+    return path
+
+
+@pytest.fixture
+def schema(tmp_path):
+    """A schema file, which may be changed."""
+    (tmp_path / "small.toml").write_text(SCHEMA)
+    return tmp_path / "small.toml"
+
+
+@pytest.fixture(scope="session")
+def prepared(log):
+    """The prepared log, which no test changes."""
+    schema, out = log.parent / "small.toml", log.parent / "data"
+    schema.write_text(SCHEMA)
+    assert main(["prepare", "--dataset", str(schema), "--files", str(log), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def config(prepared, tmp_path):
+    """A configuration file, which may be changed."""
+    path = tmp_path / "run.toml"
+    path.write_text(CONFIG.replace("FOLDER", str(prepared)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(prepared):
+    """The run of the configuration, which no test changes."""
+    config, out = prepared.parent / "run.toml", prepared.parent / "run"
+    config.write_text(CONFIG.replace("FOLDER", str(prepared)))
+    assert main(["train", "--config", str(config), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the run, which may be changed."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def fails(arguments, capsys):
+    """Runs a command that fails; returns the one line it prints."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        code = end.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    return lines[0]
+
+
+def interrupting(monkeypatch, at_epoch, signum=signal.SIGINT):
+    """Sends a signal, Ctrl-C by default, in an epoch; returns the list of started epochs."""
+    begun, train_epoch = [], Trainer.train_epoch
+
+    def pressed(self, epoch, interrupt):
+        begun.append(epoch)
+        if epoch == at_epoch:
+            signal.raise_signal(signum)
+        return train_epoch(self, epoch, interrupt)
+
+    monkeypatch.setattr(Trainer, "train_epoch", pressed)
+    return begun

@@ -1,0 +1,109 @@
+"""Errors of a user are one line that names the cause."""
+
+import json
+
+import pytest
+
+from adaftr_fast.cli import main
+
+from .conftest import fails
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "subcommand"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["prepare"], "adaftr-fast prepare: the following arguments are required: --out"),
+        (["predict", "--out", "OUT"], "adaftr-fast predict: the following arguments are required: --model, --files"),
+        (["experiment"], "adaftr-fast experiment: the following arguments are required: NAME, --dataset"),
+        (["train", "--out", "OUT", "--lr", "0.1"], "unrecognized arguments: --lr 0.1 (did you mean --optimizer.lr?)"),
+        (["train", "--out", "OUT", "--batch-size=9"], "--batch-size=9 (did you mean --training.batch_size?)"),
+        (["train", "--out", "OUT", "--model.expert_hiden", "[3]"], "(did you mean --model.expert_hidden?)"),
+        (["predict", "--modle", "m"], "--modle m (did you mean --model?)"),
+        (["info", "stray"], "adaftr-fast info: unrecognized arguments: stray"),
+        (["prepare", "--dataset", "flites", "--out", "OUT"], "unknown data set 'flites'; expected one of aliccp"),
+        (["prepare", "--dataset", "census", "--out", "OUT"], r"expected 2 file(s) (TRAIN TEST), got 0"),
+        (["train", "--out", "OUT", "--data.folder", "OUT"], "not a prepared folder"),
+        (["train", "--out", "OUT", "--model.name", "aitm"], "aitm"),
+        (["train", "--out", "OUT", "--training.patience", "0"], "training.patience: expected >= 1, got 0"),
+        (["train", "--out", "OUT", "--model.beta", "-1"], "model.beta: expected a finite weight >= 0, got -1"),
+        (["train", "--out", "OUT", "--config", "OUT"], "config"),
+        (["evaluate", "--run", "OUT", "--data", "OUT"], "not a prepared folder"),
+    ],
+)
+def test_user_errors_print_one_line(arguments, message, tmp_path, capsys):
+    arguments = [str(tmp_path / "nothing") if each == "OUT" else each for each in arguments]
+    assert message in fails(arguments, capsys)
+
+
+def test_errors_in_a_config_file_name_the_option(config, tmp_path, capsys):
+    text = config.read_text()
+    config.write_text(text.replace("expert_hidden", "expert_hiden"))
+    assert "expert_hiden" in fails(["train", "--config", config, "--out", tmp_path / "run"], capsys)
+    config.write_text(text.replace("[8]", '"wide"'))
+    assert "model.expert_hidden" in fails(["train", "--config", config, "--out", tmp_path / "run"], capsys)
+    config.write_text(text + "[model")
+    assert "train: Problems parsing config" in fails(["train", "--config", config, "--out", tmp_path / "run"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xfd\x00\x81", "not a TOML file of options: 'utf-8' codec"), (b"a = " + 100_000 * b"[", "nested too deeply")],
+)
+def test_a_file_that_is_no_configuration_is_an_error_in_one_line(tmp_path, capsys, content, message):
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--config", str(path), "--out", str(tmp_path / "run")])
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"adaftr-fast train: {path}: {message}")
+
+
+def test_evaluate_rejects_other_data_and_damaged_weights(run, prepared, log, schema, tmp_path, capsys):
+    schema.write_text(schema.read_text().replace('heat = "numeric"', 'heat = { kind = "numeric", buckets = 3 }'))
+    assert main(["prepare", "--dataset", str(schema), "--files", str(log),
+                 "--out", str(tmp_path / "other")]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert "trained on other data" in fails(["evaluate", "--run", run, "--data", tmp_path / "other"], capsys)
+    (weights,) = (run / "best").glob("weights-*")
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "damaged" in fails(["evaluate", "--run", run, "--data", prepared], capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": {}}, "missing key 'config.data'"),
+        ({"config": {"model": None}}, "config.model: expected an object, got None"),
+        ({"config": {"model": {"depth": 3}}}, "unknown key 'config.model.depth'"),
+        ({"config": {"model": {"expert_hidden": 8}}}, "config.model.expert_hidden: expected list[int], got 8"),
+        ({"config": {"model": {"l2": -1}}}, "model.l2: expected a finite weight >= 0"),
+        ({"config": {"model": {}, "data": {}, "optimizer": {}}}, "missing key 'config.training'"),
+    ],
+)
+def test_evaluate_validates_the_config_of_a_checkpoint(run, prepared, capsys, change, message):
+    capsys.readouterr()
+    path = run / "best/checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    line = fails(["evaluate", "--run", run, "--data", prepared], capsys)
+    assert "checkpoint.json: " in line
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_embeddings": [3]}, "field_names must be 1 names"),
+        ({"num_embeddings": [3, 0, 2]}, "num_embeddings must be one number >= 1 per field"),
+        ({"tasks": []}, "task_names must name at least one task"),
+    ],
+)
+def test_a_checkpoint_that_makes_no_model_is_named(run, prepared, capsys, change, message):
+    capsys.readouterr()
+    path = run / "best/checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    line = fails(["evaluate", "--run", run, "--data", prepared], capsys)
+    assert f"{run / 'best'}: damaged: " in line
+    assert message in line

@@ -1,0 +1,120 @@
+"""train, demo and info: from settings to metrics and scores."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.cli import main
+from adaftr_fast.data.schema.parse import load_schema
+from adaftr_fast.runs.trained import load_trained
+
+from .conftest import fails
+
+
+def test_train_then_evaluate_gives_the_same_metrics(config, prepared, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "--config", str(config), "--model.tower_hidden", "[8, 4]", "--out", str(run)]) == 0
+    saved = json.loads((run / "best/checkpoint.json").read_text())["config"]
+    assert saved["model"]["expert_hidden"] == [8]  # from the file
+    assert saved["model"]["tower_hidden"] == [8, 4]  # from the command line
+    assert saved["training"]["max_epochs"] == 1
+    test = json.loads((run / "test.json").read_text())
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run), "--data", str(prepared)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"split": "test", "metrics": test}
+    assert main(["evaluate", "--run", str(run)]) == 0  # the folder that it was trained on
+    assert json.loads(capsys.readouterr().out) == {"split": "test", "metrics": test}
+
+
+@pytest.mark.parametrize("asked", ["file", "command line"])
+def test_fields_have_the_widths_asked_for(config, prepared, log, tmp_path, capsys, asked):
+    """From the settings to the scores: trained, measured, exported, and rows scored."""
+    run, options = tmp_path / "run", []
+    if asked == "file":
+        config.write_text(config.read_text() + '[model.embedding_dims]\nitem = 12\n"place" = 4\n')
+    else:
+        options = ["--model.embedding_dims", '{"item": 12, "place": 4}']
+    assert main(["train", "--config", str(config), *options, "--out", str(run)]) == 0
+    saved = json.loads((run / "best/checkpoint.json").read_text())
+    assert saved["config"]["model"]["embedding_dims"] == {"item": 12, "place": 4}
+    assert saved["field_names"] == ["item", "place", "heat"]
+    weights = load_trained(run).model.state_dict()
+    assert [weights[f"embedding.weight.{f}"].shape[1] for f in range(3)] == [12, 4, 8]
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run), "--data", str(prepared)]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == json.loads((run / "test.json").read_text())
+    assert main(["export", "--run", str(run), "--out", str(tmp_path / "model")]) == 0
+    scores = str(tmp_path / "scores.parquet")
+    assert main(["predict", "--model", str(tmp_path / "model"), "--files", str(log), "--out", scores]) == 0
+    assert pq.read_table(scores).num_rows == 3000
+
+
+def test_a_width_of_no_field_is_refused(config, tmp_path, capsys):
+    train = ["train", "--config", config, "--out", tmp_path / "run", "--model.embedding_dims"]
+    capsys.readouterr()
+    line = fails([*train, '{"user": 4}'], capsys)
+    assert "model.embedding_dims: expected names among item, place, heat, got 'user'" in line
+    assert "model.embedding_dims: expected widths >= 1, got {'item': 0}" in fails([*train, '{"item": 0}'], capsys)
+    assert "embedding_dims" in fails([*train, '{"item": "wide"}'], capsys)
+
+
+def test_the_same_command_gives_the_same_bits(config, tmp_path):
+    digests = []
+    for name in ("a", "b"):
+        assert main(["train", "--config", str(config), "--model.name", "adaftr", "--out", str(tmp_path / name)]) == 0
+        digests.append(json.loads((tmp_path / name / "best/checkpoint.json").read_text())["sha256"])
+    assert digests[0] == digests[1]
+
+
+def test_demo_compares_two_models_and_reports(schema, log, tmp_path, capsys, monkeypatch):
+    text = schema.read_text().replace("name =", 'shipped = "log.parquet"\nname =', 1)
+    schema.write_text(text)
+    monkeypatch.setattr("adaftr_fast.data.schema.parse.load_schema", lambda name: load_schema(str(schema)))
+    monkeypatch.setattr("adaftr_fast.data.raw.source.SHIPPED", log.parent)
+    arguments = ["--training.batch_size=100", "--training.max_epochs=2", "--training.progress=false"]
+    assert main(["demo", "--out", str(tmp_path / "demo"), *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("| mmoe ") == shown.count("| adaftr ") == 2
+    report = (tmp_path / "demo/report.md").read_text()
+    assert "tau/click-conversion" in report
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
+        "adaftr", "data", "metrics.jsonl", "mmoe", "report.md", "report.png",
+    ]  # fmt: skip
+    records = [json.loads(line) for line in (tmp_path / "demo/metrics.jsonl").read_text().splitlines()]
+    assert {record["model"] for record in records} == {"mmoe", "adaftr"}
+
+
+def test_divergence_prints_one_line(config, tmp_path, capsys):
+    diverging = ["--model.name", "adaftr", "--optimizer.lr", "1e30"]
+    capsys.readouterr()
+    line = fails(["train", "--config", config, *diverging, "--out", tmp_path / "run"], capsys)
+    assert "finite" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_undefined_metrics_are_null(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("adaftr_fast.training.evaluation.log_loss", lambda labels, logits: float("nan"))
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "run")]) == 0
+    for name in ("metrics.jsonl", "test.json", "best/checkpoint.json"):
+        text = (tmp_path / "run" / name).read_text()
+        assert '"logloss": null' in text
+        assert "NaN" not in text
+
+
+def test_tables_larger_than_memory_are_refused_before_they_are_made(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("adaftr_fast._memory.available", lambda: 64 * 10**9)
+    arguments = ["train", "--config", str(config), "--model.embedding_dim", "500000000", "--out", str(tmp_path / "run")]
+    assert main(arguments) == 2
+    sizes = "136.0 GB of float32 and 272.0 GB of adam's state, and 64.0 GB of memory are available"
+    assert f"the tables of 68 ids take {sizes}; use a smaller width" in capsys.readouterr().err
+    monkeypatch.setattr("adaftr_fast._memory.available", lambda: 400 * 10**9)
+    assert main(arguments) == 2  # the weights alone would fit
+
+
+def test_info_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "adaftr_fast.cli", "info"], capture_output=True, text=True, check=True)
+    assert "C++ extension" in done.stdout
+    assert "flights, flights3, synthetic, synthetic3" in done.stdout
