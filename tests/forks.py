@@ -1,10 +1,20 @@
-"""Runs a function in a forked process."""
+"""Runs a function in a forked process, or a script in a fork of a process that has imported the package."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 SECONDS = 60  # after which a child that hangs dies
+ROOT = Path(__file__).parents[1]
+SERVER = multiprocessing.get_context("forkserver")
+# Imported once for all scripts and ranks: an import of torch takes longer than most of what they do.
+SERVER.set_forkserver_preload(["torch", "torch._dynamo", "adaftr_fast.cli.app", "adaftr_fast.api.run"])
 
 
 def in_a_fork(work: Callable[[], str]) -> str:
@@ -24,3 +34,52 @@ def in_a_fork(work: Callable[[], str]) -> str:
     os.waitpid(child, 0)
     with os.fdopen(read) as text:
         return text.read() or "hangs"
+
+
+class Script:
+    """Runs a Python script as ``python -c`` does, but in milliseconds: the package is imported already.
+
+    Args:
+        source: the script.
+        arguments: its ``sys.argv[1:]``.
+        variables: what its environment has beside that of this process.
+    """
+
+    def __init__(self, source: str, *arguments: Any, **variables: Any) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        environment = os.environ | {name: str(value) for name, value in variables.items()}
+        given = (self._folder.name, source, [str(each) for each in arguments], environment)
+        self._process = SERVER.Process(target=_run, args=given)
+        with contextlib.chdir(ROOT):  # where the server imports the package
+            self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, negative after a signal, or None while the script runs."""
+        return self._process.exitcode
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """Waits for the end and returns what was printed to stdout and to stderr."""
+        self._process.join(timeout)
+        assert self.returncode is not None, f"no end within {timeout} s"
+        return self._printed("out"), self._printed("err")
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def _printed(self, name: str) -> str:
+        path = Path(self._folder.name, name)
+        return path.read_text() if path.exists() else ""
+
+
+def _run(folder: str, source: str, arguments: list[str], environment: dict[str, str]) -> None:
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["-c", *arguments]
+    exec(compile(source, "<script>", "exec"), {"__name__": "__main__"})

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-torch.multiprocessing.get_context("forkserver").set_forkserver_preload(
-    ["torch", "adaftr_fast"]
-)  # import once for all processes
+import tests.forks  # noqa: F401  # names what the fork server imports once for all ranks
 
 
 def _rank(number: int, function: Callable[..., Any], size: int, folder: str, arguments: tuple[Any, ...]) -> None:

@@ -1,9 +1,6 @@
 """Shards wait for each other after every stage, and stop when one fails."""
 
-import os
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,6 +14,7 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 from tests.data.prepare.shards import BY_USER, SCHEMA, assert_same, run_shards
+from tests.forks import Script
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -36,13 +34,8 @@ def test_missing_shards_are_reported(log, tmp_path):
 def test_concurrent_shards_wait_for_each_other(command, tmp_path, capsys):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main([*command, str(whole)]) == 0
-    shards = [
-        subprocess.Popen(
-            [sys.executable, "-m", "adaftr_fast.cli", *command, str(out), "--shard", f"{number}/2", "--wait", "300"],
-            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True,
-        )
-        for number in (1, 2)
-    ]  # fmt: skip
+    cli = "import sys; from adaftr_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+    shards = [Script(cli, *command, out, "--shard", f"{number}/2", "--wait", "300") for number in (1, 2)]
     for shard in shards:
         output, _ = shard.communicate(timeout=300)
         assert shard.returncode == 0

@@ -1,8 +1,6 @@
 """A run that is killed several times and resumed gives the same files as an uninterrupted run."""
 
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +10,7 @@ import pytest
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import parse_schema
+from tests.forks import Script
 
 KILLED = """
 import os, signal, sys
@@ -44,14 +43,16 @@ def log(tmp_path):
 
 def test_killed_run_resumes_to_identical_files(log, tmp_path):
     for name in ("part-0000001.parquet", "count-1.json", "count.json", "validation.parquet", "encode.json"):
-        done = subprocess.run([sys.executable, "-c", KILLED, log, tmp_path / "out", name], capture_output=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        killed = Script(KILLED, log, tmp_path / "out", name)
+        _, err = killed.communicate()
+        assert killed.returncode == -signal.SIGKILL, err
         assert not (tmp_path / "out").exists()
     work = tmp_path / ".out.work"
     kept = {path: path.stat().st_mtime_ns for path in work.rglob("*.parquet") if not path.name.startswith(".")}
     assert len(kept) >= 7
-    finish = subprocess.run([sys.executable, "-c", KILLED, log, tmp_path / "out", ""], capture_output=True)
-    assert finish.returncode == 0, finish.stderr.decode()
+    finished = Script(KILLED, log, tmp_path / "out", "")
+    _, err = finished.communicate()
+    assert finished.returncode == 0, err
     assert not work.exists()
     prepare(parse_schema(infer_schema(log, ["click"], group="user")), [log], tmp_path / "whole")
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())

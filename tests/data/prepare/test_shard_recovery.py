@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -15,6 +13,7 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 from tests.data.prepare.shards import SCHEMA, assert_same, run_shards
+from tests.forks import Script
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -90,14 +89,20 @@ sys.exit(main(arguments))
 """
 
 
+def run_killed(name, *arguments):
+    """Runs a command that dies where it replaces, renames or removes ``name``."""
+    script = Script(KILLED, name, *arguments)
+    _, err = script.communicate()
+    assert script.returncode == -signal.SIGKILL, err
+
+
 def test_killed_shard_resumes(command, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main([*command, str(whole)]) == 0
     first, second = ([*command, str(out), "--shard", f"{number}/2"] for number in (1, 2))
     for name in ("part-0000003.parquet", "read.json", "count.json", "train-00002-of-00002.parquet", "encode.json"):
         assert main(first) == 0
-        killed = subprocess.run([sys.executable, "-c", KILLED, name, *second], capture_output=True, text=True)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        run_killed(name, *second)
         assert not out.exists()
     assert main(second) == 0
     assert_same(out, whole)
@@ -111,15 +116,14 @@ def test_killed_while_publishing(log, command, tmp_path, shard):
     for name in ("prepared", "exchange", work, f"{work}.old"):
         shutil.rmtree(out, ignore_errors=True)
         prepare(parse_schema(SCHEMA), [log / "log.csv"], out)
-        arguments = [sys.executable, "-c", KILLED, name, *command, str(out), *shard]
-        assert subprocess.run(arguments, capture_output=True).returncode == -signal.SIGKILL
+        run_killed(name, *command, out, *shard)
         assert out.exists() == (name != "prepared")
         assert main([*command, str(out), *shard]) == 0
         assert_same(out, whole)
         assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
     prepare(parse_schema(SCHEMA), [log / "log.csv"], out)
     before = read_manifest(out)
-    subprocess.run([sys.executable, "-c", KILLED, "prepared", *command, str(out), *shard], capture_output=True)
+    run_killed("prepared", *command, out, *shard)
     other = (parse_schema(SCHEMA | {"fields": {"absent": "categorical"}}), [log / "log.csv"], out)
     with pytest.raises(DataError, match="started with a different schema" if shard else "no column 'absent'"):
         prepare_shard(*other, Shard()) if shard else prepare(*other)
