@@ -136,7 +136,7 @@ def train(
     optimizer: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
     restart: bool = False,
-    warm_start: Run | str | Path | None = None,
+    warm_start: Run | str | Path | WarmStartConfig | None = None,
 ) -> Run:
     """Trains one model and measures it on the test split.
 
@@ -152,12 +152,14 @@ def train(
             of one's own as ``model`` stands for ``{"name": "module:Class"}``; it is called as
             ``Class(num_embeddings, task_names, config.model, field_names)``.
         restart: discard an unfinished run in ``out``.
-        warm_start: a run to start from: embedding rows by field and value, dense weights by name and shape.
+        warm_start: a run to start from: embedding rows by field and value, dense layers by name and shape. A
+            ``WarmStartConfig`` also names the task of a Single-DNN whose tables are copied.
 
     Raises:
         ConfigError: an option is unknown, its value has a wrong type or is out of range, or a class is no model.
         DataError: there is no prepared folder.
-        CheckpointError: ``out`` holds an unfinished run of other settings or data, or cannot be written.
+        CheckpointError: ``out`` holds an unfinished run of other settings or data, or cannot be written, or no weight
+            of ``warm_start`` fits.
         TrainingError: training cannot go on, for example because the loss is not finite.
         TypeError: an argument is not of the types named here.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run is saved, and the same call continues it.
@@ -173,10 +175,14 @@ def train(
     prepared = open_data(settings.data.folder if data is None else data)
     settings = settings.with_options(data={"folder": str(prepared.folder)})
     if warm_start is not None:
-        settings = replace(settings, warm_start=WarmStartConfig(str(run_folder(warm_start, "warm_start"))))
+        settings = replace(settings, warm_start=_start(warm_start))
     with joined(settings.training.device, settings.training.rank_timeout) as ranks:
         result = train_one(prepared, settings, Path(out), restart=restart, ranks=ranks, report=True)
         return Run(Path(out), result, own)
+
+
+def _start(source: Run | str | Path | WarmStartConfig) -> WarmStartConfig:
+    return source if isinstance(source, WarmStartConfig) else WarmStartConfig(str(run_folder(source, "warm_start")))
 
 
 def load_run(folder: str | Path, *, model_class: ModelClass | None = None) -> Run:

@@ -28,6 +28,10 @@ class WarmStartConfig(Section):
 
     run: str = option()
     """Folder of the run."""
+    task: str = option("", omit_default=True)
+    """Task of a single_dnn whose tables become the shared ones; "" is the first task of the new model that it has."""
+    allow_empty: bool = option(False, omit_default=True)
+    """Whether training may start although no weight of the run fits."""
 
 
 @dataclass
@@ -104,8 +108,13 @@ class RunConfig:
         return replace(self, **changed)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Returns the options by section, as in JSON and TOML."""
-        return {name: section for name, section in asdict(self).items() if section is not None}
+        """Returns the options by section, as in JSON and TOML. Those of a warm start are left out at their defaults."""
+        sections = {name: section for name, section in asdict(self).items() if section is not None}
+        if self.warm_start is not None:
+            default = asdict(WarmStartConfig(self.warm_start.run))
+            given = sections["warm_start"].items()
+            sections["warm_start"] = {key: value for key, value in given if key == "run" or value != default[key]}
+        return sections
 
     def flat(self) -> dict[str, Any]:
         """Returns the options as ``section.option`` -> value."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from adaftr_fast import _memory
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
 from adaftr_fast._locks import writing_folder
-from adaftr_fast.config import ModelConfig, RunConfig
+from adaftr_fast.config import ModelConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.schema.parse import parse_schema
@@ -169,15 +170,20 @@ def _fit(
     resumed = trainer.resume()
     if trainer.is_rank_zero:
         _announce(folder, trainer.progress if resumed else None)
-    if not resumed and config.warm_start is not None and trainer.is_rank_zero:
-        source = Path(config.warm_start.run)
-        print(
-            f"warm start from {source}: {warm_start(model, data, source, config.model.name).summary()}", file=sys.stderr
-        )
+    if not resumed and config.warm_start is not None:
+        start = partial(_warm_start, model, data, config.warm_start, config.model.name)
+        start() if ranks is None else ranks.from_rank_zero(start)
     result = trainer.fit()
     if result.interrupted:
         raise KeyboardInterrupt(result.interrupted, f"interrupted; run the same command to resume from {folder}")
     return Fitted(model, trainer, result)
+
+
+def _warm_start(model: MultiTaskModel, data: PreparedData, start: WarmStartConfig, name: str) -> None:
+    """Copies the weights that the configuration asks for, and says which."""
+    source = Path(start.run)
+    taken = warm_start(model, data, source, name, task=start.task, allow_empty=start.allow_empty)
+    print(f"warm start from {source}: {taken.summary()}", file=sys.stderr)
 
 
 def _announce(folder: Path, resumed: Progress | None) -> None:

@@ -1,9 +1,11 @@
 """Warm starts (Section 3.4): copies the weights of another run that have the same meaning in a new model.
 
 Embedding rows of the same width are matched by field name and value, not by id. A bucket of a numeric field is matched
-with the old bucket that contains its upper edge. Dense weights are matched by name and shape if the tasks are the same
+with the old bucket that contains its upper edge. Dense layers are matched by name and shape if the tasks are the same
 in the same order; layers that read the embeddings also need the same fields and widths in the same order, and the same
-encodings of dense fields. All other weights keep their initial values. Optimizer states are not copied.
+encodings of dense fields. From a Single-DNN, which has tables and a network per task, towers are matched by task and
+shared weights come from one task. A layer is copied as a whole or not at all. All other weights keep their initial
+values. Optimizer states are not copied.
 """
 
 from __future__ import annotations
@@ -14,18 +16,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
+from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
-from adaftr_fast.models import Backbone, MultiTaskModel
-from adaftr_fast.nn.dense import DenseFields, NumericEncoding
+from adaftr_fast.errors import CheckpointError
+from adaftr_fast.models import MultiTaskModel
+from adaftr_fast.models.single_dnn import SingleDNN
+from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.runs.trained import load_earlier
+from adaftr_fast.runs.trained import TrainedModel, load_earlier
+from adaftr_fast.runs.warm_layers import Pair, backbone, layer_of, tables, take_layers
 
 FRESH = -1  # source of a row without a match
-BACKBONE, ATTENTION, RELATEDNESS = "backbone.", "attention.units.", ("relatedness.", "contrasts.")
+NAMED_FIELDS = 12  # fields that an error names
 
 
 @dataclass
@@ -34,13 +39,26 @@ class WarmStart:
 
     Attributes:
         rows: the number of copied embedding rows and of all rows, per field.
+        known: the number of copied rows of values; the others are those of unknown values.
         taken: names of the copied dense weights.
         fresh: names of the other dense weights, with the reason.
+        task: the task of a Single-DNN whose tables were copied to shared tables; "" if there is none.
     """
 
     rows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    known: int = 0
     taken: list[str] = field(default_factory=list)
     fresh: dict[str, str] = field(default_factory=dict)
+    task: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no value of a field and no layer was copied."""
+        return not (self.known or self.taken)
+
+    def layers(self) -> list[str]:
+        """Returns the names of the copied dense layers."""
+        return list(dict.fromkeys(map(layer_of, self.taken)))
 
     def summary(self) -> str:
         """Formats the result for the user."""
@@ -48,13 +66,23 @@ class WarmStart:
         new = ", ".join(f"{name} {rows - taken:,}" for name, (taken, rows) in self.rows.items() if taken < rows)
         lines = [f"{found:,} of {total:,} embedding rows copied" + (f"; new: {new}" if new else "")]
         lines.append(f"{len(self.taken)} of {len(self.taken) + len(self.fresh)} dense weights copied")
+        lines += [f"tables of the task {self.task} copied"] if self.task else []
+        lines += [f"layers copied: {', '.join(self.layers())}"] if self.taken else []
         names = {reason: [name for name, why in self.fresh.items() if why == reason] for reason in self.fresh.values()}
         lines += [f"not copied, because {reason}: {', '.join(of_reason)}" for reason, of_reason in names.items()]
         return "\n".join(lines)
 
 
 @torch.no_grad()
-def warm_start(model: MultiTaskModel, data: PreparedData, run: Path, name: str = "") -> WarmStart:
+def warm_start(
+    model: MultiTaskModel,
+    data: PreparedData,
+    run: Path,
+    name: str = "",
+    *,
+    task: str = "",
+    allow_empty: bool = False,
+) -> WarmStart:
     """Copies the matching best weights of a run into a new model.
 
     Args:
@@ -62,40 +90,84 @@ def warm_start(model: MultiTaskModel, data: PreparedData, run: Path, name: str =
         data: the prepared data of the new model.
         run: the folder of the other run.
         name: the name of the new model. If it is a class, the other run may have the same one.
+        task: see ``WarmStartConfig``.
+        allow_empty: see ``WarmStartConfig``.
 
     Raises:
-        CheckpointError: the run has no intact checkpoint, or its prepared data are missing or changed.
+        CheckpointError: the run has no intact checkpoint, its prepared data are missing or changed, or nothing was
+            copied and ``allow_empty`` is False.
+        ConfigError: ``task`` is not a task of the run, or no shared table of ``model`` comes from a single task.
         DataError: a vocabulary cannot be read.
     """
     old = load_earlier(run, name)
-    report = WarmStart()
+    pair = Pair(model, old.model, _source_task(model, old, WarmStartConfig(str(run), task)))
+    report = WarmStart(task=pair.task)
     old_data = old.data()
     sources = _source_rows(data, old_data)
-    theirs = dict(_tables(old.model))
-    for name, table in _tables(model):
-        _take_rows(table, theirs.get(name), data, old_data, sources, report)
+    ours, theirs = tables(model), tables(old.model)
+    table_sources = pair.sources(ours, theirs)
+    for table_name, table in ours.items():
+        _take_rows(table, theirs.get(table_sources.get(table_name, "")), data, old_data, sources, report)
     same_tasks = data.manifest.tasks == old_data.manifest.tasks
     same_fields = _columns(model, data) == _columns(old.model, old_data)
-    _take_dense(model, old.model, same_tasks, same_fields, report)
+    report.taken, report.fresh = take_layers(pair, same_tasks, same_fields)
+    if report.is_empty and not allow_empty:
+        raise CheckpointError(_nothing_fits(run, name, (model, data), (old, old_data), report))
     return report
 
 
-def _tables(model: MultiTaskModel) -> list[tuple[str, FusedEmbedding]]:
-    modules = model.served().named_modules()
-    return [(name, module) for name, module in modules if isinstance(module, FusedEmbedding)]
+def _source_task(model: MultiTaskModel, old: TrainedModel, config: WarmStartConfig) -> str:
+    """Returns the task whose tables of a Single-DNN become the shared ones; "" if there are none to choose."""
+    if not isinstance(old.model, SingleDNN) or isinstance(model, SingleDNN):
+        if config.task:
+            needed = "a run of single_dnn, and a new model that shares its tables, for a task"
+            raise config.error("task", needed, f"{config.task} of a run of {old.about.config.model.name}")
+        return ""
+    names = old.model.task_names
+    if config.task and config.task not in names:
+        raise config.error("task", f"one of {', '.join(names)}", config.task)
+    return config.task or next((each for each in model.task_names if each in names), names[0])
 
 
-def _backbone(model: MultiTaskModel) -> Backbone | None:
-    return next((module for module in model.modules() if isinstance(module, Backbone)), None)
+def _nothing_fits(
+    run: Path,
+    name: str,
+    new: tuple[MultiTaskModel, PreparedData],
+    old: tuple[TrainedModel, PreparedData],
+    report: WarmStart,
+) -> str:
+    trained, old_data = old
+    found = _described(trained.model, old_data, trained.about.config.model.name)
+    return (
+        f"{run}: nothing fits for a warm start: expected {_described(*new, name or type(new[0]).__name__)}, found "
+        f"{found} ({'; '.join(report.summary().splitlines())}). Name another run, or allow to start from none of its "
+        "weights by --warm_start_empty, WarmStartConfig(allow_empty=True) in Python"
+    )
+
+
+def _described(model: MultiTaskModel, data: PreparedData, name: str) -> str:
+    """Names what a warm start matches: the fields with their widths, and the tasks."""
+    fields = [f"{each} ({width})" for each, width in zip(_field_names(data), _widths(model), strict=True)]
+    more = f" and {len(fields) - NAMED_FIELDS} more" if len(fields) > NAMED_FIELDS else ""
+    shown = ", ".join(fields[:NAMED_FIELDS])
+    return f"fields {shown}{more} and tasks {', '.join(data.manifest.tasks)} of {name}"
+
+
+def _field_names(data: PreparedData) -> list[str]:
+    return [each.name for each in data.manifest.fields]
+
+
+def _widths(model: MultiTaskModel) -> list[int]:
+    found = backbone(model)
+    return next(iter(tables(model).values())).widths if found is None else found.widths
 
 
 def _columns(model: MultiTaskModel, data: PreparedData) -> list[tuple[str, int, str | None] | NumericEncoding]:
     """What dense layers read, in order: names, widths and attention targets of the fields, and encodings of numbers."""
-    names, backbone = [each.name for each in data.manifest.fields], _backbone(model)
-    widths = _tables(model)[0][1].widths if backbone is None else backbone.widths
-    targets = {} if backbone is None or backbone.attention is None else backbone.attention.targets
+    names, found = _field_names(data), backbone(model)
+    targets = {} if found is None or found.attention is None else found.attention.targets
     of_target = [None if (target := targets.get(f)) is None else names[target] for f in range(len(names))]
-    return [*zip(names, widths, of_target, strict=True), *data.manifest.dense]
+    return [*zip(names, _widths(model), of_target, strict=True), *data.manifest.dense]
 
 
 def _source_rows(data: PreparedData, old: PreparedData) -> dict[str, np.ndarray]:
@@ -142,52 +214,6 @@ def _take_rows(
             known = (source != FRESH).nonzero().flatten()
             rows[known.to(rows.device)] = old_rows[source[known]].to(rows.device)
             taken = len(known)
+            report.known += int((known > 0).sum())
         before = report.rows.get(each.name, (0, 0))  # of the other tasks' tables, if every task has its own
         report.rows[each.name] = (before[0] + taken, before[1] + len(rows))
-
-
-def _take_dense(
-    model: MultiTaskModel, old: MultiTaskModel, same_tasks: bool, same_fields: bool, report: WarmStart
-) -> None:
-    ours, theirs, width = _dense(model), _dense(old), _embedded_width(model)
-    related = {name for name in ours if name.startswith(RELATEDNESS)}
-    why_unrelated = _why_unrelated(model, old, {name: (ours[name], theirs.get(name)) for name in related})
-    for name, value in ours.items():
-        if name in related and why_unrelated:
-            report.fresh[name] = why_unrelated
-        elif name not in theirs:
-            report.fresh[name] = "the run does not have the weight"
-        elif theirs[name].shape != value.shape:
-            report.fresh[name] = "the shapes differ"
-        elif not same_tasks:
-            report.fresh[name] = "the tasks differ"
-        elif not same_fields and (ATTENTION in name or (value.dim() > 1 and value.shape[-1] == width)):
-            report.fresh[name] = "the fields it reads differ"
-        else:
-            value.copy_(theirs[name])
-            report.taken.append(name)
-
-
-def _why_unrelated(
-    model: MultiTaskModel, old: MultiTaskModel, pairs: dict[str, tuple[Tensor, Tensor | None]]
-) -> str | None:
-    """Returns why the relatedness networks are not copied, or None; they are copied as a whole or not at all."""
-    if any(theirs is None for _, theirs in pairs.values()):
-        return "the run does not have the same relatedness networks"
-    if any(theirs is not None and value.shape != theirs.shape for value, theirs in pairs.values()):
-        return "the shapes of the relatedness networks differ"
-    return "the pairs of tasks differ" if pairs and model.pairs != old.pairs else None
-
-
-def _dense(model: MultiTaskModel) -> dict[str, Tensor]:
-    """Returns the parameters without the tables, by name, without the prefix of a backbone."""
-    tables = {parameter for _, table in _tables(model) for parameter in table.parameters()}
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter not in tables]
-    return {name.removeprefix(BACKBONE): parameter for name, parameter in named}
-
-
-def _embedded_width(model: MultiTaskModel) -> int:
-    if (backbone := _backbone(model)) is not None:
-        return backbone.embedded_features
-    encoded = next((module.out_features for module in model.modules() if isinstance(module, DenseFields)), 0)
-    return next(table.out_features for _, table in _tables(model)) + encoded

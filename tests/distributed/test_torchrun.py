@@ -285,3 +285,12 @@ def test_every_rank_ends_if_another_process_writes_the_run(data, tmp_path):
     assert process.returncode != 0
     assert "is writing it; wait, or name another place" in err
     assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
+
+
+def test_every_rank_ends_if_a_warm_start_takes_nothing(data, by_two, tmp_path):
+    sizes = {"model.embedding_dim": 3, "model.expert_hidden": "[5]", "model.tower_hidden": "[5]"}
+    command = arguments(data, tmp_path / "out", **sizes, **{"model.relatedness_hidden": "[3]"})
+    process = torchrun(2, [*command, "--warm_start", str(by_two)])
+    _, err = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert err.count("nothing fits for a warm start: expected fields") == 2

@@ -187,7 +187,8 @@ def test_a_warm_start_copies_layers_if_the_encodings_are_the_same(ready, tmp_pat
     assert same.manifest.dense == data.manifest.dense != other.manifest.dense
     assert warm_start(build(settings().model, same), same, tmp_path / "run").fresh == {}
     fresh = warm_start(build(settings().model, other), other, tmp_path / "run").fresh
-    assert fresh == dict.fromkeys(["experts.first.weight", "gates.weight"], "the fields it reads differ")
+    layers = [f"{layer}.{kind}" for layer in ("experts.first", "gates") for kind in ("weight", "bias")]
+    assert fresh == dict.fromkeys(layers, "the fields it reads differ")
 
 
 def test_daily_training_keeps_the_encodings_of_the_first_day(tmp_path):

@@ -16,9 +16,12 @@ from adaftr_fast.training.trainer import Trainer
 
 from .conftest import SOURCE, settings
 
+READS_EMBEDDINGS = {"experts.first.weight", "experts.first.bias", "gates.weight", "gates.bias"}
+OTHER_SIZES = {"embedding_dim": 3, "expert_hidden": [7], "tower_hidden": [5, 3], "relatedness_hidden": [3]}
 
-def from_run(folder, config):
-    return replace(config, warm_start=WarmStartConfig(str(folder)))
+
+def from_run(folder, config, **options):
+    return replace(config, warm_start=WarmStartConfig(str(folder), **options))
 
 
 @pytest.fixture
@@ -74,8 +77,12 @@ def test_dense_weights_are_matched_by_name_and_shape(run, prepared):
     assert torch.equal(model.relatedness[0].tower.logit.weight, old.relatedness[0].tower.logit.weight)
     reason = "the shapes differ"
     assert {name for name, why in report.fresh.items() if why == reason} == {
-        f"towers.{t}.{layer}" for t in (0, 1) for layer in ("mlp.layers.1.weight", "mlp.layers.1.bias", "logit.weight")
+        f"towers.{t}.{layer}.{kind}"
+        for t in (0, 1)
+        for layer in ("mlp.layers.1", "logit")
+        for kind in ("weight", "bias")
     }
+    assert report.layers()[0] == "experts.first"
     assert "not copied, because the shapes differ: towers.0.mlp.layers.1.weight" in report.summary()
 
 
@@ -113,7 +120,7 @@ def test_layers_of_other_fields_or_tasks_are_not_copied(run, prepared):
     data = prepared(0, "turned", fields=turned)
     model = build(settings().model, data)
     report = warm_start(model, data, folder)
-    assert set(report.fresh) == {"experts.first.weight", "gates.weight"}
+    assert set(report.fresh) == READS_EMBEDDINGS
     assert torch.equal(rows_of(model, 3), rows_of(load_trained(folder).model, 0))  # the items
     data = prepared(0, "other", labels={"conversion": "buy", "click": "click"})
     report = warm_start(build(settings().model, data), data, folder)
@@ -131,7 +138,7 @@ def test_a_field_of_another_width_is_fresh_and_so_is_what_reads_it(run):
     assert torch.equal(rows_of(model, 0), rows_of(old, 0))
     assert torch.equal(rows_of(model, 1), rows_of(untouched, 1))
     assert report.rows["user"][0] == 0
-    assert set(report.fresh) == {"experts.first.weight", "gates.weight"}
+    assert set(report.fresh) == READS_EMBEDDINGS
 
 
 def test_layers_that_read_swapped_widths_are_fresh(run, tmp_path):
@@ -143,7 +150,7 @@ def test_layers_that_read_swapped_widths_are_fresh(run, tmp_path):
     assert all(taken == rows for taken, rows in same.rows.values())
     swapped = build(settings(embedding_dims={"item": 4, "user": 16}).model, data)
     report = warm_start(swapped, data, tmp_path / "wide")
-    assert set(report.fresh) == {"experts.first.weight", "gates.weight"}  # of the same shape
+    assert set(report.fresh) == READS_EMBEDDINGS  # of the same shape
     assert (report.rows["item"][0], report.rows["user"][0]) == (0, 0)
 
 

@@ -134,7 +134,9 @@ def test_weights_are_copied_by_meaning(shop):
     report = warm_start(averaged, data, shop / "run")
     items = data.manifest.fields[2].num_embeddings
     assert (report.rows["seen"], report.rows["item"]) == ((0, items), (items, items))
-    assert set(report.fresh) == {"experts.first.weight", "gates.weight"}
+    assert set(report.fresh) == {
+        f"{layer}.{kind}" for layer in ("experts.first", "gates") for kind in ("weight", "bias")
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,168 @@
+"""Which weights of two models have the same meaning, and the copy of their dense layers in a warm start.
+
+A Single-DNN has a network of one task per task, and other models share all but their towers. A weight of one is found
+in the other by the task it belongs to: towers by the name of their task, shared weights in the network of one chosen
+task. Models that both share their weights, or both do not, have the same names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaftr_fast.models import Backbone, MultiTaskModel
+from adaftr_fast.models.esmm import ESMM
+from adaftr_fast.models.single_dnn import SingleDNN
+from adaftr_fast.nn.dense import DenseFields
+from adaftr_fast.nn.embedding import FusedEmbedding
+
+BACKBONE, ATTENTION, RELATEDNESS = "backbone.", "attention.units.", ("relatedness.", "contrasts.")
+TOWER = re.compile(r"towers\.(\d+)\.")
+EXPERT_LAYER = re.compile(r"(.*)\.(?:weights|biases)\.(\d+)")  # Experts has a list of weights and one of biases
+CONDITIONAL = "one of the two is a rate given the stage before"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A new model and the one that it starts from.
+
+    Attributes:
+        model: the new model.
+        old: the model of the other run.
+        task: the task whose network of a Single-DNN the shared weights of ``model`` come from; "" if there is none.
+    """
+
+    model: MultiTaskModel
+    old: MultiTaskModel
+    task: str = ""
+
+    @property
+    def by_task(self) -> bool:
+        """Whether a weight is found by its task, because a model is a Single-DNN."""
+        return isinstance(self.model, SingleDNN) or isinstance(self.old, SingleDNN)
+
+    def sources(self, names: Mapping[str, object], old_names: Mapping[str, object]) -> dict[str, str]:
+        """Returns the old name of each new name that has one."""
+        if not self.by_task:
+            return {name: name for name in names if name in old_names}
+        places = {_place(name, self.old): name for name in old_names}
+        found = {name: self._source(_place(name, self.model), places) for name in names}
+        return {name: source for name, source in found.items() if source is not None}
+
+    def _source(self, place: tuple[str, str], places: dict[tuple[str, str], str]) -> str | None:
+        name, task = place
+        if not task:
+            return places.get((name, self.task)) or places.get(place)
+        return places.get(place) or places.get((name, ""))  # the towers of other models belong to a task, too
+
+    def why_missing(self, name: str) -> str:
+        """Returns why the old model does not have a weight."""
+        _, task = _place(name, self.model)
+        lacks = self.by_task and task and task not in self.old.task_names
+        return f"the run does not have the task {task}" if lacks else "the run does not have the weight"
+
+    def is_conditional(self, name: str) -> bool:
+        """Returns whether a weight is of a tower whose logit is a conditional rate in one of the models alone."""
+        found = TOWER.match(name)
+        differs = isinstance(self.model, ESMM) != isinstance(self.old, ESMM)
+        return differs and found is not None and found[1] != "0"
+
+
+def _place(name: str, model: MultiTaskModel) -> tuple[str, str]:
+    """Returns the name of a weight in a model of one task, and its task, or "" if all tasks share it."""
+    if isinstance(model, SingleDNN):
+        _, number, rest = name.split(".", 2)  # networks.<number>.<rest>
+        return rest, model.task_names[int(number)]
+    found = TOWER.match(name)
+    if found is None or int(found[1]) >= len(model.task_names):
+        return name, ""
+    return f"towers.0.{name[found.end() :]}", model.task_names[int(found[1])]
+
+
+def tables(model: MultiTaskModel) -> dict[str, FusedEmbedding]:
+    """Returns the tables of a model by name."""
+    return {name: module for name, module in model.served().named_modules() if isinstance(module, FusedEmbedding)}
+
+
+def backbone(model: MultiTaskModel) -> Backbone | None:
+    """Returns the first backbone of a model, if it has any."""
+    return next((module for module in model.modules() if isinstance(module, Backbone)), None)
+
+
+def layer_of(name: str) -> str:
+    """Returns the name of the layer of a weight, such as ``towers.0.logit`` of ``towers.0.logit.bias``."""
+    found = EXPERT_LAYER.fullmatch(name)
+    return f"{found[1]}.{found[2]}" if found else name.rpartition(".")[0] or name
+
+
+@torch.no_grad()
+def take_layers(pair: Pair, same_tasks: bool, same_fields: bool) -> tuple[list[str], dict[str, str]]:
+    """Copies the dense layers whose weights all fit: each as a whole or not at all.
+
+    Args:
+        pair: the models.
+        same_tasks: whether both have the same tasks in the same order.
+        same_fields: whether both read the same fields, widths and encodings in the same order.
+
+    Returns:
+        The names of the copied weights, and the reason for each of the others.
+    """
+    ours, theirs = _dense(pair.model), _dense(pair.old)
+    sources = pair.sources(ours, theirs)
+    related = _why_unrelated(pair, {name: (ours[name], theirs.get(name)) for name in ours if _is_related(name)})
+    reasons: dict[str, str] = {}
+    for name, value in ours.items():
+        source = theirs[sources[name]] if name in sources else None
+        reads_fields = ATTENTION in name or (value.dim() > 1 and value.shape[-1] == _embedded_width(pair.model))
+        reason = (related if _is_related(name) else None) or _why_not(pair, name, value, source, same_tasks)
+        if reason is None and reads_fields and not same_fields:
+            reason = "the fields it reads differ"
+        if reason is not None:
+            reasons.setdefault(layer_of(name), reason)
+    fresh = {name: reasons[layer_of(name)] for name in ours if layer_of(name) in reasons}
+    taken = [name for name in ours if name not in fresh]
+    for name in taken:
+        ours[name].copy_(theirs[sources[name]])
+    return taken, fresh
+
+
+def _why_not(pair: Pair, name: str, value: Tensor, source: Tensor | None, same_tasks: bool) -> str | None:
+    """Returns why a weight does not fit, or None; what it reads is checked elsewhere."""
+    if source is None:
+        return pair.why_missing(name)
+    if source.shape != value.shape:
+        return "the shapes differ"
+    if not (same_tasks or pair.by_task):
+        return "the tasks differ"
+    return CONDITIONAL if pair.is_conditional(name) else None
+
+
+def _is_related(name: str) -> bool:
+    return name.startswith(RELATEDNESS)
+
+
+def _why_unrelated(pair: Pair, weights: dict[str, tuple[Tensor, Tensor | None]]) -> str | None:
+    """Returns why the relatedness networks are not copied, or None; they are copied as a whole or not at all."""
+    if any(theirs is None for _, theirs in weights.values()):
+        return "the run does not have the same relatedness networks"
+    if any(theirs is not None and value.shape != theirs.shape for value, theirs in weights.values()):
+        return "the shapes of the relatedness networks differ"
+    return "the pairs of tasks differ" if weights and pair.model.pairs != pair.old.pairs else None
+
+
+def _dense(model: MultiTaskModel) -> dict[str, Tensor]:
+    """Returns the parameters without the tables, by name, without the prefix of a backbone."""
+    in_tables = {parameter for table in tables(model).values() for parameter in table.parameters()}
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter not in in_tables]
+    return {name.removeprefix(BACKBONE): parameter for name, parameter in named}
+
+
+def _embedded_width(model: MultiTaskModel) -> int:
+    if (found := backbone(model)) is not None:
+        return found.embedded_features
+    encoded = next((module.out_features for module in model.modules() if isinstance(module, DenseFields)), 0)
+    return next(iter(tables(model).values())).out_features + encoded

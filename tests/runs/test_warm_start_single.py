@@ -1,0 +1,153 @@
+"""Warm starts between a Single-DNN, which has tables and a network per task, and models that share them."""
+
+import pytest
+import torch
+
+from adaftr_fast.cli import main
+from adaftr_fast.errors import CheckpointError, ConfigError
+from adaftr_fast.runs.run import build, train_one
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.runs.warm_layers import layer_of
+from adaftr_fast.runs.warm_start import warm_start
+
+from .conftest import settings
+from .test_warm_start import OTHER_SIZES, from_run
+
+SAME_WIDTHS = {"equal_budget": False}  # the bottom is as wide as an expert, so that whole towers fit
+
+
+@pytest.fixture
+def single(prepared, tmp_path):
+    """A run of Single-DNN, its data and its model."""
+    data = prepared(0, "data")
+    train_one(data, settings(data.folder, name="single_dnn", **SAME_WIDTHS), tmp_path / "single")
+    return tmp_path / "single", data, load_trained(tmp_path / "single").model
+
+
+def assert_same(ours, theirs):
+    pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert pairs
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("backbone", ["mmoe", "shared_bottom", "ple"])
+@pytest.mark.parametrize(("task", "network"), [("", 0), ("click", 0), ("conversion", 1)])
+def test_shared_tables_are_those_of_one_task_and_every_tower_that_of_its_own(single, backbone, task, network):
+    folder, data, old = single
+    model = build(settings(backbone=backbone, **SAME_WIDTHS).model, data)
+    report = warm_start(model, data, folder, task=task)
+    assert_same(model.backbone.embedding, old.networks[network].embedding)
+    for tower, other in zip(model.backbone.towers, old.networks, strict=True):
+        assert_same(tower, other.towers[0])
+    if backbone == "shared_bottom":
+        assert_same(model.backbone.bottom, old.networks[network].bottom)
+    assert all(taken == rows for taken, rows in report.rows.values())
+    assert report.task == old.task_names[network]
+    assert f"tables of the task {report.task}" in report.summary()
+    assert "towers.1.logit" in report.summary()
+
+
+def test_towers_are_matched_by_task_and_not_by_position(single, prepared):
+    folder, _, old = single
+    data = prepared(0, "turned", labels={"conversion": "buy", "click": "click"})
+    model = build(settings(name="mmoe", **SAME_WIDTHS).model, data)
+    report = warm_start(model, data, folder)
+    assert report.task == "conversion"  # the first task of the new run
+    assert_same(model.towers[0], old.networks[1].towers[0])
+    assert_same(model.towers[1], old.networks[0].towers[0])
+
+
+def test_a_model_of_clicks_alone_starts_both_tasks(prepared, tmp_path):
+    clicks, data = prepared(0, "clicks", labels={"click": "click"}), prepared(0, "both")
+    train_one(clicks, settings(clicks.folder, name="single_dnn", **SAME_WIDTHS), tmp_path / "single")
+    old = load_trained(tmp_path / "single").model
+    model, untouched = (torch.manual_seed(5) and build(settings(**SAME_WIDTHS).model, data) for _ in range(2))
+    report = warm_start(model, data, tmp_path / "single")
+    assert_same(model.backbone.embedding, old.networks[0].embedding)
+    assert_same(model.backbone.towers[0], old.networks[0].towers[0])
+    assert_same(model.backbone.towers[1], untouched.backbone.towers[1])
+    assert_same(model.relatedness, untouched.relatedness)
+    reasons = {name: why for name, why in report.fresh.items() if name.startswith("towers.")}
+    assert set(reasons.values()) == {"the run does not have the task conversion"}
+
+
+def test_every_network_of_a_single_dnn_takes_the_shared_tables(single, tmp_path):
+    _, data, _ = single
+    train_one(data, settings(data.folder, name="shared_bottom", **SAME_WIDTHS), tmp_path / "shared")
+    old = load_trained(tmp_path / "shared").model
+    model = build(settings(name="single_dnn", **SAME_WIDTHS).model, data)
+    report = warm_start(model, data, tmp_path / "shared")
+    assert report.fresh == {}
+    for network, tower in zip(model.networks, old.towers, strict=True):
+        assert_same(network.embedding, old.embedding)
+        assert_same(network.bottom, old.bottom)
+        assert_same(network.towers[0], tower)
+
+
+def test_the_conditional_tower_of_esmm_is_not_that_of_a_rate_over_impressions(single):
+    folder, data, old = single
+    data.manifest.schema["funnel"] = ["click", "conversion"]
+    model = build(settings(name="esmm", **SAME_WIDTHS).model, data)
+    report = warm_start(model, data, folder)
+    assert_same(model.towers[0], old.networks[0].towers[0])
+    assert report.fresh["towers.1.logit.weight"] == "one of the two is a rate given the stage before"
+
+
+@pytest.mark.parametrize(("name", "target"), [("shared_bottom", "mmoe"), ("mmoe", "shared_bottom"), ("mmoe", "ple")])
+def test_a_layer_is_copied_whole_or_not_at_all(single, tmp_path, name, target):
+    _, data, _ = single
+    train_one(data, settings(data.folder, name=name), tmp_path / name)
+    report = warm_start(build(settings(name=target).model, data), data, tmp_path / name)
+    assert report.taken
+    assert report.fresh
+    taken, fresh = ({layer_of(name) for name in names} for names in (report.taken, report.fresh))
+    assert not taken & fresh
+    assert "towers.0.mlp.layers.0.bias" in report.fresh  # of the same shape, but its weight is not
+
+
+def test_a_task_must_be_one_of_a_single_dnn(single, tmp_path):
+    folder, data, _ = single
+    model = build(settings().model, data)
+    with pytest.raises(ConfigError, match=r"warm_start.task: expected one of click, conversion, got 'view'"):
+        warm_start(model, data, folder, task="view")
+    train_one(data, settings(data.folder, name="mmoe"), tmp_path / "mmoe")
+    with pytest.raises(
+        ConfigError, match=r"warm_start.task: expected a run of single_dnn, .*, got .click of a run of mmoe."
+    ):
+        warm_start(model, data, tmp_path / "mmoe", task="click")
+
+
+def test_a_start_that_takes_nothing_is_an_error_unless_it_is_allowed(single, tmp_path, capsys):
+    folder, data, _ = single
+    config = settings(data.folder, **OTHER_SIZES)
+    with pytest.raises(CheckpointError) as raised:
+        train_one(data, from_run(folder, config), tmp_path / "next")
+    message = str(raised.value)
+    assert f"{folder}: nothing fits" in message
+    assert "expected fields item (3), user (3), heat (3), place (3) and tasks click, conversion of adaftr" in message
+    assert "found fields item (8), user (8), heat (8), place (8) and tasks click, conversion of single_dnn" in message
+    assert not (tmp_path / "next/best").exists()
+    train_one(data, from_run(folder, config, allow_empty=True), tmp_path / "next")
+    assert "0 of 20 dense weights copied" in capsys.readouterr().err
+
+
+def test_unknown_values_alone_are_nothing(prepared, single, tmp_path):
+    folder, _, _ = single
+    later = prepared(9, "later", fields={"item": "categorical"})
+    model = build(settings(tower_hidden=[5, 3], name="mmoe").model, later)
+    with pytest.raises(CheckpointError, match="nothing fits"):
+        warm_start(model, later, folder)
+
+
+def test_the_command_chooses_the_task_and_allows_nothing(single, tmp_path, capsys):
+    folder, data, _ = single
+    command = ["train", "--data.folder", str(data.folder), "--training.max_epochs", "1", "--training.batch_size", "64"]
+    command += ["--training.progress", "false", "--warm_start", str(folder), "--out", str(tmp_path / "out")]
+    assert main([*command, "--warm_start_task", "conversion"]) == 0
+    assert "tables of the task conversion" in capsys.readouterr().err
+    other = ["--model.embedding_dim", "3", "--model.tower_hidden", "[5]", "--restart"]
+    assert main([*command, *other]) == 2
+    assert "--warm_start_empty" in capsys.readouterr().err
+    assert main([*command, *other, "--warm_start_empty"]) == 0
+    assert main([*command[:-4], "--out", str(tmp_path / "out"), "--warm_start_task", "click"]) == 2
+    assert "--warm_start_task: needs --warm_start" in capsys.readouterr().err
