@@ -92,6 +92,7 @@ def export(
     data: PreparedData | str | Path | None = None,
     aot: bool = False,
     onnx: bool = False,
+    task: str | None = None,
     model_class: ModelClass | None = None,
 ) -> ExportedModel:
     """Writes the best model of a run as a program that scores raw rows.
@@ -102,13 +103,16 @@ def export(
         data: the prepared folder of the run, if it has moved since.
         aot: also compile a native package (AOTInductor; takes a minute).
         onnx: also write ONNX (needs the extra ``onnx``).
+        task: the one task to export, without the parameters that only other tasks need (docs/serving.md); None exports
+            all tasks.
         model_class: the class of a model of one's own, or its name; a ``Run`` knows it.
 
     Raises:
         CheckpointError: the run has no whole checkpoint or needs ``model_class``, or its prepared data are gone or
             changed.
         ConfigError: ``model_class`` is no model, or the run has a built-in one.
-        ServingError: ``out`` holds something else, a compiler or ONNX is missing, or a program differs from the model.
+        ServingError: ``out`` holds something else, there is no such task or it does not run alone, a compiler or ONNX
+            is missing, or a program differs from the model.
         TypeError: an argument is not of the types named here.
 
     Example::
@@ -118,7 +122,7 @@ def export(
     folder = data.folder if isinstance(data, PreparedData) else None if data is None else Path(data)
     if model_class is None and isinstance(run, Run):
         model_class = run.model_class
-    about = export_run(run_folder(run), Path(out), data=folder, aot=aot, onnx=onnx, model_class=model_class)
+    about = export_run(run_folder(run), Path(out), data=folder, aot=aot, onnx=onnx, task=task, model_class=model_class)
     return ExportedModel(Path(out), about)
 
 

@@ -18,6 +18,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--data", type=Path | None, help="the prepared folder of the run, if it has moved")
     parser.add_argument("--aot", action="store_true", help="also compile a native package (AOTInductor)")
     parser.add_argument("--onnx", action="store_true", help="also write ONNX (pip install adaftr-fast[onnx])")
+    task = "export the network of one task alone, without what only other tasks need"
+    parser.add_argument("--task", type=str | None, help=task)
     add_class(parser)
 
 
@@ -25,7 +27,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
     """Exports the model and prints the files and the command that uses them."""
     from adaftr_fast.api.serve import export
 
-    options = {name: arguments[name] for name in ("data", "aot", "onnx")}
+    options = {name: arguments[name] for name in ("data", "aot", "onnx", "task")}
     exported = export(arguments.run, arguments.out, **options, model_class=read_class(arguments))
     print(exported.summary())
     print(f"adaftr-fast predict --model {arguments.out} --files RAW --out SCORES.parquet")

@@ -94,6 +94,9 @@ class AdaFTR(MultiTaskModel):
     def served(self) -> MultiTaskModel:
         return self.backbone.served()
 
+    def for_task(self, task: str) -> MultiTaskModel:
+        return self.backbone.for_task(task)
+
     def loss(self, batch: Batch, process_group: ProcessGroup | None = None) -> dict[str, Tensor]:
         """Computes the weighted terms of Eq. 14, each 0-dim.
 

@@ -112,3 +112,8 @@ class AutoHERI(SharedBottom):
             hidden.append(outputs)
         logits = torch.cat([tower.logit(layers[-1]) for tower, layers in zip(self.towers, hidden)], 1)
         return hidden, logits
+
+    def keep_task(self, task: int, names: Sequence[str]) -> None:
+        if task:
+            raise self.not_alone(names[task], f"its tower reads those of {', '.join(names[:task])}")
+        self.connections = ModuleList()

@@ -7,6 +7,7 @@ together.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
+from adaftr_fast.errors import ServingError
 from adaftr_fast.models.sizes import attention_targets, embedding_widths
 from adaftr_fast.nn.attention import FieldAttention
 from adaftr_fast.nn.dense import DenseFields, NumericEncoding
@@ -102,6 +104,27 @@ class MultiTaskModel(nn.Module, ABC):
         """Returns the part of the model that computes the logits, without parts that only the loss needs."""
         return self
 
+    def for_task(self, task: str) -> MultiTaskModel:
+        """Returns a model of one task alone, without what only other tasks need, so that it costs O(L d) (Section 3.4).
+
+        Its parameters are those of this model, or copies of a part of them.
+
+        Raises:
+            ServingError: there is no such task, or it has no network that runs without those of other tasks.
+        """
+        self.position(task)
+        raise self.not_alone(task, f"{type(self).__name__} does not define for_task")
+
+    def position(self, task: str) -> int:
+        """Returns the position of a task. Raises ServingError if there is none of this name."""
+        if task not in self.task_names:
+            raise ServingError(f"task: expected one of {', '.join(self.task_names)}, got {task!r}")
+        return self.task_names.index(task)
+
+    def not_alone(self, task: str, reason: str) -> ServingError:
+        """Returns the error for a task whose network does not run without those of other tasks."""
+        return ServingError(f"the task {task} of {type(self).__name__} has no network that runs alone: {reason}")
+
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
         """Computes values per instance to report, each [B], such as the learned temperature; {} by default."""
         return {}
@@ -158,6 +181,28 @@ class Backbone(MultiTaskModel):
         """Computes f of Eq. 2: T of [B, v] -> (per task, per layer [B, h] after ReLU; logits [B, T])."""
         hidden, logits = run_towers(self.towers, inputs)
         return hidden, torch.cat(logits, 1)
+
+    def for_task(self, task: str) -> MultiTaskModel:
+        t = self.position(task)
+        alone = copy.copy(self)  # with the same parameters
+        alone._modules = dict(self._modules)
+        alone.task_names, alone.towers = [task], ModuleList([self.towers[t]])
+        alone.keep_task(t, self.task_names)
+        return alone
+
+    def keep_task(self, task: int, names: Sequence[str]) -> None:
+        """Drops what only other tasks need from a copy, whose ``towers`` are that of one task alone.
+
+        A subclass that overrides it supports ``for_task``. It replaces modules and changes none.
+
+        Args:
+            task: the position of the task.
+            names: all T tasks.
+
+        Raises:
+            ServingError: the task does not run without the others.
+        """
+        raise self.not_alone(names[task], f"{type(self).__name__} does not define keep_task, which for_task needs")
 
     def embed(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
         """Computes e_r, [B, D]: embeddings, those of a bag pooled by the mean or by attention, and encoded numbers.

@@ -77,3 +77,6 @@ class CrossStitch(SharedBottom):
             layers.append(x)
         logits = torch.cat([tower.logit(each) for tower, each in zip(self.towers, x)], 1)
         return [list(hidden) for hidden in zip(*layers)], logits
+
+    def keep_task(self, task: int, names: Sequence[str]) -> None:
+        raise self.not_alone(names[task], "its towers exchange activations")

@@ -67,6 +67,11 @@ class ESMM(Backbone):
         hidden, conditional = self.conditional_logits(inputs)
         return hidden, chain(conditional)
 
+    def keep_task(self, task: int, names: Sequence[str]) -> None:
+        if task:
+            raise self.not_alone(names[task], f"its rate is a product with those of {', '.join(names[:task])}")
+        self.bottoms = ModuleList([self.bottoms[0]])
+
     def conditional_logits(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:
         """Returns the towers' layers, and the logits [B, T] of each stage's rate given the stage before, as p_cvr."""
         hidden, logits = run_towers(self.towers, inputs)

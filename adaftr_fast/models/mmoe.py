@@ -54,3 +54,9 @@ class MMoE(Backbone):
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
         experts, logits = self.experts.with_gates(self.gates, embedded)  # [B, k, v], [B, T * k]
         return mix(experts, logits.unflatten(1, (len(self.towers), -1)))
+
+    def keep_task(self, task: int, names: Sequence[str]) -> None:
+        rows = slice(task * self.experts.num_experts, (task + 1) * self.experts.num_experts)
+        gate = nn.Linear(self.gates.in_features, self.experts.num_experts, device="meta")
+        gate.weight, gate.bias = (nn.Parameter(each.detach()[rows].clone()) for each in self.gates.parameters())
+        self.gates = gate

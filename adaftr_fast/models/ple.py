@@ -3,6 +3,9 @@
 Shapes: B batch, T tasks, k experts, v width of an expert's output.
 """
 
+from __future__ import annotations
+
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -45,15 +48,30 @@ class ExtractionLayer(nn.Module):
         self.experts = ModuleList(Experts(in_features, count, hidden) for count in counts)
         gated = [own] * tasks + ([] if last else [every])
         self.gates = ModuleList(nn.Linear(in_features, experts) for experts in gated)
+        self.gated_streams = list(range(len(gated)))
 
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
         """Maps the T task streams and then the shared stream, [B, in] each, to the next layer's, [B, v] each."""
         outputs = [experts(x) for experts, x in zip(self.experts, streams)]  # each [B, k, v]
         readable = [torch.cat((own, outputs[-1]), 1) for own in outputs[:-1]] + [torch.cat(outputs, 1)]
         mixed = []
-        for gate, x, experts in zip(self.gates, streams, readable):  # without the shared stream in the last layer
-            mixed += mix(experts, gate(x).unsqueeze(1))
+        for gate, stream in zip(self.gates, self.gated_streams):  # without the shared stream in the last layer
+            mixed += mix(readable[stream], gate(streams[stream]).unsqueeze(1))
         return mixed
+
+    def with_streams(self, experts: Sequence[int], gates: Sequence[int]) -> ExtractionLayer:
+        """Returns a layer with the experts and the gates of some streams, which shares its parameters with this one.
+
+        Args:
+            experts: positions of the streams whose experts it has, in order; it takes these streams.
+            gates: positions of the streams that it returns, among ``experts``.
+        """
+        layer = copy.copy(self)
+        layer._modules = dict(self._modules)
+        layer.experts = ModuleList(self.experts[stream] for stream in experts)
+        layer.gates = ModuleList(self.gates[stream] for stream in gates)
+        layer.gated_streams = [list(experts).index(stream) for stream in gates]
+        return layer
 
 
 class PLE(Backbone):
@@ -96,7 +114,15 @@ class PLE(Backbone):
         self.towers = self.make_towers(hidden[-1], config.tower_hidden)
 
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
-        streams = [embedded] * (len(self.towers) + 1)
+        streams = [embedded] * len(self.layers[0].experts)
         for layer in self.layers:
             streams = layer(streams)
         return streams
+
+    def keep_task(self, task: int, names: Sequence[str]) -> None:
+        """Keeps the streams that the task's one depends on: the shared stream mixes the experts of every stream."""
+        every, own = list(range(len(names) + 1)), [task, len(names)]
+        last = len(self.layers) - 1
+        experts = [own if layer == last else every for layer in range(last + 1)]
+        gates = [*experts[1:], [task]]
+        self.layers = ModuleList(map(ExtractionLayer.with_streams, self.layers, experts, gates))

@@ -49,3 +49,6 @@ class SharedBottom(Backbone):
 
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
         return [self.bottom(embedded)[-1]] * len(self.towers)
+
+    def keep_task(self, task: int, names: Sequence[str]) -> None:
+        """Keeps the bottom, which every task reads."""

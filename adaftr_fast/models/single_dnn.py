@@ -60,6 +60,9 @@ class SingleDNN(MultiTaskModel):
     def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
         return torch.cat([network(ids, offsets, dense) for network in self.networks], 1)
 
+    def for_task(self, task: str) -> MultiTaskModel:
+        return self.networks[self.position(task)]
+
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         self.check_labels(batch.labels)
         losses: dict[str, Tensor] = {}

@@ -28,6 +28,7 @@ from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About
 
 TOLERANCE = 1e-6  # maximum difference between the probabilities of a program and the model
 ONNX_TOLERANCE = 1e-5  # numpy, which evaluates ONNX here, sums in another order
+TASK_TOLERANCE = 1e-5  # so do the gates of one task alone
 CHECKED_ROWS = (1, 500)
 
 
@@ -38,6 +39,7 @@ def export_run(
     data: Path | None = None,
     aot: bool = False,
     onnx: bool = False,
+    task: str | None = None,
     model_class: ModelClass | None = None,
 ) -> About:
     """Writes ``model.pt2`` (torch.export), ``schema.json``, ``vocabulary.parquet`` and ``serving.json`` to ``out``.
@@ -50,6 +52,7 @@ def export_run(
         data: the prepared folder of the run, if it has moved. None uses its path at training time.
         aot: also writes ``model.aot.pt2``, native code for this kind of machine (AOTInductor).
         onnx: also writes ``model.onnx``.
+        task: the one task to export, without the parameters that only other tasks need. None exports all.
         model_class: the class of a model of one's own, or its name.
 
     Returns:
@@ -60,8 +63,8 @@ def export_run(
             changed.
         ConfigError: as ``load_trained``.
         DataError: the vocabulary cannot be read.
-        ServingError: ``out`` exists and is not an export or cannot be written, a compiler or ONNX is missing, or a
-            program differs from the model.
+        ServingError: ``out`` exists and is not an export or cannot be written, there is no such task or its network
+            needs those of other tasks, a compiler or ONNX is missing, or a program differs from the model.
         BusyError: another process exports to ``out``.
     """
     try:
@@ -71,24 +74,28 @@ def export_run(
             trained = load_trained(run, model_class)
             prepared = trained.data(data)
             read_encoders(prepared.folder, prepared.manifest)  # raises an error if the vocabulary could not be read
-            return _write(trained, prepared, new, aot=aot, onnx=onnx)
+            return _write(trained, prepared, new, task, aot=aot, onnx=onnx)
     except OSError as error:
         raise ServingError(f"{out}: cannot be written: {error}") from error
 
 
-def _write(trained: TrainedModel, prepared: PreparedData, folder: Path, *, aot: bool, onnx: bool) -> About:
+def _write(
+    trained: TrainedModel, prepared: PreparedData, folder: Path, task: str | None, *, aot: bool, onnx: bool
+) -> About:
     """Writes all files of an export to a new folder."""
     folder.mkdir()
     for name in (MANIFEST, VOCABULARY):
         shutil.copyfile(prepared.folder / name, folder / name)
-    _write_programs(trained, prepared.manifest, folder, aot=aot, onnx=onnx)
-    about = _about(trained, prepared, folder)
+    _write_programs(trained, prepared.manifest, folder, task, aot=aot, onnx=onnx)
+    about = _about(trained, prepared, folder, task)
     (folder / ABOUT).write_text(dumps(dataclasses.asdict(about), indent=2) + "\n", encoding="utf-8")
     return about
 
 
-def _write_programs(trained: TrainedModel, manifest: Manifest, folder: Path, *, aot: bool, onnx: bool) -> None:
-    served, fields = Probabilities(trained.model), manifest.fields
+def _write_programs(
+    trained: TrainedModel, manifest: Manifest, folder: Path, task: str | None, *, aot: bool, onnx: bool
+) -> None:
+    served, fields = Probabilities(trained.model, task), manifest.fields
     exported = partial(
         export_program,
         served,
@@ -97,6 +104,9 @@ def _write_programs(trained: TrainedModel, manifest: Manifest, folder: Path, *, 
         dense=len(manifest.dense),
     )
     check = partial(check_program, served=served, fields=fields, dense=manifest.dense)
+    if task is not None:
+        column = Column(Probabilities(trained.model), trained.model.position(task))
+        check(served, served=column, tolerance=TASK_TOLERANCE)
     save_torch(exported(), folder / PROGRAM)
     check(torch.export.load(folder / PROGRAM).module())
     if not (aot or onnx):
@@ -111,9 +121,24 @@ def _write_programs(trained: TrainedModel, manifest: Manifest, folder: Path, *, 
         check(load_onnx(folder / ONNX), tolerance=ONNX_TOLERANCE)
 
 
+class Column:
+    """Computes the probabilities of one task [B, 1] by the whole model, to compare its own network with.
+
+    Args:
+        served: the whole model.
+        task: the position of the task.
+    """
+
+    def __init__(self, served: Probabilities, task: int) -> None:
+        self.served, self.task = served, task
+
+    def __call__(self, *features: Tensor, **named: Tensor) -> Tensor:
+        return self.served(*features, **named)[:, self.task, None]
+
+
 def check_program(
     program: Callable[..., Tensor],
-    served: Probabilities,
+    served: Callable[..., Tensor],
     fields: Sequence[FieldInfo],
     dense: Sequence[NumericEncoding] = (),
     *,
@@ -149,6 +174,8 @@ def random_features(fields: Sequence[FieldInfo], rows: int, dense: Sequence[Nume
     return features._replace(dense=torch.from_numpy(matrix(numbers, np.float32)))
 
 
-def _about(trained: TrainedModel, data: PreparedData, folder: Path) -> About:
+def _about(trained: TrainedModel, data: PreparedData, folder: Path, task: str | None) -> About:
     digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    return About(VERSION, data.manifest.fingerprint, trained.about.tasks, trained.about.metrics, digests)
+    tasks = trained.about.tasks if task is None else [task]
+    metrics = {name: values for name, values in trained.about.metrics.items() if task is None or name == task}
+    return About(VERSION, data.manifest.fingerprint, tasks, metrics, digests)

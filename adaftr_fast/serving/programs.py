@@ -31,11 +31,15 @@ class Probabilities(nn.Module):
 
     Args:
         model: the model, on the CPU. Deferred updates of its embedding rows are applied.
+        task: the one task to compute, without what only other tasks need. None computes all.
+
+    Raises:
+        ServingError: there is no such task, or its network needs those of other tasks.
     """
 
-    def __init__(self, model: MultiTaskModel) -> None:
+    def __init__(self, model: MultiTaskModel, task: str | None = None) -> None:
         super().__init__()
-        self.model = model.served()
+        self.model = model.served() if task is None else model.served().for_task(task)
         self.eval()
 
     def forward(self, ids: Tensor, starts: Tensor | None = None, dense: Tensor | None = None) -> Tensor:

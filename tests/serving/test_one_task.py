@@ -1,0 +1,158 @@
+"""The network of one task alone: its predictions are a column of the whole model's, and the rest is not exported."""
+
+import copy
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from adaftr_fast.cli import main
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.errors import ServingError
+from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.serving.export import TASK_TOLERANCE, export_run, random_features
+from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx
+from adaftr_fast.serving.scorer import load_scorer
+from tests.runs.own import Plain
+
+from .conftest import SIZES, make_log, randomize, save_run
+
+FIELDS, TASKS = [50, 20, 7], ["click", "view", "conversion"]
+INDEPENDENT = [
+    ("single_dnn", {}),
+    ("shared_bottom", {}),
+    ("mmoe", {}),
+    ("mmoe", {"expert_hidden": [8, 6]}),
+    ("adaftr", {}),
+    ("adaftr", {"backbone": "ple"}),
+    *(("ple", {"extraction_layers": layers}) for layers in (1, 2, 3)),
+]
+
+
+def built(name, **options):
+    model = build_model(ModelConfig(name=name, **(SIZES | options)), FIELDS, TASKS)
+    randomize(model)
+    return model
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("name", "options"), INDEPENDENT, ids=str)
+def test_one_task_predicts_its_column(name, options, task):
+    model = built(name, **options)
+    program = export_program(Probabilities(model, task), len(FIELDS)).module()
+    for rows in (1, 300):
+        ids = torch.from_numpy(np.random.default_rng(rows).integers(0, FIELDS, (rows, 3), np.int32))
+        with torch.no_grad():
+            torch.testing.assert_close(program(ids), Probabilities(model, task)(ids), rtol=0, atol=1e-6)
+            exact = copy.deepcopy(model).double()  # gates of one task are summed in another order
+            expected = Probabilities(exact)(ids)[:, [TASKS.index(task)]]
+            assert rows == 1 or expected.std() > 0.001
+            torch.testing.assert_close(Probabilities(exact, task)(ids), expected, rtol=0, atol=1e-13)
+
+
+OTHERS = {  # name -> the parameters that the task "view" does not need
+    "single_dnn": ("networks.0.", "networks.2."),
+    "shared_bottom": ("towers.0.", "towers.2."),
+    "mmoe": ("towers.0.", "towers.2."),
+    "adaftr": ("backbone.towers.0.", "backbone.towers.2.", "relatedness."),
+    "ple": ("towers.0.", "towers.2.", "layers.0.gates.0.", "layers.0.gates.2.",
+            *(f"layers.1.{kind}.{t}." for kind in ("experts", "gates") for t in (0, 2))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_parameters_of_other_tasks_are_not_in_the_program(name):
+    model = built(name, extraction_layers=2)
+    whole = sum(each.numel() for each in Probabilities(model).parameters())
+    marked = {n: p for n, p in model.named_parameters() if n.startswith(OTHERS[name])}
+    gates = getattr(getattr(model, "backbone", model), "gates", nn.Linear(1, 3))
+    of_others = torch.arange(len(gates.weight)) // (len(gates.weight) // 3) != 1
+    with torch.no_grad():
+        for parameter in marked.values():
+            parameter.fill_(torch.nan)
+        gates.weight[of_others], gates.bias[of_others] = torch.nan, torch.nan
+    state = export_program(Probabilities(model, "view"), len(FIELDS)).state_dict
+    assert not any(each.isnan().any() for each in state.values())
+    kept = sum(each.numel() for each in state.values() if each.is_floating_point())
+    dropped = sum(p.numel() for n, p in marked.items() if not n.startswith("relatedness."))
+    assert kept == whole - dropped - (int(of_others.sum()) * (gates.in_features + 1) if gates.in_features > 1 else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("cross_stitch", "its towers exchange activations"),
+        ("autoheri", "its tower reads those of click, view"),
+        ("esmm", "its rate is a product with those of click, view"),
+        ("dcmt", "its rate is a product with those of click, view"),
+    ],
+)
+def test_a_task_that_needs_the_others_does_not_run_alone(name, reason):
+    model = built(name)
+    with pytest.raises(ServingError, match=f"the task conversion of {type(model).__name__} .* {reason}"):
+        Probabilities(model, "conversion")
+    if name == "cross_stitch":
+        return
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, FIELDS, (50, 3), np.int32))
+    with torch.no_grad():  # the first one reads no other
+        torch.testing.assert_close(
+            Probabilities(model, "click")(ids), Probabilities(model)(ids)[:, :1], atol=1e-6, rtol=0
+        )
+    assert not any("towers.1." in each for each in Probabilities(model, "click").state_dict())
+
+
+def test_unknown_tasks_and_models_of_ones_own_are_named():
+    with pytest.raises(ServingError, match="task: expected one of click, view, conversion, got 'buy'"):
+        Probabilities(built("mmoe"), "buy")
+    own = Plain(FIELDS, TASKS, ModelConfig(), None)
+    with pytest.raises(ServingError, match=r"the task click of Plain .* for_task"):
+        Probabilities(own, "click")
+
+
+@pytest.fixture(scope="module")
+def exports(shop):
+    """The folders of the exports of one run: of both tasks and of conversions alone."""
+    save_run(shop / "both", PreparedData(shop / "data"), ModelConfig(**SIZES))
+    export_run(shop / "both", shop / "whole")
+    export_run(shop / "both", shop / "alone", task="conversion")
+    return shop / "whole", shop / "alone"
+
+
+def test_an_export_of_one_task_scores_its_column(exports, tmp_path):
+    whole, alone = map(load_scorer, exports)
+    rows = make_log(300, seed=3).to_batches()[0]
+    expected = whole.score(whole.encode(rows))[:, 1:]
+    np.testing.assert_allclose(alone.score(alone.encode(rows)), expected, rtol=0, atol=TASK_TOLERANCE)
+    assert alone.about.tasks == ["conversion"]
+    assert alone.about.fingerprint == whole.about.fingerprint
+    assert len((exports[1] / "model.pt2").read_bytes()) < len((exports[0] / "model.pt2").read_bytes())
+
+
+def test_the_commands_export_and_predict_one_task(shop, exports, tmp_path, capsys):
+    assert main(["export", "--run", str(shop / "both"), "--out", str(tmp_path / "model"), "--task", "click"]) == 0
+    command = ["predict", "--model", str(tmp_path / "model"), "--files", str(shop / "log.parquet")]
+    assert main([*command, "--out", str(tmp_path / "scores.parquet"), "--progress", "false"]) == 0
+    whole = load_scorer(exports[0])
+    expected = whole.score(whole.encode(make_log().to_batches()[0]))[:, 0]
+    table = pq.read_table(tmp_path / "scores.parquet")
+    assert table.column_names == ["p_click"]
+    np.testing.assert_allclose(table["p_click"].to_numpy(), expected, rtol=0, atol=TASK_TOLERANCE)
+    command = ["export", "--run", str(shop / "both"), "--out", str(tmp_path / "other"), "--task", "view"]
+    assert main(command) == 2
+    assert "task: expected one of click, conversion, got 'view'" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_native_and_onnx_programs_of_one_task(shop, tmp_path):
+    pytest.importorskip("onnx")
+    data = PreparedData(shop / "data")
+    model = save_run(tmp_path / "run", data, ModelConfig(name="mmoe", expert_hidden=[4], tower_hidden=[4]))
+    export_run(tmp_path / "run", tmp_path / "model", aot=True, onnx=True, task="conversion")
+    native = torch._inductor.aoti_load_package(str(tmp_path / "model/model.aot.pt2"))
+    onnx, features = load_onnx(tmp_path / "model/model.onnx"), random_features(data.manifest.fields, 70)
+    with torch.no_grad():
+        expected = features.run(Probabilities(model))[:, 1:]
+    torch.testing.assert_close(features.run(native), expected, rtol=0, atol=TASK_TOLERANCE)
+    torch.testing.assert_close(features.run(onnx), expected, rtol=0, atol=TASK_TOLERANCE)
