@@ -23,6 +23,7 @@ class Case:
     grouped: bool = False
     weighted: bool = False
     ignored: bool = False
+    biased: bool = False
     scalar_tau: bool = False
     dtype: torch.dtype = torch.float64
 
@@ -42,6 +43,7 @@ CASES = {
     "sum": Case((5, 3), options={"reduction": "sum"}, weighted=True),
     "none": Case((5, 3), options={"reduction": "none"}, weighted=True, ignored=True),
     "reference": Case((5, 3), options={"backend": "reference"}),
+    "biased": Case((5, 4), extra=(2, 1), biased=True, grouped=True, weighted=True),
     "margin": Case((7, 6), options={"ignore_above": 0.5}, grouped=True),
 }
 
@@ -74,6 +76,8 @@ def inputs(case: Case) -> list[dict]:
             each["column_group"] = torch.randint(3, (rows + more,), generator=random)
         if case.weighted:
             each["weight"] = draw(rows).abs()
+        if case.biased:
+            each["column_bias"] = draw(rows + more)
         ranks.append(each)
     return ranks
 
