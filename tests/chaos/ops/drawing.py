@@ -49,8 +49,12 @@ def infonce(random: random.Random) -> Drawn:
         frozen=(0.3, ("a", "b", "tau", "a b", "a tau", "b tau")),
         precision=(0.2, ("high", "medium")), threads=(0.5, (2, 3)),
         pattern=(0.2, ("equal rows", "jump", "positive", "far")), column_bias=(0.2, powers(-2, 3)),
-        twice=(0.15, (True,)),
+        twice=(0.15, (True,)), ignore_above=(0.2, (0.1, 0.5, 0.9)),
     )  # fmt: skip
+    if "ignore_above" in options:
+        options.pop("symmetric", None)
+        if "column_bias" in options:  # rounded to the type of the products
+            options = {key: value for key, value in options.items() if key not in ("dtype", "other_dtype", "precision")}
     extra = random.choice((0, 0, 1, size(random, largest_batch(random))))
     return {"sizes": {"rows": rows, "extra": extra, "width": at_least_one(random, 130)}, "options": options}
 

@@ -27,13 +27,16 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     arguments = drawn_arguments(rows, columns, options)
     upstream = torch.randn(rows, dtype=torch.float64) if options.get("reduction") == "none" else None
     exact = [x.detach().double() for x in leaves]
+    narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
     if not is_computable(exact, arguments, leaves[0].dtype):
         return None
+    if "ignore_above" in options:
+        arguments["ignore_above"] = clear_margin(exact, arguments, options, narrow)
+        if arguments["ignore_above"] is None:
+            return None
     truth = results(exact, arguments, upstream, options, torch.float64, "reference")
     pytorch = results(leaves, arguments, upstream, options, None, "reference")
-    terms, doubt = conditions(
-        exact, arguments, upstream, options, torch.promote_types(leaves[0].dtype, leaves[1].dtype)
-    )
+    terms, doubt = conditions(exact, arguments, upstream, options, narrow)
 
     def compare() -> None:
         torch.set_float32_matmul_precision(options.get("precision", "highest"))
@@ -47,7 +50,6 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
             if x.dtype == torch.bool:
                 assert x.equal(truth[name]) or bool(doubt[x != truth[name]].all()), name
             elif name in terms:
-                narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
                 assert_close(x, truth[name], pytorch[name], narrow, terms[name], name)
 
     return compare
@@ -55,7 +57,8 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
 
 def is_valid(sizes: dict[str, int], options: dict[str, Any]) -> bool:
     """Returns whether the options go together."""
-    return sizes["width"] > 0 and not {"column_bias", "symmetric"} <= options.keys()
+    one_direction = {"column_bias", "ignore_above"} & options.keys()
+    return sizes["width"] > 0 and not ("symmetric" in options and one_direction)
 
 
 def drawn_leaves(rows: int, columns: int, width: int, options: dict[str, Any]) -> list[Tensor]:
@@ -101,6 +104,42 @@ def drawn_arguments(rows: int, columns: int, options: dict[str, Any]) -> dict[st
         if columns != rows or "columns_grouped" in options:
             found["column_group"] = torch.randint(0, options["groups"], (columns,))
     return found | {name: options[name] for name in ("symmetric", "reduction") if name in options}
+
+
+def clear_margin(
+    exact: list[Tensor], arguments: dict[str, Any], options: dict[str, Any], dtype: torch.dtype
+) -> float | None:
+    """Returns a margin from which every candidate is further than rounding moves it, or None.
+
+    It is the middle of a wide gap between the candidates' similarities, less that of the positive, near the quantile
+    ``options["ignore_above"]``.
+    """
+    a, b, tau, *_, bias = exact
+    if "tau_kind" in options and len(a):
+        tau = tau[0].expand(len(a))
+    if "column_bias" in options:
+        a, b = _append_bias(a, b, tau, bias)
+    y = arguments.get("positive_index", torch.arange(len(a)))
+    valid, y = y != IGNORE, y.clamp(min=0)
+    if not valid.any():
+        return 0.5
+    s = (a @ b.T)[valid]
+    above = s - s.gather(1, y[valid][:, None])
+    found = above[torch.arange(len(b)) != y[valid][:, None]].sort().values
+    low, high = (int((options["ignore_above"] + shift) * len(found)) for shift in (-0.1, 0.1))
+    near = found[low : high + 2]
+    if len(near) < 2:
+        return 0.5 if not len(found) else float(found[-1]) + 1 + float(found[-1].abs())
+    widest = near.diff().argmax()
+    error = 16 * _product_error(dtype, options) * float((a.abs() @ b.abs().T).max())
+    return float(near[widest : widest + 2].mean()) if near.diff()[widest] > 2 * error else None
+
+
+def _product_error(dtype: torch.dtype, options: dict[str, Any]) -> float:
+    """Returns the relative error of a dot product."""
+    if dtype == torch.float32:
+        return PRODUCTS[options.get("precision", "highest")]
+    return 2.0**-50 if dtype == torch.float64 else 2.0**-22
 
 
 def counts(leaves: list[Tensor], arguments: dict[str, Any], options: dict[str, Any]) -> Tensor:
@@ -184,7 +223,8 @@ def conditions(
     scale = (scale if upstream is None else scale * upstream).abs()
     if "column_bias" in options:
         a, b = _append_bias(a, b, tau, bias)
-    one = _direction(a, b, tau, positive, row_group, column_group, scale, options, dtype)
+    margin = arguments.get("ignore_above")
+    one = _direction(a, b, tau, positive, row_group, column_group, scale, options, dtype, margin)
     terms = {"loss": one["loss"], "h_ctr": one["a"], "h_cvr": one["b"], "tau": one["tau"]}
     if "column_bias" in options:
         terms |= {"h_ctr": one["a"][:, :-1], "h_cvr": one["b"][:, :-1], "tau": one["tau"] + one["a"][:, -1]}
@@ -215,14 +255,13 @@ def _direction(
     scale: Tensor,
     options: dict[str, Any],
     dtype: torch.dtype,
+    margin: float | None = None,
 ) -> dict[str, Tensor]:
     """Returns the errors of one direction, from the relative error of a product and of a stored probability."""
     if not len(a) or not len(b):
         names = ("loss", "lse", "positive_logit", "entropy", "tau", "doubt")
         return {name: a.new_zeros(len(a)) for name in names} | {"a": a * 0, "b": b * 0}
-    product = 2.0**-50 if dtype == torch.float64 else 2.0**-22
-    if dtype == torch.float32:
-        product = PRODUCTS[options.get("precision", "highest")]
+    product = _product_error(dtype, options)
     stored = max(product, {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-9}.get(dtype, 0.0))
     y = torch.arange(len(a)) if positive is None else positive
     valid, y = y != IGNORE, y.clamp(min=0)
@@ -231,6 +270,8 @@ def _direction(
     negative = torch.arange(len(b)) != y[:, None]
     if row_group is not None and column_group is not None:
         negative &= row_group[:, None] != column_group[None]
+    if margin is not None:
+        negative &= ~(z * tau[:, None] > (z * tau[:, None]).gather(1, y[:, None]) + margin)
     masked = torch.where(negative.scatter(1, y[:, None], True), z, -torch.inf)
     p = masked.softmax(1)
     near = torch.where(negative, p, 0).sum(1)  # 1 - p of the positive
@@ -244,7 +285,7 @@ def _direction(
     sizes = z.abs() + delta[:, None]
     largest = sizes.max(1).values
     count = torch.tensor(float(len(b))).log() + 1
-    rows = infonce_rows(a, b, tau, positive, row_group, column_group)
+    rows = infonce_rows(a, b, tau, positive, row_group, column_group, margin)
     return {
         "loss": torch.where(valid, 4 * scale * (torch.where(delta > 0.1, 1.0, near) * delta + stored * rows.loss), 0),
         "lse": 4 * delta + stored * largest,
