@@ -16,6 +16,9 @@ SERVER = multiprocessing.get_context("forkserver")
 # Imported once for all scripts and ranks: an import of torch takes longer than most of what they do.
 SERVER.set_forkserver_preload(["torch", "torch._dynamo", "adaftr_fast.cli.app", "adaftr_fast.api.run"])
 
+COMMAND = "import sys; from adaftr_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+"""The script that runs a command of ``adaftr-fast``."""
+
 
 def in_a_fork(work: Callable[[], str]) -> str:
     """Returns what ``work`` returns in a forked child, the message of its RuntimeError, or "hangs"."""

@@ -17,6 +17,7 @@ import pytest
 from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
 from tests.files.holder import holder
+from tests.forks import COMMAND, Script
 
 SETTINGS = {
     "training.batch_size": 64, "training.max_epochs": 2, "training.progress": "false", "optimizer.lr": 0.005,
@@ -74,7 +75,7 @@ def by_two(data, tmp_path_factory) -> Path:
 
 
 def test_two_processes_equal_one(data, by_two, tmp_path):
-    finish(start(arguments(data, tmp_path)))
+    assert main(arguments(data, tmp_path)[2:]) == 0
     assert metrics(by_two) == pytest.approx(metrics(tmp_path), rel=1e-3)
     assert sorted(path.name for path in by_two.iterdir()) == [
         "best", "metrics.jsonl", "report.md", "report.png", "test.json",
@@ -158,6 +159,12 @@ def rendezvous() -> dict[str, str | int]:
         return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": server.getsockname()[1], "WORLD_SIZE": 2}
 
 
+def by_hand(source: str, *arguments, **variables) -> list[Script]:
+    """Starts a script as two ranks, without torchrun."""
+    each = [{"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1} | variables for rank in range(2)]
+    return [Script("import torch; torch.set_num_threads(1)\n" + source, *arguments, **rank) for rank in each]
+
+
 WITHOUT_PICKLES = """
 import os, pickle, signal, sys
 from torch.distributed import distributed_c10d
@@ -187,9 +194,8 @@ sys.exit(main(sys.argv[1:]))
 def check_that_nothing_is_pickled(data, out, rendezvous, **settings) -> None:
     """Trains by two ranks that refuse to pickle, stops them in the second epoch, and resumes."""
     for stops, code in (("1", 143), ("", 0)):
-        command = ["-c", WITHOUT_PICKLES, *arguments(data, out, **settings)[2:]]
         variables = rendezvous | {"LOCAL_WORLD_SIZE": 2, "STOPS": stops}
-        ranks = [start(command, RANK=rank, LOCAL_RANK=rank, **variables) for rank in range(2)]
+        ranks = by_hand(WITHOUT_PICKLES, *arguments(data, out, **settings)[2:], **variables)
         errors = [rank.communicate(timeout=120)[1] for rank in ranks]
         assert [rank.returncode for rank in ranks] == [code, code], errors
     assert "resuming in epoch 2" in errors[0]
@@ -211,7 +217,7 @@ with joined("cpu", 3600) as ranks:
 
 
 def test_failed_rank_is_named_by_the_others(rendezvous):
-    rank_zero, other = (start(["-c", FAILING], RANK=rank, LOCAL_RANK=rank, **rendezvous) for rank in range(2))
+    rank_zero, other = by_hand(FAILING, **rendezvous)
     assert "OSError: the disk is full" in other.communicate(timeout=120)[1]
     _, err = rank_zero.communicate(timeout=120)  # instead of the 3,600 s for a rank that does not respond
     assert "RankError: rank 0 stopped: rank 1 failed: OSError: the disk is full" in err
@@ -219,8 +225,8 @@ def test_failed_rank_is_named_by_the_others(rendezvous):
 
 def test_stalled_rank_is_named(data, tmp_path, rendezvous):
     settings = {"training__checkpoint_seconds": 0, "training__max_epochs": 500, "training__patience": 500}
-    command = arguments(data, tmp_path, training__rank_timeout=3, **settings)
-    ranks = [start(command, RANK=rank, LOCAL_RANK=rank, **rendezvous) for rank in range(2)]
+    command = arguments(data, tmp_path, training__rank_timeout=3, **settings)[2:]
+    ranks = by_hand(COMMAND, *command, **rendezvous)
     try:
         wait_for(lambda: (tmp_path / "last").exists())
         ranks[1].send_signal(signal.SIGSTOP)

@@ -14,7 +14,7 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 from tests.data.prepare.shards import BY_USER, SCHEMA, assert_same, run_shards
-from tests.forks import Script
+from tests.forks import COMMAND, Script
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -34,8 +34,7 @@ def test_missing_shards_are_reported(log, tmp_path):
 def test_concurrent_shards_wait_for_each_other(command, tmp_path, capsys):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main([*command, str(whole)]) == 0
-    cli = "import sys; from adaftr_fast.cli import main; sys.exit(main(sys.argv[1:]))"
-    shards = [Script(cli, *command, out, "--shard", f"{number}/2", "--wait", "300") for number in (1, 2)]
+    shards = [Script(COMMAND, *command, out, "--shard", f"{number}/2", "--wait", "300") for number in (1, 2)]
     for shard in shards:
         output, _ = shard.communicate(timeout=300)
         assert shard.returncode == 0
