@@ -294,7 +294,9 @@ def test_a_full_disk_ends_an_export_in_one_line(shop, exported, tmp_path, share)
 
 
 def test_a_full_disk_ends_a_native_export_in_one_line(shop, tmp_path, monkeypatch):
-    """The compiler's own files are elsewhere, so only the package meets the full disk."""
+    """The compiler's own files are elsewhere, so only the package, here any bytes, meets the full disk."""
+    compile_into = "torch._inductor.aoti_compile_and_package"
+    monkeypatch.setattr(compile_into, lambda program, package_path: package_path.write(bytes(2000)))
     save_run(tmp_path / "run", PreparedData(shop / "data"), ModelConfig(name="shared_bottom", **SIZES))
     real = Path.write_bytes
 
