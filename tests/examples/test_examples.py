@@ -3,14 +3,13 @@
 import ast
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pyarrow.csv as csv
 import pytest
 
+from tests.forks import Script
 from tests.logs import shop_log
 
 ROOT = Path(__file__).parents[2]
@@ -19,11 +18,12 @@ EXAMPLES = ROOT / "examples"
 
 def printed(script, folder):
     """What an example prints, run in an empty folder, where it leaves nothing."""
-    command = [sys.executable, str(EXAMPLES / script)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run = "import os, runpy, sys; os.chdir(sys.argv[1]); runpy.run_path(sys.argv[2], run_name='__main__')"
+    done = Script(run, folder, EXAMPLES / script)
+    out, err = done.communicate()
+    assert done.returncode == 0, err
     assert list(folder.iterdir()) == []
-    return done.stdout
+    return out
 
 
 def run_cell(source, names):
