@@ -57,7 +57,7 @@ from adaftr_fast.experiments.study import compare
 from adaftr_fast.config import RunConfig, TrainingConfig
 
 if __name__ == "__main__":
-    training = TrainingConfig(batch_size=50, max_epochs=10, patience=10, progress=False)
+    training = TrainingConfig(batch_size=50, max_epochs=30, patience=30, progress=False)
     budget = RunConfig(training=training)
     compare("table6", PreparedData({data!r}), budget, seeds=1, workers=2, folder=Path({root!r}).parent)
     print("all done")
