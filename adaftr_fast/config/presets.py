@@ -12,7 +12,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Options of ``ModelConfig`` by the name of a preset.
 
-- recommended: a constant temperature, and a contrastive loss that falls to 0 over two epochs (docs/results.md).
+- recommended: a contrast whose temperature is constant and whose weight falls to 0 over two epochs (docs/results.md).
 - ecomm_ads: the layer widths of the paper on Ecomm-Ads, d of Table 3 and the towers of Section 3.1.4. The defaults are
   those on Ali-CCP.
 """

@@ -27,7 +27,7 @@ class TrainingConfig(Section):
     """Maximum number of epochs."""
     patience: int = option(3, within=AT_LEAST_1, free_on_resume=True)
     """Number of epochs without a better mean validation AUC after which training stops."""
-    validate_every: float = option(1.0, within=Range(0, 1, above=True, noun="number of epochs"), omit_default=True)
+    validate_every: float = option(1.0, within=Range(0.001, 1, noun="number of epochs"), omit_default=True)
     """Epochs between two validations: 1, or a fraction 1/n such as 0.25. The best weights and early stopping follow
     them."""
     seed: int = option(0, within=Range(0, 2**63 - 1, noun="seed"))

@@ -108,7 +108,8 @@ def execute(job: Job) -> Outcome:
 
     Raises:
         KeyboardInterrupt: Ctrl-C interrupted the run, which remains unfinished.
-        ConfigError, DataError, CheckpointError, BusyError, OSError: see ``train_one``.
+        ConfigError, DataError, TrainingError, CheckpointError, BusyError, OSError: see ``train_one``. A run that
+            diverged raises nothing.
     """
     with writing_folder(job.folder, RESULT, *RUN_FILES):
         outcome = _outcome(job)

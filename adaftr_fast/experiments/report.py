@@ -70,7 +70,7 @@ def main_table(results: Results) -> str:
 def caption(results: Results) -> str:
     """Returns the caption of the table."""
     seeds = sorted({seed for row in results.rows for seed in row.outcomes})
-    count = len(results.comparisons())
+    count = results.tests()
     text = (
         f"Test split, in percent, mean ± standard deviation over {_counted(len(seeds), 'seed')} "
         f"({', '.join(map(str, seeds))}). The weights are those with the best mean validation AUC; the test split is "

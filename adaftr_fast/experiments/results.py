@@ -106,9 +106,20 @@ class Results:
         pairs = [(row.title, other) for row in self.rows for other in row.variant.against]
         every = [(*pair, *column) for pair in pairs for column in self.columns()]
         differences = [self.compare(*each) for each in every]
-        corrected = holm([each.p for each in differences])
+        tests = {_test(*each): found.p for each, found in zip(every, differences)}
+        corrected = dict(zip(tests, holm(list(tests.values()))))
         validation = [self.compare(*each, "validation") for each in every]
         return [
-            Comparison(*each, difference, chosen, p)
-            for each, difference, chosen, p in zip(every, differences, validation, corrected)
+            Comparison(*each, difference, chosen, corrected[_test(*each)])
+            for each, difference, chosen in zip(every, differences, validation)
         ]
+
+    def tests(self) -> int:
+        """Returns the number of different tests."""
+        found = self.comparisons()
+        return len({_test(c.title, c.against, c.task, c.metric) for c in found if not math.isnan(c.corrected)})
+
+
+def _test(title: str, against: str, task: str, metric: str) -> tuple[frozenset[str], str, str]:
+    """Returns what identifies a test: both directions of a comparison are the same."""
+    return frozenset((title, against)), task, metric

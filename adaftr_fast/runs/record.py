@@ -7,6 +7,7 @@ from typing import Any
 
 from adaftr_fast._json import from_json, loads
 from adaftr_fast.errors import CheckpointError
+from adaftr_fast.training.checkpoint.progress import epochs_after
 from adaftr_fast.training.checkpoint.weights import Description
 from adaftr_fast.training.evaluation import TaskMetrics, mean_auc
 from adaftr_fast.training.logger import METRICS
@@ -29,18 +30,16 @@ def read_result(folder: Path, about: Description) -> TrainedRun:
     """
     try:
         epochs = [_epoch(line) for line in (folder / METRICS).read_text(encoding="utf-8").splitlines()]
-        numbers = [record["epoch"] for record in epochs]
-        if numbers != _expected(len(epochs), about.config.training.validations):
-            raise ValueError(f"{METRICS}: expected the epochs of all validations, one per line, got {numbers}")
+        per_epoch = about.config.training.validations
+        for number, record in enumerate(epochs, 1):
+            expected = epochs_after(number, per_epoch)
+            if record["epoch"] != expected:
+                raise ValueError(f"{METRICS}: line {number}: expected epoch {expected:g}, got {record['epoch']:g}")
+            record["epoch"] = expected
         test = _metrics(loads((folder / TEST).read_text(encoding="utf-8")), TEST) if (folder / TEST).exists() else {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the run cannot be read: {error}") from error
     return TrainedRun(about.config.model.name, epochs, _best(epochs, about), test)
-
-
-def _expected(count: int, validations: int) -> list[float]:
-    """Returns the ``epoch`` of each of ``count`` records, with ``validations`` in an epoch."""
-    return [number if validations == 1 else number / validations for number in range(1, count + 1)]
 
 
 def _epoch(line: str) -> dict[str, Any]:

@@ -67,9 +67,9 @@ class Pair:
 
     def is_conditional(self, name: str) -> bool:
         """Returns whether a weight is of a tower whose logit is a conditional rate in one of the models alone."""
-        found = TOWER.match(name)
-        differs = isinstance(self.model, ESMM) != isinstance(self.old, ESMM)
-        return differs and found is not None and found[1] != "0"
+        place, task = _place(name, self.model)
+        first, second = (isinstance(each, ESMM) and task in each.task_names[1:] for each in (self.model, self.old))
+        return place.startswith("towers.") and first != second
 
 
 def _place(name: str, model: MultiTaskModel) -> tuple[str, str]:

@@ -124,7 +124,8 @@ def output_columns(
             raise ServingError(f"--{name}: expected one of {', '.join(tasks)}, got {task!r}")
     funnel = (tasks.index(pair[0]), tasks.index(pair[1])) if set(pair) <= set(tasks) and pair[0] != pair[1] else None
     if funnel is None and (click or conversion or bid or cvr != "quotient"):
-        raise ServingError(f"--click and --conversion must name two of the tasks {', '.join(tasks)}, got {pair}")
+        asked = "--cvr output: " if cvr != "quotient" else ""
+        raise ServingError(f"{asked}--click and --conversion must name two of the tasks {', '.join(tasks)}, got {pair}")
     if not 0 <= bid_weight < math.inf:
         raise ServingError(f"--bid_weight: expected a finite number >= 0, got {bid_weight}")
     return Columns(tasks, funnel, None if bid is None else _price(bid), bid_weight, cvr)

@@ -45,7 +45,7 @@ class EpochLogger:
             return
         lines = "".join(dumps(each) + "\n" for each in records)
         replace_file(self.folder / METRICS, lines.encode())  # rewritten as a whole, so a resumed run repeats no line
-        if records[-1]["seconds"] >= PICTURE_SECONDS:
+        if records[-1]["seconds"] * self.config.validations >= PICTURE_SECONDS:
             from adaftr_fast.training.report import draw  # imports matplotlib
 
             draw([TrainedRun("", records, best_epoch, {})]).save(self.folder / PICTURE)
@@ -88,7 +88,7 @@ def shown(means: dict[str, float]) -> str:
 
 def _summary(record: dict[str, Any]) -> str:
     """Formats an epoch as one line, with AUC and GAUC in percent."""
-    parts = [f"epoch {record['epoch']}: {record['seconds']:.1f} s, {record['samples_per_s']:,.0f} samples/s"]
+    parts = [f"epoch {record['epoch']:g}: {record['seconds']:.1f} s, {record['samples_per_s']:,.0f} samples/s"]
     for task, metrics in record["validation"].items():
         group = f", GAUC {100 * metrics['gauc']:.2f}" if "gauc" in metrics else ""
         parts.append(f"{task} AUC {100 * metrics['auc']:.2f}{group}, log-loss {metrics['logloss']:.4f}")

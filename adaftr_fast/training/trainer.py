@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.best import BestWeights
 from adaftr_fast.training.checkpoint.exchange import load_state
 from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero
-from adaftr_fast.training.checkpoint.progress import Progress, RunningMean, record_of
+from adaftr_fast.training.checkpoint.progress import Progress, RunningMean, epochs_after, record_of
 from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
 from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state
 from adaftr_fast.training.checkpoint.weights import Description, remove_checkpoint
@@ -90,8 +90,8 @@ class Trainer:
 
     Raises:
         CheckpointError: the tables are sharded and a rank does not see ``folder``.
-        TrainingError: the training split is smaller than a batch, a batch cannot be divided equally among ranks and
-            parts, or sharded tables do not support an option.
+        TrainingError: the training split is smaller than a batch, an epoch has fewer steps than validations, a batch
+            cannot be divided equally among ranks and parts, or sharded tables do not support an option.
     """
 
     def __init__(
@@ -110,6 +110,11 @@ class Trainer:
         if len(train) < config.batch_size:
             raise TrainingError(
                 f"training.batch_size: {len(train)} training rows are fewer than a batch of {config.batch_size}"
+            )
+        if len(train) // config.batch_size < config.validations:
+            raise TrainingError(
+                f"training.validate_every: the {len(train) // config.batch_size} steps of an epoch are fewer than its "
+                f"{config.validations} validations"
             )
         check_sharding(optimizer, config, ranks)
         if config.tables == "torchrec" and (folder is None or about is None):
@@ -134,6 +139,7 @@ class Trainer:
         self.config, self.folder, self.on_epoch = config, folder, on_epoch
         self._parameters = {} if about is None else about.config.flat()
         self.progress, self.means, self._resumed, self._ends_again = Progress(), RunningMean(), False, False
+        self._batches: Iterator[Batch] | None = None  # the rest of this epoch's
         self._checked = 0  # steps of this epoch whose losses are known to be finite
 
     def resume(self) -> bool:
@@ -213,18 +219,15 @@ class Trainer:
         return interrupt.signum or 0
 
     def _is_done(self) -> bool:
-        records = self.progress.epochs
-        done = records[-1]["epoch"] if records else 0
-        return done >= self.config.max_epochs or done - self.progress.best_epoch >= self.config.patience
+        done, per_epoch = len(self.progress.epochs), self.config.validations
+        best = round(self.progress.best_epoch * per_epoch)
+        return done >= self.config.max_epochs * per_epoch or done - best >= self.config.patience * per_epoch
 
-    def _next_validation(self) -> tuple[int, float]:
-        """Returns the step of this epoch before the next validation, and the number of epochs trained by then."""
-        steps, parts = self._steps_per_epoch, self.config.validations
-        if parts == 1:
-            return steps, self.progress.epoch
-        ends = ((steps * part // parts, part) for part in range(1, parts + 1))
-        step, part = next((step, part) for step, part in ends if step > self.progress.validated)
-        return step, self.progress.epoch - 1 + part / parts
+    def _last_step(self) -> int:
+        """Returns the step of this epoch after which the model is validated next."""
+        per_epoch = self.config.validations
+        number = len(self.progress.epochs) % per_epoch + 1
+        return self._steps_per_epoch * number // per_epoch
 
     @property
     def _steps_per_epoch(self) -> int:
@@ -237,13 +240,13 @@ class Trainer:
             The record of this time, with mean losses and speed.
         """
         self.model.train()
-        progress, size = self.progress, self.config.batch_size
-        last, trained = self._next_validation()
-        order = {"seed": self.config.seed, "window": self.config.shuffle_rows}
-        batches = self.train.shuffled(size, epoch=epoch, first_batch=progress.step, share=self.share, **order)
+        progress, size, last = self.progress, self.config.batch_size, self._last_step()
+        if self._batches is None:
+            order = {"seed": self.config.seed, "window": self.config.shuffle_rows}
+            self._batches = self.train.shuffled(size, epoch=epoch, first_batch=progress.step, share=self.share, **order)
         before, start, self._checked = progress.seconds, time.perf_counter(), progress.step
         with self.logger.progress_bar(epoch, self._steps_per_epoch * size, progress.step * size) as bar:
-            for batch in to_device(islice(batches, last - progress.step), self.stepper.device):
+            for batch in to_device(islice(self._batches, last - progress.step), self.stepper.device):
                 self.means.add(self.train_step(batch, epoch, progress.step + 1))
                 progress.step += 1
                 progress.total_steps += 1
@@ -256,10 +259,13 @@ class Trainer:
                     break
                 if self._is_due():
                     self._save_progress(continues=True)
+        if progress.step == self._steps_per_epoch:
+            self._batches = None
         interrupt.synchronize()
         means = self._checked_means()
         progress.seconds = before + time.perf_counter() - start  # now that the device has done all steps
         speed = progress.new_steps * size / progress.seconds
+        trained = epochs_after(len(progress.epochs) + 1, self.config.validations)
         return {"epoch": trained, "seconds": progress.seconds, "samples_per_s": speed, "train": means}
 
     def train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:

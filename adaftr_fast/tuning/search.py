@@ -140,7 +140,8 @@ def _complete(study: optuna.Study) -> list[FrozenTrial]:
 def _open(search: Search) -> optuna.Study:
     """Opens the study or creates it. Raises CheckpointError if it is damaged or has other settings."""
     path, settings = search.folder / STUDY, search.settings()
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_EPOCHS + 1)
+    warmup = (WARMUP_EPOCHS + 1) * search.config.training.validations
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=warmup)
     try:
         connect = partial(sqlite3.connect, path.absolute())  # a path within the URL would need several kinds of quotes
         storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": connect})

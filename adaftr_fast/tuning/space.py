@@ -135,8 +135,11 @@ def _type(name: str) -> Any:
         return Any
     section, _, option = name.partition(".")
     kinds = {each.name: each.type for each in fields(SECTIONS[section])} if section in SECTIONS else {}
+    if name == "training.validate_every":
+        raise ConfigError(f"{name}: cannot vary, since trials are compared at equal epochs")
     if option not in kinds or section == "data":
-        raise ConfigError(f"unknown option {name!r}; expected one of adaftr-fast train --help but data.folder")
+        but = "data.folder and model.preset"
+        raise ConfigError(f"unknown option {name!r}; expected one of adaftr-fast train --help but {but}")
     return kinds[option]
 
 

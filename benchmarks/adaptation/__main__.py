@@ -78,7 +78,8 @@ def compare(
 def _cells(row: list[Outcome], first: list[Outcome], tasks: list[str], split: str) -> list[str]:
     cells = []
     for task in tasks:
-        values, reference = ([100 * getattr(each, split)[task]["auc"] for each in side] for side in (row, first))
+        both = [(a, b) for a, b in zip(row, first) if not (a.error or b.error)]  # that have not diverged
+        values, reference = ([100 * getattr(each, split)[task]["auc"] for each in side] for side in zip(*both))
         difference = paired(values, reference)
         shown = f"{difference.mean:+.3f} ± {difference.std:.3f} ({difference.higher} of {difference.pairs})"
         cells += [f"{sum(values) / len(values):.3f}", shown, f"{difference.p:.4f}"]

@@ -75,10 +75,7 @@ def test_epochs_that_are_not_counted_from_1_are_damage(run, tmp_path):
     path = damaged / "metrics.jsonl"
     path.write_text(path.read_text().splitlines(True)[1])
     found = af.compare([run, damaged], tmp_path / "report")
-    assert found.unread == [
-        f"{damaged}: the run cannot be read: metrics.jsonl: expected the epochs of all validations, one per line, "
-        "got [2.0]"
-    ]
+    assert found.unread == [f"{damaged}: the run cannot be read: metrics.jsonl: line 1: expected epoch 1, got 2"]
 
 
 def at_data_folder(run, folder, data):

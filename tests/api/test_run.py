@@ -63,6 +63,16 @@ def test_a_run_has_its_model_settings_and_epochs(run, data):
     assert set(run.result.diagnostics) == {"tau/click-conversion"}
 
 
+def test_a_run_that_validates_thrice_an_epoch_is_read(data, tmp_path):
+    options = TRAINING | {"validate_every": 1 / 3, "max_epochs": 2}
+    run = af.train(data, tmp_path / "run", model=MODEL, optimizer=OPTIMIZER, training=options)
+    read = af.load_run(tmp_path / "run")
+    assert [record["epoch"] for record in read.epochs] == [1 / 3, 2 / 3, 1.0, 4 / 3, 5 / 3, 2.0]
+    assert read.epochs == run.epochs
+    assert read.result.best_epoch == run.result.best_epoch
+    assert "of 2" in read.summary()
+
+
 def test_it_equals_the_command(run, data, tmp_path, capsys):
     (tmp_path / "run.toml").write_text(TOML)
     out = tmp_path / "run"

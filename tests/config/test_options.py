@@ -57,6 +57,7 @@ def test_a_preset_stands_for_its_options_and_others_override_it(tmp_path):
     assert RunConfig.from_toml(tmp_path / "run.toml").model == expected
     assert RunConfig().with_options(model={"beta": 0.5, "preset": "recommended"}).model == expected
     assert RunConfig.from_dict({"model": {"preset": "recommended", "tau": "scalar"}}).model.tau == "scalar"
+    assert RunConfig().with_options(model={"class": "nets:Net"}).model.name == "nets:Net"
     wide = RunConfig().with_options(model={"preset": "ecomm_ads"}).model
     assert (wide.expert_hidden, wide.tower_hidden) == ([128], [128, 64, 32])
     with pytest.raises(ConfigError, match=r"model\.preset: expected one of recommended, ecomm_ads, got 'x'"):
@@ -78,6 +79,8 @@ def test_on_the_command_line_options_after_a_preset_override_it(tmp_path, capsys
     assert parsed("--model.tau=scalar", "--model.preset=recommended") == ("fixed", 2.0)
     assert parsed("--config", str(file)) == ("scalar", 2.0)
     assert parsed("--config", str(file), "--model.contrast_epochs=1") == ("scalar", 1.0)
+    with pytest.raises(ConfigError, match=r"model\.preset: expected --model\.preset NAME"):
+        parsed("--model", '{"preset": "recommended"}')
     file.write_text('[model]\npreset = "x"\n')
     for arguments in (["--config", str(file)], ["--model.preset", "x"]):
         with pytest.raises(SystemExit):

@@ -64,6 +64,11 @@ def test_every_model_has_a_default_space(name):
         ('"optimizer.lrr" = { low = 1, high = 2 }', r"unknown option 'optimizer.lrr'"),
         ('"data.folder" = { choices = ["a"] }', "unknown option 'data.folder'"),
         ("lr = { low = 1, high = 2 }", "unknown option 'lr'"),
+        (
+            '"model.preset" = { choices = ["recommended"] }',
+            "unknown option 'model.preset'; .* but data.folder and model",
+        ),
+        ("training.validate_every = { choices = [1, 0.5] }", "training.validate_every: cannot vary"),
         ("optimizer.lr = 3", r"optimizer.lr: the file: expected an object, got 3"),
         ("optimizer.lr = { low = 1 }", "optimizer.lr: expected choices, or low and high"),
         ("optimizer.lr = { low = 2, high = 1 }", "optimizer.lr: expected low < high, got 2 and 1"),

@@ -93,6 +93,18 @@ def test_the_conditional_tower_of_esmm_is_not_that_of_a_rate_over_impressions(si
     assert report.fresh["towers.1.logit.weight"] == "one of the two is a rate given the stage before"
 
 
+def test_a_network_of_a_single_dnn_does_not_take_a_conditional_tower(single, tmp_path):
+    _, data, _ = single
+    data.manifest.schema["funnel"] = ["click", "conversion"]
+    train_one(data, settings(data.folder, name="esmm", **SAME_WIDTHS), tmp_path / "esmm")
+    old = load_trained(tmp_path / "esmm").model
+    model = build(settings(name="single_dnn", **SAME_WIDTHS).model, data)
+    report = warm_start(model, data, tmp_path / "esmm")
+    assert_same(model.networks[0].towers[0], old.towers[0])
+    assert report.fresh["networks.1.towers.0.logit.weight"] == "one of the two is a rate given the stage before"
+    assert not any(name.startswith("networks.1.towers.") for name in report.taken)
+
+
 @pytest.mark.parametrize(("name", "target"), [("shared_bottom", "mmoe"), ("mmoe", "shared_bottom"), ("mmoe", "ple")])
 def test_a_layer_is_copied_whole_or_not_at_all(single, tmp_path, name, target):
     _, data, _ = single

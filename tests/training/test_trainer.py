@@ -129,16 +129,22 @@ def test_validating_several_times_an_epoch_changes_no_step(splits, model, tmp_pa
     assert load_checkpoint(tmp_path / "0.25/best")[1].metrics == best["validation"]
 
 
-def test_patience_counts_epochs_whatever_the_number_of_validations(model, splits, monkeypatch):
-    aucs = iter([0.6, 0.7, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.9])
+@pytest.mark.parametrize(("number", "best"), [(2, 2), (3, 2), (7, 5)])
+def test_patience_counts_epochs_whatever_the_number_of_validations(model, splits, monkeypatch, number, best):
+    aucs = iter([0.6] * (best - 1) + [0.7] + [0.6] * 40)
 
     def validation(*arguments):
         return {task: {"auc": next(aucs) if task == "click" else 0.5} for task in ("click", "conversion")}
 
     monkeypatch.setattr("adaftr_fast.training.trainer.evaluate", validation)
-    result = trainer(model, splits, patience=1, validate_every=0.5, max_epochs=9).fit()
-    assert [record["epoch"] for record in result.epochs] == [0.5, 1.0, 1.5, 2.0]
-    assert result.best_epoch == 1.0
+    result = trainer(model, splits, patience=1, validate_every=1 / number, max_epochs=9).fit()
+    assert [record["epoch"] for record in result.epochs] == [each / number for each in range(1, best + number + 1)]
+    assert result.best_epoch == best / number
+
+
+def test_an_epoch_has_a_step_for_each_validation(model, splits):
+    with pytest.raises(TrainingError, match="the 40 steps of an epoch are fewer than its 50 validations"):
+        trainer(model, splits, validate_every=0.02)
 
 
 def test_a_loss_that_is_not_finite_raises_before_the_update(model, splits):

@@ -91,6 +91,8 @@ class Parser(jsonargparse.ArgumentParser):
         except ConfigError as error:
             self.error(f"{cfg_path}: {error}")
         _set_model(found, {key: value for key, value in chosen.items() if f"model.{key}" not in found})
+        if name is not None:
+            del found["model.preset"]
         return found
 
 
@@ -111,7 +113,8 @@ def read_config(arguments: jsonargparse.Namespace, sections: Sequence[str] = EVE
         if not isinstance(arguments[name], jsonargparse.Namespace):
             raise ConfigError(f"{name}: expected a table of options, got {arguments[name]!r}")
     options = {name: arguments[name].as_dict() for name in sections}
-    options.get("model", {}).pop("preset", None)  # its options are set
+    if options.get("model", {}).pop("preset", None) is not None:  # within a value of --model
+        raise ConfigError(f"model.preset: expected {PRESET} NAME")
     config = RunConfig().with_options(**options)
     if config.model.is_own:
         _search_current_directory()

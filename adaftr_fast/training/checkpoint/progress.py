@@ -47,6 +47,11 @@ class Progress:
         self.validated, self.seconds = self.step, 0.0
 
 
+def epochs_after(validations: int, per_epoch: int) -> float:
+    """Returns the number of epochs trained at a validation, which is its number over that of an epoch; an int if 1."""
+    return validations if per_epoch == 1 else validations / per_epoch
+
+
 def record_of(records: list[dict[str, Any]], epoch: float) -> dict[str, Any]:
     """Returns the record of the validation after ``epoch`` epochs."""
     return next(record for record in records if record["epoch"] == epoch)
