@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser, add_config, read_config
+from adaftr_fast.cli.options import Parser, add_config, add_warm_start, read_config, read_warm_start
 
 DESCRIPTION = "Train day by day, and evaluate each day before training on it."
 SECTIONS = ("model", "optimizer", "training")
@@ -24,6 +25,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--files", type=Path, nargs="+", required=True, help=files)
     parser.add_argument("--out", type=Path, required=True, help="folder for daily.jsonl and one folder per day")
+    add_warm_start(parser, "for the first day, a run")
     add_config(parser, SECTIONS)
 
 
@@ -32,7 +34,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.data.schema.parse import load_schema
     from adaftr_fast.runs.daily import train_daily
 
-    config = read_config(arguments, SECTIONS)
+    config = replace(read_config(arguments, SECTIONS), warm_start=read_warm_start(arguments))
     for record in train_daily(load_schema(arguments.dataset), arguments.files, config, arguments.out):
         print(_line(record))
 

@@ -45,7 +45,8 @@ def train_daily(schema: Schema, files: Sequence[Path], config: RunConfig, out: P
     Args:
         schema: a schema of one file. Its split is ignored.
         files: the files in the order of the days, including the finished days.
-        config: the configuration of every day. Its ``data`` and ``warm_start`` are replaced each day.
+        config: the configuration of every day. Its ``warm_start`` is that of the first day; a later day starts from the
+            previous one. Its ``data`` are replaced each day.
         out: the folder of ``daily.jsonl`` and the days' folders.
 
     Raises:
@@ -71,7 +72,7 @@ def _one_day(schema: Schema, file: Path, day: int, config: RunConfig, out: Path)
     manifest = prepare(schema, [file], folder / "data", grow=before and before / "data", progress=progress)
     data = PreparedData(folder / "data")
     measured = None if before is None else _measure(before / "run", data, config.model.name)
-    start = None if before is None else WarmStartConfig(str(before / "run"))
+    start = config.warm_start if before is None else WarmStartConfig(str(before / "run"))
     day_config = replace(config, data=DataConfig(str(data.folder)), warm_start=start)
     fitted = fit_one(data, day_config, folder / "run")
     rows, ids = manifest.splits["test"].rows, sum(manifest.num_embeddings)

@@ -1,9 +1,11 @@
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.rows import TensorRows
@@ -13,6 +15,7 @@ from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs import daily
 from adaftr_fast.runs.daily import RECORDS, train_daily
+from adaftr_fast.runs.run import train_one
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.trainer import Trainer
 
@@ -142,3 +145,18 @@ def test_schemas_without_days_raise(days, prepared, tmp_path):
     other = SOURCE | {"fields": {"item": "categorical"}}
     with pytest.raises(DataError, match="its fields differ from those of data set shop"):
         prepare(parse_schema(other), [days[1]], tmp_path / "other", grow=data.folder)
+
+
+def test_the_first_day_starts_from_another_run_and_each_later_one_from_the_day_before(days, prepared, tmp_path, capsys):
+    """As in the paper's deployment: from a model of one task, then day by day."""
+    data = prepared(0, "single")
+    train_one(data, settings(data.folder, name="single_dnn"), tmp_path / "single")
+    config = replace(settings(), warm_start=WarmStartConfig(str(tmp_path / "single"), task="conversion"))
+    config.optimizer.lr = 0.0  # what a day copies, it keeps
+    list(train_daily(parse_schema(SOURCE), days[:2], config, tmp_path / "out"))
+    shown = capsys.readouterr().err
+    assert f"warm start from {tmp_path / 'single'}: " in shown
+    assert f"warm start from {tmp_path / 'out/day-0001/run'}: " in shown
+    old = load_trained(tmp_path / "single").model.networks[1].embedding.field_weight("3")  # hashed
+    for day in (1, 2):
+        assert torch.equal(weights(tmp_path / "out", day)["backbone.embedding.weight.3"], old)

@@ -1,5 +1,14 @@
 """The parser of the commands, its help, and the options that derive from ``RunConfig``."""
 
 from adaftr_fast.cli.options.parser import Parser, add_class, add_config, read_class, read_config
+from adaftr_fast.cli.options.warm_start import add_warm_start, read_warm_start
 
-__all__ = ["Parser", "add_class", "add_config", "read_class", "read_config"]
+__all__ = [
+    "Parser",
+    "add_class",
+    "add_config",
+    "add_warm_start",
+    "read_class",
+    "read_config",
+    "read_warm_start",
+]
