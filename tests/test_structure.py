@@ -35,6 +35,7 @@ FLOORS = (
     "training",
     "runs",
     "serving experiments tuning",
+    "experiments.abtest",
     "api",
     "cli.options",
     "cli",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adaftr_fast.data.dataset.loader import PreparedData
 
 DESCRIPTION = "Run or resume the experiment of a table or figure, and write its report."
-NAMES = ("table4", "table5", "table6", "recommended", "fig3", "fig4", "temperature", "complexity")
+NAMES = ("table4", "table5", "table6", "recommended", "fig3", "fig4", "temperature", "complexity", "abtest")
 SECTIONS = ("model", "optimizer", "training")
 
 
@@ -34,6 +34,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help=seeds)
     jobs = "number of parallel runs, each on one thread; does not change results (default: one per core)"
     parser.add_argument("--jobs", type=int, default=available_cores(), help=jobs)
+    parser.add_argument("--auctions", type=int, default=100_000, help="number of auctions of abtest")
+    parser.add_argument("--slate", type=int, default=10, help="number of candidate ads of each auction of abtest")
     add_config(parser, SECTIONS, help="options of all rows, except those that the experiment varies")
 
 
@@ -48,7 +50,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.experiments.study import open_dataset
     from adaftr_fast.training.sharding import check_replicated
 
-    for option in ("seeds", "jobs"):
+    for option in ("seeds", "jobs", "auctions"):
         if arguments[option] < 1:
             raise ConfigError(f"--{option}: expected >= 1, got {arguments[option]}")
     config = read_config(arguments, SECTIONS)
@@ -56,7 +58,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
     data, folder = open_dataset(arguments.dataset, arguments.files, arguments.out, config.training.progress)
     command = f"adaftr-fast experiment {arguments.name} --dataset {arguments.dataset} --seeds {arguments.seeds}"
     make: Callable[..., tuple[str, list[Path]]]
-    make = {"complexity": _complexity, "temperature": _temperature}.get(arguments.name, _comparison)
+    others = {"complexity": _complexity, "temperature": _temperature, "abtest": _abtest}
+    make = others.get(arguments.name, _comparison)
     with writing_folder(folder, *(f"{arguments.name}.{kind}" for kind in ("md", "json", "png"))):
         text, paths = make(arguments, data, config, folder, command)
     print(f"\n{text}\n\nReport: {', '.join(map(str, paths))}")
@@ -83,6 +86,18 @@ def _temperature(
     found = temperatures(data, config, seeds=arguments.seeds, workers=arguments.jobs, folder=folder)
     paths = write_temperature_report(folder, data.manifest.dataset, found, command)
     return "\n\n".join(map(temperature_tables, found)), paths
+
+
+def _abtest(
+    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str
+) -> tuple[str, list[Path]]:
+    from adaftr_fast.experiments.abtest.report import summary, write_abtest_report
+    from adaftr_fast.experiments.abtest.run import Size, run_abtest
+
+    size = Size(arguments.auctions, arguments.slate)
+    found = run_abtest(data, config, size, seeds=arguments.seeds, workers=arguments.jobs, folder=folder)
+    command += f" --auctions {size.auctions} --slate {size.slate}"
+    return summary(found), write_abtest_report(folder, found, command)
 
 
 def _complexity(

@@ -185,6 +185,12 @@ def _temperature(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
     return Experiment("temperature", "The learned temperature (Equation 12)", rows)
 
 
+def _abtest(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+    backbone = TITLES[base.backbone]
+    rows = (Variant(backbone, {"name": base.backbone}), Variant("AdaFTR", WHOLE, (backbone,)))
+    return Experiment("abtest", "A/B test, simulated (Table 7)", rows)
+
+
 EXPERIMENTS: dict[str, Callable[[ModelConfig, Sequence[str]], Experiment]] = {
     "table4": _table4,
     "table5": _table5,
@@ -193,4 +199,5 @@ EXPERIMENTS: dict[str, Callable[[ModelConfig, Sequence[str]], Experiment]] = {
     "fig3": _fig3,
     "fig4": _fig4,
     "temperature": _temperature,
+    "abtest": _abtest,
 }

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+
+from adaftr_fast.data.dataset.split_file import read_split
+from adaftr_fast.errors import ConfigError
+from adaftr_fast.experiments.abtest import candidates as module
+from adaftr_fast.experiments.abtest.candidates import Auctions, Candidates
+from adaftr_fast.experiments.abtest.simulation import Bidder, decide, model_bidder, simulate, true_bidder
+from adaftr_fast.models import build_model
+from adaftr_fast.training.evaluation import predict
+
+
+def test_an_auction_by_hand():
+    candidates = Candidates(
+        ids=torch.zeros(6, 1, dtype=torch.int32),
+        click=np.array([[0.5, 0.1, 0.9], [0.5, 0.1, 0.9]]),
+        conversion=np.array([[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]),
+        price=np.array([[2.0, 1.0, 4.0], [2.0, 1.0, 4.0]]),
+        draws=np.array([[0.4, 0.6], [0.8, 0.2]]),
+    )
+    bids = Bidder(lambda _: np.array([[0.3, 0.4, 0.1], [0.1, 0.2, 0.3]]), weight=10.0).bids(candidates)
+    np.testing.assert_allclose(bids, [[6.0, 4.0, 4.0], [2.0, 2.0, 12.0]])
+    found = decide(candidates, bids)
+    assert found.winners.tolist() == [0, 2]
+    # The first is clicked (0.4 < 0.5) and does not convert (0.6 >= 0.5); the second does both, at the price 4.
+    np.testing.assert_allclose(found.counts, [[1, 0, 4.0, 0], [1, 1, 2.0, 4.0]])
+
+
+def test_candidates_have_the_ids_of_preparation(data, auctions):
+    test = read_split(data.folder, data.manifest, "test")
+    rows = np.arange(auctions.log.config.rows - len(test), auctions.log.config.rows)  # the last day
+    ids = auctions.encode(auctions.log.values(rows))
+    expected = np.stack([test[field.name].to_numpy() for field in data.manifest.fields], 1)
+    np.testing.assert_array_equal(ids.numpy(), expected)
+
+
+def test_a_slate_has_one_user_and_candidates_of_its_own(data, auctions):
+    found = auctions.candidates(np.arange(100))
+    places = {field.name: place for place, field in enumerate(data.manifest.fields)}
+    ids = found.ids.view(100, 5, -1)
+    assert (ids[..., places["101"]] == ids[:, :1, places["101"]]).all()
+    assert (ids[..., places["121"]] == ids[:, :1, places["121"]]).all()
+    assert len(ids[:, 0, places["101"]].unique()) > 20
+    assert (ids[..., places["205"]] != ids[:, :1, places["205"]]).any(1).sum() > 90
+    by_item = {}
+    for item, price in zip(ids[..., places["205"]].flatten().tolist(), found.price.ravel().tolist()):
+        if item:  # a known item has one price
+            assert by_item.setdefault(item, price) == price
+    assert np.std(np.log(found.price)) == pytest.approx(0.5, rel=0.5)
+
+
+def test_candidates_depend_on_the_number_of_the_auction_alone(auctions, monkeypatch):
+    whole = next(auctions.blocks(30))
+    monkeypatch.setattr(module, "BLOCK", 7)
+    parts = list(auctions.blocks(30))
+    assert [len(part.price) for part in parts] == [7, 7, 7, 7, 2]
+    assert torch.equal(torch.cat([part.ids for part in parts]), whole.ids)
+    for name in ("click", "conversion", "price", "draws"):
+        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+def test_clicks_and_conversions_have_the_true_rates(auctions):
+    number = 20_000
+    random = Bidder(lambda candidates: np.random.default_rng(0).random(candidates.price.shape))
+    (traffic,) = simulate(auctions, [random], number)
+    chosen = [np.take_along_axis(each, traffic.winners[:, None], 1)[:, 0] for each in _truth(auctions, number)]
+    for column, rate in enumerate((chosen[0], chosen[0] * chosen[1])):
+        deviation = np.sqrt((rate * (1 - rate)).sum())
+        assert abs(traffic.counts[:, column].sum() - rate.sum()) < 4 * deviation
+
+
+def _truth(auctions, number):
+    blocks = list(auctions.blocks(number))
+    return [np.concatenate([getattr(each, name) for each in blocks]) for name in ("click", "conversion")]
+
+
+def test_equal_bidders_get_equal_traffic_and_true_ones_most_value(auctions):
+    blind = Bidder(lambda candidates: np.ones(candidates.price.shape))
+    found = simulate(auctions, [true_bidder(), true_bidder(), blind], 3000)
+    np.testing.assert_array_equal(found[0].counts, found[1].counts)
+    assert found[0].counts[:, 3].sum() > 1.3 * found[2].counts[:, 3].sum()
+
+
+def test_a_model_bids_its_second_prediction_calibrated_on_validation(data, auctions):
+    torch.manual_seed(0)
+    config = module_config()
+    names = [field.name for field in data.manifest.fields]
+    model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names)
+    bidder = model_bidder(model, data, auctions.stages, 1000)
+    candidates = next(auctions.blocks(10))
+    with torch.no_grad():
+        p_ctr, p_ctcvr = model(candidates.ids).double().sigmoid().view(10, 5, 2).unbind(2)
+    expected = torch.minimum(p_ctr, p_ctcvr).numpy()  # y_cvr = p_ctcvr / p_ctr is at most 1
+    np.testing.assert_allclose(bidder.score(candidates), expected, rtol=1e-5)
+    seen = predict(model, data.load("validation"), 1000)
+    scores = 1 / (1 + np.exp(-seen.logits.astype(np.float64).min(1)))
+    assert bidder.weight == pytest.approx(seen.labels[:, 1].mean() / scores.mean())
+    np.testing.assert_allclose(bidder.bids(candidates), bidder.weight * expected * candidates.price, rtol=1e-5)
+
+
+def module_config():
+    from adaftr_fast.config import ModelConfig
+
+    return ModelConfig(name="mmoe", embedding_dim=4, expert_hidden=[8], tower_hidden=[4])
+
+
+def test_data_without_true_probabilities_are_refused(folder, data):
+    from adaftr_fast.data.dataset.loader import PreparedData
+
+    with pytest.raises(ConfigError, match=r"abtest: expected .* whose schema has \[generate\], .*, got tiny"):
+        Auctions(PreparedData(folder), 5)
+    with pytest.raises(ConfigError, match="slate: expected >= 2 candidates, got 1"):
+        Auctions(data, 1)
+    data.manifest.tasks[1:] = ["purchase"]
+    with pytest.raises(
+        ConfigError, match="first and the last stage of the log, click, conversion, got click, purchase"
+    ):
+        Auctions(data, 5)
