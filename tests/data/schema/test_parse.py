@@ -24,6 +24,25 @@ def test_shipped_schemas():
     assert "CC0" in flights.attribution
 
 
+@pytest.mark.parametrize(
+    ("name", "labels", "group", "item", "rating"),
+    [
+        ("insteval", ("good", "very_good"), "s", "d", "y"),
+        ("movielens", ("liked", "five_stars"), "user_id", "item_id", "rating"),
+    ],
+)
+def test_schemas_of_ratings(name, labels, group, item, rating):
+    schema = load_schema(name)
+    assert schema.files == ("ratings",)
+    assert schema.shipped is None
+    assert tuple(label.name for label in schema.labels) == schema.funnel == labels
+    assert [label.condition for label in schema.labels] == [[(rating, ">=", 4)], [(rating, "==", 5)]]
+    assert schema.group == group
+    read = {column for field in schema.features for column in field.columns}
+    assert {group, item} < read
+    assert not {rating, "timestamp"} & read
+
+
 def test_load_schema_from_path_names_the_path_in_errors(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('name = "mine"\n[labels]\nclick = "clicked"\n')
