@@ -59,13 +59,8 @@ def test_the_ten_options_that_matter_come_first(shown):
 
 def test_what_is_required_comes_first(shown):
     first = shown("experiment").split("\n\n")[2]
-<<<<<<< HEAD
     words = [line.split()[0] for line in first.splitlines()[1:]]
     assert [word for word in words if word == "NAME" or word.startswith("--")][:2] == ["NAME", "--dataset"]
-=======
-    names = [line.split()[0] for line in first.splitlines()[1:] if line[2] != " "]  # without texts that go on
-    assert names[:2] == ["NAME", "--dataset"]
->>>>>>> ad7a11c ([experiments] Simulate the A/B test of Table 7 on a generated log)
 
 
 @pytest.mark.parametrize("command", ["train", "tune", "daily", "experiment"])

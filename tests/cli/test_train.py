@@ -117,4 +117,4 @@ def test_tables_larger_than_memory_are_refused_before_they_are_made(config, tmp_
 def test_info_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "adaftr_fast.cli", "info"], capture_output=True, text=True, check=True)
     assert "C++ extension" in done.stdout
-    assert "flights, flights3, flights_late, synthetic, synthetic3" in done.stdout
+    assert "flights, flights3, flights_late, insteval, movielens, synthetic, synthetic3" in done.stdout
