@@ -1,10 +1,14 @@
-"""Adaptive InfoNCE and its gradients in Triton. Importing this package imports triton.
+"""Adaptive InfoNCE, the sigmoid loss and their gradients in Triton. Importing this package imports triton.
 
-Three kernels compute the op with four products of size B N d and two passes of exponentials:
+Three kernels compute InfoNCE with four products of size B N d and two passes of exponentials:
 
     row sweep     scores, online softmax, softmax times candidates    row_sweep.py     2 products (1 without d_anchors)
     combine       loss, statistics, d_anchors, d_tau                  combine.py       O(B d)
     column sweep  scores again, softmax^T times anchors               column_sweep.py  2 products, for d_candidates only
+
+One kernel computes the sigmoid loss, with four products too: it runs once for each side, with two products a run.
+
+    sigmoid sweep  scores, sigmoid, sigmoid times the other side      sigmoid_sweep.py  2 products (1 without gradient)
 
 No kernel stores a B x N array or uses atomics, and every sum has a fixed order: equal inputs give equal bits on the
 same GPU. Nothing is read back to the host, so a CUDA graph can capture the call.
@@ -49,5 +53,6 @@ Compile-time sizes, chosen in config.py:
 """
 
 from adaftr_fast.kernels.infonce.launch import infonce
+from adaftr_fast.kernels.infonce.sigmoid import sigmoid_contrast
 
-__all__ = ["infonce"]
+__all__ = ["infonce", "sigmoid_contrast"]

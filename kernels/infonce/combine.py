@@ -15,17 +15,9 @@ The package's docstring defines shapes and names. With the term of its positive,
 
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce.tiles import LOG2_E, load_block, load_row_parameters
+from adaftr_fast.kernels.infonce.tiles import LN_2, LOG2_E, load_block, load_row_parameters, log1p
 
-LN_2 = tl.constexpr(0.6931471805599453)
 SMALLEST_SIZE = tl.constexpr(2.0**-100)
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x) for x >= 0 to full relative precision: the error of forming 1 + x cancels in the quotient."""
-    u = 1.0 + x
-    return tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))
 
 
 @triton.jit(do_not_specialize=["B", "N", "num_splits"])
@@ -92,7 +84,7 @@ def infonce_combine_kernel(
     l_total = negatives + at_positive  # over all candidates
     one_minus_p = negatives / l_total
     positive_wins = negatives <= at_positive
-    loss = tl.where(positive_wins, _log1p(negatives / tl.where(positive_wins, at_positive, 1.0)),
+    loss = tl.where(positive_wins, log1p(negatives / tl.where(positive_wins, at_positive, 1.0)),
                     tl.log(l_total) - exponent * LN_2)  # fmt: skip
     tl.store(loss_ptr + rows, tl.where(valid, loss, 0.0).to(ACC_DTYPE), mask=inside)
     tl.store(lse_ptr + rows, tl.where(valid, m * LN_2 + tl.log(l_total), 0.0).to(ACC_DTYPE), mask=inside)

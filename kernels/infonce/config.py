@@ -20,6 +20,8 @@ What the table rests on:
   and float64 up to 16 have rows of their own, because kernels spilled there in the blocks of the greater widths. Of the
   blocks that were tried and spill under neither version, the table has those of the fewest issue cycles for an element
   (benchmarks/README.md, "Compiled code").
+* The sigmoid loss takes the blocks of row_sweep_pz and column_sweep but where its kernel spills in them: in half types
+  at 512 on sm_80, in TF32 up to 128, in IEEE float32 up to 32 and in float64 up to 16.
 * Warps repeat each other's products where the owned rows or columns are fewer than 16 a warp (mma.sync) or 64 for four
   warps (wgmma): in TF32 up to 64 eight warps own 128 and four own 64.
 * The sweeps of a row of the table have one BLOCK_K: the column sweep forms the row sweep's scores again and must sum
@@ -59,6 +61,8 @@ class Tiling(NamedTuple):
     row_sweep_explicit: Config  # with explicit positives, groups or ignore_above, and without sum_pz
     row_sweep_pz: Config  # with sum_pz
     column_sweep: Config
+    sigmoid_rows: Config | None = None  # None: as row_sweep_pz, which streams at most 64 columns
+    sigmoid_columns: Config | None = None  # None: as column_sweep
 
 
 def _same(kind: str, max_width: float, min_capability: int, owned: int, streamed: int, *rest: int) -> Tiling:
@@ -96,7 +100,7 @@ TILINGS = (
     ),
     _same("half", 256, 80, 64, 64, 256, 0, 8, 2),
     _same("half", ANY, 90, 64, 64, 256, 64, 8, 3),
-    _same("half", 512, 80, 32, 32, 512, 0, 8, 2),
+    _same("half", 512, 80, 32, 32, 512, 0, 8, 2)._replace(sigmoid_columns=Config(32, 32, 512, 0, 4, 2)),
     _same("half", ANY, 80, 64, 32, 256, 64, 8, 3),
     Tiling(
         "tf32", 64, 80,
@@ -104,10 +108,15 @@ TILINGS = (
         row_sweep_explicit=Config(64, 32, 64, 0, 4, 2),
         row_sweep_pz=Config(64, 32, 64, 0, 4, 2),
         column_sweep=Config(64, 128, 64, 0, 8, 2),
+        sigmoid_columns=Config(32, 64, 64, 0, 4, 2),
     ),
-    _same("tf32", 128, 80, 64, 64, 128, 0, 8, 2),
+    _same("tf32", 128, 80, 64, 64, 128, 0, 8, 2)._replace(sigmoid_rows=Config(64, 32, 128, 0, 4, 2)),
     _same("tf32", ANY, 80, 64, 64, 128, 32, 8, 3),
-    _same("ieee", 32, 80, 64, 32, 32, 16, 4, 2)._replace(column_sweep=Config(32, 64, 32, 16, 4, 3)),
+    _same("ieee", 32, 80, 64, 32, 32, 16, 4, 2)._replace(
+        column_sweep=Config(32, 64, 32, 16, 4, 3),
+        sigmoid_rows=Config(32, 32, 32, 16, 4, 2),
+        sigmoid_columns=Config(32, 32, 32, 16, 4, 2),
+    ),
     Tiling(
         "ieee", ANY, 80,
         row_sweep=Config(64, 32, 64, 16, 8, 2),
@@ -115,7 +124,7 @@ TILINGS = (
         row_sweep_pz=Config(32, 32, 64, 16, 4, 2),
         column_sweep=Config(32, 64, 64, 16, 8, 2),
     ),
-    _same("float64", 16, 80, 64, 32, 16, 16, 4, 2),
+    _same("float64", 16, 80, 64, 32, 16, 16, 4, 2)._replace(sigmoid_rows=Config(32, 32, 16, 16, 4, 2)),
     _same("float64", ANY, 80, 32, 32, 32, 16, 4, 2),
 )  # fmt: skip
 
@@ -136,7 +145,8 @@ def choose_tiling(kind: str, width: int, capability: int) -> Tiling:
     for tiling in TILINGS:
         if tiling.kind == kind and width <= tiling.max_width and capability >= tiling.min_capability:
             widest = triton.next_power_of_2(width)
-            return Tiling(*tiling[:3], *(_fit(config, widest) for config in tiling[3:]))
+            sigmoid = tiling.sigmoid_rows or tiling.row_sweep_pz, tiling.sigmoid_columns or tiling.column_sweep
+            return Tiling(*tiling[:3], *(_fit(config, widest) for config in (*tiling[3:7], *sigmoid)))
     raise ValueError(f"kernels.infonce: the GPU must be of compute capability 8.0 or later, got {capability / 10}")
 
 

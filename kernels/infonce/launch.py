@@ -1,35 +1,31 @@
-"""The host side of adaptive InfoNCE: prepares operands, chooses configs and launches the three kernels.
+"""The host side of adaptive InfoNCE: prepares its inputs and launches the three kernels.
 
 The package's docstring gives the overview and defines shapes and names. All types share the kernels: float64
 accumulates in float64, the others in float32. float32 products are IEEE by default;
 ``torch.set_float32_matmul_precision`` "high" and "medium" both choose TF32 here (10 bits of mantissa; the softmax and
 its sums stay float32). bfloat16 and float16 round the softmax to the input type for the second product.
-
-The kernels read operands as rows of a multiple of 16 elements from 16-byte boundaries, because anything else turns
-asynchronous 16-byte copies into 2-byte loads. Other operands are copied, which takes O(B d) and O(N d).
 """
 
 from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
-from adaftr_fast.kernels.infonce.config import (
-    INTERPRETED,
-    choose_splits,
-    choose_tiling,
-    constants,
-    max_offset,
-    product_kind,
+from adaftr_fast.kernels.infonce.config import max_offset
+from adaftr_fast.kernels.infonce.operands import (
+    Grid,
+    Operands,
+    Sweep,
+    accumulation_dtype,
+    check_device,
+    prepare_operands,
 )
 from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel
 from adaftr_fast.kernels.infonce.tiles import IGNORE
 from torch import Tensor
 
-WIDTH_MULTIPLE = 16  # elements: the least depth of a half-precision product, and Triton's hint for vector loads
-ASSUMED_PROCESSORS = 2  # under the interpreter: small test sizes then meet both one and several splits
 COMBINE_BLOCK_M = 16  # rows a program of the combine kernel: O(d) work each, so small blocks spread over the GPU
 COMBINE_BLOCK_D = 128
 
@@ -59,94 +55,53 @@ def infonce(
         ValueError: the tensors are not on CUDA and kernels are not interpreted, or the GPU is older than compute
             capability 8.0.
     """
-    if not anchors.is_cuda and not INTERPRETED:
-        raise ValueError(f"kernels.infonce: anchors must be on CUDA without TRITON_INTERPRET=1, got {anchors.device}")
+    check_device(anchors)
     needs = (need_d_anchors, need_d_candidates, need_d_tau, need_stats)
     if anchors.shape[0] == 0 or candidates.shape[0] == 0:
         return _zeros(anchors, candidates, *needs)
     with torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext():
         problem = _prepare(anchors, candidates, positive, row_group, column_group, ignore_above)
-        tau, scale = tau.to(problem.acc_dtype).contiguous(), scale.to(problem.acc_dtype).contiguous()
+        acc_dtype = problem.operands.acc_dtype
+        tau, scale = tau.to(acc_dtype).contiguous(), scale.to(acc_dtype).contiguous()
         *rows, row_terms, d_anchors, d_tau = _row_side(problem, tau, scale, *needs)
-        d_candidates = _column_side(problem, row_terms) if need_d_candidates else problem.empty(0)
+        d_candidates = _column_side(problem, row_terms) if need_d_candidates else problem.operands.empty(0)
     return (scale * rows[0]).sum(), *rows, d_anchors, d_candidates, d_tau
 
 
 class _Problem(NamedTuple):
-    """The operands as the kernels take them, and the GPU they run on."""
+    """The operands and what decides on each row's candidates, as the kernels take them."""
 
-    anchors: Tensor  # [B, D_PADDED]
-    candidates: Tensor  # [N, D_PADDED]
+    operands: Operands
     positive: Tensor | None  # [B]
     row_group: Tensor | None  # [B]
     column_group: Tensor | None  # [N]
     ignore_above: Tensor | None  # 0-dim in the accumulation type, which Triton's floats are not always
-    d: int
-    acc_dtype: torch.dtype
-    capability: int  # 10 * major + minor
-    processors: int
 
-    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        return self.anchors.new_empty(shape, dtype=dtype or self.acc_dtype)
-
-    def launch_options(
-        self, sweep: Literal["row_sweep", "row_sweep_explicit", "row_sweep_pz", "column_sweep"], divide_width: bool
-    ) -> tuple[tuple[int, int, int], dict]:
-        """Returns a sweep's grid (owned blocks, splits of the streamed side, slices of the width) and its options."""
-        kind, width = product_kind(self.anchors.dtype), self.anchors.shape[1]
-        config = getattr(choose_tiling(kind, width, self.capability), sweep)
-        row_blocks = triton.cdiv(len(self.anchors), config.block_m)
-        column_blocks = triton.cdiv(len(self.candidates), config.block_n)
-        owned, streamed = (column_blocks, row_blocks) if sweep == "column_sweep" else (row_blocks, column_blocks)
-        slices = triton.cdiv(width, config.block_d) if divide_width else 1
-        options = {
+    def launch_options(self, sweep: Sweep, divide_width: bool) -> tuple[Grid, dict]:
+        """Returns a sweep's grid and its options, as Operands does, and which masks there are."""
+        grid, options = self.operands.launch_options(sweep, divide_width)
+        masks = {
             "HAS_POSITIVE": self.positive is not None,
             "HAS_GROUP": self.row_group is not None,
             "IGNORES": self.ignore_above is not None,
-            "num_warps": config.num_warps,
-            "num_stages": config.num_stages,
         }
-        grid = (owned, choose_splits(owned * slices, streamed, self.processors), slices)
-        return grid, options | constants(self.anchors.dtype, kind, width, config)
+        return grid, options | masks
 
 
 def _prepare(anchors: Tensor, candidates: Tensor, positive, row_group, column_group, ignore_above) -> _Problem:
-    """Aligns the operands, drops groups that are given for one side only, and looks up the GPU."""
+    """Prepares the operands and drops groups that are given for one side only."""
     grouped = row_group is not None and column_group is not None
     indices = [positive, row_group if grouped else None, column_group if grouped else None]
     positive, row_group, column_group = (x if x is None else x.contiguous() for x in indices)
-    d, acc_dtype = anchors.shape[1], _acc_dtype(anchors)
     if ignore_above is not None:
-        ignore_above = anchors.new_full((), ignore_above, dtype=acc_dtype)
-    anchors, candidates = _align(anchors, None if positive is None else positive == IGNORE.value), _align(candidates)
-    capability, processors = 80, ASSUMED_PROCESSORS
-    if anchors.is_cuda:
-        properties = torch.cuda.get_device_properties(anchors.device)
-        capability, processors = properties.major * 10 + properties.minor, properties.multi_processor_count
-        if capability >= 120:  # has the matrix instructions and the shared memory of sm_89, not those of sm_90
-            capability = 89
-    operands = (anchors, candidates, positive, row_group, column_group, ignore_above)
-    return _Problem(*operands, d, acc_dtype, capability, processors)
-
-
-def _align(h: Tensor, ignored: Tensor | None = None) -> Tensor:
-    """Returns ``h`` [rows, D_PADDED] in rows from 16-byte boundaries, ignored rows zeroed; a copy where needed."""
-    width = h.shape[1]
-    aligned = h.stride(1) == 1 and h.stride(0) % WIDTH_MULTIPLE == 0 and h.data_ptr() % 16 == 0
-    if aligned and ignored is None and width % WIDTH_MULTIPLE == 0:
-        return h
-    out = h.new_zeros(h.shape[0], triton.cdiv(width, WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
-    out[:, :width] = h if ignored is None else h.masked_fill(ignored[:, None], 0)
-    return out
-
-
-def _acc_dtype(h: Tensor) -> torch.dtype:
-    return torch.float64 if h.dtype == torch.float64 else torch.float32
+        ignore_above = anchors.new_full((), ignore_above, dtype=accumulation_dtype(anchors))
+    operands = prepare_operands(anchors, candidates, None if positive is None else positive == IGNORE.value)
+    return _Problem(operands, positive, row_group, column_group, ignore_above)
 
 
 def _zeros(anchors, candidates, need_d_anchors, need_d_candidates, need_d_tau, need_stats) -> tuple[Tensor, ...]:
     """Returns zeros: the outputs for no rows, or for no columns (every row is then ignored)."""
-    B, acc_dtype = anchors.shape[0], _acc_dtype(anchors)
+    B, acc_dtype = anchors.shape[0], accumulation_dtype(anchors)
 
     def zeros(*shape: int, needed: bool = True, dtype: torch.dtype = acc_dtype) -> Tensor:
         return anchors.new_zeros(shape if needed else 0, dtype=dtype)
@@ -165,7 +120,8 @@ def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, 
 
     Returns rows, lse, positive_logit, top1, entropy, row_terms, d_anchors and d_tau.
     """
-    a, b, empty = problem.anchors, problem.candidates, problem.empty
+    a, b, d, *_ = problem.operands
+    empty = problem.operands.empty
     B, width = a.shape
     strides = (a.stride(0), b.stride(0))
     need_sum_pz = need_stats or (need_d_tau and not need_d_anchors)
@@ -183,13 +139,13 @@ def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, 
     rows, lse, positive_logit = empty(B), empty(B), empty(B)
     top1, entropy = empty(B if need_stats else 0, dtype=torch.bool), empty(B if need_stats else 0)
     row_terms = empty(5 + (problem.ignore_above is not None), B) if need_d_candidates else empty(0)
-    d_anchors, d_tau = empty(B, problem.d) if need_d_anchors else empty(0), empty(B if need_d_tau else 0)
+    d_anchors, d_tau = empty(B, d) if need_d_anchors else empty(0), empty(B if need_d_tau else 0)
     infonce_combine_kernel[(triton.cdiv(B, COMBINE_BLOCK_M),)](
         a, b, tau, problem.positive, scale, positive_score, partials, acc,
         rows, lse, positive_logit, top1, entropy, row_terms, d_anchors, d_tau, B, len(b), num_splits, *strides,
         HAS_POSITIVE=problem.positive is not None, NEED_D_ANCHORS=need_d_anchors, NEED_D_CANDIDATES=need_d_candidates,
         NEED_D_TAU=need_d_tau, NEED_STATS=need_stats, BLOCK_M=COMBINE_BLOCK_M,
-        BLOCK_D=min(COMBINE_BLOCK_D, triton.next_power_of_2(width)), D=problem.d, D_PADDED=width,
+        BLOCK_D=min(COMBINE_BLOCK_D, triton.next_power_of_2(width)), D=d, D_PADDED=width,
         ACC_DTYPE=options["ACC_DTYPE"],
     )  # fmt: skip
     if need_d_candidates and problem.ignore_above is not None:
@@ -199,13 +155,13 @@ def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, 
 
 def _column_side(problem: _Problem, row_terms: Tensor) -> Tensor:
     """Sweeps the columns; returns d_candidates [N, d]."""
-    a, b = problem.anchors, problem.candidates
+    a, b, d, *_ = problem.operands
     grid, options = problem.launch_options("column_sweep", divide_width=True)
     # The largest |grad_scale|, at least 2^-100, becomes 2^MAX_OFFSET. 0-dim: it stays on the device.
     descale = torch.linalg.vector_norm(row_terms[4], float("inf")) * 2.0 ** -max_offset(a.dtype)
-    d_candidates = problem.empty(grid[1], len(b), problem.d)
+    d_candidates = problem.operands.empty(grid[1], len(b), d)
     infonce_column_sweep_kernel[grid](
         a, b, problem.positive, problem.row_group, problem.column_group, row_terms, descale,
-        d_candidates, len(a), len(b), a.stride(0), b.stride(0), D=problem.d, **options,
+        d_candidates, len(a), len(b), a.stride(0), b.stride(0), D=d, **options,
     )  # fmt: skip
     return d_candidates[0] if len(d_candidates) == 1 else d_candidates.sum(0)

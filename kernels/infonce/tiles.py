@@ -1,4 +1,5 @@
-"""What the kernels share: loading a block, the scores of two blocks, the order of blocks, and a row's parameters.
+"""What the kernels share: loading a block, the scores of two blocks, the order of blocks, a row's
+parameters, and log1p.
 
 The package's docstring defines shapes and names. A matrix is passed as a tuple ``desc`` of its pointer, the stride of
 its rows in elements, and its number of rows.
@@ -9,6 +10,7 @@ import triton.language as tl
 
 IGNORE = tl.constexpr(-100)  # the positive of a row that has no loss
 LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -76,3 +78,10 @@ def load_row_parameters(tau_ptr, positive_ptr, rows, B, N, HAS_POSITIVE: tl.cons
     softmax_scale = tl.where(valid & inside, softmax_scale, 1.0)  # launch.py zeroes the anchors of ignored rows
     positive = tl.minimum(tl.maximum(positive, 0), N - 1).to(tl.int32)
     return positive, softmax_scale, valid & inside
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x >= 0 to full relative precision: the error of forming 1 + x cancels in the quotient."""
+    u = 1.0 + x
+    return tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))

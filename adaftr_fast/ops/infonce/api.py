@@ -3,7 +3,6 @@
 Shapes: B rows (anchors), N candidates, d hidden width, W ranks.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
@@ -12,7 +11,6 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 
-from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
 from adaftr_fast.ops.infonce.checks import (
     check_bias_is_finite,
@@ -20,6 +18,7 @@ from adaftr_fast.ops.infonce.checks import (
     check_no_tangents,
     check_representations,
     check_row_options,
+    op_name,
 )
 from adaftr_fast.ops.infonce.op import FunctionalInfoNCE, accumulation_dtype
 from adaftr_fast.ops.infonce.reference import IGNORE
@@ -361,7 +360,7 @@ def _expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
 
 
 def _op_of(backend: str, h_ctr: Tensor) -> Callable[..., Any]:
-    name = _name_of(backend, h_ctr)
+    name = op_name("adaptive_infonce", "infonce", backend, h_ctr)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return lambda *args: FunctionalInfoNCE.apply(*args, name)
     op: Callable[..., Any] = getattr(torch.ops.adaftr_fast, name)
@@ -380,23 +379,3 @@ def _append_bias(h_ctr: Tensor, h_cvr: Tensor, tau: Tensor, bias: Tensor) -> tup
         row += [row[0], (tau - row[0]).to(dtype)]
         column += [(bias - column[0]).to(dtype), column[0]]
     return torch.cat((h_ctr, *row), dim=1), torch.cat((h_cvr, *column), dim=1)
-
-
-def _name_of(backend: str, h_ctr: Tensor) -> str:
-    if backend == "auto":
-        return "infonce"
-    if backend == "reference":
-        return "infonce_reference"
-    on_cpu = isinstance(h_ctr, Tensor) and h_ctr.device.type == "cpu"
-    if backend == "cpu":
-        if not on_cpu:
-            got = h_ctr.device if isinstance(h_ctr, Tensor) else type(h_ctr).__name__
-            raise ValueError(f"adaptive_infonce: backend 'cpu' requires CPU tensors, got h_ctr on {got}")
-        if not is_built():
-            raise RuntimeError("adaptive_infonce: backend 'cpu' requires the C++ extension (see adaftr-fast info)")
-        return "infonce"
-    if backend == "triton":
-        if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError("adaptive_infonce: backend 'triton' accepts CPU tensors only under TRITON_INTERPRET=1")
-        return "infonce_triton"
-    raise ValueError(f"adaptive_infonce: backend must be auto, reference, cpu or triton, got {backend!r}")

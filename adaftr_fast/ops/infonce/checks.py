@@ -1,11 +1,13 @@
 """Argument checks of :func:`adaftr_fast.adaptive_infonce` and :func:`adaftr_fast.sigmoid_contrast`."""
 
 import math
+import os
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.candidates import DTYPES
 
 
@@ -113,3 +115,22 @@ def check_bias_is_finite(bias: Tensor) -> None:
         place = bad.nonzero()[0]
         column, value = int(place[-1]), bias[tuple(place)].item()
         raise RuntimeError(f"{message}, got column_bias[{column}] = {value}")
+
+
+def op_name(function: str, op: str, backend: str, h_ctr: Tensor) -> str:
+    """Returns the registered name of ``op`` for a backend of ``function``; checks that the backend takes h_ctr."""
+    if backend in ("auto", "reference"):
+        return op if backend == "auto" else f"{op}_reference"
+    on_cpu = isinstance(h_ctr, Tensor) and h_ctr.device.type == "cpu"
+    if backend == "cpu":
+        if not on_cpu:
+            got = h_ctr.device if isinstance(h_ctr, Tensor) else type(h_ctr).__name__
+            raise ValueError(f"{function}: backend 'cpu' requires CPU tensors, got h_ctr on {got}")
+        if not is_built():
+            raise RuntimeError(f"{function}: backend 'cpu' requires the C++ extension (see adaftr-fast info)")
+        return op
+    if backend == "triton":
+        if on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(f"{function}: backend 'triton' accepts CPU tensors only under TRITON_INTERPRET=1")
+        return f"{op}_triton"
+    raise ValueError(f"{function}: backend must be auto, reference, cpu or triton, got {backend!r}")

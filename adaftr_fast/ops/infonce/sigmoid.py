@@ -11,9 +11,8 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 
-from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
-from adaftr_fast.ops.infonce.checks import check_no_tangents, check_positive_index, check_representations
+from adaftr_fast.ops.infonce.checks import check_no_tangents, check_positive_index, check_representations, op_name
 from adaftr_fast.ops.infonce.op import accumulation_dtype
 from adaftr_fast.ops.infonce.sigmoid_op import FunctionalSigmoidContrast
 
@@ -26,7 +25,7 @@ def sigmoid_contrast(
     *,
     positive_index: Tensor | None = None,
     reduction: Literal["mean", "sum"] = "mean",
-    backend: Literal["auto", "reference", "cpu"] = "auto",
+    backend: Literal["auto", "reference", "cpu", "triton"] = "auto",
     process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Computes the sigmoid loss of SigLIP between two sets of representations (Zhai et al., 2023, Eq. 1).
@@ -41,7 +40,10 @@ def sigmoid_contrast(
     The loss is differentiable in ``h_ctr``, ``h_cvr``, ``logit_scale`` and ``logit_bias``. It can be differentiated
     twice; the second derivative is computed in plain PyTorch, which stores the B x N logits. Sums are accumulated in
     float32, or in float64 for float64 inputs. The CPU kernel computes products of half types in float32 and flushes
-    denormals to zero. On other devices, plain PyTorch computes the loss in blocks of rows.
+    denormals to zero. The Triton kernel rounds the sigmoids to half types for their products, and float32 products
+    follow ``torch.set_float32_matmul_precision`` on CUDA: IEEE float32 with "highest", else TF32. It has been compiled
+    for sm_80 and sm_90 and run under Triton's interpreter, but not on a GPU. Other devices run plain PyTorch on blocks
+    of rows.
 
     ``torch.func.grad`` and ``vjp`` are supported outside ``torch.compile``; ``vmap`` and ``jacrev`` call the loss in a
     loop.
@@ -55,7 +57,8 @@ def sigmoid_contrast(
             and all its pairs are negative, as with the candidates of another rank. Default: ``arange(B)``, which
             requires N >= B.
         reduction: "mean" (the sum over all pairs divided by B; 0 if B = 0) or "sum".
-        backend: "auto" selects C++ on CPU. "cpu" requires it, and "reference" selects plain PyTorch.
+        backend: "auto" selects C++ on CPU and Triton on CUDA. "reference", "cpu" and "triton" select one backend.
+            "triton" accepts CPU tensors only under TRITON_INTERPRET=1.
         process_group: if given, the candidates of every row are the ``h_cvr`` of all ranks, as if the ranks' rows were
             one batch. The ranks may have different B and N, including 0. ``positive_index`` counts this rank's
             candidates. All ranks must call the function, and either all or none must run backward. With "mean", a
@@ -74,7 +77,8 @@ def sigmoid_contrast(
         ValueError: an argument has the wrong shape, device or value, or differs between ranks where it must not.
         NotImplementedError: an input carries a forward-mode tangent.
         RuntimeError: on CPU, a logit_scale that is not positive and finite, a logit_bias that is not finite, or a
-            positive_index out of range. On CUDA the values are not checked, because that would wait for the device.
+            positive_index out of range. On CUDA the values are not checked, because that would wait for the device;
+            they give NaN.
 
     Example:
         >>> image, text = torch.randn(2, 1024, 64).unbind()
@@ -123,15 +127,7 @@ def _scalar(name: str, x: Tensor | float, h: Tensor) -> Tensor:
 
 
 def _op_of(backend: str, h_ctr: Tensor) -> Callable[..., Any]:
-    if backend not in ("auto", "reference", "cpu"):
-        raise ValueError(f"sigmoid_contrast: backend must be auto, reference or cpu, got {backend!r}")
-    if backend == "cpu":
-        if not isinstance(h_ctr, Tensor) or h_ctr.device.type != "cpu":
-            got = h_ctr.device if isinstance(h_ctr, Tensor) else type(h_ctr).__name__
-            raise ValueError(f"sigmoid_contrast: backend 'cpu' requires CPU tensors, got h_ctr on {got}")
-        if not is_built():
-            raise RuntimeError("sigmoid_contrast: backend 'cpu' requires the C++ extension (see adaftr-fast info)")
-    name = "sigmoid_contrast_reference" if backend == "reference" else "sigmoid_contrast"
+    name = op_name("sigmoid_contrast", "sigmoid_contrast", backend, h_ctr)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return lambda *args: FunctionalSigmoidContrast.apply(*args, name)
     op: Callable[..., Any] = getattr(torch.ops.adaftr_fast, name)

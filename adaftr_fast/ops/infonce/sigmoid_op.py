@@ -8,9 +8,12 @@ column y_r of row r's positive (Zhai et al., 2023, Eq. 1, without the division b
 A row whose positive is NO_POSITIVE has negatives alone. The op also returns the loss's gradients, as ``infonce`` does:
 in the accumulation type, empty where not needed. Backward multiplies them by the upstream scalar.
 
-The CPU has C++ kernels. Elsewhere the reference runs, on blocks of rows, so that no backend stores the B x N logits.
+The same schema is registered three times: ``sigmoid_contrast`` (the dispatcher selects C++ on CPU, Triton on CUDA and
+the reference elsewhere), ``sigmoid_contrast_reference`` and ``sigmoid_contrast_triton``. The reference runs on blocks
+of rows, so that no backend stores the B x N logits.
 """
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ SCHEMA = (
     " bool need_d_candidates) -> (Tensor loss, Tensor d_anchors, Tensor d_candidates, Tensor d_logit_scale,"
     " Tensor d_logit_bias)"
 )
-NAMES = ("sigmoid_contrast", "sigmoid_contrast_reference")
+NAMES = ("sigmoid_contrast", "sigmoid_contrast_reference", "sigmoid_contrast_triton")
 NO_POSITIVE = -100
 BLOCK_ELEMENTS = 1 << 22  # of a block of the reference's logits
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -90,6 +93,12 @@ def _check_values(logit_scale: Tensor, logit_bias: Tensor, positive: Tensor | No
                 f"sigmoid_contrast: positive_index must be in [0, {num_candidates}) or {NO_POSITIVE}, "
                 f"got positive_index[{row}] = {positive[row].item()}"
             )
+
+
+def _triton(*args: Any) -> Outputs:
+    from adaftr_fast.kernels.infonce import sigmoid_contrast  # imports triton, which CPU users may not have installed
+
+    return sigmoid_contrast(*args)
 
 
 def _fake(
@@ -209,4 +218,6 @@ for _name in NAMES:
     torch.library.register_autograd(
         f"adaftr_fast::{_name}", _backward_of(_name), setup_context=_setup_context, lib=library
     )
-    library.impl(_name, _reference, "CompositeExplicitAutograd")
+    library.impl(_name, _triton if _name.endswith("_triton") else _reference, "CompositeExplicitAutograd")
+if importlib.util.find_spec("triton") is not None:
+    library.impl("sigmoid_contrast", _triton, "CUDA")

@@ -1,8 +1,11 @@
-"""Makes the interpreter sum every product in one order, as a GPU does.
+"""Makes the interpreter sum every product in one order, as a GPU does, and reduce whole slices at a time.
 
 The interpreter multiplies with NumPy, whose BLAS on some CPUs gives A B^T other last bits than (B A^T)^T. The column
-sweep forms the row sweep's scores again, transposed, and both must agree where logits are large.
+sweep forms the row sweep's scores again, transposed, and both must agree where logits are large. It also calls the
+function of a reduction once an element, which takes seconds a block.
 """
+
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -18,15 +21,21 @@ def _in_order(a: np.ndarray, b: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 @pytest.fixture(autouse=True, scope="package")
-def products_in_order():
+def like_a_gpu():
     if torch.cuda.is_available():
         yield
         return
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+    from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, TensorHandle
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
         return TensorHandle(_in_order(a.data, b.data, d.data.dtype) + d.data, d.dtype.scalar)
 
+    def generic_reduce(self, arguments):
+        (argument,), axis = self.unravel(arguments, self.axis)
+        first, *rest = (self.to_tensor(x, argument.dtype) for x in np.moveaxis(argument.handle.data, axis, 0))
+        return [reduce(self.combine_fn.fn, rest, first)]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(InterpreterBuilder, "create_dot", create_dot)
+        patch.setattr(ReduceOps, "generic_reduce", generic_reduce)
         yield

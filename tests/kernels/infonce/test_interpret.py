@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 pytestmark = pytest.mark.skipif(not config.INTERPRETED, reason="needs TRITON_INTERPRET=1")
 
-# Around the blocks' edges, with one split and with several (launch.py assumes 2 processors under the interpreter).
+# Around the blocks' edges, with one split and with several (operands.py assumes 2 processors under the interpreter).
 # float64 and float32 have the smallest blocks and are the slowest here.
 SIZES = [(1, 1, 1), (2, 5, 8), (63, 63, 64), (100, 130, 31), (130, 140, 16)]
 LARGE = [(257, 300, 100, torch.bfloat16), (257, 300, 64, torch.float16), (40, 400, 256, torch.bfloat16)]

@@ -1,0 +1,77 @@
+"""The operands of a sweep as the kernels read them, the GPU they are on, and the grid and options of a launch.
+
+The kernels read operands as rows of a multiple of 16 elements from 16-byte boundaries, because anything else turns
+asynchronous 16-byte copies into 2-byte loads. Other operands are copied, which takes O(B d) and O(N d).
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import triton
+from adaftr_fast.kernels.infonce.config import INTERPRETED, choose_splits, choose_tiling, constants, product_kind
+from torch import Tensor
+
+WIDTH_MULTIPLE = 16  # elements: the least depth of a half-precision product, and Triton's hint for vector loads
+ASSUMED_PROCESSORS = 2  # under the interpreter: small test sizes then meet both one and several splits
+Sweep = Literal["row_sweep", "row_sweep_explicit", "row_sweep_pz", "column_sweep", "sigmoid_rows", "sigmoid_columns"]
+Grid = tuple[int, int, int]
+
+
+class Operands(NamedTuple):
+    """The operands as the kernels take them, and the GPU they are on."""
+
+    anchors: Tensor  # [B, D_PADDED]
+    candidates: Tensor  # [N, D_PADDED]
+    d: int
+    acc_dtype: torch.dtype
+    capability: int  # 10 * major + minor
+    processors: int
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.anchors.new_empty(shape, dtype=dtype or self.acc_dtype)
+
+    def launch_options(self, sweep: Sweep, divide_width: bool) -> tuple[Grid, dict]:
+        """Returns a sweep's grid (owned blocks, splits of the streamed side, slices of the width) and its options."""
+        kind, width = product_kind(self.anchors.dtype), self.anchors.shape[1]
+        config = getattr(choose_tiling(kind, width, self.capability), sweep)
+        row_blocks = triton.cdiv(len(self.anchors), config.block_m)
+        column_blocks = triton.cdiv(len(self.candidates), config.block_n)
+        sides = row_blocks, column_blocks
+        owned, streamed = sides[::-1] if sweep in ("column_sweep", "sigmoid_columns") else sides
+        slices = triton.cdiv(width, config.block_d) if divide_width else 1
+        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        grid = (owned, choose_splits(owned * slices, streamed, self.processors), slices)
+        return grid, options | constants(self.anchors.dtype, kind, width, config)
+
+
+def check_device(anchors: Tensor) -> None:
+    """Raises ValueError unless the tensor is on CUDA or kernels are interpreted."""
+    if not anchors.is_cuda and not INTERPRETED:
+        raise ValueError(f"kernels.infonce: anchors must be on CUDA without TRITON_INTERPRET=1, got {anchors.device}")
+
+
+def prepare_operands(anchors: Tensor, candidates: Tensor, ignored: Tensor | None = None) -> Operands:
+    """Aligns the operands, zeroes the anchors of ``ignored`` rows [B], and looks up the GPU."""
+    capability, processors = 80, ASSUMED_PROCESSORS
+    if anchors.is_cuda:
+        properties = torch.cuda.get_device_properties(anchors.device)
+        capability, processors = properties.major * 10 + properties.minor, properties.multi_processor_count
+        if capability >= 120:  # has the matrix instructions and the shared memory of sm_89, not those of sm_90
+            capability = 89
+    aligned = _align(anchors, ignored), _align(candidates)
+    return Operands(*aligned, anchors.shape[1], accumulation_dtype(anchors), capability, processors)
+
+
+def accumulation_dtype(h: Tensor) -> torch.dtype:
+    return torch.float64 if h.dtype == torch.float64 else torch.float32
+
+
+def _align(h: Tensor, ignored: Tensor | None = None) -> Tensor:
+    """Returns ``h`` [rows, D_PADDED] in rows from 16-byte boundaries, ignored rows zeroed; a copy where needed."""
+    width = h.shape[1]
+    aligned = h.stride(1) == 1 and h.stride(0) % WIDTH_MULTIPLE == 0 and h.data_ptr() % 16 == 0
+    if aligned and ignored is None and width % WIDTH_MULTIPLE == 0:
+        return h
+    out = h.new_zeros(h.shape[0], triton.cdiv(width, WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
+    out[:, :width] = h if ignored is None else h.masked_fill(ignored[:, None], 0)
+    return out

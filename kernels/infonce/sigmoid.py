@@ -1,0 +1,80 @@
+"""The host side of the sigmoid loss: prepares operands and launches its sweep once for each side.
+
+sigmoid_sweep.py gives the algebra. Products are formed as for InfoNCE (launch.py): float64 accumulates in float64, the
+other types in float32, and float32 products are IEEE or TF32.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from adaftr_fast.kernels.infonce.config import max_offset
+from adaftr_fast.kernels.infonce.operands import Operands, accumulation_dtype, check_device, prepare_operands
+from adaftr_fast.kernels.infonce.sigmoid_sweep import sigmoid_sweep_kernel
+from torch import Tensor
+
+
+def sigmoid_contrast(
+    anchors: Tensor,  # [B, d]
+    candidates: Tensor,  # [N, d]
+    logit_scale: Tensor,  # []
+    logit_bias: Tensor,  # []
+    positive: Tensor | None,  # [B] int64, default arange(B); -100: the row has no positive
+    need_d_anchors: bool,
+    need_d_candidates: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Computes the five outputs of ``torch.ops.adaftr_fast.sigmoid_contrast``, on CUDA or under TRITON_INTERPRET=1.
+
+    Returns loss [], d_anchors [B, d], d_candidates [N, d], d_logit_scale [] and d_logit_bias [] in the accumulation
+    type; empty where not needed. A scale that is not positive and finite, a bias that is not finite and a positive out
+    of range yield NaN, because nothing is read back to check.
+
+    Raises:
+        ValueError: the tensors are not on CUDA and kernels are not interpreted, or the GPU is older than compute
+            capability 8.0.
+    """
+    check_device(anchors)
+    acc_dtype = accumulation_dtype(anchors)
+    if anchors.shape[0] == 0 or candidates.shape[0] == 0:
+        return _zeros(anchors, candidates, acc_dtype, need_d_anchors, need_d_candidates)
+    with torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext():
+        operands = prepare_operands(anchors, candidates)
+        positive = None if positive is None else positive.contiguous()
+        terms = (positive, *(x.to(anchors.device, acc_dtype) for x in (logit_scale, logit_bias)))
+        sums, d_anchors = _sweep(operands, *terms, owns_rows=True, need_gradient=need_d_anchors)
+        d_candidates = operands.empty(0)
+        if need_d_candidates:
+            _, d_candidates = _sweep(operands, *terms, owns_rows=False, need_gradient=True)
+        # Three sums of B x S terms, which may cancel.
+        loss, d_scale, d_bias = sums.sum((0, 2), dtype=torch.float64).to(acc_dtype).unbind()
+    return loss.clone(), d_anchors, d_candidates, d_scale.clone(), d_bias.clone()
+
+
+def _sweep(
+    operands: Operands, positive: Tensor | None, scale: Tensor, bias: Tensor, owns_rows: bool, need_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Sweeps one side; returns the rows' sums [S, 3, B], empty for columns, and the gradient of the side."""
+    sides = operands.anchors, operands.candidates
+    x, y = sides if owns_rows else sides[::-1]
+    sweep = "sigmoid_rows" if owns_rows else "sigmoid_columns"
+    grid, options = operands.launch_options(sweep, divide_width=need_gradient)
+    splits = grid[1]
+    sums = operands.empty(splits, 3, len(x)) if owns_rows else operands.empty(0)
+    d_x = operands.empty(splits, len(x), operands.d) if need_gradient else operands.empty(0)
+    sigmoid_sweep_kernel[grid](
+        x, y, positive, scale, bias, sums, d_x, len(x), len(y), x.stride(0), y.stride(0), OWNS_ROWS=owns_rows,
+        HAS_POSITIVE=positive is not None, NEED_GRADIENT=need_gradient, MAX_OFFSET=max_offset(x.dtype), D=operands.d,
+        **options,
+    )  # fmt: skip
+    if need_gradient:
+        d_x = d_x[0] if splits == 1 else d_x.sum(0)
+    return sums, d_x
+
+
+def _zeros(
+    anchors: Tensor, candidates: Tensor, acc_dtype: torch.dtype, need_d_anchors: bool, need_d_candidates: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns zeros: the outputs where there is no pair."""
+    loss, d_scale, d_bias = (anchors.new_zeros((), dtype=acc_dtype) for _ in range(3))
+    needs = ((anchors, need_d_anchors), (candidates, need_d_candidates))
+    d_anchors, d_candidates = (h.new_zeros(h.shape if need else (0,), dtype=acc_dtype) for h, need in needs)
+    return loss, d_anchors, d_candidates, d_scale, d_bias

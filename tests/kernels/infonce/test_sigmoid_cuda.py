@@ -1,0 +1,54 @@
+"""The compiled kernel of the sigmoid loss on a GPU, against the float64 reference on the CPU."""
+
+import pytest
+import torch
+
+import adaftr_fast as af
+from tests.ops.infonce.sigmoid_agreement import DTYPES, assert_matches, inputs, loss_and_gradients, positives
+
+config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.skipif(config.INTERPRETED, reason="TRITON_INTERPRET is set"),
+]
+SIZES = [(1, 1, 1), (2, 5, 8), (63, 63, 64), (257, 300, 100), (1024, 1024, 64), (300, 1024, 256), (129, 2000, 512)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "columns", "d"), SIZES)
+def test_matches_the_stored_logits(rows, columns, d, dtype):
+    assert_matches(inputs(rows, columns, d), dtype, "triton", "cuda")
+    assert_matches(inputs(rows, columns, d), dtype, "auto", "cuda", positive_index=positives(rows, columns))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 100.0, 1e30])
+def test_extreme_scales(scale, dtype):
+    if dtype == torch.float16 and scale == 1e30:
+        pytest.skip("the gradients of h_ctr and h_cvr overflow float16")
+    a, b, *terms = inputs(200, 300, 64, scale)
+    assert_matches((a.sign() / 2, b.sign() / 2, *terms), dtype, "triton", "cuda")
+
+
+def test_same_bits_every_time():
+    first, second = (
+        loss_and_gradients(af.sigmoid_contrast, inputs(20_000, 20_000, 64), torch.bfloat16, "cuda") for _ in range(2)
+    )
+    assert all(torch.equal(x, y) for x, y in zip(first, second))
+
+
+def test_large_batch_in_little_memory():
+    """65,536 rows, whose matrix of logits would take 8 GiB in bfloat16."""
+    a, b = (torch.randn(65_536, 64, device="cuda").bfloat16().requires_grad_() for _ in range(2))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    af.sigmoid_contrast(a, b, 1.0, -10.0).backward()
+    assert torch.cuda.max_memory_allocated() - before < 400 * 2**20
+    assert a.grad.isfinite().all()
+    assert b.grad.isfinite().all()
+
+
+def test_compiles_whole():
+    tensors = [t.float().cuda() for t in inputs(200, 200, 64)]
+    compiled = torch.compile(af.sigmoid_contrast, fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors), af.sigmoid_contrast(*tensors))
