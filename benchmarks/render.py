@@ -73,13 +73,23 @@ KINDS = {"half": "bfloat16", "tf32": "TF32", "ieee": "IEEE float32", "float64": 
 
 
 def compiled(cases: Cases) -> str:
-    """What the compiler makes of the training kernels at the greatest width of each tiling.
+    """What the compiler makes of the training kernels of InfoNCE at the greatest width of each tiling."""
+    return _compiled(cases, {"row_sweep": "row", "column_sweep": "column"})
+
+
+def compiled_sigmoid(cases: Cases) -> str:
+    """What the compiler makes of the training kernels of the sigmoid loss at the greatest width of each tiling."""
+    return _compiled(cases, {"sigmoid_rows": "rows", "sigmoid_columns": "columns"})
+
+
+def _compiled(cases: Cases, kernels: dict[str, str]) -> str:
+    """The kernels of ``kernels``, under the names it gives them.
 
     The cases are of one or more versions of the compiler, one after the other; "a / b" where their figures differ.
     """
     found: dict[tuple[Any, ...], Cases] = {}
     for case in cases:
-        if case["variant"] == "train" and case["dtype"] != "float16":
+        if case["kernel"] in kernels and case["variant"] == "train" and case["dtype"] != "float16":
             block_m, block_n, _, block_k, *rest = case["config"]
             tiling = (block_m, block_n, block_k > 0, *rest)
             found.setdefault((case["arch"], case["kind"], case["kernel"], tiling), []).append(case)
@@ -94,11 +104,11 @@ def compiled(cases: Cases) -> str:
         what = f"{KINDS[first['kind']]}, {first['width']:,}"
         tile = "{} x {}".format(*first["config"])
         merged = (" / ".join(dict.fromkeys(values)) for values in zip(*figures))
-        return [f"sm_{first['arch']}", what, first["kernel"].removesuffix("_sweep"), tile, *merged]
+        return [f"sm_{first['arch']}", what, kernels[first["kernel"]], tile, *merged]
 
     def order(versions: Cases) -> tuple[int, ...]:
         first = versions[0]
-        return -first["arch"], list(KINDS).index(first["kind"]), first["width"], first["kernel"] != "row_sweep"
+        return -first["arch"], list(KINDS).index(first["kind"]), first["width"], list(kernels).index(first["kernel"])
 
     widest = (max(case["width"] for case in group) for group in found.values())
     shown = [[c for c in group if c["width"] == width] for group, width in zip(found.values(), widest)]
@@ -327,6 +337,7 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         loss_growth,
         recipes,
         compiled,
+        compiled_sigmoid,
         embedding,
         embedding_summary,
         embedding_growth,

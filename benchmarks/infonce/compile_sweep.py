@@ -2,6 +2,7 @@
 
     python -m benchmarks.infonce.compile_sweep [--quick] [--arch 80 90] [--jobs 2]
     python -m benchmarks.infonce.compile_sweep --record     writes results/compile-triton<version>.json
+    python -m benchmarks.infonce.compile_sweep --add        compiles what the record lacks, and adds it
     python -m benchmarks.infonce.compile_sweep --compare    names each figure that is worse than recorded
 
 Prints one JSON line a kernel and exits with 1 if one spills, asks for more shared memory than the card has, misses its
@@ -18,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 import triton
 
 from benchmarks.infonce.compile import record
-from benchmarks.infonce.compile.build import build, compiler
+from benchmarks.infonce.compile.build import build, compiler, describe
 from benchmarks.infonce.compile.cases import ARCHS, cases
 
 
@@ -29,12 +30,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="kernels compiled at a time (default: cores)")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--record", action="store_true", help="write the figures, unless a kernel has faults")
+    either.add_argument("--add", action="store_true", help="compile the kernels that the record lacks, and add them")
     either.add_argument("--compare", action="store_true", help="fail where a figure is worse than recorded")
     options = parser.parse_args()
     if triton.knobs.runtime.interpret:
         parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
-    if options.record and (options.quick or set(options.arch) != set(ARCHS)):
-        parser.error("--record takes all kernels: leave out --quick and --arch")
+    if (options.record or options.add) and (options.quick or set(options.arch) != set(ARCHS)):
+        parser.error("--record and --add take all kernels: leave out --quick and --arch")
     if options.jobs < 1:
         parser.error(f"--jobs must be 1 or more, got {options.jobs}")
     return options
@@ -43,23 +45,27 @@ def parsed() -> argparse.Namespace:
 def main() -> int:
     options = parsed()
     versions = compiler()
-    recorded = record.read(versions) if options.compare or options.quick else None
-    if options.compare and recorded is None:
+    recorded = record.read(versions) if options.compare or options.quick or options.add else None
+    if (options.compare or options.add) and recorded is None:
         print(f"compile_sweep: {record.path_of(versions['triton'])} is no record of {versions}", file=sys.stderr)
         return 1
+    chosen = list(cases(options.arch, options.quick))
+    if options.add:
+        known = {record.key_of(each) for each in recorded}
+        chosen = [case for case in chosen if record.key_of(describe(case)) not in known]
     results = []
     with ProcessPoolExecutor(options.jobs) as pool:
-        for result in pool.map(build, cases(options.arch, options.quick)):
+        for result in pool.map(build, chosen):
             results.append(result)
             print(json.dumps(result), flush=True)
     problems = [f"{record.name(each)}: {fault}" for each in results for fault in each["faults"]]
-    if recorded is not None:
+    if recorded is not None and not options.add:
         here = [each for each in recorded if each["arch"] in options.arch]
         problems += record.worse(results, here, complete=not options.quick)
     for problem in problems:
         print(f"compile_sweep: {problem}", file=sys.stderr)
-    if options.record and not problems:
-        print(record.write(versions, results), file=sys.stderr)
+    if not problems and (options.record or options.add):
+        print((record.add if options.add else record.write)(versions, results), file=sys.stderr)
     return int(bool(problems))
 
 

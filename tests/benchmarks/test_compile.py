@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.infonce.compile import record, sass
 from benchmarks.infonce.compile.occupancy import programs_per_multiprocessor
-from benchmarks.render import compiled
+from benchmarks.render import compiled, compiled_sigmoid
 
 LISTING = (Path(__file__).parent / "row_sweep.sass").read_text(encoding="utf-8")
 """An excerpt of the row sweep in bfloat16 at d = 1,024 for sm_90: nvdisasm -c, without most of its arithmetic.
@@ -211,6 +211,16 @@ def test_record_has_one_line_a_kernel_in_order(tmp_path):
     assert record.read({"triton": "3.8.0", "ptxas": "12.9.86"}, tmp_path) is None
 
 
+def test_kernels_added_to_a_record_keep_the_others_and_both_commits(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "measured_code", lambda: "commit 1111111")
+    record.write(COMPILER, [RESULT], tmp_path)
+    monkeypatch.setattr(record, "measured_code", lambda: "commit 2222222")
+    path = record.add(COMPILER, [RESULT | {"kernel": "sigmoid_rows"}], tmp_path)
+    found = json.loads(path.read_text())
+    assert [each["kernel"] for each in found["cases"]] == ["row_sweep", "sigmoid_rows"]
+    assert found["commit"] == "commit 1111111 and, of 1 kernels added to it, commit 2222222"
+
+
 def test_table_shows_the_widest_case_of_a_tiling_under_each_version():
     figures = {"registers": 187, "barriers": 3, "narrow copies": 0, "issue": 800}
     one = RESULT | figures
@@ -220,6 +230,8 @@ def test_table_shows_the_widest_case_of_a_tiling_under_each_version():
         "| sm_90 | bfloat16, 128 | row | 128 x 64 | 187 / 198 | 1 | HGMMA 64x128x16, 64x64x16 | 4 / 4 + 3 | 3 "
         "| 400 / 1,367 | 800 |"
     ]
+    assert "| rows | 128 x 64 |" in compiled_sigmoid([one, one | {"kernel": "sigmoid_rows"}])
+    assert len(compiled_sigmoid([one, one | {"kernel": "sigmoid_rows"}]).splitlines()) == 3
 
 
 @pytest.mark.parametrize(("listing", "fault"), [("", "expected a listing"), ("/*0000*/ EXIT ;", "expected a loop")])

@@ -12,6 +12,7 @@ import triton
 from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
 from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel
+from adaftr_fast.kernels.infonce.sigmoid_sweep import sigmoid_sweep_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -24,8 +25,11 @@ KERNELS = {
     "row_sweep": infonce_row_sweep_kernel,
     "column_sweep": infonce_column_sweep_kernel,
     "combine": infonce_combine_kernel,
+    "sigmoid_rows": sigmoid_sweep_kernel,
+    "sigmoid_columns": sigmoid_sweep_kernel,
 }
 POINTEE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+OPERANDS = ("anchors_ptr", "candidates_ptr", "x_ptr", "y_ptr")
 INT64 = ("positive_ptr", "row_group_ptr", "column_group_ptr")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -51,7 +55,7 @@ def build(case: Case) -> dict[str, Any]:
         printed = _run("nvdisasm", "-c", file.name)
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups())
     warps, shared = case.config.num_warps, compiled.metadata.shared
-    result = _describe(case) | {
+    result = describe(case) | {
         "registers": registers,
         "shared": shared,
         "warps": warps,
@@ -69,7 +73,7 @@ def build(case: Case) -> dict[str, Any]:
 
 
 def _compile(case: Case):
-    """Pointers and strides are divisible by 16 as in launch.py."""
+    """Pointers and strides are divisible by 16 as in operands.py."""
     kernel = KERNELS[case.kernel]
     acc = "fp64" if case.dtype == torch.float64 else "fp32"
     signature, attributes = {}, {}
@@ -84,7 +88,7 @@ def _compile(case: Case):
         elif argument == "top1_ptr":
             signature[argument] = "*i1"
         else:
-            signature[argument] = "*" + (POINTEE[case.dtype] if argument in ("anchors_ptr", "candidates_ptr") else acc)
+            signature[argument] = "*" + (POINTEE[case.dtype] if argument in OPERANDS else acc)
         if argument.endswith(("_ptr", "_stride")):
             attributes[(place,)] = [["tt.divisibility", 16]]
     options = {"num_warps": case.config.num_warps, "num_stages": case.config.num_stages}
@@ -92,7 +96,8 @@ def _compile(case: Case):
     return triton.compile(source, target=GPUTarget("cuda", case.arch, 32), options=options)
 
 
-def _describe(case: Case) -> dict[str, Any]:
+def describe(case: Case) -> dict[str, Any]:
+    """Returns what tells the kernel from all others, and its blocks."""
     return {
         "kernel": case.kernel,
         "variant": case.variant,

@@ -1,4 +1,4 @@
-"""The kernels to compile: every variant of every row of the table of tilings (kernels/infonce/config.py)."""
+"""The kernels to compile: the variants of every row of the table of tilings (kernels/infonce/config.py)."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,7 +14,8 @@ WIDTHS = (16, 32, 64, 128, 256, 512, 1024)
 UNBOUNDED = {"half": 1024, "tf32": 256, "ieee": 256, "float64": 256}  # the width that stands for "any"
 EXPLICIT = {"HAS_POSITIVE": True, "HAS_GROUP": True, "IGNORES": False}
 IMPLICIT = {"HAS_POSITIVE": False, "HAS_GROUP": False, "IGNORES": False}
-# Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned.
+# Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned. The variants with
+# ignore_above, and the sigmoid loss, are compiled at the greatest width of each tiling only.
 ROW_VARIANTS = {
     "train": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False},
     "stats": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True},
@@ -23,13 +24,19 @@ ROW_VARIANTS = {
     "forward": IMPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": False},
     "tau": EXPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": True},
 }
-COLUMN_VARIANTS = {"train": IMPLICIT, "everything": EXPLICIT}
+WIDEST_ROW_VARIANTS = {"ignore_above": ROW_VARIANTS["train"] | {"IGNORES": True}}
+COLUMN_VARIANTS = {"train": IMPLICIT, "everything": EXPLICIT, "ignore_above": IMPLICIT | {"IGNORES": True}}
+# The sigmoid loss, rows and columns: training; explicit positives.
+SIGMOID_VARIANTS = {
+    "train": {"HAS_POSITIVE": False, "NEED_GRADIENT": True},
+    "explicit": {"HAS_POSITIVE": True, "NEED_GRADIENT": True},
+}
 
 
 class Case(NamedTuple):
     """A kernel with everything that it is compiled for."""
 
-    kernel: str  # row_sweep, column_sweep or combine
+    kernel: str  # row_sweep, column_sweep, combine, sigmoid_rows or sigmoid_columns
     variant: str
     kind: str  # of the products; "" for combine, which has none
     dtype: torch.dtype
@@ -40,33 +47,59 @@ class Case(NamedTuple):
 
 
 def cases(archs: list[int], quick: bool) -> Iterator[Case]:
-    """Yields every variant of every row of the table at every width; ``quick``: training at the greatest width."""
+    """Yields the variants of every row of the table; ``quick``: training at the greatest width."""
     for arch in archs:
         for tiling in TILINGS:
-            dtype = DTYPES[tiling.kind]
-            widest = int(min(tiling.max_width, UNBOUNDED[tiling.kind]))
-            if quick:
-                yield from _of_tiling(tiling, dtype, widest, arch, ("train",))
-                continue
-            for width in (w for w in WIDTHS if w <= widest):
-                yield from _of_tiling(tiling, dtype, width, arch, tuple(ROW_VARIANTS))
-            if tiling.kind == "half":
-                yield from _of_tiling(tiling, torch.float16, widest, arch, tuple(ROW_VARIANTS))
+            yield from _of_tiling(tiling, arch, quick)
         for dtype in (torch.bfloat16,) if quick else ALL_DTYPES:
             yield _combine(dtype, arch)
 
 
-def _of_tiling(tiling, dtype: torch.dtype, width: int, arch: int, names: tuple[str, ...]) -> Iterator[Case]:
+def _of_tiling(tiling, arch: int, quick: bool) -> Iterator[Case]:
+    dtype = DTYPES[tiling.kind]
+    widest = int(min(tiling.max_width, UNBOUNDED[tiling.kind]))
+    if quick:
+        train = {"train": ROW_VARIANTS["train"]}
+        yield from _of_infonce(tiling, dtype, widest, arch, train)
+        yield from _of_sigmoid(tiling, dtype, widest, arch, {"train": SIGMOID_VARIANTS["train"]})
+        return
+    for width in (w for w in WIDTHS if w <= widest):
+        yield from _of_infonce(tiling, dtype, width, arch, ROW_VARIANTS)
+    if tiling.kind == "half":
+        yield from _of_infonce(tiling, torch.float16, widest, arch, ROW_VARIANTS)
+    yield from _of_infonce(tiling, dtype, widest, arch, WIDEST_ROW_VARIANTS)
+    yield from _of_sigmoid(tiling, dtype, widest, arch, SIGMOID_VARIANTS)
+
+
+def _fitted(tiling, width: int, arch: int):
+    """Returns the tiling with blocks no wider than needed; None if another one serves this width on this GPU."""
     fitted = choose_tiling(tiling.kind, width, arch)
-    if fitted[:3] != tiling[:3]:
-        return  # another row serves this width on this architecture
-    for name in names:
-        config = _row_config(fitted, ROW_VARIANTS[name])
-        values = constants(dtype, tiling.kind, width, config) | ROW_VARIANTS[name] | {"MAX_OFFSET": max_offset(dtype)}
+    return fitted if fitted[:3] == tiling[:3] else None
+
+
+def _of_infonce(tiling, dtype: torch.dtype, width: int, arch: int, variants: dict[str, dict]) -> Iterator[Case]:
+    fitted = _fitted(tiling, width, arch)
+    if fitted is None:
+        return
+    for name, variant in variants.items():
+        config = _row_config(fitted, variant)
+        values = constants(dtype, tiling.kind, width, config) | variant | {"MAX_OFFSET": max_offset(dtype)}
         yield Case("row_sweep", name, tiling.kind, dtype, width, arch, config, values)
         if name in COLUMN_VARIANTS:
             values = constants(dtype, tiling.kind, width, fitted.column_sweep) | COLUMN_VARIANTS[name] | {"D": width}
             yield Case("column_sweep", name, tiling.kind, dtype, width, arch, fitted.column_sweep, values)
+
+
+def _of_sigmoid(tiling, dtype: torch.dtype, width: int, arch: int, variants: dict[str, dict]) -> Iterator[Case]:
+    fitted = _fitted(tiling, width, arch)
+    if fitted is None:
+        return
+    sides = ("sigmoid_rows", True, fitted.sigmoid_rows), ("sigmoid_columns", False, fitted.sigmoid_columns)
+    for name, variant in variants.items():
+        for kernel, owns_rows, config in sides:
+            own = {"OWNS_ROWS": owns_rows, "MAX_OFFSET": max_offset(dtype), "D": width}
+            values = constants(dtype, tiling.kind, width, config) | variant | own
+            yield Case(kernel, name, tiling.kind, dtype, width, arch, config, values)
 
 
 def _row_config(tiling, variant: dict[str, bool]) -> Config:

@@ -21,11 +21,11 @@ def path_of(triton: str, folder: Path = RESULTS) -> Path:
     return folder / f"compile-triton{'.'.join(triton.split('.')[:2])}.json"
 
 
-def write(compiler: dict[str, str], results: list[Result], folder: Path = RESULTS) -> Path:
+def write(compiler: dict[str, str], results: list[Result], folder: Path = RESULTS, commit: str | None = None) -> Path:
     """Writes compiler, date, commit and, one a line and in order, the figures of each kernel; returns the path."""
     cases = [{k: v for k, v in each.items() if k not in NOT_RECORDED} for each in results]
     cases.sort(key=lambda each: tuple(each[part] for part in ("arch", *KEY)))
-    head = {"compiler": compiler, "date": datetime.date.today().isoformat(), "commit": measured_code()}
+    head = {"compiler": compiler, "date": datetime.date.today().isoformat(), "commit": commit or measured_code()}
     lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
     body = ",\n".join(f"  {json.dumps(each)}" for each in cases)
     path = path_of(compiler["triton"], folder)
@@ -33,6 +33,13 @@ def write(compiler: dict[str, str], results: list[Result], folder: Path = RESULT
     draft.write_text("\n".join(["{", *lines, ' "cases": [', body, " ]", "}", ""]), encoding="utf-8")
     draft.replace(path)
     return path
+
+
+def add(compiler: dict[str, str], results: list[Result], folder: Path = RESULTS) -> Path:
+    """Adds kernels to a record. Its commit then names both those that were there and those that were added."""
+    before = json.loads(path_of(compiler["triton"], folder).read_text(encoding="utf-8"))
+    commit = f"{before['commit']} and, of {len(results)} kernels added to it, {measured_code()}"
+    return write(compiler, before["cases"] + results, folder, commit)
 
 
 def read(compiler: dict[str, str], folder: Path = RESULTS) -> list[Result] | None:
@@ -74,10 +81,10 @@ def worse(results: list[Result], recorded: list[Result], complete: bool) -> list
         recorded: the cases of a record.
         complete: the results are of all kernels, so that a kernel that is in the record alone counts too.
     """
-    known = {_key(each): each for each in recorded}
+    known = {key_of(each): each for each in recorded}
     lines = []
     for result in results:
-        before = known.pop(_key(result), None)
+        before = known.pop(key_of(result), None)
         found = ["is not in the record"] if before is None else _worse(result, before)
         lines += [f"{name(result)}: {line}" for line in found]
     if complete:
@@ -85,7 +92,8 @@ def worse(results: list[Result], recorded: list[Result], complete: bool) -> list
     return lines
 
 
-def _key(result: Result) -> tuple[Any, ...]:
+def key_of(result: Result) -> tuple[Any, ...]:
+    """Returns what tells a kernel from all others."""
     return tuple(result[part] for part in KEY)
 
 
