@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ def in_a_fork(work: Callable[[], str]) -> str:
 class Script:
     """Runs a Python script as ``python -c`` does, but in milliseconds: the package is imported already.
 
+    Variables that torch reads when it is loaded, such as OMP_NUM_THREADS, have no effect. A script that still runs when
+    its object is collected, or after ``communicate`` has waited in vain, is killed, so that it holds up no session.
+
     Args:
         source: the script.
         arguments: its ``sys.argv[1:]``.
@@ -56,6 +60,7 @@ class Script:
         with contextlib.chdir(ROOT):  # where the server imports the package
             self._process.start()
         self.pid = self._process.pid
+        weakref.finalize(self, _end, self._process)
 
     @property
     def returncode(self) -> int | None:
@@ -65,7 +70,9 @@ class Script:
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """Waits for the end and returns what was printed to stdout and to stderr."""
         self._process.join(timeout)
-        assert self.returncode is not None, f"no end within {timeout} s"
+        ended = self.returncode is not None
+        _end(self._process)
+        assert ended, f"no end within {timeout} s: {self._printed('err')}"
         return self._printed("out"), self._printed("err")
 
     def send_signal(self, number: int) -> None:
@@ -77,6 +84,12 @@ class Script:
     def _printed(self, name: str) -> str:
         path = Path(self._folder.name, name)
         return path.read_text() if path.exists() else ""
+
+
+def _end(process: Any) -> None:
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 def _run(folder: str, source: str, arguments: list[str], environment: dict[str, str]) -> None:

@@ -50,7 +50,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.experiments.study import open_dataset
     from adaftr_fast.training.sharding import check_replicated
 
-    for option in ("seeds", "jobs", "auctions"):
+    for option in ("seeds", "jobs", "auctions") if arguments.name == "abtest" else ("seeds", "jobs"):
         if arguments[option] < 1:
             raise ConfigError(f"--{option}: expected >= 1, got {arguments[option]}")
     config = read_config(arguments, SECTIONS)

@@ -26,7 +26,7 @@ def sigmoid_contrast(
 
     Returns loss [], d_anchors [B, d], d_candidates [N, d], d_logit_scale [] and d_logit_bias [] in the accumulation
     type; empty where not needed. A scale that is not positive and finite, a bias that is not finite and a positive out
-    of range yield NaN, because nothing is read back to check.
+    of range yield NaN, if there is a pair at all, because nothing is read back to check.
 
     Raises:
         ValueError: the tensors are not on CUDA and kernels are not interpreted, or the GPU is older than compute

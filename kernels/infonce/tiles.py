@@ -1,5 +1,4 @@
-"""What the kernels share: loading a block, the scores of two blocks, the order of blocks, a row's
-parameters, and log1p.
+"""What the kernels share: blocks and their order, the scores of two blocks, a row's parameters, and log1p.
 
 The package's docstring defines shapes and names. A matrix is passed as a tuple ``desc`` of its pointer, the stride of
 its rows in elements, and its number of rows.

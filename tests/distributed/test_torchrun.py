@@ -161,7 +161,7 @@ def rendezvous() -> dict[str, str | int]:
 
 def by_hand(source: str, *arguments, **variables) -> list[Script]:
     """Starts a script as two ranks, without torchrun."""
-    each = [{"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1} | variables for rank in range(2)]
+    each = [{"RANK": rank, "LOCAL_RANK": rank} | variables for rank in range(2)]
     return [Script("import torch; torch.set_num_threads(1)\n" + source, *arguments, **rank) for rank in each]
 
 

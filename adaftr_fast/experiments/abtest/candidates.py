@@ -33,6 +33,7 @@ class Candidates:
 
     Attributes:
         ids: int32 [n * K, F], as the models read them.
+        item: the advertised item, which is the advertiser; a slate may hold one several times, int64 [n, K].
         click: true probability of a click, float64 [n, K].
         conversion: true probability of a conversion given a click, float64 [n, K].
         price: p_c of Eq. 16, what the advertiser pays for a conversion at most, float64 [n, K].
@@ -41,6 +42,7 @@ class Candidates:
     """
 
     ids: Tensor
+    item: np.ndarray
     click: np.ndarray
     conversion: np.ndarray
     price: np.ndarray
@@ -100,6 +102,7 @@ class Auctions:
         draws = [hashing.uniform(self._stream(name), number) for name in ("click", "conversion")]
         return Candidates(
             ids=self.encode(values),
+            item=owners["item"].reshape(row.shape),
             click=conditional[:, 0].reshape(row.shape),
             conversion=conditional[:, 1:].prod(1).reshape(row.shape),
             price=np.exp(PRICE_SPREAD * deviate).reshape(row.shape),

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t
 
 SAMPLES = 1000
 LEVEL = 0.95
@@ -27,7 +28,7 @@ class Lift:
         metric: the metric.
         mean: the difference of the metrics over the auctions of all seeds together.
         auctions: the bounds of the 95 % interval over resampled auctions, for these models.
-        seeds: the bounds over resampled auctions and seeds; None for one seed.
+        seeds: the bounds over auctions and training seeds, a t interval; None for one seed.
         by_seed: the difference for each seed, [S].
     """
 
@@ -51,18 +52,19 @@ def rates(counts: np.ndarray, impressions: float) -> np.ndarray:
 def lifts(control: Sequence[np.ndarray], treatment: Sequence[np.ndarray], samples: int = SAMPLES) -> list[Lift]:
     """Compares two arms whose counts [n, 4] belong to the same auctions, seed by seed.
 
-    Auctions are resampled with replacement, each with what it adds in both arms and for every seed, and in the second
-    interval the seeds are, too. The bounds are percentiles.
+    For the first interval, auctions are resampled with replacement, each with what it adds in both arms and for every
+    seed; the bounds are percentiles. The second is ``mean`` -+ t sqrt(v + s^2 / S), with the variance v of these
+    samples, the standard deviation s of ``by_seed``, and t of S - 1 degrees of freedom; a bootstrap over few seeds
+    would be too narrow.
     """
     arms = np.stack([control, treatment])  # [2, S, n, 4]
     by_seed = _relative(arms.sum(2))  # [S, M]
     mean = _relative(arms.sum((1, 2)))
     resampled = np.stack([*_resampled(arms, samples)])  # [R, 2, S, 4]
-    fixed = _bounds(_relative(resampled.sum(2).swapaxes(0, 1)))
-    chosen = _choose_seeds(resampled)
-    drawn = None if chosen is None else _bounds(_relative(chosen.sum(2).swapaxes(0, 1)))
+    drawn = _relative(resampled.sum(2).swapaxes(0, 1))  # [R, M]
+    fixed, over_seeds = _bounds(drawn), _t_bounds(mean, drawn.var(0), by_seed)
     return [
-        Lift(name, float(mean[m]), fixed[m], None if drawn is None else drawn[m], by_seed[:, m].tolist())
+        Lift(name, float(mean[m]), fixed[m], None if over_seeds is None else over_seeds[m], by_seed[:, m].tolist())
         for m, name in enumerate(METRICS)
     ]
 
@@ -85,13 +87,14 @@ def _resampled(arms: np.ndarray, samples: int) -> Iterator[np.ndarray]:
         yield (times.astype(np.float64) @ columns).reshape(arms.shape[0], arms.shape[1], -1)
 
 
-def _choose_seeds(resampled: np.ndarray) -> np.ndarray | None:
-    """Replaces the seeds of each sample [R, 2, S, 4] by as many that are drawn from them; None for one seed."""
-    samples, _, seeds, _ = resampled.shape
+def _t_bounds(mean: np.ndarray, variance: np.ndarray, by_seed: np.ndarray) -> list[tuple[float, float]] | None:
+    """Returns the bounds of ``mean`` [M] over auctions, with this ``variance`` [M], and seeds [S, M]; None for one."""
+    seeds = len(by_seed)
     if seeds < 2:
         return None
-    chosen = np.random.default_rng(1).integers(0, seeds, (samples, 1, seeds, 1))
-    return np.take_along_axis(resampled, chosen, 2)
+    quantile = float(t.ppf((1 + LEVEL) / 2, seeds - 1))
+    width = quantile * np.sqrt(variance + by_seed.var(0, ddof=1) / seeds)
+    return list(zip((mean - width).tolist(), (mean + width).tolist()))
 
 
 def _bounds(values: np.ndarray) -> list[tuple[float, float]]:

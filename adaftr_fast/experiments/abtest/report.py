@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,8 +41,9 @@ RULES = (
     "Each auction has a user and a slate of candidate ads from the distribution of the synthetic log, after its last "
     "row. Both arms bid p_b = w · ŷ_ctr · ŷ_cvr · p_c for every candidate (Eq. 16). The price p_c of an ad is "
     "log-normal, and w makes the mean of ŷ_ctr · ŷ_cvr on the validation split the conversion rate. The highest bid "
-    "wins and costs the second highest. The click and the conversion of the winner are drawn from its true "
-    "probabilities, in both arms with the same random numbers. CPC is the cost per conversion, as in the paper."
+    "wins and costs the highest bid for another item. The click and the conversion of the winner are drawn from its "
+    "true probabilities, in both arms with the same random numbers. So CTR, CVR, conversions and value differ by the "
+    "choices alone; CPC, the cost per conversion as in the paper, and eCPM also by how far an arm's bids lie apart."
 )
 
 
@@ -56,8 +58,8 @@ def summary(found: ABTest) -> str:
             f"({', '.join(map(str, found.seeds))}). eCPM, conversions and value (the sum of the prices of conversions) "
             f"are per 1,000 impressions. Both models choose the same candidate in {same:.1f} % of the auctions.",
             lift_table(found),
-            "Differences in percent of the control's metric. The intervals are 95 % of 1,000 bootstrap samples of the "
-            "auctions, for these models, and of the auctions and the seeds.",
+            "Differences in percent of the control's metric. The 95 % intervals are that of 1,000 bootstrap samples "
+            "of the auctions, for these models, and a t interval over auctions and seeds.",
         )
     )
 
@@ -93,6 +95,8 @@ def lift_table(found: ABTest) -> str:
 
 def _interval(bounds: tuple[float, float]) -> str:
     low, high = bounds
+    if math.isnan(low + high):
+        return "-"
     return f"{low:+.2f} to {high:+.2f}"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.errors import TrainingError
 from adaftr_fast.experiments.abtest.candidates import Auctions, Candidates
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.training.evaluation import predict
@@ -62,6 +63,7 @@ def model_bidder(model: MultiTaskModel, data: PreparedData, stages: tuple[str, s
 
     Raises:
         DataError: the validation split cannot be read.
+        TrainingError: the validation split has no conversion.
     """
     click, conversion = (model.task_names.index(stage) for stage in stages)
 
@@ -76,7 +78,10 @@ def model_bidder(model: MultiTaskModel, data: PreparedData, stages: tuple[str, s
         return product(np.concatenate(parts)).reshape(candidates.price.shape)
 
     seen = predict(model, data.load("validation"), batch_size)
-    return Bidder(score, float(seen.labels[:, conversion].mean() / product(seen.logits).mean()))
+    converted = float(seen.labels[:, conversion].mean())
+    if not converted:
+        raise TrainingError("abtest: the validation split, which calibrates the bids, has no conversion")
+    return Bidder(score, converted / float(product(seen.logits).mean()))
 
 
 def true_bidder() -> Bidder:
@@ -97,18 +102,18 @@ def simulate(auctions: Auctions, bidders: Sequence[Bidder], number: int) -> list
 
 
 def decide(candidates: Candidates, bids: np.ndarray) -> Traffic:
-    """Awards each impression to the highest of ``bids`` [n, K], at the price of the second highest (Vickrey).
+    """Awards each impression to the highest of ``bids`` [n, K], at the price of the highest of other items (Vickrey).
 
     The winner is clicked if the auction's first draw is below its true click rate, and a click converts if the second
     draw is below its true conversion rate. The draws are the auction's, so two bidders that choose the same candidate
     get the same click and conversion.
     """
     winners = bids.argmax(1)
-    cost = np.partition(bids, -2, axis=1)[:, -2]
-    click, conversion, price = (
+    click, conversion, price, item = (
         np.take_along_axis(each, winners[:, None], 1)[:, 0]
-        for each in (candidates.click, candidates.conversion, candidates.price)
+        for each in (candidates.click, candidates.conversion, candidates.price, candidates.item)
     )
+    cost = np.where(candidates.item == item[:, None], 0, bids).max(1)  # no advertiser bids against itself
     clicked = candidates.draws[:, 0] < click
     converted = clicked & (candidates.draws[:, 1] < conversion)
     return Traffic(np.stack([clicked, converted, cost, converted * price], 1).astype(np.float64), winners)

@@ -57,7 +57,8 @@ def sigmoid_contrast(
             and all its pairs are negative, as with the candidates of another rank. Default: ``arange(B)``, which
             requires N >= B.
         reduction: "mean" (the sum over all pairs divided by B; 0 if B = 0) or "sum".
-        backend: "auto" selects C++ on CPU and Triton on CUDA. "reference", "cpu" and "triton" select one backend.
+        backend: "auto" selects C++ on CPU, Triton on CUDA, and plain PyTorch in blocks of rows on GPUs below compute
+            capability 8.0. "reference", "cpu" and "triton" select one backend.
             "triton" accepts CPU tensors only under TRITON_INTERPRET=1.
         process_group: if given, the candidates of every row are the ``h_cvr`` of all ranks, as if the ranks' rows were
             one batch. The ranks may have different B and N, including 0. ``positive_index`` counts this rank's
@@ -78,7 +79,7 @@ def sigmoid_contrast(
         NotImplementedError: an input carries a forward-mode tangent.
         RuntimeError: on CPU, a logit_scale that is not positive and finite, a logit_bias that is not finite, or a
             positive_index out of range. On CUDA the values are not checked, because that would wait for the device;
-            they give NaN.
+            they give NaN where there is a pair.
 
     Example:
         >>> image, text = torch.randn(2, 1024, 64).unbind()

@@ -101,6 +101,12 @@ def _triton(*args: Any) -> Outputs:
     return sigmoid_contrast(*args)
 
 
+def _cuda(h_ctr: Tensor, *args: Any) -> Outputs:
+    """Runs the kernel, or plain PyTorch on a GPU that is older than the kernels are compiled for."""
+    run = _triton if torch.cuda.get_device_capability(h_ctr.device) >= (8, 0) else _reference
+    return run(h_ctr, *args)
+
+
 def _fake(
     anchors: Tensor,
     candidates: Tensor,
@@ -220,4 +226,4 @@ for _name in NAMES:
     )
     library.impl(_name, _triton if _name.endswith("_triton") else _reference, "CompositeExplicitAutograd")
 if importlib.util.find_spec("triton") is not None:
-    library.impl("sigmoid_contrast", _triton, "CUDA")
+    library.impl("sigmoid_contrast", _cuda, "CUDA")

@@ -37,7 +37,10 @@ def write(compiler: dict[str, str], results: list[Result], folder: Path = RESULT
 
 def add(compiler: dict[str, str], results: list[Result], folder: Path = RESULTS) -> Path:
     """Adds kernels to a record. Its commit then names both those that were there and those that were added."""
-    before = json.loads(path_of(compiler["triton"], folder).read_text(encoding="utf-8"))
+    path = path_of(compiler["triton"], folder)
+    if not results:
+        return path
+    before = json.loads(path.read_text(encoding="utf-8"))
     commit = f"{before['commit']} and, of {len(results)} kernels added to it, {measured_code()}"
     return write(compiler, before["cases"] + results, folder, commit)
 

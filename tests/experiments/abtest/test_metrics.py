@@ -69,5 +69,6 @@ def test_seeds_that_differ_widen_the_second_interval():
     lift = by_name(lifts(control, treatment))["conversions"]
     assert lift.by_seed == pytest.approx([0, 20, 40])
     assert lift.auctions[1] - lift.auctions[0] < 5
-    assert lift.seeds[1] - lift.seeds[0] > 15
+    half = 4.302653 * 20 / math.sqrt(3)  # t of two degrees of freedom
+    assert lift.seeds[1] - lift.seeds[0] == pytest.approx(2 * half, rel=0.01)
     assert lifts(control, treatment) == lifts(control, treatment)

@@ -14,6 +14,7 @@ from adaftr_fast.training.evaluation import predict
 def test_an_auction_by_hand():
     candidates = Candidates(
         ids=torch.zeros(6, 1, dtype=torch.int32),
+        item=np.array([[1, 2, 3], [1, 3, 3]]),
         click=np.array([[0.5, 0.1, 0.9], [0.5, 0.1, 0.9]]),
         conversion=np.array([[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]),
         price=np.array([[2.0, 1.0, 4.0], [2.0, 1.0, 4.0]]),
@@ -21,9 +22,11 @@ def test_an_auction_by_hand():
     )
     bids = Bidder(lambda _: np.array([[0.3, 0.4, 0.1], [0.1, 0.2, 0.3]]), weight=10.0).bids(candidates)
     np.testing.assert_allclose(bids, [[6.0, 4.0, 4.0], [2.0, 2.0, 12.0]])
+    bids[1, 1] = 11.0  # of the winner's item
     found = decide(candidates, bids)
     assert found.winners.tolist() == [0, 2]
-    # The first is clicked (0.4 < 0.5) and does not convert (0.6 >= 0.5); the second does both, at the price 4.
+    # The first is clicked (0.4 < 0.5) and does not convert (0.6 >= 0.5); the second does both, at the price 4. It costs
+    # the highest bid for another item.
     np.testing.assert_allclose(found.counts, [[1, 0, 4.0, 0], [1, 1, 2.0, 4.0]])
 
 

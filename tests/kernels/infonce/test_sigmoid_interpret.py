@@ -60,8 +60,9 @@ def test_tf32_block_sizes(precision):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scale", [1e-30, 1e-3, 100.0, 1e4, 1e30])
-@pytest.mark.parametrize("bias", [-1e4, -10.0, 0.0, 50.0])
+@pytest.mark.parametrize(
+    ("scale", "bias"), [(1e-30, -10.0), (1e-30, 50.0), (100.0, 0.0), (1e4, -1e4), (1e30, -1e4), (1e30, 50.0)]
+)
 def test_extreme_scales_and_biases(scale, bias, dtype):
     if dtype == torch.float16 and scale == 1e30:
         pytest.skip("the gradients of h_ctr and h_cvr overflow float16")
@@ -177,16 +178,11 @@ def test_a_bad_number_shows_in_the_loss():
     assert triton(a, b, scale, bias).isnan()
 
 
-def test_same_bits_every_time():
-    first, second = (loss_and_gradients(triton, inputs(64, 400, 16), torch.bfloat16) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(first, second))
-
-
 def test_first_and_second_derivatives():
-    tensors = [t.requires_grad_() for t in inputs(5, 6, 3)]
+    tensors = [t.requires_grad_() for t in inputs(3, 4, 2)]
 
     def function(*x):
-        return triton(*x, positive_index=torch.tensor([0, 3, NOWHERE, 5, 1]))
+        return triton(*x, positive_index=torch.tensor([3, NOWHERE, 1]))
 
     assert torch.autograd.gradcheck(function, tensors)
     assert torch.autograd.gradgradcheck(function, tensors)
