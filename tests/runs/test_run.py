@@ -55,18 +55,24 @@ def test_a_balanced_run_of_esmm_is_read_again(prepared, tmp_path):
 
 
 class FakeTracker:
-    """Keeps the calls of all processes' trackers; ``stops_at`` sends Ctrl-C when that epoch is logged."""
+    """Keeps the calls of all processes' trackers; ``stops_at`` stops the process when that epoch is logged.
+
+    Ctrl-C lets the call return; with ``killed`` it does not return, as in a process that is killed in it.
+    """
 
     calls: ClassVar = []
     stops_at = 0
+    killed = False
 
     def __init__(self, opening):
         self.known = opening.known or "first"
-        self.calls.append(("open", opening.known, opening.first_epoch))
+        self.calls.append(("open", opening.known, opening.first_step))
         assert opening.parameters["optimizer.lr"] == 0.01
 
     def log(self, numbers, epoch):
         self.calls.append(("log", epoch))
+        if epoch == self.stops_at and self.killed:
+            raise KeyboardInterrupt
         if epoch == self.stops_at:
             signal.raise_signal(signal.SIGINT)
 
@@ -77,8 +83,9 @@ class FakeTracker:
         self.calls.append(("close", failed))
 
 
-def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, monkeypatch):
-    kind = type("Fresh", (FakeTracker,), {"calls": [], "stops_at": 1})
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, monkeypatch, killed):
+    kind = type("Fresh", (FakeTracker,), {"calls": [], "stops_at": 1, "killed": killed})
     module = types.SimpleNamespace(WeightsAndBiases=kind)
     monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.wandb", module)
     data, out = prepared(1), tmp_path / "run"
@@ -90,8 +97,9 @@ def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, monke
     kind.stops_at = 0
     run = train_one(data, config, out)
     auc = run.test["click"]["auc"]
-    assert kind.calls[0] == ("open", "first", 1)  # the interrupted process may not have logged its last epoch
-    assert kind.calls[1:] == [("log", 1), ("log", 2), ("log_test", auc), ("close", False)]
+    again = [("log", 1)] if killed else []  # a process that is killed may not have logged its last epoch
+    assert kind.calls[0] == ("open", "first", 1 if killed else 2)
+    assert kind.calls[1:] == [*again, ("log", 2), ("log_test", auc), ("close", False)]
     kind.calls.clear()
     train_one(data, config, out)
     assert kind.calls[0] == ("open", None, 1)

@@ -76,20 +76,21 @@ def test_a_tracker_gets_the_options_the_numbers_of_each_epoch_and_the_test_metri
     (made,) = fake.made
     assert made.opening.parameters == PARAMETERS
     assert made.opening.name == "/".join(tmp_path.parts[-2:])
-    assert made.calls[1] == ("log", {"seconds": 2.0, "train/click": 0.4, "validation/click/auc": 0.61}, 1)
+    assert made.calls[1] == ("log", {"epoch": 1, "seconds": 2.0, "train/click": 0.4, "validation/click/auc": 0.61}, 1)
     assert made.calls[2][1].keys() == {"test/click/auc", "test/click/gauc"}
     assert made.calls[3:] == [("close", False)]
 
 
 def test_a_resumed_run_continues_and_a_tracker_added_later_gets_all_epochs(fake, tmp_path):
     log(Trackers(["wandb"], tmp_path, PARAMETERS), 1, 2, 3)
-    Trackers(["mlflow", "wandb"], tmp_path, PARAMETERS, resumed=True, records=[record(1), record(2)])
+    resumed = Trackers(["mlflow", "wandb"], tmp_path, PARAMETERS, resumed=True, records=[record(1), record(2)])
     first, added, again = fake.made
-    assert (first.opening.first_epoch, first.opening.known) == (1, None)
-    assert (added.opening.first_epoch, added.opening.known) == (1, None)
+    assert (first.opening.first_step, first.opening.known) == (1, None)
+    assert (added.opening.first_step, added.opening.known) == (1, None)
     assert [call[2] for call in added.calls[1:]] == [1, 2]
-    assert (again.opening.first_epoch, again.opening.known) == (3, first.known)
-    assert again.calls == [("open",)]
+    assert (again.opening.first_step, again.opening.known) == (4, first.known)
+    log(resumed, 3, 4)  # the interrupted process had logged 3
+    assert (epochs(added), epochs(again)) == ([1, 2, 3, 4], [4])
     Trackers(["wandb"], tmp_path, PARAMETERS)
     assert fake.made[-1].opening.known is None  # a new run in the folder of a finished one
 
@@ -109,7 +110,7 @@ def test_a_tracker_that_was_left_out_for_some_epochs_gets_them_on_resuming(fake,
     log(Trackers([], tmp_path, PARAMETERS, resumed=True, records=[record(1)]), 2)
     records = [record(epoch) for epoch in (1, 2, 3)]
     Trackers(["wandb"], tmp_path, PARAMETERS, resumed=True, records=records)
-    assert (fake.made[-1].opening.first_epoch, fake.made[-1].opening.known) == (2, fake.made[0].known)
+    assert (fake.made[-1].opening.first_step, fake.made[-1].opening.known) == (2, fake.made[0].known)
     assert epochs(fake.made[-1]) == [2, 3]
 
 
@@ -127,7 +128,7 @@ def test_the_list_of_runs_of_earlier_versions_is_read(fake, tmp_path):
     (tmp_path / "trackers.json").write_text('{"wandb": "abc"}')
     log(Trackers(["wandb"], tmp_path, PARAMETERS, resumed=True, records=[record(1), record(2)]), 3)
     (made,) = fake.made
-    assert (made.opening.first_epoch, made.opening.known, epochs(made)) == (3, "abc", [3])
+    assert (made.opening.first_step, made.opening.known, epochs(made)) == (3, "abc", [3])
     assert json.loads((tmp_path / "trackers.json").read_text()) == {"wandb": {"run": "abc", "epoch": 3}}
 
 
@@ -218,8 +219,8 @@ def test_wandb_gets_a_run_of_its_own_which_a_resumed_process_continues(tmp_path,
     assert (options["project"], options["name"], options["dir"]) == ("adaftr-fast", opening.name, str(tmp_path))
     assert options["config"] == PARAMETERS
     run = init.return_value
-    made.log({"train/click": 0.4}, 2)
-    run.log.assert_called_once_with({"train/click": 0.4, "epoch": 2}, step=2)
+    made.log({"train/click": 0.4, "epoch": 0.5}, 2)
+    run.log.assert_called_once_with({"train/click": 0.4, "epoch": 0.5}, step=2)
     made.log_test({"test/click/auc": 0.7})
     run.summary.update.assert_called_once_with({"test/click/auc": 0.7})
     made.close(failed=True)
@@ -291,7 +292,7 @@ def test_mlflow_resumes_its_run(tmp_path, monkeypatch):
     assert found.data.params["model.tower_hidden"] == "[8, 4]"
     assert found.data.metrics["test/click/auc"] == 0.7
     assert found.info.status == "FINISHED"
-    assert {each.step for each in client.get_metric_history(run, "train/click")} == {1, 2, 3}
+    assert sorted(each.step for each in client.get_metric_history(run, "train/click")) == [1, 2, 3]
 
 
 def test_wandb_works_offline_and_resumes_its_run(tmp_path):

@@ -18,13 +18,14 @@ class Opening:
     Attributes:
         folder: the run folder.
         parameters: the options of the run as ``section.option`` -> value.
-        first_epoch: the first epoch that will be logged, from which on what an interrupted process logged is void.
+        first_step: the first step that will be logged, from which on what an interrupted process logged is void. The
+            step of a validation is its number in the run.
         known: what ``known`` of the tracker of the interrupted process was; None to begin a run.
     """
 
     folder: Path
     parameters: Mapping[str, Any]
-    first_epoch: int
+    first_step: int
     known: str | None
 
     @property
@@ -42,8 +43,8 @@ class Tracker(Protocol):
 
     known: str
 
-    def log(self, numbers: Numbers, epoch: int) -> None:
-        """Logs the numbers of an epoch. What is logged is not lost if the process is killed later."""
+    def log(self, numbers: Numbers, step: int) -> None:
+        """Logs the numbers of a validation. What is logged is not lost if the process is killed later, W&B aside."""
 
     def log_test(self, numbers: Numbers) -> None:
         """Logs the metrics on the test split, once."""

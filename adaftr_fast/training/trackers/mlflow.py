@@ -17,13 +17,13 @@ VALUE_LENGTH = 500  # of a parameter, in the oldest servers
 
 
 class MLflow:
-    """Logs to a run of MLflow, with the epoch as its step."""
+    """Logs to a run of MLflow, with the number of the validation as its step."""
 
     def __init__(self, opening: Opening) -> None:
         self._client = mlflow.MlflowClient()
         self.known = self._begin(opening) if opening.known is None else opening.known
         self._client.set_terminated(self.known, "RUNNING")  # raises if the run that is resumed is no longer there
-        self._step = opening.first_epoch - 1
+        self._step = opening.first_step - 1
 
     def _begin(self, opening: Opening) -> str:
         """Creates a run with the options as its parameters and returns its id."""
@@ -35,11 +35,11 @@ class MLflow:
         self._client.log_batch(run, params=options)
         return run
 
-    def log(self, numbers: Numbers, epoch: int) -> None:
+    def log(self, numbers: Numbers, step: int) -> None:
         now = int(1000 * time.time())
-        metrics = [Metric(NOT_IN_NAMES.sub("_", name), value, now, epoch) for name, value in numbers.items()]
+        metrics = [Metric(NOT_IN_NAMES.sub("_", name), value, now, step) for name, value in numbers.items()]
         self._client.log_batch(self.known, metrics=metrics)
-        self._step = epoch
+        self._step = step
 
     def log_test(self, numbers: Numbers) -> None:
         self.log(numbers, self._step)

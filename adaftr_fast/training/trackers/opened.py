@@ -41,8 +41,8 @@ class Trackers:
         folder: the run folder.
         parameters: the options of the run as ``section.option`` -> value.
         resumed: whether to continue the runs of an interrupted process.
-        records: the records of the epochs so far, as in metrics.jsonl. A tracker gets those that it has not logged,
-            because it was added later, left out for a while or had failed.
+        records: the records of the validations so far, as in metrics.jsonl. A tracker gets those that it has not
+            logged, because it was added later, left out for a while or had failed, and none twice.
 
     Raises:
         MissingPackageError: a tracker is not installed.
@@ -70,9 +70,9 @@ class Trackers:
             raise
 
     def _begin(self, name: str, folder: Path, parameters: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> None:
-        """Opens a tracker and logs the epochs that it lacks."""
+        """Opens a tracker and logs the validations that it lacks."""
         known = self._known.get(name)
-        done = 0 if known is None else min(known.epoch, len(records))
+        done = 0 if known is None else known.epoch
         opening = Opening(folder, parameters, done + 1, None if known is None else known.run)
         self._open[name] = _opened(name, opening)
         self._known[name] = Known(self._open[name].known, done)
@@ -83,12 +83,14 @@ class Trackers:
         """Logs the record of a validation, the ``number``-th."""
         for name in list(self._open):
             self._log(name, record, number)
-        self._save()
 
     def _log(self, name: str, record: dict[str, Any], number: int) -> None:
+        if number <= self._known[name].epoch:  # on resuming, the trainer publishes the last validation again
+            return
         self._do(name, "log", dict(numbers(record)), number)
         if name in self._open:
             self._known[name].epoch = number
+            self._save()
 
     def _save(self) -> None:
         if self._known:
@@ -123,11 +125,11 @@ class Trackers:
 
 
 def numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yields the numbers of a record by the path of their keys, without the epoch."""
+    """Yields the numbers of a record by the path of their keys."""
     for name, value in record.items():
         if isinstance(value, dict):
             yield from numbers(value, f"{prefix}{name}/")
-        elif f"{prefix}{name}" != "epoch":
+        else:
             yield prefix + name, value
 
 

@@ -13,7 +13,11 @@ PROJECT = "adaftr-fast"  # without WANDB_PROJECT
 
 
 class WeightsAndBiases:
-    """Logs to a run of Weights & Biases, with the epoch as its step. Its files are in ``wandb`` of the run folder."""
+    """Logs to a run of Weights & Biases, with the number of the validation as its step.
+
+    Its files are in ``wandb`` of the run folder. W&B writes them every 15 seconds, so a process that is killed loses
+    what it logged since.
+    """
 
     def __init__(self, opening: Opening) -> None:
         self.known = opening.known or secrets.token_hex(8)
@@ -28,8 +32,8 @@ class WeightsAndBiases:
             allow_val_change=True,  # of options that are free on resuming
         )
 
-    def log(self, numbers: Numbers, epoch: int) -> None:
-        self._run.log(dict(numbers) | {"epoch": epoch}, step=epoch)
+    def log(self, numbers: Numbers, step: int) -> None:
+        self._run.log(dict(numbers), step=step)
 
     def log_test(self, numbers: Numbers) -> None:
         self._run.summary.update(dict(numbers))
