@@ -79,7 +79,11 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
             return float(value)
     if type(value) is kind:
         return value
-    raise ValueError(f"{where or 'the file'}: expected {kind if origin else kind.__name__}, got {value!r}")
+    raise ValueError(f"{where or 'the file'}: expected {_name(kind)}, got {value!r}")
+
+
+def _name(kind: Any) -> str:
+    return str(kind).replace("typing.", "") if get_origin(kind) else str(kind.__name__)
 
 
 def _dataclass(kind: Any, value: Any, where: str) -> Any:

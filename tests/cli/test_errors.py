@@ -28,6 +28,15 @@ from .conftest import fails
         (["train", "--out", "OUT", "--model.name", "aitm"], "aitm"),
         (["train", "--out", "OUT", "--training.patience", "0"], "training.patience: expected >= 1, got 0"),
         (["train", "--out", "OUT", "--model.beta", "-1"], "model.beta: expected a finite weight >= 0, got -1"),
+        (
+            ["train", "--out", "OUT", "--training.trackers", "wandb"],
+            "training.trackers: expected a list such as '[8, 4]'",
+        ),
+        (
+            ["train", "--out", "OUT", "--training.trackers", '["a"]'],
+            "train: training.trackers: expected one of tensorboard, wandb, mlflow, got a",
+        ),
+        (["train", "--out", "OUT", "--training.max_epochs", "x"], "training.max_epochs: expected an integer, got x"),
         (["train", "--out", "OUT", "--config", "OUT"], "config"),
         (["evaluate", "--run", "OUT", "--data", "OUT"], "not a prepared folder"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from argparse import Action, _SubParsersAction
 from collections.abc import Sequence
@@ -20,6 +21,16 @@ from adaftr_fast.errors import ConfigError
 EVERY_SECTION = tuple(SECTIONS)
 CLASS, PRESET = "--model.class", "--model.preset"
 REQUIRED, UNKNOWN = "the following arguments are required: ", "unrecognized arguments: "  # of jsonargparse
+MISMATCH = re.compile(
+    r"""Parser key "(\S+)": Expected a (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])\. Got value: (.*)"""
+)
+KINDS = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list such as '[8, 4]' or '[\"a\", \"b\"]'",
+    "dict": "a JSON object such as '{\"a\": 1}'",
+}
 
 
 class _Preset(Action):
@@ -55,7 +66,7 @@ class Parser(jsonargparse.ArgumentParser):
             self._commands()[command]._report_missing(message.removeprefix(REQUIRED).split(", "))
         if message.startswith(UNKNOWN):
             message += self._hint(message.removeprefix(UNKNOWN).split())
-        self.exit(2, f"{self._name()}: {' '.join(message.split())}\n")
+        self.exit(2, f"{self._name()}: {_plain(' '.join(message.split()))}\n")
 
     def _name(self) -> str:
         return self.prog.replace(" [options]", "")
@@ -94,6 +105,15 @@ class Parser(jsonargparse.ArgumentParser):
         if name is not None:
             del found["model.preset"]
         return found
+
+
+def _plain(message: str) -> str:
+    """Returns jsonargparse's message about the type of a value in the words of ``ConfigError``."""
+    if (found := MISMATCH.fullmatch(message)) is None:
+        return message
+    option, kind, choices, value = found.groups()
+    expected = KINDS.get(kind, kind) if kind else f"one of {choices.replace(chr(39), '')}"
+    return f"{option}: expected {expected}, got {value}"
 
 
 def add_config(parser: Parser, sections: Sequence[str] = EVERY_SECTION, help: str | None = None) -> None:
