@@ -64,7 +64,8 @@ class TrainingConfig(Section):
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = option(
         factory=list, identifies=False, free_on_resume=True
     )
-    """Where each epoch is logged besides metrics.jsonl; each is an extra of its name (docs/tracking.md)."""
+    """Where each validation is logged besides metrics.jsonl, such as ["tensorboard", "wandb", "mlflow"]; each is an
+    extra of its name (docs/tracking.md)."""
     tensorboard: bool = option(False, identifies=False, free_on_resume=True)
     """The former way to write trackers = ["tensorboard"] (deprecated)."""
 

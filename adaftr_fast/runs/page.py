@@ -31,13 +31,14 @@ def write_page(folder: Path, manifest: Manifest, config: RunConfig, run: Trained
 
 def _facts(manifest: Manifest, config: RunConfig, run: TrainedRun) -> str:
     rows = ", ".join(f"{each.rows:,} {name}" for name, each in manifest.splits.items())
-    minutes = sum(record["seconds"] for record in run.epochs) / 60
+    seconds = sum(record["seconds"] for record in run.epochs)
+    time = f"{seconds / 60:,.1f} minutes" if seconds >= 60 else f"{seconds:.1f} seconds"
     facts = {
         "data": f"{manifest.dataset} in {config.data.folder}: rows {rows}",
         "inputs": f"{len(manifest.fields) + len(manifest.dense):,} fields, {sum(manifest.num_embeddings):,} ids",
         "tasks": ", ".join(manifest.tasks),
         "best epoch": f"{run.best_epoch:g} of {run.trained_epochs:g}, by mean validation AUC",
-        "training time": f"{minutes:,.1f} minutes, {run.samples_per_s:,.0f} samples/s",
+        "training time": f"{time}, {run.samples_per_s:,.0f} samples/s",
     }
     if config.warm_start is not None:
         facts["warm start"] = config.warm_start.run
