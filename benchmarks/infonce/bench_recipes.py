@@ -147,7 +147,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="per loss and case")
     parser.add_argument("--write", action="store_true", help="write results/recipes-*.json")
     arguments = parser.parse_args()
-    cases = [compare(recipe, rows, arguments.seconds) for rows in arguments.rows for recipe in installed()]
+    cases = []
+    for rows in arguments.rows:
+        for recipe in installed():
+            cases.append(compare(recipe, rows, arguments.seconds))
+            print(cases[-1], flush=True)
     print(recipes(cases))
     if arguments.write:
         print(write("recipes", cases))

@@ -1,13 +1,10 @@
-"""What saves a snapshot while training continues: a copy of the state in memory, and a thread of low priority."""
+"""What saves a snapshot while training continues: a copy of the state in memory, and a thread."""
 
 from __future__ import annotations
 
 import os
-import sys
-import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -62,15 +59,13 @@ def _buffer(value: Tensor) -> Tensor:
     return empty_table(value.numel(), dtype=value.dtype).view(value.shape)
 
 
-def low_priority_thread() -> ThreadPoolExecutor:
-    """Returns an executor of one thread, which leaves the CPUs to the threads that train."""
-    return ThreadPoolExecutor(1, "snapshot", initializer=_lower_priority)
+def snapshot_thread() -> ThreadPoolExecutor:
+    """Returns an executor of one thread.
 
-
-def _lower_priority() -> None:
-    if sys.platform == "linux":  # elsewhere the priority is that of the whole process
-        with suppress(OSError):  # a sandbox may deny it
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    Its priority is that of training: a thread of a lower one waits for the CPU while it holds Python's global lock, for
+    which training then waits, too. That cost four times as much (benchmarks/README.md).
+    """
+    return ThreadPoolExecutor(1, "snapshot")
 
 
 def available_memory() -> int:

@@ -19,7 +19,7 @@ from adaftr_fast.config.run import FREE_ON_RESUME
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.torchrec.rows import ShardedRows
-from adaftr_fast.training.checkpoint.background import StateCopy, low_priority_thread
+from adaftr_fast.training.checkpoint.background import StateCopy, snapshot_thread
 from adaftr_fast.training.checkpoint.files import local_rows
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot, remove_snapshots, save_shard, save_snapshot
@@ -58,7 +58,7 @@ class RunSnapshots:
         self.folder, self.seconds, self.ranks = folder / LAST, seconds, ranks
         self.identity = _Identity(about.config.flat(), about.fingerprint, rows)
         self._saved_at = time.monotonic()
-        self._copy, self._thread = StateCopy(), low_priority_thread()
+        self._copy, self._thread = StateCopy(), snapshot_thread()
         self._writing: Future[str | None] | None = None  # the thread's write, until its error has been raised
         self._commit: Commit | None = None  # what is left to do when all ranks have written their shards
 
@@ -142,7 +142,7 @@ class RunSnapshots:
     def close(self) -> None:
         """Ends the thread when it is idle, and frees the copy. Its error is raised by the next save, if one follows."""
         self._thread.shutdown()
-        self._copy, self._thread = StateCopy(), low_priority_thread()
+        self._copy, self._thread = StateCopy(), snapshot_thread()
 
     def load(self) -> Found | None:
         """Loads the newest snapshot; returns None if there is no unfinished run.

@@ -1,7 +1,5 @@
 """Snapshots that a thread writes while training continues."""
 
-import os
-import sys
 import threading
 
 import pytest
@@ -10,7 +8,7 @@ import torch
 from adaftr_fast import _memory
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.training.checkpoint import background, run_snapshots
-from adaftr_fast.training.checkpoint.background import StateCopy, available_memory, low_priority_thread
+from adaftr_fast.training.checkpoint.background import StateCopy, available_memory
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot, save_snapshot
 
 from .test_run_snapshots import assert_same_run, trainer
@@ -50,15 +48,6 @@ def test_ranks_of_a_machine_share_its_memory(monkeypatch):
     assert available_memory() == 1250
     monkeypatch.setattr(_memory, "available", lambda: None)
     assert available_memory() == 0
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="priorities are per thread on Linux")
-def test_the_thread_lowers_its_own_priority():
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    with low_priority_thread() as thread:
-        number = thread.submit(threading.get_native_id).result()
-        assert os.getpriority(os.PRIO_PROCESS, number) == 19
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def names(folder):
