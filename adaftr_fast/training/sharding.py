@@ -83,3 +83,10 @@ def shard_tables(model: nn.Module, optimizer: OptimizerConfig, config: TrainingC
         device=config.device,
     )
     setattr(model.get_submodule(parent), leaf, sharded)
+
+
+def check_equal_sync_steps(config: TrainingConfig, ranks: Ranks) -> None:
+    """Raises TrainingError unless all ranks meet at the same steps; they would wait for each other's collectives."""
+    least, most = -ranks.largest(-config.sync_steps), ranks.largest(config.sync_steps)
+    if least != most:
+        raise TrainingError(f"training.sync_steps: expected one value on all ranks, got {least} to {most}")

@@ -39,7 +39,7 @@ from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
 from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
 from adaftr_fast.training.logger import EpochLogger, shown
 from adaftr_fast.training.result import PICTURE, REPORT
-from adaftr_fast.training.sharding import check_sharding
+from adaftr_fast.training.sharding import check_equal_sync_steps, check_sharding
 from adaftr_fast.training.stepper import Stepper, not_finite
 
 BEST, TEST = "best", "test.json"  # names in the run folder
@@ -121,7 +121,7 @@ class Trainer:
             raise TrainingError("trainer: sharded tables need a folder for the best weights, and about")
         self.ranks, self.is_rank_zero, self.share = ranks, ranks is None or ranks.rank == 0, _share(config, ranks)
         if ranks is not None:
-            _check_equal_sync_steps(config, ranks)
+            check_equal_sync_steps(config, ranks)
         self.is_sharded = config.tables == "torchrec"
         self.snapshots: RunSnapshots | None = None
         best: Path | None = None
@@ -381,13 +381,6 @@ class Trainer:
 
 def _steps(epoch: int, first: int, last: int) -> str:
     return f"epoch {epoch}, steps {first} to {last}" if first < last else f"epoch {epoch}, step {last}"
-
-
-def _check_equal_sync_steps(config: TrainingConfig, ranks: Ranks) -> None:
-    """Raises TrainingError unless all ranks meet at the same steps; they would wait for each other's collectives."""
-    least, most = -ranks.largest(-config.sync_steps), ranks.largest(config.sync_steps)
-    if least != most:
-        raise TrainingError(f"training.sync_steps: expected one value on all ranks, got {least} to {most}")
 
 
 def _share(config: TrainingConfig, ranks: Ranks | None) -> Share | None:

@@ -13,7 +13,7 @@ from adaftr_fast.errors import DivergedError, TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.optim import SGD, Adagrad, LazyAdam, RowwiseAdagrad
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
-from adaftr_fast.training.evaluation import evaluate, mean_auc
+from adaftr_fast.training.evaluation import evaluate
 from adaftr_fast.training.optimizers import build_optimizers
 from adaftr_fast.training.trackers import opened
 from adaftr_fast.training.trainer import Trainer
@@ -106,45 +106,6 @@ def test_training_stops_after_patience_epochs_without_improvement(model, splits,
     result = trainer(model, splits, patience=2, max_epochs=10).fit()
     assert (result.best_epoch, len(result.epochs)) == (2, 4)
     assert torch.equal(weights_of(model), kept[1])
-
-
-def test_validating_several_times_an_epoch_changes_no_step(splits, model, tmp_path):
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-    results = []
-    for every in (1.0, 0.25):
-        model.load_state_dict(start)
-        results.append(trainer(model, splits, tmp_path / str(every), max_epochs=2, validate_every=every).fit())
-    once, often = results
-    steps = len(splits[0]) // 100
-    assert [record["epoch"] for record in once.epochs] == [1, 2]
-    assert [record["epoch"] for record in often.epochs] == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0]
-    for each, expected in zip(often.epochs[3::4], once.epochs):  # rounding differs where exact Adam catches up rows
-        assert each["validation"]["click"] == pytest.approx(expected["validation"]["click"], rel=1e-6)
-    ends = [steps * part // 4 for part in range(5)]
-    means = [record["train"]["click"] for record in often.epochs[:4]]
-    weighted = sum(mean * (end - start) for mean, start, end in zip(means, ends, ends[1:])) / steps
-    assert weighted == pytest.approx(once.epochs[0]["train"]["click"], rel=1e-6)
-    best = max(often.epochs, key=lambda record: mean_auc(record["validation"]))
-    assert often.best_epoch == best["epoch"]
-    assert load_checkpoint(tmp_path / "0.25/best")[1].metrics == best["validation"]
-
-
-@pytest.mark.parametrize(("number", "best"), [(2, 2), (3, 2), (7, 5)])
-def test_patience_counts_epochs_whatever_the_number_of_validations(model, splits, monkeypatch, number, best):
-    aucs = iter([0.6] * (best - 1) + [0.7] + [0.6] * 40)
-
-    def validation(*arguments):
-        return {task: {"auc": next(aucs) if task == "click" else 0.5} for task in ("click", "conversion")}
-
-    monkeypatch.setattr("adaftr_fast.training.trainer.evaluate", validation)
-    result = trainer(model, splits, patience=1, validate_every=1 / number, max_epochs=9).fit()
-    assert [record["epoch"] for record in result.epochs] == [each / number for each in range(1, best + number + 1)]
-    assert result.best_epoch == best / number
-
-
-def test_an_epoch_has_a_step_for_each_validation(model, splits):
-    with pytest.raises(TrainingError, match="the 40 steps of an epoch are fewer than its 50 validations"):
-        trainer(model, splits, validate_every=0.02)
 
 
 def test_a_loss_that_is_not_finite_raises_before_the_update(model, splits):
