@@ -88,6 +88,7 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
         store, rank, size = _rendezvous(limit)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         ranks = Ranks(store, timeout)
+        dist.all_reduce(torch.zeros(1))  # a rank that ends before the others have connected would make them fail to
         yield ranks
     except BaseException as error:
         if not is_of_a_collective(error):
