@@ -53,6 +53,10 @@ class BusyError(UserError, RuntimeError):
     """Another process or thread is writing the same file or folder; the message says which."""
 
 
+class StoreError(UserError, OSError):
+    """An object store cannot be reached, or a file or folder in it cannot be read or written; the message names it."""
+
+
 class MissingPackageError(UserError, ImportError):
     """A package that is not installed is needed; the message names the extra that installs it."""
 

@@ -18,6 +18,7 @@ FLOORS = (
     "_figures",
     "_locks",
     "_publish",
+    "stores",
     "config distributed kernels",
     "ops ops.embedding.reference",
     "ops.*",

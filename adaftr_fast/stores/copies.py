@@ -1,0 +1,54 @@
+"""Local copies of what stores hold, for readers of whole files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from adaftr_fast._publish import publishing
+from adaftr_fast.errors import BusyError
+from adaftr_fast.stores.cache import COPIES, cache_bytes, cache_folder, short_digest, shrink
+from adaftr_fast.stores.path import AnyPath, StorePath
+from adaftr_fast.stores.published import PublishedFolder, State, download, open_folder
+
+
+def local_copy(path: AnyPath) -> Path:
+    """Returns a local folder with the content of a published folder of a store; a local path unchanged.
+
+    It is downloaded once for each state of the folder, and its checksums are compared then.
+
+    Raises:
+        FileNotFoundError: nothing is published there.
+        StoreError: the store cannot be read, or a file is damaged.
+    """
+    if isinstance(path, Path):
+        return path
+    opened = open_folder(path)
+    if not isinstance(opened, PublishedFolder):
+        raise FileNotFoundError(2, "nothing is published there", str(path))
+    copy = copy_path(opened, opened.state)
+    if not copy.is_dir():
+        shrink(cache_folder(), cache_bytes())
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with publishing(copy) as new:
+                download_all(opened, new)
+        except BusyError:  # another process downloads it; a copy of its own is no error
+            if not copy.is_dir():
+                raise
+    os.utime(copy)
+    return copy
+
+
+def download_all(folder: PublishedFolder, target: Path) -> None:
+    """Downloads all files of a published folder to the new local folder ``target``."""
+    target.mkdir(parents=True)
+    for name in folder.state.files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        download(folder.object(name), target / name)
+
+
+def copy_path(folder: StorePath, state: State) -> Path:
+    """Returns where the copy of a state of a folder lies; its name is the folder's."""
+    place = short_digest(f"{folder.place} {folder.key} {state.to_bytes().decode()}")
+    return cache_folder() / COPIES / place / folder.name

@@ -1,0 +1,83 @@
+"""Filesystems of pyarrow by URL, and the retries of their operations."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from adaftr_fast.errors import StoreError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+T = TypeVar("T")
+SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs")  # of pyarrow.fs, besides file
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # environment variables of the AWS tools
+SDK_ATTEMPTS = 5  # of each request by the AWS SDK
+ATTEMPTS, FIRST_PAUSE, LONGEST_PAUSE = 8, 0.2, 10.0  # of an operation, and seconds between them
+REQUEST_SECONDS, CONNECT_SECONDS = 60, 10  # after which a request that gets no answer is repeated
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+
+
+@lru_cache(maxsize=32)
+def filesystem(place: str) -> FileSystem:
+    """Returns the filesystem of ``scheme://host?options``, the part of a URL before the path.
+
+    Raises:
+        StoreError: the scheme is unknown, or the filesystem does not exist in this build of pyarrow or refuses the URL.
+    """
+    from pyarrow import ArrowException, fs  # its start takes a third of a second, and most runs need no store
+
+    url = urlsplit(place)
+    try:
+        if url.scheme == "s3":
+            retries = fs.AwsStandardS3RetryStrategy(max_attempts=SDK_ATTEMPTS)
+            limits = {"request_timeout": REQUEST_SECONDS, "connect_timeout": CONNECT_SECONDS}
+            return fs.S3FileSystem(retry_strategy=retries, **limits, **_s3_options(url.query))
+        return fs.FileSystem.from_uri(place)[0]
+    except (ArrowException, OSError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"{place}: cannot be used: {_first_line(error)}") from error
+
+
+def _s3_options(query: str) -> dict[str, Any]:
+    options: dict[str, Any] = dict(parse_qsl(query))
+    endpoint = next((value for name in ENDPOINTS if (value := os.environ.get(name))), None)
+    if endpoint is not None and "endpoint_override" not in options:
+        scheme, _, host = endpoint.rpartition("://")
+        options = {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https"} | options
+    return options
+
+
+def retried(what: str, operation: Callable[[], T]) -> T:
+    """Returns ``operation()``, repeated after errors that may be of the moment, with growing pauses.
+
+    Args:
+        what: the URL, which errors name.
+        operation: an operation that has the same effect when it is repeated.
+
+    Raises:
+        FileNotFoundError, PermissionError: at once; the message names the URL.
+        StoreError: the last attempt failed.
+    """
+    from pyarrow import ArrowException
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return operation()
+        except FINAL as error:
+            raise type(error)(error.errno or errno.ENOENT, f"{_first_line(error)}", what) from error
+        except (OSError, ArrowException) as error:
+            if attempt == ATTEMPTS:
+                raise StoreError(f"{what}: failed {ATTEMPTS} times: {_first_line(error)}") from error
+        time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
+    raise AssertionError  # the last attempt returns or raises
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

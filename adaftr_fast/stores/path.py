@@ -1,0 +1,167 @@
+"""Paths in object stores, with those methods of ``pathlib.Path`` that reading needs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+from adaftr_fast.errors import StoreError
+from adaftr_fast.stores.filesystems import SCHEMES, filesystem, retried
+from adaftr_fast.stores.ranges import RangeFile
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo, FileSystem
+
+
+class Stat(NamedTuple):
+    """Size in bytes and time of the last change of an object, named as in ``os.stat_result``."""
+
+    st_size: int
+    st_mtime_ns: int
+
+
+class StorePath:
+    """A file or folder of a store.
+
+    Args:
+        place: ``scheme://host``, and options such as ``?region=eu-west-1`` if the URL has any.
+        key: the path for pyarrow's filesystem of ``place``, for example "bucket/folder/file".
+        url: how messages and records name it.
+    """
+
+    def __init__(self, place: str, key: str, url: str) -> None:
+        self.place, self.key, self.url = place, key.rstrip("/"), url
+
+    @property
+    def filesystem(self) -> FileSystem:
+        """The filesystem of pyarrow. Raises StoreError if there is none."""
+        return filesystem(self.place)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return PurePosixPath(self.key).name
+
+    @property
+    def suffix(self) -> str:
+        """The end of the name from its last dot on."""
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def suffixes(self) -> list[str]:
+        """The parts of the name that begin with a dot."""
+        return PurePosixPath(self.key).suffixes
+
+    @property
+    def parent(self) -> StorePath:
+        """The folder that holds it."""
+        base, question, options = self.url.partition("?")
+        return StorePath(
+            self.place, str(PurePosixPath(self.key).parent), f"{base.rstrip('/').rpartition('/')[0]}{question}{options}"
+        )
+
+    def __truediv__(self, name: str) -> StorePath:
+        base, question, options = self.url.partition("?")
+        return StorePath(self.place, f"{self.key}/{name}", f"{base.rstrip('/')}/{name}{question}{options}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __repr__(self) -> str:
+        return f"StorePath({self.url!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StorePath) and (self.place, self.key) == (other.place, other.key)
+
+    def __hash__(self) -> int:
+        return hash((self.place, self.key))
+
+    def info(self) -> FileInfo:
+        """Returns pyarrow's description: type, size, time of the last change."""
+        return retried(self.url, lambda: self.filesystem.get_file_info(self.key))
+
+    def exists(self) -> bool:
+        """Returns whether there is a file or folder of this name."""
+        return self.info().type.name != "NotFound"
+
+    def is_file(self) -> bool:
+        """Returns whether there is a file of this name."""
+        return self.info().type.name == "File"
+
+    def is_dir(self) -> bool:
+        """Returns whether there is a folder of this name, or objects below it."""
+        return self.info().type.name == "Directory"
+
+    def stat(self) -> Stat:
+        """Returns size and time of the last change of a file. Raises FileNotFoundError."""
+        info = self.info()
+        if info.type.name != "File":
+            raise FileNotFoundError(2, "no such file", self.url)
+        return Stat(info.size, info.mtime_ns or 0)
+
+    def open(self, mode: str = "rb") -> IO[bytes]:
+        """Opens a file to read bytes, from any position. Raises FileNotFoundError, StoreError."""
+        if mode != "rb":
+            raise ValueError(f"{self.url}: mode: expected rb, got {mode}")
+        return io.BufferedReader(RangeFile(self.read_range, self.stat().st_size), 1 << 20)
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """Returns the bytes from ``start`` to ``end`` of a file. Raises FileNotFoundError, StoreError."""
+
+        def read() -> bytes:
+            with self.filesystem.open_input_file(self.key) as file:
+                content = file.read_at(end - start, start)
+            if len(content) != end - start:
+                raise OSError(f"read {len(content)} of {end - start} bytes from {start} on")
+            return bytes(content)
+
+        return retried(self.url, read)
+
+    def read_bytes(self) -> bytes:
+        """Returns the content of a file. Raises FileNotFoundError, StoreError."""
+
+        def read() -> bytes:
+            with self.filesystem.open_input_file(self.key) as file:
+                content = file.read()
+                if len(content) != file.size():
+                    raise OSError(f"read {len(content)} of {file.size()} bytes")
+                return bytes(content)
+
+        return retried(self.url, read)
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Returns the content of a text file. Raises FileNotFoundError, StoreError."""
+        return self.read_bytes().decode(encoding)
+
+
+AnyPath: TypeAlias = Path | StorePath
+
+
+def as_path(path: str | Path | StorePath) -> AnyPath:
+    """Returns the path of a URL, or a local path of any other text.
+
+    Args:
+        path: ``s3://``, ``gs://``, ``hdfs://`` or ``file://``, or a local path.
+
+    Raises:
+        StoreError: the scheme is none of these, or the URL names no file or folder, or holds keys.
+    """
+    if isinstance(path, Path | StorePath) or "://" not in path:
+        return Path(path) if isinstance(path, str) else path
+    url = urlsplit(path)
+    if url.scheme == "file":
+        return Path(unquote(url.path))
+    if url.scheme not in SCHEMES:
+        raise StoreError(
+            f"{path}: expected a local path or one of {', '.join(f'{each}://' for each in ('file', *SCHEMES))}"
+        )
+    if "@" in url.netloc:
+        bucket = url.netloc.rpartition("@")[2]
+        raise StoreError(f"{url.scheme}://…@{bucket}: keys in a URL would be recorded; set them in the environment")
+    in_host = url.scheme in ("hdfs", "viewfs")  # elsewhere the host is the bucket
+    key = url.path if in_host else f"{url.netloc}{url.path}"
+    if not key.strip("/"):
+        raise StoreError(f"{path}: expected a bucket or a folder")
+    return StorePath(f"{url.scheme}://{url.netloc}{f'?{url.query}' if url.query else ''}", key, path)

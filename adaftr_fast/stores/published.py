@@ -1,0 +1,301 @@
+"""Folders published in a store: all files of one state, or those of the state before.
+
+A folder at URL holds ``published.json`` and ``objects/``. The list in published.json maps the name of each file to its
+SHA-256 and size. Its content is the object ``objects/SHA256-NAME``, so no object is ever changed. A new state uploads
+the objects that are new, then replaces the list, which a store does in one step. Objects of the state before stay for
+readers that have its list, and are removed with the next state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from adaftr_fast._files import sha256, sync
+from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast.errors import StoreError
+from adaftr_fast.stores.filesystems import retried
+from adaftr_fast.stores.path import StorePath
+
+LIST, OBJECTS, FORMAT = "published.json", "objects", 1
+NEW = ".new"  # end of the name of a file that is not yet in its place
+PIECE = 8 << 20  # bytes read and written at a time
+ONE_REQUEST = 5 << 30  # bytes that S3 copies in one request
+
+
+@dataclass(frozen=True)
+class Published:
+    """One file of a published folder.
+
+    Attributes:
+        sha256: of its content, in hexadecimal.
+        size: in bytes.
+    """
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class State:
+    """The files of a published folder by name, ``last/x.safetensors`` for one in a folder of it.
+
+    Attributes:
+        files: the files.
+        before: names of the objects of the state before that this one does not have.
+    """
+
+    files: Mapping[str, Published]
+    before: tuple[str, ...] = ()
+
+    @property
+    def objects(self) -> dict[str, Published]:
+        """The files by the name of their object."""
+        return {object_name(name, each): each for name, each in self.files.items()}
+
+    def to_bytes(self) -> bytes:
+        """Returns the content of ``published.json``."""
+        files = {name: asdict(each) for name, each in self.files.items()}
+        return (dumps({"format": FORMAT, "files": files, "before": list(self.before)}, indent=1) + "\n").encode()
+
+
+class PublishedFolder(StorePath):
+    """A published folder, whose files have the content that they had when it was opened.
+
+    Attributes:
+        state: its files.
+    """
+
+    def __init__(self, folder: StorePath, state: State) -> None:
+        super().__init__(folder.place, folder.key, folder.url)
+        self.folder, self.state = folder, state
+
+    def __truediv__(self, name: str) -> StorePath:
+        if name not in self.state.files:
+            return self.folder / name
+        return self.object(name)
+
+    def object(self, name: str) -> PublishedFile:
+        """Returns the object that holds a file."""
+        file = self.state.files[name]
+        return PublishedFile(self.folder / OBJECTS / object_name(name, file), self, name, file)
+
+
+class PublishedFile(StorePath):
+    """A file of a published folder.
+
+    Attributes:
+        published: its checksum and size.
+    """
+
+    def __init__(self, path: StorePath, folder: PublishedFolder, name: str, published: Published) -> None:
+        super().__init__(path.place, path.key, f"{folder.url}/{name}")
+        self._folder, self._name, self.published = folder, name, published
+
+    @property
+    def name(self) -> str:
+        """The name of the file, not of its object."""
+        return PurePosixPath(self._name).name
+
+    @property
+    def parent(self) -> StorePath:
+        """The published folder."""
+        return self._folder
+
+    def read_bytes(self) -> bytes:
+        """Returns the content. Raises StoreError where it is not the published one."""
+        content = super().read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.published.sha256:
+            raise StoreError(f"{self.url}: damaged: its sha256 differs from the one in {LIST}")
+        return content
+
+
+def object_name(name: str, file: Published) -> str:
+    """Returns the name of the object that holds a file."""
+    return f"{file.sha256}-{PurePosixPath(name).name}"
+
+
+def read_state(folder: StorePath) -> State | None:
+    """Returns the files of the folder; None if nothing is published there.
+
+    Raises:
+        StoreError: the list is damaged or of another format, or cannot be read.
+    """
+    path = folder / LIST
+    try:
+        content = loads(_read_list(folder).decode())
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"expected format {FORMAT}")
+        state = State(from_json(dict[str, Published], content["files"]), tuple(from_json(list[str], content["before"])))
+        for name, file in state.files.items():
+            if not is_inside(name) or len(file.sha256) != 64 or not file.sha256.isalnum() or file.size < 0:
+                raise ValueError(f"files: unexpected entry {name!r}")
+        return state
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError) as error:
+        raise StoreError(f"{path}: damaged: {error}") from error
+
+
+def _read_list(folder: StorePath) -> bytes:
+    try:
+        return (folder / LIST).read_bytes()
+    except FileNotFoundError:  # HDFS cannot replace a file: ``replace_file`` removes the old one before it renames
+        return (folder / f"{LIST}{NEW}").read_bytes()
+
+
+def is_inside(name: str) -> bool:
+    """Returns whether ``name`` is a relative path that stays in its folder."""
+    path = PurePosixPath(name)
+    return name == str(path) and not path.is_absolute() and ".." not in path.parts and "\0" not in name and name != "."
+
+
+def open_folder(folder: StorePath) -> PublishedFolder | StorePath:
+    """Returns the folder as published now, or ``folder`` itself if nothing is published there."""
+    if isinstance(folder, PublishedFolder):
+        return folder
+    state = read_state(folder)
+    return folder if state is None else PublishedFolder(folder, state)
+
+
+def publish(files: Mapping[str, Path], folder: StorePath, base: State | None) -> State:
+    """Makes ``files`` the content of ``folder``, in one step.
+
+    Args:
+        files: local files by the name that they get.
+        folder: the folder.
+        base: the state that is to be replaced; None if nothing is published there.
+
+    Returns:
+        The new state.
+
+    Raises:
+        StoreError: another process has published ``folder`` since ``base``, or the store fails. The folder keeps
+            ``base``.
+    """
+    new = State({name: Published(sha256(path), path.stat().st_size) for name, path in files.items()})
+    if base is not None and new.files == base.files:
+        return base
+    known = {} if base is None else base.objects
+    for name, path in files.items():
+        file = new.files[name]
+        if object_name(name, file) not in known:
+            _upload_object(path, folder / OBJECTS / object_name(name, file), file)
+    new = State(new.files, tuple(sorted(known.keys() - new.objects.keys())))
+    _check_unchanged(folder, base)
+    _write_list(folder, new.to_bytes())
+    if base is not None:
+        _remove(folder, [each for each in base.before if each not in new.objects and each not in new.before])
+    return new
+
+
+def _check_unchanged(folder: StorePath, base: State | None) -> None:
+    if read_state(folder) != base:
+        raise StoreError(f"{folder}: another process has written it meanwhile; only one may write a folder")
+
+
+def _upload_object(path: Path, target: StorePath, file: Published) -> None:
+    """Uploads a file, unless the object exists, and compares the sizes."""
+
+    def operation() -> None:
+        if target.filesystem.get_file_info(target.key).size != file.size:
+            _send(path, target, file.size)
+
+    retried(target.url, operation)
+
+
+def _send(path: Path, target: StorePath, size: int) -> None:
+    filesystem = target.filesystem
+    if not is_object_store(target):
+        filesystem.create_dir(str(PurePosixPath(target.key).parent), recursive=True)
+    with path.open("rb") as source, filesystem.open_output_stream(target.key) as stream:
+        while piece := source.read(PIECE):
+            stream.write(piece)
+    if (found := filesystem.get_file_info(target.key).size) != size:
+        raise OSError(f"{found} of {size} bytes arrived")
+
+
+def upload(path: Path, target: StorePath) -> None:
+    """Makes a local file the content of ``target``.
+
+    The file is uploaded under another name first, since closing a stream after an error could leave a part of it. A
+    store replaces ``target`` in one step; HDFS removes it first.
+
+    Raises:
+        StoreError: the store fails, or the file is too large for it.
+    """
+    size = path.stat().st_size
+    if size > ONE_REQUEST and target.place.startswith("s3:"):
+        raise StoreError(f"{target}: expected at most {ONE_REQUEST >> 30} GiB in one file, got {size / (1 << 30):.1f}")
+    new = target.parent / f".{target.name}{NEW}"
+
+    def operation() -> None:
+        _send(path, new, size)
+        _move(new, target)
+        if (found := target.filesystem.get_file_info(target.key).size) != size:
+            raise OSError(f"{found} of {size} bytes arrived")
+
+    retried(target.url, operation)
+
+
+def _move(new: StorePath, target: StorePath) -> None:
+    if not is_object_store(target) and target.exists():
+        target.filesystem.delete_file(target.key)
+    target.filesystem.move(new.key, target.key)
+
+
+def is_object_store(path: StorePath) -> bool:
+    """Returns whether a write replaces an existing file in one step and needs no folder, which HDFS has."""
+    return path.place.partition("://")[0] not in ("hdfs", "viewfs")
+
+
+def _write_list(folder: StorePath, content: bytes) -> None:
+    """Writes ``published.json``. A store shows an object once its upload has ended."""
+    target = folder / LIST
+    written = target if is_object_store(target) else folder / f"{LIST}{NEW}"
+
+    def operation() -> None:
+        with target.filesystem.open_output_stream(written.key) as stream:
+            stream.write(content)
+        if written.read_bytes() != content:
+            raise OSError("what was written is not what is read")
+        if written != target:
+            _move(written, target)
+
+    retried(target.url, operation)
+
+
+def download(source: PublishedFile, path: Path) -> None:
+    """Writes a file of a published folder to ``path``, on disk on return, and checks its SHA-256.
+
+    Raises:
+        StoreError: it cannot be read, or its content is not the published one.
+    """
+
+    def operation() -> None:
+        digest = hashlib.sha256()
+        with source.open() as stream, path.open("wb") as file:
+            while piece := stream.read(PIECE):
+                digest.update(piece)
+                file.write(piece)
+        if digest.hexdigest() != source.published.sha256:
+            raise OSError(f"its sha256 differs from the one in {LIST}")
+
+    try:
+        retried(source.url, operation)
+        sync(path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _remove(folder: StorePath, objects: list[str]) -> None:
+    """Removes objects that no state names; those that cannot be removed stay."""
+    for name in objects:
+        path = folder / OBJECTS / name
+        with suppress(OSError):
+            retried(path.url, partial(path.filesystem.delete_file, path.key))

@@ -1,0 +1,194 @@
+"""Writes a folder or a file of a store: a local one, which is uploaded meanwhile and in the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from adaftr_fast._files import replace_file
+from adaftr_fast._locks import writer_lock
+from adaftr_fast._publish import remove, sync_tree
+from adaftr_fast.errors import StoreError
+from adaftr_fast.stores.cache import WRITING, cache_folder, short_digest
+from adaftr_fast.stores.copies import copy_path, download_all
+from adaftr_fast.stores.path import AnyPath, StorePath
+from adaftr_fast.stores.published import PublishedFolder, State, open_folder, publish, upload
+
+SECONDS = 30.0  # between the starts of two uploads
+COPIED = 16 << 20  # bytes of a file; larger ones are linked, which are never appended to
+TRIES = 50  # to find a folder unchanged while its files are collected
+Listing = dict[str, tuple[int, int, int]]
+
+
+@contextmanager
+def local_folder(folder: AnyPath, seconds: float = SECONDS) -> Iterator[Path]:
+    """Yields the local folder that stands for ``folder`` during the block, with its content; a local one itself.
+
+    A thread publishes each new state of the local folder, and so does the end of the block, also after an error. Every
+    state is one that the local folder had at some time, as after a power failure. If a process is killed, the next one
+    on this machine goes on with the local folder, and one on another machine with the last published state.
+
+    Args:
+        folder: a local folder, or one of a store.
+        seconds: the time between two uploads.
+
+    Raises:
+        BusyError: another process on this machine writes ``folder``.
+        StoreError: the store fails, or another machine has written ``folder`` since. The local folder is kept.
+    """
+    if isinstance(folder, Path):
+        yield folder
+        return
+    local = cache_folder() / WRITING / short_digest(f"{folder.place} {folder.key}") / folder.name
+    with writer_lock(local.with_name(f".{local.name}.lock"), local):
+        base = _begin(local, folder)
+        sender = _Sender(local, folder, base, seconds)
+        with sender.running():
+            yield local
+        _keep_as_copy(local, folder, sender.base)
+
+
+@contextmanager
+def local_file(file: AnyPath) -> Iterator[Path]:
+    """Yields the path of a new local file, which becomes ``file`` after the block; a local path itself.
+
+    Raises:
+        StoreError: the store fails; ``file`` is as before.
+    """
+    if isinstance(file, Path):
+        yield file
+        return
+    (cache_folder() / WRITING).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder() / WRITING) as folder:
+        local = Path(folder) / file.name
+        yield local
+        if local.exists():
+            upload(local, file)
+
+
+def _begin(local: Path, folder: StorePath) -> State | None:
+    """Makes the local folder the published one, unless it was begun from that by a process that was killed."""
+    opened = open_folder(folder)
+    state = opened.state if isinstance(opened, PublishedFolder) else None
+    if local.exists() and _base_path(local).exists() and _base_path(local).read_bytes() == _encoded(state):
+        return state
+    remove(local)
+    if isinstance(opened, PublishedFolder):
+        download_all(opened, local)
+    else:
+        local.mkdir(parents=True)
+    sync_tree(local)
+    replace_file(_base_path(local), _encoded(state))
+    return state
+
+
+def _encoded(state: State | None) -> bytes:
+    return b"" if state is None else state.to_bytes()
+
+
+def _base_path(local: Path) -> Path:
+    return local.with_name(f".{local.name}.base")
+
+
+def _keep_as_copy(local: Path, folder: StorePath, state: State | None) -> None:
+    """Moves the local folder to where ``local_copy`` would download it."""
+    _base_path(local).unlink(missing_ok=True)
+    if state is None:
+        remove(local)
+        return
+    for hidden in local.rglob(".*"):  # which are not published
+        remove(hidden)
+    copy = copy_path(folder, state)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    remove(copy)
+    with suppress(OSError):
+        local.rename(copy)
+
+
+class _Sender:
+    """Publishes the states of a local folder.
+
+    Attributes:
+        base: the state that is published.
+    """
+
+    def __init__(self, local: Path, folder: StorePath, base: State | None, seconds: float) -> None:
+        self.local, self.folder, self.base, self.seconds = local, folder, base, seconds
+        self._sent: Listing | None = None
+        self._ended = threading.Event()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._send_from_time_to_time, name="upload", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+            try:
+                self._send()
+                if self._sent is not None and self._sent != _listing(self.local):
+                    raise StoreError(f"{self.folder}: not uploaded, since {self.local} changes all the time")
+            except OSError as error:
+                kept = f"all files are in {self.local}, from which the same command goes on"
+                raise StoreError(f"{error}; {kept}") from error
+
+    def _send_from_time_to_time(self) -> None:
+        while not self._ended.wait(self.seconds):
+            try:
+                self._send()
+            except OSError as error:
+                warnings.warn(f"{self.folder}: not uploaded, is tried again: {error}", RuntimeWarning, stacklevel=1)
+
+    def _send(self) -> None:
+        """Publishes the folder, if it has changed and does not change while its files are collected."""
+        with tempfile.TemporaryDirectory(prefix=f".{self.local.name}.", dir=self.local.parent) as taken:
+            if (found := _collect(self.local, Path(taken), self._sent)) is None:
+                return
+            if found or self.base is not None:
+                self.base = publish({name: Path(taken) / name for name in found}, self.folder, self.base)
+            replace_file(_base_path(self.local), _encoded(self.base))
+            self._sent = found
+
+
+def _collect(folder: Path, target: Path, unless: Listing | None) -> Listing | None:
+    """Copies or links the files of one state of a folder; returns None if that is ``unless``, or not to be had now."""
+    for _ in range(TRIES):
+        before = _listing(folder)
+        if before == unless:
+            return None
+        with suppress(FileNotFoundError):
+            for name, (_, size, _) in before.items():
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                _link_or_copy(size)(folder / name, target / name)
+            if _listing(folder) == before:
+                return before
+        for entry in target.iterdir():
+            remove(entry)
+        threading.Event().wait(0.02)
+    return None
+
+
+def _link_or_copy(size: int) -> Callable[[Path, Path], object]:
+    return os.link if size > COPIED else shutil.copyfile
+
+
+def _listing(folder: Path) -> Listing:
+    """Returns inode, size and time of change of the files by name, without hidden ones, which are locks and parts."""
+    listing = {}
+    for above, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                path = Path(above, name)
+                with suppress(FileNotFoundError):
+                    stat = path.stat()
+                    listing[path.relative_to(folder).as_posix()] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return listing

@@ -1,0 +1,271 @@
+"""Folders in a store: whole or as before, whatever fails."""
+
+import contextlib
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from adaftr_fast.errors import BusyError, StoreError
+from adaftr_fast.stores import as_path, local_copy, local_file, local_folder, open_folder
+from adaftr_fast.stores.published import LIST, OBJECTS, publish, read_state
+
+
+@pytest.fixture
+def files(tmp_path):
+    random = np.random.default_rng(0)
+    contents = {"a.bin": random.bytes(3_000_000), "folder/b.txt": b"text", "empty": b""}
+    paths = {}
+    for name, content in contents.items():
+        paths[name] = tmp_path / "source" / name
+        paths[name].parent.mkdir(parents=True, exist_ok=True)
+        paths[name].write_bytes(content)
+    return paths
+
+
+def content_of(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def objects(folder):
+    infos = folder.filesystem.get_file_info(selector(folder))
+    return sorted(info.base_name for info in infos)
+
+
+def selector(folder):
+    from pyarrow.fs import FileSelector
+
+    return FileSelector(f"{folder.key}/{OBJECTS}", allow_not_found=True)
+
+
+def write(url, name, text, then):
+    with local_folder(as_path(url)) as folder:
+        (folder / name).write_text(text)
+        then()
+
+
+def write_half(url):
+    with local_file(as_path(url)) as path:
+        path.write_bytes(b"half")
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_published_folder_is_read_back(url, files):
+    folder = as_path(url)
+    state = publish(files, folder, None)
+    copy = local_copy(folder)
+    assert content_of(copy) == {name: path.read_bytes() for name, path in sorted(files.items())}
+    assert copy.name == folder.name
+    opened = open_folder(folder)
+    assert opened.state == state
+    assert (opened / "a.bin").read_bytes() == files["a.bin"].read_bytes()
+    assert (opened / "folder/b.txt").name == "b.txt"
+    assert str(opened / "a.bin") == f"{url}/a.bin"
+    with (opened / "a.bin").open() as file:
+        file.seek(1_000_000)
+        assert file.read(5) == files["a.bin"].read_bytes()[1_000_000:1_000_005]
+
+
+def test_a_copy_is_downloaded_once(url, files, faults):
+    publish(files, as_path(url), None)
+    first = local_copy(as_path(url))
+    faults.requests.clear()
+    assert local_copy(as_path(url)) == first
+    assert not [path for method, path in faults.requests if method == "GET" and OBJECTS in path]
+
+
+def test_a_new_state_keeps_the_objects_of_the_one_before(url, files):
+    folder = as_path(url)
+    first = publish(files, folder, None)
+    reader = open_folder(folder)
+    files["folder/b.txt"].write_bytes(b"new text")
+    second = publish(files, folder, first)
+    assert (reader / "folder/b.txt").read_bytes() == b"text"
+    assert (open_folder(folder) / "folder/b.txt").read_bytes() == b"new text"
+    files["folder/b.txt"].write_bytes(b"newest")
+    publish(files, folder, second)
+    assert objects(folder) == sorted([*read_state(folder).objects, *read_state(folder).before])
+    assert len(objects(folder)) == 4  # b.txt of two states
+    with pytest.raises(FileNotFoundError):
+        (reader / "folder/b.txt").read_bytes()
+
+
+@pytest.mark.parametrize("requests", range(0, 14, 1))
+def test_a_failure_at_any_request_leaves_one_of_the_two_states(url, files, faults, monkeypatch, requests):
+    """Requests that fail for good, as when the machine is cut off."""
+    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 1)
+    folder = as_path(url)
+    base = publish(files, folder, None)
+    old = {name: path.read_bytes() for name, path in files.items()}
+    files["a.bin"].write_bytes(b"changed" * 1000)
+    files["folder/b.txt"].write_bytes(b"changed")
+    faults.requests.clear()
+    faults.after = requests
+    failed = False
+    try:
+        publish(files, folder, base)
+    except StoreError:
+        failed = True
+    faults.after = None
+    seen = content_of(local_copy(folder))
+    new = {name: path.read_bytes() for name, path in files.items()}
+    assert seen == dict(sorted((old if seen == dict(sorted(old.items())) else new).items()))
+    assert failed or seen == dict(sorted(new.items()))
+    publish(files, folder, read_state(folder))  # goes on from whatever is there
+    assert content_of(local_copy(folder)) == dict(sorted(new.items()))
+
+
+@pytest.mark.parametrize("kind", ["errors", "cuts", "slow"])
+def test_what_fails_now_and_then_is_repeated(url, files, faults, kind):
+    setattr(faults, kind, 0.15)
+    folder = as_path(url)
+    publish(files, folder, None)
+    assert content_of(local_copy(folder)) == {name: path.read_bytes() for name, path in sorted(files.items())}
+
+
+@pytest.mark.parametrize("requests", range(0, 20, 2))
+def test_a_store_that_cannot_replace_a_file(url, files, faults, monkeypatch, requests):
+    """HDFS removes the list before it renames the new one, which a reader takes meanwhile."""
+    monkeypatch.setattr("adaftr_fast.stores.published.is_object_store", lambda path: False)
+    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 1)
+    folder = as_path(url)
+    base = publish(files, folder, None)
+    files["empty"].write_bytes(b"not empty")
+    faults.requests.clear()
+    faults.after = requests
+    with contextlib.suppress(StoreError):
+        publish(files, folder, base)
+    faults.after = None
+    assert (open_folder(folder) / "empty").read_bytes() in (b"", b"not empty")
+    publish(files, folder, read_state(folder))
+    assert (open_folder(folder) / "empty").read_bytes() == b"not empty"
+
+
+def test_another_writer_is_noticed(url, files):
+    folder = as_path(url)
+    base = publish(files, folder, None)
+    files["empty"].write_bytes(b"1")
+    publish(files, folder, base)
+    files["empty"].write_bytes(b"2")
+    with pytest.raises(StoreError, match=r"another process has written it meanwhile"):
+        publish(files, folder, base)
+    assert (open_folder(folder) / "empty").read_bytes() == b"1"
+
+
+def test_a_damaged_object_is_refused(url, files):
+    folder = as_path(url)
+    state = publish(files, folder, None)
+    path = open_folder(folder) / "a.bin"
+    with path.filesystem.open_output_stream(path.key) as stream:
+        stream.write(b"x" * state.files["a.bin"].size)
+    with pytest.raises(StoreError, match=r"a\.bin: .*sha256 differs"):
+        path.read_bytes()
+    with pytest.raises(StoreError, match=r"a\.bin: .*sha256 differs"):
+        local_copy(folder)
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "", ".", "a//b"])
+def test_a_list_that_leaves_the_folder_is_refused(url, files, name):
+    folder = as_path(url)
+    publish(files, folder, None)
+    content = json.loads((folder / LIST).read_bytes())
+    content["files"][name] = content["files"]["empty"]
+    with folder.filesystem.open_output_stream((folder / LIST).key) as stream:
+        stream.write(json.dumps(content).encode())
+    with pytest.raises(StoreError, match=r"published\.json: damaged"):
+        open_folder(folder)
+
+
+def test_a_local_folder_is_published_in_the_end(url, tmp_path):
+    with local_folder(as_path(url)) as folder:
+        (folder / "one").write_text("1")
+        (folder / ".lock").write_text("")
+    assert content_of(local_copy(as_path(url))) == {"one": b"1"}
+    with local_folder(as_path(url)) as folder:
+        assert (folder / "one").read_text() == "1"
+        (folder / "one").unlink()
+        (folder / "two").write_text("2")
+    assert content_of(local_copy(as_path(url))) == {"two": b"2"}
+    with local_folder(tmp_path / "here") as folder:
+        assert folder == tmp_path / "here"
+
+
+def test_states_are_published_meanwhile(url):
+    with local_folder(as_path(url), seconds=0.02) as folder:
+        for number in range(200):  # two files that agree in every state
+            for name in ("x", "y"):
+                new = folder / f".{name}.new"
+                new.write_text(str(number))
+                new.replace(folder / name)
+            if number % 20 == 0:
+                opened = open_folder(as_path(url))
+                if not hasattr(opened, "state") or "y" not in opened.state.files:
+                    continue
+                x, y = (int((opened / name).read_text()) for name in ("x", "y"))
+                assert x - y in (0, 1)  # what the folder held at some time
+    assert content_of(local_copy(as_path(url))) == {"x": b"199", "y": b"199"}
+
+
+def test_an_error_of_the_block_publishes_what_there_is(url):
+    with pytest.raises(KeyboardInterrupt):
+        write(url, "one", "1", lambda: signal.raise_signal(signal.SIGINT))
+    assert content_of(local_copy(as_path(url))) == {"one": b"1"}
+
+
+def test_nothing_is_lost_when_the_store_fails(url, faults, monkeypatch):
+    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
+    with local_folder(as_path(url)) as folder:
+        (folder / "one").write_text("1")
+    with pytest.raises(StoreError, match=r"all files are in .*, from which the same command goes on"):
+        write(url, "two", "2", lambda: setattr(faults, "errors", 1.0))
+    faults.errors = 0.0
+    with local_folder(as_path(url)) as folder:
+        assert content_of(folder) == {"one": b"1", "two": b"2"}
+
+
+def test_another_machine_goes_on_with_what_is_published(url, tmp_path, monkeypatch):
+    with local_folder(as_path(url)) as folder:
+        (folder / "one").write_text("1")
+    monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "other machine"))
+    with local_folder(as_path(url)) as folder:
+        assert content_of(folder) == {"one": b"1"}
+
+
+def test_one_writer_on_a_machine(url):
+    with local_folder(as_path(url)):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with local_folder(as_path(url)):
+                    os._exit(0)
+            except BusyError:
+                os._exit(3)
+            os._exit(4)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+
+
+def test_one_file(url, faults):
+    with local_file(as_path(f"{url}/scores.parquet")) as path:
+        path.write_bytes(b"scores" * 10_000)
+    assert as_path(f"{url}/scores.parquet").read_bytes() == b"scores" * 10_000
+    with pytest.raises(KeyboardInterrupt):
+        write_half(f"{url}/scores.parquet")
+    assert as_path(f"{url}/scores.parquet").read_bytes() == b"scores" * 10_000
+
+
+def test_names_of_stores(tmp_path):
+    assert as_path(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
+    path = as_path("s3://bucket/folder/data.csv.gz?region=eu-west-1")
+    assert (path.place, path.key) == ("s3://bucket?region=eu-west-1", "bucket/folder/data.csv.gz")
+    assert (path.name, path.suffix, path.suffixes) == ("data.csv.gz", ".gz", [".csv", ".gz"])
+    assert str(path.parent / "x") == "s3://bucket/folder/x?region=eu-west-1"
+    assert as_path("hdfs://host:8020/folder").key == "/folder"
+    with pytest.raises(StoreError, match=r"ftp://x/y: expected a local path or one of file://, s3://"):
+        as_path("ftp://x/y")
+    with pytest.raises(StoreError, match="set them in the environment") as error:
+        as_path("s3://key:secret@bucket/x")
+    assert "secret@" not in str(error.value)
+    with pytest.raises(StoreError, match="expected a bucket or a folder"):
+        as_path("s3://")
