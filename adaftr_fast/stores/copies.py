@@ -8,11 +8,11 @@ from pathlib import Path
 from adaftr_fast._publish import publishing
 from adaftr_fast.errors import BusyError
 from adaftr_fast.stores.cache import COPIES, cache_bytes, cache_folder, short_digest, shrink
-from adaftr_fast.stores.path import AnyPath, StorePath
+from adaftr_fast.stores.path import AnyPath, StorePath, as_path
 from adaftr_fast.stores.published import PublishedFolder, State, download, open_folder
 
 
-def local_copy(path: AnyPath) -> Path:
+def local_copy(path: str | AnyPath) -> Path:
     """Returns a local folder with the content of a published folder of a store; a local path unchanged.
 
     It is downloaded once for each state of the folder, and its checksums are compared then.
@@ -21,6 +21,7 @@ def local_copy(path: AnyPath) -> Path:
         FileNotFoundError: nothing is published there.
         StoreError: the store cannot be read, or a file is damaged.
     """
+    path = as_path(path)
     if isinstance(path, Path):
         return path
     opened = open_folder(path)
@@ -45,7 +46,7 @@ def download_all(folder: PublishedFolder, target: Path) -> None:
     target.mkdir(parents=True)
     for name in folder.state.files:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        download(folder.object(name), target / name)
+        download(folder.file(name), target / name)
 
 
 def copy_path(folder: StorePath, state: State) -> Path:

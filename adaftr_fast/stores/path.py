@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -13,6 +15,9 @@ from adaftr_fast.stores.ranges import RangeFile
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
+
+
+IN_HOST = ("hdfs", "viewfs")  # schemes whose host is a server; that of others is the bucket
 
 
 class Stat(NamedTuple):
@@ -137,10 +142,13 @@ class StorePath:
 
 
 AnyPath: TypeAlias = Path | StorePath
+_local: dict[tuple[str, str], Path] = {}  # folders of stores that this process writes, and where
 
 
 def as_path(path: str | Path | StorePath) -> AnyPath:
     """Returns the path of a URL, or a local path of any other text.
+
+    A folder of a store that this process is writing is local meanwhile.
 
     Args:
         path: ``s3://``, ``gs://``, ``hdfs://`` or ``file://``, or a local path.
@@ -148,8 +156,13 @@ def as_path(path: str | Path | StorePath) -> AnyPath:
     Raises:
         StoreError: the scheme is none of these, or the URL names no file or folder, or holds keys.
     """
-    if isinstance(path, Path | StorePath) or "://" not in path:
-        return Path(path) if isinstance(path, str) else path
+    if isinstance(path, str) and "://" in path:
+        path = _parsed(path)
+        return _where_written(path) if isinstance(path, StorePath) else path
+    return Path(path) if isinstance(path, str) else path
+
+
+def _parsed(path: str) -> AnyPath:
     url = urlsplit(path)
     if url.scheme == "file":
         return Path(unquote(url.path))
@@ -160,8 +173,34 @@ def as_path(path: str | Path | StorePath) -> AnyPath:
     if "@" in url.netloc:
         bucket = url.netloc.rpartition("@")[2]
         raise StoreError(f"{url.scheme}://…@{bucket}: keys in a URL would be recorded; set them in the environment")
-    in_host = url.scheme in ("hdfs", "viewfs")  # elsewhere the host is the bucket
-    key = url.path if in_host else f"{url.netloc}{url.path}"
+    key = url.path if url.scheme in IN_HOST else f"{url.netloc}{url.path}"
     if not key.strip("/"):
         raise StoreError(f"{path}: expected a bucket or a folder")
     return StorePath(f"{url.scheme}://{url.netloc}{f'?{url.query}' if url.query else ''}", key, path)
+
+
+@contextmanager
+def written_locally(folder: StorePath, local: Path) -> Iterator[None]:
+    """Makes ``local`` stand for ``folder`` during the block, for ``as_path`` and ``recorded``."""
+    _local[folder.place, folder.key] = local
+    try:
+        yield
+    finally:
+        del _local[folder.place, folder.key]
+
+
+def recorded(path: AnyPath) -> str:
+    """Returns the text that names a path on every machine: a URL for a local folder that stands for one of a store."""
+    for (place, key), local in _local.items():
+        if isinstance(path, Path) and path.is_relative_to(local):
+            base, question, options = place.partition("?")
+            host = base if urlsplit(base).scheme in IN_HOST else base.partition("://")[0] + "://"
+            return "/".join([f"{host}{key}", *path.relative_to(local).parts]) + question + options
+    return str(path)
+
+
+def _where_written(path: StorePath) -> AnyPath:
+    for (place, key), local in _local.items():
+        if path.place == place and (path.key == key or path.key.startswith(f"{key}/")):
+            return local / path.key[len(key) :].lstrip("/")
+    return path

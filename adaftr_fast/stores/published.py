@@ -64,25 +64,26 @@ class State:
 
 
 class PublishedFolder(StorePath):
-    """A published folder, whose files have the content that they had when it was opened.
+    """A published folder, or a folder in one, whose files have the content that they had when it was opened.
 
-    Attributes:
-        state: its files.
+    Args:
+        published: the published folder.
+        state: the files of this folder.
+        inner: the path from the published folder to this one, with a "/" at its end; "" for the published folder.
     """
 
-    def __init__(self, folder: StorePath, state: State) -> None:
+    def __init__(self, published: StorePath, state: State, inner: str = "") -> None:
+        folder = published / inner.rstrip("/") if inner else published
         super().__init__(folder.place, folder.key, folder.url)
-        self.folder, self.state = folder, state
+        self.state, self._plain, self._objects = state, folder, published / OBJECTS
 
     def __truediv__(self, name: str) -> StorePath:
-        if name not in self.state.files:
-            return self.folder / name
-        return self.object(name)
+        return self.file(name) if name in self.state.files else self._plain / name
 
-    def object(self, name: str) -> PublishedFile:
-        """Returns the object that holds a file."""
+    def file(self, name: str) -> PublishedFile:
+        """Returns the path of a file of the state."""
         file = self.state.files[name]
-        return PublishedFile(self.folder / OBJECTS / object_name(name, file), self, name, file)
+        return PublishedFile(self._objects / object_name(name, file), self, name, file)
 
 
 class PublishedFile(StorePath):
@@ -155,11 +156,16 @@ def is_inside(name: str) -> bool:
 
 
 def open_folder(folder: StorePath) -> PublishedFolder | StorePath:
-    """Returns the folder as published now, or ``folder`` itself if nothing is published there."""
+    """Returns the folder as published now, alone or in a folder above it; ``folder`` itself if it is not published."""
     if isinstance(folder, PublishedFolder):
         return folder
-    state = read_state(folder)
-    return folder if state is None else PublishedFolder(folder, state)
+    above, inner = folder, ""
+    while PurePosixPath(above.key).parent.name:  # the bucket is none
+        if (state := read_state(above)) is not None:
+            own = {name.removeprefix(inner): file for name, file in state.files.items() if name.startswith(inner)}
+            return PublishedFolder(above, State(own), inner) if own else folder
+        above, inner = above.parent, f"{above.name}/{inner}"
+    return folder
 
 
 def publish(files: Mapping[str, Path], folder: StorePath, base: State | None) -> State:

@@ -17,7 +17,7 @@ from adaftr_fast._publish import remove, sync_tree
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores.cache import WRITING, cache_folder, short_digest
 from adaftr_fast.stores.copies import copy_path, download_all
-from adaftr_fast.stores.path import AnyPath, StorePath
+from adaftr_fast.stores.path import AnyPath, StorePath, as_path, written_locally
 from adaftr_fast.stores.published import PublishedFolder, State, open_folder, publish, upload
 
 SECONDS = 30.0  # between the starts of two uploads
@@ -27,7 +27,7 @@ Listing = dict[str, tuple[int, int, int]]
 
 
 @contextmanager
-def local_folder(folder: AnyPath, seconds: float = SECONDS) -> Iterator[Path]:
+def local_folder(folder: str | AnyPath, seconds: float = SECONDS) -> Iterator[Path]:
     """Yields the local folder that stands for ``folder`` during the block, with its content; a local one itself.
 
     A thread publishes each new state of the local folder, and so does the end of the block, also after an error. Every
@@ -42,25 +42,34 @@ def local_folder(folder: AnyPath, seconds: float = SECONDS) -> Iterator[Path]:
         BusyError: another process on this machine writes ``folder``.
         StoreError: the store fails, or another machine has written ``folder`` since. The local folder is kept.
     """
+    folder = as_path(folder)
     if isinstance(folder, Path):
         yield folder
         return
-    local = cache_folder() / WRITING / short_digest(f"{folder.place} {folder.key}") / folder.name
+    local = local_place(folder)
     with writer_lock(local.with_name(f".{local.name}.lock"), local):
         base = _begin(local, folder)
         sender = _Sender(local, folder, base, seconds)
-        with sender.running():
+        with sender.running(), written_locally(folder, local):
             yield local
         _keep_as_copy(local, folder, sender.base)
 
 
+def local_place(folder: AnyPath) -> Path:
+    """Returns the path that ``local_folder`` yields."""
+    if isinstance(folder, Path):
+        return folder
+    return cache_folder() / WRITING / short_digest(f"{folder.place} {folder.key}") / folder.name
+
+
 @contextmanager
-def local_file(file: AnyPath) -> Iterator[Path]:
+def local_file(file: str | AnyPath) -> Iterator[Path]:
     """Yields the path of a new local file, which becomes ``file`` after the block; a local path itself.
 
     Raises:
         StoreError: the store fails; ``file`` is as before.
     """
+    file = as_path(file)
     if isinstance(file, Path):
         yield file
         return

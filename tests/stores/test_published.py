@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adaftr_fast.errors import BusyError, StoreError
-from adaftr_fast.stores import as_path, local_copy, local_file, local_folder, open_folder
+from adaftr_fast.stores import as_path, local_copy, local_file, local_folder, open_folder, recorded
 from adaftr_fast.stores.published import LIST, OBJECTS, publish, read_state
 
 
@@ -193,14 +193,15 @@ def test_a_local_folder_is_published_in_the_end(url, tmp_path):
 
 
 def test_states_are_published_meanwhile(url):
-    with local_folder(as_path(url), seconds=0.02) as folder:
+    path = as_path(url)
+    with local_folder(path, seconds=0.02) as folder:
         for number in range(200):  # two files that agree in every state
             for name in ("x", "y"):
                 new = folder / f".{name}.new"
                 new.write_text(str(number))
                 new.replace(folder / name)
             if number % 20 == 0:
-                opened = open_folder(as_path(url))
+                opened = open_folder(path)
                 if not hasattr(opened, "state") or "y" not in opened.state.files:
                     continue
                 x, y = (int((opened / name).read_text()) for name in ("x", "y"))
@@ -234,11 +235,12 @@ def test_another_machine_goes_on_with_what_is_published(url, tmp_path, monkeypat
 
 
 def test_one_writer_on_a_machine(url):
-    with local_folder(as_path(url)):
+    path = as_path(url)
+    with local_folder(path):
         pid = os.fork()
         if pid == 0:
             try:
-                with local_folder(as_path(url)):
+                with local_folder(path):
                     os._exit(0)
             except BusyError:
                 os._exit(3)
@@ -269,3 +271,23 @@ def test_names_of_stores(tmp_path):
     assert "secret@" not in str(error.value)
     with pytest.raises(StoreError, match="expected a bucket or a folder"):
         as_path("s3://")
+
+
+def test_a_folder_in_a_published_folder(url, files):
+    publish(files, as_path(url), None)
+    inner = open_folder(as_path(f"{url}/folder"))
+    assert (inner / "b.txt").read_bytes() == b"text"
+    assert content_of(local_copy(f"{url}/folder")) == {"b.txt": b"text"}
+    with pytest.raises(FileNotFoundError, match="nothing is published there"):
+        local_copy(f"{url}/other")
+
+
+def test_what_is_being_written_is_local(url, tmp_path):
+    with local_folder(url) as folder:
+        (folder / "data").mkdir()
+        assert recorded(folder / "data") == f"{url}/data"
+        assert as_path(f"{url}/data") == folder / "data"
+        assert as_path(f"{url}2/data") != folder / "data"
+        (folder / "data" / "x").write_text("1")
+    assert (open_folder(as_path(f"{url}/data")) / "x").read_bytes() == b"1"
+    assert recorded(tmp_path) == str(tmp_path)
