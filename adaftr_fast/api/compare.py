@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaftr_fast._json import dumps
@@ -13,6 +12,7 @@ from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.api.run import Run, run_folder
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.runs.compare import Recorded, differing_options, groups_by_data, read_runs
+from adaftr_fast.stores import AnyPath, local_folder
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun, result_table
 
@@ -72,7 +72,7 @@ class Comparison:
 
         return draw(self.results)
 
-    def write(self, folder: str | Path) -> None:
+    def write(self, folder: str | AnyPath) -> None:
         """Writes ``report.md`` and ``report.png`` to ``folder``.
 
         Raises:
@@ -82,13 +82,12 @@ class Comparison:
         """
         from adaftr_fast.training.report import write_report  # imports matplotlib
 
-        folder = Path(folder)
-        if (folder / METRICS).exists():
-            raise CheckpointError(f"out: expected a folder for the report, got the folder of a run: {folder}")
         notes = "\n".join(f"- {line}" for line in self.notes())
         options = f"## Options that differ\n\n{self.options().markdown()}" if differing_options(self.runs) else ""
-        with writing_folder(folder, REPORT, PICTURE):
-            write_report(folder, "Comparison of runs", self.results, before=notes, after=options, first="run")
+        with local_folder(folder) as target, writing_folder(target, REPORT, PICTURE):
+            if (target / METRICS).exists():
+                raise CheckpointError(f"out: expected a folder for the report, got the folder of a run: {folder}")
+            write_report(target, "Comparison of runs", self.results, before=notes, after=options, first="run")
 
     def __repr__(self) -> str:
         options = [self.options().markdown()] if differing_options(self.runs) else []
@@ -99,7 +98,7 @@ class Comparison:
         return self.table().html() + options + paragraphs(*self.notes())
 
 
-def compare(runs: Sequence[Run | str | Path], out: str | Path | None = None) -> Comparison:
+def compare(runs: Sequence[Run | str | AnyPath], out: str | AnyPath | None = None) -> Comparison:
     """Compares runs: test metrics, best epochs, speed, and the options in which they differ.
 
     An unfinished run is listed with the validation metrics of its last epoch. A run that cannot be read has a line in
@@ -114,7 +113,7 @@ def compare(runs: Sequence[Run | str | Path], out: str | Path | None = None) -> 
         TypeError: ``runs`` is not a list of runs and folders.
         BusyError, OSError: see ``Comparison.write``.
     """
-    if isinstance(runs, Run | str | Path):
+    if isinstance(runs, Run | str | AnyPath):
         raise TypeError(f"runs: expected a list of runs or their folders, got {type(runs).__name__}")
     found, unread = read_runs([run_folder(run, "runs") for run in runs])
     if not found:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Field
+from adaftr_fast.stores import AnyPath
 
 
 class Prepared(PreparedData):
@@ -74,7 +73,7 @@ class Prepared(PreparedData):
         )
 
 
-def open_data(data: PreparedData | str | Path) -> PreparedData:
+def open_data(data: PreparedData | str | AnyPath) -> PreparedData:
     """Opens a prepared folder that is given by its path.
 
     Raises:
@@ -83,7 +82,7 @@ def open_data(data: PreparedData | str | Path) -> PreparedData:
     """
     if isinstance(data, PreparedData):
         return data
-    if not isinstance(data, str | Path):
+    if not isinstance(data, str | AnyPath):
         raise TypeError(f"data: expected a prepared folder or its path, got {type(data).__name__}")
     return Prepared(data)
 

@@ -15,9 +15,11 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import joined
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.models.own import ModelClass, class_name
+from adaftr_fast.runs.output import output
 from adaftr_fast.runs.record import read_result
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.runs.trained import TrainedModel, load_trained
+from adaftr_fast.stores import AnyPath, as_path, local_copy
 from adaftr_fast.training import evaluation
 from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.result import METRIC_COLUMNS, TrainedRun, metric_cells, result_table
@@ -36,14 +38,14 @@ class Run:
         model_class: the class of a model of one's own, or its name; None for a built-in model.
     """
 
-    folder: Path
+    folder: AnyPath
     result: TrainedRun
     model_class: ModelClass | None = None
 
     @cached_property
     def trained(self) -> TrainedModel:
         """The model with its best weights, and the description in its checkpoint. Raises CheckpointError."""
-        return load_trained(self.folder, self.model_class)
+        return load_trained(local_copy(self.folder), self.model_class)
 
     @property
     def model(self) -> MultiTaskModel:
@@ -128,15 +130,15 @@ class Evaluation:
 
 
 def train(
-    data: PreparedData | str | Path | None = None,
-    out: str | Path = "runs/train",
+    data: PreparedData | str | AnyPath | None = None,
+    out: str | AnyPath = "runs/train",
     *,
     config: RunConfig | str | Path | None = None,
     model: dict[str, Any] | type[MultiTaskModel] | None = None,
     optimizer: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
     restart: bool = False,
-    warm_start: Run | str | Path | WarmStartConfig | None = None,
+    warm_start: Run | str | AnyPath | WarmStartConfig | None = None,
 ) -> Run:
     """Trains one model and measures it on the test split.
 
@@ -176,16 +178,17 @@ def train(
     settings = settings.with_options(data={"folder": str(prepared.folder)})
     if warm_start is not None:
         settings = replace(settings, warm_start=_start(warm_start))
-    with joined(settings.training.device, settings.training.rank_timeout) as ranks:
-        result = train_one(prepared, settings, Path(out), restart=restart, ranks=ranks, report=True)
-        return Run(Path(out), result, own)
+    place = as_path(out)
+    with joined(settings.training.device, settings.training.rank_timeout) as ranks, output(place, ranks) as folder:
+        result = train_one(prepared, settings, folder, restart=restart, ranks=ranks, report=True)
+    return Run(place, result, own)
 
 
-def _start(source: Run | str | Path | WarmStartConfig) -> WarmStartConfig:
+def _start(source: Run | str | AnyPath | WarmStartConfig) -> WarmStartConfig:
     return source if isinstance(source, WarmStartConfig) else WarmStartConfig(str(run_folder(source, "warm_start")))
 
 
-def load_run(folder: str | Path, *, model_class: ModelClass | None = None) -> Run:
+def load_run(folder: str | AnyPath, *, model_class: ModelClass | None = None) -> Run:
     """Reads a run that ``train`` wrote. An interrupted run can be read once it has finished an epoch.
 
     Args:
@@ -197,16 +200,16 @@ def load_run(folder: str | Path, *, model_class: ModelClass | None = None) -> Ru
         CheckpointError: the folder holds no run, a damaged one, or one that needs ``model_class``.
         ConfigError: ``model_class`` is no model, or the run has a built-in one.
     """
-    folder = Path(folder)
-    trained = load_trained(folder, model_class)
-    run = Run(folder, read_result(folder, trained.about), model_class)
+    local = local_copy(folder)
+    trained = load_trained(local, model_class)
+    run = Run(as_path(folder), read_result(local, trained.about), model_class)
     vars(run)["trained"] = trained  # what ``cached_property`` would read again
     return run
 
 
 def evaluate(
-    run: Run | str | Path,
-    data: PreparedData | str | Path | None = None,
+    run: Run | str | AnyPath,
+    data: PreparedData | str | AnyPath | None = None,
     split: str = "test",
     *,
     model_class: ModelClass | None = None,
@@ -229,7 +232,7 @@ def evaluate(
     if isinstance(run, Run) and model_class is None:
         trained = run.trained
     else:
-        trained = load_trained(run_folder(run), model_class)
+        trained = load_trained(local_copy(run_folder(run)), model_class)
     if prepared is None:
         prepared = trained.data()
     trained.check_data(prepared)
@@ -237,7 +240,7 @@ def evaluate(
     return Evaluation(split, evaluation.evaluate(trained.model, prepared.load(split), size))
 
 
-def run_folder(run: Run | str | Path, argument: str = "run") -> Path:
+def run_folder(run: Run | str | AnyPath, argument: str = "run") -> AnyPath:
     """Returns the folder of a run.
 
     Raises:
@@ -245,9 +248,9 @@ def run_folder(run: Run | str | Path, argument: str = "run") -> Path:
     """
     if isinstance(run, Run):
         return run.folder
-    if not isinstance(run, str | Path):
+    if not isinstance(run, str | AnyPath):
         raise TypeError(f"{argument}: expected a run or its folder, got {type(run).__name__}")
-    return Path(run)
+    return as_path(run)
 
 
 def _settings(config: RunConfig | str | Path | None, sections: dict[str, dict[str, Any] | None]) -> RunConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +18,8 @@ from adaftr_fast.serving import predict as predicting
 from adaftr_fast.serving.columns import Cvr, output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.scorer import About, load_scorer
+from adaftr_fast.stores import AnyPath, as_path, local_copy, local_file, local_folder
+from adaftr_fast.stores.parquet import parquet_source
 from adaftr_fast.training.result import METRIC_COLUMNS, metric_cells
 
 
@@ -31,7 +32,7 @@ class ExportedModel:
         about: the tasks, the validation metrics and the checksums of the files.
     """
 
-    folder: Path
+    folder: AnyPath
     about: About
 
     def table(self) -> Table:
@@ -59,13 +60,14 @@ class Scores:
         report: the rows scored, the rows left out, and the seconds it took.
     """
 
-    path: Path
+    path: AnyPath
     columns: list[str]
     report: predicting.Report
 
     def read(self) -> pa.Table:
         """Reads the whole file as an Arrow table."""
-        return pq.read_table(self.path)
+        with pq.ParquetFile(parquet_source(self.path)) as file:
+            return file.read()
 
     def lines(self) -> list[str]:
         """Returns a line with the file, its rows and the speed, and one each about lines of text and rows left out."""
@@ -86,10 +88,10 @@ class Scores:
 
 
 def export(
-    run: Run | str | Path,
-    out: str | Path,
+    run: Run | str | AnyPath,
+    out: str | AnyPath,
     *,
-    data: PreparedData | str | Path | None = None,
+    data: PreparedData | str | AnyPath | None = None,
     aot: bool = False,
     onnx: bool = False,
     task: str | None = None,
@@ -119,17 +121,19 @@ def export(
 
         model = adaftr_fast.export(run, "models/mine")
     """
-    folder = data.folder if isinstance(data, PreparedData) else None if data is None else Path(data)
+    folder = data.folder if isinstance(data, PreparedData) else None if data is None else as_path(data)
     if model_class is None and isinstance(run, Run):
         model_class = run.model_class
-    about = export_run(run_folder(run), Path(out), data=folder, aot=aot, onnx=onnx, task=task, model_class=model_class)
-    return ExportedModel(Path(out), about)
+    place, source = as_path(out), local_copy(run_folder(run))
+    with local_folder(place) as target:
+        about = export_run(source, target, data=folder, aot=aot, onnx=onnx, task=task, model_class=model_class)
+    return ExportedModel(place, about)
 
 
 def predict(
-    model: ExportedModel | str | Path,
+    model: ExportedModel | str | AnyPath,
     files: Inputs,
-    out: str | Path,
+    out: str | AnyPath,
     *,
     keep: Names = (),
     click: str | None = None,
@@ -168,16 +172,16 @@ def predict(
         scores = adaftr_fast.predict(model, "today.csv", "scores.parquet", keep=["user"])
     """
     folder = model.folder if isinstance(model, ExportedModel) else model
-    if not isinstance(folder, str | Path):
+    if not isinstance(folder, str | AnyPath):
         raise TypeError(f"model: expected an exported model or its folder, got {type(model).__name__}")
-    scorer = load_scorer(Path(folder))
+    scorer, place = load_scorer(local_copy(folder)), as_path(out)
     price = None if bid is None else str(bid)
     columns = output_columns(
         scorer.about.tasks, click=click, conversion=conversion, bid=price, bid_weight=bid_weight, cvr=cvr
     )
     kept = [keep] if isinstance(keep, str) else keep
-    with input_files(files, Path(out)) as paths:
+    with local_file(place) as target, input_files(files, target) as paths:
         if not paths:
             raise DataError("files: expected one or more input files, got none")
-        report = predicting.predict(scorer, paths, Path(out), columns, keep=kept, bad_rows=bad_rows, progress=progress)
-    return Scores(Path(out), columns.names(), report)
+        report = predicting.predict(scorer, paths, target, columns, keep=kept, bad_rows=bad_rows, progress=progress)
+    return Scores(place, columns.names(), report)

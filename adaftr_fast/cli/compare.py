@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser
+from adaftr_fast.cli.options import Parser, place
 
 DESCRIPTION = "Compare runs: metrics, best epochs, speed, and the options in which they differ."
 
 
 def add_arguments(parser: Parser) -> None:
     """Adds the options of ``compare``."""
-    parser.add_argument("runs", type=Path, nargs="+", help="the --out folders of train")
-    parser.add_argument("--out", type=Path | None, help="a folder for report.md and report.png with the curves")
+    parser.add_argument("runs", type=place, nargs="+", help="the --out folders of train")
+    parser.add_argument("--out", type=place, help="a folder for report.md and report.png with the curves")
 
 
 def run(arguments: jsonargparse.Namespace) -> None:

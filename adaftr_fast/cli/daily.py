@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser, add_config, add_warm_start, read_config, read_warm_start
+from adaftr_fast.cli.options import Parser, add_config, add_warm_start, place, read_config, read_warm_start
 
 DESCRIPTION = "Train day by day, and evaluate each day before training on it."
 SECTIONS = ("model", "optimizer", "training")
@@ -23,8 +22,8 @@ def add_arguments(parser: Parser) -> None:
         required=True,
         help="a data set or schema file (.toml) of one input file; its split is ignored",
     )
-    parser.add_argument("--files", type=Path, nargs="+", required=True, help=files)
-    parser.add_argument("--out", type=Path, required=True, help="folder for daily.jsonl and one folder per day")
+    parser.add_argument("--files", type=place, nargs="+", required=True, help=files)
+    parser.add_argument("--out", type=place, required=True, help="folder for daily.jsonl and one folder per day")
     add_warm_start(parser, "for the first day, a run")
     add_config(parser, SECTIONS)
 
@@ -33,10 +32,12 @@ def run(arguments: jsonargparse.Namespace) -> None:
     """Trains day by day and prints the metrics of each day before and after training on it."""
     from adaftr_fast.data.schema.parse import load_schema
     from adaftr_fast.runs.daily import train_daily
+    from adaftr_fast.runs.output import output
 
     config = replace(read_config(arguments, SECTIONS), warm_start=read_warm_start(arguments))
-    for record in train_daily(load_schema(arguments.dataset), arguments.files, config, arguments.out):
-        print(_line(record))
+    with output(arguments.out) as folder:
+        for record in train_daily(load_schema(arguments.dataset), arguments.files, config, folder):
+            print(_line(record))
 
 
 def _line(record: dict[str, Any]) -> str:

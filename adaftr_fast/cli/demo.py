@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser
+from adaftr_fast.cli.options import Parser, place
 from adaftr_fast.config import TrainingConfig
 
 DESCRIPTION = "Train MMoE and AdaFTR on the included flights data set and compare them."
@@ -15,7 +13,7 @@ DESCRIPTION = "Train MMoE and AdaFTR on the included flights data set and compar
 def add_arguments(parser: Parser) -> None:
     """Adds the options of ``demo``."""
     out = "folder for the prepared data, both runs and the report"
-    parser.add_argument("--out", type=Path, required=True, help=out)
+    parser.add_argument("--out", type=place, required=True, help=out)
     parser.add_argument("--restart", action="store_true", help="discard unfinished runs in --out")
     parser.add_argument("--training", type=TrainingConfig, default=TrainingConfig())
 
@@ -23,5 +21,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: jsonargparse.Namespace) -> None:
     """Runs the demo."""
     from adaftr_fast.runs.demo import run_demo
+    from adaftr_fast.runs.output import output
 
-    run_demo(arguments.out, TrainingConfig(**arguments.training.as_dict()), restart=arguments.restart)
+    with output(arguments.out) as folder:
+        run_demo(folder, TrainingConfig(**arguments.training.as_dict()), restart=arguments.restart)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser, add_config, read_config
+from adaftr_fast.cli.options import Parser, add_config, place, read_config
 from adaftr_fast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--files", type=str, nargs="+", default=[], help="input files of a data set that is not included"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="folder for data, runs and reports")
+    parser.add_argument("--out", type=place, default="runs/experiments", help="folder for data, runs and reports")
     seeds = "number of seeds per row, from training.seed upwards"
     parser.add_argument("--seeds", type=int, default=3, help=seeds)
     jobs = "number of parallel runs, each on one thread; does not change results (default: one per core)"
@@ -46,8 +46,7 @@ def available_cores() -> int:
 
 def run(arguments: jsonargparse.Namespace) -> None:
     """Runs or resumes an experiment, prints its tables and writes its report."""
-    from adaftr_fast._locks import writing_folder
-    from adaftr_fast.experiments.study import open_dataset
+    from adaftr_fast.runs.output import output
     from adaftr_fast.training.sharding import check_replicated
 
     for option in ("seeds", "jobs", "auctions") if arguments.name == "abtest" else ("seeds", "jobs"):
@@ -55,14 +54,23 @@ def run(arguments: jsonargparse.Namespace) -> None:
             raise ConfigError(f"--{option}: expected >= 1, got {arguments[option]}")
     config = read_config(arguments, SECTIONS)
     check_replicated("experiment", config.training)
-    data, folder = open_dataset(arguments.dataset, arguments.files, arguments.out, config.training.progress)
+    with output(arguments.out) as out:
+        _run(arguments, config, out)
+
+
+def _run(arguments: jsonargparse.Namespace, config: RunConfig, out: Path) -> None:
+    from adaftr_fast._locks import writing_folder
+    from adaftr_fast.experiments.study import open_dataset
+    from adaftr_fast.stores import recorded
+
+    data, folder = open_dataset(arguments.dataset, arguments.files, out, config.training.progress)
     command = f"adaftr-fast experiment {arguments.name} --dataset {arguments.dataset} --seeds {arguments.seeds}"
     make: Callable[..., tuple[str, list[Path]]]
     others = {"complexity": _complexity, "temperature": _temperature, "abtest": _abtest}
     make = others.get(arguments.name, _comparison)
     with writing_folder(folder, *(f"{arguments.name}.{kind}" for kind in ("md", "json", "png"))):
         text, paths = make(arguments, data, config, folder, command)
-    print(f"\n{text}\n\nReport: {', '.join(map(str, paths))}")
+    print(f"\n{text}\n\nReport: {', '.join(map(recorded, paths))}")
 
 
 def _comparison(

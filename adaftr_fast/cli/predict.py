@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser
+from adaftr_fast.cli.options import Parser, place
 
 DESCRIPTION = "Score raw rows, parquet or text, with an exported model."
 
@@ -15,9 +14,9 @@ DESCRIPTION = "Score raw rows, parquet or text, with an exported model."
 def add_arguments(parser: Parser) -> None:
     """Adds the options of ``predict``."""
     files = "raw rows in the formats of prepare, without labels; for Ali-CCP, pairs SKELETON COMMON"
-    parser.add_argument("--model", type=Path, required=True, help="the --out folder of export")
+    parser.add_argument("--model", type=place, required=True, help="the --out folder of export")
     parser.add_argument("--files", type=str, nargs="+", required=True, help=files)
-    parser.add_argument("--out", type=Path, required=True, help="the parquet file to write")
+    parser.add_argument("--out", type=place, required=True, help="the parquet file to write")
     parser.add_argument("--keep", type=str, nargs="+", default=[], help="input columns to copy before the scores")
     parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of unreadable rows in text files")
     parser.add_argument("--click", type=str | None, help="the task that is p_ctr (default: click)")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser, add_config, add_warm_start, read_config, read_warm_start
+from adaftr_fast.cli.options import Parser, add_config, add_warm_start, place, read_config, read_warm_start
 
 DESCRIPTION = "Train one model on a prepared folder."
 
@@ -18,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
         "the run folder, for metrics.jsonl, best/ and test.json; an unfinished run in it resumes, and a finished one "
         "is replaced after the first epoch"
     )
-    parser.add_argument("--out", type=Path, required=True, help=out)
+    parser.add_argument("--out", type=place, required=True, help=out)
     restart = "discard an unfinished run in --out"
     parser.add_argument("--restart", action="store_true", help=restart)
     add_warm_start(parser)

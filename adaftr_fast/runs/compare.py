@@ -10,6 +10,7 @@ from typing import Any
 
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.runs.record import read_result
+from adaftr_fast.stores import AnyPath, local_copy
 from adaftr_fast.training.checkpoint.weights import Description, read_description
 from adaftr_fast.training.result import TrainedRun
 from adaftr_fast.training.trainer import BEST
@@ -26,12 +27,12 @@ class Recorded:
             validation metrics of its last epoch, and its name says so.
     """
 
-    folder: Path
+    folder: AnyPath
     about: Description
     result: TrainedRun
 
 
-def read_runs(folders: Sequence[Path]) -> tuple[list[Recorded], list[str]]:
+def read_runs(folders: Sequence[AnyPath]) -> tuple[list[Recorded], list[str]]:
     """Returns the runs that can be read, in order, and a line about each other one.
 
     A run is named by the part of its path that the folders do not share.
@@ -40,8 +41,9 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Recorded], list[str]]:
     runs, unread = [], []
     for folder, name in zip(folders, _names(folders)):
         try:
-            about = read_description(folder / BEST)
-            result = read_result(folder, about)
+            local = local_copy(folder)
+            about = read_description(local / BEST)
+            result = read_result(local, about)
             if not result.epochs:
                 raise CheckpointError(f"{folder}: no epoch has been recorded")
         except (CheckpointError, OSError) as error:
@@ -54,8 +56,10 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Recorded], list[str]]:
     return runs, unread
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    places = [Path(os.path.abspath(folder)) for folder in folders]
+def _names(folders: Sequence[AnyPath]) -> list[str]:
+    if not all(isinstance(folder, Path) for folder in folders):
+        return [str(folder) for folder in folders]
+    places = [Path(os.path.abspath(str(folder))) for folder in folders]
     if len(places) < 2:
         return [place.name for place in places]
     shared = os.path.commonpath(places)

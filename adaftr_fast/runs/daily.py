@@ -29,6 +29,7 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.run import Fitted, fit_one
 from adaftr_fast.runs.trained import load_earlier
+from adaftr_fast.stores import recorded
 from adaftr_fast.training.checkpoint.progress import record_of
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
 from adaftr_fast.training.sharding import check_replicated
@@ -72,8 +73,8 @@ def _one_day(schema: Schema, file: Path, day: int, config: RunConfig, out: Path)
     manifest = prepare(schema, [file], folder / "data", grow=before and before / "data", progress=progress)
     data = PreparedData(folder / "data")
     measured = None if before is None else _measure(before / "run", data, config.model.name)
-    start = config.warm_start if before is None else WarmStartConfig(str(before / "run"))
-    day_config = replace(config, data=DataConfig(str(data.folder)), warm_start=start)
+    start = config.warm_start if before is None else WarmStartConfig(recorded(before / "run"))
+    day_config = replace(config, data=DataConfig(recorded(data.folder)), warm_start=start)
     fitted = fit_one(data, day_config, folder / "run")
     rows, ids = manifest.splits["test"].rows, sum(manifest.num_embeddings)
     record = {"day": day, "file": str(file), "rows": rows, "ids": ids, "before_training": measured}

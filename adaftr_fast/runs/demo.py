@@ -13,6 +13,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema import parse
 from adaftr_fast.runs.run import train_one
+from adaftr_fast.stores import recorded
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.report import write_report
 from adaftr_fast.training.result import PICTURE, REPORT, result_table
@@ -45,7 +46,7 @@ def _run(out: Path, training: TrainingConfig, restart: bool) -> None:
     folder = out / "data"
     prepare(parse.load_schema("flights"), None, folder, progress=training.progress)
     data = PreparedData(folder)
-    base = RunConfig(data=DataConfig(str(folder)), training=training)
+    base = RunConfig(data=DataConfig(recorded(folder)), training=training)
     runs = []
     for name in ("mmoe", "adaftr"):
         print(f"\n{name}: {len(data.manifest.fields)} fields, {sum(data.manifest.num_embeddings):,} ids")
@@ -55,4 +56,4 @@ def _run(out: Path, training: TrainingConfig, restart: bool) -> None:
     replace_file(out / METRICS, "".join(dumps(record) + "\n" for record in records).encode())
     write_report(out, "Flights: MMoE and AdaFTR", runs, after=NOTES)
     print(f"\nTest split (AUC and GAUC in %)\n{result_table(runs)}\n\n{NOTES}")
-    print(f"Report: {out / 'report.md'} and report.png")
+    print(f"Report: {recorded(out / 'report.md')} and report.png")

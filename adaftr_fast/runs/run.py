@@ -28,6 +28,7 @@ from adaftr_fast.models.build import ENTIRE_SPACE
 from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.warm_start import warm_start
+from adaftr_fast.stores import local_copy, recorded
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import FILE, Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
@@ -175,24 +176,29 @@ def _fit(
         start() if ranks is None else ranks.from_rank_zero(start)
     result = trainer.fit()
     if result.interrupted:
-        raise KeyboardInterrupt(result.interrupted, f"interrupted; run the same command to resume from {folder}")
+        raise KeyboardInterrupt(
+            result.interrupted, f"interrupted; run the same command to resume from {recorded(folder)}"
+        )
     return Fitted(model, trainer, result)
 
 
 def _warm_start(model: MultiTaskModel, data: PreparedData, start: WarmStartConfig, name: str) -> None:
     """Copies the weights that the configuration asks for, and says which."""
-    source = Path(start.run)
+    source = local_copy(start.run)
     taken = warm_start(model, data, source, name, task=start.task, allow_empty=start.allow_empty)
-    print(f"warm start from {source}: {taken.summary()}", file=sys.stderr)
+    print(f"warm start from {start.run}: {taken.summary()}", file=sys.stderr)
 
 
 def _announce(folder: Path, resumed: Progress | None) -> None:
     """Says where an unfinished run resumes, or which finished run a new one is going to replace."""
     if resumed is not None:
-        print(f"{folder}: resuming in epoch {resumed.epoch} after step {resumed.step:,}", file=sys.stderr)
+        print(f"{recorded(folder)}: resuming in epoch {resumed.epoch} after step {resumed.step:,}", file=sys.stderr)
     elif (folder / TEST).exists():
         at = datetime.fromtimestamp((folder / TEST).stat().st_mtime)
-        print(f"{folder}: replaces the finished run of {at:%Y-%m-%d %H:%M} after the first epoch", file=sys.stderr)
+        print(
+            f"{recorded(folder)}: replaces the finished run of {at:%Y-%m-%d %H:%M} after the first epoch",
+            file=sys.stderr,
+        )
 
 
 def open_split(data: PreparedData, name: str, ranks: Ranks | None) -> Split:

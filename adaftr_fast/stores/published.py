@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from adaftr_fast._files import sha256, sync
 from adaftr_fast._json import dumps, from_json, loads
@@ -47,10 +48,12 @@ class State:
     Attributes:
         files: the files.
         before: names of the objects of the state before that this one does not have.
+        writer: a name that the states of one writer have in common.
     """
 
     files: Mapping[str, Published]
     before: tuple[str, ...] = ()
+    writer: str = ""
 
     @property
     def objects(self) -> dict[str, Published]:
@@ -60,7 +63,8 @@ class State:
     def to_bytes(self) -> bytes:
         """Returns the content of ``published.json``."""
         files = {name: asdict(each) for name, each in self.files.items()}
-        return (dumps({"format": FORMAT, "files": files, "before": list(self.before)}, indent=1) + "\n").encode()
+        content = {"format": FORMAT, "writer": self.writer, "files": files, "before": list(self.before)}
+        return (dumps(content, indent=1) + "\n").encode()
 
 
 class PublishedFolder(StorePath):
@@ -120,6 +124,9 @@ def object_name(name: str, file: Published) -> str:
     return f"{file.sha256}-{PurePosixPath(name).name}"
 
 
+KINDS: tuple[tuple[Any, str], ...] = ((dict[str, Published], "files"), (list[str], "before"))
+
+
 def read_state(folder: StorePath) -> State | None:
     """Returns the files of the folder; None if nothing is published there.
 
@@ -131,7 +138,8 @@ def read_state(folder: StorePath) -> State | None:
         content = loads(_read_list(folder).decode())
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT}")
-        state = State(from_json(dict[str, Published], content["files"]), tuple(from_json(list[str], content["before"])))
+        files, before = (from_json(kind, content[name]) for kind, name in KINDS)
+        state = State(files, tuple(before), from_json(str, content["writer"]))
         for name, file in state.files.items():
             if not is_inside(name) or len(file.sha256) != 64 or not file.sha256.isalnum() or file.size < 0:
                 raise ValueError(f"files: unexpected entry {name!r}")
@@ -168,40 +176,46 @@ def open_folder(folder: StorePath) -> PublishedFolder | StorePath:
     return folder
 
 
-def publish(files: Mapping[str, Path], folder: StorePath, base: State | None) -> State:
+def publish(files: Mapping[str, Path], folder: StorePath, base: State | None, writer: str = "") -> State:
     """Makes ``files`` the content of ``folder``, in one step.
 
     Args:
         files: local files by the name that they get.
         folder: the folder.
         base: the state that is to be replaced; None if nothing is published there.
+        writer: a name of this writer. States of the same name are replaced too: a killed process may have left the
+            request for one on its way.
 
     Returns:
         The new state.
 
     Raises:
-        StoreError: another process has published ``folder`` since ``base``, or the store fails. The folder keeps
-            ``base``.
+        StoreError: another writer has published ``folder`` since ``base``, or the store fails. The folder keeps its
+            state.
     """
-    new = State({name: Published(sha256(path), path.stat().st_size) for name, path in files.items()})
-    if base is not None and new.files == base.files:
+    base = _replaceable(folder, base, writer)
+    new = {name: Published(sha256(path), path.stat().st_size) for name, path in files.items()}
+    if base is not None and new == base.files:
         return base
     known = {} if base is None else base.objects
     for name, path in files.items():
-        file = new.files[name]
-        if object_name(name, file) not in known:
-            _upload_object(path, folder / OBJECTS / object_name(name, file), file)
-    new = State(new.files, tuple(sorted(known.keys() - new.objects.keys())))
-    _check_unchanged(folder, base)
-    _write_list(folder, new.to_bytes())
+        if (each := object_name(name, new[name])) not in known:
+            _upload_object(path, folder / OBJECTS / each, new[name])
+    left = known.keys() - State(new).objects.keys()
+    state = State(new, tuple(sorted(left)), writer)
+    _replaceable(folder, base, writer)
+    _write_list(folder, state.to_bytes())
     if base is not None:
-        _remove(folder, [each for each in base.before if each not in new.objects and each not in new.before])
-    return new
+        _remove(folder, [each for each in base.before if each not in state.objects and each not in left])
+    return state
 
 
-def _check_unchanged(folder: StorePath, base: State | None) -> None:
-    if read_state(folder) != base:
+def _replaceable(folder: StorePath, base: State | None, writer: str) -> State | None:
+    """Returns the state of ``folder``, if it is ``base`` or of the same writer."""
+    state = read_state(folder)
+    if state != base and not (writer and state is not None and state.writer == writer):
         raise StoreError(f"{folder}: another process has written it meanwhile; only one may write a folder")
+    return state
 
 
 def _upload_object(path: Path, target: StorePath, file: Published) -> None:

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adaftr_fast._files import replace_file
+from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._locks import writer_lock
 from adaftr_fast._publish import remove, sync_tree
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores.cache import WRITING, cache_folder, short_digest
 from adaftr_fast.stores.copies import copy_path, download_all
 from adaftr_fast.stores.path import AnyPath, StorePath, as_path, written_locally
-from adaftr_fast.stores.published import PublishedFolder, State, open_folder, publish, upload
+from adaftr_fast.stores.published import PublishedFolder, State, publish, read_state, upload
 
-SECONDS = 30.0  # between the starts of two uploads
+UPLOAD_SECONDS, DEFAULT_SECONDS = "ADAFTR_FAST_UPLOAD_SECONDS", 30.0  # an environment variable
 COPIED = 16 << 20  # bytes of a file; larger ones are linked, which are never appended to
 TRIES = 50  # to find a folder unchanged while its files are collected
 Listing = dict[str, tuple[int, int, int]]
 
 
 @contextmanager
-def local_folder(folder: str | AnyPath, seconds: float = SECONDS) -> Iterator[Path]:
+def local_folder(folder: str | AnyPath, seconds: float | None = None) -> Iterator[Path]:
     """Yields the local folder that stands for ``folder`` during the block, with its content; a local one itself.
 
     A thread publishes each new state of the local folder, and so does the end of the block, also after an error. Every
@@ -36,7 +40,7 @@ def local_folder(folder: str | AnyPath, seconds: float = SECONDS) -> Iterator[Pa
 
     Args:
         folder: a local folder, or one of a store.
-        seconds: the time between two uploads.
+        seconds: the time between two uploads; None takes ``ADAFTR_FAST_UPLOAD_SECONDS``, or 30.
 
     Raises:
         BusyError: another process on this machine writes ``folder``.
@@ -48,11 +52,22 @@ def local_folder(folder: str | AnyPath, seconds: float = SECONDS) -> Iterator[Pa
         return
     local = local_place(folder)
     with writer_lock(local.with_name(f".{local.name}.lock"), local):
-        base = _begin(local, folder)
-        sender = _Sender(local, folder, base, seconds)
+        sender = _Sender(local, folder, *_begin(local, folder), upload_seconds() if seconds is None else seconds)
         with sender.running(), written_locally(folder, local):
             yield local
         _keep_as_copy(local, folder, sender.base)
+
+
+def upload_seconds() -> float:
+    """Returns the seconds between two uploads. Raises StoreError if the environment variable is no number above 0."""
+    text = os.environ.get(UPLOAD_SECONDS, "")
+    try:
+        seconds = float(text) if text else DEFAULT_SECONDS
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < threading.TIMEOUT_MAX:
+        raise StoreError(f"{UPLOAD_SECONDS}: expected a number of seconds above 0, got {text!r}")
+    return seconds
 
 
 def local_place(folder: AnyPath) -> Path:
@@ -81,35 +96,65 @@ def local_file(file: str | AnyPath) -> Iterator[Path]:
             upload(local, file)
 
 
-def _begin(local: Path, folder: StorePath) -> State | None:
-    """Makes the local folder the published one, unless it was begun from that by a process that was killed."""
-    opened = open_folder(folder)
-    state = opened.state if isinstance(opened, PublishedFolder) else None
-    if local.exists() and _base_path(local).exists() and _base_path(local).read_bytes() == _encoded(state):
-        return state
+@dataclass(frozen=True)
+class _Origin:
+    """What a local folder was begun from, in a file beside it.
+
+    Attributes:
+        writer: the name in the states that it has published.
+        base: the SHA-256 of the state that it was downloaded from; "" if nothing was published.
+    """
+
+    writer: str
+    base: str
+
+    def goes_on(self, state: State | None) -> bool:
+        """Returns whether nobody else has published since."""
+        return self.base == _digest(state) or (state is not None and state.writer == self.writer)
+
+
+def _begin(local: Path, folder: StorePath) -> tuple[State | None, str]:
+    """Makes the local folder the published one, unless it was begun from that by a process that was killed.
+
+    Returns:
+        The published state, and the name of the writer.
+    """
+    state = read_state(folder)
+    origin = _read_origin(local)
+    if origin is not None and origin.goes_on(state) and (local.exists() or state is None):
+        return state, origin.writer
     remove(local)
-    if isinstance(opened, PublishedFolder):
-        download_all(opened, local)
-    else:
-        local.mkdir(parents=True)
-    sync_tree(local)
-    replace_file(_base_path(local), _encoded(state))
-    return state
+    local.parent.mkdir(parents=True, exist_ok=True)
+    if state is not None:
+        download_all(PublishedFolder(folder, state), local)
+        sync_tree(local)
+    origin = _Origin(secrets.token_hex(16), _digest(state))
+    replace_file(_origin_path(local), dumps(asdict(origin)).encode())
+    return state, origin.writer
 
 
-def _encoded(state: State | None) -> bytes:
-    return b"" if state is None else state.to_bytes()
+def _digest(state: State | None) -> str:
+    return "" if state is None else hashlib.sha256(state.to_bytes()).hexdigest()
 
 
-def _base_path(local: Path) -> Path:
-    return local.with_name(f".{local.name}.base")
+def _read_origin(local: Path) -> _Origin | None:
+    try:
+        return from_json(_Origin, loads(_origin_path(local).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _origin_path(local: Path) -> Path:
+    return local.with_name(f".{local.name}.origin")
 
 
 def _keep_as_copy(local: Path, folder: StorePath, state: State | None) -> None:
     """Moves the local folder to where ``local_copy`` would download it."""
-    _base_path(local).unlink(missing_ok=True)
+    _origin_path(local).unlink(missing_ok=True)
     if state is None:
         remove(local)
+        return
+    if not local.exists():
         return
     for hidden in local.rglob(".*"):  # which are not published
         remove(hidden)
@@ -127,8 +172,8 @@ class _Sender:
         base: the state that is published.
     """
 
-    def __init__(self, local: Path, folder: StorePath, base: State | None, seconds: float) -> None:
-        self.local, self.folder, self.base, self.seconds = local, folder, base, seconds
+    def __init__(self, local: Path, folder: StorePath, base: State | None, writer: str, seconds: float) -> None:
+        self.local, self.folder, self.base, self.writer, self.seconds = local, folder, base, writer, seconds
         self._sent: Listing | None = None
         self._ended = threading.Event()
 
@@ -162,8 +207,7 @@ class _Sender:
             if (found := _collect(self.local, Path(taken), self._sent)) is None:
                 return
             if found or self.base is not None:
-                self.base = publish({name: Path(taken) / name for name in found}, self.folder, self.base)
-            replace_file(_base_path(self.local), _encoded(self.base))
+                self.base = publish({name: Path(taken) / name for name in found}, self.folder, self.base, self.writer)
             self._sent = found
 
 

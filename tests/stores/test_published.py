@@ -42,6 +42,7 @@ def selector(folder):
 
 def write(url, name, text, then):
     with local_folder(as_path(url)) as folder:
+        folder.mkdir(exist_ok=True)
         (folder / name).write_text(text)
         then()
 
@@ -180,6 +181,7 @@ def test_a_list_that_leaves_the_folder_is_refused(url, files, name):
 
 def test_a_local_folder_is_published_in_the_end(url, tmp_path):
     with local_folder(as_path(url)) as folder:
+        folder.mkdir()
         (folder / "one").write_text("1")
         (folder / ".lock").write_text("")
     assert content_of(local_copy(as_path(url))) == {"one": b"1"}
@@ -195,6 +197,7 @@ def test_a_local_folder_is_published_in_the_end(url, tmp_path):
 def test_states_are_published_meanwhile(url):
     path = as_path(url)
     with local_folder(path, seconds=0.02) as folder:
+        folder.mkdir()
         for number in range(200):  # two files that agree in every state
             for name in ("x", "y"):
                 new = folder / f".{name}.new"
@@ -218,6 +221,7 @@ def test_an_error_of_the_block_publishes_what_there_is(url):
 def test_nothing_is_lost_when_the_store_fails(url, faults, monkeypatch):
     monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
     with local_folder(as_path(url)) as folder:
+        folder.mkdir()
         (folder / "one").write_text("1")
     with pytest.raises(StoreError, match=r"all files are in .*, from which the same command goes on"):
         write(url, "two", "2", lambda: setattr(faults, "errors", 1.0))
@@ -228,6 +232,7 @@ def test_nothing_is_lost_when_the_store_fails(url, faults, monkeypatch):
 
 def test_another_machine_goes_on_with_what_is_published(url, tmp_path, monkeypatch):
     with local_folder(as_path(url)) as folder:
+        folder.mkdir()
         (folder / "one").write_text("1")
     monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "other machine"))
     with local_folder(as_path(url)) as folder:
@@ -284,6 +289,7 @@ def test_a_folder_in_a_published_folder(url, files):
 
 def test_what_is_being_written_is_local(url, tmp_path):
     with local_folder(url) as folder:
+        folder.mkdir()
         (folder / "data").mkdir()
         assert recorded(folder / "data") == f"{url}/data"
         assert as_path(f"{url}/data") == folder / "data"

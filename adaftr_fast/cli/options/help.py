@@ -104,7 +104,14 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter):
         if action.dest == "config":
             return "PATH"
         kind = self._get_type_str(action) or ""
-        kinds = {"int": "N", "float": "X", "dict": "JSON", "Path": "PATH", "<class 'Path'>": "PATH"}
+        kinds = {
+            "int": "N",
+            "float": "X",
+            "dict": "JSON",
+            "Path": "PATH",
+            "<function place": "PATH",
+            "<class 'Path'>": "PATH",
+        }
         return next((name for start, name in kinds.items() if kind.startswith(start)), "TEXT")
 
     def _get_help_string(self, action: Action) -> str:

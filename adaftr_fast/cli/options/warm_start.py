@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jsonargparse
 
 from adaftr_fast.cli.options.parser import Parser
+from adaftr_fast.cli.options.place import place
 from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.errors import ConfigError
 
@@ -14,7 +13,7 @@ from adaftr_fast.errors import ConfigError
 def add_warm_start(parser: Parser, what: str = "a run") -> None:
     """Adds ``--warm_start``, the task of it and whether it may take nothing; ``what`` names the run in the help."""
     run = f"{what} whose weights to copy: embedding rows by field and value, dense layers by name and shape"
-    parser.add_argument("--warm_start", type=Path | None, help=run)
+    parser.add_argument("--warm_start", type=place, help=run)
     task = "the task of a single_dnn in --warm_start whose tables become the shared ones (default: the first)"
     parser.add_argument("--warm_start_task", type=str | None, help=task)
     empty = "train although no weight of --warm_start fits"

@@ -1,0 +1,23 @@
+"""The folder that a run writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.stores import AnyPath, local_folder
+
+
+@contextmanager
+def output(folder: str | AnyPath, ranks: Ranks | None = None) -> Iterator[Path]:
+    """Yields the local folder that stands for ``folder``, on every rank the same; see ``local_folder``.
+
+    Rank 0 downloads and uploads. All ranks raise its errors.
+    """
+    with ExitStack() as stack:
+        if ranks is None:
+            yield stack.enter_context(local_folder(folder))
+            return
+        yield Path(ranks.from_rank_zero(lambda: str(stack.enter_context(local_folder(folder)))))

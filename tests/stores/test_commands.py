@@ -1,0 +1,85 @@
+"""Commands whose outputs, and the runs and models they read, are in a store."""
+
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+import adaftr_fast as af
+from adaftr_fast.cli import main
+from adaftr_fast.stores import as_path, local_copy, open_folder
+from tests.logs import shop_log
+
+SMALL = {"max_epochs": 2, "batch_size": 64, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The log of a shop, prepared, and its file."""
+    folder = tmp_path_factory.mktemp("data")
+    file = folder / "log.parquet"
+    pq.write_table(shop_log(3000, users=50), file)
+    roles = {"labels": ["click", "conversion"], "group": "user", "time": "time", "write_schema": folder / "shop.toml"}
+    return af.prepare(file, folder / "prepared", **roles, progress=False), file
+
+
+def test_from_a_run_to_scores(url, data, tmp_path, capsys):
+    prepared, files = data
+    local = af.train(prepared, tmp_path / "run", training=SMALL)
+    run = af.train(prepared, f"{url}/run", training=SMALL)
+    assert run.test == local.test
+    assert str(run.folder) == f"{url}/run"
+    assert af.load_run(f"{url}/run").test == local.test
+    assert af.evaluate(f"{url}/run").metrics == local.test
+    exported = af.export(f"{url}/run", f"{url}/model")
+    scores = af.predict(f"{url}/model", files, f"{url}/scores.parquet", progress=False)
+    expected = af.predict(af.export(local, tmp_path / "model"), files, tmp_path / "scores.parquet", progress=False)
+    assert scores.read().equals(expected.read())
+    assert exported.about.metrics == af.load_run(f"{url}/run").trained.about.metrics
+    assert main(["compare", f"{url}/run", str(tmp_path / "run"), "--out", f"{url}/comparison"]) == 0
+    assert f"{url}/run" in capsys.readouterr().out
+    assert "report.md" in open_folder(as_path(f"{url}/comparison")).state.files
+
+
+def test_a_warm_start_from_a_store(url, data, capsys):
+    prepared, _ = data
+    af.train(prepared, f"{url}/first", training=SMALL)
+    af.train(prepared, f"{url}/second", training=SMALL, warm_start=f"{url}/first")
+    assert f"warm start from {url}/first" in capsys.readouterr().err
+    assert af.load_run(f"{url}/second").config.warm_start.run == f"{url}/first"
+
+
+KILLED = """
+import os, sys
+from adaftr_fast.training.checkpoint import snapshots
+os.environ["ADAFTR_FAST_UPLOAD_SECONDS"] = "0.05"
+keep, calls = snapshots.save_snapshot, []
+def save(*arguments, **options):
+    keep(*arguments, **options)
+    calls.append(0)
+    if len(calls) == 6:
+        import time; time.sleep(1.0)  # some state is uploaded
+        os._exit(9)
+snapshots.save_snapshot = save
+from adaftr_fast.training.checkpoint import run_snapshots
+run_snapshots.save_snapshot = save
+import adaftr_fast as af
+training = {"max_epochs": 3, "batch_size": 64, "progress": False, "checkpoint_seconds": 0}
+af.train(sys.argv[1], sys.argv[2], training=training)
+"""
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["the same machine", "another machine"])
+def test_a_killed_run_goes_on(url, data, tmp_path, monkeypatch, capsys, elsewhere):
+    prepared, _ = data
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(prepared.folder), f"{url}/run"], timeout=120)
+    assert killed.returncode == 9
+    if elsewhere:
+        monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "elsewhere"))
+    training = {"max_epochs": 3, "batch_size": 64, "progress": False, "checkpoint_seconds": 0}
+    run = af.train(prepared, f"{url}/run", training=training)
+    assert f"{url}/run: resuming in epoch" in capsys.readouterr().err
+    whole = af.train(prepared, tmp_path / "whole", training=training)
+    assert run.test == whole.test
+    assert (local_copy(f"{url}/run") / "metrics.jsonl").exists()
