@@ -31,7 +31,7 @@ Listing = dict[str, tuple[int, int, int]]
 
 
 @contextmanager
-def local_folder(folder: str | AnyPath, seconds: float | None = None) -> Iterator[Path]:
+def local_folder(folder: str | AnyPath, seconds: float | None = None, *, download: bool = True) -> Iterator[Path]:
     """Yields the local folder that stands for ``folder`` during the block, with its content; a local one itself.
 
     A thread publishes each new state of the local folder, and so does the end of the block, also after an error. Every
@@ -41,6 +41,8 @@ def local_folder(folder: str | AnyPath, seconds: float | None = None) -> Iterato
     Args:
         folder: a local folder, or one of a store.
         seconds: the time between two uploads; None takes ``ADAFTR_FAST_UPLOAD_SECONDS``, or 30.
+        download: whether to begin with the content of ``folder``. Otherwise the block replaces it as a whole, or leaves
+            it as it is by writing nothing.
 
     Raises:
         BusyError: another process on this machine writes ``folder``.
@@ -52,7 +54,9 @@ def local_folder(folder: str | AnyPath, seconds: float | None = None) -> Iterato
         return
     local = local_place(folder)
     with writer_lock(local.with_name(f".{local.name}.lock"), local):
-        sender = _Sender(local, folder, *_begin(local, folder), upload_seconds() if seconds is None else seconds)
+        sender = _Sender(
+            local, folder, *_begin(local, folder, download), upload_seconds() if seconds is None else seconds
+        )
         with sender.running(), written_locally(folder, local):
             yield local
         _keep_as_copy(local, folder, sender.base)
@@ -113,19 +117,19 @@ class _Origin:
         return self.base == _digest(state) or (state is not None and state.writer == self.writer)
 
 
-def _begin(local: Path, folder: StorePath) -> tuple[State | None, str]:
-    """Makes the local folder the published one, unless it was begun from that by a process that was killed.
+def _begin(local: Path, folder: StorePath, download: bool) -> tuple[State | None, str]:
+    """Makes the local folder the published one, or absent, unless a process that was killed began it from that.
 
     Returns:
         The published state, and the name of the writer.
     """
     state = read_state(folder)
     origin = _read_origin(local)
-    if origin is not None and origin.goes_on(state) and (local.exists() or state is None):
+    if origin is not None and origin.goes_on(state) and (local.exists() or state is None or not download):
         return state, origin.writer
     remove(local)
     local.parent.mkdir(parents=True, exist_ok=True)
-    if state is not None:
+    if state is not None and download:
         download_all(PublishedFolder(folder, state), local)
         sync_tree(local)
     origin = _Origin(secrets.token_hex(16), _digest(state))
@@ -202,12 +206,13 @@ class _Sender:
                 warnings.warn(f"{self.folder}: not uploaded, is tried again: {error}", RuntimeWarning, stacklevel=1)
 
     def _send(self) -> None:
-        """Publishes the folder, if it has changed and does not change while its files are collected."""
+        """Publishes the folder, if it exists, has changed, and does not change while its files are collected."""
+        if not self.local.exists():
+            return
         with tempfile.TemporaryDirectory(prefix=f".{self.local.name}.", dir=self.local.parent) as taken:
             if (found := _collect(self.local, Path(taken), self._sent)) is None:
                 return
-            if found or self.base is not None:
-                self.base = publish({name: Path(taken) / name for name in found}, self.folder, self.base, self.writer)
+            self.base = publish({name: Path(taken) / name for name in found}, self.folder, self.base, self.writer)
             self._sent = found
 
 

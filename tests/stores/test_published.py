@@ -297,3 +297,16 @@ def test_what_is_being_written_is_local(url, tmp_path):
         (folder / "data" / "x").write_text("1")
     assert (open_folder(as_path(f"{url}/data")) / "x").read_bytes() == b"1"
     assert recorded(tmp_path) == str(tmp_path)
+
+
+def test_a_folder_that_is_replaced_as_a_whole(url):
+    with local_folder(url, download=False) as folder:
+        folder.mkdir()
+        (folder / "one").write_text("1")
+    with local_folder(url, download=False) as folder:
+        assert not folder.exists()
+    assert content_of(local_copy(url)) == {"one": b"1"}
+    with local_folder(url, download=False) as folder:
+        folder.mkdir()
+        (folder / "two").write_text("2")
+    assert content_of(local_copy(url)) == {"two": b"2"}
