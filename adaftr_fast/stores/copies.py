@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from adaftr_fast._publish import publishing
-from adaftr_fast.errors import BusyError
+from adaftr_fast.errors import BusyError, StoreError
 from adaftr_fast.stores.cache import COPIES, cache_bytes, cache_folder, short_digest, shrink
 from adaftr_fast.stores.path import AnyPath, StorePath, as_path
+from adaftr_fast.stores.progress import transfer_bar
 from adaftr_fast.stores.published import PublishedFolder, State, download, open_folder
 
 
@@ -18,15 +19,14 @@ def local_copy(path: str | AnyPath) -> Path:
     It is downloaded once for each state of the folder, and its checksums are compared then.
 
     Raises:
-        FileNotFoundError: nothing is published there.
-        StoreError: the store cannot be read, or a file is damaged.
+        StoreError: nothing is published there, the store cannot be read, or a file is damaged.
     """
     path = as_path(path)
     if isinstance(path, Path):
         return path
     opened = open_folder(path)
     if not isinstance(opened, PublishedFolder):
-        raise FileNotFoundError(2, "nothing is published there", str(path))
+        raise StoreError(f"{path}: expected a folder that a command has published, found none")
     copy = copy_path(opened, opened.state)
     if not copy.is_dir():
         shrink(cache_folder(), cache_bytes())
@@ -44,9 +44,11 @@ def local_copy(path: str | AnyPath) -> Path:
 def download_all(folder: PublishedFolder, target: Path) -> None:
     """Downloads all files of a published folder to the new local folder ``target``."""
     target.mkdir(parents=True)
-    for name in folder.state.files:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        download(folder.file(name), target / name)
+    with transfer_bar("download", folder.name, sum(each.size for each in folder.state.files.values())) as bar:
+        for name, each in folder.state.files.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            download(folder.file(name), target / name)
+            bar.update(each.size)
 
 
 def copy_path(folder: StorePath, state: State) -> Path:

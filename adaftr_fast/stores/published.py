@@ -21,6 +21,7 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores.filesystems import retried
 from adaftr_fast.stores.path import StorePath
+from adaftr_fast.stores.progress import transfer_bar
 
 LIST, OBJECTS, FORMAT = "published.json", "objects", 1
 NEW = ".new"  # end of the name of a file that is not yet in its place
@@ -198,9 +199,11 @@ def publish(files: Mapping[str, Path], folder: StorePath, base: State | None, wr
     if base is not None and new == base.files:
         return base
     known = {} if base is None else base.objects
-    for name, path in files.items():
-        if (each := object_name(name, new[name])) not in known:
-            _upload_object(path, folder / OBJECTS / each, new[name])
+    missing = {name: each for name in files if (each := object_name(name, new[name])) not in known}
+    with transfer_bar("upload", folder.name, sum(new[name].size for name in missing)) as bar:
+        for name, each in missing.items():
+            _upload_object(files[name], folder / OBJECTS / each, new[name])
+            bar.update(new[name].size)
     left = known.keys() - State(new).objects.keys()
     state = State(new, tuple(sorted(left)), writer)
     _replaceable(folder, base, writer)

@@ -283,7 +283,7 @@ def test_a_folder_in_a_published_folder(url, files):
     inner = open_folder(as_path(f"{url}/folder"))
     assert (inner / "b.txt").read_bytes() == b"text"
     assert content_of(local_copy(f"{url}/folder")) == {"b.txt": b"text"}
-    with pytest.raises(FileNotFoundError, match="nothing is published there"):
+    with pytest.raises(StoreError, match=r"/other: expected a folder that a command has published"):
         local_copy(f"{url}/other")
 
 
