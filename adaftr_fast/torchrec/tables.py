@@ -30,6 +30,7 @@ from adaftr_fast.ops.embedding.reference.bags import resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import check_ids
 from adaftr_fast.torchrec.plan import Tables, no_broadcast_of_settings, plan_of, tables_of
 from adaftr_fast.torchrec.rows import Shard, ShardedRows
+from adaftr_fast.torchrec.step import StepLookup
 
 if TYPE_CHECKING:
     from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -57,11 +58,9 @@ class ShardedTables(nn.Module):
     """Computes a ``FusedEmbedding`` whose rows are sharded over ranks.
 
     All ranks must construct it and call it in the same order. A look-up is a collective, and so is its backward, which
-    also takes the optimizer's step. Without backward, the ranks' batches may differ in size and may be empty. The
-    module has no parameters; ``weight``, ``state`` and ``optimizer`` give access to the rows and their state.
-
-    Attributes:
-        last: the last look-up [B, F * E], detached; None before the first look-up and after a failed one.
+    also takes the optimizer's step. Without backward, the ranks' batches may differ in size and may be empty. Within
+    ``held``, look-ups read parts of one batch, and ``StepLookup.update`` takes the step. The module has no parameters;
+    ``weight``, ``state`` and ``optimizer`` give access to the rows and their state.
 
     Args:
         table: the table that defines fields, names and pooling. Rank 0's weights initialise all ranks. It may be
@@ -84,7 +83,6 @@ class ShardedTables(nn.Module):
 
     offsets: Tensor
     oov_counts: Tensor
-    last: Tensor | None
 
     def __init__(
         self,
@@ -100,14 +98,14 @@ class ShardedTables(nn.Module):
         super().__init__()
         _check(table, sharding, optimizer)
         device = torch.empty(0, device=device).device  # "cuda" with this rank's index
-        self.num_embeddings, self.embedding_dim = list(table.num_embeddings), table.widths[0]
+        self.num_embeddings, self.widths = list(table.num_embeddings), list(table.widths)
+        self.embedding_dim = self.widths[0]
         self.field_names, self.pooling = list(table.field_names), table.pooling
         for name in ("offsets", "oov_counts"):  # as in FusedEmbedding, for an equal state dict
             self.register_buffer(name, getattr(table, name).to(device), persistent=False)
         self._options: Options = {"optimizer": optimizer, "lr": lr, "eps": eps}
         self._keys = [str(field) for field in range(len(self.num_embeddings))]  # TorchRec takes no dots
-        self.last = None
-        self._reuses_last = False
+        self._held: StepLookup | None = None
         # The tuple hides the parameters from nn.Module: each holds some rows, and only its own optimizer updates it.
         self._collection = (_collection(self, sharding, device, ranks),)
         self.optimizer: torch.optim.Optimizer = self._collection[0].fused_optimizer
@@ -125,28 +123,26 @@ class ShardedTables(nn.Module):
 
         Raises:
             IndexError, TypeError, ValueError: as ``FusedEmbedding.forward``.
-            ValueError: ``per_sample_weights`` are given, which are not supported.
+            ValueError: ``per_sample_weights`` are given, which are not supported, or ids are not those of ``held``.
         """
         if per_sample_weights is not None:
             raise ValueError(
                 "ShardedTables: per_sample_weights must be None, got a tensor: use a FusedEmbedding for weighted ids"
             )
-        if self._reuses_last:
-            assert self.last is not None  # recalled() follows a look-up
-            return self.last
-        self.last = None
-        out = self._look_up(ids, offsets)
-        self.last = out.detach()
-        return out
+        return self._look_up(ids, offsets) if self._held is None else self._held.read(ids, offsets)
 
     @contextmanager
-    def recalled(self) -> Iterator[None]:
-        """Within the block, a look-up returns ``last`` without communication."""
-        self._reuses_last = True
+    def held(self, ids: Tensor, offsets: Tensor | None) -> Iterator[StepLookup]:
+        """Looks up a batch, as a collective. Within the block, look-ups read from it without communication.
+
+        Raises:
+            IndexError, TypeError, ValueError: as ``forward``.
+        """
+        self._held = StepLookup(self._look_up(ids, offsets), ids, offsets, self.offsets, self.pooling == "mean")
         try:
-            yield
+            yield self._held
         finally:
-            self._reuses_last = False
+            self._held = None
 
     def _look_up(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor

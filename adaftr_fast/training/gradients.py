@@ -1,4 +1,4 @@
-"""Averages dense and sparse gradients over ranks.
+"""Averages dense and sparse gradients over ranks, and clips them together with those of sharded tables.
 
 Shapes: W ranks, R rows of a table, U rows with a gradient, E embedding width.
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adaftr_fast.distributed.gather import gather_numbers, gather_rows
 from adaftr_fast.ops.embedding.lookup import coalesce_gradient
+from adaftr_fast.torchrec.step import StepLookup
 
 
 @torch.no_grad()
@@ -54,3 +55,26 @@ def _merge_rows(tables: Sequence[Tensor], group: dist.ProcessGroup) -> None:
         rows, values = gather_rows(rows, sizes, group), gather_rows(values / len(sizes), sizes, group)
         table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=False)
         coalesce_gradient(table)
+
+
+@torch.no_grad()
+def clip_with_sharded(
+    parameters: Sequence[Tensor], held: Sequence[StepLookup], max_norm: float, group: dist.ProcessGroup
+) -> None:
+    """Scales dense gradients and those of sharded tables so that their joint norm is at most ``max_norm``.
+
+    As ``adaftr_fast.optim.clip_grad_norm_``, which takes the rows of replicated tables. All ranks must call it.
+
+    Args:
+        parameters: the dense parameters, with averaged gradients.
+        held: the look-ups of the step.
+        max_norm: largest norm of the result.
+        group: the process group.
+    """
+    grads = [grad for parameter in parameters if (grad := parameter.grad) is not None]
+    squares = [torch.nn.utils.get_total_norm(grads).square()]
+    squares += [each.squared_norm(group) for each in held]
+    scale = (max_norm / (torch.stack(squares).sum().sqrt() + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(grads, scale)
+    for each in held:
+        each.scale(scale)

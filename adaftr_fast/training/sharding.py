@@ -28,10 +28,6 @@ def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ra
     if optimizer.tables not in STATE:
         reason = "TorchRec updates the rows of the batch inside backward"
         raise _refused(f"optimizer.tables = {', '.join(STATE)}, got {optimizer.tables} ({reason})")
-    if optimizer.clip_norm:
-        raise _refused(f"optimizer.clip_norm = 0, got {optimizer.clip_norm} (rows update before the norm is known)")
-    if config.accumulate > 1:
-        raise _refused(f"training.accumulate = 1, got {config.accumulate} (rows update in every backward)")
     check_installed()
 
 

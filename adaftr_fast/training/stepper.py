@@ -23,6 +23,7 @@ from adaftr_fast.nn.attention import FieldAttention
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import clip_grad_norm_
+from adaftr_fast.torchrec.step import StepLookup
 from adaftr_fast.training.balance.base import Balance, GradientBalance, LossBalance
 from adaftr_fast.training.balance.build import NAME, build_balance
 from adaftr_fast.training.balance.gradients import combine, gradients_of
@@ -30,7 +31,7 @@ from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.device.cuda import CudaCaptures
 from adaftr_fast.training.device.graph import BackwardGraph, depends_on_tensors_alone
 from adaftr_fast.training.device.memory import is_out_of_memory, memory_errors
-from adaftr_fast.training.gradients import average_gradients
+from adaftr_fast.training.gradients import average_gradients, clip_with_sharded
 from adaftr_fast.training.optimizers import build_optimizers
 from adaftr_fast.training.schedule import learning_rate
 from adaftr_fast.training.sharding import shard_tables
@@ -75,6 +76,7 @@ class Stepper:
             model.to(self.device)
             self.optimizers = build_optimizers(model, optimizer)
         self.sharded = list(sharded_tables(model).values())
+        self._held: list[StepLookup] = []  # of the present step, one for each of the sharded tables
         self.parameters = list(model.parameters())
         learned = set() if self.balance is None else set(self.balance.parameters())
         self.clipped = [parameter for parameter in self.parameters if parameter not in learned]
@@ -128,9 +130,13 @@ class Stepper:
             tables.optimizer.zero_grad()  # passes the learning rate to the update inside backward
         for parameter in self.parameters:
             parameter.grad = None
-        terms = self._gradients(batch, number)
-        if self.settings.clip_norm:
-            clip_grad_norm_(self.clipped, self.settings.clip_norm)
+        with ExitStack() as stack:
+            self._held = [stack.enter_context(tables.held(batch.ids, batch.offsets)) for tables in self.sharded]
+            terms = self._gradients(batch, number)
+            self._clip()
+            for held in self._held:
+                held.update()
+        self._held = []
         if self.balance is not None:
             terms = terms | _named_weights(self.balance)  # of this step
         for optimizer in self.optimizers:
@@ -138,6 +144,15 @@ class Stepper:
         if self.balance is not None:
             self.balance.after_update()
         return terms
+
+    def _clip(self) -> None:
+        """Scales all gradients so that their joint norm is at most ``clip_norm``."""
+        most = self.settings.clip_norm
+        if most and self._held:
+            assert self.ranks is not None  # tables are sharded over ranks
+            clip_with_sharded(self.clipped, self._held, most, self.ranks.group)
+        elif most:
+            clip_grad_norm_(self.clipped, most)
 
     def _gradients(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """Computes the gradients of a batch, over all ranks; returns the loss terms."""
@@ -172,7 +187,12 @@ class Stepper:
 
     def _accumulated(self, batch: Batch) -> dict[str, Tensor]:
         rows = len(batch) // self.config.accumulate
-        parts = [self._backward(batch[start : start + rows]) for start in range(0, len(batch), rows)]
+        parts = []
+        for start in range(0, len(batch), rows):
+            part = slice(start, start + rows)
+            for held in self._held:
+                held.part = part
+            parts.append(self._backward(batch[part]))
         return {name: reduce(add, (part[name] for part in parts)) for name in parts[0]}
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
@@ -211,8 +231,8 @@ class Stepper:
         except RuntimeError as error:
             if not self.reads_losses or is_out_of_memory(error):
                 raise  # no value of a tensor is its cause
-            if is_of_a_collective(error) or any(tables.last is None for tables in self.sharded):
-                raise  # another rank or a look-up failed, not an op of this rank
+            if is_of_a_collective(error):
+                raise  # another rank failed, not an op of this rank
             diverged = self._not_finite(batch)
             if diverged is None:
                 raise
@@ -221,12 +241,9 @@ class Stepper:
     @torch.no_grad()
     def _not_finite(self, batch: Batch) -> str | None:
         """Returns the name of a parameter, logit or diagnostic that is not finite, to explain an op's error."""
-        with ExitStack() as stack:
-            for tables in self.sharded:  # a new look-up would wait for ranks that have not failed
-                stack.enter_context(tables.recalled())
-            values = dict(self.model.named_parameters()) | {"a logit": self.model(*batch.features)}
-            if hasattr(self.model, "diagnostics"):
-                values |= self.model.diagnostics(batch)
+        values = dict(self.model.named_parameters()) | {"a logit": self.model(*batch.features)}
+        if hasattr(self.model, "diagnostics"):
+            values |= self.model.diagnostics(batch)
         return next((name for name, value in values.items() if not value.isfinite().all()), None)
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from adaftr_fast import _memory
+from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import RankError
 from adaftr_fast.nn.embedding import FusedEmbedding
@@ -68,6 +69,37 @@ def trained(rank: int, sharding: str, optimizer: str, form: str) -> dict:
         loss(outputs[-1]).backward()
     rows = {"weight": sharded.weight, "user": sharded.field_weights()["user"]} | sharded.state()
     return {"out": torch.stack(outputs).detach(), "rows": {name: local(each) for name, each in rows.items()}}
+
+
+def by_parts(rank: int, sharding: str, optimizer: str, form: str) -> dict:
+    """Returns the squared norms of the gradient in each step, and the rows after steps of two parts, halved."""
+    sharded = sharded_by(sharding, optimizer)
+    norms = []
+    for step in range(STEPS):
+        sharded.optimizer.zero_grad()
+        content = Batch(batch(form, rank, step)[0], torch.zeros(ROWS), offsets=[*batch(form, rank, step), None][1])
+        with sharded.held(content.ids, content.offsets) as held:
+            for held.part in (slice(0, 5), slice(5, ROWS)):
+                loss(sharded(*content[held.part].features)).backward()
+            norms.append(held.squared_norm(dist.group.WORLD))
+            held.scale(torch.tensor(0.5))
+            held.update()
+    return {"norms": torch.stack(norms), "rows": {"weight": local(sharded.weight)}}
+
+
+def other_ids(rank: int) -> list[str]:
+    """Returns the errors of look-ups that are not those of the batch."""
+    sharded = sharded_by("row_wise", "sgd")
+    (ids,) = batch("ids", rank, 0)
+    messages = []
+    with sharded.held(ids, None) as held:
+        for part, looked_up in ((slice(0, ROWS), ids[:5]), (slice(0, 5), ids[1:6])):
+            held.part = part
+            try:
+                sharded(looked_up)
+            except ValueError as error:
+                messages.append(str(error))
+    return messages
 
 
 def local(rows) -> list[tuple[int, torch.Tensor]]:
@@ -144,9 +176,15 @@ def on_a_rank(rank: int, size: int) -> dict:
     os.environ["LOCAL_WORLD_SIZE"] = str(size)
     assert dist.get_world_size() == size
     results = {name: trained(rank, *case) for name, case in CASES.items()}
+    results |= {f"parts {name}": by_parts(rank, *case) for name, case in CASES.items()}
     for sharding in ("table_wise", "row_wise"):
         results |= {f"uneven {sharding}": uneven(rank, sharding), f"filled {sharding}": filled(rank, sharding)}
-    return results | {"same bits": same_bits(rank), "memory": memory_error(rank), "inputs": input_errors(rank)}
+    return results | {
+        "same bits": same_bits(rank),
+        "memory": memory_error(rank),
+        "inputs": input_errors(rank),
+        "other ids": other_ids(rank),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +226,40 @@ def test_outputs_rows_and_states_equal_one_process(name, ranks, request):
     for part, value in expected["whole"].items():
         torch.testing.assert_close(found[part], value, rtol=1e-4, atol=1e-6)
     assert not torch.equal(expected["whole"]["weight"], table().weight)
+
+
+def replicated_by_parts(size: int, optimizer: str, form: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same steps by one process: the squared norms, and the rows."""
+    embedding = table()
+    table_optimizer = OPTIMIZERS[optimizer](embedding, lr=LR, **({} if optimizer == "sgd" else {"eps": EPS}))
+    norms = []
+    for step in range(STEPS):
+        table_optimizer.zero_grad()
+        for rank in range(size):
+            content = Batch(batch(form, rank, step)[0], torch.zeros(ROWS), offsets=[*batch(form, rank, step), None][1])
+            for part in (slice(0, 5), slice(5, ROWS)):
+                (loss(embedding(*content[part].features)) / size).backward()
+        grad = embedding.weight.grad.coalesce()
+        norms.append(grad.values().square().sum())
+        embedding.weight.grad = grad * 0.5
+        table_optimizer.step()
+    return torch.stack(norms), embedding.weight.detach()
+
+
+@pytest.mark.parametrize("ranks", ["by_two", "by_four"])
+@pytest.mark.parametrize("name", CASES)
+def test_steps_of_parts_with_a_scaled_gradient_equal_one_process(name, ranks, request):
+    got = [each[f"parts {name}"] for each in request.getfixturevalue(ranks)]
+    norms, rows = replicated_by_parts(len(got), *CASES[name][1:])
+    for each in got:
+        torch.testing.assert_close(each["norms"], norms, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(whole([each["rows"] for each in got])["weight"], rows, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_looks_up_its_batch_alone(by_two):
+    for each in by_two:
+        assert len(each["other ids"]) == 2
+        assert all(message.startswith("ShardedTables: ids must be those of the batch") for message in each["other ids"])
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])

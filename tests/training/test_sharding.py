@@ -20,8 +20,6 @@ RANKS = object()  # stands for any ranks
         ({"tables": "sgd"}, {}, None, "needs several processes, got one: start them with torchrun"),
         ({}, {}, RANKS, "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got adam"),
         ({"tables": "lazy_adam"}, {}, RANKS, "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got lazy_adam"),
-        ({"tables": "sgd", "clip_norm": 1.0}, {}, RANKS, "needs optimizer.clip_norm = 0, got 1.0"),
-        ({"tables": "sgd"}, {"accumulate": 2}, RANKS, "needs training.accumulate = 1, got 2"),
     ],
 )
 def test_unsupported_options_raise(optimizer, training, ranks, message):
