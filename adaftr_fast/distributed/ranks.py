@@ -7,8 +7,10 @@ It sends the other ranks what they need. Ranks exchange plain values as JSON, an
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +28,7 @@ from adaftr_fast.distributed.messages import bytes_of, error_of, named, text_of,
 from adaftr_fast.errors import RankError
 
 GLOO_SOURCE = re.compile(r"\bgloo/[\w/]+\.(cc|h):\d+\]")  # the source location in every gloo error
+SIGN_SECONDS, WATCH_SECONDS, DONE = 5.0, 0.2, "done"  # of a rank for which the others wait
 RESPONSE_SECONDS = 20.0  # time that a rank has to respond after another one timed out
 
 
@@ -119,7 +122,7 @@ class Ranks:
 
     def __init__(self, store: Store, timeout: float) -> None:
         self.rank, self.size, self.timeout = dist.get_rank(), dist.get_world_size(), timeout
-        self._store = store
+        self._store, self._waits = store, 0
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -197,6 +200,68 @@ class Ranks:
             raise error_of(*content["error"])
         return content["value"]
 
+    def after_rank_zero(self, make: Callable[[], Any]) -> Any:
+        """Does what ``from_rank_zero`` does, for work of any length, such as reading all of a data set.
+
+        The other ranks watch the store instead of waiting in a collective. They wait as long as rank 0 gives a sign of
+        life, which a thread of it does, and ``timeout`` seconds longer.
+
+        Raises:
+            DistError: another rank failed, or rank 0 gives no sign of life. ``joined`` names the rank.
+            Exception: as ``from_rank_zero``.
+        """
+        self._waits += 1
+        wait = f"wait/{self._waits}"
+        value, failure = None, None
+        if not self.is_rank_zero:
+            self._watch(wait)
+        else:
+            with self._signs_of_life(wait):
+                try:
+                    value = make()
+                except Exception as error:
+                    failure = error
+
+        def result() -> Any:
+            if failure is not None:
+                raise failure
+            return value
+
+        return self.from_rank_zero(result)
+
+    @contextmanager
+    def _signs_of_life(self, wait: str) -> Iterator[None]:
+        """Changes the value of the key ``wait`` during the block, and sets it to DONE after it, unless it raises."""
+        ended = threading.Event()
+
+        def live() -> None:
+            with suppress(RuntimeError):  # the store has gone, which this rank's next collective reports
+                for sign in itertools.count():
+                    self._store.set(wait, str(sign))
+                    if ended.wait(min(SIGN_SECONDS, self.timeout / 4)):
+                        return
+
+        thread = threading.Thread(target=live, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+        self._store.set(wait, DONE)
+
+    def _watch(self, wait: str) -> None:
+        """Returns when the key ``wait`` is DONE. Raises DistError if a rank fails, or if the key stays as it is."""
+        seen, end = "", time.monotonic() + self.timeout
+        while (now := self._store.get(wait).decode() if self._store.check([wait]) else "") != DONE:
+            if now != seen:
+                seen, end = now, time.monotonic() + self.timeout
+            if self._store.check(["failed"]):
+                raise dist.DistError("a rank failed")  # ``explanation`` names it
+            if time.monotonic() > end:
+                raise dist.DistError("rank 0 gives no sign of life")
+            time.sleep(WATCH_SECONDS)
+
     def tensors_from_rank_zero(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Returns rank 0's named tensors on every rank, each on the device type that it has on rank 0.
 
@@ -236,6 +301,7 @@ class Ranks:
         self._store.set_timeout(timedelta(seconds=RESPONSE_SECONDS))
         with suppress(RuntimeError):  # the store may be gone; this rank raises the error itself
             self._store.set(f"failed/{self.rank}", " ".join(f"{type(error).__name__}: {error}".split()))
+            self._store.set("failed", "")
 
     def explanation(self, error: BaseException) -> str:
         """Returns why a collective failed: the errors that other ranks stored, or the ranks that do not respond.

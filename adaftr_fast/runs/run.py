@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +26,8 @@ from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.build import ENTIRE_SPACE
 from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding_table import tables_elsewhere
-from adaftr_fast.runs.warm_start import warm_start
+from adaftr_fast.runs.warm_sharded import warm_start_sharded
+from adaftr_fast.runs.warm_start import WarmStart, warm_start
 from adaftr_fast.stores import local_copy, recorded
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import FILE, Description
@@ -35,7 +35,7 @@ from adaftr_fast.training.evaluation import diagnose, evaluate
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.optimizers import table_state_bytes
 from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun
-from adaftr_fast.training.sharding import check_replicated, check_sharding, check_tables
+from adaftr_fast.training.sharding import check_sharding, check_tables
 from adaftr_fast.training.trackers.opened import KNOWN
 from adaftr_fast.training.trainer import BEST, TEST, OnEpoch, Result, Trainer
 
@@ -122,8 +122,6 @@ def fit_one(
 
 
 def _check_options(config: RunConfig, ranks: Ranks | None) -> None:
-    if config.warm_start is not None:
-        check_replicated("--warm_start", config.training)
     check_tables(config.model, config.training)
     check_sharding(config.optimizer, config.training, ranks)
 
@@ -172,8 +170,7 @@ def _fit(
     if trainer.is_rank_zero:
         _announce(folder, trainer.progress if resumed else None)
     if not resumed and config.warm_start is not None:
-        start = partial(_warm_start, model, data, config.warm_start, config.model.name)
-        start() if ranks is None else ranks.from_rank_zero(start)
+        _warm_start(model, data, config.warm_start, config, ranks)
     result = trainer.fit()
     if result.interrupted:
         raise KeyboardInterrupt(
@@ -182,11 +179,25 @@ def _fit(
     return Fitted(model, trainer, result)
 
 
-def _warm_start(model: MultiTaskModel, data: PreparedData, start: WarmStartConfig, name: str) -> None:
-    """Copies the weights that the configuration asks for, and says which."""
-    source = local_copy(start.run)
-    taken = warm_start(model, data, source, name, task=start.task, allow_empty=start.allow_empty)
-    print(f"warm start from {start.run}: {taken.summary()}", file=sys.stderr)
+def _warm_start(
+    model: MultiTaskModel, data: PreparedData, start: WarmStartConfig, config: RunConfig, ranks: Ranks | None
+) -> None:
+    """Copies the weights that the configuration asks for, and says which. Replicas are copied on rank 0 alone."""
+    name = config.model.name
+
+    def say(taken: WarmStart) -> None:
+        print(f"warm start from {start.run}: {taken.summary()}", file=sys.stderr)
+
+    def copy() -> None:
+        source = local_copy(start.run)
+        say(warm_start(model, data, source, name, task=start.task, allow_empty=start.allow_empty))
+
+    if ranks is None:
+        copy()
+    elif config.training.tables == "replicated":
+        ranks.after_rank_zero(copy)
+    elif (taken := warm_start_sharded(model, data, start, name, ranks)) is not None:
+        say(taken)
 
 
 def _announce(folder: Path, resumed: Progress | None) -> None:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adaftr_fast._publish import read_published
+from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError, ConfigError, DataError
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.own import ModelClass, class_name, find_class
-from adaftr_fast.training.checkpoint.weights import FILE, Description, load_checkpoint, load_weights
+from adaftr_fast.nn.embedding_table import tables_elsewhere
+from adaftr_fast.training.checkpoint.files import check_seen
+from adaftr_fast.training.checkpoint.weights import (
+    FILE,
+    Description,
+    load_checkpoint,
+    load_weights,
+    open_on_all_ranks,
+    read_description,
+)
 from adaftr_fast.training.trainer import BEST
 
 UNUSED = 4096  # largest size that an option which the model does not use may have beyond the number of weights
@@ -91,6 +105,39 @@ def load_earlier(run: Path, name: str) -> TrainedModel:
     return _trained(folder, weights, about, name if name == about.config.model.name else None)
 
 
+def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Callable[[], TrainedModel]]:
+    """Opens the run that a new one with sharded tables continues, of which no rank reads all tables.
+
+    All ranks must call it. Each verifies a part of the files.
+
+    Args:
+        run: the run folder.
+        name: as of ``load_earlier``.
+        ranks: the ranks.
+
+    Returns:
+        The weights, which are read on access, and a function that builds the model. Its tables have no memory.
+
+    Raises:
+        CheckpointError: as ``load_trained``, or a rank does not see the run.
+    """
+    folder = run / BEST
+    check_seen(folder, (folder / FILE).exists(), ranks, "each rank reads the rows that it needs")
+    saved = open_on_all_ranks(folder, ranks)
+
+    def build() -> TrainedModel:
+        about = read_description(folder)
+        elements = sum(math.prod(saved.shape(each)) for each in saved)
+        with tables_elsewhere():
+            model = _built(folder, elements, about, name if name == about.config.model.name else None)
+        held = {key: value.is_meta for key, value in model.state_dict().items()}
+        of_tables = {key: torch.empty(saved.shape(key), device="meta") for key in saved if held.get(key, False)}
+        load_weights(model, {key: of_tables[key] if key in of_tables else saved[key] for key in saved}, str(folder))
+        return TrainedModel(folder, model.eval(), about)
+
+    return saved, build
+
+
 def _read(run: Path) -> tuple[Path, dict[str, Tensor], Description]:
     folder = run / BEST
     return folder, *read_published(folder / FILE, lambda _: load_checkpoint(folder))
@@ -99,9 +146,14 @@ def _read(run: Path) -> tuple[Path, dict[str, Tensor], Description]:
 def _trained(
     folder: Path, weights: dict[str, Tensor], about: Description, model_class: ModelClass | None
 ) -> TrainedModel:
-    model = _own_model(folder, about, model_class) if about.config.model.is_own else _model(folder, weights, about)
+    model = _built(folder, sum(each.numel() for each in weights.values()), about, model_class)
     load_weights(model, weights, str(folder))
     return TrainedModel(folder, model.eval(), about)
+
+
+def _built(folder: Path, elements: int, about: Description, model_class: ModelClass | None) -> MultiTaskModel:
+    """Builds the model of a checkpoint that holds ``elements`` numbers, without its weights."""
+    return _own_model(folder, about, model_class) if about.config.model.is_own else _model(folder, elements, about)
 
 
 def _own_model(folder: Path, about: Description, model_class: ModelClass | None) -> MultiTaskModel:
@@ -119,8 +171,8 @@ def _arguments(about: Description) -> tuple[Any, ...]:
     return about.num_embeddings, about.tasks, about.config.model, names, about.dense
 
 
-def _model(folder: Path, weights: dict[str, Tensor], about: Description) -> MultiTaskModel:
-    _check_sizes(folder, about, sum(each.numel() for each in weights.values()))
+def _model(folder: Path, elements: int, about: Description) -> MultiTaskModel:
+    _check_sizes(folder, about, elements)
     try:
         num_embeddings, tasks, config, names, dense = _arguments(about)
         return build_model(config, num_embeddings, tasks, names, dense)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,12 @@ from adaftr_fast.models.esmm import ESMM
 from adaftr_fast.models.single_dnn import SingleDNN
 from adaftr_fast.nn.dense import DenseFields
 from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.torchrec.tables import ShardedTables
 
 BACKBONE, ATTENTION, RELATEDNESS = "backbone.", "attention.units.", ("relatedness.", "contrasts.")
 TOWER = re.compile(r"towers\.(\d+)\.")
 EXPERT_LAYER = re.compile(r"(.*)\.(?:weights|biases)\.(\d+)")  # Experts has a list of weights and one of biases
+Table = FusedEmbedding | ShardedTables
 CONDITIONAL = "one of the two is a rate given the stage before"
 
 
@@ -83,9 +86,9 @@ def _place(name: str, model: MultiTaskModel) -> tuple[str, str]:
     return f"towers.0.{name[found.end() :]}", model.task_names[int(found[1])]
 
 
-def tables(model: MultiTaskModel) -> dict[str, FusedEmbedding]:
-    """Returns the tables of a model by name."""
-    return {name: module for name, module in model.served().named_modules() if isinstance(module, FusedEmbedding)}
+def tables(model: MultiTaskModel) -> dict[str, Any]:
+    """Returns the tables of a model, each a ``Table``, by name."""
+    return {name: module for name, module in model.served().named_modules() if isinstance(module, Table)}
 
 
 def backbone(model: MultiTaskModel) -> Backbone | None:

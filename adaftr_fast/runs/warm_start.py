@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
@@ -25,9 +26,8 @@ from adaftr_fast.errors import CheckpointError
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.models.single_dnn import SingleDNN
 from adaftr_fast.nn.dense import NumericEncoding
-from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.trained import TrainedModel, load_earlier
-from adaftr_fast.runs.warm_layers import Pair, backbone, layer_of, tables, take_layers
+from adaftr_fast.runs.warm_layers import Pair, Table, backbone, layer_of, tables, take_layers
 
 FRESH = -1  # source of a row without a match
 NAMED_FIELDS = 12  # fields that an error names
@@ -99,21 +99,72 @@ def warm_start(
         ConfigError: ``task`` is not a task of the run, or no shared table of ``model`` comes from a single task.
         DataError: a vocabulary cannot be read.
     """
-    old = load_earlier(run, name)
-    pair = Pair(model, old.model, _source_task(model, old, WarmStartConfig(str(run), task)))
+    found = match(model, data, load_earlier(run, name), WarmStartConfig(str(run), task, allow_empty), name)
+    ours, theirs = tables(model), tables(found.old.model)
+    for copy in found.copies:
+        rows = ours[copy.table].field_weight(copy.place)  # a view
+        known = (copy.sources != FRESH).nonzero().flatten()
+        old_rows = theirs[copy.old_table].field_weight(copy.old_place)
+        rows[known.to(rows.device)] = old_rows[copy.sources[known]].to(rows.device)
+    return found.report
+
+
+@dataclass(frozen=True)
+class RowCopy:
+    """The copy of a field's rows.
+
+    Attributes:
+        table, place: the name of the new table and of the field in it.
+        old_table, old_place: the same of the old one.
+        sources: the old row of each new row, or ``FRESH``, int64 [rows].
+    """
+
+    table: str
+    place: str
+    old_table: str
+    old_place: str
+    sources: Tensor
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a warm start copies: the rows in ``copies``. Dense layers have been copied.
+
+    Attributes:
+        old: the other run's model.
+        copies: the rows to copy.
+        report: the result.
+    """
+
+    old: TrainedModel
+    copies: list[RowCopy]
+    report: WarmStart
+
+
+@torch.no_grad()
+def match(model: MultiTaskModel, data: PreparedData, old: TrainedModel, config: WarmStartConfig, name: str) -> Match:
+    """Copies the dense layers that match, and finds the rows that do. The values of rows are not read.
+
+    Args:
+        model: the new model.
+        data: the prepared data of the new model.
+        old: the other run's model. Its tables, and those of ``model``, may be held elsewhere.
+        config: the other run and the options.
+        name: the name of the new model.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: as ``warm_start``.
+    """
+    pair = Pair(model, old.model, _source_task(model, old, config))
     report = WarmStart(task=pair.task)
     old_data = old.data()
-    sources = _source_rows(data, old_data)
-    ours, theirs = tables(model), tables(old.model)
-    table_sources = pair.sources(ours, theirs)
-    for table_name, table in ours.items():
-        _take_rows(table, theirs.get(table_sources.get(table_name, "")), data, old_data, sources, report)
+    copies = _row_copies(pair, data, old_data, report)
     same_tasks = data.manifest.tasks == old_data.manifest.tasks
     same_fields = _columns(model, data) == _columns(old.model, old_data)
     report.taken, report.fresh = take_layers(pair, same_tasks, same_fields)
-    if report.is_empty and not allow_empty:
-        raise CheckpointError(_nothing_fits(run, name, (model, data), (old, old_data), report))
-    return report
+    if report.is_empty and not config.allow_empty:
+        raise CheckpointError(_nothing_fits(Path(config.run), name, (model, data), (old, old_data), report))
+    return Match(old, copies, report)
 
 
 def _source_task(model: MultiTaskModel, old: TrainedModel, config: WarmStartConfig) -> str:
@@ -193,27 +244,34 @@ def _same_meaning(new: Encoder, old: Encoder) -> np.ndarray:
     return rows
 
 
-def _take_rows(
-    table: FusedEmbedding,
-    theirs: FusedEmbedding | None,
-    data: PreparedData,
-    old: PreparedData,
-    sources: dict[str, np.ndarray],
-    report: WarmStart,
-) -> None:
-    places = {each.name: place for place, each in enumerate(old.manifest.fields)}
-    for place, each in enumerate(data.manifest.fields):
-        if str(place) not in table.field_names:
-            continue  # its vectors are in the table of its target
-        rows = table.field_weight(str(place))  # a view
-        taken = 0
-        there = str(places.get(each.name))
-        old_rows = theirs.field_weight(there) if theirs is not None and there in theirs.field_names else None
-        if old_rows is not None and old_rows.shape[1] == rows.shape[1]:
-            source = torch.from_numpy(sources[each.name])
-            known = (source != FRESH).nonzero().flatten()
-            rows[known.to(rows.device)] = old_rows[source[known]].to(rows.device)
-            taken = len(known)
-            report.known += int((known > 0).sum())
-        before = report.rows.get(each.name, (0, 0))  # of the other tasks' tables, if every task has its own
-        report.rows[each.name] = (before[0] + taken, before[1] + len(rows))
+def _row_copies(pair: Pair, data: PreparedData, old: PreparedData, report: WarmStart) -> list[RowCopy]:
+    """Returns the copies of the fields' rows, and adds their numbers to the report."""
+    sources = _source_rows(data, old)
+    places = {each.name: str(place) for place, each in enumerate(old.manifest.fields)}
+    ours, theirs = tables(pair.model), tables(pair.old)
+    table_sources = pair.sources(ours, theirs)
+    copies = []
+    for table_name, table in ours.items():
+        old_name = table_sources.get(table_name, "")
+        old_widths = _widths_by_place(theirs[old_name]) if old_name in theirs else {}
+        sizes = dict(zip(table.field_names, table.num_embeddings, strict=True))
+        for place, (field_name, width) in _fields_of(table, data).items():
+            there, taken = places.get(field_name, ""), 0
+            if old_widths.get(there) == width:
+                source = torch.from_numpy(sources[field_name])
+                copies.append(RowCopy(table_name, place, old_name, there, source))
+                taken = int((source != FRESH).sum())
+                report.known += int((source > 0).sum())
+            before = report.rows.get(field_name, (0, 0))  # of the other tasks' tables, if every task has its own
+            report.rows[field_name] = (before[0] + taken, before[1] + sizes[place])
+    return copies
+
+
+def _fields_of(table: Table, data: PreparedData) -> dict[str, tuple[str, int]]:
+    """Returns name and width of the fields of a table by place. The others' vectors are in the tables of targets."""
+    widths, names = _widths_by_place(table), _field_names(data)
+    return {place: (name, widths[place]) for place, name in zip(map(str, range(len(names))), names) if place in widths}
+
+
+def _widths_by_place(table: Table) -> dict[str, int]:
+    return dict(zip(table.field_names, table.widths, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from adaftr_fast._publish import publishing
@@ -11,6 +12,8 @@ from adaftr_fast.stores.cache import COPIES, cache_bytes, cache_folder, short_di
 from adaftr_fast.stores.path import AnyPath, StorePath, as_path
 from adaftr_fast.stores.progress import transfer_bar
 from adaftr_fast.stores.published import PublishedFolder, State, download, open_folder
+
+POLL_SECONDS = 0.2
 
 
 def local_copy(path: str | AnyPath) -> Path:
@@ -28,15 +31,14 @@ def local_copy(path: str | AnyPath) -> Path:
     if not isinstance(opened, PublishedFolder):
         raise StoreError(f"{path}: expected a folder that a command has published, found none")
     copy = copy_path(opened, opened.state)
-    if not copy.is_dir():
+    while not copy.is_dir():
         shrink(cache_folder(), cache_bytes())
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
             with publishing(copy) as new:
                 download_all(opened, new)
-        except BusyError:  # another process downloads it; a copy of its own is no error
-            if not copy.is_dir():
-                raise
+        except BusyError:  # another process downloads it
+            time.sleep(POLL_SECONDS)
     os.utime(copy)
     return copy
 

@@ -69,6 +69,24 @@ class ShardedRows:
                 rows[start:stop] = source[first + start : first + stop].to(rows.device)
 
     @torch.no_grad()
+    def take(self, source: Readable, sources: Tensor) -> None:
+        """Copies rows of another tensor to the shards on this rank, in chunks. Needs no other rank.
+
+        Args:
+            source: the other tensor [S, ...], of which only ranges between rows to copy are read.
+            sources: the row of ``source`` for each row, int64 [R]; a negative number leaves the row as it is.
+        """
+        for first, rows in self.local():
+            wanted, order = sources[first : first + len(rows)].sort()
+            start = int(torch.searchsorted(wanted, 0))
+            while start < len(wanted):
+                low = int(wanted[start])
+                stop = int(torch.searchsorted(wanted, low + self._step))
+                chunk = source[low : int(wanted[stop - 1]) + 1]
+                rows[order[start:stop].to(rows.device)] = chunk[wanted[start:stop] - low].to(rows.device)
+                start = stop
+
+    @torch.no_grad()
     def fill(self, source: Readable | None) -> None:
         """Writes rank 0's rows ``source`` [R, ...] to the ranks that own them; the other ranks pass None."""
         me, first = dist.get_rank(), 0

@@ -128,7 +128,7 @@ class Trainer:
         if folder is not None and about is not None and (self.is_rank_zero or self.is_sharded):
             sharing = ranks if self.is_sharded else None  # the ranks that share the files of the state
             if sharing is not None:
-                check_shared_folder(folder, sharing)
+                check_shared_folder(folder, sharing, "with training.tables = torchrec every rank writes its rows")
             self.snapshots = RunSnapshots(folder, about, len(train), config.checkpoint_seconds, sharing)
             best = folder / BEST
         self.best_weights = BestWeights(model, best, about, ranks)

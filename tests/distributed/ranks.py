@@ -1,6 +1,7 @@
 """Runs a function on several ranks, as processes of this machine."""
 
 import gc
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ import torch
 import torch.distributed as dist
 
 import tests.forks  # noqa: F401  # names what the fork server imports once for all ranks
+from adaftr_fast.distributed.ranks import Ranks
+
+_joined = itertools.count()
 
 
 def _rank(number: int, function: Callable[..., Any], size: int, folder: str, arguments: tuple[Any, ...]) -> None:
@@ -27,3 +31,9 @@ def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[A
         whole = (function, size, folder, arguments)
         torch.multiprocessing.start_processes(_rank, whole, size, start_method="forkserver")
         return [torch.load(Path(folder, str(number)), weights_only=True) for number in range(size)]
+
+
+def joined_ranks(seconds: float = 60) -> Ranks:
+    """Returns the ranks of ``on_ranks``, which share a store. All must call it equally often."""
+    prefix = f"joined/{next(_joined)}"
+    return Ranks(dist.PrefixStore(prefix, dist.distributed_c10d._get_default_store()), seconds)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adaftr_fast.cli import main
-from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig, WarmStartConfig
+from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.errors import RankError, TrainingError
 from adaftr_fast.runs.run import fit_one
 from adaftr_fast.training.sharding import check_sharding, check_tables
@@ -68,20 +68,8 @@ def test_a_missing_torchrec_raises_with_instructions(module, cause, tmp_path, mo
 
 def test_commands_without_sharding_raise(tmp_path, capsys):
     out = ["--out", str(tmp_path / "out"), "--training.tables", "torchrec"]
-    assert main(["daily", "--dataset", "flights", "--files", "day.csv", *out]) == 2
-    assert "daily needs training.tables = replicated, got torchrec" in capsys.readouterr().err
     assert main(["experiment", "complexity", "--dataset", "flights", *out]) == 2
     assert "experiment needs training.tables = replicated, got torchrec" in capsys.readouterr().err
     assert main(["demo", *out]) == 2
     assert "demo needs training.tables = replicated, got torchrec" in capsys.readouterr().err
     assert not Path(tmp_path / "out").exists()
-
-
-def test_warm_starts_without_sharding_raise(tmp_path):
-    config = RunConfig(
-        optimizer=OptimizerConfig(tables="sgd"),
-        training=TrainingConfig(tables="torchrec"),
-        warm_start=WarmStartConfig(str(tmp_path)),
-    )
-    with pytest.raises(TrainingError, match=r"--warm_start needs training\.tables = replicated, got torchrec"):
-        fit_one(None, config, tmp_path, ranks=RANKS)

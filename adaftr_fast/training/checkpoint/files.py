@@ -114,8 +114,8 @@ def on_rank_zero(ranks: Ranks | None, make: Callable[[], T]) -> T:
     return make() if ranks is None else ranks.from_rank_zero(make)
 
 
-def check_shared_folder(folder: Path, ranks: Ranks) -> None:
-    """Creates ``folder`` on rank 0. Raises CheckpointError on all ranks unless all of them see it."""
+def check_shared_folder(folder: Path, ranks: Ranks, reason: str) -> None:
+    """Creates ``folder`` on rank 0. Raises CheckpointError, with the reason, on all ranks unless all of them see it."""
     mark = folder / MARK
 
     def write() -> str:
@@ -127,12 +127,23 @@ def check_shared_folder(folder: Path, ranks: Ranks) -> None:
     text = ranks.from_rank_zero(write)
     sees = ranks.gathered(_content(mark) == text)
     ranks.from_rank_zero(mark.unlink)
-    blind = [str(rank) for rank, each in enumerate(sees) if not each]
+    check_seen(folder, sees[ranks.rank], ranks, reason)
+
+
+def check_seen(folder: Path, seen: bool, ranks: Ranks, reason: str) -> None:
+    """Raises CheckpointError on all ranks unless each rank sees the folder.
+
+    Args:
+        folder: the folder.
+        seen: whether this rank sees it.
+        ranks: the ranks, which all call it.
+        reason: why they must see it, for the message.
+    """
+    blind = [str(rank) for rank, each in enumerate(ranks.gathered(seen)) if not each]
     if blind:
         raise CheckpointError(
-            f"{folder}: rank {', '.join(blind)} does not see rank 0's folder at this path: with "
-            "training.tables = torchrec every rank writes its rows, so --out must be on a file system that all "
-            "ranks share"
+            f"{folder}: rank {', '.join(blind)} does not see rank 0's folder at this path: {reason}, so it must be on "
+            "a file system that all ranks share"
         )
 
 

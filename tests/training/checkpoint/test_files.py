@@ -94,8 +94,8 @@ def error_of(function, *arguments) -> str:
 def on_a_rank(rank: int, folder: str) -> dict:
     """Writes the files of all tests, and returns what this rank finds in them."""
     folder, ranks = Path(folder), Ranks(dist.HashStore(), 60)
-    check_shared_folder(folder, ranks)
-    found = {"blind": error_of(check_shared_folder, folder / f"out{rank}", ranks)}
+    check_shared_folder(folder, ranks, "why")
+    found = {"blind": error_of(check_shared_folder, folder / f"out{rank}", ranks, "all write")}
     run = snapshots(folder / "saved", ranks)
     for step in (1, 2, 3):
         save(run, step, rank, run.save)
@@ -244,7 +244,7 @@ def test_a_checkpoint_with_shards_reads_as_a_whole(by_two, tmp_path):
 def test_ranks_that_do_not_see_one_folder_end_with_one_error(by_two):
     first, second = (each["blind"] for each in by_two[1])
     assert first == second.replace("out1", "out0")
-    assert "out0: rank 1 does not see rank 0's folder at this path: with training.tables = torchrec" in first
+    assert "out0: rank 1 does not see rank 0's folder at this path: all write, so it must be on" in first
     assert "must be on a file system that all ranks share" in first
     assert not list(by_two[0].glob("out*/.ranks"))
 

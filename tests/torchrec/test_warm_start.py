@@ -1,0 +1,137 @@
+"""Warm starts of sharded tables copy the same bits as those of replicas, from whole tables and from shards."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from adaftr_fast.config import OptimizerConfig, RunConfig, WarmStartConfig
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import CheckpointError
+from adaftr_fast.runs.run import train_one
+from adaftr_fast.torchrec import rows as sharded_rows
+from adaftr_fast.training.checkpoint.weights import load_checkpoint
+from tests.distributed.ranks import joined_ranks, on_ranks
+from tests.runs.conftest import SOURCE, settings, write_day
+
+pytest.importorskip("torchrec", reason="make test-torchrec installs it")
+
+BY_TABLE, BY_ROW = ({"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise"))
+JOBS = {  # the run that each starts from, its data and whether it trains
+    "whole, grown": ("whole", "grown", 0.0),
+    "shards, grown": ("shards", "grown", 0.0),
+    "whole, other order": ("whole", "other", 0.0),
+    "shards, other order": ("shards", "other", 0.0),
+    "single": ("single", "grown", 0.0),
+    "trained": ("shards", "grown", 0.05),
+}
+
+
+def config_of(data: str, lr: float, training: dict, warm_start: WarmStartConfig | None = None, **model) -> RunConfig:
+    config = settings(data, **model)
+    optimizer = OptimizerConfig(tables="adagrad", lr=lr, tables_lr=lr)
+    return replace(config, optimizer=optimizer, training=replace(config.training, **training), warm_start=warm_start)
+
+
+def start(folder: Path, data: str, run: str, lr: float, training: dict, out: Path, ranks=None) -> dict:
+    """Starts from a run; returns the weights."""
+    source = WarmStartConfig(str(folder / run), task="conversion" if run == "single" else "")
+    config = config_of(str(folder / data), lr, training, source)
+    train_one(PreparedData(folder / data), config, out, ranks=ranks)
+    return load_checkpoint(out / "best")[0]
+
+
+def trained_by_two(rank: int, folder: str) -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    root = Path(folder)
+    config = config_of(str(root / "old"), 0.05, BY_ROW)
+    train_one(PreparedData(root / "old"), config, root / "shards", ranks=joined_ranks())
+
+
+def started(rank: int, size: int, folder: str) -> dict[str, dict]:
+    """Returns the weights of every job by table and by row."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(size)
+    sharded_rows.CHUNK = 64  # numbers, 8 rows, so that every field takes several reads
+    root, found = Path(folder), {}
+    for name, (run, data, lr) in JOBS.items():
+        for training in (BY_TABLE, BY_ROW):
+            out = root / f"{size} {name} {training['sharding']}"
+            found[f"{name} {training['sharding']}"] = start(root, data, run, lr, training, out, joined_ranks())
+            dist.barrier()
+    return found
+
+
+def errors(rank: int, folder: str) -> list[str]:
+    """Returns the errors of runs that cannot be started from."""
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    root, messages = Path(folder), []
+    os.chdir(root)
+    narrow = {"embedding_dim": 4, "expert_hidden": [5], "tower_hidden": [5], "relatedness_hidden": [3]}
+    if rank == 1:
+        os.chdir(root / "grown")
+    for run, model in ((root / "whole", narrow), (os.path.relpath(root / "whole", root), {})):
+        config = config_of(str(root / "old"), 0.0, BY_ROW, WarmStartConfig(str(run)), **model)
+        try:
+            train_one(PreparedData(root / "old"), config, root / "refused", ranks=joined_ranks())
+        except CheckpointError as error:
+            messages.append(str(error))
+    return messages
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Prepared data and runs to start from."""
+    root = tmp_path_factory.mktemp("warm")
+    files = [write_day(root, day) for day in range(2)]
+    prepare(parse_schema(SOURCE), files[:1], root / "old")
+    prepare(parse_schema(SOURCE), files[1:], root / "grown", grow=root / "old")
+    prepare(parse_schema(SOURCE), files[1:], root / "other")
+    old = PreparedData(root / "old")
+    train_one(old, config_of(str(root / "old"), 0.05, {}), root / "whole")
+    train_one(old, config_of(str(root / "old"), 0.05, {}, name="single_dnn"), root / "single")
+    on_ranks(trained_by_two, 2, str(root))
+    assert len(list((root / "shards/best").glob("weights-[01]-*"))) == 2
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(folder) -> dict[str, dict]:
+    """The weights of the same jobs by one process with replicas."""
+    return {name: start(folder, data, run, lr, {}, folder / f"1 {name}") for name, (run, data, lr) in JOBS.items()}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_warm_starts_copy_the_bits_of_replicas(size, folder, expected):
+    for found in on_ranks(started, size, size, str(folder)):
+        for name, weights in found.items():
+            of_replicas = expected[name.rpartition(" ")[0]]
+            assert weights.keys() == of_replicas.keys()
+            for key, value in of_replicas.items():
+                if JOBS[name.rpartition(" ")[0]][2] == 0.0:
+                    assert torch.equal(weights[key], value), (name, key)
+                else:
+                    torch.testing.assert_close(weights[key], value, rtol=1e-3, atol=1e-4, msg=f"{name}: {key}")
+
+
+def test_new_rows_and_copied_ones(folder, expected):
+    """What the comparison compares: rows of the other run, and fresh ones."""
+    old, grown = load_checkpoint(folder / "whole/best")[0], expected["whole, grown"]
+    items = "backbone.embedding.weight.0"
+    known = len(old[items])
+    assert torch.equal(grown[items][:known], old[items])
+    assert len(grown[items]) > known
+    assert grown[items][known:].std() == pytest.approx(0.01, rel=0.3)
+    other = expected["whole, other order"][items]
+    assert not torch.equal(other[: min(known, len(other))], old[items][: min(known, len(other))])
+
+
+def test_runs_that_do_not_fit_or_are_not_seen_are_refused_on_all_ranks(folder):
+    for messages in on_ranks(errors, 2, str(folder)):
+        nothing, unseen = messages
+        assert "nothing fits for a warm start: expected fields item (4)" in nothing
+        assert "rank 1 does not see rank 0's folder at this path: each rank reads the rows that it needs" in unseen
