@@ -43,6 +43,7 @@ COMMANDS: dict[str, Any] = {
         info,
     )
 }
+OF_RANKS = ("train", "daily", "demo")  # commands that torchrun may start
 USER_ERRORS = (UserError, OSError)  # an OSError names the file and the cause
 INTERRUPTED = 128  # plus the number of the signal, as shells report a program that a signal ended
 
@@ -65,8 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
-            if launched() and name != "train":
-                raise RankError("only train supports several processes (torchrun sets WORLD_SIZE > 1)")
+            if launched() and name not in OF_RANKS:
+                supported = ", ".join(OF_RANKS)
+                raise RankError(f"only {supported} support several processes (torchrun sets WORLD_SIZE > 1)")
             with extras_needed():
                 COMMANDS[name].run(parsed[name])
         except USER_ERRORS as error:

@@ -29,15 +29,18 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
-    """Trains day by day and prints the metrics of each day before and after training on it."""
+    """Trains day by day; rank 0 prints the metrics of each day before and after training on it."""
     from adaftr_fast.data.schema.parse import load_schema
+    from adaftr_fast.distributed.ranks import is_first, joined
     from adaftr_fast.runs.daily import train_daily
     from adaftr_fast.runs.output import output
 
     config = replace(read_config(arguments, SECTIONS), warm_start=read_warm_start(arguments))
-    with output(arguments.out) as folder:
-        for record in train_daily(load_schema(arguments.dataset), arguments.files, config, folder):
-            print(_line(record))
+    schema, training = load_schema(arguments.dataset), config.training
+    with joined(training.device, training.rank_timeout) as ranks, output(arguments.out, ranks) as folder:
+        for record in train_daily(schema, arguments.files, config, folder, ranks):
+            if is_first():
+                print(_line(record))
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -20,8 +20,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: jsonargparse.Namespace) -> None:
     """Runs the demo."""
+    from adaftr_fast.distributed.ranks import joined
     from adaftr_fast.runs.demo import run_demo
     from adaftr_fast.runs.output import output
 
-    with output(arguments.out) as folder:
-        run_demo(folder, TrainingConfig(**arguments.training.as_dict()), restart=arguments.restart)
+    training = TrainingConfig(**arguments.training.as_dict())
+    with joined(training.device, training.rank_timeout) as ranks, output(arguments.out, ranks) as folder:
+        run_demo(folder, training, restart=arguments.restart, ranks=ranks)

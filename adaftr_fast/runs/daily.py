@@ -4,6 +4,8 @@ Each day has a folder with ``data`` and ``run``. A day keeps the ids of the prev
 The buckets are those of the first day. Nine tenths of a day's rows are the training split, and one tenth is the
 validation split. The previous day's model is evaluated on all rows, none of which it has seen. It reads new ids as
 "unknown", as in serving.
+
+With several ranks, rank 0 prepares the days and writes the records. All ranks train and evaluate.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import torch
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps, from_json, loads
-from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import DataConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Split
@@ -26,19 +27,22 @@ from adaftr_fast.data.dataset.rows import Rows
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import DataError
-from adaftr_fast.runs.run import Fitted, fit_one
-from adaftr_fast.runs.trained import load_earlier
+from adaftr_fast.runs.run import Fitted, check_options, fit_one, open_split, writing
+from adaftr_fast.runs.trained import load_earlier, load_sharded
 from adaftr_fast.stores import recorded
+from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero
 from adaftr_fast.training.checkpoint.progress import record_of
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
-from adaftr_fast.training.sharding import check_replicated
 
 RECORDS = "daily.jsonl"
 TRAIN = 0.9  # share of a day's rows in the training split
 
 
-def train_daily(schema: Schema, files: Sequence[Path], config: RunConfig, out: Path) -> Iterator[dict[str, Any]]:
+def train_daily(
+    schema: Schema, files: Sequence[Path], config: RunConfig, out: Path, ranks: Ranks | None = None
+) -> Iterator[dict[str, Any]]:
     """Trains on one file per day, yields a record per day and writes all records to ``daily.jsonl``.
 
     Days in ``daily.jsonl`` are skipped, and their files need not exist any more. An interrupted day is resumed.
@@ -49,44 +53,60 @@ def train_daily(schema: Schema, files: Sequence[Path], config: RunConfig, out: P
         config: the configuration of every day. Its ``warm_start`` is that of the first day; a later day starts from the
             previous one. Its ``data`` are replaced each day.
         out: the folder of ``daily.jsonl`` and the days' folders.
+        ranks: the ranks that train together. All of them must see ``out``, and get the records.
 
     Raises:
+        CheckpointError: a rank does not see ``out``.
+        RankError: the ranks have different options or files.
         DataError: the schema reads several files, or the days in ``out`` are not the first of ``files``.
         KeyboardInterrupt, TrainingError, CheckpointError, BusyError: see ``train_one``.
     """
-    check_replicated("daily", config.training)
+    check_options(config, ranks)
     schema = _day_schema(schema)
-    with writing_folder(out, RECORDS):
-        records = _read(out / RECORDS)
-        _check(out, records, files)
+    if ranks is not None:
+        ranks.agree("settings or files", config.flat() | {"files": [str(file) for file in files]})
+    with writing(out, ranks, RECORDS):
+        if ranks is not None:
+            check_shared_folder(out, ranks, "every rank reads the days' data and runs")
+        records = on_rank_zero(ranks, lambda: _read(out, files))
         for day, file in enumerate(files[len(records) :], start=len(records) + 1):
-            record, fitted = _one_day(schema, file, day, config, out)
+            record, fitted = _one_day(schema, file, day, config, out, ranks)
             records.append(record)
-            replace_file(out / RECORDS, "".join(dumps(each) + "\n" for each in records).encode())
+            on_rank_zero(ranks, lambda: _write(out, records))
             fitted.trainer.finish()
+            del fitted  # frees its weights while the next day is prepared
             yield record
 
 
-def _one_day(schema: Schema, file: Path, day: int, config: RunConfig, out: Path) -> tuple[dict[str, Any], Fitted]:
+def _one_day(
+    schema: Schema, file: Path, day: int, config: RunConfig, out: Path, ranks: Ranks | None
+) -> tuple[dict[str, Any], Fitted]:
     folder, before = _folder(out, day), _folder(out, day - 1) if day > 1 else None
-    progress = config.training.progress
-    manifest = prepare(schema, [file], folder / "data", grow=before and before / "data", progress=progress)
+
+    def prepared() -> None:
+        grow, progress = before and before / "data", config.training.progress
+        prepare(schema, [file], folder / "data", grow=grow, progress=progress)
+
+    prepared() if ranks is None else ranks.after_rank_zero(prepared)
     data = PreparedData(folder / "data")
-    measured = None if before is None else _measure(before / "run", data, config.model.name)
+    measured = None if before is None else _measure(before / "run", data, config, ranks)
     start = config.warm_start if before is None else WarmStartConfig(recorded(before / "run"))
     day_config = replace(config, data=DataConfig(recorded(data.folder)), warm_start=start)
-    fitted = fit_one(data, day_config, folder / "run")
-    rows, ids = manifest.splits["test"].rows, sum(manifest.num_embeddings)
+    fitted = fit_one(data, day_config, folder / "run", ranks=ranks)
+    rows, ids = data.manifest.splits["test"].rows, sum(data.manifest.num_embeddings)
     record = {"day": day, "file": str(file), "rows": rows, "ids": ids, "before_training": measured}
     return record | {"validation": record_of(fitted.result.epochs, fitted.result.best_epoch)["validation"]}, fitted
 
 
-def _measure(run: Path, data: PreparedData, name: str) -> TaskMetrics:
-    """Evaluates the model of ``run`` on all rows of a later day."""
-    trained = load_earlier(run, name)
-    known = KnownIds(data.load("test").rows, trained.about.num_embeddings)
+def _measure(run: Path, data: PreparedData, config: RunConfig, ranks: Ranks | None) -> TaskMetrics:
+    """Evaluates the model of ``run`` on all rows of a later day, of which each rank predicts a part."""
+    if ranks is None or config.training.tables == "replicated":
+        trained = load_earlier(run, config.model.name)
+    else:
+        trained = load_sharded(run, config, ranks)
+    known = KnownIds(open_split(data, "test", ranks).rows, trained.about.num_embeddings)
     split = Split(known, funnel=data.manifest.funnel)
-    return evaluate(trained.model, split, trained.about.config.training.eval_batch_size)
+    return evaluate(trained.model, split, trained.about.config.training.eval_batch_size, ranks)
 
 
 class KnownIds:
@@ -122,13 +142,21 @@ def _folder(out: Path, day: int) -> Path:
     return out / f"day-{day:04d}"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(out: Path, files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Returns the records of the finished days, which must be the first of ``files``."""
+    path = out / RECORDS
     if not path.exists():
         return []
     try:
-        return [from_json(dict[str, Any], loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = [from_json(dict[str, Any], loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
+    _check(out, records, files)
+    return records
+
+
+def _write(out: Path, records: list[dict[str, Any]]) -> None:
+    replace_file(out / RECORDS, "".join(dumps(each) + "\n" for each in records).encode())
 
 
 def _check(out: Path, records: list[dict[str, Any]], files: Sequence[Path]) -> None:

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
-from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema import parse
-from adaftr_fast.runs.run import train_one
+from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.runs.run import train_one, writing
 from adaftr_fast.stores import recorded
+from adaftr_fast.training.checkpoint.files import check_shared_folder
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.report import write_report
-from adaftr_fast.training.result import PICTURE, REPORT, result_table
+from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun, result_table
 from adaftr_fast.training.sharding import check_replicated
 
 NOTES = (
@@ -26,32 +27,47 @@ NOTES = (
 )
 
 
-def run_demo(out: Path, training: TrainingConfig, *, restart: bool = False) -> None:
+def run_demo(out: Path, training: TrainingConfig, *, restart: bool = False, ranks: Ranks | None = None) -> None:
     """Prepares the data, trains or resumes both models, prints the comparison and writes a report.
 
     Args:
         out: the folder of the data, the runs and the report.
         training: the training options of both models.
         restart: discards unfinished runs in ``out``.
+        ranks: the ranks that train together. All of them must see ``out``; rank 0 prepares the data and prints.
 
     Raises:
         TrainingError, CheckpointError, BusyError, KeyboardInterrupt: see ``train_one``.
     """
     check_replicated("demo", training)
-    with writing_folder(out, METRICS, REPORT, PICTURE):
-        _run(out, training, restart)
+    with writing(out, ranks, METRICS, REPORT, PICTURE):
+        _run(out, training, restart, ranks)
 
 
-def _run(out: Path, training: TrainingConfig, restart: bool) -> None:
+def _run(out: Path, training: TrainingConfig, restart: bool, ranks: Ranks | None) -> None:
     folder = out / "data"
-    prepare(parse.load_schema("flights"), None, folder, progress=training.progress)
-    data = PreparedData(folder)
+
+    def prepared() -> None:
+        prepare(parse.load_schema("flights"), None, folder, progress=training.progress)
+
+    if ranks is None:
+        prepared()
+    else:
+        check_shared_folder(out, ranks, "every rank reads the prepared data")
+        ranks.after_rank_zero(prepared)
+    data, is_first = PreparedData(folder), ranks is None or ranks.is_rank_zero
     base = RunConfig(data=DataConfig(recorded(folder)), training=training)
     runs = []
     for name in ("mmoe", "adaftr"):
-        print(f"\n{name}: {len(data.manifest.fields)} fields, {sum(data.manifest.num_embeddings):,} ids")
+        if is_first:
+            print(f"\n{name}: {len(data.manifest.fields)} fields, {sum(data.manifest.num_embeddings):,} ids")
         config = replace(base, model=ModelConfig(name=name))
-        runs.append(train_one(data, config, out / name, restart=restart, report=True))
+        runs.append(train_one(data, config, out / name, restart=restart, ranks=ranks, report=True))
+    if is_first:
+        _report(out, runs)
+
+
+def _report(out: Path, runs: list[TrainedRun]) -> None:
     records = [{"model": run.name} | record for run in runs for record in run.epochs]
     replace_file(out / METRICS, "".join(dumps(record) + "\n" for record in records).encode())
     write_report(out, "Flights: MMoE and AdaFTR", runs, after=NOTES)

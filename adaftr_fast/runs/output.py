@@ -20,4 +20,8 @@ def output(folder: str | AnyPath, ranks: Ranks | None = None) -> Iterator[Path]:
         if ranks is None:
             yield stack.enter_context(local_folder(folder))
             return
-        yield Path(ranks.from_rank_zero(lambda: str(stack.enter_context(local_folder(folder)))))
+        place = as_path(folder)
+        local = Path(ranks.from_rank_zero(lambda: str(stack.enter_context(local_folder(place)))))
+        if isinstance(place, StorePath) and not ranks.is_rank_zero:
+            stack.enter_context(written_locally(place, local))
+        yield local

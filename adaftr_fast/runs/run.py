@@ -69,7 +69,7 @@ def train_one(
     """
     if report:
         from adaftr_fast.runs.page import write_page  # imports matplotlib: a missing package raises before training
-    with _writing(folder, ranks):
+    with writing(folder, ranks, *RUN_FILES):
         fitted = fit_one(data, config, folder, restart=restart, ranks=ranks)
         trainer, result = fitted.trainer, fitted.result
         with trainer.logger:
@@ -116,24 +116,25 @@ def fit_one(
         RankError: the ranks have different options or data.
         BusyError: another process writes ``folder``.
     """
-    _check_options(config, ranks)
-    with _writing(folder, ranks):
+    check_options(config, ranks)
+    with writing(folder, ranks, *RUN_FILES):
         return _fit(data, config, folder, restart, ranks, on_epoch)
 
 
-def _check_options(config: RunConfig, ranks: Ranks | None) -> None:
+def check_options(config: RunConfig, ranks: Ranks | None) -> None:
+    """Raises TrainingError or RankError if ``config.training.tables`` does not support an option."""
     check_tables(config.model, config.training)
     check_sharding(config.optimizer, config.training, ranks)
 
 
 @contextmanager
-def _writing(folder: Path, ranks: Ranks | None) -> Iterator[None]:
-    """Makes rank 0 the only writer of ``folder``. All ranks raise its error."""
+def writing(folder: Path, ranks: Ranks | None, *files: str) -> Iterator[None]:
+    """Makes rank 0 the only writer of ``folder``, as ``writing_folder``. All ranks raise its error."""
     with ExitStack() as stack:
         if ranks is None:
-            stack.enter_context(writing_folder(folder, *RUN_FILES))
+            stack.enter_context(writing_folder(folder, *files))
         else:
-            ranks.from_rank_zero(lambda: stack.enter_context(writing_folder(folder, *RUN_FILES)))
+            ranks.from_rank_zero(lambda: stack.enter_context(writing_folder(folder, *files)))
         yield
 
 

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from adaftr_fast._publish import read_published
 from adaftr_fast._tensor_file import SavedTensors
+from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError, ConfigError, DataError
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.own import ModelClass, class_name, find_class
 from adaftr_fast.nn.embedding_table import tables_elsewhere
-from adaftr_fast.training.checkpoint.files import check_seen
+from adaftr_fast.training.checkpoint.files import check_seen, read_local_rows
+from adaftr_fast.training.checkpoint.state import sharded_weights
 from adaftr_fast.training.checkpoint.weights import (
     FILE,
     Description,
@@ -28,6 +30,7 @@ from adaftr_fast.training.checkpoint.weights import (
     open_on_all_ranks,
     read_description,
 )
+from adaftr_fast.training.sharding import check_tables, shard_tables
 from adaftr_fast.training.trainer import BEST
 
 UNUSED = 4096  # largest size that an option which the model does not use may have beyond the number of weights
@@ -136,6 +139,27 @@ def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Call
         return TrainedModel(folder, model.eval(), about)
 
     return saved, build
+
+
+def load_sharded(run: Path, config: RunConfig, ranks: Ranks) -> TrainedModel:
+    """Loads the run that a new one continues, on the new run's device and with its sharding. All ranks must call it.
+
+    Args:
+        run: the run folder, which all ranks see. Its tables may have been sharded or not.
+        config: the configuration of the new run, with sharded tables.
+        ranks: the ranks.
+
+    Raises:
+        CheckpointError: as ``open_earlier``.
+        TrainingError: the model of the run has tables that cannot be sharded.
+    """
+    saved, build = open_earlier(run, config.model.name, ranks)
+    trained = build()
+    check_tables(trained.about.config.model, config.training)
+    shard_tables(trained.model, config.optimizer, config.training, ranks, fills=False)
+    read_local_rows(saved, sharded_weights(trained.model))
+    trained.model.to(config.training.device).eval()
+    return trained
 
 
 def _read(run: Path) -> tuple[Path, dict[str, Tensor], Description]:

@@ -71,6 +71,7 @@ class ShardedTables(nn.Module):
         lr: learning rate; it can be changed in ``optimizer.param_groups``.
         eps: ε of the optimizer.
         device: the device of the rows.
+        fills: False leaves the rows uninitialized, for a caller that writes all of them.
 
     Shape:
         - ids: [B, F], or [N] with offsets [B * F + 1]
@@ -94,6 +95,7 @@ class ShardedTables(nn.Module):
         lr: float,
         eps: float = 1e-8,
         device: torch.device | str = "cpu",
+        fills: bool = True,
     ) -> None:
         super().__init__()
         _check(table, sharding, optimizer)
@@ -110,7 +112,8 @@ class ShardedTables(nn.Module):
         self._collection = (_collection(self, sharding, device, ranks),)
         self.optimizer: torch.optim.Optimizer = self._collection[0].fused_optimizer
         rng = table.initial_rng
-        self.weight.fill(table.weight.detach() if rng is None else _Drawn(table.weight.shape, rng))
+        if fills:
+            self.weight.fill(table.weight.detach() if rng is None else _Drawn(table.weight.shape, rng))
 
     @property
     def out_features(self) -> int:

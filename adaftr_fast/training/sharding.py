@@ -59,8 +59,17 @@ def _refused(needed: str) -> TrainingError:
     return TrainingError(f"training.tables = torchrec needs {needed}")
 
 
-def shard_tables(model: nn.Module, optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks) -> None:
+def shard_tables(
+    model: nn.Module, optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks, *, fills: bool = True
+) -> None:
     """Replaces the model's one ``FusedEmbedding`` by ``ShardedTables`` with the weights of rank 0.
+
+    Args:
+        model: the model.
+        optimizer: the optimizer options.
+        config: the training options.
+        ranks: the ranks.
+        fills: see ``ShardedTables``.
 
     Raises:
         RankError, ValueError: see ``ShardedTables``.
@@ -77,6 +86,7 @@ def shard_tables(model: nn.Module, optimizer: OptimizerConfig, config: TrainingC
         lr=tables_lr(optimizer),
         eps=optimizer.eps,
         device=config.device,
+        fills=fills,
     )
     setattr(model.get_submodule(parent), leaf, sharded)
 

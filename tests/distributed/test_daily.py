@@ -1,0 +1,157 @@
+"""``daily`` and ``demo`` by several ranks: equality with one process, and killed and failed ranks."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaftr_fast.cli import main
+from adaftr_fast.config import RunConfig
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.runs.daily import RECORDS, train_daily
+from adaftr_fast.training.checkpoint.weights import load_checkpoint
+from tests.distributed.ranks import joined_ranks, on_ranks
+from tests.distributed.test_torchrun import children, finish, torchrun, wait_for
+from tests.runs.conftest import SOURCE, settings, write_day
+
+DAYS = 3
+SCHEMA = """
+name = "shop"
+group = "user"
+labels = { click = "click", conversion = "buy" }
+[split]
+train.hash.stop = 0.8
+validation.hash = { start = 0.8, stop = 0.9 }
+test.hash.start = 0.9
+[fields]
+item = "categorical"
+user = "categorical"
+heat = { kind = "numeric", buckets = 4 }
+place = { kind = "categorical", column = "user", hashed = 20 }
+"""
+OPTIONS = {
+    "model.expert_hidden": "[8]", "model.tower_hidden": "[16,16]", "model.relatedness_hidden": "[4]",
+    "optimizer.lr": 0.01, "training.batch_size": 64, "training.max_epochs": 2, "training.progress": "false",
+}  # fmt: skip
+"""Those of ``settings``."""
+
+
+def config_of(optimizer: dict, training: dict) -> RunConfig:
+    config = settings()
+    return replace(
+        config, optimizer=replace(config.optimizer, **optimizer), training=replace(config.training, **training)
+    )
+
+
+def daily(folder: Path, out: str, optimizer: dict, training: dict, ranks=None) -> None:
+    files = [folder / f"day{day}.parquet" for day in range(DAYS)]
+    list(train_daily(parse_schema(SOURCE), files, config_of(optimizer, training), folder / out, ranks))
+
+
+def daily_by_rank(rank: int, size: int, folder: str, jobs: dict[str, tuple[dict, dict]]) -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = str(size)
+    for out, (optimizer, training) in jobs.items():
+        daily(Path(folder), out, optimizer, training, joined_ranks())
+
+
+def command(folder: Path, out: Path, *files: Path, **options) -> list[str]:
+    """Returns the arguments of ``daily``."""
+    given = OPTIONS | {name.replace("__", "."): value for name, value in options.items()}
+    flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    days = [str(folder / f"day{day}.parquet") for day in range(DAYS)] if not files else list(map(str, files))
+    return ["daily", "--dataset", str(folder / "shop.toml"), "--files", *days, "--out", str(out), *flags]
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / RECORDS).read_text().splitlines()]
+
+
+def assert_same_days(found: Path, expected: Path) -> None:
+    """Asserts equal records and weights, up to the order of float additions."""
+    ours, theirs = lines(found), lines(expected)
+    assert len(ours) == len(theirs) == DAYS
+    for day, (mine, other) in enumerate(zip(ours, theirs), start=1):
+        for part in ("before_training", "validation"):
+            for task, values in (other[part] or {}).items():
+                assert mine[part][task] == pytest.approx(values, rel=1e-3), (day, part, task)
+        assert all(mine[name] == other[name] for name in ("day", "rows", "ids"))
+        weights, of_other = (load_checkpoint(out / f"day-{day:04d}/run/best")[0] for out in (found, expected))
+        assert weights.keys() == of_other.keys()
+        for name, value in of_other.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=f"day {day}: {name}")
+
+
+def write_days(folder: Path) -> Path:
+    for day in range(DAYS):
+        write_day(folder, day)
+    (folder / "shop.toml").write_text(SCHEMA)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Three days' files and the schema, and ``one``, the result of one process."""
+    root = write_days(tmp_path_factory.mktemp("days"))
+    daily(root, "one", {}, {})
+    return root
+
+
+@pytest.fixture(scope="module")
+def by_two(folder) -> Path:
+    """The result of the command on two ranks."""
+    out = folder / "command"
+    shown, _ = finish(torchrun(2, ["-m", "adaftr_fast.cli", *command(folder, out)]))
+    assert shown.count("before training") == DAYS  # one rank prints
+    return out
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_days_equal_those_of_one_process(size, folder):
+    on_ranks(daily_by_rank, size, size, str(folder), {f"by {size}": ({}, {})})
+    assert_same_days(folder / f"by {size}", folder / "one")
+
+
+def test_the_command_equals_one_process(folder, by_two):
+    assert_same_days(by_two, folder / "one")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_ranks(rank, folder, by_two, tmp_path):
+    arguments = command(folder, tmp_path, training__checkpoint_seconds=0, training__sync_steps=1)
+    run = torchrun(2, ["-m", "adaftr_fast.cli", *arguments], "--max-restarts=2", "--monitor-interval=0.1")
+    wait_for(lambda: list((tmp_path / "day-0002/run/last").glob("*-*")))
+    os.kill(children(run)[rank], signal.SIGKILL)
+    finish(run)
+    assert lines(tmp_path) == lines(by_two)
+    ours, theirs = (load_checkpoint(out / "day-0003/run/best")[0] for out in (tmp_path, by_two))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_an_error_of_rank_zero_ends_all_ranks(folder, tmp_path):
+    arguments = command(folder, tmp_path / "out", folder / "day0.parquet", folder / "missing.parquet")
+    run = torchrun(2, ["-m", "adaftr_fast.cli", *arguments], "--monitor-interval=5")
+    _, err = run.communicate(timeout=240)
+    assert run.returncode != 0
+    assert err.count("missing.parquet") >= 2
+    assert [record["day"] for record in lines(tmp_path / "out")] == [1]
+
+
+def test_one_process_goes_on_where_two_have_stopped(folder, by_two, tmp_path):
+    """Days of two ranks, then one of a single process."""
+    two = [folder / f"day{day}.parquet" for day in range(2)]
+    finish(torchrun(2, ["-m", "adaftr_fast.cli", *command(folder, tmp_path, *two)]))
+    assert main(command(folder, tmp_path)) == 0
+    assert_same_days(tmp_path, by_two)
+
+
+def test_demo(tmp_path):
+    options = ["--training.max_epochs", "1", "--training.progress", "false", "--training.batch_size", "8192"]
+    shown, _ = finish(torchrun(2, ["-m", "adaftr_fast.cli", "demo", "--out", str(tmp_path), *options]))
+    assert shown.count("Test split") == 1
+    assert {"mmoe", "adaftr", "report.md", "report.png", "metrics.jsonl"} <= {each.name for each in tmp_path.iterdir()}
+    epochs = [json.loads(line)["model"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert epochs == ["mmoe", "adaftr"]

@@ -1,0 +1,91 @@
+"""``daily`` with sharded tables equals that of one process, and its last run is evaluated, exported and continued."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from adaftr_fast.cli import main
+from adaftr_fast.training.checkpoint.weights import load_checkpoint
+from adaftr_fast.training.metrics import auc
+from tests.distributed.ranks import on_ranks
+from tests.distributed.test_daily import (
+    assert_same_days,
+    command,
+    daily,
+    daily_by_rank,
+    lines,
+    write_days,
+)
+from tests.distributed.test_torchrun import children, finish, torchrun, wait_for
+
+pytest.importorskip("torchrec", reason="make test-torchrec installs it")
+
+ADAGRAD = {"tables": "adagrad", "tables_lr": 0.05, "clip_norm": 1.0}
+BY_TABLE, BY_ROW = ({"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise"))
+OPTIONS = {
+    "optimizer__tables": "adagrad", "optimizer__tables_lr": 0.05, "optimizer__clip_norm": 1.0,
+    "training__tables": "torchrec", "training__sharding": "row_wise",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Three days' files and the schema, and ``one``, the result of one process with replicas."""
+    root = write_days(tmp_path_factory.mktemp("days"))
+    daily(root, "one", ADAGRAD, {})
+    return root
+
+
+@pytest.fixture(scope="module")
+def by_two(folder) -> Path:
+    """The result of the command on two ranks."""
+    out = folder / "command"
+    finish(torchrun(2, ["-m", "adaftr_fast.cli", *command(folder, out, **OPTIONS)]))
+    return out
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_days_equal_those_of_one_process(size, folder):
+    jobs = {f"{size} {each['sharding']}": (ADAGRAD, each) for each in (BY_TABLE, BY_ROW)}
+    on_ranks(daily_by_rank, size, size, str(folder), jobs)
+    for out in jobs:
+        assert len(list((folder / out / "day-0003/run/best").glob("weights-*-*"))) == size
+        assert_same_days(folder / out, folder / "one")
+
+
+def test_killed_rank(folder, by_two, tmp_path):
+    arguments = command(folder, tmp_path, training__checkpoint_seconds=0, training__sync_steps=1, **OPTIONS)
+    run = torchrun(2, ["-m", "adaftr_fast.cli", *arguments], "--max-restarts=2", "--monitor-interval=0.1")
+    wait_for(lambda: list((tmp_path / "day-0002/run/last").glob("*-*.safetensors")))
+    os.kill(children(run)[1], signal.SIGKILL)
+    finish(run)
+    assert lines(tmp_path) == lines(by_two)
+    ours, theirs = (load_checkpoint(out / "day-0003/run/best")[0] for out in (tmp_path, by_two))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_one_process_evaluates_exports_and_continues_the_last_run(folder, by_two, tmp_path, capsys):
+    run, log = by_two / "day-0003/run", folder / "day2.parquet"
+    assert main(["evaluate", "--run", str(run), "--split", "validation"]) == 0
+    measured = json.loads(capsys.readouterr().out)["metrics"]
+    for task, values in lines(by_two)[-1]["validation"].items():
+        assert measured[task] == pytest.approx(values, rel=1e-6)
+    model, scores = tmp_path / "model", tmp_path / "scores.parquet"
+    assert main(["export", "--run", str(run), "--out", str(model)]) == 0
+    assert main(["predict", "--model", str(model), "--files", str(log), "--out", str(scores)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(run)]) == 0  # all rows of the day
+    of_day = json.loads(capsys.readouterr().out)["metrics"]
+    click, p_click = (pq.read_table(path).column(n).to_numpy() for path, n in ((log, "click"), (scores, "p_ctr")))
+    assert auc(click, p_click) == pytest.approx(of_day["click"]["auc"], abs=1e-6)
+    data, options = by_two / "day-0003/data", ["--optimizer.lr", "0", "--training.max_epochs", "1"]
+    sizes = ["--model.expert_hidden", "[8]", "--model.tower_hidden", "[16,16]", "--model.relatedness_hidden", "[4]"]
+    start = ["--data.folder", str(data), "--warm_start", str(run), "--training.batch_size", "64"]
+    assert main(["train", "--out", str(tmp_path / "next"), *start, *options, *sizes]) == 0
+    ours, theirs = (load_checkpoint(each / "best")[0] for each in (tmp_path / "next", run))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
