@@ -1,13 +1,15 @@
 """What a snapshot costs: the training time that it takes within an epoch, and the time to write it on several ranks.
 
     python -m benchmarks.training.bench_checkpoint    -> results/checkpoint-*.json
+    python -m benchmarks.training.bench_checkpoint --only_ranks    prints the times by ranks, and writes no file
 
 Training: steps of AdaFTR on MMoE (B = 1024, 23 fields, E = 8, exact Adam) until a thread has written a snapshot, and as
 many steps without one before and after. The lost time is the difference to the mean of these, and the pause is the part
 of it in which training waits for the copy. The write time is that of a snapshot for which training waits.
 
-Ranks: a table with Adagrad's sums, an equal part on each rank, without training. The memory is the peak of rank 0
-beyond its rows and libraries.
+Ranks: a table with Adagrad's sums, an equal part on each rank, without training. "write s" is the time of a snapshot,
+and "checkpoint s" that of the best weights, without sums and with SHA-256 instead of CRC-32. The memory is the
+peak of rank 0 beyond its rows and libraries.
 """
 
 import argparse
@@ -31,8 +33,8 @@ from adaftr_fast.torchrec.rows import Shard, ShardedRows
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
 from adaftr_fast.training.checkpoint.state import capture
-from adaftr_fast.training.checkpoint.weights import Description
-from adaftr_fast.training.trainer import Trainer
+from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
+from adaftr_fast.training.trainer import BEST, Trainer
 from benchmarks.measure import write
 
 FIELDS, TASKS, BATCH, BATCHES, WIDTH = 23, ["click", "conversion"], 1024, 100, 8
@@ -129,14 +131,22 @@ def rank_times(rank: int, size: int, rows: int, turns: int, folder: str, results
         name: ShardedRows([Shard(n, part, value if n == rank else None) for n in range(size)], [WIDTH])
         for name, value in local.items()
     }
-    run, dense = RunSnapshots(Path(folder), ABOUT, 1, 0, Ranks(dist.HashStore(), 600)), {"dense": torch.ones(10)}
-    before, times = peak(), []
+    ranks = Ranks(dist.HashStore(), 600)
+    run, dense = RunSnapshots(Path(folder), ABOUT, 1, 0, ranks), {"dense": torch.ones(10)}
+    weights, model = {"table": sharded["table"]}, torch.nn.Linear(3, 3)
+    before, times, checkpoints = peak(), [], []
     for turn in range(turns):
         start = time.perf_counter()
         run.save(Progress(total_steps=turn), dense, {}, sharded)
         times.append(time.perf_counter() - start)
+        dist.barrier()
+        start = time.perf_counter()
+        save_checkpoint(Path(folder, BEST), model, ABOUT, weights, ranks)
+        dist.barrier()  # rank 0 ends last
+        checkpoints.append(time.perf_counter() - start)
     if rank == 0:
-        results.put({"write s": statistics.median(times), "MB": (peak() - before) / 1e6})
+        medians = {"write s": statistics.median(times), "checkpoint s": statistics.median(checkpoints)}
+        results.put(medians | {"MB": (peak() - before) / 1e6})
     dist.barrier()
     dist.destroy_process_group()
 
@@ -164,14 +174,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ids", type=int, default=50_000, help="of every field")
     parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--table", type=int, default=5_000_000, help="rows of the table of all ranks")
+    parser.add_argument("--only_ranks", action="store_true", help="print the times by ranks, and write no file")
     arguments = parser.parse_args()
-    cases = [training(arguments.ids, arguments.turns)]
-    print(cases[0])
+    cases = [] if arguments.only_ranks else [training(arguments.ids, arguments.turns)]
     cases += by_ranks(arguments.ranks, arguments.table, arguments.turns)
-    print(*cases[1:], sep="\n")
-    print(write("checkpoint", cases))
+    print(*cases, sep="\n")
+    if not arguments.only_ranks:
+        print(write("checkpoint", cases))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from tests.files.file_calls import killed_at
 from .test_run_snapshots import ABOUT
 
 ROWS, WIDTH = 11, 3
+LARGE = 100_000  # rows of a shard
+MESSAGES = ("send", "recv", "isend", "irecv", "batch_isend", "broadcast", "all_", "gather", "reduce", "scatter")
 BOUNDS = {"two": [0, 4, 11], "other": [0, 2, 2, 7, 11]}  # shards, which the ranks own in turn; one is empty
 
 
@@ -83,6 +85,33 @@ def dropped(run: RunSnapshots, rank: int) -> None:
     save(run, 7, rank, run.save)
 
 
+def sent(rank: int, folder: str) -> dict[str, int]:
+    """Returns the largest message of each collective while a snapshot and a checkpoint are saved, in bytes."""
+    ranks, largest = Ranks(dist.HashStore(), 60), {}
+
+    def counting(name: str):
+        function = getattr(dist, name)
+
+        def counted(*arguments, **options):
+            tensors = [
+                each for argument in arguments for each in (argument if isinstance(argument, list) else [argument])
+            ]
+            size = max((each.nbytes for each in tensors if isinstance(each, torch.Tensor)), default=0)
+            largest[name] = max(largest.get(name, 0), size)
+            return function(*arguments, **options)
+
+        return counted
+
+    for name in vars(dist):
+        if name.startswith(MESSAGES):
+            setattr(dist, name, counting(name))
+    shards = [Shard(owner, LARGE, torch.ones(LARGE, WIDTH) if owner == rank else None) for owner in range(2)]
+    rows = {"table": ShardedRows(shards, [WIDTH])}
+    snapshots(Path(folder), ranks).save(Progress(total_steps=1), {"dense": torch.ones(2)}, {}, rows)
+    save_checkpoint(Path(folder, "best"), nn.Linear(2, 2), ABOUT, rows, ranks)
+    return largest
+
+
 def error_of(function, *arguments) -> str:
     try:
         function(*arguments)
@@ -130,6 +159,13 @@ def saved(by_two, tmp_path) -> Path:
 def test_ranks_resume_from_their_own_and_another_sharding(by_two):
     for each in by_two[1]:
         assert each["two"] == each["other"] == {"steps": 3, "loss": 3.0}
+
+
+def test_no_rows_pass_between_ranks_when_they_are_saved(tmp_path):
+    for largest in on_ranks(sent, 2, str(tmp_path)):
+        assert largest.keys() == {"broadcast", "all_gather", "all_reduce"}
+        assert max(largest.values()) < 500  # names of files; a shard has 1.2 MB
+    assert len(list((tmp_path / "best").glob("weights-[01]-*"))) == 2
 
 
 def test_one_process_reads_whole_tensors(saved):
