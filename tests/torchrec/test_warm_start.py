@@ -28,6 +28,7 @@ JOBS = {  # the run that each starts from, its data and whether it trains
     "whole, other order": ("whole", "other", 0.0),
     "shards, other order": ("shards", "other", 0.0),
     "single": ("single", "grown", 0.0),
+    "mixed": ("mixed", "other", 0.0),  # a field of another width is not copied
     "trained": ("shards", "grown", 0.05),
 }
 
@@ -94,6 +95,7 @@ def folder(tmp_path_factory) -> Path:
     old = PreparedData(root / "old")
     train_one(old, config_of(str(root / "old"), 0.05, {}), root / "whole")
     train_one(old, config_of(str(root / "old"), 0.05, {}, name="single_dnn"), root / "single")
+    train_one(old, config_of(str(root / "old"), 0.05, {}, embedding_dims={"user": 16}), root / "mixed")
     on_ranks(trained_by_two, 2, str(root))
     assert len(list((root / "shards/best").glob("weights-[01]-*"))) == 2
     return root
