@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.stores import AnyPath, local_folder
+from adaftr_fast.stores import AnyPath, StorePath, as_path, local_folder
+from adaftr_fast.stores.path import written_locally
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def output(folder: str | AnyPath, ranks: Ranks | None = None) -> Iterator[Path]:
             yield stack.enter_context(local_folder(folder))
             return
         place = as_path(folder)
-        local = Path(ranks.from_rank_zero(lambda: str(stack.enter_context(local_folder(place)))))
+        local = Path(ranks.after_rank_zero(lambda: str(stack.enter_context(local_folder(place)))))
         if isinstance(place, StorePath) and not ranks.is_rank_zero:
             stack.enter_context(written_locally(place, local))
         yield local
