@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from benchmarks.scaling import plan
+
 Cases = list[dict[str, Any]]
 
 OURS = "adaptive_infonce"
@@ -302,17 +304,27 @@ def _samples_per_second(case: dict[str, Any], names: Iterable[str]) -> list[str]
 
 
 def scaling(cases: Cases) -> str:
-    """Milliseconds of a step on several ranks, measured, and calculated from the rates of one rank."""
+    """Milliseconds of a step on several ranks, measured, and calculated from the rates of one rank.
+
+    A file of before has no "waiting", which was not part of the calculation.
+    """
 
     def row(case: dict[str, Any]) -> list[str]:
         parts = dict(case["of it"])
-        own = [parts.pop("rows"), parts.pop("contrast")]
-        calculated = f"{case['calculated ms']:.1f}" if case["ranks"] > 1 else "(the rates are taken from it)"
+        own = [parts.pop("rows"), parts.pop("contrast"), parts.pop("waiting", 0.0)]
+        several = case["ranks"] > 1
+        calculated = f"{case['calculated ms']:.1f}" if several else "(the rates are taken from it)"
+        error = f"{100 * (case['calculated ms'] / case['measured ms'] - 1):+.0f} %" if several else ""
         split = " / ".join(f"{part:.1f}" for part in [*own, sum(parts.values())])
-        return [case["ranks"], f"{case['measured ms']:.1f}", calculated, split]
+        return [case["ranks"], f"{case['measured ms']:.1f}", calculated, error, split]
 
-    header = "ranks of one thread | measured, ms a step | calculated, ms | of it rows / contrast / exchange and merging"
-    return table(header, "rrrl", map(row, cases))
+    header = "ranks of one thread | measured, ms a step | calculated, ms | error"
+    return table(header + " | of it rows / contrast / waiting / exchange and merging", "rrrrl", map(row, cases))
+
+
+def scaling_plan(cases: Cases) -> str:
+    """A step and an epoch on GPUs: calculated from assumed rates, and from how wrong the formula is in ``cases``."""
+    return plan.steps(cases)
 
 
 def recipes(cases: Cases) -> str:
@@ -352,5 +364,6 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         training_summary,
         training_ratios,
         scaling,
+        scaling_plan,
     )
 }
