@@ -62,7 +62,7 @@ def train_daily(
         KeyboardInterrupt, TrainingError, CheckpointError, BusyError: see ``train_one``.
     """
     check_options(config, ranks)
-    schema = _day_schema(schema)
+    schema = part_schema(schema)
     if ranks is not None:
         ranks.agree("settings or files", config.flat() | {"files": [str(file) for file in files]})
     with writing(out, ranks, RECORDS):
@@ -81,7 +81,27 @@ def train_daily(
 def _one_day(
     schema: Schema, file: Path, day: int, config: RunConfig, out: Path, ranks: Ranks | None
 ) -> tuple[dict[str, Any], Fitted]:
-    folder, before = _folder(out, day), _folder(out, day - 1) if day > 1 else None
+    before = _folder(out, day - 1) if day > 1 else None
+    record, fitted = train_part(schema, file, _folder(out, day), before, config, ranks)
+    return {"day": day, "file": str(file)} | record, fitted
+
+
+def train_part(
+    schema: Schema, file: Path, folder: Path, before: Path | None, config: RunConfig, ranks: Ranks | None = None
+) -> tuple[dict[str, Any], Fitted]:
+    """Prepares a part of a log with the ids of the part before, measures that part's model on it, and trains on it.
+
+    Args:
+        schema: the result of ``part_schema``.
+        file: the rows.
+        folder: the folder of the part, with ``data`` and ``run``. An unfinished part is resumed.
+        before: the folder of the part before; None for the first.
+        config: the configuration; its ``warm_start`` is that of the first part.
+        ranks: the ranks that train together, which all call it.
+
+    Returns:
+        The record of rows, ids and metrics, and the model and its trainer, to call ``finish`` of.
+    """
 
     def prepared() -> None:
         grow, progress = before and before / "data", config.training.progress
@@ -91,10 +111,10 @@ def _one_day(
     data = PreparedData(folder / "data")
     measured = None if before is None else _measure(before / "run", data, config, ranks)
     start = config.warm_start if before is None else WarmStartConfig(recorded(before / "run"))
-    day_config = replace(config, data=DataConfig(recorded(data.folder)), warm_start=start)
-    fitted = fit_one(data, day_config, folder / "run", ranks=ranks)
+    part_config = replace(config, data=DataConfig(recorded(data.folder)), warm_start=start)
+    fitted = fit_one(data, part_config, folder / "run", ranks=ranks)
     rows, ids = data.manifest.splits["test"].rows, sum(data.manifest.num_embeddings)
-    record = {"day": day, "file": str(file), "rows": rows, "ids": ids, "before_training": measured}
+    record = {"rows": rows, "ids": ids, "before_training": measured}
     return record | {"validation": record_of(fitted.result.epochs, fitted.result.best_epoch)["validation"]}, fitted
 
 
@@ -128,8 +148,12 @@ class KnownIds:
         return replace(batch, ids=batch.ids.masked_fill(batch.ids >= limits, 0))
 
 
-def _day_schema(schema: Schema) -> Schema:
-    """Returns the schema of one day's file, which splits rows by a hash of their number."""
+def part_schema(schema: Schema) -> Schema:
+    """Returns the schema of one part's file, which splits rows by a hash of their number.
+
+    Raises:
+        DataError: the schema reads several files.
+    """
     if len(schema.files) != 1:
         raise DataError(f"data set {schema.name}: expected a schema of one file, got {', '.join(schema.files)}")
     bounds = {"train": (0.0, TRAIN), "validation": (TRAIN, 1.0)}
