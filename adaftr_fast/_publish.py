@@ -87,6 +87,11 @@ def read_published(target: Path, read: Callable[[Path], T]) -> T:
     raise BusyError(f"{target}: replaced {ATTEMPTS} times while it was read")
 
 
+def version(target: Path) -> tuple[Path, Identity | None]:
+    """Returns a value that changes when ``publishing`` replaces the folder ``target``; it takes a call of stat."""
+    return _present(followed(target))
+
+
 def replace(new: Path, target: Path, aside: Path) -> None:
     """Renames a file or folder to ``target``, durably, and removes the former one.
 

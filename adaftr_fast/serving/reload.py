@@ -1,0 +1,56 @@
+"""A scorer for servers: reads an exported folder again when an export has replaced it."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from pathlib import Path
+
+from adaftr_fast._publish import version
+from adaftr_fast.errors import UserError
+from adaftr_fast.serving.scorer import Scorer, load_scorer
+
+
+class ReloadingScorer:
+    """The newest model of a folder that exports replace. It is thread-safe.
+
+    Use one result of ``latest`` for a whole request: ids are encoded and scored by the same export. ::
+
+        scorer = models.latest()
+        scores = scorer.score(scorer.encode(rows))
+
+    Args:
+        folder: the exported folder.
+
+    Raises:
+        ServingError, DataError: see ``load_scorer``.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._lock = threading.Lock()
+        self._version = version(self.folder)  # before reading, so that a later export is noticed
+        self._scorer = load_scorer(self.folder)
+
+    def latest(self) -> Scorer:
+        """Returns the present scorer, after loading a new export if there is one.
+
+        One thread loads, while the others get the former scorer. An export that cannot be read is reported by a
+        warning, and the former scorer stays.
+        """
+        if version(self.folder) != self._version and self._lock.acquire(blocking=False):
+            try:
+                self._reload()
+            finally:
+                self._lock.release()
+        return self._scorer
+
+    def _reload(self) -> None:
+        found = version(self.folder)
+        if found == self._version or found[1] is None:  # another thread has loaded it, or there is none
+            return
+        try:
+            self._scorer = load_scorer(self.folder)
+        except UserError as error:
+            warnings.warn(f"{self.folder}: the former export stays in use: {error}", RuntimeWarning, stacklevel=3)
+        self._version = found

@@ -1,0 +1,105 @@
+"""A server's scorer follows the exports of a folder, without an error and without a mix of two."""
+
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from adaftr_fast._publish import publishing
+from adaftr_fast.config import ModelConfig
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import ServingError
+from adaftr_fast.serving import reload
+from adaftr_fast.serving.export import export_run
+from adaftr_fast.serving.reload import ReloadingScorer
+from adaftr_fast.serving.scorer import load_scorer
+
+from .conftest import SIZES, SOURCE, make_log, save_run
+
+
+@pytest.fixture(scope="module")
+def other(shop, tmp_path_factory):
+    """Another export, with other ids: the log in another order."""
+    import pyarrow.parquet as pq
+
+    folder = tmp_path_factory.mktemp("other")
+    pq.write_table(make_log(400, seed=5), folder / "log.parquet")
+    prepare(parse_schema(SOURCE), [folder / "log.parquet"], folder / "data")
+    save_run(folder / "run", PreparedData(folder / "data"), ModelConfig(**SIZES))
+    export_run(folder / "run", folder / "model")
+    return folder / "model"
+
+
+def replace(folder, by):
+    with publishing(folder) as new:
+        shutil.copytree(by, new)
+
+
+def scores(scorer):
+    return scorer.score(scorer.encode(make_log(50, seed=9).to_batches()[0]))
+
+
+def test_a_new_export_is_noticed_and_read_once(exported, other, tmp_path, monkeypatch):
+    folder, loads = tmp_path / "model", []
+    replace(folder, exported[0])
+    monkeypatch.setattr(reload, "load_scorer", lambda path: loads.append(path) or load_scorer(path))
+    models = ReloadingScorer(folder)
+    first = models.latest()
+    assert models.latest() is first
+    replace(folder, other)
+    assert models.latest() is not first
+    assert np.array_equal(scores(models.latest()), scores(load_scorer(other)))
+    assert len(loads) == 2
+
+
+def test_a_damaged_export_leaves_the_former_one_in_use(exported, other, tmp_path):
+    folder = tmp_path / "model"
+    replace(folder, exported[0])
+    models = ReloadingScorer(folder)
+    first = models.latest()
+    damaged = shutil.copytree(other, tmp_path / "damaged")
+    (damaged / "vocabulary.parquet").write_bytes(b"")
+    replace(folder, damaged)
+    with pytest.warns(RuntimeWarning, match="the former export stays in use: .*damaged"):
+        assert models.latest() is first
+    assert models.latest() is first  # without another warning
+    shutil.rmtree(folder)
+    assert models.latest() is first
+    replace(folder, other)
+    assert models.latest() is not first
+    with pytest.raises(ServingError, match="not an exported model"):
+        ReloadingScorer(tmp_path / "none")
+
+
+def test_readers_score_while_exports_replace_the_folder(exported, other, tmp_path):
+    folder = tmp_path / "model"
+    replace(folder, exported[0])
+    expected = {load_scorer(each).about.fingerprint: scores(load_scorer(each)) for each in (exported[0], other)}
+    assert len(expected) == 2
+    assert not np.array_equal(*expected.values())
+    models, seen, errors, end = ReloadingScorer(folder), [], [], threading.Event()
+
+    def read():
+        try:
+            while not end.is_set():
+                scorer = models.latest()
+                assert np.array_equal(scores(scorer), expected[scorer.about.fingerprint])
+                seen.append(scorer)
+        except BaseException as error:
+            errors.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(10):
+        replace(folder, (other, exported[0])[number % 2])
+        time.sleep((0.0, 0.4)[number % 3 == 0])  # some are replaced while they are read
+    end.set()
+    for reader in readers:
+        reader.join()
+    assert errors == []
+    assert len(set(map(id, seen))) > 2  # which is no test if they never read a new one
