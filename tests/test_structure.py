@@ -37,8 +37,10 @@ FLOORS = (
     "runs",
     "serving experiments tuning",
     "experiments.abtest",
+    "streaming",
     "api",
     "cli.options",
+    "cli.stream",
     "cli",
 )
 """Packages from the lowest floor up. A package imports from itself and from lower floors. "ops.*" is every other op."""

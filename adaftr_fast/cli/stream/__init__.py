@@ -1,0 +1,72 @@
+"""``adaftr-fast stream``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jsonargparse
+
+from adaftr_fast.cli.options import Parser, add_config, add_warm_start, read_config, read_warm_start
+
+if TYPE_CHECKING:
+    from adaftr_fast.streaming.source import Source
+
+DESCRIPTION = "Train on files as they arrive, evaluate each before training on it, and export."
+SECTIONS = ("model", "optimizer", "training")
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the options of ``stream`` to a parser that reads TOML."""
+    dataset = "a data set or schema file (.toml) of one input file; its split is ignored"
+    parser.add_argument("--dataset", type=str, required=True, help=dataset)
+    parser.add_argument("--folder", type=Path, required=True, help="the folder to watch for files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for stream.jsonl, serving and the chunks")
+    settle = "seconds without a change after which a file of --folder is whole"
+    parser.add_argument("--settle", type=float, default=2.0, help=settle)
+    parser.add_argument("--poll", type=float, default=1.0, help="seconds between two looks for a chunk")
+    parser.add_argument("--idle", type=float, default=0.0, help="end after so many seconds without a chunk; 0: never")
+    parser.add_argument("--keep", type=int, default=2, help="trained chunks whose data and run are kept")
+    minutes = "minutes between two exports to OUT/serving; 0: after each chunk"
+    parser.add_argument("--export_minutes", type=float, default=0.0, help=minutes)
+    on_error = "at a chunk that cannot be trained on: end, or record the error and go on with the next"
+    parser.add_argument("--on_error", type=Literal["stop", "skip"], default="stop", help=on_error)
+    add_warm_start(parser, "for the first chunk, a run")
+    add_config(parser, SECTIONS)
+    parser.set_defaults({"training.max_epochs": 1})
+
+
+def run(arguments: jsonargparse.Namespace) -> None:
+    """Trains on each chunk and prints its lag and its metrics before and after training on it."""
+    from adaftr_fast.data.schema.parse import load_schema
+    from adaftr_fast.streaming.loop import StreamOptions, train_stream
+
+    config = replace(read_config(arguments, SECTIONS), warm_start=read_warm_start(arguments))
+    names = ("poll", "idle", "keep", "export_minutes", "on_error")
+    options = StreamOptions(**{name: arguments[name] for name in names})
+    schema = load_schema(arguments.dataset)
+    for record in train_stream(schema, _source(arguments), config, arguments.out, options):
+        print(_line(record), flush=True)
+
+
+def _source(arguments: jsonargparse.Namespace) -> Source:
+    from adaftr_fast.streaming.folder import FolderSource
+
+    return FolderSource(arguments.folder, arguments.settle)
+
+
+def _line(record: dict[str, Any]) -> str:
+    head = f"chunk {record['chunk']} ({record['name']}): "
+    if "error" in record:
+        return f"{head}left out: {record['error']}"
+    measured = record["before_training"]
+    before = "the first chunk" if measured is None else _metrics(measured)
+    return (
+        f"{head}{record['rows']:,} rows, {record['ids']:,} ids, {record['rows_per_s']:,.0f} rows/s, "
+        f"lag {record['lag']:.1f} s; before training: {before}; validation: {_metrics(record['validation'])}"
+    )
+
+
+def _metrics(metrics: dict[str, dict[str, float]]) -> str:
+    return ", ".join(f"{task} AUC {100 * each['auc']:.2f}" for task, each in metrics.items())

@@ -1,0 +1,208 @@
+"""Trains on the chunks of a stream (Section 3.4): measures the model on each, then trains on it, and exports.
+
+Each chunk is a day of ``daily``: prepared with the ids of the chunk before, measured with that chunk's model, trained
+from its weights. A process that is killed at any point continues by the same command, with the same weights.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from adaftr_fast._locks import writing_folder
+from adaftr_fast.config import RunConfig
+from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.errors import ConfigError, DataError, TrainingError
+from adaftr_fast.runs.daily import part_schema, train_part
+from adaftr_fast.serving.export import export_run
+from adaftr_fast.streaming.journal import CURRENT, EXPORTED, Journal
+from adaftr_fast.streaming.source import Chunk, Source
+from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
+from adaftr_fast.training.sharding import check_replicated
+from adaftr_fast.training.trackers.opened import KNOWN, Trackers
+
+SERVING = "serving"  # the exported model in the stream's folder
+CHUNKS = "chunk-*"
+NAP = 0.2  # seconds between two looks for a signal while waiting
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a stream runs.
+
+    Attributes:
+        poll: the seconds between two looks for a chunk.
+        idle: the seconds without a chunk after which the stream ends; 0 waits forever.
+        keep: the number of trained chunks whose data and run are kept, at least 1.
+        export_minutes: the minutes between two exports; 0 exports after each chunk.
+        on_error: "stop" ends the stream at a chunk that cannot be trained on; "skip" records its error and goes on.
+
+    Raises:
+        ConfigError: a number is too small.
+    """
+
+    poll: float = 1.0
+    idle: float = 0.0
+    keep: int = 2
+    export_minutes: float = 0.0
+    on_error: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self) -> None:
+        for name, least in (("poll", 0), ("idle", 0), ("keep", 1), ("export_minutes", 0)):
+            if not (value := getattr(self, name)) >= least:
+                raise ConfigError(f"{name}: expected a number of at least {least}, got {value}")
+
+
+def train_stream(
+    schema: Schema, source: Source, config: RunConfig, out: Path, options: StreamOptions
+) -> Iterator[dict[str, Any]]:
+    """Trains on each chunk of ``source`` once, and yields a record per chunk when it is in ``stream.jsonl``.
+
+    Args:
+        schema: a schema of one file. Its split is ignored.
+        source: the chunks.
+        config: the configuration of every chunk. Its ``warm_start`` is that of the first chunk; its ``data`` are
+            replaced for each. The trackers log the whole stream as one run, with the number of the chunk as the step.
+        out: the folder of the stream. Its ``serving`` is the exported model.
+        options: how the stream runs.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM. The arguments are the number of the signal and a message for the user.
+        DataError: the schema reads several files, a file of the stream's state is damaged, or a chunk cannot be
+            prepared.
+        TrainingError, CheckpointError, ServingError, BusyError: see ``train_one`` and ``export_run``.
+    """
+    check_replicated("stream", config.training)
+    schema = part_schema(schema)
+    with writing_folder(out, CURRENT, EXPORTED, KNOWN), ExitStack() as stack:
+        stream = _Stream(schema, source, config, out, options)
+        stack.push(stream.close)
+        yield from stream.run()
+
+
+class _Stream:
+    def __init__(self, schema: Schema, source: Source, config: RunConfig, out: Path, options: StreamOptions) -> None:
+        self.schema, self.source, self.out, self.options = schema, source, out, options
+        self.config = replace(config, training=replace(config.training, trackers=[]))
+        self.journal = Journal(out)
+        shown = [_numbers(record) for record in self.journal.records]
+        self.trackers = Trackers(config.training.trackers, out, config.flat(), resumed=True, records=shown)
+
+    def close(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Closes the trackers."""
+        self.trackers.close(failed=kind is not None)
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """Yields the record of each chunk."""
+        self._remove_old()  # what a killed process has left
+        last = time.monotonic()
+        while True:
+            if (chunk := self._next()) is not None:
+                record = self._finish(chunk)
+                self._export_if_due()
+                yield record
+                last = time.monotonic()
+                continue
+            self._export_if_due()
+            if self.options.idle and time.monotonic() - last >= self.options.idle:
+                break
+            self._wait()
+        self._export()
+
+    def _next(self) -> Chunk | None:
+        """Returns the chunk in progress, or else the next one of the source, which is then in progress."""
+        chunk = self.journal.current()
+        if chunk is not None:
+            if chunk.file.exists():
+                return chunk
+            warnings.warn(f"{chunk.file}: is gone and was not trained on", RuntimeWarning, stacklevel=2)
+        self._remove(len(self.journal.records) + 1)  # what a chunk that is gone has left
+        chunk = self.source.next(self.journal.done)
+        if chunk is not None:
+            self.journal.begin(chunk)
+        return chunk
+
+    def _finish(self, chunk: Chunk) -> dict[str, Any]:
+        """Trains on a chunk, or leaves it out, and returns its record."""
+        number = len(self.journal.records) + 1
+        about = {"chunk": number, "name": chunk.name, "file": str(chunk.file), "position": chunk.position}
+        began, trainer = time.time(), None
+        try:
+            before = self._folder(self.journal.trained[-1]) if self.journal.trained else None
+            found, fitted = train_part(self.schema, chunk.file, self._folder(number), before, self.config)
+            trainer = fitted.trainer
+        except (DataError, TrainingError) as error:
+            if self.options.on_error == "stop":
+                raise
+            warnings.warn(f"{chunk.file}: left out: {error}", RuntimeWarning, stacklevel=2)
+            found = {"error": str(error)}
+        now = time.time()
+        timed = {"arrived": chunk.arrived, "lag": now - chunk.arrived, "seconds": now - began}
+        if "rows" in found:
+            timed["rows_per_s"] = found["rows"] / (now - began)
+        record = about | found | timed
+        self.journal.append(record)
+        if trainer is not None:
+            trainer.finish()
+        self.trackers.log(_numbers(record), number)
+        self._remove_old()
+        return record
+
+    def _folder(self, number: int) -> Path:
+        return self.out / f"chunk-{number:06d}"
+
+    def _remove_old(self) -> None:
+        """Removes the folders of chunks that are no longer needed."""
+        kept = {self._folder(number) for number in self.journal.trained[-self.options.keep :]}
+        for folder in self.out.glob(CHUNKS):
+            if folder not in kept and folder <= self._folder(len(self.journal.records)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _remove(self, number: int) -> None:
+        shutil.rmtree(self._folder(number), ignore_errors=True)
+
+    def _export_if_due(self) -> None:
+        _, at = self.journal.exported()
+        if time.time() - at >= 60 * self.options.export_minutes:
+            self._export()
+
+    def _export(self) -> None:
+        """Exports the model of the last chunk, unless it has been exported."""
+        trained = self.journal.trained
+        if not trained or self.journal.exported()[0] == trained[-1]:
+            return
+        folder, model = self._folder(trained[-1]), self.config.model
+        now = time.time()
+        own = model.name if model.is_own else None
+        export_run(folder / "run", self.out / SERVING, data=folder / "data", model_class=own)
+        self.journal.note_export(trained[-1], now)
+
+    def _wait(self) -> None:
+        with deferred_interrupt() as stop:
+            _sleep(self.options.poll, stop)
+        if stop:
+            message = f"interrupted; run the same command to continue from {self.out}"
+            raise KeyboardInterrupt(stop.signum, message)
+
+
+def _sleep(seconds: float, stop: Interrupt) -> None:
+    end = time.monotonic() + seconds
+    while not stop and (rest := end - time.monotonic()) > 0:
+        time.sleep(min(rest, NAP))
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the trackers log of a record. An undefined metric is left out, which a file has as null."""
+    names = ("lag", "seconds", "rows", "rows_per_s", "ids", "before_training", "validation")
+    return _defined({name: record.get(name) for name in names})
+
+
+def _defined(values: dict[str, Any]) -> dict[str, Any]:
+    nested = {name: _defined(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: value for name, value in nested.items() if value is not None and value == value}  # nan differs

@@ -1,0 +1,39 @@
+"""Where a stream's chunks come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+Position = dict[str, Any]
+"""A plain value from which a source goes on after a chunk."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a stream.
+
+    Attributes:
+        name: the name, which no other chunk of the stream has.
+        file: the rows, whole, as ``prepare`` reads them.
+        arrived: when the chunk was whole, in seconds since 1970.
+        position: where the source goes on after the chunk.
+    """
+
+    name: str
+    file: Path
+    arrived: float
+    position: Position = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Chunks in order. What has been trained is remembered by the stream, not by the source."""
+
+    def next(self, done: Mapping[str, Position]) -> Chunk | None:
+        """Returns the chunk after ``done``, or None if it has not arrived yet.
+
+        Args:
+            done: the positions of all finished chunks by name, in the order of the stream.
+        """

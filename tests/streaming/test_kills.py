@@ -1,0 +1,127 @@
+"""A stream that is killed at any point continues by the same command and ends with the same weights."""
+
+import json
+import signal
+import time
+
+import pytest
+import torch
+
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.serving.scorer import load_scorer
+from adaftr_fast.streaming.journal import RECORDS
+from tests.forks import COMMAND, Script
+from tests.streaming.conftest import arrive, stream
+
+TIMED = ("arrived", "lag", "seconds", "rows_per_s")
+
+KILLED = """
+import importlib, os, signal, sys
+from pathlib import Path
+from tests.streaming.conftest import stream
+module, owner, name, number, chunks, out = sys.argv[1:]
+found = importlib.import_module(module)
+found = getattr(found, owner) if owner else found
+original, calls = getattr(found, name), []
+
+def killing(*arguments, **options):
+    calls.append(1)
+    if len(calls) == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **options)
+
+setattr(found, name, killing)
+stream(Path(chunks), Path(out))
+"""
+
+LOOP = "adaftr_fast.streaming.loop"
+POINTS = {
+    "before a chunk is noted": (LOOP, "Journal", "begin", 2),
+    "in prepare": ("adaftr_fast.data.prepare.run", "", "publish", 2),
+    "while measuring": ("adaftr_fast.runs.daily", "", "evaluate", 1),
+    "in an epoch": ("adaftr_fast.training.stepper", "Stepper", "step", 15),  # 11 a chunk
+    "after training": (LOOP, "Journal", "append", 2),
+    "after the record": ("adaftr_fast.training.trainer", "Trainer", "finish", 2),
+    "in an export": ("adaftr_fast.serving.export", "", "save_torch", 2),
+    "as an export is published": ("adaftr_fast._publish", "", "replace", 2),
+    "after an export": (LOOP, "Journal", "note_export", 2),
+    "while old chunks are removed": (LOOP, "_Stream", "_remove_old", 3),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The result of a stream that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "in").mkdir()
+    for day in range(3):
+        arrive(folder / "in", day)
+    stream(folder / "in", folder / "out")
+    return folder / "out"
+
+
+def result(out):
+    records = [json.loads(line) for line in (out / RECORDS).read_text().splitlines()]
+    named = [{key: value for key, value in each.items() if key not in (*TIMED, "file")} for each in records]
+    weights = load_trained(out / "chunk-000003/run").model.state_dict()
+    served = {path.name: path.read_bytes() for path in (out / "serving").iterdir() if path.suffix != ".pt2"}
+    del served["serving.json"]  # holds the sha256 of the program
+    return named, weights, served, sorted(path.name for path in out.glob("*") if path.is_dir())
+
+
+@pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
+def test_killed_streams_end_with_the_same_weights(chunks, tmp_path, whole, point):
+    out = tmp_path / "out"
+    script = Script(KILLED, *point, chunks, out)
+    _, errors = script.communicate()
+    assert script.returncode == -signal.SIGKILL, errors
+    if (out / "serving").exists():
+        load_scorer(out / "serving")  # whole
+    stream(chunks, out)
+    found, expected = result(out), result(whole)
+    assert found[0] == expected[0]
+    assert all(torch.equal(found[1][name], expected[1][name]) for name in expected[1])
+    assert found[2:] == expected[2:]
+
+
+SCHEMA = """
+name = "shop"
+group = "user"
+split = {train = {hash = {stop = 0.9}}, validation = {hash = {start = 0.9}}, test = {}}
+labels = {click = "click", conversion = "buy"}
+fields = {item = "categorical", user = "categorical"}
+"""
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_waits_for_files_until_a_signal(tmp_path, signum, code):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (tmp_path / "shop.toml").write_text(SCHEMA)
+    small = ["--training.batch_size", "64", "--model.expert_hidden", "[8]", "--model.tower_hidden", "[16,8]"]
+    command = ["stream", "--dataset", tmp_path / "shop.toml", "--folder", folder, "--out", out, "--settle", "0"]
+    command += [*small, "--training.progress", "false"]
+    script = Script(COMMAND, *command)
+    for day in range(2):
+        arrive(folder, day)
+        wait_for(lambda: (out / RECORDS).exists() and (out / RECORDS).read_text().count("\n") == day + 1)  # noqa: B023
+        wait_for((out / "exported.json").exists)
+    time.sleep(0.5)  # waits again
+    script.send_signal(signum)
+    shown, errors = script.communicate()
+    assert script.returncode == code, errors
+    assert f"adaftr-fast stream: interrupted; run the same command to continue from {out}" in errors
+    first, second = shown.splitlines()
+    assert first.startswith("chunk 1 (000.parquet): 800 rows, ")
+    assert "before training: the first chunk" in first
+    assert "before training: click AUC" in second
+    again = Script(COMMAND, *command, "--idle", "0.1")
+    assert again.communicate()[0] == ""
+    assert again.returncode == 0

@@ -1,0 +1,181 @@
+"""A stream measures each chunk before it trains on it, exports, and forgets what it no longer needs."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import ConfigError, DataError
+from adaftr_fast.runs.daily import train_daily
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.serving.scorer import load_scorer, read_about
+from adaftr_fast.streaming import loop
+from adaftr_fast.streaming.journal import RECORDS
+from adaftr_fast.training.trackers import opened
+from tests.runs.conftest import SOURCE
+from tests.streaming.conftest import LONG_AGO, arrive, config, stream
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / RECORDS).read_text().splitlines()]
+
+
+def folders(out):
+    return sorted(path.name for path in out.glob("chunk-*"))
+
+
+def test_chunks_are_measured_before_training_as_days_are(chunks, tmp_path):
+    out = tmp_path / "out"
+    records = stream(chunks, out, keep=3)
+    assert lines(out) == records
+    days = list(train_daily(parse_schema(SOURCE), sorted(chunks.glob("*.parquet")), config(), tmp_path / "daily"))
+    for chunk, day in zip(records, days, strict=True):
+        assert {key: chunk[key] for key in day if key != "day"} == {key: day[key] for key in day if key != "day"}
+    ours = load_trained(out / "chunk-000003/run").model.state_dict()
+    theirs = load_trained(tmp_path / "daily/day-0003/run").model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert {"auc", "gauc", "logloss", "calibration"} <= set(records[1]["before_training"]["click"])
+
+
+def test_records_have_lag_and_speed(chunks, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.time, "time", lambda: LONG_AGO + 100.0)
+    with pytest.raises(ZeroDivisionError):
+        stream(chunks, tmp_path / "frozen")
+    times = iter(LONG_AGO + 10.0 * n for n in range(1000))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(time=lambda: next(times), monotonic=loop.time.monotonic))
+    record = stream(chunks, tmp_path / "out")[0]
+    assert (record["arrived"], record["lag"], record["seconds"], record["rows_per_s"]) == (LONG_AGO, 10, 10, 80)
+
+
+def test_new_chunks_continue_a_stream_and_old_folders_go(chunks, tmp_path):
+    out = tmp_path / "out"
+    stream(chunks, out)
+    assert folders(out) == ["chunk-000002", "chunk-000003"]
+    assert stream(chunks, out) == []
+    (chunks / "000.parquet").unlink()
+    arrive(chunks, 3)
+    (record,) = stream(chunks, out, keep=1)
+    assert (record["chunk"], record["name"]) == (4, "003.parquet")
+    assert record["before_training"]["click"]["auc"] > 0.5
+    assert folders(out) == ["chunk-000004"]
+
+
+@pytest.mark.parametrize(("minutes", "exports"), [(0, [1, 2, 3]), (1e6, [1, 3])])
+def test_exports_after_each_chunk_or_after_minutes_and_at_the_end(chunks, tmp_path, monkeypatch, minutes, exports):
+    done, original = [], loop.export_run
+
+    def counting(run, *arguments, **options):
+        done.append(int(run.parent.name[-6:]))
+        return original(run, *arguments, **options)
+
+    monkeypatch.setattr(loop, "export_run", counting)
+    out = tmp_path / "out"
+    stream(chunks, out, export_minutes=minutes)
+    stream(chunks, out, export_minutes=minutes)  # nothing is new
+    assert done == exports
+    trained = load_trained(out / "chunk-000003/run").about
+    assert read_about(out / "serving").fingerprint == trained.fingerprint
+    scorer = load_scorer(out / "serving")
+    scores = scorer.score(scorer.encode(pq.read_table(chunks / "002.parquet").to_batches()[0]))
+    assert scores.shape == (800, 2)
+
+
+def test_trackers_log_the_stream_as_one_run(chunks, tmp_path, monkeypatch):
+    made = []
+
+    class Fake:
+        known = "id"
+
+        def __init__(self, opening):
+            self.opening, self.logged, self.closed = opening, {}, []
+            made.append(self)
+
+        def log(self, numbers, step):
+            self.logged[step] = numbers
+
+        def close(self, failed):
+            self.closed.append(failed)
+
+    module = SimpleNamespace(**{opened.CLASSES["wandb"]: Fake})
+    monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.wandb", module)
+    out, options = tmp_path / "out", {"training": {"trackers": ["wandb"]}}
+    records = stream(chunks, out, **options)
+    arrive(chunks, 3)
+    stream(chunks, out, **options)
+    first, second = made
+    assert (list(first.logged), list(second.logged)) == ([1, 2, 3], [4])
+    assert (first.closed, second.opening.known, second.opening.folder) == ([False], "id", out)
+    assert first.logged[2]["lag"] == records[1]["lag"]
+    assert first.logged[2]["before_training/click/auc"] == records[1]["before_training"]["click"]["auc"]
+    assert {"rows", "ids", "rows_per_s", "validation/conversion/calibration"} <= set(first.logged[1])
+    assert not any(name.startswith("before_training") for name in first.logged[1])
+
+
+def test_undefined_metrics_are_not_logged():
+    record = {"rows": 3, "ids": None, "validation": {"click": {"auc": 0.5, "gauc": None, "cvr_auc": float("nan")}}}
+    assert loop._numbers(record) == {"rows": 3, "validation": {"click": {"auc": 0.5}}}
+
+
+def without_clicks(chunks, name):
+    table = pq.read_table(chunks / name)
+    zeros = pa.array([0] * len(table), pa.int8())
+    for column in ("click", "buy"):
+        table = table.set_column(table.column_names.index(column), column, zeros)
+    pq.write_table(table, chunks / name)
+
+
+def test_a_chunk_that_cannot_be_trained_on_ends_the_stream_or_is_left_out(chunks, tmp_path):
+    without_clicks(chunks, "001.parquet")
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    with pytest.raises(DataError, match="label click: 0 of 724 training rows are positive"):
+        stream(chunks, out)
+    with pytest.warns(RuntimeWarning, match=r"001\.parquet: left out: label click"):
+        records = stream(chunks, out, on_error="skip")
+    assert "training rows are positive" in records[0]["error"]
+    assert (records[1]["chunk"], folders(out)) == (3, ["chunk-000001", "chunk-000003"])
+    (chunks / "001.parquet").unlink()
+    assert stream(chunks, whole)[1]["before_training"] == records[1]["before_training"]
+
+
+def test_a_chunk_that_is_gone_before_it_was_trained_on_is_reported(chunks, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_part", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stream(chunks, out)
+    (chunks / "000.parquet").unlink()
+    with pytest.warns(RuntimeWarning, match=r"000\.parquet: is gone and was not trained on"):
+        assert [record["name"] for record in stream(chunks, out)] == ["001.parquet", "002.parquet"]
+
+
+def test_the_chunk_in_progress_is_finished_before_one_that_came_late(chunks, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_part", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stream(chunks, out)
+    arrive(chunks, 3, "0000.parquet")
+    assert [record["name"] for record in stream(chunks, out)[:2]] == ["000.parquet", "0000.parquet"]
+
+
+def test_a_record_that_was_not_written_whole_is_removed(chunks, tmp_path):
+    out = tmp_path / "out"
+    stream(chunks, out)
+    before = (out / RECORDS).read_bytes()
+    (out / RECORDS).write_bytes(before + b'{"chunk": 4, "na')
+    assert stream(chunks, out) == []
+    assert (out / RECORDS).read_bytes() == before
+    (out / RECORDS).write_bytes(b"[1]\n")
+    with pytest.raises(DataError, match=r"stream\.jsonl: damaged"):
+        stream(chunks, out)
+
+
+@pytest.mark.parametrize("option", [{"keep": 0}, {"poll": -1}, {"idle": float("nan")}])
+def test_bad_options_raise(option):
+    with pytest.raises(ConfigError, match=rf"{next(iter(option))}: expected a number of at least"):
+        loop.StreamOptions(**option)
