@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXTRAS = {
+    "confluent_kafka": "kafka",
     "jsonargparse": "train",
     "matplotlib": "train",
     "mlflow": "mlflow",

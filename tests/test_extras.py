@@ -25,7 +25,9 @@ def test_each_package_is_in_the_extra_that_is_named():
         assert not any(each.startswith(package) for each in PROJECT["dependencies"])
 
 
-@pytest.mark.parametrize("extra", ["experiments", "mlflow", "onnx", "tensorboard", "torchrec", "tune", "wandb"])
+@pytest.mark.parametrize(
+    "extra", ["experiments", "kafka", "mlflow", "onnx", "tensorboard", "torchrec", "tune", "wandb"]
+)
 def test_extras_of_the_trainer_bring_it(extra):
     assert "adaftr-fast[train]" in PROJECT["optional-dependencies"][extra]
 

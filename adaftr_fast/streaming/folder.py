@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +49,7 @@ class FolderSource:
         self._seen: dict[str, tuple[_State, float]] = {}  # and since when
         self._reported: dict[str, _State] = {}  # files that do not open
 
-    def next(self, done: Mapping[str, Position]) -> Chunk | None:
+    def next(self, done: dict[str, Position]) -> Chunk | None:
         """Returns the first whole file that is not in ``done``."""
         names = sorted(path.name for path in self.folder.iterdir() if _is_data(path.name) and path.name not in done)
         self._seen = {name: self._seen[name] for name in names if name in self._seen}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +30,7 @@ class Chunk:
 class Source(Protocol):
     """Chunks in order. What has been trained is remembered by the stream, not by the source."""
 
-    def next(self, done: Mapping[str, Position]) -> Chunk | None:
+    def next(self, done: dict[str, Position]) -> Chunk | None:
         """Returns the chunk after ``done``, or None if it has not arrived yet.
 
         Args:

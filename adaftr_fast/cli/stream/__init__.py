@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import jsonargparse
 
 from adaftr_fast.cli.options import Parser, add_config, add_warm_start, read_config, read_warm_start
+from adaftr_fast.errors import ConfigError
 
 if TYPE_CHECKING:
     from adaftr_fast.streaming.source import Source
 
 DESCRIPTION = "Train on files as they arrive, evaluate each before training on it, and export."
+INCOMING = "incoming"  # the chunk of a topic that is in progress, in OUT
 SECTIONS = ("model", "optimizer", "training")
 
 
@@ -21,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
     """Adds the options of ``stream`` to a parser that reads TOML."""
     dataset = "a data set or schema file (.toml) of one input file; its split is ignored"
     parser.add_argument("--dataset", type=str, required=True, help=dataset)
-    parser.add_argument("--folder", type=Path, required=True, help="the folder to watch for files")
+    parser.add_argument("--folder", type=Path | None, help="the folder to watch for files")
     parser.add_argument("--out", type=Path, required=True, help="folder for stream.jsonl, serving and the chunks")
     settle = "seconds without a change after which a file of --folder is whole"
     parser.add_argument("--settle", type=float, default=2.0, help=settle)
@@ -32,9 +34,20 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--export_minutes", type=float, default=0.0, help=minutes)
     on_error = "at a chunk that cannot be trained on: end, or record the error and go on with the next"
     parser.add_argument("--on_error", type=Literal["stop", "skip"], default="stop", help=on_error)
+    _add_kafka(parser)
     add_warm_start(parser, "for the first chunk, a run")
     add_config(parser, SECTIONS)
     parser.set_defaults({"training.max_epochs": 1})
+
+
+def _add_kafka(parser: Parser) -> None:
+    parser.add_argument("--kafka_topic", type=str | None, help="instead of --folder, a topic of rows as JSON objects")
+    parser.add_argument("--kafka_servers", type=str, default="localhost:9092", help="its bootstrap.servers")
+    parser.add_argument("--kafka_group", type=str, default="adaftr-fast", help="its group.id, for tools that show lags")
+    settings = 'further settings of its client, such as {"security.protocol": "SSL"}'
+    parser.add_argument("--kafka_settings", type=dict[str, Any], default={}, help=settings)
+    parser.add_argument("--chunk_rows", type=int, default=100_000, help="the most rows of a chunk of a topic")
+    parser.add_argument("--chunk_seconds", type=float, default=60.0, help="seconds until a chunk of a topic is whole")
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
@@ -51,9 +64,24 @@ def run(arguments: jsonargparse.Namespace) -> None:
 
 
 def _source(arguments: jsonargparse.Namespace) -> Source:
-    from adaftr_fast.streaming.folder import FolderSource
+    folder, topic = arguments.folder, arguments.kafka_topic
+    if (folder is None) == (topic is None):
+        raise ConfigError("stream: expected --folder or --kafka_topic, and not both")
+    if folder is not None:
+        from adaftr_fast.streaming.folder import FolderSource
 
-    return FolderSource(arguments.folder, arguments.settle)
+        return FolderSource(folder, arguments.settle)
+    from adaftr_fast.streaming.kafka import KafkaSource
+
+    return KafkaSource(
+        topic,
+        arguments.kafka_servers,
+        arguments.out / INCOMING,
+        rows=arguments.chunk_rows,
+        seconds=arguments.chunk_seconds,
+        group=arguments.kafka_group,
+        settings=arguments.kafka_settings,
+    )
 
 
 def _line(record: dict[str, Any]) -> str:

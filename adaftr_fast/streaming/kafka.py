@@ -1,0 +1,174 @@
+"""A Kafka topic: the rows of some time are a chunk, and each row is in one chunk."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from confluent_kafka import OFFSET_BEGINNING, TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as Place
+
+from adaftr_fast._publish import publishing
+from adaftr_fast.errors import DataError
+from adaftr_fast.streaming.source import Chunk, Position
+
+CONNECT_SECONDS = 30.0
+POLL_SECONDS, LOOK_SECONDS = 0.1, 1.0  # of a call of the client, and of a call of next() while messages come
+BATCH = 10_000  # messages of a call
+PASSING = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)  # the client connects again
+
+
+class KafkaSource:
+    """The messages of a topic, each a row as a JSON object.
+
+    A chunk has the rows that come within ``seconds`` of its first, at most ``rows``. It is written to ``folder`` as
+    parquet. Its position, the offset of each partition, is recorded with the chunk. A stream that was killed goes on
+    from there, so it trains on each row once, whatever was committed to the broker. The offsets of finished chunks are
+    also committed under ``group``, for tools that show how far a group is. Partitions that are added are read by the
+    next process.
+
+    Args:
+        topic: the topic.
+        servers: ``bootstrap.servers``, such as "host:9092,other:9092".
+        folder: where the chunk in progress is written. Other parquet files there are removed.
+        rows: the most rows of a chunk.
+        seconds: the time after which a chunk is whole.
+        group: ``group.id``.
+        settings: further settings of the client, such as those of SSL.
+
+    Raises:
+        DataError: the servers do not answer within half a minute, there is no such topic, or a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        servers: str,
+        folder: Path,
+        *,
+        rows: int = 100_000,
+        seconds: float = 60.0,
+        group: str = "adaftr-fast",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        own = {
+            "bootstrap.servers": servers,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",  # rows that the broker has removed must not be left out in silence
+        }
+        self.topic, self.folder, self.rows, self.seconds = topic, folder, rows, seconds
+        try:
+            self._consumer = Consumer({**(settings or {}), **own})
+            found = self._consumer.list_topics(topic, CONNECT_SECONDS).topics[topic]
+        except KafkaException as error:
+            raise DataError(f"topic {topic} of {servers}: {error.args[0].str()}") from error
+        if found.error is not None:
+            raise DataError(f"topic {topic} of {servers}: {found.error.str()}")
+        self._partitions = sorted(found.partitions)
+        self._offsets: dict[str, int] | None = None  # after the last chunk
+        self._committed: dict[str, int] = {}
+        self._messages: list[Any] = []
+        self._began = 0.0
+
+    def next(self, done: dict[str, Position]) -> Chunk | None:
+        """Reads what has arrived, and returns a chunk if it is whole.
+
+        Raises:
+            DataError: the broker no longer has the rows after the last chunk, or reports another error.
+        """
+        finished: dict[str, int] = done[next(reversed(done))]["offsets"] if done else {}
+        if self._offsets is None:
+            self._offsets = finished
+            self._consumer.assign(self._places({str(n): OFFSET_BEGINNING for n in self._partitions} | finished))
+        if finished != self._committed:
+            self._consumer.commit(offsets=self._places(finished), asynchronous=True)
+            self._committed = finished
+        end = time.monotonic() + LOOK_SECONDS
+        while not self._is_whole() and time.monotonic() < end:
+            found = self._consumer.consume(min(BATCH, self.rows - len(self._messages)), POLL_SECONDS)
+            self._add(found)
+            if not found:
+                break
+        return self._chunk(self._offsets) if self._is_whole() else None
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self._consumer.close()
+
+    def _places(self, offsets: dict[str, int]) -> list[Place]:
+        return [Place(self.topic, int(number), offset) for number, offset in offsets.items()]
+
+    def _add(self, messages: Sequence[Any]) -> None:
+        for message in messages:
+            error = message.error()
+            if error is None:
+                self._began = self._began if self._messages else time.monotonic()
+                self._messages.append(message)
+            elif error.code() not in PASSING:
+                raise DataError(f"topic {self.topic}, partition {message.partition()}: {error.str()}")
+
+    def _is_whole(self) -> bool:
+        is_late = time.monotonic() - self._began >= self.seconds
+        return bool(self._messages) and (is_late or len(self._messages) >= self.rows)
+
+    def _chunk(self, before: dict[str, int]) -> Chunk | None:
+        """Writes the messages as a chunk; returns None if none has a row."""
+        messages, self._messages = self._messages, []
+        self._offsets = before | {str(each.partition()): each.offset() + 1 for each in messages}
+        table = rows_of(messages, self.topic)
+        if not len(table):
+            return None
+        name = f"{self.topic}-{sum(self._offsets.values()):012d}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in self.folder.glob("*.parquet"):
+            old.unlink()
+        path = self.folder / f"{name}.parquet"
+        with publishing(path) as new:
+            pq.write_table(table, new)
+        return Chunk(name, path, max(map(_written, messages)), {"offsets": self._offsets})
+
+
+def rows_of(messages: Sequence[Any], topic: str) -> pa.Table:
+    """Returns the rows of messages. A warning counts those that are no JSON objects, which are left out.
+
+    A key that some rows lack is missing there. A column of several types becomes text.
+    """
+    parsed = [_row(message.value()) for message in messages]
+    if wrong := [message for message, row in zip(messages, parsed) if row is None]:
+        warnings.warn(
+            f"topic {topic}: {len(wrong)} of {len(messages)} messages are no JSON objects and are left out, the first "
+            f"at offset {wrong[0].offset()} of partition {wrong[0].partition()}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    rows = [row for row in parsed if row is not None]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+
+
+def _row(value: bytes | None) -> dict[str, Any] | None:
+    try:
+        found = None if value is None else json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _column(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, TypeError):
+        return pa.array([each if each is None or isinstance(each, str) else json.dumps(each) for each in values])
+
+
+def _written(message: Any) -> float:
+    """Returns when a message was written, in seconds since 1970."""
+    kind, milliseconds = message.timestamp()
+    return time.time() if kind == TIMESTAMP_NOT_AVAILABLE else float(milliseconds) / 1e3

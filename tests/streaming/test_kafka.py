@@ -1,0 +1,180 @@
+"""A topic of the client's mock cluster: each row is in one chunk, also if the stream is killed."""
+
+import importlib
+import json
+import signal
+
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.errors import DataError
+from adaftr_fast.streaming.journal import RECORDS
+from tests.forks import Script
+from tests.runs.conftest import write_day
+from tests.streaming.conftest import stream
+
+kafka = pytest.importorskip("confluent_kafka", reason="the extra kafka installs it")
+module = importlib.import_module("adaftr_fast.streaming.kafka")
+TOPIC = "shop"
+
+
+@pytest.fixture
+def producer():
+    """A producer whose process is the broker; ``servers`` is its address."""
+    made = kafka.Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "none"})
+    (broker,) = made.list_topics(TOPIC, timeout=10).brokers.values()
+    yield made, f"{broker.host}:{broker.port}"
+    made.flush(10)
+
+
+@pytest.fixture
+def source(producer, tmp_path):
+    """Returns a function that makes a source."""
+    made = []
+
+    def make(**options):
+        made.append(module.KafkaSource(TOPIC, producer[1], tmp_path / "incoming", **({"seconds": 0.0} | options)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def send(producer, *rows, partition=0, timestamp=0):
+    for row in rows:
+        value = row if row is None or isinstance(row, bytes) else json.dumps(row).encode()
+        producer[0].produce(TOPIC, value=value, partition=partition, timestamp=timestamp)
+    assert producer[0].flush(10) == 0
+
+
+def read(source, done=None, looks=100):
+    """The next chunk, which may take the client some calls to fetch."""
+    for _ in range(looks):
+        if (chunk := source.next(done or {})) is not None:
+            return chunk
+    return None
+
+
+def rows(chunk):
+    return pq.read_table(chunk.file).to_pylist()
+
+
+def test_a_chunk_ends_with_its_rows_or_after_its_seconds(producer, source, monkeypatch):
+    send(producer, *({"n": n} for n in range(5)))
+    topic = source(rows=2, seconds=60)
+    done = {}
+    for expected in ([0, 1], [2, 3]):
+        chunk = read(topic, done)
+        assert [row["n"] for row in rows(chunk)] == expected
+        done[chunk.name] = chunk.position
+    assert read(topic, done, looks=10) is None
+    topic.seconds = 0
+    chunk = read(topic, done)
+    assert rows(chunk) == [{"n": 4}]
+    assert (chunk.name, chunk.position) == ("shop-000000000005", {"offsets": {"0": 5}})
+    assert [path.name for path in chunk.file.parent.iterdir()] == ["shop-000000000005.parquet"]
+
+
+def test_a_new_process_goes_on_after_the_last_chunk_and_commits_it(producer, source):
+    for partition in (0, 2):
+        send(producer, *({"n": n, "of": partition} for n in range(3)), partition=partition)
+    first = read(source(rows=4, seconds=60))
+    found = rows(first)
+    rest = source(rows=2, seconds=60)
+    found += rows(read(rest, {first.name: first.position}))
+    assert sorted((row["n"], row["of"]) for row in found) == [(n, of) for n in range(3) for of in (0, 2)]
+    unfinished = read(source(rows=4, seconds=60))  # of a process that knows of no finished chunk
+    assert sum(unfinished.position["offsets"].values()) == 4
+    committed = rest._consumer.committed([kafka.TopicPartition(TOPIC, n) for n in range(4)], timeout=10)
+    assert {str(each.partition): each.offset for each in committed if each.offset >= 0} == first.position["offsets"]
+
+
+def test_a_chunk_arrived_when_its_last_row_was_written(producer, source):
+    send(producer, {"n": 1}, timestamp=1_700_000_001_500)
+    send(producer, {"n": 2}, timestamp=1_700_000_000_000)
+    assert read(source(rows=2, seconds=60)).arrived == 1_700_000_001.5
+
+
+def test_messages_that_are_no_rows_are_left_out(producer, source):
+    send(producer, {"a": 1}, b"{", [1], None, b'{"a": NaN, "b": "x"}')
+    with pytest.warns(RuntimeWarning, match=r"3 of 5 messages are no JSON objects .* offset 1 of partition 0"):
+        chunk = read(source(rows=5, seconds=60))
+    assert rows(chunk)[0] == {"a": 1, "b": None}
+    assert rows(chunk)[1]["b"] == "x"
+    send(producer, b"{", {"a": 2})
+    done = {chunk.name: chunk.position}
+    topic = source(rows=1, seconds=60)
+    with pytest.warns(RuntimeWarning, match="1 of 1 messages"):
+        assert rows(read(topic, done)) == [{"a": 2}]
+
+
+def test_a_column_of_several_types_is_text(producer, source):
+    send(producer, {"a": 1, "b": 1, "c": [1]}, {"a": "x", "b": 0.5, "c": 2**70}, {"a": None})
+    assert rows(read(source(rows=3, seconds=60))) == [
+        {"a": "1", "b": 1.0, "c": "[1]"},
+        {"a": "x", "b": 0.5, "c": str(2**70)},
+        {"a": None, "b": None, "c": None},
+    ]
+
+
+def test_rows_that_the_broker_has_removed_raise(producer, source):
+    send(producer, {"n": 1})
+    with pytest.raises(DataError, match="topic shop, partition 0: "):
+        read(source(), {"shop-000000000009": {"offsets": {"0": 9}}})
+
+
+def test_servers_that_do_not_answer_raise(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.5)
+    with pytest.raises(DataError, match=r"topic shop of 127\.0\.0\.1:9: "):
+        module.KafkaSource(TOPIC, "127.0.0.1:9", tmp_path)
+    with pytest.raises(DataError, match="topic shop of a: No such configuration property"):
+        module.KafkaSource(TOPIC, "a", tmp_path, settings={"no.such": 1})
+
+
+KILLED = """
+import importlib, os, signal, sys
+from pathlib import Path
+from tests.streaming.conftest import stream
+from adaftr_fast.streaming.kafka import KafkaSource
+module, owner, name, number, servers, folder = sys.argv[1:]
+found = importlib.import_module(module)
+found = getattr(found, owner) if owner else found
+original, calls = getattr(found, name), []
+
+def killing(*arguments, **options):
+    calls.append(1)
+    if len(calls) == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **options)
+
+setattr(found, name, killing)
+source = KafkaSource("shop", servers, Path(folder, "incoming"), rows=800, seconds=60)
+stream(source, Path(folder, "out"), idle=2)
+"""
+LOOP = "adaftr_fast.streaming.loop"
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        ("adaftr_fast.streaming.kafka", "", "publishing", 2),
+        (LOOP, "Journal", "begin", 2),
+        (LOOP, "", "train_part", 2),
+        (LOOP, "Journal", "append", 2),
+        (LOOP, "", "export_run", 2),
+    ],
+    ids=lambda point: point[2],
+)
+def test_a_killed_stream_trains_on_each_row_once(producer, source, tmp_path, point):
+    days = [pq.read_table(write_day(tmp_path, day)).to_pylist() for day in range(3)]
+    for day in days:
+        send(producer, *day)
+    script = Script(KILLED, *point, producer[1], tmp_path)
+    _, errors = script.communicate()
+    assert script.returncode == -signal.SIGKILL, errors
+    stream(source(rows=800, seconds=60), tmp_path / "out", idle=2)
+    records = [json.loads(line) for line in (tmp_path / "out" / RECORDS).read_text().splitlines()]
+    assert [record["position"]["offsets"]["0"] for record in records] == [800, 1600, 2400]
+    assert [record["rows"] for record in records] == [800, 800, 800]
+    assert records[2]["before_training"]["click"]["auc"] > 0.5
