@@ -63,7 +63,7 @@ def test_what_is_required_comes_first(shown):
     assert [word for word in words if word == "NAME" or word.startswith("--")][:2] == ["NAME", "--dataset"]
 
 
-@pytest.mark.parametrize("command", ["train", "tune", "daily", "experiment"])
+@pytest.mark.parametrize("command", ["train", "tune", "daily", "stream", "experiment"])
 def test_every_option_is_listed_once_with_its_default(shown, command):
     text = shown(command)
     listed = options(text)

@@ -53,6 +53,15 @@ def test_an_own_model_learns_alone_and_under_adaftr(tmp_path):
     assert min(aucs) > 60
 
 
+def test_a_stream_learns_and_its_scores_change(tmp_path):
+    text = printed("stream.py", tmp_path)
+    assert re.findall(r"^(\S+): ", text, re.MULTILINE) == [f"hour-0{hour}.parquet" for hour in range(4)]
+    aucs = [float(auc) for auc in re.findall(r"click AUC (\S+)", text)]
+    assert len(aucs) == 3
+    assert 55 < aucs[0] < aucs[-1]
+    assert len(set(re.findall(r"scores of three rows: (.*)", text))) == 4
+
+
 def test_the_notebook_runs_and_shows_tables_and_plots(tmp_path, monkeypatch):
     """Without Jupyter: its cells are plain Python, and what a cell shows is the value of its last line."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

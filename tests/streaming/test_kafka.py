@@ -7,11 +7,13 @@ import signal
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast.cli import main
 from adaftr_fast.errors import DataError
 from adaftr_fast.streaming.journal import RECORDS
 from tests.forks import Script
 from tests.runs.conftest import write_day
 from tests.streaming.conftest import stream
+from tests.streaming.test_kills import SCHEMA
 
 kafka = pytest.importorskip("confluent_kafka", reason="the extra kafka installs it")
 module = importlib.import_module("adaftr_fast.streaming.kafka")
@@ -136,6 +138,7 @@ KILLED = """
 import importlib, os, signal, sys
 from pathlib import Path
 from tests.streaming.conftest import stream
+from tests.streaming.test_kills import SCHEMA
 from adaftr_fast.streaming.kafka import KafkaSource
 module, owner, name, number, servers, folder = sys.argv[1:]
 found = importlib.import_module(module)
@@ -178,3 +181,13 @@ def test_a_killed_stream_trains_on_each_row_once(producer, source, tmp_path, poi
     assert [record["position"]["offsets"]["0"] for record in records] == [800, 1600, 2400]
     assert [record["rows"] for record in records] == [800, 800, 800]
     assert records[2]["before_training"]["click"]["auc"] > 0.5
+
+
+def test_the_command_reads_a_topic(producer, tmp_path, capsys):
+    send(producer, *pq.read_table(write_day(tmp_path, 0)).to_pylist())
+    (tmp_path / "shop.toml").write_text(SCHEMA)
+    words = ["stream", "--dataset", tmp_path / "shop.toml", "--out", tmp_path / "out", "--idle", "2"]
+    words += ["--kafka_topic", TOPIC, "--kafka_servers", producer[1], "--chunk_rows", "800"]
+    words += ["--training.batch_size", "64", "--training.progress", "false", "--model.tower_hidden", "[16,8]"]
+    assert main([*map(str, words), "--kafka_settings", '{"client.id": "test"}']) == 0
+    assert capsys.readouterr().out.startswith("chunk 1 (shop-000000000800): 800 rows, ")
