@@ -9,7 +9,7 @@ import torch
 
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.scorer import load_scorer
-from adaftr_fast.streaming.journal import RECORDS
+from adaftr_fast.streaming.journal import EXPORTED, RECORDS
 from tests.forks import COMMAND, Script
 from tests.streaming.conftest import arrive, stream
 
@@ -93,8 +93,13 @@ fields = {item = "categorical", user = "categorical"}
 """
 
 
+def exported(out):
+    """The number of the chunk of the last export."""
+    return json.loads((out / EXPORTED).read_text())["chunk"] if (out / EXPORTED).exists() else 0
+
+
 def wait_for(condition):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -111,8 +116,7 @@ def test_the_command_waits_for_files_until_a_signal(tmp_path, signum, code):
     script = Script(COMMAND, *command)
     for day in range(2):
         arrive(folder, day)
-        wait_for(lambda: (out / RECORDS).exists() and (out / RECORDS).read_text().count("\n") == day + 1)  # noqa: B023
-        wait_for((out / "exported.json").exists)
+        wait_for(lambda: exported(out) == day + 1)  # noqa: B023
     time.sleep(0.5)  # waits again
     script.send_signal(signum)
     shown, errors = script.communicate()
