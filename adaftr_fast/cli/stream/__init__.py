@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser, add_config, add_warm_start, read_config, read_warm_start
+from adaftr_fast.cli.options import Parser, add_config, add_warm_start, place, read_config, read_warm_start
 from adaftr_fast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
     dataset = "a data set or schema file (.toml) of one input file; its split is ignored"
     parser.add_argument("--dataset", type=str, required=True, help=dataset)
     parser.add_argument("--folder", type=Path | None, help="the folder to watch for files")
-    parser.add_argument("--out", type=Path, required=True, help="folder for stream.jsonl, serving and the chunks")
+    parser.add_argument("--out", type=place, required=True, help="folder for stream.jsonl, serving and the chunks")
     settle = "seconds without a change after which a file of --folder is whole"
     parser.add_argument("--settle", type=float, default=2.0, help=settle)
     parser.add_argument("--poll", type=float, default=1.0, help="seconds between two looks for a chunk")
@@ -53,17 +53,19 @@ def _add_kafka(parser: Parser) -> None:
 def run(arguments: jsonargparse.Namespace) -> None:
     """Trains on each chunk and prints its lag and its metrics before and after training on it."""
     from adaftr_fast.data.schema.parse import load_schema
+    from adaftr_fast.runs.output import output
     from adaftr_fast.streaming.loop import StreamOptions, train_stream
 
     config = replace(read_config(arguments, SECTIONS), warm_start=read_warm_start(arguments))
     names = ("poll", "idle", "keep", "export_minutes", "on_error")
     options = StreamOptions(**{name: arguments[name] for name in names})
     schema = load_schema(arguments.dataset)
-    for record in train_stream(schema, _source(arguments), config, arguments.out, options):
-        print(_line(record), flush=True)
+    with output(arguments.out) as out:
+        for record in train_stream(schema, _source(arguments, out), config, out, options):
+            print(_line(record), flush=True)
 
 
-def _source(arguments: jsonargparse.Namespace) -> Source:
+def _source(arguments: jsonargparse.Namespace, out: Path) -> Source:
     folder, topic = arguments.folder, arguments.kafka_topic
     if (folder is None) == (topic is None):
         raise ConfigError("stream: expected --folder or --kafka_topic, and not both")
@@ -76,7 +78,7 @@ def _source(arguments: jsonargparse.Namespace) -> Source:
     return KafkaSource(
         topic,
         arguments.kafka_servers,
-        arguments.out / INCOMING,
+        out / INCOMING,
         rows=arguments.chunk_rows,
         seconds=arguments.chunk_seconds,
         group=arguments.kafka_group,
