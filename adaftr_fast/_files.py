@@ -3,9 +3,14 @@
 import hashlib
 import os
 import re
+import secrets
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+
+NEW = ".new-"  # in the names of the hidden files of ``writing_file``
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -21,6 +26,23 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+@contextmanager
+def writing_file(path: Path) -> Iterator[Path]:
+    """Yields where to write a new file, which gets the name ``path`` after the block, flushed to disk.
+
+    Several processes, on several machines, may write the same file at once. A killed process leaves a hidden file.
+    """
+    new = path.with_name(f".{path.name}{NEW}{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        yield new
+        sync(new)
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
         raise
     sync(path.parent)
 

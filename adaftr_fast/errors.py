@@ -10,6 +10,7 @@ EXTRAS = {
     "mlflow": "mlflow",
     "optuna": "tune",
     "pyarrow": "train",
+    "ray": "ray",
     "scipy": "experiments",
     "tensorboard": "tensorboard",
     "tqdm": "train",
@@ -56,6 +57,10 @@ class BusyError(UserError, RuntimeError):
 
 class StoreError(UserError, OSError):
     """An object store cannot be reached, or a file or folder in it cannot be read or written; the message names it."""
+
+
+class EngineError(UserError, RuntimeError):
+    """An engine cannot run: its cluster is absent, a node sees other files, or a call is lost again and again."""
 
 
 class MissingPackageError(UserError, ImportError):

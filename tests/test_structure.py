@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adaftr_fast"
 FLOORS = (
     "errors _memory _startup",
-    "_extension _files _json _tables _tensor_file _toml",
+    "_extension _files _json _tables _tensor_file _toml engines",
     "_figures",
     "_locks",
     "_publish",

@@ -6,49 +6,20 @@ import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Literal
 
 from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.prepare import run
-from adaftr_fast.data.prepare.run import Unfinished
 from adaftr_fast.data.raw.infer import infer_schema
-from adaftr_fast.data.raw.tables import Inputs, holds_tables, input_files, list_inputs
+from adaftr_fast.data.raw.tables import Inputs, input_files
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.data.schema.write import write_schema as write_schema_file
-from adaftr_fast.data.shard import Shard
+from adaftr_fast.engines.choose import open_engine
 from adaftr_fast.errors import DataError
 
 Names = Sequence[str] | str
-
-
-class _Options(TypedDict, total=False):
-    dataset: str | Path | None
-    labels: Names | None
-    group: str | None
-    time: str | None
-    weight: str | None
-    ignore: Names
-    multi: Mapping[str, str] | None
-    funnel: Names | None
-    write_schema: str | Path | None
-    bad_rows: float
-    grow: str | Path | None
-    wait: float
-    progress: bool
-
-
-@overload
-def prepare(
-    files: Inputs = (), out: str | Path = "data/prepared", *, shard: None = None, **options: Unpack[_Options]
-) -> Prepared: ...
-
-
-@overload
-def prepare(
-    files: Inputs = (), out: str | Path = "data/prepared", *, shard: str, **options: Unpack[_Options]
-) -> Prepared | Unfinished: ...
 
 
 def prepare(
@@ -66,10 +37,11 @@ def prepare(
     write_schema: str | Path | None = None,
     bad_rows: float = 0.0,
     grow: str | Path | None = None,
-    shard: str | None = None,
-    wait: float = 0.0,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    shards: int | None = None,
     progress: bool = True,
-) -> Prepared | Unfinished:
+) -> Prepared:
     """Converts raw logs, files or tables in memory, to a prepared folder.
 
     A folder that already holds this preparation of these files is left as it is. An interrupted call continues when it
@@ -96,15 +68,20 @@ def prepare(
             passed as ``dataset``.
         bad_rows: the share of a text file's rows that may be unreadable; they are left out and reported.
         grow: a prepared folder of the same fields whose ids keep their meaning; new values get new ids.
-        shard: "K/N" does shard K of N, on any machine that sees the files and ``out``; not for tables.
-        wait: with ``shard``: seconds to wait for the other shards at each stage.
+        engine: "local" runs all steps in this process, and "ray" on a Ray cluster, whose machines must see the files
+            and the folder above ``out`` under the same names. The result is the same.
+        address: with "ray": HOST:PORT of the cluster; None finds that of this machine. A connection that this process
+            has already is used.
+        shards: into how many shards the rows are divided; None is 1, with "ray" one for each 512 MB of the files.
         progress: show progress bars.
 
     Returns:
-        The prepared folder; with ``shard``, ``Unfinished`` while other shards have work to do.
+        The prepared folder.
 
     Raises:
+        ConfigError: there is no such engine, or it has no address.
         DataError: arguments that do not go together, or an input that cannot be prepared.
+        EngineError: the cluster is absent or fails, or one of its machines does not see the files.
         OSError: ``out`` cannot be written.
         TypeError: an input is neither a path nor a table.
 
@@ -112,26 +89,14 @@ def prepare(
 
         data = adaftr_fast.prepare("log.csv", "data/mine", labels=["click", "conversion"], group="user")
     """
-    if shard is None and wait:
-        raise DataError(f"wait: needs shard, got wait = {wait:g} without it")
-    inputs = list_inputs(files)
-    if shard is not None and holds_tables(inputs):
-        raise DataError("shard: expected files, got a table; write it as parquet where every shard can read it")
     roles: dict[str, Any] = {"group": group, "time": time, "weight": weight, "ignore": _names(ignore)}
     roles |= {"multi": dict(multi or {}), "funnel": None if funnel is None else _names(funnel)}
     named = None if labels is None else _names(labels)
-    result: Manifest | Unfinished
-    with input_files(inputs, Path(out)) as paths:
+    with input_files(files, Path(out)) as paths, open_engine(engine, address) as opened:
         schema = _schema(paths, dataset, named, roles, write_schema)
-        if shard is None:
-            result = run.prepare(schema, paths, out, bad_rows=bad_rows, grow=grow, progress=progress)
-        else:
-            number = Shard.parse(shard)
-            result = run.prepare_shard(
-                schema, paths, out, number, wait=wait, bad_rows=bad_rows, grow=grow, progress=progress
-            )
-    if isinstance(result, Unfinished):
-        return result
+        result = run.prepare(
+            schema, paths, out, engine=opened, shards=shards, bad_rows=bad_rows, grow=grow, progress=progress
+        )
     _warn_of_rows_outside_the_funnel(schema, result)
     return Prepared(out)
 

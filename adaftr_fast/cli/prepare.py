@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
+from typing import Literal
 
 import jsonargparse
 
@@ -44,38 +44,26 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of unreadable rows in text files")
     grow = "a prepared folder of the same fields whose ids are kept; new values get new ids"
     parser.add_argument("--grow", type=Path | None, help=grow)
-    shard = (
-        "K/N: prepare shard K of N, on any machine that reads the files and --out; run every shard three times (four "
-        "times for Ali-CCP's raw files), and the last run writes --out"
+    engine = "what runs the steps: local, this process, or ray, a Ray cluster"
+    parser.add_argument("--engine", type=Literal["local", "ray"], default="local", help=engine)
+    address = "with --engine ray: HOST:PORT of the cluster (default: auto, the one of this machine)"
+    parser.add_argument("--address", type=str | None, help=address)
+    shards = (
+        "into how many shards the rows are divided (default: 1, with --engine ray one for each 512 MB of the files)"
     )
-    parser.add_argument("--shard", type=str | None, help=shard)
-    parser.add_argument("--part", type=str | None, help="the former name of --shard (deprecated)")
-    wait = "with --shard: seconds to wait for the other shards at each stage, so that one run per shard is enough"
-    parser.add_argument("--wait", type=float, default=0.0, help=wait)
+    parser.add_argument("--shards", type=int | None, help=shards)
     parser.add_argument("--out", type=Path, required=True, help="the prepared folder")
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
-    """Prepares a folder or one shard of it, and prints a summary."""
+    """Prepares a folder and prints a summary."""
     from adaftr_fast.api.prepare import prepare
-    from adaftr_fast.data.prepare.run import Unfinished
 
     options = arguments.as_dict()
-    if (part := options.pop("part")) is not None:
-        warnings.warn("prepare --part is deprecated: use --shard", FutureWarning, stacklevel=2)
-        options["shard"] = part
     options["multi"] = _separators(options["multi"])
-    prepared = prepare(options.pop("files"), options.pop("out"), **options)
-    if not isinstance(prepared, Unfinished):
-        print(prepared)
-        if arguments.labels:
-            print(HINT)
-        return
-    missing = ", ".join(map(str, prepared.missing))
-    state = f"shard {options['shard']}: {prepared.stage} is done, but not by shard {missing}; run this again once it is"
-    if arguments.wait:
-        raise DataError(f"{state} (waited {arguments.wait:g} seconds)")
-    print(state)
+    print(prepare(options.pop("files"), options.pop("out"), **options))
+    if arguments.labels:
+        print(HINT)
 
 
 def _separators(pairs: list[str]) -> dict[str, str]:

@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from adaftr_fast.engines.cores import cores
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def workers() -> int:
-    """Returns the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_not_forked(starter: int) -> None:
@@ -32,7 +29,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> It
     Raises:
         RuntimeError: a forked process continues the iterator of its parent.
     """
-    count, starter = workers(), os.getpid()
+    count, starter = cores(), os.getpid()
     with ThreadPoolExecutor(count) as pool:
         waiting: deque[Future[Result]] = deque()
         try:

@@ -9,11 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import adaftr_fast as af
-from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.cli import main
 from adaftr_fast.cli.prepare import HINT
-from adaftr_fast.data.prepare.run import Unfinished
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import ConfigError, DataError
 
 from .conftest import ROLES
 
@@ -144,17 +142,21 @@ def test_rows_that_are_left_out_are_noted(shop, tmp_path):
     assert f"<p>{html.escape(note)}</p>" in data._repr_html_()
 
 
-def test_shards_tell_what_they_wait_for(shop, data, tmp_path):
-    def shard(number):
-        options = {**ROLES, "shard": f"{number}/2", "progress": False}
-        return af.prepare(shop / "log.csv", tmp_path / "data", **options)
+def test_a_table_in_shards(shop, tmp_path):
+    table = csv.read_csv(shop / "log.csv")
+    whole, sharded = (
+        af.prepare(table, tmp_path / str(count), **ROLES, shards=count, progress=False).manifest for count in (1, 2)
+    )
+    assert whole.fingerprint == sharded.fingerprint
 
-    first = shard(1)
-    assert isinstance(first, Unfinished)
-    assert first.missing == [2]
-    done = [shard(2), shard(1), shard(2), shard(1)]
-    assert isinstance(done[-1], Prepared)
-    assert done[-1].manifest.fingerprint == data.manifest.fingerprint
+
+def test_wrong_engines_are_named(shop, tmp_path):
+    for options, message in (
+        ({"engine": "spark"}, "engine: expected one of local, ray, got 'spark'"),
+        ({"address": "auto"}, "address: goes with engine ray, got address = 'auto' with engine local"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            af.prepare(shop / "log.csv", tmp_path / "data", **ROLES, **options)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +177,6 @@ def test_shards_tell_what_they_wait_for(shop, data, tmp_path):
         ({"dataset": "flights", "funnel": []}, r"funnel: goes with labels, got funnel = \[\]"),
         ({"labels": "click", "funnel": ["click", "buy"]}, "funnel: expected two or more of the labels click, or none"),
         ({"labels": "click", "bad_rows": 1.0}, r"bad_rows: expected a share in \[0, 1\), got 1.0"),
-        ({"labels": "click", "wait": 3}, "wait: needs shard, got wait = 3 without it"),
-        ({"labels": "click", "shard": "3"}, "expected NUMBER/COUNT, such as 3/8, got '3'"),
     ],
 )
 def test_wrong_arguments_are_named(shop, tmp_path, options, message):

@@ -1,7 +1,5 @@
 """prepare and synthesize: what they print and accept."""
 
-import warnings
-
 import pytest
 
 from adaftr_fast.cli import main
@@ -30,13 +28,14 @@ def test_prepare_infers_a_schema_from_labels(log, tmp_path, capsys):
     assert "expected one file beside labels, got 0" in capsys.readouterr().err
 
 
-def test_the_former_name_of_shard_works_with_a_warning(schema, log, tmp_path, capsys):
-    """Python's default filters hide a DeprecationWarning from the user of a command."""
+def test_shards_and_an_address_without_a_cluster(schema, log, tmp_path, capsys):
     out = tmp_path / "out"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        assert main(["prepare", "--dataset", str(schema), "--files", str(log), "--part", "1/1", "--out", str(out)]) == 0
-    assert "warning: prepare --part is deprecated: use --shard" in capsys.readouterr().err
+    command = ["prepare", "--dataset", str(schema), "--files", str(log), "--out", str(out)]
+    assert main([*command, "--address", "auto"]) == 2
+    assert "address: goes with engine ray, got address = 'auto' with engine local" in capsys.readouterr().err
+    assert main([*command, "--shards", "0"]) == 2
+    assert "shards: expected 1 to 1000, got 0" in capsys.readouterr().err
+    assert main([*command, "--shards", "2"]) == 0
     assert (out / "schema.json").exists()
 
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.prepare.run import prepare, prepare_shard
+from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 from adaftr_fast.models import build_model
 from adaftr_fast.runs.daily import train_daily
@@ -105,9 +104,7 @@ def test_the_prepared_folder_holds_the_numbers(ready, tmp_path):
 def test_two_shards_fit_the_encodings_of_one(ready, tmp_path):
     whole = ready()
     schema, files = parse_schema(SCHEMA), [tmp_path / "data.parquet"]
-    for _ in range(3):
-        for number in (1, 2):
-            prepare_shard(schema, files, tmp_path / "sharded", Shard(number, 2))
+    prepare(schema, files, tmp_path / "sharded", shards=2)
     sharded = PreparedData(tmp_path / "sharded")
     assert sharded.manifest.dense == whole.manifest.dense
     assert sharded.manifest.fingerprint == whole.manifest.fingerprint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import sync
+from adaftr_fast._files import writing_file
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
 from adaftr_fast.data.encode.encoders import Encoder, encode_field, field_values
@@ -58,22 +57,20 @@ def write_split(
     rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
     outside = dict.fromkeys(schema.funnel[1:], 0)
     unknown = dict.fromkeys((field.name for field in schema.features), 0)
-    new = path.with_name(f".{path.name}.new")
-    with pq.ParquetWriter(new, _columns(schema), compression="zstd", write_page_checksum=True) as writer:
-        for encoded in ordered_map(partial(_encode, schema, encoders, groups, raw), batches):
-            writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
-            rows += len(encoded[schema.labels[0].name])
-            for task in positives:
-                positives[task] += pc.sum(encoded[task]).as_py() or 0
-            for before, stage in pairwise(schema.funnel):
-                outside[stage] += pc.sum(pc.greater(encoded[stage], encoded[before])).as_py() or 0
-            for name in unknown:
-                unknown[name] += _count_unknown(encoded[name])
-        info = SplitInfo(rows, positives, outside_funnel=outside, unknown=unknown)
-        writer.add_key_value_metadata({INFO: dumps(dataclasses.asdict(info))})
-    check()
-    sync(new)
-    os.replace(new, path)
+    with writing_file(path) as new:
+        with pq.ParquetWriter(new, _columns(schema), compression="zstd", write_page_checksum=True) as writer:
+            for encoded in ordered_map(partial(_encode, schema, encoders, groups, raw), batches):
+                writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
+                rows += len(encoded[schema.labels[0].name])
+                for task in positives:
+                    positives[task] += pc.sum(encoded[task]).as_py() or 0
+                for before, stage in pairwise(schema.funnel):
+                    outside[stage] += pc.sum(pc.greater(encoded[stage], encoded[before])).as_py() or 0
+                for name in unknown:
+                    unknown[name] += _count_unknown(encoded[name])
+            info = SplitInfo(rows, positives, outside_funnel=outside, unknown=unknown)
+            writer.add_key_value_metadata({INFO: dumps(dataclasses.asdict(info))})
+        check()
 
 
 def split_info(path: Path) -> SplitInfo:

@@ -1,1 +1,1 @@
-"""Turns raw logs into prepared folders: the run, its stages, the barrier between shards, the work folder."""
+"""Turns raw logs into prepared folders: the run, its steps, what merges their results, the work folder."""

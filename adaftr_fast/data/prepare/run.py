@@ -1,47 +1,47 @@
 """Prepares raw logs: encodes ids, labels and groups of every split, and records their meaning.
 
 Text is staged as parquet first. Then one pass over the training rows computes vocabularies and bucket edges, and a
-second pass encodes every split in batches. The folder is built next to its destination and renamed, so it is complete
-or absent. An interrupted run resumes with the work already done. Work is done in one process, or in several shards.
+second pass encodes every split in batches. An engine runs these steps (steps.py) for each shard of the rows, and this
+process merges their results (merge.py). The folder is built next to its destination and renamed, so it is complete or
+absent. An interrupted run resumes with the work already done.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import followed, sha256
-from adaftr_fast._json import dumps
-from adaftr_fast._publish import publisher_lock
-from adaftr_fast.data.dataset.manifest import FORMAT, MANIFEST, Manifest, read_manifest, read_manifest_json
+from tqdm import tqdm
+
+from adaftr_fast._files import followed, make_folder
+from adaftr_fast._json import from_json
+from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest, read_manifest_json
 from adaftr_fast.data.dataset.vocabulary import read_encoders
-from adaftr_fast.data.prepare.barrier import Unfinished, run_stages
-from adaftr_fast.data.prepare.stages import PreparedIds, ShardRun, inputs_digest
-from adaftr_fast.data.prepare.work_folder import (
-    LOCK,
-    file_lock,
-    publish,
-    remove_finished,
-    remove_leftovers,
-    remove_work,
-    shared_work_folder,
-    work_folder,
-)
-from adaftr_fast.data.raw.source import data_files, input_paths
+from adaftr_fast.data.prepare import steps
+from adaftr_fast.data.prepare.inputs import InputFiles
+from adaftr_fast.data.prepare.merge import PreparedIds, inputs_digest, merge_counted, merge_encoded, merge_read
+from adaftr_fast.data.prepare.steps import Job
+from adaftr_fast.data.prepare.work_files import WorkFiles
+from adaftr_fast.data.prepare.work_folder import publish, remove_finished, work_folder
+from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.source import input_paths
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.data.schema.types import Schema
-from adaftr_fast.data.shard import UNSHARDED, Shard
-from adaftr_fast.data.synthetic.log import LogConfig
+from adaftr_fast.data.schema.types import SPLITS, Schema
+from adaftr_fast.data.shard import Shard
 from adaftr_fast.data.synthetic.write import LOG, write_log
+from adaftr_fast.engines.engine import Engine
+from adaftr_fast.engines.local import Local
 from adaftr_fast.errors import DataError
 
-__all__ = ["Unfinished", "prepare", "prepare_shard"]
+READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # names of the steps; join needs what read has staged
+SHARD_BYTES = 512 << 20  # of the inputs, for each shard on a cluster
+MAX_SHARDS = 1000
+Results = list[tuple[Shard, Any]]  # of a step, by shard
 FILES = re.compile(
     r"schema\.json|vocabulary\.parquet|(train|validation|test)(-\d+-of-\d+)?\.parquet"
 )  # all files of a prepared folder
@@ -52,6 +52,8 @@ def prepare(
     files: Sequence[str | Path] | None,
     folder: str | Path,
     *,
+    engine: Engine | None = None,
+    shards: int | None = None,
     bad_rows: float = 0.0,
     grow: str | Path | None = None,
     progress: bool = False,
@@ -59,11 +61,16 @@ def prepare(
     """Writes ``train/validation/test.parquet``, ``schema.json`` and ``vocabulary.parquet`` to ``folder``.
 
     If ``folder`` already holds the result for this schema and these files, it is left unchanged. Another prepared
-    folder is replaced, unless it also holds other files.
+    folder is replaced, unless it also holds other files. Rows, ids, vocabulary and manifest do not depend on the engine
+    and the number of shards, except for the files that hold the rows: each shard writes one per split.
 
     Args:
         files: input files in the order of ``schema.files``: parquet files, folders of parquet files, or delimited text.
             None or empty reads the shipped file or generates the synthetic log of the schema.
+        engine: runs the steps; None is this process. The machines of a remote engine must see the files and the folder
+            above ``folder`` under the same names.
+        shards: into how many shards the rows are divided. None is 1, or one for each 512 MB of the files with a remote
+            engine.
         bad_rows: share of the rows of a text file that may be unreadable. They are left out and reported.
         grow: prepared folder with the same fields. Its ids keep their meaning, buckets included, and values that are
             new in ``files`` get ids after its own.
@@ -72,153 +79,121 @@ def prepare(
     Raises:
         DataError: an input is unreadable, a column is missing, too many rows are bad, a label is neither 0 nor 1, a
             split is empty, or ``folder`` holds other files.
+        EngineError: the engine fails, or one of its machines does not see the files. The work already done is kept.
         BusyError: another process prepares ``folder``.
         OSError: ``folder`` cannot be written. The work already done is kept.
     """
-    folder = followed(Path(folder))
-    inputs = _inputs(schema, files, bad_rows, grow)
-    digests = inputs.digests(UNSHARDED)
-    digest = inputs_digest(schema, inputs.known, digests)
+    folder, engine = followed(Path(folder)), engine or Local()
+    if not 0.0 <= bad_rows < 1.0:
+        raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
+    if shards is not None and not 1 <= shards <= MAX_SHARDS:
+        raise DataError(f"shards: expected 1 to {MAX_SHARDS}, got {shards}")
+    generated = None if files else schema.generate
+    inputs = InputFiles.found(input_paths(schema, files or []) if generated is None else {})
+    known = None if grow is None else _ids_to_grow(schema, Path(grow))
+    parts = Shard.all(shards or (min(-(-inputs.size // SHARD_BYTES), MAX_SHARDS) or 1 if engine.remote else 1))
+    digest = inputs_digest(schema, known, _digests(inputs, engine, parts, progress))
     if (existing := _existing(folder, digest)) is not None:
         remove_finished(folder, digest)
         return existing
     paths = inputs.paths
     try:
         with work_folder(folder, digest) as work:
-            if inputs.generated is not None:
-                write_log(inputs.generated, work / "generated", progress=progress)
+            if generated is not None:
+                write_log(generated, work / "generated", progress=progress)
                 paths = {schema.files[0]: work / "generated" / LOG}
-            run = ShardRun(
-                schema, paths, work, UNSHARDED, lambda: digests, inputs.check, inputs.known, bad_rows, progress
-            )
-            run_stages(run.stages(), work, UNSHARDED, inputs.check)
+            job = Job(schema, inputs, paths, WorkFiles(work), bad_rows, known is not None, engine.remote)
+            _Run(job, engine, parts, progress).run(known, digest)
             publish(work, folder, partial(_check_replaceable, folder))
     except OSError as error:  # errors of inputs are DataErrors
         raise OSError(f"{folder}: cannot be written: {error}; run the same command again to resume") from error
     return read_manifest(folder)
 
 
-def prepare_shard(
-    schema: Schema,
-    files: Sequence[str | Path] | None,
-    folder: str | Path,
-    shard: Shard,
-    *,
-    wait: float = 0.0,
-    bad_rows: float = 0.0,
-    grow: str | Path | None = None,
-    progress: bool = False,
-) -> Manifest | Unfinished:
-    """Runs one shard of ``prepare``. All shards together give the same rows, ids and manifest as one process.
+@dataclass
+class _Run:
+    """Runs the steps in order, and records their results, so that no finished work is repeated."""
 
-    Every shard needs the same ``folder`` and the same files. A shard runs its stages as far as the others allow, and
-    the last shard to finish a stage merges it; after the last stage it publishes ``folder``. Three calls per shard
-    suffice (four for Ali-CCP's raw files). Work in progress is kept in ``.NAME.parts`` next to ``folder``.
+    job: Job
+    engine: Engine
+    shards: list[Shard]
+    progress: bool
 
-    Args:
-        wait: seconds to wait for the other shards after each stage.
+    def run(self, known: PreparedIds | None, inputs: str) -> None:
+        """Runs what is not yet done.
 
-    Returns:
-        The manifest once all shards are done, else the stage that other shards have yet to run.
+        Args:
+            known: ids to grow, if any.
+            inputs: ``inputs_digest``.
+        """
+        self.job.work.make_folders()
+        bad_rows = self._read()
 
-    Raises:
-        DataError: as ``prepare``; or the log would be generated, the other shards were started with another schema,
-            other files or other options, another process runs this shard, a shard failed while this one waited for it,
-            or the work folder was removed. Finished work is kept.
-        BusyError, OSError: as ``prepare``.
-    """
-    folder = followed(Path(folder))
-    inputs = _inputs(schema, files, bad_rows, grow)
-    if inputs.generated is not None:
-        raise DataError(f"data set {schema.name}: a generated log cannot be sharded; synthesize it and name its files")
-    work = folder.parent / f".{folder.name}.parts"
-    remove_leftovers(work, folder)
-    before = _manifest_json(folder)
-    try:
-        if not work.exists():
-            if folder.exists():
-                digest = inputs.digest(schema) if _has_schema(before, schema) else ""
-                if (existing := _existing(folder, digest)) is not None:
-                    return existing
-            work.mkdir(parents=True, exist_ok=True)
-        with shared_work_folder(work, folder, shard, inputs.key(schema, shard, bad_rows)):
-            digests = partial(inputs.digests, shard)
-            run = ShardRun(schema, inputs.paths, work, shard, digests, inputs.check, inputs.known, bad_rows, progress)
-            if (unfinished := run_stages(run.stages(), work, shard, inputs.check, wait)) is not None:
-                return unfinished
-            with file_lock(work / LOCK), publisher_lock(folder):
-                publish(work, folder, partial(_check_replaceable, folder))
-                remove_work(work)
-    except FileNotFoundError:
-        if work.exists():
-            raise
-        return _published(inputs, schema, folder, before)
-    except OSError as error:
-        raise OSError(f"{folder}: cannot be written: {error}; run the same command again to resume") from error
-    return read_manifest(folder)
+        def merge_counts(results: Results) -> dict[str, Any]:
+            return asdict(merge_counted(self.job, known, bad_rows, inputs, results))
 
+        manifest = from_json(Manifest, self._finish(COUNT, steps.count, merge_counts, ("train",)))
+        encode, merge = partial(steps.encode, manifest), partial(merge_encoded, self.job.work, manifest)
+        self._finish(ENCODE, encode, merge, SPLITS)
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Inputs of a run: files by role, or a log to generate, and ids to grow.
+    def _read(self) -> BadRows | None:
+        """Stages all text. Returns its bad rows; None if there is no text."""
+        found = []
+        for number, texts in enumerate(self.job.texts()):
+            for text in texts:
+                make_folder(text.folder)
+            size = sum(text.path.stat().st_size for text in texts)
+            step, merge = partial(steps.read, number), partial(merge_read, self.job, texts)
+            merged = self._finish(JOIN if number else READ, step, merge, size)
+            self.job = replace(self.job, blocks=self.job.blocks | merged["blocks"])
+            found.append(from_json(BadRows, merged["bad_rows"]))
+        return sum(found, BadRows()) if found else None
 
-    Attributes:
-        generated: log to generate; None if there are files.
-        state: name, size and modification time of every file.
-    """
+    def _finish(
+        self,
+        name: str,
+        step: Callable[..., Any],
+        merge: Callable[[Results], Any],
+        total: int | tuple[str, ...],
+    ) -> Any:
+        """Returns the merged result of a step, which is run for the shards of which no result is recorded.
 
-    paths: dict[str, Path]
-    generated: LogConfig | None
-    known: PreparedIds | None
-    state: list[tuple[str, int, int]]
+        Args:
+            merge: merges the results of all shards.
+            total: bytes of text of all shards, or the splits whose rows the step reads.
+        """
+        work = self.job.work
+        if (merged := work.recorded(name)) is not None:
+            return merged
+        missing = [shard for shard in self.shards if work.recorded(name, shard) is None]
+        job = self.job.for_workers() if self.engine.remote else self.job
+        with self._bar(name, total, len(missing) / len(self.shards)) as bar:
+            self.engine.map(
+                partial(step, job),
+                missing,
+                done=lambda index, result: work.record(name, result, missing[index]),
+                advance=bar.update,
+            )
+        merged = merge([(shard, work.recorded(name, shard)) for shard in self.shards])
+        self.job.inputs.check()
+        work.record(name, merged)
+        return merged
 
-    def files(self) -> list[Path]:
-        """Returns all files, those of a folder in reading order."""
-        return _files(self.paths)
-
-    def digests(self, shard: Shard) -> dict[str, str]:
-        """Returns the sha256 of a shard's files, by index of the file."""
-        return {str(number): sha256(file) for number, file in list(enumerate(self.files()))[shard.stride]}
-
-    def digest(self, schema: Schema) -> str:
-        """Returns the digest that identifies a folder prepared from these inputs."""
-        return inputs_digest(schema, self.known, self.digests(UNSHARDED))
-
-    def check(self) -> None:
-        """Raises DataError if a file has changed since this object was created."""
-        if (now := _state(self.files())) != self.state:
-            names = {file[0] for file in now + self.state if now.count(file) != self.state.count(file)}
-            raise DataError(f"{', '.join(sorted(names))}: changed during the run; run prepare again")
-
-    def key(self, schema: Schema, shard: Shard, bad_rows: float) -> dict[str, object]:
-        """Returns what all shards must have in common, as far as it is quick to compute."""
-        return {
-            "format": FORMAT,
-            "schema": schema.source,
-            "list of files (name, size, time of change)": self.state,
-            "number of parts": shard.count,  # named as in 0.1.0, so that work begun by it resumes
-            "ids to grow": self.known and self.known.fingerprint,
-            "bad_rows": bad_rows,
-        }
+    def _bar(self, name: str, total: int | tuple[str, ...], share: float) -> tqdm:
+        unit = "B" if isinstance(total, int) else " rows"
+        if not isinstance(total, int):
+            total = sum(map(self.job.source().count_rows, total)) if self.progress else 0
+        return tqdm(total=round(share * total), unit=unit, unit_scale=True, desc=name, disable=not self.progress)
 
 
-def _inputs(schema: Schema, files: Sequence[str | Path] | None, bad_rows: float, grow: str | Path | None) -> _Inputs:
-    if not 0.0 <= bad_rows < 1.0:
-        raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
-    generated = None if files else schema.generate
-    paths = input_paths(schema, files or []) if generated is None else {}
-    known = None if grow is None else _ids_to_grow(schema, Path(grow))
-    return _Inputs(paths, generated, known, _state(_files(paths)))
-
-
-def _files(paths: dict[str, Path]) -> list[Path]:
-    return [file for path in paths.values() for file in data_files(path)]
-
-
-def _state(files: list[Path]) -> list[tuple[str, int, int]]:
-    """Returns the name, size and modification time of every file. Folders may differ between machines."""
-    stats = [(file.name, file.stat()) for file in files]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+def _digests(inputs: InputFiles, engine: Engine, shards: list[Shard], progress: bool) -> dict[str, str]:
+    """Returns the sha256 of all input files, by index of the file."""
+    seen = inputs.absolute() if engine.remote else inputs
+    parts = Shard.all(min(len(shards), len(inputs.state)))
+    disable = not (progress and engine.remote)
+    with tqdm(total=inputs.size, unit="B", unit_scale=True, desc="hash", disable=disable) as bar:
+        found = engine.map(partial(steps.hash_files, seen, engine.remote), parts, advance=bar.update)
+    return {number: digest for each in found for number, digest in each.items()}
 
 
 def _ids_to_grow(schema: Schema, folder: Path) -> PreparedIds:
@@ -241,31 +216,6 @@ def _existing(folder: Path, inputs: str) -> Manifest | None:
             return read_manifest(folder)
     _check_replaceable(folder)
     return None
-
-
-def _published(inputs: _Inputs, schema: Schema, folder: Path, before: dict[str, Any]) -> Manifest:
-    """Returns the manifest after the work folder was removed, usually because the last shard has published ``folder``.
-
-    Args:
-        before: manifest that was there when this shard started.
-
-    Raises:
-        DataError: ``folder`` is not the result of these shards, so their work folder was removed.
-    """
-    content = _manifest_json(folder)
-    if _has_schema(content, schema):
-        digest = inputs.digest(schema) if content == before else content["inputs"]
-        if (manifest := _existing(folder, digest)) is not None:
-            return manifest
-    raise DataError(f"{folder}: the work folder of its shards was removed; start all shards again")
-
-
-def _manifest_json(folder: Path) -> dict[str, Any]:
-    return read_manifest_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-
-
-def _has_schema(manifest: dict[str, Any], schema: Schema) -> bool:
-    return manifest.get("schema") == json.loads(dumps(schema.source))
 
 
 def _check_replaceable(folder: Path) -> None:

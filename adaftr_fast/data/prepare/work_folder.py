@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from adaftr_fast._files import replace_file
-from adaftr_fast._json import dumps
+from adaftr_fast._files import NEW, replace_file, sync
 from adaftr_fast._publish import aside_path, lock_path, publisher_lock, remove, replace, restore
-from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import BusyError, DataError
 
-LOCK, KEY = "lock", "key"
+KEY = "key"
 PREPARED = "prepared"  # the folder in progress
 REPLACED = "replaced"  # where version 0.1.0 kept the folder that publishing replaces
 PUBLISHING = "publishing"  # the inode number of PREPARED, written before it is published
-LAYOUT = 4  # layout of a work folder; increase it on changes, so that no other version's work is resumed
+LAYOUT = 5  # layout of a work folder; increase it on changes, so that no other version's work is resumed
 
 
 @contextmanager
@@ -41,6 +36,8 @@ def work_folder(folder: Path, key: str) -> Iterator[Path]:
         if not work.exists():
             work.mkdir()
             replace_file(work / KEY, f"{LAYOUT} {key}".encode())
+        for left in list(work.rglob(f".*{NEW}*")):  # of killed processes
+            remove(left)
         try:
             yield work
         except DataError:
@@ -73,51 +70,6 @@ def _work_path(folder: Path) -> Path:
 
 def _has_key(work: Path, key: str) -> bool:
     return (work / KEY).is_file() and (work / KEY).read_text() == f"{LAYOUT} {key}"
-
-
-@contextmanager
-def shared_work_folder(work: Path, folder: Path, shard: Shard, key: dict[str, Any]) -> Iterator[None]:
-    """Locks the existing folder ``work`` for one shard. Other shards may use it at the same time.
-
-    Args:
-        folder: destination of the prepared folder.
-        key: named values that must be equal for all shards. They are stored in ``work``.
-
-    Raises:
-        DataError: another process runs this shard, or the shards in ``work`` have another key.
-    """
-    key = json.loads(dumps({"layout of the folder": LAYOUT} | key))
-    with file_lock(work / LOCK):
-        _restore(work, folder)
-        if not (work / KEY).exists():
-            replace_file(work / KEY, dumps(key).encode())
-    stored = json.loads((work / KEY).read_text(encoding="utf-8"))
-    if different := [name for name, value in key.items() if stored.get(name) != value]:
-        raise DataError(
-            f"shard {shard}: the shards in {work} were started with a different {', '.join(different)}; use the same "
-            "one, or remove the folder to start again"
-        )
-    with file_lock(work / f"{LOCK}-{shard.number}", error=f"shard {shard}: another process is preparing it"):
-        yield
-
-
-@contextmanager
-def file_lock(path: Path, error: str | None = None) -> Iterator[None]:
-    """Holds an exclusive lock on ``path`` during the block.
-
-    Args:
-        error: message of the DataError raised if another process holds the lock; None to wait for it.
-
-    Raises:
-        DataError: another process holds the lock.
-        FileNotFoundError: the folder of ``path`` is gone.
-    """
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if error else 0))
-        except BlockingIOError as blocked:
-            raise DataError(error) from blocked
-        yield
 
 
 def publish(work: Path, folder: Path, check: Callable[[], None] = lambda: None) -> None:
@@ -154,9 +106,10 @@ def is_published(work: Path) -> bool:
 
 
 def remove_work(work: Path) -> None:
-    """Removes a folder by renaming it first, so that no process sees half of it."""
+    """Removes a folder by renaming it first, so that no process sees half of it, even after a power failure."""
     remove(_removed_path(work))
     work.rename(_removed_path(work))
+    sync(work.parent)
     remove(_removed_path(work))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice, takewhile
 from pathlib import Path
@@ -15,18 +16,19 @@ from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
-from adaftr_fast._files import sync
+from adaftr_fast._files import writing_file
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.shard import UNSHARDED, Shard
+from adaftr_fast.engines.engine import Advance
 from adaftr_fast.errors import DataError
 
 BLOCK_BYTES = 16 << 20
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")  # suffixes from which Arrow detects the compression
 SEARCH_BYTES = 1 << 16  # read at a time when searching for a line end
+POLL_SECONDS = 0.5
 BAD_ROWS, LINES = b"bad_rows", b"lines"  # metadata keys of a staged block
 Parse = Callable[[bytes], tuple[pa.Table, BadRows]]
 """Parses a block of whole lines to rows and a report of bad rows, lines counted from 1."""
@@ -105,15 +107,18 @@ def stage(
     tolerance: float,
     shard: Shard,
     check: Callable[[], None],
-    bar: tqdm,
+    advance: Advance,
 ) -> int:
     """Writes the blocks of a shard of ``path`` as ``folder/part-*.parquet``. Existing files are kept.
+
+    The folder must exist. What the files hold depends on ``path`` and ``parse`` only, so several processes may write
+    them.
 
     Args:
         header_lines: number of header lines, 0 or 1.
         tolerance: share of bad rows that is tolerated. If it is 0, the first bad row raises at once.
         check: raises an error if ``path`` has changed. Called before a block is published.
-        bar: progress bar, advanced by bytes of text.
+        advance: called with the bytes of text that are staged.
 
     Returns:
         The number of blocks.
@@ -121,7 +126,6 @@ def stage(
     Raises:
         DataError: the file is unreadable, or a bad row is not tolerated.
     """
-    folder.mkdir(parents=True, exist_ok=True)
 
     def write(numbered: tuple[int, bytes]) -> tuple[int, int, BadRows]:
         number, block = numbered
@@ -137,7 +141,7 @@ def stage(
         count += 1
         if block_bad_rows.bad and tolerance == 0:  # more rows cannot make the share 0 again
             block_bad_rows.shifted(path, _lines_before(path, number) or header_lines).check(tolerance)
-        bar.update(size)
+        advance(size)
     return count
 
 
@@ -146,9 +150,15 @@ def _lines_before(path: Path, number: int) -> int:
     return sum(block.count(b"\n") for _, block in preceding)
 
 
-def check_staged(folder: Path, blocks: int) -> None:
-    """Raises OSError unless all blocks of a text file are visible. A shared file system may show them late."""
-    found = len(list(folder.glob("part-*.parquet")))
+def check_staged(folder: Path, blocks: int, patience: float = 0.0) -> None:
+    """Raises OSError unless all blocks of a text file are visible.
+
+    Args:
+        patience: seconds to wait for them: a shared file system may show late what another machine has written.
+    """
+    end = time.monotonic() + patience
+    while (found := len(list(folder.glob("part-*.parquet")))) < blocks and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
     if found != blocks:
         raise OSError(f"{folder}: expected {blocks} staged files, found {found}")
 
@@ -172,13 +182,11 @@ def staged_bad_rows(path: Path, folder: Path, *, header_lines: int, tolerance: f
 
 def _write_block(path: Path, table: pa.Table, bad_rows: BadRows, lines: int, check: Callable[[], None]) -> None:
     metadata = {BAD_ROWS: dumps(dataclasses.asdict(bad_rows)), LINES: str(lines)}
-    new = path.with_name(f".{path.name}.new")
-    pq.write_table(
-        table.replace_schema_metadata(metadata), new, compression="lz4", write_page_checksum=True
-    )  # a temporary file: fast rather than small
-    check()
-    sync(new)
-    os.replace(new, path)
+    with writing_file(path) as new:
+        pq.write_table(
+            table.replace_schema_metadata(metadata), new, compression="lz4", write_page_checksum=True
+        )  # a temporary file: fast rather than small
+        check()
 
 
 def read_block_info(staged: Path) -> tuple[BadRows, int]:

@@ -1,12 +1,10 @@
-"""A log schema, and helpers that run `prepare` in shards and compare prepared folders."""
+"""A schema of the log, and a comparison of prepared folders."""
 
 import dataclasses
 
-from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
+from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.dataset.split_file import read_split
-from adaftr_fast.data.prepare.run import prepare_shard
 from adaftr_fast.data.schema.types import SPLITS
-from adaftr_fast.data.shard import Shard
 
 ROWS = 3_000
 BY_TIME = {
@@ -45,15 +43,6 @@ SCHEMA = {
 }
 
 
-def run_shards(schema, files, out, count, **options) -> tuple[Manifest, int]:
-    """Returns the manifest, and the number of calls per shard."""
-    for call in range(1, 6):
-        done = [prepare_shard(schema, files, out, Shard(number + 1, count), **options) for number in range(count)]
-        if finished := [each for each in done if isinstance(each, Manifest)]:
-            return finished[0], call
-    raise AssertionError("the shards did not finish in 5 calls each")
-
-
 def assert_same(out, whole):
     """Checks that rows, ids, vocabulary and manifest are equal, except for the files that hold the rows."""
     ours, theirs = read_manifest(out), read_manifest(whole)
@@ -64,4 +53,4 @@ def assert_same(out, whole):
     assert dataclasses.replace(ours, splits=splits, sha256={}) == dataclasses.replace(theirs, sha256={})
     named = {"schema.json", "vocabulary.parquet", *(name for split in SPLITS for name in ours.files(split))}
     assert {path.name for path in out.iterdir()} == named
-    assert not (out.parent / f".{out.name}.parts").exists()
+    assert not (out.parent / f".{out.name}.work").exists()

@@ -42,7 +42,13 @@ def log(tmp_path):
 
 
 def test_killed_run_resumes_to_identical_files(log, tmp_path):
-    for name in ("part-0000001.parquet", "count-1.json", "count.json", "validation.parquet", "encode.json"):
+    for name in (
+        "part-0000001.parquet",
+        "count-00001-of-00001.json",
+        "count.json",
+        "validation.parquet",
+        "encode.json",
+    ):
         killed = Script(KILLED, log, tmp_path / "out", name)
         _, err = killed.communicate()
         assert killed.returncode == -signal.SIGKILL, err

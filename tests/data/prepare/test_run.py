@@ -9,14 +9,11 @@ from adaftr_fast.data.dataset.manifest import FORMAT, read_manifest
 from adaftr_fast.data.dataset.split_file import GROUP
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import count_values, encode_field
-from adaftr_fast.data.prepare import stages
-from adaftr_fast.data.prepare.run import prepare, prepare_shard
-from adaftr_fast.data.prepare.stages import ShardRun
+from adaftr_fast.data.prepare import run, steps
+from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
-from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 from tests.data.manifests import without_sha256
-from tests.data.prepare.shards import run_shards
 
 
 def test_stray_quotes_lose_no_rows(tmp_path):
@@ -39,13 +36,13 @@ def test_stray_quotes_lose_no_rows(tmp_path):
 
 def test_files_do_not_grow_in_number_with_the_fields(source, write, tmp_path, monkeypatch):
     """A file or a row group per field makes wide logs slow."""
-    counted, merge = [], ShardRun._merge_counted
+    counted, merge = [], run.merge_counted
 
-    def listed(self, has_rows):
-        counted.extend(path.name for path in (self.work / "counted-1").iterdir())
-        return merge(self, has_rows)
+    def listed(job, *arguments):
+        counted.extend(path.name for path in (job.work.folder / "counted").iterdir())
+        return merge(job, *arguments)
 
-    monkeypatch.setattr(ShardRun, "_merge_counted", listed)
+    monkeypatch.setattr(run, "merge_counted", listed)
     del source["group"]
     prepare(parse_schema(source), [write()], tmp_path / "out")
     assert len(counted) == 1 < len(source["fields"])
@@ -331,7 +328,7 @@ def test_grow_counts_no_dense_field(source, write, tmp_path, monkeypatch):
         counted.append([field.name for field in fields])
         return count_values(fields, batches)
 
-    monkeypatch.setattr(stages, "count_values", listed)
+    monkeypatch.setattr(steps, "count_values", listed)
     source["fields"]["rain"] = "dense"
     first = prepare(parse_schema(source), [write()], tmp_path / "first")
     later = write("later.parquet", rain=[None] * 3 + [7.0] * 9)
@@ -363,9 +360,7 @@ def test_shards_add_up_rows_outside_the_funnel(source, write, tmp_path):
     table = pq.read_table(path)
     pq.write_table(table, tmp_path / "log.parquet", row_group_size=2)
     schema, files = parse_schema(source), [tmp_path / "log.parquet"]
-    for _ in range(3):
-        for number in (1, 2):
-            last = prepare_shard(schema, files, tmp_path / "sharded", Shard(number, 2))
+    last = prepare(schema, files, tmp_path / "sharded", shards=2)
     whole = prepare(schema, files, tmp_path / "whole")
     assert whole.splits["train"].outside_funnel == {"conversion": 3}
     assert {name: info.outside_funnel for name, info in last.splits.items()} == {
@@ -386,5 +381,5 @@ def test_uint64_values_beyond_int64_are_categories(source, write, tmp_path):
     train = pq.read_table(tmp_path / "out/train.parquet")
     assert train["city"].to_pylist() == [1, 2, 1, 0, 3, 2]
     assert train[GROUP].to_pylist() == [0, 1, 0, 2, 1, -1]
-    run_shards(parse_schema(source), [path], tmp_path / "sharded", 2)
+    prepare(parse_schema(source), [path], tmp_path / "sharded", shards=2)
     assert read_manifest(tmp_path / "sharded").fingerprint == manifest.fingerprint

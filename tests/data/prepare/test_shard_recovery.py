@@ -1,63 +1,65 @@
-"""Shards that are interrupted or killed resume and give the same folder."""
+"""Runs of several shards that are interrupted or killed resume and give the same folder."""
 
-import json
 import shutil
 import signal
 
 import pytest
 
 from adaftr_fast.cli import main
-from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
-from adaftr_fast.data.prepare.run import prepare, prepare_shard
+from adaftr_fast.data.dataset.manifest import read_manifest
+from adaftr_fast.data.prepare import steps
+from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
-from tests.data.prepare.shards import SCHEMA, assert_same, run_shards
+from tests.data.prepare.shards import SCHEMA, assert_same
 from tests.forks import Script
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
-def test_interrupted_between_publishing_and_cleanup(log, tmp_path, monkeypatch):
-    schema, files, out = parse_schema(SCHEMA), [log / "log.parquet"], tmp_path / "out"
+def test_finished_shards_are_not_run_again(log, tmp_path, monkeypatch):
+    schema, files, out, encoded = parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out", []
+    real = steps.encode
 
-    def stopped(work):
-        raise KeyboardInterrupt
+    def interrupted(manifest, job, shard, advance):
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        encoded.append(shard.number)
+        return real(manifest, job, shard, advance)
+
+    monkeypatch.setattr(steps, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(schema, files, out, shards=4)
+    with pytest.raises(KeyboardInterrupt):  # another number of shards takes over what is merged
+        prepare(schema, files, out, shards=3)
+    monkeypatch.setattr(steps, "encode", lambda *given: encoded.append(given[2].number) or real(*given))
+    for name in ("read", "count"):
+        monkeypatch.setattr(steps, name, lambda *given: pytest.fail("a merged step runs again"))
+    prepare(schema, files, out, shards=4)
+    assert encoded == [1, 2, 3, 4]
+    monkeypatch.undo()
+    prepare(schema, files, tmp_path / "whole")
+    assert_same(out, tmp_path / "whole")
+
+
+def test_missing_staged_files_raise(log, tmp_path, monkeypatch):
+    schema, files, out, real = parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out", steps.count
+
+    def late(job, shard, advance):
+        part = job.work.staged / "data/part-0000002.parquet"
+        part.rename(tmp_path / "late")
+        try:
+            return real(job, shard, advance)
+        finally:
+            (tmp_path / "late").rename(part)
 
     with monkeypatch.context() as patch:
-        patch.setattr("adaftr_fast.data.prepare.run.remove_work", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run_shards(schema, files, out, 2)
+        patch.setattr(steps, "count", late)
+        with pytest.raises(OSError, match=r"staged/data: expected \d+ staged files, found \d+"):
+            prepare(schema, files, out, shards=2)
     prepare(schema, files, tmp_path / "whole")
-    assert isinstance(prepare_shard(schema, files, out, Shard(1, 2)), Manifest)
+    prepare(schema, files, out, shards=2)
     assert_same(out, tmp_path / "whole")
-
-
-def test_missing_staged_files_raise(log, tmp_path):
-    schema, files, out = parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out"
-    prepare_shard(schema, files, out, Shard(1, 2))
-    late = tmp_path / ".out.parts/staged/data/part-0000002.parquet"
-    late.rename(tmp_path / "late")
-    with pytest.raises(OSError, match=r"staged/data: expected \d+ staged files, found \d+"):
-        prepare_shard(schema, files, out, Shard(2, 2))
-    (tmp_path / "late").rename(late)
-    prepare(schema, files, tmp_path / "whole")
-    run_shards(schema, files, out, 2)
-    assert_same(out, tmp_path / "whole")
-
-
-def test_work_of_the_first_version_is_told_by_its_layout(log, tmp_path):
-    """Version 0.1.0 compares the same values by the same names, but counts in other files."""
-    prepare_shard(parse_schema(SCHEMA), [log / "log.parquet"], tmp_path / "out", Shard(1, 2))
-    work = tmp_path / ".out.parts"
-    key = json.loads((work / "key").read_text())
-    compared = ["schema", "list of files (name, size, time of change)", "number of parts", "ids to grow", "bad_rows"]
-    assert list(key) == ["layout of the folder", "format", *compared]
-    assert (key["layout of the folder"], key["format"], key["number of parts"]) == (4, 4, 2)
-    assert sorted(path.name for path in work.iterdir()) == ["key", "lock", "lock-1", "read-1.json"]
-    (work / "key").write_text(json.dumps(key | {"layout of the folder": 2}))
-    with pytest.raises(DataError, match="started with a different layout of the folder; use the same one, or remove"):
-        prepare_shard(parse_schema(SCHEMA), [log / "log.parquet"], tmp_path / "out", Shard(2, 2))
 
 
 KILLED = """
@@ -96,35 +98,43 @@ def run_killed(name, *arguments):
     assert script.returncode == -signal.SIGKILL, err
 
 
-def test_killed_shard_resumes(command, tmp_path):
+def test_killed_run_of_shards_resumes(command, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main([*command, str(whole)]) == 0
-    first, second = ([*command, str(out), "--shard", f"{number}/2"] for number in (1, 2))
-    for name in ("part-0000003.parquet", "read.json", "count.json", "train-00002-of-00002.parquet", "encode.json"):
-        assert main(first) == 0
-        run_killed(name, *second)
+    names = ("part-0000003.parquet", "read.json", "fields-00002-of-00002.arrow", "count.json")
+    for name in (*names, "train-00002-of-00002.parquet", "encode.json"):
+        run_killed(name, *command, out, "--shards", "2")
         assert not out.exists()
-    assert main(second) == 0
+    assert main([*command, str(out), "--shards", "2"]) == 0
     assert_same(out, whole)
 
 
-@pytest.mark.parametrize("shard", [[], ["--shard", "1/1"]], ids=["unsharded", "shard"])
-def test_killed_while_publishing(log, command, tmp_path, shard):
+def test_killed_while_files_move_to_the_prepared_folder(command, tmp_path):
+    """A run with another number of shards resumes, and does not publish what the killed one has moved."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main([*command, str(whole)]) == 0
-    work = ".out.parts" if shard else ".out.work"
-    for name in ("prepared", "exchange", work, f"{work}.old"):
+    run_killed("encode.json", *command, out, "--shards", "3")
+    assert len(list((tmp_path / ".out.work/prepared").iterdir())) > 9
+    assert main([*command, str(out), "--shards", "2"]) == 0
+    assert_same(out, whole)
+
+
+@pytest.mark.parametrize("shards", ["1", "2"])
+def test_killed_while_publishing(log, command, tmp_path, shards):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert main([*command, str(whole)]) == 0
+    options = [str(out), "--shards", shards]
+    for name in ("prepared", "exchange", ".out.work", ".out.work.old"):
         shutil.rmtree(out, ignore_errors=True)
         prepare(parse_schema(SCHEMA), [log / "log.csv"], out)
-        run_killed(name, *command, out, *shard)
+        run_killed(name, *command, *options)
         assert out.exists() == (name != "prepared")
-        assert main([*command, str(out), *shard]) == 0
+        assert main([*command, *options]) == 0
         assert_same(out, whole)
         assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
     prepare(parse_schema(SCHEMA), [log / "log.csv"], out)
     before = read_manifest(out)
-    run_killed("prepared", *command, out, *shard)
-    other = (parse_schema(SCHEMA | {"fields": {"absent": "categorical"}}), [log / "log.csv"], out)
-    with pytest.raises(DataError, match="started with a different schema" if shard else "no column 'absent'"):
-        prepare_shard(*other, Shard()) if shard else prepare(*other)
+    run_killed("prepared", *command, *options)
+    with pytest.raises(DataError, match="no column 'absent'"):
+        prepare(parse_schema(SCHEMA | {"fields": {"absent": "categorical"}}), [log / "log.csv"], out)
     assert read_manifest(out) == before  # the former folder is restored

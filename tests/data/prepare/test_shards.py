@@ -1,19 +1,19 @@
 """Shards give the rows, ids and manifest of one process."""
 
+import dataclasses
+
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast.cli import main
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.prepare.run import prepare, prepare_shard
+from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
-from adaftr_fast.data.shard import Shard
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import write_raw
 from adaftr_fast.errors import DataError
-from tests.data.prepare.shards import BY_ROW, BY_TIME, BY_USER, SCHEMA, assert_same, run_shards
+from tests.data.prepare.shards import BY_ROW, BY_TIME, BY_USER, SCHEMA, assert_same
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -26,16 +26,15 @@ def test_shards_equal_one_process(log, tmp_path, name, split):
     assert min(info.rows for info in whole.splits.values()) > 100
     assert len(whole.fields[2].edges) == 8
     for count in (1, 2, 3, 8):
-        manifest, calls = run_shards(schema, [log / name], tmp_path / f"by{count}", count)
+        manifest = prepare(schema, [log / name], tmp_path / f"by{count}", shards=count)
         assert_same(tmp_path / f"by{count}", tmp_path / "whole")
-        assert calls <= (1 if count == 1 else 3)
         assert len(manifest.files("train")) == 1 or name != "whole.parquet"  # a row group is never split between shards
 
 
 def test_shards_number_rows_as_one_process_does_without_any_condition(log, tmp_path):
     schema = parse_schema({key: value for key, value in (SCHEMA | {"split": BY_ROW}).items() if key != "drop"})
     prepare(schema, [log / "log.parquet"], tmp_path / "whole")
-    run_shards(schema, [log / "log.parquet"], tmp_path / "out", 3)
+    prepare(schema, [log / "log.parquet"], tmp_path / "out", shards=3)
     assert_same(tmp_path / "out", tmp_path / "whole")
 
 
@@ -47,8 +46,7 @@ def test_shards_of_raw_aliccp_files(tmp_path):
     schema = parse_schema(source | {"defaults": {"min_count": 2}, "fields": source["fields"] | lists})
     prepare(schema, files, tmp_path / "whole")
     for count in (2, 3):
-        _, calls = run_shards(schema, files, tmp_path / f"by{count}", count)
-        assert calls <= 4  # common features are staged before the rows that join them
+        prepare(schema, files, tmp_path / f"by{count}", shards=count)
         assert_same(tmp_path / f"by{count}", tmp_path / "whole")
 
 
@@ -59,7 +57,7 @@ def test_shards_grow_another_folder(log, tmp_path):
     half = half.set_column(2, "item", pa.compute.add(half["item"], 300))
     pq.write_table(half, tmp_path / "later.parquet", row_group_size=170)
     prepare(schema, [tmp_path / "later.parquet"], tmp_path / "whole", grow=tmp_path / "first")
-    run_shards(schema, [tmp_path / "later.parquet"], tmp_path / "by3", 3, grow=tmp_path / "first")
+    prepare(schema, [tmp_path / "later.parquet"], tmp_path / "by3", shards=3, grow=tmp_path / "first")
     assert_same(tmp_path / "by3", tmp_path / "whole")
 
 
@@ -70,34 +68,35 @@ def test_bad_rows_are_summed_over_shards(log, tmp_path):
     (tmp_path / "log.csv").write_text("\n".join(lines))
     schema = parse_schema(SCHEMA)
     prepare(schema, [tmp_path / "log.csv"], tmp_path / "whole", bad_rows=0.01)
-    manifest, _ = run_shards(schema, [tmp_path / "log.csv"], tmp_path / "by2", 2, bad_rows=0.01)
+    manifest = prepare(schema, [tmp_path / "log.csv"], tmp_path / "by2", shards=2, bad_rows=0.01)
     assert manifest.bad_rows.bad == 3
     assert_same(tmp_path / "by2", tmp_path / "whole")
     with pytest.raises(DataError, match=r"3 of 3,000 rows cannot be read .*tolerated share, now 0\.0005"):
-        run_shards(schema, [tmp_path / "log.csv"], tmp_path / "few", 2, bad_rows=0.0005)
+        prepare(schema, [tmp_path / "log.csv"], tmp_path / "few", shards=2, bad_rows=0.0005)
 
 
-def test_unshardable_logs_and_invalid_shards(tmp_path, capsys):
-    with pytest.raises(DataError, match="a generated log cannot be sharded"):
-        prepare_shard(load_schema("synthetic"), None, tmp_path / "out", Shard(1, 2))
-    for text, message in (("3", "expected NUMBER/COUNT"), ("0/2", "from 1 to 2, got 0"), ("3/2", "from 1 to 2, got 3")):
-        with pytest.raises(DataError, match=message):
-            Shard.parse(text)
-    assert main(["prepare", "--dataset", "flights", "--wait", "5", "--out", str(tmp_path / "out")]) == 2
-    assert "wait: needs shard" in capsys.readouterr().err
+def test_a_generated_log_in_shards(tmp_path):
+    schema = load_schema("synthetic")
+    schema = dataclasses.replace(schema, generate=dataclasses.replace(schema.generate, rows=2_000, users=80, items=30))
+    prepare(schema, None, tmp_path / "whole")
+    prepare(schema, None, tmp_path / "out", shards=2)
+    assert_same(tmp_path / "out", tmp_path / "whole")
 
 
-def test_empty_split_is_an_error_for_every_shard(log, tmp_path):
+def test_the_number_of_shards_is_checked(log, tmp_path):
+    for shards in (0, 1001):
+        with pytest.raises(DataError, match=f"shards: expected 1 to 1000, got {shards}"):
+            prepare(parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out", shards=shards)
+
+
+def test_empty_split_is_an_error_in_shards(log, tmp_path):
     schema, files = parse_schema(SCHEMA | {"split": BY_TIME | {"test": {"where": [["day", ">", 90]]}}}), [log / "files"]
     with pytest.raises(DataError, match="split test has no rows"):
-        run_shards(schema, files, tmp_path / "out", 3)
-    for number in (1, 2, 3):  # every shard raises it again
-        with pytest.raises(DataError, match="split test has no rows"):
-            prepare_shard(schema, files, tmp_path / "out", Shard(number, 3))
+        prepare(schema, files, tmp_path / "out", shards=3)
 
 
 def test_loader_reads_shards_like_one_file(log, tmp_path):
-    run_shards(parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out", 3)
+    prepare(parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out", shards=3)
     prepare(parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "whole")
     ours, theirs = (PreparedData(tmp_path / name).load("train") for name in ("out", "whole"))
     for one, other in zip(ours.batches(256), theirs.batches(256), strict=True):

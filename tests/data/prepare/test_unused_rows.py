@@ -15,7 +15,6 @@ from adaftr_fast.data.raw.source import ROW_STREAM, Unused, covers_all
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import HashRange, SplitRule
 from tests.data.conftest import ROWS
-from tests.data.prepare.shards import run_shards
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -33,7 +32,7 @@ def test_rows_in_no_split_are_counted(source, write, tmp_path, count, text):
     if text:
         path = tmp_path / "log.csv"
         pyarrow.csv.write_csv(pq.read_table(tmp_path / "log.parquet"), path)
-    manifest, _ = run_shards(parse_schema(source), [path], tmp_path / "out", count)
+    manifest = prepare(parse_schema(source), [path], tmp_path / "out", shards=count)
     rows = sum(split.rows for split in manifest.splits.values())
     assert (rows, manifest.unused) == (7, Unused(unmatched=4, dropped=1))
     note = "In no split: 4 rows match none, 1 are dropped by the schema"

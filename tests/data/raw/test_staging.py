@@ -3,7 +3,6 @@ import gzip
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from tqdm import tqdm
 
 from adaftr_fast.data.raw import staging
 from adaftr_fast.data.raw.inputs import parse_rows
@@ -29,8 +28,9 @@ def run(tmp_path, monkeypatch):
             return parse_rows(data, ["n"], ",", {"n": pa.int64()}, labels=[])
 
         options = {"header_lines": 1, "tolerance": tolerance}
-        more = {"check": lambda: None, "bar": tqdm(disable=True)}
-        for shard in [only] if only else [Shard(number + 1, shards) for number in range(shards)]:
+        more = {"check": lambda: None, "advance": int}
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for shard in [only] if only else Shard.all(shards):
             staging.stage(path, tmp_path / folder, parse or default, shard=shard, **more, **options)
         return staging.staged_bad_rows(path, tmp_path / folder, **options)
 

@@ -1,0 +1,213 @@
+"""Merges the results of all shards after a step: staged text, vocabulary and groups, the manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import compress
+from typing import Any, BinaryIO
+
+from adaftr_fast._files import sha256, writing_file
+from adaftr_fast._json import dumps, from_json
+from adaftr_fast.data.dataset.manifest import FORMAT, Manifest, SplitInfo, field_info, fingerprint
+from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, with_shared, write_vocabulary
+from adaftr_fast.data.encode.counts import ValueCounts
+from adaftr_fast.data.encode.dense import fit_dense
+from adaftr_fast.data.encode.encoders import Encoder, fit_encoder
+from adaftr_fast.data.encode.groups import Groups
+from adaftr_fast.data.encode.moments import Moments
+from adaftr_fast.data.prepare.inputs import VISIBLE_SECONDS
+from adaftr_fast.data.prepare.steps import SHA256, Job
+from adaftr_fast.data.prepare.work_files import WorkFiles
+from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.inputs import TextInput
+from adaftr_fast.data.raw.source import Unused
+from adaftr_fast.data.raw.staging import check_staged, staged_bad_rows
+from adaftr_fast.data.schema.types import SPLITS, Field, Schema
+from adaftr_fast.data.shard import Shard
+from adaftr_fast.errors import DataError
+from adaftr_fast.nn.dense import NumericEncoding
+
+
+@dataclass(frozen=True)
+class PreparedIds:
+    """Meaning of the ids and numbers of another prepared folder."""
+
+    fingerprint: str
+    encoders: dict[str, Encoder]
+    dense: list[NumericEncoding]
+
+
+def merge_read(job: Job, texts: list[TextInput], shards: Sequence[tuple[Shard, Any]]) -> dict[str, Any]:
+    """Returns the number of blocks of each text file, and their bad rows.
+
+    Args:
+        texts: the text files.
+        shards: the shards with their results of ``read``.
+
+    Raises:
+        DataError: the share of bad rows exceeds the tolerated one, or a line is lost.
+        OSError: a staged block is absent.
+    """
+    bad_rows, blocks = BadRows(), {}
+    for text in texts:
+        name = text.folder.name
+        blocks[name] = sum(each[name] for _, each in shards)
+        check_staged(text.folder, blocks[name], VISIBLE_SECONDS if job.remote else 0.0)
+        bad_rows += staged_bad_rows(text.path, text.folder, header_lines=text.header_lines, tolerance=job.tolerance)
+    return {"blocks": blocks, "bad_rows": dataclasses.asdict(bad_rows)}
+
+
+def merge_counted(
+    job: Job, known: PreparedIds | None, bad_rows: BadRows | None, inputs: str, shards: Sequence[tuple[Shard, Any]]
+) -> Manifest:
+    """Writes the vocabulary and the groups of all shards. Returns the manifest without splits.
+
+    Args:
+        known: ids to grow, if any.
+        bad_rows: those of all text files.
+        inputs: ``inputs_digest``.
+        shards: the shards with their results of ``count``.
+    """
+    _merge_groups(job, [shard for shard, _ in shards])
+    with ExitStack() as stack:
+        counted = compress([job.work.counts(shard) for shard, _ in shards], [each["has_rows"] for _, each in shards])
+        files = [stack.enter_context(path.open("rb")) for path in counted]
+        encoders = {field.name: _fit(field, files) for field in job.schema.fields if not field.vocabulary}
+        dense = [] if known else [_fit_dense(field, files) for field in job.schema.dense]
+    if known is not None:
+        encoders, dense = grown(known.encoders, encoders), known.dense
+    with writing_file(job.work.prepared / VOCABULARY) as new:
+        write_vocabulary(new, encoders)
+    encoders = with_shared(job.schema.fields, encoders)
+    unused = sum((from_json(Unused, each["unused"]) for _, each in shards), Unused())
+    return _manifest(job.schema, encoders, dense, inputs, bad_rows, unused)
+
+
+def merge_encoded(work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Shard, Any]]) -> dict[str, str]:
+    """Moves the files of all shards to the prepared folder, and writes the manifest, its last file.
+
+    Running it again after an interruption is harmless.
+
+    Args:
+        manifest: that of ``merge_counted``.
+        shards: the shards with their results of ``encode``.
+
+    Returns:
+        The sha256 of the files, by name.
+
+    Raises:
+        DataError: a split has no rows, or the training labels of a task are all equal.
+    """
+    splits, digests = {}, {VOCABULARY: sha256(work.prepared / VOCABULARY)}
+    for split in SPLITS:
+        infos = {}
+        for shard, result in shards:
+            path, info = work.encoded(split, shard), from_json(SplitInfo, result[split])
+            infos[path.name] = info
+            if info.rows:
+                digests[path.name] = result[SHA256][path.name]
+        splits[split] = _merge_infos(infos)
+    _check_splits(splits)
+    for split in SPLITS:
+        for shard, _ in shards:
+            path = work.encoded(split, shard)
+            if path.name in digests and (path.exists() or not (work.prepared / path.name).exists()):
+                path.replace(work.prepared / path.name)
+    for path in work.prepared.iterdir():
+        if path.name not in digests:  # moved by an interrupted run with another number of shards
+            path.unlink()
+    replace(manifest, splits=splits, sha256=digests).write(work.prepared)
+    return digests
+
+
+def inputs_digest(schema: Schema, known: PreparedIds | None, digests: dict[str, str]) -> str:
+    """Returns the sha256 of the schema, the ids to grow and the digests of all input files in order of their index."""
+    digest = hashlib.sha256(dumps([FORMAT, schema.source, *([known.fingerprint] if known else [])]).encode())
+    for number in sorted(digests, key=int):
+        digest.update(bytes.fromhex(digests[number]))
+    return digest.hexdigest()
+
+
+def _merge_groups(job: Job, shards: list[Shard]) -> None:
+    if group := job.schema.group:
+        for split in SPLITS:
+            groups = Groups.read(group, [job.work.groups(split, shard) for shard in shards])
+            with writing_file(job.work.groups(split)) as new:
+                groups.write(new)
+
+
+def _manifest(
+    schema: Schema,
+    encoders: dict[str, Encoder],
+    dense: list[NumericEncoding],
+    inputs: str,
+    bad_rows: BadRows | None,
+    unused: Unused,
+) -> Manifest:
+    fields = [field_info(field, encoders[field.name]) for field in schema.fields]
+    return Manifest(
+        dataset=schema.name,
+        attribution=schema.attribution,
+        format=FORMAT,
+        fingerprint=fingerprint(fields, schema, encoders, dense),
+        inputs=inputs,
+        tasks=[label.name for label in schema.labels],
+        group=schema.group,
+        splits={},
+        fields=fields,
+        schema=schema.source,
+        weight=schema.weight,
+        bad_rows=bad_rows,
+        dense=dense,
+        unused=unused,
+    )
+
+
+def _fit(field: Field, counted: Sequence[BinaryIO]) -> Encoder:
+    """Fits the encoder of a field to the next counts in the files of the shards."""
+    if field.hashed:
+        return fit_encoder(field, None)
+    return fit_encoder(field, ValueCounts.read(_some(counted)))
+
+
+def _fit_dense(field: Field, counted: Sequence[BinaryIO]) -> NumericEncoding:
+    """Fits the encoding of a dense field to the next moments in the files of the shards."""
+    assert field.encoding is not None  # a dense field has one
+    return fit_dense(field, Moments.read(_some(counted), field.encoding))
+
+
+def _some(counted: Sequence[BinaryIO]) -> Sequence[BinaryIO]:
+    if not counted:
+        raise DataError("split train has no rows")
+    return counted
+
+
+def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
+    """Merges the infos of all shards' files of a split, in shard order."""
+    each = list(infos.values())
+    unknown = [info.unknown for info in each]
+    return SplitInfo(
+        rows=sum(info.rows for info in each),
+        positives=_sums([info.positives for info in each]),
+        files={name: info.rows for name, info in infos.items() if info.rows} if len(infos) > 1 else {},
+        outside_funnel=_sums([info.outside_funnel for info in each]),
+        unknown=_sums(unknown) if all(unknown) else {},  # not counted in files that an earlier version has left
+    )
+
+
+def _sums(counts: list[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(each[name] for each in counts) for name in counts[0]}
+
+
+def _check_splits(splits: dict[str, SplitInfo]) -> None:
+    for name, info in splits.items():
+        if info.rows == 0:
+            raise DataError(f"split {name} has no rows")
+    for task, positives in splits["train"].positives.items():
+        if positives in (0, splits["train"].rows):
+            got = f"{positives} of {splits['train'].rows} training rows are positive"
+            raise DataError(f"label {task}: {got}, expected some but not all")

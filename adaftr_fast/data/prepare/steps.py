@@ -1,0 +1,155 @@
+"""The steps of ``prepare``: hash files, stage text, count values, encode rows.
+
+A step is a pure function of a job and a shard, which are pickled where an engine runs it in another process. It writes
+its files atomically under names that depend on these arguments only, and returns values that JSON can represent.
+Running it again, even at the same time, changes nothing: files that exist are kept, and others get the same content.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from adaftr_fast._files import sha256, writing_file
+from adaftr_fast.data.dataset.manifest import Manifest
+from adaftr_fast.data.dataset.split_file import split_info, write_split
+from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.encode.encoders import count_values
+from adaftr_fast.data.encode.groups import Groups
+from adaftr_fast.data.prepare.inputs import VISIBLE_SECONDS, InputFiles, check_seen
+from adaftr_fast.data.prepare.work_files import WorkFiles
+from adaftr_fast.data.raw.inputs import TextInput, parquet_inputs, text_inputs
+from adaftr_fast.data.raw.source import Source
+from adaftr_fast.data.raw.staging import check_staged, stage
+from adaftr_fast.data.schema.types import SPLITS, Field, Schema
+from adaftr_fast.data.shard import UNSHARDED, Shard
+from adaftr_fast.engines.engine import Advance
+
+SHA256 = "sha256"  # key of the checksums in a result of encode
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the steps of a run have in common.
+
+    Attributes:
+        inputs: the input files.
+        paths: input files by role, or the generated log.
+        tolerance: share of the rows of a text file that may be bad.
+        grows: whether the ids of another prepared folder grow.
+        remote: whether steps run on machines that share a file system.
+        blocks: number of staged blocks of each text file, by name of its folder.
+    """
+
+    schema: Schema
+    inputs: InputFiles
+    paths: dict[str, Path]
+    work: WorkFiles
+    tolerance: float
+    grows: bool
+    remote: bool = False
+    blocks: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fitted(self) -> tuple[Field, ...]:
+        """The fields whose training values are counted: ids grow, but the encodings of dense fields do not change."""
+        return self.schema.fields if self.grows else self.schema.features
+
+    def for_workers(self) -> Job:
+        """Returns the job for processes with another current folder, on other machines."""
+        work = WorkFiles(self.work.folder.absolute())
+        paths = {role: path.absolute() for role, path in self.paths.items()}
+        return replace(self, inputs=self.inputs.absolute(), paths=paths, work=work, remote=True)
+
+    def texts(self) -> list[list[TextInput]]:
+        """Returns the text files to stage, in rounds."""
+        return text_inputs(self.schema, self.paths, self.work.staged)
+
+    def check_seen(self) -> None:
+        """Raises EngineError if this machine lacks a file that the job needs, or OSError for a staged one."""
+        if self.remote:
+            self.inputs.check_seen()
+            check_seen(self.work.key, VISIBLE_SECONDS)
+        for name, blocks in self.blocks.items():
+            check_staged(self.work.staged / name, blocks, VISIBLE_SECONDS if self.remote else 0.0)
+
+    def source(self, shard: Shard = UNSHARDED) -> Source:
+        """Returns the rows of a shard, once all text is staged."""
+        return Source(self.schema, parquet_inputs(self.schema, self.paths, self.work.staged), shard)
+
+
+def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance) -> dict[str, str]:
+    """Returns the sha256 of the shard's share of the input files, by index of the file."""
+    if remote:
+        inputs.check_seen()
+    digests = {}
+    for number, path in list(enumerate(inputs.files()))[shard.stride]:
+        digests[str(number)] = sha256(path)
+        advance(path.stat().st_size)
+    return digests
+
+
+def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, int]:
+    """Stages the shard's blocks of the text files of round ``number``. Returns the number of blocks of each file."""
+    job.check_seen()
+    blocks = {}
+    for text in job.texts()[number]:
+        blocks[text.folder.name] = stage(
+            text.path,
+            text.folder,
+            text.parse(),
+            header_lines=text.header_lines,
+            tolerance=job.tolerance,
+            shard=shard,
+            check=job.inputs.check,
+            advance=advance,
+        )
+    return blocks
+
+
+def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
+    """Writes the counts of every field's training values, and the groups of every split in order of appearance.
+
+    Returns:
+        Whether the shard has training rows, and therefore counts; and the rows that are in no split.
+    """
+    job.check_seen()
+    source = job.source(shard)
+    counts = count_values(job.fitted, source.scan("train", advance))
+    with writing_file(job.work.counts(shard)) as new, new.open("wb") as file:
+        for each in job.fitted:
+            if each.name in counts:
+                counts[each.name].write(file)
+    if group := job.schema.group:
+        for split in SPLITS:
+            columns = (batch[group] for batch in source.scan(split, only=group))
+            with writing_file(job.work.groups(split, shard)) as new:
+                Groups.from_columns(group, columns).write(new)
+    unused = dataclasses.asdict(source.count_unused())
+    job.inputs.check()
+    return {"has_rows": bool(counts), "unused": unused}
+
+
+def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
+    """Writes the shard's file of every split. Returns their ``SplitInfo`` by split, and their checksums by name.
+
+    Args:
+        manifest: that of the prepared folder, without its splits.
+    """
+    job.check_seen()
+    source, schema = job.source(shard), job.schema
+    encoders = read_encoders(job.work.prepared, manifest)
+    paths = {split: job.work.encoded(split, shard) for split in SPLITS}
+    for split, path in paths.items():
+        if path.exists():
+            advance(source.count_rows(split))
+            continue
+        groups = Groups.read(schema.group, [job.work.groups(split)]) if schema.group else None
+        raw = job.paths[schema.split[split].file]
+        write_split(schema, encoders, groups, raw, source.scan(split, advance), path, job.inputs.check)
+    infos = {split: dataclasses.asdict(split_info(path)) for split, path in paths.items()}
+    digests = {path.name: sha256(path) for path in paths.values()}
+    job.inputs.check()
+    return infos | {SHA256: digests}

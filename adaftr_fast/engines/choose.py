@@ -1,0 +1,36 @@
+"""Makes the engine of a name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from adaftr_fast.engines.engine import Engine
+from adaftr_fast.engines.local import Local
+from adaftr_fast.engines.ray import ray_engine
+from adaftr_fast.errors import ConfigError
+
+ENGINES = ("local", "ray")
+
+
+@contextmanager
+def open_engine(name: str, address: str | None = None) -> Iterator[Engine]:
+    """Provides an engine during the block.
+
+    Args:
+        name: "local", this process, or "ray".
+        address: of the Ray cluster, "auto" or HOST:PORT; None is "auto".
+
+    Raises:
+        ConfigError: there is no such engine, or it has no address.
+        EngineError, MissingPackageError: as ``ray_engine``.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}")
+    if name == "ray":
+        with ray_engine(address or "auto") as engine:
+            yield engine
+        return
+    if address is not None:
+        raise ConfigError(f"address: goes with engine ray, got address = {address!r} with engine {name}")
+    yield Local()

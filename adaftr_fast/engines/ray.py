@@ -1,0 +1,145 @@
+"""Runs the calls as tasks of a Ray cluster, which runs those of a lost worker or node again on another one."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from typing import Any, NoReturn
+
+from adaftr_fast.engines.cores import limit_cores
+from adaftr_fast.engines.engine import Advance, Item, Result, Step, ignore
+from adaftr_fast.errors import EngineError, extras_needed
+
+RETRIES = 5  # of a call whose worker is lost
+MAX_CPUS = 8  # of a call: more calls with fewer cores each divide the work better
+QUEUED = 2  # calls per place to run one: the next is at hand when one ends
+PATIENCE = 60.0  # seconds without a result after which the cluster is looked at
+
+
+class Ray:
+    """The engine of the Ray cluster that this process is connected to; see ``Engine``.
+
+    Args:
+        cpus: cores of a call. None takes those of the smallest node, at most ``MAX_CPUS``.
+        retries: how often a call is repeated after its worker is lost. A call that raises an error is not repeated.
+    """
+
+    remote = True
+
+    def __init__(self, cpus: int | None = None, retries: int = RETRIES) -> None:
+        self._cpus, self._retries = cpus, retries
+
+    def map(
+        self,
+        function: Step[Item, Result],
+        items: Sequence[Item],
+        *,
+        done: Callable[[int, Result], object] = ignore,
+        advance: Advance = ignore,
+    ) -> list[Result]:
+        """Returns the results; see ``Engine.map``. ``advance`` is called once for each finished call."""
+        import ray
+
+        if not items:
+            return []
+        cpus = self._cpus or _cpus()
+        task = ray.remote(_call).options(
+            num_cpus=cpus, max_retries=self._retries, retry_exceptions=False, scheduling_strategy="SPREAD"
+        )
+        shared, todo = ray.put(function), iter(enumerate(items))
+        running: dict[Any, int] = {}
+        results: dict[int, Result] = {}
+        try:
+            while len(results) < len(items):
+                for index, item in islice(todo, max(0, QUEUED * _places(cpus) - len(running))):
+                    running[task.remote(shared, item, cpus)] = index
+                finished, _ = ray.wait(list(running), timeout=PATIENCE)
+                if not finished and not _places(cpus):
+                    warnings.warn(f"no node of the Ray cluster has {cpus} CPUs; waiting for one", stacklevel=2)
+                for call in finished:
+                    index = running.pop(call)
+                    results[index], amount = _result(call)
+                    advance(amount)
+                    done(index, results[index])
+        finally:
+            for call in running:
+                with suppress(Exception):  # the connection may be lost, which may be the error itself
+                    ray.cancel(call, force=True)
+        return [results[index] for index in range(len(items))]
+
+
+@contextmanager
+def ray_engine(address: str = "auto") -> Iterator[Ray]:
+    """Connects to a Ray cluster during the block; a connection that this process has already is used and stays.
+
+    Args:
+        address: HOST:PORT of the cluster; "auto" finds the one that this machine belongs to.
+
+    Raises:
+        MissingPackageError: ray is not installed.
+        EngineError: there is no such cluster.
+    """
+    with extras_needed("engine ray: "):
+        import ray
+    if ray.is_initialized():
+        yield Ray()
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        start = "start one with `ray start --head`, or name its address as HOST:PORT"
+        raise EngineError(f"engine ray: no cluster at address {address!r}: {_first_line(error)}; {start}") from error
+    try:
+        yield Ray()
+    finally:
+        ray.shutdown()
+
+
+def _call(function: Step[Item, Result], item: Item, cpus: int) -> tuple[Result, int]:
+    """Runs in a worker: returns the result and the amount of work that the call has reported."""
+    limit_cores(cpus)
+    amounts: list[int] = []
+    return function(item, amounts.append), sum(amounts)
+
+
+def _result(call: Any) -> tuple[Any, int]:
+    """Returns what ``_call`` returned, or raises what it raised."""
+    import ray
+
+    try:
+        return ray.get(call)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, Exception):
+            raise error.cause from error
+        _give_up(error, "a call failed")
+    except ray.exceptions.RayError as error:
+        _give_up(error, "a call was lost, also when it was repeated")
+
+
+def _give_up(error: Exception, what: str) -> NoReturn:
+    raise EngineError(f"engine ray: {what}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _node_cpus() -> list[int]:
+    """Returns the CPUs of each node that is alive and has any."""
+    import ray
+
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [cpus for cpus in nodes if cpus]
+
+
+def _cpus() -> int:
+    """Returns the cores of a call, so that every node can run one."""
+    return min([*_node_cpus(), MAX_CPUS])
+
+
+def _places(cpus: int) -> int:
+    """Returns how many calls the cluster can run at the same time."""
+    return sum(each // cpus for each in _node_cpus())
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
