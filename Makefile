@@ -1,6 +1,6 @@
 # make demo   train MMoE and AdaFTR on the embedded flight data and write runs/demo/
 # make build  the C++ extension: compiles the files that changed
-# make test   lint and the tests; those that need TorchRec or other libraries are test-torchrec and test-recipes
+# make test   lint and the tests; those that need TorchRec, Ray or other libraries are test-torchrec, test-ray, test-recipes
 # make docs   the documentation site in build/site
 # make matrix the tests in clones with other versions of Python, torch and the compiler
 # make wheels for each Python found a wheel, installed and tested, and one with CUDA kernels where torch and nvcc have CUDA
@@ -16,6 +16,7 @@ BIN := $(VENV)/bin
 ENV := $(VENV)/.installed
 EXTENSION := $(VENV)/.built
 TORCHREC := $(VENV)/.torchrec
+RAY := $(VENV)/.ray
 RECIPES := $(VENV)/.recipes
 DOCS := $(VENV)/.docs
 # Cells of .github/workflows/ci.yml: Python, torch, ADAFTR_FAST_BUILD, C++ compiler.
@@ -27,7 +28,7 @@ WHEEL_TESTS ?= tests/ops tests/optim
 BUILD_TOOLS := "setuptools>=77" ninja numpy
 CUDA_TORCH ?= 2.11 2.13
 
-.PHONY: demo build test pytest test-torchrec test-recipes docs matrix wheels check-install cuda-build compile-gate compile-gate-3.6 \
+.PHONY: demo build test pytest test-torchrec test-ray test-recipes docs matrix wheels check-install cuda-build compile-gate compile-gate-3.6 \
   lint format bench chaos sanitize clean
 
 demo: $(EXTENSION)
@@ -43,6 +44,10 @@ pytest: $(EXTENSION)
 # Tables across ranks by TorchRec, an optional back end.
 test-torchrec: $(TORCHREC)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/torchrec
+
+# Preparation on a Ray cluster of this machine, of which nodes are killed.
+test-ray: $(RAY)
+	$(BIN)/python -m pytest tests/ray
 
 # The recipes beside the losses of the libraries that they replace.
 test-recipes: $(RECIPES)
@@ -137,6 +142,10 @@ $(EXTENSION): $(ENV) $(CXX_FILES)
 $(TORCHREC): $(EXTENSION)
 	$(BIN)/python -m pip install -q tensordict torchmetrics pyre-extensions
 	$(BIN)/python -m pip install -q --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0
+	touch $@
+
+$(RAY): $(EXTENSION)
+	ADAFTR_FAST_BUILD=none $(BIN)/python -m pip install -q --no-build-isolation -e ".[ray]"
 	touch $@
 
 $(RECIPES): $(EXTENSION)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
+import socket
+import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +20,7 @@ from adaftr_fast.errors import EngineError, extras_needed
 RETRIES = 5  # of a call whose worker is lost
 MAX_CPUS = 8  # of a call: more calls with fewer cores each divide the work better
 QUEUED = 2  # calls per place to run one: the next is at hand when one ends
+CONNECT_SECONDS = 10.0
 PATIENCE = 60.0  # seconds without a result after which the cluster is looked at
 
 
@@ -87,36 +92,52 @@ def ray_engine(address: str = "auto") -> Iterator[Ray]:
     if ray.is_initialized():
         yield Ray()
         return
+    handler = signal.getsignal(signal.SIGTERM)
     try:
+        _check_answers(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         start = "start one with `ray start --head`, or name its address as HOST:PORT"
         raise EngineError(f"engine ray: no cluster at address {address!r}: {_first_line(error)}; {start}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # which ray.init has replaced by one that exits with status 15
     try:
         yield Ray()
     finally:
         ray.shutdown()
 
 
-def _call(function: Step[Item, Result], item: Item, cpus: int) -> tuple[Result, int]:
-    """Runs in a worker: returns the result and the amount of work that the call has reported."""
+def _check_answers(address: str) -> None:
+    """Raises OSError or ValueError if nothing listens at HOST:PORT, for which Ray would wait many minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and "//" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+
+
+def _call(function: Step[Item, Result], item: Item, cpus: int) -> tuple[Result, int] | Exception:
+    """Runs in a worker: returns the result and the amount of work that the call has reported, or what it raised."""
     limit_cores(cpus)
     amounts: list[int] = []
-    return function(item, amounts.append), sum(amounts)
+    try:
+        return function(item, amounts.append), sum(amounts)
+    except Exception as error:
+        error.add_note(f"raised on node {socket.gethostname()}:\n{traceback.format_exc()}")
+        return error
 
 
 def _result(call: Any) -> tuple[Any, int]:
-    """Returns what ``_call`` returned, or raises what it raised."""
+    """Returns what ``_call`` returned, or raises what it caught."""
     import ray
 
     try:
-        return ray.get(call)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, Exception):
-            raise error.cause from error
+        found = ray.get(call)
+    except ray.exceptions.RayTaskError as error:  # such as a result that cannot be pickled
         _give_up(error, "a call failed")
     except ray.exceptions.RayError as error:
         _give_up(error, "a call was lost, also when it was repeated")
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _give_up(error: Exception, what: str) -> NoReturn:

@@ -1,0 +1,115 @@
+"""Steps are pure: pickled, in any order and twice at once, they give the folder of one process."""
+
+import pickle
+import random
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from adaftr_fast.data.prepare import inputs
+from adaftr_fast.data.prepare.inputs import InputFiles
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.data.synthetic.log import LogConfig
+from adaftr_fast.data.synthetic.raw import write_raw
+from adaftr_fast.engines.engine import ignore
+from adaftr_fast.engines.local import Local
+from adaftr_fast.errors import EngineError
+from tests.data.prepare.shards import BY_ROW, SCHEMA, assert_same
+
+pytestmark = pytest.mark.usefixtures("small_blocks")
+
+
+class Twice(Local):
+    """Calls the pickled function of each pickled item twice at the same time, and in random order."""
+
+    remote = True
+
+    def map(self, function, items, *, done=ignore, advance=ignore):
+        def call(item):
+            pickled = pickle.dumps((function, item))
+            with ThreadPoolExecutor(2) as pool:
+                first, second = pool.map(lambda _: run(*pickle.loads(pickled)), range(2))
+            assert first == second
+            return first
+
+        def run(function, item):
+            return function(item, ignore)
+
+        order = random.Random(0).sample(range(len(items)), len(items))
+        found = {index: call(items[index]) for index in order}
+        for index in order:
+            done(index, found[index])
+        return [found[index] for index in range(len(items))]
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "files"])
+def test_steps_that_run_twice_at_once(log, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(log)
+    schema = parse_schema(SCHEMA | {"split": BY_ROW})
+    prepare(schema, [name], tmp_path / "whole")
+    prepare(schema, [name], tmp_path / "out", engine=Twice(), shards=3)
+    assert_same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_steps_that_join_common_features_twice_at_once(tmp_path):
+    config = LogConfig(rows=2_000, users=80, items=30, list_scale=0.05, rates={"click": 0.3, "conversion": 0.1})
+    files = write_raw(config, tmp_path / "raw")
+    prepare(load_schema("aliccp"), files, tmp_path / "whole")
+    prepare(load_schema("aliccp"), files, tmp_path / "out", engine=Twice(), shards=3)
+    assert_same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_a_remote_engine_has_a_shard_for_each_512_mb(log, tmp_path, monkeypatch):
+    counts = []
+
+    class Counting(Twice):
+        def map(self, function, items, **options):
+            counts.append(len(items))
+            return super().map(function, items, **options)
+
+    size = (log / "log.csv").stat().st_size
+    monkeypatch.setattr("adaftr_fast.data.prepare.run.SHARD_BYTES", size // 4 + 1)
+    prepare(parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out", engine=Counting())
+    assert counts == [1, 4, 4, 4]  # one file to hash
+
+
+def test_a_machine_that_does_not_see_the_files_is_named(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs.socket, "gethostname", lambda: "worker-7")
+    shutil.copy(log / "log.csv", tmp_path)
+    found = InputFiles.found({"data": tmp_path / "log.csv"})
+    found.check_seen()
+    shutil.copy(log / "log.csv", tmp_path)  # another time of change
+    with pytest.raises(
+        EngineError, match=r"node worker-7: .*log\.csv: sizes or times differ from those on the machine"
+    ):
+        found.check_seen()
+    (tmp_path / "log.csv").unlink()
+    with pytest.raises(EngineError, match=r"node worker-7: does not see .*log\.csv; it must be on a file system that"):
+        found.check_seen()
+
+
+def test_work_is_kept_when_a_machine_does_not_see_the_work_folder(log, tmp_path, monkeypatch):
+    class Hiding(Twice):
+        hides = True
+
+        def map(self, function, items, **options):
+            key, hidden = tmp_path / ".out.work/key", tmp_path / "hidden"
+            if not (self.hides and key.exists()):
+                return super().map(function, items, **options)
+            key.rename(hidden)
+            try:
+                return super().map(function, items, **options)
+            finally:
+                hidden.rename(key)
+
+    monkeypatch.setattr("adaftr_fast.data.prepare.steps.VISIBLE_SECONDS", 0.1)
+    schema, files, engine = parse_schema(SCHEMA), [log / "log.csv"], Hiding()
+    with pytest.raises(EngineError, match=r"does not see /.*\.out\.work/key; it must be on a file system"):
+        prepare(schema, files, tmp_path / "out", engine=engine, shards=2)
+    assert (tmp_path / ".out.work").exists()
+    engine.hides = False
+    prepare(schema, files, tmp_path / "out", engine=engine, shards=2)
+    prepare(schema, files, tmp_path / "whole")
+    assert_same(tmp_path / "out", tmp_path / "whole")

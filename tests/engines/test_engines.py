@@ -1,0 +1,67 @@
+"""The engine of one process, and the choice of an engine."""
+
+import subprocess
+import sys
+
+import pytest
+
+from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.engines import cores
+from adaftr_fast.engines.choose import open_engine
+from adaftr_fast.engines.local import Local
+from adaftr_fast.errors import ConfigError, DataError
+
+
+def test_results_are_in_order_and_reported():
+    finished, amounts = {}, []
+
+    def square(number, advance):
+        advance(number)
+        return number * number
+
+    with open_engine("local") as engine:
+        found = engine.map(square, [3, 1, 2], done=finished.__setitem__, advance=amounts.append)
+    assert found == [9, 1, 4]
+    assert finished == {0: 9, 1: 1, 2: 4}
+    assert amounts == [3, 1, 2]
+    assert not engine.remote
+
+
+def test_an_error_ends_the_calls():
+    called = []
+
+    def fail(number, advance):
+        called.append(number)
+        raise DataError("log.csv: damaged")
+
+    with pytest.raises(DataError, match=r"^log\.csv: damaged$"):
+        Local().map(fail, [1, 2])
+    assert called == [1]
+
+
+def test_wrong_engines_are_named():
+    for given, message in (
+        (["spark"], "engine: expected one of local, ray, got 'spark'"),
+        (["local", "auto"], "address: goes with engine ray, got address = 'auto' with engine local"),
+    ):
+        with pytest.raises(ConfigError, match=message), open_engine(*given):
+            pass
+
+
+def test_a_missing_ray_is_named_by_its_extra():
+    code = "import sys; sys.modules['ray'] = None; from adaftr_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ["prepare", "--dataset", "flights", "--engine", "ray", "--out", "none"]
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *command], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == 'adaftr-fast prepare: engine ray: ray is not installed: pip install "adaftr-fast[ray]"\n'
+
+
+def test_calls_use_as_many_threads_as_they_have_cores(monkeypatch):
+    monkeypatch.setattr(cores, "_limit", None)
+    available = cores.cores()
+    cores.limit_cores(available + 5)
+    assert cores.cores() == available
+    cores.limit_cores(1)
+    taken = []
+    for number in ordered_map(int, (taken.append(each) or each for each in range(10))):
+        assert len(taken) <= number + 2  # one in work and one at hand

@@ -1,0 +1,134 @@
+"""A Ray cluster of three nodes on this machine, of which one is killed during a call."""
+
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import ray
+from ray.cluster_utils import Cluster
+
+from adaftr_fast.engines.ray import Ray
+
+MEMORY = 80 << 20  # bytes of the object store of a node; Ray's minimum is 75 MB
+SECONDS = 60
+STEPS = {
+    "hash": lambda function: function.func.__name__ == "hash_files",
+    "read": lambda function: function.func.__name__ == "read" and function.args[0] == 0,
+    "join": lambda function: function.func.__name__ == "read" and function.args[0] == 1,
+    "count": lambda function: function.func.__name__ == "count",
+    "encode": lambda function: function.func.__name__ == "encode",
+}
+
+
+class Nodes:
+    """Three nodes of one CPU each, and a head that runs no calls."""
+
+    def __init__(self):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.address, self.nodes = self.cluster.address, []
+        self.complete()
+
+    def complete(self):
+        """Starts as many nodes as are missing."""
+        while len(self.nodes) < 3:
+            self.nodes.append(self.cluster.add_node(num_cpus=1, object_store_memory=MEMORY))
+
+    def kill(self, node_id):
+        """Kills the processes of a node with SIGKILL."""
+        (node,) = [each for each in self.nodes if each.node_id == node_id]
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def stop(self):
+        """Ends all processes of the cluster."""
+        self.cluster.shutdown()
+
+    @contextmanager
+    def connected(self):
+        """Connects this process during the block."""
+        ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+class Killing(Ray):
+    """Reads text in small blocks, and kills the node of a call of one step.
+
+    Args:
+        nodes: the cluster.
+        step: a name of ``STEPS``.
+        folder: where the call says on which node it runs.
+        after: whether the call has done its work when its node is killed.
+
+    Attributes:
+        killed: the nodes that were killed.
+    """
+
+    def __init__(self, nodes, step, folder, after):
+        super().__init__()
+        self.nodes, self.is_step, self.folder, self.after, self.killed = nodes, STEPS[step], folder, after, []
+
+    def map(self, function, items, **options):
+        if not self.is_step(function) or self.killed:
+            return super().map(in_small_blocks(function), items, **options)
+        killer = Thread(target=self._kill)
+        killer.start()
+        try:
+            return super().map(waiting(in_small_blocks(function), self.folder, self.after), items, **options)
+        finally:
+            killer.join()
+
+    def _kill(self):
+        end = time.monotonic() + SECONDS
+        while not (named := list(self.folder.glob("node-*"))) and time.monotonic() < end:
+            time.sleep(0.05)
+        for path in named:
+            self.killed.append(path.name.removeprefix("node-"))
+            self.nodes.kill(self.killed[-1])
+
+
+def in_small_blocks(function):
+    """Returns the function with blocks of 5 kB. Workers need not import this module."""
+
+    def call(item, advance):
+        from adaftr_fast.data.raw import staging
+
+        staging.BLOCK_BYTES = 5_000
+        return function(item, advance)
+
+    return call
+
+
+def waiting(function, folder, after):
+    """Returns a function that waits to be killed when it is called for the first time."""
+
+    def call(item, advance):
+        try:
+            os.close(os.open(folder / "first", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return function(item, advance)
+        if after:
+            function(item, advance)
+        (folder / f"node-{ray.get_runtime_context().get_node_id()}").touch()
+        time.sleep(600)
+
+    return call
+
+
+def ray_processes():
+    """Returns the commands of Ray's processes on this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if "/raylet/raylet" in command or "gcs_server" in command:
+            found.append(command)
+    return found

@@ -1,0 +1,86 @@
+"""Calls on a Ray cluster: order, bounds, errors, lost workers and cancellation."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("ray", reason="make test-ray installs it")
+
+from adaftr_fast.engines.ray import QUEUED, Ray, ray_engine
+from adaftr_fast.errors import DataError, EngineError
+
+
+def test_results_are_in_order_and_progress_is_counted_once(nodes):
+    def square(number, advance):
+        advance(1)
+        advance(2)
+        return number * number
+
+    amounts, finished = [], {}
+    found = Ray().map(square, range(20), done=finished.__setitem__, advance=amounts.append)
+    assert found == [number * number for number in range(20)]
+    assert finished == dict(enumerate(found))
+    assert amounts == [3] * 20
+    assert Ray().map(square, []) == []
+
+
+def test_the_number_of_calls_in_progress_is_bounded(nodes, tmp_path):
+    def started(number, advance):
+        (tmp_path / str(number)).touch()
+        return number
+
+    ahead = []
+    Ray().map(started, range(40), done=lambda *_: ahead.append(len(list(tmp_path.iterdir())) - len(ahead)))
+    assert max(ahead) <= 3 * QUEUED + 1
+
+
+def test_an_error_keeps_its_class_and_message_and_cancels_the_other_calls(nodes, tmp_path):
+    def fail(number, advance):
+        if number == 0:
+            raise DataError("log.csv: damaged")
+        time.sleep(2)
+        (tmp_path / str(number)).touch()
+
+    with pytest.raises(DataError) as raised:
+        Ray().map(fail, range(6))
+    assert str(raised.value) == "log.csv: damaged"
+    assert "raised on node" in raised.value.__notes__[0]
+    time.sleep(3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_dies_again_and_again_is_an_error(nodes):
+    def die(number, advance):
+        os._exit(1)
+
+    with pytest.raises(EngineError, match="engine ray: a call was lost, also when it was repeated: WorkerCrashedError"):
+        Ray(retries=1).map(die, [1])
+
+
+def test_ctrl_c_cancels(nodes, tmp_path):
+    def slow(number, advance):
+        (tmp_path / f"started-{number}").touch()
+        time.sleep(3)
+        (tmp_path / f"ended-{number}").touch()
+
+    def interrupt():
+        while not list(tmp_path.glob("started-*")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        Ray().map(slow, range(6))
+    thread.join()
+    time.sleep(4)
+    assert not list(tmp_path.glob("ended-*"))
+
+
+def test_a_connection_that_exists_is_used_and_stays(nodes):
+    for _ in range(2):
+        with ray_engine("127.0.0.1:1") as engine:
+            assert engine.map(lambda number, advance: -number, [1]) == [-1]
