@@ -59,7 +59,7 @@ class Ray:
         results: dict[int, Result] = {}
         try:
             while len(results) < len(items):
-                for index, item in islice(todo, max(0, QUEUED * _places(cpus) - len(running))):
+                for index, item in islice(todo, max(0, QUEUED * max(1, _places(cpus)) - len(running))):
                     running[task.remote(shared, item, cpus)] = index
                 finished, _ = ray.wait(list(running), timeout=PATIENCE)
                 if not finished and not _places(cpus):
