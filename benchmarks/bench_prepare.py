@@ -19,7 +19,6 @@ import dataclasses
 import json
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -106,7 +105,6 @@ def run_one(arguments: argparse.Namespace) -> None:
         seconds, more = run_on_ray(arguments, files, folder)
     manifest = read_manifest(folder)
     rows = sum(split.rows for split in manifest.splits.values())
-    megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
     found = {
         "engine": arguments.one,
         "rows": rows,
@@ -114,7 +112,7 @@ def run_one(arguments: argparse.Namespace) -> None:
         "seconds": round(seconds, 1),
         "cores": cores(),
         "rows_per_s": round(rows / seconds),
-        "peak_mb": round(megabytes),
+        "peak_mb": round(peak_kb(Path("/proc/self")) / 1024),
         "aliccp_minutes": round(ALICCP_ROWS * seconds / rows / 60, 1),  # at this rate
     }
     report.write_text(json.dumps(found | more))
@@ -143,8 +141,12 @@ def run_on_ray(arguments: argparse.Namespace, files: list[Path], folder: Path) -
         ended.set()
         if arguments.kill:
             thread.join()
-    shards = max(len(manifest.files(split)) for split in manifest.splits)
-    return seconds, {"nodes": NODES, "shards": shards, "peak_mb_of_largest_worker": round(peak[0] / 1024)} | kill
+    files_of_train = len(manifest.files("train"))
+    return seconds, {
+        "nodes": NODES,
+        "files_of_train": files_of_train,
+        "peak_mb_of_largest_worker": round(peak[0] / 1024),
+    } | kill
 
 
 @contextmanager
@@ -172,8 +174,7 @@ def peak_of_workers() -> Iterator[list[int]]:
             for process in Path("/proc").glob("[0-9]*"):
                 with suppress(OSError, StopIteration):  # it has ended
                     if (process / "cmdline").read_bytes().startswith(b"ray::"):
-                        lines = (process / "status").read_text().splitlines()
-                        peak[0] = max(peak[0], int(next(line for line in lines if line.startswith("VmHWM")).split()[1]))
+                        peak[0] = max(peak[0], peak_kb(process))
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -184,6 +185,12 @@ def peak_of_workers() -> Iterator[list[int]]:
         thread.join()
 
 
+def peak_kb(process: Path) -> int:
+    """Returns the peak of resident memory of a process. That of `getrusage` may be of the process before its exec."""
+    lines = (process / "status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
 def differences(one: Path, other: Path) -> list[str]:
     """Returns what differs between two prepared folders, apart from the division into files."""
     first, second = read_manifest(one), read_manifest(other)
@@ -191,7 +198,7 @@ def differences(one: Path, other: Path) -> list[str]:
     if (one / "vocabulary.parquet").read_bytes() != (other / "vocabulary.parquet").read_bytes():
         found.append("vocabulary")
     for split in first.splits:
-        names = pq.read_schema(one / first.files(split)[0]).names
+        names = pq.read_schema(one / next(iter(first.files(split)))).names
         found += [f"{split}: {name}" for name in names if differ(name, split, (one, first), (other, second))]
     return found
 

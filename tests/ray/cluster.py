@@ -3,7 +3,6 @@
 import os
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Thread
 
 import ray
@@ -119,16 +118,3 @@ def waiting(function, folder, after):
         time.sleep(600)
 
     return call
-
-
-def ray_processes():
-    """Returns the commands of Ray's processes on this machine."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if "/raylet/raylet" in command or "gcs_server" in command:
-            found.append(command)
-    return found

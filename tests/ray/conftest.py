@@ -1,16 +1,14 @@
-"""A cluster for all tests of this folder, whole at the start of each."""
+"""A cluster for all tests of this folder, whole at the start of each. Where ray is absent, the modules are skipped."""
 
 import pytest
-
-ray = pytest.importorskip("ray", reason="make test-ray installs it")
-
-from ray import cloudpickle  # noqa: E402
-
-from tests.ray import cluster  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def cluster_nodes():
+    from ray import cloudpickle
+
+    from tests.ray import cluster
+
     cloudpickle.register_pickle_by_value(cluster)  # workers do not import tests
     nodes = cluster.Nodes()
     yield nodes
