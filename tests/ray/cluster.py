@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from adaftr_fast.engines.ray import Ray
 
 MEMORY = 80 << 20  # bytes of the object store of a node; Ray's minimum is 75 MB
-SECONDS = 60
+SECONDS = 180  # for the call to start
 STEPS = {
     "hash": lambda function: function.func.__name__ == "hash_files",
     "read": lambda function: function.func.__name__ == "read" and function.args[0] == 0,
@@ -118,3 +118,9 @@ def waiting(function, folder, after):
         time.sleep(600)
 
     return call
+
+
+def endless(folder):
+    """Writes the number of the worker's process to ``folder``, and does not end by itself."""
+    (folder / f"process-{os.getpid()}").touch()
+    time.sleep(600)

@@ -11,6 +11,7 @@ pytest.importorskip("ray", reason="make test-ray installs it")
 
 from adaftr_fast.engines.ray import QUEUED, Ray, ray_engine
 from adaftr_fast.errors import DataError, EngineError
+from tests.ray.cluster import SECONDS, endless
 
 
 def test_results_are_in_order_and_progress_is_counted_once(nodes):
@@ -37,19 +38,29 @@ def test_the_number_of_calls_in_progress_is_bounded(nodes, tmp_path):
     assert max(ahead) <= 3 * QUEUED + 1
 
 
+def assert_ended(folder):
+    """Waits for the end of the processes that ``endless`` has named."""
+    numbers = [path.name.removeprefix("process-") for path in folder.glob("process-*")]
+    assert numbers
+    end = time.monotonic() + SECONDS
+    while running := [number for number in numbers if os.path.exists(f"/proc/{number}")]:
+        assert time.monotonic() < end, running
+        time.sleep(0.1)
+
+
 def test_an_error_keeps_its_class_and_message_and_cancels_the_other_calls(nodes, tmp_path):
     def fail(number, advance):
-        if number == 0:
-            raise DataError("log.csv: damaged")
-        time.sleep(2)
-        (tmp_path / str(number)).touch()
+        if number:
+            endless(tmp_path)
+        while not list(tmp_path.iterdir()):
+            time.sleep(0.05)
+        raise DataError("log.csv: damaged")
 
     with pytest.raises(DataError) as raised:
         Ray().map(fail, range(6))
     assert str(raised.value) == "log.csv: damaged"
     assert "raised on node" in raised.value.__notes__[0]
-    time.sleep(3)
-    assert not list(tmp_path.iterdir())
+    assert_ended(tmp_path)
 
 
 def test_a_worker_that_dies_again_and_again_is_an_error(nodes):
@@ -61,23 +72,17 @@ def test_a_worker_that_dies_again_and_again_is_an_error(nodes):
 
 
 def test_ctrl_c_cancels(nodes, tmp_path):
-    def slow(number, advance):
-        (tmp_path / f"started-{number}").touch()
-        time.sleep(3)
-        (tmp_path / f"ended-{number}").touch()
-
     def interrupt():
-        while not list(tmp_path.glob("started-*")):
+        while not list(tmp_path.iterdir()):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        Ray().map(slow, range(6))
+        Ray().map(lambda number, advance: endless(tmp_path), range(6))
     thread.join()
-    time.sleep(4)
-    assert not list(tmp_path.glob("ended-*"))
+    assert_ended(tmp_path)
 
 
 def test_a_connection_that_exists_is_used_and_stays(nodes):

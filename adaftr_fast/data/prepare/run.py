@@ -102,7 +102,7 @@ def prepare(
             if generated is not None:
                 write_log(generated, work / "generated", progress=progress)
                 paths = {schema.files[0]: work / "generated" / LOG}
-            job = Job(schema, inputs, paths, WorkFiles(work), bad_rows, known is not None, engine.remote)
+            job = Job(schema, inputs, paths, WorkFiles(work, digest), bad_rows, known is not None, engine.remote)
             _Run(job, engine, parts, progress).run(known, digest)
             publish(work, folder, partial(_check_replaceable, folder))
     except OSError as error:  # errors of inputs are DataErrors

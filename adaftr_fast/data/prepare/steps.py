@@ -59,7 +59,7 @@ class Job:
 
     def for_workers(self) -> Job:
         """Returns the job for processes with another current folder, on other machines."""
-        work = WorkFiles(self.work.folder.absolute())
+        work = replace(self.work, folder=self.work.folder.absolute())
         paths = {role: path.absolute() for role, path in self.paths.items()}
         return replace(self, inputs=self.inputs.absolute(), paths=paths, work=work, remote=True)
 

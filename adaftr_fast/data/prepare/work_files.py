@@ -20,9 +20,16 @@ from adaftr_fast.data.shard import Shard
 
 @dataclass(frozen=True)
 class WorkFiles:
-    """The files of the work folder ``folder``."""
+    """The files of a work folder.
+
+    Attributes:
+        folder: the work folder.
+        inputs: the digest of schema and inputs. Steps write to a folder of this name, so that a worker that is taken
+            for lost cannot write among files of other inputs later.
+    """
 
     folder: Path
+    inputs: str
 
     @property
     def key(self) -> Path:
@@ -30,9 +37,14 @@ class WorkFiles:
         return self.folder / KEY
 
     @property
+    def steps(self) -> Path:
+        """The folder of all that steps write."""
+        return self.folder / f"steps-{self.inputs[:16]}"
+
+    @property
     def staged(self) -> Path:
         """Folders of staged text, by role."""
-        return self.folder / "staged"
+        return self.steps / "staged"
 
     @property
     def prepared(self) -> Path:
@@ -41,15 +53,15 @@ class WorkFiles:
 
     def counts(self, shard: Shard) -> Path:
         """Counts of the values of a shard, in the order of the fields."""
-        return self.folder / "counted" / f"fields-{_of(shard)}.arrow"
+        return self.steps / "counted" / f"fields-{_of(shard)}.arrow"
 
     def groups(self, split: str, shard: Shard | None = None) -> Path:
         """Groups of a split, of one shard or of all."""
-        return self.folder / "counted" / f"groups-{split}{f'-{_of(shard)}' if shard else ''}.parquet"
+        return self.steps / "counted" / f"groups-{split}{f'-{_of(shard)}' if shard else ''}.parquet"
 
     def encoded(self, split: str, shard: Shard) -> Path:
         """Encoded rows of a shard, before they are moved to ``prepared``."""
-        return self.folder / "encoded" / split_file_name(split, shard)
+        return self.steps / "encoded" / split_file_name(split, shard)
 
     def make_folders(self) -> None:
         """Creates the folders of the steps. A lost worker creates none, so that it adds nothing to other work."""

@@ -12,6 +12,7 @@ from adaftr_fast.data.encode.encoders import count_values, encode_field
 from adaftr_fast.data.prepare import run, steps
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 from tests.data.manifests import without_sha256
 
@@ -39,7 +40,7 @@ def test_files_do_not_grow_in_number_with_the_fields(source, write, tmp_path, mo
     counted, merge = [], run.merge_counted
 
     def listed(job, *arguments):
-        counted.extend(path.name for path in (job.work.folder / "counted").iterdir())
+        counted.extend(path.name for path in job.work.counts(Shard()).parent.iterdir())
         return merge(job, *arguments)
 
     monkeypatch.setattr(run, "merge_counted", listed)

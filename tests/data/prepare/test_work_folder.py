@@ -47,7 +47,7 @@ def test_interrupted_run_resumes(source, write, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    staged = list((tmp_path / ".out.work").glob("staged/data/part-*.parquet"))
+    staged = list((tmp_path / ".out.work").glob("steps-*/staged/data/part-*.parquet"))
     assert len(staged) == 1
     written = staged[0].stat().st_mtime_ns
 
@@ -162,7 +162,8 @@ def test_a_power_failure_leaves_no_torn_work_that_would_be_resumed(source, write
     for work in (work or {} for states in disk.states for work in states):
         prepared = work.get("prepared", {})
         assert TORN not in [prepared.get(f"{split}.parquet") for split in SPLITS]
-        vouched = {READ: work.get("staged"), COUNT: work.get("counted")}
+        written = next((files for name, files in work.items() if name.startswith("steps-")), {})
+        vouched = {READ: written.get("staged"), COUNT: written.get("counted")}
         vouched["count.json"] = {"vocabulary.parquet": prepared.get("vocabulary.parquet")}
         for result, files in vouched.items():
             if result in work and "publishing" not in work:
