@@ -6,11 +6,12 @@ consistent states of it. What only reads takes a ``StorePath`` where it takes a 
 
 from adaftr_fast.stores.copies import local_copy
 from adaftr_fast.stores.path import AnyPath, StorePath, as_path, recorded
-from adaftr_fast.stores.published import PublishedFolder, open_folder
+from adaftr_fast.stores.published import PublishedFile, PublishedFolder, open_folder, read_version
 from adaftr_fast.stores.writing import local_file, local_folder
 
 __all__ = [
     "AnyPath",
+    "PublishedFile",
     "PublishedFolder",
     "StorePath",
     "as_path",
@@ -18,5 +19,6 @@ __all__ = [
     "local_file",
     "local_folder",
     "open_folder",
+    "read_version",
     "recorded",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 import time
 import warnings
 import zlib
@@ -19,6 +20,8 @@ DEFAULT_GB = 20.0
 IN_USE_SECONDS = 3600.0  # copies that were used since stay, whatever their size
 PIECES, COPIES, WRITING = "pieces", "copies", "writing"
 CHECKSUM = 4  # bytes before the content of a piece
+KEPT = 0.9  # share of the bound that stays when it is reached
+STEP = 0.01  # share of the bound that a process writes between two looks at the folder
 
 
 def cache_folder() -> Path:
@@ -51,6 +54,7 @@ class Pieces:
     def __init__(self) -> None:
         self.folder = cache_folder()
         self._written = 0.0  # since the bound was last checked
+        self._lock = threading.Lock()
 
     def get(self, key: str, read: Callable[[], bytes]) -> bytes:
         """Returns the content of the piece ``key``, from its file or from ``read()``."""
@@ -60,17 +64,23 @@ class Pieces:
             if zlib.crc32(content[CHECKSUM:]).to_bytes(CHECKSUM, "big") == content[:CHECKSUM]:
                 os.utime(path)
                 return content[CHECKSUM:]
-        content = read()
+        content, bound = read(), cache_bytes()
         try:
-            self._put(path, content)
+            with self._lock:
+                self._put(path, content, bound)
         except OSError as error:  # the disk is full, or read-only
             warnings.warn(f"{self.folder}: {error}: reads again what it could have kept", RuntimeWarning, stacklevel=2)
         return content
 
-    def _put(self, path: Path, content: bytes) -> None:
-        bound = cache_bytes()
-        if self._written == 0.0 or self._written + len(content) > bound / 20:
-            shrink(self.folder, bound)
+    def forget(self, key: str) -> None:
+        """Removes the piece ``key``."""
+        (self.folder / PIECES / key[:2] / key).unlink(missing_ok=True)
+
+    def _put(self, path: Path, content: bytes, bound: float) -> None:
+        if len(content) > bound:
+            return
+        if self._written == 0.0 or self._written + len(content) > STEP * bound:
+            shrink(self.folder, bound - len(content))
             self._written = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"{path.name}.{os.getpid()}")
@@ -83,14 +93,14 @@ class Pieces:
 
 
 def shrink(folder: Path, bound: float) -> None:
-    """Removes the least recently used pieces and copies until 95 % of ``bound`` bytes remain."""
+    """Removes the least recently used pieces and copies until 90 % of ``bound`` bytes remain, if there are more."""
     entries = []
     for path in [*(folder / PIECES).glob("*/*"), *(folder / COPIES).glob("*/*")]:
         with suppress(OSError):
             entries.append((path.stat().st_mtime, _size(path), path))
     total, now = sum(size for _, size, _ in entries), time.time()
     for used, size, path in sorted(entries, key=lambda entry: entry[0]):
-        if total <= 0.95 * bound:
+        if total <= KEPT * bound:
             return
         if path.is_dir():
             if now - used < IN_USE_SECONDS:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 
+LOST_SLASH = re.compile(rf"({'|'.join(['file', *SCHEMES])}):/[^/]")
 IN_HOST = ("hdfs", "viewfs")  # schemes whose host is a server; that of others is the bucket
 
 
@@ -106,6 +109,23 @@ class StorePath:
             raise FileNotFoundError(2, "no such file", self.url)
         return Stat(info.size, info.mtime_ns or 0)
 
+    def absolute(self) -> StorePath:
+        """Returns the path itself, which does not depend on the current folder."""
+        return self
+
+    def files(self) -> list[StorePath]:
+        """Returns the files below a folder that ``pyarrow.dataset`` reads, in its order, by one listing.
+
+        These are all but those whose name, or that of a folder on the way, begins with "." or "_". Raises StoreError.
+        """
+        from pyarrow.fs import FileSelector
+
+        selector = FileSelector(self.key, recursive=True)
+        infos = retried(self.url, lambda: self.filesystem.get_file_info(selector))
+        named = {info.path.removeprefix(f"{self.key}/"): info for info in infos if info.type.name == "File"}
+        seen = [name for name in sorted(named) if not any(part.startswith((".", "_")) for part in name.split("/"))]
+        return [ListedFile(self / name, Stat(named[name].size, named[name].mtime_ns or 0)) for name in seen]
+
     def open(self, mode: str = "rb") -> IO[bytes]:
         """Opens a file to read bytes, from any position. Raises FileNotFoundError, StoreError."""
         if mode != "rb":
@@ -141,11 +161,23 @@ class StorePath:
         return self.read_bytes().decode(encoding)
 
 
+class ListedFile(StorePath):
+    """A file as a listing of its folder showed it."""
+
+    def __init__(self, path: StorePath, stat: Stat) -> None:
+        super().__init__(path.place, path.key, path.url)
+        self._stat = stat
+
+    def stat(self) -> Stat:
+        """Returns size and time of the last change at the time of the listing."""
+        return self._stat
+
+
 AnyPath: TypeAlias = Path | StorePath
 _local: dict[tuple[str, str], Path] = {}  # folders of stores that this process writes, and where
 
 
-def as_path(path: str | Path | StorePath) -> AnyPath:
+def as_path(path: str | os.PathLike[str] | StorePath) -> AnyPath:
     """Returns the path of a URL, or a local path of any other text.
 
     A folder of a store that this process is writing is local meanwhile.
@@ -154,12 +186,17 @@ def as_path(path: str | Path | StorePath) -> AnyPath:
         path: ``s3://``, ``gs://``, ``hdfs://`` or ``file://``, or a local path.
 
     Raises:
-        StoreError: the scheme is none of these, or the URL names no file or folder, or holds keys.
+        StoreError: the scheme is none of these, or the URL names no file or folder, or holds keys, or lacks a slash.
     """
-    if isinstance(path, str) and "://" in path:
-        path = _parsed(path)
-        return _where_written(path) if isinstance(path, StorePath) else path
-    return Path(path) if isinstance(path, str) else path
+    if isinstance(path, StorePath):
+        return path
+    text = os.fspath(path)
+    if LOST_SLASH.match(text):
+        raise StoreError(f"{text}: expected a URL with two slashes; pathlib.Path drops one of them, text does not")
+    if "://" not in text:
+        return path if isinstance(path, Path) else Path(text)
+    parsed = _parsed(text)
+    return _where_written(parsed) if isinstance(parsed, StorePath) else parsed
 
 
 def _parsed(path: str) -> AnyPath:

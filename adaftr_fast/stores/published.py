@@ -9,20 +9,22 @@ readers that have its list, and are removed with the next state.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from adaftr_fast._files import sha256, sync
 from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast._publish import read_published
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores.filesystems import retried
-from adaftr_fast.stores.path import StorePath
+from adaftr_fast.stores.path import AnyPath, Stat, StorePath
 from adaftr_fast.stores.progress import transfer_bar
 
+T = TypeVar("T")
 LIST, OBJECTS, FORMAT = "published.json", "objects", 1
 NEW = ".new"  # end of the name of a file that is not yet in its place
 PIECE = 8 << 20  # bytes read and written at a time
@@ -85,6 +87,10 @@ class PublishedFolder(StorePath):
     def __truediv__(self, name: str) -> StorePath:
         return self.file(name) if name in self.state.files else self._plain / name
 
+    def now(self) -> PublishedFolder | StorePath:
+        """Returns the folder as published now, with another state if it was replaced."""
+        return open_folder(self._plain)
+
     def file(self, name: str) -> PublishedFile:
         """Returns the path of a file of the state."""
         file = self.state.files[name]
@@ -111,6 +117,10 @@ class PublishedFile(StorePath):
     def parent(self) -> StorePath:
         """The published folder."""
         return self._folder
+
+    def stat(self) -> Stat:
+        """Returns the size. The time is 0, since the content never changes."""
+        return Stat(self.published.size, 0)
 
     def read_bytes(self) -> bytes:
         """Returns the content. Raises StoreError where it is not the published one."""
@@ -164,9 +174,21 @@ def is_inside(name: str) -> bool:
     return name == str(path) and not path.is_absolute() and ".." not in path.parts and "\0" not in name and name != "."
 
 
-def open_folder(folder: StorePath) -> PublishedFolder | StorePath:
-    """Returns the folder as published now, alone or in a folder above it; ``folder`` itself if it is not published."""
-    if isinstance(folder, PublishedFolder):
+@overload
+def open_folder(folder: StorePath) -> PublishedFolder | StorePath: ...
+
+
+@overload
+def open_folder(folder: AnyPath) -> AnyPath: ...
+
+
+def open_folder(folder: AnyPath) -> AnyPath:
+    """Returns the folder as published now, alone or in a folder above it; ``folder`` itself if it is not published.
+
+    Raises:
+        StoreError: the list of a published folder is damaged or of another format, or cannot be read.
+    """
+    if isinstance(folder, Path | PublishedFolder):
         return folder
     above, inner = folder, ""
     while PurePosixPath(above.key).parent.name:  # the bucket is none
@@ -175,6 +197,17 @@ def open_folder(folder: StorePath) -> PublishedFolder | StorePath:
             return PublishedFolder(above, State(own), inner) if own else folder
         above, inner = above.parent, f"{above.name}/{inner}"
     return folder
+
+
+def read_version(folder: AnyPath, read: Callable[[AnyPath], T]) -> T:
+    """Returns ``read(folder)`` of a folder that may be replaced meanwhile, so that all its files are of one version.
+
+    A local folder is read by ``read_published``. One of a store is passed on: ``open_folder`` has fixed its version.
+
+    Raises:
+        BusyError: a local folder was replaced during each of many attempts.
+    """
+    return read_published(folder, read) if isinstance(folder, Path) else read(folder)
 
 
 def publish(files: Mapping[str, Path], folder: StorePath, base: State | None, writer: str = "") -> State:

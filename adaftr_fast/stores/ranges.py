@@ -44,14 +44,17 @@ class RangeFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        if self._position >= self.size():
-            return 0
-        number = bisect_right(self._bounds, self._position) - 1
-        start = self._position - self._bounds[number]
-        content = memoryview(self._piece(number))[start : start + len(buffer)]
-        memoryview(buffer).cast("B")[: len(content)] = content
-        self._position += len(content)
-        return len(content)
+        """Fills ``buffer``, unless the file ends before: pyarrow takes fewer bytes for the end of the file."""
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view) and self._position < self.size():
+            number = bisect_right(self._bounds, self._position) - 1
+            start = self._position - self._bounds[number]
+            content = memoryview(self._piece(number))[start : start + len(view) - done]
+            view[done : done + len(content)] = content
+            done += len(content)
+            self._position += len(content)
+        return done
 
     def _piece(self, number: int) -> bytes:
         if self._last[0] != number:

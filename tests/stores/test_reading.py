@@ -1,0 +1,218 @@
+"""Ranges of files, row groups, and the pieces that are kept on this machine."""
+
+import io
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.errors import StoreError
+from adaftr_fast.stores import as_path, open_folder
+from adaftr_fast.stores.cache import PIECES, Pieces
+from adaftr_fast.stores.parquet import parquet_source, read_row_groups, row_group_range
+from adaftr_fast.stores.ranges import RangeFile
+from tests.stores.files import publish_folder, put
+
+
+@pytest.fixture
+def table():
+    random = np.random.default_rng(0)
+    return pa.table({name: random.integers(0, 1 << 40, 40_000) for name in ("a", "b", "c")})
+
+
+@pytest.fixture
+def local(table, tmp_path):
+    (tmp_path / "source").mkdir()
+    path = tmp_path / "source" / "x.parquet"
+    pq.write_table(table, path, row_group_size=5_000, write_page_checksum=True, use_dictionary=False)
+    return path
+
+
+@pytest.fixture
+def file(local, url):
+    return as_path(put(local, f"{url}/x.parquet"))
+
+
+def read(path, numbers=range(8), columns=None):
+    opened = path.stat()
+    return read_row_groups(path, opened, pq.ParquetFile(parquet_source(path)).metadata, numbers, columns)
+
+
+def gets(faults):
+    return [path for method, path in faults.requests if method == "GET"]
+
+
+def pieces(tmp_path):
+    return [path for path in (tmp_path / "cache" / PIECES).rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("bounds", [None, [], [3], [1, 2, 90], [100]])
+def test_a_range_file_reads_as_any_file(bounds):
+    content = bytes(range(100))
+    plain, ranges = io.BytesIO(content), RangeFile(lambda start, end: content[start:end], 100, bounds)
+    for offset, whence, length in [
+        (0, 0, 3),
+        (0, 1, 50),
+        (-20, 2, 100),
+        (2, 0, 2),
+        (50, 0, 0),
+        (99, 0, 5),
+        (100, 0, 1),
+    ]:
+        assert ranges.seek(offset, whence) == plain.seek(offset, whence)
+        assert ranges.read(length) == plain.read(length)
+        assert ranges.tell() == plain.tell()
+
+
+def test_each_row_group_is_one_request_and_then_none(file, table, faults, tmp_path):
+    footer = pq.ParquetFile(parquet_source(file)).metadata
+    faults.requests.clear()
+    assert read_row_groups(file, file.stat(), footer, range(8), None) == table
+    assert len(gets(faults)) == 8
+    faults.requests.clear()
+    assert read_row_groups(file, file.stat(), footer, [5, 2], ["b"]) == pa.concat_tables(
+        [table.slice(25_000, 5_000), table.slice(10_000, 5_000)]
+    ).select(["b"])
+    assert gets(faults) == []
+    assert len(pieces(tmp_path)) == 8
+
+
+def test_the_ranges_of_row_groups_cover_the_file(local):
+    footer = pq.read_metadata(local)
+    ranges = [row_group_range(footer, number) for number in range(footer.num_row_groups)]
+    assert [end for _, end in ranges[:-1]] == [start for start, _ in ranges[1:]]
+    assert ranges[0][0] == 4  # after "PAR1"
+
+
+@pytest.mark.parametrize("where", ["content", "checksum", "cut"])
+def test_a_corrupted_piece_is_read_again(file, table, faults, tmp_path, where):
+    read(file)
+    for path in pieces(tmp_path):
+        content = bytearray(path.read_bytes())
+        content[{"content": len(content) // 2, "checksum": 0, "cut": 5}[where]] ^= 255
+        path.write_bytes(content[: 100 if where == "cut" else None])
+    faults.requests.clear()
+    assert read(file) == table
+    assert len(gets(faults)) == 8 + 1  # and the footer
+    faults.requests.clear()
+    assert read(file) == table
+    assert len(gets(faults)) == 1
+
+
+def test_what_was_damaged_on_the_way_is_not_kept(file, table, monkeypatch, tmp_path):
+    intact, calls = type(file).read_range, []
+
+    def damaged(self, start, end):
+        content = bytearray(intact(self, start, end))
+        calls.append(start)
+        if len(calls) == 2:  # the first row group, after the footer
+            content[len(content) // 2] ^= 1
+        return bytes(content)
+
+    monkeypatch.setattr(type(file), "read_range", damaged)
+    assert read(file, [0]) == table.slice(0, 5_000)
+    assert read(file, [0]) == table.slice(0, 5_000)
+    assert len(calls) == 4  # footer, row group, row group, footer
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_what_is_damaged_in_the_store_is_an_error(file, url, local, published):
+    if published:
+        publish_folder(local.parent, f"{url}/folder")
+        file = open_folder(as_path(f"{url}/folder")) / "x.parquet"
+    content = bytearray(local.read_bytes())
+    content[len(content) // 3] ^= 1
+    with file.filesystem.open_output_stream(file.key) as stream:
+        stream.write(bytes(content))
+    with pytest.raises((pa.ArrowException, OSError), match="checksum"):
+        read(file)
+
+
+def test_a_file_that_is_replaced_is_noticed(file, table, local, tmp_path):
+    opened, footer = file.stat(), pq.ParquetFile(parquet_source(file)).metadata
+    assert read_row_groups(file, opened, footer, [0], None) == table.slice(0, 5_000)
+    pq.write_table(table.slice(10), local, row_group_size=5_000, use_dictionary=False)
+    put(local, str(file))
+    assert read_row_groups(file, opened, footer, [0], None) == table.slice(0, 5_000)  # kept
+    with pytest.raises(StoreError, match=r"x\.parquet: was replaced since it was opened"):
+        read_row_groups(file, opened, footer, [1], None)
+    assert read(file) == table.slice(10)
+
+
+@pytest.mark.parametrize("gigabytes", [0.0, 0.0005])
+def test_the_cache_is_bounded(file, table, faults, tmp_path, monkeypatch, gigabytes):
+    monkeypatch.setenv("ADAFTR_FAST_CACHE_GB", str(gigabytes))
+    for _ in range(3):
+        assert read(file) == table
+        assert sum(path.stat().st_size for path in pieces(tmp_path)) <= 1e9 * gigabytes
+    assert bool(pieces(tmp_path)) == (gigabytes > 0)
+
+
+def test_the_least_recently_used_pieces_go(tmp_path, faults, monkeypatch):
+    monkeypatch.setenv("ADAFTR_FAST_CACHE_GB", str(1_000_000 / 1e9))
+    cache, fetched = Pieces(), []
+
+    def get(name):
+        return cache.get(name, lambda: fetched.append(name) or name.encode() * 100_000)
+
+    for number, name in enumerate("abcdefg"):
+        get(name)
+        os.utime(tmp_path / "cache" / PIECES / name / name, (number, number))
+    get("a")  # now the last one that was used
+    for name in "hij":
+        get(name)
+    fetched.clear()
+    assert get("a") == b"a" * 100_000
+    assert fetched == []
+    get("b")
+    assert fetched == ["b"]
+
+
+def test_a_cache_that_cannot_be_written_only_warns(file, table, tmp_path, monkeypatch):
+    (tmp_path / "blocked").write_text("a file")
+    monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "blocked"))
+    with pytest.warns(RuntimeWarning, match="reads again what it could have kept"):
+        assert read(file) == table
+
+
+def test_a_full_disk_only_warns(file, table, monkeypatch, tmp_path):
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        assert read(file) == table
+    monkeypatch.undo()
+    assert pieces(tmp_path) == []
+
+
+def test_a_bound_that_is_no_number_is_an_error(file, monkeypatch):
+    monkeypatch.setenv("ADAFTR_FAST_CACHE_GB", "20 GB")
+    with pytest.raises(StoreError, match="ADAFTR_FAST_CACHE_GB: expected a number of gigabytes, got '20 GB'"):
+        read(file)
+
+
+def test_threads_keep_the_same_piece(faults, tmp_path):
+    cache, content = Pieces(), bytes(3_000_000)
+    with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
+        warnings.simplefilter("error")
+        for number in range(10):
+            found = list(pool.map(lambda _: cache.get(f"key{number}", lambda: content), range(16)))  # noqa: B023
+            assert found == [content] * 16
+
+
+@pytest.mark.parametrize("kind", ["errors", "cuts", "slow"])
+def test_row_groups_of_a_store_that_fails_now_and_then(file, table, faults, kind):
+    setattr(faults, kind, 0.2)
+    assert read(file) == table
+
+
+def test_a_path_that_lost_a_slash_is_an_error():
+    for path in (Path("s3://bucket/x"), "s3:/bucket/x", Path("file:///x")):
+        with pytest.raises(StoreError, match="expected a URL with two slashes"):
+            as_path(path)
