@@ -18,6 +18,7 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.data.schema.write import write_schema as write_schema_file
 from adaftr_fast.engines.choose import open_engine
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import AnyPath
 
 Names = Sequence[str] | str
 
@@ -36,7 +37,7 @@ def prepare(
     funnel: Names | None = None,
     write_schema: str | Path | None = None,
     bad_rows: float = 0.0,
-    grow: str | Path | None = None,
+    grow: str | AnyPath | None = None,
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
     shards: int | None = None,
@@ -49,9 +50,9 @@ def prepare(
 
     Args:
         files: the inputs, in the order of the schema; none for data sets that ship or are generated. An input is the
-            path of a parquet file, a folder of parquet files or a text file, or a table: a ``pandas.DataFrame``, a
-            ``polars.DataFrame``, a ``pyarrow.Table`` or any other object with ``__arrow_c_stream__``. The index of a
-            DataFrame is left out, unless it has a name and is no range.
+            path or URL of a parquet file, a folder of parquet files or a text file, or a table: a
+            ``pandas.DataFrame``, a ``polars.DataFrame``, a ``pyarrow.Table`` or any other object with
+            ``__arrow_c_stream__``. The index of a DataFrame is left out, unless it has a name and is no range.
         out: the folder to write.
         dataset: the name of a data set (``adaftr-fast info`` lists them) or a schema file.
         labels: instead of ``dataset``: the 0/1 columns of one file, one per task, from which a schema is inferred.
@@ -114,7 +115,7 @@ def _warn_of_rows_outside_the_funnel(schema: Schema, manifest: Manifest) -> None
 
 
 def _schema(
-    files: list[Path],
+    files: list[AnyPath],
     dataset: str | Path | None,
     labels: list[str] | None,
     roles: dict[str, Any],
@@ -135,7 +136,7 @@ def _schema(
         raise DataError(f"files: expected one file beside labels, got {len(files)}")
     schema = parse_schema(infer_schema(files[0], labels, **roles))
     if written is not None:
-        write_schema_file(Path(written), schema.source, f"Inferred from {Path(files[0]).name!r}.")
+        write_schema_file(Path(written), schema.source, f"Inferred from {files[0].name!r}.")
     return schema
 
 

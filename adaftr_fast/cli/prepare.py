@@ -7,7 +7,7 @@ from typing import Literal
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser
+from adaftr_fast.cli.options import Parser, place
 from adaftr_fast.errors import DataError
 
 DESCRIPTION = "Convert raw logs, parquet or text, to a prepared folder."
@@ -43,7 +43,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--write_schema", type=Path | None, help=written)
     parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of unreadable rows in text files")
     grow = "a prepared folder of the same fields whose ids are kept; new values get new ids"
-    parser.add_argument("--grow", type=Path | None, help=grow)
+    parser.add_argument("--grow", type=place, help=grow)
     engine = "what runs the steps: local, this process, or ray, a Ray cluster"
     parser.add_argument("--engine", type=Literal["local", "ray"], default="local", help=engine)
     address = "with --engine ray: HOST:PORT of the cluster (default: auto, the one of this machine)"
@@ -52,7 +52,7 @@ def add_arguments(parser: Parser) -> None:
         "into how many shards the rows are divided (default: 1, with --engine ray one for each 512 MB of the files)"
     )
     parser.add_argument("--shards", type=int | None, help=shards)
-    parser.add_argument("--out", type=Path, required=True, help="the prepared folder")
+    parser.add_argument("--out", type=place, required=True, help="the prepared folder")
 
 
 def run(arguments: jsonargparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from adaftr_fast.data.raw.rows import Chunk, RawFile, raw_files
 from adaftr_fast.errors import DataError, ServingError
 from adaftr_fast.serving.columns import Columns
 from adaftr_fast.serving.scorer import Features, Scorer
+from adaftr_fast.stores import AnyPath, as_path
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Report:
 
 def predict(
     scorer: Scorer,
-    files: Sequence[str | Path],
+    files: Sequence[str | AnyPath],
     out: Path,
     columns: Columns,
     *,
@@ -90,13 +91,15 @@ def predict(
     return Report(scored, account, time.perf_counter() - start)
 
 
-def _check_place(out: Path, files: Sequence[str | Path]) -> None:
+def _check_place(out: Path, files: Sequence[str | AnyPath]) -> None:
     """Raises ServingError if ``out`` has the name of a text file, is a folder, an input, or in an input folder."""
     if is_text(out):
         raise ServingError(f"{out}: scores are written as parquet; name the file .parquet")
     if out.is_dir():
         raise ServingError(f"{out}: expected a file name, got a folder")
-    for file in map(Path, files):
+    for file in map(as_path, files):
+        if not isinstance(file, Path):
+            continue
         if out.resolve() == file.resolve():
             raise ServingError(f"{out}: is one of the inputs")
         if file.is_dir() and file.resolve() in out.resolve().parents:

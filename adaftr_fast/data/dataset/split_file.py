@@ -23,6 +23,8 @@ from adaftr_fast.data.raw.source import LABEL, READ_ERRORS
 from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import AnyPath, StorePath
+from adaftr_fast.stores.parquet import parquet_source, read_row_groups
 
 GROUP = "group:id"  # column of the group number; the colon prevents a clash with field and task names
 WEIGHT = "weight:value"
@@ -39,7 +41,7 @@ def write_split(
     schema: Schema,
     encoders: dict[str, Encoder],
     groups: Groups | None,
-    raw: Path,
+    raw: AnyPath,
     batches: Iterator[pa.RecordBatch],
     path: Path,
     check: Callable[[], None],
@@ -78,7 +80,7 @@ def split_info(path: Path) -> SplitInfo:
     return from_json(SplitInfo, loads(pq.read_metadata(path).metadata[INFO.encode()]))
 
 
-def read_split(folder: Path, manifest: Manifest, split: str, columns: list[str] | None = None) -> pa.Table:
+def read_split(folder: AnyPath, manifest: Manifest, split: str, columns: list[str] | None = None) -> pa.Table:
     """Reads a split into memory: all columns, or those of ``columns`` that it has.
 
     Raises:
@@ -91,9 +93,12 @@ def read_split(folder: Path, manifest: Manifest, split: str, columns: list[str] 
     return pa.concat_tables(tables)
 
 
-def _read(path: Path, columns: list[str] | None) -> pa.Table:
+def _read(path: AnyPath, columns: list[str] | None) -> pa.Table:
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True).read(columns)
+        file = pq.ParquetFile(parquet_source(path), page_checksum_verification=True)
+        if isinstance(path, StorePath):
+            return read_row_groups(path, path.stat(), file.metadata, range(file.num_row_groups), columns)
+        return file.read(columns)
     except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 
@@ -109,7 +114,7 @@ def _columns(schema: Schema) -> pa.Schema:
 
 
 def _encode(
-    schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, raw: Path, batch: pa.RecordBatch
+    schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, raw: AnyPath, batch: pa.RecordBatch
 ) -> dict[str, pa.Array]:
     try:
         return _encode_columns(schema, encoders, groups, batch)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from adaftr_fast.data.raw.source import data_files
 from adaftr_fast.errors import DataError, EngineError
+from adaftr_fast.stores import AnyPath
 
 State = list[tuple[str, int, int]]
 VISIBLE_SECONDS = 60.0  # in which a file of another machine must appear on a shared file system
@@ -19,11 +21,11 @@ POLL_SECONDS = 0.5
 class InputFiles:
     """The input files by role, and the name, size and modification time that every file had when the run started."""
 
-    paths: dict[str, Path]
+    paths: dict[str, AnyPath]
     state: State
 
     @classmethod
-    def found(cls, paths: dict[str, Path]) -> InputFiles:
+    def found(cls, paths: dict[str, AnyPath]) -> InputFiles:
         """Returns the files as they are now. Raises DataError if one is missing."""
         return cls(paths, _state(_files(paths)))
 
@@ -32,13 +34,13 @@ class InputFiles:
         """Bytes of all files."""
         return sum(size for _, size, _ in self.state)
 
-    def files(self) -> list[Path]:
+    def files(self) -> list[AnyPath]:
         """Returns all files, those of a folder in reading order."""
         return _files(self.paths)
 
     def absolute(self) -> InputFiles:
         """Returns the same files under names for processes with another current folder."""
-        return InputFiles({role: path.absolute() for role, path in self.paths.items()}, self.state)
+        return InputFiles(absolute_paths(self.paths), self.state)
 
     def check(self) -> None:
         """Raises DataError if a file has changed since this object was created."""
@@ -58,7 +60,7 @@ class InputFiles:
             )
 
 
-def check_seen(path: Path, patience: float = 0.0) -> None:
+def check_seen(path: AnyPath, patience: float = 0.0) -> None:
     """Raises EngineError, which names this machine, if it does not see a file or folder within ``patience`` seconds."""
     end = time.monotonic() + patience
     while not path.exists():
@@ -68,10 +70,15 @@ def check_seen(path: Path, patience: float = 0.0) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _files(paths: dict[str, Path]) -> list[Path]:
+def absolute_paths(paths: Mapping[str, AnyPath]) -> dict[str, AnyPath]:
+    """Returns the same paths for processes with another current folder; those of stores are equal everywhere."""
+    return {role: path.absolute() if isinstance(path, Path) else path for role, path in paths.items()}
+
+
+def _files(paths: dict[str, AnyPath]) -> list[AnyPath]:
     return [file for path in paths.values() for file in data_files(path)]
 
 
-def _state(files: list[Path]) -> State:
+def _state(files: list[AnyPath]) -> State:
     stats = [(file.name, file.stat()) for file in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

@@ -49,13 +49,13 @@ FILES = re.compile(
 
 def prepare(
     schema: Schema,
-    files: Sequence[str | Path] | None,
-    folder: str | Path,
+    files: Sequence[str | AnyPath] | None,
+    folder: str | AnyPath,
     *,
     engine: Engine | None = None,
     shards: int | None = None,
     bad_rows: float = 0.0,
-    grow: str | Path | None = None,
+    grow: str | AnyPath | None = None,
     progress: bool = False,
 ) -> Manifest:
     """Writes ``train/validation/test.parquet``, ``schema.json`` and ``vocabulary.parquet`` to ``folder``.
@@ -77,37 +77,43 @@ def prepare(
         progress: whether to show progress bars.
 
     Raises:
+        StoreError: an input is in a store that cannot be read.
         DataError: an input is unreadable, a column is missing, too many rows are bad, a label is neither 0 nor 1, a
             split is empty, or ``folder`` holds other files.
         EngineError: the engine fails, or one of its machines does not see the files. The work already done is kept.
         BusyError: another process prepares ``folder``.
         OSError: ``folder`` cannot be written. The work already done is kept.
     """
-    folder, engine = followed(Path(folder)), engine or Local()
+    place, engine = as_path(folder), engine or Local()
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
     if shards is not None and not 1 <= shards <= MAX_SHARDS:
         raise DataError(f"shards: expected 1 to {MAX_SHARDS}, got {shards}")
     generated = None if files else schema.generate
     inputs = InputFiles.found(input_paths(schema, files or []) if generated is None else {})
-    known = None if grow is None else _ids_to_grow(schema, Path(grow))
+    known = None if grow is None else _ids_to_grow(schema, open_folder(as_path(grow)))
     parts = Shard.all(shards or (min(-(-inputs.size // SHARD_BYTES), MAX_SHARDS) or 1 if engine.remote else 1))
     digest = inputs_digest(schema, known, _digests(inputs, engine, parts, progress))
-    if (existing := _existing(folder, digest)) is not None:
-        remove_finished(folder, digest)
+    place = followed(place) if isinstance(place, Path) else open_folder(place)
+    if (existing := _existing(place, digest)) is not None:
+        if isinstance(place, Path):
+            remove_finished(place, digest)
         return existing
-    paths = inputs.paths
-    try:
-        with work_folder(folder, digest) as work:
-            if generated is not None:
-                write_log(generated, work / "generated", progress=progress)
-                paths = {schema.files[0]: work / "generated" / LOG}
-            job = Job(schema, inputs, paths, WorkFiles(work, digest), bad_rows, known is not None, engine.remote)
-            _Run(job, engine, parts, progress).run(known, digest)
-            publish(work, folder, partial(_check_replaceable, folder))
-    except OSError as error:  # errors of inputs are DataErrors
-        raise OSError(f"{folder}: cannot be written: {error}; run the same command again to resume") from error
-    return read_manifest(folder)
+    with local_folder(place, download=False) as local:
+        try:
+            with work_folder(local, digest) as work:
+                paths = inputs.paths
+                if generated is not None:
+                    write_log(generated, work / "generated", progress=progress)
+                    paths = {schema.files[0]: work / "generated" / LOG}
+                job = Job(schema, inputs, paths, WorkFiles(work, digest), bad_rows, known is not None, engine.remote)
+                _Run(job, engine, parts, progress).run(known, digest)
+                publish(work, local, partial(_check_replaceable, local))
+        except StoreError:  # of the inputs
+            raise
+        except OSError as error:  # errors of inputs are DataErrors
+            raise OSError(f"{place}: cannot be written: {error}; run the same command again to resume") from error
+        return read_manifest(local)
 
 
 @dataclass
@@ -196,14 +202,14 @@ def _digests(inputs: InputFiles, engine: Engine, shards: list[Shard], progress: 
     return {number: digest for each in found for number, digest in each.items()}
 
 
-def _ids_to_grow(schema: Schema, folder: Path) -> PreparedIds:
+def _ids_to_grow(schema: Schema, folder: AnyPath) -> PreparedIds:
     manifest = read_manifest(folder)
     if parse_schema(manifest.schema).features != schema.features:
         raise DataError(f"{folder}: its fields differ from those of data set {schema.name}, so its ids cannot be kept")
     return PreparedIds(manifest.fingerprint, read_encoders(folder, manifest), manifest.dense)
 
 
-def _existing(folder: Path, inputs: str) -> Manifest | None:
+def _existing(folder: AnyPath, inputs: str) -> Manifest | None:
     """Returns the manifest of a folder that is up to date; None if the folder is to be written.
 
     Raises:
@@ -218,13 +224,21 @@ def _existing(folder: Path, inputs: str) -> Manifest | None:
     return None
 
 
-def _check_replaceable(folder: Path) -> None:
+def _check_replaceable(folder: AnyPath) -> None:
     """Raises DataError if the folder holds anything that ``prepare`` did not write."""
     if not folder.is_dir():
         raise DataError(f"{folder}: exists and is not a folder; name another one")
-    entries = sorted(folder.iterdir())
-    if entries and not (folder / MANIFEST).is_file():
-        raise DataError(f"{folder}: exists and is not a prepared folder (it holds {entries[0].name}); name another one")
-    for entry in entries:
-        if not FILES.fullmatch(entry.name) or not entry.is_file():
-            raise DataError(f"{folder}: not replaced, because it also holds {entry.name}; name another folder")
+    entries = _entries(folder)
+    if entries and MANIFEST not in entries:
+        raise DataError(f"{folder}: exists and is not a prepared folder (it holds {entries[0]}); name another one")
+    for name in entries:
+        if not FILES.fullmatch(name) or (isinstance(folder, Path) and not (folder / name).is_file()):
+            raise DataError(f"{folder}: not replaced, because it also holds {name}; name another folder")
+
+
+def _entries(folder: AnyPath) -> list[str]:
+    if isinstance(folder, PublishedFolder):
+        return sorted(folder.state.files)
+    if isinstance(folder, StorePath):
+        return ["files that no command has published"]
+    return sorted(entry.name for entry in folder.iterdir())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from adaftr_fast._files import sha256, writing_file
@@ -18,14 +17,15 @@ from adaftr_fast.data.dataset.split_file import split_info, write_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import count_values
 from adaftr_fast.data.encode.groups import Groups
-from adaftr_fast.data.prepare.inputs import VISIBLE_SECONDS, InputFiles, check_seen
+from adaftr_fast.data.prepare.inputs import VISIBLE_SECONDS, InputFiles, absolute_paths, check_seen
 from adaftr_fast.data.prepare.work_files import WorkFiles
 from adaftr_fast.data.raw.inputs import TextInput, parquet_inputs, text_inputs
-from adaftr_fast.data.raw.source import Source
+from adaftr_fast.data.raw.source import Source, content_digest
 from adaftr_fast.data.raw.staging import check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.engines.engine import Advance
+from adaftr_fast.stores import AnyPath
 
 SHA256 = "sha256"  # key of the checksums in a result of encode
 
@@ -45,7 +45,7 @@ class Job:
 
     schema: Schema
     inputs: InputFiles
-    paths: dict[str, Path]
+    paths: dict[str, AnyPath]
     work: WorkFiles
     tolerance: float
     grows: bool
@@ -60,8 +60,7 @@ class Job:
     def for_workers(self) -> Job:
         """Returns the job for processes with another current folder, on other machines."""
         work = replace(self.work, folder=self.work.folder.absolute())
-        paths = {role: path.absolute() for role, path in self.paths.items()}
-        return replace(self, inputs=self.inputs.absolute(), paths=paths, work=work, remote=True)
+        return replace(self, inputs=self.inputs.absolute(), paths=absolute_paths(self.paths), work=work, remote=True)
 
     def texts(self) -> list[list[TextInput]]:
         """Returns the text files to stage, in rounds."""
@@ -86,7 +85,7 @@ def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance)
         inputs.check_seen()
     digests = {}
     for number, path in list(enumerate(inputs.files()))[shard.stride]:
-        digests[str(number)] = sha256(path)
+        digests[str(number)] = content_digest(path)
         advance(path.stat().st_size)
     return digests
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,12 +17,13 @@ import pyarrow.dataset as ds
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.raw.inputs import is_text, read_header
 from adaftr_fast.data.raw.lists import find_separator
-from adaftr_fast.data.raw.source import PARQUET, READ_ERRORS, check_names, listed
+from adaftr_fast.data.raw.source import READ_ERRORS, listed, open_dataset
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.raw.text import parse_block
 from adaftr_fast.data.raw.times import unsorted_times
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import AnyPath, as_path
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
 SAMPLE_ROWS = 10_000  # first rows that tell ids from numbers, and lists from text
@@ -34,7 +34,7 @@ ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uid|gid|user|item|hash|key)$|[a-z](Id
 
 
 def infer_schema(
-    path: str | Path,
+    path: str | AnyPath,
     labels: Sequence[str],
     *,
     group: str | None = None,
@@ -69,7 +69,7 @@ def infer_schema(
             sort by time, or ``multi`` names a column that is no field, holds lists already, or cannot hold the
             separator.
     """
-    path = Path(path)
+    path = as_path(path)
     dataset = _open(path)
     for column in (*labels, *ignore, *multi, *(each for each in (group, time, weight) if each)):
         if column not in dataset.schema.names:
@@ -92,18 +92,16 @@ def infer_schema(
     return source | {"fields": {name: field for name, field in fields.items() if field}}
 
 
-def _open(path: Path) -> ds.Dataset:
+def _open(path: AnyPath) -> ds.Dataset:
     if not path.exists():
         raise DataError(f"{path}: no such file")
     try:
         if not is_text(path):
-            dataset = ds.dataset(path, format=PARQUET)
-            check_names(dataset.schema)
-            return dataset
+            return open_dataset(path)
         _, delimiter = read_header(path)
         # Preparation counts the rows with too many or too few columns.
         options = csv.ParseOptions(delimiter=delimiter, invalid_row_handler=lambda row: "skip")
-        return ds.dataset(path, format=ds.CsvFileFormat(parse_options=options))
+        return open_dataset(path, ds.CsvFileFormat(parse_options=options))
     except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {error}") from error
 
@@ -117,7 +115,7 @@ def _field(kind: pa.DataType) -> Any:
     return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
 
 
-def _sample(path: Path, dataset: ds.Dataset, columns: list[str]) -> pa.Table:
+def _sample(path: AnyPath, dataset: ds.Dataset, columns: list[str]) -> pa.Table:
     """Returns the first rows of columns, those of a text file as they are written."""
     try:
         rows = _as_text(path, columns) if is_text(path) else dataset.head(SAMPLE_ROWS, columns=columns)
@@ -151,7 +149,7 @@ def _ids(rows: pa.Table, columns: list[str]) -> dict[str, str]:
     return found
 
 
-def _check_multi(path: Path, schema: pa.Schema, fields: Mapping[str, Any], multi: Mapping[str, str]) -> None:
+def _check_multi(path: AnyPath, schema: pa.Schema, fields: Mapping[str, Any], multi: Mapping[str, str]) -> None:
     for name, separator in multi.items():
         if not isinstance(separator, str):
             raise DataError(f"multi: {name}: expected a separator, or '' for one value, got {separator!r}")
@@ -166,7 +164,7 @@ def _holds_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _lists(path: Path, rows: pa.Table, texts: Sequence[str], multi: Mapping[str, str]) -> dict[str, Any]:
+def _lists(path: AnyPath, rows: pa.Table, texts: Sequence[str], multi: Mapping[str, str]) -> dict[str, Any]:
     """Returns the fields of text that holds lists: those of ``multi``, and those of ``texts`` whose first rows show it.
 
     Args:
@@ -189,14 +187,14 @@ def _lists(path: Path, rows: pa.Table, texts: Sequence[str], multi: Mapping[str,
     return fields
 
 
-def _texts(path: Path, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+def _texts(path: AnyPath, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
         return values.cast(pa.string())
     except pa.ArrowException as error:
         raise DataError(f"{path}: multi: {name}: expected a column of text, got {values.type}") from error
 
 
-def _as_text(path: Path, columns: list[str]) -> pa.Table:
+def _as_text(path: AnyPath, columns: list[str]) -> pa.Table:
     """Returns the first rows of columns of a text file as they are written."""
     names, delimiter = read_header(path)
     rows = next(blocks(path), b"").partition(b"\n")[2]
@@ -214,7 +212,7 @@ def _by_hash(group: str | None) -> dict[str, Any]:
     return {split: {"hash": column | {"start": start, "stop": stop}} for split, (start, stop) in bounds.items()}
 
 
-def _by_time(path: Path, dataset: ds.Dataset, time: str) -> dict[str, Any]:
+def _by_time(path: AnyPath, dataset: ds.Dataset, time: str) -> dict[str, Any]:
     """Splits at exact quantiles of the column. Rows with the same time are in the same split."""
     kind = dataset.schema.field(time).type
     counts = ValueCounts(kind)
@@ -240,7 +238,7 @@ def _by_time(path: Path, dataset: ds.Dataset, time: str) -> dict[str, Any]:
     }
 
 
-def _check_times(path: Path, time: str, values: pa.ChunkedArray) -> None:
+def _check_times(path: AnyPath, time: str, values: pa.ChunkedArray) -> None:
     if unsorted := unsorted_times(values):
         expected = "expected numbers, timestamps, or text of one form of ISO 8601, which sorts by time"
         raise DataError(f"{path}: time {time}: {expected}; got {' and '.join(map(repr, unsorted))}")

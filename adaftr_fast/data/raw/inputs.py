@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pyarrow as pa
 
@@ -19,6 +19,7 @@ from adaftr_fast.data.raw.text import parse_block
 from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Condition, Schema
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import AnyPath
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 DELIMITERS = ",\t;|"  # the delimiter is the one that occurs most often in the header
@@ -33,13 +34,13 @@ class TextInput:
         parse: returns the function that parses a block.
     """
 
-    path: Path
+    path: AnyPath
     folder: Path
     parse: Callable[[], Parse]
     header_lines: int
 
 
-def text_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[TextInput]]:
+def text_inputs(schema: Schema, paths: Mapping[str, AnyPath], work: Path) -> list[list[TextInput]]:
     """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds staged.
 
     Raises:
@@ -51,19 +52,19 @@ def text_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> list[list
     return [texts] if texts else []
 
 
-def parquet_inputs(schema: Schema, paths: dict[str, Path], work: Path) -> dict[str, Path]:
+def parquet_inputs(schema: Schema, paths: Mapping[str, AnyPath], work: Path) -> dict[str, AnyPath]:
     """Returns a parquet file or folder per role, once all text files are staged in ``work``."""
     roles = {role: path for role, path in paths.items() if not (schema.format and role.startswith(COMMON))}
     return {role: work / role if schema.format or is_text(path) else path for role, path in roles.items()}
 
 
-def is_text(path: Path) -> bool:
+def is_text(path: AnyPath) -> bool:
     """Returns whether the file name ends as delimited text, compressed or not."""
-    name = path.with_suffix("") if path.suffix in COMPRESSIONS else path
-    return name.suffix in TEXT_SUFFIXES
+    name = PurePath(path.name)
+    return (name.with_suffix("") if name.suffix in COMPRESSIONS else name).suffix in TEXT_SUFFIXES
 
 
-def _aliccp(schema: Schema, paths: dict[str, Path], work: Path) -> list[list[TextInput]]:
+def _aliccp(schema: Schema, paths: Mapping[str, AnyPath], work: Path) -> list[list[TextInput]]:
     fields = field_columns(schema)
     fields += [schema.group] if schema.group and schema.group not in fields else []
     lists = list_columns(schema)
@@ -89,7 +90,7 @@ def list_columns(schema: Schema) -> list[str]:
     return sorted({column for field in schema.fields if field.tokens for column in field.columns})
 
 
-def _delimited(schema: Schema, path: Path, folder: Path) -> TextInput:
+def _delimited(schema: Schema, path: AnyPath, folder: Path) -> TextInput:
     names, delimiter = read_header(path)
     check_columns(schema, path, names)
     labels = [label.column for label in schema.labels if label.column is not None]
@@ -147,7 +148,7 @@ def _operand_type(operand: object, discrete: bool) -> pa.DataType:
     return next((type_ for python_type, type_ in types.items() if isinstance(operand, python_type)), pa.string())
 
 
-def read_header(path: Path) -> tuple[list[str], str]:
+def read_header(path: AnyPath) -> tuple[list[str], str]:
     """Reads the column names and the delimiter of a text file.
 
     Raises:

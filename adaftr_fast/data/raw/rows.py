@@ -6,18 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, parse_rows, read_header
-from adaftr_fast.data.raw.source import BATCH_ROWS, PARQUET, READ_ERRORS, check_names, coalesced, listed
+from adaftr_fast.data.raw.source import BATCH_ROWS, READ_ERRORS, coalesced, data_files, listed, open_dataset
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import AnyPath, as_path
 
 Parse = Callable[[], tuple[pa.Table, BadRows]]
 
@@ -32,7 +31,7 @@ class Chunk:
         size: approximate share of the file in bytes.
     """
 
-    path: Path
+    path: AnyPath
     parse: Parse
     first_line: int
     size: int
@@ -48,13 +47,13 @@ class RawFile:
         chunks: iterates over the rows in chunks.
     """
 
-    path: Path
+    path: AnyPath
     size: int
     types: dict[str, pa.DataType]
     chunks: Callable[[], Iterator[Chunk]]
 
 
-def raw_files(schema: Schema, files: Sequence[str | Path], keep: Sequence[str] = ()) -> list[RawFile]:
+def raw_files(schema: Schema, files: Sequence[str | AnyPath], keep: Sequence[str] = ()) -> list[RawFile]:
     """Opens the inputs of a schema: parquet files, folders of parquet files, or text.
 
     For format ``aliccp``, the files are pairs SKELETON COMMON.
@@ -65,7 +64,7 @@ def raw_files(schema: Schema, files: Sequence[str | Path], keep: Sequence[str] =
     Raises:
         DataError: a file is missing or unreadable, or a column is missing. Iterating over chunks raises it too.
     """
-    paths = [Path(file) for file in files]
+    paths = [as_path(file) for file in files]
     for path in paths:
         if not path.exists():
             raise DataError(f"{path}: no such file")
@@ -76,11 +75,10 @@ def raw_files(schema: Schema, files: Sequence[str | Path], keep: Sequence[str] =
     return [_aliccp(schema, *pair, keep) for pair in zip(paths[::2], paths[1::2])]
 
 
-def _parquet(schema: Schema, path: Path, keep: Sequence[str]) -> RawFile:
+def _parquet(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
     with _data_errors(path):
-        dataset = ds.dataset(path, format=PARQUET)
-        check_names(dataset.schema)
-        rows, size = max(1, dataset.count_rows()), sum(Path(file).stat().st_size for file in dataset.files)
+        dataset = open_dataset(path)
+        rows, size = max(1, dataset.count_rows()), sum(file.stat().st_size for file in data_files(path))
     _check_columns(schema, path, dataset.schema.names, keep)
     columns = list(dict.fromkeys([*field_columns(schema), *keep]))
 
@@ -99,7 +97,7 @@ def _parsed_table(table: pa.Table) -> tuple[pa.Table, BadRows]:
     return table, BadRows(rows=table.num_rows)
 
 
-def _text(schema: Schema, path: Path, keep: Sequence[str]) -> RawFile:
+def _text(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
     names, delimiter = read_header(path)
     _check_columns(schema, path, names, keep)
     known = column_types(schema)
@@ -109,7 +107,7 @@ def _text(schema: Schema, path: Path, keep: Sequence[str]) -> RawFile:
     return RawFile(path, path.stat().st_size, {column: types[column] for column in keep}, chunks)
 
 
-def _aliccp(schema: Schema, skeleton: Path, common: Path, keep: Sequence[str]) -> RawFile:
+def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[str]) -> RawFile:
     for column in keep:
         if column not in aliccp.SKELETON[:-1]:
             raise DataError(f"{skeleton}: no column {column!r}; expected one of {', '.join(aliccp.SKELETON[:-1])}")
@@ -128,7 +126,7 @@ def _aliccp(schema: Schema, skeleton: Path, common: Path, keep: Sequence[str]) -
 
 
 def _text_chunks(
-    path: Path, parse: Callable[[bytes], tuple[pa.Table, BadRows]], *, header_lines: int
+    path: AnyPath, parse: Callable[[bytes], tuple[pa.Table, BadRows]], *, header_lines: int
 ) -> Iterator[Chunk]:
     line = 0
     for block in blocks(path):
@@ -138,14 +136,14 @@ def _text_chunks(
         line += block.count(b"\n")
 
 
-def _check_columns(schema: Schema, path: Path, names: Sequence[str], keep: Sequence[str]) -> None:
+def _check_columns(schema: Schema, path: AnyPath, names: Sequence[str], keep: Sequence[str]) -> None:
     found = dict.fromkeys(names)
     if missing := [column for column in [*field_columns(schema), *keep] if column not in found]:
         raise DataError(f"{path}: no column {listed(map(repr, missing))}; the file has {listed(found)}")
 
 
 @contextmanager
-def _data_errors(path: Path) -> Iterator[None]:
+def _data_errors(path: AnyPath) -> Iterator[None]:
     try:
         yield
     except READ_ERRORS as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -17,10 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from adaftr_fast._files import sha256
 from adaftr_fast.data import hashing
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule
 from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import AnyPath, StorePath, as_path
 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
 BATCH_ROWS = 1 << 17
@@ -61,7 +64,7 @@ class Source:
         DataError: a file is missing or not readable as parquet, or a column is missing.
     """
 
-    def __init__(self, schema: Schema, paths: dict[str, Path], shard: Shard = UNSHARDED) -> None:
+    def __init__(self, schema: Schema, paths: Mapping[str, AnyPath], shard: Shard = UNSHARDED) -> None:
         self.schema, self.paths = schema, paths
         self._datasets: dict[str, ds.Dataset] = {}
         self._preceding: dict[str, ds.Dataset] = {}  # rows of the preceding shards, which row numbers count
@@ -192,7 +195,7 @@ def check_names(schema: pa.Schema) -> None:
     _ = schema.names, [str(kind) for kind in schema.types]
 
 
-def check_columns(schema: Schema, path: Path, names: Iterable[str]) -> None:
+def check_columns(schema: Schema, path: AnyPath, names: Iterable[str]) -> None:
     """Raises DataError if ``names``, the columns of a file, lack one that the schema reads."""
     found = dict.fromkeys(names)
     if missing := [column for column in schema.columns() if column not in found]:
@@ -249,39 +252,58 @@ def _condition(where: Condition | None) -> pc.Expression:
     return pc.scalar(True) if where is None else pc.coalesce(pq.filters_to_expression(where), pc.scalar(False))
 
 
-def input_paths(schema: Schema, files: Sequence[str | Path]) -> dict[str, Path]:
+def input_paths(schema: Schema, files: Sequence[str | AnyPath]) -> dict[str, AnyPath]:
     """Returns the input files by role, or the file in the package if none is given.
 
     Raises:
         DataError: the number of files does not match the schema.
+        StoreError: a URL is none of a store that can be read.
     """
     if not files and schema.shipped is not None:
         files = [str(SHIPPED / schema.shipped)]
     if len(files) != len(schema.files):
         roles = " ".join(role.upper() for role in schema.files)
         raise DataError(f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got {len(files)}")
-    return {role: Path(file) for role, file in zip(schema.files, files)}
+    return {role: as_path(file) for role, file in zip(schema.files, files)}
 
 
-def data_files(path: Path) -> list[Path]:
+def data_files(path: AnyPath) -> list[AnyPath]:
     """Returns the file itself, or all files of a folder in reading order, except hidden ones."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
-    return [Path(file) for file in _open(path).files] if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    return [*path.files()] if isinstance(path, StorePath) else [Path(file) for file in _open(path).files]
 
 
-def _open(path: Path) -> ds.Dataset:
+def content_digest(path: AnyPath) -> str:
+    """Returns a SHA-256 that tells a file from others: of its content, or of URL, size and time of one in a store."""
+    if isinstance(path, Path):
+        return sha256(path)
+    stat = path.stat()
+    return hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+
+
+def open_dataset(path: AnyPath, format: ds.FileFormat = PARQUET) -> ds.Dataset:
+    """Opens a file or a folder of files for scans. Raises one of ``READ_ERRORS``."""
+    if isinstance(path, Path):
+        dataset = ds.dataset(path, format=format)
+    else:
+        dataset = ds.dataset(path.key, filesystem=path.filesystem, format=format)
+    check_names(dataset.schema)
+    return dataset
+
+
+def _open(path: AnyPath) -> ds.Dataset:
     if not path.exists():
         raise DataError(f"{path}: no such file")
     try:
-        dataset = ds.dataset(path, format=PARQUET)
-        check_names(dataset.schema)
-        return dataset
+        return open_dataset(path)
     except READ_ERRORS as error:
         raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
 
 
-def _shard_row_groups(path: Path, whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.Dataset]:
+def _shard_row_groups(path: AnyPath, whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.Dataset]:
     """Returns the row groups of a shard, and those of all shards before it."""
 
     def dataset(row_groups: Iterable[ds.Fragment]) -> ds.Dataset:

@@ -10,6 +10,8 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import BinaryIO
@@ -24,17 +26,19 @@ from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.engines.engine import Advance
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import AnyPath, StorePath
 
 BLOCK_BYTES = 16 << 20
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")  # suffixes from which Arrow detects the compression
 SEARCH_BYTES = 1 << 16  # read at a time when searching for a line end
 POLL_SECONDS = 0.5
 BAD_ROWS, LINES = b"bad_rows", b"lines"  # metadata keys of a staged block
+ReadRange = Callable[[int, int], bytes]
 Parse = Callable[[bytes], tuple[pa.Table, BadRows]]
 """Parses a block of whole lines to rows and a report of bad rows, lines counted from 1."""
 
 
-def blocks(path: Path) -> Iterator[bytes]:
+def blocks(path: AnyPath) -> Iterator[bytes]:
     """Yields a text file, decompressed, in blocks of whole lines.
 
     Raises:
@@ -42,7 +46,7 @@ def blocks(path: Path) -> Iterator[bytes]:
     """
     rest = b""
     try:
-        with pa.input_stream(str(path)) as stream:
+        with _text_stream(path) as stream:
             while data := stream.read(BLOCK_BYTES):
                 data = rest + data
                 end = data.rfind(b"\n") + 1
@@ -57,7 +61,7 @@ def blocks(path: Path) -> Iterator[bytes]:
         yield rest
 
 
-def numbered_blocks(path: Path, shard: Shard = UNSHARDED) -> Iterator[tuple[int, bytes]]:
+def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED) -> Iterator[tuple[int, bytes]]:
     """Yields the blocks of a shard with their numbers. Compressed text is decompressed as a whole by every shard.
 
     Raises:
@@ -67,39 +71,56 @@ def numbered_blocks(path: Path, shard: Shard = UNSHARDED) -> Iterator[tuple[int,
         yield from islice(enumerate(blocks(path)), shard.number - 1, None, shard.count)
         return
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
+        with _ranges(path) as (size, read):
+            line_start = lru_cache(1)(partial(_line_start, path, read))  # the end of a block is the start of the next
             for number in range(-(-size // BLOCK_BYTES))[shard.stride]:
                 end = (number + 1) * BLOCK_BYTES
-                start, end = (_line_start(file, number * BLOCK_BYTES), size if end >= size else _line_start(file, end))
+                start, end = (line_start(number * BLOCK_BYTES), size if end >= size else line_start(end))
+                if end - start > 4 * BLOCK_BYTES:
+                    raise DataError(f"{path}: found no line end in {end - start:,} bytes")
                 if end > start:
-                    yield number, _read(file, start, end)
+                    yield number, read(start, end)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
+def _text_stream(path: AnyPath) -> pa.NativeFile:
+    """Opens a text file to be read from its start, decompressed."""
+    if isinstance(path, Path):
+        return pa.input_stream(str(path))
+    compression = pa.Codec.detect(path.name).name if path.suffix in COMPRESSIONS else None
+    return pa.input_stream(path.open(), compression=compression)
+
+
+@contextmanager
+def _ranges(path: AnyPath) -> Iterator[tuple[int, ReadRange]]:
+    """Yields the size of a file, and a function that reads from one position to another; in a store by one request."""
+    if isinstance(path, StorePath):
+        yield path.stat().st_size, path.read_range
+    else:
+        with path.open("rb") as file:
+            yield file.seek(0, os.SEEK_END), partial(_read, file)
+
+
 def _read(file: BinaryIO, start: int, end: int) -> bytes:
-    if end - start > 4 * BLOCK_BYTES:
-        raise DataError(f"{file.name}: found no line end in {end - start:,} bytes")
     file.seek(start)
     return file.read(end - start)
 
 
-def _line_start(file: BinaryIO, position: int) -> int:
+def _line_start(path: AnyPath, read: ReadRange, position: int) -> int:
     """Returns the position after the last line end before ``position``; 0 if there is none."""
     for end in range(position, 0, -SEARCH_BYTES):
         start = max(0, end - SEARCH_BYTES)
-        file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
+        found = read(start, end).rfind(b"\n")
         if found >= 0:
             return start + found + 1
         if position - start > 4 * BLOCK_BYTES:
-            raise DataError(f"{file.name}: found no line end in {position - start:,} bytes")
+            raise DataError(f"{path}: found no line end in {position - start:,} bytes")
     return 0
 
 
 def stage(
-    path: Path,
+    path: AnyPath,
     folder: Path,
     parse: Parse,
     *,
@@ -145,7 +166,7 @@ def stage(
     return count
 
 
-def _lines_before(path: Path, number: int) -> int:
+def _lines_before(path: AnyPath, number: int) -> int:
     preceding = takewhile(lambda numbered: numbered[0] < number, numbered_blocks(path))
     return sum(block.count(b"\n") for _, block in preceding)
 
@@ -163,7 +184,7 @@ def check_staged(folder: Path, blocks: int, patience: float = 0.0) -> None:
         raise OSError(f"{folder}: expected {blocks} staged files, found {found}")
 
 
-def staged_bad_rows(path: Path, folder: Path, *, header_lines: int, tolerance: float) -> BadRows:
+def staged_bad_rows(path: AnyPath, folder: Path, *, header_lines: int, tolerance: float) -> BadRows:
     """Returns the bad rows of a file of which all shards are staged.
 
     Raises:

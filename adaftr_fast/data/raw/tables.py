@@ -16,6 +16,7 @@ from adaftr_fast._files import followed, make_folder
 from adaftr_fast._publish import publisher_lock, remove
 from adaftr_fast.data.raw.source import BATCH_ROWS, coalesced
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import AnyPath, StorePath, as_path
 
 FOLDER = ".tables"  # how the name of the folder of tables ends
 INDEX = re.compile(r"__index_level_\d+__")  # the columns that pandas makes of an index without a name
@@ -29,12 +30,12 @@ class ArrowStream(Protocol):
         """Returns an Arrow C stream in a capsule."""
 
 
-Input = str | os.PathLike[str] | ArrowStream
+Input = str | os.PathLike[str] | StorePath | ArrowStream
 Inputs = Iterable[Input] | Input
 
 
 @contextmanager
-def input_files(inputs: Inputs, out: Path) -> Iterator[list[Path]]:
+def input_files(inputs: Inputs, out: Path) -> Iterator[list[AnyPath]]:
     """Provides inputs as files during the block. Tables become ``table.parquet``, ``table-2.parquet`` and so on.
 
     Dictionaries become plain values and views plain text or lists. Columns of an index without a name are left out.
@@ -52,7 +53,7 @@ def input_files(inputs: Inputs, out: Path) -> Iterator[list[Path]]:
     """
     listed = list_inputs(inputs)
     if not holds_tables(listed):
-        yield [Path(each) for each in listed if not isinstance(each, ArrowStream)]
+        yield [as_path(each) for each in listed if not isinstance(each, ArrowStream)]
         return
     out = followed(out)
     folder = out.with_name(f".{out.name}{FOLDER}")
@@ -71,9 +72,11 @@ def input_files(inputs: Inputs, out: Path) -> Iterator[list[Path]]:
             remove(folder)
 
 
-def shown(path: Path) -> str:
+def shown(path: AnyPath) -> str:
     """Returns the name of an input in messages: "the table" in place of the file of one, else the path."""
-    return f"the {path.stem.replace('-', ' ')}" if path.parent.name.endswith(FOLDER) else str(path)
+    if isinstance(path, Path) and path.parent.name.endswith(FOLDER):
+        return f"the {path.stem.replace('-', ' ')}"
+    return str(path)
 
 
 def holds_tables(inputs: list[Input]) -> bool:
@@ -87,19 +90,19 @@ def list_inputs(inputs: Inputs) -> list[Input]:
     Raises:
         TypeError: an input is neither a path nor a table.
     """
-    if isinstance(inputs, str | os.PathLike | ArrowStream) or not isinstance(inputs, Iterable):
+    if isinstance(inputs, str | os.PathLike | StorePath | ArrowStream) or not isinstance(inputs, Iterable):
         inputs = [inputs]
     listed = list(inputs)
     for each in listed:
-        if not isinstance(each, str | os.PathLike | ArrowStream):
+        if not isinstance(each, str | os.PathLike | StorePath | ArrowStream):
             expected = "paths, or tables with __arrow_c_stream__ (pandas 2.2, Polars 1 or PyArrow)"
             raise TypeError(f"files: expected {expected}, got {type(each).__module__}.{type(each).__qualname__}")
     return listed
 
 
-def _file(source: Input, folder: Path, number: int) -> Path:
+def _file(source: Input, folder: Path, number: int) -> AnyPath:
     if not isinstance(source, ArrowStream):
-        return Path(source)
+        return as_path(source)
     path = _place(folder, number)
     try:
         _write(pa.RecordBatchReader.from_stream(source), path)

@@ -1,0 +1,200 @@
+"""Raw inputs in a store give what local ones give."""
+
+import bz2
+import gzip
+import pickle
+from itertools import count
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+import adaftr_fast
+from adaftr_fast.cli import main
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.raw import source, staging
+from adaftr_fast.data.raw.infer import infer_schema
+from adaftr_fast.data.raw.source import content_digest, data_files
+from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.data.shard import Shard
+from adaftr_fast.data.synthetic.log import LogConfig
+from adaftr_fast.data.synthetic.raw import write_raw
+from adaftr_fast.errors import DataError, StoreError
+from adaftr_fast.stores import as_path
+from tests.logs import shop_log
+from tests.stores.files import content, put
+
+ROLES = {"group": "user", "time": "time"}
+FORMS = ["log.parquet", "files", "log.csv", "log.csv.gz", "log.tsv.bz2"]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    folder, table = tmp_path_factory.mktemp("log"), shop_log(3000, 60)
+    pq.write_table(table, folder / "log.parquet", row_group_size=400)
+    for number, name in enumerate(["b/2.parquet", "B.parquet", "a.parquet", "b/10.parquet", "b-1.parquet"]):
+        (folder / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.slice(600 * number, 600), folder / "files" / name, row_group_size=250)
+    for name in (".a.parquet", "b/_SUCCESS", "_temporary/x.parquet"):  # what is left out
+        (folder / "files" / name).parent.mkdir(exist_ok=True)
+        (folder / "files" / name).write_text("no parquet")
+    pa.csv.write_csv(table, folder / "log.csv")
+    (folder / "log.csv.gz").write_bytes(gzip.compress((folder / "log.csv").read_bytes()))
+    tabs = (folder / "log.csv").read_text().replace(",", "\t").encode()
+    (folder / "log.tsv.bz2").write_bytes(bz2.compress(tabs))
+    (folder / "log.tsv.zst").write_bytes(pa.Codec("zstd").compress(tabs, asbytes=True))
+    (folder / "log.csv.lz4").write_bytes(pa.Codec("lz4").compress((folder / "log.csv").read_bytes(), asbytes=True))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(staging, "BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(staging, "SEARCH_BYTES", 64)
+    monkeypatch.setattr(source, "BATCH_ROWS", 500)
+
+
+def inferred(path):
+    return parse_schema(infer_schema(path, ["click", "conversion"], **ROLES) | {"name": "log"})
+
+
+@pytest.fixture(scope="module")
+def schema(log):
+    return inferred(log / "log.parquet")
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_what_is_prepared_is_the_same(url, log, tmp_path, name):
+    remote = put(log / name, f"{url}/{name}")
+    schema = inferred(remote)
+    assert schema == inferred(log / name)
+    prepare(schema, [log / name], tmp_path / "local")
+    prepare(schema, [remote], tmp_path / "remote")
+    assert content(tmp_path / "remote") == content(tmp_path / "local")
+
+
+@pytest.mark.parametrize("name", ["files", "log.csv", "log.csv.gz", "log.tsv.zst", "log.csv.lz4"])
+def test_shards_of_the_rows(url, log, schema, name):
+    remote = put(log / name, f"{url}/{name}")
+    for number in range(1, 4):
+        shard = Shard(number, 3)
+        if name == "files":
+            ours, theirs = (source.Source(schema, {"data": as_path(each)}, shard) for each in (remote, log / name))
+            ours, theirs = (list(each.scan("train", only="user")) for each in (ours, theirs))
+        else:
+            ours, theirs = (list(staging.numbered_blocks(as_path(each), shard)) for each in (remote, log / name))
+        assert ours == theirs
+        assert ours
+
+
+def test_ali_ccp(url, tmp_path):
+    config = LogConfig(rows=1500, users=40, items=20, list_scale=0.05, rates={"click": 0.3, "conversion": 0.2})
+    files = write_raw(config, tmp_path / "raw")
+    schema = parse_schema(load_schema("aliccp").source | {"defaults": {"min_count": 1}})
+    prepare(schema, files, tmp_path / "local")
+    prepare(schema, [put(file, f"{url}/{file.name}") for file in files], tmp_path / "remote")
+    assert content(tmp_path / "remote") == content(tmp_path / "local")
+
+
+def test_the_python_api(url, log, tmp_path):
+    remote = put(log / "log.csv", f"{url}/log.csv")
+    labels = ["click", "conversion"]
+    data = adaftr_fast.prepare(remote, tmp_path / "remote", labels=labels, progress=False, **ROLES)
+    adaftr_fast.prepare(as_path(remote), tmp_path / "path", labels=labels, progress=False, **ROLES)
+    adaftr_fast.prepare(log / "log.csv", tmp_path / "local", labels=labels, progress=False, **ROLES)
+    assert content(data.folder) == content(tmp_path / "path") == content(tmp_path / "local")
+
+
+def test_the_order_of_a_folder(url, log):
+    remote = as_path(put(log / "files", f"{url}/files"))
+    names = [path.relative_to(log / "files").as_posix() for path in data_files(log / "files")]
+    assert [str(path) for path in data_files(remote)] == [f"{url}/files/{name}" for name in names]
+    ours, theirs = ([path.read_bytes() for path in data_files(each)] for each in (remote, log / "files"))
+    assert ours == theirs
+    assert [pickle.loads(pickle.dumps(path)).stat() for path in data_files(remote)] == [
+        (remote / name).stat() for name in names
+    ]
+
+
+def test_digests_tell_files_apart_without_reading_them(url, log, faults):
+    path = as_path(put(log / "log.csv", f"{url}/log.csv"))
+    other = as_path(put(log / "log.csv", f"{url}/other.csv"))
+    faults.requests.clear()
+    assert content_digest(path) == content_digest(as_path(f"{url}/log.csv")) != content_digest(other)
+    assert len(content_digest(path)) == 64
+    assert not [method for method, _ in faults.requests if method == "GET"]
+
+
+def test_a_prepared_folder_is_known_by_the_state_of_its_inputs(url, log, schema, tmp_path, faults):
+    remote = put(log / "log.parquet", f"{url}/log.parquet")
+    first = prepare(schema, [remote], tmp_path / "out")
+    faults.requests.clear()
+    assert prepare(schema, [remote], tmp_path / "out") == first
+    assert not [path for method, path in faults.requests if method == "GET" and path.endswith("log.parquet")]
+    pq.write_table(shop_log(3000, 61), tmp_path / "new.parquet")
+    put(tmp_path / "new.parquet", remote)
+    assert prepare(schema, [remote], tmp_path / "out").inputs != first.inputs
+
+
+def test_an_input_that_changes_meanwhile_is_noticed(url, log, schema, tmp_path, monkeypatch):
+    remote = put(log / "log.csv", f"{url}/log.csv")
+    number, parse = count(), staging._write_block
+
+    def write(*arguments, **options):
+        if next(number) == 2:
+            (tmp_path / "new.csv").write_bytes((log / "log.csv").read_bytes() + b"1,u1,2,3.0,0,0\n")
+            put(tmp_path / "new.csv", remote)
+        parse(*arguments, **options)
+
+    monkeypatch.setattr(staging, "_write_block", write)
+    with pytest.raises(DataError, match=r"log\.csv: changed during the run"):
+        prepare(schema, [remote], tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["errors", "cuts", "slow"])
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz"])
+def test_text_of_a_store_that_fails_now_and_then(url, log, faults, name, kind):
+    path = as_path(put(log / name, f"{url}/{name}"))
+    faults.methods = ("GET", "HEAD")
+    setattr(faults, kind, 0.2)
+    assert list(staging.numbered_blocks(path)) == list(staging.numbered_blocks(log / name))
+
+
+@pytest.mark.parametrize("kind", ["errors", "cuts", "slow"])
+def test_parquet_of_a_store_that_fails_now_and_then(url, log, schema, faults, monkeypatch, kind):
+    """The SDK repeats requests of pyarrow's filesystem. The options make it a new one, which repeats often."""
+    monkeypatch.setattr("adaftr_fast.stores.filesystems.SDK_ATTEMPTS", 8)
+    put(log / "log.parquet", f"{url}/log.parquet")
+    faults.methods = ("GET", "HEAD")
+    setattr(faults, kind, 0.1)
+    remote = source.Source(schema, {"data": as_path(f"{url}/log.parquet?region=us-east-1")})
+    assert list(remote.scan("train")) == list(source.Source(schema, {"data": log / "log.parquet"}).scan("train"))
+
+
+def test_errors_name_the_url(url, log, schema, tmp_path, faults, monkeypatch):
+    with pytest.raises(DataError, match=rf"{url}/none\.csv: no such file"):
+        prepare(schema, [f"{url}/none.csv"], tmp_path / "out")
+    put(log / "log.csv", f"{url}/log.parquet")
+    with pytest.raises(DataError, match=rf"{url}/log\.parquet: not a readable parquet file"):
+        prepare(schema, [f"{url}/log.parquet"], tmp_path / "out")
+    put(log / "log.csv", f"{url}/log.csv")
+    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
+    faults.errors = 1.0
+    with pytest.raises(StoreError, match=rf"{url}/log\.csv: failed 2 times"):
+        prepare(schema, [f"{url}/log.csv"], tmp_path / "out")
+
+
+def test_bad_rows_are_named_by_url_and_line(url, log, schema, tmp_path):
+    lines = (log / "log.csv").read_bytes().split(b"\n")
+    lines[2500] = b"1,2"
+    (tmp_path / "bad.csv").write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError, match=rf"{url}/bad\.csv:2501: expected 6 columns, got 2"):
+        prepare(schema, [put(tmp_path / "bad.csv", f"{url}/bad.csv")], tmp_path / "out")
+
+
+def test_the_command_line(url, log, tmp_path):
+    remote = put(log / "log.csv", f"{url}/log.csv")
+    labels = ["--labels", "click", "conversion", "--group", "user"]
+    main(["prepare", *labels, "--files", remote, "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "train.parquet").exists()
