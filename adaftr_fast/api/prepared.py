@@ -15,7 +15,7 @@ class Prepared(PreparedData):
     ``load("train")`` opens a split, whose ``batches(1024)`` yields tensors.
 
     Args:
-        folder: a folder that ``prepare`` wrote.
+        folder: the path or URL of a folder that ``prepare`` wrote.
 
     Raises:
         DataError: the folder is not a prepared one, or has another format.

@@ -17,6 +17,7 @@ from adaftr_fast.experiments.jobs import Job, plan
 from adaftr_fast.experiments.pool import run_all
 from adaftr_fast.experiments.results import Results, Row
 from adaftr_fast.experiments.temperature import Temperature, analyse
+from adaftr_fast.stores import as_path, open_folder
 from adaftr_fast.training.bayes import bayes_metrics
 
 
@@ -35,8 +36,8 @@ def open_dataset(dataset: str, files: list[str], out: Path, progress: bool) -> t
     Raises:
         DataError: there is no such prepared folder, data set or schema, or the input cannot be prepared.
     """
-    if (Path(dataset) / MANIFEST).is_file():
-        data = PreparedData(dataset)
+    if ((opened := open_folder(as_path(dataset))) / MANIFEST).is_file():
+        data = PreparedData(opened)
         return data, out / data.manifest.dataset
     schema = load_schema(dataset)
     folder = out / schema.name

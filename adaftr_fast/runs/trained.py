@@ -20,6 +20,7 @@ from adaftr_fast.errors import CheckpointError, ConfigError, DataError
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.own import ModelClass, class_name, find_class
 from adaftr_fast.nn.embedding_table import tables_elsewhere
+from adaftr_fast.stores import AnyPath
 from adaftr_fast.training.checkpoint.files import check_seen, read_local_rows
 from adaftr_fast.training.checkpoint.state import sharded_weights
 from adaftr_fast.training.checkpoint.weights import (
@@ -55,7 +56,7 @@ class TrainedModel:
         if self.about.fingerprint != data.manifest.fingerprint:
             raise CheckpointError(f"{self.folder}: trained on other data than {data.folder}: their ids or tasks differ")
 
-    def data(self, folder: Path | None = None) -> PreparedData:
+    def data(self, folder: AnyPath | None = None) -> PreparedData:
         """Opens the prepared folder that the model was trained on.
 
         Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,13 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, Manifest
 from adaftr_fast.data.dataset.rows import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
-from adaftr_fast.errors import ServingError
+from adaftr_fast.errors import ServingError, StoreError
 from adaftr_fast.models.own import ModelClass
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_aot, save_onnx, save_torch
 from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About, Features, bags
+from adaftr_fast.stores import AnyPath
 
 TOLERANCE = 1e-6  # maximum difference between the probabilities of a program and the model
 ONNX_TOLERANCE = 1e-5  # numpy, which evaluates ONNX here, sums in another order
@@ -36,7 +36,7 @@ def export_run(
     run: Path,
     out: Path,
     *,
-    data: Path | None = None,
+    data: AnyPath | None = None,
     aot: bool = False,
     onnx: bool = False,
     task: str | None = None,
@@ -63,6 +63,7 @@ def export_run(
             changed.
         ConfigError: as ``load_trained``.
         DataError: the vocabulary cannot be read.
+        StoreError: the prepared data are in a store that cannot be read.
         ServingError: ``out`` exists and is not an export or cannot be written, there is no such task or its network
             needs those of other tasks, a compiler or ONNX is missing, or a program differs from the model.
         BusyError: another process exports to ``out``.
@@ -75,6 +76,8 @@ def export_run(
             prepared = trained.data(data)
             read_encoders(prepared.folder, prepared.manifest)  # raises an error if the vocabulary could not be read
             return _write(trained, prepared, new, task, aot=aot, onnx=onnx)
+    except StoreError:  # of the prepared data
+        raise
     except OSError as error:
         raise ServingError(f"{out}: cannot be written: {error}") from error
 
@@ -85,7 +88,7 @@ def _write(
     """Writes all files of an export to a new folder."""
     folder.mkdir()
     for name in (MANIFEST, VOCABULARY):
-        shutil.copyfile(prepared.folder / name, folder / name)
+        (folder / name).write_bytes((prepared.folder / name).read_bytes())
     _write_programs(trained, prepared.manifest, folder, task, aot=aot, onnx=onnx)
     about = _about(trained, prepared, folder, task)
     (folder / ABOUT).write_text(dumps(dataclasses.asdict(about), indent=2) + "\n", encoding="utf-8")

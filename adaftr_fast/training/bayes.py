@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.dataset.split_file import GROUP, TRUTH, read_split
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import AnyPath, as_path, open_folder
 from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.metrics import auc, gauc, log_loss
 
 
-def bayes_metrics(folder: str | Path, split: str = "test") -> TaskMetrics:
+def bayes_metrics(folder: str | AnyPath, split: str = "test") -> TaskMetrics:
     """Computes ``auc``, ``gauc`` and ``logloss`` of the true probabilities on a split of a prepared folder.
 
     On a finite split a model may exceed these metrics by chance.
@@ -29,7 +28,7 @@ def bayes_metrics(folder: str | Path, split: str = "test") -> TaskMetrics:
     Raises:
         DataError: the folder is not a prepared folder, it has no such split, or a probability is outside (0, 1).
     """
-    folder = Path(folder)
+    folder = open_folder(as_path(folder))
     manifest = read_manifest(folder)
     if split not in manifest.splits:
         raise DataError(f"{folder}: no split {split!r}; expected one of {', '.join(manifest.splits)}")

@@ -11,17 +11,16 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.batch import Batch, rebatch
 from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
 from adaftr_fast.data.dataset.rows import ParquetRows, Rows, TensorRows
 from adaftr_fast.data.parallel import check_not_forked
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import AnyPath, as_path, open_folder, read_version
 
 T = TypeVar("T")
 SHUFFLE_ROWS = 1 << 20  # 100 MB per window at 23 fields; two windows are held
@@ -139,13 +138,21 @@ class Split:
 class PreparedData:
     """A folder written by ``prepare``.
 
+    Args:
+        folder: the path or URL.
+
+    Attributes:
+        folder: the folder; as it was published when it was opened, if it is in a store.
+        manifest: its manifest.
+
     Raises:
         DataError: the folder is not a prepared folder, or has another format.
+        StoreError: the store cannot be read.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.manifest: Manifest = read_published(self.folder, read_manifest)
+    def __init__(self, folder: str | AnyPath) -> None:
+        self.folder = open_folder(as_path(folder))
+        self.manifest: Manifest = read_version(self.folder, read_manifest)
 
     def load(self, name: str, checked: slice = slice(None)) -> Split:
         """Opens split ``name`` (train, validation or test).
@@ -159,7 +166,7 @@ class PreparedData:
         """
         if name not in self.manifest.splits:
             raise DataError(f"{self.folder}: no split {name!r}; expected one of {', '.join(self.manifest.splits)}")
-        rows = read_published(
+        rows = read_version(
             self.folder, lambda present: ParquetRows(self.folder, name, self.manifest, present, checked)
         )
         return Split(rows, funnel=self.manifest.funnel)

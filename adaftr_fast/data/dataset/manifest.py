@@ -20,6 +20,7 @@ from adaftr_fast.data.schema.parse import MOST_IDS, funnel_stages
 from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.stores import AnyPath, PublishedFile, PublishedFolder
 
 FORMAT = 4  # format of prepared folders; increase it when their content changes for the same schema and files
 MANIFEST = "schema.json"
@@ -115,8 +116,14 @@ class Manifest:
         digest = hashlib.sha256((before + quotes + after).encode()).hexdigest()
         (folder / MANIFEST).write_text(f'{before}"{digest}"{after}', encoding="utf-8")
 
-    def check_file(self, path: Path) -> None:
+    def check_file(self, path: AnyPath, content: bytes | None = None) -> None:
         """Checks the sha256 of a file of the folder, if it is recorded.
+
+        A published file is compared by its published sha256, without being read. Of another file in a store only the
+        ``content`` is compared; otherwise the manifest is, and the file's pages have checksums of their own.
+
+        Args:
+            content: the content, if it has been read.
 
         Raises:
             DataError: the file cannot be read or its sha256 differs: it is damaged, or the folder was replaced after
@@ -124,7 +131,12 @@ class Manifest:
         """
         try:
             recorded = self.sha256.get(path.name)
-            if recorded is None or sha256(path) == recorded:
+            if recorded is None:
+                return
+            if (found := _sha256(path, content)) is None:
+                self.check_folder(path.parent)
+                return
+            if found == recorded:
                 return
             error = DataError(f"{path}: damaged: its sha256 differs from the one in {MANIFEST}; prepare again")
         except OSError as reason:  # a new folder may lack the file
@@ -132,19 +144,28 @@ class Manifest:
         self.check_folder(path.parent)
         raise error
 
-    def check_folder(self, folder: Path) -> None:
+    def check_folder(self, folder: AnyPath) -> None:
         """Raises DataError if ``folder`` has another manifest by now."""
         if self._was_replaced(folder):
             raise DataError(f"{folder}: was replaced since it was opened; start again with the new one")
 
-    def _was_replaced(self, folder: Path) -> bool:
+    def _was_replaced(self, folder: AnyPath) -> bool:
         """Returns whether ``folder`` now has another manifest, which can be read."""
         with suppress(DataError, OSError):
-            return read_manifest(folder) != self
+            return read_manifest(folder.now() if isinstance(folder, PublishedFolder) else folder) != self
         return False
 
 
-def read_manifest(folder: Path) -> Manifest:
+def _sha256(path: AnyPath, content: bytes | None) -> str | None:
+    """Returns the sha256 of a file; None of one in a store that would have to be read."""
+    if isinstance(path, PublishedFile):
+        return path.published.sha256
+    if content is not None:
+        return hashlib.sha256(content).hexdigest()
+    return sha256(path) if isinstance(path, Path) else None
+
+
+def read_manifest(folder: AnyPath) -> Manifest:
     """Reads ``folder/schema.json``.
 
     Raises:
@@ -188,7 +209,7 @@ def _check_own_sha256(data: bytes, recorded: dict[str, str]) -> None:
         raise ValueError("its sha256 differs from the recorded one; prepare again")
 
 
-def read_manifest_json(path: Path) -> dict[str, Any]:
+def read_manifest_json(path: AnyPath) -> dict[str, Any]:
     """Reads a manifest of any format without checks, except for the two keys that identify a manifest.
 
     Raises:
@@ -197,7 +218,7 @@ def read_manifest_json(path: Path) -> dict[str, Any]:
     return _parsed(path, path.read_bytes())
 
 
-def _parsed(path: Path, data: bytes) -> dict[str, Any]:
+def _parsed(path: AnyPath, data: bytes) -> dict[str, Any]:
     try:
         content = loads(data.decode())
     except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError

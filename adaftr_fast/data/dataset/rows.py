@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,13 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.bags import interleave
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
 from adaftr_fast.data.raw.source import READ_ERRORS, check_names
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import AnyPath, StorePath, read_version
+from adaftr_fast.stores.parquet import parquet_source, read_row_groups
+from adaftr_fast.stores.path import Stat
 
 BLOCK = 4096  # rows copied at a time; with F columns they fit into the L2 cache
 
@@ -69,13 +71,13 @@ class ParquetRows:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         split: str,
         manifest: Manifest,
-        present: Path | None = None,
+        present: AnyPath | None = None,
         checked: slice = slice(None),
     ) -> None:
-        self.folder, self.name = folder, f"{folder / split}"
+        self.folder, self.name, self.manifest = folder, f"{folder / split}", manifest
         self.fields, self.tasks = [field.name for field in manifest.fields], manifest.tasks
         self.dense = [encoding.name for encoding in manifest.dense]
         self.multiple = {field.name for field in manifest.fields if field.multiple}
@@ -85,6 +87,7 @@ class ParquetRows:
         self.sizes: list[int] = []
         self._row_groups: list[tuple[str, int]] = []  # file and index of each row group
         self._footers: dict[str, pq.FileMetaData] = {}  # of each file
+        self._stats: dict[str, Stat] = {}  # of each file in a store
         types = {field: pa.list_(pa.int32()) if field in self.multiple else pa.int32() for field in self.fields}
         types |= dict.fromkeys(self.tasks, pa.uint8()) | dict.fromkeys(self.dense, pa.float32())
         types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
@@ -92,14 +95,17 @@ class ParquetRows:
         own = set([*files][checked])
         for name, rows in files.items():
             path = (present or folder) / name
-            if name in own:
-                manifest.check_file(path)
-            else:
-                manifest.check_folder(path.parent)
-            self._add(path, rows, types)
+            with self._replacement_named():
+                if name in own or isinstance(path, StorePath):  # which is quick in a store
+                    manifest.check_file(path)
+                else:
+                    manifest.check_folder(path.parent)
+                self._add(path, rows, types)
 
-    def _add(self, path: Path, rows: int, types: dict[str, pa.DataType]) -> None:
+    def _add(self, path: AnyPath, rows: int, types: dict[str, pa.DataType]) -> None:
         """Adds the row groups of a file after checking its columns and number of rows."""
+        if isinstance(path, StorePath):
+            self._stats[path.name] = path.stat()
         with _open(path) as file:
             metadata, schema = file.metadata, file.schema_arrow
         found = dict(zip(schema.names, schema.types))
@@ -117,7 +123,8 @@ class ParquetRows:
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         columns = [*self.fields, *self.dense, *self.tasks, *self.group, *self.weight]
-        table = read_published(self.folder, lambda present: self._table(present, chunks, columns))
+        with self._replacement_named():
+            table = read_version(self.folder, lambda present: self._table(present, chunks, columns))
         values = {column: self._values(column, table[column]) for column in columns if column not in self.multiple}
         labels = matrix([values[task] for task in self.tasks], np.float32)
         group, weight = (torch.from_numpy(values[name].copy()) if name in values else None for name in (GROUP, WEIGHT))
@@ -130,13 +137,34 @@ class ParquetRows:
         rows = Batch(ids, torch.from_numpy(labels), group, weight, offsets, dense=dense)
         return rows if order is None else rows.take(order)
 
-    def _table(self, folder: Path, chunks: Sequence[int], columns: list[str]) -> pa.Table:
+    def _table(self, folder: AnyPath, chunks: Sequence[int], columns: list[str]) -> pa.Table:
         row_groups = groupby((self._row_groups[chunk] for chunk in chunks), key=itemgetter(0))
-        tables = [
-            _read(folder / name, self._footers[name], [number for _, number in own], columns)
-            for name, own in row_groups
-        ]
-        return pa.concat_tables(tables)
+        return pa.concat_tables(
+            self._read(folder / name, [number for _, number in own], columns) for name, own in row_groups
+        )
+
+    @contextmanager
+    def _replacement_named(self) -> Iterator[None]:
+        """Raises an error of the block, or the one that the folder in a store was replaced, if that is the reason."""
+        try:
+            yield
+        except DataError:
+            if isinstance(self.folder, StorePath):
+                self.manifest.check_folder(self.folder)
+            raise
+
+    def _read(self, path: AnyPath, row_groups: list[int], columns: list[str]) -> pa.Table:
+        """Reads row groups of a file that must still be the one it was when the split was opened."""
+        footer = self._footers[path.name]
+        try:
+            if isinstance(path, StorePath):
+                return read_row_groups(path, self._stats[path.name], footer, row_groups, columns)
+            with _open(path) as file:
+                if not file.metadata.equals(footer):
+                    raise DataError(f"{path}: was replaced since it was opened; start again with the new one")
+                return file.read_row_groups(row_groups, columns=columns)
+        except READ_ERRORS as error:
+            raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 
     def _lists(self, column: str, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Returns the checked ids of a column of lists, and their offsets [N + 1] from 0."""
@@ -158,22 +186,11 @@ class ParquetRows:
         return values
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(path: AnyPath) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        file = pq.ParquetFile(parquet_source(path), page_checksum_verification=True)
         check_names(file.schema_arrow)
         return file
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
-
-
-def _read(path: Path, footer: pq.FileMetaData, row_groups: list[int], columns: list[str]) -> pa.Table:
-    """Reads row groups of a file that must still have the ``footer`` it had when the split was opened."""
-    try:
-        with _open(path) as file:
-            if not file.metadata.equals(footer):
-                raise DataError(f"{path}: was replaced since it was opened; start again with the new one")
-            return file.read_row_groups(row_groups, columns=columns)
     except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 

@@ -16,6 +16,7 @@ from adaftr_fast.data.raw.source import READ_ERRORS
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Field
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import AnyPath, StorePath
 
 VOCABULARY = "vocabulary.parquet"
 GROUP_ROWS = 1 << 16  # many small fields share a row group
@@ -40,7 +41,7 @@ def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
             writer.write_table(pa.concat_tables(pending))
 
 
-def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
+def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
     """Reads the encoders of a prepared folder by field, in the order of its fields.
 
     Raises:
@@ -48,9 +49,10 @@ def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
     """
     path = folder / VOCABULARY
     try:
-        manifest.check_file(path)
-        table = pq.read_table(path, schema=COLUMNS, page_checksum_verification=True)
+        table = _read(path, manifest)
     except READ_ERRORS as error:
+        if isinstance(path, StorePath):
+            manifest.check_folder(folder)
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
     schema = parse_schema(manifest.schema)
     known = schema.fields
@@ -73,6 +75,19 @@ def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
     return with_shared(known, encoders)
 
 
+def _read(path: AnyPath, manifest: Manifest) -> pa.Table:
+    """Reads the table of a file whose sha256 is that of the manifest; one in a store is read once."""
+    source: Path | pa.BufferReader
+    if isinstance(path, Path):
+        source = path
+        manifest.check_file(path)
+    else:
+        content = path.read_bytes()
+        source = pa.BufferReader(content)
+        manifest.check_file(path, content)
+    return pq.read_table(source, schema=COLUMNS, page_checksum_verification=True)
+
+
 def with_shared(fields: Sequence[Field], encoders: dict[str, Encoder]) -> dict[str, Encoder]:
     """Returns the encoder of every field, given those of the fields that have ids of their own."""
     return {field.name: encoders[field.vocabulary or field.name] for field in fields}
@@ -90,7 +105,7 @@ def _grown(known: Encoder, newer: Encoder) -> Encoder:
     return known.grown(newer)
 
 
-def _vocabulary(path: Path, rows: pa.Table, field: FieldInfo) -> Vocabulary:
+def _vocabulary(path: AnyPath, rows: pa.Table, field: FieldInfo) -> Vocabulary:
     rows = rows.filter(pc.equal(rows["field"], field.name))  # keeps all rows unless the file is damaged
     ids = rows["id"].to_numpy()
     if len(ids) != field.num_embeddings - 1 or not np.array_equal(ids, np.arange(1, field.num_embeddings)):

@@ -1,0 +1,251 @@
+"""Prepared folders in a store are read as local ones."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import adaftr_fast
+from adaftr_fast.api.prepared import Prepared
+from adaftr_fast.cli import main
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.manifest import read_manifest
+from adaftr_fast.data.dataset.split_file import read_split
+from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.raw import source
+from adaftr_fast.data.raw.infer import infer_schema
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import DataError, StoreError
+from adaftr_fast.stores import as_path, open_folder
+from adaftr_fast.stores.cache import PIECES
+from adaftr_fast.stores.published import OBJECTS
+from tests.logs import shop_log
+from tests.stores.files import content, publish_folder, put
+
+ROWS = 4000
+TINY = {"max_epochs": 1, "batch_size": 256, "progress": False, "device": "cpu"}
+
+
+def prepared(folder, users=60):
+    pq.write_table(shop_log(ROWS, users), folder / f"{users}.parquet")
+    roles = {"group": "user", "time": "time"}
+    found = infer_schema(folder / f"{users}.parquet", ["click", "conversion"], **roles)
+    prepare(parse_schema(found | {"name": "shop"}), [folder / f"{users}.parquet"], folder / f"data-{users}")
+    return folder / f"data-{users}"
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "BATCH_ROWS", 500)  # many row groups
+        return prepared(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory):
+    return prepared(tmp_path_factory.mktemp("newer"), users=70)
+
+
+@pytest.fixture(params=["published", "copied"])
+def remote(request, local, url):
+    if request.param == "published":
+        publish_folder(local, url)
+        return url
+    return put(local, url)
+
+
+def epochs(folder, numbers=(0, 1, 2)):
+    split = PreparedData(folder).load("train")
+    batches = []
+    for epoch in numbers:
+        batches += split.shuffled(256, seed=3, epoch=epoch, window=2000)
+    for name in ("validation", "test"):
+        batches += PreparedData(folder).load(name).batches(100)
+    return batches
+
+
+def assert_equal(ours, theirs):
+    assert len(ours) == len(theirs) > 10
+    for one, other in zip(ours, theirs):
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.group, other.group)
+
+
+def split_requests(faults):
+    return [path for method, path in faults.requests if method == "GET" and path.endswith("train.parquet")]
+
+
+def test_all_rows_in_order_and_the_second_epoch_from_the_cache(remote, local, faults):
+    data = PreparedData(remote)
+    assert (str(data.folder), data.manifest) == (remote, PreparedData(local).manifest)
+    split, groups = data.load("train"), pq.read_metadata(local / "train.parquet").num_row_groups
+    faults.requests.clear()
+    first = list(split.shuffled(256, seed=3, epoch=0, window=2000))
+    assert len(split_requests(faults)) == groups > 5
+    faults.requests.clear()
+    second = list(split.shuffled(256, seed=3, epoch=1, window=2000))
+    assert faults.requests == []
+    split = PreparedData(local).load("train")
+    assert_equal(first + second, [b for epoch in (0, 1) for b in split.shuffled(256, seed=3, epoch=epoch, window=2000)])
+
+
+def test_another_process_reads_from_the_same_cache(remote, local, faults):
+    epochs(remote)
+    faults.requests.clear()
+    assert_equal(epochs(remote), epochs(local))
+    assert len(split_requests(faults)) == 1  # the footer
+
+
+@pytest.mark.parametrize("kind", ["errors", "cuts", "slow"])
+def test_a_store_that_fails_now_and_then(url, local, faults, kind):
+    publish_folder(local, url)
+    setattr(faults, kind, 0.2)
+    assert_equal(epochs(url, [0]), epochs(local, [0]))
+    encoders = (read_encoders(open_folder(as_path(each)), read_manifest(local)) for each in (url, local))
+    assert len({repr({name: each.num_embeddings for name, each in found.items()}) for found in encoders}) == 1
+
+
+def test_a_corrupted_cache(remote, local, tmp_path, faults):
+    epochs(remote)
+    pieces = [path for path in (tmp_path / "cache" / PIECES).rglob("*") if path.is_file()]
+    for path in pieces:
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    faults.requests.clear()
+    assert_equal(epochs(remote), epochs(local))
+    assert len(split_requests(faults)) > 5
+
+
+@pytest.mark.parametrize("gigabytes", ["0", "0.00004"])
+def test_a_small_cache(remote, local, monkeypatch, tmp_path, gigabytes):
+    monkeypatch.setenv("ADAFTR_FAST_CACHE_GB", gigabytes)
+    assert_equal(epochs(remote), epochs(local))
+    kept = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert kept <= 1e9 * float(gigabytes)
+
+
+def test_a_folder_that_is_replaced_once_is_read_to_the_end(local, newer, url):
+    base = publish_folder(local, url)
+    data = PreparedData(url)
+    publish_folder(newer, url, base)
+    assert_equal(list(data.load("train").batches(100)), list(PreparedData(local).load("train").batches(100)))
+    assert PreparedData(url).manifest == read_manifest(newer)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_folder_that_is_replaced_twice_is_an_error(local, newer, url, tmp_path, loaded):
+    base = publish_folder(local, url)
+    data = PreparedData(url)
+    split = data.load("train") if loaded else None
+    base = publish_folder(newer, url, base)
+    (tmp_path / "third").mkdir()
+    publish_folder(prepared(tmp_path / "third", users=50), url, base)
+    with pytest.raises(DataError, match=f"{url}: was replaced since it was opened; start again with the new one"):
+        list((split or data.load("train")).batches(100))
+    with pytest.raises(DataError, match=f"{url}: was replaced since it was opened"):
+        read_encoders(data.folder, data.manifest)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_copy_that_is_replaced_is_an_error(local, newer, url, loaded):
+    data = PreparedData(put(local, url))
+    split = data.load("train") if loaded else None
+    put(newer, url)
+    with pytest.raises(DataError, match=f"{url}: was replaced since it was opened; start again with the new one"):
+        list((split or data.load("train")).batches(100))
+    with pytest.raises(DataError, match=f"{url}: was replaced since it was opened"):
+        read_encoders(data.folder, data.manifest)
+
+
+def test_a_published_file_that_is_not_the_manifests_is_an_error(local, newer, url, tmp_path):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for name in ("schema.json", "train.parquet", "vocabulary.parquet", "test.parquet", "validation.parquet"):
+        (mixed / name).write_bytes(((local if name == "schema.json" else newer) / name).read_bytes())
+    publish_folder(mixed, url)
+    data = PreparedData(url)
+    with pytest.raises(DataError, match=rf"{url}/train\.parquet: damaged: its sha256 differs"):
+        data.load("train")
+    with pytest.raises(DataError, match=rf"{url}/vocabulary\.parquet: damaged: its sha256 differs"):
+        read_encoders(data.folder, data.manifest)
+
+
+def test_damaged_files_of_a_copy(local, url, tmp_path):
+    put(local, url)
+    for name in ("train.parquet", "vocabulary.parquet"):
+        damaged = bytearray((local / name).read_bytes())
+        damaged[len(damaged) // 3] ^= 1
+        (tmp_path / name).write_bytes(damaged)
+        put(tmp_path / name, f"{url}/{name}")
+    data = PreparedData(url)
+    with pytest.raises(DataError, match=rf"{url}/train\.parquet: not readable"):
+        list(data.load("train").batches(100))
+    with pytest.raises(DataError, match=rf"{url}/vocabulary\.parquet: damaged: its sha256 differs"):
+        read_encoders(data.folder, data.manifest)
+
+
+def test_what_is_no_prepared_folder(url, faults, monkeypatch):
+    with pytest.raises(DataError, match=f"{url}: not a prepared folder"):
+        PreparedData(url)
+    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
+    faults.errors = 1.0
+    with pytest.raises(StoreError, match=f"{url}.*: failed 2 times"):
+        PreparedData(url)
+
+
+def test_a_split_in_memory(remote, local):
+    folder, manifest = open_folder(as_path(remote)), read_manifest(local)
+    assert read_split(folder, manifest, "train") == read_split(local, manifest, "train")
+    assert read_split(folder, manifest, "test", ["click"]) == read_split(local, manifest, "test", ["click"])
+
+
+def test_growing_the_ids(remote, local, tmp_path):
+    pq.write_table(shop_log(ROWS, 80), tmp_path / "log.parquet")
+    schema = parse_schema(read_manifest(local).schema)
+    for name, grow in (("local", local), ("remote", remote)):
+        prepare(schema, [tmp_path / "log.parquet"], tmp_path / name, grow=grow)
+    assert content(tmp_path / "remote") == content(tmp_path / "local")
+
+
+def test_train_evaluate_export_by_python(url, local, tmp_path):
+    publish_folder(local, url)
+    ours, theirs = (
+        adaftr_fast.train(data, tmp_path / name, training=TINY) for name, data in (("ours", url), ("theirs", local))
+    )
+    assert ours.test == theirs.test
+    assert ours.trained.about.config.data.folder == url
+    assert adaftr_fast.evaluate(ours).metrics == adaftr_fast.evaluate(theirs, data=as_path(url)).metrics
+    for number, options in enumerate([{}, {"data": url}, {"data": Prepared(url)}]):
+        adaftr_fast.export(ours, tmp_path / f"model-{number}", **options)
+        assert (tmp_path / f"model-{number}/vocabulary.parquet").read_bytes() == (
+            local / "vocabulary.parquet"
+        ).read_bytes()
+    started = adaftr_fast.train(local, tmp_path / "warm", training=TINY, warm_start=ours)
+    assert np.isfinite(started.test["click"]["auc"])
+
+
+def test_train_evaluate_export_by_command(url, local, tmp_path, capsys):
+    publish_folder(local, url)
+    run, options = str(tmp_path / "run"), [f"--training.{name}={json.dumps(value)}" for name, value in TINY.items()]
+    main(["train", "--data.folder", url, "--out", run, *options[:3], "--training.device", "cpu"])
+    capsys.readouterr()
+    main(["evaluate", "--run", run])
+    own = capsys.readouterr().out
+    main(["evaluate", "--run", run, "--data", url])
+    assert capsys.readouterr().out == own
+    main(["export", "--run", run, "--data", url, "--out", str(tmp_path / "model")])
+    roles = ["--labels", "click", "conversion", "--group", "user", "--time", "time"]
+    files = ["--files", str(local.parent / "60.parquet"), "--out", str(tmp_path / "grown")]
+    main(["prepare", *roles, "--grow", url, *files])
+    assert read_manifest(tmp_path / "grown").num_embeddings == read_manifest(local).num_embeddings
+
+
+def test_only_the_objects_that_are_read_are_requested(local, url, faults):
+    publish_folder(local, url)
+    faults.requests.clear()
+    PreparedData(url).load("test")
+    objects = [path for method, path in faults.requests if method == "GET" and f"/{OBJECTS}/" in path]
+    assert {path.rpartition("-")[2] for path in objects} == {"schema.json", "test.parquet"}
