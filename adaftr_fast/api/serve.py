@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.api.prepare import Names
@@ -19,7 +18,7 @@ from adaftr_fast.serving.columns import Cvr, output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.scorer import About, load_scorer
 from adaftr_fast.stores import AnyPath, as_path, local_copy, local_file, local_folder
-from adaftr_fast.stores.parquet import parquet_source
+from adaftr_fast.stores.parquet import read_parquet
 from adaftr_fast.training.result import METRIC_COLUMNS, metric_cells
 
 
@@ -66,8 +65,7 @@ class Scores:
 
     def read(self) -> pa.Table:
         """Reads the whole file as an Arrow table."""
-        with pq.ParquetFile(parquet_source(self.path)) as file:
-            return file.read()
+        return read_parquet(self.path)
 
     def lines(self) -> list[str]:
         """Returns a line with the file, its rows and the speed, and one each about lines of text and rows left out."""

@@ -31,7 +31,7 @@ from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.run import Fitted, check_options, fit_one, open_split, writing
 from adaftr_fast.runs.trained import load_earlier, load_sharded
-from adaftr_fast.stores import recorded
+from adaftr_fast.stores import AnyPath, as_path, recorded
 from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero
 from adaftr_fast.training.checkpoint.progress import record_of
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
@@ -41,7 +41,7 @@ TRAIN = 0.9  # share of a day's rows in the training split
 
 
 def train_daily(
-    schema: Schema, files: Sequence[Path], config: RunConfig, out: Path, ranks: Ranks | None = None
+    schema: Schema, files: Sequence[str | AnyPath], config: RunConfig, out: Path, ranks: Ranks | None = None
 ) -> Iterator[dict[str, Any]]:
     """Trains on one file per day, yields a record per day and writes all records to ``daily.jsonl``.
 
@@ -62,14 +62,14 @@ def train_daily(
         KeyboardInterrupt, TrainingError, CheckpointError, BusyError: see ``train_one``.
     """
     check_options(config, ranks)
-    schema = part_schema(schema)
+    schema, paths = part_schema(schema), [as_path(file) for file in files]
     if ranks is not None:
-        ranks.agree("settings or files", config.flat() | {"files": [str(file) for file in files]})
+        ranks.agree("settings or files", config.flat() | {"files": [str(file) for file in paths]})
     with writing(out, ranks, RECORDS):
         if ranks is not None:
             check_shared_folder(out, ranks, "every rank reads the days' data and runs")
-        records = on_rank_zero(ranks, lambda: _read(out, files))
-        for day, file in enumerate(files[len(records) :], start=len(records) + 1):
+        records = on_rank_zero(ranks, lambda: _read(out, paths))
+        for day, file in enumerate(paths[len(records) :], start=len(records) + 1):
             record, fitted = _one_day(schema, file, day, config, out, ranks)
             records.append(record)
             on_rank_zero(ranks, lambda: _write(out, records))
@@ -79,7 +79,7 @@ def train_daily(
 
 
 def _one_day(
-    schema: Schema, file: Path, day: int, config: RunConfig, out: Path, ranks: Ranks | None
+    schema: Schema, file: AnyPath, day: int, config: RunConfig, out: Path, ranks: Ranks | None
 ) -> tuple[dict[str, Any], Fitted]:
     before = _folder(out, day - 1) if day > 1 else None
     record, fitted = train_part(schema, file, _folder(out, day), before, config, ranks)
@@ -87,7 +87,7 @@ def _one_day(
 
 
 def train_part(
-    schema: Schema, file: Path, folder: Path, before: Path | None, config: RunConfig, ranks: Ranks | None = None
+    schema: Schema, file: AnyPath, folder: Path, before: Path | None, config: RunConfig, ranks: Ranks | None = None
 ) -> tuple[dict[str, Any], Fitted]:
     """Prepares a part of a log with the ids of the part before, measures that part's model on it, and trains on it.
 
@@ -166,7 +166,7 @@ def _folder(out: Path, day: int) -> Path:
     return out / f"day-{day:04d}"
 
 
-def _read(out: Path, files: Sequence[Path]) -> list[dict[str, Any]]:
+def _read(out: Path, files: Sequence[AnyPath]) -> list[dict[str, Any]]:
     """Returns the records of the finished days, which must be the first of ``files``."""
     path = out / RECORDS
     if not path.exists():
@@ -183,7 +183,7 @@ def _write(out: Path, records: list[dict[str, Any]]) -> None:
     replace_file(out / RECORDS, "".join(dumps(each) + "\n" for each in records).encode())
 
 
-def _check(out: Path, records: list[dict[str, Any]], files: Sequence[Path]) -> None:
+def _check(out: Path, records: list[dict[str, Any]], files: Sequence[AnyPath]) -> None:
     done = [record.get("file") for record in records]
     for day, (then, now) in enumerate(zip(done, map(str, files)), start=1):
         if then != now:

@@ -36,6 +36,27 @@ def parquet_source(path: AnyPath) -> Any:
     return RangeFile(path.read_range, size, sorted([*range(BLOCK, size, BLOCK), size - TAIL]))
 
 
+def read_parquet(path: AnyPath, columns: list[str] | None = None) -> Table:
+    """Reads a whole file into memory; one in a store as ``read_row_groups``.
+
+    Args:
+        path: a file.
+        columns: names of columns; None for all.
+
+    Raises:
+        FileNotFoundError, StoreError: as ``read_row_groups``.
+        pyarrow.ArrowException, OSError: the file cannot be read, or a page is damaged.
+    """
+    from pyarrow.parquet import ParquetFile
+
+    if isinstance(path, Path):
+        with ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns)
+    opened = path.stat()
+    footer = ParquetFile(parquet_source(path)).metadata
+    return read_row_groups(path, opened, footer, range(footer.num_row_groups), columns)
+
+
 def read_row_groups(
     path: StorePath, opened: Stat, footer: FileMetaData, numbers: Sequence[int], columns: list[str] | None
 ) -> Table:
@@ -55,7 +76,7 @@ def read_row_groups(
 
     with ThreadPoolExecutor(READERS, "adaftr-fast-store") as pool:
         tables = list(pool.map(partial(_row_group, path, opened, footer, columns), numbers))
-    return concat_tables(tables)
+    return concat_tables(tables or [footer.schema.to_arrow_schema().empty_table()])
 
 
 def _row_group(path: StorePath, opened: Stat, footer: FileMetaData, columns: list[str] | None, number: int) -> Table:

@@ -17,6 +17,7 @@ from adaftr_fast.data.raw import source, staging
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.raw.source import content_digest, data_files
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.data.schema.write import write_schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import write_raw
@@ -198,3 +199,10 @@ def test_the_command_line(url, log, tmp_path):
     labels = ["--labels", "click", "conversion", "--group", "user"]
     main(["prepare", *labels, "--files", remote, "--out", str(tmp_path / "out")])
     assert (tmp_path / "out" / "train.parquet").exists()
+
+
+def test_a_schema_file(url, log, schema, tmp_path):
+    write_schema(tmp_path / "log.toml", schema.source, "A log.")
+    assert load_schema(put(tmp_path / "log.toml", f"{url}/log.toml")) == load_schema(str(tmp_path / "log.toml"))
+    with pytest.raises(DataError, match=f"schema: no file {url}/none.toml"):
+        load_schema(f"{url}/none.toml")

@@ -14,7 +14,7 @@ import pytest
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores import as_path, open_folder
 from adaftr_fast.stores.cache import PIECES, Pieces
-from adaftr_fast.stores.parquet import parquet_source, read_row_groups, row_group_range
+from adaftr_fast.stores.parquet import parquet_source, read_parquet, read_row_groups, row_group_range
 from adaftr_fast.stores.ranges import RangeFile
 from tests.stores.files import publish_folder, put
 
@@ -216,3 +216,10 @@ def test_a_path_that_lost_a_slash_is_an_error():
     for path in (Path("s3://bucket/x"), "s3:/bucket/x", Path("file:///x")):
         with pytest.raises(StoreError, match="expected a URL with two slashes"):
             as_path(path)
+
+
+@pytest.mark.parametrize("rows", [0, 40_000])
+def test_a_whole_file(table, local, url, rows):
+    pq.write_table(table[:rows], local, row_group_size=5_000)
+    path = as_path(put(local, f"{url}/{rows}.parquet"))
+    assert read_parquet(path) == read_parquet(local) == table[:rows]

@@ -23,8 +23,8 @@ from adaftr_fast.data.raw.source import LABEL, READ_ERRORS
 from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import AnyPath, StorePath
-from adaftr_fast.stores.parquet import parquet_source, read_row_groups
+from adaftr_fast.stores import AnyPath
+from adaftr_fast.stores.parquet import read_parquet
 
 GROUP = "group:id"  # column of the group number; the colon prevents a clash with field and task names
 WEIGHT = "weight:value"
@@ -95,10 +95,7 @@ def read_split(folder: AnyPath, manifest: Manifest, split: str, columns: list[st
 
 def _read(path: AnyPath, columns: list[str] | None) -> pa.Table:
     try:
-        file = pq.ParquetFile(parquet_source(path), page_checksum_verification=True)
-        if isinstance(path, StorePath):
-            return read_row_groups(path, path.stat(), file.metadata, range(file.num_row_groups), columns)
-        return file.read(columns)
+        return read_parquet(path, columns)
     except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 

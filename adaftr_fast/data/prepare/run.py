@@ -36,7 +36,8 @@ from adaftr_fast.data.shard import Shard
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.engines.engine import Engine
 from adaftr_fast.engines.local import Local
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import DataError, StoreError
+from adaftr_fast.stores import AnyPath, PublishedFolder, StorePath, as_path, local_folder, open_folder
 
 READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # names of the steps; join needs what read has staged
 SHARD_BYTES = 512 << 20  # of the inputs, for each shard on a cluster

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any, get_args
 
 from adaftr_fast._files import check_name
@@ -19,6 +18,7 @@ from adaftr_fast.data.schema.types import SPLITS, Field, HashRange, Label, Schem
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import EncodingKind
+from adaftr_fast.stores import AnyPath, as_path
 
 REQUIRED = ("name", "labels", "split", "fields")
 OPTIONAL = (
@@ -62,14 +62,14 @@ def shipped_schemas() -> list[str]:
 
 
 def load_schema(name: str) -> Schema:
-    """Reads a schema from a ``.toml`` path, or by name if it ships with the package.
+    """Reads a schema from a ``.toml`` path or URL, or by name if it ships with the package.
 
     Raises:
         DataError: the schema does not exist, is not TOML, or has a missing, unknown or invalid key.
     """
-    path: Path | Traversable
+    path: AnyPath | Traversable
     if name.endswith(".toml"):
-        path = Path(name)
+        path = as_path(name)
         if not path.is_file():
             raise DataError(f"schema: no file {name}")
     elif name in shipped_schemas():
