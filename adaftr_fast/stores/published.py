@@ -268,7 +268,7 @@ def _send(path: Path, target: StorePath, size: int) -> None:
     filesystem = target.filesystem
     if not is_object_store(target):
         filesystem.create_dir(str(PurePosixPath(target.key).parent), recursive=True)
-    with path.open("rb") as source, filesystem.open_output_stream(target.key) as stream:
+    with path.open("rb") as source, filesystem.open_output_stream(target.key, compression=None) as stream:
         while piece := source.read(PIECE):
             stream.write(piece)
     if (found := filesystem.get_file_info(target.key).size) != size:
@@ -315,7 +315,7 @@ def _write_list(folder: StorePath, content: bytes) -> None:
     written = target if is_object_store(target) else folder / f"{LIST}{NEW}"
 
     def operation() -> None:
-        with target.filesystem.open_output_stream(written.key) as stream:
+        with target.filesystem.open_output_stream(written.key, compression=None) as stream:
             stream.write(content)
         if written.read_bytes() != content:
             raise OSError("what was written is not what is read")

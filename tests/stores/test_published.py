@@ -310,3 +310,10 @@ def test_a_folder_that_is_replaced_as_a_whole(url):
         folder.mkdir()
         (folder / "two").write_text("2")
     assert content_of(local_copy(url)) == {"two": b"2"}
+
+
+def test_a_name_that_ends_as_a_compressed_file(url, tmp_path):
+    """PyArrow compresses what it writes under such a name."""
+    (tmp_path / "x.gz").write_bytes(b"not compressed")
+    publish({"x.gz": tmp_path / "x.gz"}, as_path(url), None)
+    assert (open_folder(as_path(url)) / "x.gz").read_bytes() == b"not compressed"
