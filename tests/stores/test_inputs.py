@@ -15,7 +15,7 @@ from adaftr_fast.cli import main
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import source, staging
 from adaftr_fast.data.raw.infer import infer_schema
-from adaftr_fast.data.raw.source import content_digest, data_files
+from adaftr_fast.data.raw.source import content_digest, data_files, input_path
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.schema.write import write_schema
 from adaftr_fast.data.shard import Shard
@@ -23,6 +23,7 @@ from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import write_raw
 from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import as_path
+from adaftr_fast.stores.published import publish
 from tests.logs import shop_log
 from tests.stores.files import content, put
 
@@ -206,3 +207,16 @@ def test_a_schema_file(url, log, schema, tmp_path):
     assert load_schema(put(tmp_path / "log.toml", f"{url}/log.toml")) == load_schema(str(tmp_path / "log.toml"))
     with pytest.raises(DataError, match=f"schema: no file {url}/none.toml"):
         load_schema(f"{url}/none.toml")
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.parquet"])
+def test_files_of_a_published_folder(url, log, schema, tmp_path, name):
+    base = publish({name: log / name, "other": log / "log.csv"}, as_path(f"{url}/raw"), None)
+    prepare(inferred(f"{url}/raw/{name}"), [f"{url}/raw/{name}"], tmp_path / "remote")
+    prepare(inferred(log / name), [log / name], tmp_path / "local")
+    assert content(tmp_path / "remote") == content(tmp_path / "local")
+    assert content_digest(input_path(f"{url}/raw/{name}")) == content_digest(log / name)
+    publish({name: log / "log.tsv.bz2"}, as_path(f"{url}/raw"), base)
+    assert content_digest(input_path(f"{url}/raw/{name}")) == content_digest(log / "log.tsv.bz2")
+    with pytest.raises(DataError, match=f"{url}/raw/other: no such file"):
+        prepare(schema, [f"{url}/raw/other"], tmp_path / "remote")

@@ -17,13 +17,13 @@ import pyarrow.dataset as ds
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.raw.inputs import is_text, read_header
 from adaftr_fast.data.raw.lists import find_separator
-from adaftr_fast.data.raw.source import READ_ERRORS, listed, open_dataset
+from adaftr_fast.data.raw.source import READ_ERRORS, input_path, listed, open_dataset
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.raw.text import parse_block
 from adaftr_fast.data.raw.times import unsorted_times
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import AnyPath, as_path
+from adaftr_fast.stores import AnyPath
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
 SAMPLE_ROWS = 10_000  # first rows that tell ids from numbers, and lists from text
@@ -69,7 +69,7 @@ def infer_schema(
             sort by time, or ``multi`` names a column that is no field, holds lists already, or cannot hold the
             separator.
     """
-    path = as_path(path)
+    path = input_path(path)
     dataset = _open(path)
     for column in (*labels, *ignore, *multi, *(each for each in (group, time, weight) if each)):
         if column not in dataset.schema.names:

@@ -12,11 +12,11 @@ import pyarrow as pa
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, parse_rows, read_header
-from adaftr_fast.data.raw.source import BATCH_ROWS, READ_ERRORS, coalesced, data_files, listed, open_dataset
+from adaftr_fast.data.raw.source import BATCH_ROWS, READ_ERRORS, coalesced, data_files, input_path, listed, open_dataset
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import AnyPath, as_path
+from adaftr_fast.stores import AnyPath
 
 Parse = Callable[[], tuple[pa.Table, BadRows]]
 
@@ -64,7 +64,7 @@ def raw_files(schema: Schema, files: Sequence[str | AnyPath], keep: Sequence[str
     Raises:
         DataError: a file is missing or unreadable, or a column is missing. Iterating over chunks raises it too.
     """
-    paths = [as_path(file) for file in files]
+    paths = [input_path(file) for file in files]
     for path in paths:
         if not path.exists():
             raise DataError(f"{path}: no such file")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from adaftr_fast.data import hashing
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule
 from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import AnyPath, StorePath, as_path
+from adaftr_fast.stores import AnyPath, PublishedFile, StorePath, as_path, open_folder
 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
 BATCH_ROWS = 1 << 17
@@ -264,7 +265,19 @@ def input_paths(schema: Schema, files: Sequence[str | AnyPath]) -> dict[str, Any
     if len(files) != len(schema.files):
         roles = " ".join(role.upper() for role in schema.files)
         raise DataError(f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got {len(files)}")
-    return {role: as_path(file) for role, file in zip(schema.files, files)}
+    return {role: input_path(file) for role, file in zip(schema.files, files)}
+
+
+def input_path(file: str | os.PathLike[str] | StorePath) -> AnyPath:
+    """Returns the path of an input; of a file in a published folder, that of its object, which never changes.
+
+    Raises:
+        StoreError: the URL is none of a store that can be read.
+    """
+    path = as_path(file)
+    if isinstance(path, Path | PublishedFile) or path.exists():
+        return path
+    return open_folder(path.parent) / path.name
 
 
 def data_files(path: AnyPath) -> list[AnyPath]:
@@ -277,9 +290,15 @@ def data_files(path: AnyPath) -> list[AnyPath]:
 
 
 def content_digest(path: AnyPath) -> str:
-    """Returns a SHA-256 that tells a file from others: of its content, or of URL, size and time of one in a store."""
+    """Returns a SHA-256 that tells a file from others.
+
+    It is that of the content of a local or a published file. Another file in a store would have to be read once more:
+    it is that of URL, size and time.
+    """
     if isinstance(path, Path):
         return sha256(path)
+    if isinstance(path, PublishedFile):
+        return path.published.sha256
     stat = path.stat()
     return hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
 

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import followed, make_folder
 from adaftr_fast._publish import publisher_lock, remove
-from adaftr_fast.data.raw.source import BATCH_ROWS, coalesced
+from adaftr_fast.data.raw.source import BATCH_ROWS, coalesced, input_path
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import AnyPath, StorePath, as_path
+from adaftr_fast.stores import AnyPath, StorePath
 
 FOLDER = ".tables"  # how the name of the folder of tables ends
 INDEX = re.compile(r"__index_level_\d+__")  # the columns that pandas makes of an index without a name
@@ -53,7 +53,7 @@ def input_files(inputs: Inputs, out: Path) -> Iterator[list[AnyPath]]:
     """
     listed = list_inputs(inputs)
     if not holds_tables(listed):
-        yield [as_path(each) for each in listed if not isinstance(each, ArrowStream)]
+        yield [input_path(each) for each in listed if not isinstance(each, ArrowStream)]
         return
     out = followed(out)
     folder = out.with_name(f".{out.name}{FOLDER}")
@@ -102,7 +102,7 @@ def list_inputs(inputs: Inputs) -> list[Input]:
 
 def _file(source: Input, folder: Path, number: int) -> AnyPath:
     if not isinstance(source, ArrowStream):
-        return as_path(source)
+        return input_path(source)
     path = _place(folder, number)
     try:
         _write(pa.RecordBatchReader.from_stream(source), path)
