@@ -1,5 +1,6 @@
 """Commands whose outputs, and the runs and models they read, are in a store."""
 
+import json
 import subprocess
 import sys
 
@@ -83,3 +84,32 @@ def test_a_killed_run_goes_on(url, data, tmp_path, monkeypatch, capsys, elsewher
     whole = af.train(prepared, tmp_path / "whole", training=training)
     assert run.test == whole.test
     assert (local_copy(f"{url}/run") / "metrics.jsonl").exists()
+
+
+def test_daily_in_a_store_and_export_elsewhere(url, data, tmp_path, monkeypatch):
+    _, files = data
+    schema = str(data[0].folder.parent / "shop.toml")
+    options = ["--training.max_epochs", "1", "--training.batch_size", "256", "--training.progress", "false"]
+    command = ["daily", "--dataset", schema, "--out", f"{url}/daily", *options, "--files", str(files)]
+    assert main(command) == 0
+    assert main([*command, str(files)]) == 0
+    records = (open_folder(as_path(f"{url}/daily")) / "daily.jsonl").read_text().splitlines()
+    assert [json.loads(record)["day"] for record in records] == [1, 2]
+    monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "elsewhere"))
+    assert main(["export", "--run", f"{url}/daily/day-0002/run", "--out", str(tmp_path / "model")]) == 0
+
+
+def test_prepare_in_a_store(url, data, capsys):
+    prepared, file = data
+    schema = str(prepared.folder.parent / "shop.toml")
+    stored = af.prepare(str(file), f"{url}/prepared", dataset=schema, progress=False)
+    assert str(stored.folder) == f"{url}/prepared"
+    assert stored.manifest.fingerprint == prepared.manifest.fingerprint
+    assert stored.manifest.splits == prepared.manifest.splits
+    assert stored.manifest == af.prepare(str(file), f"{url}/prepared", dataset=schema, progress=False).manifest
+    assert stored.load("train").rows.sizes == prepared.load("train").rows.sizes
+    with (as_path(f"{url}/other/file")).filesystem.open_output_stream(f"{as_path(url).key}/other/file") as stream:
+        stream.write(b"1")
+    command = ["prepare", "--files", str(file), "--dataset", schema, "--out", f"{url}/other"]
+    assert main(command) == 2
+    assert "exists and is not a prepared folder" in capsys.readouterr().err

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from adaftr_fast.data.raw.source import data_files
 from adaftr_fast.errors import DataError, EngineError
@@ -40,7 +38,7 @@ class InputFiles:
 
     def absolute(self) -> InputFiles:
         """Returns the same files under names for processes with another current folder."""
-        return InputFiles(absolute_paths(self.paths), self.state)
+        return InputFiles({role: path.absolute() for role, path in self.paths.items()}, self.state)
 
     def check(self) -> None:
         """Raises DataError if a file has changed since this object was created."""
@@ -68,11 +66,6 @@ def check_seen(path: AnyPath, patience: float = 0.0) -> None:
             node = f"node {socket.gethostname()}"
             raise EngineError(f"{node}: does not see {path}; it must be on a file system that all nodes share")
         time.sleep(POLL_SECONDS)
-
-
-def absolute_paths(paths: Mapping[str, AnyPath]) -> dict[str, AnyPath]:
-    """Returns the same paths for processes with another current folder; those of stores are equal everywhere."""
-    return {role: path.absolute() if isinstance(path, Path) else path for role, path in paths.items()}
 
 
 def _files(paths: dict[str, AnyPath]) -> list[AnyPath]:

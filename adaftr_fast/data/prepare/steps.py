@@ -17,7 +17,7 @@ from adaftr_fast.data.dataset.split_file import split_info, write_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import count_values
 from adaftr_fast.data.encode.groups import Groups
-from adaftr_fast.data.prepare.inputs import VISIBLE_SECONDS, InputFiles, absolute_paths, check_seen
+from adaftr_fast.data.prepare.inputs import VISIBLE_SECONDS, InputFiles, check_seen
 from adaftr_fast.data.prepare.work_files import WorkFiles
 from adaftr_fast.data.raw.inputs import TextInput, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Source, content_digest
@@ -60,7 +60,8 @@ class Job:
     def for_workers(self) -> Job:
         """Returns the job for processes with another current folder, on other machines."""
         work = replace(self.work, folder=self.work.folder.absolute())
-        return replace(self, inputs=self.inputs.absolute(), paths=absolute_paths(self.paths), work=work, remote=True)
+        paths = {role: path.absolute() for role, path in self.paths.items()}
+        return replace(self, inputs=self.inputs.absolute(), paths=paths, work=work, remote=True)
 
     def texts(self) -> list[list[TextInput]]:
         """Returns the text files to stage, in rounds."""
