@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
 import adaftr_fast as af
 from adaftr_fast.cli import main
-from adaftr_fast.stores import as_path, local_copy, open_folder
+from adaftr_fast.stores import as_path, local_copy, local_file, open_folder
+from adaftr_fast.stores.parquet import read_parquet
 from tests.logs import shop_log
 
 SMALL = {"max_epochs": 2, "batch_size": 64, "progress": False}
@@ -113,3 +115,23 @@ def test_prepare_in_a_store(url, data, capsys):
     command = ["prepare", "--files", str(file), "--dataset", schema, "--out", f"{url}/other"]
     assert main(command) == 2
     assert "exists and is not a prepared folder" in capsys.readouterr().err
+
+
+def test_all_paths_of_the_readme_in_a_store(url, data, monkeypatch, tmp_path):
+    """The commands of "Usage" on logs in a store, each on a machine of its own."""
+    _, file = data
+    for name in ("log.csv", "today.csv"):
+        with local_file(f"{url}/{name}") as path:
+            csv.write_csv(pq.read_table(file), path)
+    small = ["--training.max_epochs", "1", "--training.batch_size", "64", "--training.progress", "false"]
+    roles = ["--labels", "click", "conversion", "--group", "user", "--time", "time"]
+    commands = [
+        ["prepare", "--files", f"{url}/log.csv", *roles, "--out", f"{url}/data/mine"],
+        ["train", "--data.folder", f"{url}/data/mine", "--out", f"{url}/runs/mine", *small],
+        ["export", "--run", f"{url}/runs/mine", "--out", f"{url}/models/mine"],
+        ["predict", "--model", f"{url}/models/mine", "--files", f"{url}/today.csv", "--out", f"{url}/scores.parquet"],
+    ]
+    for number, command in enumerate(commands):
+        monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / f"machine-{number}"))
+        assert main(command) == 0
+    assert len(read_parquet(as_path(f"{url}/scores.parquet"), ["p_ctr"])) == 3000
