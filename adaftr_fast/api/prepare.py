@@ -18,14 +18,14 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.data.schema.write import write_schema as write_schema_file
 from adaftr_fast.engines.choose import open_engine
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import AnyPath
+from adaftr_fast.stores import AnyPath, as_path, local_place
 
 Names = Sequence[str] | str
 
 
 def prepare(
     files: Inputs = (),
-    out: str | Path = "data/prepared",
+    out: str | AnyPath = "data/prepared",
     *,
     dataset: str | Path | None = None,
     labels: Names | None = None,
@@ -93,13 +93,14 @@ def prepare(
     roles: dict[str, Any] = {"group": group, "time": time, "weight": weight, "ignore": _names(ignore)}
     roles |= {"multi": dict(multi or {}), "funnel": None if funnel is None else _names(funnel)}
     named = None if labels is None else _names(labels)
-    with input_files(files, Path(out)) as paths, open_engine(engine, address) as opened:
+    place = as_path(out)
+    with input_files(files, local_place(place)) as paths, open_engine(engine, address) as opened:
         schema = _schema(paths, dataset, named, roles, write_schema)
         result = run.prepare(
-            schema, paths, out, engine=opened, shards=shards, bad_rows=bad_rows, grow=grow, progress=progress
+            schema, paths, place, engine=opened, shards=shards, bad_rows=bad_rows, grow=grow, progress=progress
         )
     _warn_of_rows_outside_the_funnel(schema, result)
-    return Prepared(out)
+    return Prepared(place)
 
 
 def _warn_of_rows_outside_the_funnel(schema: Schema, manifest: Manifest) -> None:

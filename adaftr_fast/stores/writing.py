@@ -52,7 +52,7 @@ def local_folder(folder: str | AnyPath, seconds: float | None = None, *, downloa
     if isinstance(folder, Path):
         yield folder
         return
-    local = cache_folder() / WRITING / short_digest(f"{folder.place} {folder.key}") / folder.name
+    local = local_place(folder)
     with writer_lock(local.with_name(f".{local.name}.lock"), local):
         sender = _Sender(
             local, folder, *_begin(local, folder, download), upload_seconds() if seconds is None else seconds
@@ -72,6 +72,13 @@ def upload_seconds() -> float:
     if not 0.0 < seconds < threading.TIMEOUT_MAX:
         raise StoreError(f"{UPLOAD_SECONDS}: expected a number of seconds above 0, got {text!r}")
     return seconds
+
+
+def local_place(folder: AnyPath) -> Path:
+    """Returns the path that ``local_folder`` yields."""
+    if isinstance(folder, Path):
+        return folder
+    return cache_folder() / WRITING / short_digest(f"{folder.place} {folder.key}") / folder.name
 
 
 @contextmanager

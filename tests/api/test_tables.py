@@ -51,17 +51,10 @@ test = { file = "new", rows = "odd" }
 
 def test_an_iterator_of_inputs_is_prepared_as_a_list(log, tmp_path):
     pq.write_table(log, tmp_path / "log.parquet")
-    for number, options in enumerate([{}, {"shard": "1/1"}]):
+    for number, options in enumerate([{}, {"shards": 2}]):
         inputs = (path for path in [tmp_path / "log.parquet"])
         data = af.prepare(inputs, tmp_path / f"data{number}", **ROLES, **options, progress=False)
         assert sum(split.rows for split in data.manifest.splits.values()) == log.num_rows
-
-
-def test_shards_cannot_share_a_table(log, tmp_path):
-    for inputs in (log, iter([log])):
-        with pytest.raises(DataError, match="shard: expected files, got a table; write it as parquet where every sh"):
-            af.prepare(inputs, tmp_path / "data", **ROLES, shard="1/2")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_columns_of_a_table_are_named(log, tmp_path):

@@ -135,3 +135,9 @@ def test_all_paths_of_the_readme_in_a_store(url, data, monkeypatch, tmp_path):
         monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / f"machine-{number}"))
         assert main(command) == 0
     assert len(read_parquet(as_path(f"{url}/scores.parquet"), ["p_ctr"])) == 3000
+
+
+def test_a_table_is_prepared_into_a_store(url):
+    roles = {"labels": ["click", "conversion"], "group": "user", "time": "time"}
+    stored = af.prepare(shop_log(3000, users=50), f"{url}/table", **roles, progress=False)
+    assert sum(split.rows for split in stored.manifest.splits.values()) == 3000
