@@ -6,6 +6,8 @@ Three kernels compute InfoNCE with four products of size B N d and two passes of
     combine       loss, statistics, d_anchors, d_tau                  combine.py       O(B d)
     column sweep  scores again, softmax^T times anchors               column_sweep.py  2 products, for d_candidates only
 
+gluon_row.py is the row sweep for Hopper GPUs in Gluon; ADAFTR_FAST_ROW_SWEEP=gluon chooses it.
+
 One kernel computes the sigmoid loss, with four products too: it runs once for each side, with two products a run.
 
     sigmoid sweep  scores, sigmoid, sigmoid times the other side      sigmoid_sweep.py  2 products (1 without gradient)

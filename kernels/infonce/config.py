@@ -26,9 +26,12 @@ What the table rests on:
   warps (wgmma): in TF32 up to 64 eight warps own 128 and four own 64.
 * The sweeps of a row of the table have one BLOCK_K: the column sweep forms the row sweep's scores again and must sum
   them in the same order.
+* ADAFTR_FAST_ROW_SWEEP=gluon chooses the row sweep of gluon_row.py for half types on sm_90, at widths that waste less
+  than half of a block: two consumers of 64 rows stream 128 columns, the fewest that hold their positives in one block.
 * A small B or N leaves multiprocessors idle. The streamed side is then split, and the splits are joined in order.
 """
 
+import os
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -128,6 +131,9 @@ TILINGS = (
     _same("float64", ANY, 80, 32, 32, 32, 16, 4, 2),
 )  # fmt: skip
 
+GLUON_ROW_SWEEPS = (Config(128, 128, 64, 0, 8, 4), Config(128, 128, 128, 0, 8, 4))  # warps: those that consume
+ROW_SWEEPS = ("triton", "gluon")  # the values of ADAFTR_FAST_ROW_SWEEP; the first is the default
+
 
 def product_kind(dtype: torch.dtype) -> str:
     """How products of ``dtype`` are formed: half, tf32, ieee or float64."""
@@ -148,6 +154,20 @@ def choose_tiling(kind: str, width: int, capability: int) -> Tiling:
             sigmoid = tiling.sigmoid_rows or tiling.row_sweep_pz, tiling.sigmoid_columns or tiling.column_sweep
             return Tiling(*tiling[:3], *(_fit(config, widest) for config in (*tiling[3:7], *sigmoid)))
     raise ValueError(f"kernels.infonce: the GPU must be of compute capability 8.0 or later, got {capability / 10}")
+
+
+def choose_gluon_row_sweep(dtype: torch.dtype, width: int, capability: int) -> Config | None:
+    """Returns the config of gluon_row.py, or None where row_sweep.py serves: by default, or for these operands.
+
+    Raises:
+        ValueError: ADAFTR_FAST_ROW_SWEEP is neither "triton" nor "gluon".
+    """
+    chosen = os.environ.get("ADAFTR_FAST_ROW_SWEEP") or ROW_SWEEPS[0]
+    if chosen not in ROW_SWEEPS:
+        raise ValueError(f"kernels.infonce: ADAFTR_FAST_ROW_SWEEP must be one of {ROW_SWEEPS}, got {chosen!r}")
+    if chosen == "triton" or INTERPRETED or capability != 90 or product_kind(dtype) != "half":
+        return None
+    return next((c for c in GLUON_ROW_SWEEPS if c.block_d // 2 < width <= c.block_d), None)
 
 
 def _fit(config: Config, widest: int) -> Config:

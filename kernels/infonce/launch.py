@@ -13,7 +13,7 @@ import torch
 import triton
 from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
-from adaftr_fast.kernels.infonce.config import max_offset
+from adaftr_fast.kernels.infonce.config import TYPES, choose_gluon_row_sweep, max_offset
 from adaftr_fast.kernels.infonce.operands import (
     Grid,
     Operands,
@@ -125,32 +125,47 @@ def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, 
     B, width = a.shape
     strides = (a.stride(0), b.stride(0))
     need_sum_pz = need_stats or (need_d_tau and not need_d_anchors)
-    explicit = any(x is not None for x in (problem.positive, problem.row_group, problem.ignore_above))
-    sweep = "row_sweep_pz" if need_sum_pz else "row_sweep_explicit" if explicit else "row_sweep"
-    grid, options = problem.launch_options(sweep, divide_width=need_d_anchors)
-    num_splits = grid[1]
-    positive_score, partials = empty(B), empty(num_splits, 4, B)
-    acc = empty(num_splits, B, width) if need_d_anchors else empty(0)
-    infonce_row_sweep_kernel[grid](
-        a, b, tau, problem.positive, problem.row_group, problem.column_group, problem.ignore_above,
-        positive_score, partials, acc, B, len(b), *strides, NEED_D_ANCHORS=need_d_anchors, NEED_SUM_PZ=need_sum_pz,
-        MAX_OFFSET=max_offset(a.dtype), **options,
-    )  # fmt: skip
+    positive_score, partials, acc = _sweep_rows(problem, tau, need_d_anchors, need_sum_pz)
     rows, lse, positive_logit = empty(B), empty(B), empty(B)
     top1, entropy = empty(B if need_stats else 0, dtype=torch.bool), empty(B if need_stats else 0)
     row_terms = empty(5 + (problem.ignore_above is not None), B) if need_d_candidates else empty(0)
     d_anchors, d_tau = empty(B, d) if need_d_anchors else empty(0), empty(B if need_d_tau else 0)
     infonce_combine_kernel[(triton.cdiv(B, COMBINE_BLOCK_M),)](
         a, b, tau, problem.positive, scale, positive_score, partials, acc,
-        rows, lse, positive_logit, top1, entropy, row_terms, d_anchors, d_tau, B, len(b), num_splits, *strides,
+        rows, lse, positive_logit, top1, entropy, row_terms, d_anchors, d_tau, B, len(b), len(partials), *strides,
         HAS_POSITIVE=problem.positive is not None, NEED_D_ANCHORS=need_d_anchors, NEED_D_CANDIDATES=need_d_candidates,
         NEED_D_TAU=need_d_tau, NEED_STATS=need_stats, BLOCK_M=COMBINE_BLOCK_M,
         BLOCK_D=min(COMBINE_BLOCK_D, triton.next_power_of_2(width)), D=d, D_PADDED=width,
-        ACC_DTYPE=options["ACC_DTYPE"],
+        ACC_DTYPE=TYPES[problem.operands.acc_dtype],
     )  # fmt: skip
     if need_d_candidates and problem.ignore_above is not None:
         torch.add(positive_score, problem.ignore_above, out=row_terms[5])
     return rows, lse, positive_logit, top1, entropy, row_terms, d_anchors, d_tau
+
+
+def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool) -> tuple[Tensor, ...]:
+    """Returns positive_score [B], partials [S, 4, B] and acc [S, B, D_PADDED], empty unless needed."""
+    a, b, *_ = problem.operands
+    empty = problem.operands.empty
+    B, width = a.shape
+    strides = (a.stride(0), b.stride(0))
+    explicit = any(x is not None for x in (problem.positive, problem.row_group, problem.ignore_above))
+    config = choose_gluon_row_sweep(a.dtype, width, problem.operands.capability)
+    # TMA steps from row to row: rows of an expanded tensor lie at one address.
+    if config is not None and not explicit and not need_sum_pz and min(strides) >= width:
+        from adaftr_fast.kernels.infonce.gluon_row import gluon_row_sweep  # imports Gluon, which Triton may lack
+
+        return gluon_row_sweep(problem.operands, config, tau, need_d_anchors)
+    sweep = "row_sweep_pz" if need_sum_pz else "row_sweep_explicit" if explicit else "row_sweep"
+    grid, options = problem.launch_options(sweep, divide_width=need_d_anchors)
+    positive_score, partials = empty(B), empty(grid[1], 4, B)
+    acc = empty(grid[1], B, width) if need_d_anchors else empty(0)
+    infonce_row_sweep_kernel[grid](
+        a, b, tau, problem.positive, problem.row_group, problem.column_group, problem.ignore_above,
+        positive_score, partials, acc, B, len(b), *strides, NEED_D_ANCHORS=need_d_anchors, NEED_SUM_PZ=need_sum_pz,
+        MAX_OFFSET=max_offset(a.dtype), **options,
+    )  # fmt: skip
+    return positive_score, partials, acc
 
 
 def _column_side(problem: _Problem, row_terms: Tensor) -> Tensor:

@@ -1,0 +1,213 @@
+"""The row sweep in Gluon: its schedule in NumPy against the float64 reference, its choice, and the kernel on a GPU."""
+
+import importlib
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import adaftr_fast as af
+from tests.kernels.infonce.agreement import inputs
+from tests.tolerances import assert_as_accurate
+
+pytest.importorskip("triton")
+config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
+HALF = (torch.bfloat16, torch.float16)
+# Around the edges of 64 rows and 128 columns: ragged blocks, one and several splits, more blocks than stages.
+SIZES = [
+    (1, 1, 64), (2, 130, 64), (63, 63, 128), (64, 128, 64), (65, 129, 100), (129, 129, 128), (128, 256, 64),
+    (130, 1300, 64), (257, 700, 48), (300, 300, 112),
+]  # fmt: skip
+on_a_gpu = pytest.mark.skipif(
+    config.INTERPRETED or not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="needs a GPU of compute capability 9.0",
+)
+
+
+@pytest.fixture
+def in_numpy(monkeypatch):
+    """Replaces the kernel by its schedule in NumPy; returns what was asked of it."""
+    if not config.INTERPRETED:
+        pytest.skip("needs TRITON_INTERPRET=1 for the kernels around it")
+    from tests.kernels.infonce import schedule
+
+    asked = []
+
+    def sweep(operands, chosen, tau, need_d_anchors):
+        asked.append((chosen, need_d_anchors))
+        return schedule.gluon_row_sweep(operands, chosen, tau, need_d_anchors)
+
+    launch = importlib.import_module("adaftr_fast.kernels.infonce.launch")
+    monkeypatch.setattr(launch, "choose_gluon_row_sweep", schedule.choose)
+    monkeypatch.setitem(sys.modules, "adaftr_fast.kernels.infonce.gluon_row", SimpleNamespace(gluon_row_sweep=sweep))
+    return asked
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Chooses the kernel; returns what was asked of it."""
+    gluon_row = importlib.import_module("adaftr_fast.kernels.infonce.gluon_row")
+    asked, sweep = [], gluon_row.gluon_row_sweep
+
+    def watched(operands, chosen, tau, need_d_anchors):
+        asked.append((chosen, need_d_anchors))
+        return sweep(operands, chosen, tau, need_d_anchors)
+
+    monkeypatch.setenv("ADAFTR_FAST_ROW_SWEEP", "gluon")
+    monkeypatch.setattr(gluon_row, "gluon_row_sweep", watched)
+    return asked
+
+
+def evaluate(tensors, dtype, device, trained, **options):
+    """Returns each row's loss, and the gradients of h_ctr, h_cvr and tau if ``trained``; all on the CPU."""
+    leaves = [t.detach().to(device, kind).requires_grad_(trained) for t, kind in zip(tensors, types_of(dtype))]
+    loss = af.adaptive_infonce(*leaves, reduction="none", **options)
+    if trained:
+        loss.backward(torch.linspace(-1, 2, len(loss), dtype=loss.dtype, device=device))
+    return [x.cpu() for x in (loss.detach(), *(leaf.grad for leaf in leaves if trained))]
+
+
+def types_of(dtype):
+    return dtype, dtype, dtype if dtype == torch.float64 else torch.float32
+
+
+def assert_matches(asked, tensors, dtype, device="cpu"):
+    """Checks by the tolerance rule, on rounded inputs, that the sweep errs no more than the reference at ``dtype``."""
+    rounded = [t.to(kind).double() for t, kind in zip(tensors, types_of(dtype))]
+    for trained in (True, False):
+        asked.clear()
+        own = evaluate(rounded, dtype, device, trained, backend="triton")
+        truth = evaluate(rounded, torch.float64, "cpu", trained, backend="reference")
+        pytorch = evaluate(rounded, dtype, "cpu", trained, backend="reference")
+        assert trained in [need for _, need in asked]  # without a reduction, the backward sweeps anew
+        for name, x, t, p in zip(("loss", "d h_ctr", "d h_cvr", "d tau"), own, truth, pytorch, strict=False):
+            assert_as_accurate(x, t, p, dtype, name)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("rows", "columns", "d"), SIZES)
+def test_the_schedule_matches_the_reference(in_numpy, rows, columns, d, dtype):
+    assert_matches(in_numpy, inputs(rows, columns, d), dtype)
+
+
+def extremes(tau):
+    a, b, _ = inputs(130, 400, 64, scale=2.0)
+    return a, b, torch.as_tensor(tau, dtype=torch.float64).expand(130)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("tau", [1e-4, 1e-3, 1.0, 1e3])
+def test_the_schedule_at_extreme_temperatures(in_numpy, tau, dtype):
+    assert_matches(in_numpy, extremes(tau), dtype)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_the_schedule_where_each_row_has_another_temperature(in_numpy, dtype):
+    assert_matches(in_numpy, extremes(torch.logspace(-4, 3, 130)), dtype)
+
+
+def winning(gap):
+    a = torch.eye(96, dtype=torch.float64) * gap + inputs(96, 96, 96, scale=0.1)[0]
+    return a, torch.eye(96, dtype=torch.float64), torch.ones(96, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("gap", [3, 20])
+def test_the_schedule_keeps_digits_as_the_positive_wins(in_numpy, gap, dtype):
+    assert_matches(in_numpy, winning(gap), dtype)
+
+
+def rising():
+    """Scores that grow from block to block, so that each block rescales what came before."""
+    b = torch.linspace(0.1, 8, 900, dtype=torch.float64)[:, None].expand(900, 64) / 8
+    return torch.ones(200, 64, dtype=torch.float64) / 8, b, torch.full((200,), 0.05, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_the_schedule_rescales_by_every_block(in_numpy, dtype):
+    assert_matches(in_numpy, rising(), dtype)
+
+
+def test_the_schedule_gives_nan_where_tau_is_bad(in_numpy):
+    a, b, _ = (t.bfloat16() for t in inputs(70, 140, 64))
+    tau = torch.full((70,), 0.5)
+    tau[3], tau[66] = 0.0, torch.inf
+    loss = af.adaptive_infonce(a, b, tau, reduction="none", backend="triton")
+    assert in_numpy
+    assert loss.isnan().nonzero().flatten().tolist() == [3, 66]
+
+
+@pytest.mark.parametrize("option", ["return_stats", "positive_index", "groups", "ignore_above", "expanded", "float32"])
+def test_what_it_does_not_do_falls_to_triton(in_numpy, option):
+    dtype = torch.float32 if option == "float32" else torch.bfloat16
+    a, b, tau = (t.to(dtype) for t in inputs(20, 30, 64))
+    if option == "expanded":
+        a = a[:1].expand(20, 64)
+    options = {
+        "return_stats": {"return_stats": True},
+        "positive_index": {"positive_index": torch.arange(20).flip(0)},
+        "groups": {"row_group": torch.arange(20) % 3, "column_group": torch.arange(30) % 3},
+        "ignore_above": {"ignore_above": 0.5},
+    }
+    af.adaptive_infonce(a, b, tau.float(), backend="triton", **options.get(option, {}))
+    assert not in_numpy
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "width", "capability", "block_d"),
+    [
+        (None, torch.bfloat16, 128, 90, None),
+        ("", torch.bfloat16, 128, 90, None),
+        ("triton", torch.bfloat16, 128, 90, None),
+        ("gluon", torch.bfloat16, 128, 90, 128),
+        ("gluon", torch.float16, 80, 90, 128),
+        ("gluon", torch.bfloat16, 64, 90, 64),
+        ("gluon", torch.bfloat16, 48, 90, 64),
+        ("gluon", torch.bfloat16, 32, 90, None),
+        ("gluon", torch.bfloat16, 144, 90, None),
+        ("gluon", torch.float32, 128, 90, None),
+        ("gluon", torch.float64, 128, 90, None),
+        ("gluon", torch.bfloat16, 128, 80, None),
+        ("gluon", torch.bfloat16, 128, 89, None),
+        ("gluon", torch.bfloat16, 128, 100, None),
+    ],
+)
+def test_chosen_for_half_types_on_hopper_alone(monkeypatch, value, dtype, width, capability, block_d):
+    monkeypatch.setattr(config, "INTERPRETED", False)
+    monkeypatch.delenv("ADAFTR_FAST_ROW_SWEEP", raising=False)
+    if value is not None:
+        monkeypatch.setenv("ADAFTR_FAST_ROW_SWEEP", value)
+    chosen = config.choose_gluon_row_sweep(dtype, width, capability)
+    assert (chosen and chosen.block_d) == block_d
+
+
+def test_an_unknown_row_sweep_is_refused(monkeypatch):
+    monkeypatch.setenv("ADAFTR_FAST_ROW_SWEEP", "cuda")
+    with pytest.raises(ValueError, match=r"ADAFTR_FAST_ROW_SWEEP must be one of .*gluon.*, got 'cuda'"):
+        config.choose_gluon_row_sweep(torch.bfloat16, 64, 90)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("rows", "columns", "d"), [*SIZES, (1024, 1024, 128), (5000, 9000, 64)])
+def test_matches_the_reference_on_a_gpu(compiled, rows, columns, d, dtype):
+    assert_matches(compiled, inputs(rows, columns, d), dtype, "cuda")
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(
+    "tensors", [extremes(1e-4), extremes(1e3), winning(20), rising()], ids=["cold", "hot", "winning", "rising"]
+)
+def test_extremes_on_a_gpu(compiled, tensors, dtype):
+    assert_matches(compiled, tensors, dtype, "cuda")
+
+
+@on_a_gpu
+@pytest.mark.parametrize("rows", [1000, 20_000])
+def test_same_bits_every_time_on_a_gpu(compiled, rows):
+    tensors = inputs(rows, rows, 128)
+    first, second = (evaluate(tensors, torch.bfloat16, "cuda", True, backend="triton") for _ in range(2))
+    assert len(compiled) == 2
+    assert all(torch.equal(x, y) for x, y in zip(first, second))
