@@ -11,18 +11,21 @@ import torch
 import triton
 from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
+from adaftr_fast.kernels.infonce.gluon_row import DEFAULT_WARPS, ROWS, block_layout, infonce_gluon_row_sweep_kernel
 from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel
 from adaftr_fast.kernels.infonce.sigmoid_sweep import sigmoid_sweep_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
-from benchmarks.infonce.compile import sass
+from benchmarks.infonce.compile import pipeline, sass
 from benchmarks.infonce.compile.cases import Case
 from benchmarks.infonce.compile.occupancy import SCHEDULERS, programs_per_multiprocessor
 from benchmarks.infonce.compile.record import faults
 
 KERNELS = {
     "row_sweep": infonce_row_sweep_kernel,
+    "gluon_row_sweep": infonce_gluon_row_sweep_kernel,
     "column_sweep": infonce_column_sweep_kernel,
     "combine": infonce_combine_kernel,
     "sigmoid_rows": sigmoid_sweep_kernel,
@@ -55,11 +58,12 @@ def build(case: Case) -> dict[str, Any]:
         printed = _run("nvdisasm", "-c", file.name)
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups())
     warps, shared = case.config.num_warps, compiled.metadata.shared
+    launched = compiled.metadata.num_warps if _specialises(case) else warps
     result = describe(case) | {
         "registers": registers,
         "shared": shared,
         "warps": warps,
-        "programs": programs_per_multiprocessor(case.arch, warps, registers, shared),
+        "programs": programs_per_multiprocessor(case.arch, launched, registers, shared),
         "stack": stack + local,
     }
     took = {"seconds": round(seconds, 1)}
@@ -69,7 +73,14 @@ def build(case: Case) -> dict[str, Any]:
     except sass.SassError as error:
         return result | took | {"faults": [str(error)]}
     result["issue"] = result["instructions"] * warps // SCHEDULERS
-    return result | took | {"faults": faults(result)}
+    if not _specialises(case):
+        return result | took | {"faults": faults(result)}
+    result |= pipeline.cycles(result, warps, SCHEDULERS)
+    return result | took | {"faults": faults(result) + pipeline.faults(result)}
+
+
+def _specialises(case: Case) -> bool:
+    return case.kernel == "gluon_row_sweep"
 
 
 def _compile(case: Case):
@@ -81,7 +92,9 @@ def _compile(case: Case):
         if argument in case.constants:
             signature[argument] = "constexpr"
             continue
-        if not argument.endswith("_ptr"):
+        if argument in ("anchors", "candidates"):
+            signature[argument] = _descriptor(case, ROWS.value if argument == "anchors" else case.config.block_n)
+        elif not argument.endswith("_ptr"):
             signature[argument] = "i32"
         elif argument in INT64:
             signature[argument] = "*i64"
@@ -92,8 +105,16 @@ def _compile(case: Case):
         if argument.endswith(("_ptr", "_stride")):
             attributes[(place,)] = [["tt.divisibility", 16]]
     options = {"num_warps": case.config.num_warps, "num_stages": case.config.num_stages}
-    source = ASTSource(kernel, signature, case.constants, attributes)
+    if _specialises(case):
+        options = {"num_warps": DEFAULT_WARPS}
+    source = (GluonASTSource if _specialises(case) else ASTSource)(kernel, signature, case.constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", case.arch, 32), options=options)
+
+
+def _descriptor(case: Case, rows: int) -> str:
+    """Returns the type of a TMA descriptor of blocks of ``rows`` rows, as the launcher names it."""
+    layout = block_layout(rows, case.config, case.dtype)
+    return f"tensordesc<{POINTEE[case.dtype]}[{rows},{case.config.block_d}],{layout!r}>"
 
 
 def describe(case: Case) -> dict[str, Any]:
@@ -119,7 +140,7 @@ def _work(case: Case, listing: sass.Listing) -> dict[str, Any]:
     config = case.config
     slices = triton.cdiv(case.width, config.block_k) if config.block_k else 1
     depth = slices * config.block_k or config.block_d
-    found = sass.figures(listing, slices)
+    found = pipeline.figures(listing) if _specialises(case) else sass.figures(listing, slices)
     width = config.block_d if case.constants.get("NEED_D_ANCHORS", True) else 0  # of the second product
     needed = config.block_m * config.block_n * (depth + width)
     executed = sass.multiply_adds(found["matrix"]) * config.num_warps

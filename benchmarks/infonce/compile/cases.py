@@ -4,7 +4,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from adaftr_fast.kernels.infonce.config import TILINGS, TYPES, Config, choose_tiling, constants, max_offset
+from adaftr_fast.kernels.infonce.config import (
+    GLUON_ROW_SWEEPS,
+    TILINGS,
+    TYPES,
+    Config,
+    choose_tiling,
+    constants,
+    max_offset,
+)
 from adaftr_fast.kernels.infonce.launch import COMBINE_BLOCK_D, COMBINE_BLOCK_M
 
 ARCHS = (80, 90)
@@ -26,6 +34,7 @@ ROW_VARIANTS = {
 }
 WIDEST_ROW_VARIANTS = {"ignore_above": ROW_VARIANTS["train"] | {"IGNORES": True}}
 COLUMN_VARIANTS = {"train": IMPLICIT, "everything": EXPLICIT, "ignore_above": IMPLICIT | {"IGNORES": True}}
+GLUON_VARIANTS = {"train": {"NEED_D_ANCHORS": True}, "forward": {"NEED_D_ANCHORS": False}}
 # The sigmoid loss, rows and columns: training; explicit positives.
 SIGMOID_VARIANTS = {
     "train": {"HAS_POSITIVE": False, "NEED_GRADIENT": True},
@@ -36,7 +45,7 @@ SIGMOID_VARIANTS = {
 class Case(NamedTuple):
     """A kernel with everything that it is compiled for."""
 
-    kernel: str  # row_sweep, column_sweep, combine, sigmoid_rows or sigmoid_columns
+    kernel: str  # row_sweep, gluon_row_sweep, column_sweep, combine, sigmoid_rows or sigmoid_columns
     variant: str
     kind: str  # of the products; "" for combine, which has none
     dtype: torch.dtype
@@ -53,6 +62,8 @@ def cases(archs: list[int], quick: bool) -> Iterator[Case]:
             yield from _of_tiling(tiling, arch, quick)
         for dtype in (torch.bfloat16,) if quick else ALL_DTYPES:
             yield _combine(dtype, arch)
+        if arch == 90:
+            yield from _of_gluon(arch, quick)
 
 
 def _of_tiling(tiling, arch: int, quick: bool) -> Iterator[Case]:
@@ -69,6 +80,15 @@ def _of_tiling(tiling, arch: int, quick: bool) -> Iterator[Case]:
         yield from _of_infonce(tiling, torch.float16, widest, arch, ROW_VARIANTS)
     yield from _of_infonce(tiling, dtype, widest, arch, WIDEST_ROW_VARIANTS)
     yield from _of_sigmoid(tiling, dtype, widest, arch, SIGMOID_VARIANTS)
+
+
+def _of_gluon(arch: int, quick: bool) -> Iterator[Case]:
+    for config in GLUON_ROW_SWEEPS:
+        for dtype in (torch.bfloat16,) if quick else (torch.bfloat16, torch.float16):
+            for name in ("train",) if quick else GLUON_VARIANTS:
+                own = {"D_PADDED": config.block_d, "STAGES": config.num_stages, "MAX_OFFSET": max_offset(dtype)}
+                values = GLUON_VARIANTS[name] | own
+                yield Case("gluon_row_sweep", name, "half", dtype, config.block_d, arch, config, values)
 
 
 def _fitted(tiling, width: int, arch: int):

@@ -27,10 +27,11 @@ class SassError(ValueError):
 
 
 class Listing(NamedTuple):
-    """The instructions of a kernel in order, without predicates and operands, and its loops."""
+    """The instructions of a kernel in order, without predicates, and its loops."""
 
     opcodes: list[str]
     loops: list[range]  # places of the instructions from the target of a backward branch to the branch
+    operands: list[str]
 
 
 def parse(text: str) -> Listing:
@@ -40,6 +41,7 @@ def parse(text: str) -> Listing:
         SassError: it holds no instruction.
     """
     opcodes: list[str] = []
+    operands: list[str] = []
     labels: dict[str, int] = {}
     ends: dict[int, int] = {}
     for line in text.splitlines():
@@ -47,12 +49,13 @@ def parse(text: str) -> Listing:
             labels[label[1]] = len(opcodes)
         elif found := INSTRUCTION.match(line):
             opcodes.append(found[1])
+            operands.append(found[2].strip())
             target = TARGET.search(found[2]) if BRANCH.match(found[1]) else None
             if target and target[1] in labels:  # later labels are forward branches
                 ends[labels[target[1]]] = len(opcodes)
     if not opcodes:
         raise SassError(f"sass: expected a listing of nvdisasm -c, got {text[:80]!r}")
-    return Listing(opcodes, [range(start, end) for start, end in ends.items()])
+    return Listing(opcodes, [range(start, end) for start, end in ends.items()], operands)
 
 
 def figures(listing: Listing, slices: int) -> dict[str, Any]:
@@ -76,6 +79,11 @@ def figures(listing: Listing, slices: int) -> dict[str, Any]:
     for each in inner:
         for opcode in listing.opcodes[each.start : each.stop]:
             executed[opcode] += slices - 1
+    return tally(executed, matrix)
+
+
+def tally(executed: Counter[str], matrix: re.Pattern[str] = MATRIX) -> dict[str, Any]:
+    """Returns the figures of instructions by how often each is executed, as ``figures`` does."""
 
     def count(pattern: str | re.Pattern[str]) -> int:
         return sum(times for opcode, times in executed.items() if re.match(pattern, opcode))
