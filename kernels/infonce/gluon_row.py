@@ -43,7 +43,13 @@ from adaftr_fast.kernels.infonce.tiles import LOG2_E, load_row_parameters
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 ROWS = gl.constexpr(64)  # of a consumer: those of one wgmma
@@ -231,6 +237,7 @@ def infonce_gluon_row_sweep_kernel(
     """Grid: (blocks of rows, splits of the columns). BLOCK_N is 2 ROWS, so that one block holds the positives."""
     BLOCK_N: gl.constexpr = candidates.block_shape[0]
     BLOCK_D: gl.constexpr = candidates.block_shape[1]
+    gl.static_assert(BLOCK_N == 2 * ROWS)
     a_buffer = gl.allocate_shared_memory(anchors.dtype, [2, ROWS, BLOCK_D], anchors.layout)
     ring = gl.allocate_shared_memory(candidates.dtype, [STAGES, BLOCK_N, BLOCK_D], candidates.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -243,6 +250,7 @@ def infonce_gluon_row_sweep_kernel(
         mbarrier.init(empty.index(stage), count=2)
     mbarrier.init(turn_0, count=1)
     mbarrier.init(turn_1, count=1)
+    fence_async_shared()  # TMA sees them initialised
 
     blocks = gl.cdiv(N, BLOCK_N)
     first = (gl.program_id(1) * blocks) // gl.num_programs(1)
