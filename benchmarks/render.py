@@ -84,6 +84,23 @@ def compiled_sigmoid(cases: Cases) -> str:
     return _compiled(cases, {"sigmoid_rows": "rows", "sigmoid_columns": "columns"})
 
 
+def compiled_gluon(cases: Cases) -> str:
+    """What the compiler makes of the row sweep in Gluon, in bfloat16; "a / b" where versions of Triton differ."""
+    found: dict[tuple[int, str], Cases] = {}
+    for case in cases:
+        if case["kernel"] == "gluon_row_sweep" and case["dtype"] == "bfloat16":
+            found.setdefault((case["width"], case["variant"]), []).append(case)
+
+    def row(key: tuple[int, str]) -> list[str]:
+        names = "instructions", "barriers", "uncovered", "exposed", "busiest", "cycles"
+        figures = ([f"{case[name]:,}" if name in case else "" for name in names] for case in found[key])
+        tile = "{} x {}".format(*found[key][0]["config"])
+        return [str(key[0]), key[1], tile, *(" / ".join(dict.fromkeys(values)) for values in zip(*figures))]
+
+    header = "d | variant | tile | instructions | barriers | exponentials uncovered | instructions exposed"
+    return table(header + " | busiest unit, cycles | cycles", "rlrrrrrrr", map(row, sorted(found)))
+
+
 def _compiled(cases: Cases, kernels: dict[str, str]) -> str:
     """The kernels of ``kernels``, under the names it gives them.
 
@@ -350,6 +367,7 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         recipes,
         compiled,
         compiled_sigmoid,
+        compiled_gluon,
         embedding,
         embedding_summary,
         embedding_growth,

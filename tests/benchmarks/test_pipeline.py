@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.infonce.compile import pipeline, sass
+from benchmarks.render import compiled_gluon
 
 LISTING = """
 .L_x_0:
@@ -102,3 +103,12 @@ def test_one_product_a_block_is_covered_by_the_other_consumer_alone():
 def test_listings_without_its_loops_are_refused(without):
     with pytest.raises(sass.SassError, match="pipeline: expected a loop"):
         pipeline.figures(sass.parse(LISTING.replace(without, "NOP")))
+
+
+def test_table_shows_the_figures_under_each_version():
+    case = {"kernel": "gluon_row_sweep", "dtype": "bfloat16", "width": 128, "config": [128, 128, 128, 0, 8, 4]}
+    case |= result(LISTING)
+    others = [case | {"dtype": "float16"}, case | {"kernel": "row_sweep"}, case | {"instructions": 1100}]
+    assert compiled_gluon([case, *others]).splitlines()[2:] == [
+        "| 128 | train | 128 x 128 | 11 / 1,100 | 1 | 0 | 4 | 256 | 264 |"
+    ]
