@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -26,7 +26,7 @@ class Engine(Protocol):
     def map(
         self,
         function: Step[Item, Result],
-        items: Sequence[Item],
+        items: Iterable[Item],
         *,
         done: Callable[[int, Result], object] = ...,
         advance: Advance = ...,
@@ -34,6 +34,8 @@ class Engine(Protocol):
         """Returns the results in the order of the items. The number of calls in progress is bounded.
 
         Args:
+            items: taken one after the other, when there is a place for another call. Those after a call is done may
+                depend on its result.
             done: called in this process with the index and the result of each finished call, in any order.
             advance: called in this process with the amounts of work that the calls report.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from adaftr_fast.engines.engine import Advance, Item, Result, Step, ignore
 
@@ -15,7 +15,7 @@ class Local:
     def map(
         self,
         function: Step[Item, Result],
-        items: Sequence[Item],
+        items: Iterable[Item],
         *,
         done: Callable[[int, Result], object] = ignore,
         advance: Advance = ignore,

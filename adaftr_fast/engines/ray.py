@@ -8,14 +8,14 @@ import socket
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, NoReturn
 
 from adaftr_fast.engines.cores import limit_cores
 from adaftr_fast.engines.engine import Advance, Item, Result, Step, ignore
-from adaftr_fast.errors import EngineError, extras_needed
+from adaftr_fast.errors import ConfigError, EngineError, extras_needed
 
 RETRIES = 5  # of a call whose worker is lost
 MAX_CPUS = 8  # of a call: more calls with fewer cores each divide the work better
@@ -30,17 +30,23 @@ class Ray:
     Args:
         cpus: cores of a call. None takes those of the smallest node, at most ``MAX_CPUS``.
         retries: how often a call is repeated after its worker is lost. A call that raises an error is not repeated.
+        limit: how many calls are in progress at most; None for ``QUEUED`` per place to run one.
+        grace: how many seconds calls have to end after they are interrupted, before they are killed.
     """
 
     remote = True
 
-    def __init__(self, cpus: int | None = None, retries: int = RETRIES) -> None:
-        self._cpus, self._retries = cpus, retries
+    def __init__(
+        self, cpus: int | None = None, retries: int = RETRIES, *, limit: int | None = None, grace: float = 0.0
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit of calls in progress: expected >= 1, got {limit}")
+        self._cpus, self._retries, self._limit, self._grace = cpus, retries, limit, grace
 
     def map(
         self,
         function: Step[Item, Result],
-        items: Sequence[Item],
+        items: Iterable[Item],
         *,
         done: Callable[[int, Result], object] = ignore,
         advance: Advance = ignore,
@@ -48,19 +54,19 @@ class Ray:
         """Returns the results; see ``Engine.map``. ``advance`` is called once for each finished call."""
         import ray
 
-        if not items:
-            return []
         cpus = self._cpus or _cpus()
         task = ray.remote(_call).options(
             num_cpus=cpus, max_retries=self._retries, retry_exceptions=False, scheduling_strategy="SPREAD"
         )
-        shared, todo = ray.put(function), iter(enumerate(items))
+        shared, todo = ray.put(function), enumerate(items)
         running: dict[Any, int] = {}
         results: dict[int, Result] = {}
         try:
-            while len(results) < len(items):
-                for index, item in islice(todo, max(0, QUEUED * max(1, _places(cpus)) - len(running))):
+            while True:
+                for index, item in islice(todo, max(0, self._room(cpus) - len(running))):
                     running[task.remote(shared, item, cpus)] = index
+                if not running:
+                    return [results[index] for index in sorted(results)]
                 finished, _ = ray.wait(list(running), timeout=PATIENCE)
                 if not finished and not _places(cpus):
                     warnings.warn(f"no node of the Ray cluster has {cpus} CPUs; waiting for one", stacklevel=2)
@@ -70,10 +76,11 @@ class Ray:
                     advance(amount)
                     done(index, results[index])
         finally:
-            for call in running:
-                with suppress(Exception):  # the connection may be lost, which may be the error itself
-                    ray.cancel(call, force=True)
-        return [results[index] for index in range(len(items))]
+            _cancel(list(running), self._grace)
+
+    def _room(self, cpus: int) -> int:
+        """Returns how many calls may be in progress now."""
+        return self._limit or max(1, QUEUED * _places(cpus))
 
 
 @contextmanager
@@ -138,6 +145,19 @@ def _result(call: Any) -> tuple[Any, int]:
     if isinstance(found, Exception):
         raise found
     return found
+
+
+def _cancel(calls: list[Any], grace: float) -> None:
+    """Interrupts calls as Ctrl-C does, and kills those that have not ended after ``grace`` seconds."""
+    import ray
+
+    with suppress(Exception):  # the connection may be lost, which may be the error itself
+        if calls and grace:
+            for call in calls:
+                ray.cancel(call)
+            ray.wait(calls, num_returns=len(calls), timeout=grace)
+        for call in calls:
+            ray.cancel(call, force=True)
 
 
 def _give_up(error: Exception, what: str) -> NoReturn:
