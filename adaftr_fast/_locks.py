@@ -15,6 +15,7 @@ import shlex
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,11 +30,13 @@ from adaftr_fast.errors import BusyError
 LOCK = ".lock"  # in a folder that is written in place
 COMMAND_LENGTH = 500
 TAKEN = (errno.EACCES, errno.EAGAIN)
+LOST_SECONDS = 120.0  # after which a file server has released the lock of a machine that is gone; NFS takes 90 seconds
+POLL_SECONDS = 0.5
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def writing_folder(folder: Path, *files: str) -> Iterator[None]:
+def writing_folder(folder: Path, *files: str, wait: float = 0.0) -> Iterator[None]:
     """Makes this process the only writer of a folder that is written in place, during the block.
 
     The folder is created, and removed again if the block leaves nothing in it.
@@ -41,21 +44,22 @@ def writing_folder(folder: Path, *files: str) -> Iterator[None]:
     Args:
         folder: the folder.
         files: the names that ``replace_file`` writes in it. What killed processes left of them is removed.
+        wait: how many seconds to wait for another writer to end.
 
     Raises:
         BusyError: another process or thread writes the folder.
         OSError: the folder cannot be written.
     """
     folder = followed(folder)
-    with writer_lock(folder / LOCK, folder) as is_alone:
+    with writer_lock(folder / LOCK, folder, wait) as is_alone:
         for name in files if is_alone else ():
             remove_temporaries(folder / name)
         yield
 
 
 @contextmanager
-def writer_lock(path: Path, target: Path) -> Iterator[bool]:
-    """Holds the lock file ``path`` during the block, without waiting for it.
+def writer_lock(path: Path, target: Path, wait: float = 0.0) -> Iterator[bool]:
+    """Holds the lock file ``path`` during the block.
 
     A thread may hold a lock several times. Folders that are created for ``path`` are removed afterwards if they are
     empty.
@@ -63,6 +67,7 @@ def writer_lock(path: Path, target: Path) -> Iterator[bool]:
     Args:
         path: the lock file, which is created and removed.
         target: what the lock protects, for the error message.
+        wait: how many seconds to wait for another process or thread that holds it.
 
     Yields:
         Whether no other writer of ``target`` exists: False if this thread held the lock before, or if the file system
@@ -73,7 +78,7 @@ def writer_lock(path: Path, target: Path) -> Iterator[bool]:
         OSError: the lock file cannot be created.
     """
     path = Path(os.path.realpath(path))
-    is_alone, created = _take(path, target)
+    is_alone, created = _take_within(wait, path, target)
     try:
         yield is_alone
     finally:
@@ -95,6 +100,17 @@ class _Held:
 
 _locks: dict[Path, _Held] = {}
 _mutex = threading.Lock()
+
+
+def _take_within(seconds: float, path: Path, target: Path) -> tuple[bool, list[Path]]:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return _take(path, target)
+        except BusyError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(POLL_SECONDS)
 
 
 def _take(path: Path, target: Path) -> tuple[bool, list[Path]]:

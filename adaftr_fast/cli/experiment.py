@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser, add_config, place, read_config
+from adaftr_fast.cli.options import Parser, add_config, add_engine, place, read_config, training_engine
 from adaftr_fast.errors import ConfigError
 
 if TYPE_CHECKING:
     from adaftr_fast.config import RunConfig
     from adaftr_fast.data.dataset.loader import PreparedData
+    from adaftr_fast.engines.engine import Engine
 
 DESCRIPTION = "Run or resume the experiment of a table or figure, and write its report."
 NAMES = ("table4", "table5", "table6", "recommended", "fig3", "fig4", "temperature", "complexity", "abtest")
@@ -32,16 +32,15 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", type=place, default="runs/experiments", help="folder for data, runs and reports")
     seeds = "number of seeds per row, from training.seed upwards"
     parser.add_argument("--seeds", type=int, default=3, help=seeds)
-    jobs = "number of parallel runs, each on one thread; does not change results (default: one per core)"
-    parser.add_argument("--jobs", type=int, default=available_cores(), help=jobs)
+    jobs = (
+        "number of parallel runs, each on one thread; does not change results (default: one per core, with "
+        "--engine ray as many as the cluster can run)"
+    )
+    parser.add_argument("--jobs", type=int | None, help=jobs)
+    add_engine(parser, "what trains the runs: local, processes of this machine, or ray, a Ray cluster that sees --out")
     parser.add_argument("--auctions", type=int, default=100_000, help="number of auctions of abtest")
     parser.add_argument("--slate", type=int, default=10, help="number of candidate ads of each auction of abtest")
     add_config(parser, SECTIONS, help="options of all rows, except those that the experiment varies")
-
-
-def available_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
@@ -50,7 +49,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.training.sharding import check_replicated
 
     for option in ("seeds", "jobs", "auctions") if arguments.name == "abtest" else ("seeds", "jobs"):
-        if arguments[option] < 1:
+        if arguments[option] is not None and arguments[option] < 1:
             raise ConfigError(f"--{option}: expected >= 1, got {arguments[option]}")
     config = read_config(arguments, SECTIONS)
     check_replicated("experiment", config.training)
@@ -60,6 +59,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
 
 def _run(arguments: jsonargparse.Namespace, config: RunConfig, out: Path) -> None:
     from adaftr_fast._locks import writing_folder
+    from adaftr_fast.engines.cores import cores
+    from adaftr_fast.engines.processes import Processes
     from adaftr_fast.experiments.study import open_dataset
     from adaftr_fast.stores import recorded
 
@@ -68,48 +69,49 @@ def _run(arguments: jsonargparse.Namespace, config: RunConfig, out: Path) -> Non
     make: Callable[..., tuple[str, list[Path]]]
     others = {"complexity": _complexity, "temperature": _temperature, "abtest": _abtest}
     make = others.get(arguments.name, _comparison)
-    with writing_folder(folder, *(f"{arguments.name}.{kind}" for kind in ("md", "json", "png"))):
-        text, paths = make(arguments, data, config, folder, command)
+    reports = (f"{arguments.name}.{kind}" for kind in ("md", "json", "png"))
+    local = Processes(arguments.jobs or cores())
+    with training_engine(arguments, config.training, local, arguments.jobs) as engine, writing_folder(folder, *reports):
+        text, paths = make(arguments, data, config, folder, command, engine)
     print(f"\n{text}\n\nReport: {', '.join(map(recorded, paths))}")
 
 
 def _comparison(
-    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str
+    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str, engine: Engine
 ) -> tuple[str, list[Path]]:
     """Returns the text to print and the files of the report."""
     from adaftr_fast.experiments.report import summary, write_report
     from adaftr_fast.experiments.study import compare
 
-    seeds, workers = arguments.seeds, arguments.jobs
-    results = compare(arguments.name, data, config, seeds=seeds, workers=workers, folder=folder)
+    results = compare(arguments.name, data, config, seeds=arguments.seeds, engine=engine, folder=folder)
     return summary(results), write_report(folder, results, command)
 
 
 def _temperature(
-    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str
+    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str, engine: Engine
 ) -> tuple[str, list[Path]]:
     from adaftr_fast.experiments.study import temperatures
     from adaftr_fast.experiments.temperature_report import temperature_tables, write_temperature_report
 
-    found = temperatures(data, config, seeds=arguments.seeds, workers=arguments.jobs, folder=folder)
+    found = temperatures(data, config, seeds=arguments.seeds, engine=engine, folder=folder)
     paths = write_temperature_report(folder, data.manifest.dataset, found, command)
     return "\n\n".join(map(temperature_tables, found)), paths
 
 
 def _abtest(
-    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str
+    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str, engine: Engine
 ) -> tuple[str, list[Path]]:
     from adaftr_fast.experiments.abtest.report import summary, write_abtest_report
     from adaftr_fast.experiments.abtest.run import Size, run_abtest
 
     size = Size(arguments.auctions, arguments.slate)
-    found = run_abtest(data, config, size, seeds=arguments.seeds, workers=arguments.jobs, folder=folder)
+    found = run_abtest(data, config, size, seeds=arguments.seeds, engine=engine, folder=folder)
     command += f" --auctions {size.auctions} --slate {size.slate}"
     return summary(found), write_abtest_report(folder, found, command)
 
 
 def _complexity(
-    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str
+    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str, engine: Engine
 ) -> tuple[str, list[Path]]:
     from adaftr_fast.experiments.complexity import measure
     from adaftr_fast.experiments.complexity_report import cost_summary, write_complexity_report

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser, place
+from adaftr_fast.cli.options import Parser, add_engine, place
 from adaftr_fast.errors import DataError
 
 DESCRIPTION = "Convert raw logs, parquet or text, to a prepared folder."
@@ -44,10 +43,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of unreadable rows in text files")
     grow = "a prepared folder of the same fields whose ids are kept; new values get new ids"
     parser.add_argument("--grow", type=place, help=grow)
-    engine = "what runs the steps: local, this process, or ray, a Ray cluster"
-    parser.add_argument("--engine", type=Literal["local", "ray"], default="local", help=engine)
-    address = "with --engine ray: HOST:PORT of the cluster (default: auto, the one of this machine)"
-    parser.add_argument("--address", type=str | None, help=address)
+    add_engine(parser, "what runs the steps: local, this process, or ray, a Ray cluster")
     shards = (
         "into how many shards the rows are divided (default: 1, with --engine ray one for each 512 MB of the files)"
     )

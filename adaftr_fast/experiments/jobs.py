@@ -13,7 +13,7 @@ from pathlib import Path
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps, from_json, loads
-from adaftr_fast._locks import writing_folder
+from adaftr_fast._locks import LOST_SECONDS, writing_folder
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest
@@ -106,14 +106,18 @@ def finished(job: Job) -> Outcome | None:
 def execute(job: Job) -> Outcome:
     """Trains, or resumes, and evaluates a run. The outcome is written last and marks the job as finished.
 
+    A lost attempt may still hold the folder's lock, so the job waits for it, and may have finished the job.
+
     Raises:
         KeyboardInterrupt: Ctrl-C interrupted the run, which remains unfinished.
         ConfigError, DataError, TrainingError, CheckpointError, BusyError, OSError: see ``train_one``. A run that
             diverged raises nothing.
     """
-    with writing_folder(job.folder, RESULT, *RUN_FILES):
-        outcome = _outcome(job)
-        replace_file(job.folder / RESULT, (dumps(asdict(outcome), indent=2) + "\n").encode())
+    with writing_folder(job.folder, RESULT, *RUN_FILES, wait=LOST_SECONDS):
+        outcome = finished(job)
+        if outcome is None:
+            outcome = _outcome(job)
+            replace_file(job.folder / RESULT, (dumps(asdict(outcome), indent=2) + "\n").encode())
     return outcome
 
 

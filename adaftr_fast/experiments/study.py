@@ -11,6 +11,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import MANIFEST
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema
+from adaftr_fast.engines.engine import Engine
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.experiments.catalog import Experiment, Variant, experiment
 from adaftr_fast.experiments.jobs import Job, plan
@@ -57,7 +58,7 @@ def plan_all(
         yield seed, variant, plan(data, variant, config, seed, folder / "runs")
 
 
-def compare(name: str, data: PreparedData, config: RunConfig, *, seeds: int, workers: int, folder: Path) -> Results:
+def compare(name: str, data: PreparedData, config: RunConfig, *, seeds: int, engine: Engine, folder: Path) -> Results:
     """Runs an experiment that compares rows.
 
     Args:
@@ -65,17 +66,17 @@ def compare(name: str, data: PreparedData, config: RunConfig, *, seeds: int, wor
         data: the prepared data.
         config: the configuration that all rows have in common.
         seeds: the number of seeds per row, from ``config.training.seed`` upwards.
-        workers: the number of parallel runs.
+        engine: the engine that runs the jobs.
         folder: contains ``runs/``, which experiments on the same data share.
 
     Raises:
         ConfigError: the experiment is unknown or needs more tasks.
-        TrainingError: a training process was killed.
+        EngineError: a training process was killed, or the cluster fails.
     """
     manifest = data.manifest
     wanted = experiment(name, config.model, manifest.tasks)
     jobs = list(plan_all(wanted, data, config, seeds, folder))
-    outcomes = run_all([job for *_, job in jobs], workers=workers, progress=config.training.progress)
+    outcomes = run_all([job for *_, job in jobs], engine=engine, progress=config.training.progress)
     rows = [
         Row(variant, {seed: outcomes[job.key] for seed, each, job in jobs if each is variant})
         for variant in wanted.variants
@@ -92,17 +93,20 @@ def compare(name: str, data: PreparedData, config: RunConfig, *, seeds: int, wor
     )
 
 
-def temperatures(data: PreparedData, config: RunConfig, *, seeds: int, workers: int, folder: Path) -> list[Temperature]:
+def temperatures(
+    data: PreparedData, config: RunConfig, *, seeds: int, engine: Engine, folder: Path
+) -> list[Temperature]:
     """Trains AdaFTR and analyses its temperatures for each pair of tasks. The arguments are those of ``compare``.
 
     Raises:
         ConfigError: the data have a single task.
-        TrainingError: a run diverged, or its process was killed.
+        TrainingError: a run diverged.
+        EngineError: a training process was killed, or the cluster fails.
         CheckpointError: the checkpoint of a run is missing or damaged.
     """
     wanted = experiment("temperature", config.model, data.manifest.tasks)
     jobs = list(plan_all(wanted, data, config, seeds, folder))
-    outcomes = run_all([job for *_, job in jobs], workers=workers, progress=config.training.progress)
+    outcomes = run_all([job for *_, job in jobs], engine=engine, progress=config.training.progress)
     for seed, _, job in jobs:
         if error := outcomes[job.key].error:
             raise TrainingError(f"temperature: seed {seed} diverged: {error}")

@@ -43,6 +43,11 @@ def test_an_experiment_runs_once_and_writes_its_report(folder, config, tmp_path,
         (["table4", "--dataset", "FOLDER", "--jobs", "0"], "--jobs: expected >= 1, got 0"),
         (["table4", "--dataset", "FOLDER", "--model.beta", "-1"], "model.beta: expected a finite weight >= 0"),
         (["complexity", "--dataset", "FOLDER", "--training.batch_size", "100000"], "fewer than a batch of 100000"),
+        (["table4", "--dataset", "FOLDER", "--address", "h:1"], "address: goes with engine ray, got address"),
+        (
+            ["table4", "--dataset", "FOLDER", "--engine", "ray", "--training.device", "cuda"],
+            "expected cpu with --engine",
+        ),
         (["table4"], "dataset"),
     ],
 )

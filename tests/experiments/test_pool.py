@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from adaftr_fast.engines.processes import Processes
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, plan
 from adaftr_fast.experiments.pool import run_all
@@ -20,7 +21,7 @@ def jobs(data, budget, tmp_path):
 
 
 def test_processes_give_the_same_bits_as_one_thread(jobs, data, budget, tmp_path):
-    outcomes = run_all([*jobs, jobs[0]], workers=2, progress=False)
+    outcomes = run_all([*jobs, jobs[0]], engine=Processes(2), progress=False)
     assert sorted(outcomes) == sorted(job.key for job in jobs)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the processes: some libraries' matrix products depend on it
@@ -34,7 +35,8 @@ def test_processes_give_the_same_bits_as_one_thread(jobs, data, budget, tmp_path
 def test_finished_jobs_are_not_repeated(jobs, capfd):
     done = [execute(job) for job in jobs[:2]]
     times = [(job.folder / RESULT).stat().st_mtime_ns for job in jobs[:2]]
-    assert [run_all(jobs[:2], workers=1, progress=True)[job.key] for job in jobs[:2]] == done  # starts no process
+    outcomes = run_all(jobs[:2], engine=Processes(1), progress=True)  # starts no process
+    assert [outcomes[job.key] for job in jobs[:2]] == done
     assert [(job.folder / RESULT).stat().st_mtime_ns for job in jobs[:2]] == times
     assert "2/2" in capfd.readouterr().err
 
@@ -42,24 +44,25 @@ def test_finished_jobs_are_not_repeated(jobs, capfd):
 def test_an_error_of_a_job_is_raised(jobs, data):
     jobs[0].config.data.folder = str(data.folder / "nothing")
     with pytest.raises(Exception, match="not a prepared folder"):
-        run_all(jobs[:1], workers=1, progress=False)
+        run_all(jobs[:1], engine=Processes(1), progress=False)
 
 
-def test_zero_workers_raise(jobs):
+def test_zero_processes_raise():
     with pytest.raises(ValueError, match="jobs: expected >= 1, got 0"):
-        run_all(jobs, workers=0, progress=False)
+        Processes(0)
 
 
 SCRIPT = """
 from pathlib import Path
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.engines.processes import Processes
 from adaftr_fast.experiments.study import compare
 from adaftr_fast.config import RunConfig, TrainingConfig
 
 if __name__ == "__main__":
     training = TrainingConfig(batch_size=50, max_epochs=30, patience=30, progress=False)
     budget = RunConfig(training=training)
-    compare("table6", PreparedData({data!r}), budget, seeds=1, workers=2, folder=Path({root!r}).parent)
+    compare("table6", PreparedData({data!r}), budget, seeds=1, engine=Processes(2), folder=Path({root!r}).parent)
     print("all done")
 """
 

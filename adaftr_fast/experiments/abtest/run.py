@@ -10,6 +10,7 @@ import numpy as np
 
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.engines.engine import Engine
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.experiments.abtest.candidates import Auctions
 from adaftr_fast.experiments.abtest.metrics import METRICS, Lift, lifts, rates
@@ -68,7 +69,9 @@ class ABTest:
     same_winner: list[float]
 
 
-def run_abtest(data: PreparedData, config: RunConfig, size: Size, *, seeds: int, workers: int, folder: Path) -> ABTest:
+def run_abtest(
+    data: PreparedData, config: RunConfig, size: Size, *, seeds: int, engine: Engine, folder: Path
+) -> ABTest:
     """Runs the A/B test of a backbone, the control, and of AdaFTR on it, the treatment.
 
     Args:
@@ -76,18 +79,19 @@ def run_abtest(data: PreparedData, config: RunConfig, size: Size, *, seeds: int,
         config: the configuration that both models have in common.
         size: the size of the test. Every seed has the same auctions.
         seeds: the number of training seeds, from ``config.training.seed`` upwards.
-        workers: the number of parallel runs.
+        engine: the engine that runs the jobs.
         folder: contains ``runs/``, which experiments on the same data share.
 
     Raises:
         ConfigError: as ``Auctions``.
-        TrainingError: a run diverged, or its process was killed.
+        TrainingError: a run diverged.
+        EngineError: a training process was killed, or the cluster fails.
         CheckpointError: the checkpoint of a run is missing or damaged.
     """
     auctions = Auctions(data, size.slate)
     wanted = experiment("abtest", config.model, data.manifest.tasks)
     jobs = list(plan_all(wanted, data, config, seeds, folder))
-    outcomes = run_all([job for *_, job in jobs], workers=workers, progress=config.training.progress)
+    outcomes = run_all([job for *_, job in jobs], engine=engine, progress=config.training.progress)
     for seed, _, job in jobs:
         if error := outcomes[job.key].error:
             raise TrainingError(f"abtest: seed {seed} diverged: {error}")

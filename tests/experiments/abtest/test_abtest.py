@@ -3,6 +3,7 @@ import json
 import pytest
 
 from adaftr_fast.cli import main
+from adaftr_fast.engines.processes import Processes
 from adaftr_fast.experiments.abtest.metrics import METRICS
 from adaftr_fast.experiments.abtest.run import Size, run_abtest
 
@@ -49,7 +50,7 @@ def test_the_command_writes_the_same_report_again(command, tmp_path, capfd):
 
 
 def test_arms_share_auctions_and_seeds_have_models_of_their_own(data, budget, tmp_path):
-    found = run_abtest(data, budget, Size(1000, 3), seeds=2, workers=1, folder=tmp_path)
+    found = run_abtest(data, budget, Size(1000, 3), seeds=2, engine=Processes(1), folder=tmp_path)
     control, treatment, best = found.arms
     assert (len(control.by_seed), len(treatment.by_seed), len(best.by_seed)) == (2, 2, 1)
     assert control.by_seed[0] != control.by_seed[1]
