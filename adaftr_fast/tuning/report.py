@@ -15,21 +15,23 @@ from adaftr_fast._files import replace_file
 from adaftr_fast._locks import writing_folder
 from adaftr_fast._tables import Table
 from adaftr_fast._toml import to_toml
+from adaftr_fast.engines.engine import Engine
 from adaftr_fast.training.result import METRIC_COLUMNS, metric_cells
-from adaftr_fast.tuning.search import ERROR, OPTIONS, Found, Search, best_trials, shown, tune
+from adaftr_fast.tuning.search import ERROR, OPTIONS, Found, best_trials, shown, tune
+from adaftr_fast.tuning.trial import Search
 
 BEST_CONFIG, REPORT, PLOT = "best.toml", "report.md", "report.png"  # names in the folder
 SHOWN = 10
 LEAST_VALUES = 3  # of the AUC, for importances
 
 
-def tune_and_report(search: Search, trials: int) -> str:
+def tune_and_report(search: Search, trials: int, engine: Engine | None = None) -> str:
     """Calls ``tune`` and ``write_report`` as the only writer of the folder; returns the text to print.
 
     The arguments and the errors are those of ``tune``.
     """
     with writing_folder(search.folder, BEST_CONFIG, REPORT, PLOT):
-        return write_report(search.folder, tune(search, trials))
+        return write_report(search.folder, tune(search, trials, engine))
 
 
 def write_report(folder: Path, found: Found) -> str:

@@ -9,8 +9,8 @@ from adaftr_fast.config import DataConfig, ModelConfig, OptimizerConfig, RunConf
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.tuning.search import Search
 from adaftr_fast.tuning.space import parse_space
+from adaftr_fast.tuning.trial import Search
 
 SOURCE = {
     "name": "shop",

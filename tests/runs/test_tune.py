@@ -13,9 +13,10 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import BusyError, CheckpointError, ConfigError, TrainingError
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.checkpoint.weights import read_description
-from adaftr_fast.tuning import search as searching
+from adaftr_fast.tuning import trial as trialing
 from adaftr_fast.tuning.search import tune
 from adaftr_fast.tuning.space import apply, default_space, parse_space, read_space
+from adaftr_fast.tuning.trial import Search
 
 from .conftest import settings
 
@@ -101,7 +102,7 @@ def test_choices_that_best_toml_cannot_hold_are_refused(choices):
 def test_an_interrupted_search_continues_its_trial_and_ends_like_an_uninterrupted_one(search, monkeypatch):
     whole = tune(search("whole"), 3)
     seen = []
-    real = searching.Search.auc
+    real = Search.auc
 
     def interrupt(self, record):
         seen.append(record["epoch"])
@@ -110,7 +111,7 @@ def test_an_interrupted_search_continues_its_trial_and_ends_like_an_uninterrupte
         return real(self, record)
 
     with monkeypatch.context() as patched:
-        patched.setattr(searching.Search, "auc", interrupt)
+        patched.setattr(Search, "auc", interrupt)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 tune(search(), 3)
@@ -142,9 +143,9 @@ def test_a_search_keeps_the_weights_of_the_best_and_reads_the_test_split_once(se
 
 
 def test_a_trial_below_the_median_is_pruned_and_a_failing_one_does_not_end_the_search(search, monkeypatch):
-    monkeypatch.setattr(searching, "STARTUP_TRIALS", 1)
-    monkeypatch.setattr(searching, "WARMUP_EPOCHS", 0)
-    monkeypatch.setattr(searching.Search, "auc", lambda self, record: record["validation"]["click"]["auc"] - falling())
+    monkeypatch.setattr(trialing, "STARTUP_TRIALS", 1)
+    monkeypatch.setattr(trialing, "WARMUP_EPOCHS", 0)
+    monkeypatch.setattr(Search, "auc", lambda self, record: record["validation"]["click"]["auc"] - falling())
     values = iter(range(1, 100))
 
     def falling():
@@ -199,7 +200,7 @@ def test_two_searches_on_one_folder_are_refused(search, monkeypatch):
         assert len(raised) == 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(searching, "fit_one", second)
+    monkeypatch.setattr(trialing, "fit_one", second)
     with pytest.raises(KeyboardInterrupt):
         tune(search(), 1)
 
@@ -224,3 +225,5 @@ def test_the_command_writes_a_report_and_a_configuration_that_train_reads(prepar
     assert (tmp_path / "run/test.json").read_text() == (best / "test.json").read_text()
     assert main(["tune", "--out", "x", "--trials", "0"]) == 2
     assert "--trials: expected >= 1, got 0" in capsys.readouterr().err
+    assert main(["tune", "--out", "x", "--parallel", "2"]) == 2
+    assert "--parallel: expected >= 1, with --engine ray, got 2" in capsys.readouterr().err

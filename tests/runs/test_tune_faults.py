@@ -11,8 +11,10 @@ from adaftr_fast.errors import TrainingError
 from adaftr_fast.training.trackers import opened
 from adaftr_fast.tuning import report as reporting
 from adaftr_fast.tuning import search as searching
+from adaftr_fast.tuning import trial as trialing
 from adaftr_fast.tuning.report import draw, tune_and_report
 from adaftr_fast.tuning.search import tune
+from adaftr_fast.tuning.trial import Search
 
 from .conftest import settings
 
@@ -70,11 +72,9 @@ def test_the_tracker_of_each_trial_is_closed_before_the_next(tracked, fake):
 def falling(monkeypatch):
     """The AUC falls from epoch to epoch and from trial to trial, so the second trial is pruned in its first epoch."""
     values = iter(range(1, 100))
-    monkeypatch.setattr(searching, "STARTUP_TRIALS", 1)
-    monkeypatch.setattr(searching, "WARMUP_EPOCHS", 0)
-    monkeypatch.setattr(
-        searching.Search, "auc", lambda self, record: record["validation"]["click"]["auc"] - next(values)
-    )
+    monkeypatch.setattr(trialing, "STARTUP_TRIALS", 1)
+    monkeypatch.setattr(trialing, "WARMUP_EPOCHS", 0)
+    monkeypatch.setattr(Search, "auc", lambda self, record: record["validation"]["click"]["auc"] - next(values))
 
 
 def test_a_pruned_trial_has_not_failed(tracked, fake, falling):
@@ -84,15 +84,15 @@ def test_a_pruned_trial_has_not_failed(tracked, fake, falling):
 
 
 def test_a_trial_that_is_pruned_after_an_interruption_has_not_failed(tracked, fake, falling, monkeypatch):
-    real = searching._report
+    real = trialing._report
 
-    def killed(search, study, trial, record):
+    def killed(search, trial, *others):
         if trial.number == 1:
             raise KeyboardInterrupt
-        real(search, study, trial, record)
+        real(search, trial, *others)
 
     with monkeypatch.context() as patched:
-        patched.setattr(searching, "_report", killed)
+        patched.setattr(trialing, "_report", killed)
         with pytest.raises(KeyboardInterrupt):
             tune(tracked(), 2)
     assert tune(tracked(), 2).study.trials[1].state == TrialState.PRUNED
