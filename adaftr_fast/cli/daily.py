@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser, add_config, add_warm_start, place, read_config, read_warm_start
+from adaftr_fast.cli.options import Parser, add_config, add_engine, add_warm_start, place, read_config, read_warm_start
 
 DESCRIPTION = "Train day by day, and evaluate each day before training on it."
 SECTIONS = ("model", "optimizer", "training")
@@ -25,6 +26,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--files", type=place, nargs="+", required=True, help=files)
     parser.add_argument("--out", type=place, required=True, help="folder for daily.jsonl and one folder per day")
     add_warm_start(parser, "for the first day, a run")
+    add_engine(parser, "what prepares a day: local, this process, or ray, a Ray cluster that sees --files and --out")
     add_config(parser, SECTIONS)
 
 
@@ -32,13 +34,18 @@ def run(arguments: jsonargparse.Namespace) -> None:
     """Trains day by day; rank 0 prints the metrics of each day before and after training on it."""
     from adaftr_fast.data.schema.parse import load_schema
     from adaftr_fast.distributed.ranks import is_first, joined
+    from adaftr_fast.engines.choose import open_engine
     from adaftr_fast.runs.daily import train_daily
     from adaftr_fast.runs.output import output
 
     config = replace(read_config(arguments, SECTIONS), warm_start=read_warm_start(arguments))
     schema, training = load_schema(arguments.dataset), config.training
-    with joined(training.device, training.rank_timeout) as ranks, output(arguments.out, ranks) as folder:
-        for record in train_daily(schema, arguments.files, config, folder, ranks):
+    with (
+        joined(training.device, training.rank_timeout) as ranks,
+        output(arguments.out, ranks) as folder,
+        open_engine(arguments.engine, arguments.address) if is_first() else nullcontext() as engine,
+    ):
+        for record in train_daily(schema, arguments.files, config, folder, ranks, engine):
             if is_first():
                 print(_line(record))
 

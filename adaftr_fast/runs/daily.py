@@ -28,6 +28,7 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.engines.engine import Engine
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.run import Fitted, check_options, fit_one, open_split, writing
 from adaftr_fast.runs.trained import load_earlier, load_sharded
@@ -41,7 +42,12 @@ TRAIN = 0.9  # share of a day's rows in the training split
 
 
 def train_daily(
-    schema: Schema, files: Sequence[str | AnyPath], config: RunConfig, out: Path, ranks: Ranks | None = None
+    schema: Schema,
+    files: Sequence[str | AnyPath],
+    config: RunConfig,
+    out: Path,
+    ranks: Ranks | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Trains on one file per day, yields a record per day and writes all records to ``daily.jsonl``.
 
@@ -54,6 +60,7 @@ def train_daily(
             previous one. Its ``data`` are replaced each day.
         out: the folder of ``daily.jsonl`` and the days' folders.
         ranks: the ranks that train together. All of them must see ``out``, and get the records.
+        engine: the engine that prepares each day, on rank 0; None is ``Local()``.
 
     Raises:
         CheckpointError: a rank does not see ``out``.
@@ -70,7 +77,7 @@ def train_daily(
             check_shared_folder(out, ranks, "every rank reads the days' data and runs")
         records = on_rank_zero(ranks, lambda: _read(out, paths))
         for day, file in enumerate(paths[len(records) :], start=len(records) + 1):
-            record, fitted = _one_day(schema, file, day, config, out, ranks)
+            record, fitted = _one_day(schema, file, day, config, out, ranks, engine)
             records.append(record)
             on_rank_zero(ranks, lambda: _write(out, records))
             fitted.trainer.finish()
@@ -79,15 +86,27 @@ def train_daily(
 
 
 def _one_day(
-    schema: Schema, file: AnyPath, day: int, config: RunConfig, out: Path, ranks: Ranks | None
+    schema: Schema,
+    file: AnyPath,
+    day: int,
+    config: RunConfig,
+    out: Path,
+    ranks: Ranks | None,
+    engine: Engine | None,
 ) -> tuple[dict[str, Any], Fitted]:
     before = _folder(out, day - 1) if day > 1 else None
-    record, fitted = train_part(schema, file, _folder(out, day), before, config, ranks)
+    record, fitted = train_part(schema, file, _folder(out, day), before, config, ranks, engine)
     return {"day": day, "file": str(file)} | record, fitted
 
 
 def train_part(
-    schema: Schema, file: AnyPath, folder: Path, before: Path | None, config: RunConfig, ranks: Ranks | None = None
+    schema: Schema,
+    file: AnyPath,
+    folder: Path,
+    before: Path | None,
+    config: RunConfig,
+    ranks: Ranks | None = None,
+    engine: Engine | None = None,
 ) -> tuple[dict[str, Any], Fitted]:
     """Prepares a part of a log with the ids of the part before, measures that part's model on it, and trains on it.
 
@@ -98,6 +117,7 @@ def train_part(
         before: the folder of the part before; None for the first.
         config: the configuration; its ``warm_start`` is that of the first part.
         ranks: the ranks that train together, which all call it.
+        engine: the engine that prepares the part; None is ``Local()``.
 
     Returns:
         The record of rows, ids and metrics, and the model and its trainer, to call ``finish`` of.
@@ -105,7 +125,7 @@ def train_part(
 
     def prepared() -> None:
         grow, progress = before and before / "data", config.training.progress
-        prepare(schema, [file], folder / "data", grow=grow, progress=progress)
+        prepare(schema, [file], folder / "data", engine=engine, grow=grow, progress=progress)
 
     prepared() if ranks is None else ranks.after_rank_zero(prepared)
     data = PreparedData(folder / "data")
