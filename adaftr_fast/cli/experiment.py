@@ -51,6 +51,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
     for option in ("seeds", "jobs", "auctions") if arguments.name == "abtest" else ("seeds", "jobs"):
         if arguments[option] is not None and arguments[option] < 1:
             raise ConfigError(f"--{option}: expected >= 1, got {arguments[option]}")
+    if arguments.name == "complexity" and arguments.engine != "local":
+        raise ConfigError(f"--engine: expected local for complexity, which times this machine, got {arguments.engine}")
     config = read_config(arguments, SECTIONS)
     check_replicated("experiment", config.training)
     with output(arguments.out) as out:

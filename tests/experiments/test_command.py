@@ -48,6 +48,7 @@ def test_an_experiment_runs_once_and_writes_its_report(folder, config, tmp_path,
             ["table4", "--dataset", "FOLDER", "--engine", "ray", "--training.device", "cuda"],
             "expected cpu with --engine",
         ),
+        (["complexity", "--dataset", "FOLDER", "--engine", "ray"], "--engine: expected local for complexity"),
         (["table4"], "dataset"),
     ],
 )

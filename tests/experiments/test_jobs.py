@@ -1,15 +1,18 @@
 import json
 import signal
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from adaftr_fast._locks import LOCK
 from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.experiments import jobs
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, finished, plan
 from adaftr_fast.training.trainer import Trainer
+from tests.files.holder import holder
 
 MMOE = Variant("MMoE", {"name": "mmoe"})
 
@@ -86,6 +89,15 @@ def test_a_damaged_result_is_none(job, content):
     job.folder.mkdir()
     (job.folder / RESULT).write_text(content, encoding="latin-1")
     assert finished(job) is None
+
+
+def test_a_second_attempt_waits_for_the_first_and_takes_its_result(job, monkeypatch):
+    outcome = execute(job)
+    monkeypatch.setattr(jobs, "train_one", None)  # is not called
+    with holder(job.folder / LOCK) as other:
+        threading.Timer(0.6, other.kill).start()
+        assert execute(job) == outcome
+        assert other.wait() != 0
 
 
 def test_a_result_of_another_configuration_is_none(job):

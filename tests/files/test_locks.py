@@ -3,6 +3,7 @@ import fcntl
 import os
 import socket
 import threading
+import time
 
 import pytest
 
@@ -38,6 +39,17 @@ def test_a_lock_ends_with_its_process(tmp_path):
         assert (out / LOCK).exists()
         take(out)
     assert not (out / LOCK).exists()
+
+
+def test_a_writer_may_wait_for_another(tmp_path):
+    with holder(tmp_path / LOCK) as other:
+        start = time.monotonic()
+        with pytest.raises(BusyError), writing_folder(tmp_path, wait=0.6):
+            pass
+        assert time.monotonic() - start >= 0.6
+        threading.Timer(0.6, other.kill).start()
+        with writing_folder(tmp_path, wait=60):
+            assert other.wait() != 0
 
 
 def test_what_the_lock_created_is_removed_if_it_is_empty(tmp_path):
