@@ -148,15 +148,15 @@ def _result(call: Any) -> tuple[Any, int]:
 
 
 def _cancel(calls: list[Any], grace: float) -> None:
-    """Interrupts calls as Ctrl-C does, and kills those that have not ended after ``grace`` seconds."""
+    """Interrupts calls as Ctrl-C does, and kills those that have not ended after ``grace`` seconds; at once for 0."""
     import ray
 
     with suppress(Exception):  # the connection may be lost, which may be the error itself
-        if calls and grace:
-            for call in calls:
-                ray.cancel(call)
-            ray.wait(calls, num_returns=len(calls), timeout=grace)
-        for call in calls:
+        for call in calls if grace else ():
+            ray.cancel(call)
+        # Ray 2.60 ends this process if it is to kill a call whose result is just arriving.
+        _, left = ray.wait(calls, num_returns=len(calls), timeout=grace) if calls else ([], [])
+        for call in left:
             ray.cancel(call, force=True)
 
 

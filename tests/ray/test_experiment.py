@@ -58,14 +58,15 @@ def same(outcomes, others):
     }
 
 
-def soon(function, condition, seconds=120):
-    """Starts a thread that calls a function with the value of a condition, once it is true."""
+def soon(function, condition, seconds=60):
+    """Starts a thread that calls a function with the value of a condition, once it is true; not at all after a time."""
 
     def wait():
         end = time.monotonic() + seconds
         while not (value := condition()) and time.monotonic() < end:
             time.sleep(0.02)
-        function(value)
+        if value:
+            function(value)
 
     thread = threading.Thread(target=wait)
     thread.start()
