@@ -38,7 +38,8 @@ def training_engine(
         limit: how many runs train on a cluster at the same time at most; None for as many as it has CPUs.
 
     Raises:
-        ConfigError: the runs need a device that a task of the cluster does not have.
+        ConfigError: the runs need a device that a task of the cluster does not have, or ``--out`` is in a store, which
+            one machine uploads.
         EngineError, MissingPackageError: as ``open_engine``.
     """
     from adaftr_fast.engines.choose import open_engine
@@ -46,6 +47,8 @@ def training_engine(
 
     if arguments.engine == "ray" and training.device != "cpu":
         raise ConfigError(f"training.device: expected cpu with --engine ray, got {training.device}")
+    if arguments.engine == "ray" and "://" in arguments.out:
+        raise ConfigError(f"--out: expected a folder that all nodes see, with --engine ray, got {arguments.out}")
     ray = Ray(cpus=1, limit=limit, grace=GRACE_SECONDS)
     with open_engine(arguments.engine, arguments.address, local=local, ray=ray) as engine:
         yield engine
