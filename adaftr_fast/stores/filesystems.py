@@ -22,6 +22,7 @@ ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # environment variables
 SDK_ATTEMPTS = 5  # of each request by the AWS SDK
 ATTEMPTS, FIRST_PAUSE, LONGEST_PAUSE = 8, 0.2, 10.0  # of an operation, and seconds between them
 REQUEST_SECONDS, CONNECT_SECONDS = 60, 10  # after which a request that gets no answer is repeated
+DENIED = "ACCESS_DENIED"  # in the message of an error of S3, which is a plain OSError
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
@@ -73,6 +74,8 @@ def retried(what: str, operation: Callable[[], T]) -> T:
         except FINAL as error:
             raise type(error)(error.errno or errno.ENOENT, f"{_first_line(error)}", what) from error
         except (OSError, ArrowException) as error:
+            if DENIED in str(error):
+                raise PermissionError(errno.EACCES, _first_line(error), what) from error
             if attempt == ATTEMPTS:
                 raise StoreError(f"{what}: failed {ATTEMPTS} times: {_first_line(error)}") from error
         time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores.filesystems import SCHEMES, filesystem, retried
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 LOST_SLASH = re.compile(rf"({'|'.join(['file', *SCHEMES])}):/[^/]")
+SECRETS = {"access_key", "secret_key", "session_token", "access_token"}  # options that a URL may not have
 IN_HOST = ("hdfs", "viewfs")  # schemes whose host is a server; that of others is the bucket
 
 
@@ -85,6 +86,11 @@ class StorePath:
 
     def __hash__(self) -> int:
         return hash((self.place, self.key))
+
+    @property
+    def is_top(self) -> bool:
+        """Whether it is a bucket, or the root of a file system."""
+        return len(PurePosixPath(self.key).parts) < 2
 
     def info(self) -> FileInfo:
         """Returns pyarrow's description: type, size, time of the last change."""
@@ -200,7 +206,7 @@ def as_path(path: str | os.PathLike[str] | StorePath) -> AnyPath:
 
 
 def _parsed(path: str) -> AnyPath:
-    url = urlsplit(path)
+    url = urlsplit(path, allow_fragments=False)  # names may hold a "#"
     if url.scheme == "file":
         return Path(unquote(url.path))
     if url.scheme not in SCHEMES:
@@ -210,6 +216,9 @@ def _parsed(path: str) -> AnyPath:
     if "@" in url.netloc:
         bucket = url.netloc.rpartition("@")[2]
         raise StoreError(f"{url.scheme}://…@{bucket}: keys in a URL would be recorded; set them in the environment")
+    if not SECRETS.isdisjoint(name for name, _ in parse_qsl(url.query)):
+        bare = path.partition("?")[0]
+        raise StoreError(f"{bare}?…: keys in a URL would be recorded; set them in the environment")
     key = url.path if url.scheme in IN_HOST else f"{url.netloc}{url.path}"
     if not key.strip("/"):
         raise StoreError(f"{path}: expected a bucket or a folder")

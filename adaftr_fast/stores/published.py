@@ -190,9 +190,11 @@ def open_folder(folder: AnyPath) -> AnyPath:
     """
     if isinstance(folder, Path | PublishedFolder):
         return folder
-    above, inner = folder, ""
-    while PurePosixPath(above.key).parent.name:  # the bucket is none
-        if (state := read_state(above)) is not None:
+    above, inner, state = folder, "", None
+    while not above.is_top:
+        with suppress(PermissionError):  # without the right to list, S3 denies what is absent; others own folders above
+            state = read_state(above)
+        if state is not None:
             own = {name.removeprefix(inner): file for name, file in state.files.items() if name.startswith(inner)}
             return PublishedFolder(above, State(own), inner) if own else folder
         above, inner = above.parent, f"{above.name}/{inner}"

@@ -46,12 +46,15 @@ def local_folder(folder: str | AnyPath, seconds: float | None = None, *, downloa
 
     Raises:
         BusyError: another process on this machine writes ``folder``.
-        StoreError: the store fails, or another machine has written ``folder`` since. The local folder is kept.
+        StoreError: ``folder`` is a bucket, the store fails, or another machine has written ``folder`` since. The local
+            folder is kept.
     """
     folder = as_path(folder)
     if isinstance(folder, Path):
         yield folder
         return
+    if folder.is_top:
+        raise StoreError(f"{folder}: expected a folder in it")
     local = local_place(folder)
     with writer_lock(local.with_name(f".{local.name}.lock"), local):
         sender = _Sender(

@@ -20,6 +20,7 @@ class Faults:
     Attributes:
         errors, cuts, slow: the shares of requests that are answered by a 500 error, whose answer ends early, or whose
             answer comes in small parts; of those of ``methods``.
+        denied: the end of the paths whose requests are answered by a 403 error; "" for none.
         after: the number of requests that pass, and the rest fail; None for no limit.
         requests: method and path of each request.
     """
@@ -28,6 +29,7 @@ class Faults:
     cuts: float = 0.0
     slow: float = 0.0
     methods: tuple[str, ...] = ("GET", "PUT", "POST", "HEAD", "DELETE")
+    denied: str = ""
     after: int | None = None
     requests: list[tuple[str, str]] = field(default_factory=list)
     random: random.Random = field(default_factory=lambda: random.Random(7))
@@ -36,6 +38,8 @@ class Faults:
         self.requests.append((method, path))
         if self.after is not None and len(self.requests) > self.after:
             return "error"
+        if self.denied and path.endswith(self.denied):
+            return "denied"
         if method not in self.methods:
             return "none"
         drawn = self.random.random()
@@ -54,9 +58,10 @@ class Injecting:
 
     def __call__(self, environ, start_response):
         fate = self.faults.fate(environ["REQUEST_METHOD"], environ["PATH_INFO"])
-        if fate == "error":
+        if fate in ("error", "denied"):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response("500 Internal Server Error", [("Content-Length", "0")])
+            status = "500 Internal Server Error" if fate == "error" else "403 Forbidden"
+            start_response(status, [("Content-Length", "0")])
             return [b""]
         body = self.application(environ, start_response)
         if fate == "none":
