@@ -32,12 +32,15 @@ def cache_folder() -> Path:
 
 
 def cache_bytes() -> float:
-    """Returns the bound, ``ADAFTR_FAST_CACHE_GB`` x 10^9 bytes. Raises StoreError if that is no number."""
+    """Returns the bound, ``ADAFTR_FAST_CACHE_GB`` x 10^9 bytes. Raises StoreError if it is no number from 0 on."""
     text = os.environ.get(LIMIT, "")
     try:
-        return 1e9 * (float(text) if text else DEFAULT_GB)
-    except ValueError as error:
-        raise StoreError(f"{LIMIT}: expected a number of gigabytes, got {text!r}") from error
+        gigabytes = float(text) if text else DEFAULT_GB
+    except ValueError:
+        gigabytes = -1.0
+    if not gigabytes >= 0.0:
+        raise StoreError(f"{LIMIT}: expected a number of gigabytes, got {text!r}")
+    return 1e9 * gigabytes
 
 
 def short_digest(text: str) -> str:

@@ -14,22 +14,36 @@ from adaftr_fast.stores.progress import transfer_bar
 from adaftr_fast.stores.published import PublishedFolder, State, download, open_folder
 
 POLL_SECONDS = 0.2
+ATTEMPTS = 5  # of a download, each of which met a writer
 
 
 def local_copy(path: str | AnyPath) -> Path:
     """Returns a local folder with the content of a published folder of a store; a local path unchanged.
 
-    It is downloaded once for each state of the folder, and its checksums are compared then.
+    It is downloaded once for each state of the folder, and its checksums are compared then. If the folder is replaced
+    meanwhile, its new state is downloaded.
 
     Raises:
         StoreError: nothing is published there, the store cannot be read, or a file is damaged.
+        BusyError: the folder was replaced during each of several attempts.
     """
     path = as_path(path)
     if isinstance(path, Path):
         return path
-    opened = open_folder(path)
-    if not isinstance(opened, PublishedFolder):
-        raise StoreError(f"{path}: expected a folder that a command has published, found none")
+    for _ in range(ATTEMPTS):
+        opened = open_folder(path)
+        if not isinstance(opened, PublishedFolder):
+            raise StoreError(f"{path}: expected a folder that a command has published, found none")
+        try:
+            return _copy(opened)
+        except FileNotFoundError as error:  # the objects of a state go when the second state after it is published
+            now = opened.now()
+            if isinstance(now, PublishedFolder) and now.state == opened.state:
+                raise StoreError(f"{path}: damaged: {error}") from error
+    raise BusyError(f"{path}: was replaced during each of {ATTEMPTS} downloads")
+
+
+def _copy(opened: PublishedFolder) -> Path:
     copy = copy_path(opened, opened.state)
     while not copy.is_dir():
         shrink(cache_folder(), cache_bytes())

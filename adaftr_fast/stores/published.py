@@ -257,24 +257,30 @@ def _replaceable(folder: StorePath, base: State | None, writer: str) -> State | 
 
 
 def _upload_object(path: Path, target: StorePath, file: Published) -> None:
-    """Uploads a file, unless the object exists, and compares the sizes."""
+    """Uploads a file, unless the object exists, and compares sizes and SHA-256."""
 
     def operation() -> None:
-        if target.filesystem.get_file_info(target.key).size != file.size:
-            _send(path, target, file.size)
+        if target.filesystem.get_file_info(target.key).size == file.size:
+            return
+        if _send(path, target, file.size) != file.sha256:  # written while it was sent
+            target.filesystem.delete_file(target.key)
+            raise StoreError(f"{target}: not uploaded, since its file changes meanwhile")
 
     retried(target.url, operation)
 
 
-def _send(path: Path, target: StorePath, size: int) -> None:
-    filesystem = target.filesystem
+def _send(path: Path, target: StorePath, size: int) -> str:
+    """Uploads a file, compares the sizes, and returns the SHA-256 of what was sent."""
+    filesystem, digest = target.filesystem, hashlib.sha256()
     if not is_object_store(target):
         filesystem.create_dir(str(PurePosixPath(target.key).parent), recursive=True)
     with path.open("rb") as source, filesystem.open_output_stream(target.key, compression=None) as stream:
         while piece := source.read(PIECE):
             stream.write(piece)
+            digest.update(piece)
     if (found := filesystem.get_file_info(target.key).size) != size:
         raise OSError(f"{found} of {size} bytes arrived")
+    return digest.hexdigest()
 
 
 def upload(path: Path, target: StorePath) -> None:

@@ -25,7 +25,7 @@ from adaftr_fast.stores.path import AnyPath, StorePath, as_path, written_locally
 from adaftr_fast.stores.published import PublishedFolder, State, publish, read_state, upload
 
 UPLOAD_SECONDS, DEFAULT_SECONDS = "ADAFTR_FAST_UPLOAD_SECONDS", 30.0  # an environment variable
-COPIED = 16 << 20  # bytes of a file; larger ones are linked, which are never appended to
+COPIED = 16 << 20  # bytes of a file; larger ones are linked, and not published if they are written in place meanwhile
 TRIES = 50  # to find a folder unchanged while its files are collected
 Listing = dict[str, tuple[int, int, int]]
 
@@ -167,9 +167,9 @@ def _keep_as_copy(local: Path, folder: StorePath, state: State | None) -> None:
         remove(hidden)
     copy = copy_path(folder, state)
     copy.parent.mkdir(parents=True, exist_ok=True)
-    remove(copy)
-    with suppress(OSError):
+    with suppress(OSError):  # there is one, which others may be reading
         local.rename(copy)
+    remove(local)
 
 
 class _Sender:
@@ -195,7 +195,7 @@ class _Sender:
             thread.join()
             try:
                 self._send()
-                if self._sent is not None and self._sent != _listing(self.local):
+                if self.local.exists() and self._sent != _listing(self.local):
                     raise StoreError(f"{self.folder}: not uploaded, since {self.local} changes all the time")
             except OSError as error:
                 kept = f"all files are in {self.local}, from which the same command goes on"

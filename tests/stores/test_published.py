@@ -8,8 +8,10 @@ import signal
 import numpy as np
 import pytest
 
+from adaftr_fast._files import sha256
 from adaftr_fast.errors import BusyError, StoreError
 from adaftr_fast.stores import PublishedFolder, as_path, local_copy, local_file, local_folder, open_folder, recorded
+from adaftr_fast.stores.copies import download_all
 from adaftr_fast.stores.published import LIST, OBJECTS, Published, State, publish, read_state, upload
 
 
@@ -285,6 +287,54 @@ def test_names_of_stores(tmp_path):
     with pytest.raises(StoreError, match="expected a bucket or a folder"):
         as_path("s3://")
     assert as_path("s3://bucket/part#1?region=eu-west-1").key == "bucket/part#1"
+
+
+def test_a_large_file_that_is_written_in_place(url, files, monkeypatch):
+    """What was sent of a file while it changed is not published, even if its size is the same."""
+    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
+    path, folder = files["a.bin"], as_path(url)
+
+    def changed_afterwards(file):
+        digest = sha256(file)
+        if file == path:
+            path.write_bytes(bytes(path.stat().st_size))
+        return digest
+
+    with monkeypatch.context() as patched:
+        patched.setattr("adaftr_fast.stores.published.sha256", changed_afterwards)
+        with pytest.raises(StoreError, match="changes meanwhile"):
+            publish(files, folder, None)
+    assert read_state(folder) is None
+    publish(files, folder, None)
+    assert content_of(local_copy(folder))["a.bin"] == path.read_bytes()
+
+
+def test_a_download_of_a_folder_that_is_replaced(url, files, monkeypatch):
+    folder, started = as_path(url), []
+    first = publish(files, folder, None)
+
+    def replaced_meanwhile(opened, target):
+        if not started:
+            second = publish({"empty": files["empty"]}, folder, first)
+            started.append(publish({"folder/b.txt": files["folder/b.txt"]}, folder, second))
+        download_all(opened, target)
+
+    monkeypatch.setattr("adaftr_fast.stores.copies.download_all", replaced_meanwhile)
+    assert content_of(local_copy(url)) == {"folder/b.txt": b"text"}
+    monkeypatch.setattr("adaftr_fast.stores.copies.download_all", lambda *_: (folder / "none").read_bytes())
+    publish(files, folder, started[0])
+    with pytest.raises(StoreError, match="damaged"):
+        local_copy(url)
+
+
+def test_a_copy_stays_where_it_is_when_nothing_changes(url, files):
+    publish(files, as_path(url), None)
+    copy = local_copy(url)
+    inode = copy.stat().st_ino
+    with local_folder(url) as folder:
+        assert folder.exists()
+    assert copy.stat().st_ino == inode
+    assert not folder.exists()
 
 
 def test_a_bucket_is_no_folder_to_write(faults):

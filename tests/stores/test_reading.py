@@ -191,9 +191,10 @@ def test_a_full_disk_only_warns(file, table, monkeypatch, tmp_path):
     assert pieces(tmp_path) == []
 
 
-def test_a_bound_that_is_no_number_is_an_error(file, monkeypatch):
-    monkeypatch.setenv("ADAFTR_FAST_CACHE_GB", "20 GB")
-    with pytest.raises(StoreError, match="ADAFTR_FAST_CACHE_GB: expected a number of gigabytes, got '20 GB'"):
+@pytest.mark.parametrize("text", ["20 GB", "-1", "nan"])
+def test_a_bound_that_is_no_number_is_an_error(file, monkeypatch, text):
+    monkeypatch.setenv("ADAFTR_FAST_CACHE_GB", text)
+    with pytest.raises(StoreError, match=f"ADAFTR_FAST_CACHE_GB: expected a number of gigabytes, got '{text}'"):
         read(file)
 
 
