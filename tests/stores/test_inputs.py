@@ -187,6 +187,25 @@ def test_errors_name_the_url(url, log, schema, tmp_path, faults, monkeypatch):
         prepare(schema, [f"{url}/log.csv"], tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.parquet"])
+def test_a_store_that_fails_leaves_the_finished_work(url, log, schema, tmp_path, faults, monkeypatch, name):
+    remote = put(log / name, f"{url}/{name}")
+    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
+
+    def failing(read):
+        def fail(*arguments, **options):
+            faults.errors = 1.0
+            return read(*arguments, **options)
+
+        return fail
+
+    monkeypatch.setattr(staging, "numbered_blocks", failing(staging.numbered_blocks))
+    monkeypatch.setattr(source.Source, "scan", failing(source.Source.scan))
+    with pytest.raises(StoreError, match=f"{url}/{name}"):
+        prepare(schema, [remote], tmp_path / "out")
+    assert (tmp_path / ".out.work").exists()
+
+
 def test_bad_rows_are_named_by_url_and_line(url, log, schema, tmp_path):
     lines = (log / "log.csv").read_bytes().split(b"\n")
     lines[2500] = b"1,2"

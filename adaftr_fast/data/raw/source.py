@@ -23,7 +23,7 @@ from adaftr_fast._files import sha256
 from adaftr_fast.data import hashing
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule
 from adaftr_fast.data.shard import UNSHARDED, Shard
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import AnyPath, PublishedFile, StorePath, as_path, open_folder
 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
@@ -89,6 +89,7 @@ class Source:
 
         Raises:
             DataError: the file is corrupt, or a condition does not fit a column's type.
+            StoreError: a file in a store is corrupt or cannot be read.
         """
         rule = self.schema.split[split]
         if only is None:
@@ -169,7 +170,7 @@ class Source:
         try:
             yield
         except READ_ERRORS as error:
-            raise DataError(f"{self.paths[role]}: cannot read {what}: {_first_line(error)}") from error
+            raise _read_error(self.paths[role], f"cannot read {what}", error) from error
 
 
 def _count_rows(dataset: ds.Dataset, where: pc.Expression | None) -> int:
@@ -319,7 +320,7 @@ def _open(path: AnyPath) -> ds.Dataset:
     try:
         return open_dataset(path)
     except READ_ERRORS as error:
-        raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
+        raise _read_error(path, "not a readable parquet file", error) from error
 
 
 def _shard_row_groups(path: AnyPath, whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.Dataset]:
@@ -333,10 +334,16 @@ def _shard_row_groups(path: AnyPath, whole: ds.Dataset, shard: Shard) -> tuple[d
     try:
         row_groups = [row_group for fragment in whole.get_fragments() for row_group in fragment.split_by_row_group()]
     except READ_ERRORS as error:
-        raise DataError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
+        raise _read_error(path, "not a readable parquet file", error) from error
     ends = np.cumsum([sum(info.num_rows for info in row_group.row_groups) for row_group in row_groups])
     number = (ends - 1) * shard.count // max(1, *ends) + 1  # the shard of each row group's last row
     return dataset(compress(row_groups, number == shard.number)), dataset(compress(row_groups, number < shard.number))
+
+
+def _read_error(path: AnyPath, what: str, error: Exception) -> DataError | StoreError:
+    """Returns the error to raise: DataError, or StoreError where another attempt may succeed."""
+    is_of_store = isinstance(path, StorePath) and isinstance(error, OSError)
+    return (StoreError if is_of_store else DataError)(f"{path}: {what}: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

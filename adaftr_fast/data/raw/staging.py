@@ -25,7 +25,7 @@ from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.engines.engine import Advance
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import AnyPath, StorePath
 
 BLOCK_BYTES = 16 << 20
@@ -43,6 +43,7 @@ def blocks(path: AnyPath) -> Iterator[bytes]:
 
     Raises:
         DataError: the file cannot be read, or a line is longer than a block.
+        StoreError: the store of the file fails.
     """
     rest = b""
     try:
@@ -55,6 +56,8 @@ def blocks(path: AnyPath) -> Iterator[bytes]:
                 rest = data[end:]
                 if end:
                     yield data[:end]
+    except StoreError:  # another attempt may succeed
+        raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if rest:
@@ -65,7 +68,7 @@ def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED) -> Iterator[tuple[i
     """Yields the blocks of a shard with their numbers. Compressed text is decompressed as a whole by every shard.
 
     Raises:
-        DataError: as ``blocks``.
+        DataError, StoreError: as ``blocks``.
     """
     if path.suffix in COMPRESSIONS:
         yield from islice(enumerate(blocks(path)), shard.number - 1, None, shard.count)
@@ -80,6 +83,8 @@ def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED) -> Iterator[tuple[i
                     raise DataError(f"{path}: found no line end in {end - start:,} bytes")
                 if end > start:
                     yield number, read(start, end)
+    except StoreError:
+        raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
