@@ -53,7 +53,7 @@ def prepare(
             path or URL of a parquet file, a folder of parquet files or a text file, or a table: a
             ``pandas.DataFrame``, a ``polars.DataFrame``, a ``pyarrow.Table`` or any other object with
             ``__arrow_c_stream__``. The index of a DataFrame is left out, unless it has a name and is no range.
-        out: the folder to write.
+        out: the path or URL of the folder to write.
         dataset: the name of a data set (``adaftr-fast info`` lists them) or a schema file.
         labels: instead of ``dataset``: the 0/1 columns of one file, one per task, from which a schema is inferred.
         group: with ``labels``: the column of users, for GAUC.
@@ -94,7 +94,8 @@ def prepare(
     roles |= {"multi": dict(multi or {}), "funnel": None if funnel is None else _names(funnel)}
     named = None if labels is None else _names(labels)
     place = as_path(out)
-    with input_files(files, local_place(place)) as paths, open_engine(engine, address) as opened:
+    beside = place if isinstance(place, Path) else local_place(place)
+    with input_files(files, beside) as paths, open_engine(engine, address) as opened:
         schema = _schema(paths, dataset, named, roles, write_schema)
         result = run.prepare(
             schema, paths, place, engine=opened, shards=shards, bad_rows=bad_rows, grow=grow, progress=progress

@@ -65,6 +65,11 @@ def local_folder(folder: str | AnyPath, seconds: float | None = None, *, downloa
         _keep_as_copy(local, folder, sender.base)
 
 
+def local_place(folder: StorePath) -> Path:
+    """Returns where ``local_folder`` keeps ``folder`` while it is written."""
+    return cache_folder() / WRITING / short_digest(f"{folder.place} {folder.key}") / folder.name
+
+
 def upload_seconds() -> float:
     """Returns the seconds between two uploads. Raises StoreError if the environment variable is no number above 0."""
     text = os.environ.get(UPLOAD_SECONDS, "")
@@ -75,13 +80,6 @@ def upload_seconds() -> float:
     if not 0.0 < seconds < threading.TIMEOUT_MAX:
         raise StoreError(f"{UPLOAD_SECONDS}: expected a number of seconds above 0, got {text!r}")
     return seconds
-
-
-def local_place(folder: AnyPath) -> Path:
-    """Returns the path that ``local_folder`` yields."""
-    if isinstance(folder, Path):
-        return folder
-    return cache_folder() / WRITING / short_digest(f"{folder.place} {folder.key}") / folder.name
 
 
 @contextmanager

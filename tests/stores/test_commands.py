@@ -10,6 +10,9 @@ import pytest
 
 import adaftr_fast as af
 from adaftr_fast.cli import main
+from adaftr_fast.data.prepare import run as prepare_run
+from adaftr_fast.data.prepare import steps
+from adaftr_fast.errors import StoreError
 from adaftr_fast.stores import as_path, local_copy, local_file, open_folder
 from adaftr_fast.stores.parquet import read_parquet
 from tests.logs import shop_log
@@ -99,6 +102,37 @@ def test_daily_in_a_store_and_export_elsewhere(url, data, tmp_path, monkeypatch)
     assert [json.loads(record)["day"] for record in records] == [1, 2]
     monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "elsewhere"))
     assert main(["export", "--run", f"{url}/daily/day-0002/run", "--out", str(tmp_path / "model")]) == 0
+
+
+def test_a_table_is_prepared_in_a_store(url, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepared, file = data
+    schema = str(prepared.folder.parent / "shop.toml")
+    stored = af.prepare(pq.read_table(file), as_path(f"{url}/prepared"), dataset=schema, progress=False)
+    assert stored.manifest.fingerprint == prepared.manifest.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert not list(tmp_path.rglob("*.tables*"))
+
+
+def test_a_prepared_folder_whose_upload_failed(url, data, faults, monkeypatch):
+    """The next call uploads what is prepared."""
+    prepared, file = data
+    schema = str(prepared.folder.parent / "shop.toml")
+    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
+    publish, encode = prepare_run.publish, steps.encode
+
+    def publish_and_cut(*arguments):
+        publish(*arguments)
+        faults.errors = 1.0
+
+    monkeypatch.setattr(prepare_run, "publish", publish_and_cut)
+    with pytest.raises(StoreError, match="from which the same command goes on"):
+        af.prepare(str(file), f"{url}/prepared", dataset=schema, progress=False)
+    faults.errors, calls = 0.0, []
+    monkeypatch.setattr(steps, "encode", lambda *arguments: calls.append(1) or encode(*arguments))
+    stored = af.prepare(str(file), f"{url}/prepared", dataset=schema, progress=False)
+    assert not calls
+    assert stored.load("train").rows.sizes == prepared.load("train").rows.sizes
 
 
 def test_prepare_in_a_store(url, data, capsys):

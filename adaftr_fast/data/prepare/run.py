@@ -96,11 +96,12 @@ def prepare(
     parts = Shard.all(shards or (min(-(-inputs.size // SHARD_BYTES), MAX_SHARDS) or 1 if engine.remote else 1))
     digest = inputs_digest(schema, known, _digests(inputs, engine, parts, progress))
     place = followed(place) if isinstance(place, Path) else open_folder(place)
-    if (existing := _existing(place, digest)) is not None:
-        if isinstance(place, Path):
-            remove_finished(place, digest)
+    if isinstance(place, StorePath) and (existing := _existing(place, digest)) is not None:
         return existing
     with local_folder(place, download=False) as local:
+        if (existing := _existing(local, digest)) is not None:  # of a store, where its upload has failed
+            remove_finished(local, digest)
+            return existing
         try:
             with work_folder(local, digest) as work:
                 paths = inputs.paths
