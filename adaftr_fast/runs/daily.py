@@ -192,7 +192,8 @@ def _read(out: Path, files: Sequence[AnyPath]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        records = [from_json(dict[str, Any], loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = filter(None, path.read_text(encoding="utf-8").split("\n"))
+        records = [from_json(dict[str, Any], loads(line)) for line in lines]
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
     _check(out, records, files)

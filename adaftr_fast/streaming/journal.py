@@ -10,6 +10,7 @@ from typing import Any
 from adaftr_fast._files import replace_file, sync
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import as_path, recorded
 from adaftr_fast.streaming.source import Chunk, Position
 
 RECORDS, CURRENT, EXPORTED = "stream.jsonl", "current.json", "exported.json"
@@ -61,11 +62,11 @@ class Journal:
         content = _object(self.folder / CURRENT)
         if content is None or content["name"] in self.done:
             return None
-        return Chunk(content["name"], Path(content["file"]), content["arrived"], content["position"])
+        return Chunk(content["name"], as_path(content["file"]), content["arrived"], content["position"])
 
     def begin(self, chunk: Chunk) -> None:
         """Notes the chunk that is trained next, also by a later process."""
-        self._write(CURRENT, asdict(chunk) | {"file": str(chunk.file)})
+        self._write(CURRENT, asdict(chunk) | {"file": recorded(chunk.file)})
 
     def exported(self) -> tuple[int, float]:
         """Returns the number of the chunk of the last export, 0 for none, and its time in seconds since 1970."""
@@ -89,7 +90,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if whole < len(content):
         os.truncate(path, whole)
     try:
-        return [from_json(dict[str, Any], loads(line)) for line in content[:whole].decode().splitlines()]
+        return [from_json(dict[str, Any], loads(line)) for line in content[:whole].decode().split("\n")[:-1]]
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
 

@@ -15,7 +15,7 @@ from confluent_kafka import OFFSET_BEGINNING, TIMESTAMP_NOT_AVAILABLE, Consumer,
 from confluent_kafka import TopicPartition as Place
 
 from adaftr_fast._publish import publishing
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.streaming.source import Chunk, Position
 
 CONNECT_SECONDS = 30.0
@@ -43,6 +43,7 @@ class KafkaSource:
         settings: further settings of the client, such as those of SSL.
 
     Raises:
+        ConfigError: ``rows`` is less than 1, or ``settings`` has one that this class sets.
         DataError: the servers do not answer within half a minute, there is no such topic, or a setting is wrong.
     """
 
@@ -63,6 +64,10 @@ class KafkaSource:
             "enable.auto.commit": False,
             "auto.offset.reset": "error",  # rows that the broker has removed must not be left out in silence
         }
+        if rows < 1:
+            raise ConfigError(f"rows: expected at least 1 row in a chunk, got {rows}")
+        if taken := own.keys() & (settings or {}).keys():
+            raise ConfigError(f"settings: expected none of {', '.join(own)}, got {', '.join(sorted(taken))}")
         self.topic, self.folder, self.rows, self.seconds = topic, folder, rows, seconds
         try:
             self._consumer = Consumer({**(settings or {}), **own})

@@ -21,6 +21,7 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ConfigError, DataError, TrainingError
 from adaftr_fast.runs.daily import part_schema, train_part
 from adaftr_fast.serving.export import export_run
+from adaftr_fast.stores import recorded
 from adaftr_fast.streaming.journal import CURRENT, EXPORTED, Journal
 from adaftr_fast.streaming.source import Chunk, Source
 from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
@@ -131,7 +132,7 @@ class _Stream:
     def _finish(self, chunk: Chunk) -> dict[str, Any]:
         """Trains on a chunk, or leaves it out, and returns its record."""
         number = len(self.journal.records) + 1
-        about = {"chunk": number, "name": chunk.name, "file": str(chunk.file), "position": chunk.position}
+        about = {"chunk": number, "name": chunk.name, "file": recorded(chunk.file), "position": chunk.position}
         began, trainer = time.time(), None
         try:
             before = self._folder(self.journal.trained[-1]) if self.journal.trained else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
+
+from adaftr_fast.stores import AnyPath
 
 Position = dict[str, Any]
 """A plain value from which a source goes on after a chunk."""
@@ -22,7 +23,7 @@ class Chunk:
     """
 
     name: str
-    file: Path
+    file: AnyPath
     arrived: float
     position: Position = field(default_factory=dict)
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.cli import main
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.streaming.journal import RECORDS
 from tests.forks import Script
 from tests.runs.conftest import write_day
@@ -60,6 +60,13 @@ def read(source, done=None, looks=100):
 
 def rows(chunk):
     return pq.read_table(chunk.file).to_pylist()
+
+
+def test_wrong_arguments(source):
+    with pytest.raises(ConfigError, match="rows: expected at least 1 row in a chunk, got 0"):
+        source(rows=0)
+    with pytest.raises(ConfigError, match=r"settings: expected none of .*, got auto\.offset\.reset"):
+        source(settings={"auto.offset.reset": "latest"})
 
 
 def test_a_chunk_ends_with_its_rows_or_after_its_seconds(producer, source, monkeypatch):

@@ -14,8 +14,11 @@ from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.scorer import load_scorer, read_about
+from adaftr_fast.stores import StorePath
+from adaftr_fast.stores.path import written_locally
 from adaftr_fast.streaming import loop
-from adaftr_fast.streaming.journal import RECORDS
+from adaftr_fast.streaming.journal import RECORDS, Journal
+from adaftr_fast.streaming.source import Chunk
 from adaftr_fast.training.trackers import opened
 from tests.runs.conftest import SOURCE
 from tests.streaming.conftest import LONG_AGO, arrive, config, stream
@@ -50,6 +53,27 @@ def test_records_have_lag_and_speed(chunks, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "time", SimpleNamespace(time=lambda: next(times), monotonic=loop.time.monotonic))
     record = stream(chunks, tmp_path / "out")[0]
     assert (record["arrived"], record["lag"], record["seconds"], record["rows_per_s"]) == (LONG_AGO, 10, 10, 80)
+
+
+def test_names_and_errors_may_hold_any_character(tmp_path):
+    """Some of them end a line of text, but none of the records."""
+    journal = Journal(tmp_path)
+    name, error = "a\u2028b.parquet", "got 'c\x85d'"
+    journal.append({"chunk": 1, "name": name, "position": {}, "error": error})
+    assert Journal(tmp_path).records == journal.records
+
+
+def test_the_chunk_in_progress_is_found_on_another_machine(tmp_path):
+    """A topic's chunk lies in the folder of the stream."""
+    folder = StorePath("s3://bucket", "bucket/out", "s3://bucket/out")
+    here, there = tmp_path / "here", tmp_path / "there"
+    with written_locally(folder, here):
+        here.mkdir()
+        (here / "chunk.parquet").touch()
+        Journal(here).begin(Chunk("a", here / "chunk.parquet", 0.0))
+    here.rename(there)
+    with written_locally(folder, there):
+        assert Journal(there).current().file == there / "chunk.parquet"
 
 
 def test_new_chunks_continue_a_stream_and_old_folders_go(chunks, tmp_path):
