@@ -20,6 +20,7 @@ from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.errors import CheckpointError, DivergedError
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.runs.run import RUN_FILES, train_one
+from adaftr_fast.stores import recorded
 from adaftr_fast.training.checkpoint.progress import record_of
 from adaftr_fast.training.evaluation import TaskMetrics, spread
 from adaftr_fast.training.result import TrainedRun
@@ -83,7 +84,7 @@ def plan(data: PreparedData, variant: Variant, base: RunConfig, seed: int, root:
         ConfigError: the options of the row are not a valid model configuration.
     """
     config = base.with_options(
-        data={"folder": str(data.folder)}, model=variant.changes, training={"seed": seed, "progress": False}
+        data={"folder": recorded(data.folder)}, model=variant.changes, training={"seed": seed, "progress": False}
     )
     key = _key(config, data.manifest)
     return Job(key, root / f"{config.model.name}-{key[:12]}-seed{seed}", config)

@@ -163,7 +163,7 @@ def match(model: MultiTaskModel, data: PreparedData, old: TrainedModel, config: 
     same_fields = _columns(model, data) == _columns(old.model, old_data)
     report.taken, report.fresh = take_layers(pair, same_tasks, same_fields)
     if report.is_empty and not config.allow_empty:
-        raise CheckpointError(_nothing_fits(Path(config.run), name, (model, data), (old, old_data), report))
+        raise CheckpointError(_nothing_fits(config.run, name, (model, data), (old, old_data), report))
     return Match(old, copies, report)
 
 
@@ -181,7 +181,7 @@ def _source_task(model: MultiTaskModel, old: TrainedModel, config: WarmStartConf
 
 
 def _nothing_fits(
-    run: Path,
+    run: str,
     name: str,
     new: tuple[MultiTaskModel, PreparedData],
     old: tuple[TrainedModel, PreparedData],

@@ -235,6 +235,16 @@ def written_locally(folder: StorePath, local: Path) -> Iterator[None]:
         del _local[folder.place, folder.key]
 
 
+def written() -> dict[tuple[str, str], Path]:
+    """Returns the folders of stores that this process writes, for ``write_too`` in another process."""
+    return dict(_local)
+
+
+def write_too(folders: dict[tuple[str, str], Path]) -> None:
+    """Makes local folders stand for those of stores, which the process that started this one uploads."""
+    _local.update(folders)
+
+
 def recorded(path: AnyPath) -> str:
     """Returns the text that names a path on every machine: a URL for a local folder that stands for one of a store."""
     for (place, key), local in _local.items():

@@ -162,10 +162,11 @@ def read_state(folder: StorePath) -> State | None:
 
 
 def _read_list(folder: StorePath) -> bytes:
-    try:
-        return (folder / LIST).read_bytes()
-    except FileNotFoundError:  # HDFS cannot replace a file: ``replace_file`` removes the old one before it renames
-        return (folder / f"{LIST}{NEW}").read_bytes()
+    if not is_object_store(folder):  # which cannot replace a file: ``_move`` removes the old one before it renames
+        for name in (LIST, f"{LIST}{NEW}"):
+            with suppress(FileNotFoundError):
+                return (folder / name).read_bytes()
+    return (folder / LIST).read_bytes()  # renamed meanwhile
 
 
 def is_inside(name: str) -> bool:

@@ -104,6 +104,19 @@ def test_daily_in_a_store_and_export_elsewhere(url, data, tmp_path, monkeypatch)
     assert main(["export", "--run", f"{url}/daily/day-0002/run", "--out", str(tmp_path / "model")]) == 0
 
 
+def test_runs_of_an_experiment_find_their_data_elsewhere(url, data, tmp_path, monkeypatch):
+    """Processes of their own train them."""
+    prepared, file = data
+    command = ["experiment", "fig3", "--dataset", str(prepared.folder.parent / "shop.toml"), "--files", str(file)]
+    options = ["--model.tower_hidden", "[4]", "--training.max_epochs", "1", "--training.batch_size", "256"]
+    assert main([*command, *options, "--seeds", "1", "--jobs", "1", "--out", f"{url}/tables"]) == 0
+    monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "elsewhere"))
+    names = [name for name in open_folder(as_path(f"{url}/tables")).state.files if name.endswith("/result.json")]
+    run = af.load_run(f"{url}/tables/{names[0].removesuffix('/result.json')}")
+    assert run.config.data.folder == f"{url}/tables/{names[0].split('/')[0]}/data"
+    assert af.evaluate(run).metrics == run.test
+
+
 def test_a_table_is_prepared_in_a_store(url, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepared, file = data

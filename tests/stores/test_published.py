@@ -10,7 +10,16 @@ import pytest
 
 from adaftr_fast._files import sha256
 from adaftr_fast.errors import BusyError, StoreError
-from adaftr_fast.stores import PublishedFolder, as_path, local_copy, local_file, local_folder, open_folder, recorded
+from adaftr_fast.stores import (
+    PublishedFolder,
+    StorePath,
+    as_path,
+    local_copy,
+    local_file,
+    local_folder,
+    open_folder,
+    recorded,
+)
 from adaftr_fast.stores.copies import download_all
 from adaftr_fast.stores.published import LIST, OBJECTS, Published, State, publish, read_state, upload
 
@@ -149,6 +158,23 @@ def test_a_store_that_cannot_replace_a_file(url, files, faults, monkeypatch, req
     assert (open_folder(folder) / "empty").read_bytes() in (b"", b"not empty")
     publish(files, folder, read_state(folder))
     assert (open_folder(folder) / "empty").read_bytes() == b"not empty"
+
+
+def test_a_list_that_is_renamed_while_it_is_looked_for(url, files, monkeypatch):
+    monkeypatch.setattr("adaftr_fast.stores.published.is_object_store", lambda path: False)
+    folder, absent = as_path(url), [LIST, f"{LIST}.new"]
+    state = publish(files, folder, None)
+    read = StorePath.read_bytes
+
+    def removed_and_renamed(path):
+        if absent and path.name == absent[0]:
+            absent.pop(0)
+            raise FileNotFoundError(2, "no such file", str(path))
+        return read(path)
+
+    monkeypatch.setattr(StorePath, "read_bytes", removed_and_renamed)
+    assert read_state(folder) == state
+    assert not absent
 
 
 def test_another_writer_is_noticed(url, files):
