@@ -7,8 +7,9 @@ import warnings
 from pathlib import Path
 
 from adaftr_fast._publish import version
-from adaftr_fast.errors import UserError
+from adaftr_fast.errors import ServingError, UserError
 from adaftr_fast.serving.scorer import Scorer, load_scorer
+from adaftr_fast.stores import as_path
 
 
 class ReloadingScorer:
@@ -20,14 +21,17 @@ class ReloadingScorer:
         scores = scorer.score(scorer.encode(rows))
 
     Args:
-        folder: the exported folder.
+        folder: the exported folder, on this machine.
 
     Raises:
-        ServingError, DataError: see ``load_scorer``.
+        ServingError, DataError: see ``load_scorer``, or ``folder`` is in a store.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        place = as_path(folder)
+        if not isinstance(place, Path):
+            raise ServingError(f"{place}: expected a folder on this machine, such as stores.local_copy of it")
+        self.folder = place
         self._lock = threading.Lock()
         self._version = version(self.folder)  # before reading, so that a later export is noticed
         self._scorer = load_scorer(self.folder)

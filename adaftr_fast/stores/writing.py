@@ -87,18 +87,26 @@ def local_file(file: str | AnyPath) -> Iterator[Path]:
     """Yields the path of a new local file, which becomes ``file`` after the block; a local path itself.
 
     Raises:
-        StoreError: the store fails; ``file`` is as before.
+        StoreError: the store fails; ``file`` is as before, and the local one, which the message names, is kept.
     """
     file = as_path(file)
     if isinstance(file, Path):
         yield file
         return
     (cache_folder() / WRITING).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_folder() / WRITING) as folder:
-        local = Path(folder) / file.name
+    folder = Path(tempfile.mkdtemp(dir=cache_folder() / WRITING))
+    local = folder / file.name
+    try:
         yield local
-        if local.exists():
+    except BaseException:
+        remove(folder)
+        raise
+    if local.exists():
+        try:
             upload(local, file)
+        except OSError as error:
+            raise StoreError(f"{error}; the file is {local}") from error
+    remove(folder)
 
 
 @dataclass(frozen=True)

@@ -103,3 +103,8 @@ def test_readers_score_while_exports_replace_the_folder(exported, other, tmp_pat
         reader.join()
     assert errors == []
     assert len(set(map(id, seen))) > 2  # which is no test if they never read a new one
+
+
+def test_a_folder_in_a_store_is_refused():
+    with pytest.raises(ServingError, match="s3://bucket/model: expected a folder on this machine"):
+        ReloadingScorer("s3://bucket/model")

@@ -11,7 +11,6 @@ import pytest
 from adaftr_fast._files import sha256
 from adaftr_fast.errors import BusyError, StoreError
 from adaftr_fast.stores import (
-    PublishedFolder,
     StorePath,
     as_path,
     local_copy,
@@ -21,7 +20,7 @@ from adaftr_fast.stores import (
     recorded,
 )
 from adaftr_fast.stores.copies import download_all
-from adaftr_fast.stores.published import LIST, OBJECTS, Published, State, publish, read_state, upload
+from adaftr_fast.stores.published import LIST, OBJECTS, publish, read_state
 
 
 @pytest.fixture
@@ -34,11 +33,6 @@ def files(tmp_path):
         paths[name].parent.mkdir(parents=True, exist_ok=True)
         paths[name].write_bytes(content)
     return paths
-
-
-def write_text(path, text):
-    path.write_text(text)
-    return path
 
 
 def content_of(folder):
@@ -286,33 +280,25 @@ def test_one_writer_on_a_machine(url):
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
 
 
-def test_one_file(url, faults):
+def write_and_cut(url, faults):
+    with local_file(as_path(url)) as path:
+        path.write_bytes(b"new")
+        faults.errors = 1.0
+
+
+def test_one_file(url, faults, tmp_path, monkeypatch):
     with local_file(as_path(f"{url}/scores.parquet")) as path:
         path.write_bytes(b"scores" * 10_000)
     assert as_path(f"{url}/scores.parquet").read_bytes() == b"scores" * 10_000
     with pytest.raises(KeyboardInterrupt):
         write_half(f"{url}/scores.parquet")
     assert as_path(f"{url}/scores.parquet").read_bytes() == b"scores" * 10_000
-
-
-def test_names_of_stores(tmp_path):
-    assert as_path(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
-    path = as_path("s3://bucket/folder/data.csv.gz?region=eu-west-1")
-    assert (path.place, path.key) == ("s3://bucket?region=eu-west-1", "bucket/folder/data.csv.gz")
-    assert (path.name, path.suffix, path.suffixes) == ("data.csv.gz", ".gz", [".csv", ".gz"])
-    assert str(path.parent / "x") == "s3://bucket/folder/x?region=eu-west-1"
-    assert as_path("hdfs://host:8020/folder").key == "/folder"
-    with pytest.raises(StoreError, match=r"ftp://x/y: expected a local path or one of file://, s3://"):
-        as_path("ftp://x/y")
-    with pytest.raises(StoreError, match="set them in the environment") as error:
-        as_path("s3://key:secret@bucket/x")
-    assert "secret@" not in str(error.value)
-    with pytest.raises(StoreError, match="set them in the environment") as error:
-        as_path("s3://bucket/x?access_key=key&secret_key=secret")
-    assert "secret" not in str(error.value)
-    with pytest.raises(StoreError, match="expected a bucket or a folder"):
-        as_path("s3://")
-    assert as_path("s3://bucket/part#1?region=eu-west-1").key == "bucket/part#1"
+    assert not list((tmp_path / "cache" / "writing").iterdir())
+    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
+    with pytest.raises(StoreError, match=r"failed 2 times.*; the file is .*scores\.parquet"):
+        write_and_cut(f"{url}/scores.parquet", faults)
+    (kept,) = (tmp_path / "cache" / "writing").rglob("scores.parquet")
+    assert kept.read_bytes() == b"new"
 
 
 def test_a_large_file_that_is_written_in_place(url, files, monkeypatch):
@@ -361,32 +347,6 @@ def test_a_copy_stays_where_it_is_when_nothing_changes(url, files):
         assert folder.exists()
     assert copy.stat().st_ino == inode
     assert not folder.exists()
-
-
-def test_a_bucket_is_no_folder_to_write(faults):
-    with pytest.raises(StoreError, match="s3://bucket: expected a folder in it"), local_folder("s3://bucket"):
-        raise AssertionError
-
-
-def test_a_folder_below_the_root_of_hdfs(monkeypatch):
-    states = {"/models": State({"x": Published("0" * 64, 1)})}
-    monkeypatch.setattr("adaftr_fast.stores.published.read_state", lambda folder: states.get(folder.key))
-    assert isinstance(open_folder(as_path("hdfs://host:8020/models")), PublishedFolder)
-    assert not isinstance(open_folder(as_path("hdfs://host:8020/other")), PublishedFolder)
-
-
-def test_missing_permission_is_an_error_at_once(url, tmp_path, faults):
-    """S3 denies what is absent to a user who may not list, and folders above may be those of others."""
-    upload(write_text(tmp_path / "x", "1"), as_path(f"{url}/inner/x"))
-    faults.denied = "/published.json"
-    assert (open_folder(as_path(f"{url}/inner")) / "x").read_bytes() == b"1"
-    with pytest.raises(PermissionError, match=r"published\.json"):
-        read_state(as_path(f"{url}/inner"))
-    faults.denied = "/x"
-    faults.requests.clear()
-    with pytest.raises(PermissionError, match=f"{url}/inner/x"):
-        as_path(f"{url}/inner/x").read_bytes()
-    assert len(faults.requests) == 1
 
 
 def test_a_folder_in_a_published_folder(url, files):

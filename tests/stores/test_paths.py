@@ -1,0 +1,58 @@
+"""URLs of files and folders in stores, and who may read and write there."""
+
+import pytest
+
+from adaftr_fast.errors import StoreError
+from adaftr_fast.stores import PublishedFolder, as_path, local_folder, open_folder
+from adaftr_fast.stores.published import Published, State, read_state, upload
+
+
+def write_text(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_names_of_stores(tmp_path):
+    assert as_path(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
+    path = as_path("s3://bucket/folder/data.csv.gz?region=eu-west-1")
+    assert (path.place, path.key) == ("s3://bucket?region=eu-west-1", "bucket/folder/data.csv.gz")
+    assert (path.name, path.suffix, path.suffixes) == ("data.csv.gz", ".gz", [".csv", ".gz"])
+    assert str(path.parent / "x") == "s3://bucket/folder/x?region=eu-west-1"
+    assert as_path("hdfs://host:8020/folder").key == "/folder"
+    with pytest.raises(StoreError, match=r"ftp://x/y: expected a local path or one of file://, s3://"):
+        as_path("ftp://x/y")
+    with pytest.raises(StoreError, match="set them in the environment") as error:
+        as_path("s3://key:secret@bucket/x")
+    assert "secret@" not in str(error.value)
+    with pytest.raises(StoreError, match="set them in the environment") as error:
+        as_path("s3://bucket/x?access_key=key&secret_key=secret")
+    assert "secret" not in str(error.value)
+    with pytest.raises(StoreError, match="expected a bucket or a folder"):
+        as_path("s3://")
+    assert as_path("s3://bucket/part#1?region=eu-west-1").key == "bucket/part#1"
+
+
+def test_a_bucket_is_no_folder_to_write(faults):
+    with pytest.raises(StoreError, match="s3://bucket: expected a folder in it"), local_folder("s3://bucket"):
+        raise AssertionError
+
+
+def test_a_folder_below_the_root_of_hdfs(monkeypatch):
+    states = {"/models": State({"x": Published("0" * 64, 1)})}
+    monkeypatch.setattr("adaftr_fast.stores.published.read_state", lambda folder: states.get(folder.key))
+    assert isinstance(open_folder(as_path("hdfs://host:8020/models")), PublishedFolder)
+    assert not isinstance(open_folder(as_path("hdfs://host:8020/other")), PublishedFolder)
+
+
+def test_missing_permission_is_an_error_at_once(url, tmp_path, faults):
+    """S3 denies what is absent to a user who may not list, and folders above may be those of others."""
+    upload(write_text(tmp_path / "x", "1"), as_path(f"{url}/inner/x"))
+    faults.denied = "/published.json"
+    assert (open_folder(as_path(f"{url}/inner")) / "x").read_bytes() == b"1"
+    with pytest.raises(PermissionError, match=r"published\.json"):
+        read_state(as_path(f"{url}/inner"))
+    faults.denied = "/x"
+    faults.requests.clear()
+    with pytest.raises(PermissionError, match=f"{url}/inner/x"):
+        as_path(f"{url}/inner/x").read_bytes()
+    assert len(faults.requests) == 1
