@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,12 +61,12 @@ def run(arguments: jsonargparse.Namespace) -> None:
     names = ("poll", "idle", "keep", "export_minutes", "on_error")
     options = StreamOptions(**{name: arguments[name] for name in names})
     schema = load_schema(arguments.dataset)
-    with output(arguments.out) as out:
-        for record in train_stream(schema, _source(arguments, out), config, out, options):
+    with output(arguments.out) as out, ExitStack() as stack:
+        for record in train_stream(schema, _source(arguments, out, stack), config, out, options):
             print(_line(record), flush=True)
 
 
-def _source(arguments: jsonargparse.Namespace, out: Path) -> Source:
+def _source(arguments: jsonargparse.Namespace, out: Path, stack: ExitStack) -> Source:
     folder, topic = arguments.folder, arguments.kafka_topic
     if (folder is None) == (topic is None):
         raise ConfigError("stream: expected --folder or --kafka_topic, and not both")
@@ -75,7 +76,7 @@ def _source(arguments: jsonargparse.Namespace, out: Path) -> Source:
         return FolderSource(folder, arguments.settle)
     from adaftr_fast.streaming.kafka import KafkaSource
 
-    return KafkaSource(
+    source = KafkaSource(
         topic,
         arguments.kafka_servers,
         out / INCOMING,
@@ -84,6 +85,8 @@ def _source(arguments: jsonargparse.Namespace, out: Path) -> Source:
         group=arguments.kafka_group,
         settings=arguments.kafka_settings,
     )
+    stack.callback(source.close)
+    return source
 
 
 def _line(record: dict[str, Any]) -> str:
