@@ -1,5 +1,7 @@
 """Negatives from all ranks: W ranks give the loss and gradients of one process with all rows."""
 
+import importlib.util
+import os
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from adaftr_fast import AdaptiveInfoNCE, adaptive_infonce, sigmoid_contrast
 from adaftr_fast.distributed import gather
+from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
 from tests.distributed.ranks import on_ranks
 
 D = 6
@@ -19,6 +22,7 @@ D = 6
 class Case:
     rows: tuple[int, ...]  # B of each rank
     extra: tuple[int, ...] = ()  # candidates of each rank that are no row's positive
+    in_place: bool = False  # row r's positive is candidate r, in spite of extra
     options: dict = field(default_factory=dict)
     grouped: bool = False
     weighted: bool = False
@@ -44,9 +48,15 @@ CASES = {
     "none": Case((5, 3), options={"reduction": "none"}, weighted=True, ignored=True),
     "reference": Case((5, 3), options={"backend": "reference"}),
     "biased": Case((5, 4), extra=(2, 1), biased=True, grouped=True, weighted=True),
+    "extra columns, each row's positive in its place": Case((4, 3), extra=(2, 5), in_place=True),
     "margin": Case((7, 6), options={"ignore_above": 0.5}, grouped=True),
 }
 
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+    CASES |= {
+        "triton": Case((40, 33), extra=(0, 2), in_place=True, options={"backend": "triton"}),
+        "triton, symmetric": Case((33, 7), options={"backend": "triton", "symmetric": True}, weighted=True),
+    }
 
 SIGMOID_CASES = ("extra columns", "groups, weights, ignored rows", "symmetric, an empty rank")
 
@@ -67,7 +77,7 @@ def inputs(case: Case) -> list[dict]:
             each["tau"] = draw(rows).abs().float() + 0.1
             if case.options.get("symmetric"):
                 each["tau_b"] = draw(rows + more).abs().float() + 0.1
-        if case.ignored or case.extra:
+        if case.ignored or (case.extra and not case.in_place):
             each["positive"] = torch.randperm(rows + more, generator=random)[:rows]
         if case.ignored:
             each["positive"][::3] = -100
@@ -168,6 +178,16 @@ def sigmoid(given: dict, reduction: str, group=None) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach()} | {name: x.grad for name, x in (leaves | terms).items()}
 
 
+def gathered(rank: int) -> list:
+    """Returns the candidates 10 r, 10 r + 1, ... of ranks r as this rank gathers them, their groups and positives."""
+    own = torch.arange(3.0)[: rank + 1, None] + 10 * rank
+    batch = CrossRankBatch("op", dist.group.WORLD, own, own, {})
+    found = [
+        batch.gather(Candidates(own, y, own[:, 0].long()), batch.columns) for y in (None, torch.tensor([0, -100, 9]))
+    ]
+    return [found[0].h[:, 0], found[0].group, found[0].positive is None, found[1].positive]
+
+
 def error_message(rank: int, options: dict) -> str:
     """Returns the error on this rank where the ranks' settings differ."""
     a = torch.randn(4, D, requires_grad=True)
@@ -266,6 +286,15 @@ def test_double_backward_equals_one_process(ranks):
     sum(g.square().sum() for g in first).backward()
     for name, x in whole.items():
         torch.testing.assert_close(torch.cat([each["second"][name] for each in ranks]), x.grad)
+
+
+def test_own_candidates_come_first():
+    """Row r's positive is then candidate r, and the kernels need no mask but on the diagonal."""
+    orders = [[0, 10, 11, 20, 21, 22], [10, 11, 20, 21, 22, 0], [20, 21, 22, 0, 10, 11]]
+    for (h, group, in_place, positive), order in zip(on_ranks(gathered, 3), orders):
+        assert h.tolist() == group.tolist() == order
+        assert in_place
+        assert positive.tolist() == [0, -100, -1]
 
 
 def test_differing_settings_are_refused_on_all_ranks(ranks):

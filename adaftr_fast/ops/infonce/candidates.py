@@ -58,22 +58,30 @@ class CrossRankBatch:
                     )
 
     def gather(self, own: Candidates, sizes: list[int]) -> Candidates:
-        """Concatenates the ranks' candidates, ``sizes[rank]`` each, in the order of ranks."""
+        """Concatenates the ranks' candidates, ``sizes[rank]`` each: this rank's, then the next ranks', in a ring.
+
+        A positive keeps its index, because this rank's candidates come first. Row r's thus stays at r where it is by
+        default, and the kernels need masks on the diagonal alone.
+        """
         return Candidates(
-            gather_rows(own.h, sizes, self.group),
-            self._global_index(own.positive, sizes).to(own.h.device),
-            None if own.group is None else gather_rows(own.group, sizes, self.group),
+            self._gather_rows(own.h, sizes),
+            None if own.positive is None else _own_index(own.positive, sizes[self.rank]),
+            None if own.group is None else self._gather_rows(own.group, sizes),
         )
 
     def total(self, x: Tensor) -> Tensor:
         """Sums a 0-dim tensor over the ranks."""
         return gather_rows(x[None], [1] * self.world_size, self.group).sum()
 
-    def _global_index(self, index: Tensor | None, sizes: list[int]) -> Tensor:
-        """Maps indices [B_r] of this rank's candidates to indices of all ranks' candidates."""
-        first = sum(sizes[: self.rank])
-        if index is None:
-            return torch.arange(first, first + self.rows[self.rank])
-        inside = (index >= 0) & (index < sizes[self.rank])
-        # An index out of range must not become a valid index of another rank's candidate: the op refuses -1.
-        return torch.where(inside, index + first, torch.where(index == IGNORE, IGNORE, -1))
+    def _gather_rows(self, x: Tensor, sizes: list[int]) -> Tensor:
+        first = sum(sizes[: self.rank])  # of this rank's rows in the order of ranks
+        rows = gather_rows(x, sizes, self.group)
+        return rows.roll(-first, 0) if first > 0 else rows
+
+
+def _own_index(index: Tensor, size: int) -> Tensor:
+    """Replaces indices that are not of this rank's ``size`` candidates by -1, which the op refuses, but keeps IGNORE.
+
+    Such an index must not select a candidate of another rank.
+    """
+    return torch.where(((index >= 0) & (index < size)) | (index == IGNORE), index, -1)
