@@ -24,7 +24,7 @@ Values; the names are FlashAttention's where it has one:
     softmax_scale, softmax_scale_log2
                  1 / tau_r and log2(e) / tau_r
     z_rj         base-2 logit: softmax_scale_log2_r s_rj
-    m_r          running maximum of z_rj, from the positive's logit on, less MAX_OFFSET
+    m_r          running maximum of z_rj, from the positive's logit on, less MAX_OFFSET; with FIXED_MAX that logit
     l_r          running sum of 2^(z_rj - m_r) over the negatives
     sum_pz_r     running sum of 2^(z_rj - m_r) (z_rj - m_r) over the negatives, for the entropy and d_tau
     alpha        2^(m_old - m_new): rescales l and acc when m grows
@@ -40,7 +40,8 @@ that is at most 0.5 for logits up to 1e7, 8 up to 1e8, and 128, where p overflow
 float16, p overflows at 2^(MAX_OFFSET + 2), so from 2^25 / log2(e) = 2.3e7 on. On CPU the difference of the scores comes
 first, which has no such limit, but takes one more operation an element in the inner loop. Unequal logits of 1e8 differ
 by 8 or more, and training has diverged where they occur, so the limit stays, and adaptive_infonce documents it. acc
-sums the candidates before it is divided by l, so N 2^8 times the largest candidate may not overflow. combine.py keeps
+sums the candidates before it is divided by l, so N 2^8 times the largest candidate may not overflow; with FIXED_MAX,
+row_sweep.py makes sure that it does not. combine.py keeps
 ``descale`` of the column sweep at 2^-114 or more: scale / tau may be subnormal, and the inverse of such a number
 overflows.
 

@@ -9,44 +9,65 @@ The package's docstring defines shapes and names. With m_r, l_r, t_r and p_r as 
 The scores are formed transposed, [columns, rows], so that the probabilities are the left operand of the second
 product without leaving their registers. They are divided by ``descale`` before they are rounded to half precision,
 and acc is multiplied by it at the end: 1 / (B tau) alone would put them among float16's subnormals.
+
+With FOLDED, blocks without masks take negative_scale into the exponent, as shift_r = log2(negative_scale_r) - m_r, and
+a descale of 1, if every row admits it: its ``misfit`` is 0 (combine.py).
 """
 
 import triton
 import triton.language as tl
 from adaftr_fast.kernels.infonce.tiles import IGNORE, load_block, partition_blocks, scores
 
+TERMS = tl.constexpr(4)  # of a row, side by side
+
+
+@triton.jit
+def _load_terms(ptr, rows, inside):
+    """Returns softmax_scale_log2, m, negative_scale and, if positives are explicit, positive_scale, else shift.
+
+    As one load it has as many elements as a program has threads, or more, so that Triton copies each once to shared
+    memory, and not the ones that a thread needs for that thread.
+    """
+    terms = tl.load(ptr + rows[:, None] * TERMS + tl.arange(0, TERMS)[None, :], mask=inside[:, None], other=0.0)
+    even, odd = tl.split(tl.reshape(terms, [rows.shape[0], 2, 2]))
+    softmax_scale_log2, negative_scale = tl.split(even)
+    shift_or_positive_scale, m = tl.split(odd)
+    return softmax_scale_log2, m, negative_scale, shift_or_positive_scale
+
 
 @triton.jit
 def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr, row_group_ptr, group,
-                 d_start, first, count, gap_at, gap, MASKED: tl.constexpr, HAS_POSITIVE: tl.constexpr,
-                 HAS_GROUP: tl.constexpr, IGNORES: tl.constexpr, BLOCK_M: tl.constexpr, D_PADDED: tl.constexpr,
-                 BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr,
-                 INPUT_PRECISION: tl.constexpr):  # fmt: skip
+                 d_start, first, count, gap_at, gap, FOLDED: tl.constexpr, MASKED: tl.constexpr,
+                 HAS_POSITIVE: tl.constexpr, HAS_GROUP: tl.constexpr, IGNORES: tl.constexpr, BLOCK_M: tl.constexpr,
+                 D_PADDED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND_DTYPE: tl.constexpr,
+                 ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr):  # fmt: skip
     """Streams ``count`` blocks of rows past the columns, from block ``first`` on; skips ``gap`` after ``gap_at``."""
     B = a_desc[2]
     for i in range(count):
         block = first + i + tl.where(i >= gap_at, gap, 0)
         rows = block * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
         inside = rows < B
-        a = load_block(a_desc, rows, d_start, D_PADDED, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+        a = load_block(a_desc, rows, d_start, D_PADDED, BLOCK_D, FOLDED)  # [BLOCK_M, BLOCK_D]
         s = scores(b, b_desc, columns, a, a_desc, rows, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
                    INPUT_PRECISION)  # [BLOCK_N, BLOCK_M]  # fmt: skip
         if IGNORES:
-            bound = tl.load(row_terms_ptr + 5 * B + rows, mask=inside, other=0.0)
+            bound = tl.load(row_terms_ptr + 7 * B + rows, mask=inside, other=0.0)
             s = tl.where(s > bound[None, :], float("-inf"), s)
-        softmax_scale_log2 = tl.load(row_terms_ptr + rows, mask=inside, other=0.0)
-        m = tl.load(row_terms_ptr + B + rows, mask=inside, other=0.0)
-        negative_scale = tl.load(row_terms_ptr + 2 * B + rows, mask=inside, other=0.0) * inverse_descale
-        z = tl.fma(s, tl.broadcast_to(softmax_scale_log2[None, :], s.shape),
-                   tl.broadcast_to(-m[None, :], s.shape))  # fmt: skip
-        p = tl.exp2(z) * negative_scale[None, :]  # [BLOCK_N, BLOCK_M]
+        softmax_scale_log2, m, negative_scale, term = _load_terms(row_terms_ptr, rows, inside)
+        shift = -m
+        if FOLDED:
+            shift = term
+        z = tl.fma(s, tl.broadcast_to(softmax_scale_log2[None, :], s.shape), tl.broadcast_to(shift[None, :], s.shape))
+        p = tl.exp2(z)  # [BLOCK_N, BLOCK_M]
+        if not FOLDED:
+            p *= (negative_scale * inverse_descale)[None, :]
         if MASKED:
             if HAS_GROUP:
                 row_group = tl.load(row_group_ptr + rows, mask=inside, other=0)
                 p = tl.where(row_group[None, :] == group[:, None], 0.0, p)
             if HAS_POSITIVE:
                 positive = tl.load(positive_ptr + rows, mask=inside, other=IGNORE)
-                positive_scale = tl.load(row_terms_ptr + 3 * B + rows, mask=inside, other=0.0) * inverse_descale
+                positive_scale = term * inverse_descale
                 p = tl.where((positive != IGNORE)[None, :], p, 0.0)  # not 0 * NaN, whatever the candidate holds
                 p = tl.where(positive[None, :] == columns[:, None], positive_scale[None, :], p)
             else:
@@ -63,10 +84,10 @@ def infonce_column_sweep_kernel(
     positive_ptr,  # [B] int64
     row_group_ptr,  # [B] int64
     column_group_ptr,  # [N] int64
-    # [5, B]: softmax_scale_log2, m, negative_scale, positive_scale, |grad_scale|; with IGNORES [6, B], at last the
-    # score above which no candidate is a negative
+    # [B, TERMS]: softmax_scale_log2, shift or with HAS_POSITIVE positive_scale, negative_scale, m; then [B] each:
+    # positive_scale, |grad_scale|, misfit; with IGNORES, at last the score above which no candidate is a negative
     row_terms_ptr,
-    descale_ptr,  # []: the probabilities' unit in half precision
+    scales_ptr,  # [2]: descale, the probabilities' unit in half precision; the largest misfit
     d_candidates_ptr,  # [S, N, d] out
     B,
     N,
@@ -75,6 +96,7 @@ def infonce_column_sweep_kernel(
     HAS_POSITIVE: tl.constexpr,
     HAS_GROUP: tl.constexpr,
     IGNORES: tl.constexpr,
+    FOLDED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -92,7 +114,11 @@ def infonce_column_sweep_kernel(
     column_start = tl.program_id(0) * BLOCK_N
     columns = column_start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     inside = columns < N
-    descale = tl.load(descale_ptr)
+    descale = tl.load(scales_ptr)
+    fold = 0
+    if FOLDED:
+        fold = (tl.load(scales_ptr + 1) == 0).to(tl.int32)
+        descale = tl.where(fold > 0, 1.0, descale)
     inverse_descale = tl.where(descale > 0, 1.0 / descale, 0.0).to(ACC_DTYPE)
     group = columns
     if HAS_GROUP:
@@ -107,23 +133,29 @@ def infonce_column_sweep_kernel(
     first = (split * blocks) // num_splits
     last = ((split + 1) * blocks) // num_splits
     all_masked: tl.constexpr = HAS_POSITIVE or HAS_GROUP or IGNORES
-    # Every block counts as full: the terms of rows beyond B are 0 without a mask.
-    low, high, end = partition_blocks(first, last, blocks, column_start // BLOCK_M,
+    low, high, end = partition_blocks(first, last, B // BLOCK_M, column_start // BLOCK_M,
                                       tl.cdiv(column_start + BLOCK_N, BLOCK_M), all_masked)  # fmt: skip
     acc = tl.zeros([BLOCK_N, BLOCK_D], ACC_DTYPE)
     if not HAS_POSITIVE:  # column j is row j's positive: its term starts the sum, without rounding to half precision
         limit = tl.where(split == 0, B, 0)  # the first split alone adds it
-        positive_scale = tl.load(row_terms_ptr + 3 * B + columns, mask=columns < limit, other=0.0) * inverse_descale
+        positive_scale = tl.load(row_terms_ptr + 4 * B + columns, mask=columns < limit, other=0.0) * inverse_descale
         a = load_block((anchors_ptr, anchors_stride, limit), columns, d_start, D_PADDED, BLOCK_D)
         acc += positive_scale[:, None] * a  # [BLOCK_N, BLOCK_D]
+    plain = end - first - (high - low)
+    if FOLDED:
+        acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
+                           row_group_ptr, group, d_start, first, fold * plain, low - first, high - low, True, False,
+                           HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE,
+                           ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+        plain *= 1 - fold
     if not all_masked:
         acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
-                           row_group_ptr, group, d_start, first, end - first - (high - low), low - first,
-                           high - low, False, HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
-                           OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+                           row_group_ptr, group, d_start, first, plain, low - first, high - low, False, False,
+                           HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE,
+                           ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
     acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
                        row_group_ptr, group, d_start, low, high - low + last - end, high - low, end - high,
-                       True, HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
+                       False, True, HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
                        OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
     acc *= descale
     width = d_start + tl.arange(0, BLOCK_D)  # [BLOCK_D]

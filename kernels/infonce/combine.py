@@ -15,9 +15,15 @@ The package's docstring defines shapes and names. With the term of its positive,
 
 import triton
 import triton.language as tl
+from adaftr_fast.kernels.infonce.column_sweep import TERMS
 from adaftr_fast.kernels.infonce.tiles import LN_2, LOG2_E, load_block, load_row_parameters, log1p
 
+LARGEST_L = tl.constexpr(2.0**40)
 SMALLEST_SIZE = tl.constexpr(2.0**-100)
+# A row's weight goes into the exponent of the column sweep only if it needs no other unit, and if the sum of the two
+# logarithms, which is rounded, errs by less than 2^-13 (a bfloat16 by 2^-9).
+LARGEST_FOLDED = tl.constexpr(2.0**60)
+LARGEST_SHIFT = tl.constexpr(2048.0)
 
 
 @triton.jit(do_not_specialize=["B", "N", "num_splits"])
@@ -35,7 +41,7 @@ def infonce_combine_kernel(
     positive_logit_ptr,  # [B] out
     top1_ptr,  # [B] out
     entropy_ptr,  # [B] out
-    row_terms_ptr,  # [5, B] out: what the column sweep reads of each row, see there
+    row_terms_ptr,  # [7 or 8, B] out: what the column sweep reads of each row, see there
     d_anchors_ptr,  # [B, d] out
     d_tau_ptr,  # [B] out
     B,
@@ -77,6 +83,13 @@ def infonce_combine_kernel(
         l += alpha * l_split
         max_negative = tl.maximum(max_negative, tl.load(partials + 3 * B, mask=inside, other=0.0))
 
+    # A maximum that stayed (row_sweep.py) may be far below the logits: m rises to where l is between 1 and 2.
+    raised = tl.where(l > LARGEST_L, m + tl.floor(tl.log2(l)), m)
+    alpha = tl.exp2(m - raised)
+    sum_pz = alpha * (sum_pz + l * (m - raised))
+    l *= alpha
+    m = raised
+
     # A row takes few of these operations, so they are in float64.
     negatives = l.to(tl.float64)
     exponent = z_positive - m
@@ -99,15 +112,24 @@ def infonce_combine_kernel(
 
     scale = tl.load(scale_ptr + rows, mask=inside, other=0.0)
     grad_scale = tl.where(valid, scale * softmax_scale, 0.0)
-    if NEED_D_CANDIDATES:  # softmax_scale_log2, m, negative_scale, positive_scale, |grad_scale|
-        tl.store(row_terms_ptr + rows, softmax_scale_log2, mask=inside)
-        tl.store(row_terms_ptr + B + rows, tl.where(valid, m, 0.0), mask=inside)
-        tl.store(row_terms_ptr + 2 * B + rows, tl.where(valid, grad_scale / l_total, 0.0).to(ACC_DTYPE), mask=inside)
-        at = row_terms_ptr + 3 * B + rows
-        tl.store(at, tl.where(valid, -one_minus_p * grad_scale, 0.0).to(ACC_DTYPE), mask=inside)
+    if NEED_D_CANDIDATES:
         size = tl.abs(grad_scale)  # the largest becomes descale, whose inverse must be finite; a NaN stays
-        size = tl.where(size < SMALLEST_SIZE, SMALLEST_SIZE, size)
-        tl.store(row_terms_ptr + 4 * B + rows, size.to(ACC_DTYPE), mask=inside)
+        size = tl.where(size < SMALLEST_SIZE, SMALLEST_SIZE, size).to(ACC_DTYPE)
+        negative_scale = tl.where(valid, grad_scale / l_total, 0.0).to(ACC_DTYPE)
+        # -inf where there is no gradient: the exponential is 0. No float64 sweep reads it.
+        shift = tl.log2(tl.abs(negative_scale).to(tl.float32)) - m
+        ordinary = (size > 1 / LARGEST_FOLDED) & (size < LARGEST_FOLDED) & (tl.abs(shift) < LARGEST_SHIFT)
+        misfit = tl.where((grad_scale == 0) | ((negative_scale > 0) & ordinary), 0.0, 1.0)
+        positive_scale = tl.where(valid, -one_minus_p * grad_scale, 0.0).to(ACC_DTYPE)
+        terms = row_terms_ptr + rows * TERMS
+        tl.store(terms, softmax_scale_log2, mask=inside)
+        tl.store(terms + 1, positive_scale if HAS_POSITIVE else shift.to(ACC_DTYPE), mask=inside)
+        tl.store(terms + 2, negative_scale, mask=inside)
+        tl.store(terms + 3, tl.where(valid, m, 0.0), mask=inside)
+        at = row_terms_ptr + TERMS * B + rows
+        tl.store(at, positive_scale, mask=inside)
+        tl.store(at + B, size, mask=inside)
+        tl.store(at + 2 * B, misfit.to(ACC_DTYPE), mask=inside)
     if NEED_D_ANCHORS:
         acc_scale = (grad_scale / l_total).to(ACC_DTYPE)[:, None]
         b_scale = (one_minus_p * grad_scale).to(ACC_DTYPE)[:, None]

@@ -21,7 +21,8 @@ What the table rests on:
   blocks that were tried and spill under neither version, the table has those of the fewest issue cycles for an element
   (benchmarks/README.md, "Compiled code").
 * The sigmoid loss takes the blocks of row_sweep_pz and column_sweep but where its kernel spills in them: in half types
-  at 512 on sm_80, in TF32 up to 128, in IEEE float32 up to 32 and in float64 up to 16.
+  at 512 on sm_80, in TF32 up to 128, in IEEE float32 up to 32 and in float64 up to 16; and in half types up to 64 on
+  sm_80, where it does not spill in greater ones.
 * Warps repeat each other's products where the owned rows or columns are fewer than 16 a warp (mma.sync) or 64 for four
   warps (wgmma): in TF32 up to 64 eight warps own 128 and four own 64.
 * The sweeps of a row of the table have one BLOCK_K: the column sweep forms the row sweep's scores again and must sum
@@ -52,6 +53,7 @@ class Config(NamedTuple):
     block_k: int  # 0: no loop over d
     num_warps: int
     num_stages: int
+    programs: int = 1  # that a multiprocessor of sm_90 holds at once, for choose_splits
 
 
 class Tiling(NamedTuple):
@@ -87,10 +89,11 @@ TILINGS = (
     ),
     Tiling(
         "half", 64, 80,
-        row_sweep=Config(128, 128, 64, 0, 8, 3),
+        row_sweep=Config(128, 64, 64, 0, 8, 3),
         row_sweep_explicit=Config(128, 64, 64, 0, 8, 3),
         row_sweep_pz=Config(128, 64, 64, 0, 8, 3),
-        column_sweep=Config(128, 128, 64, 0, 8, 3),
+        column_sweep=Config(64, 128, 64, 0, 8, 3),
+        sigmoid_columns=Config(128, 128, 64, 0, 8, 3),
     ),
     _same("half", 128, 90, 128, 64, 128, 0, 8, 3),
     _same("half", 128, 80, 128, 64, 128, 0, 8, 3)._replace(row_sweep_pz=Config(128, 32, 128, 0, 8, 3)),
@@ -103,7 +106,10 @@ TILINGS = (
     ),
     _same("half", 256, 80, 64, 64, 256, 0, 8, 2),
     _same("half", ANY, 90, 64, 64, 256, 64, 8, 3),
-    _same("half", 512, 80, 32, 32, 512, 0, 8, 2)._replace(sigmoid_columns=Config(32, 32, 512, 0, 4, 2)),
+    _same("half", 512, 80, 32, 32, 512, 0, 8, 2)._replace(
+        column_sweep=Config(32, 32, 512, 0, 8, 3),
+        sigmoid_columns=Config(32, 32, 512, 0, 4, 2),
+    ),
     _same("half", ANY, 80, 64, 32, 256, 64, 8, 3),
     Tiling(
         "tf32", 64, 80,
@@ -145,11 +151,34 @@ def product_kind(dtype: torch.dtype) -> str:
     return "half"
 
 
-@lru_cache
+# Blocks of the training sweeps of half types up to 128 on sm_90, to compare with the table's on a card.
+BLOCKS_VARIABLE = "ADAFTR_FAST_INFONCE_BLOCKS"
+ALTERNATIVES = {
+    # Twice the streamed side: fewer instructions an element.
+    "wide": {"row_sweep": Config(128, 128, 128, 0, 8, 2), "column_sweep": Config(128, 128, 128, 0, 8, 2)},
+    # Two programs on a multiprocessor, one of which computes exponentials while the other multiplies. Each streams the
+    # whole other side, so twice as much is read from L2.
+    "narrow": {"row_sweep": Config(64, 64, 128, 0, 4, 3, 2), "column_sweep": Config(64, 64, 128, 0, 4, 3, 2)},
+}
+
+
 def choose_tiling(kind: str, width: int, capability: int) -> Tiling:
-    """Returns the table's row for a width that is a multiple of 16, with blocks no wider than needed."""
+    """Returns the table's row for a width that is a multiple of 16, with blocks no wider than needed.
+
+    The environment variable ADAFTR_FAST_INFONCE_BLOCKS selects other blocks: "wide" or "narrow" (ALTERNATIVES).
+    """
+    return _choose_tiling(kind, width, capability, os.environ.get(BLOCKS_VARIABLE, ""))
+
+
+@lru_cache
+def _choose_tiling(kind: str, width: int, capability: int, blocks: str) -> Tiling:
+    if blocks and blocks not in ALTERNATIVES:
+        raise ValueError(f"kernels.infonce: {BLOCKS_VARIABLE} must be one of {[*ALTERNATIVES]}, got {blocks!r}")
     for tiling in TILINGS:
         if tiling.kind == kind and width <= tiling.max_width and capability >= tiling.min_capability:
+            if kind == "half" and width <= 128 and tiling.min_capability == 90:
+                sigmoid = tiling.sigmoid_columns or tiling.column_sweep
+                tiling = tiling._replace(sigmoid_columns=sigmoid, **ALTERNATIVES.get(blocks, {}))
             widest = triton.next_power_of_2(width)
             sigmoid = tiling.sigmoid_rows or tiling.row_sweep_pz, tiling.sigmoid_columns or tiling.column_sweep
             return Tiling(*tiling[:3], *(_fit(config, widest) for config in (*tiling[3:7], *sigmoid)))
@@ -203,3 +232,21 @@ def constants(dtype: torch.dtype, kind: str, width: int, config: Config) -> dict
 def max_offset(dtype: torch.dtype) -> int:
     """Returns MAX_OFFSET: 14 keeps small probabilities normal in float16, whose range is 2^-14 to 2^16."""
     return 14 if dtype == torch.float16 else 0
+
+
+def has_fixed_max(dtype: torch.dtype, config: Config, need_sum_pz: bool) -> bool:
+    """Whether a row sweep without masks has a loop whose maximum stays (row_sweep.py), which needs float32's range.
+
+    With sum_pz in bfloat16 up to 128 only, because it spills in others under Triton 3.9.
+    """
+    if need_sum_pz and (dtype != torch.bfloat16 or config.block_d > 128):
+        return False
+    return config.block_k == 0 and dtype in (torch.bfloat16, torch.float32)
+
+
+def folds_scale(dtype: torch.dtype, config: Config) -> bool:
+    """Whether a column sweep without masks has a loop with row weights in the exponent (column_sweep.py).
+
+    Not beyond 128, where it spills under Triton 3.6.
+    """
+    return has_fixed_max(dtype, config, need_sum_pz=False) and config.block_d <= 128

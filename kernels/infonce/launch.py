@@ -13,7 +13,7 @@ import torch
 import triton
 from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
-from adaftr_fast.kernels.infonce.config import TYPES, choose_gluon_row_sweep, max_offset
+from adaftr_fast.kernels.infonce.config import TYPES, choose_gluon_row_sweep, folds_scale, has_fixed_max, max_offset
 from adaftr_fast.kernels.infonce.operands import (
     Grid,
     Operands,
@@ -27,7 +27,7 @@ from adaftr_fast.kernels.infonce.tiles import IGNORE
 from torch import Tensor
 
 COMBINE_BLOCK_M = 16  # rows a program of the combine kernel: O(d) work each, so small blocks spread over the GPU
-COMBINE_BLOCK_D = 128
+COMBINE_BLOCK_D = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 128, torch.float64: 128}  # others spill
 
 
 def infonce(
@@ -76,6 +76,11 @@ class _Problem(NamedTuple):
     row_group: Tensor | None  # [B]
     column_group: Tensor | None  # [N]
     ignore_above: Tensor | None  # 0-dim in the accumulation type, which Triton's floats are not always
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether anything but the diagonal decides on a row's positive and negatives."""
+        return any(x is not None for x in (self.positive, self.row_group, self.ignore_above))
 
     def launch_options(self, sweep: Sweep, divide_width: bool) -> tuple[Grid, dict]:
         """Returns a sweep's grid and its options, as Operands does, and which masks there are."""
@@ -128,18 +133,18 @@ def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, 
     positive_score, partials, acc = _sweep_rows(problem, tau, need_d_anchors, need_sum_pz)
     rows, lse, positive_logit = empty(B), empty(B), empty(B)
     top1, entropy = empty(B if need_stats else 0, dtype=torch.bool), empty(B if need_stats else 0)
-    row_terms = empty(5 + (problem.ignore_above is not None), B) if need_d_candidates else empty(0)
+    row_terms = empty(7 + (problem.ignore_above is not None), B) if need_d_candidates else empty(0)
     d_anchors, d_tau = empty(B, d) if need_d_anchors else empty(0), empty(B if need_d_tau else 0)
     infonce_combine_kernel[(triton.cdiv(B, COMBINE_BLOCK_M),)](
         a, b, tau, problem.positive, scale, positive_score, partials, acc,
         rows, lse, positive_logit, top1, entropy, row_terms, d_anchors, d_tau, B, len(b), len(partials), *strides,
         HAS_POSITIVE=problem.positive is not None, NEED_D_ANCHORS=need_d_anchors, NEED_D_CANDIDATES=need_d_candidates,
         NEED_D_TAU=need_d_tau, NEED_STATS=need_stats, BLOCK_M=COMBINE_BLOCK_M,
-        BLOCK_D=min(COMBINE_BLOCK_D, triton.next_power_of_2(width)), D=d, D_PADDED=width,
+        BLOCK_D=min(COMBINE_BLOCK_D[a.dtype], triton.next_power_of_2(width)), D=d, D_PADDED=width,
         ACC_DTYPE=TYPES[problem.operands.acc_dtype],
     )  # fmt: skip
     if need_d_candidates and problem.ignore_above is not None:
-        torch.add(positive_score, problem.ignore_above, out=row_terms[5])
+        torch.add(positive_score, problem.ignore_above, out=row_terms[7])
     return rows, lse, positive_logit, top1, entropy, row_terms, d_anchors, d_tau
 
 
@@ -149,21 +154,22 @@ def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool)
     empty = problem.operands.empty
     B, width = a.shape
     strides = (a.stride(0), b.stride(0))
-    explicit = any(x is not None for x in (problem.positive, problem.row_group, problem.ignore_above))
     config = choose_gluon_row_sweep(a.dtype, width, problem.operands.capability)
     # TMA steps from row to row: rows of an expanded tensor lie at one address.
-    if config is not None and not explicit and not need_sum_pz and min(strides) >= width:
+    if config is not None and not problem.is_masked and not need_sum_pz and min(strides) >= width:
         from adaftr_fast.kernels.infonce.gluon_row import gluon_row_sweep  # imports Gluon, which Triton may lack
 
         return gluon_row_sweep(problem.operands, config, tau, need_d_anchors)
-    sweep = "row_sweep_pz" if need_sum_pz else "row_sweep_explicit" if explicit else "row_sweep"
+    sweep = "row_sweep_pz" if need_sum_pz else "row_sweep_explicit" if problem.is_masked else "row_sweep"
     grid, options = problem.launch_options(sweep, divide_width=need_d_anchors)
+    fixed_max = not problem.is_masked and has_fixed_max(a.dtype, problem.operands.config(sweep), need_sum_pz)
+    max_norm = torch.linalg.vector_norm(b, dim=1, dtype=problem.operands.acc_dtype).amax() if fixed_max else None
     positive_score, partials = empty(B), empty(grid[1], 4, B)
     acc = empty(grid[1], B, width) if need_d_anchors else empty(0)
     infonce_row_sweep_kernel[grid](
         a, b, tau, problem.positive, problem.row_group, problem.column_group, problem.ignore_above,
-        positive_score, partials, acc, B, len(b), *strides, NEED_D_ANCHORS=need_d_anchors, NEED_SUM_PZ=need_sum_pz,
-        MAX_OFFSET=max_offset(a.dtype), **options,
+        max_norm, positive_score, partials, acc, B, len(b), *strides, FIXED_MAX=fixed_max,
+        NEED_D_ANCHORS=need_d_anchors, NEED_SUM_PZ=need_sum_pz, MAX_OFFSET=max_offset(a.dtype), **options,
     )  # fmt: skip
     return positive_score, partials, acc
 
@@ -171,12 +177,14 @@ def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool)
 def _column_side(problem: _Problem, row_terms: Tensor) -> Tensor:
     """Sweeps the columns; returns d_candidates [N, d]."""
     a, b, d, *_ = problem.operands
+    config = problem.operands.config("column_sweep")
     grid, options = problem.launch_options("column_sweep", divide_width=True)
-    # The largest |grad_scale|, at least 2^-100, becomes 2^MAX_OFFSET. 0-dim: it stays on the device.
-    descale = torch.linalg.vector_norm(row_terms[4], float("inf")) * 2.0 ** -max_offset(a.dtype)
+    # The largest |grad_scale|, at least 2^-100, becomes 2^MAX_OFFSET; the largest misfit decides on FOLDED's loop.
+    scales = torch.linalg.vector_norm(row_terms[5:7], float("inf"), dim=1) * 2.0 ** -max_offset(a.dtype)
+    folded = not problem.is_masked and folds_scale(a.dtype, config)
     d_candidates = problem.operands.empty(grid[1], len(b), d)
     infonce_column_sweep_kernel[grid](
-        a, b, problem.positive, problem.row_group, problem.column_group, row_terms, descale,
-        d_candidates, len(a), len(b), a.stride(0), b.stride(0), D=d, **options,
+        a, b, problem.positive, problem.row_group, problem.column_group, row_terms, scales,
+        d_candidates, len(a), len(b), a.stride(0), b.stride(0), FOLDED=folded, D=d, **options,
     )  # fmt: skip
     return d_candidates[0] if len(d_candidates) == 1 else d_candidates.sum(0)

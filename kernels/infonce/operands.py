@@ -8,7 +8,14 @@ from typing import Literal, NamedTuple
 
 import torch
 import triton
-from adaftr_fast.kernels.infonce.config import INTERPRETED, choose_splits, choose_tiling, constants, product_kind
+from adaftr_fast.kernels.infonce.config import (
+    INTERPRETED,
+    Config,
+    choose_splits,
+    choose_tiling,
+    constants,
+    product_kind,
+)
 from torch import Tensor
 
 WIDTH_MULTIPLE = 16  # elements: the least depth of a half-precision product, and Triton's hint for vector loads
@@ -30,17 +37,24 @@ class Operands(NamedTuple):
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.anchors.new_empty(shape, dtype=dtype or self.acc_dtype)
 
+    def config(self, sweep: Sweep) -> Config:
+        """Returns the blocks of a sweep."""
+        kind, width = product_kind(self.anchors.dtype), self.anchors.shape[1]
+        config: Config = getattr(choose_tiling(kind, width, self.capability), sweep)
+        return config
+
     def launch_options(self, sweep: Sweep, divide_width: bool) -> tuple[Grid, dict]:
         """Returns a sweep's grid (owned blocks, splits of the streamed side, slices of the width) and its options."""
         kind, width = product_kind(self.anchors.dtype), self.anchors.shape[1]
-        config = getattr(choose_tiling(kind, width, self.capability), sweep)
+        config = self.config(sweep)
         row_blocks = triton.cdiv(len(self.anchors), config.block_m)
         column_blocks = triton.cdiv(len(self.candidates), config.block_n)
         sides = row_blocks, column_blocks
         owned, streamed = sides[::-1] if sweep in ("column_sweep", "sigmoid_columns") else sides
         slices = triton.cdiv(width, config.block_d) if divide_width else 1
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-        grid = (owned, choose_splits(owned * slices, streamed, self.processors), slices)
+        splits = choose_splits(owned * slices, streamed, self.processors * config.programs)
+        grid = (owned, splits, slices)
         return grid, options | constants(self.anchors.dtype, kind, width, config)
 
 

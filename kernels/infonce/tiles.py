@@ -13,14 +13,19 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def load_block(desc, index, start, D_PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    """Loads entries ``start .. start + BLOCK`` of the rows ``index``; 0 beyond the last row and beyond D_PADDED."""
+def load_block(desc, index, start, D_PADDED: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr = False):
+    """Loads entries ``start .. start + BLOCK`` of the rows ``index``; 0 beyond the last row and beyond D_PADDED.
+
+    ``FULL``: no index is beyond the last row, which saves the mask.
+    """
     ptr, stride, limit = desc
     width = start + tl.arange(0, BLOCK)  # [BLOCK]
+    offset = index.to(tl.int64)[:, None] * stride + width[None, :]
     mask = (index < limit)[:, None]
     if D_PADDED % BLOCK != 0:
         mask = mask & (width < D_PADDED)[None, :]
-    offset = index.to(tl.int64)[:, None] * stride + width[None, :]
+    elif FULL:
+        return tl.load(ptr + offset)
     return tl.load(ptr + offset, mask=mask, other=0.0)  # [len(index), BLOCK]
 
 

@@ -5,12 +5,15 @@ from typing import Any, NamedTuple
 
 import torch
 from adaftr_fast.kernels.infonce.config import (
+    ALTERNATIVES,
     GLUON_ROW_SWEEPS,
     TILINGS,
     TYPES,
     Config,
     choose_tiling,
     constants,
+    folds_scale,
+    has_fixed_max,
     max_offset,
 )
 from adaftr_fast.kernels.infonce.launch import COMBINE_BLOCK_D, COMBINE_BLOCK_M
@@ -60,8 +63,10 @@ def cases(archs: list[int], quick: bool) -> Iterator[Case]:
     for arch in archs:
         for tiling in TILINGS:
             yield from _of_tiling(tiling, arch, quick)
+        if arch == 90 and not quick:
+            yield from _of_alternatives(arch)
         for dtype in (torch.bfloat16,) if quick else ALL_DTYPES:
-            yield _combine(dtype, arch)
+            yield from (_combine(dtype, arch, variant) for variant in ("train", "everything"))
         if arch == 90:
             yield from _of_gluon(arch, quick)
 
@@ -103,11 +108,27 @@ def _of_infonce(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
         return
     for name, variant in variants.items():
         config = _row_config(fitted, variant)
-        values = constants(dtype, tiling.kind, width, config) | variant | {"MAX_OFFSET": max_offset(dtype)}
+        own = {"MAX_OFFSET": max_offset(dtype), "FIXED_MAX": _has_fixed_max(variant, dtype, config)}
+        values = constants(dtype, tiling.kind, width, config) | variant | own
         yield Case("row_sweep", name, tiling.kind, dtype, width, arch, config, values)
         if name in COLUMN_VARIANTS:
-            values = constants(dtype, tiling.kind, width, fitted.column_sweep) | COLUMN_VARIANTS[name] | {"D": width}
-            yield Case("column_sweep", name, tiling.kind, dtype, width, arch, fitted.column_sweep, values)
+            config, variant = fitted.column_sweep, COLUMN_VARIANTS[name]
+            own = {"D": width, "FOLDED": not _is_explicit(variant) and folds_scale(dtype, config)}
+            values = constants(dtype, tiling.kind, width, config) | variant | own
+            yield Case("column_sweep", name, tiling.kind, dtype, width, arch, config, values)
+
+
+def _of_alternatives(arch: int) -> Iterator[Case]:
+    """Yields the training sweeps in the blocks that an environment variable selects."""
+    dtype = torch.bfloat16
+    for name, configs in ALTERNATIVES.items():
+        config = configs["row_sweep"]
+        own = IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False, "MAX_OFFSET": 0, "FIXED_MAX": True}
+        values = constants(dtype, "half", 128, config) | own
+        yield Case("row_sweep", f"train, {name}", "half", dtype, 128, arch, config, values)
+        config = configs["column_sweep"]
+        values = constants(dtype, "half", 128, config) | IMPLICIT | {"D": 128, "FOLDED": True}
+        yield Case("column_sweep", f"train, {name}", "half", dtype, 128, arch, config, values)
 
 
 def _of_sigmoid(tiling, dtype: torch.dtype, width: int, arch: int, variants: dict[str, dict]) -> Iterator[Case]:
@@ -126,14 +147,25 @@ def _row_config(tiling, variant: dict[str, bool]) -> Config:
     """As launch.py chooses it."""
     if variant["NEED_SUM_PZ"]:
         return tiling.row_sweep_pz
-    explicit = variant["HAS_POSITIVE"] or variant["HAS_GROUP"] or variant["IGNORES"]
-    return tiling.row_sweep_explicit if explicit else tiling.row_sweep
+    return tiling.row_sweep_explicit if _is_explicit(variant) else tiling.row_sweep
 
 
-def _combine(dtype: torch.dtype, arch: int) -> Case:
+def _is_explicit(variant: dict[str, bool]) -> bool:
+    """As is_masked of launch.py."""
+    return variant["HAS_POSITIVE"] or variant["HAS_GROUP"] or variant["IGNORES"]
+
+
+def _has_fixed_max(variant: dict[str, bool], dtype: torch.dtype, config: Config) -> bool:
+    """As launch.py decides."""
+    return not _is_explicit(variant) and has_fixed_max(dtype, config, variant["NEED_SUM_PZ"])
+
+
+def _combine(dtype: torch.dtype, arch: int, variant: str) -> Case:
+    """``train``: row r's positive is column r; ``everything``: explicit positives."""
     names = ("HAS_POSITIVE", "NEED_D_ANCHORS", "NEED_D_CANDIDATES", "NEED_D_TAU", "NEED_STATS")
-    acc_dtype = TYPES[torch.float64 if dtype == torch.float64 else torch.float32]
-    blocks = {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": COMBINE_BLOCK_D}
-    values = dict.fromkeys(names, True) | blocks | {"D": 256, "D_PADDED": 256, "ACC_DTYPE": acc_dtype}
-    config = Config(COMBINE_BLOCK_M, 0, COMBINE_BLOCK_D, 0, 4, 3)  # warps and stages: Triton's defaults
-    return Case("combine", "everything", "", dtype, 256, arch, config, values)
+    acc_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    blocks = {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": COMBINE_BLOCK_D[dtype]}
+    values = dict.fromkeys(names, True) | blocks | {"D": 256, "D_PADDED": 256, "ACC_DTYPE": TYPES[acc_dtype]}
+    values["HAS_POSITIVE"] = variant == "everything"
+    config = Config(COMBINE_BLOCK_M, 0, blocks["BLOCK_D"], 0, 4, 3)  # warps and stages: Triton's defaults
+    return Case("combine", variant, "", dtype, 256, arch, config, values)

@@ -1,7 +1,8 @@
 """The figures of a kernel's machine code, from the listing that ``nvdisasm -c`` prints.
 
 The tile loop is the loop over streamed blocks: the outermost loop that holds both products and exponentials. Most
-sweeps have two, for blocks without and with masks; the figures are of the shorter one, without masks. Where the first
+sweeps have two or three, for blocks with masks and without, and for blocks whose values allow fewer operations; the
+figures are of the shortest. Where the first
 product runs in a loop of its own over slices of the width, that loop counts as often as it runs.
 """
 

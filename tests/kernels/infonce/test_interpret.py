@@ -113,6 +113,65 @@ def test_unneeded_outputs_are_empty(need):
         torch.testing.assert_close(x, t, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("gap", "weight"), [(55, 1.0), (55, 1e-30), (70, 1.0), (1000, 1.0)])
+def test_negatives_far_above_the_positive(gap, weight):
+    """The maximum of a row stays at the positive's logit while the gap is below 60; l and acc rise to e^gap."""
+    a, b, tau = inputs(130, 200, 16)
+    a *= 0.01  # the product of two norms is then hardly above the logit
+    a[:, 0], b[:, 0] = gap * tau, torch.linspace(0.5, 1, 200, dtype=torch.float64)
+    b[:, 1:] *= 0.1
+    b[:130, 0] = 0
+    weights = {"row_weight": torch.full((130,), weight), "reduction": "sum"}
+    assert_matches((a, b, tau), torch.bfloat16, **weights)
+    assert_matches((a, b, tau), torch.bfloat16, frozen=(0,), **weights)  # d_tau by sum_pz
+
+
+def test_some_rows_of_a_block_have_large_logits():
+    a, b, tau = inputs(150, 200, 16)
+    a[::40] *= 1000
+    assert_matches((a, b, tau), torch.bfloat16)
+
+
+def test_operands_whose_squares_underflow():
+    a, b, tau = inputs(130, 200, 16)
+    b[:130] = 0  # the positives' logits are 0, others hundreds
+    assert_matches((a * 1e18, b * 1e-24, tau * 1e-8), torch.bfloat16)
+    assert_matches((a * 1e-24, b * 1e18, tau * 1e-8), torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", ["some negative", "some zero", "all zero", "tiny", "large"])
+def test_weights_of_any_sign_and_size(kind):
+    """The column sweep takes positive weights, and those of zero, into its exponents."""
+    weight = torch.linspace(0.1, 2, 150)
+    if kind == "some negative":
+        weight[::7] *= -1
+    if kind == "some zero":
+        weight[::7] = 0
+    weight *= {"all zero": 0.0, "tiny": 1e-25, "large": 1e25}.get(kind, 1.0)
+    assert_matches(inputs(150, 200, 16), torch.bfloat16, row_weight=weight, reduction="sum")
+
+
+@pytest.mark.parametrize("blocks", ["", "wide", "narrow"])
+@pytest.mark.parametrize("d", [40, 100])
+def test_blocks_of_the_environment_variable(blocks, d, monkeypatch):
+    from adaftr_fast.kernels.infonce import operands
+
+    monkeypatch.setenv(config.BLOCKS_VARIABLE, blocks)
+    monkeypatch.setattr(operands, "choose_tiling", lambda *args: config.choose_tiling(*args[:2], 90))
+    chosen = config.choose_tiling("half", 112, 90)
+    assert (chosen.row_sweep.block_m, chosen.row_sweep.block_n) == {"wide": (128, 128), "narrow": (64, 64)}.get(
+        blocks, (128, 64)
+    )
+    assert_matches(inputs(150, 450, d), torch.bfloat16)
+    assert_matches(inputs(150, 450, d), torch.bfloat16, **masks(150, 450))
+
+
+def test_an_unknown_choice_of_blocks_is_refused(monkeypatch):
+    monkeypatch.setenv(config.BLOCKS_VARIABLE, "tall")
+    with pytest.raises(ValueError, match=r"ADAFTR_FAST_INFONCE_BLOCKS must be one of \['wide', 'narrow'\], got 'tall'"):
+        config.choose_tiling("half", 64, 90)
+
+
 @pytest.mark.parametrize("tau", [1e-3, 1e-2, 1.0, 1e3])
 def test_extreme_temperatures(tau):
     a, b, _ = inputs(70, 90, 32)
