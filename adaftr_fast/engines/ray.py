@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -127,6 +128,8 @@ def _call(function: Step[Item, Result], item: Item, cpus: int) -> tuple[Result, 
     amounts: list[int] = []
     try:
         return function(item, amounts.append), sum(amounts)
+    except KeyboardInterrupt:  # the call is cancelled; an import may be half done, so this worker takes no other call
+        os._exit(1)
     except Exception as error:
         error.add_note(f"raised on node {socket.gethostname()}:\n{traceback.format_exc()}")
         return error
