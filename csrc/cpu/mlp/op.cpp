@@ -1,6 +1,5 @@
 // torch.ops.adaftr_fast.mlp and mixture on CPU, forward and backward: checks, dispatch by instruction set, the launch.
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <vector>
@@ -134,7 +133,7 @@ Tensors forward_of(TensorList x, IntArrayRef reads, TensorList weights, TensorLi
   const auto options = x[0].options().dtype(reduced ? at::kBFloat16 : Stacks<T>::kType);
   Tensors outputs;
   for (MlpLayer<T>& layer : stacks.layers) {
-    outputs.push_back(at::empty({stacks.rows, layer.out}, options));
+    outputs.push_back(cached_empty({stacks.rows, layer.out}, options));
     layer.output = rows_of(outputs.back());
   }
   stacks.run(false);
@@ -158,11 +157,11 @@ Tensors backward_of(const Gradients& gradients, TensorList x, TensorList outputs
                     gradients.size(), ", ", outputs.size(), " and ", wanted.size());
   Tensors results;
   for (size_t i = 0; i < x.size(); ++i) {
-    results.push_back(wanted[i] ? at::empty(x[i].sizes(), x[i].options()) : at::empty({0}, x[i].options()));
+    results.push_back(wanted[i] ? cached_empty(x[i].sizes(), x[i].options()) : at::empty({0}, x[i].options()));
     if (wanted[i]) stacks.inputs[i].d_value = rows_of(results.back());
   }
   const auto gradient_of = [&](const Tensor& parameter) {
-    results.push_back(at::empty(parameter.sizes(), parameter.options()));
+    results.push_back(cached_empty(parameter.sizes(), parameter.options()));
     if (stacks.rows == 0) results.back().zero_();
     return static_cast<T*>(results.back().mutable_data_ptr());
   };
@@ -224,7 +223,7 @@ Tensors mixture(const Tensor& experts, const Tensor& logits) {
   Tensors outputs;
   std::vector<Rows> out;
   for (int64_t t = 0; t < logits.size(1); ++t) {
-    outputs.push_back(at::empty({x.size(0), x.size(2)}, x.options()));
+    outputs.push_back(cached_empty({x.size(0), x.size(2)}, x.options()));
     out.push_back(rows_of(outputs.back()));
   }
   MixtureProblem q = mixture_problem(x, gates);
@@ -253,7 +252,8 @@ std::tuple<Tensor, Tensor> mixture_backward(const Gradients& gradients, const Te
     keep.push_back(stored("mixture_backward", "gradients", *gradient, dtype));
     d_out.push_back(rows_of(keep.back()));
   }
-  const Tensor d_experts = at::empty_like(x), d_logits = at::empty_like(gates);
+  const Tensor d_experts = cached_empty(x.sizes(), x.options()),
+               d_logits = cached_empty(gates.sizes(), gates.options());
   MixtureProblem q = mixture_problem(x, gates);
   q.d_out = d_out.data(), q.d_expert = rows_of(d_experts), q.d_logits = rows_of(d_logits);
   run_mixture(q, wide);
