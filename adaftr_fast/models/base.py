@@ -41,6 +41,7 @@ class Representations(NamedTuple):
     inputs: list[Tensor]  # per task [B, v]: the input of its tower, v^ctr and v^cvr of Eq. 3
     hidden: list[list[Tensor]]  # per task, per tower layer [B, h], after ReLU
     logits: Tensor  # [B, T]
+    squares: Tensor | None = None  # 0-dim, the sum of the squares of the embeddings, where the look-up computes it
 
 
 class MultiTaskModel(nn.Module, ABC):
@@ -227,10 +228,20 @@ class Backbone(MultiTaskModel):
 
     def represent(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Representations:
         """Computes everything from the embeddings and numbers to the logits."""
-        embedded = self.embed(ids, offsets, dense)
+        squares = None
+        if self._sums_squares_at_look_up(offsets, dense):
+            embedded, squares = self.embedding.with_squares(ids)
+        else:
+            embedded = self.embed(ids, offsets, dense)
         inputs = self.task_inputs(embedded)
         self.check_towers(inputs)
-        return Representations(embedded, inputs, *self.read_towers(inputs))
+        return Representations(embedded, inputs, *self.read_towers(inputs), squares)
+
+    def _sums_squares_at_look_up(self, offsets: Tensor | None, dense: Tensor | None) -> bool:
+        """Returns whether e_r is the result of one look-up, whose squares the penalty of a training step needs."""
+        only_ids = offsets is None and dense is None and self.attention is None and self.dense_fields is None
+        plain = type(self).embed is Backbone.embed and type(self.embedding) is FusedEmbedding
+        return bool(self.l2) and only_ids and plain and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
         return self.represent(ids, offsets, dense).logits
@@ -245,10 +256,10 @@ class Backbone(MultiTaskModel):
         means = weighted_mean(each, batch.weight, batch.weight_mean).unbind()
         losses = dict(zip(self.task_names, means, strict=True))
         if self.l2:
-            losses["l2"] = self._penalty(seen.embedded[:, : sum(self.widths)])  # without the numbers
+            losses["l2"] = self._penalty(seen)
         return losses
 
-    def _penalty(self, looked_up: Tensor) -> Tensor:
+    def _penalty(self, seen: Representations) -> Tensor:
         """Computes l2 * S, or l2 * sqrt(S) with the ``l2_form`` "norm".
 
         S is the squared norm of the dense weights plus the mean over B of that of the looked-up rows.
@@ -256,7 +267,11 @@ class Backbone(MultiTaskModel):
         parts = (module.parameters() for module in self.children() if module is not self.embedding)
         dense = [p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1]
         weight = self.l2 if self.l2_form == "squared" else 1.0
-        squares = squared_norm([*dense, looked_up], [weight] * len(dense) + [weight / len(looked_up)])
+        if seen.squares is None:
+            looked_up = seen.embedded[:, : sum(self.widths)]  # without the numbers
+            squares = squared_norm([*dense, looked_up], [weight] * len(dense) + [weight / len(looked_up)])
+        else:
+            squares = squared_norm(dense, [weight] * len(dense)) + seen.squares * (weight / len(seen.embedded))
         return squares if self.l2_form == "squared" else self.l2 * squares.sqrt()
 
     def check_towers(self, inputs: Sequence[Tensor] | None = None) -> None:

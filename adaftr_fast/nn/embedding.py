@@ -13,7 +13,9 @@ from adaftr_fast.nn.embedding_fields import EmbeddingFields
 from adaftr_fast.nn.embedding_int8 import QuantizedEmbedding
 from adaftr_fast.nn.embedding_table import CoalescesGradient, EmbeddingTable, TableWeight, draw, initial_rng
 from adaftr_fast.nn.module_list import ModuleList
+from adaftr_fast.nn.norms import squared_norm
 from adaftr_fast.ops.embedding.int8 import pack_rows
+from adaftr_fast.ops.library import is_eager
 
 
 class FusedEmbedding(EmbeddingFields, CoalescesGradient):
@@ -143,6 +145,34 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
     ) -> Tensor:
         owner = self.tables[number] if self._mixed else self
         return self.by_width[number].look_up(owner.weight, owner.offsets, ids, offsets, per_sample_weights, mean)
+
+    def with_squares(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Looks up ids [B, F], and computes the sum of the squares of the result, for a penalty on the looked-up rows.
+
+        Where the CPU kernels apply, the gradient of the sum takes no memory of the size of the result.
+
+        Returns:
+            (the vectors [B, sum of E_f], the sum of their squares, 0-dim).
+
+        Raises:
+            IndexError, TypeError, ValueError: see ``forward``.
+        """
+        if not self._fuses_squares(ids):
+            looked_up: Tensor = self(ids)
+            return looked_up, squared_norm([looked_up])
+        try:
+            return self.by_width[0].look_up_with_squares(self.weight, self.offsets, ids)
+        except IndexError as error:
+            raise self._with_name(error) from None
+
+    def _fuses_squares(self, ids: Tensor) -> bool:
+        """Returns whether one look-up in one float32 table on the CPU computes the result, in eager mode."""
+        if self._mixed or self.padding_idx is not None or self.on_bad_id != "raise" or ids.dim() != 2:
+            return False
+        if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks:
+            return False
+        plain = len(self.num_embeddings) == ids.shape[1] and self.weight.dtype == torch.float32
+        return plain and self.weight.device.type == "cpu" and is_eager()
 
     def _look_up_rows(self, number: int, rows: Tensor) -> Tensor:
         owner, table = self._owners()[number], self.by_width[number]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from adaftr_fast.ops.embedding.bags import embedding_bags
 from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda, empty_table, fused_embedding
 from adaftr_fast.ops.embedding.optim import deferred_embedding
+from adaftr_fast.ops.embedding.squares import embedding_and_squares
 
 
 class Deferred(Protocol):
@@ -91,6 +92,11 @@ class EmbeddingTable:
         if state is not None:
             return deferred_embedding(weight, ids, field_offsets, state)
         return fused_embedding(weight, ids, field_offsets)
+
+    def look_up_with_squares(self, weight: Tensor, field_offsets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Looks up ids [B, F] -> (their vectors [B, F * E], the sum of the squares of these, 0-dim)."""
+        state = self.deferred.tensors if self.deferred is not None and self.deferred.stale else []
+        return embedding_and_squares(weight, ids, field_offsets, state)
 
     def flush(self, weight: Tensor) -> None:
         """Makes every row current, where the optimizer defers steps."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import adaftr_fast.ops.mlp.op  # noqa: F401  # defines the ops
 from adaftr_fast._extension import is_built
+from adaftr_fast.ops.library import is_eager
 
 
 class Stack(NamedTuple):
@@ -77,10 +78,8 @@ def _is_plain(stack: Stack) -> bool:
 
 def _has_kernel(inputs: Sequence[Tensor], weight: Tensor | None = None) -> bool:
     """Returns whether the CPU kernels apply: eager mode with gradients, float32, or bfloat16 under autocast."""
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and is_built()):
+    if not (is_eager() and torch.is_grad_enabled() and is_built()):
         return False
-    if torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0:
-        return False  # torch.func and forward mode do not support C++ autograd functions
     autocast = torch.is_autocast_enabled("cpu")
     if autocast and torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return False

@@ -33,3 +33,10 @@ def _warns_first(reference: Callable[..., Any]) -> Callable[..., Any]:
 
 
 library = _Library("adaftr_fast", "DEF")
+
+
+def is_eager() -> bool:
+    """Returns whether C++ autograd functions may run: not traced by torch.compile, in torch.func or in forward mode."""
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+        return False
+    return torch.autograd.forward_ad._current_level < 0

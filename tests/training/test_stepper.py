@@ -12,6 +12,7 @@ from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.models.base import Backbone
 from adaftr_fast.optim import clip_grad_norm_
 from adaftr_fast.training.stepper import Stepper
 
@@ -128,6 +129,22 @@ def test_an_unavailable_device_raises(model):
 def test_accumulate_must_divide_the_batch():
     with pytest.raises(ValueError, match=r"training\.accumulate: expected a divisor of batch_size = 100, got 3"):
         TrainingConfig(batch_size=100, accumulate=3)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1e-2])
+@pytest.mark.parametrize("config", [{}, {"accumulate": 2}, {"precision": "bfloat16"}], ids=lambda each: [*each, ""][0])
+@pytest.mark.parametrize("l2_form", ["squared", "norm"])
+def test_a_penalty_in_the_look_up_trains_alike(batches, monkeypatch, l2_form, config, clip_norm):
+    """The penalty's gradient is added in the merge, or by autograd: only the order of additions differs."""
+    optimizer, found = OptimizerConfig(lr=0.01, clip_norm=clip_norm), []
+    for fused in (True, False):
+        if not fused:
+            monkeypatch.setattr(Backbone, "_sums_squares_at_look_up", lambda *_: False)
+        found.append(moved(adaftr(l2=1e-2, l2_form=l2_form), batches, optimizer, **config))
+    (terms, weights), (expected_terms, expected_weights) = found
+    torch.testing.assert_close(terms[0], expected_terms[0])
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected_weights[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts page faults")

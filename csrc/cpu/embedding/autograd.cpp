@@ -7,6 +7,7 @@
 #endif
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_sparse_coo_tensor_unsafe.h>
+#include <ATen/ops/linalg_vector_norm.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -61,6 +62,16 @@ bool merges_later(const at::Tensor& grad) {
   return grad.is_cuda() && op.hasKernelForDispatchKey(c10::DispatchKey::CUDA);
 }
 
+// The distinct rows and their gradients as a sparse tensor, with nothing to check or to merge: they are in range and
+// sorted.
+at::Tensor merged_gradient(const std::tuple<at::Tensor, at::Tensor>& merged, const c10::SymInt& rows,
+                           const c10::SymInt& width) {
+  const auto& [index, values] = merged;
+  return at::_sparse_coo_tensor_unsafe_symint(index.unsqueeze(0), values, {rows, width},
+                                              values.options().layout(at::kSparse),
+                                              /*is_coalesced=*/true);
+}
+
 // The sparse gradient of weight from that of its look-ups, coalesced unless repeated rows are merged later.
 at::Tensor sparse_gradient(AutogradContext* ctx, const at::Tensor& grad) {
   using Op = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt);
@@ -74,11 +85,24 @@ at::Tensor sparse_gradient(AutogradContext* ctx, const at::Tensor& grad) {
     return uncoalesced_gradient(grad, index, rows, width).coalesce();
   }
   if (merges_later(grad)) return uncoalesced_gradient(grad, table_rows(saved[0], saved[1]), rows, width);
-  const auto [index, values] = op.call(grad, saved[0], saved[1], width);
-  // Nothing to check or to merge: the rows are in range, distinct and sorted.
-  return at::_sparse_coo_tensor_unsafe_symint(index.unsqueeze(0), values, {rows, width},
-                                              values.options().layout(at::kSparse),
-                                              /*is_coalesced=*/true);
+  return merged_gradient(op.call(grad, saved[0], saved[1], width), rows, width);
+}
+
+// The same for look-ups with the sum of their squares, whose gradient is `of_squares`.
+at::Tensor sparse_gradient_with_squares(AutogradContext* ctx, const at::Tensor& grad, const at::Tensor& of_squares) {
+  using Op = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt,
+                                                const at::Tensor&, const at::Tensor&);
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::embedding_and_squares_backward", "").typed<Op>();
+  if (!of_squares.defined()) return sparse_gradient(ctx, grad);
+  const variable_list saved = ctx->get_saved_variables();
+  const at::Tensor& looked_up = saved[2];
+  if (!grad.defined()) return sparse_gradient(ctx, looked_up.mul(of_squares.mul(2)));
+  const bool half = grad.scalar_type() != at::kFloat && grad.scalar_type() != at::kDouble;
+  if (at::GradMode::is_enabled() || merges_later(grad) || !grad.is_cpu() || half)
+    return sparse_gradient(ctx, grad.add(looked_up.mul(of_squares.mul(2))));
+  const c10::SymInt rows = ctx->saved_data["rows"].toSymInt(), width = ctx->saved_data["width"].toSymInt();
+  return merged_gradient(op.call(grad, saved[0], saved[1], width, looked_up, of_squares), rows, width);
 }
 
 struct Lookup : torch::autograd::Function<Lookup> {
@@ -111,6 +135,26 @@ struct DeferredLookup : torch::autograd::Function<DeferredLookup> {
   }
 };
 
+struct LookupAndSquares : torch::autograd::Function<LookupAndSquares> {
+  static variable_list forward(AutogradContext* ctx, const Variable& weight, const Variable& ids,
+                               const Variable& field_offsets, at::TensorList state) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const at::Tensor looked_up =
+        state.empty() ? lookup(weight, ids, field_offsets) : deferred_lookup(weight, ids, field_offsets, state);
+    save(ctx, weight, ids, field_offsets);
+    ctx->save_for_backward(variable_list{ids, field_offsets, looked_up});
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["inputs"] = static_cast<int64_t>(3 + state.size());
+    return {looked_up, at::linalg_vector_norm(looked_up).square()};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    variable_list gradients(ctx->saved_data["inputs"].toInt());
+    gradients[0] = sparse_gradient_with_squares(ctx, grads[0], grads[1]);
+    return gradients;
+  }
+};
+
 at::Tensor differentiable_lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets) {
   return Lookup::apply(weight, ids, field_offsets);
 }
@@ -120,11 +164,18 @@ at::Tensor differentiable_deferred(const at::Tensor& weight, const at::Tensor& i
   return DeferredLookup::apply(weight, ids, field_offsets, state);
 }
 
+std::tuple<at::Tensor, at::Tensor> differentiable_squares(const at::Tensor& weight, const at::Tensor& ids,
+                                                          const at::Tensor& field_offsets, at::TensorList state) {
+  const variable_list both = LookupAndSquares::apply(weight, ids, field_offsets, state);
+  return {both[0], both[1]};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(adaftr_fast, Autograd, m) {
   m.impl("fused_embedding", differentiable_lookup);
   m.impl("deferred_embedding", differentiable_deferred);
+  m.impl("embedding_and_squares", differentiable_squares);
 }
 
 }  // namespace adaftr_fast

@@ -60,36 +60,38 @@ int64_t rank(const Ids<Id>& ids, const FieldSet& scratch, uint32_t* place, int64
   return -1;
 }
 
-template <typename W, typename Id, int64_t kWidth>
-void merge_block(const Ids<Id>& ids, const uint32_t* place, const int64_t* base, const W* grad, int64_t width,
-                 int64_t* rows, Compute<W>* values, int64_t begin, int64_t end) {
+template <typename W, typename Id, int64_t kWidth, bool kSquares>
+void merge_block(const Ids<Id>& ids, const uint32_t* place, const int64_t* base, const LookupGradient<W>& of,
+                 int64_t width, int64_t* rows, Compute<W>* values, int64_t begin, int64_t end) {
   const int64_t step = kWidth ? kWidth : width, stride = ids.fields * step;
   for (int64_t b = 0; b < ids.batch; ++b) {
     prefetch_ids(ids, b, begin, end);
-    const W* from = grad + b * stride + begin * step;
-    const W* next = b + kRowsAhead < ids.batch ? from + kRowsAhead * stride : from;
-    prefetch(next, (end - begin) * step * sizeof(W));
+    int64_t from = b * stride + begin * step;
+    const int64_t next = b + kRowsAhead < ids.batch ? from + kRowsAhead * stride : from;
+    prefetch(of.grad + next, (end - begin) * step * sizeof(W));
+    if constexpr (kSquares) prefetch(of.looked_up + next, (end - begin) * step * sizeof(W));
     for (int64_t f = begin; f < end; ++f, from += step) {
       const int64_t at = base[f] + place[f * ids.batch + b];
       rows[at] = ids.field_offsets[f] + static_cast<int64_t>(ids.data[b * ids.fields + f]);
       Compute<W>* sum = values + at * step;
-      for_each_group<kWidth>(
-          step, [&](int64_t e, auto n) { store_group(sum + e, load_group(sum + e, n) + load_group(from + e, n), n); });
+      for_each_group<kWidth>(step, [&](int64_t e, auto n) {
+        auto x = load_group(of.grad + from + e, n);
+        if constexpr (kSquares) x += of.factor * load_group(of.looked_up + from + e, n);
+        store_group(sum + e, load_group(sum + e, n) + x, n);
+      });
     }
   }
 }
 
 template <typename W, typename Id>
-void merge(const Ids<Id>& ids, const uint32_t* place, const int64_t* base, const W* grad, int64_t width, int64_t* rows,
-           Compute<W>* values, int64_t begin, int64_t end) {
+void merge(const Ids<Id>& ids, const uint32_t* place, const int64_t* base, const LookupGradient<W>& of, int64_t width,
+           int64_t* rows, Compute<W>* values, int64_t begin, int64_t end) {
+  const auto block = width == 8 ? (of.looked_up ? merge_block<W, Id, 8, true> : merge_block<W, Id, 8, false>)
+                                : (of.looked_up ? merge_block<W, Id, 0, true> : merge_block<W, Id, 0, false>);
   for (int64_t from = begin; from < end; from += kFieldBlock) {
     const int64_t to = from + kFieldBlock < end ? from + kFieldBlock : end;
     __builtin_memset(values + base[from] * width, 0, (base[to] - base[from]) * width * sizeof(*values));
-    if (width == 8) {
-      merge_block<W, Id, 8>(ids, place, base, grad, width, rows, values, from, to);
-    } else {
-      merge_block<W, Id, 0>(ids, place, base, grad, width, rows, values, from, to);
-    }
+    block(ids, place, base, of, width, rows, values, from, to);
   }
 }
 

@@ -1,4 +1,5 @@
 // The ops adaftr_fast::fused_embedding_backward and strictly_rising on the CPU: checks, memory and launches.
+#include <ATen/ops/add.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -39,8 +40,11 @@ bool merges_in_shares(int64_t fields, int64_t lookups) {
 }
 
 template <typename W, typename Id>
-std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tensor& grad, int64_t width) {
+std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tensor& given, int64_t width,
+                                             const at::Tensor& looked_up, double factor) {
+  at::Tensor grad = given;
   if (merges_in_shares(ids.fields, ids.batch * ids.fields)) {
+    if (looked_up.defined()) grad = grad.add(looked_up, factor);
     return merge_in_shares<Compute<W>>(
         {ids.field_offsets, ids.fields, ids.batch, ids.batch * ids.fields, width}, grad.options(),
         [&](const RowSet& set, int64_t begin, int64_t end) {
@@ -58,7 +62,8 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tenso
   at::Tensor rows = cached_empty({base.back()}, grad.options().dtype(at::kLong));
   at::Tensor values = cached_empty({base.back(), width}, grad.options().dtype(compute_type(grad.scalar_type())));
   if (base.back() == 0) return {rows, values.to(grad.scalar_type())};  // an empty batch has no memory to write to
-  const W* from = data_of<W>(grad);
+  const LookupGradient<W> from{data_of<W>(grad), looked_up.defined() ? data_of<W>(looked_up) : nullptr,
+                               static_cast<Compute<W>>(factor)};
   auto* rows_to = mutable_data_of<int64_t>(rows);
   auto* values_to = mutable_data_of<Compute<W>>(values);
   parallel_for(ids.fields, grain, [&](int64_t begin, int64_t end) {
@@ -67,9 +72,9 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tenso
   return {rows, values.to(grad.scalar_type())};
 }
 
-std::tuple<at::Tensor, at::Tensor> fused_embedding_backward(const at::Tensor& grad, const at::Tensor& ids,
-                                                            const at::Tensor& field_offsets, int64_t width) {
-  constexpr const char* kOp = "fused_embedding_backward";
+std::tuple<at::Tensor, at::Tensor> merge_gradients(const char* kOp, const at::Tensor& grad, const at::Tensor& ids,
+                                                   const at::Tensor& field_offsets, int64_t width,
+                                                   const at::Tensor& looked_up, double factor) {
   check_ids(kOp, ids, field_offsets);
   check_field_offsets(kOp, field_offsets, field_offsets.const_data_ptr<int64_t>()[ids.size(1)]);
   TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(0) == ids.size(0) && grad.size(1) == ids.size(1) * width, kOp,
@@ -82,9 +87,31 @@ std::tuple<at::Tensor, at::Tensor> fused_embedding_backward(const at::Tensor& gr
   const at::Tensor dense_grad = grad.contiguous(), dense_ids = ids.contiguous();
   return by_table_type(kOp, grad.scalar_type(), [&](auto w) {
     return by_id_type(ids, [&](auto id) {
-      return run_merge<decltype(w)>(ids_of<decltype(id)>(dense_ids, field_offsets), dense_grad, width);
+      return run_merge<decltype(w)>(ids_of<decltype(id)>(dense_ids, field_offsets), dense_grad, width, looked_up,
+                                    factor);
     });
   });
+}
+
+std::tuple<at::Tensor, at::Tensor> fused_embedding_backward(const at::Tensor& grad, const at::Tensor& ids,
+                                                            const at::Tensor& field_offsets, int64_t width) {
+  return merge_gradients("fused_embedding_backward", grad, ids, field_offsets, width, {}, 0);
+}
+
+std::tuple<at::Tensor, at::Tensor> embedding_and_squares_backward(const at::Tensor& grad, const at::Tensor& ids,
+                                                                  const at::Tensor& field_offsets, int64_t width,
+                                                                  const at::Tensor& looked_up,
+                                                                  const at::Tensor& of_squares) {
+  constexpr const char* kOp = "embedding_and_squares_backward";
+  TORCH_CHECK_VALUE(looked_up.sizes() == grad.sizes() && looked_up.scalar_type() == grad.scalar_type(), kOp,
+                    ": looked_up must be ", grad.scalar_type(), " ", grad.sizes(), ", as grad, got ",
+                    looked_up.scalar_type(), " ", looked_up.sizes());
+  const bool wide = grad.scalar_type() == at::kDouble;
+  TORCH_CHECK_VALUE(of_squares.dim() == 0 && of_squares.scalar_type() == (wide ? at::kDouble : at::kFloat), kOp,
+                    ": of_squares must be 0-dim ", wide ? at::kDouble : at::kFloat, ", got ", of_squares.scalar_type(),
+                    " ", of_squares.sizes());
+  const double factor = 2 * (wide ? *of_squares.const_data_ptr<double>() : *of_squares.const_data_ptr<float>());
+  return merge_gradients(kOp, grad, ids, field_offsets, width, looked_up.contiguous(), factor);
 }
 
 bool strictly_rising(const at::Tensor& rows) {
@@ -97,6 +124,7 @@ bool strictly_rising(const at::Tensor& rows) {
 
 TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
   m.impl("fused_embedding_backward", fused_embedding_backward);
+  m.impl("embedding_and_squares_backward", embedding_and_squares_backward);
   m.impl("strictly_rising", strictly_rising);
 }
 

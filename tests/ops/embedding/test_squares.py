@@ -1,0 +1,140 @@
+"""The look-up with the sum of squares of its result, against the look-up and PyTorch's norm as two ops."""
+
+import pytest
+import torch
+
+import adaftr_fast as af
+from adaftr_fast.ops.embedding.reference import lookup as reference
+from adaftr_fast.ops.embedding.squares import embedding_and_squares
+from tests.tolerances import assert_as_accurate
+
+MANY, FEW = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12], [40, 3000]
+
+
+def inputs(sizes: list[int], width: int, dtype: torch.dtype, batch: int = 130):
+    torch.manual_seed(0)
+    field_offsets = torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
+    ids = torch.stack([torch.randint(0, n, (batch,)) for n in sizes], 1)
+    weight = torch.randn(sum(sizes), width, dtype=dtype, requires_grad=True)
+    return weight, ids, field_offsets, torch.randn(batch, len(sizes) * width, dtype=dtype)
+
+
+def gradient(weight, ids, field_offsets, grad, *, of_output=True, of_squares=True):
+    """The gradient of ``(grad * out).sum() + 3 * squares``, or of one term of it."""
+    weight = weight.detach().requires_grad_()
+    looked_up, squares = embedding_and_squares(weight, ids, field_offsets, [])
+    loss = (grad * looked_up).sum() if of_output else torch.zeros((), dtype=weight.dtype)
+    (loss + 3 * squares if of_squares else loss).backward()
+    return weight.grad
+
+
+def truth(weight, ids, field_offsets, grad, *, of_output=True, of_squares=True):
+    weight = weight.detach().requires_grad_()
+    looked_up = reference.fused_embedding(weight, ids, field_offsets)
+    loss = (grad * looked_up).sum() if of_output else torch.zeros((), dtype=weight.dtype)
+    (loss + 3 * looked_up.square().sum() if of_squares else loss).backward()
+    return weight.grad
+
+
+@pytest.mark.parametrize("terms", [{}, {"of_output": False}, {"of_squares": False}], ids=["both", "squares", "output"])
+@pytest.mark.parametrize("width", [8, 5])
+@pytest.mark.parametrize(("sizes", "batch"), [(MANY, 130), (FEW, 3000)], ids=["many", "few"])
+def test_gradient(instruction_set, sizes, batch, width, terms):
+    weight, ids, field_offsets, grad = inputs(sizes, width, torch.float32, batch)
+    found = gradient(weight, ids, field_offsets, grad, **terms)
+    assert found.is_sparse
+    expected = truth(weight.double(), ids, field_offsets, grad.double(), **terms)
+    pytorch = truth(weight, ids, field_offsets, grad, **terms)
+    assert_as_accurate(found.to_dense(), expected, pytorch, torch.float32)
+
+
+def test_values_are_those_of_the_look_up():
+    weight, ids, field_offsets, _ = inputs(MANY, 8, torch.float64)
+    looked_up, squares = embedding_and_squares(weight, ids, field_offsets, [])
+    assert torch.equal(looked_up, reference.fused_embedding(weight, ids, field_offsets))
+    torch.testing.assert_close(squares, looked_up.square().sum(), rtol=1e-12, atol=0)
+
+
+class Densify(torch.autograd.Function):
+    """The identity with a dense gradient, as gradcheck requires."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.to_dense()
+
+
+def test_double_backward():
+    weight, ids, field_offsets, _ = inputs([4, 3], 2, torch.float64, 5)
+
+    def both(weight):
+        return embedding_and_squares(Densify.apply(weight), ids, field_offsets, [])
+
+    assert torch.autograd.gradcheck(both, weight)
+    assert torch.autograd.gradgradcheck(both, weight)
+
+
+def test_backward_refuses_another_shape():
+    if af.cpu_capability() == "none":
+        pytest.skip("the C++ extension is not built")
+    _, ids, field_offsets, grad = inputs(MANY, 8, torch.float32)
+    merge = torch.ops.adaftr_fast.embedding_and_squares_backward
+    with pytest.raises(ValueError, match="looked_up must be Float"):
+        merge(grad, ids, field_offsets, 8, grad[:, 1:], torch.ones(()))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"padding_idx": 0}, {"on_bad_id": "oov"}, {"dtype": torch.float64}], ids=lambda each: [*each, ""][0]
+)
+@pytest.mark.parametrize("widths", [8, [8, 4, 8]], ids=["one width", "mixed"])
+def test_module(widths, options):
+    torch.manual_seed(0)
+    module = af.FusedEmbedding([50, 20, 9], widths, **options)
+    ids = torch.randint(0, 9, (40, 3))
+    looked_up, squares = module.with_squares(ids)
+    grad = torch.randn_like(looked_up)
+    ((grad * looked_up).sum() + 3 * squares).backward()
+    found = [weight.grad.to_dense() for weight in module.table_weights()]
+    module.zero_grad()
+    again = module(ids)
+    assert torch.equal(looked_up, again)
+    torch.testing.assert_close(squares, again.square().sum())
+    ((grad * again).sum() + 3 * again.square().sum()).backward()
+    torch.testing.assert_close(found, [weight.grad.to_dense() for weight in module.table_weights()])
+
+
+def test_steps_that_rows_missed_count():
+    torch.manual_seed(0)
+    module = af.FusedEmbedding([50, 20], 8)
+    optimizer = af.optim.Adam(module, lr=0.1)
+    for step in range(4):
+        module(torch.randint(0, 20, (step + 1, 2))).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    ids = torch.randint(0, 20, (64, 2))
+    looked_up, squares = module.with_squares(ids)
+    assert torch.equal(looked_up, module(ids))
+    squares.backward()
+    expected = torch.zeros_like(module.weight).index_add_(
+        0, (ids + module.offsets[:-1]).flatten(), 2 * looked_up.detach().view(-1, 8)
+    )
+    torch.testing.assert_close(module.weight.grad.to_dense(), expected)
+
+
+def test_a_bad_id_is_named():
+    module = af.FusedEmbedding([50, 20], 8, field_names=["user", "item"])
+    with pytest.raises(IndexError, match="item"):
+        module.with_squares(torch.tensor([[1, 20]]))
+    with pytest.raises(TypeError, match="int32 or int64"):
+        module.with_squares(torch.tensor([[1.0, 2.0]]))
+
+
+def test_hooks_run():
+    module = af.FusedEmbedding([50], 8)
+    seen = []
+    module.register_forward_hook(lambda *each: seen.append(each))
+    module.with_squares(torch.tensor([[1]]))
+    assert len(seen) == 1
