@@ -32,10 +32,12 @@ class _SquaredNorm(torch.autograd.Function):
     def forward(ctx: Any, scales: list[float], *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.scales = scales
-        squares = torch._foreach_pow(torch._foreach_norm(tensors), 2)
-        return torch.stack(torch._foreach_mul(squares, scales)).sum()
+        norms = torch.stack(torch._foreach_norm(tensors))
+        return (norms.square() * norms.new_tensor(scales)).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if len(set(ctx.scales)) == 1 and not torch.is_grad_enabled():  # one op per tensor rather than three
+            return None, *torch._foreach_mul(ctx.saved_tensors, 2 * ctx.scales[0] * grad)
         factors = torch._foreach_mul([2 * grad] * len(ctx.scales), ctx.scales)
         return None, *torch._foreach_mul(ctx.saved_tensors, factors)
