@@ -1,6 +1,8 @@
-"""Samples a second of training from parquet: AdaFTR on MMoE, B = 1024, 23 fields, E = 8, exact Adam.
+"""Samples a second of training from parquet: AdaFTR on MMoE, B = 1024, 23 fields or more, E = 8, exact Adam.
 
-    python -m benchmarks.bench_trainer        -> results/trainer-*.json
+    python -m benchmarks.bench_trainer                              -> results/trainer-*.json
+    python -m benchmarks.bench_trainer --fields 121 --ids 6719      -> results/trainer_fields121-*.json
+    python -m benchmarks.bench_trainer --fields 121 --ids 6719 --profile    the parts of a step; writes nothing
 
 Whole calls of ``Trainer.train_epoch``, loader and progress included, in turns, so that a drift of the machine meets
 all alike. Beside them, where installed, what their users run (benchmarks/peers.py): torch-rechub's and DeepCTR-Torch's
@@ -22,7 +24,8 @@ from adaftr_fast.training.interrupt import Interrupt
 from adaftr_fast.training.trainer import Trainer
 from benchmarks.measure import write
 from benchmarks.peers import BATCH, Contestant, peers
-from benchmarks.prepared import write_prepared
+from benchmarks.prepared import FIELDS, write_prepared
+from benchmarks.training.parts import parts
 
 
 def ours(data: PreparedData, train: Split, model: ModelConfig, **config: object) -> Contestant:
@@ -52,9 +55,9 @@ def contestants(data: PreparedData, train: Split, compiled: bool) -> dict[str, C
     return named | peers(data, train)
 
 
-def measure(ids: int, rows: int, turns: int, compiled: bool) -> dict[str, object]:
+def measure(fields: int, ids: int, rows: int, turns: int, compiled: bool) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
-        write_prepared(Path(folder), rows, ids, held_out=BATCH)
+        write_prepared(Path(folder), rows, ids, held_out=BATCH, fields=fields)
         data = PreparedData(folder)
         named = contestants(data, data.load("train"), compiled)
         for run in named.values():
@@ -67,23 +70,48 @@ def measure(ids: int, rows: int, turns: int, compiled: bool) -> dict[str, object
                 rates[name].append(named[name]())
     median = {name: round(statistics.median(each)) for name, each in rates.items()}
     share = 1 - median["AdaFTR"] / median["AdaFTR without L_cl"]
-    return {"ids a field": ids, "samples/s": median, "share of L_cl in the step": round(share, 3)}
+    case = {"ids a field": ids, "samples/s": median, "share of L_cl in the step": round(share, 3)}
+    return {"fields": fields} | case | {"AdaFTR's rate over": ratios(median)}
+
+
+def ratios(median: dict[str, int]) -> dict[str, float]:
+    """AdaFTR's samples a second over those of each other contestant, of the same run."""
+    return {name: round(median["AdaFTR"] / rate, 2) for name, rate in median.items() if name != "AdaFTR"}
+
+
+def print_parts(fields: int, ids: int, steps: int = 100) -> None:
+    """Prints what a step of AdaFTR consists of, in float32 and in bfloat16."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_prepared(Path(folder), steps * BATCH, ids, held_out=BATCH, fields=fields)
+        data = PreparedData(folder)
+        for precision in ("float32", "bfloat16"):
+            run = ours(data, data.load("train"), ModelConfig(), precision=precision)
+            print(f"{precision}, {fields} fields of {ids:,} ids, milliseconds a step:")
+            for part, milliseconds in parts(run, steps).items():
+                print(f"  {milliseconds:7.3f}  {part}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fields", type=int, default=FIELDS)
     parser.add_argument("--ids", type=int, nargs="+", default=[10_000, 200_000, 1_000_000], help="of every field")
     parser.add_argument("--rows", type=int, default=600_000, help="of an epoch")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="compiled contestants, too: minutes more")
+    parser.add_argument("--profile", action="store_true", help="print the parts of a step instead")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.profile:
+        for ids in arguments.ids:
+            print_parts(arguments.fields, ids)
+        return
     cases = []
     for ids in arguments.ids:
-        cases.append(measure(ids, arguments.rows, arguments.turns, arguments.compile))
+        cases.append(measure(arguments.fields, ids, arguments.rows, arguments.turns, arguments.compile))
         print(cases[-1])
-    print(write("trainer", cases))
+    name = "trainer" if arguments.fields == FIELDS else f"trainer_fields{arguments.fields}"
+    print(write(name, cases))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes a prepared folder of random rows with skewed ids, similar to Ali-CCP: 23 fields, click and conversion."""
+"""Writes a prepared folder of random rows with skewed ids: click and conversion, and Ali-CCP's 23 fields, or more."""
 
 from pathlib import Path
 
@@ -13,17 +13,17 @@ FIELDS, TASKS = 23, ("click", "conversion")
 ROW_GROUP = 1 << 17
 
 
-def write_prepared(folder: Path, rows: int, ids: int, held_out: int = 1 << 16) -> Manifest:
+def write_prepared(folder: Path, rows: int, ids: int, held_out: int = 1 << 16, fields: int = FIELDS) -> Manifest:
     """Writes ``rows`` training rows and ``held_out`` rows of each other split.
 
     Ids are log-uniform in [0, ids), and the labels depend on them.
     """
     random = np.random.default_rng(0)
-    names = [f"field_{number}" for number in range(FIELDS)]
+    names = [f"field_{number}" for number in range(fields)]
     counts = {"train": rows, "validation": held_out, "test": held_out}
     splits = {name: _write(folder / f"{name}.parquet", count, ids, names, random) for name, count in counts.items()}
-    fields = [FieldInfo(name, "categorical", [name], ids) for name in names]
-    manifest = Manifest("random", "", FORMAT, "random", "random", list(TASKS), "user", splits, fields, {})
+    about = [FieldInfo(name, "categorical", [name], ids) for name in names]
+    manifest = Manifest("random", "", FORMAT, "random", "random", list(TASKS), "user", splits, about, {})
     manifest.write(folder)
     return manifest
 
