@@ -10,8 +10,15 @@ PARTS = {  # parts of the names of operations
     "dense layers, backward": ("adaftr_fast::mlp_backward",),
     "mixtures": ("adaftr_fast::mixture", "adaftr_fast::mixture_backward"),
     "contrastive loss": ("infonce",),
-    "look-up": ("adaftr_fast::fused_embedding", "adaftr_fast::deferred_embedding"),
-    "merge of the look-ups' gradients": ("adaftr_fast::fused_embedding_backward", "squares_backward"),
+    "look-up": (
+        "adaftr_fast::fused_embedding",
+        "adaftr_fast::deferred_embedding",
+        "adaftr_fast::embedding_and_squares",
+    ),
+    "merge of the look-ups' gradients": (
+        "adaftr_fast::fused_embedding_backward",
+        "adaftr_fast::embedding_and_squares_backward",
+    ),
     "update of the tables": ("adaftr_fast::embedding_adam_",),
     "update of the dense weights": ("aten::_fused_adam_",),
     "norms": ("aten::linalg_vector_norm",),
