@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from adaftr_fast.ops.infonce.api import adaptive_infonce
-from adaftr_fast.ops.infonce.op import accumulation_dtype
 from adaftr_fast.ops.infonce.reference import IGNORE
 from adaftr_fast.ops.infonce.sigmoid import sigmoid_contrast
 
@@ -93,16 +92,10 @@ class SupConLoss(nn.Module):
         if tuple(labels.shape) != (len(features),):
             raise ValueError(f"SupConLoss: labels must have shape ({len(features)},), got {tuple(labels.shape)}")
         z = F.normalize(features, dim=1)
-        positive, label, counts = _positives(labels)
-        rows = torch.arange(len(z), device=z.device)
-        one = adaptive_infonce(z, z, self.temperature, positive_index=positive, row_group=rows)
-        # ``one`` takes one positive per row. Replacing it by the mean of all of them costs O(B d).
-        wide = z.to(accumulation_dtype(z.dtype))
-        sums = wide.new_zeros(len(counts), wide.shape[1]).index_add(0, label, wide)  # [labels, d]
-        others = (sums[label] - wide) / (counts[label] - 1).clamp(min=1)[:, None]  # [B, d], the mean of P(r)
-        valid = positive != IGNORE
-        gap = (wide * (wide[positive.clamp(min=0)] - others)).sum(1) / self.temperature  # [B]
-        return one + torch.where(valid, gap, 0.0).sum() / valid.sum().clamp(min=1)
+        _, label, counts = labels.unique(return_inverse=True, return_counts=True)
+        label = torch.where(counts[label] > 1, label, IGNORE)
+        rows = torch.arange(len(z), device=z.device)  # a row is not a candidate of its own
+        return adaptive_infonce(z, z, self.temperature, positive_group=label, row_group=rows)
 
 
 class CLIPLoss(nn.Module):
@@ -250,17 +243,3 @@ class MultipleNegativesRankingLoss(nn.Module):
 def _check_pairs(loss: str, first: str, x: Tensor, second: str, y: Tensor) -> None:
     if x.shape != y.shape:
         raise ValueError(f"{loss}: {second} must have the shape of {first}, {tuple(x.shape)}, got {tuple(y.shape)}")
-
-
-def _positives(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns one positive of each row [B] or IGNORE, the index of its label [B], and the rows per label [labels].
-
-    The positive is the next row of the same label, and the first one for the last.
-    """
-    _, label, counts = labels.unique(return_inverse=True, return_counts=True)
-    order = label.argsort(stable=True)  # rows by label
-    sizes, first = counts[label[order]], (counts.cumsum(0) - counts)[label[order]]
-    following = first + (torch.arange(len(labels), device=labels.device) - first + 1) % sizes
-    positive = torch.empty_like(order)
-    positive[order] = torch.where(sizes > 1, order[following], IGNORE)
-    return positive, label, counts

@@ -29,6 +29,7 @@ class Case:
     ignored: bool = False
     biased: bool = False
     scalar_tau: bool = False
+    labeled: bool = False
     dtype: torch.dtype = torch.float64
 
 
@@ -49,7 +50,12 @@ CASES = {
     "reference": Case((5, 3), options={"backend": "reference"}),
     "biased": Case((5, 4), extra=(2, 1), biased=True, grouped=True, weighted=True),
     "extra columns, each row's positive in its place": Case((4, 3), extra=(2, 5), in_place=True),
-    "margin": Case((7, 6), options={"ignore_above": 0.5}, grouped=True),
+    "ignore above": Case((7, 6), options={"ignore_above": 0.5}, grouped=True),
+    "margin": Case((7, 6), options={"margin": 0.5, "symmetric": True}),
+    "label smoothing": Case((5, 4), extra=(2, 1), options={"label_smoothing": 0.2}, grouped=True, ignored=True),
+    "positive groups": Case((6, 5), extra=(1, 3), options={"label_smoothing": 0.1}, labeled=True, weighted=True),
+    "symmetric positive groups": Case((6, 5), options={"symmetric": True}, labeled=True),
+    "positive groups, an empty rank": Case((0, 9), labeled=True),
 }
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
@@ -77,7 +83,11 @@ def inputs(case: Case) -> list[dict]:
             each["tau"] = draw(rows).abs().float() + 0.1
             if case.options.get("symmetric"):
                 each["tau_b"] = draw(rows + more).abs().float() + 0.1
-        if case.ignored or (case.extra and not case.in_place):
+        if case.labeled:  # every label is on some rank
+            each["label"] = torch.arange(rows) % 3
+            each["column_label"] = torch.arange(rows + more).flip(0) % 3
+            each["label"][2::6] = -100
+        elif case.ignored or (case.extra and not case.in_place):
             each["positive"] = torch.randperm(rows + more, generator=random)[:rows]
         if case.ignored:
             each["positive"][::3] = -100
@@ -106,12 +116,19 @@ def run(given: dict, case: Case, group=None) -> dict[str, torch.Tensor]:
     given = {name: x.clone().requires_grad_(x.is_floating_point()) for name, x in given.items()}
     tau = (given["tau"], given["tau_b"]) if "tau_b" in given else given["tau"]
     names = {"positive": "positive_index", "weight": "row_weight"}
+    labels = (given.pop("label"), given.pop("column_label")) if "label" in given else None
+    if labels is not None:
+        given.pop("positive", None)
     options = {names.get(n, n): given[n] for n in given if n not in ("a", "b", "tau", "tau_b")}
-    loss, stats = adaptive_infonce(
-        given["a"], given["b"], tau, **options, **case.options, process_group=group, return_stats=True
-    )
+    options |= case.options | {"positive_group": labels, "process_group": group}
+    if labels is not None:  # which has no statistics
+        loss, stats = adaptive_infonce(given["a"], given["b"], tau, **options), None
+    else:
+        loss, stats = adaptive_infonce(given["a"], given["b"], tau, **options, return_stats=True)
     loss.sum().backward()
     gradients = {name: x.grad for name, x in given.items() if x.grad is not None}
+    if stats is None:
+        return {"loss": loss.detach()} | gradients
     return {"loss": loss.detach(), "lse": stats.lse, "entropy": stats.entropy} | gradients
 
 

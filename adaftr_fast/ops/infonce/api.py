@@ -11,6 +11,16 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 
+from adaftr_fast.ops.infonce.arguments import (
+    Labels,
+    Tau,
+    append_bias,
+    expand_tau,
+    labels_of,
+    reverse,
+    reverse_labels,
+    row_scale,
+)
 from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
 from adaftr_fast.ops.infonce.checks import (
     check_bias_is_finite,
@@ -18,14 +28,14 @@ from adaftr_fast.ops.infonce.checks import (
     check_no_tangents,
     check_representations,
     check_row_options,
+    check_targets,
     op_name,
 )
-from adaftr_fast.ops.infonce.op import FunctionalInfoNCE, accumulation_dtype
-from adaftr_fast.ops.infonce.reference import IGNORE
+from adaftr_fast.ops.infonce.op import TARGETS, FunctionalInfoNCE
+from adaftr_fast.ops.infonce.targets import choose_positive
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
 Reduction = Literal["mean", "sum", "none"]
-Tau = Tensor | float
 
 
 class InfoNCEStats(NamedTuple):
@@ -46,6 +56,9 @@ class InfoNCEOptions(TypedDict, total=False):
     row_weight: Tensor | None
     column_bias: Tensor | None
     ignore_above: float | None
+    positive_group: Tensor | Labels | None
+    label_smoothing: float
+    margin: float
     symmetric: bool
     reduction: Reduction
     backend: Backend
@@ -96,6 +109,9 @@ def adaptive_infonce(
     row_weight: Tensor | None = None,
     column_bias: Tensor | None = None,
     ignore_above: float | None = None,
+    positive_group: Tensor | Labels | None = None,
+    label_smoothing: float = 0.0,
+    margin: float = 0.0,
     symmetric: bool = False,
     reduction: Reduction = "mean",
     return_stats: bool = False,
@@ -109,6 +125,8 @@ def adaptive_infonce(
         L_r = logsumexp_j(a_r . b_j / tau_r) - a_r . b_{y_r} / tau_r
 
     where y_r is the index of the row's positive. The B x N similarities are never stored.
+
+    ``positive_group``, ``label_smoothing`` and ``margin`` change the target.
 
     The loss is differentiable in ``h_ctr``, ``h_cvr``, ``tau``, ``row_weight`` and ``column_bias``. It can be
     differentiated twice; the second derivative is computed by the plain-PyTorch reference, which stores the B x N
@@ -163,6 +181,21 @@ def adaptive_infonce(
             similarity is the logit times tau: a_r . b_j, plus tau times the ``column_bias``. Derivatives take the set
             of negatives as constant. The similarities are those of the backend, so rounding decides on a candidate
             whose similarity is within rounding error of the bound. ``torch.compile`` treats the number as a constant.
+        positive_group: several positives per row: the ids of the rows' groups of positives, [B] int64, and those of the
+            candidates, if they are others, as a pair ([B], [N]). Every candidate with the id of the row is its positive
+            unless ``row_group`` excludes it, and the loss of the row is the mean of its losses over the positives P,
+            L_r = logsumexp_j(z_rj) - mean_{p in P} z_rp (SupCon, Khosla et al., 2020, Eq. 2). The positives remain
+            candidates of the softmax. -100 ignores the row. With ``symmetric``, the anchors of the other direction are
+            the first B candidates. Not supported with ``positive_index``, ``ignore_above``, ``margin`` and
+            ``return_stats``. Accuracy with many positives: docs/recipes.md.
+        label_smoothing: s in [0, 1): the weight 1 - s of the target is that of the positives, and s is spread evenly
+            over all candidates that are not excluded, as in ``torch.nn.functional.cross_entropy``. Candidates that
+            ``row_group`` excludes must be finite. Not supported with ``ignore_above``. On CUDA, its sums and those of
+            ``positive_group`` have a fixed order only under ``torch.use_deterministic_algorithms``.
+        margin: m >= 0, subtracted from the similarity of the positive, before it is divided by tau (CosFace, Wang et
+            al., 2018, Eq. 4): the logit of the positive is (a_r . b_{y_r} - m) / tau_r, also in the statistics.
+            Triton: computes the similarities once more, has no statistics with a margin, and requires a margin / tau
+            below 80 for types other than float64.
         symmetric: if True, averages the loss with that of the cvr -> ctr direction. There the anchor of row r is
             h_cvr[y_r], with its own temperature, and its candidates are all rows of h_ctr. An ignored row has no loss
             in either direction, but remains a candidate in this one unless the groups exclude it.
@@ -191,10 +224,11 @@ def adaptive_infonce(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value, or differs between ranks where it must not.
-        NotImplementedError: an input carries a forward-mode tangent.
-        RuntimeError: on CPU, a tau that is not positive and finite, a column_bias that is not finite, or a
-            positive_index out of range. On CUDA the values are not checked, because that would wait for the device;
-            such rows give NaN.
+        NotImplementedError: an input carries a forward-mode tangent, or the Triton backend is asked for statistics with
+            a margin.
+        RuntimeError: on CPU, a tau that is not positive and finite, a column_bias that is not finite, a
+            positive_index out of range, or a row without a positive of its positive_group. On CUDA the values are not
+            checked, because that would wait for the device; such rows give NaN.
 
     Example:
         >>> h_ctr = torch.randn(1024, 64, requires_grad=True)
@@ -205,7 +239,6 @@ def adaptive_infonce(
         >>> loss, stats = adaftr_fast.adaptive_infonce(h_ctr, h_cvr, tau, return_stats=True)
         >>> accuracy = stats.top1.float().mean()
     """
-    op = _op_of(backend, h_ctr)
     check_representations("adaptive_infonce", h_ctr, h_cvr)
     check_no_tangents(
         "adaptive_infonce", h_ctr, h_cvr, *(tau if isinstance(tau, tuple) else (tau,)), row_weight, column_bias
@@ -218,35 +251,55 @@ def adaptive_infonce(
             f"got {len(tau)} elements and symmetric={symmetric}"
         )
     tau_row, tau_column = tau if isinstance(tau, tuple) else (tau, tau)
-    check_row_options(h_ctr, h_cvr, positive_index, row_group, column_group, row_weight, column_bias)
+    labels = labels_of(positive_group)
+    pairs = symmetric or labels is None  # the positive, or the partner, of row r is candidate r by default
+    check_row_options(h_ctr, h_cvr, positive_index, row_group, column_group, row_weight, column_bias, pairs)
     check_ignore_above(ignore_above)
+    check_targets(h_ctr, h_cvr, labels, label_smoothing, margin, positive_index, ignore_above, return_stats)
     if row_group is not None and column_group is None:
         column_group = row_group
-    tau_row = _expand_tau(tau_row, h_ctr, "tau")  # [B]
+    tau_row = expand_tau(tau_row, h_ctr, "tau")  # [B]
     if column_bias is not None:
         if symmetric:
             raise ValueError("adaptive_infonce: column_bias requires symmetric=False, got True")
         check_bias_is_finite(column_bias)
-        h_ctr, h_cvr = _append_bias(h_ctr, h_cvr, tau_row, column_bias)
+        h_ctr, h_cvr = append_bias(h_ctr, h_cvr, tau_row, column_bias)
 
+    settings = _Settings(
+        _op_of(backend, h_ctr, labels, label_smoothing), ignore_above, margin, label_smoothing, reduction
+    )
+    decisive = positive_index if labels is None else labels[0]  # IGNORE for rows without a loss
     batch = None
     if process_group is not None:
-        weighted = row_weight is not None or positive_index is not None
-        batch = _across_ranks(process_group, h_ctr, h_cvr, row_group, row_weight, weighted, symmetric, reduction)
-    scale = _row_scale(h_ctr, positive_index, row_weight, reduction, batch)  # [B]
-    candidates = Candidates(h_cvr, positive_index, column_group)
+        weighted = row_weight is not None or decisive is not None
+        batch = _across_ranks(
+            process_group, h_ctr, h_cvr, row_group, row_weight, weighted, labels is not None, symmetric, reduction
+        )
+    scale = row_scale(h_ctr, decisive, row_weight, reduction, batch)  # [B]
+    candidates = Candidates(h_cvr, positive_index, column_group, None if labels is None else labels[1])
     if batch is not None:
         candidates = batch.gather(candidates, batch.columns)
-    loss, stats = _direction(op, h_ctr, tau_row, row_group, candidates, scale, ignore_above, reduction, return_stats)
+    loss, stats = _direction(settings, h_ctr, tau_row, row_group, labels, candidates, scale, return_stats)
     if symmetric:
-        tau_column = _expand_tau(tau_column, h_cvr, "tau (per column)")  # [N]
-        anchors, tau_row, group, positive = _reverse(h_ctr, h_cvr, tau_column, positive_index, column_group)
-        candidates = Candidates(h_ctr, positive, row_group)
+        tau_column = expand_tau(tau_column, h_cvr, "tau (per column)")  # [N]
+        anchors, tau_row, group, positive = reverse(h_ctr, h_cvr, tau_column, positive_index, column_group)
+        labels = reverse_labels(labels)
+        candidates = Candidates(h_ctr, positive, row_group, None if labels is None else labels[1])
         if batch is not None:
             candidates = batch.gather(candidates, batch.rows)
-        reverse_loss, _ = _direction(op, anchors, tau_row, group, candidates, scale, ignore_above, reduction, False)
+        reverse_loss, _ = _direction(settings, anchors, tau_row, group, labels, candidates, scale, False)
         loss = (loss + reverse_loss) / 2
     return loss if stats is None else (loss, stats)
+
+
+class _Settings(NamedTuple):
+    """What both directions have in common."""
+
+    op: Callable[..., Any]
+    ignore_above: float | None
+    margin: float
+    label_smoothing: float
+    reduction: str
 
 
 @_disable_dynamo  # torch.compiler.disable, without importing the compiler until it is needed
@@ -257,6 +310,7 @@ def _across_ranks(
     row_group: Tensor | None,
     row_weight: Tensor | None,
     weighted: bool,
+    labeled: bool,
     symmetric: bool,
     reduction: str,
 ) -> CrossRankBatch:
@@ -266,6 +320,7 @@ def _across_ranks(
         "symmetric": symmetric,
         "whether reduction is 'mean'": reduction == "mean",
         "whether row_group is given": row_group is not None,
+        "whether positive_group is given": labeled,
         "whether row_weight or positive_index is given": weighted,
         "whether h_cvr needs a gradient": grad and h_cvr.requires_grad,
         "whether h_ctr needs a gradient": grad and h_ctr.requires_grad and symmetric,
@@ -275,26 +330,32 @@ def _across_ranks(
 
 
 def _direction(
-    op: Callable[..., Any],
+    settings: _Settings,
     anchors: Tensor,
     tau: Tensor,
     row_group: Tensor | None,
+    labels: Labels | None,
     candidates: Candidates,
     scale: Tensor,
-    ignore_above: float | None,
-    reduction: str,
     return_stats: bool,
 ) -> tuple[Tensor, InfoNCEStats | None]:
     """Computes the loss and statistics of one direction.
 
     With reduction "none" the gradients depend on the upstream gradient, so backward computes them.
     """
+    op, ignore_above, margin, label_smoothing, reduction = settings
     with_gradients = torch.is_grad_enabled() and reduction != "none"
+    positive = candidates.positive
+    targets: tuple[float, Tensor | None, Tensor | None] | tuple[()] = ()
+    if labels is not None and candidates.label is not None:
+        positive = choose_positive(labels[0], candidates.label, row_group, candidates.group)
+    if labels is not None or label_smoothing > 0:
+        targets = (label_smoothing, None if labels is None else labels[0], candidates.label)
     loss, row_loss, *stats = op(
         anchors,
         candidates.h,
         tau,
-        candidates.positive,
+        positive,
         row_group,
         candidates.group,
         scale,
@@ -303,79 +364,17 @@ def _direction(
         with_gradients and tau.requires_grad,
         return_stats,
         ignore_above,
+        margin,
+        *targets,
     )[:6]
     result = row_loss * scale if reduction == "none" else loss
     return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None
 
 
-def _reverse(
-    h_ctr: Tensor, h_cvr: Tensor, tau: Tensor, positive: Tensor | None, column_group: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Returns the other direction's anchors b_{y_r}, their temperatures and groups, and their positives r."""
-    rows = len(h_ctr)
-    if positive is None:
-        return h_cvr[:rows], tau[:rows], None if column_group is None else column_group[:rows], None
-    own = torch.where(positive == IGNORE, IGNORE, torch.arange(rows, device=h_ctr.device))
-    if len(h_cvr) == 0:  # then every row is ignored
-        return torch.zeros_like(h_ctr), tau.new_ones(rows), None if column_group is None else own, own
-    target = positive.clamp(0, len(h_cvr) - 1)
-    return h_cvr[target], tau[target], None if column_group is None else column_group[target], own
-
-
-def _row_scale(
-    h_ctr: Tensor, positive: Tensor | None, row_weight: Tensor | None, reduction: str, batch: CrossRankBatch | None
-) -> Tensor:
-    """Returns the factor of each row's loss in the sum [B]."""
-    acc = accumulation_dtype(h_ctr.dtype)
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"adaptive_infonce: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    if positive is None and row_weight is None:
-        rows = len(h_ctr) if batch is None else sum(batch.rows) / batch.world_size
-        return h_ctr.new_full((len(h_ctr),), 1 / (rows or 1) if reduction == "mean" else 1.0, dtype=acc)
-    row_weight = h_ctr.new_ones(len(h_ctr), dtype=acc) if row_weight is None else row_weight.to(acc)
-    if positive is not None:
-        row_weight = torch.where(positive == IGNORE, 0.0, row_weight)
-    if reduction != "mean":
-        return row_weight
-    total = row_weight.sum() if batch is None else batch.total(row_weight.sum()) / batch.world_size
-    return row_weight / torch.where(total == 0, 1.0, total)
-
-
-def _expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
-    """Returns tau per row of ``anchors``, in the accumulation type."""
-    acc = accumulation_dtype(anchors.dtype)
-    if not isinstance(tau, Tensor):
-        if isinstance(tau, bool) or not isinstance(tau, (float, int)) or not 0 < tau < float("inf"):
-            raise ValueError(f"adaptive_infonce: {name} must be a positive finite number or a tensor, got {tau!r}")
-        return anchors.new_full((len(anchors),), float(tau), dtype=acc)
-    if not tau.is_floating_point():
-        raise TypeError(f"adaptive_infonce: {name} must be floating point, got {tau.dtype}")
-    if tau.device != anchors.device and tau.dim() > 0:
-        raise ValueError(f"adaptive_infonce: {name} must be 0-dim or on {anchors.device}, got {tau.device}")
-    if tau.dim() != 0 and tuple(tau.shape) != (len(anchors),):
-        raise ValueError(
-            f"adaptive_infonce: {name} must be 0-dim or of shape ({len(anchors)},), got {tuple(tau.shape)}"
-        )
-    return tau.to(anchors.device, acc).expand(len(anchors))
-
-
-def _op_of(backend: str, h_ctr: Tensor) -> Callable[..., Any]:
-    name = op_name("adaptive_infonce", "infonce", backend, h_ctr)
+def _op_of(backend: str, h_ctr: Tensor, labels: Labels | None, label_smoothing: float) -> Callable[..., Any]:
+    targets = labels is not None or label_smoothing > 0
+    name = op_name("adaptive_infonce", TARGETS if targets else "infonce", backend, h_ctr)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return lambda *args: FunctionalInfoNCE.apply(*args, name)
     op: Callable[..., Any] = getattr(torch.ops.adaftr_fast, name)
     return op
-
-
-def _append_bias(h_ctr: Tensor, h_cvr: Tensor, tau: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (a, tau) and (b, bias), whose dot products over tau are the logits plus the bias: [B, d+1], [N, d+1].
-
-    The half types hold tau and the bias as sums of two terms each, which takes three columns.
-    """
-    dtype = h_ctr.dtype
-    tau, bias = tau[:, None], bias[:, None].to(tau.dtype)
-    row, column = [tau.to(dtype)], [bias.to(dtype)]
-    if dtype in (torch.bfloat16, torch.float16):
-        row += [row[0], (tau - row[0]).to(dtype)]
-        column += [(bias - column[0]).to(dtype), column[0]]
-    return torch.cat((h_ctr, *row), dim=1), torch.cat((h_cvr, *column), dim=1)

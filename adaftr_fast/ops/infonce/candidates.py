@@ -23,6 +23,7 @@ class Candidates(NamedTuple):
     h: Tensor  # [N, d]
     positive: Tensor | None  # [B], default arange(B)
     group: Tensor | None  # [N]
+    label: Tensor | None = None  # [N], the candidates' positive groups
 
 
 class CrossRankBatch:
@@ -67,6 +68,7 @@ class CrossRankBatch:
             self._gather_rows(own.h, sizes),
             None if own.positive is None else _own_index(own.positive, sizes[self.rank]),
             None if own.group is None else self._gather_rows(own.group, sizes),
+            None if own.label is None else self._gather_rows(own.label, sizes),
         )
 
     def total(self, x: Tensor) -> Tensor:

@@ -43,10 +43,15 @@ def check_row_options(
     column_group: Tensor | None,
     row_weight: Tensor | None,
     column_bias: Tensor | None,
+    pairs: bool,
 ) -> None:
-    """Checks shape, dtype and device of the options that hold a value per row or per candidate."""
+    """Checks shape, dtype and device of the options that hold a value per row or per candidate.
+
+    ``pairs``: without positive_index, each row needs a candidate of the same index.
+    """
     rows, columns = len(h_ctr), len(h_cvr)
-    check_positive_index("adaptive_infonce", h_ctr, h_cvr, positive_index)
+    if pairs or positive_index is not None:
+        check_positive_index("adaptive_infonce", h_ctr, h_cvr, positive_index)
     if row_group is None and column_group is not None:
         raise ValueError("adaptive_infonce: column_group requires row_group, got None")
     if row_group is not None and column_group is None and rows != columns:
@@ -97,6 +102,47 @@ def check_ignore_above(margin: float | None) -> None:
     if not number or not -math.inf < margin < math.inf:
         error = ValueError if number else TypeError
         raise error(f"adaptive_infonce: ignore_above must be a finite number or None, got {margin!r}")
+
+
+def check_targets(
+    h_ctr: Tensor,
+    h_cvr: Tensor,
+    labels: tuple[Tensor, Tensor] | None,
+    label_smoothing: float,
+    margin: float,
+    positive_index: Tensor | None,
+    ignore_above: float | None,
+    return_stats: bool,
+) -> None:
+    """Checks positive_group, label_smoothing and margin, and that what they exclude is not given."""
+    _check_number("label_smoothing", label_smoothing, 1.0)
+    _check_number("margin", margin, math.inf)
+    if label_smoothing > 0 and ignore_above is not None:
+        raise ValueError("adaptive_infonce: label_smoothing requires ignore_above=None; use row_group")
+    if labels is None:
+        return
+    if len(labels) != 2:
+        raise ValueError(
+            f"adaptive_infonce: positive_group must be a tensor or a pair (rows, candidates), got {len(labels)} tensors"
+        )
+    for label, length in zip(labels, (len(h_ctr), len(h_cvr))):
+        _check_vector("adaptive_infonce", "positive_group", label, length, h_ctr)
+    refused = {
+        "positive_index": positive_index is not None,
+        "ignore_above": ignore_above is not None,
+        "margin": margin != 0,
+        "return_stats": return_stats,
+    }
+    for name, given in refused.items():
+        if given:
+            raise ValueError(f"adaptive_infonce: positive_group does not support {name}")
+
+
+def _check_number(name: str, x: float, end: float) -> None:
+    if not isinstance(x, (float, int)) or isinstance(x, bool):
+        raise TypeError(f"adaptive_infonce: {name} must be a number, got {type(x).__name__}")
+    if not 0 <= x < end:
+        raise ValueError(f"adaptive_infonce: {name} must be in [0, {end:g}), got {x!r}")
 
 
 def check_bias_is_finite(bias: Tensor) -> None:

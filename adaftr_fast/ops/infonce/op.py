@@ -12,7 +12,8 @@ their small values; backward only multiplies them by the upstream scalar. A grad
 backward receives a gradient of ``row_loss`` (reduction="none"), it calls the op again with that gradient as the scale.
 
 The same schema is registered three times: ``infonce`` (the dispatcher selects C++ on CPU, Triton on CUDA and the
-reference elsewhere), ``infonce_reference`` and ``infonce_triton``.
+reference elsewhere), ``infonce_reference`` and ``infonce_triton``. targets.py registers the ops for rows with several
+targets, which take three arguments more and share the autograd formulas.
 """
 
 import importlib.util
@@ -23,17 +24,22 @@ import torch
 from torch import Tensor
 
 from adaftr_fast.ops.infonce.reference import IGNORE, infonce_gradients, infonce_rows
+from adaftr_fast.ops.infonce.targets import Outputs, check_positives, with_margin, with_targets
 from adaftr_fast.ops.library import library
 
 SCHEMA = (
     "(Tensor anchors, Tensor candidates, Tensor tau, Tensor? positive, Tensor? row_group, Tensor? column_group,"
     " Tensor scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,"
-    " float? ignore_above=None) -> (Tensor loss, Tensor row_loss, Tensor lse, Tensor positive_logit, Tensor top1,"
-    " Tensor entropy, Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
+    " float? ignore_above=None, float margin=0.0) -> (Tensor loss, Tensor row_loss, Tensor lse, Tensor positive_logit,"
+    " Tensor top1, Tensor entropy, Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
+)
+SCHEMA_OF_TARGETS = SCHEMA.replace(
+    "float margin=0.0", "float margin=0.0, float label_smoothing=0.0, Tensor? row_label=None, Tensor? column_label=None"
 )
 NAMES = ("infonce", "infonce_reference", "infonce_triton")
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+TARGETS = "infonce_targets"  # the prefix of the ops of targets.py
 Gradients = tuple[Tensor | None, ...]
+NO_TARGETS = (0.0, None, None)  # label_smoothing, row_label and column_label of the ops without them
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -41,7 +47,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _reference(
+def reference(
     anchors: Tensor,
     candidates: Tensor,
     tau: Tensor,
@@ -54,15 +60,23 @@ def _reference(
     need_d_tau: bool,
     need_stats: bool,
     ignore_above: float | None = None,
+    margin: float = 0.0,
+    label_smoothing: float = 0.0,
+    row_label: Tensor | None = None,
+    column_label: Tensor | None = None,
 ) -> Outputs:
+    """Computes the op in plain PyTorch, which stores the B x N similarities."""
     if anchors.device.type == "cpu":  # on other devices, reading the values would wait for the device
+        if row_label is not None and positive is not None:
+            check_positives(positive)
         _check_values(tau, positive, candidates.shape[0])
     acc = accumulation_dtype(anchors.dtype)
     inputs = anchors.to(acc), candidates.to(acc), tau.to(acc)
-    masks = (positive, row_group, column_group)
-    result = infonce_rows(*inputs, *masks, ignore_above=ignore_above)
+    options: tuple[Any, ...] = (positive, row_group, column_group, ignore_above, margin)
+    options += (label_smoothing, row_label, column_label)
+    result = infonce_rows(*inputs, *options)
     needs = (need_d_anchors, need_d_candidates, need_d_tau)
-    gradients = infonce_gradients(*inputs, scale, *masks, ignore_above=ignore_above) if any(needs) else inputs
+    gradients = infonce_gradients(*inputs, scale, *options) if any(needs) else inputs
     d_anchors, d_candidates, d_tau = (g if need else g.new_empty(0) for g, need in zip(gradients, needs))
     stats = (result.top1, result.entropy) if need_stats else (result.top1.new_empty(0), result.loss.new_empty(0))
     loss = (scale * result.loss).sum()
@@ -87,10 +101,11 @@ def _check_values(tau: Tensor, positive: Tensor | None, num_candidates: int) -> 
 def _triton(*args: Any) -> Outputs:
     from adaftr_fast.kernels.infonce import infonce  # imports triton, which CPU users may not have installed
 
-    return infonce(*args)
+    *without, margin = args if len(args) == 13 else (*args, 0.0)
+    return infonce(*without) if margin == 0 else with_margin(infonce, margin, *without)
 
 
-def _fake(
+def fake(
     anchors: Tensor,
     candidates: Tensor,
     tau: Tensor,
@@ -102,8 +117,9 @@ def _fake(
     need_d_candidates: bool,
     need_d_tau: bool,
     need_stats: bool,
-    ignore_above: float | None = None,
+    *_: Any,
 ) -> Outputs:
+    """Returns empty outputs of the right shapes and types."""
     acc = accumulation_dtype(anchors.dtype)
     row_loss = anchors.new_empty(anchors.shape[0], dtype=acc)
 
@@ -123,28 +139,31 @@ def _fake(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    """Saves what the backward pass needs."""
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[2:])
-    *tensors, need_d_anchors, need_d_candidates, need_d_tau, _, ctx.ignore_above = inputs
+    ctx.arguments = len(inputs)
+    ignore_above, margin, label_smoothing, *labels = (*inputs[11:], *NO_TARGETS)[:5]
+    ctx.numbers = (ignore_above, margin, label_smoothing)
     _, row_loss, _, _, _, _, d_anchors, d_candidates, d_tau = output
-    ctx.save_for_backward(*tensors, row_loss, d_anchors, d_candidates, d_tau)
-    ctx.computed = (need_d_anchors, need_d_candidates, need_d_tau)
+    ctx.save_for_backward(*inputs[:7], *labels, row_loss, d_anchors, d_candidates, d_tau)
+    ctx.computed = inputs[7:10]
 
 
-def _backward_of(name: str) -> Callable[..., Gradients]:
+def backward_of(name: str) -> Callable[..., Gradients]:
     """Returns the autograd formula of op ``name``; a recomputation calls the same op."""
 
     def backward(ctx: Any, g_loss: Tensor | None, g_row_loss: Tensor | None, *_: Tensor | None) -> Gradients:
         if g_loss is None and g_row_loss is None:
-            return (None,) * 12
+            return (None,) * ctx.arguments
         # With create_graph=True, and always under torch.func, the gradients are differentiable themselves.
         gradients = _Gradients.apply if torch.is_grad_enabled() else _Gradients.forward
         needs = tuple(ctx.needs_input_grad[i] for i in (0, 1, 2, 6))
         d_anchors, d_candidates, d_tau, d_scale = gradients(
-            name, needs, ctx.computed, ctx.ignore_above, g_loss, g_row_loss, *ctx.saved_tensors
+            name, needs, ctx.computed, ctx.numbers, g_loss, g_row_loss, *ctx.saved_tensors
         )
-        return d_anchors, d_candidates, d_tau, None, None, None, d_scale, None, None, None, None, None
+        return d_anchors, d_candidates, d_tau, None, None, None, d_scale, *(None,) * (ctx.arguments - 7)
 
     return backward
 
@@ -160,47 +179,48 @@ class _Gradients(torch.autograd.Function):
         name: str,
         needs: tuple[bool, ...],
         computed: tuple[bool, ...],
-        ignore_above: float | None,
+        numbers: tuple[float | None, ...],
         g_loss: Tensor | None,
         g_row_loss: Tensor | None,
         *saved: Any,
     ) -> Gradients:
-        *inputs, row_loss, d_anchors, d_candidates, d_tau = saved
+        *inputs, row_label, column_label, row_loss, d_anchors, d_candidates, d_tau = saved
         wanted = needs[:3]
         gradients, upstream = (d_anchors, d_candidates, d_tau), g_loss
         if g_row_loss is not None or any(w and not c for w, c in zip(wanted, computed)):
             scale = inputs[6] * g_loss if g_loss is not None else torch.zeros_like(inputs[6])
             scale = scale if g_row_loss is None else scale + g_row_loss
             op = getattr(torch.ops.adaftr_fast, name)
-            gradients, upstream = op(*inputs[:6], scale, *wanted, False, ignore_above)[6:], None
+            targets = (numbers[2], row_label, column_label) if name.startswith(TARGETS) else ()
+            gradients, upstream = op(*inputs[:6], scale, *wanted, False, *numbers[:2], *targets)[6:], None
         scaled = (g if upstream is None else g * upstream for g in gradients)
         cast = [g.to(x.dtype) if w else None for g, x, w in zip(scaled, inputs, wanted)]
         return (*cast, g_loss * row_loss if needs[3] and g_loss is not None else None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
-        _, ctx.needs, _, ctx.ignore_above, g_loss, g_row_loss, *saved = inputs
+        _, ctx.needs, _, ctx.numbers, g_loss, g_row_loss, *saved = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(g_loss, g_row_loss, *saved[:7])
+        ctx.save_for_backward(g_loss, g_row_loss, *saved[:9])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
-        g_loss, g_row_loss, anchors, candidates, tau, positive, row_group, column_group, scale = ctx.saved_tensors
+        g_loss, g_row_loss, anchors, candidates, tau, *masks, scale, row_label, column_label = ctx.saved_tensors
+        options = (*masks, *ctx.numbers, row_label, column_label)
 
         def closed_form(*x: Tensor) -> tuple[Tensor, ...]:
             """The gradients as functions of g_loss, g_row_loss, anchors, candidates, tau and scale."""
             anchors, candidates, tau = (each.to(accumulation_dtype(each.dtype)) for each in x[2:5])
-            masks = (positive, row_group, column_group, ctx.ignore_above)
             row_scale = x[5] * x[0] + x[1]  # [B]
-            first = infonce_gradients(anchors, candidates, tau, row_scale, *masks)
-            return *first, x[0] * infonce_rows(anchors, candidates, tau, *masks).loss
+            first = infonce_gradients(anchors, candidates, tau, row_scale, *options)
+            return *first, x[0] * infonce_rows(anchors, candidates, tau, *options).loss
 
         g_loss = tau.new_zeros(()) if g_loss is None else g_loss
         g_row_loss = torch.zeros_like(tau) if g_row_loss is None else g_row_loss
         inputs = (g_loss, g_row_loss, anchors, candidates, tau, scale)
         values, pull = torch.func.vjp(closed_form, *inputs)[:2]  # mypy: it may return three
         d = pull(tuple(torch.zeros_like(v) if g is None else g.to(v.dtype) for g, v in zip(upstream, values)))
-        found = (*d[:5], None, None, None, d[5], None, None, None, None)  # g_loss to d_tau
+        found = (*d[:5], None, None, None, d[5], *(None,) * 6)  # g_loss to d_tau
         needed = (g if need else None for g, need in zip(found, ctx.needs_input_grad[4:]))
         return None, None, None, None, *needed
 
@@ -224,11 +244,11 @@ class FunctionalInfoNCE(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
         *inputs_of_op, ctx.name = inputs
-        _setup_context(ctx, tuple(inputs_of_op), output)
+        setup_context(ctx, tuple(inputs_of_op), output)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
-        return *_backward_of(ctx.name)(ctx, *upstream), None
+        return *backward_of(ctx.name)(ctx, *upstream), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
@@ -248,14 +268,30 @@ def loop(
     return outputs, tuple(None if each is None else 0 for each in outputs)
 
 
+def define(name: str, schema: str) -> None:
+    """Defines op ``name`` with its shapes and its autograd formula."""
+    library.define(name + schema)
+    torch.library.register_fake(f"adaftr_fast::{name}", fake, lib=library)
+    torch.library.register_autograd(f"adaftr_fast::{name}", backward_of(name), setup_context=setup_context, lib=library)
+
+
+def _with_targets(name: str) -> Callable[..., Outputs]:
+    """Returns the implementation of the op with targets over op ``name``."""
+
+    def infonce_targets(*args: Any) -> Outputs:
+        return with_targets(getattr(torch.ops.adaftr_fast, name), *args)
+
+    return infonce_targets
+
+
 for _name in NAMES:
-    library.define(_name + SCHEMA)
-    torch.library.register_fake(f"adaftr_fast::{_name}", _fake, lib=library)
-    torch.library.register_autograd(
-        f"adaftr_fast::{_name}", _backward_of(_name), setup_context=_setup_context, lib=library
-    )
-library.impl("infonce", _reference, "CompositeExplicitAutograd")
-library.impl("infonce_reference", _reference, "CompositeExplicitAutograd")
+    define(_name, SCHEMA)
+    define(_name.replace("infonce", TARGETS), SCHEMA_OF_TARGETS)
+library.impl("infonce_targets", _with_targets("infonce"), "CompositeExplicitAutograd")
+library.impl("infonce_targets_reference", reference, "CompositeExplicitAutograd")
+library.impl("infonce_targets_triton", _with_targets("infonce_triton"), "CompositeExplicitAutograd")
+library.impl("infonce", reference, "CompositeExplicitAutograd")
+library.impl("infonce_reference", reference, "CompositeExplicitAutograd")
 library.impl("infonce_triton", _triton, "CompositeExplicitAutograd")
 if importlib.util.find_spec("triton") is not None:
     library.impl("infonce", _triton, "CUDA")

@@ -5,6 +5,14 @@
 
 Shapes: B rows (anchors a_r), N candidates b_j, d hidden width.
 
+With ``label_smoothing`` s or labels, the targets of a row are several candidates:
+
+    L_r  = logsumexp_j z_rj - sum_j q_rj z_rj
+    q_rj = (1 - s) [j in P_r] / |P_r| + s [j in C_r] / |C_r|
+
+where C_r are the candidates that are not excluded and P_r = {y_r}, or those of them that carry the row's label. A
+``margin`` m is subtracted from the similarity of the positive: z_{r, y_r} = (a_r . b_{y_r} - m) / tau_r.
+
 Candidate j is excluded from row r if j is not y_r and both carry the same group id, or a_r . b_j exceeds a_r . b_{y_r}
 by more than ``ignore_above``. Whether it is excluded counts as a constant in every derivative. A row whose positive is
 IGNORE has loss 0 and no gradient. The loss is computed as L_r = log(1 + sum_{j != y_r} exp(z_rj - z_{r, y_r})), which
@@ -37,6 +45,7 @@ def _similarities(
     row_group: Tensor | None,
     column_group: Tensor | None,
     ignore_above: float | None,
+    margin: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Computes z [B, N], the rows that are not ignored [B], their positives [B, 1] and the mask of negatives [B, N]."""
     if positive is None:
@@ -51,7 +60,24 @@ def _similarities(
         negative = negative & (row_group[:, None] != column_group[None, :])
     if ignore_above is not None and candidates.shape[0] > 0:
         negative = negative & ~(s > s.gather(1, target) + ignore_above)  # a NaN stays
+    if margin != 0 and candidates.shape[0] > 0:
+        z = z.scatter_add(1, target, torch.where(valid, -margin / tau, 0)[:, None])
     return z, valid, target, negative
+
+
+def _other_targets(
+    target: Tensor, negative: Tensor, label_smoothing: float, row_label: Tensor | None, column_label: Tensor | None
+) -> Tensor | None:
+    """Returns [j = y_r] - q_rj [B, N], which is not needed in the accurate terms of the positive; None for zeros."""
+    if label_smoothing == 0 and row_label is None:
+        return None
+    own = torch.zeros_like(negative).scatter(1, target, True)
+    candidate = negative | own
+    positive = own
+    if row_label is not None and column_label is not None:
+        positive = candidate & (row_label[:, None] == column_label)
+    shares = [x.double() / x.sum(1, keepdim=True).clamp(min=1) for x in (positive, candidate)]
+    return own.double() - (1 - label_smoothing) * shares[0] - label_smoothing * shares[1]
 
 
 def infonce_rows(
@@ -62,6 +88,10 @@ def infonce_rows(
     row_group: Tensor | None = None,  # [B] int64
     column_group: Tensor | None = None,  # [N] int64
     ignore_above: float | None = None,
+    margin: float = 0.0,
+    label_smoothing: float = 0.0,
+    row_label: Tensor | None = None,  # [B] int64; positive is then one of P_r
+    column_label: Tensor | None = None,  # [N] int64
 ) -> InfoNCERows:
     """Computes the loss and statistics of every row, differentiable in ``anchors``, ``candidates`` and ``tau``.
 
@@ -71,7 +101,7 @@ def infonce_rows(
         dL/dtau_r = -(a_r . dL/da_r) / tau_r
     """
     z, valid, target, negative = _similarities(
-        anchors, candidates, tau, positive, row_group, column_group, ignore_above
+        anchors, candidates, tau, positive, row_group, column_group, ignore_above, margin
     )
     if candidates.shape[0] == 0:  # then every row is ignored
         zeros = anchors.sum(1) * 0 + tau * 0
@@ -83,6 +113,9 @@ def infonce_rows(
     lse_negative = torch.where(negative, z, floor).logsumexp(1)  # [B], finite
     gap = torch.where(has_negative, lse_negative - z_positive, 0.0)
     loss = torch.where(has_negative & valid, torch.logaddexp(gap, torch.zeros_like(gap)), 0.0)
+    other = _other_targets(target, negative, label_smoothing, row_label, column_label)
+    if other is not None:
+        loss = loss + torch.where(valid[:, None] & (other != 0), other.to(z.dtype) * z, 0.0).sum(1)
 
     with torch.no_grad():
         lse = torch.where(has_negative, torch.logaddexp(lse_negative, z_positive), z_positive)
@@ -103,19 +136,26 @@ def infonce_gradients(
     row_group: Tensor | None = None,
     column_group: Tensor | None = None,
     ignore_above: float | None = None,
+    margin: float = 0.0,
+    label_smoothing: float = 0.0,
+    row_label: Tensor | None = None,
+    column_label: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the gradients of ``sum_r scale_r L_r`` in closed form: [B, d], [N, d], [B].
 
     The positive's entry of p - 1 is computed as minus the sum of the negatives' p, which stays accurate near p = 1.
     """
     z, valid, target, negative = _similarities(
-        anchors, candidates, tau, positive, row_group, column_group, ignore_above
+        anchors, candidates, tau, positive, row_group, column_group, ignore_above, margin
     )
     if candidates.shape[0] == 0:
         return torch.zeros_like(anchors), torch.zeros_like(candidates), torch.zeros_like(tau)
     p = torch.where(negative.scatter(1, target, True), z, -torch.inf).softmax(1)
     p_negative = torch.where(negative, p, 0)
     residual = p_negative.scatter(1, target, -p_negative.sum(1, keepdim=True))  # p - 1 at the positive
+    other = _other_targets(target, negative, label_smoothing, row_label, column_label)
+    if other is not None:
+        residual = residual + other.to(z.dtype)
     grad_scale = torch.where(valid, scale / tau, 0)  # [B]
     d_logits = residual * grad_scale[:, None]  # [B, N]
     anchors = torch.where(valid[:, None], anchors, 0)

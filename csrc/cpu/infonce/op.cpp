@@ -95,8 +95,8 @@ void check_values(const Tensor& tau, const OptionalTensor& positive, int64_t row
 template <class T>
 Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
             const OptionalTensor& positive, const OptionalTensor& row_group, const OptionalTensor& column_group,
-            std::optional<double> ignore_above, const Tensor& scale, bool need_d_anchors, bool need_d_candidates,
-            bool need_d_tau, bool need_stats) {
+            std::optional<double> ignore_above, double margin, const Tensor& scale, bool need_d_anchors,
+            bool need_d_candidates, bool need_d_tau, bool need_stats) {
   const int64_t rows = anchors.size(0), columns = candidates.size(0);
   check_values<T>(tau, positive, rows, columns);
   const auto options = anchors.options();
@@ -121,6 +121,7 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
                                   id_data(row_group),
                                   id_data(column_group),
                                   T(ignore_above.value_or(std::numeric_limits<double>::infinity())),
+                                  T(margin),
                                   scale.const_data_ptr<T>(),
                                   loss.mutable_data_ptr<T>(),
                                   lse.mutable_data_ptr<T>(),
@@ -145,7 +146,7 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
 Outputs infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
                 const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& scale,
                 bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
-                std::optional<double> ignore_above) {
+                std::optional<double> ignore_above, double margin) {
   check_arguments(anchors, candidates, tau, scale);
   TORCH_CHECK(row_group.has_value() == column_group.has_value(),
               "adaptive_infonce: row_group and column_group must be given together");
@@ -154,7 +155,7 @@ Outputs infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& t
   const auto go = dtype == at::kDouble ? run<double> : run<float>;
   return go(anchors.scalar_type(), widen(anchors), widen(candidates), widen(tau),
             ids("positive", positive, anchors.size(0)), ids("row_group", row_group, anchors.size(0)),
-            ids("column_group", column_group, candidates.size(0)), ignore_above, widen(scale), need_d_anchors,
+            ids("column_group", column_group, candidates.size(0)), ignore_above, margin, widen(scale), need_d_anchors,
             need_d_candidates, need_d_tau, need_stats);
 }
 

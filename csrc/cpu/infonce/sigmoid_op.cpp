@@ -73,6 +73,7 @@ Outputs run(const Tensor& anchors, const Tensor& candidates, T logit_scale, T lo
   problem.anchors = anchors.const_data_ptr<T>(), problem.candidates = candidates.const_data_ptr<T>();
   problem.positive = positive;
   problem.ignore_above = std::numeric_limits<T>::infinity();
+  problem.margin = 0;
   problem.loss = loss.mutable_data_ptr<T>();
   problem.d_anchors = need_d_anchors ? d_anchors.mutable_data_ptr<T>() : nullptr;
   problem.d_candidates = need_d_candidates ? d_candidates.mutable_data_ptr<T>() : nullptr;

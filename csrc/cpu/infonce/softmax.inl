@@ -45,10 +45,10 @@ constexpr int kCandidateBits = 40;  // candidates between 2^-40 and 2^40 need no
 // large they are.
 template <class T>
 struct RowState {
-  Vec<T> l, sum_pz;     // sums over the negatives, by lane, of p and of p z, with z = log2(p)
-  Vec<T> max_negative;  // the largest score of a negative, by lane
-  T m;                  // the score that p is relative to: at most max_offset below the largest so far
-  T positive_score;
+  Vec<T> l, sum_pz;                  // sums over the negatives, by lane, of p and of p z, with z = log2(p)
+  Vec<T> max_negative;               // the largest score of a negative, by lane
+  T m;                               // the score that p is relative to: at most max_offset below the largest so far
+  T positive_score;                  // less the margin
   T ignore_above;                    // a score above it is no negative's
   T softmax_scale_log2, max_offset;  // log2(e) / tau; kMaxOffset in units of the score
   double grad_scale;                 // once finished: scale / tau, beyond the range of float for an extreme tau
@@ -164,7 +164,7 @@ struct Sweep {
     if (positive == kIgnore) return clear(panels, s, step);
     const T old = state_r.m;
     if (const T* at = find(positive, p0, panels, s, step)) {
-      state_r.positive_score = *at;
+      state_r.positive_score = *at - q.margin;
       if (state_r.positive_score - state_r.m > state_r.max_offset) state_r.m = state_r.positive_score;
     }
     mask(row, positive, p0, panels, s, step);
@@ -314,14 +314,15 @@ struct Sweep {
     return state[r].grad_scale == 0 ? 0 : state[r].grad_scale * (state[r].inverse_l * double(exp2(-shift)));
   }
 
-  // d_anchors = grad_scale / l (acc - l_negative b_y), and with it d_tau = -(a . d_anchors) / tau, both from the
-  // gradient in double; grad_scale is 0 where the row is ignored or weighs nothing.
+  // d_anchors = grad_scale / l (acc - l_negative b_y), and with it d_tau = -(a . d_anchors) / tau plus the margin's
+  // term, both from the gradient in double; grad_scale is 0 where the row is ignored or weighs nothing.
   void finish_row_gradient(int64_t r, const T* acc) {
     const int64_t row = first + r;
     const double grad_scale = state[r].grad_scale, inverse_l = state[r].inverse_l,
                  unscale = 1 / double(candidate_power);
     const T *a = q.anchors + row * q.width, *b = q.candidates + at_least(positive_of(row), 0) * q.width;
     T* d = q.d_anchors + row * q.width;
+    const double margin = grad_scale * (double(positive_p[r]) * inverse_l) * q.margin;
     double dot[4] = {}, wide[kPanel<T>];  // four chains of sums
     for (int64_t k0 = 0; k0 < q.width; k0 += kPanel<T>, acc += task_rows * kPanel<T>) {
       const int64_t count = at_most(q.width - k0, kPanel<T>);
@@ -334,7 +335,7 @@ struct Sweep {
         for (int64_t k = 0; k < count; ++k) dot[k % 4] += a[k0 + k] * wide[k];
     }
     if (q.d_tau != nullptr)
-      q.d_tau[row] = grad_scale == 0 ? 0 : T(-((dot[0] + dot[1]) + (dot[2] + dot[3])) / q.tau[row]);
+      q.d_tau[row] = grad_scale == 0 ? 0 : T((margin - ((dot[0] + dot[1]) + (dot[2] + dot[3]))) / q.tau[row]);
   }
 
   void unpack_column_panel(int64_t p) {

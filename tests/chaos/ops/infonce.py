@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import adaftr_fast as af
-from adaftr_fast.ops.infonce.api import _append_bias, _reverse, _row_scale
+from adaftr_fast.ops.infonce.arguments import append_bias, reverse, row_scale
 from adaftr_fast.ops.infonce.reference import IGNORE, infonce_rows
 from tests.chaos.ops.inputs import assert_close, laid
 
@@ -118,7 +118,7 @@ def clear_margin(
     if "tau_kind" in options and len(a):
         tau = tau[0].expand(len(a))
     if "column_bias" in options:
-        a, b = _append_bias(a, b, tau, bias)
+        a, b = append_bias(a, b, tau, bias)
     y = arguments.get("positive_index", torch.arange(len(a)))
     valid, y = y != IGNORE, y.clamp(min=0)
     if not valid.any():
@@ -219,10 +219,10 @@ def conditions(
     positive, row_group = arguments.get("positive_index"), arguments.get("row_group")
     column_group = arguments.get("column_group", row_group)
     kept = weight if "weight" in options else None
-    scale = _row_scale(a, positive, kept, arguments.get("reduction", "mean"), None)
+    scale = row_scale(a, positive, kept, arguments.get("reduction", "mean"), None)
     scale = (scale if upstream is None else scale * upstream).abs()
     if "column_bias" in options:
-        a, b = _append_bias(a, b, tau, bias)
+        a, b = append_bias(a, b, tau, bias)
     margin = arguments.get("ignore_above")
     one = _direction(a, b, tau, positive, row_group, column_group, scale, options, dtype, margin)
     terms = {"loss": one["loss"], "h_ctr": one["a"], "h_cvr": one["b"], "tau": one["tau"]}
@@ -230,7 +230,7 @@ def conditions(
         terms |= {"h_ctr": one["a"][:, :-1], "h_cvr": one["b"][:, :-1], "tau": one["tau"] + one["a"][:, -1]}
         terms["column_bias"] = one["b"][:, -1]
     if options.get("symmetric"):
-        anchors, tau_r, group, own = _reverse(a, b, tau_column, positive, column_group)
+        anchors, tau_r, group, own = reverse(a, b, tau_column, positive, column_group)
         two = _direction(anchors, a, tau_r, own, group, row_group, scale, options, dtype)
         terms["loss"] = terms["loss"] + two["loss"]
         terms["h_ctr"] = terms["h_ctr"].max() + two["b"].max() if len(a) else terms["h_ctr"]
