@@ -255,7 +255,9 @@ def adaptive_infonce(
     pairs = symmetric or labels is None  # the positive, or the partner, of row r is candidate r by default
     check_row_options(h_ctr, h_cvr, positive_index, row_group, column_group, row_weight, column_bias, pairs)
     check_ignore_above(ignore_above)
-    check_targets(h_ctr, h_cvr, labels, label_smoothing, margin, positive_index, ignore_above, return_stats)
+    targets = labels is not None or label_smoothing != 0 or margin != 0
+    if targets:
+        check_targets(h_ctr, h_cvr, labels, label_smoothing, margin, positive_index, ignore_above, return_stats)
     if row_group is not None and column_group is None:
         column_group = row_group
     tau_row = expand_tau(tau_row, h_ctr, "tau")  # [B]
@@ -265,9 +267,8 @@ def adaptive_infonce(
         check_bias_is_finite(column_bias)
         h_ctr, h_cvr = append_bias(h_ctr, h_cvr, tau_row, column_bias)
 
-    settings = _Settings(
-        _op_of(backend, h_ctr, labels, label_smoothing), ignore_above, margin, label_smoothing, reduction
-    )
+    op = _op_of(backend, h_ctr, targets)
+    settings = _Settings(op, ignore_above, margin, label_smoothing, reduction)
     decisive = positive_index if labels is None else labels[0]  # IGNORE for rows without a loss
     batch = None
     if process_group is not None:
@@ -346,11 +347,11 @@ def _direction(
     op, ignore_above, margin, label_smoothing, reduction = settings
     with_gradients = torch.is_grad_enabled() and reduction != "none"
     positive = candidates.positive
-    targets: tuple[float, Tensor | None, Tensor | None] | tuple[()] = ()
+    targets: tuple[float, float, Tensor | None, Tensor | None] | tuple[()] = ()
     if labels is not None and candidates.label is not None:
         positive = choose_positive(labels[0], candidates.label, row_group, candidates.group)
-    if labels is not None or label_smoothing > 0:
-        targets = (label_smoothing, None if labels is None else labels[0], candidates.label)
+    if labels is not None or label_smoothing > 0 or margin > 0:
+        targets = (margin, label_smoothing, None if labels is None else labels[0], candidates.label)
     loss, row_loss, *stats = op(
         anchors,
         candidates.h,
@@ -364,15 +365,13 @@ def _direction(
         with_gradients and tau.requires_grad,
         return_stats,
         ignore_above,
-        margin,
         *targets,
     )[:6]
     result = row_loss * scale if reduction == "none" else loss
     return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None
 
 
-def _op_of(backend: str, h_ctr: Tensor, labels: Labels | None, label_smoothing: float) -> Callable[..., Any]:
-    targets = labels is not None or label_smoothing > 0
+def _op_of(backend: str, h_ctr: Tensor, targets: bool) -> Callable[..., Any]:
     name = op_name("adaptive_infonce", TARGETS if targets else "infonce", backend, h_ctr)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return lambda *args: FunctionalInfoNCE.apply(*args, name)

@@ -12,8 +12,9 @@ their small values; backward only multiplies them by the upstream scalar. A grad
 backward receives a gradient of ``row_loss`` (reduction="none"), it calls the op again with that gradient as the scale.
 
 The same schema is registered three times: ``infonce`` (the dispatcher selects C++ on CPU, Triton on CUDA and the
-reference elsewhere), ``infonce_reference`` and ``infonce_triton``. targets.py registers the ops for rows with several
-targets, which take three arguments more and share the autograd formulas.
+reference elsewhere), ``infonce_reference`` and ``infonce_triton``. The ops ``infonce_targets...`` take a margin and
+several targets besides, by targets.py, and share the autograd formulas. They are ops of their own because every
+argument of an op costs microseconds. ``infonce_margin`` is ``infonce`` with a margin and without autograd.
 """
 
 import importlib.util
@@ -30,16 +31,17 @@ from adaftr_fast.ops.library import library
 SCHEMA = (
     "(Tensor anchors, Tensor candidates, Tensor tau, Tensor? positive, Tensor? row_group, Tensor? column_group,"
     " Tensor scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,"
-    " float? ignore_above=None, float margin=0.0) -> (Tensor loss, Tensor row_loss, Tensor lse, Tensor positive_logit,"
-    " Tensor top1, Tensor entropy, Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
+    " float? ignore_above=None) -> (Tensor loss, Tensor row_loss, Tensor lse, Tensor positive_logit, Tensor top1,"
+    " Tensor entropy, Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
 )
-SCHEMA_OF_TARGETS = SCHEMA.replace(
-    "float margin=0.0", "float margin=0.0, float label_smoothing=0.0, Tensor? row_label=None, Tensor? column_label=None"
+SCHEMA_OF_MARGIN = SCHEMA.replace("ignore_above=None", "ignore_above=None, float margin=0.0")
+SCHEMA_OF_TARGETS = SCHEMA_OF_MARGIN.replace(
+    "margin=0.0", "margin=0.0, float label_smoothing=0.0, Tensor? row_label=None, Tensor? column_label=None"
 )
 NAMES = ("infonce", "infonce_reference", "infonce_triton")
 TARGETS = "infonce_targets"  # the prefix of the ops of targets.py
 Gradients = tuple[Tensor | None, ...]
-NO_TARGETS = (0.0, None, None)  # label_smoothing, row_label and column_label of the ops without them
+NO_TARGETS = (0.0, 0.0, None, None)  # margin, label_smoothing, row_label and column_label of the ops without them
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -101,8 +103,12 @@ def _check_values(tau: Tensor, positive: Tensor | None, num_candidates: int) -> 
 def _triton(*args: Any) -> Outputs:
     from adaftr_fast.kernels.infonce import infonce  # imports triton, which CPU users may not have installed
 
-    *without, margin = args if len(args) == 13 else (*args, 0.0)
-    return infonce(*without) if margin == 0 else with_margin(infonce, margin, *without)
+    outputs: Outputs = infonce(*args)
+    return outputs
+
+
+def _triton_with_margin(*args: Any) -> Outputs:
+    return with_margin(_triton, args[-1], *args[:-1])
 
 
 def fake(
@@ -191,8 +197,8 @@ class _Gradients(torch.autograd.Function):
             scale = inputs[6] * g_loss if g_loss is not None else torch.zeros_like(inputs[6])
             scale = scale if g_row_loss is None else scale + g_row_loss
             op = getattr(torch.ops.adaftr_fast, name)
-            targets = (numbers[2], row_label, column_label) if name.startswith(TARGETS) else ()
-            gradients, upstream = op(*inputs[:6], scale, *wanted, False, *numbers[:2], *targets)[6:], None
+            options = (*numbers, row_label, column_label) if name.startswith(TARGETS) else numbers[:1]
+            gradients, upstream = op(*inputs[:6], scale, *wanted, False, *options)[6:], None
         scaled = (g if upstream is None else g * upstream for g in gradients)
         cast = [g.to(x.dtype) if w else None for g, x, w in zip(scaled, inputs, wanted)]
         return (*cast, g_loss * row_loss if needs[3] and g_loss is not None else None)
@@ -275,23 +281,25 @@ def define(name: str, schema: str) -> None:
     torch.library.register_autograd(f"adaftr_fast::{name}", backward_of(name), setup_context=setup_context, lib=library)
 
 
-def _with_targets(name: str) -> Callable[..., Outputs]:
-    """Returns the implementation of the op with targets over op ``name``."""
+def _targets(*args: Any) -> Outputs:
+    return with_targets(torch.ops.adaftr_fast.infonce, torch.ops.adaftr_fast.infonce_margin, *args)
 
-    def infonce_targets(*args: Any) -> Outputs:
-        return with_targets(getattr(torch.ops.adaftr_fast, name), *args)
 
-    return infonce_targets
+def _triton_with_targets(*args: Any) -> Outputs:
+    return with_targets(_triton, _triton_with_margin, *args)
 
 
 for _name in NAMES:
     define(_name, SCHEMA)
     define(_name.replace("infonce", TARGETS), SCHEMA_OF_TARGETS)
-library.impl("infonce_targets", _with_targets("infonce"), "CompositeExplicitAutograd")
+library.impl("infonce_targets", _targets, "CompositeExplicitAutograd")
 library.impl("infonce_targets_reference", reference, "CompositeExplicitAutograd")
-library.impl("infonce_targets_triton", _with_targets("infonce_triton"), "CompositeExplicitAutograd")
+library.impl("infonce_targets_triton", _triton_with_targets, "CompositeExplicitAutograd")
+library.define("infonce_margin" + SCHEMA_OF_MARGIN)
+library.impl("infonce_margin", reference, "CompositeExplicitAutograd")
 library.impl("infonce", reference, "CompositeExplicitAutograd")
 library.impl("infonce_reference", reference, "CompositeExplicitAutograd")
 library.impl("infonce_triton", _triton, "CompositeExplicitAutograd")
 if importlib.util.find_spec("triton") is not None:
     library.impl("infonce", _triton, "CUDA")
+    library.impl("infonce_margin", _triton_with_margin, "CUDA")

@@ -181,6 +181,7 @@ def _spread(
 
 def with_targets(
     op: Callable[..., Outputs],
+    op_with_margin: Callable[..., Outputs],
     anchors: Tensor,
     candidates: Tensor,
     tau: Tensor,
@@ -198,14 +199,15 @@ def with_targets(
     row_label: Tensor | None = None,
     column_label: Tensor | None = None,
 ) -> Outputs:
-    """Calls ``op``, one of NAMES in op.py, and adds what the other targets change in the loss and its gradients."""
+    """Calls an op of the arguments of ``infonce``, and adds what the other targets change in the loss and gradients."""
     if row_label is not None and positive is not None and anchors.device.type == "cpu":
         check_positives(positive)
     needs = (need_d_anchors, need_d_candidates, need_d_tau)
     masks = (positive, row_group, column_group)
-    outputs = op(anchors, candidates, tau, *masks, scale, *needs, need_stats, ignore_above, margin)
+    inputs = (anchors, candidates, tau, *masks, scale, *needs, need_stats, ignore_above)
+    outputs = op(*inputs) if margin == 0 else op_with_margin(*inputs, margin)
     columns = len(candidates)
-    if columns == 0:  # then every row is ignored
+    if columns == 0 or (label_smoothing == 0 and row_label is None):  # columns == 0: every row is ignored
         return outputs
     positive = torch.arange(len(anchors), device=anchors.device) if positive is None else positive
     valid, target = positive != IGNORE, positive.clamp(0, columns - 1)
@@ -231,7 +233,7 @@ def with_targets(
 
 
 def with_margin(op: Callable[..., Outputs], margin: float, *arguments: Any) -> Outputs:
-    """Calls ``op``, which has no margin, with the arguments of NAMES in op.py before it; with gradients, twice.
+    """Calls ``op``, which has no margin, with the arguments of ``infonce``; with gradients, twice.
 
     The margin multiplies the negatives' part of the softmax against the positive's, exp(L) - 1, by exp(margin / tau).
 

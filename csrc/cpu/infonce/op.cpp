@@ -143,10 +143,11 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
   return {(loss * scale).sum(), loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
 }
 
-Outputs infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
-                const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& scale,
-                bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
-                std::optional<double> ignore_above, double margin) {
+Outputs infonce_margin(const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
+                       const OptionalTensor& positive, const OptionalTensor& row_group,
+                       const OptionalTensor& column_group, const Tensor& scale, bool need_d_anchors,
+                       bool need_d_candidates, bool need_d_tau, bool need_stats, std::optional<double> ignore_above,
+                       double margin) {
   check_arguments(anchors, candidates, tau, scale);
   TORCH_CHECK(row_group.has_value() == column_group.has_value(),
               "adaptive_infonce: row_group and column_group must be given together");
@@ -159,8 +160,19 @@ Outputs infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& t
             need_d_candidates, need_d_tau, need_stats);
 }
 
+Outputs infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
+                const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& scale,
+                bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
+                std::optional<double> ignore_above) {
+  return infonce_margin(anchors, candidates, tau, positive, row_group, column_group, scale, need_d_anchors,
+                        need_d_candidates, need_d_tau, need_stats, ignore_above, 0);
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) { m.impl("infonce", infonce); }
+TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
+  m.impl("infonce", infonce);
+  m.impl("infonce_margin", infonce_margin);
+}
 
 }  // namespace adaftr_fast
