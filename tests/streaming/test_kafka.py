@@ -3,6 +3,7 @@
 import importlib
 import json
 import signal
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -95,8 +96,15 @@ def test_a_new_process_goes_on_after_the_last_chunk_and_commits_it(producer, sou
     assert sorted((row["n"], row["of"]) for row in found) == [(n, of) for n in range(3) for of in (0, 2)]
     unfinished = read(source(rows=4, seconds=60))  # of a process that knows of no finished chunk
     assert sum(unfinished.position["offsets"].values()) == 4
-    committed = rest._consumer.committed([kafka.TopicPartition(TOPIC, n) for n in range(4)], timeout=10)
-    assert {str(each.partition): each.offset for each in committed if each.offset >= 0} == first.position["offsets"]
+    end = time.monotonic() + 60  # the commit is asynchronous
+    while committed(rest) != first.position["offsets"] and time.monotonic() < end:
+        time.sleep(0.1)
+    assert committed(rest) == first.position["offsets"]
+
+
+def committed(topic):
+    found = topic._consumer.committed([kafka.TopicPartition(TOPIC, n) for n in range(4)], timeout=10)
+    return {str(each.partition): each.offset for each in found if each.offset >= 0}
 
 
 def test_a_chunk_arrived_when_its_last_row_was_written(producer, source):
