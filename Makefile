@@ -39,7 +39,7 @@ build: $(EXTENSION)
 test: lint pytest
 
 pytest: $(EXTENSION)
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	$(BIN)/python -m pytest -n 2 --ignore tests/ray $(TESTS)
 
 # Tables across ranks by TorchRec, an optional back end.
 test-torchrec: $(TORCHREC)
