@@ -154,7 +154,10 @@ def contestants(optimizer: str) -> dict[str, Make]:
     found: dict[str, Make] = {"adaftr_fast": ours}
     if optimizer != "RowwiseAdagrad":
         found["nn.Embedding + torch.optim"] = concatenated
-    if importlib.util.find_spec("fbgemm_gpu") and optimizer != "Adam":
+    has_optimizer = optimizer != "Adam" and (
+        optimizer != "LazyAdam" or torch.cuda.is_available()
+    )  # its Adam needs CUDA
+    if importlib.util.find_spec("fbgemm_gpu") and has_optimizer:
         found["FBGEMM"] = fbgemm
     return found
 
