@@ -289,6 +289,28 @@ def _triton_with_targets(*args: Any) -> Outputs:
     return with_targets(_triton, _triton_with_margin, *args)
 
 
+def _gradients(
+    needs: list[bool],
+    computed: list[bool],
+    ignore_above: float | None,
+    g_loss: Tensor | None,
+    g_row_loss: Tensor | None,
+    saved: list[Tensor | None],
+) -> Gradients:
+    """Computes the gradients for csrc/cpu/infonce/autograd where they are not those of the forward pass."""
+    gradients = _Gradients.apply if torch.is_grad_enabled() else _Gradients.forward
+    numbers = (ignore_above, *NO_TARGETS[:2])
+    found: Gradients = gradients(
+        "infonce", tuple(needs), tuple(computed), numbers, g_loss, g_row_loss, *saved[:7], *NO_TARGETS[2:], *saved[7:]
+    )
+    return found
+
+
+library.define(
+    "infonce_gradients(bool[] needs, bool[] computed, float? ignore_above, Tensor? g_loss, Tensor? g_row_loss,"
+    " Tensor?[] saved) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+library.impl("infonce_gradients", _gradients, "CompositeImplicitAutograd")
 for _name in NAMES:
     define(_name, SCHEMA)
     define(_name.replace("infonce", TARGETS), SCHEMA_OF_TARGETS)

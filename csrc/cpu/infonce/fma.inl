@@ -50,11 +50,9 @@ struct FmaSweep : BaseOfLoss {
   void pack_column_panel(int64_t p) {
     const int64_t j0 = p * kPanel<T>, count = at_most(q.columns - j0, kPanel<T>);
     T* out = candidates_transposed + p * q.width * kPanel<T>;
-    for (int64_t k = 0; k < q.width; ++k, out += kPanel<T>) {
-      const T* in = q.candidates + j0 * q.width + k;
-      for (int64_t j = 0; j < count; ++j) out[j] = in[j * q.width];
-      for (int64_t j = count; j < kPanel<T>; ++j) out[j] = 0;
-    }
+    if (count < kPanel<T>)
+      for (int64_t i = 0; i < q.width * kPanel<T>; ++i) out[i] = 0;
+    transpose<T>(q.candidates + j0 * q.width, q.width, count, q.width, out, kPanel<T>);
     if (need_d_anchors)
       copy_to_panels(q.candidates + j0 * q.width, count, candidate_panels + j0 * kPanel<T>, q.columns, candidate_power);
   }
@@ -65,7 +63,12 @@ struct FmaSweep : BaseOfLoss {
       const int64_t k0 = w * kPanel<T>, count = at_most(q.width - k0, kPanel<T>);
       for (int64_t r = 0; r < rows; ++r) {
         T* to = out + (w * height + r) * kPanel<T>;
-        for (int64_t k = 0; k < count; ++k) to[k] = factor * in[r * q.width + k0 + k];
+        const T* from = in + r * q.width + k0;
+        if (count == kPanel<T>) {
+          for (int64_t k = 0; k < kPanel<T>; ++k) to[k] = factor * from[k];
+          continue;
+        }
+        for (int64_t k = 0; k < count; ++k) to[k] = factor * from[k];
         for (int64_t k = count; k < kPanel<T>; ++k) to[k] = 0;
       }
     }
@@ -143,8 +146,16 @@ struct FmaSweep : BaseOfLoss {
   void scale_into_strips(int64_t r, double factor) {
     for (int64_t i = 0; i < width_tiles; ++i) {
       const int64_t k0 = tile_begin(q.width, i), k1 = tile_begin(q.width, i + 1);
+      const T* from = q.anchors + (first + r) * q.width + k0;
       T* to = scaled_anchors + (i * block_m + r) * kStrip;
-      for (int64_t k = k0; k < k1; ++k) to[k - k0] = factor == 0 ? 0 : T(factor * q.anchors[(first + r) * q.width + k]);
+      // Whole strips where the row goes on: no tile reads what lies beyond k1, and a constant length is faster.
+      const int64_t count = k0 + kStrip <= q.width ? kStrip : k1 - k0;
+      if (factor == 0)
+        for (int64_t k = 0; k < kStrip; ++k) to[k] = 0;
+      else if (count == kStrip)
+        for (int64_t k = 0; k < kStrip; ++k) to[k] = T(factor * from[k]);
+      else
+        for (int64_t k = 0; k < count; ++k) to[k] = T(factor * from[k]);
     }
   }
 

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "cpu/infonce/kernels.h"
+#include "cpu/runtime/caching_allocator.h"
 #include "cpu/runtime/dispatch.h"
 
 namespace adaftr_fast {
@@ -102,7 +103,7 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
   const auto options = anchors.options();
   const auto maybe = [&](bool needed, at::IntArrayRef shape) {
     constexpr int64_t none = 0;
-    return at::empty(needed ? shape : at::IntArrayRef(none), options);
+    return cached_empty(needed ? shape : at::IntArrayRef(none), options);
   };
   Tensor loss = at::empty({rows}, options), lse = at::empty({rows}, options), logit = at::empty({rows}, options);
   Tensor top1 = at::empty({need_stats ? rows : 0}, options.dtype(at::kBool)), entropy = maybe(need_stats, {rows});
@@ -137,7 +138,7 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
     const auto kernel = kernel_for<T>(inputs);
     const int64_t threads = thread_count();
     const auto bytes = static_cast<int64_t>(kernel.workspace_bytes(problem, threads));
-    Tensor workspace = at::empty({bytes}, options.dtype(at::kByte));
+    Tensor workspace = cached_empty({bytes}, options.dtype(at::kByte));
     kernel.run(problem, workspace.mutable_data_ptr(), threads);
   }
   return {(loss * scale).sum(), loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};

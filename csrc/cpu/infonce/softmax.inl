@@ -32,6 +32,7 @@
 
 #include "cpu/simd/arena.inl"
 #include "cpu/simd/gemm.inl"
+#include "cpu/simd/transpose.inl"
 
 // Rows x columns of a block, if that leaves each thread some 64 rows. Against eight times as much, 1,024 rows alone
 // take as long, but training steps 0.93 of the time, as tables stay in cache, and 4,096 rows 0.92 (float32, Zen 5).
@@ -177,7 +178,10 @@ struct Sweep {
     if (any_above<T>(state_r.max_negative - state_r.m, state_r.max_offset))
       state_r.m = horizontal_max<T>(state_r.max_negative);
     if (state_r.m > old) rescale_acc(state_r, old, p0 > 0 ? acc : nullptr);
-    exponentials<kStoreProbs>(state_r, panels, s, step);
+    if (need_sum_pz)
+      exponentials<kStoreProbs, true>(state_r, panels, s, step);
+    else
+      exponentials<kStoreProbs, false>(state_r, panels, s, step);
   }
 
   static void clear(int64_t panels, T* s, int64_t step) {
@@ -221,8 +225,8 @@ struct Sweep {
       }
   }
 
-  template <bool kStoreProbs>
-  void exponentials(RowState<T>& state_r, int64_t panels, T* s, int64_t step) {
+  template <bool kStoreProbs, bool kSumPz>
+  static void exponentials(RowState<T>& state_r, int64_t panels, T* s, int64_t step) {
     const T m = state_r.m == -T(__builtin_inff()) ? 0 : state_r.m;  // all masked so far
     const T softmax_scale_log2 = state_r.softmax_scale_log2;
     Vec<T> l[4] = {state_r.l}, sum_pz[4] = {state_r.sum_pz};
@@ -231,7 +235,7 @@ struct Sweep {
       const Vec<T> x = exp2_of<T>(z);
       if (kStoreProbs) store<T>(at, x);
       l[i] += x;
-      if (need_sum_pz) sum_pz[i] += x == 0 ? Vec<T>{} : x * z;
+      if (kSumPz) sum_pz[i] += x == 0 ? Vec<T>{} : x * z;
     });
     state_r.l = (l[0] + l[1]) + (l[2] + l[3]);
     state_r.sum_pz = (sum_pz[0] + sum_pz[1]) + (sum_pz[2] + sum_pz[3]);
@@ -323,16 +327,24 @@ struct Sweep {
     const T *a = q.anchors + row * q.width, *b = q.candidates + at_least(positive_of(row), 0) * q.width;
     T* d = q.d_anchors + row * q.width;
     const double margin = grad_scale * (double(positive_p[r]) * inverse_l) * q.margin;
-    double dot[4] = {}, wide[kPanel<T>];  // four chains of sums
-    for (int64_t k0 = 0; k0 < q.width; k0 += kPanel<T>, acc += task_rows * kPanel<T>) {
-      const int64_t count = at_most(q.width - k0, kPanel<T>);
-      for (int64_t k = 0; k < count; ++k) {
-        const double o = acc[k] + double(positive_p[r]) * (b[k0 + k] * candidate_power);
-        wide[k] = grad_scale == 0 ? 0 : grad_scale * (o * inverse_l) * unscale;
-        d[k0 + k] = T(wide[k]);
-      }
-      if (q.d_tau != nullptr)
-        for (int64_t k = 0; k < count; ++k) dot[k % 4] += a[k0 + k] * wide[k];
+    double dot[4] = {};  // four chains of sums
+    const auto whole_panel = [&](const T* a_k, const T* b_k, const T* acc_k, T* d_k) {
+      for (int64_t k = 0; k < kPanel<T>; k += 4)
+        for (int64_t i = 0; i < 4; ++i) {
+          const double o = acc_k[k + i] + double(positive_p[r]) * (b_k[k + i] * candidate_power);
+          const double wide = grad_scale == 0 ? 0 : grad_scale * (o * inverse_l) * unscale;
+          d_k[k + i] = T(wide);
+          dot[i] += a_k[k + i] * wide;
+        }
+    };
+    int64_t k0 = 0;
+    for (; k0 + kPanel<T> <= q.width; k0 += kPanel<T>, acc += task_rows * kPanel<T>)
+      whole_panel(a + k0, b + k0, acc, d + k0);
+    if (const int64_t count = q.width - k0; count > 0) {
+      T padded[4][kPanel<T>] = {};
+      for (int64_t k = 0; k < count; ++k) padded[0][k] = a[k0 + k], padded[1][k] = b[k0 + k], padded[2][k] = acc[k];
+      whole_panel(padded[0], padded[1], padded[2], padded[3]);
+      for (int64_t k = 0; k < count; ++k) d[k0 + k] = padded[3][k];
     }
     if (q.d_tau != nullptr)
       q.d_tau[row] = grad_scale == 0 ? 0 : T((margin - ((dot[0] + dot[1]) + (dot[2] + dot[3]))) / q.tau[row]);
@@ -341,8 +353,7 @@ struct Sweep {
   void unpack_column_panel(int64_t p) {
     const int64_t j0 = p * kPanel<T>, count = at_most(q.columns - j0, kPanel<T>);
     const T* in = d_candidates + p * d_padded * kPanel<T>;
-    for (int64_t j = 0; j < count; ++j)
-      for (int64_t k = 0; k < q.width; ++k) q.d_candidates[(j0 + j) * q.width + k] = in[k * kPanel<T> + j];
+    transpose<T>(in, kPanel<T>, q.width, count, q.d_candidates + j0 * q.width, q.width);
   }
 };
 
@@ -381,11 +392,13 @@ void over_panels(S& sweep, Body body) {
 template <class S>
 void run_sweep(const typename S::Problem& problem, void* workspace, int64_t threads) {
   S sweep(problem, threads, static_cast<char*>(workspace));
-  if (sweep.need_d_anchors) {
-    over_panels(sweep, [](S& s, int64_t p) { s.measure_column_panel(p); });
-    sweep.choose_candidate_power();
-  }
-  over_panels(sweep, [](S& s, int64_t p) { s.pack_column_panel(p); });
+  over_panels(sweep, [](S& s, int64_t p) {
+    if (s.need_d_anchors) s.measure_column_panel(p);
+    s.pack_column_panel(p);
+  });
+  if (sweep.need_d_anchors) sweep.choose_candidate_power();
+  if (sweep.candidate_power != 1)
+    over_panels(sweep, [](S& s, int64_t p) { s.pack_column_panel(p); });  // extreme inputs
   for (int64_t first = 0; first < problem.rows; first += sweep.block_m) {
     sweep.first = first;
     sweep.height = at_most(problem.rows - first, sweep.block_m);

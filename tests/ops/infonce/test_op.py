@@ -42,6 +42,20 @@ def test_inputs_computed_from_one_another(create_graph):
         torch.testing.assert_close(found, torch.autograd.grad(expected, a, retain_graph=True)[0])
 
 
+@pytest.mark.parametrize("given", [(), ("positive_index",), ("positive_index", "row_group", "column_group")])
+def test_each_gradient_alone_beside_optional_arguments(given):
+    a, b, tau = (t.requires_grad_() for t in inputs(9, 11, 4))
+    options = {name: masks(9, 11)[name] for name in given}
+    weight = masks(9, 11)["row_weight"].requires_grad_()
+
+    def gradients(backend):
+        loss = af.adaptive_infonce(a, b, tau, row_weight=weight, reduction="sum", backend=backend, **options)
+        return [torch.autograd.grad(loss, x, retain_graph=True)[0] for x in (weight, a, b, tau, a)]
+
+    for x, y in zip(gradients("auto"), gradients("reference")):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("needs", [(True, True, True), (True, False, False), (False, True, True)])
 def test_opcheck(needs):
     a, b, tau = (t.requires_grad_(n) for t, n in zip(inputs(9, 11, 4), needs))
