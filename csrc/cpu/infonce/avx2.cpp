@@ -1,11 +1,12 @@
 // Adaptive InfoNCE for AVX2.
-#include "cpu/infonce/kernels.h"
+#include "cpu/infonce/limits/limits.h"
 
 #if defined(__x86_64__)
 #include "cpu/simd/targets/avx2.inl"
 
 namespace adaftr_fast::avx2 {
 #include "cpu/infonce/fma.inl"
+#include "cpu/infonce/limits/fma.inl"
 }  // namespace adaftr_fast::avx2
 
 #include "cpu/simd/targets/end.inl"

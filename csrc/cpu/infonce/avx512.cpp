@@ -1,11 +1,12 @@
 // Adaptive InfoNCE for AVX-512.
-#include "cpu/infonce/kernels.h"
+#include "cpu/infonce/limits/limits.h"
 
 #if defined(__x86_64__)
 #include "cpu/simd/targets/avx512.inl"
 
 namespace adaftr_fast::avx512 {
 #include "cpu/infonce/fma.inl"
+#include "cpu/infonce/limits/fma.inl"
 }  // namespace adaftr_fast::avx512
 
 #include "cpu/simd/targets/end.inl"

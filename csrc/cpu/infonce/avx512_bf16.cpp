@@ -1,5 +1,5 @@
 // Adaptive InfoNCE by products of bfloat16, for AVX512-BF16.
-#include "cpu/infonce/kernels.h"
+#include "cpu/infonce/limits/limits.h"
 
 #if defined(__x86_64__)
 #include "cpu/simd/targets/avx512_bf16.inl"
@@ -7,6 +7,7 @@
 namespace adaftr_fast::avx512_bf16 {
 #include "cpu/infonce/bf16_recomputed.inl"
 #include "cpu/infonce/bf16_stored.inl"
+#include "cpu/infonce/limits/bf16.inl"
 
 // With more columns than this P comes from far away, and computing it again takes no longer.
 constexpr int64_t kMaxStoredColumns = 2048;
@@ -23,6 +24,14 @@ void run_infonce_bf16(const InfoNCEProblem<float>& problem, void* workspace, int
 
 constinit const InfoNCEKernels kInfoNCE = {
     .f32 = {}, .f64 = {}, .bf16 = {bf16_workspace_bytes, run_infonce_bf16}, .bf16x2 = {}};
+
+int64_t bf16_from_cache(Part part, const InfoNCEProblem<float>& problem, int64_t threads, float* operands) {
+  using StoredFromCache = Bf16FromCache<StoredSweep, 1, StoredSweep::kBlockPanels>;
+  const bool stores = problem.columns <= kMaxStoredColumns;
+  return (stores ? StoredFromCache::run : RecomputedFromCache::run)(part, problem, threads, operands);
+}
+
+constinit const LimitKernels kLimits = {.f32 = nullptr, .bf16 = bf16_from_cache};
 }  // namespace adaftr_fast::avx512_bf16
 
 #include "cpu/simd/targets/end.inl"

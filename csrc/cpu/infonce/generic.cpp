@@ -1,8 +1,9 @@
 // Adaptive InfoNCE for any CPU.
 #include "cpu/simd/targets/generic.inl"
 
-#include "cpu/infonce/kernels.h"
+#include "cpu/infonce/limits/limits.h"
 
 namespace adaftr_fast::generic {
 #include "cpu/infonce/fma.inl"
+#include "cpu/infonce/limits/fma.inl"
 }  // namespace adaftr_fast::generic
