@@ -34,8 +34,11 @@ struct MlpLayer {
   T* d_weight;      // [out, in]
   T* d_bias;        // [out]
   // Set by the kernel:
-  void* packed;  // weight, as factors in panels
-  T* d_packed;   // per thread, d_weight in panels [in panels][out][panel] and d_bias [out panels][panel]
+  void* packed;          // weight, as factors in panels
+  int64_t packed_depth;  // factors from one panel of `packed` to the next
+  int64_t columns;       // numbers of a panel of `packed` that are this layer's, down
+  int64_t first_column;  // where they begin, below other first layers that read the same input
+  T* d_packed;           // per thread, d_weight in panels [in panels][out][panel] and d_bias [out panels][panel]
 };
 
 // Layers in sequence, the first of which reads an input.

@@ -19,6 +19,8 @@ template <class T, class F>
 struct Mlp {
   static constexpr int kColumns = kPanel<F> * kDepth<F>;      // of a panel of factors along
   static constexpr int kBlockDepth = kBlockRows / kDepth<F>;  // of a panel of factors down
+  // Of a panel of packed weights, half of an L1 cache of 32 KB: it stays there while the rows of a block pass.
+  static constexpr int64_t kSliceDepth = (1 << 14) / (kPanel<F> * sizeof(F));
   const MlpProblem<T>& q;
   int64_t tasks, blocks;
   int64_t buffer_elements, share;  // of one of a thread's buffers; of a thread's share of all d_packed
@@ -27,8 +29,7 @@ struct Mlp {
   F* factors;
 
   // A thread's buffers.
-  enum SumBuffer { kProduct, kInputGradient, kSumBuffers };
-  enum FactorBuffer { kInput, kHidden, kGradient, kGradientDown, kFactorBuffers };
+  enum FactorBuffer { kInput, kHidden, kGradient, kFirstGradients, kGradientDown, kFactorBuffers };
 
   Mlp(const MlpProblem<T>& problem, bool backward, int64_t threads, char* base) : q(problem), arena{base} {
     blocks = ceil_div(q.rows, kBlockRows);
@@ -37,17 +38,15 @@ struct Mlp {
     for (int64_t i = 0; i < q.inputs; ++i) widest = at_least(widest, q.input[i].width);
     share = 0;
     for (int64_t l = 0; l < q.layers; ++l) {
-      MlpLayer<T>& layer = q.layer[l];
-      widest = at_least(widest, layer.out);
-      F* packed;
-      arena.take(backward ? panels_of<T>(layer.in) * packed_depth(layer.out) * kPanel<F>
-                          : panels_of<T>(layer.out) * packed_depth(layer.in) * kPanel<F>,
-                 packed);
-      layer.packed = packed;
-      share += d_weight_elements(layer) + panels_of<T>(layer.out) * kPanel<T>;
+      widest = at_least(widest, q.layer[l].out);
+      share += d_weight_elements(q.layer[l]) + panels_of<T>(q.layer[l].out) * kPanel<T>;
     }
+    if (backward)
+      widest = at_least(widest, place_rows());
+    else
+      for (int64_t l = 0; l < q.layers; ++l) place_alone(q.layer[l], q.layer[l].out, q.layer[l].in);
     buffer_elements = ceil_div(widest, kColumns) * kColumns * kBlockRows;
-    arena.take(tasks * kSumBuffers * buffer_elements, sums);
+    arena.take(tasks * buffer_elements, sums);
     arena.take(tasks * kFactorBuffers * buffer_elements / kDepth<F>, factors);
     arena.take(backward ? tasks * share : 0, shares);
     int64_t used = 0;
@@ -57,13 +56,53 @@ struct Mlp {
     }
   }
 
+  // Packed weights of one layer: `depth` numbers down.
+  void place_alone(MlpLayer<T>& layer, int64_t width, int64_t depth) {
+    F* packed;
+    layer.packed_depth = packed_depth(depth);
+    arena.take(panels_of<T>(width) * layer.packed_depth * kPanel<F>, packed);
+    layer.packed = packed;
+    layer.columns = layer.packed_depth * kDepth<F>;
+    layer.first_column = 0;
+  }
+
+  // Packed weights of the backward. The first layers that read one input stand below one another, so that the input's
+  // gradient is one product with the gradients of all their sums, side by side. Returns the greatest number of those.
+  int64_t place_rows() {
+    int64_t widest = 0;
+    for (int64_t i = 0; i < q.inputs; ++i) {
+      int64_t columns = 0;
+      MlpLayer<T>* before = nullptr;
+      for (int64_t s = 0; s < q.stacks; ++s) {
+        if (q.stack[s].input != i) continue;
+        MlpLayer<T>& layer = q.layer[q.stack[s].first_layer];
+        layer.first_column = ceil_div(columns, kColumns) * kColumns;
+        if (before != nullptr) before->columns = layer.first_column - before->first_column;
+        layer.columns = packed_depth(layer.out) * kDepth<F>;
+        columns = layer.first_column + layer.columns;
+        before = &layer;
+      }
+      F* packed;
+      arena.take(panels_of<T>(q.input[i].width) * packed_depth(columns) * kPanel<F>, packed);
+      for (int64_t s = 0; s < q.stacks; ++s) {
+        if (q.stack[s].input != i) continue;
+        MlpLayer<T>& layer = q.layer[q.stack[s].first_layer];
+        layer.packed = packed + layer.first_column / kDepth<F> * kPanel<F>;
+        layer.packed_depth = packed_depth(columns);
+        for (int64_t d = 1; d < q.stack[s].depth; ++d) place_alone((&layer)[d], (&layer)[d].in, (&layer)[d].out);
+      }
+      widest = at_least(widest, columns);
+    }
+    return widest;
+  }
+
   static int64_t depth_of(int64_t count) { return ceil_div(count, kDepth<F>); }
   // Of packed weights: what is beyond the depth is written a vector at a time, and not read.
   static int64_t packed_depth(int64_t count) { return ceil_div(count, kLanes<T>) * (kLanes<T> / kDepth<F>); }
   static int64_t d_weight_elements(const MlpLayer<T>& layer) { return panels_of<T>(layer.in) * layer.out * kPanel<T>; }
   T* d_weight_of(const MlpLayer<T>& layer, int64_t task) { return layer.d_packed + task * share; }
   T* d_bias_of(const MlpLayer<T>& layer, int64_t task) { return d_weight_of(layer, task) + d_weight_elements(layer); }
-  T* buffer(int64_t task, SumBuffer which) { return sums + (task * kSumBuffers + which) * buffer_elements; }
+  T* product_of(int64_t task) { return sums + task * buffer_elements; }
   F* buffer(int64_t task, FactorBuffer which) {
     return factors + (task * kFactorBuffers + which) * buffer_elements / kDepth<F>;
   }
@@ -116,9 +155,9 @@ struct Mlp {
     }
   }
 
-  // packed: [out panels][packed_depth(in)][kPanel], W^T
+  // packed: [out panels][packed_depth][kPanel], W^T
   void pack_transposed(const MlpLayer<T>& layer, int64_t p) {
-    F* to = static_cast<F*>(layer.packed) + p * packed_depth(layer.in) * kPanel<F>;
+    F* to = static_cast<F*>(layer.packed) + p * layer.packed_depth * kPanel<F>;
     for (int64_t j = 0; j < kPanel<F>; ++j)
       for (int64_t k = 0; k < layer.in; k += kLanes<T>) {
         constexpr int kFactors = kLanes<T> / kDepth<F>;
@@ -128,10 +167,10 @@ struct Mlp {
       }
   }
 
-  // packed: [in panels][packed_depth(out)][kPanel], W
+  // packed: [in panels][packed_depth][kPanel], W, and zeros up to `columns`
   void pack_rows(const MlpLayer<T>& layer, int64_t p) {
-    F* to = static_cast<F*>(layer.packed) + p * packed_depth(layer.out) * kPanel<F>;
-    for (int64_t o = 0; o < layer.out; o += kDepth<F>, to += kPanel<F>)
+    F* to = static_cast<F*>(layer.packed) + p * layer.packed_depth * kPanel<F>;
+    for (int64_t o = 0; o < layer.columns; o += kDepth<F>, to += kPanel<F>)
 #pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) {
         Vec<T> rows[kDepth<F>];
@@ -169,51 +208,58 @@ struct Mlp {
     }
   }
 
-  static void write_block(T* block, int64_t row, int64_t rows, int64_t width, Rows to) {
-    for (int64_t k = 0; k < width; k += kLanes<T>) {
-      const T* from = column(block, k);
-      for (int64_t r = 0; r < rows; ++r) write<T>(to, (row + r) * width + k, width - k, load(from + r * kPanel<T>));
+  // The panel that begins at column k.
+  static void write_panel(const T* panel, int64_t k, int64_t row, int64_t rows, int64_t width, Rows to) {
+    for (const int64_t end = at_most(k + kPanel<T>, width); k < end; k += kLanes<T>, panel += kLanes<T>)
+      for (int64_t r = 0; r < rows; ++r) write<T>(to, (row + r) * width + k, width - k, load(panel + r * kPanel<T>));
+  }
+
+  // c = a B for a block: a along, [rows][depth numbers]; b: [panels of c][packed_depth(depth)][kPanel]. The panels of c
+  // stand c_stride apart; done(panel, k) is told when that from column k on is complete, and still in L1.
+  template <class Done>
+  static void multiply_block(int64_t rows, int64_t depth, int64_t width, const F* a, const void* b, T* c,
+                             int64_t c_stride, Done done) {
+    const int64_t factors = depth_of(depth);
+    for (int64_t p = 0; p < panels_of<T>(width); ++p, c += c_stride) {
+      const F* panel = static_cast<const F*>(b) + p * packed_depth(depth) * kPanel<F>;
+      for (int64_t k = 0; k < factors; k += kSliceDepth)
+        for (int64_t i = 0; i < tiles_of(rows); ++i) {
+          const int64_t r0 = tile_begin(rows, i), r1 = tile_begin(rows, i + 1);
+          tile_for<F, 0>(r1 - r0, width - p * kPanel<T>)({at_most(factors - k, kSliceDepth),
+                                                          a + k * kBlockRows + r0 * kPanel<F>, kBlockRows * kPanel<F>,
+                                                          panel + k * kPanel<F>, c + r0 * kPanel<T>, k > 0});
+        }
+      done(c, p * kPanel<T>);
     }
   }
 
-  // c (+)= a B for a block: a along, [rows][depth numbers]; b: [panels of c][packed_depth(depth)][kPanel].
-  static void multiply_block(int64_t rows, int64_t depth, int64_t width, const F* a, const void* b, T* c,
-                             bool accumulate) {
-    for (int64_t p = 0; p < panels_of<T>(width); ++p)
-      for (int64_t i = 0; i < tiles_of(rows); ++i) {
-        const int64_t r0 = tile_begin(rows, i), r1 = tile_begin(rows, i + 1);
-        tile_for<F, 0>(r1 - r0, width - p * kPanel<T>)({depth_of(depth), a + r0 * kPanel<F>, kBlockRows * kPanel<F>,
-                                                        static_cast<const F*>(b) + p * packed_depth(depth) * kPanel<F>,
-                                                        c + (p * kBlockRows + r0) * kPanel<T>, accumulate});
-      }
-  }
-
   void forward_block(int64_t task, int64_t row, int64_t rows) {
-    T* y = buffer(task, kProduct);
+    F* hidden[2] = {buffer(task, kHidden), buffer(task, kGradient)};
     for (int64_t i = 0; i < q.inputs; ++i) {
       read_along(q.input[i].value, row, rows, q.input[i].width, buffer(task, kInput));
       for (int64_t s = 0; s < q.stacks; ++s) {
         if (q.stack[s].input != i) continue;
         for (int64_t d = 0; d < q.stack[s].depth; ++d) {
           const MlpLayer<T>& layer = q.layer[q.stack[s].first_layer + d];
-          multiply_block(rows, layer.in, layer.out, buffer(task, d == 0 ? kInput : kHidden), layer.packed, y, false);
-          activate(layer, row, rows, y, buffer(task, kHidden));
+          multiply_block(rows, layer.in, layer.out, d == 0 ? buffer(task, kInput) : hidden[(d - 1) % 2], layer.packed,
+                         product_of(task), 0,
+                         [&](const T* y, int64_t k) { activate(layer, row, rows, y, k, hidden[d % 2]); });
         }
       }
     }
   }
 
-  // Bias and relu; to the layer's output, and as factors for the layer above. A NaN stays.
-  static void activate(const MlpLayer<T>& layer, int64_t row, int64_t rows, T* y, F* along) {
+  // Bias and relu of the panel that begins at column k; to the layer's output, and as factors for the layer above. A
+  // NaN stays.
+  static void activate(const MlpLayer<T>& layer, int64_t row, int64_t rows, const T* y, int64_t k, F* along) {
     const Rows bias{const_cast<T*>(layer.bias), false}, output = layer.output;
-    const int64_t out = layer.out;
+    const int64_t out = layer.out, end = at_most(k + kPanel<T>, out);
     const bool rectified = layer.rectified;
-    for (int64_t k = 0; k < out; k += kLanes<T>) {
+    for (; k < end; k += kLanes<T>, y += kLanes<T>) {
       const Vec<T> b = read<T>(bias, k, out - k);
-      const T* from = column(y, k);
       F* to = column_along(along, k);
       for (int64_t r = 0; r < rows; ++r) {
-        const Vec<T> sum = load(from + r * kPanel<T>) + b, result = rectified ? (sum < 0 ? Vec<T>{} : sum) : sum;
+        const Vec<T> sum = load(y + r * kPanel<T>) + b, result = rectified ? (sum < 0 ? Vec<T>{} : sum) : sum;
         store_along(to + r * kPanel<F>, result, out - k);
         write<T>(output, (row + r) * out + k, out - k, result);
       }
@@ -224,38 +270,49 @@ struct Mlp {
     for (int64_t i = 0; i < q.inputs; ++i) {
       const MlpInput& input = q.input[i];
       read_down(input.value, row, rows, input.width, buffer(task, kInput));
+      int64_t columns = 0;
+      const void* packed = nullptr;
       bool any = false;
-      for (int64_t s = 0; s < q.stacks; ++s)
-        if (q.stack[s].input == i) any |= backward_stack(task, q.stack[s], row, rows, any);
+      for (int64_t s = 0; s < q.stacks; ++s) {
+        if (q.stack[s].input != i) continue;
+        const MlpLayer<T>& first = q.layer[q.stack[s].first_layer];
+        any |= backward_stack(task, q.stack[s], row, rows);
+        columns = first.first_column + first.columns;
+        if (packed == nullptr) packed = first.packed;
+      }
       if (input.d_value.data == nullptr) continue;
-      T* d_input = buffer(task, kInputGradient);
-      if (!any) zero(d_input, rows, input.width);
-      write_block(d_input, row, rows, input.width, input.d_value);
+      const auto take = [&](const T* x, int64_t k) { write_panel(x, k, row, rows, input.width, input.d_value); };
+      T* panel = product_of(task);
+      if (any) {
+        multiply_block(rows, columns, input.width, buffer(task, kFirstGradients), packed, panel, 0, take);
+      } else {
+        for (int64_t r = 0; r < rows * kPanel<T>; ++r) panel[r] = 0;
+        for (int64_t k = 0; k < input.width; k += kPanel<T>) take(panel, k);
+      }
     }
   }
 
-  static void zero(T* block, int64_t rows, int64_t width) {
-    for (int64_t k = 0; k < width; k += kLanes<T>)
-      for (int64_t r = 0; r < rows; ++r) store(column(block, k) + r * kPanel<T>, Vec<T>{});
-  }
-
-  // Returns whether it left a gradient of the input (adding to what is there where `accumulate`).
-  bool backward_stack(int64_t task, const MlpStack& stack, int64_t row, int64_t rows, bool accumulate) {
-    F *dy = buffer(task, kGradient), *dy_down = kDepth<F> == 1 ? dy : buffer(task, kGradientDown);
-    T* dx = buffer(task, kProduct);
+  // Leaves the gradient of its first layer's sums beside those of the other stacks that read the input. Returns whether
+  // any gradient reached it; without, that is 0.
+  bool backward_stack(int64_t task, const MlpStack& stack, int64_t row, int64_t rows) {
+    const MlpLayer<T>& first = q.layer[stack.first_layer];
+    F* first_dy = column_along(buffer(task, kFirstGradients), first.first_column);
+    T* dx = product_of(task);
     bool reached = false;  // by a gradient from above
     for (int64_t d = stack.depth - 1; d >= 0; --d) {
       const MlpLayer<T>& layer = q.layer[stack.first_layer + d];
       if (!reached && layer.d_output.data == nullptr) continue;
-      take_gradient(layer, row, rows, reached ? dx : nullptr, dy, dy_down);
+      F *dy = d == 0 ? first_dy : buffer(task, kGradient), *down = kDepth<F> == 1 ? dy : buffer(task, kGradientDown);
+      take_gradient(layer, row, rows, reached ? dx : nullptr, dy, down);
       reached = true;
       if (d > 0) read_down(q.layer[stack.first_layer + d - 1].output, row, rows, layer.in, buffer(task, kHidden));
-      add_weight_gradient(task, layer, rows, buffer(task, d > 0 ? kHidden : kInput), dy_down);
+      add_weight_gradient(task, layer, rows, buffer(task, d > 0 ? kHidden : kInput), down);
       if (d > 0)
-        multiply_block(rows, layer.out, layer.in, dy, layer.packed, dx, false);
-      else if (q.input[stack.input].d_value.data != nullptr)
-        multiply_block(rows, layer.out, layer.in, dy, layer.packed, buffer(task, kInputGradient), accumulate);
+        multiply_block(rows, layer.out, layer.in, dy, layer.packed, dx, kBlockRows * kPanel<T>,
+                       [](const T*, int64_t) {});
     }
+    for (int64_t k = reached ? ceil_div(first.out, kLanes<T>) * kLanes<T> : 0; k < first.columns; k += kLanes<T>)
+      for (int64_t r = 0; r < rows; ++r) store_along(column_along(first_dy, k) + r * kPanel<F>, Vec<T>{}, kLanes<T>);
     return reached;
   }
 
