@@ -207,7 +207,6 @@ template <typename W, int64_t kWidth>
 inline void bring_up_stale(const Adam<W>& adam, const int64_t* rows, int64_t count, int64_t width) {
   int64_t stale[kChunk], stales = 0;
   for (int64_t k = 0; k < count; ++k) {
-    prefetch_row(adam.table, rows[k], width);
     stale[stales] = rows[k];
     stales += adam.is_stale(adam.table.current[rows[k]]);
   }
@@ -221,11 +220,14 @@ void adam_step_rows(const AdamTable<W>& table, const int64_t* rows, const W* gra
   const Adam<W> adam(table);
   const StepScalars<T> by = adam.scalars(lr);
   const int64_t width = kWidth ? kWidth : table.width;
+  for (int64_t u = begin; u < end && u < begin + kChunk; ++u) prefetch_row(table, rows[u], width);
   for (int64_t u = begin; u < end; ++u) {
     if ((u - begin) % kChunk == 0) {
       bring_up_stale<W, kWidth>(adam, rows + u, end - u < kChunk ? end - u : kChunk, width);
     }
-    __builtin_prefetch(table.current + rows[u + kChunk < end ? u + kChunk : end - 1]);
+    // One row for each that is updated: a chunk's at once would wait for one another.
+    prefetch_row(table, rows[u + kChunk < end ? u + kChunk : end - 1], width);
+    __builtin_prefetch(table.current + rows[u + 2 * kChunk < end ? u + 2 * kChunk : end - 1]);
     const int64_t row = rows[u];
     W* w = table.weight + row * width;
     T* m = table.moments + row * 2 * width;
