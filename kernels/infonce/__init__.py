@@ -32,6 +32,8 @@ Values; the names are FlashAttention's where it has one:
     scale_r      weight of row r's loss L_r in the op's loss, sum_r scale_r L_r: row_weight_r divided as the reduction
                  asks
     grad_scale   scale_r / tau_r: turns p_rj - [j = y_r] into the gradient of s_rj
+    margin       subtracted from s_ry before the softmax
+    w_r          positive_weight: what the gradients subtract from the positive's probability instead of 1
 
 Scaling. softmax_scale_log2 multiplies scores, in the accumulation type, and never an operand, whose quotient with tau
 may overflow where the logit does not. z_rj - m_r is one fused multiply-add. It is exact but for its last rounding,

@@ -8,6 +8,10 @@ The package's docstring defines shapes and names. With the term of its positive,
     d_tau_r     = -(a_r . d_anchors_r) / tau_r
 
 1 - p_r is formed as l_r / (l_r + t_r), which keeps its digits when p_r is near 1.
+
+With HAS_MARGIN, s_ry is less the margin. With HAS_WEIGHT, the gradients are those of L_r + (1 - w_r) z_ry: they have
+w_r - p_r where they have 1 - p_r above. The column sweep rounds that to half precision once; rounded as 1 - p_r, and
+1 - w_r added afterwards, it would err by half a unit of 1 where the sum, as p and w themselves, may be a hundredth.
 """
 
 # ruff: noqa: E741
@@ -34,6 +38,8 @@ def infonce_combine_kernel(
     positive_ptr,  # [B] int64
     scale_ptr,  # [B]
     positive_score_ptr,  # [B]
+    margin_ptr,  # []: subtracted from the positive's score; read with HAS_MARGIN
+    positive_weight_ptr,  # [B] w; read with HAS_WEIGHT
     partials_ptr,  # [S, 4, B]: m, l, sum_pz, largest score of a negative
     acc_ptr,  # [S, B, D_PADDED]
     loss_ptr,  # [B] out
@@ -50,6 +56,8 @@ def infonce_combine_kernel(
     anchors_stride,
     candidates_stride,
     HAS_POSITIVE: tl.constexpr,
+    HAS_MARGIN: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
     NEED_D_ANCHORS: tl.constexpr,
     NEED_D_CANDIDATES: tl.constexpr,
     NEED_D_TAU: tl.constexpr,
@@ -65,8 +73,11 @@ def infonce_combine_kernel(
     inside = rows < B
     positive, softmax_scale, valid = load_row_parameters(tau_ptr, positive_ptr, rows, B, N, HAS_POSITIVE)
     softmax_scale_log2 = (softmax_scale * LOG2_E).to(ACC_DTYPE)
-    z_positive = tl.load(positive_score_ptr + rows, mask=inside, other=0.0).to(tl.float64)
-    z_positive *= softmax_scale_log2.to(tl.float64)
+    positive_score = tl.load(positive_score_ptr + rows, mask=inside, other=0.0)
+    if HAS_MARGIN:
+        margin = tl.load(margin_ptr)
+        positive_score -= margin
+    z_positive = positive_score.to(tl.float64) * softmax_scale_log2.to(tl.float64)
 
     m = tl.load(partials_ptr + rows, mask=inside, other=0.0)
     for split in range(1, num_splits):
@@ -96,6 +107,10 @@ def infonce_combine_kernel(
     at_positive = tl.exp2(exponent)  # t_r
     l_total = negatives + at_positive  # over all candidates
     one_minus_p = negatives / l_total
+    w_minus_p = one_minus_p
+    if HAS_WEIGHT:
+        other_weight = 1.0 - tl.load(positive_weight_ptr + rows, mask=inside, other=1.0).to(tl.float64)
+        w_minus_p = one_minus_p - other_weight
     positive_wins = negatives <= at_positive
     loss = tl.where(positive_wins, log1p(negatives / tl.where(positive_wins, at_positive, 1.0)),
                     tl.log(l_total) - exponent * LN_2)  # fmt: skip
@@ -105,7 +120,6 @@ def infonce_combine_kernel(
     # In natural units: the sum over negatives of 2^(z - m) (z - z_positive).
     sum_margin = LN_2 * (sum_pz - exponent * negatives)
     if NEED_STATS:
-        positive_score = tl.load(positive_score_ptr + rows, mask=inside, other=0.0)
         entropy = loss - sum_margin / l_total  # exactly 0 where there is no negative
         tl.store(top1_ptr + rows, (max_negative < positive_score) & valid & (l_total == l_total), mask=inside)
         tl.store(entropy_ptr + rows, tl.where(valid, entropy, 0.0).to(ACC_DTYPE), mask=inside)
@@ -120,7 +134,7 @@ def infonce_combine_kernel(
         shift = tl.log2(tl.abs(negative_scale).to(tl.float32)) - m
         ordinary = (size > 1 / LARGEST_FOLDED) & (size < LARGEST_FOLDED) & (tl.abs(shift) < LARGEST_SHIFT)
         misfit = tl.where((grad_scale == 0) | ((negative_scale > 0) & ordinary), 0.0, 1.0)
-        positive_scale = tl.where(valid, -one_minus_p * grad_scale, 0.0).to(ACC_DTYPE)
+        positive_scale = tl.where(valid, -w_minus_p * grad_scale, 0.0).to(ACC_DTYPE)
         terms = row_terms_ptr + rows * TERMS
         tl.store(terms, softmax_scale_log2, mask=inside)
         tl.store(terms + 1, positive_scale if HAS_POSITIVE else shift.to(ACC_DTYPE), mask=inside)
@@ -132,7 +146,7 @@ def infonce_combine_kernel(
         tl.store(at + 2 * B, misfit.to(ACC_DTYPE), mask=inside)
     if NEED_D_ANCHORS:
         acc_scale = (grad_scale / l_total).to(ACC_DTYPE)[:, None]
-        b_scale = (one_minus_p * grad_scale).to(ACC_DTYPE)[:, None]
+        b_scale = (w_minus_p * grad_scale).to(ACC_DTYPE)[:, None]
         a_dot_d_a = tl.zeros([BLOCK_M], ACC_DTYPE)
         for start in range(0, D_PADDED, BLOCK_D):
             width = start + tl.arange(0, BLOCK_D)  # [BLOCK_D]
@@ -150,6 +164,12 @@ def infonce_combine_kernel(
             offset = rows.to(tl.int64)[:, None] * D + width[None, :]
             tl.store(d_anchors_ptr + offset, d_a, mask=inside[:, None] & (width < D)[None, :])
         if NEED_D_TAU:
-            tl.store(d_tau_ptr + rows, tl.where(valid, -a_dot_d_a * softmax_scale, 0.0).to(ACC_DTYPE), mask=inside)
+            d_tau = -a_dot_d_a * softmax_scale
+            if HAS_MARGIN:
+                d_tau -= w_minus_p * grad_scale * margin * softmax_scale
+            tl.store(d_tau_ptr + rows, tl.where(valid, d_tau, 0.0).to(ACC_DTYPE), mask=inside)
     elif NEED_D_TAU:
-        tl.store(d_tau_ptr + rows, tl.where(valid, -grad_scale * sum_margin / l_total, 0.0).to(ACC_DTYPE), mask=inside)
+        d_tau = -grad_scale * sum_margin / l_total
+        if HAS_WEIGHT:
+            d_tau -= grad_scale * other_weight * (z_positive * LN_2)
+        tl.store(d_tau_ptr + rows, tl.where(valid, d_tau, 0.0).to(ACC_DTYPE), mask=inside)

@@ -43,6 +43,8 @@ def infonce(
     need_d_tau: bool,
     need_stats: bool,
     ignore_above: float | None = None,
+    margin: float = 0.0,
+    positive_weight: Tensor | None = None,  # [B], default 1: of the positive in the target of the gradients
 ) -> tuple[Tensor, ...]:
     """Computes the nine outputs of ``torch.ops.adaftr_fast.infonce``, on CUDA or under TRITON_INTERPRET=1.
 
@@ -60,10 +62,11 @@ def infonce(
     if anchors.shape[0] == 0 or candidates.shape[0] == 0:
         return _zeros(anchors, candidates, *needs)
     with torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext():
-        problem = _prepare(anchors, candidates, positive, row_group, column_group, ignore_above)
+        problem = _prepare(anchors, candidates, positive, row_group, column_group, ignore_above, margin)
         acc_dtype = problem.operands.acc_dtype
         tau, scale = tau.to(acc_dtype).contiguous(), scale.to(acc_dtype).contiguous()
-        *rows, row_terms, d_anchors, d_tau = _row_side(problem, tau, scale, *needs)
+        weight = None if positive_weight is None else positive_weight.to(acc_dtype).contiguous()
+        *rows, row_terms, d_anchors, d_tau = _row_side(problem, tau, scale, weight, *needs)
         d_candidates = _column_side(problem, row_terms) if need_d_candidates else problem.operands.empty(0)
     return (scale * rows[0]).sum(), *rows, d_anchors, d_candidates, d_tau
 
@@ -75,7 +78,8 @@ class _Problem(NamedTuple):
     positive: Tensor | None  # [B]
     row_group: Tensor | None  # [B]
     column_group: Tensor | None  # [N]
-    ignore_above: Tensor | None  # 0-dim in the accumulation type, which Triton's floats are not always
+    ignore_above: Tensor | None  # 0-dim in the accumulation type, which Triton's floats are not always; margin too
+    margin: Tensor | None  # None for 0
 
     @property
     def is_masked(self) -> bool:
@@ -93,15 +97,17 @@ class _Problem(NamedTuple):
         return grid, options | masks
 
 
-def _prepare(anchors: Tensor, candidates: Tensor, positive, row_group, column_group, ignore_above) -> _Problem:
+def _prepare(anchors: Tensor, candidates: Tensor, positive, row_group, column_group, ignore_above, margin) -> _Problem:
     """Prepares the operands and drops groups that are given for one side only."""
     grouped = row_group is not None and column_group is not None
     indices = [positive, row_group if grouped else None, column_group if grouped else None]
     positive, row_group, column_group = (x if x is None else x.contiguous() for x in indices)
-    if ignore_above is not None:
-        ignore_above = anchors.new_full((), ignore_above, dtype=accumulation_dtype(anchors))
+    numbers = ignore_above, margin or None
+    ignore_above, margin = (
+        x if x is None else anchors.new_full((), x, dtype=accumulation_dtype(anchors)) for x in numbers
+    )
     operands = prepare_operands(anchors, candidates, None if positive is None else positive == IGNORE.value)
-    return _Problem(operands, positive, row_group, column_group, ignore_above)
+    return _Problem(operands, positive, row_group, column_group, ignore_above, margin)
 
 
 def _zeros(anchors, candidates, need_d_anchors, need_d_candidates, need_d_tau, need_stats) -> tuple[Tensor, ...]:
@@ -120,7 +126,7 @@ def _zeros(anchors, candidates, need_d_anchors, need_d_candidates, need_d_tau, n
     return zeros(), zeros(B), zeros(B), zeros(B), *stats, *gradients
 
 
-def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, need_d_tau, need_stats):
+def _row_side(problem: _Problem, tau, scale, weight, need_d_anchors, need_d_candidates, need_d_tau, need_stats):
     """Sweeps the rows and combines the splits.
 
     Returns rows, lse, positive_logit, top1, entropy, row_terms, d_anchors and d_tau.
@@ -136,9 +142,10 @@ def _row_side(problem: _Problem, tau, scale, need_d_anchors, need_d_candidates, 
     row_terms = empty(7 + (problem.ignore_above is not None), B) if need_d_candidates else empty(0)
     d_anchors, d_tau = empty(B, d) if need_d_anchors else empty(0), empty(B if need_d_tau else 0)
     infonce_combine_kernel[(triton.cdiv(B, COMBINE_BLOCK_M),)](
-        a, b, tau, problem.positive, scale, positive_score, partials, acc,
+        a, b, tau, problem.positive, scale, positive_score, problem.margin, weight, partials, acc,
         rows, lse, positive_logit, top1, entropy, row_terms, d_anchors, d_tau, B, len(b), len(partials), *strides,
-        HAS_POSITIVE=problem.positive is not None, NEED_D_ANCHORS=need_d_anchors, NEED_D_CANDIDATES=need_d_candidates,
+        HAS_POSITIVE=problem.positive is not None, HAS_MARGIN=problem.margin is not None,
+        HAS_WEIGHT=weight is not None, NEED_D_ANCHORS=need_d_anchors, NEED_D_CANDIDATES=need_d_candidates,
         NEED_D_TAU=need_d_tau, NEED_STATS=need_stats, BLOCK_M=COMBINE_BLOCK_M,
         BLOCK_D=min(COMBINE_BLOCK_D[a.dtype], triton.next_power_of_2(width)), D=d, D_PADDED=width,
         ACC_DTYPE=TYPES[problem.operands.acc_dtype],
@@ -156,7 +163,8 @@ def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool)
     strides = (a.stride(0), b.stride(0))
     config = choose_gluon_row_sweep(a.dtype, width, problem.operands.capability)
     # TMA steps from row to row: rows of an expanded tensor lie at one address.
-    if config is not None and not problem.is_masked and not need_sum_pz and min(strides) >= width:
+    plain = not problem.is_masked and problem.margin is None
+    if config is not None and plain and not need_sum_pz and min(strides) >= width:
         from adaftr_fast.kernels.infonce.gluon_row import gluon_row_sweep  # imports Gluon, which Triton may lack
 
         return gluon_row_sweep(problem.operands, config, tau, need_d_anchors)
@@ -168,8 +176,9 @@ def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool)
     acc = empty(grid[1], B, width) if need_d_anchors else empty(0)
     infonce_row_sweep_kernel[grid](
         a, b, tau, problem.positive, problem.row_group, problem.column_group, problem.ignore_above,
-        max_norm, positive_score, partials, acc, B, len(b), *strides, FIXED_MAX=fixed_max,
-        NEED_D_ANCHORS=need_d_anchors, NEED_SUM_PZ=need_sum_pz, MAX_OFFSET=max_offset(a.dtype), **options,
+        problem.margin, max_norm, positive_score, partials, acc, B, len(b), *strides,
+        HAS_MARGIN=problem.margin is not None, FIXED_MAX=fixed_max, NEED_D_ANCHORS=need_d_anchors,
+        NEED_SUM_PZ=need_sum_pz, MAX_OFFSET=max_offset(a.dtype), **options,
     )  # fmt: skip
     return positive_score, partials, acc
 

@@ -6,9 +6,9 @@ The package's docstring defines shapes and names. For each row r, over its negat
     sum_pz_r = sum_j 2^(z_rj - m_r) (z_rj - m_r)
     acc_r    = sum_j 2^(z_rj - m_r) b_j
 
-m_r starts at the positive's logit. combine.py adds the positive itself, where 1 - p is l / (l + 2^(z_ry - m)) and so
-keeps its digits when p is near 1. softmax_scale_log2 multiplies the scores in the accumulation type, never the
-half-precision inputs.
+m_r starts at the positive's logit, less the margin over tau. combine.py adds the positive itself, where 1 - p is
+l / (l + 2^(z_ry - m)) and so keeps its digits when p is near 1. softmax_scale_log2 multiplies the scores in the
+accumulation type, never the half-precision inputs.
 
 With FIXED_MAX, m_r stays in blocks without masks, if the norms of anchors and candidates bound the logits of all the
 program's rows so that nothing can overflow. This takes the maximum, the rescaling of acc and the exchange between
@@ -119,6 +119,7 @@ def infonce_row_sweep_kernel(
     row_group_ptr,  # [B] int64
     column_group_ptr,  # [N] int64
     ignore_above_ptr,  # []
+    margin_ptr,  # []: subtracted from the positive's score in the softmax; read with HAS_MARGIN
     max_norm_ptr,  # []: the largest Euclidean norm of a candidate; read with FIXED_MAX
     positive_score_ptr,  # [B] out: a_r . b_{y_r}
     partials_ptr,  # [S, 4, B] out: m, l, sum_pz, largest score of a negative
@@ -130,6 +131,7 @@ def infonce_row_sweep_kernel(
     HAS_POSITIVE: tl.constexpr,
     HAS_GROUP: tl.constexpr,
     IGNORES: tl.constexpr,
+    HAS_MARGIN: tl.constexpr,
     FIXED_MAX: tl.constexpr,
     NEED_D_ANCHORS: tl.constexpr,
     NEED_SUM_PZ: tl.constexpr,
@@ -179,6 +181,8 @@ def infonce_row_sweep_kernel(
     all_masked: tl.constexpr = HAS_POSITIVE or HAS_GROUP
     low, high, end = partition_blocks(first, last, N // BLOCK_N, row_start // BLOCK_N, diagonal_last, all_masked)
     m = positive_score * softmax_scale_log2 - MAX_OFFSET
+    if HAS_MARGIN:  # a negative that is negligible beside the positive's score may not be so beside what is left of it
+        m = (positive_score - tl.load(margin_ptr)) * softmax_scale_log2 - MAX_OFFSET
     zero = tl.zeros([BLOCK_M], ACC_DTYPE)
     l, sum_pz, max_negative, acc = zero, zero, zero - float("inf"), zero
     if NEED_D_ANCHORS:

@@ -190,12 +190,11 @@ def adaptive_infonce(
             ``return_stats``. Accuracy with many positives: docs/recipes.md.
         label_smoothing: s in [0, 1): the weight 1 - s of the target is that of the positives, and s is spread evenly
             over all candidates that are not excluded, as in ``torch.nn.functional.cross_entropy``. Candidates that
-            ``row_group`` excludes must be finite. Not supported with ``ignore_above``. On CUDA, its sums and those of
-            ``positive_group`` have a fixed order only under ``torch.use_deterministic_algorithms``.
+            ``row_group`` excludes must be finite. Not supported with ``ignore_above``.
         margin: m >= 0, subtracted from the similarity of the positive, before it is divided by tau (CosFace, Wang et
-            al., 2018, Eq. 4): the logit of the positive is (a_r . b_{y_r} - m) / tau_r, also in the statistics.
-            Triton: computes the similarities once more, has no statistics with a margin, and requires a margin / tau
-            below 80 for types other than float64.
+            al., 2018, Eq. 4): the logit of the positive is (a_r . b_{y_r} - m) / tau_r, also in the statistics. Not
+            supported with ``positive_group``: with several positives, eps-SupInfoNCE (Barbano et al., 2023) divides the
+            term of each positive by a sum of its own, and the sweep forms one sum per row.
         symmetric: if True, averages the loss with that of the cvr -> ctr direction. There the anchor of row r is
             h_cvr[y_r], with its own temperature, and its candidates are all rows of h_ctr. An ignored row has no loss
             in either direction, but remains a candidate in this one unless the groups exclude it.
@@ -224,8 +223,7 @@ def adaptive_infonce(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape, device or value, or differs between ranks where it must not.
-        NotImplementedError: an input carries a forward-mode tangent, or the Triton backend is asked for statistics with
-            a margin.
+        NotImplementedError: an input carries a forward-mode tangent.
         RuntimeError: on CPU, a tau that is not positive and finite, a column_bias that is not finite, a
             positive_index out of range, or a row without a positive of its positive_group. On CUDA the values are not
             checked, because that would wait for the device; such rows give NaN.

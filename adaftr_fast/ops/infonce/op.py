@@ -14,7 +14,9 @@ backward receives a gradient of ``row_loss`` (reduction="none"), it calls the op
 The same schema is registered three times: ``infonce`` (the dispatcher selects C++ on CPU, Triton on CUDA and the
 reference elsewhere), ``infonce_reference`` and ``infonce_triton``. The ops ``infonce_targets...`` take a margin and
 several targets besides, by targets.py, and share the autograd formulas. They are ops of their own because every
-argument of an op costs microseconds. ``infonce_margin`` is ``infonce`` with a margin and without autograd.
+argument of an op costs microseconds. ``infonce_sweep``, in C++ alone, is ``infonce`` without autograd and with what
+targets.py asks of a sweep: a margin, and a weight w_r of the positive, whose gradients are those of
+L_r + (1 - w_r) z_{r, y_r}.
 """
 
 import importlib.util
@@ -24,8 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.reference import IGNORE, infonce_gradients, infonce_rows
-from adaftr_fast.ops.infonce.targets import Outputs, check_positives, with_margin, with_targets
+from adaftr_fast.ops.infonce.targets import Outputs, check_positives, with_targets
 from adaftr_fast.ops.library import library
 
 SCHEMA = (
@@ -34,9 +37,12 @@ SCHEMA = (
     " float? ignore_above=None) -> (Tensor loss, Tensor row_loss, Tensor lse, Tensor positive_logit, Tensor top1,"
     " Tensor entropy, Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
 )
-SCHEMA_OF_MARGIN = SCHEMA.replace("ignore_above=None", "ignore_above=None, float margin=0.0")
-SCHEMA_OF_TARGETS = SCHEMA_OF_MARGIN.replace(
-    "margin=0.0", "margin=0.0, float label_smoothing=0.0, Tensor? row_label=None, Tensor? column_label=None"
+SCHEMA_OF_SWEEP = SCHEMA.replace(
+    "ignore_above=None", "ignore_above=None, float margin=0.0, Tensor? positive_weight=None"
+)
+SCHEMA_OF_TARGETS = SCHEMA.replace(
+    "ignore_above=None",
+    "ignore_above=None, float margin=0.0, float label_smoothing=0.0, Tensor? row_label=None, Tensor? column_label=None",
 )
 NAMES = ("infonce", "infonce_reference", "infonce_triton")
 TARGETS = "infonce_targets"  # the prefix of the ops of targets.py
@@ -105,10 +111,6 @@ def _triton(*args: Any) -> Outputs:
 
     outputs: Outputs = infonce(*args)
     return outputs
-
-
-def _triton_with_margin(*args: Any) -> Outputs:
-    return with_margin(_triton, args[-1], *args[:-1])
 
 
 def fake(
@@ -281,12 +283,12 @@ def define(name: str, schema: str) -> None:
     torch.library.register_autograd(f"adaftr_fast::{name}", backward_of(name), setup_context=setup_context, lib=library)
 
 
-def _targets(*args: Any) -> Outputs:
-    return with_targets(torch.ops.adaftr_fast.infonce, torch.ops.adaftr_fast.infonce_margin, *args)
+def _targets_by_cpp(*args: Any) -> Outputs:
+    return with_targets(torch.ops.adaftr_fast.infonce_sweep, *args)
 
 
-def _triton_with_targets(*args: Any) -> Outputs:
-    return with_targets(_triton, _triton_with_margin, *args)
+def _targets_by_triton(*args: Any) -> Outputs:
+    return with_targets(_triton, *args)
 
 
 def _gradients(
@@ -314,14 +316,15 @@ library.impl("infonce_gradients", _gradients, "CompositeImplicitAutograd")
 for _name in NAMES:
     define(_name, SCHEMA)
     define(_name.replace("infonce", TARGETS), SCHEMA_OF_TARGETS)
-library.impl("infonce_targets", _targets, "CompositeExplicitAutograd")
+library.define("infonce_sweep" + SCHEMA_OF_SWEEP)
+if is_built():
+    library.impl("infonce_targets", _targets_by_cpp, "CPU")
+library.impl("infonce_targets", reference, "CompositeExplicitAutograd")
 library.impl("infonce_targets_reference", reference, "CompositeExplicitAutograd")
-library.impl("infonce_targets_triton", _triton_with_targets, "CompositeExplicitAutograd")
-library.define("infonce_margin" + SCHEMA_OF_MARGIN)
-library.impl("infonce_margin", reference, "CompositeExplicitAutograd")
+library.impl("infonce_targets_triton", _targets_by_triton, "CompositeExplicitAutograd")
 library.impl("infonce", reference, "CompositeExplicitAutograd")
 library.impl("infonce_reference", reference, "CompositeExplicitAutograd")
 library.impl("infonce_triton", _triton, "CompositeExplicitAutograd")
 if importlib.util.find_spec("triton") is not None:
     library.impl("infonce", _triton, "CUDA")
-    library.impl("infonce_margin", _triton_with_margin, "CUDA")
+    library.impl("infonce_targets", _targets_by_triton, "CUDA")

@@ -1,17 +1,20 @@
 """Rows with several targets: their loss and gradients from those of rows with one, without another sweep.
 
-    L_r  = logsumexp_j z_rj - sum_j q_rj z_rj = L'_r + (a_r . delta_r) / tau_r
-    delta_r = b_{y_r} - sum_j q_rj b_j
+    L_r  = logsumexp_j z_rj - sum_j q_rj z_rj = L'_r + (1 - w_r) z_{r, y_r} + (a_r . delta_r) / tau_r
+    w_r  = q_{r, y_r},  delta_r = -sum_{j != y_r} q_rj b_j
 
-where L'_r is the loss with the target y_r alone, which the sweep computes, and q_rj are the weights of reference.py.
-They are constant within groups and labels, so delta and its transpose are sums over these, in O((B + N) d). The sums
-are formed in float64, in which a row's own candidate can be subtracted from the sum of its label.
+where L'_r is the loss with the target y_r alone, and q_rj are the weights of reference.py. The sweep computes L', and
+the gradients of L'_r + (1 - w_r) z_{r, y_r}: those of L' alone subtract 1 from the probability of y_r, and a sweep in a
+half type, or a float32 sum over the rows, errs by a part of that 1 where w_r is a hundredth.
+
+The q_rj are constant within groups and labels, so delta and its transpose are sums over these, in O((B + N) d). The
+sums are formed in float64, in which a row's own candidate can be subtracted from the sum of its label.
 
 Shapes: B rows, N candidates, d hidden width.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,21 +51,41 @@ class Matching(NamedTuple):
 
     def matches(self) -> Tensor:
         """Returns how many candidates match each row, [B] in float64."""
-        ones = torch.ones(len(self.column), 1, dtype=torch.float64, device=self.column.device)
-        return self.sums(ones).squeeze(1)
+        return _counts(self.column, self.size)[self.row].double()
+
+    def match(self, column: Tensor) -> Tensor:
+        """Returns 1 where candidate ``column[r]`` matches row r and 0 elsewhere, [B] in float64."""
+        return (self.row == self.column[column]).double()
 
     def sums(self, x: Tensor) -> Tensor:
         """Sums x [N, d] over the candidates that match each row, [B, d]."""
-        return self._sums(x, self.column)[self.row]
+        return sum_by(self.column, x, self.size)[self.row]
 
     def transposed(self, u: Tensor) -> Tensor:
         """Sums u [B, d] over the rows that match each candidate, [N, d]."""
-        return self._sums(u, self.row)[self.column]
+        return sum_by(self.row, u, self.size)[self.column]
 
-    def _sums(self, x: Tensor, number: Tensor) -> Tensor:
-        if self.size == 1:
-            return x.sum(0, keepdim=True)
-        return x.new_zeros(self.size, x.shape[1]).index_add(0, number, x)
+
+def sum_by(number: Tensor, x: Tensor, size: int) -> Tensor:
+    """Sums the rows of x [n, d] by their numbers [n] in [0, size): [size, d], in an order that the inputs fix."""
+    if size == 1:
+        return x.sum(0, keepdim=True)
+    if x.is_cuda:  # where index_add adds in any order
+        return scan_by(number, x, size)
+    return x.new_zeros(size, x.shape[1]).index_add(0, number, x)
+
+
+def scan_by(number: Tensor, x: Tensor, size: int) -> Tensor:
+    """Does what ``sum_by`` does in log2(n) passes over all rows, which nothing orders but their indices."""
+    number, order = number.sort(stable=True)
+    x, step = x[order], 1
+    while step < len(x):  # row i holds the sum over the rows of its number among the last ``step``
+        before = torch.where((number[step:] == number[:-step])[:, None], x[:-step], 0.0)
+        x = torch.cat((x[:step], x[step:] + before))
+        step *= 2
+    count = _counts(number, size)
+    last = torch.where(count > 0, count.cumsum(0) - 1, len(x))
+    return torch.cat((x, x.new_zeros(1, x.shape[1])))[last]
 
 
 def choose_positive(
@@ -119,9 +142,10 @@ def check_positives(positive: Tensor) -> None:
 
 
 class _Weights(NamedTuple):
-    """delta_r = own_r b_{y_r} - sum_k share_kr (sum of the candidates that match row r in matching k)."""
+    """The weights q of the targets; delta_r is own_r b_{y_r} - sum_k share_kr (sum of the matches of row r in k)."""
 
-    own: Tensor  # [B]
+    positive: Tensor  # [B] w
+    own: Tensor  # [B] what the shares hold of it
     shares: list[tuple[Matching, Tensor]]  # [B] each
 
     def delta(self, b: Tensor, positive: Tensor) -> Tensor:
@@ -133,15 +157,10 @@ class _Weights(NamedTuple):
 
     def transposed(self, u: Tensor, positive: Tensor, columns: int) -> Tensor:
         """Returns the gradient in b [N, d] for a gradient u of delta [B, d]."""
-        result = u.new_zeros(columns, u.shape[1]).index_add(0, positive, self.own[:, None] * u)
+        result = sum_by(positive, self.own[:, None] * u, columns)
         for matching, share in self.shares:
             result -= matching.transposed(share[:, None] * u)
         return result
-
-    def of_positive(self, positive: Tensor) -> Tensor:
-        """Returns the weight of b_{y_r} in delta_r, [B]."""
-        matches = (share * (each.row == each.column[positive]) for each, share in self.shares)
-        return self.own - sum(matches, torch.zeros_like(self.own))
 
 
 def _weights(
@@ -154,20 +173,22 @@ def _weights(
     column_label: Tensor | None,
 ) -> _Weights:
     """Computes the weights of the targets of rows whose positives [B] are in [0, N)."""
-    own = torch.full_like(positive, label_smoothing, dtype=torch.float64)
+    apart = torch.zeros_like(positive, dtype=torch.float64)  # what the shares do not hold of w
     shares = []
     group = None if row_group is None or column_group is None else Matching.of(row_group, column_group)
     if row_label is not None and column_label is not None:
         label = Matching.of(row_label, column_label)
         shares += _spread(1 - label_smoothing, label, None if group is None else label.also(group))
-        own = torch.ones_like(own)
+    else:
+        apart += 1 - label_smoothing
     if label_smoothing > 0:
         # A row's positive is a candidate also if it is of the row's group.
-        inside = torch.zeros_like(own) if group is None else (group.row == group.column[positive]).double()
+        inside = torch.zeros_like(apart) if group is None else group.match(positive)
         everyone = Matching.all(positive, positive.new_empty(columns))
         shares += _spread(label_smoothing, everyone, group, inside)
-        own = own - inside * shares[-1][1].abs()
-    return _Weights(own, shares)
+        apart += inside * shares[-1][1].abs()
+    own = sum((share * each.match(positive) for each, share in shares), torch.zeros_like(apart))
+    return _Weights(own + apart, own, shares)
 
 
 def _spread(
@@ -181,7 +202,6 @@ def _spread(
 
 def with_targets(
     op: Callable[..., Outputs],
-    op_with_margin: Callable[..., Outputs],
     anchors: Tensor,
     candidates: Tensor,
     tau: Tensor,
@@ -199,61 +219,31 @@ def with_targets(
     row_label: Tensor | None = None,
     column_label: Tensor | None = None,
 ) -> Outputs:
-    """Calls an op of the arguments of ``infonce``, and adds what the other targets change in the loss and gradients."""
+    """Calls an op of the arguments of ``infonce_sweep``, and adds the other targets to the loss and gradients."""
     if row_label is not None and positive is not None and anchors.device.type == "cpu":
         check_positives(positive)
-    needs = (need_d_anchors, need_d_candidates, need_d_tau)
     masks = (positive, row_group, column_group)
-    inputs = (anchors, candidates, tau, *masks, scale, *needs, need_stats, ignore_above)
-    outputs = op(*inputs) if margin == 0 else op_with_margin(*inputs, margin)
+    needs = (need_d_anchors, need_d_candidates, need_d_tau)
+    inputs = (anchors, candidates, tau, *masks, scale, *needs, need_stats, ignore_above, margin)
     columns = len(candidates)
     if columns == 0 or (label_smoothing == 0 and row_label is None):  # columns == 0: every row is ignored
-        return outputs
+        return op(*inputs, None)
     positive = torch.arange(len(anchors), device=anchors.device) if positive is None else positive
     valid, target = positive != IGNORE, positive.clamp(0, columns - 1)
     weights = _weights(target, columns, row_group, column_group, label_smoothing, row_label, column_label)
-    delta = weights.delta(candidates.double(), target)  # [B, d]
-    tau = tau.double()
-    similarity = (anchors.double() * delta).sum(1)
-    if margin != 0:
-        similarity -= margin * weights.of_positive(target)
-    term = torch.where(valid, similarity / tau, 0.0)
+    _, row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau = op(*inputs, weights.positive)
 
-    _, row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau = outputs
-    row_loss = (row_loss + term).to(row_loss.dtype)
+    a, b, tau = anchors.double(), candidates.double(), tau.double()
+    delta, rest = weights.delta(b, target), 1 - weights.positive  # [B, d], [B]
+    of_others = (a * delta).sum(1) / tau
+    of_positive = ((a * (rest[:, None] * b[target])).sum(1) - margin * rest) / tau
+    row_loss = (row_loss + torch.where(valid, of_others + of_positive, 0.0)).to(row_loss.dtype)
     grad_scale = torch.where(valid, scale.double() / tau, 0.0)
     used = (grad_scale != 0)[:, None]  # a row that weighs nothing has no gradient, whatever it holds
     if need_d_anchors:
         d_anchors += torch.where(used, grad_scale[:, None] * delta, 0.0)
     if need_d_candidates:
-        d_candidates += weights.transposed(torch.where(used, grad_scale[:, None] * anchors, 0.0), target, columns)
+        d_candidates += weights.transposed(torch.where(used, grad_scale[:, None] * a, 0.0), target, columns)
     if need_d_tau:
-        d_tau -= torch.where(used[:, 0], grad_scale * term, 0.0)
+        d_tau -= torch.where(used[:, 0], grad_scale * of_others, 0.0)
     return (scale * row_loss).sum(), row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau
-
-
-def with_margin(op: Callable[..., Outputs], margin: float, *arguments: Any) -> Outputs:
-    """Calls ``op``, which has no margin, with the arguments of ``infonce``; with gradients, twice.
-
-    The margin multiplies the negatives' part of the softmax against the positive's, exp(L) - 1, by exp(margin / tau).
-
-    Raises:
-        NotImplementedError: the statistics are needed.
-    """
-    *inputs, scale, need_d_anchors, need_d_candidates, need_d_tau, need_stats, ignore_above = arguments
-    if need_stats:
-        raise NotImplementedError("adaptive_infonce: the Triton backend has no statistics with a margin")
-    needs = (need_d_anchors, need_d_candidates, need_d_tau)
-    tau, positive = inputs[2].double(), inputs[3]
-    _, plain, _, logit, top1, entropy, *_ = op(*inputs, scale, False, False, False, False, ignore_above)
-    shift = margin / tau if positive is None else torch.where(positive == IGNORE, 0.0, margin / tau)
-    loss = plain.double()
-    log_odds = loss + (-torch.expm1(-loss)).log() + shift
-    p_negative = log_odds.sigmoid()
-    factor = torch.where(loss == 0, 0.0, p_negative / -torch.expm1(-loss))  # of the gradient in all but the margin
-    *_, d_anchors, d_candidates, d_tau = op(*inputs, (scale * factor).to(plain.dtype), *needs, False, ignore_above)
-    if need_d_tau:
-        d_tau -= torch.where(scale == 0, 0.0, scale * p_negative * shift / tau)
-    row_loss = torch.logaddexp(log_odds, torch.zeros_like(loss)).to(plain.dtype)
-    logit = (logit - shift).to(plain.dtype)
-    return (scale * row_loss).sum(), row_loss, row_loss + logit, logit, top1, entropy, d_anchors, d_candidates, d_tau

@@ -108,7 +108,11 @@ def _of_infonce(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
         return
     for name, variant in variants.items():
         config = _row_config(fitted, variant)
-        own = {"MAX_OFFSET": max_offset(dtype), "FIXED_MAX": _has_fixed_max(variant, dtype, config)}
+        own = {
+            "HAS_MARGIN": False,
+            "MAX_OFFSET": max_offset(dtype),
+            "FIXED_MAX": _has_fixed_max(variant, dtype, config),
+        }
         values = constants(dtype, tiling.kind, width, config) | variant | own
         yield Case("row_sweep", name, tiling.kind, dtype, width, arch, config, values)
         if name in COLUMN_VARIANTS:
@@ -123,7 +127,7 @@ def _of_alternatives(arch: int) -> Iterator[Case]:
     dtype = torch.bfloat16
     for name, configs in ALTERNATIVES.items():
         config = configs["row_sweep"]
-        own = IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False, "MAX_OFFSET": 0, "FIXED_MAX": True}
+        own = ROW_VARIANTS["train"] | {"HAS_MARGIN": False, "MAX_OFFSET": 0, "FIXED_MAX": True}
         values = constants(dtype, "half", 128, config) | own
         yield Case("row_sweep", f"train, {name}", "half", dtype, 128, arch, config, values)
         config = configs["column_sweep"]
@@ -166,6 +170,6 @@ def _combine(dtype: torch.dtype, arch: int, variant: str) -> Case:
     acc_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     blocks = {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": COMBINE_BLOCK_D[dtype]}
     values = dict.fromkeys(names, True) | blocks | {"D": 256, "D_PADDED": 256, "ACC_DTYPE": TYPES[acc_dtype]}
-    values["HAS_POSITIVE"] = variant == "everything"
+    values |= {"HAS_POSITIVE": variant == "everything", "HAS_MARGIN": False, "HAS_WEIGHT": False}
     config = Config(COMBINE_BLOCK_M, 0, blocks["BLOCK_D"], 0, 4, 3)  # warps and stages: Triton's defaults
     return Case("combine", variant, "", dtype, 256, arch, config, values)

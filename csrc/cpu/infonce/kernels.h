@@ -23,6 +23,7 @@ struct InfoNCEProblem {
   const int64_t* column_group;  // [N], null exactly when row_group is
   T ignore_above;               // no negatives: candidates above the positive's score by more; infinity for none
   T margin;                     // subtracted from the positive's score in the softmax
+  const T* positive_weight;     // [B] what the gradients subtract from the positive's probability, or null for 1
   const T* scale;               // [B] of the row's loss in the op's loss
   T* loss;                      // [B]
   T* lse;                       // [B]

@@ -96,8 +96,8 @@ void check_values(const Tensor& tau, const OptionalTensor& positive, int64_t row
 template <class T>
 Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
             const OptionalTensor& positive, const OptionalTensor& row_group, const OptionalTensor& column_group,
-            std::optional<double> ignore_above, double margin, const Tensor& scale, bool need_d_anchors,
-            bool need_d_candidates, bool need_d_tau, bool need_stats) {
+            std::optional<double> ignore_above, double margin, const OptionalTensor& positive_weight,
+            const Tensor& scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats) {
   const int64_t rows = anchors.size(0), columns = candidates.size(0);
   check_values<T>(tau, positive, rows, columns);
   const auto options = anchors.options();
@@ -123,6 +123,7 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
                                   id_data(column_group),
                                   T(ignore_above.value_or(std::numeric_limits<double>::infinity())),
                                   T(margin),
+                                  positive_weight.has_value() ? positive_weight->const_data_ptr<T>() : nullptr,
                                   scale.const_data_ptr<T>(),
                                   loss.mutable_data_ptr<T>(),
                                   lse.mutable_data_ptr<T>(),
@@ -144,36 +145,39 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
   return {(loss * scale).sum(), loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
 }
 
-Outputs infonce_margin(const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
-                       const OptionalTensor& positive, const OptionalTensor& row_group,
-                       const OptionalTensor& column_group, const Tensor& scale, bool need_d_anchors,
-                       bool need_d_candidates, bool need_d_tau, bool need_stats, std::optional<double> ignore_above,
-                       double margin) {
+Outputs infonce_sweep(const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
+                      const OptionalTensor& positive, const OptionalTensor& row_group,
+                      const OptionalTensor& column_group, const Tensor& scale, bool need_d_anchors,
+                      bool need_d_candidates, bool need_d_tau, bool need_stats, std::optional<double> ignore_above,
+                      double margin, const OptionalTensor& positive_weight) {
   check_arguments(anchors, candidates, tau, scale);
   TORCH_CHECK(row_group.has_value() == column_group.has_value(),
               "adaptive_infonce: row_group and column_group must be given together");
   const auto dtype = anchors.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto widen = [&](const Tensor& x) { return x.to(dtype).contiguous(); };
+  TORCH_CHECK(!positive_weight.has_value() || positive_weight->sizes() == tau.sizes(),
+              "adaptive_infonce: positive_weight must be [", tau.size(0), "], got ", positive_weight->sizes());
+  const OptionalTensor weight = positive_weight.has_value() ? OptionalTensor(widen(*positive_weight)) : std::nullopt;
   const auto go = dtype == at::kDouble ? run<double> : run<float>;
   return go(anchors.scalar_type(), widen(anchors), widen(candidates), widen(tau),
             ids("positive", positive, anchors.size(0)), ids("row_group", row_group, anchors.size(0)),
-            ids("column_group", column_group, candidates.size(0)), ignore_above, margin, widen(scale), need_d_anchors,
-            need_d_candidates, need_d_tau, need_stats);
+            ids("column_group", column_group, candidates.size(0)), ignore_above, margin, weight, widen(scale),
+            need_d_anchors, need_d_candidates, need_d_tau, need_stats);
 }
 
 Outputs infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
                 const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& scale,
                 bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
                 std::optional<double> ignore_above) {
-  return infonce_margin(anchors, candidates, tau, positive, row_group, column_group, scale, need_d_anchors,
-                        need_d_candidates, need_d_tau, need_stats, ignore_above, 0);
+  return infonce_sweep(anchors, candidates, tau, positive, row_group, column_group, scale, need_d_anchors,
+                       need_d_candidates, need_d_tau, need_stats, ignore_above, 0, std::nullopt);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
   m.impl("infonce", infonce);
-  m.impl("infonce_margin", infonce_margin);
+  m.impl("infonce_sweep", infonce_sweep);
 }
 
 }  // namespace adaftr_fast

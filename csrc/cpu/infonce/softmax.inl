@@ -14,7 +14,9 @@
 //   d_candidates_j = sum_r p_rj A'_r, where A'_r = grad_scale_r / l_r a_r carries every factor of the row
 //
 // The positive is left out of l_negative and acc. It enters as its probability less 1, -l_negative / l, in d_candidates
-// as a p of -l_negative, so that nothing cancels where the probability nears 1.
+// as a p of -l_negative, so that nothing cancels where the probability nears 1. With a positive_weight w it enters as
+// its probability less w, which is rounded to bfloat16 once: rounded as 1 - p, and 1 - w added afterwards, it would err
+// by half a unit of 1 where the sum, as p and w themselves, may be a hundredth.
 //
 // Scaling. Scores are products of the operands as given: softmax_scale_log2 multiplies differences of scores, and never
 // an operand, whose quotient with tau may overflow where the logit does not. Only the second and the third product
@@ -68,7 +70,7 @@ struct Sweep {
   RowState<T>* state;          // [block_m]
   T* panel_max;                // [column_panels] the largest |b| of a panel
   T candidate_power = 1;       // what the candidates of P B are multiplied by
-  T* positive_p;               // [block_m] what P holds at the positive, -l_negative
+  T* positive_p;               // [block_m] what P holds at the positive, -l_negative or (1 - w) l - l_negative
   T *task_acc, *d_candidates;  // per thread [width_panels][task_rows][kPanel]; [column_panels][d][kPanel]
   int64_t d_padded;            // d, rounded up as the products need
   int64_t first, height;       // the present block: its first row, its number of rows
@@ -283,12 +285,16 @@ struct Sweep {
     q.lse[row] = s.m / tau + log_l;
     q.positive_logit[row] = s.positive_score / tau;
     if (q.top1 != nullptr) q.top1[row] = s.positive_score > horizontal_max<T>(s.max_negative) && l == l;  // no NaN
-    positive_p[r] = -l_negative;
+    const double other_weight = q.positive_weight == nullptr ? 0 : 1 - double(q.positive_weight[row]);
+    positive_p[r] = T(other_weight * l - l_negative);
     if (!need_sum_pz) return;
     const T sum_pz = T(kLn2) * horizontal_sum<T>(s.sum_pz);
     if (q.entropy != nullptr) q.entropy[row] = log_l - (sum_pz - (p_positive > 0 ? T(p_positive * gap) : 0)) / l;
     if (q.d_tau != nullptr && !need_d_anchors)
-      q.d_tau[row] = s.grad_scale == 0 ? 0 : T(-s.grad_scale * ((sum_pz + l_negative * gap) * s.inverse_l));
+      q.d_tau[row] =
+          s.grad_scale == 0
+              ? 0
+              : T(-s.grad_scale * ((sum_pz + l_negative * gap) * s.inverse_l + other_weight * q.positive_logit[row]));
   }
 
   void ignore_row(int64_t r) {
@@ -309,7 +315,8 @@ struct Sweep {
     if (!(inverse_l > 0) || !(size < __builtin_inf())) return 0;
     if (size <= 1e-20) return T(__builtin_logb(inverse_l));
     if (size < 1e30) return 0;
-    const double wanted = __builtin_logb(size) - 60, allowed = 70 - __builtin_logb(-positive_p[r]);
+    const double most = q.positive_weight == nullptr ? -positive_p[r] : 1 / double(inverse_l);
+    const double wanted = __builtin_logb(size) - 60, allowed = 70 - __builtin_logb(most);
     return T(smaller(smaller(wanted, allowed), 126));
   }
 
@@ -318,7 +325,7 @@ struct Sweep {
     return state[r].grad_scale == 0 ? 0 : state[r].grad_scale * (state[r].inverse_l * double(exp2(-shift)));
   }
 
-  // d_anchors = grad_scale / l (acc - l_negative b_y), and with it d_tau = -(a . d_anchors) / tau plus the margin's
+  // d_anchors = grad_scale / l (acc + positive_p b_y), and with it d_tau = -(a . d_anchors) / tau plus the margin's
   // term, both from the gradient in double; grad_scale is 0 where the row is ignored or weighs nothing.
   void finish_row_gradient(int64_t r, const T* acc) {
     const int64_t row = first + r;

@@ -46,7 +46,55 @@ def test_second_derivatives(case):
     )
 
 
-def test_no_statistics_with_a_margin():
-    a, b, tau = inputs(5, 5, 4)
-    with pytest.raises(NotImplementedError, match="no statistics with a margin"):
-        af.adaptive_infonce(a, b, tau, margin=0.1, return_stats=True, backend="triton")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("positives", [1, 10, 100, 200])
+def test_many_positives(positives, dtype):
+    a, b, _ = inputs(200, 200, 16)
+    label = torch.arange(200) % (200 // positives)
+    tensors = (a, b, torch.ones(200, dtype=torch.float64))
+    assert_matches(tensors, dtype, backend="triton", positive_group=(label, label))
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2)])
+@pytest.mark.parametrize("case", ["smoothing, positives, groups", "margin, smoothing", "margin"])
+def test_frozen_inputs(case, frozen):
+    options, gradients = options_of(case, 40, 50) | {"backend": "triton"}, []
+    for fixed in ((), frozen):
+        leaves = [t.requires_grad_(i not in fixed) for i, t in enumerate(inputs(40, 50, 9))]
+        af.adaptive_infonce(*leaves, **options).backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for i, (whole, partial) in enumerate(zip(*gradients)):
+        if i in frozen:
+            assert partial is None
+        else:
+            torch.testing.assert_close(partial, whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("tau", [1e-3, 1e-2, 1e3])
+@pytest.mark.parametrize("case", ["margin", "margin, smoothing"])
+def test_a_margin_at_extreme_temperatures(case, tau):
+    a, b, _ = inputs(70, 100, 16)
+    tensors = (a, b, torch.full((70,), tau, dtype=torch.float64))
+    assert_matches(tensors, torch.float32, backend="triton", **options_of(case, 70, 100))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", ["margin", "margin, groups", "margin, smoothing"])
+def test_statistics_with_a_margin(case, dtype):
+    a, b, tau = (x.to(dtype) for x in inputs(70, 100, 16, scale=3.0))
+    options = options_of(case, 70, 100) | {"margin": 1.0, "return_stats": True}
+    found, true = (af.adaptive_infonce(a, b, tau, backend=each, **options)[1] for each in ("triton", "reference"))
+    assert 0 < true.top1.sum() < 70
+    torch.testing.assert_close(found, true)
+
+
+def test_a_margin_leaves_ignore_above_as_it_is():
+    """Similarities are small integers, so many tie with the bound; these remain negatives."""
+    g = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-1, 2, (n, 8), generator=g).float() for n in (40, 50))
+    results = []
+    for backend in ("triton", "reference"):
+        leaves = [x.clone().requires_grad_() for x in (a, b, torch.full((40,), 0.7))]
+        loss = af.adaptive_infonce(*leaves, ignore_above=1.0, margin=0.3, reduction="none", backend=backend)
+        results.append((loss.detach(), *torch.autograd.grad(loss.sum(), leaves)))
+    torch.testing.assert_close(*results)

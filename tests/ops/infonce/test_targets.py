@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import adaftr_fast as af
+from adaftr_fast.ops.infonce.targets import scan_by
 from tests.ops.infonce.inputs import inputs
 from tests.ops.infonce.targets import CASES, assert_matches, ids, literal, options_of
 from tests.ops.marks import needs_extension
@@ -33,6 +34,43 @@ def test_the_reference_matches_pytorch(case):
 @pytest.mark.parametrize("columns", [130, 2100])
 def test_the_margin_in_every_kernel(columns, case, dtype, instruction_set):
     assert_matches(inputs(65, columns, 33), dtype, **options_of(case, 65, columns))
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("positives", [1, 10, 100, 1000])
+def test_many_positives_in_every_kernel(positives, dtype, instruction_set):
+    a, b, _ = inputs(1000, 1000, 16)
+    label = torch.arange(1000) % (1000 // positives)
+    assert_matches((a, b, torch.ones(1000, dtype=torch.float64)), dtype, positive_group=(label, label))
+
+
+@needs_extension
+@pytest.mark.parametrize("case", ["positives, groups", "smoothing, groups", "margin, smoothing"])
+@pytest.mark.parametrize("columns", [130, 2100])
+def test_several_targets_in_every_kernel(columns, case, instruction_set):
+    assert_matches(inputs(65, columns, 33), torch.bfloat16, **options_of(case, 65, columns))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 400])
+@pytest.mark.parametrize("rows", [0, 1, 7, 64, 300])
+def test_sums_by_scans(rows, size):
+    """What CUDA tensors take."""
+    x = inputs(1, rows, 5)[1]
+    number = torch.randint(0, size, (rows,), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(scan_by(number, x, size), x.new_zeros(size, 5).index_add(0, number, x))
+    if rows > 1 and size > 1:
+        x[number == number[0]] = torch.nan
+        found = scan_by(number, x, size)
+        assert found[number[0]].isnan().all()
+        assert found.isnan().any(1).sum() == 1
+
+
+@needs_extension
+def test_a_wrong_weight_is_named():
+    arguments = (A, B, torch.ones(4), None, None, None, torch.ones(4), True, True, True, False, None, 0.0)
+    with pytest.raises(RuntimeError, match=r"positive_weight must be \[4\], got \[6\]"):
+        torch.ops.adaftr_fast.infonce_sweep(*arguments, torch.ones(6))
 
 
 @needs_extension
