@@ -32,6 +32,7 @@ from adaftr_fast.ops.infonce.checks import (
     op_name,
 )
 from adaftr_fast.ops.infonce.op import TARGETS, FunctionalInfoNCE
+from adaftr_fast.ops.infonce.symmetric_op import FunctionalSymmetric, both_directions
 from adaftr_fast.ops.infonce.targets import choose_positive
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
@@ -265,7 +266,7 @@ def adaptive_infonce(
         check_bias_is_finite(column_bias)
         h_ctr, h_cvr = append_bias(h_ctr, h_cvr, tau_row, column_bias)
 
-    op = _op_of(backend, h_ctr, targets)
+    op = _op_of(backend, h_ctr, TARGETS if targets else "infonce", FunctionalInfoNCE)
     settings = _Settings(op, ignore_above, margin, label_smoothing, reduction)
     decisive = positive_index if labels is None else labels[0]  # IGNORE for rows without a loss
     batch = None
@@ -275,6 +276,11 @@ def adaptive_infonce(
             process_group, h_ctr, h_cvr, row_group, row_weight, weighted, labels is not None, symmetric, reduction
         )
     scale = row_scale(h_ctr, decisive, row_weight, reduction, batch)  # [B]
+    paired = positive_index is None and len(h_ctr) == len(h_cvr)
+    if symmetric and paired and not (targets or return_stats) and ignore_above is None and batch is None:
+        both = _op_of(backend, h_ctr, "infonce_symmetric", FunctionalSymmetric)
+        inputs = h_ctr, h_cvr, tau_row, expand_tau(tau_column, h_cvr, "tau (per column)")
+        return both_directions(both, inputs, row_group, column_group, scale, reduction)
     candidates = Candidates(h_cvr, positive_index, column_group, None if labels is None else labels[1])
     if batch is not None:
         candidates = batch.gather(candidates, batch.columns)
@@ -369,9 +375,9 @@ def _direction(
     return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None
 
 
-def _op_of(backend: str, h_ctr: Tensor, targets: bool) -> Callable[..., Any]:
-    name = op_name("adaptive_infonce", TARGETS if targets else "infonce", backend, h_ctr)
+def _op_of(backend: str, h_ctr: Tensor, op: str, functional: type[torch.autograd.Function]) -> Callable[..., Any]:
+    name = op_name("adaptive_infonce", op, backend, h_ctr)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return lambda *args: FunctionalInfoNCE.apply(*args, name)
-    op: Callable[..., Any] = getattr(torch.ops.adaftr_fast, name)
-    return op
+        return lambda *args: functional.apply(*args, name)
+    found: Callable[..., Any] = getattr(torch.ops.adaftr_fast, name)
+    return found

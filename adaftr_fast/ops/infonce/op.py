@@ -94,10 +94,7 @@ def reference(
 def _check_values(tau: Tensor, positive: Tensor | None, num_candidates: int) -> None:
     """Checks the values of tau and positive, as the C++ kernel does."""
     used = torch.ones_like(tau, dtype=torch.bool) if positive is None else positive != IGNORE
-    bad = used & ~((tau > 0) & tau.isfinite())
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise RuntimeError(f"adaptive_infonce: tau must be positive and finite, got tau[{row}] = {tau[row].item()}")
+    check_tau(tau, used)
     if positive is not None and (outside := used & ((positive < 0) | (positive >= num_candidates))).any():
         row = int(outside.nonzero()[0])
         raise RuntimeError(
@@ -106,7 +103,16 @@ def _check_values(tau: Tensor, positive: Tensor | None, num_candidates: int) -> 
         )
 
 
-def _triton(*args: Any) -> Outputs:
+def check_tau(tau: Tensor, used: Tensor, of: str = "") -> None:
+    """Checks the temperatures of the rows that are used."""
+    bad = used & ~((tau > 0) & tau.isfinite())
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise RuntimeError(f"adaptive_infonce: tau{of} must be positive and finite, got tau[{row}] = {tau[row].item()}")
+
+
+def triton_kernel(*args: Any) -> Outputs:
+    """Computes the op by the Triton kernels."""
     from adaftr_fast.kernels.infonce import infonce  # imports triton, which CPU users may not have installed
 
     outputs: Outputs = infonce(*args)
@@ -288,7 +294,7 @@ def _targets_by_cpp(*args: Any) -> Outputs:
 
 
 def _targets_by_triton(*args: Any) -> Outputs:
-    return with_targets(_triton, *args)
+    return with_targets(triton_kernel, *args)
 
 
 def _gradients(
@@ -324,7 +330,7 @@ library.impl("infonce_targets_reference", reference, "CompositeExplicitAutograd"
 library.impl("infonce_targets_triton", _targets_by_triton, "CompositeExplicitAutograd")
 library.impl("infonce", reference, "CompositeExplicitAutograd")
 library.impl("infonce_reference", reference, "CompositeExplicitAutograd")
-library.impl("infonce_triton", _triton, "CompositeExplicitAutograd")
+library.impl("infonce_triton", triton_kernel, "CompositeExplicitAutograd")
 if importlib.util.find_spec("triton") is not None:
-    library.impl("infonce", _triton, "CUDA")
+    library.impl("infonce", triton_kernel, "CUDA")
     library.impl("infonce_targets", _targets_by_triton, "CUDA")

@@ -7,6 +7,7 @@
 namespace adaftr_fast::avx2 {
 #include "cpu/infonce/fma.inl"
 #include "cpu/infonce/limits/fma.inl"
+#include "cpu/infonce/symmetric/sweep.inl"
 }  // namespace adaftr_fast::avx2
 
 #include "cpu/simd/targets/end.inl"

@@ -170,6 +170,11 @@ struct FmaSweep : BaseOfLoss {
       const int64_t j = this->positive_of(first + r) - p * kPanel<T>;
       if (j >= 0 && j < kPanel<T>) x[j] = this->state[r].grad_scale == 0 ? 0 : this->positive_p[r];
     }
+    multiply_column_panel(p);
+  }
+
+  void multiply_column_panel(int64_t p) {
+    const T* panel = probs + p * probs_rows * kPanel<T>;
     for (int64_t r0 = 0; r0 < height; r0 += kSliceM) {
       const int64_t depth = at_most(height - r0, kSliceM);
       for (int64_t i = 0; i < width_tiles; ++i) {

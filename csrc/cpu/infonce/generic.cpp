@@ -6,4 +6,5 @@
 namespace adaftr_fast::generic {
 #include "cpu/infonce/fma.inl"
 #include "cpu/infonce/limits/fma.inl"
+#include "cpu/infonce/symmetric/sweep.inl"
 }  // namespace adaftr_fast::generic

@@ -45,6 +45,15 @@ struct SigmoidProblem : InfoNCEProblem<T> {
   T* d_bias;         // [B]
 };
 
+// Both directions, where B = N and row r and column r are each other's positive. loss is the mean of the two, and tau
+// and d_tau are those of the rows. positive, ignore_above, margin, lse, positive_logit, top1 and entropy are not used.
+template <class T>
+struct SymmetricProblem : InfoNCEProblem<T> {
+  const T* tau_column;  // [B]
+  T* d_tau_column;      // [B] or null
+  double weight_unit;   // a power of 2 that brings the largest |scale| / (2 tau) near 1
+};
+
 template <class Problem>
 struct SweepKernel {
   size_t (*workspace_bytes)(const Problem&, int64_t threads);
@@ -67,17 +76,25 @@ struct SigmoidKernels {
   SweepKernel<SigmoidProblem<double>> f64;
 };
 
+struct SymmetricKernels {
+  SweepKernel<SymmetricProblem<float>> f32;
+  SweepKernel<SymmetricProblem<double>> f64;
+};
+
 namespace generic {
 extern const InfoNCEKernels kInfoNCE;
 extern const SigmoidKernels kSigmoid;
+extern const SymmetricKernels kSymmetric;
 }  // namespace generic
 namespace avx2 {
 extern const InfoNCEKernels kInfoNCE;
 extern const SigmoidKernels kSigmoid;
+extern const SymmetricKernels kSymmetric;
 }  // namespace avx2
 namespace avx512 {
 extern const InfoNCEKernels kInfoNCE;
 extern const SigmoidKernels kSigmoid;
+extern const SymmetricKernels kSymmetric;
 }  // namespace avx512
 namespace avx512_bf16 {
 extern const InfoNCEKernels kInfoNCE;

@@ -10,15 +10,14 @@
 #include <tuple>
 
 #include "cpu/infonce/kernels.h"
+#include "cpu/infonce/symmetric/one_direction.h"
 #include "cpu/runtime/caching_allocator.h"
 #include "cpu/runtime/dispatch.h"
 
 namespace adaftr_fast {
 namespace {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Outputs = OneDirection;
 
 // How many bfloat16 terms an operand may be taken as. bfloat16 inputs are one term, float16 inputs two, both exactly;
 // float32 inputs as the matmul precision of the CPU (mkldnn) allows, which torch.set_float32_matmul_precision sets to
@@ -165,15 +164,21 @@ Outputs infonce_sweep(const Tensor& anchors, const Tensor& candidates, const Ten
             need_d_anchors, need_d_candidates, need_d_tau, need_stats);
 }
 
-Outputs infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
-                const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& scale,
-                bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
-                std::optional<double> ignore_above) {
+}  // namespace
+
+bool multiplies_bf16(at::ScalarType inputs) {
+  const int terms = bf16_terms(inputs);
+  return (terms == 1 && best_kernel(kTables, &InfoNCEKernels::bf16)) ||
+         (terms == 2 && best_kernel(kTables, &InfoNCEKernels::bf16x2));
+}
+
+OneDirection infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
+                     const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& scale,
+                     bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
+                     std::optional<double> ignore_above) {
   return infonce_sweep(anchors, candidates, tau, positive, row_group, column_group, scale, need_d_anchors,
                        need_d_candidates, need_d_tau, need_stats, ignore_above, 0, std::nullopt);
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
   m.impl("infonce", infonce);

@@ -120,12 +120,12 @@ struct Sweep {
     panel_max[p] = largest(q.candidates + j0 * q.width, count * q.width);
   }
 
-  void choose_candidate_power() {
-    T most = 0;
-    for (int64_t p = 0; p < column_panels; ++p) most = larger(panel_max[p], most);
-    if (!(most > 0 && most < T(__builtin_inff()))) return;
+  void choose_candidate_power() { candidate_power = power_of(largest(panel_max, column_panels)); }
+
+  static T power_of(T most) {
+    if (!(most > 0 && most < T(__builtin_inff()))) return 1;
     const double bits = __builtin_logb(most), most_bits = smaller(bits, kCandidateBits);
-    candidate_power = T(__builtin_exp2((most_bits > -kCandidateBits ? most_bits : -kCandidateBits) - bits));
+    return T(__builtin_exp2((most_bits > -kCandidateBits ? most_bits : -kCandidateBits) - bits));
   }
 
   void start_rows(int64_t begin, int64_t end) {

@@ -1,0 +1,222 @@
+"""``torch.ops.adaftr_fast.infonce_symmetric``: adaptive InfoNCE in both directions, which share the similarities.
+
+Shapes: B rows (anchors a_r) and B candidates b_j, d hidden width. Row r and candidate r are each other's positive.
+With the loss L_r of row r over the candidates and the loss L'_r of candidate r over the rows, each with temperatures of
+its own, the op returns ``row_loss_r = (L_r + L'_r) / 2`` and ``loss = sum_r scale_r row_loss_r``. As ``infonce`` does,
+it returns the gradients of ``loss`` too, in the accumulation type, empty where not needed:
+
+    W_rj           = scale_r / (2 tau_r) (p_rj - [j = r]) + scale_j / (2 tau'_j) (p'_jr - [j = r])
+    d_anchors_r    = sum_j W_rj b_j
+    d_candidates_j = sum_r W_rj a_r
+    d_tau_row_r    = -scale_r / (2 tau_r^2) sum_j (p_rj - [j = r]) a_r . b_j, and d_tau_column likewise
+
+The same schema is registered three times: ``infonce_symmetric`` (the dispatcher selects C++ on CPU, Triton on CUDA and
+the reference elsewhere), ``infonce_symmetric_reference`` and ``infonce_symmetric_triton``.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaftr_fast.ops.infonce.op import Gradients, accumulation_dtype, check_tau, loop, triton_kernel
+from adaftr_fast.ops.infonce.reference import infonce_gradients, infonce_rows
+from adaftr_fast.ops.library import library
+
+SCHEMA = (
+    "(Tensor anchors, Tensor candidates, Tensor tau_row, Tensor tau_column, Tensor? row_group, Tensor? column_group,"
+    " Tensor scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau_row, bool need_d_tau_column)"
+    " -> (Tensor loss, Tensor row_loss, Tensor d_anchors, Tensor d_candidates, Tensor d_tau_row, Tensor d_tau_column)"
+)
+NAMES = ("infonce_symmetric", "infonce_symmetric_reference", "infonce_symmetric_triton")
+ARGUMENTS = 11
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def both_directions(
+    op: Callable[..., Any],
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    row_group: Tensor | None,
+    column_group: Tensor | None,
+    scale: Tensor,
+    reduction: str,
+) -> Tensor:
+    """Computes the loss of h_ctr, h_cvr and both temperatures by an op of this file.
+
+    With reduction "none" the gradients depend on the upstream gradient, so backward computes them.
+    """
+    with_gradients = torch.is_grad_enabled() and reduction != "none"
+    needs = (with_gradients and x.requires_grad for x in inputs)
+    loss, row_loss = op(*inputs, row_group, column_group, scale, *needs)[:2]
+    result: Tensor = row_loss * scale if reduction == "none" else loss
+    return result
+
+
+def _row_loss(inputs: Sequence[Tensor], row_group: Tensor | None, column_group: Tensor | None) -> Tensor:
+    """Computes the mean of both directions' losses [B] by the reference."""
+    anchors, candidates, tau_row, tau_column = inputs
+    forward = infonce_rows(anchors, candidates, tau_row, None, row_group, column_group).loss
+    return (forward + infonce_rows(candidates, anchors, tau_column, None, column_group, row_group).loss) / 2
+
+
+def _closed_form(
+    inputs: Sequence[Tensor], row_group: Tensor | None, column_group: Tensor | None, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Computes the gradients of ``sum_r scale_r row_loss_r`` in closed form by the reference."""
+    (anchors, candidates, tau_row, tau_column), half = inputs, scale / 2
+    d_a, d_b, d_tau_row = infonce_gradients(anchors, candidates, tau_row, half, None, row_group, column_group)
+    e_b, e_a, d_tau_column = infonce_gradients(candidates, anchors, tau_column, half, None, column_group, row_group)
+    return d_a + e_a, d_b + e_b, d_tau_row, d_tau_column
+
+
+def _reference(*args: Any) -> Outputs:
+    """Computes the op in plain PyTorch, which stores the B x B similarities."""
+    (anchors, candidates, tau_row, tau_column, row_group, column_group, scale), needs = args[:7], args[7:]
+    if anchors.device.type == "cpu":  # on other devices, reading the values would wait for the device
+        for tau, of in ((tau_row, ""), (tau_column, " (per column)")):
+            check_tau(tau, torch.ones_like(tau, dtype=torch.bool), of)
+    acc = accumulation_dtype(anchors.dtype)
+    inputs = [x.to(acc) for x in (anchors, candidates, tau_row, tau_column)]
+    row_loss = _row_loss(inputs, row_group, column_group)
+    gradients = _closed_form(inputs, row_group, column_group, scale) if any(needs) else inputs
+    d = (g if need else g.new_empty(0) for g, need in zip(gradients, needs))
+    return (scale * row_loss).sum(), row_loss, *d
+
+
+def _two_sweeps(infonce: Callable[..., Any], *args: Any) -> Outputs:
+    """Computes the op by two calls of one with the arguments of ``infonce``."""
+    a, b, tau_row, tau_column, row_group, column_group, scale, need_a, need_b, need_row, need_column = args
+    half = scale / 2
+    one = infonce(a, b, tau_row, None, row_group, column_group, half, need_a, need_b, need_row, False)
+    two = infonce(b, a, tau_column, None, column_group, row_group, half, need_b, need_a, need_column, False)
+    return one[0] + two[0], (one[1] + two[1]) / 2, one[6] + two[7], one[7] + two[6], one[8], two[8]
+
+
+def _triton(*args: Any) -> Outputs:
+    from adaftr_fast.kernels import infonce  # imports triton, which CPU users may not have installed
+
+    fused: Callable[..., Outputs] | None = getattr(infonce, "infonce_symmetric", None)
+    return _two_sweeps(triton_kernel, *args) if fused is None else fused(*args)
+
+
+def _fake(*args: Any) -> Outputs:
+    anchors, candidates = args[:2]
+    acc = accumulation_dtype(anchors.dtype)
+    row_loss = anchors.new_empty(anchors.shape[0], dtype=acc)
+    like = (anchors, candidates, row_loss, row_loss)
+    d = (x.new_empty(x.shape if need else (0,), dtype=acc) for x, need in zip(like, args[7:]))
+    return row_loss.new_empty(()), row_loss, *d
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.save_for_backward(*inputs[:7], *output[1:])
+    ctx.computed = inputs[7:]
+
+
+def _backward_of(name: str) -> Callable[..., Gradients]:
+    """Returns the autograd formula of op ``name``; a recomputation calls the same op."""
+
+    def backward(ctx: Any, g_loss: Tensor | None, g_row_loss: Tensor | None, *_: Tensor | None) -> Gradients:
+        if g_loss is None and g_row_loss is None:
+            return (None,) * ARGUMENTS
+        # With create_graph=True, and always under torch.func, the gradients are differentiable themselves.
+        gradients = _Gradients.apply if torch.is_grad_enabled() else _Gradients.forward
+        needs = tuple(ctx.needs_input_grad[i] for i in (0, 1, 2, 3, 6))
+        *d, d_scale = gradients(name, needs, ctx.computed, g_loss, g_row_loss, *ctx.saved_tensors)
+        return *d, None, None, d_scale, *(None,) * 4
+
+    return backward
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients by the op, in anchors, candidates, both temperatures and scale; None where not needed.
+
+    Their own derivatives differentiate the reference, which stores the B x B similarities.
+    """
+
+    @staticmethod
+    def forward(
+        name: str,
+        needs: tuple[bool, ...],
+        computed: tuple[bool, ...],
+        g_loss: Tensor | None,
+        g_row_loss: Tensor | None,
+        *saved: Any,
+    ) -> Gradients:
+        inputs, row_loss, gradients = saved[:7], saved[7], saved[8:]
+        wanted, upstream = needs[:4], g_loss
+        if g_row_loss is not None or any(w and not c for w, c in zip(wanted, computed)):
+            scale = inputs[6] * g_loss if g_loss is not None else torch.zeros_like(inputs[6])
+            scale = scale if g_row_loss is None else scale + g_row_loss
+            gradients, upstream = getattr(torch.ops.adaftr_fast, name)(*inputs[:6], scale, *wanted)[2:], None
+        scaled = (g if upstream is None else g * upstream for g in gradients)
+        cast = [g.to(x.dtype) if w else None for g, x, w in zip(scaled, inputs, wanted)]
+        return (*cast, g_loss * row_loss if needs[4] and g_loss is not None else None)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[3:12])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
+        g_loss, g_row_loss, *tensors, row_group, column_group, scale = ctx.saved_tensors
+
+        def closed_form(*x: Tensor) -> tuple[Tensor, ...]:
+            """The gradients as functions of g_loss, g_row_loss, anchors, candidates, both temperatures and scale."""
+            inputs = [each.to(accumulation_dtype(each.dtype)) for each in x[2:6]]
+            first = _closed_form(inputs, row_group, column_group, x[6] * x[0] + x[1])
+            return *first, x[0] * _row_loss(inputs, row_group, column_group)
+
+        g_loss = scale.new_zeros(()) if g_loss is None else g_loss
+        g_row_loss = torch.zeros_like(scale) if g_row_loss is None else g_row_loss
+        values, pull = torch.func.vjp(closed_form, g_loss, g_row_loss, *tensors, scale)[:2]  # mypy: it may return three
+        d = pull(tuple(torch.zeros_like(v) if g is None else g.to(v.dtype) for g, v in zip(upstream, values)))
+        found = (*d[:6], None, None, d[6], *(None,) * 5)  # g_loss to d_tau_column
+        needed = (g if need else None for g, need in zip(found, ctx.needs_input_grad[3:]))
+        return None, None, None, *needed
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
+        return loop(_Gradients, info.batch_size, in_dims, args)
+
+
+class FunctionalSymmetric(torch.autograd.Function):
+    """Calls the op under torch.func, which refuses ``register_autograd``'s functions.
+
+    ``apply`` takes the op's arguments and its name.
+    """
+
+    @staticmethod
+    def forward(*args: Any) -> Outputs:
+        *inputs, name = args
+        outputs: Outputs = getattr(torch.ops.adaftr_fast, name)(*inputs)
+        return outputs
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+        *inputs_of_op, ctx.name = inputs
+        _setup_context(ctx, tuple(inputs_of_op), output)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
+        return *_backward_of(ctx.name)(ctx, *upstream), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
+        return loop(FunctionalSymmetric, info.batch_size, in_dims, args)
+
+
+for _name in NAMES:
+    library.define(_name + SCHEMA)
+    torch.library.register_fake(f"adaftr_fast::{_name}", _fake, lib=library)
+    torch.library.register_autograd(
+        f"adaftr_fast::{_name}", _backward_of(_name), setup_context=_setup_context, lib=library
+    )
+    library.impl(_name, _triton if _name.endswith("_triton") else _reference, "CompositeExplicitAutograd")
+if importlib.util.find_spec("triton") is not None:
+    library.impl("infonce_symmetric", _triton, "CUDA")

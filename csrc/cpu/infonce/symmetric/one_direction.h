@@ -1,0 +1,23 @@
+// torch.ops.adaftr_fast.infonce on CPU, for the op of both directions.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace adaftr_fast {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using OneDirection = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+OneDirection infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
+                     const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& scale,
+                     bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
+                     std::optional<double> ignore_above);
+
+// Whether it takes inputs of this type as products of bfloat16.
+bool multiplies_bf16(at::ScalarType inputs);
+
+}  // namespace adaftr_fast
