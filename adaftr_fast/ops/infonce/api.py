@@ -198,7 +198,9 @@ def adaptive_infonce(
             term of each positive by a sum of its own, and the sweep forms one sum per row.
         symmetric: if True, averages the loss with that of the cvr -> ctr direction. There the anchor of row r is
             h_cvr[y_r], with its own temperature, and its candidates are all rows of h_ctr. An ignored row has no loss
-            in either direction, but remains a candidate in this one unless the groups exclude it.
+            in either direction, but remains a candidate in this one unless the groups exclude it. On CPU, both share
+            the similarities if N = B, without ``positive_index``, ``ignore_above``, other targets, ``return_stats`` and
+            ``process_group``; the order of sums then depends on the number of threads.
         reduction: "mean" (the weighted mean over the rows that are not ignored; 0 if there are none), "sum", or
             "none" ([B]; 0 for an ignored row).
         return_stats: if True, also returns the :class:`InfoNCEStats` of the ctr -> cvr direction.

@@ -229,6 +229,40 @@ def test_opcheck(reference, needs):
     torch.library.opcheck(getattr(torch.ops.adaftr_fast, name).default, op_arguments(tensors, needs=needs))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiles_to_one_graph(reduction):
+    def loss(a, b, tau, tau_column):
+        return af.adaptive_infonce(a, b, (tau, tau_column), symmetric=True, reduction=reduction)
+
+    results = []
+    for f in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaves = [t.float().requires_grad_() for t in drawn(33, 7)]
+        value = f(*leaves)
+        value.sum().backward()
+        results.append([value.detach(), *(t.grad for t in leaves)])
+    torch.testing.assert_close(*results)
+
+
+def test_second_derivatives_under_torch_func():
+    tensors = drawn(6, 4)
+
+    def penalty(loss):
+        return lambda a, b: torch.func.grad(loss)(a, b).square().sum()
+
+    def fused(a, b):
+        return af.adaptive_infonce(a, b, tensors[2:], symmetric=True)
+
+    def literal(a, b):
+        z, own = a @ b.T, torch.arange(6)
+        losses = (
+            torch.nn.functional.cross_entropy(x, own) for x in (z / tensors[2][:, None], z.T / tensors[3][:, None])
+        )
+        return sum(losses) / 2
+
+    found, true = (torch.func.grad(penalty(loss), argnums=(0, 1))(*tensors[:2]) for loss in (fused, literal))
+    torch.testing.assert_close(found, true)
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_derivatives_of_weights_and_both_temperatures(backend, reduction):
