@@ -4,9 +4,13 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "cpu/infonce/kernels.h"
 #include "cpu/infonce/symmetric/one_direction.h"
