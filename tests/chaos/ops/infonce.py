@@ -180,9 +180,12 @@ def results(
         taus = [float(tau) if kind == "scalar" else tau.requires_grad_(needed[2]) for tau in taus]
     given = dict(arguments) | ({"row_weight": weight} if "weight" in options else {})
     given |= {"column_bias": bias} if "column_bias" in options else {}
-    tau = tuple(taus) if options.get("symmetric") else taus[0]
-    loss, stats = af.adaptive_infonce(h_ctr, h_cvr, tau, return_stats=True, backend=backend, **given)
-    found = {"loss": loss.detach(), **stats._asdict()}
+    if options.get("symmetric"):  # without statistics, both directions may share their similarities
+        loss = af.adaptive_infonce(h_ctr, h_cvr, tuple(taus), backend=backend, **given)
+        found = {"loss": loss.detach()}
+    else:
+        loss, stats = af.adaptive_infonce(h_ctr, h_cvr, taus[0], return_stats=True, backend=backend, **given)
+        found = {"loss": loss.detach(), **stats._asdict()}
     wanted = {name: x for name, x in zip(NAMES, (h_ctr, h_cvr, *taus, weight, bias)) if isinstance(x, Tensor)}
     wanted = {name: x for name, x in wanted.items() if x.requires_grad}
     if loss.requires_grad:
