@@ -59,5 +59,6 @@ Compile-time sizes, chosen in config.py:
 
 from adaftr_fast.kernels.infonce.launch import infonce
 from adaftr_fast.kernels.infonce.sigmoid import sigmoid_contrast
+from adaftr_fast.kernels.infonce.symmetric import infonce_symmetric
 
-__all__ = ["infonce", "sigmoid_contrast"]
+__all__ = ["infonce", "infonce_symmetric", "sigmoid_contrast"]

@@ -14,6 +14,9 @@ from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
 from adaftr_fast.kernels.infonce.gluon_row import DEFAULT_WARPS, ROWS, block_layout, infonce_gluon_row_sweep_kernel
 from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel
 from adaftr_fast.kernels.infonce.sigmoid_sweep import sigmoid_sweep_kernel
+from adaftr_fast.kernels.infonce.symmetric.combine import infonce_symmetric_combine_kernel
+from adaftr_fast.kernels.infonce.symmetric.gradient import infonce_symmetric_gradient_kernel
+from adaftr_fast.kernels.infonce.symmetric.sums import infonce_symmetric_sums_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
@@ -30,10 +33,13 @@ KERNELS = {
     "combine": infonce_combine_kernel,
     "sigmoid_rows": sigmoid_sweep_kernel,
     "sigmoid_columns": sigmoid_sweep_kernel,
+    "symmetric_sums": infonce_symmetric_sums_kernel,
+    "symmetric_combine": infonce_symmetric_combine_kernel,
+    "symmetric_gradient": infonce_symmetric_gradient_kernel,
 }
 POINTEE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 OPERANDS = ("anchors_ptr", "candidates_ptr", "x_ptr", "y_ptr")
-INT64 = ("positive_ptr", "row_group_ptr", "column_group_ptr")
+INT64 = ("positive_ptr", "row_group_ptr", "column_group_ptr", "x_group_ptr", "y_group_ptr")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
@@ -141,10 +147,15 @@ def _work(case: Case, listing: sass.Listing) -> dict[str, Any]:
     slices = triton.cdiv(case.width, config.block_k) if config.block_k else 1
     depth = slices * config.block_k or config.block_d
     found = pipeline.figures(listing) if _specialises(case) else sass.figures(listing, slices)
-    width = config.block_d if case.constants.get("NEED_D_ANCHORS", True) else 0  # of the second product
+    width = config.block_d if _has_second_product(case) else 0
     needed = config.block_m * config.block_n * (depth + width)
     executed = sass.multiply_adds(found["matrix"]) * config.num_warps
     return found | {"products": round(executed / needed, 2)}
+
+
+def _has_second_product(case: Case) -> bool:
+    flags = (case.constants.get(name, True) for name in ("NEED_D_ANCHORS", "NEED_GRADIENT"))
+    return case.kernel != "symmetric_sums" and all(flags)
 
 
 def _run(tool: str, *arguments: str) -> str:
