@@ -84,6 +84,11 @@ def compiled_sigmoid(cases: Cases) -> str:
     return _compiled(cases, {"sigmoid_rows": "rows", "sigmoid_columns": "columns"})
 
 
+def compiled_symmetric(cases: Cases) -> str:
+    """What the compiler makes of the training kernels of the symmetric loss at the greatest width of each tiling."""
+    return _compiled(cases, {"symmetric_sums": "sums", "symmetric_gradient": "gradient"})
+
+
 def compiled_gluon(cases: Cases) -> str:
     """What the compiler makes of the row sweep in Gluon, in bfloat16; "a / b" where versions of Triton differ."""
     found: dict[tuple[int, str], Cases] = {}
@@ -367,6 +372,7 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         recipes,
         compiled,
         compiled_sigmoid,
+        compiled_symmetric,
         compiled_gluon,
         embedding,
         embedding_summary,

@@ -8,6 +8,8 @@ Three kernels compute InfoNCE with four products of size B N d and two passes of
 
 gluon_row.py is the row sweep for Hopper GPUs in Gluon; ADAFTR_FAST_ROW_SWEEP=gluon chooses it.
 
+symmetric/ computes InfoNCE averaged over both directions, with five products where two calls take eight.
+
 One kernel computes the sigmoid loss, with four products too: it runs once for each side, with two products a run.
 
     sigmoid sweep  scores, sigmoid, sigmoid times the other side      sigmoid_sweep.py  2 products (1 without gradient)
@@ -59,6 +61,6 @@ Compile-time sizes, chosen in config.py:
 
 from adaftr_fast.kernels.infonce.launch import infonce
 from adaftr_fast.kernels.infonce.sigmoid import sigmoid_contrast
-from adaftr_fast.kernels.infonce.symmetric import infonce_symmetric
+from adaftr_fast.kernels.infonce.symmetric import infonce_symmetric, serves_symmetric
 
-__all__ = ["infonce", "infonce_symmetric", "sigmoid_contrast"]
+__all__ = ["infonce", "infonce_symmetric", "serves_symmetric", "sigmoid_contrast"]

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.infonce.compile import record, sass
 from benchmarks.infonce.compile.occupancy import programs_per_multiprocessor
-from benchmarks.render import compiled, compiled_sigmoid
+from benchmarks.render import compiled, compiled_sigmoid, compiled_symmetric
 
 LISTING = (Path(__file__).parent / "row_sweep.sass").read_text(encoding="utf-8")
 """An excerpt of the row sweep in bfloat16 at d = 1,024 for sm_90: nvdisasm -c, without most of its arithmetic.
@@ -232,6 +232,7 @@ def test_table_shows_the_widest_case_of_a_tiling_under_each_version():
     ]
     assert "| rows | 128 x 64 |" in compiled_sigmoid([one, one | {"kernel": "sigmoid_rows"}])
     assert len(compiled_sigmoid([one, one | {"kernel": "sigmoid_rows"}]).splitlines()) == 3
+    assert "| sums | 128 x 64 |" in compiled_symmetric([one, one | {"kernel": "symmetric_sums"}])
 
 
 @pytest.mark.parametrize(("listing", "fault"), [("", "expected a listing"), ("/*0000*/ EXIT ;", "expected a loop")])

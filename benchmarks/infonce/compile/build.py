@@ -16,7 +16,10 @@ from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel
 from adaftr_fast.kernels.infonce.sigmoid_sweep import sigmoid_sweep_kernel
 from adaftr_fast.kernels.infonce.symmetric.combine import infonce_symmetric_combine_kernel
 from adaftr_fast.kernels.infonce.symmetric.gradient import infonce_symmetric_gradient_kernel
-from adaftr_fast.kernels.infonce.symmetric.sums import infonce_symmetric_sums_kernel
+from adaftr_fast.kernels.infonce.symmetric.sums import (
+    infonce_symmetric_positives_kernel,
+    infonce_symmetric_sums_kernel,
+)
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
@@ -33,6 +36,7 @@ KERNELS = {
     "combine": infonce_combine_kernel,
     "sigmoid_rows": sigmoid_sweep_kernel,
     "sigmoid_columns": sigmoid_sweep_kernel,
+    "symmetric_positives": infonce_symmetric_positives_kernel,
     "symmetric_sums": infonce_symmetric_sums_kernel,
     "symmetric_combine": infonce_symmetric_combine_kernel,
     "symmetric_gradient": infonce_symmetric_gradient_kernel,

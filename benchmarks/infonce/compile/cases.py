@@ -17,6 +17,8 @@ from adaftr_fast.kernels.infonce.config import (
     max_offset,
 )
 from adaftr_fast.kernels.infonce.launch import COMBINE_BLOCK_D, COMBINE_BLOCK_M
+from adaftr_fast.kernels.infonce.symmetric.config import SYMMETRIC_TILINGS, choose_symmetric_tiling, has_common
+from adaftr_fast.kernels.infonce.symmetric.launch import COMBINE_BLOCK, POSITIVES_BLOCK
 
 ARCHS = (80, 90)
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
@@ -44,13 +46,16 @@ SIGMOID_VARIANTS = {
     "explicit": {"HAS_POSITIVE": True, "NEED_GRADIENT": True},
 }
 
+# The symmetric loss: training; groups.
+SYMMETRIC_VARIANTS = {"train": False, "explicit": True}
+
 
 class Case(NamedTuple):
     """A kernel with everything that it is compiled for."""
 
-    kernel: str  # row_sweep, gluon_row_sweep, column_sweep, combine, sigmoid_rows or sigmoid_columns
+    kernel: str  # a key of KERNELS of build.py
     variant: str
-    kind: str  # of the products; "" for combine, which has none
+    kind: str  # of the products; "" for a kernel without a sweep
     dtype: torch.dtype
     width: int
     arch: int
@@ -63,10 +68,13 @@ def cases(archs: list[int], quick: bool) -> Iterator[Case]:
     for arch in archs:
         for tiling in TILINGS:
             yield from _of_tiling(tiling, arch, quick)
+        for tiling in SYMMETRIC_TILINGS:
+            yield from _of_symmetric(tiling, arch, quick)
         if arch == 90 and not quick:
             yield from _of_alternatives(arch)
         for dtype in (torch.bfloat16,) if quick else ALL_DTYPES:
             yield from (_combine(dtype, arch, variant) for variant in ("train", "everything"))
+            yield from _of_symmetric_entries(dtype, arch)
         if arch == 90:
             yield from _of_gluon(arch, quick)
 
@@ -145,6 +153,33 @@ def _of_sigmoid(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
             own = {"OWNS_ROWS": owns_rows, "MAX_OFFSET": max_offset(dtype), "D": width}
             values = constants(dtype, tiling.kind, width, config) | variant | own
             yield Case(kernel, name, tiling.kind, dtype, width, arch, config, values)
+
+
+def _of_symmetric(tiling, arch: int, quick: bool) -> Iterator[Case]:
+    """Yields the sweeps of the symmetric loss at the greatest width of a tiling."""
+    dtype, width = DTYPES[tiling.kind], int(min(tiling.max_width, UNBOUNDED[tiling.kind]))
+    fitted = choose_symmetric_tiling(tiling.kind, width, arch)
+    if fitted[:3] != tiling[:3]:
+        return
+    for name in ("train",) if quick else SYMMETRIC_VARIANTS:
+        for sweep, config in (("sums", fitted.sums), ("gradient", fitted.gradient)):
+            grouped = SYMMETRIC_VARIANTS[name]
+            own: dict[str, Any] = {"HAS_GROUP": grouped, "COMMON": has_common(dtype, sweep, config, grouped)}
+            if sweep == "gradient":
+                own |= {"NEED_GRADIENT": True, "NEED_D_TAU": True, "D": width}
+            values = constants(dtype, tiling.kind, width, config) | own
+            yield Case(f"symmetric_{sweep}", name, tiling.kind, dtype, width, arch, config, values)
+
+
+def _of_symmetric_entries(dtype: torch.dtype, arch: int) -> Iterator[Case]:
+    """Yields the kernels of the symmetric loss that are no sweeps, in Triton's default warps and stages."""
+    kind = "float64" if dtype == torch.float64 else "half" if dtype.itemsize == 2 else "ieee"
+    config = Config(POSITIVES_BLOCK, 0, 0, 16 if kind in ("ieee", "float64") else 64, 4, 3)
+    values = constants(dtype, kind, 256, config)
+    values = {k: values[k] for k in ("BLOCK_M", "BLOCK_K", "D_PADDED", "OPERAND_DTYPE", "ACC_DTYPE", "INPUT_PRECISION")}
+    yield Case("symmetric_positives", "train", "", dtype, 256, arch, config, values)
+    common = {"COMMON": dtype != torch.float64, "BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": values["ACC_DTYPE"]}
+    yield Case("symmetric_combine", "train", "", dtype, 256, arch, Config(COMBINE_BLOCK, 0, 0, 0, 4, 3), common)
 
 
 def _row_config(tiling, variant: dict[str, bool]) -> Config:

@@ -28,6 +28,8 @@ from torch import Tensor
 
 POSITIVES_BLOCK = 64  # rows of a program that forms positives: the least that half types need, and 64 / B of a product
 COMBINE_BLOCK = 64
+MOST_WIDTH = 256  # beyond, a sweep takes the width in slices, each of which forms the scores again
+MOST_ROWS = 131_072  # their square / 16 bytes hold the columns' partials (sums.py)
 
 
 def infonce_symmetric(
@@ -75,6 +77,16 @@ def infonce_symmetric(
     return (scale * row_loss).sum(), row_loss, d_anchors, d_candidates, d_tau_row, d_tau_column
 
 
+def serves_symmetric(anchors: Tensor) -> bool:
+    """Whether :func:`infonce_symmetric` should take the place of two calls of ``infonce`` for anchors [B, d].
+
+    It should for half types up to a width of 256, whose kernels compile without spills under Triton 3.6 and 3.9, and
+    while the columns' partials take up to 1 GiB.
+    """
+    rows, width = anchors.shape
+    return product_kind(anchors.dtype) == "half" and width <= MOST_WIDTH and rows <= MOST_ROWS
+
+
 class _Problem(NamedTuple):
     """The inputs as the kernels take them. Pairs are of rows and of columns."""
 
@@ -100,7 +112,7 @@ class _Problem(NamedTuple):
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
         options |= constants(a.dtype, product_kind(a.dtype), width, config)
         grouped = self.groups[0] is not None
-        masks = {"HAS_GROUP": grouped, "COMMON": has_common(a.dtype, config, grouped)}
+        masks = {"HAS_GROUP": grouped, "COMMON": has_common(a.dtype, sweep, config, grouped)}
         return (owned, splits, slices), options | masks
 
 

@@ -1,7 +1,7 @@
 """Inputs of the symmetric loss, its reference as two directions, and the check by the tolerance rule."""
 
 import torch
-from adaftr_fast.kernels.infonce import infonce_symmetric
+from adaftr_fast.kernels.infonce import infonce_symmetric, serves_symmetric  # noqa: F401  # tests take it from here
 
 from adaftr_fast.ops.infonce.reference import infonce_gradients, infonce_rows
 from tests.tolerances import assert_as_accurate

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
 KERNELS = ("row_sweep", "combine", "column_sweep", "sigmoid_rows", "sigmoid_columns")
+KERNELS += tuple(f"symmetric_{name}" for name in ("positives", "sums", "combine", "gradient"))
 SECONDS = 60  # bounds the compiler's work, not the machine's speed: the slowest takes about 10
 
 

@@ -227,7 +227,41 @@ def test_same_bits_every_time():
         assert all(torch.equal(x, y) for x, y in zip(first, second))
 
 
+@pytest.mark.parametrize(
+    ("rows", "d", "dtype", "serves"),
+    [
+        (2, 256, torch.bfloat16, True),
+        (131_072, 17, torch.float16, True),
+        (131_073, 17, torch.float16, False),
+        (2, 257, torch.bfloat16, False),
+        (2, 64, torch.float32, False),
+        (2, 64, torch.float64, False),
+    ],
+)
+def test_what_two_calls_serve(rows, d, dtype, serves):
+    assert agreement.serves_symmetric(torch.empty(rows, d, dtype=dtype, device="meta")) == serves
+
+
 def test_other_shapes_are_refused():
     a, b, *rest = inputs(5, 4)
     with pytest.raises(ValueError, match=r"candidates must have anchors' shape \(5, 4\), got \(4, 4\)"):
         evaluate((a, b[:4], *rest), torch.float32)
+
+
+@pytest.mark.parametrize("tau", TEMPERATURES)
+@pytest.mark.parametrize(("needs", "products"), [((True,) * 4, 5), ((True, False, True, False), 3), ((False,) * 4, 1)])
+def test_number_of_products(needs, products, tau, monkeypatch):
+    """The multiply-adds of all tl.dot, as a multiple of B x B x d; the positives' are those of 64 columns."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    done = []
+    dot = InterpreterBuilder.create_dot
+
+    def counted(self, a, b, *rest):
+        done.append(a.data.shape[0] * a.data.shape[1] * b.data.shape[1])
+        return dot(self, a, b, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", counted)
+    rows, d = 256, 64  # whole blocks
+    evaluate(inputs(rows, d, tau), torch.bfloat16, needs=needs)
+    assert sum(done) == (products + 64 / rows) * rows * rows * d
