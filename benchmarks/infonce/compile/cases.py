@@ -18,7 +18,7 @@ from adaftr_fast.kernels.infonce.config import (
 )
 from adaftr_fast.kernels.infonce.launch import COMBINE_BLOCK_D, COMBINE_BLOCK_M
 from adaftr_fast.kernels.infonce.symmetric.config import SYMMETRIC_TILINGS, choose_symmetric_tiling, has_common
-from adaftr_fast.kernels.infonce.symmetric.launch import COMBINE_BLOCK, POSITIVES_BLOCK
+from adaftr_fast.kernels.infonce.symmetric.launch import COMBINE_BLOCK, MOST_WIDTH, POSITIVES_BLOCK
 
 ARCHS = (80, 90)
 DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
@@ -68,13 +68,14 @@ def cases(archs: list[int], quick: bool) -> Iterator[Case]:
     for arch in archs:
         for tiling in TILINGS:
             yield from _of_tiling(tiling, arch, quick)
-        for tiling in SYMMETRIC_TILINGS:
+        served = (each for each in SYMMETRIC_TILINGS if each.kind == "half" and each.max_width <= MOST_WIDTH)
+        for tiling in served:
             yield from _of_symmetric(tiling, arch, quick)
+        yield from _of_symmetric_entries(arch)
         if arch == 90 and not quick:
             yield from _of_alternatives(arch)
         for dtype in (torch.bfloat16,) if quick else ALL_DTYPES:
             yield from (_combine(dtype, arch, variant) for variant in ("train", "everything"))
-            yield from _of_symmetric_entries(dtype, arch)
         if arch == 90:
             yield from _of_gluon(arch, quick)
 
@@ -171,15 +172,15 @@ def _of_symmetric(tiling, arch: int, quick: bool) -> Iterator[Case]:
             yield Case(f"symmetric_{sweep}", name, tiling.kind, dtype, width, arch, config, values)
 
 
-def _of_symmetric_entries(dtype: torch.dtype, arch: int) -> Iterator[Case]:
+def _of_symmetric_entries(arch: int) -> Iterator[Case]:
     """Yields the kernels of the symmetric loss that are no sweeps, in Triton's default warps and stages."""
-    kind = "float64" if dtype == torch.float64 else "half" if dtype.itemsize == 2 else "ieee"
-    config = Config(POSITIVES_BLOCK, 0, 0, 16 if kind in ("ieee", "float64") else 64, 4, 3)
-    values = constants(dtype, kind, 256, config)
-    values = {k: values[k] for k in ("BLOCK_M", "BLOCK_K", "D_PADDED", "OPERAND_DTYPE", "ACC_DTYPE", "INPUT_PRECISION")}
-    yield Case("symmetric_positives", "train", "", dtype, 256, arch, config, values)
-    common = {"COMMON": dtype != torch.float64, "BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": values["ACC_DTYPE"]}
-    yield Case("symmetric_combine", "train", "", dtype, 256, arch, Config(COMBINE_BLOCK, 0, 0, 0, 4, 3), common)
+    dtype = torch.bfloat16
+    config = Config(POSITIVES_BLOCK, 0, 64, 64, 4, 3)
+    names = ("BLOCK_M", "BLOCK_K", "D_PADDED", "OPERAND_DTYPE", "ACC_DTYPE", "INPUT_PRECISION")
+    values = constants(dtype, "half", 256, config)
+    yield Case("symmetric_positives", "train", "", dtype, 256, arch, config, {name: values[name] for name in names})
+    own = {"COMMON": True, "BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": values["ACC_DTYPE"]}
+    yield Case("symmetric_combine", "train", "", dtype, 256, arch, Config(COMBINE_BLOCK, 0, 0, 0, 4, 3), own)
 
 
 def _row_config(tiling, variant: dict[str, bool]) -> Config:

@@ -29,7 +29,7 @@ from torch import Tensor
 POSITIVES_BLOCK = 64  # rows of a program that forms positives: the least that half types need, and 64 / B of a product
 COMBINE_BLOCK = 64
 MOST_WIDTH = 256  # beyond, a sweep takes the width in slices, each of which forms the scores again
-MOST_ROWS = 131_072  # their square / 16 bytes hold the columns' partials (sums.py)
+MOST_ROWS = 131_072  # the columns' partials (sums.py) take their square / 16 bytes, beyond d = 128 / 8
 
 
 def infonce_symmetric(
@@ -81,7 +81,7 @@ def serves_symmetric(anchors: Tensor) -> bool:
     """Whether :func:`infonce_symmetric` should take the place of two calls of ``infonce`` for anchors [B, d].
 
     It should for half types up to a width of 256, whose kernels compile without spills under Triton 3.6 and 3.9, and
-    while the columns' partials take up to 1 GiB.
+    while the columns' partials take up to 1 GiB, beyond d = 128 2 GiB.
     """
     rows, width = anchors.shape
     return product_kind(anchors.dtype) == "half" and width <= MOST_WIDTH and rows <= MOST_ROWS

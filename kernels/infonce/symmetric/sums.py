@@ -7,7 +7,7 @@ streamed block the columns' partials, over the rows r of its block without row j
     m'_j = max_r z'_jr        l'_j = sum_r 2^(z'_jr - m'_j)
 
 Their array [row blocks, 2, B] takes 8 B^2 / BLOCK_M bytes in float32: B^2 / 16 at 128 rows a block, 268 MB at
-B = 65,536, where the matrix in bfloat16 takes 8.6 GB.
+B = 65,536, where the matrix in bfloat16 takes 8.6 GB. It is twice that at 64 rows a block, beyond d = 128.
 
 The scores are formed transposed, [columns, rows]: a thread then sums columns by itself but for four lanes, and holds
 its part of the rows' sums until the end, so that the loop with COMMON exchanges nothing between warps.
