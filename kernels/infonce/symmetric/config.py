@@ -24,6 +24,7 @@ class SymmetricTiling(NamedTuple):
 SYMMETRIC_TILINGS = (
     SymmetricTiling("half", 64, 90, Config(128, 64, 64, 0, 8, 3), Config(128, 64, 64, 0, 8, 3)),
     SymmetricTiling("half", 128, 90, Config(128, 64, 128, 0, 8, 3), Config(128, 64, 128, 0, 8, 3)),
+    SymmetricTiling("half", 256, 90, Config(64, 64, 256, 0, 8, 2), Config(128, 32, 256, 0, 8, 1)),
     SymmetricTiling("half", 64, 80, Config(128, 64, 64, 0, 8, 3), Config(128, 32, 64, 0, 8, 3)),
     SymmetricTiling("half", 128, 80, Config(128, 64, 128, 0, 8, 3), Config(128, 32, 128, 0, 8, 3)),
     SymmetricTiling("half", 256, 80, Config(64, 64, 256, 0, 8, 2), Config(64, 64, 256, 0, 8, 2)),
