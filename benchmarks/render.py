@@ -90,20 +90,24 @@ def compiled_symmetric(cases: Cases) -> str:
 
 
 def compiled_gluon(cases: Cases) -> str:
-    """What the compiler makes of the row sweep in Gluon, in bfloat16; "a / b" where versions of Triton differ."""
-    found: dict[tuple[int, str], Cases] = {}
+    """What the compiler makes of the sweeps in Gluon, in bfloat16; "a / b" where versions of Triton differ."""
+    sweeps = {"gluon_row_sweep": "row", "gluon_column_sweep": "column"}
+    found: dict[tuple[str, int, str], Cases] = {}
     for case in cases:
-        if case["kernel"] == "gluon_row_sweep" and case["dtype"] == "bfloat16":
-            found.setdefault((case["width"], case["variant"]), []).append(case)
+        if case["kernel"] in sweeps and case["dtype"] == "bfloat16":
+            key = sweeps[case["kernel"]], case["width"], case["variant"]
+            found.setdefault(key, []).append(case)
 
-    def row(key: tuple[int, str]) -> list[str]:
+    def row(key: tuple[str, int, str]) -> list[str]:
         names = "instructions", "barriers", "uncovered", "exposed", "busiest", "cycles"
         figures = ([f"{case[name]:,}" if name in case else "" for name in names] for case in found[key])
         tile = "{} x {}".format(*found[key][0]["config"])
-        return [str(key[0]), key[1], tile, *(" / ".join(dict.fromkeys(values)) for values in zip(*figures))]
+        merged = (" / ".join(dict.fromkeys(values)) for values in zip(*figures))
+        return [key[0], str(key[1]), key[2], tile, *merged]
 
-    header = "d | variant | tile | instructions | barriers | exponentials uncovered | instructions exposed"
-    return table(header + " | busiest unit, cycles | cycles", "rlrrrrrrr", map(row, sorted(found)))
+    order = sorted(found, key=lambda key: (key[0] == "column", *key))
+    header = "sweep | d | variant | tile | instructions | barriers | exponentials uncovered | instructions exposed"
+    return table(header + " | busiest unit, cycles | cycles", "lrlrrrrrrr", map(row, order))
 
 
 def _compiled(cases: Cases, kernels: dict[str, str]) -> str:

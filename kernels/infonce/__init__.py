@@ -6,7 +6,7 @@ Three kernels compute InfoNCE with four products of size B N d and two passes of
     combine       loss, statistics, d_anchors, d_tau                  combine.py       O(B d)
     column sweep  scores again, softmax^T times anchors               column_sweep.py  2 products, for d_candidates only
 
-gluon_row.py is the row sweep for Hopper GPUs in Gluon; ADAFTR_FAST_ROW_SWEEP=gluon chooses it.
+gluon_row.py and gluon_column.py are the sweeps for Hopper GPUs in Gluon; ADAFTR_FAST_INFONCE_SWEEPS=gluon chooses both.
 
 symmetric/ computes InfoNCE averaged over both directions, with five products where two calls take eight.
 

@@ -27,8 +27,9 @@ What the table rests on:
   warps (wgmma): in TF32 up to 64 eight warps own 128 and four own 64.
 * The sweeps of a row of the table have one BLOCK_K: the column sweep forms the row sweep's scores again and must sum
   them in the same order.
-* ADAFTR_FAST_ROW_SWEEP=gluon chooses the row sweep of gluon_row.py for half types on sm_90, at widths that waste less
-  than half of a block: two consumers of 64 rows stream 128 columns, the fewest that hold their positives in one block.
+* ADAFTR_FAST_INFONCE_SWEEPS=gluon chooses gluon_row.py and gluon_column.py for half types on sm_90, at widths that
+  waste less than half of a block: two consumers of 64 rows stream 128 columns, or the other way round, the fewest that
+  hold their positives in one block.
 * A small B or N leaves multiprocessors idle. The streamed side is then split, and the splits are joined in order.
 """
 
@@ -149,8 +150,9 @@ TILINGS = (
     _same("float64", ANY, 80, 32, 32, 32, 16, 4, 2),
 )  # fmt: skip
 
-GLUON_ROW_SWEEPS = (Config(128, 128, 64, 0, 8, 4), Config(128, 128, 128, 0, 8, 4))  # warps: those that consume
-ROW_SWEEPS = ("triton", "gluon")  # the values of ADAFTR_FAST_ROW_SWEEP; the first is the default
+GLUON_SWEEPS = (Config(128, 128, 64, 0, 8, 4), Config(128, 128, 128, 0, 8, 4))  # warps: those that consume
+SWEEPS_VARIABLE = "ADAFTR_FAST_INFONCE_SWEEPS"
+SWEEPS = ("triton", "gluon")  # its values; the first is the default
 
 
 def product_kind(dtype: torch.dtype) -> str:
@@ -197,18 +199,18 @@ def _choose_tiling(kind: str, width: int, capability: int, blocks: str) -> Tilin
     raise ValueError(f"kernels.infonce: the GPU must be of compute capability 8.0 or later, got {capability / 10}")
 
 
-def choose_gluon_row_sweep(dtype: torch.dtype, width: int, capability: int) -> Config | None:
-    """Returns the config of gluon_row.py, or None where row_sweep.py serves: by default, or for these operands.
+def choose_gluon(dtype: torch.dtype, width: int, capability: int) -> Config | None:
+    """Returns the config of both sweeps in Gluon, or None where those in Triton serve, as they do by default.
 
     Raises:
-        ValueError: ADAFTR_FAST_ROW_SWEEP is neither "triton" nor "gluon".
+        ValueError: ADAFTR_FAST_INFONCE_SWEEPS is neither "triton" nor "gluon".
     """
-    chosen = os.environ.get("ADAFTR_FAST_ROW_SWEEP") or ROW_SWEEPS[0]
-    if chosen not in ROW_SWEEPS:
-        raise ValueError(f"kernels.infonce: ADAFTR_FAST_ROW_SWEEP must be one of {ROW_SWEEPS}, got {chosen!r}")
+    chosen = os.environ.get(SWEEPS_VARIABLE) or SWEEPS[0]
+    if chosen not in SWEEPS:
+        raise ValueError(f"kernels.infonce: {SWEEPS_VARIABLE} must be one of {SWEEPS}, got {chosen!r}")
     if chosen == "triton" or INTERPRETED or capability != 90 or product_kind(dtype) != "half":
         return None
-    return next((c for c in GLUON_ROW_SWEEPS if c.block_d // 2 < width <= c.block_d), None)
+    return next((c for c in GLUON_SWEEPS if c.block_d // 2 < width <= c.block_d), None)
 
 
 def _fit(config: Config, widest: int) -> Config:

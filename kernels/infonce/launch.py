@@ -13,7 +13,7 @@ import torch
 import triton
 from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
-from adaftr_fast.kernels.infonce.config import TYPES, choose_gluon_row_sweep, folds_scale, has_fixed_max, max_offset
+from adaftr_fast.kernels.infonce.config import TYPES, Config, choose_gluon, folds_scale, has_fixed_max, max_offset
 from adaftr_fast.kernels.infonce.operands import (
     Grid,
     Operands,
@@ -85,6 +85,14 @@ class _Problem(NamedTuple):
     def is_masked(self) -> bool:
         """Whether anything but the diagonal decides on a row's positive and negatives."""
         return any(x is not None for x in (self.positive, self.row_group, self.ignore_above))
+
+    def gluon_config(self) -> Config | None:
+        """Returns the config of the sweeps in Gluon, or None where they are not chosen or do not serve."""
+        a, b = self.operands.anchors, self.operands.candidates
+        width = a.shape[1]
+        config = choose_gluon(a.dtype, width, self.operands.capability)
+        # TMA steps from row to row: rows of an expanded tensor lie at one address.
+        return None if self.is_masked or min(a.stride(0), b.stride(0)) < width else config
 
     def launch_options(self, sweep: Sweep, divide_width: bool) -> tuple[Grid, dict]:
         """Returns a sweep's grid and its options, as Operands does, and which masks there are."""
@@ -161,13 +169,11 @@ def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool)
     empty = problem.operands.empty
     B, width = a.shape
     strides = (a.stride(0), b.stride(0))
-    config = choose_gluon_row_sweep(a.dtype, width, problem.operands.capability)
-    # TMA steps from row to row: rows of an expanded tensor lie at one address.
-    plain = not problem.is_masked and problem.margin is None
-    if config is not None and plain and not need_sum_pz and min(strides) >= width:
+    gluon = problem.gluon_config()
+    if gluon is not None and problem.margin is None and not need_sum_pz:
         from adaftr_fast.kernels.infonce.gluon_row import gluon_row_sweep  # imports Gluon, which Triton may lack
 
-        return gluon_row_sweep(problem.operands, config, tau, need_d_anchors)
+        return gluon_row_sweep(problem.operands, gluon, tau, need_d_anchors)
     sweep = "row_sweep_pz" if need_sum_pz else "row_sweep_explicit" if problem.is_masked else "row_sweep"
     grid, options = problem.launch_options(sweep, divide_width=need_d_anchors)
     fixed_max = not problem.is_masked and has_fixed_max(a.dtype, problem.operands.config(sweep), need_sum_pz)
@@ -185,15 +191,27 @@ def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool)
 
 def _column_side(problem: _Problem, row_terms: Tensor) -> Tensor:
     """Sweeps the columns; returns d_candidates [N, d]."""
-    a, b, d, *_ = problem.operands
-    config = problem.operands.config("column_sweep")
-    grid, options = problem.launch_options("column_sweep", divide_width=True)
     # The largest |grad_scale|, at least 2^-100, becomes 2^MAX_OFFSET; the largest misfit decides on FOLDED's loop.
-    scales = torch.linalg.vector_norm(row_terms[5:7], float("inf"), dim=1) * 2.0 ** -max_offset(a.dtype)
-    folded = not problem.is_masked and folds_scale(a.dtype, config)
+    scales = torch.linalg.vector_norm(row_terms[5:7], float("inf"), dim=1) * 2.0 ** -max_offset(
+        problem.operands.anchors.dtype
+    )
+    d_candidates = _sweep_columns(problem, row_terms, scales)
+    return d_candidates[0] if len(d_candidates) == 1 else d_candidates.sum(0)
+
+
+def _sweep_columns(problem: _Problem, row_terms: Tensor, scales: Tensor) -> Tensor:
+    """Launches the column sweep; returns the splits' shares of d_candidates [S, N, d]."""
+    a, b, d, *_ = problem.operands
+    gluon = problem.gluon_config()
+    if gluon is not None:
+        from adaftr_fast.kernels.infonce.gluon_column import gluon_column_sweep  # as for the rows
+
+        return gluon_column_sweep(problem.operands, gluon, row_terms, scales)
+    grid, options = problem.launch_options("column_sweep", divide_width=True)
+    folded = not problem.is_masked and folds_scale(a.dtype, problem.operands.config("column_sweep"))
     d_candidates = problem.operands.empty(grid[1], len(b), d)
     infonce_column_sweep_kernel[grid](
         a, b, problem.positive, problem.row_group, problem.column_group, row_terms, scales,
         d_candidates, len(a), len(b), a.stride(0), b.stride(0), FOLDED=folded, D=d, **options,
     )  # fmt: skip
-    return d_candidates[0] if len(d_candidates) == 1 else d_candidates.sum(0)
+    return d_candidates

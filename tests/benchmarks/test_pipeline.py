@@ -42,6 +42,7 @@ LISTING = """
         /*03d0*/                   BRA `(.L_x_0) ;
 """
 EARLY_WAIT = LISTING.replace("FMNMX R2, R24, R25, !PT ;", "WARPGROUP.DEPBAR.LE gsb0, 0x0 ;")
+MASKED_EARLY_WAIT = LISTING.replace("FSEL R25, R25, -INF , !P0 ;", "WARPGROUP.DEPBAR.LE gsb0, 0x0 ;")
 WIDE_BARRIER = LISTING.replace("0x2, 0x80 ;", "0x0 ;")
 
 
@@ -79,7 +80,8 @@ def test_cycles_are_those_of_the_busiest_unit_and_of_what_is_exposed():
 @pytest.mark.parametrize(
     ("listing", "fault"),
     [
-        (WIDE_BARRIER, "1 barriers in the tile loop wait for more than a warpgroup"),
+        (WIDE_BARRIER, "1 barriers in a tile loop wait for more than a warpgroup"),
+        (MASKED_EARLY_WAIT, "2 of 2 exponentials run during no product"),
         (EARLY_WAIT, "2 of 2 exponentials run during no product"),
         (LISTING.replace("gsb0, 0x1", "gsb0, 0x0"), "2 of 2 exponentials run during no product"),
     ],
@@ -109,6 +111,8 @@ def test_table_shows_the_figures_under_each_version():
     case = {"kernel": "gluon_row_sweep", "dtype": "bfloat16", "width": 128, "config": [128, 128, 128, 0, 8, 4]}
     case |= result(LISTING)
     others = [case | {"dtype": "float16"}, case | {"kernel": "row_sweep"}, case | {"instructions": 1100}]
+    others.append(case | {"kernel": "gluon_column_sweep"})
     assert compiled_gluon([case, *others]).splitlines()[2:] == [
-        "| 128 | train | 128 x 128 | 11 / 1,100 | 1 | 0 | 4 | 256 | 264 |"
+        "| row | 128 | train | 128 x 128 | 11 / 1,100 | 1 | 0 | 4 | 256 | 264 |",
+        "| column | 128 | train | 128 x 128 | 11 | 1 | 0 | 4 | 256 | 264 |",
     ]

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 import triton
-from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
+from adaftr_fast.kernels.infonce.column_sweep import TERMS, infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
-from adaftr_fast.kernels.infonce.gluon_row import DEFAULT_WARPS, ROWS, block_layout, infonce_gluon_row_sweep_kernel
+from adaftr_fast.kernels.infonce.gluon_column import infonce_gluon_column_sweep_kernel
+from adaftr_fast.kernels.infonce.gluon_pipeline import DEFAULT_WARPS, OWNED, block_layout
+from adaftr_fast.kernels.infonce.gluon_row import infonce_gluon_row_sweep_kernel
 from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel
 from adaftr_fast.kernels.infonce.sigmoid_sweep import sigmoid_sweep_kernel
 from adaftr_fast.kernels.infonce.symmetric.combine import infonce_symmetric_combine_kernel
@@ -33,6 +35,7 @@ KERNELS = {
     "row_sweep": infonce_row_sweep_kernel,
     "gluon_row_sweep": infonce_gluon_row_sweep_kernel,
     "column_sweep": infonce_column_sweep_kernel,
+    "gluon_column_sweep": infonce_gluon_column_sweep_kernel,
     "combine": infonce_combine_kernel,
     "sigmoid_rows": sigmoid_sweep_kernel,
     "sigmoid_columns": sigmoid_sweep_kernel,
@@ -43,6 +46,7 @@ KERNELS = {
 }
 POINTEE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
 OPERANDS = ("anchors_ptr", "candidates_ptr", "x_ptr", "y_ptr")
+DESCRIPTORS = ("anchors", "candidates", "terms")
 INT64 = ("positive_ptr", "row_group_ptr", "column_group_ptr", "x_group_ptr", "y_group_ptr")
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -90,7 +94,7 @@ def build(case: Case) -> dict[str, Any]:
 
 
 def _specialises(case: Case) -> bool:
-    return case.kernel == "gluon_row_sweep"
+    return case.kernel.startswith("gluon")
 
 
 def _compile(case: Case):
@@ -102,8 +106,8 @@ def _compile(case: Case):
         if argument in case.constants:
             signature[argument] = "constexpr"
             continue
-        if argument in ("anchors", "candidates"):
-            signature[argument] = _descriptor(case, ROWS.value if argument == "anchors" else case.config.block_n)
+        if argument in DESCRIPTORS:
+            signature[argument] = _descriptor(case, argument)
         elif not argument.endswith("_ptr"):
             signature[argument] = "i32"
         elif argument in INT64:
@@ -121,10 +125,12 @@ def _compile(case: Case):
     return triton.compile(source, target=GPUTarget("cuda", case.arch, 32), options=options)
 
 
-def _descriptor(case: Case, rows: int) -> str:
-    """Returns the type of a TMA descriptor of blocks of ``rows`` rows, as the launcher names it."""
-    layout = block_layout(rows, case.config, case.dtype)
-    return f"tensordesc<{POINTEE[case.dtype]}[{rows},{case.config.block_d}],{layout!r}>"
+def _descriptor(case: Case, argument: str) -> str:
+    """Returns the type of a TMA descriptor, as the launcher names it."""
+    owned = "anchors" if case.kernel == "gluon_row_sweep" else "candidates"
+    rows = OWNED.value if argument == owned else 2 * OWNED.value
+    dtype, width = (torch.float32, TERMS.value) if argument == "terms" else (case.dtype, case.config.block_d)
+    return f"tensordesc<{POINTEE[dtype]}[{rows},{width}],{block_layout(rows, width, dtype)!r}>"
 
 
 def describe(case: Case) -> dict[str, Any]:

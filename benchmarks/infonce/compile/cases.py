@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from adaftr_fast.kernels.infonce.config import (
     ALTERNATIVES,
-    GLUON_ROW_SWEEPS,
+    GLUON_SWEEPS,
     TILINGS,
     TYPES,
     Config,
@@ -39,7 +39,7 @@ ROW_VARIANTS = {
 }
 WIDEST_ROW_VARIANTS = {"ignore_above": ROW_VARIANTS["train"] | {"IGNORES": True}}
 COLUMN_VARIANTS = {"train": IMPLICIT, "everything": EXPLICIT, "ignore_above": IMPLICIT | {"IGNORES": True}}
-GLUON_VARIANTS = {"train": {"NEED_D_ANCHORS": True}, "forward": {"NEED_D_ANCHORS": False}}
+GLUON_ROW_VARIANTS = {"train": {"NEED_D_ANCHORS": True}, "forward": {"NEED_D_ANCHORS": False}}
 # The sigmoid loss, rows and columns: training; explicit positives.
 SIGMOID_VARIANTS = {
     "train": {"HAS_POSITIVE": False, "NEED_GRADIENT": True},
@@ -97,12 +97,14 @@ def _of_tiling(tiling, arch: int, quick: bool) -> Iterator[Case]:
 
 
 def _of_gluon(arch: int, quick: bool) -> Iterator[Case]:
-    for config in GLUON_ROW_SWEEPS:
+    for config in GLUON_SWEEPS:
         for dtype in (torch.bfloat16,) if quick else (torch.bfloat16, torch.float16):
-            for name in ("train",) if quick else GLUON_VARIANTS:
-                own = {"D_PADDED": config.block_d, "STAGES": config.num_stages, "MAX_OFFSET": max_offset(dtype)}
-                values = GLUON_VARIANTS[name] | own
-                yield Case("gluon_row_sweep", name, "half", dtype, config.block_d, arch, config, values)
+            width, stages = config.block_d, {"STAGES": config.num_stages}
+            for name in ("train",) if quick else GLUON_ROW_VARIANTS:
+                values = GLUON_ROW_VARIANTS[name] | stages | {"D_PADDED": width, "MAX_OFFSET": max_offset(dtype)}
+                yield Case("gluon_row_sweep", name, "half", dtype, width, arch, config, values)
+            values = stages | {"D": width, "FOLDED": folds_scale(dtype, config)}
+            yield Case("gluon_column_sweep", "train", "half", dtype, width, arch, config, values)
 
 
 def _fitted(tiling, width: int, arch: int):

@@ -1,7 +1,8 @@
 """The figures of a kernel whose warps specialise: some copy, others multiply, in loops that only mbarriers join.
 
-gluon_row.py has two warpgroups of consumers. A listing holds the code of both, and so two tile loops without masks and
-two with them; the figures are of the shortest.
+The sweeps in Gluon have two warpgroups of consumers. A listing holds the code of both, and so two tile loops for each
+form of a tile: with masks and without, or with a row's weight in the exponent and without. The figures are of the
+shortest, but where they count what must not be: that is the most of any tile loop.
 """
 
 import re
@@ -21,18 +22,25 @@ MOST = 1250 / 1024  # cycles for a cycle of the busiest unit
 def figures(listing: sass.Listing) -> dict[str, Any]:
     """Returns the figures of ``sass.figures``, with the copies of the loop that copies, and
 
-    wide barriers: barriers in the tile loop that wait for more than a warpgroup.
-    uncovered: exponentials that run while no product of their warps does.
+    wide barriers: barriers in a tile loop that wait for more than a warpgroup.
+    uncovered: exponentials of a tile that run while no product of their warps does.
     exposed: instructions from the wait for all products to the next product.
 
     Raises:
         SassError: there is no tile loop, or no loop that copies by TMA.
     """
-    loop = _innermost(listing, sass.MATRIX, sass.EXPONENTIAL)
+    loops = _innermost(listing, sass.MATRIX, sass.EXPONENTIAL)
+    tiles = [_of_a_tile(listing, loop) for loop in loops]
+    found = min(tiles, key=lambda tile: tile["instructions"])
+    found |= {name: max(tile[name] for tile in tiles) for name in ("wide barriers", "uncovered")}
+    copying = min(_innermost(listing, TMA), key=len)
+    found["copies"] = sum(map(bool, map(TMA.match, listing.opcodes[copying.start : copying.stop])))
+    return found
+
+
+def _of_a_tile(listing: sass.Listing, loop: range) -> dict[str, Any]:
     opcodes, operands = (each[loop.start : loop.stop] for each in (listing.opcodes, listing.operands))
     found = sass.tally(Counter(opcodes))
-    copying = _innermost(listing, TMA)
-    found["copies"] = sum(map(bool, map(TMA.match, listing.opcodes[copying.start : copying.stop])))
     barriers = [operand for opcode, operand in zip(opcodes, operands) if opcode.startswith("BAR.")]
     found["wide barriers"] = sum(WARPGROUP not in operand for operand in barriers)
     waits = [(i, operands[i].split()[-1]) for i, opcode in enumerate(opcodes) if WAIT.match(opcode)]
@@ -68,7 +76,7 @@ def faults(result: dict[str, Any]) -> list[str]:
     """Returns what is wrong with the pipeline; the exponentials of the variant "train" run during a product."""
     found = []
     if result["wide barriers"]:
-        found.append(f"{result['wide barriers']} barriers in the tile loop wait for more than a warpgroup")
+        found.append(f"{result['wide barriers']} barriers in a tile loop wait for more than a warpgroup")
     if result["variant"] == "train":
         if result["uncovered"]:
             found.append(f"{result['uncovered']} of {result['exponentials']} exponentials run during no product")
@@ -77,8 +85,11 @@ def faults(result: dict[str, Any]) -> list[str]:
     return found
 
 
-def _innermost(listing: sass.Listing, *patterns: re.Pattern[str]) -> range:
-    """Returns the shortest loop in which each pattern matches an instruction."""
+def _innermost(listing: sass.Listing, *patterns: re.Pattern[str]) -> list[range]:
+    """Returns the loops in which each pattern matches an instruction, and which share none with a shorter such loop.
+
+    A wait polls behind the end of the code and jumps back into its loop, which looks like a longer loop.
+    """
     loops = [
         loop
         for loop in listing.loops
@@ -86,4 +97,8 @@ def _innermost(listing: sass.Listing, *patterns: re.Pattern[str]) -> range:
     ]
     if not loops:
         raise sass.SassError(f"pipeline: expected a loop with {[p.pattern for p in patterns]}, got {listing.loops}")
-    return min(loops, key=len)
+    found: list[range] = []
+    for loop in sorted(loops, key=len):
+        if all(loop.stop <= other.start or other.stop <= loop.start for other in found):
+            found.append(loop)
+    return found

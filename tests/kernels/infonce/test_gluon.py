@@ -1,4 +1,4 @@
-"""The row sweep in Gluon: its schedule in NumPy against the float64 reference, its choice, and the kernel on a GPU."""
+"""The sweeps in Gluon: their schedule in NumPy against the float64 reference, their choice, the kernels on a GPU."""
 
 import importlib
 import sys
@@ -13,11 +13,13 @@ from tests.tolerances import assert_as_accurate
 
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
+KERNELS = "adaftr_fast.kernels.infonce"
 HALF = (torch.bfloat16, torch.float16)
-# Around the edges of 64 rows and 128 columns: ragged blocks, one and several splits, more blocks than stages.
+# Around the edges of tiles of 64 and blocks of 128: ragged blocks, one and several splits, more blocks than stages,
+# columns that are no row's positive.
 SIZES = [
     (1, 1, 64), (2, 130, 64), (63, 63, 128), (64, 128, 64), (65, 129, 100), (129, 129, 128), (128, 256, 64),
-    (130, 1300, 64), (257, 700, 48), (300, 300, 112),
+    (130, 1300, 64), (257, 700, 48), (300, 300, 112), (700, 700, 64),
 ]  # fmt: skip
 on_a_gpu = pytest.mark.skipif(
     config.INTERPRETED or not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
@@ -25,46 +27,68 @@ on_a_gpu = pytest.mark.skipif(
 )
 
 
+class Asked:
+    """The calls of both sweeps.
+
+    Attributes:
+        rows: for each row sweep, whether it forms d_anchors.
+        columns: for each column sweep, whether every row's weight fits the exponent.
+    """
+
+    def __init__(self):
+        self.rows, self.columns = [], []
+
+    def watch(self, row_sweep, column_sweep):
+        """Returns both sweeps as functions that note their calls."""
+
+        def rows(operands, chosen, tau, need_d_anchors):
+            self.rows.append(need_d_anchors)
+            return row_sweep(operands, chosen, tau, need_d_anchors)
+
+        def columns(operands, chosen, row_terms, scales):
+            self.columns.append(scales[1].item() == 0)
+            return column_sweep(operands, chosen, row_terms, scales)
+
+        return rows, columns
+
+
 @pytest.fixture
 def in_numpy(monkeypatch):
-    """Replaces the kernel by its schedule in NumPy; returns what was asked of it."""
+    """Replaces the kernels by their schedule in NumPy; returns what was asked of them."""
     if not config.INTERPRETED:
-        pytest.skip("needs TRITON_INTERPRET=1 for the kernels around it")
-    from tests.kernels.infonce import schedule
+        pytest.skip("needs TRITON_INTERPRET=1 for the kernels around them")
+    from tests.kernels.infonce import column_schedule, row_schedule, schedule
 
-    asked = []
-
-    def sweep(operands, chosen, tau, need_d_anchors):
-        asked.append((chosen, need_d_anchors))
-        return schedule.gluon_row_sweep(operands, chosen, tau, need_d_anchors)
-
+    asked = Asked()
+    rows, columns = asked.watch(row_schedule.gluon_row_sweep, column_schedule.gluon_column_sweep)
     launch = importlib.import_module("adaftr_fast.kernels.infonce.launch")
-    monkeypatch.setattr(launch, "choose_gluon_row_sweep", schedule.choose)
-    monkeypatch.setitem(sys.modules, "adaftr_fast.kernels.infonce.gluon_row", SimpleNamespace(gluon_row_sweep=sweep))
+    monkeypatch.setattr(launch, "choose_gluon", schedule.choose)
+    monkeypatch.setitem(sys.modules, f"{KERNELS}.gluon_row", SimpleNamespace(gluon_row_sweep=rows))
+    monkeypatch.setitem(sys.modules, f"{KERNELS}.gluon_column", SimpleNamespace(gluon_column_sweep=columns))
     return asked
 
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Chooses the kernel; returns what was asked of it."""
-    gluon_row = importlib.import_module("adaftr_fast.kernels.infonce.gluon_row")
-    asked, sweep = [], gluon_row.gluon_row_sweep
-
-    def watched(operands, chosen, tau, need_d_anchors):
-        asked.append((chosen, need_d_anchors))
-        return sweep(operands, chosen, tau, need_d_anchors)
-
-    monkeypatch.setenv("ADAFTR_FAST_ROW_SWEEP", "gluon")
-    monkeypatch.setattr(gluon_row, "gluon_row_sweep", watched)
+    """Chooses the kernels; returns what was asked of them."""
+    gluon_row, gluon_column = (importlib.import_module(f"{KERNELS}.{name}") for name in ("gluon_row", "gluon_column"))
+    asked = Asked()
+    rows, columns = asked.watch(gluon_row.gluon_row_sweep, gluon_column.gluon_column_sweep)
+    monkeypatch.setenv(config.SWEEPS_VARIABLE, "gluon")
+    monkeypatch.setattr(gluon_row, "gluon_row_sweep", rows)
+    monkeypatch.setattr(gluon_column, "gluon_column_sweep", columns)
     return asked
 
 
-def evaluate(tensors, dtype, device, trained, **options):
-    """Returns each row's loss, and the gradients of h_ctr, h_cvr and tau if ``trained``; all on the CPU."""
+def evaluate(tensors, dtype, device, trained, smallest, **options):
+    """Returns each row's loss, and the gradients of h_ctr, h_cvr and tau if ``trained``; all on the CPU.
+
+    The rows weigh from ``smallest`` to 1.
+    """
     leaves = [t.detach().to(device, kind).requires_grad_(trained) for t, kind in zip(tensors, types_of(dtype))]
     loss = af.adaptive_infonce(*leaves, reduction="none", **options)
     if trained:
-        loss.backward(torch.linspace(-1, 2, len(loss), dtype=loss.dtype, device=device))
+        loss.backward(torch.linspace(smallest, 1, len(loss), dtype=loss.dtype, device=device))
     return [x.cpu() for x in (loss.detach(), *(leaf.grad for leaf in leaves if trained))]
 
 
@@ -73,22 +97,31 @@ def types_of(dtype):
 
 
 def assert_matches(asked, tensors, dtype, device="cpu"):
-    """Checks by the tolerance rule, on rounded inputs, that the sweep errs no more than the reference at ``dtype``."""
+    """Checks by the tolerance rule, on rounded inputs, that the sweeps err no more than the reference at ``dtype``.
+
+    Returns whether the weights fit the exponent of the column sweep while they are positive.
+    """
+    fits = []
     rounded = [t.to(kind).double() for t, kind in zip(tensors, types_of(dtype))]
-    for trained in (True, False):
-        asked.clear()
-        own = evaluate(rounded, dtype, device, trained, backend="triton")
-        truth = evaluate(rounded, torch.float64, "cpu", trained, backend="reference")
-        pytorch = evaluate(rounded, dtype, "cpu", trained, backend="reference")
-        assert trained in [need for _, need in asked]  # without a reduction, the backward sweeps anew
+    for trained, smallest in ((True, 0.125), (True, -1), (False, 0)):
+        asked.rows.clear()
+        asked.columns.clear()
+        own = evaluate(rounded, dtype, device, trained, smallest, backend="triton")
+        truth = evaluate(rounded, torch.float64, "cpu", trained, smallest, backend="reference")
+        pytorch = evaluate(rounded, dtype, "cpu", trained, smallest, backend="reference")
+        assert trained in asked.rows  # without a reduction, the backward sweeps anew
+        assert len(asked.columns) == trained
+        fits += asked.columns
         for name, x, t, p in zip(("loss", "d h_ctr", "d h_cvr", "d tau"), own, truth, pytorch, strict=False):
-            assert_as_accurate(x, t, p, dtype, name)
+            assert_as_accurate(x, t, p, dtype, f"{name}, weights from {smallest}")
+    assert not fits[1]  # some weights are negative
+    return fits[0]
 
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize(("rows", "columns", "d"), SIZES)
 def test_the_schedule_matches_the_reference(in_numpy, rows, columns, d, dtype):
-    assert_matches(in_numpy, inputs(rows, columns, d), dtype)
+    assert assert_matches(in_numpy, inputs(rows, columns, d), dtype)
 
 
 def extremes(tau):
@@ -134,7 +167,7 @@ def test_the_schedule_gives_nan_where_tau_is_bad(in_numpy):
     tau = torch.full((70,), 0.5)
     tau[3], tau[66] = 0.0, torch.inf
     loss = af.adaptive_infonce(a, b, tau, reduction="none", backend="triton")
-    assert in_numpy
+    assert in_numpy.rows
     assert loss.isnan().nonzero().flatten().tolist() == [3, 66]
 
 
@@ -151,7 +184,8 @@ def test_what_it_does_not_do_falls_to_triton(in_numpy, option):
         "ignore_above": {"ignore_above": 0.5},
     }
     af.adaptive_infonce(a, b, tau.float(), backend="triton", **options.get(option, {}))
-    assert not in_numpy
+    assert not in_numpy.rows
+    assert not in_numpy.columns
 
 
 @pytest.mark.parametrize(
@@ -175,17 +209,17 @@ def test_what_it_does_not_do_falls_to_triton(in_numpy, option):
 )
 def test_chosen_for_half_types_on_hopper_alone(monkeypatch, value, dtype, width, capability, block_d):
     monkeypatch.setattr(config, "INTERPRETED", False)
-    monkeypatch.delenv("ADAFTR_FAST_ROW_SWEEP", raising=False)
+    monkeypatch.delenv(config.SWEEPS_VARIABLE, raising=False)
     if value is not None:
-        monkeypatch.setenv("ADAFTR_FAST_ROW_SWEEP", value)
-    chosen = config.choose_gluon_row_sweep(dtype, width, capability)
+        monkeypatch.setenv(config.SWEEPS_VARIABLE, value)
+    chosen = config.choose_gluon(dtype, width, capability)
     assert (chosen and chosen.block_d) == block_d
 
 
-def test_an_unknown_row_sweep_is_refused(monkeypatch):
-    monkeypatch.setenv("ADAFTR_FAST_ROW_SWEEP", "cuda")
-    with pytest.raises(ValueError, match=r"ADAFTR_FAST_ROW_SWEEP must be one of .*gluon.*, got 'cuda'"):
-        config.choose_gluon_row_sweep(torch.bfloat16, 64, 90)
+def test_unknown_sweeps_are_refused(monkeypatch):
+    monkeypatch.setenv(config.SWEEPS_VARIABLE, "cuda")
+    with pytest.raises(ValueError, match=r"ADAFTR_FAST_INFONCE_SWEEPS must be one of .*gluon.*, got 'cuda'"):
+        config.choose_gluon(torch.bfloat16, 64, 90)
 
 
 @on_a_gpu
@@ -208,6 +242,6 @@ def test_extremes_on_a_gpu(compiled, tensors, dtype):
 @pytest.mark.parametrize("rows", [1000, 20_000])
 def test_same_bits_every_time_on_a_gpu(compiled, rows):
     tensors = inputs(rows, rows, 128)
-    first, second = (evaluate(tensors, torch.bfloat16, "cuda", True, backend="triton") for _ in range(2))
-    assert len(compiled) == 2
+    first, second = (evaluate(tensors, torch.bfloat16, "cuda", True, 0.125, backend="triton") for _ in range(2))
+    assert len(compiled.columns) == 2
     assert all(torch.equal(x, y) for x, y in zip(first, second))
