@@ -160,7 +160,7 @@ def product_kind(dtype: torch.dtype) -> str:
     if dtype == torch.float64:
         return "float64"
     if dtype == torch.float32:
-        # set_float32_matmul_precision and allow_tf32 set this too; the older getter raises once both were used.
+        # What set_float32_matmul_precision, allow_tf32 or this setting chose last, else torch.backends.fp32_precision.
         return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
     return "half"
 

@@ -195,6 +195,32 @@ def test_matmul_precision_setting(precision, bound):
         assert max(errors) > bound / 100, "the faster products were not used"
 
 
+@pytest.fixture
+def unset_precision():
+    """No precision is set; those of before come back afterwards."""
+    settings = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends]
+    before = [each.fp32_precision for each in settings]
+    for each in settings:
+        each.fp32_precision = "none"
+    yield
+    for each, value in zip(settings, before):
+        each.fp32_precision = value
+
+
+@needs_extension
+@pytest.mark.parametrize(("setting", "older"), [("ieee", "highest"), ("tf32", "high"), ("bf16", "medium")])
+@pytest.mark.parametrize("place", ["backends", "matmul"])
+def test_newer_precision_settings(place, setting, older, unset_precision):
+    tensors = inputs(300, 400, 96)
+    where = torch.backends if place == "backends" else torch.backends.mkldnn.matmul
+    where.fp32_precision = setting
+    own = loss_and_gradients(af.adaptive_infonce, tensors, torch.float32)
+    where.fp32_precision = "none"
+    torch.set_float32_matmul_precision(older)
+    same = loss_and_gradients(af.adaptive_infonce, tensors, torch.float32)
+    assert all(torch.equal(x, y) for x, y in zip(own, same))
+
+
 @needs_extension
 def test_cuda_matmul_setting_does_not_affect_cpu():
     tensors = [t.float() for t in inputs(50, 50, 8)]
