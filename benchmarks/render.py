@@ -71,7 +71,7 @@ def loss_growth(cases: Cases) -> str:
     )
 
 
-KINDS = {"half": "bfloat16", "tf32": "TF32", "ieee": "IEEE float32", "float64": "float64"}
+KINDS = {"half": "bfloat16", "bf16x3": "bfloat16 x 3", "tf32": "TF32", "ieee": "IEEE float32", "float64": "float64"}
 
 
 def compiled(cases: Cases) -> str:

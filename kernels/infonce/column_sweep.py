@@ -16,7 +16,7 @@ a descale of 1, if every row admits it: its ``misfit`` is 0 (combine.py).
 
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce.tiles import IGNORE, load_block, partition_blocks, scores
+from adaftr_fast.kernels.infonce.tiles import IGNORE, accumulate, load_operand, partition_blocks, scores
 
 TERMS = tl.constexpr(4)  # of a row, side by side
 
@@ -47,9 +47,9 @@ def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale
         block = first + i + tl.where(i >= gap_at, gap, 0)
         rows = block * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
         inside = rows < B
-        a = load_block(a_desc, rows, d_start, D_PADDED, BLOCK_D, FOLDED)  # [BLOCK_M, BLOCK_D]
+        a = load_operand(a_desc, rows, d_start, D_PADDED, BLOCK_D, INPUT_PRECISION, FOLDED)  # [BLOCK_M, BLOCK_D]
         s = scores(b, b_desc, columns, a, a_desc, rows, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
-                   INPUT_PRECISION)  # [BLOCK_N, BLOCK_M]  # fmt: skip
+                   INPUT_PRECISION, Y_OWNED=True)  # [BLOCK_N, BLOCK_M]  # fmt: skip
         if IGNORES:
             bound = tl.load(row_terms_ptr + 7 * B + rows, mask=inside, other=0.0)
             s = tl.where(s > bound[None, :], float("-inf"), s)
@@ -72,8 +72,7 @@ def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale
                 p = tl.where(positive[None, :] == columns[:, None], positive_scale[None, :], p)
             else:
                 p = tl.where(rows[None, :] == columns[:, None], 0.0, p)  # acc starts with the positive's term
-        acc = tl.dot(p.to(a.dtype).to(OPERAND_DTYPE), a.to(OPERAND_DTYPE), acc, input_precision=INPUT_PRECISION,
-                     out_dtype=ACC_DTYPE)  # [BLOCK_N, BLOCK_D]  # fmt: skip
+        acc = accumulate(p, a, acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # [BLOCK_N, BLOCK_D]
     return acc
 
 
@@ -127,7 +126,7 @@ def infonce_column_sweep_kernel(
     b_desc = (candidates_ptr, candidates_stride, N)
     b = columns
     if BLOCK_K == 0:
-        b = load_block(b_desc, columns, 0, D_PADDED, BLOCK_D)  # [BLOCK_N, BLOCK_D]
+        b = load_operand(b_desc, columns, 0, D_PADDED, BLOCK_D, INPUT_PRECISION)  # [BLOCK_N, BLOCK_D]
 
     blocks = tl.cdiv(B, BLOCK_M)
     first = (split * blocks) // num_splits
@@ -139,7 +138,10 @@ def infonce_column_sweep_kernel(
     if not HAS_POSITIVE:  # column j is row j's positive: its term starts the sum, without rounding to half precision
         limit = tl.where(split == 0, B, 0)  # the first split alone adds it
         positive_scale = tl.load(row_terms_ptr + 4 * B + columns, mask=columns < limit, other=0.0) * inverse_descale
-        a = load_block((anchors_ptr, anchors_stride, limit), columns, d_start, D_PADDED, BLOCK_D)
+        a_desc_limited = (anchors_ptr, anchors_stride, limit)
+        a = load_operand(a_desc_limited, columns, d_start, D_PADDED, BLOCK_D, INPUT_PRECISION)
+        if INPUT_PRECISION == "bf16x3":
+            a = a[0].to(ACC_DTYPE) + a[1]
         acc += positive_scale[:, None] * a  # [BLOCK_N, BLOCK_D]
     plain = end - first - (high - low)
     if FOLDED:

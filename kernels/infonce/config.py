@@ -13,6 +13,9 @@ What the table rests on:
   beyond 256 (512 on sm_80, whose matrix instruction runs at full speed with 32 streamed rows), with TF32 beyond 128,
   and with IEEE float32 and float64 always. IEEE float32 has no matrix unit, and Triton unrolls an FMA product over its
   whole depth, so BLOCK_K also bounds compile time and registers.
+* bf16x3 streams both terms of its operands by asynchronous copies. At 128 on sm_90 a 128 x 64 tile takes 443 to 557
+  instructions; Triton's own bf16x3, which splits float32 in the kernel, takes 904 to 939 and spills. On sm_80 whole
+  blocks spill (64 x 64, 64 x 32, 128 x 32 and 128 x 16, with 4 or 8 warps), so TF32 serves there.
 * Most calls are the training variant: row r's positive is column r and no statistics are asked for. Explicit positives
   and groups mask every block, and sum_pz adds a sum. Both take registers, so these variants of the row sweep have
   blocks of their own where those of training spill under Triton 3.6 or 3.9: explicit ones in half types at 256 on sm_90
@@ -60,7 +63,7 @@ class Config(NamedTuple):
 class Tiling(NamedTuple):
     """The configs for products of ``kind`` up to a width, from a compute capability on."""
 
-    kind: str  # half, tf32, ieee or float64
+    kind: str  # half, bf16x3, tf32, ieee or float64
     max_width: float
     min_capability: int
     row_sweep: Config
@@ -112,6 +115,9 @@ TILINGS = (
         sigmoid_columns=Config(32, 32, 512, 0, 4, 2),
     ),
     _same("half", ANY, 80, 64, 32, 256, 64, 8, 3),
+    _same("bf16x3", 128, 90, 128, 64, 128, 0, 8, 2),
+    _same("bf16x3", 256, 90, 128, 32, 256, 0, 8, 2),
+    _same("bf16x3", ANY, 90, 128, 64, 128, 64, 8, 2),
     Tiling(
         "tf32", 64, 90,
         row_sweep=Config(128, 64, 64, 0, 8, 2),
@@ -156,12 +162,20 @@ SWEEPS = ("triton", "gluon")  # its values; the first is the default
 
 
 def product_kind(dtype: torch.dtype) -> str:
-    """How products of ``dtype`` are formed: half, tf32, ieee or float64."""
+    """How products of ``dtype`` are formed: half, bf16x3, tf32, ieee or float64.
+
+    bf16x3 takes each float32 as the sum of two bfloat16 numbers, and a product as high high + high low + low high.
+    ``torch.set_float32_matmul_precision`` asks for it by "high", which sets CUDA and mkldnn to tf32 alike; "medium" and
+    CUDA's own settings ask for TF32. operands.py takes TF32 instead where bf16x3 has no blocks.
+    """
     if dtype == torch.float64:
         return "float64"
     if dtype == torch.float32:
         # What set_float32_matmul_precision, allow_tf32 or this setting chose last, else torch.backends.fp32_precision.
-        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+        if torch.backends.cuda.matmul.fp32_precision != "tf32":
+            return "ieee"
+        is_high = torch.backends.mkldnn.matmul.fp32_precision == "tf32" != torch.backends.fp32_precision
+        return "bf16x3" if is_high else "tf32"
     return "half"
 
 
@@ -230,7 +244,8 @@ def choose_splits(programs: int, blocks: int, processors: int) -> int:
 def constants(dtype: torch.dtype, kind: str, width: int, config: Config) -> dict:
     """Returns the compile-time arguments that both sweeps take, from their config and type."""
     # The interpreter multiplies bfloat16 as if the bits were integers, so there products take float32 operands.
-    operand = torch.float32 if INTERPRETED and dtype == torch.bfloat16 else dtype
+    operand = torch.bfloat16 if kind == "bf16x3" else dtype
+    operand = torch.float32 if INTERPRETED and operand == torch.bfloat16 else operand
     return {
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
@@ -239,7 +254,7 @@ def constants(dtype: torch.dtype, kind: str, width: int, config: Config) -> dict
         "D_PADDED": width,
         "OPERAND_DTYPE": TYPES[operand],
         "ACC_DTYPE": tl.float64 if kind == "float64" else tl.float32,
-        "INPUT_PRECISION": "tf32" if kind == "tf32" else "ieee",
+        "INPUT_PRECISION": kind if kind in ("tf32", "bf16x3") else "ieee",
     }
 
 

@@ -1,9 +1,10 @@
 """The host side of adaptive InfoNCE: prepares its inputs and launches the three kernels.
 
 The package's docstring gives the overview and defines shapes and names. All types share the kernels: float64
-accumulates in float64, the others in float32. float32 products are IEEE by default;
-``torch.set_float32_matmul_precision`` "high" and "medium" both choose TF32 here (10 bits of mantissa; the softmax and
-its sums stay float32). bfloat16 and float16 round the softmax to the input type for the second product.
+accumulates in float64, the others in float32. float32 products are IEEE by default.
+``torch.set_float32_matmul_precision`` "high" chooses three bfloat16 products of operands split in two (16 bits) on
+sm_90, and TF32 (11 bits) elsewhere; "medium" chooses TF32. The softmax and its sums stay float32. bfloat16 and float16
+round the softmax to the input type for the second product.
 """
 
 from contextlib import nullcontext
@@ -114,7 +115,8 @@ def _prepare(anchors: Tensor, candidates: Tensor, positive, row_group, column_gr
     ignore_above, margin = (
         x if x is None else anchors.new_full((), x, dtype=accumulation_dtype(anchors)) for x in numbers
     )
-    operands = prepare_operands(anchors, candidates, None if positive is None else positive == IGNORE.value)
+    ignored = None if positive is None else positive == IGNORE.value
+    operands = prepare_operands(anchors, candidates, ignored, splits=True)
     return _Problem(operands, positive, row_group, column_group, ignore_above, margin)
 
 
@@ -139,7 +141,7 @@ def _row_side(problem: _Problem, tau, scale, weight, need_d_anchors, need_d_cand
 
     Returns rows, lse, positive_logit, top1, entropy, row_terms, d_anchors and d_tau.
     """
-    a, b, d, *_ = problem.operands
+    a, b, d = problem.operands.anchors, problem.operands.candidates, problem.operands.d
     empty = problem.operands.empty
     B, width = a.shape
     strides = (a.stride(0), b.stride(0))
@@ -165,9 +167,9 @@ def _row_side(problem: _Problem, tau, scale, weight, need_d_anchors, need_d_cand
 
 def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool) -> tuple[Tensor, ...]:
     """Returns positive_score [B], partials [S, 4, B] and acc [S, B, D_PADDED], empty unless needed."""
-    a, b, *_ = problem.operands
+    a, b = problem.operands.swept
     empty = problem.operands.empty
-    B, width = a.shape
+    B, width = problem.operands.anchors.shape
     strides = (a.stride(0), b.stride(0))
     gluon = problem.gluon_config()
     if gluon is not None and problem.margin is None and not need_sum_pz:
@@ -177,7 +179,11 @@ def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool)
     sweep = "row_sweep_pz" if need_sum_pz else "row_sweep_explicit" if problem.is_masked else "row_sweep"
     grid, options = problem.launch_options(sweep, divide_width=need_d_anchors)
     fixed_max = not problem.is_masked and has_fixed_max(a.dtype, problem.operands.config(sweep), need_sum_pz)
-    max_norm = torch.linalg.vector_norm(b, dim=1, dtype=problem.operands.acc_dtype).amax() if fixed_max else None
+    max_norm = (
+        torch.linalg.vector_norm(problem.operands.candidates, dim=1, dtype=problem.operands.acc_dtype).amax()
+        if fixed_max
+        else None
+    )
     positive_score, partials = empty(B), empty(grid[1], 4, B)
     acc = empty(grid[1], B, width) if need_d_anchors else empty(0)
     infonce_row_sweep_kernel[grid](
@@ -201,7 +207,7 @@ def _column_side(problem: _Problem, row_terms: Tensor) -> Tensor:
 
 def _sweep_columns(problem: _Problem, row_terms: Tensor, scales: Tensor) -> Tensor:
     """Launches the column sweep; returns the splits' shares of d_candidates [S, N, d]."""
-    a, b, d, *_ = problem.operands
+    (a, b), d = problem.operands.swept, problem.operands.d
     gluon = problem.gluon_config()
     if gluon is not None:
         from adaftr_fast.kernels.infonce.gluon_column import gluon_column_sweep  # as for the rows

@@ -19,6 +19,7 @@ from adaftr_fast.kernels.infonce.config import (
 from torch import Tensor
 
 WIDTH_MULTIPLE = 16  # elements: the least depth of a half-precision product, and Triton's hint for vector loads
+ASSUMED_CAPABILITY = 80
 ASSUMED_PROCESSORS = 2  # under the interpreter: small test sizes then meet both one and several splits
 Sweep = Literal["row_sweep", "row_sweep_explicit", "row_sweep_pz", "column_sweep", "sigmoid_rows", "sigmoid_columns"]
 Grid = tuple[int, int, int]
@@ -29,6 +30,8 @@ class Operands(NamedTuple):
 
     anchors: Tensor  # [B, D_PADDED]
     candidates: Tensor  # [N, D_PADDED]
+    swept: tuple[Tensor, Tensor]  # what the sweeps read: anchors and candidates, or their terms [rows, 2 D_PADDED]
+    kind: str  # of the products
     d: int
     acc_dtype: torch.dtype
     capability: int  # 10 * major + minor
@@ -39,14 +42,12 @@ class Operands(NamedTuple):
 
     def config(self, sweep: Sweep) -> Config:
         """Returns the blocks of a sweep."""
-        kind, width = product_kind(self.anchors.dtype), self.anchors.shape[1]
-        config: Config = getattr(choose_tiling(kind, width, self.capability), sweep)
+        config: Config = getattr(choose_tiling(self.kind, self.anchors.shape[1], self.capability), sweep)
         return config
 
     def launch_options(self, sweep: Sweep, divide_width: bool) -> tuple[Grid, dict]:
         """Returns a sweep's grid (owned blocks, splits of the streamed side, slices of the width) and its options."""
-        kind, width = product_kind(self.anchors.dtype), self.anchors.shape[1]
-        config = self.config(sweep)
+        width, config = self.anchors.shape[1], self.config(sweep)
         row_blocks = triton.cdiv(len(self.anchors), config.block_m)
         column_blocks = triton.cdiv(len(self.candidates), config.block_n)
         sides = row_blocks, column_blocks
@@ -55,7 +56,7 @@ class Operands(NamedTuple):
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
         splits = choose_splits(owned * slices, streamed, self.processors * config.programs)
         grid = (owned, splits, slices)
-        return grid, options | constants(self.anchors.dtype, kind, width, config)
+        return grid, options | constants(self.anchors.dtype, self.kind, width, config)
 
 
 def check_device(anchors: Tensor) -> None:
@@ -64,20 +65,38 @@ def check_device(anchors: Tensor) -> None:
         raise ValueError(f"kernels.infonce: anchors must be on CUDA without TRITON_INTERPRET=1, got {anchors.device}")
 
 
-def prepare_operands(anchors: Tensor, candidates: Tensor, ignored: Tensor | None = None) -> Operands:
-    """Aligns the operands, zeroes the anchors of ``ignored`` rows [B], and looks up the GPU."""
-    capability, processors = 80, ASSUMED_PROCESSORS
+def prepare_operands(
+    anchors: Tensor, candidates: Tensor, ignored: Tensor | None = None, splits: bool = False
+) -> Operands:
+    """Aligns the operands, zeroes the anchors of ``ignored`` rows [B], and looks up the GPU.
+
+    ``splits``: the sweeps have bf16x3 on sm_90; otherwise TF32 takes its place.
+    """
+    capability, processors = ASSUMED_CAPABILITY, ASSUMED_PROCESSORS
     if anchors.is_cuda:
         properties = torch.cuda.get_device_properties(anchors.device)
         capability, processors = properties.major * 10 + properties.minor, properties.multi_processor_count
         if capability >= 120:  # has the matrix instructions and the shared memory of sm_89, not those of sm_90
             capability = 89
     aligned = _align(anchors, ignored), _align(candidates)
-    return Operands(*aligned, anchors.shape[1], accumulation_dtype(anchors), capability, processors)
+    kind = product_kind(anchors.dtype)
+    if kind == "bf16x3" and not (splits and capability >= 90):
+        kind = "tf32"
+    swept = (_split(aligned[0]), _split(aligned[1])) if kind == "bf16x3" else aligned
+    return Operands(*aligned, swept, kind, anchors.shape[1], accumulation_dtype(anchors), capability, processors)
 
 
 def accumulation_dtype(h: Tensor) -> torch.dtype:
     return torch.float64 if h.dtype == torch.float64 else torch.float32
+
+
+def _split(h: Tensor) -> Tensor:
+    """Returns the two bfloat16 terms of ``h`` [rows, D_PADDED], whose sum has 16 of its bits, side by side."""
+    width = h.shape[1]
+    terms = h.new_empty(h.shape[0], 2 * width, dtype=torch.bfloat16)
+    terms[:, :width] = h
+    torch.sub(h, terms[:, :width], out=terms[:, width:])
+    return terms
 
 
 def _align(h: Tensor, ignored: Tensor | None = None) -> Tensor:

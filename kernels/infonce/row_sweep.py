@@ -21,7 +21,14 @@ threads out of the loop: 224 to 251 instructions for a 128 x 64 tile at d = 128 
 
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce.tiles import LOG2_E, load_block, load_row_parameters, partition_blocks, scores
+from adaftr_fast.kernels.infonce.tiles import (
+    LOG2_E,
+    accumulate,
+    load_operand,
+    load_row_parameters,
+    partition_blocks,
+    scores,
+)
 
 SMALLEST_SQUARE = tl.constexpr(2.0**-100)  # squares below are flushed to 0, which would make a norm too small
 SMALLEST_NORM = tl.constexpr(2.0**-50)
@@ -71,7 +78,9 @@ def _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive
         columns = block * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
         b = columns
         if NEED_D_ANCHORS or BLOCK_K == 0:
-            b = load_block(b_desc, columns, d_start, D_PADDED, BLOCK_D, not MASKED)  # [BLOCK_N, BLOCK_D]
+            b = load_operand(
+                b_desc, columns, d_start, D_PADDED, BLOCK_D, INPUT_PRECISION, not MASKED
+            )  # [BLOCK_N, BLOCK_D]
         s = scores(a, a_desc, rows, b, b_desc, columns, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
                    INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]  # fmt: skip
         if MASKED:
@@ -105,8 +114,7 @@ def _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive
                 acc *= alpha[:, None]
             m = m_new
         if NEED_D_ANCHORS:
-            acc = tl.dot(p.to(b.dtype).to(OPERAND_DTYPE), b.to(OPERAND_DTYPE), acc, input_precision=INPUT_PRECISION,
-                         out_dtype=ACC_DTYPE)  # [BLOCK_M, BLOCK_D]  # fmt: skip
+            acc = accumulate(p, b, acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # [BLOCK_M, BLOCK_D]
     return m, l, sum_pz, max_negative, acc
 
 
@@ -172,7 +180,7 @@ def infonce_row_sweep_kernel(
         bound += tl.load(ignore_above_ptr)
     a = rows
     if BLOCK_K == 0:
-        a = load_block(a_desc, rows, 0, D_PADDED, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+        a = load_operand(a_desc, rows, 0, D_PADDED, BLOCK_D, INPUT_PRECISION)  # [BLOCK_M, BLOCK_D]
 
     blocks = tl.cdiv(N, BLOCK_N)
     first = (split * blocks) // num_splits
@@ -189,7 +197,7 @@ def infonce_row_sweep_kernel(
         acc = tl.zeros([BLOCK_M, BLOCK_D], ACC_DTYPE)
     plain = end - first - (high - low)
     if FIXED_MAX:
-        fits = _fits(m, a, softmax_scale_log2, tl.load(max_norm_ptr))
+        fits = _fits(m, a[0] if INPUT_PRECISION == "bf16x3" else a, softmax_scale_log2, tl.load(max_norm_ptr))
         places = tl.zeros([BLOCK_M, 8], ACC_DTYPE)
         state = (m, places, places, places - float("inf"), acc)
         state = _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr,

@@ -30,22 +30,68 @@ def load_block(desc, index, start, D_PADDED: tl.constexpr, BLOCK: tl.constexpr, 
 
 
 @triton.jit
+def load_operand(desc, index, start, D_PADDED: tl.constexpr, BLOCK: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+                 FULL: tl.constexpr = False):  # fmt: skip
+    """Loads a block for ``product``: that of load_block, or the pair of its terms where products are "bf16x3"."""
+    block = load_block(desc, index, start, D_PADDED, BLOCK, FULL)
+    if INPUT_PRECISION == "bf16x3":  # a row holds its high terms, then its low terms
+        return block, load_block((desc[0] + D_PADDED, desc[1], desc[2]), index, start, D_PADDED, BLOCK, FULL)
+    else:
+        return block
+
+
+@triton.jit
+def _dot(x, y, acc, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+    return tl.dot(x.to(OPERAND_DTYPE), y.to(OPERAND_DTYPE), acc, out_dtype=ACC_DTYPE,
+                  input_precision="ieee" if INPUT_PRECISION == "bf16x3" else INPUT_PRECISION)  # fmt: skip
+
+
+@triton.jit
+def _similarities(x, y, s, Y_OWNED: tl.constexpr, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr,
+                  INPUT_PRECISION: tl.constexpr):  # fmt: skip
+    """s + x y^T for blocks of load_operand; Y_OWNED exchanges the order of the two mixed terms."""
+    if INPUT_PRECISION == "bf16x3":
+        first_x, second_x = x[0], x[1]
+        first_y, second_y = y[1], y[0]
+        if Y_OWNED:
+            first_x, second_x = x[1], x[0]
+            first_y, second_y = y[0], y[1]
+        s = _dot(first_x, tl.trans(first_y), s, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+        s = _dot(second_x, tl.trans(second_y), s, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+        x, y = x[0], y[0]
+    return _dot(x, tl.trans(y.to(OPERAND_DTYPE)), s, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+
+
+@triton.jit
 def scores(x, x_desc, x_index, y, y_desc, y_index, D_PADDED: tl.constexpr, BLOCK_K: tl.constexpr,
-           OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr):  # fmt: skip
+           OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+           Y_OWNED: tl.constexpr = False):  # fmt: skip
     """Returns all products ``x_i . y_j``: of whole blocks where BLOCK_K is 0, else in a loop over slices of the width.
 
     The loop loads its own slices, of the rows ``x_index`` and ``y_index``, and ignores ``x`` and ``y``.
     """
     s = tl.zeros([x_index.shape[0], y_index.shape[0]], ACC_DTYPE)
     if BLOCK_K == 0:
-        s = tl.dot(x.to(OPERAND_DTYPE), tl.trans(y.to(OPERAND_DTYPE)), s, input_precision=INPUT_PRECISION,
-                   out_dtype=ACC_DTYPE)  # fmt: skip
+        s = _similarities(x, y, s, Y_OWNED, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
     else:
         for start in range(0, D_PADDED, BLOCK_K):
-            x_slice = load_block(x_desc, x_index, start, D_PADDED, BLOCK_K).to(OPERAND_DTYPE)
-            y_slice = load_block(y_desc, y_index, start, D_PADDED, BLOCK_K).to(OPERAND_DTYPE)
-            s = tl.dot(x_slice, tl.trans(y_slice), s, input_precision=INPUT_PRECISION, out_dtype=ACC_DTYPE)
+            x_slice = load_operand(x_desc, x_index, start, D_PADDED, BLOCK_K, INPUT_PRECISION)
+            y_slice = load_operand(y_desc, y_index, start, D_PADDED, BLOCK_K, INPUT_PRECISION)
+            s = _similarities(x_slice, y_slice, s, Y_OWNED, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
     return s  # [len(x_index), len(y_index)]
+
+
+@triton.jit
+def accumulate(p, y, acc, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+    """acc + p y for a block of load_operand; p is rounded to its type, or split likewise."""
+    if INPUT_PRECISION == "bf16x3":
+        high = p.to(y[0].dtype)
+        low = (p - high.to(p.dtype)).to(y[0].dtype)
+        acc = _dot(low, y[0], acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+        acc = _dot(high, y[1], acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+        return _dot(high, y[0], acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+    else:
+        return _dot(p.to(y.dtype), y, acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
 
 
 @triton.jit

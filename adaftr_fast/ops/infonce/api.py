@@ -140,9 +140,13 @@ def adaptive_infonce(
     float32 products follow ``torch.set_float32_matmul_precision``:
 
     - "highest": IEEE float32.
-    - "high": TF32 on CUDA. On CPUs with AMX, three bfloat16 products of operands split in two; the error of a gradient
-      is about 1e-4 of its largest value.
+    - "high": on GPUs of compute capability 9.0, and on CPUs with AMX, three bfloat16 products of operands split in two;
+      the error of a gradient is about 1e-4 of its largest value. TF32 on other GPUs.
     - "medium": TF32 on CUDA. On CPUs with AMX or AVX512-BF16, one bfloat16 product; the error is about 2e-2.
+
+    The newer settings choose likewise. CUDA reads ``torch.backends.cuda.matmul.fp32_precision``, where "tf32" is TF32,
+    and the CPU ``torch.backends.mkldnn.matmul.fp32_precision``, where "tf32" is as "high" and "bf16" as "medium". Both
+    inherit from ``torch.backends.fp32_precision`` until ``torch.set_float32_matmul_precision`` is called.
 
     Timings: benchmarks/README.md.
 

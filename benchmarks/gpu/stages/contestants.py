@@ -90,7 +90,7 @@ def available(precision: str, device: str) -> dict[str, Callable[[], Loss]]:
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.set_float32_matmul_precision("medium" if precision == "tf32" else "highest")
     try:
         yield
     finally:

@@ -21,10 +21,16 @@ from adaftr_fast.kernels.infonce.symmetric.config import SYMMETRIC_TILINGS, choo
 from adaftr_fast.kernels.infonce.symmetric.launch import COMBINE_BLOCK, MOST_WIDTH, POSITIVES_BLOCK
 
 ARCHS = (80, 90)
-DTYPES = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "float64": torch.float64}
+DTYPES = {
+    "half": torch.bfloat16,
+    "bf16x3": torch.bfloat16,
+    "tf32": torch.float32,
+    "ieee": torch.float32,
+    "float64": torch.float64,
+}
 ALL_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024)
-UNBOUNDED = {"half": 1024, "tf32": 256, "ieee": 256, "float64": 256}  # the width that stands for "any"
+UNBOUNDED = {"half": 1024, "bf16x3": 512, "tf32": 256, "ieee": 256, "float64": 256}  # the width that stands for "any"
 EXPLICIT = {"HAS_POSITIVE": True, "HAS_GROUP": True, "IGNORES": False}
 IMPLICIT = {"HAS_POSITIVE": False, "HAS_GROUP": False, "IGNORES": False}
 # Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned. The variants with
@@ -81,6 +87,8 @@ def cases(archs: list[int], quick: bool) -> Iterator[Case]:
 
 
 def _of_tiling(tiling, arch: int, quick: bool) -> Iterator[Case]:
+    if arch < tiling.min_capability:
+        return
     dtype = DTYPES[tiling.kind]
     widest = int(min(tiling.max_width, UNBOUNDED[tiling.kind]))
     if quick:
@@ -148,7 +156,7 @@ def _of_alternatives(arch: int) -> Iterator[Case]:
 
 def _of_sigmoid(tiling, dtype: torch.dtype, width: int, arch: int, variants: dict[str, dict]) -> Iterator[Case]:
     fitted = _fitted(tiling, width, arch)
-    if fitted is None:
+    if fitted is None or tiling.kind == "bf16x3":  # sigmoid.py takes TF32 instead
         return
     sides = ("sigmoid_rows", True, fitted.sigmoid_rows), ("sigmoid_columns", False, fitted.sigmoid_columns)
     for name, variant in variants.items():

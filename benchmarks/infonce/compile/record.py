@@ -11,7 +11,7 @@ from benchmarks.measure import measured_code
 
 KEY = ("kernel", "variant", "kind", "dtype", "width", "arch")
 NOT_RECORDED = ("stack", "local", "seconds", "faults")  # a record has no faults, and its stack is 0
-MATRIX = {80: "HMMA.16816", 90: "HGMMA.64x"}  # what products of half types must use
+MATRIX = {80: "HMMA.16816", 90: "HGMMA.64x"}  # what products of half types and bf16x3 must use
 GROWTH = 1.02  # the most by which the instructions of a tile may grow
 Result = dict[str, Any]
 
@@ -67,7 +67,9 @@ def faults(result: dict[str, Any]) -> list[str]:
         found.append(f"spills: {result['stack']} bytes of stack, {result['local']} accesses to local memory")
     if result["shared"] > SHARED[result["arch"]].program:
         found.append(f"asks for {result['shared']} bytes of shared memory")
-    if result["kind"] == "half" and not all(each.startswith(MATRIX[result["arch"]]) for each in result["matrix"]):
+    if result["kind"] in ("half", "bf16x3") and not all(
+        each.startswith(MATRIX[result["arch"]]) for each in result["matrix"]
+    ):
         found.append(f"expected the products by {MATRIX[result['arch']]}, got {result['matrix']}")
     if result["kind"] and result["products"] < 1:
         found.append(f"the tile loop that was found holds only {result['products']} of the products of a tile")

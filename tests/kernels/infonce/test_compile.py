@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,13 @@ def test_every_tiling_compiles_without_faults(arch):
         assert result["seconds"] < SECONDS, result
     assert done.returncode == 0, done.stderr
     assert {r["kernel"] for r in results} == {*KERNELS, *GLUON} if arch == 90 else set(KERNELS)
-    assert {r["kind"] for r in results} >= {"half", "tf32", "ieee", "float64"}
+    kinds = {"half", "tf32", "ieee", "float64"}
+    assert {r["kind"] for r in results} >= (kinds | {"bf16x3"} if arch == 90 else kinds)
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("kind", ["half", "tf32", "ieee", "float64"])
+@pytest.mark.parametrize(
+    ("kind", "capability"), [*product(["half", "tf32", "ieee", "float64"], [80, 90]), ("bf16x3", 90)]
+)
 def test_sweeps_sum_their_scores_in_one_order(kind, capability):
     from adaftr_fast.kernels.infonce.config import choose_tiling
 

@@ -42,17 +42,18 @@ def test_keeps_digits_as_the_positive_wins(gap, dtype):
     assert_matches((a, torch.eye(96, dtype=torch.float64), torch.ones(96, dtype=torch.float64)), dtype, "cuda")
 
 
-def test_tf32_errs_as_much_as_its_ten_bits():
+@pytest.mark.parametrize(("precision", "bound"), [("high", 1e-4), ("medium", 2e-2)])
+def test_reduced_precision_of_float32_products(precision, bound):
     before = torch.get_float32_matmul_precision()
     tensors = inputs(300, 400, 64)
     truth, _ = evaluate(tensors, torch.float64, backend="reference")
     try:
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision(precision)
         own, _ = evaluate(tensors, torch.float32, "cuda", backend="triton")
     finally:
         torch.set_float32_matmul_precision(before)
     for x, t in zip(own, truth):
-        assert (x - t).abs().max() <= 2e-2 * t.abs().max()
+        assert (x - t).abs().max() <= bound * t.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,121 @@
+"""Which products the settings of float32 precision choose, and how exact those of split operands are."""
+
+import pytest
+import torch
+
+from tests.kernels.infonce.agreement import evaluate, inputs, masks
+
+pytest.importorskip("triton")
+config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
+interpreted = pytest.mark.skipif(not config.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+MATMUL, CPU_MATMUL = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+
+
+@pytest.fixture(autouse=True)
+def unset_precision():
+    """No precision is set; those of before come back afterwards."""
+    settings = [MATMUL, CPU_MATMUL, torch.backends]
+    before = [each.fp32_precision for each in settings]
+    for each in settings:
+        each.fp32_precision = "none"
+    yield
+    for each, value in zip(settings, before):
+        each.fp32_precision = value
+
+
+def test_float32_products_are_ieee_by_default():
+    assert config.product_kind(torch.float32) == "ieee"
+    CPU_MATMUL.fp32_precision = "tf32"
+    assert config.product_kind(torch.float32) == "ieee", "the setting of the CPU is not CUDA's"
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("highest", "ieee"), ("high", "bf16x3"), ("medium", "tf32")])
+def test_matmul_precision_chooses_the_products(precision, kind):
+    torch.set_float32_matmul_precision(precision)
+    assert config.product_kind(torch.float32) == kind
+    assert config.product_kind(torch.float64) == "float64"
+    assert config.product_kind(torch.bfloat16) == "half"
+
+
+def test_tf32_is_taken_literally():
+    for where in (torch.backends, MATMUL):
+        where.fp32_precision = "tf32"
+        assert config.product_kind(torch.float32) == "tf32"
+        where.fp32_precision = "none"
+        assert config.product_kind(torch.float32) == "ieee"
+    MATMUL.allow_tf32 = True
+    assert config.product_kind(torch.float32) == "tf32"
+
+
+def test_the_setting_of_cuda_products_overrules_the_global_one():
+    torch.backends.fp32_precision = "tf32"
+    MATMUL.fp32_precision = "ieee"
+    assert config.product_kind(torch.float32) == "ieee"
+    torch.backends.fp32_precision = "ieee"
+    MATMUL.fp32_precision = "none"
+    assert config.product_kind(torch.float32) == "ieee"
+
+
+def errors(found, truth) -> float:
+    """The largest error of loss and gradients, in units of the largest value of each."""
+    return max(((x.double() - t).abs().max() / t.abs().max()).item() for x, t in zip(found[:4], truth))
+
+
+def worst(tensors, truth, **options) -> float:
+    own, _ = evaluate(tensors, torch.float32, backend="triton", **options)
+    return errors(own, truth)
+
+
+def rounded(x, bits: int):
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    from adaftr_fast.kernels.infonce import operands
+
+    monkeypatch.setattr(operands, "ASSUMED_CAPABILITY", 90)
+
+
+@interpreted
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize(("rows", "columns", "d"), [(5, 7, 3), (130, 150, 96), (70, 80, 264)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_high_keeps_sixteen_bits(rows, columns, d, masked):
+    tensors = [t.float().double() for t in inputs(rows, columns, d)]
+    options = masks(rows, columns) if masked else {}
+    truth, _ = evaluate(tensors, torch.float64, backend="reference", **options)
+    operands = [rounded(t, 11) for t in tensors[:2]]
+    tf32, _ = evaluate((*operands, tensors[2]), torch.float64, backend="reference", **options)
+    assert worst(tensors, truth, **options) < 2e-6, "IEEE, the default"
+    torch.set_float32_matmul_precision("high")
+    found = worst(tensors, truth, **options)
+    assert found < 1e-4
+    assert found < errors(tf32, truth) / 10, "TF32 has 11 bits"
+
+
+@interpreted
+@pytest.mark.usefixtures("hopper")
+def test_high_is_exact_in_numbers_of_bfloat16():
+    """The split of the softmax is then the only rounding: 16 bits of numbers up to 1."""
+    tensors = inputs(70, 90, 32)
+    torch.set_float32_matmul_precision("high")
+    a, b = (t.bfloat16().double() for t in tensors[:2])
+    truth, _ = evaluate((a, b, tensors[2]), torch.float64, backend="reference")
+    assert worst((a, b, tensors[2]), truth) < 2e-5
+
+
+@interpreted
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("sign", [1, -1])
+def test_high_at_logits_of_ten_thousand(sign):
+    """Both sweeps add the products of the terms in one order, else their scores differ where logits are large."""
+    a, b, _ = inputs(64, 64, 16)
+    b += sign * a * 10
+    tensors = [t.float().double() for t in (a * 100, b, torch.full((64,), 0.1))]
+    truth, _ = evaluate(tensors, torch.float64, backend="reference")
+    torch.set_float32_matmul_precision("high")
+    own, _ = evaluate(tensors, torch.float32, backend="triton")
+    assert all(x.isfinite().all() for x in own)
+    assert worst(tensors, truth) < 1e-2
