@@ -19,6 +19,7 @@ import triton.language as tl
 from adaftr_fast.kernels.infonce.tiles import IGNORE, accumulate, load_operand, partition_blocks, scores
 
 TERMS = tl.constexpr(4)  # of a row, side by side
+BLOCKS = tl.constexpr(256)  # of combine.py, that are reduced at a time
 
 
 @triton.jit
@@ -33,6 +34,20 @@ def _load_terms(ptr, rows, inside):
     softmax_scale_log2, negative_scale = tl.split(even)
     shift_or_positive_scale, m = tl.split(odd)
     return softmax_scale_log2, m, negative_scale, shift_or_positive_scale
+
+
+@triton.jit
+def _reduce_blocks(ptr, count):
+    """Returns the largest |grad_scale|, whether a row has a misfit, and the loss, from block_terms of combine.py."""
+    size = tl.zeros([BLOCKS], ptr.dtype.element_ty)
+    misfit, loss = size, size
+    for start in range(0, count, BLOCKS):
+        block = start + tl.arange(0, BLOCKS)
+        inside = block < count
+        size = tl.maximum(size, tl.load(ptr + block, mask=inside, other=0.0))
+        misfit = tl.maximum(misfit, tl.load(ptr + count + block, mask=inside, other=0.0))
+        loss += tl.load(ptr + 2 * count + block, mask=inside, other=0.0)
+    return tl.max(size, 0), tl.max(misfit, 0), tl.sum(loss, 0)
 
 
 @triton.jit
@@ -51,7 +66,7 @@ def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale
         s = scores(b, b_desc, columns, a, a_desc, rows, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
                    INPUT_PRECISION, Y_OWNED=True)  # [BLOCK_N, BLOCK_M]  # fmt: skip
         if IGNORES:
-            bound = tl.load(row_terms_ptr + 7 * B + rows, mask=inside, other=0.0)
+            bound = tl.load(row_terms_ptr + 5 * B + rows, mask=inside, other=0.0)
             s = tl.where(s > bound[None, :], float("-inf"), s)
         softmax_scale_log2, m, negative_scale, term = _load_terms(row_terms_ptr, rows, inside)
         shift = -m
@@ -76,7 +91,7 @@ def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale
     return acc
 
 
-@triton.jit(do_not_specialize=["B", "N"])
+@triton.jit(do_not_specialize=["B", "N", "num_blocks"])
 def infonce_column_sweep_kernel(
     anchors_ptr,  # [B, D_PADDED]
     candidates_ptr,  # [N, D_PADDED]
@@ -84,18 +99,21 @@ def infonce_column_sweep_kernel(
     row_group_ptr,  # [B] int64
     column_group_ptr,  # [N] int64
     # [B, TERMS]: softmax_scale_log2, shift or with HAS_POSITIVE positive_scale, negative_scale, m; then [B] each:
-    # positive_scale, |grad_scale|, misfit; with IGNORES, at last the score above which no candidate is a negative
+    # positive_scale; with IGNORES, at last the score above which no candidate is a negative
     row_terms_ptr,
-    scales_ptr,  # [2]: descale, the probabilities' unit in half precision; the largest misfit
+    block_terms_ptr,  # [3, num_blocks], see combine.py
+    loss_ptr,  # [] out
     d_candidates_ptr,  # [S, N, d] out
     B,
     N,
+    num_blocks,
     anchors_stride,
     candidates_stride,
     HAS_POSITIVE: tl.constexpr,
     HAS_GROUP: tl.constexpr,
     IGNORES: tl.constexpr,
     FOLDED: tl.constexpr,
+    MAX_OFFSET: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -113,10 +131,12 @@ def infonce_column_sweep_kernel(
     column_start = tl.program_id(0) * BLOCK_N
     columns = column_start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     inside = columns < N
-    descale = tl.load(scales_ptr)
-    fold = 0
+    size, misfit, loss = _reduce_blocks(block_terms_ptr, num_blocks)
+    tl.store(loss_ptr, loss, mask=(tl.program_id(0) == 0) & (split == 0) & (d_start == 0))
+    descale = size * 2.0**-MAX_OFFSET  # the probabilities' unit in half precision: the largest |grad_scale|, at least
+    fold = 0  # 2^-100, becomes 2^MAX_OFFSET
     if FOLDED:
-        fold = (tl.load(scales_ptr + 1) == 0).to(tl.int32)
+        fold = (misfit == 0).to(tl.int32)
         descale = tl.where(fold > 0, 1.0, descale)
     inverse_descale = tl.where(descale > 0, 1.0 / descale, 0.0).to(ACC_DTYPE)
     group = columns

@@ -47,7 +47,8 @@ def infonce_combine_kernel(
     positive_logit_ptr,  # [B] out
     top1_ptr,  # [B] out
     entropy_ptr,  # [B] out
-    row_terms_ptr,  # [7 or 8, B] out: what the column sweep reads of each row, see there
+    row_terms_ptr,  # [5 or 6, B] out: what the column sweep reads of each row, see there
+    block_terms_ptr,  # [3, blocks of rows] out: largest |grad_scale|, whether a row has a misfit, sum of scale_r L_r
     d_anchors_ptr,  # [B, d] out
     d_tau_ptr,  # [B] out
     B,
@@ -55,6 +56,7 @@ def infonce_combine_kernel(
     num_splits,
     anchors_stride,
     candidates_stride,
+    scale_stride,  # 0 or 1
     HAS_POSITIVE: tl.constexpr,
     HAS_MARGIN: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
@@ -124,11 +126,16 @@ def infonce_combine_kernel(
         tl.store(top1_ptr + rows, (max_negative < positive_score) & valid & (l_total == l_total), mask=inside)
         tl.store(entropy_ptr + rows, tl.where(valid, entropy, 0.0).to(ACC_DTYPE), mask=inside)
 
-    scale = tl.load(scale_ptr + rows, mask=inside, other=0.0)
+    scale = tl.load(scale_ptr + rows * scale_stride, mask=inside, other=0.0)
+    block_terms = block_terms_ptr + tl.program_id(0)
+    num_blocks = tl.num_programs(0)
+    tl.store(block_terms + 2 * num_blocks, tl.sum(tl.where(valid, scale * loss, 0.0), 0).to(ACC_DTYPE))
     grad_scale = tl.where(valid, scale * softmax_scale, 0.0)
     if NEED_D_CANDIDATES:
-        size = tl.abs(grad_scale)  # the largest becomes descale, whose inverse must be finite; a NaN stays
-        size = tl.where(size < SMALLEST_SIZE, SMALLEST_SIZE, size).to(ACC_DTYPE)
+        size = tl.abs(
+            grad_scale
+        )  # the largest becomes descale, whose inverse must be finite; inf gives NaN as NaN does
+        size = tl.where(size == size, tl.maximum(size, SMALLEST_SIZE), float("inf")).to(ACC_DTYPE)
         negative_scale = tl.where(valid, grad_scale / l_total, 0.0).to(ACC_DTYPE)
         # -inf where there is no gradient: the exponential is 0. No float64 sweep reads it.
         shift = tl.log2(tl.abs(negative_scale).to(tl.float32)) - m
@@ -140,10 +147,9 @@ def infonce_combine_kernel(
         tl.store(terms + 1, positive_scale if HAS_POSITIVE else shift.to(ACC_DTYPE), mask=inside)
         tl.store(terms + 2, negative_scale, mask=inside)
         tl.store(terms + 3, tl.where(valid, m, 0.0), mask=inside)
-        at = row_terms_ptr + TERMS * B + rows
-        tl.store(at, positive_scale, mask=inside)
-        tl.store(at + B, size, mask=inside)
-        tl.store(at + 2 * B, misfit.to(ACC_DTYPE), mask=inside)
+        tl.store(row_terms_ptr + TERMS * B + rows, positive_scale, mask=inside)
+        tl.store(block_terms, tl.max(size, 0))
+        tl.store(block_terms + num_blocks, tl.max(misfit, 0).to(ACC_DTYPE))
     if NEED_D_ANCHORS:
         acc_scale = (grad_scale / l_total).to(ACC_DTYPE)[:, None]
         b_scale = (w_minus_p * grad_scale).to(ACC_DTYPE)[:, None]

@@ -14,7 +14,15 @@ import torch
 import triton
 from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
-from adaftr_fast.kernels.infonce.config import TYPES, Config, choose_gluon, folds_scale, has_fixed_max, max_offset
+from adaftr_fast.kernels.infonce.config import (
+    TYPES,
+    Config,
+    cdiv,
+    choose_gluon,
+    folds_scale,
+    has_fixed_max,
+    max_offset,
+)
 from adaftr_fast.kernels.infonce.operands import (
     Grid,
     Operands,
@@ -27,6 +35,7 @@ from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel
 from adaftr_fast.kernels.infonce.tiles import IGNORE
 from torch import Tensor
 
+SMALL_PART = 2**17  # similarities for each multiprocessor, up to which a call is small: 16 tiles of 128 x 64
 COMBINE_BLOCK_M = 16  # rows a program of the combine kernel: O(d) work each, so small blocks spread over the GPU
 COMBINE_BLOCK_D = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 128, torch.float64: 128}  # others spill
 
@@ -65,11 +74,14 @@ def infonce(
     with torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext():
         problem = _prepare(anchors, candidates, positive, row_group, column_group, ignore_above, margin)
         acc_dtype = problem.operands.acc_dtype
-        tau, scale = tau.to(acc_dtype).contiguous(), scale.to(acc_dtype).contiguous()
+        tau, scale = tau.to(acc_dtype).contiguous(), scale.to(acc_dtype)
         weight = None if positive_weight is None else positive_weight.to(acc_dtype).contiguous()
-        *rows, row_terms, d_anchors, d_tau = _row_side(problem, tau, scale, weight, *needs)
-        d_candidates = _column_side(problem, row_terms) if need_d_candidates else problem.operands.empty(0)
-    return (scale * rows[0]).sum(), *rows, d_anchors, d_candidates, d_tau
+        *rows, row_terms, block_terms, d_anchors, d_tau = _row_side(problem, tau, scale, weight, *needs)
+        if need_d_candidates:
+            loss, d_candidates = _column_side(problem, row_terms, block_terms)
+        else:
+            loss, d_candidates = block_terms[2].sum(), problem.operands.empty(0)
+    return loss, *rows, d_anchors, d_candidates, d_tau
 
 
 class _Problem(NamedTuple):
@@ -139,7 +151,7 @@ def _zeros(anchors, candidates, need_d_anchors, need_d_candidates, need_d_tau, n
 def _row_side(problem: _Problem, tau, scale, weight, need_d_anchors, need_d_candidates, need_d_tau, need_stats):
     """Sweeps the rows and combines the splits.
 
-    Returns rows, lse, positive_logit, top1, entropy, row_terms, d_anchors and d_tau.
+    Returns rows, lse, positive_logit, top1, entropy, row_terms, block_terms, d_anchors and d_tau.
     """
     a, b, d = problem.operands.anchors, problem.operands.candidates, problem.operands.d
     empty = problem.operands.empty
@@ -149,11 +161,13 @@ def _row_side(problem: _Problem, tau, scale, weight, need_d_anchors, need_d_cand
     positive_score, partials, acc = _sweep_rows(problem, tau, need_d_anchors, need_sum_pz)
     rows, lse, positive_logit = empty(B), empty(B), empty(B)
     top1, entropy = empty(B if need_stats else 0, dtype=torch.bool), empty(B if need_stats else 0)
-    row_terms = empty(7 + (problem.ignore_above is not None), B) if need_d_candidates else empty(0)
+    row_terms = empty(5 + (problem.ignore_above is not None), B) if need_d_candidates else empty(0)
+    block_terms = empty(3, cdiv(B, COMBINE_BLOCK_M))
     d_anchors, d_tau = empty(B, d) if need_d_anchors else empty(0), empty(B if need_d_tau else 0)
-    infonce_combine_kernel[(triton.cdiv(B, COMBINE_BLOCK_M),)](
+    infonce_combine_kernel[(block_terms.shape[1],)](
         a, b, tau, problem.positive, scale, positive_score, problem.margin, weight, partials, acc,
-        rows, lse, positive_logit, top1, entropy, row_terms, d_anchors, d_tau, B, len(b), len(partials), *strides,
+        rows, lse, positive_logit, top1, entropy, row_terms, block_terms, d_anchors, d_tau,
+        B, b.shape[0], partials.shape[0], *strides, scale.stride(0),
         HAS_POSITIVE=problem.positive is not None, HAS_MARGIN=problem.margin is not None,
         HAS_WEIGHT=weight is not None, NEED_D_ANCHORS=need_d_anchors, NEED_D_CANDIDATES=need_d_candidates,
         NEED_D_TAU=need_d_tau, NEED_STATS=need_stats, BLOCK_M=COMBINE_BLOCK_M,
@@ -161,14 +175,14 @@ def _row_side(problem: _Problem, tau, scale, weight, need_d_anchors, need_d_cand
         ACC_DTYPE=TYPES[problem.operands.acc_dtype],
     )  # fmt: skip
     if need_d_candidates and problem.ignore_above is not None:
-        torch.add(positive_score, problem.ignore_above, out=row_terms[7])
-    return rows, lse, positive_logit, top1, entropy, row_terms, d_anchors, d_tau
+        torch.add(positive_score, problem.ignore_above, out=row_terms[5])
+    return rows, lse, positive_logit, top1, entropy, row_terms, block_terms, d_anchors, d_tau
 
 
 def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool) -> tuple[Tensor, ...]:
     """Returns positive_score [B], partials [S, 4, B] and acc [S, B, D_PADDED], empty unless needed."""
     a, b = problem.operands.swept
-    empty = problem.operands.empty
+    N, empty = b.shape[0], problem.operands.empty
     B, width = problem.operands.anchors.shape
     strides = (a.stride(0), b.stride(0))
     gluon = problem.gluon_config()
@@ -178,46 +192,47 @@ def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool)
         return gluon_row_sweep(problem.operands, gluon, tau, need_d_anchors)
     sweep = "row_sweep_pz" if need_sum_pz else "row_sweep_explicit" if problem.is_masked else "row_sweep"
     grid, options = problem.launch_options(sweep, divide_width=need_d_anchors)
-    fixed_max = not problem.is_masked and has_fixed_max(a.dtype, problem.operands.config(sweep), need_sum_pz)
-    max_norm = (
-        torch.linalg.vector_norm(problem.operands.candidates, dim=1, dtype=problem.operands.acc_dtype).amax()
-        if fixed_max
-        else None
-    )
+    # The largest norm takes two launches, which cost a small call more than the fixed maximum saves.
+    small = SMALL_PART * problem.operands.processors >= B * N
+    fixed_max = not (small or problem.is_masked) and has_fixed_max(a.dtype, problem.operands.config(sweep), need_sum_pz)
+    max_norm = _max_norm(problem.operands) if fixed_max else None
     positive_score, partials = empty(B), empty(grid[1], 4, B)
     acc = empty(grid[1], B, width) if need_d_anchors else empty(0)
     infonce_row_sweep_kernel[grid](
         a, b, tau, problem.positive, problem.row_group, problem.column_group, problem.ignore_above,
-        problem.margin, max_norm, positive_score, partials, acc, B, len(b), *strides,
+        problem.margin, max_norm, positive_score, partials, acc, B, N, *strides,
         HAS_MARGIN=problem.margin is not None, FIXED_MAX=fixed_max, NEED_D_ANCHORS=need_d_anchors,
         NEED_SUM_PZ=need_sum_pz, MAX_OFFSET=max_offset(a.dtype), **options,
     )  # fmt: skip
     return positive_score, partials, acc
 
 
-def _column_side(problem: _Problem, row_terms: Tensor) -> Tensor:
-    """Sweeps the columns; returns d_candidates [N, d]."""
-    # The largest |grad_scale|, at least 2^-100, becomes 2^MAX_OFFSET; the largest misfit decides on FOLDED's loop.
-    scales = torch.linalg.vector_norm(row_terms[5:7], float("inf"), dim=1) * 2.0 ** -max_offset(
-        problem.operands.anchors.dtype
-    )
-    d_candidates = _sweep_columns(problem, row_terms, scales)
-    return d_candidates[0] if len(d_candidates) == 1 else d_candidates.sum(0)
+def _max_norm(operands: Operands) -> Tensor:
+    return torch.linalg.vector_norm(operands.candidates, dim=1, dtype=operands.acc_dtype).amax()
 
 
-def _sweep_columns(problem: _Problem, row_terms: Tensor, scales: Tensor) -> Tensor:
-    """Launches the column sweep; returns the splits' shares of d_candidates [S, N, d]."""
+def _column_side(problem: _Problem, row_terms: Tensor, block_terms: Tensor) -> tuple[Tensor, Tensor]:
+    """Sweeps the columns; returns the loss [] and d_candidates [N, d]."""
+    loss, d_candidates = _sweep_columns(problem, row_terms, block_terms)
+    return loss, d_candidates[0] if d_candidates.shape[0] == 1 else d_candidates.sum(0)
+
+
+def _sweep_columns(problem: _Problem, row_terms: Tensor, block_terms: Tensor) -> tuple[Tensor, Tensor]:
+    """Launches the column sweep; returns the loss [] and the splits' shares of d_candidates [S, N, d]."""
     (a, b), d = problem.operands.swept, problem.operands.d
     gluon = problem.gluon_config()
     if gluon is not None:
         from adaftr_fast.kernels.infonce.gluon_column import gluon_column_sweep  # as for the rows
 
-        return gluon_column_sweep(problem.operands, gluon, row_terms, scales)
+        scales = block_terms[:2].amax(1) * 2.0 ** -max_offset(a.dtype)  # as column_sweep.py has them
+        return block_terms[2].sum(), gluon_column_sweep(problem.operands, gluon, row_terms, scales)
+    B, N = a.shape[0], b.shape[0]
     grid, options = problem.launch_options("column_sweep", divide_width=True)
     folded = not problem.is_masked and folds_scale(a.dtype, problem.operands.config("column_sweep"))
-    d_candidates = problem.operands.empty(grid[1], len(b), d)
+    loss, d_candidates = problem.operands.empty(), problem.operands.empty(grid[1], N, d)
     infonce_column_sweep_kernel[grid](
-        a, b, problem.positive, problem.row_group, problem.column_group, row_terms, scales,
-        d_candidates, len(a), len(b), a.stride(0), b.stride(0), FOLDED=folded, D=d, **options,
+        a, b, problem.positive, problem.row_group, problem.column_group, row_terms, block_terms, loss,
+        d_candidates, B, N, block_terms.shape[1], a.stride(0), b.stride(0), FOLDED=folded, D=d,
+        MAX_OFFSET=max_offset(a.dtype), **options,
     )  # fmt: skip
-    return d_candidates
+    return loss, d_candidates

@@ -4,13 +4,14 @@ The kernels read operands as rows of a multiple of 16 elements from 16-byte boun
 asynchronous 16-byte copies into 2-byte loads. Other operands are copied, which takes O(B d) and O(N d).
 """
 
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
-import triton
 from adaftr_fast.kernels.infonce.config import (
     INTERPRETED,
     Config,
+    cdiv,
     choose_splits,
     choose_tiling,
     constants,
@@ -19,6 +20,7 @@ from adaftr_fast.kernels.infonce.config import (
 from torch import Tensor
 
 WIDTH_MULTIPLE = 16  # elements: the least depth of a half-precision product, and Triton's hint for vector loads
+FEW_BLOCKS = 16  # that a column sweep streams unsplit: joining its splits is a launch of its own
 ASSUMED_CAPABILITY = 80
 ASSUMED_PROCESSORS = 2  # under the interpreter: small test sizes then meet both one and several splits
 Sweep = Literal["row_sweep", "row_sweep_explicit", "row_sweep_pz", "column_sweep", "sigmoid_rows", "sigmoid_columns"]
@@ -47,16 +49,34 @@ class Operands(NamedTuple):
 
     def launch_options(self, sweep: Sweep, divide_width: bool) -> tuple[Grid, dict]:
         """Returns a sweep's grid (owned blocks, splits of the streamed side, slices of the width) and its options."""
-        width, config = self.anchors.shape[1], self.config(sweep)
-        row_blocks = triton.cdiv(len(self.anchors), config.block_m)
-        column_blocks = triton.cdiv(len(self.candidates), config.block_n)
-        sides = row_blocks, column_blocks
-        owned, streamed = sides[::-1] if sweep in ("column_sweep", "sigmoid_columns") else sides
-        slices = triton.cdiv(width, config.block_d) if divide_width else 1
-        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-        splits = choose_splits(owned * slices, streamed, self.processors * config.programs)
-        grid = (owned, splits, slices)
-        return grid, options | constants(self.anchors.dtype, self.kind, width, config)
+        owns_columns = sweep in ("column_sweep", "sigmoid_columns")
+        sides = self.anchors.shape[0], self.candidates.shape[0]
+        few = FEW_BLOCKS if sweep == "column_sweep" else 0
+        of_operands = self.kind, self.anchors.dtype, self.anchors.shape[1], sides
+        return _launch_options(self.config(sweep), *of_operands, owns_columns, divide_width, few, self.processors)
+
+
+@lru_cache(maxsize=4096)
+def _launch_options(
+    config: Config,
+    kind: str,
+    dtype: torch.dtype,
+    width: int,
+    sides: tuple[int, int],
+    owns_columns: bool,
+    divide_width: bool,
+    few: int,
+    processors: int,
+) -> tuple[Grid, dict]:
+    """As Operands.launch_options; up to ``few`` streamed blocks are not split."""
+    blocks = cdiv(sides[0], config.block_m), cdiv(sides[1], config.block_n)
+    owned, streamed = blocks[::-1] if owns_columns else blocks
+    slices = cdiv(width, config.block_d) if divide_width else 1
+    splits = 1
+    if streamed > few:
+        splits = choose_splits(owned * slices, streamed, processors * config.programs)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    return (owned, splits, slices), options | constants(dtype, kind, width, config)
 
 
 def check_device(anchors: Tensor) -> None:
@@ -105,6 +125,6 @@ def _align(h: Tensor, ignored: Tensor | None = None) -> Tensor:
     aligned = h.stride(1) == 1 and h.stride(0) % WIDTH_MULTIPLE == 0 and h.data_ptr() % 16 == 0
     if aligned and ignored is None and width % WIDTH_MULTIPLE == 0:
         return h
-    out = h.new_zeros(h.shape[0], triton.cdiv(width, WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
+    out = h.new_zeros(h.shape[0], cdiv(width, WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
     out[:, :width] = h if ignored is None else h.masked_fill(ignored[:, None], 0)
     return out

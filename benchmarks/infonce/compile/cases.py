@@ -136,7 +136,8 @@ def _of_infonce(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
         yield Case("row_sweep", name, tiling.kind, dtype, width, arch, config, values)
         if name in COLUMN_VARIANTS:
             config, variant = fitted.column_sweep, COLUMN_VARIANTS[name]
-            own = {"D": width, "FOLDED": not _is_explicit(variant) and folds_scale(dtype, config)}
+            folded = not _is_explicit(variant) and folds_scale(dtype, config)
+            own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype)}
             values = constants(dtype, tiling.kind, width, config) | variant | own
             yield Case("column_sweep", name, tiling.kind, dtype, width, arch, config, values)
 
@@ -150,7 +151,7 @@ def _of_alternatives(arch: int) -> Iterator[Case]:
         values = constants(dtype, "half", 128, config) | own
         yield Case("row_sweep", f"train, {name}", "half", dtype, 128, arch, config, values)
         config = configs["column_sweep"]
-        values = constants(dtype, "half", 128, config) | IMPLICIT | {"D": 128, "FOLDED": True}
+        values = constants(dtype, "half", 128, config) | IMPLICIT | {"D": 128, "FOLDED": True, "MAX_OFFSET": 0}
         yield Case("column_sweep", f"train, {name}", "half", dtype, 128, arch, config, values)
 
 

@@ -5,6 +5,7 @@ sweep forms the row sweep's scores again, transposed, and both must agree where 
 function of a reduction once an element, which takes seconds a block.
 """
 
+import importlib.util
 from functools import reduce
 
 import numpy as np
@@ -18,6 +19,14 @@ def _in_order(a: np.ndarray, b: np.ndarray, dtype: np.dtype) -> np.ndarray:
     for k in range(a.shape[1]):
         acc += a[:, k, None] * b[k]
     return acc
+
+
+@pytest.fixture(autouse=True)
+def large_calls(monkeypatch):
+    """Makes every call take the paths of large ones: a maximum that stays, and splits of the column sweep."""
+    if importlib.util.find_spec("triton") is not None:
+        monkeypatch.setattr("adaftr_fast.kernels.infonce.launch.SMALL_PART", 0)
+        monkeypatch.setattr("adaftr_fast.kernels.infonce.operands.FEW_BLOCKS", 0)
 
 
 @pytest.fixture(autouse=True, scope="package")

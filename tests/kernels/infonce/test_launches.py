@@ -1,0 +1,87 @@
+"""What one call launches: at small sizes the three kernels alone."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.kernels.infonce.agreement import assert_matches, inputs, masks
+
+pytest.importorskip("triton")
+config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
+pytestmark = pytest.mark.skipif(not config.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+HOST_ONLY = ("empty", "new_empty", "view", "detach", "select", "slice", "alias", "unsqueeze", "expand", "as_strided")
+
+
+class Launches(TorchDispatchMode):
+    """Records the ops that launch something on a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "aten" and func.overloadpacket.__name__ not in HOST_ONLY:
+            self.ops.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def like_an_h100(monkeypatch):
+    """The sizes at which a call is small are those of 132 multiprocessors."""
+    from adaftr_fast.kernels.infonce import operands
+
+    monkeypatch.undo()  # conftest makes every call large
+    monkeypatch.setattr(operands, "ASSUMED_PROCESSORS", 132)
+    monkeypatch.setattr(operands, "ASSUMED_CAPABILITY", 90)
+
+
+def launches(monkeypatch, rows, dtype, d=64, **changed):
+    """Returns what the op launches: names of ops, and of kernels, which do not run."""
+    from adaftr_fast.kernels.infonce import launch
+
+    a, b = torch.zeros(rows, d, dtype=dtype), torch.zeros(rows, d, dtype=dtype)
+    tau, scale = torch.ones(rows), torch.ones(()).expand(rows)
+    found = Launches()
+
+    class Kernel:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *_, **__: found.ops.append(self.name)
+
+    for name in ("row_sweep", "combine", "column_sweep"):
+        monkeypatch.setattr(launch, f"infonce_{name}_kernel", Kernel(name))
+    needs = {"need_d_anchors": True, "need_d_candidates": True, "need_d_tau": True, "need_stats": False} | changed
+    with found:
+        launch.infonce(a, b, tau, None, None, None, scale, **needs)
+    return [each for each in found.ops if "fill_" not in each]  # conftest of the tests fills what is empty
+
+
+@pytest.mark.parametrize("rows", [256, 1024])
+def test_a_small_call_launches_its_three_kernels(monkeypatch, rows):
+    assert launches(monkeypatch, rows, torch.bfloat16) == ["row_sweep", "combine", "column_sweep"]
+
+
+def test_a_call_in_float32_joins_the_splits_of_its_long_column_sweep(monkeypatch):
+    assert launches(monkeypatch, 256, torch.float32) == ["row_sweep", "combine", "column_sweep"]
+    joined = ["row_sweep", "combine", "column_sweep", "aten.sum.dim_IntList"]
+    assert launches(monkeypatch, 1024, torch.float32) == joined
+
+
+def test_a_call_without_the_column_sweep_adds_its_loss(monkeypatch):
+    found = launches(monkeypatch, 1024, torch.bfloat16, need_d_candidates=False)
+    assert found == ["row_sweep", "combine", "aten.sum.default"]
+
+
+def test_a_large_call_bounds_the_logits(monkeypatch):
+    found = launches(monkeypatch, 8192, torch.bfloat16)
+    assert [each for each in found if not each.startswith("aten")] == ["row_sweep", "combine", "column_sweep"]
+    assert len(found) <= 6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_small_call_is_right(dtype):
+    assert_matches(inputs(150, 200, 24), dtype)
+    assert_matches(inputs(150, 200, 24), dtype, reduction="sum", frozen=(0,))
+    assert_matches(inputs(150, 200, 24), dtype, **masks(150, 200))
