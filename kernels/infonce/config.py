@@ -13,9 +13,14 @@ What the table rests on:
   beyond 256 (512 on sm_80, whose matrix instruction runs at full speed with 32 streamed rows), with TF32 beyond 128,
   and with IEEE float32 and float64 always. IEEE float32 has no matrix unit, and Triton unrolls an FMA product over its
   whole depth, so BLOCK_K also bounds compile time and registers.
+* IEEE float32 beyond 64 divides the width of the output by 128, not 64, where the second product is no deeper than 16:
+  four products at 128, a quarter fewer issue cycles. With 32 streamed it spills 480 bytes under 3.9, a column sweep of
+  16 x 64 with 8 warps 16 bytes under 3.6, and that of 16 x 32 on sm_80 8 bytes under 3.6. Half types at 512 on sm_90
+  spill at 64 x 16 (24 bytes under 3.9) and at 64 x 32 without stages.
 * bf16x3 streams both terms of its operands by asynchronous copies. At 128 on sm_90 a 128 x 64 tile takes 443 to 557
-  instructions; Triton's own bf16x3, which splits float32 in the kernel, takes 904 to 939 and spills. On sm_80 whole
-  blocks spill (64 x 64, 64 x 32, 128 x 32 and 128 x 16, with 4 or 8 warps), so TF32 serves there.
+  instructions; Triton's own bf16x3, which splits float32 in the kernel, takes 904 to 939 and spills. At 256 a column
+  sweep of 32 x 128 spills under 3.9. On sm_80 whole blocks at 128 spill (64 x 64, 64 x 32, 128 x 32 and 128 x 16, with
+  4 or 8 warps), so TF32 serves there.
 * Most calls are the training variant: row r's positive is column r and no statistics are asked for. Explicit positives
   and groups mask every block, and sum_pz adds a sum. Both take registers, so these variants of the row sweep have
   blocks of their own where those of training spill under Triton 3.6 or 3.9: explicit ones in half types at 256 on sm_90
@@ -115,7 +120,7 @@ TILINGS = (
         sigmoid_columns=Config(32, 32, 512, 0, 4, 2),
     ),
     _same("half", ANY, 80, 64, 32, 256, 64, 8, 3),
-    _same("bf16x3", 128, 90, 128, 64, 128, 0, 8, 2)._replace(row_sweep_pz=Config(128, 32, 128, 0, 8, 2)),
+    _same("bf16x3", 128, 90, 128, 64, 128, 0, 8, 2),
     _same("bf16x3", ANY, 90, 128, 64, 128, 64, 8, 2),
     Tiling(
         "tf32", 64, 90,
@@ -141,8 +146,23 @@ TILINGS = (
         sigmoid_columns=Config(32, 32, 32, 16, 4, 2),
     ),
     Tiling(
-        "ieee", ANY, 80,
+        "ieee", 64, 80,
         row_sweep=Config(64, 32, 64, 16, 8, 2),
+        row_sweep_explicit=Config(32, 32, 64, 16, 4, 2),
+        row_sweep_pz=Config(32, 32, 64, 16, 4, 2),
+        column_sweep=Config(32, 64, 64, 16, 8, 2),
+    ),
+    Tiling(
+        "ieee", ANY, 90,
+        row_sweep=Config(64, 16, 128, 16, 8, 2),
+        row_sweep_explicit=Config(32, 32, 64, 16, 4, 2),
+        row_sweep_pz=Config(32, 32, 64, 16, 4, 2),
+        column_sweep=Config(16, 32, 128, 16, 4, 2),
+        sigmoid_columns=Config(32, 64, 64, 16, 8, 2),
+    ),
+    Tiling(
+        "ieee", ANY, 80,
+        row_sweep=Config(64, 16, 128, 16, 8, 2),
         row_sweep_explicit=Config(32, 32, 64, 16, 4, 2),
         row_sweep_pz=Config(32, 32, 64, 16, 4, 2),
         column_sweep=Config(32, 64, 64, 16, 8, 2),

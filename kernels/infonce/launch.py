@@ -185,7 +185,7 @@ def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool)
     N, empty = b.shape[0], problem.operands.empty
     B, width = problem.operands.anchors.shape
     strides = (a.stride(0), b.stride(0))
-    gluon = problem.gluon_config()
+    dtype, gluon = problem.operands.anchors.dtype, problem.gluon_config()
     if gluon is not None and problem.margin is None and not need_sum_pz:
         from adaftr_fast.kernels.infonce.gluon_row import gluon_row_sweep  # imports Gluon, which Triton may lack
 
@@ -194,7 +194,8 @@ def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool)
     grid, options = problem.launch_options(sweep, divide_width=need_d_anchors)
     # The largest norm takes two launches, which cost a small call more than the fixed maximum saves.
     small = SMALL_PART * problem.operands.processors >= B * N
-    fixed_max = not (small or problem.is_masked) and has_fixed_max(a.dtype, problem.operands.config(sweep), need_sum_pz)
+    config = problem.operands.config(sweep)
+    fixed_max = not (small or problem.is_masked) and has_fixed_max(dtype, config, need_sum_pz)
     max_norm = _max_norm(problem.operands) if fixed_max else None
     positive_score, partials = empty(B), empty(grid[1], 4, B)
     acc = empty(grid[1], B, width) if need_d_anchors else empty(0)

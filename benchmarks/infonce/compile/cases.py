@@ -127,10 +127,11 @@ def _of_infonce(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
         return
     for name, variant in variants.items():
         config = _row_config(fitted, variant)
+        own_dtype = torch.float32 if tiling.kind == "bf16x3" else dtype
         own = {
             "HAS_MARGIN": False,
             "MAX_OFFSET": max_offset(dtype),
-            "FIXED_MAX": _has_fixed_max(variant, dtype, config),
+            "FIXED_MAX": _has_fixed_max(variant, own_dtype, config),
         }
         values = constants(dtype, tiling.kind, width, config) | variant | own
         yield Case("row_sweep", name, tiling.kind, dtype, width, arch, config, values)
