@@ -203,6 +203,7 @@ def unset_precision():
     for each in settings:
         each.fp32_precision = "none"
     yield
+    torch.set_float32_matmul_precision("highest")  # what torch.get_float32_matmul_precision returns is kept apart
     for each, value in zip(settings, before):
         each.fp32_precision = value
 
