@@ -132,9 +132,7 @@ def infonce_combine_kernel(
     tl.store(block_terms + 2 * num_blocks, tl.sum(tl.where(valid, scale * loss, 0.0), 0).to(ACC_DTYPE))
     grad_scale = tl.where(valid, scale * softmax_scale, 0.0)
     if NEED_D_CANDIDATES:
-        size = tl.abs(
-            grad_scale
-        )  # the largest becomes descale, whose inverse must be finite; inf gives NaN as NaN does
+        size = tl.abs(grad_scale)  # the largest becomes descale, whose inverse must be finite; inf and NaN give NaN
         size = tl.where(size == size, tl.maximum(size, SMALLEST_SIZE), float("inf")).to(ACC_DTYPE)
         negative_scale = tl.where(valid, grad_scale / l_total, 0.0).to(ACC_DTYPE)
         # -inf where there is no gradient: the exponential is 0. No float64 sweep reads it.

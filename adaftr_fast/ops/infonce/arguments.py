@@ -68,7 +68,7 @@ def expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
     if not isinstance(tau, Tensor):
         if isinstance(tau, bool) or not isinstance(tau, (float, int)) or not 0 < tau < float("inf"):
             raise ValueError(f"adaptive_infonce: {name} must be a positive finite number or a tensor, got {tau!r}")
-        return anchors.new_full((len(anchors),), float(tau), dtype=acc)
+        return anchors.new_full((), float(tau), dtype=acc).expand(len(anchors))
     if not tau.is_floating_point():
         raise TypeError(f"adaptive_infonce: {name} must be floating point, got {tau.dtype}")
     if tau.device != anchors.device and tau.dim() > 0:

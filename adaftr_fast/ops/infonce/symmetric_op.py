@@ -95,10 +95,12 @@ def _two_sweeps(infonce: Callable[..., Any], *args: Any) -> Outputs:
 
 
 def _triton(*args: Any) -> Outputs:
-    from adaftr_fast.kernels import infonce  # imports triton, which CPU users may not have installed
+    from adaftr_fast.kernels.infonce import infonce_symmetric, serves_symmetric  # imports triton
 
-    fused: Callable[..., Outputs] | None = getattr(infonce, "infonce_symmetric", None)
-    return _two_sweeps(triton_kernel, *args) if fused is None else fused(*args)
+    if not serves_symmetric(args[0], *args[2:4]):
+        return _two_sweeps(triton_kernel, *args)
+    outputs: Outputs = infonce_symmetric(*args)
+    return outputs
 
 
 def _fake(*args: Any) -> Outputs:

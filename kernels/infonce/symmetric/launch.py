@@ -77,14 +77,20 @@ def infonce_symmetric(
     return (scale * row_loss).sum(), row_loss, d_anchors, d_candidates, d_tau_row, d_tau_column
 
 
-def serves_symmetric(anchors: Tensor) -> bool:
-    """Whether :func:`infonce_symmetric` should take the place of two calls of ``infonce`` for anchors [B, d].
+def serves_symmetric(anchors: Tensor, tau_row: Tensor, tau_column: Tensor) -> bool:
+    """Whether :func:`infonce_symmetric` should take the place of two calls of ``infonce`` for these inputs.
 
     It should for half types up to a width of 256, whose kernels compile without spills under Triton 3.6 and 3.9, and
-    while the columns' partials take up to 1 GiB, beyond d = 128 2 GiB.
+    while the columns' partials take up to 1 GiB, beyond d = 128 2 GiB. On sm_90 up to d = 128, where exponentials take
+    as long as products, it should for one temperature alone, given as expanded tensors [B]: one exponential a pair
+    then serves both directions.
     """
     rows, width = anchors.shape
-    return product_kind(anchors.dtype) == "half" and width <= MOST_WIDTH and rows <= MOST_ROWS
+    if product_kind(anchors.dtype) != "half" or width > MOST_WIDTH or rows > MOST_ROWS:
+        return False
+    if tau_row.stride(0) == 0 and tau_column.stride(0) == 0:
+        return True
+    return width > 128 or not anchors.is_cuda or torch.cuda.get_device_capability(anchors.device) < (9, 0)
 
 
 class _Problem(NamedTuple):
