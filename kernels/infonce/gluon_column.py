@@ -38,7 +38,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 
 def gluon_column_sweep(operands: Operands, config: Config, row_terms: Tensor, scales: Tensor) -> Tensor:
     """Returns the splits' shares of d_candidates [S, N, d], as column_sweep.py."""
-    a, b, d, *_ = operands
+    a, b, d = operands.anchors, operands.candidates, operands.d
     B, N = len(a), len(b)
     column_blocks = triton.cdiv(N, config.block_n)
     splits = choose_splits(column_blocks, triton.cdiv(B, config.block_m), operands.processors)

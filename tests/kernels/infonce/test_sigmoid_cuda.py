@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from tests.ops.infonce.sigmoid_agreement import DTYPES, assert_matches, inputs, loss_and_gradients, positives
+from tests.ops.infonce.sigmoid.agreement import DTYPES, assert_matches, inputs, loss_and_gradients, positives
 
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 pytestmark = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from tests.ops.infonce.sigmoid_agreement import DTYPES, assert_matches, inputs, literal, loss_and_gradients, positives
+from tests.ops.infonce.sigmoid.agreement import DTYPES, assert_matches, inputs, literal, loss_and_gradients, positives
 from tests.tolerances import assert_as_accurate
 
 pytest.importorskip("triton")

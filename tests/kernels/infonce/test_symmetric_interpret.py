@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.ops.infonce.sigmoid_agreement import DTYPES
+from tests.ops.infonce.sigmoid.agreement import DTYPES
 from tests.tolerances import assert_as_accurate
 
 pytest.importorskip("triton")

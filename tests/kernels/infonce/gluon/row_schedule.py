@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from adaftr_fast.kernels.infonce.config import choose_splits, max_offset
 
-from tests.kernels.infonce.schedule import (
+from tests.kernels.infonce.gluon.schedule import (
     OWNED,
     Program,
     block_of,

@@ -57,7 +57,7 @@ def in_numpy(monkeypatch):
     """Replaces the kernels by their schedule in NumPy; returns what was asked of them."""
     if not config.INTERPRETED:
         pytest.skip("needs TRITON_INTERPRET=1 for the kernels around them")
-    from tests.kernels.infonce import column_schedule, row_schedule, schedule
+    from tests.kernels.infonce.gluon import column_schedule, row_schedule, schedule
 
     asked = Asked()
     rows, columns = asked.watch(row_schedule.gluon_row_sweep, column_schedule.gluon_column_sweep)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from adaftr_fast.kernels.infonce.config import choose_splits, folds_scale
 
-from tests.kernels.infonce.schedule import (
+from tests.kernels.infonce.gluon.schedule import (
     OWNED,
     Program,
     block_of,
@@ -24,7 +24,7 @@ TERMS = 4  # of a row, side by side: softmax_scale_log2, shift, negative_scale, 
 
 def gluon_column_sweep(operands, config, row_terms, scales):
     """Stands in for the function of gluon_column.py."""
-    a, b, d, *_ = operands
+    a, b, d = operands.anchors, operands.candidates, operands.d
     B, N = len(a), len(b)
     splits = choose_splits(blocks(N), blocks(B), operands.processors)
     d_candidates = torch.full((splits, N, d), math.nan)

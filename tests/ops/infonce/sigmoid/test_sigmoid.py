@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import adaftr_fast as af
 from adaftr_fast.ops.infonce import sigmoid_op
-from tests.ops.infonce.sigmoid_agreement import DTYPES, assert_matches, inputs, literal, loss_and_gradients, positives
+from tests.ops.infonce.sigmoid.agreement import DTYPES, assert_matches, inputs, literal, loss_and_gradients, positives
 from tests.ops.marks import needs_extension
 
 SIZES = [(1, 1, 1), (1, 5, 8), (2, 2, 31), (63, 63, 64), (100, 129, 8), (257, 700, 100), (1030, 1024, 40)]
