@@ -101,8 +101,8 @@ def infonce_column_sweep_kernel(
     # [B, TERMS]: softmax_scale_log2, shift or with HAS_POSITIVE positive_scale, negative_scale, m; then [B] each:
     # positive_scale; with IGNORES, at last the score above which no candidate is a negative
     row_terms_ptr,
-    block_terms_ptr,  # [3, num_blocks], see combine.py
-    loss_ptr,  # [] out
+    block_terms_ptr,  # [3, num_blocks], see combine.py, or without REDUCES [2]: the largest of the first two
+    loss_ptr,  # [] out; not written without REDUCES
     d_candidates_ptr,  # [S, N, d] out
     B,
     N,
@@ -114,6 +114,7 @@ def infonce_column_sweep_kernel(
     IGNORES: tl.constexpr,
     FOLDED: tl.constexpr,
     MAX_OFFSET: tl.constexpr,
+    REDUCES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -131,8 +132,11 @@ def infonce_column_sweep_kernel(
     column_start = tl.program_id(0) * BLOCK_N
     columns = column_start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     inside = columns < N
-    size, misfit, loss = _reduce_blocks(block_terms_ptr, num_blocks)
-    tl.store(loss_ptr, loss, mask=(tl.program_id(0) == 0) & (split == 0) & (d_start == 0))
+    if REDUCES:
+        size, misfit, loss = _reduce_blocks(block_terms_ptr, num_blocks)
+        tl.store(loss_ptr, loss, mask=(tl.program_id(0) == 0) & (split == 0) & (d_start == 0))
+    else:
+        size, misfit = tl.load(block_terms_ptr), tl.load(block_terms_ptr + 1)
     descale = size * 2.0**-MAX_OFFSET  # the probabilities' unit in half precision: the largest |grad_scale|, at least
     fold = 0  # 2^-100, becomes 2^MAX_OFFSET
     if FOLDED:

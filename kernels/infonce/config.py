@@ -190,7 +190,8 @@ def product_kind(dtype: torch.dtype) -> str:
 
     bf16x3 takes each float32 as the sum of two bfloat16 numbers, and a product as high high + high low + low high.
     ``torch.set_float32_matmul_precision`` asks for it by "high", which sets CUDA and mkldnn to tf32 alike; "medium" and
-    CUDA's own settings ask for TF32. operands.py takes TF32 instead where bf16x3 has no blocks.
+    CUDA's own settings ask for TF32, as does "high" where ``torch.backends.fp32_precision`` is "tf32", which looks the
+    same. operands.py takes TF32 instead where bf16x3 has no blocks.
     """
     if dtype == torch.float64:
         return "float64"

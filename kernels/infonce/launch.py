@@ -99,6 +99,11 @@ class _Problem(NamedTuple):
         """Whether anything but the diagonal decides on a row's positive and negatives."""
         return any(x is not None for x in (self.positive, self.row_group, self.ignore_above))
 
+    @property
+    def is_small(self) -> bool:
+        """Whether launches take a considerable part of the call."""
+        return SMALL_PART * self.operands.processors >= len(self.operands.anchors) * len(self.operands.candidates)
+
     def gluon_config(self) -> Config | None:
         """Returns the config of the sweeps in Gluon, or None where they are not chosen or do not serve."""
         a, b = self.operands.anchors, self.operands.candidates
@@ -193,9 +198,8 @@ def _sweep_rows(problem: _Problem, tau, need_d_anchors: bool, need_sum_pz: bool)
     sweep = "row_sweep_pz" if need_sum_pz else "row_sweep_explicit" if problem.is_masked else "row_sweep"
     grid, options = problem.launch_options(sweep, divide_width=need_d_anchors)
     # The largest norm takes two launches, which cost a small call more than the fixed maximum saves.
-    small = SMALL_PART * problem.operands.processors >= B * N
     config = problem.operands.config(sweep)
-    fixed_max = not (small or problem.is_masked) and has_fixed_max(dtype, config, need_sum_pz)
+    fixed_max = not (problem.is_small or problem.is_masked) and has_fixed_max(dtype, config, need_sum_pz)
     max_norm = _max_norm(problem.operands) if fixed_max else None
     positive_score, partials = empty(B), empty(grid[1], 4, B)
     acc = empty(grid[1], B, width) if need_d_anchors else empty(0)
@@ -214,26 +218,32 @@ def _max_norm(operands: Operands) -> Tensor:
 
 def _column_side(problem: _Problem, row_terms: Tensor, block_terms: Tensor) -> tuple[Tensor, Tensor]:
     """Sweeps the columns; returns the loss [] and d_candidates [N, d]."""
-    loss, d_candidates = _sweep_columns(problem, row_terms, block_terms)
+    gluon = problem.gluon_config()
+    if gluon is None and problem.is_small:
+        loss = problem.operands.empty()
+        d_candidates = _sweep_columns(problem, row_terms, block_terms, loss)
+    else:  # the reduction within the sweep takes 21 instructions a tile: its results are not known to be uniform
+        loss, largest = block_terms[2].sum(), block_terms[:2].amax(1)
+        if gluon is None:
+            d_candidates = _sweep_columns(problem, row_terms, largest, None)
+        else:
+            from adaftr_fast.kernels.infonce.gluon_column import gluon_column_sweep  # as for the rows
+
+            scales = largest * 2.0 ** -max_offset(problem.operands.anchors.dtype)
+            d_candidates = gluon_column_sweep(problem.operands, gluon, row_terms, scales)
     return loss, d_candidates[0] if d_candidates.shape[0] == 1 else d_candidates.sum(0)
 
 
-def _sweep_columns(problem: _Problem, row_terms: Tensor, block_terms: Tensor) -> tuple[Tensor, Tensor]:
-    """Launches the column sweep; returns the loss [] and the splits' shares of d_candidates [S, N, d]."""
+def _sweep_columns(problem: _Problem, row_terms: Tensor, block_terms: Tensor, loss: Tensor | None) -> Tensor:
+    """Launches the column sweep, which writes ``loss`` if it is given; returns the splits' d_candidates [S, N, d]."""
     (a, b), d = problem.operands.swept, problem.operands.d
-    gluon = problem.gluon_config()
-    if gluon is not None:
-        from adaftr_fast.kernels.infonce.gluon_column import gluon_column_sweep  # as for the rows
-
-        scales = block_terms[:2].amax(1) * 2.0 ** -max_offset(a.dtype)  # as column_sweep.py has them
-        return block_terms[2].sum(), gluon_column_sweep(problem.operands, gluon, row_terms, scales)
     B, N = a.shape[0], b.shape[0]
     grid, options = problem.launch_options("column_sweep", divide_width=True)
     folded = not problem.is_masked and folds_scale(a.dtype, problem.operands.config("column_sweep"))
-    loss, d_candidates = problem.operands.empty(), problem.operands.empty(grid[1], N, d)
+    d_candidates = problem.operands.empty(grid[1], N, d)
     infonce_column_sweep_kernel[grid](
         a, b, problem.positive, problem.row_group, problem.column_group, row_terms, block_terms, loss,
-        d_candidates, B, N, block_terms.shape[1], a.stride(0), b.stride(0), FOLDED=folded, D=d,
-        MAX_OFFSET=max_offset(a.dtype), **options,
+        d_candidates, B, N, block_terms.shape[-1], a.stride(0), b.stride(0), FOLDED=folded, D=d,
+        MAX_OFFSET=max_offset(a.dtype), REDUCES=loss is not None, **options,
     )  # fmt: skip
-    return loss, d_candidates
+    return d_candidates

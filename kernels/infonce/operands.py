@@ -100,7 +100,7 @@ def prepare_operands(
             capability = 89
     aligned = _align(anchors, ignored), _align(candidates)
     kind = product_kind(anchors.dtype)
-    if kind == "bf16x3" and not (splits and capability >= 90):
+    if kind == "bf16x3" and not (splits and 90 <= capability < 100):
         kind = "tf32"
     swept = (_split(aligned[0]), _split(aligned[1])) if kind == "bf16x3" else aligned
     return Operands(*aligned, swept, kind, anchors.shape[1], accumulation_dtype(anchors), capability, processors)

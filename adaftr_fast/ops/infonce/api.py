@@ -146,7 +146,8 @@ def adaptive_infonce(
 
     The newer settings choose likewise. CUDA reads ``torch.backends.cuda.matmul.fp32_precision``, where "tf32" is TF32,
     and the CPU ``torch.backends.mkldnn.matmul.fp32_precision``, where "tf32" is as "high" and "bf16" as "medium". Both
-    inherit from ``torch.backends.fp32_precision`` until ``torch.set_float32_matmul_precision`` is called.
+    inherit from ``torch.backends.fp32_precision`` until ``torch.set_float32_matmul_precision`` is called. On CUDA, both
+    at "tf32" are "high", unless the inherited setting is "tf32", which stays TF32.
 
     Timings: benchmarks/README.md.
 
@@ -202,9 +203,10 @@ def adaptive_infonce(
             term of each positive by a sum of its own, and the sweep forms one sum per row.
         symmetric: if True, averages the loss with that of the cvr -> ctr direction. There the anchor of row r is
             h_cvr[y_r], with its own temperature, and its candidates are all rows of h_ctr. An ignored row has no loss
-            in either direction, but remains a candidate in this one unless the groups exclude it. On CPU, both share
-            the similarities if N = B, without ``positive_index``, ``ignore_above``, other targets, ``return_stats`` and
-            ``process_group``; the order of sums then depends on the number of threads.
+            in either direction, but remains a candidate in this one unless the groups exclude it. Both share the
+            similarities if N = B, without ``positive_index``, ``ignore_above``, other targets, ``return_stats`` and
+            ``process_group``. On CPU, the order of sums then depends on the number of threads. On CUDA, both share them
+            in the half types up to d = 256, for most inputs (docs/gpu.md, "Both directions at once").
         reduction: "mean" (the weighted mean over the rows that are not ignored; 0 if there are none), "sum", or
             "none" ([B]; 0 for an ignored row).
         return_stats: if True, also returns the :class:`InfoNCEStats` of the ctr -> cvr direction.
@@ -285,8 +287,8 @@ def adaptive_infonce(
     paired = positive_index is None and len(h_ctr) == len(h_cvr)
     if symmetric and paired and not (targets or return_stats) and ignore_above is None and batch is None:
         both = _op_of(backend, h_ctr, "infonce_symmetric", FunctionalSymmetric)
-        inputs = h_ctr, h_cvr, tau_row, expand_tau(tau_column, h_cvr, "tau (per column)")
-        return both_directions(both, inputs, row_group, column_group, scale, reduction)
+        tau_column = expand_tau(tau_column, h_cvr, "tau (per column)") if isinstance(tau, tuple) else tau_row
+        return both_directions(both, (h_ctr, h_cvr, tau_row, tau_column), row_group, column_group, scale, reduction)
     candidates = Candidates(h_cvr, positive_index, column_group, None if labels is None else labels[1])
     if batch is not None:
         candidates = batch.gather(candidates, batch.columns)

@@ -14,9 +14,10 @@ backward receives a gradient of ``row_loss`` (reduction="none"), it calls the op
 The same schema is registered three times: ``infonce`` (the dispatcher selects C++ on CPU, Triton on CUDA and the
 reference elsewhere), ``infonce_reference`` and ``infonce_triton``. The ops ``infonce_targets...`` take a margin and
 several targets besides, by targets.py, and share the autograd formulas. They are ops of their own because every
-argument of an op costs microseconds. ``infonce_sweep``, in C++ alone, is ``infonce`` without autograd and with what
-targets.py asks of a sweep: a margin, and a weight w_r of the positive, whose gradients are those of
-L_r + (1 - w_r) z_{r, y_r}.
+argument of an op costs microseconds. csrc/cpu/infonce/autograd repeats the formula of ``infonce`` for CPU, because
+Python's takes longer than a small call, and calls ``_infonce_gradients`` for the rare cases. ``infonce_sweep``, in
+C++ alone, is ``infonce`` without autograd and with what targets.py asks of a sweep: a margin, and a weight w_r of the
+positive, whose gradients are those of L_r + (1 - w_r) z_{r, y_r}.
 """
 
 import importlib.util
@@ -315,10 +316,10 @@ def _gradients(
 
 
 library.define(
-    "infonce_gradients(bool[] needs, bool[] computed, float? ignore_above, Tensor? g_loss, Tensor? g_row_loss,"
+    "_infonce_gradients(bool[] needs, bool[] computed, float? ignore_above, Tensor? g_loss, Tensor? g_row_loss,"
     " Tensor?[] saved) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-library.impl("infonce_gradients", _gradients, "CompositeImplicitAutograd")
+library.impl("_infonce_gradients", _gradients, "CompositeImplicitAutograd")
 for _name in NAMES:
     define(_name, SCHEMA)
     define(_name.replace("infonce", TARGETS), SCHEMA_OF_TARGETS)

@@ -97,7 +97,7 @@ def _two_sweeps(infonce: Callable[..., Any], *args: Any) -> Outputs:
 def _triton(*args: Any) -> Outputs:
     from adaftr_fast.kernels.infonce import infonce_symmetric, serves_symmetric  # imports triton
 
-    if not serves_symmetric(args[0], *args[2:4]):
+    if not serves_symmetric(args[0], *args[2:5]):
         return _two_sweeps(triton_kernel, *args)
     outputs: Outputs = infonce_symmetric(*args)
     return outputs

@@ -138,7 +138,7 @@ def _of_infonce(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
         if name in COLUMN_VARIANTS:
             config, variant = fitted.column_sweep, COLUMN_VARIANTS[name]
             folded = not _is_explicit(variant) and folds_scale(dtype, config)
-            own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype)}
+            own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype), "REDUCES": False}
             values = constants(dtype, tiling.kind, width, config) | variant | own
             yield Case("column_sweep", name, tiling.kind, dtype, width, arch, config, values)
 
@@ -152,7 +152,8 @@ def _of_alternatives(arch: int) -> Iterator[Case]:
         values = constants(dtype, "half", 128, config) | own
         yield Case("row_sweep", f"train, {name}", "half", dtype, 128, arch, config, values)
         config = configs["column_sweep"]
-        values = constants(dtype, "half", 128, config) | IMPLICIT | {"D": 128, "FOLDED": True, "MAX_OFFSET": 0}
+        own = {"D": 128, "FOLDED": True, "MAX_OFFSET": 0, "REDUCES": False}
+        values = constants(dtype, "half", 128, config) | IMPLICIT | own
         yield Case("column_sweep", f"train, {name}", "half", dtype, 128, arch, config, values)
 
 

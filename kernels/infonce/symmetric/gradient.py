@@ -153,9 +153,8 @@ def infonce_symmetric_gradient_kernel(
     low, high, end = partition_blocks(first, last, B // BLOCK_N, x_start // BLOCK_N, diagonal_last, HAS_GROUP)
     sum_ps = tl.zeros([BLOCK_M], ACC_DTYPE)
     acc = sum_ps
-    if (
-        NEED_GRADIENT
-    ):  # the positive's term starts the sum, in the first split alone, without rounding to half precision
+    # The positive's term starts the sum, in the first split alone, without rounding to half precision.
+    if NEED_GRADIENT:
         limit = tl.where(split == 0, B, 0)
         residual = tl.load(residual_ptr + x_index, mask=x_index < limit, other=0.0) * inverse_descale
         y = load_block((y_ptr, y_stride, limit), x_index, d_start, D_PADDED, BLOCK_D)

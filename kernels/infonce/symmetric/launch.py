@@ -8,8 +8,15 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-import triton
-from adaftr_fast.kernels.infonce.config import TYPES, Config, choose_splits, constants, max_offset, product_kind
+from adaftr_fast.kernels.infonce.config import (
+    TYPES,
+    Config,
+    cdiv,
+    choose_splits,
+    constants,
+    max_offset,
+    product_kind,
+)
 from adaftr_fast.kernels.infonce.operands import (
     Grid,
     Operands,
@@ -29,7 +36,7 @@ from torch import Tensor
 POSITIVES_BLOCK = 64  # rows of a program that forms positives: the least that half types need, and 64 / B of a product
 COMBINE_BLOCK = 64
 MOST_WIDTH = 256  # beyond, a sweep takes the width in slices, each of which forms the scores again
-MOST_ROWS = 131_072  # the columns' partials (sums.py) take their square / 16 bytes, beyond d = 128 / 8
+MOST_ROWS = 131_072  # the columns' partials (sums.py) take B^2 / 16 bytes, and B^2 / 8 beyond d = 128
 
 
 def infonce_symmetric(
@@ -77,18 +84,18 @@ def infonce_symmetric(
     return (scale * row_loss).sum(), row_loss, d_anchors, d_candidates, d_tau_row, d_tau_column
 
 
-def serves_symmetric(anchors: Tensor, tau_row: Tensor, tau_column: Tensor) -> bool:
+def serves_symmetric(anchors: Tensor, tau_row: Tensor, tau_column: Tensor, row_group: Tensor | None) -> bool:
     """Whether :func:`infonce_symmetric` should take the place of two calls of ``infonce`` for these inputs.
 
     It should for half types up to a width of 256, whose kernels compile without spills under Triton 3.6 and 3.9, and
     while the columns' partials take up to 1 GiB, beyond d = 128 2 GiB. On sm_90 up to d = 128, where exponentials take
-    as long as products, it should for one temperature alone, given as expanded tensors [B]: one exponential a pair
-    then serves both directions.
+    as long as products, it should without groups and for one temperature alone, given as one expanded tensor [B]: one
+    exponential a pair then serves both directions.
     """
     rows, width = anchors.shape
     if product_kind(anchors.dtype) != "half" or width > MOST_WIDTH or rows > MOST_ROWS:
         return False
-    if tau_row.stride(0) == 0 and tau_column.stride(0) == 0:
+    if row_group is None and tau_row.stride(0) == 0 and tau_row.data_ptr() == tau_column.data_ptr():
         return True
     return width > 128 or not anchors.is_cuda or torch.cuda.get_device_capability(anchors.device) < (9, 0)
 
@@ -102,7 +109,7 @@ class _Problem(NamedTuple):
 
     def config(self, sweep: str) -> Config:
         a = self.operands.anchors
-        tiling = choose_symmetric_tiling(product_kind(a.dtype), a.shape[1], self.operands.capability)
+        tiling = choose_symmetric_tiling(self.operands.kind, a.shape[1], self.operands.capability)
         config: Config = getattr(tiling, sweep)
         return config
 
@@ -111,12 +118,12 @@ class _Problem(NamedTuple):
         a = self.operands.anchors
         B, width = a.shape
         config = self.config(sweep)
-        owned = triton.cdiv(B, config.block_m)
-        slices = triton.cdiv(width, config.block_d) if divide_width else 1
+        owned = cdiv(B, config.block_m)
+        slices = cdiv(width, config.block_d) if divide_width else 1
         processors = self.operands.processors * config.programs
-        splits = choose_splits(owned * slices, triton.cdiv(B, config.block_n), processors)
+        splits = choose_splits(owned * slices, cdiv(B, config.block_n), processors)
         options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-        options |= constants(a.dtype, product_kind(a.dtype), width, config)
+        options |= constants(a.dtype, self.operands.kind, width, config)
         grouped = self.groups[0] is not None
         masks = {"HAS_GROUP": grouped, "COMMON": has_common(a.dtype, sweep, config, grouped)}
         return (owned, splits, slices), options | masks
@@ -153,7 +160,7 @@ def _losses(problem: _Problem, scale: Tensor) -> tuple[Tensor, _Terms]:
         a, b, positive_score, scales, *problem.groups, bounds, row_partials, column_partials, B, *strides, **options
     )
     row_loss, terms, sizes, residual = empty(B), empty(2, B, TERMS.value), empty(2, B), empty(B)
-    infonce_symmetric_combine_kernel[(triton.cdiv(B, COMBINE_BLOCK),)](
+    infonce_symmetric_combine_kernel[(cdiv(B, COMBINE_BLOCK),)](
         row_partials, column_partials, *problem.tau, scales, positive_score, scale, bounds, row_loss, terms, sizes,
         residual, B, grid[1], grid[0], COMMON=options["COMMON"], BLOCK_M=COMBINE_BLOCK,
         ACC_DTYPE=TYPES[problem.operands.acc_dtype],
@@ -169,7 +176,7 @@ def _positives(problem: _Problem, options: dict) -> tuple[Tensor, Tensor]:
     positive_score, scales = problem.operands.empty(len(a)), problem.operands.empty(2, len(a))
     block_k = options["BLOCK_K"] or min(options["BLOCK_D"], 64)
     shared = {name: options[name] for name in ("D_PADDED", "OPERAND_DTYPE", "ACC_DTYPE", "INPUT_PRECISION")}
-    infonce_symmetric_positives_kernel[(triton.cdiv(len(a), POSITIVES_BLOCK),)](
+    infonce_symmetric_positives_kernel[(cdiv(len(a), POSITIVES_BLOCK),)](
         a, b, *problem.tau, positive_score, scales, len(a), a.stride(0), b.stride(0), BLOCK_M=POSITIVES_BLOCK,
         BLOCK_K=block_k, **shared,
     )  # fmt: skip

@@ -240,7 +240,7 @@ def test_same_bits_every_time():
 )
 def test_what_two_calls_serve(rows, d, dtype, serves):
     for tau in (torch.empty(rows, device="meta"), torch.empty((), device="meta").expand(rows)):
-        assert agreement.serves_symmetric(torch.empty(rows, d, dtype=dtype, device="meta"), tau, tau) == serves
+        assert agreement.serves_symmetric(torch.empty(rows, d, dtype=dtype, device="meta"), tau, tau, None) == serves
 
 
 def test_other_shapes_are_refused():

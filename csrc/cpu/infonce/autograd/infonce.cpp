@@ -43,7 +43,7 @@ Gradients call_gradients(at::ArrayRef<bool> needs, at::ArrayRef<bool> computed, 
   using Op = Gradients(at::ArrayRef<bool>, at::ArrayRef<bool>, std::optional<double>, const OptionalTensor&,
                        const OptionalTensor&, const c10::List<OptionalTensor>&);
   static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::infonce_gradients", "").typed<Op>();
+      c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::_infonce_gradients", "").typed<Op>();
   return op.call(needs, computed, ignore_above, g_loss, g_row_loss, saved);
 }
 

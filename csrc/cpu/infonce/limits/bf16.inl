@@ -36,8 +36,9 @@ struct Bf16FromCache {
 
   int64_t column_gradients() {
     int64_t done = 0;
-    for (int64_t r = 0; r < strips; r += sweep.row_tiles)
-      done += products(sweep.column_panels * sweep.k_tiles, at_most(strips - r, sweep.row_tiles), r > 0);
+    const int64_t most = at_most(sweep.row_tiles, 32);  // deeper operands would leave the cache, and their memory
+    for (int64_t r = 0; r < strips; r += most)
+      done += products(sweep.column_panels * sweep.k_tiles, at_most(strips - r, most), r > 0);
     return done;
   }
 

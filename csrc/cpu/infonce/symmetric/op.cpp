@@ -14,6 +14,7 @@
 
 #include "cpu/infonce/kernels.h"
 #include "cpu/infonce/symmetric/one_direction.h"
+#include "cpu/runtime/caching_allocator.h"
 #include "cpu/runtime/dispatch.h"
 
 namespace adaftr_fast {
@@ -36,21 +37,21 @@ struct Arguments {
 
 void check_arguments(const Arguments& x) {
   TORCH_CHECK(x.anchors.dim() == 2 && x.candidates.sizes() == x.anchors.sizes() && x.anchors.size(1) > 0,
-              "infonce_symmetric: anchors and candidates must both be [B, d] with d >= 1, got ", x.anchors.sizes(),
+              "adaptive_infonce: anchors and candidates must both be [B, d] with d >= 1, got ", x.anchors.sizes(),
               " and ", x.candidates.sizes());
   TORCH_CHECK(x.anchors.scalar_type() == x.candidates.scalar_type(),
-              "infonce_symmetric: anchors and candidates must share a dtype, got ", x.anchors.scalar_type(), " and ",
+              "adaptive_infonce: anchors and candidates must share a dtype, got ", x.anchors.scalar_type(), " and ",
               x.candidates.scalar_type());
   const int64_t rows = x.anchors.size(0);
   for (const auto& [name, v] :
        {std::pair{"tau_row", &x.tau_row}, std::pair{"tau_column", &x.tau_column}, std::pair{"scale", &x.scale}})
-    TORCH_CHECK(v->dim() == 1 && v->size(0) == rows, "infonce_symmetric: ", name, " must be [", rows, "], got ",
+    TORCH_CHECK(v->dim() == 1 && v->size(0) == rows, "adaptive_infonce: ", name, " must be [", rows, "], got ",
                 v->sizes());
   TORCH_CHECK(x.row_group.has_value() == x.column_group.has_value(),
-              "infonce_symmetric: row_group and column_group must be given together");
+              "adaptive_infonce: row_group and column_group must be given together");
   for (const auto& [name, v] : {std::pair{"row_group", &x.row_group}, std::pair{"column_group", &x.column_group}})
     TORCH_CHECK(!v->has_value() || ((*v)->scalar_type() == at::kLong && (*v)->dim() == 1 && (*v)->size(0) == rows),
-                "infonce_symmetric: ", name, " must be int64 [", rows, "], got ", (*v)->scalar_type(), " ",
+                "adaptive_infonce: ", name, " must be int64 [", rows, "], got ", (*v)->scalar_type(), " ",
                 (*v)->sizes());
 }
 
@@ -108,7 +109,7 @@ Outputs fused(const Arguments& x, double unit) {
   const auto options = x.anchors.options();
   const auto maybe = [&](bool needed, at::IntArrayRef shape) {
     constexpr int64_t none = 0;
-    return at::empty(needed ? shape : at::IntArrayRef(none), options);
+    return cached_empty(needed ? shape : at::IntArrayRef(none), options);
   };
   const int64_t rows = x.anchors.size(0);
   Tensor loss = at::empty({rows}, options), d_anchors = maybe(x.need_d_anchors, x.anchors.sizes()),
@@ -135,7 +136,7 @@ Outputs fused(const Arguments& x, double unit) {
     kernel = best_kernel(kTables, &SymmetricKernels::f32);
   const int64_t threads = thread_count();
   const auto bytes = static_cast<int64_t>(kernel.workspace_bytes(problem, threads));
-  Tensor workspace = at::empty({bytes}, options.dtype(at::kByte));
+  Tensor workspace = cached_empty({bytes}, options.dtype(at::kByte));
   kernel.run(problem, workspace.mutable_data_ptr(), threads);
   return {(loss * x.scale).sum(), loss, d_anchors, d_candidates, d_tau_row, d_tau_column};
 }
@@ -145,7 +146,8 @@ Outputs run(Arguments& x) {
   check_tau<T>("", x.tau_row);
   check_tau<T>(" (per column)", x.tau_column);
   if (multiplies_bf16(x.anchors.scalar_type())) return two_sweeps(x);
-  const auto unit = weight_unit<T>(x);
+  const bool differentiates = x.need_d_anchors || x.need_d_candidates || x.need_d_tau_row || x.need_d_tau_column;
+  const auto unit = differentiates ? weight_unit<T>(x) : std::optional<double>(1);
   if (!unit.has_value()) return two_sweeps(x);
   for (Tensor* t : {&x.anchors, &x.candidates}) *t = t->to(x.scale.scalar_type()).contiguous();
   return fused<T>(x, *unit);
