@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast._extension import is_built
+from adaftr_fast.ops.infonce.functional import Gradients, functional, loop
 from adaftr_fast.ops.infonce.reference import IGNORE, infonce_gradients, infonce_rows
 from adaftr_fast.ops.infonce.targets import Outputs, check_positives, with_targets
 from adaftr_fast.ops.library import library
@@ -47,7 +48,6 @@ SCHEMA_OF_TARGETS = SCHEMA.replace(
 )
 NAMES = ("infonce", "infonce_reference", "infonce_triton")
 TARGETS = "infonce_targets"  # the prefix of the ops of targets.py
-Gradients = tuple[Tensor | None, ...]
 NO_TARGETS = (0.0, 0.0, None, None)  # margin, label_smoothing, row_label and column_label of the ops without them
 
 
@@ -244,43 +244,7 @@ class _Gradients(torch.autograd.Function):
         return loop(_Gradients, info.batch_size, in_dims, args)
 
 
-class FunctionalInfoNCE(torch.autograd.Function):
-    """Calls the op ``torch.ops.adaftr_fast.<name>`` under torch.func, which refuses ``register_autograd``'s functions.
-
-    ``apply`` takes the op's arguments and its name.
-    """
-
-    @staticmethod
-    def forward(*args: Any) -> Outputs:
-        *inputs, name = args
-        outputs: Outputs = getattr(torch.ops.adaftr_fast, name)(*inputs)
-        return outputs
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-        *inputs_of_op, ctx.name = inputs
-        setup_context(ctx, tuple(inputs_of_op), output)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
-        return *backward_of(ctx.name)(ctx, *upstream), None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
-        return loop(FunctionalInfoNCE, info.batch_size, in_dims, args)
-
-
-def loop(
-    function: type[torch.autograd.Function], size: int, in_dims: tuple[int | None, ...], args: tuple[Any, ...]
-) -> tuple[Gradients, tuple[int | None, ...]]:
-    """Calls a function once per element of vmap's dimension."""
-
-    def at(i: int) -> list[Any]:  # in_dims of an argument that is no tensor is no number
-        return [x.select(dim, i) if isinstance(dim, int) else x for x, dim in zip(args, in_dims)]
-
-    calls = [function.apply(*at(i)) for i in range(size)]
-    outputs = tuple(None if each[0] is None else torch.stack(each) for each in zip(*calls))
-    return outputs, tuple(None if each is None else 0 for each in outputs)
+FunctionalInfoNCE = functional(setup_context, backward_of)
 
 
 def define(name: str, schema: str) -> None:

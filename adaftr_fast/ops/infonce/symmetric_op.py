@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.infonce.op import Gradients, accumulation_dtype, check_tau, loop, triton_kernel
+from adaftr_fast.ops.infonce.functional import Gradients, functional, loop
+from adaftr_fast.ops.infonce.op import accumulation_dtype, check_tau, triton_kernel
 from adaftr_fast.ops.infonce.reference import infonce_gradients, infonce_rows
 from adaftr_fast.ops.library import library
 
@@ -187,31 +188,7 @@ class _Gradients(torch.autograd.Function):
         return loop(_Gradients, info.batch_size, in_dims, args)
 
 
-class FunctionalSymmetric(torch.autograd.Function):
-    """Calls the op under torch.func, which refuses ``register_autograd``'s functions.
-
-    ``apply`` takes the op's arguments and its name.
-    """
-
-    @staticmethod
-    def forward(*args: Any) -> Outputs:
-        *inputs, name = args
-        outputs: Outputs = getattr(torch.ops.adaftr_fast, name)(*inputs)
-        return outputs
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-        *inputs_of_op, ctx.name = inputs
-        _setup_context(ctx, tuple(inputs_of_op), output)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
-        return *_backward_of(ctx.name)(ctx, *upstream), None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
-        return loop(FunctionalSymmetric, info.batch_size, in_dims, args)
-
+FunctionalSymmetric = functional(_setup_context, _backward_of)
 
 for _name in NAMES:
     library.define(_name + SCHEMA)
