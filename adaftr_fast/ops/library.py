@@ -35,6 +35,19 @@ def _warns_first(reference: Callable[..., Any]) -> Callable[..., Any]:
 library = _Library("adaftr_fast", "DEF")
 
 
+def define(
+    name: str,
+    schema: str,
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward_of: Callable[[str], Callable[..., Any]],
+) -> None:
+    """Defines op ``name`` with its shapes and its autograd formula, ``backward_of(name)``."""
+    library.define(name + schema)
+    torch.library.register_fake(f"adaftr_fast::{name}", fake, lib=library)
+    torch.library.register_autograd(f"adaftr_fast::{name}", backward_of(name), setup_context=setup_context, lib=library)
+
+
 def is_eager() -> bool:
     """Returns whether C++ autograd functions may run: not traced by torch.compile, in torch.func or in forward mode."""
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:

@@ -31,7 +31,7 @@ from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.functional import Gradients, functional, loop
 from adaftr_fast.ops.infonce.reference import IGNORE, infonce_gradients, infonce_rows
 from adaftr_fast.ops.infonce.targets import Outputs, check_positives, with_targets
-from adaftr_fast.ops.library import library
+from adaftr_fast.ops.library import define, library
 
 SCHEMA = (
     "(Tensor anchors, Tensor candidates, Tensor tau, Tensor? positive, Tensor? row_group, Tensor? column_group,"
@@ -247,13 +247,6 @@ class _Gradients(torch.autograd.Function):
 FunctionalInfoNCE = functional(setup_context, backward_of)
 
 
-def define(name: str, schema: str) -> None:
-    """Defines op ``name`` with its shapes and its autograd formula."""
-    library.define(name + schema)
-    torch.library.register_fake(f"adaftr_fast::{name}", fake, lib=library)
-    torch.library.register_autograd(f"adaftr_fast::{name}", backward_of(name), setup_context=setup_context, lib=library)
-
-
 def _targets_by_cpp(*args: Any) -> Outputs:
     return with_targets(torch.ops.adaftr_fast.infonce_sweep, *args)
 
@@ -285,8 +278,8 @@ library.define(
 )
 library.impl("_infonce_gradients", _gradients, "CompositeImplicitAutograd")
 for _name in NAMES:
-    define(_name, SCHEMA)
-    define(_name.replace("infonce", TARGETS), SCHEMA_OF_TARGETS)
+    define(_name, SCHEMA, fake, setup_context, backward_of)
+    define(_name.replace("infonce", TARGETS), SCHEMA_OF_TARGETS, fake, setup_context, backward_of)
 library.define("infonce_sweep" + SCHEMA_OF_SWEEP)
 if is_built():
     library.impl("infonce_targets", _targets_by_cpp, "CPU")

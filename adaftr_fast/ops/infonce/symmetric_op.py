@@ -24,7 +24,7 @@ from torch import Tensor
 from adaftr_fast.ops.infonce.functional import Gradients, functional, loop
 from adaftr_fast.ops.infonce.op import accumulation_dtype, check_tau, triton_kernel
 from adaftr_fast.ops.infonce.reference import infonce_gradients, infonce_rows
-from adaftr_fast.ops.library import library
+from adaftr_fast.ops.library import define, library
 
 SCHEMA = (
     "(Tensor anchors, Tensor candidates, Tensor tau_row, Tensor tau_column, Tensor? row_group, Tensor? column_group,"
@@ -191,11 +191,7 @@ class _Gradients(torch.autograd.Function):
 FunctionalSymmetric = functional(_setup_context, _backward_of)
 
 for _name in NAMES:
-    library.define(_name + SCHEMA)
-    torch.library.register_fake(f"adaftr_fast::{_name}", _fake, lib=library)
-    torch.library.register_autograd(
-        f"adaftr_fast::{_name}", _backward_of(_name), setup_context=_setup_context, lib=library
-    )
+    define(_name, SCHEMA, _fake, _setup_context, _backward_of)
     library.impl(_name, _triton if _name.endswith("_triton") else _reference, "CompositeExplicitAutograd")
 if importlib.util.find_spec("triton") is not None:
     library.impl("infonce_symmetric", _triton, "CUDA")
