@@ -9,8 +9,9 @@ namespace adaftr_fast::avx512_bf16 {
 #include "cpu/infonce/bf16_stored.inl"
 #include "cpu/infonce/limits/bf16.inl"
 
-// With more columns than this P comes from far away, and computing it again takes no longer.
-constexpr int64_t kMaxStoredColumns = 2048;
+// A block of P of so many columns, 16 MiB, may stay in L3. On a Zen 4, storing it takes 0.70 to 0.86 of the time of
+// making S and P twice, from 3,072 to 32,768 columns, and 1.9 times as long at 65,536.
+constexpr int64_t kMaxStoredColumns = 32 << 10;
 
 size_t bf16_workspace_bytes(const InfoNCEProblem<float>& problem, int64_t threads) {
   const bool stores = problem.columns <= kMaxStoredColumns;

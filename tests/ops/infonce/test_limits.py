@@ -40,11 +40,14 @@ def test_threads_share_the_parts(instruction_set):
 
 @needs_extension
 def test_bfloat16_has_three_or_four_products(instruction_set):
-    counts = parts(512, 4096, 64, bfloat16=True)
-    if instruction_set in ("avx512_bf16", "amx"):
-        assert counts["rows"] == counts["columns"] == counts["scores"] / 2 == 512 * 4096 * 64
-    else:
-        assert not any(counts.values())
+    """Above 32,768 columns S is made twice; AMX makes it twice always."""
+    for columns, twice in ((4096, instruction_set == "amx"), (33_000, True)):
+        counts = parts(64, columns, 64, bfloat16=True)
+        if instruction_set in ("avx512_bf16", "amx"):
+            products = 64 * (columns + -columns % 32) * 64
+            assert counts["rows"] == counts["columns"] == counts["scores"] / (1 + twice) == products
+        else:
+            assert not any(counts.values())
 
 
 @needs_extension
