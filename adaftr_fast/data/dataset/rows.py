@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
-from adaftr_fast.data.dataset.bags import interleave
+from adaftr_fast.data.dataset.bags import interleave, take_bags
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
@@ -36,7 +37,7 @@ class Rows(Protocol):
     sizes: list[int]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
-        """Reads the rows of ``chunks``, concatenated; with ``order`` [n], only these rows, in that order."""
+        """Reads the rows of ``chunks``, concatenated; with ``order`` [n], only these distinct rows, in that order."""
 
 
 class TensorRows:
@@ -126,16 +127,22 @@ class ParquetRows:
         with self._replacement_named():
             table = read_version(self.folder, lambda present: self._table(present, chunks, columns))
         values = {column: self._values(column, table[column]) for column in columns if column not in self.multiple}
-        labels = matrix([values[task] for task in self.tasks], np.float32)
-        group, weight = (torch.from_numpy(values[name].copy()) if name in values else None for name in (GROUP, WEIGHT))
-        if self.multiple:
-            bags = [self._lists(each, table) if each in self.multiple else (values[each], None) for each in self.fields]
-            ids, offsets = map(torch.from_numpy, interleave(bags))
-        else:
-            ids, offsets = torch.from_numpy(matrix([values[field] for field in self.fields], np.int32)), None
-        dense = torch.from_numpy(matrix([values[each] for each in self.dense], np.float32)) if self.dense else None
-        rows = Batch(ids, torch.from_numpy(labels), group, weight, offsets, dense=dense)
-        return rows if order is None else rows.take(order)
+
+        def stacked(names: list[str], kind: type[np.generic]) -> Tensor:
+            return torch.from_numpy(matrix([values[name] for name in names], kind, order))
+
+        def single(names: list[str]) -> Tensor | None:
+            return torch.from_numpy(values[names[0]][slice(None) if order is None else order].copy()) if names else None
+
+        labels, group, weight = stacked(self.tasks, np.float32), single(self.group), single(self.weight)
+        dense = stacked(self.dense, np.float32) if self.dense else None
+        if not self.multiple:
+            return Batch(stacked(self.fields, np.int32), labels, group, weight, dense=dense)
+        bags = [self._lists(each, table) if each in self.multiple else (values[each], None) for each in self.fields]
+        ids, offsets = interleave(bags)
+        if order is not None:
+            ids, offsets = take_bags(ids, offsets, len(table), order)
+        return Batch(torch.from_numpy(ids), labels, group, weight, torch.from_numpy(offsets), dense=dense)
 
     def _table(self, folder: AnyPath, chunks: Sequence[int], columns: list[str]) -> pa.Table:
         row_groups = groupby((self._row_groups[chunk] for chunk in chunks), key=itemgetter(0))
@@ -195,11 +202,29 @@ def _open(path: AnyPath) -> pq.ParquetFile:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
 
 
-def matrix(columns: list[np.ndarray], kind: type[np.generic]) -> np.ndarray:
-    """Stacks columns [N] to a matrix [N, len(columns)]."""
-    rows = np.empty((len(columns[0]), len(columns)), kind)
-    for start in range(0, len(rows), BLOCK):
-        block = rows[start : start + BLOCK]
-        for position, column in enumerate(columns):
-            block[:, position] = column[start : start + BLOCK]
-    return rows
+def matrix(columns: list[np.ndarray], kind: type[np.generic], order: np.ndarray | None = None) -> np.ndarray:
+    """Stacks columns [N] to a matrix [N, len(columns)]; with ``order`` [n], only these distinct rows, in that order.
+
+    Rows are stacked in blocks and copied from there to their places, so that all rows are never held twice.
+    """
+    count, width = len(columns[0]), len(columns)
+    if order is None:
+        rows = np.empty((count, width), kind)
+        for start in range(0, count, BLOCK):
+            _stack(columns, start, rows[start : start + BLOCK])
+        return rows
+    places = np.full(count, len(order))  # the last place takes the rows that are not in ``order``
+    places[order] = np.arange(len(order))
+    rows, block = np.empty((len(order) + 1, width), kind), np.empty((min(BLOCK, count), width), kind)
+    whole = np.dtype((np.void, width * rows.itemsize))  # a row as one element, which NumPy copies faster
+    to, stacked = rows.view(whole)[:, 0], block.view(whole)[:, 0]
+    for start in range(0, count, BLOCK):
+        some = places[start : start + BLOCK]
+        _stack(columns, start, block[: len(some)])
+        to[some] = stacked[: len(some)]
+    return rows[:-1]
+
+
+def _stack(columns: list[np.ndarray], start: int, rows: np.ndarray) -> None:
+    for position, column in enumerate(columns):
+        rows[:, position] = column[start : start + len(rows)]
