@@ -202,17 +202,6 @@ inline void bring_up(const Adam<W>& adam, int64_t row, int64_t width) {
   });
 }
 
-// The same for the stale ones of some rows, which are listed first, without a branch as above.
-template <typename W, int64_t kWidth>
-inline void bring_up_stale(const Adam<W>& adam, const int64_t* rows, int64_t count, int64_t width) {
-  int64_t stale[kChunk], stales = 0;
-  for (int64_t k = 0; k < count; ++k) {
-    stale[stales] = rows[k];
-    stales += adam.is_stale(adam.table.current[rows[k]]);
-  }
-  for (int64_t k = 0; k < stales; ++k) bring_up<W, kWidth>(adam, stale[k], width);
-}
-
 template <typename W, int64_t kWidth>
 void adam_step_rows(const AdamTable<W>& table, const int64_t* rows, const W* grad, double lr, int64_t begin,
                     int64_t end) {
@@ -222,17 +211,18 @@ void adam_step_rows(const AdamTable<W>& table, const int64_t* rows, const W* gra
   const int64_t width = kWidth ? kWidth : table.width;
   for (int64_t u = begin; u < end && u < begin + kChunk; ++u) prefetch_row(table, rows[u], width);
   for (int64_t u = begin; u < end; ++u) {
-    if ((u - begin) % kChunk == 0) {
-      bring_up_stale<W, kWidth>(adam, rows + u, end - u < kChunk ? end - u : kChunk, width);
-    }
     // One row for each that is updated: a chunk's at once would wait for one another.
     prefetch_row(table, rows[u + kChunk < end ? u + kChunk : end - 1], width);
     __builtin_prefetch(table.current + rows[u + 2 * kChunk < end ? u + 2 * kChunk : end - 1]);
     const int64_t row = rows[u];
     W* w = table.weight + row * width;
     T* m = table.moments + row * 2 * width;
+    // A row at a time: wrong predictions of which rows are stale cost less than a second pass over the rows.
+    const int64_t from = table.current[row];
+    const bool stale = adam.is_stale(from);
     for_each_group<kWidth>(width, [&](int64_t e, auto n) {
       AdamGroup<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+      if (stale) catch_up(adam, from, x);
       dense_step(adam, by, x, load_group(grad + u * width + e, n));
       store_group(w + e, x.w, n);
       store_group(m + e, x.m, n);
