@@ -133,57 +133,32 @@ inline void prefetch_row(const AdamTable<W>& table, int64_t row, int64_t width) 
   prefetch(table.moments + row * 2 * width, 2 * width * sizeof(Compute<W>));
 }
 
-// The branch predictor cannot foresee which rows are stale. So all rows are copied as they are, the stale ones are
-// listed without a branch, and the copies on the list are corrected when it is full.
-template <typename W, int64_t kWidth>
-struct StaleReads {
-  const Adam<W>& adam;
-  int64_t width;
-  W* out;
-  int64_t position[kChunk], row[kChunk], count = 0;
-
-  void read(int64_t i, int64_t from_row) {
-    const W* w = adam.table.weight + from_row * width;
-    copy_row<kWidth* static_cast<int64_t>(sizeof(W))>(out + i * width, w, width * sizeof(W));
-    position[count] = i;
-    row[count] = from_row;
-    count += adam.is_stale(adam.table.current[from_row]);
-    if (count == kChunk) correct();
-  }
-
-  void correct() {
-    using T = Compute<W>;
-    for (int64_t k = 0; k < count; ++k) {
-      const W* w = adam.table.weight + row[k] * width;
-      const T* m = adam.table.moments + row[k] * 2 * width;
-      const int64_t from = adam.table.current[row[k]];
-      for_each_group<kWidth>(width, [&](int64_t e, auto n) {
-        const AdamGroup<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
-        store_group(out + position[k] * width + e, present_weight(adam, from, x), n);
-      });
-    }
-    count = 0;
-  }
-};
-
 template <typename Id, typename W, int64_t kWidth>
 int64_t adam_lookup_rows(const Ids<Id>& ids, const AdamTable<W>& table, W* out, int64_t begin, int64_t end) {
+  using T = Compute<W>;
   const Adam<W> adam(table);
   const int64_t width = kWidth ? kWidth : table.width;
-  StaleReads<W, kWidth> reads{adam, width, out, {}, {}};
-  const int64_t bad = for_each_lookup(
+  return for_each_lookup(
       ids, begin, end, [&](int64_t row) { __builtin_prefetch(table.current + row); },
       [&](int64_t row) {
         const W* w = table.weight + row * width;
-        const Compute<W>* m = table.moments + row * 2 * width;
+        const T* m = table.moments + row * 2 * width;
         prefetch(w, width * sizeof(W));
-        // Also without a branch: fetches the moments of stale rows; of others, the weight again.
+        // Fetches the moments of stale rows; of others, the weight again.
         const bool stale = adam.is_stale(table.current[row]);
-        prefetch(stale ? static_cast<const void*>(m) : w, stale ? 2 * width * sizeof(Compute<W>) : 1);
+        prefetch(stale ? static_cast<const void*>(m) : w, stale ? 2 * width * sizeof(T) : 1);
       },
-      [&](int64_t i, int64_t row) { reads.read(i, row); });
-  reads.correct();
-  return bad;
+      [&](int64_t i, int64_t row) {
+        const W* w = table.weight + row * width;
+        copy_row<kWidth* static_cast<int64_t>(sizeof(W))>(out + i * width, w, width * sizeof(W));
+        const int64_t from = table.current[row];
+        if (!adam.is_stale(from)) return;
+        const T* m = table.moments + row * 2 * width;
+        for_each_group<kWidth>(width, [&](int64_t e, auto n) {
+          const AdamGroup<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+          store_group(out + i * width + e, present_weight(adam, from, x), n);
+        });
+      });
 }
 
 // Applies the steps that one row missed.
