@@ -7,7 +7,7 @@
 # make check-install a plain "pip install" beside torch in a new environment
 # make cuda-build   wheels with CUDA kernels for two versions of torch, and the CUDA tests that need no GPU; needs nvcc
 # make chaos  kills commands and calls ops and parsers with random input for MINUTES each (3), from SEED (random)
-# make compile-gate the GPU kernels of the loss, compiled anew and compared with the record of their machine code
+# make compile-gate the GPU kernels of the loss, compiled where they changed and compared with the record of their machine code
 PYTHON ?= python3
 TORCH ?= >=2.11,<2.14
 VENV ?= .venv
@@ -93,8 +93,8 @@ $(CUDA_TORCH:%=cuda-build-%): cuda-build-%: build/cuda/%/.installed
 	PYTHONSAFEPATH=1 $(<D)/cuda/venv/bin/python -m pytest -n 2 $(wildcard tests/cuda tests/training/device)
 	CUDA_HOME=$(CURDIR)/$(<D)/nvcc-fails .ci/wheel $(<D)/venv/bin/python auto $(<D)/cpu _C
 
-# Compiles the GPU kernels of the loss anew, without a GPU. Fails where one spills, or is worse than recorded for the
-# installed Triton; the second target takes Triton 3.6, after cuda-build-2.11.
+# Compiles the GPU kernels of the loss that changed, without a GPU. Fails where one spills, or is worse than recorded for
+# the installed Triton; the second target takes Triton 3.6, after cuda-build-2.11.
 compile-gate: $(ENV)
 	$(BIN)/python -W ignore -m benchmarks.infonce.compile_sweep --compare
 compile-gate-3.6: build/cuda/2.11/.installed

@@ -2,12 +2,12 @@
 
     python -m benchmarks.infonce.compile_sweep [--quick] [--arch 80 90] [--jobs 2]
     python -m benchmarks.infonce.compile_sweep --record     writes results/compile-triton<version>.json
-    python -m benchmarks.infonce.compile_sweep --add        compiles what the record lacks, and adds it
     python -m benchmarks.infonce.compile_sweep --compare    names each figure that is worse than recorded
 
 Prints one JSON line a kernel and exits with 1 if one spills, asks for more shared memory than the card has, misses its
 matrix instructions, or is worse than recorded. ``--quick`` compares where there is a record of the installed Triton.
-Not under TRITON_INTERPRET.
+A kernel is compiled only where the record lacks it, or has it of other code; ``--anew`` compiles all. A part of the
+kernels is recorded beside what the record has of the others. Not under TRITON_INTERPRET.
 """
 
 import argparse
@@ -26,17 +26,15 @@ from benchmarks.infonce.compile.cases import ARCHS, cases
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one variant and type for each row of the table")
+    parser.add_argument("--anew", action="store_true", help="compile also what the record has of the same code")
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHS, default=list(ARCHS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="kernels compiled at a time (default: cores)")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--record", action="store_true", help="write the figures, unless a kernel has faults")
-    either.add_argument("--add", action="store_true", help="compile the kernels that the record lacks, and add them")
     either.add_argument("--compare", action="store_true", help="fail where a figure is worse than recorded")
     options = parser.parse_args()
     if triton.knobs.runtime.interpret:
         parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
-    if (options.record or options.add) and (options.quick or set(options.arch) != set(ARCHS)):
-        parser.error("--record and --add take all kernels: leave out --quick and --arch")
     if options.jobs < 1:
         parser.error(f"--jobs must be 1 or more, got {options.jobs}")
     return options
@@ -45,27 +43,26 @@ def parsed() -> argparse.Namespace:
 def main() -> int:
     options = parsed()
     versions = compiler()
-    recorded = record.read(versions) if options.compare or options.quick or options.add else None
-    if (options.compare or options.add) and recorded is None:
+    recorded = record.read(versions)
+    if options.compare and recorded is None:
         print(f"compile_sweep: {record.path_of(versions['triton'])} is no record of {versions}", file=sys.stderr)
         return 1
     chosen = list(cases(options.arch, options.quick))
-    if options.add:
-        known = {record.key_of(each) for each in recorded}
-        chosen = [case for case in chosen if record.key_of(describe(case)) not in known]
+    known = {} if options.anew else {record.key_of(each): each for each in recorded or ()}
     results = []
     with ProcessPoolExecutor(options.jobs) as pool:
-        for result in pool.map(build, chosen):
+        for result in pool.map(build, chosen, [known.get(record.key_of(describe(case))) for case in chosen]):
             results.append(result)
             print(json.dumps(result), flush=True)
     problems = [f"{record.name(each)}: {fault}" for each in results for fault in each["faults"]]
-    if recorded is not None and not options.add:
+    if recorded is not None and (options.compare or options.quick) and not options.record:
         here = [each for each in recorded if each["arch"] in options.arch]
         problems += record.worse(results, here, complete=not options.quick)
     for problem in problems:
         print(f"compile_sweep: {problem}", file=sys.stderr)
-    if not problems and (options.record or options.add):
-        print((record.add if options.add else record.write)(versions, results), file=sys.stderr)
+    if not problems and options.record:
+        left = [each for each in recorded or () if options.quick or each["arch"] not in options.arch]
+        print(record.write(versions, results, left), file=sys.stderr)
     return int(bool(problems))
 
 

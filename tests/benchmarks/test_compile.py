@@ -198,12 +198,12 @@ def test_combine_has_a_length_and_no_matrix_instructions():
 
 
 def test_record_has_one_line_a_kernel_in_order(tmp_path):
-    path = record.write(COMPILER, [RESULT, RESULT | {"arch": 80}], tmp_path)
+    path = record.write(COMPILER, [RESULT, RESULT | {"arch": 80}], folder=tmp_path)
     assert path.name == "compile-triton3.9.json"
     assert [each["arch"] for each in json.loads(path.read_text())["cases"]] == [80, 90]
     assert sum('"kernel"' in line for line in path.read_text().splitlines()) == 2
     first = path.read_bytes()
-    record.write(COMPILER, [RESULT | {"arch": 80, "seconds": 2.0}, RESULT], tmp_path)
+    record.write(COMPILER, [RESULT | {"arch": 80, "seconds": 2.0}, RESULT], folder=tmp_path)
     assert path.read_bytes() == first
     assert not list(tmp_path.glob("*.tmp"))
     assert record.worse([RESULT], record.read(COMPILER, tmp_path), complete=False) == []
@@ -211,14 +211,11 @@ def test_record_has_one_line_a_kernel_in_order(tmp_path):
     assert record.read({"triton": "3.8.0", "ptxas": "12.9.86"}, tmp_path) is None
 
 
-def test_kernels_added_to_a_record_keep_the_others_and_both_commits(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "measured_code", lambda: "commit 1111111")
-    record.write(COMPILER, [RESULT], tmp_path)
-    monkeypatch.setattr(record, "measured_code", lambda: "commit 2222222")
-    path = record.add(COMPILER, [RESULT | {"kernel": "sigmoid_rows"}], tmp_path)
-    found = json.loads(path.read_text())
-    assert [each["kernel"] for each in found["cases"]] == ["row_sweep", "sigmoid_rows"]
-    assert found["commit"] == "commit 1111111 and, of 1 kernels added to it, commit 2222222"
+def test_part_of_the_kernels_is_recorded_beside_the_others(tmp_path):
+    others = [RESULT | {"kernel": "combine"}, RESULT | {"instructions": 500}]
+    path = record.write(COMPILER, [RESULT], others, tmp_path)
+    found = json.loads(path.read_text())["cases"]
+    assert [(each["kernel"], each["instructions"]) for each in found] == [("combine", 400), ("row_sweep", 400)]
 
 
 def test_table_shows_the_widest_case_of_a_tiling_under_each_version():
@@ -242,9 +239,28 @@ def test_machine_code_without_a_tile_loop_is_a_fault_of_its_case(listing, fault,
 
     printed = {"cuobjdump": "REG:64 STACK:0 SHARED:0 LOCAL:0", "nvdisasm": listing}
     compiled = SimpleNamespace(asm={"cubin": b""}, metadata=SimpleNamespace(shared=1024))
-    monkeypatch.setattr(build, "_compile", lambda case: compiled)
+    monkeypatch.setattr(build, "_digest", lambda case: "")
+    monkeypatch.setattr(build, "_source", lambda case: (None, None, {}))
+    monkeypatch.setattr(build.triton, "compile", lambda *_, **__: compiled)
     monkeypatch.setattr(build, "_run", lambda tool, *_: printed[tool])
     result = build.build(next(cases.cases([90], quick=True)))
     assert len(result["faults"]) == 1
     assert fault in result["faults"][0]
     assert record.worse([result], [RESULT | result], complete=True) == []  # the fault says it already
+
+
+def test_only_kernels_of_other_code_are_compiled_again(monkeypatch):
+    pytest.importorskip("adaftr_fast.kernels", exc_type=ImportError)
+    from benchmarks.infonce.compile import build, cases
+
+    def refuse(case):
+        raise RuntimeError("compiled")
+
+    monkeypatch.setattr(build, "_digest", lambda case: "0123")
+    monkeypatch.setattr(build, "_source", refuse)
+    case = next(cases.cases([90], quick=True))
+    same = RESULT | {"code": "0123"}
+    assert build.build(case, same) == same | {"stack": 0, "local": 0, "seconds": 0.0}
+    for known in (None, RESULT, RESULT | {"code": "4567"}):
+        with pytest.raises(RuntimeError, match="compiled"):
+            build.build(case, known)

@@ -1,6 +1,7 @@
 """The kernels to compile: the variants of every row of the table of tilings (kernels/infonce/config.py)."""
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -28,13 +29,15 @@ DTYPES = {
     "ieee": torch.float32,
     "float64": torch.float64,
 }
-ALL_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+ALL_DTYPES = (*HALF_DTYPES, torch.float32, torch.float64)
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024)
 UNBOUNDED = {"half": 1024, "bf16x3": 512, "tf32": 256, "ieee": 256, "float64": 256}  # the width that stands for "any"
 EXPLICIT = {"HAS_POSITIVE": True, "HAS_GROUP": True, "IGNORES": False}
 IMPLICIT = {"HAS_POSITIVE": False, "HAS_GROUP": False, "IGNORES": False}
-# Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned. The variants with
-# ignore_above, and the sigmoid loss, are compiled at the greatest width of each tiling only.
+# Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned. Other variants, and the
+# sigmoid loss, are compiled at the greatest width of each tiling only: with ignore_above, and the kernels of small
+# calls, where no maximum stays in the row sweep and the column sweep reduces what combine leaves.
 ROW_VARIANTS = {
     "train": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False},
     "stats": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True},
@@ -45,6 +48,7 @@ ROW_VARIANTS = {
 }
 WIDEST_ROW_VARIANTS = {"ignore_above": ROW_VARIANTS["train"] | {"IGNORES": True}}
 COLUMN_VARIANTS = {"train": IMPLICIT, "everything": EXPLICIT, "ignore_above": IMPLICIT | {"IGNORES": True}}
+SMALL_VARIANTS = ("train", "stats", "everything")
 GLUON_ROW_VARIANTS = {"train": {"NEED_D_ANCHORS": True}, "forward": {"NEED_D_ANCHORS": False}}
 # The sigmoid loss, rows and columns: training; explicit positives.
 SIGMOID_VARIANTS = {
@@ -80,7 +84,7 @@ def cases(archs: list[int], quick: bool) -> Iterator[Case]:
         yield from _of_symmetric_entries(arch)
         if arch == 90 and not quick:
             yield from _of_alternatives(arch)
-        for dtype in (torch.bfloat16,) if quick else ALL_DTYPES:
+        for dtype in HALF_DTYPES[:1] if quick else ALL_DTYPES:
             yield from (_combine(dtype, arch, variant) for variant in ("train", "everything"))
         if arch == 90:
             yield from _of_gluon(arch, quick)
@@ -98,15 +102,17 @@ def _of_tiling(tiling, arch: int, quick: bool) -> Iterator[Case]:
         return
     for width in (w for w in WIDTHS if w <= widest):
         yield from _of_infonce(tiling, dtype, width, arch, ROW_VARIANTS)
+    yield from _of_infonce(tiling, dtype, widest, arch, WIDEST_ROW_VARIANTS)
     if tiling.kind == "half":
         yield from _of_infonce(tiling, torch.float16, widest, arch, ROW_VARIANTS)
-    yield from _of_infonce(tiling, dtype, widest, arch, WIDEST_ROW_VARIANTS)
-    yield from _of_sigmoid(tiling, dtype, widest, arch, SIGMOID_VARIANTS)
+    for each in HALF_DTYPES if tiling.kind == "half" else (dtype,):
+        yield from _of_small(tiling, each, widest, arch)
+        yield from _of_sigmoid(tiling, each, widest, arch, SIGMOID_VARIANTS)
 
 
 def _of_gluon(arch: int, quick: bool) -> Iterator[Case]:
     for config in GLUON_SWEEPS:
-        for dtype in (torch.bfloat16,) if quick else (torch.bfloat16, torch.float16):
+        for dtype in HALF_DTYPES[:1] if quick else HALF_DTYPES:
             width, stages = config.block_d, {"STAGES": config.num_stages}
             for name in ("train",) if quick else GLUON_ROW_VARIANTS:
                 values = GLUON_ROW_VARIANTS[name] | stages | {"D_PADDED": width, "MAX_OFFSET": max_offset(dtype)}
@@ -126,21 +132,42 @@ def _of_infonce(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
     if fitted is None:
         return
     for name, variant in variants.items():
-        config = _row_config(fitted, variant)
-        own_dtype = torch.float32 if tiling.kind == "bf16x3" else dtype
-        own = {
-            "HAS_MARGIN": False,
-            "MAX_OFFSET": max_offset(dtype),
-            "FIXED_MAX": _has_fixed_max(variant, own_dtype, config),
-        }
-        values = constants(dtype, tiling.kind, width, config) | variant | own
-        yield Case("row_sweep", name, tiling.kind, dtype, width, arch, config, values)
+        yield _row(fitted, name, variant, dtype, width, arch, small=False)
         if name in COLUMN_VARIANTS:
-            config, variant = fitted.column_sweep, COLUMN_VARIANTS[name]
-            folded = not _is_explicit(variant) and folds_scale(dtype, config)
-            own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype), "REDUCES": False}
-            values = constants(dtype, tiling.kind, width, config) | variant | own
-            yield Case("column_sweep", name, tiling.kind, dtype, width, arch, config, values)
+            yield _column(fitted, name, COLUMN_VARIANTS[name], dtype, width, arch, small=False)
+
+
+def _of_small(tiling, dtype: torch.dtype, width: int, arch: int) -> Iterator[Case]:
+    """Yields the sweeps of small calls that are not those of large ones."""
+    fitted = _fitted(tiling, width, arch)
+    if fitted is None:
+        return
+    for variant in SMALL_VARIANTS:
+        if variant in COLUMN_VARIANTS:
+            yield _column(fitted, f"{variant}, small", COLUMN_VARIANTS[variant], dtype, width, arch, small=True)
+        row = _row(fitted, f"{variant}, small", ROW_VARIANTS[variant], dtype, width, arch, small=True)
+        if _row(fitted, row.variant, ROW_VARIANTS[variant], dtype, width, arch, small=False) != row:
+            yield row
+
+
+def _row(fitted, name: str, variant: dict[str, bool], dtype: torch.dtype, width: int, arch: int, small: bool) -> Case:
+    config = _row_config(fitted, variant)
+    own_dtype = torch.float32 if fitted.kind == "bf16x3" else dtype
+    own = {
+        "HAS_MARGIN": False,
+        "MAX_OFFSET": max_offset(dtype),
+        "FIXED_MAX": not small and _has_fixed_max(variant, own_dtype, config),
+    }
+    values = constants(dtype, fitted.kind, width, config) | variant | own
+    return Case("row_sweep", name, fitted.kind, dtype, width, arch, config, values)
+
+
+def _column(fitted, name: str, masks: dict[str, bool], dtype: torch.dtype, width: int, arch: int, small: bool) -> Case:
+    config = fitted.column_sweep
+    folded = not _is_explicit(masks) and folds_scale(dtype, config)
+    own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype), "REDUCES": small}
+    values = constants(dtype, fitted.kind, width, config) | masks | own
+    return Case("column_sweep", name, fitted.kind, dtype, width, arch, config, values)
 
 
 def _of_alternatives(arch: int) -> Iterator[Case]:
@@ -170,12 +197,13 @@ def _of_sigmoid(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
 
 
 def _of_symmetric(tiling, arch: int, quick: bool) -> Iterator[Case]:
-    """Yields the sweeps of the symmetric loss at the greatest width of a tiling."""
-    dtype, width = DTYPES[tiling.kind], int(min(tiling.max_width, UNBOUNDED[tiling.kind]))
+    """Yields the sweeps of the symmetric loss in half types, at the greatest width of a tiling."""
+    width = int(min(tiling.max_width, UNBOUNDED[tiling.kind]))
     fitted = choose_symmetric_tiling(tiling.kind, width, arch)
     if fitted[:3] != tiling[:3]:
         return
-    for name in ("train",) if quick else SYMMETRIC_VARIANTS:
+    variants, dtypes = (("train",), HALF_DTYPES[:1]) if quick else (SYMMETRIC_VARIANTS, HALF_DTYPES)
+    for name, dtype in product(variants, dtypes):
         for sweep, config in (("sums", fitted.sums), ("gradient", fitted.gradient)):
             grouped = SYMMETRIC_VARIANTS[name]
             own: dict[str, Any] = {"HAS_GROUP": grouped, "COMMON": has_common(dtype, sweep, config, grouped)}

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,19 @@ def path_of(triton: str, folder: Path = RESULTS) -> Path:
     return folder / f"compile-triton{'.'.join(triton.split('.')[:2])}.json"
 
 
-def write(compiler: dict[str, str], results: list[Result], folder: Path = RESULTS, commit: str | None = None) -> Path:
-    """Writes compiler, date, commit and, one a line and in order, the figures of each kernel; returns the path."""
-    cases = [{k: v for k, v in each.items() if k not in NOT_RECORDED} for each in results]
+def write(compiler: dict[str, str], results: list[Result], left: Sequence[Result] = (), folder: Path = RESULTS) -> Path:
+    """Writes compiler, date, commit and, one a line and in order, the figures of each kernel; returns the path.
+
+    Args:
+        compiler: as ``build.compiler`` returns it.
+        results: of the kernels that were compiled, or have the code that is in the record.
+        left: cases of the record to keep, where ``results`` has no other of the same kernel.
+        folder: of the results files.
+    """
+    kept = {key_of(each): each for each in [*left, *results]}
+    cases = [{k: v for k, v in each.items() if k not in NOT_RECORDED} for each in kept.values()]
     cases.sort(key=lambda each: tuple(each[part] for part in ("arch", *KEY)))
-    head = {"compiler": compiler, "date": datetime.date.today().isoformat(), "commit": commit or measured_code()}
+    head = {"compiler": compiler, "date": datetime.date.today().isoformat(), "commit": measured_code()}
     lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
     body = ",\n".join(f"  {json.dumps(each)}" for each in cases)
     path = path_of(compiler["triton"], folder)
@@ -33,16 +42,6 @@ def write(compiler: dict[str, str], results: list[Result], folder: Path = RESULT
     draft.write_text("\n".join(["{", *lines, ' "cases": [', body, " ]", "}", ""]), encoding="utf-8")
     draft.replace(path)
     return path
-
-
-def add(compiler: dict[str, str], results: list[Result], folder: Path = RESULTS) -> Path:
-    """Adds kernels to a record. Its commit then names both those that were there and those that were added."""
-    path = path_of(compiler["triton"], folder)
-    if not results:
-        return path
-    before = json.loads(path.read_text(encoding="utf-8"))
-    commit = f"{before['commit']} and, of {len(results)} kernels added to it, {measured_code()}"
-    return write(compiler, before["cases"] + results, folder, commit)
 
 
 def read(compiler: dict[str, str], folder: Path = RESULTS) -> list[Result] | None:
