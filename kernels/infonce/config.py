@@ -16,18 +16,20 @@ What the table rests on:
 * IEEE float32 beyond 64 divides the width of the output by 128, not 64, where the second product is no deeper than 16:
   four products at 128, a quarter fewer issue cycles. With 32 streamed it spills 480 bytes under 3.9, a column sweep of
   16 x 64 with 8 warps 16 bytes under 3.6, and that of 16 x 32 on sm_80 8 bytes under 3.6. Half types at 512 on sm_90
-  spill at 64 x 16 (24 bytes under 3.9) and at 64 x 32 without stages.
+  spill under 3.9 in all blocks of the whole width, which would take four products instead of six: 24 bytes at 64 x 16,
+  64 to 104 in rows of 64 x 32 and 40 in columns of 32 x 64, 168 to 288 at 64 x 64, and 288 to 504 with 16 warps.
 * bf16x3 streams both terms of its operands by asynchronous copies. At 128 on sm_90 a 128 x 64 tile takes 443 to 557
   instructions; Triton's own bf16x3, which splits float32 in the kernel, takes 904 to 939 and spills. At 256 a column
   sweep of 32 x 128 spills under 3.9. On sm_80 whole blocks at 128 spill (64 x 64, 64 x 32, 128 x 32 and 128 x 16, with
-  4 or 8 warps), so TF32 serves there.
+  4 or 8 warps), so TF32 serves there: "tf32x3" spills too, 48 to 304 bytes at 64 x 32 x 64, and takes three times the
+  matrix cycles of TF32, which is what PyTorch takes at "high".
 * Most calls are the training variant: row r's positive is column r and no statistics are asked for. Explicit positives
   and groups mask every block, and sum_pz adds a sum. Both take registers, so these variants of the row sweep have
   blocks of their own where those of training spill under Triton 3.6 or 3.9: explicit ones in half types at 256 on sm_90
-  and at 16 on sm_80, and in IEEE float32; sum_pz in half types at 128 on sm_80. TF32 up to 64, IEEE float32 up to 32
-  and float64 up to 16 have rows of their own, because kernels spilled there in the blocks of the greater widths. Of the
-  blocks that were tried and spill under neither version, the table has those of the fewest issue cycles for an element
-  (benchmarks/README.md, "Compiled code").
+  and at 16 on sm_80, and in IEEE float32; sum_pz in half types at 128 on sm_80. TF32 up
+  to 64, IEEE float32 up to 32 and float64 up to 16 have rows of their own, because kernels spilled there in the blocks
+  of the greater widths. Of the blocks that were tried and spill under neither version, the table has those of the
+  fewest issue cycles for an element (benchmarks/README.md, "Compiled code").
 * The sigmoid loss takes the blocks of row_sweep_pz and column_sweep but where its kernel spills in them: in half types
   at 512 on sm_80, in TF32 up to 128, in IEEE float32 up to 32 and in float64 up to 16; and in half types up to 64 on
   sm_80 and in float64 up to 32, where it does not spill in greater blocks or with more stages.
@@ -62,7 +64,7 @@ class Config(NamedTuple):
     block_k: int  # 0: no loop over d
     num_warps: int
     num_stages: int
-    programs: int = 1  # that a multiprocessor of sm_90 holds at once, for choose_splits
+    programs: int = 1  # that a multiprocessor holds at once, for choose_splits
 
 
 class Tiling(NamedTuple):
@@ -204,15 +206,29 @@ def product_kind(dtype: torch.dtype) -> str:
     return "half"
 
 
-# Blocks of the training sweeps of half types up to 128 on sm_90, to compare with the table's on a card.
+class Alternative(NamedTuple):
+    """Blocks of the training sweeps of half types, to compare with the table's on a card."""
+
+    name: str
+    max_width: int
+    min_capability: int  # of the table's row
+    row_sweep: Config
+    column_sweep: Config
+
+
 BLOCKS_VARIABLE = "ADAFTR_FAST_INFONCE_BLOCKS"
-ALTERNATIVES = {
+ALTERNATIVES = (
     # Twice the streamed side: fewer instructions an element.
-    "wide": {"row_sweep": Config(128, 128, 128, 0, 8, 2), "column_sweep": Config(128, 128, 128, 0, 8, 2)},
-    # Two programs on a multiprocessor, one of which computes exponentials while the other multiplies. Each streams the
-    # whole other side, so twice as much is read from L2.
-    "narrow": {"row_sweep": Config(64, 64, 128, 0, 4, 3, 2), "column_sweep": Config(64, 64, 128, 0, 4, 3, 2)},
-}
+    Alternative("wide", 128, 90, Config(128, 128, 128, 0, 8, 2), Config(128, 128, 128, 0, 8, 2)),
+    # Two or three programs on a multiprocessor, one of which computes exponentials while another multiplies. Each
+    # streams the whole other side, so twice as much is read from L2. Three need at most 168 registers a thread. With
+    # those, at 128 on sm_90 64 x 64 spills 88 to 112 bytes under 3.9 and a column sweep of 32 x 64 spills 40; on sm_80
+    # a row sweep of 64 x 64 spills 104 and one of 64 x 32 spills 16.
+    Alternative("narrow", 64, 90, Config(64, 64, 64, 0, 4, 3, 3), Config(64, 64, 64, 0, 4, 3, 3)),
+    Alternative("narrow", 128, 90, Config(64, 64, 128, 0, 4, 3, 2), Config(64, 64, 128, 0, 4, 3, 2)),
+    Alternative("narrow", 64, 80, Config(64, 32, 64, 0, 4, 3, 3), Config(64, 64, 64, 0, 4, 2, 3)),
+)
+BLOCKS = tuple(dict.fromkeys(each.name for each in ALTERNATIVES))
 
 
 def choose_tiling(kind: str, width: int, capability: int) -> Tiling:
@@ -225,17 +241,24 @@ def choose_tiling(kind: str, width: int, capability: int) -> Tiling:
 
 @lru_cache
 def _choose_tiling(kind: str, width: int, capability: int, blocks: str) -> Tiling:
-    if blocks and blocks not in ALTERNATIVES:
-        raise ValueError(f"kernels.infonce: {BLOCKS_VARIABLE} must be one of {[*ALTERNATIVES]}, got {blocks!r}")
+    if blocks and blocks not in BLOCKS:
+        raise ValueError(f"kernels.infonce: {BLOCKS_VARIABLE} must be one of {BLOCKS}, got {blocks!r}")
     for tiling in TILINGS:
         if tiling.kind == kind and width <= tiling.max_width and capability >= tiling.min_capability:
-            if kind == "half" and width <= 128 and tiling.min_capability == 90:
-                sigmoid = tiling.sigmoid_columns or tiling.column_sweep
-                tiling = tiling._replace(sigmoid_columns=sigmoid, **ALTERNATIVES.get(blocks, {}))
+            if kind == "half" and blocks:
+                tiling = _with_alternative(tiling, width, blocks)
             widest = triton.next_power_of_2(width)
             sigmoid = tiling.sigmoid_rows or tiling.row_sweep_pz, tiling.sigmoid_columns or tiling.column_sweep
             return Tiling(*tiling[:3], *(_fit(config, widest) for config in (*tiling[3:7], *sigmoid)))
     raise ValueError(f"kernels.infonce: the GPU must be of compute capability 8.0 or later, got {capability / 10}")
+
+
+def _with_alternative(tiling: Tiling, width: int, blocks: str) -> Tiling:
+    for each in ALTERNATIVES:
+        if each.name == blocks and width <= each.max_width and each.min_capability == tiling.min_capability:
+            sigmoid = tiling.sigmoid_columns or tiling.column_sweep
+            return tiling._replace(sigmoid_columns=sigmoid, row_sweep=each.row_sweep, column_sweep=each.column_sweep)
+    return tiling
 
 
 def choose_gluon(dtype: torch.dtype, width: int, capability: int) -> Config | None:

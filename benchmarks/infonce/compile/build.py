@@ -96,10 +96,15 @@ def build(case: Case, recorded: dict[str, Any] | None = None) -> dict[str, Any]:
     except sass.SassError as error:
         return result | took | {"faults": [str(error)]}
     result["issue"] = result["instructions"] * warps // SCHEDULERS
-    if not _specialises(case):
-        return result | took | {"faults": faults(result)}
-    result |= pipeline.cycles(result, warps, SCHEDULERS)
-    return result | took | {"faults": faults(result) + pipeline.faults(result)}
+    found = faults(result)
+    if result["programs"] < case.config.programs:
+        found.append(
+            f"a multiprocessor holds {result['programs']} programs, its config counts on {case.config.programs}"
+        )
+    if _specialises(case):
+        result |= pipeline.cycles(result, warps, SCHEDULERS)
+        found += pipeline.faults(result)
+    return result | took | {"faults": found}
 
 
 def _specialises(case: Case) -> bool:

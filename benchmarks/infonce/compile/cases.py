@@ -82,7 +82,7 @@ def cases(archs: list[int], quick: bool) -> Iterator[Case]:
         for tiling in served:
             yield from _of_symmetric(tiling, arch, quick)
         yield from _of_symmetric_entries(arch)
-        if arch == 90 and not quick:
+        if not quick:
             yield from _of_alternatives(arch)
         for dtype in HALF_DTYPES[:1] if quick else ALL_DTYPES:
             yield from (_combine(dtype, arch, variant) for variant in ("train", "everything"))
@@ -132,9 +132,9 @@ def _of_infonce(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
     if fitted is None:
         return
     for name, variant in variants.items():
-        yield _row(fitted, name, variant, dtype, width, arch, small=False)
+        yield _row(fitted, variant, name, dtype, width, arch, small=False)
         if name in COLUMN_VARIANTS:
-            yield _column(fitted, name, COLUMN_VARIANTS[name], dtype, width, arch, small=False)
+            yield _column(fitted, COLUMN_VARIANTS[name], name, dtype, width, arch, small=False)
 
 
 def _of_small(tiling, dtype: torch.dtype, width: int, arch: int) -> Iterator[Case]:
@@ -142,15 +142,16 @@ def _of_small(tiling, dtype: torch.dtype, width: int, arch: int) -> Iterator[Cas
     fitted = _fitted(tiling, width, arch)
     if fitted is None:
         return
-    for variant in SMALL_VARIANTS:
-        if variant in COLUMN_VARIANTS:
-            yield _column(fitted, f"{variant}, small", COLUMN_VARIANTS[variant], dtype, width, arch, small=True)
-        row = _row(fitted, f"{variant}, small", ROW_VARIANTS[variant], dtype, width, arch, small=True)
-        if _row(fitted, row.variant, ROW_VARIANTS[variant], dtype, width, arch, small=False) != row:
+    for name in SMALL_VARIANTS:
+        about = f"{name}, small", dtype, width, arch
+        if name in COLUMN_VARIANTS:
+            yield _column(fitted, COLUMN_VARIANTS[name], *about, small=True)
+        row = _row(fitted, ROW_VARIANTS[name], *about, small=True)
+        if row != _row(fitted, ROW_VARIANTS[name], *about, small=False):
             yield row
 
 
-def _row(fitted, name: str, variant: dict[str, bool], dtype: torch.dtype, width: int, arch: int, small: bool) -> Case:
+def _row(fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int, small: bool) -> Case:
     config = _row_config(fitted, variant)
     own_dtype = torch.float32 if fitted.kind == "bf16x3" else dtype
     own = {
@@ -162,7 +163,7 @@ def _row(fitted, name: str, variant: dict[str, bool], dtype: torch.dtype, width:
     return Case("row_sweep", name, fitted.kind, dtype, width, arch, config, values)
 
 
-def _column(fitted, name: str, masks: dict[str, bool], dtype: torch.dtype, width: int, arch: int, small: bool) -> Case:
+def _column(fitted, masks: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int, small: bool) -> Case:
     config = fitted.column_sweep
     folded = not _is_explicit(masks) and folds_scale(dtype, config)
     own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype), "REDUCES": small}
@@ -172,16 +173,13 @@ def _column(fitted, name: str, masks: dict[str, bool], dtype: torch.dtype, width
 
 def _of_alternatives(arch: int) -> Iterator[Case]:
     """Yields the training sweeps in the blocks that an environment variable selects."""
-    dtype = torch.bfloat16
-    for name, configs in ALTERNATIVES.items():
-        config = configs["row_sweep"]
-        own = ROW_VARIANTS["train"] | {"HAS_MARGIN": False, "MAX_OFFSET": 0, "FIXED_MAX": True}
-        values = constants(dtype, "half", 128, config) | own
-        yield Case("row_sweep", f"train, {name}", "half", dtype, 128, arch, config, values)
-        config = configs["column_sweep"]
-        own = {"D": 128, "FOLDED": True, "MAX_OFFSET": 0, "REDUCES": False}
-        values = constants(dtype, "half", 128, config) | IMPLICIT | own
-        yield Case("column_sweep", f"train, {name}", "half", dtype, 128, arch, config, values)
+    for each in ALTERNATIVES:
+        if each.min_capability == arch:
+            blocks = choose_tiling("half", each.max_width, arch)
+            blocks = blocks._replace(row_sweep=each.row_sweep, column_sweep=each.column_sweep)
+            about = f"train, {each.name}", HALF_DTYPES[0], each.max_width, arch
+            yield _row(blocks, ROW_VARIANTS["train"], *about, small=False)
+            yield _column(blocks, COLUMN_VARIANTS["train"], *about, small=False)
 
 
 def _of_sigmoid(tiling, dtype: torch.dtype, width: int, arch: int, variants: dict[str, dict]) -> Iterator[Case]:

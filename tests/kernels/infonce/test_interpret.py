@@ -150,24 +150,43 @@ def test_weights_of_any_sign_and_size(kind):
     assert_matches(inputs(150, 200, 16), torch.bfloat16, row_weight=weight, reduction="sum")
 
 
-@pytest.mark.parametrize("blocks", ["", "wide", "narrow"])
-@pytest.mark.parametrize("d", [40, 100])
-def test_blocks_of_the_environment_variable(blocks, d, monkeypatch):
+@pytest.mark.parametrize(
+    ("blocks", "capability", "d", "expected"),
+    [
+        ("", 90, 40, (128, 128, 1)),
+        ("", 90, 100, (128, 64, 1)),
+        ("wide", 90, 40, (128, 128, 1)),
+        ("wide", 90, 100, (128, 128, 1)),
+        ("wide", 80, 40, (128, 64, 1)),
+        ("narrow", 90, 40, (64, 64, 3)),
+        ("narrow", 90, 100, (64, 64, 2)),
+        ("narrow", 80, 40, (64, 32, 3)),
+        ("narrow", 80, 100, (128, 64, 1)),
+    ],
+)
+def test_blocks_of_the_environment_variable(blocks, capability, d, expected, monkeypatch):
     from adaftr_fast.kernels.infonce import operands
 
     monkeypatch.setenv(config.BLOCKS_VARIABLE, blocks)
-    monkeypatch.setattr(operands, "choose_tiling", lambda *args: config.choose_tiling(*args[:2], 90))
-    chosen = config.choose_tiling("half", 112, 90)
-    assert (chosen.row_sweep.block_m, chosen.row_sweep.block_n) == {"wide": (128, 128), "narrow": (64, 64)}.get(
-        blocks, (128, 64)
-    )
+    monkeypatch.setattr(operands, "choose_tiling", lambda *args: config.choose_tiling(*args[:2], capability))
+    chosen = config.choose_tiling("half", -(-d // 16) * 16, capability).row_sweep
+    assert (chosen.block_m, chosen.block_n, chosen.programs) == expected
     assert_matches(inputs(150, 450, d), torch.bfloat16)
     assert_matches(inputs(150, 450, d), torch.bfloat16, **masks(150, 450))
 
 
+def test_splits_fill_the_programs_that_a_multiprocessor_holds(monkeypatch):
+    from adaftr_fast.kernels.infonce.operands import _launch_options
+
+    chosen = config.choose_tiling("half", 64, 90).row_sweep._replace(block_m=64)
+    of_operands = "half", torch.bfloat16, 64, (64 * 132, 8192), False, True, 0, 132
+    splits = [_launch_options(chosen._replace(programs=n), *of_operands)[0][1] for n in (1, 2, 3)]
+    assert splits == [1, 2, 3]
+
+
 def test_an_unknown_choice_of_blocks_is_refused(monkeypatch):
     monkeypatch.setenv(config.BLOCKS_VARIABLE, "tall")
-    with pytest.raises(ValueError, match=r"ADAFTR_FAST_INFONCE_BLOCKS must be one of \['wide', 'narrow'\], got 'tall'"):
+    with pytest.raises(ValueError, match=r"ADAFTR_FAST_INFONCE_BLOCKS must be one of \('wide', 'narrow'\), got 'tall'"):
         config.choose_tiling("half", 64, 90)
 
 
