@@ -23,10 +23,13 @@ What the table rests on:
   sweep of 32 x 128 spills under 3.9. On sm_80 whole blocks at 128 spill (64 x 64, 64 x 32, 128 x 32 and 128 x 16, with
   4 or 8 warps), so TF32 serves there: "tf32x3" spills too, 48 to 304 bytes at 64 x 32 x 64, and takes three times the
   matrix cycles of TF32, which is what PyTorch takes at "high".
+* TF32 at 128 on sm_90 streams 64 past 128: eight warps that own 64 repeat half of the first product. Its blocks pass
+  through registers, which transpose the second product's operand. Slices of 64 of the width (BLOCK_K) are copied
+  asynchronously, but take 864 instructions a tile instead of 434, and a column sweep of them spills 24 bytes.
 * Most calls are the training variant: row r's positive is column r and no statistics are asked for. Explicit positives
   and groups mask every block, and sum_pz adds a sum. Both take registers, so these variants of the row sweep have
   blocks of their own where those of training spill under Triton 3.6 or 3.9: explicit ones in half types at 256 on sm_90
-  and at 16 on sm_80, and in IEEE float32; sum_pz in half types at 128 on sm_80. TF32 up
+  and at 16 on sm_80, and in IEEE float32; sum_pz in half types at 128 on sm_80; both in TF32 at 128 on sm_90. TF32 up
   to 64, IEEE float32 up to 32 and float64 up to 16 have rows of their own, because kernels spilled there in the blocks
   of the greater widths. Of the blocks that were tried and spill under neither version, the table has those of the
   fewest issue cycles for an element (benchmarks/README.md, "Compiled code").
@@ -139,6 +142,14 @@ TILINGS = (
         row_sweep_pz=Config(64, 32, 64, 0, 4, 2),
         column_sweep=Config(32, 128, 64, 0, 8, 2),
         sigmoid_columns=Config(32, 64, 64, 0, 4, 2),
+    ),
+    Tiling(
+        "tf32", 128, 90,
+        row_sweep=Config(128, 64, 128, 0, 8, 2),
+        row_sweep_explicit=Config(64, 64, 128, 0, 8, 2),
+        row_sweep_pz=Config(64, 64, 128, 0, 8, 2),
+        column_sweep=Config(64, 128, 128, 0, 8, 2),
+        sigmoid_rows=Config(64, 32, 128, 0, 4, 2),
     ),
     _same("tf32", 128, 80, 64, 64, 128, 0, 8, 2)._replace(sigmoid_rows=Config(64, 32, 128, 0, 4, 2)),
     _same("tf32", ANY, 80, 64, 64, 128, 32, 8, 3),

@@ -98,6 +98,19 @@ def test_high_keeps_sixteen_bits(rows, columns, d, masked):
 
 @interpreted
 @pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("masked", [False, True])
+def test_blocks_of_tf32_on_hopper(masked):
+    """The interpreter rounds nothing to TF32, so the results are those of float32."""
+    torch.set_float32_matmul_precision("medium")
+    assert config.choose_tiling("tf32", 112, 90).row_sweep.block_m == 128
+    tensors = [t.float().double() for t in inputs(150, 200, 100)]
+    options = masks(150, 200) if masked else {}
+    truth, _ = evaluate(tensors, torch.float64, backend="reference", **options)
+    assert worst(tensors, truth, **options) < 2e-6
+
+
+@interpreted
+@pytest.mark.usefixtures("hopper")
 def test_high_is_exact_in_numbers_of_bfloat16():
     """The split of the softmax is then the only rounding: 16 bits of numbers up to 1."""
     tensors = inputs(70, 90, 32)
