@@ -216,6 +216,9 @@ def test_part_of_the_kernels_is_recorded_beside_the_others(tmp_path):
     path = record.write(COMPILER, [RESULT], others, tmp_path)
     found = json.loads(path.read_text())["cases"]
     assert [(each["kernel"], each["instructions"]) for each in found] == [("combine", 400), ("row_sweep", 400)]
+    assert "2 of 2 kernels have no digest" in json.loads(path.read_text())["stale"]
+    record.write(COMPILER, [RESULT | {"code": "0123"}], folder=tmp_path)
+    assert "stale" not in json.loads(path.read_text())
 
 
 def test_table_shows_the_widest_case_of_a_tiling_under_each_version():
