@@ -247,7 +247,12 @@ def choose_tiling(kind: str, width: int, capability: int) -> Tiling:
 
     The environment variable ADAFTR_FAST_INFONCE_BLOCKS selects other blocks: "wide" or "narrow" (ALTERNATIVES).
     """
-    return _choose_tiling(kind, width, capability, os.environ.get(BLOCKS_VARIABLE, ""))
+    return _choose_tiling(kind, width, capability, chosen_blocks())
+
+
+def chosen_blocks() -> str:
+    """Returns the value of ADAFTR_FAST_INFONCE_BLOCKS."""
+    return os.environ.get(BLOCKS_VARIABLE, "")
 
 
 @lru_cache

@@ -20,10 +20,9 @@ from adaftr_fast.kernels.infonce.config import (
 from torch import Tensor
 
 WIDTH_MULTIPLE = 16  # elements: the least depth of a half-precision product, and Triton's hint for vector loads
-FEW_BLOCKS = 16  # that a column sweep streams unsplit: joining its splits is a launch of its own
 ASSUMED_CAPABILITY = 80
 ASSUMED_PROCESSORS = 2  # under the interpreter: small test sizes then meet both one and several splits
-Sweep = Literal["row_sweep", "row_sweep_explicit", "row_sweep_pz", "column_sweep", "sigmoid_rows", "sigmoid_columns"]
+Sweep = Literal["sigmoid_rows", "sigmoid_columns"]
 Grid = tuple[int, int, int]
 
 
@@ -42,22 +41,16 @@ class Operands(NamedTuple):
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.anchors.new_empty(shape, dtype=dtype or self.acc_dtype)
 
-    def config(self, sweep: Sweep) -> Config:
-        """Returns the blocks of a sweep."""
-        config: Config = getattr(choose_tiling(self.kind, self.anchors.shape[1], self.capability), sweep)
-        return config
-
     def launch_options(self, sweep: Sweep, divide_width: bool) -> tuple[Grid, dict]:
-        """Returns a sweep's grid (owned blocks, splits of the streamed side, slices of the width) and its options."""
-        owns_columns = sweep in ("column_sweep", "sigmoid_columns")
+        """Returns a sweep's grid and options, see the function below."""
+        config: Config = getattr(choose_tiling(self.kind, self.anchors.shape[1], self.capability), sweep)
         sides = self.anchors.shape[0], self.candidates.shape[0]
-        few = FEW_BLOCKS if sweep == "column_sweep" else 0
         of_operands = self.kind, self.anchors.dtype, self.anchors.shape[1], sides
-        return _launch_options(self.config(sweep), *of_operands, owns_columns, divide_width, few, self.processors)
+        return launch_options(config, *of_operands, sweep == "sigmoid_columns", divide_width, 0, self.processors)
 
 
 @lru_cache(maxsize=4096)
-def _launch_options(
+def launch_options(
     config: Config,
     kind: str,
     dtype: torch.dtype,
@@ -68,7 +61,10 @@ def _launch_options(
     few: int,
     processors: int,
 ) -> tuple[Grid, dict]:
-    """As Operands.launch_options; up to ``few`` streamed blocks are not split."""
+    """Returns a sweep's grid (owned blocks, splits of the streamed side, slices of the width) and its options.
+
+    Up to ``few`` streamed blocks are not split.
+    """
     blocks = cdiv(sides[0], config.block_m), cdiv(sides[1], config.block_n)
     owned, streamed = blocks[::-1] if owns_columns else blocks
     slices = cdiv(width, config.block_d) if divide_width else 1
@@ -92,18 +88,23 @@ def prepare_operands(
 
     ``splits``: the sweeps have bf16x3 on sm_90; otherwise TF32 takes its place.
     """
-    capability, processors = ASSUMED_CAPABILITY, ASSUMED_PROCESSORS
-    if anchors.is_cuda:
-        properties = torch.cuda.get_device_properties(anchors.device)
-        capability, processors = properties.major * 10 + properties.minor, properties.multi_processor_count
-        if capability >= 120:  # has the matrix instructions and the shared memory of sm_89, not those of sm_90
-            capability = 89
+    capability, processors = _gpu(anchors.get_device()) if anchors.is_cuda else (ASSUMED_CAPABILITY, ASSUMED_PROCESSORS)
     aligned = _align(anchors, ignored), _align(candidates)
     kind = product_kind(anchors.dtype)
     if kind == "bf16x3" and not (splits and 90 <= capability < 100):
         kind = "tf32"
     swept = (_split(aligned[0]), _split(aligned[1])) if kind == "bf16x3" else aligned
     return Operands(*aligned, swept, kind, anchors.shape[1], accumulation_dtype(anchors), capability, processors)
+
+
+@lru_cache
+def _gpu(index: int) -> tuple[int, int]:
+    """Returns a GPU's compute capability, times 10, and its number of multiprocessors."""
+    properties = torch.cuda.get_device_properties(index)
+    capability = properties.major * 10 + properties.minor
+    if capability >= 120:  # has the matrix instructions and the shared memory of sm_89, not those of sm_90
+        capability = 89
+    return capability, properties.multi_processor_count
 
 
 def accumulation_dtype(h: Tensor) -> torch.dtype:

@@ -17,7 +17,7 @@ from adaftr_fast.kernels.infonce.config import (
     has_fixed_max,
     max_offset,
 )
-from adaftr_fast.kernels.infonce.launch import COMBINE_BLOCK_D, COMBINE_BLOCK_M
+from adaftr_fast.kernels.infonce.plan import COMBINE_BLOCK_D, COMBINE_BLOCK_M
 from adaftr_fast.kernels.infonce.symmetric.config import SYMMETRIC_TILINGS, choose_symmetric_tiling, has_common
 from adaftr_fast.kernels.infonce.symmetric.launch import COMBINE_BLOCK, MOST_WIDTH, POSITIVES_BLOCK
 

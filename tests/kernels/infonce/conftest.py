@@ -26,7 +26,7 @@ def large_calls(monkeypatch):
     """Makes every call take the paths of large ones: a maximum that stays, and splits of the column sweep."""
     if importlib.util.find_spec("triton") is not None:
         monkeypatch.setattr("adaftr_fast.kernels.infonce.launch.SMALL_PART", 0)
-        monkeypatch.setattr("adaftr_fast.kernels.infonce.operands.FEW_BLOCKS", 0)
+        monkeypatch.setattr("adaftr_fast.kernels.infonce.launch.FEW_BLOCKS", 0)
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -1,0 +1,104 @@
+"""How a call of adaptive InfoNCE is launched. Its shapes, types and options decide, so equal calls share one plan."""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from adaftr_fast.kernels.infonce.config import TYPES, cdiv, choose_tiling, folds_scale, has_fixed_max, max_offset
+from adaftr_fast.kernels.infonce.operands import Grid, launch_options
+
+COMBINE_BLOCK_M = 16  # rows a program of the combine kernel: O(d) work each, so small blocks spread over the GPU
+COMBINE_BLOCK_D = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 128, torch.float64: 128}  # others spill
+
+
+class Products(NamedTuple):
+    """The operands, without their values, and the GPU that multiplies them."""
+
+    kind: str  # see config.py
+    dtype: torch.dtype
+    acc_dtype: torch.dtype
+    rows: int  # B
+    columns: int  # N
+    d: int
+    width: int  # D_PADDED
+    capability: int
+    processors: int
+
+
+class Given(NamedTuple):
+    """Which optional inputs there are."""
+
+    positive: bool
+    group: bool
+    ignore_above: bool
+    margin: bool
+    weight: bool
+
+    @property
+    def masks(self) -> bool:
+        """Whether anything but the diagonal decides on a row's positive and negatives."""
+        return self.positive or self.group or self.ignore_above
+
+
+class Needs(NamedTuple):
+    """Which outputs are needed."""
+
+    d_anchors: bool
+    d_candidates: bool
+    d_tau: bool
+    stats: bool
+
+    @property
+    def sum_pz(self) -> bool:
+        return self.stats or (self.d_tau and not self.d_anchors)
+
+
+class Launch(NamedTuple):
+    """A kernel's grid, and its arguments by keyword."""
+
+    grid: Grid
+    options: dict[str, Any]
+
+
+class Plan(NamedTuple):
+    """The launches of a call."""
+
+    rows: Launch
+    combine: Launch
+    columns: Launch
+    need_sum_pz: bool
+    has_fixed_max: bool
+    reduces: bool  # whether the column sweep reduces what combine leaves for each block of rows
+
+
+@lru_cache(maxsize=4096)
+def make_plan(products: Products, given: Given, needs: Needs, is_small: bool, few: int, blocks: str) -> Plan:
+    """Returns the plan of a call, small or not, whose column sweep streams up to ``few`` blocks of rows unsplit.
+
+    ``blocks``: the value of ADAFTR_FAST_INFONCE_BLOCKS, which ``choose_tiling`` reads.
+    """
+    kind, dtype, acc_dtype, B, N, d, width, capability, processors = products
+    tiling = choose_tiling(kind, width, capability)
+    masks = {"HAS_POSITIVE": given.positive, "HAS_GROUP": given.group, "IGNORES": given.ignore_above}
+    need_sum_pz, offset = needs.sum_pz, {"MAX_OFFSET": max_offset(dtype)}
+    of_operands = kind, dtype, width, (B, N)
+
+    config = tiling.row_sweep_pz if need_sum_pz else tiling.row_sweep_explicit if given.masks else tiling.row_sweep
+    grid, options = launch_options(config, *of_operands, False, needs.d_anchors, 0, processors)
+    # The largest norm takes two launches, which cost a small call more than the fixed maximum saves.
+    fixed_max = not (is_small or given.masks) and has_fixed_max(dtype, config, need_sum_pz)
+    own = {"FIXED_MAX": fixed_max, "NEED_D_ANCHORS": needs.d_anchors, "NEED_SUM_PZ": need_sum_pz}
+    rows = Launch(grid, options | masks | offset | own | {"HAS_MARGIN": given.margin})
+
+    own = {"HAS_POSITIVE": given.positive, "HAS_MARGIN": given.margin, "HAS_WEIGHT": given.weight}
+    own |= {f"NEED_{name.upper()}": needed for name, needed in needs._asdict().items()}
+    own |= {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": min(COMBINE_BLOCK_D[dtype], triton.next_power_of_2(width))}
+    own |= {"D": d, "D_PADDED": width, "ACC_DTYPE": TYPES[acc_dtype]}
+    combine = Launch((cdiv(B, COMBINE_BLOCK_M), 1, 1), own)
+
+    config = tiling.column_sweep
+    grid, options = launch_options(config, *of_operands, True, True, few, processors)
+    own = {"FOLDED": not given.masks and folds_scale(dtype, config), "D": d, "REDUCES": is_small}
+    columns = Launch(grid, options | masks | offset | own)
+    return Plan(rows, combine, columns, need_sum_pz, fixed_max, is_small)
