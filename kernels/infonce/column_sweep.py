@@ -16,10 +16,10 @@ a descale of 1, if every row admits it: its ``misfit`` is 0 (combine.py).
 
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce.tiles import IGNORE, accumulate, load_operand, partition_blocks, scores
+from adaftr_fast.kernels.infonce.tiles import IGNORE, Constant, accumulate, load_operand, partition_blocks, scores
 
-TERMS = tl.constexpr(4)  # of a row, side by side
-BLOCKS = tl.constexpr(256)  # of combine.py, that are reduced at a time
+TERMS = Constant(4)  # of a row, side by side
+BLOCKS = Constant(256)  # of combine.py, that are reduced at a time
 
 
 @triton.jit

@@ -22,9 +22,18 @@ float16 down to 2^(-14 - MAX_OFFSET).
 
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce.tiles import IGNORE, LN_2, LOG2_E, load_block, log1p, partition_blocks, scores
+from adaftr_fast.kernels.infonce.tiles import (
+    IGNORE,
+    LN_2,
+    LOG2_E,
+    Constant,
+    load_block,
+    log1p,
+    partition_blocks,
+    scores,
+)
 
-MOST_FACTORS = tl.constexpr(64)  # of a product of numbers up to 2: at 128 it would overflow float32
+MOST_FACTORS = Constant(64)  # of a product of numbers up to 2: at 128 it would overflow float32
 
 
 @triton.jit

@@ -7,9 +7,19 @@ its rows in elements, and its number of rows.
 import triton
 import triton.language as tl
 
-IGNORE = tl.constexpr(-100)  # the positive of a row that has no loss
-LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
+
+class Constant(tl.constexpr):
+    """A constant of kernels that is cheap to compare: each launch compares those of its kernel with what they were."""
+
+    __hash__ = tl.constexpr.__hash__
+
+    def __ne__(self, other):
+        return self.value != other.value if type(other) is Constant else super().__ne__(other)
+
+
+IGNORE = Constant(-100)  # the positive of a row that has no loss
+LOG2_E = Constant(1.4426950408889634)
+LN_2 = Constant(0.6931471805599453)
 
 
 @triton.jit

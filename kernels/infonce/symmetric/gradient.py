@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from adaftr_fast.kernels.infonce.symmetric.combine import TERMS
 from adaftr_fast.kernels.infonce.symmetric.sums import common, logits
-from adaftr_fast.kernels.infonce.tiles import LN_2, load_block, partition_blocks, scores
+from adaftr_fast.kernels.infonce.tiles import LN_2, Constant, load_block, partition_blocks, scores
 
-LEAST_DESCALE = tl.constexpr(2.0**-44)  # common weights are then above 2^-91 of a weight of 2^-30
+LEAST_DESCALE = Constant(2.0**-44)  # common weights are then above 2^-91 of a weight of 2^-30
 
 
 @triton.jit
