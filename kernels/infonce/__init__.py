@@ -14,8 +14,9 @@ One kernel computes the sigmoid loss, with four products too: it runs once for e
 
     sigmoid sweep  scores, sigmoid, sigmoid times the other side      sigmoid_sweep.py  2 products (1 without gradient)
 
-No kernel stores a B x N array or uses atomics, and every sum has a fixed order: equal inputs and needs give equal bits
-on the same GPU. Nothing is read back to the host, so a CUDA graph can capture the call.
+No kernel stores a B x N array, and every sum has a fixed order: equal inputs and needs give equal bits on the same GPU.
+The one atomic operation counts the splits of a column sweep that are done. Nothing is read back to the host, so a CUDA
+graph can capture the call.
 
 Shapes: B rows (anchors), N columns (candidates), d hidden width, S splits of the side that a sweep streams.
 

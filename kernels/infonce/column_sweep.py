@@ -10,6 +10,9 @@ The scores are formed transposed, [columns, rows], so that the probabilities are
 product without leaving their registers. They are divided by ``descale`` before they are rounded to half precision,
 and acc is multiplied by it at the end: 1 / (B tau) alone would put them among float16's subnormals.
 
+With JOINS, the program that comes last to the end of its split adds up the splits, in order, so the result does not
+depend on which one that is.
+
 With FOLDED, blocks without masks take negative_scale into the exponent, as shift_r = log2(negative_scale_r) - m_r, and
 a descale of 1, if every row admits it: its ``misfit`` is 0 (combine.py).
 """
@@ -102,8 +105,10 @@ def infonce_column_sweep_kernel(
     # positive_scale; with IGNORES, at last the score above which no candidate is a negative
     row_terms_ptr,
     block_terms_ptr,  # [3, num_blocks], see combine.py, or without REDUCES [2]: the largest of the first two
+    arrivals_ptr,  # [blocks of columns, slices] int32: splits that have come to their end, 0 at first; read with JOINS
     loss_ptr,  # [] out; not written without REDUCES
-    d_candidates_ptr,  # [S, N, d] out
+    partials_ptr,  # [S, N, d] out: the splits' shares of d_candidates
+    d_candidates_ptr,  # [N, d] out; not written without JOINS
     B,
     N,
     num_blocks,
@@ -115,6 +120,7 @@ def infonce_column_sweep_kernel(
     FOLDED: tl.constexpr,
     MAX_OFFSET: tl.constexpr,
     REDUCES: tl.constexpr,
+    JOINS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -185,5 +191,17 @@ def infonce_column_sweep_kernel(
                        OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
     acc *= descale
     width = d_start + tl.arange(0, BLOCK_D)  # [BLOCK_D]
+    mask = inside[:, None] & (width < D)[None, :]
     offset = (split.to(tl.int64) * N + columns)[:, None] * D + width[None, :]
-    tl.store(d_candidates_ptr + offset, acc, mask=inside[:, None] & (width < D)[None, :])
+    tl.store(partials_ptr + offset, acc, mask=mask)
+    if JOINS:
+        tl.debug_barrier()  # all threads have stored what the atomic addition releases
+        arrivals = tl.atomic_add(arrivals_ptr + tl.program_id(0) * tl.num_programs(2) + tl.program_id(2), 1)
+        if arrivals == num_splits - 1:
+            offset = columns.to(tl.int64)[:, None] * D + width[None, :]
+            acc = tl.load(partials_ptr + offset, mask=mask, other=0.0)
+            share = offset
+            for _ in range(1, num_splits):
+                share += N * D
+                acc += tl.load(partials_ptr + share, mask=mask, other=0.0)
+            tl.store(d_candidates_ptr + offset, acc, mask=mask)

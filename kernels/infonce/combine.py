@@ -30,7 +30,7 @@ LARGEST_FOLDED = Constant(2.0**60)
 LARGEST_SHIFT = Constant(2048.0)
 
 
-@triton.jit(do_not_specialize=["B", "N", "num_splits"])
+@triton.jit(do_not_specialize=["B", "N", "num_splits", "num_arrivals"])
 def infonce_combine_kernel(
     anchors_ptr,  # [B, D_PADDED]
     candidates_ptr,  # [N, D_PADDED]
@@ -49,11 +49,13 @@ def infonce_combine_kernel(
     entropy_ptr,  # [B] out
     row_terms_ptr,  # [5 or 6, B] out: what the column sweep reads of each row, see there
     block_terms_ptr,  # [3, blocks of rows] out: largest |grad_scale|, whether a row has a misfit, sum of scale_r L_r
+    arrivals_ptr,  # [num_arrivals] int32 out with JOINS: zeros
     d_anchors_ptr,  # [B, d] out
     d_tau_ptr,  # [B] out
     B,
     N,
     num_splits,
+    num_arrivals,
     anchors_stride,
     candidates_stride,
     scale_stride,  # 0 or 1
@@ -64,6 +66,7 @@ def infonce_combine_kernel(
     NEED_D_CANDIDATES: tl.constexpr,
     NEED_D_TAU: tl.constexpr,
     NEED_STATS: tl.constexpr,
+    JOINS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     D: tl.constexpr,
@@ -71,6 +74,10 @@ def infonce_combine_kernel(
     ACC_DTYPE: tl.constexpr,
 ):
     """Grid: (blocks of rows,)."""
+    if JOINS:
+        for start in range(tl.program_id(0) * BLOCK_M, num_arrivals, tl.num_programs(0) * BLOCK_M):
+            places = start + tl.arange(0, BLOCK_M)
+            tl.store(arrivals_ptr + places, 0, mask=places < num_arrivals)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     inside = rows < B
     positive, softmax_scale, valid = load_row_parameters(tau_ptr, positive_ptr, rows, B, N, HAS_POSITIVE)

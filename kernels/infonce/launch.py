@@ -21,7 +21,7 @@ from adaftr_fast.kernels.infonce.tiles import IGNORE
 from torch import Tensor
 
 SMALL_PART = 2**17  # similarities for each multiprocessor, up to which a call is small: 16 tiles of 128 x 64
-FEW_BLOCKS = 16  # that a column sweep streams unsplit: joining its splits is a launch of its own
+FEW_BLOCKS = 16  # that a column sweep streams unsplit: to join splits takes time too, in most types a launch
 
 
 def infonce(
@@ -58,9 +58,9 @@ def infonce(
     with torch.cuda.device(anchors.get_device()) if anchors.is_cuda else nullcontext():
         options = positive, row_group, column_group, ignore_above, margin, positive_weight
         problem = _prepare(anchors, candidates, tau, scale, *options, needs)
-        *rows, row_terms, block_terms, d_anchors, d_tau = _row_side(problem, needs)
+        *rows, row_terms, block_terms, arrivals, d_anchors, d_tau = _row_side(problem, needs)
         if need_d_candidates:
-            loss, d_candidates = _column_side(problem, row_terms, block_terms)
+            loss, d_candidates = _column_side(problem, row_terms, block_terms, arrivals)
         else:
             loss, d_candidates = block_terms[2].sum(), d_anchors.new_empty(0)
     return loss, *rows, d_anchors, d_candidates, d_tau
@@ -134,7 +134,7 @@ def _zeros(anchors, candidates, need_d_anchors, need_d_candidates, need_d_tau, n
 def _row_side(problem: _Problem, needs: Needs) -> tuple[Tensor, ...]:
     """Sweeps the rows and combines the splits.
 
-    Returns rows, lse, positive_logit, top1, entropy, row_terms, block_terms, d_anchors and d_tau.
+    Returns rows, lse, positive_logit, top1, entropy, row_terms, block_terms, arrivals, d_anchors and d_tau.
     """
     operands, plan, _, tau, scale, weight, positive, *_, ignore_above, margin = problem
     a, b = operands.anchors, operands.candidates
@@ -145,16 +145,17 @@ def _row_side(problem: _Problem, needs: Needs) -> tuple[Tensor, ...]:
     top1, entropy = tau.new_empty(B if needs.stats else 0, dtype=torch.bool), empty(B if needs.stats else 0)
     row_terms = empty(5 if ignore_above is None else 6, B) if needs.d_candidates else empty(0)
     block_terms = empty(3, grid[0])
+    arrivals = empty(plan.arrivals, dtype=torch.int32) if plan.arrivals else None
     d_anchors = empty(B, operands.d) if needs.d_anchors else empty(0)
     d_tau = empty(B if needs.d_tau else 0)
     infonce_combine_kernel[grid](
         a, b, tau, positive, scale, positive_score, margin, weight, partials, acc, rows, lse, positive_logit, top1,
-        entropy, row_terms, block_terms, d_anchors, d_tau, B, b.shape[0], partials.shape[0], a.stride(0), b.stride(0),
-        scale.stride(0), **options,
+        entropy, row_terms, block_terms, arrivals, d_anchors, d_tau, B, b.shape[0], partials.shape[0], plan.arrivals,
+        a.stride(0), b.stride(0), scale.stride(0), **options,
     )  # fmt: skip
     if needs.d_candidates and ignore_above is not None:
         torch.add(positive_score, ignore_above, out=row_terms[5])
-    return rows, lse, positive_logit, top1, entropy, row_terms, block_terms, d_anchors, d_tau
+    return rows, lse, positive_logit, top1, entropy, row_terms, block_terms, arrivals, d_anchors, d_tau
 
 
 def _sweep_rows(problem: _Problem, need_d_anchors: bool) -> tuple[Tensor, ...]:
@@ -181,30 +182,34 @@ def _max_norm(operands: Operands) -> Tensor:
     return torch.linalg.vector_norm(operands.candidates, dim=1, dtype=operands.acc_dtype).amax()
 
 
-def _column_side(problem: _Problem, row_terms: Tensor, block_terms: Tensor) -> tuple[Tensor, Tensor]:
+def _column_side(problem: _Problem, row_terms: Tensor, block_terms: Tensor, arrivals: Tensor | None):
     """Sweeps the columns; returns the loss [] and d_candidates [N, d]."""
-    if problem.gluon is None and problem.plan.reduces:
+    gluon = problem.gluon
+    if gluon is None and problem.plan.reduces:
         loss = row_terms.new_empty(())
-        d_candidates = _sweep_columns(problem, row_terms, block_terms, loss)
-    else:  # the reduction within the sweep takes 21 instructions a tile: its results are not known to be uniform
-        loss, largest = block_terms[2].sum(), block_terms[:2].amax(1)
-        if problem.gluon is None:
-            d_candidates = _sweep_columns(problem, row_terms, largest, None)
-        else:
-            from adaftr_fast.kernels.infonce.gluon_column import gluon_column_sweep  # as for the rows
+        return loss, _sweep_columns(problem, row_terms, block_terms, arrivals, loss)
+    # The reduction within the sweep takes 21 instructions a tile: its results are not known to be uniform.
+    loss, largest = block_terms[2].sum(), block_terms[:2].amax(1)
+    if gluon is None:
+        return loss, _sweep_columns(problem, row_terms, largest, None, None)
+    from adaftr_fast.kernels.infonce.gluon_column import gluon_column_sweep  # as for the rows
 
-            scales = largest * 2.0 ** -max_offset(problem.operands.anchors.dtype)
-            d_candidates = gluon_column_sweep(problem.operands, problem.gluon, row_terms, scales)
-    return loss, d_candidates[0] if d_candidates.shape[0] == 1 else d_candidates.sum(0)
+    scales = largest * 2.0 ** -max_offset(problem.operands.anchors.dtype)
+    return loss, _join(gluon_column_sweep(problem.operands, gluon, row_terms, scales))
 
 
-def _sweep_columns(problem: _Problem, row_terms: Tensor, block_terms: Tensor, loss: Tensor | None) -> Tensor:
-    """Launches the column sweep, which writes ``loss`` if it is given; returns the splits' d_candidates [S, N, d]."""
+def _sweep_columns(problem: _Problem, row_terms, block_terms, arrivals: Tensor | None, loss: Tensor | None) -> Tensor:
+    """Launches the column sweep, which writes ``loss`` if it is given; returns d_candidates [N, d]."""
     a, b = problem.operands.swept
-    N, (grid, options) = b.shape[0], problem.plan.columns
-    d_candidates = row_terms.new_empty(grid[1], N, problem.operands.d)
+    N, d, (grid, options) = b.shape[0], problem.operands.d, problem.plan.columns
+    partials = row_terms.new_empty(grid[1], N, d)
+    d_candidates = None if arrivals is None else row_terms.new_empty(N, d)
     infonce_column_sweep_kernel[grid](
-        a, b, problem.positive, problem.row_group, problem.column_group, row_terms, block_terms, loss, d_candidates,
-        a.shape[0], N, block_terms.shape[-1], a.stride(0), b.stride(0), **options,
+        a, b, problem.positive, problem.row_group, problem.column_group, row_terms, block_terms, arrivals, loss,
+        partials, d_candidates, a.shape[0], N, block_terms.shape[-1], a.stride(0), b.stride(0), **options,
     )  # fmt: skip
-    return d_candidates
+    return _join(partials) if d_candidates is None else d_candidates
+
+
+def _join(partials: Tensor) -> Tensor:
+    return partials[0] if partials.shape[0] == 1 else partials.sum(0)

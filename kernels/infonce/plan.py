@@ -11,6 +11,8 @@ from adaftr_fast.kernels.infonce.operands import Grid, launch_options
 COMBINE_BLOCK_M = 16  # rows a program of the combine kernel: O(d) work each, so small blocks spread over the GPU
 COMBINE_BLOCK_D = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 128, torch.float64: 128}  # others spill
 
+JOINING = ("ieee", "float64")  # whose column sweep joins its splits in a small call: others spill in wide blocks
+
 
 class Products(NamedTuple):
     """The operands, without their values, and the GPU that multiplies them."""
@@ -70,6 +72,7 @@ class Plan(NamedTuple):
     need_sum_pz: bool
     has_fixed_max: bool
     reduces: bool  # whether the column sweep reduces what combine leaves for each block of rows
+    arrivals: int  # counters of the column sweep's splits, which it joins itself; 0: it has one, or leaves them
 
 
 @lru_cache(maxsize=4096)
@@ -95,10 +98,10 @@ def make_plan(products: Products, given: Given, needs: Needs, is_small: bool, fe
     own |= {f"NEED_{name.upper()}": needed for name, needed in needs._asdict().items()}
     own |= {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": min(COMBINE_BLOCK_D[dtype], triton.next_power_of_2(width))}
     own |= {"D": d, "D_PADDED": width, "ACC_DTYPE": TYPES[acc_dtype]}
-    combine = Launch((cdiv(B, COMBINE_BLOCK_M), 1, 1), own)
-
     config = tiling.column_sweep
     grid, options = launch_options(config, *of_operands, True, True, few, processors)
-    own = {"FOLDED": not given.masks and folds_scale(dtype, config), "D": d, "REDUCES": is_small}
+    joins = kind in JOINING and is_small and needs.d_candidates and grid[1] > 1
+    combine = Launch((cdiv(B, COMBINE_BLOCK_M), 1, 1), own | {"JOINS": joins})
+    own = {"FOLDED": not given.masks and folds_scale(dtype, config), "D": d, "REDUCES": is_small, "JOINS": joins}
     columns = Launch(grid, options | masks | offset | own)
-    return Plan(rows, combine, columns, need_sum_pz, fixed_max, is_small)
+    return Plan(rows, combine, columns, need_sum_pz, fixed_max, is_small, grid[0] * grid[2] if joins else 0)

@@ -50,6 +50,7 @@ POINTEE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32",
 OPERANDS = ("anchors_ptr", "candidates_ptr", "x_ptr", "y_ptr")
 DESCRIPTORS = ("anchors", "candidates", "terms")
 INT64 = ("positive_ptr", "row_group_ptr", "column_group_ptr", "x_group_ptr", "y_group_ptr")
+OTHERS = {"top1_ptr": "*i1", "arrivals_ptr": "*i32"}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 LOCATION = re.compile(r"^#loc.*\n| loc\((?:[^()]|\([^()]*\))*\)", re.MULTILINE)
 
@@ -143,8 +144,8 @@ def _source(case: Case) -> tuple[ASTSource, GPUTarget, dict[str, int]]:
             signature[argument] = "i32"
         elif argument in INT64:
             signature[argument] = "*i64"
-        elif argument == "top1_ptr":
-            signature[argument] = "*i1"
+        elif argument in OTHERS:
+            signature[argument] = OTHERS[argument]
         else:
             signature[argument] = "*" + (POINTEE[case.dtype] if argument in OPERANDS else acc)
         if argument.endswith(("_ptr", "_stride")):

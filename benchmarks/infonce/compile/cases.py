@@ -17,7 +17,7 @@ from adaftr_fast.kernels.infonce.config import (
     has_fixed_max,
     max_offset,
 )
-from adaftr_fast.kernels.infonce.plan import COMBINE_BLOCK_D, COMBINE_BLOCK_M
+from adaftr_fast.kernels.infonce.plan import COMBINE_BLOCK_D, COMBINE_BLOCK_M, JOINING
 from adaftr_fast.kernels.infonce.symmetric.config import SYMMETRIC_TILINGS, choose_symmetric_tiling, has_common
 from adaftr_fast.kernels.infonce.symmetric.launch import COMBINE_BLOCK, MOST_WIDTH, POSITIVES_BLOCK
 
@@ -166,7 +166,8 @@ def _row(fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width:
 def _column(fitted, masks: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int, small: bool) -> Case:
     config = fitted.column_sweep
     folded = not _is_explicit(masks) and folds_scale(dtype, config)
-    own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype), "REDUCES": small}
+    joins = small and fitted.kind in JOINING
+    own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype), "REDUCES": small, "JOINS": joins}
     values = constants(dtype, fitted.kind, width, config) | masks | own
     return Case("column_sweep", name, fitted.kind, dtype, width, arch, config, values)
 
@@ -245,6 +246,6 @@ def _combine(dtype: torch.dtype, arch: int, variant: str) -> Case:
     acc_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     blocks = {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": COMBINE_BLOCK_D[dtype]}
     values = dict.fromkeys(names, True) | blocks | {"D": 256, "D_PADDED": 256, "ACC_DTYPE": TYPES[acc_dtype]}
-    values |= {"HAS_POSITIVE": variant == "everything", "HAS_MARGIN": False, "HAS_WEIGHT": False}
+    values |= {"HAS_POSITIVE": variant == "everything", "HAS_MARGIN": False, "HAS_WEIGHT": False, "JOINS": False}
     config = Config(COMBINE_BLOCK_M, 0, blocks["BLOCK_D"], 0, 4, 3)  # warps and stages: Triton's defaults
     return Case("combine", variant, "", dtype, 256, arch, config, values)

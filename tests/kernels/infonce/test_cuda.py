@@ -71,6 +71,17 @@ def test_same_bits_every_time(rows, dtype):
     assert all(torch.equal(x, y) for x, y in zip(first, second))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [64, 300])
+def test_the_column_sweep_of_a_small_call_joins_its_splits(monkeypatch, dtype, d):
+    monkeypatch.undo()  # conftest makes every call large
+    tensors = inputs(1024, 1024, d)
+    assert_matches(tensors, dtype, "cuda")
+    first = evaluate(tensors, dtype, "cuda")[0]
+    for _ in range(100):  # whichever program comes last
+        assert all(torch.equal(x, y) for x, y in zip(evaluate(tensors, dtype, "cuda")[0], first))
+
+
 def test_large_batch_in_little_memory():
     """65,536 rows, whose matrix of logits would take 8 GiB in bfloat16. Some rows are checked against float64."""
     rows, d = 65_536, 64

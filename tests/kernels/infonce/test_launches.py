@@ -1,4 +1,4 @@
-"""What one call launches: at small sizes the three kernels alone."""
+"""What one call launches: at small sizes the three kernels alone, which join the splits of the sweeps themselves."""
 
 import pytest
 import torch
@@ -40,7 +40,8 @@ def launches(monkeypatch, rows, dtype, d=64, **changed):
     from adaftr_fast.kernels.infonce import launch
 
     a, b = torch.zeros(rows, d, dtype=dtype), torch.zeros(rows, d, dtype=dtype)
-    tau, scale = torch.ones(rows), torch.ones(()).expand(rows)
+    acc_dtype = torch.promote_types(dtype, torch.float32)
+    tau, scale = torch.ones(rows, dtype=acc_dtype), torch.ones((), dtype=acc_dtype).expand(rows)
     found = Launches()
 
     class Kernel:
@@ -59,14 +60,31 @@ def launches(monkeypatch, rows, dtype, d=64, **changed):
 
 
 @pytest.mark.parametrize("rows", [256, 1024])
-def test_a_small_call_launches_its_three_kernels(monkeypatch, rows):
-    assert launches(monkeypatch, rows, torch.bfloat16) == ["row_sweep", "combine", "column_sweep"]
+@pytest.mark.parametrize("d", [20, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_small_call_launches_its_three_kernels(monkeypatch, rows, d, dtype):
+    padding = ["aten.new_zeros.default", "aten.copy_.default"] * 2 if d % 16 else []
+    assert launches(monkeypatch, rows, dtype, d) == [*padding, "row_sweep", "combine", "column_sweep"]
 
 
-def test_a_call_in_float32_joins_the_splits_of_its_long_column_sweep(monkeypatch):
-    assert launches(monkeypatch, 256, torch.float32) == ["row_sweep", "combine", "column_sweep"]
-    joined = ["row_sweep", "combine", "column_sweep", "aten.sum.dim_IntList"]
-    assert launches(monkeypatch, 1024, torch.float32) == joined
+@pytest.mark.parametrize(("dtype", "d"), [(torch.float32, 24), (torch.float32, 140), (torch.float64, 40)])
+def test_the_column_sweep_joins_its_splits(monkeypatch, dtype, d):
+    """As a large call does by a sum of its own, in each slice of the width."""
+    from adaftr_fast.kernels.infonce import launch, operands, plan
+
+    monkeypatch.setattr(operands, "ASSUMED_PROCESSORS", 64)
+    monkeypatch.setattr(launch, "FEW_BLOCKS", 2)
+    a, b, tau = (x.to(dtype) for x in inputs(90, 40, d))
+    positive = masks(90, 40)["positive_index"]
+    arguments = (a, b, tau, positive, None, None, torch.ones_like(tau), True, True, True, False)
+    made = []
+    monkeypatch.setattr(launch, "make_plan", lambda *key: made.append(plan.make_plan(*key)) or made[-1])
+    joined = launch.infonce(*arguments)
+    monkeypatch.setattr(launch, "SMALL_PART", 0)
+    summed = launch.infonce(*arguments)
+    assert [each.arrivals > 0 for each in made] == [True, False]
+    assert all(each.columns.grid[1] > 1 for each in made)
+    torch.testing.assert_close(joined, summed, rtol=1e-6, atol=1e-7)
 
 
 def test_a_call_without_the_column_sweep_adds_its_loss(monkeypatch):
