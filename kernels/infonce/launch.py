@@ -96,9 +96,8 @@ def _prepare(
         row_group, column_group = row_group.contiguous(), column_group.contiguous()
     ignore_above = None if ignore_above is None else tau.new_full((), ignore_above)
     margin = tau.new_full((), margin) if margin else None
-    operands = prepare_operands(
-        anchors, candidates, None if positive is None else positive == IGNORE.value, splits=True
-    )
+    ignored = None if positive is None else positive == IGNORE.value
+    operands = prepare_operands(anchors, candidates, ignored, splits=True)
     a, b, _, kind, d, _, capability, processors = operands
     (B, width), N = a.shape, b.shape[0]
     given = Given(*(x is not None for x in (positive, row_group, ignore_above, margin, weight)))
@@ -182,7 +181,7 @@ def _max_norm(operands: Operands) -> Tensor:
     return torch.linalg.vector_norm(operands.candidates, dim=1, dtype=operands.acc_dtype).amax()
 
 
-def _column_side(problem: _Problem, row_terms: Tensor, block_terms: Tensor, arrivals: Tensor | None):
+def _column_side(problem: _Problem, row_terms, block_terms, arrivals: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sweeps the columns; returns the loss [] and d_candidates [N, d]."""
     gluon = problem.gluon
     if gluon is None and problem.plan.reduces:

@@ -98,10 +98,11 @@ def make_plan(products: Products, given: Given, needs: Needs, is_small: bool, fe
     own |= {f"NEED_{name.upper()}": needed for name, needed in needs._asdict().items()}
     own |= {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": min(COMBINE_BLOCK_D[dtype], triton.next_power_of_2(width))}
     own |= {"D": d, "D_PADDED": width, "ACC_DTYPE": TYPES[acc_dtype]}
+
     config = tiling.column_sweep
     grid, options = launch_options(config, *of_operands, True, True, few, processors)
     joins = kind in JOINING and is_small and needs.d_candidates and grid[1] > 1
-    combine = Launch((cdiv(B, COMBINE_BLOCK_M), 1, 1), own | {"JOINS": joins})
+    combine = Launch((cdiv(B, COMBINE_BLOCK_M), 1, 1), own | {"JOINS": joins})  # it sets the counters of arrivals to 0
     own = {"FOLDED": not given.masks and folds_scale(dtype, config), "D": d, "REDUCES": is_small, "JOINS": joins}
     columns = Launch(grid, options | masks | offset | own)
     return Plan(rows, combine, columns, need_sum_pz, fixed_max, is_small, grid[0] * grid[2] if joins else 0)
