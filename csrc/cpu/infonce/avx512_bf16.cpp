@@ -9,18 +9,23 @@ namespace adaftr_fast::avx512_bf16 {
 #include "cpu/infonce/bf16_stored.inl"
 #include "cpu/infonce/limits/bf16.inl"
 
-// A block of P of so many columns, 16 MiB, may stay in L3. On a Zen 4, storing it takes 0.70 to 0.86 of the time of
-// making S and P twice, from 3,072 to 32,768 columns, and 1.9 times as long at 65,536.
-constexpr int64_t kMaxStoredColumns = 32 << 10;
+// A block of P of so many elements, 16 MiB, may stay in L3: 256 rows x 32,768 columns on up to 4 threads. On a Zen 4,
+// one and two threads, storing it takes 0.70 to 0.86 of the time of making S and P twice, from 3,072 to 32,768 columns,
+// and 1.9 times as long at 65,536.
+constexpr int64_t kMaxStoredElements = 8 << 20;
+
+bool stores_probs(const InfoNCEProblem<float>& problem, int64_t threads) {
+  return problem.columns * StoredSweep::few_rows(threads) <= kMaxStoredElements;
+}
 
 size_t bf16_workspace_bytes(const InfoNCEProblem<float>& problem, int64_t threads) {
-  const bool stores = problem.columns <= kMaxStoredColumns;
-  return (stores ? workspace_bytes<StoredSweep> : workspace_bytes<RecomputedSweep<1>>)(problem, threads);
+  return (stores_probs(problem, threads) ? workspace_bytes<StoredSweep> : workspace_bytes<RecomputedSweep<1>>)(problem,
+                                                                                                               threads);
 }
 
 void run_infonce_bf16(const InfoNCEProblem<float>& problem, void* workspace, int64_t threads) {
-  const bool stores = problem.columns <= kMaxStoredColumns;
-  (stores ? run_sweep<StoredSweep> : run_sweep<RecomputedSweep<1>>)(problem, workspace, threads);
+  (stores_probs(problem, threads) ? run_sweep<StoredSweep> : run_sweep<RecomputedSweep<1>>)(problem, workspace,
+                                                                                            threads);
 }
 
 constinit const InfoNCEKernels kInfoNCE = {
@@ -28,8 +33,8 @@ constinit const InfoNCEKernels kInfoNCE = {
 
 int64_t bf16_from_cache(Part part, const InfoNCEProblem<float>& problem, int64_t threads, float* operands) {
   using StoredFromCache = Bf16FromCache<StoredSweep, 1, StoredSweep::kBlockPanels>;
-  const bool stores = problem.columns <= kMaxStoredColumns;
-  return (stores ? StoredFromCache::run : RecomputedFromCache::run)(part, problem, threads, operands);
+  const auto run = stores_probs(problem, threads) ? StoredFromCache::run : RecomputedFromCache::run;
+  return run(part, problem, threads, operands);
 }
 
 constinit const LimitKernels kLimits = {.f32 = nullptr, .bf16 = bf16_from_cache};

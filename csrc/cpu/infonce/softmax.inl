@@ -79,7 +79,7 @@ struct Sweep {
       : q(problem), threads(thread_count), arena{base} {
     need_d_anchors = q.d_anchors != nullptr, need_d_candidates = q.d_candidates != nullptr;
     need_sum_pz = q.entropy != nullptr || (q.d_tau != nullptr && !need_d_anchors);
-    const int64_t few = at_least(256, 64 * threads), many = at_least(1024, 64 * threads);
+    const int64_t few = few_rows(threads), many = at_least(1024, 64 * threads);
     const int64_t bound = at_least(kMaxBlockElements / at_least(q.columns, threads * q.width), kGroup);
     const int64_t wanted = at_most(at_most(at_least(kBlockElements / q.columns, few), many), bound);
     const int64_t groups = ceil_div(ceil_div(q.rows, ceil_div(q.rows, wanted)), kGroup);
@@ -94,6 +94,9 @@ struct Sweep {
     arena.take(need_d_anchors ? threads * width_panels * task_rows * kPanel<T> : 0, task_acc);
     arena.take(need_d_candidates ? column_panels * d_padded * kPanel<T> : 0, d_candidates);
   }
+
+  // The rows of a block, if there are so many, where the columns are too many for kBlockElements.
+  static int64_t few_rows(int64_t threads) { return at_least(256, 64 * threads); }
 
   int64_t positive_of(int64_t row) const { return q.positive != nullptr ? q.positive[row] : row; }
   T* acc_of(int64_t task) const {
