@@ -184,6 +184,7 @@ void adam_step_rows(const AdamTable<W>& table, const int64_t* rows, const W* gra
   const Adam<W> adam(table);
   const StepScalars<T> by = adam.scalars(lr);
   const int64_t width = kWidth ? kWidth : table.width;
+  for (int64_t u = begin; u < end && u < begin + 2 * kChunk; ++u) __builtin_prefetch(table.current + rows[u]);
   for (int64_t u = begin; u < end && u < begin + kChunk; ++u) prefetch_row(table, rows[u], width);
   for (int64_t u = begin; u < end; ++u) {
     // One row for each that is updated: a chunk's at once would wait for one another.
