@@ -132,7 +132,10 @@ class ParquetRows:
             return torch.from_numpy(matrix([values[name] for name in names], kind, order))
 
         def single(names: list[str]) -> Tensor | None:
-            return torch.from_numpy(values[names[0]][slice(None) if order is None else order].copy()) if names else None
+            if not names:
+                return None
+            column = values[names[0]]
+            return torch.from_numpy(column.copy() if order is None else column[order])
 
         labels, group, weight = stacked(self.tasks, np.float32), single(self.group), single(self.weight)
         dense = stacked(self.dense, np.float32) if self.dense else None
@@ -215,6 +218,8 @@ def matrix(columns: list[np.ndarray], kind: type[np.generic], order: np.ndarray 
         return rows
     places = np.full(count, len(order))  # the last place takes the rows that are not in ``order``
     places[order] = np.arange(len(order))
+    if np.count_nonzero(places < len(order)) < len(order):
+        raise ValueError("matrix: order must name distinct rows, got a row twice")
     rows, block = np.empty((len(order) + 1, width), kind), np.empty((min(BLOCK, count), width), kind)
     whole = np.dtype((np.void, width * rows.itemsize))  # a row as one element, which NumPy copies faster
     to, stacked = rows.view(whole)[:, 0], block.view(whole)[:, 0]
