@@ -7,7 +7,7 @@
 # make check-install a plain "pip install" beside torch in a new environment
 # make cuda-build   wheels with CUDA kernels for two versions of torch, and the CUDA tests that need no GPU; needs nvcc
 # make chaos  kills commands and calls ops and parsers with random input for MINUTES each (3), from SEED (random)
-# make compile-gate the GPU kernels of the loss, compiled where they changed and compared with the record of their machine code
+# make compile-gate the GPU kernels of the loss that changed, compiled and compared with the record of their machine code
 PYTHON ?= python3
 TORCH ?= >=2.11,<2.14
 VENV ?= .venv

@@ -6,8 +6,9 @@
 
 Prints one JSON line a kernel and exits with 1 if one spills, asks for more shared memory than the card has, misses its
 matrix instructions, or is worse than recorded. ``--quick`` compares where there is a record of the installed Triton.
-A kernel is compiled only where the record lacks it, or has it of other code; ``--anew`` compiles all. A part of the
-kernels is recorded beside what the record has of the others. Not under TRITON_INTERPRET.
+A kernel is compiled only where the record lacks it, or has it of other code. ``--anew`` compiles all, as is needed once
+the code that reads the figures has changed. A part of the kernels is recorded beside what the record has of the others.
+Not under TRITON_INTERPRET.
 """
 
 import argparse
@@ -46,6 +47,10 @@ def main() -> int:
     recorded = record.read(versions)
     if options.compare and recorded is None:
         print(f"compile_sweep: {record.path_of(versions['triton'])} is no record of {versions}", file=sys.stderr)
+        return 1
+    partial = options.quick or set(options.arch) != set(ARCHS)
+    if options.record and partial and recorded is None and (path := record.path_of(versions["triton"])).exists():
+        print(f"compile_sweep: {path} is of another compiler; record all kernels at once", file=sys.stderr)
         return 1
     chosen = list(cases(options.arch, options.quick))
     known = {} if options.anew else {record.key_of(each): each for each in recorded or ()}

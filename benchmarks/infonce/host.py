@@ -3,7 +3,7 @@
     python -m benchmarks.infonce.host [--rows 64] [--calls 300]
 
 Prints microseconds of process CPU time a call. Tensors are on the CPU, where PyTorch's ops run on few rows. It leaves
-out launches: the driver's part, and Triton's in Python, which takes longer for three than launch.py for the rest.
+out the launches, whose part in Triton's Python takes longer than all of launch.py.
 """
 
 import argparse

@@ -202,6 +202,6 @@ def infonce_column_sweep_kernel(
             acc = tl.load(partials_ptr + offset, mask=mask, other=0.0)
             share = offset
             for _ in range(1, num_splits):
-                share += N * D
+                share += N.to(tl.int64) * D
                 acc += tl.load(partials_ptr + share, mask=mask, other=0.0)
             tl.store(d_candidates_ptr + offset, acc, mask=mask)

@@ -242,21 +242,17 @@ ALTERNATIVES = (
 BLOCKS = tuple(dict.fromkeys(each.name for each in ALTERNATIVES))
 
 
-def choose_tiling(kind: str, width: int, capability: int) -> Tiling:
-    """Returns the table's row for a width that is a multiple of 16, with blocks no wider than needed.
-
-    The environment variable ADAFTR_FAST_INFONCE_BLOCKS selects other blocks: "wide" or "narrow" (ALTERNATIVES).
-    """
-    return _choose_tiling(kind, width, capability, chosen_blocks())
-
-
 def chosen_blocks() -> str:
     """Returns the value of ADAFTR_FAST_INFONCE_BLOCKS."""
     return os.environ.get(BLOCKS_VARIABLE, "")
 
 
 @lru_cache
-def _choose_tiling(kind: str, width: int, capability: int, blocks: str) -> Tiling:
+def choose_tiling(kind: str, width: int, capability: int, blocks: str = "") -> Tiling:
+    """Returns the table's row for a width that is a multiple of 16, with blocks no wider than needed.
+
+    ``blocks`` selects others, if not empty: "wide" or "narrow" (ALTERNATIVES).
+    """
     if blocks and blocks not in BLOCKS:
         raise ValueError(f"kernels.infonce: {BLOCKS_VARIABLE} must be one of {BLOCKS}, got {blocks!r}")
     for tiling in TILINGS:

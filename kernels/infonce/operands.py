@@ -14,6 +14,7 @@ from adaftr_fast.kernels.infonce.config import (
     cdiv,
     choose_splits,
     choose_tiling,
+    chosen_blocks,
     constants,
     product_kind,
 )
@@ -43,7 +44,8 @@ class Operands(NamedTuple):
 
     def launch_options(self, sweep: Sweep, divide_width: bool) -> tuple[Grid, dict]:
         """Returns a sweep's grid and options, see the function below."""
-        config: Config = getattr(choose_tiling(self.kind, self.anchors.shape[1], self.capability), sweep)
+        tiling = choose_tiling(self.kind, self.anchors.shape[1], self.capability, chosen_blocks())
+        config: Config = getattr(tiling, sweep)
         sides = self.anchors.shape[0], self.candidates.shape[0]
         of_operands = self.kind, self.anchors.dtype, self.anchors.shape[1], sides
         return launch_options(config, *of_operands, sweep == "sigmoid_columns", divide_width, 0, self.processors)

@@ -11,7 +11,8 @@ from adaftr_fast.kernels.infonce.operands import Grid, launch_options
 COMBINE_BLOCK_M = 16  # rows a program of the combine kernel: O(d) work each, so small blocks spread over the GPU
 COMBINE_BLOCK_D = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 128, torch.float64: 128}  # others spill
 
-JOINING = ("ieee", "float64")  # whose column sweep joins its splits in a small call: others spill in wide blocks
+# Whose column sweep joins its splits in a small call: others spill in wide blocks, or in the combine kernel (float64).
+JOINING = ("ieee",)
 
 
 class Products(NamedTuple):
@@ -79,10 +80,10 @@ class Plan(NamedTuple):
 def make_plan(products: Products, given: Given, needs: Needs, is_small: bool, few: int, blocks: str) -> Plan:
     """Returns the plan of a call, small or not, whose column sweep streams up to ``few`` blocks of rows unsplit.
 
-    ``blocks``: the value of ADAFTR_FAST_INFONCE_BLOCKS, which ``choose_tiling`` reads.
+    ``blocks``: the value of ADAFTR_FAST_INFONCE_BLOCKS, see ``choose_tiling``.
     """
     kind, dtype, acc_dtype, B, N, d, width, capability, processors = products
-    tiling = choose_tiling(kind, width, capability)
+    tiling = choose_tiling(kind, width, capability, blocks)
     masks = {"HAS_POSITIVE": given.positive, "HAS_GROUP": given.group, "IGNORES": given.ignore_above}
     need_sum_pz, offset = needs.sum_pz, {"MAX_OFFSET": max_offset(dtype)}
     of_operands = kind, dtype, width, (B, N)

@@ -9,9 +9,10 @@ import triton.language as tl
 
 
 class Constant(tl.constexpr):
-    """A constant of kernels that is cheap to compare: each launch compares those of its kernel with what they were."""
+    """A constant of kernels that is cheap to compare.
 
-    __hash__ = tl.constexpr.__hash__
+    Triton compares every constant of a kernel with its value at compile time at each launch (``JITFunction.run``).
+    """
 
     def __ne__(self, other):
         return self.value != other.value if type(other) is Constant else super().__ne__(other)

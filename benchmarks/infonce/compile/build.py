@@ -70,7 +70,8 @@ def build(case: Case, recorded: dict[str, Any] | None = None) -> dict[str, Any]:
     started = time.perf_counter()
     digest = _digest(case)
     if recorded is not None and recorded.get("code") == digest:
-        return recorded | {"stack": 0, "local": 0, "seconds": 0.0, "faults": []}
+        result = recorded | {"stack": 0, "local": 0, "seconds": 0.0}
+        return result | {"faults": _faults(case, result)}
     source, target, options = _source(case)
     compiled = triton.compile(source, target=target, options=options)
     seconds = time.perf_counter() - started
@@ -97,15 +98,18 @@ def build(case: Case, recorded: dict[str, Any] | None = None) -> dict[str, Any]:
     except sass.SassError as error:
         return result | took | {"faults": [str(error)]}
     result["issue"] = result["instructions"] * warps // SCHEDULERS
+    if _specialises(case):
+        result |= pipeline.cycles(result, warps, SCHEDULERS)
+    return result | took | {"faults": _faults(case, result)}
+
+
+def _faults(case: Case, result: dict[str, Any]) -> list[str]:
     found = faults(result)
     if result["programs"] < case.config.programs:
         found.append(
             f"a multiprocessor holds {result['programs']} programs, its config counts on {case.config.programs}"
         )
-    if _specialises(case):
-        result |= pipeline.cycles(result, warps, SCHEDULERS)
-        found += pipeline.faults(result)
-    return result | took | {"faults": found}
+    return found + (pipeline.faults(result) if _specialises(case) else [])
 
 
 def _specialises(case: Case) -> bool:

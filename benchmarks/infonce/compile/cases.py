@@ -246,6 +246,8 @@ def _combine(dtype: torch.dtype, arch: int, variant: str) -> Case:
     acc_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     blocks = {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": COMBINE_BLOCK_D[dtype]}
     values = dict.fromkeys(names, True) | blocks | {"D": 256, "D_PADDED": 256, "ACC_DTYPE": TYPES[acc_dtype]}
-    values |= {"HAS_POSITIVE": variant == "everything", "HAS_MARGIN": False, "HAS_WEIGHT": False, "JOINS": False}
+    everything = variant == "everything"
+    values |= {"HAS_POSITIVE": everything, "HAS_MARGIN": False, "HAS_WEIGHT": False}
+    values |= {"JOINS": everything and dtype == torch.float32}
     config = Config(COMBINE_BLOCK_M, 0, blocks["BLOCK_D"], 0, 4, 3)  # warps and stages: Triton's defaults
     return Case("combine", variant, "", dtype, 256, arch, config, values)

@@ -35,9 +35,10 @@ def write(compiler: dict[str, str], results: list[Result], left: Sequence[Result
     cases = [{k: v for k, v in each.items() if k not in NOT_RECORDED} for each in kept.values()]
     cases.sort(key=lambda each: tuple(each[part] for part in ("arch", *KEY)))
     head = {"compiler": compiler, "date": datetime.date.today().isoformat(), "commit": measured_code()}
-    undated = sum("code" not in each for each in cases)
-    if undated:
-        head["stale"] = f"{undated} of {len(cases)} kernels have no digest, so their figures may be of earlier commits"
+    without_code = sum("code" not in each for each in cases)
+    if without_code:
+        of_all = f"{without_code} of {len(cases)} kernels"
+        head["stale"] = f"{of_all} have no digest, so their figures may be of earlier commits"
     lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
     body = ",\n".join(f"  {json.dumps(each)}" for each in cases)
     path = path_of(compiler["triton"], folder)

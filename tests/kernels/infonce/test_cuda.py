@@ -71,15 +71,14 @@ def test_same_bits_every_time(rows, dtype):
     assert all(torch.equal(x, y) for x, y in zip(first, second))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("d", [64, 300])
-def test_the_column_sweep_of_a_small_call_joins_its_splits(monkeypatch, dtype, d):
+def test_the_column_sweep_of_a_small_call_joins_its_splits(monkeypatch, d):
     monkeypatch.undo()  # conftest makes every call large
     tensors = inputs(1024, 1024, d)
-    assert_matches(tensors, dtype, "cuda")
-    first = evaluate(tensors, dtype, "cuda")[0]
+    assert_matches(tensors, torch.float32, "cuda")
+    first = evaluate(tensors, torch.float32, "cuda")[0]
     for _ in range(100):  # whichever program comes last
-        assert all(torch.equal(x, y) for x, y in zip(evaluate(tensors, dtype, "cuda")[0], first))
+        assert all(torch.equal(x, y) for x, y in zip(evaluate(tensors, torch.float32, "cuda")[0], first))
 
 
 def test_large_batch_in_little_memory():

@@ -169,25 +169,25 @@ def test_blocks_of_the_environment_variable(blocks, capability, d, expected, mon
 
     monkeypatch.setenv(config.BLOCKS_VARIABLE, blocks)
     monkeypatch.setattr(operands, "ASSUMED_CAPABILITY", capability)
-    chosen = config.choose_tiling("half", -(-d // 16) * 16, capability).row_sweep
+    chosen = config.choose_tiling("half", -(-d // 16) * 16, capability, blocks).row_sweep
     assert (chosen.block_m, chosen.block_n, chosen.programs) == expected
     assert_matches(inputs(150, 450, d), torch.bfloat16)
     assert_matches(inputs(150, 450, d), torch.bfloat16, **masks(150, 450))
 
 
 def test_splits_fill_the_programs_that_a_multiprocessor_holds(monkeypatch):
-    from adaftr_fast.kernels.infonce.operands import _launch_options
+    from adaftr_fast.kernels.infonce.operands import launch_options
 
     chosen = config.choose_tiling("half", 64, 90).row_sweep._replace(block_m=64)
     of_operands = "half", torch.bfloat16, 64, (64 * 132, 8192), False, True, 0, 132
-    splits = [_launch_options(chosen._replace(programs=n), *of_operands)[0][1] for n in (1, 2, 3)]
+    splits = [launch_options(chosen._replace(programs=n), *of_operands)[0][1] for n in (1, 2, 3)]
     assert splits == [1, 2, 3]
 
 
 def test_an_unknown_choice_of_blocks_is_refused(monkeypatch):
     monkeypatch.setenv(config.BLOCKS_VARIABLE, "tall")
     with pytest.raises(ValueError, match=r"ADAFTR_FAST_INFONCE_BLOCKS must be one of \('wide', 'narrow'\), got 'tall'"):
-        config.choose_tiling("half", 64, 90)
+        assert_matches(inputs(20, 30, 8), torch.bfloat16)
 
 
 @pytest.mark.parametrize("tau", [1e-3, 1e-2, 1.0, 1e3])
