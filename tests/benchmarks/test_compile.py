@@ -262,8 +262,10 @@ def test_only_kernels_of_other_code_are_compiled_again(monkeypatch):
     monkeypatch.setattr(build, "_digest", lambda case: "0123")
     monkeypatch.setattr(build, "_source", refuse)
     case = next(cases.cases([90], quick=True))
-    same = RESULT | {"code": "0123"}
-    assert build.build(case, same) == same | {"stack": 0, "local": 0, "seconds": 0.0}
+    same = RESULT | {"code": "0123", "shared": 0, "products": 1.0, "programs": case.config.programs}
+    assert build.build(case, same) == same | {"stack": 0, "local": 0, "seconds": 0.0, "faults": []}
+    fewer = same | {"programs": case.config.programs - 1}
+    assert len(build.build(case, fewer)["faults"]) == 1  # the record is checked as what is compiled is
     for known in (None, RESULT, RESULT | {"code": "4567"}):
         with pytest.raises(RuntimeError, match="compiled"):
             build.build(case, known)
