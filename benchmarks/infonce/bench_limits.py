@@ -5,8 +5,8 @@
 
 No kernel of these products can take less time than they do, so the best form of PyTorch over the products is the
 largest speed-up that any such kernel can have. Exponentials run on the same units as the products of FMA, and add to
-them; AMX has units of its own, and can hide them. In bfloat16, above 32,768 columns and with AMX, the loss makes S and
-P twice: four products (csrc/cpu/infonce/bf16_recomputed.inl).
+them; AMX has units of its own, and can hide them. In bfloat16, where a block of P exceeds 16 MiB and with AMX, the
+loss makes S and P twice: four products (csrc/cpu/infonce/bf16_recomputed.inl).
 """
 
 import argparse

@@ -175,7 +175,7 @@ def test_blocks_of_the_environment_variable(blocks, capability, d, expected, mon
     assert_matches(inputs(150, 450, d), torch.bfloat16, **masks(150, 450))
 
 
-def test_splits_fill_the_programs_that_a_multiprocessor_holds(monkeypatch):
+def test_splits_fill_the_programs_that_a_multiprocessor_holds():
     from adaftr_fast.kernels.infonce.operands import launch_options
 
     chosen = config.choose_tiling("half", 64, 90).row_sweep._replace(block_m=64)

@@ -40,7 +40,7 @@ def test_threads_share_the_parts(instruction_set):
 
 @needs_extension
 def test_bfloat16_has_three_or_four_products(instruction_set):
-    """Above 32,768 columns S is made twice; AMX makes it twice always."""
+    """Above 32,768 columns, fewer on many threads, S is made twice; AMX makes it twice always."""
     for columns, twice in ((4096, instruction_set == "amx"), (33_000, True)):
         counts = parts(64, columns, 64, bfloat16=True)
         if instruction_set in ("avx512_bf16", "amx"):
