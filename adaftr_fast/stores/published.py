@@ -144,21 +144,30 @@ def read_state(folder: StorePath) -> State | None:
     Raises:
         StoreError: the list is damaged or of another format, or cannot be read.
     """
-    path = folder / LIST
     try:
-        content = loads(_read_list(folder).decode())
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"expected format {FORMAT}")
-        files, before = (from_json(kind, content[name]) for kind, name in KINDS)
-        state = State(files, tuple(before), from_json(str, content["writer"]))
-        for name, file in state.files.items():
-            if not is_inside(name) or len(file.sha256) != 64 or not file.sha256.isalnum() or file.size < 0:
-                raise ValueError(f"files: unexpected entry {name!r}")
-        return state
+        content = _read_list(folder)
+        while True:
+            try:
+                return _parsed(content)
+            except (ValueError, KeyError) as error:
+                again = _read_list(folder)
+                if again == content:
+                    raise StoreError(f"{folder / LIST}: damaged: {error}") from error
+                content = again  # the size that was asked for first cuts off a longer list that replaced it meanwhile
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError) as error:
-        raise StoreError(f"{path}: damaged: {error}") from error
+
+
+def _parsed(content: bytes) -> State:
+    fields = loads(content.decode())
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise ValueError(f"expected format {FORMAT}")
+    files, before = (from_json(kind, fields[name]) for kind, name in KINDS)
+    state = State(files, tuple(before), from_json(str, fields["writer"]))
+    for name, file in state.files.items():
+        if not is_inside(name) or len(file.sha256) != 64 or not file.sha256.isalnum() or file.size < 0:
+            raise ValueError(f"files: unexpected entry {name!r}")
+    return state
 
 
 def _read_list(folder: StorePath) -> bytes:

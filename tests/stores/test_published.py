@@ -175,6 +175,25 @@ def test_a_list_that_is_renamed_while_it_is_looked_for(url, files, monkeypatch):
     assert not absent
 
 
+@pytest.mark.parametrize("missing", [1, 20, 300])
+def test_a_list_that_is_replaced_while_it_is_read(url, files, monkeypatch, missing):
+    """pyarrow asks for the size, then for as many bytes: those of the longer list that is there by then."""
+    folder, cut = as_path(url), []
+    state = publish(files, folder, None)
+    read = StorePath.read_bytes
+
+    def cut_once(path):
+        content = read(path)
+        if path.name == LIST and not cut:
+            cut.append(path)
+            return content[: -1 - missing]
+        return content
+
+    monkeypatch.setattr(StorePath, "read_bytes", cut_once)
+    assert read_state(folder) == state
+    assert cut
+
+
 def test_another_writer_is_noticed(url, files):
     folder = as_path(url)
     base = publish(files, folder, None)
