@@ -304,6 +304,22 @@ def training(cases: Cases) -> str:
     return table(header, "r" * (len(TRAINERS) + 2), rows)
 
 
+def against(cases: Cases) -> str:
+    """Milliseconds of a training step at another commit and now, and the median ratio of the turns."""
+    rows = [
+        [
+            case["fields"],
+            case["before"],
+            name,
+            *(f"{step[each]:.1f}" for each in ("before, ms", "now, ms")),
+            step["ratio"],
+        ]
+        for case in cases
+        for name, step in case["steps"].items()
+    ]
+    return table("fields | before | a step of | before, ms | now, ms | now / before", "rllrrr", rows)
+
+
 def training_summary(cases: Cases) -> str:
     """Thousands of samples a second of ours, and of MMoE in other libraries."""
     shown = ("AdaFTR", "AdaFTR, bfloat16", "MMoE", "torch-rechub MMoE", "DeepCTR-Torch MMoE")
@@ -388,6 +404,7 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         sharded_snapshots,
         predict,
         requests,
+        against,
         training,
         training_summary,
         training_ratios,

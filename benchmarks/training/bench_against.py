@@ -1,0 +1,105 @@
+"""The time of a training step over that of another commit's, B = 1,024, both in turns on this machine:
+
+    git worktree add ../before COMMIT
+    (cd ../before && python setup.py build_ext --inplace)
+    python -m benchmarks.training.bench_against ../before --fields 121 --ids 6719
+
+The two train in processes of their own, of which one waits while the other trains an epoch of each contestant. Batches
+come from parquet, and the first of an epoch wait for the loader. Writes results/against_fields<fields>-*.json.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, Manifest, SplitInfo
+from benchmarks.measure import write
+from benchmarks.prepared import FIELDS, write_prepared
+from benchmarks.training import epochs
+
+HERE = Path(__file__).parents[2]
+REDUCED = ("AdaFTR, float32 before and bfloat16 now", "AdaFTR", "AdaFTR, bfloat16")
+
+
+def write_for_both(folder: Path, rows: int, ids: int, fields: int) -> None:
+    """Writes a prepared folder whose manifest has only the keys that it must have: older code refuses others."""
+    write_prepared(folder, rows, ids, held_out=epochs.BATCH, fields=fields)
+    content = required(Manifest, json.loads((folder / MANIFEST).read_text()))
+    content["splits"] = {name: required(SplitInfo, each) for name, each in content["splits"].items()}
+    content["fields"] = [required(FieldInfo, each) for each in content["fields"]]
+    (folder / MANIFEST).write_text(json.dumps(content))
+
+
+def required(kind: type, content: dict[str, Any]) -> dict[str, Any]:
+    missing = dataclasses.MISSING
+    names = [f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing]
+    return {name: content[name] for name in names}
+
+
+def start(tree: Path, data: Path, threads: int) -> subprocess.Popen[str]:
+    """Starts the contestants of a checkout whose extension is built."""
+    command = [sys.executable, epochs.__file__, str(data), str(threads)]
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def epoch(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Milliseconds of a step of each contestant."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(file=process.stdin, flush=True)
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"{' '.join(map(str, process.args))}: ended early")
+    return json.loads(line)
+
+
+def compare(before: Path, fields: int, ids: int, steps: int, turns: int, threads: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_for_both(Path(folder), steps * epochs.BATCH, ids, fields)
+        processes = {name: start(tree, Path(folder), threads) for name, tree in (("before", before), ("now", HERE))}
+        try:
+            for process in processes.values():
+                epoch(process)  # warms
+            times = [{name: epoch(process) for name, process in processes.items()} for _ in range(turns)]
+        finally:
+            for process in processes.values():
+                process.kill()
+    of = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=before, capture_output=True, text=True, check=True)
+    steps: dict[str, dict[str, float]] = {}
+    for name, old, new in (*((each, each, each) for each in epochs.CONTESTANTS), REDUCED):
+        pairs = [(turn["before"][old], turn["now"][new]) for turn in times]
+        before_ms, now_ms = map(statistics.median, zip(*pairs))
+        ratio = statistics.median(after / earlier for earlier, after in pairs)
+        steps[name] = {"before, ms": round(before_ms, 2), "now, ms": round(now_ms, 2), "ratio": round(ratio, 3)}
+    return {"fields": fields, "ids a field": ids, "before": of.stdout.strip(), "turns": turns, "steps": steps}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("before", type=Path, help="a checkout of the other commit, built")
+    parser.add_argument("--fields", type=int, default=FIELDS)
+    parser.add_argument("--ids", type=int, default=10_000, help="of every field")
+    parser.add_argument("--steps", type=int, default=200, help="of an epoch")
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    if not list(given.before.glob("adaftr_fast/_C*")):
+        parser.error(f"{given.before}: expected a checkout with a built extension, see above")
+    torch.set_num_threads(given.threads)  # which the results name
+    case = compare(given.before.resolve(), given.fields, given.ids, given.steps, given.turns, given.threads)
+    print(json.dumps(case, indent=1))
+    print(write(f"against_fields{given.fields}", [case]))
+
+
+if __name__ == "__main__":
+    main()
