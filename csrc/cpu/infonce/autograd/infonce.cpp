@@ -6,10 +6,8 @@
 #pragma GCC diagnostic ignored "-Wstringop-overflow"
 #endif
 #include <ATen/TensorOperators.h>
-#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -47,13 +45,6 @@ Gradients call_gradients(at::ArrayRef<bool> needs, at::ArrayRef<bool> computed, 
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::_infonce_gradients", "").typed<Op>();
   return op.call(needs, computed, ignore_above, g_loss, g_row_loss, saved);
-}
-
-// Whether the gradients are those that forward computed, which may be given away: the gradient of the loss is 1, as
-// where backward starts at it, and no other backward needs them. Products with 1 would copy them.
-bool are_as_computed(const Tensor& g_loss) {
-  return !torch::autograd::get_current_graph_task_keep_graph() && g_loss.is_cpu() &&
-         !at::isTensorSubclassLike(g_loss) && g_loss.item().toDouble() == 1;
 }
 
 OptionalTensor optional_of(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
@@ -103,12 +94,8 @@ struct InfoNCEFunction : torch::autograd::Function<InfoNCEFunction> {
                          optional_of(g_row_loss), all);
       return found;
     }
-    const bool as_computed = are_as_computed(g_loss);
-    for (size_t i = 0; i < 3; ++i) {
-      if (!needs[i]) continue;
-      const Tensor& gradient = saved[kInputs + 1 + i];
-      found[i] = (as_computed ? gradient : gradient * g_loss).to(saved[i].scalar_type());
-    }
+    for (size_t i = 0; i < 3; ++i)
+      if (needs[i]) found[i] = (saved[kInputs + 1 + i] * g_loss).to(saved[i].scalar_type());
     if (needs[3]) found[kOfScale] = g_loss * saved[kInputs];
     return found;
   }
