@@ -27,6 +27,7 @@ from adaftr_fast.stores.progress import transfer_bar
 T = TypeVar("T")
 LIST, OBJECTS, FORMAT = "published.json", "objects", 1
 NEW = ".new"  # end of the name of a file that is not yet in its place
+READS = 100  # of a list that is replaced while it is read
 PIECE = 8 << 20  # bytes read and written at a time
 ONE_REQUEST = 5 << 30  # bytes that S3 copies in one request
 
@@ -146,14 +147,17 @@ def read_state(folder: StorePath) -> State | None:
     """
     try:
         content = _read_list(folder)
-        while True:
+        for _ in range(READS):
             try:
                 return _parsed(content)
             except (ValueError, KeyError) as error:
-                again = _read_list(folder)
-                if again == content:
-                    raise StoreError(f"{folder / LIST}: damaged: {error}") from error
-                content = again  # the size that was asked for first cuts off a longer list that replaced it meanwhile
+                damage = error
+            # The store is asked for the size first. A longer list that replaces this one before it is asked for the
+            # content comes without its end, and another read has other bytes.
+            before, content = content, _read_list(folder)
+            if content == before:
+                break
+        raise StoreError(f"{folder / LIST}: damaged: {damage}") from damage
     except FileNotFoundError:
         return None
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import adaftr_fast  # noqa: F401  # loads the op
-from benchmarks.infonce.cases import SIZES, contestants, forward_backward, inputs
-from benchmarks.infonce.limits import PRODUCTS, limits
+from benchmarks.infonce.cases import SIZES, contestants, forward_backward, inputs, literal
+from benchmarks.infonce.limits import BEST, LITERAL, PRODUCTS, limits
 from benchmarks.measure import side_by_side, write
 from benchmarks.render import OURS
 
@@ -28,7 +28,7 @@ def from_cache(part: str, rows: int, d: int, bfloat16: bool) -> Callable[[], int
 
 
 def compare(rows: int, d: int, bfloat16: bool, threads: int, seconds: float) -> dict[str, Any] | None:
-    """Milliseconds of each part alone, of the whole loss and of PyTorch's forms; None where bfloat16 has no kernel."""
+    """Milliseconds of each part and the loss, and of PyTorch in float32; None where bfloat16 has no kernel."""
     torch.set_num_threads(threads)
     parts = {part: from_cache(part, rows, d, bfloat16) for part in (*PRODUCTS, "exponentials")}
     counts = {part: run() for part, run in parts.items()}
@@ -36,11 +36,15 @@ def compare(rows: int, d: int, bfloat16: bool, threads: int, seconds: float) -> 
         return None
     tensors = inputs("mild", rows, d, torch.bfloat16 if bfloat16 else torch.float32)
     forms = [(name, loss) for name, loss in contestants() if not bfloat16 or name == OURS]
-    ms = side_by_side(parts | {name: forward_backward(loss, tensors) for name, loss in forms}, seconds)
+    steps = {name: forward_backward(loss, tensors) for name, loss in forms}
+    if not bfloat16:
+        steps[LITERAL] = forward_backward(literal, inputs("gaussian", rows, d))
+    ms = side_by_side(parts | steps, seconds)
     case = {"dtype": "bfloat16" if bfloat16 else "float32", "rows": rows, "d": d, "threads": threads}
-    others = [time for name, time in ms.items() if name not in (*parts, OURS)]
-    shown = {"counts": counts, "ms": {name: ms[name] for name in (*parts, OURS)}}
-    return case | shown | ({"best of PyTorch, ms": min(others)} if others else {})
+    case |= {"counts": counts, "ms": {name: ms[name] for name in (*parts, OURS)}}
+    if bfloat16:
+        return case
+    return case | {BEST: min(ms[name] for name, _ in forms if name != OURS), LITERAL: ms[LITERAL]}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from benchmarks.render import OURS, Cases, table
 
+BEST, LITERAL = "best of PyTorch, ms", "literal eager on gaussian inputs, ms"
 PRODUCTS = ("scores", "rows", "columns")  # S = A B^T, P B, P^T A
 
 
@@ -12,7 +13,7 @@ def limits(cases: Cases) -> str:
 
     PyTorch is measured in float32; a case in bfloat16 is compared with its time at the same size.
     """
-    best = {_size(case): case["best of PyTorch, ms"] for case in cases if "best of PyTorch, ms" in case}
+    best, literal = ({_size(case): case[name] for case in cases if name in case} for name in (BEST, LITERAL))
 
     def row(case: dict[str, Any]) -> list[str]:
         ms, counts = case["ms"], case["counts"]
@@ -23,11 +24,12 @@ def limits(cases: Cases) -> str:
         cells += [f"{each:.2f}" for each in (products, ms["exponentials"], whole)]
         cells += [f"{each / whole:.0%}" for each in (products, both)]
         torch = best.get(_size(case))
-        return cells + ([f"{torch / each:.1f}x" for each in (products, both, whole)] if torch else [""] * 3)
+        cells += [f"{torch / each:.1f}x" for each in (products, both, whole)] if torch else [""] * 3
+        return [*cells, f"{literal[_size(case)] / products:.1f}x" if _size(case) in literal else ""]
 
     header = "operands | B x d | threads | GFLOP/s | products, ms | exponentials, ms | loss, ms | products / loss"
-    header += " | both / loss | best of PyTorch / products | / both | / loss"
-    return table(header, "llrrrrrrrrrr", map(row, cases))
+    header += " | both / loss | best of PyTorch / products | / both | / loss | literal eager, gaussian / products"
+    return table(header, "llrrrrrrrrrrr", map(row, cases))
 
 
 def _size(case: dict[str, Any]) -> tuple[int, int, int]:

@@ -49,18 +49,26 @@ def start(tree: Path, data: Path, threads: int) -> subprocess.Popen[str]:
     """Starts the contestants of a checkout whose extension is built."""
     command = [sys.executable, epochs.__file__, str(data), str(threads)]
     environment = os.environ | {"PYTHONPATH": str(tree)}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    found = Path(answer(process))
+    if found.parents[1] != tree:
+        process.kill()
+        raise SystemExit(f"{tree}: another adaftr_fast was imported, {found}")
+    return process
 
 
 def epoch(process: subprocess.Popen[str]) -> dict[str, float]:
     """Milliseconds of a step of each contestant."""
     assert process.stdin is not None
-    assert process.stdout is not None
     print(file=process.stdin, flush=True)
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit(f"{' '.join(map(str, process.args))}: ended early")
-    return json.loads(line)
+    return json.loads(answer(process))
+
+
+def answer(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    if not (line := process.stdout.readline()):
+        raise SystemExit(f"{process.args}: ended early")
+    return line.rstrip("\n")
 
 
 def compare(before: Path, fields: int, ids: int, steps: int, turns: int, threads: int) -> dict[str, Any]:
@@ -70,11 +78,16 @@ def compare(before: Path, fields: int, ids: int, steps: int, turns: int, threads
         try:
             for process in processes.values():
                 epoch(process)  # warms
-            times = [{name: epoch(process) for name, process in processes.items()} for _ in range(turns)]
+            times = []
+            for turn in range(turns):
+                order = [*processes][:: 1 if turn % 2 == 0 else -1]  # who goes after whom changes
+                times.append({name: epoch(processes[name]) for name in order})
         finally:
             for process in processes.values():
                 process.kill()
-    of = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=before, capture_output=True, text=True, check=True)
+    of = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=before, capture_output=True, text=True, check=True
+    )
     steps: dict[str, dict[str, float]] = {}
     for name, old, new in (*((each, each, each) for each in epochs.CONTESTANTS), REDUCED):
         pairs = [(turn["before"][old], turn["now"][new]) for turn in times]

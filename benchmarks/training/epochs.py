@@ -1,16 +1,16 @@
 """Trains an epoch of each contestant for every line on stdin and prints the milliseconds of a step, as JSON.
 
 ``bench_against`` runs this file in two checkouts of the repository, so it imports adaftr_fast alone, and of that only
-what all versions have.
+what all versions have. The first line that it prints says where that is.
 """
 
-import itertools
 import json
 import sys
 import time
 
 import torch
 
+import adaftr_fast
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.models import ModelConfig, build_model
@@ -26,18 +26,19 @@ def main() -> None:
     torch.set_num_threads(threads)
     data = PreparedData(folder)
     train, validation = data.load("train"), data.load("validation")
-    steps, epochs, trainers = len(train) // BATCH, itertools.count(1), {}
+    steps, trainers = len(train) // BATCH, {}
     for name, (model, precision) in CONTESTANTS.items():
         torch.manual_seed(0)
         built = build_model(ModelConfig(name=model), data.manifest.num_embeddings, data.manifest.tasks)
         config = TrainingConfig(batch_size=BATCH, progress=False, precision=precision)
         trainers[name] = Trainer(built, train, validation, optimizer=OptimizerConfig(), config=config)
-    for _ in sys.stdin:
+    print(adaftr_fast.__file__, flush=True)
+    for epoch, _ in enumerate(sys.stdin, start=1):
         spent = {}
         for name, trainer in trainers.items():
             trainer.progress.step, trainer.progress.seconds = 0, 0.0
             start = time.perf_counter()
-            trainer.train_epoch(next(epochs), Interrupt())
+            trainer.train_epoch(epoch, Interrupt())
             spent[name] = 1e3 * (time.perf_counter() - start) / steps
         print(json.dumps(spent), flush=True)
 
