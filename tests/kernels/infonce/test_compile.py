@@ -47,3 +47,46 @@ def test_sweeps_sum_their_scores_in_one_order(kind, capability):
 
     for width in range(16, 1040, 16):
         assert len({config.block_k for config in choose_tiling(kind, width, capability)[3:]}) == 1
+
+
+CHANGES_A_CONSTANT = """
+import importlib
+from types import SimpleNamespace
+
+from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel as kernel
+from adaftr_fast.kernels.infonce.tiles import Constant
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+target = GPUTarget("cuda", 90, 32)
+driver.set_active(
+    SimpleNamespace(
+        get_current_device=lambda: 0, get_current_stream=lambda device: 0, get_current_target=lambda: target
+    )
+)
+kernel._do_compile = lambda *args: kernel.cache_key  # finds the constants, which is all of compiling that this needs
+arguments = dict.fromkeys(kernel.arg_names, 1)
+kernel.warmup(grid=(1,), **arguments)
+for module, name in [("row_sweep", "LOG2_E"), ("row_sweep", "MOST_LOG2"), ("tiles", "IGNORE")]:
+    constants = vars(importlib.import_module(f"adaftr_fast.kernels.infonce.{module}"))
+    kept = constants[name]
+    constants[name] = Constant(kept.value)
+    kernel.warmup(grid=(1,), **arguments)
+    for changed in (Constant(kept.value + 1), kept.value + 1):
+        constants[name] = changed
+        try:
+            kernel.warmup(grid=(1,), **arguments)
+        except RuntimeError as error:
+            print(error)
+    constants[name] = kept
+"""
+
+
+def test_a_changed_constant_is_an_error_at_the_next_launch():
+    """Constants compare themselves (tiles.py); Triton must still see that one has changed."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", CHANGES_A_CONSTANT]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    errors = [line.split(" since")[0] for line in done.stdout.splitlines()]
+    assert errors == [f"Global variable {name} has changed" for name in ("LOG2_E", "MOST_LOG2", "IGNORE") for _ in "12"]
