@@ -70,10 +70,20 @@ class Plan(NamedTuple):
     rows: Launch
     combine: Launch
     columns: Launch
-    need_sum_pz: bool
-    has_fixed_max: bool
-    reduces: bool  # whether the column sweep reduces what combine leaves for each block of rows
     arrivals: int  # counters of the column sweep's splits, which it joins itself; 0: it has one, or leaves them
+
+    @property
+    def need_sum_pz(self) -> bool:
+        return self.rows.options["NEED_SUM_PZ"]
+
+    @property
+    def has_fixed_max(self) -> bool:
+        return self.rows.options["FIXED_MAX"]
+
+    @property
+    def reduces(self) -> bool:
+        """Whether the column sweep reduces what combine leaves for each block of rows."""
+        return self.columns.options["REDUCES"]
 
 
 @lru_cache(maxsize=4096)
@@ -106,4 +116,4 @@ def make_plan(products: Products, given: Given, needs: Needs, is_small: bool, fe
     combine = Launch((cdiv(B, COMBINE_BLOCK_M), 1, 1), own | {"JOINS": joins})  # it sets the counters of arrivals to 0
     own = {"FOLDED": not given.masks and folds_scale(dtype, config), "D": d, "REDUCES": is_small, "JOINS": joins}
     columns = Launch(grid, options | masks | offset | own)
-    return Plan(rows, combine, columns, need_sum_pz, fixed_max, is_small, grid[0] * grid[2] if joins else 0)
+    return Plan(rows, combine, columns, grid[0] * grid[2] if joins else 0)
