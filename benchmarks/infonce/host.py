@@ -22,7 +22,7 @@ from adaftr_fast.kernels.infonce import launch, operands
 
 import adaftr_fast as af
 
-KERNELS = ("infonce_row_sweep_kernel", "infonce_combine_kernel", "infonce_column_sweep_kernel")
+KERNELS = tuple(f"infonce_{name}_kernel" for name in ("row_sweep", "anchor_sweep", "combine", "column_sweep"))
 ROUNDS = 7
 
 

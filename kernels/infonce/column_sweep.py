@@ -59,10 +59,20 @@ def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale
                  HAS_POSITIVE: tl.constexpr, HAS_GROUP: tl.constexpr, IGNORES: tl.constexpr, BLOCK_M: tl.constexpr,
                  D_PADDED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND_DTYPE: tl.constexpr,
                  ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr):  # fmt: skip
-    """Streams ``count`` blocks of rows past the columns, from block ``first`` on; skips ``gap`` after ``gap_at``."""
+    """Streams ``count`` blocks of rows past the columns, from block ``first`` on; skips ``gap`` after ``gap_at``.
+
+    MASKED "branch": it skips none; those blocks and ragged ones are masked, in a branch (anchor_sweep.py).
+    """
     B = a_desc[2]
     for i in range(count):
-        block = first + i + tl.where(i >= gap_at, gap, 0)
+        if MASKED == "branch":
+            block = first + i
+            masked = i >= 0  # all; Triton does not fold this
+            if not (HAS_POSITIVE or HAS_GROUP or IGNORES):
+                masked = ((i >= gap_at) & (i < gap_at + gap)) | (block >= B // BLOCK_M)
+        else:
+            block = first + i + tl.where(i >= gap_at, gap, 0)
+            masked: tl.constexpr = MASKED
         rows = block * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
         inside = rows < B
         a = load_operand(a_desc, rows, d_start, D_PADDED, BLOCK_D, INPUT_PRECISION, FOLDED)  # [BLOCK_M, BLOCK_D]
@@ -79,7 +89,7 @@ def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale
         p = tl.exp2(z)  # [BLOCK_N, BLOCK_M]
         if not FOLDED:
             p *= (negative_scale * inverse_descale)[None, :]
-        if MASKED:
+        if masked:
             if HAS_GROUP:
                 row_group = tl.load(row_group_ptr + rows, mask=inside, other=0)
                 p = tl.where(row_group[None, :] == group[:, None], 0.0, p)
@@ -121,6 +131,7 @@ def infonce_column_sweep_kernel(
     MAX_OFFSET: tl.constexpr,
     REDUCES: tl.constexpr,
     JOINS: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -180,15 +191,21 @@ def infonce_column_sweep_kernel(
                            HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE,
                            ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
         plain *= 1 - fold
-    if not all_masked:
+    if not (all_masked or WIDE):
         acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
                            row_group_ptr, group, d_start, first, plain, low - first, high - low, False, False,
                            HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE,
                            ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
-    acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
-                       row_group_ptr, group, d_start, low, high - low + last - end, high - low, end - high,
-                       False, True, HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
-                       OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+    if WIDE:
+        acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
+                           row_group_ptr, group, d_start, first, last - first, low - first, high - low, False, "branch",
+                           HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE,
+                           ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+    else:
+        acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
+                           row_group_ptr, group, d_start, low, high - low + last - end, high - low, end - high,
+                           False, True, HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
+                           OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
     acc *= descale
     width = d_start + tl.arange(0, BLOCK_D)  # [BLOCK_D]
     mask = inside[:, None] & (width < D)[None, :]

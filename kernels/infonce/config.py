@@ -10,14 +10,17 @@ What the table rests on:
   rows or columns, so shared memory limits its speed at 32 of them: 64 or more where registers allow.
 * Where that does not fit (BLOCK_K > 0), the first product loads both operands in slices of the width from L2, and the
   width of the output is divided over programs, each of which repeats the first product. That is so with half types
-  beyond 256 (512 on sm_80, whose matrix instruction runs at full speed with 32 streamed rows), with TF32 beyond 128,
-  and with IEEE float32 and float64 always. IEEE float32 has no matrix unit, and Triton unrolls an FMA product over its
-  whole depth, so BLOCK_K also bounds compile time and registers.
+  beyond 512, with TF32 beyond 128, and with IEEE float32 and float64 always. IEEE float32 has no matrix unit, and
+  Triton unrolls an FMA product over its whole depth, so BLOCK_K also bounds compile time and registers.
 * IEEE float32 beyond 64 divides the width of the output by 128, not 64, where the second product is no deeper than 16:
   four products at 128, a quarter fewer issue cycles. With 32 streamed it spills 480 bytes under 3.9, a column sweep of
-  16 x 64 with 8 warps 16 bytes under 3.6, and that of 16 x 32 on sm_80 8 bytes under 3.6. Half types at 512 on sm_90
-  spill under 3.9 in all blocks of the whole width, which would take four products instead of six: 24 bytes at 64 x 16,
-  64 to 104 in rows of 64 x 32 and 40 in columns of 32 x 64, 168 to 288 at 64 x 64, and 288 to 504 with 16 warps.
+  16 x 64 with 8 warps 16 bytes under 3.6, and that of 16 x 32 on sm_80 8 bytes under 3.6.
+* Half types from 256 to 512 on sm_90 take blocks of the whole width (``wide``), whose accumulator two warpgroups share:
+  five products, because the row sweep leaves d_anchors to anchor_sweep.py. In one row sweep, four products, a maximum
+  that moves spills 12 to 26 accesses in each loop, and behind a branch each matrix instruction waits for the one
+  before. A first loop that finds the maximum spills 32 to 80 bytes under 3.6. In the column sweep with masks, the
+  reduction of small calls spills 8 bytes under 3.9, so launch.py reduces. On sm_100 they
+  need 256 KiB of shared memory, which it does not have.
 * bf16x3 streams both terms of its operands by asynchronous copies. At 128 on sm_90 a 128 x 64 tile takes 443 to 557
   instructions; Triton's own bf16x3, which splits float32 in the kernel, takes 904 to 939 and spills. At 256 a column
   sweep of 32 x 128 spills under 3.9. On sm_80 whole blocks at 128 spill (64 x 64, 64 x 32, 128 x 32 and 128 x 16, with
@@ -68,6 +71,7 @@ class Config(NamedTuple):
     num_warps: int
     num_stages: int
     programs: int = 1  # that a multiprocessor holds at once, for choose_splits
+    wide: bool = False  # anchor_sweep.py accumulates for the row sweep, and the column sweep has its masks in a branch
 
 
 class Tiling(NamedTuple):
@@ -119,6 +123,10 @@ TILINGS = (
         column_sweep=Config(32, 128, 256, 0, 8, 3),
     ),
     _same("half", 256, 80, 64, 64, 256, 0, 8, 2),
+    _same("half", 512, 90, 64, 64, 512, 0, 8, 2, 1, True)._replace(
+        sigmoid_rows=Config(64, 64, 256, 64, 8, 3),
+        sigmoid_columns=Config(64, 64, 256, 64, 8, 3),
+    ),
     _same("half", ANY, 90, 64, 64, 256, 64, 8, 3),
     _same("half", 512, 80, 32, 32, 512, 0, 8, 2)._replace(
         column_sweep=Config(32, 32, 512, 0, 8, 3),
@@ -256,7 +264,8 @@ def choose_tiling(kind: str, width: int, capability: int, blocks: str = "") -> T
     if blocks and blocks not in BLOCKS:
         raise ValueError(f"kernels.infonce: {BLOCKS_VARIABLE} must be one of {BLOCKS}, got {blocks!r}")
     for tiling in TILINGS:
-        if tiling.kind == kind and width <= tiling.max_width and capability >= tiling.min_capability:
+        serves = capability < 100 or not tiling.row_sweep.wide
+        if serves and tiling.kind == kind and width <= tiling.max_width and capability >= tiling.min_capability:
             if kind == "half" and blocks:
                 tiling = _with_alternative(tiling, width, blocks)
             widest = triton.next_power_of_2(width)
@@ -326,8 +335,11 @@ def max_offset(dtype: torch.dtype) -> int:
 def has_fixed_max(dtype: torch.dtype, config: Config, need_sum_pz: bool) -> bool:
     """Whether a row sweep without masks has a loop whose maximum stays (row_sweep.py), which needs float32's range.
 
-    With sum_pz in bfloat16 up to 128 only, because it spills in others under Triton 3.9.
+    With sum_pz in bfloat16 up to 128 only, because it spills in others under Triton 3.9. Wide blocks have none: without
+    acc there is nothing to rescale.
     """
+    if config.wide:
+        return False
     if need_sum_pz and (dtype != torch.bfloat16 or config.block_d > 128):
         return False
     return config.block_k == 0 and dtype in (torch.bfloat16, torch.float32)

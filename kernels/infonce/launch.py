@@ -1,4 +1,4 @@
-"""The host side of adaptive InfoNCE: prepares its inputs and launches the three kernels.
+"""The host side of adaptive InfoNCE: prepares its inputs and launches the kernels.
 
 The package's docstring gives the overview and defines shapes and names. All types share the kernels: float64
 accumulates in float64, the others in float32. float32 products are IEEE by default.
@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
+from adaftr_fast.kernels.infonce.anchor_sweep import infonce_anchor_sweep_kernel
 from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
 from adaftr_fast.kernels.infonce.config import Config, choose_gluon, chosen_blocks, max_offset
@@ -174,6 +175,12 @@ def _sweep_rows(problem: _Problem, need_d_anchors: bool) -> tuple[Tensor, ...]:
         a, b, tau, positive, row_group, column_group, ignore_above, margin, max_norm, positive_score, partials, acc, B,
         b.shape[0], a.stride(0), b.stride(0), **options,
     )  # fmt: skip
+    if plan.anchors is not None:
+        grid, options = plan.anchors
+        infonce_anchor_sweep_kernel[grid](
+            a, b, tau, positive, row_group, column_group, ignore_above, positive_score, partials, acc, B, b.shape[0],
+            a.stride(0), b.stride(0), **options,
+        )  # fmt: skip
     return positive_score, partials, acc
 
 

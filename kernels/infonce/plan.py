@@ -68,6 +68,7 @@ class Plan(NamedTuple):
     """The launches of a call."""
 
     rows: Launch
+    anchors: Launch | None  # None: the row sweep accumulates for d_anchors, if it is needed
     combine: Launch
     columns: Launch
     arrivals: int  # counters of the column sweep's splits, which it joins itself; 0: it has one, or leaves them
@@ -100,9 +101,10 @@ def make_plan(products: Products, given: Given, needs: Needs, is_small: bool, fe
 
     config = tiling.row_sweep_pz if need_sum_pz else tiling.row_sweep_explicit if given.masks else tiling.row_sweep
     grid, options = launch_options(config, *of_operands, False, needs.d_anchors, 0, processors)
+    anchors = Launch(grid, options | masks) if config.wide and needs.d_anchors else None
     # The largest norm takes two launches, which cost a small call more than the fixed maximum saves.
     fixed_max = not (is_small or given.masks) and has_fixed_max(dtype, config, need_sum_pz)
-    own = {"FIXED_MAX": fixed_max, "NEED_D_ANCHORS": needs.d_anchors, "NEED_SUM_PZ": need_sum_pz}
+    own = {"FIXED_MAX": fixed_max, "NEED_D_ANCHORS": needs.d_anchors and not config.wide, "NEED_SUM_PZ": need_sum_pz}
     rows = Launch(grid, options | masks | offset | own | {"HAS_MARGIN": given.margin})
 
     own = {"HAS_POSITIVE": given.positive, "HAS_MARGIN": given.margin, "HAS_WEIGHT": given.weight}
@@ -113,7 +115,9 @@ def make_plan(products: Products, given: Given, needs: Needs, is_small: bool, fe
     config = tiling.column_sweep
     grid, options = launch_options(config, *of_operands, True, True, few, processors)
     joins = kind in JOINING and is_small and needs.d_candidates and grid[1] > 1
+    reduces = is_small and not config.wide  # it spills in wide blocks with masks
     combine = Launch((cdiv(B, COMBINE_BLOCK_M), 1, 1), own | {"JOINS": joins})  # it sets the counters of arrivals to 0
-    own = {"FOLDED": not given.masks and folds_scale(dtype, config), "D": d, "REDUCES": is_small, "JOINS": joins}
+    own = {"FOLDED": not given.masks and folds_scale(dtype, config), "D": d, "REDUCES": reduces}
+    own |= {"JOINS": joins, "WIDE": config.wide}
     columns = Launch(grid, options | masks | offset | own)
-    return Plan(rows, combine, columns, grid[0] * grid[2] if joins else 0)
+    return Plan(rows, anchors, combine, columns, grid[0] * grid[2] if joins else 0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import triton
+from adaftr_fast.kernels.infonce.anchor_sweep import infonce_anchor_sweep_kernel
 from adaftr_fast.kernels.infonce.column_sweep import TERMS, infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
 from adaftr_fast.kernels.infonce.gluon_column import infonce_gluon_column_sweep_kernel
@@ -36,6 +37,7 @@ from benchmarks.infonce.compile.record import faults
 KERNELS = {
     "row_sweep": infonce_row_sweep_kernel,
     "gluon_row_sweep": infonce_gluon_row_sweep_kernel,
+    "anchor_sweep": infonce_anchor_sweep_kernel,
     "column_sweep": infonce_column_sweep_kernel,
     "gluon_column_sweep": infonce_gluon_column_sweep_kernel,
     "combine": infonce_combine_kernel,

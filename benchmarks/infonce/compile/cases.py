@@ -133,6 +133,8 @@ def _of_infonce(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
         return
     for name, variant in variants.items():
         yield _row(fitted, variant, name, dtype, width, arch, small=False)
+        if fitted.row_sweep.wide and variant["NEED_D_ANCHORS"] and not variant["NEED_SUM_PZ"]:
+            yield _anchors(fitted, variant, name, dtype, width, arch)
         if name in COLUMN_VARIANTS:
             yield _column(fitted, COLUMN_VARIANTS[name], name, dtype, width, arch, small=False)
 
@@ -144,11 +146,11 @@ def _of_small(tiling, dtype: torch.dtype, width: int, arch: int) -> Iterator[Cas
         return
     for name in SMALL_VARIANTS:
         about = f"{name}, small", dtype, width, arch
-        if name in COLUMN_VARIANTS:
-            yield _column(fitted, COLUMN_VARIANTS[name], *about, small=True)
-        row = _row(fitted, ROW_VARIANTS[name], *about, small=True)
-        if row != _row(fitted, ROW_VARIANTS[name], *about, small=False):
-            yield row
+        made = [(_column, COLUMN_VARIANTS[name])] if name in COLUMN_VARIANTS else []
+        for make, variant in [*made, (_row, ROW_VARIANTS[name])]:
+            case = make(fitted, variant, *about, small=True)
+            if case != make(fitted, variant, *about, small=False):
+                yield case
 
 
 def _row(fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int, small: bool) -> Case:
@@ -159,15 +161,25 @@ def _row(fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width:
         "MAX_OFFSET": max_offset(dtype),
         "FIXED_MAX": not small and _has_fixed_max(variant, own_dtype, config),
     }
+    if config.wide:  # the anchor sweep accumulates
+        own["NEED_D_ANCHORS"] = False
     values = constants(dtype, fitted.kind, width, config) | variant | own
     return Case("row_sweep", name, fitted.kind, dtype, width, arch, config, values)
+
+
+def _anchors(fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int) -> Case:
+    config = _row_config(fitted, variant)
+    masks = {flag: variant[flag] for flag in IMPLICIT}
+    values = constants(dtype, fitted.kind, width, config) | masks
+    return Case("anchor_sweep", name, fitted.kind, dtype, width, arch, config, values)
 
 
 def _column(fitted, masks: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int, small: bool) -> Case:
     config = fitted.column_sweep
     folded = not _is_explicit(masks) and folds_scale(dtype, config)
     joins = small and fitted.kind in JOINING
-    own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype), "REDUCES": small, "JOINS": joins}
+    own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype), "REDUCES": small and not config.wide}
+    own |= {"JOINS": joins, "WIDE": config.wide}
     values = constants(dtype, fitted.kind, width, config) | masks | own
     return Case("column_sweep", name, fitted.kind, dtype, width, arch, config, values)
 

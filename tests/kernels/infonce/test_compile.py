@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
 KERNELS = ("row_sweep", "combine", "column_sweep", "sigmoid_rows", "sigmoid_columns")
 KERNELS += tuple(f"symmetric_{name}" for name in ("positives", "sums", "combine", "gradient"))
-GLUON = ("gluon_row_sweep", "gluon_column_sweep")
+HOPPER = ("anchor_sweep", "gluon_row_sweep", "gluon_column_sweep")
 SECONDS = 60  # bounds the compiler's work, not the machine's speed: the slowest takes about 10
 
 
@@ -34,7 +34,7 @@ def test_every_tiling_compiles_without_faults(arch):
         assert not result["faults"], result
         assert result["seconds"] < SECONDS, result
     assert done.returncode == 0, done.stderr
-    assert {r["kernel"] for r in results} == {*KERNELS, *GLUON} if arch == 90 else set(KERNELS)
+    assert {r["kernel"] for r in results} == {*KERNELS, *HOPPER} if arch == 90 else set(KERNELS)
     kinds = {"half", "tf32", "ieee", "float64"}
     assert {r["kind"] for r in results} >= (kinds | {"bf16x3"} if arch == 90 else kinds)
 
@@ -46,7 +46,17 @@ def test_sweeps_sum_their_scores_in_one_order(kind, capability):
     from adaftr_fast.kernels.infonce.config import choose_tiling
 
     for width in range(16, 1040, 16):
-        assert len({config.block_k for config in choose_tiling(kind, width, capability)[3:]}) == 1
+        configs = choose_tiling(kind, width, capability)[3:]
+        for loss in (configs[:4], configs[4:]):  # InfoNCE, and the sigmoid loss
+            assert len({config.block_k for config in loss}) == 1
+
+
+@pytest.mark.parametrize(("capability", "widths"), [(80, []), (90, [272, 512]), (100, [])])
+def test_wide_blocks_are_for_hopper_gpus(capability, widths):
+    from adaftr_fast.kernels.infonce.config import choose_tiling
+
+    chosen = [width for width in (256, 272, 512, 528) if choose_tiling("half", width, capability).row_sweep.wide]
+    assert chosen == widths
 
 
 CHANGES_A_CONSTANT = """

@@ -51,7 +51,7 @@ def launches(monkeypatch, rows, dtype, d=64, **changed):
         def __getitem__(self, grid):
             return lambda *_, **__: found.ops.append(self.name)
 
-    for name in ("row_sweep", "combine", "column_sweep"):
+    for name in ("row_sweep", "anchor_sweep", "combine", "column_sweep"):
         monkeypatch.setattr(launch, f"infonce_{name}_kernel", Kernel(name))
     needs = {"need_d_anchors": True, "need_d_candidates": True, "need_d_tau": True, "need_stats": False} | changed
     with found:
@@ -86,6 +86,14 @@ def test_the_column_sweep_joins_its_splits(monkeypatch, dtype, d):
     assert [each.arrivals > 0 for each in made] == [True, False]
     assert all(each.columns.grid[1] > 1 for each in made)
     torch.testing.assert_close(joined, summed, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("need_d_anchors", [False, True])
+def test_wide_blocks_leave_d_anchors_to_a_sweep_of_its_own(monkeypatch, need_d_anchors):
+    found = launches(monkeypatch, 1024, torch.bfloat16, 512, need_d_anchors=need_d_anchors)
+    reductions = ["aten.sum.default", "aten.amax.default"]
+    sweeps = ["row_sweep", "anchor_sweep"] if need_d_anchors else ["row_sweep"]
+    assert found == [*sweeps, "combine", *reductions, "column_sweep"]
 
 
 def test_a_call_without_the_column_sweep_adds_its_loss(monkeypatch):
