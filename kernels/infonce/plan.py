@@ -9,7 +9,7 @@ from adaftr_fast.kernels.infonce.config import TYPES, cdiv, choose_tiling, folds
 from adaftr_fast.kernels.infonce.operands import Grid, launch_options
 
 COMBINE_BLOCK_M = 16  # rows a program of the combine kernel: O(d) work each, so small blocks spread over the GPU
-COMBINE_BLOCK_D = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 128, torch.float64: 128}  # others spill
+COMBINE_BLOCK_D = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 128, torch.float64: 64}  # larger ones spill
 
 # Whose column sweep joins its splits in a small call: others spill in wide blocks, or in the combine kernel (float64).
 JOINING = ("ieee",)
