@@ -5,7 +5,7 @@ import signal
 import time
 
 from tests.distributed.ranks import joined_ranks, on_ranks
-from tests.distributed.test_torchrun import rendezvous, torchrun, wait_for
+from tests.distributed.test_torchrun import children, has_ended, rendezvous, torchrun, wait_for
 from tests.forks import Script
 
 __all__ = ["rendezvous"]  # the fixture
@@ -75,8 +75,10 @@ def test_a_rank_zero_that_stalls_is_named(tmp_path):
     started = tmp_path / "started"
     wait_for(lambda: started.exists() and started.read_text())
     first = int(started.read_text())
+    (other,) = set(children(run)) - {first}
     os.kill(first, signal.SIGSTOP)
-    time.sleep(5)  # longer than the timeout; torchrun ends a stopped rank only after another one has failed
+    wait_for(lambda: has_ended(other))
+    os.kill(first, signal.SIGKILL)  # torchrun gives a stopped rank 30 seconds to end
     _, err = run.communicate(timeout=120)
     assert "RankError: rank 1 timed out waiting for rank 0" in err
 
