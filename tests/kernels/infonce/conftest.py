@@ -2,11 +2,13 @@
 
 The interpreter multiplies with NumPy, whose BLAS on some CPUs gives A B^T other last bits than (B A^T)^T. The column
 sweep forms the row sweep's scores again, transposed, and both must agree where logits are large. It also calls the
-function of a reduction once an element, which takes seconds a block.
+function of a reduction once an element, which takes seconds a block; and before each call of a function it searches
+``triton.language`` for what it has to replace, which takes longer than most of these functions.
 """
 
 import importlib.util
-from functools import reduce
+import inspect
+from functools import cache, reduce
 
 import numpy as np
 import pytest
@@ -34,6 +36,8 @@ def like_a_gpu():
     if torch.cuda.is_available():
         yield
         return
+    from triton.language.core import is_builtin
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, TensorHandle
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
@@ -44,7 +48,17 @@ def like_a_gpu():
         first, *rest = (self.to_tensor(x, argument.dtype) for x in np.moveaxis(argument.handle.data, axis, 0))
         return [reduce(self.combine_fn.fn, rest, first)]
 
+    @cache
+    def builtins(package):
+        return [name for name, member in inspect.getmembers(package) if is_builtin(member)]
+
+    def patch_builtin(package, *rest):
+        for name in builtins(package):
+            if is_builtin(member := getattr(package, name)):
+                interpreter._patch_attr(package, name, member, *rest)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_builtin", patch_builtin)
         patch.setattr(InterpreterBuilder, "create_dot", create_dot)
         patch.setattr(ReduceOps, "generic_reduce", generic_reduce)
         yield
