@@ -1,7 +1,4 @@
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +9,7 @@ from adaftr_fast.engines.processes import Processes
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, plan
 from adaftr_fast.experiments.pool import run_all
+from tests.forks import Script
 
 
 @pytest.fixture
@@ -53,62 +51,57 @@ def test_zero_processes_raise():
 
 
 SCRIPT = """
+import signal, sys
 from pathlib import Path
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.engines.processes import Processes
 from adaftr_fast.experiments.study import compare
-from adaftr_fast.config import RunConfig, TrainingConfig
+from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
 
-if __name__ == "__main__":
-    training = TrainingConfig(batch_size=50, max_epochs=30, patience=30, progress=False)
-    budget = RunConfig(training=training)
-    compare("table6", PreparedData({data!r}), budget, seeds=1, engine=Processes(2), folder=Path({root!r}).parent)
-    print("all done")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell disables Ctrl-C in background jobs
+data, folder, processes = PreparedData(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+model = ModelConfig(embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4])
+training = TrainingConfig(batch_size=50, max_epochs=12, patience=12, progress=False)
+config = RunConfig(model=model, training=training)
+compare("table6", data, config, seeds=1, engine=Processes(processes), folder=folder)
+print("all done")
 """
 
 
 def test_an_interrupted_experiment_resumes(folder, tmp_path):
-    script, root = tmp_path / "script.py", tmp_path / "runs"
-    script.write_text(SCRIPT.format(data=str(folder), root=str(root)))
-    marked = os.environ | {"STARTED_BY": str(script)}  # identifies its child processes
     kept = {}
     for how in (signal.SIGKILL, signal.SIGINT):
-        process = subprocess.Popen(
-            [sys.executable, script], stderr=subprocess.DEVNULL, env=marked, preexec_fn=hear_interrupts
-        )
+        script = Script(SCRIPT, folder, tmp_path, 2, STARTED_BY=tmp_path)  # identifies its child processes
         before = kept
-        wait_for(lambda before=before: len(results(root)) > len(before))
-        process.send_signal(how)
-        assert process.wait(600) != 0
-        wait_for(lambda: not workers_of(script))  # all workers have exited
-        kept = results(root)
+        wait_for(lambda before=before: len(results(tmp_path)) > len(before))
+        script.send_signal(how)
+        script.communicate(600)
+        assert script.returncode != 0
+        wait_for(lambda: not workers_of(tmp_path))  # all workers have exited
+        kept = results(tmp_path)
         assert before.items() <= kept.items()  # no job was repeated
         assert len(kept) < 6
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
-    assert done.stdout == "all done\n"
-    assert len(results(root)) == 6
-    assert kept.items() <= results(root).items()
+    done = Script(SCRIPT, folder, tmp_path, 1)
+    out, err = done.communicate()
+    assert (done.returncode, out) == (0, "all done\n"), err
+    assert len(results(tmp_path)) == 6
+    assert kept.items() <= results(tmp_path).items()
 
 
-def hear_interrupts():
-    """Restores the default handling of Ctrl-C, which a shell disables in background jobs and their children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def results(root):
+def results(folder):
     """Returns when each result was written."""
-    return {path: path.stat().st_mtime_ns for path in root.glob(f"*/{RESULT}")}
+    return {path: path.stat().st_mtime_ns for path in folder.glob(f"runs/*/{RESULT}")}
 
 
-def workers_of(script):
-    """Returns the command lines of the script's child processes."""
+def workers_of(starter):
+    """Returns the command lines of the child processes of the script that got this variable."""
     lines = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             environment, line = (path / "environ").read_bytes(), (path / "cmdline").read_text()
         except OSError:
             continue
-        if f"STARTED_BY={script}".encode() in environment:
+        if f"STARTED_BY={starter}".encode() in environment:
             lines.append(line)
     return lines
 
