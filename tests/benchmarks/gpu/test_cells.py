@@ -123,6 +123,7 @@ def faulty(monkeypatch):
         )
 
     monkeypatch.setattr(supervise.subprocess, "Popen", start)
+    monkeypatch.setattr(supervise, "POLL", 0.05)
 
 
 def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, faulty):
@@ -134,7 +135,7 @@ def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, faulty):
     assert found["first"]["seconds"] == 1.0
     assert found["raises"]["failed"] == "ValueError: expected one thing, got another"
     assert found["crashes"]["failed"] == "its process ended with SIGSEGV"
-    assert found["hangs"]["failed"] == "no result within 2 s"
+    assert found["hangs"]["failed"] == "no result within 1 s"
     assert found["ends"]["failed"] == "its process ended with status 3"
     assert found["last"]["seconds"] == "inf"
     assert {name: journal.starts(f"contestant={name}") for name in ("raises", "hangs")} == {
@@ -145,7 +146,7 @@ def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, faulty):
 
 def test_the_time_of_all_stages_ends_a_cell_and_the_next_call_measures_it(tmp_path, faulty, monkeypatch, capsys):
     monkeypatch.setenv("FAULTY_LIMIT", "60")
-    until = time.time() + 6
+    until = time.time() + 3
     assert supervise.run(["loss"], Setting(tmp_path, dry=True, until=until), deadline=600) == 0
     assert time.time() < until + 30
     assert "loss: the time of --total is over" in capsys.readouterr().out
