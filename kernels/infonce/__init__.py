@@ -6,8 +6,8 @@ Three kernels compute InfoNCE with four products of size B N d and two passes of
     combine       loss, statistics, d_anchors, d_tau                  combine.py       O(B d)
     column sweep  scores again, softmax^T times anchors               column_sweep.py  2 products, for d_candidates only
 
-In half types from 256 to 512 on sm_90 the row sweep has one product and a fourth kernel, anchor_sweep.py, has two more
-for d_anchors: scores once more, softmax times candidates.
+In half types beyond 256, up to 512, on sm_90 they are five: the row sweep has one product, and a fourth kernel,
+anchor_sweep.py, has two more for d_anchors, scores once more and softmax times candidates.
 
 gluon_row.py and gluon_column.py are the sweeps for Hopper GPUs in Gluon; ADAFTR_FAST_INFONCE_SWEEPS=gluon chooses both.
 

@@ -1,4 +1,4 @@
-"""The anchor sweep: sums softmax times candidates where the row sweep does not, in half types from 256 to 512 on sm_90.
+"""The anchor sweep: sums softmax times candidates where the row sweep does not, in half types beyond 256, up to 512.
 
 The package's docstring defines shapes and names. For each row r and split of the columns, with m_r as the row sweep
 left it for that split:
@@ -10,7 +10,7 @@ all columns of a block. Where scores flow into another product, Triton has each 
 products take the time of six, and registers spill. It does not follow a value out of a branch, and the masks are in
 one: then each warpgroup forms the scores of half of the columns, and P passes through shared memory. One loop streams
 all blocks. The branch must not change acc, or each matrix instruction waits for the one before; so m is known before.
-column_sweep.py does likewise with WIDE.
+column_sweep.py does likewise with BRANCHES.
 """
 
 import triton

@@ -131,7 +131,7 @@ def infonce_column_sweep_kernel(
     MAX_OFFSET: tl.constexpr,
     REDUCES: tl.constexpr,
     JOINS: tl.constexpr,
-    WIDE: tl.constexpr,
+    BRANCHES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -191,12 +191,12 @@ def infonce_column_sweep_kernel(
                            HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE,
                            ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
         plain *= 1 - fold
-    if not (all_masked or WIDE):
+    if not (all_masked or BRANCHES):
         acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
                            row_group_ptr, group, d_start, first, plain, low - first, high - low, False, False,
                            HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE,
                            ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
-    if WIDE:
+    if BRANCHES:
         acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
                            row_group_ptr, group, d_start, first, last - first, low - first, high - low, False, "branch",
                            HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE,

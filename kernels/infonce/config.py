@@ -15,12 +15,12 @@ What the table rests on:
 * IEEE float32 beyond 64 divides the width of the output by 128, not 64, where the second product is no deeper than 16:
   four products at 128, a quarter fewer issue cycles. With 32 streamed it spills 480 bytes under 3.9, a column sweep of
   16 x 64 with 8 warps 16 bytes under 3.6, and that of 16 x 32 on sm_80 8 bytes under 3.6.
-* Half types from 256 to 512 on sm_90 take blocks of the whole width (``wide``), whose accumulator two warpgroups share:
-  five products, because the row sweep leaves d_anchors to anchor_sweep.py. In one row sweep, four products, a maximum
-  that moves spills 12 to 26 accesses in each loop, and behind a branch each matrix instruction waits for the one
-  before. A first loop that finds the maximum spills 32 to 80 bytes under 3.6. In the column sweep with masks, the
-  reduction of small calls spills 8 bytes under 3.9, so launch.py reduces. On sm_100 they
-  need 256 KiB of shared memory, which it does not have.
+* Half types beyond 256, up to 512, on sm_90 take blocks of the whole width, whose accumulator two warpgroups share, and
+  ``five_products``, because the row sweep leaves d_anchors to anchor_sweep.py. In one row sweep, four products, a
+  maximum that moves spills 12 to 26 accesses in each loop, and behind a branch each matrix instruction waits for the
+  one before. A first loop that finds the maximum spills 32 to 80 bytes under 3.6. In the column sweep with masks, the
+  reduction of small calls spills 8 bytes under 3.9, so launch.py reduces. On sm_100 these blocks would need 256 KiB of
+  shared memory, which it does not have.
 * bf16x3 streams both terms of its operands by asynchronous copies. At 128 on sm_90 a 128 x 64 tile takes 443 to 557
   instructions; Triton's own bf16x3, which splits float32 in the kernel, takes 904 to 939 and spills. At 256 a column
   sweep of 32 x 128 spills under 3.9. On sm_80 whole blocks at 128 spill (64 x 64, 64 x 32, 128 x 32 and 128 x 16, with
@@ -71,7 +71,7 @@ class Config(NamedTuple):
     num_warps: int
     num_stages: int
     programs: int = 1  # that a multiprocessor holds at once, for choose_splits
-    wide: bool = False  # anchor_sweep.py accumulates for the row sweep, and the column sweep has its masks in a branch
+    five_products: bool = False  # anchor_sweep.py accumulates for the row sweep; the column sweep masks in a branch
 
 
 class Tiling(NamedTuple):
@@ -95,8 +95,8 @@ def _same(kind: str, max_width: float, min_capability: int, owned: int, streamed
 
 
 ANY = float("inf")
-# The first row that admits the operands is taken. Every row compiles without spills for its architectures
-# (python -m benchmarks.infonce.compile_sweep).
+# The first row that admits the operands is taken, but none of five products on sm_100 and later. Every row compiles
+# without spills for its architectures (python -m benchmarks.infonce.compile_sweep).
 TILINGS = (
     Tiling(
         "half", 64, 90,
@@ -264,7 +264,7 @@ def choose_tiling(kind: str, width: int, capability: int, blocks: str = "") -> T
     if blocks and blocks not in BLOCKS:
         raise ValueError(f"kernels.infonce: {BLOCKS_VARIABLE} must be one of {BLOCKS}, got {blocks!r}")
     for tiling in TILINGS:
-        serves = capability < 100 or not tiling.row_sweep.wide
+        serves = capability < 100 or not tiling.row_sweep.five_products
         if serves and tiling.kind == kind and width <= tiling.max_width and capability >= tiling.min_capability:
             if kind == "half" and blocks:
                 tiling = _with_alternative(tiling, width, blocks)
@@ -335,10 +335,10 @@ def max_offset(dtype: torch.dtype) -> int:
 def has_fixed_max(dtype: torch.dtype, config: Config, need_sum_pz: bool) -> bool:
     """Whether a row sweep without masks has a loop whose maximum stays (row_sweep.py), which needs float32's range.
 
-    With sum_pz in bfloat16 up to 128 only, because it spills in others under Triton 3.9. Wide blocks have none: without
-    acc there is nothing to rescale.
+    With sum_pz in bfloat16 up to 128 only, because it spills in others under Triton 3.9. With five products it has
+    none: without acc there is nothing to rescale.
     """
-    if config.wide:
+    if config.five_products:
         return False
     if need_sum_pz and (dtype != torch.bfloat16 or config.block_d > 128):
         return False

@@ -11,7 +11,7 @@ from adaftr_fast.kernels.infonce.operands import Grid, launch_options
 COMBINE_BLOCK_M = 16  # rows a program of the combine kernel: O(d) work each, so small blocks spread over the GPU
 COMBINE_BLOCK_D = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 128, torch.float64: 64}  # larger ones spill
 
-# Whose column sweep joins its splits in a small call: others spill in wide blocks, or in the combine kernel (float64).
+# Whose column sweep joins its splits in a small call: others spill in large blocks, or in the combine kernel (float64).
 JOINING = ("ieee",)
 
 
@@ -101,10 +101,14 @@ def make_plan(products: Products, given: Given, needs: Needs, is_small: bool, fe
 
     config = tiling.row_sweep_pz if need_sum_pz else tiling.row_sweep_explicit if given.masks else tiling.row_sweep
     grid, options = launch_options(config, *of_operands, False, needs.d_anchors, 0, processors)
-    anchors = Launch(grid, options | masks) if config.wide and needs.d_anchors else None
+    anchors = Launch(grid, options | masks) if config.five_products and needs.d_anchors else None
     # The largest norm takes two launches, which cost a small call more than the fixed maximum saves.
     fixed_max = not (is_small or given.masks) and has_fixed_max(dtype, config, need_sum_pz)
-    own = {"FIXED_MAX": fixed_max, "NEED_D_ANCHORS": needs.d_anchors and not config.wide, "NEED_SUM_PZ": need_sum_pz}
+    own = {
+        "FIXED_MAX": fixed_max,
+        "NEED_D_ANCHORS": needs.d_anchors and not config.five_products,
+        "NEED_SUM_PZ": need_sum_pz,
+    }
     rows = Launch(grid, options | masks | offset | own | {"HAS_MARGIN": given.margin})
 
     own = {"HAS_POSITIVE": given.positive, "HAS_MARGIN": given.margin, "HAS_WEIGHT": given.weight}
@@ -115,9 +119,9 @@ def make_plan(products: Products, given: Given, needs: Needs, is_small: bool, fe
     config = tiling.column_sweep
     grid, options = launch_options(config, *of_operands, True, True, few, processors)
     joins = kind in JOINING and is_small and needs.d_candidates and grid[1] > 1
-    reduces = is_small and not config.wide  # it spills in wide blocks with masks
+    reduces = is_small and not config.five_products  # with masks it spills there
     combine = Launch((cdiv(B, COMBINE_BLOCK_M), 1, 1), own | {"JOINS": joins})  # it sets the counters of arrivals to 0
     own = {"FOLDED": not given.masks and folds_scale(dtype, config), "D": d, "REDUCES": reduces}
-    own |= {"JOINS": joins, "WIDE": config.wide}
+    own |= {"JOINS": joins, "BRANCHES": config.five_products}
     columns = Launch(grid, options | masks | offset | own)
     return Plan(rows, anchors, combine, columns, grid[0] * grid[2] if joins else 0)

@@ -103,6 +103,8 @@ def _of_tiling(tiling, arch: int, quick: bool) -> Iterator[Case]:
     for width in (w for w in WIDTHS if w <= widest):
         yield from _of_infonce(tiling, dtype, width, arch, ROW_VARIANTS)
     yield from _of_infonce(tiling, dtype, widest, arch, WIDEST_ROW_VARIANTS)
+    if tiling.row_sweep.five_products:  # blocks that reach beyond the width mask its end
+        yield from _of_infonce(tiling, dtype, 384, arch, {name: ROW_VARIANTS[name] for name in ("train", "explicit")})
     if tiling.kind == "half":
         yield from _of_infonce(tiling, torch.float16, widest, arch, ROW_VARIANTS)
     for each in HALF_DTYPES if tiling.kind == "half" else (dtype,):
@@ -133,7 +135,7 @@ def _of_infonce(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
         return
     for name, variant in variants.items():
         yield _row(fitted, variant, name, dtype, width, arch, small=False)
-        if fitted.row_sweep.wide and variant["NEED_D_ANCHORS"] and not variant["NEED_SUM_PZ"]:
+        if fitted.row_sweep.five_products and variant["NEED_D_ANCHORS"] and not variant["NEED_SUM_PZ"]:
             yield _anchors(fitted, variant, name, dtype, width, arch)
         if name in COLUMN_VARIANTS:
             yield _column(fitted, COLUMN_VARIANTS[name], name, dtype, width, arch, small=False)
@@ -161,7 +163,7 @@ def _row(fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width:
         "MAX_OFFSET": max_offset(dtype),
         "FIXED_MAX": not small and _has_fixed_max(variant, own_dtype, config),
     }
-    if config.wide:  # the anchor sweep accumulates
+    if config.five_products:  # the anchor sweep accumulates
         own["NEED_D_ANCHORS"] = False
     values = constants(dtype, fitted.kind, width, config) | variant | own
     return Case("row_sweep", name, fitted.kind, dtype, width, arch, config, values)
@@ -178,8 +180,8 @@ def _column(fitted, masks: dict[str, bool], name: str, dtype: torch.dtype, width
     config = fitted.column_sweep
     folded = not _is_explicit(masks) and folds_scale(dtype, config)
     joins = small and fitted.kind in JOINING
-    own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype), "REDUCES": small and not config.wide}
-    own |= {"JOINS": joins, "WIDE": config.wide}
+    own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype), "REDUCES": small and not config.five_products}
+    own |= {"JOINS": joins, "BRANCHES": config.five_products}
     values = constants(dtype, fitted.kind, width, config) | masks | own
     return Case("column_sweep", name, fitted.kind, dtype, width, arch, config, values)
 

@@ -1,9 +1,11 @@
-"""The sweeps of wide blocks under the interpreter: half types from 256 to 512, as on sm_90, against the reference."""
+"""Five products under the interpreter: half types beyond 256, up to 512, as on sm_90, against the reference."""
 
 import pytest
 import torch
 
-from tests.kernels.infonce.agreement import assert_matches, inputs, masks
+import adaftr_fast as af
+from tests.kernels.infonce.agreement import assert_matches, evaluate, inputs, masks
+from tests.tolerances import assert_as_accurate
 
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
@@ -13,7 +15,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 @pytest.fixture(autouse=True)
 def plans(monkeypatch):
-    """The plans that were made, for sm_90; each of them has wide blocks."""
+    """The plans that were made, for sm_90; each of them takes five products."""
     from adaftr_fast.kernels.infonce import launch, operands, plan
 
     made = []
@@ -21,7 +23,7 @@ def plans(monkeypatch):
     monkeypatch.setattr(launch, "make_plan", lambda *key: made.append(plan.make_plan(*key)) or made[-1])
     yield made
     assert made
-    assert all(each.columns.options["WIDE"] for each in made)
+    assert all(each.columns.options["BRANCHES"] for each in made)
     assert not any(each.rows.options["NEED_D_ANCHORS"] for each in made)
 
 
@@ -63,7 +65,29 @@ def test_margin_and_weights(dtype):
     assert_matches(inputs(70, 70, 264), dtype, margin=0.3, row_weight=weight, reduction="sum")
 
 
-@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 2), (1, 2)])
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("rows", "columns", "masked"), [(130, 140, False), (130, 140, True), (300, 100, True)])
+def test_splits(rows, columns, masked, dtype, plans, monkeypatch):
+    from adaftr_fast.kernels.infonce import operands
+
+    monkeypatch.setattr(operands, "ASSUMED_PROCESSORS", 8)
+    assert_matches(inputs(rows, columns, 264), dtype, **(masks(rows, columns) if masked else {}))
+    assert all(each.columns.grid[1] > 1 for each in plans)
+    assert all((each.anchors.grid[1] > 1) == (rows < columns) for each in plans)
+
+
+def test_without_statistics(plans):
+    tensors = [t.to(torch.bfloat16).double() for t in inputs(70, 100, 264)[:2]] + [inputs(70, 100, 264)[2]]
+    truth, _ = evaluate(tensors, torch.float64, backend="reference")
+    leaves = [t.to(kind).requires_grad_() for t, kind in zip(tensors, (torch.bfloat16, torch.bfloat16, torch.float32))]
+    loss = af.adaptive_infonce(*leaves, backend="triton")
+    loss.backward()
+    for x, expected in zip((loss.detach(), *(leaf.grad for leaf in leaves)), truth):
+        assert_as_accurate(x, expected, expected, torch.bfloat16)
+    assert not any(each.need_sum_pz for each in plans)
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
 def test_frozen_inputs(frozen, plans):
     assert_matches(inputs(70, 100, 264), torch.bfloat16, frozen=frozen)
     assert all((each.anchors is None) == (0 in frozen) for each in plans)
