@@ -146,17 +146,18 @@ def read_state(folder: StorePath) -> State | None:
         StoreError: the list is damaged or of another format, or cannot be read.
     """
     try:
-        content = _read_list(folder)
+        before = None
         for _ in range(READS):
+            content = _read_list(folder)
             try:
                 return _parsed(content)
             except (ValueError, KeyError) as error:
                 damage = error
             # The store is asked for the size first. A longer list that replaces this one before it is asked for the
             # content comes without its end, and another read has other bytes.
-            before, content = content, _read_list(folder)
             if content == before:
                 break
+            before = content
         raise StoreError(f"{folder / LIST}: damaged: {damage}") from damage
     except FileNotFoundError:
         return None
