@@ -87,10 +87,12 @@ def test_two_processes_equal_one(data, by_two, tmp_path):
     ]  # fmt: skip
 
 
-def children(process: Script) -> list[int]:
-    """Returns the ranks of torchrun."""
+def children(process: Script, ranks: int = 2) -> list[int]:
+    """Returns the processes of torchrun's ranks, which are all that it has started."""
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return [int(number) for number in path.read_text().split()]
+    found = [int(number) for number in path.read_text().split()]
+    assert len(found) == ranks
+    return found
 
 
 def wait_for(condition, seconds: float = 120) -> None:
@@ -124,7 +126,7 @@ def test_killed_rank_on_one_of_two_machines(data, by_two, tmp_path, rendezvous):
     options += ["--rdzv-backend=c10d", place]
     agents = [agent(*options, *command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1) for _ in range(2)]
     wait_for(lambda: len(list((tmp_path / "last").glob("*-*"))) == 2)
-    os.kill(children(agents[1])[0], signal.SIGKILL)
+    os.kill(children(agents[1], 1)[0], signal.SIGKILL)
     err = "".join(finish(each)[1] for each in agents)
     assert "resuming in epoch" in err
     assert metrics(tmp_path) == metrics(by_two)

@@ -59,11 +59,11 @@ from adaftr_fast.experiments.study import compare
 from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell disables Ctrl-C in background jobs
-data, folder, processes = PreparedData(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+data, folder = PreparedData(sys.argv[1]), Path(sys.argv[2])
 model = ModelConfig(embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4])
 training = TrainingConfig(batch_size=50, max_epochs=12, patience=12, progress=False)
 config = RunConfig(model=model, training=training)
-compare("table6", data, config, seeds=1, engine=Processes(processes), folder=folder)
+compare("table6", data, config, seeds=1, engine=Processes(2), folder=folder)
 print("all done")
 """
 
@@ -71,9 +71,10 @@ print("all done")
 def test_an_interrupted_experiment_resumes(folder, tmp_path):
     kept = {}
     for how in (signal.SIGKILL, signal.SIGINT):
-        script = Script(SCRIPT, folder, tmp_path, 2, STARTED_BY=tmp_path)  # identifies its child processes
+        script = Script(SCRIPT, folder, tmp_path, STARTED_BY=tmp_path)  # identifies its child processes
         before = kept
         wait_for(lambda before=before: len(results(tmp_path)) > len(before))
+        assert workers_of(tmp_path)
         script.send_signal(how)
         script.communicate(600)
         assert script.returncode != 0
@@ -81,7 +82,7 @@ def test_an_interrupted_experiment_resumes(folder, tmp_path):
         kept = results(tmp_path)
         assert before.items() <= kept.items()  # no job was repeated
         assert len(kept) < 6
-    done = Script(SCRIPT, folder, tmp_path, 1)
+    done = Script(SCRIPT, folder, tmp_path)
     out, err = done.communicate()
     assert (done.returncode, out) == (0, "all done\n"), err
     assert len(results(tmp_path)) == 6
