@@ -136,7 +136,7 @@ inline bool any_above(Vec<T> x, T bound) {
   if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
   if constexpr (sizeof(T) == 8) return _mm512_cmp_pd_mask(x, _mm512_set1_pd(bound), _CMP_GT_OQ) != 0;
 #endif
-  return horizontal_max<T>(x) > bound;
+  return horizontal_max<T>(x > bound ? broadcast(T(1)) : Vec<T>{}) > 0;
 }
 
 // 2^f for |f| <= 1/2, minimax: relative error 2e-9 before rounding, or 1e-4 for results kept in bfloat16.

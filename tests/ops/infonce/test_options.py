@@ -7,7 +7,7 @@ import torch
 
 import adaftr_fast as af
 from adaftr_fast.ops.infonce.reference import infonce_rows
-from tests.ops.infonce.inputs import inputs, loss_and_gradients, masks
+from tests.ops.infonce.inputs import assert_matches, inputs, loss_and_gradients, masks
 from tests.ops.marks import needs_extension
 from tests.tolerances import assert_as_accurate
 
@@ -120,6 +120,17 @@ def test_groups_mask_every_negative():
     loss.backward()
     assert loss.item() == 0
     assert all((t.grad == 0).all() for t in (a, b, tau))
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", [[3, 700], [3, 20, 700], [700, 3, 899]])
+def test_groups_mask_all_but_a_few_negatives(kept, dtype, instruction_set):
+    rows, columns = 5, 900  # more columns than a block has, of whose vectors most lanes are masked
+    column_group = torch.ones(columns, dtype=torch.int64)
+    column_group[kept] = 0
+    options = {"row_group": torch.ones(rows, dtype=torch.int64), "column_group": column_group}
+    assert_matches(inputs(rows, columns, 8), dtype, positive_index=torch.full((rows,), 850), **options)
 
 
 @needs_extension
