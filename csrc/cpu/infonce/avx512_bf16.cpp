@@ -19,8 +19,7 @@ bool stores_probs(const InfoNCEProblem<float>& problem, int64_t threads) {
 }
 
 size_t bf16_workspace_bytes(const InfoNCEProblem<float>& problem, int64_t threads) {
-  return (stores_probs(problem, threads) ? workspace_bytes<StoredSweep> : workspace_bytes<RecomputedSweep<1>>)(problem,
-                                                                                                               threads);
+  return (stores_probs(problem, threads) ? bytes_of<StoredSweep> : bytes_of<RecomputedSweep<1>>)(problem, threads);
 }
 
 void run_infonce_bf16(const InfoNCEProblem<float>& problem, void* workspace, int64_t threads) {

@@ -3,7 +3,7 @@
 // product.
 #pragma once
 
-#include "cpu/infonce/softmax.inl"
+#include "cpu/infonce/driver.inl"
 #include "cpu/simd/bf16_tiles.inl"
 
 template <int kTerms>

@@ -15,6 +15,7 @@ struct RecomputedSweep : Bf16Sweep<kTerms> {
   using Base::arena, Base::column_panels, Base::first, Base::height, Base::need_d_candidates, Base::need_d_anchors;
   using Base::block_m, Base::task_rows, Base::task_scores, Base::width_panels;
   using Base::kPanelSize, Base::kBlockPanels, Base::kStep, Base::q, Base::row_tiles, Base::shift, Base::state;
+  static constexpr bool kSharesProbs = false;
   static constexpr int64_t kMinParts = 4;
   static constexpr int64_t kColumnPhasePanels =
       14;  // of a block in the column phase: its P stays in L2 over the block's rows

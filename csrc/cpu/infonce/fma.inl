@@ -3,10 +3,11 @@
 //   row phase (a thread owns rows): for each block of columns, S = A B^T in cache; the online softmax makes P of it;
 //     acc += P B, rescaled when m grows. P stays in memory with the m it was taken at.
 //   column phase (a thread owns columns): P is rescaled to the final m where m grew since; d_candidates += P^T A'.
-// So no partial sums of d_candidates are kept per thread, and each of its sums runs over the rows in order.
+// So threads of a block keep no partial sums of d_candidates, and each of its sums runs over the rows in order.
 #pragma once
 
-#include "cpu/infonce/sigmoid.inl"
+#include "cpu/infonce/driver.inl"
+#include "cpu/infonce/sigmoid/sweep.inl"
 
 constexpr int kBlockK = 64;   // S is summed this many products at a time
 constexpr int kSliceM = 224;  // rows that d_candidates is summed over at a time: a panel of P this deep stays in L1

@@ -15,10 +15,11 @@ constexpr int64_t kIgnore = -100;
 template <class T>
 struct InfoNCEProblem {
   int64_t rows, columns, width;
-  const T* anchors;             // [B, d]
-  const T* candidates;          // [N, d]
-  const T* tau;                 // [B], > 0
-  const int64_t* positive;      // [B] or null for 0, 1, 2, ...; kIgnore leaves the row out
+  const T* anchors;         // [B, d]
+  const T* candidates;      // [N, d]
+  const T* tau;             // [B], > 0
+  const int64_t* positive;  // [B] or null for diagonal, diagonal + 1, ...; kIgnore leaves the row out
+  int64_t diagonal;
   const int64_t* row_group;     // [B] or null
   const int64_t* column_group;  // [N], null exactly when row_group is
   T ignore_above;               // no negatives: candidates above the positive's score by more; infinity for none
@@ -33,6 +34,21 @@ struct InfoNCEProblem {
   T* d_anchors;                 // [B, d] or null
   T* d_candidates;              // [N, d] or null
   T* d_tau;                     // [B] or null
+
+  // Rows [begin, end), against the same candidates.
+  InfoNCEProblem rows_of(int64_t begin, int64_t end) const {
+    InfoNCEProblem part = *this;
+    part.rows = end - begin;
+    part.diagonal += begin;
+    part.anchors += begin * width;
+    if (d_anchors != nullptr) part.d_anchors += begin * width;
+    const auto advance = [begin](auto*&... of_rows) {
+      ((of_rows = of_rows == nullptr ? of_rows : of_rows + begin), ...);
+    };
+    advance(part.tau, part.positive, part.row_group, part.positive_weight, part.scale, part.loss, part.lse,
+            part.positive_logit, part.top1, part.entropy, part.d_tau);
+    return part;
+  }
 };
 
 // Of InfoNCEProblem it takes the operands, positive (kIgnore: the row has negatives alone), loss, d_anchors and
@@ -43,6 +59,13 @@ struct SigmoidProblem : InfoNCEProblem<T> {
   T bias;            // logits are logit_scale a_r . b_j + bias
   T* d_logit_scale;  // [B], of each row's loss
   T* d_bias;         // [B]
+
+  SigmoidProblem rows_of(int64_t begin, int64_t end) const {
+    SigmoidProblem part = *this;
+    static_cast<InfoNCEProblem<T>&>(part) = InfoNCEProblem<T>::rows_of(begin, end);
+    part.d_logit_scale += begin, part.d_bias += begin;
+    return part;
+  }
 };
 
 // Both directions, where B = N and row r and column r are each other's positive. loss is the mean of the two, and tau

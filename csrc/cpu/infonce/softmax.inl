@@ -28,8 +28,9 @@
 // Once per row, the finish of a row is in double too. So a row's results overflow only where its scores, its logits or
 // the results themselves do. Denormals count as 0.
 //
-// Here stands what does not depend on how the products are made: the softmax of the rows, and the driver. The products
-// and their order are fma.inl's (vector units), and bf16_stored.inl's and bf16_recomputed.inl's (bfloat16 tiles).
+// Here stands what does not depend on how the products are made: the softmax of the rows. The products and their order
+// are fma.inl's (vector units), and bf16_stored.inl's and bf16_recomputed.inl's (bfloat16 tiles); driver.inl deals them
+// to threads.
 #pragma once
 
 #include "cpu/simd/arena.inl"
@@ -62,6 +63,7 @@ template <class T, int kRowsOfGroup, class ProblemOfLoss = InfoNCEProblem<T>>
 struct Sweep {
   using Problem = ProblemOfLoss;
   static constexpr int kGroup = kRowsOfGroup;  // rows are dealt to threads in groups of so many
+  static constexpr bool kSharesProbs = true;   // the threads of a block read each other's P
   const Problem& q;
   int64_t threads, block_m, task_rows;  // rows of a block, and of one thread's share of it (multiples of kGroup)
   int64_t column_panels, width_panels;
@@ -98,7 +100,7 @@ struct Sweep {
   // The rows of a block, if there are so many, where the columns are too many for kBlockElements.
   static int64_t few_rows(int64_t threads) { return at_least(256, 64 * threads); }
 
-  int64_t positive_of(int64_t row) const { return q.positive != nullptr ? q.positive[row] : row; }
+  int64_t positive_of(int64_t row) const { return q.positive != nullptr ? q.positive[row] : row + q.diagonal; }
   T* acc_of(int64_t task) const {
     return need_d_anchors ? task_acc + task * width_panels * task_rows * kPanel<T> : nullptr;
   }
@@ -366,58 +368,3 @@ struct Sweep {
     transpose<T>(in, kPanel<T>, q.width, count, q.d_candidates + j0 * q.width, q.width);
   }
 };
-
-// Cuts [0, n) into at most `threads` runs and gives each to a thread: body(sweep, task, begin, end).
-template <class S, class Body>
-void in_parallel(S& sweep, int64_t n, Body body) {
-  const int64_t tasks = at_most(sweep.threads, n);
-  parallel_for(tasks, 1, [&](int64_t first, int64_t last) {
-    const typename S::Guard guard;
-    for (int64_t task = first; task < last; ++task) body(sweep, task, n * task / tasks, n * (task + 1) / tasks);
-  });
-}
-
-// S: a Sweep with its products.
-template <class S>
-size_t workspace_bytes(const typename S::Problem& problem, int64_t threads) {
-  return S(problem, threads, nullptr).arena.used;
-}
-
-// body(sweep, task, begin, end) over the block's rows, dealt in groups.
-template <class S, class Body>
-void over_rows(S& sweep, Body body) {
-  in_parallel(sweep, ceil_div(sweep.height, S::kGroup), [body](S& s, int64_t task, int64_t begin, int64_t end) {
-    body(s, task, begin * S::kGroup, at_most(end * S::kGroup, s.height));
-  });
-}
-
-// body(sweep, panel) over the panels of columns.
-template <class S, class Body>
-void over_panels(S& sweep, Body body) {
-  in_parallel(sweep, sweep.column_panels, [body](S& s, int64_t, int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) body(s, p);
-  });
-}
-
-template <class S>
-void run_sweep(const typename S::Problem& problem, void* workspace, int64_t threads) {
-  S sweep(problem, threads, static_cast<char*>(workspace));
-  over_panels(sweep, [](S& s, int64_t p) {
-    if (s.need_d_anchors) s.measure_column_panel(p);
-    s.pack_column_panel(p);
-  });
-  if (sweep.need_d_anchors) sweep.choose_candidate_power();
-  if (sweep.candidate_power != 1)
-    over_panels(sweep, [](S& s, int64_t p) { s.pack_column_panel(p); });  // extreme inputs
-  for (int64_t first = 0; first < problem.rows; first += sweep.block_m) {
-    sweep.first = first;
-    sweep.height = at_most(problem.rows - first, sweep.block_m);
-    sweep.run_block();
-  }
-  if (sweep.need_d_candidates) over_panels(sweep, [](S& s, int64_t p) { s.unpack_column_panel(p); });
-}
-
-template <class S>
-constexpr SweepKernel<typename S::Problem> kernel_of() {
-  return {workspace_bytes<S>, run_sweep<S>};
-}

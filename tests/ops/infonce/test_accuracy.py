@@ -231,20 +231,3 @@ def test_cuda_matmul_setting_does_not_affect_cpu():
         assert torch.equal(af.adaptive_infonce(*tensors), before)
     finally:
         torch.backends.cuda.matmul.fp32_precision = setting
-
-
-@needs_extension
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(700, 900, 48), (2, 129, 8), (3, 129, 33)])
-def test_bitwise_equal_across_runs_and_threads(shape, dtype, instruction_set):
-    tensors = inputs(*shape)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for count in (1, 2, 2):
-            torch.set_num_threads(count)
-            results.append(loss_and_gradients(af.adaptive_infonce, tensors, dtype))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(results[0], other))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import adaftr_fast as af
 from adaftr_fast.ops.infonce import sigmoid_op
 from tests.ops.infonce.sigmoid.agreement import DTYPES, assert_matches, inputs, literal, loss_and_gradients, positives
-from tests.ops.marks import needs_extension
+from tests.ops.marks import needs_extension, on_threads
 
 SIZES = [(1, 1, 1), (1, 5, 8), (2, 2, 31), (63, 63, 64), (100, 129, 8), (257, 700, 100), (1030, 1024, 40)]
 
@@ -93,14 +93,18 @@ def test_strides_types_and_threads(threads, instruction_set):
     plain = af.sigmoid_contrast(a, b, scale, bias)
     padded = torch.zeros(41, 23, dtype=torch.float64)
     padded[1:, 3:13] = a
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         assert torch.equal(plain, af.sigmoid_contrast(padded[1:, 3:13], b.T.contiguous().T, 3.0, -2))
-    finally:
-        torch.set_num_threads(before)
     mixed = af.sigmoid_contrast(a.bfloat16(), b.float(), scale, bias)
     assert torch.equal(mixed, af.sigmoid_contrast(a.bfloat16().float(), b.float(), scale.float(), bias.float()))
+
+
+@needs_extension
+@pytest.mark.parametrize("threads", [2, 3])
+def test_rows_of_a_thread_apart(threads, instruction_set):
+    for options in ({}, {"positive_index": positives(801, 900)}):
+        with on_threads(threads):
+            assert_matches(inputs(801, 900, 33), torch.float32, **options)
 
 
 @needs_extension
