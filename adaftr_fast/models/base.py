@@ -25,8 +25,8 @@ from adaftr_fast.nn.dense import DenseFields, NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.mlp import Tower, run_towers
 from adaftr_fast.nn.module_list import ModuleList
-from adaftr_fast.nn.norms import squared_norm
 from adaftr_fast.nn.relatedness import weighted_mean
+from adaftr_fast.ops.norms import squared_norm
 
 if TYPE_CHECKING:
     from adaftr_fast.data.dataset.batch import Batch

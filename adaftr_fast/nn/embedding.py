@@ -13,9 +13,9 @@ from adaftr_fast.nn.embedding_fields import EmbeddingFields
 from adaftr_fast.nn.embedding_int8 import QuantizedEmbedding
 from adaftr_fast.nn.embedding_table import CoalescesGradient, EmbeddingTable, TableWeight, draw, initial_rng
 from adaftr_fast.nn.module_list import ModuleList
-from adaftr_fast.nn.norms import squared_norm
 from adaftr_fast.ops.embedding.int8 import pack_rows
 from adaftr_fast.ops.library import is_eager
+from adaftr_fast.ops.norms import squared_norm
 
 
 class FusedEmbedding(EmbeddingFields, CoalescesGradient):

@@ -18,6 +18,7 @@ from adaftr_fast.ops.embedding.lookup import fused_embedding
 from adaftr_fast.ops.embedding.optim import deferred_embedding
 from adaftr_fast.ops.embedding.reference import lookup as reference
 from adaftr_fast.ops.library import library
+from adaftr_fast.ops.norms import squared_norm
 
 library.define("embedding_and_squares(Tensor weight, Tensor ids, Tensor offsets, Tensor[] state) -> (Tensor, Tensor)")
 library.define(
@@ -41,7 +42,7 @@ def _embedding_and_squares(
     looked_up = (
         deferred_embedding(weight, ids, field_offsets, state) if state else fused_embedding(weight, ids, field_offsets)
     )
-    return looked_up, torch.linalg.vector_norm(looked_up).square()
+    return looked_up, squared_norm([looked_up])
 
 
 # csrc/cpu/embedding/autograd.cpp registers the gradient; without it, PyTorch's ops have theirs.

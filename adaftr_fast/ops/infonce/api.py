@@ -205,8 +205,8 @@ def adaptive_infonce(
             h_cvr[y_r], with its own temperature, and its candidates are all rows of h_ctr. An ignored row has no loss
             in either direction, but remains a candidate in this one unless the groups exclude it. Both share the
             similarities if N = B, without ``positive_index``, ``ignore_above``, other targets, ``return_stats`` and
-            ``process_group``. On CPU, last bits of all results then depend on the number of threads. On CUDA, both share
-            them in the half types up to d = 256, for most inputs (docs/gpu.md, "Both directions at once").
+            ``process_group``. On CPU, the last bits of all results then depend on the number of threads. On CUDA, both
+            share them in the half types up to d = 256, for most inputs (docs/gpu.md, "Both directions at once").
         reduction: "mean" (the weighted mean over the rows that are not ignored; 0 if there are none), "sum", or
             "none" ([B]; 0 for an ignored row).
         return_stats: if True, also returns the :class:`InfoNCEStats` of the ctr -> cvr direction.

@@ -7,7 +7,6 @@
 #endif
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_sparse_coo_tensor_unsafe.h>
-#include <ATen/ops/linalg_vector_norm.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -32,6 +31,12 @@ at::Tensor deferred_lookup(const at::Tensor& weight, const at::Tensor& ids, cons
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::deferred_embedding", "").typed<Op>();
   return op.call(weight, ids, field_offsets, state);
+}
+
+at::Tensor sum_of_squares(const at::Tensor& x) {
+  using Op = at::Tensor(at::TensorList, at::ArrayRef<double>);
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::squared_norm", "").typed<Op>();
+  return op.call({x}, {1.0});
 }
 
 void save(AutogradContext* ctx, const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets) {
@@ -145,7 +150,7 @@ struct LookupAndSquares : torch::autograd::Function<LookupAndSquares> {
     ctx->save_for_backward(variable_list{ids, field_offsets, looked_up});
     ctx->set_materialize_grads(false);
     ctx->saved_data["inputs"] = static_cast<int64_t>(3 + state.size());
-    return {looked_up, at::linalg_vector_norm(looked_up).square()};
+    return {looked_up, sum_of_squares(looked_up)};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {

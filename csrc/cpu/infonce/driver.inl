@@ -87,8 +87,10 @@ struct Apart {
 
   Problem part(int64_t task) const {
     const int64_t groups = ceil_div(problem.rows, S::kGroup);
-    return problem.rows_of(groups * task / threads * S::kGroup,
-                           at_most(groups * (task + 1) / threads * S::kGroup, problem.rows));
+    Problem own = problem.rows_of(groups * task / threads * S::kGroup,
+                                  at_most(groups * (task + 1) / threads * S::kGroup, problem.rows));
+    own.sweeps = threads;
+    return own;
   }
 
   auto* sums_of(int64_t task, char* base) const {  // the first thread's are the op's own

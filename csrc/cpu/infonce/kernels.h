@@ -15,11 +15,10 @@ constexpr int64_t kIgnore = -100;
 template <class T>
 struct InfoNCEProblem {
   int64_t rows, columns, width;
-  const T* anchors;         // [B, d]
-  const T* candidates;      // [N, d]
-  const T* tau;             // [B], > 0
-  const int64_t* positive;  // [B] or null for diagonal, diagonal + 1, ...; kIgnore leaves the row out
-  int64_t diagonal;
+  const T* anchors;             // [B, d]
+  const T* candidates;          // [N, d]
+  const T* tau;                 // [B], > 0
+  const int64_t* positive;      // [B] or null for diagonal, diagonal + 1, ...; kIgnore leaves the row out
   const int64_t* row_group;     // [B] or null
   const int64_t* column_group;  // [N], null exactly when row_group is
   T ignore_above;               // no negatives: candidates above the positive's score by more; infinity for none
@@ -34,18 +33,19 @@ struct InfoNCEProblem {
   T* d_anchors;                 // [B, d] or null
   T* d_candidates;              // [N, d] or null
   T* d_tau;                     // [B] or null
+  int64_t diagonal = 0;
+  int64_t sweeps = 1;  // that run at a time, this one among them, each of rows of its own
 
   // Rows [begin, end), against the same candidates.
   InfoNCEProblem rows_of(int64_t begin, int64_t end) const {
     InfoNCEProblem part = *this;
     part.rows = end - begin;
     part.diagonal += begin;
-    part.anchors += begin * width;
-    if (d_anchors != nullptr) part.d_anchors += begin * width;
-    const auto advance = [begin](auto*&... of_rows) {
-      ((of_rows = of_rows == nullptr ? of_rows : of_rows + begin), ...);
+    const auto advance = [](int64_t by, auto*&... pointers) {
+      ((pointers = pointers == nullptr ? nullptr : pointers + by), ...);
     };
-    advance(part.tau, part.positive, part.row_group, part.positive_weight, part.scale, part.loss, part.lse,
+    advance(begin * width, part.anchors, part.d_anchors);
+    advance(begin, part.tau, part.positive, part.row_group, part.positive_weight, part.scale, part.loss, part.lse,
             part.positive_logit, part.top1, part.entropy, part.d_tau);
     return part;
   }

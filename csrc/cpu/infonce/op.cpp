@@ -118,7 +118,6 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
                                   candidates.const_data_ptr<T>(),
                                   tau.const_data_ptr<T>(),
                                   id_data(positive),
-                                  0,
                                   id_data(row_group),
                                   id_data(column_group),
                                   T(ignore_above.value_or(std::numeric_limits<double>::infinity())),

@@ -37,8 +37,9 @@
 #include "cpu/simd/gemm.inl"
 #include "cpu/simd/transpose.inl"
 
-// Rows x columns of a block, if that leaves each thread some 64 rows. Against eight times as much, 1,024 rows alone
-// take as long, but training steps 0.93 of the time, as tables stay in cache, and 4,096 rows 0.92 (float32, Zen 5).
+// Rows x columns of the present blocks of all threads, if that leaves each enough rows. Against eight times as much,
+// 1,024 rows alone take as long, but training steps 0.93 of the time, as tables stay in cache, and 4,096 rows 0.92
+// (float32, Zen 5).
 constexpr int64_t kBlockElements = 512 << 10;
 constexpr int64_t kMaxBlockElements = 16 << 20;  // in any case: 64 MiB of P in float32
 constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.69314718055994530942;
@@ -83,7 +84,7 @@ struct Sweep {
     need_sum_pz = q.entropy != nullptr || (q.d_tau != nullptr && !need_d_anchors);
     const int64_t few = few_rows(threads), many = at_least(1024, 64 * threads);
     const int64_t bound = at_least(kMaxBlockElements / at_least(q.columns, threads * q.width), kGroup);
-    const int64_t wanted = at_most(at_most(at_least(kBlockElements / q.columns, few), many), bound);
+    const int64_t wanted = at_most(at_most(at_least(kBlockElements / (q.columns * q.sweeps), few), many), bound);
     const int64_t groups = ceil_div(ceil_div(q.rows, ceil_div(q.rows, wanted)), kGroup);
     block_m = groups * kGroup;
     task_rows = ceil_div(groups, threads) * kGroup;

@@ -5,12 +5,16 @@
 #include "cpu/infonce/limits/exponentials.inl"
 
 struct FmaFromCache {
+  InfoNCEProblem<float> own;  // of this thread, where threads sweep apart
   FmaSweep<float> sweep;
   int64_t rows;  // of this thread
   float *a, *b, *c;
 
   FmaFromCache(const InfoNCEProblem<float>& problem, int64_t threads, float* operands)
-      : sweep(problem, threads, nullptr), rows(ceil_div(problem.rows, threads)) {
+      : own(Apart<FmaSweep<float>>::suits(problem, threads) ? Apart<FmaSweep<float>>(problem, threads).part(0)
+                                                            : problem),
+        sweep(own, own.sweeps > 1 ? 1 : threads, nullptr),
+        rows(ceil_div(problem.rows, threads)) {
     a = operands, b = a + kFloatsFromCache / 4, c = b + kFloatsFromCache / 2;
   }
 

@@ -1,0 +1,82 @@
+"""``torch.ops.adaftr_fast.squared_norm``: the weighted sum of the squares of many tensors, as one op.
+
+A penalty on the weights of a model is a sum over a dozen tensors, most of them small, where an op for each costs more
+than its sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaftr_fast._extension import is_built
+from adaftr_fast.ops.library import library
+
+library.define("squared_norm(Tensor[] tensors, float[] scales) -> Tensor")
+library.define("squared_norm_backward(Tensor grad, Tensor[] tensors, float[] scales) -> Tensor[]")
+
+
+def squared_norm(tensors: Sequence[Tensor], scales: Sequence[float] | None = None) -> Tensor:
+    """Computes the sum of the squares of all elements of ``tensors``, 0-dim, in their dtype.
+
+    On the CPU the order of its sums does not depend on the number of threads.
+
+    Args:
+        tensors: floating point, of any shapes, of one dtype and on one device.
+        scales: a factor of each tensor's sum. Default: 1 for all.
+
+    Raises:
+        ValueError: there are no tensors, they differ in dtype or device, or the number of scales differs from that of
+            the tensors.
+    """
+    if not tensors:
+        raise ValueError("squared_norm: tensors must hold at least one tensor, got none")
+    if scales is not None and len(scales) != len(tensors):
+        raise ValueError(f"squared_norm: scales must be {len(tensors)} numbers, one per tensor, got {len(scales)}")
+    kinds = {(each.dtype, each.device) for each in tensors}
+    if len(kinds) > 1:
+        raise ValueError(f"squared_norm: tensors must share a dtype and a device, got {sorted(map(str, kinds))}")
+    norm: Tensor = torch.ops.adaftr_fast.squared_norm(tensors, [1.0] * len(tensors) if scales is None else scales)
+    return norm
+
+
+def _squared_norm(tensors: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
+    norms = torch.stack(torch._foreach_norm(list(tensors)))
+    return (norms.square() * norms.new_tensor(scales)).sum()
+
+
+def _squared_norm_backward(grad: Tensor, tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
+    each = list(tensors)
+    if len(set(scales)) == 1:  # one op per tensor rather than three
+        return list(torch._foreach_mul(each, 2 * scales[0] * grad))
+    return list(torch._foreach_mul(each, torch._foreach_mul([2 * grad] * len(scales), list(scales))))
+
+
+library.impl("squared_norm", _squared_norm, "CompositeExplicitAutograd")
+library.impl("squared_norm_backward", _squared_norm_backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("adaftr_fast::squared_norm", lib=library)
+def _fake(tensors: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
+    return tensors[0].new_empty(())
+
+
+@torch.library.register_fake("adaftr_fast::squared_norm_backward", lib=library)
+def _backward_fake(grad: Tensor, tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
+    return [each.new_empty(each.shape) for each in tensors]
+
+
+def _setup(ctx: Any, inputs: tuple[Sequence[Tensor], Sequence[float]], output: Tensor) -> None:
+    tensors, ctx.scales = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Sequence[Tensor], None]:
+    return [each * (grad * (2 * scale)) for each, scale in zip(ctx.saved_tensors, ctx.scales, strict=True)], None
+
+
+if not is_built():  # csrc/cpu/norms/squared_norm.cpp registers the same formula
+    torch.library.register_autograd("adaftr_fast::squared_norm", _backward, setup_context=_setup, lib=library)
