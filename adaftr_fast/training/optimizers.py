@@ -11,11 +11,12 @@ from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import SGD, Adagrad, Adam, LazyAdam, RowwiseAdagrad
 from adaftr_fast.optim.base import RowOptimizer
+from adaftr_fast.optim.dense import DenseAdam
 from adaftr_fast.torchrec.tables import ShardedTables
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """Builds torch.optim.Adam for the dense weights and the optimizer ``config.tables`` for the embedding tables.
+    """Builds Adam for the dense weights and the optimizer ``config.tables`` for the embedding tables.
 
     The cost of a table optimizer's step grows with the batch and not with the table. Sharded tables have their own
     optimizer. ``initial_lr`` of each parameter group is the learning rate after warm-up.
@@ -26,7 +27,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     optimizers: list[torch.optim.Optimizer] = []
     if dense:
         betas = (config.beta1, config.beta2)
-        optimizers.append(torch.optim.Adam(dense, fused=True, lr=config.lr, betas=betas, eps=config.eps))
+        optimizers.append(DenseAdam(dense, lr=config.lr, betas=betas, eps=config.eps))
     if tables:
         optimizers.append(_of_tables(tables, config))
     optimizers += [module.optimizer for module in model.modules() if isinstance(module, ShardedTables)]

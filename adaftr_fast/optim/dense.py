@@ -1,0 +1,70 @@
+"""Adam on the dense weights of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaftr_fast.optim.base import records_where_wanted
+
+
+class DenseAdam(torch.optim.Adam):
+    """Computes torch.optim.Adam with ``fused=True``, to the bit, and spends less around the update on the CPU.
+
+    A model has a few dozen dense weights, for which torch.optim.Adam takes as long to sort them by device and dtype as
+    to update them: its step took 0.19 ms more of the 9.5 ms of a training step with 121 fields (two threads, Zen 5).
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate; it may change between steps.
+        betas: decay of the first and of the second moment.
+        eps: ε.
+    """
+
+    profile_hook_step = staticmethod(records_where_wanted)
+
+    def __init__(self, params: Iterable[Any], lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates every parameter that has a gradient; ``closure`` may compute it and return the loss."""
+        if closure is not None or not all(self._takes_one_op(group) for group in self.param_groups):
+            return super().step(closure)  # which also makes the state, in the first step
+        for group in self.param_groups:
+            self._update(group)
+        return None
+
+    def _takes_one_op(self, group: dict[str, Any]) -> bool:
+        having = _having_gradients(group)
+        kinds = {(p.dtype, p.device.type, grad.layout) for p, grad in having}
+        on_cpu = [(device, layout) for _, device, layout in kinds] == [("cpu", torch.strided)]
+        return on_cpu and all(self.state.get(p) for p, _ in having)
+
+    @torch.no_grad()
+    def _update(self, group: dict[str, Any]) -> None:
+        having = _having_gradients(group)
+        states = [self.state[p] for p, _ in having]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(
+            [p for p, _ in having],
+            [grad for _, grad in having],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def _having_gradients(group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    return [(p, p.grad) for p in group["params"] if p.grad is not None]
