@@ -12,6 +12,7 @@
 #include "cpu/mlp/rows.inl"
 #include "cpu/simd/arena.inl"
 #include "cpu/simd/gemm.inl"
+#include "cpu/simd/transpose.inl"
 
 constexpr int64_t kBlockRows = 64;  // with their activations within L2, while panels of the weights pass through L1
 
@@ -132,7 +133,6 @@ struct Mlp {
   void backward() {
     in_parallel([this](int64_t task) { pack(task, &Mlp::pack_rows); });
     in_parallel([this](int64_t task) {
-      for (int64_t i = 0; i < share; ++i) shares[task * share + i] = 0;
       over_blocks(task, [&](int64_t row, int64_t rows) { backward_block(task, row, rows); });
     });
     in_parallel([this](int64_t task) { sum_shares(task); });
@@ -157,14 +157,18 @@ struct Mlp {
 
   // packed: [out panels][packed_depth][kPanel], W^T
   void pack_transposed(const MlpLayer<T>& layer, int64_t p) {
+    constexpr int64_t kSide = kLanes<F>, kVector = kLanes<T> / kDepth<F>;  // factors of a square, and of a vector
     F* to = static_cast<F*>(layer.packed) + p * layer.packed_depth * kPanel<F>;
-    for (int64_t j = 0; j < kPanel<F>; ++j)
-      for (int64_t k = 0; k < layer.in; k += kLanes<T>) {
-        constexpr int kFactors = kLanes<T> / kDepth<F>;
-        F some[kFactors];
-        store_along(some, weights(layer, p * kPanel<F> + j, k), layer.in - k);
-        for (int i = 0; i < kFactors; ++i) to[(k / kDepth<F> + i) * kPanel<F> + j] = some[i];
-      }
+    for (int64_t k = 0; k < layer.packed_depth; k += kSide) {
+      alignas(64) F rows[kPanel<F> * kSide];
+      const int64_t count = at_most(layer.packed_depth - k, kSide);
+      for (int64_t j = 0; j < kPanel<F>; ++j)
+        for (int64_t i = 0; i < count; i += kVector) {
+          const int64_t from = (k + i) * kDepth<F>;
+          store_along(rows + j * kSide + i, weights(layer, p * kPanel<F> + j, from), layer.in - from);
+        }
+      transpose<F>(rows, kSide, kPanel<F>, count, to + k * kPanel<F>, kPanel<F>);
+    }
   }
 
   // packed: [in panels][packed_depth][kPanel], W, and zeros up to `columns`
@@ -267,6 +271,7 @@ struct Mlp {
   }
 
   void backward_block(int64_t task, int64_t row, int64_t rows) {
+    const bool first_block = row == blocks * task / tasks * kBlockRows;
     for (int64_t i = 0; i < q.inputs; ++i) {
       const MlpInput& input = q.input[i];
       read_down(input.value, row, rows, input.width, buffer(task, kInput));
@@ -276,7 +281,7 @@ struct Mlp {
       for (int64_t s = 0; s < q.stacks; ++s) {
         if (q.stack[s].input != i) continue;
         const MlpLayer<T>& first = q.layer[q.stack[s].first_layer];
-        any |= backward_stack(task, q.stack[s], row, rows);
+        any |= backward_stack(task, q.stack[s], row, rows, first_block);
         columns = first.first_column + first.columns;
         if (packed == nullptr) packed = first.packed;
       }
@@ -294,19 +299,22 @@ struct Mlp {
 
   // Leaves the gradient of its first layer's sums beside those of the other stacks that read the input. Returns whether
   // any gradient reached it; without, that is 0.
-  bool backward_stack(int64_t task, const MlpStack& stack, int64_t row, int64_t rows) {
+  bool backward_stack(int64_t task, const MlpStack& stack, int64_t row, int64_t rows, bool first_block) {
     const MlpLayer<T>& first = q.layer[stack.first_layer];
     F* first_dy = column_along(buffer(task, kFirstGradients), first.first_column);
     T* dx = product_of(task);
     bool reached = false;  // by a gradient from above
     for (int64_t d = stack.depth - 1; d >= 0; --d) {
       const MlpLayer<T>& layer = q.layer[stack.first_layer + d];
-      if (!reached && layer.d_output.data == nullptr) continue;
+      if (!reached && layer.d_output.data == nullptr) {
+        if (first_block) clear_weight_gradient(task, layer);
+        continue;
+      }
       F *dy = d == 0 ? first_dy : buffer(task, kGradient), *down = kDepth<F> == 1 ? dy : buffer(task, kGradientDown);
       take_gradient(layer, row, rows, reached ? dx : nullptr, dy, down);
       reached = true;
       if (d > 0) read_down(q.layer[stack.first_layer + d - 1].output, row, rows, layer.in, buffer(task, kHidden));
-      add_weight_gradient(task, layer, rows, buffer(task, d > 0 ? kHidden : kInput), down);
+      add_weight_gradient(task, layer, rows, buffer(task, d > 0 ? kHidden : kInput), down, !first_block);
       if (d > 0)
         multiply_block(rows, layer.out, layer.in, dy, layer.packed, dx, kBlockRows * kPanel<T>,
                        [](const T*, int64_t) {});
@@ -341,7 +349,13 @@ struct Mlp {
     }
   }
 
-  void add_weight_gradient(int64_t task, const MlpLayer<T>& layer, int64_t rows, const F* x, const F* dy) {
+  void clear_weight_gradient(int64_t task, const MlpLayer<T>& layer) {
+    const int64_t biases = panels_of<T>(layer.out) * kPanel<T>;
+    for (int64_t i = 0; i < d_weight_elements(layer) + biases; ++i) d_weight_of(layer, task)[i] = 0;
+  }
+
+  void add_weight_gradient(int64_t task, const MlpLayer<T>& layer, int64_t rows, const F* x, const F* dy,
+                           bool accumulate) {
     T *d_weight = d_weight_of(layer, task), *d_bias = d_bias_of(layer, task);
     for (int64_t p = 0; p < panels_of<T>(layer.in); ++p)
       for (int64_t o = 0; o < panels_of<T>(layer.out); ++o) {
@@ -350,11 +364,11 @@ struct Mlp {
           const int64_t o0 = tile_begin(outs, i), o1 = tile_begin(outs, i + 1);
           tile_for<F, kPanel<F>>(o1 - o0, layer.in - p * kPanel<T>)(
               {depth_of(rows), dy + o * kBlockDepth * kPanel<F> + o0, 0, x + p * kBlockDepth * kPanel<F>,
-               d_weight + (p * layer.out + o * kPanel<T> + o0) * kPanel<T>, true});
+               d_weight + (p * layer.out + o * kPanel<T> + o0) * kPanel<T>, accumulate});
         }
       }
     for (int64_t o = 0; o < layer.out; o += kLanes<T>)
-      store(d_bias + o, load(d_bias + o) +
+      store(d_bias + o, (accumulate ? load(d_bias + o) : Vec<T>{}) +
                             sum_of_rows(dy + o / kPanel<F> * kBlockDepth * kPanel<F> + o % kPanel<F>, depth_of(rows)));
   }
 
