@@ -1,7 +1,8 @@
-"""``torch.ops.adaftr_fast.squared_norm``: the weighted sum of the squares of many tensors, as one op.
+"""``torch.ops.adaftr_fast.squared_norm`` and ``scaled``: many tensors in one op.
 
 A penalty on the weights of a model is a sum over a dozen tensors, most of them small, where an op for each costs more
-than its sum.
+than its sum. ``squared_norm`` computes it, and ``scaled`` its gradient and other gradients that are a number times
+tensors at hand.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from adaftr_fast._extension import is_built
 from adaftr_fast.ops.library import library
 
 library.define("squared_norm(Tensor[] tensors, float[] scales) -> Tensor")
-library.define("squared_norm_backward(Tensor grad, Tensor[] tensors, float[] scales) -> Tensor[]")
+library.define("scaled(Tensor factor, Tensor[] tensors, float[] scales) -> Tensor[]")
 
 
 def squared_norm(tensors: Sequence[Tensor], scales: Sequence[float] | None = None) -> Tensor:
@@ -48,15 +49,17 @@ def _squared_norm(tensors: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
     return (norms.square() * norms.new_tensor(scales)).sum()
 
 
-def _squared_norm_backward(grad: Tensor, tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
-    each = list(tensors)
+def _scaled(factor: Tensor, tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
+    """Computes the tensors times ``factor``, 0-dim, and a scale each. It cannot be differentiated."""
+    if not tensors:
+        return []
     if len(set(scales)) == 1:  # one op per tensor rather than three
-        return list(torch._foreach_mul(each, 2 * scales[0] * grad))
-    return list(torch._foreach_mul(each, torch._foreach_mul([2 * grad] * len(scales), list(scales))))
+        return list(torch._foreach_mul(list(tensors), scales[0] * factor))
+    return list(torch._foreach_mul(list(tensors), torch._foreach_mul([factor] * len(scales), list(scales))))
 
 
 library.impl("squared_norm", _squared_norm, "CompositeExplicitAutograd")
-library.impl("squared_norm_backward", _squared_norm_backward, "CompositeExplicitAutograd")
+library.impl("scaled", _scaled, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("adaftr_fast::squared_norm", lib=library)
@@ -64,8 +67,8 @@ def _fake(tensors: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
     return tensors[0].new_empty(())
 
 
-@torch.library.register_fake("adaftr_fast::squared_norm_backward", lib=library)
-def _backward_fake(grad: Tensor, tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
+@torch.library.register_fake("adaftr_fast::scaled", lib=library)
+def _scaled_fake(factor: Tensor, tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
     return [each.new_empty(each.shape) for each in tensors]
 
 

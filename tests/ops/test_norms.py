@@ -75,3 +75,11 @@ def test_is_an_op_that_compiles() -> None:
 def test_mixed_dtypes() -> None:
     with pytest.raises(ValueError, match="tensors must share a dtype and a device, got"):
         squared_norm([torch.zeros(2), torch.zeros(2, dtype=torch.float64)])
+
+
+@pytest.mark.parametrize("scales", [[1.0, 1.0], [1.0, -0.5]])
+def test_scaled(scales) -> None:
+    tensors = [torch.randn(70, 90, dtype=torch.float64), torch.randn(3, dtype=torch.float64)]
+    scaled = torch.ops.adaftr_fast.scaled(torch.tensor(3.0, dtype=torch.float64), tensors, scales)
+    torch.testing.assert_close(scaled, [3 * scale * each for scale, each in zip(scales, tensors, strict=True)])
+    assert torch.ops.adaftr_fast.scaled(torch.tensor(3.0), [], []) == []

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/norms/scaled.h"
 #include "cpu/runtime/caching_allocator.h"
 #include "cpu/runtime/parallel.h"
 
@@ -100,12 +101,13 @@ Tensor squared_norm(TensorList tensors, Scales scales) {
                   tensors[0].options());
 }
 
-Tensors squared_norm_backward(const Tensor& grad, TensorList tensors, Scales scales) {
+Tensors scaled(const Tensor& factor, TensorList tensors, Scales scales) {
+  if (tensors.empty()) return {};
   const Tensors all = readable(tensors);
   Tensors results;
   for (const Tensor& each : all) results.push_back(cached_empty(each.sizes(), each.options()));
   std::vector<double> factors;
-  for (const double scale : scales) factors.push_back(2 * scale * grad.item<double>());
+  for (const double scale : scales) factors.push_back(scale * factor.item<double>());
   const bool wide = all[0].scalar_type() == at::kDouble;
   (wide ? scale_all<double> : scale_all<float>)(all, factors, results);
   for (size_t t = 0; t < results.size(); ++t) results[t] = results[t].to(tensors[t].scalar_type());
@@ -124,24 +126,18 @@ struct SquaredNorm : torch::autograd::Function<SquaredNorm> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list tensors = ctx->get_saved_variables();
-    const auto scales = ctx->saved_data["scales"].toDoubleVector();
+    auto scales = ctx->saved_data["scales"].toDoubleVector();
+    for (double& each : scales) each *= 2;
     variable_list found =
-        at::GradMode::is_enabled() ? differentiable(grads[0], tensors, scales) : fused(grads[0], tensors, scales);
+        at::GradMode::is_enabled() ? differentiable(grads[0], tensors, scales) : call_scaled(grads[0], tensors, scales);
     found.emplace_back();  // scales
     return found;
   }
 
   static Tensors differentiable(const Tensor& grad, const variable_list& tensors, Scales scales) {
     Tensors found;
-    for (size_t t = 0; t < tensors.size(); ++t) found.push_back(tensors[t].mul(grad.mul(2 * scales[t])));
+    for (size_t t = 0; t < tensors.size(); ++t) found.push_back(tensors[t].mul(grad.mul(scales[t])));
     return found;
-  }
-
-  static Tensors fused(const Tensor& grad, TensorList tensors, Scales scales) {
-    using Op = Tensors(const Tensor&, TensorList, Scales);
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::squared_norm_backward", "").typed<Op>();
-    return op.call(grad, tensors, scales);
   }
 };
 
@@ -151,7 +147,7 @@ Tensor differentiable_norm(TensorList tensors, Scales scales) { return SquaredNo
 
 TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
   m.impl("squared_norm", squared_norm);
-  m.impl("squared_norm_backward", squared_norm_backward);
+  m.impl("scaled", scaled);
 }
 
 TORCH_LIBRARY_IMPL(adaftr_fast, Autograd, m) { m.impl("squared_norm", differentiable_norm); }

@@ -14,6 +14,8 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/norms/scaled.h"
+
 namespace adaftr_fast {
 namespace {
 
@@ -94,8 +96,12 @@ struct InfoNCEFunction : torch::autograd::Function<InfoNCEFunction> {
                          optional_of(g_row_loss), all);
       return found;
     }
+    variable_list given;
     for (size_t i = 0; i < 3; ++i)
-      if (needs[i]) found[i] = (saved[kInputs + 1 + i] * g_loss).to(saved[i].scalar_type());
+      if (needs[i]) given.push_back(saved[kInputs + 1 + i]);
+    const auto scaled = call_scaled(g_loss, given, std::vector<double>(given.size(), 1));
+    for (size_t i = 0, next = 0; i < 3; ++i)
+      if (needs[i]) found[i] = scaled[next++].to(saved[i].scalar_type());
     if (needs[3]) found[kOfScale] = g_loss * saved[kInputs];
     return found;
   }
