@@ -5,14 +5,18 @@
     python -m benchmarks.bench_trainer --fields 121 --ids 6719 --profile    the parts of a step; writes nothing
 
 Whole calls of ``Trainer.train_epoch``, loader and progress included, in turns, so that a drift of the machine meets
-all alike. Beside them, where installed, what their users run (benchmarks/peers.py): torch-rechub's and DeepCTR-Torch's
-MMoE, which know no contrastive loss.
+all alike. Our models are built anew for every turn: where in memory one comes to lie changes its step by a tenth.
+Beside them, where installed, what their users run (benchmarks/peers.py): torch-rechub's and DeepCTR-Torch's MMoE, which
+know no contrastive loss.
 """
 
 import argparse
 import itertools
 import statistics
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,36 +43,42 @@ def ours(data: PreparedData, train: Split, model: ModelConfig, **config: object)
         trainer.progress.step, trainer.progress.seconds = 0, 0.0
         return trainer.train_epoch(next(epochs), Interrupt())["samples_per_s"]
 
-    return run
+    return warmed(run)
 
 
-def contestants(data: PreparedData, train: Split, compiled: bool) -> dict[str, Contestant]:
-    named = {
-        "AdaFTR": ours(data, train, ModelConfig()),
-        "AdaFTR, bfloat16": ours(data, train, ModelConfig(), precision="bfloat16"),
+def contestants(data: PreparedData, train: Split, compiled: bool) -> dict[str, Callable[[], Contestant]]:
+    """Returns what makes each contestant."""
+    adaftr, half = ModelConfig(), {"precision": "bfloat16"}
+    makes = {
+        "AdaFTR": partial(ours, data, train, adaftr),
+        "AdaFTR, bfloat16": partial(ours, data, train, adaftr, **half),
         # Its relatedness network still trains: L_cl alone ends with epoch 1, which is not measured.
-        "AdaFTR without L_cl": ours(data, train, ModelConfig(contrast_epochs=1)),
-        "MMoE": ours(data, train, ModelConfig(name="mmoe")),
+        "AdaFTR without L_cl": partial(ours, data, train, replace(adaftr, contrast_epochs=1)),
+        "MMoE": partial(ours, data, train, ModelConfig(name="mmoe")),
     }
     if compiled:
-        named["AdaFTR, compiled"] = ours(data, train, ModelConfig(), compile=True)
-        named["AdaFTR, bfloat16, compiled"] = ours(data, train, ModelConfig(), precision="bfloat16", compile=True)
-    return named | peers(data, train)
+        makes["AdaFTR, compiled"] = partial(ours, data, train, adaftr, compile=True)
+        makes["AdaFTR, bfloat16, compiled"] = partial(ours, data, train, adaftr, compile=True, **half)
+    made = {name: warmed(run) for name, run in peers(data, train).items()}
+    return makes | {name: lambda run=run: run for name, run in made.items()}
+
+
+def warmed(run: Contestant) -> Contestant:
+    run()  # compiles, and fills caches
+    return run
 
 
 def measure(fields: int, ids: int, rows: int, turns: int, compiled: bool) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         write_prepared(Path(folder), rows, ids, held_out=BATCH, fields=fields)
         data = PreparedData(folder)
-        named = contestants(data, data.load("train"), compiled)
-        for run in named.values():
-            run()  # compiles and warms
-        rates = {name: [] for name in named}
-        names = list(named)
+        makes = contestants(data, data.load("train"), compiled)
+        rates: dict[str, list[float]] = {name: [] for name in makes}
+        names = list(makes)
         for turn in range(turns):
             for place in range(len(names)):  # who goes after whom changes: some leave caches and memory in disorder
                 name = names[(turn + place) % len(names)]
-                rates[name].append(named[name]())
+                rates[name].append(makes[name]()())
     median = {name: round(statistics.median(each)) for name, each in rates.items()}
     share = 1 - median["AdaFTR"] / median["AdaFTR without L_cl"]
     case = {"ids a field": ids, "samples/s": median, "share of L_cl in the step": round(share, 3)}
