@@ -31,6 +31,9 @@ struct Bf16Sweep : Sweep<float, 32> {
 
   Bf16Sweep(const InfoNCEProblem<float>& problem, int64_t threads, char* base, int64_t panels)
       : Sweep(problem, threads, base, 32), probs_panels(panels) {
+    // The gradient of a row is made of rounded P: a d_tau taken from it errs where its terms nearly cancel.
+    d_tau_from_sums = q.d_tau != nullptr;
+    need_sum_pz |= d_tau_from_sums;
     k_tiles = ceil_div(q.width, 32);
     row_tiles = block_m / 32;
     arena.take(column_panels * 2 * k_tiles * kStep, candidates_transposed);

@@ -69,6 +69,7 @@ struct Sweep {
   int64_t threads, block_m, task_rows;  // rows of a block, and of one thread's share of it (multiples of kGroup)
   int64_t column_panels, width_panels;
   bool need_d_anchors, need_d_candidates, need_sum_pz;
+  bool d_tau_from_sums;  // from sum_pz, not from the row's gradient
   Arena arena;
   RowState<T>* state;          // [block_m]
   T* panel_max;                // [column_panels] the largest |b| of a panel
@@ -81,7 +82,8 @@ struct Sweep {
   Sweep(const Problem& problem, int64_t thread_count, char* base, int64_t width_multiple)
       : q(problem), threads(thread_count), arena{base} {
     need_d_anchors = q.d_anchors != nullptr, need_d_candidates = q.d_candidates != nullptr;
-    need_sum_pz = q.entropy != nullptr || (q.d_tau != nullptr && !need_d_anchors);
+    d_tau_from_sums = q.d_tau != nullptr && !need_d_anchors;
+    need_sum_pz = q.entropy != nullptr || d_tau_from_sums;
     const int64_t few = few_rows(threads), many = at_least(1024, 64 * threads);
     const int64_t bound = at_least(kMaxBlockElements / at_least(q.columns, threads * q.width), kGroup);
     const int64_t wanted = at_most(at_most(at_least(kBlockElements / (q.columns * q.sweeps), few), many), bound);
@@ -296,7 +298,7 @@ struct Sweep {
     if (!need_sum_pz) return;
     const T sum_pz = T(kLn2) * horizontal_sum<T>(s.sum_pz);
     if (q.entropy != nullptr) q.entropy[row] = log_l - (sum_pz - (p_positive > 0 ? T(p_positive * gap) : 0)) / l;
-    if (q.d_tau != nullptr && !need_d_anchors)
+    if (d_tau_from_sums)
       q.d_tau[row] =
           s.grad_scale == 0
               ? 0
@@ -359,7 +361,7 @@ struct Sweep {
       whole_panel(padded[0], padded[1], padded[2], padded[3]);
       for (int64_t k = 0; k < count; ++k) d[k0 + k] = padded[3][k];
     }
-    if (q.d_tau != nullptr)
+    if (q.d_tau != nullptr && !d_tau_from_sums)
       q.d_tau[row] = grad_scale == 0 ? 0 : T((margin - ((dot[0] + dot[1]) + (dot[2] + dot[3]))) / q.tau[row]);
   }
 

@@ -54,6 +54,13 @@ def test_matches_reference(rows, columns, d, dtype, instruction_set):
 
 
 @needs_extension
+@pytest.mark.parametrize("seed", range(12))
+def test_gradient_of_tau_where_it_nearly_cancels(seed, instruction_set):
+    tensors = apart(inputs(70, 70, 128, seed=seed), torch.bfloat16, 0.25)
+    assert_matches(tensors, torch.bfloat16, ignore_above=0.25)
+
+
+@needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_of_a_thread_apart_match_reference(dtype, instruction_set):
     with on_threads(3):
