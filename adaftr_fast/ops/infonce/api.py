@@ -132,7 +132,7 @@ def adaptive_infonce(
     The loss is differentiable in ``h_ctr``, ``h_cvr``, ``tau``, ``row_weight`` and ``column_bias``. It can be
     differentiated twice; the second derivative is computed by the plain-PyTorch reference, which stores the B x N
     similarities. Sums are accumulated in float32, or in float64 for float64 inputs. The CPU kernel flushes denormals to
-    zero. From 256 rows a thread on, the last bits of its gradient of ``h_cvr`` depend on the number of threads.
+    zero. From 256 rows a thread on, the last bits of its gradient of ``h_cvr`` may depend on the number of threads.
 
     ``torch.func.grad`` and ``vjp`` are supported outside ``torch.compile``; ``vmap`` and ``jacrev`` call the loss in a
     loop.

@@ -40,7 +40,8 @@ def sigmoid_contrast(
     The loss is differentiable in ``h_ctr``, ``h_cvr``, ``logit_scale`` and ``logit_bias``. It can be differentiated
     twice; the second derivative is computed in plain PyTorch, which stores the B x N logits. Sums are accumulated in
     float32, or in float64 for float64 inputs. The CPU kernel computes products of half types in float32 and flushes
-    denormals to zero. The Triton kernel rounds the sigmoids to half types for their products, and float32 products
+    denormals to zero. From 256 rows a thread on, the last bits of its gradient of ``h_cvr`` may depend on the number of
+    threads. The Triton kernel rounds the sigmoids to half types for their products, and float32 products
     follow ``torch.set_float32_matmul_precision`` on CUDA: IEEE float32 with "highest", else TF32. It has been compiled
     for sm_80 and sm_90 and run under Triton's interpreter, but not on a GPU. Other devices run plain PyTorch on blocks
     of rows.

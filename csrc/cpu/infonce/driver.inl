@@ -3,10 +3,11 @@
 // Together (run_together): the threads share each block of rows. In the column phase a thread reads what the others
 // have written of P, from cache to cache, and twice a block all wait for the slowest.
 //
-// Apart (Apart): each thread sweeps rows of its own, with its own packed candidates and d_candidates. At the end
-// d_candidates is summed, in the order of the threads. That is chosen where P is shared otherwise, each thread has rows
-// enough to make up for packing all candidates, and the workspaces fit a last-level cache. On two threads of a Zen 5 it
-// takes 0.78 (float32) and 0.64 (bfloat16) of the time at 1,024 x 64, 0.92 and 0.77 at 8,192 x 128.
+// By rows (RowPartition): each thread sweeps rows of its own, with its own packed candidates and d_candidates. At the
+// end d_candidates is summed, in the order of the threads. That is chosen where P is shared otherwise, each thread has
+// rows enough to make up for packing all candidates, and all workspaces together stay within kPartitionBytes. On two
+// virtual cores of a Zen 5 it takes 0.78 (float32) and 0.64 (bfloat16) of the time at 1,024 x 64 and 0.92 and 0.77 at
+// 8,192 x 128 in most hours. In others, perhaps while both cores share a cache, float32 takes as long either way.
 #pragma once
 
 #include "cpu/infonce/softmax.inl"
@@ -61,28 +62,30 @@ void run_together(const typename S::Problem& problem, char* workspace, int64_t t
   if (sweep.need_d_candidates) over_panels(sweep, [](S& s, int64_t p) { s.unpack_column_panel(p); });
 }
 
-constexpr int64_t kRowsApart = 256;                   // of each thread, or packing the candidates costs it too much
-constexpr size_t kWorkspaceApart = size_t{64} << 20;  // of all threads
+constexpr int64_t kPartitionRows = 256;               // of each thread, at least
+constexpr size_t kPartitionBytes = size_t{64} << 20;  // of all threads, at most: about what a last-level cache holds
 
 template <class S>
-struct Apart {
+struct RowPartition {
   using Problem = typename S::Problem;
   const Problem& problem;
   int64_t threads;
-  int64_t size;                // of d_candidates
-  size_t sums, workspace = 0;  // bytes of a thread's d_candidates, and of the workspace of its sweep
+  int64_t elements;                       // of d_candidates
+  size_t partial_bytes, sweep_bytes = 0;  // of a thread's d_candidates, and of the workspace of its sweep
 
-  Apart(const Problem& whole, int64_t count) : problem(whole), threads(count), size(whole.columns * whole.width) {
-    sums = (size * sizeof(*whole.d_candidates) + 63) / 64 * 64;
+  RowPartition(const Problem& whole, int64_t count)
+      : problem(whole), threads(count), elements(whole.columns * whole.width) {
+    partial_bytes = (elements * sizeof(*whole.d_candidates) + 63) / 64 * 64;
     for (int64_t task = 0; task < threads; ++task)
-      if (const size_t bytes = workspace_bytes<S>(part(task), 1); bytes > workspace) workspace = bytes;
+      if (const size_t bytes = workspace_bytes<S>(part(task), 1); bytes > sweep_bytes) sweep_bytes = bytes;
   }
 
-  size_t bytes() const { return threads * (sums + workspace); }
+  // The first thread sums into the op's own d_candidates.
+  size_t bytes() const { return threads * sweep_bytes + (threads - 1) * partial_bytes; }
 
   static bool suits(const Problem& problem, int64_t threads) {
-    return S::kSharesProbs && threads > 1 && problem.d_candidates != nullptr && problem.rows >= kRowsApart * threads &&
-           Apart(problem, threads).bytes() <= kWorkspaceApart;
+    return S::kSharesProbs && threads > 1 && problem.d_candidates != nullptr &&
+           problem.rows >= kPartitionRows * threads && RowPartition(problem, threads).bytes() <= kPartitionBytes;
   }
 
   Problem part(int64_t task) const {
@@ -93,38 +96,46 @@ struct Apart {
     return own;
   }
 
-  auto* sums_of(int64_t task, char* base) const {  // the first thread's are the op's own
-    return task == 0 ? problem.d_candidates
-                     : reinterpret_cast<decltype(problem.d_candidates)>(base + task * (sums + workspace));
+  auto* partial(int64_t task, char* base) const {
+    char* const at = base + threads * sweep_bytes + (task - 1) * partial_bytes;
+    return task == 0 ? problem.d_candidates : reinterpret_cast<decltype(problem.d_candidates)>(at);
   }
 
   void run(char* base) const {
     parallel_for(threads, 1, [&](int64_t first, int64_t last) {
       for (int64_t task = first; task < last; ++task) {
         Problem own = part(task);
-        own.d_candidates = sums_of(task, base);
-        run_together<S>(own, base + task * (sums + workspace) + sums, 1);
+        own.d_candidates = partial(task, base);
+        run_together<S>(own, base + task * sweep_bytes, 1);
       }
     });
-    parallel_for(size, 1 << 12, [&](int64_t begin, int64_t end) {
+    parallel_for(elements, 1 << 12, [&](int64_t begin, int64_t end) {
+      const typename S::Guard guard;
       auto* d = problem.d_candidates;
       for (int64_t task = 1; task < threads; ++task) {
-        const auto* more = sums_of(task, base);
+        const auto* more = partial(task, base);
         for (int64_t k = begin; k < end; ++k) d[k] += more[k];
       }
     });
   }
 };
 
+// What the sweep of one thread is made for: its own rows, or all of them.
+template <class S>
+typename S::Problem problem_of_thread(const typename S::Problem& problem, int64_t threads) {
+  return RowPartition<S>::suits(problem, threads) ? RowPartition<S>(problem, threads).part(0) : problem;
+}
+
 template <class S>
 size_t bytes_of(const typename S::Problem& problem, int64_t threads) {
-  return Apart<S>::suits(problem, threads) ? Apart<S>(problem, threads).bytes() : workspace_bytes<S>(problem, threads);
+  return RowPartition<S>::suits(problem, threads) ? RowPartition<S>(problem, threads).bytes()
+                                                  : workspace_bytes<S>(problem, threads);
 }
 
 template <class S>
 void run_sweep(const typename S::Problem& problem, void* workspace, int64_t threads) {
   char* base = static_cast<char*>(workspace);
-  if (Apart<S>::suits(problem, threads)) return Apart<S>(problem, threads).run(base);
+  if (RowPartition<S>::suits(problem, threads)) return RowPartition<S>(problem, threads).run(base);
   run_together<S>(problem, base, threads);
 }
 

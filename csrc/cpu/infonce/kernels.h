@@ -33,8 +33,8 @@ struct InfoNCEProblem {
   T* d_anchors;                 // [B, d] or null
   T* d_candidates;              // [N, d] or null
   T* d_tau;                     // [B] or null
-  int64_t diagonal = 0;
-  int64_t sweeps = 1;  // that run at a time, this one among them, each of rows of its own
+  int64_t diagonal = 0;         // without `positive`, the positive of the first row
+  int64_t sweeps = 1;           // how many threads sweep rows of their own at the same time, and share a cache
 
   // Rows [begin, end), against the same candidates.
   InfoNCEProblem rows_of(int64_t begin, int64_t end) const {

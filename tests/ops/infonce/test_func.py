@@ -77,3 +77,13 @@ def test_tangents_of_options_are_refused(option):
     ones = torch.ones(7, dtype=torch.float64)
     with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
         torch.func.jvp(lambda x: af.adaptive_infonce(a, b, tau, **{option: x}), (ones,), (ones,))
+
+
+@needs_extension
+def test_batched_upstream_gradients():
+    leaves = [t.float().requires_grad_() for t in inputs(6, 8, 4)]
+    loss = af.adaptive_infonce(*leaves)
+    several = torch.autograd.grad(loss, leaves, torch.tensor([1.0, -2.0]), retain_graph=True, is_grads_batched=True)
+    one = torch.autograd.grad(loss, leaves)
+    for batched, plain in zip(several, one, strict=True):
+        torch.testing.assert_close(batched, torch.stack([plain, -2 * plain]))

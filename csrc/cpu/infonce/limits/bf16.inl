@@ -8,14 +8,14 @@
 // kTimes: how often the sweep makes S and P. The second time it makes P in one go, by the rougher exponential.
 template <class S, int kTimes, int64_t kProbsPanels>
 struct Bf16FromCache {
-  InfoNCEProblem<float> own;  // of this thread, where threads sweep apart
+  InfoNCEProblem<float> own;  // of this thread, where each sweeps rows of its own
   S sweep;
   int64_t strips;  // of 32 rows, of this thread
   Bf16 *a, *b;
   float* c;
 
   Bf16FromCache(const InfoNCEProblem<float>& problem, int64_t threads, float* operands)
-      : own(Apart<S>::suits(problem, threads) ? Apart<S>(problem, threads).part(0) : problem),
+      : own(problem_of_thread<S>(problem, threads)),
         sweep(own, own.sweeps > 1 ? 1 : threads, nullptr),
         strips(ceil_div(ceil_div(problem.rows, threads), 32)) {
     a = reinterpret_cast<Bf16*>(operands), b = a + kFloatsFromCache / 2, c = operands + kFloatsFromCache / 2;

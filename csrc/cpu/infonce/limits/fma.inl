@@ -5,14 +5,13 @@
 #include "cpu/infonce/limits/exponentials.inl"
 
 struct FmaFromCache {
-  InfoNCEProblem<float> own;  // of this thread, where threads sweep apart
+  InfoNCEProblem<float> own;  // of this thread, where each sweeps rows of its own
   FmaSweep<float> sweep;
   int64_t rows;  // of this thread
   float *a, *b, *c;
 
   FmaFromCache(const InfoNCEProblem<float>& problem, int64_t threads, float* operands)
-      : own(Apart<FmaSweep<float>>::suits(problem, threads) ? Apart<FmaSweep<float>>(problem, threads).part(0)
-                                                            : problem),
+      : own(problem_of_thread<FmaSweep<float>>(problem, threads)),
         sweep(own, own.sweeps > 1 ? 1 : threads, nullptr),
         rows(ceil_div(problem.rows, threads)) {
     a = operands, b = a + kFloatsFromCache / 4, c = b + kFloatsFromCache / 2;

@@ -102,9 +102,9 @@ def test_strides_types_and_threads(threads, instruction_set):
 @needs_extension
 @pytest.mark.parametrize("threads", [2, 3])
 def test_rows_of_a_thread_apart(threads, instruction_set):
-    for options in ({}, {"positive_index": positives(801, 900)}):
+    for dtype, options in ((torch.float32, {}), (torch.float64, {"positive_index": positives(801, 900)})):
         with on_threads(threads):
-            assert_matches(inputs(801, 900, 33), torch.float32, **options)
+            assert_matches(inputs(801, 900, 33), dtype, **options)
 
 
 @needs_extension
