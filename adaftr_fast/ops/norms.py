@@ -23,7 +23,7 @@ library.define("scaled(Tensor factor, Tensor[] tensors, float[] scales) -> Tenso
 def squared_norm(tensors: Sequence[Tensor], scales: Sequence[float] | None = None) -> Tensor:
     """Computes the sum of the squares of all elements of ``tensors``, 0-dim, in their dtype.
 
-    On the CPU the order of its sums does not depend on the number of threads.
+    With the C++ kernels, its bits do not depend on the number of threads.
 
     Args:
         tensors: floating point, of any shapes, of one dtype and on one device.
@@ -45,17 +45,16 @@ def squared_norm(tensors: Sequence[Tensor], scales: Sequence[float] | None = Non
 
 
 def _squared_norm(tensors: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
-    norms = torch.stack(torch._foreach_norm(list(tensors)))
-    return (norms.square() * norms.new_tensor(scales)).sum()
+    squares = [norm.square() for norm in torch._foreach_norm(list(tensors))]
+    return torch.stack(torch._foreach_mul(squares, list(scales))).sum()
 
 
 def _scaled(factor: Tensor, tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
-    """Computes the tensors times ``factor``, 0-dim, and a scale each. It cannot be differentiated."""
+    """Computes the tensors times ``factor``, 0-dim, and a scale each, contiguous. It cannot be differentiated."""
     if not tensors:
         return []
-    if len(set(scales)) == 1:  # one op per tensor rather than three
-        return list(torch._foreach_mul(list(tensors), scales[0] * factor))
-    return list(torch._foreach_mul(list(tensors), torch._foreach_mul([factor] * len(scales), list(scales))))
+    factors = torch._foreach_mul([factor] * len(scales), list(scales))
+    return list(torch._foreach_mul([each.contiguous() for each in tensors], factors))
 
 
 library.impl("squared_norm", _squared_norm, "CompositeExplicitAutograd")
@@ -77,8 +76,9 @@ def _setup(ctx: Any, inputs: tuple[Sequence[Tensor], Sequence[float]], output: T
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Sequence[Tensor], None]:
-    return [each * (grad * (2 * scale)) for each, scale in zip(ctx.saved_tensors, ctx.scales, strict=True)], None
+def _backward(ctx: Any, grad: Tensor) -> tuple[Sequence[Tensor | None], None]:
+    pairs = zip(ctx.saved_tensors, ctx.scales, strict=True)
+    return [each * (grad * (2 * scale)) if each.requires_grad else None for each, scale in pairs], None
 
 
 if not is_built():  # csrc/cpu/norms/squared_norm.cpp registers the same formula

@@ -8,9 +8,16 @@
 
 namespace adaftr_fast {
 
-// The tensors times `factor` (0-dim) and a scale each. Without a formula for its own gradient.
+// The tensors times `factor` (0-dim) and a scale each; the products cannot be differentiated. The op has no batching
+// rule, so a factor of autograd's is_grads_batched takes PyTorch's ops.
 inline std::vector<at::Tensor> call_scaled(const at::Tensor& factor, at::TensorList tensors,
                                            at::ArrayRef<double> scales) {
+  constexpr c10::DispatchKeySet batched({c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Batched});
+  if (factor.key_set().has_any(batched)) {
+    std::vector<at::Tensor> products;
+    for (size_t t = 0; t < tensors.size(); ++t) products.push_back(tensors[t].mul(factor.mul(scales[t])));
+    return products;
+  }
   using Op = std::vector<at::Tensor>(const at::Tensor&, at::TensorList, at::ArrayRef<double>);
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::scaled", "").typed<Op>();
   return op.call(factor, tensors, scales);

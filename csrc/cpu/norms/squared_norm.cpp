@@ -94,7 +94,18 @@ Tensors readable(TensorList tensors) {
   return all;
 }
 
+void check_sizes(const char* op, TensorList tensors, Scales scales) {
+  TORCH_CHECK_VALUE(tensors.size() == scales.size(), op, ": expected a scale for each of ", tensors.size(),
+                    " tensors, got ", scales.size());
+  for (const Tensor& each : tensors)
+    TORCH_CHECK_VALUE(each.is_cpu() && each.scalar_type() == tensors[0].scalar_type(), op,
+                      ": tensors must be on the CPU and share a dtype, got ", each.device(), " ", each.scalar_type(),
+                      " beside ", tensors[0].scalar_type());
+}
+
 Tensor squared_norm(TensorList tensors, Scales scales) {
+  TORCH_CHECK(!tensors.empty(), "squared_norm: tensors must hold at least one tensor, got none");
+  check_sizes("squared_norm", tensors, scales);
   const Tensors all = readable(tensors);
   const bool wide = all[0].scalar_type() == at::kDouble;
   return at::full({}, wide ? weighted_sum<double>(all, scales) : weighted_sum<float>(all, scales),
@@ -102,6 +113,8 @@ Tensor squared_norm(TensorList tensors, Scales scales) {
 }
 
 Tensors scaled(const Tensor& factor, TensorList tensors, Scales scales) {
+  check_sizes("scaled", tensors, scales);
+  TORCH_CHECK_VALUE(factor.dim() == 0, "scaled: factor must be 0-dim, got ", factor.sizes());
   if (tensors.empty()) return {};
   const Tensors all = readable(tensors);
   Tensors results;
@@ -125,12 +138,17 @@ struct SquaredNorm : torch::autograd::Function<SquaredNorm> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const variable_list tensors = ctx->get_saved_variables();
-    auto scales = ctx->saved_data["scales"].toDoubleVector();
-    for (double& each : scales) each *= 2;
-    variable_list found =
+    const variable_list saved = ctx->get_saved_variables();
+    const auto of_all = ctx->saved_data["scales"].toDoubleVector();
+    variable_list tensors;
+    std::vector<double> scales;
+    for (size_t t = 0; t < saved.size(); ++t)
+      if (ctx->needs_input_grad(t)) tensors.push_back(saved[t]), scales.push_back(2 * of_all[t]);
+    const Tensors products =
         at::GradMode::is_enabled() ? differentiable(grads[0], tensors, scales) : call_scaled(grads[0], tensors, scales);
-    found.emplace_back();  // scales
+    variable_list found(saved.size() + 1);  // the last is of the scales
+    for (size_t t = 0, next = 0; t < saved.size(); ++t)
+      if (ctx->needs_input_grad(t)) found[t] = products[next++];
     return found;
   }
 
