@@ -32,16 +32,20 @@ class DenseAdam(torch.optim.Adam):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; ``closure`` may compute it and return the loss."""
         if closure is not None or not all(self._takes_one_op(group) for group in self.param_groups):
-            return super().step(closure)  # which also makes the state, in the first step
+            step = torch.optim.Adam.step  # also makes the state, in the first step
+            return getattr(step, "__wrapped__", step)(self, closure)  # without its hooks, which this step runs
         for group in self.param_groups:
             self._update(group)
         return None
 
     def _takes_one_op(self, group: dict[str, Any]) -> bool:
+        """Returns whether the group is plain Adam on CPU tensors of one dtype, and has its state."""
+        plain = not any(group[option] for option in ("weight_decay", "amsgrad", "maximize", "differentiable"))
+        scaled = any(getattr(self, name, None) is not None for name in ("grad_scale", "found_inf"))  # by a GradScaler
         having = _having_gradients(group)
         kinds = {(p.dtype, p.device.type, grad.layout) for p, grad in having}
-        on_cpu = [(device, layout) for _, device, layout in kinds] == [("cpu", torch.strided)]
-        return on_cpu and all(self.state.get(p) for p, _ in having)
+        on_cpu = [kind[1:] for kind in kinds] == [("cpu", torch.strided)]
+        return plain and on_cpu and not scaled and all(self.state.get(p) for p, _ in having)
 
     @torch.no_grad()
     def _update(self, group: dict[str, Any]) -> None:

@@ -58,14 +58,42 @@ def test_state_goes_to_and_comes_from_torch():
     assert all(torch.equal(x, y) for x, y in zip(own, theirs, strict=True))
 
 
+@pytest.mark.parametrize("option", [{"weight_decay": 0.1}, {"maximize": True}, {"amsgrad": True}])
+def test_options_of_a_group(option):
+    own, theirs = weights(), weights()
+    mine = DenseAdam([{"params": own, **option}], **OPTIONS)
+    torchs = torch.optim.Adam(theirs, fused=True, **OPTIONS, **option)
+    for number in range(3):
+        set_gradients(number, own, theirs)
+        mine.step()
+        torchs.step()
+    assert all(torch.equal(x, y) for x, y in zip(own, theirs, strict=True))
+
+
+def test_gradient_scaler():
+    own, theirs = weights(), weights()
+    optimizers = DenseAdam(own, **OPTIONS), torch.optim.Adam(theirs, fused=True, **OPTIONS)
+    scalers = [torch.amp.GradScaler("cpu", init_scale=8.0) for _ in optimizers]
+    for number in range(4):
+        for scaler, optimizer, leaves in zip(scalers, optimizers, (own, theirs), strict=True):
+            optimizer.zero_grad()
+            factor = float("inf") if number == 2 else 1.0
+            scaler.scale(factor * sum((leaf**2).sum() for leaf in leaves)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert all(torch.equal(x, y) for x, y in zip(own, theirs, strict=True))
+
+
 def test_closure_hooks_and_profiler():
+    torch.optim.Adam(weights())  # which wraps torch.optim.Adam.step
     own, calls = weights(), []
     optimizer = DenseAdam(own, **OPTIONS)
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
     set_gradients(0, own)
     assert optimizer.step(lambda: 7) == 7
-    optimizer.register_step_post_hook(lambda *_: calls.append(1))
-    optimizer.step()
     assert calls == [1]
+    optimizer.step()
+    assert calls == [1, 1]
     with torch.profiler.profile() as profiler:
         optimizer.step()
     assert any("DenseAdam.step" in event.key for event in profiler.key_averages())
