@@ -5,12 +5,13 @@
     python -m benchmarks.bench_trainer --fields 121 --ids 6719 --profile    the parts of a step; writes nothing
 
 Whole calls of ``Trainer.train_epoch``, loader and progress included, in turns, so that a drift of the machine meets
-all alike. Our models are built anew for every turn: where in memory one comes to lie changes its step by a tenth.
+all alike. Our models are built anew for every turn: one is up to a tenth slower than another for as long as it lives.
 Beside them, where installed, what their users run (benchmarks/peers.py): torch-rechub's and DeepCTR-Torch's MMoE, which
 know no contrastive loss.
 """
 
 import argparse
+import gc
 import itertools
 import statistics
 import tempfile
@@ -78,6 +79,7 @@ def measure(fields: int, ids: int, rows: int, turns: int, compiled: bool) -> dic
         for turn in range(turns):
             for place in range(len(names)):  # who goes after whom changes: some leave caches and memory in disorder
                 name = names[(turn + place) % len(names)]
+                gc.collect()  # of the model before, whose trainer may be in a cycle
                 rates[name].append(makes[name]()())
     median = {name: round(statistics.median(each)) for name, each in rates.items()}
     share = 1 - median["AdaFTR"] / median["AdaFTR without L_cl"]

@@ -21,7 +21,7 @@ PARTS = {  # parts of the names of operations
     ),
     "update of the tables": ("adaftr_fast::embedding_adam_",),
     "update of the dense weights": ("aten::_fused_adam_",),
-    "norms": ("aten::linalg_vector_norm",),
+    "penalty, and gradients scaled": ("adaftr_fast::squared_norm", "adaftr_fast::scaled"),
 }
 OTHERS, PYTHON = "other operations and autograd", "Python, and the loader's waits"
 
