@@ -87,7 +87,7 @@ def test_tables_and_dense_weights_have_their_optimizers(model):
 def test_the_optimizer_of_tables_can_be_chosen(name, model):
     kinds = {"sgd": SGD, "adagrad": Adagrad, "rowwise_adagrad": RowwiseAdagrad, "lazy_adam": LazyAdam}
     dense, sparse = build_optimizers(model, OptimizerConfig(lr=0.5, eps=1e-3, tables=name, tables_lr=0.25))
-    assert type(dense) is torch.optim.Adam
+    assert isinstance(dense, torch.optim.Adam)
     assert type(sparse) is kinds[name]
     assert sparse.param_groups[0]["lr"] == 0.25
     assert sparse.param_groups[0].get("eps", 1e-3) == 1e-3
