@@ -1,5 +1,5 @@
-// torch.ops.adaftr_fast.squared_norm and scaled on CPU, and the gradient of the norm on every device. A step has a dozen
-// dense weights, most of them small: an op of PyTorch for each costs more than its sum.
+// torch.ops.adaftr_fast.squared_norm and scaled on CPU, and the gradient of the norm on every device. A step has a
+// dozen dense weights, most of them small: an op of PyTorch for each costs more than its sum.
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
 #pragma GCC diagnostic ignored "-Warray-bounds"
