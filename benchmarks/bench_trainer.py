@@ -44,11 +44,11 @@ def ours(data: PreparedData, train: Split, model: ModelConfig, **config: object)
         trainer.progress.step, trainer.progress.seconds = 0, 0.0
         return trainer.train_epoch(next(epochs), Interrupt())["samples_per_s"]
 
-    return warmed(run)
+    return run
 
 
 def contestants(data: PreparedData, train: Split, compiled: bool) -> dict[str, Callable[[], Contestant]]:
-    """Returns what makes each contestant."""
+    """Returns what makes each contestant, warmed: ours anew, the peers once."""
     adaftr, half = ModelConfig(), {"precision": "bfloat16"}
     makes = {
         "AdaFTR": partial(ours, data, train, adaftr),
@@ -60,8 +60,9 @@ def contestants(data: PreparedData, train: Split, compiled: bool) -> dict[str, C
     if compiled:
         makes["AdaFTR, compiled"] = partial(ours, data, train, adaftr, compile=True)
         makes["AdaFTR, bfloat16, compiled"] = partial(ours, data, train, adaftr, compile=True, **half)
+    fresh = {name: lambda make=make: warmed(make()) for name, make in makes.items()}
     made = {name: warmed(run) for name, run in peers(data, train).items()}
-    return makes | {name: lambda run=run: run for name, run in made.items()}
+    return fresh | {name: lambda run=run: run for name, run in made.items()}
 
 
 def warmed(run: Contestant) -> Contestant:

@@ -31,25 +31,24 @@ class DenseAdam(torch.optim.Adam):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; ``closure`` may compute it and return the loss."""
-        if closure is not None or not all(self._takes_one_op(group) for group in self.param_groups):
+        groups = [(group, _having_gradients(group)) for group in self.param_groups]
+        if closure is not None or not all(self._takes_one_op(*each) for each in groups):
             step = torch.optim.Adam.step  # also makes the state, in the first step
             return getattr(step, "__wrapped__", step)(self, closure)  # without its hooks, which this step runs
-        for group in self.param_groups:
-            self._update(group)
+        for each in groups:
+            self._update(*each)
         return None
 
-    def _takes_one_op(self, group: dict[str, Any]) -> bool:
+    def _takes_one_op(self, group: dict[str, Any], having: list[tuple[Tensor, Tensor]]) -> bool:
         """Returns whether the group is plain Adam on CPU tensors of one dtype, and has its state."""
         plain = not any(group[option] for option in ("weight_decay", "amsgrad", "maximize", "differentiable"))
         scaled = any(getattr(self, name, None) is not None for name in ("grad_scale", "found_inf"))  # by a GradScaler
-        having = _having_gradients(group)
         kinds = {(p.dtype, p.device.type, grad.layout) for p, grad in having}
         on_cpu = [kind[1:] for kind in kinds] == [("cpu", torch.strided)]
         return plain and on_cpu and not scaled and all(self.state.get(p) for p, _ in having)
 
     @torch.no_grad()
-    def _update(self, group: dict[str, Any]) -> None:
-        having = _having_gradients(group)
+    def _update(self, group: dict[str, Any], having: list[tuple[Tensor, Tensor]]) -> None:
         states = [self.state[p] for p, _ in having]
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
@@ -71,4 +70,5 @@ class DenseAdam(torch.optim.Adam):
 
 
 def _having_gradients(group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    """Returns the parameters that have a gradient, with it."""
     return [(p, p.grad) for p in group["params"] if p.grad is not None]
