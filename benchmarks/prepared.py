@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adaftr_fast.data.dataset.manifest import FORMAT, FieldInfo, Manifest, SplitInfo
-from adaftr_fast.data.dataset.split_file import GROUP
+from adaftr_fast.data.dataset.split_file import COMPRESSION, GROUP
 
 FIELDS, TASKS = 23, ("click", "conversion")
 ROW_GROUP = 1 << 17
@@ -29,11 +29,10 @@ def write_prepared(folder: Path, rows: int, ids: int, held_out: int = 1 << 16, f
 
 
 def _write(path: Path, rows: int, ids: int, names: list[str], random: np.random.Generator) -> SplitInfo:
-    schema = pa.schema(
-        [(name, pa.int32()) for name in names] + [(task, pa.uint8()) for task in TASKS] + [(GROUP, pa.int64())]
-    )
+    types = dict.fromkeys(names, pa.int32()) | dict.fromkeys(TASKS, pa.uint8()) | {GROUP: pa.int64()}
+    schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
     positives = dict.fromkeys(TASKS, 0)
-    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+    with pq.ParquetWriter(path, schema, compression=COMPRESSION, write_page_checksum=True) as writer:
         for start in range(0, rows, ROW_GROUP):
             n = min(ROW_GROUP, rows - start)
             columns = [(float(ids) ** random.random(n, np.float32)).astype(np.int32) % ids for _ in names]

