@@ -1,11 +1,14 @@
-"""Adam on dense weights: the bits of torch.optim.Adam, its state and its hooks."""
+"""Adam on dense weights: the results of torch.optim.Adam, its state and its hooks."""
 
 import copy
 
 import pytest
 import torch
 
+from adaftr_fast.ops.embedding.reference import optim as reference
 from adaftr_fast.optim.dense import DenseAdam
+from tests.ops.marks import needs_extension, on_threads
+from tests.tolerances import assert_as_accurate
 
 OPTIONS = {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-6}
 
@@ -21,24 +24,38 @@ def set_gradients(number, *models):
     for of_all in zip(*models, strict=True):
         grad = torch.randn(of_all[0].shape, generator=generator, dtype=of_all[0].dtype)
         for each in of_all:
-            each.grad = grad.clone()
+            each.grad = torch.empty_like(each).copy_(grad)  # with the strides of the weight, as autograd's
+
+
+def assert_equal_to_rounding(own, theirs):
+    for x, y in zip(own, theirs, strict=True):
+        torch.testing.assert_close(x, y, rtol=2e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_equals_torch(dtype):
-    own, theirs = weights(dtype), weights(dtype)
-    groups = [lambda w: [{"params": w[:2]}, {"params": w[2:], "lr": 0.01}]] * 2
-    mine = DenseAdam(groups[0](own), **OPTIONS)
-    torchs = torch.optim.Adam(groups[1](theirs), fused=True, **OPTIONS)
+def test_errs_no_more_than_torch(dtype):
+    own, theirs, truth = weights(dtype), weights(dtype), [w.detach().double().requires_grad_() for w in weights(dtype)]
+    mine, torchs, exact = (
+        kind([{"params": w[:2]}, {"params": w[2:], "lr": 0.01}], **OPTIONS)
+        for kind, w in ((DenseAdam, own), (torch.optim.Adam, theirs), (torch.optim.Adam, truth))
+    )
     for number in range(6):
         set_gradients(number, own, theirs)
         if number == 3:
             own[1].grad = theirs[1].grad = None
-        for optimizer in (mine, torchs):
+        for w, of in zip(truth, own, strict=True):
+            w.grad = None if of.grad is None else of.grad.double()
+        for optimizer in (mine, torchs, exact):
             optimizer.param_groups[0]["lr"] = 0.05 / (1 + number)
             optimizer.step()
-        assert all(torch.equal(x, y) for x, y in zip(own, theirs, strict=True))
-    assert repr(mine.state_dict()) == repr(torchs.state_dict())
+        for x, y, z in zip(own, theirs, truth, strict=True):
+            assert_as_accurate(x.detach(), z.detach(), y.detach(), dtype)
+    states = mine.state_dict()["state"], torchs.state_dict()["state"]
+    assert (
+        [s["step"].item() for s in states[0].values()] == [s["step"].item() for s in states[1].values()] == [6, 5, 6, 6]
+    )
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert_equal_to_rounding(*([s[name] for s in each.values()] for each in states))
 
 
 def test_state_goes_to_and_comes_from_torch():
@@ -55,7 +72,7 @@ def test_state_goes_to_and_comes_from_torch():
         set_gradients(number, own, theirs)
         mine.step()
         torchs.step()
-    assert all(torch.equal(x, y) for x, y in zip(own, theirs, strict=True))
+    assert_equal_to_rounding(own, theirs)
 
 
 @pytest.mark.parametrize("option", [{"weight_decay": 0.1}, {"maximize": True}, {"amsgrad": True}])
@@ -105,3 +122,64 @@ def test_sparse_gradient_is_refused_as_by_torch():
     weight.grad = torch.ones(4, 2).to_sparse()
     with pytest.raises(RuntimeError, match="sparse"):
         optimizer.step()
+
+
+def lists(dtype=torch.float32, shapes=((301, 77), (0, 4), (5,), ())):
+    """The arguments of the op: weights, gradients, moments and steps."""
+    generator = torch.Generator().manual_seed(1)
+    draw = [[torch.randn(shape, generator=generator).to(dtype) for shape in shapes] for _ in range(4)]
+    return [*draw[:3], [each.square() for each in draw[3]], [torch.tensor(float(3 + i)) for i in range(len(shapes))]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_op_and_its_reference(dtype):
+    results = []
+    for number in (1, 2, 3):
+        given = lists(dtype)
+        version = given[0][0]._version
+        with on_threads(number):
+            torch.ops.adaftr_fast.dense_adam_(*given, 0.01, 0.9, 0.999, 1e-8)
+        assert given[0][0]._version > version  # so that autograd sees a weight that changed
+        results.append(given)
+    expected, truth = lists(dtype), [[x.double() for x in each] for each in lists(dtype)]
+    for each in (expected, truth):
+        reference.dense_adam_(*each, 0.01, 0.9, 0.999, 1e-8)
+    assert [step.item() for step in results[0][4]] == [4, 5, 6, 7]
+    for place in (0, 2, 3):
+        for x, y, z in zip(results[0][place], expected[place], truth[place], strict=True):
+            assert_as_accurate(x, z, y, dtype)
+        for other in results[1:]:
+            assert all(torch.equal(x, y) for x, y in zip(results[0][place], other[place], strict=True))
+
+
+@needs_extension
+def test_bad_lists():
+    op, options = torch.ops.adaftr_fast.dense_adam_, (0.01, 0.9, 0.999, 1e-8)
+    op([], [], [], [], [], *options)
+    with pytest.raises(TypeError, match="dense_adam_: weights must be float32 or float64, got BFloat16"):
+        op(*lists(torch.bfloat16), *options)
+    given = lists()
+    with pytest.raises(ValueError, match="dense_adam_: expected 4 tensors in each list, as in weights, got 3, 4, 4"):
+        op(given[0], given[1][:3], *given[2:], *options)
+    given = lists(shapes=[(3, 4), (5, 6)])
+    given[1][1] = torch.zeros(6, 5).T
+    with pytest.raises(ValueError, match=r"grad and moments number 1 must be contiguous Float \[5, 6\] on the CPU"):
+        op(*given, *options)
+    given = lists()
+    given[4][2] = torch.tensor(1)
+    with pytest.raises(ValueError, match="dense_adam_: steps must be 0-dim float32 on the CPU, got Long"):
+        op(*given, *options)
+
+
+def test_strided_weights_and_gradients():
+    own, theirs = ([torch.randn(6, 9, generator=torch.Generator().manual_seed(0)).T.requires_grad_()] for _ in range(2))
+    others = [w.detach().contiguous().requires_grad_() for w in own]
+    optimizers = [DenseAdam(w, **OPTIONS) for w in (own, others)] + [torch.optim.Adam(theirs, **OPTIONS)]
+    for number in range(3):
+        set_gradients(number, own, others, theirs)
+        if number > 0:  # the first step is torch's, whose fused Adam reads a gradient as if it had the weight's strides
+            others[0].grad = others[0].grad.T.contiguous().T
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_equal_to_rounding(own, theirs)
+    assert_equal_to_rounding(others, theirs)

@@ -1,4 +1,5 @@
-"""Ops of the sparse optimizers, which update the rows of a batch, and the look-up through Adam's deferred steps.
+"""Ops of the optimizers, which update the rows of a batch or all dense weights, and the look-up through Adam's deferred
+steps.
 
 Shapes: R rows of the table, E width, U distinct rows of the batch. ``rows`` [U] are int64 and strictly increasing;
 ``grad`` is [U, E]. The CUDA kernels also take rows [M] in any order that repeat, and add the gradients of each first.
@@ -30,6 +31,11 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         reference.lazy_adam_,
     ),
     "embedding_adam_": (f"(Tensor(a!) weight, Tensor(b!)[] state, {_BATCH}, float lr) -> ()", reference.adam_),
+    "dense_adam_": (
+        "(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
+        "float lr, float beta1, float beta2, float eps) -> ()",
+        reference.dense_adam_,
+    ),
     "embedding_adam_flush_": ("(Tensor(a!) weight, Tensor(b!)[] state) -> ()", reference.adam_flush_),
     "deferred_embedding": (
         "(Tensor weight, Tensor ids, Tensor offsets, Tensor[] state) -> Tensor",

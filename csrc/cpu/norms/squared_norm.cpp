@@ -11,12 +11,11 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <vector>
 
 #include "cpu/norms/scaled.h"
 #include "cpu/runtime/caching_allocator.h"
-#include "cpu/runtime/parallel.h"
+#include "cpu/runtime/chunks.h"
 
 namespace adaftr_fast {
 namespace {
@@ -29,28 +28,6 @@ using Tensors = std::vector<Tensor>;
 using Scales = at::ArrayRef<double>;
 
 constexpr int64_t kChunk = 4096;  // elements of a task; their sum is in the tensor's type, that of chunks in double
-
-// A part of a tensor.
-struct Chunk {
-  size_t tensor;
-  int64_t begin, end;
-};
-
-std::vector<Chunk> chunks_of(TensorList tensors) {
-  std::vector<Chunk> chunks;
-  for (size_t t = 0; t < tensors.size(); ++t)
-    for (int64_t begin = 0; begin < tensors[t].numel(); begin += kChunk)
-      chunks.push_back({t, begin, std::min(begin + kChunk, tensors[t].numel())});
-  return chunks;
-}
-
-// body(chunk, index) on several threads.
-template <class Body>
-void over_chunks(const std::vector<Chunk>& chunks, Body body) {
-  parallel_for(static_cast<int64_t>(chunks.size()), 4, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(chunks[i], i);
-  });
-}
 
 template <class T>
 double sum_of_squares(const T* x, int64_t count) {
@@ -67,7 +44,7 @@ double sum_of_squares(const T* x, int64_t count) {
 
 template <class T>
 double weighted_sum(TensorList tensors, Scales scales) {
-  const auto chunks = chunks_of(tensors);
+  const auto chunks = chunks_of(tensors, kChunk);
   std::vector<double> sums(chunks.size());
   over_chunks(chunks, [&](const Chunk& c, int64_t i) {
     sums[i] = sum_of_squares(tensors[c.tensor].const_data_ptr<T>() + c.begin, c.end - c.begin);
@@ -79,7 +56,7 @@ double weighted_sum(TensorList tensors, Scales scales) {
 
 template <class T>
 void scale_all(TensorList tensors, const std::vector<double>& factors, TensorList results) {
-  over_chunks(chunks_of(tensors), [&](const Chunk& c, int64_t) {
+  over_chunks(chunks_of(tensors, kChunk), [&](const Chunk& c, int64_t) {
     const T* x = tensors[c.tensor].const_data_ptr<T>();
     T *y = results[c.tensor].mutable_data_ptr<T>(), factor = T(factors[c.tensor]);
     for (int64_t i = c.begin; i < c.end; ++i) y[i] = factor * x[i];

@@ -134,6 +134,26 @@ def adam_(weight: Tensor, state: Sequence[Tensor], rows: Tensor, grad: Tensor, l
     clock[0] = step
 
 
+def dense_adam_(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """Takes a step of Adam on dense weights, with the state of torch.optim.Adam."""
+    for w, g, m, v, step in zip(weights, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
+        step += 1
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        denominator = (v / (1 - beta2 ** step.item())).sqrt_().add_(eps)
+        w.addcdiv_(m, denominator, value=-lr / (1 - beta1 ** step.item()))
+
+
 def adam_flush_(weight: Tensor, state: Sequence[Tensor]) -> None:
     """Applies the deferred steps of all rows."""
     moments, current, series, schedule, _, clock = state

@@ -72,6 +72,8 @@ struct AdamKernels {
   void (*flush)(const AdamTable<W>&, int64_t begin, int64_t end);
   // Records one more step, with learning rate lr, in series, schedule and clock.
   void (*advance)(const AdamTable<W>&, AdamClock*, double lr);
+  // One step of dense Adam, after those of the clock, on `count` weights with moments m and v.
+  void (*dense)(const AdamClock&, double lr, W* weight, Compute<W>* m, Compute<W>* v, const W* grad, int64_t count);
 };
 
 }  // namespace adaftr_fast

@@ -228,3 +228,19 @@ void adam_flush(const AdamTable<W>& table, int64_t begin, int64_t end) {
     table.current[row] = static_cast<int32_t>(adam.now);
   }
 }
+
+template <typename W>
+void adam_dense(const AdamClock& clock, double lr, W* weight, Compute<W>* m, Compute<W>* v, const W* grad,
+                int64_t count) {
+  using T = Compute<W>;
+  const AdamTable<W> none{nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, &clock, 0};
+  const Adam<W> adam(none);
+  const StepScalars<T> by = adam.scalars(lr);
+  for_each_group<0>(count, [&](int64_t e, auto n) {
+    AdamGroup<T> x{load_group(weight + e, n), load_group(m + e, n), load_group(v + e, n)};
+    dense_step(adam, by, x, load_group(grad + e, n));
+    store_group(weight + e, x.w, n);
+    store_group(m + e, x.m, n);
+    store_group(v + e, x.v, n);
+  });
+}

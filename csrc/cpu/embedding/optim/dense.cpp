@@ -1,0 +1,73 @@
+// The op adaftr_fast::dense_adam_: a step of Adam on many tensors at once. A model has a few dozen dense weights, most
+// of them small: PyTorch's fused Adam starts its threads for each, and counts the steps of each by an op.
+#include <torch/library.h>
+
+#include "cpu/embedding/checks.h"
+#include "cpu/embedding/kernels.h"
+#include "cpu/runtime/chunks.h"
+
+namespace adaftr_fast {
+namespace {
+
+using at::TensorList;
+
+constexpr int64_t kChunk = 4096;  // elements of a task
+
+// Whether `each` has as many elements as `weight` and its dtype, and is contiguous.
+bool fits(const at::Tensor& each, const at::Tensor& weight) {
+  return each.is_cpu() && each.is_contiguous() && each.scalar_type() == weight.scalar_type() &&
+         each.numel() == weight.numel();
+}
+
+void check_dense_adam(TensorList weights, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
+                      TensorList steps) {
+  const size_t count = weights.size();
+  if (count != 0) {
+    const at::ScalarType type = weights[0].scalar_type();
+    TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble, "dense_adam_: weights must be float32 or float64, got ",
+                     type);
+  }
+  TORCH_CHECK_VALUE(
+      grads.size() == count && exp_avgs.size() == count && exp_avg_sqs.size() == count && steps.size() == count,
+      "dense_adam_: expected ", count, " tensors in each list, as in weights, got ", grads.size(), ", ",
+      exp_avgs.size(), ", ", exp_avg_sqs.size(), " and ", steps.size());
+  for (size_t i = 0; i < count; ++i) {
+    const at::Tensor& weight = weights[i];
+    TORCH_CHECK_VALUE(weight.scalar_type() == weights[0].scalar_type() && fits(weight, weight) &&
+                          fits(grads[i], weight) && fits(exp_avgs[i], weight) && fits(exp_avg_sqs[i], weight),
+                      "dense_adam_: weight, grad and moments number ", i, " must be contiguous ",
+                      weights[0].scalar_type(), " ", weight.sizes(), " on the CPU");
+    TORCH_CHECK_VALUE(steps[i].is_cpu() && steps[i].dim() == 0 && steps[i].scalar_type() == at::kFloat,
+                      "dense_adam_: steps must be 0-dim float32 on the CPU, got ", steps[i].scalar_type(), " ",
+                      steps[i].sizes());
+  }
+}
+
+void dense_adam_(TensorList weights, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList steps,
+                 double lr, double beta1, double beta2, double epsilon) {
+  check_dense_adam(weights, grads, exp_avgs, exp_avg_sqs, steps);
+  if (weights.empty()) return;
+  std::vector<AdamClock> clocks;
+  for (const at::Tensor& step : steps) {
+    auto* done = mutable_data_of<float>(step);
+    clocks.push_back({*done, beta1, beta2, epsilon, 0, 0, 0, 0});
+    *done += 1;
+  }
+  const auto run = [&](auto w) {
+    using W = decltype(w);
+    const auto step = typed_kernels<W>().adam.dense;
+    over_chunks(chunks_of(weights, kChunk), [&](const Chunk& c, int64_t) {
+      step(clocks[c.tensor], lr, mutable_data_of<W>(weights[c.tensor]) + c.begin,
+           mutable_data_of<W>(exp_avgs[c.tensor]) + c.begin, mutable_data_of<W>(exp_avg_sqs[c.tensor]) + c.begin,
+           data_of<W>(grads[c.tensor]) + c.begin, c.end - c.begin);
+    });
+  };
+  weights[0].scalar_type() == at::kFloat ? run(float{}) : run(double{});
+  for (const at::Tensor& weight : weights) weight.unsafeGetTensorImpl()->bump_version();  // for autograd's check
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) { m.impl("dense_adam_", dense_adam_); }
+
+}  // namespace adaftr_fast
