@@ -79,6 +79,10 @@ _C, load_error = _load(C, "C++", "The plain-PyTorch references are used")
 _cuda, cuda_load_error = _load_cuda()
 
 
+place_rows = _C.place_rows if _C is not None else None
+"""Copies columns to rows: ``place_rows(columns, places or None, rows)``, see csrc/cpu/data/place_rows.h."""
+
+
 def is_built() -> bool:
     """Returns whether the C++ kernels are available; without them every op runs its plain-PyTorch reference."""
     return _C is not None

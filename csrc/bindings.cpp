@@ -1,15 +1,68 @@
-// The Python module adaftr_fast._C: build facts and dispatch control. The ops register themselves with
-// PyTorch's dispatcher in the file of each op (TORCH_LIBRARY_IMPL).
+// The Python module adaftr_fast._C: build facts, dispatch control, and what the loader calls with NumPy arrays. The ops
+// register themselves with PyTorch's dispatcher in the file of each op (TORCH_LIBRARY_IMPL).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/data/place_rows.h"
 #include "cpu/runtime/capability.h"
 
 namespace py = pybind11;
 
+namespace {
+
+// The array's buffer, which must be contiguous and have `dims` dimensions of int64 or of any elements of 4 bytes.
+py::buffer_info checked(const char* name, const py::buffer& array, py::ssize_t dims, bool int64, bool written = false) {
+  py::buffer_info info = array.request(written);
+  bool fits = info.ndim == dims && (int64 ? info.item_type_is_equivalent_to<int64_t>() : info.itemsize == 4);
+  py::ssize_t step = info.itemsize;
+  for (py::ssize_t k = info.ndim - 1; fits && k >= 0; step *= info.shape[k--])
+    fits = info.strides[k] == step || info.shape[k] <= 1;
+  if (!fits)
+    throw std::invalid_argument(std::string("place_rows: ") + name + " must be contiguous, of " +
+                                (int64 ? "int64" : "4-byte elements") + " and " + std::to_string(dims) +
+                                " dimensions, got format " + info.format + " and " + std::to_string(info.ndim) +
+                                " dimensions");
+  return info;
+}
+
+void place_rows(const std::vector<py::buffer>& columns, const std::optional<py::buffer>& places,
+                const py::buffer& rows) {
+  const py::buffer_info to = checked("rows", rows, 2, false, true);
+  std::vector<py::buffer_info> buffers;
+  std::vector<const int32_t*> from;
+  for (const py::buffer& column : columns) {
+    buffers.push_back(checked("columns", column, 1, false));
+    from.push_back(static_cast<const int32_t*>(buffers.back().ptr));
+  }
+  const py::ssize_t width = static_cast<py::ssize_t>(from.size()), count = width ? buffers[0].shape[0] : 0;
+  for (const py::buffer_info& each : buffers)
+    if (each.shape[0] != count) throw std::invalid_argument("place_rows: columns must be of one length");
+  if (to.shape[1] != width || (!places && to.shape[0] != count))
+    throw std::invalid_argument("place_rows: rows must have a column for each of columns, and a row for each place");
+  std::optional<py::buffer_info> at;
+  if (places) at = checked("places", *places, 1, true);
+  const auto* place = at ? static_cast<const int64_t*>(at->ptr) : nullptr;
+  if (at && (at->shape[0] != count ||
+             !std::all_of(place, place + count, [&](int64_t p) { return 0 <= p && p < to.shape[0]; })))
+    throw std::invalid_argument("place_rows: places must be " + std::to_string(count) + " numbers in [0, " +
+                                std::to_string(to.shape[0]) + ")");
+  const py::gil_scoped_release released;
+  adaftr_fast::place_rows(from, count, place, static_cast<int32_t*>(to.ptr));
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", [] { return adaftr_fast::name_of(adaftr_fast::capability()); });
   m.def("set_cpu_capability", &adaftr_fast::set_capability, py::arg("name"));
+  m.def("place_rows", &place_rows, py::arg("columns"), py::arg("places"), py::arg("rows"));
   m.def("build_info", [] {
     py::dict info;
 #if defined(__clang__)

@@ -16,7 +16,7 @@ from adaftr_fast._json import dumps
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, Manifest
-from adaftr_fast.data.dataset.rows import matrix
+from adaftr_fast.data.dataset.matrix import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.errors import ServingError, StoreError
 from adaftr_fast.models.own import ModelClass

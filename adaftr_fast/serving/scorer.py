@@ -20,7 +20,7 @@ from adaftr_fast._json import from_json, loads
 from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.bags import interleave
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest
-from adaftr_fast.data.dataset.rows import matrix
+from adaftr_fast.data.dataset.matrix import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.encode.encoders import Encoder, encode_field, field_values
 from adaftr_fast.data.schema.parse import parse_schema

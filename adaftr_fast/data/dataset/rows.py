@@ -17,14 +17,13 @@ from torch import Tensor
 from adaftr_fast.data.dataset.bags import interleave, take_bags
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.manifest import Manifest
+from adaftr_fast.data.dataset.matrix import matrix
 from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
 from adaftr_fast.data.raw.source import READ_ERRORS, check_names
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores import AnyPath, StorePath, read_version
 from adaftr_fast.stores.parquet import parquet_source, read_row_groups
 from adaftr_fast.stores.path import Stat
-
-BLOCK = 4096  # rows copied at a time; with F columns they fit into the L2 cache
 
 
 class Rows(Protocol):
@@ -203,33 +202,3 @@ def _open(path: AnyPath) -> pq.ParquetFile:
         return file
     except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
-
-
-def matrix(columns: list[np.ndarray], kind: type[np.generic], order: np.ndarray | None = None) -> np.ndarray:
-    """Stacks columns [N] to a matrix [N, len(columns)]; with ``order`` [n], only these distinct rows, in that order.
-
-    Rows are stacked in blocks and copied from there to their places, so that all rows are never held twice.
-    """
-    count, width = len(columns[0]), len(columns)
-    if order is None:
-        rows = np.empty((count, width), kind)
-        for start in range(0, count, BLOCK):
-            _stack(columns, start, rows[start : start + BLOCK])
-        return rows
-    places = np.full(count, len(order))  # the last place takes the rows that are not in ``order``
-    places[order] = np.arange(len(order))
-    if np.count_nonzero(places < len(order)) < len(order):
-        raise ValueError("matrix: order must name distinct rows, got a row twice")
-    rows, block = np.empty((len(order) + 1, width), kind), np.empty((min(BLOCK, count), width), kind)
-    whole = np.dtype((np.void, width * rows.itemsize))  # a row as one element, which NumPy copies faster
-    to, stacked = rows.view(whole)[:, 0], block.view(whole)[:, 0]
-    for start in range(0, count, BLOCK):
-        some = places[start : start + BLOCK]
-        _stack(columns, start, block[: len(some)])
-        to[some] = stacked[: len(some)]
-    return rows[:-1]
-
-
-def _stack(columns: list[np.ndarray], start: int, rows: np.ndarray) -> None:
-    for position, column in enumerate(columns):
-        rows[:, position] = column[start : start + len(rows)]

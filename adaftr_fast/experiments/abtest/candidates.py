@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adaftr_fast.data import hashing
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.dataset.rows import matrix
+from adaftr_fast.data.dataset.matrix import matrix
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import encode_field
 from adaftr_fast.data.schema.parse import parse_schema

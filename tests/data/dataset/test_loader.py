@@ -11,7 +11,7 @@ import torch
 
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Share, Split
-from adaftr_fast.data.dataset.rows import TensorRows, matrix
+from adaftr_fast.data.dataset.rows import TensorRows
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
@@ -86,15 +86,6 @@ def test_parquet_rows_equal_the_table(folder):
     assert sorted(torch.cat(order).tolist()) == sorted(table["group:id"].to_pylist())
     chunks = split.rows.read([2, 0], np.array([3, 0, 1]))
     assert torch.equal(chunks.ids, expected[[1, 4, 5]])
-
-
-@pytest.mark.parametrize("order", [range(10), range(9, -1, -1), [8, 3, 0, 4], []])
-def test_a_matrix_takes_rows_in_order(monkeypatch, order):
-    monkeypatch.setattr("adaftr_fast.data.dataset.rows.BLOCK", 4)
-    columns, order = [np.arange(10), np.arange(10) + 0.5], np.array(order, np.int64)
-    taken = matrix(columns, np.float32, order)
-    assert taken.dtype == np.float32
-    assert np.array_equal(taken, matrix(columns, np.float32)[order])
 
 
 def test_batches_keep_rows_together_and_in_order(monkeypatch):

@@ -1,0 +1,62 @@
+"""Columns of a file as the rows of a matrix, in file order or in another. Shapes: N rows, F columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from adaftr_fast._extension import place_rows
+
+BLOCK = 4096  # rows copied at a time by NumPy; with F columns they fit into the L2 cache
+
+
+def matrix(columns: Sequence[np.ndarray], kind: type[np.generic], order: np.ndarray | None = None) -> np.ndarray:
+    """Stacks columns [N] to a matrix [N, F]; with ``order`` [n], only these distinct rows, in that order.
+
+    Rows are stacked in blocks and copied from there to their places, so that all rows are never held twice.
+
+    Raises:
+        ValueError: ``order`` names a row twice.
+    """
+    count, width = len(columns[0]), len(columns)
+    if order is None:
+        rows = np.empty((count, width), kind)
+        _place(columns, None, rows)
+        return rows
+    places = np.full(count, len(order))  # the last place takes the rows that are not in ``order``
+    places[order] = np.arange(len(order))
+    if np.count_nonzero(places < len(order)) < len(order):
+        raise ValueError("matrix: order must name distinct rows, got a row twice")
+    rows = np.empty((len(order) + 1, width), kind)
+    _place(columns, places, rows)
+    return rows[:-1]
+
+
+def _place(columns: Sequence[np.ndarray], places: np.ndarray | None, rows: np.ndarray) -> None:
+    """Writes row i of the columns to ``rows[places[i]]``, or to ``rows[i]``."""
+    if place_rows is not None and rows.itemsize == 4 and all(column.dtype == rows.dtype for column in columns):
+        place_rows([np.ascontiguousarray(column) for column in columns], places, rows)
+    else:
+        place_with_numpy(columns, places, rows)
+
+
+def place_with_numpy(columns: Sequence[np.ndarray], places: np.ndarray | None, rows: np.ndarray) -> None:
+    """Does the same without the C++ kernel, for columns of any type."""
+    count = len(columns[0])
+    if places is None:
+        for start in range(0, count, BLOCK):
+            _stack(columns, start, rows[start : start + BLOCK])
+        return
+    block = np.empty((min(BLOCK, count), rows.shape[1]), rows.dtype)
+    whole = np.dtype((np.void, rows.strides[0]))  # a row as one element, which NumPy copies faster
+    to, stacked = rows.view(whole)[:, 0], block.view(whole)[:, 0]
+    for start in range(0, count, BLOCK):
+        some = places[start : start + BLOCK]
+        _stack(columns, start, block[: len(some)])
+        to[some] = stacked[: len(some)]
+
+
+def _stack(columns: Sequence[np.ndarray], start: int, rows: np.ndarray) -> None:
+    for position, column in enumerate(columns):
+        rows[:, position] = column[start : start + len(rows)]
