@@ -154,7 +154,7 @@ struct FmaSweep : BaseOfLoss {
       if (factor == 0)
         for (int64_t k = 0; k < kStrip; ++k) to[k] = 0;
       else if (count == kStrip)
-        for (int64_t k = 0; k < kStrip; ++k) to[k] = T(factor * from[k]);
+        for (int64_t k = 0; k < kStrip; k += kLanes<double>) store_narrow(to + k, factor * load_wide(from + k));
       else
         for (int64_t k = 0; k < count; ++k) to[k] = T(factor * from[k]);
     }

@@ -347,15 +347,15 @@ struct Sweep {
     const T *a = q.anchors + row * q.width, *b = q.candidates + at_least(positive_of(row), 0) * q.width;
     T* d = q.d_anchors + row * q.width;
     const double margin = grad_scale * (double(positive_p[r]) * inverse_l) * q.margin;
-    double dot[4] = {};  // four chains of sums
+    Vec<double> dot[2] = {};  // two chains of sums
     const auto whole_panel = [&](const T* a_k, const T* b_k, const T* acc_k, T* d_k) {
-      for (int64_t k = 0; k < kPanel<T>; k += 4)
-        for (int64_t i = 0; i < 4; ++i) {
-          const double o = acc_k[k + i] + double(positive_p[r]) * (b_k[k + i] * candidate_power);
-          const double wide = grad_scale == 0 ? 0 : grad_scale * (o * inverse_l) * unscale;
-          d_k[k + i] = T(wide);
-          dot[i] += a_k[k + i] * wide;
-        }
+      constexpr int64_t n = kLanes<double>;
+      for (int64_t k = 0; k < kPanel<T>; k += n) {
+        const Vec<double> o = load_wide(acc_k + k) + double(positive_p[r]) * load_wide(b_k + k, candidate_power);
+        const Vec<double> wide = grad_scale == 0 ? Vec<double>{} : grad_scale * (o * inverse_l) * unscale;
+        store_narrow(d_k + k, wide);
+        dot[k / n % 2] += load_wide(a_k + k) * wide;
+      }
     };
     int64_t k0 = 0;
     for (; k0 + kPanel<T> <= q.width; k0 += kPanel<T>, acc += task_rows * kPanel<T>)
@@ -367,7 +367,7 @@ struct Sweep {
       for (int64_t k = 0; k < count; ++k) d[k0 + k] = padded[3][k];
     }
     if (q.d_tau != nullptr && !d_tau_from_sums)
-      q.d_tau[row] = grad_scale == 0 ? 0 : T((margin - ((dot[0] + dot[1]) + (dot[2] + dot[3]))) / q.tau[row]);
+      q.d_tau[row] = grad_scale == 0 ? 0 : T((margin - horizontal_sum<double>(dot[0] + dot[1])) / q.tau[row]);
   }
 
   void unpack_column_panel(int64_t p) {

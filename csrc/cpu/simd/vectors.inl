@@ -76,6 +76,21 @@ inline void store_some(T* to, int64_t count, V x) {
 #endif
 }
 
+// As many elements as a vector of double has, converted to double; and back. GCC does not vectorise such conversions.
+template <class T>
+using DoubleLanesOf = VecOf<T, kLanes<double>>;
+template <class T>
+inline Vec<double> load_wide(const T* from, T factor = 1) {
+  DoubleLanesOf<T> x;
+  __builtin_memcpy(&x, from, sizeof(x));
+  return __builtin_convertvector(x * factor, Vec<double>);
+}
+template <class T>
+inline void store_narrow(T* to, Vec<double> x) {
+  const auto narrow = __builtin_convertvector(x, DoubleLanesOf<T>);
+  __builtin_memcpy(to, &narrow, sizeof(narrow));
+}
+
 template <class T>
 inline Vec<T> broadcast(T x) {
   return x - Vec<T>{};
