@@ -1,4 +1,4 @@
-"""Parallel map over a stream. Arrow's kernels release the GIL, so threads use all cores."""
+"""Streams whose items are computed in threads. Arrow's kernels release the GIL, so threads use all cores."""
 
 from __future__ import annotations
 
@@ -44,3 +44,14 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> It
         finally:
             for future in waiting:  # after an error, do not start the remaining items
                 future.cancel()
+
+
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
+    """Yields the items while a thread computes the next one. Raises RuntimeError in a fork of the process."""
+    starter = os.getpid()
+    with ThreadPoolExecutor(1, "adaftr-fast-loader") as pool:
+        pending = pool.submit(next, items, None)
+        while (item := pending.result()) is not None:
+            pending = pool.submit(next, items, None)
+            yield item
+            check_not_forked(starter)

@@ -7,22 +7,18 @@ is a function of (seed, epoch), so a run resumes from a batch number without rea
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
 from adaftr_fast.data.dataset.batch import Batch, rebatch
 from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
 from adaftr_fast.data.dataset.rows import ParquetRows, Rows, TensorRows
-from adaftr_fast.data.parallel import check_not_forked
+from adaftr_fast.data.parallel import prefetch
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores import AnyPath, as_path, open_folder, read_version
 
-T = TypeVar("T")
 SHUFFLE_ROWS = 1 << 20  # 100 MB per window at 23 fields; two windows are held
 READ_ROWS = 1 << 17  # rows of a window read in file order
 
@@ -82,7 +78,7 @@ class Split:
         """Yields all rows in file order. The last batch may be short."""
         windows = self._windows(self.chunks, READ_ROWS)
         blocks = (self.rows.read(window, None) for window in windows)
-        return rebatch(_prefetch(blocks), batch_size, drop_last=False)
+        return rebatch(prefetch(blocks), batch_size, drop_last=False)
 
     def shuffled(
         self,
@@ -107,7 +103,7 @@ class Split:
         order = np.random.default_rng([seed, epoch]).permutation(self.chunks)
         rows = range(first_batch * batch_size, len(self) // batch_size * batch_size)
         blocks = self._permuted(self._windows(order.tolist(), window), (seed, epoch), rows, share)
-        return rebatch(_prefetch(blocks), batch_size // (share.size if share else 1), drop_last=True)
+        return rebatch(prefetch(blocks), batch_size // (share.size if share else 1), drop_last=True)
 
     def _permuted(
         self, windows: list[list[int]], seed: tuple[int, int], rows: range, share: Share | None
@@ -170,14 +166,3 @@ class PreparedData:
             self.folder, lambda present: ParquetRows(self.folder, name, self.manifest, present, checked)
         )
         return Split(rows, funnel=self.manifest.funnel)
-
-
-def _prefetch(items: Iterator[T]) -> Iterator[T]:
-    """Yields the items while a thread computes the next one. Raises RuntimeError in a fork of the process."""
-    starter = os.getpid()
-    with ThreadPoolExecutor(1, "adaftr-fast-loader") as pool:
-        pending = pool.submit(next, items, None)
-        while (item := pending.result()) is not None:
-            pending = pool.submit(next, items, None)
-            yield item
-            check_not_forked(starter)

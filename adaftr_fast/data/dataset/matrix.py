@@ -19,21 +19,31 @@ def matrix(columns: Sequence[np.ndarray], kind: type[np.generic], order: np.ndar
     Raises:
         ValueError: ``order`` names a row twice.
     """
-    count, width = len(columns[0]), len(columns)
-    if order is None:
-        rows = np.empty((count, width), kind)
-        _place(columns, None, rows)
-        return rows
-    places = np.full(count, len(order))  # the last place takes the rows that are not in ``order``
+    count = len(columns[0])
+    rows = rows_for(order, count, len(columns), kind)
+    place(columns, None if order is None else places_of(order, count), rows)
+    return rows if order is None else rows[:-1]
+
+
+def rows_for(order: np.ndarray | None, count: int, width: int, kind: type[np.generic]) -> np.ndarray:
+    """Returns memory for ``count`` rows in file order, or for those of ``order`` [n] and one more (``places_of``)."""
+    return np.empty((count if order is None else len(order) + 1, width), kind)
+
+
+def places_of(order: np.ndarray, count: int) -> np.ndarray:
+    """Returns the place of each of ``count`` rows in ``order`` [n]; n for rows that are not in it.
+
+    Raises:
+        ValueError: ``order`` names a row twice.
+    """
+    places = np.full(count, len(order))
     places[order] = np.arange(len(order))
     if np.count_nonzero(places < len(order)) < len(order):
         raise ValueError("matrix: order must name distinct rows, got a row twice")
-    rows = np.empty((len(order) + 1, width), kind)
-    _place(columns, places, rows)
-    return rows[:-1]
+    return places
 
 
-def _place(columns: Sequence[np.ndarray], places: np.ndarray | None, rows: np.ndarray) -> None:
+def place(columns: Sequence[np.ndarray], places: np.ndarray | None, rows: np.ndarray) -> None:
     """Writes row i of the columns to ``rows[places[i]]``, or to ``rows[i]``."""
     if place_rows is not None and rows.itemsize == 4 and all(column.dtype == rows.dtype for column in columns):
         place_rows([np.ascontiguousarray(column) for column in columns], places, rows)

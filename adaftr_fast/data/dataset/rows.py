@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
 from adaftr_fast.data.dataset.bags import interleave, take_bags
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.manifest import Manifest
-from adaftr_fast.data.dataset.matrix import matrix
+from adaftr_fast.data.dataset.matrix import matrix, place, places_of, rows_for
 from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
+from adaftr_fast.data.parallel import prefetch
 from adaftr_fast.data.raw.source import READ_ERRORS, check_names
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores import AnyPath, StorePath, read_version
@@ -84,6 +84,14 @@ class ParquetRows:
         self.limits = {field.name: field.num_embeddings for field in manifest.fields} | dict.fromkeys(self.tasks, 2)
         self.group = [GROUP] if manifest.group else []
         self.weight = [WEIGHT] if manifest.weight else []
+        parts: dict[str, tuple[list[str], type[np.generic]]] = {
+            "ids": (self.fields, np.int32),
+            "labels": (self.tasks, np.float32),
+            "dense": (self.dense, np.float32),
+            "group": (self.group, np.int64),
+            "weight": (self.weight, np.float32),
+        }
+        self._parts = {name: part for name, part in parts.items() if part[0]}  # columns and type of a batch's tensors
         self.sizes: list[int] = []
         self._row_groups: list[tuple[str, int]] = []  # file and index of each row group
         self._footers: dict[str, pq.FileMetaData] = {}  # of each file
@@ -122,35 +130,43 @@ class ParquetRows:
         self._row_groups += [(path.name, number) for number in range(metadata.num_row_groups)]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
-        columns = [*self.fields, *self.dense, *self.tasks, *self.group, *self.weight]
         with self._replacement_named():
-            table = read_version(self.folder, lambda present: self._table(present, chunks, columns))
-        values = {column: self._values(column, table[column]) for column in columns if column not in self.multiple}
+            return self._read_bags(chunks, order) if self.multiple else self._read_ids(chunks, order)
 
-        def stacked(names: list[str], kind: type[np.generic]) -> Tensor:
-            return torch.from_numpy(matrix([values[name] for name in names], kind, order))
+    def _read_ids(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
+        """Copies the rows of one table to their places while the next one is decoded."""
+        count = sum(self.sizes[chunk] for chunk in chunks)
+        places = None if order is None else places_of(order, count)
+        whole = {name: rows_for(order, count, len(of), kind) for name, (of, kind) in self._parts.items()}
+        first = 0
+        for table in prefetch(self._tables(chunks)):
+            values = {column: self._values(column, table[column]) for column in table.column_names}
+            here = slice(first, first + len(table))
+            for name, rows in whole.items():
+                columns = [values[each] for each in self._parts[name][0]]
+                if places is None:
+                    place(columns, None, rows[here])
+                else:
+                    place(columns, places[here], rows)
+            first = here.stop
+        return _batch({name: rows[: count if order is None else len(order)] for name, rows in whole.items()})
 
-        def single(names: list[str]) -> Tensor | None:
-            if not names:
-                return None
-            column = values[names[0]]
-            return torch.from_numpy(column.copy() if order is None else column[order])
-
-        labels, group, weight = stacked(self.tasks, np.float32), single(self.group), single(self.weight)
-        dense = stacked(self.dense, np.float32) if self.dense else None
-        if not self.multiple:
-            return Batch(stacked(self.fields, np.int32), labels, group, weight, dense=dense)
+    def _read_bags(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
+        table = pa.concat_tables(self._tables(chunks))
+        values = {name: self._values(name, table[name]) for name in table.column_names if name not in self.multiple}
+        others = {name: part for name, part in self._parts.items() if name != "ids"}
+        whole = {name: matrix([values[each] for each in of], kind, order) for name, (of, kind) in others.items()}
         bags = [self._lists(each, table) if each in self.multiple else (values[each], None) for each in self.fields]
         ids, offsets = interleave(bags)
         if order is not None:
             ids, offsets = take_bags(ids, offsets, len(table), order)
-        return Batch(torch.from_numpy(ids), labels, group, weight, torch.from_numpy(offsets), dense=dense)
+        return _batch(whole | {"ids": ids, "offsets": offsets})
 
-    def _table(self, folder: AnyPath, chunks: Sequence[int], columns: list[str]) -> pa.Table:
-        row_groups = groupby((self._row_groups[chunk] for chunk in chunks), key=itemgetter(0))
-        return pa.concat_tables(
-            self._read(folder / name, [number for _, number in own], columns) for name, own in row_groups
-        )
+    def _tables(self, chunks: Sequence[int]) -> Iterator[pa.Table]:
+        """Yields the rows of the chunks, a row group at a time; from a store, all of a file, which it sends at once."""
+        columns = [*self.fields, *self.dense, *self.tasks, *self.group, *self.weight]
+        for name, own in groupby((self._row_groups[chunk] for chunk in chunks), key=itemgetter(0)):
+            yield from self._row_groups_of(name, [number for _, number in own], columns)
 
     @contextmanager
     def _replacement_named(self) -> Iterator[None]:
@@ -162,18 +178,26 @@ class ParquetRows:
                 self.manifest.check_folder(self.folder)
             raise
 
-    def _read(self, path: AnyPath, row_groups: list[int], columns: list[str]) -> pa.Table:
+    def _row_groups_of(self, name: str, numbers: list[int], columns: list[str]) -> Iterator[pa.Table]:
         """Reads row groups of a file that must still be the one it was when the split was opened."""
-        footer = self._footers[path.name]
+        path = self.folder / name
         try:
             if isinstance(path, StorePath):
-                return read_row_groups(path, self._stats[path.name], footer, row_groups, columns)
-            with _open(path) as file:
-                if not file.metadata.equals(footer):
-                    raise DataError(f"{path}: was replaced since it was opened; start again with the new one")
-                return file.read_row_groups(row_groups, columns=columns)
+                yield read_row_groups(path, self._stats[name], self._footers[name], numbers, columns)
+                return
+            # What is open can be read to the end, even if the folder is replaced.
+            with read_version(self.folder, lambda present: self._unchanged(present / name)) as file:
+                for number in numbers:
+                    yield file.read_row_group(number, columns=columns)
         except READ_ERRORS as error:
             raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
+
+    def _unchanged(self, path: AnyPath) -> pq.ParquetFile:
+        file = _open(path)
+        if not file.metadata.equals(self._footers[path.name]):
+            file.close()
+            raise DataError(f"{path}: was replaced since it was opened; start again with the new one")
+        return file
 
     def _lists(self, column: str, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Returns the checked ids of a column of lists, and their offsets [N + 1] from 0."""
@@ -193,6 +217,12 @@ class ParquetRows:
             bounds = f"values from {values.min()} to {values.max()}"
             raise DataError(f"{self.name}: column {column}: expected values in [0, {limit}), got {bounds}")
         return values
+
+
+def _batch(parts: dict[str, np.ndarray]) -> Batch:
+    """Makes a batch of arrays, of which those with one number per row are [N, 1]."""
+    tensors = {name: torch.from_numpy(part) for name, part in parts.items()}
+    return Batch(**{name: part[:, 0] if name in ("group", "weight") else part for name, part in tensors.items()})
 
 
 def _open(path: AnyPath) -> pq.ParquetFile:
