@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaftr_fast._extension import is_built
 from adaftr_fast.optim.base import records_where_wanted
 
-# The dtypes, devices and layouts that the op takes, each with contiguous weights.
+_PLAIN = (Tensor, nn.Parameter)  # no subclasses, which have ops of their own
+# The dtypes, devices and layouts that the op takes, each with plain contiguous weights.
 _KINDS = tuple({(dtype, "cpu", torch.strided, True)} for dtype in (torch.float32, torch.float64))
 
 
@@ -34,23 +35,34 @@ class DenseAdam(torch.optim.Adam):
     def __init__(self, params: Iterable[Any], lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads the state of a torch.optim.Adam; the moments get the strides of the parameters."""
+        super().load_state_dict(state_dict)
+        for p, state in self.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.empty_like(p).copy_(state[name])
+            state["step"] = state["step"].float()
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; ``closure`` may compute it and return the loss."""
-        groups = [(group, _having_gradients(group)) for group in self.param_groups]
-        if closure is not None or not all(self._takes_one_op(*each) for each in groups):
-            step = torch.optim.Adam.step  # also makes the state, in the first step
-            return getattr(step, "__wrapped__", step)(self, closure)  # without its hooks, which this step runs
-        for each in groups:
-            self._update(*each)
-        return None
+        groups = [(group, having) for group in self.param_groups if (having := _having_gradients(group))]
+        if closure is None and all(self._takes_one_op(*each) for each in groups):
+            for each in groups:
+                self._update(*each)
+            return None
+        for _, having in groups:
+            _give_strides(having)
+        step = torch.optim.Adam.step  # also makes the state, in the first step
+        return getattr(step, "__wrapped__", step)(self, closure)  # without its hooks, which this step runs
 
     def _takes_one_op(self, group: dict[str, Any], having: list[tuple[Tensor, Tensor]]) -> bool:
         """Returns whether the group is plain Adam on contiguous CPU tensors of one dtype, and has its state."""
         plain = not any(group[option] for option in ("weight_decay", "amsgrad", "maximize", "differentiable"))
         scaled = any(getattr(self, name, None) is not None for name in ("grad_scale", "found_inf"))  # by a GradScaler
-        kinds = {(p.dtype, p.device.type, grad.layout, p.is_contiguous()) for p, grad in having}
-        on_cpu = kinds in _KINDS and is_built()
-        return plain and on_cpu and not scaled and all(self.state.get(p) for p, _ in having)
+        kinds = {(p.dtype, p.device.type, grad.layout, p.is_contiguous() and type(p) in _PLAIN) for p, grad in having}
+        once = len({id(p) for p, _ in having}) == len(having)  # torch takes a step for each time that p is listed
+        fits = kinds in _KINDS and once and is_built()
+        return plain and fits and not scaled and all(self.state.get(p) for p, _ in having)
 
     @torch.no_grad()
     def _update(self, group: dict[str, Any], having: list[tuple[Tensor, Tensor]]) -> None:
@@ -70,3 +82,10 @@ class DenseAdam(torch.optim.Adam):
 def _having_gradients(group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
     """Returns the parameters that have a gradient, with it."""
     return [(p, p.grad) for p in group["params"] if p.grad is not None]
+
+
+def _give_strides(having: list[tuple[Tensor, Tensor]]) -> None:
+    """Gives gradients the strides of their parameters: fused Adam reads both in the order of memory."""
+    for p, grad in having:
+        if grad.layout == torch.strided and grad.stride() != p.stride():
+            p.grad = torch.empty_like(p).copy_(grad)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+import adaftr_fast as af
 from adaftr_fast.ops.embedding.reference import optim as reference
 from adaftr_fast.optim.dense import DenseAdam
 from tests.ops.marks import needs_extension, on_threads
@@ -153,6 +154,28 @@ def test_the_op_and_its_reference(dtype):
 
 
 @needs_extension
+@pytest.mark.parametrize("capability", ["generic", "avx2"])
+def test_every_instruction_set(capability):
+    if capability not in af.build_info()["this machine runs"]:
+        pytest.skip(f"this machine does not run {capability}")
+    expected, given = lists(), lists()
+    reference.dense_adam_(*expected, 0.01, 0.9, 0.999, 1e-8)
+    af.set_cpu_capability(capability)
+    try:
+        torch.ops.adaftr_fast.dense_adam_(*given, 0.01, 0.9, 0.999, 1e-8)
+    finally:
+        af.set_cpu_capability(None)
+    for place in (0, 2, 3):
+        assert_equal_to_rounding(given[place], expected[place])
+
+
+def test_schema_of_the_op():
+    # A step increments the counts of steps, so opcheck's repeated calls on one state would differ.
+    given = (*lists(), 0.01, 0.9, 0.999, 1e-8)
+    torch.library.opcheck(torch.ops.adaftr_fast.dense_adam_, given, test_utils="test_schema")
+
+
+@needs_extension
 def test_bad_lists():
     op, options = torch.ops.adaftr_fast.dense_adam_, (0.01, 0.9, 0.999, 1e-8)
     op([], [], [], [], [], *options)
@@ -161,10 +184,12 @@ def test_bad_lists():
     given = lists()
     with pytest.raises(ValueError, match="dense_adam_: expected 4 tensors in each list, as in weights, got 3, 4, 4"):
         op(given[0], given[1][:3], *given[2:], *options)
-    given = lists(shapes=[(3, 4), (5, 6)])
-    given[1][1] = torch.zeros(6, 5).T
-    with pytest.raises(ValueError, match=r"grad and moments number 1 must be contiguous Float \[5, 6\] on the CPU"):
-        op(*given, *options)
+    for wrong in (torch.zeros(6, 5).T, torch.zeros(6, 5)):
+        given = lists(shapes=[(3, 4), (5, 6)])
+        given[1][1] = wrong
+        with pytest.raises(ValueError, match=r"grad and moments number 1 must be contiguous Float \[5, 6\] on the CPU"):
+            op(*given, *options)
+        assert [step.item() for step in given[4]] == [3, 4]
     given = lists()
     given[4][2] = torch.tensor(1)
     with pytest.raises(ValueError, match="dense_adam_: steps must be 0-dim float32 on the CPU, got Long"):
@@ -177,9 +202,52 @@ def test_strided_weights_and_gradients():
     optimizers = [DenseAdam(w, **OPTIONS) for w in (own, others)] + [torch.optim.Adam(theirs, **OPTIONS)]
     for number in range(3):
         set_gradients(number, own, others, theirs)
-        if number > 0:  # the first step is torch's, whose fused Adam reads a gradient as if it had the weight's strides
-            others[0].grad = others[0].grad.T.contiguous().T
+        others[0].grad = others[0].grad.T.contiguous().T
+        own[0].grad = own[0].grad.contiguous()
         for optimizer in optimizers:
             optimizer.step()
     assert_equal_to_rounding(own, theirs)
     assert_equal_to_rounding(others, theirs)
+
+
+def test_a_state_of_other_strides_and_types():
+    own, theirs = weights(), weights()
+    mine, torchs = DenseAdam(own, **OPTIONS), torch.optim.Adam(theirs, **OPTIONS)
+    set_gradients(0, own, theirs)
+    torchs.step()
+    with torch.no_grad():
+        for x, y in zip(own, theirs, strict=True):
+            x.copy_(y)
+    saved = copy.deepcopy(torchs.state_dict())
+    for state in saved["state"].values():
+        state["exp_avg"] = state["exp_avg"].mT.contiguous().mT if state["exp_avg"].dim() == 2 else state["exp_avg"]
+        state["step"] = state["step"].double()
+    mine.load_state_dict(saved)
+    for number in (1, 2):
+        set_gradients(number, own, theirs)
+        mine.step()
+        torchs.step()
+    assert_equal_to_rounding(own, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+def test_a_parameter_twice_takes_two_steps():
+    own, theirs = weights()[:1] * 2, weights()[:1] * 2
+    mine, torchs = DenseAdam(own, **OPTIONS), torch.optim.Adam(theirs, fused=True, **OPTIONS)
+    for number in range(3):
+        set_gradients(number, own[:1], theirs[:1])
+        mine.step()
+        torchs.step()
+    assert_equal_to_rounding(own, theirs)
+
+
+def test_a_group_without_gradients():
+    own, theirs = weights(), weights()
+    groups = [[{"params": w[:2]}, {"params": w[2:]}] for w in (own, theirs)]
+    mine, torchs = DenseAdam(groups[0], **OPTIONS), torch.optim.Adam(groups[1], **OPTIONS)
+    for number in range(3):
+        set_gradients(number, own[:2], theirs[:2])
+        mine.step()
+        torchs.step()
+    assert_equal_to_rounding(own, theirs)
+    assert not any(w in mine.state for w in own[2:])

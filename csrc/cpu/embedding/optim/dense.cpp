@@ -13,10 +13,10 @@ using at::TensorList;
 
 constexpr int64_t kChunk = 4096;  // elements of a task
 
-// Whether `each` has as many elements as `weight` and its dtype, and is contiguous.
+// Whether `each` has the shape and the dtype of `weight`, and is contiguous.
 bool fits(const at::Tensor& each, const at::Tensor& weight) {
   return each.is_cpu() && each.is_contiguous() && each.scalar_type() == weight.scalar_type() &&
-         each.numel() == weight.numel();
+         each.sizes() == weight.sizes();
 }
 
 void check_dense_adam(TensorList weights, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
@@ -48,11 +48,7 @@ void dense_adam_(TensorList weights, TensorList grads, TensorList exp_avgs, Tens
   check_dense_adam(weights, grads, exp_avgs, exp_avg_sqs, steps);
   if (weights.empty()) return;
   std::vector<AdamClock> clocks;
-  for (const at::Tensor& step : steps) {
-    auto* done = mutable_data_of<float>(step);
-    clocks.push_back({*done, beta1, beta2, epsilon, 0, 0, 0, 0});
-    *done += 1;
-  }
+  for (const at::Tensor& step : steps) clocks.push_back({*data_of<float>(step), beta1, beta2, epsilon, 0, 0, 0, 0});
   const auto run = [&](auto w) {
     using W = decltype(w);
     const auto step = typed_kernels<W>().adam.dense;
@@ -63,6 +59,7 @@ void dense_adam_(TensorList weights, TensorList grads, TensorList exp_avgs, Tens
     });
   };
   weights[0].scalar_type() == at::kFloat ? run(float{}) : run(double{});
+  for (const at::Tensor& step : steps) *mutable_data_of<float>(step) += 1;
   for (const at::Tensor& weight : weights) weight.unsafeGetTensorImpl()->bump_version();  // for autograd's check
 }
 
