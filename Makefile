@@ -123,7 +123,7 @@ sanitize: $(ENV)
 	mkdir -p build
 	ADAFTR_FAST_SANITIZE=1 ADAFTR_FAST_BUILD=cpu $(BIN)/python setup.py -q build --build-lib build/sanitize --build-temp build/sanitize-objects >build/sanitize.log
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 \
-	UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitize:. $(BIN)/pytest -q -n 0 tests/ops tests/nn/embedding tests/optim -k "not memory and not compile and not thousands"
+	UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitize:. $(BIN)/pytest -q -n 0 tests/ops tests/nn/embedding tests/optim tests/data/dataset/test_matrix.py -k "not memory and not compile and not thousands"
 
 clean:
 	rm -rf $(VENV) build *.egg-info adaftr_fast/_C*.so adaftr_fast/_cuda*.so adaftr_fast/_build.json

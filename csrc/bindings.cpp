@@ -17,44 +17,52 @@ namespace py = pybind11;
 
 namespace {
 
-// The array's buffer, which must be contiguous and have `dims` dimensions of int64 or of any elements of 4 bytes.
-py::buffer_info checked(const char* name, const py::buffer& array, py::ssize_t dims, bool int64, bool written = false) {
-  py::buffer_info info = array.request(written);
-  bool fits = info.ndim == dims && (int64 ? info.item_type_is_equivalent_to<int64_t>() : info.itemsize == 4);
+// The array's buffer, which must be contiguous and have `dims` dimensions.
+py::buffer_info contiguous(const char* name, py::buffer_info info, py::ssize_t dims) {
+  bool fits = info.ndim == dims;
   py::ssize_t step = info.itemsize;
   for (py::ssize_t k = info.ndim - 1; fits && k >= 0; step *= info.shape[k--])
     fits = info.strides[k] == step || info.shape[k] <= 1;
   if (!fits)
-    throw std::invalid_argument(std::string("place_rows: ") + name + " must be contiguous, of " +
-                                (int64 ? "int64" : "4-byte elements") + " and " + std::to_string(dims) +
-                                " dimensions, got format " + info.format + " and " + std::to_string(info.ndim) +
-                                " dimensions");
+    throw std::invalid_argument(std::string("place_rows: ") + name + " must be contiguous and of " +
+                                std::to_string(dims) + " dimensions, got " + std::to_string(info.ndim));
   return info;
 }
 
 void place_rows(const std::vector<py::buffer>& columns, const std::optional<py::buffer>& places,
                 const py::buffer& rows) {
-  const py::buffer_info to = checked("rows", rows, 2, false, true);
+  const py::buffer_info to = contiguous("rows", rows.request(true), 2);
+  if (to.itemsize != 4)
+    throw std::invalid_argument("place_rows: rows must have elements of 4 bytes, got " + std::to_string(to.itemsize));
   std::vector<py::buffer_info> buffers;
-  std::vector<const int32_t*> from;
+  std::vector<const void*> from;
   for (const py::buffer& column : columns) {
-    buffers.push_back(checked("columns", column, 1, false));
-    from.push_back(static_cast<const int32_t*>(buffers.back().ptr));
+    buffers.push_back(contiguous("columns", column.request(), 1));
+    if (buffers.back().itemsize != 4 || buffers.back().format.back() != to.format.back())  // before it: the byte order
+      throw std::invalid_argument("place_rows: columns must have the format of rows, " + to.format + ", got " +
+                                  buffers.back().format);
+    from.push_back(buffers.back().ptr);
   }
   const py::ssize_t width = static_cast<py::ssize_t>(from.size()), count = width ? buffers[0].shape[0] : 0;
   for (const py::buffer_info& each : buffers)
     if (each.shape[0] != count) throw std::invalid_argument("place_rows: columns must be of one length");
-  if (to.shape[1] != width || (!places && to.shape[0] != count))
-    throw std::invalid_argument("place_rows: rows must have a column for each of columns, and a row for each place");
   std::optional<py::buffer_info> at;
-  if (places) at = checked("places", *places, 1, true);
+  if (places) {
+    at = contiguous("places", places->request(), 1);
+    if (!at->item_type_is_equivalent_to<int64_t>() || reinterpret_cast<uintptr_t>(at->ptr) % sizeof(int64_t) != 0)
+      throw std::invalid_argument("place_rows: places must be aligned int64, got format " + at->format);
+  }
+  if (to.shape[1] != width || (!at && to.shape[0] != count))
+    throw std::invalid_argument("place_rows: rows must be [" + (at ? std::string("M") : std::to_string(count)) + ", " +
+                                std::to_string(width) + "], got [" + std::to_string(to.shape[0]) + ", " +
+                                std::to_string(to.shape[1]) + "]");
   const auto* place = at ? static_cast<const int64_t*>(at->ptr) : nullptr;
-  if (at && (at->shape[0] != count ||
-             !std::all_of(place, place + count, [&](int64_t p) { return 0 <= p && p < to.shape[0]; })))
+  const auto inside = [&](int64_t p) { return 0 <= p && p < to.shape[0]; };
+  if (at && (at->shape[0] != count || !std::all_of(place, place + count, inside)))
     throw std::invalid_argument("place_rows: places must be " + std::to_string(count) + " numbers in [0, " +
                                 std::to_string(to.shape[0]) + ")");
   const py::gil_scoped_release released;
-  adaftr_fast::place_rows(from, count, place, static_cast<int32_t*>(to.ptr));
+  adaftr_fast::place_rows(from.data(), width, count, place, to.ptr);
 }
 
 }  // namespace

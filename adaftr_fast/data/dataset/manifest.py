@@ -22,7 +22,7 @@ from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.stores import AnyPath, PublishedFile, PublishedFolder
 
-FORMAT = 4  # format of prepared folders; increase it when their content changes for the same schema and files
+FORMAT = 4  # format of prepared folders; increase it when their values change for the same schema and files
 MANIFEST = "schema.json"
 
 

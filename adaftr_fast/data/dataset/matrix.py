@@ -36,7 +36,7 @@ def places_of(order: np.ndarray, count: int) -> np.ndarray:
     Raises:
         ValueError: ``order`` names a row twice.
     """
-    places = np.full(count, len(order))
+    places = np.full(count, len(order), np.int64)
     places[order] = np.arange(len(order))
     if np.count_nonzero(places < len(order)) < len(order):
         raise ValueError("matrix: order must name distinct rows, got a row twice")

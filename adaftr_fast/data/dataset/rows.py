@@ -131,24 +131,21 @@ class ParquetRows:
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         with self._replacement_named():
-            return self._read_bags(chunks, order) if self.multiple else self._read_ids(chunks, order)
+            return self._read_bags(chunks, order) if self.multiple else self._read_single(chunks, order)
 
-    def _read_ids(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
+    def _read_single(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         """Copies the rows of one table to their places while the next one is decoded."""
         count = sum(self.sizes[chunk] for chunk in chunks)
         places = None if order is None else places_of(order, count)
         whole = {name: rows_for(order, count, len(of), kind) for name, (of, kind) in self._parts.items()}
         first = 0
         for table in prefetch(self._tables(chunks)):
-            values = {column: self._values(column, table[column]) for column in table.column_names}
             here = slice(first, first + len(table))
             for name, rows in whole.items():
-                columns = [values[each] for each in self._parts[name][0]]
-                if places is None:
-                    place(columns, None, rows[here])
-                else:
-                    place(columns, places[here], rows)
+                columns = [self._values(each, table[each]) for each in self._parts[name][0]]
+                place(columns, None if places is None else places[here], rows[here] if places is None else rows)
             first = here.stop
+            del table, columns  # before the next one but one is decoded
         return _batch({name: rows[: count if order is None else len(order)] for name, rows in whole.items()})
 
     def _read_bags(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:

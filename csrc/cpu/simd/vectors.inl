@@ -76,7 +76,8 @@ inline void store_some(T* to, int64_t count, V x) {
 #endif
 }
 
-// As many elements as a vector of double has, converted to double; and back. GCC does not vectorise such conversions.
+// As many elements as a vector of double has, converted to double; and back. GCC 12 makes loops that mix
+// float and double scalar.
 template <class T>
 using DoubleLanesOf = VecOf<T, kLanes<double>>;
 template <class T>

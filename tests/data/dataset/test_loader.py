@@ -1,10 +1,13 @@
+import gc
 import json
+import os
 import subprocess
 import sys
 import threading
 import weakref
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -204,6 +207,59 @@ def test_prefetch_thread_ends_with_the_iterator():
     assert threading.active_count() == before + 1
     del batches
     assert threading.active_count() == before
+
+
+def open_files(name):
+    links = [os.path.join("/proc/self/fd", each) for each in os.listdir("/proc/self/fd")]
+    return sum(os.path.basename(os.readlink(link)) == name for link in links if os.path.islink(link))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts files in /proc")
+def test_reading_ends_with_the_iterator_and_with_an_error(folder):
+    path, before = folder / "train.parquet", threading.active_count()
+    table = pq.read_table(path)
+    for wrong in (False, True):
+        changed = table.set_column(0, "city", pa.array([4, 1, 1, 1, 1, 1], pa.int32())) if wrong else table
+        pq.write_table(changed, path, row_group_size=1)
+        batches = PreparedData(folder).load("train").batches(1)
+        if wrong:
+            with pytest.raises(DataError, match="column city: expected values"):
+                next(batches)
+        else:
+            next(batches)
+        del batches
+        gc.collect()
+        assert threading.active_count() == before
+        assert open_files(path.name) == 0
+
+
+def test_an_open_file_is_read_to_the_end_after_it_is_replaced(folder):
+    path = folder / "train.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=2)
+    rows = PreparedData(folder).load("train").rows
+    tables = rows._tables([0, 1, 2])
+    read = [next(tables)]
+    pq.write_table(table.slice(3), folder / "other.parquet")
+    (folder / "other.parquet").replace(path)
+    read += tables
+    assert pa.concat_tables(read).equals(table.select(read[0].column_names))
+    with pytest.raises(DataError, match=r"train\.parquet: was replaced since it was opened"):
+        rows.read([0], None)
+
+
+def test_splits_are_encoded_for_reading_and_those_of_earlier_versions_are_read(folder):
+    path = folder / "train.parquet"
+    metadata, table = pq.read_metadata(path), pq.read_table(path)
+    group = metadata.row_group(0)
+    assert {group.column(number).compression for number in range(group.num_columns)} == {"LZ4"}
+    assert not any(field.nullable for field in table.schema)
+    expected = list(PreparedData(folder).load("train").batches(2))
+    nullable = table.cast(pa.schema([field.with_nullable(True) for field in table.schema]))
+    pq.write_table(nullable, path, compression="zstd", write_page_checksum=True)
+    for found, batch in zip(PreparedData(folder).load("train").batches(2), expected, strict=True):
+        assert torch.equal(found.ids, batch.ids)
+        assert torch.equal(found.labels, batch.labels)
 
 
 def test_sample_weights_come_with_their_rows(source, write, tmp_path):

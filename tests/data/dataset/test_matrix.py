@@ -44,6 +44,11 @@ def test_strided_and_converted_columns():
     assert np.array_equal(matrix(columns[:1], np.int32, order)[:, 0], columns[0][order])
 
 
+def test_columns_that_are_not_aligned():
+    columns = [np.frombuffer(bytes(range(250)) * 2, np.int32, 70, 1) for _ in range(5)]
+    assert np.array_equal(matrix(columns, np.int32), np.stack(columns, 1))
+
+
 def test_an_order_with_a_row_twice_is_refused():
     with pytest.raises(ValueError, match="matrix: order must name distinct rows, got a row twice"):
         matrix(columns_of(5, 2, np.int32), np.int32, np.array([0, 3, 3]))
@@ -63,29 +68,29 @@ def test_the_kernel_does_what_numpy_does():
 @pytest.mark.parametrize(
     ("columns", "places", "shape", "message"),
     [
-        (
-            columns_of(4, 2, np.int64),
-            None,
-            (4, 2),
-            "columns must be contiguous, of 4-byte elements and 1",
-        ),
+        (columns_of(4, 2, np.float32), None, (4, 2), "columns must have the format of rows, i, got f"),
+        ([np.zeros((4, 1), np.int32)], None, (4, 1), "columns must be contiguous and of 1 dimensions, got 2"),
+        ([np.zeros(8, np.int32)[::2]], None, (4, 1), "columns must be contiguous and of 1 dimensions, got 1"),
+        (columns_of(2, 1, np.int32), np.frombuffer(bytes(17), np.int64, 2, 1), (2, 1), "places must be aligned int64"),
         ([np.zeros(4, np.int32), np.zeros(5, np.int32)], None, (4, 2), "columns must be of one length"),
-        (columns_of(4, 2, np.int32), None, (4, 3), "rows must have a column for each of columns"),
-        (columns_of(4, 2, np.int32), None, (5, 2), "rows must have a column for each of columns, and a row for each"),
+        (columns_of(4, 2, np.int32), None, (4, 3), r"rows must be \[4, 2\], got \[4, 3\]"),
+        (columns_of(4, 2, np.int32), None, (5, 2), r"rows must be \[4, 2\], got \[5, 2\]"),
+        (columns_of(4, 2, np.int32), np.arange(4), (9, 3), r"rows must be \[M, 2\], got \[9, 3\]"),
         (columns_of(4, 2, np.int32), np.array([0, 1, 2]), (4, 2), r"places must be 4 numbers in \[0, 4\)"),
         (columns_of(4, 2, np.int32), np.array([0, 1, 2, 4]), (4, 2), r"places must be 4 numbers in \[0, 4\)"),
         (columns_of(4, 2, np.int32), np.array([0, 1, 2, -1]), (4, 2), r"places must be 4 numbers in \[0, 4\)"),
-        (
-            columns_of(4, 2, np.int32),
-            np.zeros(4),
-            (4, 2),
-            "places must be contiguous, of int64 and 1 dimensions, got format d",
-        ),
+        (columns_of(4, 2, np.int32), np.zeros(4), (4, 2), "places must be aligned int64, got format d"),
     ],
 )
 def test_bad_arguments_of_the_kernel(columns, places, shape, message):
     with pytest.raises(ValueError, match=message):
         _extension.place_rows(columns, places, np.zeros(shape, np.int32))
+
+
+@needs_extension
+def test_rows_of_other_elements():
+    with pytest.raises(ValueError, match="place_rows: rows must have elements of 4 bytes, got 8"):
+        _extension.place_rows(columns_of(4, 2, np.int64), None, np.zeros((4, 2), np.int64))
 
 
 @needs_extension
