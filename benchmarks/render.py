@@ -76,7 +76,8 @@ KINDS = {"half": "bfloat16", "bf16x3": "bfloat16 x 3", "tf32": "TF32", "ieee": "
 
 def compiled(cases: Cases) -> str:
     """What the compiler makes of the training kernels of InfoNCE at the greatest width of each tiling."""
-    return _compiled(cases, {"row_sweep": "row", "anchor_sweep": "anchors", "column_sweep": "column"})
+    sweeps = {"row_sweep": "row", "anchor_sweep": "anchors", "bounded_sweep": "bounded", "column_sweep": "column"}
+    return _compiled(cases, sweeps)
 
 
 def compiled_sigmoid(cases: Cases) -> str:

@@ -22,7 +22,8 @@ from adaftr_fast.kernels.infonce import launch, operands
 
 import adaftr_fast as af
 
-KERNELS = tuple(f"infonce_{name}_kernel" for name in ("row_sweep", "anchor_sweep", "combine", "column_sweep"))
+SWEEPS = ("row_sweep", "anchor_sweep", "bounded_sweep", "unbounded_row_sweep", "unbounded_anchor_sweep", "column_sweep")
+KERNELS = tuple(f"infonce_{name}_kernel" for name in (*SWEEPS, "combine"))
 ROUNDS = 7
 
 

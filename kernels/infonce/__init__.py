@@ -6,8 +6,12 @@ Three kernels compute InfoNCE with four products of size B N d and two passes of
     combine       loss, statistics, d_anchors, d_tau                  combine.py       O(B d)
     column sweep  scores again, softmax^T times anchors               column_sweep.py  2 products, for d_candidates only
 
-In half types beyond 256, up to 512, on sm_90 they are five: the row sweep has one product, and a fourth kernel,
-anchor_sweep.py, has two more for d_anchors, scores once more and softmax times candidates.
+In half types beyond 256, up to 512, on sm_90, the row sweep has one product, and wide/ has the kernels for d_anchors:
+
+    anchor sweep  scores again, softmax times candidates              anchor_sweep.py  2 products, so five in all
+    bounded sweep in place of the row and the anchor sweep where the
+                  logits are bounded, without masks and statistics    bounded_sweep.py 2 products, so four in all
+
 
 gluon_row.py and gluon_column.py are the sweeps for Hopper GPUs in Gluon; ADAFTR_FAST_INFONCE_SWEEPS=gluon chooses both.
 
@@ -30,7 +34,8 @@ Values; the names are FlashAttention's where it has one:
     softmax_scale, softmax_scale_log2
                  1 / tau_r and log2(e) / tau_r
     z_rj         base-2 logit: softmax_scale_log2_r s_rj
-    m_r          running maximum of z_rj, from the positive's logit on, less MAX_OFFSET; with FIXED_MAX that logit
+    m_r          running maximum of z_rj, from the positive's logit on, less MAX_OFFSET; with FIXED_MAX that logit; in
+                 bounded_sweep.py that logit or a bound of z_rj less MAX_OFFSET
     l_r          running sum of 2^(z_rj - m_r) over the negatives
     sum_pz_r     running sum of 2^(z_rj - m_r) (z_rj - m_r) over the negatives, for the entropy and d_tau
     alpha        2^(m_old - m_new): rescales l and acc when m grows
@@ -49,7 +54,7 @@ float16, p overflows at 2^(MAX_OFFSET + 2), so from 2^25 / log2(e) = 2.3e7 on. O
 first, which has no such limit, but takes one more operation an element in the inner loop. Unequal logits of 1e8 differ
 by 8 or more, and training has diverged where they occur, so the limit stays, and adaptive_infonce documents it. acc
 sums the candidates before it is divided by l, so N 2^8 times the largest candidate may not overflow; with FIXED_MAX,
-row_sweep.py makes sure that it does not. combine.py keeps
+row_sweep.py makes sure that it does not, and so does bounded_sweep.py. combine.py keeps
 ``descale`` of the column sweep at 2^-114 or more: scale / tau may be subnormal, and the inverse of such a number
 overflows.
 
@@ -60,7 +65,7 @@ Compile-time sizes, chosen in config.py:
     BLOCK_K      width that one step of the loop over d multiplies when it forms scores; 0: no loop, blocks hold the
                  whole width
     D, D_PADDED  d, and d rounded up to a multiple of 16
-    MAX_OFFSET   by how much m stays below the maximum: p is at most 2^MAX_OFFSET (as in FlashAttention-3)
+    MAX_OFFSET   by how much m stays below the maximum or the bound: p is at most 2^MAX_OFFSET (as in FlashAttention-3)
 """
 
 from adaftr_fast.kernels.infonce.launch import infonce

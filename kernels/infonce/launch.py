@@ -11,14 +11,19 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from adaftr_fast.kernels.infonce.anchor_sweep import infonce_anchor_sweep_kernel
 from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
 from adaftr_fast.kernels.infonce.config import Config, choose_gluon, chosen_blocks, max_offset
 from adaftr_fast.kernels.infonce.operands import Operands, accumulation_dtype, check_device, prepare_operands
-from adaftr_fast.kernels.infonce.plan import Given, Needs, Plan, Products, make_plan
+from adaftr_fast.kernels.infonce.plan import Given, Launch, Needs, Plan, Products, make_plan
 from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel
 from adaftr_fast.kernels.infonce.tiles import IGNORE
+from adaftr_fast.kernels.infonce.wide.anchor_sweep import infonce_anchor_sweep_kernel
+from adaftr_fast.kernels.infonce.wide.bounded_sweep import (
+    infonce_bounded_sweep_kernel,
+    infonce_unbounded_anchor_sweep_kernel,
+    infonce_unbounded_row_sweep_kernel,
+)
 from torch import Tensor
 
 SMALL_PART = 2**17  # similarities for each multiprocessor, up to which a call is small: 16 tiles of 128 x 64
@@ -168,9 +173,12 @@ def _sweep_rows(problem: _Problem, need_d_anchors: bool) -> tuple[Tensor, ...]:
     a, b = operands.swept
     B, width = operands.anchors.shape
     grid, options = plan.rows
-    max_norm = _max_norm(operands) if plan.has_fixed_max else None
+    max_norm = _max_norm(operands) if plan.bounds_logits else None
     positive_score, partials = tau.new_empty(B), tau.new_empty(grid[1], 4, B)
     acc = tau.new_empty(grid[1], B, width) if need_d_anchors else tau.new_empty(0)
+    if plan.bounded is not None:
+        _sweep_bounded(plan.bounded, plan.anchors, a, b, tau, margin, max_norm, positive_score, partials, acc)
+        return positive_score, partials, acc
     infonce_row_sweep_kernel[grid](
         a, b, tau, positive, row_group, column_group, ignore_above, margin, max_norm, positive_score, partials, acc, B,
         b.shape[0], a.stride(0), b.stride(0), **options,
@@ -182,6 +190,20 @@ def _sweep_rows(problem: _Problem, need_d_anchors: bool) -> tuple[Tensor, ...]:
             a.stride(0), b.stride(0), **options,
         )  # fmt: skip
     return positive_score, partials, acc
+
+
+def _sweep_bounded(
+    bounded: Launch, anchors: Launch, a, b, tau, margin, max_norm, positive_score, partials, acc
+) -> None:
+    """Sweeps the blocks of rows whose logits are bounded, and then the others; writes the last three tensors."""
+    grid, options = bounded
+    swept = tau.new_empty(grid[0], dtype=torch.int32)
+    shape = a.shape[0], b.shape[0], a.stride(0), b.stride(0)
+    infonce_bounded_sweep_kernel[grid](
+        a, b, tau, margin, max_norm, swept, positive_score, partials, acc, *shape, **options
+    )
+    infonce_unbounded_row_sweep_kernel[grid](a, b, tau, margin, swept, positive_score, partials, *shape, **options)
+    infonce_unbounded_anchor_sweep_kernel[grid](a, b, tau, swept, partials, acc, *shape, **anchors.options)
 
 
 def _max_norm(operands: Operands) -> Tensor:

@@ -69,6 +69,7 @@ class Plan(NamedTuple):
 
     rows: Launch
     anchors: Launch | None  # None: the row sweep accumulates for d_anchors, if it is needed
+    bounded: Launch | None  # of bounded_sweep.py, whose kernels then take the place of those of the two above
     combine: Launch
     columns: Launch
     arrivals: int  # counters of the column sweep's splits, which it joins itself; 0: it has one, or leaves them
@@ -78,8 +79,9 @@ class Plan(NamedTuple):
         return self.rows.options["NEED_SUM_PZ"]
 
     @property
-    def has_fixed_max(self) -> bool:
-        return self.rows.options["FIXED_MAX"]
+    def bounds_logits(self) -> bool:
+        """Whether a sweep reads the largest norm of a candidate."""
+        return self.rows.options["FIXED_MAX"] or self.bounded is not None
 
     @property
     def reduces(self) -> bool:
@@ -102,8 +104,12 @@ def make_plan(products: Products, given: Given, needs: Needs, is_small: bool, fe
     config = tiling.row_sweep_pz if need_sum_pz else tiling.row_sweep_explicit if given.masks else tiling.row_sweep
     grid, options = launch_options(config, *of_operands, False, needs.d_anchors, 0, processors)
     anchors = Launch(grid, options | masks) if config.five_products and needs.d_anchors else None
-    # The largest norm takes two launches, which cost a small call more than the fixed maximum saves.
-    fixed_max = not (is_small or given.masks) and has_fixed_max(dtype, config, need_sum_pz)
+    # The largest norm takes two launches, which cost a small call more than a known maximum saves.
+    bounds = not (is_small or given.masks)
+    fixed_max = bounds and has_fixed_max(dtype, config, need_sum_pz)
+    bounded = None
+    if bounds and anchors is not None and not need_sum_pz:
+        bounded, anchors = Launch(grid, options | offset | {"HAS_MARGIN": given.margin}), Launch(grid, options)
     own = {
         "FIXED_MAX": fixed_max,
         "NEED_D_ANCHORS": needs.d_anchors and not config.five_products,
@@ -124,4 +130,4 @@ def make_plan(products: Products, given: Given, needs: Needs, is_small: bool, fe
     own = {"FOLDED": not given.masks and folds_scale(dtype, config), "D": d, "REDUCES": reduces}
     own |= {"JOINS": joins, "BRANCHES": config.five_products}
     columns = Launch(grid, options | masks | offset | own)
-    return Plan(rows, anchors, combine, columns, grid[0] * grid[2] if joins else 0)
+    return Plan(rows, anchors, bounded, combine, columns, grid[0] * grid[2] if joins else 0)

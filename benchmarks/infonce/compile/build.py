@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import triton
-from adaftr_fast.kernels.infonce.anchor_sweep import infonce_anchor_sweep_kernel
 from adaftr_fast.kernels.infonce.column_sweep import TERMS, infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
 from adaftr_fast.kernels.infonce.gluon_column import infonce_gluon_column_sweep_kernel
@@ -23,6 +22,12 @@ from adaftr_fast.kernels.infonce.symmetric.gradient import infonce_symmetric_gra
 from adaftr_fast.kernels.infonce.symmetric.sums import (
     infonce_symmetric_positives_kernel,
     infonce_symmetric_sums_kernel,
+)
+from adaftr_fast.kernels.infonce.wide.anchor_sweep import infonce_anchor_sweep_kernel
+from adaftr_fast.kernels.infonce.wide.bounded_sweep import (
+    infonce_bounded_sweep_kernel,
+    infonce_unbounded_anchor_sweep_kernel,
+    infonce_unbounded_row_sweep_kernel,
 )
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
@@ -38,6 +43,9 @@ KERNELS = {
     "row_sweep": infonce_row_sweep_kernel,
     "gluon_row_sweep": infonce_gluon_row_sweep_kernel,
     "anchor_sweep": infonce_anchor_sweep_kernel,
+    "bounded_sweep": infonce_bounded_sweep_kernel,
+    "unbounded_row_sweep": infonce_unbounded_row_sweep_kernel,
+    "unbounded_anchor_sweep": infonce_unbounded_anchor_sweep_kernel,
     "column_sweep": infonce_column_sweep_kernel,
     "gluon_column_sweep": infonce_gluon_column_sweep_kernel,
     "combine": infonce_combine_kernel,
@@ -52,7 +60,7 @@ POINTEE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32",
 OPERANDS = ("anchors_ptr", "candidates_ptr", "x_ptr", "y_ptr")
 DESCRIPTORS = ("anchors", "candidates", "terms")
 INT64 = ("positive_ptr", "row_group_ptr", "column_group_ptr", "x_group_ptr", "y_group_ptr")
-OTHERS = {"top1_ptr": "*i1", "arrivals_ptr": "*i32"}
+OTHERS = {"top1_ptr": "*i1", "arrivals_ptr": "*i32", "swept_ptr": "*i32"}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 LOCATION = re.compile(r"^#loc.*\n| loc\((?:[^()]|\([^()]*\))*\)", re.MULTILINE)
 
@@ -203,7 +211,7 @@ def _work(case: Case, listing: sass.Listing) -> dict[str, Any]:
 
 def _has_second_product(case: Case) -> bool:
     flags = (case.constants.get(name, True) for name in ("NEED_D_ANCHORS", "NEED_GRADIENT"))
-    return case.kernel != "symmetric_sums" and all(flags)
+    return case.kernel not in ("symmetric_sums", "unbounded_row_sweep") and all(flags)
 
 
 def _run(tool: str, *arguments: str) -> str:

@@ -137,6 +137,8 @@ def _of_infonce(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
         yield _row(fitted, variant, name, dtype, width, arch, small=False)
         if fitted.row_sweep.five_products and variant["NEED_D_ANCHORS"] and not variant["NEED_SUM_PZ"]:
             yield _anchors(fitted, variant, name, dtype, width, arch)
+            if not _is_explicit(variant):
+                yield from _bounded(fitted, name, dtype, width, arch)
         if name in COLUMN_VARIANTS:
             yield _column(fitted, COLUMN_VARIANTS[name], name, dtype, width, arch, small=False)
 
@@ -174,6 +176,16 @@ def _anchors(fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, wi
     masks = {flag: variant[flag] for flag in IMPLICIT}
     values = constants(dtype, fitted.kind, width, config) | masks
     return Case("anchor_sweep", name, fitted.kind, dtype, width, arch, config, values)
+
+
+def _bounded(fitted, name: str, dtype: torch.dtype, width: int, arch: int) -> Iterator[Case]:
+    """Yields the sweep of rows whose logits are bounded, and those of the others."""
+    config = fitted.row_sweep
+    blocks = constants(dtype, fitted.kind, width, config)
+    own = {"HAS_MARGIN": False, "MAX_OFFSET": max_offset(dtype)}
+    kernels = {"bounded_sweep": own, "unbounded_row_sweep": own, "unbounded_anchor_sweep": {}}
+    for kernel, values in kernels.items():
+        yield Case(kernel, name, fitted.kind, dtype, width, arch, config, blocks | values)
 
 
 def _column(fitted, masks: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int, small: bool) -> Case:

@@ -19,7 +19,8 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
 KERNELS = ("row_sweep", "combine", "column_sweep", "sigmoid_rows", "sigmoid_columns")
 KERNELS += tuple(f"symmetric_{name}" for name in ("positives", "sums", "combine", "gradient"))
-HOPPER = ("anchor_sweep", "gluon_row_sweep", "gluon_column_sweep")
+HOPPER = ("anchor_sweep", "bounded_sweep", "unbounded_row_sweep", "unbounded_anchor_sweep")
+HOPPER += ("gluon_row_sweep", "gluon_column_sweep")
 SECONDS = 60  # bounds the compiler's work, not the machine's speed: the slowest takes about 10
 
 

@@ -9,6 +9,7 @@ from tests.kernels.infonce.agreement import assert_matches, inputs, masks
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 pytestmark = pytest.mark.skipif(not config.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+BOUNDED = ("bounded_sweep", "unbounded_row_sweep", "unbounded_anchor_sweep")
 HOST_ONLY = ("empty", "new_empty", "view", "detach", "select", "slice", "alias", "unsqueeze", "expand", "as_strided")
 
 
@@ -51,7 +52,7 @@ def launches(monkeypatch, rows, dtype, d=64, **changed):
         def __getitem__(self, grid):
             return lambda *_, **__: found.ops.append(self.name)
 
-    for name in ("row_sweep", "anchor_sweep", "combine", "column_sweep"):
+    for name in ("row_sweep", "anchor_sweep", "combine", "column_sweep", *BOUNDED):
         monkeypatch.setattr(launch, f"infonce_{name}_kernel", Kernel(name))
     needs = {"need_d_anchors": True, "need_d_candidates": True, "need_d_tau": True, "need_stats": False} | changed
     with found:
@@ -94,6 +95,16 @@ def test_wide_blocks_leave_d_anchors_to_a_sweep_of_its_own(monkeypatch, need_d_a
     reductions = ["aten.sum.default", "aten.amax.default"]
     sweeps = ["row_sweep", "anchor_sweep"] if need_d_anchors else ["row_sweep"]
     assert found == [*sweeps, "combine", *reductions, "column_sweep"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("need_stats", [False, True])
+def test_a_large_call_in_wide_blocks_sweeps_bounded_rows_first(monkeypatch, need_stats, dtype):
+    found = launches(monkeypatch, 8448, dtype, 264, need_d_candidates=False, need_stats=need_stats)
+    padding = ["aten.new_zeros.default", "aten.copy_.default"] * 2
+    largest_norm = ["aten.linalg_vector_norm.default", "aten.amax.default"]
+    sweeps = ["row_sweep", "anchor_sweep"] if need_stats else [*largest_norm, *BOUNDED]
+    assert found == [*padding, *sweeps, "combine", "aten.sum.default"]
 
 
 def test_a_call_without_the_column_sweep_adds_its_loss(monkeypatch):

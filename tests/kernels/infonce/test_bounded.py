@@ -1,0 +1,190 @@
+"""The sweep of rows whose logits are bounded, under the interpreter: half types beyond 256, up to 512, as on sm_90."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import adaftr_fast as af
+from tests.kernels.infonce.agreement import masks
+from tests.tolerances import assert_as_accurate
+
+pytest.importorskip("triton")
+config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
+pytestmark = pytest.mark.skipif(not config.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+HALF = (torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def swept(monkeypatch):
+    """For each call that took this sweep, whether it swept each block of rows."""
+    from adaftr_fast.kernels.infonce import launch, operands
+
+    found, kernel = [], launch.infonce_unbounded_row_sweep_kernel
+
+    class Recorder:
+        def __getitem__(self, grid):
+            def call(*arguments, **options):
+                found.append(arguments[4].tolist())
+                kernel[grid](*arguments, **options)
+
+            return call
+
+    monkeypatch.setattr(operands, "ASSUMED_CAPABILITY", 90)
+    monkeypatch.setattr(launch, "infonce_unbounded_row_sweep_kernel", Recorder())
+    return found
+
+
+def unit(rows: int, columns: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised anchors, each near its positive, and candidates; tau in [0.1, 0.6]; float64."""
+    g = torch.Generator().manual_seed(0)
+    b = normalize(torch.randn(columns, d, generator=g, dtype=torch.float64))
+    a = normalize(b[:rows] + torch.randn(rows, d, generator=g, dtype=torch.float64) * d**-0.5)
+    return a, b, torch.rand(rows, generator=g, dtype=torch.float64) * 0.5 + 0.1
+
+
+def results(tensors, dtype: torch.dtype, backend: str, frozen=(), **options) -> list[Tensor | None]:
+    """Returns the loss and its gradients, without statistics."""
+    kinds = dtype, dtype, dtype if dtype == torch.float64 else torch.float32
+    leaves = [t.to(kind, copy=True).requires_grad_(i not in frozen) for i, (t, kind) in enumerate(zip(tensors, kinds))]
+    loss = af.adaptive_infonce(*leaves, backend=backend, **options)
+    loss.sum().backward()
+    return [loss.detach(), *(leaf.grad for leaf in leaves)]
+
+
+def assert_matches(tensors, dtype: torch.dtype, **options) -> None:
+    """Checks the results on inputs rounded to ``dtype`` by the tolerance rule."""
+    rounded = [t.to(kind).double() for t, kind in zip(tensors, (dtype, dtype, torch.float32))]
+    truth = results(rounded, torch.float64, "reference", **options)
+    pytorch = results(rounded, dtype, "reference", **options)
+    own = results(rounded, dtype, "triton", **options)
+    for name, x, t, p in zip(("loss", "d h_ctr", "d h_cvr", "d tau"), own, truth, pytorch):
+        assert (x is None) == (t is None), name
+        if x is not None:
+            assert_as_accurate(x, t, p, dtype, name)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("rows", "columns", "d"), [(1, 1, 260), (64, 64, 512), (63, 65, 300), (130, 200, 272)])
+def test_bounded_rows(rows, columns, d, dtype, swept):
+    assert_matches(unit(rows, columns, d), dtype)
+    assert swept == [[1] * math.ceil(rows / 64)]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_some_blocks_of_rows_are_not_bounded(dtype, swept):
+    a, b, tau = unit(150, 170, 264)
+    a[70::50] *= 300
+    assert_matches((a, b, tau), dtype, reduction="none")
+    assert swept == [[1, 0, 1]]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_no_rows_are_bounded(dtype, swept):
+    a, b, tau = unit(70, 100, 264)
+    assert_matches((a * 20, b * 20, tau), dtype)
+    assert swept == [[0, 0]]
+
+
+@pytest.mark.parametrize(("dtype", "bounded"), [(torch.bfloat16, 1), (torch.float16, 0)])
+def test_positives_far_below_the_bound(dtype, bounded, swept):
+    """A logit 18 to 29 below it: too far for the range of float16, which then takes a maximum that moves."""
+    a, b, tau = unit(64, 100, 264)
+    assert_matches((-a, b, tau.clamp(max=0.1)), dtype)
+    assert swept == [[bounded]]
+
+
+@pytest.mark.parametrize(("gap", "bounded"), [(55, 1), (70, 0)])
+def test_negatives_far_above_the_positive(gap, bounded, swept):
+    """l and acc rise to e^gap, or the maximum moves."""
+    a, b, tau = unit(64, 130, 264)
+    a *= 0.01  # the product of two norms is then hardly above the logit
+    a[:, 0], b[:, 0] = gap * tau, torch.linspace(0.5, 1, 130, dtype=torch.float64)
+    b[:, 1:] *= 0.1
+    b[:64, 0] = 0
+    assert_matches((a, b, tau), torch.bfloat16)
+    assert swept == [[bounded]]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_small_terms_and_a_long_candidate(dtype, swept):
+    """The bound is far above all logits but one, so that most terms are small."""
+    a, b, tau = unit(64, 130, 264)
+    b[100] *= 1.5
+    assert_matches((a, b, torch.full_like(tau, 0.12)), dtype)
+    assert swept == [[1]]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_margin_and_weights(dtype, swept):
+    weight = torch.linspace(0, 2, 70)
+    assert_matches(unit(70, 70, 264), dtype, margin=0.3, row_weight=weight, reduction="sum")
+    assert swept == [[1, 1]]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_splits(dtype, swept, monkeypatch):
+    from adaftr_fast.kernels.infonce import operands
+
+    monkeypatch.setattr(operands, "ASSUMED_PROCESSORS", 8)
+    a, b, tau = unit(130, 300, 272)
+    a[100] *= 300
+    assert_matches((a, b, tau), dtype)
+    assert swept == [[1, 0, 1]]
+
+
+@pytest.mark.parametrize("frozen", [(1,), (2,), (1, 2)])
+def test_frozen_inputs(frozen, swept):
+    assert_matches(unit(70, 100, 264), torch.bfloat16, frozen=frozen)
+    assert swept == [[1, 1]]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_row_that_is_not_a_number(dtype, swept):
+    a, b, tau = unit(70, 70, 264)
+    clean = results((a, b, tau), dtype, "triton", reduction="none")
+    a[3, 5] = math.nan
+    loss, d_a, d_b, d_tau = results((a, b, tau), dtype, "triton", reduction="none")
+    bad = torch.arange(70) == 3
+    assert torch.equal(loss.isnan(), bad)
+    assert torch.equal(d_a.isnan().any(1), bad)
+    assert torch.equal(d_tau.isnan(), bad)
+    assert d_b.isnan().any(1).all()
+    assert swept == [[1, 1], [0, 1]]
+    for own, before in zip((loss, d_a, d_tau), (clean[0], clean[1], clean[3])):
+        torch.testing.assert_close(own[~bad], before[~bad], rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_candidate_that_is_not_finite(dtype, value):
+    a, b, tau = unit(70, 100, 264)
+    b[90, 7] = value
+    a[:, 7] = 0.1
+    loss, d_a, d_b, _ = results((a, b, tau), dtype, "triton", reduction="none")
+    assert not loss.isfinite().any()
+    assert not d_a.isfinite().all(1).any()
+    assert not d_b.isfinite().all()
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.1, math.nan])
+def test_bad_temperature_gives_nan_in_its_row(tau):
+    a, b, temperature = unit(66, 66, 264)
+    temperature[4] = tau
+    loss, d_a, *_ = results((a, b, temperature), torch.bfloat16, "triton", reduction="none")
+    assert torch.equal(loss.isnan(), torch.arange(66) == 4)
+    assert torch.equal(d_a.isnan().any(1), torch.arange(66) == 4)
+
+
+def test_other_calls_take_the_row_sweep(swept, monkeypatch):
+    """Those with masks or statistics, without d_anchors, and small ones."""
+    a, b, tau = (x.float() for x in unit(5, 6, 264))
+    half = a.bfloat16(), b.bfloat16(), tau
+    af.adaptive_infonce(*half, backend="triton", return_stats=True)
+    results(half, torch.bfloat16, "triton", **masks(5, 6))
+    results(half, torch.bfloat16, "triton", frozen=(0,))
+    monkeypatch.setattr("adaftr_fast.kernels.infonce.launch.SMALL_PART", 2**17)
+    results(half, torch.bfloat16, "triton")
+    assert swept == []
