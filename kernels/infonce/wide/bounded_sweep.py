@@ -14,8 +14,8 @@ the condition is the same: no sum can overflow in float32. float16 ends at 2^16,
 logits less MAX_OFFSET. The condition is that the positive's term, 2^(z_ry - m_r), is at least 1. The terms are then no
 smaller than the probabilities, so they lose no more digits in float16 than these would.
 
-Where a row of a program does not meet the condition, the program sweeps nothing and stores 0 in ``swept``. The other two
-kernels are the row sweep and the anchor sweep of those blocks of rows; their programs of other blocks end at once.
+Where a row of a program does not meet the condition, the program sweeps nothing and stores 0 in ``swept``. The other
+two kernels are the row sweep and the anchor sweep of those blocks of rows; their programs of other blocks end at once.
 """
 
 # ruff: noqa: E741

@@ -26,6 +26,26 @@ def test_widths_beyond_the_whole_blocks(dtype):
     assert_matches(inputs(200, 300, 700), dtype, "cuda")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_bounded_rows_agree_with_the_others(dtype):
+    """Without statistics, wide blocks of rows whose logits are bounded have a sweep of their own."""
+    a, b, tau = inputs(300, 700, 512)
+    a, b = torch.nn.functional.normalize(a), torch.nn.functional.normalize(b)
+    a = a + b[:300]
+    a[70::90] *= 300
+    results = []
+    for return_stats in (False, True):
+        leaves = [
+            x.to("cuda", kind).requires_grad_() for x, kind in zip((a, b, tau + 0.3), (dtype, dtype, torch.float32))
+        ]
+        found = af.adaptive_infonce(*leaves, reduction="none", return_stats=return_stats)
+        loss = found[0] if return_stats else found
+        loss.sum().backward()
+        results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for own, other in zip(*results):
+        torch.testing.assert_close(own, other, rtol=2e-2, atol=1e-2 * other.abs().max().item())
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
 def test_reductions_directions_and_frozen_inputs(frozen, reduction):
