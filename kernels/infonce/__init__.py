@@ -12,7 +12,6 @@ In half types beyond 256, up to 512, on sm_90, the row sweep has one product, an
     bounded sweep in place of the row and the anchor sweep where the
                   logits are bounded, without masks and statistics    bounded_sweep.py 2 products, so four in all
 
-
 gluon_row.py and gluon_column.py are the sweeps for Hopper GPUs in Gluon; ADAFTR_FAST_INFONCE_SWEEPS=gluon chooses both.
 
 symmetric/ computes InfoNCE averaged over both directions, with five products where two calls take eight.
