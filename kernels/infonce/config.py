@@ -19,9 +19,10 @@ What the table rests on:
   ``five_products``, because the row sweep leaves d_anchors to anchor_sweep.py. In one row sweep, four products, a
   maximum that moves spills 12 to 26 accesses in each loop, and behind a branch each matrix instruction waits for the
   one before. A first loop that finds the maximum spills 32 to 80 bytes under 3.6. With a maximum that is known before
-  the loop nothing spills: bounded_sweep.py takes four products where the logits are bounded and nothing but the
-  diagonal is masked. In the column sweep with masks, the reduction of small calls spills 8 bytes under 3.9, so
-  launch.py reduces. On sm_100 these blocks would need 256 KiB of shared memory, which it does not have.
+  the loop nothing spills: bounded_sweep.py takes four products for d_anchors where the logits are bounded, without
+  statistics and with nothing but the diagonal masked. In the column sweep with masks, the reduction of small calls
+  spills 8 bytes under 3.9, so launch.py reduces. On sm_100 these blocks would need 256 KiB of shared memory, which it
+  does not have.
 * bf16x3 streams both terms of its operands by asynchronous copies. At 128 on sm_90 a 128 x 64 tile takes 443 to 557
   instructions; Triton's own bf16x3, which splits float32 in the kernel, takes 904 to 939 and spills. At 256 a column
   sweep of 32 x 128 spills under 3.9. On sm_80 whole blocks at 128 spill (64 x 64, 64 x 32, 128 x 32 and 128 x 16, with

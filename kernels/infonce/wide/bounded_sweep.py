@@ -10,9 +10,9 @@ Here |a_r| times the largest |b_j|, which bounds the scores, shows that no maxim
 loop, and two products are enough. The loop is that of anchor_sweep.py, which also sums l.
 
 In bfloat16, m_r is the logit of the row's positive, less the margin over tau, as with FIXED_MAX in row_sweep.py, and
-the condition is the same: no sum can overflow in float32. float16 ends at 2^16, so there m_r is the bound of the row's
-logits less MAX_OFFSET. The condition is that the positive's term, 2^(z_ry - m_r), is at least 1. The terms are then no
-smaller than the probabilities, so they lose no more digits in float16 than these would.
+the condition is the same: no sum can overflow in float32. float16 ends at 2^16, and numbers below 2^-14 lose digits. So
+there m_r is the bound of the row's logits less MAX_OFFSET, and the conditions are that the bound, and its distance from
+the positive's logit, are below MAX_OFFSET. All terms are then between 2^-MAX_OFFSET and 2^MAX_OFFSET.
 
 Where a row of a program does not meet the condition, the program sweeps nothing and stores 0 in ``swept``. The other
 two kernels are the row sweep and the anchor sweep of those blocks of rows; their programs of other blocks end at once.
@@ -58,16 +58,19 @@ def _products_of_pairs(x_desc, x_index, y_desc, y_index, D_PADDED: tl.constexpr,
 
 @triton.jit
 def _choose_m(z_positive, square, softmax_scale_log2, max_norm, MAX_OFFSET: tl.constexpr):
-    """Returns m, and whether all rows meet the condition above; they do not if a row's positive logit is NaN."""
+    """Returns m, and whether all rows meet the conditions above; they do not if a row's positive logit is NaN.
+
+    ``tl.maximum`` drops a NaN in max_norm: the candidate that has it makes l NaN in every row but its own.
+    """
     norm = tl.sqrt(tl.maximum(square, SMALLEST_SQUARE))
     max_norm = tl.maximum(max_norm, SMALLEST_NORM)
-    excess = norm * max_norm * softmax_scale_log2 * 1.004 - z_positive  # the factor leaves room for rounding
+    bound = norm * max_norm * softmax_scale_log2 * 1.004  # the factor leaves room for rounding
     if MAX_OFFSET > 0:
-        m = z_positive + (excess - MAX_OFFSET)
-        fits = excess < MAX_OFFSET
+        m = bound - MAX_OFFSET
+        fits = (bound < MAX_OFFSET) & (bound - z_positive < MAX_OFFSET)
     else:
         m = z_positive
-        fits = excess + tl.maximum(tl.log2(max_norm), 0.0) < MOST_LOG2
+        fits = bound - z_positive + tl.maximum(tl.log2(max_norm), 0.0) < MOST_LOG2
     return m, tl.min(fits.to(tl.int32), 0)
 
 

@@ -38,11 +38,11 @@ def swept(monkeypatch):
 
 
 def unit(rows: int, columns: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised anchors, each near its positive, and candidates; tau in [0.1, 0.6]; float64."""
+    """Normalised anchors, each near its positive, and candidates; tau in [0.12, 0.62]; float64."""
     g = torch.Generator().manual_seed(0)
     b = normalize(torch.randn(columns, d, generator=g, dtype=torch.float64))
     a = normalize(b[:rows] + torch.randn(rows, d, generator=g, dtype=torch.float64) * d**-0.5)
-    return a, b, torch.rand(rows, generator=g, dtype=torch.float64) * 0.5 + 0.1
+    return a, b, torch.rand(rows, generator=g, dtype=torch.float64) * 0.5 + 0.12
 
 
 def results(tensors, dtype: torch.dtype, backend: str, frozen=(), **options) -> list[Tensor | None]:
@@ -90,7 +90,7 @@ def test_no_rows_are_bounded(dtype, swept):
 
 @pytest.mark.parametrize(("dtype", "bounded"), [(torch.bfloat16, 1), (torch.float16, 0)])
 def test_positives_far_below_the_bound(dtype, bounded, swept):
-    """A logit 18 to 29 below it: too far for the range of float16, which then takes a maximum that moves."""
+    """Too far for the range of float16, which then takes a maximum that moves."""
     a, b, tau = unit(64, 100, 264)
     assert_matches((-a, b, tau.clamp(max=0.1)), dtype)
     assert swept == [[bounded]]
@@ -108,13 +108,51 @@ def test_negatives_far_above_the_positive(gap, bounded, swept):
     assert swept == [[bounded]]
 
 
-@pytest.mark.parametrize("dtype", HALF)
-def test_small_terms_and_a_long_candidate(dtype, swept):
+@pytest.mark.parametrize(("tau", "bounded"), [(0.17, [[1], [1]]), (0.12, [[1], [0]])])
+def test_small_terms_and_a_long_candidate(tau, bounded, swept):
     """The bound is far above all logits but one, so that most terms are small."""
-    a, b, tau = unit(64, 130, 264)
+    a, b, _ = unit(64, 130, 264)
     b[100] *= 1.5
-    assert_matches((a, b, torch.full_like(tau, 0.12)), dtype)
-    assert swept == [[1]]
+    for dtype in HALF:
+        assert_matches((a, b, torch.full((64,), tau, dtype=torch.float64)), dtype)
+    assert swept == bounded
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_negatives_of_small_probabilities(dtype, swept):
+    """Negatives of 2^-30 each beside a positive near the bound, all rows alike: float16 would lose them."""
+    g = torch.Generator().manual_seed(0)
+    a = normalize(torch.randn(1, 264, generator=g, dtype=torch.float64)).repeat(64, 1)
+    noise = torch.randn(130, 264, generator=g, dtype=torch.float64)
+    b = normalize(noise - noise @ a[:1].T * a[:1])
+    b[:64] = normalize(0.69 * a + 0.72 * b[:64])
+    assert_matches((a[:1], b[torch.tensor([0, *range(64, 130)])], torch.tensor([0.033], dtype=torch.float64)), dtype)
+    assert swept == [[dtype == torch.bfloat16]]
+
+
+@pytest.mark.parametrize(("size", "bounded"), [(2.0**10, 1), (2.0**40, 0)])
+def test_large_candidates_of_small_anchors(size, bounded, swept):
+    """acc sums candidates, so their size counts beside the logits."""
+    a, b, tau = unit(64, 130, 264)
+    assert_matches((-a * 20 / size, b * size, torch.ones_like(tau)), torch.bfloat16)
+    assert swept == [[bounded]]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_zeros_and_extreme_temperatures(dtype, swept):
+    a, b, tau = unit(64, 100, 264)
+    a[3], b[5], b[70] = 0, 0, 0
+    tau[7], tau[8] = 1e20, 1e38
+    assert_matches((a, b, tau), dtype)
+    tau[9] = 1e-5
+    assert all(each.isfinite().all() for each in results((a, b, tau), dtype, "triton", reduction="none"))
+    assert swept == [[1], [0]]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_a_large_margin(dtype, swept):
+    assert_matches(unit(64, 100, 264), dtype, margin=20.0)
+    assert swept == [[0]]
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -126,13 +164,16 @@ def test_margin_and_weights(dtype, swept):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_splits(dtype, swept, monkeypatch):
-    from adaftr_fast.kernels.infonce import operands
+    from adaftr_fast.kernels.infonce import launch, operands
 
     monkeypatch.setattr(operands, "ASSUMED_PROCESSORS", 8)
     a, b, tau = unit(130, 300, 272)
     a[100] *= 300
+    splits, make = [], launch.make_plan
+    monkeypatch.setattr(launch, "make_plan", lambda *key: splits.append(make(*key).rows.grid[1]) or make(*key))
     assert_matches((a, b, tau), dtype)
     assert swept == [[1, 0, 1]]
+    assert min(splits) > 1
 
 
 @pytest.mark.parametrize("frozen", [(1,), (2,), (1, 2)])
@@ -159,7 +200,7 @@ def test_a_row_that_is_not_a_number(dtype, swept):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("dtype", HALF)
-def test_a_candidate_that_is_not_finite(dtype, value):
+def test_a_candidate_that_is_not_finite(dtype, value, swept):
     a, b, tau = unit(70, 100, 264)
     b[90, 7] = value
     a[:, 7] = 0.1
@@ -167,15 +208,17 @@ def test_a_candidate_that_is_not_finite(dtype, value):
     assert not loss.isfinite().any()
     assert not d_a.isfinite().all(1).any()
     assert not d_b.isfinite().all()
+    assert len(swept) == 1
 
 
 @pytest.mark.parametrize("tau", [0.0, -0.1, math.nan])
-def test_bad_temperature_gives_nan_in_its_row(tau):
+def test_bad_temperature_gives_nan_in_its_row(tau, swept):
     a, b, temperature = unit(66, 66, 264)
     temperature[4] = tau
     loss, d_a, *_ = results((a, b, temperature), torch.bfloat16, "triton", reduction="none")
     assert torch.equal(loss.isnan(), torch.arange(66) == 4)
     assert torch.equal(d_a.isnan().any(1), torch.arange(66) == 4)
+    assert swept == [[0, 1]]
 
 
 def test_other_calls_take_the_row_sweep(swept, monkeypatch):

@@ -26,9 +26,20 @@ def test_widths_beyond_the_whole_blocks(dtype):
     assert_matches(inputs(200, 300, 700), dtype, "cuda")
 
 
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability()[0] != 9, reason="for sm_90")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_bounded_rows_agree_with_the_others(dtype):
+def test_bounded_rows_agree_with_the_others(dtype, monkeypatch):
     """Without statistics, wide blocks of rows whose logits are bounded have a sweep of their own."""
+    from adaftr_fast.kernels.infonce import launch
+
+    swept, kernel = [], launch.infonce_unbounded_row_sweep_kernel
+
+    class Recorder:
+        def __getitem__(self, grid):
+            return lambda *given, **options: swept.append(given[4].tolist()) or kernel[grid](*given, **options)
+
+    monkeypatch.setattr(launch, "infonce_unbounded_row_sweep_kernel", Recorder())
+    monkeypatch.setattr(launch, "SMALL_PART", 0)
     a, b, tau = inputs(300, 700, 512)
     a, b = torch.nn.functional.normalize(a), torch.nn.functional.normalize(b)
     a = a + b[:300]
@@ -42,6 +53,8 @@ def test_bounded_rows_agree_with_the_others(dtype):
         loss = found[0] if return_stats else found
         loss.sum().backward()
         results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    assert swept == [[1, 0, 0, 0, 1]]
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-4)
     for own, other in zip(*results):
         torch.testing.assert_close(own, other, rtol=2e-2, atol=1e-2 * other.abs().max().item())
 
