@@ -96,7 +96,8 @@ def test_the_same_log_gives_the_same_folder(schema, folder):
         files = about.pop("files") or {f"{split}.parquet": about["rows"]}
         assert not now["splits"][split].pop("files")
         expected = pa.concat_tables([pq.read_table(Path(folder, name)) for name in files])
-        assert pq.read_table(f"again/{split}.parquet").equals(expected)
+        found = pq.read_table(f"again/{split}.parquet")  # declares its columns free of nulls
+        assert found.cast(expected.schema).equals(expected)
     assert pq.read_table("again/vocabulary.parquet").equals(pq.read_table(f"{folder}/vocabulary.parquet"))
     of_inputs = {"inputs": None, "bad_rows": None}  # `data` was made from the log as parquet
     assert as_then(now, then) | of_inputs == then | of_inputs
