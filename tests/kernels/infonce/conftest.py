@@ -31,6 +31,21 @@ def large_calls(monkeypatch):
         monkeypatch.setattr("adaftr_fast.kernels.infonce.launch.FEW_BLOCKS", 0)
 
 
+@pytest.fixture
+def swept(monkeypatch):
+    """For each call that takes the bounded sweep, whether that swept each block of rows."""
+    from adaftr_fast.kernels.infonce import launch
+
+    found, kernel = [], launch.infonce_unbounded_row_sweep_kernel
+
+    class Recorder:
+        def __getitem__(self, grid):
+            return lambda *given, **options: found.append(given[4].tolist()) or kernel[grid](*given, **options)
+
+    monkeypatch.setattr(launch, "infonce_unbounded_row_sweep_kernel", Recorder())
+    return found
+
+
 @pytest.fixture(autouse=True, scope="package")
 def like_a_gpu():
     if torch.cuda.is_available():

@@ -28,29 +28,18 @@ def test_widths_beyond_the_whole_blocks(dtype):
 
 @pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability()[0] != 9, reason="for sm_90")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_bounded_rows_agree_with_the_others(dtype, monkeypatch):
-    """Without statistics, wide blocks of rows whose logits are bounded have a sweep of their own."""
-    from adaftr_fast.kernels.infonce import launch
-
-    swept, kernel = [], launch.infonce_unbounded_row_sweep_kernel
-
-    class Recorder:
-        def __getitem__(self, grid):
-            return lambda *given, **options: swept.append(given[4].tolist()) or kernel[grid](*given, **options)
-
-    monkeypatch.setattr(launch, "infonce_unbounded_row_sweep_kernel", Recorder())
-    monkeypatch.setattr(launch, "SMALL_PART", 0)
+def test_bounded_rows_agree_with_the_others(dtype, swept):
+    """Without masks, wide blocks of rows whose logits are bounded have a sweep of their own."""
     a, b, tau = inputs(300, 700, 512)
     a, b = torch.nn.functional.normalize(a), torch.nn.functional.normalize(b)
     a = a + b[:300]
     a[70::90] *= 300
     results = []
-    for return_stats in (False, True):
+    for options in ({}, {"positive_index": torch.arange(300, device="cuda")}):
         leaves = [
             x.to("cuda", kind).requires_grad_() for x, kind in zip((a, b, tau + 0.3), (dtype, dtype, torch.float32))
         ]
-        found = af.adaptive_infonce(*leaves, reduction="none", return_stats=return_stats)
-        loss = found[0] if return_stats else found
+        loss = af.adaptive_infonce(*leaves, reduction="none", **options)
         loss.sum().backward()
         results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
     assert swept == [[1, 0, 0, 0, 1]]
