@@ -19,6 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 import pyarrow as pa
 
+from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.errors import DataError, ServingError
 
 Cvr = Literal["quotient", "output"]
@@ -87,7 +88,7 @@ def _prices(bid: float | str, rows: pa.RecordBatch) -> np.ndarray | float:
     if not isinstance(bid, str):
         return bid
     try:
-        return rows[bid].cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return as_float64(rows[bid]).to_numpy(zero_copy_only=False)
     except pa.ArrowException as error:
         raise DataError(f"column {bid}: expected numeric prices: {error}") from error
 

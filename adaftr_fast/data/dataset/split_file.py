@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from adaftr_fast._files import writing_file
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
+from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.encoders import Encoder, encode_field, field_values
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.parallel import ordered_map
@@ -159,7 +160,7 @@ def _weights(name: str, values: pa.Array) -> pa.Array:
 
 def _numbers(what: str, values: pa.Array) -> pa.Array:
     try:
-        return values.cast(pa.float64())
+        return as_float64(values)
     except pa.ArrowException as error:
         raise DataError(f"{what}: expected numbers, got values of type {values.type}") from error
 

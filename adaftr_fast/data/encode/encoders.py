@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import BinaryIO, Literal, Protocol, Self
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adaftr_fast.data.encode.canonical import as_float64, canonical_text, canonical_values, numbers
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.moments import Moments
 from adaftr_fast.data.hashing import text_hash
@@ -64,7 +64,7 @@ class Vocabulary:
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
         """The integers in ascending order, and their ids."""
         known = self._integers.to_numpy()
-        order = np.argsort(known)
+        order = np.argsort(known, kind="stable")  # equal ones are of an earlier version; the first counts
         return known[order], order.astype(np.int32) + 1
 
     def grown(self, newer: Vocabulary) -> Vocabulary:
@@ -236,7 +236,7 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
     """
     try:
         if field.kind == "numeric":
-            return _numbers(batch[field.columns[0]])
+            return numbers(batch[field.columns[0]])
         if field.kind == "dense":
             return _float32(batch[field.columns[0]])
         if field.kind == "categorical":
@@ -246,7 +246,7 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
                 if field.tokens is None
                 else _select_tokens(_token_lists(values, field), field.tokens, field.length)
             )
-        texts = [canonical_values(batch[column]).cast(pa.string()) for column in field.columns]
+        texts = [canonical_text(batch[column]) for column in field.columns]
         return pc.binary_join_element_wise(*texts, CROSS_SEPARATOR)
     except pa.ArrowException as error:
         kinds = ", ".join(f"{column} ({batch.schema.field(column).type})" for column in field.columns)
@@ -286,33 +286,11 @@ def _last_tokens(lists: pa.Array, length: int) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), lists.values.take(pa.array(kept)))
 
 
-def canonical_values(values: pa.Array) -> pa.Array:
-    """Casts discrete values to one of two types: int64 for integers that fit, string for everything else."""
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if pa.types.is_floating(values.type):
-        values = _without_nan(values)
-    if pa.types.is_uint64(values.type):
-        with suppress(pa.ArrowInvalid):  # a value beyond int64, such as a hash
-            return values.cast(pa.int64())
-    elif pa.types.is_integer(values.type):
-        return values.cast(pa.int64())
-    return values.cast(pa.string())
-
-
-def _numbers(values: pa.Array) -> pa.Array:
-    return _without_nan(values.cast(pa.float64(), safe=False))
-
-
 def _float32(values: pa.Array) -> pa.Array:
-    numbers = values.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    wide = as_float64(values).fill_null(np.nan).to_numpy(zero_copy_only=False)
     largest = np.finfo(np.float32).max
-    finite = np.where(np.isfinite(numbers), np.clip(numbers, -largest, largest), np.nan)
+    finite = np.where(np.isfinite(wide), np.clip(wide, -largest, largest), np.nan)
     return pa.array(finite.astype(np.float32))
-
-
-def _without_nan(values: pa.Array) -> pa.Array:
-    return pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:

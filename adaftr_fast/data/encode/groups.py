@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from adaftr_fast.data.encode.canonical import canonical_text, canonical_values
 from adaftr_fast.data.encode.counts import COMPACT_ROWS
-from adaftr_fast.data.encode.encoders import canonical_values
 from adaftr_fast.errors import DataError
 
 
@@ -67,9 +67,8 @@ class Groups:
 
     def _canonical(self, values: pa.Array) -> pa.Array:
         try:
-            if pa.types.is_uint64(values.type):  # int64 or text, depending on the values of a batch
-                return values.cast(pa.string())
-            return canonical_values(values)
+            always_fits = pa.types.is_integer(values.type) and not pa.types.is_uint64(values.type)
+            return canonical_values(values) if always_fits else canonical_text(values)
         except pa.ArrowException as error:
             raise DataError(
                 f"group {self._name}: expected text or numbers, got values of type {values.type}"

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import sha256
 from adaftr_fast.data import hashing
+from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule
 from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.errors import DataError, StoreError
@@ -232,7 +233,8 @@ def _selects(batch: pa.RecordBatch, rule: SplitRule, first_row: int) -> np.ndarr
     numbers = np.arange(first_row, first_row + batch.num_rows)
     if rule.hash:
         column = rule.hash.column
-        position = hashing.fraction(hashing.text_hash(batch[column]) if column else hashing.bits(ROW_STREAM, numbers))
+        hashes = hashing.text_hash(canonical_values(batch[column])) if column else hashing.bits(ROW_STREAM, numbers)
+        position = hashing.fraction(hashes)
         return (position >= rule.hash.start) & (position < rule.hash.stop)
     return np.full(batch.num_rows, True) if rule.rows == "all" else numbers % 2 == (rule.rows == "odd")
 

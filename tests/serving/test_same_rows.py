@@ -1,0 +1,248 @@
+"""The same rows have the same ids and scores, whatever types carry them and whatever program wrote them."""
+
+import dataclasses
+import decimal
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+
+import adaftr_fast
+from adaftr_fast.config import ModelConfig
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR
+from adaftr_fast.data.schema.write import write_schema
+from adaftr_fast.errors import DataError
+from adaftr_fast.serving.export import export_run
+from adaftr_fast.serving.scorer import load_scorer
+
+from .conftest import SIZES, save_run
+
+ROWS = 240
+SOURCE = {
+    "name": "worn",
+    "labels": {"click": "click", "conversion": "conversion"},
+    "group": "user",
+    "split": {
+        "train": {"hash": {"start": 0.0, "stop": 0.7, "column": "user"}},
+        "validation": {"hash": {"start": 0.7, "stop": 0.85, "column": "user"}},
+        "test": {"hash": {"start": 0.85, "stop": 1.0, "column": "user"}},
+    },
+    "fields": {
+        "user": "categorical",
+        "city": "categorical",
+        "member": "categorical",
+        "item": {"kind": "categorical", "hashed": 50},
+        "user_member": {"cross": ["user", "member"]},
+        "price": {"kind": "numeric", "buckets": 5},
+        "weight": {"kind": "dense"},
+    },
+}
+FEATURES = ["user", "city", "member", "item", "price", "weight"]
+
+
+def make_rows() -> pa.Table:
+    """Returns impressions whose users are ids beyond 1e10, of whom some are missing, as are some cities."""
+    random = np.random.default_rng(0)
+    user = random.integers(0, 60, ROWS)
+    click = random.random(ROWS) < 0.5
+    return pa.table(
+        {
+            "user": pa.array(20_000_000_000 + 4 * user, mask=user == 7),
+            "city": [("007", "Köln", "Nice", "x", None)[i] for i in random.integers(0, 5, ROWS)],
+            "member": random.random(ROWS) < 0.3,
+            "item": random.integers(0, 90, ROWS),
+            "price": random.integers(0, 500, ROWS) / 100,
+            "weight": random.integers(-50, 50, ROWS) / 8,
+            "click": click.astype(np.int8),
+            "conversion": (click & (random.random(ROWS) < 0.5)).astype(np.int8),
+        }
+    )
+
+
+def with_column(table, name, values):
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+def cast(table, **kinds):
+    for name, kind in kinds.items():
+        table = with_column(table, name, table[name].cast(kind))
+    return table
+
+
+def as_dictionaries(table):
+    for name in FEATURES:
+        table = with_column(table, name, table[name].dictionary_encode())
+    return table
+
+
+def as_words(table, true, false):
+    return with_column(table, "member", pc.if_else(table["member"], true, false))
+
+
+def as_decimals(table):
+    for name in ("price", "weight"):
+        numbers = [decimal.Decimal(str(value)) for value in table[name].to_pylist()]
+        table = with_column(table, name, pa.array(numbers, pa.decimal128(12, 5)))
+    return cast(table, user=pa.decimal128(22, 2))
+
+
+def parquet(table, folder):
+    pq.write_table(table, folder / "log.parquet")
+    return folder / "log.parquet"
+
+
+def parquet_of(change):
+    return lambda table, folder: parquet(change(table), folder)
+
+
+def parquet_folder(table, folder):
+    """Two files: the second has floats for ids, and its columns in another order."""
+    (folder / "log").mkdir()
+    pq.write_table(table.slice(0, 100), folder / "log/a.parquet")
+    second = cast(table.slice(100), user=pa.float64(), item=pa.int16())
+    pq.write_table(second.select(second.column_names[::-1]), folder / "log/b.parquet")
+    return folder / "log"
+
+
+def text_of(name, delimiter=",", change=lambda table: table):
+    def write(table, folder):
+        with pa.output_stream(folder / name) as stream:
+            csv.write_csv(change(table), stream, csv.WriteOptions(delimiter=delimiter))
+        return folder / name
+
+    return write
+
+
+def text_of_pandas(table, folder):
+    """Users are written as 20000000004.0, members as True."""
+    table.to_pandas().to_csv(folder / "log.csv", index=False)
+    return folder / "log.csv"
+
+
+def frame_of_objects(table, _):
+    return pd.DataFrame(table.to_pylist())
+
+
+CLOTHES = {
+    "parquet": parquet,
+    "parquet in another order": parquet_of(lambda table: table.select(table.column_names[::-1])),
+    "parquet, a folder": parquet_folder,
+    "parquet, many row groups": lambda table, folder: (
+        pq.write_table(table, folder / "log.parquet", row_group_size=7) or folder / "log.parquet"
+    ),
+    "ids as floats": parquet_of(lambda table: cast(table, user=pa.float64(), item=pa.float32())),
+    "ids as text": parquet_of(lambda table: cast(table, user=pa.string(), item=pa.large_string())),
+    "ids as unsigned integers": parquet_of(lambda table: cast(table, user=pa.uint64(), item=pa.uint8())),
+    "large text": parquet_of(lambda table: cast(table, city=pa.large_string())),
+    "views of text": lambda table, _: cast(table, city=pa.string_view()),
+    "dictionaries": parquet_of(as_dictionaries),
+    "decimals": parquet_of(as_decimals),
+    "prices as text": parquet_of(lambda table: cast(table, price=pa.string())),
+    "members as 0 and 1": parquet_of(lambda table: cast(table, member=pa.int8())),
+    "members as true and false": parquet_of(lambda table: as_words(table, "true", "false")),
+    "members as TRUE and FALSE": parquet_of(lambda table: as_words(table, "TRUE", "FALSE")),
+    "empty cities": parquet_of(lambda table: with_column(table, "city", pc.fill_null(table["city"], ""))),
+    "csv": text_of("log.csv"),
+    "csv, compressed": text_of("log.csv.gz"),
+    "tsv": text_of("log.tsv", "\t"),
+    "csv of floats by Arrow": text_of("log.csv", change=lambda table: cast(table, user=pa.float64())),
+    "csv by pandas": text_of_pandas,
+    "csv by Polars": lambda table, folder: pl.from_arrow(table).write_csv(folder / "log.csv") or folder / "log.csv",
+    "pandas": lambda table, _: table.to_pandas(),
+    "pandas, objects": frame_of_objects,
+    "pandas, nullable": lambda table, _: table.to_pandas().convert_dtypes(),
+    "pandas, categories": lambda table, _: table.to_pandas().astype({"city": "category", "user": "category"}),
+    "Polars": lambda table, _: pl.from_arrow(table),
+    "Arrow": lambda table, _: table,
+    "Arrow, in chunks": lambda table, _: pa.concat_tables([table.slice(0, 17), table.slice(17)]),
+    "dicts": lambda table, _: pa.Table.from_pylist(table.to_pylist()),
+}
+
+
+@pytest.fixture(scope="module")
+def worn(tmp_path_factory):
+    """The folder ``data`` of the rows as parquet, an exported ``model``, and its scores ``scores.parquet``."""
+    folder = tmp_path_factory.mktemp("worn")
+    log = parquet(make_rows(), folder)
+    write_schema(folder / "worn.toml", SOURCE, "Written by the tests.")
+    adaftr_fast.prepare(log, folder / "data", dataset=folder / "worn.toml", progress=False)
+    save_run(folder / "run", PreparedData(folder / "data"), ModelConfig(**SIZES))
+    export_run(folder / "run", folder / "model")
+    adaftr_fast.predict(folder / "model", log, folder / "scores.parquet", progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("name", CLOTHES)
+def test_the_same_rows_have_the_same_ids_and_scores(worn, tmp_path, name):
+    log = CLOTHES[name](make_rows(), tmp_path)
+    adaftr_fast.predict(worn / "model", log, tmp_path / "scores.parquet", progress=False)
+    assert pq.read_table(tmp_path / "scores.parquet").equals(pq.read_table(worn / "scores.parquet"))
+    adaftr_fast.prepare(log, tmp_path / "data", dataset=worn / "worn.toml", progress=False)
+    for file in ("train", "validation", "test", "vocabulary"):
+        found, expected = (pq.read_table(folder / f"data/{file}.parquet") for folder in (tmp_path, worn))
+        assert found.equals(expected), file
+
+
+def test_requests_of_one_row_have_the_same_scores(worn):
+    """A request has the types of its own values: here of a frame of numbers, and of a dictionary."""
+    scorer, rows = load_scorer(worn / "model"), make_rows().select(FEATURES)
+    ids = scorer.encode(rows.to_batches()[0]).ids
+    for number in (0, 5, 77):
+        of_log, of_dict = rows.slice(number, 1).to_batches()[0], rows.slice(number, 1).to_pylist()
+        frame = pd.DataFrame(of_dict).astype({"user": float, "item": float})
+        requests = [of_log, pa.RecordBatch.from_pylist(of_dict), pa.RecordBatch.from_pandas(frame)]
+        features = [scorer.encode(request) for request in requests]
+        assert all(each.ids.equal(ids[[number]]) for each in features)
+        expected, *others = (scorer.score(each) for each in features)
+        for each in others:
+            np.testing.assert_array_equal(each, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop_columns("city"), r"b\.parquet: no column 'city', which .*a\.parquet has"),
+        (lambda table: table.rename_columns({"city": "town"}), r"b\.parquet: no column 'city', which"),
+        (
+            lambda table: cast(table, user=pa.string()),
+            r"b\.parquet: column 'user' is string, in .*a\.parquet it is int64",
+        ),
+        (lambda table: cast(table, member=pa.int8()), r"b\.parquet: column 'member' is int8, in .* it is bool"),
+    ],
+)
+def test_a_file_of_a_folder_that_would_be_read_otherwise_is_an_error(worn, tmp_path, change, message):
+    (tmp_path / "log").mkdir()
+    pq.write_table(make_rows(), tmp_path / "log/a.parquet")
+    pq.write_table(change(make_rows()), tmp_path / "log/b.parquet")
+    with pytest.raises(DataError, match=message):
+        adaftr_fast.predict(worn / "model", tmp_path / "log", tmp_path / "scores.parquet", progress=False)
+    with pytest.raises(DataError, match=message):
+        adaftr_fast.prepare(tmp_path / "log", tmp_path / "data", dataset=worn / "worn.toml", progress=False)
+
+
+def test_a_vocabulary_of_before_is_read_in_the_canonical_form(worn, tmp_path):
+    """Earlier versions wrote the values of floats as Arrow does, and those of booleans as words."""
+    manifest = PreparedData(worn / "data").manifest
+    table = pq.read_table(worn / "data/vocabulary.parquet")
+    before = [as_before(*pair) for pair in zip(table["field"].to_pylist(), table["value"].to_pylist())]
+    pq.write_table(with_column(table, "value", pa.array(before)), tmp_path / "vocabulary.parquet")
+    manifest = dataclasses.replace(manifest, sha256={})
+    with pytest.warns(UserWarning, match=r"values are read in another form .* as '2\d+' for '2\.\d+e\+10'"):
+        found = read_encoders(tmp_path, manifest)
+    for name, encoder in read_encoders(worn / "data", manifest).items():
+        assert not hasattr(encoder, "values") or found[name].values.equals(encoder.values)
+
+
+def as_before(field, value):
+    if field == "user_member":
+        return CROSS_SEPARATOR.join(map(as_before, ("user", "member"), value.split(CROSS_SEPARATOR)))
+    if field == "member":
+        return {"0": "false", "1": "true"}[value]
+    return pa.scalar(float(value)).cast(pa.string()).as_py() if field == "user" else value
