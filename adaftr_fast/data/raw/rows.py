@@ -12,7 +12,16 @@ import pyarrow as pa
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, parse_rows, read_header
-from adaftr_fast.data.raw.source import BATCH_ROWS, READ_ERRORS, coalesced, data_files, input_path, listed, open_dataset
+from adaftr_fast.data.raw.source import (
+    BATCH_ROWS,
+    READ_ERRORS,
+    check_files,
+    coalesced,
+    data_files,
+    input_path,
+    listed,
+    open_dataset,
+)
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
@@ -81,6 +90,8 @@ def _parquet(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
         rows, size = max(1, dataset.count_rows()), sum(file.stat().st_size for file in data_files(path))
     _check_columns(schema, path, dataset.schema.names, keep)
     columns = list(dict.fromkeys([*field_columns(schema), *keep]))
+    with _data_errors(path):
+        check_files(dataset, columns)
 
     def chunks() -> Iterator[Chunk]:
         with _data_errors(path):

@@ -32,6 +32,7 @@ BATCH_ROWS = 1 << 17
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last of names of columns in parquet
 LISTED = 50  # columns that an error names
+_ONE_FOLDER = "the files of a folder must have the same columns"
 PARQUET = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
@@ -73,6 +74,8 @@ class Source:
         for role, path in paths.items():
             whole = _open(path)
             check_columns(schema, path, whole.schema.names)
+            with self._file_errors(role, "the columns of its files"):
+                check_files(whole, schema.columns())
             self._datasets[role], self._preceding[role] = _shard_row_groups(path, whole, shard)
 
     def count_rows(self, split: str) -> int:
@@ -204,6 +207,45 @@ def check_columns(schema: Schema, path: AnyPath, names: Iterable[str]) -> None:
     if missing := [column for column in schema.columns() if column not in found]:
         absent, has = listed(map(repr, missing)), listed(found)
         raise DataError(f"{path}: no column {absent}, which schema {schema.name} reads; the file has {has}")
+
+
+def check_files(dataset: ds.Dataset, columns: Iterable[str]) -> None:
+    """Raises DataError if a file of a folder lacks one of ``columns``, or has values of another kind there.
+
+    Arrow reads such a file as the first one: a column that it lacks as missing, the text "007" as the integer 7.
+    """
+    columns = list(columns)
+    first, *others = [*dataset.get_fragments()] or [None]
+    for file in others:
+        found = file.physical_schema
+        for column in columns:
+            kind = dataset.schema.field(column).type
+            if column not in found.names:
+                raise DataError(f"{file.path}: no column {column!r}, which {first.path} has; {_ONE_FOLDER}")
+            if not _reads_as(found.field(column).type, kind):
+                got = f"column {column!r} is {found.field(column).type}, in {first.path} it is {kind}"
+                raise DataError(f"{file.path}: {got}; {_ONE_FOLDER}")
+
+
+def _reads_as(found: pa.DataType, kind: pa.DataType) -> bool:
+    """Returns whether the values of one type keep their meaning when Arrow casts them to another one."""
+    found_kind, kind_of_first = _kind(found), _kind(kind)
+    to_text = kind_of_first == "text" and found_kind in ("number", "boolean")
+    return found_kind in ("null", kind_of_first) or to_text
+
+
+def _kind(type_: pa.DataType) -> str:
+    if pa.types.is_dictionary(type_):
+        return _kind(type_.value_type)
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
+        return f"lists of {_kind(type_.value_type)}"
+    if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_):
+        return "number"
+    if pa.types.is_boolean(type_):
+        return "boolean"
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
+        return "text"
+    return str(type_)
 
 
 def listed(names: Iterable[str]) -> str:
