@@ -51,12 +51,12 @@ class ExportedModel:
 
 @dataclass(frozen=True)
 class Scores:
-    """A parquet file of scores. It prints as the number of rows, the columns and the speed.
+    """A parquet file of scores. It prints as the number of rows, the columns and the speed, and a table of the fields.
 
     Attributes:
         path: the file.
         columns: the names of the scores' columns.
-        report: the rows scored, the rows left out, and the seconds it took.
+        report: the rows scored, the rows left out, the missing or unknown values, and the seconds it took.
     """
 
     path: AnyPath
@@ -66,6 +66,11 @@ class Scores:
     def read(self) -> pa.Table:
         """Reads the whole file as an Arrow table."""
         return read_parquet(self.path)
+
+    def unknown(self) -> Table:
+        """Returns a table with the share of values that are missing or unknown, per field: here, and in training."""
+        header = ["field", "missing or unknown", "in training", "in validation"]
+        return Table(header, self.report.unknown.cells())
 
     def lines(self) -> list[str]:
         """Returns a line with the file, its rows and the speed, and one each about lines of text and rows left out."""
@@ -79,10 +84,10 @@ class Scores:
         return lines
 
     def __repr__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join([*self.lines(), self.unknown().markdown()])
 
     def _repr_html_(self) -> str:
-        return paragraphs(*self.lines())
+        return paragraphs(*self.lines()) + self.unknown().html()
 
 
 def export(
@@ -143,6 +148,8 @@ def predict(
     progress: bool = True,
 ) -> Scores:
     """Scores raw rows with an exported model.
+
+    Warns if more than twice as many values of a field are missing or unknown as in training and validation.
 
     Args:
         model: an exported model or its folder.

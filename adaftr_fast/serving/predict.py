@@ -6,6 +6,8 @@ Shapes: n rows, T tasks.
 from __future__ import annotations
 
 import time
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +17,16 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from adaftr_fast._publish import publishing
-from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.encode.encoders import count_unknown, one_array
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import is_text
 from adaftr_fast.data.raw.rows import Chunk, RawFile, raw_files
+from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.errors import DataError, ServingError
 from adaftr_fast.serving.columns import Columns
-from adaftr_fast.serving.scorer import Features, Scorer
+from adaftr_fast.serving.scorer import Scorer
+from adaftr_fast.serving.unknown import Unknown
 from adaftr_fast.stores import AnyPath, as_path
 
 
@@ -33,11 +37,13 @@ class Report:
     Attributes:
         rows: the number of scored rows.
         bad_rows: the counts of lines, and of rows that could not be read.
+        unknown: the missing or unknown values of each field, beside those of training.
         seconds: the duration in seconds.
     """
 
     rows: int
     bad_rows: BadRows
+    unknown: Unknown
     seconds: float
 
 
@@ -52,6 +58,8 @@ def predict(
     progress: bool = False,
 ) -> Report:
     """Scores the rows of ``files`` in order and writes ``out`` atomically.
+
+    Warns if more than twice as many values of a field are missing or unknown as in training and validation.
 
     Args:
         scorer: the exported model.
@@ -82,13 +90,17 @@ def predict(
             pq.ParquetWriter(new, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
             account, scored = BadRows(), 0
+            unknown = Counter({field.name: 0 for field in scorer.schema.features})
             for input_file in inputs:
-                of_file, rows = _score_file(scorer, input_file, columns, keep, bad_rows, writer, bar)
+                of_file, rows = _score_file(scorer, input_file, columns, keep, bad_rows, writer, bar, unknown)
                 of_file.check_kept(input_file.path, rows)
                 account, scored = account + of_file, scored + rows
     except OSError as error:
         raise ServingError(f"{out}: cannot be written: {error}") from error
-    return Report(scored, account, time.perf_counter() - start)
+    compared = Unknown.of(scored, unknown, scorer.manifest, scorer.encoders)
+    for message in compared.warnings():
+        warnings.warn(f"{', '.join(shown(file.path) for file in inputs)}: {message}", stacklevel=2)
+    return Report(scored, account, compared, time.perf_counter() - start)
 
 
 def _check_place(out: Path, files: Sequence[str | AnyPath]) -> None:
@@ -114,14 +126,19 @@ def _score_file(
     bad_rows: float,
     writer: pq.ParquetWriter,
     bar: tqdm,
+    unknown: Counter[str],
 ) -> tuple[BadRows, int]:
-    """Writes the scores of one input; returns the counts of its lines and bad rows, and the number of scored rows."""
+    """Writes the scores of one input; returns the counts of its lines and bad rows, and the number of scored rows.
+
+    Adds the numbers of its missing or unknown values to ``unknown``.
+    """
     account, scored, start = BadRows(), 0, time.perf_counter()
-    for rows, features, of_chunk in _scored(scorer, file, bar):
+    for rows, encoded, of_chunk in _encoded(scorer, file, bar):
+        unknown.update({name: count_unknown(ids) for name, ids in encoded.items()})
         account += of_chunk
         if bad_rows == 0:
             account.check(bad_rows)  # later rows cannot change the result
-        made = columns.make(scorer.score(features), rows)
+        made = columns.make(scorer.score(scorer.features(encoded)), rows)
         batch = _batch(writer.schema, [*(rows[name] for name in keep), *made])
         writer.write_batch(batch)
         scored += batch.num_rows
@@ -130,16 +147,16 @@ def _score_file(
     return account, scored
 
 
-def _scored(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.RecordBatch, Features, BadRows]]:
-    """Yields parsed rows and their ids chunk by chunk; threads parse and encode."""
+def _encoded(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.RecordBatch, dict[str, pa.Array], BadRows]]:
+    """Yields parsed rows and their encoded columns chunk by chunk; threads parse and encode."""
 
-    def encode(chunk: Chunk) -> tuple[pa.RecordBatch, Features, BadRows, int]:
+    def encode(chunk: Chunk) -> tuple[pa.RecordBatch, dict[str, pa.Array], BadRows, int]:
         table, account = chunk.parse()
         rows = pa.record_batch([one_array(column) for column in table.columns], schema=table.schema)
-        return rows, scorer.encode(rows), account.shifted(chunk.path, chunk.first_line), chunk.size
+        return rows, scorer.encode_columns(rows), account.shifted(chunk.path, chunk.first_line), chunk.size
 
-    for rows, features, account, size in ordered_map(encode, file.chunks()):
-        yield rows, features, account
+    for rows, encoded, account, size in ordered_map(encode, file.chunks()):
+        yield rows, encoded, account
         bar.update(size)
 
 

@@ -22,7 +22,7 @@ from adaftr_fast.data.dataset.bags import interleave
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest
 from adaftr_fast.data.dataset.matrix import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
-from adaftr_fast.data.encode.encoders import Encoder, encode_field, field_values
+from adaftr_fast.data.encode.encoders import Encoder, encode_features
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ServingError
@@ -80,14 +80,26 @@ class Scorer:
         Raises:
             DataError: a column does not have the type of the schema.
         """
-        columns = [encode_field(field, self.encoders[field.name], rows) for field in self.schema.fields]
+        return self.features(self.encode_columns(rows))
+
+    def encode_columns(self, rows: pa.RecordBatch) -> dict[str, pa.Array]:
+        """Encodes raw columns [n] field by field: ids, lists of ids, or the numbers of dense fields, [n] each.
+
+        Raises:
+            DataError: a column does not have the type of the schema.
+        """
+        return encode_features(self.schema, self.encoders, rows)
+
+    def features(self, encoded: dict[str, pa.Array]) -> Features:
+        """Returns what ``encode_columns`` made as the inputs of the program."""
+        columns = [encoded[field.name] for field in self.schema.fields]
         if any(pa.types.is_list(column.type) for column in columns):
             features = bags([_ids_and_offsets(column) for column in columns])
         else:
             features = Features(torch.from_numpy(matrix([column.to_numpy() for column in columns], np.int32)))
         if not self.schema.dense:
             return features
-        numbers = [field_values(field, rows).to_numpy() for field in self.schema.dense]
+        numbers = [encoded[field.name].to_numpy() for field in self.schema.dense]
         return features._replace(dense=torch.from_numpy(matrix(numbers, np.float32)))
 
     @torch.no_grad()

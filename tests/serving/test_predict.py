@@ -1,5 +1,6 @@
 import errno
 import os
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -119,6 +120,45 @@ def test_unseen_values_are_unknown(scorer, tmp_path):
     ids = scorer.encode(fresh.to_batches()[0]).ids
     assert ids[:, 0].tolist() == [0, 0]
     assert predict(scorer, [tmp_path / "log.parquet"], tmp_path / "out.parquet", COLUMNS).rows == 2
+
+
+def test_missing_and_unknown_values_are_counted_beside_those_of_training(shop, scorer, tmp_path):
+    out = tmp_path / "scores.parquet"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unknown = predict(scorer, [shop / "log.parquet"], out, COLUMNS).unknown
+    splits = PreparedData(shop / "data").manifest.splits
+    assert unknown.counts == {
+        name: sum(splits[split].unknown[name] for split in ("train", "validation", "test")) for name in unknown.counts
+    }
+    shares = {name: cells for name, *cells in unknown.cells()}
+    train, validation = splits["train"], splits["validation"]
+    assert shares["day"][1] == f"{100 * train.unknown['day'] / train.rows:.2f} %"
+    assert shares["day"][2] == f"{100 * validation.unknown['day'] / validation.rows:.2f} %"
+
+
+@pytest.mark.parametrize("change", ["zeros", "spaces", "case"])
+def test_more_unknown_values_than_in_training_are_warned_of(scorer, tmp_path, change):
+    log = make_log()
+    place = log["place"].to_pylist()
+    changed = {"zeros": [f"0{each}" for each in place], "spaces": [f"{each} " for each in place]}
+    changed["case"] = [each.upper() for each in place]
+    log = log.set_column(log.column_names.index("place"), "place", pa.array(changed[change]))
+    pq.write_table(log, tmp_path / "log.parquet")
+    expected = (
+        r"log.parquet: more than twice .*: place \(100.00 %, 0.00 % in training, 0.00 % in validation\); item_place"
+    )
+    with pytest.warns(UserWarning, match=expected):
+        predict(scorer, [tmp_path / "log.parquet"], tmp_path / "scores.parquet", COLUMNS)
+
+
+def test_rows_of_which_nothing_is_known_are_warned_of(scorer, tmp_path):
+    log = make_log(3)
+    for name in ("item", "place", "weekday", "tags"):
+        log = log.set_column(log.column_names.index(name), name, pa.array(["?"] * 3))
+    pq.write_table(log, tmp_path / "log.parquet")
+    with pytest.warns(UserWarning, match=r"every value of item, place, item_place, tags, day is missing or unknown"):
+        predict(scorer, [tmp_path / "log.parquet"], tmp_path / "scores.parquet", COLUMNS)
 
 
 def test_bad_rows_are_skipped_and_reported(scorer, tmp_path):

@@ -17,7 +17,7 @@ from adaftr_fast._files import writing_file
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
 from adaftr_fast.data.encode.canonical import as_float64
-from adaftr_fast.data.encode.encoders import Encoder, encode_field, field_values
+from adaftr_fast.data.encode.encoders import Encoder, count_unknown, encode_features
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.source import LABEL, READ_ERRORS
@@ -73,7 +73,7 @@ def write_split(
                 for before, stage in pairwise(schema.funnel):
                     outside[stage] += pc.sum(pc.greater(encoded[stage], encoded[before])).as_py() or 0
                 for name in unknown:
-                    unknown[name] += _count_unknown(encoded[name])
+                    unknown[name] += count_unknown(encoded[name])
             info = SplitInfo(rows, positives, outside_funnel=outside, unknown=unknown)
             writer.add_key_value_metadata({INFO: dumps(dataclasses.asdict(info))})
         check()
@@ -127,8 +127,7 @@ def _encode_columns(
     schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, batch: pa.RecordBatch
 ) -> dict[str, pa.Array]:
     """Encodes all columns of a batch."""
-    encoded = {field.name: encode_field(field, encoders[field.name], batch) for field in schema.fields}
-    encoded |= {field.name: field_values(field, batch) for field in schema.dense}
+    encoded = encode_features(schema, encoders, batch)
     for label in schema.labels:
         encoded[label.name] = _label_values(label, batch[LABEL + label.name])
     if groups:
@@ -136,16 +135,6 @@ def _encode_columns(
     if schema.weight:
         encoded[WEIGHT] = _weights(schema.weight, batch[schema.weight])
     return encoded | {TRUTH + name: _numbers(f"truth {name}", batch[column]) for name, column in schema.truth.items()}
-
-
-def _count_unknown(ids: pa.Array) -> int:
-    """Counts the rows with id 0, with a list of no other id, or with NaN for a number."""
-    if pa.types.is_floating(ids.type):
-        return int(np.isnan(ids.to_numpy()).sum())
-    if not pa.types.is_list(ids.type):
-        return len(ids) - int(np.count_nonzero(ids.to_numpy()))
-    known = np.append(0, np.cumsum(ids.values.to_numpy() > 0))[ids.offsets.to_numpy()]  # known ids before each list
-    return len(ids) - int(np.count_nonzero(np.diff(known)))
 
 
 def _weights(name: str, values: pa.Array) -> pa.Array:

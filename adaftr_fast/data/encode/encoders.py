@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import BinaryIO, Literal, Protocol, Self
@@ -16,7 +16,7 @@ from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.moments import Moments
 from adaftr_fast.data.hashing import text_hash
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.data.schema.types import Field
+from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
 
 SEARCH_RATIO = 16  # a batch this much smaller than the vocabulary is looked up by binary search
@@ -211,6 +211,26 @@ def fit_encoder(field: Field, counts: ValueCounts | None) -> Encoder:
     if field.kind == "numeric":
         return Buckets.fit(counts, field.buckets)
     return Vocabulary.fit(counts, field.min_count)
+
+
+def encode_features(schema: Schema, encoders: Mapping[str, Encoder], batch: pa.RecordBatch) -> dict[str, pa.Array]:
+    """Encodes rows: ``encode_field`` by name, then the numbers [n] of dense fields.
+
+    Raises:
+        DataError: a column cannot be read as the schema says.
+    """
+    ids = {field.name: encode_field(field, encoders[field.name], batch) for field in schema.fields}
+    return ids | {field.name: field_values(field, batch) for field in schema.dense}
+
+
+def count_unknown(ids: pa.Array) -> int:
+    """Counts the encoded rows of a field with id 0, with a list of no other id, or with NaN for a number."""
+    if pa.types.is_floating(ids.type):
+        return int(np.isnan(ids.to_numpy()).sum())
+    if not pa.types.is_list(ids.type):
+        return len(ids) - int(np.count_nonzero(ids.to_numpy()))
+    known = np.append(0, np.cumsum(ids.values.to_numpy() > 0))[ids.offsets.to_numpy()]  # known ids before each list
+    return len(ids) - int(np.count_nonzero(np.diff(known)))
 
 
 def encode_field(field: Field, encoder: Encoder, batch: pa.RecordBatch) -> pa.Array:
