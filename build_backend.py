@@ -36,11 +36,11 @@ def find_torch():
         sys.path += [folder for folder in outer_path() if folder not in sys.path]
         importlib.invalidate_caches()
     project = Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8")
-    needed, low, high = re.search(r'"(torch>=([\d.]+),<([\d.]+))"', project).groups()
+    needed, least = re.search(r'"(torch>=([\d.]+))"', project).groups()
     # pip's finder for backend-path also returns what lies in this folder, whatever the name that is asked for.
     named = (each for each in importlib.metadata.distributions(name="torch") if each.name == "torch")
     found = next((each.version for each in named), "none")
-    if numbers(low) <= numbers(found) < numbers(high):
+    if numbers(found) >= numbers(least):
         return
     raise SystemExit(
         f"adaftr-fast: the kernels are compiled against the installed torch; expected {needed} in {sys.prefix}, got "

@@ -58,6 +58,7 @@ def _build_notes() -> dict[str, str]:
     return notes if isinstance(notes, dict) else {}
 
 
+TESTED_TORCH = (2, 15)  # the newest
 CHOSEN = "not built: ADAFTR_FAST_BUILD=none"  # as setup.py writes it
 SLOWDOWN = "7 to 11 times slower for an embedding step, 11 to 18 for adaptive_infonce"
 """CPU seconds on one core with AVX512-BF16, forward and backward in float32, at the sizes of README.md's tables."""
@@ -74,6 +75,17 @@ def warn_of_references() -> None:
         stacklevel=3,
     )
 
+
+def untested(version: str) -> str:
+    """Returns a remark that a version of torch is newer than the newest that was tested, or else ""."""
+    major, minor, *_ = version.split(".")
+    if (int(major), int(minor)) <= TESTED_TORCH:
+        return ""
+    return f" (newer than {'.'.join(map(str, TESTED_TORCH))}, the newest tested)"
+
+
+if _remark := untested(torch.__version__):
+    warnings.warn(f"adaftr_fast: torch {torch.__version__}{_remark}", RuntimeWarning, stacklevel=2)
 
 _C, load_error = _load(C, "C++", "The plain-PyTorch references are used")
 _cuda, cuda_load_error = _load_cuda()
@@ -120,7 +132,7 @@ def build_info() -> dict[str, Any]:
     info: dict[str, Any] = {
         "adaftr_fast": importlib.metadata.version("adaftr-fast"),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": torch.__version__ + _remark,
         "torch cuda": torch.version.cuda or "no (CPU build of torch)",
         "threads": torch.get_num_threads(),
         "waiting threads": waiting(),

@@ -274,7 +274,7 @@ def test_the_backend_is_not_misled_by_the_finder_of_pip(isolated, tmp_path):
     assert done.stdout.strip() == torch.__file__, done.stderr
 
 
-@pytest.mark.parametrize("version", [None, "2.8.0", "2.14.0"])
+@pytest.mark.parametrize("version", [None, "2.8.0"])
 def test_the_backend_refuses_without_a_torch_that_will_run(isolated, tmp_path, version):
     (tmp_path / "outer").mkdir()
     if version is not None:
@@ -282,7 +282,7 @@ def test_the_backend_refuses_without_a_torch_that_will_run(isolated, tmp_path, v
         script(tmp_path / f"outer/torch-{version}.dist-info/METADATA", f"Name: torch\nVersion: {version}\n")
     done = isolated(outer_path=f"lambda: [{str(tmp_path / 'outer')!r}]", ADAFTR_FAST_BUILD="auto")
     assert done.returncode == 1
-    assert f"expected torch>=2.11,<2.14 in {sys.prefix}, got {version or 'none'}. Type: pip install" in done.stderr
+    assert f"expected torch>=2.11 in {sys.prefix}, got {version or 'none'}. Type: pip install" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     none = isolated(outer_path="lambda: 1 / 0", ADAFTR_FAST_BUILD="none")
     assert "No module named 'torch'" in none.stderr  # from the last lines of FIND: the backend has not looked

@@ -80,6 +80,13 @@ def test_cuda_kernels_are_not_imported_where_torch_has_no_cuda(unloadable, monke
     assert _extension._load_cuda() == (None, "not built: no nvcc found")
 
 
+@pytest.mark.parametrize(
+    ("version", "is_untested"), [("2.11.0", False), ("2.15.1+cu132", False), ("2.16.0", True), ("3.0.0", True)]
+)
+def test_a_torch_newer_than_the_newest_tested_is_remarked_on(version, is_untested):
+    assert bool(_extension.untested(version)) == is_untested
+
+
 @pytest.mark.parametrize("op", ["adaptive_infonce", "FusedEmbedding"])
 def test_the_first_op_without_kernels_warns_once(tmp_path, op):
     shown = first_uses(tmp_path, op, "no C++ compiler 'c++' on PATH")

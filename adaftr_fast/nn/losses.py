@@ -106,8 +106,8 @@ class CLIPLoss(nn.Module):
 
     Args:
         init_scale: initial value of exp(``logit_scale``).
-        max_scale: upper bound of exp(``logit_scale``). Beyond it the gradient of the scale is zero, so in training
-            ``forward`` first sets a larger parameter to the bound, in place, from where it can come back.
+        max_scale: upper bound of exp(``logit_scale``). In training ``forward`` sets a larger parameter to the bound, in
+            place, from where it can come back.
         process_group: if given, the pairs of all ranks are one batch; see :func:`adaftr_fast.adaptive_infonce`.
 
     Shape:
@@ -138,7 +138,8 @@ class CLIPLoss(nn.Module):
         if self.training:
             # ``data``, so that autograd does not see the parameter change between two calls of forward and backward
             self.logit_scale.data.clamp_(max=bound)
-        tau = (-self.logit_scale.clamp(max=bound)).exp()
+        scale = self.logit_scale if self.training else self.logit_scale.clamp(max=bound)
+        tau = (-scale).exp()
         image, text = F.normalize(image_features, dim=1), F.normalize(text_features, dim=1)
         return adaptive_infonce(image, text, tau, symmetric=True, process_group=self.process_group)
 

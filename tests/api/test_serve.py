@@ -51,10 +51,10 @@ def test_rows_that_are_left_out_are_told(model, shop, tmp_path):
     log.write_text((shop / "log.csv").read_text() + "1201,u1,3,many,1,1\n")
     scores = af.predict(model, log, tmp_path / "scores.parquet", bad_rows=0.01, progress=False)
     assert scores.report.rows == 1200
-    read, left_out = repr(scores).splitlines()[1:]
+    read, left_out = scores.lines()[1:]
     assert read == "Read: 1,201 lines below the header = 1,200 rows kept + 1 left out"
     assert left_out.startswith("Left out: 1 of 1,201 rows")
-    assert scores._repr_html_() == paragraphs(*repr(scores).splitlines())
+    assert scores._repr_html_() == paragraphs(*scores.lines()) + scores.unknown().html()
 
 
 def test_a_result_in_place_of_a_run_is_named_by_its_type_alone(run, tmp_path):
