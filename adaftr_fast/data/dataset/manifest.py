@@ -16,7 +16,7 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import Unused
-from adaftr_fast.data.schema.parse import MOST_IDS, funnel_stages
+from adaftr_fast.data.schema.parse import MOST_IDS, funnel_stages, parse_schema
 from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
@@ -180,25 +180,49 @@ def read_manifest(folder: AnyPath) -> Manifest:
         raise DataError(f"{path}: written in format {content['format']}, this version reads {FORMAT}: prepare again")
     try:
         manifest = from_json(Manifest, content)
-        if not manifest.fields or not manifest.tasks:
-            raise ValueError(f"expected fields and tasks, got {len(manifest.fields)} and {len(manifest.tasks)}")
-        for field in manifest.fields:
-            if not 1 <= field.num_embeddings <= MOST_IDS + 1:
-                expected = f"num_embeddings of 1 to {MOST_IDS + 1}"
-                raise ValueError(f"fields: {field.name}: expected {expected}, got {field.num_embeddings}")
-        for split, info in manifest.splits.items():
-            check_name(split, "splits")
-            counted = info.positives.keys() == set(manifest.tasks)
-            if not counted or info.rows < 1 or not all(0 <= each <= info.rows for each in info.positives.values()):
-                counts = f"{info.rows} rows and positives {info.positives}"
-                expected = f"rows, and as many or fewer positives of {', '.join(manifest.tasks)}"
-                raise ValueError(f"splits.{split}: expected {expected}, got {counts}")
-            for name in info.files:
-                check_name(name, f"splits.{split}.files")
+        _check_fields(manifest)
+        _check_splits(manifest)
         _check_own_sha256(data, manifest.sha256)
         return manifest
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
+
+
+def _check_fields(manifest: Manifest) -> None:
+    """Raises ValueError unless there are fields and tasks, and the fields are those of the schema."""
+    if not manifest.fields or not manifest.tasks:
+        raise ValueError(f"expected fields and tasks, got {len(manifest.fields)} and {len(manifest.tasks)}")
+    for field in manifest.fields:
+        if not 1 <= field.num_embeddings <= MOST_IDS + 1:
+            expected = f"num_embeddings of 1 to {MOST_IDS + 1}"
+            raise ValueError(f"fields: {field.name}: expected {expected}, got {field.num_embeddings}")
+    schema = parse_schema(manifest.schema)
+    is_numeric = [(field.name, field.kind == "numeric") for field in schema.fields]
+    same_dense = [field.name for field in schema.dense] == [encoding.name for encoding in manifest.dense]
+    if is_numeric != [(field.name, field.edges is not None) for field in manifest.fields] or not same_dense:
+        raise ValueError("its fields are not those of its schema")
+
+
+def _check_splits(manifest: Manifest) -> None:
+    """Raises ValueError unless there is a training split, and all splits count what the manifest has."""
+    features = [field.name for field in manifest.fields] + [encoding.name for encoding in manifest.dense]
+    for split, info in manifest.splits.items():
+        check_name(split, "splits")
+        if info.rows < 1 or not _counts_each(manifest.tasks, info.positives, info.rows):
+            counts = f"{info.rows} rows and positives {info.positives}"
+            expected = f"rows, and as many or fewer positives of {', '.join(manifest.tasks)}"
+            raise ValueError(f"splits.{split}: expected {expected}, got {counts}")
+        if info.unknown and not _counts_each(features, info.unknown, info.rows):
+            expected = f"counts of {', '.join(features)} up to {info.rows}"
+            raise ValueError(f"splits.{split}.unknown: expected {expected}, got {info.unknown}")
+        for name in info.files:
+            check_name(name, f"splits.{split}.files")
+    if "train" not in manifest.splits:
+        raise ValueError(f"splits: expected train, got {', '.join(manifest.splits) or 'none'}")
+
+
+def _counts_each(names: Sequence[str], counts: dict[str, int], rows: int) -> bool:
+    return counts.keys() == set(names) and all(0 <= count <= rows for count in counts.values())
 
 
 def _check_own_sha256(data: bytes, recorded: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, Manifest
+from adaftr_fast.data.dataset.manifest import FieldInfo, Manifest
 from adaftr_fast.data.encode.canonical import canonical_text
 from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR, Buckets, Encoder, Hashed, Vocabulary, one_array
 from adaftr_fast.data.raw.source import READ_ERRORS
@@ -59,12 +59,7 @@ def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
         if isinstance(path, StorePath):
             manifest.check_folder(folder)
         raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
-    schema = parse_schema(manifest.schema)
-    known = schema.fields
-    is_numeric = [(field.name, field.kind == "numeric") for field in known]
-    same_dense = [field.name for field in schema.dense] == [encoding.name for encoding in manifest.dense]
-    if is_numeric != [(field.name, field.edges is not None) for field in manifest.fields] or not same_dense:
-        raise DataError(f"{folder / MANIFEST}: damaged: its fields are not those of its schema")
+    known = parse_schema(manifest.schema).fields
     hashed = {field.name for field in known if field.hashed}
     sharing = {field.name for field in known if field.vocabulary}
     encoders: dict[str, Encoder] = {}

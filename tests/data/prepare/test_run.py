@@ -204,6 +204,7 @@ def test_a_damaged_manifest_is_named(source, write, tmp_path):
     out = tmp_path / "out"
     prepare(parse_schema(source), [write()], out)
     content = json.loads((out / "schema.json").read_text())
+    train = content["splits"]["train"]
     (out / "schema.json").write_text("{}")
     with pytest.raises(DataError, match="not a manifest"):
         read_manifest(out)
@@ -215,6 +216,14 @@ def test_a_damaged_manifest_is_named(source, write, tmp_path):
         ({"tasks": ["click", 3]}, r"tasks\[1\]: expected str, got 3"),
         ({"splits": {"train": {"rows": 1}}}, r"missing key 'splits\.train\.positives'"),
         ({"colour": "red"}, "unknown key 'colour'"),
+        ({"splits": {"test": train}}, "splits: expected train, got test"),
+        ({"splits": {"train": train | {"unknown": {"city": 0}}}}, r"splits\.train\.unknown: expected counts of city, "),
+        (
+            {"splits": {"train": train | {"unknown": dict.fromkeys(train["unknown"], 10**400)}}},
+            r"splits\.train\.unknown",
+        ),
+        ({"fields": content["fields"][1:]}, "its fields are not those of its schema"),
+        ({"schema": {}}, "the file: missing key 'name'"),
     ):
         (out / "schema.json").write_text(json.dumps(content | change))
         with pytest.raises(DataError, match=rf"schema\.json: damaged: {message}"):
