@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "cpu/infonce/kernels.h"
+#include "cpu/infonce/launch.h"
 #include "cpu/infonce/symmetric/one_direction.h"
 #include "cpu/runtime/caching_allocator.h"
 #include "cpu/runtime/dispatch.h"
@@ -132,15 +133,7 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
                                   data(d_anchors, need_d_anchors),
                                   data(d_candidates, need_d_candidates),
                                   data(d_tau, need_d_tau)};
-  if (rows == 0 || columns == 0) {  // columns == 0: every row is ignored
-    for (Tensor* x : {&loss, &lse, &logit, &top1, &entropy, &d_anchors, &d_candidates, &d_tau}) x->zero_();
-  } else {
-    const auto kernel = kernel_for<T>(inputs);
-    const int64_t threads = thread_count();
-    const auto bytes = static_cast<int64_t>(kernel.workspace_bytes(problem, threads));
-    Tensor workspace = cached_empty({bytes}, options.dtype(at::kByte));
-    kernel.run(problem, workspace.mutable_data_ptr(), threads);
-  }
+  launch(kernel_for<T>(inputs), problem, loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau);
   return {(loss * scale).sum(), loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
 }
 

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "cpu/infonce/kernels.h"
+#include "cpu/infonce/launch.h"
 #include "cpu/runtime/dispatch.h"
 
 namespace adaftr_fast {
@@ -79,19 +80,12 @@ Outputs run(const Tensor& anchors, const Tensor& candidates, T logit_scale, T lo
   problem.d_candidates = need_d_candidates ? d_candidates.mutable_data_ptr<T>() : nullptr;
   problem.logit_scale = logit_scale, problem.bias = logit_bias;
   problem.d_logit_scale = d_scale.mutable_data_ptr<T>(), problem.d_bias = d_bias.mutable_data_ptr<T>();
-  if (rows == 0 || columns == 0) {
-    for (Tensor* x : {&loss, &d_scale, &d_bias, &d_anchors, &d_candidates}) x->zero_();
-  } else {
-    SweepKernel<SigmoidProblem<T>> kernel;
-    if constexpr (std::is_same_v<T, double>)
-      kernel = best_kernel(kTables, &SigmoidKernels::f64);
-    else
-      kernel = best_kernel(kTables, &SigmoidKernels::f32);
-    const int64_t threads = thread_count();
-    const auto bytes = static_cast<int64_t>(kernel.workspace_bytes(problem, threads));
-    Tensor workspace = at::empty({bytes}, options.dtype(at::kByte));
-    kernel.run(problem, workspace.mutable_data_ptr(), threads);
-  }
+  SweepKernel<SigmoidProblem<T>> kernel;
+  if constexpr (std::is_same_v<T, double>)
+    kernel = best_kernel(kTables, &SigmoidKernels::f64);
+  else
+    kernel = best_kernel(kTables, &SigmoidKernels::f32);
+  launch(kernel, problem, loss, d_scale, d_bias, d_anchors, d_candidates);
   return {loss.sum(), d_anchors, d_candidates, d_scale.sum(), d_bias.sum()};
 }
 

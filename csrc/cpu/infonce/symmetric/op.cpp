@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "cpu/infonce/kernels.h"
+#include "cpu/infonce/launch.h"
 #include "cpu/infonce/symmetric/one_direction.h"
 #include "cpu/runtime/caching_allocator.h"
 #include "cpu/runtime/dispatch.h"
@@ -134,10 +135,7 @@ Outputs fused(const Arguments& x, double unit) {
     kernel = best_kernel(kTables, &SymmetricKernels::f64);
   else
     kernel = best_kernel(kTables, &SymmetricKernels::f32);
-  const int64_t threads = thread_count();
-  const auto bytes = static_cast<int64_t>(kernel.workspace_bytes(problem, threads));
-  Tensor workspace = cached_empty({bytes}, options.dtype(at::kByte));
-  kernel.run(problem, workspace.mutable_data_ptr(), threads);
+  launch(kernel, problem, loss, d_anchors, d_candidates, d_tau_row, d_tau_column);
   return {(loss * x.scale).sum(), loss, d_anchors, d_candidates, d_tau_row, d_tau_column};
 }
 

@@ -1,0 +1,24 @@
+// How the ops of this folder run a kernel.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "cpu/infonce/kernels.h"
+#include "cpu/runtime/caching_allocator.h"
+
+namespace adaftr_fast {
+
+// Kernels take at least one row and one column. Without a pair of them, all outputs are sums of nothing.
+template <class Problem, class... Outputs>
+void launch(const SweepKernel<Problem>& kernel, const Problem& problem, Outputs&... outputs) {
+  if (problem.rows == 0 || problem.columns == 0) {
+    (outputs.zero_(), ...);
+    return;
+  }
+  const int64_t threads = thread_count();
+  const auto bytes = static_cast<int64_t>(kernel.workspace_bytes(problem, threads));
+  const at::Tensor workspace = cached_empty({bytes}, at::kByte);
+  kernel.run(problem, workspace.mutable_data_ptr(), threads);
+}
+
+}  // namespace adaftr_fast

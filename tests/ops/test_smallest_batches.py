@@ -1,0 +1,104 @@
+"""Every public loss with at most one row and one candidate, with gradients and without."""
+
+from functools import partial
+
+import pytest
+import torch
+
+import adaftr_fast as af
+from adaftr_fast.nn import contrast, losses
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SIZES = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def options_of(rows, columns):
+    """Returns options of adaptive_infonce; a row without a candidate is ignored."""
+    label, column = torch.full((rows,), 3 if rows <= columns else -100), torch.full((columns,), 3)
+    index = {} if rows <= columns else {"positive_index": label}
+    others = (
+        {},
+        {"symmetric": True},
+        {"symmetric": True, "row_weight": torch.ones(rows)},
+        {"row_group": label, "column_group": column},
+        {"label_smoothing": 0.1},
+        {"margin": 0.2},
+        {"column_bias": torch.ones(columns)},
+        {"ignore_above": 0.5},
+    )
+    return [{"positive_group": (label, column)}, *(index | each for each in others)]
+
+
+LABELS, RELATEDNESS = torch.zeros(1).long(), torch.ones(1)
+MODULES = {
+    "NTXentLoss": lambda a, b: losses.NTXentLoss()(a, b),
+    "SupConLoss": lambda a, b: losses.SupConLoss()(a, LABELS[: len(a)]),
+    "CLIPLoss": lambda a, b: losses.CLIPLoss()(a, b),
+    "SigLIPLoss": lambda a, b: losses.SigLIPLoss()(0 * a, b, 10.0),
+    "MultipleNegativesRankingLoss": lambda a, b: losses.MultipleNegativesRankingLoss()([a, b]),
+    "symmetric ranking": lambda a, b: losses.MultipleNegativesRankingLoss(symmetric=True)([a, b]),
+    "AdaptiveInfoNCE": lambda a, b: af.AdaptiveInfoNCE(symmetric=True)(a, b, RELATEDNESS[: len(a)]),
+    **{name: lambda a, b, loss=loss: loss(a, b).sum() for name, loss in contrast.ALIGNMENTS.items()},
+}
+
+
+def pair(rows, columns, dtype, grad):
+    return [torch.randn(n, 8, dtype=dtype).requires_grad_(grad) for n in (rows, columns)]
+
+
+def results(loss, leaves):
+    """Returns the loss and the gradients of its sum."""
+    value, needed = loss(*leaves), [x for x in leaves if x.requires_grad]
+    gradients = torch.autograd.grad(value.sum(), needed, allow_unused=True) if needed else ()
+    return [value.detach(), *(g for g in gradients if g is not None)]
+
+
+def assert_as_the_reference(loss, sizes, dtype):
+    for grad in (False, True):
+        leaves = pair(*sizes, dtype, grad)
+        found, expected = (results(partial(loss, backend=backend), leaves) for backend in ("auto", "reference"))
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_adaptive_infonce(sizes, dtype, instruction_set):
+    for options in options_of(*sizes):
+        for reduction in ("mean", "sum", "none"):
+            loss = partial(af.adaptive_infonce, tau=0.5, reduction=reduction, **options)
+            assert_as_the_reference(loss, sizes, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_sigmoid_contrast(sizes, dtype, instruction_set):
+    rows, columns = sizes
+    options = {} if rows <= columns else {"positive_index": torch.full((rows,), -100)}
+    for reduction in ("mean", "sum"):
+        loss = partial(af.sigmoid_contrast, logit_scale=2.0, logit_bias=1.0, reduction=reduction, **options)
+        assert_as_the_reference(loss, sizes, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("module", MODULES)
+def test_modules(module, dtype):
+    for grad in (False, True):
+        loss, *gradients = results(MODULES[module], pair(0, 0, dtype, grad))
+        assert loss == 0
+        assert all(g.shape == (0, 8) for g in gradients)
+        loss, *gradients = results(MODULES[module], pair(1, 1, dtype, grad))
+        assert loss.isfinite()
+        assert all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_compiled_loss_of_any_batch_size_takes_none(symmetric):
+    @torch.compile(dynamic=True, backend="aot_eager")
+    def loss(a, b):
+        return af.adaptive_infonce(a, b, 0.5, symmetric=symmetric)
+
+    for grad in (False, True):
+        for rows in (5, 3, 0):
+            value, *gradients = results(loss, pair(rows, rows, torch.float32, grad))
+            assert (value > 0) == (rows > 0)
+            assert all(g.shape == (rows, 8) for g in gradients)
