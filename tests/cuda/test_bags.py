@@ -52,6 +52,8 @@ def test_selects_bags(serial, batch, chosen):
     assert torch.equal(ends, expected_ends)
     assert torch.equal(positions[: len(expected)], expected)
     assert len(positions) == len(values)  # the host does not know how many there are
+    with pytest.raises(ValueError, match="embedding_bags: fields must be >= 1, got 0"):
+        serial.select_bags(values, offsets, None, [], 0)
 
 
 def test_ids_behind_the_last_bag_add_zeros_to_a_row_of_the_batch(serial):

@@ -8,6 +8,7 @@ namespace {
 
 void check_bags(const char* op, const at::Tensor& values, const at::Tensor& offsets,
                 const std::optional<at::Tensor>& factors, int64_t fields) {
+  TORCH_CHECK_VALUE(fields >= 1, op, ": fields must be >= 1, got ", fields);
   TORCH_CHECK_TYPE(values.scalar_type() == at::kInt || values.scalar_type() == at::kLong, op,
                    ": values must be int32 or int64, got ", values.scalar_type());
   TORCH_CHECK_VALUE(values.dim() == 1, op, ": values must be [N], got ", values.sizes());

@@ -64,3 +64,5 @@ def test_bags_of_some_fields():
     torch.library.opcheck(torch.ops.adaftr_fast.select_bags, (values, offsets, None, [0, 2], 3))
     with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 5"):
         select_bags(values, offsets[:4], None, [0], 3)
+    with pytest.raises(ValueError, match="embedding_bags: fields must be >= 1, got 0"):
+        select_bags(values, offsets, None, [], 0)

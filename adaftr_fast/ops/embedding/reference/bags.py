@@ -19,6 +19,8 @@ from adaftr_fast.ops.embedding.reference.optim import caught_up
 
 def check_bags(op: str, values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, fields: int) -> None:
     """Checks that values are integers [N], offsets [B F + 1] cover them, and per_sample_weights, if any, are [N]."""
+    if fields < 1:
+        raise ValueError(f"{op}: fields must be >= 1, got {fields}")
     if values.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: values must be int32 or int64, got {values.dtype}")
     if values.dim() != 1:
