@@ -162,7 +162,7 @@ def adaptive_infonce(
     A row with a logit out of range has a loss that is inf or NaN, or the right value where the backend can form it. The
     losses of other rows and their gradients in h_ctr and tau are not affected. The gradient in h_cvr sums over all
     rows, so it is inf or NaN too, as the mean or sum of the losses is. The trainer raises an error on a loss that
-    is not finite.
+    is not finite. What holds for inputs that are NaN or infinite is written in ``adaftr_fast.reference``.
 
     Args:
         h_ctr: anchors [B, d]; float32, bfloat16, float16 or float64, any strides.

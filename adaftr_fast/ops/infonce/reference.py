@@ -121,7 +121,7 @@ def infonce_rows(
         lse = torch.where(has_negative, torch.logaddexp(lse_negative, z_positive), z_positive)
         top1 = (torch.where(negative, z, -torch.inf).amax(1) < z_positive) & valid
         log_p = torch.where(negative.scatter(1, target, True), z - lse[:, None], -torch.inf)  # [B, N]
-        entropy = -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(1)
+        entropy = -torch.where(log_p == -torch.inf, 0.0, log_p.exp() * log_p).sum(1)
         lse, z_positive = (torch.where(valid, x, 0.0) for x in (lse, z_positive))
         entropy = torch.where(valid, entropy, 0.0)
     return InfoNCERows(loss, lse, z_positive.detach(), top1, entropy)
@@ -159,4 +159,6 @@ def infonce_gradients(
     grad_scale = torch.where(valid, scale / tau, 0)  # [B]
     d_logits = residual * grad_scale[:, None]  # [B, N]
     anchors = torch.where(valid[:, None], anchors, 0)
-    return d_logits @ candidates, d_logits.T @ anchors, -(d_logits * z).sum(1)
+    z = z.masked_fill((residual == 0) & ~z.isfinite(), 0.0)  # p z -> 0, as in the entropy
+    d_anchors = torch.where(valid[:, None], d_logits @ candidates, 0)
+    return d_anchors, d_logits.T @ anchors, -(d_logits * z).sum(1)

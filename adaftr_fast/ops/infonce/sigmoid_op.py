@@ -49,7 +49,9 @@ def sigmoid_rows(
     z = sign * (logit_scale * s + logit_bias)
     d_z = sign * z.sigmoid()  # [B, N]
     d_s = logit_scale * d_z
-    return F.softplus(z).sum(), d_s @ candidates, d_s.T @ anchors, (d_z * s).sum(), d_z.sum()
+    s = s.masked_fill((d_z == 0) & ~s.isfinite(), 0.0)  # sigmoid(z) z -> 0
+    # F.softplus rounds softplus(z) to z from 20 on.
+    return -F.logsigmoid(-z).sum(), d_s @ candidates, d_s.T @ anchors, (d_z * s).sum(), d_z.sum()
 
 
 def _reference(

@@ -152,10 +152,12 @@ def test_ignored_row_does_not_leak_nan(instruction_set):
 def test_nan_and_infinity_propagate_to_the_loss(value, instruction_set):
     a, b, tau = (t.float() for t in inputs(40, 40, 4))
     b[17, 2] = value
-    loss, stats = af.adaptive_infonce(a, b, tau, backend="cpu", return_stats=True)
-    assert not torch.isfinite(loss)
-    if value != value:
-        assert not stats.top1.any()
+    for backend in ("cpu", "reference"):
+        loss, stats = af.adaptive_infonce(a, b, tau, backend=backend, return_stats=True)
+        assert not torch.isfinite(loss)
+        if value != value:
+            assert not stats.top1.any()
+            assert stats.entropy.isnan().all()
 
 
 @needs_extension
