@@ -11,7 +11,10 @@ from pathlib import Path
 from tests.chaos.search import Case, Limit, search
 from tests.chaos.worker import repeat
 
-NAMES = ("infonce", "infonce_spoiled", "lookup", "bags", "select", "steps", "adam", "mlp", "mixture")
+NAMES = (
+    "infonce", "infonce_spoiled", "sigmoid", "targets", "modules", "lookup", "bags", "select", "steps", "adam", "mlp",
+    "mixture",
+)  # fmt: skip
 
 
 def run(seed: int, limit: Limit, out: Path) -> Iterator[Path]:

@@ -3,12 +3,13 @@
 import torch
 
 import adaftr_fast as af
-from tests.chaos.ops import dense, infonce, infonce_spoiled, optimizers, tables
+from tests.chaos.ops import dense, infonce, infonce_spoiled, losses, optimizers, tables
 from tests.chaos.ops.inputs import instruction_sets
 from tests.chaos.search import Case
 
 PROBLEMS = {
-    "infonce": infonce.problem, "infonce_spoiled": infonce_spoiled.problem,
+    "infonce": infonce.problem, "infonce_spoiled": infonce_spoiled.problem, "sigmoid": losses.sigmoid,
+    "targets": losses.targets, "modules": losses.modules,
     "lookup": tables.lookup, "bags": tables.bags, "select": tables.select,
     "steps": optimizers.steps, "adam": optimizers.adam, "mlp": dense.mlp, "mixture": dense.mixture,
 }  # fmt: skip

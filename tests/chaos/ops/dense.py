@@ -3,7 +3,7 @@
 Shapes: B rows, T tasks, k experts, v width of an expert.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -96,14 +96,19 @@ def _compare_backward(
 ) -> None:
     """Compares the gradients at the kernel's outputs, since at others a relu may have another mask."""
 
-    def at(change: Callable[[Tensor], Tensor], op: Callable[..., list[Tensor]]) -> list[Tensor]:
+    def at(
+        change: Callable[[Tensor], Tensor],
+        op: Callable[..., list[Tensor]],
+        upstream: Sequence[Tensor | None] = upstream,
+    ) -> list[Tensor]:
         sent = [None if g is None else change(g) for g in upstream]
         x, y, w, b = ([change(t) for t in each] for each in (inputs, outputs, weights, biases))
         return op(sent, x, y, reads, w, b, *lists, wanted)
 
     own = at(lambda t: t, OPS.mlp_backward)
     truth = at(Tensor.double, reference.mlp_backward)
-    terms = at(lambda t: t.double().abs(), reference.mlp_backward)
+    zeros = [torch.zeros_like(y) if g is None else g for g, y in zip(upstream, outputs)]  # as the kernel takes None
+    terms = at(lambda t: t.double().abs(), reference.mlp_backward, zeros)
     types = [x.dtype if x.dtype == torch.bfloat16 else dtype for x in inputs] + [dtype] * 2 * len(weights)
     for number, (x, true, term, each) in enumerate(zip(own, truth, terms, types, strict=True)):
         rounding = max(eps, HALF if each == torch.bfloat16 else 0.0) * 4 * max(lists[0])

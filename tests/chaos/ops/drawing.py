@@ -6,14 +6,15 @@ from typing import Any
 Drawn = dict[str, dict[str, Any]]
 LAYOUTS = ("transposed", "padded", "strided", "offset", "expanded")
 NOT_FINITE = ("nan", "inf", "-inf")
+POSITIVE = ("random", "some ignored", "all ignored", "one")
 FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 
 def size(random: random.Random, largest: int) -> int:
     """Returns a size up to ``largest``: often 0, 1 or beside a multiple of 16, else log-uniform."""
     kind = random.random()
-    if kind < 0.08:
-        return random.choice((0, 1, 1, 2))
+    if kind < 0.12:
+        return random.choice((0, 0, 1, 1, 2))
     if kind < 0.4:
         return min(largest, max(1, 16 * random.randint(1, max(1, largest // 16)) + random.randint(-1, 1)))
     return int(largest ** random.random())
@@ -43,31 +44,73 @@ def infonce(random: random.Random) -> Drawn:
         random,
         dtype=(0.6, FLOATS), other_dtype=(0.1, FLOATS), layout_a=(0.3, LAYOUTS), layout_b=(0.3, LAYOUTS),
         layout_tau=(0.3, LAYOUTS), spread=(0.6, [0.0, *powers(-6, 4)]), tau=(0.4, powers(-4, 4)),
-        tau_kind=(0.3, ("scalar", "0-dim")), positive=(0.5, ("random", "some ignored", "all ignored", "one")),
+        tau_kind=(0.3, ("scalar", "0-dim")), positive=(0.5, POSITIVE),
         groups=(0.4, (1, 2, 5, 100)), columns_grouped=(0.5, (True,)),
         weight=(0.4, ("uniform", "some zero", "all zero")), symmetric=(0.3, (True,)), reduction=(0.5, ("sum", "none")),
         frozen=(0.3, ("a", "b", "tau", "a b", "a tau", "b tau")),
         precision=(0.2, ("high", "medium")), threads=(0.5, (2, 3)),
         pattern=(0.2, ("equal rows", "jump", "positive", "far")), column_bias=(0.2, powers(-2, 3)),
-        twice=(0.15, (True,)), ignore_above=(0.2, (0.1, 0.5, 0.9)),
+        twice=(0.15, (True,)), ignore_above=(0.2, (0.1, 0.5, 0.9)), no_grad=(0.15, (True,)),
     )  # fmt: skip
     if "ignore_above" in options:
         options.pop("symmetric", None)
         if "column_bias" in options:  # rounded to the type of the products
             options = {key: value for key, value in options.items() if key not in ("dtype", "other_dtype", "precision")}
-    extra = random.choice((0, 0, 1, size(random, largest_batch(random))))
-    return {"sizes": {"rows": rows, "extra": extra, "width": at_least_one(random, 130)}, "options": options}
+    sizes = {"rows": rows, "columns": columns_of(random, rows), "width": at_least_one(random, 130)}
+    return {"sizes": sizes, "options": options}
+
+
+def columns_of(random: random.Random, rows: int) -> int:
+    """Returns a number of candidates: mostly as many as rows or more."""
+    other = size(random, largest_batch(random))
+    return random.choice((rows, rows, rows, rows + 1, rows + other, rows + other, other))
 
 
 def infonce_spoiled(random: random.Random) -> Drawn:
     drawn = infonce(random)
-    for name in ("symmetric", "twice", "tau_kind", "frozen"):
+    for name in ("symmetric", "twice", "tau_kind"):
         drawn["options"].pop(name, None)
     where = random.choice(("h_ctr", "h_ctr", "h_cvr", "h_cvr", "tau", "row_weight", "column_bias"))
     drawn["options"] |= {"reduction": "none", "where": where, "value": random.choice(NOT_FINITE)}
     drawn["options"] |= {"weight": "uniform"} if where == "row_weight" else {}
     drawn["options"] |= {"column_bias": 1.0} if where == "column_bias" else {}
     return drawn
+
+
+def _pairs(random: random.Random, **choices: Any) -> Drawn:
+    """Draws a loss of pairs, most options as for the loss ``infonce``."""
+    options = some(
+        random,
+        dtype=(0.6, FLOATS), layout_a=(0.3, LAYOUTS), layout_b=(0.3, LAYOUTS), spread=(0.3, powers(-3, 2)),
+        precision=(0.2, ("high", "medium")), threads=(0.5, (2, 3)), no_grad=(0.2, (True,)), spoiled=(0.1, NOT_FINITE),
+        **choices,
+    )  # fmt: skip
+    rows = size(random, largest_batch(random))
+    sizes = {"rows": rows, "columns": columns_of(random, rows), "width": at_least_one(random, 130)}
+    return {"sizes": sizes, "options": options}
+
+
+def sigmoid(random: random.Random) -> Drawn:
+    return _pairs(random, positive=(0.5, POSITIVE), reduction=(0.5, ("sum",)), scale=(0.5, powers(-2, 1)))
+
+
+def targets(random: random.Random) -> Drawn:
+    target = random.choice(("labels", "labels", "margin", "label_smoothing"))
+    numbers = {"labels": (1, 2, 7), "margin": (0.1, 1.0), "label_smoothing": (0.1, 0.5)}
+    drawn = _pairs(
+        random, positive=(0.3, POSITIVE), reduction=(0.5, ("sum", "none")), symmetric=(0.3, (True,)),
+        weight=(0.4, ("uniform",)), **{name: (0.2, values) for name, values in numbers.items()},
+    )  # fmt: skip
+    drawn["options"][target] = random.choice(numbers[target])
+    if "labels" in drawn["options"]:
+        drawn["options"] = {name: x for name, x in drawn["options"].items() if name not in ("positive", "margin")}
+        drawn["sizes"]["columns"] = max(drawn["sizes"].values())
+    return drawn
+
+
+def modules(random: random.Random) -> Drawn:
+    names = ("SupCon", "CLIP", "SigLIP", "ranking", "symmetric ranking", "adaptive", "symmetric adaptive", "scalar")
+    return _pairs(random, module=(0.9, names))
 
 
 def lookup(random: random.Random) -> Drawn:
@@ -79,6 +122,7 @@ def lookup(random: random.Random) -> Drawn:
         dtype=(0.5, FLOATS), ids=(0.5, ("int32",)), layout_ids=(0.4, LAYOUTS), layout_grad=(0.4, LAYOUTS),
         distinct=(0.5, (1, 2, 9)), spread=(0.3, powers(-3, 3)), threads=(0.5, (2, 3)),
         bad=(0.1, (-1, "last", 2**31 - 1)), missed=(0.3, (1, 3, 20)), spoiled=(0.1, NOT_FINITE),
+        no_grad=(0.1, (True,)),
     )  # fmt: skip
     sizes = {"rows": size(random, largest_batch(random)), "width": at_least_one(random, 40), "fields": fields}
     return {"sizes": sizes, "options": options}

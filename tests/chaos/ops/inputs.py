@@ -1,5 +1,6 @@
 """Values and strides of random inputs, and the comparison of a kernel's results."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,21 +56,38 @@ def spoiled(named: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tens
     return named | {name: x}
 
 
+def sensitivity(
+    function: Callable[[list[Tensor]], dict[str, Tensor]], tensors: Sequence[Tensor], eps: float
+) -> dict[str, Tensor]:
+    """Returns by how much each result changes when the tensors change by a part ``eps`` of themselves."""
+    results = function(list(tensors))
+    found = {name: torch.zeros_like(x) for name, x in results.items() if x.is_floating_point()}
+    for _ in range(3):
+        moved = function([x * (1 + eps * (2 * torch.rand_like(x) - 1)) for x in tensors])
+        found = {name: torch.maximum(largest, (moved[name] - results[name]).abs()) for name, largest in found.items()}
+    return found
+
+
 def assert_close(x: Tensor, truth: Tensor, pytorch: Tensor, dtype: torch.dtype, terms: Tensor, what: str) -> None:
-    """Applies the tolerance rule, and allows for cancellation. Where the truth is not finite, neither may ``x`` be.
+    """Applies the tolerance rule, and allows for cancellation.
+
+    Of what is not finite it asks what ``adaftr_fast.reference`` promises.
 
     Args:
         x, truth, pytorch, dtype, what: see ``assert_as_accurate``.
-        terms: an error that rounding the terms of a sum causes, however small the sum is; the shape of ``truth``.
+        terms: an error that rounding the terms of a sum causes, however small the sum is; the shape of ``truth``. Not
+            finite where a number is not finite that the result depends on.
     """
     assert x.shape == truth.shape, f"{what}: shape {list(x.shape)} instead of {list(truth.shape)}"
-    lost = ~truth.isfinite()
+    lost, reached = ~truth.isfinite(), ~terms.isfinite()
     assert not x[lost].isfinite().any(), f"{what}: finite where the truth is not"
-    x, truth, pytorch = (each.masked_fill(lost, 0) for each in (x, truth, pytorch))
-    terms = terms.nan_to_num(0.0, posinf=torch.inf)
+    allowed = lost | (reached & ~x.isfinite())
+    x, truth, pytorch = (each.masked_fill(allowed, 0) for each in (x, truth, pytorch))
+    terms = terms.masked_fill(reached, 0)
     if truth.numel() == 0 or truth.abs().max() > 0.1 * torch.finfo(x.dtype).max:
         return
-    floor = torch.finfo(x.dtype).smallest_normal if x.dtype != torch.float16 else 1e-7
+    # Denormals count as zero, those among the factors of a result too.
+    floor = 1e4 * torch.finfo(x.dtype).smallest_normal if x.dtype != torch.float16 else 1e-7
     scale = truth.abs().max().item() or 1.0
     own, bound = error(x, truth), error(pytorch.nan_to_num(), truth) + SLACK[dtype]
     bound += (terms.abs().max().item() + floor) / scale

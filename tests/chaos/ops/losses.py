@@ -1,0 +1,146 @@
+"""``sigmoid_contrast``, ``adaptive_infonce`` with other targets, and modules over both, against references in float64.
+
+Shapes: B rows, N candidates, d width.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+import adaftr_fast as af
+from adaftr_fast.nn import losses
+from adaftr_fast.ops.infonce.reference import IGNORE
+from tests.chaos.ops import infonce
+from tests.chaos.ops.inputs import assert_close, laid, sensitivity, spoiled
+from tests.tolerances import SLACK
+
+Loss = Callable[[list[Tensor], str], Tensor]  # of the inputs, by a backend
+Pairs = Callable[[Tensor, Tensor], Tensor]  # the loss of a module
+
+
+def sigmoid(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
+    """Returns a function that compares, or None if the case is not valid."""
+    if not infonce.is_valid(sizes, options):
+        return None
+    a, b, tau, *_ = infonce.drawn_leaves(sizes["rows"], sizes["columns"], sizes["width"], options)
+    numbers = [tau.new_tensor(options.get("scale", 3.0)), tau.new_tensor(-2.0)]
+    arguments = infonce.drawn_arguments(sizes["rows"], sizes["columns"], options)
+    given = {name: x for name, x in arguments.items() if name in ("positive_index", "reduction")}
+    return _problem(lambda x, backend: af.sigmoid_contrast(*x, backend=backend, **given), [a, b, *numbers], options)
+
+
+def targets(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
+    """Returns a function that compares, or None if the case is not valid."""
+    rows, columns, labeled = sizes["rows"], sizes["columns"], "labels" in options
+    if not infonce.is_valid(sizes, options) or (
+        labeled and ({"positive", "margin"} & options.keys() or columns < rows)
+    ):
+        return None
+    *leaves, weight, _ = infonce.drawn_leaves(rows, columns, sizes["width"], options)
+    given = infonce.drawn_arguments(rows, columns, options)
+    given |= {name: options[name] for name in ("margin", "label_smoothing") if name in options}
+    if labeled:  # every row finds its label among the first candidates
+        label = torch.arange(columns) % options["labels"]
+        given["positive_group"] = torch.where(torch.rand(rows) < 0.2, IGNORE, label[:rows]), label
+    if "weight" in options:
+        given["row_weight"] = weight
+    symmetric = "symmetric" in options
+
+    def loss(x: list[Tensor], backend: str) -> Tensor:
+        a, b, tau, tau_column = x
+        return af.adaptive_infonce(a, b, (tau, tau_column) if symmetric else tau, backend=backend, **given)
+
+    return _problem(loss, leaves, options)
+
+
+def modules(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
+    """Returns a function that compares, or None if the case is not valid."""
+    rows, name = sizes["rows"], options.get("module", "NT-Xent")
+    if sizes["width"] < 4:  # a normalized vector of one number has no gradient but rounding
+        return None
+    leaves = infonce.drawn_leaves(rows, rows, sizes["width"], options)[:2]
+    labels, relatedness = torch.randint(0, 3, (rows,)), torch.rand(rows)
+
+    def loss(x: list[Tensor], backend: str) -> Tensor:
+        with _backend(backend):
+            return _module(name, labels, relatedness, backend)(*x)
+
+    return _problem(loss, leaves, options)
+
+
+def _module(name: str, labels: Tensor, relatedness: Tensor, backend: str) -> Pairs:
+    ranking = partial(losses.MultipleNegativesRankingLoss, symmetric=name.startswith("symmetric"))
+    adaptive = partial(af.AdaptiveInfoNCE, symmetric=name.startswith("symmetric"), normalize=True, backend=backend)
+    made: dict[str, Callable[[], Pairs]] = {
+        "NT-Xent": losses.NTXentLoss,
+        "SupCon": lambda: lambda x, _: losses.SupConLoss()(x, labels),
+        "CLIP": losses.CLIPLoss,
+        "SigLIP": lambda: partial(losses.SigLIPLoss(), logit_scale=3.0, logit_bias=-2.0),
+        "ranking": lambda: lambda x, y: ranking()([x, y, y.flip(0)]),
+        "adaptive": lambda: partial(adaptive(), relatedness=relatedness),
+        "scalar": lambda: adaptive(tau="scalar"),
+    }
+    return made[name.removeprefix("symmetric ")]()
+
+
+@contextmanager
+def _backend(name: str) -> Iterator[None]:
+    """Lets the modules of ``nn.losses``, which have no such option, call a backend."""
+    functions = {"adaptive_infonce": af.adaptive_infonce, "sigmoid_contrast": af.sigmoid_contrast}
+    with mock.patch.multiple(losses, **{key: partial(each, backend=name) for key, each in functions.items()}):
+        yield
+
+
+def _problem(loss: Loss, leaves: list[Tensor], options: dict[str, Any]) -> Callable[[], None] | None:
+    """Returns a function that compares a loss and its gradients, or that what the reference refuses is refused."""
+    if any(x.numel() and x.abs().max() > 1e4 for x in leaves):
+        return None
+    leaves = list(spoiled(dict(enumerate(leaves)), options).values())
+    leaves[:2] = [laid(x, options.get(f"layout_{side}")) for x, side in zip(leaves, "ab")]
+    narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
+    reference, own = (lambda x, by=by: _results(loss, x, by, options) for by in ("reference", "cpu"))
+    exact = [x.double() for x in leaves]
+    try:
+        truth, pytorch = reference(exact), reference(leaves)
+    except RuntimeError as error:
+        return partial(_is_refused, lambda: own(leaves), str(error))
+    terms = sensitivity(reference, exact, 16 * infonce.rounding(narrow, options))
+    cancelled = max(SLACK[narrow], infonce.rounding(narrow, options))  # what is left of numbers around 1
+
+    def compare() -> None:
+        torch.set_float32_matmul_precision(options.get("precision", "highest"))
+        try:
+            found = own(leaves)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        for name, x in found.items():
+            term = terms[name].nan_to_num() + cancelled
+            if "spoiled" in options:  # which most results depend on
+                term = torch.where(x.isfinite(), term, torch.inf)
+            assert_close(x, truth[name], pytorch[name], narrow, term, name)
+
+    return compare
+
+
+def _results(loss: Loss, leaves: list[Tensor], backend: str, options: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the loss and its gradients by name."""
+    held = [x.detach().requires_grad_("no_grad" not in options) for x in leaves]
+    value = loss(held, backend)
+    if not value.requires_grad:
+        return {"loss": value}
+    upstream = torch.linspace(1, 2, value.numel(), dtype=value.dtype).view(value.shape)  # 0 asks for no gradient
+    gradients = torch.autograd.grad(value, held, upstream if value.dim() else None, allow_unused=True)
+    found = {f"gradient {number}": g for number, g in enumerate(gradients) if g is not None}
+    return {"loss": value.detach()} | found
+
+
+def _is_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        call()
