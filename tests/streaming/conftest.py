@@ -17,11 +17,11 @@ def config(**training):
     return settings().with_options(training={"max_epochs": 1} | training)
 
 
-def stream(source, out, *, training=None, **options):
+def stream(source, out, *, training=None, schema=SOURCE, **options):
     """Trains on the chunks that there are; returns the records."""
     options = StreamOptions(**({"poll": 0, "idle": 1e-9} | options))
     source = FolderSource(source, settle=0) if isinstance(source, Path) else source
-    return list(train_stream(parse_schema(SOURCE), source, config(**training or {}), out, options))
+    return list(train_stream(parse_schema(schema), source, config(**training or {}), out, options))
 
 
 def arrive(folder, day, name=None):

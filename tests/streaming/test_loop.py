@@ -166,6 +166,21 @@ def test_a_chunk_that_cannot_be_trained_on_ends_the_stream_or_is_left_out(chunks
     assert stream(chunks, whole)[1]["before_training"] == records[1]["before_training"]
 
 
+def test_a_chunk_in_which_every_value_of_a_column_is_missing(chunks, tmp_path):
+    """Its file has the type null for the column, as those of other programs do."""
+    schema = SOURCE | {"fields": SOURCE["fields"] | {"seen": {"kind": "categorical", "tokens": "all"}}}
+    for number, name in enumerate(("000.parquet", "001.parquet")):
+        table = pq.read_table(chunks / name)
+        table = table.append_column("seen", pa.array([[1, 2]] * len(table)) if number == 0 else pa.nulls(len(table)))
+        if number == 1:
+            table = table.set_column(table.column_names.index("user"), "user", pa.nulls(len(table)))
+        pq.write_table(table, chunks / name)
+    (chunks / "002.parquet").unlink()
+    records = stream(chunks, tmp_path / "out", schema=schema)
+    assert [record["rows"] for record in records] == [800, 800]
+    assert records[1]["before_training"]["click"]["auc"] > 0.5
+
+
 def test_a_chunk_that_is_gone_before_it_was_trained_on_is_reported(chunks, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:

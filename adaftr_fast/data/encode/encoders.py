@@ -282,6 +282,8 @@ def _token_lists(values: pa.Array, field: Field) -> pa.Array:
         values = pc.split_pattern(text, field.separator, max_splits=splits, reverse=True)
     if pa.types.is_fixed_size_list(values.type):
         values = values.cast(pa.list_(values.type.value_type))
+    if pa.types.is_null(values.type):  # every list is missing
+        values = values.cast(pa.list_(pa.string()))
     if not pa.types.is_list(values.type) and not pa.types.is_large_list(values.type):
         raise pa.ArrowTypeError("expected a column of lists, or text and a separator")
     ends = np.cumsum(pc.list_value_length(values).fill_null(0).to_numpy())

@@ -49,8 +49,9 @@ class Groups:
 
     def encode(self, values: pa.Array) -> pa.Array:
         """Encodes values [n] as int64 numbers [n]."""
-        (known,) = self._chunks
-        numbers = pc.index_in(self._canonical(values), value_set=known, skip_nulls=True)
+        values, (known,) = self._canonical(values), self._chunks
+        known = known.cast(values.type)  # of type null where every group is missing
+        numbers = pc.index_in(values, value_set=known, skip_nulls=True)
         return pc.fill_null(numbers.cast(pa.int64()), -1)
 
     def write(self, path: Path) -> None:

@@ -120,7 +120,8 @@ class Source:
                 if batch is None:
                     return
                 batch.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
-            yield _select(batch, rule, first_row=seen)
+                selected = _select(batch, rule, first_row=seen)
+            yield selected
             seen += batch.num_rows
             advance(batch.num_rows)
 
@@ -275,10 +276,18 @@ def _selects(batch: pa.RecordBatch, rule: SplitRule, first_row: int) -> np.ndarr
     numbers = np.arange(first_row, first_row + batch.num_rows)
     if rule.hash:
         column = rule.hash.column
-        hashes = hashing.text_hash(canonical_values(batch[column])) if column else hashing.bits(ROW_STREAM, numbers)
-        position = hashing.fraction(hashes)
+        position = hashing.fraction(_text_hash(batch, column) if column else hashing.bits(ROW_STREAM, numbers))
         return (position >= rule.hash.start) & (position < rule.hash.stop)
     return np.full(batch.num_rows, True) if rule.rows == "all" else numbers % 2 == (rule.rows == "odd")
+
+
+def _text_hash(batch: pa.RecordBatch, column: str) -> np.ndarray:
+    values = batch[column]
+    try:
+        return hashing.text_hash(canonical_values(values))
+    except pa.ArrowException as error:
+        expected = "expected text or numbers, got values of type"
+        raise pa.ArrowTypeError(f"hash of {column}: {expected} {values.type}") from error
 
 
 def covers_all(rules: Sequence[SplitRule]) -> bool:

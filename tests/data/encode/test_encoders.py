@@ -133,6 +133,15 @@ def test_groups_of_shards_equal_groups_of_all_rows(tmp_path, monkeypatch):
     assert whole == list(dict.fromkeys(value for column in columns for value in column.to_pylist()))
 
 
+@pytest.mark.parametrize("kind", [pa.null(), pa.float64()], ids=str)
+def test_every_group_is_missing(tmp_path, kind):
+    column = pa.nulls(3, kind)
+    for number, part in enumerate([[column], []]):
+        Groups.from_columns("user", part).write(tmp_path / f"{number}")
+    groups = Groups.read("user", [tmp_path / "0", tmp_path / "1"])
+    assert groups.encode(column).to_pylist() == [-1, -1, -1]
+
+
 @pytest.mark.parametrize(
     "column",
     [

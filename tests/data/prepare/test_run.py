@@ -184,6 +184,16 @@ def test_bad_columns_are_named(source, write, tmp_path, changes, message):
         prepare(parse_schema(source), [log], tmp_path / "out")
 
 
+def test_groups_that_cannot_be_hashed_are_named(source, write, tmp_path):
+    log = write(user=[[1, 2]] * 12)
+    del source["group"]
+    rows = {"train": {"stop": 0.8}, "validation": {"start": 0.8, "stop": 0.9}, "test": {"start": 0.9}}
+    source["split"] = {name: {"hash": {"column": "user"} | bounds} for name, bounds in rows.items()}
+    expected = r"log\.parquet: cannot read split train: hash of user: expected text or numbers, got values of type list"
+    with pytest.raises(DataError, match=expected):
+        prepare(parse_schema(source), [log], tmp_path / "out")
+
+
 def test_bad_files_are_named(source, write, tmp_path):
     schema = parse_schema(source)
     log = write()
