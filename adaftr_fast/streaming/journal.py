@@ -62,7 +62,7 @@ class Journal:
         content = _object(self.folder / CURRENT)
         if content is None or content["name"] in self.done:
             return None
-        return Chunk(content["name"], as_path(content["file"]), content["arrived"], content["position"])
+        return Chunk(**content | {"file": as_path(content["file"])})
 
     def begin(self, chunk: Chunk) -> None:
         """Notes the chunk that is trained next, also by a later process."""

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from confluent_kafka import OFFSET_BEGINNING, TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Place
 
 from adaftr_fast._publish import publishing
+from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ConfigError, DataError
+from adaftr_fast.runs.daily import part_schema
+from adaftr_fast.streaming.messages import Row, RowReader
 from adaftr_fast.streaming.source import Chunk, Position
 
 CONNECT_SECONDS = 30.0
 POLL_SECONDS, LOOK_SECONDS = 0.1, 1.0  # of a call of the client, and of a call of next() while messages come
 BATCH = 10_000  # messages of a call
+SHOWN = 100  # messages that are set aside before a chunk whose places it has
 PASSING = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)  # the client connects again
 
 
@@ -33,10 +35,14 @@ class KafkaSource:
     also committed under ``group``, for tools that show how far a group is. Partitions that are added are read by the
     next process.
 
+    A message that cannot be read as a row is set aside: a warning counts such messages, and the next chunk has their
+    number, and topic, partition, offset and reason of the first ones.
+
     Args:
         topic: the topic.
         servers: ``bootstrap.servers``, such as "host:9092,other:9092".
         folder: where the chunk in progress is written. Other parquet files there are removed.
+        schema: the schema of ``train_stream``. Columns that it does not read are left out.
         rows: the most rows of a chunk.
         seconds: the time after which a chunk is whole.
         group: ``group.id``.
@@ -44,7 +50,8 @@ class KafkaSource:
 
     Raises:
         ConfigError: ``rows`` is less than 1, or ``settings`` has one that this class sets.
-        DataError: the servers do not answer within half a minute, there is no such topic, or a setting is wrong.
+        DataError: the servers do not answer within half a minute, there is no such topic, a setting is wrong, or the
+            schema reads several files.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class KafkaSource:
         topic: str,
         servers: str,
         folder: Path,
+        schema: Schema,
         *,
         rows: int = 100_000,
         seconds: float = 60.0,
@@ -69,6 +77,7 @@ class KafkaSource:
         if taken := own.keys() & (settings or {}).keys():
             raise ConfigError(f"settings: expected none of {', '.join(own)}, got {', '.join(sorted(taken))}")
         self.topic, self.folder, self.rows, self.seconds = topic, folder, rows, seconds
+        self._reader = RowReader(part_schema(schema))
         try:
             self._consumer = Consumer({**(settings or {}), **own})
             found = self._consumer.list_topics(topic, CONNECT_SECONDS).topics[topic]
@@ -80,6 +89,7 @@ class KafkaSource:
         self._offsets: dict[str, int] | None = None  # after the last chunk
         self._committed: dict[str, int] = {}
         self._messages: list[Any] = []
+        self._set_aside: dict[str, Any] = {}  # since the last chunk
         self._began = 0.0
 
     def next(self, done: dict[str, Position]) -> Chunk | None:
@@ -124,11 +134,11 @@ class KafkaSource:
         return bool(self._messages) and (is_late or len(self._messages) >= self.rows)
 
     def _chunk(self, before: dict[str, int]) -> Chunk | None:
-        """Writes the messages as a chunk; returns None if none has a row."""
+        """Writes the messages as a chunk; returns None if none is a row."""
         messages, self._messages = self._messages, []
         self._offsets = before | {str(each.partition()): each.offset() + 1 for each in messages}
-        table = rows_of(messages, self.topic)
-        if not len(table):
+        rows = self._rows(messages)
+        if not rows:
             return None
         name = f"{self.topic}-{sum(self._offsets.values()):012d}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -136,41 +146,32 @@ class KafkaSource:
             old.unlink()
         path = self.folder / f"{name}.parquet"
         with publishing(path) as new:
-            pq.write_table(table, new)
-        return Chunk(name, path, max(map(_written, messages)), {"offsets": self._offsets})
+            pq.write_table(self._reader.table(rows), new)
+        aside, self._set_aside = self._set_aside, {}
+        return Chunk(name, path, max(map(_written, messages)), {"offsets": self._offsets}, aside)
 
-
-def rows_of(messages: Sequence[Any], topic: str) -> pa.Table:
-    """Returns the rows of messages. A warning counts those that are no JSON objects, which are left out.
-
-    A key that some rows lack is missing there. A column of several types becomes text.
-    """
-    parsed = [_row(message.value()) for message in messages]
-    if wrong := [message for message, row in zip(messages, parsed) if row is None]:
-        warnings.warn(
-            f"topic {topic}: {len(wrong)} of {len(messages)} messages are no JSON objects and are left out, the first "
-            f"at offset {wrong[0].offset()} of partition {wrong[0].partition()}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    rows = [row for row in parsed if row is not None]
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
-
-
-def _row(value: bytes | None) -> dict[str, Any] | None:
-    try:
-        found = None if value is None else json.loads(value)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _column(values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError, TypeError):
-        return pa.array([each if each is None or isinstance(each, str) else json.dumps(each) for each in values])
+    def _rows(self, messages: Sequence[Any]) -> list[Row]:
+        """Returns the rows of messages, and sets the other messages aside."""
+        rows: list[Row] = []
+        aside: list[dict[str, Any]] = []
+        for message in messages:
+            try:
+                rows.append(self._reader.row(message.value()))
+            except ValueError as error:
+                place = {"topic": self.topic, "partition": message.partition(), "offset": message.offset()}
+                aside.append(place | {"reason": str(error)})
+        if aside:
+            before = self._set_aside or {"messages": 0, "first": []}
+            first = [*before["first"], *aside][:SHOWN]
+            self._set_aside = {"messages": before["messages"] + len(aside), "first": first}
+            counted = f"{len(aside)} of {len(messages)} messages cannot be read and are set aside"
+            where = "the first at offset {offset} of partition {partition}: {reason}".format(**aside[0])
+            warnings.warn(
+                f"topic {self.topic}: {counted}, {where}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return rows
 
 
 def _written(message: Any) -> float:

@@ -133,6 +133,7 @@ class _Stream:
         """Trains on a chunk, or leaves it out, and returns its record."""
         number = len(self.journal.records) + 1
         about = {"chunk": number, "name": chunk.name, "file": recorded(chunk.file), "position": chunk.position}
+        about |= {"set_aside": chunk.set_aside} if chunk.set_aside else {}
         began, trainer = time.time(), None
         try:
             before = self._folder(self.journal.trained[-1]) if self.journal.trained else None

@@ -20,12 +20,14 @@ class Chunk:
         file: the rows, whole, as ``prepare`` reads them.
         arrived: when the chunk was whole, in seconds since 1970.
         position: where the source goes on after the chunk.
+        set_aside: what came before the end of the chunk and is no row, as plain values; {} for nothing.
     """
 
     name: str
     file: AnyPath
     arrived: float
     position: Position = field(default_factory=dict)
+    set_aside: dict[str, Any] = field(default_factory=dict)
 
 
 class Source(Protocol):

@@ -9,16 +9,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.cli import main
+from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.streaming.journal import RECORDS
 from tests.forks import Script
-from tests.runs.conftest import write_day
+from tests.runs.conftest import SOURCE, write_day
 from tests.streaming.conftest import stream
 from tests.streaming.test_kills import SCHEMA
 
 kafka = pytest.importorskip("confluent_kafka", reason="the extra kafka installs it")
 module = importlib.import_module("adaftr_fast.streaming.kafka")
 TOPIC = "shop"
+LABELS = {"click": 1, "buy": 0}
+FIELDS = dict.fromkeys(("n", "of", "a", "b", "c"), "categorical") | {"seen": {"kind": "categorical", "tokens": "all"}}
+READ = parse_schema(SOURCE | {"fields": SOURCE["fields"] | FIELDS})
 
 
 @pytest.fixture
@@ -36,7 +40,8 @@ def source(producer, tmp_path):
     made = []
 
     def make(**options):
-        made.append(module.KafkaSource(TOPIC, producer[1], tmp_path / "incoming", **({"seconds": 0.0} | options)))
+        options = {"seconds": 0.0} | options
+        made.append(module.KafkaSource(TOPIC, producer[1], tmp_path / "incoming", READ, **options))
         return made[-1]
 
     yield make
@@ -45,8 +50,9 @@ def source(producer, tmp_path):
 
 
 def send(producer, *rows, partition=0, timestamp=0):
+    """Sends dictionaries as rows with labels, and anything else as it is."""
     for row in rows:
-        value = row if row is None or isinstance(row, bytes) else json.dumps(row).encode()
+        value = row if row is None or isinstance(row, bytes) else json.dumps(LABELS | row).encode()
         producer[0].produce(TOPIC, value=value, partition=partition, timestamp=timestamp)
     assert producer[0].flush(10) == 0
 
@@ -60,7 +66,7 @@ def read(source, done=None, looks=100):
 
 
 def rows(chunk):
-    return pq.read_table(chunk.file).to_pylist()
+    return pq.read_table(chunk.file).drop_columns([*LABELS]).to_pylist()
 
 
 def test_wrong_arguments(source):
@@ -113,25 +119,66 @@ def test_a_chunk_arrived_when_its_last_row_was_written(producer, source):
     assert read(source(rows=2, seconds=60)).arrived == 1_700_000_001.5
 
 
-def test_messages_that_are_no_rows_are_left_out(producer, source):
-    send(producer, {"a": 1}, b"{", [1], None, b'{"a": NaN, "b": "x"}')
-    with pytest.warns(RuntimeWarning, match=r"3 of 5 messages are no JSON objects .* offset 1 of partition 0"):
-        chunk = read(source(rows=5, seconds=60))
-    assert rows(chunk)[0] == {"a": 1, "b": None}
-    assert rows(chunk)[1]["b"] == "x"
-    send(producer, b"{", {"a": 2})
-    done = {chunk.name: chunk.position}
-    topic = source(rows=1, seconds=60)
-    with pytest.warns(RuntimeWarning, match="1 of 1 messages"):
-        assert rows(read(topic, done)) == [{"a": 2}]
+POISON = {
+    b"{": "expected a JSON object",
+    b"[1]": "expected a JSON object",
+    None: "expected a JSON object",
+    b"[" * 100_000: "expected a JSON object",
+    b'{"other": 1}': "click: is missing",
+    b'{"click": 2, "buy": 0}': "click: expected 0 or 1, got 2",
+    b'{"click": 1, "buy": null, "a": 1}': "buy: is missing",
+    b'{"click": 1, "buy": 0, "a": "\\ud800"}': r"a: expected valid Unicode text, got '\ud800'",
+    b'{"click": 1, "buy": 0, "a": "\xed\xa0\x80"}': r"a: expected valid Unicode text, got '\ud800'",
+    b'{"click": 1, "buy": 0, "seen": ["x", "\\ud800"]}': r"seen: expected valid Unicode text, got ['x', '\ud800']",
+    b'{"click": 1, "buy": 0, "seen": "x"}': "seen: expected a list, got 'x'",
+    b'{"click": 1, "buy": 0, "heat": "warm"}': "heat: expected a value of type double, got 'warm'",
+    b'{"click": 1, "buy": 0, "heat": {}}': "heat: expected a value of type double, got {}",
+    b'{"click": 1, "buy": 0, "heat": 1%s}'
+    % (b"0" * 400): f"heat: int too large to convert to float, got 1{'0' * 49} ...",
+}
+
+
+def test_messages_that_cannot_be_read_are_set_aside(producer, source):
+    """The places of those before the first row are in the first chunk, and each is counted once."""
+    topic = source(rows=len(POISON), seconds=60)
+    send(producer, *POISON)
+    with pytest.warns(
+        RuntimeWarning, match=r"topic shop: 14 of 14 messages .* set aside, the first at offset 0 of part"
+    ):
+        assert read(topic, looks=10) is None
+    send(producer, {"a": 1}, b"{", *({"a": 2} for _ in range(len(POISON) - 2)))
+    with pytest.warns(
+        RuntimeWarning, match=r"1 of 14 messages .*, the first at offset 15 of partition 0: expected a JSON"
+    ):
+        chunk = read(topic)
+    assert [row["a"] for row in rows(chunk)] == [1] + [2] * 12
+    assert chunk.position == {"offsets": {"0": 28}}
+    expected = [
+        {"topic": TOPIC, "partition": 0, "offset": n, "reason": reason} for n, reason in enumerate(POISON.values())
+    ]
+    expected.append({"topic": TOPIC, "partition": 0, "offset": 15, "reason": "expected a JSON object"})
+    assert chunk.set_aside == {"messages": 15, "first": expected}
+    send(producer, {"a": 3})
+    topic.rows = 1
+    assert read(topic, {chunk.name: chunk.position}).set_aside == {}
+
+
+def test_columns_that_no_schema_reads_are_left_out(producer, source):
+    row = {"a": 1, "meta": {}, "\ud800": 1, "deep": [[[{}]]], "seen": [], "": 1}
+    send(producer, row, {"a": 2, "meta": {"\ud800": "\ud800"}, "many": [[]], "seen": [1, {}]})
+    assert rows(read(source(rows=2, seconds=60))) == [{"a": 1, "seen": []}, {"a": 2, "seen": ["1", "{}"]}]
 
 
 def test_a_column_of_several_types_is_text(producer, source):
-    send(producer, {"a": 1, "b": 1, "c": [1]}, {"a": "x", "b": 0.5, "c": 2**70}, {"a": None})
+    values = (
+        {"a": 1, "b": 1, "c": [1], "n": {}, "heat": 1, "seen": [1]},
+        {"a": "x", "b": 0.5, "c": 2**70, "heat": "2.5"},
+    )
+    send(producer, *values, {"a": None, "seen": ["x", None], "heat": True})
     assert rows(read(source(rows=3, seconds=60))) == [
-        {"a": "1", "b": 1.0, "c": "[1]"},
-        {"a": "x", "b": 0.5, "c": str(2**70)},
-        {"a": None, "b": None, "c": None},
+        {"a": "1", "b": 1.0, "c": "[1]", "n": "{}", "heat": 1.0, "seen": ["1"]},
+        {"a": "x", "b": 0.5, "c": str(2**70), "n": None, "heat": 2.5, "seen": None},
+        {"a": None, "b": None, "c": None, "n": None, "heat": 1.0, "seen": ["x", None]},
     ]
 
 
@@ -144,9 +191,9 @@ def test_rows_that_the_broker_has_removed_raise(producer, source):
 def test_servers_that_do_not_answer_raise(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CONNECT_SECONDS", 0.5)
     with pytest.raises(DataError, match=r"topic shop of 127\.0\.0\.1:9: "):
-        module.KafkaSource(TOPIC, "127.0.0.1:9", tmp_path)
+        module.KafkaSource(TOPIC, "127.0.0.1:9", tmp_path, READ)
     with pytest.raises(DataError, match="topic shop of a: No such configuration property"):
-        module.KafkaSource(TOPIC, "a", tmp_path, settings={"no.such": 1})
+        module.KafkaSource(TOPIC, "a", tmp_path, READ, settings={"no.such": 1})
 
 
 KILLED = """
@@ -154,7 +201,9 @@ import importlib, os, signal, sys
 from pathlib import Path
 from tests.streaming.conftest import stream
 from tests.streaming.test_kills import SCHEMA
+from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.streaming.kafka import KafkaSource
+from tests.runs.conftest import SOURCE
 module, owner, name, number, servers, folder = sys.argv[1:]
 found = importlib.import_module(module)
 found = getattr(found, owner) if owner else found
@@ -167,7 +216,7 @@ def killing(*arguments, **options):
     return original(*arguments, **options)
 
 setattr(found, name, killing)
-source = KafkaSource("shop", servers, Path(folder, "incoming"), rows=800, seconds=60)
+source = KafkaSource("shop", servers, Path(folder, "incoming"), parse_schema(SOURCE), rows=800, seconds=60)
 stream(source, Path(folder, "out"), idle=2)
 """
 LOOP = "adaftr_fast.streaming.loop"
@@ -198,11 +247,24 @@ def test_a_killed_stream_trains_on_each_row_once(producer, source, tmp_path, poi
     assert records[2]["before_training"]["click"]["auc"] > 0.5
 
 
-def test_the_command_reads_a_topic(producer, tmp_path, capsys):
-    send(producer, *pq.read_table(write_day(tmp_path, 0)).to_pylist())
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_the_command_reads_a_topic(producer, tmp_path, capsys, on_error):
+    send(
+        producer,
+        b'{"city": "\\ud800"}',
+        *({"meta": {}} | row for row in pq.read_table(write_day(tmp_path, 0)).to_pylist()),
+    )
     (tmp_path / "shop.toml").write_text(SCHEMA)
     words = ["stream", "--dataset", tmp_path / "shop.toml", "--out", tmp_path / "out", "--idle", "2"]
-    words += ["--kafka_topic", TOPIC, "--kafka_servers", producer[1], "--chunk_rows", "800"]
+    words += ["--kafka_topic", TOPIC, "--kafka_servers", producer[1], "--chunk_rows", "801", "--on_error", on_error]
     words += ["--training.batch_size", "64", "--training.progress", "false", "--model.tower_hidden", "[16,8]"]
     assert main([*map(str, words), "--kafka_settings", '{"client.id": "test"}']) == 0
-    assert capsys.readouterr().out.startswith("chunk 1 (shop-000000000800): 800 rows, ")
+    shown = capsys.readouterr()
+    assert shown.out.startswith("chunk 1 (shop-000000000801, 1 set aside): 800 rows, ")
+    warning = (
+        "warning: topic shop: 1 of 801 messages cannot be read and are set aside, the first at offset 0 of partition 0"
+    )
+    assert f"{warning}: click: is missing" in shown.err
+    (record,) = map(json.loads, (tmp_path / "out" / RECORDS).read_text().splitlines())
+    place = {"topic": TOPIC, "partition": 0, "offset": 0, "reason": "click: is missing"}
+    assert record["set_aside"] == {"messages": 1, "first": [place]}

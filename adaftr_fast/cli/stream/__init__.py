@@ -13,6 +13,7 @@ from adaftr_fast.cli.options import Parser, add_config, add_warm_start, place, r
 from adaftr_fast.errors import ConfigError
 
 if TYPE_CHECKING:
+    from adaftr_fast.data.schema.types import Schema
     from adaftr_fast.streaming.source import Source
 
 DESCRIPTION = "Train on files as they arrive, evaluate each before training on it, and export."
@@ -62,11 +63,11 @@ def run(arguments: jsonargparse.Namespace) -> None:
     options = StreamOptions(**{name: arguments[name] for name in names})
     schema = load_schema(arguments.dataset)
     with output(arguments.out) as out, ExitStack() as stack:
-        for record in train_stream(schema, _source(arguments, out, stack), config, out, options):
+        for record in train_stream(schema, _source(arguments, schema, out, stack), config, out, options):
             print(_line(record), flush=True)
 
 
-def _source(arguments: jsonargparse.Namespace, out: Path, stack: ExitStack) -> Source:
+def _source(arguments: jsonargparse.Namespace, schema: Schema, out: Path, stack: ExitStack) -> Source:
     folder, topic = arguments.folder, arguments.kafka_topic
     if (folder is None) == (topic is None):
         raise ConfigError("stream: expected --folder or --kafka_topic, and not both")
@@ -80,6 +81,7 @@ def _source(arguments: jsonargparse.Namespace, out: Path, stack: ExitStack) -> S
         topic,
         arguments.kafka_servers,
         out / INCOMING,
+        schema,
         rows=arguments.chunk_rows,
         seconds=arguments.chunk_seconds,
         group=arguments.kafka_group,
@@ -90,7 +92,8 @@ def _source(arguments: jsonargparse.Namespace, out: Path, stack: ExitStack) -> S
 
 
 def _line(record: dict[str, Any]) -> str:
-    head = f"chunk {record['chunk']} ({record['name']}): "
+    aside = f", {record['set_aside']['messages']:,} set aside" if "set_aside" in record else ""
+    head = f"chunk {record['chunk']} ({record['name']}{aside}): "
     if "error" in record:
         return f"{head}left out: {record['error']}"
     measured = record["before_training"]
