@@ -29,6 +29,7 @@ from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import AnyPath, StorePath
 
 BLOCK_BYTES = 16 << 20
+LINE_BLOCKS = 4  # the longest line of a file, in blocks
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")  # suffixes from which Arrow detects the compression
 SEARCH_BYTES = 1 << 16  # read at a time when searching for a line end
 POLL_SECONDS = 0.5
@@ -42,7 +43,7 @@ def blocks(path: AnyPath) -> Iterator[bytes]:
     """Yields a text file, decompressed, in blocks of whole lines.
 
     Raises:
-        DataError: the file cannot be read, or a line is longer than a block.
+        DataError: the file cannot be read, or a line is longer than four blocks.
         StoreError: the store of the file fails.
     """
     rest = b""
@@ -50,9 +51,8 @@ def blocks(path: AnyPath) -> Iterator[bytes]:
         with _text_stream(path) as stream:
             while data := stream.read(BLOCK_BYTES):
                 data = rest + data
+                _check_first_line(path, data)
                 end = data.rfind(b"\n") + 1
-                if not end and len(data) > 4 * BLOCK_BYTES:
-                    raise DataError(f"{path}: found no line end in {len(data):,} bytes")
                 rest = data[end:]
                 if end:
                     yield data[:end]
@@ -79,10 +79,10 @@ def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED) -> Iterator[tuple[i
             for number in range(-(-size // BLOCK_BYTES))[shard.stride]:
                 end = (number + 1) * BLOCK_BYTES
                 start, end = (line_start(number * BLOCK_BYTES), size if end >= size else line_start(end))
-                if end - start > 4 * BLOCK_BYTES:
-                    raise DataError(f"{path}: found no line end in {end - start:,} bytes")
                 if end > start:
-                    yield number, read(start, end)
+                    block = read(start, end)
+                    _check_first_line(path, block)
+                    yield number, block
     except StoreError:
         raise
     except OSError as error:
@@ -119,9 +119,20 @@ def _line_start(path: AnyPath, read: ReadRange, position: int) -> int:
         found = read(start, end).rfind(b"\n")
         if found >= 0:
             return start + found + 1
-        if position - start > 4 * BLOCK_BYTES:
-            raise DataError(f"{path}: found no line end in {position - start:,} bytes")
+        if position - start > LINE_BLOCKS * BLOCK_BYTES:
+            raise _long_line(path)
     return 0
+
+
+def _check_first_line(path: AnyPath, block: bytes) -> None:
+    """Raises DataError if the first line of a block is too long. Any other line is shorter than a block."""
+    end = block.find(b"\n")
+    if (len(block) if end < 0 else end) > LINE_BLOCKS * BLOCK_BYTES:
+        raise _long_line(path)
+
+
+def _long_line(path: AnyPath) -> DataError:
+    return DataError(f"{path}: found no line end in {LINE_BLOCKS * BLOCK_BYTES:,} bytes")
 
 
 def stage(

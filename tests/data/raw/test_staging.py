@@ -93,9 +93,22 @@ def test_blocks_of_a_plain_file_are_those_of_a_stream(tmp_path, monkeypatch):
             path = tmp_path / f"{number}.csv"
             path.write_bytes(b"\n".join(b"a" * length for length in lengths) + end)
             assert [block for _, block in staging.numbered_blocks(path)] == list(staging.blocks(path))
-    (tmp_path / "long.csv").write_bytes(b"a" * 1000)
-    with pytest.raises(DataError, match="found no line end in"):
-        list(staging.numbered_blocks(tmp_path / "long.csv"))
+
+
+@pytest.mark.parametrize("before", [0, 10, 63, 64, 100])
+def test_a_long_line_is_refused_by_every_reader(tmp_path, monkeypatch, before):
+    """However it lies in the blocks, and whether the line end is found in the block that makes it too long."""
+    monkeypatch.setattr(staging, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(staging, "SEARCH_BYTES", 7)
+    path = tmp_path / "long.csv"
+    for length in (255, 256, 257, 300, 330, 1000):
+        path.write_bytes(b"b\n" * (before // 2) + b"a" * length + b"\nb\n")
+        for read in (staging.blocks, staging.numbered_blocks):
+            if length <= 256:
+                assert list(read(path))
+                continue
+            with pytest.raises(DataError, match=r"long\.csv: found no line end in 256 bytes"):
+                list(read(path))
 
 
 def test_line_of_a_bad_row_needs_no_later_blocks(numbers, run, monkeypatch):
