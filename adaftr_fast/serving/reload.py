@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from pathlib import Path
 
 from adaftr_fast._publish import version
-from adaftr_fast.errors import ServingError, UserError
+from adaftr_fast.errors import ServingError
 from adaftr_fast.serving.scorer import Scorer, load_scorer
 from adaftr_fast.stores import as_path
+
+RETRY_SECONDS = 30.0  # after which an export that could not be read is tried again
 
 
 class ReloadingScorer:
@@ -35,12 +38,14 @@ class ReloadingScorer:
         self._lock = threading.Lock()
         self._version = version(self.folder)  # before reading, so that a later export is noticed
         self._scorer = load_scorer(self.folder)
+        self._failed: object = None  # the version that could not be read last
+        self._failed_at = 0.0
 
     def latest(self) -> Scorer:
         """Returns the present scorer, after loading a new export if there is one.
 
-        One thread loads, while the others get the former scorer. An export that cannot be read is reported by a
-        warning, and the former scorer stays.
+        One thread loads, while the others get the former scorer. An export that cannot be read, for whatever reason, is
+        reported by a warning. The former scorer stays, and the export is tried again after half a minute.
         """
         if version(self.folder) != self._version and self._lock.acquire(blocking=False):
             try:
@@ -53,8 +58,13 @@ class ReloadingScorer:
         found = version(self.folder)
         if found == self._version or found[1] is None:  # another thread has loaded it, or there is none
             return
+        if found == self._failed and time.monotonic() - self._failed_at < RETRY_SECONDS:
+            return
         try:
             self._scorer = load_scorer(self.folder)
-        except UserError as error:
-            warnings.warn(f"{self.folder}: the former export stays in use: {error}", RuntimeWarning, stacklevel=3)
-        self._version = found
+            self._version = found
+        except Exception as error:  # a request must not end because the process has no descriptor or memory left
+            self._failed = found
+            self._failed_at = time.monotonic()
+            kept = "the former export stays in use"
+            warnings.warn(f"{self.folder}: {kept}: {error or type(error).__name__}", RuntimeWarning, stacklevel=3)
