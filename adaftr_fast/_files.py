@@ -1,5 +1,6 @@
 """Atomic and durable file writes."""
 
+import errno
 import hashlib
 import os
 import re
@@ -19,10 +20,12 @@ def replace_file(path: Path, content: bytes) -> None:
     A symbolic link stays, and its target is written.
     """
     path = followed(path)
+    check_replaceable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content)
-        sync(temporary)
+        with naming(path):
+            temporary.write_bytes(content)
+            sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -38,13 +41,31 @@ def writing_file(path: Path) -> Iterator[Path]:
     """
     new = path.with_name(f".{path.name}{NEW}{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        yield new
-        sync(new)
+        with naming(path):
+            yield new
+            sync(new)
         os.replace(new, path)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Names ``path`` in an OSError of the block that names no file, as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises OSError if ``path``, which is no link, is a device, a pipe or a socket: a rename would replace it."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "expected a file or a folder, found a device, a pipe or a socket", str(path))
 
 
 def remove_temporaries(path: Path) -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from adaftr_fast._files import followed, sync
+from adaftr_fast._files import check_replaceable, followed, naming, sync
 from adaftr_fast._locks import writer_lock
 from adaftr_fast.errors import BusyError
 
@@ -39,13 +39,15 @@ def publishing(target: Path) -> Iterator[Path]:
         OSError: ``target`` cannot be written.
     """
     target = followed(target)
+    check_replaceable(target)
     with publisher_lock(target) as is_alone:
         if is_alone:
             restore(aside_path(target), target)
             remove_leftovers(target)
         new = target.with_name(f".{target.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
         try:
-            yield new
+            with naming(target):
+                yield new
             replace(new, target, aside_path(target))
         finally:
             remove(new)

@@ -94,6 +94,14 @@ def test_a_full_disk_loses_nothing_in_any_command(steps, tmp_path, capsys):
         assert not [path for path in after.keys() - before.keys() if "last" not in path.parts]
 
 
+@pytest.mark.parametrize("size", [0, 4096])
+def test_a_full_disk_under_a_synthetic_log(tmp_path, capsys, size):
+    command = ["synthesize", "--rows", "2000", "--out", tmp_path / "log"]
+    with full_disk(size):
+        assert f"File too large: '{tmp_path / 'log'}/" in error_of(capsys, command)
+    assert run(*command) == 0
+
+
 def test_damaged_files_are_named_in_every_command(steps, log, tmp_path, capsys):
     whole = log.read_bytes()
     log.write_bytes(whole[: len(whole) // 2])

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import replace_file, sync
+from adaftr_fast._files import naming, replace_file, sync
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores import as_path, recorded
@@ -49,7 +49,7 @@ class Journal:
         """Adds the record of a chunk, which is finished by that."""
         path = self.folder / RECORDS
         is_new = not path.exists()
-        with path.open("ab") as file:
+        with naming(path), path.open("ab") as file:
             file.write((dumps(record) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())

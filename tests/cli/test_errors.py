@@ -1,6 +1,7 @@
 """Errors of a user are one line that names the cause."""
 
 import json
+from contextlib import suppress
 
 import pytest
 
@@ -44,6 +45,13 @@ from .conftest import fails
 def test_user_errors_print_one_line(arguments, message, tmp_path, capsys):
     arguments = [str(tmp_path / "nothing") if each == "OUT" else each for each in arguments]
     assert message in fails(arguments, capsys)
+
+
+def test_a_full_disk_under_the_output_is_named(capsys, monkeypatch):
+    with suppress(OSError), open("/dev/full", "w") as full:  # closing it fails once more
+        monkeypatch.setattr("sys.stdout", full)
+        assert main(["info"]) == 2
+    assert capsys.readouterr().err == "adaftr-fast info: [Errno 28] No space left on device: 'standard output'\n"
 
 
 def test_errors_in_a_config_file_name_the_option(config, tmp_path, capsys):

@@ -1,8 +1,40 @@
+import errno
 import os
 
 import pytest
 
-from adaftr_fast._files import make_folder, replace_file
+from adaftr_fast._files import make_folder, replace_file, writing_file
+from adaftr_fast._publish import publishing
+
+
+def publish(path, write):
+    with publishing(path) as new:
+        write(new)
+
+
+def write_new(path, write):
+    with writing_file(path) as new:
+        write(new)
+
+
+@pytest.mark.parametrize("act", [publish, write_new])
+def test_a_full_disk_is_named(tmp_path, act):
+    """A write has no name of its own in its error."""
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(OSError, match=r"No space left on device: '.*/out'"),
+    ):
+        act(tmp_path / "out", lambda new: full.write(b"content"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for act in (lambda path: publish(path, lambda new: new.touch()), lambda path: replace_file(path, b"content")):
+        with pytest.raises(OSError, match=r"expected a file or a folder, found .*/pipe'") as error:
+            act(tmp_path / "pipe")
+        assert error.value.errno == errno.EINVAL
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_symbolic_link_stays(tmp_path):

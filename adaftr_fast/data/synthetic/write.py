@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from adaftr_fast._files import replace_file
+from adaftr_fast._files import naming, replace_file
 from adaftr_fast._json import dumps
 from adaftr_fast._locks import LOCK, writing_folder
 from adaftr_fast.data.synthetic.log import DAY, PROBABILITY, ImpressionLog, LogConfig
@@ -46,7 +46,8 @@ def _write_files(log: ImpressionLog, folder: Path, *, progress: bool) -> None:
             if path.exists():
                 bar.update(stop - start)
             else:
-                _write_file(log, path, start, stop, bar)
+                with naming(path):
+                    _write_file(log, path, start, stop, bar)
 
 
 def _create_or_resume(config: LogConfig, folder: Path) -> None:
@@ -58,10 +59,10 @@ def _create_or_resume(config: LogConfig, folder: Path) -> None:
             raise DataError(f"{path}: another synthetic log; name another folder")
     elif folder.exists() and (not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())):
         raise DataError(f"{folder}: exists and is not a synthetic log; name another folder")
-    (folder / LOG).mkdir(parents=True, exist_ok=True)
+    replace_file(path, written.encode())  # first: it tells a part of a log from other folders
+    (folder / LOG).mkdir(exist_ok=True)
     for left in (folder / LOG).glob(".part-*.new"):  # by a killed process
         left.unlink()
-    replace_file(path, written.encode())
 
 
 def _write_file(log: ImpressionLog, path: Path, start: int, stop: int, bar: tqdm) -> None:
