@@ -91,10 +91,17 @@ def followed(path: Path) -> Path:
     return path.resolve() if path.is_symlink() else path
 
 
+def is_unicode(text: str) -> bool:
+    """Returns whether a text can be written as UTF-8.
+
+    JSON may hold half of a surrogate pair, and Python reads one for each byte of a file name that is not UTF-8.
+    """
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def check_name(name: str, key: str) -> None:
     """Raises ValueError unless ``name``, the value of ``key`` in a file, names an entry of the file's own folder."""
-    is_text = not any("\ud800" <= character <= "\udfff" for character in name)  # JSON may hold half a character
-    if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name or not is_text:
+    if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name or not is_unicode(name):
         raise ValueError(f"{key}: expected the name of a file in the same folder, got {name!r}")
 
 

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from adaftr_fast.errors import StoreError
+from adaftr_fast._files import is_unicode
+from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores.filesystems import SCHEMES, filesystem, retried
 from adaftr_fast.stores.ranges import RangeFile
 
@@ -193,10 +194,13 @@ def as_path(path: str | os.PathLike[str] | StorePath) -> AnyPath:
 
     Raises:
         StoreError: the scheme is none of these, or the URL names no file or folder, or holds keys, or lacks a slash.
+        DataError: the path is not UTF-8, which the libraries that read and write files refuse.
     """
     if isinstance(path, StorePath):
         return path
     text = os.fspath(path)
+    if not is_unicode(text):
+        raise DataError(f"{text!a}: expected a path in UTF-8")
     if LOST_SLASH.match(text):
         raise StoreError(f"{text}: expected a URL with two slashes; pathlib.Path drops one of them, text does not")
     if "://" not in text:

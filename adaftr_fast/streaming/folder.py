@@ -10,7 +10,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adaftr_fast._files import is_unicode
 from adaftr_fast.errors import DataError
+from adaftr_fast.stores import as_path
 from adaftr_fast.streaming.source import Chunk, Position
 
 PARQUET = (".parquet", ".pq")
@@ -39,12 +41,13 @@ class FolderSource:
         settle: the seconds without a change, by the clock of the file system or while this object watches.
 
     Raises:
-        DataError: ``folder`` is no folder.
+        DataError: ``folder`` is no folder, or its name is not UTF-8.
     """
 
     def __init__(self, folder: Path, settle: float = 2.0) -> None:
         if not folder.is_dir():
             raise DataError(f"{folder}: expected a folder to watch")
+        as_path(folder)  # raises DataError if its name is not UTF-8
         self.folder, self.settle = folder, settle
         self._seen: dict[str, tuple[_State, float]] = {}  # and since when
         self._reported: dict[str, _State] = {}  # files that do not open
@@ -73,17 +76,26 @@ class FolderSource:
         return max(now - since, time.time() - state.changed / 1e9) >= self.settle
 
     def _opens(self, path: Path, state: _State) -> bool:
-        if path.suffix.lower() not in PARQUET:
-            return state.size > 0
-        try:
-            pq.read_metadata(path)
-        except (pa.ArrowException, OSError) as error:
-            if self._reported.get(path.name) != state:
-                self._reported[path.name] = state
-                cause = str(error).splitlines()[0]
-                warnings.warn(f"{path}: left out until it changes: {cause}", RuntimeWarning, stacklevel=3)
+        if state.size == 0 and path.suffix.lower() not in PARQUET:
             return False
-        return True
+        cause = _fault(path)
+        if cause is not None and self._reported.get(path.name) != state:
+            self._reported[path.name] = state
+            warnings.warn(f"{path}: left out until it changes: {cause}", RuntimeWarning, stacklevel=3)
+        return cause is None
+
+
+def _fault(path: Path) -> str | None:
+    """Returns why a file cannot be read; None if it can."""
+    if not is_unicode(path.name):
+        return "its name is not UTF-8"
+    if path.suffix.lower() not in PARQUET:
+        return None
+    try:
+        pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def _is_data(name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from adaftr_fast._files import is_unicode
 from adaftr_fast.data.raw.inputs import column_types
 from adaftr_fast.data.schema.types import Schema
 
@@ -75,7 +76,7 @@ def _plain(value: Any) -> Any:
     """Returns the JSON text of an object or a list, and any other value itself."""
     if isinstance(value, dict | list):
         return json.dumps(value)
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+    if isinstance(value, str) and not is_unicode(value):
         raise ValueError("expected valid Unicode text")
     return value
 

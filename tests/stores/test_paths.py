@@ -1,8 +1,13 @@
 """URLs of files and folders in stores, and who may read and write there."""
 
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast.errors import StoreError
+from adaftr_fast.data.raw.infer import infer_schema
+from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import PublishedFolder, as_path, local_folder, open_folder
 from adaftr_fast.stores.published import Published, State, read_state, upload
 
@@ -30,6 +35,16 @@ def test_names_of_stores(tmp_path):
     with pytest.raises(StoreError, match="expected a bucket or a folder"):
         as_path("s3://")
     assert as_path("s3://bucket/part#1?region=eu-west-1").key == "bucket/part#1"
+
+
+def test_a_path_that_is_not_utf_8(tmp_path):
+    """Arrow, safetensors and torch refuse it, each in another way."""
+    with pytest.raises(DataError, match=r"log\\udcff\.csv': expected a path in UTF-8"):
+        as_path(tmp_path / os.fsdecode(b"log\xff.csv"))
+    pq.write_table(pa.table({"click": [0, 1]}), tmp_path / "log.parquet")
+    (tmp_path / "log.parquet").rename(tmp_path / os.fsdecode(b"\xff.parquet"))
+    with pytest.raises(DataError, match=r"not readable: the name of a file is not UTF-8: b'.*\\xff\.parquet'"):
+        infer_schema(tmp_path, ["click"])
 
 
 def test_a_bucket_is_no_folder_to_write(faults):

@@ -70,6 +70,17 @@ def test_a_file_that_does_not_open_waits_and_holds_up_no_other(chunks):
     assert names(source, "001.parquet", "002.parquet") == ["000.parquet"]
 
 
+def test_a_name_that_is_not_utf_8_is_left_out(chunks):
+    (chunks / "000.parquet").rename(chunks / os.fsdecode(b"000\xff.parquet"))
+    source = FolderSource(chunks, settle=0)
+    with pytest.warns(RuntimeWarning, match="left out until it changes: its name is not UTF-8") as shown:
+        assert names(source) == ["001.parquet", "002.parquet"]
+    assert len(shown) == 1
+    folder = chunks.rename(chunks.with_name(os.fsdecode(b"\xff")))
+    with pytest.raises(DataError, match=r"\\udcff': expected a path in UTF-8"):
+        FolderSource(folder)
+
+
 def test_a_missing_folder_raises(tmp_path):
     with pytest.raises(DataError, match="expected a folder to watch"):
         FolderSource(tmp_path / "none")

@@ -364,6 +364,10 @@ def open_dataset(path: AnyPath, format: ds.FileFormat = PARQUET) -> ds.Dataset:
     else:
         dataset = ds.dataset(path.key, filesystem=path.filesystem, format=format)
     check_names(dataset.schema)
+    try:
+        _ = dataset.files
+    except UnicodeDecodeError as error:
+        raise OSError(f"the name of a file is not UTF-8: {error.object!r}") from error
     return dataset
 
 
