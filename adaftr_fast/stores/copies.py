@@ -11,7 +11,7 @@ from adaftr_fast.errors import BusyError, StoreError
 from adaftr_fast.stores.cache import COPIES, cache_bytes, cache_folder, short_digest, shrink
 from adaftr_fast.stores.path import AnyPath, StorePath, as_path
 from adaftr_fast.stores.progress import transfer_bar
-from adaftr_fast.stores.published import PublishedFolder, State, download, open_folder
+from adaftr_fast.stores.published import PublishedFolder, State, download, open_folder, read_state
 
 POLL_SECONDS = 0.2
 ATTEMPTS = 5  # of a download, each of which met a writer
@@ -24,6 +24,7 @@ def local_copy(path: str | AnyPath) -> Path:
     meanwhile, its new state is downloaded.
 
     Raises:
+        PermissionError: the store does not tell whether anything is published there.
         StoreError: nothing is published there, the store cannot be read, or a file is damaged.
         BusyError: the folder was replaced during each of several attempts.
     """
@@ -33,6 +34,7 @@ def local_copy(path: str | AnyPath) -> Path:
     for _ in range(ATTEMPTS):
         opened = open_folder(path)
         if not isinstance(opened, PublishedFolder):
+            read_state(path)  # raises PermissionError where the store does not tell
             raise StoreError(f"{path}: expected a folder that a command has published, found none")
         try:
             return _copy(opened)

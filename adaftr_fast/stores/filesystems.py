@@ -23,6 +23,7 @@ SDK_ATTEMPTS = 5  # of each request by the AWS SDK
 ATTEMPTS, FIRST_PAUSE, LONGEST_PAUSE = 8, 0.2, 10.0  # of an operation, and seconds between them
 REQUEST_SECONDS, CONNECT_SECONDS = 60, 10  # after which a request that gets no answer is repeated
 DENIED = "ACCESS_DENIED"  # in the message of an error of S3, which is a plain OSError
+UNLISTED = "access denied; to a user who may not list (s3:ListBucket), S3 also denies what is absent"
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
@@ -75,7 +76,7 @@ def retried(what: str, operation: Callable[[], T]) -> T:
             raise type(error)(error.errno or errno.ENOENT, f"{_first_line(error)}", what) from error
         except (OSError, ArrowException) as error:
             if DENIED in str(error):
-                raise PermissionError(errno.EACCES, _first_line(error), what) from error
+                raise PermissionError(errno.EACCES, UNLISTED, what) from error
             if attempt == ATTEMPTS:
                 raise StoreError(f"{what}: failed {ATTEMPTS} times: {_first_line(error)}") from error
         time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))

@@ -21,6 +21,7 @@ class Faults:
         errors, cuts, slow: the shares of requests that are answered by a 500 error, whose answer ends early, or whose
             answer comes in small parts; of those of ``methods``.
         denied: the end of the paths whose requests are answered by a 403 error; "" for none.
+        unlisted: whether the user may not list: S3 then answers a listing by a 403 error, and what is absent, too.
         after: the number of requests that pass, and the rest fail; None for no limit.
         requests: method and path of each request.
     """
@@ -30,6 +31,7 @@ class Faults:
     slow: float = 0.0
     methods: tuple[str, ...] = ("GET", "PUT", "POST", "HEAD", "DELETE")
     denied: str = ""
+    unlisted: bool = False
     after: int | None = None
     requests: list[tuple[str, str]] = field(default_factory=list)
     random: random.Random = field(default_factory=lambda: random.Random(7))
@@ -58,12 +60,18 @@ class Injecting:
 
     def __call__(self, environ, start_response):
         fate = self.faults.fate(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        if self.faults.unlisted and "list-type=2" in environ["QUERY_STRING"]:
+            fate = "denied"
         if fate in ("error", "denied"):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             status = "500 Internal Server Error" if fate == "error" else "403 Forbidden"
             start_response(status, [("Content-Length", "0")])
             return [b""]
-        body = self.application(environ, start_response)
+
+        def started(status, *rest):
+            return start_response("403 Forbidden" if self.faults.unlisted and status[:3] == "404" else status, *rest)
+
+        body = self.application(environ, started)
         if fate == "none":
             return body
         content = b"".join(body)

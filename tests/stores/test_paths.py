@@ -6,10 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast.cli import main
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import PublishedFolder, as_path, local_folder, open_folder
 from adaftr_fast.stores.published import Published, State, read_state, upload
+from tests.logs import shop_log
+from tests.stores.files import put
 
 
 def write_text(path, text):
@@ -71,3 +74,22 @@ def test_missing_permission_is_an_error_at_once(url, tmp_path, faults):
     with pytest.raises(PermissionError, match=f"{url}/inner/x"):
         as_path(f"{url}/inner/x").read_bytes()
     assert len(faults.requests) == 1
+
+
+def test_a_user_who_may_not_list(url, tmp_path, faults, capsys):
+    """S3 denies what is absent to such a user."""
+    pq.write_table(shop_log(3000, users=50), tmp_path / "log.parquet")
+    put(tmp_path / "log.parquet", f"{url}/log.parquet")
+    faults.unlisted = True
+    roles = ["--labels", "click", "conversion", "--out", str(tmp_path / "data")]
+    assert main(["prepare", "--files", f"{url}/log.parquet", *roles]) == 0
+    denied = "[Errno 13] access denied; to a user who may not list (s3:ListBucket), S3 also denies what is absent: "
+    for command, name in (
+        (["prepare", "--files", f"{url}/none.parquet", *roles], "none.parquet"),
+        (["prepare", "--files", f"{tmp_path}/log.parquet", *roles[:-1], f"{url}/out"], "out"),
+        (["train", "--data.folder", f"{tmp_path}/data", "--out", f"{url}/run"], "run/published.json"),
+        (["evaluate", "--run", f"{url}/run"], "run/published.json"),
+    ):
+        capsys.readouterr()
+        assert main(command) == 2
+        assert f"adaftr-fast {command[0]}: {denied}'{url}/{name}'\n" in capsys.readouterr().err
