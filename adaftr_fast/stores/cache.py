@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import threading
 import time
 import warnings
@@ -13,7 +12,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from adaftr_fast.errors import StoreError
+from adaftr_fast._locks import LOCK, writer_lock
+from adaftr_fast._publish import remove
+from adaftr_fast.errors import BusyError, StoreError
 
 FOLDER, LIMIT = "ADAFTR_FAST_CACHE", "ADAFTR_FAST_CACHE_GB"  # environment variables
 DEFAULT_GB = 20.0
@@ -96,22 +97,58 @@ class Pieces:
 
 
 def shrink(folder: Path, bound: float) -> None:
-    """Removes the least recently used pieces and copies until 90 % of ``bound`` bytes remain, if there are more."""
+    """Removes what was used least recently until 90 % of ``bound`` bytes remain, if there are more.
+
+    These are pieces, copies, and what killed commands have left of their outputs. Outputs that a process writes now do
+    not count.
+    """
     entries = []
-    for path in [*(folder / PIECES).glob("*/*"), *(folder / COPIES).glob("*/*")]:
+    works = [path for path in (folder / WRITING).glob("*") if not _is_written(path)]
+    for path in [*(folder / PIECES).glob("*/*"), *(folder / COPIES).glob("*/*"), *works]:
         with suppress(OSError):
-            entries.append((path.stat().st_mtime, _size(path), path))
+            entries.append((_last_use(path), _size(path), path))
     total, now = sum(size for _, size, _ in entries), time.time()
     for used, size, path in sorted(entries, key=lambda entry: entry[0]):
         if total <= KEPT * bound:
             return
-        if path.is_dir():
-            if now - used < IN_USE_SECONDS:
-                continue
-            shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir() and now - used < IN_USE_SECONDS:
+            continue
+        if path.parent.name == WRITING:
+            _remove_output(path)
         else:
-            path.unlink(missing_ok=True)
+            remove(path)
         total -= size
+
+
+def _is_written(output: Path) -> bool:
+    """Returns whether a process writes a folder of ``WRITING``."""
+    try:
+        with writer_lock(output / LOCK, output) as is_alone:
+            return not is_alone
+    except (BusyError, OSError):
+        return True
+
+
+def _remove_output(output: Path) -> None:
+    """Removes a folder of ``WRITING``, unless a process has begun to write it."""
+    with suppress(BusyError, OSError), writer_lock(output / LOCK, output) as is_alone:
+        if is_alone:
+            clear(output)
+    with suppress(OSError):
+        output.rmdir()
+
+
+def clear(output: Path) -> None:
+    """Removes all that a folder of ``WRITING`` holds but its lock."""
+    for entry in output.iterdir():
+        if entry.name != LOCK:
+            remove(entry)
+
+
+def _last_use(path: Path) -> float:
+    """Returns the time of the last change; of a folder of ``WRITING``, that of its files, since locks change it."""
+    files = path.rglob("*") if path.parent.name == WRITING else ()
+    return max((each.stat().st_mtime for each in files if each.name != LOCK), default=path.stat().st_mtime)
 
 
 def _size(path: Path) -> int:

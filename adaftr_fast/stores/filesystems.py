@@ -41,13 +41,14 @@ def filesystem(place: str) -> FileSystem:
         if url.scheme == "s3":
             retries = fs.AwsStandardS3RetryStrategy(max_attempts=SDK_ATTEMPTS)
             limits = {"request_timeout": REQUEST_SECONDS, "connect_timeout": CONNECT_SECONDS}
-            return fs.S3FileSystem(retry_strategy=retries, **limits, **_s3_options(url.query))
+            return fs.S3FileSystem(retry_strategy=retries, **limits, **s3_options(url.query))
         return fs.FileSystem.from_uri(place)[0]
     except (ArrowException, OSError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{place}: cannot be used: {_first_line(error)}") from error
 
 
-def _s3_options(query: str) -> dict[str, Any]:
+def s3_options(query: str) -> dict[str, Any]:
+    """Returns the options of ``S3FileSystem`` that a URL's query and the environment set."""
     options: dict[str, Any] = dict(parse_qsl(query))
     endpoint = next((value for name in ENDPOINTS if (value := os.environ.get(name))), None)
     if endpoint is not None and "endpoint_override" not in options:

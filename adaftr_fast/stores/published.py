@@ -9,9 +9,11 @@ readers that have its list, and are removed with the next state.
 from __future__ import annotations
 
 import hashlib
+import secrets
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, overload
@@ -23,6 +25,7 @@ from adaftr_fast.errors import StoreError
 from adaftr_fast.stores.filesystems import retried
 from adaftr_fast.stores.path import AnyPath, Stat, StorePath
 from adaftr_fast.stores.progress import transfer_bar
+from adaftr_fast.stores.uploads import abort_uploads
 
 T = TypeVar("T")
 LIST, OBJECTS, FORMAT = "published.json", "objects", 1
@@ -263,6 +266,30 @@ def publish(files: Mapping[str, Path], folder: StorePath, base: State | None, wr
     return state
 
 
+def remove_unnamed(folder: StorePath, state: State) -> State:
+    """Removes the objects that killed or failed writers have left, which the published state does not name.
+
+    The list is written anew before, so that a writer on another machine that has uploaded some of them for its next
+    state meets another list than it began from, and fails. What cannot be listed or removed stays.
+
+    Returns:
+        The published state.
+    """
+    from pyarrow.fs import FileSelector
+
+    selector = FileSelector(f"{folder.key}/{OBJECTS}", allow_not_found=True)
+    try:
+        found = retried(folder.url, partial(folder.filesystem.get_file_info, selector))
+        unnamed = [each.base_name for each in found if each.base_name not in {*state.objects, *state.before}]
+        if unnamed and read_state(folder) == state:
+            state = replace(state, writer=secrets.token_hex(16))
+            _write_list(folder, state.to_bytes())
+            _remove(folder, unnamed)
+    except OSError as error:
+        warnings.warn(f"{folder}: what killed commands have left may stay: {error}", RuntimeWarning, stacklevel=1)
+    return state
+
+
 def _replaceable(folder: StorePath, base: State | None, writer: str) -> State | None:
     """Returns the state of ``folder``, if it is ``base`` or of the same writer."""
     state = read_state(folder)
@@ -319,6 +346,7 @@ def upload(path: Path, target: StorePath) -> None:
             raise OSError(f"{found} of {size} bytes arrived")
 
     retried(target.url, operation)
+    abort_uploads(new)
 
 
 def _move(new: StorePath, target: StorePath) -> None:

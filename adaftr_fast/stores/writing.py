@@ -6,7 +6,6 @@ import hashlib
 import os
 import secrets
 import shutil
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,16 +15,27 @@ from pathlib import Path
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps, from_json, loads
-from adaftr_fast._locks import writer_lock
+from adaftr_fast._locks import LOCK, writer_lock
 from adaftr_fast._publish import remove, sync_tree
 from adaftr_fast.errors import StoreError
-from adaftr_fast.stores.cache import WRITING, cache_folder, short_digest
+from adaftr_fast.stores.cache import WRITING, cache_bytes, cache_folder, clear, short_digest, shrink
 from adaftr_fast.stores.copies import copy_path, download_all
 from adaftr_fast.stores.path import AnyPath, StorePath, as_path, written_locally
-from adaftr_fast.stores.published import PublishedFolder, State, publish, read_state, upload
+from adaftr_fast.stores.published import (
+    LIST,
+    OBJECTS,
+    PublishedFolder,
+    State,
+    publish,
+    read_state,
+    remove_unnamed,
+    upload,
+)
+from adaftr_fast.stores.uploads import abort_uploads
 
 UPLOAD_SECONDS, DEFAULT_SECONDS = "ADAFTR_FAST_UPLOAD_SECONDS", 30.0  # an environment variable
 COPIED = 16 << 20  # bytes of a file; larger ones are linked, and not published if they are written in place meanwhile
+TAKEN = ".taken"  # the files of one state while they are uploaded, beside the local folder
 TRIES = 50  # to find a folder unchanged while its files are collected
 Listing = dict[str, tuple[int, int, int]]
 
@@ -55,8 +65,7 @@ def local_folder(folder: str | AnyPath, seconds: float | None = None, *, downloa
         return
     if folder.is_top:
         raise StoreError(f"{folder}: expected a folder in it")
-    local = local_place(folder)
-    with writer_lock(local.with_name(f".{local.name}.lock"), local):
+    with _only_writer(folder) as local:
         sender = _Sender(
             local, folder, *_begin(local, folder, download), upload_seconds() if seconds is None else seconds
         )
@@ -65,9 +74,23 @@ def local_folder(folder: str | AnyPath, seconds: float | None = None, *, downloa
         _keep_as_copy(local, folder, sender.base)
 
 
-def local_place(folder: StorePath) -> Path:
-    """Returns where ``local_folder`` keeps ``folder`` while it is written."""
-    return cache_folder() / WRITING / short_digest(f"{folder.place} {folder.key}") / folder.name
+def local_place(path: StorePath) -> Path:
+    """Returns where a folder or a file is kept while it is written, alone in a folder of its own."""
+    return cache_folder() / WRITING / short_digest(f"{path.place} {path.key}") / path.name
+
+
+@contextmanager
+def _only_writer(path: StorePath) -> Iterator[Path]:
+    """Yields ``local_place``, where this process alone writes during the block."""
+    shrink(cache_folder(), cache_bytes())
+    local = local_place(path)
+    local.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with writer_lock(local.with_name(LOCK), local):
+            yield local
+    finally:
+        with suppress(OSError):  # not empty after an upload that has failed
+            local.parent.rmdir()
 
 
 def upload_seconds() -> float:
@@ -87,26 +110,26 @@ def local_file(file: str | AnyPath) -> Iterator[Path]:
     """Yields the path of a new local file, which becomes ``file`` after the block; a local path itself.
 
     Raises:
+        BusyError: another process on this machine writes ``file``.
         StoreError: the store fails; ``file`` is as before, and the local one, which the message names, is kept.
     """
     file = as_path(file)
     if isinstance(file, Path):
         yield file
         return
-    (cache_folder() / WRITING).mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=cache_folder() / WRITING))
-    local = folder / file.name
-    try:
-        yield local
-    except BaseException:
-        remove(folder)
-        raise
-    if local.exists():
+    with _only_writer(file) as local:
+        clear(local.parent)  # of what a killed command has left
         try:
-            upload(local, file)
-        except OSError as error:
-            raise StoreError(f"{error}; the file is {local}") from error
-    remove(folder)
+            yield local
+        except BaseException:
+            clear(local.parent)
+            raise
+        if local.exists():
+            try:
+                upload(local, file)
+            except OSError as error:
+                raise StoreError(f"{error}; the file is {local}") from error
+        clear(local.parent)
 
 
 @dataclass(frozen=True)
@@ -201,6 +224,7 @@ class _Sender:
             thread.join()
             try:
                 self._send()
+                self._tidy()
                 if self.local.exists() and self._sent != _listing(self.local):
                     raise StoreError(f"{self.folder}: not uploaded, since {self.local} changes all the time")
             except OSError as error:
@@ -218,11 +242,23 @@ class _Sender:
         """Publishes the folder, if it exists, has changed, and does not change while its files are collected."""
         if not self.local.exists():
             return
-        with tempfile.TemporaryDirectory(prefix=f".{self.local.name}.", dir=self.local.parent) as taken:
-            if (found := _collect(self.local, Path(taken), self._sent)) is None:
+        taken = self.local.with_name(TAKEN)
+        remove(taken)  # of a killed process
+        taken.mkdir()
+        try:
+            if (found := _collect(self.local, taken, self._sent)) is None:
                 return
-            self.base = publish({name: Path(taken) / name for name in found}, self.folder, self.base, self.writer)
+            self.base = publish({name: taken / name for name in found}, self.folder, self.base, self.writer)
             self._sent = found
+        finally:
+            remove(taken)
+
+    def _tidy(self) -> None:
+        """Removes from the store what killed processes have left."""
+        if self.base is not None and self._sent is not None:
+            self.base = remove_unnamed(self.folder, self.base)
+            for name in (OBJECTS, LIST):
+                abort_uploads(self.folder / name)
 
 
 def _collect(folder: Path, target: Path, unless: Listing | None) -> Listing | None:

@@ -1,0 +1,121 @@
+"""What killed commands leave of their outputs is bounded, and the next command removes it."""
+
+import os
+import time
+
+import boto3
+import pytest
+
+from adaftr_fast._locks import LOCK
+from adaftr_fast.errors import StoreError
+from adaftr_fast.stores import as_path, cache, local_copy, local_file, local_folder, published, writing
+from adaftr_fast.stores.published import publish, read_state
+from tests.stores.test_published import content_of, objects
+
+
+def killed(act):
+    """Runs ``act`` in a forked process, which must kill itself."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def die(*_, **__):
+    os._exit(9)
+
+
+def write_folder(url, text, size=0):
+    with local_folder(as_path(url), seconds=60) as folder:
+        folder.mkdir(exist_ok=True)
+        (folder / "name").write_text(text)
+        (folder / "large").write_bytes(text[:1].encode() * size)
+
+
+def write_file(url, then=lambda: None):
+    with local_file(as_path(url)) as path:
+        path.with_name(f".{path.name}.new-1-ab").write_bytes(b"half")
+        then()
+        path.write_bytes(b"scores")
+
+
+def left(tmp_path):
+    """The files of outputs in the cache, without locks."""
+    paths = (tmp_path / "cache" / "writing").rglob("*")
+    return sorted(path.name for path in paths if path.is_file() and path.name != LOCK)
+
+
+def uploads(url):
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    found = client.list_multipart_uploads(Bucket="bucket", Prefix=as_path(url).key.partition("/")[2])
+    return [each["Key"] for each in found.get("Uploads", ())]
+
+
+def test_a_file_that_was_being_written_goes_with_the_next_command(url, tmp_path):
+    killed(lambda: write_file(f"{url}/scores", die))
+    assert left(tmp_path) == [".scores.new-1-ab"]
+    write_file(f"{url}/scores")
+    assert list((tmp_path / "cache" / "writing").iterdir()) == []
+
+
+@pytest.mark.parametrize("used", [0, 4000])
+def test_outputs_of_killed_commands_count_for_the_bound(url, tmp_path, monkeypatch, used):
+    """Those of the last hour stay, as copies do, and so do those that are being written."""
+    monkeypatch.setenv(cache.LIMIT, "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(writing._Sender, "_send", die)
+        killed(lambda: write_folder(f"{url}/model", "1"))
+    killed(lambda: write_file(f"{url}/scores", die))
+    then = (time.time() - used,) * 2
+    for path in (tmp_path / "cache").rglob("*"):
+        os.utime(path, then)
+    with local_file(as_path(f"{url}/third")) as path:
+        path.write_bytes(b"1")
+        os.utime(path, then)
+        cache.shrink(cache.cache_folder(), 0.0)
+        assert path.exists()
+    assert left(tmp_path) == ([] if used else [".model.origin", ".scores.new-1-ab", "large", "name"])
+
+
+@pytest.mark.parametrize("name", ["_write_list", "_remove", "_send"])
+def test_a_folder_that_was_being_uploaded(url, tmp_path, monkeypatch, name):
+    """What the next command publishes is all that is there, also where the killed one has sent other files."""
+    write_folder(url, "1")
+
+    def send_half(path, target, size):
+        stream = target.filesystem.open_output_stream(target.key, compression=None)
+        stream.write(bytes(30 << 20))
+        die()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(published, name, send_half if name == "_send" else die)
+        killed(lambda: write_folder(url, "2", 40 << 20))
+    assert uploads(url) or name != "_send"
+    write_folder(url, "3", 5)
+    assert content_of(local_copy(url)) == {"name": b"3", "large": b"33333"}
+    state = read_state(as_path(url))
+    assert objects(as_path(url)) == sorted({*state.objects, *state.before})
+    assert uploads(url) == []
+    assert left(tmp_path) == []
+
+
+def test_a_writer_whose_objects_were_removed_publishes_nothing(url, tmp_path, monkeypatch):
+    """It has uploaded them for its next state when a command on another machine ends without a change."""
+    write_folder(url, "1")
+    (tmp_path / "name").write_text("2")
+    base, upload = read_state(as_path(url)), published._upload_object
+
+    def uploaded(*arguments):
+        upload(*arguments)
+        monkeypatch.setattr(published, "_upload_object", upload)
+        write_folder(url, "1")
+
+    monkeypatch.setattr(published, "_upload_object", uploaded)
+    with pytest.raises(StoreError, match="another process has written it meanwhile"):
+        publish({"name": tmp_path / "name"}, as_path(url), base, "other")
+    state = read_state(as_path(url))
+    assert state.files == base.files
+    assert objects(as_path(url)) == sorted(state.objects)
