@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from confluent_kafka import OFFSET_BEGINNING, TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as Place
@@ -16,7 +17,7 @@ from adaftr_fast._publish import publishing
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.runs.daily import part_schema
-from adaftr_fast.streaming.messages import Row, RowReader
+from adaftr_fast.streaming.messages import RowReader
 from adaftr_fast.streaming.source import Chunk, Position
 
 CONNECT_SECONDS = 30.0
@@ -138,7 +139,7 @@ class KafkaSource:
         messages, self._messages = self._messages, []
         self._offsets = before | {str(each.partition()): each.offset() + 1 for each in messages}
         rows = self._rows(messages)
-        if not rows:
+        if not len(rows):
             return None
         name = f"{self.topic}-{sum(self._offsets.values()):012d}"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -146,20 +147,18 @@ class KafkaSource:
             old.unlink()
         path = self.folder / f"{name}.parquet"
         with publishing(path) as new:
-            pq.write_table(self._reader.table(rows), new)
+            pq.write_table(rows, new)
         aside, self._set_aside = self._set_aside, {}
         return Chunk(name, path, max(map(_written, messages)), {"offsets": self._offsets}, aside)
 
-    def _rows(self, messages: Sequence[Any]) -> list[Row]:
+    def _rows(self, messages: Sequence[Any]) -> pa.Table:
         """Returns the rows of messages, and sets the other messages aside."""
-        rows: list[Row] = []
-        aside: list[dict[str, Any]] = []
-        for message in messages:
-            try:
-                rows.append(self._reader.row(message.value()))
-            except ValueError as error:
-                place = {"topic": self.topic, "partition": message.partition(), "offset": message.offset()}
-                aside.append(place | {"reason": str(error)})
+        rows, reasons = self._reader.read([message.value() for message in messages])
+        aside = [
+            {"topic": self.topic, "partition": message.partition(), "offset": message.offset(), "reason": reason}
+            for message, reason in zip(messages, reasons)
+            if reason is not None
+        ]
         if aside:
             before = self._set_aside or {"messages": 0, "first": []}
             first = [*before["first"], *aside][:SHOWN]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from adaftr_fast._files import is_unicode
 from adaftr_fast.data.raw.inputs import column_types
-from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.data.schema.types import Schema, condition_columns
 
 SHOWN = 50  # characters of a value that an error shows
+LARGEST_WEIGHT = float(np.finfo(np.float32).max)  # weights are float32
+LARGEST_EXACT = 2.0**53  # larger integers cannot be cast to float64
 NUMBERS = (pa.float64(), pa.int64())
 Row = dict[str, Any]
 
@@ -27,19 +31,38 @@ class RowReader:
     """
 
     def __init__(self, schema: Schema) -> None:
+        conditions = {label.name: label.condition for label in schema.labels if label.condition is not None}
+        compared = {column for each in (*conditions.values(), schema.drop or []) for column in condition_columns(each)}
         self._types = column_types(schema)
         self._reads: dict[str, Callable[[Any], Any]] = {name: _reader(kind) for name, kind in self._types.items()}
+        self._reads |= {name: _compared for name in compared if self._types[name] == pa.string()}
         lists = [field for field in schema.fields if field.tokens is not None and field.separator is None]
         self._reads |= {field.columns[0]: _list for field in lists}
         self._reads |= {label.column: _label for label in schema.labels if label.column is not None}
         self._reads |= {schema.weight: _weight} if schema.weight is not None else {}
         self._needed = [name for name, read in self._reads.items() if read in (_label, _weight)]
+        self._conditions = conditions
 
-    def row(self, message: bytes | None) -> Row:
-        """Returns the values of a message by column. Other columns are left out.
+    def read(self, messages: Sequence[bytes | None]) -> tuple[pa.Table, list[str | None]]:
+        """Returns the rows, and for each message why it is none, or None.
 
-            Raises:
-        X"""
+        The table has the columns that any row has. A column of several types becomes text. A message is no row if it is
+        no JSON object, has no column of the schema, lacks a label or the weight, or has a value that the schema cannot
+        read.
+        """
+        rows: list[Row] = []
+        reasons: list[str | None] = []
+        for message in messages:
+            try:
+                rows.append(self._row(message))
+                reasons.append(None)
+            except ValueError as error:
+                reasons.append(str(error))
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = {name: _column([row.get(name) for row in rows], self._types[name]) for name in names}
+        return self._labelled(pa.table(columns), reasons)
+
+    def _row(self, message: bytes | None) -> Row:
         try:
             found = None if message is None else json.loads(message)
         except (ValueError, RecursionError):
@@ -60,16 +83,24 @@ class RowReader:
             shown = ascii(value)
             raise ValueError(f"{name}: {error}, got {shown[:SHOWN]}{' ...' if len(shown) > SHOWN else ''}") from error
 
-    def table(self, rows: Sequence[Row]) -> pa.Table:
-        """Returns rows as a table of the columns that any of them has. A column of several types becomes text."""
-        names = dict.fromkeys(name for row in rows for name in row)
-        return pa.table({name: _column([row.get(name) for row in rows], self._types[name]) for name in names})
+    def _labelled(self, rows: pa.Table, reasons: list[str | None]) -> tuple[pa.Table, list[str | None]]:
+        """Leaves out the rows in which the condition of a label has no value, since a column is missing."""
+        for name, condition in self._conditions.items():
+            numbers = np.flatnonzero([reason is None for reason in reasons])
+            is_missing = np.full(len(rows), True)
+            if set(rows.column_names).issuperset(condition_columns(condition)):
+                label = {name: pq.filters_to_expression(condition)}
+                is_missing = ds.dataset(rows).to_table(columns=label)[name].is_null().to_numpy()
+            for number in numbers[is_missing]:
+                reasons[number] = f"label {name}: is missing"
+            rows = rows.filter(pa.array(~is_missing))
+        return rows, reasons
 
 
 def _reader(kind: pa.DataType) -> Callable[[Any], Any]:
-    if kind in NUMBERS:
-        return _number
-    return _plain if pa.types.is_string(kind) else partial(_cast, kind)
+    if pa.types.is_string(kind):
+        return _plain
+    return {pa.float64(): _number, pa.int64(): _integer}.get(kind, partial(_cast, kind))
 
 
 def _plain(value: Any) -> Any:
@@ -81,6 +112,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _compared(value: Any) -> str:
+    """Returns a value as the text that a condition compares with another one."""
+    plain = _plain(value)
+    return plain if isinstance(plain, str) else json.dumps(plain)
+
+
 def _list(values: Any) -> list[Any]:
     if not isinstance(values, list):
         raise ValueError("expected a list")
@@ -90,19 +127,25 @@ def _list(values: Any) -> list[Any]:
 def _number(value: Any) -> Any:
     if not isinstance(value, int | float):
         return _cast(pa.float64(), value)
-    float(value)  # raises OverflowError
-    return value
+    number = float(value)  # raises OverflowError
+    return number if abs(number) > LARGEST_EXACT else value
 
 
-def _label(value: Any) -> Any:
-    if (number := _number(value)) not in (0, 1):
+def _integer(value: Any) -> Any:
+    """Returns the value of an id that a condition compares with an integer."""
+    return value if isinstance(value, int | float) else _cast(pa.int64(), value)
+
+
+def _label(value: Any) -> int:
+    number = _number(value)
+    if number not in (0, 1):
         raise ValueError("expected 0 or 1")
-    return number
+    return int(number)  # 0 of -0.0
 
 
 def _weight(value: Any) -> Any:
     number = _number(value)
-    if not 0 <= number < math.inf:
+    if not 0 <= number <= LARGEST_WEIGHT:
         raise ValueError("expected a finite number >= 0")
     return number
 
@@ -123,6 +166,7 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _text(value: Any) -> Any:
+    """Returns a value as text, and a list as one of texts."""
     if isinstance(value, list):
         return [each if each is None else _text(each) for each in value]
     return value if isinstance(value, str) else json.dumps(value)

@@ -3,6 +3,7 @@
 import functools
 import gzip
 import io
+import json
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -61,6 +62,13 @@ def _parquet(table: pa.Table, **options: object) -> bytes:
     file = io.BytesIO()
     pq.write_table(table, file, **options)
     return file.getvalue()
+
+
+@functools.cache
+def messages() -> bytes:
+    """Returns the log as messages of a topic, one in each line."""
+    rows = pyarrow.csv.read_csv(io.BytesIO(log())).to_pylist()
+    return b"\n".join(json.dumps(row, default=str).encode() for row in rows)
 
 
 def schema() -> bytes:

@@ -18,6 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from adaftr_fast.api import prepare as api_prepare
 from adaftr_fast.api.run import load_run
@@ -30,12 +31,14 @@ from adaftr_fast.data.raw.rows import raw_files
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import count_lines
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.errors import DataError
 from adaftr_fast.experiments.jobs import Job, finished
 from adaftr_fast.runs import daily
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import Scorer, load_scorer, read_about
+from adaftr_fast.streaming.messages import RowReader
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot
 from tests.chaos import corpus
 from tests.chaos.mutations import damaged, damaged_json, damaged_table, damaged_toml
@@ -123,6 +126,20 @@ def read_all(folder: Path) -> None:
         rows = sum(len(batch) for batch in data.load(split).batches(32))
         assert rows == data.manifest.splits[split].rows
     read_encoders(folder, data.manifest)
+
+
+def messages(content: bytes, folder: Path) -> None:
+    """Prepares the messages that are rows as a chunk, which no other message may spoil."""
+    schema = daily.part_schema(log_schema())
+    rows, _ = RowReader(schema).read(content.split(b"\n"))
+    pq.write_table(rows, folder / "chunk.parquet")
+    try:
+        prepare(schema, [folder / "chunk.parquet"], folder / "data")
+    except DataError as error:
+        if len(rows) > 0.8 * corpus.ROWS:
+            raise AssertionError(f"a message has spoiled its chunk: {error}") from error
+        raise
+    read_all(folder / "data")
 
 
 def part_of_prepared(content: bytes, folder: Path, name: str) -> None:
@@ -320,6 +337,7 @@ TARGETS = {
         partial(rows_of, name="log.csv.gz"), lambda: [gzip.compress(each) for each in corpus.tables()], damaged, 2
     ),
     "prepare text": Target(partial(prepared, name="log.csv"), corpus.tables, damaged_table, 1),
+    "messages": Target(messages, lambda: [corpus.messages()], damaged_json, 2),
     "infer text": Target(partial(inferred, name="log.csv"), corpus.tables, damaged_table, 0.3),
     "parquet": Target(partial(rows_of, name="log.parquet"), corpus.parquets, damaged, 5),
     "prepare parquet": Target(partial(prepared, name="log.parquet"), corpus.parquets, damaged, 2),

@@ -20,9 +20,13 @@ from tests.streaming.test_kills import SCHEMA
 kafka = pytest.importorskip("confluent_kafka", reason="the extra kafka installs it")
 module = importlib.import_module("adaftr_fast.streaming.kafka")
 TOPIC = "shop"
-LABELS = {"click": 1, "buy": 0}
+LABELS = {"click": 1, "buy": 0, "money": 1.5, "weight": 1}
 FIELDS = dict.fromkeys(("n", "of", "a", "b", "c"), "categorical") | {"seen": {"kind": "categorical", "tokens": "all"}}
-READ = parse_schema(SOURCE | {"fields": SOURCE["fields"] | FIELDS})
+READ = parse_schema(
+    SOURCE
+    | {"labels": SOURCE["labels"] | {"paid": [["money", ">", 0.0]]}, "weight": "weight"}
+    | {"fields": SOURCE["fields"] | FIELDS}
+)
 
 
 @pytest.fixture
@@ -119,45 +123,47 @@ def test_a_chunk_arrived_when_its_last_row_was_written(producer, source):
     assert read(source(rows=2, seconds=60)).arrived == 1_700_000_001.5
 
 
+WRONG = {
+    "a": {'"\\ud800"': r"valid Unicode text, got '\ud800'"},
+    "seen": {'["x", "\\ud800"]': r"valid Unicode text, got ['x', '\ud800']", '"x"': "a list, got 'x'"},
+    "heat": {'"warm"': "a value of type double, got 'warm'", "{}": "a value of type double, got {}"},
+    "click": {"2": "0 or 1, got 2", '"x"': "a value of type double, got 'x'"},
+    "weight": {"-1": "a finite number >= 0, got -1", "1e300": "a finite number >= 0, got 1e+300"},
+}
 POISON = {
     b"{": "expected a JSON object",
     b"[1]": "expected a JSON object",
     None: "expected a JSON object",
     b"[" * 100_000: "expected a JSON object",
     b'{"other": 1}': "click: is missing",
-    b'{"click": 2, "buy": 0}': "click: expected 0 or 1, got 2",
-    b'{"click": 1, "buy": null, "a": 1}': "buy: is missing",
-    b'{"click": 1, "buy": 0, "a": "\\ud800"}': r"a: expected valid Unicode text, got '\ud800'",
-    b'{"click": 1, "buy": 0, "a": "\xed\xa0\x80"}': r"a: expected valid Unicode text, got '\ud800'",
-    b'{"click": 1, "buy": 0, "seen": ["x", "\\ud800"]}': r"seen: expected valid Unicode text, got ['x', '\ud800']",
-    b'{"click": 1, "buy": 0, "seen": "x"}': "seen: expected a list, got 'x'",
-    b'{"click": 1, "buy": 0, "heat": "warm"}': "heat: expected a value of type double, got 'warm'",
-    b'{"click": 1, "buy": 0, "heat": {}}': "heat: expected a value of type double, got {}",
-    b'{"click": 1, "buy": 0, "heat": 1%s}'
-    % (b"0" * 400): f"heat: int too large to convert to float, got 1{'0' * 49} ...",
+    b'{"click": 1, "buy": null, "weight": 1}': "buy: is missing",
+    b'{"click": 1, "buy": 1, "weight": 1}': "label paid: is missing",
+    b'{"click": 1, "buy": 0, "weight": 1, "a": "\xed\xa0\x80"}': r"a: expected valid Unicode text, got '\ud800'",
+    b'{"click": 1, "buy": 0, "weight": 1, "heat": %s}' % (b"9" * 400): "heat: int too large to convert to float, got "
+    + "9" * 50
+    + " ...",
 }
+for name, values in WRONG.items():
+    for value, reason in values.items():
+        row = ", ".join(f'"{key}": {value if key == name else 1}' for key in [*LABELS, name])
+        POISON[f"{{{row}}}".encode()] = f"{name}: expected {reason}"
 
 
 def test_messages_that_cannot_be_read_are_set_aside(producer, source):
     """The places of those before the first row are in the first chunk, and each is counted once."""
-    topic = source(rows=len(POISON), seconds=60)
+    size = len(POISON)
+    topic = source(rows=size, seconds=60)
     send(producer, *POISON)
-    with pytest.warns(
-        RuntimeWarning, match=r"topic shop: 14 of 14 messages .* set aside, the first at offset 0 of part"
-    ):
+    with pytest.warns(RuntimeWarning, match=f"shop: {size} of {size} messages .* set aside, the first at offset 0"):
         assert read(topic, looks=10) is None
-    send(producer, {"a": 1}, b"{", *({"a": 2} for _ in range(len(POISON) - 2)))
-    with pytest.warns(
-        RuntimeWarning, match=r"1 of 14 messages .*, the first at offset 15 of partition 0: expected a JSON"
-    ):
+    send(producer, {"a": 1}, b"{", *({"a": 2} for _ in range(size - 2)))
+    with pytest.warns(RuntimeWarning, match=f"1 of {size} messages .*, the first at offset {size + 1} of partition 0"):
         chunk = read(topic)
-    assert [row["a"] for row in rows(chunk)] == [1] + [2] * 12
-    assert chunk.position == {"offsets": {"0": 28}}
-    expected = [
-        {"topic": TOPIC, "partition": 0, "offset": n, "reason": reason} for n, reason in enumerate(POISON.values())
-    ]
-    expected.append({"topic": TOPIC, "partition": 0, "offset": 15, "reason": "expected a JSON object"})
-    assert chunk.set_aside == {"messages": 15, "first": expected}
+    assert [row["a"] for row in rows(chunk)] == [1] + [2] * (size - 2)
+    assert chunk.position == {"offsets": {"0": 2 * size}}
+    reasons = dict(enumerate(POISON.values())) | {size + 1: "expected a JSON object"}
+    places = [{"topic": TOPIC, "partition": 0, "offset": offset, "reason": reasons[offset]} for offset in reasons]
+    assert chunk.set_aside == {"messages": size + 1, "first": places}
     send(producer, {"a": 3})
     topic.rows = 1
     assert read(topic, {chunk.name: chunk.position}).set_aside == {}
