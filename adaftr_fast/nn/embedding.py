@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding_fields import EmbeddingFields
 from adaftr_fast.nn.embedding_int8 import QuantizedEmbedding
 from adaftr_fast.nn.embedding_table import CoalescesGradient, EmbeddingTable, TableWeight, draw, initial_rng
@@ -188,7 +189,6 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
 
     def reset_parameters(self) -> None:
         """Draws the parameters from N(0, 0.01²), and sets the rows of ``padding_idx`` to zeros."""
-        self.flush()  # or the steps that rows have missed would move the new values
         for weight in self.table_weights():
             draw(weight)
         for f, row in enumerate(self.padding_idx or []):
@@ -235,7 +235,6 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
     @torch.no_grad()
     def quantized(self) -> QuantizedEmbedding:
         """Returns a copy for serving whose rows are int8, with a scale and a minimum per row."""
-        self.flush()
         made = QuantizedEmbedding(
             self.num_embeddings,
             self.widths,
@@ -251,19 +250,14 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
 
     def flush(self) -> None:
         """Makes every row current, where an optimizer defers steps; see adaftr_fast.optim.Adam."""
-        for weight, table in zip(self.table_weights(), self.by_width, strict=True):
-            table.flush(weight)
+        for weight in self.table_weights():
+            flush(weight)
 
     def train(self, mode: bool = True) -> Self:
         """As nn.Module.train; makes every row current on leaving training."""
         if not mode:
             self.flush()
         return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.flush()
-        super()._apply(fn, recurse)
-        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         for name in self.field_names:
@@ -303,7 +297,6 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         return {f"{prefix}weight.{name}": self.field_weight(name) for name in self.field_names}
 
     def __getstate__(self) -> dict[str, Any]:
-        self.flush()
         return {**self.__dict__, "by_width": [table.without_optimizer() for table in self.by_width]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -16,19 +16,11 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.nn.deferred import deferred, flush
 from adaftr_fast.ops.embedding.bags import embedding_bags
 from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda, empty_table, fused_embedding
 from adaftr_fast.ops.embedding.optim import deferred_embedding
 from adaftr_fast.ops.embedding.squares import embedding_and_squares
-
-
-class Deferred(Protocol):
-    """The steps that the rows of a table have missed, kept by the optimizer (adaftr_fast.optim.Adam)."""
-
-    stale: bool
-    tensors: list[Tensor]
-
-    def flush(self, weight: Tensor) -> None: ...
 
 
 class GrowsWithTable(Protocol):
@@ -48,7 +40,6 @@ class EmbeddingTable:
         field_names: F names.
         num_embeddings: rows of each field, F numbers.
         width: E.
-        deferred: the steps that rows have missed, where the optimizer defers steps.
         optimizer: the adaftr_fast.optim optimizer of the parameter.
     """
 
@@ -56,7 +47,6 @@ class EmbeddingTable:
     field_names: list[str]
     num_embeddings: list[int]
     width: int
-    deferred: Deferred | None = None
     optimizer: weakref.ref[GrowsWithTable] | None = None
 
     def new_weight(self, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
@@ -86,26 +76,19 @@ class EmbeddingTable:
         Returns:
             [B, F * E].
         """
-        state = self.deferred.tensors if self.deferred is not None and self.deferred.stale else None
+        missed = _missed(weight)
         if offsets is not None:
-            return embedding_bags(weight, ids, offsets, per_sample_weights, field_offsets, mean, state or [])
-        if state is not None:
-            return deferred_embedding(weight, ids, field_offsets, state)
+            return embedding_bags(weight, ids, offsets, per_sample_weights, field_offsets, mean, missed)
+        if missed:
+            return deferred_embedding(weight, ids, field_offsets, missed)
         return fused_embedding(weight, ids, field_offsets)
 
     def look_up_with_squares(self, weight: Tensor, field_offsets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Looks up ids [B, F] -> (their vectors [B, F * E], the sum of the squares of these, 0-dim)."""
-        state = self.deferred.tensors if self.deferred is not None and self.deferred.stale else []
-        return embedding_and_squares(weight, ids, field_offsets, state)
-
-    def flush(self, weight: Tensor) -> None:
-        """Makes every row current, where the optimizer defers steps."""
-        if self.deferred is not None:
-            self.deferred.flush(weight)
+        return embedding_and_squares(weight, ids, field_offsets, _missed(weight))
 
     def rows(self, weight: Tensor, place: int) -> Tensor:
         """Returns the current rows of the field at ``place`` in ``fields``, [rows, E], a view without gradient."""
-        self.flush(weight)
         first = sum(self.num_embeddings[:place])
         return weight.detach()[first : first + self.num_embeddings[place]]
 
@@ -114,21 +97,30 @@ class EmbeddingTable:
 
         A pending gradient of ``weight`` and the optimizer's state follow.
         """
-        self.flush(weight)
+        flush(weight)  # the optimizer's state grows with rows that are all current
         at = sum(self.num_embeddings[: place + 1])
         fresh = weight.new_empty(more, self.width).normal_(0.0, 0.01)
         grown = nn.Parameter(insert_rows(weight, at, fresh))
         if weight.grad is not None:
             grown.grad = insert_no_gradient(weight.grad, at, more)
         self.num_embeddings[place] += more
-        optimizer = self.optimizer() if self.optimizer is not None else None
+        optimizer = self.trained_by()
         if optimizer is not None:
             optimizer.grow(weight, grown, at, more)
         return grown
 
+    def trained_by(self) -> GrowsWithTable | None:
+        """Returns the adaftr_fast.optim optimizer of the parameter, if there is one."""
+        return None if self.optimizer is None else self.optimizer()
+
     def without_optimizer(self) -> Self:
         """Returns the same fields, for a copy of the parameter, which has no optimizer."""
-        return replace(self, deferred=None, optimizer=None)
+        return replace(self, optimizer=None)
+
+
+def _missed(weight: Tensor) -> list[Tensor]:
+    steps = deferred(weight)
+    return [] if steps is None else steps.tensors
 
 
 class CoalescesGradient(nn.Module):

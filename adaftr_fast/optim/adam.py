@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding_table import EmbeddingTable
 from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least
 from adaftr_fast.optim.deferred import DeferredAdam
@@ -28,9 +29,16 @@ class Adam(RowOptimizer):
     one: this is exact, but takes as much arithmetic as the dense step. Prefer :class:`AdamW`, or a penalty on the
     looked-up rows in the loss.
 
-    A look-up returns present values, and ``eval()``, ``state_dict()``, copies and ``field_weight()`` flush the table
-    first. Only code that reads the parameter of a FusedEmbedding itself during training must call its ``flush()``
-    before.
+    The deferred steps show nowhere. A look-up computes present values, and so does that of any other module that holds
+    the parameter. Every other function of torch that takes the parameter, from the module or from a list of before,
+    first makes all rows current, in a pass over the table. Functions that read no rows, such as clipping, do not.
+
+    What is not a call of torch on the parameter goes unseen. A view made before the last step, such as a former
+    ``parameter.detach()``, lags behind; a write to it raises RuntimeError at the next use of the parameter. A former
+    ``parameter.data``, or a NumPy array or DLPack capsule of it, lags behind too, and a write to it is moved by the
+    missed steps. ``torch.tensor(parameter)`` and transforms such as ``torch.func.grad`` over the parameter read it as
+    it is in memory, and ``nn.Parameter(parameter)`` raises. In all these cases call ``flush()`` before, or take
+    ``parameter.detach()`` anew.
 
     Args:
         params: see :class:`RowOptimizer`.
@@ -57,7 +65,7 @@ class Adam(RowOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
-        self._deferred[weight] = table.deferred = DeferredAdam(weight, self._decoupled)
+        self._deferred[weight] = DeferredAdam(weight, self._decoupled)
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         deferred = self._deferred[weight]
@@ -70,16 +78,16 @@ class Adam(RowOptimizer):
 
     def flush(self) -> None:
         """Makes every row of every table current."""
-        for weight, deferred in self._deferred.items():
-            deferred.flush(weight)
+        for weight in self._deferred:
+            flush(weight)
 
     def snapshot(self) -> dict[str, Tensor]:
         """Returns the state by name, without making rows of the tables current; the tensors are not copied.
 
         Unlike ``state_dict()`` it changes nothing, so it can be taken between any two steps. It belongs to the raw
-        values of the parameters at that moment (``parameter.detach()``, not the module's ``state_dict()``).
+        values of the parameters at that moment (``adaftr_fast.nn.deferred.stored(parameter)``).
         """
-        states = [self._deferred[weight].snapshot() for weight in self._weights()]
+        states = [self._deferred[weight].snapshot(weight) for weight in self._weights()]
         saved = {f"{number}.{name}": value for number, each in enumerate(states) for name, value in each.items()}
         others = self._other_parameters()
         if others:
@@ -89,7 +97,7 @@ class Adam(RowOptimizer):
         return saved
 
     def restore(self, saved: dict[str, Tensor]) -> None:
-        """Restores what ``snapshot`` returned; the caller restores the raw values of the parameters of that moment.
+        """Restores what ``snapshot`` returned, after the caller has copied the raw values back into the parameters.
 
         A snapshot of the tables alone leaves the state of other parameters as it is.
 
@@ -103,7 +111,7 @@ class Adam(RowOptimizer):
                 f"got {int(saved[_OTHERS])}"
             )
         for number, weight in enumerate(self._weights()):
-            self._deferred[weight].restore(_below(f"{number}.", saved))
+            self._deferred[weight].restore(weight, _below(f"{number}.", saved))
         for number, (other, group) in enumerate(others):
             entry = _below(f"{_OTHERS}.{number}.", saved)
             step_device = other.device if group.get("capturable") or group.get("fused") else "cpu"
@@ -118,13 +126,13 @@ class Adam(RowOptimizer):
         return [(parameter, group) for parameter, group in pairs if parameter not in self._deferred]
 
     def _entry(self, weight: nn.Parameter) -> dict[str, Any]:
+        flush(weight)
         deferred = self._deferred[weight]
-        deferred.flush(weight)
         return moments_entry(deferred.steps, deferred.moments)
 
     def _restore(self, weight: nn.Parameter, entry: dict[str, Any]) -> None:
+        flush(weight)
         deferred = self._deferred[weight]
-        deferred.flush(weight)
         restore_moments(deferred.moments, entry)
         deferred.resume_at(int(entry["step"]))
 

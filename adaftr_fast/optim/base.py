@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 
+from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding import living_embeddings, tables_of
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
 from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda
@@ -124,8 +125,8 @@ class RowOptimizer(torch.optim.Optimizer):
             super().add_param_group({**param_group, "params": owned})
             self._table_of |= tables
             for weight, table in tables.items():
-                table.flush(weight)  # an optimizer before this one may have deferred steps
-                table.deferred, table.optimizer = None, weakref.ref(self)
+                flush(weight)  # an optimizer before this one may have deferred steps
+                table.optimizer = weakref.ref(self)
                 self._begin(weight, table)
         if others:
             super().add_param_group({**param_group, "params": others})
@@ -214,12 +215,19 @@ class RowOptimizer(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is not None and weight in self._table_of:
-                    self._check_capture(weight)
-                    self._update(weight, *row_gradient(weight), group)
+                if weight in self._table_of:
+                    self._step_table(weight, group)
         if self._others is not None:
             self._others.step()
         return loss
+
+    def _step_table(self, weight: nn.Parameter, group: dict[str, Any]) -> None:
+        with torch._C.DisableTorchFunctionSubclass():  # reads attributes in a fifth of the time of a DeferredParameter
+            if weight.grad is None:
+                return
+            self._check_capture(weight)
+            rows, grad = row_gradient(weight)
+        self._update(weight, rows, grad, group)
 
     def _check_capture(self, weight: nn.Parameter) -> None:
         if torch.cuda.is_initialized() and weight.is_cuda and torch.cuda.is_current_stream_capturing():

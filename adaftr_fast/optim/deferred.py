@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from adaftr_fast.nn.deferred import defer, deferred, flush
 from adaftr_fast.nn.embedding_table import insert_rows
 from adaftr_fast.ops.embedding.lookup import empty_table, runs_cuda_kernels
 
@@ -22,7 +23,6 @@ class DeferredAdam:
         tensors: the state that the ops take; adaftr_fast/ops/embedding/reference/optim.py describes it.
         moments: [R, 2, E], the first of ``tensors``.
         steps: steps taken so far.
-        stale: whether some rows may have missed steps.
 
     Args:
         weight: the table [R, E].
@@ -46,14 +46,13 @@ class DeferredAdam:
         self._decoupled = decoupled
         self._options: tuple[float, ...] | None = None
         self.steps = self._base = 0
-        self.stale = False
 
     def configure(self, weight: Tensor, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
         """Sets the options of the next steps."""
         options = (*betas, eps, weight_decay)
         if options == self._options:
             return
-        self.flush(weight)  # the missed steps were taken under the old options
+        flush(weight)  # the missed steps were taken under the old options
         self._options = options
         decoupled, horizon = float(self._decoupled), self._horizon(*betas)
         self._clock[1:_BASE] = self._clock.new_tensor([*options, decoupled, horizon])
@@ -64,25 +63,25 @@ class DeferredAdam:
 
     def step(self, weight: Tensor, rows: Tensor, grad: Tensor, lr: float) -> None:
         """Takes one step on rows [U] with gradients grad [U, E]."""
+        if deferred(weight) is not self:
+            flush(weight)  # another optimizer of the same parameter may have deferred steps
         if self.steps + 1 - self._base >= len(self.tensors[2]):
             self._make_room(weight)
-        torch.ops.adaftr_fast.embedding_adam_(weight, self.tensors, rows, grad, lr)
+        with torch._C.DisableTorchFunctionSubclass():
+            torch.ops.adaftr_fast.embedding_adam_(weight, self.tensors, rows, grad, lr)
         self.steps += 1
-        self.stale = True
+        defer(weight, self)
 
     def _make_room(self, weight: Tensor) -> None:
         if self._grows:
             self.tensors[2:4] = [torch.cat([each, torch.zeros_like(each)]) for each in self.tensors[2:4]]
         else:
-            self.flush(weight)
+            flush(weight)
 
-    def flush(self, weight: Tensor) -> None:
-        """Makes every row current."""
-        if not self.stale:
-            return
-        with torch.no_grad():
-            torch.ops.adaftr_fast.embedding_adam_flush_(weight, self.tensors)
-        self._base, self.stale = self.steps, False
+    def apply(self, weight: Tensor) -> None:
+        """Makes every row current; called by ``flush``, which also notes it."""
+        torch.ops.adaftr_fast.embedding_adam_flush_(weight, self.tensors)
+        self._base = self.steps
 
     def grow(self, at: int, rows: int) -> None:
         """Inserts new rows before row ``at``; every row must be current."""
@@ -90,28 +89,29 @@ class DeferredAdam:
         self.moments = insert_rows(moments, at, moments.new_zeros(rows, *moments.shape[1:]))
         self.tensors[:2] = [self.moments, insert_rows(current, at, current.new_full((rows,), self.steps))]
 
-    def snapshot(self) -> dict[str, Tensor]:
+    def snapshot(self, weight: Tensor) -> dict[str, Tensor]:
         """Returns the state by name, with rows that have missed steps as they are; the tensors are not copied."""
-        counts = torch.tensor([self.steps, self._base, self.stale, self._options is not None])
+        counts = torch.tensor([self.steps, self._base, deferred(weight) is self, self._options is not None])
         return dict(zip(_NAMES, self.tensors)) | {"counts": counts}
 
-    def restore(self, saved: dict[str, Tensor]) -> None:
+    def restore(self, weight: Tensor, saved: dict[str, Tensor]) -> None:
         """Restores what ``snapshot`` returned; with the values of the table, training continues bit by bit."""
+        flush(weight)  # which changes what is replaced here
         for place, name in enumerate(_NAMES):
             if len(self.tensors[place]) >= len(saved[name]):  # series and schedule grow
                 self.tensors[place][: len(saved[name])] = saved[name]
             else:
                 self.tensors[place] = saved[name].to(self.tensors[place])
         self.steps, self._base, stale, configured = saved["counts"].tolist()
-        self.stale = bool(stale)
         self._options = tuple(self._clock[1:5].tolist()) if configured else None
+        if stale:
+            defer(weight, self)
 
     def resume_at(self, step: int) -> None:
-        """Marks every row as current to ``step``."""
+        """Marks every row, which must be current, as current to ``step``."""
         self.steps = self._base = step
         self._clock[_STEP] = self._clock[_BASE] = step
         self.tensors[1].fill_(step)
-        self.stale = False
 
     def _rounded(self, value: float) -> Tensor:
         """Returns the value that the kernels compute with."""

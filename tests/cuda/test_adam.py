@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from adaftr_fast import FusedEmbedding, optim
+from adaftr_fast.nn.deferred import stored
 from tests.optim.conftest import Pair
 from tests.optim.test_adam import TWINS, check_rows_that_skip, train
 
@@ -57,7 +58,7 @@ def test_equals_the_cpu_kernels(serial):
             optimizer.step()
             if step == 150:
                 emb.flush()
-        states[on] = [emb.weight.detach().clone(), *(t.clone() for t in emb.by_width[0].deferred.tensors)]
+        states[on] = [stored(emb.weight).clone(), *(t.clone() for t in optimizer._deferred[emb.weight].tensors)]
         kernels._destroy()
     for mine, theirs in zip(states["serial"], states["cpu"], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
@@ -85,8 +86,7 @@ def test_launches_do_not_grow(on_serial, kind):
 def test_launches_are_those_of_the_documentation(serial):
     """docs/gpu.md, "Launches per step": without the radix sort, which is CUB's."""
     emb, ids = FusedEmbedding(SIZES, 8), torch.zeros(200, 3, dtype=torch.int64)
-    optim.Adam(emb)
-    deferred, weight = emb.by_width[0].deferred, emb.weight.detach().clone()
+    deferred, weight = optim.Adam(emb)._deferred[emb.weight], emb.weight.detach().clone()
     deferred.configure(emb.weight, (0.9, 0.999), 1e-8, 0.0)
     rows, grad = torch.zeros(600, dtype=torch.int64), torch.ones(600, 8)
     calls = {
@@ -106,7 +106,7 @@ def test_a_full_series_is_flushed(on_serial, monkeypatch):
     two = Pair(SIZES, 8, torch.float32, sparse=False)
     left = optim.Adam(two.ours, lr=0.01)
     right = torch.optim.Adam([two.theirs.weight], lr=0.01)
-    deferred = two.ours.by_width[0].deferred
+    deferred = left._deferred[two.ours.weight]
     assert len(deferred.tensors[2]) == 1 << 16
     deferred.tensors[2:4] = [each[:64].clone() for each in deferred.tensors[2:4]]
     addresses = [each.data_ptr() for each in deferred.tensors]
@@ -122,8 +122,7 @@ def test_a_full_series_is_flushed(on_serial, monkeypatch):
 
 def test_a_full_schedule_is_reported(serial):
     emb = FusedEmbedding(SIZES, 8)
-    optim.Adam(emb)
-    deferred = emb.by_width[0].deferred
+    deferred = optim.Adam(emb)._deferred[emb.weight]
     deferred.configure(emb.weight, (0.9, 0.999), 1e-8, 0.0)
     rows, grad = torch.tensor([1]), torch.ones(1, 8)
     weight = emb.weight.detach()

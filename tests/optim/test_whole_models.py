@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from adaftr_fast import FusedEmbedding, optim
+from adaftr_fast.nn.deferred import stored
 
 SIZES = [20, 3, 50]
 TWINS = {
@@ -105,8 +106,9 @@ def test_a_snapshot_holds_the_state_of_both_kinds(name, steps):
     net = new_net([4, 2, 4])
     optimizer = getattr(optim, name)(net, **TWINS[name][1])
     train([net], [optimizer], steps)
-    values = [parameter.detach().clone() for parameter in net.parameters()]
+    values = [stored(parameter).clone() for parameter in net.parameters()]
     saved = {key: value.clone() for key, value in optimizer.snapshot().items()}
+    assert [saved[f"{number}.counts"][2].item() for number in range(2)] == [steps > 0] * 2  # rows have missed steps
     results = []
     for _ in range(2):
         with torch.no_grad():

@@ -14,6 +14,7 @@ from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.models.base import Backbone
 from adaftr_fast.optim import clip_grad_norm_
+from adaftr_fast.optim.deferred import DeferredAdam
 from adaftr_fast.training.stepper import Stepper
 
 SIZES = [50, 20, 3]
@@ -53,6 +54,19 @@ def test_gradients_are_clipped_before_the_step(model, batches):
     stepper = Stepper(model, OptimizerConfig(clip_norm=1e-3), TrainingConfig(batch_size=100))
     stepper.step(batches[0], 1)
     assert clip_grad_norm_(model.parameters(), 1.0).item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("balance", ["none", "pcgrad"])
+def test_a_step_makes_no_pass_over_the_tables(model, batches, balance, monkeypatch):
+    passes = []
+    monkeypatch.setattr(DeferredAdam, "apply", lambda self, weight: passes.append(weight))
+    config = TrainingConfig(batch_size=100, balance=balance)
+    stepper = Stepper(model.train(), OptimizerConfig(clip_norm=1.0), config)
+    for number, batch in enumerate(batches[:3], start=1):
+        stepper.step(batch, number)
+    assert passes == []
+    model.eval()
+    assert len(passes) == len(model.embedding.table_weights())
 
 
 def test_the_schedule_reaches_both_optimizers(model, batches):

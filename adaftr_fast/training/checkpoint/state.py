@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adaftr_fast.errors import CheckpointError
+from adaftr_fast.nn.deferred import stored
 from adaftr_fast.optim import Adam
 from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.torchrec.tables import ShardedTables
@@ -25,7 +26,7 @@ def capture(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> di
 
     ``sharded_state`` returns the sharded tables and the state of their optimizer.
     """
-    tensors = {f"model/{name}": value.detach() for name, value in _held(model)}
+    tensors = {f"model/{name}": stored(value) for name, value in _held(model)}
     for number, optimizer in _own(model, optimizers):
         tensors |= {f"optimizer/{number}/{name}": value for name, value in _optimizer_state(optimizer)}
     tensors[RNG] = torch.get_rng_state()

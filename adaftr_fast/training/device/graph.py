@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from adaftr_fast.data.dataset.batch import Batch
-from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.deferred import deferred
+from adaftr_fast.nn.embedding import tables_of
+from adaftr_fast.optim import Adam
 
 T = TypeVar("T")
 Backward = Callable[[Batch], dict[str, Tensor]]
@@ -66,8 +68,7 @@ class BackwardGraph:
     def __init__(self, model: nn.Module, rows: int, captures: Captures) -> None:
         self.rows, self.captures = rows, captures
         self.parameters = list(model.parameters())
-        embeddings = [module for module in model.modules() if isinstance(module, FusedEmbedding)]
-        self.tables = [table for embedding in embeddings for table in embedding.by_width]
+        self.tables = tables_of([model])
         self._steps, self._failed = 0, False
         self._graph: _Graph | None = None
 
@@ -91,12 +92,13 @@ class BackwardGraph:
 
     def _is_regular(self, batch: Batch) -> bool:
         """Returns whether a batch has the shape, and the tables have the deferred updates, of most steps."""
-        deferring = [table.deferred for table in self.tables if table.deferred is not None]
-        regular = len(batch) == self.rows and batch.offsets is None and all(each.stale for each in deferring)
+        deferring = [weight for weight, table in self.tables.items() if isinstance(table.trained_by(), Adam)]
+        regular = len(batch) == self.rows and batch.offsets is None and all(map(deferred, deferring))
         return regular and not self._failed
 
     def _state(self) -> list[Tensor]:
-        return [x for table in self.tables if table.deferred is not None for x in table.deferred.tensors]
+        steps = [missed for weight in self.tables if (missed := deferred(weight)) is not None]
+        return [each for missed in steps for each in missed.tensors]
 
     def _captured(self, backward: Backward, batch: Batch) -> _Graph | None:
         """Returns the graph for batches like ``batch``; None, after a warning, if the capture fails."""

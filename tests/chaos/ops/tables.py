@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast import FusedEmbedding, optim
+from adaftr_fast.nn.deferred import deferred, stored
 from adaftr_fast.ops.embedding.bags import embedding_bags, select_bags
 from adaftr_fast.ops.embedding.lookup import fused_embedding
 from adaftr_fast.ops.embedding.optim import deferred_embedding
@@ -44,8 +45,8 @@ def table(sizes: dict[str, Any], options: dict[str, Any]) -> tuple[Tensor, list[
         optimizer.zero_grad()
         embedding(random_ids(sizes["fields"], 3, {})).sin().sum().backward()
         optimizer.step()
-    deferred = embedding.by_width[0].deferred
-    return embedding.weight.detach(), deferred.tensors if deferred.stale else []
+    steps = deferred(embedding.weight)
+    return stored(embedding.weight), [] if steps is None else steps.tensors
 
 
 def widened(state: list[Tensor]) -> list[Tensor]:

@@ -12,6 +12,7 @@ import torch
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import ModelConfig, build_model
+from adaftr_fast.nn.deferred import stored
 from adaftr_fast.training.device.graph import WARM_UP, BackwardGraph, depends_on_tensors_alone
 from adaftr_fast.training.stepper import Stepper
 
@@ -83,7 +84,7 @@ def trained(own, content, flush_after=(), epoch_steps=50):
         if number in flush_after:  # as validation does
             own.model.eval()
             own.model.train()
-    return terms, [parameter.detach().clone() for parameter in own.model.parameters()]
+    return terms, [stored(parameter).clone() for parameter in own.model.parameters()]
 
 
 def assert_same(one, other):
@@ -126,11 +127,11 @@ def test_a_falling_beta_is_part_of_the_graph_until_the_contrast_ends():
 def test_the_graph_is_captured_anew_when_the_optimizer_replaces_its_state():
     content = list(batches(200))
     own, log = graphed()
-    series, table = [], own.model.embedding.by_width[0]
-    step = own.step
+    series, step = [], own.step
+    (steps,) = own.optimizers[-1]._deferred.values()
 
     def watched(*arguments):
-        series.append(table.deferred.tensors[2].data_ptr())
+        series.append(steps.tensors[2].data_ptr())
         return step(*arguments)
 
     own.step = watched

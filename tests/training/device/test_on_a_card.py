@@ -86,10 +86,9 @@ def test_the_graph_is_captured_anew_when_the_state_of_adam_moves(monkeypatch):
     def twice(own):
         first = trained(own, content[:30])
         own.model.train()
-        for module in own.model.modules():
-            for table in getattr(module, "by_width", ()):
-                table.deferred.tensors = [each.clone() for each in table.deferred.tensors]
-                table.deferred.moments, table.deferred._clock = table.deferred.tensors[0], table.deferred.tensors[5]
+        for steps in own.optimizers[-1]._deferred.values():
+            steps.tensors = [each.clone() for each in steps.tensors]
+            steps.moments, steps._clock = steps.tensors[0], steps.tensors[5]
         return torch.cat([first, trained(own, content[30:])])
 
     own = stepper()

@@ -1,0 +1,153 @@
+"""Parameters whose rows have missed steps of their optimizer, and what makes the rows current.
+
+R rows, E width.
+
+adaftr_fast.optim.Adam defers the steps of rows that a batch does not look up. From such a step on, until the rows are
+current again, the parameter's class is ``DeferredParameter``, by which the functions of torch recognize it wherever it
+is held. To make rows current where a module returns its parameters would cost a pass over the table in each step that
+calls ``zero_grad()`` or clips gradients, and would miss those who hold a parameter from before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+from torch._guards import CompileContext
+from torch.utils._pytree import tree_leaves
+
+import adaftr_fast.ops.embedding.bags
+import adaftr_fast.ops.embedding.squares  # noqa: F401  # both define look-ups
+
+
+class Steps(Protocol):
+    """The steps that rows of a parameter have missed, kept by its optimizer.
+
+    Attributes:
+        tensors: what look-ups take as ``state``.
+    """
+
+    tensors: list[Tensor]
+
+    def apply(self, weight: Tensor) -> None:
+        """Makes every row of ``weight`` current."""
+
+
+class DeferredParameter(nn.Parameter):
+    """A parameter [R, E] whose rows have missed steps.
+
+    A function of torch that takes it makes its rows current first, which turns it into an nn.Parameter. Functions that
+    read no rows, and look-ups that take the missed steps as well, leave it as it is.
+
+    Attributes:
+        missed: the missed steps.
+        seen: the version of the tensor's memory that they belong to.
+    """
+
+    missed: Steps
+    seen: int
+
+    def __new__(cls, data: Any = None, requires_grad: bool = True) -> nn.Parameter:  # type: ignore[misc]
+        """Returns an nn.Parameter: what code makes by ``type(parameter)(data)`` has missed no steps."""
+        return nn.Parameter(data, requires_grad)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _READ_NO_ROWS or _takes_steps(func, args, kwargs) or _is_being_compiled():
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        for each in tree_leaves((args, kwargs)):
+            flush(each)
+        return func(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        flush(self)
+        return self.__reduce_ex__(protocol)
+
+
+_ATTRIBUTES = (
+    "device", "dtype", "grad", "grad_fn", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_sparse", "layout", "ndim",
+    "requires_grad", "retains_grad", "shape",
+)  # fmt: skip
+_METHODS = (
+    "__len__", "dim", "element_size", "is_complex", "is_contiguous", "is_floating_point", "nelement", "numel",
+    "register_hook", "register_post_accumulate_grad_hook", "requires_grad_", "size",
+)  # fmt: skip
+_SET = (("grad", "__set__"), ("grad", "__delete__"), ("requires_grad", "__set__"))
+_READ_NO_ROWS = frozenset(
+    [
+        *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES),
+        *(getattr(getattr(Tensor, name), how) for name, how in _SET),
+        *(getattr(Tensor, name) for name in _METHODS),
+    ]
+)
+_ops = torch.ops.adaftr_fast
+_LOOK_UPS = frozenset(
+    each
+    for op in (_ops.deferred_embedding, _ops.embedding_and_squares, _ops.embedding_bags)
+    for each in (op, op.default)  # as torch.compile, and as eager code calls it
+)
+
+
+def _takes_steps(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> bool:
+    return func in _LOOK_UPS and len(kwargs["state"] if "state" in kwargs else args[-1]) > 0
+
+
+def _is_being_compiled() -> bool:
+    """Returns whether torch.compile inspects a tensor. Where the program that it traces asks, it breaks the graph."""
+    return CompileContext.current_compile_id() is not None
+
+
+def defer(weight: Tensor, steps: Steps) -> None:
+    """Notes that rows of ``weight`` have missed ``steps``."""
+    weight.__class__ = DeferredParameter
+    noted = cast(DeferredParameter, weight)
+    noted.missed = steps
+    noted.seen = _version(weight)
+
+
+def deferred(weight: Tensor) -> Steps | None:
+    """Returns the steps that rows of ``weight`` have missed; None where every row is current.
+
+    Raises:
+        RuntimeError: since then a value was written through another tensor that shares the memory.
+    """
+    if type(weight) is not DeferredParameter:
+        return None
+    if not torch.compiler.is_compiling() and _version(weight) != weight.seen:
+        raise RuntimeError(
+            f"a table {list(weight.shape)} was written through a view that was made before the last step, while rows "
+            "had missed steps of their optimizer: write to the parameter itself, or call flush() of the module before; "
+            "the rows are lost, so load a checkpoint into a new module"
+        )
+    return weight.missed
+
+
+def _version(weight: Tensor) -> int:
+    with torch._C.DisableTorchFunctionSubclass():
+        return weight._version
+
+
+@_disable_dynamo
+def flush(weight: Any) -> None:
+    """Makes every row of ``weight`` current. Raises RuntimeError like ``deferred``."""
+    steps = deferred(weight)
+    if steps is None:
+        return
+    # A mode such as FakeTensorMode would otherwise take the update in place of the table.
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass(), torch._C._DisableTorchDispatch():
+        steps.apply(weight)
+    weight.__class__ = nn.Parameter
+    del weight.missed, weight.seen
+
+
+def stored(weight: Tensor) -> Tensor:
+    """Returns what the memory of ``weight`` holds, without the steps that rows have missed, as ``weight.detach()``."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return weight.detach()
