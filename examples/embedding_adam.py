@@ -33,8 +33,7 @@ class Plain(nn.Module):
 
     def __init__(self, fused: Fused) -> None:
         super().__init__()
-        weights = fused.embedding.state_dict()  # one entry per field
-        tables = (weights[f"weight.{name}"].clone() for name in FIELDS)
+        tables = (fused.embedding.field_weight(name).clone() for name in FIELDS)
         self.tables = nn.ModuleList(nn.Embedding.from_pretrained(table, freeze=False) for table in tables)
         self.out = nn.Linear(len(FIELDS) * WIDTH, 1)
         self.out.load_state_dict(fused.out.state_dict())
@@ -69,8 +68,7 @@ def main() -> None:
     for epoch in range(1, 4):
         losses = train(fused, ours, ids, labels), train(plain, theirs, ids, labels)
         print(f"epoch {epoch}: loss {losses[0]:.4f} with FusedEmbedding, {losses[1]:.4f} with nn.Embedding")
-    one, other = fused.embedding.state_dict(), plain.state_dict()
-    pairs = [(one[f"weight.{name}"], other[f"tables.{number}.weight"]) for number, name in enumerate(FIELDS)]
+    pairs = [(fused.embedding.field_weight(name), table.weight) for name, table in zip(FIELDS, plain.tables)]
     largest = max(table.abs().max().item() for _, table in pairs)
     difference = max((a - b).abs().max().item() for a, b in pairs)
     print(f"largest weight {largest:.3f}, largest difference between the tables {difference:.1e}")

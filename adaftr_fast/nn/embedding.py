@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
+from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding_fields import EmbeddingFields
 from adaftr_fast.nn.embedding_int8 import QuantizedEmbedding
-from adaftr_fast.nn.embedding_table import CoalescesGradient, EmbeddingTable, TableWeight, draw, initial_rng
+from adaftr_fast.nn.embedding_table import (
+    CoalescesGradient,
+    EmbeddingTable,
+    Field,
+    TableWeight,
+    draw,
+    initial_rng,
+    parameter_names,
+    split_tables,
+)
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.ops.embedding.int8 import pack_rows
 from adaftr_fast.ops.library import is_eager
@@ -31,9 +43,12 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
 
     Gradients of the parameters are sparse tensors that hold the rows of the batch, so torch.optim.SGD, Adagrad and
     SparseAdam work unchanged. They are coalesced, except on CUDA, where only the device knows which rows repeat. The
-    optimizers of adaftr_fast.optim are faster and include Adam as on a dense table. ``state_dict()`` has one entry per
-    field, ``weight.<field name>`` [rows, E_f], whatever the widths. ``load_state_dict()`` also takes that of an
-    nn.Embedding or nn.EmbeddingBag, ``weight`` [R, E], where there is one width.
+    optimizers of adaftr_fast.optim are faster and include Adam as on a dense table.
+
+    ``state_dict()`` has an entry per parameter, under its name, and ``_extra_state`` [n], the bytes of a JSON text that
+    lists the fields. ``load_state_dict()`` finds the rows of each field by its name, in whatever order and tables they
+    were saved. It also takes the state of an nn.Embedding or nn.EmbeddingBag, where there is one width, and entries
+    ``weight.<field name>`` [rows, E_f], as earlier versions saved them.
 
     Args:
         num_embeddings: number of rows of each field, F numbers >= 1.
@@ -259,14 +274,25 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
             self.flush()
         return super().train(mode)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        for name in self.field_names:
-            destination[f"{prefix}weight.{name}"] = self.field_weight(name)
+    def state_names(self) -> list[str]:
+        """Returns the names of the entries of ``state_dict()``."""
+        return [*parameter_names(self.widths).values(), EXTRA_STATE]
+
+    def _described(self) -> list[Field]:
+        return [Field(*each) for each in zip(self.field_names, self.num_embeddings, self.widths, strict=True)]
+
+    def get_extra_state(self) -> Tensor:
+        """Returns the fields for ``state_dict()``, as the bytes of a JSON text, float32 [n].
+
+        safetensors takes tensors alone, and as float32 the bytes survive averages of states and casts to half types.
+        """
+        text = dumps([asdict(field) for field in self._described()])
+        return torch.tensor(list(text.encode()), dtype=torch.float32, device="cpu")
 
     @torch.no_grad()
     def _load_from_state_dict(
         self,
-        state_dict: Mapping[str, Tensor],
+        state_dict: dict[str, Any],
         prefix: str,
         local_metadata: dict[str, Any],
         strict: bool,
@@ -274,27 +300,53 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         unexpected: list[str],
         errors: list[str],
     ) -> None:
-        rows_of = self._rows_by_key(prefix, state_dict)
-        unexpected.extend(key for key in state_dict if strict and key.startswith(prefix) and key not in rows_of)
-        for key, rows in rows_of.items():
-            if key not in state_dict:
-                missing.append(key)
-            elif state_dict[key].shape == rows.shape:
-                rows.copy_(state_dict[key])
-            else:
-                sizes = f"{list(state_dict[key].shape)} in the checkpoint, {list(rows.shape)} here"
-                errors.append(f"size mismatch for {key}: {sizes}")
+        try:
+            saved = self._rows_of_others(state_dict, prefix)
+        except ValueError as error:
+            errors.append(f"{prefix}{EXTRA_STATE}: {error}")
+            saved = None
+        if saved is not None:
+            self._load_fields(saved, prefix, missing, unexpected, errors)
+            names, weights = parameter_names(self.widths).values(), self.table_weights()
+            state_dict |= {prefix + name: weight.detach() for name, weight in zip(names, weights, strict=True)}
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
-    def _rows_by_key(self, prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns what each entry of a state dict overwrites: the rows of a field, or of one table, as torch.nn has it.
+    def _rows_of_others(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor] | None:
+        """Takes the rows of each field out of a state dict whose tables are not those of this module.
 
-        The rows are current, or later steps would move what is loaded.
+        Returns:
+            The rows by the names of the fields; None if the tables are this module's, or those of torch.nn.
+
+        Raises:
+            ValueError: the description of the fields is damaged.
         """
-        self.flush()
-        whole = f"{prefix}weight"
-        if whole in state_dict and not self._mixed:
-            return {whole: self.weight.detach()}
-        return {f"{prefix}weight.{name}": self.field_weight(name) for name in self.field_names}
+        described = state_dict.pop(prefix + EXTRA_STATE, None)
+        if described is None:
+            if any(prefix + name in state_dict for name in self.state_names()):
+                return None
+            start = f"{prefix}weight."
+            of_fields = [key for key in state_dict if key.startswith(start)]
+            return {key.removeprefix(start): state_dict.pop(key) for key in of_fields} or None
+        fields = from_json(list[Field], loads(bytes(described.float().round().byte().tolist()).decode()))
+        if fields == self._described():
+            return None
+        names = parameter_names(field.width for field in fields).values()
+        tables = {name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict}
+        return split_tables(fields, tables)
+
+    def _load_fields(
+        self, saved: Mapping[str, Tensor], prefix: str, missing: list[str], unexpected: list[str], errors: list[str]
+    ) -> None:
+        for name in self.field_names:
+            key, rows = f"{prefix}weight.{name}", self.field_weight(name)
+            if name not in saved:
+                missing.append(key)
+            elif saved[name].shape == rows.shape:
+                rows.copy_(saved[name])
+            else:
+                sizes = f"{list(saved[name].shape)} in the checkpoint, {list(rows.shape)} here"
+                errors.append(f"size mismatch for {key}: {sizes}")
+        unexpected.extend(f"{prefix}weight.{name}" for name in saved if name not in self.field_names)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "by_width": [table.without_optimizer() for table in self.by_width]}

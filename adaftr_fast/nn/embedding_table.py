@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -164,17 +164,46 @@ class TableFields(nn.Module):
 
 
 class TableWeight(TableFields, CoalescesGradient):
-    """The parameter of one of several tables; its FusedEmbedding saves and loads it, field by field."""
+    """The parameter of one of several tables."""
 
     def __init__(self, table: EmbeddingTable, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__(table, device)
         self.weight = table.new_weight(device, dtype)
 
-    def _save_to_state_dict(self, *_: Any) -> None:
-        pass
 
-    def _load_from_state_dict(self, *_: Any) -> None:
-        pass
+@dataclass(frozen=True)
+class Field:
+    """A field as the extra state of a state dict describes it."""
+
+    name: str
+    rows: int
+    width: int
+
+
+def parameter_names(widths: Iterable[int]) -> dict[int, str]:
+    """Returns the name in a FusedEmbedding of the parameter that holds the fields of each width."""
+    distinct = sorted(set(widths))
+    if len(distinct) == 1:
+        return {distinct[0]: "weight"}
+    return {width: f"tables.{number}.weight" for number, width in enumerate(distinct)}
+
+
+def split_tables(fields: Sequence[Field], tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the rows [rows, width] of each field whose parameter is in ``tables``.
+
+    Raises:
+        ValueError: a table does not have the rows of its fields.
+    """
+    found: dict[str, Tensor] = {}
+    for width, name in parameter_names(field.width for field in fields).items():
+        own = [field for field in fields if field.width == width]
+        rows = [field.rows for field in own]
+        if name not in tables:
+            continue
+        if list(tables[name].shape) != [sum(rows), width]:
+            raise ValueError(f"{name} must be {[sum(rows), width]}, got {list(tables[name].shape)}")
+        found |= zip([field.name for field in own], tables[name].split(rows), strict=True)
+    return found
 
 
 def field_offsets(num_embeddings: list[int], device: torch.device | str | None) -> Tensor:

@@ -30,6 +30,7 @@ from adaftr_fast.training.checkpoint.weights import (
     load_weights,
     open_on_all_ranks,
     read_description,
+    weights_of,
 )
 from adaftr_fast.training.sharding import check_tables, shard_tables
 from adaftr_fast.training.trainer import BEST
@@ -134,7 +135,7 @@ def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Call
         elements = sum(math.prod(saved.shape(each)) for each in saved)
         with tables_elsewhere():
             model = _built(folder, elements, about, name if name == about.config.model.name else None)
-        held = {key: value.is_meta for key, value in model.state_dict().items()}
+        held = {key: value.is_meta for key, value in weights_of(model).items()}
         of_tables = {key: torch.empty(saved.shape(key), device="meta") for key in saved if held.get(key, False)}
         load_weights(model, {key: of_tables[key] if key in of_tables else saved[key] for key in saved}, str(folder))
         return TrainedModel(folder, model.eval(), about)

@@ -41,8 +41,8 @@ def test_fields_have_the_widths_asked_for(config, prepared, log, tmp_path, capsy
     saved = json.loads((run / "best/checkpoint.json").read_text())
     assert saved["config"]["model"]["embedding_dims"] == {"item": 12, "place": 4}
     assert saved["field_names"] == ["item", "place", "heat"]
-    weights = load_trained(run).model.state_dict()
-    assert [weights[f"embedding.weight.{f}"].shape[1] for f in range(3)] == [12, 4, 8]
+    embedding = load_trained(run).model.embedding
+    assert [embedding.field_weight(f).shape[1] for f in range(3)] == [12, 4, 8]
     capsys.readouterr()
     assert main(["evaluate", "--run", str(run), "--data", str(prepared)]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"] == json.loads((run / "test.json").read_text())

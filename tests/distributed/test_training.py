@@ -18,7 +18,7 @@ from adaftr_fast.data.dataset.rows import TensorRows
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
-from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
+from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint, weights_of
 from adaftr_fast.training.trainer import Trainer
 from tests.distributed.ranks import on_ranks
 
@@ -59,7 +59,7 @@ def train(rank: int, size: int, folder: str | None, stop_after: int | None, sett
 
     run.stepper.step = interrupted_step
     result = run.fit()
-    state = {name: value.clone() for name, value in copy.deepcopy(run.model).state_dict().items()}
+    state = {name: value.clone() for name, value in weights_of(copy.deepcopy(run.model)).items()}
     epochs = json.dumps(result.epochs)
     return {"resumed": resumed, "interrupted": result.interrupted, "epochs": epochs, "state": state}
 

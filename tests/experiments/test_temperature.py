@@ -65,7 +65,7 @@ def test_weights_that_are_replaced_while_they_are_read(data, jobs, monkeypatch):
     def loads(text):
         if models:  # the file of weights that ``text`` names is removed
             newer = models.pop()
-            newer.model.load_state_dict({key: value + 1 for key, value in newer.model.state_dict().items()})
+            newer.model.load_state_dict({key: value + 1 for key, value in weights.weights_of(newer.model).items()})
             weights.save_checkpoint(best, newer.model, newer.about)
         return real(text)
 

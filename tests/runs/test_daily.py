@@ -17,6 +17,7 @@ from adaftr_fast.runs import daily
 from adaftr_fast.runs.daily import RECORDS, train_daily
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.training.checkpoint.weights import weights_of
 from adaftr_fast.training.trainer import Trainer
 
 from .conftest import SOURCE, settings, write_day
@@ -36,7 +37,7 @@ def lines(out):
 
 
 def weights(out, day):
-    return load_trained(out / f"day-{day:04d}/run").model.state_dict()
+    return weights_of(load_trained(out / f"day-{day:04d}/run").model)
 
 
 def test_each_day_is_evaluated_before_training_on_it(days, tmp_path):

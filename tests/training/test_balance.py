@@ -14,7 +14,7 @@ from adaftr_fast.models import build_model
 from adaftr_fast.training.balance.gradients import combine, gradients_of
 from adaftr_fast.training.balance.gradnorm import GradNorm
 from adaftr_fast.training.balance.pcgrad import PCGrad
-from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
+from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint, weights_of
 from adaftr_fast.training.stepper import Stepper
 from adaftr_fast.training.trainer import Trainer
 from tests.models.inputs import THREE, TWO, batch, model
@@ -290,7 +290,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(splits, tmp_path, balance):
     learned = {n for n, _ in again.model.balance.named_parameters()}
     assert {f"weight/{task}" for task in TWO if learned} == {n for n in found.epochs[0]["train"] if "/" in n}
     saved, _ = load_checkpoint(tmp_path / "run/best")
-    assert saved.keys() == whole.model.state_dict().keys() == model_of_runs().state_dict().keys()
+    assert saved.keys() == weights_of(whole.model).keys() == weights_of(model_of_runs()).keys()
 
 
 @pytest.mark.parametrize("balance", ["pcgrad", "gradnorm"])

@@ -13,6 +13,7 @@ from adaftr_fast.errors import DivergedError, TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.optim import SGD, Adagrad, LazyAdam, RowwiseAdagrad
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
+from adaftr_fast.training.checkpoint.weights import weights_of as named_weights_of
 from adaftr_fast.training.evaluation import evaluate
 from adaftr_fast.training.optimizers import build_optimizers
 from adaftr_fast.training.trackers import opened
@@ -46,7 +47,7 @@ def test_training_learns_and_writes_metrics_and_weights(model, splits, tmp_path)
     assert best["click"]["auc"] > 0.75
     assert best == evaluate(model, splits[1], 8192)  # the model holds the best weights
     saved, about = load_checkpoint(tmp_path / "run/best")
-    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+    assert all(torch.equal(saved[name], value) for name, value in named_weights_of(model).items())
     assert about.metrics == best
 
 
@@ -263,7 +264,7 @@ def test_a_signal_stops_after_the_step_and_keeps_the_best(model, splits, tmp_pat
     assert (tmp_path / "last").is_dir()
     if best_epoch:
         saved, _ = load_checkpoint(tmp_path / "best")
-        assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+        assert all(torch.equal(saved[name], value) for name, value in named_weights_of(model).items())
     else:
         assert not (tmp_path / "best").exists()
 
@@ -306,7 +307,7 @@ def test_resuming_logs_an_epoch_that_a_killed_run_did_not_log(model, splits, tmp
     resumed.fit()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     saved, _ = load_checkpoint(tmp_path / "best")
-    assert all(torch.equal(saved[name], value) for name, value in resumed.model.state_dict().items())
+    assert all(torch.equal(saved[name], value) for name, value in named_weights_of(resumed.model).items())
 
 
 def test_an_error_of_on_epoch_closes_the_trackers_also_on_resuming(model, splits, tmp_path, monkeypatch):

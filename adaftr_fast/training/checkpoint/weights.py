@@ -23,6 +23,7 @@ from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint.files import damages, local_rows, write_file
 
@@ -110,7 +111,7 @@ def save_checkpoint(
         if number > 0:
             return
     make_folder(folder)
-    weights, digest = write_file(_temporary(folder, number), "weights-{:.16}.safetensors", model.state_dict())
+    weights, digest = write_file(_temporary(folder, number), "weights-{:.16}.safetensors", weights_of(model))
     version = VERSION_WITH_SHARDS if shards else VERSION
     head = _Head(version, weights, digest, [_Shard(*each) for each in shards])
     replace_file(folder / FILE, (dumps(head.to_dict() | about.to_dict(), indent=2) + "\n").encode())
@@ -201,6 +202,21 @@ def _read(folder: Path) -> tuple[_Head, Description]:
         raise CheckpointError(f"{path}: damaged or not a checkpoint: {error}") from error
 
 
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the weights of a model by their names in a checkpoint.
+
+    They are those of ``model.state_dict()``, but tables have an entry ``weight.<field name>`` per field.
+    """
+    weights = model.state_dict()
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, FusedEmbedding):
+            prefix = f"{path}." if path else ""
+            for name in module.state_names():
+                del weights[prefix + name]
+            weights |= {f"{prefix}weight.{name}": module.field_weight(name) for name in module.field_names}
+    return weights
+
+
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Loads ``weights`` into ``model``.
 
@@ -212,7 +228,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> N
     Raises:
         CheckpointError: a weight is missing, unexpected or of another shape.
     """
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    expected = {name: tuple(value.shape) for name, value in weights_of(model).items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

@@ -73,25 +73,6 @@ def test_a_copy_keeps_its_gradients_coalesced():
     check_gradient(copy.deepcopy(FusedEmbedding(SIZES, 8)), 2)
 
 
-def test_checkpoints_are_per_field():
-    one, two = (FusedEmbedding(SIZES, 8, field_names=["user", "day", "item"]) for _ in range(2))
-    saved = one.state_dict()
-    assert {name: list(rows.shape) for name, rows in saved.items()} == {
-        "weight.user": [5, 8],
-        "weight.day": [1, 8],
-        "weight.item": [40, 8],
-    }
-    two.load_state_dict(saved)
-    assert torch.equal(one.weight, two.weight)
-    check_gradient(two, 2)
-    with pytest.raises(RuntimeError, match=r"size mismatch for weight.day: \[2, 8\] in the checkpoint, \[1, 8\] here"):
-        two.load_state_dict({**saved, "weight.day": torch.zeros(2, 8)})
-    with pytest.raises(RuntimeError, match="Missing key"):
-        two.load_state_dict({"weight.user": saved["weight.user"]})
-    with pytest.raises(RuntimeError, match="Unexpected key"):
-        two.load_state_dict({**saved, "weight.hour": torch.zeros(2, 8)})
-
-
 def test_field_weight_is_a_view():
     emb = FusedEmbedding(SIZES, 8, field_names=["user", "day", "item"])
     emb.field_weight("item").fill_(2.0)

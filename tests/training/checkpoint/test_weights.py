@@ -7,6 +7,7 @@ from torch import nn
 
 from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.errors import CheckpointError
+from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint, load_weights, save_checkpoint
 
 ABOUT = Description(
@@ -43,6 +44,19 @@ def test_names_of_fields_are_written_where_there_are_any(saved):
     named = replace(ABOUT, field_names=["user"])
     save_checkpoint(folder, layer, named)
     assert load_checkpoint(folder)[1] == named
+
+
+@pytest.mark.parametrize("widths", [[2, 2], [2, 3]])
+def test_tables_have_an_entry_per_field(tmp_path, widths):
+    """The names do not depend on whether tables are sharded, and those of earlier versions load."""
+    one, two = (nn.Sequential(FusedEmbedding([3, 4], widths, field_names=["user", "item"])) for _ in range(2))
+    save_checkpoint(tmp_path, one, ABOUT)
+    weights, _ = load_checkpoint(tmp_path)
+    assert set(weights) == {"0.weight.user", "0.weight.item"}
+    load_weights(two, weights, "best")
+    assert all(torch.equal(two[0].field_weight(name), one[0].field_weight(name)) for name in ("user", "item"))
+    with pytest.raises(CheckpointError, match=r"weight 0.weight.item: expected shape \(4, \d\), got None"):
+        load_weights(two, {"0.weight.user": weights["0.weight.user"]}, "best")
 
 
 def test_a_new_checkpoint_replaces_the_old_one(saved):
