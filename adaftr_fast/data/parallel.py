@@ -12,6 +12,7 @@ from adaftr_fast.engines.cores import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+HELD_BYTES = 512 << 20
 
 
 def check_not_forked(starter: int) -> None:
@@ -23,26 +24,36 @@ def check_not_forked(starter: int) -> None:
         )
 
 
-def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Maps ``function`` over ``items`` in threads. Results keep the order; at most two items per core are in memory.
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], size: Callable[[Item], int]
+) -> Iterator[Result]:
+    """Maps ``function`` over ``items`` in threads. Results keep the order.
+
+    At most two items per core are in memory, and of large ones at most ``HELD_BYTES`` and one item.
+
+    Args:
+        size: returns the bytes of memory that an item needs until its result is yielded.
 
     Raises:
         RuntimeError: a forked process continues the iterator of its parent.
     """
-    count, starter = cores(), os.getpid()
+    count, starter, held = cores(), os.getpid(), 0
     with ThreadPoolExecutor(count) as pool:
-        waiting: deque[Future[Result]] = deque()
+        waiting: deque[tuple[Future[Result], int]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > count:
-                    yield waiting.popleft().result()
+                waiting.append((pool.submit(function, item), size(item)))
+                held += waiting[-1][1]
+                while len(waiting) > count or held > HELD_BYTES:
+                    future, needed = waiting.popleft()
+                    yield future.result()
+                    held -= needed
                     check_not_forked(starter)
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[0].result()
                 check_not_forked(starter)
         finally:
-            for future in waiting:  # after an error, do not start the remaining items
+            for future, _ in waiting:  # after an error, do not start the remaining items
                 future.cancel()
 
 

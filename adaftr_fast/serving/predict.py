@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -155,7 +156,7 @@ def _encoded(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.Reco
         rows = pa.record_batch([one_array(column) for column in table.columns], schema=table.schema)
         return rows, scorer.encode_columns(rows), account.shifted(chunk.path, chunk.first_line), chunk.size
 
-    for rows, encoded, account, size in ordered_map(encode, file.chunks()):
+    for rows, encoded, account, size in ordered_map(encode, file.chunks(), attrgetter("memory")):
         yield rows, encoded, account
         bar.update(size)
 

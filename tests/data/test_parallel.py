@@ -1,5 +1,6 @@
 import pytest
 
+from adaftr_fast.data import parallel
 from adaftr_fast.data.parallel import ordered_map
 from tests.forks import in_a_fork
 
@@ -12,16 +13,28 @@ def test_ordered_map_is_ordered_lazy_and_passes_errors_on():
             drawn.append(item)
             yield item
 
-    results = ordered_map(lambda item: item * item, items())
+    results = ordered_map(lambda item: item * item, items(), int)
     assert [next(results) for _ in range(3)] == [0, 1, 4]
     assert len(drawn) < 100
     with pytest.raises(ZeroDivisionError):
-        list(ordered_map(lambda item: 1 // item, [1, 0, 1]))
+        list(ordered_map(lambda item: 1 // item, [1, 0, 1], int))
+
+
+def test_ordered_map_holds_few_large_items(monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: 16)
+    monkeypatch.setattr(parallel, "HELD_BYTES", 100)
+    drawn = []
+    items = (drawn.append(size) or size for size in [*[30] * 20, *[500] * 20])
+    for number, size in enumerate(ordered_map(lambda item: item, items, int)):
+        held = drawn[number:]
+        assert sum(held[:-1]) <= 100, "what is held before one more item is drawn"
+        assert size == drawn[number]
+    assert len(drawn) == 40
 
 
 def test_a_forked_process_cannot_continue_a_map_but_can_start_one():
     def squares():
-        return ordered_map(lambda item: item * item, range(1000))
+        return ordered_map(lambda item: item * item, range(1000), int)
 
     started = squares()
     next(started)

@@ -63,5 +63,5 @@ def test_calls_use_as_many_threads_as_they_have_cores(monkeypatch):
     assert cores.cores() == available
     cores.limit_cores(1)
     taken = []
-    for number in ordered_map(int, (taken.append(each) or each for each in range(10))):
+    for number in ordered_map(int, (taken.append(each) or each for each in range(10)), int):
         assert len(taken) <= number + 2  # one in work and one at hand

@@ -13,7 +13,7 @@ import pytest
 import adaftr_fast
 from adaftr_fast.cli import main
 from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.raw import source, staging
+from adaftr_fast.data.raw import batches, source, staging
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.raw.source import content_digest, data_files, input_path
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
@@ -54,7 +54,7 @@ def log(tmp_path_factory):
 def small_blocks(monkeypatch):
     monkeypatch.setattr(staging, "BLOCK_BYTES", 20_000)
     monkeypatch.setattr(staging, "SEARCH_BYTES", 64)
-    monkeypatch.setattr(source, "BATCH_ROWS", 500)
+    monkeypatch.setattr(batches, "BATCH_ROWS", 500)
 
 
 def inferred(path):

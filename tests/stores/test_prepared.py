@@ -15,7 +15,7 @@ from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.raw import source
+from adaftr_fast.data.raw import batches
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError, StoreError
@@ -40,7 +40,7 @@ def prepared(folder, users=60):
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "BATCH_ROWS", 500)  # many row groups
+        patch.setattr(batches, "BATCH_ROWS", 500)  # many row groups
         return prepared(tmp_path_factory.mktemp("shop"))
 
 

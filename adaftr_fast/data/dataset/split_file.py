@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def write_split(
     unknown = dict.fromkeys((field.name for field in schema.features), 0)
     with writing_file(path) as new:
         with pq.ParquetWriter(new, _columns(schema), compression=COMPRESSION, write_page_checksum=True) as writer:
-            for encoded in ordered_map(partial(_encode, schema, encoders, groups, raw), batches):
+            for encoded in ordered_map(partial(_encode, schema, encoders, groups, raw), batches, attrgetter("nbytes")):
                 writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
                 rows += len(encoded[schema.labels[0].name])
                 for task in positives:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import BinaryIO, Literal, Protocol, Self
 
 import numpy as np
@@ -183,7 +184,11 @@ def count_values(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> 
     """
     counted = [field for field in fields if field.counted]
     counts: dict[str, Statistics] = {}
-    for batch_counts in ordered_map(lambda batch: {field.name: _count(field, batch) for field in counted}, batches):
+
+    def count(batch: pa.RecordBatch) -> dict[str, Statistics]:
+        return {field.name: _count(field, batch) for field in counted}
+
+    for batch_counts in ordered_map(count, batches, attrgetter("nbytes")):
         for name, field_counts in batch_counts.items():
             if name in counts:
                 counts[name].merge(field_counts)

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.data.raw.source import PARQUET
+from adaftr_fast.data.raw.batches import PARQUET
 from adaftr_fast.data.raw.text import TextBlock, castable, parse_block
 
 COMMON = ["common_feature_index", "feature_num", "blob"]

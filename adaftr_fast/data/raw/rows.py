@@ -11,18 +11,10 @@ import pyarrow as pa
 
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.batches import coalesced, read_tables
 from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, parse_rows, read_header
-from adaftr_fast.data.raw.source import (
-    BATCH_ROWS,
-    READ_ERRORS,
-    check_files,
-    coalesced,
-    data_files,
-    input_path,
-    listed,
-    open_dataset,
-)
-from adaftr_fast.data.raw.staging import blocks
+from adaftr_fast.data.raw.source import READ_ERRORS, check_files, data_files, input_path, listed, open_dataset
+from adaftr_fast.data.raw.staging import PARSED, blocks
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores import AnyPath
@@ -38,12 +30,14 @@ class Chunk:
         parse: returns the columns of the fields and the columns to keep, and the bad rows with lines counted from 1.
         first_line: number of lines of the file before the chunk.
         size: approximate share of the file in bytes.
+        memory: approximate bytes of memory that it takes to parse.
     """
 
     path: AnyPath
     parse: Parse
     first_line: int
     size: int
+    memory: int
 
 
 @dataclass(frozen=True)
@@ -95,11 +89,10 @@ def _parquet(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
 
     def chunks() -> Iterator[Chunk]:
         with _data_errors(path):
-            scanner = dataset.scanner(columns=columns, batch_size=BATCH_ROWS)
-            for batch in coalesced(scanner.to_batches()):
+            for batch in coalesced(read_tables(dataset, columns)):
                 batch.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
                 table = pa.Table.from_batches([batch])
-                yield Chunk(path, partial(_parsed_table, table), 0, size * batch.num_rows // rows)
+                yield Chunk(path, partial(_parsed_table, table), 0, size * batch.num_rows // rows, batch.nbytes)
 
     return RawFile(path, size, {column: dataset.schema.field(column).type for column in keep}, chunks)
 
@@ -114,7 +107,7 @@ def _text(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
     known = column_types(schema)
     types = {column: known.get(column, pa.string()) for column in [*field_columns(schema), *keep]}
     parse = partial(parse_rows, names=names, delimiter=delimiter, types=types, labels=[])
-    chunks = partial(_text_chunks, path, parse, header_lines=1)
+    chunks = partial(text_chunks, path, parse, header_lines=1)
     return RawFile(path, path.stat().st_size, {column: types[column] for column in keep}, chunks)
 
 
@@ -131,19 +124,20 @@ def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[s
             raise DataError(f"{common}: has no rows")
         joined = aliccp.common_features(pa.concat_tables(tables), fields, lists)
         parse = partial(aliccp.parse_skeleton, fields=fields, common=joined, lists=lists, labels=(), keep=keep)
-        yield from _text_chunks(skeleton, parse, header_lines=0)
+        yield from text_chunks(skeleton, parse, header_lines=0)
 
     return RawFile(skeleton, skeleton.stat().st_size, dict.fromkeys(keep, pa.string()), chunks)
 
 
-def _text_chunks(
+def text_chunks(
     path: AnyPath, parse: Callable[[bytes], tuple[pa.Table, BadRows]], *, header_lines: int
 ) -> Iterator[Chunk]:
+    """Yields the rows of a text file in chunks of whole lines, which ``parse`` reads."""
     line = 0
     for block in blocks(path):
         header = header_lines if line == 0 else 0
         if rows := block.partition(b"\n")[2] if header else block:
-            yield Chunk(path, partial(parse, rows), line + header, len(block))
+            yield Chunk(path, partial(parse, rows), line + header, len(block), PARSED * len(block))
         line += block.count(b"\n")
 
 

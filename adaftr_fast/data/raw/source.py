@@ -1,4 +1,4 @@
-"""Reads input files as streams of record batches: one scan per split, labels computed by the scanner."""
+"""Reads input files as streams of record batches: one scan per split, which computes the labels."""
 
 from __future__ import annotations
 
@@ -22,21 +22,18 @@ import pyarrow.parquet as pq
 from adaftr_fast._files import sha256
 from adaftr_fast.data import hashing
 from adaftr_fast.data.encode.canonical import canonical_values
-from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule
+from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.raw.batches import PARQUET, coalesced, count_rows, read_tables
+from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
 from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import AnyPath, PublishedFile, StorePath, as_path, open_folder
 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
-BATCH_ROWS = 1 << 17
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last of names of columns in parquet
 LISTED = 50  # columns that an error names
 _ONE_FOLDER = "the files of a folder must have the same columns"
-PARQUET = ds.ParquetFileFormat(
-    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-)
-"""Parquet whose pages are compared with their checksums, where a file has any."""
 IN_SPLIT = "split:"  # prefix of a column that tells whether a row meets the condition of a split
 LABEL = "label:"  # prefix of label columns in a scan: a label may have the name of its source column
 
@@ -97,33 +94,30 @@ class Source:
         """
         rule = self.schema.split[split]
         if only is None:
-            columns = {column: pc.field(column) for column in self.schema.columns()}
-            columns |= {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
+            names, labels = self.schema.columns(), self.schema.labels
         else:
-            selecting = [rule.hash.column] if rule.hash and rule.hash.column else []
-            columns = {column: pc.field(column) for column in [only, *selecting]}
+            names, labels = [only, *_hashed_columns([rule])], ()
+        columns = {name: pc.field(name) for name in names}
+        columns |= {LABEL + label.name: _label_expression(label) for label in labels}
         with self._data_errors(split):
             where = self._filter(rule)
-            scanner = self._datasets[rule.file].scanner(columns=columns, filter=where, batch_size=BATCH_ROWS)
-            batches = iter(scanner.to_batches())
-        return coalesced(self._selected(split, batches, advance))
+            tables = read_tables(self._datasets[rule.file], [*names, *self._filtering(rule)], columns, where)
+        return coalesced(self._selected(split, tables, advance))
 
-    def _selected(
-        self, split: str, batches: Iterator[pa.RecordBatch], advance: Callable[[int], object]
-    ) -> Iterator[pa.RecordBatch]:
+    def _selected(self, split: str, tables: Iterator[pa.Table], advance: Callable[[int], object]) -> Iterator[pa.Table]:
         rule = self.schema.split[split]
         numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
         seen = self._count(self._preceding, split) if numbered else 0
         while True:
             with self._data_errors(split):  # covers the read only, not the caller's code
-                batch = next(batches, None)
-                if batch is None:
+                table = next(tables, None)
+                if table is None:
                     return
-                batch.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
-                selected = _select(batch, rule, first_row=seen)
+                table.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
+                selected = _select(table, rule, first_row=seen)
             yield selected
-            seen += batch.num_rows
-            advance(batch.num_rows)
+            seen += table.num_rows
+            advance(table.num_rows)
 
     def count_unused(self) -> Unused:
         """Counts the rows of all files that are in no split."""
@@ -131,8 +125,8 @@ class Source:
         for role, dataset in self._datasets.items():
             with self._file_errors(role, "the rows in no split"):
                 kept = self._filter(SplitRule(role))
-                rows = _count_rows(dataset, kept)
-                dropped += _count_rows(dataset, None) - rows
+                rows = count_rows(dataset, condition_columns(self.schema.drop or []), kept)
+                dropped += count_rows(dataset, [], None) - rows
                 names = [name for name, rule in self.schema.split.items() if rule.file == role]
                 if not covers_all([self.schema.split[name] for name in names]):
                     matched += rows - self._count_used(dataset, kept, names)
@@ -142,14 +136,17 @@ class Source:
         """Returns the number of rows that are in at least one of the splits ``names``."""
         rules = [self.schema.split[name] for name in names]
         seen = [self._count(self._preceding, name) for name in names]
+        hashed = _hashed_columns(rules)
         columns = {f"{IN_SPLIT}{name}": _condition(rule.where) for name, rule in zip(names, rules)}
-        columns |= {rule.hash.column: pc.field(rule.hash.column) for rule in rules if rule.hash and rule.hash.column}
+        columns |= {name: pc.field(name) for name in hashed}
+        read = hashed + [name for rule in rules for name in self._filtering(rule)]
+        read = read or dataset.schema.names[:1]  # a table without columns has no rows
         used = 0
-        for batch in dataset.scanner(columns=columns, filter=kept, batch_size=BATCH_ROWS).to_batches():
-            in_any = np.zeros(batch.num_rows, bool)
+        for table in read_tables(dataset, read, columns, kept):
+            in_any = np.zeros(table.num_rows, bool)
             for place, (name, rule) in enumerate(zip(names, rules)):
-                meets = np.flatnonzero(batch[f"{IN_SPLIT}{name}"].to_numpy(zero_copy_only=False))
-                in_any[meets[_selects(batch.take(pa.array(meets)), rule, seen[place])]] = True
+                meets = np.flatnonzero(table[f"{IN_SPLIT}{name}"].to_numpy())
+                in_any[meets[_selects(table.take(pa.array(meets)), rule, seen[place])]] = True
                 seen[place] += len(meets)
             used += int(in_any.sum())
         return used
@@ -157,7 +154,11 @@ class Source:
     def _count(self, datasets: dict[str, ds.Dataset], split: str) -> int:
         rule = self.schema.split[split]
         with self._data_errors(split):
-            return _count_rows(datasets[rule.file], self._filter(rule))
+            return count_rows(datasets[rule.file], self._filtering(rule), self._filter(rule))
+
+    def _filtering(self, rule: SplitRule) -> list[str]:
+        """Returns the columns that ``_filter`` reads."""
+        return condition_columns(rule.where or []) + condition_columns(self.schema.drop or [])
 
     def _filter(self, rule: SplitRule) -> pc.Expression | None:
         conditions = [pq.filters_to_expression(rule.where)] if rule.where else []
@@ -176,25 +177,6 @@ class Source:
             yield
         except READ_ERRORS as error:
             raise _read_error(self.paths[role], f"cannot read {what}", error) from error
-
-
-def _count_rows(dataset: ds.Dataset, where: pc.Expression | None) -> int:
-    """Counts rows; without a condition, Arrow 26 counts all rows of a file for each of its row groups."""
-    if where is not None:
-        return dataset.count_rows(filter=where)
-    return sum(group.num_rows for fragment in dataset.get_fragments() for group in fragment.row_groups)
-
-
-def coalesced(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yields the same rows in batches of about ``BATCH_ROWS`` rows, however small the filtered batches are."""
-    pending: list[pa.RecordBatch] = []
-    for batch in batches:
-        pending.append(batch)
-        if sum(each.num_rows for each in pending) > BATCH_ROWS // 2:
-            yield pa.concat_batches(pending)
-            pending = []
-    if any(batch.num_rows for batch in pending):
-        yield pa.concat_batches(pending)
 
 
 def check_names(schema: pa.Schema) -> None:
@@ -260,29 +242,33 @@ def _label_expression(label: Label) -> pc.Expression:
     return pc.field(label.column) if label.column is not None else pq.filters_to_expression(label.condition)
 
 
-def _select(batch: pa.RecordBatch, rule: SplitRule, first_row: int) -> pa.RecordBatch:
-    """Returns the rows of a batch that ``_selects`` selects."""
+def _hashed_columns(rules: Iterable[SplitRule]) -> list[str]:
+    return [rule.hash.column for rule in rules if rule.hash and rule.hash.column]
+
+
+def _select(table: pa.Table, rule: SplitRule, first_row: int) -> pa.Table:
+    """Returns the rows of a table that ``_selects`` selects."""
     if rule.rows == "all" and not rule.hash:
-        return batch
-    return batch.filter(pa.array(_selects(batch, rule, first_row)))
+        return table
+    return table.filter(pa.array(_selects(table, rule, first_row)))
 
 
-def _selects(batch: pa.RecordBatch, rule: SplitRule, first_row: int) -> np.ndarray:
-    """Returns whether a rule selects each row of a batch that meets ``where``, bool [n].
+def _selects(table: pa.Table, rule: SplitRule, first_row: int) -> np.ndarray:
+    """Returns whether a rule selects each row of a table that meets ``where``, bool [n].
 
     Args:
         first_row: the number of the first row, among those of the file that meet ``where``.
     """
-    numbers = np.arange(first_row, first_row + batch.num_rows)
+    numbers = np.arange(first_row, first_row + table.num_rows)
     if rule.hash:
         column = rule.hash.column
-        position = hashing.fraction(_text_hash(batch, column) if column else hashing.bits(ROW_STREAM, numbers))
+        position = hashing.fraction(_text_hash(table, column) if column else hashing.bits(ROW_STREAM, numbers))
         return (position >= rule.hash.start) & (position < rule.hash.stop)
-    return np.full(batch.num_rows, True) if rule.rows == "all" else numbers % 2 == (rule.rows == "odd")
+    return np.full(table.num_rows, True) if rule.rows == "all" else numbers % 2 == (rule.rows == "odd")
 
 
-def _text_hash(batch: pa.RecordBatch, column: str) -> np.ndarray:
-    values = batch[column]
+def _text_hash(table: pa.Table, column: str) -> np.ndarray:
+    values = one_array(table[column])
     try:
         return hashing.text_hash(canonical_values(values))
     except pa.ArrowException as error:

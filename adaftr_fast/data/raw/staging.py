@@ -30,6 +30,7 @@ from adaftr_fast.stores import AnyPath, StorePath
 
 BLOCK_BYTES = 16 << 20
 LINE_BLOCKS = 4  # the longest line of a file, in blocks
+PARSED = 8  # bytes of memory per byte of a block while it is parsed
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")  # suffixes from which Arrow detects the compression
 SEARCH_BYTES = 1 << 16  # read at a time when searching for a line end
 POLL_SECONDS = 0.5
@@ -173,8 +174,11 @@ def stage(
             _write_block(staged, *parse(block), lines=block.count(b"\n"), check=check)
         return number, len(numbered[1]), read_block_info(staged)[0]
 
+    def memory(numbered: tuple[int, bytes]) -> int:
+        return PARSED * len(numbered[1])
+
     count = 0
-    for number, size, block_bad_rows in ordered_map(write, numbered_blocks(path, shard)):
+    for number, size, block_bad_rows in ordered_map(write, numbered_blocks(path, shard), memory):
         count += 1
         if block_bad_rows.bad and tolerance == 0:  # more rows cannot make the share 0 again
             block_bad_rows.shifted(path, _lines_before(path, number) or header_lines).check(tolerance)

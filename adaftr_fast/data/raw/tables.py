@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import followed, make_folder
 from adaftr_fast._publish import publisher_lock, remove
-from adaftr_fast.data.raw.source import BATCH_ROWS, coalesced, input_path
+from adaftr_fast.data.raw.batches import BATCH_ROWS, coalesced
+from adaftr_fast.data.raw.source import input_path
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores import AnyPath, StorePath
 
@@ -121,15 +122,15 @@ def _write(reader: pa.RecordBatchReader, path: Path) -> None:
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise ValueError(f"expected columns of distinct names, got {twice[0]!r} twice")
     with pq.ParquetWriter(path, schema, compression="lz4", write_page_checksum=True) as writer:
-        for batch in coalesced(_plain_batches(reader, schema)):
+        for batch in coalesced(_plain_tables(reader, schema)):
             writer.write_batch(batch)
 
 
-def _plain_batches(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _plain_tables(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.Table]:
     for batch in reader:
         for start in range(0, batch.num_rows, BATCH_ROWS):  # text of more than 2 GiB fits no single array
             columns = batch.slice(start, BATCH_ROWS)
-            yield pa.record_batch([_plain_array(columns[each.name], each.type) for each in schema], schema=schema)
+            yield pa.table([_plain_array(columns[each.name], each.type) for each in schema], schema=schema)
 
 
 def _plain_array(values: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -76,7 +76,7 @@ def test_even_and_odd_rows_do_not_depend_on_batch_size(source, write, tmp_path, 
     log = write()
     prepare(parse_schema(source), [log], tmp_path / "whole")
     for rows in (1, 2, 3, 5):
-        monkeypatch.setattr("adaftr_fast.data.raw.source.BATCH_ROWS", rows)
+        monkeypatch.setattr("adaftr_fast.data.raw.batches.BATCH_ROWS", rows)
         prepare(parse_schema(source), [log], tmp_path / f"by{rows}")
         for split in ("train", "validation", "test"):
             whole, batched = (pq.read_table(tmp_path / name / f"{split}.parquet") for name in ("whole", f"by{rows}"))

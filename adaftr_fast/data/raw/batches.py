@@ -1,0 +1,125 @@
+"""Reads parquet in bounded memory, however large the files, their row groups and their rows are.
+
+A scanner of Arrow decodes whole row groups and reads ahead a fixed number of them, of any size. Here a row group is
+decoded in steps of a few rows, a table ends when it is large enough, and one table is read ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from adaftr_fast.data.parallel import prefetch
+
+BATCH_ROWS = 1 << 17
+BATCH_BYTES = 128 << 20
+STEP_ROWS = 1 << 14  # text that repeats is many times larger than the bytes of its pages, which bound a step too
+STEP_BYTES = 8 << 20
+BUFFER_BYTES = 1 << 18  # of each column of a row group that is read piece by piece
+PARQUET = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+"""Parquet whose pages are compared with their checksums, where a file has any."""
+
+
+def read_tables(
+    dataset: ds.Dataset,
+    names: Sequence[str],
+    columns: Mapping[str, pc.Expression] | None = None,
+    where: pc.Expression | None = None,
+) -> Iterator[pa.Table]:
+    """Yields the rows of parquet files in their order, while a thread reads the next table.
+
+    A table holds the selected ones of up to ``BATCH_ROWS`` consecutive rows of a row group. It ends before if it has
+    ``BATCH_BYTES``.
+
+    Args:
+        names: the columns to read, at least one. One that a file lacks is missing in its rows, and one of another type
+            than in the first file is cast.
+        columns: the columns of the tables, as expressions of those to read; None for these themselves.
+        where: the condition of the rows; None for all.
+
+    Raises:
+        pyarrow.ArrowException, OSError: a file cannot be read, a column occurs twice in it, or a condition does not fit
+            the type of a column.
+    """
+    fields = pa.schema([dataset.schema.field(name) for name in dict.fromkeys(names)])
+    return prefetch(_tables(dataset, fields, columns, where))
+
+
+def count_rows(dataset: ds.Dataset, names: Sequence[str], where: pc.Expression | None) -> int:
+    """Returns the number of rows that meet a condition, which reads the columns ``names``; None for all rows."""
+    if where is None:  # for which Arrow 26 counts all rows of a file for each of its row groups
+        return sum(group.num_rows for fragment in dataset.get_fragments() for group in fragment.row_groups)
+    return sum(table.num_rows for table in read_tables(dataset, names, {"meets": where}, where))
+
+
+def coalesced(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
+    """Yields the same rows in batches of about ``BATCH_ROWS`` rows, unless these have more than ``BATCH_BYTES``."""
+    pending: list[pa.Table] = []
+    for table in tables:
+        pending.append(table)
+        rows, size = sum(each.num_rows for each in pending), sum(each.nbytes for each in pending)
+        if rows > BATCH_ROWS // 2 or size > BATCH_BYTES // 2:
+            yield _one_batch(pending)
+            pending = []
+    if any(table.num_rows for table in pending):
+        yield _one_batch(pending)
+
+
+def _one_batch(tables: list[pa.Table]) -> pa.RecordBatch:
+    return pa.concat_batches(pa.concat_tables(tables).to_batches())
+
+
+def _tables(
+    dataset: ds.Dataset,
+    fields: pa.Schema,
+    columns: Mapping[str, pc.Expression] | None,
+    where: pc.Expression | None,
+) -> Iterator[pa.Table]:
+    returned = columns if columns is None else dict(columns)
+    for fragment in dataset.get_fragments():
+        for row_group in fragment.split_by_row_group(where, dataset.schema):  # those that may have such rows
+            steps: list[pa.Table] = []
+            rows = size = 0
+            for step in _steps(row_group, fields):
+                scanner = ds.InMemoryDataset(step).scanner(columns=returned, filter=where, use_threads=False)
+                steps.append(scanner.to_table())
+                rows += step.num_rows
+                size += steps[-1].nbytes
+                if rows >= BATCH_ROWS or size >= BATCH_BYTES:
+                    yield pa.concat_tables(steps)
+                    steps.clear()
+                    rows = size = 0
+            if steps:
+                yield pa.concat_tables(steps)
+
+
+def _steps(row_group: ds.ParquetFileFragment, fields: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yields columns of a row group, a few rows at a time. Its bytes are read at once unless they are too many."""
+    (info,) = row_group.row_groups
+    width = max(1, info.total_byte_size // max(1, info.num_rows))
+    rows = 1 << max(0, (STEP_BYTES // width).bit_length() - 1)  # a power of two, of which BATCH_ROWS is a multiple
+    is_large = info.total_byte_size > BATCH_BYTES
+    with row_group.open() as file:
+        reader = pq.ParquetFile(
+            file,
+            metadata=row_group.metadata,
+            pre_buffer=not is_large,
+            buffer_size=BUFFER_BYTES if is_large else 0,
+            page_checksum_verification=True,
+            arrow_extensions_enabled=False,  # as in the schema of a dataset
+        )
+        for batch in reader.iter_batches(min(rows, STEP_ROWS, BATCH_ROWS), [info.id], fields.names):
+            yield pa.record_batch([_column(batch, field) for field in fields], schema=fields)
+
+
+def _column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+    places = batch.schema.get_all_field_indices(field.name)
+    if len(places) > 1:
+        raise pa.ArrowInvalid(f"expected one column {field.name!r}, got {len(places)}")
+    return batch[places[0]].cast(field.type) if places else pa.nulls(batch.num_rows, field.type)

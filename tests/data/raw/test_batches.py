@@ -1,0 +1,128 @@
+"""Parquet is read in bounded memory, in the batches that Arrow's scanner would make of it."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.data.raw import batches
+from adaftr_fast.data.raw.batches import coalesced, count_rows, read_tables
+from adaftr_fast.data.raw.source import open_dataset
+from tests.forks import Script
+
+PEAK = """
+import sys, threading, time
+from adaftr_fast.api.prepare import prepare
+from adaftr_fast.data.raw import batches
+from adaftr_fast.data.raw.rows import raw_files
+from adaftr_fast.data.schema.parse import load_schema
+
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous())
+        time.sleep(0.002)
+
+log, schema, out = sys.argv[1:]
+batches.BATCH_ROWS = 1 << 13
+peak = before = anonymous()
+threading.Thread(target=watch, daemon=True).start()
+for chunk in raw_files(load_schema(schema), [log])[0].chunks():  # as predict reads it
+    time.sleep(0.005)
+prepare(log, out, dataset=schema, progress=False)
+print((peak - before) / 1024)
+"""
+SCHEMA = """
+name = "lists"
+group = "user"
+labels = { click = "click" }
+fields = { user = "categorical", seen = { kind = "categorical", tokens = "last" } }
+[split]
+train = { where = [["day", "<", 8]] }
+validation = { where = [["day", "==", 8]] }
+test = { where = [["day", "==", 9]] }
+"""
+
+
+def write_lists(path, rows, group_rows):
+    """Writes lists of 64 items, 512 bytes of each row, of which a file has 64."""
+    rng = np.random.default_rng(0)
+    types = {"day": pa.int32(), "click": pa.int8(), "user": pa.int64(), "seen": pa.list_(pa.int64())}
+    with pq.ParquetWriter(path, pa.schema(types)) as writer:
+        for _ in range(rows // group_rows):
+            offsets = pa.array(np.arange(group_rows + 1, dtype=np.int32) * 64)
+            lists = pa.ListArray.from_arrays(offsets, pa.array(rng.integers(0, 200, 64 * group_rows)))
+            numbers = [rng.integers(0, most, group_rows, np.int32) for most in (10, 2, 1000)]
+            writer.write_table(pa.table([*numbers, lists], names=list(types)).cast(writer.schema), group_rows)
+
+
+@pytest.mark.parametrize("group_rows", [1 << 13, None], ids=["small row groups", "one row group"])
+def test_memory_does_not_grow_with_the_log(tmp_path, group_rows):
+    (tmp_path / "schema.toml").write_text(SCHEMA)
+    peaks = []
+    for rows in (1 << 17, 1 << 19):  # 64 MB and 256 MB of lists
+        write_lists(tmp_path / f"{rows}.parquet", rows, group_rows or rows)
+        script = Script(PEAK, tmp_path / f"{rows}.parquet", tmp_path / "schema.toml", tmp_path / f"out{rows}")
+        out, err = script.communicate()
+        assert script.returncode == 0, err
+        peaks.append(float(out))
+    small, large = peaks
+    assert large < small + 60, "MB"
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(batches, "BATCH_ROWS", 512)
+    monkeypatch.setattr(batches, "STEP_ROWS", 128)
+
+
+def write_log(folder, sizes=(3000, 700, 1), group_rows=700):
+    """Writes files whose second has another integer type; returns their dataset."""
+    rng = np.random.default_rng(1)
+    folder.mkdir(exist_ok=True)
+    for number, rows in enumerate(sizes):
+        user = pa.array(rng.integers(0, 50, rows), pa.int32() if number == 1 else pa.int64())
+        day = np.sort(rng.integers(0, 20, rows))
+        text = [None if each == 3 else f"t{each}" for each in rng.integers(0, 9, rows)]
+        lists = [[*range(each)] for each in rng.integers(0, 5, rows)]
+        table = pa.table({"day": day, "user": user, "text": text, "lists": lists})
+        pq.write_table(table, folder / f"{number}.parquet", row_group_size=group_rows)
+    return open_dataset(folder)
+
+
+@pytest.mark.parametrize("where", [None, pc.field("day") < 6, pc.field("day") > 90, pc.field("text") != "t1"], ids=str)
+def test_batches_are_those_of_a_scanner(tmp_path, small_batches, where):
+    """Row groups of prepared files, which epochs shuffle, end where they did when a scanner of Arrow read the logs."""
+    dataset = write_log(tmp_path / "log")
+    columns = {"user": pc.field("user"), "late": pc.field("day") > 3, "lists": pc.field("lists")}
+    scanned = dataset.scanner(columns=columns, filter=where, batch_size=512).to_batches()
+    expected = list(coalesced(pa.Table.from_batches([batch]) for batch in scanned))
+    assert list(coalesced(read_tables(dataset, ["user", "day", "lists", "text"], columns, where))) == expected
+    assert count_rows(dataset, ["day", "text"], where) == sum(batch.num_rows for batch in expected)
+
+
+def test_wide_rows_make_short_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "BATCH_BYTES", 1 << 18)
+    monkeypatch.setattr(batches, "STEP_BYTES", 1 << 14)
+    monkeypatch.setattr(batches, "STEP_ROWS", 1 << 6)
+    few, many = ["x" * 2000], [f"{number:02000d}" for number in range(1000)]
+    pq.write_table(pa.table({"repeated": few * 1000, "distinct": many}), tmp_path / "log.parquet")
+    dataset = ds.dataset(tmp_path / "log.parquet")
+    for name in ("repeated", "distinct"):  # the first has one byte per row in the file
+        sizes = [table.nbytes for table in read_tables(dataset, [name])]
+        assert len(sizes) > 4
+        assert max(sizes) < (1 << 18) + 2100 * 64
+        assert sum(batch.num_rows for batch in coalesced(read_tables(dataset, [name]))) == 1000
+
+
+def test_a_column_that_occurs_twice_in_a_later_file_is_named(tmp_path):
+    write_log(tmp_path)
+    twice = pa.table([[1], [2]], names=["user", "user"])
+    pq.write_table(twice, tmp_path / "9.parquet")
+    with pytest.raises(pa.ArrowInvalid, match="expected one column 'user', got 2"):
+        list(read_tables(open_dataset(tmp_path), ["user"]))
