@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as csv
-import pyarrow.dataset as ds
 
 from adaftr_fast.data.encode.counts import ValueCounts
-from adaftr_fast.data.raw.inputs import is_text, read_header
+from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.data.raw.batches import read_tables
+from adaftr_fast.data.raw.inputs import is_text, parse_rows, read_header
 from adaftr_fast.data.raw.lists import find_separator
+from adaftr_fast.data.raw.rows import text_chunks
 from adaftr_fast.data.raw.source import READ_ERRORS, input_path, listed, open_dataset
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.tables import shown
-from adaftr_fast.data.raw.text import parse_block
+from adaftr_fast.data.raw.text import find_types, parse_block
 from adaftr_fast.data.raw.times import unsorted_times
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores import AnyPath
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
 SAMPLE_ROWS = 10_000  # first rows that tell ids from numbers, and lists from text
-SAMPLE_BYTES = 2 << 20  # first rows of text that do so; more than Arrow reads to find the types
+SAMPLE_BYTES = 2 << 20  # first rows of text that do so, and tell the types
 LARGEST_EXACT = 2.0**53  # integers up to it are float64 numbers
 WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
 ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uid|gid|user|item|hash|key)$|[a-z](Id|ID|Uid|Hash|Key)$")
@@ -70,38 +74,34 @@ def infer_schema(
             separator.
     """
     path = input_path(path)
-    dataset = _open(path)
+    columns = _columns(path)
     for column in (*labels, *ignore, *multi, *(each for each in (group, time, weight) if each)):
-        if column not in dataset.schema.names:
-            raise DataError(f"{path}: no column {column!r}; the file has {listed(dataset.schema.names)}")
+        if column not in columns.names:
+            raise DataError(f"{path}: no column {column!r}; the file has {listed(columns.names)}")
     not_fields = {*labels, *ignore, time, weight}
-    fields = {each.name: _field(each.type) for each in dataset.schema if each.name not in not_fields}
-    _check_multi(path, dataset.schema, fields, multi)
+    fields = {each.name: _field(each.type) for each in columns if each.name not in not_fields}
+    _check_multi(path, columns, fields, multi)
     flat = [name for name, field in fields.items() if isinstance(field, str) or name in multi]
-    sample = _sample(path, dataset, flat)
+    sample = _sample(path, flat)
     if ids := _ids(sample, [name for name in flat if fields[name] == "numeric" and not multi.get(name)]):
         fields |= dict.fromkeys(ids, "categorical")
         named = "; ".join(f"{name} ({reason})" for name, reason in ids.items())
         warnings.warn(f"{shown(path)}: read as ids, not as numbers: {named}", stacklevel=2)
-    texts = [each.name for each in dataset.schema if _holds_text(each.type) and each.name in fields]
+    texts = [each.name for each in columns if _holds_text(each.type) and each.name in fields]
     fields |= _lists(path, sample, [name for name in texts if name != group], multi)
     source: dict[str, Any] = {"name": path.name.split(".")[0], "labels": {label: label for label in labels}}
     source |= {key: value for key, value in (("group", group), ("weight", weight)) if value}
     source |= {} if funnel is None else {"funnel": list(funnel)}
-    source["split"] = _by_time(path, dataset, time) if time else _by_hash(group)
+    source["split"] = _by_time(path, columns.field(time).type, time) if time else _by_hash(group)
     return source | {"fields": {name: field for name, field in fields.items() if field}}
 
 
-def _open(path: AnyPath) -> ds.Dataset:
+def _columns(path: AnyPath) -> pa.Schema:
+    """Returns the names and types of the columns; those of a text file are the types of its first rows."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     try:
-        if not is_text(path):
-            return open_dataset(path)
-        _, delimiter = read_header(path)
-        # Preparation counts the rows with too many or too few columns.
-        options = csv.ParseOptions(delimiter=delimiter, invalid_row_handler=lambda row: "skip")
-        return open_dataset(path, ds.CsvFileFormat(parse_options=options))
+        return find_types(*_first_lines(path)) if is_text(path) else open_dataset(path).schema
     except READ_ERRORS as error:
         raise DataError(f"{path}: not readable: {error}") from error
 
@@ -115,10 +115,10 @@ def _field(kind: pa.DataType) -> Any:
     return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
 
 
-def _sample(path: AnyPath, dataset: ds.Dataset, columns: list[str]) -> pa.Table:
+def _sample(path: AnyPath, columns: list[str]) -> pa.Table:
     """Returns the first rows of columns, those of a text file as they are written."""
     try:
-        rows = _as_text(path, columns) if is_text(path) else dataset.head(SAMPLE_ROWS, columns=columns)
+        rows = _as_text(path, columns) if is_text(path) else _first_rows(path, columns)
         rows.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
         return rows
     except READ_ERRORS as error:
@@ -194,16 +194,31 @@ def _texts(path: AnyPath, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray
         raise DataError(f"{path}: multi: {name}: expected a column of text, got {values.type}") from error
 
 
+def _first_rows(path: AnyPath, columns: list[str]) -> pa.Table:
+    dataset = open_dataset(path)
+    tables = [dataset.schema.empty_table().select(columns)]
+    for table in read_tables(dataset, columns) if columns else ():
+        tables.append(table)
+        if sum(each.num_rows for each in tables) >= SAMPLE_ROWS:
+            break
+    return pa.concat_tables(tables).slice(0, SAMPLE_ROWS)
+
+
 def _as_text(path: AnyPath, columns: list[str]) -> pa.Table:
     """Returns the first rows of columns of a text file as they are written."""
+    block = parse_block(*_first_lines(path))
+    for column in columns:
+        block.convert(column, pa.string())
+    return block.table
+
+
+def _first_lines(path: AnyPath) -> tuple[bytes, list[str], str]:
+    """Returns the first lines of a text file below its header, the names of the columns and the delimiter."""
     names, delimiter = read_header(path)
     rows = next(blocks(path), b"").partition(b"\n")[2]
     if len(rows) > SAMPLE_BYTES:
         rows = rows[: rows.rfind(b"\n", 0, SAMPLE_BYTES) + 1]
-    block = parse_block(rows, names, delimiter)
-    for column in columns:
-        block.convert(column, pa.string())
-    return block.table
+    return rows, names, delimiter
 
 
 def _by_hash(group: str | None) -> dict[str, Any]:
@@ -212,15 +227,14 @@ def _by_hash(group: str | None) -> dict[str, Any]:
     return {split: {"hash": column | {"start": start, "stop": stop}} for split, (start, stop) in bounds.items()}
 
 
-def _by_time(path: AnyPath, dataset: ds.Dataset, time: str) -> dict[str, Any]:
+def _by_time(path: AnyPath, kind: pa.DataType, time: str) -> dict[str, Any]:
     """Splits at exact quantiles of the column. Rows with the same time are in the same split."""
-    kind = dataset.schema.field(time).type
     counts = ValueCounts(kind)
     try:
         if _holds_text(kind):
-            _check_times(path, time, dataset.head(SAMPLE_ROWS, columns=[time])[time])
-        for batch in dataset.to_batches(columns=[time]):
-            counts.update(batch[time])
+            _check_times(path, time, _sample(path, [time])[time][:SAMPLE_ROWS])
+        for table in _text_tables(path, {time: kind}) if is_text(path) else read_tables(open_dataset(path), [time]):
+            counts.update(one_array(table[time]))
     except READ_ERRORS as error:
         raise DataError(f"{path}: cannot read {time}: {error}") from error
     table = counts.table()
@@ -236,6 +250,15 @@ def _by_time(path: AnyPath, dataset: ds.Dataset, time: str) -> dict[str, Any]:
         "validation": {"where": [[time, ">=", start], [time, "<", stop]]},
         "test": {"where": [[time, ">=", stop]]},
     }
+
+
+def _text_tables(path: AnyPath, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
+    """Yields columns of a text file in tables, without bad rows, which preparation counts."""
+    names, delimiter = read_header(path)
+    parse = partial(parse_rows, names=names, delimiter=delimiter, types=types, labels=[])
+    chunks = text_chunks(path, parse, header_lines=1)
+    for table, _ in ordered_map(lambda chunk: chunk.parse(), chunks, attrgetter("memory")):
+        yield table
 
 
 def _check_times(path: AnyPath, time: str, values: pa.ChunkedArray) -> None:

@@ -343,12 +343,12 @@ def content_digest(path: AnyPath) -> str:
     return hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
 
 
-def open_dataset(path: AnyPath, format: ds.FileFormat = PARQUET) -> ds.Dataset:
+def open_dataset(path: AnyPath) -> ds.Dataset:
     """Opens a file or a folder of files for scans. Raises one of ``READ_ERRORS``."""
     if isinstance(path, Path):
-        dataset = ds.dataset(path, format=format)
+        dataset = ds.dataset(path, format=PARQUET)
     else:
-        dataset = ds.dataset(path.key, filesystem=path.filesystem, format=format)
+        dataset = ds.dataset(path.key, filesystem=path.filesystem, format=PARQUET)
     check_names(dataset.schema)
     try:
         _ = dataset.files

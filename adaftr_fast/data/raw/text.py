@@ -119,6 +119,14 @@ def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool =
     return TextBlock(_columns(table), line[~empty], lines, blank, table.num_rows + len(bad), bad)
 
 
+def find_types(data: bytes, names: list[str], delimiter: str) -> pa.Schema:
+    """Returns the types that Arrow finds in whole lines without a header; text for a column without any value."""
+    data = data if _is_utf8(data) else data.decode("latin-1").encode()
+    table, _ = _read(data or b"\n", names, delimiter, True, csv.ConvertOptions())
+    kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in table.schema.types]
+    return pa.schema(list(zip(names, kinds)))
+
+
 def _parse(data: bytes, names: list[str], delimiter: str, quoted: bool) -> tuple[pa.Table, list[BadLine]]:
     """Returns the rows that have as many columns as ``names``, those of blank lines included, and the other rows."""
     if not _is_utf8(data):  # Arrow cannot report a row with too many or too few columns that is not UTF-8
@@ -144,7 +152,13 @@ def _from_latin(column: pa.ChunkedArray) -> pa.Array:
     return pa.array([value and value.decode().encode("latin-1") for value in column.to_pylist()], pa.binary())
 
 
-def _read(data: bytes, names: list[str], delimiter: str, quoted: bool) -> tuple[pa.Table, list[BadLine]]:
+def _read(
+    data: bytes, names: list[str], delimiter: str, quoted: bool, convert: csv.ConvertOptions | None = None
+) -> tuple[pa.Table, list[BadLine]]:
+    """Returns the rows, as columns of bytes unless ``convert`` says otherwise, and those of another number of columns.
+
+    All threads of Arrow are done when it returns: one that outlives this process's interpreter ends it with an abort.
+    """
     bad: list[BadLine] = []
 
     def skip(row: csv.InvalidRow) -> str:
@@ -162,7 +176,8 @@ def _read(data: bytes, names: list[str], delimiter: str, quoted: bool) -> tuple[
             ignore_empty_lines=False,  # blank lines count as lines
             invalid_row_handler=skip,
         ),
-        convert_options=csv.ConvertOptions(
+        convert_options=convert
+        or csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.binary()), null_values=[""], strings_can_be_null=True
         ),
     )

@@ -1,5 +1,6 @@
 import datetime
 import decimal
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +69,25 @@ def test_invalid_values_are_named(log):
         infer_schema(log / "absent.csv", ["click"])
     with pytest.raises(DataError, match="new: expected at least three different times, got 2"):
         infer_schema(log / "log.parquet", ["click"], time="new")
+
+
+def test_handlers_of_bad_rows_run_in_no_thread_of_arrow(tmp_path, monkeypatch):
+    """A thread of Arrow that still holds a Python object when the interpreter ends aborts the process."""
+    threads, options = [], csv.ParseOptions
+
+    def spied(*, invalid_row_handler, **named):
+        def handler(row):
+            threads.append(threading.current_thread())
+            return invalid_row_handler(row)
+
+        return options(invalid_row_handler=handler, **named)
+
+    monkeypatch.setattr(csv, "ParseOptions", spied)
+    rows = [f"{number},{number % 2},{number}" for number in range(100)]
+    (tmp_path / "log.csv").write_text("\n".join(["id,y,at", "too,few", *rows]))
+    assert infer_schema(tmp_path / "log.csv", ["y"], time="at")["split"]["test"] == {"where": [["at", ">=", 90]]}
+    assert len(threads) > 1
+    assert not any(isinstance(each, threading._DummyThread) for each in threads)
 
 
 def test_hashes_of_64_bits_are_ids(tmp_path):
