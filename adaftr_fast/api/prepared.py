@@ -51,7 +51,7 @@ class Prepared(PreparedData):
         return f"{self.folder}: {manifest.dataset}, {len(manifest.fields) + len(manifest.dense)} fields, {ids:,} ids"
 
     def notes(self) -> list[str]:
-        """Returns one line each about lines of text, rows that were left out or are in no split, and the source."""
+        """Returns one line each about lines of text, rows left out or in no split, values of labels, and the source."""
         manifest, notes = self.manifest, []
         if manifest.bad_rows and manifest.bad_rows.lines is not None:
             notes.append(f"Read: {manifest.bad_rows.account()}")
@@ -60,6 +60,9 @@ class Prepared(PreparedData):
         if (unused := manifest.unused) and (unused.unmatched or unused.dropped):
             dropped = f", {unused.dropped:,} are dropped by the schema" if unused.dropped else ""
             notes.append(f"In no split: {unused.unmatched:,} rows match none{dropped}")
+        for column, values in manifest.compared.items():
+            counts = ", ".join(f"{value!r} {rows:,}" for value, rows in values.items())
+            notes.append(f"Compared by labels: {column}: {counts}")
         if manifest.attribution:
             notes.append(f"Source: {manifest.attribution}")
         return notes

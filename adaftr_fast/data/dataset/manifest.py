@@ -74,6 +74,8 @@ class Manifest:
         bad_rows: bad rows of text inputs; None if there were no text inputs.
         dense: encodings of the dense fields, whose numbers are stored as they are.
         unused: rows that are in no split; None if the folder was prepared before they were counted.
+        compared: the most telling values of the columns that labels compare with text, and their rows in all files, by
+            column; empty without such columns, or if the folder was prepared before they were counted.
         sha256: sha256 of every file by name; that of the manifest is the one it would have without its own. Empty if
             the folder was prepared before they were recorded.
     """
@@ -92,6 +94,7 @@ class Manifest:
     bad_rows: BadRows | None = None
     unused: Unused | None = None
     dense: list[NumericEncoding] = dataclasses.field(default_factory=list)
+    compared: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     sha256: dict[str, str] = dataclasses.field(default_factory=dict)  # the last one, see ``write``
 
     @property
@@ -112,6 +115,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Writes ``folder/schema.json``."""
         content = dataclasses.asdict(dataclasses.replace(self, sha256=self.sha256 | {MANIFEST: ""}))
+        if not self.compared:  # as in folders of before, which stay equal to the byte
+            del content["compared"]
         before, quotes, after = f"{dumps(content, indent=2)}\n".rpartition('""')
         digest = hashlib.sha256((before + quotes + after).encode()).hexdigest()
         (folder / MANIFEST).write_text(f'{before}"{digest}"{after}', encoding="utf-8")

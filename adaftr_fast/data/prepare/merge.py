@@ -19,6 +19,7 @@ from adaftr_fast.data.encode.dense import fit_dense
 from adaftr_fast.data.encode.encoders import Encoder, fit_encoder
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.encode.moments import Moments
+from adaftr_fast.data.prepare.compared import most_telling
 from adaftr_fast.data.prepare.inputs import VISIBLE_SECONDS
 from adaftr_fast.data.prepare.steps import SHA256, Job
 from adaftr_fast.data.prepare.work_files import WorkFiles
@@ -74,8 +75,9 @@ def merge_counted(
     """
     _merge_groups(job, [shard for shard, _ in shards])
     with ExitStack() as stack:
-        counted = compress([job.work.counts(shard) for shard, _ in shards], [each["has_rows"] for _, each in shards])
-        files = [stack.enter_context(path.open("rb")) for path in counted]
+        every = [stack.enter_context(job.work.counts(shard).open("rb")) for shard, _ in shards]
+        compared = {column: ValueCounts.read(every) for column in job.schema.compared()}
+        files = list(compress(every, [each["has_rows"] for _, each in shards]))
         encoders = {field.name: _fit(field, files) for field in job.schema.fields if not field.vocabulary}
         dense = [] if known else [_fit_dense(field, files) for field in job.schema.dense]
     if known is not None:
@@ -84,7 +86,8 @@ def merge_counted(
         write_vocabulary(new, encoders)
     encoders = with_shared(job.schema.fields, encoders)
     unused = sum((from_json(Unused, each["unused"]) for _, each in shards), Unused())
-    return _manifest(job.schema, encoders, dense, inputs, bad_rows, unused)
+    manifest = _manifest(job.schema, encoders, dense, inputs, bad_rows, unused)
+    return replace(manifest, compared=most_telling(job.schema, compared))
 
 
 def merge_encoded(work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Shard, Any]]) -> dict[str, str]:

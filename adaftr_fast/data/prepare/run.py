@@ -23,6 +23,7 @@ from adaftr_fast._json import from_json
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest, read_manifest_json
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.prepare import steps
+from adaftr_fast.data.prepare.compared import warn_of_variants
 from adaftr_fast.data.prepare.inputs import InputFiles
 from adaftr_fast.data.prepare.merge import PreparedIds, inputs_digest, merge_counted, merge_encoded, merge_read
 from adaftr_fast.data.prepare.steps import Job
@@ -141,6 +142,7 @@ class _Run:
             return asdict(merge_counted(self.job, known, bad_rows, inputs, results))
 
         manifest = from_json(Manifest, self._finish(COUNT, steps.count, merge_counts, ("train",)))
+        warn_of_variants(self.job.schema, manifest.compared)
         encode, merge = partial(steps.encode, manifest), partial(merge_encoded, self.job.work, manifest)
         self._finish(ENCODE, encode, merge, SPLITS)
 

@@ -110,15 +110,19 @@ def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, int
 
 
 def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
-    """Writes the counts of every field's training values, and the groups of every split in order of appearance.
+    """Writes counts of values, and the groups of every split in order of appearance.
+
+    Counted are the columns that labels compare with text, in all rows, and every field's training values.
 
     Returns:
-        Whether the shard has training rows, and therefore counts; and the rows that are in no split.
+        Whether the shard has training rows, and therefore counts of fields; and the rows that are in no split.
     """
     job.check_seen()
     source = job.source(shard)
     counts = count_values(job.fitted, source.scan("train", advance))
     with writing_file(job.work.counts(shard)) as new, new.open("wb") as file:
+        for column in job.schema.compared():
+            source.count_texts(column).write(file)
         for each in job.fitted:
             if each.name in counts:
                 counts[each.name].write(file)

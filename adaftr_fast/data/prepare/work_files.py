@@ -52,7 +52,7 @@ class WorkFiles:
         return self.folder / PREPARED
 
     def counts(self, shard: Shard) -> Path:
-        """Counts of the values of a shard, in the order of the fields."""
+        """Counts of the values of a shard: of the columns that labels compare with text, then of the fields."""
         return self.steps / "counted" / f"fields-{_of(shard)}.arrow"
 
     def groups(self, split: str, shard: Shard | None = None) -> Path:

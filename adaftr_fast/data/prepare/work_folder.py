@@ -14,7 +14,7 @@ KEY = "key"
 PREPARED = "prepared"  # the folder in progress
 REPLACED = "replaced"  # where version 0.1.0 kept the folder that publishing replaces
 PUBLISHING = "publishing"  # the inode number of PREPARED, written before it is published
-LAYOUT = 6  # layout of a work folder; increase it on changes, so that no other version's work is resumed
+LAYOUT = 7  # layout of a work folder; increase it on changes, so that no other version's work is resumed
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from adaftr_fast._files import sha256
 from adaftr_fast.data import hashing
 from adaftr_fast.data.encode.canonical import canonical_values
+from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.raw.batches import PARQUET, coalesced, count_rows, read_tables
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
@@ -131,6 +132,17 @@ class Source:
                 if not covers_all([self.schema.split[name] for name in names]):
                     matched += rows - self._count_used(dataset, kept, names)
         return Unused(matched, dropped)
+
+    def count_texts(self, column: str) -> ValueCounts:
+        """Counts the values of a column, as text, in the rows of all files that are not dropped."""
+        counts = ValueCounts(pa.string())
+        for role, dataset in self._datasets.items():
+            rule = SplitRule(role)
+            with self._file_errors(role, f"column {column}"):
+                columns = {column: pc.field(column)}
+                for table in read_tables(dataset, [column, *self._filtering(rule)], columns, self._filter(rule)):
+                    counts.update(one_array(table[column]).cast(pa.string()))
+        return counts
 
     def _count_used(self, dataset: ds.Dataset, kept: pc.Expression | None, names: list[str]) -> int:
         """Returns the number of rows that are in at least one of the splits ``names``."""

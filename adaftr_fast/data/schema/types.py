@@ -10,6 +10,7 @@ from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.nn.dense import EncodingKind
 
 SPLITS = ("train", "validation", "test")
+EQUALITIES = ("=", "==", "!=", "in", "not in")  # operators of a condition
 
 Condition = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
 """A conjunction of (column, op, value), or a disjunction of conjunctions, as ``filters`` in pyarrow.parquet."""
@@ -61,6 +62,10 @@ class Label:
     def columns(self) -> list[str]:
         """Returns the columns the label is computed from. None of them may be a feature."""
         return [self.column] if self.column is not None else condition_columns(self.condition or [])
+
+    def texts(self) -> dict[str, set[str]]:
+        """Returns the texts that the condition compares with columns, by column."""
+        return condition_texts(self.condition or [])
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,10 @@ class Schema:
         """Every field, of embeddings or dense."""
         return self.fields + self.dense
 
+    def compared(self) -> list[str]:
+        """Returns the columns that labels compare with text, without duplicates."""
+        return list(dict.fromkeys(column for label in self.labels for column in label.texts()))
+
     def columns(self) -> list[str]:
         """Returns every input column the schema reads, without duplicates."""
         names = [column for field in self.features for column in field.columns]
@@ -145,6 +154,17 @@ class Schema:
 def condition_columns(condition: Condition) -> list[str]:
     """Returns the columns a condition reads."""
     return [column for column, _, _ in _triples(condition)]
+
+
+def condition_texts(condition: Condition) -> dict[str, set[str]]:
+    """Returns the texts that a condition asks columns to be equal to, or to differ from, by column."""
+    texts: dict[str, set[str]] = {}
+    for column, op, operand in _triples(condition):
+        operands = operand if isinstance(operand, list) else [operand]
+        found = {each for each in operands if isinstance(each, str)}
+        if found and op in EQUALITIES:
+            texts.setdefault(column, set()).update(found)
+    return texts
 
 
 def _triples(condition: Condition) -> Iterator[tuple[str, str, Any]]:

@@ -1,0 +1,56 @@
+"""Values of columns that labels compare with text are shown, and those that are nearly such a text are warned of."""
+
+import json
+import warnings
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.api.prepared import Prepared
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
+
+CLICKS = ["True", "False", "True", "False", "true ", "False", "False", "True", "False", "False", "TRUE", "TRUE"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("text", [False, True])
+def test_variants_of_a_text_are_shown_and_warned_of(source, write, tmp_path, count, text):
+    """Rows of all splits count: the last two of these are test rows, and a shard has no training rows."""
+    source["labels"]["click"] = [["clicked", "==", "True"]]
+    table = pq.read_table(write(clicked=CLICKS))
+    path = tmp_path / "log.parquet"
+    pq.write_table(table, path, row_group_size=2)
+    if text:
+        path = tmp_path / "log.csv"
+        pyarrow.csv.write_csv(table, path)
+    with pytest.warns() as caught:
+        manifest = prepare(parse_schema(source), [path], tmp_path / "out", shards=count)
+    assert [str(each.message).partition(" differs")[0] for each in caught] == [
+        "label click: 'TRUE' in 2 rows of clicked",
+        "label click: 'true ' in 1 rows of clicked",
+    ]
+    assert "['clicked', 'in', ['True', 'TRUE']]" in str(caught[0].message)
+    assert list(manifest.compared["clicked"].items()) == [("TRUE", 2), ("true ", 1), ("False", 6), ("True", 3)]
+    assert "Compared by labels: clicked: 'TRUE' 2, 'true ' 1, 'False' 6, 'True' 3" in Prepared(tmp_path / "out").notes()
+
+
+def test_many_values_are_shown_in_part(source, write, tmp_path):
+    source["labels"]["click"] = [["page", "in", ["Buy"]]]
+    pages = [f"p{number}" for number in range(97)] + ["Buy", "buy", "Buy"]
+    table = pq.read_table(write())
+    table = pa.concat_tables([table] * 100).append_column("page", pa.array(pages * 12))
+    pq.write_table(table, tmp_path / "log.parquet")
+    with pytest.warns(UserWarning, match="'buy' in 12 rows of page"):
+        manifest = prepare(parse_schema(source), [tmp_path / "log.parquet"], tmp_path / "out")
+    assert len(manifest.compared["page"]) == 20
+    assert list(manifest.compared["page"].items())[:3] == [("buy", 12), ("Buy", 24), ("p0", 12)]
+
+
+def test_other_labels_add_nothing(source, write, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(parse_schema(source), [write()], tmp_path / "out")
+    assert "compared" not in json.loads((tmp_path / "out/schema.json").read_text())
