@@ -9,7 +9,7 @@
 # make chaos  kills commands and calls ops and parsers with random input for MINUTES each (3), from SEED (random)
 # make compile-gate the GPU kernels of the loss that changed, compiled and compared with the record of their machine code
 PYTHON ?= python3
-TORCH ?= >=2.11
+TORCH ?= >=2.11,<2.16
 VENV ?= .venv
 TESTS ?= tests
 BIN := $(VENV)/bin
