@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 WORDS = pa.array([*TRUE, *FALSE])  # how programs write booleans as text
 WORD_VALUES = pa.array(["1"] * len(TRUE) + ["0"] * len(FALSE))
-WHOLE = r"^(-?[1-9][0-9]*|0)\.0$"  # "1000.0", as programs write an integer that missing values have made a float
-POWER = r"^-?[1-9](\.[0-9]+)?e\+[1-9][0-9]$"  # "2.0000000004e+10", as Arrow writes one
+WHOLE = r"^(?:-?(0)|(-?[1-9][0-9]*))\.0+$"  # "1000.0", as programs write integers that are floats or decimals
+POWER = r"^-?[1-9](\.[0-9]+)?e(\+[1-9]|-[0-9])[0-9]$"  # "2.0000000004e+10" or "2e-07", as programs write floats
 INT64_END = 2.0**63
 
 
@@ -24,7 +24,8 @@ def canonical_values(values: pa.Array) -> pa.Array:
 
     - A number has one form in every type. Floats and decimals that are whole are integers. Other floats are their
       shortest text; other decimals are that of the nearest float64.
-    - Text that is a whole float is the integer: "1000.0" and "2.0000000004e+10", but neither "007" nor "1e5".
+    - Text that programs write for a float is that float: "1000.0", "2.0000000004e+10" and "2e-07", but neither "007"
+      nor "1e5".
     - Booleans, and the texts true, True and TRUE, false, False and FALSE, are 1 and 0.
     - NaN and empty text are missing.
 
@@ -34,9 +35,7 @@ def canonical_values(values: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_decimal(values.type):
-        with suppress(pa.ArrowInvalid):  # one is not whole, or beyond int64
-            return values.cast(pa.int64())
-        values = as_float64(values)
+        return _canonical_decimals(values)
     if pa.types.is_floating(values.type):
         return _canonical_floats(without_nan(values))
     if pa.types.is_boolean(values.type) or pa.types.is_integer(values.type):
@@ -84,6 +83,15 @@ def _canonical_floats(values: pa.Array) -> pa.Array:
     return pc.coalesce(whole.cast(pa.string()), values.cast(pa.string()))
 
 
+def _canonical_decimals(values: pa.Array) -> pa.Array:
+    with suppress(pa.ArrowInvalid):  # one is not whole, or beyond int64
+        return values.cast(pa.int64())
+    text = values.cast(pa.string())
+    is_whole = pc.match_substring_regex(text, r"^-?[0-9]+(\.0*)?$")
+    fractions = pc.if_else(is_whole, None, text).cast(pa.float64())
+    return pc.coalesce(_canonical_floats(fractions).cast(pa.string()), pc.replace_substring_regex(text, r"\.0*$", ""))
+
+
 def _canonical_text(text: pa.Array) -> pa.Array:
     differs = _may_differ(text)
     if not differs.any():
@@ -92,7 +100,7 @@ def _canonical_text(text: pa.Array) -> pa.Array:
     found = text.filter(mask)
     powers = pc.if_else(pc.match_substring_regex(found, POWER), found, None).cast(pa.float64())
     words = WORD_VALUES.take(pc.index_in(found, value_set=WORDS))
-    plain = pc.replace_substring_regex(found, WHOLE, r"\1")
+    plain = pc.replace_substring_regex(found, WHOLE, r"\1\2")
     plain = pc.if_else(pc.equal(plain, ""), None, plain)
     canonical = pc.coalesce(words, _canonical_floats(powers).cast(pa.string()), plain)
     return pc.replace_with_mask(text, mask, canonical)
@@ -108,6 +116,7 @@ def _may_differ(text: pa.Array) -> np.ndarray:
     lengths, ends = np.diff(ends), ends[1:]
     content = np.frombuffer(data or b"\0", np.uint8)
     last, second, third = (content.take(ends - place, mode="wrap") for place in (1, 2, 3))
-    whole = (last == ord("0")) & (second == ord("."))
+    whole = (last == ord("0")) & ((second == ord(".")) | (second == ord("0")))
+    power = (third == ord("+")) | (third == ord("-"))
     word = ((lengths == 4) | (lengths == 5)) & ((last == ord("e")) | (last == ord("E")))
-    return (lengths == 0) | whole | word | (third == ord("+"))
+    return (lengths == 0) | whole | word | power
