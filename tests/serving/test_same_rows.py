@@ -106,7 +106,8 @@ def parquet_folder(table, folder):
     """Two files: the second has floats for ids, and its columns in another order."""
     (folder / "log").mkdir()
     pq.write_table(table.slice(0, 100), folder / "log/a.parquet")
-    second = cast(table.slice(100), user=pa.float64(), item=pa.int16())
+    second = cast(table.slice(100), item=pa.int16())
+    second = with_column(second, "user", pc.coalesce(second["user"].cast(pa.float64()), float("nan")))
     pq.write_table(second.select(second.column_names[::-1]), folder / "log/b.parquet")
     return folder / "log"
 
@@ -154,6 +155,8 @@ CLOTHES = {
     "tsv": text_of("log.tsv", "\t"),
     "csv of floats by Arrow": text_of("log.csv", change=lambda table: cast(table, user=pa.float64())),
     "csv by pandas": text_of_pandas,
+    "csv of decimals": text_of("log.csv", change=lambda table: cast(table, user=pa.decimal128(22, 2))),
+    "ids of decimals": parquet_of(lambda table: cast(table, user=pa.decimal128(22, 2), item=pa.decimal128(20, 0))),
     "csv by Polars": lambda table, folder: pl.from_arrow(table).write_csv(folder / "log.csv") or folder / "log.csv",
     "pandas": lambda table, _: table.to_pandas(),
     "pandas, objects": frame_of_objects,
@@ -215,6 +218,10 @@ def test_requests_of_one_row_have_the_same_scores(worn):
             r"b\.parquet: column 'user' is string, in .*a\.parquet it is int64",
         ),
         (lambda table: cast(table, member=pa.int8()), r"b\.parquet: column 'member' is int8, in .* it is bool"),
+        (
+            lambda table: with_column(table, "user", pc.add(table["user"], 0.5)),
+            r"b\.parquet: column 'user': expected values of type int64, as in the first file, got double",
+        ),
     ],
 )
 def test_a_file_of_a_folder_that_would_be_read_otherwise_is_an_error(worn, tmp_path, change, message):

@@ -121,8 +121,8 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     source = job.source(shard)
     counts = count_values(job.fitted, source.scan("train", advance))
     with writing_file(job.work.counts(shard)) as new, new.open("wb") as file:
-        for column in job.schema.compared():
-            source.count_texts(column).write(file)
+        for of_texts in source.count_texts(job.schema.compared()).values():
+            of_texts.write(file)
         for each in job.fitted:
             if each.name in counts:
                 counts[each.name].write(file)

@@ -1,4 +1,4 @@
-"""Reads parquet in bounded memory, however large the files, their row groups and their rows are.
+"""Reads parquet in memory that does not grow with the files and their row groups.
 
 A scanner of Arrow decodes whole row groups and reads ahead a fixed number of them, of any size. Here a row group is
 decoded in steps of a few rows, a table ends when it is large enough, and one table is read ahead.
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from adaftr_fast.data.encode.canonical import without_nan
 from adaftr_fast.data.parallel import prefetch
 
 BATCH_ROWS = 1 << 17
@@ -61,13 +62,18 @@ def count_rows(dataset: ds.Dataset, names: Sequence[str], where: pc.Expression |
 def coalesced(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
     """Yields the same rows in batches of about ``BATCH_ROWS`` rows, unless these have more than ``BATCH_BYTES``."""
     pending: list[pa.Table] = []
+    rows = size = 0
     for table in tables:
+        if not table.num_rows:
+            continue
         pending.append(table)
-        rows, size = sum(each.num_rows for each in pending), sum(each.nbytes for each in pending)
+        rows += table.num_rows
+        size += table.nbytes
         if rows > BATCH_ROWS // 2 or size > BATCH_BYTES // 2:
             yield _one_batch(pending)
             pending = []
-    if any(table.num_rows for table in pending):
+            rows = size = 0
+    if pending:
         yield _one_batch(pending)
 
 
@@ -115,11 +121,22 @@ def _steps(row_group: ds.ParquetFileFragment, fields: pa.Schema) -> Iterator[pa.
             arrow_extensions_enabled=False,  # as in the schema of a dataset
         )
         for batch in reader.iter_batches(min(rows, STEP_ROWS, BATCH_ROWS), [info.id], fields.names):
-            yield pa.record_batch([_column(batch, field) for field in fields], schema=fields)
+            yield pa.record_batch([_column(row_group.path, batch, field) for field in fields], schema=fields)
 
 
-def _column(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+def _column(path: str, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
     places = batch.schema.get_all_field_indices(field.name)
     if len(places) > 1:
         raise pa.ArrowInvalid(f"expected one column {field.name!r}, got {len(places)}")
-    return batch[places[0]].cast(field.type) if places else pa.nulls(batch.num_rows, field.type)
+    if not places:
+        return pa.nulls(batch.num_rows, field.type)
+    values = batch[places[0]]
+    if values.type == field.type:
+        return values
+    if pa.types.is_floating(values.type):
+        values = without_nan(values)  # which is missing; no integer is
+    try:
+        return values.cast(field.type)
+    except pa.ArrowInvalid as error:
+        expected = f"expected values of type {field.type}, as in the first file, got {values.type}"
+        raise pa.ArrowInvalid(f"{path}: column {field.name!r}: {expected}: {error}") from error

@@ -133,15 +133,15 @@ class Source:
                     matched += rows - self._count_used(dataset, kept, names)
         return Unused(matched, dropped)
 
-    def count_texts(self, column: str) -> ValueCounts:
-        """Counts the values of a column, as text, in the rows of all files that are not dropped."""
-        counts = ValueCounts(pa.string())
-        for role, dataset in self._datasets.items():
-            rule = SplitRule(role)
-            with self._file_errors(role, f"column {column}"):
-                columns = {column: pc.field(column)}
-                for table in read_tables(dataset, [column, *self._filtering(rule)], columns, self._filter(rule)):
-                    counts.update(one_array(table[column]).cast(pa.string()))
+    def count_texts(self, columns: Sequence[str]) -> dict[str, ValueCounts]:
+        """Counts the values of columns, as text, in the rows of all files that are not dropped."""
+        counts = {column: ValueCounts(pa.string()) for column in columns}
+        for role, dataset in self._datasets.items() if columns else ():
+            rule, read = SplitRule(role), {column: pc.field(column) for column in columns}
+            with self._file_errors(role, f"columns {listed(columns)}"):
+                for table in read_tables(dataset, [*columns, *self._filtering(rule)], read, self._filter(rule)):
+                    for column, each in counts.items():
+                        each.update(one_array(table[column]).cast(pa.string()))
         return counts
 
     def _count_used(self, dataset: ds.Dataset, kept: pc.Expression | None, names: list[str]) -> int:
@@ -224,23 +224,29 @@ def check_files(dataset: ds.Dataset, columns: Iterable[str]) -> None:
 
 def _reads_as(found: pa.DataType, kind: pa.DataType) -> bool:
     """Returns whether the values of one type keep their meaning when Arrow casts them to another one."""
-    found_kind, kind_of_first = _kind(found), _kind(kind)
-    to_text = kind_of_first == "text" and found_kind in ("number", "boolean")
-    return found_kind in ("null", kind_of_first) or to_text
+    found, kind = (each.value_type if pa.types.is_dictionary(each) else each for each in (found, kind))
+    if _is_list(found) and _is_list(kind):
+        return _reads_as(found.value_type, kind.value_type)
+    if pa.types.is_null(found) or _kind(found) == _kind(kind):
+        return True
+    as_text = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
+    return as_text and _kind(kind) == "text"
 
 
-def _kind(type_: pa.DataType) -> str:
-    if pa.types.is_dictionary(type_):
-        return _kind(type_.value_type)
-    if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
-        return f"lists of {_kind(type_.value_type)}"
-    if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_):
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _kind(kind: pa.DataType) -> str:
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return "number"
-    if pa.types.is_boolean(type_):
+    if pa.types.is_boolean(kind):
         return "boolean"
-    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return "text"
-    return str(type_)
+    if pa.types.is_timestamp(kind):
+        return "timestamp"
+    return str(kind).removeprefix("large_")
 
 
 def listed(names: Iterable[str]) -> str:

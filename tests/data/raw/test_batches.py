@@ -126,3 +126,20 @@ def test_a_column_that_occurs_twice_in_a_later_file_is_named(tmp_path):
     pq.write_table(twice, tmp_path / "9.parquet")
     with pytest.raises(pa.ArrowInvalid, match="expected one column 'user', got 2"):
         list(read_tables(open_dataset(tmp_path), ["user"]))
+
+
+def test_small_tables_are_measured_once(monkeypatch):
+    measured = []
+
+    class Small:
+        num_rows = 1
+
+        @property
+        def nbytes(self):
+            measured.append(self)
+            return 100
+
+    monkeypatch.setattr(batches, "_one_batch", lambda tables: tables)
+    tables = [Small() for _ in range(50)]
+    assert list(batches.coalesced(tables)) == [tables]
+    assert measured == tables
