@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from adaftr_fast._publish import publishing
-from adaftr_fast.data.encode.encoders import count_unknown, one_array
+from adaftr_fast.data.encode.encoders import count_unknown, encode_features, one_array
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import is_text
@@ -154,7 +154,8 @@ def _encoded(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.Reco
     def encode(chunk: Chunk) -> tuple[pa.RecordBatch, dict[str, pa.Array], BadRows, int]:
         table, account = chunk.parse()
         rows = pa.record_batch([one_array(column) for column in table.columns], schema=table.schema)
-        return rows, scorer.encode_columns(rows), account.shifted(chunk.path, chunk.first_line), chunk.size
+        encoded = encode_features(scorer.schema, scorer.encoders, rows)
+        return rows, encoded, account.shifted(chunk.path, chunk.first_line), chunk.size
 
     for rows, encoded, account, size in ordered_map(encode, file.chunks(), attrgetter("memory")):
         yield rows, encoded, account

@@ -80,18 +80,10 @@ class Scorer:
         Raises:
             DataError: a column does not have the type of the schema.
         """
-        return self.features(self.encode_columns(rows))
-
-    def encode_columns(self, rows: pa.RecordBatch) -> dict[str, pa.Array]:
-        """Encodes raw columns [n] field by field: ids, lists of ids, or the numbers of dense fields, [n] each.
-
-        Raises:
-            DataError: a column does not have the type of the schema.
-        """
-        return encode_features(self.schema, self.encoders, rows)
+        return self.features(encode_features(self.schema, self.encoders, rows))
 
     def features(self, encoded: dict[str, pa.Array]) -> Features:
-        """Returns what ``encode_columns`` made as the inputs of the program."""
+        """Returns the columns of ``encode_features`` as the inputs of the program."""
         columns = [encoded[field.name] for field in self.schema.fields]
         if any(pa.types.is_list(column.type) for column in columns):
             features = bags([_ids_and_offsets(column) for column in columns])

@@ -54,11 +54,15 @@ class Unknown:
         doubled = [
             f"{name} ({here}, {train} in training, {validation} in validation)"
             for name, here, train, validation in self.cells()
-            if self.splits and self.counts[name] > 2 * self._expected(name) + CHANCE
+            if self.splits and self._is_telling(name)
         ]
         if not doubled:
             return []
         return [f"more than twice as many values as in training are missing or unknown: {'; '.join(doubled)}"]
+
+    def _is_telling(self, name: str) -> bool:
+        count, expected = self.counts[name], self._expected(name)
+        return count > 2 * expected + CHANCE or count == self.rows > 2 * expected
 
     def _expected(self, name: str) -> float:
         return self.rows * max(info.unknown[name] / info.rows for info in self.splits.values())
