@@ -7,7 +7,7 @@ consistent states of it. What only reads takes a ``StorePath`` where it takes a 
 from adaftr_fast.stores.copies import local_copy
 from adaftr_fast.stores.path import AnyPath, StorePath, as_path, recorded
 from adaftr_fast.stores.published import PublishedFile, PublishedFolder, open_folder, read_version
-from adaftr_fast.stores.writing import local_file, local_folder, local_place
+from adaftr_fast.stores.writing import forget_output, local_file, local_folder, local_place
 
 __all__ = [
     "AnyPath",
@@ -15,6 +15,7 @@ __all__ = [
     "PublishedFolder",
     "StorePath",
     "as_path",
+    "forget_output",
     "local_copy",
     "local_file",
     "local_folder",

@@ -114,7 +114,7 @@ def shrink(folder: Path, bound: float) -> None:
         if path.is_dir() and now - used < IN_USE_SECONDS:
             continue
         if path.parent.name == WRITING:
-            _remove_output(path)
+            remove_output(path)
         else:
             remove(path)
         total -= size
@@ -129,7 +129,7 @@ def _is_written(output: Path) -> bool:
         return True
 
 
-def _remove_output(output: Path) -> None:
+def remove_output(output: Path) -> None:
     """Removes a folder of ``WRITING``, unless a process has begun to write it."""
     with suppress(BusyError, OSError), writer_lock(output / LOCK, output) as is_alone:
         if is_alone:

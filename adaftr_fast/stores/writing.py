@@ -18,7 +18,7 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._locks import LOCK, writer_lock
 from adaftr_fast._publish import remove, sync_tree
 from adaftr_fast.errors import StoreError
-from adaftr_fast.stores.cache import WRITING, cache_bytes, cache_folder, clear, short_digest, shrink
+from adaftr_fast.stores.cache import WRITING, cache_bytes, cache_folder, clear, remove_output, short_digest, shrink
 from adaftr_fast.stores.copies import copy_path, download_all
 from adaftr_fast.stores.path import AnyPath, StorePath, as_path, written_locally
 from adaftr_fast.stores.published import (
@@ -77,6 +77,13 @@ def local_folder(folder: str | AnyPath, seconds: float | None = None, *, downloa
 def local_place(path: StorePath) -> Path:
     """Returns where a folder or a file is kept while it is written, alone in a folder of its own."""
     return cache_folder() / WRITING / short_digest(f"{path.place} {path.key}") / path.name
+
+
+def forget_output(path: StorePath) -> None:
+    """Removes what a killed command has left of an output on this machine, once ``path`` has all of it."""
+    output = local_place(path).parent
+    if output.exists():
+        remove_output(output)
 
 
 @contextmanager

@@ -2,14 +2,18 @@
 
 import os
 import time
+from functools import partial
 
 import boto3
+import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast._locks import LOCK
+from adaftr_fast.api.prepare import prepare
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores import as_path, cache, local_copy, local_file, local_folder, published, writing
 from adaftr_fast.stores.published import publish, read_state
+from tests.logs import shop_log
 from tests.stores.test_published import content_of, objects
 
 
@@ -59,6 +63,18 @@ def test_a_file_that_was_being_written_goes_with_the_next_command(url, tmp_path)
     assert left(tmp_path) == [".scores.new-1-ab"]
     write_file(f"{url}/scores")
     assert list((tmp_path / "cache" / "writing").iterdir()) == []
+
+
+def test_a_prepared_folder_that_was_uploaded_before_the_kill(url, tmp_path, monkeypatch):
+    """The next command finds it in the store and writes nothing."""
+    pq.write_table(shop_log(3000, users=50), tmp_path / "log.parquet")
+    command = partial(prepare, tmp_path / "log.parquet", f"{url}/data", labels=["click", "conversion"], progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "_keep_as_copy", die)
+        killed(command)
+    assert "schema.json" in left(tmp_path)
+    command()
+    assert left(tmp_path) == []
 
 
 @pytest.mark.parametrize("used", [0, 4000])

@@ -38,7 +38,7 @@ from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.engines.engine import Engine
 from adaftr_fast.engines.local import Local
 from adaftr_fast.errors import DataError, StoreError
-from adaftr_fast.stores import AnyPath, PublishedFolder, StorePath, as_path, local_folder, open_folder
+from adaftr_fast.stores import AnyPath, PublishedFolder, StorePath, as_path, forget_output, local_folder, open_folder
 
 READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # names of the steps; join needs what read has staged
 SHARD_BYTES = 512 << 20  # of the inputs, for each shard on a cluster
@@ -98,6 +98,7 @@ def prepare(
     digest = inputs_digest(schema, known, _digests(inputs, engine, parts, progress))
     place = followed(place) if isinstance(place, Path) else open_folder(place)
     if isinstance(place, StorePath) and (existing := _existing(place, digest)) is not None:
+        forget_output(place)
         return existing
     with local_folder(place, download=False) as local:
         if (existing := _existing(local, digest)) is not None:  # of a store, where its upload has failed
