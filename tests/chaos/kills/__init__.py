@@ -8,16 +8,20 @@ A case is a dictionary:
 - ``over``: whether an earlier result is to be replaced;
 - ``reader``: whether another process reads the result all the time;
 - ``rival``: when to start a second writer, as a part of the duration, or None.
+
+An output in a store has no reader and no rival.
 """
 
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.chaos.kills.commands import SERVED
+from tests.chaos.kills.services import are_installed
 from tests.chaos.search import Case, Limit, search
 from tests.chaos.worker import repeat
 
-COMMANDS = ("prepare", "train", "daily", "export", "predict", "torchrun")
+COMMANDS = {"prepare": 2, "train": 2, "daily": 2, "export": 2, "predict": 2, "torchrun": 1}  # which takes longest
 CASE_SECONDS = 900.0  # until a case is ended
 VICTIMS = ("rank 0", "rank 1", "ranks", "torchrun", "all")
 
@@ -34,8 +38,9 @@ def replay(case: Case) -> str | None:
 
 def draw(random: random.Random) -> Case:
     """Makes a case."""
+    weights = COMMANDS | (dict.fromkeys(SERVED, 1) if are_installed() else {})
     return {
-        "command": random.choices(COMMANDS, (2, 2, 2, 2, 2, 1))[0],  # torchrun takes longest
+        "command": random.choices([*weights], [*weights.values()])[0],
         "moments": [round(random.random(), 3) for _ in range(random.randint(1, 6))],
         "victim": random.choice(VICTIMS),
         "over": random.random() < 0.5,

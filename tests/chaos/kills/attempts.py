@@ -17,7 +17,8 @@ import adaftr_fast.api.serve
 import adaftr_fast.runs.daily
 import adaftr_fast.serving.export  # noqa: F401
 from adaftr_fast.cli import main
-from tests.chaos.kills.commands import Command, commands, write_inputs
+from tests.chaos.kills import services, stores
+from tests.chaos.kills.commands import SERVED, Command, commands, write_inputs
 from tests.chaos.kills.processes import (
     all_ended,
     descendants,
@@ -57,24 +58,38 @@ def place() -> Path:
     return folder
 
 
+def command_of(name: str) -> Command:
+    """Returns a command, whose servers run."""
+    if name in SERVED:
+        services.start(place() / "inputs")
+    return commands()[name]
+
+
 @functools.cache
 def whole(name: str) -> Whole:
     """Runs a command without interruption."""
-    folder, command = new_folder(), commands()[name]
+    command = command_of(name)
+    folder = new_folder(command)
     start = time.monotonic()
     finish(start_command(command, command.arguments, folder), folder)
-    return Whole(tree(folder), time.monotonic() - start)
+    seconds = time.monotonic() - start
+    fetch(command, folder)
+    return Whole(tree(folder), seconds)
 
 
 @functools.cache
 def earlier(name: str) -> Path:
     """Returns a working directory with the result that ``Command.before`` leaves."""
-    folder, command = new_folder(), commands()[name]
+    command = command_of(name)
+    folder = new_folder(command)
     finish(fork(lambda: main(command.before), folder, log_of(folder)), folder)
     return folder
 
 
-def new_folder() -> Path:
+def new_folder(command: Command) -> Path:
+    """Returns a new working directory, and makes the store empty for a command that writes there."""
+    if command.is_stored:
+        services.empty_store()
     return Path(tempfile.mkdtemp(dir=place()))
 
 
@@ -84,6 +99,8 @@ def log_of(folder: Path) -> Path:
 
 def start_command(command: Command, arguments: list[str], folder: Path) -> int:
     """Starts a command, by torchrun if it has ranks; returns its process."""
+    if command.is_stored:
+        return fork(lambda: stores.run(folder, lambda: main(arguments)), folder, log_of(folder))
     if not command.ranks:
         return fork(lambda: main(arguments), folder, log_of(folder))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={command.ranks}"]
@@ -100,32 +117,53 @@ def finish(process: int, folder: Path) -> None:
 
 def killed_and_completed(case: Case) -> int:
     """Runs a case; returns the number of kills."""
-    command, expected = commands()[case["command"]], whole(case["command"])
+    command, expected = command_of(case["command"]), whole(case["command"])
     is_over = case["over"] and command.before is not None
-    folder = new_folder()
+    folder = new_folder(command)
     former: Tree = {}
     if is_over:
-        shutil.copytree(earlier(case["command"]), folder, dirs_exist_ok=True)
+        write_earlier(command, case["command"], folder)
         former = tree(folder)
     try:
-        reader = start_reader(command, folder) if case["reader"] and is_over else None
-        if case["rival"] is not None:
+        reader = start_reader(command, folder) if case["reader"] and is_over and not command.is_stored else None
+        if case["rival"] is not None and not command.is_stored:
             meet_rival(command, folder, case["rival"] * expected.seconds)
         kills = 0
         for moment in case["moments"]:
             if not interrupted(command, folder, moment * expected.seconds, case["victim"]):
                 break
             kills += 1
+            fetch(command, folder)
             check_whole(command, folder, former, expected.result)
         finish(start_command(command, command.arguments, folder), folder)
         if reader is not None:
             end_reader(reader, folder)
         assert all_ended(), "the command left a process"
+        fetch(command, folder, is_last=True)
         assert not (wrong := differences(tree(folder), expected.result)), wrong
         return kills
     finally:
         end_all()
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(stores.cache_of(folder), ignore_errors=True)
+
+
+def write_earlier(command: Command, name: str, folder: Path) -> None:
+    """Writes the result that ``Command.before`` leaves."""
+    if command.is_stored:
+        finish(start_command(command, command.before, folder), folder)
+        fetch(command, folder)
+    else:
+        shutil.copytree(earlier(name), folder, dirs_exist_ok=True)
+
+
+def fetch(command: Command, folder: Path, *, is_last: bool = False) -> None:
+    """Copies the result from the store to ``out``; in the end, nothing else may be left there and in the cache."""
+    if not command.is_stored:
+        return
+    log = folder.with_name(f"{folder.name}.fetch.log")
+    code = end(fork(lambda: stores.run(folder, lambda: stores.fetch(is_last)), folder, log), SECONDS)
+    assert code == 0, f"the store: {log.read_text()}"
 
 
 def interrupted(command: Command, folder: Path, seconds: float, victim: str) -> bool:

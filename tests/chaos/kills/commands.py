@@ -5,9 +5,12 @@ the commands read.
 """
 
 import json
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from tests.chaos.kills.services import BETWEEN, BROKER, BUCKET, TOPIC
 
 MODEL = ["--model.expert_hidden", "[16]", "--model.tower_hidden", "[16,8]", "--model.relatedness_hidden", "[4]"]
 TRAINING = [
@@ -15,7 +18,9 @@ TRAINING = [
     "--training.progress", "false", "--training.checkpoint_seconds", "0.05",
 ]  # fmt: skip
 LABELS = ["--labels", "click", "conversion", "--group", "user"]
-TIMES = ("seconds", "samples_per_s")
+TIMES = ("seconds", "samples_per_s", "arrived", "lag", "rows_per_s", "time")
+STORED = f"s3://{BUCKET}/out"
+SERVED = ("stream", "prepare to a store", "train to a store", "export to a store", "predict to a store")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Command:
         lock: the lock file of the writer.
         read: reads the result, or raises an error if it is not whole.
         ranks: how many processes torchrun starts; 0 without torchrun.
+        is_stored: whether the output is ``STORED``, and what was read from it lies in ``out``.
     """
 
     arguments: list[str]
@@ -35,18 +41,28 @@ class Command:
     lock: str
     read: Callable[[], object]
     ranks: int = 0
+    is_stored: bool = False
 
 
 def commands() -> dict[str, Command]:
-    """Returns the commands by name."""
-    return {
+    """Returns the commands by name. Those of ``SERVED`` need ``services.start`` before."""
+    found = {
         "prepare": Command(_prepare("log.csv"), _prepare("other.csv"), ".out.lock", _read_prepared),
         "train": Command(_train("data", 1), _train("data", 2), "out/.lock", _read_run),
         "daily": Command(_daily(), None, "out/.lock", _read_days),
         "export": Command(_export("run"), _export("other_run"), ".out.lock", _read_model),
         "predict": Command(_predict("log.csv"), _predict("other.csv"), ".out.lock", _read_scores),
         "torchrun": Command(_train("data", 1), _train("data", 2), "out/.lock", _read_run, ranks=2),
+        "stream": Command(_stream(), None, "out/.lock", _read_stream),
     }
+    return found | {f"{name} to a store": _stored(found[name]) for name in ("prepare", "train", "export", "predict")}
+
+
+def _stored(command: Command) -> Command:
+    arguments, before = (
+        [STORED if word == "out" else word for word in words] for words in (command.arguments, command.before)
+    )
+    return replace(command, arguments=arguments, before=before, is_stored=True)
 
 
 def _prepare(log: str) -> list[str]:
@@ -60,6 +76,13 @@ def _train(data: str, seed: int, out: str = "out") -> list[str]:
 def _daily() -> list[str]:
     days = [f"../inputs/day{number}.parquet" for number in (1, 2, 3)]
     return ["daily", "--dataset", "../inputs/day.toml", "--files", *days, *TRAINING, "--out", "out"]
+
+
+def _stream() -> list[str]:
+    chunk = str(2000 + 2000 // BETWEEN)
+    options = ["--kafka_topic", TOPIC, "--kafka_servers", os.environ.get(BROKER, ""), "--chunk_rows", chunk]
+    options += ["--chunk_seconds", "600", "--idle", "2", "--poll", "0.1"]
+    return ["stream", "--dataset", "../inputs/day.toml", *options, *TRAINING, "--out", "out"]
 
 
 def _export(run: str, out: str = "out") -> list[str]:
@@ -92,6 +115,13 @@ def _read_run() -> object:
 def _read_days() -> object:
     records = Path("out/daily.jsonl")
     return [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else None
+
+
+def _read_stream() -> object:
+    from adaftr_fast.serving.scorer import load_scorer
+    from adaftr_fast.streaming.journal import Journal
+
+    return Journal(Path("out")), load_scorer(Path("out/serving")) if Path("out/serving").exists() else None
 
 
 def _read_model() -> object:

@@ -14,6 +14,7 @@ from pathlib import Path
 PR_SET_CHILD_SUBREAPER = 36
 END_SECONDS = 20.0  # for processes to end by themselves
 readers: set[int] = set()  # processes that go on while commands start and end
+servers: set[int] = set()  # processes that go on while cases start and end
 
 ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # processes without a parent become children of this one
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends with the processes below
@@ -100,7 +101,7 @@ def ranks(agent: int) -> list[int]:
 def reap() -> list[int]:
     """Reaps children that have ended; returns those that have not."""
     left = []
-    for process in set(children(os.getpid())) - readers:
+    for process in set(children(os.getpid())) - readers - servers:
         try:
             if not os.waitpid(process, os.WNOHANG)[0]:
                 left.append(process)
@@ -110,7 +111,7 @@ def reap() -> list[int]:
 
 
 def all_ended(seconds: float = END_SECONDS) -> bool:
-    """Waits until this process has no children but readers; returns whether it has none."""
+    """Waits until this process has no children but readers and servers; returns whether it has none."""
     deadline = time.monotonic() + seconds
     while reap():
         if time.monotonic() > deadline:
@@ -120,14 +121,14 @@ def all_ended(seconds: float = END_SECONDS) -> bool:
 
 
 def kill_all() -> None:
-    """Kills every process that was started here but readers."""
+    """Kills every process that was started here but readers and servers."""
     while left := reap():
         kill(*left, *(below for process in left for below in descendants(process)))
         time.sleep(0.02)
 
 
 def end_all() -> None:
-    """Kills every process that was started here."""
+    """Kills every process that was started here but servers."""
     readers.clear()
     kill_all()
 

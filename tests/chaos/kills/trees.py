@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.chaos.kills.commands import TIMES
 
 Tree = dict[str, str]
+TIMED = ("metrics.jsonl", "stream.jsonl", "exported.json")  # records with times
 
 
 def tree(folder: Path) -> Tree:
@@ -38,7 +39,7 @@ def _digest(path: Path) -> str:
     content = path.read_bytes()
     if path.name == "report.md":  # its tables hold times, and the records of metrics.jsonl are compared
         content = content.splitlines()[0]
-    if path.name == "metrics.jsonl":
+    if path.name in TIMED:
         records = [json.loads(line) for line in content.splitlines()]
         kept = [{name: value for name, value in each.items() if name not in TIMES} for each in records]
         content = json.dumps(kept, sort_keys=True).encode()  # losses of an epoch that was resumed are sorted by name
