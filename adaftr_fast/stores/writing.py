@@ -89,11 +89,11 @@ def forget_output(path: StorePath) -> None:
 @contextmanager
 def _only_writer(path: StorePath) -> Iterator[Path]:
     """Yields ``local_place``, where this process alone writes during the block."""
-    shrink(cache_folder(), cache_bytes())
     local = local_place(path)
     local.parent.mkdir(parents=True, exist_ok=True)
     try:
         with writer_lock(local.with_name(LOCK), local):
+            shrink(cache_folder(), cache_bytes())  # with the lock, so it spares what a killed command has left here
             yield local
     finally:
         with suppress(OSError):  # not empty after an upload that has failed

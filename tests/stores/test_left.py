@@ -96,6 +96,18 @@ def test_outputs_of_killed_commands_count_for_the_bound(url, tmp_path, monkeypat
     assert left(tmp_path) == ([] if used else [".model.origin", ".scores.new-1-ab", "large", "name"])
 
 
+def test_a_command_goes_on_with_its_own_output_whatever_the_bound(url, tmp_path, monkeypatch):
+    monkeypatch.setenv(cache.LIMIT, "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(writing._Sender, "_send", die)
+        killed(lambda: write_folder(f"{url}/model", "1"))
+    long_ago = (time.time() - 2 * cache.IN_USE_SECONDS,) * 2
+    for path in (tmp_path / "cache").rglob("*"):
+        os.utime(path, long_ago)
+    with local_folder(as_path(f"{url}/model")) as folder:
+        assert (folder / "name").read_text() == "1"
+
+
 @pytest.mark.parametrize("name", ["_write_list", "_remove", "_send"])
 def test_a_folder_that_was_being_uploaded(url, tmp_path, monkeypatch, name):
     """What the next command publishes is all that is there, also where the killed one has sent other files."""
