@@ -96,7 +96,11 @@ def is_unicode(text: str) -> bool:
 
     JSON may hold half of a surrogate pair, and Python reads one for each byte of a file name that is not UTF-8.
     """
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_name(name: str, key: str) -> None:

@@ -165,11 +165,7 @@ class KafkaSource:
             self._set_aside = {"messages": before["messages"] + len(aside), "first": first}
             counted = f"{len(aside)} of {len(messages)} messages cannot be read and are set aside"
             where = "the first at offset {offset} of partition {partition}: {reason}".format(**aside[0])
-            warnings.warn(
-                f"topic {self.topic}: {counted}, {where}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            warnings.warn(f"topic {self.topic}: {counted}, {where}", RuntimeWarning, stacklevel=4)
         return rows
 
 

@@ -69,19 +69,20 @@ class RowReader:
             found = None
         if not isinstance(found, dict):
             raise ValueError("expected a JSON object")
-        row = {name: value for name in self._reads if (value := found.get(name)) is not None}
+        row = {}
+        for name, read in self._reads.items():
+            if (value := found.get(name)) is not None:
+                try:
+                    row[name] = read(value)
+                except (ValueError, OverflowError) as error:
+                    shown = ascii(value)
+                    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]} ..."
+                    raise ValueError(f"{name}: {error}, got {shown}") from error
         if missing := [name for name in self._needed if name not in row]:
             raise ValueError(f"{missing[0]}: is missing")
         if not row:
             raise ValueError("expected a column of the schema")
-        return {name: self._read(name, value) for name, value in row.items()}
-
-    def _read(self, name: str, value: Any) -> Any:
-        try:
-            return self._reads[name](value)
-        except (ValueError, OverflowError) as error:
-            shown = ascii(value)
-            raise ValueError(f"{name}: {error}, got {shown[:SHOWN]}{' ...' if len(shown) > SHOWN else ''}") from error
+        return row
 
     def _labelled(self, rows: pa.Table, reasons: list[str | None]) -> tuple[pa.Table, list[str | None]]:
         """Leaves out the rows in which the condition of a label has no value, since a column is missing."""
@@ -105,11 +106,11 @@ def _reader(kind: pa.DataType) -> Callable[[Any], Any]:
 
 def _plain(value: Any) -> Any:
     """Returns the JSON text of an object or a list, and any other value itself."""
-    if isinstance(value, dict | list):
-        return json.dumps(value)
-    if isinstance(value, str) and not is_unicode(value):
-        raise ValueError("expected valid Unicode text")
-    return value
+    if isinstance(value, str):
+        if not is_unicode(value):
+            raise ValueError("expected valid Unicode text")
+        return value
+    return json.dumps(value) if isinstance(value, dict | list) else value
 
 
 def _compared(value: Any) -> str:
