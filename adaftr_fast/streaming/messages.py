@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from adaftr_fast.data.schema.types import Schema, condition_columns
 SHOWN = 50  # characters of a value that an error shows
 LARGEST_WEIGHT = float(np.finfo(np.float32).max)  # weights are float32
 LARGEST_EXACT = 2.0**53  # larger integers cannot be cast to float64
-NUMBERS = (pa.float64(), pa.int64())
+CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}  # NaN is missing, as null is
 Row = dict[str, Any]
 
 
@@ -58,14 +59,16 @@ class RowReader:
                 reasons.append(None)
             except ValueError as error:
                 reasons.append(str(error))
+            except RecursionError:
+                reasons.append("is nested too deeply")
         names = dict.fromkeys(name for row in rows for name in row)
         columns = {name: _column([row.get(name) for row in rows], self._types[name]) for name in names}
         return self._labelled(pa.table(columns), reasons)
 
     def _row(self, message: bytes | None) -> Row:
         try:
-            found = None if message is None else json.loads(message)
-        except (ValueError, RecursionError):
+            found = None if message is None else json.loads(message, parse_constant=CONSTANTS.get)
+        except ValueError:
             found = None
         if not isinstance(found, dict):
             raise ValueError("expected a JSON object")
@@ -101,7 +104,7 @@ class RowReader:
 def _reader(kind: pa.DataType) -> Callable[[Any], Any]:
     if pa.types.is_string(kind):
         return _plain
-    return {pa.float64(): _number, pa.int64(): _integer}.get(kind, partial(_cast, kind))
+    return _number if kind == pa.float64() else partial(_cast, kind)
 
 
 def _plain(value: Any) -> Any:
@@ -132,11 +135,6 @@ def _number(value: Any) -> Any:
     return number if abs(number) > LARGEST_EXACT else value
 
 
-def _integer(value: Any) -> Any:
-    """Returns the value of an id that a condition compares with an integer."""
-    return value if isinstance(value, int | float) else _cast(pa.int64(), value)
-
-
 def _label(value: Any) -> int:
     number = _number(value)
     if number not in (0, 1):
@@ -162,7 +160,7 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):  # several types
-        as_one = float if kind in NUMBERS else _text
+        as_one = float if kind == pa.float64() else _text
         return pa.array([None if value is None else as_one(value) for value in values])
 
 

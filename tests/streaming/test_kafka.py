@@ -3,6 +3,7 @@
 import importlib
 import json
 import signal
+import sys
 import time
 
 import pyarrow.parquet as pq
@@ -21,11 +22,12 @@ kafka = pytest.importorskip("confluent_kafka", reason="the extra kafka installs 
 module = importlib.import_module("adaftr_fast.streaming.kafka")
 TOPIC = "shop"
 LABELS = {"click": 1, "buy": 0, "money": 1.5, "weight": 1}
-FIELDS = dict.fromkeys(("n", "of", "a", "b", "c"), "categorical") | {"seen": {"kind": "categorical", "tokens": "all"}}
+FIELDS = dict.fromkeys(("n", "of", "a", "b", "c", "age"), "categorical")
+LISTS = {"seen": {"kind": "categorical", "tokens": "all"}}
 READ = parse_schema(
     SOURCE
     | {"labels": SOURCE["labels"] | {"paid": [["money", ">", 0.0]]}, "weight": "weight"}
-    | {"fields": SOURCE["fields"] | FIELDS}
+    | {"drop": [["age", "<", 0]], "fields": SOURCE["fields"] | FIELDS | LISTS}
 )
 
 
@@ -128,13 +130,14 @@ WRONG = {
     "seen": {'["x", "\\ud800"]': r"valid Unicode text, got ['x', '\ud800']", '"x"': "a list, got 'x'"},
     "heat": {'"warm"': "a value of type double, got 'warm'", "{}": "a value of type double, got {}"},
     "click": {"2": "0 or 1, got 2", '"x"': "a value of type double, got 'x'"},
+    "age": {"1.5": "a value of type int64, got 1.5", "9" * 19: "a value of type int64, got " + "9" * 19},
     "weight": {"-1": "a finite number >= 0, got -1", "1e300": "a finite number >= 0, got 1e+300"},
 }
 POISON = {
     b"{": "expected a JSON object",
     b"[1]": "expected a JSON object",
     None: "expected a JSON object",
-    b"[" * 100_000: "expected a JSON object",
+    b"[" * 100_000: "is nested too deeply",
     b'{"other": 1}': "click: is missing",
     b'{"click": 1, "buy": null, "weight": 1}': "buy: is missing",
     b'{"click": 1, "buy": 1, "weight": 1}': "label paid: is missing",
@@ -167,6 +170,32 @@ def test_messages_that_cannot_be_read_are_set_aside(producer, source):
     send(producer, {"a": 3})
     topic.rows = 1
     assert read(topic, {chunk.name: chunk.position}).set_aside == {}
+
+
+def test_values_nested_as_deeply_as_a_stack_allows_are_set_aside(producer, source):
+    """Some of these depths can be read, and cannot be written as text."""
+    depth = sys.getrecursionlimit()
+    nested = ["[" * each + "]" * each for each in range(depth - 100, depth)]
+    send(producer, *(f'{{"click": 1, "buy": 1, "money": 1, "weight": 1, "a": {each}}}'.encode() for each in nested))
+    send(producer, {"a": "x"})
+    with pytest.warns(RuntimeWarning, match="is nested too deeply"):
+        chunk = read(source(rows=101, seconds=60))
+    found = [row["a"] for row in rows(chunk)]
+    assert found == [*nested[: len(found) - 1], "x"]
+
+
+def test_ids_that_a_condition_compares_stay_exact(producer, source):
+    send(producer, {"age": 2**53 + 1}, {"age": "5"}, {"age": 7.0}, {"age": True}, {"age": 2**63 - 1})
+    assert [row["age"] for row in rows(read(source(rows=5, seconds=60)))] == [2**53 + 1, 5, 7, 1, 2**63 - 1]
+
+
+def test_nan_is_missing_among_values_of_several_types(producer, source):
+    send(producer, {"a": float("nan"), "seen": ["x", float("nan")]}, {"a": "x"}, {"a": 1})
+    assert rows(read(source(rows=3, seconds=60))) == [
+        {"a": None, "seen": ["x", None]},
+        {"a": "x", "seen": None},
+        {"a": "1", "seen": None},
+    ]
 
 
 def test_columns_that_no_schema_reads_are_left_out(producer, source):
