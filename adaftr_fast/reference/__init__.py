@@ -8,7 +8,8 @@ NaN and infinity. Where an input holds a number that is not finite, on every bac
 - A result that depends on such a number and is finite in the op is that of the reference. The op may have NaN where the
   reference is finite, as it may multiply an infinity by 0; a gradient that is None counts as zeros.
 - A result that depends on no such number is as accurate as ever. Results of a row depend on the inputs of that row and
-  on what rows share: candidates, tables and weights. A row that is ignored or weighs nothing is no input.
+  on what rows share: candidates, tables and weights. A row that is ignored is no input. Nor is one of weight 0
+  of the loss and the gradients, except those in the weights, and except in the Triton kernels, which multiply by it.
 """
 
 from adaftr_fast.ops.embedding.reference import bags as embedding_bags

@@ -32,6 +32,7 @@ from adaftr_fast.ops.infonce.checks import (
     op_name,
 )
 from adaftr_fast.ops.infonce.op import TARGETS, FunctionalInfoNCE
+from adaftr_fast.ops.infonce.reference import weighted
 from adaftr_fast.ops.infonce.symmetric_op import FunctionalSymmetric, both_directions
 from adaftr_fast.ops.infonce.targets import choose_positive
 
@@ -175,7 +176,8 @@ def adaptive_infonce(
         row_group: [B] int64. A candidate with the same group id as the row is not a negative of the row, unless it is
             its positive.
         column_group: [N] int64, the group ids of the candidates. Default: ``row_group``, which requires N = B.
-        row_weight: [B] weights of the rows' losses, floating point.
+        row_weight: [B] weights of the rows' losses, floating point. An anchor of weight 0 adds nothing to the loss and
+            has no gradient, even if it holds NaN or an infinity, except in the Triton kernels, which multiply by 0.
         column_bias: [N] finite numbers added to the candidates' logits, floating point; in sampled softmax, minus the
             logarithm of the probability to be drawn. To exclude candidates, use the groups. The bias is appended to
             ``h_cvr``, and tau to ``h_ctr``, as one more dimension of the dot product, or as three in the half types,
@@ -379,7 +381,7 @@ def _direction(
         ignore_above,
         *targets,
     )[:6]
-    result = row_loss * scale if reduction == "none" else loss
+    result = weighted(row_loss, scale) if reduction == "none" else loss
     return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.functional import Gradients, functional, loop
-from adaftr_fast.ops.infonce.reference import IGNORE, infonce_gradients, infonce_rows
+from adaftr_fast.ops.infonce.reference import IGNORE, infonce_gradients, infonce_rows, weighted
 from adaftr_fast.ops.infonce.targets import Outputs, check_positives, with_targets
 from adaftr_fast.ops.library import define, library
 
@@ -88,7 +88,7 @@ def reference(
     gradients = infonce_gradients(*inputs, scale, *options) if any(needs) else inputs
     d_anchors, d_candidates, d_tau = (g if need else g.new_empty(0) for g, need in zip(gradients, needs))
     stats = (result.top1, result.entropy) if need_stats else (result.top1.new_empty(0), result.loss.new_empty(0))
-    loss = (scale * result.loss).sum()
+    loss = weighted(result.loss, scale).sum()
     return loss, result.loss.clone(), result.lse, result.positive_logit, *stats, d_anchors, d_candidates, d_tau
 
 

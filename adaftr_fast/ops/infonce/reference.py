@@ -27,6 +27,14 @@ from torch import Tensor
 IGNORE = -100
 
 
+def weighted(row_loss: Tensor, scale: Tensor) -> Tensor:
+    """Returns ``scale_r L_r`` [B]: 0 for a row that weighs nothing, also where its loss is not finite.
+
+    The derivative in ``scale`` is the loss wherever that is finite, and else NaN for such a row.
+    """
+    return torch.where((scale != 0) | row_loss.isfinite(), row_loss * scale, 0.0)
+
+
 class InfoNCERows(NamedTuple):
     """Per-row results, all [B]; ignored rows hold zeros (and False)."""
 
@@ -150,6 +158,9 @@ def infonce_gradients(
     )
     if candidates.shape[0] == 0:
         return torch.zeros_like(anchors), torch.zeros_like(candidates), torch.zeros_like(tau)
+    # A row that weighs nothing is as if ignored where it is not finite; elsewhere its scale has derivatives.
+    valid = valid & ((scale != 0) | z.isfinite().all(1))
+    z = torch.where(valid[:, None], z, 0)
     p = torch.where(negative.scatter(1, target, True), z, -torch.inf).softmax(1)
     p_negative = torch.where(negative, p, 0)
     residual = p_negative.scatter(1, target, -p_negative.sum(1, keepdim=True))  # p - 1 at the positive

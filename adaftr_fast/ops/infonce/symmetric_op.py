@@ -23,7 +23,7 @@ from torch import Tensor
 
 from adaftr_fast.ops.infonce.functional import Gradients, functional, loop
 from adaftr_fast.ops.infonce.op import accumulation_dtype, check_tau, triton_kernel
-from adaftr_fast.ops.infonce.reference import infonce_gradients, infonce_rows
+from adaftr_fast.ops.infonce.reference import infonce_gradients, infonce_rows, weighted
 from adaftr_fast.ops.library import define, library
 
 SCHEMA = (
@@ -51,7 +51,7 @@ def both_directions(
     with_gradients = torch.is_grad_enabled() and reduction != "none"
     needs = (with_gradients and x.requires_grad for x in inputs)
     loss, row_loss = op(*inputs, row_group, column_group, scale, *needs)[:2]
-    result: Tensor = row_loss * scale if reduction == "none" else loss
+    result: Tensor = weighted(row_loss, scale) if reduction == "none" else loss
     return result
 
 
@@ -83,7 +83,7 @@ def _reference(*args: Any) -> Outputs:
     row_loss = _row_loss(inputs, row_group, column_group)
     gradients = _closed_form(inputs, row_group, column_group, scale) if any(needs) else inputs
     d = (g if need else g.new_empty(0) for g, need in zip(gradients, needs))
-    return (scale * row_loss).sum(), row_loss, *d
+    return weighted(row_loss, scale).sum(), row_loss, *d
 
 
 def _two_sweeps(infonce: Callable[..., Any], *args: Any) -> Outputs:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.infonce.reference import IGNORE
+from adaftr_fast.ops.infonce.reference import IGNORE, weighted
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 NO_POSITIVE = -1  # the index of a row whose label no candidate carries
@@ -246,4 +246,4 @@ def with_targets(
         d_candidates += weights.transposed(torch.where(used, grad_scale[:, None] * a, 0.0), target, columns)
     if need_d_tau:
         d_tau -= torch.where(used[:, 0], grad_scale * of_others, 0.0)
-    return (scale * row_loss).sum(), row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau
+    return weighted(row_loss, scale).sum(), row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau

@@ -1,6 +1,7 @@
 // How the ops of this folder run a kernel.
 #pragma once
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 
 #include "cpu/infonce/kernels.h"
@@ -19,6 +20,11 @@ void launch(const SweepKernel<Problem>& kernel, const Problem& problem, Outputs&
   const auto bytes = static_cast<int64_t>(kernel.workspace_bytes(problem, threads));
   const at::Tensor workspace = cached_empty({bytes}, at::kByte);
   kernel.run(problem, workspace.mutable_data_ptr(), threads);
+}
+
+// The sum of scale_r L_r, of which a row that weighs nothing is no part even if its loss is not finite.
+inline at::Tensor weighted_sum(const at::Tensor& loss, const at::Tensor& scale) {
+  return (loss * scale).masked_fill_(scale == 0, 0).sum();
 }
 
 }  // namespace adaftr_fast

@@ -134,7 +134,7 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
                                   data(d_candidates, need_d_candidates),
                                   data(d_tau, need_d_tau)};
   launch(kernel_for<T>(inputs), problem, loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau);
-  return {(loss * scale).sum(), loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
+  return {weighted_sum(loss, scale), loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
 }
 
 Outputs infonce_sweep(const Tensor& anchors, const Tensor& candidates, const Tensor& tau,

@@ -1,6 +1,6 @@
 """The loss ``adaptive_infonce`` where one number of its inputs is NaN or infinite.
 
-Shapes: B rows, N candidates, d width, C rows that count: not ignored, and of a weight.
+Shapes: B rows, N candidates, d width.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaftr_fast.ops.infonce.reference import IGNORE
 from tests.chaos.ops import infonce
 from tests.chaos.ops.inputs import assert_close, laid, sensitivity
 
@@ -30,15 +31,14 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     if not len(leaves[number]) or not infonce.is_computable(exact, arguments, leaves[0].dtype):
         return None
     place = int(torch.randint(0, len(leaves[number]), ()))
-    counted = infonce.counts(leaves, arguments, options)
-    of_a_row = where not in ("h_cvr", "column_bias")
-    if (of_a_row and not counted[place]) or not counted.any():
-        return None
     spoiled = _spoiled(leaves, number, place, options)
-    if where in ("tau", "column_bias"):
+    ignored = where == "tau" and "positive_index" in arguments and arguments["positive_index"][place] == IGNORE
+    if where in ("tau", "column_bias") and not ignored:
         given = (arguments, torch.ones(rows), options, None, "cpu")
         return lambda: _is_refused(lambda: infonce.results(spoiled, *given))
-    others = counted.nonzero()[:, 0] != place if of_a_row else torch.zeros(int(counted.sum()), dtype=torch.bool)
+    counted = infonce.counts(spoiled, arguments, options)
+    of_a_row = where not in ("h_cvr", "column_bias")
+    others = torch.arange(rows) != place if of_a_row else torch.zeros(rows, dtype=torch.bool)
     narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
     whole, _ = infonce.conditions(exact, arguments, torch.ones(rows, dtype=torch.float64), options, narrow)
     slack = {name: float(x.abs().max()) for name, x in whole.items()}
@@ -53,42 +53,37 @@ def _compare(
     others: Tensor,
     slack: dict[str, float],
 ) -> None:
-    """Compares with the reference on the rows that count [B], of which ``others`` [C] are as accurate as ever.
+    """Compares with the reference.
 
-    ``slack`` is by how much rounding may change each result without the number that is not finite.
+    Args:
+        counted: whether each row is an input of the loss and the gradients [B].
+        others: whether each row's results do not depend on the number that is not finite [B].
+        slack: by how much rounding may change each result without that number.
     """
-    kept, chosen = _of_rows(leaves, arguments, counted)
     ones, narrow = torch.ones(len(others)), torch.promote_types(leaves[0].dtype, leaves[1].dtype)
+    is_input = bool(counted[~others].any())
 
     def reference(tensors: list[Tensor]) -> dict[str, Tensor]:
-        return infonce.results(tensors, chosen, ones, options, torch.float64, "reference")
+        return infonce.results(tensors, arguments, ones, options, torch.float64, "reference")
 
-    exact = [x.detach().double() for x in kept]
+    exact = [x.detach().double() for x in leaves]
     truth = reference(exact)
     terms = sensitivity(reference, exact, 16 * infonce.rounding(narrow, options))
-    pytorch = infonce.results(kept, chosen, ones, options, None, "reference")
-    own = infonce.results(leaves, arguments, torch.ones(len(counted)), options, None, "cpu")
+    pytorch = infonce.results(leaves, arguments, ones, options, None, "reference")
+    own = infonce.results(leaves, arguments, ones, options, None, "cpu")
     for name, true in truth.items():
         x, theirs = own[name], pytorch[name]
         if name in OF_ROWS:
-            assert not x[~counted].any() or name not in ("d h_ctr", "d tau"), f"{name}: of a row that does not count"
-            x = x[counted]
+            zero = name in ("loss", "d h_ctr", "d tau")
+            assert not (zero and x[~counted].any()), f"{name}: of a row that does not count"
             assert x[others].isfinite().all() or x.dtype == torch.bool, f"{name}: not finite in other rows"
+        elif not is_input:
+            assert x.isfinite().all(), f"{name}: not finite because of a row that does not count"
         if x.is_floating_point():
             assert not (x.isfinite() & ~true.isfinite()).any(), f"{name}: finite where the reference is not"
             both = x.isfinite() & true.isfinite()
             error = terms[name][both] + slack.get(name, 0.0)
             assert_close(*(each[both] for each in (x, true, theirs)), narrow, error, name)
-
-
-def _of_rows(leaves: list[Tensor], arguments: dict[str, Any], rows: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
-    """Returns the leaves and arguments of some of the rows [B]."""
-    a, b, tau, tau_column, weight, bias = leaves
-    own = {"positive_index": torch.arange(len(a))} | arguments
-    if "row_group" in own:
-        own = {"column_group": own["row_group"]} | own
-    chosen = {name: x[rows] if name in ("positive_index", "row_group") else x for name, x in own.items()}
-    return [a[rows], b, tau[rows], tau_column, weight[rows], bias], chosen
 
 
 def _is_refused(call: Callable[[], object]) -> None:

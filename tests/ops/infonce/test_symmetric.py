@@ -152,13 +152,15 @@ def test_only_the_gradients_that_are_needed(need, instruction_set):
 
 
 @needs_extension
-def test_rows_without_weight_have_no_gradient_even_if_nan(instruction_set):
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_rows_without_weight_have_no_loss_and_no_gradient_even_if_nan(reduction, backend, instruction_set):
     a, b, *taus = (x.float() for x in drawn(40, 8))
     a[3] = math.nan
-    gradients = loss_and_gradients(
-        (a, b, *taus), torch.float32, row_weight=torch.zeros(40), reduction="none", upstream=torch.ones(40)
-    )[1:]
-    assert all((g == 0).all() for g in gradients)
+    upstream = torch.ones(40) if reduction == "none" else None
+    given = {"row_weight": torch.zeros(40), "reduction": reduction, "backend": backend}
+    results = loss_and_gradients((a, b, *taus), torch.float32, upstream, **given)
+    assert all((x == 0).all() for x in results)
 
 
 @needs_extension

@@ -136,7 +136,7 @@ Outputs fused(const Arguments& x, double unit) {
   else
     kernel = best_kernel(kTables, &SymmetricKernels::f32);
   launch(kernel, problem, loss, d_anchors, d_candidates, d_tau_row, d_tau_column);
-  return {(loss * x.scale).sum(), loss, d_anchors, d_candidates, d_tau_row, d_tau_column};
+  return {weighted_sum(loss, x.scale), loss, d_anchors, d_candidates, d_tau_row, d_tau_column};
 }
 
 template <class T>
