@@ -86,8 +86,7 @@ def assert_close(x: Tensor, truth: Tensor, pytorch: Tensor, dtype: torch.dtype, 
     terms = terms.masked_fill(reached, 0)
     if truth.numel() == 0 or truth.abs().max() > 0.1 * torch.finfo(x.dtype).max:
         return
-    # Denormals count as zero, those among the factors of a result too.
-    floor = 1e4 * torch.finfo(x.dtype).smallest_normal if x.dtype != torch.float16 else 1e-7
+    floor = torch.finfo(x.dtype).smallest_normal if x.dtype != torch.float16 else 1e-7
     scale = truth.abs().max().item() or 1.0
     own, bound = error(x, truth), error(pytorch.nan_to_num(), truth) + SLACK[dtype]
     bound += (terms.abs().max().item() + floor) / scale
