@@ -36,6 +36,7 @@ from adaftr_fast.stores.uploads import abort_uploads
 UPLOAD_SECONDS, DEFAULT_SECONDS = "ADAFTR_FAST_UPLOAD_SECONDS", 30.0  # an environment variable
 COPIED = 16 << 20  # bytes of a file; larger ones are linked, and not published if they are written in place meanwhile
 TAKEN = ".taken"  # the files of one state while they are uploaded, beside the local folder
+LOCK_SECONDS = 1.0  # to wait for a process that holds the lock only to see whether somebody writes
 TRIES = 50  # to find a folder unchanged while its files are collected
 Listing = dict[str, tuple[int, int, int]]
 
@@ -92,7 +93,7 @@ def _only_writer(path: StorePath) -> Iterator[Path]:
     local = local_place(path)
     local.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with writer_lock(local.with_name(LOCK), local):
+        with writer_lock(local.with_name(LOCK), local, LOCK_SECONDS):
             shrink(cache_folder(), cache_bytes())  # with the lock, so it spares what a killed command has left here
             yield local
     finally:

@@ -1,14 +1,17 @@
 """What killed commands leave of their outputs is bounded, and the next command removes it."""
 
 import os
+import threading
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import boto3
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast._locks import LOCK
+from adaftr_fast import _locks
+from adaftr_fast._locks import LOCK, writer_lock
 from adaftr_fast.api.prepare import prepare
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores import as_path, cache, local_copy, local_file, local_folder, published, writing
@@ -106,6 +109,29 @@ def test_a_command_goes_on_with_its_own_output_whatever_the_bound(url, tmp_path,
         os.utime(path, long_ago)
     with local_folder(as_path(f"{url}/model")) as folder:
         assert (folder / "name").read_text() == "1"
+
+
+def test_a_command_begins_while_another_looks_at_its_output(url, tmp_path, monkeypatch):
+    """A command that shrinks the cache holds the lock of each output for a moment."""
+    place = writing.local_place(as_path(f"{url}/scores"))
+    ended = threading.Event()
+
+    def look():
+        with writer_lock(place.with_name(LOCK), place):
+            looking.set()
+            ended.wait(60)
+
+    looking, thread = threading.Event(), threading.Thread(target=look)
+    thread.start()
+    assert looking.wait(60)
+
+    def pause(_):
+        ended.set()
+        thread.join()
+
+    monkeypatch.setattr(_locks, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=pause))
+    write_file(f"{url}/scores")
+    assert left(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["_write_list", "_remove", "_send"])
