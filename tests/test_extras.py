@@ -26,7 +26,7 @@ def test_each_package_is_in_the_extra_that_is_named():
 
 
 @pytest.mark.parametrize(
-    "extra", ["experiments", "kafka", "mlflow", "onnx", "ray", "tensorboard", "torchrec", "tune", "wandb"]
+    "extra", ["experiments", "kafka", "mlflow", "onnx", "ray", "s3", "tensorboard", "torchrec", "tune", "wandb"]
 )
 def test_extras_of_the_trainer_bring_it(extra):
     assert "adaftr-fast[train]" in PROJECT["optional-dependencies"][extra]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from adaftr_fast.stores.filesystems import s3_options
 from adaftr_fast.stores.path import StorePath
 
 
-def abort_uploads(path: StorePath) -> None:
-    """Aborts the unfinished uploads of objects whose keys begin with that of ``path``.
+def abort_uploads(*paths: StorePath) -> None:
+    """Aborts the unfinished uploads of objects whose keys begin with those of ``paths``, which are in one place.
 
     PyArrow cannot list them, so this needs boto3, and does nothing without it. The upload of a writer that lives is
-    begun again. What S3 refuses stays.
+    begun again. What cannot be listed or aborted stays, with a warning.
     """
-    scheme, _, rest = path.place.partition("://")
+    scheme, _, rest = paths[0].place.partition("://")
     if scheme != "s3":
         return
     try:
@@ -22,14 +23,16 @@ def abort_uploads(path: StorePath) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError:
         return
-    bucket, _, prefix = path.key.partition("/")
     try:
         store = client("s3", **_settings(rest.partition("?")[2]))
-        for page in store.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
-            for each in page.get("Uploads", ()):
-                store.abort_multipart_upload(Bucket=bucket, Key=each["Key"], UploadId=each["UploadId"])
-    except (BotoCoreError, ClientError, ValueError):  # the last of a name of a host that boto3 refuses
-        return
+        for path in paths:
+            bucket, _, prefix = path.key.partition("/")
+            for page in store.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
+                for each in page.get("Uploads", ()):
+                    store.abort_multipart_upload(Bucket=bucket, Key=each["Key"], UploadId=each["UploadId"])
+    except (BotoCoreError, ClientError, ValueError) as error:  # ValueError: boto3 refuses the address of the server
+        stay = "unfinished uploads of killed commands may stay"
+        warnings.warn(f"{paths[0]}: {stay}: {error}", RuntimeWarning, stacklevel=2)
 
 
 def _settings(query: str) -> dict[str, Any]:

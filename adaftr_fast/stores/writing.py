@@ -265,8 +265,7 @@ class _Sender:
         """Removes from the store what killed processes have left."""
         if self.base is not None and self._sent is not None:
             self.base = remove_unnamed(self.folder, self.base)
-            for name in (OBJECTS, LIST):
-                abort_uploads(self.folder / name)
+            abort_uploads(self.folder / OBJECTS, self.folder / LIST)
 
 
 def _collect(folder: Path, target: Path, unless: Listing | None) -> Listing | None:

@@ -16,6 +16,7 @@ from adaftr_fast.api.prepare import prepare
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores import as_path, cache, local_copy, local_file, local_folder, published, writing
 from adaftr_fast.stores.published import publish, read_state
+from adaftr_fast.stores.uploads import abort_uploads
 from tests.logs import shop_log
 from tests.stores.test_published import content_of, objects
 
@@ -154,6 +155,18 @@ def test_a_folder_that_was_being_uploaded(url, tmp_path, monkeypatch, name):
     assert objects(as_path(url)) == sorted({*state.objects, *state.before})
     assert uploads(url) == []
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [("", "403"), ("?endpoint_override=no_host:9000&scheme=http", "Invalid endpoint: http://no_host:9000")],
+    ids=["denied", "an address that boto3 refuses"],
+)
+def test_uploads_that_cannot_be_aborted_are_warned_of(url, faults, options, cause):
+    faults.denied = "/bucket"
+    with pytest.warns(RuntimeWarning, match=f"unfinished uploads of killed commands may stay: .*{cause}") as warned:
+        abort_uploads(as_path(f"{url}/objects{options}"), as_path(f"{url}/published.json{options}"))
+    assert len(warned) == 1
 
 
 def test_a_writer_whose_objects_were_removed_publishes_nothing(url, tmp_path, monkeypatch):
