@@ -10,7 +10,9 @@ calls ``zero_grad()`` or clips gradients, and would miss those who hold a parame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import torch
@@ -28,9 +30,13 @@ class Steps(Protocol):
 
     Attributes:
         tensors: what look-ups take as ``state``.
+        seen: the version of the parameter's memory that the steps belong to.
+        lock: is held by a thread that reads, adds or applies steps, and may be taken by it again.
     """
 
     tensors: list[Tensor]
+    seen: int
+    lock: threading.RLock
 
     def apply(self, weight: Tensor) -> None:
         """Makes every row of ``weight`` current."""
@@ -44,11 +50,9 @@ class DeferredParameter(nn.Parameter):
 
     Attributes:
         missed: the missed steps.
-        seen: the version of the tensor's memory that they belong to.
     """
 
     missed: Steps
-    seen: int
 
     def __new__(cls, data: Any = None, requires_grad: bool = True) -> nn.Parameter:  # type: ignore[misc]
         """Returns an nn.Parameter: what code makes by ``type(parameter)(data)`` has missed no steps."""
@@ -105,28 +109,50 @@ def _is_being_compiled() -> bool:
 
 
 def defer(weight: Tensor, steps: Steps) -> None:
-    """Notes that rows of ``weight`` have missed ``steps``."""
+    """Notes that rows of ``weight`` have missed ``steps``, whose lock the caller holds."""
+    steps.seen = _version(weight)
+    cast(DeferredParameter, weight).missed = steps
     weight.__class__ = DeferredParameter
-    noted = cast(DeferredParameter, weight)
-    noted.missed = steps
-    noted.seen = _version(weight)
 
 
-def deferred(weight: Tensor) -> Steps | None:
-    """Returns the steps that rows of ``weight`` have missed; None where every row is current.
+@contextmanager
+def held(weight: Tensor) -> Iterator[Steps | None]:
+    """Yields the steps that rows of ``weight`` have missed; None where every row is current.
+
+    No other thread adds or applies steps meanwhile. What torch.compile makes of this holds nothing and checks nothing.
 
     Raises:
         RuntimeError: since then a value was written through another tensor that shares the memory.
     """
-    if type(weight) is not DeferredParameter:
-        return None
-    if not torch.compiler.is_compiling() and _version(weight) != weight.seen:
+    if torch.compiler.is_compiling():
+        yield _noted(weight)
+        return
+    while (steps := _noted(weight)) is not None:
+        with steps.lock:
+            if _noted(weight) is steps:  # no other thread has applied them meanwhile
+                _check_version(weight, steps)
+                yield steps
+                return
+    yield None
+
+
+def deferred(weight: Tensor) -> Steps | None:
+    """Returns what ``held`` yields, and raises like it."""
+    with held(weight) as steps:
+        return steps
+
+
+def _noted(weight: Tensor) -> Steps | None:
+    return getattr(weight, "missed", None) if type(weight) is DeferredParameter else None
+
+
+def _check_version(weight: Tensor, steps: Steps) -> None:
+    if _version(weight) != steps.seen:
         raise RuntimeError(
             f"a table {list(weight.shape)} was written through a view that was made before the last step, while rows "
             "had missed steps of their optimizer: write to the parameter itself, or call flush() of the module before; "
             "the rows are lost, so load a checkpoint into a new module"
         )
-    return weight.missed
 
 
 def _version(weight: Tensor) -> int:
@@ -137,14 +163,14 @@ def _version(weight: Tensor) -> int:
 @_disable_dynamo
 def flush(weight: Any) -> None:
     """Makes every row of ``weight`` current. Raises RuntimeError like ``deferred``."""
-    steps = deferred(weight)
-    if steps is None:
-        return
-    # A mode such as FakeTensorMode would otherwise take the update in place of the table.
-    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass(), torch._C._DisableTorchDispatch():
-        steps.apply(weight)
-    weight.__class__ = nn.Parameter
-    del weight.missed, weight.seen
+    with held(weight) as steps:
+        if steps is None:
+            return
+        # A mode such as FakeTensorMode would otherwise take the update in place of the table.
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass(), torch._C._DisableTorchDispatch():
+            steps.apply(weight)
+        weight.__class__ = nn.Parameter
+        del weight.missed
 
 
 def stored(weight: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.nn.deferred import deferred, flush
+from adaftr_fast.nn.deferred import flush, held
 from adaftr_fast.ops.embedding.bags import embedding_bags
 from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda, empty_table, fused_embedding
 from adaftr_fast.ops.embedding.optim import deferred_embedding
@@ -76,16 +76,17 @@ class EmbeddingTable:
         Returns:
             [B, F * E].
         """
-        missed = _missed(weight)
-        if offsets is not None:
-            return embedding_bags(weight, ids, offsets, per_sample_weights, field_offsets, mean, missed)
-        if missed:
-            return deferred_embedding(weight, ids, field_offsets, missed)
-        return fused_embedding(weight, ids, field_offsets)
+        with _missed(weight) as missed:
+            if offsets is not None:
+                return embedding_bags(weight, ids, offsets, per_sample_weights, field_offsets, mean, missed)
+            if missed:
+                return deferred_embedding(weight, ids, field_offsets, missed)
+            return fused_embedding(weight, ids, field_offsets)
 
     def look_up_with_squares(self, weight: Tensor, field_offsets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Looks up ids [B, F] -> (their vectors [B, F * E], the sum of the squares of these, 0-dim)."""
-        return embedding_and_squares(weight, ids, field_offsets, _missed(weight))
+        with _missed(weight) as missed:
+            return embedding_and_squares(weight, ids, field_offsets, missed)
 
     def rows(self, weight: Tensor, place: int) -> Tensor:
         """Returns the current rows of the field at ``place`` in ``fields``, [rows, E], a view without gradient."""
@@ -118,9 +119,11 @@ class EmbeddingTable:
         return replace(self, optimizer=None)
 
 
-def _missed(weight: Tensor) -> list[Tensor]:
-    steps = deferred(weight)
-    return [] if steps is None else steps.tensors
+@contextmanager
+def _missed(weight: Tensor) -> Iterator[list[Tensor]]:
+    """Yields the state of missed steps, which stays as it is meanwhile."""
+    with held(weight) as steps:
+        yield [] if steps is None else steps.tensors
 
 
 class CoalescesGradient(nn.Module):

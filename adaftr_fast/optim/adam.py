@@ -69,8 +69,9 @@ class Adam(RowOptimizer):
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         deferred = self._deferred[weight]
-        deferred.configure(weight, group["betas"], group["eps"], group["weight_decay"])
-        deferred.step(weight, rows, grad, float(group["lr"]))
+        with deferred.lock:
+            deferred.configure(weight, group["betas"], group["eps"], group["weight_decay"])
+            deferred.step(weight, rows, grad, float(group["lr"]))
 
     def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
         self._deferred[new] = self._deferred.pop(old)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ class DeferredAdam:
         tensors: the state that the ops take; adaftr_fast/ops/embedding/reference/optim.py describes it.
         moments: [R, 2, E], the first of ``tensors``.
         steps: steps taken so far.
+        seen, lock: see adaftr_fast.nn.deferred.Steps.
 
     Args:
         weight: the table [R, E].
@@ -45,7 +47,8 @@ class DeferredAdam:
         self.tensors: list[Tensor] = [self.moments, current, series, schedule, powers, self._clock]
         self._decoupled = decoupled
         self._options: tuple[float, ...] | None = None
-        self.steps = self._base = 0
+        self.steps = self._base = self.seen = 0
+        self.lock = threading.RLock()
 
     def configure(self, weight: Tensor, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
         """Sets the options of the next steps."""

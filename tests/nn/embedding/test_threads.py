@@ -1,6 +1,7 @@
 """Look-ups of one table from several Python threads at a time."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -67,3 +68,43 @@ def test_tables_train_side_by_side():
     for worker in workers:
         worker.join()
     assert all(torch.equal(found[seed], expected[seed]) for seed in range(4))
+
+
+def run_in_threads(*works):
+    """Runs the functions side by side; raises what one of them raises."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        ready = threading.Barrier(len(works))
+
+        def work(each):
+            ready.wait()
+            return each()
+
+        return [future.result() for future in [pool.submit(work, each) for each in works]]
+
+
+@pytest.mark.parametrize("beside", ["read", "look-up", "step"])
+def test_rows_are_made_current_once(beside):
+    """A pass over the table takes long enough for the other thread to meet it."""
+    tables, ids = [], torch.stack([torch.arange(400)] * 2, 1) * 999
+    for _ in range(2):
+        torch.manual_seed(0)
+        emb = FusedEmbedding([400_009, 400_009], 8)
+        optimizer = optim.Adam(emb, lr=0.1)
+        emb(ids).sin().sum().backward()
+        for _ in range(3):
+            optimizer.step()
+        tables.append((emb, optimizer))
+    (emb, optimizer), (expected, other) = tables
+    present = emb(ids)
+    works = {
+        "read": lambda: emb.weight.sum(),
+        "look-up": lambda: [emb(ids) for _ in range(200)],
+        "step": optimizer.step,
+    }
+    seen = run_in_threads(lambda: emb.weight.sum(), works[beside])
+    if beside == "step":
+        other.step()
+    elif beside == "look-up":
+        assert all(torch.equal(each, present) for each in seen[1])
+    torch.testing.assert_close(emb.weight, expected.weight, rtol=1e-6, atol=1e-7)
+    assert type(emb.weight) is torch.nn.Parameter
