@@ -300,16 +300,27 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         unexpected: list[str],
         errors: list[str],
     ) -> None:
+        names = parameter_names(self.widths).values()
         try:
             saved = self._rows_of_others(state_dict, prefix)
         except ValueError as error:
             errors.append(f"{prefix}{EXTRA_STATE}: {error}")
             saved = None
         if saved is not None:
-            self._load_fields(saved, prefix, missing, unexpected, errors)
-            names, weights = parameter_names(self.widths).values(), self.table_weights()
-            state_dict |= {prefix + name: weight.detach() for name, weight in zip(names, weights, strict=True)}
+            rows = self._fitting_rows(saved, prefix, missing, unexpected, errors)
+            for number, (owner, name) in enumerate(zip(self._owners(), names, strict=True)):
+                # Loaded at once, so that there is one table more at a time.
+                key, whole = prefix + name, self._whole_table(number, rows)
+                if whole is not None:
+                    place = key.removesuffix("weight")
+                    nn.Module._load_from_state_dict(owner, {key: whole}, place, local_metadata, False, [], [], errors)
+                    state_dict[key] = owner.weight.detach()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        loaded = [state_dict[prefix + name] for name in names if prefix + name in state_dict]
+        if loaded and self.offsets.is_meta and local_metadata.get("assign_to_params_buffers"):
+            self._make_buffers(loaded[0].device)
+            for owner, table in zip(self.tables if self._mixed else (), self.by_width):
+                owner.make_buffers(table, loaded[0].device)
 
     def _rows_of_others(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor] | None:
         """Takes the rows of each field out of a state dict whose tables are not those of this module.
@@ -334,19 +345,37 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         tables = {name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict}
         return split_tables(fields, tables)
 
-    def _load_fields(
+    def _fitting_rows(
         self, saved: Mapping[str, Tensor], prefix: str, missing: list[str], unexpected: list[str], errors: list[str]
-    ) -> None:
-        for name in self.field_names:
-            key, rows = f"{prefix}weight.{name}", self.field_weight(name)
-            if name not in saved:
+    ) -> dict[str, Tensor]:
+        """Returns the saved rows that fit the fields of this module, and notes what does not."""
+        fitting = {}
+        for field in self._described():
+            key, size = f"{prefix}weight.{field.name}", [field.rows, field.width]
+            if field.name not in saved:
                 missing.append(key)
-            elif saved[name].shape == rows.shape:
-                rows.copy_(saved[name])
+            elif list(saved[field.name].shape) == size:
+                fitting[field.name] = saved[field.name]
             else:
-                sizes = f"{list(saved[name].shape)} in the checkpoint, {list(rows.shape)} here"
-                errors.append(f"size mismatch for {key}: {sizes}")
+                errors.append(
+                    f"size mismatch for {key}: {list(saved[field.name].shape)} in the checkpoint, {size} here"
+                )
         unexpected.extend(f"{prefix}weight.{name}" for name in saved if name not in self.field_names)
+        return fitting
+
+    def _whole_table(self, number: int, rows: Mapping[str, Tensor]) -> Tensor | None:
+        """Returns one table of this module, [R, E], whose fields have the given rows, or else their own.
+
+        None where some are given and some on the meta device.
+        """
+        names = self.by_width[number].field_names
+        given = [rows[name] for name in names if name in rows]
+        if not given:
+            return self.table_weights()[number].detach()
+        parts = [rows[name] if name in rows else self.field_weight(name) for name in names]
+        if len({part.is_meta for part in parts}) > 1:
+            return None
+        return torch.cat([part.to(given[0].device) for part in parts])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "by_width": [table.without_optimizer() for table in self.by_width]}

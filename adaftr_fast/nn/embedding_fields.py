@@ -61,6 +61,10 @@ class EmbeddingFields(nn.Module):
         self.padding_idx = self._padding_idx(padding_idx)
         self.by_width = [self._table(width) for width in sorted(set(self.widths))]
         self.embedding_dim: int | list[int] = self.widths if self._mixed else self.widths[0]
+        self._make_buffers(device)
+
+    def _make_buffers(self, device: torch.device | str | None) -> None:
+        """Makes the buffers, which state dicts leave out; again, for a module that was on the meta device."""
         self.register_buffer("offsets", field_offsets(self.num_embeddings, device), persistent=False)
         counts = torch.zeros(len(self.num_embeddings), dtype=torch.int64, device=device)
         self.register_buffer("oov_counts", counts, persistent=False)

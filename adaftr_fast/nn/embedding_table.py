@@ -162,6 +162,10 @@ class TableFields(nn.Module):
 
     def __init__(self, table: EmbeddingTable, device: torch.device | str | None) -> None:
         super().__init__()
+        self.make_buffers(table, device)
+
+    def make_buffers(self, table: EmbeddingTable, device: torch.device | str | None) -> None:
+        """Makes the buffers, which state dicts leave out; again, for a module that was on the meta device."""
         self.register_buffer("offsets", field_offsets(table.num_embeddings, device), persistent=False)
         self.register_buffer("columns", torch.tensor(table.fields, device=device), persistent=False)
 

@@ -112,13 +112,28 @@ def test_averages_and_casts_of_states_load(widths):
     assert all(torch.equal(p, mean[name].float()) for name, p in loaded.named_parameters())
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]], ids=["same order", "other order"])
+@pytest.mark.parametrize("earlier", [False, True], ids=["tables", "fields"])
 @WIDTHS
-def test_a_state_is_assigned_to_a_module_without_memory(widths):
-    one = trained(widths)[0]
-    two = FusedEmbedding(SIZES, widths, field_names=NAMES, device="meta")
-    two.load_state_dict(one.state_dict(), assign=True)
+def test_a_state_is_assigned_to_a_module_without_memory(widths, order, earlier):
+    one, ids = trained(widths)[0].bfloat16(), torch.tensor([[4, 1, 8], [0, 0, 3]])
+    widths, names, sizes = ([each[f] for f in order] for each in (widths, NAMES, SIZES))
+    two = FusedEmbedding(sizes, widths, field_names=names, device="meta", padding_idx=0)
+    state = {f"weight.{name}": one.field_weight(name) for name in NAMES} if earlier else one.state_dict()
+    two.load_state_dict(state, assign=True)
+    assert {each.dtype for each in two.parameters()} == {torch.bfloat16}
+    assert not any(each.is_meta for each in [*two.parameters(), *two.buffers()])
     for name in NAMES:
         assert torch.equal(two.field_weight(name), one.field_weight(name))
+    made = FusedEmbedding(sizes, widths, field_names=names, dtype=torch.bfloat16, padding_idx=0)
+    made.load_state_dict(state)
+    assert torch.equal(two(ids[:, order]), made(ids[:, order]))
+
+
+def test_a_table_without_memory_stays_missing_where_a_field_does():
+    saved = trained(names=["user", "hour", "item"])[0].state_dict()
+    two = FusedEmbedding(SIZES, 4, field_names=NAMES, device="meta")
+    assert two.load_state_dict(saved, strict=False, assign=True).missing_keys == ["weight.day", "weight"]
 
 
 @pytest.mark.parametrize(
