@@ -42,6 +42,16 @@ class Steps(Protocol):
         """Makes every row of ``weight`` current."""
 
 
+def _of_current_rows(name: str) -> Any:
+    """Returns a method that makes the rows current and then calls nn.Parameter's, which torch does not dispatch."""
+
+    def method(self: DeferredParameter, *args: Any) -> Any:
+        flush(self)
+        return getattr(self, name)(*args)
+
+    return method
+
+
 class DeferredParameter(nn.Parameter):
     """A parameter [R, E] whose rows have missed steps.
 
@@ -70,9 +80,9 @@ class DeferredParameter(nn.Parameter):
             flush(each)
         return func(*args, **kwargs)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        flush(self)
-        return self.__reduce_ex__(protocol)
+    __reduce_ex__ = _of_current_rows("__reduce_ex__")
+    as_subclass = _of_current_rows("as_subclass")
+    set_ = _of_current_rows("set_")
 
 
 _ATTRIBUTES = (
@@ -149,9 +159,10 @@ def _noted(weight: Tensor) -> Steps | None:
 def _check_version(weight: Tensor, steps: Steps) -> None:
     if _version(weight) != steps.seen:
         raise RuntimeError(
-            f"a table {list(weight.shape)} was written through a view that was made before the last step, while rows "
-            "had missed steps of their optimizer: write to the parameter itself, or call flush() of the module before; "
-            "the rows are lost, so load a checkpoint into a new module"
+            f"a table {list(weight.shape)} was written through a view that was made before the last step, or by a "
+            "program of torch.compile, while rows had missed steps of their optimizer: write to the parameter itself "
+            "in eager mode, or call flush() of the module before; the rows are lost, so load a checkpoint into a new "
+            "module"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector, parametrize, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from adaftr_fast import FusedEmbedding, optim
@@ -161,6 +161,28 @@ def steps_with_two_optimizers(table, optimizer):
     other.step()
 
 
+class Halved(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+def parametrizes(table, optimizer):
+    train(table, optimizer)
+    parametrize.register_parametrization(table, "weight", Halved())
+    seen = look_up(table)
+    parametrize.remove_parametrizations(table, "weight", leave_parametrized=False)
+    return seen
+
+
+def sets_other_memory(table, optimizer):
+    train(table, optimizer)
+    before = table.weight.as_subclass(torch.Tensor).detach().clone()
+    train(table, optimizer, 5)
+    with torch.no_grad():
+        table.weight.set_(torch.full((15, WIDTH), 0.5, dtype=torch.float64))
+    return before
+
+
 PROGRAMS = [
     zeroes_parameters,
     writes_a_row,
@@ -174,6 +196,8 @@ PROGRAMS = [
     holds_the_parameters,
     copies,
     steps_with_two_optimizers,
+    parametrizes,
+    sets_other_memory,
 ]
 
 
@@ -269,3 +293,18 @@ def test_a_compiled_program_reads_present_rows():
             optimizer.step()
         weights.append(table.weight.detach())
     torch.testing.assert_close(*weights, rtol=1e-9, atol=1e-12)
+
+
+def test_a_compiled_step_over_missed_steps_is_named():
+    torch.compiler.reset()
+    (table, optimizer), _ = both()
+    other = torch.optim.SGD(table.parameters(), lr=0.1)
+    train(table, optimizer)
+    table.weight.grad = torch.ones(15, WIDTH, dtype=torch.float64)
+
+    def steps_and_reads():
+        torch.compile(other.step, backend="aot_eager")()
+        look_up(table)
+
+    with pytest.raises(RuntimeError, match=r"by a program of torch.compile, .* or call flush\(\)"):
+        steps_and_reads()
