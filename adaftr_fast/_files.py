@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NEW = ".new-"  # in the names of the hidden files of ``writing_file``
 
 
@@ -53,11 +54,14 @@ def writing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Names ``path`` in an OSError of the block that names no file, as that of a write to a full disk."""
+    """Names ``path`` in an error of the block that says that it cannot grow: a full disk, a quota, a limit of its size.
+
+    Other errors may be those of a file that the block reads.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:
+        if error.errno in FULL and error.filename is None:
             error.filename = str(path)
         raise
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from contextlib import redirect_stdout
-from typing import Any, TextIO, cast
+from typing import Any
 
 import jsonargparse
 
@@ -67,15 +66,15 @@ def main(arguments: list[str] | None = None) -> int:
     name = parsed.subcommand
     from adaftr_fast.distributed.ranks import launched  # imports torch, which --help does not wait for
 
-    with warnings.catch_warnings(), redirect_stdout(cast("TextIO", _StandardOutput(sys.stdout))):
+    with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         try:
             if launched() and name not in OF_RANKS:
                 supported = ", ".join(OF_RANKS)
                 raise RankError(f"only {supported} support several processes (torchrun sets WORLD_SIZE > 1)")
-            with extras_needed():
+            with extras_needed(), naming("standard output"):  # each file that a command writes is named before
                 COMMANDS[name].run(parsed[name])
-            sys.stdout.flush()
+                sys.stdout.flush()
         except USER_ERRORS as error:
             if parsed.debug:
                 raise
@@ -87,24 +86,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"adaftr-fast {name}: {stop.args[1] if len(stop.args) > 1 else 'interrupted'}", file=sys.stderr)
             return INTERRUPTED + (stop.args[0] if stop.args else signal.SIGINT)
     return 0
-
-
-class _StandardOutput:
-    """A stream that is named in the errors of its writes, as a file is."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with naming("standard output"):
-            return self._stream.write(text)
-
-    def flush(self) -> None:
-        with naming("standard output"):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def build_parser(words: list[str]) -> Parser:

@@ -1,11 +1,12 @@
 """Errors of a user are one line that names the cause."""
 
 import json
+import sys
 from contextlib import suppress
 
 import pytest
 
-from adaftr_fast.cli import main
+from adaftr_fast.cli import info, main
 
 from .conftest import fails
 
@@ -47,8 +48,19 @@ def test_user_errors_print_one_line(arguments, message, tmp_path, capsys):
     assert message in fails(arguments, capsys)
 
 
-def test_a_full_disk_under_the_output_is_named(capsys, monkeypatch):
-    with suppress(OSError), open("/dev/full", "w") as full:  # closing it fails once more
+def write_lines(_):
+    sys.stdout.writelines(["a line\n"])
+
+
+def write_bytes(_):
+    sys.stdout.buffer.write(b"a line\n")
+
+
+@pytest.mark.parametrize("act", [info.run, write_lines, write_bytes])
+@pytest.mark.parametrize("buffering", [1, -1])
+def test_a_full_disk_under_the_output_is_named(capsys, monkeypatch, act, buffering):
+    monkeypatch.setattr(info, "run", act)
+    with suppress(OSError), open("/dev/full", "w", buffering) as full:  # closing it fails once more
         monkeypatch.setattr("sys.stdout", full)
         assert main(["info"]) == 2
     assert capsys.readouterr().err == "adaftr-fast info: [Errno 28] No space left on device: 'standard output'\n"

@@ -28,6 +28,16 @@ def test_a_full_disk_is_named(tmp_path, act):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("act", [publish, write_new])
+def test_an_error_of_an_input_does_not_name_the_output(tmp_path, act):
+    def read(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        act(tmp_path / "out", read)
+    assert raised.value.filename is None
+
+
 def test_a_pipe_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for act in (lambda path: publish(path, lambda new: new.touch()), lambda path: replace_file(path, b"content")):
