@@ -42,7 +42,8 @@ class RowReader:
         self._reads |= {label.column: _label for label in schema.labels if label.column is not None}
         self._reads |= {schema.weight: _weight} if schema.weight is not None else {}
         self._needed = [name for name, read in self._reads.items() if read in (_label, _weight)]
-        self._conditions = conditions
+        self._conditions = {name: condition_columns(condition) for name, condition in conditions.items()}
+        self._is_missing = {name: pq.filters_to_expression(each).is_null() for name, each in conditions.items()}
 
     def read(self, messages: Sequence[bytes | None]) -> tuple[pa.Table, list[str | None]]:
         """Returns the rows, and for each message why it is none, or None.
@@ -89,16 +90,19 @@ class RowReader:
 
     def _labelled(self, rows: pa.Table, reasons: list[str | None]) -> tuple[pa.Table, list[str | None]]:
         """Leaves out the rows in which the condition of a label has no value, since a column is missing."""
-        for name, condition in self._conditions.items():
-            numbers = np.flatnonzero([reason is None for reason in reasons])
-            is_missing = np.full(len(rows), True)
-            if set(rows.column_names).issuperset(condition_columns(condition)):
-                label = {name: pq.filters_to_expression(condition)}
-                is_missing = ds.dataset(rows).to_table(columns=label)[name].is_null().to_numpy()
+        if not self._conditions:
+            return rows, reasons
+        present = set(rows.column_names)
+        read = {name: self._is_missing[name] for name in self._conditions if present.issuperset(self._conditions[name])}
+        found = ds.dataset(rows).to_table(columns=read)
+        numbers = np.flatnonzero([reason is None for reason in reasons])
+        is_row = np.full(len(rows), True)
+        for name in reversed(self._conditions):  # so that the first one is the reason
+            is_missing = found[name].to_numpy() if name in read else np.full(len(rows), True)
             for number in numbers[is_missing]:
                 reasons[number] = f"label {name}: is missing"
-            rows = rows.filter(pa.array(~is_missing))
-        return rows, reasons
+            is_row &= ~is_missing
+        return rows.filter(pa.array(is_row)), reasons
 
 
 def _reader(kind: pa.DataType) -> Callable[[Any], Any]:

@@ -12,6 +12,7 @@ import pytest
 from adaftr_fast.cli import main
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ConfigError, DataError
+from adaftr_fast.streaming import messages
 from adaftr_fast.streaming.journal import RECORDS
 from tests.forks import Script
 from tests.runs.conftest import SOURCE, write_day
@@ -187,6 +188,22 @@ def test_values_nested_as_deeply_as_a_stack_allows_are_set_aside(producer, sourc
 def test_ids_that_a_condition_compares_stay_exact(producer, source):
     send(producer, {"age": 2**53 + 1}, {"age": "5"}, {"age": 7.0}, {"age": True}, {"age": 2**63 - 1})
     assert [row["age"] for row in rows(read(source(rows=5, seconds=60)))] == [2**53 + 1, 5, 7, 1, 2**63 - 1]
+
+
+def test_labels_of_conditions_are_read_in_one_pass(monkeypatch):
+    """The reason is the first label that is missing."""
+    labels = {"click": "click", "paid": [["money", ">", 0.0]], "aged": [["age", ">", 3]]}
+    reader = messages.RowReader(parse_schema(SOURCE | {"labels": labels}))
+    passes, dataset = [], messages.ds.dataset
+    monkeypatch.setattr(messages.ds, "dataset", lambda rows: passes.append(1) or dataset(rows))
+    found = [{"click": 1, "money": 1, "age": 5}, {"click": 0, "age": 1}, {"click": 1, "money": 0}, {"click": 1}]
+    table, reasons = reader.read([json.dumps(each).encode() for each in found])
+    assert len(passes) == 1
+    assert table.to_pylist() == found[:1]
+    assert reasons == [None, "label paid: is missing", "label aged: is missing", "label paid: is missing"]
+    for row, label in ((b'{"click": 1, "money": 1}', "aged"), (b'{"click": 1}', "paid")):  # no row has the column
+        table, reasons = reader.read([row])
+        assert (len(table), reasons) == (0, [f"label {label}: is missing"])
 
 
 def test_nan_is_missing_among_values_of_several_types(producer, source):
