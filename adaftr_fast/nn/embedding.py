@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -106,7 +107,7 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         else:
             self.weight = self.by_width[0].new_weight(device, dtype)
         self.reset_parameters()
-        _living.add(self)
+        _living[next(_numbers)] = self
 
     @classmethod
     def from_pretrained(
@@ -234,13 +235,20 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
 
         Raises:
             KeyError: there is no such field.
-            ValueError: the field has more rows already.
+            ValueError: the field has more rows already, or another FusedEmbedding shares the parameter.
         """
         f = self.field(name)
         more = rows - self.num_embeddings[f]
         if more < 0:
             raise ValueError(f"FusedEmbedding.grow: field {name!r} has {self.num_embeddings[f]} rows, got {rows}")
         owner, table, place = self._locate(f)
+        if any(
+            each is owner.weight for other in living_embeddings() if other is not self for each in other.parameters()
+        ):
+            raise ValueError(
+                f"FusedEmbedding.grow: the parameter of field {name!r} must be of this module alone, but another "
+                "FusedEmbedding shares it and would keep the rows of before"
+            )
         owner.weight = table.grow(owner.weight, place, more)
         self.num_embeddings[f] = rows
         self.offsets[f + 1 :] += more
@@ -377,24 +385,28 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
             return None
         return torch.cat([part.to(given[0].device) for part in parts])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "by_width": [table.without_optimizer() for table in self.by_width]}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        _living.add(self)
+        _living[next(_numbers)] = self
 
 
-_living: weakref.WeakSet[FusedEmbedding] = weakref.WeakSet()
+_living: weakref.WeakValueDictionary[int, FusedEmbedding] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
 
 
 def living_embeddings() -> list[FusedEmbedding]:
-    """Returns the FusedEmbedding modules that exist, in any order."""
-    return list(_living)
+    """Returns the FusedEmbedding modules that exist, in the order in which they were made."""
+    return list(_living.values())
 
 
 def tables_of(modules: Iterable[nn.Module]) -> dict[nn.Parameter, EmbeddingTable]:
-    """Returns the tables of the FusedEmbedding modules in ``modules``, by their parameters."""
-    found = (module for root in modules for module in root.modules() if isinstance(module, FusedEmbedding))
-    pairs = (zip(module.table_weights(), module.by_width, strict=True) for module in found)
-    return dict(pair for of_module in pairs for pair in of_module)
+    """Returns the tables of the FusedEmbedding modules in ``modules``, by their parameters.
+
+    A parameter that several of them hold has the table of the first.
+    """
+    found: dict[nn.Parameter, EmbeddingTable] = {}
+    for module in (each for root in modules for each in root.modules()):
+        if isinstance(module, FusedEmbedding):
+            for weight, table in zip(module.table_weights(), module.by_width, strict=True):
+                found.setdefault(weight, table)
+    return found

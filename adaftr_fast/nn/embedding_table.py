@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from adaftr_fast.nn.deferred import flush, held
 from adaftr_fast.ops.embedding.bags import embedding_bags
@@ -40,14 +41,12 @@ class EmbeddingTable:
         field_names: F names.
         num_embeddings: rows of each field, F numbers.
         width: E.
-        optimizer: the adaftr_fast.optim optimizer of the parameter.
     """
 
     fields: list[int]
     field_names: list[str]
     num_embeddings: list[int]
     width: int
-    optimizer: weakref.ref[GrowsWithTable] | None = None
 
     def new_weight(self, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
         """Returns an uninitialized parameter [R, E]; on the meta device within ``tables_elsewhere``."""
@@ -105,18 +104,25 @@ class EmbeddingTable:
         if weight.grad is not None:
             grown.grad = insert_no_gradient(weight.grad, at, more)
         self.num_embeddings[place] += more
-        optimizer = self.trained_by()
+        optimizer = trained_by(weight)
         if optimizer is not None:
             optimizer.grow(weight, grown, at, more)
         return grown
 
-    def trained_by(self) -> GrowsWithTable | None:
-        """Returns the adaftr_fast.optim optimizer of the parameter, if there is one."""
-        return None if self.optimizer is None else self.optimizer()
 
-    def without_optimizer(self) -> Self:
-        """Returns the same fields, for a copy of the parameter, which has no optimizer."""
-        return replace(self, optimizer=None)
+def train_by(weight: Tensor, optimizer: GrowsWithTable) -> None:
+    """Notes the adaftr_fast.optim optimizer of a table's parameter, in place of an earlier one."""
+    _optimizers[weight] = weakref.ref(optimizer)
+
+
+def trained_by(weight: Tensor) -> GrowsWithTable | None:
+    """Returns the adaftr_fast.optim optimizer of a table's parameter, if there is one."""
+    optimizer = _optimizers.get(weight)
+    return None if optimizer is None else optimizer()
+
+
+# By parameter, since several modules may hold one, each with a table of its own.
+_optimizers: MutableMapping[Tensor, weakref.ref[GrowsWithTable]] = WeakTensorKeyDictionary()
 
 
 @contextmanager

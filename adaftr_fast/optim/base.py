@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
@@ -13,7 +12,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding import living_embeddings, tables_of
-from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
+from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows, train_by
 from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda
 
 T = TypeVar("T")
@@ -39,7 +38,7 @@ def split(
             entries |= {parameter: parameter for parameter in entry.parameters()}
         else:
             entries[entry[1] if isinstance(entry, tuple) else entry] = entry
-    known = tables_of(living_embeddings()) | tables_of(modules)
+    known = tables_of([*modules, *living_embeddings()])
     return {parameter: known[parameter] for parameter in entries if parameter in known}, entries
 
 
@@ -126,7 +125,7 @@ class RowOptimizer(torch.optim.Optimizer):
             self._table_of |= tables
             for weight, table in tables.items():
                 flush(weight)  # an optimizer before this one may have deferred steps
-                table.optimizer = weakref.ref(self)
+                train_by(weight, self)
                 self._begin(weight, table)
         if others:
             super().add_param_group({**param_group, "params": others})
@@ -189,6 +188,7 @@ class RowOptimizer(torch.optim.Optimizer):
             group["params"] = [new if weight is old else weight for weight in group["params"]]
         self.state[new] = self.state.pop(old, {})
         self._table_of[new] = self._table_of.pop(old)
+        train_by(new, self)
         self._grow(old, new, at, rows)
 
     def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:

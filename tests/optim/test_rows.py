@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from adaftr_fast import FusedEmbedding, optim
+from adaftr_fast.nn.embedding_table import trained_by
 from adaftr_fast.ops.embedding.reference import optim as reference
 
 SIZES = [200, 3, 50]
@@ -222,3 +223,18 @@ def test_copies_are_refused(name, copied):
     optimizer = getattr(optim, name)(FusedEmbedding([3], 2), lr=0.1)
     with pytest.raises(TypeError, match=rf"{name}: cannot be copied or pickled.*state_dict\(\)"):
         copied(optimizer)
+
+
+@pytest.mark.parametrize("given", ["module", "parameters"])
+def test_a_shared_parameter_has_the_table_of_the_module_that_is_given_or_was_made_first(given):
+    """Ten pairs, since an order of chance would often be right for one."""
+    pairs = [[FusedEmbedding([2, 3], 4, field_names=names) for names in ("ab", "cd")] for _ in range(10)]
+    for first, second in pairs:
+        second.weight = first.weight
+        optimizer = optim.LazyAdam(second if given == "module" else second.parameters())
+        names = "cd" if given == "module" else "ab"
+        assert {key[-1] for key in optimizer.state_dict()["state"][0] if key.startswith("exp_avg.")} == set(names)
+        assert trained_by(first.weight) is optimizer
+        with pytest.raises(ValueError, match=r"grow: the parameter of field .* another FusedEmbedding shares it"):
+            second.grow("c", 5)
+        assert second.weight is first.weight

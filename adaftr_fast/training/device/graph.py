@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.nn.deferred import deferred
 from adaftr_fast.nn.embedding import tables_of
+from adaftr_fast.nn.embedding_table import trained_by
 from adaftr_fast.optim import Adam
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ class BackwardGraph:
     def __init__(self, model: nn.Module, rows: int, captures: Captures) -> None:
         self.rows, self.captures = rows, captures
         self.parameters = list(model.parameters())
-        self.tables = tables_of([model])
+        self.tables = list(tables_of([model]))
         self._steps, self._failed = 0, False
         self._graph: _Graph | None = None
 
@@ -92,7 +93,7 @@ class BackwardGraph:
 
     def _is_regular(self, batch: Batch) -> bool:
         """Returns whether a batch has the shape, and the tables have the deferred updates, of most steps."""
-        deferring = [weight for weight, table in self.tables.items() if isinstance(table.trained_by(), Adam)]
+        deferring = [weight for weight in self.tables if isinstance(trained_by(weight), Adam)]
         regular = len(batch) == self.rows and batch.offsets is None and all(map(deferred, deferring))
         return regular and not self._failed
 

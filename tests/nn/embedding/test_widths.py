@@ -9,6 +9,7 @@ from torch import nn
 
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn.deferred import deferred
+from adaftr_fast.nn.embedding_table import trained_by
 
 SIZES, WIDTHS, NAMES = [5, 9, 40, 3], [8, 3, 8, 1], ["a", "b", "c", "d"]
 
@@ -145,7 +146,7 @@ def test_a_copy_has_the_present_rows_and_no_optimizer():
     ids = batch()
     expected_rows = emb(ids)
     twin = copy.deepcopy(emb)
-    assert [table.trained_by() for table in twin.by_width] == [None] * 3
+    assert [trained_by(weight) for weight in twin.table_weights()] == [None] * 3
     assert torch.equal(twin(ids), expected_rows)
     twin.grow("b", 20)
     assert emb.num_embeddings == SIZES
