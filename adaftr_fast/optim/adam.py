@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.nn.deferred import flush
+from adaftr_fast.nn.deferred import DeferredParameter, flush
 from adaftr_fast.nn.embedding_table import EmbeddingTable
 from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least
 from adaftr_fast.optim.deferred import DeferredAdam
@@ -46,6 +46,9 @@ class Adam(RowOptimizer):
         betas: decay of the first and of the second moment, each in [0, 1).
         eps: ε >= 0.
         weight_decay: λ >= 0.
+
+    Raises:
+        TypeError: the class of a table's parameter is a subclass of nn.Parameter.
     """
 
     _decoupled = False
@@ -63,6 +66,13 @@ class Adam(RowOptimizer):
         check_betas(type(self).__name__, betas)
         self._deferred: dict[nn.Parameter, DeferredAdam] = {}
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def _check_table(self, weight: nn.Parameter) -> None:
+        if type(weight) not in (nn.Parameter, DeferredParameter):
+            raise TypeError(
+                f"{type(self).__name__}: a table must be a plain nn.Parameter, whose class changes while its rows have "
+                f"missed steps, got a {type(weight).__name__}; take LazyAdam, or make the parameter an nn.Parameter"
+            )
 
     def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
         self._deferred[weight] = DeferredAdam(weight, self._decoupled)

@@ -113,6 +113,7 @@ class RowOptimizer(torch.optim.Optimizer):
         """Adds a group as torch.optim does; its tables and its other parameters become a group each.
 
         Raises:
+            TypeError: exact Adam is given a table whose class is not nn.Parameter.
             ValueError: the group holds tables, and sets an option that their rule does not have, such as momentum, to
                 another value than torch.optim's default.
         """
@@ -121,6 +122,8 @@ class RowOptimizer(torch.optim.Optimizer):
         others = [entry for parameter, entry in entries.items() if parameter not in tables]
         if owned:
             self._check_options(param_group)
+            for weight in tables:
+                self._check_table(weight)
             super().add_param_group({**param_group, "params": owned})
             self._table_of |= tables
             for weight, table in tables.items():
@@ -143,6 +146,9 @@ class RowOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"{name}: a group with tables takes {', '.join(self._options)}, got {key}={value!r}")
             if value != allowed[key]:
                 raise ValueError(f"{name}: a group with tables must have {key}={allowed[key]!r}, got {value!r}")
+
+    def _check_table(self, weight: nn.Parameter) -> None:
+        """Refuses a table that the rule cannot train."""
 
     def _begin_others(self, group: dict[str, Any]) -> None:
         """Makes the torch.optim optimizer of a group without tables, or extends it by the group."""

@@ -245,3 +245,16 @@ def test_missed_steps_do_not_move_reset_rows(padding_idx):
     emb.reset_parameters()
     torch.manual_seed(0)
     assert torch.equal(emb.field_weight(0), FusedEmbedding([6], 3, padding_idx=padding_idx).weight)
+
+
+def test_a_parameter_of_another_class_is_refused():
+    class Marked(torch.nn.Parameter):
+        pass
+
+    emb = FusedEmbedding(SIZES, 8)
+    optim.Adam(emb)
+    other = FusedEmbedding(SIZES, 8)
+    other.weight = Marked(other.weight.detach())
+    with pytest.raises(TypeError, match=r"AdamW: a table must be a plain nn.Parameter, .* got a Marked"):
+        optim.AdamW([emb, other])
+    optim.LazyAdam(other)
