@@ -346,7 +346,7 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
             start = f"{prefix}weight."
             of_fields = [key for key in state_dict if key.startswith(start)]
             return {key.removeprefix(start): state_dict.pop(key) for key in of_fields} or None
-        fields = from_json(list[Field], loads(bytes(described.float().round().byte().tolist()).decode()))
+        fields = from_json(list[Field], loads(bytes(described.float().flatten().round().byte().tolist()).decode()))
         if fields == self._described():
             return None
         names = parameter_names(field.width for field in fields).values()

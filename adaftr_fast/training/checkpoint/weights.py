@@ -205,7 +205,8 @@ def _read(folder: Path) -> tuple[_Head, Description]:
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Returns the weights of a model by their names in a checkpoint.
 
-    They are those of ``model.state_dict()``, but tables have an entry ``weight.<field name>`` per field.
+    They are those of ``model.state_dict()``, but tables have an entry ``weight.<field name>`` per field, as
+    sharded tables have, so that runs read the weights of each other.
     """
     weights = model.state_dict()
     for path, module in model.named_modules(remove_duplicate=False):

@@ -150,3 +150,10 @@ def test_a_damaged_description_is_an_error(text, message):
     damaged = torch.tensor(list(text))
     with pytest.raises(RuntimeError, match=f"_extra_state: .*{message}"):
         emb.load_state_dict({**emb.state_dict(), "_extra_state": damaged})
+
+
+def test_a_description_of_another_shape_loads():
+    emb = trained()[0]
+    state = emb.state_dict()
+    state["_extra_state"] = state["_extra_state"][None]
+    assert str(emb.load_state_dict(state)) == "<All keys matched successfully>"
