@@ -149,7 +149,9 @@ class CoalescesGradient(nn.Module):
 
 
 def _coalesce_gradients(weight: nn.Parameter) -> None:
-    """Registers the hook, which torch refuses for a parameter that is frozen now."""
+    """Registers the hook once, which torch refuses for a parameter that is frozen now."""
+    if coalesce_unless_on_cuda in (weight._post_accumulate_grad_hooks or {}).values():
+        return
     frozen = not weight.requires_grad
     weight.requires_grad_().register_post_accumulate_grad_hook(coalesce_unless_on_cuda)
     weight.requires_grad_(not frozen)

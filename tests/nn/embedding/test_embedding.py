@@ -263,3 +263,12 @@ def test_tables_elsewhere_have_no_memory_and_are_drawn_later_in_the_same_bits(fi
     assert torch.equal(torch.cat(blocks), here.weight)
     assert len(blocks) > 1 or sum(fields) < 17
     assert not FusedEmbedding([3], 4).weight.is_meta
+
+
+def test_a_shared_parameter_has_one_hook():
+    one, two = FusedEmbedding([2, 3], 4), FusedEmbedding([2, 3], 4)
+    two.weight = one.weight
+    two.weight = one.weight
+    assert len(one.weight._post_accumulate_grad_hooks) == 1
+    twin = copy.deepcopy(one)
+    assert len(twin.weight._post_accumulate_grad_hooks) == 1
