@@ -146,7 +146,7 @@ def held(weight: Tensor) -> Iterator[Steps | None]:
     yield None
 
 
-def deferred(weight: Tensor) -> Steps | None:
+def missed_steps(weight: Tensor) -> Steps | None:
     """Returns what ``held`` yields, and raises like it."""
     with held(weight) as steps:
         return steps
@@ -173,7 +173,7 @@ def _version(weight: Tensor) -> int:
 
 @_disable_dynamo
 def flush(weight: Any) -> None:
-    """Makes every row of ``weight`` current. Raises RuntimeError like ``deferred``."""
+    """Makes every row of ``weight`` current. Raises RuntimeError like ``held``."""
     with held(weight) as steps:
         if steps is None:
             return

@@ -78,10 +78,10 @@ class Adam(RowOptimizer):
         self._deferred[weight] = DeferredAdam(weight, self._decoupled)
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        deferred = self._deferred[weight]
-        with deferred.lock:
-            deferred.configure(weight, group["betas"], group["eps"], group["weight_decay"])
-            deferred.step(weight, rows, grad, float(group["lr"]))
+        state = self._deferred[weight]
+        with state.lock:
+            state.configure(weight, group["betas"], group["eps"], group["weight_decay"])
+            state.step(weight, rows, grad, float(group["lr"]))
 
     def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
         self._deferred[new] = self._deferred.pop(old)
@@ -95,8 +95,8 @@ class Adam(RowOptimizer):
     def snapshot(self) -> dict[str, Tensor]:
         """Returns the state by name, without making rows of the tables current; the tensors are not copied.
 
-        Unlike ``state_dict()`` it changes nothing, so it can be taken between any two steps. It belongs to the raw
-        values of the parameters at that moment (``adaftr_fast.nn.deferred.stored(parameter)``).
+        Unlike ``state_dict()`` it changes nothing, so it can be taken between any two steps. It belongs to the
+        values that the parameters have in memory at that moment, without missed steps.
         """
         states = [self._deferred[weight].snapshot(weight) for weight in self._weights()]
         saved = {f"{number}.{name}": value for number, each in enumerate(states) for name, value in each.items()}
@@ -138,14 +138,14 @@ class Adam(RowOptimizer):
 
     def _entry(self, weight: nn.Parameter) -> dict[str, Any]:
         flush(weight)
-        deferred = self._deferred[weight]
-        return moments_entry(deferred.steps, deferred.moments)
+        state = self._deferred[weight]
+        return moments_entry(state.steps, state.moments)
 
     def _restore(self, weight: nn.Parameter, entry: dict[str, Any]) -> None:
         flush(weight)
-        deferred = self._deferred[weight]
-        restore_moments(deferred.moments, entry)
-        deferred.resume_at(int(entry["step"]))
+        state = self._deferred[weight]
+        restore_moments(state.moments, entry)
+        state.resume_at(int(entry["step"]))
 
 
 class AdamW(Adam):

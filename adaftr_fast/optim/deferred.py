@@ -8,7 +8,7 @@ import threading
 import torch
 from torch import Tensor
 
-from adaftr_fast.nn.deferred import defer, deferred, flush
+from adaftr_fast.nn.deferred import defer, flush, missed_steps
 from adaftr_fast.nn.embedding_table import insert_rows
 from adaftr_fast.ops.embedding.lookup import empty_table, runs_cuda_kernels
 
@@ -66,7 +66,7 @@ class DeferredAdam:
 
     def step(self, weight: Tensor, rows: Tensor, grad: Tensor, lr: float) -> None:
         """Takes one step on rows [U] with gradients grad [U, E]."""
-        if deferred(weight) is not self:
+        if missed_steps(weight) is not self:
             flush(weight)  # another optimizer of the same parameter may have deferred steps
         if self.steps + 1 - self._base >= len(self.tensors[2]):
             self._make_room(weight)
@@ -94,7 +94,7 @@ class DeferredAdam:
 
     def snapshot(self, weight: Tensor) -> dict[str, Tensor]:
         """Returns the state by name, with rows that have missed steps as they are; the tensors are not copied."""
-        counts = torch.tensor([self.steps, self._base, deferred(weight) is self, self._options is not None])
+        counts = torch.tensor([self.steps, self._base, missed_steps(weight) is self, self._options is not None])
         return dict(zip(_NAMES, self.tensors)) | {"counts": counts}
 
     def restore(self, weight: Tensor, saved: dict[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adaftr_fast import FusedEmbedding, optim
-from adaftr_fast.nn.deferred import deferred, stored
+from adaftr_fast.nn.deferred import missed_steps, stored
 from adaftr_fast.ops.embedding.reference import optim as reference
 
 SIZES = [200, 3, 50]
@@ -114,16 +114,16 @@ def test_evaluation_copies_and_state_dict_see_current_rows(pair):
     left, right = train(two, "Adam", 40)
     every = torch.arange(200)[:, None].expand(200, 3).minimum(torch.tensor(SIZES) - 1)
     expected = two.theirs(every + two.ours.offsets[:-1]).flatten(1)
-    assert deferred(two.ours.weight)
+    assert missed_steps(two.ours.weight)
     torch.testing.assert_close(two.ours(every), expected, rtol=1e-5, atol=1e-7)  # reads current values, writes none
-    assert deferred(two.ours.weight)
+    assert missed_steps(two.ours.weight)
     twin = copy.deepcopy(two.ours)
     torch.testing.assert_close(twin(every), expected, rtol=1e-5, atol=1e-7)
     for look in (lambda: two.ours.state_dict()["weight"], lambda: two.ours.eval().weight):
         two.backward(two.ids(4))
         left.step()
         right.step()
-        assert deferred(two.ours.weight)
+        assert missed_steps(two.ours.weight)
         torch.testing.assert_close(look().detach(), two.theirs.weight.detach(), rtol=1e-5, atol=1e-7)
 
 
@@ -187,7 +187,7 @@ def test_deferred_lookup_of_no_rows():
     optimizer = optim.Adam(emb)
     emb(torch.zeros(4, 3, dtype=torch.int64)).sum().backward()
     optimizer.step()
-    weight, state, ids = stored(emb.weight), deferred(emb.weight).tensors, torch.zeros(0, 3, dtype=torch.int64)
+    weight, state, ids = stored(emb.weight), missed_steps(emb.weight).tensors, torch.zeros(0, 3, dtype=torch.int64)
     assert emb(ids).shape == (0, 24)
     assert reference.deferred_embedding(weight, ids, emb.offsets, state).shape == (0, 24)
 
@@ -211,7 +211,7 @@ def test_opcheck():
     emb(torch.zeros(4, 3, dtype=torch.int64)).sum().backward()
     optimizer.step()
     rows, grad = emb.weight.grad._indices()[0], emb.weight.grad._values()
-    weight, state = stored(emb.weight), deferred(emb.weight).tensors
+    weight, state = stored(emb.weight), missed_steps(emb.weight).tensors
     ops = torch.ops.adaftr_fast
     torch.library.opcheck(ops.deferred_embedding, (weight, torch.zeros(4, 3, dtype=torch.int64), emb.offsets, state))
     torch.library.opcheck(ops.embedding_sgd_, (weight, rows, grad, 0.1, 0.0))
@@ -229,7 +229,7 @@ def test_new_optimizer_replaces_the_old_one():
         optimizer.step()
     current = emb(torch.zeros(1, 3, dtype=torch.int64))
     optim.SGD(emb)
-    assert deferred(emb.weight) is None
+    assert missed_steps(emb.weight) is None
     torch.testing.assert_close(emb(torch.zeros(1, 3, dtype=torch.int64)), current)
 
 

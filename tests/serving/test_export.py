@@ -19,7 +19,7 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import BusyError, CheckpointError, ServingError
 from adaftr_fast.models import ModelConfig, build_model
-from adaftr_fast.nn.deferred import deferred
+from adaftr_fast.nn.deferred import missed_steps
 from adaftr_fast.serving import scorer as scorer_module
 from adaftr_fast.serving.export import check_program, export_run, random_features
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_onnx
@@ -112,7 +112,7 @@ def test_export_applies_deferred_updates():
         ids = random_ids(FIELDS, 8) if step == 1 else torch.full((8, 3), step, dtype=torch.int32)
         stepper.step(Batch(ids, torch.eye(2).repeat(4, 1)), step)
     ids = random_ids(FIELDS, 8)  # of the first step, four steps ago
-    assert deferred(model.embedding.weight)
+    assert missed_steps(model.embedding.weight)
     program = export_program(Probabilities(model), len(FIELDS), plain=False)
     torch.testing.assert_close(program.module()(ids), served_by(model, ids), rtol=0, atol=1e-6)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adaftr_fast.data.dataset.batch import Batch
-from adaftr_fast.nn.deferred import deferred
+from adaftr_fast.nn.deferred import missed_steps
 from adaftr_fast.nn.embedding import tables_of
 from adaftr_fast.nn.embedding_table import trained_by
 from adaftr_fast.optim import Adam
@@ -94,11 +94,11 @@ class BackwardGraph:
     def _is_regular(self, batch: Batch) -> bool:
         """Returns whether a batch has the shape, and the tables have the deferred updates, of most steps."""
         deferring = [weight for weight in self.tables if isinstance(trained_by(weight), Adam)]
-        regular = len(batch) == self.rows and batch.offsets is None and all(map(deferred, deferring))
+        regular = len(batch) == self.rows and batch.offsets is None and all(map(missed_steps, deferring))
         return regular and not self._failed
 
     def _state(self) -> list[Tensor]:
-        steps = [missed for weight in self.tables if (missed := deferred(weight)) is not None]
+        steps = [missed for weight in self.tables if (missed := missed_steps(weight)) is not None]
         return [each for missed in steps for each in missed.tensors]
 
     def _captured(self, backward: Backward, batch: Batch) -> _Graph | None:

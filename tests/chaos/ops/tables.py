@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast import FusedEmbedding, optim
-from adaftr_fast.nn.deferred import deferred, stored
+from adaftr_fast.nn.deferred import missed_steps, stored
 from adaftr_fast.ops.embedding.bags import embedding_bags, select_bags
 from adaftr_fast.ops.embedding.lookup import fused_embedding
 from adaftr_fast.ops.embedding.optim import deferred_embedding
@@ -45,7 +45,7 @@ def table(sizes: dict[str, Any], options: dict[str, Any]) -> tuple[Tensor, list[
         optimizer.zero_grad()
         embedding(random_ids(sizes["fields"], 3, {})).sin().sum().backward()
         optimizer.step()
-    steps = deferred(embedding.weight)
+    steps = missed_steps(embedding.weight)
     return stored(embedding.weight), [] if steps is None else steps.tensors
 
 
