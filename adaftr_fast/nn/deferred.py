@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch._guards import CompileContext
-from torch.utils._pytree import tree_leaves
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import adaftr_fast.ops.embedding.bags
 import adaftr_fast.ops.embedding.squares  # noqa: F401  # both define look-ups
@@ -76,6 +77,8 @@ class DeferredParameter(nn.Parameter):
         if func in _READ_NO_ROWS or _takes_steps(func, args, kwargs) or _is_being_compiled():
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
+        if func in _DIFFERENTIATE and not kwargs.get("materialize_grads"):
+            args, kwargs = tree_map_only(DeferredParameter, _edge, (args, kwargs))
         for each in tree_leaves((args, kwargs)):
             flush(each)
         return func(*args, **kwargs)
@@ -86,21 +89,26 @@ class DeferredParameter(nn.Parameter):
 
 
 _ATTRIBUTES = (
-    "device", "dtype", "grad", "grad_fn", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_sparse", "layout", "ndim",
+    "_backward_hooks", "_version", "device", "dtype", "grad", "grad_dtype", "grad_fn", "is_cpu", "is_cuda", "is_leaf",
+    "is_meta", "is_nested", "is_quantized", "is_sparse", "is_sparse_csr", "itemsize", "layout", "nbytes", "ndim",
     "requires_grad", "retains_grad", "shape",
 )  # fmt: skip
 _METHODS = (
-    "__len__", "dim", "element_size", "is_complex", "is_contiguous", "is_floating_point", "nelement", "numel",
-    "register_hook", "register_post_accumulate_grad_hook", "requires_grad_", "size",
+    "__len__", "dim", "element_size", "get_device", "is_complex", "is_contiguous", "is_floating_point", "is_inference",
+    "is_pinned", "is_shared", "nelement", "new_empty", "numel", "register_hook", "register_post_accumulate_grad_hook",
+    "requires_grad_", "retain_grad", "size", "storage_offset", "stride",
 )  # fmt: skip
+_FUNCTIONS = ("empty_like", "is_complex", "is_floating_point", "numel", "result_type", "zeros_like")
 _SET = (("grad", "__set__"), ("grad", "__delete__"), ("requires_grad", "__set__"))
 _READ_NO_ROWS = frozenset(
     [
         *(getattr(Tensor, name).__get__ for name in _ATTRIBUTES),
         *(getattr(getattr(Tensor, name), how) for name, how in _SET),
         *(getattr(Tensor, name) for name in _METHODS),
+        *(getattr(torch, name) for name in _FUNCTIONS),
     ]
 )
+_DIFFERENTIATE = (torch.autograd.grad, torch.autograd.backward)
 _ops = torch.ops.adaftr_fast
 _LOOK_UPS = frozenset(
     each
@@ -111,6 +119,12 @@ _LOOK_UPS = frozenset(
 
 def _takes_steps(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> bool:
     return func in _LOOK_UPS and len(kwargs["state"] if "state" in kwargs else args[-1]) > 0
+
+
+def _edge(weight: Tensor) -> GradientEdge:
+    """Returns what stands for ``weight`` in autograd, so that hooks of the backward pass still see current rows."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return get_gradient_edge(weight)
 
 
 def _is_being_compiled() -> bool:

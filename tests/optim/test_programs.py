@@ -263,6 +263,30 @@ def test_steps_of_common_loops_read_no_rows(monkeypatch):
     assert passes == [table.weight]
 
 
+def test_functions_of_no_rows_read_none(monkeypatch):
+    (table, optimizer), _ = both()
+    train(table, optimizer)
+    passes = []
+    monkeypatch.setattr(DeferredAdam, "apply", lambda self, weight: passes.append(weight))
+    weight = table.weight
+    names = "stride storage_offset get_device is_pinned is_shared is_inference retain_grad numel is_floating_point"
+    for name in names.split():
+        getattr(weight, name)()
+    names = "nbytes itemsize is_nested is_quantized is_sparse_csr _version _backward_hooks grad_dtype"
+    for name in names.split():
+        getattr(weight, name)
+    for function in (torch.numel, torch.is_floating_point, torch.empty_like, torch.zeros_like):
+        function(weight)
+    assert torch.result_type(weight, 1) == torch.float64
+    assert weight.new_empty(2).shape == (2,)
+    loss = table(torch.tensor([[1, 2]])).sum()
+    (grad,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    optimizer.zero_grad()
+    loss.backward(inputs=[weight])
+    assert passes == []
+    torch.testing.assert_close(weight.grad, grad, rtol=0, atol=0)
+
+
 def test_a_mode_that_takes_ops_does_not_take_missed_steps():
     (table, optimizer), (dense, other) = both()
     train(table, optimizer)
@@ -308,3 +332,23 @@ def test_a_compiled_step_over_missed_steps_is_named():
 
     with pytest.raises(RuntimeError, match=r"by a program of torch.compile, .* or call flush\(\)"):
         steps_and_reads()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        nn.Parameter,
+        nn.Embedding.from_pretrained,
+        lambda weight: nn.Embedding(15, WIDTH, _weight=weight),
+        lambda weight: torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(weight)),
+        lambda weight: torch.sparse_coo_tensor(torch.arange(15)[None], weight).to_dense(),
+    ],
+)
+def test_what_runs_below_python_takes_present_rows_after_a_flush(make):
+    (table, optimizer), (dense, other) = both()
+    train(table, optimizer)
+    train(dense, other)
+    table.flush()
+    made = make(table.weight)
+    found = made.weight if isinstance(made, nn.Embedding) else made
+    torch.testing.assert_close(found.detach(), dense.weight.detach(), rtol=1e-9, atol=1e-12)
