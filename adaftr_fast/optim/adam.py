@@ -29,16 +29,21 @@ class Adam(RowOptimizer):
     one: this is exact, but takes as much arithmetic as the dense step. Prefer :class:`AdamW`, or a penalty on the
     looked-up rows in the loss.
 
-    The deferred steps show nowhere. A look-up computes present values, and so does that of any other module that holds
-    the parameter. Every other function of torch that takes the parameter, from the module or from a list of before,
-    first makes all rows current, in a pass over the table. Functions that read no rows, such as clipping, do not.
+    A look-up computes present values, and so does that of any other module that holds the parameter. Functions of torch
+    that take the parameter in Python, from the module or from a list of before, first make all rows current, in a pass
+    over the table. Functions that read no rows, such as clipping, do not.
 
-    What is not a call of torch on the parameter goes unseen. A view made before the last step, such as a former
-    ``parameter.detach()``, lags behind; a write to it raises RuntimeError at the next use of the parameter. A former
-    ``parameter.data``, or a NumPy array or DLPack capsule of it, lags behind too, and a write to it is moved by the
-    missed steps. ``torch.tensor(parameter)`` and transforms such as ``torch.func.grad`` over the parameter read it as
-    it is in memory, and ``nn.Parameter(parameter)`` raises. In all these cases call ``flush()`` before, or take
-    ``parameter.detach()`` anew.
+    What runs below Python does not: it takes the parameter as it is in memory. These are TorchScript, the transforms of
+    torch.func, constructors that copy or wrap (``torch.tensor``, ``tensor.new_tensor``, ``torch.DoubleTensor``,
+    ``torch.sparse_coo_tensor``, ``torch.nested.nested_tensor``), ``tensor.data = parameter`` and
+    ``torch.utils.dlpack.to_dlpack``. ``nn.Parameter(parameter)``, ``nn.Embedding(..., _weight=parameter)`` and
+    ``nn.Embedding.from_pretrained(parameter)`` raise RuntimeError. So does ``torch.compile(fullgraph=True)`` of a
+    program that reads the parameter other than by look-ups. Call ``flush()`` of the module or the optimizer before.
+
+    Views, arrays and DLPack capsules made before the last step lag behind: make them anew. A write through a view of
+    ``parameter.detach()`` raises RuntimeError at the next use of the parameter in eager mode; a compiled look-up before
+    that does not notice it, nor a pass in another thread. A write through ``parameter.data`` or an array is moved by
+    the missed steps.
 
     Args:
         params: see :class:`RowOptimizer`.
