@@ -23,7 +23,13 @@ def write_prepared(folder: Path, rows: int, ids: int, held_out: int = 1 << 16, f
     counts = {"train": rows, "validation": held_out, "test": held_out}
     splits = {name: _write(folder / f"{name}.parquet", count, ids, names, random) for name, count in counts.items()}
     about = [FieldInfo(name, "categorical", [name], ids) for name in names]
-    manifest = Manifest("random", "", FORMAT, "random", "random", list(TASKS), "user", splits, about, {})
+    schema = {
+        "name": "random",
+        "labels": {task: task for task in TASKS},
+        "split": {split: {"where": [["part", "==", split]]} for split in splits},
+        "fields": dict.fromkeys(names, "categorical"),
+    }
+    manifest = Manifest("random", "", FORMAT, "random", "random", list(TASKS), "user", splits, about, schema)
     manifest.write(folder)
     return manifest
 

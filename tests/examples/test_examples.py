@@ -77,7 +77,7 @@ def test_the_notebook_runs_and_shows_tables_and_plots(tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "show", show)
     shown = [value for value in (run_cell(cell, names) for cell in cells) if value is not None]
     pages = [value._repr_html_() for value in shown if hasattr(value, "_repr_html_")]
-    assert sum("<table>" in (page or "") for page in pages) == 5
+    assert sum("<table>" in (page or "") for page in pages) == 6
     assert [type(value).__name__ for value in shown if hasattr(value, "_repr_png_")] == ["Picture"]
     assert repr(shown[-1]).startswith(f"{names['folder'] / 'scores.parquet'}: 10,000 rows, p_ctr, p_ctcvr, p_cvr (")
     assert len(plots) == 2

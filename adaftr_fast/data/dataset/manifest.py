@@ -115,6 +115,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Writes ``folder/schema.json``."""
         content = dataclasses.asdict(dataclasses.replace(self, sha256=self.sha256 | {MANIFEST: ""}))
+        if not self.compared:  # earlier versions, which know no such key, can then read the folder
+            del content["compared"]
         before, quotes, after = f"{dumps(content, indent=2)}\n".rpartition('""')
         digest = hashlib.sha256((before + quotes + after).encode()).hexdigest()
         (folder / MANIFEST).write_text(f'{before}"{digest}"{after}', encoding="utf-8")
