@@ -79,7 +79,7 @@ def export_run(
     except StoreError:  # of the prepared data
         raise
     except OSError as error:
-        raise ServingError(f"{out}: cannot be written: {error}") from error
+        raise ServingError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
 def _write(

@@ -97,7 +97,7 @@ def predict(
                 of_file.check_kept(input_file.path, rows)
                 account, scored = account + of_file, scored + rows
     except OSError as error:
-        raise ServingError(f"{out}: cannot be written: {error}") from error
+        raise ServingError(f"{out}: cannot be written: {error.strerror or error}") from error
     compared = Unknown.of(scored, unknown, scorer.manifest, scorer.encoders)
     for message in compared.warnings():
         warnings.warn(f"{', '.join(shown(file.path) for file in inputs)}: {message}", stacklevel=2)
