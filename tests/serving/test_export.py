@@ -287,9 +287,7 @@ def test_a_full_disk_ends_an_export_in_one_line(shop, exported, tmp_path, share)
     command = [sys.executable, "-c", FULL, str(int(share * size)), "export", "--run", shop / "run", "--out"]
     done = subprocess.run([*command, tmp_path / "model"], stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines() == [
-        f"adaftr-fast export: {tmp_path / 'model'}: cannot be written: File too large"
-    ]
+    assert done.stderr.splitlines() == [f"adaftr-fast export: {tmp_path / 'model'}: cannot be written: File too large"]
     assert os.listdir(tmp_path) == ["model"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 

@@ -41,7 +41,7 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     others = torch.arange(rows) != place if of_a_row else torch.zeros(rows, dtype=torch.bool)
     narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
     whole, _ = infonce.conditions(exact, arguments, torch.ones(rows, dtype=torch.float64), options, narrow)
-    slack = {name: float(x.abs().max()) for name, x in whole.items()}
+    slack = {name: float(x.abs().max()) if x.numel() else 0.0 for name, x in whole.items()}
     return lambda: _compare(spoiled, arguments, options, counted, others, slack)
 
 
