@@ -2,6 +2,7 @@
 
 import dataclasses
 import decimal
+import json
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,12 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR
+from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.write import write_schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.scorer import load_scorer
+from adaftr_fast.streaming.messages import RowReader
 
 from .conftest import SIZES, save_run
 
@@ -127,8 +130,38 @@ def text_of_pandas(table, folder):
     return folder / "log.csv"
 
 
+def text_with(old, new):
+    """Returns a writer of text in which every ``old`` is ``new``."""
+
+    def write(table, folder):
+        log = text_of("log.csv")(table, folder)
+        log.write_bytes(log.read_bytes().replace(old, new))
+        return log
+
+    return write
+
+
+def messages(table, _):
+    """The rows as the messages of a topic, of which each is JSON text."""
+    encoded = [json.dumps(row).encode() for row in table.to_pylist()]
+    rows, reasons = RowReader(parse_schema(SOURCE)).read(encoded)
+    assert not any(reasons)
+    return rows
+
+
 def frame_of_objects(table, _):
     return pd.DataFrame(table.to_pylist())
+
+
+def frame_of_arrow_types(table, _):
+    return table.to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def record_batches(table, _):
+    """Batches of which each infers the types of its own values."""
+    rows = table.to_pylist()
+    batches = [pa.Table.from_pylist(rows[start : start + 60]) for start in range(0, ROWS, 60)]
+    return pa.concat_tables(batches, promote_options="permissive")
 
 
 CLOTHES = {
@@ -166,6 +199,33 @@ CLOTHES = {
     "Arrow": lambda table, _: table,
     "Arrow, in chunks": lambda table, _: pa.concat_tables([table.slice(0, 17), table.slice(17)]),
     "dicts": lambda table, _: pa.Table.from_pylist(table.to_pylist()),
+    "dicts, in batches": record_batches,
+    "messages of a topic": messages,
+    "csv, compressed by zstd": text_of("log.csv.zst"),
+    "csv, compressed by bzip2": text_of("log.csv.bz2"),
+    "csv of Windows": text_with(b"\n", b"\r\n"),
+    "csv without quotes": text_with(b'"', b""),
+    "csv with a byte order mark": text_with(b'"user"', b'\xef\xbb\xbf"user"'),
+    "members as True and False": parquet_of(lambda table: as_words(table, "True", "False")),
+    "members as floats": parquet_of(lambda table: cast(cast(table, member=pa.int8()), member=pa.float64())),
+    "members as text of 0 and 1": parquet_of(lambda table: as_words(table, "1", "0")),
+    "ids as integers of 32 bits": parquet_of(lambda table: cast(table, item=pa.int32())),
+    "ids as floats of 16 bits": parquet_of(lambda table: cast(table, item=pa.float16())),
+    "weights as floats of 32 bits": parquet_of(lambda table: cast(table, weight=pa.float32())),
+    "weights as text": parquet_of(lambda table: cast(table, weight=pa.string())),
+    "text as bytes": parquet_of(lambda table: cast(table, city=pa.binary())),
+    "text as views of bytes": lambda table, _: cast(table, city=pa.binary_view()),
+    "labels as floats": parquet_of(lambda table: cast(table, click=pa.float64(), conversion=pa.float32())),
+    "labels as booleans": parquet_of(lambda table: cast(table, click=pa.bool_(), conversion=pa.bool_())),
+    "a column beside": parquet_of(lambda table: table.append_column("note", pa.array([["x"]] * ROWS))),
+    "runs of values": lambda table, _: with_column(table, "city", pc.run_end_encode(table["city"].combine_chunks())),
+    "pandas, types of Arrow": frame_of_arrow_types,
+    "pandas, another index": lambda table, _: table.to_pandas().set_index(np.arange(ROWS)[::-1] * 3),
+    "pandas, text": lambda table, _: table.to_pandas().astype({"city": "string"}),
+    "Polars, categories": lambda table, _: pl.from_arrow(table).with_columns(pl.col("city").cast(pl.Categorical)),
+    "Polars, in chunks": lambda table, _: pl.concat(
+        [pl.from_arrow(table.slice(0, 17)), pl.from_arrow(table.slice(17))], rechunk=False
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adaftr_fast._files import followed, make_folder
@@ -136,16 +137,20 @@ def _plain_tables(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[p
 def _plain_array(values: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_dictionary(values.type):  # Arrow cannot decode a dictionary of views, which Polars has
         values = pa.DictionaryArray.from_arrays(values.indices, values.dictionary.cast(kind)).dictionary_decode()
+    if pa.types.is_run_end_encoded(values.type):
+        values = pc.run_end_decode(values)
     return values.cast(kind)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
     """Returns the type of the same values that the readers of files know."""
     types = pa.types
-    if types.is_dictionary(kind):
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
         return _plain(kind.value_type)
     if types.is_large_string(kind) or types.is_string_view(kind):
         return pa.string()
+    if types.is_large_binary(kind) or types.is_binary_view(kind):
+        return pa.binary()
     if types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list(kind):
         return pa.list_(_plain(kind.value_type))
     return pa.float32() if types.is_float16(kind) else kind
