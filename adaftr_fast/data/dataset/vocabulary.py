@@ -72,6 +72,8 @@ def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
         elif field.name not in sharing:
             encoders[field.name] = _vocabulary(path, table.slice(start, field.num_embeddings - 1), field)
             start += field.num_embeddings - 1
+    if start != len(table):
+        raise DataError(f"{path}: expected {start} rows, as the manifest says, got {len(table)}")
     _warn_of_other_forms(path, encoders, table["value"])
     return with_shared(known, encoders)
 

@@ -112,7 +112,7 @@ def infonce_rows(
         anchors, candidates, tau, positive, row_group, column_group, ignore_above, margin
     )
     if candidates.shape[0] == 0:  # then every row is ignored
-        zeros = anchors.sum(1) * 0 + tau * 0
+        zeros = torch.where(valid, anchors.sum(1) + tau, 0.0)  # an ignored row must not leak a NaN
         return InfoNCERows(zeros, zeros, zeros, valid, zeros)
     has_negative = negative.any(1)  # [B]
 

@@ -57,7 +57,20 @@ def targets(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
         a, b, tau, tau_column = x
         return af.adaptive_infonce(a, b, (tau, tau_column) if symmetric else tau, backend=backend, **given)
 
-    return _problem(loss, leaves, options)
+    return _problem(loss, leaves, options, _largest_terms(*leaves))
+
+
+def _largest_terms(a: Tensor, b: Tensor, *taus: Tensor) -> dict[str, float]:
+    """Returns the largest term of the sums that are the loss and each gradient.
+
+    Where p and q are equal, a gradient is 0, but what rounding leaves of p - q.
+    """
+    if not len(a) or not len(b):
+        return {}
+    least = min(float(tau.min()) for tau in taus)
+    logit = float((a.abs().double() @ b.abs().double().T).max()) / least
+    found = {"loss": logit, "gradient 2": logit / least, "gradient 3": logit / least}
+    return found | {"gradient 0": float(b.abs().max()) / least, "gradient 1": float(a.abs().max()) / least}
 
 
 def modules(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
@@ -98,8 +111,14 @@ def _backend(name: str) -> Iterator[None]:
         yield
 
 
-def _problem(loss: Loss, leaves: list[Tensor], options: dict[str, Any]) -> Callable[[], None] | None:
-    """Returns a function that compares a loss and its gradients, or that what the reference refuses is refused."""
+def _problem(
+    loss: Loss, leaves: list[Tensor], options: dict[str, Any], largest: dict[str, float] | None = None
+) -> Callable[[], None] | None:
+    """Returns a function that compares a loss and its gradients, or that what the reference refuses is refused.
+
+    Args:
+        largest: the largest term of the loss and of each gradient; 1 by default.
+    """
     if any(x.numel() and x.abs().max() > 1e4 for x in leaves):
         return None
     if "spoiled" in options and min(len(x) for x in leaves[:2]) < 2:  # z - z, which depends on no z but by rounding
@@ -115,7 +134,7 @@ def _problem(loss: Loss, leaves: list[Tensor], options: dict[str, Any]) -> Calla
         return partial(_is_refused, lambda: own(leaves), str(error))
     terms = sensitivity(reference, exact, 16 * infonce.rounding(narrow, options))
     reached = _reached(reference, exact)
-    cancelled = max(SLACK[narrow], infonce.rounding(narrow, options))  # what is left of numbers around 1
+    eps, sizes = infonce.rounding(narrow, options), largest or {}
 
     def compare() -> None:
         torch.set_float32_matmul_precision(options.get("precision", "highest"))
@@ -124,7 +143,7 @@ def _problem(loss: Loss, leaves: list[Tensor], options: dict[str, Any]) -> Calla
         finally:
             torch.set_float32_matmul_precision("highest")
         for name, x in found.items():
-            term = terms[name].nan_to_num() + cancelled
+            term = terms[name].nan_to_num() + max(SLACK[narrow], eps * sizes.get(name, 1.0))
             term = term.masked_fill(reached[name] & ~x.isfinite(), torch.inf)
             assert_close(x, truth[name], pytorch[name], narrow, term, name)
 
