@@ -67,6 +67,11 @@ class MissingPackageError(UserError, ImportError):
     """A package that is not installed is needed; the message names the extra that installs it."""
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message that is not blank, or the name of its type if there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @contextmanager
 def extras_needed(by: str = "") -> Iterator[None]:
     """Raises MissingPackageError where an import fails because an extra is not installed.

@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from adaftr_fast.distributed.launcher import end_with_launcher
 from adaftr_fast.distributed.messages import bytes_of, error_of, named, text_of, value_of
-from adaftr_fast.errors import RankError
+from adaftr_fast.errors import RankError, first_line
 
 GLOO_SOURCE = re.compile(r"\bgloo/[\w/]+\.(cc|h):\d+\]")  # the source location in every gloo error
 SIGN_SECONDS, WATCH_SECONDS, DONE = 5.0, 0.2, "done"  # of a rank for which the others wait
@@ -308,7 +308,7 @@ class Ranks:
 
         Without torchrun's store, rank 0 holds the store, and its own error is lost with it.
         """
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
         seconds = min(self.timeout, RESPONSE_SECONDS)
         self._store.set_timeout(timedelta(seconds=seconds))
         try:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from adaftr_fast.engines.cores import limit_cores
 from adaftr_fast.engines.engine import Advance, Item, Result, Step, ignore
-from adaftr_fast.errors import ConfigError, EngineError, extras_needed
+from adaftr_fast.errors import ConfigError, EngineError, extras_needed, first_line
 
 RETRIES = 5  # of a call whose worker is lost
 MAX_CPUS = 8  # of a call: more calls with fewer cores each divide the work better
@@ -106,7 +106,7 @@ def ray_engine(address: str = "auto") -> Iterator[Ray]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         start = "start one with `ray start --head`, or name its address as HOST:PORT"
-        raise EngineError(f"engine ray: no cluster at address {address!r}: {_first_line(error)}; {start}") from error
+        raise EngineError(f"engine ray: no cluster at address {address!r}: {first_line(error)}; {start}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # which ray.init has replaced by one that exits with status 15
     try:
@@ -164,7 +164,7 @@ def _cancel(calls: list[Any], grace: float) -> None:
 
 
 def _give_up(error: Exception, what: str) -> NoReturn:
-    raise EngineError(f"engine ray: {what}: {type(error).__name__}: {_first_line(error)}") from error
+    raise EngineError(f"engine ray: {what}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _node_cpus() -> list[int]:
@@ -183,7 +183,3 @@ def _cpus() -> int:
 def _places(cpus: int) -> int:
     """Returns how many calls the cluster can run at the same time."""
     return sum(each // cpus for each in _node_cpus())
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

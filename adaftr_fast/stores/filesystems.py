@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from adaftr_fast.errors import StoreError
+from adaftr_fast.errors import StoreError, first_line
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -44,7 +44,7 @@ def filesystem(place: str) -> FileSystem:
             return fs.S3FileSystem(retry_strategy=retries, **limits, **s3_options(url.query))
         return fs.FileSystem.from_uri(place)[0]
     except (ArrowException, OSError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"{place}: cannot be used: {_first_line(error)}") from error
+        raise StoreError(f"{place}: cannot be used: {first_line(error)}") from error
 
 
 def s3_options(query: str) -> dict[str, Any]:
@@ -74,15 +74,11 @@ def retried(what: str, operation: Callable[[], T]) -> T:
         try:
             return operation()
         except FINAL as error:
-            raise type(error)(error.errno or errno.ENOENT, f"{_first_line(error)}", what) from error
+            raise type(error)(error.errno or errno.ENOENT, f"{first_line(error)}", what) from error
         except (OSError, ArrowException) as error:
             if DENIED in str(error):
                 raise PermissionError(errno.EACCES, UNLISTED, what) from error
             if attempt == ATTEMPTS:
-                raise StoreError(f"{what}: failed {ATTEMPTS} times: {_first_line(error)}") from error
+                raise StoreError(f"{what}: failed {ATTEMPTS} times: {first_line(error)}") from error
         time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
     raise AssertionError  # the last attempt returns or raises
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

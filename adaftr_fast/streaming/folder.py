@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adaftr_fast._files import is_unicode
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import DataError, first_line
 from adaftr_fast.stores import as_path
 from adaftr_fast.streaming.source import Chunk, Position
 
@@ -94,7 +94,7 @@ def _fault(path: Path) -> str | None:
     try:
         pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 

@@ -23,7 +23,7 @@ from torch._compile import _disable_dynamo
 
 from adaftr_fast import _memory
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.errors import RankError
+from adaftr_fast.errors import RankError, first_line
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.embedding_table import drawn_rows
 from adaftr_fast.ops.embedding.reference.bags import resolve_ids
@@ -225,7 +225,7 @@ def check_installed() -> None:
         import fbgemm_gpu  # noqa: F401
         import torchrec  # noqa: F401
     except (ImportError, OSError) as error:  # OSError: FBGEMM is built for another torch
-        cause = str(error).partition("\n")[0]
+        cause = first_line(error)
         raise RankError(f"sharded tables require TorchRec, which cannot be imported ({cause}): {INSTALL}") from error
 
 
@@ -294,7 +294,7 @@ def _collection(
         try:
             return tables_of(planner.plan(collection, sharders))
         except PlannerError as error:
-            cause = str(error).splitlines()[0].strip()
+            cause = first_line(error)
             raise RankError(f"TorchRec cannot place the tables on {ranks.size} ranks, {sharding}: {cause}") from None
 
     # TorchRec's collective_plan leaves the other ranks waiting if rank 0 finds no plan.

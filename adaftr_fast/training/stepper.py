@@ -17,7 +17,7 @@ from adaftr_fast._extension import has_cuda_kernels
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed.ranks import Ranks, is_of_a_collective
-from adaftr_fast.errors import DivergedError, TrainingError
+from adaftr_fast.errors import DivergedError, TrainingError, first_line
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.attention import FieldAttention
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE
@@ -284,5 +284,5 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:  # raised by torch for an unknown and for an unavailable device
-        raise TrainingError(f"training.device: {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise TrainingError(f"training.device: {name!r} cannot be used: {first_line(error)}") from error
     return device

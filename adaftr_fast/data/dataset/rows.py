@@ -20,7 +20,7 @@ from adaftr_fast.data.dataset.matrix import matrix, place, places_of, rows_for
 from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
 from adaftr_fast.data.parallel import prefetch
 from adaftr_fast.data.raw.source import READ_ERRORS, check_names
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import DataError, first_line
 from adaftr_fast.stores import AnyPath, StorePath, read_version
 from adaftr_fast.stores.parquet import parquet_source, read_row_groups
 from adaftr_fast.stores.path import Stat
@@ -187,7 +187,7 @@ class ParquetRows:
                 for number in numbers:
                     yield file.read_row_group(number, columns=columns)
         except READ_ERRORS as error:
-            raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
+            raise DataError(f"{path}: not readable: {first_line(error)}") from error
 
     def _unchanged(self, path: AnyPath) -> pq.ParquetFile:
         file = _open(path)
@@ -228,4 +228,4 @@ def _open(path: AnyPath) -> pq.ParquetFile:
         check_names(file.schema_arrow)
         return file
     except READ_ERRORS as error:
-        raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path}: not readable: {first_line(error)}") from error

@@ -24,7 +24,7 @@ from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.source import LABEL, READ_ERRORS
 from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.data.shard import Shard
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import DataError, first_line
 from adaftr_fast.stores import AnyPath
 from adaftr_fast.stores.parquet import read_parquet
 
@@ -102,7 +102,7 @@ def _read(path: AnyPath, columns: list[str] | None) -> pa.Table:
     try:
         return read_parquet(path, columns)
     except READ_ERRORS as error:
-        raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path}: not readable: {first_line(error)}") from error
 
 
 def _columns(schema: Schema) -> pa.Schema:

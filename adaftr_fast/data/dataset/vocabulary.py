@@ -17,7 +17,7 @@ from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR, Buckets, Encoder, 
 from adaftr_fast.data.raw.source import READ_ERRORS
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Field
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import DataError, first_line
 from adaftr_fast.stores import AnyPath, StorePath
 
 VOCABULARY = "vocabulary.parquet"
@@ -58,7 +58,7 @@ def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
     except READ_ERRORS as error:
         if isinstance(path, StorePath):
             manifest.check_folder(folder)
-        raise DataError(f"{path}: not readable: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path}: not readable: {first_line(error)}") from error
     known = parse_schema(manifest.schema).fields
     hashed = {field.name for field in known if field.hashed}
     sharing = {field.name for field in known if field.vocabulary}

@@ -27,7 +27,7 @@ from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.raw.batches import PARQUET, coalesced, count_rows, read_tables
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
 from adaftr_fast.data.shard import UNSHARDED, Shard
-from adaftr_fast.errors import DataError, StoreError
+from adaftr_fast.errors import DataError, StoreError, first_line
 from adaftr_fast.stores import AnyPath, PublishedFile, StorePath, as_path, open_folder
 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
@@ -404,8 +404,4 @@ def _shard_row_groups(path: AnyPath, whole: ds.Dataset, shard: Shard) -> tuple[d
 def _read_error(path: AnyPath, what: str, error: Exception) -> DataError | StoreError:
     """Returns the error to raise: DataError, or StoreError where another attempt may succeed."""
     is_of_store = isinstance(path, StorePath) and isinstance(error, OSError)
-    return (StoreError if is_of_store else DataError)(f"{path}: {what}: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (StoreError if is_of_store else DataError)(f"{path}: {what}: {first_line(error)}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.errors import first_line
 from adaftr_fast.nn.deferred import missed_steps
 from adaftr_fast.nn.embedding import tables_of
 from adaftr_fast.nn.embedding_table import trained_by
@@ -110,7 +111,7 @@ class BackwardGraph:
         except Exception as error:  # of any kind: the eager step shows whether the model is at fault
             self._failed = True
             warnings.warn(
-                f"training.graph: steps run eagerly, because the capture failed: {_first_line(error)}",
+                f"training.graph: steps run eagerly, because the capture failed: {first_line(_first(error))}",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -149,8 +150,8 @@ def _signature(batch: Batch) -> dict[str, Any]:
     return {name: (part.shape, part.dtype) for name, part in _parts(batch).items()}
 
 
-def _first_line(error: BaseException) -> str:
+def _first(error: BaseException) -> BaseException:
     """Returns what ended a capture; its end then raises an error of its own, which says less."""
     while error.__context__ is not None:
         error = error.__context__
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return error
