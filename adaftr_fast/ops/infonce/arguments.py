@@ -6,8 +6,8 @@ Shapes: B rows (anchors), N candidates, d hidden width.
 import torch
 from torch import Tensor
 
+from adaftr_fast.ops.infonce.autograd import accumulation_dtype
 from adaftr_fast.ops.infonce.candidates import CrossRankBatch
-from adaftr_fast.ops.infonce.op import accumulation_dtype
 from adaftr_fast.ops.infonce.reference import IGNORE
 
 Tau = Tensor | float

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 
+from adaftr_fast.ops.infonce.autograd import accumulation_dtype
 from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
 from adaftr_fast.ops.infonce.checks import check_no_tangents, check_positive_index, check_representations, op_name
-from adaftr_fast.ops.infonce.op import accumulation_dtype
 from adaftr_fast.ops.infonce.sigmoid_op import FunctionalSigmoidContrast
 
 

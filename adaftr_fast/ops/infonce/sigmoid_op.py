@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adaftr_fast.ops.infonce.autograd import accumulation_dtype
 from adaftr_fast.ops.infonce.functional import Gradients, functional, loop
-from adaftr_fast.ops.infonce.op import accumulation_dtype
 from adaftr_fast.ops.library import define, library
 
 SCHEMA = (

@@ -15,16 +15,16 @@ the reference elsewhere), ``infonce_symmetric_reference`` and ``infonce_symmetri
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.infonce.functional import Gradients, functional, loop
-from adaftr_fast.ops.infonce.op import accumulation_dtype, check_tau, triton_kernel
+from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype
+from adaftr_fast.ops.infonce.op import check_tau, triton_kernel
 from adaftr_fast.ops.infonce.reference import infonce_gradients, infonce_rows, weighted
-from adaftr_fast.ops.library import define, library
+from adaftr_fast.ops.library import library
 
 SCHEMA = (
     "(Tensor anchors, Tensor candidates, Tensor tau_row, Tensor tau_column, Tensor? row_group, Tensor? column_group,"
@@ -32,7 +32,6 @@ SCHEMA = (
     " -> (Tensor loss, Tensor row_loss, Tensor d_anchors, Tensor d_candidates, Tensor d_tau_row, Tensor d_tau_column)"
 )
 NAMES = ("infonce_symmetric", "infonce_symmetric_reference", "infonce_symmetric_triton")
-ARGUMENTS = 11
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -55,18 +54,17 @@ def both_directions(
     return result
 
 
-def _row_loss(inputs: Sequence[Tensor], row_group: Tensor | None, column_group: Tensor | None) -> Tensor:
+def _row_loss(*inputs: Any) -> Tensor:
     """Computes the mean of both directions' losses [B] by the reference."""
-    anchors, candidates, tau_row, tau_column = inputs
+    anchors, candidates, tau_row, tau_column, row_group, column_group = inputs
     forward = infonce_rows(anchors, candidates, tau_row, None, row_group, column_group).loss
     return (forward + infonce_rows(candidates, anchors, tau_column, None, column_group, row_group).loss) / 2
 
 
-def _closed_form(
-    inputs: Sequence[Tensor], row_group: Tensor | None, column_group: Tensor | None, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Computes the gradients of ``sum_r scale_r row_loss_r`` in closed form by the reference."""
-    (anchors, candidates, tau_row, tau_column), half = inputs, scale / 2
+def _closed_form(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Computes the gradients of ``sum_r scale_r row_loss_r`` by the reference."""
+    anchors, candidates, tau_row, tau_column, scale, row_group, column_group = inputs
+    half = scale / 2
     d_a, d_b, d_tau_row = infonce_gradients(anchors, candidates, tau_row, half, None, row_group, column_group)
     e_b, e_a, d_tau_column = infonce_gradients(candidates, anchors, tau_column, half, None, column_group, row_group)
     return d_a + e_a, d_b + e_b, d_tau_row, d_tau_column
@@ -80,8 +78,8 @@ def _reference(*args: Any) -> Outputs:
             check_tau(tau, torch.ones_like(tau, dtype=torch.bool), of)
     acc = accumulation_dtype(anchors.dtype)
     inputs = [x.to(acc) for x in (anchors, candidates, tau_row, tau_column)]
-    row_loss = _row_loss(inputs, row_group, column_group)
-    gradients = _closed_form(inputs, row_group, column_group, scale) if any(needs) else inputs
+    row_loss = _row_loss(*inputs, row_group, column_group)
+    gradients = _closed_form(*inputs, scale, row_group, column_group) if any(needs) else inputs
     d = (g if need else g.new_empty(0) for g, need in zip(gradients, needs))
     return weighted(row_loss, scale).sum(), row_loss, *d
 
@@ -113,85 +111,11 @@ def _fake(*args: Any) -> Outputs:
     return row_loss.new_empty(()), row_loss, *d
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.save_for_backward(*inputs[:7], *output[1:])
-    ctx.computed = inputs[7:]
-
-
-def _backward_of(name: str) -> Callable[..., Gradients]:
-    """Returns the autograd formula of op ``name``; a recomputation calls the same op."""
-
-    def backward(ctx: Any, g_loss: Tensor | None, g_row_loss: Tensor | None, *_: Tensor | None) -> Gradients:
-        if g_loss is None and g_row_loss is None:
-            return (None,) * ARGUMENTS
-        # With create_graph=True, and always under torch.func, the gradients are differentiable themselves.
-        gradients = _Gradients.apply if torch.is_grad_enabled() else _Gradients.forward
-        needs = tuple(ctx.needs_input_grad[i] for i in (0, 1, 2, 3, 6))
-        *d, d_scale = gradients(name, needs, ctx.computed, g_loss, g_row_loss, *ctx.saved_tensors)
-        return *d, None, None, d_scale, *(None,) * 4
-
-    return backward
-
-
-class _Gradients(torch.autograd.Function):
-    """The gradients by the op, in anchors, candidates, both temperatures and scale; None where not needed.
-
-    Their own derivatives differentiate the reference, which stores the B x B similarities.
-    """
-
-    @staticmethod
-    def forward(
-        name: str,
-        needs: tuple[bool, ...],
-        computed: tuple[bool, ...],
-        g_loss: Tensor | None,
-        g_row_loss: Tensor | None,
-        *saved: Any,
-    ) -> Gradients:
-        inputs, row_loss, gradients = saved[:7], saved[7], saved[8:]
-        wanted, upstream = needs[:4], g_loss
-        if g_row_loss is not None or any(w and not c for w, c in zip(wanted, computed)):
-            scale = inputs[6] * g_loss if g_loss is not None else torch.zeros_like(inputs[6])
-            scale = scale if g_row_loss is None else scale + g_row_loss
-            gradients, upstream = getattr(torch.ops.adaftr_fast, name)(*inputs[:6], scale, *wanted)[2:], None
-        scaled = (g if upstream is None else g * upstream for g in gradients)
-        cast = [g.to(x.dtype) if w else None for g, x, w in zip(scaled, inputs, wanted)]
-        return (*cast, g_loss * row_loss if needs[4] and g_loss is not None else None)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[3:12])
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
-        g_loss, g_row_loss, *tensors, row_group, column_group, scale = ctx.saved_tensors
-
-        def closed_form(*x: Tensor) -> tuple[Tensor, ...]:
-            """The gradients as functions of g_loss, g_row_loss, anchors, candidates, both temperatures and scale."""
-            inputs = [each.to(accumulation_dtype(each.dtype)) for each in x[2:6]]
-            first = _closed_form(inputs, row_group, column_group, x[6] * x[0] + x[1])
-            return *first, x[0] * _row_loss(inputs, row_group, column_group)
-
-        g_loss = scale.new_zeros(()) if g_loss is None else g_loss
-        g_row_loss = torch.zeros_like(scale) if g_row_loss is None else g_row_loss
-        values, pull = torch.func.vjp(closed_form, g_loss, g_row_loss, *tensors, scale)[:2]  # mypy: it may return three
-        d = pull(tuple(torch.zeros_like(v) if g is None else g.to(v.dtype) for g, v in zip(upstream, values)))
-        found = (*d[:6], None, None, d[6], *(None,) * 5)  # g_loss to d_tau_column
-        needed = (g if need else None for g, need in zip(found, ctx.needs_input_grad[3:]))
-        return None, None, None, *needed
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
-        return loop(_Gradients, info.batch_size, in_dims, args)
-
-
-FunctionalSymmetric = functional(_setup_context, _backward_of)
+FORMULA = Formula(4, 2, False, _row_loss, _closed_form)
+FunctionalSymmetric = FORMULA.functional()
 
 for _name in NAMES:
-    define(_name, SCHEMA, _fake, _setup_context, _backward_of)
+    FORMULA.define(_name, SCHEMA, _fake)
     library.impl(_name, _triton if _name.endswith("_triton") else _reference, "CompositeExplicitAutograd")
 if importlib.util.find_spec("triton") is not None:
     library.impl("infonce_symmetric", _triton, "CUDA")

@@ -1,0 +1,148 @@
+"""The autograd formula of the ops that return the gradients of an InfoNCE loss with it.
+
+Such an op has n differentiable inputs x_i and computes a loss for each of B rows:
+
+    op(x_1, ..., x_n, *masks, scale, need_1, ..., need_n, [need_stats], *options)
+        -> (loss, row_loss, *statistics, d_1, ..., d_n)
+
+with ``loss = sum_r scale_r row_loss_r`` and its gradients d_i in x_i, which are empty unless need_i. Backward only
+multiplies them by the upstream scalar. When it receives a gradient of ``row_loss`` (reduction="none"), or needs a
+gradient that is empty, it calls the op again with the upstream gradient as the scale.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaftr_fast.ops.infonce.functional import Gradients, functional, loop
+from adaftr_fast.ops.library import define
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns float64 for float64 and float32 for every narrower type."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What distinguishes the ops, and plain PyTorch that their second derivatives differentiate."""
+
+    inputs: int  # n
+    masks: int
+    has_stats: bool  # whether the op takes need_stats
+    row_loss: Callable[..., Tensor]  # of (*x, *masks, *options)
+    gradients: Callable[..., tuple[Tensor, ...]]  # d_1 to d_n, of (*x, scale, *masks, *options)
+
+    def define(self, name: str, schema: str, fake: Callable[..., Any]) -> None:
+        """Defines an op with this formula."""
+        define(name, schema, fake, self.setup_context, self.backward_of)
+
+    def functional(self) -> type[torch.autograd.Function]:
+        """Returns the function of the ops with this formula for torch.func."""
+        return functional(self.setup_context, self.backward_of)
+
+    def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Saves what the backward pass needs."""
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[2:])
+        first_need = self.inputs + self.masks + 1
+        options = inputs[first_need + self.inputs + self.has_stats :]
+        tensors = (x if isinstance(x, Tensor) else None for x in options)
+        ctx.numbers = tuple(None if isinstance(x, Tensor) else x for x in options)
+        ctx.arguments = len(inputs)
+        ctx.computed = inputs[first_need : first_need + self.inputs]
+        ctx.save_for_backward(*inputs[:first_need], *tensors, output[1], *output[-self.inputs :])
+
+    def backward_of(self, name: str) -> Callable[..., Gradients]:
+        """Returns the backward pass of op ``name``; a recomputation calls the same op."""
+        before_scale = self.inputs + self.masks
+
+        def backward(ctx: Any, g_loss: Tensor | None, g_row_loss: Tensor | None, *_: Tensor | None) -> Gradients:
+            if g_loss is None and g_row_loss is None:
+                return (None,) * ctx.arguments
+            needs = (*ctx.needs_input_grad[: self.inputs], ctx.needs_input_grad[before_scale])
+            upstream = (g_loss, g_row_loss)
+            *d, d_scale = self.gradients_by_op(name, needs, ctx.computed, ctx.numbers, *upstream, *ctx.saved_tensors)
+            return *d, *(None,) * self.masks, d_scale, *(None,) * (ctx.arguments - before_scale - 1)
+
+        return backward
+
+    def gradients_by_op(self, *arguments: Any) -> Gradients:
+        """Returns the gradients in x_1 to x_n and scale, by the arguments of :class:`_Gradients` but the first."""
+        # With create_graph=True, and always under torch.func, the gradients are differentiable themselves.
+        gradients = _Gradients.apply if torch.is_grad_enabled() else _Gradients.forward
+        found: Gradients = gradients(self, *arguments)
+        return found
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients by the op, in x_1 to x_n and scale; None where not needed.
+
+    ``saved`` holds x_1 to x_n, the masks, scale, those of the options that are tensors (None in place of the numbers,
+    which are in ``numbers``), row_loss and d_1 to d_n. The gradients' own derivatives differentiate plain PyTorch.
+    """
+
+    @staticmethod
+    def forward(
+        formula: Formula,
+        name: str,
+        needs: tuple[bool, ...],
+        computed: tuple[bool, ...],
+        numbers: tuple[Any, ...],
+        g_loss: Tensor | None,
+        g_row_loss: Tensor | None,
+        *saved: Any,
+    ) -> Gradients:
+        n, wanted, upstream = formula.inputs, needs[:-1], g_loss
+        inputs, row_loss, gradients = saved[: -n - 1], saved[-n - 1], saved[-n:]
+        if g_row_loss is not None or any(w and not c for w, c in zip(wanted, computed)):
+            x, masks, scale, options = _split(formula, inputs, numbers)
+            factor = scale * g_loss if g_loss is not None else torch.zeros_like(scale)
+            factor = factor if g_row_loss is None else factor + g_row_loss
+            without_stats = (False,) * formula.has_stats
+            op = getattr(torch.ops.adaftr_fast, name)
+            gradients, upstream = op(*x, *masks, factor, *wanted, *without_stats, *options)[-n:], None
+        scaled = (g if upstream is None else g * upstream for g in gradients)
+        cast = [g.to(x.dtype) if w else None for g, x, w in zip(scaled, inputs, wanted)]
+        return (*cast, g_loss * row_loss if needs[-1] and g_loss is not None else None)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
+        ctx.formula, _, _, _, ctx.numbers, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[: -ctx.formula.inputs - 1])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
+        formula: Formula = ctx.formula
+        g_loss, g_row_loss, *inputs = ctx.saved_tensors
+        x, masks, scale, options = _split(formula, inputs, ctx.numbers)
+
+        def closed_form(g_loss: Tensor, g_row_loss: Tensor, scale: Tensor, *x: Tensor) -> tuple[Tensor, ...]:
+            """The gradients as functions of the upstream gradients, scale and x_1 to x_n."""
+            wide = [each.to(accumulation_dtype(each.dtype)) for each in x]
+            first = formula.gradients(*wide, scale * g_loss + g_row_loss, *masks, *options)
+            return *first, g_loss * formula.row_loss(*wide, *masks, *options)
+
+        g_loss = scale.new_zeros(()) if g_loss is None else g_loss
+        g_row_loss = torch.zeros_like(scale) if g_row_loss is None else g_row_loss
+        values, pull = torch.func.vjp(closed_form, g_loss, g_row_loss, scale, *x)[:2]  # mypy: it may return three
+        d = pull(tuple(torch.zeros_like(v) if g is None else g.to(v.dtype) for g, v in zip(upstream, values)))
+        d_upstream, d_scale, d_x = d[:2], d[2], d[3:]
+        found = (*d_upstream, *d_x, *(None,) * len(masks), d_scale, *(None,) * (len(options) + 1 + len(x)))
+        needed = (g if need else None for g, need in zip(found, ctx.needs_input_grad[5:]))
+        return *(None,) * 5, *needed
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
+        return loop(_Gradients, info.batch_size, in_dims, args)
+
+
+def _split(formula: Formula, inputs: Any, numbers: tuple[Any, ...]) -> tuple[Any, Any, Tensor, list[Any]]:
+    """Returns x_1 to x_n, the masks, scale and the options from what is saved of them."""
+    masks_end = formula.inputs + formula.masks
+    options = [number if tensor is None else tensor for number, tensor in zip(numbers, inputs[masks_end + 1 :])]
+    return inputs[: formula.inputs], inputs[formula.inputs : masks_end], inputs[masks_end], options
