@@ -51,6 +51,8 @@ CASES = {
     "biased": Case((5, 4), extra=(2, 1), biased=True, grouped=True, weighted=True),
     "extra columns, each row's positive in its place": Case((4, 3), extra=(2, 5), in_place=True),
     "ignore above": Case((7, 6), options={"ignore_above": 0.5}, grouped=True),
+    "blocks, one of all rows of a rank": Case((4, 11), options={"block": 4}, weighted=True),
+    "blocks, an empty rank": Case((0, 6), options={"block": 4, "symmetric": True}),
     "margin": Case((7, 6), options={"margin": 0.5, "symmetric": True}),
     "label smoothing": Case((5, 4), extra=(2, 1), options={"label_smoothing": 0.2}, grouped=True, ignored=True),
     "positive groups": Case((6, 5), extra=(1, 3), options={"label_smoothing": 0.1}, labeled=True, weighted=True),
@@ -117,7 +119,7 @@ def run(given: dict, case: Case, group=None) -> dict[str, torch.Tensor]:
     tau = (given["tau"], given["tau_b"]) if "tau_b" in given else given["tau"]
     names = {"positive": "positive_index", "weight": "row_weight"}
     labels = (given.pop("label"), given.pop("column_label")) if "label" in given else None
-    if labels is not None:
+    if labels is not None or "block" in case.options:
         given.pop("positive", None)
     options = {names.get(n, n): given[n] for n in given if n not in ("a", "b", "tau", "tau_b")}
     options |= case.options | {"positive_group": labels, "process_group": group}

@@ -20,10 +20,13 @@ from adaftr_fast.ops.infonce.arguments import (
     reverse,
     reverse_labels,
     row_scale,
+    split_tau,
 )
+from adaftr_fast.ops.infonce.blocks import BLOCKS, FunctionalBlocks
 from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
 from adaftr_fast.ops.infonce.checks import (
     check_bias_is_finite,
+    check_block,
     check_ignore_above,
     check_no_tangents,
     check_representations,
@@ -38,6 +41,12 @@ from adaftr_fast.ops.infonce.targets import choose_positive
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
 Reduction = Literal["mean", "sum", "none"]
+FUNCTIONS = {
+    "infonce": FunctionalInfoNCE,
+    TARGETS: FunctionalInfoNCE,
+    "infonce_symmetric": FunctionalSymmetric,
+    BLOCKS: FunctionalBlocks,
+}
 
 
 class InfoNCEStats(NamedTuple):
@@ -62,6 +71,7 @@ class InfoNCEOptions(TypedDict, total=False):
     label_smoothing: float
     margin: float
     symmetric: bool
+    block: int | None
     reduction: Reduction
     backend: Backend
     process_group: ProcessGroup | None
@@ -115,6 +125,7 @@ def adaptive_infonce(
     label_smoothing: float = 0.0,
     margin: float = 0.0,
     symmetric: bool = False,
+    block: int | None = None,
     reduction: Reduction = "mean",
     return_stats: bool = False,
     backend: Backend = "auto",
@@ -209,6 +220,13 @@ def adaptive_infonce(
             similarities if N = B, without ``positive_index``, ``ignore_above``, other targets, ``return_stats`` and
             ``process_group``. On CPU, the last bits of all results then depend on the number of threads. On CUDA, both
             share them in the half types up to d = 256, for most inputs (docs/gpu.md, "Both directions at once").
+        block: k >= 1: the candidates of row r are the rows of its block of k consecutive rows, from k (r // k) on; the
+            last block may be smaller. A row alone in its block has loss 0 and no gradient. The cost is that of B k
+            logits in place of B^2. Blocks of up to 64 rows are computed in the accumulation type on CPU, whatever the
+            float32 precision, and their bits do not depend on the number of threads. With ``process_group``, the rows
+            of a block are of one rank, and no candidate is gathered; only the mean is over all ranks. Requires N = B.
+            Not supported with ``positive_index``, groups, ``column_bias``, ``ignore_above`` and other targets. Default:
+            all rows are one block.
         reduction: "mean" (the weighted mean over the rows that are not ignored; 0 if there are none), "sum", or
             "none" ([B]; 0 for an ignored row).
         return_stats: if True, also returns the :class:`InfoNCEStats` of the ctr -> cvr direction.
@@ -254,17 +272,17 @@ def adaptive_infonce(
     )
     dtype = torch.promote_types(h_ctr.dtype, h_cvr.dtype)
     h_ctr, h_cvr = h_ctr.to(dtype), h_cvr.to(dtype)
-    if isinstance(tau, tuple) and not (symmetric and len(tau) == 2):
-        raise ValueError(
-            "adaptive_infonce: a tuple tau must be a pair (per row, per column) and requires symmetric=True, "
-            f"got {len(tau)} elements and symmetric={symmetric}"
-        )
-    tau_row, tau_column = tau if isinstance(tau, tuple) else (tau, tau)
+    tau_row, tau_column = split_tau(tau, symmetric)
     labels = labels_of(positive_group)
+    targets = labels is not None or label_smoothing != 0 or margin != 0
     pairs = symmetric or labels is None  # the positive, or the partner, of row r is candidate r by default
     check_row_options(h_ctr, h_cvr, positive_index, row_group, column_group, row_weight, column_bias, pairs)
     check_ignore_above(ignore_above)
-    targets = labels is not None or label_smoothing != 0 or margin != 0
+    local = block is not None  # whether the candidates of a row are of its rank
+    if block is not None:
+        others = (positive_index, row_group, column_group, column_bias, positive_group, ignore_above)
+        check_block(block, h_ctr, h_cvr, others, label_smoothing, margin)
+        block = block if block < len(h_ctr) else None
     if targets:
         check_targets(h_ctr, h_cvr, labels, label_smoothing, margin, positive_index, ignore_above, return_stats)
     if row_group is not None and column_group is None:
@@ -276,19 +294,21 @@ def adaptive_infonce(
         check_bias_is_finite(column_bias)
         h_ctr, h_cvr = append_bias(h_ctr, h_cvr, tau_row, column_bias)
 
-    op = _op_of(backend, h_ctr, TARGETS if targets else "infonce", FunctionalInfoNCE)
-    settings = _Settings(op, ignore_above, margin, label_smoothing, reduction)
+    op = _op_of(backend, h_ctr, BLOCKS if block is not None else TARGETS if targets else "infonce")
+    settings = _Settings(op, block, ignore_above, margin, label_smoothing, reduction)
     decisive = positive_index if labels is None else labels[0]  # IGNORE for rows without a loss
     batch = None
     if process_group is not None:
         weighted = row_weight is not None or decisive is not None
         batch = _across_ranks(
-            process_group, h_ctr, h_cvr, row_group, row_weight, weighted, labels is not None, symmetric, reduction
+            process_group, h_ctr, h_cvr, row_group, row_weight, weighted, labels, symmetric, reduction, local
         )
     scale = row_scale(h_ctr, decisive, row_weight, reduction, batch)  # [B]
+    batch = None if local else batch
     paired = positive_index is None and len(h_ctr) == len(h_cvr)
-    if symmetric and paired and not (targets or return_stats) and ignore_above is None and batch is None:
-        both = _op_of(backend, h_ctr, "infonce_symmetric", FunctionalSymmetric)
+    shared = symmetric and paired and not (targets or return_stats) and ignore_above is None
+    if shared and batch is None and block is None:
+        both = _op_of(backend, h_ctr, "infonce_symmetric")
         tau_column = expand_tau(tau_column, h_cvr, "tau (per column)") if isinstance(tau, tuple) else tau_row
         return both_directions(both, (h_ctr, h_cvr, tau_row, tau_column), row_group, column_group, scale, reduction)
     candidates = Candidates(h_cvr, positive_index, column_group, None if labels is None else labels[1])
@@ -311,6 +331,7 @@ class _Settings(NamedTuple):
     """What both directions have in common."""
 
     op: Callable[..., Any]
+    block: int | None
     ignore_above: float | None
     margin: float
     label_smoothing: float
@@ -325,17 +346,19 @@ def _across_ranks(
     row_group: Tensor | None,
     row_weight: Tensor | None,
     weighted: bool,
-    labeled: bool,
+    labels: Labels | None,
     symmetric: bool,
     reduction: str,
+    local: bool,
 ) -> CrossRankBatch:
     """Exchanges the batch sizes; checks that whatever decides on a collective, in backward too, agrees on all ranks."""
     grad = torch.is_grad_enabled()
     must_agree = {
         "symmetric": symmetric,
+        "whether block is given": local,
         "whether reduction is 'mean'": reduction == "mean",
         "whether row_group is given": row_group is not None,
-        "whether positive_group is given": labeled,
+        "whether positive_group is given": labels is not None,
         "whether row_weight or positive_index is given": weighted,
         "whether h_cvr needs a gradient": grad and h_cvr.requires_grad,
         "whether h_ctr needs a gradient": grad and h_ctr.requires_grad and symmetric,
@@ -358,7 +381,7 @@ def _direction(
 
     With reduction "none" the gradients depend on the upstream gradient, so backward computes them.
     """
-    op, ignore_above, margin, label_smoothing, reduction = settings
+    op, block, ignore_above, margin, label_smoothing, reduction = settings
     with_gradients = torch.is_grad_enabled() and reduction != "none"
     positive = candidates.positive
     targets: tuple[float, float, Tensor | None, Tensor | None] | tuple[()] = ()
@@ -366,28 +389,26 @@ def _direction(
         positive = choose_positive(labels[0], candidates.label, row_group, candidates.group)
     if labels is not None or label_smoothing > 0 or margin > 0:
         targets = (margin, label_smoothing, None if labels is None else labels[0], candidates.label)
+    masks = () if block is not None else (positive, row_group, candidates.group)
     loss, row_loss, *stats = op(
         anchors,
         candidates.h,
         tau,
-        positive,
-        row_group,
-        candidates.group,
+        *masks,
         scale,
         with_gradients and anchors.requires_grad,
         with_gradients and candidates.h.requires_grad,
         with_gradients and tau.requires_grad,
         return_stats,
-        ignore_above,
-        *targets,
+        *((ignore_above, *targets) if block is None else (block,)),
     )[:6]
     result = weighted(row_loss, scale) if reduction == "none" else loss
     return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None
 
 
-def _op_of(backend: str, h_ctr: Tensor, op: str, functional: type[torch.autograd.Function]) -> Callable[..., Any]:
+def _op_of(backend: str, h_ctr: Tensor, op: str) -> Callable[..., Any]:
     name = op_name("adaptive_infonce", op, backend, h_ctr)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return lambda *args: functional.apply(*args, name)
+        return lambda *args: FUNCTIONS[op].apply(*args, name)
     found: Callable[..., Any] = getattr(torch.ops.adaftr_fast, name)
     return found

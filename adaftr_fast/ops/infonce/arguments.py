@@ -14,6 +14,18 @@ Tau = Tensor | float
 Labels = tuple[Tensor, Tensor]  # of the rows [B] and of the candidates [N]
 
 
+def split_tau(tau: Tau | tuple[Tau, Tau], symmetric: bool) -> tuple[Tau, Tau]:
+    """Returns the temperatures of the rows and of the columns."""
+    if not isinstance(tau, tuple):
+        return tau, tau
+    if not (symmetric and len(tau) == 2):
+        raise ValueError(
+            "adaptive_infonce: a tuple tau must be a pair (per row, per column) and requires symmetric=True, "
+            f"got {len(tau)} elements and symmetric={symmetric}"
+        )
+    return tau
+
+
 def labels_of(positive_group: Tensor | Labels | None) -> Labels | None:
     """Returns the positive groups of the rows and of the candidates."""
     if positive_group is None or isinstance(positive_group, tuple):

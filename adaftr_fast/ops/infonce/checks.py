@@ -104,6 +104,28 @@ def check_ignore_above(margin: float | None) -> None:
         raise error(f"adaptive_infonce: ignore_above must be a finite number or None, got {margin!r}")
 
 
+def check_block(
+    block: int,
+    h_ctr: Tensor,
+    h_cvr: Tensor,
+    others: tuple[object, ...],
+    label_smoothing: float,
+    margin: float,
+) -> None:
+    """Checks a block, and that no option that concerns candidates is given with it."""
+    if not isinstance(block, int) or isinstance(block, bool):
+        raise TypeError(f"adaptive_infonce: block must be an int or None, got {type(block).__name__}")
+    if block < 1:
+        raise ValueError(f"adaptive_infonce: block must be at least 1, got {block}")
+    if len(h_ctr) != len(h_cvr):
+        raise ValueError(f"adaptive_infonce: block requires N = B, got N = {len(h_cvr)}, B = {len(h_ctr)}")
+    names = ("positive_index", "row_group", "column_group", "column_bias", "positive_group", "ignore_above")
+    given = {name: x is not None for name, x in zip(names, others, strict=True)}
+    for name, is_given in (given | {"label_smoothing": label_smoothing != 0, "margin": margin != 0}).items():
+        if is_given:
+            raise ValueError(f"adaptive_infonce: block does not support {name}")
+
+
 def check_targets(
     h_ctr: Tensor,
     h_cvr: Tensor,

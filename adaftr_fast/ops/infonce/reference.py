@@ -114,6 +114,18 @@ def infonce_rows(
     if candidates.shape[0] == 0:  # then every row is ignored
         zeros = torch.where(valid, anchors.sum(1) + tau, 0.0)  # an ignored row must not leak a NaN
         return InfoNCERows(zeros, zeros, zeros, valid, zeros)
+    other = _other_targets(target, negative, label_smoothing, row_label, column_label)
+    return rows_of_logits(z, valid, target, negative, other)
+
+
+def rows_of_logits(
+    z: Tensor,  # [B, N]
+    valid: Tensor,  # [B] bool
+    target: Tensor,  # [B, 1]
+    negative: Tensor,  # [B, N] bool
+    other: Tensor | None = None,  # [B, N] as of _other_targets
+) -> InfoNCERows:
+    """Computes the loss and statistics of every row from its logits, its positive and its negatives."""
     has_negative = negative.any(1)  # [B]
 
     z_positive = z.gather(1, target).squeeze(1)  # [B]
@@ -121,7 +133,6 @@ def infonce_rows(
     lse_negative = torch.where(negative, z, floor).logsumexp(1)  # [B], finite
     gap = torch.where(has_negative, lse_negative - z_positive, 0.0)
     loss = torch.where(has_negative & valid, torch.logaddexp(gap, torch.zeros_like(gap)), 0.0)
-    other = _other_targets(target, negative, label_smoothing, row_label, column_label)
     if other is not None:
         loss = loss + torch.where(valid[:, None] & (other != 0), other.to(z.dtype) * z, 0.0).sum(1)
 
@@ -133,6 +144,30 @@ def infonce_rows(
         lse, z_positive = (torch.where(valid, x, 0.0) for x in (lse, z_positive))
         entropy = torch.where(valid, entropy, 0.0)
     return InfoNCERows(loss, lse, z_positive.detach(), top1, entropy)
+
+
+def similarity_gradients(
+    z: Tensor,  # [B, N]
+    valid: Tensor,  # [B] bool
+    target: Tensor,  # [B, 1]
+    negative: Tensor,  # [B, N] bool
+    scale: Tensor,  # [B]
+    tau: Tensor,  # [B]
+    other: Tensor | None = None,  # [B, N] as of _other_targets
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the gradients in the similarities [B, N] and in tau [B], and the rows that have any [B]."""
+    # A row that weighs nothing is as if ignored where it is not finite; elsewhere its scale has derivatives.
+    valid = valid & ((scale != 0) | z.isfinite().all(1))
+    z = torch.where(valid[:, None], z, 0)
+    p = torch.where(negative.scatter(1, target, True), z, -torch.inf).softmax(1)
+    p_negative = torch.where(negative, p, 0)
+    residual = p_negative.scatter(1, target, -p_negative.sum(1, keepdim=True))  # p - 1 at the positive
+    if other is not None:
+        residual = residual + other.to(z.dtype)
+    grad_scale = torch.where(valid, scale / tau, 0)  # [B]
+    d_similarities = residual * grad_scale[:, None]
+    z = z.masked_fill((residual == 0) & ~z.isfinite(), 0.0)  # p z -> 0, as in the entropy
+    return d_similarities, -(d_similarities * z).sum(1), valid
 
 
 def infonce_gradients(
@@ -158,18 +193,8 @@ def infonce_gradients(
     )
     if candidates.shape[0] == 0:
         return torch.zeros_like(anchors), torch.zeros_like(candidates), torch.zeros_like(tau)
-    # A row that weighs nothing is as if ignored where it is not finite; elsewhere its scale has derivatives.
-    valid = valid & ((scale != 0) | z.isfinite().all(1))
-    z = torch.where(valid[:, None], z, 0)
-    p = torch.where(negative.scatter(1, target, True), z, -torch.inf).softmax(1)
-    p_negative = torch.where(negative, p, 0)
-    residual = p_negative.scatter(1, target, -p_negative.sum(1, keepdim=True))  # p - 1 at the positive
     other = _other_targets(target, negative, label_smoothing, row_label, column_label)
-    if other is not None:
-        residual = residual + other.to(z.dtype)
-    grad_scale = torch.where(valid, scale / tau, 0)  # [B]
-    d_logits = residual * grad_scale[:, None]  # [B, N]
+    d_similarities, d_tau, valid = similarity_gradients(z, valid, target, negative, scale, tau, other)
     anchors = torch.where(valid[:, None], anchors, 0)
-    z = z.masked_fill((residual == 0) & ~z.isfinite(), 0.0)  # p z -> 0, as in the entropy
-    d_anchors = torch.where(valid[:, None], d_logits @ candidates, 0)
-    return d_anchors, d_logits.T @ anchors, -(d_logits * z).sum(1)
+    d_anchors = torch.where(valid[:, None], d_similarities @ candidates, 0)
+    return d_anchors, d_similarities.T @ anchors, d_tau
