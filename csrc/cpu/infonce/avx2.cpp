@@ -5,6 +5,7 @@
 #include "cpu/simd/targets/avx2.inl"
 
 namespace adaftr_fast::avx2 {
+#include "cpu/infonce/blocks/sweep.inl"
 #include "cpu/infonce/fma.inl"
 #include "cpu/infonce/limits/fma.inl"
 #include "cpu/infonce/symmetric/sweep.inl"

@@ -5,6 +5,7 @@
 #include "cpu/simd/targets/avx512.inl"
 
 namespace adaftr_fast::avx512 {
+#include "cpu/infonce/blocks/sweep.inl"
 #include "cpu/infonce/fma.inl"
 #include "cpu/infonce/limits/fma.inl"
 #include "cpu/infonce/symmetric/sweep.inl"

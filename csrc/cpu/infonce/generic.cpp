@@ -4,6 +4,7 @@
 #include "cpu/infonce/limits/limits.h"
 
 namespace adaftr_fast::generic {
+#include "cpu/infonce/blocks/sweep.inl"
 #include "cpu/infonce/fma.inl"
 #include "cpu/infonce/limits/fma.inl"
 #include "cpu/infonce/symmetric/sweep.inl"

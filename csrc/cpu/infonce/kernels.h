@@ -104,20 +104,31 @@ struct SymmetricKernels {
   SweepKernel<SymmetricProblem<double>> f64;
 };
 
+constexpr int64_t kMaxBlock = 64;  // rows of a block, at most
+
+// The loss within blocks of consecutive rows. Of InfoNCEProblem they take no option of candidates.
+struct BlockKernels {
+  void (*f32)(const InfoNCEProblem<float>&, int64_t block);
+  void (*f64)(const InfoNCEProblem<double>&, int64_t block);
+};
+
 namespace generic {
 extern const InfoNCEKernels kInfoNCE;
 extern const SigmoidKernels kSigmoid;
 extern const SymmetricKernels kSymmetric;
+extern const BlockKernels kBlocks;
 }  // namespace generic
 namespace avx2 {
 extern const InfoNCEKernels kInfoNCE;
 extern const SigmoidKernels kSigmoid;
 extern const SymmetricKernels kSymmetric;
+extern const BlockKernels kBlocks;
 }  // namespace avx2
 namespace avx512 {
 extern const InfoNCEKernels kInfoNCE;
 extern const SigmoidKernels kSigmoid;
 extern const SymmetricKernels kSymmetric;
+extern const BlockKernels kBlocks;
 }  // namespace avx512
 namespace avx512_bf16 {
 extern const InfoNCEKernels kInfoNCE;

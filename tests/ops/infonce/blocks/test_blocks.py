@@ -131,6 +131,17 @@ def test_accuracy_when_the_positive_probability_is_near_one(gap, instruction_set
 
 
 @needs_extension
+@pytest.mark.parametrize("logit", [1e2, 1e4, 1e6])
+def test_equal_logits_of_any_magnitude(logit, instruction_set):
+    a = torch.full((64, 4), logit**0.5 / 2, requires_grad=True)
+    b = a.detach().clone().requires_grad_()
+    loss = af.adaptive_infonce(a, b, 1.0, block=16, reduction="sum", backend="cpu")
+    loss.backward()
+    assert loss.item() == pytest.approx(64 * math.log(16), rel=1e-6)
+    assert max(a.grad.abs().max(), b.grad.abs().max()) <= 1e-2 * a[0, 0]
+
+
+@needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("a_scale", "b_scale"), [(1e12, 1e12), (1e-20, 1e30), (1e30, 1e-20), (1e-30, 1.0)])
 def test_operands_of_any_magnitude(a_scale, b_scale, dtype, instruction_set):
@@ -149,6 +160,24 @@ def test_temperatures_and_weights_of_different_magnitudes(ratio, instruction_set
     assert_matches((a, b, tau), torch.float32, block=8, row_weight=(1 / far).float())
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_rows_without_weight_have_no_gradient_whatever_they_hold(value, name, instruction_set):
+    a, b, tau = (x.float() for x in inputs(40, 40, 8))
+    b[3], a[11] = value, value
+    weight = torch.ones(40)
+    weight[:4], weight[11] = 0, 0
+    loss, *_, d_anchors, d_candidates, d_tau = getattr(torch.ops.adaftr_fast, name)(
+        *op_arguments((a, b, tau), 4, weight)
+    )
+    gradients = d_anchors, d_candidates, d_tau
+    assert loss.isfinite()
+    for g in gradients:
+        assert (g[:4] == 0).all()
+        assert g[4:].isfinite().all()
+    assert all((g[11] == 0).all() for g in (gradients[0], gradients[2]))
+
+
 @needs_extension
 @pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
 def test_a_row_out_of_range_leaves_other_blocks(value, instruction_set):
@@ -163,7 +192,21 @@ def test_a_row_out_of_range_leaves_other_blocks(value, instruction_set):
         assert torch.equal(x[others], y[others])
     own_block = torch.tensor([4, 5, 6])  # their losses and gradients have no term of row 7's anchor
     for i in (1, 2, 6, 8):
-        assert torch.equal(found[i][own_block], clean[i][own_block])
+        torch.testing.assert_close(found[i][own_block], clean[i][own_block])
+
+
+@needs_extension
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_not_finite_in_the_reference_is_not_in_the_kernel(side, value, instruction_set):
+    tensors = [x.abs() for x in inputs(40, 40, 8)]  # a logit of -inf leaves a row's loss finite
+    tensors[side][7, 2] = value
+    arguments = op_arguments(tensors, 4)
+    own, true = (getattr(torch.ops.adaftr_fast, name)(*arguments) for name in NAMES)
+    for x, t in zip(own, true, strict=True):
+        assert not x[~t.isfinite()].isfinite().any()
+        either = x.isfinite() & t.isfinite()
+        torch.testing.assert_close(x[either], t[either])
 
 
 @needs_extension

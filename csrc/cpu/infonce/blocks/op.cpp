@@ -1,0 +1,133 @@
+// torch.ops.adaftr_fast.infonce_blocks on CPU: checks, dispatch by instruction set, and the launch.
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/stack.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "cpu/infonce/kernels.h"
+#include "cpu/infonce/launch.h"
+#include "cpu/infonce/symmetric/one_direction.h"
+#include "cpu/runtime/caching_allocator.h"
+#include "cpu/runtime/dispatch.h"
+
+namespace adaftr_fast {
+namespace {
+
+constexpr KernelTables<BlockKernels> kTables = {&generic::kBlocks,
+#if defined(__x86_64__)
+                                                &avx2::kBlocks, &avx512::kBlocks
+#endif
+};
+
+void check_arguments(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale,
+                     int64_t block) {
+  TORCH_CHECK(anchors.dim() == 2 && candidates.sizes() == anchors.sizes() && anchors.size(1) > 0,
+              "adaptive_infonce: anchors and candidates must both be [B, d] with d >= 1, got ", anchors.sizes(),
+              " and ", candidates.sizes());
+  TORCH_CHECK(anchors.scalar_type() == candidates.scalar_type(),
+              "adaptive_infonce: anchors and candidates must share a dtype, got ", anchors.scalar_type(), " and ",
+              candidates.scalar_type());
+  for (const auto& [name, x] : {std::pair{"tau", &tau}, std::pair{"scale", &scale}})
+    TORCH_CHECK(x->dim() == 1 && x->size(0) == anchors.size(0), "adaptive_infonce: ", name, " must be [",
+                anchors.size(0), "], got ", x->sizes());
+  TORCH_CHECK(block >= 1, "adaptive_infonce: block must be at least 1, got ", block);
+}
+
+template <class T>
+void check_tau(const Tensor& tau) {
+  const T* t = tau.const_data_ptr<T>();
+  for (int64_t r = 0; r < tau.size(0); ++r)
+    TORCH_CHECK(t[r] >= std::numeric_limits<T>::min() && std::isfinite(t[r]),
+                "adaptive_infonce: tau must be positive and finite, got tau[", r, "] = ", t[r],
+                t[r] > 0 && std::isfinite(t[r]) ? ", which is subnormal" : "");
+}
+
+struct Needs {
+  bool d_anchors, d_candidates, d_tau, stats;
+};
+
+// A sweep for each block: beyond kMaxBlock rows.
+OneDirection by_sweeps(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale,
+                       Needs need, int64_t block) {
+  std::array<std::vector<Tensor>, std::tuple_size_v<OneDirection>> parts;
+  for (int64_t first = 0; first < anchors.size(0); first += block) {
+    const auto rows = [&](const Tensor& x) { return x.narrow(0, first, std::min(block, x.size(0) - first)); };
+    const auto outputs = infonce(rows(anchors), rows(candidates), rows(tau), std::nullopt, std::nullopt, std::nullopt,
+                                 rows(scale), need.d_anchors, need.d_candidates, need.d_tau, need.stats, std::nullopt);
+    size_t i = 0;
+    std::apply([&](const auto&... x) { (parts[i++].push_back(x), ...); }, outputs);
+  }
+  const auto joined = [&](size_t i) { return at::cat(parts[i]); };
+  return {at::stack(parts[0]).sum(),
+          joined(1),
+          joined(2),
+          joined(3),
+          joined(4),
+          joined(5),
+          joined(6),
+          joined(7),
+          joined(8)};
+}
+
+template <class T>
+OneDirection run(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale, Needs need,
+                 int64_t block) {
+  const auto options = anchors.options();
+  const int64_t rows = anchors.size(0);
+  const auto maybe = [&](bool needed, at::IntArrayRef shape) {
+    constexpr int64_t none = 0;
+    return cached_empty(needed ? shape : at::IntArrayRef(none), options);
+  };
+  Tensor loss = at::empty({rows}, options), lse = at::empty({rows}, options), logit = at::empty({rows}, options);
+  Tensor top1 = at::empty({need.stats ? rows : 0}, options.dtype(at::kBool)), entropy = maybe(need.stats, {rows});
+  Tensor d_anchors = maybe(need.d_anchors, anchors.sizes()),
+         d_candidates = maybe(need.d_candidates, candidates.sizes()), d_tau = maybe(need.d_tau, {rows});
+  const auto data = [](Tensor& x, bool needed) { return needed ? x.mutable_data_ptr<T>() : nullptr; };
+  InfoNCEProblem<T> problem{};
+  problem.rows = problem.columns = rows, problem.width = anchors.size(1);
+  problem.anchors = anchors.const_data_ptr<T>(), problem.candidates = candidates.const_data_ptr<T>();
+  problem.tau = tau.const_data_ptr<T>(), problem.scale = scale.const_data_ptr<T>();
+  problem.loss = loss.mutable_data_ptr<T>(), problem.lse = lse.mutable_data_ptr<T>();
+  problem.positive_logit = logit.mutable_data_ptr<T>();
+  problem.top1 = need.stats ? top1.mutable_data_ptr<bool>() : nullptr;
+  problem.entropy = data(entropy, need.stats);
+  problem.d_anchors = data(d_anchors, need.d_anchors);
+  problem.d_candidates = data(d_candidates, need.d_candidates);
+  problem.d_tau = data(d_tau, need.d_tau);
+  if constexpr (std::is_same_v<T, double>)
+    best_kernel(kTables, &BlockKernels::f64)(problem, block);
+  else
+    best_kernel(kTables, &BlockKernels::f32)(problem, block);
+  return {weighted_sum(loss, scale), loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
+}
+
+OneDirection infonce_blocks(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale,
+                            bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
+                            int64_t block) {
+  check_arguments(anchors, candidates, tau, scale, block);
+  const auto dtype = anchors.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto widen = [&](const Tensor& x) { return x.to(dtype).contiguous(); };
+  const Tensor wide_tau = widen(tau), wide_scale = widen(scale);
+  (dtype == at::kDouble ? check_tau<double> : check_tau<float>)(wide_tau);
+  const Needs need{need_d_anchors, need_d_candidates, need_d_tau, need_stats};
+  block = std::min(block, std::max<int64_t>(anchors.size(0), 1));
+  if (block > kMaxBlock) return by_sweeps(anchors, candidates, wide_tau, wide_scale, need, block);
+  const auto go = dtype == at::kDouble ? run<double> : run<float>;
+  return go(widen(anchors), widen(candidates), wide_tau, wide_scale, need, block);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) { m.impl("infonce_blocks", infonce_blocks); }
+
+}  // namespace adaftr_fast
