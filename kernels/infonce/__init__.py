@@ -20,6 +20,10 @@ One kernel computes the sigmoid loss, with four products too: it runs once for e
 
     sigmoid sweep  scores, sigmoid, sigmoid times the other side      sigmoid_sweep.py  2 products (1 without gradient)
 
+Another computes InfoNCE within blocks of consecutive rows, with three products of 32 rows with themselves:
+
+    blocks         scores, softmax, both gradients                    blocks.py
+
 No kernel stores a B x N array, and every sum has a fixed order: equal inputs and needs give equal bits on the same GPU.
 The one atomic operation counts the splits of a column sweep that are done. Nothing is read back to the host, so a CUDA
 graph can capture the call.
@@ -67,8 +71,16 @@ Compile-time sizes, chosen in config.py:
     MAX_OFFSET   by how much m stays below the maximum or the bound: p is at most 2^MAX_OFFSET (as in FlashAttention-3)
 """
 
+from adaftr_fast.kernels.infonce.blocks import infonce_blocks, serves_blocks
 from adaftr_fast.kernels.infonce.launch import infonce
 from adaftr_fast.kernels.infonce.sigmoid import sigmoid_contrast
 from adaftr_fast.kernels.infonce.symmetric import infonce_symmetric, serves_symmetric
 
-__all__ = ["infonce", "infonce_symmetric", "serves_symmetric", "sigmoid_contrast"]
+__all__ = [
+    "infonce",
+    "infonce_blocks",
+    "infonce_symmetric",
+    "serves_blocks",
+    "serves_symmetric",
+    "sigmoid_contrast",
+]

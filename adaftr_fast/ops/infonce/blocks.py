@@ -8,6 +8,7 @@ The same schema is registered three times: ``infonce_blocks`` (the dispatcher se
 reference elsewhere), ``infonce_blocks_reference`` and ``infonce_blocks_triton``.
 """
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -83,14 +84,31 @@ def _reference(
         )
     if block < 1:
         raise RuntimeError(f"adaptive_infonce: block must be at least 1, got {block}")
-    if anchors.device.type == "cpu":  # on other devices, reading the values would wait for the device
+    if anchors.device.type == "cpu":
         check_tau(tau, torch.ones_like(tau, dtype=torch.bool))
+    else:  # reading the values would wait for the device
+        tau = torch.where((tau > 0) & tau.isfinite(), tau, torch.nan)
     block = min(block, max(len(anchors), 1))
     acc = accumulation_dtype(anchors.dtype)
     inputs = anchors.to(acc), candidates.to(acc), tau.to(acc)
     needs = (need_d_anchors, need_d_candidates, need_d_tau)
     gradients = block_gradients(*inputs, scale, block) if any(needs) else inputs
     return outputs_of(block_rows(*inputs, block), gradients, scale, needs, need_stats)
+
+
+def _triton(anchors: Tensor, *arguments: Any) -> Outputs:
+    """Computes the op by the Triton kernel, or in plain PyTorch where a block is too large for it."""
+    from adaftr_fast.kernels.infonce import infonce_blocks, serves_blocks  # imports triton
+
+    run = infonce_blocks if serves_blocks(anchors, arguments[-1]) else _reference
+    outputs: Outputs = run(anchors, *arguments)
+    return outputs
+
+
+def _cuda(anchors: Tensor, *arguments: Any) -> Outputs:
+    """Runs the kernel, or plain PyTorch on a GPU that is older than the kernels are compiled for."""
+    run = _triton if torch.cuda.get_device_capability(anchors.device) >= (8, 0) else _reference
+    return run(anchors, *arguments)
 
 
 def _fake(anchors: Tensor, candidates: Tensor, tau: Tensor, scale: Tensor, *needs_and_block: Any) -> Outputs:
@@ -106,4 +124,6 @@ FunctionalBlocks = FORMULA.functional()
 
 for _name in NAMES:
     FORMULA.define(_name, SCHEMA, _fake)
-    library.impl(_name, _reference, "CompositeExplicitAutograd")
+    library.impl(_name, _triton if _name.endswith("_triton") else _reference, "CompositeExplicitAutograd")
+if importlib.util.find_spec("triton") is not None:
+    library.impl(BLOCKS, _cuda, "CUDA")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import triton
+from adaftr_fast.kernels.infonce.blocks import infonce_blocks_kernel
 from adaftr_fast.kernels.infonce.column_sweep import TERMS, infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
 from adaftr_fast.kernels.infonce.gluon_column import infonce_gluon_column_sweep_kernel
@@ -49,6 +50,7 @@ KERNELS = {
     "column_sweep": infonce_column_sweep_kernel,
     "gluon_column_sweep": infonce_gluon_column_sweep_kernel,
     "combine": infonce_combine_kernel,
+    "blocks": infonce_blocks_kernel,
     "sigmoid_rows": sigmoid_sweep_kernel,
     "sigmoid_columns": sigmoid_sweep_kernel,
     "symmetric_positives": infonce_symmetric_positives_kernel,

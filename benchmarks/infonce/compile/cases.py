@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import torch
+from adaftr_fast.kernels.infonce.blocks import block_config
 from adaftr_fast.kernels.infonce.config import (
     ALTERNATIVES,
     GLUON_SWEEPS,
@@ -86,6 +87,7 @@ def cases(archs: list[int], quick: bool) -> Iterator[Case]:
             yield from _of_alternatives(arch)
         for dtype in HALF_DTYPES[:1] if quick else ALL_DTYPES:
             yield from (_combine(dtype, arch, variant) for variant in ("train", "everything"))
+        yield from _of_blocks(arch)
         if arch == 90:
             yield from _of_gluon(arch, quick)
 
@@ -247,6 +249,15 @@ def _of_symmetric_entries(arch: int) -> Iterator[Case]:
     yield Case("symmetric_positives", "train", "", dtype, 256, arch, config, {name: values[name] for name in names})
     own = {"COMMON": True, "BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": values["ACC_DTYPE"]}
     yield Case("symmetric_combine", "train", "", dtype, 256, arch, Config(COMBINE_BLOCK, 0, 0, 0, 4, 3), own)
+
+
+def _of_blocks(arch: int) -> Iterator[Case]:
+    """Yields the kernel of blocks of rows, which has no loop over tiles, with all outputs."""
+    needs = dict.fromkeys(("NEED_D_ANCHORS", "NEED_D_CANDIDATES", "NEED_D_TAU", "NEED_STATS"), True)
+    for kind in ("half", "tf32", "ieee", "float64"):
+        dtype, config = DTYPES[kind], block_config(kind, 256)
+        own = needs | {"MAX_OFFSET": max_offset(dtype), "D": 256}
+        yield Case("blocks", kind, "", dtype, 256, arch, config, constants(dtype, kind, 256, config) | own)
 
 
 def _row_config(tiling, variant: dict[str, bool]) -> Config:

@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
-KERNELS = ("row_sweep", "combine", "column_sweep", "sigmoid_rows", "sigmoid_columns")
+KERNELS = ("row_sweep", "combine", "blocks", "column_sweep", "sigmoid_rows", "sigmoid_columns")
 KERNELS += tuple(f"symmetric_{name}" for name in ("positives", "sums", "combine", "gradient"))
 HOPPER = ("anchor_sweep", "bounded_sweep", "unbounded_row_sweep", "unbounded_anchor_sweep")
 HOPPER += ("gluon_row_sweep", "gluon_column_sweep")
