@@ -217,16 +217,17 @@ def adaptive_infonce(
         symmetric: if True, averages the loss with that of the cvr -> ctr direction. There the anchor of row r is
             h_cvr[y_r], with its own temperature, and its candidates are all rows of h_ctr. An ignored row has no loss
             in either direction, but remains a candidate in this one unless the groups exclude it. Both share the
-            similarities if N = B, without ``positive_index``, ``ignore_above``, other targets, ``return_stats`` and
-            ``process_group``. On CPU, the last bits of all results then depend on the number of threads. On CUDA, both
-            share them in the half types up to d = 256, for most inputs (docs/gpu.md, "Both directions at once").
+            similarities if N = B, without ``positive_index``, ``ignore_above``, other targets, ``block``,
+            ``return_stats`` and ``process_group``. On CPU, the last bits of all results then depend on the number of
+            threads. On CUDA, both share them in the half types up to d = 256, for most inputs (docs/gpu.md, "Both
+            directions at once").
         block: k >= 1: the candidates of row r are the rows of its block of k consecutive rows, from k (r // k) on; the
             last block may be smaller. A row alone in its block has loss 0 and no gradient. The cost is that of B k
-            logits in place of B^2. Blocks of up to 64 rows are computed in the accumulation type on CPU, whatever the
-            float32 precision, and their bits do not depend on the number of threads. With ``process_group``, the rows
-            of a block are of one rank, and no candidate is gathered; only the mean is over all ranks. Requires N = B.
-            Not supported with ``positive_index``, groups, ``column_bias``, ``ignore_above`` and other targets. Default:
-            all rows are one block.
+            logits in place of B^2. On CPU, blocks of up to 64 rows are computed in the accumulation type, whatever the
+            float32 precision, and no bit depends on the number of threads. On CUDA, blocks beyond 32 rows are computed
+            in plain PyTorch. With ``process_group``, the rows of a block are of one rank, and no candidate is gathered;
+            only the mean is over all ranks. Requires N = B. Not supported with ``positive_index``, groups,
+            ``column_bias``, ``ignore_above`` and other targets. Default: all rows are one block.
         reduction: "mean" (the weighted mean over the rows that are not ignored; 0 if there are none), "sum", or
             "none" ([B]; 0 for an ignored row).
         return_stats: if True, also returns the :class:`InfoNCEStats` of the ctr -> cvr direction.
