@@ -48,10 +48,14 @@ def infonce(random: random.Random) -> Drawn:
         groups=(0.4, (1, 2, 5, 100)), columns_grouped=(0.5, (True,)),
         weight=(0.4, ("uniform", "some zero", "all zero")), symmetric=(0.3, (True,)), reduction=(0.5, ("sum", "none")),
         frozen=(0.3, ("a", "b", "tau", "a b", "a tau", "b tau")),
+        block=(0.15, (1, 2, 3, 4, 16, 33, 100)),
         precision=(0.2, ("high", "medium")), threads=(0.5, (2, 3)),
         pattern=(0.2, ("equal rows", "jump", "positive", "far")), column_bias=(0.2, powers(-2, 3)),
         twice=(0.15, (True,)), ignore_above=(0.2, (0.1, 0.5, 0.9)), no_grad=(0.15, (True,)),
     )  # fmt: skip
+    if "block" in options:
+        excluded = ("positive", "groups", "columns_grouped", "column_bias", "ignore_above")
+        options = {key: value for key, value in options.items() if key not in excluded}
     if "ignore_above" in options:
         options.pop("symmetric", None)
         if "column_bias" in options:  # rounded to the type of the products
@@ -68,7 +72,7 @@ def columns_of(random: random.Random, rows: int) -> int:
 
 def infonce_spoiled(random: random.Random) -> Drawn:
     drawn = infonce(random)
-    for name in ("symmetric", "twice", "tau_kind"):
+    for name in ("symmetric", "twice", "tau_kind", "block"):
         drawn["options"].pop(name, None)
     where = random.choice(("h_ctr", "h_ctr", "h_cvr", "h_cvr", "tau", "row_weight", "column_bias"))
     drawn["options"] |= {"reduction": "none", "where": where, "value": random.choice(NOT_FINITE)}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import adaftr_fast as af
 from adaftr_fast.ops.infonce.arguments import append_bias, reverse, row_scale
+from adaftr_fast.ops.infonce.blocks import block_rows
 from adaftr_fast.ops.infonce.reference import IGNORE, infonce_rows
 from tests.chaos.ops.inputs import assert_close, laid
 
@@ -104,6 +105,8 @@ def drawn_arguments(rows: int, columns: int, options: dict[str, Any]) -> dict[st
         found["row_group"] = torch.randint(0, options["groups"], (rows,))
         if columns != rows or "columns_grouped" in options:
             found["column_group"] = torch.randint(0, options["groups"], (columns,))
+    if "block" in options and columns == rows:
+        found["block"] = options["block"]
     return found | {name: options[name] for name in ("symmetric", "reduction") if name in options}
 
 
@@ -284,6 +287,8 @@ def _direction(
         negative &= row_group[:, None] != column_group[None]
     if margin is not None:
         negative &= ~(z * tau[:, None] > (z * tau[:, None]).gather(1, y[:, None]) + margin)
+    block = options["block"] if "block" in options and len(a) == len(b) else max(len(a), len(b))
+    negative &= torch.arange(len(a))[:, None] // block == torch.arange(len(b)) // block
     masked = torch.where(negative.scatter(1, y[:, None], True), z, -torch.inf)
     p = masked.softmax(1)
     near = torch.where(negative, p, 0).sum(1)  # 1 - p of the positive
@@ -298,6 +303,8 @@ def _direction(
     largest = sizes.max(1).values
     count = torch.tensor(float(len(b))).log() + 1
     rows = infonce_rows(a, b, tau, positive, row_group, column_group, margin)
+    if block < len(b):
+        rows = block_rows(a, b, tau, block)
     return {
         "loss": torch.where(valid, 4 * scale * (torch.where(delta > 0.1, 1.0, near) * delta + stored * rows.loss), 0),
         "lse": 4 * delta + stored * largest,
