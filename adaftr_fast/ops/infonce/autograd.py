@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast.ops.infonce.functional import Gradients, functional, loop
-from adaftr_fast.ops.library import define
+from adaftr_fast.ops.library import define, library
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -39,6 +39,27 @@ class Formula:
     def define(self, name: str, schema: str, fake: Callable[..., Any]) -> None:
         """Defines an op with this formula."""
         define(name, schema, fake, self.setup_context, self.backward_of)
+
+    def define_gradients(self, name: str, option: str) -> None:
+        """Defines ``_<name>_gradients`` for the backward pass in C++ of an op of one option, which is no tensor."""
+        options_at = self.inputs + self.masks + 1
+
+        def gradients(
+            needs: list[bool],
+            computed: list[bool],
+            number: Any,
+            g_loss: Tensor | None,
+            g_row_loss: Tensor | None,
+            saved: list[Tensor | None],
+        ) -> Gradients:
+            held = (*saved[:options_at], None, *saved[options_at:])
+            return self.gradients_by_op(name, tuple(needs), tuple(computed), (number,), g_loss, g_row_loss, *held)
+
+        library.define(
+            f"_{name}_gradients(bool[] needs, bool[] computed, {option}, Tensor? g_loss, Tensor? g_row_loss,"
+            " Tensor?[] saved) -> (Tensor, Tensor, Tensor, Tensor)"
+        )
+        library.impl(f"_{name}_gradients", gradients, "CompositeImplicitAutograd")
 
     def functional(self) -> type[torch.autograd.Function]:
         """Returns the function of the ops with this formula for torch.func."""

@@ -121,6 +121,7 @@ def _row_loss(*arguments: Any) -> Tensor:
 
 FORMULA = Formula(3, 0, True, _row_loss, block_gradients)
 FunctionalBlocks = FORMULA.functional()
+FORMULA.define_gradients(BLOCKS, "int block")
 
 for _name in NAMES:
     FORMULA.define(_name, SCHEMA, _fake)

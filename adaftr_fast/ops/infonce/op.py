@@ -13,10 +13,11 @@ their small values. autograd.py has the backward pass.
 The same schema is registered three times: ``infonce`` (the dispatcher selects C++ on CPU, Triton on CUDA and the
 reference elsewhere), ``infonce_reference`` and ``infonce_triton``. The ops ``infonce_targets...`` take a margin and
 several targets besides, by targets.py, and share the autograd formulas. They are ops of their own because every
-argument of an op costs microseconds. csrc/cpu/infonce/autograd repeats the formula of ``infonce`` for CPU, because
-Python's takes longer than a small call, and calls ``_infonce_gradients`` for the rare cases. ``infonce_sweep``, in
-C++ alone, is ``infonce`` without autograd and with what targets.py asks of a sweep: a margin, and a weight w_r of the
-positive, whose gradients are those of L_r + (1 - w_r) z_{r, y_r}.
+argument of an op costs microseconds. csrc/cpu/infonce/autograd repeats the formula of ``infonce`` and
+``infonce_blocks`` for CPU, because Python's takes longer than a small call, and calls ``_infonce_gradients`` and
+``_infonce_blocks_gradients`` for the rare cases. ``infonce_sweep``, in C++ alone, is ``infonce`` without autograd and
+with what targets.py asks of a sweep: a margin, and a weight w_r of the positive, whose gradients are those of
+L_r + (1 - w_r) z_{r, y_r}.
 """
 
 import importlib.util
@@ -27,7 +28,6 @@ from torch import Tensor
 
 from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype
-from adaftr_fast.ops.infonce.functional import Gradients
 from adaftr_fast.ops.infonce.reference import IGNORE, InfoNCERows, infonce_gradients, infonce_rows, weighted
 from adaftr_fast.ops.infonce.targets import Outputs, check_positives, with_targets
 from adaftr_fast.ops.library import library
@@ -174,25 +174,7 @@ def _targets_by_triton(*args: Any) -> Outputs:
     return with_targets(triton_kernel, *args)
 
 
-def _gradients(
-    needs: list[bool],
-    computed: list[bool],
-    ignore_above: float | None,
-    g_loss: Tensor | None,
-    g_row_loss: Tensor | None,
-    saved: list[Tensor | None],
-) -> Gradients:
-    """Computes the gradients for csrc/cpu/infonce/autograd where they are not those of the forward pass."""
-    held = (*saved[:7], None, *saved[7:])  # ignore_above is no tensor
-    upstream = (g_loss, g_row_loss)
-    return FORMULA.gradients_by_op("infonce", tuple(needs), tuple(computed), (ignore_above,), *upstream, *held)
-
-
-library.define(
-    "_infonce_gradients(bool[] needs, bool[] computed, float? ignore_above, Tensor? g_loss, Tensor? g_row_loss,"
-    " Tensor?[] saved) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-library.impl("_infonce_gradients", _gradients, "CompositeImplicitAutograd")
+FORMULA.define_gradients("infonce", "float? ignore_above")
 for _name in NAMES:
     FORMULA.define(_name, SCHEMA, fake)
     FORMULA.define(_name.replace("infonce", TARGETS), SCHEMA_OF_TARGETS, fake)
