@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adaftr_fast.ops.infonce.autograd import accumulation_dtype
-from adaftr_fast.ops.infonce.functional import Gradients, functional, loop
+from adaftr_fast.ops.infonce.autograd import Gradients, accumulation_dtype, functional, loop
 from adaftr_fast.ops.library import define, library
 
 SCHEMA = (
