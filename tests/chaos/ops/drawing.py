@@ -72,9 +72,10 @@ def columns_of(random: random.Random, rows: int) -> int:
 
 def infonce_spoiled(random: random.Random) -> Drawn:
     drawn = infonce(random)
-    for name in ("symmetric", "twice", "tau_kind", "block"):
+    for name in ("symmetric", "twice", "tau_kind"):
         drawn["options"].pop(name, None)
-    where = random.choice(("h_ctr", "h_ctr", "h_cvr", "h_cvr", "tau", "row_weight", "column_bias"))
+    places = ("h_ctr", "h_ctr", "h_cvr", "h_cvr", "tau", "row_weight", "column_bias")
+    where = random.choice(places[:-1] if "block" in drawn["options"] else places)
     drawn["options"] |= {"reduction": "none", "where": where, "value": random.choice(NOT_FINITE)}
     drawn["options"] |= {"weight": "uniform"} if where == "row_weight" else {}
     drawn["options"] |= {"column_bias": 1.0} if where == "column_bias" else {}

@@ -298,6 +298,9 @@ def _direction(
     # Where a logit may err by more than its distance to another, any probability is possible.
     coefficient = torch.where(delta[:, None] > 0.1, 2.0, (residual * wrong[:, None]).clamp(max=2.0))
     coefficient = torch.where(valid[:, None], coefficient * (scale / tau)[:, None], 0)  # [B, N]
+    # Probabilities, and their products with scale / tau, that are below the normal numbers count as zero.
+    lost = 4 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).smallest_normal
+    coefficient = coefficient + lost * torch.where(valid, scale / tau, 0).max()
     gaps = torch.where(negative, z, -torch.inf).amax(1) - z.gather(1, y[:, None])[:, 0]
     sizes = z.abs() + delta[:, None]
     largest = sizes.max(1).values
@@ -305,8 +308,9 @@ def _direction(
     rows = infonce_rows(a, b, tau, positive, row_group, column_group, margin)
     if block < len(b):
         rows = block_rows(a, b, tau, block)
+    of_loss = torch.where(delta > 0.1, 1.0, near) * delta + stored * rows.loss
     return {
-        "loss": torch.where(valid, 4 * scale * (torch.where(delta > 0.1, 1.0, near) * delta + stored * rows.loss), 0),
+        "loss": torch.where(valid, scale * (4 * of_loss + lost), 0),
         "lse": 4 * delta + stored * largest,
         "positive_logit": 4 * delta + product * largest,
         "entropy": torch.where(delta > 0.1, count, 4 * (wrong * rows.entropy + delta)),

@@ -38,7 +38,8 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
         return lambda: _is_refused(lambda: infonce.results(spoiled, *given))
     counted = infonce.counts(spoiled, arguments, options)
     of_a_row = where not in ("h_cvr", "column_bias")
-    others = torch.arange(rows) != place if of_a_row else torch.zeros(rows, dtype=torch.bool)
+    shared_by = 1 if of_a_row else arguments.get("block", max(rows, columns))  # consecutive rows
+    others = torch.arange(rows) // shared_by != place // shared_by
     narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
     whole, _ = infonce.conditions(exact, arguments, torch.ones(rows, dtype=torch.float64), options, narrow)
     slack = {name: float(x.abs().max()) if x.numel() else 0.0 for name, x in whole.items()}
