@@ -390,7 +390,11 @@ def _direction(
         positive = choose_positive(labels[0], candidates.label, row_group, candidates.group)
     if labels is not None or label_smoothing > 0 or margin > 0:
         targets = (margin, label_smoothing, None if labels is None else labels[0], candidates.label)
-    masks = () if block is not None else (positive, row_group, candidates.group)
+    masks: tuple[Tensor | None, ...] = (positive, row_group, candidates.group)
+    choices: tuple[Any, ...] = (ignore_above, *targets)
+    if block is not None:
+        masks = ()
+        choices = (block,)
     loss, row_loss, *stats = op(
         anchors,
         candidates.h,
@@ -401,7 +405,7 @@ def _direction(
         with_gradients and candidates.h.requires_grad,
         with_gradients and tau.requires_grad,
         return_stats,
-        *((ignore_above, *targets) if block is None else (block,)),
+        *choices,
     )[:6]
     result = weighted(row_loss, scale) if reduction == "none" else loss
     return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None

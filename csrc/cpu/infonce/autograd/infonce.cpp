@@ -29,27 +29,25 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using NeedsOfTensors = std::array<bool, 3>;  // of anchors, candidates and tau
 
 // All other cases, in Python: gradients that are differentiable, that must be computed again, or of the row losses.
-template <class Option>
-Gradients call_gradients(const char* name, at::ArrayRef<bool> needs, at::ArrayRef<bool> computed, Option option,
+template <class Call>
+Gradients call_gradients(at::ArrayRef<bool> needs, at::ArrayRef<bool> computed, typename Call::Option option,
                          const OptionalTensor& g_loss, const OptionalTensor& g_row_loss,
                          const c10::List<OptionalTensor>& saved) {
-  using Op = Gradients(at::ArrayRef<bool>, at::ArrayRef<bool>, Option, const OptionalTensor&, const OptionalTensor&,
-                       const c10::List<OptionalTensor>&);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Op>();
+  using Op = Gradients(at::ArrayRef<bool>, at::ArrayRef<bool>, typename Call::Option, const OptionalTensor&,
+                       const OptionalTensor&, const c10::List<OptionalTensor>&);
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(Call::kGradients, "").template typed<Op>();
   return op.call(needs, computed, option, g_loss, g_row_loss, saved);
 }
 
-// A call of infonce but for the tensors that have a gradient.
+// What a call of infonce takes besides the tensors that have a gradient.
 struct OverAllRows {
   static constexpr auto kGradients = "adaftr_fast::_infonce_gradients";
   using Option = std::optional<double>;
   OptionalTensor positive, row_group, column_group;
   NeedsOfTensors need_d;
   bool need_stats;
-  Option ignore_above;
+  Option option;  // ignore_above
 
-  Option option() const { return ignore_above; }
-  static Option option_of(const c10::IValue& value) { return value.toOptional<double>(); }
   std::vector<OptionalTensor> masks() const { return {positive, row_group, column_group}; }
 
   Outputs operator()(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale) const {
@@ -58,20 +56,18 @@ struct OverAllRows {
     static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::infonce", "").typed<Op>();
     const at::AutoDispatchBelowADInplaceOrView below;
     return op.call(anchors, candidates, tau, positive, row_group, column_group, scale, need_d[0], need_d[1], need_d[2],
-                   need_stats, ignore_above);
+                   need_stats, option);
   }
 };
 
-// The same of infonce_blocks.
+// The same for infonce_blocks.
 struct WithinBlocks {
   static constexpr auto kGradients = "adaftr_fast::_infonce_blocks_gradients";
   using Option = int64_t;
   NeedsOfTensors need_d;
   bool need_stats;
-  Option block;
+  Option option;  // block
 
-  Option option() const { return block; }
-  static Option option_of(const c10::IValue& value) { return value.toInt(); }
   std::vector<OptionalTensor> masks() const { return {}; }
 
   Outputs operator()(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale) const {
@@ -79,7 +75,7 @@ struct WithinBlocks {
     static const auto op =
         c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::infonce_blocks", "").typed<Op>();
     const at::AutoDispatchBelowADInplaceOrView below;
-    return op.call(anchors, candidates, tau, scale, need_d[0], need_d[1], need_d[2], need_stats, block);
+    return op.call(anchors, candidates, tau, scale, need_d[0], need_d[1], need_d[2], need_stats, option);
   }
 };
 
@@ -100,7 +96,7 @@ struct InfoNCEFunction : torch::autograd::Function<InfoNCEFunction<Call>> {
     for (const Tensor& x : {scale, row_loss, d_anchors, d_candidates, d_tau}) saved.push_back(x);
     ctx->save_for_backward(saved);
     ctx->saved_data["computed"] = int64_t{call.need_d[0]} | int64_t{call.need_d[1]} << 1 | int64_t{call.need_d[2]} << 2;
-    ctx->saved_data["option"] = call.option();
+    ctx->saved_data["option"] = call.option;
     return {loss, row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
   }
 
@@ -122,8 +118,8 @@ struct InfoNCEFunction : torch::autograd::Function<InfoNCEFunction<Call>> {
       c10::List<OptionalTensor> all;
       for (const Tensor& each : saved) all.push_back(optional_of(each));
       std::tie(found[0], found[1], found[2], found[kOfScale]) =
-          call_gradients(Call::kGradients, needs, computed, Call::option_of(ctx->saved_data["option"]),
-                         optional_of(g_loss), optional_of(g_row_loss), all);
+          call_gradients<Call>(needs, computed, ctx->saved_data["option"].to<typename Call::Option>(),
+                               optional_of(g_loss), optional_of(g_row_loss), all);
       return found;
     }
     variable_list given;
