@@ -4,6 +4,9 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 
+#include <cmath>
+#include <limits>
+
 #include "cpu/infonce/kernels.h"
 #include "cpu/runtime/caching_allocator.h"
 
@@ -20,6 +23,14 @@ void launch(const SweepKernel<Problem>& kernel, const Problem& problem, Outputs&
   const auto bytes = static_cast<int64_t>(kernel.workspace_bytes(problem, threads));
   const at::Tensor workspace = cached_empty({bytes}, at::kByte);
   kernel.run(problem, workspace.mutable_data_ptr(), threads);
+}
+
+// Checks the temperature of row r; `of` follows the name in the message.
+template <class T>
+void check_tau(T tau, int64_t r, const char* of = "") {
+  TORCH_CHECK(tau >= std::numeric_limits<T>::min() && std::isfinite(tau), "adaptive_infonce: tau", of,
+              " must be positive and finite, got tau[", r, "] = ", tau,
+              tau > 0 && std::isfinite(tau) ? ", which is subnormal" : "");
 }
 
 // The sum of scale_r L_r, of which a row that weighs nothing is no part even if its loss is not finite.

@@ -4,7 +4,6 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <cmath>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -85,9 +84,7 @@ void check_values(const Tensor& tau, const OptionalTensor& positive, int64_t row
   const T* t = tau.const_data_ptr<T>();
   for (int64_t r = 0; r < rows; ++r) {
     if (y != nullptr && y[r] == kIgnore) continue;
-    TORCH_CHECK(t[r] >= std::numeric_limits<T>::min() && std::isfinite(t[r]),
-                "adaptive_infonce: tau must be positive and finite, got tau[", r, "] = ", t[r],
-                t[r] > 0 && std::isfinite(t[r]) ? ", which is subnormal" : "");
+    check_tau(t[r], r);
     TORCH_CHECK(y == nullptr || (y[r] >= 0 && y[r] < columns), "adaptive_infonce: positive_index must be in [0, ",
                 columns, ") or ", kIgnore, ", got positive_index[", r, "] = ", y[r]);
   }

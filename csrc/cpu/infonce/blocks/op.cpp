@@ -6,8 +6,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <limits>
 #include <optional>
 #include <tuple>
 #include <type_traits>
@@ -44,19 +42,16 @@ void check_arguments(const Tensor& anchors, const Tensor& candidates, const Tens
 }
 
 template <class T>
-void check_tau(const Tensor& tau) {
+void check_values(const Tensor& tau) {
   const T* t = tau.const_data_ptr<T>();
-  for (int64_t r = 0; r < tau.size(0); ++r)
-    TORCH_CHECK(t[r] >= std::numeric_limits<T>::min() && std::isfinite(t[r]),
-                "adaptive_infonce: tau must be positive and finite, got tau[", r, "] = ", t[r],
-                t[r] > 0 && std::isfinite(t[r]) ? ", which is subnormal" : "");
+  for (int64_t r = 0; r < tau.size(0); ++r) check_tau(t[r], r);
 }
 
 struct Needs {
   bool d_anchors, d_candidates, d_tau, stats;
 };
 
-// A sweep for each block: beyond kMaxBlock rows.
+// A sweep for each block, for blocks of more than kMaxBlock rows.
 OneDirection by_sweeps(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale,
                        Needs need, int64_t block) {
   std::array<std::vector<Tensor>, std::tuple_size_v<OneDirection>> parts;
@@ -94,10 +89,15 @@ OneDirection run(const Tensor& anchors, const Tensor& candidates, const Tensor& 
          d_candidates = maybe(need.d_candidates, candidates.sizes()), d_tau = maybe(need.d_tau, {rows});
   const auto data = [](Tensor& x, bool needed) { return needed ? x.mutable_data_ptr<T>() : nullptr; };
   InfoNCEProblem<T> problem{};
-  problem.rows = problem.columns = rows, problem.width = anchors.size(1);
-  problem.anchors = anchors.const_data_ptr<T>(), problem.candidates = candidates.const_data_ptr<T>();
-  problem.tau = tau.const_data_ptr<T>(), problem.scale = scale.const_data_ptr<T>();
-  problem.loss = loss.mutable_data_ptr<T>(), problem.lse = lse.mutable_data_ptr<T>();
+  problem.rows = rows;
+  problem.columns = rows;
+  problem.width = anchors.size(1);
+  problem.anchors = anchors.const_data_ptr<T>();
+  problem.candidates = candidates.const_data_ptr<T>();
+  problem.tau = tau.const_data_ptr<T>();
+  problem.scale = scale.const_data_ptr<T>();
+  problem.loss = loss.mutable_data_ptr<T>();
+  problem.lse = lse.mutable_data_ptr<T>();
   problem.positive_logit = logit.mutable_data_ptr<T>();
   problem.top1 = need.stats ? top1.mutable_data_ptr<bool>() : nullptr;
   problem.entropy = data(entropy, need.stats);
@@ -118,7 +118,8 @@ OneDirection infonce_blocks(const Tensor& anchors, const Tensor& candidates, con
   const auto dtype = anchors.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto widen = [&](const Tensor& x) { return x.to(dtype).contiguous(); };
   const Tensor wide_tau = widen(tau), wide_scale = widen(scale);
-  (dtype == at::kDouble ? check_tau<double> : check_tau<float>)(wide_tau);
+  const auto check = dtype == at::kDouble ? check_values<double> : check_values<float>;
+  check(wide_tau);
   const Needs need{need_d_anchors, need_d_candidates, need_d_tau, need_stats};
   block = std::min(block, std::max<int64_t>(anchors.size(0), 1));
   if (block > kMaxBlock) return by_sweeps(anchors, candidates, wide_tau, wide_scale, need, block);

@@ -57,12 +57,9 @@ void check_arguments(const Arguments& x) {
 }
 
 template <class T>
-void check_tau(const char* of, const Tensor& tau) {
+void check_values(const char* of, const Tensor& tau) {
   const T* t = tau.const_data_ptr<T>();
-  for (int64_t r = 0; r < tau.size(0); ++r)
-    TORCH_CHECK(t[r] >= std::numeric_limits<T>::min() && std::isfinite(t[r]), "adaptive_infonce: tau", of,
-                " must be positive and finite, got tau[", r, "] = ", t[r],
-                t[r] > 0 && std::isfinite(t[r]) ? ", which is subnormal" : "");
+  for (int64_t r = 0; r < tau.size(0); ++r) check_tau(t[r], r, of);
 }
 
 // The power of 2 that brings the largest |scale| / (2 tau) near 1. None where the smallest is so far below the largest,
@@ -141,8 +138,8 @@ Outputs fused(const Arguments& x, double unit) {
 
 template <class T>
 Outputs run(Arguments& x) {
-  check_tau<T>("", x.tau_row);
-  check_tau<T>(" (per column)", x.tau_column);
+  check_values<T>("", x.tau_row);
+  check_values<T>(" (per column)", x.tau_column);
   if (multiplies_bf16(x.anchors.scalar_type())) return two_sweeps(x);
   const bool differentiates = x.need_d_anchors || x.need_d_candidates || x.need_d_tau_row || x.need_d_tau_column;
   const auto unit = differentiates ? weight_unit<T>(x) : std::optional<double>(1);
