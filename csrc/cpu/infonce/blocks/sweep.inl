@@ -190,7 +190,8 @@ struct BlockTile {
       multiply(n, w, kTile, 1, anchor(r0), T(1 / unit), q.d_candidates + (first + r0) * q.width);
   }
 
-  // The power of 2 that brings the largest |scale / tau| of the block near 1; 0 where a magnitude is not moderate.
+  // The power of 2 that brings the largest |scale / tau| of the block near 1, or 1 if all are 0; 0 where a magnitude is
+  // not moderate.
   double unit_of(int64_t r0, int64_t n) const {
     double least = kMostFactor, most = 0;
     for (int64_t i = r0; i < r0 + n; ++i) {
@@ -200,8 +201,9 @@ struct BlockTile {
       least = size < least ? size : least;
       most = size > most ? size : most;
     }
-    if (most < 1 / kMostFactor || most > kMostRatio * least) return 0;
     if (!is_moderate(anchor(r0), n) || !is_moderate(candidate(r0), n)) return 0;
+    if (most == 0) return 1;
+    if (most < 1 / kMostFactor || most > kMostRatio * least) return 0;
     return __builtin_exp2(-__builtin_logb(most));
   }
 
