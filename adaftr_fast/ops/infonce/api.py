@@ -305,7 +305,8 @@ def adaptive_infonce(
             process_group, h_ctr, h_cvr, row_group, row_weight, weighted, labels, symmetric, reduction, local
         )
     scale = row_scale(h_ctr, decisive, row_weight, reduction, batch)  # [B]
-    batch = None if local else batch
+    if local:
+        batch = None  # nothing more is exchanged
     paired = positive_index is None and len(h_ctr) == len(h_cvr)
     shared = symmetric and paired and not (targets or return_stats) and ignore_above is None
     if shared and batch is None and block is None:

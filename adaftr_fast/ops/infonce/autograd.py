@@ -118,15 +118,18 @@ class _Gradients(torch.autograd.Function):
         g_row_loss: Tensor | None,
         *saved: Any,
     ) -> Gradients:
-        n, wanted, upstream = formula.inputs, needs[:-1], g_loss
+        n = formula.inputs
         inputs, row_loss, gradients = saved[: -n - 1], saved[-n - 1], saved[-n:]
+        wanted = needs[:-1]
+        upstream = g_loss
         if g_row_loss is not None or any(w and not c for w, c in zip(wanted, computed)):
             x, masks, scale, options = _split(formula, inputs, numbers)
             factor = scale * g_loss if g_loss is not None else torch.zeros_like(scale)
             factor = factor if g_row_loss is None else factor + g_row_loss
             without_stats = (False,) * formula.has_stats
             op = getattr(torch.ops.adaftr_fast, name)
-            gradients, upstream = op(*x, *masks, factor, *wanted, *without_stats, *options)[-n:], None
+            gradients = op(*x, *masks, factor, *wanted, *without_stats, *options)[-n:]
+            upstream = None
         scaled = (g if upstream is None else g * upstream for g in gradients)
         cast = [g.to(x.dtype) if w else None for g, x, w in zip(scaled, inputs, wanted)]
         return (*cast, g_loss * row_loss if needs[-1] and g_loss is not None else None)

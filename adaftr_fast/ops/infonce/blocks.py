@@ -44,8 +44,9 @@ def block_gradients(
     every_row = torch.ones_like(tau, dtype=torch.bool)
     d_similarities, d_tau, valid = similarity_gradients(z, every_row, target, negative, scale, tau)  # [B, k], [B], [B]
     anchors = torch.where(valid[:, None], anchors, 0)
-    d, a, b = (_blocks_of(x, block) for x in (d_similarities, anchors, candidates))
-    d_anchors, d_candidates = ((x @ y).flatten(0, 1)[: len(anchors)] for x, y in ((d, b), (d.mT, a)))
+    d = _blocks_of(d_similarities, block)  # [n, k, k]
+    d_anchors = (d @ _blocks_of(candidates, block)).flatten(0, 1)[: len(anchors)]
+    d_candidates = (d.mT @ _blocks_of(anchors, block)).flatten(0, 1)[: len(anchors)]
     return torch.where(valid[:, None], d_anchors, 0), d_candidates, d_tau
 
 
@@ -53,7 +54,8 @@ def _logits(anchors: Tensor, candidates: Tensor, tau: Tensor, block: int) -> tup
     """Computes the rows' logits with their blocks [B, k], their positives [B, 1] and the mask of negatives [B, k]."""
     rows = len(anchors)
     s = _blocks_of(anchors, block) @ _blocks_of(candidates, block).mT
-    row, column = torch.arange(rows, device=s.device)[:, None], torch.arange(block, device=s.device)
+    row = torch.arange(rows, device=s.device)[:, None]
+    column = torch.arange(block, device=s.device)
     target = row % block
     negative = (column != target) & (row - target + column < rows)
     return s.flatten(0, 1)[:rows] / tau[:, None], target, negative
