@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from adaftr_fast.config.options import AT_LEAST_1, WEIGHT, Range, Section, option
+from adaftr_fast.config.options import AT_LEAST_0, AT_LEAST_1, WEIGHT, Range, Section, option
 
 NAMES = (
     "single_dnn",
@@ -68,6 +68,9 @@ class ModelConfig(Section):
     L_reg (mse or mae, Eq. 5), or none."""
     contrast_layer: int = option(1, within=AT_LEAST_1)
     """Tower layer whose output after ReLU is h, counted from 1 (Section 3.1.4, Fig. 3)."""
+    contrast_rows: int = option(0, within=AT_LEAST_0, omit_default=True)
+    """Number of rows that L_cl (infonce) contrasts with each other: the batch is divided into blocks of so many
+    consecutive rows, which are random as the batch is shuffled. 0 contrasts the whole batch, as in Eq. 13."""
     pairs: list[str] = option(factory=list)
     """Pairs of tasks that AdaFTR aligns, anchor first, such as ["click-view"]; default: the first task with each other
     task (Section 3.3.4)."""
@@ -119,6 +122,8 @@ class ModelConfig(Section):
             raise self.error("name", f"one of {', '.join(NAMES)}, or a class as module:Class", self.name)
         if self.tau_min > self.tau_max:
             raise self.error("tau_min", f"at most tau_max = {self.tau_max}", self.tau_min)
+        if self.contrast_rows == 1:
+            raise self.error("contrast_rows", "0, or at least 2 rows to contrast", self.contrast_rows)
 
     @property
     def is_own(self) -> bool:

@@ -38,13 +38,16 @@ class AdaFTR(MultiTaskModel):
     ``forward`` computes the backbone only, so serving needs no Omega. The model has an Omega only if its output sets a
     temperature (contrast "infonce" with tau "adaptive"). With contrast "none", the model trains like its backbone.
 
+    With ``contrast_rows``, L_cl contrasts each block of so many consecutive rows instead of the whole batch, wherever
+    the batch is computed: the trainer keeps a block on one rank and in one part.
+
     With ``contrast_epochs``, beta falls linearly to 0 over so many epochs, which ``set_epoch`` counts. From then on the
     loss has no term "contrast".
 
     Args:
         backbone: the model that computes the task inputs v (Eq. 3), the tower layers h and the logits.
         config: the settings. The model reads ``relatedness_hidden``, ``contrast``, ``contrast_layer``, ``pairs``,
-            ``alpha``, ``beta``, ``contrast_epochs``, ``tau``, ``tau_min``, ``tau_max``, ``tau_fixed`` and the three
+            ``alpha``, ``beta``, ``contrast_epochs``, ``contrast_rows``, ``tau``, ``tau_min``, ``tau_max``, ``tau_fixed`` and the three
             ``..._updates``.
 
     Shape:
@@ -82,6 +85,8 @@ class AdaFTR(MultiTaskModel):
         self.relatedness = ModuleList(RelatednessNetwork(first.in_features, hidden) for _ in related)
         tau = config.tau_fixed if config.tau == "fixed" else config.tau
         self.contrasts = ModuleList(AdaptiveInfoNCE(config.tau_min, config.tau_max, tau=tau) for _ in contrasted)
+        if contrasted and config.contrast_rows:
+            self.rows_together = config.contrast_rows
         # A buffer, so that compiled and captured steps read it; a value of the step, so no checkpoint holds it.
         beta = torch.tensor(config.beta, dtype=torch.float64)
         self.register_buffer("beta", beta, persistent=False)
@@ -169,8 +174,13 @@ class AdaFTR(MultiTaskModel):
         if self.config.contrast != "infonce":
             align = ALIGNMENTS[self.config.contrast]
             return [weighted_mean(align(h[a], h[b]), batch.weight, batch.weight_mean) for a, b in self.pairs]
+        options = {
+            "row_weight": batch.weight,
+            "block": self.config.contrast_rows or None,
+            "process_group": process_group,
+        }
         return [
-            contrast(h[a], h[b], y_rel, row_weight=batch.weight, process_group=process_group)
+            contrast(h[a], h[b], y_rel, **options)
             for contrast, (a, b), y_rel in zip(self.contrasts, self.pairs, related)
         ]
 

@@ -91,7 +91,7 @@ class Trainer:
     Raises:
         CheckpointError: the tables are sharded and a rank does not see ``folder``.
         TrainingError: the training split is smaller than a batch, an epoch has fewer steps than validations, a batch
-            cannot be divided equally among ranks and parts, or sharded tables do not support an option.
+            cannot be divided equally among ranks and parts, or not between the blocks of ``contrast_rows``, or sharded tables do not support an option.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Trainer:
         check_sharding(optimizer, config, ranks)
         if config.tables == "torchrec" and (folder is None or about is None):
             raise TrainingError("trainer: sharded tables need a folder for the best weights, and about")
-        self.ranks, self.is_rank_zero, self.share = ranks, ranks is None or ranks.rank == 0, _share(config, ranks)
+        self.ranks, self.is_rank_zero, self.share = ranks, ranks is None or ranks.rank == 0, _share(config, ranks, model)
         if ranks is not None:
             check_equal_sync_steps(config, ranks)
         self.is_sharded = config.tables == "torchrec"
@@ -383,14 +383,18 @@ def _steps(epoch: int, first: int, last: int) -> str:
     return f"epoch {epoch}, steps {first} to {last}" if first < last else f"epoch {epoch}, step {last}"
 
 
-def _share(config: TrainingConfig, ranks: Ranks | None) -> Share | None:
+def _share(config: TrainingConfig, ranks: Ranks | None, model: MultiTaskModel) -> Share | None:
     """Returns this rank's rows of a batch: an equal share of each part, so a part has the same rows as on one rank."""
-    if ranks is None:
-        return None
-    run, rest = divmod(config.batch_size, ranks.size * config.accumulate)
+    size = 1 if ranks is None else ranks.size
+    run, rest = divmod(config.batch_size, size * config.accumulate)
     if rest:
         raise TrainingError(
-            f"training.batch_size: expected a multiple of {ranks.size} ranks times training.accumulate = "
+            f"training.batch_size: expected a multiple of {size} ranks times training.accumulate = "
             f"{config.accumulate}, got {config.batch_size}"
         )
-    return Share(ranks.rank, ranks.size, run)
+    if size * config.accumulate > 1 and run % model.rows_together:
+        raise TrainingError(
+            f"training.batch_size: expected a multiple of {size} ranks times training.accumulate = {config.accumulate} "
+            f"times model.contrast_rows = {model.rows_together}, got {config.batch_size}"
+        )
+    return None if ranks is None else Share(ranks.rank, ranks.size, run)

@@ -36,9 +36,10 @@ def split(rows: int, seed: int, weighted: bool, chunk_rows: int) -> Split:
     return Split(TensorRows(content, chunk_rows))
 
 
-def trainer(folder: Path | None, ranks: Ranks | None, *, weighted=False, **settings) -> Trainer:
+def trainer(folder: Path | None, ranks: Ranks | None, *, weighted=False, contrast_rows=0, **settings) -> Trainer:
     torch.manual_seed(0 if ranks is None or ranks.is_rank_zero else 1)  # all ranks start from rank 0's weights
-    model = build_model(ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]), FIELDS, TASKS)
+    widths = {"expert_hidden": [8], "tower_hidden": [8, 4], "relatedness_hidden": [4]}
+    model = build_model(ModelConfig(contrast_rows=contrast_rows, **widths), FIELDS, TASKS)
     settings = {"batch_size": 64, "max_epochs": 3, "checkpoint_seconds": 1e9, "progress": False} | settings
     splits = split(1500, 1, weighted, 400), split(500, 2, weighted, 300)
     options = {"optimizer": OptimizerConfig(lr=0.01, clip_norm=1.0), "config": TrainingConfig(**settings)}
@@ -70,6 +71,7 @@ def on_a_rank(rank: int, size: int, jobs: dict[str, tuple]) -> dict[str, dict]:
 
 PLAIN, WEIGHTED = {}, {"weighted": True, "accumulate": 2}
 BY_RANK, TWO_PARTS = {"contrast_over": "rank"}, {"accumulate": 2}
+BLOCKS = {"contrast_rows": 8}
 PCGRAD = {"balance": "pcgrad", "weighted": True, "max_epochs": 2}
 
 
@@ -83,6 +85,8 @@ def runs(tmp_path_factory) -> dict[str, list[dict]]:
             "plain": (None, None, PLAIN),
             "weighted": (None, None, WEIGHTED),
             "two parts": (None, None, TWO_PARTS),
+            "blocks": (None, None, BLOCKS),
+            "blocks in parts": (None, None, BLOCKS | TWO_PARTS),
             "pcgrad": (None, None, PCGRAD),
             "stopped": (one, 30, PLAIN),
         }),
@@ -91,6 +95,8 @@ def runs(tmp_path_factory) -> dict[str, list[dict]]:
             "plain": (None, None, PLAIN),
             "weighted": (None, None, WEIGHTED),
             "by rank": (None, None, BY_RANK),
+            "blocks": (None, None, BLOCKS),
+            "blocks in parts": (None, None, BLOCKS | TWO_PARTS),
             "pcgrad": (None, None, PCGRAD),
             "stopped": (two, 45, PLAIN),
             "after 1": (one, None, PLAIN),
@@ -135,6 +141,9 @@ SAME = {
     "2: plain": "1: plain",
     "2: weighted": "1: weighted",
     "2: pcgrad": "1: pcgrad",
+    "2: blocks": "1: blocks",
+    "2: blocks in parts": "1: blocks",
+    "1: blocks in parts": "1: blocks",
     "2: by rank": "1: two parts",  # an accumulated part contrasts its own rows only, as a rank does
     "2: after 1": "1: plain",
     "2: after 4": "1: plain",
@@ -178,3 +187,10 @@ def test_batch_size_must_be_divisible_by_ranks():
 
     with pytest.raises(TrainingError, match=r"batch_size: expected a multiple of 3 ranks .* = 1, got 64"):
         trainer(None, Three())
+
+
+def test_parts_must_hold_whole_blocks():
+    message = r"a multiple of 1 ranks times .*accumulate = 2 times model\.contrast_rows = 3, got 64"
+    with pytest.raises(TrainingError, match=message):
+        trainer(None, None, contrast_rows=3, accumulate=2)
+    trainer(None, None, contrast_rows=3)  # the last block of a batch may be smaller

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from adaftr_fast.models import AdaFTR, CrossStitch
+from adaftr_fast.errors import ConfigError
+from adaftr_fast.models import AdaFTR, CrossStitch, ModelConfig
 from tests.models import transcription as paper
 from tests.models.inputs import BACKBONES, SIZES, SMALL, THREE, TWO, adaftr, batch, model
 
@@ -26,7 +27,8 @@ def expected_losses(built, backbone, data, pairs, tau, layer=1, contrast="infonc
             related = built.config.alpha * paper.cross_entropy(y_rel, same, weight)
             losses["relatedness"] = losses.get("relatedness", 0.0) + related
         temperatures.append(tau(y_rel))
-        losses["contrast"] += built.config.beta * paper.infonce(h_a, h_b, temperatures[-1], weight)
+        mean = paper.infonce(h_a, h_b, temperatures[-1], weight, built.config.contrast_rows)
+        losses["contrast"] += built.config.beta * mean
     return losses, temperatures
 
 
@@ -134,6 +136,19 @@ def test_after_contrast_epochs_the_model_trains_as_its_backbone():
     found = torch.autograd.grad(sum(losses.values()), parameters)
     for gradient, expected in zip(found, torch.autograd.grad(sum(own.values()), parameters)):
         assert torch.equal(gradient.to_dense(), expected.to_dense())
+
+
+@pytest.mark.parametrize("rows", [2, 16, 100])
+def test_contrast_rows_contrast_blocks_of_the_batch(rows):
+    built, data = adaftr(contrast_rows=rows), batch(weighted=True)
+    assert_losses(built, data, expected_losses(built, "mmoe", data, [(0, 1)], eq_12)[0])
+    assert built.rows_together == rows
+    assert adaftr(contrast="mse", contrast_rows=rows).rows_together == 1
+
+
+def test_a_single_row_is_no_contrast():
+    with pytest.raises(ConfigError, match=r"model\.contrast_rows: expected 0, or at least 2 rows"):
+        ModelConfig(contrast_rows=1)
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])

@@ -214,9 +214,11 @@ def relatedness(network, v_1, v_2):
     return sigmoid(affine(tower.logit, mlp(tower.mlp.layers, v_1 * v_2)[-1])[:, 0])
 
 
-def infonce(h_1, h_2, tau, weight=None):
-    """Computes Eqs. 6 and 13, averaged; tau is [B] or a number."""
+def infonce(h_1, h_2, tau, weight=None, block=0):
+    """Computes Eqs. 6 and 13, averaged; tau is [B] or a number, and 0 rows of a block are the batch."""
     z = h_1 @ h_2.T / np.broadcast_to(tau, len(h_1))[:, None]
+    number = np.arange(len(h_1)) // (block or len(h_1))
+    z = np.where(number[:, None] == number, z, -np.inf)
     return np.average(-np.log(np.exp(np.diag(z)) / np.exp(z).sum(1)), weights=weight)
 
 
