@@ -1,0 +1,1 @@
+"""A study: how many rows the contrast needs, and what its temperature does then."""

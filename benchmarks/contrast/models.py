@@ -1,0 +1,64 @@
+"""AdaFTR with other negatives, as a model of one's own; ``model.options`` select what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from adaftr_fast.config import ModelConfig
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.models import AdaFTR
+from adaftr_fast.models.build import BACKBONES
+from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.nn.relatedness import relatedness_loss
+
+
+class Contrast(AdaFTR):
+    """AdaFTR as printed, but for one of these options.
+
+    - mask: "group" takes no negatives of the row's group; "above" none that are more similar than the positive.
+    - order: "together" sorts the rows of a batch by their projection on its first principal direction of the anchors,
+      so that similar rows are in one block of ``contrast_rows``; "apart" deals the sorted rows out to the blocks.
+    - relatedness: "clicked" trains the relatedness network on rows with a click alone.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: Sequence[int],
+        task_names: Sequence[str],
+        config: ModelConfig,
+        field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
+    ) -> None:
+        super().__init__(BACKBONES[config.backbone](num_embeddings, task_names, config, field_names, dense), config)
+        self.options = config.options
+
+    def loss(self, batch: Batch, process_group: ProcessGroup | None = None) -> dict[str, Tensor]:
+        losses = super().loss(batch, process_group)
+        if self.options.get("relatedness") == "clicked":
+            (a, b), y = self.pairs[0], batch.labels.unbind(1)
+            logit = self._relatedness_logits(self.backbone.represent(*batch.features), detach=True)[0]
+            losses["relatedness"] = self.config.alpha * relatedness_loss(logit, y[a], y[b], y[a], y[a].mean())
+        return losses
+
+    def _contrast_losses(
+        self, h: list[Tensor], related: list[Tensor | None], batch: Batch, process_group: ProcessGroup | None
+    ) -> list[Tensor]:
+        mask, order = self.options.get("mask"), self.options.get("order")
+        if mask is not None:
+            (a, b), y_rel, options = self.pairs[0], related[0], {}
+            options = {"row_group": batch.group} if mask == "group" else {"ignore_above": 0.0}
+            return [self.contrasts[0](h[a], h[b], y_rel, **options)]
+        if order is not None:
+            rows = self._order(h[self.pairs[0][0]].detach(), apart=order == "apart")
+            h, related = [x[rows] for x in h], [None if x is None else x[rows] for x in related]
+        return super()._contrast_losses(h, related, batch, process_group)
+
+    def _order(self, h: Tensor, apart: bool) -> Tensor:
+        centered = (h - h.mean(0)).float()
+        direction = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -1]
+        rows = (centered @ direction).argsort()
+        return rows.view(self.config.contrast_rows, -1).T.flatten() if apart else rows

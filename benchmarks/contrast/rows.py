@@ -1,0 +1,97 @@
+"""The rows of the study, by part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from adaftr_fast.config import ModelConfig
+from adaftr_fast.config.presets import preset
+from adaftr_fast.experiments.catalog import NO_OMEGA, TITLES, WHOLE, Variant, divide_experts
+
+BATCH = 1024  # rows, training.batch_size
+GRID = (2, 4, 8, 16, 64, 256, BATCH)
+CHOSEN = 4  # of GRID; see choose() in tables.py
+RATES = (0.0002, 0.001, 0.003, 0.01, 0.033, 0.05)  # of conversions
+OWN = "benchmarks.contrast.models:Contrast"
+
+PRINTED = WHOLE | {"contrast_epochs": 0.0}
+RECOMMENDED = PRINTED | NO_OMEGA | preset("recommended")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as printed": PRINTED,
+    "fixed": RECOMMENDED | {"contrast_epochs": 0.0},
+    "recommended": RECOMMENDED,
+}
+TEMPERATURES: dict[str, dict[str, Any]] = {
+    "adaptive": PRINTED,
+    "learned": PRINTED | {"tau": "scalar"},
+    "τ = 0.05": PRINTED | {"tau": "fixed", "tau_fixed": 0.05},
+    "τ = 0.13": PRINTED | {"tau": "fixed", "tau_fixed": 0.13},
+    "adaptive, clicked rows": PRINTED | {"name": OWN, "options": {"relatedness": "clicked"}},
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the protocol: its rows are trained on each set, over each backbone, with each seed."""
+
+    rows: dict[str, dict[str, Any]]  # the options of each row by its title; those of the backbone come first
+    sets: tuple[str, ...]
+    seeds: range
+    backbones: tuple[str, ...] = ("mmoe",)
+
+
+def with_rows(settings: dict[str, dict[str, Any]], numbers: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+    """Returns the settings with each number of rows; a whole batch is ``contrast_rows`` = 0."""
+    return {
+        f"{name}, k = {k:,}": options | {"contrast_rows": 0 if k == BATCH else k}
+        for name, options in settings.items()
+        for k in numbers
+    }
+
+
+def _only(*names: str) -> dict[str, dict[str, Any]]:
+    return {name: SETTINGS[name] for name in names}
+
+
+def _own(**options: Any) -> dict[str, Any]:
+    return PRINTED | {"name": OWN, "options": options}
+
+
+BOTH = (CHOSEN, BATCH)
+TWO_SETS = ("flights", "synthetic")
+PARTS = {
+    "grid": Part(with_rows(SETTINGS, GRID), TWO_SETS, range(100, 105)),
+    "confirm": Part(
+        with_rows(SETTINGS, BOTH),
+        ("flights", "flights_late", "synthetic", "insteval", "movielens", "census"),
+        range(10),
+    ),
+    "backbones": Part(
+        with_rows(_only("as printed", "recommended"), BOTH), TWO_SETS, range(10), ("ple", "shared_bottom")
+    ),
+    "sparsity": Part(
+        with_rows(_only("as printed", "recommended"), BOTH), tuple(f"synthetic_{rate:g}" for rate in RATES), range(3)
+    ),
+    "temperature": Part(with_rows(TEMPERATURES, (4, 16)), TWO_SETS, range(10)),
+    "why": Part(
+        {
+            "as printed, k = 1,024": PRINTED,
+            "no negatives of the same group": _own(mask="group"),
+            "no negatives above the positive": _own(mask="above"),
+            **with_rows(_only("as printed"), (16,)),
+            "k = 16, similar rows together": _own(order="together") | {"contrast_rows": 16},
+            "k = 16, similar rows apart": _own(order="apart") | {"contrast_rows": 16},
+        },
+        TWO_SETS,
+        range(10),
+    ),
+}
+
+
+def variants(part: Part, backbone: str, tasks: int) -> list[Variant]:
+    """Returns the backbone's row, and the part's rows over it."""
+    rows = {TITLES[backbone]: {"name": backbone}} | {
+        title: {"backbone": backbone} | options for title, options in part.rows.items()
+    }
+    return [divide_experts(Variant(title, options), ModelConfig(), tasks) for title, options in rows.items()]

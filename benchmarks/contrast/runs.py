@@ -1,0 +1,121 @@
+"""Trains the rows of a part, and keeps the results of all runs in one file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from adaftr_fast._files import replace_file
+from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.split_file import TRUTH, read_split
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import load_schema
+from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.engines.processes import Processes
+from adaftr_fast.experiments.jobs import Job, Outcome, plan
+from adaftr_fast.experiments.pool import run_all
+from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.training.evaluation import predict
+from adaftr_fast.training.metrics import auc
+from benchmarks.contrast.rows import Part, variants
+
+Place = tuple[str, str, str, str]  # set, backbone, row, seed
+Scores = dict[str, float]  # in percent, by split and task, such as "test click"; {} of a run that diverged
+
+
+class Runs:
+    """The results of the study, by set, backbone, row and seed, in a JSON file.
+
+    Args:
+        path: the file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = json.loads(path.read_text()) if path.exists() else []
+        self.scores: dict[Place, Scores] = {(s, b, row, seed): scores for s, b, row, seed, scores in lines}
+
+    def add(self, found: dict[Place, Scores]) -> None:
+        """Adds results and writes the file, one line a run."""
+        self.scores |= found
+        lines = (json.dumps([*place, scores], ensure_ascii=False) for place, scores in self.scores.items())
+        replace_file(self.path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+
+
+def train(part: Part, sets: list[str], seeds: int | None, jobs: int, folders: argparse.Namespace, runs: Runs) -> None:
+    """Trains the rows of a part that ``runs`` lacks, seed by seed.
+
+    Args:
+        part: the part.
+        sets: the names of its sets.
+        seeds: the number of seeds; None: those of the part.
+        jobs: the number of parallel runs.
+        folders: ``data``, the folder of prepared folders, and ``out``, that of run folders.
+        runs: receives the results of each seed.
+    """
+    for seed in part.seeds[:seeds]:
+        planned = {}
+        for name in sets:
+            data = open_set(name, folders.data)
+            for place, job in _planned(part, name, data, seed, folders.out):
+                if place not in runs.scores:
+                    planned[place] = job, data
+        outcomes = run_all([job for job, _ in planned.values()], engine=Processes(jobs), progress=True)
+        runs.add({place: _scores(outcomes[job.key], job, data) for place, (job, data) in planned.items()})
+
+
+def _planned(part: Part, name: str, data: PreparedData, seed: int, out: Path) -> Iterator[tuple[Place, Job]]:
+    config = RunConfig(training=TrainingConfig(progress=False))
+    if name == "census":
+        optimizer, training = OptimizerConfig(lr=0.002), replace(config.training, patience=2)
+        config = replace(config, optimizer=optimizer, training=training)
+    for backbone in part.backbones:
+        for row in variants(part, backbone, len(data.manifest.tasks)):
+            yield (name, backbone, row.title, str(seed)), plan(data, row, config, seed, out / name)
+
+
+def open_set(name: str, folder: Path) -> PreparedData:
+    """Opens a prepared folder; prepares those that need no files, such as ``synthetic_0.01`` with 1 % of conversions."""
+    if not (folder / name).exists():
+        prepare(_schema(name), [], folder / name, progress=False)
+    return PreparedData(folder / name)
+
+
+def _schema(name: str) -> Schema:
+    known, _, rate = name.partition("_0.")
+    schema = load_schema(known)
+    if not rate:
+        return schema
+    assert schema.generate is not None
+    rates = schema.generate.rates | {"conversion": float("0." + rate)}
+    return replace(schema, name=name, generate=replace(schema.generate, rates=rates))
+
+
+def _scores(outcome: Outcome, job: Job, data: PreparedData) -> Scores:
+    if outcome.error:
+        return {}
+    splits = {"validation": outcome.validation, "test": outcome.test}
+    found = {f"{split} {task}": 100 * each["auc"] for split, tasks in splits.items() for task, each in tasks.items()}
+    if data.manifest.dataset.startswith("synthetic"):
+        found |= _expected(job, data)
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def _expected(job: Job, data: PreparedData) -> Scores:
+    """Returns the AUC of the best weights in expectation over the labels of the test split.
+
+    Every row counts as a positive with its true probability, and as a negative with the rest.
+    """
+    logits, found = predict(load_trained(job.folder).model, data.load("test"), 8192).logits, {}
+    for number, task in enumerate(data.manifest.tasks):
+        truth = read_split(data.folder, data.manifest, "test", [TRUTH + task])[TRUTH + task].to_numpy()
+        weight = np.concatenate([truth, 1 - truth]).astype(np.float64)
+        labels = np.repeat([1, 0], len(truth))
+        found[f"expected {task}"] = 100 * auc(labels, np.tile(logits[:, number], 2), weight)
+    return found
