@@ -25,17 +25,17 @@ census ``--optimizer.lr 0.002 --training.patience 2``, as in docs/results.md.
 
 Parts, in this order:
 
-1. grid: the three settings with k = 2, 4, 8, 16, 64, 256 and 1,024 on flights and synthetic, seeds 100 to 104, judged on
-   the validation split alone. The chosen k has the highest mean, over both sets, all settings and both tasks, of the
+1. grid: the three settings with k = 2, 4, 8, 16, 64, 256 and 1,024 on flights and synthetic, seeds 100 to 104, judged
+   on the validation split alone. The chosen k has the highest mean, over both sets, all settings and both tasks, of the
    AUC's difference to MMoE. The test split is not shown.
 2. confirm: MMoE and the three settings with the chosen k and with 1,024 on flights, flights_late, synthetic, census,
    insteval and movielens, seeds 0 to 9, on the test split.
 3. backbones: the same for PLE and Shared-Bottom, as printed and recommended, on flights and synthetic.
 4. sparsity: MMoE, as printed and recommended, with the chosen k and with 1,024, on synthetic logs with 0.02 to 5 % of
    conversions, seeds 0 to 2, by the true probabilities.
-5. temperature: the adaptive temperature, a learned one, and fixed ones of 0.05 and 0.13, at k = 4 and 16 with a constant
-   beta, on flights and synthetic, seeds 0 to 9; and the adaptive one whose relatedness network learns from clicked rows
-   alone, as the label of Eq. 10 is 1 by construction in all others.
+5. temperature: the adaptive temperature, a learned one, and fixed ones of 0.05 and 0.13, at k = 4 and 16 with a
+   constant beta, on flights and synthetic, seeds 0 to 9; and the adaptive one whose relatedness network learns from
+   clicked rows alone, as the label of Eq. 10 is 1 by construction in all others.
 6. why: as printed with 1,024 rows, where rows of the same group (user or route), or rows that are more similar than the
    positive, are no negatives; and with 16 rows, where similar rows are in one block or kept apart; on flights and
    synthetic, seeds 0 to 9. ``python -m benchmarks.contrast.evidence`` measures near-duplicates, effective candidates
@@ -53,7 +53,7 @@ from pathlib import Path
 from adaftr_fast.cli.options import Parser
 from benchmarks.contrast.rows import PARTS
 from benchmarks.contrast.runs import Runs, train
-from benchmarks.contrast.tables import tables
+from benchmarks.contrast.tables import TABLES
 
 
 def main() -> None:
@@ -74,7 +74,8 @@ def main() -> None:
     if arguments.part:
         part = PARTS[arguments.part]
         train(part, arguments.sets or list(part.sets), arguments.seeds, arguments.jobs, arguments, runs)
-    print(tables(runs))
+    for name, made in TABLES.items():
+        print(f"\n{name}\n\n{made(runs.cases())}")
 
 
 if __name__ == "__main__":

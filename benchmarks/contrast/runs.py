@@ -6,7 +6,9 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,13 +26,14 @@ from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.evaluation import predict
 from adaftr_fast.training.metrics import auc
 from benchmarks.contrast.rows import Part, variants
+from benchmarks.measure import machine, measured_code
 
-Place = tuple[str, str, str, str]  # set, backbone, row, seed
+Place = tuple[str, str, str, int]  # set, backbone, row, seed
 Scores = dict[str, float]  # in percent, by split and task, such as "test click"; {} of a run that diverged
 
 
 class Runs:
-    """The results of the study, by set, backbone, row and seed, in a JSON file.
+    """The results of the study by set, backbone, row and seed, in a results file.
 
     Args:
         path: the file; it need not exist.
@@ -38,14 +41,23 @@ class Runs:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = json.loads(path.read_text()) if path.exists() else []
-        self.scores: dict[Place, Scores] = {(s, b, row, seed): scores for s, b, row, seed, scores in lines}
+        cases = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else []
+        self.scores: dict[Place, Scores] = {
+            (case["set"], case["backbone"], case["row"], case["seed"]): case["scores"] for case in cases
+        }
+
+    def cases(self) -> list[dict[str, Any]]:
+        """Returns the results as the cases of the file."""
+        names = ("set", "backbone", "row", "seed")
+        return [dict(zip(names, place)) | {"scores": scores} for place, scores in self.scores.items()]
 
     def add(self, found: dict[Place, Scores]) -> None:
-        """Adds results and writes the file, one line a run."""
+        """Adds results and writes the file, with one line for each run."""
         self.scores |= found
-        lines = (json.dumps([*place, scores], ensure_ascii=False) for place, scores in self.scores.items())
-        replace_file(self.path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())
+        about = {"machine": machine() | {"threads": 1}, "date": str(date.today()), "commit": measured_code()}
+        lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in self.cases())
+        text = f'{json.dumps(about, ensure_ascii=False)[:-1]}, "cases": [\n{lines}\n]}}\n'
+        replace_file(self.path, text.encode())
 
 
 def train(part: Part, sets: list[str], seeds: int | None, jobs: int, folders: argparse.Namespace, runs: Runs) -> None:
@@ -77,11 +89,11 @@ def _planned(part: Part, name: str, data: PreparedData, seed: int, out: Path) ->
         config = replace(config, optimizer=optimizer, training=training)
     for backbone in part.backbones:
         for row in variants(part, backbone, len(data.manifest.tasks)):
-            yield (name, backbone, row.title, str(seed)), plan(data, row, config, seed, out / name)
+            yield (name, backbone, row.title, seed), plan(data, row, config, seed, out / name)
 
 
 def open_set(name: str, folder: Path) -> PreparedData:
-    """Opens a prepared folder; prepares those that need no files, such as ``synthetic_0.01`` with 1 % of conversions."""
+    """Opens a prepared folder, or prepares one that needs no files, such as ``synthetic_0.01`` (1 % of conversions)."""
     if not (folder / name).exists():
         prepare(_schema(name), [], folder / name, progress=False)
     return PreparedData(folder / name)

@@ -1,7 +1,165 @@
-"""The tables of the study."""
+"""The tables of the study, from the cases of its results file: set, backbone, row, seed and scores."""
 
-from benchmarks.contrast.runs import Runs
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import fmean
+
+from scipy.stats import t
+
+from adaftr_fast.experiments.catalog import TITLES
+from adaftr_fast.experiments.statistics import Difference, holm, paired
+from benchmarks.contrast.rows import BATCH, CHOSEN, GRID, PARTS, SETTINGS
+from benchmarks.render import Cases, table
+
+WITHIN = 0.05  # points of AUC that count as equal
+Rows = dict[str, dict[int, dict[str, float]]]  # of a set and a backbone: the scores by row and seed
 
 
-def tables(runs: Runs) -> str:
-    return f"{len(runs.scores)} runs"
+@dataclass(frozen=True)
+class Test:
+    """A comparison of two rows of a set over a backbone in one score, such as "test click"."""
+
+    part: str
+    name: str
+    backbone: str
+    row: str
+    against: str
+    score: str
+
+
+def results(cases: Cases) -> dict[tuple[str, str], Rows]:
+    """Returns the rows by set and backbone."""
+    found: dict[tuple[str, str], Rows] = {}
+    for case in cases:
+        rows = found.setdefault((case["set"], case["backbone"]), {})
+        rows.setdefault(case["row"], {})[case["seed"]] = case["scores"]
+    return found
+
+
+def difference(rows: Rows, row: str, against: str, score: str, seeds: range) -> Difference:
+    """Compares two rows over the seeds that both have, in points; runs that diverged are left out."""
+    both = [
+        (rows[row][seed][score], rows[against][seed][score])
+        for seed in seeds
+        if all(score in rows.get(each, {}).get(seed, {}) for each in (row, against))
+    ]
+    return paired([a for a, _ in both], [b for _, b in both])
+
+
+def scores_of(name: str, rows: Rows) -> list[str]:
+    """Returns the scores of both tasks by which a set is judged: by the true probabilities if they are known."""
+    kind = "expected " if name.startswith("synthetic") else "test "
+    first = next(iter(next(iter(rows.values())).values()))
+    return [score for score in first if score.startswith(kind)]
+
+
+def comparisons(cases: Cases) -> dict[Test, tuple[Difference, float]]:
+    """Returns every comparison of the parts that read the test split, with p corrected for all of them."""
+    found, known = {}, results(cases)
+    for test in _tests(known):
+        rows, seeds = known[test.name, test.backbone], PARTS[test.part].seeds
+        found[test] = difference(rows, test.row, test.against, test.score, seeds)
+    corrected = holm([each.p for each in found.values()])
+    return {test: (each, p) for (test, each), p in zip(found.items(), corrected)}
+
+
+def _tests(found: dict[tuple[str, str], Rows]) -> Iterator[Test]:
+    for part in ("confirm", "backbones", "sparsity", "temperature", "why"):
+        for name in PARTS[part].sets:
+            for backbone in PARTS[part].backbones:
+                rows = found.get((name, backbone), {})
+                for row in PARTS[part].rows:
+                    for against in AGAINST[part](row, backbone):
+                        if row in rows and against in rows:
+                            for score in scores_of(name, rows):
+                                yield Test(part, name, backbone, row, against, score)
+
+
+def _backbone_and_batch(row: str, backbone: str) -> list[str]:
+    setting, _, k = row.partition(", k = ")
+    return [TITLES[backbone], *([f"{setting}, k = {BATCH:,}"] if k == str(CHOSEN) else [])]
+
+
+def _adaptive(row: str, backbone: str) -> list[str]:
+    setting, _, k = row.rpartition(", k = ")
+    return [] if setting == "adaptive" else [f"adaptive, k = {k}"]
+
+
+def _printed(row: str, backbone: str) -> list[str]:
+    if row.startswith("as printed"):
+        return [TITLES[backbone]]
+    return [TITLES[backbone], "as printed, k = 16" if row.startswith("k = 16") else f"as printed, k = {BATCH:,}"]
+
+
+AGAINST: dict[str, Callable[[str, str], list[str]]] = {
+    "confirm": _backbone_and_batch,
+    "backbones": _backbone_and_batch,
+    "sparsity": _backbone_and_batch,
+    "temperature": _adaptive,
+    "why": _printed,
+}
+
+
+def grid(cases: Cases) -> str:
+    """The differences to MMoE on the validation split, by setting and number of rows, and their means."""
+    found, by_k, lines = results(cases), {k: [] for k in GRID}, []
+    for name in PARTS["grid"].sets:
+        rows = found[name, "mmoe"]
+        tasks = [score for score in rows[TITLES["mmoe"]][PARTS["grid"].seeds[0]] if score.startswith("validation ")]
+        for setting in SETTINGS:
+            for task in tasks:
+                each = {
+                    k: difference(rows, f"{setting}, k = {k:,}", TITLES["mmoe"], task, PARTS["grid"].seeds)
+                    for k in GRID
+                }
+                for k, one in each.items():
+                    by_k[k].append(one.mean)
+                seeds = {one.pairs for one in each.values()}
+                lines.append([name, setting, task.split()[1], *(f"{one.mean:+.3f}" for one in each.values()), *seeds])
+    lines.append(["**mean**", "", "", *(f"**{fmean(values):+.3f}**" for values in by_k.values()), ""])
+    header = "set | setting | task | " + " | ".join(f"k = {k:,}" for k in GRID) + " | seeds"
+    return table(header, "lll" + "r" * (len(GRID) + 1), lines)
+
+
+def _compared(part: str, cases: Cases, *, against_backbone: bool) -> str:
+    """The comparisons of a part with the backbone, or all others."""
+    lines = []
+    for test, (found, p) in comparisons(cases).items():
+        if test.part == part and (test.against == TITLES[test.backbone]) == against_backbone:
+            shown = [test.name, TITLES[test.backbone], test.row, test.against, test.score.split()[1]]
+            higher = f"{found.higher} of {found.pairs}"
+            mean = f"{found.mean:+.3f} ± {found.std:.3f}"
+            lines.append([*shown, f"**{mean}**" if p < 0.05 else mean, _p(found.p), _p(p), higher])
+    return table("set | backbone | row | against | task | AUC | p | p, Holm | seeds higher", "lllllrrrr", lines)
+
+
+def _p(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def equal(cases: Cases) -> str:
+    """The chosen number of rows against the whole batch, with the p of two one-sided tests of a difference beyond."""
+    lines = []
+    for test, (found, p) in comparisons(cases).items():
+        if test.part in ("confirm", "backbones") and test.against.endswith(f"{BATCH:,}"):
+            error = found.std / found.pairs**0.5
+            below, above = (t.sf((WITHIN + side * found.mean) / error, found.pairs - 1) for side in (1, -1))
+            shown = [test.name, TITLES[test.backbone], test.row.split(",")[0], test.score.split()[1]]
+            higher = f"{found.higher} of {found.pairs}"
+            lines.append([*shown, f"{found.mean:+.3f} ± {found.std:.3f}", higher, _p(p), _p(max(below, above))])
+    numbers = f"k = {CHOSEN} less k = {BATCH:,} | seeds higher | p, Holm | p, within {WITHIN}"
+    header = f"set | backbone | setting | task | {numbers}"
+    return table(header, "llllrrrr", lines)
+
+
+TABLES: dict[str, Callable[[Cases], str]] = {
+    "contrast_grid": grid,
+    "contrast_confirm": lambda cases: _compared("confirm", cases, against_backbone=True),
+    "contrast_equal": equal,
+    "contrast_backbones": lambda cases: _compared("backbones", cases, against_backbone=True),
+    "contrast_sparsity": lambda cases: _compared("sparsity", cases, against_backbone=True),
+    "contrast_temperature": lambda cases: _compared("temperature", cases, against_backbone=False),
+    "contrast_why": lambda cases: _compared("why", cases, against_backbone=False),
+}
