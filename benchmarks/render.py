@@ -290,6 +290,7 @@ def requests(cases: Cases) -> str:
 TRAINERS = {
     "AdaFTR": "AdaFTR",
     "AdaFTR, bfloat16": "bfloat16",
+    "AdaFTR, recommended": "recommended",
     "AdaFTR without L_cl": "without L_cl",
     "MMoE": "MMoE",
     "torch-rechub MMoE": "torch-rechub's MMoE",
