@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean
 
 from scipy.stats import t
@@ -89,7 +90,7 @@ def _adaptive(row: str, backbone: str) -> list[str]:
 
 def _printed(row: str, backbone: str) -> list[str]:
     if row.startswith("as printed"):
-        return [TITLES[backbone]]
+        return []  # part of confirm
     return [TITLES[backbone], "as printed, k = 16" if row.startswith("k = 16") else f"as printed, k = {BATCH:,}"]
 
 
@@ -102,23 +103,30 @@ AGAINST: dict[str, Callable[[str, str], list[str]]] = {
 }
 
 
+def gains(cases: Cases) -> dict[tuple[str, str, str], dict[int, Difference]]:
+    """Returns the differences to MMoE on the validation split, by set, setting and task, and by number of rows."""
+    part, found = PARTS["grid"], {}
+    for name in part.sets:
+        rows = results(cases)[name, "mmoe"]
+        for setting, score in product(SETTINGS, ("validation click", "validation conversion")):
+            found[name, setting, score.split()[1]] = {
+                k: difference(rows, f"{setting}, k = {k:,}", TITLES["mmoe"], score, part.seeds) for k in GRID
+            }
+    return found
+
+
+def means(cases: Cases) -> dict[int, float]:
+    """Returns the mean of the gains by number of rows; the largest one decides on the number."""
+    return {k: fmean(each[k].mean for each in gains(cases).values()) for k in GRID}
+
+
 def grid(cases: Cases) -> str:
-    """The differences to MMoE on the validation split, by setting and number of rows, and their means."""
-    found, by_k, lines = results(cases), {k: [] for k in GRID}, []
-    for name in PARTS["grid"].sets:
-        rows = found[name, "mmoe"]
-        tasks = [score for score in rows[TITLES["mmoe"]][PARTS["grid"].seeds[0]] if score.startswith("validation ")]
-        for setting in SETTINGS:
-            for task in tasks:
-                each = {
-                    k: difference(rows, f"{setting}, k = {k:,}", TITLES["mmoe"], task, PARTS["grid"].seeds)
-                    for k in GRID
-                }
-                for k, one in each.items():
-                    by_k[k].append(one.mean)
-                seeds = {one.pairs for one in each.values()}
-                lines.append([name, setting, task.split()[1], *(f"{one.mean:+.3f}" for one in each.values()), *seeds])
-    lines.append(["**mean**", "", "", *(f"**{fmean(values):+.3f}**" for values in by_k.values()), ""])
+    """The gains on the validation split by number of rows, and their means."""
+    lines = []
+    for names, by_k in gains(cases).items():
+        seeds = min(each.pairs for each in by_k.values())
+        lines.append([*names, *(f"{each.mean:+.3f}" for each in by_k.values()), str(seeds)])
+    lines.append(["**mean**", "", "", *(f"**{mean:+.3f}**" for mean in means(cases).values()), ""])
     header = "set | setting | task | " + " | ".join(f"k = {k:,}" for k in GRID) + " | seeds"
     return table(header, "lll" + "r" * (len(GRID) + 1), lines)
 

@@ -1,0 +1,123 @@
+"""The rows, models and tables of the study of the contrast's rows."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ttest_1samp, ttest_rel
+
+import adaftr_fast as af
+from adaftr_fast.config import ModelConfig
+from adaftr_fast.experiments.catalog import TITLES
+from adaftr_fast.experiments.statistics import holm
+from adaftr_fast.nn.relatedness import relatedness_loss
+from benchmarks.contrast import tables
+from benchmarks.contrast.models import Contrast
+from benchmarks.contrast.rows import CHOSEN, GRID, PARTS, SETTINGS, variants
+from tests.models.inputs import SIZES, TWO, batch
+
+NAMES = ("validation click", "validation conversion", "test click", "test conversion")
+
+
+def cases(part, sets, seeds=4):
+    """Returns random scores of the rows of a part."""
+    numbers = np.random.default_rng(0)
+    return [
+        {"set": name, "backbone": backbone, "row": row.title, "seed": seed, "scores": scores}
+        for name in sets
+        for backbone in PARTS[part].backbones
+        for row in variants(PARTS[part], backbone, 2)
+        for seed in PARTS[part].seeds[:seeds]
+        for scores in [{score: 70 + numbers.normal() for score in NAMES}]
+    ]
+
+
+def scores(found, name, row, score):
+    return [case["scores"][score] for case in found if (case["set"], case["row"]) == (name, row)]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_options_of_all_rows_are_valid(name):
+    part = PARTS[name]
+    for backbone in part.backbones:
+        first, *others = variants(part, backbone, 2)
+        assert first.title == TITLES[backbone]
+        models = [ModelConfig(**row.changes) for row in others]
+        assert all(model.backbone == backbone for model in models)
+        assert len({str(model) for model in models}) == len(models) == len(part.rows)
+
+
+def test_the_grid_shows_the_means_that_choose():
+    found = cases("grid", ("flights", "synthetic"), seeds=2)
+    mean = np.mean([
+        np.subtract(scores(found, name, f"{setting}, k = {CHOSEN}", score), scores(found, name, "MMoE", score))
+        for name in ("flights", "synthetic") for setting in SETTINGS for score in NAMES[:2]
+    ])  # fmt: skip
+    assert tables.means(found)[CHOSEN] == pytest.approx(mean)
+    assert f"**{mean:+.3f}**" in tables.grid(found)
+    assert tables.grid(found).count("\n") == 1 + 2 * len(SETTINGS) * 2 + 1
+
+
+def test_p_is_corrected_for_all_parts_together():
+    found = cases("confirm", ("flights",)) + cases("temperature", ("synthetic",))
+    for case in found:
+        if case["set"] == "synthetic":
+            case["scores"] |= {f"expected {task}": case["scores"][f"test {task}"] for task in ("click", "conversion")}
+    compared = tables.comparisons(found)
+    of_flights = [test for test in compared if test.name == "flights"]
+    assert len(of_flights) == 2 * (len(SETTINGS) * 2 + len(SETTINGS))  # two tasks: with MMoE, and with 1,024 rows
+    for test in of_flights:
+        pair = (scores(found, "flights", row, test.score) for row in (test.row, test.against))
+        assert compared[test][0].p == pytest.approx(ttest_rel(*pair).pvalue)
+    assert [p for _, p in compared.values()] == holm([each.p for each, _ in compared.values()])
+    assert {test.score for test in compared if test.name == "synthetic"} == {"expected click", "expected conversion"}
+
+
+def test_equal_is_the_larger_p_of_two_one_sided_tests():
+    found = cases("confirm", ("flights",))
+    row, against = (f"recommended, k = {k:,}" for k in (CHOSEN, GRID[-1]))
+    each = np.subtract(*(scores(found, "flights", name, "test click") for name in (row, against)))
+    p = max(ttest_1samp(each, end, alternative=side).pvalue for end, side in ((-0.05, "greater"), (0.05, "less")))
+    line = next(x for x in tables.equal(found).splitlines() if x.startswith("| flights | MMoE | recommended | click"))
+    assert f"{p:.4f}" in line
+    assert f"{each.mean():+.3f} ± {each.std(ddof=1):.3f}" in line
+
+
+def contrast(rows=0, **options):
+    torch.manual_seed(0)
+    return Contrast(SIZES, TWO, ModelConfig(contrast_rows=rows, options=options)).double()
+
+
+def arguments(model, data):
+    """Returns the arguments of the contrast."""
+    seen = model.backbone.represent(*data.features)
+    related = model._relatedness_for_tau(seen, model._relatedness_logits(seen, detach=True))[0]
+    return [*model._contrasted(seen), model.contrasts[0].temperature(related)]
+
+
+@pytest.mark.parametrize("mask", ["group", "above"])
+def test_masks_leave_out_negatives(mask):
+    model, data = contrast(mask=mask), batch()
+    data = data.__class__(data.ids, data.labels, torch.arange(40) % 7)
+    options = {"row_group": data.group} if mask == "group" else {"ignore_above": 0.0}
+    expected = model.beta * af.adaptive_infonce(*arguments(model, data), **options)
+    torch.testing.assert_close(model.loss(data)["contrast"], expected)
+
+
+def test_orders_put_similar_rows_into_one_block_or_apart():
+    model, data = contrast(rows=8, order="together"), batch()
+    h = arguments(model, data)[0].detach()
+    together, apart = (model._order(h, each) for each in (False, True))
+    spread = [h[rows].view(5, 8, -1).var(1).mean() for rows in (together, torch.arange(40), apart)]
+    assert spread[0] < spread[1] < spread[2]
+    assert sorted(apart.tolist()) == sorted(together.tolist()) == list(range(40))
+    assert model.loss(data)["contrast"].isfinite()
+
+
+def test_relatedness_of_clicked_rows():
+    model, data = contrast(relatedness="clicked"), batch()
+    click, conversion = data.labels.unbind(1)
+    seen = model.backbone.represent(*data.features)
+    logit = model._relatedness_logits(seen, detach=True)[0]
+    clicked = click == 1
+    expected = relatedness_loss(logit[clicked], click[clicked], conversion[clicked])
+    torch.testing.assert_close(model.loss(data)["relatedness"], expected)
