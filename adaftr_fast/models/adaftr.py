@@ -46,9 +46,9 @@ class AdaFTR(MultiTaskModel):
 
     Args:
         backbone: the model that computes the task inputs v (Eq. 3), the tower layers h and the logits.
-        config: the settings. The model reads ``relatedness_hidden``, ``contrast``, ``contrast_layer``, ``pairs``,
-            ``alpha``, ``beta``, ``contrast_epochs``, ``contrast_rows``, ``tau``, ``tau_min``, ``tau_max``, ``tau_fixed`` and the three
-            ``..._updates``.
+        config: the settings. The model reads ``relatedness_hidden``, ``contrast``, ``contrast_layer``,
+            ``contrast_rows``, ``pairs``, ``alpha``, ``beta``, ``contrast_epochs``, ``tau``, ``tau_min``, ``tau_max``,
+            ``tau_fixed`` and the three ``..._updates``.
 
     Shape:
         - ids: [B, F], int32 or int64

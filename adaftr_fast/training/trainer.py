@@ -91,7 +91,8 @@ class Trainer:
     Raises:
         CheckpointError: the tables are sharded and a rank does not see ``folder``.
         TrainingError: the training split is smaller than a batch, an epoch has fewer steps than validations, a batch
-            cannot be divided equally among ranks and parts, or not between the blocks of ``contrast_rows``, or sharded tables do not support an option.
+            cannot be divided equally among ranks and parts, or not between the blocks of ``contrast_rows``, or sharded
+            tables do not support an option.
     """
 
     def __init__(
