@@ -8,7 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-CGROUPS, OWN_CGROUPS, MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/meminfo")
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+MEMINFO = Path("/proc/meminfo")
 
 
 class Files(NamedTuple):

@@ -124,7 +124,9 @@ def run_on_ray(arguments: argparse.Namespace, files: list[Path], folder: Path) -
     local = report_path(arguments, "local")
     expected = json.loads(local.read_text())["seconds"] if local.exists() else 10.0
     with local_cluster() as (cluster, nodes), open_engine("ray", cluster.address) as engine, peak_of_workers() as peak:
-        kill, start, ended = {}, time.perf_counter(), threading.Event()
+        kill = {}
+        start = time.perf_counter()
+        ended = threading.Event()
 
         def killer() -> None:
             if not ended.wait(chosen.uniform(0.1, 0.9) * expected):

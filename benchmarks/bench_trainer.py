@@ -42,7 +42,8 @@ def ours(data: PreparedData, train: Split, model: ModelConfig, **config: object)
     epochs = itertools.count(1)
 
     def run() -> float:
-        trainer.progress.step, trainer.progress.seconds = 0, 0.0
+        trainer.progress.step = 0
+        trainer.progress.seconds = 0.0
         return trainer.train_epoch(next(epochs), Interrupt())["samples_per_s"]
 
     return run

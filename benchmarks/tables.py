@@ -133,7 +133,9 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a table differs")
     check = parser.parse_args(arguments).check
-    texts, folder, problems = documents(root), root / "benchmarks/results", []
+    texts = documents(root)
+    folder = root / "benchmarks/results"
+    problems = []
     try:
         for document, text in texts.items():
             new, different = update(text, document, folder)

@@ -37,7 +37,9 @@ def ordered_map(
     Raises:
         RuntimeError: a forked process continues the iterator of its parent.
     """
-    count, starter, held = cores(), os.getpid(), 0
+    count = cores()
+    starter = os.getpid()
+    held = 0
     with ThreadPoolExecutor(count) as pool:
         waiting: deque[tuple[Future[Result], int]] = deque()
         try:

@@ -40,7 +40,8 @@ def gather_numbers(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
-        ctx.sizes, ctx.group = sizes, group
+        ctx.sizes = sizes
+        ctx.group = group
         longest, rest = max(sizes), x.shape[1:]
         gathered = x.new_empty(len(sizes) * longest, *rest)
         _all_gather(gathered, _zero_padded(x, longest), group=group)
@@ -56,7 +57,8 @@ class _GatherRows(torch.autograd.Function):
 class _SumRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
-        ctx.sizes, ctx.group = sizes, group
+        ctx.sizes = sizes
+        ctx.group = group
         longest, own = max(sizes), sizes[dist.get_rank(group)]
         # Half precision would be rounded once per rank; the float32 sum is rounded once.
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()

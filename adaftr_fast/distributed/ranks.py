@@ -121,8 +121,11 @@ class Ranks:
     """
 
     def __init__(self, store: Store, timeout: float) -> None:
-        self.rank, self.size, self.timeout = dist.get_rank(), dist.get_world_size(), timeout
-        self._store, self._waits = store, 0
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self.timeout = timeout
+        self._store = store
+        self._waits = 0
 
     @property
     def group(self) -> dist.ProcessGroup:

@@ -42,7 +42,10 @@ class Ray:
     ) -> None:
         if limit is not None and limit < 1:
             raise ConfigError(f"limit of calls in progress: expected >= 1, got {limit}")
-        self._cpus, self._retries, self._limit, self._grace = cpus, retries, limit, grace
+        self._cpus = cpus
+        self._retries = retries
+        self._limit = limit
+        self._grace = grace
 
     def map(
         self,

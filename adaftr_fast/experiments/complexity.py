@@ -22,7 +22,9 @@ from adaftr_fast.runs.run import build
 from adaftr_fast.training.optimizers import build_optimizers
 
 BATCHES = 8  # distinct batches that the steps cycle through
-WITHOUT, FIXED, WITH = "AdaFTR, no contrast", "AdaFTR, fixed τ", "AdaFTR"
+WITHOUT = "AdaFTR, no contrast"
+FIXED = "AdaFTR, fixed τ"
+WITH = "AdaFTR"
 
 VARIANTS = (
     *(Variant(TITLES[name], {"name": name}) for name in BASELINES),

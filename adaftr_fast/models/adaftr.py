@@ -78,7 +78,8 @@ class AdaFTR(MultiTaskModel):
                 "model: relatedness_updates and temperature_updates need contrast 'infonce' and tau 'adaptive', got "
                 f"{config.contrast!r} and {config.tau!r}"
             )
-        self.backbone, self.config = backbone, config
+        self.backbone = backbone
+        self.config = config
         self.pairs = resolve_pairs(config.pairs, self.task_names)
         related, contrasted = (self.pairs if adaptive else [], self.pairs if config.contrast == "infonce" else [])
         hidden = config.relatedness_hidden

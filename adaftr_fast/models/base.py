@@ -170,7 +170,8 @@ class Backbone(MultiTaskModel):
         dense: Sequence[NumericEncoding] = (),
     ) -> None:
         super().__init__(task_names)
-        self.l2, self.l2_form = config.l2, config.l2_form
+        self.l2 = config.l2
+        self.l2_form = config.l2_form
         self.widths = embedding_widths(config, len(num_embeddings), field_names)
         targets = attention_targets(config, num_embeddings, field_names)
         own = [f for f in range(len(num_embeddings)) if f not in targets]
@@ -193,7 +194,8 @@ class Backbone(MultiTaskModel):
         t = self.position(task)
         alone = copy.copy(self)  # with the same parameters
         alone._modules = dict(self._modules)
-        alone.task_names, alone.towers = [task], ModuleList([self.towers[t]])
+        alone.task_names = [task]
+        alone.towers = ModuleList([self.towers[t]])
         alone.keep_task(t, self.task_names)
         return alone
 

@@ -73,7 +73,8 @@ class FieldAttention(nn.Module):
 
     def __init__(self, targets: Mapping[int, int], widths: Sequence[int], hidden: Sequence[int]) -> None:
         super().__init__()
-        self.targets, self.widths = dict(targets), list(widths)
+        self.targets = dict(targets)
+        self.widths = list(widths)
         self.others = [f for f in range(len(self.widths)) if f not in self.targets]
         self.units = ModuleList(TargetAttention(self.widths[f], hidden) for f in self.targets)
 

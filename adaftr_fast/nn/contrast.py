@@ -68,7 +68,10 @@ class AdaptiveInfoNCE(nn.Module):
             raise ValueError(f"AdaptiveInfoNCE: expected 0 < tau_min <= tau_max, got {tau_min} and {tau_max}")
         if not (tau in ("adaptive", "scalar") or (isinstance(tau, float) and tau > 0)):
             raise ValueError(f"AdaptiveInfoNCE: tau must be 'adaptive', 'scalar' or a float > 0, got {tau!r}")
-        self.tau_min, self.tau_max, self.tau, self.normalize = tau_min, tau_max, tau, normalize
+        self.tau_min = tau_min
+        self.tau_max = tau_max
+        self.tau = tau
+        self.normalize = normalize
         self.options: dict[str, Any] = {"symmetric": symmetric, "reduction": reduction, "backend": backend}
         self.process_group = process_group
         self.logit = nn.Parameter(torch.zeros(())) if tau == "scalar" else None  # the middle of the range

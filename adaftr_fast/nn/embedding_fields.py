@@ -56,7 +56,8 @@ class EmbeddingFields(nn.Module):
         self.num_embeddings = [int(rows) for rows in num_embeddings]
         self.field_names = list(field_names or map(str, range(len(self.num_embeddings))))
         self.widths = self._widths(embedding_dim)
-        self.pooling, self.on_bad_id = pooling, on_bad_id
+        self.pooling = pooling
+        self.on_bad_id = on_bad_id
         self._check()
         self.padding_idx = self._padding_idx(padding_idx)
         self.by_width = [self._table(width) for width in sorted(set(self.widths))]
@@ -118,7 +119,9 @@ class EmbeddingFields(nn.Module):
         return [None if each is None else each % rows for each, rows in zip(ids, num_embeddings, strict=True)]
 
     def _check(self) -> None:
-        fields, rows, widths = len(self.num_embeddings), self.num_embeddings, self.widths
+        fields = len(self.num_embeddings)
+        rows = self.num_embeddings
+        widths = self.widths
         if not fields or min(rows) < 1:
             raise ValueError(f"{type(self).__name__}: num_embeddings must be one number >= 1 per field, got {rows}")
         if min(widths) < 1:

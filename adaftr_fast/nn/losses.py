@@ -41,7 +41,8 @@ class NTXentLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.5, *, process_group: ProcessGroup | None = None) -> None:
         super().__init__()
-        self.temperature, self.process_group = temperature, process_group
+        self.temperature = temperature
+        self.process_group = process_group
 
     def forward(self, z_0: Tensor, z_1: Tensor) -> Tensor:
         """Computes the loss between the views z_0 and z_1, both [B, d]."""
@@ -129,7 +130,8 @@ class CLIPLoss(nn.Module):
         if not 0 < init_scale <= max_scale:
             raise ValueError(f"CLIPLoss: expected 0 < init_scale <= max_scale, got {init_scale} and {max_scale}")
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
-        self.max_scale, self.process_group = max_scale, process_group
+        self.max_scale = max_scale
+        self.process_group = process_group
 
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Computes the loss between image_features and text_features, both [B, d]."""
@@ -225,7 +227,10 @@ class MultipleNegativesRankingLoss(nn.Module):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        self.scale, self.symmetric, self.normalize, self.process_group = scale, symmetric, normalize, process_group
+        self.scale = scale
+        self.symmetric = symmetric
+        self.normalize = normalize
+        self.process_group = process_group
 
     def forward(self, embeddings: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
         """Computes the loss of a list of embeddings [B, d]; ``labels`` are accepted and not used."""

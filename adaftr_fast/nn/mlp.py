@@ -61,7 +61,8 @@ class Experts(nn.Module):
             raise ValueError(f"Experts: num_experts must be >= 1, got {num_experts}")
         if not hidden or min(hidden) < 1:
             raise ValueError(f"Experts: hidden must name at least one width >= 1, got {list(hidden)}")
-        self.num_experts, self.out_features = num_experts, hidden[-1]
+        self.num_experts = num_experts
+        self.out_features = hidden[-1]
         self.first = nn.Linear(in_features, num_experts * hidden[0])
         self.weights = nn.ParameterList()  # [k, in, out] each
         self.biases = nn.ParameterList()  # [k, 1, out] each

@@ -158,7 +158,9 @@ class KnownIds:
     """
 
     def __init__(self, rows: Rows, num_embeddings: Sequence[int]) -> None:
-        self.rows, self.sizes, self.limits = rows, rows.sizes, torch.tensor(num_embeddings)
+        self.rows = rows
+        self.sizes = rows.sizes
+        self.limits = torch.tensor(num_embeddings)
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         batch = self.rows.read(chunks, order)

@@ -22,7 +22,9 @@ from adaftr_fast.nn.dense import DenseFields
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.torchrec.tables import ShardedTables
 
-BACKBONE, ATTENTION, RELATEDNESS = "backbone.", "attention.units.", ("relatedness.", "contrasts.")
+BACKBONE = "backbone."
+ATTENTION = "attention.units."
+RELATEDNESS = ("relatedness.", "contrasts.")
 TOWER = re.compile(r"towers\.(\d+)\.")
 EXPERT_LAYER = re.compile(r"(.*)\.(?:weights|biases)\.(\d+)")  # Experts has a list of weights and one of biases
 Table = FusedEmbedding | ShardedTables

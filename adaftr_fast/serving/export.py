@@ -133,7 +133,8 @@ class Column:
     """
 
     def __init__(self, served: Probabilities, task: int) -> None:
-        self.served, self.task = served, task
+        self.served = served
+        self.task = task
 
     def __call__(self, *features: Tensor, **named: Tensor) -> Tensor:
         return self.served(*features, **named)[:, self.task, None]

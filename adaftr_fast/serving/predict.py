@@ -133,7 +133,9 @@ def _score_file(
 
     Adds the numbers of its missing or unknown values to ``unknown``.
     """
-    account, scored, start = BadRows(), 0, time.perf_counter()
+    account = BadRows()
+    scored = 0
+    start = time.perf_counter()
     for rows, encoded, of_chunk in _encoded(scorer, file, bar):
         unknown.update({name: count_unknown(ids) for name, ids in encoded.items()})
         account += of_chunk

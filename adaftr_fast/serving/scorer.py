@@ -28,7 +28,10 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ServingError
 
 VERSION = 1
-ABOUT, PROGRAM, AOT, ONNX = "serving.json", "model.pt2", "model.aot.pt2", "model.onnx"
+ABOUT = "serving.json"
+PROGRAM = "model.pt2"
+AOT = "model.aot.pt2"
+ONNX = "model.onnx"
 ROWS = 8192  # rows per call, so that activations stay in the cache
 
 

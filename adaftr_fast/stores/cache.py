@@ -19,7 +19,9 @@ from adaftr_fast.errors import BusyError, StoreError
 FOLDER, LIMIT = "ADAFTR_FAST_CACHE", "ADAFTR_FAST_CACHE_GB"  # environment variables
 DEFAULT_GB = 20.0
 IN_USE_SECONDS = 3600.0  # copies that were used since stay, whatever their size
-PIECES, COPIES, WRITING = "pieces", "copies", "writing"
+PIECES = "pieces"
+COPIES = "copies"
+WRITING = "writing"
 CHECKSUM = 4  # bytes before the content of a piece
 KEPT = 0.9  # share of the bound that stays when it is reached
 STEP = 0.01  # share of the bound that a process writes between two looks at the folder

@@ -42,7 +42,9 @@ class StorePath:
     """
 
     def __init__(self, place: str, key: str, url: str) -> None:
-        self.place, self.key, self.url = place, key.rstrip("/"), url
+        self.place = place
+        self.key = key.rstrip("/")
+        self.url = url
 
     @property
     def filesystem(self) -> FileSystem:

@@ -28,7 +28,9 @@ from adaftr_fast.stores.progress import transfer_bar
 from adaftr_fast.stores.uploads import abort_uploads
 
 T = TypeVar("T")
-LIST, OBJECTS, FORMAT = "published.json", "objects", 1
+LIST = "published.json"
+OBJECTS = "objects"
+FORMAT = 1
 NEW = ".new"  # end of the name of a file that is not yet in its place
 READS = 100  # of a list that is replaced while it is read
 PIECE = 8 << 20  # bytes read and written at a time
@@ -86,7 +88,9 @@ class PublishedFolder(StorePath):
     def __init__(self, published: StorePath, state: State, inner: str = "") -> None:
         folder = published / inner.rstrip("/") if inner else published
         super().__init__(folder.place, folder.key, folder.url)
-        self.state, self._plain, self._objects = state, folder, published / OBJECTS
+        self.state = state
+        self._plain = folder
+        self._objects = published / OBJECTS
 
     def __truediv__(self, name: str) -> StorePath:
         return self.file(name) if name in self.state.files else self._plain / name
@@ -110,7 +114,9 @@ class PublishedFile(StorePath):
 
     def __init__(self, path: StorePath, folder: PublishedFolder, name: str, published: Published) -> None:
         super().__init__(path.place, path.key, f"{folder.url}/{name}")
-        self._folder, self._name, self.published = folder, name, published
+        self._folder = folder
+        self._name = name
+        self.published = published
 
     @property
     def name(self) -> str:
@@ -208,7 +214,9 @@ def open_folder(folder: AnyPath) -> AnyPath:
     """
     if isinstance(folder, Path | PublishedFolder):
         return folder
-    above, inner, state = folder, "", None
+    above = folder
+    inner = ""
+    state = None
     while not above.is_top:
         with suppress(PermissionError):  # without the right to list, S3 denies what is absent; others own folders above
             state = read_state(above)

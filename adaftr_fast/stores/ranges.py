@@ -21,7 +21,8 @@ class RangeFile(io.RawIOBase):
 
     def __init__(self, read: Callable[[int, int], bytes], size: int, bounds: Sequence[int] | None = None) -> None:
         super().__init__()
-        self._read, self._position = read, 0
+        self._read = read
+        self._position = 0
         inner = range(BLOCK, size, BLOCK) if bounds is None else [each for each in bounds if 0 < each < size]
         self._bounds = [0, *inner, size]
         self._last: tuple[int, bytes] = -1, b""

@@ -217,7 +217,11 @@ class _Sender:
     """
 
     def __init__(self, local: Path, folder: StorePath, base: State | None, writer: str, seconds: float) -> None:
-        self.local, self.folder, self.base, self.writer, self.seconds = local, folder, base, writer, seconds
+        self.local = local
+        self.folder = folder
+        self.base = base
+        self.writer = writer
+        self.seconds = seconds
         self._sent: Listing | None = None
         self._ended = threading.Event()
 

@@ -48,7 +48,8 @@ class FolderSource:
         if not folder.is_dir():
             raise DataError(f"{folder}: expected a folder to watch")
         as_path(folder)  # raises DataError if its name is not UTF-8
-        self.folder, self.settle = folder, settle
+        self.folder = folder
+        self.settle = settle
         self._seen: dict[str, tuple[_State, float]] = {}  # and since when
         self._reported: dict[str, _State] = {}  # files that do not open
 

@@ -13,7 +13,9 @@ from adaftr_fast.errors import DataError
 from adaftr_fast.stores import as_path, recorded
 from adaftr_fast.streaming.source import Chunk, Position
 
-RECORDS, CURRENT, EXPORTED = "stream.jsonl", "current.json", "exported.json"
+RECORDS = "stream.jsonl"
+CURRENT = "current.json"
+EXPORTED = "exported.json"
 
 
 class Journal:

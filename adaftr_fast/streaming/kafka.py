@@ -77,7 +77,10 @@ class KafkaSource:
             raise ConfigError(f"rows: expected at least 1 row in a chunk, got {rows}")
         if taken := own.keys() & (settings or {}).keys():
             raise ConfigError(f"settings: expected none of {', '.join(own)}, got {', '.join(sorted(taken))}")
-        self.topic, self.folder, self.rows, self.seconds = topic, folder, rows, seconds
+        self.topic = topic
+        self.folder = folder
+        self.rows = rows
+        self.seconds = seconds
         self._reader = RowReader(part_schema(schema))
         try:
             self._consumer = Consumer({**(settings or {}), **own})

@@ -89,7 +89,10 @@ def train_stream(
 
 class _Stream:
     def __init__(self, schema: Schema, source: Source, config: RunConfig, out: Path, options: StreamOptions) -> None:
-        self.schema, self.source, self.out, self.options = schema, source, out, options
+        self.schema = schema
+        self.source = source
+        self.out = out
+        self.options = options
         self.config = replace(config, training=replace(config.training, trackers=[]))
         self.journal = Journal(out)
         shown = [_numbers(record) for record in self.journal.records]

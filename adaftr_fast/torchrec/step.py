@@ -32,8 +32,11 @@ class StepLookup:
     """
 
     def __init__(self, out: Tensor, ids: Tensor, offsets: Tensor | None, field_offsets: Tensor, mean: bool) -> None:
-        self._out, self._ids, self._offsets = out, ids, offsets
-        self._field_offsets, self._mean = field_offsets, mean
+        self._out = out
+        self._ids = ids
+        self._offsets = offsets
+        self._field_offsets = field_offsets
+        self._mean = mean
         self._vectors = out.detach().requires_grad_()
         self.part = slice(0, len(out))
 

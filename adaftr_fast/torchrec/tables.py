@@ -100,9 +100,11 @@ class ShardedTables(nn.Module):
         super().__init__()
         _check(table, sharding, optimizer)
         device = torch.empty(0, device=device).device  # "cuda" with this rank's index
-        self.num_embeddings, self.widths = list(table.num_embeddings), list(table.widths)
+        self.num_embeddings = list(table.num_embeddings)
+        self.widths = list(table.widths)
         self.embedding_dim = self.widths[0]
-        self.field_names, self.pooling = list(table.field_names), table.pooling
+        self.field_names = list(table.field_names)
+        self.pooling = table.pooling
         for name in ("offsets", "oov_counts"):  # as in FusedEmbedding, for an equal state dict
             self.register_buffer(name, getattr(table, name).to(device), persistent=False)
         self._options: Options = {"optimizer": optimizer, "lr": lr, "eps": eps}
@@ -209,7 +211,8 @@ class _Drawn:
         rows, width = shape
         generator = torch.Generator()
         generator.set_state(rng)
-        self._blocks, self._left = drawn_rows(rows, width, generator), torch.empty(0, width)
+        self._blocks = drawn_rows(rows, width, generator)
+        self._left = torch.empty(0, width)
 
     def __getitem__(self, rows: slice) -> Tensor:
         count = rows.stop - rows.start

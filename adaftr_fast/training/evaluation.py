@@ -114,7 +114,9 @@ class EqualBatches:
 
     def __init__(self, split: Split, ranks: Ranks) -> None:
         parts = [split.shard(rank, ranks.size) for rank in range(ranks.size)]
-        self.split, self.mine, self.longest = split, parts[ranks.rank], max(map(len, parts))
+        self.split = split
+        self.mine = parts[ranks.rank]
+        self.longest = max(map(len, parts))
 
     def __len__(self) -> int:
         return self.longest

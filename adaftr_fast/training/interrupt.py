@@ -38,7 +38,8 @@ class SharedInterrupt(Interrupt):
 
     def __init__(self, own: Interrupt, ranks: Ranks) -> None:
         super().__init__()
-        self.own, self.ranks = own, ranks
+        self.own = own
+        self.ranks = ranks
 
     def synchronize(self) -> None:
         self.signum = self.ranks.largest(self.own.signum or 0) or None

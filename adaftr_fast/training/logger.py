@@ -28,7 +28,8 @@ class EpochLogger:
     """
 
     def __init__(self, folder: Path | None, config: TrainingConfig) -> None:
-        self.folder, self.config = folder, config
+        self.folder = folder
+        self.config = config
         self._trackers: Trackers | None = None
 
     def start(self, parameters: dict[str, Any], resumed: bool, records: Sequence[dict[str, Any]]) -> None:

@@ -78,7 +78,9 @@ def gauc(
     weight = _checked_weight("gauc", positive, sample_weight)
     known = groups >= 0
     if not known.all():
-        positive, scores, groups = positive[known], scores[known], groups[known]
+        positive = positive[known]
+        scores = scores[known]
+        groups = groups[known]
         weight = None if weight is None else weight[known]
 
     ours, theirs = _by_class(positive, _group_numbers(groups) << SCORE_BITS | _score_numbers(scores), weight)

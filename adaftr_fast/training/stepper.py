@@ -63,7 +63,10 @@ class Stepper:
     def __init__(
         self, model: MultiTaskModel, optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks | None = None
     ) -> None:
-        self.model, self.settings, self.config, self.ranks = model, optimizer, config, ranks
+        self.model = model
+        self.settings = optimizer
+        self.config = config
+        self.ranks = ranks
         self.device = _device(config.device)
         self.reads_losses = reads_losses(self.device)
         if config.tables == "torchrec":

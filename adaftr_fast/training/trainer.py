@@ -120,7 +120,9 @@ class Trainer:
         check_sharding(optimizer, config, ranks)
         if config.tables == "torchrec" and (folder is None or about is None):
             raise TrainingError("trainer: sharded tables need a folder for the best weights, and about")
-        self.ranks, self.is_rank_zero, self.share = ranks, ranks is None or ranks.rank == 0, _share(config, ranks, model)
+        self.ranks = ranks
+        self.is_rank_zero = ranks is None or ranks.rank == 0
+        self.share = _share(config, ranks, model)
         if ranks is not None:
             check_equal_sync_steps(config, ranks)
         self.is_sharded = config.tables == "torchrec"
@@ -135,11 +137,19 @@ class Trainer:
         self.best_weights = BestWeights(model, best, about, ranks)
         if not self.is_rank_zero:
             folder, config = None, replace(config, progress=False, trackers=[])
-        self.model, self.train, self.validation = model, train, validation
-        self.stepper, self.logger = Stepper(model, optimizer, config, ranks), EpochLogger(folder, config)
-        self.config, self.folder, self.on_epoch = config, folder, on_epoch
+        self.model = model
+        self.train = train
+        self.validation = validation
+        self.stepper = Stepper(model, optimizer, config, ranks)
+        self.logger = EpochLogger(folder, config)
+        self.config = config
+        self.folder = folder
+        self.on_epoch = on_epoch
         self._parameters = {} if about is None else about.config.flat()
-        self.progress, self.means, self._resumed, self._ends_again = Progress(), RunningMean(), False, False
+        self.progress = Progress()
+        self.means = RunningMean()
+        self._resumed = False
+        self._ends_again = False
         self._batches: Iterator[Batch] | None = None  # the rest of this epoch's
         self._checked = 0  # steps of this epoch whose losses are known to be finite
 
@@ -241,11 +251,15 @@ class Trainer:
             The record of this time, with mean losses and speed.
         """
         self.model.train()
-        progress, size, last = self.progress, self.config.batch_size, self._last_step()
+        progress = self.progress
+        size = self.config.batch_size
+        last = self._last_step()
         if self._batches is None:
             order = {"seed": self.config.seed, "window": self.config.shuffle_rows}
             self._batches = self.train.shuffled(size, epoch=epoch, first_batch=progress.step, share=self.share, **order)
-        before, start, self._checked = progress.seconds, time.perf_counter(), progress.step
+        before = progress.seconds
+        start = time.perf_counter()
+        self._checked = progress.step
         with self.logger.progress_bar(epoch, self._steps_per_epoch * size, progress.step * size) as bar:
             for batch in to_device(islice(self._batches, last - progress.step), self.stepper.device):
                 self.means.add(self.train_step(batch, epoch, progress.step + 1))
@@ -287,7 +301,9 @@ class Trainer:
             DivergedError: a loss is not finite. A sum stays so, whatever is added to it.
             IndexError: an id was out of range on a GPU.
         """
-        means, first, last = self.means.means(), self._checked + 1, self.progress.step
+        means = self.means.means()
+        first = self._checked + 1
+        last = self.progress.step
         steps = _steps(self.progress.epoch, first, last)
         try:
             raise_bad_ids(self.stepper.device)  # the device has run the look-ups, since the means are read
@@ -305,7 +321,8 @@ class Trainer:
         self.progress.add(record, ends_epoch=self.progress.step == self._steps_per_epoch)
         self.means = RunningMean()
         if mean_auc(record["validation"]) > self.progress.best_auc:
-            self.progress.best_epoch, self.progress.best_auc = record["epoch"], mean_auc(record["validation"])
+            self.progress.best_epoch = record["epoch"]
+            self.progress.best_auc = mean_auc(record["validation"])
         self._save_progress()  # first, so that an earlier run's results are removed only after this run's are saved
         self._publish(record)
 

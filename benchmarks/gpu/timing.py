@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 BUDGET = 0.3  # seconds of timed runs of one cell
-WARMUP, LEAST, MOST = 3, 5, 100
+WARMUP = 3
+LEAST = 5
+MOST = 100
 Run = Callable[[], Any]
 
 

@@ -68,7 +68,10 @@ def info_nce() -> tuple[Loss, Loss]:
 def siglip() -> tuple[Loss, Loss]:
     from open_clip.loss import SigLipLoss
 
-    ours, theirs, scale, bias = af.nn.losses.SigLIPLoss(), SigLipLoss(), torch.tensor(10.0), torch.tensor(-10.0)
+    ours = af.nn.losses.SigLIPLoss()
+    theirs = SigLipLoss()
+    scale = torch.tensor(10.0)
+    bias = torch.tensor(-10.0)
 
     def loss(of: Callable[..., Tensor]) -> Loss:
         return lambda x, y: of(F.normalize(x, dim=1), F.normalize(y, dim=1), scale, bias)

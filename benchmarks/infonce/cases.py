@@ -67,7 +67,9 @@ def forward_backward(loss: Loss, tensors: list[Tensor]) -> Callable[[], None]:
 
 def bare_products(rows: int, d: int) -> Callable[[], None]:
     """The three matrix products that the loss and its gradients contain, and nothing else."""
-    a, b, p = torch.randn(rows, d), torch.randn(rows, d), torch.rand(rows, rows)
+    a = torch.randn(rows, d)
+    b = torch.randn(rows, d)
+    p = torch.rand(rows, rows)
     s, o = torch.empty(rows, rows), torch.empty(rows, d)
 
     def step() -> None:

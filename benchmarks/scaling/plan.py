@@ -65,7 +65,9 @@ def seconds(work: Work, values: Mapping[str, float]) -> dict[str, float]:
 def spread(result: Callable[[Mapping[str, float]], float], assumed: Mapping[str, Range]) -> Range:
     """Returns the range of ``result`` over independent ranges of its arguments."""
     middle = {name: each.expected for name, each in assumed.items()}
-    expected, below, above = result(middle), 0.0, 0.0
+    expected = result(middle)
+    below = 0.0
+    above = 0.0
     for name, each in assumed.items():
         changes = [result(middle | {name: value}) - expected for value in (each.low, each.high)]
         below, above = below + min(*changes, 0.0) ** 2, above + max(*changes, 0.0) ** 2
@@ -113,7 +115,9 @@ def tables() -> str:
             name, disk = "replicated, 8 ranks", ONE_WRITER
             moved = sum(replace(BIG, ranks=8).received["table rows"].values())
         else:
-            name, disk, moved = f"row-wise, {ranks} ranks", DISK, replace(BIG, ranks=ranks).received_sharded()
+            name = f"row-wise, {ranks} ranks"
+            disk = DISK
+            moved = replace(BIG, ranks=ranks).received_sharded()
         time = Range(total / disk.high, total / disk.expected, total / disk.low)
         lines.append(
             f"| {name} | {optimizer} | {total / ranks / 1e9:.1f} | {moved / 1e6:,.0f} | {total / 1e9:.0f} | {time} |"

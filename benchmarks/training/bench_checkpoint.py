@@ -37,7 +37,11 @@ from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
 from adaftr_fast.training.trainer import BEST, Trainer
 from benchmarks.measure import write
 
-FIELDS, TASKS, BATCH, BATCHES, WIDTH = 23, ["click", "conversion"], 1024, 100, 8
+FIELDS = 23
+TASKS = ["click", "conversion"]
+BATCH = 1024
+BATCHES = 100
+WIDTH = 8
 ABOUT = Description(config=RunConfig(), fingerprint="", num_embeddings=[], tasks=TASKS, metrics={})
 
 
@@ -67,7 +71,8 @@ class Steps:
     def step(self) -> None:
         progress = self.trainer.progress
         self.trainer.means.add(self.trainer.train_step(next(self.batches), 1, progress.step + 1))
-        progress.step, progress.total_steps = progress.step + 1, progress.total_steps + 1
+        progress.step = progress.step + 1
+        progress.total_steps = progress.total_steps + 1
 
     def plain(self, steps: int) -> float:
         """Returns the time of ``steps`` steps."""
@@ -100,7 +105,11 @@ def training(ids: int, turns: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         steps = Steps(ids, Path(folder))
         count, _, _ = steps.with_snapshot()  # allocates the copy
-        lost, pauses, writes, threads, counts = [], [], [], [], []
+        lost = []
+        pauses = []
+        writes = []
+        threads = []
+        counts = []
         for _ in range(turns):
             before = steps.plain(count) / count
             count, seconds, pause = steps.with_snapshot()
@@ -134,7 +143,9 @@ def rank_times(rank: int, size: int, rows: int, turns: int, folder: str, results
     ranks = Ranks(dist.HashStore(), 600)
     run, dense = RunSnapshots(Path(folder), ABOUT, 1, 0, ranks), {"dense": torch.ones(10)}
     weights, model = {"table": sharded["table"]}, torch.nn.Linear(3, 3)
-    before, times, checkpoints = peak(), [], []
+    before = peak()
+    times = []
+    checkpoints = []
     for turn in range(turns):
         start = time.perf_counter()
         run.save(Progress(total_steps=turn), dense, {}, sharded)

@@ -36,7 +36,8 @@ def main() -> None:
     for epoch, _ in enumerate(sys.stdin, start=1):
         spent = {}
         for name, trainer in trainers.items():
-            trainer.progress.step, trainer.progress.seconds = 0, 0.0
+            trainer.progress.step = 0
+            trainer.progress.seconds = 0.0
             start = time.perf_counter()
             trainer.train_epoch(epoch, Interrupt())
             spent[name] = 1e3 * (time.perf_counter() - start) / steps

@@ -27,7 +27,9 @@ def test_steps_of_all_optimizers_read_nothing(tables, options):
 @pytest.mark.parametrize("ragged", [False, True], ids=["dense", "bags"])
 def test_a_step_does_not_grow(tables, ragged, on_serial):
     """Over 300 steps without a validation, in which rows miss more and more updates."""
-    own, means, counts = stepper("shared_bottom", tables, clip_norm=1.0), RunningMean(), {}
+    own = stepper("shared_bottom", tables, clip_norm=1.0)
+    means = RunningMean()
+    counts = {}
     content = [bags(each) if ragged else each for each in batches(50)]
     for number in range(1, 301):
         each = content[number % len(content)]

@@ -183,7 +183,10 @@ def test_each_epoch_is_written_once(runs):
 
 def test_batch_size_must_be_divisible_by_ranks():
     class Three:
-        rank, size, is_rank_zero, group = 0, 3, True, None
+        rank = 0
+        size = 3
+        is_rank_zero = True
+        group = None
 
     with pytest.raises(TrainingError, match=r"batch_size: expected a multiple of 3 ranks .* = 1, got 64"):
         trainer(None, Three())

@@ -21,7 +21,9 @@ class Disk:
     """
 
     def __init__(self, root, target):
-        self.root, self.target, self.states = root, target, []
+        self.root = root
+        self.target = target
+        self.states = []
         self.content, self.names = {}, {}  # by inode number: as of the last fsync
         self.open = {}  # keeps inode numbers from being used again
         for path in [root, *root.rglob("*")]:

@@ -49,7 +49,9 @@ def test_ple_of_any_size(layers, counts):
 
 
 def test_ple_with_the_three_experts_of_mmoe():
-    built, mmoe, data = model("ple", TWO, shared_experts=1), model("mmoe", TWO), batch()
+    built = model("ple", TWO, shared_experts=1)
+    mmoe = model("mmoe", TWO)
+    data = batch()
     for layer in built.layers:
         assert [experts.num_experts for experts in layer.experts] == [1, 1, 1]
         assert [gate.out_features for gate in layer.gates][:2] == [2, 2]
@@ -212,7 +214,9 @@ def test_the_served_part_has_the_weights_of_esmm(name):
 
 @pytest.mark.parametrize("name", RISKS)
 def test_a_model_without_its_risk_is_esmm(name):
-    built, esmm, data = model(name, l2=0.0, counterfactual_weight=0.0), model("esmm", l2=0.0), batch()
+    built = model(name, l2=0.0, counterfactual_weight=0.0)
+    esmm = model("esmm", l2=0.0)
+    data = batch()
     esmm.load_state_dict({n: p for n, p in built.state_dict().items() if not n.startswith(ADDED)})
     assert torch.equal(built(data.ids), esmm(data.ids))
     found, expected = built.loss(data), esmm.loss(data)

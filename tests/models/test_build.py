@@ -50,7 +50,9 @@ def test_without_equal_budget_widths_are_taken_as_they_stand():
     assert model("mmoe", expert_hidden=[12]).experts.out_features == 12
 
 
-NAMES, DIMS, WIDTHS = ["user", "day", "item"], {"user": 16, "day": 3}, [16, 3, 8]
+NAMES = ["user", "day", "item"]
+DIMS = {"user": 16, "day": 3}
+WIDTHS = [16, 3, 8]
 
 
 @pytest.mark.parametrize("name", [*MODELS, "adaftr"])

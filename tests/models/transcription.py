@@ -171,7 +171,9 @@ def escm2_risks(model, e, v, hidden, labels, weight=None):
     rates = np.cumprod(conditional, 1)
     risks = {}
     for t in range(1, labels.shape[1]):
-        o, r, p = labels[:, t - 1], labels[:, t], conditional[:, t]
+        o = labels[:, t - 1]
+        r = labels[:, t]
+        p = conditional[:, t]
         propensity = np.maximum(rates[:, t - 1], model.config.propensity_min)
         d = -r * np.log(p) - (1 - r) * np.log(1 - p)
         rows = {"counterfactual": o * d / propensity}
@@ -194,7 +196,9 @@ def dcmt_risks(model, e, v, hidden, labels, weight=None):
     risks = {"counterfactual": 0.0, "constraint": 0.0}
     for t in range(1, labels.shape[1]):
         twin = model.twins[t - 1]
-        o, r, p = labels[:, t - 1], labels[:, t], conditional[:, t]
+        o = labels[:, t - 1]
+        r = labels[:, t]
+        p = conditional[:, t]
         star = sigmoid(affine(twin.logit, mlp(twin.mlp.layers, v[t])[-1])[:, 0])
         rows = np.empty(len(o))
         for row in range(len(o)):

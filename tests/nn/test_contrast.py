@@ -7,7 +7,9 @@ import torch.nn.functional as F
 import adaftr_fast as af
 from adaftr_fast.nn.contrast import ALIGNMENTS
 
-A, B, RELATEDNESS = torch.randn(20, 6), torch.randn(20, 6), torch.rand(20)
+A = torch.randn(20, 6)
+B = torch.randn(20, 6)
+RELATEDNESS = torch.rand(20)
 
 
 def test_adaptive_temperature_follows_eq_12():

@@ -187,7 +187,9 @@ def test_deferred_lookup_of_no_rows():
     optimizer = optim.Adam(emb)
     emb(torch.zeros(4, 3, dtype=torch.int64)).sum().backward()
     optimizer.step()
-    weight, state, ids = stored(emb.weight), missed_steps(emb.weight).tensors, torch.zeros(0, 3, dtype=torch.int64)
+    weight = stored(emb.weight)
+    state = missed_steps(emb.weight).tensors
+    ids = torch.zeros(0, 3, dtype=torch.int64)
     assert emb(ids).shape == (0, 24)
     assert reference.deferred_embedding(weight, ids, emb.offsets, state).shape == (0, 24)
 

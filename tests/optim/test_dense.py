@@ -35,7 +35,9 @@ def assert_equal_to_rounding(own, theirs):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_errs_no_more_than_torch(dtype):
-    own, theirs, truth = weights(dtype), weights(dtype), [w.detach().double().requires_grad_() for w in weights(dtype)]
+    own = weights(dtype)
+    theirs = weights(dtype)
+    truth = [w.detach().double().requires_grad_() for w in weights(dtype)]
     mine, torchs, exact = (
         kind([{"params": w[:2]}, {"params": w[2:], "lr": 0.01}], **OPTIONS)
         for kind, w in ((DenseAdam, own), (torch.optim.Adam, theirs), (torch.optim.Adam, truth))

@@ -71,7 +71,11 @@ class Killing(Ray):
 
     def __init__(self, nodes, step, folder, after):
         super().__init__()
-        self.nodes, self.is_step, self.folder, self.after, self.killed = nodes, STEPS[step], folder, after, []
+        self.nodes = nodes
+        self.is_step = STEPS[step]
+        self.folder = folder
+        self.after = after
+        self.killed = []
 
     def map(self, function, items, **options):
         if not self.is_step(function) or self.killed:

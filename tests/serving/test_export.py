@@ -158,7 +158,9 @@ def test_native_and_onnx_programs_match_the_model(shop, tmp_path, dense):
     for rows in (1, 500):
         ids = random_ids(data.manifest.num_embeddings, rows)
         numbers = torch.from_numpy(np.random.default_rng(rows).normal(0, 2, (rows, 1)).astype(np.float32))
-        numbers[::7], numbers[1::7], numbers[2::7] = torch.nan, torch.inf, -torch.inf
+        numbers[::7] = torch.nan
+        numbers[1::7] = torch.inf
+        numbers[2::7] = -torch.inf
         named = {"dense": numbers} if dense else {}
         expected = served_by(model, ids, **named)
         torch.testing.assert_close(native(ids, **named), expected, rtol=0, atol=1e-6)

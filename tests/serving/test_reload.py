@@ -116,7 +116,10 @@ def test_readers_score_while_exports_replace_the_folder(exported, other, tmp_pat
     expected = {load_scorer(each).about.fingerprint: scores(load_scorer(each)) for each in (exported[0], other)}
     assert len(expected) == 2
     assert not np.array_equal(*expected.values())
-    models, seen, errors, end = ReloadingScorer(folder), [], [], threading.Event()
+    models = ReloadingScorer(folder)
+    seen = []
+    errors = []
+    end = threading.Event()
 
     def read():
         try:

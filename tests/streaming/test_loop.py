@@ -116,7 +116,9 @@ def test_trackers_log_the_stream_as_one_run(chunks, tmp_path, monkeypatch):
         known = "id"
 
         def __init__(self, opening):
-            self.opening, self.logged, self.closed = opening, {}, []
+            self.opening = opening
+            self.logged = {}
+            self.closed = []
             made.append(self)
 
         def log(self, numbers, step):

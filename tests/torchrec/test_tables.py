@@ -27,7 +27,9 @@ CASES = {
     for optimizer in OPTIMIZERS
     for form in ("ids", "bags")
 }
-STEPS, LR, EPS = 3, 0.5, 1e-3
+STEPS = 3
+LR = 0.5
+EPS = 1e-3
 
 
 def table(pooling="mean") -> FusedEmbedding:

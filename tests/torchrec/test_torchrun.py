@@ -72,7 +72,9 @@ def test_evaluate_export_and_predict_by_one_process(data, by_two, tmp_path, caps
     expected = json.loads((by_two / "test.json").read_text())
     for task, values in expected.items():
         assert measured[task] == pytest.approx(values, rel=1e-6)
-    log, model, scores = data.parent / "log.parquet", tmp_path / "model", tmp_path / "scores.parquet"
+    log = data.parent / "log.parquet"
+    model = tmp_path / "model"
+    scores = tmp_path / "scores.parquet"
     assert main(["export", "--run", str(by_two), "--out", str(model)]) == 0
     assert main(["predict", "--model", str(model), "--files", str(log), "--out", str(scores)]) == 0
     click, p_click = (

@@ -237,7 +237,9 @@ def test_unsaved_best_weights_are_saved_on_resuming(tmp_path):
 
 def test_sharded_tables_need_a_folder(tmp_path):
     class Two:
-        rank, size, is_rank_zero = 0, 2, True
+        rank = 0
+        size = 2
+        is_rank_zero = True
 
     with pytest.raises(TrainingError, match="trainer: sharded tables need a folder"):
         trainer(None, Two(), "ids", "sgd", BY_TABLE)

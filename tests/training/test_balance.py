@@ -157,7 +157,9 @@ def test_uncertainty_follows_equation_10(name):
 @pytest.mark.parametrize("tasks", [TWO, THREE])
 def test_gradnorm_follows_equation_2(tasks):
     built, alpha = model("mmoe", tasks, l2=1e-3), 0.8
-    run, w, first = stepper(built, "gradnorm", gradnorm_alpha=alpha), np.ones(len(tasks)), None
+    run = stepper(built, "gradnorm", gradnorm_alpha=alpha)
+    w = np.ones(len(tasks))
+    first = None
     for number in range(1, 4):
         data = batch(tasks=len(tasks), seed=number)
         plain = copy.deepcopy(built)

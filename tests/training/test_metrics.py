@@ -184,7 +184,9 @@ def test_weighted_gauc_against_a_loop_over_groups(levels, weighted_by):
     weight = weights(400, 11)
     areas, of_groups = [], []
     for group in np.unique(groups):
-        y, s, w = labels[groups == group], scores[groups == group], weight[groups == group]
+        y = labels[groups == group]
+        s = scores[groups == group]
+        w = weight[groups == group]
         if w[y == 1].sum() > 0 and w[y == 0].sum() > 0:
             areas.append(weighted_auc(y, s, w))
             of_groups.append(w.sum() if weighted_by == "impressions" else 1)
@@ -207,7 +209,9 @@ def test_a_weight_of_k_equals_k_rows(weighted_by):
 
 def test_weighted_log_loss_against_its_definition_and_sklearn():
     random = np.random.default_rng(14)
-    logits, labels, weight = random.normal(0, 3, 1000), random.integers(0, 2, 1000), weights(1000, 15)
+    logits = random.normal(0, 3, 1000)
+    labels = random.integers(0, 2, 1000)
+    weight = weights(1000, 15)
     p = 1 / (1 + np.exp(-logits))
     expected = (weight * -(labels * np.log(p) + (1 - labels) * np.log(1 - p))).sum() / weight.sum()
     assert log_loss(labels, logits, weight) == pytest.approx(expected, rel=1e-12)
@@ -217,7 +221,9 @@ def test_weighted_log_loss_against_its_definition_and_sklearn():
 
 
 def test_rows_of_weight_0_have_no_effect():
-    labels, scores, weight = np.array([0, 1, 1, 0]), np.array([0.0, 1.0, -np.inf, np.inf]), np.array([1.0, 2.0, 0, 0])
+    labels = np.array([0, 1, 1, 0])
+    scores = np.array([0.0, 1.0, -np.inf, np.inf])
+    weight = np.array([1.0, 2.0, 0, 0])
     assert auc(labels, scores, weight) == gauc(labels, scores, np.zeros(4, int), "none", weight) == 1.0
     assert log_loss(labels, scores, weight) == pytest.approx((np.log(2) + 2 * np.log1p(np.exp(-1))) / 3, rel=1e-14)
     assert np.isnan(auc(labels, scores, np.array([1.0, 0, 0, 1])))

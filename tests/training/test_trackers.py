@@ -39,7 +39,9 @@ class Fake:
     fails = None
 
     def __init__(self, opening):
-        self.opening, self.known, self.calls = opening, opening.known or f"id{len(self.made)}", []
+        self.opening = opening
+        self.known = opening.known or f"id{len(self.made)}"
+        self.calls = []
         self.made.append(self)
         self._call("open")
 

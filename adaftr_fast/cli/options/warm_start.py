@@ -26,7 +26,9 @@ def read_warm_start(arguments: jsonargparse.Namespace) -> WarmStartConfig | None
     Raises:
         ConfigError: an option is given without ``--warm_start``.
     """
-    run, task, empty = arguments.warm_start, arguments.warm_start_task, arguments.warm_start_empty
+    run = arguments.warm_start
+    task = arguments.warm_start_task
+    empty = arguments.warm_start_empty
     if run is not None:
         return WarmStartConfig(str(run), task or "", empty)
     for option, value in (("task", task), ("empty", empty)):

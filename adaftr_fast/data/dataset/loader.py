@@ -50,7 +50,8 @@ class Split:
     """
 
     def __init__(self, rows: Rows, chunks: Sequence[int] | None = None, funnel: tuple[str, ...] | None = None) -> None:
-        self.rows, self.funnel = rows, funnel
+        self.rows = rows
+        self.funnel = funnel
         self.chunks = list(range(len(rows.sizes)) if chunks is None else chunks)
 
     @classmethod

@@ -77,8 +77,11 @@ class ParquetRows:
         present: AnyPath | None = None,
         checked: slice = slice(None),
     ) -> None:
-        self.folder, self.name, self.manifest = folder, f"{folder / split}", manifest
-        self.fields, self.tasks = [field.name for field in manifest.fields], manifest.tasks
+        self.folder = folder
+        self.name = f"{folder / split}"
+        self.manifest = manifest
+        self.fields = [field.name for field in manifest.fields]
+        self.tasks = manifest.tasks
         self.dense = [encoding.name for encoding in manifest.dense]
         self.multiple = {field.name for field in manifest.fields if field.multiple}
         self.limits = {field.name: field.num_embeddings for field in manifest.fields} | dict.fromkeys(self.tasks, 2)

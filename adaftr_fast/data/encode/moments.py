@@ -57,7 +57,8 @@ class Moments:
         self.missing += other.missing
         self.total += other.total
         self.squares += other.squares
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.low = min(self.low, other.low)
+        self.high = max(self.high, other.high)
         if self.values is not None and other.values is not None:
             self.values.merge(other.values)
 

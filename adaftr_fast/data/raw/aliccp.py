@@ -152,7 +152,9 @@ def _features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -
 
     position = pc.index_in(names, value_set=pa.array(fields, pa.string())).fill_null(-1).to_numpy()
     known = fits & (position >= 0)
-    row_of, position, value = row[known], position[known], feature.filter(pa.array(known)).cast(pa.int64()).to_numpy()
+    row_of = row[known]
+    position = position[known]
+    value = feature.filter(pa.array(known)).cast(pa.int64()).to_numpy()
     last = np.full((len(blob), len(fields)), MISSING, np.int64)
     last[row_of, position] = value  # NumPy keeps the last value assigned to a position
     masks = {field: position == fields.index(field) for field in lists}

@@ -66,7 +66,8 @@ class Source:
     """
 
     def __init__(self, schema: Schema, paths: Mapping[str, AnyPath], shard: Shard = UNSHARDED) -> None:
-        self.schema, self.paths = schema, paths
+        self.schema = schema
+        self.paths = paths
         self._datasets: dict[str, ds.Dataset] = {}
         self._preceding: dict[str, ds.Dataset] = {}  # rows of the preceding shards, which row numbers count
         for role, path in paths.items():

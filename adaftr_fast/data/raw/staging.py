@@ -210,7 +210,9 @@ def staged_bad_rows(path: AnyPath, folder: Path, *, header_lines: int, tolerance
     Raises:
         DataError: the share of bad rows exceeds ``tolerance``, or a line is neither a staged nor a bad row, nor blank.
     """
-    bad_rows, line, kept = BadRows(), header_lines, 0
+    bad_rows = BadRows()
+    line = header_lines
+    kept = 0
     for staged in sorted(folder.glob("part-*.parquet")):
         block_bad_rows, lines = read_block_info(staged)
         bad_rows += block_bad_rows.shifted(path, line)

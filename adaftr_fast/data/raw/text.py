@@ -207,7 +207,9 @@ def _is_doubtful(data: bytes, delimiter: str, quoted: bool) -> bool:
 
 def _whole_lines(data: bytes, delimiter: str, quoted: bool) -> tuple[bytes, list[BadLine]]:
     """Replaces every line that is not one row by a blank one, and returns these lines."""
-    lines, bad, whole = data.removesuffix(b"\n").split(b"\n"), [], _whole_line(delimiter, quoted)
+    lines = data.removesuffix(b"\n").split(b"\n")
+    bad = []
+    whole = _whole_line(delimiter, quoted)
     for position, line in enumerate(lines):
         if b'"' in line or b"\r" in line:
             row = line.rstrip(b"\r")

@@ -83,7 +83,10 @@ class Truth:
         segments: tuple[str, str],
         sample: dict[str, Values],
     ) -> None:
-        self.seed, self.spread, self.bounds, self.segments = seed, spread, relatedness, segments
+        self.seed = seed
+        self.spread = spread
+        self.bounds = relatedness
+        self.segments = segments
         self.stages = list(rates)
         self._standardizers = {
             name: Standardizer.fit(self._score(name, sample)) for name in ("relatedness", *self.stages)

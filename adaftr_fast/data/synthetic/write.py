@@ -18,7 +18,9 @@ from adaftr_fast.errors import DataError
 
 BATCH_ROWS = 1 << 16  # rows per row group; the values do not depend on it
 FILE_ROWS = 1 << 22  # rows per file
-CONFIG, SCHEMA, LOG = "log.json", "schema.toml", "log"
+CONFIG = "log.json"
+SCHEMA = "schema.toml"
+LOG = "log"
 
 
 def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) -> ImpressionLog:

@@ -74,7 +74,8 @@ class Auctions:
                 f"abtest: expected a data set with true probabilities, whose schema has [generate], such as synthetic, "
                 f"got {manifest.dataset}"
             )
-        self.log, self.slate = ImpressionLog(self.schema.generate), slate
+        self.log = ImpressionLog(self.schema.generate)
+        self.slate = slate
         self.stages = (self.log.stages[0], self.log.stages[-1])
         if len(set(self.stages)) < 2 or not set(self.stages) <= set(manifest.tasks):
             stages = ", ".join(self.log.stages)

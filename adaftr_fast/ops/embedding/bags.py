@@ -75,7 +75,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     learned = per_sample_weights is not None and per_sample_weights.requires_grad
     table = [weight, *state] if learned else []
     ctx.save_for_backward(values, offsets, per_sample_weights, field_offsets, *table)
-    ctx.shape, ctx.mean, ctx.states = weight.shape, mean, len(state)
+    ctx.shape = weight.shape
+    ctx.mean = mean
+    ctx.states = len(state)
 
 
 def unpadded(

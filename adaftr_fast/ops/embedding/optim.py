@@ -58,7 +58,8 @@ def _deferred_embedding_fake(weight: Tensor, ids: Tensor, field_offsets: Tensor,
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     weight, ids, field_offsets, state = inputs
     ctx.save_for_backward(ids, field_offsets)
-    ctx.shape, ctx.states = weight.shape, len(state)
+    ctx.shape = weight.shape
+    ctx.states = len(state)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:

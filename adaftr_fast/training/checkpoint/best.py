@@ -26,7 +26,10 @@ class BestWeights:
     """
 
     def __init__(self, model: nn.Module, folder: Path | None, about: Description | None, ranks: Ranks | None) -> None:
-        self.model, self.folder, self.about, self.ranks = model, folder, about, ranks
+        self.model = model
+        self.folder = folder
+        self.about = about
+        self.ranks = ranks
         self._in_memory: dict[str, Tensor] | None = None
 
     def save(self, metrics: dict[str, dict[str, float]]) -> None:

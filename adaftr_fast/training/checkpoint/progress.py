@@ -43,8 +43,10 @@ class Progress:
         """Adds the record of a validation, after which the next epoch may start."""
         self.epochs.append(record)
         if ends_epoch:
-            self.epoch, self.step = self.epoch + 1, 0
-        self.validated, self.seconds = self.step, 0.0
+            self.epoch = self.epoch + 1
+            self.step = 0
+        self.validated = self.step
+        self.seconds = 0.0
 
 
 def epochs_after(validations: int, per_epoch: int) -> float:

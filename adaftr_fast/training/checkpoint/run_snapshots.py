@@ -55,10 +55,13 @@ class RunSnapshots:
     """
 
     def __init__(self, folder: Path, about: Description, rows: int, seconds: float, ranks: Ranks | None = None) -> None:
-        self.folder, self.seconds, self.ranks = folder / LAST, seconds, ranks
+        self.folder = folder / LAST
+        self.seconds = seconds
+        self.ranks = ranks
         self.identity = _Identity(about.config.flat(), about.fingerprint, rows)
         self._saved_at = time.monotonic()
-        self._copy, self._thread = StateCopy(), snapshot_thread()
+        self._copy = StateCopy()
+        self._thread = snapshot_thread()
         self._writing: Future[str | None] | None = None  # the thread's write, until its error has been raised
         self._commit: Commit | None = None  # what is left to do when all ranks have written their shards
 
@@ -142,7 +145,8 @@ class RunSnapshots:
     def close(self) -> None:
         """Ends the thread when it is idle, and frees the copy. Its error is raised by the next save, if one follows."""
         self._thread.shutdown()
-        self._copy, self._thread = StateCopy(), snapshot_thread()
+        self._copy = StateCopy()
+        self._thread = snapshot_thread()
 
     def load(self) -> Found | None:
         """Loads the newest snapshot; returns None if there is no unfinished run.

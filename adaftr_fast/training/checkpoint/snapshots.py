@@ -32,7 +32,9 @@ KEEP = 2  # the newest one and a fallback
 KEY, SHARDS = "run", "shards"
 VERSION = 3
 READ = (1, 2, VERSION)  # 1 and 2 have the sha256 in the names, and 2 has it also beside the names of the shards
-SUFFIX, SHARD_SUFFIX, TEMPORARY = ".safetensors", ".shard", ".writing"
+SUFFIX = ".safetensors"
+SHARD_SUFFIX = ".shard"
+TEMPORARY = ".writing"
 
 
 def save_snapshot(

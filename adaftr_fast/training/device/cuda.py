@@ -16,7 +16,8 @@ class CudaCopies:
     """Copies from the host to a GPU on a stream of their own."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
 
     def buffers(self, size: int) -> tuple[Tensor, Tensor]:
         """Returns a pinned staging buffer and a buffer on the GPU, both uint8 [size]."""
@@ -50,7 +51,8 @@ class CudaCaptures:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
         self._graph: torch.cuda.CUDAGraph | None = None  # kept until the next is captured, or the pool would end
 

@@ -73,7 +73,8 @@ class _Slot(Generic[E]):
     def __init__(self, copies: Copies[E]) -> None:
         self.copies = copies
         self.layout = Layout((), 0)
-        self.staging, self.buffer = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)
+        self.staging = torch.empty(0, dtype=torch.uint8)
+        self.buffer = torch.empty(0, dtype=torch.uint8)
         self.released = self.copied = copies.mark()
 
     def send(self, batch: Batch) -> None:

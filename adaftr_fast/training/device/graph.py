@@ -68,10 +68,12 @@ class BackwardGraph:
     """
 
     def __init__(self, model: nn.Module, rows: int, captures: Captures) -> None:
-        self.rows, self.captures = rows, captures
+        self.rows = rows
+        self.captures = captures
         self.parameters = list(model.parameters())
         self.tables = list(tables_of([model]))
-        self._steps, self._failed = 0, False
+        self._steps = 0
+        self._failed = False
         self._graph: _Graph | None = None
 
     def run(self, backward: Backward, batch: Batch) -> dict[str, Tensor]:

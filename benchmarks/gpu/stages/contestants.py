@@ -116,7 +116,10 @@ def truth(leaves: Leaves) -> list[Tensor]:
     """Returns the loss and its three gradients in float64, from ``CHUNK`` elements of S at a time."""
     a, b, tau = (leaf.detach().double() for leaf in leaves)
     rows = len(a)
-    loss, d_a, d_b, d_tau = a.new_zeros(()), torch.empty_like(a), torch.zeros_like(b), torch.empty_like(tau)
+    loss = a.new_zeros(())
+    d_a = torch.empty_like(a)
+    d_b = torch.zeros_like(b)
+    d_tau = torch.empty_like(tau)
     every = torch.arange(rows, device=a.device)
     for part in every.split(max(1, CHUNK // rows)):
         scores = a[part] @ b.T / tau[part, None]  # [part, B]

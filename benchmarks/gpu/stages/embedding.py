@@ -77,7 +77,9 @@ def measure(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
         return found | {"wrong": f"another table: error {found['error']:.3g} of the largest change, allowed {AGREES:g}"}
     rows = DRY_ROWS if setting.dry else ROWS
     work = Work(key["fields"], rows, key["width"], key["batch"], key["ids"], setting.device)
-    table, batches, grad = make(work, optimizer), itertools.cycle(work.batches()), work.grad()
+    table = make(work, optimizer)
+    batches = itertools.cycle(work.batches())
+    grad = work.grad()
     if case == "forward":
         return found | figures(torch.no_grad()(lambda: table.look_up(next(batches))), setting.device)
 
@@ -101,7 +103,9 @@ def settle(step: Callable[[], None]) -> int:
 
 def bags(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
     """Times forward and backward of one multi-valued field, mean over a bag, to a gradient of the table."""
-    batch, each, rows = key["batch"], key["ids a bag"], DRY_ROWS if setting.dry else ROWS
+    batch = key["batch"]
+    each = key["ids a bag"]
+    rows = DRY_ROWS if setting.dry else ROWS
     work = Work(1, rows, key["width"], batch * each, key["ids"], setting.device)
     batches = [ids.flatten() for ids in work.batches()]
     offsets = torch.arange(batch + 1, device=setting.device) * each

@@ -78,7 +78,9 @@ def reference(precision: str, batch: int, width: int, device: str) -> tuple[form
 
 def measure(key: dict[str, Any], device: str) -> dict[str, Any]:
     """Returns errors and, where the result is right, times of one forward and backward."""
-    precision, batch, width = key["precision"], key["batch"], key["width"]
+    precision = key["precision"]
+    batch = key["batch"]
+    width = key["width"]
     with forms.matmul_precision(precision):
         leaves, true, allowed = reference(precision, batch, width, device)
         name = OURS if key["contestant"] == AGAIN else key["contestant"]

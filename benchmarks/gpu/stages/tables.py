@@ -193,7 +193,9 @@ def _direction(optimizer: str, number: int, grad: Tensor, state: list[Tensor], t
 
 def disagreement(make: Make, work: Work, optimizer: str) -> float:
     """Returns the largest error of a table after some steps, in units of the largest change that training made."""
-    steps, grad, start = work.batches()[:4], work.grad(), work.start().double()
+    steps = work.batches()[:4]
+    grad = work.grad()
+    start = work.start().double()
     table, true = make(work, optimizer), expected(work, optimizer, steps, grad)
     for ids in steps:
         table.step(ids, grad)

@@ -177,7 +177,9 @@ def test_shares_of_all_ranks_form_the_batches_of_one_process(size, first):
 
 def test_at_most_two_windows_are_held():
     split = numbered(7 * 40)
-    alive, most, rows = [], 0, split.rows.read
+    alive = []
+    most = 0
+    rows = split.rows.read
 
     def read(chunks, order):
         nonlocal most

@@ -15,7 +15,9 @@ def test_read_merges_one_file_at_a_time(tmp_path, monkeypatch):
         counts_of_shard.update(values)
         with path.open("wb") as file:
             counts_of_shard.write(file)
-    table, held, append = counts_of_shard.table(), [], ValueCounts._append
+    table = counts_of_shard.table()
+    held = []
+    append = ValueCounts._append
 
     def measured(self, table):
         held.append(pa.total_allocated_bytes())

@@ -30,9 +30,13 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 def test_results_of_a_file_that_changes_during_a_step_are_not_kept(
     log, tmp_path, monkeypatch, module, function, kept, shards
 ):
-    schema, file, out = parse_schema(SCHEMA), tmp_path / "log.csv", tmp_path / "out"
+    schema = parse_schema(SCHEMA)
+    file = tmp_path / "log.csv"
+    out = tmp_path / "out"
     shutil.copy2(log / "log.csv", file)
-    before, real, found = file.stat(), getattr(module, function), []
+    before = file.stat()
+    real = getattr(module, function)
+    found = []
 
     def changing(*arguments):
         os.utime(file)
@@ -51,7 +55,9 @@ def test_results_of_a_file_that_changes_during_a_step_are_not_kept(
 
 
 def test_existing_folder_is_kept_or_replaced(log, tmp_path):
-    schema, files, out = parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out"
+    schema = parse_schema(SCHEMA)
+    files = [log / "log.csv"]
+    out = tmp_path / "out"
     first = prepare(schema, files, out)
     written = (out / "train.parquet").stat().st_mtime_ns
     assert prepare(schema, files, out, shards=3) == first  # the folder is up to date
@@ -70,7 +76,9 @@ def test_existing_folder_is_kept_or_replaced(log, tmp_path):
 
 
 def test_folder_that_appears_during_the_run_is_not_replaced(log, tmp_path, monkeypatch):
-    schema, files, out = parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out"
+    schema = parse_schema(SCHEMA)
+    files = [log / "log.csv"]
+    out = tmp_path / "out"
     real = steps.split_info
 
     def meanwhile(path):

@@ -18,7 +18,10 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 def test_finished_shards_are_not_run_again(log, tmp_path, monkeypatch):
-    schema, files, out, encoded = parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out", []
+    schema = parse_schema(SCHEMA)
+    files = [log / "log.csv"]
+    out = tmp_path / "out"
+    encoded = []
     real = steps.encode
 
     def interrupted(manifest, job, shard, advance):
@@ -43,7 +46,10 @@ def test_finished_shards_are_not_run_again(log, tmp_path, monkeypatch):
 
 
 def test_missing_staged_files_raise(log, tmp_path, monkeypatch):
-    schema, files, out, real = parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out", steps.count
+    schema = parse_schema(SCHEMA)
+    files = [log / "log.csv"]
+    out = tmp_path / "out"
+    real = steps.count
 
     def late(job, shard, advance):
         part = job.work.staged / "data/part-0000002.parquet"

@@ -105,7 +105,9 @@ def test_work_is_kept_when_a_machine_does_not_see_the_work_folder(log, tmp_path,
                 hidden.rename(key)
 
     monkeypatch.setattr("adaftr_fast.data.prepare.steps.VISIBLE_SECONDS", 0.1)
-    schema, files, engine = parse_schema(SCHEMA), [log / "log.csv"], Hiding()
+    schema = parse_schema(SCHEMA)
+    files = [log / "log.csv"]
+    engine = Hiding()
     with pytest.raises(EngineError, match=r"does not see /.*\.out\.work/key; it must be on a file system"):
         prepare(schema, files, tmp_path / "out", engine=engine, shards=2)
     assert (tmp_path / ".out.work").exists()

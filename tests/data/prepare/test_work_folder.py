@@ -99,7 +99,9 @@ def test_what_killed_processes_left_is_removed(source, write, tmp_path):
 @pytest.mark.parametrize("shards", [1, 2])
 def test_the_former_folder_is_not_published_again(source, write, tmp_path, monkeypatch, shards):
     """A process is interrupted after it has exchanged both folders, and the new one is removed."""
-    out, log, real = tmp_path / "out", write(), _publish._exchange
+    out = tmp_path / "out"
+    log = write()
+    real = _publish._exchange
 
     def run(source):
         schema = parse_schema(source)

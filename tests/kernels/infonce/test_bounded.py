@@ -126,7 +126,9 @@ def test_large_candidates_of_small_anchors(size, bounded, swept):
 @pytest.mark.parametrize("dtype", HALF)
 def test_zeros_and_extreme_temperatures(dtype, swept):
     a, b, tau = unit(64, 100, 264)
-    a[3], b[5], b[70] = 0, 0, 0
+    a[3] = 0
+    b[5] = 0
+    b[70] = 0
     tau[7], tau[8] = 1e20, 1e38
     assert_matches((a, b, tau), dtype)
     tau[9] = 1e-5

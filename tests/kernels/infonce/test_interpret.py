@@ -284,7 +284,9 @@ def test_an_ignored_row_leaks_nothing(dtype):
     positive = torch.arange(40)
     positive[7] = positive[33] = -100
     clean = evaluate((a, b, tau), dtype, backend="triton", positive_index=positive)
-    a[7], a[33], tau[33] = math.nan, math.inf, math.nan
+    a[7] = math.nan
+    a[33] = math.inf
+    tau[33] = math.nan
     dirty = evaluate((a, b, tau), dtype, backend="triton", positive_index=positive)
     for x, y in zip((*clean[0], clean[1]), (*dirty[0], dirty[1])):
         assert torch.equal(x, y)

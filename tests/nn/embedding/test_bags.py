@@ -66,7 +66,9 @@ def test_the_thread_count_changes_no_bag(pooling):
     bags = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
     field = (torch.arange(180) % 3).repeat_interleave(counts)
     values = (torch.rand(len(field)) ** 3 * torch.tensor(SIZES)[field]).long()
-    emb, threads, runs = FusedEmbedding(SIZES, 8, pooling=pooling), torch.get_num_threads(), []
+    emb = FusedEmbedding(SIZES, 8, pooling=pooling)
+    threads = torch.get_num_threads()
+    runs = []
     grad = torch.randn(60, 24)
     try:
         for count in (1, 2, 3):

@@ -70,7 +70,9 @@ def test_look_ups_and_bags_equal_those_of_the_stored_values(widths, pooling, pad
 
 def test_the_plain_sum_equals_that_of_torch():
     packed = pack_rows(torch.randn(20, 6))
-    rows, offsets, factors = torch.randint(0, 20, (9,)), torch.tensor([0, 0, 4, 9, 9]), torch.rand(9)
+    rows = torch.randint(0, 20, (9,))
+    offsets = torch.tensor([0, 0, 4, 9, 9])
+    factors = torch.rand(9)
     for weights in (None, factors):
         torch.testing.assert_close(
             sum_rows_plain(packed, rows, offsets, weights), sum_rows(packed, rows, offsets, weights)

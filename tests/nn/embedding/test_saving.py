@@ -47,7 +47,9 @@ def by_distributed_checkpoint(one, two, folder):
 @WIDTHS
 @pytest.mark.parametrize("way", [by_safetensors, by_torch, by_distributed_checkpoint], ids=lambda way: way.__name__)
 def test_a_state_is_saved_and_loaded_whole(way, widths, tmp_path):
-    one, two, expected = trained(widths), trained(widths, seed=1), trained(widths).eval()
+    one = trained(widths)
+    two = trained(widths, seed=1)
+    expected = trained(widths).eval()
     way(one, two, tmp_path)
     for name in NAMES:
         assert torch.equal(two[0].field_weight(name), expected[0].field_weight(name))

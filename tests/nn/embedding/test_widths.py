@@ -11,7 +11,9 @@ from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn.deferred import missed_steps
 from adaftr_fast.nn.embedding_table import trained_by
 
-SIZES, WIDTHS, NAMES = [5, 9, 40, 3], [8, 3, 8, 1], ["a", "b", "c", "d"]
+SIZES = [5, 9, 40, 3]
+WIDTHS = [8, 3, 8, 1]
+NAMES = ["a", "b", "c", "d"]
 
 
 def make(**options):

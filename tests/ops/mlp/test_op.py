@@ -27,7 +27,9 @@ def arguments(rows, shape, seed=0):
         return torch.randn(*size, generator=g, dtype=torch.float64)
 
     widths, stacks = shape
-    inputs, weights, biases = [normal(rows, width) for width in widths], [], []
+    inputs = [normal(rows, width) for width in widths]
+    weights = []
+    biases = []
     for read, layers, _ in stacks:
         width = widths[read]
         for out in layers:
@@ -86,7 +88,9 @@ def test_bfloat16_as_accurate_as_pytorch(instruction_set, rows, shape):
 
     # All gradients are taken at these outputs: at others a sum may have another sign, and the relu another mask. Five
     # draws are compared together, because the sum of one may be near 0 by chance and no measure of its terms' error.
-    found, truth, pytorch = [], [], []
+    found = []
+    truth = []
+    pytorch = []
     for _ in range(5):
         upstream = [torch.randn(y.shape).bfloat16() for y in outputs]
         wanted = [1] * len(inputs)

@@ -42,7 +42,9 @@ class Device:
     """Copies of a simulated device, and its work. Memory of ``buffers`` is that of a tensor which queued work fills."""
 
     def __init__(self, seed):
-        self.random, self.copying, self.training = random.Random(seed), Stream(), Stream()
+        self.random = random.Random(seed)
+        self.copying = Stream()
+        self.training = Stream()
         self.speed, self.preference = self.random.choice([0, 1, 4]), self.random.random()
         self.allocated = []
 

@@ -24,7 +24,9 @@ TERMS = 4  # of a row, side by side: softmax_scale_log2, shift, negative_scale, 
 
 def gluon_column_sweep(operands, config, row_terms, scales):
     """Stands in for the function of gluon_column.py."""
-    a, b, d = operands.anchors, operands.candidates, operands.d
+    a = operands.anchors
+    b = operands.candidates
+    d = operands.d
     B, N = len(a), len(b)
     splits = choose_splits(blocks(N), blocks(B), operands.processors)
     d_candidates = torch.full((splits, N, d), math.nan)

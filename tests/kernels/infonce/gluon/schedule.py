@@ -46,8 +46,14 @@ class Program:
     """
 
     def __init__(self, place, split, stages, streams, opening, first, skips, count):
-        self.place, self.split, self.stages, self.streams = place, split, stages, streams
-        self.opening, self.first, self.skips, self.count = opening, first, skips, count
+        self.place = place
+        self.split = split
+        self.stages = stages
+        self.streams = streams
+        self.opening = opening
+        self.first = first
+        self.skips = skips
+        self.count = count
         self.rings = [[None] * stages for _ in streams]
         self.full = [Barrier(1) for _ in range(stages)]
         self.empty = [Barrier(2) for _ in range(stages)]
