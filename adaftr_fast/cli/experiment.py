@@ -61,7 +61,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
 
 def _run(arguments: jsonargparse.Namespace, config: RunConfig, out: Path) -> None:
     from adaftr_fast._locks import writing_folder
-    from adaftr_fast.engines.cores import cores
+    from adaftr_fast.engines.engine import cores
     from adaftr_fast.engines.processes import Processes
     from adaftr_fast.experiments.study import open_dataset
     from adaftr_fast.stores import recorded

@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: jsonargparse.Namespace) -> None:
     """Runs or continues a search, prints its best trials and writes its report."""
     from adaftr_fast.data.dataset.loader import PreparedData
-    from adaftr_fast.engines.local import Local
+    from adaftr_fast.engines.engine import Local
     from adaftr_fast.runs.output import output
     from adaftr_fast.stores import recorded
     from adaftr_fast.tuning.report import tune_and_report

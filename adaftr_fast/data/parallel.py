@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from adaftr_fast.engines.cores import cores
+from adaftr_fast.engines.engine import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

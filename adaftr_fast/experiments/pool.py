@@ -9,8 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from adaftr_fast.engines.engine import Engine
-from adaftr_fast.engines.single import on_one_thread
+from adaftr_fast.engines.engine import Engine, on_one_thread
 from adaftr_fast.experiments.jobs import Job, Outcome, execute, finished
 from adaftr_fast.stores.path import write_too, written
 

@@ -18,9 +18,7 @@ from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps, loads
 from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import RunConfig
-from adaftr_fast.engines.engine import Advance, Engine
-from adaftr_fast.engines.local import Local
-from adaftr_fast.engines.single import on_one_thread
+from adaftr_fast.engines.engine import Advance, Engine, Local, on_one_thread
 from adaftr_fast.errors import CheckpointError, TrainingError
 from adaftr_fast.runs.trained import load_earlier
 from adaftr_fast.training.checkpoint.run_snapshots import LAST

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.engines import cores
-from adaftr_fast.engines.choose import open_engine
-from adaftr_fast.engines.local import Local
+from adaftr_fast.engines import engine as cores
+from adaftr_fast.engines.engine import Local
+from adaftr_fast.engines.ray import open_engine
 from adaftr_fast.errors import ConfigError, DataError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from adaftr_fast.engines.engine import on_one_thread
 from adaftr_fast.engines.processes import Processes
-from adaftr_fast.engines.single import on_one_thread
 from adaftr_fast.errors import EngineError
 
 

@@ -42,8 +42,7 @@ def training_engine(
             one machine uploads.
         EngineError, MissingPackageError: as ``open_engine``.
     """
-    from adaftr_fast.engines.choose import open_engine
-    from adaftr_fast.engines.ray import Ray
+    from adaftr_fast.engines.ray import Ray, open_engine
 
     if arguments.engine == "ray" and training.device != "cpu":
         raise ConfigError(f"training.device: expected cpu with --engine ray, got {training.device}")

@@ -35,8 +35,7 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import SPLITS, Schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.data.synthetic.write import LOG, write_log
-from adaftr_fast.engines.engine import Engine
-from adaftr_fast.engines.local import Local
+from adaftr_fast.engines.engine import Engine, Local
 from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import AnyPath, PublishedFolder, StorePath, as_path, forget_output, local_folder, open_folder
 
