@@ -62,10 +62,13 @@ def infonce_blocks(
     need_d_tau: bool,
     need_stats: bool,
     block: int,
+    *,
+    ieee: bool = False,
 ) -> BlockOutputs:
     """Computes the outputs of the op, on CUDA or under TRITON_INTERPRET=1; see ``serves_blocks``.
 
-    A tau that is not positive and finite yields NaN in its block, because nothing is read back to check.
+    A tau that is not positive and finite yields NaN in its block, because nothing is read back to check. With ``ieee``,
+    float32 products are IEEE whatever the settings.
     """
     check_device(anchors)
     if candidates.shape != anchors.shape:
@@ -76,7 +79,7 @@ def infonce_blocks(
     rows, acc_dtype = len(anchors), accumulation_dtype(anchors)
     needs = (need_stats, need_stats, need_d_anchors, need_d_candidates, need_d_tau)
     with torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext():
-        operands = prepare_operands(anchors, candidates)
+        operands = prepare_operands(anchors, candidates, ieee=ieee)
         outputs = _empty_outputs(operands, rows, needs)
         if rows > 0:
             block = min(block, rows)

@@ -208,19 +208,19 @@ def cdiv(x: int, y: int) -> int:
     return -(-x // y)
 
 
-def product_kind(dtype: torch.dtype) -> str:
+def product_kind(dtype: torch.dtype, ieee: bool = False) -> str:
     """How products of ``dtype`` are formed: half, bf16x3, tf32, ieee or float64.
 
     bf16x3 takes each float32 as the sum of two bfloat16 numbers, and a product as high high + high low + low high.
     ``torch.set_float32_matmul_precision`` asks for it by "high", which sets CUDA and mkldnn to tf32 alike; "medium" and
     CUDA's own settings ask for TF32, as does "high" where ``torch.backends.fp32_precision`` is "tf32", which looks the
-    same. operands.py takes TF32 instead where bf16x3 has no blocks.
+    same. operands.py takes TF32 instead where bf16x3 has no blocks. ``ieee`` overrules all settings.
     """
     if dtype == torch.float64:
         return "float64"
     if dtype == torch.float32:
         # What set_float32_matmul_precision, allow_tf32 or this setting chose last, else torch.backends.fp32_precision.
-        if torch.backends.cuda.matmul.fp32_precision != "tf32":
+        if ieee or torch.backends.cuda.matmul.fp32_precision != "tf32":
             return "ieee"
         is_high = torch.backends.mkldnn.matmul.fp32_precision == "tf32" != torch.backends.fp32_precision
         return "bf16x3" if is_high else "tf32"

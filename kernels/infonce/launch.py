@@ -1,7 +1,7 @@
 """The host side of adaptive InfoNCE: prepares its inputs and launches the kernels.
 
 The package's docstring gives the overview and defines shapes and names. All types share the kernels: float64
-accumulates in float64, the others in float32. float32 products are IEEE by default.
+accumulates in float64, the others in float32. float32 products are IEEE by default, and with ``ieee`` always.
 ``torch.set_float32_matmul_precision`` "high" chooses three bfloat16 products of operands split in two (16 bits) on
 sm_90, and TF32 (11 bits) elsewhere; "medium" chooses TF32. The softmax and its sums stay float32. bfloat16 and float16
 round the softmax to the input type for the second product.
@@ -45,6 +45,8 @@ def infonce(
     ignore_above: float | None = None,
     margin: float = 0.0,
     positive_weight: Tensor | None = None,  # [B], default 1: of the positive in the target of the gradients
+    *,
+    ieee: bool = False,
 ) -> tuple[Tensor, ...]:
     """Computes the nine outputs of ``torch.ops.adaftr_fast.infonce``, on CUDA or under TRITON_INTERPRET=1.
 
@@ -63,7 +65,7 @@ def infonce(
         return _zeros(anchors, candidates, *needs)
     with torch.cuda.device(anchors.get_device()) if anchors.is_cuda else nullcontext():
         options = positive, row_group, column_group, ignore_above, margin, positive_weight
-        problem = _prepare(anchors, candidates, tau, scale, *options, needs)
+        problem = _prepare(anchors, candidates, tau, scale, *options, needs, ieee)
         *rows, row_terms, block_terms, arrivals, d_anchors, d_tau = _row_side(problem, needs)
         if need_d_candidates:
             loss, d_candidates = _column_side(problem, row_terms, block_terms, arrivals)
@@ -89,7 +91,7 @@ class _Problem(NamedTuple):
 
 
 def _prepare(
-    anchors, candidates, tau, scale, positive, row_group, column_group, ignore_above, margin, weight, needs: Needs
+    anchors, candidates, tau, scale, positive, row_group, column_group, ignore_above, margin, weight, needs: Needs, ieee
 ) -> _Problem:
     """Prepares the inputs, without groups that are given for one side only, and finds the plan."""
     acc_dtype = accumulation_dtype(anchors)
@@ -103,7 +105,7 @@ def _prepare(
     ignore_above = None if ignore_above is None else tau.new_full((), ignore_above)
     margin = tau.new_full((), margin) if margin else None
     ignored = None if positive is None else positive == IGNORE.value
-    operands = prepare_operands(anchors, candidates, ignored, splits=True)
+    operands = prepare_operands(anchors, candidates, ignored, splits=True, ieee=ieee)
     a, b, _, kind, d, _, capability, processors = operands
     (B, width), N = a.shape, b.shape[0]
     given = Given(*(x is not None for x in (positive, row_group, ignore_above, margin, weight)))

@@ -84,15 +84,15 @@ def check_device(anchors: Tensor) -> None:
 
 
 def prepare_operands(
-    anchors: Tensor, candidates: Tensor, ignored: Tensor | None = None, splits: bool = False
+    anchors: Tensor, candidates: Tensor, ignored: Tensor | None = None, splits: bool = False, ieee: bool = False
 ) -> Operands:
     """Aligns the operands, zeroes the anchors of ``ignored`` rows [B], and looks up the GPU.
 
-    ``splits``: the sweeps have bf16x3 on sm_90; otherwise TF32 takes its place.
+    ``splits``: the sweeps have bf16x3 on sm_90; otherwise TF32 takes its place. ``ieee``: see ``product_kind``.
     """
     capability, processors = _gpu(anchors.get_device()) if anchors.is_cuda else (ASSUMED_CAPABILITY, ASSUMED_PROCESSORS)
     aligned = _align(anchors, ignored), _align(candidates)
-    kind = product_kind(anchors.dtype)
+    kind = product_kind(anchors.dtype, ieee)
     if kind == "bf16x3" and not (splits and 90 <= capability < 100):
         kind = "tf32"
     swept = (_split(aligned[0]), _split(aligned[1])) if kind == "bf16x3" else aligned

@@ -202,6 +202,7 @@ def nameless(schema):
 def without_new_defaults(schema, then):
     """Removes the last arguments that ``then`` lacks and that have a default: callers of before need not give them."""
     arguments, result = schema.split(") -> ") if schema else ("", "")
+    arguments = arguments.replace(", *,", ",")  # those that follow are given by name
     parts, count = arguments.split(", "), len(then.split(") -> ")[0].split(", "))
     added = list(takewhile(lambda part: "=" in part, reversed(parts[count:])))
     return ", ".join(parts[: len(parts) - len(added)]) + ") -> " + result

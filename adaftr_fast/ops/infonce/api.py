@@ -4,6 +4,7 @@ Shapes: B rows (anchors), N candidates, d hidden width, W ranks.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import torch
@@ -17,12 +18,14 @@ from adaftr_fast.ops.infonce.arguments import (
     append_bias,
     expand_tau,
     labels_of,
+    product_dtype,
     reverse,
     reverse_labels,
     row_scale,
     split_tau,
 )
-from adaftr_fast.ops.infonce.blocks import BLOCKS, FunctionalBlocks
+from adaftr_fast.ops.infonce.blocks import BLOCKS
+from adaftr_fast.ops.infonce.blocks import FORMULA as OF_BLOCKS
 from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
 from adaftr_fast.ops.infonce.checks import (
     check_bias_is_finite,
@@ -34,19 +37,17 @@ from adaftr_fast.ops.infonce.checks import (
     check_targets,
     op_name,
 )
-from adaftr_fast.ops.infonce.op import TARGETS, FunctionalInfoNCE
+from adaftr_fast.ops.infonce.op import FORMULA, TARGETS
 from adaftr_fast.ops.infonce.reference import weighted
-from adaftr_fast.ops.infonce.symmetric_op import FunctionalSymmetric, both_directions
+from adaftr_fast.ops.infonce.symmetric_op import FORMULA as OF_BOTH
+from adaftr_fast.ops.infonce.symmetric_op import both_directions
 from adaftr_fast.ops.infonce.targets import choose_positive
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
 Reduction = Literal["mean", "sum", "none"]
-FUNCTIONS = {
-    "infonce": FunctionalInfoNCE,
-    TARGETS: FunctionalInfoNCE,
-    "infonce_symmetric": FunctionalSymmetric,
-    BLOCKS: FunctionalBlocks,
-}
+Precision = Literal["auto", "float32", "bfloat16"]
+FORMULAS = {"infonce": FORMULA, TARGETS: FORMULA, "infonce_symmetric": OF_BOTH, BLOCKS: OF_BLOCKS}
+FUNCTIONS = {(op, ieee): formula.functional(ieee) for op, formula in FORMULAS.items() for ieee in (False, True)}
 
 
 class InfoNCEStats(NamedTuple):
@@ -73,6 +74,7 @@ class InfoNCEOptions(TypedDict, total=False):
     symmetric: bool
     block: int | None
     reduction: Reduction
+    precision: Precision
     backend: Backend
     process_group: ProcessGroup | None
 
@@ -128,6 +130,7 @@ def adaptive_infonce(
     block: int | None = None,
     reduction: Reduction = "mean",
     return_stats: bool = False,
+    precision: Precision = "auto",
     backend: Backend = "auto",
     process_group: ProcessGroup | None = None,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
@@ -149,7 +152,7 @@ def adaptive_infonce(
     ``torch.func.grad`` and ``vjp`` are supported outside ``torch.compile``; ``vmap`` and ``jacrev`` call the loss in a
     loop.
 
-    float32 products follow ``torch.set_float32_matmul_precision``:
+    By default, float32 products follow ``torch.set_float32_matmul_precision``; ``precision`` overrides it:
 
     - "highest": IEEE float32.
     - "high": on GPUs of compute capability 9.0, and on CPUs with AMX, three bfloat16 products of operands split in two;
@@ -231,6 +234,12 @@ def adaptive_infonce(
         reduction: "mean" (the weighted mean over the rows that are not ignored; 0 if there are none), "sum", or
             "none" ([B]; 0 for an ignored row).
         return_stats: if True, also returns the :class:`InfoNCEStats` of the ctr -> cvr direction.
+        precision: of the products, on every device. "auto": that of the type of the representations, and in float32
+            that of the settings above. "float32": IEEE float32 whatever the settings; bfloat16 and float16 are
+            converted to float32 first, and float64 stays. Where plain PyTorch computes (the reference, second
+            derivatives, and on CUDA blocks beyond 32 rows), it then does so in float64. "bfloat16": the representations
+            are rounded to bfloat16, whatever their type, and the sums are float32. Their gradients are rounded to
+            bfloat16 too, by PyTorch's conversion.
         backend: "auto" selects C++ on CPU and Triton on CUDA. "reference", "cpu" and "triton" select one backend.
             "triton" accepts CPU tensors only under TRITON_INTERPRET=1.
         process_group: if given, the candidates of every row are the ``h_cvr`` of all ranks, as if the ranks' rows were
@@ -245,7 +254,8 @@ def adaptive_infonce(
         - h_ctr: [B, d]
         - h_cvr: [N, d]
         - tau: [B] or 0-dim
-        - Output: 0-dim, or [B] with reduction "none"; float32, or float64 for float64 inputs
+        - Output: 0-dim, or [B] with reduction "none"; float32, or float64 for float64 inputs unless ``precision`` is
+          "bfloat16"
 
     Returns:
         The loss, or (loss, :class:`InfoNCEStats`) if ``return_stats`` is True.
@@ -271,7 +281,7 @@ def adaptive_infonce(
     check_no_tangents(
         "adaptive_infonce", h_ctr, h_cvr, *(tau if isinstance(tau, tuple) else (tau,)), row_weight, column_bias
     )
-    dtype = torch.promote_types(h_ctr.dtype, h_cvr.dtype)
+    dtype = product_dtype(h_ctr, h_cvr, precision)
     h_ctr, h_cvr = h_ctr.to(dtype), h_cvr.to(dtype)
     tau_row, tau_column = split_tau(tau, symmetric)
     labels = labels_of(positive_group)
@@ -295,7 +305,7 @@ def adaptive_infonce(
         check_bias_is_finite(column_bias)
         h_ctr, h_cvr = append_bias(h_ctr, h_cvr, tau_row, column_bias)
 
-    op = _op_of(backend, h_ctr, BLOCKS if block is not None else TARGETS if targets else "infonce")
+    op = _op_of(backend, h_ctr, BLOCKS if block is not None else TARGETS if targets else "infonce", precision)
     settings = _Settings(op, block, ignore_above, margin, label_smoothing, reduction)
     decisive = positive_index if labels is None else labels[0]  # IGNORE for rows without a loss
     batch = None
@@ -310,7 +320,7 @@ def adaptive_infonce(
     paired = positive_index is None and len(h_ctr) == len(h_cvr)
     shared = symmetric and paired and not (targets or return_stats) and ignore_above is None
     if shared and batch is None and block is None:
-        both = _op_of(backend, h_ctr, "infonce_symmetric")
+        both = _op_of(backend, h_ctr, "infonce_symmetric", precision)
         tau_column = expand_tau(tau_column, h_cvr, "tau (per column)") if isinstance(tau, tuple) else tau_row
         return both_directions(both, (h_ctr, h_cvr, tau_row, tau_column), row_group, column_group, scale, reduction)
     candidates = Candidates(h_cvr, positive_index, column_group, None if labels is None else labels[1])
@@ -412,9 +422,10 @@ def _direction(
     return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None
 
 
-def _op_of(backend: str, h_ctr: Tensor, op: str) -> Callable[..., Any]:
+def _op_of(backend: str, h_ctr: Tensor, op: str, precision: str) -> Callable[..., Any]:
     name = op_name("adaptive_infonce", op, backend, h_ctr)
+    ieee = precision == "float32"
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return lambda *args: FUNCTIONS[op].apply(*args, name)
+        return lambda *args: FUNCTIONS[op, ieee].apply(*args, name)
     found: Callable[..., Any] = getattr(torch.ops.adaftr_fast, name)
-    return found
+    return partial(found, ieee=True) if ieee else found  # an argument takes time, even at its default

@@ -14,6 +14,16 @@ Tau = Tensor | float
 Labels = tuple[Tensor, Tensor]  # of the rows [B] and of the candidates [N]
 
 
+def product_dtype(h_ctr: Tensor, h_cvr: Tensor, precision: str) -> torch.dtype:
+    """Returns the type to which both representations are converted."""
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"adaptive_infonce: precision must be auto, float32 or bfloat16, got {precision!r}")
+    if precision == "bfloat16":
+        return torch.bfloat16
+    dtype = torch.promote_types(h_ctr.dtype, h_cvr.dtype)
+    return torch.promote_types(dtype, torch.float32) if precision == "float32" else dtype
+
+
 def split_tau(tau: Tau | tuple[Tau, Tau], symmetric: bool) -> tuple[Tau, Tau]:
     """Returns the temperatures of the rows and of the columns."""
     if not isinstance(tau, tuple):

@@ -2,16 +2,20 @@
 
 Such an op has n differentiable inputs x_i and computes a loss for each of B rows:
 
-    op(x_1, ..., x_n, *masks, scale, need_1, ..., need_n, [need_stats], *options)
+    op(x_1, ..., x_n, *masks, scale, need_1, ..., need_n, [need_stats], *options, ieee=False)
         -> (loss, row_loss, *statistics, d_1, ..., d_n)
 
 with ``loss = sum_r scale_r row_loss_r`` and its gradients d_i in x_i, which are empty unless need_i. Backward only
 multiplies them by the upstream scalar. When it receives a gradient of ``row_loss`` (reduction="none"), or needs a
 gradient that is empty, it calls the op again with the upstream gradient as the scale.
+
+With ``ieee``, products of float32 are IEEE, whatever ``torch.set_float32_matmul_precision`` says. It is an argument
+because that setting belongs to the process: other threads would see it change, and backward runs later.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +29,11 @@ Gradients = tuple[Tensor | None, ...]
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Returns float64 for float64 and float32 for every narrower type."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def reference_dtype(dtype: torch.dtype, ieee: bool) -> torch.dtype:
+    """Returns the type in which plain PyTorch computes. Its float32 products follow the settings, float64's do not."""
+    return torch.float64 if ieee else accumulation_dtype(dtype)
 
 
 @dataclass(frozen=True)
@@ -52,21 +61,25 @@ class Formula:
             g_loss: Tensor | None,
             g_row_loss: Tensor | None,
             saved: list[Tensor | None],
+            ieee: bool = False,
         ) -> Gradients:
             held = (*saved[:options_at], None, *saved[options_at:])
-            return self.gradients_by_op(name, tuple(needs), tuple(computed), (number,), g_loss, g_row_loss, *held)
+            return self.gradients_by_op(name, tuple(needs), tuple(computed), (number,), ieee, g_loss, g_row_loss, *held)
 
         library.define(
             f"_{name}_gradients(bool[] needs, bool[] computed, {option}, Tensor? g_loss, Tensor? g_row_loss,"
-            " Tensor?[] saved) -> (Tensor, Tensor, Tensor, Tensor)"
+            " Tensor?[] saved, bool ieee=False) -> (Tensor, Tensor, Tensor, Tensor)"
         )
         library.impl(f"_{name}_gradients", gradients, "CompositeImplicitAutograd")
 
-    def functional(self) -> type[torch.autograd.Function]:
+    def functional(self, ieee: bool) -> type[torch.autograd.Function]:
         """Returns the function of the ops with this formula for torch.func."""
-        return functional(self.setup_context, self.backward_of)
+        setup_context = partial(self.setup_context, keyword_only_inputs={"ieee": ieee})
+        return functional(setup_context, self.backward_of, ieee=ieee)
 
-    def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(
+        self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], keyword_only_inputs: dict[str, bool]
+    ) -> None:
         """Saves what the backward pass needs."""
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[2:])
@@ -74,6 +87,7 @@ class Formula:
         options = inputs[first_need + self.inputs + self.has_stats :]
         tensors = (x if isinstance(x, Tensor) else None for x in options)
         ctx.numbers = tuple(None if isinstance(x, Tensor) else x for x in options)
+        ctx.ieee = keyword_only_inputs["ieee"]
         ctx.arguments = len(inputs)
         ctx.computed = inputs[first_need : first_need + self.inputs]
         ctx.save_for_backward(*inputs[:first_need], *tensors, output[1], *output[-self.inputs :])
@@ -86,8 +100,9 @@ class Formula:
             if g_loss is None and g_row_loss is None:
                 return (None,) * ctx.arguments
             needs = (*ctx.needs_input_grad[: self.inputs], ctx.needs_input_grad[before_scale])
+            settings = (ctx.numbers, ctx.ieee)
             upstream = (g_loss, g_row_loss)
-            *d, d_scale = self.gradients_by_op(name, needs, ctx.computed, ctx.numbers, *upstream, *ctx.saved_tensors)
+            *d, d_scale = self.gradients_by_op(name, needs, ctx.computed, *settings, *upstream, *ctx.saved_tensors)
             return *d, *(None,) * self.masks, d_scale, *(None,) * (ctx.arguments - before_scale - 1)
 
         return backward
@@ -114,6 +129,7 @@ class _Gradients(torch.autograd.Function):
         needs: tuple[bool, ...],
         computed: tuple[bool, ...],
         numbers: tuple[Any, ...],
+        ieee: bool,
         g_loss: Tensor | None,
         g_row_loss: Tensor | None,
         *saved: Any,
@@ -128,7 +144,7 @@ class _Gradients(torch.autograd.Function):
             factor = factor if g_row_loss is None else factor + g_row_loss
             without_stats = (False,) * formula.has_stats
             op = getattr(torch.ops.adaftr_fast, name)
-            gradients = op(*x, *masks, factor, *wanted, *without_stats, *options)[-n:]
+            gradients = op(*x, *masks, factor, *wanted, *without_stats, *options, ieee=ieee)[-n:]
             upstream = None
         scaled = (g if upstream is None else g * upstream for g in gradients)
         cast = [g.to(x.dtype) if w else None for g, x, w in zip(scaled, inputs, wanted)]
@@ -136,7 +152,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
-        ctx.formula, _, _, _, ctx.numbers, *tensors = inputs
+        ctx.formula, _, _, _, ctx.numbers, ctx.ieee, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors[: -ctx.formula.inputs - 1])
 
@@ -148,7 +164,7 @@ class _Gradients(torch.autograd.Function):
 
         def closed_form(g_loss: Tensor, g_row_loss: Tensor, scale: Tensor, *x: Tensor) -> tuple[Tensor, ...]:
             """The gradients as functions of the upstream gradients, scale and x_1 to x_n."""
-            wide = [each.to(accumulation_dtype(each.dtype)) for each in x]
+            wide = [each.to(reference_dtype(each.dtype, ctx.ieee)) for each in x]
             first = formula.gradients(*wide, scale * g_loss + g_row_loss, *masks, *options)
             return *first, g_loss * formula.row_loss(*wide, *masks, *options)
 
@@ -158,8 +174,8 @@ class _Gradients(torch.autograd.Function):
         d = pull(tuple(torch.zeros_like(v) if g is None else g.to(v.dtype) for g, v in zip(upstream, values)))
         d_upstream, d_scale, d_x = d[:2], d[2], d[3:]
         found = (*d_upstream, *d_x, *(None,) * len(masks), d_scale, *(None,) * (len(options) + 1 + len(x)))
-        needed = (g if need else None for g, need in zip(found, ctx.needs_input_grad[5:]))
-        return *(None,) * 5, *needed
+        needed = (g if need else None for g, need in zip(found, ctx.needs_input_grad[6:]))
+        return *(None,) * 6, *needed
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
@@ -174,19 +190,19 @@ def _split(formula: Formula, inputs: Any, numbers: tuple[Any, ...]) -> tuple[Any
 
 
 def functional(
-    setup_context: Callable[..., None], backward_of: Callable[[str], Callable[..., Gradients]]
+    setup_context: Callable[..., None], backward_of: Callable[[str], Callable[..., Gradients]], **keywords: Any
 ) -> type[torch.autograd.Function]:
     """Returns a function that calls an op of ``torch.ops.adaftr_fast``, differentiated by the formula of the op.
 
     It serves torch.func, which refuses the functions of ``torch.library.register_autograd``. ``apply`` takes the op's
-    arguments and its name.
+    arguments but ``keywords``, and its name.
     """
 
     class Functional(torch.autograd.Function):
         @staticmethod
         def forward(*args: Any) -> tuple[Tensor, ...]:
             *inputs, name = args
-            outputs: tuple[Tensor, ...] = getattr(torch.ops.adaftr_fast, name)(*inputs)
+            outputs: tuple[Tensor, ...] = getattr(torch.ops.adaftr_fast, name)(*inputs, **keywords)
             return outputs
 
         @staticmethod

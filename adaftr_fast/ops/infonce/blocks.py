@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype
+from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype, reference_dtype
 from adaftr_fast.ops.infonce.op import check_tau, fake, outputs_of
 from adaftr_fast.ops.infonce.reference import InfoNCERows, rows_of_logits, similarity_gradients
 from adaftr_fast.ops.infonce.targets import Outputs
@@ -23,8 +23,9 @@ from adaftr_fast.ops.library import library
 
 SCHEMA = (
     "(Tensor anchors, Tensor candidates, Tensor tau, Tensor scale, bool need_d_anchors, bool need_d_candidates,"
-    " bool need_d_tau, bool need_stats, int block) -> (Tensor loss, Tensor row_loss, Tensor lse, Tensor positive_logit,"
-    " Tensor top1, Tensor entropy, Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
+    " bool need_d_tau, bool need_stats, int block, *, bool ieee=False)"
+    " -> (Tensor loss, Tensor row_loss, Tensor lse, Tensor positive_logit, Tensor top1, Tensor entropy,"
+    " Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
 )
 BLOCKS = "infonce_blocks"
 NAMES = (BLOCKS, "infonce_blocks_reference", "infonce_blocks_triton")
@@ -77,6 +78,8 @@ def _reference(
     need_d_tau: bool,
     need_stats: bool,
     block: int,
+    *,
+    ieee: bool = False,
 ) -> Outputs:
     """Computes the op in plain PyTorch."""
     if candidates.shape != anchors.shape:
@@ -91,29 +94,30 @@ def _reference(
     else:  # reading the values would wait for the device
         tau = torch.where((tau > 0) & tau.isfinite(), tau, torch.nan)
     block = min(block, max(len(anchors), 1))
-    acc = accumulation_dtype(anchors.dtype)
-    inputs = anchors.to(acc), candidates.to(acc), tau.to(acc)
+    dtype = reference_dtype(anchors.dtype, ieee)
+    inputs = anchors.to(dtype), candidates.to(dtype), tau.to(dtype)
     needs = (need_d_anchors, need_d_candidates, need_d_tau)
     gradients = block_gradients(*inputs, scale, block) if any(needs) else inputs
-    return outputs_of(block_rows(*inputs, block), gradients, scale, needs, need_stats)
+    rows = block_rows(*inputs, block)
+    return outputs_of(rows, gradients, scale, needs, need_stats, accumulation_dtype(anchors.dtype))
 
 
-def _triton(anchors: Tensor, *arguments: Any) -> Outputs:
+def _triton(anchors: Tensor, *arguments: Any, **options: Any) -> Outputs:
     """Computes the op by the Triton kernel, or in plain PyTorch where a block is too large for it."""
     from adaftr_fast.kernels.infonce import infonce_blocks, serves_blocks  # imports triton
 
     run = infonce_blocks if serves_blocks(anchors, arguments[-1]) else _reference
-    outputs: Outputs = run(anchors, *arguments)
+    outputs: Outputs = run(anchors, *arguments, **options)
     return outputs
 
 
-def _cuda(anchors: Tensor, *arguments: Any) -> Outputs:
+def _cuda(anchors: Tensor, *arguments: Any, **options: Any) -> Outputs:
     """Runs the kernel, or plain PyTorch on a GPU that is older than the kernels are compiled for."""
     run = _triton if torch.cuda.get_device_capability(anchors.device) >= (8, 0) else _reference
-    return run(anchors, *arguments)
+    return run(anchors, *arguments, **options)
 
 
-def _fake(anchors: Tensor, candidates: Tensor, tau: Tensor, scale: Tensor, *needs_and_block: Any) -> Outputs:
+def _fake(anchors: Tensor, candidates: Tensor, tau: Tensor, scale: Tensor, *needs_and_block: Any, **_: Any) -> Outputs:
     return fake(anchors, candidates, tau, None, None, None, scale, *needs_and_block)
 
 
@@ -122,7 +126,6 @@ def _row_loss(*arguments: Any) -> Tensor:
 
 
 FORMULA = Formula(3, 0, True, _row_loss, block_gradients)
-FunctionalBlocks = FORMULA.functional()
 FORMULA.define_gradients(BLOCKS, "int block")
 
 for _name in NAMES:

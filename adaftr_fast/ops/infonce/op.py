@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast._extension import is_built
-from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype
+from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype, reference_dtype
 from adaftr_fast.ops.infonce.reference import IGNORE, InfoNCERows, infonce_gradients, infonce_rows, weighted
 from adaftr_fast.ops.infonce.targets import Outputs, check_positives, with_targets
 from adaftr_fast.ops.library import library
@@ -35,8 +35,8 @@ from adaftr_fast.ops.library import library
 SCHEMA = (
     "(Tensor anchors, Tensor candidates, Tensor tau, Tensor? positive, Tensor? row_group, Tensor? column_group,"
     " Tensor scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,"
-    " float? ignore_above=None) -> (Tensor loss, Tensor row_loss, Tensor lse, Tensor positive_logit, Tensor top1,"
-    " Tensor entropy, Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
+    " float? ignore_above=None, *, bool ieee=False) -> (Tensor loss, Tensor row_loss, Tensor lse,"
+    " Tensor positive_logit, Tensor top1, Tensor entropy, Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
 )
 SCHEMA_OF_SWEEP = SCHEMA.replace(
     "ignore_above=None", "ignore_above=None, float margin=0.0, Tensor? positive_weight=None"
@@ -66,20 +66,22 @@ def reference(
     label_smoothing: float = 0.0,
     row_label: Tensor | None = None,
     column_label: Tensor | None = None,
+    *,
+    ieee: bool = False,
 ) -> Outputs:
     """Computes the op in plain PyTorch, which stores the B x N similarities."""
     if anchors.device.type == "cpu":  # on other devices, reading the values would wait for the device
         if row_label is not None and positive is not None:
             check_positives(positive)
         _check_values(tau, positive, candidates.shape[0])
-    acc = accumulation_dtype(anchors.dtype)
-    inputs = anchors.to(acc), candidates.to(acc), tau.to(acc)
+    dtype = reference_dtype(anchors.dtype, ieee)
+    inputs = anchors.to(dtype), candidates.to(dtype), tau.to(dtype)
     options: tuple[Any, ...] = (positive, row_group, column_group, ignore_above, margin)
     options += (label_smoothing, row_label, column_label)
     result = infonce_rows(*inputs, *options)
     needs = (need_d_anchors, need_d_candidates, need_d_tau)
     gradients = infonce_gradients(*inputs, scale, *options) if any(needs) else inputs
-    return outputs_of(result, gradients, scale, needs, need_stats)
+    return outputs_of(result, gradients, scale, needs, need_stats, accumulation_dtype(anchors.dtype))
 
 
 def outputs_of(
@@ -88,12 +90,15 @@ def outputs_of(
     scale: Tensor,
     needs: tuple[bool, bool, bool],
     need_stats: bool,
+    dtype: torch.dtype,
 ) -> Outputs:
-    """Returns the outputs of an op from all results of a reference."""
-    d_anchors, d_candidates, d_tau = (g if need else g.new_empty(0) for g, need in zip(gradients, needs))
-    stats = (rows.top1, rows.entropy) if need_stats else (rows.top1.new_empty(0), rows.loss.new_empty(0))
-    loss = weighted(rows.loss, scale).sum()
-    return loss, rows.loss.clone(), rows.lse, rows.positive_logit, *stats, d_anchors, d_candidates, d_tau
+    """Returns the outputs of an op, in its accumulation type, from all results of a reference."""
+    loss, row_loss = weighted(rows.loss, scale).sum().to(dtype), rows.loss.to(dtype, copy=True)
+    top1, entropy = (rows.top1, rows.entropy) if need_stats else (rows.top1.new_empty(0), rows.loss.new_empty(0))
+    lse, logit, entropy = (x.to(dtype) for x in (rows.lse, rows.positive_logit, entropy))
+    kept = (g if need else g.new_empty(0) for g, need in zip(gradients, needs))
+    d_anchors, d_candidates, d_tau = (g.to(dtype) for g in kept)
+    return loss, row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau
 
 
 def _check_values(tau: Tensor, positive: Tensor | None, num_candidates: int) -> None:
@@ -116,11 +121,11 @@ def check_tau(tau: Tensor, used: Tensor, of: str = "") -> None:
         raise RuntimeError(f"adaptive_infonce: tau{of} must be positive and finite, got tau[{row}] = {tau[row].item()}")
 
 
-def triton_kernel(*args: Any) -> Outputs:
+def triton_kernel(*args: Any, **options: Any) -> Outputs:
     """Computes the op by the Triton kernels."""
     from adaftr_fast.kernels.infonce import infonce  # imports triton, which CPU users may not have installed
 
-    outputs: Outputs = infonce(*args)
+    outputs: Outputs = infonce(*args, **options)
     return outputs
 
 
@@ -137,6 +142,7 @@ def fake(
     need_d_tau: bool,
     need_stats: bool,
     *_: Any,
+    ieee: bool = False,
 ) -> Outputs:
     """Returns empty outputs of the right shapes and types."""
     acc = accumulation_dtype(anchors.dtype)
@@ -163,15 +169,14 @@ def _row_loss(*arguments: Any) -> Tensor:
 
 
 FORMULA = Formula(3, 3, True, _row_loss, infonce_gradients)
-FunctionalInfoNCE = FORMULA.functional()
 
 
-def _targets_by_cpp(*args: Any) -> Outputs:
-    return with_targets(torch.ops.adaftr_fast.infonce_sweep, *args)
+def _targets_by_cpp(*args: Any, **options: Any) -> Outputs:
+    return with_targets(torch.ops.adaftr_fast.infonce_sweep, *args, **options)
 
 
-def _targets_by_triton(*args: Any) -> Outputs:
-    return with_targets(triton_kernel, *args)
+def _targets_by_triton(*args: Any, **options: Any) -> Outputs:
+    return with_targets(triton_kernel, *args, **options)
 
 
 FORMULA.define_gradients("infonce", "float? ignore_above")

@@ -21,14 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype
+from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype, reference_dtype
 from adaftr_fast.ops.infonce.op import check_tau, triton_kernel
 from adaftr_fast.ops.infonce.reference import infonce_gradients, infonce_rows, weighted
 from adaftr_fast.ops.library import library
 
 SCHEMA = (
     "(Tensor anchors, Tensor candidates, Tensor tau_row, Tensor tau_column, Tensor? row_group, Tensor? column_group,"
-    " Tensor scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau_row, bool need_d_tau_column)"
+    " Tensor scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau_row, bool need_d_tau_column,"
+    " *, bool ieee=False)"
     " -> (Tensor loss, Tensor row_loss, Tensor d_anchors, Tensor d_candidates, Tensor d_tau_row, Tensor d_tau_column)"
 )
 NAMES = ("infonce_symmetric", "infonce_symmetric_reference", "infonce_symmetric_triton")
@@ -70,39 +71,39 @@ def _closed_form(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return d_a + e_a, d_b + e_b, d_tau_row, d_tau_column
 
 
-def _reference(*args: Any) -> Outputs:
+def _reference(*args: Any, ieee: bool = False) -> Outputs:
     """Computes the op in plain PyTorch, which stores the B x B similarities."""
     (anchors, candidates, tau_row, tau_column, row_group, column_group, scale), needs = args[:7], args[7:]
     if anchors.device.type == "cpu":  # on other devices, reading the values would wait for the device
         for tau, of in ((tau_row, ""), (tau_column, " (per column)")):
             check_tau(tau, torch.ones_like(tau, dtype=torch.bool), of)
-    acc = accumulation_dtype(anchors.dtype)
-    inputs = [x.to(acc) for x in (anchors, candidates, tau_row, tau_column)]
+    acc, dtype = accumulation_dtype(anchors.dtype), reference_dtype(anchors.dtype, ieee)
+    inputs = [x.to(dtype) for x in (anchors, candidates, tau_row, tau_column)]
     row_loss = _row_loss(*inputs, row_group, column_group)
     gradients = _closed_form(*inputs, scale, row_group, column_group) if any(needs) else inputs
-    d = (g if need else g.new_empty(0) for g, need in zip(gradients, needs))
-    return weighted(row_loss, scale).sum(), row_loss, *d
+    d = (g.to(acc) if need else g.new_empty(0, dtype=acc) for g, need in zip(gradients, needs))
+    return weighted(row_loss, scale).sum().to(acc), row_loss.to(acc), *d
 
 
-def _two_sweeps(infonce: Callable[..., Any], *args: Any) -> Outputs:
+def _two_sweeps(infonce: Callable[..., Any], *args: Any, **options: Any) -> Outputs:
     """Computes the op by two calls of one with the arguments of ``infonce``."""
     a, b, tau_row, tau_column, row_group, column_group, scale, need_a, need_b, need_row, need_column = args
     half = scale / 2
-    one = infonce(a, b, tau_row, None, row_group, column_group, half, need_a, need_b, need_row, False)
-    two = infonce(b, a, tau_column, None, column_group, row_group, half, need_b, need_a, need_column, False)
+    one = infonce(a, b, tau_row, None, row_group, column_group, half, need_a, need_b, need_row, False, **options)
+    two = infonce(b, a, tau_column, None, column_group, row_group, half, need_b, need_a, need_column, False, **options)
     return one[0] + two[0], (one[1] + two[1]) / 2, one[6] + two[7], one[7] + two[6], one[8], two[8]
 
 
-def _triton(*args: Any) -> Outputs:
+def _triton(*args: Any, **options: Any) -> Outputs:
     from adaftr_fast.kernels.infonce import infonce_symmetric, serves_symmetric  # imports triton
 
     if not serves_symmetric(args[0], *args[2:5]):
-        return _two_sweeps(triton_kernel, *args)
-    outputs: Outputs = infonce_symmetric(*args)
+        return _two_sweeps(triton_kernel, *args, **options)
+    outputs: Outputs = infonce_symmetric(*args)  # of half types, for which ieee means nothing
     return outputs
 
 
-def _fake(*args: Any) -> Outputs:
+def _fake(*args: Any, **_: Any) -> Outputs:
     anchors, candidates = args[:2]
     acc = accumulation_dtype(anchors.dtype)
     row_loss = anchors.new_empty(anchors.shape[0], dtype=acc)
@@ -112,7 +113,6 @@ def _fake(*args: Any) -> Outputs:
 
 
 FORMULA = Formula(4, 2, False, _row_loss, _closed_form)
-FunctionalSymmetric = FORMULA.functional()
 
 for _name in NAMES:
     FORMULA.define(_name, SCHEMA, _fake)

@@ -218,6 +218,8 @@ def with_targets(
     label_smoothing: float = 0.0,
     row_label: Tensor | None = None,
     column_label: Tensor | None = None,
+    *,
+    ieee: bool = False,
 ) -> Outputs:
     """Calls an op of the arguments of ``infonce_sweep``, and adds the other targets to the loss and gradients."""
     if row_label is not None and positive is not None and anchors.device.type == "cpu":
@@ -227,11 +229,11 @@ def with_targets(
     inputs = (anchors, candidates, tau, *masks, scale, *needs, need_stats, ignore_above, margin)
     columns = len(candidates)
     if columns == 0 or (label_smoothing == 0 and row_label is None):  # columns == 0: every row is ignored
-        return op(*inputs, None)
+        return op(*inputs, None, ieee=ieee)
     positive = torch.arange(len(anchors), device=anchors.device) if positive is None else positive
     valid, target = positive != IGNORE, positive.clamp(0, columns - 1)
     weights = _weights(target, columns, row_group, column_group, label_smoothing, row_label, column_label)
-    _, row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau = op(*inputs, weights.positive)
+    _, row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau = op(*inputs, weights.positive, ieee=ieee)
 
     a, b, tau = anchors.double(), candidates.double(), tau.double()
     delta, rest = weights.delta(b, target), 1 - weights.positive  # [B, d], [B]

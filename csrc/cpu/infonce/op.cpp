@@ -20,11 +20,12 @@ namespace {
 using Outputs = OneDirection;
 
 // How many bfloat16 terms an operand may be taken as. bfloat16 inputs are one term, float16 inputs two, both exactly;
-// float32 inputs as the matmul precision of the CPU (mkldnn) allows, which torch.set_float32_matmul_precision sets to
-// ieee, tf32 and bf16 for "highest", "high" and "medium"; 0: float32 itself.
-int bf16_terms(at::ScalarType inputs) {
+// float32 inputs, unless ieee, as the matmul precision of the CPU (mkldnn) allows, which
+// torch.set_float32_matmul_precision sets to ieee, tf32 and bf16 for "highest", "high" and "medium"; 0: float32 itself.
+int bf16_terms(at::ScalarType inputs, bool ieee) {
   if (inputs == at::kBFloat16) return 1;
   if (inputs == at::kHalf) return 2;
+  if (ieee) return 0;
   switch (at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL)) {
     case at::Float32Precision::TF32:
       return 2;
@@ -43,11 +44,11 @@ constexpr KernelTables<InfoNCEKernels> kTables = {&generic::kInfoNCE,
 };
 
 template <class T>
-SweepKernel<InfoNCEProblem<T>> kernel_for(at::ScalarType inputs) {
+SweepKernel<InfoNCEProblem<T>> kernel_for(at::ScalarType inputs, bool ieee) {
   if constexpr (std::is_same_v<T, double>) {
     return best_kernel(kTables, &InfoNCEKernels::f64);
   } else {
-    const int terms = bf16_terms(inputs);
+    const int terms = bf16_terms(inputs, ieee);
     SweepKernel<InfoNCEProblem<float>> kernel{};
     if (terms == 1) kernel = best_kernel(kTables, &InfoNCEKernels::bf16);
     if (terms == 2) kernel = best_kernel(kTables, &InfoNCEKernels::bf16x2);
@@ -91,7 +92,7 @@ void check_values(const Tensor& tau, const OptionalTensor& positive, int64_t row
 }
 
 template <class T>
-Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
+Outputs run(at::ScalarType inputs, bool ieee, const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
             const OptionalTensor& positive, const OptionalTensor& row_group, const OptionalTensor& column_group,
             std::optional<double> ignore_above, double margin, const OptionalTensor& positive_weight,
             const Tensor& scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats) {
@@ -130,7 +131,7 @@ Outputs run(at::ScalarType inputs, const Tensor& anchors, const Tensor& candidat
                                   data(d_anchors, need_d_anchors),
                                   data(d_candidates, need_d_candidates),
                                   data(d_tau, need_d_tau)};
-  launch(kernel_for<T>(inputs), problem, loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau);
+  launch(kernel_for<T>(inputs, ieee), problem, loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau);
   return {weighted_sum(loss, scale), loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
 }
 
@@ -138,7 +139,7 @@ Outputs infonce_sweep(const Tensor& anchors, const Tensor& candidates, const Ten
                       const OptionalTensor& positive, const OptionalTensor& row_group,
                       const OptionalTensor& column_group, const Tensor& scale, bool need_d_anchors,
                       bool need_d_candidates, bool need_d_tau, bool need_stats, std::optional<double> ignore_above,
-                      double margin, const OptionalTensor& positive_weight) {
+                      double margin, const OptionalTensor& positive_weight, bool ieee) {
   check_arguments(anchors, candidates, tau, scale);
   TORCH_CHECK(row_group.has_value() == column_group.has_value(),
               "adaptive_infonce: row_group and column_group must be given together");
@@ -148,7 +149,7 @@ Outputs infonce_sweep(const Tensor& anchors, const Tensor& candidates, const Ten
               "adaptive_infonce: positive_weight must be [", tau.size(0), "], got ", positive_weight->sizes());
   const OptionalTensor weight = positive_weight.has_value() ? OptionalTensor(widen(*positive_weight)) : std::nullopt;
   const auto go = dtype == at::kDouble ? run<double> : run<float>;
-  return go(anchors.scalar_type(), widen(anchors), widen(candidates), widen(tau),
+  return go(anchors.scalar_type(), ieee, widen(anchors), widen(candidates), widen(tau),
             ids("positive", positive, anchors.size(0)), ids("row_group", row_group, anchors.size(0)),
             ids("column_group", column_group, candidates.size(0)), ignore_above, margin, weight, widen(scale),
             need_d_anchors, need_d_candidates, need_d_tau, need_stats);
@@ -156,8 +157,8 @@ Outputs infonce_sweep(const Tensor& anchors, const Tensor& candidates, const Ten
 
 }  // namespace
 
-bool multiplies_bf16(at::ScalarType inputs) {
-  const int terms = bf16_terms(inputs);
+bool multiplies_bf16(at::ScalarType inputs, bool ieee) {
+  const int terms = bf16_terms(inputs, ieee);
   return (terms == 1 && best_kernel(kTables, &InfoNCEKernels::bf16)) ||
          (terms == 2 && best_kernel(kTables, &InfoNCEKernels::bf16x2));
 }
@@ -165,9 +166,9 @@ bool multiplies_bf16(at::ScalarType inputs) {
 OneDirection infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
                      const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& scale,
                      bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
-                     std::optional<double> ignore_above) {
+                     std::optional<double> ignore_above, bool ieee) {
   return infonce_sweep(anchors, candidates, tau, positive, row_group, column_group, scale, need_d_anchors,
-                       need_d_candidates, need_d_tau, need_stats, ignore_above, 0, std::nullopt);
+                       need_d_candidates, need_d_tau, need_stats, ignore_above, 0, std::nullopt, ieee);
 }
 
 TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {

@@ -49,7 +49,7 @@ def infonce(random: random.Random) -> Drawn:
         weight=(0.4, ("uniform", "some zero", "all zero")), symmetric=(0.3, (True,)), reduction=(0.5, ("sum", "none")),
         frozen=(0.3, ("a", "b", "tau", "a b", "a tau", "b tau")),
         block=(0.15, (1, 2, 3, 4, 16, 33, 100)),
-        precision=(0.2, ("high", "medium")), threads=(0.5, (2, 3)),
+        precision=(0.2, ("high", "medium")), own_precision=(0.2, ("float32", "bfloat16")), threads=(0.5, (2, 3)),
         pattern=(0.2, ("equal rows", "jump", "positive", "far")), column_bias=(0.2, powers(-2, 3)),
         twice=(0.15, (True,)), ignore_above=(0.2, (0.1, 0.5, 0.9)), no_grad=(0.15, (True,)),
     )  # fmt: skip
@@ -59,7 +59,8 @@ def infonce(random: random.Random) -> Drawn:
     if "ignore_above" in options:
         options.pop("symmetric", None)
         if "column_bias" in options:  # rounded to the type of the products
-            options = {key: value for key, value in options.items() if key not in ("dtype", "other_dtype", "precision")}
+            rounding = ("dtype", "other_dtype", "precision", "own_precision")
+            options = {key: value for key, value in options.items() if key not in rounding}
     sizes = {"rows": rows, "columns": columns_of(random, rows), "width": at_least_one(random, 130)}
     return {"sizes": sizes, "options": options}
 
@@ -72,7 +73,7 @@ def columns_of(random: random.Random, rows: int) -> int:
 
 def infonce_spoiled(random: random.Random) -> Drawn:
     drawn = infonce(random)
-    for name in ("symmetric", "twice", "tau_kind"):
+    for name in ("symmetric", "twice", "tau_kind", "own_precision"):
         drawn["options"].pop(name, None)
     places = ("h_ctr", "h_ctr", "h_cvr", "h_cvr", "tau", "row_weight", "column_bias")
     where = random.choice(places[:-1] if "block" in drawn["options"] else places)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import adaftr_fast as af
-from adaftr_fast.ops.infonce.arguments import append_bias, reverse, row_scale
+from adaftr_fast.ops.infonce.arguments import append_bias, product_dtype, reverse, row_scale
 from adaftr_fast.ops.infonce.blocks import block_rows
 from adaftr_fast.ops.infonce.reference import IGNORE, infonce_rows
 from tests.chaos.ops.inputs import assert_close, laid
@@ -28,16 +28,18 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     arguments = drawn_arguments(rows, columns, options)
     upstream = torch.randn(rows, dtype=torch.float64) if options.get("reduction") == "none" else None
     exact = [x.detach().double() for x in leaves]
+    products = product_dtype(leaves[0], leaves[1], options.get("own_precision", "auto"))
     narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
+    narrow = products if products == torch.bfloat16 else narrow  # of the results
     if not is_computable(exact, arguments, leaves[0].dtype):
         return None
     if "ignore_above" in options:
-        arguments["ignore_above"] = clear_margin(exact, arguments, options, narrow)
+        arguments["ignore_above"] = clear_margin(exact, arguments, options, products)
         if arguments["ignore_above"] is None:
             return None
     truth = results(exact, arguments, upstream, options, torch.float64, "reference")
     pytorch = results(leaves, arguments, upstream, options, None, "reference")
-    terms, doubt = conditions(exact, arguments, upstream, options, narrow)
+    terms, doubt = conditions(exact, arguments, upstream, options, products)
 
     def compare() -> None:
         torch.set_float32_matmul_precision(options.get("precision", "highest"))
@@ -85,6 +87,8 @@ def drawn_leaves(rows: int, columns: int, width: int, options: dict[str, Any]) -
     types = [getattr(torch, options.get("dtype", "float32"))] * 2
     types[1] = getattr(torch, options["other_dtype"]) if "other_dtype" in options else types[0]
     wide = torch.float64 if torch.float64 in types else torch.float32
+    if options.get("own_precision") == "bfloat16":  # the truth takes the numbers that the loss rounds to
+        a, b = (x.to(dtype).bfloat16() for x, dtype in zip((a, b), types))
     layouts = [options.get(f"layout_{name}") for name in ("a", "b", "tau")]
     made = [laid(x.to(dtype), layout) for x, dtype, layout in zip((a, b), types, layouts)]
     bias = torch.randn(columns, dtype=torch.float64) * options.get("column_bias", 1.0)
@@ -140,8 +144,8 @@ def clear_margin(
 
 
 def _product_error(dtype: torch.dtype, options: dict[str, Any]) -> float:
-    """Returns the relative error of a dot product."""
-    if dtype == torch.float32:
+    """Returns the relative error of a dot product of a type."""
+    if dtype == torch.float32 and "own_precision" not in options:
         return PRODUCTS[options.get("precision", "highest")]
     return 2.0**-50 if dtype == torch.float64 else 2.0**-22
 
@@ -191,6 +195,8 @@ def results(
         taus = [float(tau) if kind == "scalar" else tau.requires_grad_(needed[2]) for tau in taus]
     given = dict(arguments) | ({"row_weight": weight} if "weight" in options else {})
     given |= {"column_bias": bias} if "column_bias" in options else {}
+    if "own_precision" in options and dtype is None and (backend == "cpu" or options["own_precision"] == "bfloat16"):
+        given["precision"] = options["own_precision"]
     with torch.set_grad_enabled("no_grad" not in options):
         if options.get("symmetric"):  # without statistics, both directions may share their similarities
             loss = af.adaptive_infonce(h_ctr, h_cvr, tuple(taus), backend=backend, **given)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import adaftr_fast as af
 from tests.kernels.infonce.agreement import evaluate, inputs, masks
 
 pytest.importorskip("triton")
@@ -57,6 +58,14 @@ def test_the_setting_of_cuda_products_overrules_the_global_one():
     assert config.product_kind(torch.float32) == "ieee"
 
 
+@pytest.mark.parametrize("setting", ["highest", "high", "medium"])
+def test_ieee_overrules_the_settings(setting):
+    torch.set_float32_matmul_precision(setting)
+    assert config.product_kind(torch.float32, ieee=True) == "ieee"
+    assert config.product_kind(torch.float64, ieee=True) == "float64"
+    assert config.product_kind(torch.bfloat16, ieee=True) == "half"
+
+
 def errors(found, truth) -> float:
     """The largest error of loss and gradients, in units of the largest value of each."""
     return max(((x.double() - t).abs().max() / t.abs().max()).item() for x, t in zip(found[:4], truth))
@@ -77,6 +86,52 @@ def hopper(monkeypatch):
     from adaftr_fast.kernels.infonce import operands
 
     monkeypatch.setattr(operands, "ASSUMED_CAPABILITY", 90)
+
+
+@pytest.fixture
+def kinds(monkeypatch):
+    """The kinds of the products of all launches."""
+    from adaftr_fast.kernels.infonce import operands
+
+    found = set()
+
+    def record(*arguments):
+        kind = config.product_kind(*arguments)
+        found.add(kind)
+        return kind
+
+    monkeypatch.setattr(operands, "product_kind", record)
+    return found
+
+
+FORMS = {
+    "one direction": {},
+    "row losses": {"reduction": "none"},
+    "both directions": {"symmetric": True, "row_group": torch.arange(20) // 2},
+    "targets": {"positive_group": torch.arange(20) // 2, "label_smoothing": 0.1},
+    "blocks": {"block": 4, "reduction": "none"},
+}
+
+
+@interpreted
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("precision", "kind"), [("auto", "tf32"), ("float32", "ieee"), ("bfloat16", "half")])
+def test_precision_reaches_every_launch(form, precision, kind, kinds):
+    torch.set_float32_matmul_precision("medium")
+    leaves = [x.float().requires_grad_() for x in inputs(20, 20, 8)]
+    loss = af.adaptive_infonce(*leaves, backend="triton", precision=precision, **FORMS[form])
+    loss.sum().backward()
+    assert kinds == {kind}
+
+
+@interpreted
+@pytest.mark.usefixtures("hopper")
+def test_float32_overrules_high():
+    tensors = inputs(70, 80, 24)
+    expected, _ = evaluate(tensors, torch.float32, backend="triton")
+    torch.set_float32_matmul_precision("high")
+    found, _ = evaluate(tensors, torch.float32, backend="triton", precision="float32")
+    assert all(torch.equal(x, y) for x, y in zip(found, expected))
 
 
 @interpreted

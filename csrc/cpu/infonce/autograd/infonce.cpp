@@ -32,11 +32,11 @@ using NeedsOfTensors = std::array<bool, 3>;  // of anchors, candidates and tau
 template <class Call>
 Gradients call_gradients(at::ArrayRef<bool> needs, at::ArrayRef<bool> computed, typename Call::Option option,
                          const OptionalTensor& g_loss, const OptionalTensor& g_row_loss,
-                         const c10::List<OptionalTensor>& saved) {
+                         const c10::List<OptionalTensor>& saved, bool ieee) {
   using Op = Gradients(at::ArrayRef<bool>, at::ArrayRef<bool>, typename Call::Option, const OptionalTensor&,
-                       const OptionalTensor&, const c10::List<OptionalTensor>&);
+                       const OptionalTensor&, const c10::List<OptionalTensor>&, bool);
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow(Call::kGradients, "").template typed<Op>();
-  return op.call(needs, computed, option, g_loss, g_row_loss, saved);
+  return op.call(needs, computed, option, g_loss, g_row_loss, saved, ieee);
 }
 
 // What a call of infonce takes besides the tensors that have a gradient.
@@ -47,16 +47,17 @@ struct OverAllRows {
   NeedsOfTensors need_d;
   bool need_stats;
   Option option;  // ignore_above
+  bool ieee;
 
   std::vector<OptionalTensor> masks() const { return {positive, row_group, column_group}; }
 
   Outputs operator()(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale) const {
     using Op = Outputs(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                       const OptionalTensor&, const Tensor&, bool, bool, bool, bool, Option);
+                       const OptionalTensor&, const Tensor&, bool, bool, bool, bool, Option, bool);
     static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::infonce", "").typed<Op>();
     const at::AutoDispatchBelowADInplaceOrView below;
     return op.call(anchors, candidates, tau, positive, row_group, column_group, scale, need_d[0], need_d[1], need_d[2],
-                   need_stats, option);
+                   need_stats, option, ieee);
   }
 };
 
@@ -67,15 +68,17 @@ struct WithinBlocks {
   NeedsOfTensors need_d;
   bool need_stats;
   Option option;  // block
+  bool ieee;
 
   std::vector<OptionalTensor> masks() const { return {}; }
 
   Outputs operator()(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale) const {
-    using Op = Outputs(const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool, bool, bool, bool, Option);
+    using Op =
+        Outputs(const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool, bool, bool, bool, Option, bool);
     static const auto op =
         c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::infonce_blocks", "").typed<Op>();
     const at::AutoDispatchBelowADInplaceOrView below;
-    return op.call(anchors, candidates, tau, scale, need_d[0], need_d[1], need_d[2], need_stats, option);
+    return op.call(anchors, candidates, tau, scale, need_d[0], need_d[1], need_d[2], need_stats, option, ieee);
   }
 };
 
@@ -95,7 +98,8 @@ struct InfoNCEFunction : torch::autograd::Function<InfoNCEFunction<Call>> {
     for (const OptionalTensor& mask : call.masks()) saved.push_back(mask.value_or(Tensor()));
     for (const Tensor& x : {scale, row_loss, d_anchors, d_candidates, d_tau}) saved.push_back(x);
     ctx->save_for_backward(saved);
-    ctx->saved_data["computed"] = int64_t{call.need_d[0]} | int64_t{call.need_d[1]} << 1 | int64_t{call.need_d[2]} << 2;
+    ctx->saved_data["flags"] =
+        int64_t{call.need_d[0]} | int64_t{call.need_d[1]} << 1 | int64_t{call.need_d[2]} << 2 | int64_t{call.ieee} << 3;
     ctx->saved_data["option"] = call.option;
     return {loss, row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
   }
@@ -106,7 +110,7 @@ struct InfoNCEFunction : torch::autograd::Function<InfoNCEFunction<Call>> {
     if (!g_loss.defined() && !g_row_loss.defined()) return found;
     const variable_list saved = ctx->get_saved_variables();
     const Tensor *row_loss = &saved[saved.size() - 4], *d = row_loss + 1;
-    const int64_t flags = ctx->saved_data["computed"].toInt();
+    const int64_t flags = ctx->saved_data["flags"].toInt();
     const bool computed[3] = {(flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0};
     bool needs[4];
     bool complete = true;
@@ -119,7 +123,7 @@ struct InfoNCEFunction : torch::autograd::Function<InfoNCEFunction<Call>> {
       for (const Tensor& each : saved) all.push_back(optional_of(each));
       std::tie(found[0], found[1], found[2], found[kOfScale]) =
           call_gradients<Call>(needs, computed, ctx->saved_data["option"].to<typename Call::Option>(),
-                               optional_of(g_loss), optional_of(g_row_loss), all);
+                               optional_of(g_loss), optional_of(g_row_loss), all, (flags & 8) != 0);
       return found;
     }
     variable_list given;
@@ -146,16 +150,17 @@ Outputs differentiable(const Tensor& anchors, const Tensor& candidates, const Te
 Outputs infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
                 const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& scale,
                 bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
-                std::optional<double> ignore_above) {
+                std::optional<double> ignore_above, bool ieee) {
   const NeedsOfTensors need_d = {need_d_anchors, need_d_candidates, need_d_tau};
   return differentiable(anchors, candidates, tau, scale,
-                        OverAllRows{positive, row_group, column_group, need_d, need_stats, ignore_above});
+                        OverAllRows{positive, row_group, column_group, need_d, need_stats, ignore_above, ieee});
 }
 
 Outputs infonce_blocks(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale,
-                       bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats, int64_t block) {
+                       bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats, int64_t block,
+                       bool ieee) {
   const NeedsOfTensors need_d = {need_d_anchors, need_d_candidates, need_d_tau};
-  return differentiable(anchors, candidates, tau, scale, WithinBlocks{need_d, need_stats, block});
+  return differentiable(anchors, candidates, tau, scale, WithinBlocks{need_d, need_stats, block, ieee});
 }
 
 }  // namespace

@@ -53,12 +53,13 @@ struct Needs {
 
 // A sweep for each block, for blocks of more than kMaxBlock rows.
 OneDirection by_sweeps(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale,
-                       Needs need, int64_t block) {
+                       Needs need, int64_t block, bool ieee) {
   std::array<std::vector<Tensor>, std::tuple_size_v<OneDirection>> parts;
   for (int64_t first = 0; first < anchors.size(0); first += block) {
     const auto rows = [&](const Tensor& x) { return x.narrow(0, first, std::min(block, x.size(0) - first)); };
-    const auto outputs = infonce(rows(anchors), rows(candidates), rows(tau), std::nullopt, std::nullopt, std::nullopt,
-                                 rows(scale), need.d_anchors, need.d_candidates, need.d_tau, need.stats, std::nullopt);
+    const auto outputs =
+        infonce(rows(anchors), rows(candidates), rows(tau), std::nullopt, std::nullopt, std::nullopt, rows(scale),
+                need.d_anchors, need.d_candidates, need.d_tau, need.stats, std::nullopt, ieee);
     size_t i = 0;
     std::apply([&](const auto&... x) { (parts[i++].push_back(x), ...); }, outputs);
   }
@@ -113,7 +114,7 @@ OneDirection run(const Tensor& anchors, const Tensor& candidates, const Tensor& 
 
 OneDirection infonce_blocks(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale,
                             bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
-                            int64_t block) {
+                            int64_t block, bool ieee) {
   check_arguments(anchors, candidates, tau, scale, block);
   const auto dtype = anchors.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto widen = [&](const Tensor& x) { return x.to(dtype).contiguous(); };
@@ -122,7 +123,7 @@ OneDirection infonce_blocks(const Tensor& anchors, const Tensor& candidates, con
   check(wide_tau);
   const Needs need{need_d_anchors, need_d_candidates, need_d_tau, need_stats};
   block = std::min(block, std::max<int64_t>(anchors.size(0), 1));
-  if (block > kMaxBlock) return by_sweeps(anchors, candidates, wide_tau, wide_scale, need, block);
+  if (block > kMaxBlock) return by_sweeps(anchors, candidates, wide_tau, wide_scale, need, block, ieee);
   const auto go = dtype == at::kDouble ? run<double> : run<float>;
   return go(widen(anchors), widen(candidates), wide_tau, wide_scale, need, block);
 }

@@ -15,9 +15,9 @@ using OneDirection = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, 
 OneDirection infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
                      const OptionalTensor& row_group, const OptionalTensor& column_group, const Tensor& scale,
                      bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
-                     std::optional<double> ignore_above);
+                     std::optional<double> ignore_above, bool ieee);
 
 // Whether it takes inputs of this type as products of bfloat16.
-bool multiplies_bf16(at::ScalarType inputs);
+bool multiplies_bf16(at::ScalarType inputs, bool ieee);
 
 }  // namespace adaftr_fast

@@ -33,7 +33,7 @@ struct Arguments {
   Tensor anchors, candidates, tau_row, tau_column;
   OptionalTensor row_group, column_group;
   Tensor scale;
-  bool need_d_anchors, need_d_candidates, need_d_tau_row, need_d_tau_column;
+  bool need_d_anchors, need_d_candidates, need_d_tau_row, need_d_tau_column, ieee;
 };
 
 void check_arguments(const Arguments& x) {
@@ -86,7 +86,8 @@ Outputs two_sweeps(const Arguments& x) {
   const Tensor scale = x.scale * 0.5;
   const auto direction = [&](const Tensor& a, const Tensor& b, const Tensor& tau, const OptionalTensor& a_group,
                              const OptionalTensor& b_group, bool need_a, bool need_b, bool need_tau) {
-    return infonce(a, b, tau, std::nullopt, a_group, b_group, scale, need_a, need_b, need_tau, false, std::nullopt);
+    return infonce(a, b, tau, std::nullopt, a_group, b_group, scale, need_a, need_b, need_tau, false, std::nullopt,
+                   x.ieee);
   };
   const auto [loss, row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau] =
       direction(x.anchors, x.candidates, x.tau_row, x.row_group, x.column_group, x.need_d_anchors, x.need_d_candidates,
@@ -140,7 +141,7 @@ template <class T>
 Outputs run(Arguments& x) {
   check_values<T>("", x.tau_row);
   check_values<T>(" (per column)", x.tau_column);
-  if (multiplies_bf16(x.anchors.scalar_type())) return two_sweeps(x);
+  if (multiplies_bf16(x.anchors.scalar_type(), x.ieee)) return two_sweeps(x);
   const bool differentiates = x.need_d_anchors || x.need_d_candidates || x.need_d_tau_row || x.need_d_tau_column;
   const auto unit = differentiates ? weight_unit<T>(x) : std::optional<double>(1);
   if (!unit.has_value()) return two_sweeps(x);
@@ -151,9 +152,9 @@ Outputs run(Arguments& x) {
 Outputs infonce_symmetric(const Tensor& anchors, const Tensor& candidates, const Tensor& tau_row,
                           const Tensor& tau_column, const OptionalTensor& row_group, const OptionalTensor& column_group,
                           const Tensor& scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau_row,
-                          bool need_d_tau_column) {
-  Arguments x{anchors, candidates,     tau_row,           tau_column,     row_group,        column_group,
-              scale,   need_d_anchors, need_d_candidates, need_d_tau_row, need_d_tau_column};
+                          bool need_d_tau_column, bool ieee) {
+  Arguments x{anchors, candidates,     tau_row,           tau_column,     row_group,         column_group,
+              scale,   need_d_anchors, need_d_candidates, need_d_tau_row, need_d_tau_column, ieee};
   check_arguments(x);
   const auto dtype = anchors.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   for (Tensor* t : {&x.tau_row, &x.tau_column, &x.scale}) *t = t->to(dtype).contiguous();
