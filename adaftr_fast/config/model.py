@@ -71,6 +71,10 @@ class ModelConfig(Section):
     contrast_rows: int = option(0, within=AT_LEAST_0, omit_default=True)
     """Number of rows that L_cl (infonce) contrasts with each other: the batch is divided into blocks of so many
     consecutive rows, which are random as the batch is shuffled. 0 contrasts the whole batch, as in Eq. 13."""
+    contrast_precision: Literal["auto", "float32", "bfloat16"] = option("auto", omit_default=True)
+    """Precision of the products of L_cl (infonce): IEEE float32, bfloat16 with float32 sums, or that of the
+    representations, and of torch.set_float32_matmul_precision where these are float32 (auto). training.precision sets
+    the precision of all other layers."""
     pairs: list[str] = option(factory=list)
     """Pairs of tasks that AdaFTR aligns, anchor first, such as ["click-view"]; default: the first task with each other
     task (Section 3.3.4)."""

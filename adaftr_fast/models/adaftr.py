@@ -47,8 +47,8 @@ class AdaFTR(MultiTaskModel):
     Args:
         backbone: the model that computes the task inputs v (Eq. 3), the tower layers h and the logits.
         config: the settings. The model reads ``relatedness_hidden``, ``contrast``, ``contrast_layer``,
-            ``contrast_rows``, ``pairs``, ``alpha``, ``beta``, ``contrast_epochs``, ``tau``, ``tau_min``, ``tau_max``,
-            ``tau_fixed`` and the three ``..._updates``.
+            ``contrast_rows``, ``contrast_precision``, ``pairs``, ``alpha``, ``beta``, ``contrast_epochs``, ``tau``,
+            ``tau_min``, ``tau_max``, ``tau_fixed`` and the three ``..._updates``.
 
     Shape:
         - ids: [B, F], int32 or int64
@@ -178,6 +178,7 @@ class AdaFTR(MultiTaskModel):
         options = {
             "row_weight": batch.weight,
             "block": self.config.contrast_rows or None,
+            "precision": self.config.contrast_precision,
             "process_group": process_group,
         }
         return [

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from adaftr_fast import adaptive_infonce
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models import AdaFTR, CrossStitch, ModelConfig
 from tests.models import transcription as paper
@@ -149,6 +150,32 @@ def test_contrast_rows_contrast_blocks_of_the_batch(rows):
 def test_a_single_row_is_no_contrast():
     with pytest.raises(ConfigError, match=r"model\.contrast_rows: expected 0, or at least 2 rows"):
         ModelConfig(contrast_rows=1)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_contrast_precision_is_that_of_the_contrast_alone(precision, autocast):
+    built, data = (
+        adaftr(contrast_precision=precision, contrast_rows=16, tau="fixed").float(),
+        batch(dtype=torch.float32),
+    )
+    dtype = getattr(torch, precision)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = built.loss(data)
+            own = built.backbone.loss(data)
+            h_a, h_b = (layers[0] for layers in built.backbone.represent(data.ids).hidden)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    contrast = adaptive_infonce(h_a.to(dtype), h_b.to(dtype), built.config.tau_fixed, block=16)
+    assert torch.equal(found["contrast"], built.beta * contrast)
+    assert all(torch.equal(found[name], value) for name, value in own.items())
+
+
+def test_other_contrast_precisions_are_refused():
+    with pytest.raises(ConfigError, match=r"model\.contrast_precision: expected .*, got 'float16'"):
+        ModelConfig(contrast_precision="float16")
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
