@@ -135,7 +135,9 @@ class _Gradients(torch.autograd.Function):
         *saved: Any,
     ) -> Gradients:
         n = formula.inputs
-        inputs, row_loss, gradients = saved[: -n - 1], saved[-n - 1], saved[-n:]
+        inputs = saved[: -n - 1]
+        row_loss = saved[-n - 1]
+        gradients = saved[-n:]
         wanted = needs[:-1]
         upstream = g_loss
         if g_row_loss is not None or any(w and not c for w, c in zip(wanted, computed)):
@@ -172,7 +174,9 @@ class _Gradients(torch.autograd.Function):
         g_row_loss = torch.zeros_like(scale) if g_row_loss is None else g_row_loss
         values, pull = torch.func.vjp(closed_form, g_loss, g_row_loss, scale, *x)[:2]  # mypy: it may return three
         d = pull(tuple(torch.zeros_like(v) if g is None else g.to(v.dtype) for g, v in zip(upstream, values)))
-        d_upstream, d_scale, d_x = d[:2], d[2], d[3:]
+        d_upstream = d[:2]
+        d_scale = d[2]
+        d_x = d[3:]
         found = (*d_upstream, *d_x, *(None,) * len(masks), d_scale, *(None,) * (len(options) + 1 + len(x)))
         needed = (g if need else None for g, need in zip(found, ctx.needs_input_grad[6:]))
         return *(None,) * 6, *needed

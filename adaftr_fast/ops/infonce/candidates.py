@@ -46,7 +46,9 @@ class CrossRankBatch:
     def __init__(
         self, op: str, group: dist.ProcessGroup, h_ctr: Tensor, h_cvr: Tensor, must_agree: dict[str, bool]
     ) -> None:
-        self.group, self.rank, self.world_size = group, dist.get_rank(group), dist.get_world_size(group)
+        self.group = group
+        self.rank = dist.get_rank(group)
+        self.world_size = dist.get_world_size(group)
         settings = {"the width d": h_ctr.shape[1], "the dtype (by index)": DTYPES.index(h_ctr.dtype)} | must_agree
         own = torch.tensor([len(h_ctr), len(h_cvr), *settings.values()], device=h_ctr.device)
         self.rows, self.columns, *others = gather_numbers(own, group).T.tolist()

@@ -235,7 +235,9 @@ def with_targets(
     weights = _weights(target, columns, row_group, column_group, label_smoothing, row_label, column_label)
     _, row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau = op(*inputs, weights.positive, ieee=ieee)
 
-    a, b, tau = anchors.double(), candidates.double(), tau.double()
+    a = anchors.double()
+    b = candidates.double()
+    tau = tau.double()
     delta, rest = weights.delta(b, target), 1 - weights.positive  # [B, d], [B]
     of_others = (a * delta).sum(1) / tau
     of_positive = ((a * (rest[:, None] * b[target])).sum(1) - margin * rest) / tau
