@@ -5,9 +5,9 @@
 
 A document says where a table stands and what it shows: everything between ``<!-- table: NAME RESULTS -->`` and
 ``<!-- /table -->`` is generated, by the function NAME of benchmarks/render.py or, once there are figures for them, of
-benchmarks/gpu/render.py and benchmarks/infonce/limits.py, from benchmarks/results/RESULTS.json or from several files,
-FIRST+SECOND. The line below a table names the machine or compiler, date and commit of its figures and repeats the
-"stale" text of the results file.
+benchmarks/gpu/render.py, benchmarks/infonce/limits.py and benchmarks/contrast/tables.py, from
+benchmarks/results/RESULTS.json or from several files, FIRST+SECOND. The line below a table names the machine or
+compiler, date and commit of its figures and repeats the "stale" text of the results file.
 """
 
 import argparse
@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS, render
+from benchmarks.contrast.tables import TABLES as CONTRAST
 from benchmarks.gpu.render import TABLES as GPU_TABLES
 from benchmarks.infonce.limits import TABLES as LIMITS
 
 ROOT = Path(__file__).parents[1]
 TABLES = render.TABLES | (GPU_TABLES if any(RESULTS.glob("gpu-*.json")) else {})
 TABLES |= LIMITS if any(RESULTS.glob("limits-*.json")) else {}
+TABLES |= CONTRAST if (RESULTS / "contrast.json").exists() else {}
 BLOCK = re.compile(r"<!-- table: (\S+) (\S+) -->\n((?:(?!<!-- /?table).)*)<!-- /table -->", re.DOTALL)
 MARKER = re.compile(r"^.*<!--\s*(?:table:|/table).*$", re.MULTILINE)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from math import isnan
 from statistics import fmean
 
 from scipy.stats import t
@@ -131,43 +132,58 @@ def grid(cases: Cases) -> str:
     return table(header, "lll" + "r" * (len(GRID) + 1), lines)
 
 
-def _compared(part: str, cases: Cases, *, against_backbone: bool) -> str:
-    """The comparisons of a part with the backbone, or all others."""
+Line = tuple[Test, list[tuple[Difference, float]]]
+
+
+def _lines(parts: tuple[str, ...], cases: Cases, wanted: Callable[[Test], bool]) -> Iterator[Line]:
+    """Yields the comparisons of two rows with the results of both tasks."""
+    found: dict[Test, list[tuple[Difference, float]]] = {}
+    for test, result in comparisons(cases).items():
+        if test.part in parts and wanted(test):
+            found.setdefault(replace(test, score=""), []).append(result)
+    yield from found.items()
+
+
+def _compared(part: str, cases: Cases, *, with_backbone: bool) -> str:
+    """The comparisons of a part with the backbone, or those with other rows."""
     lines = []
-    for test, (found, p) in comparisons(cases).items():
-        if test.part == part and (test.against == TITLES[test.backbone]) == against_backbone:
-            shown = [test.name, TITLES[test.backbone], test.row, test.against, test.score.split()[1]]
-            higher = f"{found.higher} of {found.pairs}"
-            mean = f"{found.mean:+.3f} ± {found.std:.3f}"
-            lines.append([*shown, f"**{mean}**" if p < 0.05 else mean, _p(found.p), _p(p), higher])
-    return table("set | backbone | row | against | task | AUC | p | p, Holm | seeds higher", "lllllrrrr", lines)
+    for test, tasks in _lines((part,), cases, lambda test: (test.against == TITLES[test.backbone]) == with_backbone):
+        line = [test.name, TITLES[test.backbone], test.row, test.against]
+        for found, p in tasks:
+            shown = f"{found.mean:+.3f} ± {found.std:.3f}"
+            line += [f"**{shown}**" if p < 0.05 else shown, _p(p), f"{found.higher} of {found.pairs}"]
+        lines.append(line)
+    columns = "{} task | p, Holm | seeds higher"
+    header = f"set | backbone | row | against | {columns.format('first')} | {columns.format('second')}"
+    return table(header, "llllrrrrrr", lines)
 
 
 def _p(p: float) -> str:
-    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+    return "" if isnan(p) else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def equal(cases: Cases) -> str:
     """The chosen number of rows against the whole batch, with the p of two one-sided tests of a difference beyond."""
     lines = []
-    for test, (found, p) in comparisons(cases).items():
-        if test.part in ("confirm", "backbones") and test.against.endswith(f"{BATCH:,}"):
+    whole = f"{BATCH:,}"
+    for test, tasks in _lines(("confirm", "backbones"), cases, lambda test: test.against.endswith(whole)):
+        line = [test.name, TITLES[test.backbone], test.row.split(",")[0]]
+        for found, _ in tasks:
             error = found.std / found.pairs**0.5
             below, above = (t.sf((WITHIN + side * found.mean) / error, found.pairs - 1) for side in (1, -1))
-            shown = [test.name, TITLES[test.backbone], test.row.split(",")[0], test.score.split()[1]]
-            higher = f"{found.higher} of {found.pairs}"
-            lines.append([*shown, f"{found.mean:+.3f} ± {found.std:.3f}", higher, _p(p), _p(max(below, above))])
-    numbers = f"k = {CHOSEN} less k = {BATCH:,} | seeds higher | p, Holm | p, within {WITHIN}"
-    header = f"set | backbone | setting | task | {numbers}"
-    return table(header, "llllrrrr", lines)
+            line += [f"{found.mean:+.3f} ± {found.std:.3f}", _p(max(below, above)), f"{found.higher} of {found.pairs}"]
+        lines.append(line)
+    columns = f"{{}} task | p, within {WITHIN} | seeds higher"
+    header = f"set | backbone | setting | {columns.format('first')} | {columns.format('second')}"
+    return table(header, "lllrrrrrr", lines)
 
 
 TABLES: dict[str, Callable[[Cases], str]] = {
     "contrast_grid": grid,
-    "contrast_confirm": lambda cases: _compared("confirm", cases, against_backbone=True),
+    "contrast_confirm": lambda cases: _compared("confirm", cases, with_backbone=True),
     "contrast_equal": equal,
-    "contrast_backbones": lambda cases: _compared("backbones", cases, against_backbone=True),
-    "contrast_sparsity": lambda cases: _compared("sparsity", cases, against_backbone=True),
-    "contrast_temperature": lambda cases: _compared("temperature", cases, against_backbone=False),
-    "contrast_why": lambda cases: _compared("why", cases, against_backbone=False),
+    "contrast_backbones": lambda cases: _compared("backbones", cases, with_backbone=True),
+    "contrast_sparsity": lambda cases: _compared("sparsity", cases, with_backbone=True),
+    "contrast_temperature": lambda cases: _compared("temperature", cases, with_backbone=False),
+    "contrast_why": lambda cases: _compared("why", cases, with_backbone=False),
 }
