@@ -216,7 +216,7 @@ struct LazyAdam {
       for (int p = 0; p < kPack; ++p) {
         const T g = term.at[p] + by.weight_decay * x.w.at[p];
         x.m.at[p] += by.take1 * (g - x.m.at[p]);
-        x.v.at[p] += by.take2 * (g * g - x.v.at[p]);
+        x.v.at[p] = (1 - by.take2) * x.v.at[p] + by.take2 * g * g;  // exact where v takes all of a small g * g
         x.w.at[p] -= by.lr * x.m.at[p] / (sqrt(x.v.at[p]) + by.epsilon);
       }
       place.write(x);

@@ -67,7 +67,7 @@ def lazy_adam_(
     g = _widen(grad) + weight_decay * w
     m, v = moments[rows].unbind(1)
     m = m + (1 - beta1) * (g - m)
-    v = v + (1 - beta2) * (g * g - v)
+    v = beta2 * v + (1 - beta2) * g * g  # v + (1 - beta2) (g * g - v) would lose a small g * g
     moments[rows] = torch.stack([m, v], 1)
     weight[rows] = (w - step_size * m / (v.sqrt() + eps)).to(weight.dtype)
 

@@ -90,7 +90,7 @@ struct Updates {
         const Group<T> w = load_group(to, n), g = load_group(grad.values + u * width + e, n) + decay * w;
         Group<T> m = load_group(first, n), v = load_group(second, n);
         m += take1 * (g - m);
-        v += take2 * (g * g - v);
+        v = (T(1) - take2) * v + take2 * g * g;  // v + take2 (g * g - v) would lose a small g * g
         store_group(first, m, n);
         store_group(second, v, n);
         store_group(to, w - lr * m / (square_root(v) + epsilon), n);
