@@ -15,7 +15,7 @@ because that setting belongs to the process: other threads would see it change, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -34,6 +34,17 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def reference_dtype(dtype: torch.dtype, ieee: bool) -> torch.dtype:
     """Returns the type in which plain PyTorch computes. Its float32 products follow the settings, float64's do not."""
     return torch.float64 if ieee else accumulation_dtype(dtype)
+
+
+def in_its_types(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns plain PyTorch without autocast, which would round the products of an op that is called under it."""
+
+    @wraps(reference)
+    def compute(anchors: Tensor, *arguments: Any, **options: Any) -> Any:
+        with torch.autocast(anchors.device.type, enabled=False):
+            return reference(anchors, *arguments, **options)
+
+    return compute
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,9 @@ class Formula:
             saved: list[Tensor | None],
             ieee: bool = False,
         ) -> Gradients:
-            held = (*saved[:options_at], None, *saved[options_at:])
-            return self.gradients_by_op(name, tuple(needs), tuple(computed), (number,), ieee, g_loss, g_row_loss, *held)
+            with_option = (*saved[:options_at], None, *saved[options_at:])
+            settings = (tuple(needs), tuple(computed), (number,), ieee)
+            return self.gradients_by_op(name, *settings, g_loss, g_row_loss, *with_option)
 
         library.define(
             f"_{name}_gradients(bool[] needs, bool[] computed, {option}, Tensor? g_loss, Tensor? g_row_loss,"

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype, reference_dtype
+from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype, in_its_types, reference_dtype
 from adaftr_fast.ops.infonce.op import check_tau, fake, outputs_of
 from adaftr_fast.ops.infonce.reference import InfoNCERows, rows_of_logits, similarity_gradients
 from adaftr_fast.ops.infonce.targets import Outputs
@@ -68,6 +68,7 @@ def _blocks_of(x: Tensor, block: int) -> Tensor:
     return F.pad(x, (0, 0, 0, blocks * block - len(x))).view(blocks, block, x.shape[1])
 
 
+@in_its_types
 def _reference(
     anchors: Tensor,
     candidates: Tensor,

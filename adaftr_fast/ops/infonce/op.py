@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast._extension import is_built
-from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype, reference_dtype
+from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype, in_its_types, reference_dtype
 from adaftr_fast.ops.infonce.reference import IGNORE, InfoNCERows, infonce_gradients, infonce_rows, weighted
 from adaftr_fast.ops.infonce.targets import Outputs, check_positives, with_targets
 from adaftr_fast.ops.library import library
@@ -49,6 +49,7 @@ NAMES = ("infonce", "infonce_reference", "infonce_triton")
 TARGETS = "infonce_targets"  # the prefix of the ops of targets.py
 
 
+@in_its_types
 def reference(
     anchors: Tensor,
     candidates: Tensor,

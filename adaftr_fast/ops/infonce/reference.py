@@ -129,8 +129,8 @@ def rows_of_logits(
     has_negative = negative.any(1)  # [B]
 
     z_positive = z.gather(1, target).squeeze(1)  # [B]
-    floor = torch.where(has_negative, -torch.inf, 0.0).to(z)[:, None]
-    lse_negative = torch.where(negative, z, floor).logsumexp(1)  # [B], finite
+    lowest = torch.where(has_negative, -torch.inf, 0.0).to(z)[:, None]
+    lse_negative = torch.where(negative, z, lowest).logsumexp(1)  # [B], finite
     gap = torch.where(has_negative, lse_negative - z_positive, 0.0)
     loss = torch.where(has_negative & valid, torch.logaddexp(gap, torch.zeros_like(gap)), 0.0)
     if other is not None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adaftr_fast.ops.infonce.autograd import Gradients, accumulation_dtype, functional, loop
+from adaftr_fast.ops.infonce.autograd import Gradients, accumulation_dtype, functional, in_its_types, loop
 from adaftr_fast.ops.library import define, library
 
 SCHEMA = (
@@ -53,6 +53,7 @@ def sigmoid_rows(
     return -F.logsigmoid(-z).sum(), d_s @ candidates, d_s.T @ anchors, (d_z * s).sum(), d_z.sum()
 
 
+@in_its_types
 def _reference(
     anchors: Tensor,
     candidates: Tensor,

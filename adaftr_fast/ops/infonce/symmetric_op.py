@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype, reference_dtype
+from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype, in_its_types, reference_dtype
 from adaftr_fast.ops.infonce.op import check_tau, triton_kernel
 from adaftr_fast.ops.infonce.reference import infonce_gradients, infonce_rows, weighted
 from adaftr_fast.ops.library import library
@@ -71,6 +71,7 @@ def _closed_form(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return d_a + e_a, d_b + e_b, d_tau_row, d_tau_column
 
 
+@in_its_types
 def _reference(*args: Any, ieee: bool = False) -> Outputs:
     """Computes the op in plain PyTorch, which stores the B x B similarities."""
     (anchors, candidates, tau_row, tau_column, row_group, column_group, scale), needs = args[:7], args[7:]

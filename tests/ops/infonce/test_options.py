@@ -198,3 +198,12 @@ def test_loss_scale_preserves_small_half_precision_gradients():
     (af.adaptive_infonce(leaf, b.half(), tau.float()) * 65536).backward()
     truth = loss_and_gradients(af.adaptive_infonce, (a.half().double(), b.half().double(), tau), torch.float64)[1]
     assert ((leaf.grad / 65536 - truth).abs().max() / truth.abs().max()).item() < 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"block": 10}, {"symmetric": True}, {"label_smoothing": 0.1}])
+def test_autocast_rounds_no_product_of_plain_pytorch(options):
+    tensors = [x.float() for x in inputs(30, 30, 16)]
+    expected = loss_and_gradients(af.adaptive_infonce, tensors, torch.float32, backend="reference", **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss_and_gradients(af.adaptive_infonce, tensors, torch.float32, backend="reference", **options)
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))

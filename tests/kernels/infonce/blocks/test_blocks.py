@@ -118,7 +118,7 @@ def test_a_bad_temperature_gives_nan_in_its_row(block, tau):
     assert torch.equal(row_loss.isnan(), torch.arange(40) == 7)
 
 
-@pytest.mark.parametrize("need", range(16))
+@pytest.mark.parametrize("need", [0, 1, 2, 4, 8, 15])
 def test_only_what_is_needed(need):
     needs = [bool(need >> i & 1) for i in range(4)]
     given = arguments(inputs(9, 9, 4), torch.float32, 4)

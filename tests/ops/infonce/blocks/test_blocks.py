@@ -210,7 +210,7 @@ def test_what_is_not_finite_in_the_reference_is_not_in_the_kernel(side, value, i
 
 
 @needs_extension
-@pytest.mark.parametrize("need", range(16))
+@pytest.mark.parametrize("need", [0, 1, 2, 4, 8, 15])
 def test_only_what_is_needed(need):
     needs = [bool(need >> i & 1) for i in range(4)]
     tensors = inputs(70, 70, 20)

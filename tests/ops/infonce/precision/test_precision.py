@@ -37,9 +37,9 @@ def computed(dtype=torch.float32, setting="highest", tensors=None, **options):
         torch.set_float32_matmul_precision("highest")
 
 
-def second_derivatives(setting="highest", **options):
+def second_derivatives(setting="highest", dtype=torch.float32, **options):
     """Returns the derivatives of the squared gradients' sum."""
-    leaves = [x.float().requires_grad_() for x in inputs(ROWS, ROWS, 40)]
+    leaves = [x.float().to(dtype).requires_grad_() for x in inputs(ROWS, ROWS, 40)]
     torch.set_float32_matmul_precision(setting)
     try:
         loss = af.adaptive_infonce(*leaves, **options).sum()
@@ -115,8 +115,11 @@ def test_the_reference_is_exact_in_float32(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_second_derivatives_are_exact_in_float32(form):
-    expected = second_derivatives(precision="float32", **FORMS[form])
-    assert equal(second_derivatives(setting="medium", precision="float32", **FORMS[form]), expected)
+    found = second_derivatives(setting="medium", precision="float32", **FORMS[form])
+    truth = second_derivatives(dtype=torch.float64, **FORMS[form])
+    for x, t in zip(found, truth):
+        assert x.dtype == torch.float32
+        torch.testing.assert_close(x.double(), t, rtol=1e-5, atol=1e-5 * t.abs().max().item())
 
 
 @pytest.mark.parametrize("form", ["one direction", "both directions, row losses", "targets", "large blocks"])
