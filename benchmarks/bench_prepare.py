@@ -36,8 +36,8 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import NAMES, write_raw
+from adaftr_fast.engines import open_engine
 from adaftr_fast.engines.engine import cores
-from adaftr_fast.engines.ray import open_engine
 
 ALICCP_ROWS = 42_300_135 + 43_016_840  # of both splits
 NODES = 3

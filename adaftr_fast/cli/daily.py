@@ -34,7 +34,7 @@ def run(arguments: jsonargparse.Namespace) -> None:
     """Trains day by day; rank 0 prints the metrics of each day before and after training on it."""
     from adaftr_fast.data.schema.parse import load_schema
     from adaftr_fast.distributed.ranks import is_first, joined
-    from adaftr_fast.engines.ray import open_engine
+    from adaftr_fast.engines import open_engine
     from adaftr_fast.runs.daily import train_daily
     from adaftr_fast.runs.output import output
 

@@ -1,7 +1,4 @@
-"""Runs the calls as tasks of a Ray cluster, which runs those of a lost worker or node again on another one.
-
-``open_engine`` chooses between the cluster and this process.
-"""
+"""Runs the calls as tasks of a Ray cluster, which runs those of a lost worker or node again on another one."""
 
 from __future__ import annotations
 
@@ -17,10 +14,9 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, NoReturn
 
-from adaftr_fast.engines.engine import Advance, Engine, Item, Local, Result, Step, ignore, limit_cores
+from adaftr_fast.engines.engine import Advance, Item, Result, Step, ignore, limit_cores
 from adaftr_fast.errors import ConfigError, EngineError, extras_needed, first_line
 
-ENGINES = ("local", "ray")
 RETRIES = 5  # of a call whose worker is lost
 MAX_CPUS = 8  # of a call: more calls with fewer cores each divide the work better
 QUEUED = 2  # calls per place to run one: the next is at hand when one ends
@@ -88,33 +84,6 @@ class Ray:
     def _room(self, cpus: int) -> int:
         """Returns how many calls may be in progress now."""
         return self._limit or max(1, QUEUED * _places(cpus))
-
-
-@contextmanager
-def open_engine(
-    name: str, address: str | None = None, *, local: Engine | None = None, ray: Ray | None = None
-) -> Iterator[Engine]:
-    """Provides an engine during the block.
-
-    Args:
-        name: "local", this process, or "ray".
-        address: of the Ray cluster, "auto" or HOST:PORT; None is "auto".
-        local: the engine "local"; None is ``Local()``.
-        ray: the engine "ray"; None is ``Ray()``.
-
-    Raises:
-        ConfigError: there is no such engine, or it has no address.
-        EngineError, MissingPackageError: as ``ray_engine``.
-    """
-    if name not in ENGINES:
-        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}")
-    if name == "ray":
-        with ray_engine(address or "auto"):
-            yield ray or Ray()
-        return
-    if address is not None:
-        raise ConfigError(f"address: goes with engine ray, got address = {address!r} with engine {name}")
-    yield local or Local()
 
 
 @contextmanager

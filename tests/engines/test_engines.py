@@ -6,9 +6,8 @@ import sys
 import pytest
 
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.engines import engine as cores
+from adaftr_fast.engines import engine, open_engine
 from adaftr_fast.engines.engine import Local
-from adaftr_fast.engines.ray import open_engine
 from adaftr_fast.errors import ConfigError, DataError
 
 
@@ -57,11 +56,11 @@ def test_a_missing_ray_is_named_by_its_extra():
 
 
 def test_calls_use_as_many_threads_as_they_have_cores(monkeypatch):
-    monkeypatch.setattr(cores, "_limit", None)
-    available = cores.cores()
-    cores.limit_cores(available + 5)
-    assert cores.cores() == available
-    cores.limit_cores(1)
+    monkeypatch.setattr(engine, "_limit", None)
+    available = engine.cores()
+    engine.limit_cores(available + 5)
+    assert engine.cores() == available
+    engine.limit_cores(1)
     taken = []
     for number in ordered_map(int, (taken.append(each) or each for each in range(10)), int):
         assert len(taken) <= number + 2  # one in work and one at hand

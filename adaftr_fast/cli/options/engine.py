@@ -42,7 +42,8 @@ def training_engine(
             one machine uploads.
         EngineError, MissingPackageError: as ``open_engine``.
     """
-    from adaftr_fast.engines.ray import Ray, open_engine
+    from adaftr_fast.engines import open_engine
+    from adaftr_fast.engines.ray import Ray
 
     if arguments.engine == "ray" and training.device != "cpu":
         raise ConfigError(f"training.device: expected cpu with --engine ray, got {training.device}")
