@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
+from adaftr_fast.config import RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.models import AdaFTR
@@ -25,7 +25,7 @@ from adaftr_fast.ops.infonce.api import adaptive_infonce
 from adaftr_fast.runs.run import build
 from adaftr_fast.training.trainer import Trainer
 from benchmarks.contrast.rows import BATCH, GRID, PARTS, PRINTED
-from benchmarks.contrast.runs import open_set
+from benchmarks.contrast.runs import config_of, open_set
 from benchmarks.measure import write
 from benchmarks.render import Cases, table
 
@@ -34,14 +34,14 @@ SAME_FIELDS = 0.8  # the share of equal fields from which two rows are near-dupl
 NEAR = 0.1  # the distance of two rows of h, in units of the mean one, below which they are near-duplicates
 
 
-def trained(data: PreparedData) -> AdaFTR:
+def trained(name: str, data: PreparedData) -> AdaFTR:
     """Trains AdaFTR as printed for one epoch."""
     torch.manual_seed(0)
     model = build(RunConfig().with_options(model=PRINTED).model, data)
     assert isinstance(model, AdaFTR)
     config = TrainingConfig(max_epochs=1, progress=False)
     splits = data.load("train"), data.load("validation")
-    Trainer(model, *splits, optimizer=OptimizerConfig(), config=config).fit()
+    Trainer(model, *splits, optimizer=config_of(name).optimizer, config=config).fit()
     return model
 
 
@@ -84,7 +84,7 @@ def by_rows(h_1: Tensor, h_2: Tensor, tau: Tensor, k: int) -> dict[str, float]:
 
 def measured(name: str, data: PreparedData) -> dict[str, Any]:
     """Returns the figures of a set, means over the batches."""
-    model = trained(data)
+    model = trained(name, data)
     batches = list(islice(data.load("train").shuffled(BATCH, epoch=1, seed=1), BATCHES))
     arguments = [contrasted(model, batch) for batch in batches]
     fields = [near_by_fields(batch) for batch in batches]

@@ -47,9 +47,11 @@ class Contrast(AdaFTR):
     def _contrast_losses(
         self, h: list[Tensor], related: list[Tensor | None], batch: Batch, process_group: ProcessGroup | None
     ) -> list[Tensor]:
+        assert batch.weight is None  # no set of the study has weights
         mask, order = self.options.get("mask"), self.options.get("order")
         if mask is not None:
-            (a, b), y_rel, options = self.pairs[0], related[0], {}
+            (a, b), y_rel = self.pairs[0], related[0]
+            assert batch.group is not None or mask != "group"
             options = {"row_group": batch.group} if mask == "group" else {"ignore_above": 0.0}
             return [self.contrasts[0](h[a], h[b], y_rel, **options)]
         if order is not None:

@@ -53,6 +53,8 @@ class Runs:
 
     def add(self, found: dict[Place, Scores]) -> None:
         """Adds results and writes the file, with one line for each run."""
+        if not found:
+            return
         self.scores |= found
         about = {"machine": machine() | {"threads": 1}, "date": str(date.today()), "commit": measured_code()}
         lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in self.cases())
@@ -83,13 +85,17 @@ def train(part: Part, sets: list[str], seeds: int | None, jobs: int, folders: ar
 
 
 def _planned(part: Part, name: str, data: PreparedData, seed: int, out: Path) -> Iterator[tuple[Place, Job]]:
-    config = RunConfig(training=TrainingConfig(progress=False))
-    if name == "census":
-        optimizer, training = OptimizerConfig(lr=0.002), replace(config.training, patience=2)
-        config = replace(config, optimizer=optimizer, training=training)
+    config = config_of(name)
     for backbone in part.backbones:
         for row in variants(part, backbone, len(data.manifest.tasks)):
             yield (name, backbone, row.title, seed), plan(data, row, config, seed, out / name)
+
+
+def config_of(name: str) -> RunConfig:
+    """Returns the options that all rows of a set have in common."""
+    if name == "census":
+        return RunConfig(optimizer=OptimizerConfig(lr=0.002), training=TrainingConfig(progress=False, patience=2))
+    return RunConfig(training=TrainingConfig(progress=False))
 
 
 def open_set(name: str, folder: Path) -> PreparedData:
@@ -124,7 +130,9 @@ def _expected(job: Job, data: PreparedData) -> Scores:
 
     Every row counts as a positive with its true probability, and as a negative with the rest.
     """
-    logits, found = predict(load_trained(job.folder).model, data.load("test"), 8192).logits, {}
+    config, found = job.config.model, {}
+    trained = load_trained(job.folder, config.name if config.is_own else None)
+    logits = predict(trained.model, data.load("test"), 8192).logits
     for number, task in enumerate(data.manifest.tasks):
         truth = read_split(data.folder, data.manifest, "test", [TRUTH + task])[TRUTH + task].to_numpy()
         weight = np.concatenate([truth, 1 - truth]).astype(np.float64)

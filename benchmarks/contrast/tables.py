@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
-from math import isnan
+from math import isnan, nan
 from statistics import fmean
 
 from scipy.stats import t
@@ -53,7 +54,7 @@ def difference(rows: Rows, row: str, against: str, score: str, seeds: range) -> 
 def scores_of(name: str, rows: Rows) -> list[str]:
     """Returns the scores of both tasks by which a set is judged: by the true probabilities if they are known."""
     kind = "expected " if name.startswith("synthetic") else "test "
-    first = next(iter(next(iter(rows.values())).values()))
+    first = next((scores for runs in rows.values() for scores in runs.values() if scores), {})  # {} has diverged
     return [score for score in first if score.startswith(kind)]
 
 
@@ -79,9 +80,8 @@ def _tests(found: dict[tuple[str, str], Rows]) -> Iterator[Test]:
                                 yield Test(part, name, backbone, row, against, score)
 
 
-def _backbone_and_batch(row: str, backbone: str) -> list[str]:
-    setting, _, k = row.partition(", k = ")
-    return [TITLES[backbone], *([f"{setting}, k = {BATCH:,}"] if k == str(CHOSEN) else [])]
+def _backbone(row: str, backbone: str) -> list[str]:
+    return [TITLES[backbone]]
 
 
 def _adaptive(row: str, backbone: str) -> list[str]:
@@ -90,25 +90,27 @@ def _adaptive(row: str, backbone: str) -> list[str]:
 
 
 def _printed(row: str, backbone: str) -> list[str]:
-    if row.startswith("as printed"):
+    if row == WHOLE_BATCH:
         return []  # part of confirm
-    return [TITLES[backbone], "as printed, k = 16" if row.startswith("k = 16") else f"as printed, k = {BATCH:,}"]
+    return [TITLES[backbone], "as printed, k = 16" if row.startswith("k = 16") else WHOLE_BATCH]
 
 
+WHOLE_BATCH = f"as printed, k = {BATCH:,}"
 AGAINST: dict[str, Callable[[str, str], list[str]]] = {
-    "confirm": _backbone_and_batch,
-    "backbones": _backbone_and_batch,
-    "sparsity": _backbone_and_batch,
+    "confirm": _backbone,
+    "backbones": _backbone,
+    "sparsity": _backbone,
     "temperature": _adaptive,
     "why": _printed,
 }
+"""The rows with which each row of a part is compared."""
 
 
 def gains(cases: Cases) -> dict[tuple[str, str, str], dict[int, Difference]]:
     """Returns the differences to MMoE on the validation split, by set, setting and task, and by number of rows."""
     part, found = PARTS["grid"], {}
     for name in part.sets:
-        rows = results(cases)[name, "mmoe"]
+        rows = results(cases).get((name, "mmoe"), {})
         for setting, score in product(SETTINGS, ("validation click", "validation conversion")):
             found[name, setting, score.split()[1]] = {
                 k: difference(rows, f"{setting}, k = {k:,}", TITLES["mmoe"], score, part.seeds) for k in GRID
@@ -132,58 +134,54 @@ def grid(cases: Cases) -> str:
     return table(header, "lll" + "r" * (len(GRID) + 1), lines)
 
 
-Line = tuple[Test, list[tuple[Difference, float]]]
-
-
-def _lines(parts: tuple[str, ...], cases: Cases, wanted: Callable[[Test], bool]) -> Iterator[Line]:
-    """Yields the comparisons of two rows with the results of both tasks."""
-    found: dict[Test, list[tuple[Difference, float]]] = {}
-    for test, result in comparisons(cases).items():
-        if test.part in parts and wanted(test):
-            found.setdefault(replace(test, score=""), []).append(result)
-    yield from found.items()
-
-
-def _compared(part: str, cases: Cases, *, with_backbone: bool) -> str:
-    """The comparisons of a part with the backbone, or those with other rows."""
-    lines = []
-    for test, tasks in _lines((part,), cases, lambda test: (test.against == TITLES[test.backbone]) == with_backbone):
-        line = [test.name, TITLES[test.backbone], test.row, test.against]
-        for found, p in tasks:
-            shown = f"{found.mean:+.3f} ± {found.std:.3f}"
-            line += [f"**{shown}**" if p < 0.05 else shown, _p(p), f"{found.higher} of {found.pairs}"]
-        lines.append(line)
-    columns = "{} task | p, Holm | seeds higher"
+def _compared(part: str, cases: Cases) -> str:
+    """The comparisons of a part, with both tasks in a line, and the p of a one-sided test of a loss beyond."""
+    lines: dict[Test, list[str]] = {}
+    for test, (found, p) in comparisons(cases).items():
+        if test.part == part:
+            names = [test.name, TITLES[test.backbone], test.row, test.against]
+            shown = f"**{_shown(found)}**" if p < 0.05 else _shown(found)
+            lines.setdefault(replace(test, score=""), names).extend([shown, _p(p), _p(_beyond(found, -1))])
+    columns = f"{{}} task | p, Holm | p, not {WITHIN} below"
     header = f"set | backbone | row | against | {columns.format('first')} | {columns.format('second')}"
-    return table(header, "llllrrrrrr", lines)
+    return table(header, "llllrrrrrr", lines.values())
+
+
+def equal(cases: Cases) -> str:
+    """The chosen number of rows against the whole batch, with the p of two one-sided tests of a difference beyond."""
+    known, lines = results(cases), []
+    for part, setting in product(("confirm", "backbones"), SETTINGS):
+        for name, backbone in product(PARTS[part].sets, PARTS[part].backbones):
+            rows = known.get((name, backbone), {})
+            pair = [f"{setting}, k = {k:,}" for k in (CHOSEN, BATCH)]
+            if all(row in rows for row in pair):
+                line = [name, TITLES[backbone], setting]
+                for score in scores_of(name, rows):
+                    found = difference(rows, *pair, score, PARTS[part].seeds)
+                    line += [_shown(found), _p(max(_beyond(found, side) for side in (-1, 1)))]
+                lines.append(line)
+    columns = f"{{}} task | p, within {WITHIN}"
+    header = f"set | backbone | setting | {columns.format('first')} | {columns.format('second')}"
+    return table(header, "lllrrrr", lines)
+
+
+def _shown(found: Difference) -> str:
+    return f"{found.mean:+.3f} ± {found.std:.3f} ({found.higher} of {found.pairs})"
 
 
 def _p(p: float) -> str:
     return "" if isnan(p) else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def equal(cases: Cases) -> str:
-    """The chosen number of rows against the whole batch, with the p of two one-sided tests of a difference beyond."""
-    lines = []
-    whole = f"{BATCH:,}"
-    for test, tasks in _lines(("confirm", "backbones"), cases, lambda test: test.against.endswith(whole)):
-        line = [test.name, TITLES[test.backbone], test.row.split(",")[0]]
-        for found, _ in tasks:
-            error = found.std / found.pairs**0.5
-            below, above = (t.sf((WITHIN + side * found.mean) / error, found.pairs - 1) for side in (1, -1))
-            line += [f"{found.mean:+.3f} ± {found.std:.3f}", _p(max(below, above)), f"{found.higher} of {found.pairs}"]
-        lines.append(line)
-    columns = f"{{}} task | p, within {WITHIN} | seeds higher"
-    header = f"set | backbone | setting | {columns.format('first')} | {columns.format('second')}"
-    return table(header, "lllrrrrrr", lines)
+def _beyond(found: Difference, side: int) -> float:
+    """Returns p of the one-sided test that the true difference is not beyond ``WITHIN`` below (-1) or above (1) 0."""
+    if found.pairs < 2 or not found.std > 0:
+        return nan
+    return float(t.sf((WITHIN - side * found.mean) / found.std * found.pairs**0.5, found.pairs - 1))
 
 
 TABLES: dict[str, Callable[[Cases], str]] = {
     "contrast_grid": grid,
-    "contrast_confirm": lambda cases: _compared("confirm", cases, with_backbone=True),
     "contrast_equal": equal,
-    "contrast_backbones": lambda cases: _compared("backbones", cases, with_backbone=True),
-    "contrast_sparsity": lambda cases: _compared("sparsity", cases, with_backbone=True),
-    "contrast_temperature": lambda cases: _compared("temperature", cases, with_backbone=False),
-    "contrast_why": lambda cases: _compared("why", cases, with_backbone=False),
+    **{f"contrast_{part}": partial(_compared, part) for part in AGAINST},
 }
