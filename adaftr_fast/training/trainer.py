@@ -413,6 +413,7 @@ def _share(config: TrainingConfig, ranks: Ranks | None, model: MultiTaskModel) -
     if size * config.accumulate > 1 and run % model.rows_together:
         raise TrainingError(
             f"training.batch_size: expected a multiple of {size} ranks times training.accumulate = {config.accumulate} "
-            f"times model.contrast_rows = {model.rows_together}, got {config.batch_size}"
+            f"times {model.rows_together} rows that the loss reads together (model.contrast_rows), "
+            f"got {config.batch_size}"
         )
     return None if ranks is None else Share(ranks.rank, ranks.size, run)

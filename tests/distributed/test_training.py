@@ -193,7 +193,7 @@ def test_batch_size_must_be_divisible_by_ranks():
 
 
 def test_parts_must_hold_whole_blocks():
-    message = r"a multiple of 1 ranks times .*accumulate = 2 times model\.contrast_rows = 3, got 64"
+    message = r"a multiple of 1 ranks times .*accumulate = 2 times 3 rows .*model\.contrast_rows.*, got 64"
     with pytest.raises(TrainingError, match=message):
         trainer(None, None, contrast_rows=3, accumulate=2)
     trainer(None, None, contrast_rows=3)  # the last block of a batch may be smaller
