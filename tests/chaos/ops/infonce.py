@@ -299,13 +299,15 @@ def _direction(
     p = masked.softmax(1)
     near = torch.where(negative, p, 0).sum(1)  # 1 - p of the positive
     residual = torch.where(negative, p, 0).scatter(1, y[:, None], near[:, None])
-    wrong = torch.expm1(2 * delta.clamp(max=300)).clamp(max=1e6) + 2 * stored  # relative error of a probability
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    summed = torch.finfo(acc).eps / 2 * len(b) ** 0.5  # relative error of a sum of the probabilities
+    wrong = torch.expm1(2 * delta.clamp(max=300)).clamp(max=1e6) + 2 * stored + summed  # of a probability
     near = (near * (1 + wrong)).clamp(max=1.0)
     # Where a logit may err by more than its distance to another, any probability is possible.
     coefficient = torch.where(delta[:, None] > 0.1, 2.0, (residual * wrong[:, None]).clamp(max=2.0))
     coefficient = torch.where(valid[:, None], coefficient * (scale / tau)[:, None], 0)  # [B, N]
     # Probabilities, and their products with scale / tau, that are below the normal numbers count as zero.
-    lost = 4 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).smallest_normal
+    lost = 4 * torch.finfo(acc).smallest_normal
     coefficient = coefficient + lost * torch.where(valid, scale / tau, 0).max()
     gaps = torch.where(negative, z, -torch.inf).amax(1) - z.gather(1, y[:, None])[:, 0]
     sizes = z.abs() + delta[:, None]
