@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch._guards import CompileContext
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -134,6 +135,8 @@ def _is_being_compiled() -> bool:
 
 def defer(weight: Tensor, steps: Steps) -> None:
     """Notes that rows of ``weight`` have missed ``steps``, whose lock the caller holds."""
+    if isinstance(weight, FakeTensor):  # it has no values that could miss a step
+        return
     steps.seen = _version(weight)
     cast(DeferredParameter, weight).missed = steps
     weight.__class__ = DeferredParameter

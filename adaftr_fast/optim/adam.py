@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from adaftr_fast.nn.deferred import DeferredParameter, flush
 from adaftr_fast.nn.embedding_table import EmbeddingTable
@@ -73,7 +74,7 @@ class Adam(RowOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def _check_table(self, weight: nn.Parameter) -> None:
-        if type(weight) not in (nn.Parameter, DeferredParameter):
+        if type(weight) not in (nn.Parameter, DeferredParameter) and not isinstance(weight, FakeTensor):
             raise TypeError(
                 f"{type(self).__name__}: a table must be a plain nn.Parameter, whose class changes while its rows have "
                 f"missed steps, got a {type(weight).__name__}; take LazyAdam, or make the parameter an nn.Parameter"

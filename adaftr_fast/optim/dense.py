@@ -55,6 +55,11 @@ class DenseAdam(torch.optim.Adam):
         step = torch.optim.Adam.step  # also makes the state, in the first step
         return getattr(step, "__wrapped__", step)(self, closure)  # without its hooks, which this step runs
 
+    def _accelerator_graph_capture_health_check(self) -> None:
+        """Asks the GPU whether it captures a graph, as torch 2.15 does, but for weights that are on one only."""
+        if any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
+            super()._accelerator_graph_capture_health_check()
+
     def _takes_one_op(self, group: dict[str, Any], having: list[tuple[Tensor, Tensor]]) -> bool:
         """Returns whether the group is plain Adam on contiguous CPU tensors of one dtype, and has its state."""
         plain = not any(group[option] for option in ("weight_decay", "amsgrad", "maximize", "differentiable"))
