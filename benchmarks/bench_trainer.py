@@ -55,8 +55,9 @@ def contestants(data: PreparedData, train: Split, compiled: bool) -> dict[str, C
     makes = {
         "AdaFTR": partial(ours, data, train, adaftr),
         "AdaFTR, bfloat16": partial(ours, data, train, adaftr, **half),
-        # It contrasts in the epoch that is measured, the second.
+        # Both contrast in the epoch that is measured, the second.
         "AdaFTR, recommended": partial(ours, data, train, ModelConfig(**preset("recommended"))),
+        "AdaFTR, recommended, pairs": partial(ours, data, train, ModelConfig(**preset("recommended"), contrast_rows=2)),
         # Its relatedness network still trains: L_cl alone ends with epoch 1, which is not measured.
         "AdaFTR without L_cl": partial(ours, data, train, replace(adaftr, contrast_epochs=1)),
         "MMoE": partial(ours, data, train, ModelConfig(name="mmoe")),
