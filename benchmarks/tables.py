@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS, render
+from benchmarks.contrast.evidence import evidence
 from benchmarks.contrast.tables import TABLES as CONTRAST
 from benchmarks.gpu.render import TABLES as GPU_TABLES
 from benchmarks.infonce.limits import TABLES as LIMITS
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 TABLES = render.TABLES | (GPU_TABLES if any(RESULTS.glob("gpu-*.json")) else {})
 TABLES |= LIMITS if any(RESULTS.glob("limits-*.json")) else {}
 TABLES |= CONTRAST if (RESULTS / "contrast.json").exists() else {}
+TABLES |= {"contrast_evidence": evidence} if any(RESULTS.glob("contrast_evidence-*.json")) else {}
 BLOCK = re.compile(r"<!-- table: (\S+) (\S+) -->\n((?:(?!<!-- /?table).)*)<!-- /table -->", re.DOTALL)
 MARKER = re.compile(r"^.*<!--\s*(?:table:|/table).*$", re.MULTILINE)
 

@@ -56,7 +56,7 @@ from pathlib import Path
 from adaftr_fast.cli.options import Parser
 from benchmarks.contrast.rows import PARTS
 from benchmarks.contrast.runs import Runs, train
-from benchmarks.contrast.tables import TABLES
+from benchmarks.contrast.tables import OTHERS, TABLES
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
     if arguments.part:
         part = PARTS[arguments.part]
         train(part, arguments.sets or list(part.sets), arguments.seeds, arguments.jobs, arguments, runs)
-    for name, made in TABLES.items():
+    for name, made in (TABLES | OTHERS).items():
         print(f"\n{name}\n\n{made(runs.cases())}")
 
 

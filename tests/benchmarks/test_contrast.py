@@ -1,5 +1,7 @@
 """The rows, models and tables of the study of the contrast's rows."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.experiments.catalog import TITLES
 from adaftr_fast.experiments.statistics import holm
 from adaftr_fast.nn.relatedness import relatedness_loss
+from benchmarks import RESULTS
 from benchmarks.contrast import tables
 from benchmarks.contrast.models import Contrast
 from benchmarks.contrast.rows import CHOSEN, GRID, PARTS, SETTINGS, variants
@@ -55,6 +58,11 @@ def test_the_grid_shows_the_means_that_choose():
     assert tables.means(found)[CHOSEN] == pytest.approx(mean)
     assert f"**{mean:+.3f}**" in tables.grid(found)
     assert tables.grid(found).count("\n") == 1 + 2 * len(SETTINGS) * 2 + 1
+
+
+def test_the_chosen_number_of_rows_has_the_largest_mean():
+    means = tables.means(json.loads((RESULTS / "contrast.json").read_text(encoding="utf-8"))["cases"])
+    assert max(means, key=means.get) == CHOSEN
 
 
 def test_p_is_corrected_for_all_parts_together():
