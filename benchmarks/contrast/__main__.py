@@ -76,7 +76,8 @@ def main() -> None:
     runs = Runs(arguments.runs)
     if arguments.part:
         part = PARTS[arguments.part]
-        train(part, arguments.sets or list(part.sets), arguments.seeds, arguments.jobs, arguments, runs)
+        sets = arguments.sets or list(part.sets)
+        train(part, sets, arguments.seeds, arguments.jobs, arguments.data, arguments.out, runs)
     for name, made in (TABLES | OTHERS).items():
         print(f"\n{name}\n\n{made(runs.cases())}")
 

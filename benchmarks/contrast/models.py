@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import AdaFTR
 from adaftr_fast.models.build import BACKBONES
-from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.relatedness import relatedness_loss
 
 
@@ -30,16 +30,16 @@ class Contrast(AdaFTR):
         num_embeddings: Sequence[int],
         task_names: Sequence[str],
         config: ModelConfig,
-        field_names: Sequence[str] | None = None,
-        dense: Sequence[NumericEncoding] = (),
+        *of_backbone: Any,
     ) -> None:
-        super().__init__(BACKBONES[config.backbone](num_embeddings, task_names, config, field_names, dense), config)
+        super().__init__(BACKBONES[config.backbone](num_embeddings, task_names, config, *of_backbone), config)
         self.options = config.options
 
     def loss(self, batch: Batch, process_group: ProcessGroup | None = None) -> dict[str, Tensor]:
         losses = super().loss(batch, process_group)
         if self.options.get("relatedness") == "clicked":
-            (a, b), y = self.pairs[0], batch.labels.unbind(1)
+            a, b = self.pairs[0]
+            y = batch.labels.unbind(1)
             logit = self._relatedness_logits(self.backbone.represent(*batch.features), detach=True)[0]
             losses["relatedness"] = self.config.alpha * relatedness_loss(logit, y[a], y[b], y[a], y[a].mean())
         return losses
@@ -48,15 +48,17 @@ class Contrast(AdaFTR):
         self, h: list[Tensor], related: list[Tensor | None], batch: Batch, process_group: ProcessGroup | None
     ) -> list[Tensor]:
         assert batch.weight is None  # no set of the study has weights
-        mask, order = self.options.get("mask"), self.options.get("order")
+        mask = self.options.get("mask")
+        order = self.options.get("order")
         if mask is not None:
-            (a, b), y_rel = self.pairs[0], related[0]
+            a, b = self.pairs[0]
             assert batch.group is not None or mask != "group"
             options = {"row_group": batch.group} if mask == "group" else {"ignore_above": 0.0}
-            return [self.contrasts[0](h[a], h[b], y_rel, **options)]
+            return [self.contrasts[0](h[a], h[b], related[0], **options)]
         if order is not None:
             rows = self._order(h[self.pairs[0][0]].detach(), apart=order == "apart")
-            h, related = [x[rows] for x in h], [None if x is None else x[rows] for x in related]
+            h = [x[rows] for x in h]
+            related = [None if x is None else x[rows] for x in related]
         return super()._contrast_losses(h, related, batch, process_group)
 
     def _order(self, h: Tensor, apart: bool) -> Tensor:

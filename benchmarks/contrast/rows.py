@@ -23,11 +23,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "recommended": RECOMMENDED,
 }
 TEMPERATURES: dict[str, dict[str, Any]] = {
-    "adaptive": PRINTED,
+    "as printed": SETTINGS["as printed"],
+    "fixed": SETTINGS["fixed"],
+    "fixed, τ = 0.13": SETTINGS["fixed"] | {"tau_fixed": 0.13},
     "learned": PRINTED | {"tau": "scalar"},
-    "τ = 0.05": PRINTED | {"tau": "fixed", "tau_fixed": 0.05},
-    "τ = 0.13": PRINTED | {"tau": "fixed", "tau_fixed": 0.13},
-    "adaptive, clicked rows": PRINTED | {"name": OWN, "options": {"relatedness": "clicked"}},
+    "as printed, clicked rows": PRINTED | {"name": OWN, "options": {"relatedness": "clicked"}},
 }
 
 
@@ -76,10 +76,9 @@ PARTS = {
     "temperature": Part(with_rows(TEMPERATURES, (4, 16)), TWO_SETS, range(10)),
     "why": Part(
         {
-            "as printed, k = 1,024": PRINTED,
+            **with_rows(_only("as printed"), (16, BATCH)),
             "no negatives of the same group": _own(mask="group"),
             "no negatives above the positive": _own(mask="above"),
-            **with_rows(_only("as printed"), (16,)),
             "k = 16, similar rows together": _own(order="together") | {"contrast_rows": 16},
             "k = 16, similar rows apart": _own(order="apart") | {"contrast_rows": 16},
         },

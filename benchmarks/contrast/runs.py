@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,7 +27,7 @@ from adaftr_fast.training.metrics import auc
 from benchmarks.contrast.rows import Part, variants
 from benchmarks.measure import machine, measured_code
 
-Place = tuple[str, str, str, int]  # set, backbone, row, seed
+Key = tuple[str, str, str, int]  # set, backbone, row, seed
 Scores = dict[str, float]  # in percent, by split and task, such as "test click"; {} of a run that diverged
 
 
@@ -42,16 +41,16 @@ class Runs:
     def __init__(self, path: Path) -> None:
         self.path = path
         cases = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else []
-        self.scores: dict[Place, Scores] = {
+        self.scores: dict[Key, Scores] = {
             (case["set"], case["backbone"], case["row"], case["seed"]): case["scores"] for case in cases
         }
 
     def cases(self) -> list[dict[str, Any]]:
         """Returns the results as the cases of the file."""
         names = ("set", "backbone", "row", "seed")
-        return [dict(zip(names, place)) | {"scores": scores} for place, scores in self.scores.items()]
+        return [dict(zip(names, key)) | {"scores": scores} for key, scores in self.scores.items()]
 
-    def add(self, found: dict[Place, Scores]) -> None:
+    def add(self, found: dict[Key, Scores]) -> None:
         """Adds results and writes the file, with one line for each run."""
         if not found:
             return
@@ -62,7 +61,7 @@ class Runs:
         replace_file(self.path, text.encode())
 
 
-def train(part: Part, sets: list[str], seeds: int | None, jobs: int, folders: argparse.Namespace, runs: Runs) -> None:
+def train(part: Part, sets: list[str], seeds: int | None, jobs: int, data: Path, out: Path, runs: Runs) -> None:
     """Trains the rows of a part that ``runs`` lacks, seed by seed.
 
     Args:
@@ -70,21 +69,22 @@ def train(part: Part, sets: list[str], seeds: int | None, jobs: int, folders: ar
         sets: the names of its sets.
         seeds: the number of seeds; None: those of the part.
         jobs: the number of parallel runs.
-        folders: ``data``, the folder of prepared folders, and ``out``, that of run folders.
+        data: the folder of the prepared folders.
+        out: the folder of the run folders.
         runs: receives the results of each seed.
     """
     for seed in part.seeds[:seeds]:
         planned = {}
         for name in sets:
-            data = open_set(name, folders.data)
-            for place, job in _planned(part, name, data, seed, folders.out):
-                if place not in runs.scores:
-                    planned[place] = job, data
+            prepared = open_set(name, data)
+            for key, job in _planned(part, name, prepared, seed, out):
+                if key not in runs.scores:
+                    planned[key] = job, prepared
         outcomes = run_all([job for job, _ in planned.values()], engine=Processes(jobs), progress=True)
-        runs.add({place: _scores(outcomes[job.key], job, data) for place, (job, data) in planned.items()})
+        runs.add({key: _scores(outcomes[job.key], job, prepared) for key, (job, prepared) in planned.items()})
 
 
-def _planned(part: Part, name: str, data: PreparedData, seed: int, out: Path) -> Iterator[tuple[Place, Job]]:
+def _planned(part: Part, name: str, data: PreparedData, seed: int, out: Path) -> Iterator[tuple[Key, Job]]:
     config = config_of(name)
     for backbone in part.backbones:
         for row in variants(part, backbone, len(data.manifest.tasks)):
@@ -130,9 +130,10 @@ def _expected(job: Job, data: PreparedData) -> Scores:
 
     Every row counts as a positive with its true probability, and as a negative with the rest.
     """
-    config, found = job.config.model, {}
+    config = job.config.model
     trained = load_trained(job.folder, config.name if config.is_own else None)
     logits = predict(trained.model, data.load("test"), 8192).logits
+    found = {}
     for number, task in enumerate(data.manifest.tasks):
         truth = read_split(data.folder, data.manifest, "test", [TRUTH + task])[TRUTH + task].to_numpy()
         weight = np.concatenate([truth, 1 - truth]).astype(np.float64)

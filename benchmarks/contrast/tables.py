@@ -69,15 +69,12 @@ def comparisons(cases: Cases) -> dict[Test, tuple[Difference, float]]:
 
 
 def _tests(found: dict[tuple[str, str], Rows]) -> Iterator[Test]:
-    for part in ("confirm", "backbones", "sparsity", "temperature", "why"):
-        for name in PARTS[part].sets:
-            for backbone in PARTS[part].backbones:
-                rows = found.get((name, backbone), {})
-                for row in PARTS[part].rows:
-                    for against in AGAINST[part](row, backbone):
-                        if row in rows and against in rows:
-                            for score in scores_of(name, rows):
-                                yield Test(part, name, backbone, row, against, score)
+    for part, against in AGAINST.items():
+        for name, backbone, row in product(PARTS[part].sets, PARTS[part].backbones, PARTS[part].rows):
+            rows = found.get((name, backbone), {})
+            others = [other for other in against(row, backbone) if row in rows and other in rows]
+            for other, score in product(others, scores_of(name, rows)):
+                yield Test(part, name, backbone, row, other, score)
 
 
 def _backbone(row: str, backbone: str) -> list[str]:
@@ -86,7 +83,7 @@ def _backbone(row: str, backbone: str) -> list[str]:
 
 def _adaptive(row: str, backbone: str) -> list[str]:
     setting, _, k = row.rpartition(", k = ")
-    return [] if setting == "adaptive" else [f"adaptive, k = {k}"]
+    return [] if setting == "as printed" else [f"as printed, k = {k}"]
 
 
 def _printed(row: str, backbone: str) -> list[str]:

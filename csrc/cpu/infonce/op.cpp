@@ -10,7 +10,7 @@
 
 #include "cpu/infonce/kernels.h"
 #include "cpu/infonce/launch.h"
-#include "cpu/infonce/symmetric/one_direction.h"
+#include "cpu/infonce/one_direction.h"
 #include "cpu/runtime/caching_allocator.h"
 #include "cpu/runtime/dispatch.h"
 
@@ -56,19 +56,6 @@ SweepKernel<InfoNCEProblem<T>> kernel_for(at::ScalarType inputs, bool ieee) {
   }
 }
 
-void check_arguments(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale) {
-  TORCH_CHECK(
-      anchors.dim() == 2 && candidates.dim() == 2 && anchors.size(1) == candidates.size(1) && anchors.size(1) > 0,
-      "adaptive_infonce: anchors and candidates must be [B, d] and [N, d] with d >= 1, got ", anchors.sizes(), " and ",
-      candidates.sizes());
-  TORCH_CHECK(anchors.scalar_type() == candidates.scalar_type(),
-              "adaptive_infonce: anchors and candidates must share a dtype, got ", anchors.scalar_type(), " and ",
-              candidates.scalar_type());
-  for (const auto& [name, x] : {std::pair{"tau", &tau}, std::pair{"scale", &scale}})
-    TORCH_CHECK(x->dim() == 1 && x->size(0) == anchors.size(0), "adaptive_infonce: ", name, " must be [",
-                anchors.size(0), "], got ", x->sizes());
-}
-
 // Contiguous int64 ids of the given length, or none.
 OptionalTensor ids(const char* name, const OptionalTensor& x, int64_t length) {
   if (!x.has_value()) return std::nullopt;
@@ -95,44 +82,37 @@ template <class T>
 Outputs run(at::ScalarType inputs, bool ieee, const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
             const OptionalTensor& positive, const OptionalTensor& row_group, const OptionalTensor& column_group,
             std::optional<double> ignore_above, double margin, const OptionalTensor& positive_weight,
-            const Tensor& scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats) {
+            const Tensor& scale, const Needs& need) {
   const int64_t rows = anchors.size(0), columns = candidates.size(0);
   check_values<T>(tau, positive, rows, columns);
-  const auto options = anchors.options();
-  const auto maybe = [&](bool needed, at::IntArrayRef shape) {
-    constexpr int64_t none = 0;
-    return cached_empty(needed ? shape : at::IntArrayRef(none), options);
-  };
-  Tensor loss = at::empty({rows}, options), lse = at::empty({rows}, options), logit = at::empty({rows}, options);
-  Tensor top1 = at::empty({need_stats ? rows : 0}, options.dtype(at::kBool)), entropy = maybe(need_stats, {rows});
-  Tensor d_anchors = maybe(need_d_anchors, anchors.sizes()),
-         d_candidates = maybe(need_d_candidates, candidates.sizes()), d_tau = maybe(need_d_tau, {rows});
-
-  const auto data = [](Tensor& x, bool needed) { return needed ? x.mutable_data_ptr<T>() : nullptr; };
+  SweepOutputs<T> out(anchors, candidates, need);
   const auto id_data = [](const OptionalTensor& x) { return x.has_value() ? x->const_data_ptr<int64_t>() : nullptr; };
-  const InfoNCEProblem<T> problem{rows,
-                                  columns,
-                                  anchors.size(1),
-                                  anchors.const_data_ptr<T>(),
-                                  candidates.const_data_ptr<T>(),
-                                  tau.const_data_ptr<T>(),
-                                  id_data(positive),
-                                  id_data(row_group),
-                                  id_data(column_group),
-                                  T(ignore_above.value_or(std::numeric_limits<double>::infinity())),
-                                  T(margin),
-                                  positive_weight.has_value() ? positive_weight->const_data_ptr<T>() : nullptr,
-                                  scale.const_data_ptr<T>(),
-                                  loss.mutable_data_ptr<T>(),
-                                  lse.mutable_data_ptr<T>(),
-                                  logit.mutable_data_ptr<T>(),
-                                  need_stats ? top1.mutable_data_ptr<bool>() : nullptr,
-                                  data(entropy, need_stats),
-                                  data(d_anchors, need_d_anchors),
-                                  data(d_candidates, need_d_candidates),
-                                  data(d_tau, need_d_tau)};
-  launch(kernel_for<T>(inputs, ieee), problem, loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau);
-  return {weighted_sum(loss, scale), loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
+  InfoNCEProblem<T> problem{};
+  problem.rows = rows;
+  problem.columns = columns;
+  problem.width = anchors.size(1);
+  problem.anchors = anchors.const_data_ptr<T>();
+  problem.candidates = candidates.const_data_ptr<T>();
+  problem.tau = tau.const_data_ptr<T>();
+  problem.positive = id_data(positive);
+  problem.row_group = id_data(row_group);
+  problem.column_group = id_data(column_group);
+  problem.ignore_above = T(ignore_above.value_or(std::numeric_limits<double>::infinity()));
+  problem.margin = T(margin);
+  problem.positive_weight = positive_weight.has_value() ? positive_weight->const_data_ptr<T>() : nullptr;
+  problem.scale = scale.const_data_ptr<T>();
+  out.point(problem, need);
+  launch(kernel_for<T>(inputs, ieee), problem, out.loss, out.lse, out.logit, out.top1, out.entropy, out.d_anchors,
+         out.d_candidates, out.d_tau);
+  return {weighted_sum(out.loss, scale),
+          out.loss,
+          out.lse,
+          out.logit,
+          out.top1,
+          out.entropy,
+          out.d_anchors,
+          out.d_candidates,
+          out.d_tau};
 }
 
 Outputs infonce_sweep(const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
@@ -140,7 +120,7 @@ Outputs infonce_sweep(const Tensor& anchors, const Tensor& candidates, const Ten
                       const OptionalTensor& column_group, const Tensor& scale, bool need_d_anchors,
                       bool need_d_candidates, bool need_d_tau, bool need_stats, std::optional<double> ignore_above,
                       double margin, const OptionalTensor& positive_weight, bool ieee) {
-  check_arguments(anchors, candidates, tau, scale);
+  check_inputs(anchors, candidates, tau, scale);
   TORCH_CHECK(row_group.has_value() == column_group.has_value(),
               "adaptive_infonce: row_group and column_group must be given together");
   const auto dtype = anchors.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -152,7 +132,7 @@ Outputs infonce_sweep(const Tensor& anchors, const Tensor& candidates, const Ten
   return go(anchors.scalar_type(), ieee, widen(anchors), widen(candidates), widen(tau),
             ids("positive", positive, anchors.size(0)), ids("row_group", row_group, anchors.size(0)),
             ids("column_group", column_group, candidates.size(0)), ignore_above, margin, weight, widen(scale),
-            need_d_anchors, need_d_candidates, need_d_tau, need_stats);
+            {need_d_anchors, need_d_candidates, need_d_tau, need_stats});
 }
 
 }  // namespace

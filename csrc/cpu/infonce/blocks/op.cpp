@@ -14,7 +14,7 @@
 
 #include "cpu/infonce/kernels.h"
 #include "cpu/infonce/launch.h"
-#include "cpu/infonce/symmetric/one_direction.h"
+#include "cpu/infonce/one_direction.h"
 #include "cpu/runtime/caching_allocator.h"
 #include "cpu/runtime/dispatch.h"
 
@@ -27,29 +27,11 @@ constexpr KernelTables<BlockKernels> kTables = {&generic::kBlocks,
 #endif
 };
 
-void check_arguments(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale,
-                     int64_t block) {
-  TORCH_CHECK(anchors.dim() == 2 && candidates.sizes() == anchors.sizes() && anchors.size(1) > 0,
-              "adaptive_infonce: anchors and candidates must both be [B, d] with d >= 1, got ", anchors.sizes(),
-              " and ", candidates.sizes());
-  TORCH_CHECK(anchors.scalar_type() == candidates.scalar_type(),
-              "adaptive_infonce: anchors and candidates must share a dtype, got ", anchors.scalar_type(), " and ",
-              candidates.scalar_type());
-  for (const auto& [name, x] : {std::pair{"tau", &tau}, std::pair{"scale", &scale}})
-    TORCH_CHECK(x->dim() == 1 && x->size(0) == anchors.size(0), "adaptive_infonce: ", name, " must be [",
-                anchors.size(0), "], got ", x->sizes());
-  TORCH_CHECK(block >= 1, "adaptive_infonce: block must be at least 1, got ", block);
-}
-
 template <class T>
 void check_values(const Tensor& tau) {
   const T* t = tau.const_data_ptr<T>();
   for (int64_t r = 0; r < tau.size(0); ++r) check_tau(t[r], r);
 }
-
-struct Needs {
-  bool d_anchors, d_candidates, d_tau, stats;
-};
 
 // A sweep for each block, for blocks of more than kMaxBlock rows.
 OneDirection by_sweeps(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale,
@@ -78,44 +60,39 @@ OneDirection by_sweeps(const Tensor& anchors, const Tensor& candidates, const Te
 template <class T>
 OneDirection run(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale, Needs need,
                  int64_t block) {
-  const auto options = anchors.options();
-  const int64_t rows = anchors.size(0);
-  const auto maybe = [&](bool needed, at::IntArrayRef shape) {
-    constexpr int64_t none = 0;
-    return cached_empty(needed ? shape : at::IntArrayRef(none), options);
-  };
-  Tensor loss = at::empty({rows}, options), lse = at::empty({rows}, options), logit = at::empty({rows}, options);
-  Tensor top1 = at::empty({need.stats ? rows : 0}, options.dtype(at::kBool)), entropy = maybe(need.stats, {rows});
-  Tensor d_anchors = maybe(need.d_anchors, anchors.sizes()),
-         d_candidates = maybe(need.d_candidates, candidates.sizes()), d_tau = maybe(need.d_tau, {rows});
-  const auto data = [](Tensor& x, bool needed) { return needed ? x.mutable_data_ptr<T>() : nullptr; };
+  SweepOutputs<T> out(anchors, candidates, need);
   InfoNCEProblem<T> problem{};
-  problem.rows = rows;
-  problem.columns = rows;
+  problem.rows = anchors.size(0);
+  problem.columns = anchors.size(0);
   problem.width = anchors.size(1);
   problem.anchors = anchors.const_data_ptr<T>();
   problem.candidates = candidates.const_data_ptr<T>();
   problem.tau = tau.const_data_ptr<T>();
   problem.scale = scale.const_data_ptr<T>();
-  problem.loss = loss.mutable_data_ptr<T>();
-  problem.lse = lse.mutable_data_ptr<T>();
-  problem.positive_logit = logit.mutable_data_ptr<T>();
-  problem.top1 = need.stats ? top1.mutable_data_ptr<bool>() : nullptr;
-  problem.entropy = data(entropy, need.stats);
-  problem.d_anchors = data(d_anchors, need.d_anchors);
-  problem.d_candidates = data(d_candidates, need.d_candidates);
-  problem.d_tau = data(d_tau, need.d_tau);
+  out.point(problem, need);
   if constexpr (std::is_same_v<T, double>)
     best_kernel(kTables, &BlockKernels::f64)(problem, block);
   else
     best_kernel(kTables, &BlockKernels::f32)(problem, block);
-  return {weighted_sum(loss, scale), loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
+  return {weighted_sum(out.loss, scale),
+          out.loss,
+          out.lse,
+          out.logit,
+          out.top1,
+          out.entropy,
+          out.d_anchors,
+          out.d_candidates,
+          out.d_tau};
 }
 
 OneDirection infonce_blocks(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale,
                             bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
                             int64_t block, bool ieee) {
-  check_arguments(anchors, candidates, tau, scale, block);
+  TORCH_CHECK(candidates.sizes() == anchors.sizes(),
+              "adaptive_infonce: anchors and candidates must both be [B, d], got ", anchors.sizes(), " and ",
+              candidates.sizes());
+  check_inputs(anchors, candidates, tau, scale);
+  TORCH_CHECK(block >= 1, "adaptive_infonce: block must be at least 1, got ", block);
   const auto dtype = anchors.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const auto widen = [&](const Tensor& x) { return x.to(dtype).contiguous(); };
   const Tensor wide_tau = widen(tau), wide_scale = widen(scale);

@@ -14,7 +14,7 @@
 
 #include "cpu/infonce/kernels.h"
 #include "cpu/infonce/launch.h"
-#include "cpu/infonce/symmetric/one_direction.h"
+#include "cpu/infonce/one_direction.h"
 #include "cpu/runtime/caching_allocator.h"
 #include "cpu/runtime/dispatch.h"
 

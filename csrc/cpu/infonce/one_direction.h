@@ -1,4 +1,4 @@
-// torch.ops.adaftr_fast.infonce on CPU, for the op of both directions.
+// torch.ops.adaftr_fast.infonce on CPU, for the ops of both directions and of blocks.
 #pragma once
 
 #include <ATen/core/Tensor.h>
