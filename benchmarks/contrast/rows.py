@@ -12,6 +12,7 @@ from adaftr_fast.experiments.catalog import NO_OMEGA, TITLES, WHOLE, Variant, di
 BATCH = 1024  # rows, training.batch_size
 GRID = (2, 4, 8, 16, 64, 256, BATCH)
 CHOSEN = 2  # of GRID, by the means of tables.py
+ADDED = 16  # see "Departures" of __main__.py
 RATES = (0.0002, 0.001, 0.003, 0.01, 0.033, 0.05)  # of conversions
 OWN = "benchmarks.contrast.models:Contrast"
 
@@ -63,7 +64,7 @@ TWO_SETS = ("flights", "synthetic")
 PARTS = {
     "grid": Part(with_rows(SETTINGS, GRID), TWO_SETS, range(100, 105)),
     "confirm": Part(
-        with_rows(SETTINGS, BOTH),
+        with_rows(SETTINGS, BOTH) | with_rows(_only("recommended"), (ADDED,)),
         ("flights", "flights_late", "synthetic", "insteval", "movielens", "census"),
         range(10),
     ),

@@ -13,7 +13,7 @@ from scipy.stats import t
 
 from adaftr_fast.experiments.catalog import TITLES
 from adaftr_fast.experiments.statistics import Difference, holm, paired
-from benchmarks.contrast.rows import BATCH, CHOSEN, GRID, PARTS, SETTINGS
+from benchmarks.contrast.rows import ADDED, BATCH, CHOSEN, GRID, PARTS, SETTINGS
 from benchmarks.render import Cases, table
 
 WITHIN = 0.05  # points of AUC that count as equal
@@ -145,20 +145,20 @@ def _compared(part: str, cases: Cases) -> str:
 
 
 def equal(cases: Cases) -> str:
-    """The chosen number of rows against the whole batch, with the p of two one-sided tests of a difference beyond."""
+    """Few rows against the whole batch, with the p of two one-sided tests of a difference beyond."""
     known, lines = results(cases), []
-    for part, setting in product(("confirm", "backbones"), SETTINGS):
+    for part, setting, k in product(("confirm", "backbones"), SETTINGS, (CHOSEN, ADDED)):
         for name, backbone in product(PARTS[part].sets, PARTS[part].backbones):
             rows = known.get((name, backbone), {})
-            pair = [f"{setting}, k = {k:,}" for k in (CHOSEN, BATCH)]
+            pair = [f"{setting}, k = {each:,}" for each in (k, BATCH)]
             if all(row in rows for row in pair):
-                line = [name, TITLES[backbone], setting]
+                line = [name, TITLES[backbone], pair[0]]
                 for score in scores_of(name, rows):
                     found = difference(rows, *pair, score, PARTS[part].seeds)
                     line += [_shown(found), _p(max(_beyond(found, side) for side in (-1, 1)))]
                 lines.append(line)
     columns = f"{{}} task | p, within {WITHIN}"
-    header = f"set | backbone | setting | {columns.format('first')} | {columns.format('second')}"
+    header = f"set | backbone | row | {columns.format('first')} | {columns.format('second')}"
     return table(header, "lllrrrr", lines)
 
 
