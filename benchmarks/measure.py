@@ -25,23 +25,28 @@ def write(
     date: str | None = None,
     commit: str | None = None,
 ) -> Path:
-    """Writes results/<name>-<instruction set>.json: machine, date, commit and the measured cases.
+    """Writes results/<name>-<processor>.json: machine, date, commit and the measured cases.
 
-    With ``gpu``, facts about the card whose name stands under "gpu", the file is results/<name>-<card>.json. Figures of
-    a new run carry no "stale" text; a person adds one, a reason, when the code that they describe changes. ``date`` and
+    With ``gpu``, facts about the card whose name stands under "gpu", the processor is the card. Figures of a new run
+    carry no "stale" text; a person adds one, a reason, when the code that they describe changes. ``date`` and
     ``commit`` are of the measurement, where it was not made just now; ``folder`` takes the place of results/.
     """
     about = machine() | (gpu or {})
-    kind = re.sub(r"[^a-z0-9_]+", "-", about.get("gpu", about["in use"]).lower()).strip("-")
     when = {"date": date or datetime.date.today().isoformat(), "commit": commit or measured_code()}
     record = {"machine": about} | when | {"cases": cases}
     folder = folder or RESULTS
     folder.mkdir(exist_ok=True)
-    path = folder / f"{name}-{kind}.json"
+    path = folder / f"{name}-{processor(about)}.json"
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draft.replace(path)
     return path
+
+
+def processor(about: dict[str, Any]) -> str:
+    """Returns the name that files have of the processor of a machine: ``amd-epyc-26-2`` of family 26, model 2."""
+    words = re.sub(r"\((r|tm)\)|processor|family|model", " ", about.get("gpu", about["cpu"]).lower())
+    return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 
 def measured_code() -> str:

@@ -25,10 +25,8 @@ from benchmarks.gpu.render import TABLES as GPU_TABLES
 from benchmarks.infonce.limits import TABLES as LIMITS
 
 ROOT = Path(__file__).parents[1]
-TABLES = render.TABLES | (GPU_TABLES if any(RESULTS.glob("gpu-*.json")) else {})
-TABLES |= LIMITS if any(RESULTS.glob("limits-*.json")) else {}
-TABLES |= CONTRAST if (RESULTS / "contrast.json").exists() else {}
-TABLES |= {"contrast_evidence": evidence} if any(RESULTS.glob("contrast_evidence-*.json")) else {}
+TABLES = render.TABLES | LIMITS | CONTRAST | {"contrast_evidence": evidence}
+TABLES |= GPU_TABLES if any(RESULTS.glob("gpu-*.json")) else {}
 BLOCK = re.compile(r"<!-- table: (\S+) (\S+) -->\n((?:(?!<!-- /?table).)*)<!-- /table -->", re.DOTALL)
 MARKER = re.compile(r"^.*<!--\s*(?:table:|/table).*$", re.MULTILINE)
 
@@ -121,14 +119,14 @@ def update(text: str, document: str, folder: Path = RESULTS) -> tuple[str, list[
 
 
 def unshown(texts: dict[str, str], folder: Path = RESULTS) -> list[str]:
-    """Names tables and current results that no marker mentions, and documents that must have a table and have none."""
+    """Names tables and results that no marker mentions, and documents that must have a table and have none."""
     found = {document: [match.groups()[:2] for match in blocks(text, document)] for document, text in texts.items()}
     names, shown = ({pair[i] for pairs in found.values() for pair in pairs} for i in (0, 1))
     results = {each for files in shown for each in files.split("+")}
     lost = [f"{document} has no generated table" for document in list(texts)[:2] if not found[document]]
     lost += [f"table {name} stands in no document" for name in TABLES if name not in names]
     for path in sorted(folder.glob("*.json")):
-        if path.stem not in results and not json.loads(path.read_text(encoding="utf-8")).get("stale"):
+        if path.stem not in results:
             lost.append(f"results/{path.name} is shown by no table")
     return lost
 

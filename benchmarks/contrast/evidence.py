@@ -1,6 +1,6 @@
 """What a contrast of k rows sees: near-duplicates among the negatives, effective candidates, and its gradient.
 
-    python -m benchmarks.contrast.evidence          -> benchmarks/results/contrast_evidence-<instruction set>.json
+    python -m benchmarks.contrast.evidence          -> benchmarks/results/contrast_evidence-<processor>.json
 
 Trains AdaFTR as printed for one epoch with seed 0, and measures on 16 shuffled batches of 1,024 training rows. The
 model has been trained by the contrast of the whole batch, whatever the k that is measured, so the figures differ by k
