@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.scaling import plan
-
 Cases = list[dict[str, Any]]
 
 OURS = "adaptive_infonce"
@@ -349,30 +347,6 @@ def _samples_per_second(case: dict[str, Any], names: Iterable[str]) -> list[str]
     return [f"{case['ids a field']:,}", *(significant(rates[name] / 1e3) if name in rates else "" for name in names)]
 
 
-def scaling(cases: Cases) -> str:
-    """Milliseconds of a step on several ranks, measured, and calculated from the rates of one rank.
-
-    A file of before has no "waiting", which was not part of the calculation.
-    """
-
-    def row(case: dict[str, Any]) -> list[str]:
-        parts = dict(case["of it"])
-        own = [parts.pop("rows"), parts.pop("contrast"), parts.pop("waiting", 0.0)]
-        several = case["ranks"] > 1
-        calculated = f"{case['calculated ms']:.1f}" if several else "(the rates are taken from it)"
-        error = f"{100 * (case['calculated ms'] / case['measured ms'] - 1):+.0f} %" if several else ""
-        split = " / ".join(f"{part:.1f}" for part in [*own, sum(parts.values())])
-        return [case["ranks"], f"{case['measured ms']:.1f}", calculated, error, split]
-
-    header = "ranks of one thread | measured, ms a step | calculated, ms | error"
-    return table(header + " | of it rows / contrast / waiting / exchange and merging", "rrrrl", map(row, cases))
-
-
-def scaling_plan(cases: Cases) -> str:
-    """A step and an epoch on GPUs: calculated from assumed rates, and from how wrong the formula is in ``cases``."""
-    return plan.steps(cases)
-
-
 def recipes(cases: Cases) -> str:
     """Time and added memory of our losses, and those of the libraries over ours; empty where they do not fit."""
 
@@ -423,7 +397,5 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         training,
         training_summary,
         training_ratios,
-        scaling,
-        scaling_plan,
     )
 }

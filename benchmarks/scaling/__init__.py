@@ -1,1 +1,0 @@
-"""What a step takes on several ranks: calculated from bytes, flops and rates, and checked on this machine."""
