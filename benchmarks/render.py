@@ -226,38 +226,6 @@ def loader(cases: Cases) -> str:
     return table("ids a field | bytes a row on disk | million rows/s | DataLoader in memory", "rrrr", rows)
 
 
-def shared(cases: Cases) -> str:
-    """Thousand samples a second of training beside busy processes, for each bound of spinning."""
-    spins = list(cases[0]["samples/s"])
-
-    def row(case: dict[str, Any]) -> list[object]:
-        rates = (case["samples/s"][spin] for spin in spins)
-        return [case["busy processes"], *(significant(each / 1000) if each else "none" for each in rates)]
-
-    return table(" | ".join(["busy processes", *spins]), "r" * (len(spins) + 1), map(row, cases))
-
-
-def snapshots(cases: Cases) -> str:
-    """Milliseconds of training that a snapshot takes if a thread writes it, and its share of the write."""
-
-    def row(case: dict[str, Any]) -> list[str]:
-        write, thread, pause, lost = (1000 * case[name] for name in ("write s", "thread s", "pause s", "lost s"))
-        return [*(f"{each:.0f}" for each in (1000 * case["GB"], write, thread, pause, lost)), f"{lost / write:.0%}"]
-
-    header = "MB | write, ms | by a thread, ms | copy in memory, ms | training time lost, ms | of the write"
-    return table(header, "rrrrrr", (row(case) for case in cases if case["case"] == "training"))
-
-
-def sharded_snapshots(cases: Cases) -> str:
-    """Seconds to write a snapshot by several ranks, and the memory of rank 0 beyond its rows."""
-    rows = (
-        [case["ranks"], f"{case['GB']:.2f}", significant(case["write s"]), f"{case['MB']:.0f}"]
-        for case in cases
-        if case["case"] == "ranks"
-    )
-    return table("ranks | GB in all | write, s | memory of rank 0 beyond its rows, MB", "rrrr", rows)
-
-
 INPUTS = {
     "parquet": "parquet, with the lists of five multi-valued fields, of which the last token is read",
     "aliccp": "Ali-CCP's raw layout: skeleton and common features",
@@ -388,9 +356,6 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         embedding_growth,
         metrics,
         loader,
-        shared,
-        snapshots,
-        sharded_snapshots,
         predict,
         requests,
         against,
