@@ -2,7 +2,6 @@
 
     python -m benchmarks.bench_trainer                              -> results/trainer-*.json
     python -m benchmarks.bench_trainer --fields 121 --ids 6719      -> results/trainer_fields121-*.json
-    python -m benchmarks.bench_trainer --fields 121 --ids 6719 --profile    the parts of a step; writes nothing
 
 Whole calls of ``Trainer.train_epoch``, loader and progress included, in turns, so that a drift of the machine meets
 all alike. Our models are built anew for every turn: one is up to a tenth slower than another for as long as it lives.
@@ -31,7 +30,6 @@ from adaftr_fast.training.trainer import Trainer
 from benchmarks.measure import write
 from benchmarks.peers import BATCH, Contestant, peers
 from benchmarks.prepared import FIELDS, write_prepared
-from benchmarks.training.parts import parts
 
 
 def ours(data: PreparedData, train: Split, model: ModelConfig, **config: object) -> Contestant:
@@ -98,18 +96,6 @@ def ratios(median: dict[str, int]) -> dict[str, float]:
     return {name: round(median["AdaFTR"] / rate, 2) for name, rate in median.items() if name != "AdaFTR"}
 
 
-def print_parts(fields: int, ids: int, steps: int = 100) -> None:
-    """Prints what a step of AdaFTR consists of, in float32 and in bfloat16."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_prepared(Path(folder), steps * BATCH, ids, held_out=BATCH, fields=fields)
-        data = PreparedData(folder)
-        for precision in ("float32", "bfloat16"):
-            run = ours(data, data.load("train"), ModelConfig(), precision=precision)
-            print(f"{precision}, {fields} fields of {ids:,} ids, milliseconds a step:")
-            for part, milliseconds in parts(run, steps).items():
-                print(f"  {milliseconds:7.3f}  {part}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fields", type=int, default=FIELDS)
@@ -118,13 +104,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="compiled contestants, too: minutes more")
-    parser.add_argument("--profile", action="store_true", help="print the parts of a step instead")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.profile:
-        for ids in arguments.ids:
-            print_parts(arguments.fields, ids)
-        return
     cases = []
     for ids in arguments.ids:
         cases.append(measure(arguments.fields, ids, arguments.rows, arguments.turns, arguments.compile))

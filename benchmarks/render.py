@@ -329,17 +329,6 @@ def recipes(cases: Cases) -> str:
     return table(header, "llrrrrr", map(row, cases))
 
 
-def blocks(cases: Cases) -> str:
-    """Milliseconds of ours within blocks, and the time of the others over ours."""
-
-    def row(case: dict[str, Any]) -> list[str]:
-        ours, *others = (case["ms"][name] for name in ("block", "bmm", "bmm, compiled", "all rows"))
-        sizes = [f"{case['rows']:,} x {case['d']}", str(case["block"])]
-        return [*sizes, significant(ours), *(f"{other / ours:.1f}x" for other in others)]
-
-    return table("B x d | block | ours, ms | bmm | bmm, compiled | all rows", "lrrrrr", map(row, cases))
-
-
 TABLES: dict[str, Callable[[Cases], str]] = {
     made.__name__: made
     for made in (
