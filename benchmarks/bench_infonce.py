@@ -1,22 +1,20 @@
 """The loss, forward and backward of all three gradients, beside what PyTorch offers.
 
-    python -m pytest benchmarks/bench_infonce.py --benchmark-only      groups to compare at a glance
-    python -m benchmarks.bench_infonce                              all of it in turns -> results/infonce-*.json, .png
+    python -m benchmarks.bench_infonce           -> results/infonce-*.json
+    python -m benchmarks.bench_infonce --growth  time and memory against B -> results/infonce_growth-*.json, infonce.png
 
 Nothing is timed before its result has been checked against the literal formula.
 """
 
 import argparse
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 
 from benchmarks import RESULTS, render
 from benchmarks.infonce.cases import SIZES, bare_products, contestants, forward_backward, inputs, literal
-from benchmarks.measure import side_by_side, write
+from benchmarks.measure import side_by_side, step_alone, write
 
 GROWTH = [1024, 2048, 4096, 8192, 16384, 32768, 65536]  # rows, at d = 128, for the plot
 LARGEST_EAGER = 16384  # the literal form's matrices would need 17 GiB each beyond
@@ -30,16 +28,6 @@ def agrees(loss, tensors) -> bool:
         return [value, *torch.autograd.grad(value, tensors)]
 
     return all((x - y).abs().max() <= 3e-2 * y.abs().max() for x, y in zip(results(loss), results(literal)))
-
-
-@pytest.mark.parametrize("kind", ["gaussian", "mild"])
-@pytest.mark.parametrize(("rows", "d"), SIZES)
-@pytest.mark.parametrize(("name", "loss"), list(contestants()))
-def test_float32(benchmark, name, loss, rows, d, kind):
-    benchmark.group = f"{rows} x {d}, {kind}"
-    tensors = inputs(kind, rows, d)
-    assert agrees(loss, tensors)
-    benchmark(forward_backward(loss, tensors))
 
 
 def compare(kind: str, rows: int, d: int, seconds: float) -> dict[str, Any]:
@@ -89,24 +77,16 @@ def errors(tensors) -> dict[str, float]:
 
 
 def grow(name: str, rows: int, d: int = 128) -> dict[str, Any]:
-    """One step in a process of its own: milliseconds, and MiB added to the peak of resident memory."""
-    script = (
-        "import re, time\n"
-        "from pathlib import Path\n"
-        "from benchmarks.infonce.cases import contestants, forward_backward, inputs\n"
-        "def resident(key):\n"
-        "    return int(re.search(key + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
-        f"loss = dict(contestants())[{name!r}]\n"
-        "forward_backward(loss, inputs('mild', 64, 8))()\n"
-        f"step = forward_backward(loss, inputs('mild', {rows}, {d}))\n"
-        "Path('/proc/self/clear_refs').write_text('5')  # the peak starts again from here\n"
-        "before, start = resident('VmRSS'), time.perf_counter()\n"
-        "step()\n"
-        "print(1e3 * (time.perf_counter() - start), resident('VmHWM') - before)\n"
-    )
-    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    ms, mib = map(float, printed.split())
+    """Returns the milliseconds and the added memory of one step."""
+    ms, mib = step_alone(warmed, name, rows, d)
     return {"name": name, "rows": rows, "d": d, "ms": ms, "added MiB": mib}
+
+
+def warmed(name: str, rows: int, d: int) -> Callable[[], None]:
+    """Returns a step of a contestant that has been called on few rows."""
+    loss = dict(contestants())[name]
+    forward_backward(loss, inputs("mild", 64, 8))()
+    return forward_backward(loss, inputs("mild", rows, d))
 
 
 def draw(growth: list[dict[str, Any]]) -> None:

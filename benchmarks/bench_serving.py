@@ -1,6 +1,6 @@
 """Rows a second of `adaftr-fast predict`, and how long one request takes by program and size.
 
-    python -m benchmarks.bench_serving --out runs/serving        -> results/serving-*.json
+    python -m benchmarks.bench_serving        -> results/serving-*.json
 
 AdaFTR on MMoE over Ali-CCP's 23 fields, on a synthetic log as parquet and in Ali-CCP's raw layout, and its export with
 an AOTInductor package; they are made first and kept for the next time. The model is untrained, which costs the same. A
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch, for requests; predict uses all cores")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/serving"), help="folder of what is measured")
     parser.add_argument("--make", action="store_true", help="only make what is measured")
     arguments = parser.parse_args()
     inputs = make(arguments.out, arguments.rows)

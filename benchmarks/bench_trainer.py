@@ -47,12 +47,12 @@ def ours(data: PreparedData, train: Split, model: ModelConfig, **config: object)
     return run
 
 
-def contestants(data: PreparedData, train: Split, compiled: bool) -> dict[str, Callable[[], Contestant]]:
+def contestants(data: PreparedData, train: Split) -> dict[str, Callable[[], Contestant]]:
     """Returns what makes each contestant, warmed: ours anew, the peers once."""
-    adaftr, half = ModelConfig(), {"precision": "bfloat16"}
+    adaftr = ModelConfig()
     makes = {
         "AdaFTR": partial(ours, data, train, adaftr),
-        "AdaFTR, bfloat16": partial(ours, data, train, adaftr, **half),
+        "AdaFTR, bfloat16": partial(ours, data, train, adaftr, precision="bfloat16"),
         # Both contrast in the epoch that is measured, the second.
         "AdaFTR, recommended": partial(ours, data, train, ModelConfig(**preset("recommended"))),
         "AdaFTR, recommended, pairs": partial(ours, data, train, ModelConfig(**preset("recommended"), contrast_rows=2)),
@@ -60,9 +60,6 @@ def contestants(data: PreparedData, train: Split, compiled: bool) -> dict[str, C
         "AdaFTR without L_cl": partial(ours, data, train, replace(adaftr, contrast_epochs=1)),
         "MMoE": partial(ours, data, train, ModelConfig(name="mmoe")),
     }
-    if compiled:
-        makes["AdaFTR, compiled"] = partial(ours, data, train, adaftr, compile=True)
-        makes["AdaFTR, bfloat16, compiled"] = partial(ours, data, train, adaftr, compile=True, **half)
     fresh = {name: lambda make=make: warmed(make()) for name, make in makes.items()}
     made = {name: warmed(run) for name, run in peers(data, train).items()}
     return fresh | {name: lambda run=run: run for name, run in made.items()}
@@ -73,11 +70,11 @@ def warmed(run: Contestant) -> Contestant:
     return run
 
 
-def measure(fields: int, ids: int, rows: int, turns: int, compiled: bool) -> dict[str, object]:
+def measure(fields: int, ids: int, rows: int, turns: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         write_prepared(Path(folder), rows, ids, held_out=BATCH, fields=fields)
         data = PreparedData(folder)
-        makes = contestants(data, data.load("train"), compiled)
+        makes = contestants(data, data.load("train"))
         rates: dict[str, list[float]] = {name: [] for name in makes}
         names = list(makes)
         for turn in range(turns):
@@ -88,12 +85,7 @@ def measure(fields: int, ids: int, rows: int, turns: int, compiled: bool) -> dic
     median = {name: round(statistics.median(each)) for name, each in rates.items()}
     share = 1 - median["AdaFTR"] / median["AdaFTR without L_cl"]
     case = {"ids a field": ids, "samples/s": median, "share of L_cl in the step": round(share, 3)}
-    return {"fields": fields} | case | {"AdaFTR's rate over": ratios(median)}
-
-
-def ratios(median: dict[str, int]) -> dict[str, float]:
-    """AdaFTR's samples a second over those of each other contestant, of the same run."""
-    return {name: round(median["AdaFTR"] / rate, 2) for name, rate in median.items() if name != "AdaFTR"}
+    return {"fields": fields} | case
 
 
 def main() -> None:
@@ -103,12 +95,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=600_000, help="of an epoch")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="compiled contestants, too: minutes more")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     cases = []
     for ids in arguments.ids:
-        cases.append(measure(arguments.fields, ids, arguments.rows, arguments.turns, arguments.compile))
+        cases.append(measure(arguments.fields, ids, arguments.rows, arguments.turns))
         print(cases[-1])
     name = "trainer" if arguments.fields == FIELDS else f"trainer_fields{arguments.fields}"
     print(write(name, cases))

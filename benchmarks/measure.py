@@ -1,16 +1,20 @@
-"""Writes the figures of a benchmark. How they are measured: ``adaftr_fast.experiments.measure``."""
+"""Measures a step by itself, and writes the figures of a benchmark. In turns: ``adaftr_fast.experiments.measure``."""
 
 import datetime
 import json
+import multiprocessing
 import re
 import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from adaftr_fast.experiments.measure import machine, side_by_side
 from benchmarks import RESULTS
 
-__all__ = ["machine", "side_by_side", "write"]
+__all__ = ["machine", "side_by_side", "step_alone", "write"]
 
 ROOT = Path(__file__).parents[1]
 NOT_CODE = (":(exclude)benchmarks/results", ":(exclude)*.md")  # a benchmark run rewrites both
@@ -47,6 +51,30 @@ def processor(about: dict[str, Any]) -> str:
     """Returns the name that files have of the processor of a machine: ``amd-epyc-26-2`` of family 26, model 2."""
     words = re.sub(r"\((r|tm)\)|processor|family|model", " ", about.get("gpu", about["cpu"]).lower())
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
+
+
+def step_alone(make: Callable[..., Callable[[], None]], *arguments: object) -> tuple[float, float]:
+    """Runs the step that ``make(*arguments)`` returns once, in a process of its own.
+
+    Returns:
+        Its milliseconds, and the MiB that it adds to the peak of resident memory.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measured_step, make, arguments).result()
+
+
+def _measured_step(make: Callable[..., Callable[[], None]], arguments: tuple[object, ...]) -> tuple[float, float]:
+    step = make(*arguments)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = _resident("VmRSS")
+    start = time.perf_counter()
+    step()
+    return 1e3 * (time.perf_counter() - start), _resident("VmHWM") - before
+
+
+def _resident(key: str) -> float:
+    """Returns a number of MiB that the system keeps of this process."""
+    return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def measured_code() -> str:

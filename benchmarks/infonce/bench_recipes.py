@@ -1,6 +1,5 @@
 """The losses of other libraries beside ours (docs/recipes.md), forward and backward, where they are installed.
 
-    python -m pytest benchmarks/infonce/bench_recipes.py --benchmark-only     small sizes, to compare at a glance
     python -m benchmarks.infonce.bench_recipes --rows 1024 8192               time in turns, and peak memory
     python -m benchmarks.infonce.bench_recipes --rows 1024 8192 --write       also -> results/recipes-*.json
 
@@ -9,19 +8,17 @@ Inputs are pairs of unit Gaussians [B, 128] in float32. Nothing is timed before 
 
 import argparse
 import importlib.util
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import adaftr_fast as af
 from benchmarks.infonce.cases import forward_backward
-from benchmarks.measure import side_by_side, write
+from benchmarks.measure import side_by_side, step_alone, write
 from benchmarks.render import recipes
 
 WIDTH, LABELS = 128, 100
@@ -109,30 +106,11 @@ def installed() -> list[str]:
     return [recipe for recipe, (library, _) in RECIPES.items() if importlib.util.find_spec(library)]
 
 
-@pytest.mark.parametrize("whose", [0, 1], ids=["ours", "library"])
-@pytest.mark.parametrize("recipe", installed())
-def test_1024_rows(benchmark, recipe, whose):
-    benchmark.group = recipe
-    benchmark(forward_backward(checked(recipe)[whose], inputs(1024)))
-
-
-def added_mib(recipe: str, whose: int, rows: int) -> float:
-    """Returns what one step adds to the peak of resident memory, in a process of its own."""
-    script = (
-        "import re\n"
-        "from pathlib import Path\n"
-        "from benchmarks.infonce.bench_recipes import checked, forward_backward, inputs\n"
-        "def resident(key):\n"
-        "    return int(re.search(key + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
-        f"loss = checked({recipe!r})[{whose}]\n"
-        "forward_backward(loss, inputs(64))()\n"
-        f"step = forward_backward(loss, inputs({rows}))\n"
-        "Path('/proc/self/clear_refs').write_text('5')  # the peak starts again from here\n"
-        "before = resident('VmRSS')\n"
-        "step()\n"
-        "print(resident('VmHWM') - before)\n"
-    )
-    return float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+def warmed(recipe: str, whose: int, rows: int) -> Callable[[], None]:
+    """Returns a step of ours (0) or of the library (1) whose loss has been called on few rows."""
+    loss = checked(recipe)[whose]
+    forward_backward(loss, inputs(64))()
+    return forward_backward(loss, inputs(rows))
 
 
 def compare(recipe: str, rows: int, seconds: float) -> dict[str, Any]:
@@ -141,7 +119,7 @@ def compare(recipe: str, rows: int, seconds: float) -> dict[str, Any]:
     if 4 * rows * rows * MATRICES[recipe] > MOST_BYTES:
         del both["library"]
     runs = {name: forward_backward(loss, inputs(rows)) for name, loss in both.items()}
-    mib = {name: added_mib(recipe, number, rows) for number, name in enumerate(both)}
+    mib = {name: step_alone(warmed, recipe, number, rows)[1] for number, name in enumerate(both)}
     case = {"recipe": recipe, "library": RECIPES[recipe][0], "rows": rows, "d": WIDTH}
     return case | {"ms": side_by_side(runs, seconds), "added MiB": mib}
 
