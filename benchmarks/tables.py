@@ -4,10 +4,10 @@
     python -m benchmarks.tables --check    changes nothing, exits with 1 and names each file and table that differ
 
 A document says where a table stands and what it shows: everything between ``<!-- table: NAME RESULTS -->`` and
-``<!-- /table -->`` is generated, by the function NAME of benchmarks/render.py or, once there are figures for them, of
-benchmarks/gpu/render.py, benchmarks/infonce/limits.py and benchmarks/contrast/tables.py, from
-benchmarks/results/RESULTS.json or from several files, FIRST+SECOND. The line below a table names the machine or
-compiler, date and commit of its figures and repeats the "stale" text of the results file.
+``<!-- /table -->`` is generated, by the function NAME of benchmarks/render.py, of benchmarks/contrast/tables.py or,
+once there are figures for them, of benchmarks/gpu/render.py, from benchmarks/results/RESULTS.json or from several
+files, FIRST+SECOND. The line below a table names the machine or compiler, date and commit of its figures and repeats
+the "stale" text of the results file.
 """
 
 import argparse
@@ -22,10 +22,9 @@ from benchmarks import RESULTS, render
 from benchmarks.contrast.evidence import evidence
 from benchmarks.contrast.tables import TABLES as CONTRAST
 from benchmarks.gpu.render import TABLES as GPU_TABLES
-from benchmarks.infonce.limits import TABLES as LIMITS
 
 ROOT = Path(__file__).parents[1]
-TABLES = render.TABLES | LIMITS | CONTRAST | {"contrast_evidence": evidence}
+TABLES = render.TABLES | CONTRAST | {"contrast_evidence": evidence}
 TABLES |= GPU_TABLES if any(RESULTS.glob("gpu-*.json")) else {}
 BLOCK = re.compile(r"<!-- table: (\S+) (\S+) -->\n((?:(?!<!-- /?table).)*)<!-- /table -->", re.DOTALL)
 MARKER = re.compile(r"^.*<!--\s*(?:table:|/table).*$", re.MULTILINE)

@@ -1,16 +1,14 @@
 // Adaptive InfoNCE by products of bfloat16, for AMX.
-#include "cpu/infonce/limits/limits.h"
+#include "cpu/infonce/kernels.h"
 
 #if defined(__x86_64__)
 #include "cpu/simd/targets/amx.inl"
 
 namespace adaftr_fast::amx {
 #include "cpu/infonce/bf16_recomputed.inl"
-#include "cpu/infonce/limits/bf16.inl"
 
 constinit const InfoNCEKernels kInfoNCE = {
     .f32 = {}, .f64 = {}, .bf16 = kernel_of<RecomputedSweep<1>>(), .bf16x2 = kernel_of<RecomputedSweep<2>>()};
-constinit const LimitKernels kLimits = {.f32 = nullptr, .bf16 = RecomputedFromCache::run};
 }  // namespace adaftr_fast::amx
 
 #include "cpu/simd/targets/end.inl"

@@ -1,5 +1,5 @@
 // Adaptive InfoNCE for AVX-512.
-#include "cpu/infonce/limits/limits.h"
+#include "cpu/infonce/kernels.h"
 
 #if defined(__x86_64__)
 #include "cpu/simd/targets/avx512.inl"
@@ -7,7 +7,6 @@
 namespace adaftr_fast::avx512 {
 #include "cpu/infonce/blocks/sweep.inl"
 #include "cpu/infonce/fma.inl"
-#include "cpu/infonce/limits/fma.inl"
 #include "cpu/infonce/symmetric/sweep.inl"
 }  // namespace adaftr_fast::avx512
 

@@ -1,5 +1,5 @@
 // Adaptive InfoNCE by products of bfloat16, for AVX512-BF16.
-#include "cpu/infonce/limits/limits.h"
+#include "cpu/infonce/kernels.h"
 
 #if defined(__x86_64__)
 #include "cpu/simd/targets/avx512_bf16.inl"
@@ -7,7 +7,6 @@
 namespace adaftr_fast::avx512_bf16 {
 #include "cpu/infonce/bf16_recomputed.inl"
 #include "cpu/infonce/bf16_stored.inl"
-#include "cpu/infonce/limits/bf16.inl"
 
 // A block of P of so many elements, 16 MiB, may stay in L3: 256 rows x 32,768 columns on up to 4 threads. On a Zen 4,
 // one and two threads, storing it takes 0.70 to 0.86 of the time of making S and P twice, from 3,072 to 32,768 columns,
@@ -29,14 +28,6 @@ void run_infonce_bf16(const InfoNCEProblem<float>& problem, void* workspace, int
 
 constinit const InfoNCEKernels kInfoNCE = {
     .f32 = {}, .f64 = {}, .bf16 = {bf16_workspace_bytes, run_infonce_bf16}, .bf16x2 = {}};
-
-int64_t bf16_from_cache(Part part, const InfoNCEProblem<float>& problem, int64_t threads, float* operands) {
-  using StoredFromCache = Bf16FromCache<StoredSweep, 1, StoredSweep::kBlockPanels>;
-  const auto run = stores_probs(problem, threads) ? StoredFromCache::run : RecomputedFromCache::run;
-  return run(part, problem, threads, operands);
-}
-
-constinit const LimitKernels kLimits = {.f32 = nullptr, .bf16 = bf16_from_cache};
 }  // namespace adaftr_fast::avx512_bf16
 
 #include "cpu/simd/targets/end.inl"
