@@ -15,7 +15,6 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding_fields import EmbeddingFields
-from adaftr_fast.nn.embedding_int8 import QuantizedEmbedding
 from adaftr_fast.nn.embedding_table import (
     CoalescesGradient,
     EmbeddingTable,
@@ -27,7 +26,6 @@ from adaftr_fast.nn.embedding_table import (
     split_tables,
 )
 from adaftr_fast.nn.module_list import ModuleList
-from adaftr_fast.ops.embedding.int8 import pack_rows
 from adaftr_fast.ops.library import is_eager
 from adaftr_fast.ops.norms import squared_norm
 
@@ -77,8 +75,6 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         ValueError: there is no field, a field without rows, a width below 1, another number of widths than fields,
             a repeated or missing name, a padding_idx out of range, or an unknown option.
     """
-
-    tables: ModuleList[TableWeight]  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -254,22 +250,6 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         self.offsets[f + 1 :] += more
         if owner is not self:
             owner.offsets[place + 1 :] += more
-
-    @torch.no_grad()
-    def quantized(self) -> QuantizedEmbedding:
-        """Returns a copy for serving whose rows are int8, with a scale and a minimum per row."""
-        made = QuantizedEmbedding(
-            self.num_embeddings,
-            self.widths,
-            field_names=self.field_names,
-            pooling=self.pooling,
-            padding_idx=self.padding_idx,
-            on_bad_id=self.on_bad_id,
-            device=self.offsets.device,
-        )
-        for table, weight in zip(made.tables, self.table_weights(), strict=True):
-            table.packed.copy_(pack_rows(weight))
-        return made
 
     def flush(self) -> None:
         """Makes every row current, where an optimizer defers steps; see adaftr_fast.optim.Adam."""

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.nn.embedding_table import EmbeddingTable, TableFields, field_offsets
+from adaftr_fast.nn.embedding_table import EmbeddingTable, TableWeight, field_offsets
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.ops.embedding.bags import PAD, bag_of_id, select_bags
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
@@ -36,7 +36,7 @@ class EmbeddingFields(nn.Module):
     order: Tensor
     padding: Tensor
     field_of_column: Tensor
-    tables: ModuleList[TableFields]
+    tables: ModuleList[TableWeight]
 
     def __init__(
         self,

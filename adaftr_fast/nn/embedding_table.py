@@ -157,8 +157,8 @@ def _coalesce_gradients(weight: nn.Parameter) -> None:
     weight.requires_grad_(not frozen)
 
 
-class TableFields(nn.Module):
-    """Where the fields of one of several tables are found.
+class TableWeight(CoalescesGradient):
+    """The parameter of one of several tables, and where its fields are found.
 
     Attributes:
         offsets: [F + 1], the first row of each field in the table, and the end.
@@ -168,22 +168,15 @@ class TableFields(nn.Module):
     offsets: Tensor
     columns: Tensor
 
-    def __init__(self, table: EmbeddingTable, device: torch.device | str | None) -> None:
+    def __init__(self, table: EmbeddingTable, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.make_buffers(table, device)
+        self.weight = table.new_weight(device, dtype)
 
     def make_buffers(self, table: EmbeddingTable, device: torch.device | str | None) -> None:
         """Makes the buffers, which state dicts leave out; again, for a module that was on the meta device."""
         self.register_buffer("offsets", field_offsets(table.num_embeddings, device), persistent=False)
         self.register_buffer("columns", torch.tensor(table.fields, device=device), persistent=False)
-
-
-class TableWeight(TableFields, CoalescesGradient):
-    """The parameter of one of several tables."""
-
-    def __init__(self, table: EmbeddingTable, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-        super().__init__(table, device)
-        self.weight = table.new_weight(device, dtype)
 
 
 @dataclass(frozen=True)

@@ -86,14 +86,6 @@ def test_one_id_per_field_is_a_bag_of_one():
         model(ids[:, :2])
 
 
-def test_int8_tables_serve_attention():
-    model, rows = build().eval(), batch()
-    with torch.no_grad():
-        exact = model(*rows.features)
-        model.embedding = model.embedding.quantized()
-        torch.testing.assert_close(model(*rows.features), exact, rtol=0, atol=1e-4)
-
-
 def auc(model, rows):
     with torch.no_grad():
         scores, labels = model(*rows.features)[:, 0], rows.labels[:, 0] > 0

@@ -123,7 +123,5 @@ def test_tokens_of_one_field():
     assert embedding.oov_counts.tolist() == [0, 2]
     out.sum().backward()
     assert embedding.weight.grad.to_dense().sum(1).tolist() == [0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 3]
-    int8 = embedding.quantized().look_up_field("b", ids)
-    torch.testing.assert_close(int8, out.detach(), rtol=0, atol=1e-4)
     with pytest.raises(KeyError, match="no field 'c'"):
         embedding.look_up_field("c", ids)
