@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 EXTRAS = {
     "confluent_kafka": "kafka",
+    "docstring_parser": "train",
     "jsonargparse": "train",
     "matplotlib": "train",
     "mlflow": "mlflow",

@@ -39,8 +39,6 @@ LAYERS = (
     "experiments.abtest",
     "streaming",
     "api",
-    "cli.options",
-    "cli.stream",
     "cli",
 )
 """Packages from the lowest layer up. A package imports from itself and from lower layers. "ops.*" is every other op."""

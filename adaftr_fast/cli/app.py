@@ -7,8 +7,6 @@ import sys
 import warnings
 from typing import Any
 
-import jsonargparse
-
 from adaftr_fast._files import naming
 from adaftr_fast.cli import (
     compare,
@@ -93,7 +91,6 @@ def build_parser(words: list[str]) -> Parser:
 
     Every option of a run is an option ``--section.name`` and a TOML key.
     """
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help texts of config fields
     about = "Joint click/conversion models with adaptive task relatedness: prepare data, train, evaluate, serve."
     parser = Parser(prog="adaftr-fast", description=about, parser_mode="toml")
     parser.add_argument("--debug", action="store_true", help="show a traceback for every error")
@@ -103,5 +100,6 @@ def build_parser(words: list[str]) -> Parser:
         command = Parser(description=module.DESCRIPTION, print_config=None)
         if name in words:  # most of the time to start is that of options
             module.add_arguments(command)
-        commands.add_subcommand(name, command, help=module.DESCRIPTION)
+        commands.add_subcommand(name, command)
+        parser.commands[name] = command
     return parser

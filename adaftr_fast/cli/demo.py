@@ -15,7 +15,7 @@ def add_arguments(parser: Parser) -> None:
     out = "folder for the prepared data, both runs and the report"
     parser.add_argument("--out", type=place, required=True, help=out)
     parser.add_argument("--restart", action="store_true", help="discard unfinished runs in --out")
-    parser.add_argument("--training", type=TrainingConfig, default=TrainingConfig())
+    parser.add_section(TrainingConfig(), "training.")
 
 
 def run(arguments: jsonargparse.Namespace) -> None:

@@ -23,7 +23,8 @@ SECTIONS = ("model", "optimizer", "training")
 
 def add_arguments(parser: Parser) -> None:
     """Adds the options of ``experiment`` to a parser that reads TOML."""
-    parser.add_argument("name", type=str, choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    name = f"one of {', '.join(NAMES)}; the options below apply to all rows, except those that it varies"
+    parser.add_argument("name", type=str, choices=NAMES, metavar="NAME", help=name)
     dataset = "a data set that info lists, a schema file (.toml), or a prepared folder"
     parser.add_argument("--dataset", type=str, required=True, help=dataset)
     parser.add_argument(
@@ -40,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
     add_engine(parser, "what trains the runs: local, processes of this machine, or ray, a Ray cluster that sees --out")
     parser.add_argument("--auctions", type=int, default=100_000, help="number of auctions of abtest")
     parser.add_argument("--slate", type=int, default=10, help="number of candidate ads of each auction of abtest")
-    add_config(parser, SECTIONS, help="options of all rows, except those that the experiment varies")
+    add_config(parser, SECTIONS)
 
 
 def run(arguments: jsonargparse.Namespace) -> None:

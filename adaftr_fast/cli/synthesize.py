@@ -12,7 +12,7 @@ DESCRIPTION = "Generate a synthetic impression log with known true probabilities
 
 def add_arguments(parser: Parser) -> None:
     """Adds the options of ``synthesize``."""
-    parser.add_class_arguments(LogConfig)
+    parser.add_section(LogConfig(rows=1), required=["rows"])
     parser.add_argument("--raw", type=bool, default=False, help="write text in Ali-CCP's raw format instead of parquet")
     parser.add_argument("--out", type=place, required=True, help="folder for the log and its schema")
 

@@ -8,7 +8,7 @@ from adaftr_fast.config.options import AT_LEAST_0, DECAY, Range, Section, option
 
 @dataclass
 class OptimizerConfig(Section):
-    """The optimizer options: Adam for all weights (Section 3.1.4), or another optimizer for the embedding tables."""
+    """The optimizer options. Adam for all weights (Section 3.1.4), or another optimizer for the embedding tables."""
 
     section = "optimizer"
 

@@ -79,8 +79,9 @@ def test_on_the_command_line_options_after_a_preset_override_it(tmp_path, capsys
     assert parsed("--model.tau=scalar", "--model.preset=recommended") == ("fixed", 2.0)
     assert parsed("--config", str(file)) == ("scalar", 2.0)
     assert parsed("--config", str(file), "--model.contrast_epochs=1") == ("scalar", 1.0)
-    with pytest.raises(ConfigError, match=r"model\.preset: expected --model\.preset NAME"):
+    with pytest.raises(SystemExit):
         parsed("--model", '{"preset": "recommended"}')
+    assert "ambiguous option: --model" in capsys.readouterr().err
     file.write_text('[model]\npreset = "x"\n')
     for arguments in (["--config", str(file)], ["--model.preset", "x"]):
         with pytest.raises(SystemExit):

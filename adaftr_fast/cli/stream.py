@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jsonargparse
 
 from adaftr_fast.cli.options import Parser, add_config, add_warm_start, place, read_config, read_warm_start
+from adaftr_fast.config import RunConfig, TrainingConfig
 from adaftr_fast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--on_error", type=Literal["stop", "skip"], default="stop", help=on_error)
     _add_kafka(parser)
     add_warm_start(parser, "for the first chunk, a run")
-    add_config(parser, SECTIONS)
-    parser.set_defaults({"training.max_epochs": 1})
+    add_config(parser, SECTIONS, RunConfig(training=TrainingConfig(max_epochs=1)))
 
 
 def _add_kafka(parser: Parser) -> None:

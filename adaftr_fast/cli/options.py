@@ -1,0 +1,319 @@
+"""The parser of the commands, and the options that several commands have."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from argparse import SUPPRESS, Action
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import jsonargparse
+
+from adaftr_fast._json import dumps
+from adaftr_fast.cli.help import Entry, Group, help_text
+from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig, WarmStartConfig
+from adaftr_fast.config.presets import PRESETS, preset
+from adaftr_fast.config.run import SECTIONS
+from adaftr_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    from adaftr_fast.engines.engine import Engine
+
+REQUIRED, UNKNOWN = "the following arguments are required: ", "unrecognized arguments: "  # of jsonargparse
+MISMATCH = re.compile(
+    r"""Parser key "(\S+)": Expected a (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])\. Got value: (.*)"""
+)
+EVERY_SECTION = tuple(SECTIONS)
+PRESET = "--model.preset"
+CLASS = "--model.class"  # another name of --model.name, as a field of a dataclass cannot be called "class"
+GRACE_SECONDS = 60.0  # in which an interrupted run saves a snapshot
+EXPECTED = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list such as '[8, 4]' or '[\"a\", \"b\"]'",
+    "dict": "a JSON object such as '{\"a\": 1}'",
+}
+
+
+def place(text: str) -> str:
+    """The type of a path or a URL of a store, which the functions that commands call parse."""
+    return text
+
+
+KINDS: dict[object, str] = {
+    int: "N",
+    float: "X",
+    bool: "{true,false}",
+    list: "[ITEM,...]",
+    dict: "JSON",
+    Path: "PATH",
+    place: "PATH",
+}
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser that reports errors in one line, and whose help has the options that matter first.
+
+    Attributes:
+        described: what the help says of the options, by group; the first group has those of no section.
+        commands: the parsers of the subcommands.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.described = [Group("options")]
+        self.commands: dict[str, Parser] = {}
+        super().__init__(*arguments, **options)
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """Adds an argument as jsonargparse does, in the first group of the help."""
+        return self._add(self.described[0], names, options)
+
+    def add_section(self, section: Any, prefix: str = "", required: Sequence[str] = ()) -> None:
+        """Adds an option ``--<prefix><name>`` for each field of a dataclass, in a group of their own.
+
+        Args:
+            section: an object with the defaults. The docstring of its class is the title of the group, and those of
+                its fields are help texts.
+            prefix: what precedes each name.
+            required: the fields without a default.
+        """
+        about = docstring_parser.parse_from_object(type(section))
+        title, _, rest = (about.short_description or "").rstrip(".").partition(". ")
+        self.described.append(Group(title, rest))
+        hints = get_type_hints(type(section))
+        for each in about.params:
+            name = each.arg_name
+            options = {"type": hints[name], "help": each.description}
+            options |= {"required": True} if name in required else {"default": getattr(section, name)}
+            names = (f"--{prefix}{name}", CLASS) if prefix + name == "model.name" else (f"--{prefix}{name}",)
+            self._add(self.described[-1], names, options)
+
+    def _add(self, group: Group, names: tuple[str, ...], options: dict[str, Any]) -> Action:
+        action = super().add_argument(*names, **options)
+        if action.help != SUPPRESS:
+            group.entries.append(_entry(action, options.get("type")))
+        return action
+
+    def format_help(self, *_: Any) -> str:
+        """Returns the help text."""
+        commands = [Entry(name, name, (each.description or "").rstrip(".")) for name, each in self.commands.items()]
+        groups = [Group("commands", "", commands), *self.described] if commands else self.described
+        return help_text(f"{self._name()}{' COMMAND' if commands else ''}", self.description or "", groups)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the name of the command and the message, and exits with status 2.
+
+        A missing option is named as it is typed, and beside one that is unknown stands the nearest.
+        """
+        if message.startswith(REQUIRED):
+            keys = [key.partition(".") for key in message.removeprefix(REQUIRED).split(", ")]
+            self.commands[keys[0][0]]._report_missing([key for _, _, key in keys])
+        if message.startswith(UNKNOWN):
+            message += self._hint(message.removeprefix(UNKNOWN).split())
+        self.exit(2, f"{self._name()}: {_plain(' '.join(message.split()))}\n")
+
+    def _name(self) -> str:
+        return self.prog.replace(" [options]", "")
+
+    def _names(self) -> dict[str, str]:
+        """Returns the arguments by key, as they are typed."""
+        return {each.key: each.typed.split()[0].rstrip(",") for group in self.described for each in group.entries}
+
+    def _report_missing(self, keys: list[str]) -> NoReturn:
+        names = ", ".join(name for key, name in self._names().items() if key in keys)
+        self.exit(2, f"{self._name()}: {REQUIRED}{names}\n")
+
+    def _hint(self, words: list[str]) -> str:
+        """Returns the option whose last part is nearest to that of the first unknown one, as a question."""
+        by_part = {_last_part(name): name for name in self._names().values()}
+        unknown = next((word for word in words if word.startswith("--")), "")
+        near = get_close_matches(_last_part(unknown), by_part, 1)
+        return f" (did you mean {by_part[near[0]]}?)" if near else ""
+
+    def parse_path(self, cfg_path: Any, *arguments: Any, **options: Any) -> jsonargparse.Namespace:
+        """Parses a configuration file; one that is not text, or nested too deeply, is an error in one line."""
+        try:
+            found = super().parse_path(cfg_path, *arguments, **options)
+        except (ValueError, OverflowError) as error:  # such as UnicodeDecodeError, or an integer beyond floats
+            self.error(f"{cfg_path}: not a TOML file of options: {error}")
+        except RecursionError:
+            self.error(f"{cfg_path}: nested too deeply")
+        try:
+            name = found.get("model.preset")
+            chosen = {} if name is None else preset(name)
+        except ConfigError as error:
+            self.error(f"{cfg_path}: {error}")
+        _set_model(found, {key: value for key, value in chosen.items() if f"model.{key}" not in found})
+        if name is not None:
+            del found["model.preset"]
+        return found
+
+
+def _set_model(namespace: Any, options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        namespace[f"model.{name}"] = value
+
+
+def _entry(action: Action, hint: Any) -> Entry:
+    """Returns what the help says of an argument, whose type ``hint`` is."""
+    text = " ".join((action.help or "").replace("``", "").split()).rstrip(".")
+    if not action.option_strings:
+        return Entry(action.dest, str(action.metavar or action.dest), text, action.required)
+    if action.required:
+        text += " (required)"
+    elif action.nargs != 0 and action.default not in (None, "", [], {}) and "(default" not in text:
+        shown = action.default if isinstance(action.default, str | Path) else dumps(action.default)
+        text += f" (default: {shown})"
+    typed = ", ".join(name for name in action.option_strings if not name.endswith("+"))  # which appends to a list
+    if action.nargs != 0:
+        kind = action.metavar or _kind(hint)
+        typed += f" {kind} [{kind} ...]" if action.nargs == "+" else f" {kind}"
+    return Entry(action.dest, typed, text, action.required)
+
+
+def _kind(hint: Any) -> str:
+    """Returns what stands for a value of a type."""
+    choices = get_args(hint)
+    if NoneType in choices:
+        return _kind(choices[0])
+    if get_origin(hint) is Literal:
+        return f"{{{','.join(choices)}}}"
+    return KINDS.get(get_origin(hint) or hint, "TEXT")
+
+
+def _plain(message: str) -> str:
+    """Returns jsonargparse's message about the type of a value in the words of ``ConfigError``."""
+    if (found := MISMATCH.fullmatch(message)) is None:
+        return message
+    option, kind, choices, value = found.groups()
+    expected = EXPECTED.get(kind, kind) if kind else f"one of {choices.replace(chr(39), '')}"
+    return f"{option}: expected {expected}, got {value}"
+
+
+def _last_part(word: str) -> str:
+    """Returns ``lr`` of ``--optimizer.lr=0.1``."""
+    return word.partition("=")[0].lstrip("-").rpartition(".")[2].replace("-", "_")
+
+
+class _Preset(Action):
+    """Sets the options of a preset."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+        _set_model(namespace, preset(value))
+
+
+def add_config(parser: Parser, sections: Sequence[str] = EVERY_SECTION, defaults: RunConfig | None = None) -> None:
+    """Adds ``--config`` and an option ``--section.name`` for every option of ``sections``."""
+    parser.add_argument(
+        "--config", action="config", metavar="PATH", help="a TOML file; options after it override its values"
+    )
+    for name in sections:
+        parser.add_section(getattr(defaults or RunConfig(), name), f"{name}.")
+    if "model" in sections:
+        text = f"options of the model: {' or '.join(PRESETS)}; options after it override them"
+        parser.add_argument(PRESET, action=_Preset, choices=[*PRESETS], metavar="NAME", help=text)
+
+
+def read_config(arguments: jsonargparse.Namespace, sections: Sequence[str] = EVERY_SECTION) -> RunConfig:
+    """Returns the configuration of the options that ``add_config`` added; other sections have their defaults."""
+    for name in sections:
+        if not isinstance(arguments[name], jsonargparse.Namespace):
+            raise ConfigError(f"{name}: expected a table of options, got {arguments[name]!r}")
+    options = {name: arguments[name].as_dict() for name in sections}
+    options.get("model", {}).pop("preset", None)
+    config = RunConfig().with_options(**options)
+    if config.model.is_own:
+        _search_current_directory()
+    return config
+
+
+def add_class(parser: Parser) -> None:
+    """Adds ``--model.class``, by which the user agrees to import the class of a run."""
+    help = "the class of the run's model as module:Class, if it is one of your own; it is imported"
+    parser.add_argument(CLASS, type=str | None, dest="model_class", metavar="CLASS", help=help)
+
+
+def read_class(arguments: jsonargparse.Namespace) -> str | None:
+    """Returns the class that ``add_class`` asks for."""
+    name: str | None = arguments.model_class
+    if name is not None:
+        ModelConfig(name=name)  # raises an error if it cannot be a name
+        _search_current_directory()
+    return name
+
+
+def _search_current_directory() -> None:
+    """Lets modules be imported from the current directory, as ``python -m`` does, once the user has named one."""
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.insert(0, folder)
+
+
+def add_warm_start(parser: Parser, what: str = "a run") -> None:
+    """Adds ``--warm_start``, the task of it and whether it may take nothing; ``what`` names the run in the help."""
+    run = f"{what} whose weights to copy: embedding rows by field and value, dense layers by name and shape"
+    parser.add_argument("--warm_start", type=place, help=run)
+    task = "the task of a single_dnn in --warm_start whose tables become the shared ones (default: the first)"
+    parser.add_argument("--warm_start_task", type=str | None, help=task)
+    empty = "train although no weight of --warm_start fits"
+    parser.add_argument("--warm_start_empty", action="store_true", help=empty)
+
+
+def read_warm_start(arguments: jsonargparse.Namespace) -> WarmStartConfig | None:
+    """Returns what ``add_warm_start`` asks for, or None.
+
+    Raises:
+        ConfigError: an option is given without ``--warm_start``.
+    """
+    run = arguments.warm_start
+    task = arguments.warm_start_task
+    empty = arguments.warm_start_empty
+    if run is not None:
+        return WarmStartConfig(str(run), task or "", empty)
+    for option, value in (("task", task), ("empty", empty)):
+        if value:
+            raise ConfigError(f"--warm_start_{option}: needs --warm_start, the run to start from")
+    return None
+
+
+def add_engine(parser: Parser, help: str) -> None:
+    """Adds ``--engine``, which ``help`` describes, and the address of a cluster."""
+    parser.add_argument("--engine", type=Literal["local", "ray"], default="local", help=help)
+    address = "with --engine ray: HOST:PORT of the cluster (default: auto, the one of this machine)"
+    parser.add_argument("--address", type=str | None, help=address)
+
+
+@contextmanager
+def training_engine(
+    arguments: jsonargparse.Namespace, training: TrainingConfig, local: Engine, limit: int | None
+) -> Iterator[Engine]:
+    """Provides the engine that ``add_engine`` asks for, whose calls train one run each.
+
+    Args:
+        arguments: the parsed arguments.
+        training: the options of the runs.
+        local: the engine "local".
+        limit: how many runs train on a cluster at the same time at most; None for as many as it has CPUs.
+
+    Raises:
+        ConfigError: the runs need a device that a task of the cluster does not have, or ``--out`` is in a store, which
+            one machine uploads.
+        EngineError, MissingPackageError: as ``open_engine``.
+    """
+    from adaftr_fast.engines import open_engine
+    from adaftr_fast.engines.ray import Ray
+
+    if arguments.engine == "ray" and training.device != "cpu":
+        raise ConfigError(f"training.device: expected cpu with --engine ray, got {training.device}")
+    if arguments.engine == "ray" and "://" in arguments.out:
+        raise ConfigError(f"--out: expected a folder that all nodes see, with --engine ray, got {arguments.out}")
+    ray = Ray(cpus=1, limit=limit, grace=GRACE_SECONDS)
+    with open_engine(arguments.engine, arguments.address, local=local, ray=ray) as engine:
+        yield engine
