@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from adaftr_fast._json import from_json, loads_toml
-from adaftr_fast.config.data import DataConfig
 from adaftr_fast.config.model import ModelConfig
-from adaftr_fast.config.optimizer import OptimizerConfig
 from adaftr_fast.config.options import Section, names, option
 from adaftr_fast.config.presets import preset
-from adaftr_fast.config.training import TrainingConfig
+from adaftr_fast.config.training import DataConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.errors import ConfigError
 
 SECTIONS: dict[str, type[Section]] = {
