@@ -25,8 +25,8 @@ from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import clip_grad_norm_
 from adaftr_fast.torchrec.step import StepLookup
 from adaftr_fast.training.balance.base import Balance, GradientBalance, LossBalance
-from adaftr_fast.training.balance.build import NAME, build_balance
 from adaftr_fast.training.balance.gradients import combine, gradients_of
+from adaftr_fast.training.balance.methods import NAME, build_balance
 from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.device.cuda import CudaCaptures
 from adaftr_fast.training.device.graph import BackwardGraph, depends_on_tensors_alone

@@ -12,8 +12,7 @@ from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, Training
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import build_model
 from adaftr_fast.training.balance.gradients import combine, gradients_of
-from adaftr_fast.training.balance.gradnorm import GradNorm
-from adaftr_fast.training.balance.pcgrad import PCGrad
+from adaftr_fast.training.balance.methods import GradNorm, PCGrad
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint, weights_of
 from adaftr_fast.training.stepper import Stepper
 from adaftr_fast.training.trainer import Trainer
