@@ -1,6 +1,6 @@
 """Training on a GPU without waiting for it.
 
-- Batches are packed into one buffer each and copied while the batch before trains (``packing``, ``feed``).
+- Batches are packed into one buffer each and copied while the batch before trains (``feed``).
 - Forward and backward are replayed as a CUDA graph (``graph``).
 - A lack of memory is reported with what to change (``memory``).
 

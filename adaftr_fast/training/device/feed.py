@@ -1,24 +1,72 @@
-"""Copies batches to a GPU while the batch before trains.
+"""Packs the tensors of a batch into one buffer, and copies it to a GPU while the batch before trains.
 
 Two slots take turns. Each has a staging buffer on the host and a buffer on the device:
 
     host      pack 0 | pack 1 | launch 0 | pack 2 | launch 1 | pack 3 | ...
     copies             copy 0 | copy 1              copy 2 (after train 0)
     training                    train 0             train 1
+
+S bytes of a buffer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import cycle
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from itertools import accumulate, cycle, pairwise
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.training.device.cuda import CudaCopies
-from adaftr_fast.training.device.packing import Layout
+
+ALIGNMENT = 256  # bytes, as of memory from the CUDA allocator, so that kernels may load whole vectors
+PACKED = ("ids", "labels", "weight", "offsets", "dense")  # what a loss reads; only evaluation reads groups, on the host
+
+
+class Section(NamedTuple):
+    """The place of a tensor in a buffer, in bytes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The places of a batch's tensors in a buffer.
+
+    Attributes:
+        sections: one per tensor, each aligned to ``ALIGNMENT`` bytes.
+        size: S, the bytes of all sections.
+    """
+
+    sections: tuple[Section, ...]
+    size: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> Layout:
+        """Returns the layout of the tensors ``PACKED`` that a batch has."""
+        parts = {name: part for name in PACKED if (part := getattr(batch, name)) is not None}
+        ends = [0, *accumulate(-(-part.nbytes // ALIGNMENT) * ALIGNMENT for part in parts.values())]
+        places = zip(parts.items(), pairwise(ends), strict=True)
+        sections = (Section(name, x.dtype, x.shape, start, start + x.nbytes) for (name, x), (start, _) in places)
+        return cls(tuple(sections), ends[-1])
+
+    def views(self, buffer: Tensor) -> Batch:
+        """Returns the batch that lies in a buffer, uint8 [>= S], without copying it."""
+        parts = {s.name: buffer[s.start : s.stop].view(s.dtype).view(s.shape) for s in self.sections}
+        return Batch(**parts)
+
+    def pack(self, batch: Batch, buffer: Tensor) -> None:
+        """Copies the tensors of a batch of this layout into a buffer on the CPU, uint8 [>= S]."""
+        views = self.views(buffer)
+        for section in self.sections:
+            getattr(views, section.name).copy_(getattr(batch, section.name))
 
 
 class Event(Protocol):
