@@ -25,7 +25,6 @@ from adaftr_fast.data.raw.source import READ_ERRORS, input_path, listed, open_da
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.raw.text import find_types, parse_block
-from adaftr_fast.data.raw.times import unsorted_times
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores import AnyPath
 
@@ -34,6 +33,8 @@ SAMPLE_ROWS = 10_000  # first rows that tell ids from numbers, and lists from te
 SAMPLE_BYTES = 2 << 20  # first rows of text that do so, and tell the types
 LARGEST_EXACT = 2.0**53  # integers up to it are float64 numbers
 WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
+CLOCK = r"[T ][0-9]{2}(?::?[0-9]{2}){0,2}"
+ISO_8601 = rf"^(?P<time>[0-9]{{4}}-?[0-9]{{2}}(?:-?[0-9]{{2}}(?:{CLOCK})?)?)(?:[.,][0-9]+)?(?P<zone>Z|[+-][0-9:]+)?$"
 ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uid|gid|user|item|hash|key)$|[a-z](Id|ID|Uid|Hash|Key)$")
 
 
@@ -262,6 +263,21 @@ def _text_tables(path: AnyPath, types: dict[str, pa.DataType]) -> Iterator[pa.Ta
 
 
 def _check_times(path: AnyPath, time: str, values: pa.ChunkedArray) -> None:
-    if unsorted := unsorted_times(values):
+    if unsorted := _unsorted_times(values):
         expected = "expected numbers, timestamps, or text of one form of ISO 8601, which sorts by time"
         raise DataError(f"{path}: time {time}: {expected}; got {' and '.join(map(repr, unsorted))}")
+
+
+def _unsorted_times(values: pa.ChunkedArray) -> list[str]:
+    """Returns an example of text that does not sort by time, or two that do not sort together; [] if all text does.
+
+    Text sorts by time if it is ISO 8601 in one form, such as "2026-05-01 10:00", and of one zone.
+    """
+    values = values.cast(pa.string()).drop_null()
+    found = pc.extract_regex(values, ISO_8601)
+    if found.null_count:
+        return [values.filter(found.is_null())[0].as_py()]
+    forms = pc.binary_join_element_wise(
+        pc.replace_substring_regex(pc.struct_field(found, "time"), "[0-9]", "0"), pc.struct_field(found, "zone"), ""
+    )
+    return [values[forms.index(form).as_py()].as_py() for form in forms.unique()[:2]] if len(forms.unique()) > 1 else []
