@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from adaftr_fast.distributed.launcher import end_with_launcher
+from adaftr_fast import _startup
 from adaftr_fast.distributed.messages import bytes_of, error_of, named, text_of, value_of
 from adaftr_fast.errors import RankError, first_line
 
@@ -376,3 +376,17 @@ def _rendezvous(limit: timedelta) -> tuple[Store, int, int]:
     if shared:
         store = PrefixStore(variables.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     return store, rank, size
+
+
+def end_with_launcher() -> None:
+    """Makes Linux kill this process when torchrun, its parent, ends. Does nothing without torchrun or Linux.
+
+    torchrun ends its ranks, unless it is killed by SIGKILL. They would train on, or wait for each other until
+    ``training.rank_timeout``, and keep the run locked.
+
+    Raises:
+        RankError: torchrun has ended already.
+    """
+    # The signal is that of a parent that ends from now on.
+    if _startup.end_with_launcher() and os.getppid() != _startup.PARENT:
+        raise RankError("torchrun, which started this rank, has ended")

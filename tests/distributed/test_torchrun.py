@@ -282,7 +282,7 @@ read, write = os.pipe()
 if os.fork():
     os.read(read, 1)
     os._exit(0)
-from adaftr_fast.distributed.launcher import end_with_launcher
+from adaftr_fast.distributed.ranks import end_with_launcher
 parent = os.getppid()
 os.write(write, b"1")
 while os.getppid() == parent:
