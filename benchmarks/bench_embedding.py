@@ -1,6 +1,6 @@
 """FusedEmbedding and its optimizers beside nn.Embedding, nn.EmbeddingBag and, where installed, FBGEMM.
 
-    python -m benchmarks.bench_embedding --large        -> results/embedding-*.json, embedding.png
+    python -m benchmarks.bench_embedding        -> results/embedding-*.json, embedding.png
 
 FBGEMM on the CPU: pip install --no-deps fbgemm-gpu-cpu==1.8.0 beside torch 2.13. Nothing is timed before its results
 were compared.
@@ -21,15 +21,14 @@ LARGE = [Workload(fields=20, batch=1024, rows=1_000_000), Workload(fields=100, b
 GROWTH = Workload(fields=20, batch=1024, rows=10_000), Workload(fields=20, batch=1024, rows=1_000_000, spread=100)
 
 
-def cases(large: bool) -> Iterator[tuple[str, Workload | str, dict[str, Run]]]:
+def cases() -> Iterator[tuple[str, Workload | str, dict[str, Run]]]:
     """What is measured, the workload and the contestants; made one after another, since large tables fill memory."""
-    for work in [MAIN, *(LARGE if large else [])]:
+    for work in [MAIN, *LARGE]:
         yield "forward", work, forwards(work)
         for optimizer in PEERS:
             yield optimizer, work, steps(work, optimizer)
     yield "bags", "250 ids each, B=1024 V=100000", bags()
-    if large:
-        yield "growth", "Adam, F=20 B=1024, 10000 rows a field occur", growth(*GROWTH)
+    yield "growth", "Adam, F=20 B=1024, 10000 rows a field occur", growth(*GROWTH)
 
 
 def measure(case: str, work: Workload | str, runs: dict[str, Run], seconds: float) -> dict[str, Any]:
@@ -68,10 +67,9 @@ def draw(measured: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each contestant")
-    parser.add_argument("--large", action="store_true", help="also tables of 1M rows, and batches of 8192")
     arguments = parser.parse_args()
     measured = []
-    for case, workload, runs in cases(arguments.large):
+    for case, workload, runs in cases():
         measured.append(measure(case, workload, runs, arguments.seconds))
         del runs
         print(case, workload, {name: round(ms, 3) for name, ms in measured[-1]["ms"].items()}, flush=True)

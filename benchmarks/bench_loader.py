@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaftr_fast.data.dataset.loader import PreparedData, Split
+from benchmarks import render
 from benchmarks.measure import write
 from benchmarks.prepared import write_prepared
 
@@ -60,11 +61,10 @@ def main() -> None:
                 "ids a field": ids,
                 "bytes a row": round(size / len(split), 1),
                 "million rows/s": round(rates[len(rates) // 2] / 1e6, 2),
-                "million rows/s, best": round(rates[-1] / 1e6, 2),
                 "DataLoader in memory, million rows/s": round(peer(split, 100_000) / 1e6, 3),
             }
-        print(case)
         cases.append(case)
+    print(render.loader(cases))
     print(write("loader", cases))
 
 

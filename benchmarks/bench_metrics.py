@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from adaftr_fast.training.metrics import auc, gauc, log_loss
+from benchmarks import render
 from benchmarks.measure import write
 
 SIZES = [10_000_000, 40_000_000]
@@ -63,10 +64,7 @@ def measure(rows: int) -> dict[str, Any]:
 
 def main() -> None:
     cases = [measure(rows) for rows in SIZES]
-    for case in cases:
-        print(f"{case['case']}: AUC and GAUC take {case['MiB']:,.0f} MiB beyond the rows")
-        for name, seconds in case["seconds"].items():
-            print(f"  {name:30s} {seconds:7.2f} s")
+    print(render.metrics(cases))
     print(write("metrics", cases))
 
 

@@ -130,11 +130,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of torch, for requests; predict uses all cores")
     parser.add_argument("--out", type=Path, default=Path("runs/serving"), help="folder of what is measured")
-    parser.add_argument("--make", action="store_true", help="only make what is measured")
     arguments = parser.parse_args()
     inputs = make(arguments.out, arguments.rows)
-    if arguments.make:
-        return
     cases = []
     for kind, files in inputs.items():
         cases.append({"predict": kind} | throughput(arguments.out / kind / "model", files, arguments.turns))

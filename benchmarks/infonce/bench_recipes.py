@@ -1,7 +1,6 @@
 """The losses of other libraries beside ours (docs/recipes.md), forward and backward, where they are installed.
 
-    python -m benchmarks.infonce.bench_recipes --rows 1024 8192               time in turns, and peak memory
-    python -m benchmarks.infonce.bench_recipes --rows 1024 8192 --write       also -> results/recipes-*.json
+    python -m benchmarks.infonce.bench_recipes        time in turns, and peak memory -> results/recipes-*.json
 
 Inputs are pairs of unit Gaussians [B, 128] in float32. Nothing is timed before both losses agree.
 """
@@ -128,7 +127,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1024, 8192, 32768])
     parser.add_argument("--seconds", type=float, default=2.0, help="per loss and case")
-    parser.add_argument("--write", action="store_true", help="write results/recipes-*.json")
     arguments = parser.parse_args()
     cases = []
     for rows in arguments.rows:
@@ -136,8 +134,7 @@ def main() -> None:
             cases.append(compare(recipe, rows, arguments.seconds))
             print(cases[-1], flush=True)
     print(recipes(cases))
-    if arguments.write:
-        print(write("recipes", cases))
+    print(write("recipes", cases))
 
 
 if __name__ == "__main__":
