@@ -11,8 +11,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import RESULTS, render
-from benchmarks.embedding.cases import PEERS, Run, Workload, bags, forwards, growth, steps
-from benchmarks.embedding.floor import copy_rate, floor_bytes, table_bytes
+from benchmarks.embedding import (
+    PEERS,
+    Run,
+    Workload,
+    bags,
+    copy_rate,
+    floor_bytes,
+    forwards,
+    growth,
+    steps,
+    table_bytes,
+)
 from benchmarks.measure import side_by_side, write
 
 MAIN = Workload(fields=100, batch=1024, rows=10_000)
