@@ -135,8 +135,6 @@ class CRC32:
     instructions for that, and a tenth on others.
     """
 
-    DIGITS = 8
-
     def __init__(self) -> None:
         self._value = 0
 
@@ -144,15 +142,13 @@ class CRC32:
         self._value = zlib.crc32(data, self._value)
 
     def hexdigest(self) -> str:
-        return f"{self._value:0{self.DIGITS}x}"
+        return f"{self._value:08x}"
 
 
-def has_checksum(path: Path, checksum: str) -> bool:
-    """Returns whether ``checksum`` is the CRC-32 of a file's content or, if it is longer, starts the SHA-256."""
-    if len(checksum) > CRC32.DIGITS:
-        return sha256(path).startswith(checksum)
+def crc32(path: Path) -> str:
+    """Returns the CRC-32 of a file's content in hexadecimal."""
     found = CRC32()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             found.update(block)
-    return found.hexdigest() == checksum
+    return found.hexdigest()

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 
 from adaftr_fast import _tensor_file
-from adaftr_fast._files import CRC32, has_checksum
+from adaftr_fast._files import CRC32, crc32, sha256
 from adaftr_fast._tensor_file import SavedTensors, in_file_order, shard_key, write_tensors
 
 TENSORS = {
@@ -33,19 +33,16 @@ def test_safetensors_reads_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("checksum", "expected"),
+    ("checksum", "of_file", "expected"),
     [
-        (None, lambda content: hashlib.sha256(content).hexdigest()),
-        (CRC32, lambda content: f"{zlib.crc32(content):08x}"),
+        (None, sha256, lambda content: hashlib.sha256(content).hexdigest()),
+        (CRC32(), crc32, lambda content: f"{zlib.crc32(content):08x}"),
     ],
 )
-def test_the_checksum_is_that_of_the_file(tmp_path, monkeypatch, checksum, expected):
+def test_the_checksum_is_that_of_the_file(tmp_path, monkeypatch, checksum, of_file, expected):
     monkeypatch.setattr(_tensor_file, "BLOCK", 5)  # so that a tensor takes several blocks
-    found = write_tensors(tmp_path / "file", TENSORS, {"about": "τ"}, checksum and checksum())
-    content = (tmp_path / "file").read_bytes()
-    assert found == (f"{zlib.crc32(content):08x}" if checksum else hashlib.sha256(content).hexdigest())
-    assert has_checksum(tmp_path / "file", found)
-    assert not has_checksum(tmp_path / "file", f"{int(found, 16) ^ 1:0{len(found)}x}")
+    found = write_tensors(tmp_path / "file", TENSORS, {"about": "τ"}, checksum)
+    assert found == expected((tmp_path / "file").read_bytes()) == of_file(tmp_path / "file")
     assert torch.equal(safetensors.torch.load_file(tmp_path / "file")["doubles"], TENSORS["doubles"])
 
 

@@ -1,6 +1,5 @@
 """The data, optimizer and training sections of a run."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,18 +111,10 @@ class TrainingConfig(Section):
     )
     """Where each validation is logged besides metrics.jsonl, such as ["tensorboard", "wandb", "mlflow"]; each is an
     extra of its name (docs/tracking.md)."""
-    tensorboard: bool = option(False, identifies=False, free_on_resume=True)
-    """The former way to write trackers = ["tensorboard"] (deprecated)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        chosen = [*self.trackers]
-        if self.tensorboard:
-            text = 'training.tensorboard is deprecated: use training.trackers = ["tensorboard"]'
-            warnings.warn(text, FutureWarning, stacklevel=3)
-            chosen.append("tensorboard")
-        self.trackers = list(dict.fromkeys(chosen))
-        self.tensorboard = False
+        self.trackers = list(dict.fromkeys(self.trackers))
         if abs(self.validations * self.validate_every - 1) > 1e-6:
             raise self.error("validate_every", "1, or a fraction 1/n such as 0.25", self.validate_every)
         if self.batch_size % self.accumulate:

@@ -143,7 +143,7 @@ def _ask(search: Search, study: optuna.Study, number: int, trials: int) -> Asked
 def _tell(search: Search, study: optuna.Study, trained: Trained, trials: int) -> None:
     """Tells the study the AUC of a trial, that it was pruned, or that it failed; removes weights no longer needed."""
     trial, title = _trial(study, trained.number), _title(trained.number, trials)
-    reported = study.get_trials(deepcopy=False)[trained.number].intermediate_values  # by an earlier version
+    reported = study.get_trials(deepcopy=False)[trained.number].intermediate_values  # by a process that was killed
     for number, value in trained.values.items():
         if number not in reported:
             trial.report(value, number)

@@ -126,14 +126,6 @@ def test_a_tracker_that_failed_gets_the_epochs_since_then_on_resuming(fake, tmp_
     assert [epochs(made) for made in fake.made[2:]] == [[2, 3], []]
 
 
-def test_the_list_of_runs_of_earlier_versions_is_read(fake, tmp_path):
-    (tmp_path / "trackers.json").write_text('{"wandb": "abc"}')
-    log(Trackers(["wandb"], tmp_path, PARAMETERS, resumed=True, records=[record(1), record(2)]), 3)
-    (made,) = fake.made
-    assert (made.opening.first_step, made.opening.known, epochs(made)) == (3, "abc", [3])
-    assert json.loads((tmp_path / "trackers.json").read_text()) == {"wandb": {"run": "abc", "epoch": 3}}
-
-
 def test_a_new_run_without_trackers_forgets_those_of_the_run_before(fake, tmp_path):
     log(Trackers(["wandb"], tmp_path, PARAMETERS), 1, 2)
     log(Trackers([], tmp_path, PARAMETERS), 1)
@@ -240,17 +232,15 @@ def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, name):
         Trackers([name], tmp_path, PARAMETERS)
 
 
-def test_a_damaged_list_of_runs_is_named(tmp_path):
-    (tmp_path / "trackers.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", '{"wandb": "abc"}'])  # the latter of an earlier version
+def test_a_damaged_list_of_runs_is_named(tmp_path, text):
+    (tmp_path / "trackers.json").write_text(text)
     with pytest.raises(TrainingError, match=r"trackers.json: damaged: .*; remove it to begin new runs"):
         Trackers([], tmp_path, PARAMETERS, resumed=True)
 
 
-def test_the_former_option_selects_tensorboard():
-    with pytest.warns(FutureWarning, match=r"^training\.tensorboard is deprecated: use training\.trackers = "):
-        assert TrainingConfig(tensorboard=True) == TrainingConfig(trackers=["tensorboard"])
-    with pytest.warns(FutureWarning):
-        read = RunConfig.from_dict({"training": {"tensorboard": True, "trackers": ["wandb", "wandb"]}})
+def test_trackers_are_checked_and_opened_once():
+    read = RunConfig.from_dict({"training": {"trackers": ["wandb", "tensorboard", "wandb"]}})
     assert read.training.trackers == ["wandb", "tensorboard"]
     message = r"^training.trackers\[0\]: expected one of tensorboard, wandb, mlflow, got 'comet'$"
     with pytest.raises(ConfigError, match=message):

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from adaftr_fast._files import has_checksum, sync
+from adaftr_fast._files import sync
 from adaftr_fast._tensor_file import Checksum, SavedTensors, shard_key, write_tensors
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
@@ -77,14 +77,17 @@ def read_local_rows(saved: SavedTensors, sharded: Mapping[str, ShardedRows]) -> 
         rows.read(saved.rows(name))
 
 
-def damages(folder: Path, checksums: Mapping[str, str], ranks: Ranks | None) -> list[str]:
+def damages(
+    folder: Path, checksums: Mapping[str, str], checksum: Callable[[Path], str], ranks: Ranks | None
+) -> list[str]:
     """Returns what is wrong with files, for the user; empty if they are all as they were written.
 
     All ``ranks`` must call it with the same files. Each reads some of them, and all return or raise the same.
 
     Args:
         folder: the folder of the files.
-        checksums: the recorded checksum of each file, by name, as ``has_checksum`` takes it.
+        checksums: the recorded checksum of each file, by name.
+        checksum: returns that of a file.
         ranks: the ranks, or None if this process alone calls it.
 
     Raises:
@@ -93,10 +96,10 @@ def damages(folder: Path, checksums: Mapping[str, str], ranks: Ranks | None) -> 
     rank, size = (0, 1) if ranks is None else (ranks.rank, ranks.size)
     damaged: list[str] = []
     unread: list[str] = []
-    for name, checksum in [*checksums.items()][rank::size]:
+    for name, recorded in [*checksums.items()][rank::size]:
         path = folder / name
         try:
-            if not has_checksum(path, checksum):
+            if checksum(path) != recorded:
                 damaged.append(f"{path}: damaged: its {path.stat().st_size} bytes have another checksum than recorded")
         except FileNotFoundError:
             damaged.append(f"{path}: missing")

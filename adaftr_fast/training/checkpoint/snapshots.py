@@ -1,8 +1,7 @@
 """Snapshot files: the two newest snapshots of a run in a folder.
 
 A snapshot is a safetensors file with JSON metadata. Its name ends with the CRC-32 of its content, so a truncated or
-changed file is detected; earlier versions put the SHA-256 there. The file gets its name after it has been written and
-synced to disk.
+changed file is detected. The file gets its name after it has been written and synced to disk.
 
 With sharded tables the rows are in shard files beside it, one per rank, and its metadata lists them. It is written
 after all of them.
@@ -21,7 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from adaftr_fast._files import CRC32, check_name, followed, has_checksum, make_folder, sync
+from adaftr_fast._files import CRC32, check_name, crc32, followed, make_folder, sync
 from adaftr_fast._json import from_json, loads
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.distributed.ranks import Ranks
@@ -30,8 +29,7 @@ from adaftr_fast.training.checkpoint.files import damages, on_rank_zero, write_f
 
 KEEP = 2  # the newest one and a fallback
 KEY, SHARDS = "run", "shards"
-VERSION = 3
-READ = (1, 2, VERSION)  # 1 and 2 have the sha256 in the names, and 2 has it also beside the names of the shards
+VERSION = 4
 SUFFIX = ".safetensors"
 SHARD_SUFFIX = ".shard"
 TEMPORARY = ".writing"
@@ -95,7 +93,7 @@ def load_snapshot(folder: Path, ranks: Ranks | None = None) -> tuple[SavedTensor
     def newest() -> str | None:
         for path in _newest_first(folder):
             try:
-                if has_checksum(path, _checksum(path.name)):
+                if crc32(path) == _checksum(path.name):
                     return path.name
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be read: {error}") from error
@@ -112,7 +110,7 @@ def load_snapshot(folder: Path, ranks: Ranks | None = None) -> tuple[SavedTensor
     while (name := on_rank_zero(ranks, newest)) is not None:
         path = folder / name
         run, shards = _description(path)
-        faults = damages(folder, {each: _checksum(each) for each in shards}, ranks)
+        faults = damages(folder, {each: _checksum(each) for each in shards}, crc32, ranks)
         if not faults:
             return _opened(path, shards), run
         if ranks is None or ranks.is_rank_zero:
@@ -159,13 +157,12 @@ def _checksum(name: str) -> str:
 def _description(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Returns the metadata of a snapshot and the names of its shard files."""
     run = _run(path)
-    if run.get("version") not in READ:
-        raise CheckpointError(f"{path}: version {run.get('version')}, this program reads versions 1 to {VERSION}")
+    if (version := run.get("version")) != VERSION:
+        raise CheckpointError(
+            f"{path}: written in version {version}, this program reads version {VERSION}: discard it with --restart"
+        )
     try:
-        if run["version"] == 2:
-            shards = [each.get("name", "") for each in from_json(list[dict[str, str]], run.get(SHARDS, []))]
-        else:
-            shards = from_json(list[str], run.get(SHARDS, []))
+        shards = from_json(list[str], run.get(SHARDS, []))
         for each in shards:
             check_name(each, SHARDS)
     except ValueError as error:

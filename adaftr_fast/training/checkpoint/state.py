@@ -41,7 +41,7 @@ def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tenso
 
     Raises:
         CheckpointError: a parameter or buffer is missing or has another shape. A buffer that ``model.state_dict()``
-            leaves out may be missing, as in a state from before it existed.
+            leaves out may be missing: it follows from how the model was made, and sharded tables have others.
     """
     derived = _derived(model)
     for name, value in _held(model):

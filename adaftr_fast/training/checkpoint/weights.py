@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from adaftr_fast._files import check_name, make_folder, replace_file
+from adaftr_fast._files import check_name, make_folder, replace_file, sha256
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
@@ -27,7 +27,7 @@ from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint.files import damages, local_rows, write_file
 
-VERSION, VERSION_WITH_SHARDS = 1, 2
+VERSION = 3
 FILE, WEIGHTS = "checkpoint.json", "weights-*.safetensors"
 
 
@@ -41,7 +41,7 @@ class Description:
         num_embeddings: the number of embedding rows of each field.
         tasks: the tasks, in the order of the logits.
         metrics: validation metrics of the weights, per task.
-        field_names: names of the fields; [] if they are unknown, as in older checkpoints.
+        field_names: names of the fields; [] if they are unknown.
         dense: encodings of the dense fields.
     """
 
@@ -112,8 +112,7 @@ def save_checkpoint(
             return
     make_folder(folder)
     weights, digest = write_file(_temporary(folder, number), "weights-{:.16}.safetensors", weights_of(model))
-    version = VERSION_WITH_SHARDS if shards else VERSION
-    head = _Head(version, weights, digest, [_Shard(*each) for each in shards])
+    head = _Head(VERSION, weights, digest, [_Shard(*each) for each in shards])
     replace_file(folder / FILE, (dumps(head.to_dict() | about.to_dict(), indent=2) + "\n").encode())
     kept = head.checksums()
     for stale in [*folder.glob(WEIGHTS), *folder.glob(".weights-*")]:  # the latter of killed processes
@@ -171,7 +170,7 @@ def open_on_all_ranks(folder: Path, ranks: Ranks) -> SavedTensors:
 
 
 def _opened(folder: Path, checksums: dict[str, str], ranks: Ranks | None) -> SavedTensors:
-    for damage in damages(folder, checksums, ranks):
+    for damage in damages(folder, checksums, sha256, ranks):
         raise CheckpointError(damage)
     paths = [folder / name for name in checksums]
     try:
@@ -187,9 +186,9 @@ def _read(folder: Path) -> tuple[_Head, Description]:
     try:
         content = from_json(dict[str, Any], loads(path.read_text(encoding="utf-8")))
         head = from_json(_Head, {each.name: content.pop(each.name) for each in fields(_Head) if each.name in content})
-        if head.version not in (VERSION, VERSION_WITH_SHARDS):
+        if head.version != VERSION:
             raise CheckpointError(
-                f"{path}: version {head.version}, this program reads version {VERSION} and {VERSION_WITH_SHARDS}"
+                f"{path}: written in version {head.version}, this program reads version {VERSION}: train again"
             )
         for name in head.checksums():
             check_name(name, "weights")

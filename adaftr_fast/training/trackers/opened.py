@@ -60,7 +60,7 @@ class Trackers:
     ) -> None:
         self._open: dict[str, Tracker] = {}
         self._path = folder / KNOWN
-        self._known = _known(self._path, len(records)) if resumed else {}
+        self._known = _known(self._path) if resumed else {}
         try:
             for name in names:
                 self._begin(name, folder, parameters, records)
@@ -144,17 +144,10 @@ def _opened(name: str, opening: Opening) -> Tracker:
         raise TrainingError(f"training.trackers: {name} cannot be opened: {_line(error)}") from error
 
 
-def _known(path: Path, epochs: int) -> dict[str, Known]:
-    """Returns the runs of an interrupted process by tracker.
-
-    Earlier versions wrote only what identifies each run, and then all ``epochs`` count as logged.
-    """
+def _known(path: Path) -> dict[str, Known]:
+    """Returns the runs of an interrupted process by tracker."""
     try:
-        found = from_json(dict[str, Any], loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-        return {
-            name: Known(each, epochs) if isinstance(each, str) else from_json(Known, each, name)
-            for name, each in found.items()
-        }
+        return from_json(dict[str, Known], loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     except ValueError as error:
         raise TrainingError(f"{path}: damaged: {error}; remove it to begin new runs in the trackers") from error
 

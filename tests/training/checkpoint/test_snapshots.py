@@ -97,5 +97,5 @@ def test_other_versions_raise(tmp_path, monkeypatch):
     with monkeypatch.context() as later:
         later.setattr("adaftr_fast.training.checkpoint.snapshots.VERSION", 7)
         save(tmp_path, 1)
-    with pytest.raises(CheckpointError, match="version 7, this program reads versions 1 to 3"):
+    with pytest.raises(CheckpointError, match="in version 7, this program reads version 4: discard it with --restart"):
         load_snapshot(tmp_path)

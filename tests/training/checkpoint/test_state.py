@@ -77,10 +77,9 @@ def test_capturing_changes_nothing(model, splits):
 
 
 def test_buffers_that_follow_from_the_model_may_be_missing(model, splits):
-    """States of tables of several widths had none for all fields together before those were one module."""
     optimizers = build_optimizers(model, OptimizerConfig())
-    before = {"model/embedding.offsets", "model/embedding.oov_counts"}
-    saved = {name: value for name, value in copied(capture(model, optimizers)).items() if name not in before}
+    derived = {"model/embedding.offsets", "model/embedding.oov_counts"}
+    saved = {name: value for name, value in copied(capture(model, optimizers)).items() if name not in derived}
     other = type(model)()
     restore(other, build_optimizers(other, OptimizerConfig()), saved)
     assert torch.equal(other.embedding.weight, model.embedding.weight)
@@ -123,7 +122,7 @@ def test_a_run_on_the_cpu_ignores_the_generators_of_gpus(model, generators):
     optimizers = build_optimizers(model, OptimizerConfig())
     saved = capture(model, optimizers)
     assert "rng/cuda" not in saved
-    other = {"rng/cuda": torch.full((16,), 9, dtype=torch.uint8)}  # earlier versions saved it beside any GPU
+    other = {"rng/cuda": torch.full((16,), 9, dtype=torch.uint8)}  # of a run on a GPU
     restore(model, optimizers, saved | other)
     assert [int(state[0]) for state in generators.values()] == [0, 1]
 
