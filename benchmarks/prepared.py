@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adaftr_fast._files import sha256
 from adaftr_fast.data.dataset.manifest import FORMAT, FieldInfo, Manifest, SplitInfo
 from adaftr_fast.data.dataset.split_file import COMPRESSION, GROUP
+from adaftr_fast.data.raw.source import Unused
 
 FIELDS, TASKS = 23, ("click", "conversion")
 ROW_GROUP = 1 << 17
@@ -29,7 +31,9 @@ def write_prepared(folder: Path, rows: int, ids: int, held_out: int = 1 << 16, f
         "split": {split: {"where": [["part", "==", split]]} for split in splits},
         "fields": dict.fromkeys(names, "categorical"),
     }
-    manifest = Manifest("random", "", FORMAT, "random", "random", list(TASKS), "user", splits, about, schema)
+    meaning = ("random", "", FORMAT, "random", "random", list(TASKS), "user", splits, about, schema)
+    digests = {f"{name}.parquet": sha256(folder / f"{name}.parquet") for name in splits}
+    manifest = Manifest(*meaning, weight=None, bad_rows=None, unused=Unused(), dense=[], compared={}, sha256=digests)
     manifest.write(folder)
     return manifest
 
@@ -48,4 +52,4 @@ def _write(path: Path, rows: int, ids: int, names: list[str], random: np.random.
             for task, label in zip(TASKS, labels):
                 positives[task] += int(label.sum())
             writer.write_batch(pa.record_batch([*columns, *labels, columns[2].astype(np.int64)], schema=schema))
-    return SplitInfo(rows, positives)
+    return SplitInfo(rows, positives, unknown=dict.fromkeys(names, 0))

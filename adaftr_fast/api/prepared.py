@@ -24,14 +24,13 @@ class Prepared(PreparedData):
     def fields(self) -> Table:
         """Returns a table with one row per field: how it is read, its ids ("-" for a dense field), and unknown values.
 
-        The last column is the share of training rows whose value is missing, or too rare for an id of its own; "-" if
-        the folder was prepared by 0.1.0.
+        The last column is the share of training rows whose value is missing, or too rare for an id of its own.
         """
         train = self.manifest.splits["train"]
         ids = {field.name: f"{field.num_embeddings:,}" for field in self.manifest.fields}
         rows = []
         for field in parse_schema(self.manifest.schema).features:
-            unknown = f"{100 * train.unknown[field.name] / train.rows:.2f} %" if train.unknown else "-"
+            unknown = f"{100 * train.unknown[field.name] / train.rows:.2f} %"
             rows.append([field.name, _read_as(field), ids.get(field.name, "-"), unknown])
         return Table(["field", "read as", "ids", "missing or rare"], rows, text_columns=2)
 
@@ -57,7 +56,8 @@ class Prepared(PreparedData):
             notes.append(f"Read: {manifest.bad_rows.account()}")
         if manifest.bad_rows and manifest.bad_rows.bad:
             notes.append(f"Left out: {manifest.bad_rows.summary()}")
-        if (unused := manifest.unused) and (unused.unmatched or unused.dropped):
+        unused = manifest.unused
+        if unused.unmatched or unused.dropped:
             dropped = f", {unused.dropped:,} are dropped by the schema" if unused.dropped else ""
             notes.append(f"In no split: {unused.unmatched:,} rows match none{dropped}")
         for column, values in manifest.compared.items():

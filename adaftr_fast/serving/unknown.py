@@ -22,8 +22,8 @@ class Unknown:
     Attributes:
         rows: the number of rows.
         counts: rows per field whose value is missing or unknown, or whose list has no known token.
-        splits: the splits of the prepared folder, which have such counts too: in training, rare values are unknown; in
-            validation, values that training lacks are as well.
+        splits: the training and the validation split of the prepared folder, which have such counts too: in training,
+            rare values are unknown; in validation, values that training lacks are as well.
         vocabularies: the fields that have a vocabulary; numbers and hashed values are always known.
     """
 
@@ -34,13 +34,13 @@ class Unknown:
 
     @classmethod
     def of(cls, rows: int, counts: Mapping[str, int], manifest: Manifest, encoders: Mapping[str, Encoder]) -> Unknown:
-        """Returns the counts beside those of ``manifest``; splits that were prepared before counts are left out."""
+        """Returns the counts beside those of ``manifest``."""
         splits = {name: manifest.splits[name] for name in ("train", "validation")}
         vocabularies = [name for name, encoder in encoders.items() if isinstance(encoder, Vocabulary)]
-        return cls(rows, counts, {name: info for name, info in splits.items() if info.unknown}, vocabularies)
+        return cls(rows, counts, splits, vocabularies)
 
     def cells(self) -> list[list[str]]:
-        """Returns a row per field: its name, and its share here, in training and in validation ("-" if not counted)."""
+        """Returns a row per field: its name, and its share here, in training and in validation."""
         return [
             [name, _percent(count / max(1, self.rows)), self._before("train", name), self._before("validation", name)]
             for name, count in self.counts.items()
@@ -54,7 +54,7 @@ class Unknown:
         doubled = [
             f"{name} ({here}, {train} in training, {validation} in validation)"
             for name, here, train, validation in self.cells()
-            if self.splits and self._is_telling(name)
+            if self._is_telling(name)
         ]
         if not doubled:
             return []
@@ -68,8 +68,8 @@ class Unknown:
         return self.rows * max(info.unknown[name] / info.rows for info in self.splits.values())
 
     def _before(self, split: str, name: str) -> str:
-        info = self.splits.get(split)
-        return "-" if info is None else _percent(info.unknown[name] / info.rows)
+        info = self.splits[split]
+        return _percent(info.unknown[name] / info.rows)
 
 
 def _percent(share: float) -> str:

@@ -1,6 +1,5 @@
 import html
 import json
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -73,9 +72,6 @@ def test_each_field_tells_how_it_is_read_and_what_is_missing(tmp_path):
         ["amount", "dense, log, column age", "-", "10.00 %"],
     ]
     assert {split.rows for split in data.manifest.splits.values()} == {rows}
-    older = replace(data.manifest.splits["train"], unknown={})
-    vars(data)["manifest"] = replace(data.manifest, splits=data.manifest.splits | {"train": older})
-    assert {row[-1] for row in data.fields().rows} == {"-"}
 
 
 def test_it_writes_and_prints_what_the_command_does(shop, data, tmp_path, capsys):

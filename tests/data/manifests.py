@@ -2,10 +2,16 @@
 
 import json
 
+from adaftr_fast._files import sha256
+from adaftr_fast.data.dataset.manifest import MANIFEST, signed
 
-def without_sha256(folder):
-    """Removes the checksums from a prepared folder, as if it was prepared before they were recorded. Returns it."""
-    about = folder / "schema.json"
-    content = json.loads(about.read_text())
-    about.write_text(json.dumps(content | {"sha256": {}}))
+
+def recorded(folder, **changes):
+    """Records what the files of a prepared folder hold now in its manifest, changed by ``changes``.
+
+    Returns the folder.
+    """
+    content = json.loads((folder / MANIFEST).read_text()) | changes
+    digests = {path.name: sha256(path) for path in folder.iterdir() if path.name != MANIFEST}
+    (folder / MANIFEST).write_text(signed(content | {"sha256": digests}))
     return folder

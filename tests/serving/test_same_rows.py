@@ -1,6 +1,5 @@
 """The same rows have the same ids and scores, whatever types carry them and whatever program wrote them."""
 
-import dataclasses
 import decimal
 import json
 
@@ -16,8 +15,6 @@ import pytest
 import adaftr_fast
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.dataset.vocabulary import read_encoders
-from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.write import write_schema
 from adaftr_fast.errors import DataError
@@ -292,24 +289,3 @@ def test_a_file_of_a_folder_that_would_be_read_otherwise_is_an_error(worn, tmp_p
         adaftr_fast.predict(worn / "model", tmp_path / "log", tmp_path / "scores.parquet", progress=False)
     with pytest.raises(DataError, match=message):
         adaftr_fast.prepare(tmp_path / "log", tmp_path / "data", dataset=worn / "worn.toml", progress=False)
-
-
-def test_a_vocabulary_of_before_is_read_in_the_canonical_form(worn, tmp_path):
-    """Earlier versions wrote the values of floats as Arrow does, and those of booleans as words."""
-    manifest = PreparedData(worn / "data").manifest
-    table = pq.read_table(worn / "data/vocabulary.parquet")
-    before = [as_before(*pair) for pair in zip(table["field"].to_pylist(), table["value"].to_pylist())]
-    pq.write_table(with_column(table, "value", pa.array(before)), tmp_path / "vocabulary.parquet")
-    manifest = dataclasses.replace(manifest, sha256={})
-    with pytest.warns(UserWarning, match=r"values are read in another form .* as '2\d+' for '2\.\d+e\+10'"):
-        found = read_encoders(tmp_path, manifest)
-    for name, encoder in read_encoders(worn / "data", manifest).items():
-        assert not hasattr(encoder, "values") or found[name].values.equals(encoder.values)
-
-
-def as_before(field, value):
-    if field == "user_member":
-        return CROSS_SEPARATOR.join(map(as_before, ("user", "member"), value.split(CROSS_SEPARATOR)))
-    if field == "member":
-        return {"0": "false", "1": "true"}[value]
-    return pa.scalar(float(value)).cast(pa.string()).as_py() if field == "user" else value

@@ -8,7 +8,7 @@ from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.training.bayes import bayes_metrics
 from adaftr_fast.training.metrics import auc
-from tests.data.manifests import without_sha256
+from tests.data.manifests import recorded
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +37,16 @@ def test_invalid_input_raises(folder, tmp_path):
     with pytest.raises(DataError, match="no split 'dev'"):
         bayes_metrics(folder, "dev")
     (tmp_path / "schema.json").write_bytes((folder / "schema.json").read_bytes())
-    without_sha256(tmp_path)
     table = pq.read_table(folder / "test.parquet")
     wrong = pa.array(np.full(len(table), 1.5))
     table = table.set_column(table.column_names.index("truth:click"), "truth:click", wrong)
     pq.write_table(table, tmp_path / "test.parquet")
+    recorded(tmp_path)
     with pytest.raises(DataError, match=r"column truth:click: expected probabilities in \(0, 1\)"):
         bayes_metrics(tmp_path)
     pq.write_table(table.drop_columns(["truth:click", "truth:conversion"]), tmp_path / "test.parquet")
-    assert bayes_metrics(tmp_path) == {}
+    assert bayes_metrics(recorded(tmp_path)) == {}
     (tmp_path / "test.parquet").write_bytes(b"PAR1")
+    recorded(tmp_path)
     with pytest.raises(DataError, match=r"test\.parquet: not readable: "):
         bayes_metrics(tmp_path)

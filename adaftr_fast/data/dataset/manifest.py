@@ -22,7 +22,7 @@ from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.stores import AnyPath, PublishedFile, PublishedFolder
 
-FORMAT = 4  # format of prepared folders; increase it when their values change for the same schema and files
+FORMAT = 5  # format of prepared folders; increase it when their values change for the same schema and files
 MANIFEST = "schema.json"
 
 
@@ -48,18 +48,17 @@ class SplitInfo:
     """Number of rows of a split, and of positive rows per task.
 
     Attributes:
+        unknown: rows per field that are missing or unknown: with id 0, or without any token.
         outside_funnel: rows per later stage of the schema's funnel that are positive in it but not in the stage before;
-            empty without a funnel, or if the folder was prepared before such rows were counted.
+            empty without a funnel.
         files: rows of each shard's file by name, in order of the rows; empty if one file has the name of the split.
-        unknown: rows per field that are missing or unknown: with id 0, or without any token; empty if the folder was
-            prepared before they were counted.
     """
 
     rows: int
     positives: dict[str, int]
-    files: dict[str, int] = dataclasses.field(default_factory=dict)
+    unknown: dict[str, int]
     outside_funnel: dict[str, int] = dataclasses.field(default_factory=dict)
-    unknown: dict[str, int] = dataclasses.field(default_factory=dict)
+    files: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,11 @@ class Manifest:
         schema: content of the schema file.
         weight: column of the sample weights; None if all are one.
         bad_rows: bad rows of text inputs; None if there were no text inputs.
+        unused: rows that are in no split.
         dense: encodings of the dense fields, whose numbers are stored as they are.
-        unused: rows that are in no split; None if the folder was prepared before they were counted.
         compared: the most telling values of the columns that labels compare with text, and their rows in all files, by
-            column; empty without such columns, or if the folder was prepared before they were counted.
-        sha256: sha256 of every file by name; that of the manifest is the one it would have without its own. Empty if
-            the folder was prepared before they were recorded.
+            column; empty without such columns.
+        sha256: sha256 of every file by name; that of the manifest is the one it would have without its own.
     """
 
     dataset: str
@@ -90,12 +88,12 @@ class Manifest:
     splits: dict[str, SplitInfo]
     fields: list[FieldInfo]
     schema: dict[str, Any]
-    weight: str | None = None
-    bad_rows: BadRows | None = None
-    unused: Unused | None = None
-    dense: list[NumericEncoding] = dataclasses.field(default_factory=list)
-    compared: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
-    sha256: dict[str, str] = dataclasses.field(default_factory=dict)  # the last one, see ``write``
+    weight: str | None
+    bad_rows: BadRows | None
+    unused: Unused
+    dense: list[NumericEncoding]
+    compared: dict[str, dict[str, int]]
+    sha256: dict[str, str]  # the last one, see ``signed``
 
     @property
     def num_embeddings(self) -> list[int]:
@@ -114,15 +112,10 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes ``folder/schema.json``."""
-        content = dataclasses.asdict(dataclasses.replace(self, sha256=self.sha256 | {MANIFEST: ""}))
-        if not self.compared:  # earlier versions, which know no such key, can then read the folder
-            del content["compared"]
-        before, quotes, after = f"{dumps(content, indent=2)}\n".rpartition('""')
-        digest = hashlib.sha256((before + quotes + after).encode()).hexdigest()
-        (folder / MANIFEST).write_text(f'{before}"{digest}"{after}', encoding="utf-8")
+        (folder / MANIFEST).write_text(signed(dataclasses.asdict(self)), encoding="utf-8")
 
     def check_file(self, path: AnyPath, content: bytes | None = None) -> None:
-        """Checks the sha256 of a file of the folder, if it is recorded.
+        """Checks the sha256 of a file of the folder.
 
         A published file is compared by its published sha256, without being read. Of another file in a store only the
         ``content`` is compared; otherwise the manifest is, and the file's pages have checksums of their own.
@@ -135,13 +128,10 @@ class Manifest:
                 this manifest was read.
         """
         try:
-            recorded = self.sha256.get(path.name)
-            if recorded is None:
-                return
             if (found := _sha256(path, content)) is None:
                 self.check_folder(path.parent)
                 return
-            if found == recorded:
+            if found == self.sha256.get(path.name):
                 return
             error = DataError(f"{path}: damaged: its sha256 differs from the one in {MANIFEST}; prepare again")
         except OSError as reason:  # a new folder may lack the file
@@ -159,6 +149,14 @@ class Manifest:
         with suppress(DataError, OSError):
             return read_manifest(folder.now() if isinstance(folder, PublishedFolder) else folder) != self
         return False
+
+
+def signed(content: dict[str, Any]) -> str:
+    """Returns the text of a manifest, whose last value is the sha256 that it has with "" in its place."""
+    content = content | {"sha256": content["sha256"] | {MANIFEST: ""}}
+    before, quotes, after = f"{dumps(content, indent=2)}\n".rpartition('""')
+    digest = hashlib.sha256((before + quotes + after).encode()).hexdigest()
+    return f'{before}"{digest}"{after}'
 
 
 def _sha256(path: AnyPath, content: bytes | None) -> str | None:
@@ -187,7 +185,7 @@ def read_manifest(folder: AnyPath) -> Manifest:
         manifest = from_json(Manifest, content)
         _check_fields(manifest)
         _check_splits(manifest)
-        _check_own_sha256(data, manifest.sha256)
+        _check_own_sha256(data, manifest.sha256.get(MANIFEST, ""))
         return manifest
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
@@ -217,7 +215,7 @@ def _check_splits(manifest: Manifest) -> None:
             counts = f"{info.rows} rows and positives {info.positives}"
             expected = f"rows, and as many or fewer positives of {', '.join(manifest.tasks)}"
             raise ValueError(f"splits.{split}: expected {expected}, got {counts}")
-        if info.unknown and not _counts_each(features, info.unknown, info.rows):
+        if not _counts_each(features, info.unknown, info.rows):
             expected = f"counts of {', '.join(features)} up to {info.rows}"
             raise ValueError(f"splits.{split}.unknown: expected {expected}, got {info.unknown}")
         for name in info.files:
@@ -230,11 +228,10 @@ def _counts_each(names: Sequence[str], counts: dict[str, int], rows: int) -> boo
     return counts.keys() == set(names) and all(0 <= count <= rows for count in counts.values())
 
 
-def _check_own_sha256(data: bytes, recorded: dict[str, str]) -> None:
-    """Raises ValueError unless the file ``data`` is as it was written, if checksums are recorded."""
-    digest = recorded.get(MANIFEST, "")
-    before, found, after = data.rpartition(digest.encode() or b"?")
-    if recorded and not (found and hashlib.sha256(before + after).hexdigest() == digest):
+def _check_own_sha256(data: bytes, digest: str) -> None:
+    """Raises ValueError unless the file ``data`` is as it was written."""
+    before, _, after = data.rpartition(digest.encode() or b"?")
+    if hashlib.sha256(before + after).hexdigest() != digest:
         raise ValueError("its sha256 differs from the recorded one; prepare again")
 
 

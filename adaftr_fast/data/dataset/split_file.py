@@ -75,7 +75,7 @@ def write_split(
                     outside[stage] += pc.sum(pc.greater(encoded[stage], encoded[before])).as_py() or 0
                 for name in unknown:
                     unknown[name] += count_unknown(encoded[name])
-            info = SplitInfo(rows, positives, outside_funnel=outside, unknown=unknown)
+            info = SplitInfo(rows, positives, unknown, outside)
             writer.add_key_value_metadata({INFO: dumps(dataclasses.asdict(info))})
         check()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adaftr_fast.data.dataset.manifest import FieldInfo, Manifest
-from adaftr_fast.data.encode.canonical import canonical_text
-from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR, Buckets, Encoder, Hashed, Vocabulary, one_array
+from adaftr_fast.data.encode.encoders import Buckets, Encoder, Hashed, Vocabulary, one_array
 from adaftr_fast.data.raw.source import READ_ERRORS
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Field
@@ -46,9 +44,6 @@ def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
 def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
     """Reads the encoders of a prepared folder by field, in the order of its fields.
 
-    Values that an earlier version wrote in another form, such as "2e+10" for 20000000000, are read in the canonical
-    one, with a warning.
-
     Raises:
         DataError: the vocabulary is missing, unreadable, or does not match the manifest.
     """
@@ -74,7 +69,6 @@ def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
             start += field.num_embeddings - 1
     if start != len(table):
         raise DataError(f"{path}: expected {start} rows, as the manifest says, got {len(table)}")
-    _warn_of_other_forms(path, encoders, table["value"])
     return with_shared(known, encoders)
 
 
@@ -115,21 +109,4 @@ def _vocabulary(path: AnyPath, rows: pa.Table, field: FieldInfo) -> Vocabulary:
         raise DataError(
             f"{path}: field {field.name}: expected ids 1 to {field.num_embeddings - 1}, got {len(ids)} rows"
         )
-    values = one_array(rows["value"])
-    parts = pc.split_pattern(values, CROSS_SEPARATOR)
-    lists = pa.ListArray.from_arrays(parts.offsets, canonical_text(parts.values))
-    canonical = pc.binary_join(lists, CROSS_SEPARATOR)
-    return Vocabulary(pc.coalesce(canonical, values), one_array(rows["count"]))
-
-
-def _warn_of_other_forms(path: AnyPath, encoders: dict[str, Encoder], written: pa.ChunkedArray) -> None:
-    """Warns if values that are ``written`` differ from those of the vocabularies, which are in the canonical form."""
-    read = pa.chunked_array([each.values for each in encoders.values() if isinstance(each, Vocabulary)], pa.string())
-    differs = pc.not_equal(read, written)
-    if count := pc.sum(differs).as_py():
-        before, now = (column.filter(differs)[0].as_py() for column in (written, read))
-        warnings.warn(
-            f"{path}: {count:,} values are read in another form than they were written in by an earlier version, such "
-            f"as {now!r} for {before!r}; prepare again where values of both forms were in the log",
-            stacklevel=3,
-        )
+    return Vocabulary(one_array(rows["value"]), one_array(rows["count"]))

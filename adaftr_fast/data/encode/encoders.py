@@ -65,7 +65,7 @@ class Vocabulary:
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
         """The integers in ascending order, and their ids."""
         known = self._integers.to_numpy()
-        order = np.argsort(known, kind="stable")  # equal ones are of an earlier version; the first counts
+        order = np.argsort(known)
         return known[order], order.astype(np.int32) + 1
 
     def grown(self, newer: Vocabulary) -> Vocabulary:

@@ -87,7 +87,8 @@ def merge_counted(
     encoders = with_shared(job.schema.fields, encoders)
     unused = sum((from_json(Unused, each["unused"]) for _, each in shards), Unused())
     manifest = _manifest(job.schema, encoders, dense, inputs, bad_rows, unused)
-    return replace(manifest, compared=most_telling(job.schema, compared))
+    digests = {VOCABULARY: sha256(job.work.prepared / VOCABULARY)}
+    return replace(manifest, compared=most_telling(job.schema, compared), sha256=digests)
 
 
 def merge_encoded(work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Shard, Any]]) -> dict[str, str]:
@@ -105,7 +106,7 @@ def merge_encoded(work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Sh
     Raises:
         DataError: a split has no rows, or the training labels of a task are all equal.
     """
-    splits, digests = {}, {VOCABULARY: sha256(work.prepared / VOCABULARY)}
+    splits, digests = {}, dict(manifest.sha256)
     for split in SPLITS:
         infos = {}
         for shard, result in shards:
@@ -165,8 +166,10 @@ def _manifest(
         schema=schema.source,
         weight=schema.weight,
         bad_rows=bad_rows,
-        dense=dense,
         unused=unused,
+        dense=dense,
+        compared={},
+        sha256={},
     )
 
 
@@ -192,13 +195,12 @@ def _some(counted: Sequence[BinaryIO]) -> Sequence[BinaryIO]:
 def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
     """Merges the infos of all shards' files of a split, in shard order."""
     each = list(infos.values())
-    unknown = [info.unknown for info in each]
     return SplitInfo(
         rows=sum(info.rows for info in each),
         positives=_sums([info.positives for info in each]),
-        files={name: info.rows for name, info in infos.items() if info.rows} if len(infos) > 1 else {},
+        unknown=_sums([info.unknown for info in each]),
         outside_funnel=_sums([info.outside_funnel for info in each]),
-        unknown=_sums(unknown) if all(unknown) else {},  # not counted in files that an earlier version has left
+        files={name: info.rows for name, info in infos.items() if info.rows} if len(infos) > 1 else {},
     )
 
 

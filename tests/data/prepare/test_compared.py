@@ -1,6 +1,5 @@
 """Values of columns that labels compare with text are shown, and those that are nearly such a text are warned of."""
 
-import json
 import warnings
 
 import pyarrow as pa
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.api.prepared import Prepared
+from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 
@@ -53,4 +53,4 @@ def test_other_labels_add_nothing(source, write, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         prepare(parse_schema(source), [write()], tmp_path / "out")
-    assert "compared" not in json.loads((tmp_path / "out/schema.json").read_text())
+    assert read_manifest(tmp_path / "out").compared == {}

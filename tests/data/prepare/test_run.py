@@ -14,7 +14,7 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
-from tests.data.manifests import without_sha256
+from tests.data.manifests import recorded
 
 
 def test_stray_quotes_lose_no_rows(tmp_path):
@@ -225,6 +225,7 @@ def test_a_damaged_manifest_is_named(source, write, tmp_path):
         ({"tasks": 3}, "tasks: expected .*list.*, got 3"),
         ({"tasks": ["click", 3]}, r"tasks\[1\]: expected str, got 3"),
         ({"splits": {"train": {"rows": 1}}}, r"missing key 'splits\.train\.positives'"),
+        ({"sha256": {}}, "its sha256 differs from the recorded one"),
         ({"colour": "red"}, "unknown key 'colour'"),
         ({"splits": {"test": train}}, "splits: expected train, got test"),
         ({"splits": {"train": train | {"unknown": {"city": 0}}}}, r"splits\.train\.unknown: expected counts of city, "),
@@ -311,7 +312,7 @@ def test_encoders_are_read_back_as_they_were(source, write, tmp_path):
     source["fields"] = source["fields"] | {"spread": {"column": "city", "kind": "categorical", "hashed": 7}}
     path = write()
     prepare(parse_schema(source), [path], tmp_path / "out")
-    manifest = read_manifest(without_sha256(tmp_path / "out"))
+    manifest = read_manifest(tmp_path / "out")
     encoders = read_encoders(tmp_path / "out", manifest)
     (rows,) = pq.read_table(path).combine_chunks().to_batches()
     train = pq.read_table(tmp_path / "out/train.parquet")
@@ -322,10 +323,10 @@ def test_encoders_are_read_back_as_they_were(source, write, tmp_path):
     vocabulary = tmp_path / "out/vocabulary.parquet"
     pq.write_table(pq.read_table(vocabulary).slice(1), vocabulary)
     with pytest.raises(DataError, match=r"vocabulary\.parquet: field city: expected ids 1 to 3, got 2 "):
-        read_encoders(tmp_path / "out", manifest)
+        read_encoders(tmp_path / "out", read_manifest(recorded(tmp_path / "out")))
     vocabulary.write_bytes(vocabulary.read_bytes()[:50])
     with pytest.raises(DataError, match=r"vocabulary\.parquet: not readable"):
-        read_encoders(tmp_path / "out", manifest)
+        read_encoders(tmp_path / "out", read_manifest(recorded(tmp_path / "out")))
 
 
 def test_grow_keeps_ids(source, write, tmp_path):
