@@ -128,14 +128,10 @@ def restore(aside: Path, target: Path) -> None:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Removes what killed processes left of ``publishing(target)``. Call it with the lock of ``target``.
-
-    Version 0.1.0 left ``.NAME.new-*`` with the only copy of the former folder, and ``.NAME.`` with 16 digits.
-    """
-    pattern = re.compile(re.escape(f".{target.name}.") + r"(new-[\w-]+|replaced|[0-9a-f]{16})")
+    """Removes what killed processes left of ``publishing(target)``. Call it with the lock of ``target``."""
+    pattern = re.compile(re.escape(f".{target.name}.") + r"(new-[\w-]+|replaced)")
     for entry in target.parent.iterdir():
         if pattern.fullmatch(entry.name):
-            restore(entry / "replaced", target)
             remove(entry)
 
 

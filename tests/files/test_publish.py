@@ -127,7 +127,7 @@ def test_a_failed_rename_restores_the_old_one(tmp_path, monkeypatch, exchange):
 
 
 def test_only_leftovers_of_the_same_target_are_removed(tmp_path):
-    mine = (".out.new-12-0a1b", ".out.0123456789abcdef", ".out.new-abc_1234", ".out.replaced")
+    mine = (".out.new-12-0a1b", ".out.new-abc_1234", ".out.replaced")
     others = (
         ".out.new",
         ".out.txt",

@@ -12,7 +12,6 @@ from adaftr_fast.errors import BusyError, DataError
 
 KEY = "key"
 PREPARED = "prepared"  # the folder in progress
-REPLACED = "replaced"  # where version 0.1.0 kept the folder that publishing replaces
 PUBLISHING = "publishing"  # the inode number of PREPARED, written before it is published
 LAYOUT = 7  # layout of a work folder; increase it on changes, so that no other version's work is resumed
 
@@ -30,7 +29,7 @@ def work_folder(folder: Path, key: str) -> Iterator[Path]:
     work = _work_path(folder)
     with publisher_lock(folder):
         remove(_removed_path(work))
-        _restore(work, folder)
+        restore(aside_path(folder), folder)
         if work.exists() and (is_published(work) or not _has_key(work, key)):
             remove_work(work)
         if not work.exists():
@@ -60,7 +59,7 @@ def remove_finished(folder: Path, key: str) -> None:
 
 
 def _is_finished(work: Path, key: str) -> bool:
-    """Returns whether there is work of ``key``, which is published, or half-removed work of 0.1.0."""
+    """Returns whether there is work of ``key``, which is published, or work without a key, which has not begun."""
     return work.exists() and (_has_key(work, key) or not (work / KEY).exists())
 
 
@@ -87,12 +86,6 @@ def publish(work: Path, folder: Path, check: Callable[[], None] = lambda: None) 
     new = work / PREPARED
     replace_file(work / PUBLISHING, str(new.stat().st_ino).encode())
     replace(new, folder, aside_path(folder))
-
-
-def _restore(work: Path, folder: Path) -> None:
-    """Restores the folder that a killed ``publish`` has moved aside. Version 0.1.0 moved it into ``work``."""
-    restore(aside_path(folder), folder)
-    restore(work / REPLACED, folder)
 
 
 def is_published(work: Path) -> bool:

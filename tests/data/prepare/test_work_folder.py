@@ -78,7 +78,7 @@ def test_concurrent_runs_do_not_mix(source, write, tmp_path):
 
 
 def test_what_killed_processes_left_is_removed(source, write, tmp_path):
-    """A process was killed while it removed its work, as of this version or, without the key, of 0.1.0."""
+    """A process was killed while it removed its work or, without the key, while it made it."""
     prepare(parse_schema(source), [write()], tmp_path / "out")
     for name, key in ((".out.work.old", "another"), (".out.work", None)):
         (tmp_path / name / "prepared").mkdir(parents=True)
