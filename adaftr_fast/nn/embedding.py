@@ -47,7 +47,7 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
     ``state_dict()`` has an entry per parameter, under its name, and ``_extra_state`` [n], the bytes of a JSON text that
     lists the fields. ``load_state_dict()`` finds the rows of each field by its name, in whatever order and tables they
     were saved. It also takes the state of an nn.Embedding or nn.EmbeddingBag, where there is one width, and entries
-    ``weight.<field name>`` [rows, E_f], as earlier versions saved them.
+    ``weight.<field name>`` [rows, E_f], as the checkpoints of runs have them.
 
     Args:
         num_embeddings: number of rows of each field, F numbers >= 1.

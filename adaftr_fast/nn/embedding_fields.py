@@ -6,7 +6,6 @@ B batch, F fields, E_f width of field f, N ids of all bags together.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, NoReturn
 
@@ -161,14 +160,7 @@ class EmbeddingFields(nn.Module):
         """The first row of each field, if all rows are numbered field after field, and their number: int64 [F + 1]."""
         return self.offsets
 
-    def forward(
-        self,
-        ids: Tensor,
-        offsets: Tensor | None = None,
-        per_sample_weights: Tensor | None = None,
-        *,
-        weights: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """Looks up ``ids``, one id per field or bags of ids.
 
         Args:
@@ -182,7 +174,6 @@ class EmbeddingFields(nn.Module):
             per_sample_weights: factors of the ids, of their shape. Their gradient is that of torch.nn.EmbeddingBag.
                 With pooling="mean", where that refuses them, the weighted sum is divided by the number of ids in the
                 bag: for the weighted average, pass factors with a mean of 1.
-            weights: the deprecated name of ``per_sample_weights``.
 
         Returns:
             [B, sum of E_f].
@@ -193,13 +184,6 @@ class EmbeddingFields(nn.Module):
             TypeError: ids are neither int32 nor int64.
             ValueError: shapes do not fit.
         """
-        if weights is not None:
-            warnings.warn(
-                f"{type(self).__name__}: weights is deprecated, use per_sample_weights",
-                DeprecationWarning,
-                stacklevel=4,
-            )
-            per_sample_weights = weights
         ids, offsets, per_sample_weights = self._arguments(ids, offsets, per_sample_weights)
         if self.on_bad_id == "raise":
             try:

@@ -27,7 +27,7 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ServingError
 
-VERSION = 1
+VERSION = 2
 ABOUT = "serving.json"
 PROGRAM = "model.pt2"
 AOT = "model.aot.pt2"
@@ -168,8 +168,10 @@ def read_about(folder: Path) -> About:
         raise ServingError(f"{folder}: not an exported model (no {ABOUT}); make one with `adaftr-fast export`")
     try:
         content = from_json(dict, loads(path.read_text(encoding="utf-8")))
-        if content.get("version") != VERSION:
-            raise ServingError(f"{path}: version {content.get('version')}, this program reads version {VERSION}")
+        if (version := content.get("version")) != VERSION:
+            raise ServingError(
+                f"{path}: written in version {version}, this program reads version {VERSION}: export the run again"
+            )
         return from_json(About, content)
     except ValueError as error:
         raise ServingError(f"{path}: damaged or not an export: {error}") from error

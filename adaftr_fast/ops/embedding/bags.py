@@ -3,8 +3,7 @@
 Shapes: B batch, F fields, E width, N ids of all bags, R rows of all fields, U distinct rows of one batch.
 
 ``offsets`` and ``per_sample_weights`` are those of ``torch.nn.EmbeddingBag``; ``field_offsets`` holds the first row of
-each field. Exported programs name the ops' arguments, so the schemas of ``embedding_bags`` and its backward keep their
-older names: ``bags`` for the offsets, ``weights`` for the per-sample weights and ``offsets`` for the field offsets.
+each field.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from adaftr_fast.ops.library import library
 PAD = -1
 """The id at positions behind the last bag, which only ``select_bags`` on CUDA leaves."""
 
-_BAGS = "Tensor values, Tensor bags, Tensor? weights, Tensor offsets"
+_BAGS = "Tensor values, Tensor offsets, Tensor? per_sample_weights, Tensor field_offsets"
 library.define(f"embedding_bags(Tensor weight, {_BAGS}, bool mean, Tensor[] state) -> Tensor")
 library.define(f"embedding_bags_backward(Tensor grad, {_BAGS}, int width, bool mean) -> (Tensor, Tensor)")
 library.impl("embedding_bags", reference.embedding_bags, "CompositeExplicitAutograd")

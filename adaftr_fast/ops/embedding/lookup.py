@@ -6,8 +6,7 @@ The gradient of ``weight`` is a sparse tensor whose indices are strictly increas
 one with a row per look-up, because a graph breaks at an op whose result depends on values in its size; a hook of the
 parameter merges the rows outside of the graph.
 
-``field_offsets`` holds the first row of each field. Exported programs name the ops' arguments, so the schemas keep the
-older name ``offsets``.
+``field_offsets`` holds the first row of each field.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from adaftr_fast._extension import has_cuda_kernels, is_built
 from adaftr_fast.ops.embedding.reference import lookup as reference
 from adaftr_fast.ops.library import library
 
-library.define("fused_embedding(Tensor weight, Tensor ids, Tensor offsets) -> Tensor")
-library.define("fused_embedding_backward(Tensor grad, Tensor ids, Tensor offsets, int width) -> (Tensor, Tensor)")
+library.define("fused_embedding(Tensor weight, Tensor ids, Tensor field_offsets) -> Tensor")
+library.define("fused_embedding_backward(Tensor grad, Tensor ids, Tensor field_offsets, int width) -> (Tensor, Tensor)")
 library.define("embedding_rows(Tensor ids, Tensor field_offsets) -> Tensor")
 library.define("merge_rows(Tensor rows, Tensor grad, int num_rows) -> (Tensor, Tensor)")
 library.define("strictly_rising(Tensor rows) -> bool")

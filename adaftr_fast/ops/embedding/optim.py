@@ -38,7 +38,7 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
     ),
     "embedding_adam_flush_": ("(Tensor(a!) weight, Tensor(b!)[] state) -> ()", reference.adam_flush_),
     "deferred_embedding": (
-        "(Tensor weight, Tensor ids, Tensor offsets, Tensor[] state) -> Tensor",
+        "(Tensor weight, Tensor ids, Tensor field_offsets, Tensor[] state) -> Tensor",
         reference.deferred_embedding,
     ),
 }

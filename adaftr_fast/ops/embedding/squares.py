@@ -20,9 +20,11 @@ from adaftr_fast.ops.embedding.reference import lookup as reference
 from adaftr_fast.ops.library import library
 from adaftr_fast.ops.norms import squared_norm
 
-library.define("embedding_and_squares(Tensor weight, Tensor ids, Tensor offsets, Tensor[] state) -> (Tensor, Tensor)")
 library.define(
-    "embedding_and_squares_backward(Tensor grad, Tensor ids, Tensor offsets, int width, Tensor looked_up,"
+    "embedding_and_squares(Tensor weight, Tensor ids, Tensor field_offsets, Tensor[] state) -> (Tensor, Tensor)"
+)
+library.define(
+    "embedding_and_squares_backward(Tensor grad, Tensor ids, Tensor field_offsets, int width, Tensor looked_up,"
     " Tensor of_squares) -> (Tensor, Tensor)"
 )
 library.impl("embedding_and_squares_backward", reference.embedding_and_squares_backward, "CompositeExplicitAutograd")

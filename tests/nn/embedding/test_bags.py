@@ -94,15 +94,12 @@ def test_bad_bags_are_named():
 
 
 @pytest.mark.parametrize("widths", [4, [4, 2, 4]], ids=["one width", "mixed"])
-def test_weights_is_the_old_name_of_per_sample_weights(widths):
+def test_per_sample_weights_may_be_named(widths):
     emb, factors = FusedEmbedding(SIZES, widths, pooling="sum"), torch.rand(4)
     values, bags = torch.tensor([0, 3, 0, 30]), torch.tensor([0, 2, 3, 4])
     out = emb(values, bags, per_sample_weights=factors)
     assert torch.equal(emb(values, bags, factors), out)
     assert not torch.equal(emb(values, bags), out)
-    with pytest.warns(DeprecationWarning, match="weights is deprecated, use per_sample_weights") as warned:
-        assert torch.equal(emb(values, bags, weights=factors), out)
-    assert warned[0].filename == __file__
 
 
 def test_bags_opcheck_and_compile():
