@@ -1,40 +1,129 @@
 """Whole files of every kind, small, from which the parsers' cases are made."""
 
 import functools
-import gzip
 import io
 import json
-import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+import torch
 
+from adaftr_fast.config import RunConfig
+from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, shipped_schemas
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import write_raw
+from adaftr_fast.runs.run import train_one
+from adaftr_fast.training.checkpoint.snapshots import save_snapshot
 
-BEFORE = Path(__file__).parents[1] / "compatibility" / "files" / "before.tar.xz"
 ROWS = 60
 COLUMNS = ("time", "user", "item", "city", "device", "price", "tags", "place", "weight", "click", "buy")
-
-
-@functools.cache
-def before() -> dict[str, bytes]:
-    """Returns the files of tests/compatibility by name."""
-    with tarfile.open(BEFORE) as archive:
-        return {file.name: archive.extractfile(file).read() for file in archive if file.isfile()}
+SCHEMA = b"""name = "log"
+attribution = "made up"
+group = "user"
+weight = "weight"
+[labels]
+click = "click"
+conversion = [["click", "==", 1], ["buy", "==", 1]]
+[split]
+train = { where = [["time", "<", 40]] }
+validation = { where = [["time", ">=", 40]], rows = "even" }
+test = { where = [["time", ">=", 40]], rows = "odd" }
+[defaults]
+min_count = 2
+buckets = 4
+[truth]
+place = "place"
+[fields]
+user = "categorical"
+item = "categorical"
+price = "numeric"
+city_item = { cross = ["city", "item"] }
+device = { kind = "categorical", hashed = 16 }
+tags = { kind = "categorical", tokens = "all", separator = "|" }
+last_tag = { kind = "categorical", column = "tags", tokens = "last", separator = "|" }
+"""
+DAY = b"""name = "day"
+group = "user"
+[labels]
+click = "click"
+conversion = "buy"
+[split]
+train = {}
+validation = {}
+test = {}
+[fields]
+user = "categorical"
+item = "categorical"
+price = { kind = "numeric", buckets = 4 }
+"""
+CONFIGS = [
+    b"""[model]
+embedding_dim = 4
+num_experts = 2
+expert_hidden = [8]
+tower_hidden = [8]
+relatedness_hidden = [4]
+beta = 0.3
+[optimizer]
+lr = 0.03
+[training]
+batch_size = 20
+max_epochs = 2
+seed = 1
+progress = false
+""",
+    b"""[model]
+name = "ple"
+[optimizer]
+tables = "rowwise_adagrad"
+tables_lr = 0.05
+schedule = "cosine"
+decay_steps = 20
+clip_norm = 1.0
+[training]
+accumulate = 2
+""",
+]
+SCORES = {"click": {"auc": 0.75, "logloss": 0.6, "calibration": 1.1, "gauc": None}}
+DAYS = [
+    {"day": 1, "file": "day1.csv.gz", "rows": 250, "ids": 60, "before_training": None, "validation": SCORES},
+    {"day": 2, "file": "day2.csv.gz", "rows": 250, "ids": 60, "before_training": SCORES, "validation": SCORES},
+]
 
 
 @functools.cache
 def log() -> bytes:
-    """Returns the first rows of a log as text, with every split of the schema ``log``."""
-    lines = gzip.decompress(before()["log.csv.gz"]).split(b"\n")
-    return b"\n".join([*lines[:40], *lines[450 : 410 + ROWS], b""])
+    """Returns a log as text, which has rows of every split of ``SCHEMA``."""
+    random = np.random.default_rng(7)
+    user, item = random.integers(0, 20, ROWS), random.integers(0, 15, ROWS)
+    click = random.random(ROWS) < 0.5
+
+    def text(prefix: str, values: np.ndarray) -> list[str | None]:
+        return [None if value == 0 else f"{prefix}{value}" for value in values]
+
+    columns = {
+        "time": np.arange(ROWS),
+        "user": text("u", user),
+        "item": text("i", item),
+        "city": text("c", random.integers(0, 4, ROWS)),
+        "device": text("d", random.integers(0, 60, ROWS)),
+        "price": pa.array(random.integers(1, 400, ROWS) / 4, mask=random.random(ROWS) < 0.1),
+        "tags": ["|".join(f"t{tag}" for tag in random.integers(0, 9, random.integers(0, 4))) for _ in range(ROWS)],
+        "place": random.integers(1, 5, ROWS),
+        "weight": random.integers(1, 5, ROWS) / 2,
+        "click": click.astype(int),
+        "buy": (click & (random.random(ROWS) < 0.5)).astype(int),
+    }
+    file = io.BytesIO()
+    pyarrow.csv.write_csv(pa.table(columns), file)
+    return file.getvalue()
 
 
 @functools.cache
@@ -71,30 +160,51 @@ def messages() -> bytes:
     return b"\n".join(json.dumps(row, default=str).encode() for row in rows)
 
 
-def schema() -> bytes:
-    """Returns the schema file of the log."""
-    return before()["log.toml"].replace(b"< 400", b"< 450").replace(b"400", b"450")
-
-
 @functools.cache
 def schemas() -> list[bytes]:
     """Returns schema files: those of the log, and those that ship, as values of JSON where they need a base."""
     folder = Path(load_schema.__code__.co_filename).parent / "shipped"
     shipped = [(folder / f"{name}.toml").read_bytes() for name in shipped_schemas()]
-    return [schema(), schema(), before()["day.toml"], *shipped]
+    return [SCHEMA, SCHEMA, DAY, *shipped]
 
 
 @functools.cache
 def prepared() -> dict[str, bytes]:
-    """Returns the files of a folder that this version prepares from the log."""
-    return _made(lambda folder: _prepare(folder))
+    """Returns the files of a folder that is prepared from the log."""
+    return _made(_prepare)
 
 
 def _prepare(folder: Path) -> Path:
     (folder / "log.csv").write_bytes(log())
-    (folder / "log.toml").write_bytes(schema())
+    (folder / "log.toml").write_bytes(SCHEMA)
     prepare(load_schema(str(folder / "log.toml")), [folder / "log.csv"], folder / "data")
     return folder / "data"
+
+
+@functools.cache
+def run() -> dict[str, bytes]:
+    """Returns the files of a finished run on the log."""
+    return _made(_train)
+
+
+def _train(folder: Path) -> Path:
+    (folder / "small.toml").write_bytes(CONFIGS[0])
+    train_one(PreparedData(_prepare(folder)), RunConfig.from_toml(folder / "small.toml"), folder / "run")
+    return folder / "run"
+
+
+@functools.cache
+def snapshot() -> bytes:
+    """Returns a snapshot."""
+    tensors = {"model/weight": torch.ones(3, 2), "rng/cpu": torch.get_rng_state(), "mean/loss": torch.tensor(0.5)}
+    run = {"identity": {"settings": {"model.name": "mmoe"}, "data": "", "rows": 6}, "progress": {"total_steps": 1}}
+
+    def save(folder: Path) -> Path:
+        save_snapshot(folder / "last", 1, tensors, run)
+        return folder / "last"
+
+    (content,) = _made(save).values()
+    return content
 
 
 @functools.cache
@@ -108,12 +218,8 @@ def aliccp() -> tuple[bytes, bytes]:
 
 
 def _made(make: Callable[[Path], Path]) -> dict[str, bytes]:
+    """Returns the files of the folder that ``make`` makes, by their paths in it."""
     with tempfile.TemporaryDirectory() as folder:
         made = make(Path(folder))
-        return {path.name: path.read_bytes() for path in sorted(made.iterdir())}
-
-
-@functools.cache
-def tensors() -> list[bytes]:
-    """Returns safetensors files."""
-    return [content for name, content in before().items() if name.startswith("runs/") and name.endswith(".safetensors")]
+        paths = sorted(path for path in made.rglob("*") if path.is_file())
+        return {str(path.relative_to(made)): path.read_bytes() for path in paths}

@@ -12,7 +12,7 @@ import tempfile
 import tomllib
 import zlib
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -24,7 +24,8 @@ from adaftr_fast.api import prepare as api_prepare
 from adaftr_fast.api.run import load_run
 from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig
-from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.dataset.manifest import MANIFEST, read_manifest
+from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.rows import raw_files
@@ -37,13 +38,17 @@ from adaftr_fast.runs import daily
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.predict import predict
-from adaftr_fast.serving.scorer import Scorer, load_scorer, read_about
+from adaftr_fast.serving.programs import Probabilities
+from adaftr_fast.serving.scorer import VERSION, About, Scorer, load_scorer, read_about
 from adaftr_fast.streaming.messages import RowReader
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot
 from tests.chaos import corpus
 from tests.chaos.mutations import damaged, damaged_json, damaged_table, damaged_toml
+from tests.data.manifests import recorded
 
 KEEP = ("time", "user")
+DIGEST = hashlib.sha256(b"").hexdigest()  # stands for that of a file in the seeds and the cases
+WEIGHTS = f"weights-{DIGEST[:16]}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Target:
 
 @cache
 def log_schema():
-    return parse_schema(tomllib.loads(corpus.schema().decode()))
+    return parse_schema(tomllib.loads(corpus.SCHEMA.decode()))
 
 
 def check_account(bad_rows: BadRows, lines: int, kept: int) -> None:
@@ -150,19 +155,24 @@ def part_of_prepared(content: bytes, folder: Path, name: str) -> None:
     assert content == corpus.prepared()[name], f"{name}: damaged unnoticed"
 
 
-def unchecked(content: bytes, folder: Path, name: str) -> None:
-    """Reads a prepared folder without checksums, of which one file is damaged."""
-    files = {other: whole for other, whole in corpus.prepared().items() if other != "schema.json"}
-    for other, whole in (files | {"schema.json": manifests()[0], name: content}).items():
-        (folder / other).write_bytes(whole)
+def recorded_part(content: bytes, folder: Path, name: str) -> None:
+    """Reads a prepared folder of which one file is damaged but has the recorded checksum."""
+    write_recorded(corpus.prepared() | {name: content}, folder)
     read_all(folder)
+
+
+def write_recorded(files: dict[str, bytes], folder: Path) -> None:
+    """Writes a prepared folder whose manifest records the checksums of all files, if it is JSON."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    with suppress(ValueError, TypeError, RecursionError):
+        recorded(folder)
 
 
 def grown(content: bytes, folder: Path) -> None:
     """Prepares the log with the ids of a folder whose manifest is damaged."""
     (folder / "known").mkdir()
-    for other, whole in corpus.prepared().items():
-        (folder / "known" / other).write_bytes(content if other == "schema.json" else whole)
+    write_recorded(corpus.prepared() | {"schema.json": content}, folder / "known")
     (folder / "log.csv").write_bytes(corpus.log())
     prepare(log_schema(), [folder / "log.csv"], folder / "data", grow=folder / "known")
 
@@ -209,10 +219,9 @@ def checkpoint(content: bytes, folder: Path) -> None:
     """Loads a model whose description is damaged."""
     best = folder / "best"
     best.mkdir()
-    for name, whole in corpus.before().items():
-        if name.startswith("runs/") and name.endswith(".safetensors"):
-            (best / name.rpartition("/")[2]).write_bytes(whole)
-    (best / "checkpoint.json").write_bytes(content)
+    (best / WEIGHTS).write_bytes(model_weights())
+    digest = hashlib.sha256(model_weights()).hexdigest()
+    (best / "checkpoint.json").write_bytes(content.replace(DIGEST.encode(), digest.encode()))
     load_trained(folder)
 
 
@@ -220,9 +229,8 @@ def weights(content: bytes, folder: Path) -> None:
     """Loads a model whose weights are damaged but have the recorded checksum."""
     best, digest = folder / "best", hashlib.sha256(content).hexdigest()
     best.mkdir()
-    about = json.loads(corpus.before()["runs/adaftr/best/checkpoint.json"]) | {"sha256": digest}
-    (best / about["weights"]).write_bytes(content)
-    (best / "checkpoint.json").write_text(json.dumps(about))
+    (best / WEIGHTS).write_bytes(content)
+    (best / "checkpoint.json").write_bytes(description().replace(DIGEST.encode(), digest.encode()))
     load_trained(folder)
 
 
@@ -234,20 +242,10 @@ def snapshot(content: bytes, folder: Path) -> None:
         dict(found[0])
 
 
-def snapshots() -> list[bytes]:
-    return [whole for name, whole in corpus.before().items() if "/last/" in name]
-
-
 def run(content: bytes, folder: Path, name: str) -> None:
     """Reads a run of which one file is damaged."""
-    files = {
-        f"best/{path.name}": corpus.before()[str(path)]
-        for path in map(Path, corpus.before())
-        if str(path).startswith("runs/adaftr/best/")
-    }
-    files |= {"metrics.jsonl": corpus.before()["warm/metrics.jsonl"], "test.json": corpus.before()["warm/test.json"]}
     (folder / "best").mkdir()
-    for other, whole in (files | {name: content}).items():
+    for other, whole in (corpus.run() | {name: content}).items():
         (folder / other).write_bytes(whole)
     repr(load_run(folder))
 
@@ -270,20 +268,34 @@ def days(content: bytes, folder: Path) -> None:
 
 def serving(content: bytes, folder: Path) -> None:
     """Reads the description of an exported model, whose program is missing."""
-    for name in ("schema.json", "vocabulary.parquet"):
-        (folder / name).write_bytes(corpus.before()[f"models/adaftr/{name}"])
+    for name in (MANIFEST, VOCABULARY):
+        (folder / name).write_bytes(corpus.prepared()[name])
     (folder / "serving.json").write_bytes(content)
     read_about(folder)
     load_scorer(folder)
 
 
+def exports() -> list[bytes]:
+    about = json.loads(description())
+    digests = {name: hashlib.sha256(corpus.prepared()[name]).hexdigest() for name in (MANIFEST, VOCABULARY)}
+    named = {name: about[name] for name in ("fingerprint", "tasks", "metrics")}
+    return [json.dumps(named | {"version": VERSION, "sha256": digests | {"model.pt2": DIGEST}}).encode()]
+
+
 @cache
 def scorer() -> Scorer:
-    with tempfile.TemporaryDirectory() as folder:
-        for name, whole in corpus.before().items():
-            if name.startswith("models/adaftr/"):
-                (Path(folder) / name.rpartition("/")[2]).write_bytes(whole)
-        return load_scorer(Path(folder))
+    """Returns the scorer of an export, with the model in place of its program."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for other, whole in corpus.prepared().items():
+            (folder / other).write_bytes(whole)
+        manifest = read_manifest(folder)
+        encoders = read_encoders(folder, manifest)
+        (folder / "best").mkdir()
+        for other, whole in corpus.run().items():
+            (folder / other).write_bytes(whole)
+        program = Probabilities(load_trained(folder).model)
+    return Scorer(About(**json.loads(exports()[0])), manifest, log_schema(), encoders, program)
 
 
 def scored(content: bytes, folder: Path, name: str) -> None:
@@ -311,23 +323,24 @@ def aliccp(content: bytes, folder: Path, which: int) -> None:
         check_account(bad_rows, count_lines(paths[0].read_bytes()), kept)
 
 
-def before(*names: str) -> Callable[[], list[bytes]]:
-    return lambda: [corpus.before()[name] for name in names]
-
-
 def whole(name: str) -> Callable[[], list[bytes]]:
     return lambda: [corpus.prepared()[name]]
 
 
+def of_run(name: str) -> Callable[[], list[bytes]]:
+    return lambda: [corpus.run()[name]]
+
+
 @cache
-def manifests() -> list[bytes]:
-    """Returns a manifest without checksums."""
-    content = json.loads(corpus.prepared()["schema.json"])
-    return [json.dumps(content | {"sha256": {}}, indent=2).encode()]
+def model_weights() -> bytes:
+    return next(content for name, content in corpus.run().items() if name.endswith(".safetensors"))
 
 
-def descriptions() -> list[bytes]:
-    return [content for name, content in corpus.before().items() if name.endswith("checkpoint.json")]
+@cache
+def description() -> bytes:
+    """Returns the description of a checkpoint, with the name and the checksum that stand for those of its weights."""
+    content = json.loads(corpus.run()["best/checkpoint.json"])
+    return json.dumps(content | {"weights": WEIGHTS, "sha256": DIGEST}).encode()
 
 
 TARGETS = {
@@ -343,23 +356,23 @@ TARGETS = {
     "prepare parquet": Target(partial(prepared, name="log.parquet"), corpus.parquets, damaged, 2),
     "infer parquet": Target(partial(inferred, name="log.parquet"), corpus.parquets, damaged),
     "schema": Target(schema, corpus.schemas, damaged_toml, 4),
-    "config": Target(config, before("small.toml", "ple.toml"), damaged_toml, 4),
-    "command": Target(command, before("small.toml", "ple.toml"), damaged_toml, 0.1),
-    "manifest": Target(partial(unchecked, name="schema.json"), manifests, damaged_json, 5),
-    "grow": Target(grown, manifests, damaged_json, 1),
-    "vocabulary": Target(partial(unchecked, name="vocabulary.parquet"), whole("vocabulary.parquet"), damaged, 4),
-    "split": Target(partial(unchecked, name="train.parquet"), whole("train.parquet"), damaged, 5),
-    "checked manifest": Target(partial(part_of_prepared, name="schema.json"), whole("schema.json")),
-    "checked vocabulary": Target(partial(part_of_prepared, name="vocabulary.parquet"), whole("vocabulary.parquet")),
+    "config": Target(config, lambda: corpus.CONFIGS, damaged_toml, 4),
+    "command": Target(command, lambda: corpus.CONFIGS, damaged_toml, 0.1),
+    "manifest": Target(partial(recorded_part, name=MANIFEST), whole(MANIFEST), damaged_json, 5),
+    "grow": Target(grown, whole(MANIFEST), damaged_json, 1),
+    "vocabulary": Target(partial(recorded_part, name=VOCABULARY), whole(VOCABULARY), damaged, 4),
+    "split": Target(partial(recorded_part, name="train.parquet"), whole("train.parquet"), damaged, 5),
+    "checked manifest": Target(partial(part_of_prepared, name=MANIFEST), whole(MANIFEST)),
+    "checked vocabulary": Target(partial(part_of_prepared, name=VOCABULARY), whole(VOCABULARY)),
     "checked split": Target(partial(part_of_prepared, name="train.parquet"), whole("train.parquet")),
-    "checkpoint": Target(checkpoint, descriptions, damaged_json, 5),
-    "weights": Target(weights, corpus.tensors, damaged, 4),
-    "snapshot": Target(snapshot, snapshots, damaged, 2),
-    "metrics": Target(partial(run, name="metrics.jsonl"), before("warm/metrics.jsonl"), damaged_json, 2),
-    "test": Target(partial(run, name="test.json"), before("warm/test.json"), damaged_json, 2),
+    "checkpoint": Target(checkpoint, lambda: [description()], damaged_json, 5),
+    "weights": Target(weights, lambda: [model_weights()], damaged, 4),
+    "snapshot": Target(snapshot, lambda: [corpus.snapshot()], damaged, 2),
+    "metrics": Target(partial(run, name="metrics.jsonl"), of_run("metrics.jsonl"), damaged_json, 2),
+    "test": Target(partial(run, name="test.json"), of_run("test.json"), damaged_json, 2),
     "result": Target(result, results, damaged_json, 3),
-    "daily": Target(days, before("daily/daily.jsonl"), damaged_json, 3),
-    "serving": Target(serving, before("models/adaftr/serving.json"), damaged_json, 3),
+    "daily": Target(days, lambda: [b"\n".join(json.dumps(day).encode() for day in corpus.DAYS)], damaged_json, 3),
+    "serving": Target(serving, exports, damaged_json, 3),
     "score text": Target(partial(scored, name="log.csv"), corpus.tables, damaged_table, 2),
     "score parquet": Target(partial(scored, name="log.parquet"), corpus.parquets, damaged, 0.7),
     "skeleton": Target(partial(aliccp, which=0), lambda: [corpus.aliccp()[0]], damaged_table, 2),
