@@ -1,55 +1,132 @@
-"""Atomic and durable file writes."""
+"""Files and folders that are replaced in one step, which survives a kill and a power failure at any point.
 
+A new one is written beside its place under a hidden name, flushed to disk, and renamed or, where it replaces a folder,
+exchanged with it.
+"""
+
+import ctypes
 import errno
 import hashlib
 import os
 import re
 import secrets
+import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NEW = ".new-"  # in the names of the hidden files of ``writing_file``
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes or replaces ``path`` atomically: after a crash or power failure it holds the old or the new content.
-
-    A symbolic link stays, and its target is written.
-    """
-    path = followed(path)
-    check_replaceable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with naming(path):
-            temporary.write_bytes(content)
-            sync(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+    """Writes a small file as ``replacing`` does."""
+    with replacing(path) as new:
+        new.write_bytes(content)
 
 
 @contextmanager
-def writing_file(path: Path) -> Iterator[Path]:
-    """Yields where to write a new file, which gets the name ``path`` after the block, flushed to disk.
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields where to write a file or folder, which replaces ``path`` after the block, and is removed on an error.
 
-    Several processes, on several machines, may write the same file at once. A killed process leaves a hidden file.
+    After a crash or power failure ``path`` holds the former or the new content. A symbolic link stays, and its target
+    is replaced. Several processes, on several machines, may write the same file at once.
+
+    Raises:
+        OSError: ``path`` cannot be written, or is a device, a pipe or a socket, which a rename would replace.
     """
-    new = path.with_name(f".{path.name}{NEW}{os.getpid()}-{secrets.token_hex(4)}")
+    path = followed(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "expected a file or a folder, found a device, a pipe or a socket", str(path))
+    with new_beside(path) as new:
+        yield new
+        replace(new, path)
+
+
+@contextmanager
+def new_beside(path: Path) -> Iterator[Path]:
+    """Yields a hidden path beside ``path`` for a new file or folder. What is there after the block is removed."""
+    new = path.with_name(f".{path.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with naming(path):
             yield new
-            sync(new)
+    finally:
+        remove(new)
+
+
+def remove_new(folder: Path, *names: str) -> None:
+    """Removes what killed processes left of files and folders of these names, or of any, that they wrote to ``folder``.
+
+    Call it while no other process writes them.
+    """
+    named = "|".join(map(re.escape, names)) or ".+"
+    pattern = re.compile(rf"\.({named})\.new-[\w-]+")
+    for entry in list(folder.iterdir()) if folder.is_dir() else ():
+        if pattern.fullmatch(entry.name):
+            remove(entry)
+
+
+def replace(new: Path, path: Path) -> None:
+    """Renames a file or folder to ``path``, durably. ``new`` holds the former folder then, if there was one.
+
+    On file systems that cannot exchange two folders, a killed process may leave ``path`` absent, for ``restore``.
+
+    Args:
+        new: the new file or folder, on the same file system.
+        path: its place; no link.
+    """
+    sync_tree(new)
+    if not (path.is_dir() and new.is_dir()):
         os.replace(new, path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+    elif not _exchange(new, path):
+        remove(aside_path(path))
+        path.rename(aside_path(path))
+        try:
+            sync(path.parent)
+            new.rename(path)
+        except BaseException:
+            restore(path)
+            raise
+        sync(path.parent)
+        remove(aside_path(path))
+    sync(path.parent)  # the former folder may not lose a file while a power failure could restore it
+
+
+def restore(path: Path) -> None:
+    """Restores the folder that a killed ``replace`` has moved aside."""
+    if aside_path(path).exists() and not path.exists():
+        aside_path(path).rename(path)
+        sync(path.parent)
+
+
+def aside_path(path: Path) -> Path:
+    """Returns where ``replace`` keeps the former folder on a file system that cannot exchange two folders."""
+    return path.with_name(f".{path.name}.replaced")
+
+
+def _exchange(new: Path, path: Path) -> bool:
+    """Exchanges the names of two folders in one step; returns False if the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(path), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in UNSUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), str(new), None, str(path))
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that it holds; what is absent or cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager
@@ -64,20 +141,6 @@ def naming(path: Path | str) -> Iterator[None]:
         if error.errno in FULL and error.filename is None:
             error.filename = str(path)
         raise
-
-
-def check_replaceable(path: Path) -> None:
-    """Raises OSError if ``path``, which is no link, is a device, a pipe or a socket: a rename would replace it."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OSError(errno.EINVAL, "expected a file or a folder, found a device, a pipe or a socket", str(path))
-
-
-def remove_temporaries(path: Path) -> None:
-    """Removes what killed processes left of ``replace_file(path)``. Call it while no other process writes ``path``."""
-    pattern = re.compile(re.escape(f".{path.name}.") + r"\d+")
-    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
-        if pattern.fullmatch(entry.name):
-            entry.unlink()
 
 
 def make_folder(folder: Path) -> list[Path]:
@@ -120,6 +183,19 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """Flushes a file, or a folder with all that it holds, to disk. What another process removes meanwhile is left out.
+
+    Symbolic links in the folder are not followed.
+    """
+    if path.is_dir():
+        for entry in path.iterdir():
+            if not entry.is_symlink():
+                with suppress(FileNotFoundError):
+                    sync_tree(entry)
+    sync(path)
 
 
 def sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from adaftr_fast._files import followed, make_folder, remove_temporaries
+from adaftr_fast._files import followed, make_folder, remove_new
 from adaftr_fast._json import loads
 from adaftr_fast.errors import BusyError
 
@@ -43,7 +43,7 @@ def writing_folder(folder: Path, *files: str, wait: float = 0.0) -> Iterator[Non
 
     Args:
         folder: the folder.
-        files: the names that ``replace_file`` writes in it. What killed processes left of them is removed.
+        files: the files that the process replaces in it. What killed processes left of them is removed.
         wait: how many seconds to wait for another writer to end.
 
     Raises:
@@ -52,8 +52,8 @@ def writing_folder(folder: Path, *files: str, wait: float = 0.0) -> Iterator[Non
     """
     folder = followed(folder)
     with writer_lock(folder / LOCK, folder, wait) as is_alone:
-        for name in files if is_alone else ():
-            remove_temporaries(folder / name)
+        for path in (folder / name for name in files if is_alone):
+            remove_new(path.parent, path.name)
         yield
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from adaftr_fast._files import new_beside, remove
 from adaftr_fast._locks import LOCK, writer_lock
-from adaftr_fast._publish import remove
 from adaftr_fast.errors import BusyError, StoreError
 
 FOLDER, LIMIT = "ADAFTR_FAST_CACHE", "ADAFTR_FAST_CACHE_GB"  # environment variables
@@ -89,12 +89,9 @@ class Pieces:
             shrink(self.folder, bound - len(content))
             self._written = 0.0
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
+        with new_beside(path) as new:
             new.write_bytes(zlib.crc32(content).to_bytes(CHECKSUM, "big") + content)
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
+            new.replace(path)  # not flushed to disk: a torn piece has another checksum
         self._written += len(content)
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, overload
 
-from adaftr_fast._files import sha256, sync
+from adaftr_fast._files import sha256
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._publish import read_published
 from adaftr_fast.errors import StoreError
@@ -385,7 +385,7 @@ def _write_list(folder: StorePath, content: bytes) -> None:
 
 
 def download(source: PublishedFile, path: Path) -> None:
-    """Writes a file of a published folder to ``path``, on disk on return, and checks its SHA-256.
+    """Writes a file of a published folder to ``path``, and checks its SHA-256.
 
     Raises:
         StoreError: it cannot be read, or its content is not the published one.
@@ -400,12 +400,7 @@ def download(source: PublishedFile, path: Path) -> None:
         if digest.hexdigest() != source.published.sha256:
             raise OSError(f"its sha256 differs from the one in {LIST}")
 
-    try:
-        retried(source.url, operation)
-        sync(path)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    retried(source.url, operation)
 
 
 def _remove(folder: StorePath, objects: list[str]) -> None:

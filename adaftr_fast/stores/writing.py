@@ -13,10 +13,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adaftr_fast._files import replace_file
+from adaftr_fast._files import remove, replace_file, sync_tree
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._locks import LOCK, writer_lock
-from adaftr_fast._publish import remove, sync_tree
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores.cache import WRITING, cache_bytes, cache_folder, clear, remove_output, short_digest, shrink
 from adaftr_fast.stores.copies import copy_path, download_all

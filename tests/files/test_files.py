@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from adaftr_fast._files import make_folder, replace_file, writing_file
+from adaftr_fast._files import make_folder, replace_file, replacing
 from adaftr_fast._publish import publishing
 
 
@@ -13,7 +13,7 @@ def publish(path, write):
 
 
 def write_new(path, write):
-    with writing_file(path) as new:
+    with replacing(path) as new:
         write(new)
 
 

@@ -110,13 +110,13 @@ def test_a_link_to_a_folder_that_does_not_exist_yet_is_followed(prepared, tmp_pa
 def test_what_killed_processes_left_is_removed_and_nothing_else(prepared, tmp_path):
     data, out = prepared(1), tmp_path / "out"
     out.mkdir()
-    others = {".metrics.jsonl.txt", ".notes.12", "metrics.jsonl.12", ".metrics.jsonl.12.bak"}
+    others = {".metrics.jsonl.txt", ".notes.new-1-ab", "metrics.jsonl.new-1-ab", ".metrics.jsonl.new-1-ab.bak"}
     (out / "best").mkdir()
-    for name in (".metrics.jsonl.12", ".test.json.345", "best/.checkpoint.json.6", *others):
+    for name in (".metrics.jsonl.new-1-ab", ".test.json.new-2-cd", "best/.checkpoint.json.new-3-ef", *others):
         (out / name).write_text("half")
     with holder(out / LOCK), pytest.raises(BusyError):
         train_one(data, settings(data.folder), out)
-    assert (out / ".metrics.jsonl.12").exists()  # perhaps the other process writes it
+    assert (out / ".metrics.jsonl.new-1-ab").exists()  # perhaps the other process writes it
     train_one(data, settings(data.folder), out)
     assert {path.name for path in out.iterdir()} == others | {"best", "metrics.jsonl", "test.json"}
     assert not [path for path in (out / "best").iterdir() if path.name.startswith(".")]

@@ -237,14 +237,14 @@ def test_the_arguments_of_ops_have_the_names_that_programs_hold():
 KILLED = """
 import os, sys
 from pathlib import Path
-from adaftr_fast import _publish
+from adaftr_fast import _files
 from adaftr_fast.serving.export import export_run
 
 def no_exchange(new, target):
     Path.rename = lambda path, place: os._exit(9) if ".new-" in path.name else os.rename(path, place)
     return False
 
-_publish._exchange = no_exchange
+_files._exchange = no_exchange
 export_run(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 

@@ -43,7 +43,7 @@ POINTS = {
     "after training": (LOOP, "Journal", "append", 2),
     "after the record": ("adaftr_fast.training.trainer", "Trainer", "finish", 2),
     "in an export": ("adaftr_fast.serving.export", "", "save_torch", 2),
-    "as an export is published": ("adaftr_fast._publish", "", "replace", 2),
+    "as an export is published": ("adaftr_fast._files", "", "_exchange", 1),  # the first one replaces no folder
     "after an export": (LOOP, "Journal", "note_export", 2),
     "while old chunks are removed": (LOOP, "_Stream", "_remove_old", 3),
 }

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import writing_file
+from adaftr_fast._files import replacing
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
 from adaftr_fast.data.encode.canonical import as_float64
@@ -64,7 +64,7 @@ def write_split(
     rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
     outside = dict.fromkeys(schema.funnel[1:], 0)
     unknown = dict.fromkeys((field.name for field in schema.features), 0)
-    with writing_file(path) as new:
+    with replacing(path) as new:
         with pq.ParquetWriter(new, _columns(schema), compression=COMPRESSION, write_page_checksum=True) as writer:
             for encoded in ordered_map(partial(_encode, schema, encoders, groups, raw), batches, attrgetter("nbytes")):
                 writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, BinaryIO
 
-from adaftr_fast._files import sha256, writing_file
+from adaftr_fast._files import replacing, sha256
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.dataset.manifest import FORMAT, Manifest, SplitInfo, field_info, fingerprint
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, with_shared, write_vocabulary
@@ -82,7 +82,7 @@ def merge_counted(
         dense = [] if known else [_fit_dense(field, files) for field in job.schema.dense]
     if known is not None:
         encoders, dense = grown(known.encoders, encoders), known.dense
-    with writing_file(job.work.prepared / VOCABULARY) as new:
+    with replacing(job.work.prepared / VOCABULARY) as new:
         write_vocabulary(new, encoders)
     encoders = with_shared(job.schema.fields, encoders)
     unused = sum((from_json(Unused, each["unused"]) for _, each in shards), Unused())
@@ -140,7 +140,7 @@ def _merge_groups(job: Job, shards: list[Shard]) -> None:
     if group := job.schema.group:
         for split in SPLITS:
             groups = Groups.read(group, [job.work.groups(split, shard) for shard in shards])
-            with writing_file(job.work.groups(split)) as new:
+            with replacing(job.work.groups(split)) as new:
                 groups.write(new)
 
 

@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from adaftr_fast._files import sha256, writing_file
+from adaftr_fast._files import replacing, sha256
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.split_file import split_info, write_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
@@ -120,7 +120,7 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     job.check_seen()
     source = job.source(shard)
     counts = count_values(job.fitted, source.scan("train", advance))
-    with writing_file(job.work.counts(shard)) as new, new.open("wb") as file:
+    with replacing(job.work.counts(shard)) as new, new.open("wb") as file:
         for of_texts in source.count_texts(job.schema.compared()).values():
             of_texts.write(file)
         for each in job.fitted:
@@ -129,7 +129,7 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     if group := job.schema.group:
         for split in SPLITS:
             columns = (batch[group] for batch in source.scan(split, only=group))
-            with writing_file(job.work.groups(split, shard)) as new:
+            with replacing(job.work.groups(split, shard)) as new:
                 Groups.from_columns(group, columns).write(new)
     unused = dataclasses.asdict(source.count_unused())
     job.inputs.check()

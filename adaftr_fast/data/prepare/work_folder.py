@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from adaftr_fast._files import NEW, replace_file, sync
-from adaftr_fast._publish import aside_path, lock_path, publisher_lock, remove, replace, restore
+from adaftr_fast._files import new_beside, remove_new, replace, replace_file, sync, sync_tree
+from adaftr_fast._publish import lock_path, publisher_lock
 from adaftr_fast.errors import BusyError, DataError
 
-KEY = "key"
+KEY = "key"  # the file that every work folder has
 PREPARED = "prepared"  # the folder in progress
-PUBLISHING = "publishing"  # the inode number of PREPARED, written before it is published
-LAYOUT = 7  # layout of a work folder; increase it on changes, so that no other version's work is resumed
+LAYOUT = 8  # layout of a work folder; increase it on changes, so that no other version's work is resumed
 
 
 @contextmanager
@@ -28,21 +27,18 @@ def work_folder(folder: Path, key: str) -> Iterator[Path]:
     """
     work = _work_path(folder)
     with publisher_lock(folder):
-        remove(_removed_path(work))
-        restore(aside_path(folder), folder)
-        if work.exists() and (is_published(work) or not _has_key(work, key)):
-            remove_work(work)
-        if not work.exists():
+        if not _has_key(work, key):
+            remove_work(work, folder)
             work.mkdir()
             replace_file(work / KEY, f"{LAYOUT} {key}".encode())
-        for left in list(work.rglob(f".*{NEW}*")):  # of killed processes
-            remove(left)
+        for each in [work, *(path for path in work.rglob("*") if path.is_dir())]:
+            remove_new(each)
         try:
             yield work
         except DataError:
-            remove_work(work)
+            remove_work(work, folder)
             raise
-        remove_work(work)
+        remove_work(work, folder)
 
 
 def remove_finished(folder: Path, key: str) -> None:
@@ -51,11 +47,23 @@ def remove_finished(folder: Path, key: str) -> None:
     The unfinished work of other inputs is kept.
     """
     work = _work_path(folder)
-    if _is_finished(work, key):
+    if _is_finished(work, key) or lock_path(folder).exists():
         with suppress(BusyError, OSError), publisher_lock(folder):  # the folder above may be read-only
             if _is_finished(work, key):  # still
-                remove_work(work)
-    remove_leftovers(work, folder)
+                remove_work(work, folder)
+
+
+def publish(work: Path, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+    """Publishes the prepared folder in ``work``, which is removed, as ``folder``. Call it with the lock of ``folder``.
+
+    Args:
+        check: raises an error if the existing ``folder`` may not be replaced.
+    """
+    if folder.exists():
+        check()
+    sync_tree(work / PREPARED)  # here, since work is kept if the disk is full
+    with _taken(work, folder) as taken:
+        replace(taken / PREPARED, folder)
 
 
 def _is_finished(work: Path, key: str) -> bool:
@@ -71,47 +79,17 @@ def _has_key(work: Path, key: str) -> bool:
     return (work / KEY).is_file() and (work / KEY).read_text() == f"{LAYOUT} {key}"
 
 
-def publish(work: Path, folder: Path, check: Callable[[], None] = lambda: None) -> None:
-    """Publishes the prepared folder in ``work`` as ``folder``, unless a killed process has done so.
-
-    Call it with the lock of ``folder``.
-
-    Args:
-        check: raises an error if the existing ``folder`` may not be replaced.
-    """
-    if is_published(work):
-        return
-    if folder.exists():
-        check()
-    new = work / PREPARED
-    replace_file(work / PUBLISHING, str(new.stat().st_ino).encode())
-    replace(new, folder, aside_path(folder))
+def remove_work(work: Path, folder: Path) -> None:
+    """Removes the work of ``folder``, if there is any, in one step."""
+    if work.exists():
+        with _taken(work, folder):
+            pass
 
 
-def is_published(work: Path) -> bool:
-    """Returns whether the work is published, so that the folder in progress is gone or is the former one."""
-    try:
-        number = int((work / PUBLISHING).read_text())
-    except (FileNotFoundError, ValueError):
-        return False
-    new = work / PREPARED
-    return not new.exists() or new.stat().st_ino != number
-
-
-def remove_work(work: Path) -> None:
-    """Removes a folder by renaming it first, so that no process sees half of it, even after a power failure."""
-    remove(_removed_path(work))
-    work.rename(_removed_path(work))
-    sync(work.parent)
-    remove(_removed_path(work))
-
-
-def remove_leftovers(work: Path, folder: Path) -> None:
-    """Removes what ``remove_work`` left if its process was killed, unless another process prepares ``folder``."""
-    if _removed_path(work).exists() or lock_path(folder).exists():
-        with suppress(BusyError, OSError), publisher_lock(folder):
-            remove(_removed_path(work))
-
-
-def _removed_path(work: Path) -> Path:
-    return work.with_name(f"{work.name}.old")
+@contextmanager
+def _taken(work: Path, folder: Path) -> Iterator[Path]:
+    """Renames work, so that no process resumes a part of it, even after a power failure, and removes it afterwards."""
+    with new_beside(folder) as taken:
+        work.rename(taken)
+        sync(folder.parent)
+        yield taken

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import writing_file
+from adaftr_fast._files import replacing
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
@@ -225,7 +225,7 @@ def staged_bad_rows(path: AnyPath, folder: Path, *, header_lines: int, tolerance
 
 def _write_block(path: Path, table: pa.Table, bad_rows: BadRows, lines: int, check: Callable[[], None]) -> None:
     metadata = {BAD_ROWS: dumps(dataclasses.asdict(bad_rows)), LINES: str(lines)}
-    with writing_file(path) as new:
+    with replacing(path) as new:
         pq.write_table(
             table.replace_schema_metadata(metadata), new, compression="lz4", write_page_checksum=True
         )  # a temporary file: fast rather than small

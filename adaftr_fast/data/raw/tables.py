@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import followed, make_folder
-from adaftr_fast._publish import publisher_lock, remove
+from adaftr_fast._files import followed, make_folder, remove
+from adaftr_fast._publish import publisher_lock
 from adaftr_fast.data.raw.batches import BATCH_ROWS, coalesced
 from adaftr_fast.data.raw.source import input_path
 from adaftr_fast.errors import DataError

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from adaftr_fast._files import naming, replace_file
+from adaftr_fast._files import remove_new, replace_file, replacing
 from adaftr_fast._json import dumps
 from adaftr_fast._locks import LOCK, writing_folder
 from adaftr_fast.data.synthetic.log import DAY, PROBABILITY, ImpressionLog, LogConfig
@@ -48,8 +47,8 @@ def _write_files(log: ImpressionLog, folder: Path, *, progress: bool) -> None:
             if path.exists():
                 bar.update(stop - start)
             else:
-                with naming(path):
-                    _write_file(log, path, start, stop, bar)
+                with replacing(path) as new:
+                    _write_file(log, new, start, stop, bar)
 
 
 def _create_or_resume(config: LogConfig, folder: Path) -> None:
@@ -63,21 +62,18 @@ def _create_or_resume(config: LogConfig, folder: Path) -> None:
         raise DataError(f"{folder}: exists and is not a synthetic log; name another folder")
     replace_file(path, written.encode())  # first: it tells a part of a log from other folders
     (folder / LOG).mkdir(exist_ok=True)
-    for left in (folder / LOG).glob(".part-*.new"):  # by a killed process
-        left.unlink()
+    remove_new(folder / LOG)
 
 
 def _write_file(log: ImpressionLog, path: Path, start: int, stop: int, bar: tqdm) -> None:
-    new = path.with_name(f".{path.name}.new")
     writer: pq.ParquetWriter | None = None
     for first in range(start, stop, BATCH_ROWS):
         batch = log.batch(first, min(first + BATCH_ROWS, stop))
-        writer = writer or pq.ParquetWriter(new, batch.schema, compression="zstd", write_page_checksum=True)
+        writer = writer or pq.ParquetWriter(path, batch.schema, compression="zstd", write_page_checksum=True)
         writer.write_batch(batch, row_group_size=BATCH_ROWS)
         bar.update(batch.num_rows)
     assert writer is not None  # a file has rows
     writer.close()
-    os.replace(new, path)
 
 
 def schema_text(log: ImpressionLog) -> str:

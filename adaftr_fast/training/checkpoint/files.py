@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from adaftr_fast._files import sync
+from adaftr_fast._files import new_beside, replace
 from adaftr_fast._tensor_file import Checksum, SavedTensors, shard_key, write_tensors
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def write_file(
-    temporary: Path,
+    folder: Path,
     name: str,
     tensors: Mapping[str, Tensor],
     metadata: dict[str, str] | None = None,
@@ -34,7 +34,7 @@ def write_file(
     """Writes a file, which is on disk on return, with its name.
 
     Args:
-        temporary: the path while it is written, in the folder of the file.
+        folder: the folder of the file.
         name: the name of the file, in which ``{}`` is replaced by the checksum and ``{:.16}`` by 16 digits of it.
         tensors: the tensors by name.
         metadata: the metadata.
@@ -44,17 +44,12 @@ def write_file(
         The file's name and the checksum of its content in hexadecimal.
 
     Raises:
-        OSError: the file cannot be written; no temporary file is left.
+        OSError: the file cannot be written.
     """
-    try:
-        digest = write_tensors(temporary, tensors, metadata, checksum)
-        sync(temporary)
-        named = temporary.with_name(name.format(digest))
-        temporary.replace(named)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(named.parent)
+    with new_beside(folder / name.format("")) as new:
+        digest = write_tensors(new, tensors, metadata, checksum)
+        named = folder / name.format(digest)
+        replace(new, named)
     return named.name, digest
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from adaftr_fast._files import CRC32, check_name, crc32, followed, make_folder, sync
+from adaftr_fast._files import CRC32, check_name, crc32, followed, make_folder, remove_new, sync
 from adaftr_fast._json import from_json, loads
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.distributed.ranks import Ranks
@@ -32,7 +32,6 @@ KEY, SHARDS = "run", "shards"
 VERSION = 4
 SUFFIX = ".safetensors"
 SHARD_SUFFIX = ".shard"
-TEMPORARY = ".writing"
 
 
 def save_snapshot(
@@ -54,7 +53,7 @@ def save_snapshot(
     name = f"{position:012d}-{{}}{SUFFIX}"
     with _writing(folder):
         # The json module preserves nan and infinities.
-        write_file(folder / TEMPORARY, name, tensors, {KEY: json.dumps(run)}, CRC32())
+        write_file(folder, name, tensors, {KEY: json.dumps(run)}, CRC32())
         _remove_stale(folder)
 
 
@@ -72,7 +71,7 @@ def save_shard(folder: Path, position: int, rank: int, rows: Mapping[str, Tensor
     """
     name = f"{position:012d}-{rank}-{{}}{SHARD_SUFFIX}"
     with _writing(folder):
-        return write_file(folder / f"{TEMPORARY}-{rank}", name, rows, checksum=CRC32())[0]
+        return write_file(folder, name, rows, checksum=CRC32())[0]
 
 
 def load_snapshot(folder: Path, ranks: Ranks | None = None) -> tuple[SavedTensors, dict[str, Any]] | None:
@@ -145,8 +144,9 @@ def _remove_stale(folder: Path) -> None:
     newest_first = _newest_first(folder)
     positions = {path.name.partition("-")[0] for path in newest_first[:KEEP]}
     shards = [path for path in folder.glob(f"*-*{SHARD_SUFFIX}") if path.name.partition("-")[0] not in positions]
-    for path in [*newest_first[KEEP:], *shards, *folder.glob(f"{TEMPORARY}*")]:
+    for path in [*newest_first[KEEP:], *shards]:
         path.unlink()
+    remove_new(folder)
 
 
 def _checksum(name: str) -> str:

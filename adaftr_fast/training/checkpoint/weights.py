@@ -6,7 +6,6 @@ replaces the checkpoint atomically. With sharded tables it also names one shard 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from adaftr_fast._files import check_name, make_folder, replace_file, sha256
+from adaftr_fast._files import check_name, make_folder, remove_new, replace_file, sha256
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
@@ -102,26 +101,21 @@ def save_checkpoint(
         OSError: a file cannot be written. The former checkpoint remains.
     """
     shards: list[list[str]] = []
-    number = 0
     if sharded and ranks is not None:
-        number = ranks.rank
         ranks.from_rank_zero(lambda: bool(make_folder(folder)))  # and it removes no more files in it
-        shard = write_file(_temporary(folder, number), f"weights-{number}-{{:.16}}.safetensors", local_rows(sharded))
+        shard = write_file(folder, f"weights-{ranks.rank}-{{:.16}}.safetensors", local_rows(sharded))
         shards = ranks.gathered(list(shard))
-        if number > 0:
+        if not ranks.is_rank_zero:
             return
     make_folder(folder)
-    weights, digest = write_file(_temporary(folder, number), "weights-{:.16}.safetensors", weights_of(model))
+    weights, digest = write_file(folder, "weights-{:.16}.safetensors", weights_of(model))
     head = _Head(VERSION, weights, digest, [_Shard(*each) for each in shards])
     replace_file(folder / FILE, (dumps(head.to_dict() | about.to_dict(), indent=2) + "\n").encode())
     kept = head.checksums()
-    for stale in [*folder.glob(WEIGHTS), *folder.glob(".weights-*")]:  # the latter of killed processes
+    for stale in folder.glob(WEIGHTS):
         if stale.name not in kept:
             stale.unlink()
-
-
-def _temporary(folder: Path, rank: int) -> Path:
-    return folder / f".weights-{os.getpid()}-{rank}"
+    remove_new(folder)
 
 
 def remove_checkpoint(folder: Path) -> None:

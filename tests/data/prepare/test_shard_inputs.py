@@ -7,7 +7,7 @@ import pytest
 
 from adaftr_fast.data.dataset import split_file
 from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
-from adaftr_fast.data.prepare import steps
+from adaftr_fast.data.prepare import steps, work_folder
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import inputs
 from adaftr_fast.data.schema.parse import parse_schema
@@ -44,7 +44,7 @@ def test_results_of_a_file_that_changes_during_a_step_are_not_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, function, changing)
-        patch.setattr("adaftr_fast.data.prepare.work_folder.remove_work", lambda work: found.extend(work.rglob(kept)))
+        patch.setattr(work_folder, "remove_work", lambda work, folder: found.extend(work.rglob(kept)))
         with pytest.raises(DataError, match=r"log\.csv: changed during the run"):
             prepare(schema, [file], out, shards=shards)
     assert not found

@@ -70,7 +70,7 @@ def test_missing_staged_files_raise(log, tmp_path, monkeypatch):
 
 KILLED = """
 import os, shutil, signal, sys
-from adaftr_fast import _publish
+from adaftr_fast import _files
 from adaftr_fast.data.raw import staging
 from adaftr_fast.cli import main
 
@@ -84,13 +84,13 @@ def killed(real, place):
         return real(*paths, **options)
     return call
 
-def exchange(new, target, real=_publish._exchange):
+def exchange(new, target, real=_files._exchange):
     if name != "exchange":
         return False  # as on a file system that cannot
     assert real(new, target)
     os.kill(os.getpid(), signal.SIGKILL)
 
-_publish._exchange = exchange
+_files._exchange = exchange
 os.replace = killed(os.replace, 1)  # the file is written but not yet renamed
 os.rename, shutil.rmtree = killed(os.rename, 0), killed(shutil.rmtree, 0)
 sys.exit(main(arguments))
@@ -130,7 +130,7 @@ def test_killed_while_publishing(log, command, tmp_path, shards):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main([*command, str(whole)]) == 0
     options = [str(out), "--shards", shards]
-    for name in ("prepared", "exchange", ".out.work", ".out.work.old"):
+    for name in ("prepared", "exchange", ".out.work"):
         shutil.rmtree(out, ignore_errors=True)
         prepare(parse_schema(SCHEMA), [log / "log.csv"], out)
         run_killed(name, *command, *options)

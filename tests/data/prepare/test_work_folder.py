@@ -4,7 +4,7 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast import _publish
+from adaftr_fast import _files
 from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.prepare import steps
 from adaftr_fast.data.prepare.run import prepare
@@ -27,9 +27,8 @@ def test_failed_publish_keeps_the_old_folder(tmp_path):
     assert (tmp_path / "out/old").exists()
     (tmp_path / "work/prepared").mkdir(parents=True)
     publish(tmp_path / "work", tmp_path / "out")
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["publishing"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert not list((tmp_path / "out").iterdir())
-    publish(tmp_path / "work", tmp_path / "out")  # once only
 
 
 def test_interrupted_run_resumes(source, write, tmp_path, monkeypatch):
@@ -78,20 +77,22 @@ def test_concurrent_runs_do_not_mix(source, write, tmp_path):
 
 
 def test_what_killed_processes_left_is_removed(source, write, tmp_path):
-    """A process was killed while it removed its work or, without the key, while it made it."""
+    """A process was killed while it removed its work, which it had renamed, and another one while it made its work."""
     prepare(parse_schema(source), [write()], tmp_path / "out")
-    for name, key in ((".out.work.old", "another"), (".out.work", None)):
-        (tmp_path / name / "prepared").mkdir(parents=True)
-        if key is not None:
-            (tmp_path / name / "key").write_text(key)
-        prepare(parse_schema(source), [write()], tmp_path / "out")
-        assert not list(tmp_path.glob(".out*"))
+    (tmp_path / ".out.new-1-ab").mkdir()
+    (tmp_path / ".out.lock").touch()
+    prepare(parse_schema(source), [write()], tmp_path / "out")
+    assert not list(tmp_path.glob(".out*"))
+    (tmp_path / ".out.work/prepared").mkdir(parents=True)
+    prepare(parse_schema(source), [write()], tmp_path / "out")
+    assert not list(tmp_path.glob(".out*"))
     (tmp_path / ".out.work").mkdir()
     (tmp_path / ".out.work/key").write_text("unfinished work of other inputs")
+    (tmp_path / ".out.new-1-ab").mkdir()
     with holder(tmp_path / ".out.lock"):
-        (tmp_path / ".out.work.old").mkdir()
         prepare(parse_schema(source), [write()], tmp_path / "out")  # up to date, so nothing is written
-        assert (tmp_path / ".out.work.old").exists()
+        assert (tmp_path / ".out.new-1-ab").exists()
+    (tmp_path / ".out.lock").touch()
     prepare(parse_schema(source), [write()], tmp_path / "out")
     assert [path.name for path in tmp_path.glob(".out*")] == [".out.work"]
 
@@ -101,7 +102,7 @@ def test_the_former_folder_is_not_published_again(source, write, tmp_path, monke
     """A process is interrupted after it has exchanged both folders, and the new one is removed."""
     out = tmp_path / "out"
     log = write()
-    real = _publish._exchange
+    real = _files._exchange
 
     def run(source):
         schema = parse_schema(source)
@@ -114,7 +115,7 @@ def test_the_former_folder_is_not_published_again(source, write, tmp_path, monke
     other = source | {"name": "other"}
     former = run(other)
     with monkeypatch.context() as patch:
-        patch.setattr(_publish, "_exchange", interrupted)
+        patch.setattr(_files, "_exchange", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(source)
     new = read_manifest(out)
@@ -168,7 +169,7 @@ def test_a_power_failure_leaves_no_torn_work_that_would_be_resumed(source, write
         vouched = {READ: written.get("staged"), COUNT: written.get("counted")}
         vouched["count.json"] = {"vocabulary.parquet": prepared.get("vocabulary.parquet")}
         for result, files in vouched.items():
-            if result in work and "publishing" not in work:
+            if result in work:
                 seen.add(result)
                 assert files
                 named = [content for name, content in each_file(files) if not name.startswith(".")]

@@ -115,7 +115,7 @@ def test_one_process_writes_a_log(kind, tmp_path, monkeypatch):
         shutil.rmtree(out)
         (tmp_path / ".log.new-12-ab").mkdir()
     else:
-        (out / "log/.part-00000.parquet.new").touch()
+        (out / "log/.part-00000.parquet.new-12-ab").touch()
         (out / "log.json").write_text(dumps(dataclasses.asdict(config()), indent=2) + "\n")
     kind(config(), out)
     assert found

@@ -179,7 +179,7 @@ def test_one_process_reads_whole_tensors(saved):
 def test_each_snapshot_has_a_shard_per_rank_and_stale_ones_are_removed(saved):
     names = sorted(path.name.rpartition("-")[0] for path in (saved / "last").iterdir())
     assert names == [f"{step + 1:012d}{rank}" for step in (2, 3) for rank in ("", "-0", "-1")]
-    for name in ("000000000001-0-0.shard", "000000000009-1-0.shard", ".writing-3"):  # the last two not committed
+    for name in ("000000000001-0-0.shard", "000000000009-1-0.shard", ".x.shard.new-3-ab"):  # the last two not committed
         (saved / "last" / name).write_bytes(b"of a killed run")
     run = snapshots(saved, None)
     assert run.load()[0].total_steps == 3

@@ -31,7 +31,7 @@ def test_only_the_two_newest_snapshots_are_kept(tmp_path):
         save(tmp_path, number)
     assert [path.name[:12] for path in files(tmp_path)] == ["000000000010", "000000000100"]
     assert load_snapshot(tmp_path)[1]["n"] == 100
-    (tmp_path / ".writing").write_bytes(b"of a killed process")
+    (tmp_path / ".x.new-1-ab").write_bytes(b"of a killed process")
     save(tmp_path, 101)
     assert len(files(tmp_path)) == 2
     remove_snapshots(tmp_path)
