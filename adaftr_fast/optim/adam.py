@@ -18,6 +18,7 @@ from adaftr_fast.nn.deferred import DeferredParameter, flush
 from adaftr_fast.nn.embedding_table import EmbeddingTable
 from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least
 from adaftr_fast.optim.deferred import DeferredAdam
+from adaftr_fast.optim.dense import DenseAdam
 from adaftr_fast.optim.rows import check_betas, moments_entry, restore_moments
 
 _OTHERS = "others"  # begins the names of the state of parameters that are no tables, in a snapshot
@@ -58,7 +59,7 @@ class Adam(RowOptimizer):
     """
 
     _decoupled = False
-    _twin: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
+    _twin: ClassVar[type[torch.optim.Optimizer]] = DenseAdam
 
     def __init__(
         self,
@@ -133,7 +134,7 @@ class Adam(RowOptimizer):
             entry = _below(f"{_OTHERS}.{number}.", saved)
             step_device = other.device if group.get("capturable") or group.get("fused") else "cpu"
             self.state[other] = {
-                name: value.to(step_device if name == "step" else other.device, copy=True)
+                name: value.to(step_device, copy=True) if name == "step" else torch.empty_like(other).copy_(value)
                 for name, value in entry.items()
             }
 

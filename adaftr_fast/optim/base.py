@@ -1,4 +1,7 @@
-"""The base class of the row optimizers: finds the tables, reads their merged gradients, saves and loads state."""
+"""The base class of the row optimizers: finds the tables, reads their merged gradients, saves and loads state.
+
+Gradients are clipped by the joint norm of tables and other parameters.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch.optim import optimizer as torch_optimizer
 from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding import living_embeddings, tables_of
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows, train_by
-from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda
+from adaftr_fast.ops.embedding.lookup import coalesce_gradient, coalesce_unless_on_cuda
 
 T = TypeVar("T")
 Entry = nn.Module | nn.Parameter | tuple[str, nn.Parameter]
@@ -63,6 +66,44 @@ def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
     return grad._indices()[0], grad._values()
 
 
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: nn.Module | Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+) -> Tensor:
+    """Scales all gradients so that their joint norm is at most ``max_norm``; returns the norm before, 0-dim.
+
+    As torch.nn.utils.clip_grad_norm_, which raises for sparse gradients.
+
+    Args:
+        parameters: a module, a parameter, or several.
+        max_norm: largest norm of the result.
+        norm_type: p of the p-norm; may be ``inf``.
+        error_if_nonfinite: whether a norm that is not finite raises, rather than scales the gradients by it.
+
+    Raises:
+        RuntimeError: the norm is not finite, and ``error_if_nonfinite``; no gradient is scaled.
+    """
+    if isinstance(parameters, nn.Module):
+        parameters = parameters.parameters()
+    elif isinstance(parameters, Tensor):
+        parameters = [parameters]
+    grads = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            coalesce_gradient(parameter)  # the norm is that of the sums, not of their terms
+        grads.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
+    total = torch.nn.utils.get_total_norm(grads, norm_type, error_if_nonfinite)
+    scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.mul_(scale.to(grad.device))
+    return total
+
+
 def records_where_wanted(func: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps the ``step`` of an optimizer as ``profile_hook_step`` of torch.optim, but records only for a profiler.
 
@@ -77,6 +118,15 @@ def records_where_wanted(func: Callable[..., Any]) -> Callable[..., Any]:
         return (recorded if hooks or torch._C._autograd._profiler_enabled() else func)(self, *args, **kwargs)
 
     return step
+
+
+def fit_state(optimizer: torch.optim.Optimizer) -> None:
+    """Gives the loaded state the strides of its parameters: fused ops read both in the order of memory."""
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        state = optimizer.state.get(parameter, {})
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                state[name] = value.float() if name == "step" else torch.empty_like(parameter).copy_(value)
 
 
 class RowOptimizer(torch.optim.Optimizer):
@@ -306,6 +356,8 @@ class RowOptimizer(torch.optim.Optimizer):
         self.state.update(kept)
         self._share()
         self._complete_groups()
+        if self._others is not None:
+            fit_state(self._others)
         for number, weight in tables.items():
             self._restore(weight, self._joined(weight, saved.get(number, {})))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adaftr_fast._extension import is_built
-from adaftr_fast.optim.base import records_where_wanted
+from adaftr_fast.optim.base import fit_state, records_where_wanted
 
 _PLAIN = (Tensor, nn.Parameter)  # no subclasses, which have ops of their own
 # The dtypes, devices and layouts that the op takes, each with plain contiguous weights.
@@ -21,27 +21,17 @@ class DenseAdam(torch.optim.Adam):
 
     A model has a few dozen dense weights, most of them small. torch.optim.Adam sorts them by device and dtype, counts
     the steps of each by an op, and starts its threads for each, which takes longer than the update. The results are
-    those of ``fused=True`` to rounding, and the state is that of torch.optim.Adam.
+    equal to rounding, and the state is that of torch.optim.Adam.
 
-    Args:
-        params: parameters or parameter groups.
-        lr: learning rate; it may change between steps.
-        betas: decay of the first and of the second moment.
-        eps: ε.
+    The first step of a weight, options that the op does not have, and other devices take torch's own step.
     """
 
     profile_hook_step = staticmethod(records_where_wanted)
 
-    def __init__(self, params: Iterable[Any], lr: float, betas: tuple[float, float], eps: float) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads the state of a torch.optim.Adam; the moments get the strides of the parameters."""
+        """Loads the state of a torch.optim.Adam."""
         super().load_state_dict(state_dict)
-        for p, state in self.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.empty_like(p).copy_(state[name])
-            state["step"] = state["step"].float()
+        fit_state(self)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; ``closure`` may compute it and return the loss."""
@@ -50,10 +40,13 @@ class DenseAdam(torch.optim.Adam):
             for each in groups:
                 self._update(*each)
             return None
-        for _, having in groups:
-            _give_strides(having)
-        step = torch.optim.Adam.step  # also makes the state, in the first step
-        return getattr(step, "__wrapped__", step)(self, closure)  # without its hooks, which this step runs
+        for group, having in groups:
+            if group["fused"]:
+                _give_strides(having)
+        step: Any = torch.optim.Adam.step
+        if hasattr(step, "hooked"):  # by an earlier torch.optim.Adam; this step runs the hooks
+            step = step.__wrapped__
+        return step(self, closure)
 
     def _accelerator_graph_capture_health_check(self) -> None:
         """Asks the GPU whether it captures a graph, as torch 2.15 does, but for weights that are on one only."""
@@ -78,7 +71,7 @@ class DenseAdam(torch.optim.Adam):
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [state["step"] for state in states],
-            group["lr"],
+            float(group["lr"]),
             *group["betas"],
             group["eps"],
         )

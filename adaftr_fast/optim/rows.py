@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
 from adaftr_fast.ops.embedding.lookup import empty_table
 from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least
+from adaftr_fast.optim.dense import DenseAdam
 
 _ops = torch.ops.adaftr_fast
 
@@ -117,7 +118,7 @@ class LazyAdam(RowOptimizer):
         weight_decay: λ >= 0, with g + λ w in place of g.
     """
 
-    _twin = torch.optim.Adam
+    _twin = DenseAdam
 
     def __init__(
         self,

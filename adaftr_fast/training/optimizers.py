@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,22 +15,28 @@ from adaftr_fast.optim.base import RowOptimizer
 from adaftr_fast.optim.dense import DenseAdam
 from adaftr_fast.torchrec.tables import ShardedTables
 
+ADAMS: dict[str, type[Adam] | type[LazyAdam]] = {"adam": Adam, "lazy_adam": LazyAdam}
+
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """Builds Adam for the dense weights and the optimizer ``config.tables`` for the embedding tables.
+    """Builds the optimizers of a model: Adam for the dense weights, ``config.tables`` for the embedding tables.
 
-    The cost of a table optimizer's step grows with the batch and not with the table. Sharded tables have their own
-    optimizer. ``initial_lr`` of each parameter group is the learning rate after warm-up.
+    One optimizer takes both where the tables have an Adam, too. The cost of a step on tables grows with the batch and
+    not with the table. Sharded tables have their own optimizer. ``initial_lr`` of each parameter group is the learning
+    rate after warm-up.
     """
     tables = [module for module in model.modules() if isinstance(module, FusedEmbedding)]
     rows = {parameter for table in tables for parameter in table.parameters()}
     dense = [parameter for parameter in model.parameters() if parameter not in rows]
+    of_dense = [{"params": dense, "fused": True}] if dense else []
+    of_tables = [{"params": tables, "lr": tables_lr(config)}] if tables else []
+    adam: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     optimizers: list[torch.optim.Optimizer] = []
-    if dense:
-        betas = (config.beta1, config.beta2)
-        optimizers.append(DenseAdam(dense, lr=config.lr, betas=betas, eps=config.eps))
-    if tables:
-        optimizers.append(_of_tables(tables, config))
+    if tables and config.tables in ADAMS:
+        optimizers.append(ADAMS[config.tables]([*of_dense, *of_tables], **adam))
+    else:
+        optimizers += [DenseAdam([group], **adam) for group in of_dense]
+        optimizers += [_of_tables(group, config) for group in of_tables]
     optimizers += [module.optimizer for module in model.modules() if isinstance(module, ShardedTables)]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -37,15 +44,10 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     return optimizers
 
 
-def _of_tables(tables: Sequence[FusedEmbedding], config: OptimizerConfig) -> RowOptimizer:
-    lr, eps = tables_lr(config), config.eps
-    match config.tables:
-        case "adam" | "lazy_adam":
-            kind = Adam if config.tables == "adam" else LazyAdam
-            return kind(tables, lr=lr, betas=(config.beta1, config.beta2), eps=eps)
-        case "adagrad" | "rowwise_adagrad":
-            return (Adagrad if config.tables == "adagrad" else RowwiseAdagrad)(tables, lr=lr, eps=eps)
-    return SGD(tables, lr=lr)
+def _of_tables(group: dict[str, Any], config: OptimizerConfig) -> RowOptimizer:
+    if config.tables == "sgd":
+        return SGD([group])
+    return (Adagrad if config.tables == "adagrad" else RowwiseAdagrad)([group], eps=config.eps)
 
 
 def tables_lr(config: OptimizerConfig) -> float:

@@ -63,7 +63,7 @@ def test_errs_no_more_than_torch(dtype):
 
 def test_state_goes_to_and_comes_from_torch():
     own, theirs = weights(), weights()
-    mine, torchs = DenseAdam(own, **OPTIONS), torch.optim.Adam(theirs, fused=True, **OPTIONS)
+    mine, torchs = DenseAdam(own, fused=True, **OPTIONS), torch.optim.Adam(theirs, fused=True, **OPTIONS)
     for number in range(3):
         set_gradients(number, own, theirs)
         torchs.step()
@@ -81,7 +81,7 @@ def test_state_goes_to_and_comes_from_torch():
 @pytest.mark.parametrize("option", [{"weight_decay": 0.1}, {"maximize": True}, {"amsgrad": True}])
 def test_options_of_a_group(option):
     own, theirs = weights(), weights()
-    mine = DenseAdam([{"params": own, **option}], **OPTIONS)
+    mine = DenseAdam([{"params": own, **option}], fused=True, **OPTIONS)
     torchs = torch.optim.Adam(theirs, fused=True, **OPTIONS, **option)
     for number in range(3):
         set_gradients(number, own, theirs)
@@ -92,7 +92,7 @@ def test_options_of_a_group(option):
 
 def test_gradient_scaler():
     own, theirs = weights(), weights()
-    optimizers = DenseAdam(own, **OPTIONS), torch.optim.Adam(theirs, fused=True, **OPTIONS)
+    optimizers = DenseAdam(own, fused=True, **OPTIONS), torch.optim.Adam(theirs, fused=True, **OPTIONS)
     scalers = [torch.amp.GradScaler("cpu", init_scale=8.0) for _ in optimizers]
     for number in range(4):
         for scaler, optimizer, leaves in zip(scalers, optimizers, (own, theirs), strict=True):
@@ -235,7 +235,7 @@ def test_a_state_of_other_strides_and_types():
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
 def test_a_parameter_twice_takes_two_steps():
     own, theirs = weights()[:1] * 2, weights()[:1] * 2
-    mine, torchs = DenseAdam(own, **OPTIONS), torch.optim.Adam(theirs, fused=True, **OPTIONS)
+    mine, torchs = DenseAdam(own, fused=True, **OPTIONS), torch.optim.Adam(theirs, fused=True, **OPTIONS)
     for number in range(3):
         set_gradients(number, own[:1], theirs[:1])
         mine.step()

@@ -8,6 +8,7 @@ from torch import nn
 
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn.deferred import stored
+from adaftr_fast.optim.dense import DenseAdam
 
 SIZES = [20, 3, 50]
 TWINS = {
@@ -149,6 +150,28 @@ def test_groups_without_some_options_load(name):
     train([net], [optimizer], 1)
     with pytest.raises(ValueError, match="must have differentiable=False, got True"):
         optimizer.add_param_group({"params": FusedEmbedding([4], 2), "differentiable": True})
+
+
+@pytest.mark.parametrize("name", ["Adam", "LazyAdam"])
+def test_dense_weights_have_the_bits_of_dense_adam_also_after_a_load_of_other_strides(name):
+    torch.manual_seed(0)
+    net, options = new_net(), TWINS["LazyAdam"][1]
+    twin = copy.deepcopy(net)
+    optimizer, dense = getattr(optim, name)(net, **options), DenseAdam(twin[1:].parameters(), **options)
+    for _ in range(2):
+        for _ in range(3):
+            net.zero_grad()
+            net(ids()).sub(1).square().mean().backward()
+            for own, other in zip(net[1:].parameters(), twin[1:].parameters(), strict=True):
+                other.grad = own.grad
+            optimizer.step()
+            dense.step()
+        for own, other in zip(net[1:].parameters(), twin[1:].parameters(), strict=True):
+            assert torch.equal(own, other)
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["state"][1] |= {key: value.mT.contiguous().mT for key, value in saved["state"][1].items() if value.dim()}
+        saved["state"][1]["step"] = saved["state"][1]["step"].double()
+        optimizer.load_state_dict(saved)
 
 
 def test_a_schedule_reaches_both_kinds_also_after_a_load():

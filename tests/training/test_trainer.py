@@ -11,7 +11,7 @@ from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.errors import DivergedError, TrainingError
 from adaftr_fast.models import ModelConfig, build_model
-from adaftr_fast.optim import SGD, Adagrad, LazyAdam, RowwiseAdagrad
+from adaftr_fast.optim import SGD, Adagrad, Adam, LazyAdam, RowwiseAdagrad
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
 from adaftr_fast.training.checkpoint.weights import weights_of as named_weights_of
 from adaftr_fast.training.evaluation import evaluate
@@ -76,17 +76,20 @@ def test_a_step_is_an_adam_step_on_the_sum_of_the_terms(model, splits):
         torch.testing.assert_close(new.detach(), old - 0.01 * grad / (grad.abs() + 1e-8))  # Adam's first step
 
 
-def test_tables_and_dense_weights_have_their_optimizers(model):
-    dense, sparse = build_optimizers(model, OptimizerConfig(lr=0.5, beta1=0.8))
-    assert {id(p) for group in dense.param_groups for p in group["params"]} == {id(p) for p in model.out.parameters()}
-    assert sparse.param_groups[0]["params"][0] is model.embedding.weight
-    assert all(each.param_groups[0]["lr"] == 0.5 for each in (dense, sparse))
-    assert all(each.param_groups[0]["betas"] == (0.8, 0.999) for each in (dense, sparse))
+@pytest.mark.parametrize(("name", "kind"), [("adam", Adam), ("lazy_adam", LazyAdam)])
+def test_one_optimizer_takes_tables_and_dense_weights(name, kind, model):
+    (optimizer,) = build_optimizers(model, OptimizerConfig(lr=0.5, beta1=0.8, tables=name, tables_lr=0.25))
+    assert type(optimizer) is kind
+    dense, sparse = optimizer.param_groups
+    assert {id(p) for p in dense["params"]} == {id(p) for p in model.out.parameters()}
+    assert sparse["params"][0] is model.embedding.weight
+    assert [group["lr"] for group in (dense, sparse)] == [0.5, 0.25]
+    assert all(group["betas"] == (0.8, 0.999) for group in (dense, sparse))
 
 
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad", "lazy_adam"])
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad"])
 def test_the_optimizer_of_tables_can_be_chosen(name, model):
-    kinds = {"sgd": SGD, "adagrad": Adagrad, "rowwise_adagrad": RowwiseAdagrad, "lazy_adam": LazyAdam}
+    kinds = {"sgd": SGD, "adagrad": Adagrad, "rowwise_adagrad": RowwiseAdagrad}
     dense, sparse = build_optimizers(model, OptimizerConfig(lr=0.5, eps=1e-3, tables=name, tables_lr=0.25))
     assert isinstance(dense, torch.optim.Adam)
     assert type(sparse) is kinds[name]
