@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Field
 from adaftr_fast.stores import AnyPath
 
@@ -29,7 +28,7 @@ class Prepared(PreparedData):
         train = self.manifest.splits["train"]
         ids = {field.name: f"{field.num_embeddings:,}" for field in self.manifest.fields}
         rows = []
-        for field in parse_schema(self.manifest.schema).features:
+        for field in self.manifest.parsed.features:
             unknown = f"{100 * train.unknown[field.name] / train.rows:.2f} %"
             rows.append([field.name, _read_as(field), ids.get(field.name, "-"), unknown])
         return Table(["field", "read as", "ids", "missing or rare"], rows, text_columns=2)

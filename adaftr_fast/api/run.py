@@ -36,16 +36,18 @@ class Run:
         folder: the folder with metrics.jsonl, ``best/`` and test.json.
         result: the epochs, the best epoch, the test metrics and, after ``train``, learned values of each test row.
         model_class: the class of a model of one's own, or its name; None for a built-in model.
+        loaded: the model, if it has been loaded.
     """
 
     folder: AnyPath
     result: TrainedRun
     model_class: ModelClass | None = None
+    loaded: TrainedModel | None = None
 
     @cached_property
     def trained(self) -> TrainedModel:
         """The model with its best weights, and the description in its checkpoint. Raises CheckpointError."""
-        return load_trained(local_copy(self.folder), self.model_class)
+        return self.loaded or load_trained(local_copy(self.folder), self.model_class)
 
     @property
     def model(self) -> MultiTaskModel:
@@ -202,9 +204,7 @@ def load_run(folder: str | AnyPath, *, model_class: ModelClass | None = None) ->
     """
     local = local_copy(folder)
     trained = load_trained(local, model_class)
-    run = Run(as_path(folder), read_result(local, trained.about), model_class)
-    vars(run)["trained"] = trained  # what ``cached_property`` would read again
-    return run
+    return Run(as_path(folder), read_result(local, trained.about), model_class, trained)
 
 
 def evaluate(

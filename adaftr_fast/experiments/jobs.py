@@ -21,10 +21,8 @@ from adaftr_fast.errors import CheckpointError, DivergedError
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.runs.run import RUN_FILES, train_one
 from adaftr_fast.stores import recorded
-from adaftr_fast.training.checkpoint.progress import record_of
 from adaftr_fast.training.evaluation import TaskMetrics, spread
 from adaftr_fast.training.result import TrainedRun
-from adaftr_fast.training.trainer import DEAD_MARGIN
 
 RESULT = "result.json"
 
@@ -128,16 +126,15 @@ def _outcome(job: Job) -> Outcome:
         run = _train(job)
     except DivergedError as error:  # deterministic, so another attempt would diverge, too
         return Outcome(job.key, time.perf_counter() - start, {}, {}, 0, 0, {}, [], str(error))
-    validation = record_of(run.epochs, run.best_epoch)["validation"]
     return Outcome(
         key=job.key,
         seconds=time.perf_counter() - start,
-        validation=validation,
+        validation=run.validation,
         test=run.test,
         epochs=run.trained_epochs,
         best_epoch=run.best_epoch,
         learned={name: spread(values) for name, values in run.diagnostics.items()},
-        dead_tasks=[task for task, each in validation.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN],
+        dead_tasks=run.dead_tasks,
     )
 
 

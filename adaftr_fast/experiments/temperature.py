@@ -23,7 +23,7 @@ from adaftr_fast.experiments.jobs import Job
 from adaftr_fast.runs.run import build
 from adaftr_fast.training.checkpoint.weights import FILE, load_checkpoint, load_weights
 from adaftr_fast.training.evaluation import diagnose, spread
-from adaftr_fast.training.trainer import BEST
+from adaftr_fast.training.files import BEST
 
 VALUES = 10  # most frequent values of a field that the plot labels
 

@@ -12,8 +12,8 @@ from adaftr_fast.errors import CheckpointError
 from adaftr_fast.runs.record import read_result
 from adaftr_fast.stores import AnyPath, local_copy
 from adaftr_fast.training.checkpoint.weights import Description, read_description
+from adaftr_fast.training.files import BEST
 from adaftr_fast.training.result import TrainedRun
-from adaftr_fast.training.trainer import BEST
 
 
 @dataclass(frozen=True)

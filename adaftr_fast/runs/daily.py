@@ -11,6 +11,7 @@ With several ranks, rank 0 prepares the days and writes the records. All ranks t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,10 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.engines.engine import Engine
 from adaftr_fast.errors import DataError
-from adaftr_fast.runs.run import Fitted, check_options, fit_one, open_split, writing
+from adaftr_fast.runs.run import check_options, fit_one, open_split, writing
 from adaftr_fast.runs.trained import load_earlier, load_sharded
 from adaftr_fast.stores import AnyPath, as_path, recorded
 from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero
-from adaftr_fast.training.checkpoint.progress import record_of
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
 
 RECORDS = "daily.jsonl"
@@ -69,7 +69,8 @@ def train_daily(
         KeyboardInterrupt, TrainingError, CheckpointError, BusyError: see ``train_one``.
     """
     check_options(config, ranks)
-    schema, paths = part_schema(schema), [as_path(file) for file in files]
+    schema = part_schema(schema)
+    paths = [as_path(file) for file in files]
     if ranks is not None:
         ranks.agree("settings or files", config.flat() | {"files": [str(file) for file in paths]})
     with writing(out, ranks, RECORDS):
@@ -77,28 +78,14 @@ def train_daily(
             check_shared_folder(out, ranks, "every rank reads the days' data and runs")
         records = on_rank_zero(ranks, lambda: _read(out, paths))
         for day, file in enumerate(paths[len(records) :], start=len(records) + 1):
-            record, fitted = _one_day(schema, file, day, config, out, ranks, engine)
-            records.append(record)
-            on_rank_zero(ranks, lambda: _write(out, records))
-            fitted.trainer.finish()
-            del fitted  # frees its weights while the next day is prepared
-            yield record
+            before = _folder(out, day - 1) if day > 1 else None
+            with train_part(schema, file, _folder(out, day), before, config, ranks, engine) as found:
+                records.append({"day": day, "file": str(file)} | found)
+                on_rank_zero(ranks, lambda: _write(out, records))
+            yield records[-1]
 
 
-def _one_day(
-    schema: Schema,
-    file: AnyPath,
-    day: int,
-    config: RunConfig,
-    out: Path,
-    ranks: Ranks | None,
-    engine: Engine | None,
-) -> tuple[dict[str, Any], Fitted]:
-    before = _folder(out, day - 1) if day > 1 else None
-    record, fitted = train_part(schema, file, _folder(out, day), before, config, ranks, engine)
-    return {"day": day, "file": str(file)} | record, fitted
-
-
+@contextmanager
 def train_part(
     schema: Schema,
     file: AnyPath,
@@ -107,8 +94,11 @@ def train_part(
     config: RunConfig,
     ranks: Ranks | None = None,
     engine: Engine | None = None,
-) -> tuple[dict[str, Any], Fitted]:
+) -> Iterator[dict[str, Any]]:
     """Prepares a part of a log with the ids of the part before, measures that part's model on it, and trains on it.
+
+    It yields the record of rows, ids and metrics. The part is finished when the block, which writes the record, has
+    ended without an error.
 
     Args:
         schema: the result of ``part_schema``.
@@ -118,24 +108,28 @@ def train_part(
         config: the configuration; its ``warm_start`` is that of the first part.
         ranks: the ranks that train together, which all call it.
         engine: the engine that prepares the part; None is ``Local()``.
-
-    Returns:
-        The record of rows, ids and metrics, and the model and its trainer, to call ``finish`` of.
     """
 
     def prepared() -> None:
-        grow, progress = before and before / "data", config.training.progress
-        prepare(schema, [file], folder / "data", engine=engine, grow=grow, progress=progress)
+        grow = before and before / "data"
+        prepare(schema, [file], folder / "data", engine=engine, grow=grow, progress=config.training.progress)
 
-    prepared() if ranks is None else ranks.after_rank_zero(prepared)
+    if ranks is None:
+        prepared()
+    else:
+        ranks.after_rank_zero(prepared)
     data = PreparedData(folder / "data")
     measured = None if before is None else _measure(before / "run", data, config, ranks)
     start = config.warm_start if before is None else WarmStartConfig(recorded(before / "run"))
     part_config = replace(config, data=DataConfig(recorded(data.folder)), warm_start=start)
-    fitted = fit_one(data, part_config, folder / "run", ranks=ranks)
-    rows, ids = data.manifest.splits["test"].rows, sum(data.manifest.num_embeddings)
-    record = {"rows": rows, "ids": ids, "before_training": measured}
-    return record | {"validation": record_of(fitted.result.epochs, fitted.result.best_epoch)["validation"]}, fitted
+    with fit_one(data, part_config, folder / "run", ranks=ranks) as trainer:
+        yield {
+            "rows": data.manifest.splits["test"].rows,
+            "ids": sum(data.manifest.num_embeddings),
+            "before_training": measured,
+            "validation": trainer.result.validation,
+        }
+        trainer.files.finish()
 
 
 def _measure(run: Path, data: PreparedData, config: RunConfig, ranks: Ranks | None) -> TaskMetrics:

@@ -10,9 +10,9 @@ from adaftr_fast.errors import CheckpointError
 from adaftr_fast.training.checkpoint.progress import epochs_after
 from adaftr_fast.training.checkpoint.weights import Description
 from adaftr_fast.training.evaluation import TaskMetrics, mean_auc
+from adaftr_fast.training.files import TEST
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.result import TrainedRun
-from adaftr_fast.training.trainer import TEST
 
 RECORDED = {"epoch": float, "train": dict[str, float], "seconds": float, "samples_per_s": float}
 """What each line of metrics.jsonl holds, besides metrics."""

@@ -6,7 +6,7 @@ import operator
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import ModelConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.data.dataset.manifest import Manifest
-from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.distributed.ranks import Ranks, local_share, restarted
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.models import MultiTaskModel, build_model
@@ -29,26 +28,19 @@ from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.warm_sharded import warm_start_sharded
 from adaftr_fast.runs.warm_start import WarmStart, warm_start
 from adaftr_fast.stores import local_copy, recorded
+from adaftr_fast.training.checkpoint.files import on_rank_zero
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import FILE, Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
+from adaftr_fast.training.files import BEST, TEST, RunFiles
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.optimizers import table_state_bytes
 from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun
 from adaftr_fast.training.sharding import check_sharding, check_tables
 from adaftr_fast.training.trackers.opened import KNOWN
-from adaftr_fast.training.trainer import BEST, TEST, OnEpoch, Result, Trainer
+from adaftr_fast.training.trainer import OnEpoch, Trainer
 
 RUN_FILES = (METRICS, TEST, REPORT, PICTURE, KNOWN, f"{BEST}/{FILE}")  # that replace_file writes
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A model with its best weights, its trainer and the result; call ``trainer.finish()`` to end the run."""
-
-    model: MultiTaskModel
-    trainer: Trainer
-    result: Result
 
 
 def train_one(
@@ -60,7 +52,7 @@ def train_one(
     ranks: Ranks | None = None,
     report: bool = False,
 ) -> TrainedRun:
-    """Calls ``fit_one`` and evaluates the model on the test split.
+    """Trains the model of ``config`` on ``data`` and evaluates it on the test split.
 
     The other arguments and the errors are those of ``fit_one``.
 
@@ -69,23 +61,22 @@ def train_one(
     """
     if report:
         from adaftr_fast.runs.page import write_page  # imports matplotlib: a missing package raises before training
-    with writing(folder, ranks, *RUN_FILES):
-        fitted = fit_one(data, config, folder, restart=restart, ranks=ranks)
-        trainer, result = fitted.trainer, fitted.result
-        with trainer.logger:
-            test, size = open_split(data, "test", ranks), config.training.eval_batch_size
-            metrics = evaluate(fitted.model, test, size, ranks)
-            learned = diagnose(fitted.model, test, size, ranks)
-            run = TrainedRun(config.model.name, result.epochs, result.best_epoch, metrics, learned)
-            if trainer.is_rank_zero:
-                replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
-                trainer.logger.log_test(metrics)
-                if report:
-                    write_page(folder, data.manifest, config, run)
-        trainer.finish()
+    with fit_one(data, config, folder, restart=restart, ranks=ranks) as trainer:
+        test = open_split(data, "test", ranks)
+        size = config.training.eval_batch_size
+        metrics = evaluate(trainer.model, test, size, ranks)
+        learned = diagnose(trainer.model, test, size, ranks)
+        run = replace(trainer.result, test=metrics, diagnostics=learned)
+        if trainer.files.is_rank_zero:
+            replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
+            trainer.files.logger.log_test(metrics)
+            if report:
+                write_page(folder, data.manifest, config, run)
+        trainer.files.finish()
     return run
 
 
+@contextmanager
 def fit_one(
     data: PreparedData,
     config: RunConfig,
@@ -94,10 +85,13 @@ def fit_one(
     restart: bool = False,
     ranks: Ranks | None = None,
     on_epoch: OnEpoch | None = None,
-) -> Fitted:
-    """Trains the model of ``config`` on ``data``.
+    wait: float = 0.0,
+) -> Iterator[Trainer]:
+    """Trains the model of ``config`` on ``data``, and yields its trainer, whose model holds the best weights.
 
-    An unfinished run with the same options in ``folder`` is resumed.
+    An unfinished run with the same options in ``folder`` is resumed. Until the block ends, this process is the only
+    writer of ``folder``. The run remains unfinished unless the block calls ``trainer.files.finish()``, when all its
+    results have been written.
 
     Args:
         data: the prepared data.
@@ -107,6 +101,7 @@ def fit_one(
         ranks: the ranks that train together. All ranks read the data; only rank 0 reads and writes ``folder``, except
             for the rows of sharded tables, and reads the run of a warm start.
         on_epoch: see ``Trainer``.
+        wait: how many seconds to wait for another writer of ``folder``.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM ended training, which can be resumed. The arguments are the number of the
@@ -117,8 +112,20 @@ def fit_one(
         BusyError: another process writes ``folder``.
     """
     check_options(config, ranks)
-    with writing(folder, ranks, *RUN_FILES):
-        return _fit(data, config, folder, restart, ranks, on_epoch)
+    with writing(folder, ranks, *RUN_FILES, wait=wait):
+        trainer = _new_trainer(data, config, folder, ranks, on_epoch)
+        if restart and not restarted():
+            trainer.files.finish()
+        resumed = trainer.resume()
+        if trainer.files.is_rank_zero:
+            _announce(folder, trainer.progress if resumed else None)
+        if not resumed and config.warm_start is not None:
+            _warm_start(trainer.model, data, config.warm_start, config, ranks)
+        signum = trainer.fit().interrupted
+        if signum:
+            raise KeyboardInterrupt(signum, f"interrupted; run the same command to resume from {recorded(folder)}")
+        with trainer.files.logger:
+            yield trainer
 
 
 def check_options(config: RunConfig, ranks: Ranks | None) -> None:
@@ -128,24 +135,16 @@ def check_options(config: RunConfig, ranks: Ranks | None) -> None:
 
 
 @contextmanager
-def writing(folder: Path, ranks: Ranks | None, *files: str) -> Iterator[None]:
+def writing(folder: Path, ranks: Ranks | None, *files: str, wait: float = 0.0) -> Iterator[None]:
     """Makes rank 0 the only writer of ``folder``, as ``writing_folder``. All ranks raise its error."""
     with ExitStack() as stack:
-        if ranks is None:
-            stack.enter_context(writing_folder(folder, *files))
-        else:
-            ranks.from_rank_zero(lambda: stack.enter_context(writing_folder(folder, *files)))
+        on_rank_zero(ranks, lambda: stack.enter_context(writing_folder(folder, *files, wait=wait)))
         yield
 
 
-def _fit(
-    data: PreparedData,
-    config: RunConfig,
-    folder: Path,
-    restart: bool,
-    ranks: Ranks | None,
-    on_epoch: OnEpoch | None,
-) -> Fitted:
+def _new_trainer(
+    data: PreparedData, config: RunConfig, folder: Path, ranks: Ranks | None, on_epoch: OnEpoch | None
+) -> Trainer:
     about = _description(data, config)
     if ranks is not None:
         ranks.agree("settings or data", about.to_dict())
@@ -154,30 +153,17 @@ def _fit(
         _check_memory(config, data)
     with nullcontext() if config.training.tables == "replicated" else tables_elsewhere():
         model = build(config.model, data)
-    trainer = Trainer(
+    train = open_split(data, "train", ranks)
+    return Trainer(
         model,
-        open_split(data, "train", ranks),
+        train,
         open_split(data, "validation", ranks),
         optimizer=config.optimizer,
         config=config.training,
-        folder=folder,
-        about=about,
+        files=RunFiles(model, config.training, folder, about, rows=len(train), ranks=ranks),
         ranks=ranks,
         on_epoch=on_epoch,
     )
-    if restart and not restarted():
-        trainer.finish()
-    resumed = trainer.resume()
-    if trainer.is_rank_zero:
-        _announce(folder, trainer.progress if resumed else None)
-    if not resumed and config.warm_start is not None:
-        _warm_start(model, data, config.warm_start, config, ranks)
-    result = trainer.fit()
-    if result.interrupted:
-        raise KeyboardInterrupt(
-            result.interrupted, f"interrupted; run the same command to resume from {recorded(folder)}"
-        )
-    return Fitted(model, trainer, result)
 
 
 def _warm_start(
@@ -223,7 +209,8 @@ def open_split(data: PreparedData, name: str, ranks: Ranks | None) -> Split:
     """
     if ranks is None:
         return data.load(name)
-    split, failure = None, None
+    split: Split | None = None
+    failure: str | None = None
     try:
         split = data.load(name, local_share())
     except DataError as error:
@@ -275,7 +262,7 @@ def _check_attention(config: ModelConfig, manifest: Manifest) -> None:
     ``attention_targets`` checks the names.
     """
     multiple = {field.name for field in manifest.fields if field.multiple}
-    owners = {field.name: field.vocabulary or field.name for field in parse_schema(manifest.schema).fields}
+    owners = {field.name: field.vocabulary or field.name for field in manifest.parsed.fields}
     for name, target in config.attention.items():
         if not {name, target} <= owners.keys():
             continue
@@ -295,8 +282,10 @@ def _check_memory(config: RunConfig, data: PreparedData) -> None:
     names = [field.name for field in data.manifest.fields]
     of_all = zip(names, data.manifest.num_embeddings, embedding_widths(config.model, len(names), names), strict=True)
     own = [(rows, width) for name, rows, width in of_all if name not in config.model.attention]
-    num_embeddings, widths = ([each[n] for each in own] for n in (0, 1))
-    weights, available = 4 * sum(map(operator.mul, num_embeddings, widths)), _memory.available()
+    num_embeddings = [rows for rows, _ in own]
+    widths = [width for _, width in own]
+    weights = 4 * sum(map(operator.mul, num_embeddings, widths))
+    available = _memory.available()
     on_cpu = config.training.device == "cpu"  # other devices hold the state themselves
     state = table_state_bytes(config.optimizer.tables, num_embeddings, widths) if on_cpu else 0
     if available is not None and weights + state > available:

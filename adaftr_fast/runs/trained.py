@@ -32,8 +32,8 @@ from adaftr_fast.training.checkpoint.weights import (
     read_description,
     weights_of,
 )
+from adaftr_fast.training.files import BEST
 from adaftr_fast.training.sharding import check_tables, shard_tables
-from adaftr_fast.training.trainer import BEST
 
 UNUSED = 4096  # largest size that an option which the model does not use may have beyond the number of weights
 

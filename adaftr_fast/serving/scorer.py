@@ -23,7 +23,6 @@ from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest
 from adaftr_fast.data.dataset.matrix import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.encode.encoders import Encoder, encode_features
-from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ServingError
 
@@ -157,8 +156,7 @@ def _load(folder: Path) -> Scorer:
         _verify(folder / name, about)
     manifest = read_manifest(folder)
     program = torch.export.load(folder / PROGRAM).module()
-    schema = parse_schema(manifest.schema)
-    return Scorer(about, manifest, schema, read_encoders(folder, manifest), program)
+    return Scorer(about, manifest, manifest.parsed, read_encoders(folder, manifest), program)
 
 
 def read_about(folder: Path) -> About:

@@ -137,24 +137,19 @@ class _Stream:
         number = len(self.journal.records) + 1
         about = {"chunk": number, "name": chunk.name, "file": recorded(chunk.file), "position": chunk.position}
         about |= {"set_aside": chunk.set_aside} if chunk.set_aside else {}
-        began, trainer = time.time(), None
+        before = self._folder(self.journal.trained[-1]) if self.journal.trained else None
+        began = time.time()
         try:
-            before = self._folder(self.journal.trained[-1]) if self.journal.trained else None
-            found, fitted = train_part(self.schema, chunk.file, self._folder(number), before, self.config)
-            trainer = fitted.trainer
+            with train_part(self.schema, chunk.file, self._folder(number), before, self.config) as found:
+                record = about | found | _timed(chunk, began)
+                record["rows_per_s"] = record["rows"] / record["seconds"]
+                self.journal.append(record)
         except (DataError, TrainingError) as error:
             if self.options.on_error == "stop":
                 raise
             warnings.warn(f"{chunk.file}: left out: {error}", RuntimeWarning, stacklevel=2)
-            found = {"error": str(error)}
-        now = time.time()
-        timed = {"arrived": chunk.arrived, "lag": now - chunk.arrived, "seconds": now - began}
-        if "rows" in found:
-            timed["rows_per_s"] = found["rows"] / (now - began)
-        record = about | found | timed
-        self.journal.append(record)
-        if trainer is not None:
-            trainer.finish()
+            record = about | {"error": str(error)} | _timed(chunk, began)
+            self.journal.append(record)
         self.trackers.log(_numbers(record), number)
         self._remove_old()
         return record
@@ -194,6 +189,12 @@ class _Stream:
         if stop:
             message = f"interrupted; run the same command to continue from {self.out}"
             raise KeyboardInterrupt(stop.signum, message)
+
+
+def _timed(chunk: Chunk, began: float) -> dict[str, float]:
+    """Returns when a chunk arrived, and the seconds from then and from ``began`` until now."""
+    now = time.time()
+    return {"arrived": chunk.arrived, "lag": now - chunk.arrived, "seconds": now - began}
 
 
 def _sleep(seconds: float, stop: Interrupt) -> None:

@@ -1,4 +1,4 @@
-"""The result of training a model and measuring it once on the test split."""
+"""The result of training a model and measuring it on the test split."""
 
 from __future__ import annotations
 
@@ -9,29 +9,44 @@ from typing import Any
 import numpy as np
 
 from adaftr_fast._tables import Table
+from adaftr_fast.training.checkpoint.progress import record_of
 from adaftr_fast.training.evaluation import TaskMetrics
 
 REPORT, PICTURE = "report.md", "report.png"  # names in the run folder
+DEAD_MARGIN = 0.005  # a tower whose validation AUC is this close to 0.5 predicts a constant or noise
 METRIC_COLUMNS = ("AUC", "GAUC", "log-loss", "CVR AUC")
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """One trained model.
+    """The result of a run: of its training alone, or also of the test split.
 
     Attributes:
         name: the name in reports.
-        epochs: the records of metrics.jsonl, one per validation.
+        epochs: the records of metrics.jsonl, one per validation. ``epoch`` is the number of epochs trained, an int
+            unless ``TrainingConfig.validate_every`` is less than 1.
         best_epoch: the ``epoch`` of the best weights; 0 if there are none.
-        test: metrics of the best weights on the test split.
+        test: metrics of the best weights on the test split; {} before they are measured.
         diagnostics: diagnostics of the rows of the test split by name, [N] each, such as the learned temperature.
+        interrupted: the number of the signal (Ctrl-C or SIGTERM) that ended training; 0 without a signal.
     """
 
     name: str
     epochs: list[dict[str, Any]]
     best_epoch: float
-    test: TaskMetrics
+    test: TaskMetrics = field(default_factory=dict)
     diagnostics: dict[str, np.ndarray] = field(default_factory=dict)
+    interrupted: int = 0
+
+    @property
+    def validation(self) -> TaskMetrics:
+        """Metrics of the best weights on the validation split; {} if there are none."""
+        return record_of(self.epochs, self.best_epoch)["validation"] if self.best_epoch else {}
+
+    @property
+    def dead_tasks(self) -> list[str]:
+        """The tasks whose validation AUC is 0.5 within ``DEAD_MARGIN``."""
+        return [task for task, each in self.validation.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN]
 
     @property
     def trained_epochs(self) -> float:

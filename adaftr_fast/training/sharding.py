@@ -1,4 +1,4 @@
-"""Shards the embedding tables of a model by TorchRec, and checks the options that sharding supports."""
+"""Divides tables and batches among ranks, and checks the options that this supports."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import cast
 from torch import nn
 
 from adaftr_fast.config import ModelConfig, OptimizerConfig, TrainingConfig
+from adaftr_fast.data.dataset.loader import Share
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
+from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.torchrec.tables import STATE, RowOptimizer, ShardedTables, check_installed, quiet
 from adaftr_fast.training.optimizers import tables_lr
@@ -96,3 +98,36 @@ def check_equal_sync_steps(config: TrainingConfig, ranks: Ranks) -> None:
     least, most = -ranks.largest(-config.sync_steps), ranks.largest(config.sync_steps)
     if least != most:
         raise TrainingError(f"training.sync_steps: expected one value on all ranks, got {least} to {most}")
+
+
+def check_steps(config: TrainingConfig, rows: int) -> None:
+    """Raises TrainingError unless ``rows`` training rows make a batch, and a step for each validation of an epoch."""
+    steps = rows // config.batch_size
+    if not steps:
+        raise TrainingError(f"training.batch_size: {rows} training rows are fewer than a batch of {config.batch_size}")
+    if steps < config.validations:
+        found = f"the {steps} steps of an epoch are fewer than its {config.validations} validations"
+        raise TrainingError(f"training.validate_every: {found}")
+
+
+def share_of(config: TrainingConfig, ranks: Ranks | None, model: MultiTaskModel) -> Share | None:
+    """Returns this rank's rows of a batch: an equal share of each part, so a part has the same rows as on one rank.
+
+    Raises:
+        TrainingError: a batch cannot be divided equally among ranks and parts, or not between the blocks of
+            ``contrast_rows``.
+    """
+    size = 1 if ranks is None else ranks.size
+    run, rest = divmod(config.batch_size, size * config.accumulate)
+    if rest:
+        raise TrainingError(
+            f"training.batch_size: expected a multiple of {size} ranks times training.accumulate = "
+            f"{config.accumulate}, got {config.batch_size}"
+        )
+    if size * config.accumulate > 1 and run % model.rows_together:
+        raise TrainingError(
+            f"training.batch_size: expected a multiple of {size} ranks times training.accumulate = {config.accumulate} "
+            f"times {model.rows_together} rows that the loss reads together (model.contrast_rows), "
+            f"got {config.batch_size}"
+        )
+    return None if ranks is None else Share(ranks.rank, ranks.size, run)

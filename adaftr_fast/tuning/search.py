@@ -25,7 +25,7 @@ from adaftr_fast.training.checkpoint.run_snapshots import LAST
 from adaftr_fast.training.checkpoint.snapshots import remove_snapshots
 from adaftr_fast.training.checkpoint.weights import remove_weights
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
-from adaftr_fast.training.trainer import BEST, TEST
+from adaftr_fast.training.files import BEST, TEST
 from adaftr_fast.tuning.space import apply
 from adaftr_fast.tuning.trial import Asked, Search, Trained, train_trial
 

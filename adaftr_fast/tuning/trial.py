@@ -12,11 +12,11 @@ import optuna
 from optuna.trial import FrozenTrial, Trial
 
 from adaftr_fast._json import loads
-from adaftr_fast._locks import LOST_SECONDS, writing_folder
+from adaftr_fast._locks import LOST_SECONDS
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import ConfigError, DivergedError
-from adaftr_fast.runs.run import RUN_FILES, fit_one
+from adaftr_fast.runs.run import fit_one
 from adaftr_fast.training.evaluation import TaskMetrics, mean_auc
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.sharding import check_replicated
@@ -120,13 +120,12 @@ def train_trial(search: Search, asked: Asked) -> Trained:
     trial, folder = study.ask(), search.run_folder(asked.number)
     values: dict[int, float] = {}
     on_epoch = partial(_report, search, trial, folder / METRICS, values)
-    best_epoch, failure = None, None
+    best_epoch: float | None = None
+    failure: str | None = None
     try:
         config = apply(search.config, asked.options)
-        with writing_folder(folder, *RUN_FILES, wait=LOST_SECONDS):
-            fitted = fit_one(search.data, config, folder, on_epoch=on_epoch)
-            fitted.trainer.logger.close()
-        best_epoch = fitted.result.best_epoch
+        with fit_one(search.data, config, folder, on_epoch=on_epoch, wait=LOST_SECONDS) as trainer:
+            best_epoch = trainer.result.best_epoch
     except StopRun:
         pass
     except (ConfigError, DivergedError) as error:  # of these options; any other error would end all trials alike

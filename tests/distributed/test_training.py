@@ -19,6 +19,7 @@ from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint, weights_of
+from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.trainer import Trainer
 from tests.distributed.ranks import on_ranks
 
@@ -43,7 +44,8 @@ def trainer(folder: Path | None, ranks: Ranks | None, *, weighted=False, contras
     settings = {"batch_size": 64, "max_epochs": 3, "checkpoint_seconds": 1e9, "progress": False} | settings
     splits = split(1500, 1, weighted, 400), split(500, 2, weighted, 300)
     options = {"optimizer": OptimizerConfig(lr=0.01, clip_norm=1.0), "config": TrainingConfig(**settings)}
-    return Trainer(model, *splits, folder=folder, about=folder and ABOUT, ranks=ranks, **options)
+    files = RunFiles(model, options["config"], folder, folder and ABOUT, rows=1500, ranks=ranks)
+    return Trainer(model, *splits, files=files, ranks=ranks, **options)
 
 
 def train(rank: int, size: int, folder: str | None, stop_after: int | None, settings: dict) -> dict:

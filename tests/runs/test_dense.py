@@ -159,7 +159,8 @@ def test_the_l2_term_penalizes_rows_and_not_numbers(ready):
 def test_a_resumed_run_equals_one_that_was_not_interrupted(ready, tmp_path, monkeypatch, capsys):
     data = ready()
     config = settings(data.folder, name="adaftr")
-    fit_one(data, config, tmp_path / "whole")
+    with fit_one(data, config, tmp_path / "whole"):
+        pass
     step, count = Stepper.step, iter(range(100))
 
     def failing(self, batch, number, epochs):
@@ -168,10 +169,11 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(ready, tmp_path, monk
         return step(self, batch, number, epochs)
 
     monkeypatch.setattr(Stepper, "step", failing)
-    with pytest.raises(RuntimeError, match="killed"):
-        fit_one(data, config, tmp_path / "cut")
+    with pytest.raises(RuntimeError, match="killed"), fit_one(data, config, tmp_path / "cut"):
+        pass
     monkeypatch.setattr(Stepper, "step", step)
-    fit_one(data, config, tmp_path / "cut")
+    with fit_one(data, config, tmp_path / "cut"):
+        pass
     assert "resuming in epoch" in capsys.readouterr().err
     whole, cut = (load_trained(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(value, cut[name]) for name, value in whole.items())

@@ -87,7 +87,7 @@ def test_a_run_of_a_class_resumes_to_the_same_bits(prepared, tmp_path, monkeypat
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("adaftr_fast.training.trainer.Trainer._log", stop)
+        patched.setattr("adaftr_fast.training.files.RunFiles.log", stop)
         with pytest.raises(KeyboardInterrupt):
             short(data, tmp_path / "run")
     resumed = short(data, tmp_path / "run")

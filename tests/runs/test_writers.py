@@ -90,7 +90,7 @@ def test_every_run_locks_its_folder(prepared, tmp_path):
     days = [write_day(tmp_path, 1)]
     for write in (
         lambda: train_one(data, settings(data.folder), out),
-        lambda: fit_one(data, settings(data.folder), out),
+        lambda: fit_one(data, settings(data.folder), out).__enter__(),
         lambda: list(train_daily(parse_schema(SOURCE), days, settings(), out)),
         lambda: run_demo(out, TrainingConfig(progress=False)),
     ):

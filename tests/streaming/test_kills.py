@@ -41,7 +41,7 @@ POINTS = {
     "while measuring": ("adaftr_fast.runs.daily", "", "evaluate", 1),
     "in an epoch": ("adaftr_fast.training.stepper", "Stepper", "step", 15),  # 11 a chunk
     "after training": (LOOP, "Journal", "append", 2),
-    "after the record": ("adaftr_fast.training.trainer", "Trainer", "finish", 2),
+    "after the record": ("adaftr_fast.training.files", "RunFiles", "finish", 2),
     "in an export": ("adaftr_fast.serving.export", "", "save_torch", 2),
     "as an export is published": ("adaftr_fast._files", "", "_exchange", 1),  # the first one replaces no folder
     "after an export": (LOOP, "Journal", "note_export", 2),

@@ -22,6 +22,7 @@ from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.training.checkpoint.weights import load_checkpoint, remove_checkpoint
+from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.trainer import Trainer
 from tests.distributed.ranks import on_ranks
 from tests.distributed.test_training import ABOUT, FIELDS, TASKS, assert_same_run, split
@@ -64,8 +65,7 @@ def trainer(folder: Path, ranks: Ranks | None, form: str, optimizer: str, settin
         make(500, 2, 300),  # two chunks: some ranks have more batches than others, or none
         optimizer=OptimizerConfig(tables=optimizer, **RATES | clip),
         config=config,
-        folder=folder,
-        about=ABOUT,
+        files=RunFiles(model, config, folder, ABOUT, rows=1500, ranks=ranks),
         ranks=ranks,
     )
 

@@ -14,6 +14,7 @@ from adaftr_fast.models import build_model
 from adaftr_fast.training.balance.gradients import combine, gradients_of
 from adaftr_fast.training.balance.methods import GradNorm, PCGrad
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint, weights_of
+from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.stepper import Stepper
 from adaftr_fast.training.trainer import Trainer
 from tests.models.inputs import THREE, TWO, batch, model
@@ -261,7 +262,8 @@ def trainer(splits, folder, balance, **options):
     built = model_of_runs()
     options = {"batch_size": 200, "max_epochs": 2, "progress": False, "balance": balance} | options
     config = TrainingConfig(**options)
-    return Trainer(built, *splits, optimizer=OptimizerConfig(lr=LR), config=config, folder=folder, about=ABOUT)
+    files = RunFiles(built, config, folder, ABOUT, rows=len(splits[0]))
+    return Trainer(built, *splits, optimizer=OptimizerConfig(lr=LR), config=config, files=files)
 
 
 def states(run):

@@ -32,13 +32,13 @@ def test_unsupported_widths_raise_before_data_are_read(tmp_path):
     training = TrainingConfig(tables="torchrec")
     config = RunConfig(model=ModelConfig(embedding_dim=6), optimizer=OptimizerConfig(tables="sgd"), training=training)
     with pytest.raises(TrainingError, match=r"torchrec needs model\.embedding_dim = a multiple of 4, got 6"):
-        fit_one(None, config, tmp_path, ranks=RANKS)
+        fit_one(None, config, tmp_path, ranks=RANKS).__enter__()
     config.model = ModelConfig(embedding_dims={"user": 16, "item": 8})
     with pytest.raises(TrainingError, match=r"needs model\.embedding_dims = none of another width, got .*'user': 16"):
-        fit_one(None, config, tmp_path, ranks=RANKS)
+        fit_one(None, config, tmp_path, ranks=RANKS).__enter__()
     config.model = ModelConfig(attention={"seen": "item"})
     with pytest.raises(TrainingError, match=r"needs model\.attention = none, got {'seen': 'item'}"):
-        fit_one(None, config, tmp_path, ranks=RANKS)
+        fit_one(None, config, tmp_path, ranks=RANKS).__enter__()
     check_tables(ModelConfig(embedding_dims={"item": 8}), training)
     check_tables(ModelConfig(embedding_dim=6, embedding_dims={"user": 16}), TrainingConfig())
 

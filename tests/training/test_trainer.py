@@ -15,6 +15,7 @@ from adaftr_fast.optim import SGD, Adagrad, Adam, LazyAdam, RowwiseAdagrad
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
 from adaftr_fast.training.checkpoint.weights import weights_of as named_weights_of
 from adaftr_fast.training.evaluation import evaluate
+from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.optimizers import build_optimizers
 from adaftr_fast.training.trackers import opened
 from adaftr_fast.training.trainer import Trainer
@@ -26,10 +27,9 @@ ABOUT = Description(
 
 
 def trainer(model, splits, folder=None, lr=0.01, **config):
-    config = {"batch_size": 100, "max_epochs": 4, "progress": False} | config
-    return Trainer(
-        model, *splits, optimizer=OptimizerConfig(lr=lr), config=TrainingConfig(**config), folder=folder, about=ABOUT
-    )
+    config = TrainingConfig(**{"batch_size": 100, "max_epochs": 4, "progress": False} | config)
+    files = RunFiles(model, config, folder, ABOUT, rows=len(splits[0]))
+    return Trainer(model, *splits, optimizer=OptimizerConfig(lr=lr), config=config, files=files)
 
 
 def weights_of(model):
@@ -275,12 +275,12 @@ def test_a_signal_stops_after_the_step_and_keeps_the_best(model, splits, tmp_pat
 def test_an_earlier_run_is_replaced_atomically(model, splits, tmp_path):
     trainer(model, splits, tmp_path, max_epochs=2).fit()
     (tmp_path / "test.json").write_text("{}")
-    trainer(model, splits, tmp_path).finish()
+    trainer(model, splits, tmp_path).files.finish()
     old = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     failing = trainer(model, splits, tmp_path)
     failing.train_epoch = lambda epoch, interrupt: interrupt.request()
     assert failing.fit().epochs == []
-    failing.finish()
+    failing.files.finish()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == old
 
     failing = trainer(model, splits, tmp_path)
@@ -290,7 +290,7 @@ def test_an_earlier_run_is_replaced_atomically(model, splits, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == old
 
     failing = trainer(model, splits, tmp_path)
-    failing._save_best = lambda: 1 / 0  # stopped before the weights of the first epoch are saved
+    failing.files.best_weights.save = lambda: 1 / 0  # stopped before the weights of the first epoch are saved
     with pytest.raises(ZeroDivisionError):
         failing.fit()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
@@ -300,9 +300,9 @@ def test_an_earlier_run_is_replaced_atomically(model, splits, tmp_path):
 
 def test_resuming_logs_an_epoch_that_a_killed_run_did_not_log(model, splits, tmp_path):
     trainer(model, splits, tmp_path, max_epochs=2).fit()
-    trainer(model, splits, tmp_path).finish()
+    trainer(model, splits, tmp_path).files.finish()
     stopped = trainer(model, splits, tmp_path, max_epochs=1)
-    stopped._log = lambda record: 1 / 0
+    stopped.files.log = lambda record: 1 / 0
     with pytest.raises(ZeroDivisionError):
         stopped.fit()
     resumed = trainer(model, splits, tmp_path, max_epochs=1)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,11 @@ class Manifest:
     dense: list[NumericEncoding]
     compared: dict[str, dict[str, int]]
     sha256: dict[str, str]  # the last one, see ``signed``
+
+    @cached_property
+    def parsed(self) -> Schema:
+        """The schema. Raises DataError if it is not a valid one."""
+        return parse_schema(self.schema)
 
     @property
     def num_embeddings(self) -> list[int]:
@@ -199,9 +205,8 @@ def _check_fields(manifest: Manifest) -> None:
         if not 1 <= field.num_embeddings <= MOST_IDS + 1:
             expected = f"num_embeddings of 1 to {MOST_IDS + 1}"
             raise ValueError(f"fields: {field.name}: expected {expected}, got {field.num_embeddings}")
-    schema = parse_schema(manifest.schema)
-    is_numeric = [(field.name, field.kind == "numeric") for field in schema.fields]
-    same_dense = [field.name for field in schema.dense] == [encoding.name for encoding in manifest.dense]
+    is_numeric = [(field.name, field.kind == "numeric") for field in manifest.parsed.fields]
+    same_dense = [field.name for field in manifest.parsed.dense] == [encoding.name for encoding in manifest.dense]
     if is_numeric != [(field.name, field.edges is not None) for field in manifest.fields] or not same_dense:
         raise ValueError("its fields are not those of its schema")
 

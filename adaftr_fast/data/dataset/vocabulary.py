@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from adaftr_fast.data.dataset.manifest import FieldInfo, Manifest
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Hashed, Vocabulary, one_array
 from adaftr_fast.data.raw.source import READ_ERRORS
-from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Field
 from adaftr_fast.errors import DataError, first_line
 from adaftr_fast.stores import AnyPath, StorePath
@@ -54,7 +53,7 @@ def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
         if isinstance(path, StorePath):
             manifest.check_folder(folder)
         raise DataError(f"{path}: not readable: {first_line(error)}") from error
-    known = parse_schema(manifest.schema).fields
+    known = manifest.parsed.fields
     hashed = {field.name for field in known if field.hashed}
     sharing = {field.name for field in known if field.vocabulary}
     encoders: dict[str, Encoder] = {}

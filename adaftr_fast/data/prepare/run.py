@@ -31,7 +31,6 @@ from adaftr_fast.data.prepare.work_files import WorkFiles
 from adaftr_fast.data.prepare.work_folder import publish, remove_finished, work_folder
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import input_paths
-from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import SPLITS, Schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.data.synthetic.write import LOG, write_log
@@ -208,7 +207,7 @@ def _digests(inputs: InputFiles, engine: Engine, shards: list[Shard], progress: 
 
 def _ids_to_grow(schema: Schema, folder: AnyPath) -> PreparedIds:
     manifest = read_manifest(folder)
-    if parse_schema(manifest.schema).features != schema.features:
+    if manifest.parsed.features != schema.features:
         raise DataError(f"{folder}: its fields differ from those of data set {schema.name}, so its ids cannot be kept")
     return PreparedIds(manifest.fingerprint, read_encoders(folder, manifest), manifest.dense)
 

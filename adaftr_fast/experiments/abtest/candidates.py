@@ -18,7 +18,6 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.matrix import matrix
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import encode_field
-from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.synthetic.log import ImpressionLog, as_arrow
 from adaftr_fast.data.synthetic.truth import Values
 from adaftr_fast.errors import ConfigError
@@ -68,7 +67,8 @@ class Auctions:
     def __init__(self, data: PreparedData, slate: int) -> None:
         if slate < 2:
             raise ConfigError(f"slate: expected >= 2 candidates, got {slate}")
-        self.schema, manifest = parse_schema(data.manifest.schema), data.manifest
+        manifest = data.manifest
+        self.schema = manifest.parsed
         if self.schema.generate is None:
             raise ConfigError(
                 f"abtest: expected a data set with true probabilities, whose schema has [generate], such as synthetic, "

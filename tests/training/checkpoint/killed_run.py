@@ -19,6 +19,7 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.checkpoint.weights import Description
+from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.trainer import Trainer
 
 FIELDS, TASKS = [60, 20, 7], ["click", "conversion"]
@@ -45,7 +46,7 @@ def train(folder: Path) -> None:
     about = Description(config=RunConfig(), fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={})
     trainer = Trainer(
         model, split(1500, 1), split(500, 2),
-        optimizer=OptimizerConfig(lr=0.01), config=config, folder=folder, about=about,
+        optimizer=OptimizerConfig(lr=0.01), config=config, files=RunFiles(model, config, folder, about, rows=1500),
     )  # fmt: skip
     trainer.resume()
     trainer.fit()

@@ -73,7 +73,7 @@ def test_a_snapshot_holds_the_state_of_its_step(model, splits, tmp_path, monkeyp
             expected.extend(value.detach().clone() for value in model.parameters())
         if run.progress.step == 30:
             release.set()
-            run.snapshots.wait()
+            run.files.snapshots.wait()
             found, _ = load_snapshot(tmp_path / "slow/last")
             assert names(tmp_path / "slow/last") == ["000000000002"]  # of step 1
             for (name, _), value in zip(model.named_parameters(), expected, strict=True):

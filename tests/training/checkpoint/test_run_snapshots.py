@@ -11,6 +11,7 @@ from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot, save_snapshot
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
+from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.trainer import Trainer
 
 ABOUT = Description(
@@ -20,9 +21,9 @@ ABOUT = Description(
 
 
 def trainer(model, splits, folder, about=ABOUT, **config):
-    config = {"batch_size": 100, "max_epochs": 4, "progress": False} | config
-    optimizer = OptimizerConfig(lr=0.01)
-    return Trainer(model, *splits, optimizer=optimizer, config=TrainingConfig(**config), folder=folder, about=about)
+    config = TrainingConfig(**{"batch_size": 100, "max_epochs": 4, "progress": False} | config)
+    files = RunFiles(model, config, folder, about, rows=len(splits[0]))
+    return Trainer(model, *splits, optimizer=OptimizerConfig(lr=0.01), config=config, files=files)
 
 
 def stop_after(run, steps, monkeypatch):
@@ -91,13 +92,13 @@ def test_resuming_a_finished_run_only_restores_the_best_weights(model, splits, t
     assert run.resume()
     assert run.fit() == first
     assert all(torch.equal(weights[name], value) for name, value in other.state_dict().items())
-    run.finish()
+    run.files.finish()
     assert not trainer(model, splits, tmp_path).resume()
 
 
 def test_resuming_saves_best_weights_that_a_killed_run_did_not_save(model, splits, tmp_path, monkeypatch):
     run = trainer(model, splits, tmp_path, max_epochs=1)
-    monkeypatch.setattr(run, "_save_best", lambda: 1 / 0)
+    monkeypatch.setattr(run.files.best_weights, "save", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.fit()
     again = trainer(type(model)(), splits, tmp_path, max_epochs=1)

@@ -14,6 +14,7 @@ from adaftr_fast.training.checkpoint.progress import RunningMean
 from adaftr_fast.training.checkpoint.weights import Description
 from adaftr_fast.training.device.feed import to_device
 from adaftr_fast.training.device.graph import WARM_UP
+from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.stepper import Stepper
 from adaftr_fast.training.trainer import Trainer
 from tests.training.device.test_graph import OPTIMIZERS, ROWS, SIZES, bags, batches
@@ -187,7 +188,12 @@ def test_a_run_trains_and_resumes(device, tmp_path):
         config = TrainingConfig(batch_size=ROWS, max_epochs=3, device=device, progress=False)
         model = build_model(ModelConfig(), SIZES, TASKS)
         return Trainer(
-            model, train, validation, optimizer=OptimizerConfig(lr=0.01), config=config, folder=folder, about=about
+            model,
+            train,
+            validation,
+            optimizer=OptimizerConfig(lr=0.01),
+            config=config,
+            files=RunFiles(model, config, folder, about, rows=len(train)),
         )
 
     def losses(result):
@@ -208,7 +214,8 @@ def test_a_loss_that_is_not_finite_is_found_and_not_saved(tmp_path):
     about = Description(config=RunConfig(), fingerprint="f", num_embeddings=SIZES, tasks=TASKS, metrics={})
     config = TrainingConfig(batch_size=ROWS, device="cuda", progress=False)
     model = build_model(ModelConfig(name="mmoe"), SIZES, TASKS)
-    options = {"optimizer": OptimizerConfig(lr=1e30), "config": config, "folder": tmp_path, "about": about}
+    files = RunFiles(model, config, tmp_path, about, rows=len(train))
+    options = {"optimizer": OptimizerConfig(lr=1e30), "config": config, "files": files}
     with pytest.raises(TrainingError, match=r"^epoch 1, steps 1 to 20: the loss is not finite"):
         Trainer(model, train, validation, **options).fit()
     assert not (tmp_path / "last").exists()
