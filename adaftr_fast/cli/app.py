@@ -44,7 +44,7 @@ COMMANDS: dict[str, Any] = {
         info,
     )
 }
-OF_RANKS = ("train", "daily", "demo")  # commands that torchrun may start
+OF_RANKS = ("train", "daily", "stream", "demo")  # commands that torchrun may start
 USER_ERRORS = (UserError, OSError)  # an OSError names the file and the cause
 INTERRUPTED = 128  # plus the number of the signal, as shells report a program that a signal ended
 

@@ -53,8 +53,9 @@ def _add_kafka(parser: Parser) -> None:
 
 
 def run(arguments: jsonargparse.Namespace) -> None:
-    """Trains on each chunk and prints its lag and its metrics before and after training on it."""
+    """Trains on each chunk; rank 0 prints its lag and its metrics before and after training on it."""
     from adaftr_fast.data.schema.parse import load_schema
+    from adaftr_fast.distributed.ranks import is_first, joined
     from adaftr_fast.runs.output import output
     from adaftr_fast.streaming.loop import StreamOptions, train_stream
 
@@ -62,9 +63,15 @@ def run(arguments: jsonargparse.Namespace) -> None:
     names = ("poll", "idle", "keep", "export_minutes", "on_error")
     options = StreamOptions(**{name: arguments[name] for name in names})
     schema = load_schema(arguments.dataset)
-    with output(arguments.out) as out, ExitStack() as stack:
-        for record in train_stream(schema, _source(arguments, schema, out, stack), config, out, options):
-            print(_line(record), flush=True)
+    with (
+        joined(config.training.device, config.training.rank_timeout) as ranks,
+        output(arguments.out, ranks) as out,
+        ExitStack() as stack,
+    ):
+        source = _source(arguments, schema, out, stack) if is_first() else None
+        for record in train_stream(schema, source, config, out, options, ranks):
+            if is_first():
+                print(_line(record), flush=True)
 
 
 def _source(arguments: jsonargparse.Namespace, schema: Schema, out: Path, stack: ExitStack) -> Source:

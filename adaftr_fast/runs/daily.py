@@ -10,6 +10,7 @@ With several ranks, rank 0 prepares the days and writes the records. All ranks t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adaftr_fast._files import replace_file
+from adaftr_fast._files import naming, sync
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.config import DataConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
@@ -68,21 +69,66 @@ def train_daily(
         DataError: the schema reads several files, or the days in ``out`` are not the first of ``files``.
         KeyboardInterrupt, TrainingError, CheckpointError, BusyError: see ``train_one``.
     """
-    check_options(config, ranks)
     schema = part_schema(schema)
     paths = [as_path(file) for file in files]
-    if ranks is not None:
-        ranks.agree("settings or files", config.flat() | {"files": [str(file) for file in paths]})
-    with writing(out, ranks, RECORDS):
-        if ranks is not None:
-            check_shared_folder(out, ranks, "every rank reads the days' data and runs")
-        records = on_rank_zero(ranks, lambda: _read(out, paths))
-        for day, file in enumerate(paths[len(records) :], start=len(records) + 1):
+    with writing_parts(out, config, ranks, files=[str(file) for file in paths]):
+        journal = Journal(out / RECORDS, ranks)
+        _check(out, journal.records, paths)
+        for day, file in list(enumerate(paths, start=1))[len(journal.records) :]:
             before = _folder(out, day - 1) if day > 1 else None
             with train_part(schema, file, _folder(out, day), before, config, ranks, engine) as found:
-                records.append({"day": day, "file": str(file)} | found)
-                on_rank_zero(ranks, lambda: _write(out, records))
-            yield records[-1]
+                journal.append({"day": day, "file": str(file)} | found)
+            yield journal.records[-1]
+
+
+@contextmanager
+def writing_parts(out: Path, config: RunConfig, ranks: Ranks | None, *names: str, **agreed: Any) -> Iterator[None]:
+    """Makes this run the only writer of the folder of a log's parts, which all ranks see.
+
+    Args:
+        out: the folder.
+        config: the configuration of every part.
+        ranks: the ranks that train together.
+        names: the files that ``replace_file`` writes in the folder.
+        agreed: plain values that must be the same on all ranks, as the configuration.
+
+    Raises:
+        TrainingError, RankError: see ``check_options``, or the ranks have different options.
+        CheckpointError: a rank does not see ``out``.
+        BusyError: another process writes ``out``.
+    """
+    check_options(config, ranks)
+    if ranks is not None:
+        ranks.agree(" or ".join(["settings", *agreed]), config.flat() | agreed)
+    with writing(out, ranks, *names):
+        if ranks is not None:
+            check_shared_folder(out, ranks, "every rank reads the data and runs of the parts")
+        yield
+
+
+class Journal:
+    """The records of the finished parts of a log, a line of JSON each. All ranks hold them, and rank 0 writes them.
+
+    Args:
+        path: the file, which this run alone writes.
+        ranks: the ranks, which all call ``append``.
+
+    Attributes:
+        records: the records, in order.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+
+    def __init__(self, path: Path, ranks: Ranks | None = None) -> None:
+        self.path = path
+        self.ranks = ranks
+        self.records: list[dict[str, Any]] = on_rank_zero(ranks, lambda: _read(path))
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Adds the record of a part, which is finished by that. It is on disk on return."""
+        on_rank_zero(self.ranks, lambda: _append(self.path, record))
+        self.records.append(record)
 
 
 @contextmanager
@@ -182,25 +228,32 @@ def _folder(out: Path, day: int) -> Path:
     return out / f"day-{day:04d}"
 
 
-def _read(out: Path, files: Sequence[AnyPath]) -> list[dict[str, Any]]:
-    """Returns the records of the finished days, which must be the first of ``files``."""
-    path = out / RECORDS
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Reads the records. A last line without its end, of a killed process, is removed."""
     if not path.exists():
         return []
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
     try:
-        lines = filter(None, path.read_text(encoding="utf-8").split("\n"))
-        records = [from_json(dict[str, Any], loads(line)) for line in lines]
+        return [from_json(dict[str, Any], loads(line)) for line in content[:whole].decode().split("\n")[:-1]]
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
-    _check(out, records, files)
-    return records
 
 
-def _write(out: Path, records: list[dict[str, Any]]) -> None:
-    replace_file(out / RECORDS, "".join(dumps(each) + "\n" for each in records).encode())
+def _append(path: Path, record: dict[str, Any]) -> None:
+    is_new = not path.exists()
+    with naming(path), path.open("ab") as file:
+        file.write((dumps(record) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        sync(path.parent)
 
 
 def _check(out: Path, records: list[dict[str, Any]], files: Sequence[AnyPath]) -> None:
+    """Raises DataError unless the finished days are the first of ``files``."""
     done = [record.get("file") for record in records]
     for day, (then, now) in enumerate(zip(done, map(str, files)), start=1):
         if then != now:

@@ -9,22 +9,23 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import ConfigError, DataError, TrainingError
-from adaftr_fast.runs.daily import part_schema, train_part
+from adaftr_fast.runs.daily import part_schema, train_part, writing_parts
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.stores import recorded
 from adaftr_fast.streaming.journal import CURRENT, EXPORTED, Journal
 from adaftr_fast.streaming.source import Chunk, Source
-from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
+from adaftr_fast.training.checkpoint.files import on_rank_zero
+from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
 from adaftr_fast.training.sharding import check_replicated
 from adaftr_fast.training.trackers.opened import KNOWN, Trackers
 
@@ -61,19 +62,27 @@ class StreamOptions:
 
 
 def train_stream(
-    schema: Schema, source: Source, config: RunConfig, out: Path, options: StreamOptions
+    schema: Schema,
+    source: Source | None,
+    config: RunConfig,
+    out: Path,
+    options: StreamOptions,
+    ranks: Ranks | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Trains on each chunk of ``source`` once, and yields a record per chunk when it is in ``stream.jsonl``.
 
     Args:
         schema: a schema of one file. Its split is ignored.
-        source: the chunks.
+        source: the chunks. Only rank 0 needs them.
         config: the configuration of every chunk. Its ``warm_start`` is that of the first chunk; its ``data`` are
             replaced for each. The trackers log the whole stream as one run, with the number of the chunk as the step.
         out: the folder of the stream. Its ``serving`` is the exported model.
         options: how the stream runs.
+        ranks: the ranks that train together. All of them must see ``out``, and get the records. Rank 0 reads the
+            source, prepares, exports and logs.
 
     Raises:
+        RankError: the ranks have different options.
         KeyboardInterrupt: Ctrl-C or SIGTERM. The arguments are the number of the signal and a message for the user.
         DataError: the schema reads several files, a file of the stream's state is damaged, or a chunk cannot be
             prepared.
@@ -81,78 +90,116 @@ def train_stream(
     """
     check_replicated("stream", config.training)
     schema = part_schema(schema)
-    with writing_folder(out, CURRENT, EXPORTED, KNOWN), ExitStack() as stack:
-        stream = _Stream(schema, source, config, out, options)
+    with writing_parts(out, config, ranks, CURRENT, EXPORTED, KNOWN), ExitStack() as stack:
+        stream = _Stream(schema, source, config, out, options, ranks)
         stack.push(stream.close)
         yield from stream.run()
 
 
 class _Stream:
-    def __init__(self, schema: Schema, source: Source, config: RunConfig, out: Path, options: StreamOptions) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        source: Source | None,
+        config: RunConfig,
+        out: Path,
+        options: StreamOptions,
+        ranks: Ranks | None,
+    ) -> None:
         self.schema = schema
         self.source = source
         self.out = out
         self.options = options
+        self.ranks = ranks
+        self._is_rank_zero = ranks is None or ranks.is_rank_zero
         self.config = replace(config, training=replace(config.training, trackers=[]))
-        self.journal = Journal(out)
+        self.journal = Journal(out, ranks)
+        self.trackers: Trackers | None = None  # of rank 0
+        on_rank_zero(ranks, lambda: self._open_trackers(config))
+
+    def _open_trackers(self, config: RunConfig) -> None:
         shown = [_numbers(record) for record in self.journal.records]
-        self.trackers = Trackers(config.training.trackers, out, config.flat(), resumed=True, records=shown)
+        self.trackers = Trackers(config.training.trackers, self.out, config.flat(), resumed=True, records=shown)
 
     def close(self, kind: type[BaseException] | None, *error: object) -> None:
         """Closes the trackers."""
-        self.trackers.close(failed=kind is not None)
+        if self.trackers is not None:
+            self.trackers.close(failed=kind is not None)
 
     def run(self) -> Iterator[dict[str, Any]]:
         """Yields the record of each chunk."""
-        self._remove_old()  # what a killed process has left
+        on_rank_zero(self.ranks, self._remove_old)  # what a killed process has left
         last = time.monotonic()
         while True:
             if (chunk := self._next()) is not None:
                 record = self._finish(chunk)
-                self._export_if_due()
+                self._after_rank_zero(self._export_if_due)
                 yield record
                 last = time.monotonic()
                 continue
-            self._export_if_due()
-            if self.options.idle and time.monotonic() - last >= self.options.idle:
+            self._after_rank_zero(self._export_if_due)
+            if on_rank_zero(self.ranks, lambda since=last: 0 < self.options.idle <= time.monotonic() - since):
                 break
             self._wait()
-        self._export()
+        self._after_rank_zero(self._export)
+
+    def _after_rank_zero(self, make: Callable[[], Any]) -> Any:
+        """Returns ``make()`` of this process or, on all ranks, of rank 0, which may take any time."""
+        return make() if self.ranks is None else self.ranks.after_rank_zero(make)
 
     def _next(self) -> Chunk | None:
         """Returns the chunk in progress, or else the next one of the source, which is then in progress."""
+        found = self._after_rank_zero(self._found)
+        return None if found is None else Chunk.of(found)
+
+    def _found(self) -> dict[str, Any] | None:
+        """Returns the plain values of the next chunk, on rank 0."""
         chunk = self.journal.current()
         if chunk is not None:
             if chunk.file.exists():
-                return chunk
+                return chunk.plain()
             warnings.warn(f"{chunk.file}: is gone and was not trained on", RuntimeWarning, stacklevel=2)
         self._remove(len(self.journal.records) + 1)  # what a chunk that is gone has left
+        assert self.source is not None  # on rank 0
         chunk = self.source.next(self.journal.done)
-        if chunk is not None:
-            self.journal.begin(chunk)
-        return chunk
+        if chunk is None:
+            return None
+        self.journal.begin(chunk)
+        return chunk.plain()
 
     def _finish(self, chunk: Chunk) -> dict[str, Any]:
         """Trains on a chunk, or leaves it out, and returns its record."""
         number = len(self.journal.records) + 1
-        about = {"chunk": number, "name": chunk.name, "file": recorded(chunk.file), "position": chunk.position}
+        file = recorded(chunk.file)
+        about: dict[str, Any] = {"chunk": number, "name": chunk.name, "file": file, "position": chunk.position}
         about |= {"set_aside": chunk.set_aside} if chunk.set_aside else {}
         before = self._folder(self.journal.trained[-1]) if self.journal.trained else None
         began = time.time()
         try:
-            with train_part(self.schema, chunk.file, self._folder(number), before, self.config) as found:
-                record = about | found | _timed(chunk, began)
+            with train_part(self.schema, chunk.file, self._folder(number), before, self.config, self.ranks) as found:
+                record = about | found | self._timed(chunk, began)
                 record["rows_per_s"] = record["rows"] / record["seconds"]
                 self.journal.append(record)
         except (DataError, TrainingError) as error:
             if self.options.on_error == "stop":
                 raise
-            warnings.warn(f"{chunk.file}: left out: {error}", RuntimeWarning, stacklevel=2)
-            record = about | {"error": str(error)} | _timed(chunk, began)
+            record = about | {"error": str(error)} | self._timed(chunk, began)
             self.journal.append(record)
-        self.trackers.log(_numbers(record), number)
-        self._remove_old()
+            if self._is_rank_zero:
+                warnings.warn(f"{chunk.file}: left out: {error}", RuntimeWarning, stacklevel=2)
+        if self.trackers is not None:
+            self.trackers.log(_numbers(record), number)
+        on_rank_zero(self.ranks, self._remove_old)
         return record
+
+    def _timed(self, chunk: Chunk, began: float) -> dict[str, float]:
+        """Returns when a chunk arrived, and the seconds from then and from ``began`` until now, by rank 0's clock."""
+
+        def timed() -> dict[str, float]:
+            now = time.time()
+            return {"arrived": chunk.arrived, "lag": now - chunk.arrived, "seconds": now - began}
+
+        return on_rank_zero(self.ranks, timed)
 
     def _folder(self, number: int) -> Path:
         return self.out / f"chunk-{number:06d}"
@@ -184,17 +231,13 @@ class _Stream:
         self.journal.note_export(trained[-1], now)
 
     def _wait(self) -> None:
-        with deferred_interrupt() as stop:
-            _sleep(self.options.poll, stop)
+        with deferred_interrupt() as own:
+            stop = own if self.ranks is None else SharedInterrupt(own, self.ranks)
+            _sleep(self.options.poll, own)
+            stop.synchronize()
         if stop:
             message = f"interrupted; run the same command to continue from {self.out}"
             raise KeyboardInterrupt(stop.signum, message)
-
-
-def _timed(chunk: Chunk, began: float) -> dict[str, float]:
-    """Returns when a chunk arrived, and the seconds from then and from ``began`` until now."""
-    now = time.time()
-    return {"arrived": chunk.arrived, "lag": now - chunk.arrived, "seconds": now - began}
 
 
 def _sleep(seconds: float, stop: Interrupt) -> None:

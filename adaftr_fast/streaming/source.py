@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from adaftr_fast.stores import AnyPath
+from adaftr_fast.stores import AnyPath, as_path, recorded
 
 Position = dict[str, Any]
 """A plain value from which a source goes on after a chunk."""
@@ -28,6 +28,15 @@ class Chunk:
     arrived: float
     position: Position = field(default_factory=dict)
     set_aside: dict[str, Any] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the chunk as plain values, for another process, also on another machine."""
+        return asdict(self) | {"file": recorded(self.file)}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Chunk:
+        """Returns the chunk whose ``plain`` values these are."""
+        return cls(**plain | {"file": as_path(plain["file"])})
 
 
 class Source(Protocol):

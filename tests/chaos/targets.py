@@ -263,7 +263,7 @@ def results() -> list[bytes]:
 
 def days(content: bytes, folder: Path) -> None:
     (folder / "daily.jsonl").write_bytes(content)
-    daily._read(folder, [Path("day1.csv.gz"), Path("day2.csv.gz")])
+    daily._check(folder, daily.Journal(folder / "daily.jsonl").records, [Path("day1.csv.gz"), Path("day2.csv.gz")])
 
 
 def serving(content: bytes, folder: Path) -> None:

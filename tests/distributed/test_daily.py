@@ -13,6 +13,7 @@ from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.runs.daily import RECORDS, train_daily
+from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from tests.distributed.ranks import joined_ranks, on_ranks
 from tests.distributed.test_torchrun import children, command_by_hand, finish, torchrun, wait_for
@@ -118,6 +119,26 @@ def test_days_equal_those_of_one_process(size, folder):
 
 def test_the_command_equals_one_process(folder, by_two):
     assert_same_days(by_two, folder / "one")
+
+
+def test_a_stream_of_two_ranks_equals_the_days_of_one_process(folder, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "in").mkdir()
+    for day in range(DAYS):
+        (tmp_path / "in" / f"{day}.parquet").symlink_to(folder / f"day{day}.parquet")
+    flags = [text for name, value in OPTIONS.items() for text in (f"--{name}", str(value))]
+    source = ["--folder", str(tmp_path / "in"), "--settle", "0", "--poll", "0", "--idle", "0.01", "--keep", str(DAYS)]
+    codes, shown, errors = command_by_hand(
+        "stream", "--dataset", str(folder / "shop.toml"), "--out", str(out), *source, *flags
+    )
+    assert codes == [0, 0], errors
+    assert [text.count("before training") for text in shown] == [DAYS, 0]  # one rank prints
+    assert load_scorer(out / "serving").about.tasks == ["click", "conversion"]
+    chunks = [json.loads(line) for line in (out / "stream.jsonl").read_text().splitlines()]
+    (out / RECORDS).write_text("".join(json.dumps(each | {"day": each["chunk"]}) + "\n" for each in chunks))
+    for day in range(1, DAYS + 1):
+        (out / f"chunk-{day:06d}").rename(out / f"day-{day:04d}")
+    assert_same_days(out, folder / "one")
 
 
 def test_killed_ranks(folder, by_two, tmp_path):

@@ -145,7 +145,7 @@ def test_a_missing_variable_is_named(data, tmp_path, monkeypatch, capsys):
 def test_other_commands_refuse_several_processes(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["info"]) == 2
-    assert "info: only train, daily, demo support several processes" in capsys.readouterr().err
+    assert "info: only train, daily, stream, demo support several processes" in capsys.readouterr().err
 
 
 def test_restarts_on_several_machines_need_a_new_store(data, tmp_path, monkeypatch, capsys):

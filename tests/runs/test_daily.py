@@ -115,7 +115,7 @@ def test_an_interruption_at_any_point_does_not_change_bits(days, tmp_path, monke
 
     stop_at("prepare", 2, daily)
     stop_at("evaluate", 1, daily)
-    stop_at("replace_file", 1, daily)  # only the record is missing
+    stop_at("append", 1, daily.Journal)  # only the record is missing
     stop_at("train_epoch", 2, Trainer)
     run(days, stopped)
     assert lines(stopped) == lines(tmp_path / "whole")
@@ -133,7 +133,7 @@ def test_finished_days_are_not_repeated(days, tmp_path):
         run([days[0], days[2], days[1]], out)
     with pytest.raises(DataError, match="expected files of at least 3 days, got 2"):
         run(days[:2], out)
-    for damaged in ("{", "[1]"):
+    for damaged in ("{\n", "[1]\n"):
         (out / RECORDS).write_text(damaged)
         with pytest.raises(DataError, match=r"daily\.jsonl: damaged"):
             run(days, out)

@@ -114,7 +114,7 @@ def _read_run() -> object:
 
 def _read_days() -> object:
     records = Path("out/daily.jsonl")
-    return [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else None
+    return [json.loads(line) for line in records.read_text().split("\n")[:-1]] if records.exists() else None
 
 
 def _read_stream() -> object:
