@@ -50,7 +50,8 @@ class Prepared(PreparedData):
 
     def notes(self) -> list[str]:
         """Returns one line each about lines of text, rows left out or in no split, values of labels, and the source."""
-        manifest, notes = self.manifest, []
+        manifest = self.manifest
+        notes = []
         if manifest.bad_rows and manifest.bad_rows.lines is not None:
             notes.append(f"Read: {manifest.bad_rows.account()}")
         if manifest.bad_rows and manifest.bad_rows.bad:

@@ -127,7 +127,8 @@ def export(
     folder = data.folder if isinstance(data, PreparedData) else None if data is None else as_path(data)
     if model_class is None and isinstance(run, Run):
         model_class = run.model_class
-    place, source = as_path(out), local_copy(run_folder(run))
+    place = as_path(out)
+    source = local_copy(run_folder(run))
     with local_folder(place) as target:
         about = export_run(source, target, data=folder, aot=aot, onnx=onnx, task=task, model_class=model_class)
     return ExportedModel(place, about)
@@ -179,7 +180,8 @@ def predict(
     folder = model.folder if isinstance(model, ExportedModel) else model
     if not isinstance(folder, str | AnyPath):
         raise TypeError(f"model: expected an exported model or its folder, got {type(model).__name__}")
-    scorer, place = load_scorer(local_copy(folder)), as_path(out)
+    scorer = load_scorer(local_copy(folder))
+    place = as_path(out)
     price = None if bid is None else str(bid)
     columns = output_columns(
         scorer.about.tasks, click=click, conversion=conversion, bid=price, bid_weight=bid_weight, cvr=cvr

@@ -39,7 +39,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.runs.output import output
 
     config = replace(read_config(arguments, SECTIONS), warm_start=read_warm_start(arguments))
-    schema, training = load_schema(arguments.dataset), config.training
+    schema = load_schema(arguments.dataset)
+    training = config.training
     with (
         joined(training.device, training.rank_timeout) as ranks,
         output(arguments.out, ranks) as folder,

@@ -75,7 +75,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
 
 
 def _source(arguments: jsonargparse.Namespace, schema: Schema, out: Path, stack: ExitStack) -> Source:
-    folder, topic = arguments.folder, arguments.kafka_topic
+    folder = arguments.folder
+    topic = arguments.kafka_topic
     if (folder is None) == (topic is None):
         raise ConfigError("stream: expected --folder or --kafka_topic, and not both")
     if folder is not None:

@@ -27,7 +27,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.api.run import train
     from adaftr_fast.distributed.ranks import is_first
 
-    config, start = read_config(arguments), read_warm_start(arguments)
+    config = read_config(arguments)
+    start = read_warm_start(arguments)
     trained = train(None, arguments.out, config=config, restart=arguments.restart, warm_start=start)
     if is_first():
         print(trained.table())

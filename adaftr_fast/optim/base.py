@@ -311,7 +311,8 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def _by_field(self, weight: nn.Parameter) -> dict[str, Tensor]:
         """Returns the state of one table as ``<name>.<field name>`` per field, and scalars as ``<name>``."""
-        table, entry = self._table_of[weight], {}
+        table = self._table_of[weight]
+        entry = {}
         for key, value in self._entry(weight).items():
             if value.dim() == 0:
                 entry[key] = value
@@ -347,7 +348,8 @@ class RowOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the parameter groups or the state of a table do not fit; nothing is loaded then.
         """
-        tables, saved = dict(self._numbered()), state_dict["state"]
+        tables = dict(self._numbered())
+        saved = state_dict["state"]
         for number, weight in tables.items():
             self._check_entry(number, saved.get(number, {}), self._by_field(weight))
         kept: dict[Tensor, Any] = {weight: self.state[weight] for weight in tables.values() if weight in self.state}

@@ -32,7 +32,8 @@ class DeferredAdam:
     """
 
     def __init__(self, weight: Tensor, decoupled: bool) -> None:
-        (rows, width), device = weight.shape, weight.device
+        rows, width = weight.shape
+        device = weight.device
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.moments = empty_table(rows, 2, width, device=device, dtype=dtype).zero_()
         current = empty_table(rows, device=device, dtype=torch.int32).zero_()
@@ -47,7 +48,9 @@ class DeferredAdam:
         self.tensors: list[Tensor] = [self.moments, current, series, schedule, powers, self._clock]
         self._decoupled = decoupled
         self._options: tuple[float, ...] | None = None
-        self.steps = self._base = self.seen = 0
+        self.steps = 0
+        self._base = 0
+        self.seen = 0
         self.lock = threading.RLock()
 
     def configure(self, weight: Tensor, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
@@ -57,7 +60,8 @@ class DeferredAdam:
             return
         flush(weight)  # the missed steps were taken under the old options
         self._options = options
-        decoupled, horizon = float(self._decoupled), self._horizon(*betas)
+        decoupled = float(self._decoupled)
+        horizon = self._horizon(*betas)
         self._clock[1:_BASE] = self._clock.new_tensor([*options, decoupled, horizon])
         powers = self.tensors[4]
         keep1 = 1 - self._rounded(1 - betas[0])  # what m <- m + (1 - β1) (g - m) keeps
@@ -112,8 +116,10 @@ class DeferredAdam:
 
     def resume_at(self, step: int) -> None:
         """Marks every row, which must be current, as current to ``step``."""
-        self.steps = self._base = step
-        self._clock[_STEP] = self._clock[_BASE] = step
+        self.steps = step
+        self._base = step
+        self._clock[_STEP] = step
+        self._clock[_BASE] = step
         self.tensors[1].fill_(step)
 
     def _rounded(self, value: float) -> Tensor:

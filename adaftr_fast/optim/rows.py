@@ -137,7 +137,8 @@ class LazyAdam(RowOptimizer):
         self.state[weight] = {"step": 0, "moments": state_table(weight, rows, 2, width)}
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state, (beta1, beta2) = self.state[weight], group["betas"]
+        state = self.state[weight]
+        beta1, beta2 = group["betas"]
         state["step"] += 1
         step_size = float(group["lr"]) * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
         _ops.embedding_lazy_adam_(

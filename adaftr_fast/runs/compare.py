@@ -38,7 +38,8 @@ def read_runs(folders: Sequence[AnyPath]) -> tuple[list[Recorded], list[str]]:
     A run is named by the part of its path that the folders do not share.
     """
     folders = list(dict.fromkeys(folders))
-    runs, unread = [], []
+    runs = []
+    unread = []
     for folder, name in zip(folders, _names(folders)):
         try:
             local = local_copy(folder)

@@ -55,7 +55,8 @@ def _run(out: Path, training: TrainingConfig, restart: bool, ranks: Ranks | None
     else:
         check_shared_folder(out, ranks, "every rank reads the prepared data")
         ranks.after_rank_zero(prepared)
-    data, is_first = PreparedData(folder), ranks is None or ranks.is_rank_zero
+    data = PreparedData(folder)
+    is_first = ranks is None or ranks.is_rank_zero
     base = RunConfig(data=DataConfig(recorded(folder)), training=training)
     runs = []
     for name in ("mmoe", "adaftr"):

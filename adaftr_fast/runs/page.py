@@ -47,7 +47,8 @@ def _facts(manifest: Manifest, config: RunConfig, run: TrainedRun) -> str:
 
 def _options(config: RunConfig) -> str:
     """Returns the options that differ from the defaults, as TOML for ``--config``."""
-    defaults, changed = RunConfig().flat(), {}
+    defaults = RunConfig().flat()
+    changed = {}
     for name in SECTIONS:
         section = config.to_dict()[name].items()
         options = {key: value for key, value in section if value not in (None, defaults[f"{name}.{key}"])}

@@ -116,7 +116,8 @@ def take_layers(pair: Pair, same_tasks: bool, same_fields: bool) -> tuple[list[s
     Returns:
         The names of the copied weights, and the reason for each of the others.
     """
-    ours, theirs = _dense(pair.model), _dense(pair.old)
+    ours = _dense(pair.model)
+    theirs = _dense(pair.old)
     sources = pair.sources(ours, theirs)
     related = _why_unrelated(pair, {name: (ours[name], theirs.get(name)) for name in ours if _is_related(name)})
     reasons: dict[str, str] = {}

@@ -100,7 +100,8 @@ def warm_start(
         DataError: a vocabulary cannot be read.
     """
     found = match(model, data, load_earlier(run, name), WarmStartConfig(str(run), task, allow_empty), name)
-    ours, theirs = tables(model), tables(found.old.model)
+    ours = tables(model)
+    theirs = tables(found.old.model)
     for copy in found.copies:
         rows = ours[copy.table].field_weight(copy.place)  # a view
         known = (copy.sources != FRESH).nonzero().flatten()
@@ -215,7 +216,8 @@ def _widths(model: MultiTaskModel) -> list[int]:
 
 def _columns(model: MultiTaskModel, data: PreparedData) -> list[tuple[str, int, str | None] | NumericEncoding]:
     """What dense layers read, in order: names, widths and attention targets of the fields, and encodings of numbers."""
-    names, found = _field_names(data), backbone(model)
+    names = _field_names(data)
+    found = backbone(model)
     targets = {} if found is None or found.attention is None else found.attention.targets
     of_target = [None if (target := targets.get(f)) is None else names[target] for f in range(len(names))]
     return [*zip(names, _widths(model), of_target, strict=True), *data.manifest.dense]
@@ -248,7 +250,8 @@ def _row_copies(pair: Pair, data: PreparedData, old: PreparedData, report: WarmS
     """Returns the copies of the fields' rows, and adds their numbers to the report."""
     sources = _source_rows(data, old)
     places = {each.name: str(place) for place, each in enumerate(old.manifest.fields)}
-    ours, theirs = tables(pair.model), tables(pair.old)
+    ours = tables(pair.model)
+    theirs = tables(pair.old)
     table_sources = pair.sources(ours, theirs)
     copies = []
     for table_name, table in ours.items():
@@ -256,7 +259,8 @@ def _row_copies(pair: Pair, data: PreparedData, old: PreparedData, report: WarmS
         old_widths = _widths_by_place(theirs[old_name]) if old_name in theirs else {}
         sizes = dict(zip(table.field_names, table.num_embeddings, strict=True))
         for place, (field_name, width) in _fields_of(table, data).items():
-            there, taken = places.get(field_name, ""), 0
+            there = places.get(field_name, "")
+            taken = 0
             if old_widths.get(there) == width:
                 source = torch.from_numpy(sources[field_name])
                 copies.append(RowCopy(table_name, place, old_name, there, source))
@@ -269,7 +273,8 @@ def _row_copies(pair: Pair, data: PreparedData, old: PreparedData, report: WarmS
 
 def _fields_of(table: Table, data: PreparedData) -> dict[str, tuple[str, int]]:
     """Returns name and width of the fields of a table by place. The others' vectors are in the tables of targets."""
-    widths, names = _widths_by_place(table), _field_names(data)
+    widths = _widths_by_place(table)
+    names = _field_names(data)
     return {place: (name, widths[place]) for place, name in zip(map(str, range(len(names))), names) if place in widths}
 
 

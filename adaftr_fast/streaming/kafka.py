@@ -139,7 +139,8 @@ class KafkaSource:
 
     def _chunk(self, before: dict[str, int]) -> Chunk | None:
         """Writes the messages as a chunk; returns None if none is a row."""
-        messages, self._messages = self._messages, []
+        messages = self._messages
+        self._messages = []
         self._offsets = before | {str(each.partition()): each.offset() + 1 for each in messages}
         rows = self._rows(messages)
         if not len(rows):
@@ -151,7 +152,8 @@ class KafkaSource:
         path = self.folder / f"{name}.parquet"
         with publishing(path) as new:
             pq.write_table(rows, new)
-        aside, self._set_aside = self._set_aside, {}
+        aside = self._set_aside
+        self._set_aside = {}
         return Chunk(name, path, max(map(_written, messages)), {"offsets": self._offsets}, aside)
 
     def _rows(self, messages: Sequence[Any]) -> pa.Table:

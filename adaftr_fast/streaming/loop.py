@@ -224,7 +224,8 @@ class _Stream:
         trained = self.journal.trained
         if not trained or self.journal.exported()[0] == trained[-1]:
             return
-        folder, model = self._folder(trained[-1]), self.config.model
+        folder = self._folder(trained[-1])
+        model = self.config.model
         now = time.time()
         own = model.name if model.is_own else None
         export_run(folder / "run", self.out / SERVING, data=folder / "data", model_class=own)

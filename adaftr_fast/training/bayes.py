@@ -38,7 +38,8 @@ def bayes_metrics(folder: str | AnyPath, split: str = "test") -> TaskMetrics:
     tasks = [task for task in manifest.tasks if TRUTH + task in table.column_names]
     metrics: TaskMetrics = {}
     for task in tasks:
-        labels, truth = table[task].to_numpy(), table[TRUTH + task].to_numpy()
+        labels = table[task].to_numpy()
+        truth = table[TRUTH + task].to_numpy()
         if not ((truth > 0) & (truth < 1)).all():
             raise DataError(f"{folder / split}: column {TRUTH + task}: expected probabilities in (0, 1)")
         logits = np.log(truth) - np.log1p(-truth)

@@ -143,12 +143,14 @@ def measure(task_names: Sequence[str], predictions: Predictions, funnel: Sequenc
         raise DivergedError(f"{wrong} of {logits.size} predictions are not finite: the model has diverged")
     metrics: TaskMetrics = {}
     for column, task in enumerate(task_names):
-        y, z = labels[:, column], logits[:, column]
+        y = labels[:, column]
+        z = logits[:, column]
         metrics[task] = {"auc": auc(y, z), "logloss": log_loss(y, z), "calibration": calibration(y, z)}
         if group is not None:
             metrics[task]["gauc"] = gauc(y, z, group)
     for before, stage in pairwise(task for task in funnel if task in metrics):
-        a, b = task_names.index(before), task_names.index(stage)
+        a = task_names.index(before)
+        b = task_names.index(stage)
         metrics[stage]["cvr_auc"] = cvr_auc(labels[:, a], labels[:, b], logits[:, a], logits[:, b])
     return metrics
 

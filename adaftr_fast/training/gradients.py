@@ -51,8 +51,8 @@ def _merge_rows(tables: Sequence[Tensor], group: dist.ProcessGroup) -> None:
     grads = [grad for table in tables if (grad := table.grad) is not None]  # every table has one
     counts = torch.tensor([grad._nnz() for grad in grads], device=tables[0].device)
     for table, grad, sizes in zip(tables, grads, gather_numbers(counts, group).T.tolist(), strict=True):
-        rows, values = grad._indices()[0], grad._values()  # [U], [U, E]
-        rows, values = gather_rows(rows, sizes, group), gather_rows(values / len(sizes), sizes, group)
+        rows = gather_rows(grad._indices()[0], sizes, group)  # [U] of all ranks
+        values = gather_rows(grad._values() / len(sizes), sizes, group)  # [U, E]
         table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=False)
         coalesce_gradient(table)
 

@@ -38,7 +38,8 @@ def auc(labels: np.ndarray, scores: np.ndarray, sample_weight: np.ndarray | None
     """
     positive, scores = _checked("auc", labels, scores)
     ours, theirs = _by_class(positive, scores, _checked_weight("auc", positive, sample_weight))
-    positives, negatives = ours.before(len(ours.keys)), theirs.before(len(theirs.keys))
+    positives = ours.before(len(ours.keys))
+    negatives = theirs.before(len(theirs.keys))
     if not positives or not negatives:
         return float("nan")
     wins = ours.weigh(_twice_beaten(ours, theirs)).sum()
@@ -226,7 +227,8 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 def _checked(name: str, labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Checks the arguments; returns the mask of positives, bool [n], and the scores [n]."""
-    labels, scores = np.asarray(labels), np.asarray(scores)
+    labels = np.asarray(labels)
+    scores = np.asarray(scores)
     if labels.ndim != 1 or labels.shape != scores.shape:
         raise ValueError(f"{name}: expected labels and scores [n], got {labels.shape} and {scores.shape}")
     positive = labels == 1

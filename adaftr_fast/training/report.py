@@ -64,7 +64,8 @@ def _learned_table(runs: Sequence[TrainedRun], first: str) -> str:
 
 def draw(runs: Sequence[TrainedRun]) -> Picture:
     """Draws training loss and validation AUC of each task, and the quantiles of learned values, by epoch."""
-    tasks, learned = _names(runs, "validation"), _names(runs, "diagnostics")
+    tasks = _names(runs, "validation")
+    learned = _names(runs, "diagnostics")
     panels = [Panel(task, "training loss", ("train", task)) for task in tasks]
     panels += [Panel(task, "validation AUC, %", ("validation", task, "auc"), 100.0) for task in tasks]
     panels += [Panel(name, "median (bar: 5 to 95 %)", ("diagnostics", name, "p50")) for name in learned]

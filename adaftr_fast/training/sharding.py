@@ -95,7 +95,8 @@ def shard_tables(
 
 def check_equal_sync_steps(config: TrainingConfig, ranks: Ranks) -> None:
     """Raises TrainingError unless all ranks meet at the same steps; they would wait for each other's collectives."""
-    least, most = -ranks.largest(-config.sync_steps), ranks.largest(config.sync_steps)
+    least = -ranks.largest(-config.sync_steps)
+    most = ranks.largest(config.sync_steps)
     if least != most:
         raise TrainingError(f"training.sync_steps: expected one value on all ranks, got {least} to {most}")
 

@@ -183,7 +183,8 @@ class Stepper:
         means: list[Tensor] = []  # of the terms, the same after each backward
         gradients = gradients_of(parts, self.parameters, lambda: means.append(self._averaged(values.detach())))
         terms = dict(zip(terms, means[0]))
-        of_tasks, of_others = gradients[: len(losses)], gradients[len(losses)] if others else None
+        of_tasks = gradients[: len(losses)]
+        of_others = gradients[len(losses)] if others else None
         task_losses = torch.stack(balance.split(terms)[0])
         combine(self.parameters, of_tasks, of_others, lambda products: balance.factors(products, task_losses, number))
         return terms

@@ -170,7 +170,8 @@ class Trainer:
         return interrupt.signum or 0
 
     def _is_done(self) -> bool:
-        done, per_epoch = len(self.progress.epochs), self.config.validations
+        done = len(self.progress.epochs)
+        per_epoch = self.config.validations
         best = round(self.progress.best_epoch * per_epoch)
         return done >= self.config.max_epochs * per_epoch or done - best >= self.config.patience * per_epoch
 

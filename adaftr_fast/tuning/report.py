@@ -38,7 +38,8 @@ def write_report(folder: Path, found: Found) -> str:
     """Writes ``best.toml``, ``report.md`` and ``report.png``; returns the text to print."""
     replace_file(folder / BEST_CONFIG, to_toml(found.config.to_dict()).encode())
     text = f"{best_table(found.study)}\n\nTest split, trial {found.best.number:04d}\n{test_table(found)}"
-    best, test = best_table(found.study).markdown(), test_table(found).markdown()
+    best = best_table(found.study).markdown()
+    test = test_table(found).markdown()
     sections = ["# Search", state_line(found.study), best, f"## Test split, trial {found.best.number:04d}", test]
     sections += [f"![trials]({PLOT})", *failures(found.study)]
     replace_file(folder / REPORT, ("\n\n".join(sections) + "\n").encode())

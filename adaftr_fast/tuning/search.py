@@ -103,7 +103,8 @@ def _complete(study: optuna.Study) -> list[FrozenTrial]:
 
 def _open(search: Search) -> optuna.Study:
     """Opens the study or creates it. Raises CheckpointError if it is damaged or has other settings."""
-    path, settings = search.folder / STUDY, search.settings()
+    path = search.folder / STUDY
+    settings = search.settings()
     try:
         connect = partial(sqlite3.connect, path.absolute())  # a path within the URL would need several kinds of quotes
         storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": connect})
@@ -142,7 +143,8 @@ def _ask(search: Search, study: optuna.Study, number: int, trials: int) -> Asked
 
 def _tell(search: Search, study: optuna.Study, trained: Trained, trials: int) -> None:
     """Tells the study the AUC of a trial, that it was pruned, or that it failed; removes weights no longer needed."""
-    trial, title = _trial(study, trained.number), _title(trained.number, trials)
+    trial = _trial(study, trained.number)
+    title = _title(trained.number, trials)
     reported = study.get_trials(deepcopy=False)[trained.number].intermediate_values  # by a process that was killed
     for number, value in trained.values.items():
         if number not in reported:
@@ -187,7 +189,8 @@ def _remove_weights(search: Search, study: optuna.Study) -> None:
 
 def _test(search: Search, best: FrozenTrial) -> TaskMetrics:
     """Evaluates the best trial on the test split, which no other trial reads."""
-    folder, config = search.run_folder(best.number), search.config
+    folder = search.run_folder(best.number)
+    config = search.config
     name = apply(config, best.user_attrs[OPTIONS]).model.name
     metrics = evaluate(load_earlier(folder, name).model, search.data.load("test"), config.training.eval_batch_size)
     replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())

@@ -117,7 +117,8 @@ def train_trial(search: Search, asked: Asked) -> Trained:
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=warmup)
     study = optuna.create_study(direction="maximize", pruner=pruner)
     study.add_trials(asked.before)
-    trial, folder = study.ask(), search.run_folder(asked.number)
+    trial = study.ask()
+    folder = search.run_folder(asked.number)
     values: dict[int, float] = {}
     on_epoch = partial(_report, search, trial, folder / METRICS, values)
     best_epoch: float | None = None

@@ -97,7 +97,8 @@ class PCGrad(GradientBalance):
 
     def orders(self, step: int) -> list[list[int]]:
         """Returns for each task the order of the other tasks."""
-        random, tasks = np.random.default_rng([self.seed, step]), len(self.task_names)
+        random = np.random.default_rng([self.seed, step])
+        tasks = len(self.task_names)
         return [[j for j in random.permutation(tasks).tolist() if j != i] for i in range(tasks)]
 
 

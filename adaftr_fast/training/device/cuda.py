@@ -74,7 +74,8 @@ class CudaCaptures:
         Raises:
             Exception: ``work`` failed, or did what cannot be recorded.
         """
-        here, graph = torch.cuda.current_stream(self.device), torch.cuda.CUDAGraph()
+        here = torch.cuda.current_stream(self.device)
+        graph = torch.cuda.CUDAGraph()
         gc.collect()  # graphs of autograd that are still alive would keep their nodes' streams
         self._graph = graph  # also where the capture fails: the allocator may still refer to it
         with torch.cuda.device(self.device):

@@ -106,7 +106,8 @@ class BackwardGraph:
 
     def _captured(self, backward: Backward, batch: Batch) -> _Graph | None:
         """Returns the graph for batches like ``batch``; None, after a warning, if the capture fails."""
-        inputs, state = batch.map(torch.clone), self._state()
+        inputs = batch.map(torch.clone)
+        state = self._state()
         try:
             replay, terms = self.captures.capture(lambda: backward(inputs))
             gradients = [(parameter, parameter.grad) for parameter in self.parameters]

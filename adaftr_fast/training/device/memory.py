@@ -31,5 +31,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def _usage(device: torch.device) -> str:
     if device.type != "cuda":
         return ""
-    allocated, total = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+    allocated = torch.cuda.memory_allocated(device)
+    total = torch.cuda.mem_get_info(device)[1]
     return f" ({allocated / 2**30:.1f} GiB allocated, {total / 2**30:.1f} GiB in all)"
