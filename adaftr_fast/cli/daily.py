@@ -52,13 +52,11 @@ def run(arguments: jsonargparse.Namespace) -> None:
 
 
 def _line(record: dict[str, Any]) -> str:
+    from adaftr_fast.training.result import aucs
+
     measured = record["before_training"]
-    text = "the first day" if measured is None else _aucs(measured)
+    text = "the first day" if measured is None else aucs(measured)
     return (
         f"day {record['day']} ({record['file']}): {record['rows']:,} rows, {record['ids']:,} ids; "
-        f"before training: {text}; validation after training: {_aucs(record['validation'])}"
+        f"before training: {text}; validation after training: {aucs(record['validation'])}"
     )
-
-
-def _aucs(metrics: dict[str, dict[str, float]]) -> str:
-    return ", ".join(f"{task} AUC {100 * each['auc']:.2f}" for task, each in metrics.items())

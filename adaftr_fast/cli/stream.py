@@ -100,17 +100,15 @@ def _source(arguments: jsonargparse.Namespace, schema: Schema, out: Path, stack:
 
 
 def _line(record: dict[str, Any]) -> str:
+    from adaftr_fast.training.result import aucs
+
     aside = f", {record['set_aside']['messages']:,} set aside" if "set_aside" in record else ""
     head = f"chunk {record['chunk']} ({record['name']}{aside}): "
     if "error" in record:
         return f"{head}left out: {record['error']}"
     measured = record["before_training"]
-    before = "the first chunk" if measured is None else _metrics(measured)
+    before = "the first chunk" if measured is None else aucs(measured)
     return (
         f"{head}{record['rows']:,} rows, {record['ids']:,} ids, {record['rows_per_s']:,.0f} rows/s, "
-        f"lag {record['lag']:.1f} s; before training: {before}; validation: {_metrics(record['validation'])}"
+        f"lag {record['lag']:.1f} s; before training: {before}; validation: {aucs(record['validation'])}"
     )
-
-
-def _metrics(metrics: dict[str, dict[str, float]]) -> str:
-    return ", ".join(f"{task} AUC {100 * each['auc']:.2f}" for task, each in metrics.items())

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ from adaftr_fast.errors import RankError, first_line
 
 GLOO_SOURCE = re.compile(r"\bgloo/[\w/]+\.(cc|h):\d+\]")  # the source location in every gloo error
 SIGN_SECONDS, WATCH_SECONDS, DONE = 5.0, 0.2, "done"  # of a rank for which the others wait
+T = TypeVar("T")
 RESPONSE_SECONDS = 20.0  # time that a rank has to respond after another one timed out
 
 
@@ -354,6 +355,11 @@ def _empty(shape: list[int], dtype: str, device: str) -> Tensor:
     kind = getattr(torch, dtype)
     assert isinstance(kind, torch.dtype)  # the name comes from _specs
     return torch.empty(shape, dtype=kind, device=device)
+
+
+def after_rank_zero(ranks: Ranks | None, make: Callable[[], T]) -> T:
+    """Returns ``make()`` of this process or, on all ranks, of rank 0, for work of any length."""
+    return make() if ranks is None else ranks.after_rank_zero(make)
 
 
 def _rendezvous(limit: timedelta) -> tuple[Store, int, int]:

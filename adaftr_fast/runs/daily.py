@@ -29,7 +29,7 @@ from adaftr_fast.data.dataset.rows import Rows
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
 from adaftr_fast.engines.engine import Engine
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.run import check_options, fit_one, open_split, writing
@@ -160,10 +160,7 @@ def train_part(
         grow = before and before / "data"
         prepare(schema, [file], folder / "data", engine=engine, grow=grow, progress=config.training.progress)
 
-    if ranks is None:
-        prepared()
-    else:
-        ranks.after_rank_zero(prepared)
+    after_rank_zero(ranks, prepared)
     data = PreparedData(folder / "data")
     measured = None if before is None else _measure(before / "run", data, config, ranks)
     start = config.warm_start if before is None else WarmStartConfig(recorded(before / "run"))

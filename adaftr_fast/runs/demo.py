@@ -11,7 +11,7 @@ from adaftr_fast.config import DataConfig, ModelConfig, RunConfig, TrainingConfi
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema import parse
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
 from adaftr_fast.runs.run import train_one, writing
 from adaftr_fast.stores import recorded
 from adaftr_fast.training.checkpoint.files import check_shared_folder
@@ -50,11 +50,9 @@ def _run(out: Path, training: TrainingConfig, restart: bool, ranks: Ranks | None
     def prepared() -> None:
         prepare(parse.load_schema("flights"), None, folder, progress=training.progress)
 
-    if ranks is None:
-        prepared()
-    else:
+    if ranks is not None:
         check_shared_folder(out, ranks, "every rank reads the prepared data")
-        ranks.after_rank_zero(prepared)
+    after_rank_zero(ranks, prepared)
     data = PreparedData(folder)
     is_first = ranks is None or ranks.is_rank_zero
     base = RunConfig(data=DataConfig(recorded(folder)), training=training)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
 from adaftr_fast.stores import AnyPath, StorePath, as_path, local_folder
 from adaftr_fast.stores.path import written_locally
 
@@ -17,12 +17,9 @@ def output(folder: str | AnyPath, ranks: Ranks | None = None) -> Iterator[Path]:
 
     Rank 0 downloads and uploads. All ranks raise its errors.
     """
+    place = as_path(folder)
     with ExitStack() as stack:
-        if ranks is None:
-            yield stack.enter_context(local_folder(folder))
-            return
-        place = as_path(folder)
-        local = Path(ranks.after_rank_zero(lambda: str(stack.enter_context(local_folder(place)))))
-        if isinstance(place, StorePath) and not ranks.is_rank_zero:
+        local = Path(after_rank_zero(ranks, lambda: str(stack.enter_context(local_folder(place)))))
+        if ranks is not None and not ranks.is_rank_zero and isinstance(place, StorePath):
             stack.enter_context(written_locally(place, local))
         yield local

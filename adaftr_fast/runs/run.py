@@ -19,7 +19,7 @@ from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import ModelConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.data.dataset.manifest import Manifest
-from adaftr_fast.distributed.ranks import Ranks, local_share, restarted
+from adaftr_fast.distributed.ranks import Ranks, after_rank_zero, local_share, restarted
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.build import ENTIRE_SPACE
@@ -179,10 +179,8 @@ def _warm_start(
         source = local_copy(start.run)
         say(warm_start(model, data, source, name, task=start.task, allow_empty=start.allow_empty))
 
-    if ranks is None:
-        copy()
-    elif config.training.tables == "replicated":
-        ranks.after_rank_zero(copy)
+    if ranks is None or config.training.tables == "replicated":
+        after_rank_zero(ranks, copy)
     elif (taken := warm_start_sharded(model, data, start, name, ranks)) is not None:
         say(taken)
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -179,29 +178,18 @@ def _trained(
 
 def _built(folder: Path, elements: int, about: Description, model_class: ModelClass | None) -> MultiTaskModel:
     """Builds the model of a checkpoint that holds ``elements`` numbers, without its weights."""
-    return _own_model(folder, about, model_class) if about.config.model.is_own else _model(folder, elements, about)
-
-
-def _own_model(folder: Path, about: Description, model_class: ModelClass | None) -> MultiTaskModel:
-    if model_class is None:
-        name = about.config.model.name
-        raise CheckpointError(
-            f"{folder}: its model is the class {name}, whose module is imported only if you name it: --model.class "
-            f"{name}, or model_class={name!r} in Python"
-        )
-    return find_class(model_class)(*_arguments(about))
-
-
-def _arguments(about: Description) -> tuple[Any, ...]:
+    config = about.config.model
     names = about.field_names or None
-    return about.num_embeddings, about.tasks, about.config.model, names, about.dense
-
-
-def _model(folder: Path, elements: int, about: Description) -> MultiTaskModel:
+    if config.is_own:
+        if model_class is not None:
+            return find_class(model_class)(about.num_embeddings, about.tasks, config, names, about.dense)
+        raise CheckpointError(
+            f"{folder}: its model is the class {config.name}, whose module is imported only if you name it: "
+            f"--model.class {config.name}, or model_class={config.name!r} in Python"
+        )
     _check_sizes(folder, about, elements)
     try:
-        num_embeddings, tasks, config, names, dense = _arguments(about)
-        return build_model(config, num_embeddings, tasks, names, dense)
+        return build_model(config, about.num_embeddings, about.tasks, names, about.dense)
     except (ValueError, TypeError, RuntimeError) as error:  # sizes or options that do not go together, or no memory
         raise CheckpointError(f"{folder}: damaged: no model has the recorded sizes: {error}") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.schema.types import Schema
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
 from adaftr_fast.errors import ConfigError, DataError, TrainingError
 from adaftr_fast.runs.daily import part_schema, train_part, writing_parts
 from adaftr_fast.serving.export import export_run
@@ -96,30 +96,27 @@ def train_stream(
         yield from stream.run()
 
 
+@dataclass
 class _Stream:
-    def __init__(
-        self,
-        schema: Schema,
-        source: Source | None,
-        config: RunConfig,
-        out: Path,
-        options: StreamOptions,
-        ranks: Ranks | None,
-    ) -> None:
-        self.schema = schema
-        self.source = source
-        self.out = out
-        self.options = options
-        self.ranks = ranks
-        self._is_rank_zero = ranks is None or ranks.is_rank_zero
-        self.config = replace(config, training=replace(config.training, trackers=[]))
-        self.journal = Journal(out, ranks)
-        self.trackers: Trackers | None = None  # of rank 0
-        on_rank_zero(ranks, lambda: self._open_trackers(config))
+    """A stream; the arguments are those of ``train_stream``."""
 
-    def _open_trackers(self, config: RunConfig) -> None:
+    schema: Schema
+    source: Source | None
+    config: RunConfig
+    out: Path
+    options: StreamOptions
+    ranks: Ranks | None
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.out, self.ranks)
+        self.trackers: Trackers | None = None  # of rank 0
+        on_rank_zero(self.ranks, self._open_trackers)
+        self.config = replace(self.config, training=replace(self.config.training, trackers=[]))
+
+    def _open_trackers(self) -> None:
         shown = [_numbers(record) for record in self.journal.records]
-        self.trackers = Trackers(config.training.trackers, self.out, config.flat(), resumed=True, records=shown)
+        names = self.config.training.trackers
+        self.trackers = Trackers(names, self.out, self.config.flat(), resumed=True, records=shown)
 
     def close(self, kind: type[BaseException] | None, *error: object) -> None:
         """Closes the trackers."""
@@ -133,23 +130,19 @@ class _Stream:
         while True:
             if (chunk := self._next()) is not None:
                 record = self._finish(chunk)
-                self._after_rank_zero(self._export_if_due)
+                after_rank_zero(self.ranks, self._export_if_due)
                 yield record
                 last = time.monotonic()
                 continue
-            self._after_rank_zero(self._export_if_due)
+            after_rank_zero(self.ranks, self._export_if_due)
             if on_rank_zero(self.ranks, lambda since=last: 0 < self.options.idle <= time.monotonic() - since):
                 break
             self._wait()
-        self._after_rank_zero(self._export)
-
-    def _after_rank_zero(self, make: Callable[[], Any]) -> Any:
-        """Returns ``make()`` of this process or, on all ranks, of rank 0, which may take any time."""
-        return make() if self.ranks is None else self.ranks.after_rank_zero(make)
+        after_rank_zero(self.ranks, self._export)
 
     def _next(self) -> Chunk | None:
         """Returns the chunk in progress, or else the next one of the source, which is then in progress."""
-        found = self._after_rank_zero(self._found)
+        found = after_rank_zero(self.ranks, self._found)
         return None if found is None else Chunk.of(found)
 
     def _found(self) -> dict[str, Any] | None:
@@ -185,7 +178,7 @@ class _Stream:
                 raise
             record = about | {"error": str(error)} | self._timed(chunk, began)
             self.journal.append(record)
-            if self._is_rank_zero:
+            if self.trackers is not None:
                 warnings.warn(f"{chunk.file}: left out: {error}", RuntimeWarning, stacklevel=2)
         if self.trackers is not None:
             self.trackers.log(_numbers(record), number)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adaftr_fast.config import TrainingConfig
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models.base import MultiTaskModel
-from adaftr_fast.training.checkpoint.best import BestWeights
-from adaftr_fast.training.checkpoint.exchange import load_state
-from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero
+from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero, read_local_rows
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean
-from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
-from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state
-from adaftr_fast.training.checkpoint.weights import Description, remove_checkpoint
+from adaftr_fast.training.checkpoint.run_snapshots import Found, RunSnapshots
+from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state, sharded_weights
+from adaftr_fast.training.checkpoint.weights import (
+    Description,
+    open_checkpoint,
+    open_on_all_ranks,
+    remove_checkpoint,
+    save_checkpoint,
+)
+from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.logger import EpochLogger
 from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun
 
@@ -69,13 +75,14 @@ class RunFiles:
         self._sync_steps = config.sync_steps
         self.folder = folder if self.is_rank_zero else None
         self.logger = EpochLogger(self.folder, config)
+        self.about = about
         self.snapshots: RunSnapshots | None = None
-        best: Path | None = None
+        self.best: Path | None = None  # the folder of the best weights, where this rank writes some
+        self._in_memory: dict[str, Tensor] | None = None
         if folder is not None and (self.is_rank_zero or self._sharding is not None):
             assert about is not None  # required with a folder
             self.snapshots = RunSnapshots(folder, about, rows, config.checkpoint_seconds, self._sharding)
-            best = folder / BEST
-        self.best_weights = BestWeights(model, best, about, ranks)
+            self.best = folder / BEST
 
     def load(self, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[Progress, RunningMean] | None:
         """Restores the newest snapshot, on all ranks. Returns its progress and running means; None without one.
@@ -83,12 +90,36 @@ class RunFiles:
         Raises:
             CheckpointError: the unfinished run has other options or data, or no snapshot can be read.
         """
-        found = load_state(self.ranks, self.snapshots, sharded_state(self.model, optimizers))
+        sharded = sharded_state(self.model, optimizers)
+        if self.ranks is not None and self._sharding is None:
+            found = self._from_rank_zero(self.ranks)
+        else:
+            found = self._newest()
+            if found is not None:
+                read_local_rows(found[1], sharded)
         if found is None:
             return None
         progress, tensors, sums = found
         restore(self.model, optimizers, tensors)
         return progress, RunningMean(sums, progress.new_steps)
+
+    def _newest(self) -> Found | None:
+        return None if self.snapshots is None else self.snapshots.load()
+
+    def _from_rank_zero(self, ranks: Ranks) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
+        """Returns what the newest snapshot holds, which rank 0 reads and sends to the others."""
+        found: Found | None = None  # on rank 0
+
+        def load() -> dict[str, Any] | None:
+            nonlocal found
+            found = self._newest()
+            return found and asdict(found[0])
+
+        progress = ranks.from_rank_zero(load)
+        if progress is None:
+            return None
+        tensors = ranks.tensors_from_rank_zero(found and dict(found[1]))
+        return Progress(**progress), tensors, ranks.tensors_from_rank_zero(found and found[2])
 
     def start(self, logged: list[dict[str, Any]], *, resumed: bool) -> None:
         """Opens the trackers, to which an interrupted process has logged some records. All ranks raise an error."""
@@ -121,7 +152,33 @@ class RunFiles:
                 for name in (TEST, REPORT, PICTURE):
                     (self.folder / name).unlink(missing_ok=True)
                 remove_checkpoint(self.folder / BEST)
-        self.logger.log_epoch(run.epochs, run.best_epoch)
+        self.logger.log_epoch(run)
+
+    def save_best(self, metrics: TaskMetrics) -> None:
+        """Saves the model's weights with their validation metrics. All ranks must call it."""
+        if self.best is not None:
+            assert self.about is not None  # required with a folder
+            about = replace(self.about, metrics=metrics)
+            save_checkpoint(self.best, self.model, about, sharded_weights(self.model), self.ranks)
+        elif self.is_rank_zero:
+            self._in_memory = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def restore_best(self) -> None:
+        """Loads the saved weights into the model. All ranks must call it."""
+        weights: Mapping[str, Tensor] | None
+        sharded = sharded_weights(self.model)
+        if sharded:
+            assert self.best is not None  # sharded tables need a folder
+            assert self.ranks is not None
+            saved = open_on_all_ranks(self.best, self.ranks)
+            read_local_rows(saved, sharded)
+            weights = {name: saved[name] for name in saved if name not in sharded}
+        else:
+            weights = self._in_memory if self.best is None else dict(open_checkpoint(self.best)[0])
+            if self.ranks is not None:
+                weights = self.ranks.tensors_from_rank_zero(weights)
+        assert weights is not None  # saved before
+        self.model.load_state_dict(weights)
 
     def close(self) -> None:
         """Ends the thread that writes snapshots, when it is idle."""

@@ -38,8 +38,9 @@ class EpochLogger:
             names = self.config.trackers
             self._trackers = Trackers(names, self.folder, parameters, resumed=resumed, records=records)
 
-    def log_epoch(self, records: list[dict[str, Any]], best_epoch: float = 0) -> None:
-        """Logs the last of ``records``, the records of all validations so far."""
+    def log_epoch(self, run: TrainedRun) -> None:
+        """Logs the last validation of a run."""
+        records = run.epochs
         if self.config.progress:
             tqdm.write(_summary(records[-1]))
         if self.folder is None:
@@ -49,7 +50,7 @@ class EpochLogger:
         if records[-1]["seconds"] * self.config.validations >= PICTURE_SECONDS:
             from adaftr_fast.training.report import draw  # imports matplotlib
 
-            draw([TrainedRun("", records, best_epoch, {})]).save(self.folder / PICTURE)
+            draw([run]).save(self.folder / PICTURE)
         if self._trackers is not None:
             self._trackers.log(records[-1], len(records))
 

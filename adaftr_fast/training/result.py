@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from adaftr_fast._tables import Table
-from adaftr_fast.training.checkpoint.progress import record_of
 from adaftr_fast.training.evaluation import TaskMetrics
 
 REPORT, PICTURE = "report.md", "report.png"  # names in the run folder
@@ -41,7 +40,7 @@ class TrainedRun:
     @property
     def validation(self) -> TaskMetrics:
         """Metrics of the best weights on the validation split; {} if there are none."""
-        return record_of(self.epochs, self.best_epoch)["validation"] if self.best_epoch else {}
+        return next((each["validation"] for each in self.epochs if each["epoch"] == self.best_epoch), {})
 
     @property
     def dead_tasks(self) -> list[str]:
@@ -84,6 +83,11 @@ def metric_cells(metrics: TaskMetrics) -> list[list[str]]:
         ]
         for task, each in metrics.items()
     ]
+
+
+def aucs(metrics: TaskMetrics) -> str:
+    """Formats the AUC of each task in percent, for a line."""
+    return ", ".join(f"{task} AUC {100 * each['auc']:.2f}" for task, each in metrics.items())
 
 
 def _percent(fraction: float | None) -> str:

@@ -151,7 +151,7 @@ class Trainer:
         if interrupted:
             self.files.logger.close(failed=True)
         if self.progress.best_epoch:  # not interrupted before the first validation
-            self.files.best_weights.restore()
+            self.files.restore_best()
             self._warn_of_dead_tasks()
         return replace(self.result, interrupted=interrupted)
 
@@ -272,7 +272,7 @@ class Trainer:
         run = self.result
         self.files.log(run)
         if run.best_epoch == record["epoch"]:
-            self.files.best_weights.save(run.validation)
+            self.files.save_best(run.validation)
         if self.on_epoch is None:
             return
         try:

@@ -290,7 +290,7 @@ def test_an_earlier_run_is_replaced_atomically(model, splits, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == old
 
     failing = trainer(model, splits, tmp_path)
-    failing.files.best_weights.save = lambda: 1 / 0  # stopped before the weights of the first epoch are saved
+    failing.files.save_best = lambda metrics: 1 / 0  # stopped before the weights of the first epoch are saved
     with pytest.raises(ZeroDivisionError):
         failing.fit()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1

@@ -54,11 +54,6 @@ def epochs_after(validations: int, per_epoch: int) -> float:
     return validations if per_epoch == 1 else validations / per_epoch
 
 
-def record_of(records: list[dict[str, Any]], epoch: float) -> dict[str, Any]:
-    """Returns the record of the validation after ``epoch`` epochs."""
-    return next(record for record in records if record["epoch"] == epoch)
-
-
 class RunningMean:
     """Means of named 0-dim tensors over steps, accumulated in float64 on the tensors' device.
 

@@ -98,7 +98,7 @@ def test_resuming_a_finished_run_only_restores_the_best_weights(model, splits, t
 
 def test_resuming_saves_best_weights_that_a_killed_run_did_not_save(model, splits, tmp_path, monkeypatch):
     run = trainer(model, splits, tmp_path, max_epochs=1)
-    monkeypatch.setattr(run.files.best_weights, "save", lambda: 1 / 0)
+    monkeypatch.setattr(run.files, "save_best", lambda metrics: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.fit()
     again = trainer(type(model)(), splits, tmp_path, max_epochs=1)
