@@ -3,51 +3,44 @@
 Shapes: B rows (anchors), N candidates, d hidden width, W ranks.
 """
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 
 from adaftr_fast.ops.infonce.arguments import (
     Labels,
     Tau,
     append_bias,
+    check_bias_is_finite,
+    check_block,
+    check_combinations,
+    check_groups,
+    check_ignore_above,
+    check_labels,
+    check_no_tangents,
+    check_representations,
+    check_targets,
+    check_vectors,
     expand_tau,
     labels_of,
+    op_name,
     product_dtype,
     reverse,
-    reverse_labels,
     row_scale,
     split_tau,
 )
+from adaftr_fast.ops.infonce.autograd import DifferentiableOp
 from adaftr_fast.ops.infonce.blocks import BLOCKS
-from adaftr_fast.ops.infonce.blocks import FORMULA as OF_BLOCKS
-from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
-from adaftr_fast.ops.infonce.checks import (
-    check_bias_is_finite,
-    check_block,
-    check_ignore_above,
-    check_no_tangents,
-    check_representations,
-    check_row_options,
-    check_targets,
-    op_name,
-)
-from adaftr_fast.ops.infonce.op import FORMULA, TARGETS
+from adaftr_fast.ops.infonce.candidates import Candidates, Direction, across_ranks
+from adaftr_fast.ops.infonce.op import INFONCE, SYMMETRIC, TARGETS
 from adaftr_fast.ops.infonce.reference import weighted
-from adaftr_fast.ops.infonce.symmetric_op import FORMULA as OF_BOTH
-from adaftr_fast.ops.infonce.symmetric_op import both_directions
 from adaftr_fast.ops.infonce.targets import choose_positive
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
 Reduction = Literal["mean", "sum", "none"]
 Precision = Literal["auto", "float32", "bfloat16"]
-FORMULAS = {"infonce": FORMULA, TARGETS: FORMULA, "infonce_symmetric": OF_BOTH, BLOCKS: OF_BLOCKS}
-FUNCTIONS = {(op, ieee): formula.functional(ieee) for op, formula in FORMULAS.items() for ieee in (False, True)}
 
 
 class InfoNCEStats(NamedTuple):
@@ -278,24 +271,34 @@ def adaptive_infonce(
         >>> accuracy = stats.top1.float().mean()
     """
     check_representations("adaptive_infonce", h_ctr, h_cvr)
-    check_no_tangents(
-        "adaptive_infonce", h_ctr, h_cvr, *(tau if isinstance(tau, tuple) else (tau,)), row_weight, column_bias
-    )
-    dtype = product_dtype(h_ctr, h_cvr, precision)
-    h_ctr, h_cvr = h_ctr.to(dtype), h_cvr.to(dtype)
+    taus = tau if isinstance(tau, tuple) else (tau,)
+    check_no_tangents("adaptive_infonce", h_ctr, h_cvr, *taus, row_weight, column_bias)
     tau_row, tau_column = split_tau(tau, symmetric)
-    labels = labels_of(positive_group)
-    targets = labels is not None or label_smoothing != 0 or margin != 0
-    pairs = symmetric or labels is None  # the positive, or the partner, of row r is candidate r by default
-    check_row_options(h_ctr, h_cvr, positive_index, row_group, column_group, row_weight, column_bias, pairs)
+    dtype = product_dtype(h_ctr, h_cvr, precision)
+    h_ctr = h_ctr.to(dtype)
+    h_cvr = h_cvr.to(dtype)
+    row_label, column_label = labels_of(positive_group)
+    labeled = row_label is not None
+    pairs = symmetric or not labeled  # the positive, or the partner, of row r is candidate r by default
+    vectors = {"positive_index": positive_index, "row_group": row_group, "column_group": column_group}
+    vectors |= {"row_weight": row_weight, "column_bias": column_bias}
+    check_vectors("adaptive_infonce", h_ctr, h_cvr, pairs, **vectors)
+    check_groups(h_ctr, h_cvr, row_group, column_group)
     check_ignore_above(ignore_above)
+    has_targets = labeled or label_smoothing != 0 or margin != 0
     local = block is not None  # whether the candidates of a row are of its rank
+    if local or labeled:
+        given = {name: x is not None for name, x in vectors.items()}
+        given |= {"block": local, "ignore_above": ignore_above is not None, "positive_group": labeled}
+        given |= {"label_smoothing": label_smoothing != 0, "margin": margin != 0, "return_stats": return_stats}
+        check_combinations(given)
     if block is not None:
-        others = (positive_index, row_group, column_group, column_bias, positive_group, ignore_above)
-        check_block(block, h_ctr, h_cvr, others, label_smoothing, margin)
+        check_block(block, h_ctr, h_cvr)
         block = block if block < len(h_ctr) else None
-    if targets:
-        check_targets(h_ctr, h_cvr, labels, label_smoothing, margin, positive_index, ignore_above, return_stats)
+    if has_targets:
+        check_targets(label_smoothing, margin, ignore_above)
+    if row_label is not None and column_label is not None:
+        check_labels(h_ctr, h_cvr, row_label, column_label)
     if row_group is not None and column_group is None:
         column_group = row_group
     tau_row = expand_tau(tau_row, h_ctr, "tau")  # [B]
@@ -305,127 +308,76 @@ def adaptive_infonce(
         check_bias_is_finite(column_bias)
         h_ctr, h_cvr = append_bias(h_ctr, h_cvr, tau_row, column_bias)
 
-    op = _op_of(backend, h_ctr, BLOCKS if block is not None else TARGETS if targets else "infonce", precision)
-    settings = _Settings(op, block, ignore_above, margin, label_smoothing, reduction)
-    decisive = positive_index if labels is None else labels[0]  # IGNORE for rows without a loss
+    op = TARGETS if has_targets else INFONCE
+    if block is not None:
+        op = BLOCKS
+    name = op_name("adaptive_infonce", op.name, backend, h_ctr)
+    decisive = row_label if labeled else positive_index  # IGNORE for rows without a loss
     batch = None
     if process_group is not None:
-        weighted = row_weight is not None or decisive is not None
-        batch = _across_ranks(
-            process_group, h_ctr, h_cvr, row_group, row_weight, weighted, labels, symmetric, reduction, local
-        )
+        grad = torch.is_grad_enabled()
+        must_agree = {
+            "symmetric": symmetric,
+            "whether block is given": local,
+            "whether reduction is 'mean'": reduction == "mean",
+            "whether row_group is given": row_group is not None,
+            "whether positive_group is given": labeled,
+            "whether row_weight or positive_index is given": row_weight is not None or decisive is not None,
+            "whether h_cvr needs a gradient": grad and h_cvr.requires_grad,
+            "whether h_ctr needs a gradient": grad and h_ctr.requires_grad and symmetric,
+            "whether row_weight needs a gradient": grad and row_weight is not None and row_weight.requires_grad,
+        }
+        batch = across_ranks("adaptive_infonce", process_group, h_ctr, h_cvr, must_agree)
     scale = row_scale(h_ctr, decisive, row_weight, reduction, batch)  # [B]
     if local:
         batch = None  # nothing more is exchanged
+    common: dict[str, Any] = {"scale": scale, "ieee": precision == "float32"}
     paired = positive_index is None and len(h_ctr) == len(h_cvr)
-    shared = symmetric and paired and not (targets or return_stats) and ignore_above is None
-    if shared and batch is None and block is None:
-        both = _op_of(backend, h_ctr, "infonce_symmetric", precision)
+    if symmetric and paired and op is INFONCE and batch is None and ignore_above is None and not return_stats:
+        name = op_name("adaptive_infonce", SYMMETRIC.name, backend, h_ctr)
         tau_column = expand_tau(tau_column, h_cvr, "tau (per column)") if isinstance(tau, tuple) else tau_row
-        return both_directions(both, (h_ctr, h_cvr, tau_row, tau_column), row_group, column_group, scale, reduction)
-    candidates = Candidates(h_cvr, positive_index, column_group, None if labels is None else labels[1])
+        common |= {"anchors": h_ctr, "candidates": h_cvr, "tau_row": tau_row, "tau_column": tau_column}
+        common |= {"row_group": row_group, "column_group": column_group}
+        return _call(SYMMETRIC, name, reduction, **common)["loss"]
+    common |= {"ignore_above": ignore_above, "margin": margin, "label_smoothing": label_smoothing, "block": block}
+    forth = Direction(
+        h_ctr, tau_row, Candidates(h_cvr, positive_index, column_group, column_label), row_group, row_label
+    )
+    gathered = forth
     if batch is not None:
-        candidates = batch.gather(candidates, batch.columns)
-    loss, stats = _direction(settings, h_ctr, tau_row, row_group, labels, candidates, scale, return_stats)
+        gathered = forth._replace(candidates=batch.gather(forth.candidates, batch.columns))
+    found = _direction(op, name, reduction, gathered, need_stats=return_stats, **common)
+    loss = found["loss"]
     if symmetric:
-        tau_column = expand_tau(tau_column, h_cvr, "tau (per column)")  # [N]
-        anchors, tau_row, group, positive = reverse(h_ctr, h_cvr, tau_column, positive_index, column_group)
-        labels = reverse_labels(labels)
-        candidates = Candidates(h_ctr, positive, row_group, None if labels is None else labels[1])
+        back = reverse(forth, expand_tau(tau_column, h_cvr, "tau (per column)"))
         if batch is not None:
-            candidates = batch.gather(candidates, batch.rows)
-        reverse_loss, _ = _direction(settings, anchors, tau_row, group, labels, candidates, scale, False)
-        loss = (loss + reverse_loss) / 2
-    return loss if stats is None else (loss, stats)
-
-
-class _Settings(NamedTuple):
-    """What both directions have in common."""
-
-    op: Callable[..., Any]
-    block: int | None
-    ignore_above: float | None
-    margin: float
-    label_smoothing: float
-    reduction: str
-
-
-@_disable_dynamo  # torch.compiler.disable, without importing the compiler until it is needed
-def _across_ranks(
-    process_group: ProcessGroup,
-    h_ctr: Tensor,
-    h_cvr: Tensor,
-    row_group: Tensor | None,
-    row_weight: Tensor | None,
-    weighted: bool,
-    labels: Labels | None,
-    symmetric: bool,
-    reduction: str,
-    local: bool,
-) -> CrossRankBatch:
-    """Exchanges the batch sizes; checks that whatever decides on a collective, in backward too, agrees on all ranks."""
-    grad = torch.is_grad_enabled()
-    must_agree = {
-        "symmetric": symmetric,
-        "whether block is given": local,
-        "whether reduction is 'mean'": reduction == "mean",
-        "whether row_group is given": row_group is not None,
-        "whether positive_group is given": labels is not None,
-        "whether row_weight or positive_index is given": weighted,
-        "whether h_cvr needs a gradient": grad and h_cvr.requires_grad,
-        "whether h_ctr needs a gradient": grad and h_ctr.requires_grad and symmetric,
-        "whether row_weight needs a gradient": grad and row_weight is not None and row_weight.requires_grad,
-    }
-    return CrossRankBatch("adaptive_infonce", process_group, h_ctr, h_cvr, must_agree)
+            back = back._replace(candidates=batch.gather(back.candidates, batch.rows))
+        loss = (loss + _direction(op, name, reduction, back, need_stats=False, **common)["loss"]) / 2
+    if not return_stats:
+        return loss
+    return loss, InfoNCEStats(*(found[x].detach() for x in InfoNCEStats._fields))
 
 
 def _direction(
-    settings: _Settings,
-    anchors: Tensor,
-    tau: Tensor,
-    row_group: Tensor | None,
-    labels: Labels | None,
-    candidates: Candidates,
-    scale: Tensor,
-    return_stats: bool,
-) -> tuple[Tensor, InfoNCEStats | None]:
-    """Computes the loss and statistics of one direction.
+    op: DifferentiableOp, name: str, reduction: str, direction: Direction, **given: Any
+) -> dict[str, Tensor]:
+    """Returns the outputs of one direction as ``_call`` does."""
+    anchors, tau, candidates, group, label = direction
+    positive = candidates.positive
+    if label is not None and candidates.label is not None:
+        positive = choose_positive(label, candidates.label, group, candidates.group)
+    given |= {"anchors": anchors, "candidates": candidates.h, "tau": tau, "positive": positive}
+    given |= {"row_group": group, "column_group": candidates.group}
+    given |= {"row_label": label, "column_label": candidates.label}
+    return _call(op, name, reduction, **given)
+
+
+def _call(op: DifferentiableOp, name: str, reduction: str, **given: Any) -> dict[str, Tensor]:
+    """Returns the outputs of an op by name, with the loss of the reduction as "loss".
 
     With reduction "none" the gradients depend on the upstream gradient, so backward computes them.
     """
-    op, block, ignore_above, margin, label_smoothing, reduction = settings
-    with_gradients = torch.is_grad_enabled() and reduction != "none"
-    positive = candidates.positive
-    targets: tuple[float, float, Tensor | None, Tensor | None] | tuple[()] = ()
-    if labels is not None and candidates.label is not None:
-        positive = choose_positive(labels[0], candidates.label, row_group, candidates.group)
-    if labels is not None or label_smoothing > 0 or margin > 0:
-        targets = (margin, label_smoothing, None if labels is None else labels[0], candidates.label)
-    masks: tuple[Tensor | None, ...] = (positive, row_group, candidates.group)
-    choices: tuple[Any, ...] = (ignore_above, *targets)
-    if block is not None:
-        masks = ()
-        choices = (block,)
-    loss, row_loss, *stats = op(
-        anchors,
-        candidates.h,
-        tau,
-        *masks,
-        scale,
-        with_gradients and anchors.requires_grad,
-        with_gradients and candidates.h.requires_grad,
-        with_gradients and tau.requires_grad,
-        return_stats,
-        *choices,
-    )[:6]
-    result = weighted(row_loss, scale) if reduction == "none" else loss
-    return result, InfoNCEStats(*(s.detach() for s in stats)) if return_stats else None
-
-
-def _op_of(backend: str, h_ctr: Tensor, op: str, precision: str) -> Callable[..., Any]:
-    name = op_name("adaptive_infonce", op, backend, h_ctr)
-    ieee = precision == "float32"
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return lambda *args: FUNCTIONS[op, ieee].apply(*args, name)
-    found: Callable[..., Any] = getattr(torch.ops.adaftr_fast, name)
-    return partial(found, ieee=True) if ieee else found  # an argument takes time, even at its default
+    found = op.call(name, with_gradients=reduction != "none", **given)
+    if reduction == "none":
+        found["loss"] = weighted(found["row_loss"], given["scale"])
+    return found

@@ -1,17 +1,193 @@
-"""What :func:`adaftr_fast.adaptive_infonce` derives from its arguments.
+"""The checks of the arguments of :func:`adaftr_fast.adaptive_infonce` and :func:`adaftr_fast.sigmoid_contrast`, and
+what is derived from them.
 
 Shapes: B rows (anchors), N candidates, d hidden width.
 """
 
+import math
+import os
+
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
+from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.autograd import accumulation_dtype
-from adaftr_fast.ops.infonce.candidates import CrossRankBatch
+from adaftr_fast.ops.infonce.candidates import DTYPES, Candidates, CrossRankBatch, Direction
 from adaftr_fast.ops.infonce.reference import IGNORE
 
 Tau = Tensor | float
 Labels = tuple[Tensor, Tensor]  # of the rows [B] and of the candidates [N]
+UNSUPPORTED = {
+    "block": (
+        "positive_index",
+        "row_group",
+        "column_group",
+        "column_bias",
+        "positive_group",
+        "ignore_above",
+        "label_smoothing",
+        "margin",
+    ),
+    "positive_group": ("positive_index", "ignore_above", "margin", "return_stats"),
+}
+"""The options of adaptive_infonce that do not support others."""
+
+
+def check_no_tangents(op: str, *inputs: Tensor | float | None) -> None:
+    """Refuses forward-mode inputs, whose tangents PyTorch would drop silently where nothing requires a gradient."""
+    if torch.compiler.is_compiling():
+        return
+    if any(isinstance(x, Tensor) and unpack_dual(x).tangent is not None for x in inputs):
+        raise NotImplementedError(f"{op}: has no forward-mode derivative (jvp); use reverse mode")
+
+
+def check_representations(op: str, h_ctr: Tensor, h_cvr: Tensor) -> None:
+    """Checks that h_ctr and h_cvr are [B, d] and [N, d] with d >= 1, floating point and on one device."""
+    for name, h in (("h_ctr", h_ctr), ("h_cvr", h_cvr)):
+        if not isinstance(h, Tensor) or h.dim() != 2:
+            got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
+            raise ValueError(f"{op}: {name} must be a 2-dim tensor [rows, d], got {got}")
+        if h.dtype not in DTYPES:
+            raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {h.dtype}")
+    if h_ctr.shape[1] != h_cvr.shape[1] or h_ctr.shape[1] == 0:
+        raise ValueError(
+            f"{op}: h_ctr and h_cvr must have the same width d >= 1, got {tuple(h_ctr.shape)} and {tuple(h_cvr.shape)}"
+        )
+    if h_ctr.device != h_cvr.device:
+        raise ValueError(f"{op}: h_ctr and h_cvr must be on one device, got {h_ctr.device} and {h_cvr.device}")
+
+
+def check_vectors(op: str, h_ctr: Tensor, h_cvr: Tensor, pairs: bool, **vectors: Tensor | None) -> None:
+    """Checks shape, dtype and device of the options that hold a value per row or per candidate ("column_...").
+
+    ``pairs``: without positive_index, each row needs a candidate of the same index.
+    """
+    if pairs and vectors["positive_index"] is None and len(h_cvr) < len(h_ctr):
+        raise ValueError(
+            f"{op}: h_cvr must have at least one row per row of h_ctr ({len(h_ctr)}) without positive_index, "
+            f"got {len(h_cvr)}"
+        )
+    for name, x in vectors.items():
+        if x is not None:
+            _check_vector(op, name, x, len(h_cvr if name.startswith("column") else h_ctr), h_ctr)
+
+
+def check_groups(h_ctr: Tensor, h_cvr: Tensor, row_group: Tensor | None, column_group: Tensor | None) -> None:
+    """Checks that a group is given for both sides, unless it serves both."""
+    if row_group is None and column_group is not None:
+        raise ValueError("adaptive_infonce: column_group requires row_group, got None")
+    if row_group is not None and column_group is None and len(h_ctr) != len(h_cvr):
+        raise ValueError(
+            f"adaptive_infonce: row_group without column_group requires N = B, got N = {len(h_cvr)}, B = {len(h_ctr)}"
+        )
+
+
+def _check_vector(op: str, name: str, x: Tensor, length: int, h_ctr: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if tuple(x.shape) != (length,):
+        raise ValueError(f"{op}: {name} must have shape ({length},), got {tuple(x.shape)}")
+    if x.device != h_ctr.device:
+        raise ValueError(f"{op}: {name} must be on {h_ctr.device} like h_ctr, got {x.device}")
+    numbers = name in ("row_weight", "column_bias")
+    if numbers and not x.is_floating_point():
+        raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
+    if not numbers and x.dtype != torch.int64:
+        raise TypeError(f"{op}: {name} must be int64, got {x.dtype}")
+
+
+def check_ignore_above(margin: float | None) -> None:
+    """Checks that the margin is None or a finite number."""
+    if margin is None:
+        return
+    number = isinstance(margin, (float, int)) and not isinstance(margin, bool)
+    if not number or not -math.inf < margin < math.inf:
+        error = ValueError if number else TypeError
+        raise error(f"adaptive_infonce: ignore_above must be a finite number or None, got {margin!r}")
+
+
+def check_combinations(given: dict[str, bool]) -> None:
+    """Checks that no options are given together of which one does not support the other."""
+    for option, others in UNSUPPORTED.items():
+        for other in others if given[option] else ():
+            if given[other]:
+                raise ValueError(f"adaptive_infonce: {option} does not support {other}")
+
+
+def check_block(block: int, h_ctr: Tensor, h_cvr: Tensor) -> None:
+    """Checks a block."""
+    if not isinstance(block, int) or isinstance(block, bool):
+        raise TypeError(f"adaptive_infonce: block must be an int or None, got {type(block).__name__}")
+    if block < 1:
+        raise ValueError(f"adaptive_infonce: block must be at least 1, got {block}")
+    if len(h_ctr) != len(h_cvr):
+        raise ValueError(f"adaptive_infonce: block requires N = B, got N = {len(h_cvr)}, B = {len(h_ctr)}")
+
+
+def check_targets(label_smoothing: float, margin: float, ignore_above: float | None) -> None:
+    """Checks label_smoothing and margin."""
+    _check_number("label_smoothing", label_smoothing, 1.0)
+    _check_number("margin", margin, math.inf)
+    if label_smoothing > 0 and ignore_above is not None:
+        raise ValueError("adaptive_infonce: label_smoothing requires ignore_above=None; use row_group")
+
+
+def _check_number(name: str, x: float, end: float) -> None:
+    if not isinstance(x, (float, int)) or isinstance(x, bool):
+        raise TypeError(f"adaptive_infonce: {name} must be a number, got {type(x).__name__}")
+    if not 0 <= x < end:
+        raise ValueError(f"adaptive_infonce: {name} must be in [0, {end:g}), got {x!r}")
+
+
+def labels_of(positive_group: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the positive groups of the rows and of the candidates."""
+    if not isinstance(positive_group, tuple):
+        return positive_group, positive_group
+    if len(positive_group) != 2:
+        raise ValueError(
+            "adaptive_infonce: positive_group must be a tensor or a pair (rows, candidates), "
+            f"got {len(positive_group)} tensors"
+        )
+    return positive_group
+
+
+def check_labels(h_ctr: Tensor, h_cvr: Tensor, row_label: Tensor, column_label: Tensor) -> None:
+    """Checks shape, dtype and device of the positive groups."""
+    for label, side in ((row_label, h_ctr), (column_label, h_cvr)):
+        _check_vector("adaptive_infonce", "positive_group", label, len(side), h_ctr)
+
+
+def check_bias_is_finite(bias: Tensor) -> None:
+    """Refuses a bias with inf or NaN on CPU, where reading the values waits for no device."""
+    if bias.device.type != "cpu":
+        return
+    advice = "row_group and column_group exclude candidates"
+    message = f"adaptive_infonce: column_bias must be finite ({advice})"
+    if torch.compiler.is_compiling():
+        torch._assert_async(bias.detach().isfinite().all(), message)  # a graph has no branch on values
+        return
+    while torch._C._functorch.is_functorch_wrapped_tensor(bias):  # vmap has no branch on values either
+        bias = torch._C._functorch.get_unwrapped(bias)
+    bad = ~bias.detach().isfinite()
+    if bad.any():
+        place = bad.nonzero()[0]
+        column, value = int(place[-1]), bias[tuple(place)].item()
+        raise RuntimeError(f"{message}, got column_bias[{column}] = {value}")
+
+
+def op_name(function: str, op: str, backend: str, h_ctr: Tensor) -> str:
+    """Returns the registered name of ``op`` for a backend of ``function``; checks that the backend takes h_ctr."""
+    if backend not in ("auto", "reference", "cpu", "triton"):
+        raise ValueError(f"{function}: backend must be auto, reference, cpu or triton, got {backend!r}")
+    on_cpu = h_ctr.device.type == "cpu"
+    if backend == "cpu" and not on_cpu:
+        raise ValueError(f"{function}: backend 'cpu' requires CPU tensors, got h_ctr on {h_ctr.device}")
+    if backend == "cpu" and not is_built():
+        raise RuntimeError(f"{function}: backend 'cpu' requires the C++ extension (see adaftr-fast info)")
+    if backend == "triton" and on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"{function}: backend 'triton' accepts CPU tensors only under TRITON_INTERPRET=1")
+    return op if backend in ("auto", "cpu") else f"{op}_{backend}"
 
 
 def product_dtype(h_ctr: Tensor, h_cvr: Tensor, precision: str) -> torch.dtype:
@@ -36,33 +212,24 @@ def split_tau(tau: Tau | tuple[Tau, Tau], symmetric: bool) -> tuple[Tau, Tau]:
     return tau
 
 
-def labels_of(positive_group: Tensor | Labels | None) -> Labels | None:
-    """Returns the positive groups of the rows and of the candidates."""
-    if positive_group is None or isinstance(positive_group, tuple):
-        return positive_group
-    return positive_group, positive_group
-
-
-def reverse_labels(labels: Labels | None) -> Labels | None:
-    """Returns the labels of the other direction, whose anchors are the first B candidates."""
-    if labels is None:
-        return None
-    row, column = labels
-    return torch.where(row == IGNORE, IGNORE, column[: len(row)]), row
-
-
-def reverse(
-    h_ctr: Tensor, h_cvr: Tensor, tau: Tensor, positive: Tensor | None, column_group: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Returns the other direction's anchors b_{y_r}, their temperatures and groups, and their positives r."""
-    rows = len(h_ctr)
-    if positive is None:
-        return h_cvr[:rows], tau[:rows], None if column_group is None else column_group[:rows], None
-    own = torch.where(positive == IGNORE, IGNORE, torch.arange(rows, device=h_ctr.device))
-    if len(h_cvr) == 0:  # then every row is ignored
-        return torch.zeros_like(h_ctr), tau.new_ones(rows), None if column_group is None else own, own
-    target = positive.clamp(0, len(h_cvr) - 1)
-    return h_cvr[target], tau[target], None if column_group is None else column_group[target], own
+def reverse(direction: Direction, tau: Tensor) -> Direction:
+    """Returns the other direction, whose anchors are b_{y_r} with temperatures of ``tau`` [N], and its positives r."""
+    a, _, candidates, row_group, row_label = direction
+    b, positive, group, label = candidates
+    rows = len(a)
+    own = None
+    target: slice | Tensor = slice(rows)
+    if positive is not None:
+        own = torch.where(positive == IGNORE, IGNORE, torch.arange(rows, device=a.device))
+        target = positive.clamp(0, max(len(b) - 1, 0))
+    if positive is not None and len(b) == 0:  # then every row is ignored
+        b = b.new_zeros(1, b.shape[1])
+        tau = tau.new_ones(1)
+        group = None if group is None else group.new_zeros(1)
+    group = None if group is None else group[target]
+    if row_label is not None and label is not None:
+        label = torch.where(row_label == IGNORE, IGNORE, label[target])
+    return Direction(b[target], tau[target], Candidates(a, own, row_group, row_label), group, label)
 
 
 def row_scale(

@@ -1,29 +1,41 @@
-"""The autograd formula of the ops that return the gradients of an InfoNCE loss with it.
+"""The constructor of the ops that return the gradients of a loss with it.
 
-Such an op has n differentiable inputs x_i and computes a loss for each of B rows:
+The schema of such an op says by names what its arguments and outputs are:
 
-    op(x_1, ..., x_n, *masks, scale, need_1, ..., need_n, [need_stats], *options, ieee=False)
-        -> (loss, row_loss, *statistics, d_1, ..., d_n)
+    x             an input that the loss is differentiable in: every argument with an output ``d_x``
+    d_x           the gradient of ``loss`` in x, in the accumulation type
+    need_d_x      whether to compute d_x, which is empty otherwise; without this argument it is always computed
+    loss          0-dim
+    row_loss, scale
+                  [B] each, both or neither, with ``loss = sum_r scale_r row_loss_r``
+    need_stats    whether to compute ``top1`` and ``entropy``, which are empty otherwise
+    ieee          whether products of float32 are IEEE, whatever ``torch.set_float32_matmul_precision`` says. It is an
+                  argument because that setting belongs to the process: other threads would see it change, and backward
+                  runs later.
 
-with ``loss = sum_r scale_r row_loss_r`` and its gradients d_i in x_i, which are empty unless need_i. Backward only
-multiplies them by the upstream scalar. When it receives a gradient of ``row_loss`` (reduction="none"), or needs a
-gradient that is empty, it calls the op again with the upstream gradient as the scale.
+All other arguments are constants, and all other outputs are statistics, [B].
 
-With ``ieee``, products of float32 are IEEE, whatever ``torch.set_float32_matmul_precision`` says. It is an argument
-because that setting belongs to the process: other threads would see it change, and backward runs later.
+Backward only multiplies d_x by the upstream scalar. When it receives a gradient of ``row_loss`` (reduction="none"), or
+needs a gradient that is empty, it calls the op again with the upstream gradient as the scale. The second derivatives
+differentiate the closed form of the gradients in plain PyTorch.
 """
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.library import define, library
+from adaftr_fast._extension import is_built
+from adaftr_fast.ops.infonce.reference import weighted
+from adaftr_fast.ops.library import library
 
+Results = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
+STATISTICS = ("top1", "entropy")  # those that need_stats asks for
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -31,39 +43,173 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def reference_dtype(dtype: torch.dtype, ieee: bool) -> torch.dtype:
-    """Returns the type in which plain PyTorch computes. Its float32 products follow the settings, float64's do not."""
-    return torch.float64 if ieee else accumulation_dtype(dtype)
+def triton_kernel(name: str) -> Callable[..., Any]:
+    """Returns the function of this name of ``adaftr_fast.kernels.infonce``."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        from adaftr_fast.kernels import infonce  # imports triton, which CPU users may not have installed
+
+        return getattr(infonce, name)(*arguments, **options)
+
+    return call
 
 
-def in_its_types(reference: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns plain PyTorch without autocast, which would round the products of an op that is called under it."""
+class DifferentiableOp:
+    """Defines ``torch.ops.adaftr_fast.<name>``, ``<name>_reference`` and ``<name>_triton``.
 
-    @wraps(reference)
-    def compute(anchors: Tensor, *arguments: Any, **options: Any) -> Any:
-        with torch.autocast(anchors.device.type, enabled=False):
-            return reference(anchors, *arguments, **options)
+    The dispatcher selects the kernel of ``<name>``: C++ on CPU, Triton on CUDA and the reference elsewhere.
 
-    return compute
+    Args:
+        name: the name of the op.
+        schema: its arguments and outputs.
+        closed_form: computes d_x of all x in plain PyTorch, given all x, ``scale`` and the constants by name. For an op
+            without a scale, ``scale`` is a factor of the loss, 0-dim.
+        rows: computes ``row_loss`` as ``loss``, and the statistics, given all x and the constants by name.
+        checked: checks the arguments, given by name, for plain PyTorch, and returns those to compute with.
+        reference: computes the outputs in plain PyTorch by name, given the arguments by name. It may compute more than
+            is needed, in any type. Default: by ``checked``, ``rows`` and ``closed_form``.
+        triton: computes the outputs by a Triton kernel, given the arguments of the op. Default: the kernel of the same
+            name.
+        cpu: computes the outputs on CPU, given the arguments of the op. Default: C++ registers the kernel.
+        needs_sm_80: whether plain PyTorch takes the place of Triton on GPUs below compute capability 8.0.
+    """
 
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        *,
+        closed_form: Callable[..., Results],
+        rows: Callable[..., Any] | None = None,
+        checked: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        reference: Callable[..., dict[str, Tensor]] | None = None,
+        triton: Callable[..., Any] | None = None,
+        cpu: Callable[..., Any] | None = None,
+        needs_sm_80: bool = False,
+    ) -> None:
+        self.name = name
+        self.closed_form = closed_form
+        self.rows: Any = rows
+        parsed = torch._C.parse_schema(name + schema)
+        self.arguments = tuple(each.name for each in parsed.arguments)
+        self.positional = tuple(each.name for each in parsed.arguments if not each.kwarg_only)
+        self.outputs = tuple(each.name for each in parsed.returns)
+        self.defaults = {each.name: each.default_value for each in parsed.arguments if each.has_default_value()}
+        self.tensors = tuple(each.name for each in parsed.arguments if "Tensor" in str(each.type))
+        self.numbers = tuple(x for x in self.arguments if x not in self.tensors)
+        self.inputs = tuple(x for x in self.arguments if f"d_{x}" in self.outputs)
+        self.needs = {f"need_d_{x}": x for x in self.inputs if f"need_d_{x}" in self.arguments}
+        self.differentiable = tuple(x for x in self.tensors if x in (*self.inputs, "scale"))
+        self.constants = set(self.arguments) - {*self.differentiable, *self.needs, "need_stats", "ieee"}
+        # What backward reads besides the arguments.
+        self.results = tuple(x for x in self.outputs if x == "row_loss" or x.startswith("d_"))
+        self.checked = checked
+        self.compute = reference or self._compute
+        triton = triton or triton_kernel(name)
 
-@dataclass(frozen=True)
-class Formula:
-    """What distinguishes the ops, and plain PyTorch that their second derivatives differentiate."""
+        def on_cuda(*arguments: Any, **options: Any) -> Any:
+            old = needs_sm_80 and torch.cuda.get_device_capability(arguments[0].device) < (8, 0)
+            return (self.reference if old else triton)(*arguments, **options)
 
-    inputs: int  # n
-    masks: int
-    has_stats: bool  # whether the op takes need_stats
-    row_loss: Callable[..., Tensor]  # of (*x, *masks, *options)
-    gradients: Callable[..., tuple[Tensor, ...]]  # d_1 to d_n, of (*x, scale, *masks, *options)
+        kernels = {name: self.reference, f"{name}_reference": self.reference, f"{name}_triton": triton}
+        for each, kernel in kernels.items():
+            library.define(each + schema)
+            library.impl(each, kernel, "CompositeExplicitAutograd")
+            full_name = f"adaftr_fast::{each}"
+            torch.library.register_fake(full_name, self._fake, lib=library)
+            backward = partial(self.backward, each)
+            torch.library.register_autograd(full_name, backward, setup_context=self.setup_context, lib=library)
+            torch.library.register_vmap(full_name, partial(_loop, getattr(torch.ops.adaftr_fast, each)), lib=library)
+        if cpu is not None and is_built():
+            library.impl(name, cpu, "CPU")
+        if importlib.util.find_spec("triton") is not None:
+            library.impl(name, on_cuda, "CUDA")
 
-    def define(self, name: str, schema: str, fake: Callable[..., Any]) -> None:
-        """Defines an op with this formula."""
-        define(name, schema, fake, self.setup_context, self.backward_of)
+    def named(self, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the arguments by name; the dispatcher drops those that equal their default."""
+        return {**self.defaults, **dict(zip(self.arguments, arguments)), **options}
 
-    def define_gradients(self, name: str, option: str) -> None:
-        """Defines ``_<name>_gradients`` for the backward pass in C++ of an op of one option, which is no tensor."""
-        options_at = self.inputs + self.masks + 1
+    def call(self, name: str, *, with_gradients: bool = True, **given: Any) -> dict[str, Tensor]:
+        """Calls op ``name`` with what it takes of ``given``, by name, and returns its outputs by name.
+
+        It computes the gradients of what requires one, unless ``with_gradients`` is False.
+        """
+        with_gradients = with_gradients and torch.is_grad_enabled()
+        for need, x in self.needs.items():
+            given[need] = with_gradients and given[x].requires_grad
+        values = [given[x] for x in self.positional]  # by position and without defaults, which takes less time
+        options = {"ieee": True} if given.get("ieee", False) else {}
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            outputs = _Functional.apply(*values, self, name, options)
+        else:
+            outputs = getattr(torch.ops.adaftr_fast, name)(*values, **options)
+        return dict(zip(self.outputs, outputs))
+
+    def reference(self, *arguments: Any, **options: Any) -> Results:
+        """Computes the op in plain PyTorch, without autocast, which would round the products of a call under it."""
+        given = self.named(arguments, options)
+        with torch.autocast(given["anchors"].device.type, enabled=False):
+            found = self.compute(**given)
+        outputs = dict(zip(self.outputs, self._fake(**given)))
+        for name in outputs.keys() - self._unneeded(given):
+            outputs[name] = found[name].to(outputs[name].dtype, copy=name == "row_loss")
+        return tuple(outputs.values())
+
+    def _compute(self, **given: Any) -> dict[str, Tensor]:
+        if self.checked is not None:
+            given = self.checked(given)
+        inputs = self.plain_inputs(given)
+        rows = self.rows(**inputs)
+        found = rows._asdict() | {"row_loss": rows.loss, "loss": weighted(rows.loss, given["scale"]).sum()}
+        if any(given[need] for need in self.needs):
+            found |= zip((f"d_{x}" for x in self.inputs), self.closed_form(**inputs, scale=given["scale"]))
+        return found
+
+    def plain_inputs(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns all x and the constants for plain PyTorch, whose float32 products follow the settings."""
+        dtype = torch.float64 if given.get("ieee", False) else accumulation_dtype(given["anchors"].dtype)
+        return {x: given[x] for x in self.constants} | {x: given[x].to(dtype) for x in self.inputs}
+
+    def _unneeded(self, given: Mapping[str, Any]) -> set[str]:
+        found = {need.removeprefix("need_") for need in self.needs if not given[need]}
+        return found if given.get("need_stats", True) else {*found, *STATISTICS}
+
+    def _fake(self, *arguments: Any, **options: Any) -> Results:
+        """Returns empty outputs of the right shapes and types."""
+        given = self.named(arguments, options)
+        anchors = given["anchors"]
+        acc = accumulation_dtype(anchors.dtype)
+        shapes = dict.fromkeys(self.outputs, anchors.shape[:1]) | {"loss": ()}
+        shapes |= {f"d_{x}": given[x].shape for x in self.inputs}
+        shapes |= dict.fromkeys(self._unneeded(given), (0,))
+        return tuple(anchors.new_empty(shapes[x], dtype=torch.bool if x == "top1" else acc) for x in self.outputs)
+
+    def setup_context(
+        self,
+        ctx: Any,
+        inputs: tuple[Any, ...],
+        output: Results,
+        keyword_only_inputs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Saves what the backward pass needs."""
+        given = self.named(inputs, keyword_only_inputs or {})
+        found = dict(zip(self.outputs, output))
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(x for name, x in found.items() if name not in ("loss", "row_loss")))
+        ctx.numbers = {x: given[x] for x in self.numbers}
+        ctx.save_for_backward(*(given[x] for x in self.tensors), *(found[x] for x in self.results))
+
+    def backward(self, name: str, ctx: Any, *upstream: Tensor | None) -> Gradients:
+        """Returns the gradients in the arguments of op ``name``; a recomputation calls the same op."""
+        arguments = dict(zip(self.positional, ctx.needs_input_grad))
+        given = dict(zip(self.outputs, upstream))
+        wanted = {x for x, need in arguments.items() if need}
+        call = _Call(self, name, ctx.numbers, wanted)
+        found = call.gradients(given["loss"], given.get("row_loss"), *ctx.saved_tensors)
+        return tuple(found.get(x) for x in arguments)
+
+    def define_gradients(self, option: str) -> None:
+        """Defines ``_<name>_gradients`` for the backward pass in C++ of an op with one constant that is no tensor."""
 
         def gradients(
             needs: list[bool],
@@ -74,177 +220,144 @@ class Formula:
             saved: list[Tensor | None],
             ieee: bool = False,
         ) -> Gradients:
-            with_option = (*saved[:options_at], None, *saved[options_at:])
-            settings = (tuple(needs), tuple(computed), (number,), ieee)
-            return self.gradients_by_op(name, *settings, g_loss, g_row_loss, *with_option)
+            numbers = {**dict(zip(self.needs, computed)), option.split()[-1]: number, "ieee": ieee}
+            wanted = {x for x, need in zip(self.differentiable, needs) if need}
+            found = _Call(self, self.name, numbers, wanted).gradients(g_loss, g_row_loss, *saved)
+            return tuple(found.values())
 
         library.define(
-            f"_{name}_gradients(bool[] needs, bool[] computed, {option}, Tensor? g_loss, Tensor? g_row_loss,"
+            f"_{self.name}_gradients(bool[] needs, bool[] computed, {option}, Tensor? g_loss, Tensor? g_row_loss,"
             " Tensor?[] saved, bool ieee=False) -> (Tensor, Tensor, Tensor, Tensor)"
         )
-        library.impl(f"_{name}_gradients", gradients, "CompositeImplicitAutograd")
+        library.impl(f"_{self.name}_gradients", gradients, "CompositeImplicitAutograd")
 
-    def functional(self, ieee: bool) -> type[torch.autograd.Function]:
-        """Returns the function of the ops with this formula for torch.func."""
-        setup_context = partial(self.setup_context, keyword_only_inputs={"ieee": ieee})
-        return functional(setup_context, self.backward_of, ieee=ieee)
 
-    def setup_context(
-        self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], keyword_only_inputs: dict[str, bool]
-    ) -> None:
-        """Saves what the backward pass needs."""
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[2:])
-        first_need = self.inputs + self.masks + 1
-        options = inputs[first_need + self.inputs + self.has_stats :]
-        tensors = (x if isinstance(x, Tensor) else None for x in options)
-        ctx.numbers = tuple(None if isinstance(x, Tensor) else x for x in options)
-        ctx.ieee = keyword_only_inputs["ieee"]
-        ctx.arguments = len(inputs)
-        ctx.computed = inputs[first_need : first_need + self.inputs]
-        ctx.save_for_backward(*inputs[:first_need], *tensors, output[1], *output[-self.inputs :])
+@dataclass(frozen=True)
+class _Call:
+    """What the backward pass of a call reads besides tensors."""
 
-    def backward_of(self, name: str) -> Callable[..., Gradients]:
-        """Returns the backward pass of op ``name``; a recomputation calls the same op."""
-        before_scale = self.inputs + self.masks
+    op: DifferentiableOp
+    name: str
+    numbers: Mapping[str, Any]  # the arguments that are no tensors
+    wanted: set[str]  # the arguments that need a gradient
 
-        def backward(ctx: Any, g_loss: Tensor | None, g_row_loss: Tensor | None, *_: Tensor | None) -> Gradients:
-            if g_loss is None and g_row_loss is None:
-                return (None,) * ctx.arguments
-            needs = (*ctx.needs_input_grad[: self.inputs], ctx.needs_input_grad[before_scale])
-            settings = (ctx.numbers, ctx.ieee)
-            upstream = (g_loss, g_row_loss)
-            *d, d_scale = self.gradients_by_op(name, needs, ctx.computed, *settings, *upstream, *ctx.saved_tensors)
-            return *d, *(None,) * self.masks, d_scale, *(None,) * (ctx.arguments - before_scale - 1)
-
-        return backward
-
-    def gradients_by_op(self, *arguments: Any) -> Gradients:
-        """Returns the gradients in x_1 to x_n and scale, by the arguments of :class:`_Gradients` but the first."""
+    def gradients(
+        self, g_loss: Tensor | None, g_row_loss: Tensor | None, *saved: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        """Returns the gradients in the differentiable arguments; None where not needed."""
+        if g_loss is None and g_row_loss is None:
+            return {}
         # With create_graph=True, and always under torch.func, the gradients are differentiable themselves.
         gradients = _Gradients.apply if torch.is_grad_enabled() else _Gradients.forward
-        found: Gradients = gradients(self, *arguments)
-        return found
+        return dict(zip(self.op.differentiable, gradients(self, g_loss, g_row_loss, *saved)))
+
+
+def _upstream_scale(given: Mapping[str, Any]) -> Any:
+    """Returns the scale with which the op's gradients are those of backward."""
+    scale, g_loss, g_row_loss = (given.get(name) for name in ("scale", "g_loss", "g_row_loss"))
+    if scale is None:
+        return g_loss
+    if g_loss is None:
+        return g_row_loss
+    return scale * g_loss if g_row_loss is None else scale * g_loss + g_row_loss
 
 
 class _Gradients(torch.autograd.Function):
-    """The gradients by the op, in x_1 to x_n and scale; None where not needed.
+    """The gradients in the differentiable arguments; None where not needed.
 
-    ``saved`` holds x_1 to x_n, the masks, scale, those of the options that are tensors (None in place of the numbers,
-    which are in ``numbers``), row_loss and d_1 to d_n. The gradients' own derivatives differentiate plain PyTorch.
+    ``saved`` holds the op's tensors and those of its results that backward reads. The gradients' own derivatives
+    differentiate plain PyTorch.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(
-        formula: Formula,
-        name: str,
-        needs: tuple[bool, ...],
-        computed: tuple[bool, ...],
-        numbers: tuple[Any, ...],
-        ieee: bool,
-        g_loss: Tensor | None,
-        g_row_loss: Tensor | None,
-        *saved: Any,
-    ) -> Gradients:
-        n = formula.inputs
-        inputs = saved[: -n - 1]
-        row_loss = saved[-n - 1]
-        gradients = saved[-n:]
-        wanted = needs[:-1]
+    def forward(call: _Call, g_loss: Tensor | None, g_row_loss: Tensor | None, *saved: Tensor | None) -> Gradients:
+        op = call.op
+        given = {**call.numbers, **dict(zip((*op.tensors, *op.results), saved))}
         upstream = g_loss
-        if g_row_loss is not None or any(w and not c for w, c in zip(wanted, computed)):
-            x, masks, scale, options = _split(formula, inputs, numbers)
-            factor = scale * g_loss if g_loss is not None else torch.zeros_like(scale)
-            factor = factor if g_row_loss is None else factor + g_row_loss
-            without_stats = (False,) * formula.has_stats
-            op = getattr(torch.ops.adaftr_fast, name)
-            gradients = op(*x, *masks, factor, *wanted, *without_stats, *options, ieee=ieee)[-n:]
-            upstream = None
-        scaled = (g if upstream is None else g * upstream for g in gradients)
-        cast = [g.to(x.dtype) if w else None for g, x, w in zip(scaled, inputs, wanted)]
-        return (*cast, g_loss * row_loss if needs[-1] and g_loss is not None else None)
+        complete = all(given[need] for need, x in op.needs.items() if x in call.wanted)
+        if g_row_loss is not None or not complete:
+            again = {
+                x: x.removeprefix("need_d_") in call.wanted if x.startswith("need_") else given[x] for x in op.arguments
+            }
+            if "scale" in again:
+                again["scale"] = _upstream_scale(given | {"g_loss": g_loss, "g_row_loss": g_row_loss})
+                upstream = None
+            found = getattr(torch.ops.adaftr_fast, call.name)(**again)
+            given |= {x: d for x, d in zip(op.outputs, found) if x.startswith("d_")}
+
+        def gradient(x: str) -> Tensor | None:
+            if x not in call.wanted:
+                return None
+            if x == "scale":
+                return None if g_loss is None else g_loss * given["row_loss"]
+            d = given[f"d_{x}"] if upstream is None else given[f"d_{x}"] * upstream
+            return d.to(given[x].device, given[x].dtype)
+
+        return tuple(gradient(x) for x in op.differentiable)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
-        ctx.formula, _, _, _, ctx.numbers, ctx.ieee, *tensors = inputs
+        ctx.call, g_loss, g_row_loss, *saved = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors[: -ctx.formula.inputs - 1])
+        ctx.save_for_backward(g_loss, g_row_loss, *saved[: len(ctx.call.op.tensors)])
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
-        formula: Formula = ctx.formula
-        g_loss, g_row_loss, *inputs = ctx.saved_tensors
-        x, masks, scale, options = _split(formula, inputs, ctx.numbers)
+        call: _Call = ctx.call
+        op = call.op
+        names = ("g_loss", "g_row_loss", *op.tensors)
+        given = {**call.numbers, **dict(zip(names, ctx.saved_tensors))}
 
-        def closed_form(g_loss: Tensor, g_row_loss: Tensor, scale: Tensor, *x: Tensor) -> tuple[Tensor, ...]:
-            """The gradients as functions of the upstream gradients, scale and x_1 to x_n."""
-            wide = [each.to(reference_dtype(each.dtype, ctx.ieee)) for each in x]
-            first = formula.gradients(*wide, scale * g_loss + g_row_loss, *masks, *options)
-            return *first, g_loss * formula.row_loss(*wide, *masks, *options)
+        def closed_form(x: dict[str, Tensor]) -> dict[str, Tensor]:
+            """The gradients as functions of the upstream gradients and of the differentiable arguments."""
+            inputs = op.plain_inputs(given | x)
+            found = dict(zip(op.inputs, op.closed_form(**inputs, scale=_upstream_scale(x))))
+            if op.rows is not None and "g_loss" in x:
+                found["scale"] = x["g_loss"] * op.rows(**inputs).loss
+            return found
 
-        g_loss = scale.new_zeros(()) if g_loss is None else g_loss
-        g_row_loss = torch.zeros_like(scale) if g_row_loss is None else g_row_loss
-        values, pull = torch.func.vjp(closed_form, g_loss, g_row_loss, scale, *x)[:2]  # mypy: it may return three
-        d = pull(tuple(torch.zeros_like(v) if g is None else g.to(v.dtype) for g, v in zip(upstream, values)))
-        d_upstream = d[:2]
-        d_scale = d[2]
-        d_x = d[3:]
-        found = (*d_upstream, *d_x, *(None,) * len(masks), d_scale, *(None,) * (len(options) + 1 + len(x)))
-        needed = (g if need else None for g, need in zip(found, ctx.needs_input_grad[6:]))
-        return *(None,) * 6, *needed
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
-        return loop(_Gradients, info.batch_size, in_dims, args)
+        x = {name: given[name] for name in ("g_loss", "g_row_loss", *op.differentiable) if given[name] is not None}
+        values, pull = torch.func.vjp(closed_form, x)[:2]  # mypy: it may return three
+        sent: dict[str, Any] = dict(zip(op.differentiable, upstream))
+        for name, value in values.items():
+            sent[name] = torch.zeros_like(value) if sent[name] is None else sent[name].to(value)
+        (found,) = pull({name: sent[name] for name in values})
+        return None, *(found.get(name) for name in (*names, *op.results))
 
 
-def _split(formula: Formula, inputs: Any, numbers: tuple[Any, ...]) -> tuple[Any, Any, Tensor, list[Any]]:
-    """Returns x_1 to x_n, the masks, scale and the options from what is saved of them."""
-    masks_end = formula.inputs + formula.masks
-    options = [number if tensor is None else tensor for number, tensor in zip(numbers, inputs[masks_end + 1 :])]
-    return inputs[: formula.inputs], inputs[formula.inputs : masks_end], inputs[masks_end], options
+def _loop(
+    op: Callable[..., Results], info: Any, in_dims: tuple[int | None, ...], *arguments: Any, **options: Any
+) -> tuple[Results, tuple[int, ...]]:
+    """Calls an op once per element of vmap's dimension."""
+    calls = []
+    for i in range(info.batch_size):
+        chosen = (x if dim is None else x.select(dim, i) for x, dim in zip(arguments, in_dims))
+        calls.append(op(*chosen, **options))
+    results = tuple(torch.stack(each) for each in zip(*calls))
+    return results, (0,) * len(results)
 
 
-def functional(
-    setup_context: Callable[..., None], backward_of: Callable[[str], Callable[..., Gradients]], **keywords: Any
-) -> type[torch.autograd.Function]:
-    """Returns a function that calls an op of ``torch.ops.adaftr_fast``, differentiated by the formula of the op.
+class _Functional(torch.autograd.Function):
+    """An op for torch.func, which refuses the functions of ``torch.library.register_autograd``.
 
-    It serves torch.func, which refuses the functions of ``torch.library.register_autograd``. ``apply`` takes the op's
-    arguments but ``keywords``, and its name.
+    ``apply`` takes the op's positional arguments, the op, the name that it is called by, and the other arguments.
     """
 
-    class Functional(torch.autograd.Function):
-        @staticmethod
-        def forward(*args: Any) -> tuple[Tensor, ...]:
-            *inputs, name = args
-            outputs: tuple[Tensor, ...] = getattr(torch.ops.adaftr_fast, name)(*inputs, **keywords)
-            return outputs
+    generate_vmap_rule = True
 
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-            *inputs_of_op, ctx.name = inputs
-            setup_context(ctx, tuple(inputs_of_op), output)
+    @staticmethod
+    def forward(*inputs: Any) -> Results:
+        *values, _, name, options = inputs
+        outputs: Results = getattr(torch.ops.adaftr_fast, name)(*values, **options)
+        return outputs
 
-        @staticmethod
-        def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
-            return *backward_of(ctx.name)(ctx, *upstream), None
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
+        *values, ctx.op, ctx.name, options = inputs
+        ctx.op.setup_context(ctx, tuple(values), output, options)
 
-        @staticmethod
-        def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Gradients, tuple[int | None, ...]]:
-            return loop(Functional, info.batch_size, in_dims, args)
-
-    return Functional
-
-
-def loop(
-    function: type[torch.autograd.Function], size: int, in_dims: tuple[int | None, ...], args: tuple[Any, ...]
-) -> tuple[Gradients, tuple[int | None, ...]]:
-    """Calls a function once per element of vmap's dimension."""
-
-    def at(i: int) -> list[Any]:  # in_dims of an argument that is no tensor is no number
-        return [x.select(dim, i) if isinstance(dim, int) else x for x, dim in zip(args, in_dims)]
-
-    calls = [function.apply(*at(i)) for i in range(size)]
-    outputs = tuple(None if each[0] is None else torch.stack(each) for each in zip(*calls))
-    return outputs, tuple(None if each is None else 0 for each in outputs)
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> Gradients:
+        return *ctx.op.backward(ctx.name, ctx, *upstream), None, None, None

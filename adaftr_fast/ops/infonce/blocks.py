@@ -3,23 +3,17 @@
 Shapes: B rows (anchors a_r) and B candidates b_j, d hidden width. The candidates of row r are those of its block of k
 rows, [k (r // k), min(k (r // k) + k, B)); the last block may be smaller. The outputs are those of ``infonce`` (op.py),
 with B k logits in place of B x N.
-
-The same schema is registered three times: ``infonce_blocks`` (the dispatcher selects C++ on CPU, Triton on CUDA and the
-reference elsewhere), ``infonce_blocks_reference`` and ``infonce_blocks_triton``.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adaftr_fast.ops.infonce.autograd import Formula, accumulation_dtype, in_its_types, reference_dtype
-from adaftr_fast.ops.infonce.op import check_tau, fake, outputs_of
-from adaftr_fast.ops.infonce.reference import InfoNCERows, rows_of_logits, similarity_gradients
-from adaftr_fast.ops.infonce.targets import Outputs
-from adaftr_fast.ops.library import library
+from adaftr_fast.ops.infonce.autograd import DifferentiableOp
+from adaftr_fast.ops.infonce.op import check_tau
+from adaftr_fast.ops.infonce.reference import InfoNCERows, Logits, rows_of_logits, similarity_gradients
 
 SCHEMA = (
     "(Tensor anchors, Tensor candidates, Tensor tau, Tensor scale, bool need_d_anchors, bool need_d_candidates,"
@@ -27,23 +21,19 @@ SCHEMA = (
     " -> (Tensor loss, Tensor row_loss, Tensor lse, Tensor positive_logit, Tensor top1, Tensor entropy,"
     " Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
 )
-BLOCKS = "infonce_blocks"
-NAMES = (BLOCKS, "infonce_blocks_reference", "infonce_blocks_triton")
 
 
 def block_rows(anchors: Tensor, candidates: Tensor, tau: Tensor, block: int) -> InfoNCERows:
     """Computes the loss and statistics of every row among the rows of its block, as ``infonce_rows`` does."""
-    z, target, negative = _logits(anchors, candidates, tau, block)
-    return rows_of_logits(z, torch.ones_like(tau, dtype=torch.bool), target, negative)
+    return rows_of_logits(_logits(anchors, candidates, tau, block))
 
 
 def block_gradients(
     anchors: Tensor, candidates: Tensor, tau: Tensor, scale: Tensor, block: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the gradients of ``sum_r scale_r L_r`` in closed form, as ``infonce_gradients`` does."""
-    z, target, negative = _logits(anchors, candidates, tau, block)
-    every_row = torch.ones_like(tau, dtype=torch.bool)
-    d_similarities, d_tau, valid = similarity_gradients(z, every_row, target, negative, scale, tau)  # [B, k], [B], [B]
+    logits = _logits(anchors, candidates, tau, block)
+    d_similarities, d_tau, valid = similarity_gradients(logits, scale, tau)  # [B, k], [B], [B]
     anchors = torch.where(valid[:, None], anchors, 0)
     d = _blocks_of(d_similarities, block)  # [n, k, k]
     d_anchors = (d @ _blocks_of(candidates, block)).flatten(0, 1)[: len(anchors)]
@@ -51,15 +41,15 @@ def block_gradients(
     return torch.where(valid[:, None], d_anchors, 0), d_candidates, d_tau
 
 
-def _logits(anchors: Tensor, candidates: Tensor, tau: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes the rows' logits with their blocks [B, k], their positives [B, 1] and the mask of negatives [B, k]."""
+def _logits(anchors: Tensor, candidates: Tensor, tau: Tensor, block: int) -> Logits:
+    """Computes the logits of the rows with their blocks, [B, k]."""
     rows = len(anchors)
     s = _blocks_of(anchors, block) @ _blocks_of(candidates, block).mT
     row = torch.arange(rows, device=s.device)[:, None]
     column = torch.arange(block, device=s.device)
     target = row % block
     negative = (column != target) & (row - target + column < rows)
-    return s.flatten(0, 1)[:rows] / tau[:, None], target, negative
+    return Logits(s.flatten(0, 1)[:rows] / tau[:, None], torch.ones_like(tau, dtype=torch.bool), target, negative)
 
 
 def _blocks_of(x: Tensor, block: int) -> Tensor:
@@ -68,21 +58,9 @@ def _blocks_of(x: Tensor, block: int) -> Tensor:
     return F.pad(x, (0, 0, 0, blocks * block - len(x))).view(blocks, block, x.shape[1])
 
 
-@in_its_types
-def _reference(
-    anchors: Tensor,
-    candidates: Tensor,
-    tau: Tensor,
-    scale: Tensor,
-    need_d_anchors: bool,
-    need_d_candidates: bool,
-    need_d_tau: bool,
-    need_stats: bool,
-    block: int,
-    *,
-    ieee: bool = False,
-) -> Outputs:
-    """Computes the op in plain PyTorch."""
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    """Checks the shapes, the block and the values of tau, as the C++ kernel does."""
+    anchors, candidates, tau, block = (given[name] for name in ("anchors", "candidates", "tau", "block"))
     if candidates.shape != anchors.shape:
         raise RuntimeError(
             f"adaptive_infonce: anchors and candidates must both be [B, d] with a block, got {tuple(anchors.shape)} "
@@ -94,43 +72,26 @@ def _reference(
         check_tau(tau, torch.ones_like(tau, dtype=torch.bool))
     else:  # reading the values would wait for the device
         tau = torch.where((tau > 0) & tau.isfinite(), tau, torch.nan)
-    block = min(block, max(len(anchors), 1))
-    dtype = reference_dtype(anchors.dtype, ieee)
-    inputs = anchors.to(dtype), candidates.to(dtype), tau.to(dtype)
-    needs = (need_d_anchors, need_d_candidates, need_d_tau)
-    gradients = block_gradients(*inputs, scale, block) if any(needs) else inputs
-    rows = block_rows(*inputs, block)
-    return outputs_of(rows, gradients, scale, needs, need_stats, accumulation_dtype(anchors.dtype))
+    return given | {"tau": tau, "block": min(block, max(len(anchors), 1))}
 
 
-def _triton(anchors: Tensor, *arguments: Any, **options: Any) -> Outputs:
+def _triton(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
     """Computes the op by the Triton kernel, or in plain PyTorch where a block is too large for it."""
     from adaftr_fast.kernels.infonce import infonce_blocks, serves_blocks  # imports triton
 
-    run = infonce_blocks if serves_blocks(anchors, arguments[-1]) else _reference
-    outputs: Outputs = run(anchors, *arguments, **options)
+    given = BLOCKS.named(arguments, options)
+    served = serves_blocks(given["anchors"], given["block"])
+    outputs: tuple[Tensor, ...] = infonce_blocks(**given) if served else BLOCKS.reference(**given)
     return outputs
 
 
-def _cuda(anchors: Tensor, *arguments: Any, **options: Any) -> Outputs:
-    """Runs the kernel, or plain PyTorch on a GPU that is older than the kernels are compiled for."""
-    run = _triton if torch.cuda.get_device_capability(anchors.device) >= (8, 0) else _reference
-    return run(anchors, *arguments, **options)
-
-
-def _fake(anchors: Tensor, candidates: Tensor, tau: Tensor, scale: Tensor, *needs_and_block: Any, **_: Any) -> Outputs:
-    return fake(anchors, candidates, tau, None, None, None, scale, *needs_and_block)
-
-
-def _row_loss(*arguments: Any) -> Tensor:
-    return block_rows(*arguments).loss
-
-
-FORMULA = Formula(3, 0, True, _row_loss, block_gradients)
-FORMULA.define_gradients(BLOCKS, "int block")
-
-for _name in NAMES:
-    FORMULA.define(_name, SCHEMA, _fake)
-    library.impl(_name, _triton if _name.endswith("_triton") else _reference, "CompositeExplicitAutograd")
-if importlib.util.find_spec("triton") is not None:
-    library.impl(BLOCKS, _cuda, "CUDA")
+BLOCKS = DifferentiableOp(
+    "infonce_blocks",
+    SCHEMA,
+    closed_form=block_gradients,
+    rows=block_rows,
+    checked=_checked,
+    triton=_triton,
+    needs_sm_80=True,
+)
+BLOCKS.define_gradients("int block")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from adaftr_fast.distributed.gather import gather_numbers, gather_rows
 from adaftr_fast.ops.infonce.reference import IGNORE
@@ -21,9 +22,19 @@ class Candidates(NamedTuple):
     """The candidates of one direction's anchors [B, d]."""
 
     h: Tensor  # [N, d]
-    positive: Tensor | None  # [B], default arange(B)
-    group: Tensor | None  # [N]
+    positive: Tensor | None = None  # [B], default arange(B)
+    group: Tensor | None = None  # [N]
     label: Tensor | None = None  # [N], the candidates' positive groups
+
+
+class Direction(NamedTuple):
+    """The anchors of a direction, and the candidates that they are compared with."""
+
+    anchors: Tensor  # [B, d]
+    tau: Tensor  # [B]
+    candidates: Candidates
+    group: Tensor | None = None  # [B]
+    label: Tensor | None = None  # [B], the anchors' positive groups
 
 
 class CrossRankBatch:
@@ -81,6 +92,14 @@ class CrossRankBatch:
         first = sum(sizes[: self.rank])  # of this rank's rows in the order of ranks
         rows = gather_rows(x, sizes, self.group)
         return rows.roll(-first, 0) if first > 0 else rows
+
+
+@_disable_dynamo  # torch.compiler.disable, without importing the compiler until it is needed
+def across_ranks(
+    op: str, group: dist.ProcessGroup, h_ctr: Tensor, h_cvr: Tensor, must_agree: dict[str, bool]
+) -> CrossRankBatch:
+    """Exchanges the batch sizes; checks that whatever decides on a collective, in backward too, agrees on all ranks."""
+    return CrossRankBatch(op, group, h_ctr, h_cvr, must_agree)
 
 
 def _own_index(index: Tensor, size: int) -> Tensor:

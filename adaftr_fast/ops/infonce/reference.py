@@ -19,7 +19,7 @@ IGNORE has loss 0 and no gradient. The loss is computed as L_r = log(1 + sum_{j 
 stays accurate when the positive's probability is near 1; the difference of two large numbers would not.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,17 @@ def weighted(row_loss: Tensor, scale: Tensor) -> Tensor:
     return torch.where((scale != 0) | row_loss.isfinite(), row_loss * scale, 0.0)
 
 
+def check_positive_range(op: str, positive: Tensor, columns: int) -> None:
+    """Checks that the positives are candidates or IGNORE."""
+    outside = (positive != IGNORE) & ((positive < 0) | (positive >= columns))
+    if outside.any():
+        row = int(outside.nonzero()[0])
+        raise RuntimeError(
+            f"{op}: positive_index must be in [0, {columns}) or {IGNORE}, "
+            f"got positive_index[{row}] = {positive[row].item()}"
+        )
+
+
 class InfoNCERows(NamedTuple):
     """Per-row results, all [B]; ignored rows hold zeros (and False)."""
 
@@ -45,17 +56,29 @@ class InfoNCERows(NamedTuple):
     entropy: Tensor  # of the softmax over the candidates, in nats
 
 
+class Logits(NamedTuple):
+    """The logits of all pairs, and the targets of each row."""
+
+    z: Tensor  # [B, N]
+    valid: Tensor  # [B] bool: the rows that are not ignored
+    target: Tensor  # [B, 1] the positive of each row
+    negative: Tensor  # [B, N] bool
+    other: Tensor | None = None  # [B, N] as of _other_targets
+
+
 def _similarities(
     anchors: Tensor,
     candidates: Tensor,
     tau: Tensor,
-    positive: Tensor | None,
-    row_group: Tensor | None,
-    column_group: Tensor | None,
-    ignore_above: float | None,
-    margin: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Computes z [B, N], the rows that are not ignored [B], their positives [B, 1] and the mask of negatives [B, N]."""
+    positive: Tensor | None = None,
+    row_group: Tensor | None = None,
+    column_group: Tensor | None = None,
+    ignore_above: float | None = None,
+    margin: float = 0.0,
+    label_smoothing: float = 0.0,
+    row_label: Tensor | None = None,
+    column_label: Tensor | None = None,
+) -> Logits:
     if positive is None:
         positive = torch.arange(anchors.shape[0], device=anchors.device)
     valid = positive != IGNORE
@@ -66,11 +89,14 @@ def _similarities(
     negative = torch.arange(candidates.shape[0], device=z.device) != target
     if row_group is not None and column_group is not None:
         negative = negative & (row_group[:, None] != column_group[None, :])
-    if ignore_above is not None and candidates.shape[0] > 0:
+    if candidates.shape[0] == 0:
+        return Logits(z, valid, target, negative)
+    if ignore_above is not None:
         negative = negative & ~(s > s.gather(1, target) + ignore_above)  # a NaN stays
-    if margin != 0 and candidates.shape[0] > 0:
+    if margin != 0:
         z = z.scatter_add(1, target, torch.where(valid, -margin / tau, 0)[:, None])
-    return z, valid, target, negative
+    other = _other_targets(target, negative, label_smoothing, row_label, column_label)
+    return Logits(z, valid, target, negative, other)
 
 
 def _other_targets(
@@ -108,26 +134,18 @@ def infonce_rows(
         dL/db_j   = sum_r g_r / tau_r p_rj a_r - sum_{r: y_r = j} g_r / tau_r a_r
         dL/dtau_r = -(a_r . dL/da_r) / tau_r
     """
-    z, valid, target, negative = _similarities(
-        anchors, candidates, tau, positive, row_group, column_group, ignore_above, margin
-    )
+    targets = (positive, row_group, column_group, ignore_above, margin, label_smoothing, row_label, column_label)
+    logits = _similarities(anchors, candidates, tau, *targets)
     if candidates.shape[0] == 0:  # then every row is ignored
-        zeros = torch.where(valid, anchors.sum(1) + tau, 0.0)  # an ignored row must not leak a NaN
-        return InfoNCERows(zeros, zeros, zeros, valid, zeros)
-    other = _other_targets(target, negative, label_smoothing, row_label, column_label)
-    return rows_of_logits(z, valid, target, negative, other)
+        zeros = torch.where(logits.valid, anchors.sum(1) + tau, 0.0)  # an ignored row must not leak a NaN
+        return InfoNCERows(zeros, zeros, zeros, logits.valid, zeros)
+    return rows_of_logits(logits)
 
 
-def rows_of_logits(
-    z: Tensor,  # [B, N]
-    valid: Tensor,  # [B] bool
-    target: Tensor,  # [B, 1]
-    negative: Tensor,  # [B, N] bool
-    other: Tensor | None = None,  # [B, N] as of _other_targets
-) -> InfoNCERows:
-    """Computes the loss and statistics of every row from its logits, its positive and its negatives."""
+def rows_of_logits(logits: Logits) -> InfoNCERows:
+    """Computes the loss and statistics of every row."""
+    z, valid, target, negative, other = logits
     has_negative = negative.any(1)  # [B]
-
     z_positive = z.gather(1, target).squeeze(1)  # [B]
     lowest = torch.where(has_negative, -torch.inf, 0.0).to(z)[:, None]
     lse_negative = torch.where(negative, z, lowest).logsumexp(1)  # [B], finite
@@ -146,16 +164,12 @@ def rows_of_logits(
     return InfoNCERows(loss, lse, z_positive.detach(), top1, entropy)
 
 
-def similarity_gradients(
-    z: Tensor,  # [B, N]
-    valid: Tensor,  # [B] bool
-    target: Tensor,  # [B, 1]
-    negative: Tensor,  # [B, N] bool
-    scale: Tensor,  # [B]
-    tau: Tensor,  # [B]
-    other: Tensor | None = None,  # [B, N] as of _other_targets
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes the gradients in the similarities [B, N] and in tau [B], and the rows that have any [B]."""
+def similarity_gradients(logits: Logits, scale: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the gradients in the similarities [B, N] and in tau [B], and the rows that have any [B].
+
+    ``scale`` and ``tau`` are [B].
+    """
+    z, valid, target, negative, other = logits
     # A row that weighs nothing is as if ignored where it is not finite; elsewhere its scale has derivatives.
     valid = valid & ((scale != 0) | z.isfinite().all(1))
     z = torch.where(valid[:, None], z, 0)
@@ -175,26 +189,18 @@ def infonce_gradients(
     candidates: Tensor,  # [N, d]
     tau: Tensor,  # [B]
     scale: Tensor,  # [B], multiplies each row's loss
-    positive: Tensor | None = None,
-    row_group: Tensor | None = None,
-    column_group: Tensor | None = None,
-    ignore_above: float | None = None,
-    margin: float = 0.0,
-    label_smoothing: float = 0.0,
-    row_label: Tensor | None = None,
-    column_label: Tensor | None = None,
+    *targets: Any,
+    **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the gradients of ``sum_r scale_r L_r`` in closed form: [B, d], [N, d], [B].
 
-    The positive's entry of p - 1 is computed as minus the sum of the negatives' p, which stays accurate near p = 1.
+    The further arguments are those of :func:`infonce_rows`. The positive's entry of p - 1 is computed as minus the sum
+    of the negatives' p, which stays accurate near p = 1.
     """
-    z, valid, target, negative = _similarities(
-        anchors, candidates, tau, positive, row_group, column_group, ignore_above, margin
-    )
+    logits = _similarities(anchors, candidates, tau, *targets, **options)
     if candidates.shape[0] == 0:
         return torch.zeros_like(anchors), torch.zeros_like(candidates), torch.zeros_like(tau)
-    other = _other_targets(target, negative, label_smoothing, row_label, column_label)
-    d_similarities, d_tau, valid = similarity_gradients(z, valid, target, negative, scale, tau, other)
+    d_similarities, d_tau, valid = similarity_gradients(logits, scale, tau)
     anchors = torch.where(valid[:, None], anchors, 0)
     d_anchors = torch.where(valid[:, None], d_similarities @ candidates, 0)
     return d_anchors, d_similarities.T @ anchors, d_tau

@@ -1,20 +1,35 @@
-"""The public loss :func:`sigmoid_contrast` (Zhai et al., 2023).
+"""The loss :func:`sigmoid_contrast` (Zhai et al., 2023), and its op.
+
+``torch.ops.adaftr_fast.sigmoid_contrast`` computes the loss and its gradients in one pass over the similarities. With
+anchors a_r, candidates b_j, z_rj = logit_scale a_r . b_j + logit_bias and the column y_r of row r's positive (Zhai et
+al., 2023, Eq. 1, without the division by B)
+
+    loss = sum_r (softplus(-z_{r, y_r}) + sum_{j != y_r} softplus(z_rj))
+
+A row whose positive is -100 has negatives alone. The reference runs on blocks of rows, so that no backend stores
+the B x N logits.
 
 Shapes: B rows (anchors), N candidates, d hidden width, W ranks.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 
-from adaftr_fast.ops.infonce.autograd import accumulation_dtype
-from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
-from adaftr_fast.ops.infonce.checks import check_no_tangents, check_positive_index, check_representations, op_name
-from adaftr_fast.ops.infonce.sigmoid_op import FunctionalSigmoidContrast
+from adaftr_fast.ops.infonce.arguments import check_no_tangents, check_representations, check_vectors, op_name
+from adaftr_fast.ops.infonce.autograd import DifferentiableOp, accumulation_dtype
+from adaftr_fast.ops.infonce.candidates import Candidates, across_ranks
+from adaftr_fast.ops.infonce.reference import check_positive_range
+
+SCHEMA = (
+    "(Tensor anchors, Tensor candidates, Tensor logit_scale, Tensor logit_bias, Tensor? positive, bool need_d_anchors,"
+    " bool need_d_candidates) -> (Tensor loss, Tensor d_anchors, Tensor d_candidates, Tensor d_logit_scale,"
+    " Tensor d_logit_bias)"
+)
+BLOCK_ELEMENTS = 1 << 22  # of a block of the reference's logits
 
 
 def sigmoid_contrast(
@@ -88,30 +103,28 @@ def sigmoid_contrast(
         >>> loss = adaftr_fast.sigmoid_contrast(image, text, scale, bias)
         >>> loss.backward()
     """
-    op = _op_of(backend, h_ctr)
     check_representations("sigmoid_contrast", h_ctr, h_cvr)
+    name = op_name("sigmoid_contrast", "sigmoid_contrast", backend, h_ctr)
     check_no_tangents("sigmoid_contrast", h_ctr, h_cvr, logit_scale, logit_bias)
-    check_positive_index("sigmoid_contrast", h_ctr, h_cvr, positive_index)
+    check_vectors("sigmoid_contrast", h_ctr, h_cvr, True, positive_index=positive_index)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"sigmoid_contrast: reduction must be 'mean' or 'sum', got {reduction!r}")
     dtype = torch.promote_types(h_ctr.dtype, h_cvr.dtype)
-    h_ctr, h_cvr = h_ctr.to(dtype), h_cvr.to(dtype)
-    scale, bias = (_scalar(n, x, h_ctr) for n, x in (("logit_scale", logit_scale), ("logit_bias", logit_bias)))
-    candidates, rows = Candidates(h_cvr, positive_index, None), float(len(h_ctr))
+    h_ctr = h_ctr.to(dtype)
+    h_cvr = h_cvr.to(dtype)
+    scale = _scalar("logit_scale", logit_scale, h_ctr)
+    bias = _scalar("logit_bias", logit_bias, h_ctr)
+    candidates = Candidates(h_cvr, positive_index)
+    rows = float(len(h_ctr))
     if process_group is not None:
-        batch = _across_ranks(process_group, h_ctr, h_cvr)
-        candidates, rows = batch.gather(candidates, batch.columns), sum(batch.rows) / batch.world_size
-    enabled = torch.is_grad_enabled()
-    needs = enabled and h_ctr.requires_grad, enabled and candidates.h.requires_grad
-    loss: Tensor = op(h_ctr, candidates.h, scale, bias, candidates.positive, *needs)[0]
-    return loss / (rows or 1) if reduction == "mean" else loss
-
-
-@_disable_dynamo  # torch.compiler.disable, without importing the compiler until it is needed
-def _across_ranks(process_group: ProcessGroup, h_ctr: Tensor, h_cvr: Tensor) -> CrossRankBatch:
-    """Exchanges the batch sizes; checks that whatever decides on a collective in backward agrees on all ranks."""
-    must_agree = {"whether h_cvr needs a gradient": torch.is_grad_enabled() and h_cvr.requires_grad}
-    return CrossRankBatch("sigmoid_contrast", process_group, h_ctr, h_cvr, must_agree)
+        must_agree = {"whether h_cvr needs a gradient": torch.is_grad_enabled() and h_cvr.requires_grad}
+        batch = across_ranks("sigmoid_contrast", process_group, h_ctr, h_cvr, must_agree)
+        candidates = batch.gather(candidates, batch.columns)
+        rows = sum(batch.rows) / batch.world_size
+    found = SIGMOID.call(
+        name, anchors=h_ctr, candidates=candidates.h, logit_scale=scale, logit_bias=bias, positive=candidates.positive
+    )
+    return found["loss"] / (rows or 1) if reduction == "mean" else found["loss"]
 
 
 def _scalar(name: str, x: Tensor | float, h: Tensor) -> Tensor:
@@ -128,9 +141,68 @@ def _scalar(name: str, x: Tensor | float, h: Tensor) -> Tensor:
     return x.reshape(()).to(h.device, acc)
 
 
-def _op_of(backend: str, h_ctr: Tensor) -> Callable[..., Any]:
-    name = op_name("sigmoid_contrast", "sigmoid_contrast", backend, h_ctr)
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return lambda *args: FunctionalSigmoidContrast.apply(*args, name)
-    op: Callable[..., Any] = getattr(torch.ops.adaftr_fast, name)
-    return op
+def sigmoid_rows(
+    anchors: Tensor,  # [B, d]
+    candidates: Tensor,  # [N, d]
+    logit_scale: Tensor,  # []
+    logit_bias: Tensor,  # []
+    positive: Tensor,  # [B] int64
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Computes the loss and, in closed form, its gradients in the four inputs; stores the B x N logits."""
+    s = anchors @ candidates.T
+    is_positive = torch.arange(candidates.shape[0], device=s.device) == positive[:, None]
+    sign = torch.where(is_positive, -1.0, 1.0).to(s)
+    z = sign * (logit_scale * s + logit_bias)
+    d_z = sign * z.sigmoid()  # [B, N]
+    d_s = logit_scale * d_z
+    s = s.masked_fill((d_z == 0) & ~s.isfinite(), 0.0)  # sigmoid(z) z -> 0
+    # F.softplus rounds softplus(z) to z from 20 on.
+    return -F.logsigmoid(-z).sum(), d_s @ candidates, d_s.T @ anchors, (d_z * s).sum(), d_z.sum()
+
+
+def _closed_form(positive: Tensor | None, scale: Tensor, **inputs: Tensor) -> tuple[Tensor, ...]:
+    """Computes the gradients times ``scale``, 0-dim."""
+    anchors = inputs["anchors"]
+    positive = torch.arange(len(anchors), device=anchors.device) if positive is None else positive
+    return tuple(d * scale for d in sigmoid_rows(**inputs, positive=positive)[1:])
+
+
+def _reference(
+    anchors: Tensor,
+    candidates: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    positive: Tensor | None,
+    **_: bool,
+) -> dict[str, Tensor]:
+    if anchors.device.type == "cpu":  # on other devices, reading the values would wait for the device
+        _check_values(logit_scale, logit_bias, positive, candidates.shape[0])
+    acc = accumulation_dtype(anchors.dtype)
+    a, b, scale, bias = (x.to(anchors.device, acc) for x in (anchors, candidates, logit_scale, logit_bias))
+    positive = torch.arange(len(a), device=a.device) if positive is None else positive
+    found = {"loss": torch.zeros_like(scale)}
+    found |= {f"d_{x}": torch.zeros_like(like) for x, like in zip(SIGMOID.inputs, (a, b, scale, bias))}
+    height = max(1, BLOCK_ELEMENTS // max(1, len(b)))
+    for first in range(0, len(a), height):
+        rows = slice(first, first + height)
+        loss, d_a, d_b, d_scale, d_bias = sigmoid_rows(a[rows], b, scale, bias, positive[rows])
+        found["loss"] += loss
+        found["d_anchors"][rows] = d_a
+        found["d_candidates"] += d_b
+        found["d_logit_scale"] += d_scale
+        found["d_logit_bias"] += d_bias
+    return found
+
+
+def _check_values(logit_scale: Tensor, logit_bias: Tensor, positive: Tensor | None, num_candidates: int) -> None:
+    """Checks the values of the scale, the bias and positive, as the C++ kernel does."""
+    scale, bias = logit_scale.item(), logit_bias.item()
+    if not 0 < scale < float("inf"):
+        raise RuntimeError(f"sigmoid_contrast: logit_scale must be positive and finite, got {scale}")
+    if not -float("inf") < bias < float("inf"):
+        raise RuntimeError(f"sigmoid_contrast: logit_bias must be finite, got {bias}")
+    if positive is not None:
+        check_positive_range("sigmoid_contrast", positive, num_candidates)
+
+
+SIGMOID = DifferentiableOp("sigmoid_contrast", SCHEMA, closed_form=_closed_form, reference=_reference, needs_sm_80=True)

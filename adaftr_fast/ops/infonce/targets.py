@@ -14,15 +14,28 @@ Shapes: B rows, N candidates, d hidden width.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adaftr_fast.ops.infonce.reference import IGNORE, weighted
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 NO_POSITIVE = -1  # the index of a row whose label no candidate carries
+
+
+class Outputs(NamedTuple):
+    """The outputs of the ops of one direction (op.py)."""
+
+    loss: Tensor
+    row_loss: Tensor
+    lse: Tensor
+    positive_logit: Tensor
+    top1: Tensor
+    entropy: Tensor
+    d_anchors: Tensor
+    d_candidates: Tensor
+    d_tau: Tensor
 
 
 class Matching(NamedTuple):
@@ -201,53 +214,43 @@ def _spread(
 
 
 def with_targets(
-    op: Callable[..., Outputs],
-    anchors: Tensor,
-    candidates: Tensor,
-    tau: Tensor,
-    positive: Tensor | None,
-    row_group: Tensor | None,
-    column_group: Tensor | None,
-    scale: Tensor,
-    need_d_anchors: bool,
-    need_d_candidates: bool,
-    need_d_tau: bool,
-    need_stats: bool,
-    ignore_above: float | None = None,
-    margin: float = 0.0,
-    label_smoothing: float = 0.0,
-    row_label: Tensor | None = None,
-    column_label: Tensor | None = None,
+    sweep: Callable[..., tuple[Tensor, ...]],
     *,
-    ieee: bool = False,
+    label_smoothing: float,
+    row_label: Tensor | None,
+    column_label: Tensor | None,
+    **given: Any,
 ) -> Outputs:
     """Calls an op of the arguments of ``infonce_sweep``, and adds the other targets to the loss and gradients."""
+    anchors, candidates, tau = given["anchors"], given["candidates"], given["tau"]
+    positive = given["positive"]
     if row_label is not None and positive is not None and anchors.device.type == "cpu":
         check_positives(positive)
-    masks = (positive, row_group, column_group)
-    needs = (need_d_anchors, need_d_candidates, need_d_tau)
-    inputs = (anchors, candidates, tau, *masks, scale, *needs, need_stats, ignore_above, margin)
     columns = len(candidates)
     if columns == 0 or (label_smoothing == 0 and row_label is None):  # columns == 0: every row is ignored
-        return op(*inputs, None, ieee=ieee)
+        return Outputs(*sweep(**given))
     positive = torch.arange(len(anchors), device=anchors.device) if positive is None else positive
-    valid, target = positive != IGNORE, positive.clamp(0, columns - 1)
-    weights = _weights(target, columns, row_group, column_group, label_smoothing, row_label, column_label)
-    _, row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau = op(*inputs, weights.positive, ieee=ieee)
+    valid = positive != IGNORE
+    target = positive.clamp(0, columns - 1)
+    groups = (given["row_group"], given["column_group"])
+    weights = _weights(target, columns, *groups, label_smoothing, row_label, column_label)
+    found = Outputs(*sweep(**given, positive_weight=weights.positive))
 
     a = anchors.double()
     b = candidates.double()
     tau = tau.double()
-    delta, rest = weights.delta(b, target), 1 - weights.positive  # [B, d], [B]
+    delta = weights.delta(b, target)  # [B, d]
+    rest = 1 - weights.positive  # [B]
     of_others = (a * delta).sum(1) / tau
-    of_positive = ((a * (rest[:, None] * b[target])).sum(1) - margin * rest) / tau
-    row_loss = (row_loss + torch.where(valid, of_others + of_positive, 0.0)).to(row_loss.dtype)
-    grad_scale = torch.where(valid, scale.double() / tau, 0.0)
+    of_positive = ((a * (rest[:, None] * b[target])).sum(1) - given["margin"] * rest) / tau
+    row_loss = (found.row_loss + torch.where(valid, of_others + of_positive, 0.0)).to(found.row_loss.dtype)
+    grad_scale = torch.where(valid, given["scale"].double() / tau, 0.0)
     used = (grad_scale != 0)[:, None]  # a row that weighs nothing has no gradient, whatever it holds
-    if need_d_anchors:
-        d_anchors += torch.where(used, grad_scale[:, None] * delta, 0.0)
-    if need_d_candidates:
-        d_candidates += weights.transposed(torch.where(used, grad_scale[:, None] * a, 0.0), target, columns)
-    if need_d_tau:
-        d_tau -= torch.where(used[:, 0], grad_scale * of_others, 0.0)
-    return weighted(row_loss, scale).sum(), row_loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau
+    if given["need_d_anchors"]:
+        found.d_anchors.add_(torch.where(used, grad_scale[:, None] * delta, 0.0))
+    if given["need_d_candidates"]:
+        d_delta = torch.where(used, grad_scale[:, None] * a, 0.0)
+        found.d_candidates.add_(weights.transposed(d_delta, target, columns))
+    if given["need_d_tau"]:
+        found.d_tau.sub_(torch.where(used[:, 0], grad_scale * of_others, 0.0))
+    return found._replace(loss=weighted(row_loss, given["scale"]).sum(), row_loss=row_loss)

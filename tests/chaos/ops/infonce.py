@@ -12,6 +12,7 @@ from torch import Tensor
 import adaftr_fast as af
 from adaftr_fast.ops.infonce.arguments import append_bias, product_dtype, reverse, row_scale
 from adaftr_fast.ops.infonce.blocks import block_rows
+from adaftr_fast.ops.infonce.candidates import Candidates, Direction
 from adaftr_fast.ops.infonce.reference import IGNORE, infonce_rows
 from tests.chaos.ops.inputs import assert_close, laid
 
@@ -251,8 +252,9 @@ def conditions(
         terms |= {"h_ctr": one["a"][:, :-1], "h_cvr": one["b"][:, :-1], "tau": one["tau"] + one["a"][:, -1]}
         terms["column_bias"] = one["b"][:, -1]
     if options.get("symmetric"):
-        anchors, tau_r, group, own = reverse(a, b, tau_column, positive, column_group)
-        two = _direction(anchors, a, tau_r, own, group, row_group, scale, options, dtype)
+        back = reverse(Direction(a, tau, Candidates(b, positive, column_group), row_group), tau_column)
+        own = back.candidates.positive
+        two = _direction(back.anchors, a, back.tau, own, back.group, row_group, scale, options, dtype)
         terms["loss"] = terms["loss"] + two["loss"]
         if len(a) and len(b):
             terms["h_ctr"] = terms["h_ctr"].max() + two["b"].max()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from adaftr_fast.ops.infonce.symmetric_op import _two_sweeps
+from adaftr_fast.ops.infonce.op import SYMMETRIC, two_sweeps
 from tests.ops.infonce.inputs import inputs
 from tests.ops.marks import needs_extension
 from tests.tolerances import assert_as_accurate
@@ -136,7 +136,8 @@ def test_equals_two_calls_of_one_direction(instruction_set):
     groups = (torch.arange(300) // 2, torch.arange(300) // 3)
     arguments = op_arguments(tensors, groups=groups)
     own = torch.ops.adaftr_fast.infonce_symmetric(*arguments)
-    for x, y in zip(own, _two_sweeps(torch.ops.adaftr_fast.infonce, *arguments)):
+    two = two_sweeps(torch.ops.adaftr_fast.infonce, **SYMMETRIC.named(arguments, {}))
+    for x, y in zip(own, two):
         torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-15)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import adaftr_fast as af
-from adaftr_fast.ops.infonce import sigmoid_op
+from adaftr_fast.ops.infonce import sigmoid
 from tests.ops.infonce.sigmoid.agreement import DTYPES, assert_matches, inputs, literal, loss_and_gradients, positives
 from tests.ops.marks import needs_extension, on_threads
 
@@ -24,7 +24,7 @@ def test_matches_the_stored_logits(rows, columns, d, dtype, instruction_set):
 
 @pytest.mark.parametrize("block", [1, 500, 1 << 22])
 def test_the_reference_in_blocks(block, monkeypatch):
-    monkeypatch.setattr(sigmoid_op, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(sigmoid, "BLOCK_ELEMENTS", block)
     assert_matches(inputs(40, 50, 9), torch.float64, "reference", positive_index=positives(40, 50))
     assert_matches(inputs(40, 50, 9), torch.float64, "reference")
 
