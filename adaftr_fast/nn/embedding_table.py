@@ -20,7 +20,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from adaftr_fast.nn.deferred import flush, held
 from adaftr_fast.ops.embedding.bags import embedding_bags
 from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda, empty_table, fused_embedding
-from adaftr_fast.ops.embedding.optim import deferred_embedding
 from adaftr_fast.ops.embedding.squares import embedding_and_squares
 
 
@@ -78,9 +77,7 @@ class EmbeddingTable:
         with _missed(weight) as missed:
             if offsets is not None:
                 return embedding_bags(weight, ids, offsets, per_sample_weights, field_offsets, mean, missed)
-            if missed:
-                return deferred_embedding(weight, ids, field_offsets, missed)
-            return fused_embedding(weight, ids, field_offsets)
+            return fused_embedding(weight, ids, field_offsets, missed)
 
     def look_up_with_squares(self, weight: Tensor, field_offsets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Looks up ids [B, F] -> (their vectors [B, F * E], the sum of the squares of these, 0-dim)."""

@@ -8,6 +8,7 @@ import threading
 import torch
 from torch import Tensor
 
+import adaftr_fast.ops.embedding.optim  # noqa: F401  # defines the ops
 from adaftr_fast.nn.deferred import defer, flush, missed_steps
 from adaftr_fast.nn.embedding_table import insert_rows
 from adaftr_fast.ops.embedding.lookup import empty_table, runs_cuda_kernels

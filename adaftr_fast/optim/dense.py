@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import adaftr_fast.ops.embedding.optim  # noqa: F401  # defines the ops
 from adaftr_fast._extension import is_built
 from adaftr_fast.optim.base import fit_state, records_where_wanted
 

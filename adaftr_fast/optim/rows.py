@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import adaftr_fast.ops.embedding.optim  # noqa: F401  # defines the ops
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
 from adaftr_fast.ops.embedding.lookup import empty_table
 from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least

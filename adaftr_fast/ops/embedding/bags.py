@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from adaftr_fast.ops.embedding.lookup import fused_embedding, merges_later, runs_cuda_kernels
-from adaftr_fast.ops.embedding.optim import deferred_embedding
 from adaftr_fast.ops.embedding.reference import bags as reference
 from adaftr_fast.ops.library import library
 
@@ -141,7 +140,7 @@ def _factor_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
     bag = bag.clamp(max=bags - 1)
     ids = torch.where(inside, values + field_offsets[bag % fields], 0)[:, None]
     one_field = field_offsets[::fields].contiguous()  # [0, R]
-    rows = deferred_embedding(weight, ids, one_field, state) if state else fused_embedding(weight, ids, one_field)
+    rows = fused_embedding(weight, ids, one_field, state)
     dtype = reference.compute_dtype(grad)
     gradient = (rows.to(dtype) * grad.to(dtype).reshape(-1, weight.shape[1])[bag]).sum(1)
     if ctx.mean:

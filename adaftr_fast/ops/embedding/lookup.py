@@ -1,4 +1,7 @@
-"""Ops of the multi-field embedding: the look-up, and the backward that merges duplicate ids.
+"""Ops of the multi-field embedding: the look-ups, and the backward that merges duplicate ids.
+
+``deferred_embedding`` looks up the current values of rows whose steps of Adam are deferred; it writes nothing.
+``adaftr_fast/ops/embedding/reference/optim.py`` describes the state.
 
 Shapes: B batch, F fields, E width, R rows of all fields, U distinct rows of one batch.
 
@@ -11,6 +14,7 @@ parameter merges the rows outside of the graph.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,9 +22,11 @@ from torch import Tensor
 
 from adaftr_fast._extension import has_cuda_kernels, is_built
 from adaftr_fast.ops.embedding.reference import lookup as reference
+from adaftr_fast.ops.embedding.reference.optim import deferred_embedding
 from adaftr_fast.ops.library import library
 
 library.define("fused_embedding(Tensor weight, Tensor ids, Tensor field_offsets) -> Tensor")
+library.define("deferred_embedding(Tensor weight, Tensor ids, Tensor field_offsets, Tensor[] state) -> Tensor")
 library.define("fused_embedding_backward(Tensor grad, Tensor ids, Tensor field_offsets, int width) -> (Tensor, Tensor)")
 library.define("embedding_rows(Tensor ids, Tensor field_offsets) -> Tensor")
 library.define("merge_rows(Tensor rows, Tensor grad, int num_rows) -> (Tensor, Tensor)")
@@ -28,6 +34,7 @@ library.define("strictly_rising(Tensor rows) -> bool")
 library.define("raise_reported(Tensor device) -> ()")
 library.define("advise_huge_pages_(Tensor(a!) table) -> ()")
 library.impl("fused_embedding", reference.fused_embedding, "CompositeExplicitAutograd")
+library.impl("deferred_embedding", deferred_embedding, "CompositeExplicitAutograd")
 library.impl("fused_embedding_backward", reference.fused_embedding_backward, "CompositeExplicitAutograd")
 library.impl("embedding_rows", reference.embedding_rows, "CompositeExplicitAutograd")
 library.impl("merge_rows", reference.merge_rows, "CompositeExplicitAutograd")
@@ -37,7 +44,8 @@ library.impl("advise_huge_pages_", lambda table: None, "CompositeExplicitAutogra
 
 
 @torch.library.register_fake("adaftr_fast::fused_embedding", lib=library)
-def _fused_embedding_fake(weight: Tensor, ids: Tensor, field_offsets: Tensor) -> Tensor:
+@torch.library.register_fake("adaftr_fast::deferred_embedding", lib=library)
+def _embedding_fake(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor] = ()) -> Tensor:
     return weight.new_empty(ids.shape[0], ids.shape[1] * weight.shape[1])
 
 
@@ -79,10 +87,11 @@ def merges_later(grad: Tensor) -> bool:
     return runs_cuda_kernels(grad) or type(grad) is not Tensor
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    weight, ids, field_offsets = inputs
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weight, ids, field_offsets, *states = inputs
     ctx.save_for_backward(ids, field_offsets)
     ctx.shape = weight.shape
+    ctx.states = [[None] * len(state) for state in states]
 
 
 def _uncoalesced(grad: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
@@ -103,18 +112,18 @@ def sparse_gradient(grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: tor
     return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
     ids, field_offsets = ctx.saved_tensors
-    return sparse_gradient(grad, ids, field_offsets, ctx.shape), None, None
+    # The deferred steps do not depend on this batch, so the gradient is that of the plain look-up.
+    return sparse_gradient(grad, ids, field_offsets, ctx.shape), None, None, *ctx.states
 
 
 if not is_built():  # csrc/cpu/embedding/autograd.cpp registers a faster formula
-    torch.library.register_autograd(
-        "adaftr_fast::fused_embedding", _backward, setup_context=_setup_context, lib=library
-    )
+    for _name in ("fused_embedding", "deferred_embedding"):
+        torch.library.register_autograd(f"adaftr_fast::{_name}", _backward, setup_context=_setup_context, lib=library)
 
 
-def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor) -> Tensor:
+def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor] = ()) -> Tensor:
     """Looks up one id per field in a table that holds the rows of all fields, one field after another.
 
     The gradient of ``weight`` is a sparse tensor, coalesced except on CUDA, and can itself be differentiated
@@ -124,6 +133,7 @@ def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor) -> Tenso
         weight: [R, E], floating point, contiguous.
         ids: [B, F], int32 or int64; column f counts from 0 within field f.
         field_offsets: [F + 1] int64; field f owns the rows ``field_offsets[f]`` to ``field_offsets[f + 1] - 1``.
+        state: the state of a deferred Adam (adaftr_fast.optim.Adam). If given, rows are read at their current values.
 
     Returns:
         [B, F * E], the rows concatenated in field order.
@@ -134,6 +144,8 @@ def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor) -> Tenso
         TypeError: ids are neither int32 nor int64.
         ValueError: an argument has the wrong shape.
     """
+    if state:
+        return torch.ops.adaftr_fast.deferred_embedding(weight, ids, field_offsets, state)
     return torch.ops.adaftr_fast.fused_embedding(weight, ids, field_offsets)
 
 

@@ -1,5 +1,4 @@
-"""Ops of the optimizers, which update the rows of a batch or all dense weights, and the look-up through Adam's deferred
-steps.
+"""Ops of the optimizers, which update the rows of a batch or all dense weights.
 
 Shapes: R rows of the table, E width, U distinct rows of the batch. ``rows`` [U] are int64 and strictly increasing;
 ``grad`` is [U, E]. The CUDA kernels also take rows [M] in any order that repeat, and add the gradients of each first.
@@ -8,14 +7,11 @@ Shapes: R rows of the table, E width, U distinct rows of the batch. ``rows`` [U]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from adaftr_fast._extension import is_built
-from adaftr_fast.ops.embedding.lookup import sparse_gradient
 from adaftr_fast.ops.embedding.reference import optim as reference
 from adaftr_fast.ops.library import library
 
@@ -37,46 +33,9 @@ _SCHEMAS: dict[str, tuple[str, Callable[..., Any]]] = {
         reference.dense_adam_,
     ),
     "embedding_adam_flush_": ("(Tensor(a!) weight, Tensor(b!)[] state) -> ()", reference.adam_flush_),
-    "deferred_embedding": (
-        "(Tensor weight, Tensor ids, Tensor field_offsets, Tensor[] state) -> Tensor",
-        reference.deferred_embedding,
-    ),
 }
 for _name, (_schema, _reference) in _SCHEMAS.items():
     library.define(_name + _schema)
     library.impl(_name, torch.no_grad()(_reference), "CompositeExplicitAutograd")
-    if _name != "deferred_embedding":  # an optimizer step is not differentiable
-        library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
-        torch.library.register_fake(f"adaftr_fast::{_name}", lambda *_: None, lib=library)
-
-
-@torch.library.register_fake("adaftr_fast::deferred_embedding", lib=library)
-def _deferred_embedding_fake(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
-    return weight.new_empty(ids.shape[0], ids.shape[1] * weight.shape[1])
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    weight, ids, field_offsets, state = inputs
-    ctx.save_for_backward(ids, field_offsets)
-    ctx.shape = weight.shape
-    ctx.states = len(state)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
-    ids, field_offsets = ctx.saved_tensors
-    # The deferred steps do not depend on this batch, so the gradient is that of the plain look-up.
-    return sparse_gradient(grad, ids, field_offsets, ctx.shape), None, None, [None] * ctx.states
-
-
-if not is_built():  # csrc/cpu/embedding/autograd.cpp registers a faster formula
-    torch.library.register_autograd(
-        "adaftr_fast::deferred_embedding", _backward, setup_context=_setup_context, lib=library
-    )
-
-
-def deferred_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
-    """Looks up the current values of rows whose steps of Adam are deferred; writes nothing.
-
-    Arguments, result and errors are those of ``fused_embedding``; ``state`` is the optimizer's list of tensors.
-    """
-    return torch.ops.adaftr_fast.deferred_embedding(weight, ids, field_offsets, state)
+    library.impl(_name, torch.library.fallthrough_kernel, "Autograd")  # an optimizer step is not differentiable
+    torch.library.register_fake(f"adaftr_fast::{_name}", lambda *_: None, lib=library)

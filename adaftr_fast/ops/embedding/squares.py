@@ -15,7 +15,6 @@ from torch import Tensor
 
 from adaftr_fast._extension import is_built
 from adaftr_fast.ops.embedding.lookup import fused_embedding
-from adaftr_fast.ops.embedding.optim import deferred_embedding
 from adaftr_fast.ops.embedding.reference import lookup as reference
 from adaftr_fast.ops.library import library
 from adaftr_fast.ops.norms import squared_norm
@@ -41,9 +40,7 @@ def _embedding_and_squares_backward_fake(
 def _embedding_and_squares(
     weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    looked_up = (
-        deferred_embedding(weight, ids, field_offsets, state) if state else fused_embedding(weight, ids, field_offsets)
-    )
+    looked_up = fused_embedding(weight, ids, field_offsets, state)
     return looked_up, squared_norm([looked_up])
 
 
@@ -58,7 +55,7 @@ library.impl(
 def embedding_and_squares(
     weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Looks up as ``fused_embedding`` or, given the ``state`` of a deferred Adam, as ``deferred_embedding``.
+    """Looks up as :func:`fused_embedding`.
 
     Returns:
         The rows [B, F * E], and the sum of the squares of their elements, 0-dim. Both pass a gradient to ``weight``.

@@ -15,7 +15,6 @@ from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn.deferred import missed_steps, stored
 from adaftr_fast.ops.embedding.bags import embedding_bags, select_bags
 from adaftr_fast.ops.embedding.lookup import fused_embedding
-from adaftr_fast.ops.embedding.optim import deferred_embedding
 from adaftr_fast.ops.embedding.reference import bags as bag_reference
 from adaftr_fast.ops.embedding.reference import lookup as reference
 from tests.chaos.ops.inputs import assert_close, laid, spoiled
@@ -86,7 +85,7 @@ def lookup(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None]
 
     def call() -> Tensor:
         leaf = weight.clone().requires_grad_("no_grad" not in options)
-        out = deferred_embedding(leaf, ids, starts, state) if state else fused_embedding(leaf, ids, starts)
+        out = fused_embedding(leaf, ids, starts, state)
         return out, leaf
 
     def compare() -> None:
