@@ -18,7 +18,7 @@ class _Library(torch.library.Library):
     """Warns once per process where a reference runs because no kernel is built."""
 
     def impl(self, op_name: Any, fn: Callable[..., Any], dispatch_key: str = "", **options: Any) -> None:
-        if dispatch_key == "CompositeExplicitAutograd" and not is_built():
+        if dispatch_key.startswith("Composite") and not is_built():
             fn = _warns_first(fn)
         super().impl(op_name, fn, dispatch_key, **options)
 
@@ -33,19 +33,6 @@ def _warns_first(reference: Callable[..., Any]) -> Callable[..., Any]:
 
 
 library = _Library("adaftr_fast", "DEF")
-
-
-def define(
-    name: str,
-    schema: str,
-    fake: Callable[..., Any],
-    setup_context: Callable[..., None],
-    backward_of: Callable[[str], Callable[..., Any]],
-) -> None:
-    """Defines op ``name`` with its shapes and its autograd formula, ``backward_of(name)``."""
-    library.define(name + schema)
-    torch.library.register_fake(f"adaftr_fast::{name}", fake, lib=library)
-    torch.library.register_autograd(f"adaftr_fast::{name}", backward_of(name), setup_context=setup_context, lib=library)
 
 
 def is_eager() -> bool:

@@ -33,7 +33,7 @@ BEST, TEST = "best", "test.json"  # names in the run folder
 
 
 class RunFiles:
-    """Writes the files of a run. Rank 0 writes them, and each rank its rows of sharded tables.
+    """Keeps the log, the best weights and the snapshots of a run. Rank 0 writes, and each rank its sharded rows.
 
     Args:
         model: the model.
@@ -90,13 +90,14 @@ class RunFiles:
         Raises:
             CheckpointError: the unfinished run has other options or data, or no snapshot can be read.
         """
-        sharded = sharded_state(self.model, optimizers)
+        found: tuple[Progress, Mapping[str, Tensor], dict[str, Tensor]] | None
         if self.ranks is not None and self._sharding is None:
             found = self._from_rank_zero(self.ranks)
         else:
-            found = self._newest()
-            if found is not None:
-                read_local_rows(found[1], sharded)
+            own = self._newest()
+            if own is not None:
+                read_local_rows(own[1], sharded_state(self.model, optimizers))
+            found = own
         if found is None:
             return None
         progress, tensors, sums = found

@@ -1,5 +1,4 @@
-// The gradients of mlp and mixture, and their autocast. adaftr_fast/ops/mlp/op.py has the gradients in Python, for
-// builds without this extension.
+// The gradients of mlp and mixture, and their autocast. Without this extension, PyTorch differentiates the references.
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
 #pragma GCC diagnostic ignored "-Warray-bounds"
