@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,10 +136,13 @@ class _Stream:
                 last = time.monotonic()
                 continue
             after_rank_zero(self.ranks, self._export_if_due)
-            if on_rank_zero(self.ranks, lambda since=last: 0 < self.options.idle <= time.monotonic() - since):
+            if on_rank_zero(self.ranks, partial(self._is_idle, last)):
                 break
             self._wait()
         after_rank_zero(self.ranks, self._export)
+
+    def _is_idle(self, since: float) -> bool:
+        return 0 < self.options.idle <= time.monotonic() - since
 
     def _next(self) -> Chunk | None:
         """Returns the chunk in progress, or else the next one of the source, which is then in progress."""
