@@ -111,7 +111,7 @@ format: $(ENV)
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(EXTENSION)
-	for name in infonce embedding metrics loader serving trainer; do $(BIN)/python -m benchmarks.bench_$$name || exit; done
+	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 # A file per failure in build/chaos. KINDS="kills ops" selects.
 chaos: $(EXTENSION)

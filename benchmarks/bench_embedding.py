@@ -1,5 +1,6 @@
 """FusedEmbedding and its optimizers beside nn.Embedding, nn.EmbeddingBag and, where installed, FBGEMM.
 
+    python -m pytest benchmarks/bench_embedding.py --benchmark-only   groups to compare at a glance
     python -m benchmarks.bench_embedding        -> results/embedding-*.json, embedding.png
 
 FBGEMM on the CPU: pip install --no-deps fbgemm-gpu-cpu==1.8.0 beside torch 2.13. Nothing is timed before its results
@@ -9,6 +10,8 @@ were compared.
 import argparse
 from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 from benchmarks import RESULTS, render
 from benchmarks.embedding import (
@@ -29,6 +32,24 @@ MAIN = Workload(fields=100, batch=1024, rows=10_000)
 LARGE = [Workload(fields=20, batch=1024, rows=1_000_000), Workload(fields=100, batch=8192, rows=10_000)]
 # The same batches on tables of 10,000 and of 1M rows a field.
 GROWTH = Workload(fields=20, batch=1024, rows=10_000), Workload(fields=20, batch=1024, rows=1_000_000, spread=100)
+
+
+@pytest.mark.parametrize("name", ["ours", "concatenated nn.Embedding", "list of nn.Embedding"])
+def test_forward(benchmark, name):
+    benchmark.group = f"forward {MAIN}"
+    benchmark(forwards(MAIN)[name])
+
+
+@pytest.mark.parametrize("optimizer", list(PEERS))
+def test_step(benchmark, optimizer):
+    benchmark.group = f"step {MAIN}"
+    benchmark(steps(MAIN, optimizer)["ours"])
+
+
+@pytest.mark.parametrize("name", list(bags(batch=2)))
+def test_bags(benchmark, name):
+    benchmark.group = "bags of 250"
+    benchmark(bags()[name])
 
 
 def cases() -> Iterator[tuple[str, Workload | str, dict[str, Run]]]:

@@ -1,5 +1,6 @@
 """The loss, forward and backward of all three gradients, beside what PyTorch offers.
 
+    python -m pytest benchmarks/bench_infonce.py --benchmark-only   groups to compare at a glance
     python -m benchmarks.bench_infonce           -> results/infonce-*.json
     python -m benchmarks.bench_infonce --growth  time and memory against B -> results/infonce_growth-*.json, infonce.png
 
@@ -10,6 +11,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from benchmarks import RESULTS, render
@@ -28,6 +30,16 @@ def agrees(loss, tensors) -> bool:
         return [value, *torch.autograd.grad(value, tensors)]
 
     return all((x - y).abs().max() <= 3e-2 * y.abs().max() for x, y in zip(results(loss), results(literal)))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mild"])
+@pytest.mark.parametrize(("rows", "d"), SIZES)
+@pytest.mark.parametrize(("name", "loss"), list(contestants()))
+def test_float32(benchmark, name, loss, rows, d, kind):
+    benchmark.group = f"{rows} x {d}, {kind}"
+    tensors = inputs(kind, rows, d)
+    assert agrees(loss, tensors)
+    benchmark(forward_backward(loss, tensors))
 
 
 def compare(kind: str, rows: int, d: int, seconds: float) -> dict[str, Any]:

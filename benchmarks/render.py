@@ -56,6 +56,17 @@ def loss_error(cases: Cases) -> str:
     return table('inputs | B x d | PyTorch eager | ours, "highest" | "high" | "medium"', "llrrrr", rows)
 
 
+def blocks(cases: Cases) -> str:
+    """Milliseconds of ours within blocks, and the time of the others over ours."""
+
+    def row(case: dict[str, Any]) -> list[str]:
+        ours, *others = (case["ms"][name] for name in ("block", "bmm", "bmm, compiled", "all rows"))
+        sizes = [f"{case['rows']:,} x {case['d']}", str(case["block"])]
+        return [*sizes, significant(ours), *(f"{other / ours:.1f}x" for other in others)]
+
+    return table("B x d | block | ours, ms | bmm | bmm, compiled | all rows", "lrrrrr", map(row, cases))
+
+
 def loss_growth(cases: Cases) -> str:
     """Milliseconds and added peak memory of one step against B, for each form of the loss."""
     found = {
