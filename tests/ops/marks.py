@@ -9,6 +9,41 @@ import adaftr_fast as af
 
 needs_extension = pytest.mark.skipif(af.cpu_capability() == "none", reason="the C++ extension is not built")
 
+# The instruction sets that have a kernel of their own, by op and type: the tables `kTables` in csrc/cpu/<op>/. An
+# instruction set without one uses the one below it. Where "generic" is alone, the op converts to float32 before.
+VECTORS = ("generic", "avx2", "avx512")
+KERNELS = {
+    "infonce": {
+        torch.float64: VECTORS,
+        torch.float32: VECTORS,
+        torch.bfloat16: ("generic", "avx512_bf16", "amx"),
+        torch.float16: ("generic", "amx"),
+    },
+    "sigmoid": {
+        torch.float64: VECTORS,
+        torch.float32: VECTORS,
+        torch.bfloat16: ("generic",),
+        torch.float16: ("generic",),
+    },
+    "mlp": {torch.float64: VECTORS, torch.float32: VECTORS, torch.bfloat16: (*VECTORS, "avx512_bf16")},
+    "embedding": {torch.float32: ("generic", "avx2")},
+}
+KERNELS["mixture"] = KERNELS["mlp"]
+KERNELS["blocks"] = KERNELS["sigmoid"]
+KERNELS["symmetric"] = KERNELS["infonce"]  # the half types are two sweeps of one direction
+
+
+def each_kernel(op, *dtypes, prefix=()):
+    """Returns the parameters (*prefix, dtype, instruction set) of every kernel that the op has for these types."""
+    names = [(dtype, name) for dtype in dtypes for name in KERNELS[op][dtype]]
+    label = "".join(f"{each}-" for each in prefix)
+    return [pytest.param(*prefix, *each, id=f"{label}{str(each[0])[6:]}-{each[1]}") for each in names]
+
+
+def on_kernels(op, *dtypes):
+    """Runs a test, which takes ``dtype`` and ``instruction_set``, once for every kernel of the op for these types."""
+    return pytest.mark.parametrize(("dtype", "instruction_set"), each_kernel(op, *dtypes), indirect=["instruction_set"])
+
 
 @contextmanager
 def on_threads(count):

@@ -1,12 +1,14 @@
 """Every public loss with at most one row and one candidate, with gradients and without."""
 
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
 
 import adaftr_fast as af
 from adaftr_fast.nn import contrast, losses
+from tests.ops.marks import on_kernels
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -60,29 +62,26 @@ def assert_as_the_reference(loss, sizes, dtype):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", SIZES)
-def test_adaptive_infonce(sizes, dtype, instruction_set):
-    for options in options_of(*sizes):
-        for reduction in ("mean", "sum", "none"):
+@on_kernels("infonce", *DTYPES)
+def test_adaptive_infonce(dtype, instruction_set):
+    for sizes in SIZES:
+        for options, reduction in product(options_of(*sizes), ("mean", "none")):
             loss = partial(af.adaptive_infonce, tau=0.5, reduction=reduction, **options)
             assert_as_the_reference(loss, sizes, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", SIZES)
-def test_sigmoid_contrast(sizes, dtype, instruction_set):
-    rows, columns = sizes
-    options = {} if rows <= columns else {"positive_index": torch.full((rows,), -100)}
-    for reduction in ("mean", "sum"):
-        loss = partial(af.sigmoid_contrast, logit_scale=2.0, logit_bias=1.0, reduction=reduction, **options)
-        assert_as_the_reference(loss, sizes, dtype)
+@on_kernels("sigmoid", *DTYPES)
+def test_sigmoid_contrast(dtype, instruction_set):
+    for rows, columns in SIZES:
+        options = {} if rows <= columns else {"positive_index": torch.full((rows,), -100)}
+        for reduction in ("mean", "sum"):
+            loss = partial(af.sigmoid_contrast, logit_scale=2.0, logit_bias=1.0, reduction=reduction, **options)
+            assert_as_the_reference(loss, (rows, columns), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("module", MODULES)
-def test_modules(module, dtype):
-    for grad in (False, True):
+def test_modules(module):
+    for dtype, grad in product(DTYPES, (False, True)):
         loss, *gradients = results(MODULES[module], pair(0, 0, dtype, grad))
         assert loss == 0
         assert all(g.shape == (0, 8) for g in gradients)

@@ -15,7 +15,7 @@ from torch import Tensor
 import adaftr_fast as af
 from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.timing import graphed
-from tests.kernels.infonce.agreement import inputs
+from tests.ops.infonce.inputs import inputs
 from tests.tolerances import SLACK, error
 
 ROWS, WIDTH = 1000, 128

@@ -4,21 +4,20 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from tests.kernels.infonce.agreement import DTYPES, assert_matches, evaluate, inputs, masks
+from tests.kernels.infonce.agreement import assert_matches, evaluate
+from tests.ops.infonce.inputs import DTYPES, inputs, masks
 
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.skipif(config.INTERPRETED, reason="TRITON_INTERPRET is set"),
 ]
-SIZES = [(1, 1, 1), (2, 5, 8), (63, 63, 64), (257, 300, 100), (1024, 1024, 64), (300, 1024, 256), (129, 2000, 512)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "columns", "d"), SIZES)
-def test_matches_reference(rows, columns, d, dtype):
-    assert_matches(inputs(rows, columns, d), dtype, "cuda")
-    assert_matches(inputs(rows, columns, d), dtype, "cuda", **masks(rows, columns))
+def test_masks(dtype):
+    for size in ((1024, 1024, 64), (300, 1024, 256), (129, 2000, 512)):
+        assert_matches(inputs(*size), dtype, "cuda", what=str(size), **masks(*size[:2]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -48,33 +47,26 @@ def test_bounded_rows_agree_with_the_others(dtype, swept):
         torch.testing.assert_close(own, other, rtol=2e-2, atol=1e-2 * other.abs().max().item())
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
-def test_reductions_directions_and_frozen_inputs(frozen, reduction):
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_reductions_directions_and_frozen_inputs(reduction):
     upstream = torch.linspace(-1, 2, 300) if reduction == "none" else None
-    options = {"reduction": reduction, "frozen": frozen, "upstream": upstream}
-    assert_matches(inputs(300, 300, 64), torch.bfloat16, "cuda", **options)
-    assert_matches(inputs(300, 300, 64), torch.float32, "cuda", symmetric=True, **options)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("gap", [3, 10, 20, 30])
-def test_keeps_digits_as_the_positive_wins(gap, dtype):
-    a = torch.eye(96, dtype=torch.float64) * gap + inputs(96, 96, 96, scale=0.1)[0]
-    assert_matches((a, torch.eye(96, dtype=torch.float64), torch.ones(96, dtype=torch.float64)), dtype, "cuda")
+    for frozen in ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
+        options = {"reduction": reduction, "frozen": frozen, "upstream": upstream, "what": f"frozen {frozen}"}
+        assert_matches(inputs(300, 300, 64), torch.bfloat16, "cuda", **options)
+        assert_matches(inputs(300, 300, 64), torch.float32, "cuda", symmetric=True, **options)
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("high", 1e-4), ("medium", 2e-2)])
 def test_reduced_precision_of_float32_products(precision, bound):
     before = torch.get_float32_matmul_precision()
     tensors = inputs(300, 400, 64)
-    truth, _ = evaluate(tensors, torch.float64, backend="reference")
+    truth = evaluate(tensors, torch.float64, backend="reference")
     try:
         torch.set_float32_matmul_precision(precision)
-        own, _ = evaluate(tensors, torch.float32, "cuda", backend="triton")
+        own = evaluate(tensors, torch.float32, "cuda")
     finally:
         torch.set_float32_matmul_precision(before)
-    for x, t in zip(own, truth):
+    for x, t in zip(own[:4], truth):
         assert (x - t).abs().max() <= bound * t.abs().max()
 
 
@@ -89,7 +81,7 @@ def test_ties_are_no_hits(dtype):
 @pytest.mark.parametrize("rows", [1000, 20_000])
 def test_same_bits_every_time(rows, dtype):
     tensors = inputs(rows, rows, 64)
-    first, second = (evaluate(tensors, dtype, "cuda")[0] for _ in range(2))
+    first, second = (evaluate(tensors, dtype, "cuda") for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(first, second))
 
 
@@ -98,9 +90,9 @@ def test_the_column_sweep_of_a_small_call_joins_its_splits(monkeypatch, d):
     monkeypatch.undo()  # conftest makes every call large
     tensors = inputs(1024, 1024, d)
     assert_matches(tensors, torch.float32, "cuda")
-    first = evaluate(tensors, torch.float32, "cuda")[0]
+    first = evaluate(tensors, torch.float32, "cuda")
     for _ in range(100):  # whichever program comes last
-        assert all(torch.equal(x, y) for x, y in zip(evaluate(tensors, torch.float32, "cuda")[0], first))
+        assert all(torch.equal(x, y) for x, y in zip(evaluate(tensors, torch.float32, "cuda"), first))
 
 
 def test_large_batch_in_little_memory():

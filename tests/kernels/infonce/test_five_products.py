@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-import adaftr_fast as af
-from tests.kernels.infonce.agreement import assert_matches, evaluate, inputs, masks
-from tests.tolerances import assert_as_accurate
+from tests.kernels.infonce.agreement import assert_matches
+from tests.ops.infonce.inputs import assert_matches as shared_matches
+from tests.ops.infonce.inputs import inputs, masks
+from tests.ops.infonce.losses import draw_apart
 
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
@@ -28,35 +29,27 @@ def plans(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize(("rows", "columns", "d"), [(1, 1, 260), (64, 64, 512), (63, 65, 300), (130, 200, 400)])
-def test_matches_reference(rows, columns, d, dtype, plans):
-    assert_matches(inputs(rows, columns, d), dtype)
+def test_matches_reference(dtype, plans):
+    for size in ((1, 1, 260), (64, 64, 512), (63, 65, 300), (130, 200, 400)):
+        assert_matches(inputs(*size), dtype, what=str(size))
     assert all(each.anchors is not None for each in plans)
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize(("rows", "columns"), [(70, 90), (140, 300)])
-def test_positives_and_groups(rows, columns, dtype):
-    assert_matches(inputs(rows, columns, 264), dtype, **masks(rows, columns))
-
-
-@pytest.mark.parametrize("explicit", ["positive_index", "groups"])
-def test_positives_or_groups_alone(explicit):
-    options = {k: v for k, v in masks(90, 140).items() if (k == "positive_index") == (explicit == "positive_index")}
-    assert_matches(inputs(90, 140, 264), torch.bfloat16, **options)
+def test_positives_and_groups(dtype):
+    for rows, columns in ((70, 90), (140, 300)):
+        assert_matches(inputs(rows, columns, 264), dtype, **masks(rows, columns))
+    options = masks(90, 140)
+    groups = {name: options.pop(name) for name in ("row_group", "column_group")}
+    for alone in (options, groups):
+        assert_matches(inputs(90, 140, 264), dtype, **alone)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_ignore_above(masked):
-    a, b, tau = inputs(70, 100, 264)
     options = masks(70, 100) if masked else {}
-    positive = options.get("positive_index", torch.arange(70)).clamp(min=0)
-    a, b = (x.to(torch.float16).double() for x in (a, b))
-    gap = a @ b.T - (a * b[positive]).sum(1, keepdim=True) - 0.25
-    near = (gap.abs() < 1e-4).any(1)
-    assert near.sum() < 10
-    a[near] = 0  # all similarities are 0: rounding must not decide which candidates are left out
-    assert_matches((a, b, tau), torch.float16, ignore_above=0.25, **options)
+    tensors = draw_apart(70, 100, 264, positive_index=options.get("positive_index"))
+    assert_matches(tensors, torch.float16, ignore_above=0.25, **options)
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -77,20 +70,15 @@ def test_splits(rows, columns, masked, dtype, plans, monkeypatch):
 
 
 def test_without_statistics(plans):
-    tensors = [t.to(torch.bfloat16).double() for t in inputs(70, 100, 264)[:2]] + [inputs(70, 100, 264)[2]]
-    truth, _ = evaluate(tensors, torch.float64, backend="reference")
-    leaves = [t.to(kind).requires_grad_() for t, kind in zip(tensors, (torch.bfloat16, torch.bfloat16, torch.float32))]
-    loss = af.adaptive_infonce(*leaves, backend="triton")
-    loss.backward()
-    for x, expected in zip((loss.detach(), *(leaf.grad for leaf in leaves)), truth):
-        assert_as_accurate(x, expected, expected, torch.bfloat16)
+    shared_matches(inputs(70, 100, 264), torch.bfloat16, backend="triton")
     assert not any(each.need_sum_pz for each in plans)
 
 
-@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
-def test_frozen_inputs(frozen, plans):
-    assert_matches(inputs(70, 100, 264), torch.bfloat16, frozen=frozen)
-    assert all((each.anchors is None) == (0 in frozen) for each in plans)
+def test_frozen_inputs(plans):
+    for frozen in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2)):
+        plans.clear()
+        assert_matches(inputs(70, 100, 264), torch.bfloat16, frozen=frozen)
+        assert all((each.anchors is None) == (0 in frozen) for each in plans)
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -1,10 +1,13 @@
 """What one call launches: at small sizes the three kernels alone, which join the splits of the sweeps themselves."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.kernels.infonce.agreement import assert_matches, inputs, masks
+from tests.kernels.infonce.agreement import assert_matches
+from tests.ops.infonce.inputs import inputs, masks
 
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
@@ -60,13 +63,12 @@ def launches(monkeypatch, rows, dtype, d=64, **changed):
     return [each for each in found.ops if "fill_" not in each]  # conftest of the tests fills what is empty
 
 
-@pytest.mark.parametrize("rows", [256, 1024])
-@pytest.mark.parametrize("d", [20, 64, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_a_small_call_launches_its_three_kernels(monkeypatch, rows, d, dtype):
-    padding = ["aten.new_zeros.default", "aten.copy_.default"] * 2 if d % 16 else []
-    joining = ["aten.sum.dim_IntList"] if dtype == torch.float64 and rows == 1024 and d < 128 else []
-    assert launches(monkeypatch, rows, dtype, d) == [*padding, "row_sweep", "combine", "column_sweep", *joining]
+def test_a_small_call_launches_its_three_kernels(monkeypatch, dtype):
+    for rows, d in product((256, 1024), (20, 64, 128)):
+        padding = ["aten.new_zeros.default", "aten.copy_.default"] * 2 if d % 16 else []
+        joining = ["aten.sum.dim_IntList"] if dtype == torch.float64 and rows == 1024 and d < 128 else []
+        assert launches(monkeypatch, rows, dtype, d) == [*padding, "row_sweep", "combine", "column_sweep", *joining]
 
 
 @pytest.mark.parametrize(("dtype", "d"), [(torch.float32, 24), (torch.float32, 140)])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from tests.kernels.infonce.agreement import evaluate, inputs, masks
+from tests.kernels.infonce.agreement import evaluate
+from tests.ops.infonce.inputs import inputs, masks
 
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
@@ -72,7 +73,7 @@ def errors(found, truth) -> float:
 
 
 def worst(tensors, truth, **options) -> float:
-    own, _ = evaluate(tensors, torch.float32, backend="triton", **options)
+    own = evaluate(tensors, torch.float32, backend="triton", **options)
     return errors(own, truth)
 
 
@@ -128,22 +129,23 @@ def test_precision_reaches_every_launch(form, precision, kind, kinds):
 @pytest.mark.usefixtures("hopper")
 def test_float32_overrules_high():
     tensors = inputs(70, 80, 24)
-    expected, _ = evaluate(tensors, torch.float32, backend="triton")
+    expected = evaluate(tensors, torch.float32, backend="triton")
     torch.set_float32_matmul_precision("high")
-    found, _ = evaluate(tensors, torch.float32, backend="triton", precision="float32")
+    found = evaluate(tensors, torch.float32, backend="triton", precision="float32")
     assert all(torch.equal(x, y) for x, y in zip(found, expected))
 
 
 @interpreted
 @pytest.mark.usefixtures("hopper")
-@pytest.mark.parametrize(("rows", "columns", "d"), [(5, 7, 3), (130, 150, 96), (70, 80, 264)])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "columns", "d", "masked"), [(5, 7, 3, False), (130, 150, 96, False), (70, 80, 264, True)]
+)
 def test_high_keeps_sixteen_bits(rows, columns, d, masked):
     tensors = [t.float().double() for t in inputs(rows, columns, d)]
     options = masks(rows, columns) if masked else {}
-    truth, _ = evaluate(tensors, torch.float64, backend="reference", **options)
+    truth = evaluate(tensors, torch.float64, backend="reference", **options)
     operands = [rounded(t, 11) for t in tensors[:2]]
-    tf32, _ = evaluate((*operands, tensors[2]), torch.float64, backend="reference", **options)
+    tf32 = evaluate((*operands, tensors[2]), torch.float64, backend="reference", **options)
     assert worst(tensors, truth, **options) < 2e-6, "IEEE, the default"
     torch.set_float32_matmul_precision("high")
     found = worst(tensors, truth, **options)
@@ -160,7 +162,7 @@ def test_blocks_of_tf32_on_hopper(masked):
     assert config.choose_tiling("tf32", 112, 90).row_sweep.block_m == 128
     tensors = [t.float().double() for t in inputs(150, 200, 100)]
     options = masks(150, 200) if masked else {}
-    truth, _ = evaluate(tensors, torch.float64, backend="reference", **options)
+    truth = evaluate(tensors, torch.float64, backend="reference", **options)
     assert worst(tensors, truth, **options) < 2e-6
 
 
@@ -171,7 +173,7 @@ def test_high_is_exact_in_numbers_of_bfloat16():
     tensors = inputs(70, 90, 32)
     torch.set_float32_matmul_precision("high")
     a, b = (t.bfloat16().double() for t in tensors[:2])
-    truth, _ = evaluate((a, b, tensors[2]), torch.float64, backend="reference")
+    truth = evaluate((a, b, tensors[2]), torch.float64, backend="reference")
     assert worst((a, b, tensors[2]), truth) < 2e-5
 
 
@@ -183,8 +185,8 @@ def test_high_at_logits_of_ten_thousand(sign):
     a, b, _ = inputs(64, 64, 16)
     b += sign * a * 10
     tensors = [t.float().double() for t in (a * 100, b, torch.full((64,), 0.1))]
-    truth, _ = evaluate(tensors, torch.float64, backend="reference")
+    truth = evaluate(tensors, torch.float64, backend="reference")
     torch.set_float32_matmul_precision("high")
-    own, _ = evaluate(tensors, torch.float32, backend="triton")
+    own = evaluate(tensors, torch.float32, backend="triton")
     assert all(x.isfinite().all() for x in own)
     assert worst(tensors, truth) < 1e-2

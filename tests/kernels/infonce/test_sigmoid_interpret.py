@@ -1,22 +1,26 @@
 """The Triton kernel of the sigmoid loss under the interpreter, against the float64 reference; no GPU needed."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 
 import adaftr_fast as af
-from tests.ops.infonce.sigmoid.agreement import DTYPES, assert_matches, inputs, literal, loss_and_gradients, positives
+from tests.ops.infonce import inputs
+from tests.ops.infonce.inputs import DTYPES, loss_and_gradients
+from tests.ops.infonce.losses import draw_sigmoid, positives
 from tests.tolerances import assert_as_accurate
 
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 pytestmark = pytest.mark.skipif(not config.INTERPRETED, reason="needs TRITON_INTERPRET=1")
 
-# Around the blocks' edges, with one split and with several (operands.py assumes 2 processors under the interpreter).
-SIZES = [(1, 1, 1), (1, 5, 8), (2, 5, 31), (63, 63, 64), (100, 130, 31), (130, 140, 16)]
-LARGE = [(257, 300, 100, torch.bfloat16), (257, 300, 64, torch.float16), (40, 400, 256, torch.bfloat16)]
 NOWHERE = -100
+
+
+def assert_matches(tensors, dtype, **options):
+    inputs.assert_matches(tensors, dtype, af.sigmoid_contrast, backend="triton", **options)
 
 
 def triton(*tensors, **options):
@@ -24,27 +28,10 @@ def triton(*tensors, **options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "columns", "d"), SIZES)
-def test_matches_the_stored_logits(rows, columns, d, dtype):
-    assert_matches(inputs(rows, columns, d), dtype, "triton")
-
-
-@pytest.mark.parametrize(("rows", "columns", "d", "dtype"), LARGE)
-def test_matches_beyond_one_block(rows, columns, d, dtype):
-    assert_matches(inputs(rows, columns, d), dtype, "triton")
-    assert_matches(inputs(columns, rows, d), dtype, "triton", positive_index=positives(columns, rows))
-
-
-def test_widths_beyond_the_whole_blocks():
-    assert_matches(inputs(20, 70, 530), torch.bfloat16, "triton")
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_positives_anywhere_or_nowhere(dtype, reduction):
-    tensors = inputs(90, 130, 24)
-    for positive in (positives(90, 130), torch.arange(90) + 40, torch.full((90,), NOWHERE), torch.zeros(90).long()):
-        assert_matches(tensors, dtype, "triton", positive_index=positive, reduction=reduction)
+def test_positives_anywhere_or_nowhere(dtype):
+    for positive in (positives(70, 100), torch.arange(70) + 30, torch.full((70,), NOWHERE), torch.zeros(70).long()):
+        assert_matches(draw_sigmoid(70, 100, 16), dtype, positive_index=positive)
+    assert_matches(draw_sigmoid(100, 70, 16), dtype, positive_index=positives(100, 70), reduction="sum")
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
@@ -53,40 +40,36 @@ def test_tf32_block_sizes(precision):
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(precision)
-        assert_matches(inputs(70, 150, 64), torch.float32, "triton")
-        assert_matches(inputs(70, 150, 200), torch.float32, "triton", positive_index=positives(70, 150))
+        assert_matches(draw_sigmoid(70, 150, 64), torch.float32)
+        assert_matches(draw_sigmoid(70, 150, 200), torch.float32, positive_index=positives(70, 150))
     finally:
         torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("scale", "bias"), [(1e-30, -10.0), (1e-30, 50.0), (100.0, 0.0), (1e4, -1e4), (1e30, -1e4), (1e30, 50.0)]
-)
-def test_extreme_scales_and_biases(scale, bias, dtype):
-    if dtype == torch.float16 and scale == 1e30:
-        pytest.skip("the gradients of h_ctr and h_cvr overflow float16")
-    a, b, *terms = inputs(40, 60, 16, scale, bias)
-    # The similarities are exact: a large scale would magnify their rounding errors.
-    assert_matches((a.sign() / 2, b.sign() / 2, *terms), dtype, "triton")
+def test_extreme_scales_and_biases(dtype):
+    for scale, bias in ((1e-30, -10.0), (1e-30, 50.0), (100.0, 0.0), (1e4, -1e4), (1e30, -1e4), (1e30, 50.0)):
+        if dtype == torch.float16 and scale == 1e30:
+            continue  # the gradients of h_ctr and h_cvr overflow float16
+        a, b, *terms = draw_sigmoid(40, 60, 16, scale, bias)
+        # The similarities are exact: a large scale would magnify their rounding errors.
+        assert_matches((a.sign() / 2, b.sign() / 2, *terms), dtype, what=f"scale {scale}, bias {bias}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bias", [-80.0, -30.0, -15.0, -10.0])
-def test_small_losses_keep_their_digits(bias, dtype):
+def test_small_losses_keep_their_digits(dtype):
     """Every pair is classified right with a margin: the terms are e^bias, far below the rounding of 1."""
-    a, b, *terms = inputs(40, 60, 16, 1.0, bias)
-    if dtype == torch.float16 and bias < -15:
-        pytest.skip("float16 rounds sigmoids below 2^-28 to subnormal numbers")
-    a, b = a.to(dtype), b.to(dtype)
-    rest = (*terms, torch.full((40,), NOWHERE), True, True)
-    # The op: its gradients are of the accumulation type, in which a small one is no subnormal number.
-    own = torch.ops.adaftr_fast.sigmoid_contrast_triton(a, b, *rest)
-    truth = torch.ops.adaftr_fast.sigmoid_contrast_reference(a.double(), b.double(), *rest)
-    exact = 1e-12 if dtype == torch.float64 else 2e-5
-    rounded = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(dtype, exact)  # the sigmoids, for d h_ctr and d h_cvr
-    for i, (x, t) in enumerate(zip(own, truth)):
-        assert (x - t).abs().max() <= (rounded if i in (1, 2) else exact) * t.abs().max()
+    for bias in (-80.0, -30.0, -15.0, -10.0)[2 * (dtype == torch.float16) :]:  # else its sigmoids are subnormal
+        a, b, *terms = draw_sigmoid(40, 60, 16, 1.0, bias)
+        a, b = a.to(dtype), b.to(dtype)
+        rest = (*terms, torch.full((40,), NOWHERE), True, True)
+        # The op: its gradients are of the accumulation type, in which a small one is no subnormal number.
+        own = torch.ops.adaftr_fast.sigmoid_contrast_triton(a, b, *rest)
+        truth = torch.ops.adaftr_fast.sigmoid_contrast_reference(a.double(), b.double(), *rest)
+        exact = 1e-12 if dtype == torch.float64 else 2e-5
+        rounded = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(dtype, exact)  # the sigmoids, for d h_ctr and d h_cvr
+        for i, (x, t) in enumerate(zip(own, truth)):
+            assert (x - t).abs().max() <= (rounded if i in (1, 2) else exact) * t.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -100,41 +83,27 @@ def test_logits_of_zero(rows, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("a_scale", "b_scale"), [(1e12, 1e12), (1e-20, 1e30), (1e30, 1e-20)])
-def test_operands_of_any_magnitude(a_scale, b_scale, dtype):
-    a, b, scale, bias = inputs(40, 60, 16)
-    assert_matches((a * a_scale, b * b_scale, scale / (a_scale * b_scale), bias), dtype, "triton")
+def test_operands_of_any_magnitude(dtype):
+    for a_scale, b_scale in ((1e12, 1e12), (1e-20, 1e30), (1e30, 1e-20)):
+        a, b, scale, bias = draw_sigmoid(40, 60, 16)
+        assert_matches((a * a_scale, b * b_scale, scale / (a_scale * b_scale), bias), dtype)
 
 
-@pytest.mark.parametrize("need", range(4))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_unneeded_outputs_are_empty(need, dtype):
-    tensors = [x.to(dtype if i < 2 else torch.float32) for i, x in enumerate(inputs(9, 12, 4))]
-    arguments = (*tensors, None, bool(need & 1), bool(need & 2))
-    own = torch.ops.adaftr_fast.sigmoid_contrast_triton(*arguments)
-    theirs = torch.ops.adaftr_fast.sigmoid_contrast_reference(*arguments)
-    for x, t in zip(own, theirs):
-        assert x.shape == t.shape
-        assert x.dtype == t.dtype
-        assert_as_accurate(x, t, t, dtype)
+def test_unneeded_outputs_are_empty(dtype):
+    tensors = [x.to(dtype if i < 2 else torch.float32) for i, x in enumerate(draw_sigmoid(9, 12, 4))]
+    for needs in product((False, True), repeat=2):
+        own = torch.ops.adaftr_fast.sigmoid_contrast_triton(*tensors, None, *needs)
+        theirs = torch.ops.adaftr_fast.sigmoid_contrast_reference(*tensors, None, *needs)
+        for x, t in zip(own, theirs):
+            assert x.shape == t.shape
+            assert x.dtype == t.dtype
+            assert_as_accurate(x, t, t, dtype)
 
 
-@pytest.mark.parametrize("frozen", [(0,), (1,), (0, 1), (2, 3), (0, 1, 2)])
-def test_frozen_inputs(frozen):
-    leaves = [t.requires_grad_(i not in frozen) for i, t in enumerate(inputs(70, 110, 20))]
-    loss = triton(*leaves)
-    loss.backward()
-    truth = loss_and_gradients(literal, leaves, torch.float64)
-    for i, (own, t) in enumerate(zip((loss.detach(), *(leaf.grad for leaf in leaves)), truth), -1):
-        assert own is None if i in frozen else torch.allclose(own, t, rtol=1e-11, atol=1e-13)
-
-
-def test_strides_types_and_scalars():
-    a, b, scale, bias = (x.float() for x in inputs(33, 40, 24))
-    straight = triton(a, b, scale, bias)
-    wide = torch.randn(41, 49)
-    wide[1:, 1:25] = b
-    assert torch.equal(straight, triton(a.T.contiguous().T, wide[1:, 1:25], 3.0, -2))
+def test_types_and_scalars():
+    a, b, scale, bias = (x.float() for x in draw_sigmoid(33, 40, 24))
+    assert torch.equal(triton(a, b, scale, bias), triton(a, b, 3.0, -2))
     positive = torch.arange(66)[::2]  # not contiguous
     found, own = (triton(a, torch.cat((b, b)), scale, bias, positive_index=i) for i in (positive, positive.clone()))
     assert torch.equal(found, own)
@@ -143,54 +112,37 @@ def test_strides_types_and_scalars():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "columns"), [(0, 5), (0, 0), (3, 0)])
-def test_nothing_to_do(rows, columns, dtype):
-    a, b = torch.zeros(rows, 4, dtype=dtype), torch.zeros(columns, 4, dtype=dtype)
-    arguments = (a, b, torch.tensor(1.0), torch.tensor(0.0), torch.full((rows,), NOWHERE), True, True)
-    own = torch.ops.adaftr_fast.sigmoid_contrast_triton(*arguments)
-    for x, t in zip(own, torch.ops.adaftr_fast.sigmoid_contrast_reference(*arguments)):
-        assert (x.shape, x.dtype) == (t.shape, t.dtype)
-        assert not x.any()
+def test_nothing_to_do(dtype):
+    for rows, columns in ((0, 5), (0, 0), (3, 0)):
+        a, b = torch.zeros(rows, 4, dtype=dtype), torch.zeros(columns, 4, dtype=dtype)
+        arguments = (a, b, torch.tensor(1.0), torch.tensor(0.0), torch.full((rows,), NOWHERE), True, True)
+        own = torch.ops.adaftr_fast.sigmoid_contrast_triton(*arguments)
+        for x, t in zip(own, torch.ops.adaftr_fast.sigmoid_contrast_reference(*arguments)):
+            assert (x.shape, x.dtype) == (t.shape, t.dtype)
+            assert not x.any()
 
 
-@pytest.mark.parametrize(("scale", "bias"), [(0.0, 0.0), (-1.0, 0.0), (math.nan, 0.0), (math.inf, 0.0),
-                                             (1.0, math.nan), (1.0, math.inf), (1.0, -math.inf)])  # fmt: skip
-def test_a_bad_scale_or_bias_gives_nan(scale, bias):
-    a, b, *_ = (x.float() for x in inputs(10, 10, 4))
-    assert triton(a, b, scale, bias).isnan()
+def test_a_bad_scale_or_bias_gives_nan():
+    a, b, *_ = (x.float() for x in draw_sigmoid(10, 10, 4))
+    assert all(triton(a, b, scale, 0.0).isnan() for scale in (0.0, -1.0, math.nan, math.inf))
+    assert all(triton(a, b, 1.0, bias).isnan() for bias in (math.nan, math.inf, -math.inf))
 
 
-@pytest.mark.parametrize("index", [-1, 10, 2**32, 2**33 + 4])
-def test_a_positive_out_of_range_gives_nan_in_its_row(index):
-    a, b, scale, bias = (t.float().requires_grad_() for t in inputs(10, 10, 4))
-    positive = torch.arange(10)
-    positive[4] = index
-    loss = triton(a, b, scale, bias, positive_index=positive)
-    loss.backward()
-    assert loss.isnan()
-    assert torch.equal(a.grad.isnan().any(1), torch.arange(10) == 4)
-    assert b.grad.isnan().all()
-
-
-def test_a_bad_number_shows_in_the_loss():
-    a, b, scale, bias = (t.float() for t in inputs(40, 40, 4))
-    b[17, 2] = math.nan
-    assert triton(a, b, scale, bias).isnan()
-
-
-def test_first_and_second_derivatives():
-    tensors = [t.requires_grad_() for t in inputs(3, 4, 2)]
-
-    def function(*x):
-        return triton(*x, positive_index=torch.tensor([3, NOWHERE, 1]))
-
-    assert torch.autograd.gradcheck(function, tensors)
-    assert torch.autograd.gradgradcheck(function, tensors)
+def test_a_positive_out_of_range_gives_nan_in_its_row():
+    for index in (-1, 10, 2**32, 2**33 + 4):
+        a, b, scale, bias = (t.float().requires_grad_() for t in draw_sigmoid(10, 10, 4))
+        positive = torch.arange(10)
+        positive[4] = index
+        loss = triton(a, b, scale, bias, positive_index=positive)
+        loss.backward()
+        assert loss.isnan()
+        assert torch.equal(a.grad.isnan().any(1), torch.arange(10) == 4)
+        assert b.grad.isnan().all()
 
 
 def test_opcheck():
     for needs in ((True, True), (True, False), (False, True)):
-        tensors = [t.requires_grad_(n) for t, n in zip(inputs(9, 11, 4), (*needs, True, True))]
+        tensors = [t.requires_grad_(n) for t, n in zip(draw_sigmoid(9, 11, 4), (*needs, True, True))]
         op = torch.ops.adaftr_fast.sigmoid_contrast_triton.default
         torch.library.opcheck(op, (*tensors, positives(9, 11), *needs))
 

@@ -1,6 +1,7 @@
 """The embedding ops: kernels against the plain-PyTorch reference, gradcheck, opcheck, threads, bad input."""
 
 import threading
+from itertools import product
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 import adaftr_fast
 from adaftr_fast.ops.embedding.lookup import fused_embedding
 from adaftr_fast.ops.embedding.reference import lookup as reference
+from tests.ops.marks import on_kernels, on_threads
 from tests.tolerances import assert_as_accurate
 
 WIDTHS = [1, 3, 4, 8, 16, 17, 32]
@@ -28,46 +30,31 @@ def backward(grad: torch.Tensor, ids: torch.Tensor, field_offsets: torch.Tensor)
     return torch.ops.adaftr_fast.fused_embedding_backward(grad, ids, field_offsets, grad.shape[1] // ids.shape[1])
 
 
-@pytest.fixture(params=["generic", "best"])
-def capability(request):
-    """Runs the test on the portable kernels and on the fastest ones that this machine supports."""
-    if adaftr_fast.cpu_capability() == "none":
-        if request.param == "generic":
-            pytest.skip("the C++ extension is not built")
-        yield
-        return
-    adaftr_fast.set_cpu_capability("generic" if request.param == "generic" else None)
-    yield
-    adaftr_fast.set_cpu_capability(None)
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_lookup_copies_rows(capability, width, dtype):
+@on_kernels("embedding", torch.float32)
+def test_lookup_copies_rows(dtype, instruction_set):
     sizes = [1, 7, 5000, 64, 65]
-    weight, field_offsets = torch.randn(sum(sizes), width), field_offsets_of(sizes)
-    ids = random_ids(sizes, 130, dtype)
-    assert torch.equal(
-        fused_embedding(weight, ids, field_offsets), reference.fused_embedding(weight, ids, field_offsets)
-    )
+    field_offsets = field_offsets_of(sizes)
+    for width, id_type in product(WIDTHS, (torch.int32, torch.int64)):
+        weight, ids = torch.randn(sum(sizes), width), random_ids(sizes, 130, id_type)
+        found = fused_embedding(weight, ids, field_offsets)
+        assert torch.equal(found, reference.fused_embedding(weight, ids, field_offsets)), (width, id_type)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_backward_merges_duplicates_in_ascending_order(capability, width, dtype):
+@on_kernels("embedding", torch.float32)
+def test_backward_merges_duplicates_in_ascending_order(dtype, instruction_set):
     sizes = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12]  # several blocks of fields, bitmap words and summary words
-    field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 130, dtype)
-    grad = torch.randn(130, len(sizes) * width, dtype=torch.float64)
-    rows, values = backward(grad, ids, field_offsets)
-    expected_rows, expected_values = reference.fused_embedding_backward(grad, ids, field_offsets, width)
-    assert torch.equal(rows, expected_rows)
-    torch.testing.assert_close(values, expected_values, rtol=1e-12, atol=1e-12)
-    # The tolerance rule: the error is at most that of PyTorch at the same precision plus one rounding.
-    error = (backward(grad.float(), ids, field_offsets)[1] - expected_values).abs().max()
-    eager = (
-        (reference.fused_embedding_backward(grad.float(), ids, field_offsets, width)[1] - expected_values).abs().max()
-    )
-    assert error <= eager + torch.finfo(torch.float32).eps * expected_values.abs().max()
+    field_offsets = field_offsets_of(sizes)
+    for width, id_type in product(WIDTHS, (torch.int32, torch.int64)):
+        ids, grad = random_ids(sizes, 130, id_type), torch.randn(130, len(sizes) * width, dtype=torch.float64)
+        rows, values = backward(grad, ids, field_offsets)
+        expected_rows, expected_values = reference.fused_embedding_backward(grad, ids, field_offsets, width)
+        assert torch.equal(rows, expected_rows), (width, id_type)
+        torch.testing.assert_close(values, expected_values, rtol=1e-12, atol=1e-12)
+        # The tolerance rule: the error is at most that of PyTorch at the same precision plus one rounding.
+        error = (backward(grad.float(), ids, field_offsets)[1] - expected_values).abs().max()
+        pytorch = reference.fused_embedding_backward(grad.float(), ids, field_offsets, width)[1]
+        eager = (pytorch - expected_values).abs().max()
+        assert error <= eager + torch.finfo(torch.float32).eps * expected_values.abs().max(), (width, id_type)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -103,11 +90,13 @@ def test_scratch_is_reset_between_tables_of_different_sizes():
             torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize("bad", [-1, 7, 2**31 - 1])
-def test_bad_id(capability, dtype, bad):
+@on_kernels("embedding", torch.float32)
+@pytest.mark.parametrize(
+    ("bad", "id_type"), [(-1, torch.int32), (-1, torch.int64), (7, torch.int64), (2**31 - 1, torch.int32)]
+)
+def test_bad_id(bad, id_type, dtype, instruction_set):
     sizes = [5, 7, 9]
-    field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 2000, dtype)
+    field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 2000, id_type)
     ids[1500, 1] = bad
     message = rf"ids\[1500, 1\] = {bad} is out of range for field 1, whose ids are 0 to 6"
     with pytest.raises(IndexError, match=message):
@@ -168,19 +157,18 @@ def test_opcheck():
 
 
 # Many fields, one thread each; few fields, whose rows the threads share; one field; one field with a single row.
-@pytest.mark.parametrize("sizes", [[400] * 30, [70_000, 3, 400], [9000], [1]], ids=lambda sizes: str(len(sizes)))
-@pytest.mark.parametrize("width", [3, 8])
-def test_bitwise_equal_for_any_thread_count(capability, sizes, width):
+@pytest.mark.parametrize(
+    ("sizes", "width"), [([400] * 30, 3), ([70_000, 3, 400], 8), ([9000], 3), ([9000], 8), ([1], 8)], ids=str
+)
+@on_kernels("embedding", torch.float32)
+def test_bitwise_equal_for_any_thread_count(sizes, width, dtype, instruction_set):
     field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 6000, torch.int64)
     ids[::3] = 0  # one row with a third of all look-ups
     grad = torch.randn(6000, len(sizes) * width)
-    threads, merged = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    merged = []
+    for count in (1, 2, 3):
+        with on_threads(count):
             merged.append(backward(grad, ids, field_offsets))
-    finally:
-        torch.set_num_threads(threads)
     for other in merged[1:]:
         assert all(map(torch.equal, merged[0], other))
     expected = reference.fused_embedding_backward(grad.double(), ids, field_offsets, width)
@@ -189,7 +177,7 @@ def test_bitwise_equal_for_any_thread_count(capability, sizes, width):
     assert_as_accurate(merged[0][1], expected[1], eager, torch.float32)
 
 
-def test_row_set_of_thousands_of_words(capability):
+def test_row_set_of_thousands_of_words():
     """Lists of used words have bounded length: all rows of a large field and of the next are returned in order."""
     sizes = [70_000, 100]
     field_offsets, ids = field_offsets_of(sizes), torch.stack([torch.arange(70_000), torch.arange(70_000) % 100], 1)
@@ -203,14 +191,10 @@ def test_bad_id_leaves_no_state_where_threads_share_rows():
     grad = torch.randn(9000, 8)
     wrong = ids.clone()
     wrong[8000], wrong[5000] = 9000, -1
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
+    with on_threads(2):
         with pytest.raises(IndexError, match=r"ids\[5000, 0\] = -1 is out of range"):
             backward(grad, wrong, field_offsets)
         rows, _ = backward(grad, ids, field_offsets)
-    finally:
-        torch.set_num_threads(threads)
     assert torch.equal(rows, ids.unique().long())
 
 

@@ -1,11 +1,14 @@
 """The look-up with the sum of squares of its result, against the look-up and PyTorch's norm as two ops."""
 
+from itertools import product
+
 import pytest
 import torch
 
 import adaftr_fast as af
 from adaftr_fast.ops.embedding.reference import lookup as reference
 from adaftr_fast.ops.embedding.squares import embedding_and_squares
+from tests.ops.marks import on_kernels
 from tests.tolerances import assert_as_accurate
 
 MANY, FEW = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12], [40, 3000]
@@ -36,16 +39,16 @@ def truth(weight, ids, field_offsets, grad, *, of_output=True, of_squares=True):
     return weight.grad
 
 
-@pytest.mark.parametrize("terms", [{}, {"of_output": False}, {"of_squares": False}], ids=["both", "squares", "output"])
-@pytest.mark.parametrize("width", [8, 5])
+@on_kernels("embedding", torch.float32)
 @pytest.mark.parametrize(("sizes", "batch"), [(MANY, 130), (FEW, 3000)], ids=["many", "few"])
-def test_gradient(instruction_set, sizes, batch, width, terms):
-    weight, ids, field_offsets, grad = inputs(sizes, width, torch.float32, batch)
-    found = gradient(weight, ids, field_offsets, grad, **terms)
-    assert found.is_sparse
-    expected = truth(weight.double(), ids, field_offsets, grad.double(), **terms)
-    pytorch = truth(weight, ids, field_offsets, grad, **terms)
-    assert_as_accurate(found.to_dense(), expected, pytorch, torch.float32)
+def test_gradient(sizes, batch, dtype, instruction_set):
+    for width, terms in product((8, 5), ({}, {"of_output": False}, {"of_squares": False})):
+        weight, ids, field_offsets, grad = inputs(sizes, width, dtype, batch)
+        found = gradient(weight, ids, field_offsets, grad, **terms)
+        assert found.is_sparse
+        expected = truth(weight.double(), ids, field_offsets, grad.double(), **terms)
+        pytorch = truth(weight, ids, field_offsets, grad, **terms)
+        assert_as_accurate(found.to_dense(), expected, pytorch, dtype, f"width {width}, {terms}")
 
 
 def test_values_are_those_of_the_look_up():

@@ -2,44 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import adaftr_fast as af
 from tests.ops.infonce.inputs import inputs
 from tests.ops.marks import needs_extension
-
-TRANSFORMS = {
-    "grad": lambda f: torch.func.grad(f, argnums=(0, 1, 2)),
-    "jacrev": lambda f: torch.func.jacrev(f, argnums=(0, 1, 2)),
-    "grad of grad": lambda f: torch.func.grad(lambda *x: torch.func.grad(f)(*x).square().sum(), argnums=(0, 1, 2)),
-}
-
-
-def literal(a, b, tau, reduction="mean"):
-    return F.cross_entropy(a @ b.T / tau[:, None], torch.arange(len(a)), reduction=reduction)
-
-
-@pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_derivatives(transform, reduction):
-    tensors = inputs(7, 7, 5)
-
-    def value(loss):
-        return lambda *x: loss(*x, reduction=reduction).square().sum()
-
-    found, true = (TRANSFORMS[transform](value(loss))(*tensors) for loss in (af.adaptive_infonce, literal))
-    torch.testing.assert_close(found, true)
-
-
-def test_vmap_of_grad():
-    """Over a batch of anchors and temperatures, with shared candidates."""
-    a, b, tau = inputs(7, 7, 5)
-    many = torch.stack((a, a.flip(0))), torch.stack((tau, 2 * tau))
-
-    def gradients(loss):
-        return torch.vmap(lambda a, tau: torch.func.grad(loss, argnums=(0, 1))(a, b, tau))(*many)
-
-    torch.testing.assert_close(gradients(af.adaptive_infonce), gradients(literal))
 
 
 def test_grad_with_weights_groups_and_symmetric():

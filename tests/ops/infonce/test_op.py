@@ -18,19 +18,6 @@ def test_closed_form_gradients_equal_autograd():
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_gradcheck_and_double_backward(backend, reduction, symmetric):
-    tensors = [t.requires_grad_() for t in inputs(5, 5, 3)]
-
-    def function(a, b, tau):
-        return af.adaptive_infonce(a, b, tau, reduction=reduction, symmetric=symmetric, backend=backend)
-
-    assert torch.autograd.gradcheck(function, tensors)
-    assert torch.autograd.gradgradcheck(function, tensors)
-
-
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_inputs_computed_from_one_another(create_graph):
     a, _, _ = (t.requires_grad_() for t in inputs(6, 6, 4))
@@ -93,15 +80,6 @@ def test_no_candidates(backend, symmetric):
     assert a.grad.abs().sum() == 0
 
 
-def test_empty_batch():
-    a = torch.empty(0, 4, requires_grad=True)
-    b = torch.randn(3, 4, requires_grad=True)
-    loss = af.adaptive_infonce(a, b, 0.1)
-    loss.backward()
-    assert loss.item() == 0
-    assert b.grad.abs().sum() == 0
-
-
 A, B = torch.randn(4, 3), torch.randn(6, 3)
 
 
@@ -141,14 +119,14 @@ def test_bad_arguments(arguments, options, error, message):
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_bad_temperature_names_the_row(value, backend):
-    tau = torch.ones(4)
-    tau[2] = value
-    with pytest.raises(RuntimeError, match=r"tau must be positive and finite, got tau\[2\]"):
-        af.adaptive_infonce(A, B, tau, backend=backend)
+def test_bad_temperature_names_the_row(backend):
     ignored = torch.tensor([0, 1, -100, 3])
-    assert torch.isfinite(af.adaptive_infonce(A, B, tau, positive_index=ignored, backend=backend))
+    for value in (0.0, -1.0, float("nan"), float("inf")):
+        tau = torch.ones(4)
+        tau[2] = value
+        with pytest.raises(RuntimeError, match=r"tau must be positive and finite, got tau\[2\]"):
+            af.adaptive_infonce(A, B, tau, backend=backend)
+        assert torch.isfinite(af.adaptive_infonce(A, B, tau, positive_index=ignored, backend=backend))
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

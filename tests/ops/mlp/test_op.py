@@ -1,6 +1,7 @@
 """The op for stacks of dense layers, against its reference in float64; opcheck and torch.compile with mixtures."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import adaftr_fast as af
 import adaftr_fast.ops.mlp.op  # defines the ops
 from adaftr_fast.ops.mlp import reference
-from tests.ops.marks import needs_extension
+from tests.ops.marks import needs_extension, on_kernels
 from tests.tolerances import assert_as_accurate
 
 OP, MIXTURE = torch.ops.adaftr_fast.mlp, torch.ops.adaftr_fast.mixture
@@ -17,6 +18,7 @@ BACKWARD = torch.ops.adaftr_fast.mlp_backward
 EXPERTS = ([184], [(0, [192], 1), (0, [6], 0)])
 TOWERS = ([64, 37], [(0, [64, 32, 16, 1], 3), (1, [5, 1, 70], 3), (0, [33], 0)])
 ONES = ([1], [(0, [1, 1], 1)])
+ROWS = (1, 13, 64, 65, 200)
 
 
 def arguments(rows, shape, seed=0):
@@ -57,20 +59,24 @@ def run(function, tensors, lists, dtype, *, reduced=False, keep=lambda layer: Tr
     return [*(y.detach() for y in outputs), *grads]
 
 
-@pytest.mark.parametrize("shape", [EXPERTS, TOWERS, ONES])
-@pytest.mark.parametrize("rows", [1, 13, 64, 65, 200])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_as_accurate_as_pytorch(instruction_set, dtype, rows, shape):
-    tensors, lists = arguments(rows, shape)
-    truth = run(reference.mlp, tensors, lists, torch.float64)
-    own = run(reference.mlp, tensors, lists, dtype)
-    for found, true, pytorch in zip(run(OP, tensors, lists, dtype), truth, own):
-        assert_as_accurate(found, true, pytorch, dtype)
+@on_kernels("mlp", torch.float64, torch.float32)
+def test_as_accurate_as_pytorch(dtype, instruction_set):
+    for shape, rows in product((EXPERTS, TOWERS, ONES), ROWS):
+        tensors, lists = arguments(rows, shape)
+        truth = run(reference.mlp, tensors, lists, torch.float64)
+        own = run(reference.mlp, tensors, lists, dtype)
+        for found, true, pytorch in zip(run(OP, tensors, lists, dtype), truth, own):
+            assert_as_accurate(found, true, pytorch, dtype, f"{shape}, {rows} rows")
 
 
-@pytest.mark.parametrize("shape", [EXPERTS, TOWERS, ONES])
-@pytest.mark.parametrize("rows", [1, 13, 64, 65, 200])
-def test_bfloat16_as_accurate_as_pytorch(instruction_set, rows, shape):
+@on_kernels("mlp", torch.bfloat16)
+@pytest.mark.parametrize("shape", [EXPERTS, TOWERS, ONES], ids=["experts", "towers", "ones"])
+def test_bfloat16_as_accurate_as_pytorch(shape, dtype, instruction_set):
+    for rows in ROWS:
+        assert_bfloat16_as_accurate(rows, shape)
+
+
+def assert_bfloat16_as_accurate(rows, shape):
     (inputs, weights, biases), lists = arguments(rows, shape)
     inputs = [x.to([torch.float32, torch.bfloat16][i % 2]) for i, x in enumerate(inputs)]  # autocast gives both types
 
@@ -104,9 +110,8 @@ def test_bfloat16_as_accurate_as_pytorch(instruction_set, rows, shape):
         assert_as_accurate(*each, torch.bfloat16)
 
 
+@pytest.mark.parametrize("instruction_set", ["avx512_bf16"], indirect=True)
 def test_bfloat16_products_round_both_operands(instruction_set):
-    if instruction_set != "avx512_bf16":
-        pytest.skip("this instruction set multiplies in float32")
     (inputs, weights, biases), (reads, depths, rectified) = arguments(70, EXPERTS)
     x, w, b = ([t.float() for t in each] for each in (inputs, weights, biases))
     rounded_x, rounded_w = ([t.bfloat16().float() for t in each] for each in (x, w))
@@ -159,12 +164,12 @@ def test_empty_batch(reduced):
     assert all(not grad.any() for grad in found[8:])
 
 
-@pytest.mark.parametrize("reduced", [False, True])
-def test_nan_propagates_through_relu(instruction_set, reduced):
+@on_kernels("mlp", torch.float32, torch.bfloat16)
+def test_nan_propagates_through_relu(dtype, instruction_set):
     (inputs, weights, biases), (reads, depths, rectified) = arguments(20, EXPERTS)
     inputs[0][3, 5] = torch.nan
     x, w, b = ([t.float() for t in each] for each in (inputs, weights, biases))
-    hidden = OP(x, reads, w, b, depths, rectified, reduced)
+    hidden = OP(x, reads, w, b, depths, rectified, dtype == torch.bfloat16)
     assert hidden[0][3].isnan().all()
     assert hidden[0][:3].isfinite().all()
     assert hidden[0][4:].isfinite().all()
@@ -225,20 +230,21 @@ def test_compiles_to_one_graph():
 
 
 @needs_extension
-@pytest.mark.parametrize("width", [1, 2, 3, 16, 17, 33])
-@pytest.mark.parametrize("reduced", [False, True])
-def test_infinity_does_not_reach_padding(width, reduced, instruction_set):
+@on_kernels("mlp", torch.float32, torch.bfloat16)
+def test_infinity_does_not_reach_padding(dtype, instruction_set):
     """Kernels read pairs of numbers; at odd widths the last number is paired with padding."""
     x = torch.tensor([[math.inf, 1.0]])
-    weights, biases = [-torch.ones(width, 2), torch.ones(4, width)], [torch.zeros(width), torch.ones(4)]
-    hidden, out = OP([x], [0], weights, biases, [2], [1], reduced)
-    assert torch.equal(hidden.float(), torch.zeros(1, width))
-    assert torch.equal(out.float(), torch.ones(1, 4))
-    above = torch.full((1, width), math.inf, dtype=hidden.dtype)
-    found = torch.ops.adaftr_fast.mlp_backward(
-        [above], [torch.ones(1, 2)], [above], [0], [torch.ones(width, 2)], [torch.zeros(width)], [1], [0], [1]
-    )
-    assert torch.equal(found[0], torch.full((1, 2), math.inf))
+    for width in (1, 2, 3, 16, 17, 33):
+        weights, biases = [-torch.ones(width, 2), torch.ones(4, width)], [torch.zeros(width), torch.ones(4)]
+        hidden, out = OP([x], [0], weights, biases, [2], [1], dtype == torch.bfloat16)
+        assert hidden.dtype == dtype
+        assert torch.equal(hidden.float(), torch.zeros(1, width))
+        assert torch.equal(out.float(), torch.ones(1, 4))
+        above = torch.full((1, width), math.inf, dtype=dtype)
+        found = BACKWARD(
+            [above], [torch.ones(1, 2)], [above], [0], [torch.ones(width, 2)], [torch.zeros(width)], [1], [0], [1]
+        )
+        assert torch.equal(found[0], torch.full((1, 2), math.inf))
 
 
 @needs_extension

@@ -59,14 +59,15 @@ def chosen(setting):
 
 
 @needs_extension
+@pytest.mark.parametrize("instruction_set", ["generic", "avx512_bf16", "amx"], indirect=True)
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("setting", ["high", "medium"])
-def test_float32_is_ieee_under_every_setting(form, setting, instruction_set):
+def test_float32_is_ieee_under_every_setting(form, instruction_set):
     expected = computed(**FORMS[form])
     assert equal(computed(precision="float32", **FORMS[form]), expected)
-    assert equal(computed(setting=setting, precision="float32", **FORMS[form]), expected)
-    if chosen(setting) and form != "small blocks":
-        assert not equal(computed(setting=setting, **FORMS[form]), expected)
+    for setting in ("high", "medium"):
+        assert equal(computed(setting=setting, precision="float32", **FORMS[form]), expected)
+        if chosen(setting) and form != "small blocks":
+            assert not equal(computed(setting=setting, **FORMS[form]), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -76,13 +77,13 @@ def test_float32_converts_half_types(dtype):
     assert equal(computed(dtype, tensors=rounded, setting="medium", precision="float32"), expected)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_float32_leaves_float64(form):
-    expected = computed(torch.float64, **FORMS[form])
-    assert equal(computed(torch.float64, precision="float32", **FORMS[form]), expected)
+def test_float32_leaves_float64():
+    for form, options in FORMS.items():
+        assert equal(computed(torch.float64, precision="float32", **options), computed(torch.float64, **options)), form
 
 
 @needs_extension
+@pytest.mark.parametrize("instruction_set", ["generic", "avx512_bf16", "amx"], indirect=True)
 @pytest.mark.parametrize("form", FORMS)
 def test_bfloat16_rounds_the_representations(form, instruction_set):
     """The bits are those of bfloat16 inputs; the gradients too, which that type rounds."""
@@ -102,24 +103,24 @@ def test_bfloat16_rounds_every_type(dtype):
     assert equal(found, [x.to(y.dtype) for x, y in zip(expected, found)])
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_reference_is_exact_in_float32(form):
+def test_the_reference_is_exact_in_float32():
     """Its products follow the settings of torch, which AMX shows, so it computes in float64."""
     tensors = [x.float().double() for x in inputs(ROWS, ROWS, 40)]
-    truth = computed(torch.float64, tensors=tensors, **FORMS[form])
-    found = computed(setting="medium", backend="reference", precision="float32", **FORMS[form])
-    for x, t in zip(found, truth):
-        assert x.dtype == torch.float32
-        torch.testing.assert_close(x.double(), t, rtol=1e-6, atol=1e-6 * t.abs().max().item())
+    for options in FORMS.values():
+        truth = computed(torch.float64, tensors=tensors, **options)
+        found = computed(setting="medium", backend="reference", precision="float32", **options)
+        for x, t in zip(found, truth):
+            assert x.dtype == torch.float32
+            torch.testing.assert_close(x.double(), t, rtol=1e-6, atol=1e-6 * t.abs().max().item())
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_second_derivatives_are_exact_in_float32(form):
-    found = second_derivatives(setting="medium", precision="float32", **FORMS[form])
-    truth = second_derivatives(dtype=torch.float64, **FORMS[form])
-    for x, t in zip(found, truth):
-        assert x.dtype == torch.float32
-        torch.testing.assert_close(x.double(), t, rtol=1e-5, atol=1e-5 * t.abs().max().item())
+def test_second_derivatives_are_exact_in_float32():
+    for options in FORMS.values():
+        found = second_derivatives(setting="medium", precision="float32", **options)
+        truth = second_derivatives(dtype=torch.float64, **options)
+        for x, t in zip(found, truth):
+            assert x.dtype == torch.float32
+            torch.testing.assert_close(x.double(), t, rtol=1e-5, atol=1e-5 * t.abs().max().item())
 
 
 @pytest.mark.parametrize("form", ["one direction", "both directions, row losses", "targets", "large blocks"])
