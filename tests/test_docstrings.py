@@ -4,10 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).parents[1] / "adaftr_fast"
-FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def described(docstring: str) -> set[str]:
@@ -30,13 +27,12 @@ def parameters(node: ast.FunctionDef | ast.ClassDef) -> set[str] | None:
     return {each.arg for each in [*named.posonlyargs, *named.args, *named.kwonlyargs, *variadic]}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_described_arguments_exist(path):
-    wrong = {}
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and (docstring := ast.get_docstring(node)):
-            known = parameters(node)
-            unknown = set() if known is None else described(docstring) - known
-            if unknown:
-                wrong[node.name] = unknown
-    assert wrong == {}
+def test_described_arguments_exist():
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and (docstring := ast.get_docstring(node)):
+                known = parameters(node)
+                unknown = set() if known is None else described(docstring) - known
+                wrong += [f"{path.relative_to(PACKAGE)}: {node.name}: {name}" for name in unknown]
+    assert wrong == []

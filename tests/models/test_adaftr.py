@@ -46,8 +46,7 @@ def eq_12(y_rel):
     return (1.0 - 0.05) * (1 - y_rel) + 0.05
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("tasks", [TWO, THREE])
+@pytest.mark.parametrize(("tasks", "weighted"), [(TWO, False), (THREE, True)])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_eqs_8_to_14_with_every_backbone(backbone, tasks, weighted):
     built = adaftr(backbone=backbone, tasks=tasks, alpha=0.7, beta=0.3, l2=1e-3)

@@ -218,11 +218,11 @@ def test_state_dict_holds_state_per_field(name, keys):
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam", "AdamW"])
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_copies_are_refused(name, copied):
+def test_copies_are_refused(name):
     optimizer = getattr(optim, name)(FusedEmbedding([3], 2), lr=0.1)
-    with pytest.raises(TypeError, match=rf"{name}: cannot be copied or pickled.*state_dict\(\)"):
-        copied(optimizer)
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=rf"{name}: cannot be copied or pickled.*state_dict\(\)"):
+            copied(optimizer)
 
 
 @pytest.mark.parametrize("given", ["module", "parameters"])

@@ -18,8 +18,11 @@ from tests.data.prepare.shards import BY_ROW, BY_TIME, BY_USER, SCHEMA, assert_s
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
-@pytest.mark.parametrize("split", [BY_TIME, BY_USER, BY_ROW], ids=["time", "user", "row"])
-@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.parquet", "files", "whole.parquet"])
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("log.csv", BY_TIME), ("log.csv", BY_USER), ("log.csv.gz", BY_ROW), ("log.parquet", BY_TIME),
+     ("log.parquet", BY_ROW), ("files", BY_USER), ("files", BY_ROW), ("whole.parquet", BY_TIME)],
+)  # fmt: skip
 def test_shards_equal_one_process(log, tmp_path, name, split):
     schema = parse_schema(SCHEMA | {"split": split})
     whole = prepare(schema, [log / name], tmp_path / "whole")

@@ -29,9 +29,10 @@ def assert_same(found, expected):
             assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize("rows", [0, 1, 63, 64, 257])
-@pytest.mark.parametrize("bags", [False, True])
-@pytest.mark.parametrize("weight", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "bags", "weight"),
+    [(0, False, False), (0, True, True), (1, True, False), (63, False, True), (64, True, True), (257, False, False)],
+)
 def test_a_packed_batch_is_read_back_as_views(rows, bags, weight):
     content = batch(rows, bags=bags, weight=weight)
     layout = Layout.of(content)

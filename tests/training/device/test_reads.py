@@ -132,8 +132,7 @@ def test_the_watch_passes_what_stays_on_the_device():
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="a build of torch for CPUs")
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("widths", [{}, {"1": 16}])
+@pytest.mark.parametrize(("precision", "widths"), [(torch.float32, {}), (torch.bfloat16, {"1": 16})])
 def test_forward_on_a_gpu_reads_nothing(name, precision, widths):
     """Fake tensors show the devices of all ops. Their backward needs a GPU, so a step on a card shows the rest."""
     config = ModelConfig(name=name, embedding_dims=widths)
