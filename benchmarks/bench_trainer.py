@@ -50,12 +50,13 @@ def ours(data: PreparedData, train: Split, model: ModelConfig, **config: object)
 def contestants(data: PreparedData, train: Split) -> dict[str, Callable[[], Contestant]]:
     """Returns what makes each contestant, warmed: ours anew, the peers once."""
     adaftr = ModelConfig()
+    whole_batch = preset("recommended") | {"contrast_rows": 0}
     makes = {
         "AdaFTR": partial(ours, data, train, adaftr),
         "AdaFTR, bfloat16": partial(ours, data, train, adaftr, precision="bfloat16"),
         # Both contrast in the epoch that is measured, the second.
         "AdaFTR, recommended": partial(ours, data, train, ModelConfig(**preset("recommended"))),
-        "AdaFTR, recommended, pairs": partial(ours, data, train, ModelConfig(**preset("recommended"), contrast_rows=2)),
+        "AdaFTR, recommended, whole batch": partial(ours, data, train, ModelConfig(**whole_batch)),
         # Its relatedness network still trains: L_cl alone ends with epoch 1, which is not measured.
         "AdaFTR without L_cl": partial(ours, data, train, replace(adaftr, contrast_epochs=1)),
         "MMoE": partial(ours, data, train, ModelConfig(name="mmoe")),

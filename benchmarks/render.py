@@ -266,7 +266,7 @@ TRAINERS = {
     "AdaFTR": "AdaFTR",
     "AdaFTR, bfloat16": "bfloat16",
     "AdaFTR, recommended": "recommended",
-    "AdaFTR, recommended, pairs": "with pairs of rows",
+    "AdaFTR, recommended, whole batch": "over the whole batch",
     "AdaFTR without L_cl": "without L_cl",
     "MMoE": "MMoE",
     "torch-rechub MMoE": "torch-rechub's MMoE",

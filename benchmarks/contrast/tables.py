@@ -181,7 +181,9 @@ TABLES: dict[str, Callable[[Cases], str]] = {
     "contrast_grid": grid,
     "contrast_confirm": partial(_compared, "confirm"),
     "contrast_equal": equal,
+    "contrast_temperature": partial(_compared, "temperature"),
+    "contrast_why": partial(_compared, "why"),
 }
 """The tables in docs/results.md."""
-OTHERS = {f"contrast_{part}": partial(_compared, part) for part in AGAINST if part != "confirm"}
+OTHERS = {f"contrast_{part}": partial(_compared, part) for part in ("backbones", "sparsity")}
 """The tables of parts that have not been run yet."""
