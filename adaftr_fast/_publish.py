@@ -30,7 +30,7 @@ def publishing(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def publisher_lock(target: Path) -> Iterator[None]:
-    """Makes this process the only one that publishes ``target``, which is no link, as ``writer_lock`` does.
+    """Makes this process the only one that publishes ``target``, which is not a link, as ``writer_lock`` does.
 
     What killed processes left beside ``target`` is removed.
     """

@@ -52,7 +52,7 @@ def prepare(
         files: the inputs, in the order of the schema; none for data sets that ship or are generated. An input is the
             path or URL of a parquet file, a folder of parquet files or a text file, or a table: a
             ``pandas.DataFrame``, a ``polars.DataFrame``, a ``pyarrow.Table`` or any other object with
-            ``__arrow_c_stream__``. The index of a DataFrame is left out, unless it has a name and is no range.
+            ``__arrow_c_stream__``. The index of a DataFrame is left out, unless it has a name and is not a range.
         out: the path or URL of the folder to write.
         dataset: the name of a data set (``adaftr-fast info`` lists them) or a schema file.
         labels: instead of ``dataset``: the 0/1 columns of one file, one per task, from which a schema is inferred.
@@ -60,7 +60,7 @@ def prepare(
         time: with ``labels``: the column to split by, of numbers, timestamps or text of one form of ISO 8601; None
             splits by users, or by rows without ``group``.
         weight: with ``labels``: the column of sample weights.
-        ignore: with ``labels``: columns that are no features.
+        ignore: with ``labels``: columns that are not features.
         multi: with ``labels``: the separators of text columns that hold lists, ``{"tags": "|"}``; "" reads a column as
             one value. Lists in other columns are detected, with a warning.
         funnel: with ``labels``: tasks in order, each of which happens only after the one before; each later one has a
@@ -111,7 +111,7 @@ def _warn_of_rows_outside_the_funnel(schema: Schema, manifest: Manifest) -> None
         if outside:
             warnings.warn(
                 f"{outside:,} of {rows:,} rows are positive in {stage!r} but not in {before!r}, the stage before it; a "
-                "condition in the schema makes them consistent, or funnel = [] if they are no funnel",
+                "condition in the schema makes them consistent, or funnel = [] if they are not a funnel",
                 stacklevel=3,
             )
 
@@ -129,7 +129,7 @@ def _schema(
         raise DataError(f"expected dataset, or labels to infer a schema from the file; got {got}")
     if labels is None:
         for name, value in (roles | {"write_schema": written}).items():
-            if value or (name, value) == ("funnel", []):  # which is no default
+            if value or (name, value) == ("funnel", []):  # which is not a default
                 raise DataError(f"{name}: goes with labels, got {name} = {value!r} with dataset = {str(dataset)!r}")
         return load_schema(str(dataset))
     if not labels:

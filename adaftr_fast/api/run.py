@@ -160,7 +160,7 @@ def train(
             ``WarmStartConfig`` also names the task of a Single-DNN whose tables are copied.
 
     Raises:
-        ConfigError: an option is unknown, its value has a wrong type or is out of range, or a class is no model.
+        ConfigError: an option is unknown, its value has a wrong type or is out of range, or a class is not a model.
         DataError: there is no prepared folder.
         CheckpointError: ``out`` holds an unfinished run of other settings or data, or cannot be written, or no weight
             of ``warm_start`` fits.
@@ -200,7 +200,7 @@ def load_run(folder: str | AnyPath, *, model_class: ModelClass | None = None) ->
 
     Raises:
         CheckpointError: the folder holds no run, a damaged one, or one that needs ``model_class``.
-        ConfigError: ``model_class`` is no model, or the run has a built-in one.
+        ConfigError: ``model_class`` is not a model, or the run has a built-in one.
     """
     local = local_copy(folder)
     trained = load_trained(local, model_class)

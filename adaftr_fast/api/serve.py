@@ -115,7 +115,7 @@ def export(
     Raises:
         CheckpointError: the run has no whole checkpoint or needs ``model_class``, or its prepared data are gone or
             changed.
-        ConfigError: ``model_class`` is no model, or the run has a built-in one.
+        ConfigError: ``model_class`` is not a model, or the run has a built-in one.
         ServingError: ``out`` holds something else, there is no such task or it does not run alone, a compiler or ONNX
             is missing, or a program differs from the model.
         TypeError: an argument is not of the types named here.

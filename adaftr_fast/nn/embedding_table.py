@@ -268,7 +268,7 @@ def draw(weight: Tensor) -> None:
 def drawn_rows(rows: int, width: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
     """Yields the rows that ``draw`` writes, bit by bit, some rows at a time.
 
-    torch draws normal numbers in sixteens, and draws the last sixteen of a tensor anew where its size is no multiple.
+    torch draws normal numbers in sixteens, and draws the last sixteen of a tensor anew if its size is not a multiple.
     """
     bounds = [*range(0, rows, DRAWN), rows]
     if len(bounds) > 2 and (rows - bounds[-2]) * width < 16:

@@ -21,7 +21,7 @@ from adaftr_fast.optim.deferred import DeferredAdam
 from adaftr_fast.optim.dense import DenseAdam
 from adaftr_fast.optim.rows import check_betas, moments_entry, restore_moments
 
-_OTHERS = "others"  # begins the names of the state of parameters that are no tables, in a snapshot
+_OTHERS = "others"  # begins the names of the state of parameters that are not tables, in a snapshot
 
 
 class Adam(RowOptimizer):
@@ -120,12 +120,12 @@ class Adam(RowOptimizer):
         A snapshot of the tables alone leaves the state of other parameters as it is.
 
         Raises:
-            ValueError: the snapshot is of another number of parameters that are no tables; nothing is restored then.
+            ValueError: the snapshot is of another number of parameters that are not tables; nothing is restored then.
         """
         others = self._other_parameters() if _OTHERS in saved else []
         if _OTHERS in saved and len(others) != saved[_OTHERS]:
             raise ValueError(
-                f"{type(self).__name__}.restore: saved must hold {len(others)} parameters that are no tables, "
+                f"{type(self).__name__}.restore: saved must hold {len(others)} parameters that are not tables, "
                 f"got {int(saved[_OTHERS])}"
             )
         for number, weight in enumerate(self._weights()):
@@ -139,7 +139,7 @@ class Adam(RowOptimizer):
             }
 
     def _other_parameters(self) -> list[tuple[nn.Parameter, dict[str, Any]]]:
-        """Returns the parameters that are no tables, and their groups."""
+        """Returns the parameters that are not tables, and their groups."""
         pairs = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
         return [(parameter, group) for parameter, group in pairs if parameter not in self._deferred]
 

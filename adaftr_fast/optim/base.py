@@ -21,7 +21,7 @@ from adaftr_fast.ops.embedding.lookup import coalesce_gradient, coalesce_unless_
 T = TypeVar("T")
 Entry = nn.Module | nn.Parameter | tuple[str, nn.Parameter]
 Parameters = nn.Module | Iterable[Entry] | Iterable[dict[str, Any]]
-# Keys of a group with tables that are no options of their update: those of torch's groups and learning-rate schedulers,
+# Keys of a group with tables, but not options of their update: those of torch's groups and learning-rate schedulers,
 # and those that choose an implementation without changing the result.
 _WITHOUT_EFFECT = {"params", "param_names", "initial_lr", "foreach", "fused", "capturable"}
 
@@ -145,7 +145,7 @@ class RowOptimizer(torch.optim.Optimizer):
             their rule does not have.
     """
 
-    _twin: ClassVar[type[torch.optim.Optimizer]]  # takes the steps of the parameters that are no tables
+    _twin: ClassVar[type[torch.optim.Optimizer]]  # takes the steps of the parameters that are not tables
     profile_hook_step = staticmethod(records_where_wanted)
 
     def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:

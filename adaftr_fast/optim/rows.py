@@ -92,7 +92,7 @@ class Adagrad(RowOptimizer):
 class RowwiseAdagrad(Adagrad):
     """Computes Adagrad with one number per row: G <- G + mean over E of g². Takes the arguments of :class:`Adagrad`.
 
-    Parameters that are no tables have Adagrad's G, with a number per element.
+    Parameters that are not tables have Adagrad's G, with a number per element.
     """
 
     def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
@@ -108,7 +108,7 @@ class RowwiseAdagrad(Adagrad):
 class LazyAdam(RowOptimizer):
     """Computes Adam on the rows with a gradient, and leaves the moments of other rows. Equals torch.optim.SparseAdam.
 
-    The result is not that of dense Adam, which :class:`adaftr_fast.optim.Adam` computes. Parameters that are no tables
+    The result is not that of dense Adam, which :class:`adaftr_fast.optim.Adam` computes. Parameters that are not tables
     take the steps of torch.optim.Adam.
 
     Args:

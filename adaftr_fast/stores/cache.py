@@ -35,7 +35,7 @@ def cache_folder() -> Path:
 
 
 def cache_bytes() -> float:
-    """Returns the bound, ``ADAFTR_FAST_CACHE_GB`` x 10^9 bytes. Raises StoreError if it is no number from 0 on."""
+    """Returns the bound, ``ADAFTR_FAST_CACHE_GB`` x 10^9 bytes. Raises StoreError if it is not a number from 0 on."""
     text = os.environ.get(LIMIT, "")
     try:
         gigabytes = float(text) if text else DEFAULT_GB

@@ -101,7 +101,7 @@ def _only_writer(path: StorePath) -> Iterator[Path]:
 
 
 def upload_seconds() -> float:
-    """Returns the seconds between two uploads. Raises StoreError if the environment variable is no number above 0."""
+    """Returns the seconds between two uploads. Raises StoreError if the variable is not a number above 0."""
     text = os.environ.get(UPLOAD_SECONDS, "")
     try:
         seconds = float(text) if text else DEFAULT_SECONDS

@@ -41,7 +41,7 @@ class FolderSource:
         settle: the seconds without a change, by the clock of the file system or while this object watches.
 
     Raises:
-        DataError: ``folder`` is no folder, or its name is not UTF-8.
+        DataError: ``folder`` is not a folder, or its name is not UTF-8.
     """
 
     def __init__(self, folder: Path, settle: float = 2.0) -> None:

@@ -48,9 +48,9 @@ class RowReader:
     def read(self, messages: Sequence[bytes | None]) -> tuple[pa.Table, list[str | None]]:
         """Returns the rows, and for each message why it is none, or None.
 
-        The table has the columns that any row has. A column of several types becomes text. A message is no row if it is
-        no JSON object, has no column of the schema, lacks a label or the weight, or has a value that the schema cannot
-        read.
+        The table has the columns that any row has. A column of several types becomes text. A message is not a row
+        if it is not a JSON object, has no column of the schema, lacks a label or the weight, or has a value that the
+        schema cannot read.
         """
         rows: list[Row] = []
         reasons: list[str | None] = []

@@ -41,7 +41,7 @@ OnEpoch = Callable[[dict[str, Any]], None]
 
 
 class StopRun(Exception):
-    """Raised by ``on_epoch`` to end a run early, which is no failure in its trackers."""
+    """Raised by ``on_epoch`` to end a run early, which is not a failure in its trackers."""
 
 
 class Trainer:

@@ -37,7 +37,7 @@ Parts, in this order:
    constant beta, on flights and synthetic, seeds 0 to 9; and the adaptive one whose relatedness network learns from
    clicked rows alone, as the label of Eq. 10 is 1 by construction in all others.
 6. why: as printed with 1,024 rows, where rows of the same group (user or aircraft), or rows that are more similar than
-   the positive, are no negatives; and with 16 rows, where similar rows are in one block or kept apart; on flights and
+   the positive, are not negatives; and with 16 rows, where similar rows are in one block or kept apart; on flights and
    synthetic, seeds 0 to 9. ``python -m benchmarks.contrast.evidence`` measures near-duplicates, effective candidates
    and gradients.
 

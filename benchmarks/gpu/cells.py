@@ -86,7 +86,7 @@ class Journal:
         """Returns the whole lines, in order.
 
         Raises:
-            ValueError: a line other than the last is no JSON object.
+            ValueError: a line other than the last is not a JSON object.
         """
         if not self.path.exists():
             return []

@@ -133,7 +133,7 @@ def test_a_snapshot_of_the_tables_alone_restores():
     assert saved.keys() == optim.Adam(new_net()[0]).snapshot().keys()
     optimizer.restore(saved)
     torch.testing.assert_close(optimizer.state_dict()["state"][1], before, rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"Adam.restore: saved must hold 4 parameters that are no tables, got 3"):
+    with pytest.raises(ValueError, match=r"Adam.restore: saved must hold 4 parameters that are not tables, got 3"):
         optimizer.restore({**optimizer.snapshot(), "others": torch.tensor(3)})
 
 

@@ -140,7 +140,7 @@ def test_readers_score_while_exports_replace_the_folder(exported, other, tmp_pat
     for reader in readers:
         reader.join()
     assert errors == []
-    assert len(set(map(id, seen))) > 2  # which is no test if they never read a new one
+    assert len(set(map(id, seen))) > 2  # which is not a test if they never read a new one
 
 
 def test_a_folder_in_a_store_is_refused():

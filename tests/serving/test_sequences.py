@@ -43,7 +43,7 @@ SOURCE = {
 
 
 def make_log(rows=600):
-    """Histories have no tokens, up to three times ``LENGTH``, and tokens that are no items."""
+    """Histories have no tokens, up to three times ``LENGTH``, and tokens that are not items."""
     random = np.random.default_rng(0)
     histories = [random.integers(0, 40, n) for n in random.integers(0, 3 * LENGTH + 1, rows)]
     item = random.integers(0, 25, rows)

@@ -53,7 +53,7 @@ def numbers(values: pa.Array) -> pa.Array:
     """Casts values [n] to float64. NaN becomes null.
 
     Raises:
-        pa.ArrowException: a value is no number.
+        pa.ArrowException: a value is not a number.
     """
     return without_nan(as_float64(values))
 
@@ -62,7 +62,7 @@ def as_float64(values: pa.Array) -> pa.Array:
     """Casts values [n] to float64, each to the nearest.
 
     Raises:
-        pa.ArrowException: a value is no number.
+        pa.ArrowException: a value is not a number.
     """
     if pa.types.is_decimal(values.type):
         values = values.cast(pa.string())  # Arrow's cast from decimals rounds twice

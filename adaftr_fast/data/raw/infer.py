@@ -71,7 +71,7 @@ def infer_schema(
 
     Raises:
         DataError: the file is unreadable, a name is not one of its columns, the first times are text that does not
-            sort by time, or ``multi`` names a column that is no field, holds lists already, or cannot hold the
+            sort by time, or ``multi`` names a column that is not a field, holds lists already, or cannot hold the
             separator.
     """
     path = input_path(path)
@@ -155,7 +155,7 @@ def _check_multi(path: AnyPath, schema: pa.Schema, fields: Mapping[str, Any], mu
         if not isinstance(separator, str):
             raise DataError(f"multi: {name}: expected a separator, or '' for one value, got {separator!r}")
         if name not in fields:
-            raise DataError(f"{path}: multi: {name!r} is no field: it is a label, the time, the weight, or left out")
+            raise DataError(f"{path}: multi: {name!r} is not a field: it is a label, the time, the weight, or left out")
         if isinstance(fields[name], dict):
             raise DataError(f"{path}: multi: {name}: expected a column of text, got lists ({schema.field(name).type})")
 

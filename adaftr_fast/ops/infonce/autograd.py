@@ -209,7 +209,7 @@ class DifferentiableOp:
         return tuple(found.get(x) for x in arguments)
 
     def define_gradients(self, option: str) -> None:
-        """Defines ``_<name>_gradients`` for the backward pass in C++ of an op with one constant that is no tensor."""
+        """Defines ``_<name>_gradients`` for the backward pass in C++ of an op with one constant besides tensors."""
 
         def gradients(
             needs: list[bool],
@@ -238,7 +238,7 @@ class _Call:
 
     op: DifferentiableOp
     name: str
-    numbers: Mapping[str, Any]  # the arguments that are no tensors
+    numbers: Mapping[str, Any]  # the arguments that are not tensors
     wanted: set[str]  # the arguments that need a gradient
 
     def gradients(

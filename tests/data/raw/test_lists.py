@@ -79,7 +79,7 @@ def test_sorted_tags_and_ids_are_found():
 
 
 def no_lists():
-    """Yields names and values of text that is no list although it has marks."""
+    """Yields names and values of text that is not a list although it has marks."""
 
     def draw(n):
         return [DRAW.choice(WORDS).title() for _ in range(n)]
@@ -146,7 +146,7 @@ def test_a_group_is_not_taken_for_lists(log):
     ("multi", "message"),
     [
         ({"tag": "|"}, "no column 'tag'; the file has tags, title"),
-        ({"click": "|"}, "multi: 'click' is no field: it is a label, the time, the weight, or left out"),
+        ({"click": "|"}, "multi: 'click' is not a field: it is a label, the time, the weight, or left out"),
         ({"tags": 1}, "multi: tags: expected a separator, or '' for one value, got 1"),
     ],
 )

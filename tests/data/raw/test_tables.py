@@ -131,7 +131,7 @@ def test_pandas_tables(tmp_path):
         "float": [0.5, None, 2.0],
         "tags": [["a", "b"], [], None],
     }
-    named = frame.set_index("float")  # whose index is no range, which pandas does not export
+    named = frame.set_index("float")  # whose index is not a range, which pandas does not export
     assert stored(named, tmp_path / "out")["float"].to_pylist() == [0.5, None, 2.0]
     twice = frame[["text", "tiny"]].set_axis(["a", "a"], axis=1)
     for wrong, message in ((pd.DataFrame({"a": ["x", 1]}), "column a"), (twice, "[Dd]uplicate")):

@@ -1,4 +1,4 @@
-"""The option ignore_above of adaptive_infonce: candidates far more similar than the positive are no negatives."""
+"""The option ignore_above of adaptive_infonce: candidates far more similar than the positive are not negatives."""
 
 import math
 
