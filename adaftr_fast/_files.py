@@ -70,9 +70,10 @@ def remove_new(folder: Path, *names: str) -> None:
 
 
 def replace(new: Path, path: Path) -> None:
-    """Renames a file or folder to ``path``, durably. ``new`` holds the former folder then, if there was one.
+    """Renames a file or folder to ``path``, durably.
 
-    On file systems that cannot exchange two folders, a killed process may leave ``path`` absent, for ``restore``.
+    Where the file system can exchange two folders, ``new`` then holds the former one. Elsewhere a killed process may
+    leave ``path`` absent, for ``restore``.
 
     Args:
         new: the new file or folder, on the same file system.
@@ -92,7 +93,7 @@ def replace(new: Path, path: Path) -> None:
             raise
         sync(path.parent)
         remove(aside_path(path))
-    sync(path.parent)  # the former folder may not lose a file while a power failure could restore it
+    sync(path.parent)  # the new name is on disk before files of the former folder are removed
 
 
 def restore(path: Path) -> None:

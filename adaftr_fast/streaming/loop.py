@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +45,7 @@ class StreamOptions:
         keep: the number of trained chunks whose data and run are kept, at least 1.
         export_minutes: the minutes between two exports; 0 exports after each chunk.
         on_error: "stop" ends the stream at a chunk that cannot be trained on; "skip" records its error and goes on.
+            With several ranks, "skip" leaves out chunks that cannot be prepared; an error of training ends the stream.
 
     Raises:
         ConfigError: a number is too small.
@@ -91,7 +92,8 @@ def train_stream(
     """
     check_replicated("stream", config.training)
     schema = part_schema(schema)
-    with writing_parts(out, config, ranks, CURRENT, EXPORTED, KNOWN), ExitStack() as stack:
+    agreed = asdict(options)
+    with writing_parts(out, config, ranks, CURRENT, EXPORTED, KNOWN, **agreed), ExitStack() as stack:
         stream = _Stream(schema, source, config, out, options, ranks)
         stack.push(stream.close)
         yield from stream.run()
@@ -178,7 +180,8 @@ class _Stream:
                 record["rows_per_s"] = record["rows"] / record["seconds"]
                 self.journal.append(record)
         except (DataError, TrainingError) as error:
-            if self.options.on_error == "stop":
+            # Training may fail on one rank alone, and the others would wait for it. All learn that preparing failed.
+            if self.options.on_error == "stop" or (self.ranks is not None and isinstance(error, TrainingError)):
                 raise
             record = about | {"error": str(error)} | self._timed(chunk, began)
             self.journal.append(record)

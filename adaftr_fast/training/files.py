@@ -42,12 +42,13 @@ class RunFiles:
             ``last/``. The results of an earlier run in it are removed when this run has been validated for the first
             time. None writes no files and keeps the best weights in memory.
         about: the description of the run in checkpoints and snapshots; required with ``folder``.
-        rows: the number of rows of the training split.
+        rows: the number of rows of the training split; required with ``folder``.
         ranks: the ranks that train together. A run may resume on another number of ranks.
 
     Raises:
         CheckpointError: the tables are sharded and a rank does not see ``folder``.
-        TrainingError: the tables are sharded and there is no folder for their best weights.
+        TrainingError: the tables are sharded and there is no folder for their best weights, or a folder is given
+            without ``about`` or ``rows``.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class RunFiles:
         folder: Path | None = None,
         about: Description | None = None,
         *,
-        rows: int = 0,
+        rows: int | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.model = model
@@ -79,8 +80,11 @@ class RunFiles:
         self.snapshots: RunSnapshots | None = None
         self.best: Path | None = None  # the folder of the best weights, where this rank writes some
         self._in_memory: dict[str, Tensor] | None = None
-        if folder is not None and (self.is_rank_zero or self._sharding is not None):
-            assert about is not None  # required with a folder
+        if folder is None:
+            return
+        if about is None or rows is None:
+            raise TrainingError("trainer: files in a folder need about and rows, got None")
+        if self.is_rank_zero or self._sharding is not None:
             self.snapshots = RunSnapshots(folder, about, rows, config.checkpoint_seconds, self._sharding)
             self.best = folder / BEST
 

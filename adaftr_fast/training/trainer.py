@@ -34,7 +34,7 @@ from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
 from adaftr_fast.training.logger import shown
 from adaftr_fast.training.result import TrainedRun
-from adaftr_fast.training.sharding import check_equal_sync_steps, check_steps, share_of
+from adaftr_fast.training.sharding import check_equal_sync_steps, check_sharding, check_steps, share_of
 from adaftr_fast.training.stepper import Stepper, not_finite
 
 OnEpoch = Callable[[dict[str, Any]], None]
@@ -76,6 +76,7 @@ class Trainer:
         ranks: Ranks | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> None:
+        check_sharding(optimizer, config, ranks)
         check_steps(config, len(train))
         self.share = share_of(config, ranks, model)
         if ranks is not None:

@@ -20,7 +20,7 @@ def work_folder(folder: Path, key: str) -> Iterator[Path]:
     """Provides the folder ``.NAME.work`` next to ``folder``, with the work of an interrupted run of the same ``key``.
 
     The folder is removed when the block succeeds or raises DataError, which another run would raise again. It is kept
-    after an interruption or on a full disk.
+    after an interruption or on a full disk, except by a process that is killed in the moment in which it publishes.
 
     Raises:
         BusyError: another process or thread prepares ``folder``.
@@ -63,7 +63,14 @@ def publish(work: Path, folder: Path, check: Callable[[], None] = lambda: None) 
         check()
     sync_tree(work / PREPARED)  # here, since work is kept if the disk is full
     with _taken(work, folder) as taken:
-        replace(taken / PREPARED, folder)
+        new = taken / PREPARED
+        prepared = new.stat().st_ino
+        try:
+            replace(new, folder)
+        except BaseException:
+            if new.exists() and new.stat().st_ino == prepared:  # not published: another run publishes it
+                taken.rename(work)
+            raise
 
 
 def _is_finished(work: Path, key: str) -> bool:

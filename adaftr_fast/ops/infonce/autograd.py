@@ -152,7 +152,7 @@ class DifferentiableOp:
             found = self.compute(**given)
         outputs = dict(zip(self.outputs, self._fake(**given)))
         for name in outputs.keys() - self._unneeded(given):
-            outputs[name] = found[name].to(outputs[name].dtype, copy=name == "row_loss")
+            outputs[name] = found[name].to(outputs[name].dtype, copy=not name.startswith("d_"))
         return tuple(outputs.values())
 
     def _compute(self, **given: Any) -> dict[str, Tensor]:

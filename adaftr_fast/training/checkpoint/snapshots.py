@@ -30,6 +30,7 @@ from adaftr_fast.training.checkpoint.files import damages, on_rank_zero, write_f
 KEEP = 2  # the newest one and a fallback
 KEY, SHARDS = "run", "shards"
 VERSION = 4
+CHECKSUM_DIGITS = 8  # of crc32
 SUFFIX = ".safetensors"
 SHARD_SUFFIX = ".shard"
 
@@ -91,8 +92,10 @@ def load_snapshot(folder: Path, ranks: Ranks | None = None) -> tuple[SavedTensor
 
     def newest() -> str | None:
         for path in _newest_first(folder):
+            checksum = _checksum(path.name)
             try:
-                if crc32(path) == _checksum(path.name):
+                # Earlier versions have another checksum in the name: _description refuses them, and they stay.
+                if len(checksum) != CHECKSUM_DIGITS or crc32(path) == checksum:
                     return path.name
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be read: {error}") from error

@@ -251,7 +251,7 @@ def test_compiles_to_one_graph(name):
 
 @each(EVERY)
 def test_under_torch_func(name):
-    """grad, grad of grad, and vmap of grad."""
+    """grad, grad of grad, jacrev, and vmap of grad."""
     tensors, options = EVERY[name].drawn(6, 7, 3)
     every = tuple(range(len(tensors)))
     many = torch.stack((tensors[0], 2 * tensors[0]))
@@ -262,7 +262,8 @@ def test_under_torch_func(name):
 
         first = torch.func.grad(value, every)(*tensors)
         second = torch.func.grad(lambda *x: torch.func.grad(value)(*x).square().sum(), every)(*tensors)
-        return first, second, torch.vmap(lambda a: torch.func.grad(value)(a, *tensors[1:]))(many)
+        jacobian = torch.func.jacrev(value, every)(*tensors)
+        return first, second, jacobian, torch.vmap(lambda a: torch.func.grad(value)(a, *tensors[1:]))(many)
 
     for way in reductions(name, 6):
         found, true = (transforms(loss, way["reduction"]) for loss in (EVERY[name].call, EVERY[name].literal))

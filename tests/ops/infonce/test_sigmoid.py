@@ -1,6 +1,7 @@
 """sigmoid_contrast on CPU, for every instruction set, against float64 by the tolerance rule."""
 
 import math
+from functools import partial
 from itertools import product
 
 import pytest
@@ -21,6 +22,14 @@ def test_the_reference_in_blocks(block, monkeypatch):
         found = loss_and_gradients(af.sigmoid_contrast, tensors, torch.float64, backend="reference", **options)
         true = loss_and_gradients(literal_sigmoid, tensors, torch.float64, **options)
         torch.testing.assert_close(found, true)
+
+
+def test_gradients_with_positives_and_without_candidates():
+    for columns, positive in ((7, torch.tensor([3, -100, 0, 6, 3, -100])), (0, torch.full((6,), -100))):
+        tensors = [x.requires_grad_() for x in draw_sigmoid(6, columns, 3)]
+        loss = partial(af.sigmoid_contrast, positive_index=positive)
+        assert torch.autograd.gradcheck(loss, tensors)
+        assert torch.autograd.gradgradcheck(loss, tensors)
 
 
 @needs_extension

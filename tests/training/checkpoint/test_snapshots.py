@@ -99,3 +99,8 @@ def test_other_versions_raise(tmp_path, monkeypatch):
         save(tmp_path, 1)
     with pytest.raises(CheckpointError, match="in version 7, this program reads version 4: discard it with --restart"):
         load_snapshot(tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    old = path.rename(path.with_name(f"{path.name.partition('-')[0]}-{'0' * 64}.safetensors"))  # SHA-256
+    with pytest.raises(CheckpointError, match="in version 7"):
+        load_snapshot(tmp_path)
+    assert old.exists()
