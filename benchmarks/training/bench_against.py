@@ -10,7 +10,6 @@ from parquet, and the first of an epoch wait for the loader. Writes results/agai
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -22,33 +21,17 @@ from typing import Any
 
 import torch
 
-from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, Manifest, SplitInfo
 from benchmarks.measure import write
-from benchmarks.prepared import FIELDS, write_prepared
+from benchmarks.prepared import FIELDS
 from benchmarks.training import epochs
 
 HERE = Path(__file__).parents[2]
 REDUCED = ("AdaFTR, float32 before and bfloat16 now", "AdaFTR", "AdaFTR, bfloat16")
 
 
-def write_for_both(folder: Path, rows: int, ids: int, fields: int) -> None:
-    """Writes a prepared folder whose manifest has only the keys that it must have: older code refuses others."""
-    write_prepared(folder, rows, ids, held_out=epochs.BATCH, fields=fields)
-    content = required(Manifest, json.loads((folder / MANIFEST).read_text()))
-    content["splits"] = {name: required(SplitInfo, each) for name, each in content["splits"].items()}
-    content["fields"] = [required(FieldInfo, each) for each in content["fields"]]
-    (folder / MANIFEST).write_text(json.dumps(content))
-
-
-def required(kind: type, content: dict[str, Any]) -> dict[str, Any]:
-    missing = dataclasses.MISSING
-    names = [f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing]
-    return {name: content[name] for name in names}
-
-
-def start(tree: Path, data: Path, threads: int) -> subprocess.Popen[str]:
-    """Starts the contestants of a checkout whose extension is built."""
-    command = [sys.executable, epochs.__file__, str(data), str(threads)]
+def start(tree: Path, folder: Path, *sizes: int) -> subprocess.Popen[str]:
+    """Starts the contestants of a checkout whose extension is built; the sizes are those of ``epochs``."""
+    command = [sys.executable, epochs.__file__, str(folder), *map(str, sizes)]
     environment = os.environ | {"PYTHONPATH": str(tree)}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     found = Path(answer(process))
@@ -72,9 +55,10 @@ def answer(process: subprocess.Popen[str]) -> str:
     return line.rstrip("\n")
 
 
-def train_in_turns(before: Path, data: Path, turns: int, threads: int) -> list[dict[str, dict[str, float]]]:
+def train_in_turns(before: Path, folder: Path, turns: int, *sizes: int) -> list[dict[str, dict[str, float]]]:
     """Returns the milliseconds of a step of "before" and "now" for each turn, in two new processes."""
-    processes = {name: start(tree, data, threads) for name, tree in (("before", before), ("now", HERE))}
+    trees = {"before": before, "now": HERE}
+    processes = {name: start(tree, folder / name, *sizes) for name, tree in trees.items()}
     try:
         for process in processes.values():
             epoch(process)  # warms
@@ -89,9 +73,11 @@ def train_in_turns(before: Path, data: Path, turns: int, threads: int) -> list[d
 
 
 def compare(before: Path, fields: int, ids: int, steps: int, starts: int, turns: int, threads: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        write_for_both(Path(folder), steps * epochs.BATCH, ids, fields)
-        times = [turn for _ in range(starts) for turn in train_in_turns(before, Path(folder), turns, threads)]
+    sizes = (threads, steps * epochs.BATCH, ids, fields)
+    times = []
+    for _ in range(starts):
+        with tempfile.TemporaryDirectory() as folder:
+            times += train_in_turns(before, Path(folder), turns, *sizes)
     of = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=before, capture_output=True, text=True, check=True
     )

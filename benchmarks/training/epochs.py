@@ -1,12 +1,15 @@
 """Trains an epoch of each contestant for every line on stdin and prints the milliseconds of a step, as JSON.
 
-``bench_against`` runs this file in two checkouts of the repository, so it imports adaftr_fast alone, and of that only
-what all versions have. The first line that it prints says where that is.
+    python epochs.py FOLDER THREADS ROWS IDS FIELDS      writes data of so many rows, ids and fields to FOLDER
+
+``bench_against`` runs this file in two checkouts of the repository, so it imports only what all versions have, and each
+version prepares the data in its own format. The first line that it prints says where adaftr_fast is.
 """
 
 import json
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -16,14 +19,18 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.interrupt import Interrupt
 from adaftr_fast.training.trainer import Trainer
+from benchmarks.prepared import write_prepared
 
 BATCH = 1024
 CONTESTANTS = {"AdaFTR": ("adaftr", "float32"), "AdaFTR, bfloat16": ("adaftr", "bfloat16"), "MMoE": ("mmoe", "float32")}
 
 
 def main() -> None:
-    folder, threads = sys.argv[1], int(sys.argv[2])
+    folder = Path(sys.argv[1])
+    threads, rows, ids, fields = map(int, sys.argv[2:])
     torch.set_num_threads(threads)
+    folder.mkdir()
+    write_prepared(folder, rows, ids, held_out=BATCH, fields=fields)
     data = PreparedData(folder)
     train, validation = data.load("train"), data.load("validation")
     steps, trainers = len(train) // BATCH, {}
