@@ -344,6 +344,7 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         loss,
         loss_error,
         loss_growth,
+        blocks,
         recipes,
         compiled,
         compiled_sigmoid,
