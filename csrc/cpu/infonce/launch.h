@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "cpu/infonce/kernels.h"
+#include "cpu/infonce/one_direction.h"
 #include "cpu/runtime/caching_allocator.h"
 
 namespace adaftr_fast {
@@ -40,6 +41,11 @@ inline void check_inputs(const at::Tensor& anchors, const at::Tensor& candidates
   for (const auto& [name, x] : {std::pair{"tau", &tau}, std::pair{"scale", &scale}})
     TORCH_CHECK(x->dim() == 1 && x->size(0) == anchors.size(0), "adaptive_infonce: ", name, " must be [",
                 anchors.size(0), "], got ", x->sizes());
+}
+
+// The sum of scale_r L_r, of which a row that weighs nothing is no part even if its loss is not finite.
+inline at::Tensor weighted_sum(const at::Tensor& loss, const at::Tensor& scale) {
+  return (loss * scale).masked_fill_(scale == 0, 0).sum();
 }
 
 struct Needs {
@@ -81,6 +87,11 @@ struct SweepOutputs {
     problem.d_candidates = data(d_candidates, need.d_candidates);
     problem.d_tau = data(d_tau, need.d_tau);
   }
+
+  // The results of the op, once they are written.
+  OneDirection results(const at::Tensor& scale) const {
+    return {weighted_sum(loss, scale), loss, lse, logit, top1, entropy, d_anchors, d_candidates, d_tau};
+  }
 };
 
 // Checks the temperature of row r; `of` follows the name in the message.
@@ -89,11 +100,6 @@ void check_tau(T tau, int64_t r, const char* of = "") {
   TORCH_CHECK(tau >= std::numeric_limits<T>::min() && std::isfinite(tau), "adaptive_infonce: tau", of,
               " must be positive and finite, got tau[", r, "] = ", tau,
               tau > 0 && std::isfinite(tau) ? ", which is subnormal" : "");
-}
-
-// The sum of scale_r L_r, of which a row that weighs nothing is no part even if its loss is not finite.
-inline at::Tensor weighted_sum(const at::Tensor& loss, const at::Tensor& scale) {
-  return (loss * scale).masked_fill_(scale == 0, 0).sum();
 }
 
 }  // namespace adaftr_fast

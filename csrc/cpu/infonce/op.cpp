@@ -17,8 +17,6 @@
 namespace adaftr_fast {
 namespace {
 
-using Outputs = OneDirection;
-
 // How many bfloat16 terms an operand may be taken as. bfloat16 inputs are one term, float16 inputs two, both exactly;
 // float32 inputs, unless ieee, as the matmul precision of the CPU (mkldnn) allows, which
 // torch.set_float32_matmul_precision sets to ieee, tf32 and bf16 for "highest", "high" and "medium"; 0: float32 itself.
@@ -79,10 +77,10 @@ void check_values(const Tensor& tau, const OptionalTensor& positive, int64_t row
 }
 
 template <class T>
-Outputs run(at::ScalarType inputs, bool ieee, const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
-            const OptionalTensor& positive, const OptionalTensor& row_group, const OptionalTensor& column_group,
-            std::optional<double> ignore_above, double margin, const OptionalTensor& positive_weight,
-            const Tensor& scale, const Needs& need) {
+OneDirection run(at::ScalarType inputs, bool ieee, const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
+                 const OptionalTensor& positive, const OptionalTensor& row_group, const OptionalTensor& column_group,
+                 std::optional<double> ignore_above, double margin, const OptionalTensor& positive_weight,
+                 const Tensor& scale, const Needs& need) {
   const int64_t rows = anchors.size(0), columns = candidates.size(0);
   check_values<T>(tau, positive, rows, columns);
   SweepOutputs<T> out(anchors, candidates, need);
@@ -104,22 +102,14 @@ Outputs run(at::ScalarType inputs, bool ieee, const Tensor& anchors, const Tenso
   out.point(problem, need);
   launch(kernel_for<T>(inputs, ieee), problem, out.loss, out.lse, out.logit, out.top1, out.entropy, out.d_anchors,
          out.d_candidates, out.d_tau);
-  return {weighted_sum(out.loss, scale),
-          out.loss,
-          out.lse,
-          out.logit,
-          out.top1,
-          out.entropy,
-          out.d_anchors,
-          out.d_candidates,
-          out.d_tau};
+  return out.results(scale);
 }
 
-Outputs infonce_sweep(const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
-                      const OptionalTensor& positive, const OptionalTensor& row_group,
-                      const OptionalTensor& column_group, const Tensor& scale, bool need_d_anchors,
-                      bool need_d_candidates, bool need_d_tau, bool need_stats, std::optional<double> ignore_above,
-                      double margin, const OptionalTensor& positive_weight, bool ieee) {
+OneDirection infonce_sweep(const Tensor& anchors, const Tensor& candidates, const Tensor& tau,
+                           const OptionalTensor& positive, const OptionalTensor& row_group,
+                           const OptionalTensor& column_group, const Tensor& scale, bool need_d_anchors,
+                           bool need_d_candidates, bool need_d_tau, bool need_stats, std::optional<double> ignore_above,
+                           double margin, const OptionalTensor& positive_weight, bool ieee) {
   check_inputs(anchors, candidates, tau, scale);
   TORCH_CHECK(row_group.has_value() == column_group.has_value(),
               "adaptive_infonce: row_group and column_group must be given together");

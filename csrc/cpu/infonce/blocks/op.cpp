@@ -74,15 +74,7 @@ OneDirection run(const Tensor& anchors, const Tensor& candidates, const Tensor& 
     best_kernel(kTables, &BlockKernels::f64)(problem, block);
   else
     best_kernel(kTables, &BlockKernels::f32)(problem, block);
-  return {weighted_sum(out.loss, scale),
-          out.loss,
-          out.lse,
-          out.logit,
-          out.top1,
-          out.entropy,
-          out.d_anchors,
-          out.d_candidates,
-          out.d_tau};
+  return out.results(scale);
 }
 
 OneDirection infonce_blocks(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const Tensor& scale,
