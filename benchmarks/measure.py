@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from adaftr_fast._files import replace_file
 from adaftr_fast.experiments.measure import machine, side_by_side
 from benchmarks import RESULTS
 
@@ -41,9 +42,7 @@ def write(
     folder = folder or RESULTS
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}-{processor(about)}.json"
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    replace_file(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
     return path
 
 
