@@ -53,6 +53,7 @@ class Adam(RowOptimizer):
         betas: decay of the first and of the second moment, each in [0, 1).
         eps: ε >= 0.
         weight_decay: λ >= 0.
+        options: see :class:`RowOptimizer`.
 
     Raises:
         TypeError: the class of a table's parameter is a subclass of nn.Parameter.
@@ -68,11 +69,12 @@ class Adam(RowOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        **options: Any,
     ) -> None:
         check_at_least(type(self).__name__, 0, lr=lr, eps=eps, weight_decay=weight_decay)
         check_betas(type(self).__name__, betas)
         self._deferred: dict[nn.Parameter, DeferredAdam] = {}
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, options)
 
     def _check_table(self, weight: nn.Parameter) -> None:
         if type(weight) not in (nn.Parameter, DeferredParameter) and not isinstance(weight, FakeTensor):
@@ -171,8 +173,9 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        **options: Any,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay)
+        super().__init__(params, lr, betas, eps, weight_decay, **options)
 
 
 def _below(prefix: str, saved: dict[str, Tensor]) -> dict[str, Tensor]:

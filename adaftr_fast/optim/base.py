@@ -132,66 +132,66 @@ def fit_state(optimizer: torch.optim.Optimizer) -> None:
 class RowOptimizer(torch.optim.Optimizer):
     """Updates the rows of ``FusedEmbedding`` tables that have a gradient, and other parameters as torch.optim does.
 
-    A parameter group that holds tables and other parameters becomes two groups of the same options, the tables first.
-    One torch.optim optimizer takes the steps of the others. It shares the groups and the state of this one.
+    One torch.optim optimizer takes the steps of the others. Its groups have the options of this one's groups, and it
+    shares the state. A group may hold both kinds, so schedulers see the groups that were given.
 
     Args:
         params: a module or several, ``module.parameters()``, ``module.named_parameters()``, or parameter groups whose
             "params" are such. All parameters of a module are taken, those of its FusedEmbedding modules as tables.
         defaults: options of the parameter groups that do not set their own.
+        options: further options of torch.optim's optimizer. A group with tables takes those that choose an
+            implementation (``foreach``, ``fused``, ``capturable``), and all others at torch.optim's default.
 
     Raises:
-        ValueError: there is no table of a FusedEmbedding in ``params``, or a group with tables sets an option that
-            their rule does not have.
+        TypeError: torch.optim's optimizer has no such option.
+        ValueError: a group with tables has an option that their rule does not have.
     """
 
     _twin: ClassVar[type[torch.optim.Optimizer]]  # takes the steps of the parameters that are not tables
     profile_hook_step = staticmethod(records_where_wanted)
 
-    def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: Parameters, defaults: dict[str, Any], options: dict[str, Any]) -> None:
         self._table_of: dict[nn.Parameter, EmbeddingTable] = {}
-        self._others: torch.optim.Optimizer | None = None
         self._options = dict(defaults)  # of the tables' rule; torch adds to ``defaults`` when a state is loaded
-        super().__init__([params] if isinstance(params, nn.Module) else params, defaults)  # type: ignore[arg-type]
-        if not self._table_of:
-            raise ValueError(
-                f"{type(self).__name__}: expected FusedEmbedding modules, or modules or parameters that include some, "
-                f"got {params}"
-            )
+        self._others = self._twin([{"params": []}], **self._twin_options(defaults))
+        self._others.param_groups.clear()
+        for key in options:
+            if key not in self._others.defaults:
+                raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {key!r}")
+        listed: Any = [params] if isinstance(params, nn.Module) else params
+        super().__init__(listed, defaults | options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as torch.optim does; its tables and its other parameters become a group each.
+        """Adds a group as torch.optim does.
 
         Raises:
             TypeError: exact Adam is given a table whose class is not nn.Parameter.
-            ValueError: the group holds tables, and sets an option that their rule does not have, such as momentum, to
+            ValueError: the group holds tables, and has an option that their rule does not have, such as momentum, at
                 another value than torch.optim's default.
         """
         tables, entries = split(param_group["params"])
-        owned = [entry for parameter, entry in entries.items() if parameter in tables]
-        others = [entry for parameter, entry in entries.items() if parameter not in tables]
-        if owned:
-            self._check_options(param_group)
-            for weight in tables:
-                self._check_table(weight)
-            super().add_param_group({**param_group, "params": owned})
-            self._table_of |= tables
-            for weight, table in tables.items():
-                flush(weight)  # an optimizer before this one may have deferred steps
-                train_by(weight, self)
-                self._begin(weight, table)
-        if others:
-            super().add_param_group({**param_group, "params": others})
-            self._begin_others(self.param_groups[-1])
+        if tables:
+            self._check_options(self.defaults | param_group)
+        for weight in tables:
+            self._check_table(weight)
+        super().add_param_group({**param_group, "params": list(entries.values())})
+        self._table_of |= tables
+        for weight, table in tables.items():
+            flush(weight)  # an optimizer before this one may have deferred steps
+            train_by(weight, self)
+            self._begin(weight, table)
+        others = {**param_group, "params": [entry for each, entry in entries.items() if each not in tables]}
+        made = self._twin([others], **self._twin_options(self.defaults))  # which may begin its state
+        self._others.param_groups += made.param_groups
+        self.state.update(made.state)
+        self._others.state = self.state
 
     def _check_options(self, group: dict[str, Any]) -> None:
         """Refuses options of a group with tables that would reach its other parameters alone."""
-        extra = {key: value for key, value in group.items() if key not in self._options.keys() | _WITHOUT_EFFECT}
-        if not extra:
-            return
-        name = type(self).__name__
-        allowed = self._twin([nn.Parameter(torch.empty(0))], **self._twin_options()).defaults
-        for key, value in extra.items():
+        name, allowed = type(self).__name__, self._others.defaults
+        for key, value in group.items():
+            if key in self._options or key in _WITHOUT_EFFECT:
+                continue
             if key not in allowed:
                 raise ValueError(f"{name}: a group with tables takes {', '.join(self._options)}, got {key}={value!r}")
             if value != allowed[key]:
@@ -200,25 +200,9 @@ class RowOptimizer(torch.optim.Optimizer):
     def _check_table(self, weight: nn.Parameter) -> None:
         """Refuses a table that the rule cannot train."""
 
-    def _begin_others(self, group: dict[str, Any]) -> None:
-        """Makes the torch.optim optimizer of a group without tables, or extends it by the group."""
-        made = self._twin([dict(group)], **self._twin_options())
-        for key, value in made.param_groups[0].items():
-            group.setdefault(key, value)
-        self.state.update(made.state)
-        self._others = self._others or made
-        self._share()
-
-    def _twin_options(self) -> dict[str, Any]:
+    def _twin_options(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """Returns the arguments of ``_twin``."""
-        return self.defaults
-
-    def _share(self) -> None:
-        """Gives the torch.optim optimizer the groups without tables, and the state."""
-        if self._others is not None:
-            self._others.state = self.state
-            groups = [group for group in self.param_groups if group["params"][0] not in self._table_of]
-            self._others.param_groups = groups
+        return defaults
 
     def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
         """Makes the state of one table."""
@@ -273,7 +257,9 @@ class RowOptimizer(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight in self._table_of:
                     self._step_table(weight, group)
-        if self._others is not None:
+        if any(group["params"] for group in self._others.param_groups):
+            for group, own in zip(self.param_groups, self._others.param_groups, strict=True):
+                own.update({**group, "params": own["params"]})
             self._others.step()
         return loss
 
@@ -306,20 +292,19 @@ class RowOptimizer(torch.optim.Optimizer):
             return super().zero_grad(False)
         for weight in self._table_of:
             weight.grad = None
-        if self._others is not None:
-            self._others.zero_grad()
+        self._others.zero_grad()
 
     def _by_field(self, weight: nn.Parameter) -> dict[str, Tensor]:
         """Returns the state of one table as ``<name>.<field name>`` per field, and scalars as ``<name>``."""
-        table = self._table_of[weight]
-        entry = {}
+        entry: dict[str, Tensor] = {}
         for key, value in self._entry(weight).items():
-            if value.dim() == 0:
-                entry[key] = value
-            else:
-                parts = value.split(table.num_embeddings)
-                entry |= {f"{key}.{name}": part for name, part in zip(table.field_names, parts, strict=True)}
+            entry |= self._parts(self._table_of[weight], key, value) if value.dim() else {key: value}
         return entry
+
+    @staticmethod
+    def _parts(table: EmbeddingTable, key: str, value: Tensor) -> dict[str, Tensor]:
+        parts = value.split(table.num_embeddings)
+        return {f"{key}.{name}": part for name, part in zip(table.field_names, parts, strict=True)}
 
     def __getstate__(self) -> NoReturn:
         name = type(self).__name__
@@ -343,43 +328,50 @@ class RowOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what ``state_dict`` returned; the state keeps its own precision, whatever that of the table.
 
-        Options that a group lacks, as in a state of another version of torch, become the defaults.
+        The state that torch.optim's optimizer of the same rule has of a table, a tensor for all its rows, is taken as
+        well. Options that a group lacks, as in a state of another version of torch, become the defaults.
 
         Raises:
-            ValueError: the parameter groups or the state of a table do not fit; nothing is loaded then.
+            ValueError: the parameter groups, their options or the state of a table do not fit; nothing is loaded then.
         """
         tables = dict(self._numbered())
         saved = state_dict["state"]
-        for number, weight in tables.items():
-            self._check_entry(number, saved.get(number, {}), self._by_field(weight))
+        found = {number: self._joined(number, weight, saved.get(number, {})) for number, weight in tables.items()}
+        for group, given in zip(self.param_groups, state_dict["param_groups"]):  # torch checks their number
+            if not tables.keys().isdisjoint(given["params"]):
+                self._check_options({**group, **given})
         kept: dict[Tensor, Any] = {weight: self.state[weight] for weight in tables.values() if weight in self.state}
         others = {number: entry for number, entry in saved.items() if number not in tables}
         super().load_state_dict({"state": others, "param_groups": state_dict["param_groups"]})
         self.state.update(kept)
-        self._share()
-        self._complete_groups()
-        if self._others is not None:
-            fit_state(self._others)
-        for number, weight in tables.items():
-            self._restore(weight, self._joined(weight, saved.get(number, {})))
-
-    def _complete_groups(self) -> None:
+        self._others.state = self.state
         for group in self.param_groups:
-            dense = self._others if group["params"][0] not in self._table_of else None
-            for key, value in (self._options if dense is None else dense.defaults).items():
+            for key, value in self._options.items():
                 group.setdefault(key, value)
+        fit_state(self._others)
+        for number, weight in tables.items():
+            self._restore(weight, found[number])
 
-    def _check_entry(self, number: int, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-        for key in sorted(expected.keys() | found.keys()):
-            want, got = (list(entry[key].shape) if key in entry else None for entry in (expected, found))
+    def _joined(self, number: int, weight: nn.Parameter, saved: dict[str, Any]) -> dict[str, Tensor]:
+        """Reverses ``_by_field``, and takes tensors of whole tables and a "step" too many, as torch.optim has them.
+
+        Raises:
+            ValueError: there is another tensor too many, one is missing or of another size.
+        """
+        entry, table = self._entry(weight), self._table_of[weight]
+        given = {key: torch.as_tensor(value) for key, value in saved.items() if value is not None}
+        if "step" not in entry:
+            given.pop("step", None)
+        for key, whole in entry.items():
+            if whole.dim() and key in given and given[key].shape == whole.shape:
+                given |= self._parts(table, key, given.pop(key))
+        expected = self._by_field(weight)
+        for key in sorted(expected.keys() | given.keys()):
+            want, got = (list(each[key].shape) if key in each else None for each in (expected, given))
             if want != got:
                 name = type(self).__name__
                 raise ValueError(f"{name}.load_state_dict: table {number}: {key} must be {want}, got {got}")
-
-    def _joined(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Reverses ``_by_field``."""
-        fields = self._table_of[weight].field_names
         return {
-            key: entry[key] if whole.dim() == 0 else torch.cat([entry[f"{key}.{name}"] for name in fields])
-            for key, whole in self._entry(weight).items()
+            key: torch.cat([given[f"{key}.{name}"] for name in table.field_names]) if whole.dim() else given[key]
+            for key, whole in entry.items()
         }

@@ -32,13 +32,14 @@ class SGD(RowOptimizer):
         params: see :class:`RowOptimizer`.
         lr: learning rate >= 0.
         weight_decay: λ >= 0.
+        options: see :class:`RowOptimizer`.
     """
 
     _twin = torch.optim.SGD
 
-    def __init__(self, params: Parameters, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
+    def __init__(self, params: Parameters, lr: float = 1e-3, weight_decay: float = 0.0, **options: Any) -> None:
         check_at_least("SGD", 0, lr=lr, weight_decay=weight_decay)
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, options)
 
     def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
         self.state[weight] = {}
@@ -56,6 +57,7 @@ class Adagrad(RowOptimizer):
         weight_decay: λ >= 0, with g + λ w in place of g.
         eps: ε >= 0.
         initial_accumulator_value: G before the first step, >= 0.
+        options: see :class:`RowOptimizer`.
     """
 
     _twin = torch.optim.Adagrad
@@ -67,14 +69,15 @@ class Adagrad(RowOptimizer):
         weight_decay: float = 0.0,
         eps: float = 1e-10,
         initial_accumulator_value: float = 0.0,
+        **options: Any,
     ) -> None:
         check_at_least(type(self).__name__, 0, lr=lr, weight_decay=weight_decay, eps=eps)
         check_at_least(type(self).__name__, 0, initial_accumulator_value=initial_accumulator_value)
         self._initial = initial_accumulator_value
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "eps": eps})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "eps": eps}, options)
 
-    def _twin_options(self) -> dict[str, Any]:
-        return {**self.defaults, "initial_accumulator_value": self._initial}
+    def _twin_options(self, defaults: dict[str, Any]) -> dict[str, Any]:
+        return {**defaults, "initial_accumulator_value": self._initial}
 
     def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
         total = self.state[new]["sum"]
@@ -117,6 +120,7 @@ class LazyAdam(RowOptimizer):
         betas: decay of the first and of the second moment, each in [0, 1).
         eps: ε >= 0.
         weight_decay: λ >= 0, with g + λ w in place of g.
+        options: see :class:`RowOptimizer`.
     """
 
     _twin = DenseAdam
@@ -128,10 +132,11 @@ class LazyAdam(RowOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        **options: Any,
     ) -> None:
         check_at_least("LazyAdam", 0, lr=lr, eps=eps, weight_decay=weight_decay)
         check_betas("LazyAdam", betas)
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, options)
 
     def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
         rows, width = weight.shape

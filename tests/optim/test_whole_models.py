@@ -93,7 +93,7 @@ def test_the_state_of_both_kinds_is_saved_and_loaded(name):
     first, second = make(one.parameters(), **options), make(two.parameters(), **options)
     train([one], [first], 3)
     saved = copy.deepcopy(first.state_dict())
-    assert [group["params"] for group in saved["param_groups"]] == [[0], [1, 2, 3, 4]]
+    assert [group["params"] for group in saved["param_groups"]] == [[0, 1, 2, 3, 4]]
     two.load_state_dict(one.state_dict())
     second.load_state_dict(saved)
     train([one, two], [first, second], 3)
@@ -226,6 +226,14 @@ def test_options_that_tables_do_not_have_are_refused(name, option, message):
         getattr(optim, name)([{"params": net.parameters(), **option}])
     with pytest.raises(ValueError, match=message):
         getattr(optim, name)([{"params": net[0], **option}])
+    keyword = "unexpected keyword argument 'rate'" if "rate" in option else message
+    with pytest.raises(TypeError if "rate" in option else ValueError, match=keyword):
+        getattr(optim, name)(net.parameters(), **option)
+    optimizer = getattr(optim, name)(net.parameters())
+    saved = optimizer.state_dict()
+    saved["param_groups"][0] |= option
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
 
 
 def test_options_of_torch_are_accepted_for_other_parameters_and_at_their_defaults():
@@ -235,9 +243,53 @@ def test_options_of_torch_are_accepted_for_other_parameters_and_at_their_default
     assert [group["momentum"] for group in optimizer.param_groups] == [0, 0.9]
 
 
-def test_parameters_without_tables_are_refused():
-    with pytest.raises(ValueError, match="Adam: expected FusedEmbedding modules"):
-        optim.Adam(nn.Linear(2, 2).parameters())
+@pytest.mark.parametrize("name", TWINS)
+def test_a_model_whose_tables_are_frozen_trains_as_with_torch(name):
+    torch.manual_seed(0)
+    net = new_net()
+    net[0].requires_grad_(False)
+    twin = copy.deepcopy(net)
+    theirs, options = TWINS[name]
+    trained = [[p for p in each.parameters() if p.requires_grad] for each in (net, twin)]
+    ours = getattr(optim, name)(trained[0], **options, foreach=False)
+    train([net, twin], [ours, getattr(torch.optim, theirs)(trained[1], **options)], 3)
+    torch.testing.assert_close(net.state_dict(), twin.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+def test_schedulers_see_the_groups_that_were_given():
+    net = new_net()
+    optimizer = optim.Adam(net.parameters())
+    torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 0.5])
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=[0.1], total_steps=10)
+    plain = optim.SGD(net.parameters())
+    torch.optim.lr_scheduler.OneCycleLR(plain, max_lr=[0.1], total_steps=10, cycle_momentum=False)
+    assert [group["params"] for group in optimizer.param_groups] == [list(net.parameters())]
+    with pytest.raises(ValueError, match="optimizer must support momentum"):  # the tables' rule has none
+        torch.optim.lr_scheduler.OneCycleLR(plain, max_lr=[0.1], total_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("Adam", "Adam"), ("AdamW", "AdamW"), ("LazyAdam", "SparseAdam"), ("Adagrad", "Adagrad")]
+)
+def test_states_of_torch_are_loaded(ours, theirs):
+    torch.manual_seed(0)
+    embedding = FusedEmbedding(SIZES, 4)
+    dense = nn.Parameter(embedding.weight.detach().clone())
+    sparse = theirs == "SparseAdam"
+    optimizer, other = getattr(optim, ours)(embedding, lr=0.1), getattr(torch.optim, theirs)([dense], lr=0.1)
+    for step in range(6):
+        embedding.zero_grad()
+        embedding(ids()).square().sum().backward()
+        gradient = embedding.weight.grad
+        dense.grad = gradient.clone() if sparse else gradient.to_dense()
+        other.step()
+        if step < 3:
+            with torch.no_grad():
+                embedding.weight.copy_(dense)
+            optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
+        else:
+            optimizer.step()
+    torch.testing.assert_close(embedding.weight.detach(), dense.detach(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf")])
