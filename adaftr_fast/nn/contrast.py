@@ -76,6 +76,13 @@ class AdaptiveInfoNCE(nn.Module):
         self.process_group = process_group
         self.logit = nn.Parameter(torch.zeros(())) if tau == "scalar" else None  # the middle of the range
 
+    def extra_repr(self) -> str:
+        own: dict[str, Any] = {"tau": self.tau}
+        if not isinstance(self.tau, float):
+            own |= {"tau_min": self.tau_min, "tau_max": self.tau_max}
+        shown = own | {"normalize": self.normalize} | self.options
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
     def forward(
         self,
         h_ctr: Tensor,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from adaftr_fast.distributed.gather import gather_numbers, gather_rows
 from adaftr_fast.ops.infonce.api import adaptive_infonce
 from adaftr_fast.ops.infonce.reference import IGNORE
 from adaftr_fast.ops.infonce.sigmoid import sigmoid_contrast
@@ -48,16 +49,17 @@ class NTXentLoss(nn.Module):
         """Computes the loss between the views z_0 and z_1, both [B, d]."""
         _check_pairs("NTXentLoss", "z_0", z_0, "z_1", z_1)
         z = F.normalize(torch.cat((z_0, z_1)), dim=1)
-        rows = torch.arange(len(z), device=z.device)
-        group = rows if self.process_group is None else rows + (dist.get_rank(self.process_group) << 32)
         return adaptive_infonce(
             z,
             z,
             self.temperature,
-            positive_index=rows.roll(len(z_0)),
-            row_group=group,  # a view is not a negative of itself
+            positive_index=torch.arange(len(z), device=z.device).roll(len(z_0)),
+            row_group=_own_ids(z, self.process_group),  # a view is not a negative of itself
             process_group=self.process_group,
         )
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"
 
 
 class SupConLoss(nn.Module):
@@ -67,43 +69,68 @@ class SupConLoss(nn.Module):
 
         L_r = logsumexp_{j != r}(z_r . z_j / temperature) - mean_{p in P(r)} z_r . z_p / temperature
 
-    Rows without another row of their label have no loss. To contrast several views, concatenate them and their labels.
+    Rows without another row of their label have no loss. V views of each row are B * V rows.
 
     Args:
         temperature: the temperature, > 0.
+        process_group: if given, the rows of all ranks are one batch; see :func:`adaftr_fast.adaptive_infonce`.
 
     Shape:
-        - features: [B, d]; normalized here
-        - labels: [B] int64
+        - features: [B, d], or [B, V, d]; normalized here
+        - labels: [B] int64; None with V views, where each row is a label of its own
         - Output: 0-dim, the mean over the rows that have a positive; 0 if there are none
 
     Raises:
-        ValueError: ``labels`` has the wrong shape.
+        ValueError: ``features`` or ``labels`` has the wrong shape.
 
     Example:
         >>> loss = adaftr_fast.nn.losses.SupConLoss()(torch.randn(256, 128), torch.randint(10, (256,)))
     """
 
-    def __init__(self, temperature: float = 0.1) -> None:
+    def __init__(self, temperature: float = 0.1, *, process_group: ProcessGroup | None = None) -> None:
         super().__init__()
         self.temperature = temperature
+        self.process_group = process_group
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Computes the loss of features [B, d] with labels [B]."""
-        if tuple(labels.shape) != (len(features),):
-            raise ValueError(f"SupConLoss: labels must have shape ({len(features)},), got {tuple(labels.shape)}")
-        z = F.normalize(features, dim=1)
-        _, label, counts = labels.unique(return_inverse=True, return_counts=True)
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Computes the loss of features [B, d] or [B, V, d] with labels [B]."""
+        if features.dim() not in (2, 3):
+            raise ValueError(f"SupConLoss: features must be [B, d] or [B, V, d], got {list(features.shape)}")
+        if labels is None and features.dim() == 3:
+            labels = _own_ids(features, self.process_group)
+        if labels is None or tuple(labels.shape) != (len(features),):
+            got = None if labels is None else tuple(labels.shape)
+            raise ValueError(f"SupConLoss: labels must have shape ({len(features)},), got {got}")
+        views = features.shape[1] if features.dim() == 3 else 1
+        z, labels = F.normalize(features.reshape(-1, features.shape[-1]), dim=1), labels.repeat_interleave(views)
+        known, counts = self._everywhere(labels).unique(return_counts=True)
+        label = torch.searchsorted(known, labels)  # IGNORE may be a label
         label = torch.where(counts[label] > 1, label, IGNORE)
-        rows = torch.arange(len(z), device=z.device)  # a row is not a candidate of its own
-        return adaptive_infonce(z, z, self.temperature, positive_group=label, row_group=rows)
+        return adaptive_infonce(
+            z,
+            z,
+            self.temperature,
+            positive_group=label,
+            row_group=_own_ids(z, self.process_group),  # a row is not a candidate of its own
+            process_group=self.process_group,
+        )
+
+    def _everywhere(self, labels: Tensor) -> Tensor:
+        """Returns the labels of all ranks."""
+        if self.process_group is None:
+            return labels
+        sizes = gather_numbers(labels.new_tensor([len(labels)]), self.process_group)
+        return gather_rows(labels, sizes.flatten().tolist(), self.process_group)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"
 
 
 class CLIPLoss(nn.Module):
     """Computes the loss of CLIP (Radford et al., 2021) with its learned logit scale.
 
     The loss is the mean of the cross entropies image -> text and text -> image, whose logits are cosines times
-    exp(``logit_scale``).
+    exp(``logit_scale``). ``forward`` takes what ``ClipLoss`` of open_clip takes as well.
 
     Args:
         init_scale: initial value of exp(``logit_scale``).
@@ -133,17 +160,38 @@ class CLIPLoss(nn.Module):
         self.max_scale = max_scale
         self.process_group = process_group
 
-    def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Computes the loss between image_features and text_features, both [B, d]."""
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """Computes the loss between image_features and text_features, both [B, d].
+
+        Args:
+            image_features: the images [B, d].
+            text_features: the texts [B, d].
+            logit_scale: factor of the similarities, > 0, in place of exp(``self.logit_scale``), as the model of
+                open_clip returns it; ``max_scale`` does not bound it.
+            output_dict: if True, returns {"contrastive_loss": loss}.
+        """
         _check_pairs("CLIPLoss", "image_features", image_features, "text_features", text_features)
-        bound = math.log(self.max_scale)
-        if self.training:
-            # ``data``, so that autograd does not see the parameter change between two calls of forward and backward
-            self.logit_scale.data.clamp_(max=bound)
-        scale = self.logit_scale if self.training else self.logit_scale.clamp(max=bound)
-        tau = (-scale).exp()
+        tau = (-self._bounded_scale()).exp() if logit_scale is None else 1 / logit_scale
         image, text = F.normalize(image_features, dim=1), F.normalize(text_features, dim=1)
-        return adaptive_infonce(image, text, tau, symmetric=True, process_group=self.process_group)
+        loss = adaptive_infonce(image, text, tau, symmetric=True, process_group=self.process_group)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _bounded_scale(self) -> Tensor:
+        bound = math.log(self.max_scale)
+        if not self.training:
+            return self.logit_scale.clamp(max=bound)
+        # ``data``, so that autograd does not see the parameter change between two calls of forward and backward
+        self.logit_scale.data.clamp_(max=bound)
+        return self.logit_scale
+
+    def extra_repr(self) -> str:
+        return f"max_scale={self.max_scale}"
 
 
 class SigLIPLoss(nn.Module):
@@ -244,6 +292,15 @@ class MultipleNegativesRankingLoss(nn.Module):
         return adaptive_infonce(
             anchors, candidates, 1 / self.scale, symmetric=self.symmetric, process_group=self.process_group
         )
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}, symmetric={self.symmetric}, normalize={self.normalize}"
+
+
+def _own_ids(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Returns a number for each row of x [n, ...] that no other row has, on this rank or another: int64 [n]."""
+    first = 0 if group is None else dist.get_rank(group) << 32
+    return torch.arange(first, first + len(x), device=x.device)
 
 
 def _check_pairs(loss: str, first: str, x: Tensor, second: str, y: Tensor) -> None:

@@ -82,8 +82,13 @@ def test_sup_con(dtype, classes):
 
 def test_sup_con_of_two_views_without_labels_is_nt_xent():
     z_0, z_1 = drawn(2, torch.float64)
-    loss = losses.SupConLoss(0.5)(torch.cat((z_0, z_1)), torch.arange(37).repeat(2))
-    torch.testing.assert_close(loss, nt_xent(z_0, z_1))
+    torch.testing.assert_close(losses.SupConLoss(0.5)(torch.stack((z_0, z_1), 1)), nt_xent(z_0, z_1))
+
+
+def test_sup_con_of_three_views():
+    views, labels = drawn(3, torch.float64), torch.arange(37) % 7
+    loss = losses.SupConLoss()(torch.stack(views, 1), labels)
+    torch.testing.assert_close(loss, sup_con(torch.cat(views), labels.repeat(3)))
 
 
 def test_sup_con_without_positives_is_zero():
@@ -105,6 +110,23 @@ def test_clip(dtype):
         return torch.func.functional_call(module, {"logit_scale": logit_scale}, (image, text))
 
     assert_equal_with_gradients(ours, clip, [image, text, torch.tensor(2.5)], dtype)
+
+
+def test_clip_takes_what_that_of_open_clip_takes():
+    image, text = drawn(2, torch.float64)
+    scale = torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
+    found = losses.CLIPLoss()(image, text, logit_scale=scale.exp(), output_dict=True)
+    torch.testing.assert_close(found, {"contrastive_loss": clip(image, text, scale)})
+    expected = torch.autograd.grad(clip(image, text, scale), scale)
+    torch.testing.assert_close(torch.autograd.grad(found["contrastive_loss"], scale), expected)
+
+
+def test_options_are_shown():
+    shown = repr(losses.MultipleNegativesRankingLoss(30.0))
+    assert shown == "MultipleNegativesRankingLoss(scale=30.0, symmetric=False, normalize=True)"
+    shown = repr(af.AdaptiveInfoNCE(tau=0.1, symmetric=True))
+    assert shown == "AdaptiveInfoNCE(tau=0.1, normalize=False, symmetric=True, reduction=mean, backend=auto)"
+    assert repr(af.AdaptiveInfoNCE()).startswith("AdaptiveInfoNCE(tau=adaptive, tau_min=0.05, tau_max=1.0, ")
 
 
 def test_clip_bounds_its_scale():
@@ -150,6 +172,8 @@ def test_multiple_negatives_ranking_of_dot_products():
 ACROSS_RANKS = {
     "NTXentLoss": lambda group, x, y, z: losses.NTXentLoss(process_group=group)(x, y),
     "CLIPLoss": lambda group, x, y, z: losses.CLIPLoss(process_group=group)(x, y),
+    "SupConLoss": lambda group, x, y, z: losses.SupConLoss(process_group=group)(x, z.detach()[:, 0].mul(3).long()),
+    "SupConLoss of views": lambda group, x, y, z: losses.SupConLoss(process_group=group)(torch.stack((x, y), 1)),
     "MultipleNegativesRankingLoss": lambda group, *x: losses.MultipleNegativesRankingLoss(process_group=group)(x),
 }
 
@@ -189,6 +213,8 @@ def test_bfloat16_errs_by_its_rounding():
         ("NTXentLoss", (torch.ones(3, 2), torch.ones(4, 2)), r"z_1 must have the shape of z_0, \(3, 2\), got \(4, 2\)"),
         ("CLIPLoss", (torch.ones(3, 2), torch.ones(4, 2)), "text_features must have the shape of image_features"),
         ("SupConLoss", (torch.ones(3, 2), torch.ones(4)), r"labels must have shape \(3,\), got \(4,\)"),
+        ("SupConLoss", (torch.ones(3, 2),), r"labels must have shape \(3,\), got None"),
+        ("SupConLoss", (torch.ones(3),), r"features must be \[B, d\] or \[B, V, d\], got \[3\]"),
         ("MultipleNegativesRankingLoss", ([torch.ones(3, 2)],), "expected at least 2 embeddings, got 1"),
         ("MultipleNegativesRankingLoss", ([torch.ones(3, 2), torch.ones(2, 2)],), r"embeddings\[1\] must have"),
     ],

@@ -6,6 +6,7 @@ Shapes: B rows (anchors), N candidates, d hidden width.
 
 import math
 import os
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -253,20 +254,21 @@ def row_scale(
 
 def expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
     """Returns tau per row of ``anchors``, in the accumulation type."""
-    acc = accumulation_dtype(anchors.dtype)
+    acc, rows = accumulation_dtype(anchors.dtype), len(anchors)
     if not isinstance(tau, Tensor):
-        if isinstance(tau, bool) or not isinstance(tau, (float, int)) or not 0 < tau < float("inf"):
+        if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 < tau < math.inf:
             raise ValueError(f"adaptive_infonce: {name} must be a positive finite number or a tensor, got {tau!r}")
-        return anchors.new_full((), float(tau), dtype=acc).expand(len(anchors))
-    if not tau.is_floating_point():
-        raise TypeError(f"adaptive_infonce: {name} must be floating point, got {tau.dtype}")
+        return anchors.new_full((), float(tau), dtype=acc).expand(rows)
+    if tau.dtype == torch.bool or tau.is_complex():
+        raise TypeError(f"adaptive_infonce: {name} must be of real numbers, got {tau.dtype}")
     if tau.device != anchors.device and tau.dim() > 0:
         raise ValueError(f"adaptive_infonce: {name} must be 0-dim or on {anchors.device}, got {tau.device}")
-    if tau.dim() != 0 and tuple(tau.shape) != (len(anchors),):
+    if tau.shape not in ((), (1,), (rows,), (rows, 1)):
         raise ValueError(
-            f"adaptive_infonce: {name} must be 0-dim or of shape ({len(anchors)},), got {tuple(tau.shape)}"
+            f"adaptive_infonce: {name} must be 0-dim or of shape (1,), ({rows},) or ({rows}, 1), "
+            f"got {tuple(tau.shape)}"
         )
-    return tau.to(anchors.device, acc).expand(len(anchors))
+    return tau.reshape(() if tau.dim() == 0 else (-1,)).to(anchors.device, acc).expand(rows)
 
 
 def append_bias(h_ctr: Tensor, h_cvr: Tensor, tau: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

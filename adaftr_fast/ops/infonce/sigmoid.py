@@ -12,6 +12,7 @@ the B x N logits.
 Shapes: B rows (anchors), N candidates, d hidden width, W ranks.
 """
 
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -131,11 +132,11 @@ def _scalar(name: str, x: Tensor | float, h: Tensor) -> Tensor:
     """Returns x as a 0-dim tensor of the accumulation type on the device of h."""
     acc = accumulation_dtype(h.dtype)
     if not isinstance(x, Tensor):
-        if isinstance(x, bool) or not isinstance(x, (float, int)):
+        if isinstance(x, bool) or not isinstance(x, Real):
             raise TypeError(f"sigmoid_contrast: {name} must be a number or a 0-dim tensor, got {type(x).__name__}")
         return h.new_full((), float(x), dtype=acc)
-    if not x.is_floating_point():
-        raise TypeError(f"sigmoid_contrast: {name} must be floating point, got {x.dtype}")
+    if x.dtype == torch.bool or x.is_complex():
+        raise TypeError(f"sigmoid_contrast: {name} must be a real number, got {x.dtype}")
     if x.numel() != 1:
         raise ValueError(f"sigmoid_contrast: {name} must hold one number, got shape {tuple(x.shape)}")
     return x.reshape(()).to(h.device, acc)

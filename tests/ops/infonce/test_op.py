@@ -1,5 +1,6 @@
 """The loss as an op: gradcheck, double backward, opcheck, torch.compile, empty and bad input."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -84,6 +85,13 @@ A, B = torch.randn(4, 3), torch.randn(6, 3)
 
 
 @pytest.mark.parametrize(
+    "tau", [2, np.float32(2), np.int64(2), torch.tensor(2), torch.full((1,), 2.0), torch.full((4, 1), 2.0)], ids=repr
+)
+def test_forms_of_tau(tau):
+    assert torch.equal(af.adaptive_infonce(A, B, tau), af.adaptive_infonce(A, B, torch.full((4,), 2.0)))
+
+
+@pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
         ((A[0], B, 0.1), {}, ValueError, "h_ctr must be a 2-dim tensor"),
@@ -92,8 +100,8 @@ A, B = torch.randn(4, 3), torch.randn(6, 3)
         ((A.long(), B, 0.1), {}, TypeError, "h_ctr must be float32"),
         ((A, B[:2], 0.1), {}, ValueError, r"at least one row per row of h_ctr \(4\)"),
         ((A, B, 0.0), {}, ValueError, "positive finite"),
-        ((A, B, torch.ones(5)), {}, ValueError, r"shape \(4,\)"),
-        ((A, B, torch.ones(4, dtype=torch.long)), {}, TypeError, "tau must be floating point"),
+        ((A, B, torch.ones(5)), {}, ValueError, r"shape \(1,\), \(4,\) or \(4, 1\), got \(5,\)"),
+        ((A, B, torch.ones(4, dtype=torch.bool)), {}, TypeError, "tau must be of real numbers, got torch.bool"),
         ((A, B, (0.1, 0.1)), {}, ValueError, "requires symmetric=True, got 2 elements"),
         ((A, B, (0.1, 0.1, 0.1)), {"symmetric": True}, ValueError, "must be a pair"),
         ((A, B, True), {}, ValueError, "positive finite number"),

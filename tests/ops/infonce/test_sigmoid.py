@@ -103,7 +103,7 @@ A, B = torch.randn(4, 3), torch.randn(6, 3)
         ((A, B[:2], 1, 0), {}, ValueError, r"sigmoid_contrast: h_cvr must have at least one row .*\(4\)"),
         ((A, B, "1", 0), {}, TypeError, "logit_scale must be a number or a 0-dim tensor, got str"),
         ((A, B, 1, torch.ones(2)), {}, ValueError, r"logit_bias must hold one number, got shape \(2,\)"),
-        ((A, B, 1, torch.tensor(1)), {}, TypeError, "logit_bias must be floating point, got torch.int64"),
+        ((A, B, 1, torch.tensor(True)), {}, TypeError, "logit_bias must be a real number, got torch.bool"),
         ((A, B, 1, 0), {"positive_index": torch.zeros(4)}, TypeError, "positive_index must be int64"),
         ((A, B, 1, 0), {"reduction": "none"}, ValueError, "reduction must be 'mean' or 'sum', got 'none'"),
         ((A, B, 1, 0), {"backend": "cuda"}, ValueError, "backend must be auto, reference, cpu or triton, got 'cuda'"),
