@@ -176,8 +176,8 @@ def adaptive_infonce(
         h_ctr: anchors [B, d]; float32, bfloat16, float16 or float64, any strides.
         h_cvr: candidates [N, d], of the same types. If the two types differ, both are converted to the wider one.
         tau: temperature > 0: [B], [B, 1], [1], 0-dim, or a number. ``torch.compile`` treats a number as a constant, so
-            pass a temperature that changes as a 0-dim tensor. With ``symmetric``, also a pair (per row, per column), whose
-            second element is [N], [N, 1], [1], 0-dim or a number.
+            pass a temperature that changes as a 0-dim tensor. With ``symmetric``, also a pair (per row, per column),
+            whose second element is [N], [N, 1], [1], 0-dim or a number.
         positive_index: [B] int64, the index of each row's positive among the candidates. -100 ignores the row.
             Default: ``arange(B)``, which requires N >= B.
         row_group: [B] int64. A candidate with the same group id as the row is not a negative of the row, unless it is

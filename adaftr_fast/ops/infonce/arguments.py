@@ -265,8 +265,7 @@ def expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
         raise ValueError(f"adaptive_infonce: {name} must be 0-dim or on {anchors.device}, got {tau.device}")
     if tau.shape not in ((), (1,), (rows,), (rows, 1)):
         raise ValueError(
-            f"adaptive_infonce: {name} must be 0-dim or of shape (1,), ({rows},) or ({rows}, 1), "
-            f"got {tuple(tau.shape)}"
+            f"adaptive_infonce: {name} must be 0-dim or of shape (1,), ({rows},) or ({rows}, 1), got {tuple(tau.shape)}"
         )
     return tau.reshape(() if tau.dim() == 0 else (-1,)).to(anchors.device, acc).expand(rows)
 
