@@ -51,9 +51,9 @@ test-torchrec: $(TORCHREC)
 test-ray: $(RAY)
 	$(BIN)/python -m pytest -n 1 --reruns 1 --only-rerun '^$$' tests/ray
 
-# The recipes beside the losses of the libraries that they replace.
+# The recipes beside the losses of the libraries that they replace, and the frameworks' loops.
 test-recipes: $(RECIPES)
-	$(BIN)/python -m pytest tests/examples/test_recipes.py
+	$(BIN)/python -m pytest tests/examples/test_recipes.py tests/examples/test_frameworks.py
 
 # Fails where a generated table differs from its results file, and on every broken link.
 docs: $(DOCS)

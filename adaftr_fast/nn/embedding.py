@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, Self
 
@@ -16,9 +16,9 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding_fields import EmbeddingFields
 from adaftr_fast.nn.embedding_table import (
-    CoalescesGradient,
     EmbeddingTable,
     Field,
+    HoldsTable,
     TableWeight,
     draw,
     initial_rng,
@@ -30,7 +30,7 @@ from adaftr_fast.ops.library import is_eager
 from adaftr_fast.ops.norms import squared_norm
 
 
-class FusedEmbedding(EmbeddingFields, CoalescesGradient):
+class FusedEmbedding(EmbeddingFields, HoldsTable):
     """Looks up the ids of F fields and concatenates their vectors in field order.
 
     B batch, F fields, E_f width of field f (E where all are equal), R rows of all fields together, N ids of all bags
@@ -42,7 +42,8 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
 
     Gradients of the parameters are sparse tensors that hold the rows of the batch, so torch.optim.SGD, Adagrad and
     SparseAdam work unchanged. They are coalesced, except on CUDA, where only the device knows which rows repeat. The
-    optimizers of adaftr_fast.optim are faster and include Adam as on a dense table.
+    optimizers of adaftr_fast.optim are faster and include Adam as on a dense table. docs/frameworks.md shows
+    DistributedDataParallel, Lightning and Accelerate.
 
     ``state_dict()`` has an entry per parameter, under its name, and ``_extra_state`` [n], the bytes of a JSON text that
     lists the fields. ``load_state_dict()`` finds the rows of each field by its name, in whatever order and tables they
@@ -59,6 +60,8 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
             is looked up is in the sparse gradient with zeros, so an optimizer's weight decay reaches it.
         on_bad_id: "raise", or "oov" to look up row 0 of the field in place of an id that is out of range and to count
             it in ``oov_counts`` [F].
+        sparse: whether backward leaves sparse gradients in the parameters. A dense one has the size of its table, which
+            takes a pass over the table in each backward. ``torch.autograd.grad`` returns sparse ones.
         device: device of the parameters.
         dtype: dtype of the parameters: float32 (default), float64, bfloat16 or float16. Arithmetic on half-precision
             tables, and the state of the adaftr_fast.optim optimizers, is in float32.
@@ -85,6 +88,7 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         pooling: Literal["mean", "sum"] = "mean",
         padding_idx: int | Sequence[int | None] | None = None,
         on_bad_id: Literal["raise", "oov"] = "raise",
+        sparse: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -97,9 +101,10 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
             on_bad_id=on_bad_id,
             device=device,
         )
+        self.sparse = sparse
         self.initial_rng = initial_rng()
         if self._mixed:
-            self.tables = ModuleList(TableWeight(table, device, dtype) for table in self.by_width)
+            self.tables = ModuleList(TableWeight(table, sparse, device, dtype) for table in self.by_width)
         else:
             self.weight = self.by_width[0].new_weight(device, dtype)
         self.reset_parameters()
@@ -114,7 +119,7 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         Args:
             embeddings: a tensor [rows, E_f] per field, or a mapping from field names to them. A tensor is one field.
             freeze: whether the parameters get no gradient, as in torch.nn.Embedding.from_pretrained.
-            options: arguments of the constructor: field_names, pooling, padding_idx, on_bad_id. The rows of
+            options: arguments of the constructor: field_names, pooling, padding_idx, on_bad_id, sparse. The rows of
                 ``padding_idx`` keep their values.
 
         Raises:
@@ -306,9 +311,20 @@ class FusedEmbedding(EmbeddingFields, CoalescesGradient):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         loaded = [state_dict[prefix + name] for name in names if prefix + name in state_dict]
         if loaded and self.offsets.is_meta and local_metadata.get("assign_to_params_buffers"):
-            self._make_buffers(loaded[0].device)
-            for owner, table in zip(self.tables if self._mixed else (), self.by_width):
-                owner.make_buffers(table, loaded[0].device)
+            self._remake_buffers(loaded[0].device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As nn.Module._apply, which ``to_empty()`` calls; the buffers leave the meta device with values."""
+        was_meta = self.offsets.is_meta
+        super()._apply(fn, recurse)
+        if was_meta and not self.offsets.is_meta:
+            self._remake_buffers(self.offsets.device)
+        return self
+
+    def _remake_buffers(self, device: torch.device) -> None:
+        self._make_buffers(device)
+        for owner, table in zip(self.tables if self._mixed else (), self.by_width):
+            owner.make_buffers(table, device)
 
     def _rows_of_others(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor] | None:
         """Takes the rows of each field out of a state dict whose tables are not those of this module.

@@ -334,23 +334,23 @@ class RowOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: the parameter groups, their options or the state of a table do not fit; nothing is loaded then.
         """
-        tables = dict(self._numbered())
-        saved = state_dict["state"]
-        found = {number: self._joined(number, weight, saved.get(number, {})) for number, weight in tables.items()}
-        for group, given in zip(self.param_groups, state_dict["param_groups"]):  # torch checks their number
-            if not tables.keys().isdisjoint(given["params"]):
+        groups, saved = state_dict["param_groups"], dict(state_dict["state"])
+        for group, given in zip(self.param_groups, groups):  # torch checks their number
+            if not self._table_of.keys().isdisjoint(group["params"]):
                 self._check_options({**group, **given})
-        kept: dict[Tensor, Any] = {weight: self.state[weight] for weight in tables.values() if weight in self.state}
-        others = {number: entry for number, entry in saved.items() if number not in tables}
-        super().load_state_dict({"state": others, "param_groups": state_dict["param_groups"]})
+        keys = [key for given in groups for key in given["params"]]  # numbers, or the names of a distributed checkpoint
+        numbered = [(number, weight) for number, weight in self._numbered() if number < len(keys)]
+        found = {weight: self._joined(number, weight, saved.pop(keys[number], {})) for number, weight in numbered}
+        kept: dict[Tensor, Any] = {weight: self.state[weight] for weight in found if weight in self.state}
+        super().load_state_dict({"state": saved, "param_groups": groups})
         self.state.update(kept)
         self._others.state = self.state
         for group in self.param_groups:
             for key, value in self._options.items():
                 group.setdefault(key, value)
         fit_state(self._others)
-        for number, weight in tables.items():
-            self._restore(weight, found[number])
+        for weight, entry in found.items():
+            self._restore(weight, entry)
 
     def _joined(self, number: int, weight: nn.Parameter, saved: dict[str, Any]) -> dict[str, Tensor]:
         """Reverses ``_by_field``, and takes tensors of whole tables and a "step" too many, as torch.optim has them.

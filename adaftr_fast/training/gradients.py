@@ -1,7 +1,5 @@
 """Averages dense and sparse gradients over ranks, and clips them together with those of sharded tables.
 
-Shapes: W ranks, R rows of a table, U rows with a gradient, E embedding width.
-
 DistributedDataParallel does not fit. It has no sparse gradients on NCCL, and it communicates in every backward although
 a step may take several. It overlaps communication with computation, which gains little for some hundred thousand dense
 weights in one collective.
@@ -15,8 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adaftr_fast.distributed.gather import gather_numbers, gather_rows
-from adaftr_fast.ops.embedding.lookup import coalesce_gradient
+from adaftr_fast.nn.replicas import average_rows
 from adaftr_fast.torchrec.step import StepLookup
 
 
@@ -33,28 +30,13 @@ def average_gradients(parameters: Sequence[Tensor], values: Tensor, group: dist.
         The means of ``values`` [k].
     """
     having = [(parameter, grad) for parameter in parameters if (grad := parameter.grad) is not None]
-    _merge_rows([parameter for parameter, grad in having if grad.is_sparse], group)
+    average_rows([parameter for parameter, grad in having if grad.is_sparse], group)
     dense = [grad for _, grad in having if not grad.is_sparse]
     flat = torch.cat([values, *(grad.flatten() for grad in dense)])
     dist.all_reduce(flat, group=group)
     values, *means = (flat / dist.get_world_size(group)).split([len(values), *(grad.numel() for grad in dense)])
     torch._foreach_copy_(dense, [mean.view_as(grad) for mean, grad in zip(means, dense)])
     return values
-
-
-def _merge_rows(tables: Sequence[Tensor], group: dist.ProcessGroup) -> None:
-    """Averages sparse gradients: merges all ranks' rows in the order of ranks, so that replicas stay equal."""
-    if not tables:
-        return
-    for table in tables:
-        coalesce_gradient(table)
-    grads = [grad for table in tables if (grad := table.grad) is not None]  # every table has one
-    counts = torch.tensor([grad._nnz() for grad in grads], device=tables[0].device)
-    for table, grad, sizes in zip(tables, grads, gather_numbers(counts, group).T.tolist(), strict=True):
-        rows = gather_rows(grad._indices()[0], sizes, group)  # [U] of all ranks
-        values = gather_rows(grad._values() / len(sizes), sizes, group)  # [U, E]
-        table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=False)
-        coalesce_gradient(table)
 
 
 @torch.no_grad()

@@ -1,0 +1,78 @@
+"""replicate_tables under DistributedDataParallel: the replicas are equal, and are those of one process."""
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import adaftr_fast as af
+from adaftr_fast.nn.replicas import replicate_tables
+from tests.distributed.ranks import on_ranks
+
+
+class Net(nn.Module):
+    """Two embeddings, of which a batch may look up one alone; the first has two tables."""
+
+    def __init__(self, sparse=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = af.FusedEmbedding([20, 7], [4, 2], sparse=sparse)
+        self.second = af.FusedEmbedding([9], 6, sparse=sparse)
+        self.layer = nn.Linear(6, 1)
+
+    def forward(self, ids, both=True):
+        vectors = self.first(ids[:, :2])
+        return self.layer(vectors + self.second(ids[:, 2:]) if both else vectors)
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    sizes = torch.tensor([20, 7, 9])
+    return [(torch.rand(8, 3, generator=generator) * sizes).long() for _ in range(6)]
+
+
+def loss_of(model, ids, both=True):
+    return model(ids, both).sin().sum() / 4
+
+
+def trained_on_a_rank(rank, sparse):
+    """Rank 0 alone looks up ``second`` in the third batch; the last two are accumulated, first without averaging."""
+    net = Net(sparse)
+    if rank == 1:
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.zero_()
+    replicate_tables(net)
+    parallel = DistributedDataParallel(net, find_unused_parameters=not sparse)
+    optimizer = af.optim.Adam(net.parameters(), lr=0.1)
+    for number, batch in enumerate(batches()):
+        own = batch.split(4)[rank]
+        if number == 2 and sparse:
+            net.first.grow(1, 7)  # a new parameter, whose gradient is averaged as well
+        if number == 4:
+            with parallel.no_sync():
+                loss_of(parallel, own).backward()
+            continue
+        loss_of(parallel, own, rank == 0 or number != 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return dict(net.state_dict())
+
+
+def trained_alone():
+    net = Net()
+    optimizer = af.optim.Adam(net.parameters(), lr=0.1)
+    for number, batch in enumerate(batches()):
+        for rank, own in enumerate(batch.split(4)):
+            (loss_of(net, own, rank == 0 or number != 2) / 2).backward()
+        if number != 4:
+            optimizer.step()
+            optimizer.zero_grad()
+    return net.state_dict()
+
+
+def test_replicas_are_equal_and_those_of_one_process():
+    alone = trained_alone()
+    for sparse in (True, False):
+        first, second = on_ranks(trained_on_a_rank, 2, sparse)
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+        torch.testing.assert_close(first, dict(alone), rtol=1e-4, atol=1e-5)

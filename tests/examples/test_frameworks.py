@@ -1,0 +1,49 @@
+"""Every block of docs/frameworks.md runs, those of ranks on two of them."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.ranks import on_ranks
+
+TEXT = (Path(__file__).parents[2] / "docs/frameworks.md").read_text(encoding="utf-8")
+PREAMBLE, *SECTIONS = re.split(r"^## ", TEXT, flags=re.MULTILINE)
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = {section.splitlines()[0]: BLOCK.search(section)[1] for section in SECTIONS}
+
+
+def run(title, folder):
+    """Runs the block of a section in a folder; returns what it leaves."""
+    os.chdir(folder)
+    torch.manual_seed(int(os.environ.get("RANK", "0")))
+    found = {"__name__": "frameworks"}
+    exec(BLOCK.search(PREAMBLE)[1], found)
+    exec(BLOCKS[title], found)
+    return found
+
+
+def state_on_a_rank(rank, title, folder):
+    torch.manual_seed(rank)
+    state = run(title, folder)["model"].state_dict()
+    return {name: each.full_tensor() if hasattr(each, "full_tensor") else each for name, each in state.items()}
+
+
+@pytest.mark.parametrize("title", [title for title, block in BLOCKS.items() if not block.startswith("# ranks")])
+def test_the_block_runs(title, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if library := re.match(r"# library: (\w+)", BLOCKS[title]):
+        # accelerate looks for a package "kernels", and finds the folder of the repository.
+        monkeypatch.setitem(sys.modules, "kernels", None)
+        pytest.importorskip(library[1], reason="make test-recipes installs it", exc_type=ModuleNotFoundError)
+    run(title, tmp_path)
+
+
+@pytest.mark.parametrize("title", [title for title, block in BLOCKS.items() if block.startswith("# ranks")])
+def test_the_block_runs_on_two_ranks_with_equal_weights(title, tmp_path):
+    first, second = on_ranks(state_on_a_rank, 2, title, str(tmp_path))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name

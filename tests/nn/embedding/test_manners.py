@@ -1,0 +1,57 @@
+"""What code written for torch's modules expects of any module: dense gradients, the meta device."""
+
+import copy
+
+import pytest
+import torch
+
+from adaftr_fast import FusedEmbedding, optim
+
+SIZES = [5, 9, 4]
+
+
+@pytest.fixture(params=[3, [3, 2, 3]], ids=["one table", "two tables"])
+def widths(request):
+    return request.param
+
+
+def drawn_ids():
+    return torch.stack([torch.randint(rows, (6,)) for rows in SIZES], 1)
+
+
+def test_dense_gradients_are_the_sparse_ones_also_in_copies(widths):
+    torch.manual_seed(0)
+    dense = copy.deepcopy(FusedEmbedding(SIZES, widths, sparse=False))
+    sparse = FusedEmbedding(SIZES, widths)
+    sparse.load_state_dict(dense.state_dict())
+    optimizers = optim.Adam(dense, lr=0.1), torch.optim.Adam(sparse.parameters(), lr=0.1)
+    for _ in range(3):
+        ids = drawn_ids()
+        for module, optimizer in zip((dense, sparse), optimizers):
+            optimizer.zero_grad()
+            for _ in range(2):
+                module(ids).square().sum().backward()
+        for own, other in zip(dense.parameters(), sparse.parameters()):
+            assert own.grad.layout == torch.strided
+            other.grad = other.grad.to_dense()
+            torch.testing.assert_close(own.grad, other.grad)
+        torch.nn.utils.clip_grad_norm_(dense.parameters(), 1.0)
+        optim.clip_grad_norm_(sparse, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(dense.state_dict(), sparse.state_dict())
+
+
+def test_a_module_leaves_the_meta_device_with_its_buffers(widths):
+    options = {"padding_idx": [None, 2, 0], "on_bad_id": "oov"}
+    here = FusedEmbedding(SIZES, widths, **options)
+    with torch.device("meta"):
+        module = FusedEmbedding(SIZES, widths, **options)
+    module.to_empty(device="cpu")
+    for (name, own), (_, expected) in zip(module.named_buffers(), here.named_buffers(), strict=True):
+        assert torch.equal(own, expected), name
+    module.reset_parameters()
+    assert 0 < max(weight.abs().max() for weight in module.table_weights()) < 0.1
+    module.load_state_dict(here.state_dict())
+    ids = drawn_ids()
+    assert torch.equal(module(ids), here(ids))
