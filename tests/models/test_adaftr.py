@@ -1,5 +1,7 @@
 """AdaFTR against the paper's equations in NumPy float64, with every backbone and option."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,29 +48,24 @@ def eq_12(y_rel):
     return (1.0 - 0.05) * (1 - y_rel) + 0.05
 
 
-@pytest.mark.parametrize(("tasks", "weighted"), [(TWO, False), (THREE, True)])
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_eqs_8_to_14_with_every_backbone(backbone, tasks, weighted):
-    built = adaftr(backbone=backbone, tasks=tasks, alpha=0.7, beta=0.3, l2=1e-3)
-    data = batch(tasks=len(tasks), weighted=weighted)
-    pairs = [(0, t) for t in range(1, len(tasks))]
-    expected, temperatures = expected_losses(built, backbone, data, pairs, eq_12)
-    assert_losses(built, data, expected)
-    np.testing.assert_allclose(
-        built(data.ids).detach().numpy(), paper.represent(backbone, built.backbone, data.ids)[3], rtol=1e-9
-    )
-    found = built.diagnostics(data)
-    assert list(found) == [f"tau/click-{other}" for other in tasks[1:]]
-    for tau, value in zip(found.values(), temperatures):
-        np.testing.assert_allclose(tau.detach().numpy(), value, rtol=1e-10)
-
-
-def test_v_rel_of_shared_bottom_is_the_square_of_v():
-    built, data = adaftr(backbone="shared_bottom"), batch()
-    v = built.backbone.represent(data.ids).inputs
-    assert v[0] is v[1]
-    tau = built.contrasts[0].temperature(built.relatedness[0].tower(v[0].square())[1].sigmoid())
-    torch.testing.assert_close(built.diagnostics(data)["tau/click-conversion"], tau)
+@pytest.mark.parametrize("backbone", [*BACKBONES, "cross_stitch"])
+def test_eqs_8_to_14_with_every_backbone(backbone):
+    for tasks, weighted in ((TWO, False), (THREE, True)):
+        if backbone == "cross_stitch":  # towers that are connected
+            config = replace(SMALL, alpha=0.7, beta=0.3, l2=1e-3)
+            built = AdaFTR(CrossStitch(SIZES, tasks, config), config).double()
+        else:
+            built = adaftr(backbone=backbone, tasks=tasks, alpha=0.7, beta=0.3, l2=1e-3)
+        data = batch(tasks=len(tasks), weighted=weighted)
+        pairs = [(0, t) for t in range(1, len(tasks))]
+        expected, temperatures = expected_losses(built, backbone, data, pairs, eq_12)
+        assert_losses(built, data, expected)
+        logits = paper.represent(backbone, built.backbone, data.ids)[3]
+        np.testing.assert_allclose(built(data.ids).detach().numpy(), logits, rtol=1e-9)
+        found = built.diagnostics(data)
+        assert list(found) == [f"tau/click-{other}" for other in tasks[1:]]
+        for tau, value in zip(found.values(), temperatures):
+            np.testing.assert_allclose(tau.detach().numpy(), value, rtol=1e-10)
 
 
 def test_scalar_tau():
@@ -81,21 +78,43 @@ def test_scalar_tau():
     assert built.contrasts[0].logit.grad.abs() > 0
 
 
-@pytest.mark.parametrize("tau", [0.05, 0.3])
-def test_fixed_tau(tau):
-    built, data = adaftr(tau="fixed", tau_fixed=tau), batch(weighted=True)
-    assert_losses(built, data, expected_losses(built, "mmoe", data, [(0, 1)], lambda _: tau)[0])
-    assert built.diagnostics(data) == {}
+@pytest.mark.parametrize(
+    ("options", "tau", "layer"),
+    [
+        ({"tau": "fixed", "tau_fixed": 0.3}, lambda _: 0.3, 1),
+        ({"contrast_layer": 3}, eq_12, 3),
+        ({"contrast_rows": 2}, eq_12, 1),
+        ({"contrast_rows": 16}, eq_12, 1),
+        ({"contrast_rows": 100}, eq_12, 1),
+        ({"relatedness_updates": "all"}, eq_12, 1),  # where gradients go does not change losses
+        ({"contrast_updates": "towers", "temperature_updates": "omega"}, eq_12, 1),
+        ({"temperature_updates": "all"}, eq_12, 1),
+    ],
+)
+def test_options_of_the_contrast(options, tau, layer):
+    built, data = adaftr(**options), batch(weighted=True)
+    assert_losses(built, data, expected_losses(built, "mmoe", data, [(0, 1)], tau, layer)[0])
+    assert bool(built.diagnostics(data)) == ("tau" not in options)
+    assert built.rows_together == options.get("contrast_rows", built.rows_together)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+def test_options_that_are_refused():
+    with pytest.raises(ConfigError, match=r"model\.contrast_rows: expected 0, or at least 2 rows"):
+        ModelConfig(contrast_rows=1)
+    with pytest.raises(ConfigError, match=r"model\.contrast_precision: expected .*, got 'float16'"):
+        ModelConfig(contrast_precision="float16")
+
+
 @pytest.mark.parametrize("contrast", list(paper.CONTRASTS))
-def test_contrasts_without_a_temperature(contrast, weighted):
-    built, data = adaftr(contrast=contrast, tasks=THREE), batch(tasks=3, weighted=weighted)
-    expected, _ = expected_losses(built, "mmoe", data, [(0, 1), (0, 2)], None, contrast=contrast)
-    assert_losses(built, data, expected)
+def test_contrasts_without_a_temperature(contrast):
+    built = adaftr(contrast=contrast, tasks=THREE, contrast_rows=16)
+    for weighted in (False, True):
+        data = batch(tasks=3, weighted=weighted)
+        expected, _ = expected_losses(built, "mmoe", data, [(0, 1), (0, 2)], None, contrast=contrast)
+        assert_losses(built, data, expected)
     assert not len(built.relatedness)
     assert built.diagnostics(data) == {}
+    assert built.rows_together == 1
 
 
 def test_without_contrast_equals_the_backbone():
@@ -107,58 +126,31 @@ def test_without_contrast_equals_the_backbone():
 
 
 def test_contrast_epochs_let_beta_fall_to_zero():
-    built, data = adaftr(beta=0.3, contrast_epochs=2.0), batch()
+    built, data = adaftr(beta=0.3, contrast_epochs=2.0, tau="fixed"), batch()
     whole = built.loss(data)["contrast"]
     for epochs, share in ((0.0, 1.0), (0.5, 0.75), (1.75, 0.125)):
         assert not built.set_epoch(epochs)
         torch.testing.assert_close(built.loss(data)["contrast"], share * whole, rtol=1e-12, atol=0)
     assert built.set_epoch(2.0)  # the ops of the loss change
-    assert "contrast" not in built.loss(data)
-    assert not built.set_epoch(2.5)
-    assert built.set_epoch(1.0)  # a second training from the beginning
-    torch.testing.assert_close(built.loss(data)["contrast"], whole / 2, rtol=1e-12, atol=0)
-
-
-def test_without_contrast_epochs_beta_is_constant():
-    built, data = adaftr(beta=0.3), batch()
-    before = built.loss(data)["contrast"]
-    assert not built.set_epoch(100.0)
-    assert torch.equal(built.loss(data)["contrast"], before)
-    assert not any("beta" in name for name in built.state_dict())
-
-
-def test_after_contrast_epochs_the_model_trains_as_its_backbone():
-    built, data = adaftr(tau="fixed", contrast_epochs=1.0), batch()
-    built.set_epoch(1.0)
-    losses, own = built.loss(data), built.backbone.loss(data)
+    losses, own = built.loss(data), built.backbone.loss(data)  # it trains as its backbone
     assert losses.keys() == own.keys()
     parameters = list(built.parameters())
     found = torch.autograd.grad(sum(losses.values()), parameters)
     for gradient, expected in zip(found, torch.autograd.grad(sum(own.values()), parameters)):
         assert torch.equal(gradient.to_dense(), expected.to_dense())
+    assert not built.set_epoch(2.5)
+    assert built.set_epoch(1.0)  # a second training from the beginning
+    torch.testing.assert_close(built.loss(data)["contrast"], whole / 2, rtol=1e-12, atol=0)
+    constant = adaftr(beta=0.3, tau="fixed")
+    assert not constant.set_epoch(100.0)
+    assert torch.equal(constant.loss(data)["contrast"], whole)
+    assert not any("beta" in name for name in constant.state_dict())
 
 
-@pytest.mark.parametrize("rows", [2, 16, 100])
-def test_contrast_rows_contrast_blocks_of_the_batch(rows):
-    built, data = adaftr(contrast_rows=rows), batch(weighted=True)
-    assert_losses(built, data, expected_losses(built, "mmoe", data, [(0, 1)], eq_12)[0])
-    assert built.rows_together == rows
-    assert adaftr(contrast="mse", contrast_rows=rows).rows_together == 1
-
-
-def test_a_single_row_is_no_contrast():
-    with pytest.raises(ConfigError, match=r"model\.contrast_rows: expected 0, or at least 2 rows"):
-        ModelConfig(contrast_rows=1)
-
-
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("precision", "autocast"), [("float32", True), ("bfloat16", False)])
 def test_contrast_precision_is_that_of_the_contrast_alone(precision, autocast):
-    built, data = (
-        adaftr(contrast_precision=precision, contrast_rows=16, tau="fixed").float(),
-        batch(dtype=torch.float32),
-    )
-    dtype = getattr(torch, precision)
+    built = adaftr(contrast_precision=precision, contrast_rows=16, tau="fixed").float()
+    data, dtype = batch(dtype=torch.float32), getattr(torch, precision)
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -172,48 +164,18 @@ def test_contrast_precision_is_that_of_the_contrast_alone(precision, autocast):
     assert all(torch.equal(found[name], value) for name, value in own.items())
 
 
-def test_other_contrast_precisions_are_refused():
-    with pytest.raises(ConfigError, match=r"model\.contrast_precision: expected .*, got 'float16'"):
-        ModelConfig(contrast_precision="float16")
-
-
-@pytest.mark.parametrize("layer", [1, 2, 3])
-def test_contrast_layer_selects_the_tower_layer(layer):
-    built, data = adaftr(contrast_layer=layer), batch()
-    assert_losses(built, data, expected_losses(built, "mmoe", data, [(0, 1)], eq_12, layer)[0])
-
-
 def test_pairs_name_anchor_and_other():
     built, data = adaftr(tasks=THREE, pairs=["view-click", "view-conversion"]), batch(tasks=3)
     assert_losses(built, data, expected_losses(built, "mmoe", data, [(1, 0), (1, 2)], eq_12)[0])
     assert list(built.diagnostics(data)) == ["tau/view-click", "tau/view-conversion"]
 
 
-@pytest.mark.parametrize("options", [{"relatedness_updates": "all"}, {"contrast_updates": "towers"},
-                                     {"temperature_updates": "omega"}, {"temperature_updates": "all"}])  # fmt: skip
-def test_gradient_routing_does_not_change_losses(options):
-    data = batch()
-    for name, value in adaftr(**options).loss(data).items():
-        torch.testing.assert_close(value, adaftr().loss(data)[name], rtol=1e-12, atol=0)
-
-
-def test_backbone_with_connected_towers():
-    torch.manual_seed(0)
-    built, data = AdaFTR(CrossStitch(SIZES, TWO, SMALL), SMALL).double(), batch()
-    assert_losses(built, data, expected_losses(built, "cross_stitch", data, [(0, 1)], eq_12)[0])
-
-
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_serving_needs_the_backbone_only(backbone):
-    built, data = adaftr(backbone=backbone), batch()
-    optimizer = torch.optim.Adam([p for n, p in built.named_parameters() if "embedding" not in n], lr=0.01)
-    for _ in range(3):
-        sum(built.loss(data).values()).backward()
-        optimizer.step()
-    trained, alone = built(data.ids), model(backbone)
-    alone.load_state_dict(
-        {n.removeprefix("backbone."): p for n, p in built.state_dict().items() if n.startswith("backbone.")}
-    )
+    built, data, alone = adaftr(backbone=backbone), batch(), model(backbone)
+    names = {n: p for n, p in built.state_dict().items() if n.startswith("backbone.")}
+    alone.load_state_dict({n.removeprefix("backbone."): p for n, p in names.items()})
+    trained = built(data.ids)
     del built.relatedness, built.contrasts
     assert torch.equal(built(data.ids), trained)
     assert torch.equal(alone(data.ids), trained)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.models.inputs import BACKBONES, SIZES, THREE, TWO, adaftr, batch
+from tests.models.inputs import BACKBONES, THREE, TWO, adaftr, batch, plain_mmoe, plain_tower
 
 
 def gradients(built, term, tasks=2):
@@ -16,26 +16,21 @@ def gradients(built, term, tasks=2):
 
 
 def parts(built, layer=1):
-    """Returns the parameters' names: Omega, below the towers, towers up to h, and towers above h."""
+    """Returns the parameters' names: Omega, below the towers, and towers up to h."""
     names = [n for n, _ in built.named_parameters()]
     omega = {n for n in names if n.startswith("relatedness.")}
     towers = {n for n in names if ".towers." in n}
     upto = {n for n in towers if any(f".mlp.layers.{i}." in n for i in range(layer))}
-    return omega, {n for n in names if n not in omega | towers}, upto, towers - upto
+    return omega, {n for n in names if n not in omega | towers}, upto
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_default_routing_follows_algorithm_1(backbone):
-    built = adaftr(backbone=backbone)
-    omega, below, upto, _ = parts(built)
-    assert set(gradients(built, "relatedness")) == omega  # line 10
-    assert set(gradients(built, "contrast")) == below | upto  # line 17
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_task_loss_updates_its_tower_and_shared_parameters(backbone):
-    built = adaftr(backbone=backbone)
-    _, below, _, _ = parts(built)
+def test_routing_with_every_backbone(backbone):
+    built, joint = adaftr(backbone=backbone), adaftr(backbone=backbone, relatedness_updates="all")
+    omega, below, upto = parts(built)
+    assert set(gradients(built, "relatedness")) == omega  # line 10 of Algorithm 1
+    assert set(gradients(joint, "relatedness")) == omega | below  # Eq. 14
+    assert set(gradients(built, "contrast")) == set(gradients(joint, "contrast")) == below | upto  # line 17
     for t, task in enumerate(TWO):
         # A PLE task does not read the other task's stream, nor the gates and last experts that compute it.
         unread = (f"layers.0.gates.{1 - t}.", f"layers.1.gates.{1 - t}.", f"layers.1.experts.{1 - t}.")
@@ -44,64 +39,41 @@ def test_task_loss_updates_its_tower_and_shared_parameters(backbone):
         assert set(gradients(built, task)) == read | own
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_relatedness_updates_all(backbone):
-    built = adaftr(backbone=backbone, relatedness_updates="all")
-    omega, below, upto, _ = parts(built)
-    assert set(gradients(built, "relatedness")) == omega | below  # Eq. 14
-    assert set(gradients(built, "contrast")) == below | upto
-
-
-@pytest.mark.parametrize("layer", [1, 2, 3])
-def test_contrast_updates_towers_only(layer):
-    built, default = (adaftr(contrast_layer=layer, contrast_updates=updates, beta=1.0) for updates in ("towers", "all"))
-    _, below, upto, _ = parts(built, layer)
-    moved, before = gradients(built, "contrast"), gradients(default, "contrast")
-    assert set(moved) == upto
-    assert set(before) == below | upto
-    for name, gradient in moved.items():
-        torch.testing.assert_close(gradient, before[name], msg=name)
-
-
-@pytest.mark.parametrize("relatedness_updates", ["omega", "all"])
-def test_contrast_updates_omega_through_tau(relatedness_updates):
-    built = adaftr(temperature_updates="omega", relatedness_updates=relatedness_updates)
-    default = adaftr()
-    omega, below, upto, _ = parts(built)
-    moved, before = gradients(built, "contrast"), gradients(default, "contrast")
-    assert set(moved) == omega | below | upto
-    for name in below | upto:  # tau passes no gradient below Omega
-        torch.testing.assert_close(moved[name], before[name], msg=name)
-
-
-@pytest.mark.parametrize("relatedness_updates", ["omega", "all"])
-def test_contrast_updates_what_is_below_omega_through_tau(relatedness_updates):
-    built = adaftr(temperature_updates="all", contrast_updates="towers", relatedness_updates=relatedness_updates)
-    omega, below, upto, _ = parts(built)
-    assert set(gradients(built, "contrast")) == omega | below | upto
-    assert set(gradients(built, "relatedness")) == (omega if relatedness_updates == "omega" else omega | below)
+@pytest.mark.parametrize(
+    ("options", "moved"),
+    [
+        ({"contrast_updates": "towers"}, "t"),
+        ({"contrast_updates": "towers", "contrast_layer": 2}, "t"),
+        ({"contrast_updates": "towers", "contrast_layer": 3}, "t"),
+        ({"temperature_updates": "omega"}, "obt"),
+        ({"temperature_updates": "omega", "relatedness_updates": "all"}, "obt"),
+        ({"temperature_updates": "omega", "contrast_updates": "towers"}, "ot"),  # both options of Section 2.4.1
+        ({"temperature_updates": "all", "contrast_updates": "towers"}, "obt"),
+        ({"temperature_updates": "all", "contrast_updates": "towers", "relatedness_updates": "all"}, "obt"),
+        *(({"contrast": name}, "bt") for name in ("positive", "alignment", "mse", "mae")),
+        ({"contrast": "mse", "contrast_updates": "towers"}, "t"),
+    ],
+)
+def test_what_the_contrast_updates(options, moved):
+    built = adaftr(**options)
+    default = adaftr(**{name: options[name] for name in ("contrast", "contrast_layer") if name in options})
+    omega, below, upto = parts(built, options.get("contrast_layer", 1))
+    found, before = gradients(built, "contrast"), gradients(default, "contrast")
+    assert set(found) == set().union(*({"o": omega, "b": below, "t": upto}[part] for part in moved))
+    assert bool(omega) == ("contrast" not in options)
+    if options.get("temperature_updates") != "all":  # tau passes no gradient below Omega
+        for name in found.keys() & before.keys():
+            torch.testing.assert_close(found[name], before[name], msg=name)
 
 
 def joint_sum(w, data, config):
     """Computes Eq. 14 as printed, but for the squared norm, with MMoE in plain PyTorch: nothing is detached."""
-    y, offsets = data.labels, torch.tensor([0, *SIZES[:-1]]).cumsum(0)
-    e = F.embedding(data.ids + offsets, w["backbone.embedding.weight"]).flatten(1)
-    expert = torch.relu(F.linear(e, w["backbone.experts.first.weight"], w["backbone.experts.first.bias"]))
-    gate = F.linear(e, w["backbone.gates.weight"], w["backbone.gates.bias"]).view(len(e), -1, 3).softmax(2)
-    v = [(gate[:, t, :, None] * expert.view(len(e), 3, -1)).sum(1) for t in range(gate.shape[1])]  # Eq. 3
-
-    def tower(x, prefix):
-        first, layer = None, 0
-        while f"{prefix}.mlp.layers.{layer}.weight" in w:
-            name = f"{prefix}.mlp.layers.{layer}"
-            x = torch.relu(F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"]))
-            first, layer = (x if first is None else first), layer + 1
-        return first, F.linear(x, w[f"{prefix}.logit.weight"], w[f"{prefix}.logit.bias"])[:, 0].sigmoid()
-
-    h, p = zip(*(tower(x, f"backbone.towers.{t}") for t, x in enumerate(v)))  # Eq. 2
+    y = data.labels
+    _, v = plain_mmoe(w, data.ids, "backbone.")
+    h, p = zip(*(plain_tower(w, x, f"backbone.towers.{t}") for t, x in enumerate(v)))
     total = sum(F.binary_cross_entropy(p[t], y[:, t]) for t in range(len(p)))  # Eq. 4
     for t in range(1, len(p)):
-        y_rel = tower(v[0] * v[t], f"relatedness.{t - 1}.tower")[1]  # Eqs. 8, 9
+        y_rel = plain_tower(w, v[0] * v[t], f"relatedness.{t - 1}.tower")[1]  # Eqs. 8, 9
         total = total + config.alpha * F.binary_cross_entropy(y_rel, (y[:, 0] == y[:, t]).to(y_rel))  # Eqs. 10, 11
         tau = (config.tau_max - config.tau_min) * (1 - y_rel) + config.tau_min  # Eq. 12
         similarity = torch.exp(h[0] @ h[t].T / tau[:, None])
@@ -109,10 +81,9 @@ def joint_sum(w, data, config):
     return total
 
 
-@pytest.mark.parametrize("tasks", [TWO, THREE])
-def test_all_updates_give_the_gradients_of_eq_14(tasks):
-    built = adaftr(tasks=tasks, relatedness_updates="all", temperature_updates="all", alpha=0.7, beta=0.3, l2=0.0)
-    data = batch(tasks=len(tasks))
+def test_all_updates_give_the_gradients_of_eq_14():
+    built = adaftr(tasks=THREE, relatedness_updates="all", temperature_updates="all", alpha=0.7, beta=0.3, l2=0.0)
+    data = batch(tasks=3)
     names, parameters = zip(*built.named_parameters())
     copies = {name: p.detach().clone().requires_grad_() for name, p in zip(names, parameters)}
     expected_sum = joint_sum(copies, data, built.config)
@@ -124,29 +95,12 @@ def test_all_updates_give_the_gradients_of_eq_14(tasks):
         torch.testing.assert_close(gradient.to_dense(), gradient_of_sum, rtol=1e-8, atol=1e-12, msg=name)
 
 
-def test_both_options_of_section_2_4_1():
-    built = adaftr(temperature_updates="omega", contrast_updates="towers")
-    omega, _, upto, _ = parts(built)
-    assert set(gradients(built, "contrast")) == omega | upto
-
-
-@pytest.mark.parametrize("contrast", ["positive", "alignment", "mse", "mae"])
-def test_routing_of_other_contrasts(contrast):
-    for updates in ("all", "towers"):
-        built = adaftr(contrast=contrast, contrast_updates=updates)
-        omega, below, upto, _ = parts(built)
-        assert not omega
-        assert set(gradients(built, "contrast")) == (upto | below if updates == "all" else upto)
-
-
 def test_every_pair_updates_its_own_network():
-    built = adaftr(tasks=THREE, pairs=["click-conversion", "view-conversion"])
-    data = batch(tasks=3)
-    seen = built.backbone.represent(data.ids)
-    for p, logit in enumerate(built._relatedness_logits(seen, detach=True)):
-        built.zero_grad()
-        logit.sum().backward()
-        moved = {n for n, parameter in built.named_parameters() if parameter.grad is not None}
-        assert moved == {n for n, _ in built.named_parameters() if n.startswith(f"relatedness.{p}.")}
-    _, below, upto, _ = parts(built)
+    built = adaftr(tasks=THREE, pairs=["click-conversion", "view-conversion"], relatedness_updates="all")
+    omega, below, upto = parts(built)
+    assert set(gradients(built, "relatedness", tasks=3)) == omega | below
     assert set(gradients(built, "contrast", tasks=3)) == below | upto
+    for p, tau in enumerate(built.diagnostics(batch(tasks=3)).values()):
+        moved = torch.autograd.grad(tau.sum(), built.parameters(), allow_unused=True, retain_graph=True)
+        own = {n for (n, _), g in zip(built.named_parameters(), moved) if g is not None and n in omega}
+        assert own == {n for n in omega if n.startswith(f"relatedness.{p}.")}

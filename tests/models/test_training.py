@@ -1,4 +1,4 @@
-"""Training with the fused ops and optimizers against plain PyTorch: Algorithm 1 by hand, and 50 steps of each model."""
+"""Training with the fused ops and optimizers against plain PyTorch: Algorithm 1 by hand, and steps of each model."""
 
 import copy
 
@@ -11,7 +11,7 @@ from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.ops.embedding.reference.lookup import fused_embedding
 from adaftr_fast.training.optimizers import build_optimizers
-from tests.models.inputs import BACKBONES, MODELS, SIZES, THREE, TWO, adaftr, batch
+from tests.models.inputs import MODELS, SIZES, THREE, TWO, adaftr, batch, plain_mmoe, plain_tower
 
 LR = 0.01
 
@@ -37,32 +37,19 @@ def step(model, optimizers, data):
 
 def step_by_hand(weights, omega, data, theta_optimizer, omega_optimizer, config):
     """Takes a step of Algorithm 1 with MMoE, line by line, in plain PyTorch."""
-    w, y = weights, data.labels
-    field_offsets = torch.tensor([0, *SIZES[:-1]]).cumsum(0)
-    e = F.embedding(data.ids + field_offsets, w["embedding.weight"]).flatten(1)
-    expert = torch.relu(F.linear(e, w["experts.first.weight"], w["experts.first.bias"])).view(len(e), 3, -1)
-    gate = F.linear(e, w["gates.weight"], w["gates.bias"]).view(len(e), 2, 3).softmax(2)
-    v = [(gate[:, t, :, None] * expert).sum(1) for t in (0, 1)]  # Eq. 3
-
-    def tower(x, weights, prefix):
-        layers = []
-        for i in range(len([n for n in weights if n.startswith(f"{prefix}.mlp") and n.endswith("weight")])):
-            name = f"{prefix}.mlp.layers.{i}"
-            x = torch.relu(F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"]))
-            layers.append(x)
-        return layers, F.linear(x, weights[f"{prefix}.logit.weight"], weights[f"{prefix}.logit.bias"])[:, 0]
-
-    h, logits = zip(*(tower(v[t], w, f"towers.{t}") for t in (0, 1)))  # lines 3-6
-    y_rel = tower((v[0] * v[1]).detach(), omega, "tower")[1].sigmoid()
+    y = data.labels
+    e, v = plain_mmoe(weights, data.ids)
+    h, p = zip(*(plain_tower(weights, v[t], f"towers.{t}") for t in (0, 1)))  # lines 3-6
+    y_rel = plain_tower(omega, (v[0] * v[1]).detach(), "tower")[1]
 
     omega_optimizer.zero_grad()  # lines 7-10
     (config.alpha * F.binary_cross_entropy(y_rel, (y[:, 0] == y[:, 1]).double())).backward()
     omega_optimizer.step()
 
     tau = ((config.tau_max - config.tau_min) * (1 - y_rel) + config.tau_min).detach()  # lines 11-17
-    contrast = F.cross_entropy(h[0][0] @ h[1][0].T / tau[:, None], torch.arange(len(e)))
-    tasks = sum(F.binary_cross_entropy(logits[t].sigmoid(), y[:, t]) for t in (0, 1))
-    dense = sum(p.square().sum() for n, p in w.items() if p.dim() > 1 and n != "embedding.weight")
+    contrast = F.cross_entropy(h[0] @ h[1].T / tau[:, None], torch.arange(len(e)))
+    tasks = sum(F.binary_cross_entropy(p[t], y[:, t]) for t in (0, 1))
+    dense = sum(p.square().sum() for n, p in weights.items() if p.dim() > 1 and n != "embedding.weight")
     l2 = config.l2 * (dense + e.square().sum() / len(e))
     theta_optimizer.zero_grad()
     (tasks + config.beta * contrast + l2).backward()
@@ -110,25 +97,23 @@ def on_reference_ops(model):
 
 
 TRAJECTORIES = [{"name": name} for name in MODELS]
-TRAJECTORIES += [{"backbone": name} for name in BACKBONES]
-TRAJECTORIES += [{"tau": "scalar"}, {"contrast": "positive"}]
-TRAJECTORIES += [{"temperature_updates": updates, "beta": 0.1} for updates in ("omega", "all")]
+TRAJECTORIES += [{"tau": "scalar"}, {"contrast": "positive"}, {"temperature_updates": "all", "beta": 0.1}]
 
 
 @pytest.mark.parametrize("options", TRAJECTORIES, ids=lambda options: "-".join(map(str, options.values())))
 def test_fused_and_reference_ops_train_equally(options):
-    """float32, 50 steps: the losses differ by about 2e-7; 1e-5 allows for other instruction sets."""
+    """float32, 20 steps: the losses differ by about 2e-7; 1e-5 allows for other instruction sets."""
     torch.manual_seed(0)
     fused = build_model(ModelConfig(**options), SIZES, THREE if options.get("name") else TWO)
     plain = on_reference_ops(fused)
     optimizers = build_optimizers(fused, OptimizerConfig(lr=LR))
     reference = [torch.optim.Adam(plain.parameters(), lr=LR)]
     totals = []
-    for number in range(50):
-        data = batch(150, len(fused.task_names), seed=number % 5, dtype=torch.float32)
+    for number in range(20):
+        data = batch(150, len(fused.task_names), seed=number % 4, dtype=torch.float32)
         found, expected = step(fused, optimizers, data), step(plain, reference, data)
         for name, term in expected.items():
             torch.testing.assert_close(found[name], term, rtol=1e-5, atol=1e-6, msg=f"{name} at step {number}")
         totals.append(sum(expected.values()).item())
-    first, last = sum(totals[:5]), sum(totals[-5:])  # of the same five batches
+    first, last = sum(totals[:4]), sum(totals[-4:])  # of the same four batches
     assert last < 0.99 * first, "the model did not learn, so the comparison is void"
