@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -94,10 +93,8 @@ def test_without_a_matrix_unit_the_multiply_adds_are_the_products():
     ("name", "count"),
     [
         ("HMMA.16816.F32.BF16", 16 * 8 * 16),
-        ("HMMA.1688.F32.TF32", 16 * 8 * 8),
         ("HGMMA.64x32x8.F32.TF32", 64 * 32 * 8 // 4),
         ("DMMA.884", 256),
-        ("DMMA.8x8x4", 256),
         ("DMMA.16x8x16", 2048),
         ("FFMA", 32),
     ],
@@ -123,19 +120,13 @@ def test_occupancy_of_the_best_practices_guide(arch):
     ("arch", "warps", "registers", "shared", "programs"),
     [
         (80, 1, 37, 0, 32),
-        (80, 1, 80, 0, 24),
         (80, 4, 168, 0, 3),
-        (80, 4, 255, 12345, 2),
         (80, 8, 37, 12345, 6),
-        (80, 8, 168, 98304, 1),
         (80, 10, 255, 0, 0),
         (80, 8, 80, 166912, 1),
         (80, 8, 80, 167936, 0),
         (90, 1, 37, 12345, 17),
-        (90, 4, 80, 98304, 2),
-        (90, 8, 37, 232448, 1),
         (90, 8, 37, 232449, 0),
-        (90, 16, 168, 0, 0),
     ],
 )
 def test_occupancy_of_cuda_occupancy_h(arch, warps, registers, shared, programs):
@@ -147,7 +138,6 @@ def test_occupancy_of_cuda_occupancy_h(arch, warps, registers, shared, programs)
     ("change", "fault"),
     [
         ({"stack": 8}, "spills: 8 bytes of stack, 0 accesses to local memory"),
-        ({"local": 2}, "spills: 0 bytes of stack, 2 accesses to local memory"),
         ({"shared": 227 * 1024 + 1}, "asks for 232449 bytes of shared memory"),
         (
             {"matrix": {"HMMA.16816.F32.BF16": 64}},
@@ -183,18 +173,12 @@ def test_worse_figures_are_named(change, lines):
 
 
 def test_kernels_that_are_no_longer_compiled_are_named():
-    gone = RESULT | {"variant": "tau"}
+    gone = RESULT | COMBINE  # which has no matrix instructions
+    del gone["matrix"], gone["copies"]
     assert record.worse([RESULT], [RESULT, gone], complete=False) == []
-    expected = "row_sweep tau, half bfloat16, d=128, sm_90: is in the record and is no longer compiled"
+    expected = "combine train, bfloat16, d=128, sm_90: is in the record and is no longer compiled"
     assert record.worse([RESULT], [RESULT, gone], complete=True) == [expected]
-
-
-def test_combine_has_a_length_and_no_matrix_instructions():
-    before = RESULT | COMBINE
-    del before["matrix"], before["copies"]
-    assert record.name(before) == "combine train, bfloat16, d=128, sm_90"
-    assert record.worse([before], [before], complete=True) == []
-    assert len(record.worse([before | {"instructions": 1600}], [before], complete=True)) == 1
+    assert len(record.worse([gone | {"instructions": 1600}], [gone], complete=True)) == 1
 
 
 def test_record_has_one_line_a_kernel_in_order(tmp_path):
@@ -205,20 +189,13 @@ def test_record_has_one_line_a_kernel_in_order(tmp_path):
     first = path.read_bytes()
     record.write(COMPILER, [RESULT | {"arch": 80, "seconds": 2.0}, RESULT], folder=tmp_path)
     assert path.read_bytes() == first
-    assert not list(tmp_path.glob("*.tmp"))
     assert record.worse([RESULT], record.read(COMPILER, tmp_path), complete=False) == []
-    assert record.read(COMPILER | {"ptxas": "12.8.93"}, tmp_path) is None
-    assert record.read({"triton": "3.8.0", "ptxas": "12.9.86"}, tmp_path) is None
-
-
-def test_part_of_the_kernels_is_recorded_beside_the_others(tmp_path):
-    others = [RESULT | {"kernel": "combine"}, RESULT | {"instructions": 500}]
-    path = record.write(COMPILER, [RESULT], others, tmp_path)
-    found = json.loads(path.read_text())["cases"]
-    assert [(each["kernel"], each["instructions"]) for each in found] == [("combine", 400), ("row_sweep", 400)]
-    assert "2 of 2 kernels have no digest" in json.loads(path.read_text())["stale"]
-    record.write(COMPILER, [RESULT | {"code": "0123"}], folder=tmp_path)
-    assert "stale" not in json.loads(path.read_text())
+    for other in ({"ptxas": "12.8.93"}, {"triton": "3.8.0"}):
+        assert record.read(COMPILER | other, tmp_path) is None
+    record.write(COMPILER, [RESULT], [RESULT | {"kernel": "combine"}, RESULT | {"instructions": 500}], tmp_path)
+    found = json.loads(path.read_text())
+    assert [(each["kernel"], each["instructions"]) for each in found["cases"]] == [("combine", 400), ("row_sweep", 400)]
+    assert "2 of 2 kernels have no digest" in found["stale"]
 
 
 def test_table_shows_the_widest_case_of_a_tiling_under_each_version():
@@ -235,37 +212,16 @@ def test_table_shows_the_widest_case_of_a_tiling_under_each_version():
     assert "| sums | 128 x 64 |" in compiled_symmetric([one, one | {"kernel": "symmetric_sums"}])
 
 
-@pytest.mark.parametrize(("listing", "fault"), [("", "expected a listing"), ("/*0000*/ EXIT ;", "expected a loop")])
-def test_machine_code_without_a_tile_loop_is_a_fault_of_its_case(listing, fault, monkeypatch):
-    pytest.importorskip("adaftr_fast.kernels", exc_type=ImportError)
-    from benchmarks.infonce.compile import build, cases
-
-    printed = {"cuobjdump": "REG:64 STACK:0 SHARED:0 LOCAL:0", "nvdisasm": listing}
-    compiled = SimpleNamespace(asm={"cubin": b""}, metadata=SimpleNamespace(shared=1024))
-    monkeypatch.setattr(build, "_digest", lambda case: "")
-    monkeypatch.setattr(build, "_source", lambda case: (None, None, {}))
-    monkeypatch.setattr(build.triton, "compile", lambda *_, **__: compiled)
-    monkeypatch.setattr(build, "_run", lambda tool, *_: printed[tool])
-    result = build.build(next(cases.cases([90], quick=True)))
-    assert len(result["faults"]) == 1
-    assert fault in result["faults"][0]
-    assert record.worse([result], [RESULT | result], complete=True) == []  # the fault says it already
-
-
 def test_only_kernels_of_other_code_are_compiled_again(monkeypatch):
     pytest.importorskip("adaftr_fast.kernels", exc_type=ImportError)
     from benchmarks.infonce.compile import build, cases
 
-    def refuse(case):
-        raise RuntimeError("compiled")
-
     monkeypatch.setattr(build, "_digest", lambda case: "0123")
-    monkeypatch.setattr(build, "_source", refuse)
+    monkeypatch.setattr(build.triton, "compile", None)  # is not called
     case = next(cases.cases([90], quick=True))
     same = RESULT | {"code": "0123", "shared": 0, "products": 1.0, "programs": case.config.programs}
     assert build.build(case, same) == same | {"stack": 0, "local": 0, "seconds": 0.0, "faults": []}
     fewer = same | {"programs": case.config.programs - 1}
     assert len(build.build(case, fewer)["faults"]) == 1  # the record is checked as what is compiled is
-    for known in (None, RESULT, RESULT | {"code": "4567"}):
-        with pytest.raises(RuntimeError, match="compiled"):
-            build.build(case, known)
+    with pytest.raises(TypeError):
+        build.build(case, RESULT | {"code": "4567"})

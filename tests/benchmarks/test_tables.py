@@ -79,41 +79,27 @@ def test_table_of_several_files_has_the_cases_and_captions_of_all(folder):
         tables.update(document.replace("two", "three"), "a.md", folder)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"cases": [CASE | {"million rows/s": 4.36}]},
-        {"date": "2026-11-26"},
-        {"commit": "commit 5d6e7f8"},
-        {"machine": MACHINE | {"cpu": "Another CPU"}},
-        {"stale": "older than the present loader"},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_changed_results_are_noticed(folder, change):
-    text, _ = tables.update(DOCUMENT, "a.md", folder)
-    save(folder, RECORD | change)
-    assert tables.update(text, "a.md", folder)[1] == ["loader one"]
-
-
-def test_edited_table_is_noticed_alone(folder):
+def test_edited_tables_and_changed_results_are_noticed_alone(folder):
     text, _ = tables.update(DOCUMENT + DOCUMENT, "a.md", folder)
     edited = text.replace("4.35", "5.35", 1)
     assert tables.update(edited, "a.md", folder) == (text, ["loader one"])
+    for change in ({"cases": [CASE | {"million rows/s": 4.36}]}, {"stale": "older than the present loader"}):
+        save(folder, RECORD | change)
+        assert tables.update(text, "a.md", folder)[1] == 2 * ["loader one"]
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
+    "text",
     [
-        (DOCUMENT.replace("<!-- /table -->\n", ""), 3),
-        (DOCUMENT.replace("<!-- table: loader one -->\n", ""), 3),
-        (DOCUMENT.replace("table: loader one", "table: loader"), 3),
-        (DOCUMENT.replace("<!-- /table -->\n", "") + DOCUMENT, 3),
+        DOCUMENT.replace("<!-- /table -->\n", ""),
+        DOCUMENT.replace("<!-- table: loader one -->\n", ""),
+        DOCUMENT.replace("table: loader one", "table: loader"),
+        DOCUMENT.replace("<!-- /table -->\n", "") + DOCUMENT,
     ],
     ids=["no end", "no beginning", "no results file named", "no end before the next table"],
 )
-def test_marker_without_its_other_half_is_an_error(folder, text, line):
-    with pytest.raises(tables.TableError, match=rf"a\.md:{line}: expected pairs of lines"):
+def test_marker_without_its_other_half_is_an_error(folder, text):
+    with pytest.raises(tables.TableError, match=r"a\.md:3: expected pairs of lines"):
         tables.update(text, "a.md", folder)
 
 
@@ -142,19 +128,14 @@ def test_what_a_table_lacks_is_named(folder, name, results, message):
 
 def test_check_names_file_and_table_and_changes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tables, "TABLES", {"loader": TABLES["loader"]})
-    results = tmp_path / "benchmarks/results"
-    results.mkdir(parents=True)
-    save(results, RECORD)
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    save(tmp_path / "benchmarks/results", RECORD)
     for name in ("README.md", "benchmarks/README.md"):
         (tmp_path / name).write_text(DOCUMENT)
     assert tables.main(["--check"], tmp_path) == 1
     assert "benchmarks/README.md: table loader one differs from its results file" in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == DOCUMENT
-    assert tables.main([], tmp_path) == 0
-    assert tables.main(["--check"], tmp_path) == 0
-    (tmp_path / "benchmarks/README.md").write_text(DOCUMENT.replace("<!-- /table -->", ""))
-    assert tables.main(["--check"], tmp_path) == 1
-    assert "benchmarks/README.md:3" in capsys.readouterr().err
+    assert tables.main([], tmp_path) == tables.main(["--check"], tmp_path) == 0
 
 
 def test_written_results_name_machine_date_and_commit(tmp_path, monkeypatch):
