@@ -1,5 +1,7 @@
 """Daily logs of a small shop; each day has new items."""
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,16 +49,17 @@ def write_day(folder, day, rows=800):
     return path
 
 
+def prepare_day(folder, day, name="data", grow=None, fields=None, labels=None):
+    """Prepares a day in a folder, with optional changes to the schema, and opens it."""
+    source = SOURCE | {"fields": fields or SOURCE["fields"], "labels": labels or SOURCE["labels"]}
+    prepare(parse_schema(source), [write_day(folder, day)], folder / name, grow=grow)
+    return PreparedData(folder / name)
+
+
 @pytest.fixture
 def prepared(tmp_path):
-    """Returns a function that prepares a day, with optional changes to the schema, and opens it."""
-
-    def prepared(day, name="data", grow=None, fields=None, labels=None):
-        source = SOURCE | {"fields": fields or SOURCE["fields"], "labels": labels or SOURCE["labels"]}
-        prepare(parse_schema(source), [write_day(tmp_path, day)], tmp_path / name, grow=grow)
-        return PreparedData(tmp_path / name)
-
-    return prepared
+    """Returns a function that prepares a day in the test's folder."""
+    return partial(prepare_day, tmp_path)
 
 
 def settings(folder="", **model):

@@ -29,7 +29,7 @@ def days(tmp_path):
 
 
 def run(days, out):
-    return list(train_daily(parse_schema(SOURCE), days, settings(), out))
+    return list(train_daily(parse_schema(SOURCE), days, settings(embedding_dims={"user": 4}), out))
 
 
 def lines(out):
@@ -40,9 +40,16 @@ def weights(out, day):
     return weights_of(load_trained(out / f"day-{day:04d}/run").model)
 
 
-def test_each_day_is_evaluated_before_training_on_it(days, tmp_path):
-    records = run(days, tmp_path / "out")
-    assert lines(tmp_path / "out") == records
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The records and the folder of three days, whose fields have widths of their own."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run([write_day(folder, day) for day in range(3)], folder / "out"), folder / "out"
+
+
+def test_each_day_is_evaluated_before_training_on_it(whole):
+    records, out = whole
+    assert lines(out) == records
     assert [record["day"] for record in records] == [1, 2, 3]
     assert records[0]["before_training"] is None
     assert records[0]["ids"] < records[1]["ids"] < records[2]["ids"]
@@ -50,18 +57,12 @@ def test_each_day_is_evaluated_before_training_on_it(days, tmp_path):
     # The previous day's model has learned what the days share, but has not seen the day's rows.
     for record in records[1:]:
         assert 0.5 < record["before_training"]["click"]["auc"] < record["validation"]["click"]["auc"]
+    assert [weights(out, 3)[f"backbone.embedding.weight.{f}"].shape[1] for f in range(4)] == [8, 4, 8, 8]
 
 
-def test_fields_keep_their_widths(days, tmp_path):
-    config = settings(embedding_dims={"user": 4})
-    records = list(train_daily(parse_schema(SOURCE), days[:2], config, tmp_path / "out"))
-    assert records[1]["before_training"]["click"]["auc"] > 0.5
-    assert [weights(tmp_path / "out", 2)[f"backbone.embedding.weight.{f}"].shape[1] for f in range(4)] == [8, 4, 8, 8]
-
-
-def test_days_keep_ids_and_buckets(days, tmp_path):
-    run(days, tmp_path / "out")
-    data = [PreparedData(tmp_path / f"out/day-000{day}/data") for day in (1, 2, 3)]
+def test_days_keep_ids_and_buckets(whole):
+    _, out = whole
+    data = [PreparedData(out / f"day-000{day}/data") for day in (1, 2, 3)]
     encoders = [read_encoders(each.folder, each.manifest) for each in data]
     for before, after in itertools.pairwise(encoders):
         known = len(before["item"].values)
@@ -70,20 +71,16 @@ def test_days_keep_ids_and_buckets(days, tmp_path):
         assert (after["heat"].edges == before["heat"].edges).all()
 
 
-def test_new_ids_are_unknown_to_an_earlier_model(days, tmp_path):
-    run(days[:2], tmp_path / "out")
-    folder = tmp_path / "out/day-0001/run"
-    data = PreparedData(tmp_path / "out/day-0002/data")
-    limits = load_trained(folder).about.num_embeddings
+def test_new_ids_are_unknown_to_an_earlier_model(whole):
+    _, out = whole
+    data = PreparedData(out / "day-0002/data")
+    limits = load_trained(out / "day-0001/run").about.num_embeddings
     rows = daily.KnownIds(data.load("test").rows, limits).read([0], None)
     ids = data.load("test").rows.read([0], None).ids
     fresh = ids >= torch.tensor(limits)
     assert fresh[:, 0].any()
     assert (rows.ids[fresh] == 0).all()
     assert torch.equal(rows.ids[~fresh], ids[~fresh])
-
-
-def test_new_tokens_of_multi_valued_fields_are_unknown():
     ids = torch.tensor([3, 9, 2, 8, 4], dtype=torch.int32)
     batch = Batch(ids, torch.zeros(2, 2), offsets=torch.tensor([0, 1, 3, 4, 5]))  # fields of 5 and of 9 ids
     rows = daily.KnownIds(TensorRows(batch), [5, 9]).read([0], None)
@@ -91,8 +88,7 @@ def test_new_tokens_of_multi_valued_fields_are_unknown():
     assert torch.equal(rows.offsets, batch.offsets)
 
 
-def test_an_interruption_at_any_point_does_not_change_bits(days, tmp_path, monkeypatch):
-    run(days, tmp_path / "whole")
+def test_an_interruption_at_any_point_does_not_change_bits(days, whole, tmp_path, monkeypatch):
     stopped = tmp_path / "stopped"
 
     class Stop(Exception):
@@ -118,8 +114,8 @@ def test_an_interruption_at_any_point_does_not_change_bits(days, tmp_path, monke
     stop_at("append", 1, daily.Journal)  # only the record is missing
     stop_at("train_epoch", 2, Trainer)
     run(days, stopped)
-    assert lines(stopped) == lines(tmp_path / "whole")
-    ours, theirs = weights(stopped, 3), weights(tmp_path / "whole", 3)
+    assert lines(stopped) == whole[0]
+    ours, theirs = weights(stopped, 3), weights(whole[1], 3)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

@@ -99,15 +99,8 @@ def test_the_prepared_folder_holds_the_numbers(ready, tmp_path):
     order = np.array([5, 0, 7])
     np.testing.assert_array_equal(batch.take(order).dense.numpy(), columns[order])
     np.testing.assert_array_equal(batch[3:9].dense.numpy(), columns[3:9])
-
-
-def test_two_shards_fit_the_encodings_of_one(ready, tmp_path):
-    whole = ready()
-    schema, files = parse_schema(SCHEMA), [tmp_path / "data.parquet"]
-    prepare(schema, files, tmp_path / "sharded", shards=2)
-    sharded = PreparedData(tmp_path / "sharded")
-    assert sharded.manifest.dense == whole.manifest.dense
-    assert sharded.manifest.fingerprint == whole.manifest.fingerprint
+    prepare(parse_schema(SCHEMA), [tmp_path / "data.parquet"], tmp_path / "sharded", shards=2)
+    assert PreparedData(tmp_path / "sharded").manifest.dense == data.manifest.dense
 
 
 def test_predictions_of_raw_rows_are_those_of_the_trainer(ready, tmp_path):
@@ -146,14 +139,9 @@ def test_every_model_reads_the_numbers(ready):
     plain = build_model(settings().model, data.manifest.num_embeddings, data.manifest.tasks)
     with pytest.raises(ValueError, match=r"dense must be None, without dense fields, got torch.float32 \[64, 4\]"):
         plain(batch.ids, None, batch.dense)
-
-
-def test_the_l2_term_penalizes_rows_and_not_numbers(ready):
-    data = ready(tags=TAGS)
-    model = build(settings(name="mmoe", l2=0.1).model, data)
-    batch = next(data.load("train").batches(64))
-    changed = replace(batch, dense=batch.dense * 2)
-    assert torch.equal(model.loss(batch)["l2"], model.loss(changed)["l2"])
+    log = log_of().set_column(5, "spent", pa.nulls(800, pa.float64()))
+    with pytest.raises(DataError, match="field spent: expected numbers in the training split, got missing values only"):
+        ready(log=log)
 
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(ready, tmp_path, monkeypatch, capsys):
@@ -202,9 +190,3 @@ def test_daily_training_keeps_the_encodings_of_the_first_day(tmp_path):
     list(train_daily(schema, days, replace(settings(), warm_start=None), tmp_path / "out"))
     first, second = (PreparedData(tmp_path / f"out/day-000{day}/data").manifest for day in (1, 2))
     assert first.dense == second.dense
-
-
-def test_a_column_without_numbers_raises(ready):
-    log = log_of().set_column(5, "spent", pa.nulls(800, pa.float64()))
-    with pytest.raises(DataError, match="field spent: expected numbers in the training split, got missing values only"):
-        ready(log=log)

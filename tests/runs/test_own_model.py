@@ -2,22 +2,18 @@
 
 import json
 import sys
-from dataclasses import replace
 
 import pytest
-import torch
 
 import adaftr_fast as af
 from adaftr_fast.cli import main
 from adaftr_fast.config import ModelConfig, RunConfig
-from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import CheckpointError, ConfigError
 from adaftr_fast.models.own import find_class
 from adaftr_fast.nn.dense import NumericEncoding
-from adaftr_fast.runs.daily import train_daily
 from tests.runs.own import AnyKeywords, Keywords, Net
 
-from .conftest import SOURCE, settings, write_day
+from .conftest import write_day
 
 NAME = "tests.runs.own:Net"
 MODULE = """
@@ -74,26 +70,12 @@ def test_a_class_may_stand_for_the_options_of_the_model(prepared, tmp_path):
 
     with pytest.raises(ConfigError, match=r"model: .*Local is local to a function; define it at the top of a module"):
         af.train(tmp_path / "data", tmp_path / "local", model=Local, config=config)
-
-
-def test_a_run_of_a_class_resumes_to_the_same_bits(prepared, tmp_path, monkeypatch):
-    data = prepared(1)
-    whole = short(data, tmp_path / "whole")
-    seen = []
-
-    def stop(self, record):
-        seen.append(record)
-        if len(seen) == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("adaftr_fast.training.files.RunFiles.log", stop)
-        with pytest.raises(KeyboardInterrupt):
-            short(data, tmp_path / "run")
-    resumed = short(data, tmp_path / "run")
-    assert resumed.test == whole.test
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name])
+    other = short(prepared(1), tmp_path / "other", name="shared_bottom")
+    with pytest.raises(ConfigError, match=r"other/best: its model is shared_bottom, got the class tests.runs.own:Net"):
+        af.evaluate(other.folder, model_class=NAME)
+    for name in ("Net", "my.module:", "../x:Net"):
+        with pytest.raises(ConfigError, match=r"name: expected one of .*, or a class as module:Class, got "):
+            ModelConfig(name=name)
 
 
 def test_a_warm_start_may_import_the_class_of_the_new_run_alone(prepared, tmp_path, folder, capsys):
@@ -104,12 +86,6 @@ def test_a_warm_start_may_import_the_class_of_the_new_run_alone(prepared, tmp_pa
     assert "10 of 10 dense weights copied" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=r"its model is the class tests\.runs\.own:Net"):
         af.train(data.folder, tmp_path / "mmoe", training=training, warm_start=tmp_path / "run")
-
-
-def test_daily_training_evaluates_the_class_of_the_day_before(tmp_path):
-    config, files = replace(settings(), model=ModelConfig(name=NAME)), [write_day(tmp_path, day) for day in (1, 2)]
-    days = list(train_daily(parse_schema(SOURCE), files, config, tmp_path / "out"))
-    assert days[1]["before_training"] is not None
 
 
 def test_the_commands_import_from_the_current_directory(prepared, folder, capsys):
@@ -142,12 +118,6 @@ def test_a_checkpoint_imports_nothing_that_was_not_named(prepared, folder, capsy
     with pytest.raises(CheckpointError, match=message):
         af.load_run("run")
     assert not (folder / "imported").exists()
-
-
-def test_a_class_for_a_run_of_another_model_is_refused(prepared, tmp_path):
-    run = short(prepared(1), tmp_path / "run", name="shared_bottom")
-    with pytest.raises(ConfigError, match=r"run/best: its model is shared_bottom, got the class tests.runs.own:Net"):
-        af.evaluate(run.folder, model_class=NAME)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +160,3 @@ def test_an_error_within_a_module_is_raised_as_it_is(folder, monkeypatch):
     (folder / "needs.py").write_text("")
     with pytest.raises(ConfigError, match=r"needs\.inner:Net: there is no module needs\.inner"):
         find_class("needs.inner:Net")
-
-
-@pytest.mark.parametrize("name", ["Net", "my.module:", ":Net", "a b:Net", "../x:Net"])
-def test_a_name_that_is_neither_a_model_nor_a_class_is_refused(name):
-    with pytest.raises(ConfigError, match=r"model\.name: expected one of .*, adaftr, or a class as module:Class, got "):
-        ModelConfig(name=name)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import signal
 import sys
 import types
 from dataclasses import replace
@@ -10,14 +9,12 @@ from typing import ClassVar
 
 import pytest
 import torch
-from tqdm import tqdm
 
 from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.evaluation import evaluate
-from adaftr_fast.training.logger import EpochLogger
 
 from .conftest import settings
 
@@ -55,14 +52,10 @@ def test_a_balanced_run_of_esmm_is_read_again(prepared, tmp_path):
 
 
 class FakeTracker:
-    """Keeps the calls of all processes' trackers; ``stops_at`` stops the process when that epoch is logged.
-
-    Ctrl-C lets the call return; with ``killed`` it does not return, as in a process that is killed in it.
-    """
+    """Keeps the calls of all processes' trackers; logging the epoch ``stops_at`` does not return, as in a kill."""
 
     calls: ClassVar = []
     stops_at = 0
-    killed = False
 
     def __init__(self, opening):
         self.known = opening.known or "first"
@@ -71,10 +64,8 @@ class FakeTracker:
 
     def log(self, numbers, epoch):
         self.calls.append(("log", epoch))
-        if epoch == self.stops_at and self.killed:
-            raise KeyboardInterrupt
         if epoch == self.stops_at:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
 
     def log_test(self, numbers):
         self.calls.append(("log_test", numbers["test/click/auc"]))
@@ -83,9 +74,8 @@ class FakeTracker:
         self.calls.append(("close", failed))
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, monkeypatch, killed):
-    kind = type("Fresh", (FakeTracker,), {"calls": [], "stops_at": 1, "killed": killed})
+def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, monkeypatch):
+    kind = type("Fresh", (FakeTracker,), {"calls": [], "stops_at": 1})
     module = types.SimpleNamespace(WeightsAndBiases=kind)
     monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.wandb", module)
     data, out = prepared(1), tmp_path / "run"
@@ -97,30 +87,12 @@ def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, monke
     kind.stops_at = 0
     run = train_one(data, config, out)
     auc = run.test["click"]["auc"]
-    again = [("log", 1)] if killed else []  # a process that is killed may not have logged its last epoch
-    assert kind.calls[0] == ("open", "first", 1 if killed else 2)
-    assert kind.calls[1:] == [*again, ("log", 2), ("log_test", auc), ("close", False)]
+    # A process that is killed may not have logged its last epoch.
+    assert kind.calls[0] == ("open", "first", 1)
+    assert kind.calls[1:] == [("log", 1), ("log", 2), ("log_test", auc), ("close", False)]
     kind.calls.clear()
     train_one(data, config, out)
     assert kind.calls[0] == ("open", None, 1)
-
-
-def interrupting(self, *arguments):
-    """Sends Ctrl-C when an epoch starts."""
-    signal.raise_signal(signal.SIGINT)
-    return tqdm(disable=True)
-
-
-def test_trackers_are_free_on_resuming(prepared, tmp_path, monkeypatch):
-    data, out = prepared(1), tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(EpochLogger, "progress_bar", interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            train_one(data, settings(data.folder, name="mmoe"), out)
-    module = types.SimpleNamespace(WeightsAndBiases=type("Fresh", (FakeTracker,), {"calls": []}))
-    monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.wandb", module)
-    config = settings(data.folder, name="mmoe").with_options(training={"trackers": ["wandb"]})
-    assert len(train_one(data, config, out).epochs) == 2
 
 
 def test_the_report_of_a_run_says_what_was_trained(prepared, tmp_path):

@@ -1,7 +1,10 @@
-"""A search: its space, its trials, interruptions, and what it leaves."""
+"""A search: its space, its trials, what ends one of them or all, and what it leaves."""
 
 import json
+import sys
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -13,7 +16,10 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import BusyError, CheckpointError, ConfigError, TrainingError
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.checkpoint.weights import read_description
+from adaftr_fast.training.trackers import opened
+from adaftr_fast.tuning import search as searching
 from adaftr_fast.tuning import trial as trialing
+from adaftr_fast.tuning.report import draw, tune_and_report
 from adaftr_fast.tuning.search import tune
 from adaftr_fast.tuning.space import apply, default_space, parse_space, read_space
 from adaftr_fast.tuning.trial import Search
@@ -39,49 +45,34 @@ def test_a_space_gives_options_their_types():
         "model.options.name": {"choices": ["a", 1, [2.5], True]},
     }
     space = parse_space(content, config)
-    trial = optuna.trial.FixedTrial(
-        {
-            "optimizer.lr": 0.5,
-            "model.num_experts": 4,
-            "model.options.depth": 3,
-            "model.pairs": "[]",
-            "model.options.name": "[2.5]",
-        }
-    )
+    drawn = {"optimizer.lr": 0.5, "model.num_experts": 4, "model.options.depth": 3}
+    trial = optuna.trial.FixedTrial(drawn | {"model.pairs": "[]", "model.options.name": "[2.5]"})
     made = apply(config, {name: each.suggest(trial, name) for name, each in space.items()})
     assert (made.optimizer.lr, made.model.num_experts, made.model.pairs) == (0.5, 4, [])
     assert made.model.options == {"depth": 3, "name": [2.5]}
     assert type(made.model.options["depth"]) is int
-
-
-@pytest.mark.parametrize("name", ["adaftr", "mmoe", "tests.runs.own:Net"])
-def test_every_model_has_a_default_space(name):
-    assert "optimizer.lr" in default_space(RunConfig().with_options(model={"name": name}))
+    for name in ("adaftr", "mmoe", "tests.runs.own:Net"):
+        assert "optimizer.lr" in default_space(RunConfig().with_options(model={"name": name}))
+    for choices in (["a", None], [[1, None]]):
+        with pytest.raises(ConfigError, match=r"^model\.options\.kind: TOML cannot hold None$"):
+            parse_space({"model.options.kind": {"choices": choices}}, config)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('"optimizer.lrr" = { low = 1, high = 2 }', r"unknown option 'optimizer.lrr'"),
-        ('"data.folder" = { choices = ["a"] }', "unknown option 'data.folder'"),
-        ("lr = { low = 1, high = 2 }", "unknown option 'lr'"),
-        (
-            '"model.preset" = { choices = ["recommended"] }',
-            "unknown option 'model.preset'; .* but data.folder and model",
-        ),
+        ('"data.folder" = { choices = ["a"] }', "unknown option 'data.folder'; .* but data.folder and model"),
         ("training.validate_every = { choices = [1, 0.5] }", "training.validate_every: cannot vary"),
         ("optimizer.lr = 3", r"optimizer.lr: the file: expected an object, got 3"),
         ("optimizer.lr = { low = 1 }", "optimizer.lr: expected choices, or low and high"),
         ("optimizer.lr = { low = 2, high = 1 }", "optimizer.lr: expected low < high, got 2 and 1"),
         ("optimizer.lr = { low = 0, high = 1, log = true }", "optimizer.lr: expected 0 < low < high, got 0 and 1"),
         ("optimizer.lr = { low = 1, high = 2, log = true, step = 1 }", "optimizer.lr: expected log or step, got both"),
-        ("optimizer.lr = { low = 1, high = 2, step = 0 }", "optimizer.lr: expected step > 0, got 0"),
         ("optimizer.lr = { low = -1, high = 1 }", r"optimizer.lr: optimizer.lr: expected .* >= 0, got -1"),
         ("optimizer.lr = { low = 1, high = 2, max = 3 }", "optimizer.lr: unknown key 'max'"),
         ("model.num_experts = { low = 1, high = 2.5 }", "model.num_experts: expected integers for an integer option"),
         ("model.num_experts = { choices = [] }", "model.num_experts: expected one or more choices, or a range"),
-        ('model.tau = { choices = ["adaptive", "none"] }', "model.tau: model.tau: expected one of adaptive"),
-        ("model.tau = { low = 1, high = 2 }", "model.tau: model.tau: expected one of adaptive"),
         ("", "expected one or more options, got none"),
         ("= 1", "Invalid"),
     ],
@@ -92,16 +83,9 @@ def test_errors_in_a_space_name_the_option(tmp_path, text, message):
         read_space(tmp_path / "space.toml", RunConfig())
 
 
-@pytest.mark.parametrize("choices", [["a", None], [[1, None]]])
-def test_choices_that_best_toml_cannot_hold_are_refused(choices):
-    config = RunConfig().with_options(model={"name": "tests.runs.own:Net"})
-    with pytest.raises(ConfigError, match=r"^model\.options\.kind: TOML cannot hold None$"):
-        parse_space({"model.options.kind": {"choices": choices}}, config)
-
-
-def test_an_interrupted_search_continues_its_trial_and_ends_like_an_uninterrupted_one(search, monkeypatch):
+def test_an_interrupted_search_continues_its_trial_and_ends_like_an_uninterrupted_one(search, tmp_path, monkeypatch):
     whole = tune(search("whole"), 3)
-    seen = []
+    seen, name = [], "t{a} a%41b?é@#:"
     real = Search.auc
 
     def interrupt(self, record):
@@ -114,11 +98,12 @@ def test_an_interrupted_search_continues_its_trial_and_ends_like_an_uninterrupte
         patched.setattr(Search, "auc", interrupt)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
-                tune(search(), 3)
-    again = tune(search(), 3)
+                tune(search(name), 3)
+    again = tune(search(name), 3)
     assert trials(again) == trials(whole)
     assert again.test == whole.test
-    assert tune(search(), 1).best.number == whole.best.number  # no more trials
+    assert tune(search(name), 1).best.number == whole.best.number  # no more trials
+    assert {each.name for each in tmp_path.iterdir()} == {"data", "day1.parquet", "whole", name}
 
 
 def test_a_search_keeps_the_weights_of_the_best_and_reads_the_test_split_once(search, tmp_path, monkeypatch):
@@ -142,52 +127,31 @@ def test_a_search_keeps_the_weights_of_the_best_and_reads_the_test_split_once(se
     assert not list(tmp_path.glob("out/trials/*/last"))
 
 
-def test_a_trial_below_the_median_is_pruned_and_a_failing_one_does_not_end_the_search(search, monkeypatch):
-    monkeypatch.setattr(trialing, "STARTUP_TRIALS", 1)
-    monkeypatch.setattr(trialing, "WARMUP_EPOCHS", 0)
-    monkeypatch.setattr(Search, "auc", lambda self, record: record["validation"]["click"]["auc"] - falling())
-    values = iter(range(1, 100))
+def test_a_search_killed_after_its_last_trial_leaves_the_weights_of_the_best_only(search, tmp_path, monkeypatch):
+    def killed(search, study):
+        if len(study.trials) == 2:
+            raise KeyboardInterrupt
 
-    def falling():
-        return next(values)
-
-    space = {"optimizer.lr": {"choices": [1e30, 0.01]}}
-    states = [each[0] for each in trials(tune(search(space=space, config=None), 6))]
-    assert {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL} == set(states)
-
-
-def test_a_search_without_a_finished_trial_is_an_error(search):
-    with pytest.raises(TrainingError, match=r"none of 1 trials has finished; the last error: .*not finite"):
-        tune(search(space={"optimizer.lr": {"choices": [1e30]}}), 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(searching, "_remove_weights", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(search(), 2)
+    assert len(list(tmp_path.glob("out/trials/*/best/weights-*"))) == 2
+    tune(search(), 2)
+    assert len(list(tmp_path.glob("out/trials/*/best/weights-*"))) == 1
 
 
 def test_one_task_may_count(search):
-    found = tune(search(task="conversion"), 1)
-    (best,) = found.study.trials
+    (best,) = tune(search(task="conversion"), 1).study.trials
     assert best.value in best.intermediate_values.values()
     with pytest.raises(ConfigError, match="--task: expected one of click, conversion, got 'buy'"):
         search(task="buy")
 
 
-def test_another_search_in_the_folder_is_refused(search, tmp_path):
-    tune(search(), 1)
-    with pytest.raises(CheckpointError, match="out: a search with another space; name another --out"):
-        tune(search(space={"optimizer.lr": {"choices": [0.1]}}), 1)
-    longer = settings(name="mmoe")
-    with pytest.raises(CheckpointError, match="out: a search with another configuration; name another --out"):
-        tune(search(config=longer), 1)
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken/study.db").write_bytes(b"no database" * 100)
-    with pytest.raises(CheckpointError, match=r"study\.db: damaged or not a search: "):
-        tune(search("broken"), 1)
+def test_another_search_in_the_folder_is_refused(search, tmp_path, monkeypatch):
+    raised = []
 
-
-def test_two_searches_on_one_folder_are_refused(search, monkeypatch):
     def second(*_, **__):
-        import threading
-
-        raised = []
-
         def other():
             try:
                 tune(search(), 1)
@@ -197,12 +161,21 @@ def test_two_searches_on_one_folder_are_refused(search, monkeypatch):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-        assert len(raised) == 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trialing, "fit_one", second)
-    with pytest.raises(KeyboardInterrupt):
-        tune(search(), 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(trialing, "fit_one", second)
+        with pytest.raises(KeyboardInterrupt):
+            tune(search(), 1)
+    assert len(raised) == 1
+    with pytest.raises(CheckpointError, match="out: a search with another space; name another --out"):
+        tune(search(space={"optimizer.lr": {"choices": [0.1]}}), 1)
+    with pytest.raises(CheckpointError, match="out: a search with another configuration; name another --out"):
+        tune(search(config=settings(name="mmoe")), 1)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/study.db").write_bytes(b"no database" * 100)
+    with pytest.raises(CheckpointError, match=r"study\.db: damaged or not a search: "):
+        tune(search("broken"), 1)
 
 
 def test_the_command_writes_a_report_and_a_configuration_that_train_reads(prepared, tmp_path, monkeypatch, capsys):
@@ -211,10 +184,10 @@ def test_the_command_writes_a_report_and_a_configuration_that_train_reads(prepar
     base = settings(data.folder, name="shared_bottom")
     (tmp_path / "base.toml").write_text(to_toml(replace(base, training=replace(base.training, max_epochs=1)).to_dict()))
     (tmp_path / "space.toml").write_text('"optimizer.lr" = { low = 1e-3, high = 1e-1, log = true }\n')
-    command = ["tune", "--config", "base.toml", "--space", "space.toml", "--out", "out", "--trials", "4"]
+    command = ["tune", "--config", "base.toml", "--space", "space.toml", "--out", "out", "--trials", "2"]
     assert main(command) == 0
     out, err = capsys.readouterr()
-    assert "trial 0003 (4 of 4): optimizer.lr = " in err
+    assert "trial 0001 (2 of 2): optimizer.lr = " in err
     assert "validation AUC" in out
     assert "adaftr-fast train --config out/best.toml --out RUN" in out
     assert {"best.toml", "report.md", "report.png", "study.db", "trials"} == {
@@ -223,7 +196,94 @@ def test_the_command_writes_a_report_and_a_configuration_that_train_reads(prepar
     assert main(["train", "--config", "out/best.toml", "--out", "run"]) == 0
     best = next(path for path in (tmp_path / "out/trials").iterdir() if (path / "test.json").exists())
     assert (tmp_path / "run/test.json").read_text() == (best / "test.json").read_text()
-    assert main(["tune", "--out", "x", "--trials", "0"]) == 2
-    assert "--trials: expected >= 1, got 0" in capsys.readouterr().err
-    assert main(["tune", "--out", "x", "--parallel", "2"]) == 2
-    assert "--parallel: expected >= 1, with --engine ray, got 2" in capsys.readouterr().err
+    for option, value, shown in (
+        ("--trials", "0", "got 0"),
+        ("--parallel", "2", "with --engine ray, got 2"),
+    ):
+        assert main(["tune", "--out", "x", option, value]) == 2
+        assert f"{option}: expected >= 1, {shown}" in capsys.readouterr().err
+
+
+class Fake:
+    """A tracker that keeps whether it was closed and as what; ``made`` holds all of them, ``fails`` refuses to open."""
+
+    made: list["Fake"]
+    fails = False
+
+    def __init__(self, opening):
+        if self.fails:
+            raise ConnectionError("no route to host")
+        assert all(each.closed for each in self.made)  # a tracker that is open may be returned for the next trial
+        self.known, self.closed = "id", []
+        self.made.append(self)
+
+    def log(self, numbers, epoch): ...
+
+    def close(self, failed):
+        self.closed.append("failed" if failed else "finished")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    kind = type("Fresh", (Fake,), {"made": []})
+    module = SimpleNamespace(**{opened.CLASSES["wandb"]: kind})
+    monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.wandb", module)
+    return kind
+
+
+@pytest.fixture
+def tracked(search, prepared):
+    """Returns a function that makes a search with a tracker over some learning rates."""
+    config = settings(prepared(1).folder, name="shared_bottom").with_options(training={"trackers": ["wandb"]})
+    return lambda *rates: search(space={"optimizer.lr": {"choices": rates or [0.01]}}, config=config)
+
+
+def test_a_pruned_trial_has_not_failed(tracked, fake, monkeypatch):
+    """The AUC falls from epoch to epoch and from trial to trial, so the second trial is pruned in its first epoch."""
+    values = iter(range(1, 100))
+    monkeypatch.setattr(trialing, "STARTUP_TRIALS", 1)
+    monkeypatch.setattr(trialing, "WARMUP_EPOCHS", 0)
+    monkeypatch.setattr(Search, "auc", lambda self, record: record["validation"]["click"]["auc"] - next(values))
+    real = trialing._report
+
+    def killed(search, trial, *others):
+        if trial.number == 1:
+            raise KeyboardInterrupt
+        real(search, trial, *others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trialing, "_report", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(tracked(), 2)
+    found = tune(tracked(), 3)
+    pruned = TrialState.PRUNED
+    assert [each.state for each in found.study.trials] == [TrialState.COMPLETE, pruned, pruned]
+    assert [each.closed for each in fake.made] == [["finished"], ["failed"], ["finished"], ["finished"]]
+
+
+def test_a_diverging_trial_fails_alone(tracked, fake, tmp_path):
+    with pytest.raises(TrainingError, match=r"none of 1 trials has finished; the last error: .*not finite"):
+        tune(tracked(1e30), 1)
+    assert [each.closed for each in fake.made] == [["failed"]]
+    tune_and_report(replace(tracked(1e30, 0.01), folder=tmp_path / "both"), 4)
+    section = (tmp_path / "both/report.md").read_text().split("## Failed trials\n\n")[1]
+    assert section.startswith("- 000")
+    assert all(": optimizer.lr = 1e+30: epoch 1, step " in line for line in section.splitlines())
+
+
+def test_an_error_of_the_surroundings_ends_the_search_and_its_trial_resumes(tracked, fake):
+    fake.fails = True
+    with pytest.raises(TrainingError, match=r"^training\.trackers: wandb cannot be opened: ConnectionError: no route"):
+        tune(tracked(), 2)
+    fake.fails = False
+    assert [each.state for each in tune(tracked(), 2).study.trials] == 2 * [TrialState.COMPLETE]
+    assert [each.closed for each in fake.made] == 2 * [["finished"]]
+
+
+def test_the_best_so_far_reaches_the_last_trial():
+    study = optuna.create_study(direction="maximize")
+    for value in (0.6, 0.7, None, None):
+        study.tell(study.ask(), value, state=TrialState.COMPLETE if value else TrialState.FAIL)
+    (line,) = (each for each in draw(study).axes[0].lines if each.get_label() == "best so far")
+    assert list(line.get_xdata()) == [0, 1, 3]
+    assert list(line.get_ydata()) == [60, 70, 70]

@@ -4,24 +4,31 @@ import pytest
 import torch
 
 from adaftr_fast.cli import main
+from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import CheckpointError, ConfigError
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.runs.warm_layers import layer_of
 from adaftr_fast.runs.warm_start import warm_start
 
-from .conftest import settings
+from .conftest import prepare_day, settings
 from .test_warm_start import OTHER_SIZES, from_run
 
 SAME_WIDTHS = {"equal_budget": False}  # the bottom is as wide as an expert, so that whole towers fit
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    data = prepare_day(folder, 0)
+    train_one(data, settings(data.folder, name="single_dnn", **SAME_WIDTHS), folder / "single")
+    return folder
+
+
 @pytest.fixture
-def single(prepared, tmp_path):
-    """A run of Single-DNN, its data and its model."""
-    data = prepared(0, "data")
-    train_one(data, settings(data.folder, name="single_dnn", **SAME_WIDTHS), tmp_path / "single")
-    return tmp_path / "single", data, load_trained(tmp_path / "single").model
+def single(trained):
+    """A run of Single-DNN, which no test changes, its data and its model."""
+    return trained / "single", PreparedData(trained / "data"), load_trained(trained / "single").model
 
 
 def assert_same(ours, theirs):
@@ -30,8 +37,9 @@ def assert_same(ours, theirs):
     assert all(torch.equal(*pair) for pair in pairs)
 
 
-@pytest.mark.parametrize("backbone", ["mmoe", "shared_bottom", "ple"])
-@pytest.mark.parametrize(("task", "network"), [("", 0), ("click", 0), ("conversion", 1)])
+@pytest.mark.parametrize(
+    ("backbone", "task", "network"), [("mmoe", "", 0), ("shared_bottom", "conversion", 1), ("ple", "click", 0)]
+)
 def test_shared_tables_are_those_of_one_task_and_every_tower_that_of_its_own(single, backbone, task, network):
     folder, data, old = single
     model = build(settings(backbone=backbone, **SAME_WIDTHS).model, data)
@@ -84,32 +92,26 @@ def test_every_network_of_a_single_dnn_takes_the_shared_tables(single, tmp_path)
         assert_same(network.towers[0], tower)
 
 
-def test_the_conditional_tower_of_esmm_is_not_that_of_a_rate_over_impressions(single):
+def test_the_conditional_tower_of_esmm_is_not_that_of_a_rate_over_impressions(single, tmp_path):
     folder, data, old = single
     data.manifest.schema["funnel"] = ["click", "conversion"]
+    reason = "one of the two is a rate given the stage before"
     model = build(settings(name="esmm", **SAME_WIDTHS).model, data)
     report = warm_start(model, data, folder)
     assert_same(model.towers[0], old.networks[0].towers[0])
-    assert report.fresh["towers.1.logit.weight"] == "one of the two is a rate given the stage before"
-
-
-def test_a_network_of_a_single_dnn_does_not_take_a_conditional_tower(single, tmp_path):
-    _, data, _ = single
-    data.manifest.schema["funnel"] = ["click", "conversion"]
-    train_one(data, settings(data.folder, name="esmm", **SAME_WIDTHS), tmp_path / "esmm")
-    old = load_trained(tmp_path / "esmm").model
+    assert report.fresh["towers.1.logit.weight"] == reason
+    train_one(data, settings(data.folder, name="esmm", **SAME_WIDTHS), tmp_path / "esmm")  # and the other way round
     model = build(settings(name="single_dnn", **SAME_WIDTHS).model, data)
     report = warm_start(model, data, tmp_path / "esmm")
-    assert_same(model.networks[0].towers[0], old.towers[0])
-    assert report.fresh["networks.1.towers.0.logit.weight"] == "one of the two is a rate given the stage before"
+    assert_same(model.networks[0].towers[0], load_trained(tmp_path / "esmm").model.towers[0])
+    assert report.fresh["networks.1.towers.0.logit.weight"] == reason
     assert not any(name.startswith("networks.1.towers.") for name in report.taken)
 
 
-@pytest.mark.parametrize(("name", "target"), [("shared_bottom", "mmoe"), ("mmoe", "shared_bottom"), ("mmoe", "ple")])
-def test_a_layer_is_copied_whole_or_not_at_all(single, tmp_path, name, target):
+def test_a_layer_is_copied_whole_or_not_at_all(single, tmp_path):
     _, data, _ = single
-    train_one(data, settings(data.folder, name=name), tmp_path / name)
-    report = warm_start(build(settings(name=target).model, data), data, tmp_path / name)
+    train_one(data, settings(data.folder, name="mmoe"), tmp_path / "mmoe")
+    report = warm_start(build(settings(name="ple").model, data), data, tmp_path / "mmoe")
     assert report.taken
     assert report.fresh
     taken, fresh = ({layer_of(name) for name in names} for names in (report.taken, report.fresh))
@@ -129,7 +131,7 @@ def test_a_task_must_be_one_of_a_single_dnn(single, tmp_path):
         warm_start(model, data, tmp_path / "mmoe", task="click")
 
 
-def test_a_start_that_takes_nothing_is_an_error_unless_it_is_allowed(single, tmp_path, capsys):
+def test_a_start_that_takes_nothing_is_an_error_unless_it_is_allowed(single, prepared, tmp_path, capsys):
     folder, data, _ = single
     config = settings(data.folder, **OTHER_SIZES)
     with pytest.raises(CheckpointError) as raised:
@@ -141,14 +143,9 @@ def test_a_start_that_takes_nothing_is_an_error_unless_it_is_allowed(single, tmp
     assert not (tmp_path / "next/best").exists()
     train_one(data, from_run(folder, config, allow_empty=True), tmp_path / "next")
     assert "0 of 20 dense weights copied" in capsys.readouterr().err
-
-
-def test_unknown_values_alone_are_nothing(prepared, single, tmp_path):
-    folder, _, _ = single
     later = prepared(9, "later", fields={"item": "categorical"})
-    model = build(settings(tower_hidden=[5, 3], name="mmoe").model, later)
-    with pytest.raises(CheckpointError, match="nothing fits"):
-        warm_start(model, later, folder)
+    with pytest.raises(CheckpointError, match="nothing fits"):  # the row of unknown values alone is nothing
+        warm_start(build(settings(tower_hidden=[5, 3], name="mmoe").model, later), later, folder)
 
 
 def test_the_command_chooses_the_task_and_allows_nothing(single, tmp_path, capsys):

@@ -1,13 +1,10 @@
 """Two processes that write one run folder: the second one stops at once."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from adaftr_fast._locks import LOCK
-from adaftr_fast.cli import main
 from adaftr_fast.config import TrainingConfig
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import BusyError, CheckpointError
@@ -20,48 +17,6 @@ from tests.files.holder import holder
 from tests.files.power import TORN, Disk
 
 from .conftest import SOURCE, settings, write_day
-
-PAUSED = """
-import sys
-from adaftr_fast.cli import main
-from adaftr_fast.training.trainer import Trainer
-
-real = Trainer.fit
-
-def fit(trainer):
-    print("training", flush=True)
-    sys.stdin.readline()
-    return real(trainer)
-
-Trainer.fit = fit
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def command(data, out, seed):
-    sizes = ["--model.name", "shared_bottom", "--model.expert_hidden", "[8]", "--model.tower_hidden", "[8]"]
-    budget = ["--training.batch_size", "64", "--training.max_epochs", "1", "--training.progress", "false"]
-    seeded = ["--training.seed", str(seed)]
-    return ["train", "--data.folder", str(data.folder), "--out", str(out), *sizes, *budget, *seeded]
-
-
-def test_two_trains_do_not_mix_their_results(prepared, tmp_path, capfd):
-    data, out = prepared(1), tmp_path / "out"
-    first = [sys.executable, "-c", PAUSED, *command(data, out, seed=1)]
-    with subprocess.Popen(first, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "training\n"
-        assert main(command(data, out, seed=2)) == 2
-        (line,) = capfd.readouterr().err.splitlines()
-        assert f"{out}: process {process.pid} on " in line
-        assert "--training.seed 1`" in line
-        process.communicate("go on\n", timeout=300)
-        assert process.returncode == 0
-    written = json.loads((out / "best/checkpoint.json").read_text())
-    assert written["config"]["training"]["seed"] == 1
-    assert sorted(path.name for path in out.iterdir()) == [
-        "best", "metrics.jsonl", "report.md", "report.png", "test.json",
-    ]  # fmt: skip
-    assert main(command(data, out, seed=2)) == 0
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read(prepared, tmp_path, monkeypatch):
@@ -88,20 +43,17 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(prepared, tmp_path, monk
 def test_every_run_locks_its_folder(prepared, tmp_path):
     data, out = prepared(1), tmp_path / "out"
     days = [write_day(tmp_path, 1)]
-    for write in (
-        lambda: train_one(data, settings(data.folder), out),
-        lambda: fit_one(data, settings(data.folder), out).__enter__(),
-        lambda: list(train_daily(parse_schema(SOURCE), days, settings(), out)),
-        lambda: run_demo(out, TrainingConfig(progress=False)),
-    ):
-        with holder(out / LOCK), pytest.raises(BusyError, match="is writing it"):
-            write()
-    assert [path.name for path in out.iterdir()] == [LOCK]
-
-
-def test_a_link_to_a_folder_that_does_not_exist_yet_is_followed(prepared, tmp_path):
-    data = prepared(1)
-    (tmp_path / "link").symlink_to("disk/run")
+    with holder(out / LOCK):
+        for write in (
+            lambda: train_one(data, settings(data.folder), out),
+            lambda: fit_one(data, settings(data.folder), out).__enter__(),
+            lambda: list(train_daily(parse_schema(SOURCE), days, settings(), out)),
+            lambda: run_demo(out, TrainingConfig(progress=False)),
+        ):
+            with pytest.raises(BusyError, match="is writing it"):
+                write()
+        assert [path.name for path in out.iterdir()] == [LOCK]
+    (tmp_path / "link").symlink_to("disk/run")  # which does not exist yet
     train_one(data, settings(data.folder), tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert load_trained(tmp_path / "disk/run").about.tasks == ["click", "conversion"]
