@@ -10,7 +10,7 @@ import pytest
 import adaftr_fast as af
 from adaftr_fast.cli import main
 from adaftr_fast.cli.prepare import HINT
-from adaftr_fast.errors import ConfigError, DataError
+from adaftr_fast.errors import DataError
 
 from .conftest import ROLES
 
@@ -85,14 +85,6 @@ def test_it_writes_and_prints_what_the_command_does(shop, data, tmp_path, capsys
         assert (out / name).read_bytes() == (data.folder / name).read_bytes()
 
 
-def test_a_single_name_need_not_stand_in_a_list(shop, tmp_path):
-    options = {"group": "user", "progress": False}
-    one = af.prepare(shop / "log.csv", tmp_path / "one", labels="click", ignore="conversion", **options)
-    listed = af.prepare([shop / "log.csv"], tmp_path / "two", labels=["click"], ignore=["conversion"], **options)
-    assert one.manifest == listed.manifest
-    assert one.manifest.tasks == ["click"]
-
-
 def test_the_inferred_schema_can_be_written_and_edited(shop, data, tmp_path):
     written = tmp_path / "mine.toml"
     inferred = af.prepare(shop / "log.csv", tmp_path / "data", **ROLES, write_schema=written, progress=False)
@@ -117,8 +109,8 @@ def test_text_is_read_as_lists_where_the_command_says_so(shop, tmp_path, capsys)
     assert main([*command, str(tmp_path / "data"), "--multi", "tags=|", "user="]) == 0
     assert r"| tags  | categorical, lists separated by '\|' |" in capsys.readouterr().out
     options = {"labels": "click", "ignore": "conversion", "progress": False}
-    assert af.prepare(log, tmp_path / "api", **options, multi={"tags": "|"}).manifest.num_embeddings[-1] == 9
-    assert af.prepare(log, tmp_path / "text", **options).manifest.num_embeddings[-1] == 8
+    listed = af.prepare([log], tmp_path / "api", **options, multi={"tags": "|"}).manifest
+    assert (listed.num_embeddings[-1], listed.tasks) == (9, ["click"])
     assert main([*command, str(tmp_path / "data"), "--multi", "tags"]) == 2
     assert "--multi: expected NAME=SEPARATOR, got 'tags'" in capsys.readouterr().err
 
@@ -138,23 +130,6 @@ def test_rows_that_are_left_out_are_noted(shop, tmp_path):
     assert f"<p>{html.escape(note)}</p>" in data._repr_html_()
 
 
-def test_a_table_in_shards(shop, tmp_path):
-    table = csv.read_csv(shop / "log.csv")
-    whole, sharded = (
-        af.prepare(table, tmp_path / str(count), **ROLES, shards=count, progress=False).manifest for count in (1, 2)
-    )
-    assert whole.fingerprint == sharded.fingerprint
-
-
-def test_wrong_engines_are_named(shop, tmp_path):
-    for options, message in (
-        ({"engine": "spark"}, "engine: expected one of local, ray, got 'spark'"),
-        ({"address": "auto"}, "address: goes with engine ray, got address = 'auto' with engine local"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            af.prepare(shop / "log.csv", tmp_path / "data", **ROLES, **options)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -165,27 +140,19 @@ def test_wrong_engines_are_named(shop, tmp_path):
         ({"labels": "click", "group": "usr"}, "no column 'usr'"),
         ({"dataset": "flites"}, "unknown data set 'flites'; expected one of aliccp"),
         ({"dataset": "flights", "group": "user"}, "group: goes with labels, got group = 'user' with dataset = 'flig"),
-        ({"dataset": "flights", "ignore": "user"}, r"ignore: goes with labels, got ignore = \['user'\] with dataset"),
         ({"dataset": "flights", "multi": {"tags": "|"}}, "multi: goes with labels, got multi = {'tags': "),
-        ({"dataset": "flights", "write_schema": "my.toml"}, "write_schema: goes with labels, got write_schema = 'my"),
-        ({"labels": "click", "multi": {"usr": "|"}}, "no column 'usr'"),
-        ({"dataset": "flights", "funnel": ["click", "late"]}, r"funnel: goes with labels, got funnel = \['click', 'la"),
         ({"dataset": "flights", "funnel": []}, r"funnel: goes with labels, got funnel = \[\]"),
+        ({"labels": "click", "multi": {"usr": "|"}}, "no column 'usr'"),
         ({"labels": "click", "funnel": ["click", "buy"]}, "funnel: expected two or more of the labels click, or none"),
         ({"labels": "click", "bad_rows": 1.0}, r"bad_rows: expected a share in \[0, 1\), got 1.0"),
+        ({"files": [], "labels": "click"}, "files: expected one file beside labels, got 0"),
+        ({"files": ["a", "b"], "labels": "click"}, "files: expected one file beside labels, got 2"),
     ],
 )
 def test_wrong_arguments_are_named(shop, tmp_path, options, message):
     with pytest.raises(DataError, match=message):
-        af.prepare(shop / "log.csv", tmp_path / "data", **options)
+        af.prepare(**{"files": shop / "log.csv", "out": tmp_path / "data"} | options)
     assert not (tmp_path / "data").exists()
-
-
-def test_a_schema_is_inferred_from_one_file_only(shop):
-    with pytest.raises(DataError, match="files: expected one file beside labels, got 0"):
-        af.prepare(labels="click")
-    with pytest.raises(DataError, match="files: expected one file beside labels, got 2"):
-        af.prepare([shop / "log.csv"] * 2, labels="click")
 
 
 def test_conversions_without_a_click_are_warned_of(tmp_path):

@@ -41,20 +41,13 @@ test = { file = "new", rows = "odd" }
 """)
     csv.write_csv(log.slice(800), tmp_path / "new.csv")
     inputs = [log.slice(0, 800), tmp_path / "new.csv"]
-    data = af.prepare(inputs, tmp_path / "data", dataset=tmp_path / "log.toml", progress=False)
+    given = (each for each in inputs)  # an iterator
+    data = af.prepare(given, tmp_path / "data", dataset=tmp_path / "log.toml", shards=2, progress=False)
     assert {name: split.rows for name, split in data.manifest.splits.items()} == {
         "train": 800,
         "validation": 200,
         "test": 200,
     }
-
-
-def test_an_iterator_of_inputs_is_prepared_as_a_list(log, tmp_path):
-    pq.write_table(log, tmp_path / "log.parquet")
-    for number, options in enumerate([{}, {"shards": 2}]):
-        inputs = (path for path in [tmp_path / "log.parquet"])
-        data = af.prepare(inputs, tmp_path / f"data{number}", **ROLES, **options, progress=False)
-        assert sum(split.rows for split in data.manifest.splits.values()) == log.num_rows
 
 
 def test_wrong_columns_of_a_table_are_named(log, tmp_path):
@@ -63,12 +56,6 @@ def test_wrong_columns_of_a_table_are_named(log, tmp_path):
     with pytest.raises(DataError, match=r"^the table: label price: expected 0 or 1, got 0"):
         af.prepare(log, tmp_path / "data", labels=["click", "price"], progress=False)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_warnings_name_no_file_for_a_table(log, tmp_path):
-    ids = log.append_column("ad_id", [[float(n % 9) for n in range(log.num_rows)]])
-    with pytest.warns(UserWarning, match=r"^the table: read as ids, not as numbers: ad_id"):
-        af.prepare(ids, tmp_path / "data", **ROLES, progress=False)
 
 
 def test_frames_of_other_libraries_give_the_same_scores(log, model, tmp_path):

@@ -40,8 +40,6 @@ def test_an_experiment_runs_once_and_writes_its_report(folder, config, tmp_path,
         (["table9", "--dataset", "FOLDER"], "table9"),
         (["table4", "--dataset", "flites"], "unknown data set 'flites'"),
         (["table4", "--dataset", "FOLDER", "--seeds", "0"], "--seeds: expected >= 1, got 0"),
-        (["table4", "--dataset", "FOLDER", "--jobs", "0"], "--jobs: expected >= 1, got 0"),
-        (["table4", "--dataset", "FOLDER", "--model.beta", "-1"], "model.beta: expected a finite weight >= 0"),
         (["complexity", "--dataset", "FOLDER", "--training.batch_size", "100000"], "fewer than a batch of 100000"),
         (["table4", "--dataset", "FOLDER", "--address", "h:1"], "address: goes with engine ray, got address"),
         (
@@ -49,7 +47,6 @@ def test_an_experiment_runs_once_and_writes_its_report(folder, config, tmp_path,
             "expected cpu with --engine",
         ),
         (["complexity", "--dataset", "FOLDER", "--engine", "ray"], "--engine: expected local for complexity"),
-        (["table4"], "dataset"),
     ],
 )
 def test_user_errors_print_one_line(arguments, message, folder, tmp_path, capfd):

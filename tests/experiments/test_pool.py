@@ -30,19 +30,13 @@ def test_processes_give_the_same_bits_as_one_thread(jobs, data, budget, tmp_path
     assert outcomes[jobs[2].key].test == here.test
 
 
-def test_finished_jobs_are_not_repeated(jobs, capfd):
+def test_finished_jobs_are_not_repeated(jobs, data, capfd):
     done = [execute(job) for job in jobs[:2]]
     times = [(job.folder / RESULT).stat().st_mtime_ns for job in jobs[:2]]
     outcomes = run_all(jobs[:2], engine=Processes(1), progress=True)  # starts no process
     assert [outcomes[job.key] for job in jobs[:2]] == done
     assert [(job.folder / RESULT).stat().st_mtime_ns for job in jobs[:2]] == times
     assert "2/2" in capfd.readouterr().err
-
-
-def test_an_error_of_a_job_is_raised(jobs, data):
-    jobs[0].config.data.folder = str(data.folder / "nothing")
-    with pytest.raises(Exception, match="not a prepared folder"):
-        run_all(jobs[:1], engine=Processes(1), progress=False)
 
 
 def test_zero_processes_raise():

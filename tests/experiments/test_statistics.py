@@ -9,11 +9,7 @@ def test_mean_and_standard_deviation_by_hand():
     spread = summarize([1.0, 2.0, 6.0])
     assert (spread.mean, spread.count) == (3.0, 3)
     assert spread.std == pytest.approx(math.sqrt(7))  # (4 + 1 + 9) / (3 - 1)
-
-
-def test_one_value_has_no_spread_and_none_has_no_mean():
     assert math.isnan(summarize([5.0]).std)
-    assert summarize([5.0]).mean == 5.0
     assert math.isnan(summarize([]).mean)
 
 
@@ -24,6 +20,9 @@ def test_paired_test_by_hand():
     t = 2 * math.sqrt(3)
     assert difference.p == pytest.approx(1 - t / math.sqrt(2 + t * t))
     assert not difference.significant  # p = .0742
+    assert paired([1.0, 2.0, 3.1], [1.0, 2.0, 3.0]).std < paired([1.0, 2.0, 3.1], [3.0, 1.0, 2.0]).std
+    with pytest.raises(ValueError, match="got 2 and 1"):
+        paired([1.0, 2.0], [1.0])
 
 
 def test_five_seeds_can_be_significant():
@@ -40,23 +39,10 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def test_order_of_seeds_matters():
-    assert paired([1.0, 2.0, 3.1], [1.0, 2.0, 3.0]).std < paired([1.0, 2.0, 3.1], [3.0, 1.0, 2.0]).std
-
-
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [([1.0], [2.0]), ([], []), ([1.0, 2.0], [1.0, 2.0]), ([1.0, 2.0], [1.5, 2.5])]
+    ("ours", "theirs"), [([1.0], [2.0]), ([], []), ([1.0, 2.0], [1.5, 2.5]), ([0.1 + 0.2, 0.6], [0.2, 0.5])]
 )
 def test_an_undefined_test_is_not_significant(ours, theirs):
     difference = paired(ours, theirs)
     assert math.isnan(difference.p)
     assert not difference.significant
-
-
-def test_differences_within_rounding_are_equal():
-    assert math.isnan(paired([0.1 + 0.2, 0.6], [0.2, 0.5]).p)
-
-
-def test_different_lengths_raise():
-    with pytest.raises(ValueError, match="got 2 and 1"):
-        paired([1.0, 2.0], [1.0])

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from adaftr_fast.config import ModelConfig
+from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.experiments.abtest import candidates as module
@@ -87,7 +89,7 @@ def test_equal_bidders_get_equal_traffic_and_true_ones_most_value(auctions):
 
 def test_a_model_bids_its_second_prediction_calibrated_on_validation(data, auctions):
     torch.manual_seed(0)
-    config = module_config()
+    config = ModelConfig(name="mmoe", embedding_dim=4, expert_hidden=[8], tower_hidden=[4])
     names = [field.name for field in data.manifest.fields]
     model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names)
     bidder = model_bidder(model, data, auctions.stages, 1000)
@@ -102,21 +104,9 @@ def test_a_model_bids_its_second_prediction_calibrated_on_validation(data, aucti
     np.testing.assert_allclose(bidder.bids(candidates), bidder.weight * expected * candidates.price, rtol=1e-5)
 
 
-def module_config():
-    from adaftr_fast.config import ModelConfig
-
-    return ModelConfig(name="mmoe", embedding_dim=4, expert_hidden=[8], tower_hidden=[4])
-
-
 def test_data_without_true_probabilities_are_refused(folder, data):
-    from adaftr_fast.data.dataset.loader import PreparedData
-
     with pytest.raises(ConfigError, match=r"abtest: expected .* whose schema has \[generate\], .*, got tiny"):
         Auctions(PreparedData(folder), 5)
-    with pytest.raises(ConfigError, match="slate: expected >= 2 candidates, got 1"):
-        Auctions(data, 1)
     data.manifest.tasks[1:] = ["purchase"]
-    with pytest.raises(
-        ConfigError, match="first and the last stage of the log, click, conversion, got click, purchase"
-    ):
+    with pytest.raises(ConfigError, match="stage of the log, click, conversion, got click, purchase"):
         Auctions(data, 5)
