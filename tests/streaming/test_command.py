@@ -1,7 +1,5 @@
 """The options of ``adaftr-fast stream``."""
 
-import pytest
-
 from adaftr_fast.cli import main
 from adaftr_fast.cli.app import build_parser
 from tests.streaming.test_kills import SCHEMA
@@ -27,18 +25,12 @@ def test_wrong_options_end_in_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("options", "epochs"), [([], 1), (["--training.max_epochs", "3"], 3)])
-def test_a_chunk_is_trained_for_one_epoch_unless_told_otherwise(options, epochs):
-    words = ["stream", "--dataset", "a", "--folder", "b", "--out", "c", *options]
-    assert build_parser(words).parse_args(words).stream.training.max_epochs == epochs
-
-
 def test_a_file_of_options_may_hold_all(tmp_path):
     file = tmp_path / "stream.toml"
-    file.write_text(
-        'kafka_topic = "shop"\n[kafka_settings]\n"security.protocol" = "SSL"\n[training]\nbatch_size = 64\n'
-    )
-    words = ["stream", "--dataset", "a", "--out", "c", "--config", str(file)]
-    found = build_parser(words).parse_args(words).stream
-    assert (found.kafka_topic, found.training.batch_size, found.training.max_epochs) == ("shop", 64, 1)
-    assert found.kafka_settings == {"security.protocol": "SSL"}
+    topic = 'kafka_topic = "shop"\n[kafka_settings]\n"security.protocol" = "SSL"\n'
+    for text, epochs in (("batch_size = 64", 1), ("max_epochs = 3", 3)):  # a chunk is trained for one epoch by default
+        file.write_text(f"{topic}[training]\n{text}\n")
+        words = ["stream", "--dataset", "a", "--out", "c", "--config", str(file)]
+        found = build_parser(words).parse_args(words).stream
+        assert (found.kafka_topic, found.training.max_epochs) == ("shop", epochs)
+        assert found.kafka_settings == {"security.protocol": "SSL"}

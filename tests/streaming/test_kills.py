@@ -19,7 +19,7 @@ KILLED = """
 import importlib, os, signal, sys
 from pathlib import Path
 from tests.streaming.conftest import stream
-module, owner, name, number, chunks, out = sys.argv[1:]
+module, owner, name, number, out, *given = sys.argv[1:]
 found = importlib.import_module(module)
 found = getattr(found, owner) if owner else found
 original, calls = getattr(found, name), []
@@ -31,18 +31,20 @@ def killing(*arguments, **options):
     return original(*arguments, **options)
 
 setattr(found, name, killing)
-stream(Path(chunks), Path(out))
+if len(given) == 1:
+    stream(Path(given[0]), Path(out))
+else:
+    from tests.streaming.test_kafka import source_of
+    stream(source_of(*given), Path(out), idle=2)
 """
+"""Kills itself at a call of a function of a module, in a stream from a folder, or from a topic of an address."""
 
 LOOP = "adaftr_fast.streaming.loop"
 POINTS = {
-    "before a chunk is noted": (LOOP, "Journal", "begin", 2),
     "in prepare": ("adaftr_fast.data.prepare.run", "", "publish", 2),
     "while measuring": ("adaftr_fast.runs.daily", "", "evaluate", 1),
     "in an epoch": ("adaftr_fast.training.stepper", "Stepper", "step", 15),  # 11 a chunk
     "after training": (LOOP, "Journal", "append", 2),
-    "after the record": ("adaftr_fast.training.files", "RunFiles", "finish", 2),
-    "in an export": ("adaftr_fast.serving.export", "", "save_torch", 2),
     "as an export is published": ("adaftr_fast._files", "", "_exchange", 1),  # the first one replaces no folder
     "after an export": (LOOP, "Journal", "note_export", 2),
     "while old chunks are removed": (LOOP, "_Stream", "_remove_old", 3),
@@ -72,7 +74,7 @@ def result(out):
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
 def test_killed_streams_end_with_the_same_weights(chunks, tmp_path, whole, point):
     out = tmp_path / "out"
-    script = Script(KILLED, *point, chunks, out)
+    script = Script(KILLED, *point, out, chunks)
     _, errors = script.communicate()
     assert script.returncode == -signal.SIGKILL, errors
     if (out / "serving").exists():

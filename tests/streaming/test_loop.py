@@ -1,6 +1,7 @@
 """A stream measures each chunk before it trains on it, exports, and forgets what it no longer needs."""
 
 import json
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -55,14 +56,6 @@ def test_records_have_lag_and_speed(chunks, tmp_path, monkeypatch):
     assert (record["arrived"], record["lag"], record["seconds"], record["rows_per_s"]) == (LONG_AGO, 10, 10, 80)
 
 
-def test_names_and_errors_may_hold_any_character(tmp_path):
-    """Some of them end a line of text, but none of the records."""
-    journal = Journal(tmp_path)
-    name, error = "a\u2028b.parquet", "got 'c\x85d'"
-    journal.append({"chunk": 1, "name": name, "position": {}, "error": error})
-    assert Journal(tmp_path).records == journal.records
-
-
 def test_the_chunk_in_progress_is_found_on_another_machine(tmp_path):
     """A topic's chunk lies in the folder of the stream."""
     folder = StorePath("s3://bucket", "bucket/out", "s3://bucket/out")
@@ -76,19 +69,6 @@ def test_the_chunk_in_progress_is_found_on_another_machine(tmp_path):
         assert Journal(there).current().file == there / "chunk.parquet"
 
 
-def test_new_chunks_continue_a_stream_and_old_folders_go(chunks, tmp_path):
-    out = tmp_path / "out"
-    stream(chunks, out)
-    assert folders(out) == ["chunk-000002", "chunk-000003"]
-    assert stream(chunks, out) == []
-    (chunks / "000.parquet").unlink()
-    arrive(chunks, 3)
-    (record,) = stream(chunks, out, keep=1)
-    assert (record["chunk"], record["name"]) == (4, "003.parquet")
-    assert record["before_training"]["click"]["auc"] > 0.5
-    assert folders(out) == ["chunk-000004"]
-
-
 @pytest.mark.parametrize(("minutes", "exports"), [(0, [1, 2, 3]), (1e6, [1, 3])])
 def test_exports_after_each_chunk_or_after_minutes_and_at_the_end(chunks, tmp_path, monkeypatch, minutes, exports):
     done, original = [], loop.export_run
@@ -100,13 +80,20 @@ def test_exports_after_each_chunk_or_after_minutes_and_at_the_end(chunks, tmp_pa
     monkeypatch.setattr(loop, "export_run", counting)
     out = tmp_path / "out"
     stream(chunks, out, export_minutes=minutes)
-    stream(chunks, out, export_minutes=minutes)  # nothing is new
+    assert folders(out) == ["chunk-000002", "chunk-000003"]
+    assert stream(chunks, out, export_minutes=minutes) == []  # nothing is new
     assert done == exports
     trained = load_trained(out / "chunk-000003/run").about
     assert read_about(out / "serving").fingerprint == trained.fingerprint
     scorer = load_scorer(out / "serving")
     scores = scorer.score(scorer.encode(pq.read_table(chunks / "002.parquet").to_batches()[0]))
     assert scores.shape == (800, 2)
+    (chunks / "000.parquet").unlink()
+    arrive(chunks, 3)
+    (record,) = stream(chunks, out, keep=1)
+    assert (record["chunk"], record["name"]) == (4, "003.parquet")
+    assert record["before_training"]["click"]["auc"] > 0.5
+    assert folders(out) == ["chunk-000004"]
 
 
 def test_trackers_log_the_stream_as_one_run(chunks, tmp_path, monkeypatch):
@@ -140,11 +127,6 @@ def test_trackers_log_the_stream_as_one_run(chunks, tmp_path, monkeypatch):
     assert first.logged[2]["before_training/click/auc"] == records[1]["before_training"]["click"]["auc"]
     assert {"rows", "ids", "rows_per_s", "validation/conversion/calibration"} <= set(first.logged[1])
     assert not any(name.startswith("before_training") for name in first.logged[1])
-
-
-def test_undefined_metrics_are_not_logged():
-    record = {"rows": 3, "ids": None, "validation": {"click": {"auc": 0.5, "gauc": None, "cvr_auc": float("nan")}}}
-    assert loop._numbers(record) == {"rows": 3, "validation": {"click": {"auc": 0.5}}}
 
 
 def without_clicks(chunks, name):
@@ -183,37 +165,30 @@ def test_a_chunk_in_which_every_value_of_a_column_is_missing(chunks, tmp_path):
     assert records[1]["before_training"]["click"]["auc"] > 0.5
 
 
-def test_a_chunk_that_is_gone_before_it_was_trained_on_is_reported(chunks, tmp_path, monkeypatch):
+def test_the_chunk_in_progress_comes_before_one_that_came_late_unless_it_is_gone(chunks, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_part", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             stream(chunks, out)
-    (chunks / "000.parquet").unlink()
-    with pytest.warns(RuntimeWarning, match=r"000\.parquet: is gone and was not trained on"):
-        assert [record["name"] for record in stream(chunks, out)] == ["001.parquet", "002.parquet"]
-
-
-def test_the_chunk_in_progress_is_finished_before_one_that_came_late(chunks, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_part", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            stream(chunks, out)
+    shutil.copytree(out, tmp_path / "again")
     arrive(chunks, 3, "0000.parquet")
     assert [record["name"] for record in stream(chunks, out)[:2]] == ["000.parquet", "0000.parquet"]
+    (chunks / "000.parquet").unlink()
+    with pytest.warns(RuntimeWarning, match=r"000\.parquet: is gone and was not trained on"):
+        assert stream(chunks, tmp_path / "again")[0]["name"] == "0000.parquet"
 
 
-def test_a_record_that_was_not_written_whole_is_removed(chunks, tmp_path):
-    out = tmp_path / "out"
-    stream(chunks, out)
-    before = (out / RECORDS).read_bytes()
-    (out / RECORDS).write_bytes(before + b'{"chunk": 4, "na')
-    assert stream(chunks, out) == []
-    assert (out / RECORDS).read_bytes() == before
-    (out / RECORDS).write_bytes(b"[1]\n")
+def test_a_record_that_was_not_written_whole_is_removed(tmp_path):
+    """Names and errors may hold characters that end a line of text, but none of the records."""
+    journal = Journal(tmp_path)
+    journal.append({"chunk": 1, "name": "a\u2028b.parquet", "position": {}, "error": "got 'c\x85d'"})
+    before = (tmp_path / RECORDS).read_bytes()
+    (tmp_path / RECORDS).write_bytes(before + b'{"chunk": 4, "na')
+    assert Journal(tmp_path).records == journal.records
+    (tmp_path / RECORDS).write_bytes(b"[1]\n")
     with pytest.raises(DataError, match=r"stream\.jsonl: damaged"):
-        stream(chunks, out)
+        Journal(tmp_path)
 
 
 @pytest.mark.parametrize("option", [{"keep": 0}, {"poll": -1}, {"idle": float("nan")}])
