@@ -53,7 +53,6 @@ def test_an_extension_that_fails_to_load_warns(unloadable, monkeypatch, load, ke
     ("notes", "reason"),
     [
         (None, "undefined symbol: torch"),
-        ("{}", "undefined symbol: torch"),
         ("[]", "undefined symbol: torch"),
         ("damaged", "undefined symbol: torch"),
         ('{"adaftr_fast._C": "no C++ compiler", "adaftr_fast._cuda": "no C++ compiler"}', "no C++ compiler"),
@@ -80,23 +79,20 @@ def test_cuda_kernels_are_not_imported_where_torch_has_no_cuda(unloadable, monke
     assert _extension._load_cuda() == (None, "not built: no nvcc found")
 
 
-@pytest.mark.parametrize(
-    ("version", "is_untested"), [("2.11.0", False), ("2.15.1+cu132", False), ("2.16.0", True), ("3.0.0", True)]
-)
-def test_a_torch_newer_than_the_newest_tested_is_remarked_on(version, is_untested):
-    assert bool(_extension.untested(version)) == is_untested
-
-
 @pytest.mark.parametrize("op", ["adaptive_infonce", "FusedEmbedding"])
 def test_the_first_op_without_kernels_warns_once(tmp_path, op):
     shown = first_uses(tmp_path, op, "no C++ compiler 'c++' on PATH")
     assert shown.count("RuntimeWarning") == 1
     assert "the C++ kernels are not built: no C++ compiler 'c++' on PATH. The plain-PyTorch references run" in shown
     assert "times slower" in shown
+    if op == "adaptive_infonce":
+        (tmp_path / "none").mkdir()
+        assert first_uses(tmp_path / "none", op, "ADAFTR_FAST_BUILD=none") == ""  # kernels that were not wanted
 
 
-def test_kernels_that_were_not_wanted_are_not_missed(tmp_path):
-    assert first_uses(tmp_path, "adaptive_infonce", "ADAFTR_FAST_BUILD=none") == ""
+def test_a_torch_newer_than_the_newest_tested_is_remarked_on():
+    found = [bool(_extension.untested(version)) for version in ("2.11.0", "2.15.1+cu132", "2.16.0", "3.0.0")]
+    assert found == [False, False, True, True]
 
 
 def first_uses(folder, op, reason):

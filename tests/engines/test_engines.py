@@ -7,8 +7,7 @@ import pytest
 
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.engines import engine, open_engine
-from adaftr_fast.engines.engine import Local
-from adaftr_fast.errors import ConfigError, DataError
+from adaftr_fast.errors import ConfigError
 
 
 def test_results_are_in_order_and_reported():
@@ -24,18 +23,6 @@ def test_results_are_in_order_and_reported():
     assert finished == {0: 9, 1: 1, 2: 4}
     assert amounts == [3, 1, 2]
     assert not engine.remote
-
-
-def test_an_error_ends_the_calls():
-    called = []
-
-    def fail(number, advance):
-        called.append(number)
-        raise DataError("log.csv: damaged")
-
-    with pytest.raises(DataError, match=r"^log\.csv: damaged$"):
-        Local().map(fail, [1, 2])
-    assert called == [1]
 
 
 def test_wrong_engines_are_named():

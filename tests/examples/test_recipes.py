@@ -94,52 +94,34 @@ def test_our_blocks_run_in_float32(title):
         assert difference(run(block, torch.float32), run(block)) < 1e-4
 
 
-def clip_on_a_rank(rank):
-    """The loss and gradients of open_clip and of ours for this rank's half of the rows."""
-    from open_clip.loss import ClipLoss
+def on_a_rank(rank):
+    """The losses and gradients of open_clip and of ours for this rank's half of the rows."""
+    from open_clip.loss import ClipLoss, SigLipLoss
 
-    from adaftr_fast.nn.losses import CLIPLoss
+    from adaftr_fast.nn.losses import CLIPLoss, SigLIPLoss
 
+    world = dist.group.WORLD
+    clip, theirs = CLIPLoss(process_group=world), ClipLoss(True, True, rank=rank, world_size=2)
     results = []
-    for ours in (False, True):
+    for loss_of, scalars in (
+        (lambda x, y: theirs(x, y, clip.logit_scale.exp()), [clip.logit_scale]),
+        (clip, [clip.logit_scale]),
+        (SigLipLoss(rank=rank, world_size=2), [torch.tensor(10.0), torch.tensor(-10.0)]),
+        (SigLIPLoss(process_group=world), [torch.tensor(10.0), torch.tensor(-10.0)]),
+    ):
         found = names(torch.float64)
-        image, text = (F.normalize(found[name].detach(), dim=1).chunk(2)[rank] for name in ("anchors", "positives"))
-        image.requires_grad_(), text.requires_grad_()
-        clip = CLIPLoss(process_group=dist.group.WORLD)
-        theirs = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=2)
-        loss = clip(image, text) if ours else theirs(image, text, clip.logit_scale.exp())
-        loss.backward()
-        with torch.no_grad():
-            # The gradient of the features themselves: that of ours is through a normalization of unit vectors.
-            along = [g - x * (g * x).sum(1, keepdim=True) for x, g in ((image, image.grad), (text, text.grad))]
-        results.append([loss.detach(), *along, clip.logit_scale.grad])
+        sides = [F.normalize(found[name].detach(), dim=1).chunk(2)[rank] for name in ("anchors", "positives")]
+        x, y = (side.requires_grad_() for side in sides)
+        loss = loss_of(x, y, *(each.requires_grad_() for each in scalars if len(scalars) == 2))
+        gradients = torch.autograd.grad(loss, [x, y, *scalars])
+        # The gradient of the features themselves: that of our CLIP is through a normalization of unit vectors.
+        along = [g - side * (g * side).sum(1, keepdim=True) for side, g in zip((x, y), gradients)]
+        results.append([loss.detach(), *(along if len(scalars) == 1 else gradients[:2]), *gradients[2:]])
     return results
 
 
-def siglip_on_a_rank(rank):
-    """The loss and gradients of open_clip and of ours for this rank's half of the rows."""
-    from open_clip.loss import SigLipLoss
-
-    from adaftr_fast.nn.losses import SigLIPLoss
-
-    results = []
-    for loss_of in (SigLipLoss(rank=rank, world_size=2), SigLIPLoss(process_group=dist.group.WORLD)):
-        found = names(torch.float64)
-        image, text = (F.normalize(found[name].detach(), dim=1).chunk(2)[rank] for name in ("anchors", "positives"))
-        leaves = [image, text, torch.tensor(10.0), torch.tensor(-10.0)]
-        loss = loss_of(*(x.requires_grad_() for x in leaves), output_dict=True)["contrastive_loss"]
-        loss.backward()
-        results.append([loss.detach(), *(x.grad for x in leaves)])
-    return results
-
-
-def test_siglip_across_ranks_equals_open_clip():
+def test_losses_across_ranks_equal_those_of_open_clip():
     pytest.importorskip("open_clip", reason="make test-recipes installs it", exc_type=ModuleNotFoundError)
-    for true, found in on_ranks(siglip_on_a_rank, 2):
-        assert difference(found, true) < 1e-6
-
-
-def test_clip_across_ranks_equals_open_clip():
-    pytest.importorskip("open_clip", reason="make test-recipes installs it", exc_type=ModuleNotFoundError)
-    for true, found in on_ranks(clip_on_a_rank, 2):
-        assert difference(found, true) < 1e-6
+    for clip, own_clip, siglip, own_siglip in on_ranks(on_a_rank, 2):
+        assert difference(own_clip, clip) < 1e-6
+        assert difference(own_siglip, siglip) < 1e-6
