@@ -1,13 +1,13 @@
 """``python -m tests.chaos``: searches for failures by chance. See CONTRIBUTING.md."""
 
 import argparse
-import importlib
 import json
 import random
 import sys
 from pathlib import Path
 
-from tests.chaos.search import Limit
+from tests.chaos.search import Limit, search
+from tests.chaos.worker import repeat
 
 KINDS = ("kills", "ops", "parsers")
 
@@ -24,7 +24,7 @@ def main() -> int:
     try:
         for kind in arguments.kinds or KINDS:
             limit = Limit(arguments.minutes, arguments.count)
-            for path in importlib.import_module(f"tests.chaos.{kind}").run(seed, limit, arguments.out):
+            for path in search(kind, seed, limit, arguments.out):
                 failures.append(path)  # noqa: PERF402  # kept when Ctrl-C ends the search
     except KeyboardInterrupt:
         print("interrupted")
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
 def replays(path: Path) -> bool:
     """Repeats the case of a file, prints its error and returns whether it passes."""
     content = json.loads(path.read_text())
-    error = importlib.import_module(f"tests.chaos.{content['kind']}").replay(content["case"])
+    error = repeat(content["kind"], content["case"])
     print(f"{path}: {error or 'passes'}")
     return error is None
 

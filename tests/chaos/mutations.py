@@ -21,69 +21,44 @@ VALUES = (
 )  # fmt: skip
 
 
+KINDS = ("flip", "flip", "bit", "truncate", "insert", "insert", "replace", "remove", "repeat", "splice", "word")
+
+
 def damaged(random: random.Random, data: bytes, others: list[bytes]) -> bytes:
     """Returns ``data`` after one to four changes of its bytes, some of which splice in one of ``others``."""
     for _ in range(random.choice((1, 1, 1, 2, 2, 3, 4))):
-        data = random.choice(BYTES)(random, data, others)
+        data = _changed(random, data, random.choice(others))
     return data
 
 
-def _flip(random: random.Random, data: bytes, _: list[bytes]) -> bytes:
-    changed = bytearray(data or b"\0")
-    for _ in range(random.choice((1, 1, 1, 2, 8))):
-        changed[random.randrange(len(changed))] = random.choice((0, 255, 127, 128, random.randrange(256)))
-    return bytes(changed)
-
-
-def _flip_bit(random: random.Random, data: bytes, _: list[bytes]) -> bytes:
-    changed = bytearray(data or b"\0")
-    changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
-    return bytes(changed)
-
-
-def _truncate(random: random.Random, data: bytes, _: list[bytes]) -> bytes:
-    return data[: random.randrange(len(data) + 1)] if random.random() < 0.7 else data[random.randrange(len(data) + 1) :]
-
-
-def _insert(random: random.Random, data: bytes, _: list[bytes]) -> bytes:
-    place = random.randrange(len(data) + 1)
-    return data[:place] + random.choice(PIECES) * random.choice((1, 1, 1, 2, 5)) + data[place:]
-
-
-def _replace(random: random.Random, data: bytes, _: list[bytes]) -> bytes:
-    start, stop = _slice(random, data)
-    return data[:start] + random.choice(PIECES) + data[stop:]
-
-
-def _remove(random: random.Random, data: bytes, _: list[bytes]) -> bytes:
-    start, stop = _slice(random, data)
-    return data[:start] + data[stop:]
-
-
-def _repeat(random: random.Random, data: bytes, _: list[bytes]) -> bytes:
-    start, stop = _slice(random, data)
-    return data[:stop] + data[start:stop] * random.choice((1, 2, 10)) + data[stop:]
-
-
-def _splice(random: random.Random, data: bytes, others: list[bytes]) -> bytes:
-    other = random.choice(others)
-    return data[: random.randrange(len(data) + 1)] + other[random.randrange(len(other) + 1) :]
-
-
-def _word(random: random.Random, data: bytes, _: list[bytes]) -> bytes:
-    """Overwrites 1, 2, 4 or 8 aligned bytes by a number at the end of a range."""
-    size = random.choice((1, 2, 4, 8))
-    place = random.randrange(len(data) // size + 1) * size
-    number = random.choice((0, 1, 2 ** (8 * size) - 1, 2 ** (8 * size - 1), 2 ** (8 * size - 1) - 1))
-    return data[:place] + number.to_bytes(size, "little") + data[place + size :]
-
-
-def _slice(random: random.Random, data: bytes) -> tuple[int, int]:
+def _changed(random: random.Random, data: bytes, other: bytes) -> bytes:
     start = random.randrange(len(data) + 1)
-    return start, min(len(data), start + random.choice((1, 2, 8, 40, 200)))
-
-
-BYTES = (_flip, _flip, _flip_bit, _truncate, _insert, _insert, _replace, _remove, _repeat, _splice, _word)
+    stop = min(len(data), start + random.choice((1, 2, 8, 40, 200)))
+    changed, piece = bytearray(data or b"\0"), random.choice(PIECES)
+    match random.choice(KINDS):
+        case "flip":
+            for _ in range(random.choice((1, 1, 1, 2, 8))):
+                changed[random.randrange(len(changed))] = random.choice((0, 255, 127, 128, random.randrange(256)))
+        case "bit":
+            changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+        case "truncate":
+            return data[:start] if random.random() < 0.7 else data[start:]
+        case "insert":
+            changed[start:start] = piece * random.choice((1, 1, 1, 2, 5))
+        case "replace":
+            changed[start:stop] = piece
+        case "remove":
+            del changed[start:stop]
+        case "repeat":
+            changed[start:stop] = data[start:stop] * random.choice((2, 3, 11))
+        case "splice":
+            changed[start:] = other[random.randrange(len(other) + 1) :]
+        case "word":  # 1, 2, 4 or 8 aligned bytes become a number at the end of a range
+            size = random.choice((1, 2, 4, 8))
+            place = start // size * size
+            number = random.choice((0, 1, 2 ** (8 * size) - 1, 2 ** (8 * size - 1), 2 ** (8 * size - 1) - 1))
+            changed[place : place + size] = number.to_bytes(size, "little")
+    return bytes(changed)
 
 
 def damaged_table(random: random.Random, text: bytes, others: list[bytes]) -> bytes:

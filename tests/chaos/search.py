@@ -1,19 +1,14 @@
 """The search of every kind of chaos: draws cases until a limit is reached, and writes a file per failure.
 
-A kind is a module ``tests/chaos/KIND.py`` with two functions:
+A kind is a module ``tests/chaos/KIND.py`` with three functions:
 
-- ``run(seed, limit, out)`` searches and yields a file per failure;
-- ``replay(case)`` repeats a case, a dictionary of JSON values, and returns its error or None.
-
-A kind whose cases are functions of the case alone is three more functions; its ``run`` calls ``search`` and its
-``replay`` calls ``worker.repeat``:
-
-- ``draw(random)`` makes a case from a ``random.Random``;
+- ``draw(random)`` makes a case, a dictionary of JSON values, from a ``random.Random``;
 - ``check(case)`` raises an error if the case fails. It runs in another process, so a crash is a failure too;
 - ``simpler(case)`` yields simpler cases to try instead of one that fails, the simplest first.
 """
 
 import hashlib
+import importlib
 import json
 import random
 import time
@@ -54,24 +49,18 @@ class Limit:
                 bar.update()
 
 
-def search(
-    kind: str,
-    seed: int,
-    limit: Limit,
-    out: Path,
-    draw: Callable[[random.Random], Case],
-    simpler: Callable[[Case], Iterable[Case]],
-) -> Iterator[Path]:
-    """Draws cases, runs ``check`` of the kind's module on each, and writes a file per kind of error, minimised."""
+def search(kind: str, seed: int, limit: Limit, out: Path) -> Iterator[Path]:
+    """Draws cases and runs ``check`` of the kind's module on each; yields a file per kind of error, minimised."""
+    module = importlib.import_module(f"tests.chaos.{kind}")
     known: set[str] = set()
     with Worker(kind) as worker:
         try:
             for number in limit.numbers(kind):
-                case = draw(random.Random(f"{seed}-{number}"))
+                case = module.draw(random.Random(f"{seed}-{number}"))
                 error = worker.error(case)
                 if error is not None and summary(error) not in known:
                     known.add(summary(error))
-                    case, error = shrink(case, error, simpler, worker.error)
+                    case, error = shrink(case, error, module.simpler, worker.error)
                     known.add(summary(error))
                     tqdm.write(f"{kind}: {error.splitlines()[-1]}")
                     yield write_failure(out, kind, seed, case, error)

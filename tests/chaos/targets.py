@@ -1,7 +1,7 @@
 """What reads each kind of file.
 
-A target writes a damaged file into an empty folder and reads it by the public functions. It
-returns, or raises an error that the command line shows as one line; anything else is a failure.
+A target reads a damaged file, which stands alone in its folder, by the public functions. It returns, or raises an error
+that the command line shows as one line; anything else is a failure.
 """
 
 import gzip
@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -56,13 +56,15 @@ class Target:
     """One kind of file.
 
     Attributes:
-        read: reads the damaged content in a folder.
+        file: the name of the damaged file.
+        read: reads it.
         seeds: returns whole files.
         damage: damages one of them.
         weight: how often the target is drawn; less for slow ones.
     """
 
-    read: Callable[[bytes, Path], object]
+    file: str
+    read: Callable[[Path], object]
     seeds: Callable[[], list[bytes]]
     damage: Callable = damaged
     weight: float = 1.0
@@ -82,45 +84,40 @@ def check_account(bad_rows: BadRows, lines: int, kept: int) -> None:
     assert bad_rows.bad == sum(bad_rows.reasons.values())
 
 
-def rows_of(content: bytes, folder: Path, name: str) -> None:
+def rows_of(path: Path) -> None:
     """Reads rows for scoring."""
-    path = folder / name
-    path.write_bytes(content)
     (file,) = raw_files(log_schema(), [path], KEEP)
     bad_rows, kept = BadRows(), 0
     for chunk in file.chunks():
         table, of_chunk = chunk.parse()
         table.validate(full=True)
         bad_rows, kept = bad_rows + of_chunk, kept + table.num_rows
-    if not name.endswith(".parquet"):
+    if path.suffix != ".parquet":
         text = b"".join(blocks(path))
         if kept or bad_rows.rows:
             check_account(bad_rows, count_lines(text.partition(b"\n")[2]), kept)
 
 
-def compressed(content: bytes, folder: Path) -> None:
-    rows_of(gzip.compress(content, 1), folder, "log.csv.gz")
+def compressed(path: Path) -> None:
+    path.write_bytes(gzip.compress(path.read_bytes(), 1))
+    rows_of(path)
 
 
-def prepared(content: bytes, folder: Path, name: str) -> None:
+def prepared(path: Path) -> None:
     """Prepares a folder with the schema of the log, and reads it."""
-    path = folder / name
-    path.write_bytes(content)
-    manifest = prepare(log_schema(), [path], folder / "data", bad_rows=0.9)
+    manifest = prepare(log_schema(), [path], path.parent / "data", bad_rows=0.9)
     if manifest.bad_rows:
         rows = sum(split.rows for split in manifest.splits.values()) + manifest.unused.unmatched
-        check_account(manifest.bad_rows, count_lines(content.partition(b"\n")[2]), rows)
-    read_all(folder / "data")
+        check_account(manifest.bad_rows, count_lines(path.read_bytes().partition(b"\n")[2]), rows)
+    read_all(path.parent / "data")
 
 
-def inferred(content: bytes, folder: Path, name: str) -> None:
+def inferred(path: Path) -> None:
     """Prepares a folder with a schema that is inferred from the file."""
-    path = folder / name
-    path.write_bytes(content)
     options = {"labels": ["click", "buy"], "group": "user", "ignore": ["tags"], "bad_rows": 0.9, "progress": False}
-    time = "time" if len(content) % 2 else None
-    api_prepare.prepare(path, folder / "data", time=time, **options)
-    read_all(folder / "data")
+    time = "time" if path.stat().st_size % 2 else None
+    api_prepare.prepare(path, path.parent / "data", time=time, **options)
+    read_all(path.parent / "data")
 
 
 def read_all(folder: Path) -> None:
@@ -133,78 +130,74 @@ def read_all(folder: Path) -> None:
     read_encoders(folder, data.manifest)
 
 
-def messages(content: bytes, folder: Path) -> None:
+def messages(path: Path) -> None:
     """Prepares the messages that are rows as a chunk, which no other message may spoil."""
     schema = daily.part_schema(log_schema())
-    rows, _ = RowReader(schema).read(content.split(b"\n"))
-    pq.write_table(rows, folder / "chunk.parquet")
+    rows, _ = RowReader(schema).read(path.read_bytes().split(b"\n"))
+    chunk, data = path.with_name("chunk.parquet"), path.with_name("data")
+    pq.write_table(rows, chunk)
     try:
-        prepare(schema, [folder / "chunk.parquet"], folder / "data")
+        prepare(schema, [chunk], data)
     except DataError as error:
         if len(rows) > 0.8 * corpus.ROWS:
             raise AssertionError(f"a message has spoiled its chunk: {error}") from error
         raise
-    read_all(folder / "data")
+    read_all(data)
 
 
-def part_of_prepared(content: bytes, folder: Path, name: str) -> None:
+def complete(path: Path, files: dict[str, bytes]) -> Path:
+    """Writes the whole files beside a damaged one; returns the folder."""
+    for name, whole in files.items():
+        if name != path.name:
+            (path.parent / name).parent.mkdir(exist_ok=True)
+            (path.parent / name).write_bytes(whole)
+    return path.parent
+
+
+def part_of_prepared(path: Path) -> None:
     """Reads a prepared folder of which one file is damaged, which must not pass unnoticed."""
-    for other, whole in corpus.prepared().items():
-        (folder / other).write_bytes(content if other == name else whole)
-    read_all(folder)
-    assert content == corpus.prepared()[name], f"{name}: damaged unnoticed"
+    read_all(complete(path, corpus.prepared()))
+    assert path.read_bytes() == corpus.prepared()[path.name], f"{path.name}: damaged unnoticed"
 
 
-def recorded_part(content: bytes, folder: Path, name: str) -> None:
-    """Reads a prepared folder of which one file is damaged but has the recorded checksum."""
-    write_recorded(corpus.prepared() | {name: content}, folder)
-    read_all(folder)
-
-
-def write_recorded(files: dict[str, bytes], folder: Path) -> None:
-    """Writes a prepared folder whose manifest records the checksums of all files, if it is JSON."""
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+def recorded_part(path: Path) -> None:
+    """Reads a prepared folder of which one file is damaged but has the recorded checksum, if its manifest is JSON."""
+    folder = complete(path, corpus.prepared())
     with suppress(ValueError, TypeError, RecursionError):
         recorded(folder)
+    read_all(folder)
 
 
-def grown(content: bytes, folder: Path) -> None:
-    """Prepares the log with the ids of a folder whose manifest is damaged."""
-    (folder / "known").mkdir()
-    write_recorded(corpus.prepared() | {"schema.json": content}, folder / "known")
-    (folder / "log.csv").write_bytes(corpus.log())
-    prepare(log_schema(), [folder / "log.csv"], folder / "data", grow=folder / "known")
+def grown(path: Path) -> None:
+    """Prepares the log with the ids of a folder whose manifest is damaged but records the checksums of all files."""
+    known = complete(path, corpus.prepared())
+    with suppress(ValueError, TypeError, RecursionError):
+        recorded(known)
+    prepare(log_schema(), [log_beside(path)], known / "data", grow=known)
 
 
-def schema(content: bytes, folder: Path) -> None:
+def log_beside(path: Path) -> Path:
+    log = path.with_name("log.csv")
+    log.write_bytes(corpus.log())
+    return log
+
+
+def schema(path: Path) -> None:
     """Parses a schema, and prepares the log with it."""
-    (folder / "mine.toml").write_bytes(content)
-    parsed = load_schema(str(folder / "mine.toml"))
-    (folder / "log.csv").write_bytes(corpus.log())
+    parsed = load_schema(str(path))
     if parsed.format is None and len(parsed.files) == 1:
-        prepare(parsed, [folder / "log.csv"], folder / "data", bad_rows=0.9)
-        read_all(folder / "data")
+        prepare(parsed, [log_beside(path)], path.parent / "data", bad_rows=0.9)
+        read_all(path.parent / "data")
 
 
-def config(content: bytes, folder: Path) -> None:
-    (folder / "mine.toml").write_bytes(content)
-    RunConfig.from_toml(folder / "mine.toml").identity()
+def config(path: Path) -> None:
+    RunConfig.from_toml(path).identity()
 
 
-def command(content: bytes, folder: Path) -> None:
+def command(path: Path) -> None:
     """Passes a configuration to the command line, whose prepared folder does not exist."""
-    (folder / "mine.toml").write_bytes(content)
-    said = io.StringIO()
-    arguments = [
-        "train",
-        "--config",
-        str(folder / "mine.toml"),
-        "--data.folder",
-        str(folder / "none"),
-        "--out",
-        str(folder),
-    ]
+    said, folder = io.StringIO(), str(path.parent)
+    arguments = ["train", "--config", str(path), "--data.folder", f"{folder}/none", "--out", folder]
     try:
         with redirect_stderr(said), redirect_stdout(said):
             status = main(arguments)
@@ -215,44 +208,31 @@ def command(content: bytes, folder: Path) -> None:
     assert len(lines) == 1, f"{len(lines)} lines"
 
 
-def checkpoint(content: bytes, folder: Path) -> None:
-    """Loads a model whose description is damaged."""
-    best = folder / "best"
+def trained_beside(path: Path, weights: bytes, about: bytes) -> None:
+    """Loads a model from the folder ``best`` beside a file; the description has the checksum of the weights."""
+    best = path.with_name("best")
     best.mkdir()
-    (best / WEIGHTS).write_bytes(model_weights())
-    digest = hashlib.sha256(model_weights()).hexdigest()
-    (best / "checkpoint.json").write_bytes(content.replace(DIGEST.encode(), digest.encode()))
-    load_trained(folder)
+    (best / WEIGHTS).write_bytes(weights)
+    digest = hashlib.sha256(weights).hexdigest()
+    (best / "checkpoint.json").write_bytes(about.replace(DIGEST.encode(), digest.encode()))
+    load_trained(path.parent)
 
 
-def weights(content: bytes, folder: Path) -> None:
-    """Loads a model whose weights are damaged but have the recorded checksum."""
-    best, digest = folder / "best", hashlib.sha256(content).hexdigest()
-    best.mkdir()
-    (best / WEIGHTS).write_bytes(content)
-    (best / "checkpoint.json").write_bytes(description().replace(DIGEST.encode(), digest.encode()))
-    load_trained(folder)
-
-
-def snapshot(content: bytes, folder: Path) -> None:
+def snapshot(path: Path) -> None:
     """Loads a snapshot that is damaged but has the recorded checksum."""
-    (folder / f"{7:012d}-{zlib.crc32(content):08x}.safetensors").write_bytes(content)
-    found = load_snapshot(folder)
+    path.rename(path.with_name(f"{7:012d}-{zlib.crc32(path.read_bytes()):08x}.safetensors"))
+    found = load_snapshot(path.parent)
     if found is not None:
         dict(found[0])
 
 
-def run(content: bytes, folder: Path, name: str) -> None:
+def run(path: Path) -> None:
     """Reads a run of which one file is damaged."""
-    (folder / "best").mkdir()
-    for other, whole in (corpus.run() | {name: content}).items():
-        (folder / other).write_bytes(whole)
-    repr(load_run(folder))
+    repr(load_run(complete(path, corpus.run())))
 
 
-def result(content: bytes, folder: Path) -> None:
-    (folder / "result.json").write_bytes(content)
-    finished(Job("k", folder, RunConfig()))
+def result(path: Path) -> None:
+    finished(Job("k", path.parent, RunConfig()))
 
 
 def results() -> list[bytes]:
@@ -261,18 +241,16 @@ def results() -> list[bytes]:
     return [json.dumps({"key": "k", "validation": metrics, "test": metrics, "error": None} | numbers).encode()]
 
 
-def days(content: bytes, folder: Path) -> None:
-    (folder / "daily.jsonl").write_bytes(content)
-    daily._check(folder, daily.Journal(folder / "daily.jsonl").records, [Path("day1.csv.gz"), Path("day2.csv.gz")])
+def days(path: Path) -> None:
+    daily._check(path.parent, daily.Journal(path).records, [Path("day1.csv.gz"), Path("day2.csv.gz")])
 
 
-def serving(content: bytes, folder: Path) -> None:
+def serving(path: Path) -> None:
     """Reads the description of an exported model, whose program is missing."""
     for name in (MANIFEST, VOCABULARY):
-        (folder / name).write_bytes(corpus.prepared()[name])
-    (folder / "serving.json").write_bytes(content)
-    read_about(folder)
-    load_scorer(folder)
+        path.with_name(name).write_bytes(corpus.prepared()[name])
+    read_about(path.parent)
+    load_scorer(path.parent)
 
 
 def exports() -> list[bytes]:
@@ -286,34 +264,26 @@ def exports() -> list[bytes]:
 def scorer() -> Scorer:
     """Returns the scorer of an export, with the model in place of its program."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for other, whole in corpus.prepared().items():
-            (folder / other).write_bytes(whole)
+        folder = complete(Path(name) / "none", corpus.prepared() | corpus.run())
         manifest = read_manifest(folder)
         encoders = read_encoders(folder, manifest)
-        (folder / "best").mkdir()
-        for other, whole in corpus.run().items():
-            (folder / other).write_bytes(whole)
         program = Probabilities(load_trained(folder).model)
     return Scorer(About(**json.loads(exports()[0])), manifest, log_schema(), encoders, program)
 
 
-def scored(content: bytes, folder: Path, name: str) -> None:
+def scored(path: Path) -> None:
     """Scores a file."""
-    path, out = folder / name, folder / "scores.parquet"
-    path.write_bytes(content)
-    columns = output_columns(scorer().about.tasks, bid="price")
+    out, columns = path.with_name("scores.parquet"), output_columns(scorer().about.tasks, bid="price")
     report = predict(scorer(), [path], out, columns, keep=KEEP, bad_rows=0.9)
     assert ds.dataset(out).count_rows() == report.rows
     if report.bad_rows.lines:
-        check_account(report.bad_rows, count_lines(content.partition(b"\n")[2]), report.rows)
+        check_account(report.bad_rows, count_lines(path.read_bytes().partition(b"\n")[2]), report.rows)
 
 
-def aliccp(content: bytes, folder: Path, which: int) -> None:
+def aliccp(path: Path) -> None:
     """Reads Ali-CCP's raw files, of which one is damaged."""
-    paths = [folder / "skeleton.csv", folder / "common.csv"]
-    for number, (path, whole) in enumerate(zip(paths, corpus.aliccp())):
-        path.write_bytes(content if number == which else whole)
+    paths = [path.with_name("skeleton.csv"), path.with_name("common.csv")]
+    complete(path, dict(zip((each.name for each in paths), corpus.aliccp())))
     (file,) = raw_files(load_schema("aliccp"), paths, ["sample_id"])
     bad_rows, kept = BadRows(), 0
     for chunk in file.chunks():
@@ -343,39 +313,56 @@ def description() -> bytes:
     return json.dumps(content | {"weights": WEIGHTS, "sha256": DIGEST}).encode()
 
 
+def gzipped() -> list[bytes]:
+    return [gzip.compress(each) for each in corpus.tables()]
+
+
+CSV, TRAIN, TOML = "log.csv", "train.parquet", "mine.toml"
 TARGETS = {
-    "text": Target(partial(rows_of, name="log.csv"), corpus.tables, damaged_table, 6),
-    "compressed": Target(compressed, corpus.tables, damaged_table, 2),
-    "gzip": Target(
-        partial(rows_of, name="log.csv.gz"), lambda: [gzip.compress(each) for each in corpus.tables()], damaged, 2
+    "text": Target(CSV, rows_of, corpus.tables, damaged_table, 6),
+    "compressed": Target("log.csv.gz", compressed, corpus.tables, damaged_table, 2),
+    "gzip": Target("log.csv.gz", rows_of, gzipped, damaged, 2),
+    "prepare text": Target(CSV, prepared, corpus.tables, damaged_table, 1),
+    "messages": Target("messages", messages, lambda: [corpus.messages()], damaged_json, 2),
+    "infer text": Target(CSV, inferred, corpus.tables, damaged_table, 0.3),
+    "parquet": Target("log.parquet", rows_of, corpus.parquets, damaged, 5),
+    "prepare parquet": Target("log.parquet", prepared, corpus.parquets, damaged, 2),
+    "infer parquet": Target("log.parquet", inferred, corpus.parquets, damaged),
+    "schema": Target(TOML, schema, corpus.schemas, damaged_toml, 4),
+    "config": Target(TOML, config, lambda: corpus.CONFIGS, damaged_toml, 4),
+    "command": Target(TOML, command, lambda: corpus.CONFIGS, damaged_toml, 0.1),
+    "manifest": Target(MANIFEST, recorded_part, whole(MANIFEST), damaged_json, 5),
+    "grow": Target(MANIFEST, grown, whole(MANIFEST), damaged_json, 1),
+    "vocabulary": Target(VOCABULARY, recorded_part, whole(VOCABULARY), damaged, 4),
+    "split": Target(TRAIN, recorded_part, whole(TRAIN), damaged, 5),
+    "checked manifest": Target(MANIFEST, part_of_prepared, whole(MANIFEST)),
+    "checked vocabulary": Target(VOCABULARY, part_of_prepared, whole(VOCABULARY)),
+    "checked split": Target(TRAIN, part_of_prepared, whole(TRAIN)),
+    "checkpoint": Target(
+        "about",
+        lambda path: trained_beside(path, model_weights(), path.read_bytes()),
+        lambda: [description()],
+        damaged_json,
+        5,
     ),
-    "prepare text": Target(partial(prepared, name="log.csv"), corpus.tables, damaged_table, 1),
-    "messages": Target(messages, lambda: [corpus.messages()], damaged_json, 2),
-    "infer text": Target(partial(inferred, name="log.csv"), corpus.tables, damaged_table, 0.3),
-    "parquet": Target(partial(rows_of, name="log.parquet"), corpus.parquets, damaged, 5),
-    "prepare parquet": Target(partial(prepared, name="log.parquet"), corpus.parquets, damaged, 2),
-    "infer parquet": Target(partial(inferred, name="log.parquet"), corpus.parquets, damaged),
-    "schema": Target(schema, corpus.schemas, damaged_toml, 4),
-    "config": Target(config, lambda: corpus.CONFIGS, damaged_toml, 4),
-    "command": Target(command, lambda: corpus.CONFIGS, damaged_toml, 0.1),
-    "manifest": Target(partial(recorded_part, name=MANIFEST), whole(MANIFEST), damaged_json, 5),
-    "grow": Target(grown, whole(MANIFEST), damaged_json, 1),
-    "vocabulary": Target(partial(recorded_part, name=VOCABULARY), whole(VOCABULARY), damaged, 4),
-    "split": Target(partial(recorded_part, name="train.parquet"), whole("train.parquet"), damaged, 5),
-    "checked manifest": Target(partial(part_of_prepared, name=MANIFEST), whole(MANIFEST)),
-    "checked vocabulary": Target(partial(part_of_prepared, name=VOCABULARY), whole(VOCABULARY)),
-    "checked split": Target(partial(part_of_prepared, name="train.parquet"), whole("train.parquet")),
-    "checkpoint": Target(checkpoint, lambda: [description()], damaged_json, 5),
-    "weights": Target(weights, lambda: [model_weights()], damaged, 4),
-    "snapshot": Target(snapshot, lambda: [corpus.snapshot()], damaged, 2),
-    "metrics": Target(partial(run, name="metrics.jsonl"), of_run("metrics.jsonl"), damaged_json, 2),
-    "test": Target(partial(run, name="test.json"), of_run("test.json"), damaged_json, 2),
-    "result": Target(result, results, damaged_json, 3),
-    "daily": Target(days, lambda: [b"\n".join(json.dumps(day).encode() for day in corpus.DAYS)], damaged_json, 3),
-    "serving": Target(serving, exports, damaged_json, 3),
-    "score text": Target(partial(scored, name="log.csv"), corpus.tables, damaged_table, 2),
-    "score parquet": Target(partial(scored, name="log.parquet"), corpus.parquets, damaged, 0.7),
-    "skeleton": Target(partial(aliccp, which=0), lambda: [corpus.aliccp()[0]], damaged_table, 2),
-    "common": Target(partial(aliccp, which=1), lambda: [corpus.aliccp()[1]], damaged_table, 2),
+    "weights": Target(
+        "weights",
+        lambda path: trained_beside(path, path.read_bytes(), description()),
+        lambda: [model_weights()],
+        damaged,
+        4,
+    ),
+    "snapshot": Target("snapshot", snapshot, lambda: [corpus.snapshot()], damaged, 2),
+    "metrics": Target("metrics.jsonl", run, of_run("metrics.jsonl"), damaged_json, 2),
+    "test": Target("test.json", run, of_run("test.json"), damaged_json, 2),
+    "result": Target("result.json", result, results, damaged_json, 3),
+    "daily": Target(
+        "daily.jsonl", days, lambda: [b"\n".join(json.dumps(day).encode() for day in corpus.DAYS)], damaged_json, 3
+    ),
+    "serving": Target("serving.json", serving, exports, damaged_json, 3),
+    "score text": Target(CSV, scored, corpus.tables, damaged_table, 2),
+    "score parquet": Target("log.parquet", scored, corpus.parquets, damaged, 0.7),
+    "skeleton": Target("skeleton.csv", aliccp, lambda: [corpus.aliccp()[0]], damaged_table, 2),
+    "common": Target("common.csv", aliccp, lambda: [corpus.aliccp()[1]], damaged_table, 2),
 }
 """By name. The name is in the files of cases."""

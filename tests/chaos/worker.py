@@ -89,7 +89,7 @@ def _worker(kind: str) -> Worker:
 
 
 def repeat(kind: str, case: dict[str, Any]) -> str | None:
-    """Returns the error of one case or None; a kind's ``replay``."""
+    """Returns the error of one case or None."""
     return _worker(kind).error(case)
 
 

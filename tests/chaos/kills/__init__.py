@@ -14,26 +14,14 @@ An output in a store has no reader and no rival.
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 from tests.chaos.kills.commands import SERVED
 from tests.chaos.kills.services import are_installed
-from tests.chaos.search import Case, Limit, search
-from tests.chaos.worker import repeat
+from tests.chaos.search import Case
 
 COMMANDS = {"prepare": 2, "train": 2, "daily": 2, "export": 2, "predict": 2, "torchrun": 1}  # which takes longest
 CASE_SECONDS = 900.0  # until a case is ended
 VICTIMS = ("rank 0", "rank 1", "ranks", "torchrun", "all")
-
-
-def run(seed: int, limit: Limit, out: Path) -> Iterator[Path]:
-    """Searches; yields the file of each failure."""
-    return search("kills", seed, limit, out, draw, simpler)
-
-
-def replay(case: Case) -> str | None:
-    """Repeats a case; returns its error, if any."""
-    return repeat("kills", case)
 
 
 def draw(random: random.Random) -> Case:

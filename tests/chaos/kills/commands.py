@@ -66,11 +66,11 @@ def _stored(command: Command) -> Command:
 
 
 def _prepare(log: str) -> list[str]:
-    return ["prepare", "--files", f"../inputs/{log}", *LABELS, "--out", "out"]
+    return [*f"prepare --files ../inputs/{log}".split(), *LABELS, "--out", "out"]
 
 
 def _train(data: str, seed: int, out: str = "out") -> list[str]:
-    return ["train", "--data.folder", f"../inputs/{data}", *TRAINING, "--training.seed", str(seed), "--out", out]
+    return [*f"train --data.folder ../inputs/{data}".split(), *TRAINING, *f"--training.seed {seed} --out {out}".split()]
 
 
 def _daily() -> list[str]:
@@ -80,18 +80,23 @@ def _daily() -> list[str]:
 
 def _stream() -> list[str]:
     chunk = str(2000 + 2000 // BETWEEN)
-    options = ["--kafka_topic", TOPIC, "--kafka_servers", os.environ.get(BROKER, ""), "--chunk_rows", chunk]
+    options = [
+        *f"--kafka_topic {TOPIC} --kafka_servers".split(),
+        os.environ.get(BROKER, ""),
+        "--chunk_rows",
+        f"{chunk}",
+    ]
     options += ["--chunk_seconds", "600", "--idle", "2", "--poll", "0.1"]
     return ["stream", "--dataset", "../inputs/day.toml", *options, *TRAINING, "--out", "out"]
 
 
 def _export(run: str, out: str = "out") -> list[str]:
-    return ["export", "--run", f"../inputs/{run}", "--data", "../inputs/data", "--out", out]
+    return f"export --run ../inputs/{run} --data ../inputs/data --out {out}".split()
 
 
 def _predict(log: str) -> list[str]:
     options = ["--keep", "row", "--progress", "false"]
-    return ["predict", "--model", "../inputs/model", "--files", f"../inputs/{log}", *options, "--out", "out"]
+    return [*f"predict --model ../inputs/model --files ../inputs/{log}".split(), *options, "--out", "out"]
 
 
 def _read_prepared() -> object:

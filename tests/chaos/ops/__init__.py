@@ -6,25 +6,13 @@ holds only what differs from the default.
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
-from tests.chaos.search import Case, Limit, search
-from tests.chaos.worker import repeat
+from tests.chaos.search import Case
 
 NAMES = (
-    "infonce", "infonce_spoiled", "sigmoid", "targets", "modules", "lookup", "bags", "select", "steps", "adam", "mlp",
+    "infonce", "infonce_spoiled", "sigmoid", "targets", "lookup", "bags", "select", "steps", "adam", "mlp",
     "mixture",
 )  # fmt: skip
-
-
-def run(seed: int, limit: Limit, out: Path) -> Iterator[Path]:
-    """Searches; yields the file of each failure."""
-    return search("ops", seed, limit, out, draw, simpler)
-
-
-def replay(case: Case) -> str | None:
-    """Repeats a case; returns its error, if any."""
-    return repeat("ops", case)
 
 
 def draw(random: random.Random) -> Case:

@@ -9,7 +9,7 @@ from tests.chaos.search import Case
 
 PROBLEMS = {
     "infonce": infonce.problem, "infonce_spoiled": infonce_spoiled.problem, "sigmoid": losses.sigmoid,
-    "targets": losses.targets, "modules": losses.modules,
+    "targets": losses.targets,
     "lookup": tables.lookup, "bags": tables.bags, "select": tables.select,
     "steps": optimizers.steps, "adam": optimizers.adam, "mlp": dense.mlp, "mixture": dense.mixture,
 }  # fmt: skip

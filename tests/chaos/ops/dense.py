@@ -3,10 +3,11 @@
 Shapes: B rows, T tasks, k experts, v width of an expert.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import adaftr_fast.ops.mlp.op  # noqa: F401  # defines the ops
@@ -43,76 +44,50 @@ def mlp(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | 
         return None
     wanted = [int(torch.rand(()) < options.get("wanted", 1.0)) for _ in widths]
     lists = (depths, rectified)
-    eps = HALF if reduced else torch.finfo(dtype).eps
+    narrow, eps = (torch.bfloat16, HALF) if reduced else (dtype, torch.finfo(dtype).eps)
+
+    def compare_layers(outputs: list[Tensor]) -> None:
+        """Compares each layer, given the kernel's output of the layer before it."""
+        layer = 0
+        for read, depth, relus in zip(reads, *lists):
+            for index in range(depth):
+                x, w, b = (inputs[read] if index == 0 else outputs[layer - 1]), weights[layer], biases[layer]
+                truth = F.linear(x.double(), w.double(), b.double())
+                terms = F.linear(x.double().abs(), w.double().abs(), b.double().abs())
+                truth = truth.relu() if index < relus else truth
+                assert_close(outputs[layer], truth, truth, narrow, terms * 4 * eps, f"output {layer}")
+                layer += 1
+
+    def backward(
+        op: Callable[..., list[Tensor]],
+        change: Callable[[Tensor], Tensor],
+        upstream: list[Tensor | None],
+        y: list[Tensor],
+    ) -> list[Tensor]:
+        sent = [None if g is None else change(g) for g in upstream]
+        x, y, w, b = ([change(t) for t in each] for each in (inputs, y, weights, biases))
+        return op(sent, x, y, reads, w, b, *lists, wanted)
 
     def compare() -> None:
         outputs = OPS.mlp(inputs, reads, weights, biases, *lists, reduced)
-        narrow = torch.bfloat16 if reduced else dtype
-        _compare_layers(outputs, inputs, reads, weights, biases, lists, narrow, eps)
+        compare_layers(outputs)
         upstream = [
             laid(torch.randn(y.shape).to(y.dtype), options.get("layout_grad"))
             if float(torch.rand(())) < options.get("upstream", 1.0)
             else None
             for y in outputs
         ]
-        _compare_backward(upstream, inputs, outputs, reads, weights, biases, lists, wanted, narrow, eps)
+        # The gradients are those at the kernel's outputs, since at others a relu may have another mask.
+        own = backward(OPS.mlp_backward, lambda t: t, upstream, outputs)
+        truth = backward(reference.mlp_backward, Tensor.double, upstream, outputs)
+        zeros = [torch.zeros_like(y) if g is None else g for g, y in zip(upstream, outputs)]  # as the kernel takes None
+        terms = backward(reference.mlp_backward, lambda t: t.double().abs(), zeros, outputs)
+        types = [x.dtype if x.dtype == torch.bfloat16 else narrow for x in inputs] + [narrow] * 2 * len(weights)
+        for number, (x, true, term, each) in enumerate(zip(own, truth, terms, types, strict=True)):
+            rounding = max(eps, HALF if each == torch.bfloat16 else 0.0) * 4 * max(depths)
+            assert_close(x, true, true, each, term * rounding, f"gradient {number}")
 
     return compare
-
-
-def _compare_layers(
-    outputs: list[Tensor],
-    inputs: list[Tensor],
-    reads: list[int],
-    weights: list[Tensor],
-    biases: list[Tensor],
-    lists: tuple[list[int], list[int]],
-    dtype: torch.dtype,
-    eps: float,
-) -> None:
-    """Compares each layer, given the kernel's output of the layer before it."""
-    layer = 0
-    for read, depth, relus in zip(reads, *lists):
-        for index in range(depth):
-            x, w, b = (inputs[read] if index == 0 else outputs[layer - 1]), weights[layer], biases[layer]
-            truth = torch.nn.functional.linear(x.double(), w.double(), b.double())
-            terms = torch.nn.functional.linear(x.double().abs(), w.double().abs(), b.double().abs())
-            truth = truth.relu() if index < relus else truth
-            assert_close(outputs[layer], truth, truth, dtype, terms * 4 * eps, f"output {layer}")
-            layer += 1
-
-
-def _compare_backward(
-    upstream: list[Tensor | None],
-    inputs: list[Tensor],
-    outputs: list[Tensor],
-    reads: list[int],
-    weights: list[Tensor],
-    biases: list[Tensor],
-    lists: tuple[list[int], list[int]],
-    wanted: list[int],
-    dtype: torch.dtype,
-    eps: float,
-) -> None:
-    """Compares the gradients at the kernel's outputs, since at others a relu may have another mask."""
-
-    def at(
-        change: Callable[[Tensor], Tensor],
-        op: Callable[..., list[Tensor]],
-        upstream: Sequence[Tensor | None] = upstream,
-    ) -> list[Tensor]:
-        sent = [None if g is None else change(g) for g in upstream]
-        x, y, w, b = ([change(t) for t in each] for each in (inputs, outputs, weights, biases))
-        return op(sent, x, y, reads, w, b, *lists, wanted)
-
-    own = at(lambda t: t, OPS.mlp_backward)
-    truth = at(Tensor.double, reference.mlp_backward)
-    zeros = [torch.zeros_like(y) if g is None else g for g, y in zip(upstream, outputs)]  # as the kernel takes None
-    terms = at(lambda t: t.double().abs(), reference.mlp_backward, zeros)
-    types = [x.dtype if x.dtype == torch.bfloat16 else dtype for x in inputs] + [dtype] * 2 * len(weights)
-    for number, (x, true, term, each) in enumerate(zip(own, truth, terms, types, strict=True)):
-        rounding = max(eps, HALF if each == torch.bfloat16 else 0.0) * 4 * max(lists[0])
-        assert_close(x, true, true, each, term * rounding, f"gradient {number}")
 
 
 def mixture(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:

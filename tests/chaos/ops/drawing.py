@@ -114,11 +114,6 @@ def targets(random: random.Random) -> Drawn:
     return drawn
 
 
-def modules(random: random.Random) -> Drawn:
-    names = ("SupCon", "CLIP", "SigLIP", "ranking", "symmetric ranking", "adaptive", "symmetric adaptive", "scalar")
-    return _pairs(random, module=(0.9, names))
-
-
 def lookup(random: random.Random) -> Drawn:
     fields = [
         at_least_one(random, random.choice((3, 60, 5000))) for _ in range(at_least_one(random, random.choice((4, 24))))

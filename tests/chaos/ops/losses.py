@@ -1,28 +1,24 @@
-"""``sigmoid_contrast``, ``adaptive_infonce`` with other targets, and modules over both, against references in float64.
+"""``sigmoid_contrast`` and ``adaptive_infonce`` with other targets, against references in float64.
 
 Shapes: B rows, N candidates, d width.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 import adaftr_fast as af
-from adaftr_fast.nn import losses
 from adaftr_fast.ops.infonce.reference import IGNORE
 from tests.chaos.ops import infonce
 from tests.chaos.ops.inputs import assert_close, laid, sensitivity, spoiled
 from tests.tolerances import SLACK
 
 Loss = Callable[[list[Tensor], str], Tensor]  # of the inputs, by a backend
-Pairs = Callable[[Tensor, Tensor], Tensor]  # the loss of a module
 
 
 def sigmoid(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
@@ -71,44 +67,6 @@ def _largest_terms(a: Tensor, b: Tensor, *taus: Tensor) -> dict[str, float]:
     logit = float((a.abs().double() @ b.abs().double().T).max()) / least
     found = {"loss": logit, "gradient 2": logit / least, "gradient 3": logit / least}
     return found | {"gradient 0": float(b.abs().max()) / least, "gradient 1": float(a.abs().max()) / least}
-
-
-def modules(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
-    """Returns a function that compares, or None if the case is not valid."""
-    rows, name = sizes["rows"], options.get("module", "NT-Xent")
-    if sizes["width"] < 4:  # a normalized vector of one number has no gradient but rounding
-        return None
-    leaves = infonce.drawn_leaves(rows, rows, sizes["width"], options)[:2]
-    labels, relatedness = torch.randint(0, 3, (rows,)), torch.rand(rows)
-
-    def loss(x: list[Tensor], backend: str) -> Tensor:
-        with _backend(backend):
-            return _module(name, labels, relatedness, backend)(*x)
-
-    return _problem(loss, leaves, options)
-
-
-def _module(name: str, labels: Tensor, relatedness: Tensor, backend: str) -> Pairs:
-    ranking = partial(losses.MultipleNegativesRankingLoss, symmetric=name.startswith("symmetric"))
-    adaptive = partial(af.AdaptiveInfoNCE, symmetric=name.startswith("symmetric"), normalize=True, backend=backend)
-    made: dict[str, Callable[[], Pairs]] = {
-        "NT-Xent": losses.NTXentLoss,
-        "SupCon": lambda: lambda x, _: losses.SupConLoss()(x, labels),
-        "CLIP": losses.CLIPLoss,
-        "SigLIP": lambda: partial(losses.SigLIPLoss(), logit_scale=3.0, logit_bias=-2.0),
-        "ranking": lambda: lambda x, y: ranking()([x, y, y.flip(0)]),
-        "adaptive": lambda: partial(adaptive(), relatedness=relatedness),
-        "scalar": lambda: adaptive(tau="scalar"),
-    }
-    return made[name.removeprefix("symmetric ")]()
-
-
-@contextmanager
-def _backend(name: str) -> Iterator[None]:
-    """Lets the modules of ``nn.losses``, which have no such option, call a backend."""
-    functions = {"adaptive_infonce": af.adaptive_infonce, "sigmoid_contrast": af.sigmoid_contrast}
-    with mock.patch.multiple(losses, **{key: partial(each, backend=name) for key, each in functions.items()}):
-        yield
 
 
 def _problem(

@@ -113,11 +113,11 @@ def reference_current(weight: Tensor, ids: Tensor, starts: Tensor, state: list[T
     return look_up(weight.double(), ids, starts, widened(state)), look_up(weight, ids, starts, state)
 
 
-def compare_gradient(found: Tensor, merge: Callable[[Tensor], tuple[Tensor, Tensor]], grad: Tensor) -> None:
-    """Compares a sparse gradient with ``merge`` in float64."""
-    rows, truth = merge(grad.double())
-    _, own = merge(grad)
-    _, terms = merge(grad.double().abs())
+def compare_gradient(found: Tensor, merge: Callable[..., tuple[Tensor, Tensor]], grad: Tensor, *factors: Any) -> None:
+    """Compares a sparse gradient with ``merge`` in float64, a function of the gradient and of the ids' factors."""
+    rows, truth = merge(grad.double(), *factors)
+    _, own = merge(grad, *factors)
+    _, terms = merge(grad.double().abs(), *(None if each is None else each.abs() for each in factors))
     assert found._indices()[0].equal(rows), "rows of the gradient"
     rounding = torch.finfo(grad.dtype).eps
     assert_close(found._values(), truth, own, grad.dtype, terms * 4 * rounding, "gradient")
@@ -170,22 +170,13 @@ def bags(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
         if not out.requires_grad:
             return
         out.backward(grad)
-        compare_bag_gradient(leaf.grad, arguments, sizes["width"], mean, grad)
+
+        def merge(g: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
+            return bag_reference.embedding_bags_backward(g, values, offsets, factors, starts, sizes["width"], mean)
+
+        compare_gradient(leaf.grad, merge, grad, factors)
 
     return compare
-
-
-def compare_bag_gradient(found: Tensor, arguments: tuple, width: int, mean: bool, grad: Tensor) -> None:
-    values, offsets, factors, starts = arguments
-
-    def merge(g: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
-        return bag_reference.embedding_bags_backward(g, values, offsets, factors, starts, width, mean)
-
-    rows, truth = merge(grad.double(), factors)
-    terms = merge(grad.double().abs(), None if factors is None else factors.abs())[1]
-    assert found._indices()[0].equal(rows), "rows of the gradient"
-    terms = terms * 4 * torch.finfo(grad.dtype).eps
-    assert_close(found._values(), truth, merge(grad, factors)[1], grad.dtype, terms, "gradient")
 
 
 def select(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | None:
