@@ -15,6 +15,8 @@ import setuptools
 import torch
 from torch.utils import cpp_extension
 
+from tests.forks import Script
+
 ROOT = Path(__file__).parents[1]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 NONE = "ADAFTR_FAST_BUILD=none"
@@ -32,6 +34,7 @@ exit 1
 """
 SETUP = """
 import os, runpy, sys
+os.chdir(sys.argv[1])
 if {cuda!r}:
     import torch
     from torch.utils import cpp_extension
@@ -63,14 +66,10 @@ def build(package, tmp_path):
     script(tmp_path / "g++", CXX)
 
     def run(mode, cuda=None, command="build_ext --inplace", **environment):
-        environment = {"CXX": str(tmp_path / "g++"), "CUDA_HOME": str(tmp_path / "nowhere"), **environment}
-        return subprocess.run(
-            [sys.executable, "-c", SETUP.format(cuda=cuda, command=command)],
-            cwd=tmp_path,
-            env={**os.environ, "ADAFTR_FAST_BUILD": mode, **environment},
-            capture_output=True,
-            text=True,
-        )
+        environment = {"CXX": tmp_path / "g++", "CUDA_HOME": tmp_path / "nowhere"} | environment
+        done = Script(SETUP.format(cuda=cuda, command=command), tmp_path, ADAFTR_FAST_BUILD=mode, **environment)
+        done.stdout, done.stderr = done.communicate()
+        return done
 
     return run
 
@@ -146,9 +145,11 @@ def test_what_prevents_cuda_is_named(monkeypatch, tmp_path, cuda, home, reason):
     assert found == (None if reason is None else reason.format(folder=tmp_path))
 
 
-def test_without_torch_the_build_fails(build, package, tmp_path):
+def test_without_torch_the_build_fails(package, tmp_path):
     script(tmp_path / "hidden/torch/__init__.py", "raise ImportError('No module named torch')")
-    done = build("auto", PYTHONPATH=str(tmp_path / "hidden"))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "hidden"), "ADAFTR_FAST_BUILD": "auto"}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("setup.py: torch cannot be imported (No module named torch): install it first")
     assert "ADAFTR_FAST_BUILD=none" in done.stderr

@@ -1,8 +1,6 @@
 """The engine of several processes, and calls of one thread."""
 
 import operator
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,16 +23,13 @@ def test_items_are_taken_when_there_is_a_place_for_them():
     assert finished == dict(enumerate(found))
 
 
-def test_an_error_of_a_call_is_raised():
-    with pytest.raises(ZeroDivisionError):
-        Processes(1).map(on_one_thread(partial(operator.truediv, 1)), [1, 0])
-
-
-def test_calls_have_one_thread_and_the_working_folder_of_the_caller(tmp_path, monkeypatch):
+def test_calls_have_one_thread_and_the_working_folder_of_the_caller_and_raise_errors(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (folder,) = Processes(1).map(on_one_thread(Path.absolute), [Path("here")])
-    assert folder == tmp_path / "here"
-    assert Processes(1).map(on_one_thread(eval), ["__import__('torch').get_num_threads()"]) == [1]
+    finished = {}
+    asked = ["__import__('os').getcwd()", "__import__('torch').get_num_threads()", "1 / 0"]
+    with pytest.raises(ZeroDivisionError):
+        Processes(1).map(on_one_thread(eval), asked, done=finished.__setitem__)
+    assert finished == {0: str(tmp_path), 1: 1}
 
 
 def test_a_folder_that_a_node_does_not_see_is_named(tmp_path, monkeypatch):
