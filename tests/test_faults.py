@@ -4,12 +4,11 @@ import resource
 import signal
 from contextlib import contextmanager
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.cli import main
+from tests.logs import shop_log
 
 TRAINING = ["--training.batch_size", "100", "--training.max_epochs", "1", "--training.progress", "false"]
 
@@ -37,11 +36,7 @@ def tree(folder):
 
 @pytest.fixture
 def log(tmp_path):
-    random = np.random.default_rng(0)
-    item = random.integers(0, 500, 3000)
-    click = random.random(3000) < 1 / (1 + np.exp(-(item - 250) / 60))
-    columns = {"item": item, "user": random.integers(0, 900, 3000), "click": click, "buy": click & (item % 3 == 0)}
-    pq.write_table(pa.table(columns | {"time": np.arange(3000)}), tmp_path / "log.parquet")
+    pq.write_table(shop_log(3000, users=900, conversion="buy"), tmp_path / "log.parquet")
     return tmp_path / "log.parquet"
 
 
@@ -50,10 +45,10 @@ def steps(log, tmp_path):
     """The four commands; each makes the input of the next one."""
     data, run, model, scores = (tmp_path / name for name in ("data", "run", "model", "scores.parquet"))
     return {
-        "prepare": ["prepare", "--files", log, "--labels", "click", "buy", "--time", "time", "--out", data],
-        "train": ["train", "--data.folder", data, "--out", run, *TRAINING],
-        "export": ["export", "--run", run, "--out", model],
-        "predict": ["predict", "--model", model, "--files", log, "--out", scores],
+        "prepare": f"prepare --files {log} --labels click buy --time time --out {data}".split(),
+        "train": [*f"train --data.folder {data} --out {run}".split(), *TRAINING],
+        "export": f"export --run {run} --out {model}".split(),
+        "predict": f"predict --model {model} --files {log} --out {scores}".split(),
     }
 
 
@@ -84,7 +79,7 @@ def test_a_full_disk_loses_nothing_in_any_command(steps, tmp_path, capsys):
 
 
 def test_a_full_disk_under_a_synthetic_log(tmp_path, capsys):
-    command = ["synthesize", "--rows", "2000", "--out", tmp_path / "log"]
+    command = f"synthesize --rows 2000 --out {tmp_path}/log".split()
     for size in (0, 4096):
         with full_disk(size):
             assert f"File too large: '{tmp_path / 'log'}/" in error_of(capsys, command)

@@ -67,7 +67,7 @@ def test_the_report_has_tables_and_curves(run, other, unfinished, tmp_path, caps
     assert sorted(path.name for path in out.iterdir()) == ["report.md", "report.png"]
     before = {path: path.read_bytes() for path in run.folder.glob("report.*")}
     capsys.readouterr()
-    assert main(["compare", str(run.folder), "--out", str(run.folder)]) == 2
+    assert main(f"compare {run.folder} --out {run.folder}".split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"adaftr-fast compare: out: expected a folder for the report, got the folder of a run: {run.folder}"
     assert {path: path.read_bytes() for path in run.folder.glob("report.*")} == before

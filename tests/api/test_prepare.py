@@ -76,8 +76,7 @@ def test_each_field_tells_how_it_is_read_and_what_is_missing(tmp_path):
 
 def test_it_writes_and_prints_what_the_command_does(shop, data, tmp_path, capsys):
     out = tmp_path / "data"
-    command = ["prepare", "--files", shop / "log.csv", "--labels", "click", "conversion", "--group", "user",
-               "--time", "time", "--out", out]  # fmt: skip
+    command = f"prepare --files {shop}/log.csv --labels click conversion --group user --time time --out {out}".split()
     assert main([str(each) for each in command]) == 0
     printed = repr(data).replace(str(data.folder), str(out))
     assert capsys.readouterr().out == f"{printed}\n{HINT}\n"
@@ -105,13 +104,13 @@ def test_text_is_read_as_lists_where_the_command_says_so(shop, tmp_path, capsys)
     log = tmp_path / "log.csv"
     header, *rows = (shop / "log.csv").read_text().splitlines()
     log.write_text("\n".join([f"{header},tags", *(f"{row},a|b{n % 7}" for n, row in enumerate(rows))]))
-    command = ["prepare", "--files", str(log), "--labels", "click", "--ignore", "conversion", "--out"]
-    assert main([*command, str(tmp_path / "data"), "--multi", "tags=|", "user="]) == 0
+    command = f"prepare --files {log} --labels click --ignore conversion --out".split()
+    assert main([*command, *f"{tmp_path}/data --multi tags=| user=".split()]) == 0
     assert r"| tags  | categorical, lists separated by '\|' |" in capsys.readouterr().out
     options = {"labels": "click", "ignore": "conversion", "progress": False}
     listed = af.prepare([log], tmp_path / "api", **options, multi={"tags": "|"}).manifest
     assert (listed.num_embeddings[-1], listed.tasks) == (9, ["click"])
-    assert main([*command, str(tmp_path / "data"), "--multi", "tags"]) == 2
+    assert main([*command, *f"{tmp_path}/data --multi tags".split()]) == 2
     assert "--multi: expected NAME=SEPARATOR, got 'tags'" in capsys.readouterr().err
 
 
@@ -169,7 +168,7 @@ def test_tasks_of_any_name_can_be_a_funnel(tmp_path, capsys):
     rows = [f"u{number % 50},{number % 2},{int(number % 8 == 1)}" for number in range(400)]
     log = tmp_path / "log.csv"
     log.write_text("\n".join(["user,clicked,bought", *rows]) + "\n")
-    command = ["prepare", "--files", str(log), "--labels", "clicked", "bought", "--out", str(tmp_path / "data")]
+    command = f"prepare --files {log} --labels clicked bought --out {tmp_path}/data".split()
     assert main([*command, "--funnel", "clicked", "bought"]) == 0
     options = {"labels": ["clicked", "bought"], "progress": False}
     data = af.prepare(log, tmp_path / "data", **options, funnel=["clicked", "bought"])

@@ -33,13 +33,13 @@ def test_scores_are_the_models_and_print_their_columns(model, run, data, shop, t
 
 @pytest.mark.parametrize("cvr", ["quotient", "output"])
 def test_they_equal_the_commands(model, run, data, shop, tmp_path, capsys, cvr):
-    assert main(["export", "--run", str(run.folder), "--out", str(tmp_path / "model")]) == 0
+    assert main(f"export --run {run.folder} --out {tmp_path}/model".split()) == 0
     shown = model.summary().replace(str(model.folder), f"{tmp_path / 'model'}")
     assert capsys.readouterr().out.splitlines()[0] == shown
     assert af.export(run.folder, tmp_path / "moved", data=data).about == model.about
     out = str(tmp_path / "command.parquet")
-    command = ["predict", "--model", str(tmp_path / "model"), "--files", str(shop / "log.csv"), "--out", out]
-    assert main([*command, "--keep", "user", "item", "--bid", "price", "--cvr", cvr, "--progress", "false"]) == 0
+    command = f"predict --model {tmp_path}/model --files {shop}/log.csv --out {out}".split()
+    assert main([*command, *f"--keep user item --bid price --cvr {cvr} --progress false".split()]) == 0
     options = {"keep": ["user", "item"], "bid": "price", "cvr": cvr, "progress": False}
     scores = af.predict(str(model.folder), [shop / "log.csv"], tmp_path / "api.parquet", **options)
     assert scores.read().equals(pq.read_table(out))
@@ -77,13 +77,13 @@ def test_wrong_arguments_of_predict_are_named(model, shop, tmp_path, arguments, 
 
 
 @pytest.mark.parametrize(
-    ("run", "out", "error", "message"),
+    ("given", "out", "error", "message"),
     [
         ("nothing", "out", CheckpointError, "nothing/best: no checkpoint here"),
         (5, "out", TypeError, "^run: expected a run or its folder, got int$"),
-        ("run", "data", ServingError, "exists and is not an exported model"),
+        (None, "data", ServingError, "exists and is not an exported model"),
     ],
 )
-def test_wrong_arguments_of_export_are_named(shop, model, run, out, error, message):
+def test_wrong_arguments_of_export_are_named(shop, run, given, out, error, message):
     with pytest.raises(error, match=message):
-        af.export(shop / run if run == "run" else run, shop / out)
+        af.export(given or run, shop / out)

@@ -1,6 +1,7 @@
 """The rows, models and tables of the study of the contrast's rows."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,30 +103,22 @@ def arguments(model, data):
     return [*model._contrasted(seen), model.contrasts[0].temperature(related)]
 
 
-@pytest.mark.parametrize("mask", ["group", "above"])
-def test_masks_leave_out_negatives(mask):
-    model, data = contrast(mask=mask), batch()
-    data = data.__class__(data.ids, data.labels, torch.arange(40) % 7)
-    options = {"row_group": data.group} if mask == "group" else {"ignore_above": 0.0}
-    expected = model.beta * af.adaptive_infonce(*arguments(model, data), **options)
-    torch.testing.assert_close(model.loss(data)["contrast"], expected)
-
-
-def test_orders_put_similar_rows_into_one_block_or_apart():
-    model, data = contrast(rows=8, order="together"), batch()
+def test_rows_of_the_part_why():
+    """Masks leave out negatives, orders put similar rows into one block or apart, and clicked rows alone relate."""
+    data = replace(batch(), group=torch.arange(40) % 7)
+    for mask, options in (("group", {"row_group": data.group}), ("above", {"ignore_above": 0.0})):
+        model = contrast(mask=mask)
+        expected = model.beta * af.adaptive_infonce(*arguments(model, data), **options)
+        torch.testing.assert_close(model.loss(data)["contrast"], expected)
+    model = contrast(rows=8, order="together")
     h = arguments(model, data)[0].detach()
     together, apart = (model._order(h, each) for each in (False, True))
     spread = [h[rows].view(5, 8, -1).var(1).mean() for rows in (together, torch.arange(40), apart)]
     assert spread[0] < spread[1] < spread[2]
     assert sorted(apart.tolist()) == sorted(together.tolist()) == list(range(40))
     assert model.loss(data)["contrast"].isfinite()
-
-
-def test_relatedness_of_clicked_rows():
-    model, data = contrast(relatedness="clicked"), batch()
-    click, conversion = data.labels.unbind(1)
-    seen = model.backbone.represent(*data.features)
-    logit = model._relatedness_logits(seen, detach=True)[0]
+    model, (click, conversion) = contrast(relatedness="clicked"), data.labels.unbind(1)
+    logit = model._relatedness_logits(model.backbone.represent(*data.features), detach=True)[0]
     clicked = click == 1
     expected = relatedness_loss(logit[clicked], click[clicked], conversion[clicked])
     torch.testing.assert_close(model.loss(data)["relatedness"], expected)

@@ -64,7 +64,7 @@ def prepared(log):
     """The prepared log, which no test changes."""
     schema, out = log.parent / "small.toml", log.parent / "data"
     schema.write_text(SCHEMA)
-    assert main(["prepare", "--dataset", str(schema), "--files", str(log), "--out", str(out)]) == 0
+    assert main(f"prepare --dataset {schema} --files {log} --out {out}".split()) == 0
     return out
 
 
@@ -81,7 +81,7 @@ def trained(prepared):
     """The run of the configuration, which no test changes."""
     config, out = prepared.parent / "run.toml", prepared.parent / "run"
     config.write_text(CONFIG.replace("FOLDER", str(prepared)))
-    assert main(["train", "--config", str(config), "--out", str(out)]) == 0
+    assert main(f"train --config {config} --out {out}".split()) == 0
     return out
 
 

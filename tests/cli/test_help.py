@@ -40,18 +40,10 @@ def test_the_ten_options_that_matter_come_first(shown):
     assert text.startswith("usage: adaftr-fast train --out PATH [options]\n\nTrain one model")
     first, *others = re.split(r"\n\n(?=\S)", text)[2:]
     assert first.splitlines()[0] == "the options that matter first:"
-    assert options(first) == [
-        "--out",
-        "--config",
-        "--data.folder",
-        "--model.name",
-        "--model.embedding_dim",
-        "--model.tower_hidden",
-        "--optimizer.lr",
-        "--training.batch_size",
-        "--training.max_epochs",
-        "--training.device",
-    ]
+    assert " ".join(options(first)) == (
+        "--out --config --data.folder --model.name --model.embedding_dim --model.tower_hidden --optimizer.lr "
+        "--training.batch_size --training.max_epochs --training.device"
+    )
     titles = [each.splitlines()[0] for each in others]
     expected = ["other options:", "The model options:", "The optimizer options:", "The training options:"]
     assert titles == expected

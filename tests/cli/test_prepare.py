@@ -7,7 +7,7 @@ from adaftr_fast.cli import main
 
 def test_shards_and_an_address_without_a_cluster(schema, log, tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["prepare", "--dataset", str(schema), "--files", str(log), "--out", str(out)]
+    command = f"prepare --dataset {schema} --files {log} --out {out}".split()
     assert main([*command, "--address", "auto"]) == 2
     assert "address: goes with engine ray, got address = 'auto' with engine local" in capsys.readouterr().err
     assert main([*command, "--shards", "0"]) == 2
@@ -21,10 +21,10 @@ def test_shards_and_an_address_without_a_cluster(schema, log, tmp_path, capsys):
 
 @pytest.mark.parametrize(("raw", "dataset"), [("false", "synthetic-aliccp"), ("true", "aliccp")])
 def test_synthesize_prints_the_command_that_prepares_the_log(raw, dataset, tmp_path, capsys):
-    out, rates = tmp_path / "log", '{"click": 0.3, "conversion": 0.1}'
-    assert main(["synthesize", "--rows", "2000", "--rates", rates, "--raw", raw, "--out", str(out)]) == 0
+    out, rates = tmp_path / "log", '{"click":0.3,"conversion":0.1}'
+    assert main(f"synthesize --rows 2000 --rates {rates} --raw {raw} --out {out}".split()) == 0
     _, *command = capsys.readouterr().out.replace("PREPARED", str(tmp_path / "data")).split()
     assert main(command) == 0
     assert f"{dataset}, 23 fields" in capsys.readouterr().out
-    assert main(["synthesize", "--rows", "-1", "--out", str(out)]) == 2
+    assert main(f"synthesize --rows -1 --out {out}".split()) == 2
     assert "rows: expected >= 1, got -1" in capsys.readouterr().err

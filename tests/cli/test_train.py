@@ -2,8 +2,6 @@
 
 import json
 
-import pyarrow.parquet as pq
-
 from adaftr_fast.cli import main
 from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.runs.trained import load_trained
@@ -11,13 +9,13 @@ from adaftr_fast.runs.trained import load_trained
 from .conftest import fails
 
 
-def test_fields_have_the_widths_asked_for(config, prepared, log, tmp_path, capsys):
-    """From the settings to the scores: trained, measured, exported, and rows scored; a second run has the same bits."""
+def test_fields_have_the_widths_asked_for(config, prepared, tmp_path, capsys):
+    """From a file and the command line to the checkpoint and its metrics; a second run has the same bits."""
     config.write_text(config.read_text() + "[model.embedding_dims]\nitem = 12\n")
     run, again = tmp_path / "run", tmp_path / "again"
     for out in (run, again):
         options = ["--model.embedding_dims", '{"item": 12, "place": 4}', "--model.tower_hidden", "[8, 4]"]
-        assert main(["train", "--config", str(config), *options, "--out", str(out)]) == 0
+        assert main([*f"train --config {config}".split(), *options, "--out", f"{out}"]) == 0
     assert (run / "best/checkpoint.json").read_text() == (again / "best/checkpoint.json").read_text()
     saved = json.loads((run / "best/checkpoint.json").read_text())
     assert saved["config"]["model"]["embedding_dims"] == {"item": 12, "place": 4}
@@ -28,17 +26,13 @@ def test_fields_have_the_widths_asked_for(config, prepared, log, tmp_path, capsy
     assert [embedding.field_weight(f).shape[1] for f in range(3)] == [12, 4, 8]
     capsys.readouterr()
     for options in (["--data", str(prepared)], []):  # the folder that it was trained on
-        assert main(["evaluate", "--run", str(run), *options]) == 0
+        assert main([*f"evaluate --run {run}".split(), *options]) == 0
         test = json.loads((run / "test.json").read_text())
         assert json.loads(capsys.readouterr().out) == {"split": "test", "metrics": test}
-    assert main(["export", "--run", str(run), "--out", str(tmp_path / "model")]) == 0
-    scores = str(tmp_path / "scores.parquet")
-    assert main(["predict", "--model", str(tmp_path / "model"), "--files", str(log), "--out", scores]) == 0
-    assert pq.read_table(scores).num_rows == 3000
 
 
 def test_a_width_of_no_field_is_refused(config, tmp_path, capsys):
-    train = ["train", "--config", config, "--out", tmp_path / "run", "--model.embedding_dims"]
+    train = f"train --config {config} --out {tmp_path}/run --model.embedding_dims".split()
     capsys.readouterr()
     line = fails([*train, '{"user": 4}'], capsys)
     assert "model.embedding_dims: expected names among item, place, heat, got 'user'" in line
@@ -52,7 +46,7 @@ def test_demo_compares_two_models_and_reports(schema, log, tmp_path, capsys, mon
     monkeypatch.setattr("adaftr_fast.data.schema.parse.load_schema", lambda name: load_schema(str(schema)))
     monkeypatch.setattr("adaftr_fast.data.raw.source.SHIPPED", log.parent)
     arguments = ["--training.batch_size=100", "--training.max_epochs=2", "--training.progress=false"]
-    assert main(["demo", "--out", str(tmp_path / "demo"), *arguments]) == 0
+    assert main([*f"demo --out {tmp_path}/demo".split(), *arguments]) == 0
     shown = capsys.readouterr().out
     assert shown.count("| mmoe ") == shown.count("| adaftr ") == 2
     report = (tmp_path / "demo/report.md").read_text()
@@ -67,14 +61,14 @@ def test_demo_compares_two_models_and_reports(schema, log, tmp_path, capsys, mon
 def test_divergence_prints_one_line(config, tmp_path, capsys):
     diverging = ["--model.name", "adaftr", "--optimizer.lr", "1e30"]
     capsys.readouterr()
-    line = fails(["train", "--config", config, *diverging, "--out", tmp_path / "run"], capsys)
+    line = fails([*f"train --config {config}".split(), *diverging, "--out", f"{tmp_path}/run"], capsys)
     assert "finite" in line
     assert not (tmp_path / "run").exists()
 
 
 def test_undefined_metrics_are_null(config, tmp_path, monkeypatch):
     monkeypatch.setattr("adaftr_fast.training.evaluation.log_loss", lambda labels, logits: float("nan"))
-    assert main(["train", "--config", str(config), "--out", str(tmp_path / "run")]) == 0
+    assert main(f"train --config {config} --out {tmp_path}/run".split()) == 0
     for name in ("metrics.jsonl", "test.json", "best/checkpoint.json"):
         text = (tmp_path / "run" / name).read_text()
         assert '"logloss": null' in text
@@ -83,7 +77,7 @@ def test_undefined_metrics_are_null(config, tmp_path, monkeypatch):
 
 def test_tables_larger_than_memory_are_refused_before_they_are_made(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("adaftr_fast._memory.available", lambda: 64 * 10**9)
-    arguments = ["train", "--config", str(config), "--model.embedding_dim", "500000000", "--out", str(tmp_path / "run")]
+    arguments = f"train --config {config} --model.embedding_dim 500000000 --out {tmp_path}/run".split()
     assert main(arguments) == 2
     sizes = "136.0 GB of float32 and 272.0 GB of adam's state, and 64.0 GB of memory are available"
     assert f"the tables of 68 ids take {sizes}; use a smaller width" in capsys.readouterr().err

@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.engines.engine import Local
 from adaftr_fast.engines.processes import Processes
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, plan
 from adaftr_fast.experiments.pool import run_all
+from adaftr_fast.experiments.study import compare
 from tests.forks import Script
 
 
@@ -47,19 +51,21 @@ def test_zero_processes_raise():
 SCRIPT = """
 import signal, sys
 from pathlib import Path
-from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.engines.processes import Processes
-from adaftr_fast.experiments.study import compare
 from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.engines.engine import Local
+from adaftr_fast.engines.processes import Processes
+from tests.experiments.test_pool import study
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell disables Ctrl-C in background jobs
-data, folder = PreparedData(sys.argv[1]), Path(sys.argv[2])
-model = ModelConfig(embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4])
-training = TrainingConfig(batch_size=50, max_epochs=12, patience=12, progress=False)
-config = RunConfig(model=model, training=training)
-compare("table6", data, config, seeds=1, engine=Processes(2), folder=folder)
-print("all done")
+study(Path(sys.argv[1]), Path(sys.argv[2]), Processes(2))
 """
+
+
+def study(data, out, engine):
+    model = ModelConfig(embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4])
+    training = TrainingConfig(batch_size=50, max_epochs=8, patience=8, progress=False)
+    compare("table6", PreparedData(data), RunConfig(model=model, training=training), seeds=1, engine=engine, folder=out)
 
 
 def test_an_interrupted_experiment_resumes(folder, tmp_path):
@@ -76,9 +82,7 @@ def test_an_interrupted_experiment_resumes(folder, tmp_path):
         kept = results(tmp_path)
         assert before.items() <= kept.items()  # no job was repeated
         assert len(kept) < 6
-    done = Script(SCRIPT, folder, tmp_path)
-    out, err = done.communicate()
-    assert (done.returncode, out) == (0, "all done\n"), err
+    study(folder, tmp_path, Local())
     assert len(results(tmp_path)) == 6
     assert kept.items() <= results(tmp_path).items()
 

@@ -64,7 +64,9 @@ def test_trained_models_are_analysed_by_pair(data, jobs, tmp_path):
         heat = next(effect for effect in each.fields if effect.field == "heat")
         assert all(" to " in value for value in heat.values)
         pair = next(effect for effect in each.fields if effect.field == "pair")
-        assert all(part.isdigit() for value in pair.values for part in value.split(" & "))
+        crosses = [value.split(" & ") for value in pair.values if value != "unknown"]
+        assert crosses
+        assert all(user.isdigit() and item.isdigit() for user, item in crosses)
     assert "| click 0, view 0, conversion 0 |" in temperature_tables(found[0])
     paths = write_temperature_report(tmp_path, "tiny", found, "the command")
     assert "## click-view" in paths[0].read_text()

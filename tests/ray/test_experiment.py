@@ -134,8 +134,8 @@ def test_the_command_connects_and_takes_relative_paths(cluster_nodes, folder, tm
     monkeypatch.chdir(tmp_path)
     sizes = "[model]\nembedding_dim = 2\nexpert_hidden = [4]\ntower_hidden = [4]\nrelatedness_hidden = [4]\n"
     Path("base.toml").write_text(f"{sizes}[training]\nbatch_size = 200\nmax_epochs = 1\nprogress = false\n")
-    command = ["experiment", "fig3", "--dataset", os.path.relpath(folder), "--config", "base.toml", "--seeds", "1"]
-    command += ["--out", "out", "--engine", "ray", "--address", cluster_nodes.address]
+    command = f"experiment fig3 --dataset {os.path.relpath(folder)} --config base.toml --seeds 1".split()
+    command += f"--out out --engine ray --address {cluster_nodes.address}".split()
     assert main(command) == 0
     assert len(list(tmp_path.glob(f"out/tiny/runs/*/{RESULT}"))) == 2
     assert "| layer 1 |" in capfd.readouterr().out

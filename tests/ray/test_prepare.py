@@ -78,11 +78,11 @@ def test_the_command_connects_and_takes_relative_paths(cluster_nodes, log, tmp_p
     monkeypatch.chdir(log)
     command = ["prepare", "--labels", "click", "--group", "user", "--files", "log.csv", "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0
-    ray = ["--engine", "ray", "--address", cluster_nodes.address, "--shards", "2"]
+    ray = f"--engine ray --address {cluster_nodes.address} --shards 2".split()
     assert main([*command, str(tmp_path / "out"), *ray]) == 0
     assert len(read_manifest(tmp_path / "out").files("train")) == 1  # of one block of text
     assert_same(tmp_path / "out", tmp_path / "whole")
     printed = capfd.readouterr()
     assert "pid=" not in printed.out + printed.err
-    assert main([*command, str(tmp_path / "out"), "--engine", "ray", "--address", "127.0.0.1:1"]) == 2
+    assert main([*command, *f"{tmp_path}/out --engine ray --address 127.0.0.1:1".split()]) == 2
     assert "engine ray: no cluster at address '127.0.0.1:1'" in capfd.readouterr().err.splitlines()[-1]

@@ -79,6 +79,6 @@ def test_the_command_trains_two_at_a_time(cluster_nodes, prepared, tmp_path, mon
     (tmp_path / "base.toml").write_text(to_toml(replace(base, training=replace(base.training, max_epochs=1)).to_dict()))
     (tmp_path / "space.toml").write_text('"optimizer.lr" = { low = 1e-3, high = 1e-1, log = true }\n')
     command = ["tune", "--config", "base.toml", "--space", "space.toml", "--out", "out", "--trials", "3"]
-    assert main([*command, "--engine", "ray", "--address", cluster_nodes.address, "--parallel", "2"]) == 0
+    assert main([*command, *f"--engine ray --address {cluster_nodes.address} --parallel 2".split()]) == 0
     assert "trial 0002 (3 of 3): AUC " in capsys.readouterr().err
     assert "3 trials: 3 finished" in (tmp_path / "out/report.md").read_text()

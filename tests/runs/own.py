@@ -57,24 +57,6 @@ class Plain(MultiTaskModel):
         return dict(zip(self.task_names, each.mean(0).unbind(), strict=True))
 
 
-class Named(Plain):
-    """Names the fields of the table."""
-
-    def make_tables(self, num_embeddings, width, names):
-        self.embedding = FusedEmbedding(num_embeddings, width, field_names=names)
-
-
-class Wide(Plain):
-    """Has a table of one field, before the one of all."""
-
-    def make_tables(self, num_embeddings, width, names):
-        self.wide = FusedEmbedding(num_embeddings[1:2], 1, field_names=names[1:2])
-        super().make_tables(num_embeddings, width, names)
-
-    def forward(self, ids, offsets=None):
-        return super().forward(ids, offsets) + self.wide(ids[:, 1:2])
-
-
 class Torch(Plain):
     """Looks up tables of torch."""
 

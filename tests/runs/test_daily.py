@@ -36,6 +36,10 @@ def lines(out):
     return [json.loads(line) for line in (out / RECORDS).read_text().splitlines()]
 
 
+def without_file(records):
+    return [{name: value for name, value in record.items() if name != "file"} for record in records]
+
+
 def weights(out, day):
     return weights_of(load_trained(out / f"day-{day:04d}/run").model)
 
@@ -114,7 +118,7 @@ def test_an_interruption_at_any_point_does_not_change_bits(days, whole, tmp_path
     stop_at("append", 1, daily.Journal)  # only the record is missing
     stop_at("train_epoch", 2, Trainer)
     run(days, stopped)
-    assert lines(stopped) == whole[0]
+    assert without_file(lines(stopped)) == without_file(whole[0])
     ours, theirs = weights(stopped, 3), weights(whole[1], 3)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

@@ -14,7 +14,7 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.models import build_model
 from adaftr_fast.runs.daily import train_daily
-from adaftr_fast.runs.run import build, fit_one, train_one
+from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.serving.columns import output_columns
@@ -22,7 +22,6 @@ from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.evaluation import predict as predict_split
-from adaftr_fast.training.stepper import Stepper
 
 from .conftest import SOURCE, settings
 
@@ -142,29 +141,6 @@ def test_every_model_reads_the_numbers(ready):
     log = log_of().set_column(5, "spent", pa.nulls(800, pa.float64()))
     with pytest.raises(DataError, match="field spent: expected numbers in the training split, got missing values only"):
         ready(log=log)
-
-
-def test_a_resumed_run_equals_one_that_was_not_interrupted(ready, tmp_path, monkeypatch, capsys):
-    data = ready()
-    config = settings(data.folder, name="adaftr")
-    with fit_one(data, config, tmp_path / "whole"):
-        pass
-    step, count = Stepper.step, iter(range(100))
-
-    def failing(self, batch, number, epochs):
-        if next(count) == 13:  # in the second epoch
-            raise RuntimeError("killed")
-        return step(self, batch, number, epochs)
-
-    monkeypatch.setattr(Stepper, "step", failing)
-    with pytest.raises(RuntimeError, match="killed"), fit_one(data, config, tmp_path / "cut"):
-        pass
-    monkeypatch.setattr(Stepper, "step", step)
-    with fit_one(data, config, tmp_path / "cut"):
-        pass
-    assert "resuming in epoch" in capsys.readouterr().err
-    whole, cut = (load_trained(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
-    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
 
 
 def test_a_warm_start_copies_layers_if_the_encodings_are_the_same(ready, tmp_path):

@@ -40,8 +40,8 @@ def short(data, out, **model):
 
 
 def train_command(out, *more):
-    sizes = ["--model.tower_hidden", "[8]", "--training.batch_size", "64", "--training.progress", "false"]
-    return ["train", "--data.folder", "data", "--out", out, "--training.max_epochs", "1", *sizes, *more]
+    sizes = "--model.tower_hidden [8] --training.batch_size 64 --training.progress false --training.max_epochs 1"
+    return [*f"train --data.folder data --out {out}".split(), *sizes.split(), *more]
 
 
 def test_a_named_class_is_trained_with_its_options_and_loaded_again(prepared, tmp_path):

@@ -200,7 +200,7 @@ def test_the_command_writes_a_report_and_a_configuration_that_train_reads(prepar
         ("--trials", "0", "got 0"),
         ("--parallel", "2", "with --engine ray, got 2"),
     ):
-        assert main(["tune", "--out", "x", option, value]) == 2
+        assert main(f"tune --out x {option} {value}".split()) == 2
         assert f"{option}: expected >= 1, {shown}" in capsys.readouterr().err
 
 
@@ -235,7 +235,7 @@ def fake(monkeypatch):
 def tracked(search, prepared):
     """Returns a function that makes a search with a tracker over some learning rates."""
     config = settings(prepared(1).folder, name="shared_bottom").with_options(training={"trackers": ["wandb"]})
-    return lambda *rates: search(space={"optimizer.lr": {"choices": rates or [0.01]}}, config=config)
+    return lambda *rates: search(space={"optimizer.lr": {"choices": [*rates] or [0.01]}}, config=config)
 
 
 def test_a_pruned_trial_has_not_failed(tracked, fake, monkeypatch):

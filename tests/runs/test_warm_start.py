@@ -23,6 +23,13 @@ def from_run(folder, config, **options):
     return replace(config, warm_start=WarmStartConfig(str(folder), **options))
 
 
+def started(folder, data, task="", **options):
+    """Returns a model that starts from a run, the report, and the model of the run."""
+    torch.manual_seed(5)
+    model = build(settings(**options).model, data)
+    return model, warm_start(model, data, folder, task=task), load_trained(folder).model
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
@@ -37,15 +44,15 @@ def run(trained):
 
 
 def rows_of(model, place):
-    return dict(model.named_modules())["backbone.embedding"].field_weight(place)
+    return model.backbone.embedding.field_weight(place)
 
 
 def test_rows_are_matched_by_value(run, prepared):
     folder, old_data = run
     data = prepared(2, "new")
-    model, untouched = (torch.manual_seed(5) and build(settings().model, data) for _ in range(2))
-    report = warm_start(model, data, folder)
-    old = load_trained(folder).model
+    model, report, old = started(folder, data)
+    torch.manual_seed(5)
+    untouched = build(settings().model, data)
     ours, theirs = (read_encoders(each.folder, each.manifest)["item"].values.to_pylist() for each in (data, old_data))
     assert set(ours) - set(theirs)
     assert set(ours) & set(theirs)
@@ -62,30 +69,20 @@ def test_rows_are_matched_by_value(run, prepared):
 def test_a_bucket_is_matched_by_its_upper_edge(run, prepared):
     folder, old_data = run
     data = prepared(1, "new")
-    model = build(settings().model, data)
-    warm_start(model, data, folder)
+    model, _, old = started(folder, data)
     edges, old_edges = (np.array(each.manifest.fields[2].edges) for each in (data, old_data))
-    old = rows_of(load_trained(folder).model, 2)
     for row, upper in enumerate([*edges, np.inf], start=1):
-        assert torch.equal(rows_of(model, 2)[row], old[1 + np.searchsorted(old_edges, upper)])
-    assert torch.equal(rows_of(model, 2)[0], old[0])
+        assert torch.equal(rows_of(model, 2)[row], rows_of(old, 2)[1 + np.searchsorted(old_edges, upper)])
+    assert torch.equal(rows_of(model, 2)[0], rows_of(old, 2)[0])
 
 
 def test_dense_weights_are_matched_by_name_and_shape(run, prepared):
-    folder, _ = run
-    data = prepared(1, "new")
-    model = build(settings(tower_hidden=[16, 6]).model, data)
-    report = warm_start(model, data, folder)
-    old = load_trained(folder).model
+    model, report, old = started(run[0], prepared(1, "new"), tower_hidden=[16, 6])
     assert torch.equal(model.backbone.experts.first.weight, old.backbone.experts.first.weight)
     assert torch.equal(model.relatedness[0].tower.logit.weight, old.relatedness[0].tower.logit.weight)
-    reason = "the shapes differ"
-    assert {name for name, why in report.fresh.items() if why == reason} == {
-        f"towers.{t}.{layer}.{kind}"
-        for t in (0, 1)
-        for layer in ("mlp.layers.1", "logit")
-        for kind in ("weight", "bias")
-    }
+    layers = [f"towers.{t}.{layer}" for t in (0, 1) for layer in ("mlp.layers.1", "logit")]
+    differ = {name for name, why in report.fresh.items() if why == "the shapes differ"}
+    assert differ == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
     assert report.layers()[0] == "experts.first"
     assert "not copied, because the shapes differ: towers.0.mlp.layers.1.weight" in report.summary()
 
@@ -98,36 +95,31 @@ def test_dense_weights_are_matched_by_name_and_shape(run, prepared):
     ],
 )
 def test_relatedness_networks_are_copied_as_a_whole_or_not_at_all(run, changes, reason):
-    folder, data = run
-    report = warm_start(build(settings(**changes).model, data), data, folder)
-    related = {name for name in report.fresh if name.startswith("relatedness.")}
-    assert len(related) == 4
-    assert {report.fresh[name] for name in report.fresh} == {reason}
+    _, report, _ = started(*run, **changes)
+    assert len(report.fresh) == 4
+    assert all(name.startswith("relatedness.") for name in report.fresh)
+    assert set(report.fresh.values()) == {reason}
 
 
 def test_relatedness_networks_keep_their_initial_weights_without_a_match(run, tmp_path):
     """As in the paper's deployment: pretrained task parameters, and a new Omega."""
     _, data = run
     train_one(data, settings(data.folder, name="mmoe"), tmp_path / "mmoe")
-    model = build(settings().model, data)
-    before = model.relatedness[0].tower.logit.weight.clone()
-    report = warm_start(model, data, tmp_path / "mmoe")
+    model, report, old = started(tmp_path / "mmoe", data)
     assert set(report.fresh.values()) == {"the run does not have the same relatedness networks"}
-    assert torch.equal(model.relatedness[0].tower.logit.weight, before)
+    torch.manual_seed(5)
+    untouched = build(settings().model, data)
+    assert torch.equal(model.relatedness[0].tower.logit.weight, untouched.relatedness[0].tower.logit.weight)
     ids = torch.randint(0, 5, (9, 4), dtype=torch.int32)
-    assert torch.equal(model(ids), load_trained(tmp_path / "mmoe").model(ids))
+    assert torch.equal(model(ids), old(ids))
 
 
 def test_layers_of_other_fields_or_tasks_are_not_copied(run, prepared):
-    folder, _ = run
-    turned = dict(reversed(SOURCE["fields"].items()))
-    data = prepared(0, "turned", fields=turned)
-    model = build(settings().model, data)
-    report = warm_start(model, data, folder)
+    data = prepared(0, "turned", fields=dict(reversed(SOURCE["fields"].items())))
+    model, report, old = started(run[0], data)
     assert set(report.fresh) == READS_EMBEDDINGS
-    assert torch.equal(rows_of(model, 3), rows_of(load_trained(folder).model, 0))  # the items
-    data = prepared(0, "other", labels={"conversion": "buy", "click": "click"})
-    report = warm_start(build(settings().model, data), data, folder)
+    assert torch.equal(rows_of(model, 3), rows_of(old, 0))  # the items
+    _, report, _ = started(run[0], prepared(0, "other", labels={"conversion": "buy", "click": "click"}))
     assert not report.taken
     assert "the tasks differ" in report.fresh.values()
 
@@ -136,11 +128,10 @@ def test_layers_that_read_swapped_widths_are_fresh(run, tmp_path):
     _, data = run
     wide = {"item": 16, "user": 4}
     train_one(data, settings(data.folder, embedding_dims=wide), tmp_path / "wide")
-    same = warm_start(build(settings(embedding_dims=wide).model, data), data, tmp_path / "wide")
+    _, same, _ = started(tmp_path / "wide", data, embedding_dims=wide)
     assert not same.fresh
     assert all(taken == rows for taken, rows in same.rows.values())
-    swapped = build(settings(embedding_dims={"item": 4, "user": 16}).model, data)
-    report = warm_start(swapped, data, tmp_path / "wide")
+    _, report, _ = started(tmp_path / "wide", data, embedding_dims={"item": 4, "user": 16})
     assert set(report.fresh) == READS_EMBEDDINGS  # of the same shape
     assert (report.rows["item"][0], report.rows["user"][0], report.rows["place"]) == (0, 0, (21, 21))
 
@@ -163,17 +154,18 @@ def test_a_run_resumes_without_the_run_it_started_from(run, tmp_path, monkeypatc
             interrupt.request()
         return train_epoch(self, epoch, interrupt)
 
+    config = from_run(folder, settings(data.folder))
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_epoch", pressed)
         with pytest.raises(KeyboardInterrupt):
-            train_one(data, from_run(folder, settings(data.folder)), tmp_path / "next")
+            train_one(data, config, tmp_path / "next")
     with pytest.raises(CheckpointError, match=r"warm_start.run = .*, this run has None"):
         train_one(data, settings(data.folder), tmp_path / "next")
     folder.rename(tmp_path / "gone")
     try:
-        train_one(data, from_run(folder, settings(data.folder)), tmp_path / "next")
+        train_one(data, config, tmp_path / "next")
         with pytest.raises(CheckpointError, match="no checkpoint here"):
-            train_one(data, from_run(folder, settings(data.folder)), tmp_path / "other")
+            train_one(data, config, tmp_path / "other")
     finally:
         (tmp_path / "gone").rename(folder)
     assert "resuming in epoch 2" in capsys.readouterr().err

@@ -7,12 +7,11 @@ from adaftr_fast.cli import main
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import CheckpointError, ConfigError
 from adaftr_fast.runs.run import build, train_one
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.runs.warm_layers import layer_of
 from adaftr_fast.runs.warm_start import warm_start
 
 from .conftest import prepare_day, settings
-from .test_warm_start import OTHER_SIZES, from_run
+from .test_warm_start import OTHER_SIZES, from_run, started
 
 SAME_WIDTHS = {"equal_budget": False}  # the bottom is as wide as an expert, so that whole towers fit
 
@@ -20,15 +19,14 @@ SAME_WIDTHS = {"equal_budget": False}  # the bottom is as wide as an expert, so 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    data = prepare_day(folder, 0)
-    train_one(data, settings(data.folder, name="single_dnn", **SAME_WIDTHS), folder / "single")
+    train_one(prepare_day(folder, 0), settings(folder / "data", name="single_dnn", **SAME_WIDTHS), folder / "single")
     return folder
 
 
 @pytest.fixture
 def single(trained):
-    """A run of Single-DNN, which no test changes, its data and its model."""
-    return trained / "single", PreparedData(trained / "data"), load_trained(trained / "single").model
+    """A run of Single-DNN, which no test changes, and its data."""
+    return trained / "single", PreparedData(trained / "data")
 
 
 def assert_same(ours, theirs):
@@ -41,9 +39,7 @@ def assert_same(ours, theirs):
     ("backbone", "task", "network"), [("mmoe", "", 0), ("shared_bottom", "conversion", 1), ("ple", "click", 0)]
 )
 def test_shared_tables_are_those_of_one_task_and_every_tower_that_of_its_own(single, backbone, task, network):
-    folder, data, old = single
-    model = build(settings(backbone=backbone, **SAME_WIDTHS).model, data)
-    report = warm_start(model, data, folder, task=task)
+    model, report, old = started(*single, task, backbone=backbone, **SAME_WIDTHS)
     assert_same(model.backbone.embedding, old.networks[network].embedding)
     for tower, other in zip(model.backbone.towers, old.networks, strict=True):
         assert_same(tower, other.towers[0])
@@ -56,10 +52,8 @@ def test_shared_tables_are_those_of_one_task_and_every_tower_that_of_its_own(sin
 
 
 def test_towers_are_matched_by_task_and_not_by_position(single, prepared):
-    folder, _, old = single
     data = prepared(0, "turned", labels={"conversion": "buy", "click": "click"})
-    model = build(settings(name="mmoe", **SAME_WIDTHS).model, data)
-    report = warm_start(model, data, folder)
+    model, report, old = started(single[0], data, name="mmoe", **SAME_WIDTHS)
     assert report.task == "conversion"  # the first task of the new run
     assert_same(model.towers[0], old.networks[1].towers[0])
     assert_same(model.towers[1], old.networks[0].towers[0])
@@ -68,23 +62,21 @@ def test_towers_are_matched_by_task_and_not_by_position(single, prepared):
 def test_a_model_of_clicks_alone_starts_both_tasks(prepared, tmp_path):
     clicks, data = prepared(0, "clicks", labels={"click": "click"}), prepared(0, "both")
     train_one(clicks, settings(clicks.folder, name="single_dnn", **SAME_WIDTHS), tmp_path / "single")
-    old = load_trained(tmp_path / "single").model
-    model, untouched = (torch.manual_seed(5) and build(settings(**SAME_WIDTHS).model, data) for _ in range(2))
-    report = warm_start(model, data, tmp_path / "single")
+    model, report, old = started(tmp_path / "single", data, **SAME_WIDTHS)
+    torch.manual_seed(5)
+    untouched = build(settings(**SAME_WIDTHS).model, data)
     assert_same(model.backbone.embedding, old.networks[0].embedding)
     assert_same(model.backbone.towers[0], old.networks[0].towers[0])
     assert_same(model.backbone.towers[1], untouched.backbone.towers[1])
     assert_same(model.relatedness, untouched.relatedness)
-    reasons = {name: why for name, why in report.fresh.items() if name.startswith("towers.")}
-    assert set(reasons.values()) == {"the run does not have the task conversion"}
+    reasons = {why for name, why in report.fresh.items() if name.startswith("towers.")}
+    assert reasons == {"the run does not have the task conversion"}
 
 
 def test_every_network_of_a_single_dnn_takes_the_shared_tables(single, tmp_path):
-    _, data, _ = single
+    _, data = single
     train_one(data, settings(data.folder, name="shared_bottom", **SAME_WIDTHS), tmp_path / "shared")
-    old = load_trained(tmp_path / "shared").model
-    model = build(settings(name="single_dnn", **SAME_WIDTHS).model, data)
-    report = warm_start(model, data, tmp_path / "shared")
+    model, report, old = started(tmp_path / "shared", data, name="single_dnn", **SAME_WIDTHS)
     assert report.fresh == {}
     for network, tower in zip(model.networks, old.towers, strict=True):
         assert_same(network.embedding, old.embedding)
@@ -93,46 +85,35 @@ def test_every_network_of_a_single_dnn_takes_the_shared_tables(single, tmp_path)
 
 
 def test_the_conditional_tower_of_esmm_is_not_that_of_a_rate_over_impressions(single, tmp_path):
-    folder, data, old = single
+    folder, data = single
     data.manifest.schema["funnel"] = ["click", "conversion"]
     reason = "one of the two is a rate given the stage before"
-    model = build(settings(name="esmm", **SAME_WIDTHS).model, data)
-    report = warm_start(model, data, folder)
+    model, report, old = started(folder, data, name="esmm", **SAME_WIDTHS)
     assert_same(model.towers[0], old.networks[0].towers[0])
     assert report.fresh["towers.1.logit.weight"] == reason
     train_one(data, settings(data.folder, name="esmm", **SAME_WIDTHS), tmp_path / "esmm")  # and the other way round
-    model = build(settings(name="single_dnn", **SAME_WIDTHS).model, data)
-    report = warm_start(model, data, tmp_path / "esmm")
-    assert_same(model.networks[0].towers[0], load_trained(tmp_path / "esmm").model.towers[0])
+    model, report, old = started(tmp_path / "esmm", data, name="single_dnn", **SAME_WIDTHS)
+    assert_same(model.networks[0].towers[0], old.towers[0])
     assert report.fresh["networks.1.towers.0.logit.weight"] == reason
     assert not any(name.startswith("networks.1.towers.") for name in report.taken)
 
 
-def test_a_layer_is_copied_whole_or_not_at_all(single, tmp_path):
-    _, data, _ = single
+def test_a_layer_is_copied_whole_or_not_at_all_and_a_task_is_one_of_a_single_dnn(single, tmp_path):
+    folder, data = single
     train_one(data, settings(data.folder, name="mmoe"), tmp_path / "mmoe")
-    report = warm_start(build(settings(name="ple").model, data), data, tmp_path / "mmoe")
-    assert report.taken
-    assert report.fresh
+    _, report, _ = started(tmp_path / "mmoe", data, name="ple")
     taken, fresh = ({layer_of(name) for name in names} for names in (report.taken, report.fresh))
+    assert taken
     assert not taken & fresh
     assert "towers.0.mlp.layers.0.bias" in report.fresh  # of the same shape, but its weight is not
-
-
-def test_a_task_must_be_one_of_a_single_dnn(single, tmp_path):
-    folder, data, _ = single
-    model = build(settings().model, data)
     with pytest.raises(ConfigError, match=r"warm_start.task: expected one of click, conversion, got 'view'"):
-        warm_start(model, data, folder, task="view")
-    train_one(data, settings(data.folder, name="mmoe"), tmp_path / "mmoe")
-    with pytest.raises(
-        ConfigError, match=r"warm_start.task: expected a run of single_dnn, .*, got .click of a run of mmoe."
-    ):
-        warm_start(model, data, tmp_path / "mmoe", task="click")
+        started(folder, data, "view")
+    with pytest.raises(ConfigError, match=r"warm_start.task: expected a run of single_dnn, .*, got .click of a run"):
+        started(tmp_path / "mmoe", data, "click")
 
 
 def test_a_start_that_takes_nothing_is_an_error_unless_it_is_allowed(single, prepared, tmp_path, capsys):
-    folder, data, _ = single
+    folder, data = single
     config = settings(data.folder, **OTHER_SIZES)
     with pytest.raises(CheckpointError) as raised:
         train_one(data, from_run(folder, config), tmp_path / "next")
@@ -149,14 +130,15 @@ def test_a_start_that_takes_nothing_is_an_error_unless_it_is_allowed(single, pre
 
 
 def test_the_command_chooses_the_task_and_allows_nothing(single, tmp_path, capsys):
-    folder, data, _ = single
-    command = ["train", "--data.folder", str(data.folder), "--training.max_epochs", "1", "--training.batch_size", "64"]
-    command += ["--training.progress", "false", "--warm_start", str(folder), "--out", str(tmp_path / "out")]
-    assert main([*command, "--warm_start_task", "conversion"]) == 0
-    assert "tables of the task conversion" in capsys.readouterr().err
-    other = ["--model.embedding_dim", "3", "--model.tower_hidden", "[5]", "--restart"]
-    assert main([*command, *other]) == 2
-    assert "--warm_start_empty" in capsys.readouterr().err
-    assert main([*command, *other, "--warm_start_empty"]) == 0
-    assert main([*command[:-4], "--out", str(tmp_path / "out"), "--warm_start_task", "click"]) == 2
-    assert "--warm_start_task: needs --warm_start" in capsys.readouterr().err
+    folder, data = single
+    command = f"train --data.folder {data.folder} --training.max_epochs 1 --training.batch_size 64".split()
+    command += f"--training.progress false --out {tmp_path}/out".split()
+    start, other = ["--warm_start", folder], ["--model.embedding_dim", "3", "--model.tower_hidden", "[5]", "--restart"]
+    for options, code, shown in (
+        ([*start, "--warm_start_task", "conversion"], 0, "tables of the task conversion"),
+        ([*start, *other], 2, "--warm_start_empty"),
+        ([*start, *other, "--warm_start_empty"], 0, "dense weights copied"),
+        (["--warm_start_task", "click"], 2, "--warm_start_task: needs --warm_start"),
+    ):
+        assert main([str(word) for word in (*command, *options)]) == code
+        assert shown in capsys.readouterr().err

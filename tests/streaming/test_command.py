@@ -13,7 +13,7 @@ def fails(capsys, *arguments):
 
 def test_wrong_options_end_in_one_line(tmp_path, capsys):
     (tmp_path / "shop.toml").write_text(SCHEMA)
-    needed = ["--dataset", tmp_path / "shop.toml", "--out", tmp_path / "out"]
+    needed = f"--dataset {tmp_path}/shop.toml --out {tmp_path}/out".split()
     both = "adaftr-fast stream: stream: expected --folder or --kafka_topic, and not both"
     assert fails(capsys, *needed) == both
     assert fails(capsys, *needed, "--folder", tmp_path, "--kafka_topic", "a") == both
@@ -30,7 +30,7 @@ def test_a_file_of_options_may_hold_all(tmp_path):
     topic = 'kafka_topic = "shop"\n[kafka_settings]\n"security.protocol" = "SSL"\n'
     for text, epochs in (("batch_size = 64", 1), ("max_epochs = 3", 3)):  # a chunk is trained for one epoch by default
         file.write_text(f"{topic}[training]\n{text}\n")
-        words = ["stream", "--dataset", "a", "--out", "c", "--config", str(file)]
+        words = f"stream --dataset a --out c --config {file}".split()
         found = build_parser(words).parse_args(words).stream
         assert (found.kafka_topic, found.training.max_epochs) == ("shop", epochs)
         assert found.kafka_settings == {"security.protocol": "SSL"}

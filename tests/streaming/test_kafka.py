@@ -258,8 +258,8 @@ def test_the_command_reads_a_topic(producer, tmp_path, capsys):
     day = pq.read_table(write_day(tmp_path, 0)).to_pylist()
     send(producer, b'{"city": "\\ud800"}', *({"meta": {}} | row for row in day))
     (tmp_path / "shop.toml").write_text(SCHEMA)
-    words = ["stream", "--dataset", tmp_path / "shop.toml", "--out", tmp_path / "out", "--idle", "2"]
-    words += ["--kafka_topic", TOPIC, "--kafka_servers", producer[1], "--chunk_rows", "801"]
+    words = f"stream --dataset {tmp_path}/shop.toml --out {tmp_path}/out --idle 2".split()
+    words += f"--kafka_topic {TOPIC} --kafka_servers {producer[1]} --chunk_rows 801".split()
     words += ["--training.batch_size", "64", "--training.progress", "false", "--model.tower_hidden", "[16,8]"]
     assert main([*map(str, words), "--kafka_settings", '{"client.id": "test"}']) == 0
     shown = capsys.readouterr()

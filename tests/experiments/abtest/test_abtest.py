@@ -3,30 +3,17 @@ import json
 import pytest
 
 from adaftr_fast.cli import main
-from adaftr_fast.engines.processes import Processes
 from adaftr_fast.experiments.abtest.metrics import METRICS
-from adaftr_fast.experiments.abtest.run import Size, run_abtest
 
 
 @pytest.fixture
 def command(generated, tmp_path):
-    sizes = ["--model.embedding_dim", "4", "--model.expert_hidden", "[8]", "--model.tower_hidden", "[8, 4]"]
-    training = ["--training.batch_size", "200", "--training.max_epochs", "1", "--optimizer.lr", "0.02"]
-    test = [
-        "--training.progress",
-        "false",
-        "--seeds",
-        "2",
-        "--jobs",
-        "1",
-        "--auctions",
-        "2000",
-        "--slate",
-        "4",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    return ["experiment", "abtest", "--dataset", str(generated), *sizes, *training, *test]
+    options = (
+        "--model.embedding_dim 4 --model.expert_hidden [8] --model.tower_hidden [8,4] --optimizer.lr 0.02 "
+        "--training.batch_size 200 --training.max_epochs 1 --training.progress false "
+        "--seeds 2 --jobs 1 --auctions 2000 --slate 4"
+    )
+    return ["experiment", "abtest", "--dataset", str(generated), "--out", str(tmp_path / "out"), *options.split()]
 
 
 def test_the_command_writes_the_same_report_again(command, tmp_path, capfd):
@@ -36,6 +23,14 @@ def test_the_command_writes_the_same_report_again(command, tmp_path, capfd):
     first = json.loads((folder / "abtest.json").read_text())
     assert [arm["title"] for arm in first["arms"]] == ["MMoE", "AdaFTR", "true probabilities"]
     assert [lift["metric"] for lift in first["lifts"]] == list(METRICS)
+    control, treatment, best = first["arms"]
+    assert [len(arm["by_seed"]) for arm in first["arms"]] == [2, 2, 1]
+    assert control["by_seed"][0] != control["by_seed"][1]
+    assert best["metrics"]["value"] > max(control["metrics"]["value"], treatment["metrics"]["value"])
+    assert all(weight > 0 for arm in first["arms"] for weight in arm["weights"])
+    mean = (treatment["metrics"]["CTR"] / control["metrics"]["CTR"] - 1) * 100
+    assert first["lifts"][0]["mean"] == pytest.approx(mean)
+    assert all(0 < share < 1 for share in first["same_winner"])
     assert first["command"].endswith("--seeds 2 --auctions 2000 --slate 4")
     assert (folder / "abtest.png").read_bytes()[:4] == b"\x89PNG"
     assert any(lift["mean"] for lift in first["lifts"])
@@ -47,18 +42,6 @@ def test_the_command_writes_the_same_report_again(command, tmp_path, capfd):
     assert main(command) == 0
     assert json.loads((folder / "abtest.json").read_text()) == first
     assert len(list((folder / "runs").iterdir())) == 4
-
-
-def test_arms_share_auctions_and_seeds_have_models_of_their_own(data, budget, tmp_path):
-    found = run_abtest(data, budget, Size(1000, 3), seeds=2, engine=Processes(1), folder=tmp_path)
-    control, treatment, best = found.arms
-    assert (len(control.by_seed), len(treatment.by_seed), len(best.by_seed)) == (2, 2, 1)
-    assert control.by_seed[0] != control.by_seed[1]
-    assert best.metrics["value"] > max(control.metrics["value"], treatment.metrics["value"])
-    assert all(0 < share < 1 for share in found.same_winner)
-    assert all(weight > 0 for arm in found.arms for weight in arm.weights)
-    mean = (treatment.metrics["CTR"] / control.metrics["CTR"] - 1) * 100
-    assert found.lifts[0].mean == pytest.approx(mean)
 
 
 @pytest.mark.parametrize(
