@@ -41,7 +41,6 @@ else:
 
 LOOP = "adaftr_fast.streaming.loop"
 POINTS = {
-    "in prepare": ("adaftr_fast.data.prepare.run", "", "publish", 2),
     "while measuring": ("adaftr_fast.runs.daily", "", "evaluate", 1),
     "in an epoch": ("adaftr_fast.training.stepper", "Stepper", "step", 15),  # 11 a chunk
     "after training": (LOOP, "Journal", "append", 2),
