@@ -1,7 +1,10 @@
 """replicate_tables under DistributedDataParallel: the replicas are equal, and are those of one process."""
 
+import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import adaftr_fast as af
@@ -68,6 +71,22 @@ def trained_alone():
             optimizer.step()
             optimizer.zero_grad()
     return net.state_dict()
+
+
+def refusals(rank):
+    mesh = init_device_mesh("cpu", (2,))
+    h = distribute_tensor(torch.ones(4, 3), mesh, [Shard(0)])
+    found = []
+    for loss in (lambda: af.adaptive_infonce(h, h, 0.1), lambda: af.sigmoid_contrast(h, h, 1.0, 0.0)):
+        with pytest.raises(TypeError) as error:
+            loss()
+        found.append(str(error.value))
+    return found
+
+
+def test_losses_refuse_distributed_tensors():
+    for message in on_ranks(refusals, 2)[0]:
+        assert "h_ctr must be a local tensor, got a DTensor; pass h_ctr.to_local(), and process_group" in message
 
 
 def test_replicas_are_equal_and_those_of_one_process():

@@ -40,7 +40,9 @@ def check_no_tangents(op: str, *inputs: Tensor | float | None) -> None:
     if torch.compiler.is_compiling():
         return
     if any(isinstance(x, Tensor) and unpack_dual(x).tangent is not None for x in inputs):
-        raise NotImplementedError(f"{op}: has no forward-mode derivative (jvp); use reverse mode")
+        raise NotImplementedError(
+            f"{op}: has no forward-mode derivative (jvp); use reverse mode, torch.func.vjp or jacrev"
+        )
 
 
 def check_representations(op: str, h_ctr: Tensor, h_cvr: Tensor) -> None:
@@ -49,6 +51,11 @@ def check_representations(op: str, h_ctr: Tensor, h_cvr: Tensor) -> None:
         if not isinstance(h, Tensor) or h.dim() != 2:
             got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
             raise ValueError(f"{op}: {name} must be a 2-dim tensor [rows, d], got {got}")
+        if type(h) is not Tensor and hasattr(h, "to_local"):
+            raise TypeError(
+                f"{op}: {name} must be a local tensor, got a DTensor; pass {name}.to_local(), and process_group to "
+                "contrast the rows of all ranks"
+            )
         if h.dtype not in DTYPES:
             raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {h.dtype}")
     if h_ctr.shape[1] != h_cvr.shape[1] or h_ctr.shape[1] == 0:
