@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import TRUTH, read_split
 from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.schema.parse import load_schema
+from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.engines.processes import Processes
 from adaftr_fast.experiments.jobs import Job, Outcome, plan
@@ -101,7 +100,7 @@ def config_of(name: str) -> RunConfig:
 def open_set(name: str, folder: Path) -> PreparedData:
     """Opens a prepared folder, or prepares one that needs no files, such as ``synthetic_0.01`` (1 % of conversions)."""
     if not (folder / name).exists():
-        prepare(_schema(name), [], folder / name, progress=False)
+        prepare(schema_of(name), [], folder / name, progress=False)
     return PreparedData(folder / name)
 
 
@@ -110,9 +109,10 @@ def _schema(name: str) -> Schema:
     schema = load_schema(known)
     if not rate:
         return schema
-    assert schema.generate is not None
-    rates = schema.generate.rates | {"conversion": float("0." + rate)}
-    return replace(schema, name=name, generate=replace(schema.generate, rates=rates))
+    generate = schema.source["generate"]
+    rates = generate["rates"] | {"conversion": float("0." + rate)}
+    # From the source, which the key of a run depends on.
+    return parse_schema(schema.source | {"name": name, "generate": generate | {"rates": rates}})
 
 
 def _scores(outcome: Outcome, job: Job, data: PreparedData) -> Scores:

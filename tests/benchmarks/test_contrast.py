@@ -17,6 +17,7 @@ from benchmarks import RESULTS
 from benchmarks.contrast import tables
 from benchmarks.contrast.models import Contrast
 from benchmarks.contrast.rows import CHOSEN, GRID, PARTS, SETTINGS, variants
+from benchmarks.contrast.runs import schema_of
 from tests.models.inputs import SIZES, TWO, batch
 
 NAMES = ("validation click", "validation conversion", "test click", "test conversion")
@@ -48,6 +49,14 @@ def test_the_options_of_all_rows_are_valid(name):
         models = [ModelConfig(**row.changes) for row in others]
         assert all(model.backbone == backbone for model in models)
         assert len({str(model) for model in models}) == len(models) == len(part.rows)
+
+
+def test_logs_of_other_rates_have_other_keys():
+    schemas = [schema_of(name) for name in PARTS["sparsity"].sets]
+    rates = [schema.generate.rates["conversion"] for schema in schemas]
+    assert rates == [0.0002, 0.001, 0.003, 0.01, 0.033, 0.05]
+    sources = [schema.source["generate"]["rates"]["conversion"] for schema in schemas]  # which the keys of runs read
+    assert sources == rates
 
 
 def test_the_grid_shows_the_means_that_choose():
