@@ -104,7 +104,8 @@ def open_set(name: str, folder: Path) -> PreparedData:
     return PreparedData(folder / name)
 
 
-def _schema(name: str) -> Schema:
+def schema_of(name: str) -> Schema:
+    """Returns the schema of a set, ``synthetic_0.01`` with 1 % of conversions."""
     known, _, rate = name.partition("_0.")
     schema = load_schema(known)
     if not rate:
