@@ -29,7 +29,7 @@ BUILD_TOOLS := "setuptools>=77" ninja numpy
 CUDA_TORCH ?= 2.11 2.13
 
 .PHONY: demo build test pytest test-torchrec test-ray test-recipes docs matrix wheels check-install cuda-build compile-gate compile-gate-3.6 \
-  lint format chaos sanitize clean
+  lint format bench chaos sanitize clean
 
 demo: $(EXTENSION)
 	$(BIN)/adaftr-fast demo --out runs/demo
@@ -109,6 +109,9 @@ lint: $(ENV)
 format: $(ENV)
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(EXTENSION)
+	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 # A file per failure in build/chaos. KINDS="kills ops" selects.
 chaos: $(EXTENSION)

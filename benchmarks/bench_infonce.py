@@ -1,5 +1,6 @@
 """The loss, forward and backward of all three gradients, beside what PyTorch offers.
 
+    python -m pytest benchmarks/bench_infonce.py --benchmark-only   groups to compare at a glance
     python -m benchmarks.bench_infonce           -> results/infonce-*.json
     python -m benchmarks.bench_infonce --growth  time and memory against B -> results/infonce_growth-*.json, infonce.png
 
@@ -10,23 +11,46 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
-import adaftr_fast as af
 from benchmarks import RESULTS, render
-from benchmarks.infonce.cases import SIZES, bare_products, check, contestants, forward_backward, inputs, literal
-from benchmarks.measure import pyplot, side_by_side, step_alone, write
+from benchmarks.infonce.cases import SIZES, bare_products, contestants, forward_backward, inputs, literal
+from benchmarks.measure import side_by_side, step_alone, write
 
 GROWTH = [1024, 2048, 4096, 8192, 16384, 32768, 65536]  # rows, at d = 128, for the plot
 LARGEST_EAGER = 16384  # the literal form's matrices would need 17 GiB each beyond
 
 
+def agrees(loss, tensors) -> bool:
+    """Loss and gradients, to a percent or so of the largest: enough to see that the same thing is timed."""
+
+    def results(function):
+        value = function(*tensors)
+        return [value, *torch.autograd.grad(value, tensors)]
+
+    return all((x - y).abs().max() <= 3e-2 * y.abs().max() for x, y in zip(results(loss), results(literal)))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mild"])
+@pytest.mark.parametrize(("rows", "d"), SIZES)
+@pytest.mark.parametrize(("name", "loss"), list(contestants()))
+def test_float32(benchmark, name, loss, rows, d, kind):
+    benchmark.group = f"{rows} x {d}, {kind}"
+    tensors = inputs(kind, rows, d)
+    assert agrees(loss, tensors)
+    benchmark(forward_backward(loss, tensors))
+
+
 def compare(kind: str, rows: int, d: int, seconds: float) -> dict[str, Any]:
     """Milliseconds of ours at every precision, of PyTorch's forms, and of the bare products, taken in turns."""
+    import adaftr_fast as af
+
     tensors, half = inputs(kind, rows, d), inputs(kind, rows, d, torch.bfloat16)
     runs = {"bare products": bare_products(rows, d)}
     for name, loss in contestants():
-        check(f"{name} and the literal formula, {kind}, {rows} x {d}", loss, literal, tensors, 3e-2)
+        if not agrees(loss, tensors):
+            raise RuntimeError(f"bench_infonce: {name} disagrees with the literal formula at {kind}, {rows} x {d}")
         runs[name] = forward_backward(loss, tensors)
     runs["adaptive_infonce, bfloat16"] = forward_backward(af.adaptive_infonce, half)
     for precision in ("high", "medium"):
@@ -46,6 +70,7 @@ def at_precision(precision: str, step):
 
 def errors(tensors) -> dict[str, float]:
     """Largest error of a gradient against float64, in units of the gradient's largest value, per precision."""
+    import adaftr_fast as af
 
     def gradients(loss, dtype):
         leaves = [t.detach().to(dtype).requires_grad_() for t in tensors]
@@ -77,7 +102,12 @@ def warmed(name: str, rows: int, d: int) -> Callable[[], None]:
 
 
 def draw(growth: list[dict[str, Any]]) -> None:
-    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, key, label in zip(axes, ("ms", "added MiB"), ("forward + backward, ms", "added peak memory, MiB")):
         for name in dict.fromkeys(case["name"] for case in growth):
             cases = [case for case in growth if case["name"] == name]

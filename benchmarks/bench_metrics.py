@@ -1,5 +1,6 @@
 """AUC, GAUC and log-loss of millions of rows, beside scikit-learn's AUC.
 
+    python -m pytest benchmarks/bench_metrics.py --benchmark-only   a million rows
     python -m benchmarks.bench_metrics        10 M and 40 M rows -> results/metrics-*.json
 
 The rows are those of an impression log: 4 % positives, ten rows a user on average and some users with many, float32
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from sklearn.metrics import roc_auc_score
 
 from adaftr_fast.training.metrics import auc, gauc, log_loss
@@ -37,9 +39,16 @@ def contestants(rows: Log) -> dict[str, Callable[[], float]]:
     return {
         "AUC": lambda: auc(label, score),
         "GAUC": lambda: gauc(label, score, user),
+        "GAUC weighted by impressions": lambda: gauc(label, score, user, "impressions"),
         "log-loss": lambda: log_loss(label, score),
         SKLEARN: lambda: roc_auc_score(label, score),
     }
+
+
+@pytest.mark.parametrize("name", list(contestants(log(10))))
+def test_metrics(benchmark, name):
+    benchmark.group = "metrics of 1 M rows"
+    benchmark.pedantic(contestants(log(1_000_000))[name], rounds=3)
 
 
 def measure(rows: int) -> dict[str, Any]:

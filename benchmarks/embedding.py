@@ -1,49 +1,37 @@
-"""The embeddings that are compared, each with its optimizer, and the float64 arithmetic that they must follow.
+"""The embedding benchmark's workloads and contestants, and the memory traffic that none of them can avoid.
 
-B batch, F fields of V rows each, E width. A contestant looks up ids [B, F] and returns [B, F * E].
+A contestant is made anew for each workload.
 """
+
+from __future__ import annotations
 
 import importlib.util
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast import FusedEmbedding, build_info, optim
-from adaftr_fast._extension import has_cuda_kernels
+from adaftr_fast import FusedEmbedding, optim
+from benchmarks.measure import side_by_side
 
-LR, BETAS = 1e-2, (0.9, 0.999)
-EPS = 1e-10  # so small that it does not matter where an implementation adds it
-AGREES = 1e-3  # of the largest change; float32 rounds a sum of many gradients by far less
-MOST_LISTED = 10_000  # rows of a field up to which a table for each field is compared
-BATCHES = 16  # different batches, so that no cache holds the rows of the next
-# Of each of our optimizers: that of torch, and that of FBGEMM, whose Adam is lazy and needs CUDA.
-PEERS = {
-    "SGD": ("SGD", "EXACT_SGD"),
-    "Adagrad": ("Adagrad", "EXACT_ADAGRAD"),
-    "RowwiseAdagrad": (None, "EXACT_ROWWISE_ADAGRAD"),
-    "LazyAdam": ("SparseAdam", "ADAM" if torch.cuda.is_available() else None),
-    "Adam": ("dense fused Adam", None),
-}
-STATES = {"SGD": 0, "Adagrad": 1, "RowwiseAdagrad": 1, "LazyAdam": 2, "Adam": 2}
-TORCH = {
-    "SGD": partial(torch.optim.SGD, lr=LR),
-    "Adagrad": partial(torch.optim.Adagrad, lr=LR, eps=EPS),
-    "SparseAdam": partial(torch.optim.SparseAdam, lr=LR, eps=EPS),
-    "dense fused Adam": partial(torch.optim.Adam, lr=LR, eps=EPS, fused=True),
-}
-LAZY = "concatenated + SparseAdam (lazy)"  # beside exact Adam for its speed: it does other arithmetic
+E = 8  # the width of the paper's Table 3
+LR = 1e-3
+EPS = 1e-8
+STEADY = 350  # steps of exact Adam before it is timed: in the first few hundred it replays missed steps one by one
+LINE = 64  # bytes: memory moves in cache lines
+ROW = 4 * E  # bytes of a row of float32
+# Bytes of optimizer state a row has; exact Adam also keeps the step a row is current to, in a table of its own.
+STATE = {"SGD": [], "RowwiseAdagrad": [4], "Adagrad": [ROW], "LazyAdam": [2 * ROW], "Adam": [2 * ROW, 4]}
 HAS_FBGEMM = importlib.util.find_spec("fbgemm_gpu") is not None
 
 Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Work:
-    """Fields, rows of each, width, batch, the distribution of ids, and the device.
+class Workload:
+    """B rows of one id for each of F fields with V rows, Zipf(1.05) distributed.
 
     With ``spread`` > 1 only each ``spread``-th row occurs: batches as those of a table that much smaller.
     """
@@ -51,225 +39,277 @@ class Work:
     fields: int
     batch: int
     rows: int
-    width: int = 8  # of the paper's Table 3
-    ids: str = "zipf"
-    device: str = "cpu"
     spread: int = 1
 
     def __str__(self) -> str:
         return f"F={self.fields} B={self.batch} V={self.rows}"
 
-    def batches(self) -> list[Tensor]:
-        """Returns ``BATCHES`` tensors of ids, int64 [B, F]: uniform, or Zipf(1.05) with popular rows scattered."""
-        g = torch.Generator(self.device).manual_seed(0)
-        rows, shape = self.rows // self.spread, (self.batch, self.fields)
-        if self.ids == "uniform":
-            return [torch.randint(0, rows, shape, generator=g, device=self.device) for _ in range(BATCHES)]
-        share = torch.arange(1, rows + 1, dtype=torch.float64, device=self.device).pow(-1.05).cumsum(0)
-        shift = torch.arange(self.fields, device=self.device) * 7919
-        drawn = (torch.rand(shape, generator=g, dtype=torch.float64, device=self.device) for _ in range(BATCHES))
-        ranks = (torch.searchsorted(share, each * share[-1]).clamp_(max=rows - 1) for each in drawn)
-        return [(rank * 48271 + shift) % rows * self.spread for rank in ranks]
-
-    def start(self) -> Tensor:
-        """Returns the values that every table [F * V, E] begins with."""
-        g = torch.Generator(self.device).manual_seed(2)
-        return torch.randn(self.fields * self.rows, self.width, generator=g, device=self.device) * 0.01
+    def ids(self, batches: int = 16) -> list[Tensor]:
+        """Different batches, so that no cache holds the rows of the next."""
+        generator = torch.Generator().manual_seed(0)
+        rows = self.rows // self.spread
+        share = torch.arange(1, rows + 1, dtype=torch.float64).pow(-1.05).cumsum(0)
+        drawn = torch.rand(batches, self.fields, self.batch, generator=generator, dtype=torch.float64) * share[-1]
+        rank = torch.searchsorted(share, drawn).clamp_(max=rows - 1)
+        shift = torch.arange(self.fields)[:, None] * 7919
+        scattered = (rank * 48271 + shift) % rows * self.spread  # popular ids do not stand side by side
+        return list(scattered.transpose(1, 2).contiguous())
 
     def grad(self) -> Tensor:
-        """Returns the gradient of the output [B, F * E]."""
-        g = torch.Generator(self.device).manual_seed(1)
-        return torch.randn(self.batch, self.fields * self.width, generator=g, device=self.device)
+        return torch.randn(self.batch, self.fields * E, generator=torch.Generator().manual_seed(1)) * 1e-3
 
-    def first(self) -> Tensor:
-        """Returns the first row of each field in the table of all, [F]."""
-        return torch.arange(self.fields, device=self.device) * self.rows
+    @torch.no_grad()
+    def start(self, weight: Tensor) -> None:
+        """Give a table [F * V, E] the values every contestant begins with."""
+        weight.normal_(0.0, 0.01, generator=torch.Generator().manual_seed(2))
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table: what looks up, what takes a step, and its values [F * V, E] at present."""
+class Contestant:
+    """A step of forward, backward and update, and the table [R, E] it has trained so far."""
 
-    look_up: Callable[[Tensor], Tensor]
-    step: Callable[[Tensor, Tensor], None]
+    step: Run
     weights: Callable[[], Tensor]
 
 
-Make = Callable[[Work], Table]
-
-
-def _stepping(look_up: Callable[[Tensor], Tensor], update: torch.optim.Optimizer) -> Callable[[Tensor, Tensor], None]:
-    def step(ids: Tensor, grad: Tensor) -> None:
-        update.zero_grad()
-        look_up(ids).backward(grad)
-        update.step()
-
-    return step
-
-
-def fused(work: Work, optimizer: str) -> Table:
-    """FusedEmbedding with an optimizer of adaftr_fast.optim.
-
-    Raises:
-        RuntimeError: the CUDA kernels are not built, so that a GPU would run their references.
-    """
-    if work.device != "cpu" and not has_cuda_kernels():
-        raise RuntimeError(f"the CUDA kernels are missing: {build_info()['CUDA kernels']}")
-    table = FusedEmbedding([work.rows] * work.fields, work.width, device=work.device)
-    with torch.no_grad():
-        table.weight.copy_(work.start())
+def fused(work: Workload, optimizer: str) -> Contestant:
+    """Ours."""
+    table = FusedEmbedding([work.rows] * work.fields, E)
+    work.start(table.weight)
     options = {} if optimizer == "SGD" else {"eps": EPS}
+    update = getattr(optim, optimizer)(table, lr=LR, **options)
+    batches, grad = itertools.cycle(work.ids()), work.grad()
+
+    def step() -> None:
+        update.zero_grad()
+        table(next(batches)).backward(grad)
+        update.step()
 
     def weights() -> Tensor:
         table.flush()
         return table.weight.detach()
 
-    return Table(table, _stepping(table, getattr(optim, optimizer)(table, lr=LR, **options)), weights)
+    return Contestant(step, weights)
 
 
-def concatenated(work: Work, optimizer: str) -> Table:
+def concatenated(work: Workload, optimizer: type, sparse: bool, **options) -> Contestant:
     """One nn.Embedding that holds all fields."""
-    table = nn.Embedding.from_pretrained(work.start(), freeze=False, sparse="dense" not in optimizer)
-    first = work.first()
+    table = nn.Embedding(work.fields * work.rows, E, sparse=sparse)
+    work.start(table.weight)
+    first = torch.arange(work.fields) * work.rows
+    update = optimizer(table.parameters(), lr=LR, **options)
+    batches, grad = itertools.cycle(work.ids()), work.grad()
 
-    def look_up(ids: Tensor) -> Tensor:
-        return table(ids + first).flatten(1)
+    def step() -> None:
+        update.zero_grad()
+        table(next(batches) + first).flatten(1).backward(grad)
+        update.step()
 
-    return Table(look_up, _stepping(look_up, TORCH[optimizer](table.parameters())), table.weight.detach)
+    return Contestant(step, lambda: table.weight.detach())
 
 
-def listed(work: Work, optimizer: str) -> Table:
+def listed(work: Workload, optimizer: type, **options) -> Contestant:
     """An nn.Embedding a field, as models are usually written."""
-    rows = work.start().split(work.rows)
-    tables = nn.ModuleList(nn.Embedding.from_pretrained(each.clone(), freeze=False, sparse=True) for each in rows)
+    tables = nn.ModuleList(nn.Embedding(work.rows, E, sparse=True) for _ in range(work.fields))
+    whole = torch.empty(work.fields * work.rows, E)
+    work.start(whole)
+    with torch.no_grad():
+        for table, rows in zip(tables, whole.split(work.rows), strict=True):
+            table.weight.copy_(rows)
+    update = optimizer(tables.parameters(), lr=LR, **options)
+    batches, grad = itertools.cycle(work.ids()), work.grad()
 
-    def look_up(ids: Tensor) -> Tensor:
-        return torch.cat([table(each) for table, each in zip(tables, ids.unbind(1), strict=True)], 1)
+    def step() -> None:
+        update.zero_grad()
+        torch.cat([table(ids) for table, ids in zip(tables, next(batches).unbind(1), strict=True)], 1).backward(grad)
+        update.step()
 
-    update = TORCH[optimizer](tables.parameters())
-    return Table(look_up, _stepping(look_up, update), lambda: torch.cat([each.weight.detach() for each in tables]))
+    return Contestant(step, lambda: torch.cat([table.weight.detach() for table in tables]))
 
 
-def fbgemm(work: Work, optimizer: str) -> Table:
-    """FBGEMM's table-batched embedding, which updates within its backward."""
+def fbgemm(work: Workload, optimizer: str) -> Contestant:
+    """FBGEMM's table-batched embedding, which updates within its backward; needs fbgemm-gpu-cpu."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import ComputeDevice, EmbeddingLocation
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 
-    place = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA)
-    if work.device == "cpu":
-        place = (EmbeddingLocation.HOST, ComputeDevice.CPU)
-    tables = [(work.rows, work.width, *place)] * work.fields
-    table = SplitTableBatchedEmbeddingBagsCodegen(tables, optimizer=EmbOptimType[optimizer], learning_rate=LR, eps=EPS)
-    for own, rows in zip(table.split_embedding_weights(), work.start().split(work.rows), strict=True):
-        own.copy_(rows)
-    offsets = torch.arange(work.fields * work.batch + 1, device=work.device)
-
-    def look_up(ids: Tensor) -> Tensor:
-        return table(ids.t().reshape(-1), offsets)  # field after field
-
-    def step(ids: Tensor, grad: Tensor) -> None:
-        look_up(ids).backward(grad)
-
-    return Table(look_up, step, lambda: torch.cat([each.detach() for each in table.split_embedding_weights()]))
-
-
-def contestants(optimizer: str, rows: int) -> dict[str, Make]:
-    """Returns ours first, then the peers that are installed, for fields of ``rows`` rows."""
-    of_torch, of_fbgemm = PEERS[optimizer]
-    found: dict[str, Make] = {"ours": partial(fused, optimizer=optimizer)}
-    if of_torch is not None:
-        found[f"concatenated + {of_torch}"] = partial(concatenated, optimizer=of_torch)
-    if optimizer == "Adam":
-        found[LAZY] = partial(concatenated, optimizer="SparseAdam")
-    elif of_torch is not None and rows <= MOST_LISTED:
-        found[f"list + {of_torch}"] = partial(listed, optimizer=of_torch)
-    if HAS_FBGEMM and of_fbgemm is not None:
-        found[f"FBGEMM {optimizer}"] = partial(fbgemm, optimizer=of_fbgemm)
-    return found
-
-
-def expected(work: Work, optimizer: str, steps: list[Tensor], grad: Tensor) -> Tensor:
-    """Returns the table after ``steps`` batches by the optimizers' definitions, in float64."""
-    weight = work.start().double()
-    state = [torch.zeros_like(weight) for _ in range(STATES[optimizer])]
-    for number, ids in enumerate(steps, 1):
-        rows = (ids + work.first()).flatten()
-        total = torch.zeros_like(weight).index_add_(0, rows, grad.double().view(-1, work.width))
-        touched = torch.zeros(len(weight), dtype=torch.bool, device=weight.device).index_fill_(0, rows, True)
-        if optimizer == "Adam":
-            touched.fill_(True)
-        weight[touched] -= LR * _direction(optimizer, number, total[touched], state, touched)
-    return weight
-
-
-def _direction(optimizer: str, number: int, grad: Tensor, state: list[Tensor], touched: Tensor) -> Tensor:
-    if optimizer == "SGD":
-        return grad
-    if optimizer in ("Adagrad", "RowwiseAdagrad"):
-        square = grad**2 if optimizer == "Adagrad" else (grad**2).mean(1, keepdim=True).expand_as(grad)
-        state[0][touched] += square
-        return grad / (state[0][touched].sqrt() + EPS)
-    beta1, beta2 = BETAS
-    state[0][touched] = beta1 * state[0][touched] + (1 - beta1) * grad
-    state[1][touched] = beta2 * state[1][touched] + (1 - beta2) * grad**2
-    correction1, correction2 = 1 - beta1**number, (1 - beta2**number) ** 0.5
-    root = state[1][touched].sqrt()
-    return state[0][touched] / correction1 / (root / correction2 + EPS)
-
-
-def disagreement(make: Make, work: Work, optimizer: str) -> float:
-    """Returns the largest error of a table after some steps, in units of the largest change that training made."""
-    steps = work.batches()[:4]
+    table = SplitTableBatchedEmbeddingBagsCodegen(
+        [(work.rows, E, EmbeddingLocation.HOST, ComputeDevice.CPU)] * work.fields,
+        optimizer=EmbOptimType[optimizer],
+        learning_rate=LR,
+        eps=EPS,
+    )
+    whole = torch.empty(work.fields * work.rows, E)
+    work.start(whole)
+    for mine, rows in zip(table.split_embedding_weights(), whole.split(work.rows), strict=True):
+        mine.copy_(rows)
+    offsets = torch.arange(work.fields * work.batch + 1)
+    # FBGEMM wants field after field; the transposition is done before, to its advantage.
+    batches = itertools.cycle([ids.t().contiguous().flatten() for ids in work.ids()])
     grad = work.grad()
-    table, true = make(work), expected(work, optimizer, steps, grad)
-    for ids in steps:
-        table.step(ids, grad)
-    return ((table.weights().double() - true).abs().max() / (true - work.start().double()).abs().max()).item()
+    return Contestant(
+        lambda: table(next(batches), offsets).backward(grad), lambda: torch.cat(table.split_embedding_weights())
+    )
 
 
-def forwards(work: Work) -> dict[str, Run]:
+# Peers of each of our optimizers. Those of "Adam" that are lazy do other arithmetic; they are there for their speed.
+PEERS: dict[str, dict[str, Callable[[Workload], Contestant]]] = {
+    "SGD": {
+        "concatenated + SGD": lambda work: concatenated(work, torch.optim.SGD, sparse=True),
+        "list + SGD": lambda work: listed(work, torch.optim.SGD),
+        "FBGEMM SGD": lambda work: fbgemm(work, "EXACT_SGD"),
+    },
+    "Adagrad": {
+        "concatenated + Adagrad": lambda work: concatenated(work, torch.optim.Adagrad, sparse=True, eps=EPS),
+        "list + Adagrad": lambda work: listed(work, torch.optim.Adagrad, eps=EPS),
+        "FBGEMM Adagrad": lambda work: fbgemm(work, "EXACT_ADAGRAD"),
+    },
+    "RowwiseAdagrad": {"FBGEMM RowwiseAdagrad": lambda work: fbgemm(work, "EXACT_ROWWISE_ADAGRAD")},
+    "LazyAdam": {
+        "concatenated + SparseAdam": lambda work: concatenated(work, torch.optim.SparseAdam, sparse=True, eps=EPS),
+        "list + SparseAdam": lambda work: listed(work, torch.optim.SparseAdam, eps=EPS),
+    },
+    "Adam": {
+        "concatenated + dense fused Adam": lambda work: concatenated(
+            work, torch.optim.Adam, sparse=False, fused=True, eps=EPS
+        ),
+        "concatenated + SparseAdam (lazy)": lambda work: concatenated(
+            work, torch.optim.SparseAdam, sparse=True, eps=EPS
+        ),
+    },
+}
+
+
+def contestants(work: Workload, optimizer: str) -> dict[str, Contestant]:
+    """Ours first, then the peers that are installed. Lists of tables only where a table is small."""
+    peers = {name: make for name, make in PEERS[optimizer].items() if HAS_FBGEMM or not name.startswith("FBGEMM")}
+    if work.rows > 100_000:
+        peers = {name: make for name, make in peers.items() if not name.startswith("list")}
+    return {"ours": fused(work, optimizer)} | {name: make(work) for name, make in peers.items()}
+
+
+def steps(work: Workload, optimizer: str) -> dict[str, Run]:
+    """Whole steps, once the contestants have been seen to agree on a small workload."""
+    check_steps(optimizer)
+    runs = {name: contestant.step for name, contestant in contestants(work, optimizer).items()}
+    for _ in range(STEADY if optimizer == "Adam" else 3):
+        runs["ours"]()
+    return runs
+
+
+def growth(small: Workload, large: Workload) -> dict[str, Run]:
+    """Adam's steps on two tables that differ in their size alone, once the contestants have been seen to agree."""
+    check_steps("Adam")
+    runs = {}
+    for work in (small, large):
+        ours = fused(work, "Adam").step
+        for _ in range(STEADY):
+            ours()
+        runs[f"ours, V={work.rows}"] = ours
+        runs[f"dense fused Adam, V={work.rows}"] = PEERS["Adam"]["concatenated + dense fused Adam"](work).step
+    return runs
+
+
+def check_steps(optimizer: str, work: Workload = Workload(fields=5, batch=64, rows=100)) -> None:
+    """Raise unless every contestant that does the same arithmetic has our table after some steps."""
+    start = torch.empty(work.fields * work.rows, E)
+    work.start(start)
+    moves = {}
+    for name, contestant in contestants(work, optimizer).items():
+        if "(lazy)" in name:
+            continue
+        for _ in range(5):
+            contestant.step()
+        moves[name] = contestant.weights() - start
+    size = moves["ours"].abs().max().item()
+    for name, move in moves.items():
+        # Weights of 0.01 round by 1e-9, SGD moves them by a thousand times that.
+        if not (move - moves["ours"]).abs().max() <= 2e-3 * size > 0:
+            raise AssertionError(f"{optimizer}, {work}: {name} and ours have trained different tables")
+
+
+def forwards(work: Workload) -> dict[str, Run]:
     """Look-ups alone, once their results have been compared."""
-    makes = {"ours": fused, "concatenated nn.Embedding": concatenated, "list of nn.Embedding": listed}
-    tables = {name: make(work, "SGD").look_up for name, make in makes.items()}
-    batches = work.batches()
-    results = [look_up(batches[0]) for look_up in tables.values()]
-    if not all(torch.equal(result, results[0]) for result in results):
-        raise RuntimeError(f"forward, {work}: the contestants' results differ")
-    return {name: _looking_up(look_up, itertools.cycle(batches)) for name, look_up in tables.items()}
+    ours = FusedEmbedding([work.rows] * work.fields, E)
+    theirs = nn.Embedding.from_pretrained(ours.weight.detach())
+    each = [nn.Embedding.from_pretrained(ours.field_weight(f)) for f in range(work.fields)]
+    first = torch.arange(work.fields) * work.rows
+    a, b, c = (itertools.cycle(work.ids()) for _ in range(3))
 
+    def one_by_one() -> Tensor:
+        return torch.cat([table(ids) for table, ids in zip(each, next(c).unbind(1), strict=True)], 1)
 
-def _looking_up(look_up: Callable[[Tensor], Tensor], batches: itertools.cycle) -> Run:
-    return torch.no_grad()(lambda: look_up(next(batches)))
-
-
-def bags(work: Work, each: int) -> dict[str, Run]:
-    """Forward and backward of bags of ``each`` ids of one field, mean, once gradients have been compared."""
-    ids = [batch.flatten() for batch in Work(1, work.batch * each, work.rows, 1, work.ids, work.device).batches()]
-    offsets = torch.arange(work.batch + 1, device=work.device) * each
-    grad = work.grad()
-    ours = FusedEmbedding([work.rows], work.width, device=work.device)
-    options = {"mode": "mean", "include_last_offset": True, "freeze": False}
-    make = partial(nn.EmbeddingBag.from_pretrained, ours.weight.detach(), **options)
-    tables = {
-        "ours": ours,
-        "nn.EmbeddingBag, sparse and coalesced": make(sparse=True),
-        "nn.EmbeddingBag, dense gradient": make(),
+    runs: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: ours(next(a)),
+        "concatenated nn.Embedding": lambda: theirs(next(b) + first).flatten(1),
+        "list of nn.Embedding": one_by_one,
     }
+    runs = {name: torch.no_grad()(run) for name, run in runs.items()}
+    results = [run() for run in runs.values()]
+    if not all(torch.equal(result, results[0]) for result in results):
+        raise AssertionError(f"forward, {work}: the contestants' results differ")
+    return dict(runs)
 
-    def run(table: nn.Module, values: Tensor) -> Tensor:
+
+def bags(batch: int = 1024, per_bag: int = 250, rows: int = 100_000) -> dict[str, Run]:
+    """Forward and backward to a merged gradient of one multi-valued field, once gradients have been compared."""
+    values = Workload(1, batch * per_bag, rows).ids(batches=1)[0].flatten()
+    offsets = torch.arange(batch + 1) * per_bag
+    ours = FusedEmbedding([rows], E)
+    start = ours.weight.detach()
+    options = {"mode": "mean", "include_last_offset": True, "freeze": False}
+    theirs = nn.EmbeddingBag.from_pretrained(start.clone(), sparse=True, **options)
+    dense = nn.EmbeddingBag.from_pretrained(start.clone(), **options)
+    grad = torch.randn(batch, E, generator=torch.Generator().manual_seed(1))
+
+    def run(table: nn.Module) -> Tensor:
         table.weight.grad = None
         table(values, offsets).backward(grad)
-        gradient = table.weight.grad
-        return gradient.coalesce() if gradient.is_sparse else gradient
+        return table.weight.grad
 
-    true = torch.zeros(work.rows, work.width, dtype=torch.float64, device=work.device)
-    true.index_add_(0, ids[0], grad.double().repeat_interleave(each, 0) / each)
-    for name, table in tables.items():
-        if not (run(table, ids[0]).to_dense() - true).abs().max() <= AGREES * true.abs().max():
-            raise RuntimeError(f"bags, {work}: {name} has another gradient")
-    return {name: partial(_next, partial(run, table), itertools.cycle(ids)) for name, table in tables.items()}
+    def merged() -> Tensor:
+        return run(theirs).coalesce()
+
+    for found in (merged().to_dense(), run(dense)):
+        torch.testing.assert_close(run(ours).to_dense(), found, rtol=1e-4, atol=1e-4)
+    return {
+        "ours": lambda: run(ours),
+        "nn.EmbeddingBag, sparse and coalesced": merged,
+        "nn.EmbeddingBag, dense gradient": lambda: run(dense),
+    }
 
 
-def _next(run: Callable[[Tensor], Tensor], ids: itertools.cycle) -> Tensor:
-    return run(next(ids))
+def lines(rows: Tensor, record: int) -> int:
+    """Bytes of the cache lines that hold the records of ``rows``, ``record`` bytes each in one table."""
+    return LINE * len(torch.unique(rows * record // LINE))
+
+
+def floor_bytes(work: Workload, case: str) -> float:
+    """The least that must move: each line once to look up, and once each way to update; a mean over the batches.
+
+    Look-up: ids, rows, output. A step: the ids again, the gradient, and rows and state there and back.
+    """
+    first = torch.arange(work.fields) * work.rows
+    total = 0
+    for ids in work.ids():
+        rows, look_ups = torch.unique(ids + first), ids.numel()
+        total += look_ups * (8 + ROW) + lines(rows, ROW)
+        if case != "forward":
+            total += look_ups * (8 + ROW) + 2 * sum(lines(rows, record) for record in [ROW, *STATE[case]])
+    return total / len(work.ids())
+
+
+def table_bytes(work: Workload, case: str) -> int:
+    """Bytes of the table and its optimizer state, which decide whether they stay in cache."""
+    return work.fields * work.rows * (ROW + sum(STATE.get(case, [])))
+
+
+def copy_rate(size: int) -> float:
+    """Bytes a second, read and written, on all threads, where one half of ``size`` bytes is copied over the other.
+
+    Tables that fit into a cache are copied from there, and larger ones from memory, as their rows are.
+    """
+    source = torch.ones(size // 2, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    milliseconds = side_by_side({"copy": lambda: target.copy_(source)}, seconds=0.3)["copy"]
+    return 2 * len(source) / (milliseconds / 1e3)

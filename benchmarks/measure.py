@@ -15,7 +15,7 @@ from adaftr_fast._files import replace_file
 from adaftr_fast.experiments.measure import machine, side_by_side
 from benchmarks import RESULTS
 
-__all__ = ["machine", "pyplot", "side_by_side", "step_alone", "write"]
+__all__ = ["machine", "side_by_side", "step_alone", "write"]
 
 ROOT = Path(__file__).parents[1]
 NOT_CODE = (":(exclude)benchmarks/results", ":(exclude)*.md")  # a benchmark run rewrites both
@@ -74,16 +74,6 @@ def _measured_step(make: Callable[..., Callable[[], None]], arguments: tuple[obj
 def _resident(key: str) -> float:
     """Returns a number of MiB that the system keeps of this process."""
     return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
-
-def pyplot() -> Any:
-    """Returns matplotlib's pyplot, which draws to files alone."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 def measured_code() -> str:

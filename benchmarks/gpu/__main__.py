@@ -1,45 +1,73 @@
-"""Times the package on a GPU beside others.
+"""Builds, checks, times and profiles the package on a GPU, without a network.
 
-    python -m benchmarks.gpu --out DIR --only loss --total 560   on the GPU machine; repeat it until nothing is left
+    python -m benchmarks.gpu --collect wheels                    on a machine with a network
+    python -m benchmarks.gpu --out DIR --wheels wheels           on the GPU machine; repeat it until nothing is left
+    python -m benchmarks.gpu --out DIR --only loss --deadline 600
     python -m benchmarks.gpu --out DIR --report                  anywhere: benchmarks/results/gpu-<card>.json
 
 Every cell is on disk before the next begins. A run that was killed goes on where it was, and measures at most the cell
 again that it was at.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
+import subprocess
 import sys
 import time
 from pathlib import Path
 
-from benchmarks.gpu import STAGES
+from benchmarks.gpu import ROOT, STAGES
 from benchmarks.gpu.cells import Setting
-from benchmarks.gpu.report import report
-from benchmarks.gpu.run import locked, run
+from benchmarks.gpu.processes import environment
+
+REPORT = 20  # seconds that --total keeps for the report
 
 
-def parsed() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--out", type=Path, required=True, help="folder of the measurements, a file for each stage")
-    made.add_argument("--only", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE", help=", ".join(STAGES))
-    made.add_argument("--total", type=float, default=math.inf, help="seconds of all stages; cells are cut short")
-    made.add_argument("--commit", metavar="TEXT", help="recorded as the measured commit, where there is no clone")
+    made.add_argument("--out", type=Path, help="folder of the measurements, a file for each stage")
+    made.add_argument(
+        "--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help=", ".join(STAGES)
+    )
+    made.add_argument("--deadline", type=float, help="seconds for each stage; by default its own, under 8 minutes")
+    made.add_argument(
+        "--total", type=float, help="seconds for the whole command, the report included; cells are cut short"
+    )
+    made.add_argument(
+        "--commit", metavar="TEXT", help="recorded as the measured commit, where there is no clone to ask"
+    )
+    made.add_argument("--wheels", type=Path, help="folder of --collect, for the build stage")
     made.add_argument("--report", action="store_true", help="measure nothing, assemble what is there")
     made.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, to try the program itself")
-    return made.parse_args()
+    made.add_argument("--collect", type=Path, metavar="DIR", help="download wheels for the GPU machine into DIR")
+    made.add_argument("--without", nargs="+", default=[], metavar="NAME", help="packages that --collect leaves out")
+    return made
 
 
 def main() -> int:
-    arguments = parsed()
-    setting = Setting(arguments.out.resolve(), arguments.dry_run, arguments.commit, time.time() + arguments.total)
+    arguments = parser().parse_args()
+    if arguments.collect is not None:
+        from benchmarks.gpu.collect import collect
+
+        return collect(arguments.collect, arguments.without)
+    if arguments.out is None:
+        parser().error("--out DIR is required, except with --collect")
+    if arguments.total is not None and arguments.total <= REPORT:
+        parser().error(f"--total: expected more than {REPORT} s, which the report may take, got {arguments.total:g}")
+    until = math.inf if arguments.total is None else time.time() + arguments.total - REPORT
+    wheels = None if arguments.wheels is None else arguments.wheels.resolve()
+    setting = Setting(arguments.out.resolve(), wheels, arguments.dry_run, arguments.commit, until)
+    status = 0
     if not arguments.report:
-        with locked(setting.out):
-            for stage in arguments.only:
-                run(f"benchmarks.gpu.stages.{stage}", setting)
-    return report(setting)
+        from benchmarks.gpu.supervise import run
+
+        status = run([stage for stage in STAGES if stage in arguments.only], setting, arguments.deadline)
+    command = [sys.executable, "-m", "benchmarks.gpu.report", setting.to_json()]
+    return subprocess.run(command, cwd=ROOT, env=environment()).returncode or status
 
 
 if __name__ == "__main__":

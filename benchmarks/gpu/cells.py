@@ -1,8 +1,12 @@
 """A cell is one measurement. A journal keeps the finished cells of a stage, so that a killed run loses none."""
 
+from __future__ import annotations
+
+import dataclasses
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +21,27 @@ class Setting:
 
     Attributes:
         out: the folder of the journals.
+        wheels: the folder of wheels that the build stage installs from, or None.
         dry: tiny sizes on the CPU, to try the program itself.
         commit: what is recorded as the measured commit; None asks git.
         until: the time, in seconds since the epoch, at which no cell may run any longer.
     """
 
     out: Path
+    wheels: Path | None = None
     dry: bool = False
     commit: str | None = None
     until: float = math.inf
+
+    def to_json(self) -> str:
+        """Returns the text that ``from_json`` reads in another process."""
+        return json.dumps(dataclasses.asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Setting:
+        values = json.loads(text)
+        wheels = values.pop("wheels")
+        return cls(Path(values.pop("out")), None if wheels is None else Path(wheels), **values)
 
     @property
     def device(self) -> str:
@@ -39,10 +55,12 @@ class Cell:
     Attributes:
         key: what is measured; it identifies the cell, so it stays equal from run to run.
         measure: measures it and returns the figures.
+        seconds: what it takes at least; a stage does not begin a cell that would pass the deadline.
     """
 
     key: Row
     measure: Callable[[], Row]
+    seconds: float = 0.0
 
     @property
     def name(self) -> str:
@@ -57,9 +75,8 @@ def name_of(key: Row) -> str:
 class Journal:
     """The lines of one stage: JSON objects, appended in one write each and on disk before the next cell begins.
 
-    A line is ``{"machine": facts}``, ``{"started": key, "time": seconds}`` or ``{"cell": key, "result": figures}``. A
-    run that was killed within a write leaves half a line at the end, which is not read and which the next write
-    removes.
+    A line is ``{"cell": key, "result": figures}``, ``{"started": name, ...}`` or ``{"machine": facts}``. A run that was
+    killed within a write leaves half a line at the end, which is not read and which the next write removes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,8 +90,9 @@ class Journal:
         """
         if not self.path.exists():
             return []
+        whole = self.path.read_bytes().split(b"\n")[:-1]
         found = []
-        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], 1):
+        for number, line in enumerate(whole, 1):
             try:
                 found.append(json.loads(line))
             except ValueError as error:
@@ -84,9 +102,9 @@ class Journal:
     def append(self, line: Row) -> None:
         """Writes a line and waits until it is on disk."""
         text = json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab+") as file:
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # without half a line
+            _drop_half_line(file)
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -95,9 +113,42 @@ class Journal:
         """Returns the last line of each finished cell by the cell's name."""
         return {name_of(line["cell"]): line for line in self.lines() if "cell" in line}
 
+    def start(self, cell: Cell, limit: float, short: bool = False) -> None:
+        """Notes that a cell begins; ``short`` where its limit is only what is left of the time of all stages."""
+        line = {"started": cell.name, "key": cell.key, "time": time.time(), "limit": limit}
+        self.append(line | ({"short": True} if short else {}))
+
+    def finish(self, key: Row, result: Row) -> None:
+        self.append({"cell": key, "result": result})
+
+    def in_progress(self, since: float) -> Row | None:
+        """Returns the "started" line of the cell that was begun last, at ``since`` or later, unless it has finished."""
+        lines = [line for line in self.lines() if "cell" in line or "started" in line]
+        return lines[-1] if lines and "started" in lines[-1] and lines[-1]["time"] >= since else None
+
+    def starts(self, name: str) -> int:
+        """Returns how often a cell has begun since it last succeeded, without those whose limit was cut short."""
+        count = 0
+        for line in self.lines():
+            if line.get("started") == name and "short" not in line:
+                count += 1
+            elif "cell" in line and name_of(line["cell"]) == name and "failed" not in line["result"]:
+                count = 0
+        return count
+
     def machine(self) -> Row | None:
         """Returns the facts about the machine that measured last."""
         return next((line["machine"] for line in reversed(self.lines()) if "machine" in line), None)
+
+
+def _drop_half_line(file: Any) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(0)
+    kept = file.read().rfind(b"\n") + 1
+    if kept < end:
+        file.truncate(kept)
 
 
 def _finite(value: Any) -> Any:

@@ -1,12 +1,14 @@
 """Renders the cases of a GPU's results as Markdown tables. Times are medians; "x" is another's time over ours."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.render import table
 
 Cases = list[dict[str, Any]]
-OURS = "ours"
+OURS = "adaftr_fast"
 
 
 def grouped(cases: Cases, stage: str, names: tuple[str, ...]) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:

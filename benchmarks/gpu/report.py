@@ -1,14 +1,16 @@
-"""Assembles the journals of a folder into benchmarks/results/gpu-<card>.json and prints their tables."""
+"""Assembles the journals of a folder into benchmarks/results/gpu-<card>.json and prints their tables.
+
+``benchmarks.gpu`` runs this module in a process of its own, which finds what the build stage installed.
+"""
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import RESULTS
 from benchmarks.gpu import STAGES
 from benchmarks.gpu.cells import Journal, Setting
-from benchmarks.gpu.render import TABLES
-from benchmarks.measure import write
 
 
 def report(setting: Setting) -> int:
@@ -16,6 +18,10 @@ def report(setting: Setting) -> int:
 
     Needs no GPU: the journals name the machine.
     """
+    from benchmarks import RESULTS
+    from benchmarks.gpu.render import TABLES
+    from benchmarks.measure import write
+
     found = cases(setting.out)
     machine = machine_of(setting.out)
     if machine is None:
@@ -51,3 +57,7 @@ def machine_of(folder: Path) -> dict[str, Any] | None:
     if len(cards := sorted({facts["gpu"] for facts in found})) > 1:
         sys.exit(f"benchmarks.gpu: {folder} holds figures of {' and '.join(cards)}; each needs a folder of its own")
     return found[-1] if found else None
+
+
+if __name__ == "__main__":
+    sys.exit(report(Setting.from_json(sys.argv[1])))

@@ -1,5 +1,7 @@
 """Times by CUDA events, memory, and CUDA graphs; on the CPU, where a dry run goes, by the clock."""
 
+from __future__ import annotations
+
 import statistics
 import time
 from collections.abc import Callable
@@ -7,14 +9,14 @@ from typing import Any
 
 import torch
 
-BUDGET = {"cuda": 0.3, "cpu": 0.0}  # seconds of timed runs of one cell
+BUDGET = 0.3  # seconds of timed runs of one cell
 WARMUP = 3
 LEAST = 5
 MOST = 100
 Run = Callable[[], Any]
 
 
-def figures(run: Run, device: str) -> dict[str, float]:
+def figures(run: Run, device: str, budget: float = BUDGET) -> dict[str, float]:
     """Returns what a cell says of ``run``.
 
     "seconds": the median by CUDA events, which includes the wait for a host that launches slower than the GPU works.
@@ -23,7 +25,7 @@ def figures(run: Run, device: str) -> dict[str, float]:
     """
     run()  # compiles
     added = peak_bytes(run, device)
-    times, host = samples(run, device)
+    times, host = samples(run, device, budget)
     quartiles = statistics.quantiles(times, n=4)
     return {
         "seconds": statistics.median(times),
@@ -34,14 +36,14 @@ def figures(run: Run, device: str) -> dict[str, float]:
     }
 
 
-def samples(run: Run, device: str) -> tuple[list[float], list[float]]:
-    """Returns seconds on the device and on the host of 5 to 100 runs, about ``BUDGET`` seconds of them."""
+def samples(run: Run, device: str, budget: float) -> tuple[list[float], list[float]]:
+    """Returns seconds on the device and on the host of 5 to 100 runs, about ``budget`` seconds of them."""
     clock = _events if device == "cuda" else _clock
     times: list[float] = []
     host: list[float] = []
     for _ in range(WARMUP):
         clock(run)
-    while len(times) < MOST and (len(times) < LEAST or sum(times) < BUDGET[device]):
+    while len(times) < MOST and (len(times) < LEAST or sum(times) < budget):
         seconds, until_returned = clock(run)
         times.append(seconds)
         host.append(until_returned)

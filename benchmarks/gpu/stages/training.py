@@ -1,8 +1,15 @@
 """Whole training by ``adaftr_fast.train`` on a synthetic log with Ali-CCP's 23 fields: samples per second."""
 
-import itertools
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
 import statistics
-import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,43 +17,114 @@ from typing import Any
 import adaftr_fast as af
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
+from benchmarks.gpu import WORK
 from benchmarks.gpu.cells import Cell, Setting
 
-LIMIT = 240  # seconds of a cell; the first one writes the log
-EPOCHS, DRY_EPOCHS = 6, 2  # of which the first compiles and warms up
-ROWS = 1_000_000
-BATCHES, PRECISIONS, GRAPHS = (1024, 16_384), ("bfloat16", "float32"), ("auto", "off")
+LIMIT = 150  # seconds of a cell
+SECONDS = 30.0  # of training in a cell: 60 of each precision, a half for each model
+LEAST_EPOCHS = 2  # the first compiles and warms up
+ROWS, DRY_ROWS = 1_000_000, 4000
+BATCHES, DRY_BATCH = (1024, 16_384), 64
+GRAPHS = ("auto", "off")  # values of training.graph
 RATES = {"click": 0.4, "conversion": 0.2}  # so that a short log has both classes in each split
 
 
 def cells(setting: Setting) -> Iterator[Cell]:
-    """Yields both models at each batch size and precision, with and without a captured step."""
-    sizes = itertools.product(BATCHES, GRAPHS, PRECISIONS)
-    for batch, graph, precision in [(64, "auto", "float32")] if setting.dry else sizes:
-        for model in ("adaftr", "mmoe"):
-            key = {"model": model, "precision": precision, "batch": batch, "graph": graph}
-            yield Cell(key, lambda key=key: train(key, setting))
+    """Yields the log, then both models at each precision and batch size, with and without a captured step."""
+    yield Cell({"step": "data"}, lambda: data(log_config(setting)))
+    graphs, precisions = (GRAPHS[:1], ("float32",)) if setting.dry else (GRAPHS, ("bfloat16", "float32"))
+    for batch in [DRY_BATCH] if setting.dry else BATCHES:
+        for graph in graphs:
+            for precision in precisions:
+                for model in ("adaftr", "mmoe"):
+                    key = {"model": model, "precision": precision, "batch": batch, "graph": graph}
+                    yield Cell(key, lambda key=key: train(key, setting), seconds=0 if setting.dry else SECONDS)
 
 
-def data(setting: Setting) -> Path:
-    """Writes and prepares the log, where an earlier cell has not; returns the prepared folder."""
-    config = LogConfig(rows=4000, rates=RATES) if setting.dry else LogConfig(rows=ROWS)
-    log, prepared = setting.out / "log", setting.out / "prepared"
-    write_log(config, log)
-    af.prepare([log / LOG], prepared, dataset=log / SCHEMA, progress=False)
-    return prepared
+def is_current(setting: Setting, row: dict[str, Any]) -> bool:
+    """Whether the log is on this machine; an earlier call may have written it on another."""
+    return row["cell"].get("step") != "data" or prepared(log_config(setting)).exists()
+
+
+def log_config(setting: Setting) -> LogConfig:
+    return LogConfig(rows=DRY_ROWS, rates=RATES) if setting.dry else LogConfig(rows=ROWS)
+
+
+def prepared(config: LogConfig) -> Path:
+    """Returns the folder of a prepared log, one for each configuration."""
+    digest = hashlib.sha256(repr(config).encode()).hexdigest()[:12]
+    return WORK / f"logs/{digest}/prepared"
+
+
+def data(config: LogConfig) -> dict[str, Any]:
+    """Writes and prepares a log, where an earlier call has not."""
+    folder = prepared(config).with_name("log")
+    write_log(config, folder)
+    ready = af.prepare([folder / LOG], prepared(config), dataset=folder / SCHEMA, progress=False)
+    fields = ready.manifest.fields
+    return {"rows": config.rows, "fields": len(fields), "ids": sum(field.num_embeddings for field in fields)}
+
+
+def options(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
+    """Returns the training options of a cell."""
+    chosen = {name: key[name] for name in ("precision", "graph")}
+    quiet = {"progress": False, "checkpoint_seconds": 1e6}
+    return chosen | quiet | {"device": setting.device, "batch_size": key["batch"]}
+
+
+@contextlib.contextmanager
+def run_folder() -> Iterator[Path]:
+    """Gives a folder for a run, which is removed afterwards."""
+    folder = WORK / f"runs/{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def train(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
-    """Trains for some epochs and returns the median rate of those after the first."""
-    epochs = DRY_EPOCHS if setting.dry else EPOCHS
-    options = {"device": setting.device, "batch_size": key["batch"], "max_epochs": epochs, "patience": epochs}
-    options |= {"precision": key["precision"], "graph": key["graph"], "progress": False, "checkpoint_seconds": 1e6}
-    with tempfile.TemporaryDirectory() as out:
-        run = af.train(data(setting), Path(out) / "run", model={"name": key["model"]}, training=options)
-    first, *counted = (epoch["samples_per_s"] for epoch in run.epochs)
+    """Trains for some seconds and returns the median rate of the epochs after the first."""
+    config = log_config(setting)
+    data(config)
+    endless = {"max_epochs": 100_000, "patience": 100_000}
+    with run_folder() as out:
+        with interrupted_after(0 if setting.dry else SECONDS, out), contextlib.suppress(KeyboardInterrupt):
+            af.train(prepared(config), out, model={"name": key["model"]}, training=options(key, setting) | endless)
+        epochs = af.load_run(out).epochs
+    rates = [epoch["samples_per_s"] for epoch in epochs]
+    counted = rates[1:]
     return {
         "samples/s": statistics.median(counted),
         "slowest and fastest epoch": [min(counted), max(counted)],
-        "first epoch, samples/s": first,
+        "epochs": len(rates),
+        "first epoch, samples/s": rates[0],
     }
+
+
+@contextlib.contextmanager
+def interrupted_after(seconds: float, run: Path) -> Iterator[None]:
+    """Sends this process a SIGINT after some seconds and epochs, at which the run ends after its step and saves itself.
+
+    A run that ends by itself or by an error before gets none.
+    """
+    end, ended = time.monotonic() + seconds, threading.Event()
+
+    def interrupt() -> None:
+        while not ended.wait(0.1):
+            if time.monotonic() >= end and epochs_of(run) >= LEAST_EPOCHS:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def epochs_of(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0

@@ -1,21 +1,17 @@
-"""Journals keep finished cells whatever kills a run; the truth and the definitions that contestants are held to."""
+"""Journals keep finished cells whatever kills a run, and the supervisor outlives its workers."""
 
-import functools
-import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import torch
 
-import adaftr_fast as af
-from benchmarks import embedding
-from benchmarks.embedding import Work
-from benchmarks.gpu import STAGES, forms
-from benchmarks.gpu.cells import Journal, Setting, name_of
-from benchmarks.gpu.report import machine_of, report
-from benchmarks.gpu.stages import embedding as tables
-from benchmarks.gpu.stages import loss, training
+from benchmarks.gpu import processes, supervise
+from benchmarks.gpu.cells import Cell, Journal, Setting, name_of
+from benchmarks.gpu.worker import MOST_STARTS, measure, unfinished
 
-KEY = {"batch": 8, "contestant": "ours"}
+KEY = {"batch": 8, "contestant": "adaftr_fast"}
 
 
 @pytest.fixture
@@ -23,95 +19,171 @@ def journal(tmp_path):
     return Journal(tmp_path / "loss.jsonl")
 
 
+def cell(result, key=KEY):
+    return Cell(key, lambda: result)
+
+
+def test_a_finished_cell_is_read_back(journal):
+    assert measure(cell({"seconds": 0.5}), journal, limit=9)["seconds"] == 0.5
+    row = journal.cells()[name_of(KEY)]
+    assert row["cell"] == KEY
+    assert row["result"]["seconds"] == 0.5
+    assert journal.in_progress(since=0) is None
+
+
 @pytest.mark.parametrize("kept", [1, 20, 51])
 def test_half_a_line_is_neither_read_nor_kept(journal, kept):
-    journal.append({"cell": KEY, "result": {"seconds": 1.0, "error": float("inf"), "runs": [float("nan"), 1]}})
+    journal.finish(KEY, {"seconds": 1.0})
     whole = journal.path.read_bytes()
-    journal.append({"cell": {"batch": 16}, "result": {"seconds": 2.0}})
+    journal.finish({"batch": 16}, {"seconds": 2.0})
     line = journal.path.read_bytes()[len(whole) :]
     assert kept < len(line)
     journal.path.write_bytes(whole + line[:kept])
     assert list(journal.cells()) == [name_of(KEY)]
-    journal.append({"cell": {"batch": 32}, "result": {}})
+    journal.finish({"batch": 32}, {"seconds": 3.0})
     assert list(journal.cells()) == [name_of(KEY), "batch=32"]
-    assert journal.cells()[name_of(KEY)]["result"] == {"seconds": 1.0, "error": "inf", "runs": ["nan", 1]}
+    assert journal.path.read_bytes().startswith(whole)
 
 
 def test_a_damaged_line_is_named(journal):
-    journal.path.write_text('{"machine": 1}\nnot JSON\n{"machine": 2}\n')
+    journal.path.write_text('{"begun": 1}\nnot JSON\n{"begun": 2}\n')
     with pytest.raises(ValueError, match=r"loss\.jsonl:2: expected a JSON object, got b'not JSON'"):
         journal.lines()
 
 
-def test_cells_have_names_of_their_own(tmp_path):
-    for stage in (loss, tables, training):
-        for setting in (Setting(tmp_path), Setting(tmp_path, dry=True)):
-            names = [cell.name for cell in stage.cells(setting)]
-            assert len(names) == len(set(names)) > 0
-    shapes = {
-        (key["precision"], key["batch"], key["width"])
-        for key in (cell.key for cell in loss.cells(Setting(tmp_path)))
-        if "batch" in key
+def test_infinite_figures_are_text(journal):
+    journal.finish(KEY, {"error": {"loss": float("inf")}, "runs": [float("nan"), 1.0]})
+    assert journal.cells()[name_of(KEY)]["result"] == {"error": {"loss": "inf"}, "runs": ["nan", 1.0]}
+
+
+def test_a_cell_that_never_finishes_is_given_up(journal):
+    for _ in range(MOST_STARTS):
+        journal.start(cell({}), limit=9)
+    assert "never finished" in measure(cell({"seconds": 1.0}), journal, limit=9)["failed"]
+
+
+def test_a_cell_that_succeeds_may_be_measured_anew_any_number_of_times(journal):
+    for _ in range(MOST_STARTS + 1):  # as on machines that come one after another
+        assert "failed" not in measure(cell({"seconds": 1.0}), journal, limit=9)
+
+
+def times_out():
+    raise TimeoutError("no end within 190 s")
+
+
+def test_a_cell_that_ran_out_of_time_is_tried_again_after_the_others(tmp_path, monkeypatch):
+    setting, journal = Setting(tmp_path), Journal(tmp_path / "loss.jsonl")
+    slow, other = Cell({"file": "slow"}, times_out), cell({"seconds": 1.0})
+    stage = SimpleNamespace(cells=lambda setting: [slow, other])
+    monkeypatch.setitem(sys.modules, "benchmarks.gpu.stages.loss", stage)
+    for _ in range(MOST_STARTS - 1):
+        assert measure(slow, journal, limit=9)["failed"] == "TimeoutError: no end within 190 s"
+        assert unfinished("loss", setting) == ([other, slow], 2)
+    measure(slow, journal, limit=9)
+    assert unfinished("loss", setting) == ([other], 2)
+
+
+def test_a_cell_that_was_cut_short_counts_as_not_tried(tmp_path, monkeypatch):
+    setting, journal = Setting(tmp_path), Journal(tmp_path / "loss.jsonl")
+    monkeypatch.setitem(sys.modules, "benchmarks.gpu.stages.loss", SimpleNamespace(cells=lambda setting: [ended]))
+
+    def killed():
+        raise KeyboardInterrupt
+
+    ended = Cell(KEY, killed)
+    for _ in range(MOST_STARTS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            measure(ended, journal, limit=9, until=time.time() + 5)
+        assert unfinished("loss", setting) == ([ended], 1)
+    assert 0 < journal.in_progress(since=0)["limit"] <= 5
+    assert journal.starts(ended.name) == 0
+
+
+def test_a_setting_is_the_same_in_another_process(tmp_path):
+    for setting in (Setting(tmp_path), Setting(tmp_path, tmp_path / "wheels", True, "commit 1a2b3c4", 12.5)):
+        assert Setting.from_json(setting.to_json()) == setting
+
+
+def test_the_cell_in_progress_is_of_this_run(journal):
+    journal.start(cell({}), limit=9)
+    begun = journal.in_progress(since=0)
+    assert (begun["key"], begun["limit"]) == (KEY, 9)
+    assert journal.in_progress(since=begun["time"] + 1) is None
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    """Lets the supervisor start faulty_worker.py."""
+    real = supervise.subprocess.Popen
+    script = str(Path(__file__).with_name("faulty_worker.py"))
+
+    def start(command, **options):
+        return real(
+            [script if part == "benchmarks.gpu.worker" else part for part in command if part != "-m"], **options
+        )
+
+    monkeypatch.setattr(supervise.subprocess, "Popen", start)
+    monkeypatch.setattr(supervise, "POLL", 0.05)
+
+
+def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, faulty):
+    setting = Setting(tmp_path, dry=True)
+    assert supervise.run(["loss"], setting, deadline=60) == 0
+    journal = Journal(tmp_path / "loss.jsonl")
+    rows = journal.cells()
+    found = {row["cell"]["contestant"]: row["result"] for row in rows.values()}
+    assert found["first"]["seconds"] == 1.0
+    assert found["raises"]["failed"] == "ValueError: expected one thing, got another"
+    assert found["crashes"]["failed"] == "its process ended with SIGSEGV"
+    assert found["hangs"]["failed"] == "no result within 2 s"
+    assert found["ends"]["failed"] == "its process ended with status 3"
+    assert found["last"]["seconds"] == "inf"
+    assert {name: journal.starts(f"contestant={name}") for name in ("raises", "hangs")} == {
+        "raises": 1,
+        "hangs": MOST_STARTS,
     }
-    assert shapes == {(p, b, d) for p in loss.PRECISIONS for b in loss.BATCHES for d in loss.WIDTHS}
 
 
-@pytest.mark.parametrize("chunk", [1, 200])
-def test_truth_is_the_gradient_of_the_literal_form(monkeypatch, chunk):
-    monkeypatch.setattr(forms, "CHUNK", chunk)
-    a, b, tau = (leaf.detach().double() for leaf in forms.problem(50, 16, "float32", "cpu"))
-    leaves = tuple(t.requires_grad_() for t in (a, b, tau * torch.linspace(0.5, 2, 50)))
-    for x, t in zip(forms.truth(leaves), forms.step(forms.literal, leaves)):
-        torch.testing.assert_close(x, t)
+def test_the_time_of_all_stages_ends_a_cell_and_the_next_call_measures_it(tmp_path, faulty, monkeypatch, capsys):
+    monkeypatch.setenv("FAULTY_LIMIT", "60")
+    until = time.time() + 6  # a worker has begun by then
+    assert supervise.run(["loss"], Setting(tmp_path, dry=True, until=until), deadline=600) == 0
+    assert time.time() < until + 30
+    assert "loss: the time of --total is over" in capsys.readouterr().out
+    journal = Journal(tmp_path / "loss.jsonl")
+    assert journal.in_progress(since=0)["key"] == {"contestant": "hangs"}
+    assert "contestant=hangs" not in journal.cells()
+    monkeypatch.delenv("FAULTY_LIMIT")
+    assert supervise.run(["loss"], Setting(tmp_path, dry=True), deadline=60) == 0
+    assert journal.cells()["contestant=hangs"]["result"]["failed"] == "no result within 2 s"
 
 
-def test_forms_of_the_loss_are_judged(monkeypatch):
-    """Beyond the tolerance rule, ours is wrong; another's figure is still a figure, with its error beside it."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # traces all the same
-    leaves = forms.problem(50, 16, "float32", "cpu")
-    true = forms.truth(leaves)
-    bounds = forms.bounds(leaves, true, "float32")
-    for name, make in forms.available("float32", "cpu").items():
-        found = forms.errors(forms.step(make(), leaves), true)
-        assert loss.judge(found, bounds, ours=name == "ours")["accurate"], name
-    found = forms.errors(forms.step(lambda a, b, tau: af.adaptive_infonce(a, b, tau * 1.001), leaves), true)
-    for ours in (True, False):
-        judged = loss.judge(found, bounds, ours)
-        assert (judged["accurate"], "wrong" in judged) == (False, ours)
+def test_a_worker_that_cannot_start_ends_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(supervise.sys, "executable", "/bin/false")
+    assert supervise.run(["loss"], Setting(tmp_path, dry=True), deadline=60) == 1
+    assert "loss: cannot run" in capsys.readouterr().err
 
 
-def test_a_wrong_form_is_recorded_and_not_timed(monkeypatch):
-    monkeypatch.setattr(forms, "available", lambda *_: {"x": lambda: lambda a, b, tau: forms.ours(a, b.flip(0), tau)})
-    key = {"precision": "float32", "batch": 40, "width": 16, "contestant": "x", "mode": "call"}
-    result = loss.measure(key, "cpu")
-    assert "d h_ctr errs by" in result["wrong"]
-    assert "seconds" not in result
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with (
+        supervise.locked(tmp_path),
+        pytest.raises(SystemExit, match="another run writes into"),
+        supervise.locked(tmp_path),
+    ):
+        pass
 
 
-@pytest.mark.parametrize("optimizer", embedding.PEERS)
-def test_tables_train_as_their_optimizers_are_defined(optimizer):
-    for ids in ("uniform", "zipf"):
-        work = Work(fields=3, batch=30, rows=40, ids=ids)
-        for name, make in embedding.contestants(optimizer, work.rows).items():
-            right = embedding.disagreement(make, work, optimizer) < embedding.AGREES
-            assert right == (name != embedding.LAZY), name
+def test_a_process_finds_the_commands_of_installed_wheels(tmp_path, monkeypatch):
+    folders = {"SITE": tmp_path / "site/bin", "PACKAGE": tmp_path / "package/bin"}
+    for name, folder in folders.items():
+        monkeypatch.setattr(processes, name, folder.parent)
+        folder.mkdir(parents=True)
+        (folder / f"run-{name}").write_text(f"#!/bin/sh\necho {name}\n")
+        (folder / f"run-{name}").chmod(0o755)
+    for name in folders:
+        assert processes.run(["sh", "-c", f"run-{name}"], 60).stdout == f"{name}\n"
 
 
-def test_ids_are_those_of_the_distribution():
-    uniform, zipf = (Work(3, 4000, 1000, ids=ids).batches()[0] for ids in ("uniform", "zipf"))
-    assert uniform.shape == zipf.shape == (4000, 3)
-    most = [ids[:, 0].bincount(minlength=1000).max() / 4000 for ids in (uniform, zipf)]
-    assert most[0] < 0.01
-    assert 0.1 < most[1] < 0.3  # 1 / sum of k^-1.05
-    spread = Work(3, 400, 1000, spread=10).batches()[0]
-    assert 0 <= spread.min() < spread.max() < 1000
-    assert not (spread % 10).any()
-
-
-def test_a_report_needs_figures_of_one_card(tmp_path, capsys):
-    assert report(Setting(tmp_path, dry=True)) == 1
-    assert "has no measurements yet" in capsys.readouterr().err
-    for stage, card in zip(STAGES, ("NVIDIA H100 80GB HBM3", "NVIDIA H200")):
-        (tmp_path / f"{stage}.jsonl").write_text(json.dumps({"machine": {"gpu": card}}) + "\n")
-    with pytest.raises(SystemExit, match="NVIDIA H100 80GB HBM3 and NVIDIA H200"):
-        machine_of(tmp_path)
+def test_a_command_that_takes_too_long_is_killed():
+    with pytest.raises(TimeoutError, match=r"no end within 1 s of .* it printed begun"):
+        processes.run([sys.executable, "-u", "-c", "import time; print('begun'); time.sleep(60)"], 1)

@@ -1,79 +1,157 @@
-"""A dry run of every stage on the CPU, cells that fail, and a run that is killed and resumed."""
+"""A dry run of every stage on the CPU, and one that is killed at a random moment and resumed."""
 
 import json
+import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 
-from benchmarks.gpu import STAGES, render
-from benchmarks.gpu.cells import Journal, Setting
-from benchmarks.gpu.run import locked, run
-from tests.benchmarks.gpu import faulty
-from tests.forks import ROOT
+from benchmarks.gpu import ROOT, STAGES, render
+from benchmarks.gpu.cells import Journal
+from benchmarks.gpu.worker import MOST_STARTS
+
+KILLED = ("loss", "embedding", "training")
 
 
 def start(out, *arguments):
     command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(out), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    variables = os.environ | {"ADAFTR_FAST_GPU_WORK": str(out.parent / "work"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
-def test_a_killed_run_goes_on_and_reports_every_contestant(tmp_path):
-    process, journal = start(tmp_path, "--commit", "commit of the test"), Journal(tmp_path / "embedding.jsonl")
-    end = time.monotonic() + 200
-    while not journal.cells():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)  # its worker must end by itself
-    process.communicate(timeout=60)
-    before = {path: path.read_bytes().rpartition(b"\n")[0] for path in tmp_path.glob("*.jsonl")}
-    again = start(tmp_path, "--commit", "commit of the test")
-    printed, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, printed
-    for path, lines in before.items():
-        assert path.read_bytes().startswith(lines)
-        found = [json.dumps(line["cell"]) for line in Journal(path).lines() if "cell" in line]
-        assert len(set(found)) == len(found)  # no cell was measured again
-    record = json.loads((tmp_path / "gpu-dry-run.json").read_text())
-    assert (record["commit"], record["machine"]["gpu"]) == ("commit of the test", "dry run")
-    cases = record["cases"]
-    assert [case for case in cases if "failed" in case or "wrong" in case] == []
-    assert {case["stage"] for case in cases} == set(STAGES)
-    names = {case["contestant"] for case in cases if case.get("seconds", 0) > 0}
-    assert names >= {"ours", "eager", "concatenated + SGD", "nn.EmbeddingBag, dense gradient"}
-    assert {case["model"] for case in cases if "samples/s" in case} == {"adaftr", "mmoe"}
+def finish(process):
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def reported(out):
+    return json.loads((out / "gpu-dry-run.json").read_text(encoding="utf-8"))
+
+
+def keys(out, stages=STAGES):
+    """Names of the finished cells by stage."""
+    return {stage: set(Journal(out / f"{stage}.jsonl").cells()) for stage in stages}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    printed = finish(start(out, "--commit", "commit of the test"))
+    assert "left" not in printed
+    return out
+
+
+def test_every_stage_runs_and_no_cell_fails(whole):
+    record = reported(whole)
+    assert record["machine"]["gpu"] == "dry run"
+    assert set(record) == {"machine", "date", "commit", "cases"}
+    assert record["commit"] == "commit of the test"
+    assert {case["stage"] for case in record["cases"]} == set(STAGES)
+    assert [case for case in record["cases"] if "failed" in case or "wrong" in case] == []
+    assert len(record["cases"]) == sum(map(len, keys(whole).values()))
+
+
+def test_every_profile_keeps_its_trace(whole):
+    names = {"trace-loss", "trace-training-auto", "trace-training-off"}
+    assert {path.name for path in whole.glob("trace*")} == {f"{name}.json.gz" for name in names}
+
+
+def test_figures_are_those_of_the_contestants(whole):
+    cases = reported(whole)["cases"]
+    timed = [case for case in cases if case["stage"] in ("loss", "embedding") and case.get("contestant") != "matmul"]
+    assert {case["contestant"] for case in timed} >= {"adaftr_fast", "eager", "nn.Embedding + torch.optim"}
+    assert all(case["seconds"] > 0 and "error" in case for case in timed)
+    trained = [case for case in cases if "samples/s" in case]
+    assert {case["model"] for case in trained} == {"adaftr", "mmoe"}
+    assert all(case["epochs"] >= 2 for case in trained)
+
+
+def test_tables_show_every_contestant(whole):
+    cases = reported(whole)["cases"]
     for name, make in render.TABLES.items():
         lines = make(cases).splitlines()
         assert len(lines) > 2, name
         assert len({line.count("|") for line in lines}) == 1
+    assert "eager" in render.gpu_loss(cases)
+    assert "nn.EmbeddingBag, dense gradient" in render.gpu_embedding(cases)
 
 
-def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, monkeypatch, capsys):
-    journal = Journal(tmp_path / "faulty.jsonl")
-    monkeypatch.setattr(faulty, "LIMIT", 600)
-    run(faulty.__name__, Setting(tmp_path, dry=True, until=time.time() + 8))
-    assert "contestant=hangs" not in journal.cells()  # cut short, and not failed
-    assert "the time of --total is over" in capsys.readouterr().out
-    monkeypatch.setattr(faulty, "LIMIT", 1)
-    run(faulty.__name__, Setting(tmp_path, dry=True))
-    found = {row["cell"]["contestant"]: row["result"] for row in journal.cells().values()}
-    assert found == {
-        "first": {"seconds": 1.0},
-        "raises": {"failed": "ValueError: expected one thing, got another"},
-        "crashes": {"failed": "its process ended with SIGSEGV"},
-        "hangs": {"failed": "no result within 1 s"},
-        "last": {"seconds": "inf"},
-    }
+def test_a_run_that_is_done_measures_nothing(whole):
+    before = {path.name: path.read_bytes() for path in whole.glob("*.jsonl")}
+    finish(start(whole, "--only", *KILLED))
+    for stage in KILLED:
+        added = (whole / f"{stage}.jsonl").read_bytes()[len(before[f"{stage}.jsonl"]) :]
+        assert b'"started"' not in added
 
 
-def test_a_stage_that_cannot_start_ends_the_run(tmp_path):
-    Journal(tmp_path / "faulty.jsonl").append({"machine": {"gpu": "another"}})
-    with pytest.raises(SystemExit, match="cannot run"):
-        run(faulty.__name__, Setting(tmp_path, dry=True))
+def test_a_deadline_ends_between_cells_and_the_next_call_goes_on(whole, tmp_path):
+    out = tmp_path / "out"
+    printed = finish(start(out, "--only", "embedding", "--deadline", "0.02"))
+    done = keys(out)["embedding"]
+    total = len(keys(whole)["embedding"])
+    assert f"embedding: {total - len(done)} of {total} cells left" in printed
+    finish(start(out, "--only", "embedding"))
+    assert keys(out)["embedding"] == keys(whole)["embedding"]
 
 
-def test_two_runs_do_not_share_a_folder(tmp_path):
-    with locked(tmp_path), pytest.raises(SystemExit, match="another run writes into"), locked(tmp_path):
-        pass
+def test_the_report_comes_within_the_time_of_all_stages(whole, tmp_path):
+    before = reported(whole)
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / "embedding.jsonl").unlink()
+    (out / "gpu-dry-run.json").unlink()
+    printed = finish(start(out, "--only", "embedding", "--total", "20.001"))
+    assert "embedding: the time of --total is over" in printed
+    stages = {case["stage"] for case in reported(out)["cases"]}
+    assert stages == {case["stage"] for case in before["cases"]} - {"embedding"}
+
+
+def test_a_total_that_the_report_may_take_is_refused(tmp_path):
+    process = start(tmp_path / "out", "--total", "5")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "--total: expected more than 20 s, which the report may take, got 5" in printed
+
+
+def test_a_killed_run_resumes_where_it_was(whole, tmp_path):
+    seed = int(os.environ.get("ADAFTR_FAST_SEED", random.SystemRandom().randrange(1 << 32)))
+    print(f"ADAFTR_FAST_SEED={seed}")
+    out = tmp_path / "out"
+    process = start(out, "--only", *KILLED)
+    wait_for(out / f"{KILLED[0]}.jsonl")
+    time.sleep(random.Random(seed).uniform(0, 8))
+    process.send_signal(signal.SIGKILL)  # the supervisor alone: its worker must end by itself
+    process.communicate(timeout=60)
+    before = {path.name: path.read_bytes() for path in out.glob("*.jsonl")}
+    finish(start(out, "--only", *KILLED))
+    starts = Counter()
+    for stage in KILLED:
+        journal = Journal(out / f"{stage}.jsonl")
+        text = journal.path.read_bytes()
+        whole_lines = before.get(journal.path.name, b"").rpartition(b"\n")[0]
+        assert text.startswith(whole_lines), "a line of the killed run was lost"
+        starts.update(f"{stage} {line['started']}" for line in journal.lines() if "started" in line)
+        results = Counter(json.dumps(line["cell"]) for line in journal.lines() if "cell" in line)
+        assert set(results.values()) == {1}
+    assert sum(count - 1 for count in starts.values()) <= 1, [name for name, count in starts.items() if count > 1]
+    assert max(starts.values()) < MOST_STARTS
+    assert keys(out, KILLED) == keys(whole, KILLED)
+    shown = [{"stage": case["stage"]} for case in reported(out)["cases"]]
+    assert len(shown) == sum(map(len, keys(whole, KILLED).values()))
+
+
+def wait_for(path):
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} was not written"
+        time.sleep(0.01)

@@ -1,0 +1,141 @@
+"""Installs what is missing and builds the extension for this GPU, without a network.
+
+A package installed from this checkout would be shadowed by ``./adaftr_fast`` when a command runs from the repository's
+root, so the installation is an editable one and the extension is built in place. Both go to ``benchmarks.gpu.WORK`` and
+the checkout; the interpreter's own packages stay as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu import ROOT
+from benchmarks.gpu.cells import Cell, Setting
+from benchmarks.gpu.collect import MANIFEST, enough
+from benchmarks.gpu.processes import PACKAGE, SITE, run
+
+LIMIT = 420  # seconds of a cell
+TAIL = 4000  # characters of a command's output that are kept
+SOURCES = ("csrc", "kernels", "setup.py", "pyproject.toml")
+PIP = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--disable-pip-version-check", "-q"]
+DESCRIBE = "import json, adaftr_fast; print(json.dumps(adaftr_fast.build_info()))"
+# A folder of PYTHONPATH has its .pth files read, which an editable installation consists of, only by this.
+SITECUSTOMIZE = f"import site\n\nsite.addsitedir({str(SITE)!r})\nsite.addsitedir({str(PACKAGE)!r})\n"
+
+
+def cells(setting: Setting) -> Iterator[Cell]:
+    yield Cell({"step": "wheels"}, lambda: wheels(setting))
+    if not setting.dry:
+        yield Cell({"step": "package"}, package)
+        yield Cell({"step": "extension"}, extension)
+    yield Cell({"step": "import"}, lambda: describe(setting))
+
+
+def is_current(setting: Setting, row: dict[str, Any]) -> bool:
+    """Whether this machine has what an earlier call built; it may be another machine, or the sources have changed."""
+    if "failed" in row["result"]:
+        return False
+    if row["cell"]["step"] != "import" or setting.dry:
+        folder = PACKAGE if row["cell"]["step"] == "package" else SITE
+        return row["result"].get("host") == host() and (folder.exists() or setting.dry)
+    return row["result"].get("sources") == digest() and "failed" not in describe(setting)
+
+
+def host() -> str:
+    """Returns an identification of the running machine that changes with each start of it."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.exists() else os.uname().nodename
+
+
+def digest() -> str:
+    """Returns a sha256 of what the extension is built from."""
+    found = hashlib.sha256(sys.version.encode())
+    for name in SOURCES:
+        top = ROOT / name
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.is_file() and "__pycache__" not in path.parts:
+                found.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def wheels(setting: Setting) -> dict[str, Any]:
+    """Installs the packages of ``setting.wheels`` that this environment lacks or has in another version."""
+    SITE.mkdir(parents=True, exist_ok=True)
+    (SITE / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    if setting.wheels is None:
+        return {"installed": [], "host": host()}
+    manifest = json.loads((setting.wheels / MANIFEST).read_text(encoding="utf-8"))
+    missing = [entry for entry in manifest if not enough(entry, present(entry["name"]))]
+    for entry in missing:
+        file = setting.wheels / entry["file"]
+        if hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
+            raise ValueError(f"{file}: its sha256 is not that of {MANIFEST}")
+    if missing and not setting.dry:
+        files = [str((setting.wheels / entry["file"]).resolve()) for entry in missing]
+        checked([*PIP, "--target", str(SITE), "--upgrade", *files], 120)
+    return {"installed": [f"{entry['name']} {entry['version']}" for entry in missing], "host": host()}
+
+
+def present(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def package() -> dict[str, Any]:
+    """Makes the package importable, with its metadata and the folder of Triton kernels, from this checkout."""
+    command = [*PIP, "--no-build-isolation", "--target", str(PACKAGE), "--upgrade", "--editable", str(ROOT)]
+    return {"printed": checked(command, 120, ADAFTR_FAST_BUILD="none"), "host": host()}
+
+
+def extension() -> dict[str, Any]:
+    """Compiles what changed, C++ and CUDA, for this GPU alone."""
+    variables = {"ADAFTR_FAST_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": architectures()}
+    variables["MAX_JOBS"] = os.environ.get("MAX_JOBS", str(os.cpu_count()))
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    printed = checked(command, LIMIT - 20, **variables)
+    return {"printed": printed, "host": host(), "architectures": variables["TORCH_CUDA_ARCH_LIST"]}
+
+
+def architectures() -> str:
+    """Returns the compute capabilities of the GPUs, such as "9.0"."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"expected a CUDA GPU; torch {torch.__version__} (CUDA {torch.version.cuda}) sees none")
+    found = {torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())}
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(found))
+
+
+def describe(setting: Setting) -> dict[str, Any]:
+    """Returns ``adaftr_fast.build_info()`` as a new process sees it, with "failed" where a part is missing."""
+    kernels = "" if setting.dry else "import adaftr_fast.kernels.infonce.launch; "
+    done = run([sys.executable, "-W", "ignore", "-c", kernels + DESCRIBE], 120)
+    if done.returncode:
+        return {"failed": done.stdout[-TAIL:]}
+    info = json.loads(done.stdout.splitlines()[-1])
+    found = {"info": info, "sources": digest(), "host": host()}
+    if not setting.dry and not info["CUDA kernels"].startswith("built for "):
+        found["failed"] = f"expected CUDA kernels, got {info['CUDA kernels']!r}"
+    return found
+
+
+def checked(command: list[str], seconds: float, **variables: str) -> str:
+    """Returns the end of what a command prints.
+
+    Raises:
+        RuntimeError: it failed.
+        TimeoutError: it took longer than ``seconds``.
+    """
+    done = run(command, seconds, **variables)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stdout[-TAIL:]}")
+    return done.stdout[-TAIL:]

@@ -1,0 +1,242 @@
+"""The stages without a GPU: their cells, the truth that contestants are held to, and what is built and collected."""
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import adaftr_fast as af
+from benchmarks.gpu import ROOT, STAGES, collect
+from benchmarks.gpu.cells import Setting
+from benchmarks.gpu.report import machine_of, report
+from benchmarks.gpu.stages import build, checks, correctness, embedding, loss, profile, tables, training
+from benchmarks.gpu.stages import contestants as forms
+from benchmarks.gpu.worker import stage_module
+
+OPTIMIZERS = ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam"]
+
+
+@pytest.fixture
+def setting(tmp_path):
+    return Setting(tmp_path)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_cells_have_names_of_their_own(name, setting):
+    stage = stage_module(name)
+    names = [cell.name for cell in stage.cells(setting)]
+    assert len(names) == len(set(names)) > 0
+    assert all(cell.seconds < STAGES[name] < 8 * 60 for cell in stage.cells(setting))
+
+
+def test_grids(setting):
+    shapes = {
+        (cell.key["precision"], cell.key["batch"], cell.key["width"])
+        for cell in loss.cells(setting)
+        if "batch" in cell.key
+    }
+    assert shapes == {(p, b, d) for p in loss.PRECISIONS for b in loss.BATCHES for d in loss.WIDTHS}
+    assert (loss.BATCHES[0], loss.BATCHES[-1]) == (1024, 131_072)
+    first = next(cell for cell in loss.cells(setting) if "batch" in cell.key)
+    assert first.key["batch"] == 1024  # what is small and useful comes first
+    looked_up = {cell.key["batch"] for cell in embedding.cells(setting)}
+    assert looked_up == {1024, 8192, 65_536}
+
+
+def test_correctness_takes_every_file_that_concerns_the_gpu(setting):
+    files = [cell.key["file"] for cell in correctness.cells(setting) if "file" in cell.key]
+    on_a_card = {"tests/cuda", "tests/kernels/infonce", "tests/training/device"}
+    assert {str(Path(path).parent) for path in files[:3]} == on_a_card
+    assert {"tests/cuda/test_update.py", "tests/ops/infonce/test_op.py"} < set(files)
+    assert all((ROOT / path).is_file() for path in files)
+
+
+@pytest.mark.parametrize("chunk", [1, 200, forms.CHUNK])
+def test_truth_is_the_gradient_of_the_literal_form(monkeypatch, chunk):
+    monkeypatch.setattr(forms, "CHUNK", chunk)
+    a, b, tau = (leaf.detach().double() for leaf in forms.problem(50, 16, "float32", "cpu"))
+    leaves = tuple(t.requires_grad_() for t in (a, b, tau * torch.linspace(0.5, 2, 50)))
+    for x, t in zip(forms.truth(leaves), forms.step(forms.eager, leaves)):
+        torch.testing.assert_close(x, t)
+
+
+@pytest.mark.parametrize("name", forms.available("float32", "cpu"))
+def test_forms_of_the_loss_are_judged_accurate(name, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # traces all the same
+    leaves = forms.problem(50, 16, "float32", "cpu")
+    true = forms.truth(leaves)
+    found = forms.errors(forms.step(forms.available("float32", "cpu")[name](), leaves), true)
+    assert loss.judge(found, forms.bounds(leaves, true, "float32"), ours=name == "adaftr_fast")["accurate"]
+
+
+def wrong_temperature(a, b, tau):
+    return af.adaptive_infonce(a, b, tau * 1.001)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_form_beyond_the_rule_is_seen(ours):
+    leaves = forms.problem(50, 16, "float32", "cpu")
+    true = forms.truth(leaves)
+    found = forms.errors(forms.step(wrong_temperature, leaves), true)
+    judged = loss.judge(found, forms.bounds(leaves, true, "float32"), ours)
+    assert not judged["accurate"]
+    assert ("wrong" in judged) == ours  # another's figure is still a figure, with its error beside it
+
+
+def test_a_wrong_form_is_recorded_and_not_timed(monkeypatch):
+    monkeypatch.setattr(
+        forms, "available", lambda *_: {"other": lambda: lambda a, b, tau: forms.ours(a, b.flip(0), tau)}
+    )
+    key = {"precision": "float32", "batch": 40, "width": 16, "contestant": "other", "mode": "call"}
+    result = loss.measure(key, "cpu")
+    assert "d h_ctr errs by" in result["wrong"]
+    assert "seconds" not in result
+
+
+@pytest.mark.parametrize("ids", ["uniform", "zipf"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_tables_train_as_their_optimizers_are_defined(optimizer, ids):
+    work = tables.Work(fields=3, rows=40, width=8, batch=30, ids=ids, device="cpu")
+    for name, make in tables.contestants(optimizer).items():
+        assert tables.disagreement(make, work, optimizer) < embedding.AGREES, name
+
+
+@pytest.mark.parametrize(("taken", "asked"), [("LazyAdam", "Adam"), ("RowwiseAdagrad", "Adagrad"), ("SGD", "Adagrad")])
+def test_another_optimizer_is_noticed(taken, asked):
+    work = tables.Work(fields=3, rows=40, width=8, batch=30, ids="zipf", device="cpu")
+    assert tables.disagreement(lambda work, _: tables.ours(work, taken), work, asked) > embedding.AGREES
+
+
+def test_ids_are_those_of_the_distribution():
+    uniform, zipf = (tables.Work(3, 1000, 8, 4000, ids, "cpu").batches()[0] for ids in ("uniform", "zipf"))
+    assert uniform.shape == zipf.shape == (4000, 3)
+    most = [ids[:, 0].bincount(minlength=1000).max() / 4000 for ids in (uniform, zipf)]
+    assert most[0] < 0.01
+    assert 0.1 < most[1] < 0.3  # 1 / sum of k^-1.05
+    assert zipf.min() >= 0
+    assert zipf.max() < 1000
+
+
+@pytest.mark.parametrize("name", checks.CHECKS)
+def test_checks_pass_on_the_cpu(name):
+    assert checks.CHECKS[name]("cpu")
+
+
+def test_a_check_sees_another_result(monkeypatch):
+    monkeypatch.setattr(forms, "ours", wrong_temperature)
+    with pytest.raises(AssertionError, match=r"float32, logits up to .*: .* errs by"):
+        checks.transposed_scores("cpu")
+
+
+def test_failures_of_a_test_file_are_kept(tmp_path):
+    path = tmp_path / "test_it.py"
+    path.write_text(
+        "import pytest\n"
+        "def test_good(): pass\n"
+        "def test_bad(): assert 1 == 2\n"
+        "@pytest.mark.skip(reason='no GPU')\n"
+        "def test_skipped(): pass\n"
+    )
+    found = correctness.pytest(str(path))
+    assert (found["tests"], found["failures"], found["skipped"]) == (3, 1, 1)
+    assert found["skips"] == {"no GPU": 1}
+    assert found["failed"].startswith("1 of 3 tests")
+    assert "assert 1 == 2" in found["failures shown"][0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_the_build_names_a_missing_gpu():
+    with pytest.raises(RuntimeError, match=r"expected a CUDA GPU; torch .* sees none"):
+        build.architectures()
+
+
+@pytest.mark.parametrize(
+    ("result", "current"),
+    [({"host": build.host()}, True), ({"host": "another"}, False), ({"host": build.host(), "failed": "no"}, False)],
+)
+def test_what_another_machine_built_is_not_current(result, current, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "SITE", tmp_path)
+    assert build.is_current(Setting(tmp_path), {"cell": {"step": "extension"}, "result": result}) == current
+
+
+@pytest.fixture
+def wheels(tmp_path):
+    """A folder with a manifest of one wheel that this environment lacks."""
+    wheel = tmp_path / "nothing_here-1.0-py3-none-any.whl"
+    wheel.write_bytes(b"a wheel")
+    entry = collect.entry_of(wheel, "nothing-here==1.0")
+    (tmp_path / collect.MANIFEST).write_text(json.dumps([entry]))
+    return tmp_path
+
+
+def test_a_damaged_wheel_is_named(wheels, monkeypatch):
+    monkeypatch.setattr(build, "SITE", wheels / "site")
+    assert build.wheels(Setting(wheels, wheels, dry=True))["installed"] == ["nothing-here 1.0"]
+    (wheels / "nothing_here-1.0-py3-none-any.whl").write_bytes(b"another wheel")
+    with pytest.raises(ValueError, match=r"nothing_here.*: its sha256 is not that of manifest\.json"):
+        build.wheels(Setting(wheels, wheels, dry=True))
+
+
+@pytest.mark.parametrize(
+    ("requirement", "present", "enough"),
+    [
+        ("memeff==0.3.1", "0.3.1", True),
+        ("memeff==0.3.1", "0.4.0", False),
+        ("setuptools>=77", "80.9.0", True),
+        ("setuptools>=77", "65.5.0", False),
+        ("hypothesis>=6.100", "6.99.1", False),
+        ("torch>=2.11", "2.11.0+cu130", True),
+        ("tqdm>=4.60", None, False),
+    ],
+)
+def test_a_wheel_is_installed_where_the_machine_lacks_it(requirement, present, enough):
+    assert collect.enough({"requirement": requirement}, present) == enough
+
+
+def test_collected_packages_leave_out_what_comes_with_torch():
+    names = [collect.name_of(requirement) for requirement in collect.REQUIREMENTS]
+    assert len(names) == len(set(names))
+    assert {"memeff", "inf-cl", "jsonargparse", "expecttest"} < set(names)
+    assert not {name for name in names if name.startswith(("torch", "triton", "nvidia"))}
+
+
+def test_collecting_names_an_unknown_package(tmp_path):
+    with pytest.raises(SystemExit, match=r"--without: expected names among memeff, .*; got pyarow"):
+        collect.collect(tmp_path, ["pyarow"])
+
+
+def test_two_cards_have_two_folders(tmp_path):
+    for stage, card in (("loss", "NVIDIA H100 80GB HBM3"), ("embedding", "NVIDIA H200")):
+        (tmp_path / f"{stage}.jsonl").write_text(json.dumps({"machine": {"gpu": card}}) + "\n")
+    with pytest.raises(SystemExit, match="NVIDIA H100 80GB HBM3 and NVIDIA H200"):
+        machine_of(tmp_path)
+
+
+def test_a_report_of_nothing_says_so(tmp_path, capsys):
+    assert report(Setting(tmp_path, dry=True)) == 1
+    assert "has no measurements yet" in capsys.readouterr().err
+
+
+def test_training_is_measured_with_and_without_captured_steps(setting):
+    keys = [cell.key for cell in training.cells(setting) if "model" in cell.key]
+    assert {training.options(key, setting)["graph"] for key in keys} == {"auto", "off"}
+
+
+def test_a_profile_names_why_there_are_no_counters(setting, monkeypatch):
+    monkeypatch.setattr(profile.shutil, "which", lambda _: None)
+    assert profile.nsight_compute(setting) == {"skipped": "no ncu on PATH"}
+
+
+def test_the_supervisor_needs_nothing_that_the_build_installs():
+    code = (
+        "import sys; import benchmarks.gpu.__main__, benchmarks.gpu.supervise, benchmarks.gpu.worker\n"
+        "import benchmarks.gpu.stages.build\n"
+        "top = {name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names\n"
+        "print(sorted(name for name in top if not name.startswith('_') and getattr(sys.modules[name], '__file__', '')))"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "['benchmarks']", done.stderr
